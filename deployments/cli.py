@@ -1,0 +1,91 @@
+"""The command `musicgen-flows`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from deployments.environment import prepare
+from deployments.options import UsageError
+from musicgen_core.errors import MusicgenError
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: one line of help, and the function that takes its arguments, imported only when it is called."""
+
+    summary: str
+    module: str
+    function: str
+
+
+COMMANDS = {
+    "demo": Command("tokenize, train and generate on made-up music, on the CPU, in two minutes", "deployments.demo", "demo"),
+    "finetune": Command("archives to tokens to adapter to music, in a row", "deployments.commands", "finetune"),
+    "tokenize": Command("archives of wavs to shards of codes", "deployments.commands", "tokenize"),
+    "train": Command("shards of codes to a LoRA adapter", "deployments.commands", "train"),
+    "generate": Command("prompts to wavs", "deployments.commands", "generate"),
+    "up": Command("Prefect server, worker and deployments on this machine", "deployments.up", "up"),
+    "run": Command("run a deployment by its short name", "deployments.run", "run"),
+    "estimate": Command("not there yet: how long tokenizing will take", "deployments.later", "estimate"),
+    "evaluate": Command("not there yet: validation loss of an adapter", "deployments.later", "evaluate"),
+    "export": Command("not there yet: an adapter in other libraries' formats", "deployments.later", "export"),
+    "doctor": Command("not there yet: check this machine", "deployments.later", "doctor"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Returns 0 (done), 1 (failed, with one line on stderr), 2 (wrong usage) or 130 (interrupted)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    if not given or given[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if given else 2
+    name, *rest = given
+    if name not in COMMANDS:
+        print(f"error: there is no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    prepare(quiet=not debug)
+    command = COMMANDS[name]
+    try:
+        function: Callable[[Sequence[str]], int] = getattr(importlib.import_module(command.module), command.function)
+        return function(rest)
+    except UsageError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        print(f"usage: musicgen-flows {name} --help shows what there is", file=sys.stderr)
+        return 2
+    except SystemExit as error:  # argparse after --help
+        return int(error.code or 0)
+    except KeyboardInterrupt:
+        print("error: interrupted. Run the same command again to go on", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, MusicgenError):
+        return text
+    return f"{type(error).__name__}: {text}. This is not a mistake that is known here; --debug shows where it came from"
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        ["usage: musicgen-flows COMMAND …", "", "Fine-tune MusicGen with LoRA and make music with it.", "", *lines]
+        + ["", "musicgen-flows COMMAND --help shows a command's options; --debug shows tracebacks and all logs."]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

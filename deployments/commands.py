@@ -1,0 +1,118 @@
+"""The commands that run one flow each, with the flow's own parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+from deployments.console import output, print_table, progress_bars
+from deployments.environment import use_local_server
+from deployments.options import FlowOptions, parse
+
+if TYPE_CHECKING:
+    from flows.finetune import FinetuneResult
+    from flows.tokenize_archives import TokenizeResult
+    from musicgen_core.generation.render import Rendered
+    from musicgen_core.training.train import TrainResult
+
+TOKENIZE = FlowOptions(positionals=("archives", "tokens"))
+TRAIN = FlowOptions(positionals=("tokens", "run_dir"), short={"num_epochs": "--epochs"}, with_config=True)
+GENERATE = FlowOptions(positionals=("output",), short={"prompts": "--prompt"})
+FINETUNE = FlowOptions(
+    positionals=("archives",),
+    required=("tokens", "run_dir", "output"),
+    short={"num_epochs": "--epochs", "prompts": "--prompt"},
+    with_config=True,
+)
+
+
+def tokenize(arguments: Sequence[str]) -> int:
+    from flows.tokenize_archives import tokenize_archives
+
+    result: TokenizeResult = run_flow(tokenize_archives, parse("tokenize", tokenize_archives.fn, TOKENIZE, arguments))
+    print_table("Tokenized", tokenized_rows(result))
+    return 0
+
+
+def train(arguments: Sequence[str]) -> int:
+    from flows.train_lora import train_lora
+
+    result: TrainResult = run_flow(train_lora, parse("train", train_lora.fn, TRAIN, arguments))
+    print_table("Trained", trained_rows(result))
+    return 0
+
+
+def generate(arguments: Sequence[str]) -> int:
+    from flows.generate_music import generate_music
+
+    result: list[Rendered] = run_flow(generate_music, parse("generate", generate_music.fn, GENERATE, arguments))
+    print_table("Generated", rendered_rows(result))
+    return 0
+
+
+def finetune(arguments: Sequence[str]) -> int:
+    from flows.finetune import finetune as finetune_flow
+
+    result: FinetuneResult = run_flow(finetune_flow, parse("finetune", finetune_flow.fn, FINETUNE, arguments))
+    rows = [*tokenized_rows(result.tokenized), *trained_rows(result.trained), *rendered_rows(result.rendered)]
+    print_table("Fine-tuned", rows)
+    return 0
+
+
+def run_flow(flow: Any, parameters: dict[str, Any]) -> Any:
+    """Run a flow here, with progress bars, against the local server if one is up, else a temporary one.
+
+    Raises:
+        Exception: what made the flow fail; for failed archives, an ArchiveError that names them.
+    """
+    from musicgen_core.errors import ArchiveError
+    from tasks.progress import listen
+
+    if not use_local_server():
+        output.print("Starting a temporary Prefect server (musicgen-flows up starts a lasting one) …", style="dim")
+    with progress_bars() as bars:
+
+        def call() -> Any:
+            listen(bars)
+            return flow(**parameters, return_state=True)
+
+        state = copy_context().run(call)
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, BaseException):
+        raise result
+    if not state.is_completed():
+        raise ArchiveError(str(state.message), "Mend them and run the same command again: only they are done then")
+    return result
+
+
+def tokenized_rows(result: TokenizeResult) -> list[tuple[str, str]]:
+    clips = sum(report.clips for report in result.reports)
+    rejected = [(report.archive, entry) for report in result.reports for entry in report.rejected]
+    minutes = sum(report.audio_seconds for report in result.reports) / 60
+    rows = [
+        ("shards", f"{len(result.reports)} in {result.tokens}"),
+        ("clips", f"{clips:,}, {minutes:,.1f} minutes of audio"),
+        ("rejected clips", str(len(rejected))),
+    ]
+    rows += [(f"  {archive}", f"{entry.clip}: {entry.reason}") for archive, entry in rejected[:10]]
+    rows += [(f"  failed: {stem}", reason) for stem, reason in result.failed.items()]
+    return rows
+
+
+def trained_rows(result: TrainResult) -> list[tuple[str, str]]:
+    begun = f", resumed at step {result.resumed_from}" if result.resumed_from else ""
+    best = "none" if result.best_loss is None else f"{result.best_loss:.3f} in epoch {result.best_epoch}"
+    rows = [
+        ("training", f"{result.steps} steps, {result.epochs} epochs{begun}"),
+        ("training loss", f"{result.first_loss:.3f} → {result.last_loss:.3f} (first and last step)"),
+        ("best loss", best),
+        ("adapter", f"{result.run_dir}/lora_weights/best_lora.pt"),
+        ("full model", f"{result.run_dir}/full_models/best_model.pt"),
+        ("loss curve", f"{result.run_dir}/loss.png"),
+    ]
+    return rows + ([("WandB", result.wandb_url)] if result.wandb_url else [])
+
+
+def rendered_rows(pieces: Sequence[Rendered]) -> list[tuple[str, str]]:
+    return [(piece.wav, f"{piece.prompt} ({piece.seconds:.0f} s)") for piece in pieces]

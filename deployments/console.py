@@ -1,0 +1,77 @@
+"""What a person sees in the terminal while flows run: a progress bar a stage, and a table at the end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from tasks.progress import Update
+
+output = Console()
+_TITLES = {"tokenize": "Tokenizing archives", "train": "Training steps", "generate": "Generating steps"}
+
+
+class Bars:
+    """Draws updates of running tasks; called from any of their threads."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._bars: dict[str, TaskID] = {}
+        self._clips: dict[str, int] = {}
+        self._archives_done: set[str] = set()
+
+    def __call__(self, update: Update) -> None:
+        with self._lock:
+            if update.stage not in self._bars:
+                self._bars[update.stage] = self._progress.add_task(_TITLES[update.stage], total=None, text="")
+            if update.stage == "tokenize":
+                self._tokenizing(update)
+            else:
+                self._draw(update.stage, update.done, update.total, update.text)
+
+    def _tokenizing(self, update: Update) -> None:
+        """Archives are counted as they end, clips as they come."""
+        if not update.item:  # the flow's own word on how many archives there are
+            self._draw("tokenize", 0, update.total, "")
+            return
+        self._clips[update.item] = update.done
+        if update.total is not None:
+            self._archives_done.add(update.item)
+        self._draw("tokenize", len(self._archives_done), None, f"{sum(self._clips.values()):,} clips")
+
+    def _draw(self, stage: str, done: int, total: int | None, text: str) -> None:
+        self._progress.update(self._bars[stage], completed=done, text=text, **({} if total is None else {"total": total}))
+
+
+@contextmanager
+def progress_bars() -> Iterator[Bars]:
+    columns = (
+        TextColumn("{task.description:<20}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=output, refresh_per_second=4) as progress:
+        yield Bars(progress)
+
+
+def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    table = Table(title=title, title_justify="left", show_header=False, title_style="bold")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    output.print(table)

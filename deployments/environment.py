@@ -1,0 +1,49 @@
+"""Settings of Prefect that the command line relies on. Import this before Prefect."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+
+LOCAL_API = "http://127.0.0.1:4200/api"
+
+DEFAULTS = {
+    # The first start with a new PREFECT_HOME migrates a database: 20 s and more on a small machine.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+    # Nothing is sent anywhere; on a fresh database telemetry also fails with "database is locked".
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    # What the core logs is shown in the UI with the run that it belongs to.
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "musicgen_core",
+}
+
+
+def prepare(quiet: bool = False) -> None:
+    """Put the defaults into the environment where nothing else is set.
+
+    Args:
+        quiet: keep what is not a warning off the terminal, where progress is shown; the UI has all of it.
+    """
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    if quiet:
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
+
+
+def use_local_server() -> bool:
+    """Use the server that `up` or `prefect server start` runs on this machine, if one answers and none is configured."""
+    if "PREFECT_API_URL" in os.environ:
+        return True
+    if is_healthy(LOCAL_API):
+        os.environ["PREFECT_API_URL"] = LOCAL_API
+        return True
+    return False
+
+
+def is_healthy(api: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{api}/health", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError, ValueError):
+        return False

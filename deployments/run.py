@@ -1,0 +1,39 @@
+"""`musicgen-flows run`: `prefect deployment run` by a deployment's short name."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from deployments.environment import LOCAL_API, use_local_server
+from deployments.options import UsageError
+from musicgen_core.errors import MusicgenError
+
+DEPLOYMENTS = ("tokenize-archives", "train-lora", "generate-music", "finetune")
+
+
+def run(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser("musicgen-flows run", description=__doc__)
+    parser.add_argument("deployment", metavar="DEPLOYMENT", help=", ".join(DEPLOYMENTS))
+    parser.add_argument("-p", "--param", action="append", default=[], metavar="name=value", help="a parameter of the flow")
+    parser.add_argument("--watch", action="store_true", help="wait for the end; exit 1 if the run fails")
+    chosen, unknown = parser.parse_known_args(arguments)
+    problems = [f"there is no option {argument}" for argument in unknown]
+    if chosen.deployment not in DEPLOYMENTS:
+        problems.append(f"there is no deployment {chosen.deployment!r}; there are {', '.join(DEPLOYMENTS)}")
+    problems += [f"{entry!r} is not name=value" for entry in chosen.param if "=" not in entry]
+    if problems:
+        raise UsageError(problems)
+    if not use_local_server():
+        raise MusicgenError(
+            f"no Prefect server answers at {LOCAL_API}, and PREFECT_API_URL is not set", "Start one with musicgen-flows up"
+        )
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deployment", "run", f"{chosen.deployment}/{chosen.deployment}"]
+    for entry in chosen.param:
+        command += ["--param", entry]
+    if chosen.watch:
+        command.append("--watch")
+    return 0 if subprocess.run(command, env=os.environ, check=False).returncode == 0 else 1

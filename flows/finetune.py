@@ -1,0 +1,86 @@
+"""`finetune`: archives → shards → adapter → music, all three flows in a row."""
+
+# No `from __future__ import annotations`: Prefect and the command line read the parameters' annotations as they are.
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from prefect import flow, get_run_logger
+from pydantic import Field
+
+from flows.generate_music import generate_music
+from flows.parameters import DEFAULT_MODEL, Device, Model, creation_stamp, place, spread
+from flows.tokenize_archives import TokenizeResult, tokenize_archives
+from flows.train_lora import train_lora
+from musicgen_core import storage
+from musicgen_core.config import TrainSettings
+from musicgen_core.errors import ArchiveError
+
+if TYPE_CHECKING:
+    from musicgen_core.generation.render import Rendered
+    from musicgen_core.training.train import TrainResult
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What each part came to."""
+
+    tokenized: TokenizeResult
+    trained: "TrainResult"
+    rendered: "list[Rendered]"
+
+
+@flow(name="finetune", flow_run_name="finetune · {run_dir}")
+@spread(TrainSettings)
+def finetune(
+    *,
+    archives: Annotated[
+        str | None, Field(description="A file, a directory or a glob; by default the variable musicgen_archives")
+    ] = None,
+    tokens: Annotated[
+        str | None, Field(description="Directory of the shards; by default the variable musicgen_tokens")
+    ] = None,
+    run_dir: Annotated[
+        str | None, Field(description="Directory of the training; by default a new one under the variable musicgen_runs")
+    ] = None,
+    output: Annotated[
+        str | None, Field(description="Directory of the wavs; by default the variable musicgen_output")
+    ] = None,
+    metadata: Annotated[str | None, Field(description="Descriptions; by default metadata.jsonl beside the archives")] = None,
+    model: Model = DEFAULT_MODEL,
+    device: Device = "auto",
+    limit: Annotated[int | None, Field(ge=1, description="Take only the first so many clips of the whole run")] = None,
+    max_workers: Annotated[int | None, Field(ge=1, description="Archives at a time while tokenizing")] = None,
+    on_failed_archives: Annotated[
+        Literal["stop", "continue"], Field(description="What to do when archives could not be tokenized")
+    ] = "stop",
+    prompts: Annotated[list[str] | None, Field(description="Texts to make music from at the end")] = None,
+    duration: Annotated[float, Field(gt=0, le=30, description="Seconds of music a prompt")] = 10.0,
+    settings: TrainSettings,
+) -> FinetuneResult:
+    """Tokenize the archives, train an adapter on them, and make music with it."""
+    directory = run_dir or str(storage.as_path(place(None, "musicgen_runs")) / f"finetune-{creation_stamp()}")
+    state = tokenize_archives(
+        archives=archives,
+        tokens=tokens,
+        metadata=metadata,
+        model=model,
+        device=device,
+        limit=limit,
+        max_workers=max_workers,
+        return_state=True,
+    )
+    tokenized = state.result(raise_on_failure=False)
+    if not isinstance(tokenized, TokenizeResult):
+        raise tokenized
+    if tokenized.failed:
+        if on_failed_archives == "stop" or not tokenized.reports:
+            raise ArchiveError(str(state.message), "Mend or remove them and retry, or set on_failed_archives to continue")
+        get_run_logger().warning("going on without them: %s", state.message)
+    trained = train_lora(
+        tokens=tokenized.tokens, run_dir=directory, model=model, device=device, **settings.model_dump()
+    )
+    rendered = generate_music(
+        output=output, prompts=prompts, model=model, device=device, adapter=directory, duration=duration, seed=settings.seed
+    )
+    return FinetuneResult(tokenized, trained, rendered)

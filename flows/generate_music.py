@@ -1,0 +1,69 @@
+"""`generate-music`: prompts → wavs."""
+
+# No `from __future__ import annotations`: Prefect and the command line read the parameters' annotations as they are.
+
+from typing import TYPE_CHECKING, Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from flows.parameters import DEFAULT_MODEL, Device, Model, place, spread
+from musicgen_core import storage
+from musicgen_core.config import SamplingSettings
+from tasks.generating import render_prompts
+from tasks.secrets import export_secrets
+
+if TYPE_CHECKING:
+    from musicgen_core.generation.render import Rendered
+
+DEFAULT_PROMPTS = (
+    "A dynamic heavy metal song with fast drums and guitar solo",
+    "Relaxing jazz piano with soft background ambience",
+    "Upbeat electronic dance music with strong bass",
+)
+
+
+@flow(name="generate-music", flow_run_name="generate-music · {output}")
+@spread(SamplingSettings)
+def generate_music(
+    *,
+    output: Annotated[
+        str | None, Field(description="Directory of the wavs; by default the variable musicgen_output")
+    ] = None,
+    prompts: Annotated[list[str] | None, Field(description="Texts to make music from, one piece each")] = None,
+    prompts_file: Annotated[str | None, Field(description="A text file with a prompt a line")] = None,
+    model: Model = DEFAULT_MODEL,
+    device: Device = "auto",
+    adapter: Annotated[
+        str | None,
+        Field(description="A *_lora.pt or a run directory (its best); none: the newest under musicgen_runs, if any"),
+    ] = None,
+    compare: Annotated[bool, Field(description="Render each prompt with the base model, too, from the same seed")] = False,
+    save_codes: Annotated[bool, Field(description="Keep the codes beside each wav, as .npy")] = False,
+    copy_to: Annotated[str | None, Field(description="Keep a second copy of the files here")] = None,
+    settings: SamplingSettings,
+) -> "list[Rendered]":
+    """Make music from texts, with the adapter of a training or with the base model."""
+    export_secrets()
+    texts = _prompts(prompts, prompts_file)
+    return render_prompts(
+        output=place(output, "musicgen_output"),
+        prompts=texts,
+        count=len(texts),
+        model=model,
+        settings=settings,
+        adapter=adapter,
+        compare=compare,
+        save_codes=save_codes,
+        device=device,
+        copy_to=copy_to,
+    )
+
+
+def _prompts(given: list[str] | None, file: str | None) -> list[str]:
+    texts = list(given or [])
+    if file is not None:
+        from musicgen_core.generation.render import read_prompts
+
+        texts += read_prompts(file)
+    return texts or list(DEFAULT_PROMPTS)

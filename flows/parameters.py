@@ -1,0 +1,86 @@
+"""Parameters of flows: settings spread out as parameters of their own, and places from Prefect variables."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any, Literal, TypeVar
+
+from prefect.context import FlowRunContext
+from prefect.variables import Variable
+from pydantic import Field
+
+from musicgen_core.config import Settings, validate
+from musicgen_core.errors import ConfigError
+
+R = TypeVar("R")
+
+Model = Annotated[
+    str,
+    Field(description="A Hugging Face id, a directory in audiocraft's format, or debug for a toy model without the Hub"),
+]
+Device = Annotated[Literal["auto", "cpu", "cuda"], Field(description="Where to compute; auto takes a GPU if there is one")]
+DEFAULT_MODEL = "facebook/musicgen-large"
+
+
+def spread(kind: type[Settings], **defaults: Any) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Let a flow take each field of `kind` as a parameter, and hand them to it validated as `settings`.
+
+    So a setting has one definition, with its default and description, and one name everywhere: in the UI's run
+    form, in `prefect deployment run -p`, in YAML and on the command line.
+
+    Args:
+        defaults: other defaults than those of `kind`.
+    """
+
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
+        @wraps(function)
+        def flat(**parameters: Any) -> R:
+            chosen = {name: parameters.pop(name) for name in kind.model_fields if name in parameters}
+            return function(**parameters, settings=validate(kind, chosen))
+
+        own = inspect.signature(function)
+        fields = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=defaults.get(name, field.default),
+                annotation=Annotated[field.annotation, *field.metadata, Field(description=field.description)],
+            )
+            for name, field in kind.model_fields.items()
+        ]
+        given = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for name, parameter in own.parameters.items()
+            if name != "settings"
+        ]
+        flat.__signature__ = own.replace(parameters=[*given, *fields])  # type: ignore[attr-defined]
+        flat.__annotations__ = {parameter.name: parameter.annotation for parameter in [*given, *fields]}
+        return flat
+
+    return decorate
+
+
+def place(given: str | None, variable: str) -> str:
+    """A place that was given, else the one in a Prefect variable.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    found = given or Variable.get(variable)
+    if not found:
+        raise ConfigError(
+            f"no {variable.removeprefix('musicgen_')} given, and the Prefect variable {variable} is not set",
+            f"Give it as a parameter, or run: prefect variable set {variable} PATH",
+        )
+    return str(found)
+
+
+def creation_stamp() -> str:
+    """When the current flow run was created, as a file name. A restart of the run gets the same."""
+    context = FlowRunContext.get()
+    assert context is not None and context.flow_run is not None, "only inside a flow"
+    created = context.flow_run.created
+    assert created is not None  # the server sets it
+    return created.strftime("%Y%m%d-%H%M%S")

@@ -1,0 +1,177 @@
+"""`tokenize-archives`: archives of wavs → shards of codes, one task an archive."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from prefect import flow, get_run_logger, runtime
+from prefect.artifacts import create_table_artifact
+from prefect.futures import PrefectFuture, wait
+from prefect.states import Completed, Failed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
+from upath import UPath
+
+from flows.parameters import DEFAULT_MODEL, Device, Model, place
+from musicgen_core import storage
+from musicgen_core.data.archive import archive_stem, clip_names, find_archives
+from musicgen_core.data.captions import check_matches, load_captions
+from musicgen_core.data.shards import ShardReport, read_report
+from musicgen_core.errors import ArchiveError
+from tasks.progress import Update, report
+from tasks.secrets import export_secrets
+from tasks.tokenizing import stop_tokenizing, tokenize_archive
+
+
+@dataclass(frozen=True)
+class TokenizeResult:
+    """Where the shards are, the report of each archive that worked, and why each other did not."""
+
+    tokens: str
+    reports: list[ShardReport]
+    failed: dict[str, str]
+
+
+@flow(name="tokenize-archives", flow_run_name="tokenize-archives · {archives}")
+def tokenize_archives(
+    archives: Annotated[
+        str | None, Field(description="A file, a directory or a glob; by default the variable musicgen_archives")
+    ] = None,
+    tokens: Annotated[
+        str | None, Field(description="Directory of the shards; by default the variable musicgen_tokens")
+    ] = None,
+    metadata: Annotated[
+        str | None, Field(description="Descriptions; by default metadata.jsonl beside the archives, if it is there")
+    ] = None,
+    model: Model = DEFAULT_MODEL,
+    device: Device = "auto",
+    limit: Annotated[int | None, Field(ge=1, description="Take only the first so many clips of the whole run")] = None,
+    max_workers: Annotated[int | None, Field(ge=1, description="Archives at a time; by default one a core, at most 4")] = None,
+) -> State[TokenizeResult]:
+    """Tokenize every clip of every archive with EnCodec, a task an archive; what is done already is kept."""
+    export_secrets()
+    found = find_archives(place(archives, "musicgen_archives"))
+    target = place(tokens, "musicgen_tokens")
+    captions = _find_metadata(metadata, found[0])
+    limits = _spread_limit(found, limit)
+    work = [
+        {
+            "archive": str(archive),
+            "stem": archive_stem(archive),
+            "tokens": target,
+            "model": model,
+            "device": device,
+            "metadata": captions,
+            "limit": limits[archive],
+            "flow_run": str(runtime.flow_run.id),
+        }
+        for archive in found
+        if archive in limits
+    ]
+    get_run_logger().info("%d archives, metadata: %s", len(work), captions or "none")
+    reports, failed = _tokenize_all(work, storage.as_path(target), max_workers)
+    _show(reports, failed)
+    result = TokenizeResult(target, reports, failed)
+    if failed:
+        reasons = "; ".join(f"{stem}: {reason}" for stem, reason in failed.items())
+        return Failed(message=f"{len(failed)} of {len(work)} archives failed: {reasons}", data=result)
+    return Completed(message=f"{sum(shard.clips for shard in reports):,} clips in {target}", data=result)
+
+
+def _find_metadata(given: str | None, first_archive: UPath) -> str | None:
+    beside = first_archive.parent / "metadata.jsonl"
+    return given or (str(beside) if beside.exists() else None)
+
+
+def _spread_limit(archives: Sequence[UPath], limit: int | None) -> dict[UPath, int | None]:
+    """The archives to take and how many clips of each: None for all of them."""
+    if limit is None:
+        return dict.fromkeys(archives)
+    limits: dict[UPath, int | None] = {}
+    left = limit
+    for archive in archives:
+        if left <= 0:
+            break
+        clips = _count_clips(archive)
+        limits[archive] = None if clips <= left else left
+        left -= clips
+    return limits
+
+
+def _count_clips(archive: UPath) -> int:
+    try:
+        return len(clip_names(archive))
+    except ArchiveError:
+        return 0  # its task says what is wrong with it
+
+
+def _tokenize_all(
+    work: list[dict[str, Any]], tokens: UPath, max_workers: int | None
+) -> tuple[list[ShardReport], dict[str, str]]:
+    """→ reports of the archives that worked, and the reasons of those that failed, by stem."""
+    _check_captions(work)
+    report(Update("tokenize", "", 0, len(work)))
+    workers = max_workers or min(4, os.cpu_count() or 1)
+    with ThreadPoolTaskRunner(max_workers=workers) as runner:
+        try:
+            futures = {entry["stem"]: runner.submit(tokenize_archive, entry) for entry in work}
+            wait(list(futures.values()))
+            # A persisted result knows nothing of the shard that it told of: redo what is missing or damaged.
+            again = tokenize_archive.with_options(refresh_cache=True)
+            stale = [entry for entry in work if _is_stale(futures[entry["stem"]], tokens, entry["stem"])]
+            futures |= {entry["stem"]: runner.submit(again, entry) for entry in stale}
+            wait(list(futures.values()))
+        except BaseException:
+            stop_tokenizing(work[0]["flow_run"])  # the threads would outlive a cancelled run
+            raise
+    reports, failed = [], {}
+    for stem, future in futures.items():
+        outcome = future.result(raise_on_failure=False)
+        if isinstance(outcome, ShardReport):
+            reports.append(outcome)
+        else:
+            failed[stem] = str(outcome) or type(outcome).__name__
+    return reports, failed
+
+
+def _is_stale(future: PrefectFuture[Any], tokens: UPath, stem: str) -> bool:
+    outcome = future.result(raise_on_failure=False)
+    return isinstance(outcome, ShardReport) and read_report(tokens, stem) != outcome
+
+
+def _check_captions(work: list[dict[str, Any]]) -> None:
+    """Stop before the first archive is encoded if the metadata match no clip at all."""
+    metadata = work[0]["metadata"]
+    if metadata is None:
+        return
+    captions = load_captions(storage.as_path(metadata))
+    if captions.broken_lines:
+        numbers = ", ".join(map(str, captions.broken_lines[:10]))
+        get_run_logger().warning("%d lines of %s can't be used: %s", len(captions.broken_lines), metadata, numbers)
+
+    def names() -> Any:
+        for entry in work:
+            try:
+                yield entry["stem"], clip_names(storage.as_path(entry["archive"]))
+            except ArchiveError:
+                continue
+
+    check_matches(captions, names())
+
+
+def _show(reports: Sequence[ShardReport], failed: dict[str, str]) -> None:
+    rows: list[dict[str, Any]] = [
+        {
+            "archive": shard.archive,
+            "clips": shard.clips,
+            "rejected": len(shard.rejected),
+            "audio seconds": round(shard.audio_seconds),
+            "problem": "; ".join(f"{entry.clip}: {entry.reason}" for entry in shard.rejected[:3]),
+        }
+        for shard in reports
+    ]
+    rows += [{"archive": stem, "clips": 0, "rejected": 0, "audio seconds": 0, "problem": why} for stem, why in failed.items()]
+    create_table_artifact(rows, key="tokenized-archives", description="Clips and rejections of each archive")

@@ -1,0 +1,1 @@
+"""MusicGen fine-tuning in plain Python: data, model, training and generation, without Prefect."""

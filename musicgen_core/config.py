@@ -1,0 +1,116 @@
+"""Typed settings. One definition serves the YAML file, the flows' parameters and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from musicgen_core.errors import ConfigError
+
+EFFECTIVE_BATCH = 16
+"""Clips an optimizer update learns from, unless the user gives other numbers."""
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown names are errors, and nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TrainSettings(Settings):
+    """How to train."""
+
+    lora_r: int = Field(8, ge=1, description="LoRA rank: 8 is a good start, 16 learns more and takes more memory")
+    lora_alpha: float = Field(32, gt=0, description="LoRA scale; the update is multiplied by alpha / rank")
+    lora_dropout: float = Field(0.1, ge=0, lt=1, description="dropout before LoRA's down-projection")
+    learning_rate: float = Field(1e-4, gt=0, description="learning rate of AdamW, constant after the warm-up")
+    warmup_steps: int = Field(0, ge=0, description="optimizer steps over which the learning rate rises from 0")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW")
+    batch_size: int | Literal["auto"] = Field(
+        "auto", description="clips in a micro-batch; auto picks it and the accumulation for the device"
+    )
+    gradient_accumulation_steps: int | None = Field(
+        None, ge=1, description=f"micro-batches in an optimizer step; by default batch × accumulation is {EFFECTIVE_BATCH}"
+    )
+    num_epochs: int = Field(5, ge=1, description="how often each training clip is seen")
+    max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps, if earlier")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    segment_seconds: float = Field(30.0, ge=0.2, le=30, description="seconds of a clip seen at once, a random crop")
+    validation_fraction: float = Field(0.05, ge=0, lt=1, description="share of the clips held out for validation")
+    save_every_steps: int = Field(500, ge=1, description="optimizer steps between step checkpoints")
+    cfg_dropout: float | None = Field(
+        None, ge=0, le=1, description="share of clips trained without their text; by default the model's own"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="everything random derives from it")
+
+    @model_validator(mode="after")
+    def _positive_batch(self) -> Self:
+        if self.batch_size != "auto" and self.batch_size < 1:
+            raise ValueError("batch_size must be auto or at least 1")
+        return self
+
+
+class SamplingSettings(Settings):
+    """How to choose codes while generating."""
+
+    duration: float = Field(10.0, gt=0, le=30, description="seconds of music a prompt, at most 30")
+    seed: int = Field(0, ge=0, lt=2**32, description="prompt number i, from 0, draws from its own stream of this seed")
+    greedy: bool = Field(False, description="always take the likeliest code instead of sampling")
+    top_k: int = Field(250, ge=0, description="sample from the k likeliest codes; 0 for all")
+    top_p: float = Field(
+        0.0, ge=0, le=1, description="sample from the likeliest codes that hold this much probability, instead of top-k; 0: off"
+    )
+    temperature: float = Field(1.0, gt=0, description="above 1 more surprising, below 1 more predictable")
+    guidance: float | None = Field(
+        None, ge=0, description="how strongly the text guides (classifier-free guidance); by default the model's own"
+    )
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def validate(kind: type[S], values: Mapping[str, Any], origin: str = "the settings") -> S:
+    """Build settings of a kind.
+
+    Raises:
+        ConfigError: with every problem at once, each with the setting's name and what was given.
+    """
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        problems = [describe_problem(problem) for problem in error.errors()]
+        raise ConfigError(
+            f"{origin} {'has a problem' if len(problems) == 1 else f'have {len(problems)} problems'}: "
+            + "; ".join(problems),
+            "Change or remove what is named",
+        ) from error
+
+
+def describe_problem(problem: Any, name: str | None = None) -> str:
+    """One of pydantic's error entries in words; `name` is what the user calls the setting."""
+    name = name or (str(problem["loc"][0]) if problem["loc"] else "")
+    if problem["type"] == "extra_forbidden":
+        return f"there is no setting {name}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{name}: {message[0].lower()}{message[1:]}, not {problem['input']!r}" if name else message
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Settings from a YAML file of `name: value` lines.
+
+    Raises:
+        ConfigError: the file is missing or is not such a file.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"the settings file {path} can't be read ({error})", "Check the path and the file") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"the settings file {path} holds no settings", "Write one `name: value` a line")
+    return values

@@ -1,0 +1,1 @@
+"""Archives, audio, captions and shards of codes."""

@@ -1,0 +1,180 @@
+"""Archives of clips: found by place, told apart by content, read without extracting."""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import re
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.errors import ArchiveError, ClipRejected
+
+_SUFFIX = re.compile(r"\.(zip|tar|tar\.gz|tgz|tar\.bz2|tbz2|tar\.xz|txz)$", re.IGNORECASE)
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    OSError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A `.wav` of an archive.
+
+    Attributes:
+        name: its path inside the archive.
+        read: gives its bytes, or raises ClipRejected. Valid only until the next member is asked for.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+
+
+def archive_stem(path: UPath) -> str:
+    """`archive_batch_0007.zip` → `archive_batch_0007`, the name of its shard."""
+    return _SUFFIX.sub("", path.name)
+
+
+def find_archives(location: storage.Location) -> list[UPath]:
+    """The archives that a file, a directory (not recursive) or a glob names, in natural order.
+
+    Raises:
+        ArchiveError: none found, or two of one stem.
+    """
+    path = storage.as_path(location)
+    if path.is_dir():
+        found = [entry for entry in path.iterdir() if _SUFFIX.search(entry.name) and entry.is_file()]
+    elif path.is_file():
+        found = [path]
+    else:
+        found = storage.glob(location) if re.search(r"[*?\[]", str(location)) else []
+    if not found:
+        raise ArchiveError(
+            f"no archives found at {location}",
+            "Give a file, a directory that holds .zip or .tar archives, or a glob such as 'data/archive_batch_*.zip'",
+        )
+    stems: dict[str, UPath] = {}
+    for archive in found:
+        twin = stems.setdefault(archive_stem(archive), archive)
+        if twin is not archive:
+            raise ArchiveError(
+                f"{twin.name} and {archive.name} at {location} would both make the shard {archive_stem(archive)}",
+                "Rename or move one of them",
+            )
+    return sorted(found, key=lambda archive: _natural(archive.name))
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def iterate_clips(path: Path) -> Iterator[Member]:
+    """Every member of a local archive whose name ends in `.wav` (any case), in the archive's order.
+
+    Raises:
+        ArchiveError: the file is not a readable zip or tar, or breaks off.
+    """
+    try:
+        with open(path, "rb") as file:
+            yield from _iterate(file)
+    except _UNREADABLE as error:
+        raise _unreadable(path.name, error) from error
+
+
+def _iterate(file: BinaryIO) -> Iterator[Member]:
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            for info in archive.infolist():
+                if _is_clip(info.filename) and not info.is_dir():
+                    yield Member(info.filename, lambda info=info: _read_zip_member(archive, info))
+        return
+    file.seek(0)
+    # A stream: a tar has no directory, and seeking back in a compressed one would decompress it again.
+    with tarfile.open(fileobj=file, mode="r|*") as tar:
+        for entry in tar:
+            if _is_clip(entry.name) and not entry.isdir():
+                yield Member(entry.name, lambda entry=entry: _read_tar_member(tar, entry))  # type: ignore[misc]
+
+
+def _is_clip(name: str) -> bool:
+    return name.lower().endswith(".wav")
+
+
+def _read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    try:
+        return archive.read(info)
+    except RuntimeError as error:  # zipfile's way of saying "encrypted"
+        raise ClipRejected(f"encrypted or unsupported in the archive ({error})") from error
+    except _UNREADABLE as error:
+        raise ClipRejected(f"damaged in the archive ({error})") from error
+
+
+def _read_tar_member(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
+    if not entry.isreg():
+        raise ClipRejected("not a regular file but a link or a device, which is never followed")
+    extracted = tar.extractfile(entry)
+    assert extracted is not None  # a regular file
+    try:
+        data = extracted.read()
+        if len(data) < entry.size:
+            raise EOFError(f"{entry.name} breaks off after {len(data)} of {entry.size} bytes")
+    except _UNREADABLE as error:  # nothing behind this point of a stream can be read either
+        raise ArchiveError(f"the tar archive is damaged ({error})", "Copy or pack the archive again") from error
+    return data
+
+
+def content_digest(archive: UPath) -> str:
+    """A hash of an archive's content that doesn't depend on its name, place or times.
+
+    A zip's directory holds the size and CRC-32 of every member, so it stands for the content and costs a few
+    reads, also over the network. A tar has no directory: all of it is read.
+
+    Raises:
+        ArchiveError: the archive can't be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with archive.open("rb") as file:
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as opened:
+                    for info in opened.infolist():
+                        digest.update(f"{info.filename}\0{info.file_size}\0{info.CRC}\n".encode())
+            else:
+                file.seek(0)
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    except _UNREADABLE as error:
+        raise _unreadable(archive.name, error) from error
+    return f"sha256:{digest.hexdigest()}"
+
+
+def clip_names(archive: UPath) -> list[str]:
+    """The names of an archive's clips. Of a remote zip only its directory is read; of a tar, everything.
+
+    Raises:
+        ArchiveError: the archive can't be read.
+    """
+    try:
+        with archive.open("rb") as file:
+            return [member.name for member in _iterate(file)]
+    except _UNREADABLE as error:
+        raise _unreadable(archive.name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> ArchiveError:
+    return ArchiveError(f"{name} can't be read as a zip or tar archive ({error})", "Copy or pack the archive again")

@@ -1,0 +1,171 @@
+"""Shards: the codes of one archive as `{stem}.parquet`, and `{stem}.json`, written last, which says it is whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.codec import CARDINALITY, CODEBOOKS, FRAME_RATE
+from musicgen_core.errors import TokensError
+
+SCHEMA_VERSION = 1
+ROWS_PER_GROUP = 64
+SCHEMA = pa.schema(
+    [
+        pa.field("clip", pa.string(), nullable=False),
+        pa.field("description", pa.string()),
+        pa.field("duration", pa.float64(), nullable=False),
+        pa.field("frames", pa.int32(), nullable=False),
+        pa.field("codes", pa.list_(pa.list_(pa.uint16())), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    clip: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What `{stem}.json` holds. `limited_to` is set where `--limit` cut the archive short."""
+
+    archive: str
+    archive_bytes: int
+    fingerprint: str
+    captions_fingerprint: str
+    clips: int
+    audio_seconds: float
+    rejected: list[Rejected] = field(default_factory=list)
+    limited_to: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises: ValueError, TypeError or KeyError if `text` is no report."""
+        values = json.loads(text)
+        values["rejected"] = [Rejected(**entry) for entry in values["rejected"]]
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One clip: codes [4, frames] uint16, duration in seconds."""
+
+    clip: str
+    description: str | None
+    duration: float
+    codes: NDArray[np.uint16]
+
+
+def shard_paths(tokens: UPath, stem: str) -> tuple[UPath, UPath]:
+    """(parquet, json)."""
+    return tokens / f"{stem}.parquet", tokens / f"{stem}.json"
+
+
+class ShardWriter:
+    """Writes rows to a local Parquet file, a row group at a time, so memory stays flat."""
+
+    def __init__(self, path: Path, codec: str) -> None:
+        metadata = {
+            "schema_version": str(SCHEMA_VERSION),
+            "codec": codec,
+            "frame_rate": str(FRAME_RATE),
+            "codebooks": str(CODEBOOKS),
+            "cardinality": str(CARDINALITY),
+        }
+        self._schema = SCHEMA.with_metadata(metadata)
+        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd", write_page_checksum=True)
+        self._rows: list[Row] = []
+
+    def add(self, row: Row) -> None:
+        self._rows.append(row)
+        if len(self._rows) == ROWS_PER_GROUP:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_batch(_to_batch(self._rows, self._schema))
+            self._rows.clear()
+
+
+def _to_batch(rows: Sequence[Row], schema: pa.Schema) -> pa.RecordBatch:
+    frames = np.array([row.codes.shape[1] for row in rows], dtype=np.int32)
+    flat = np.concatenate([row.codes.reshape(-1) for row in rows])
+    inner = np.concatenate([[0], np.repeat(frames, CODEBOOKS).cumsum()]).astype(np.int32)
+    outer = np.arange(0, CODEBOOKS * len(rows) + 1, CODEBOOKS, dtype=np.int32)
+    codes = pa.ListArray.from_arrays(outer, pa.ListArray.from_arrays(inner, pa.array(flat, pa.uint16())))
+    columns = [
+        pa.array([row.clip for row in rows], pa.string()),
+        pa.array([row.description for row in rows], pa.string()),
+        pa.array([row.duration for row in rows], pa.float64()),
+        pa.array(frames),
+        codes,
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def publish_shard(parquet: Path, report: ShardReport, tokens: UPath) -> None:
+    """Put a written shard in its place. While its parts change there is no report, so no one takes it for whole."""
+    target, marker = shard_paths(tokens, Path(parquet).stem)
+    marker.unlink(missing_ok=True)
+    storage.upload(parquet, target)
+    storage.write_text(marker, json.dumps(asdict(report), ensure_ascii=False, indent=1))
+
+
+def read_report(tokens: UPath, stem: str) -> ShardReport | None:
+    """The report of a shard that is whole, else None: no report, no Parquet file, or not as many rows as it says."""
+    parquet, marker = shard_paths(tokens, stem)
+    try:
+        report = ShardReport.parse(marker.read_text(encoding="utf-8"))
+        with parquet.open("rb") as file:
+            rows = pq.ParquetFile(file).metadata.num_rows
+    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException):
+        return None
+    return report if rows == report.clips else None
+
+
+def read_rows(parquet: Path) -> Iterator[Row]:
+    """The rows of a local shard, in order, a row group at a time.
+
+    Raises:
+        TokensError: the file is damaged.
+    """
+    try:
+        with pq.ParquetFile(parquet, page_checksum_verification=True) as file:
+            for group in range(file.num_row_groups):
+                yield from _rows_of(file.read_row_group(group))
+    except (OSError, pa.ArrowException) as error:
+        raise TokensError(
+            f"the shard {parquet} can't be read ({error})", "Run tokenize again: it redoes damaged shards"
+        ) from error
+
+
+def _rows_of(table: pa.Table) -> Iterator[Row]:
+    codes = table.column("codes").combine_chunks()
+    flat = codes.flatten().flatten().to_numpy()
+    start = 0
+    columns = (table.column(name).to_pylist() for name in ("clip", "description", "duration", "frames"))
+    for clip, description, duration, frames in zip(*columns, strict=True):
+        stop = start + CODEBOOKS * frames
+        yield Row(clip, description, duration, flat[start:stop].reshape(CODEBOOKS, frames))
+        start = stop
+
+
+def shard_codec(parquet: Path) -> str:
+    """The codec that a local shard was encoded with."""
+    return pq.read_schema(parquet).metadata.get(b"codec", b"").decode()

@@ -1,0 +1,38 @@
+"""Which device to compute on, and in which precision."""
+
+from __future__ import annotations
+
+import torch
+
+from musicgen_core.errors import DeviceError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` → a device.
+
+    Raises:
+        DeviceError: `cuda` was asked for and there is no usable GPU.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise DeviceError(f"there is no device {name!r}", "Use auto, cpu or cuda")
+    if name == "cpu" or name == "auto" and not torch.cuda.is_available():
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+        raise DeviceError(
+            f"cuda was asked for, but torch {torch.__version__} (built for {build}) finds no GPU on this machine",
+            "Check with nvidia-smi that there is a GPU and that its driver is new enough for that CUDA, or use --device cpu",
+        )
+    return torch.device("cuda")
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bf16 on GPUs that compute in it (compute capability 8.0 and newer), else fp32."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        return torch.bfloat16
+    return torch.float32
+
+
+def memory_gib(device: torch.device) -> float:
+    """Memory of a GPU in GiB."""
+    return torch.cuda.get_device_properties(device).total_memory / 2**30

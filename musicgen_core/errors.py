@@ -1,0 +1,60 @@
+"""What can go wrong by no fault of the program. Each error says what was found, where, and what to do next."""
+
+from __future__ import annotations
+
+
+class MusicgenError(Exception):
+    """An error that a person can act on.
+
+    Args:
+        found: what was found and where, without a full stop at the end.
+        next_step: what to do about it.
+    """
+
+    def __init__(self, found: str, next_step: str = "") -> None:
+        super().__init__(found, next_step)  # both in `args`, so that the error survives pickling
+        self.found = found
+        self.next_step = next_step
+
+    def __str__(self) -> str:
+        return f"{self.found}. {self.next_step}" if self.next_step else self.found
+
+
+class ConfigError(MusicgenError):
+    """Settings that are not valid; `found` lists every problem at once."""
+
+
+class DeviceError(MusicgenError):
+    """The device asked for is not there or too small."""
+
+
+class ArchiveError(MusicgenError):
+    """An archive, or the lack of one."""
+
+
+class ClipRejected(MusicgenError):
+    """A clip that cannot be used. The archive goes on without it."""
+
+
+class MetadataError(MusicgenError):
+    """A `metadata.jsonl` that can't be used."""
+
+
+class TokensError(MusicgenError):
+    """A directory of shards that can't be used."""
+
+
+class ModelError(MusicgenError):
+    """A model or a checkpoint of one that can't be used."""
+
+
+class AdapterError(MusicgenError):
+    """An adapter that can't be used."""
+
+
+class RunDirectoryError(MusicgenError):
+    """A run directory that doesn't fit what is asked of it."""
+
+
+class Cancelled(Exception):
+    """The work stopped because it was told to. What was finished before is kept."""

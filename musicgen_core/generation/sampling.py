@@ -1,0 +1,40 @@
+"""How the next codes are chosen from logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from musicgen_core.config import SamplingSettings
+
+
+def guide(conditional: Tensor, unconditional: Tensor, coefficient: float) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022; audiocraft `_sample_next_token`): logits of any shape."""
+    return unconditional + (conditional - unconditional) * coefficient
+
+
+def sample(logits: Tensor, settings: SamplingSettings, noise: Tensor) -> Tensor:
+    """Choose codes.
+
+    Args:
+        logits: [..., cardinality].
+        noise: [...], uniform on [0, 1), one draw a code. It alone decides, so a prompt's draws don't depend on
+            what else is in the batch.
+
+    Returns:
+        [...], int64.
+    """
+    if settings.greedy:
+        return logits.argmax(dim=-1)
+    probabilities = torch.softmax(logits.float() / settings.temperature, dim=-1)
+    ordered, codes = probabilities.sort(dim=-1, descending=True, stable=True)
+    if settings.top_p > 0:
+        # Keep codes until the probability before them reaches top_p, like audiocraft's sample_top_p.
+        ordered = ordered.masked_fill(ordered.cumsum(dim=-1) - ordered > settings.top_p, 0)
+    elif settings.top_k > 0:
+        ordered[..., settings.top_k :] = 0
+    cumulative = ordered.cumsum(dim=-1)
+    threshold = noise[..., None] * cumulative[..., -1:]
+    # The first code whose cumulative probability exceeds the threshold; its own is above 0 then.
+    chosen = (cumulative <= threshold).sum(dim=-1, keepdim=True).clamp(max=ordered.shape[-1] - 1)
+    return codes.gather(-1, chosen)[..., 0]

@@ -1,0 +1,1 @@
+"""The language model, its text conditioning, its weights and its adapters."""

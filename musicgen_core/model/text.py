@@ -1,0 +1,53 @@
+"""T5 text conditioning."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from musicgen_core.errors import ModelError
+from musicgen_core.model.decoder import TextCondition
+
+
+class TextEncoder(nn.Module):
+    """A frozen T5 encoder and its tokenizer, in Hugging Face's format.
+
+    Args:
+        source: a directory that holds both, or a Hugging Face id such as `t5-base`.
+        device: where the encoder runs, in fp32: it is small, and half precision shifts its states.
+    """
+
+    def __init__(self, source: str | Path, device: torch.device | str = "cpu") -> None:
+        from transformers import AutoTokenizer, T5EncoderModel
+        from transformers.utils import logging
+
+        super().__init__()
+        logging.disable_progress_bar()  # loading takes a second; its bar would break the flows' own
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(str(source))
+            self.t5 = T5EncoderModel.from_pretrained(str(source), dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"the text encoder {source} can't be loaded ({textwrap.shorten(str(error), 300)})",
+                "Put a T5 encoder and its tokenizer into text_encoder/ of the model directory, or let this machine "
+                "reach the Hugging Face Hub",
+            ) from error
+        self.t5.eval().requires_grad_(False).to(device)
+
+    @property
+    def dim(self) -> int:
+        return self.t5.config.d_model
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str | None]) -> TextCondition:
+        """Texts → states [B, L, text_dim] and mask [B, L]. None and "" are the null condition (mask all False)."""
+        entries = [text or "" for text in texts]
+        device = self.t5.device
+        tokens = self.tokenizer(entries, return_tensors="pt", padding=True).to(device)
+        states = self.t5(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+        given = torch.tensor([bool(entry) for entry in entries], device=device)
+        return TextCondition(states, tokens["attention_mask"].bool() & given[:, None])

@@ -1,0 +1,311 @@
+"""Find, load, convert and save MusicGen's weights in audiocraft's checkpoint format.
+
+A model directory holds `state_dict.bin` (`{"xp.cfg": yaml, "best_state": {name: tensor}, "version", "exported"}`),
+`compression_state_dict.bin` (the EnCodec codec, same form) and, to work without the Hub, `text_encoder/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from musicgen_core.errors import ModelError
+from musicgen_core.model.decoder import DecoderConfig, MusicgenLM
+
+LM_FILE = "state_dict.bin"
+CODEC_FILE = "compression_state_dict.bin"
+TEXT_ENCODER = "text_encoder"
+DEBUG = "debug"
+_T5_WIDTHS = {"t5-small": 512, "t5-base": 768, "t5-large": 1024}  # as in audiocraft's T5Conditioner
+_TEXT_PROJECTION = "condition_provider.conditioners.description.output_proj"
+_OUTSIDE_LAYERS = {_TEXT_PROJECTION: "enc_to_dec_proj", "out_norm": "model.decoder.layer_norm"}
+_INSIDE_LAYERS = {
+    "self_attn.out_proj": "self_attn.out_proj",
+    "cross_attention.out_proj": "encoder_attn.out_proj",
+    "norm1": "self_attn_layer_norm",
+    "norm_cross": "encoder_attn_layer_norm",
+    "norm2": "final_layer_norm",
+    "linear1": "fc1",
+    "linear2": "fc2",
+}
+# What changes the arithmetic and leaves no trace in the weights' names: only these values are this decoder's.
+_WITHOUT_WEIGHTS = {"positional_embedding": "sin", "activation": "gelu", "past_context": None}
+_PACKED = {"self_attn.in_proj_weight": "self_attn", "cross_attention.in_proj_weight": "encoder_attn"}
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A model directory on this machine.
+
+    Attributes:
+        name: what the user called it: a Hugging Face id, a directory, or `debug`.
+        directory: where its files are.
+    """
+
+    name: str
+    directory: Path
+
+    @property
+    def lm_path(self) -> Path:
+        return self.directory / LM_FILE
+
+    @property
+    def codec_path(self) -> Path:
+        return self.directory / CODEC_FILE
+
+    @property
+    def text_encoder(self) -> str:
+        """The T5 to load: the directory's own, else the one that `state_dict.bin` names."""
+        own = self.directory / TEXT_ENCODER
+        return str(own) if own.is_dir() else _read_config(self.lm_path).conditioners.description.t5.name
+
+    @property
+    def identity(self) -> str:
+        """An id with a hash of the weights, as adapters and runs record it: `debug@sha256:0123456789abcdef`."""
+        name = self.name if self.name == DEBUG or "/" in self.name and not Path(self.name).exists() else "local"
+        stat = self.lm_path.stat()
+        return f"{name}@sha256:{file_sha256(self.lm_path, stat.st_size, stat.st_mtime_ns)[:16]}"
+
+
+@lru_cache(maxsize=8)
+def file_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_model(name: str) -> BaseModel:
+    """Resolve `debug`, a directory or a Hugging Face id to a model directory, fetching or making it if need be.
+
+    Raises:
+        ModelError: the name is refused, nothing is there, or files are missing.
+    """
+    if name == DEBUG:
+        from musicgen_core.model.debug_model import debug_model_directory
+
+        return BaseModel(name, debug_model_directory())
+    _refuse_unsupported(name)
+    directory = Path(name).expanduser()
+    if not directory.is_dir():
+        directory = _download(name)
+    missing = [file for file in (LM_FILE, CODEC_FILE) if not (directory / file).is_file()]
+    if missing:
+        raise ModelError(
+            f"the model directory {directory} has no {' and no '.join(missing)}",
+            "Give a directory in audiocraft's format, a Hugging Face id such as facebook/musicgen-large, or debug",
+        )
+    return BaseModel(name, directory)
+
+
+def _refuse_unsupported(name: str) -> None:
+    for variant in ("stereo", "melody", "style"):
+        if variant in Path(name).name.lower():
+            raise ModelError(
+                f"{name} is a {variant} checkpoint, which is not supported yet",
+                "Use facebook/musicgen-small, facebook/musicgen-medium or facebook/musicgen-large",
+            )
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ModelError(f"there is no model directory {name}", "Give a directory, a Hugging Face id, or debug")
+    try:
+        return Path(snapshot_download(name, allow_patterns=[LM_FILE, CODEC_FILE, f"{TEXT_ENCODER}/*"]))
+    except (OSError, ValueError, HFValidationError) as error:  # every Hub and network error is one of these
+        raise ModelError(
+            f"{name} can't be fetched from the Hugging Face Hub ({textwrap.shorten(str(error), 300)})",
+            "Check the name, the network and HF_TOKEN, or give a local directory that holds "
+            f"{LM_FILE} and {CODEC_FILE}",
+        ) from error
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read one of audiocraft's checkpoint files, its tensors memory-mapped.
+
+    Raises:
+        ModelError: the file is no such checkpoint.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch.load raises many kinds on a damaged file
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+        raise ModelError(f"{path} can't be read ({reason})", "Fetch the file again") from error
+    if not isinstance(checkpoint, dict) or not {"xp.cfg", "best_state"} <= checkpoint.keys():
+        raise ModelError(
+            f"{path} is not a checkpoint of audiocraft (it has no xp.cfg or no best_state)",
+            "Give the directory of a checkpoint that audiocraft exported",
+        )
+    return checkpoint
+
+
+def _read_config(path: Path) -> DictConfig:
+    return _parse_config(read_checkpoint(path)["xp.cfg"], path)
+
+
+def _parse_config(text: str, path: Path) -> DictConfig:
+    config = OmegaConf.create(text)
+    if not isinstance(config, DictConfig) or "transformer_lm" not in config:
+        raise ModelError(
+            f"{path} is not a language model (its xp.cfg has no transformer_lm)",
+            "Use facebook/musicgen-small, facebook/musicgen-medium or facebook/musicgen-large",
+        )
+    problems = []
+    lm = config.transformer_lm
+    if config.lm_model != "transformer_lm":
+        problems.append(f"lm_model is {config.lm_model}")
+    if lm.n_q != 4:
+        problems.append(f"it has {lm.n_q} codebooks (stereo?)")
+    if not lm.norm_first or lm.get("qk_layer_norm") or lm.get("kv_repeat", 1) != 1:
+        problems.append("its layers are not plain pre-norm attention")
+    for setting, ours in _WITHOUT_WEIGHTS.items():
+        if lm.get(setting, ours) != ours:
+            problems.append(f"its {setting} is {lm[setting]}")
+    if config.fuser.cross_attention_pos_emb:
+        problems.append("its cross-attention has positions")
+    if list(config.conditioners.keys() - {"args"}) != ["description"]:
+        problems.append(f"its conditioners are {sorted(config.conditioners.keys() - {'args'})}")
+    elif _t5_name(config) not in _T5_WIDTHS:
+        problems.append(f"its text encoder is none of {', '.join(_T5_WIDTHS)}")
+    if config.codebooks_pattern.modeling != "delay" or list(config.codebooks_pattern.delay.delays) != [0, 1, 2, 3]:
+        problems.append("its codebook pattern is not the delay pattern 0 1 2 3")
+    if problems:
+        raise ModelError(
+            f"{path} is not a text-to-music MusicGen: {'; '.join(problems)}",
+            "Use facebook/musicgen-small, facebook/musicgen-medium or facebook/musicgen-large",
+        )
+    return config
+
+
+def _t5_name(config: DictConfig) -> str:
+    description = config.conditioners.description
+    return str(description.t5.name).removeprefix("google/flan-") if description.model == "t5" else ""
+
+
+def decoder_config(config: DictConfig) -> DecoderConfig:
+    """The shape that an `xp.cfg` describes."""
+    lm = config.transformer_lm
+    return DecoderConfig(
+        dim=lm.dim,
+        layers=lm.num_layers,
+        heads=lm.num_heads,
+        ffn_dim=int(lm.hidden_scale * lm.dim),
+        text_dim=_T5_WIDTHS[_t5_name(config)],
+        codebooks=lm.n_q,
+        cardinality=lm.card,
+    )
+
+
+@dataclass(frozen=True)
+class GuidanceDefaults:
+    """What the model's own configuration says of classifier-free guidance."""
+
+    training_dropout: float
+    inference_coefficient: float
+
+
+def guidance_defaults(model: BaseModel) -> GuidanceDefaults:
+    guidance = _read_config(model.lm_path).classifier_free_guidance
+    return GuidanceDefaults(float(guidance.training_dropout), float(guidance.inference_coef))
+
+
+def load_lm(
+    model: BaseModel | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> MusicgenLM:
+    """Load a language model, in evaluation mode, without ever holding it twice.
+
+    Args:
+        model: a model directory, or the path of a single checkpoint such as `full_models/best_model.pt`.
+    """
+    path = model.lm_path if isinstance(model, BaseModel) else model
+    checkpoint = read_checkpoint(path)
+    config = decoder_config(_parse_config(checkpoint["xp.cfg"], path))
+    with torch.device("meta"):
+        lm = MusicgenLM(config)
+    state = {
+        name: tensor.to(device, dtype, copy=True) for name, tensor in from_audiocraft(checkpoint["best_state"]).items()
+    }
+    try:
+        lm.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        reason = textwrap.shorten(str(error), 300)
+        raise ModelError(f"{path} does not hold what its xp.cfg describes ({reason})", "Fetch the file again") from error
+    return lm.eval()
+
+
+def from_audiocraft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """audiocraft's names → this project's and Hugging Face's. Packed q, k, v become three views.
+
+    Raises:
+        ModelError: a name that a text-to-music MusicGen does not have.
+    """
+    converted: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if not name.startswith("transformer.layers."):
+            converted[_rename_outside_layers(name)] = tensor
+            continue
+        _, _, index, inner = name.split(".", 3)
+        prefix = f"model.decoder.layers.{index}."
+        if inner in _PACKED:
+            for projection, part in zip("qkv", tensor.chunk(3), strict=True):
+                converted[f"{prefix}{_PACKED[inner]}.{projection}_proj.weight"] = part
+            continue
+        module, _, kind = inner.rpartition(".")
+        if module not in _INSIDE_LAYERS:
+            raise _unknown_name(name)
+        converted[f"{prefix}{_INSIDE_LAYERS[module]}.{kind}"] = tensor
+    return converted
+
+
+def _rename_outside_layers(name: str) -> str:
+    module, _, kind = name.rpartition(".")
+    if module in _OUTSIDE_LAYERS:
+        return f"{_OUTSIDE_LAYERS[module]}.{kind}"
+    if module.startswith("emb."):
+        return f"model.decoder.embed_tokens.{module.removeprefix('emb.')}.{kind}"
+    if module.startswith("linears."):
+        return f"lm_heads.{module.removeprefix('linears.')}.{kind}"
+    raise _unknown_name(name)
+
+
+def _unknown_name(name: str) -> ModelError:
+    return ModelError(
+        f"the weights hold {name}, which a text-to-music MusicGen does not have",
+        "Use facebook/musicgen-small, facebook/musicgen-medium or facebook/musicgen-large",
+    )
+
+
+def to_audiocraft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `from_audiocraft`."""
+    outside = {ours: theirs for theirs, ours in _OUTSIDE_LAYERS.items()}
+    inside = {ours: theirs for theirs, ours in _INSIDE_LAYERS.items()}
+    packed = {ours: theirs for theirs, ours in _PACKED.items()}
+    converted: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        module, _, kind = name.rpartition(".")
+        if module in outside:
+            converted[f"{outside[module]}.{kind}"] = tensor
+        elif module.startswith("model.decoder.embed_tokens."):
+            converted[f"emb.{module.rpartition('.')[2]}.{kind}"] = tensor
+        elif module.startswith("lm_heads."):
+            converted[f"linears.{module.rpartition('.')[2]}.{kind}"] = tensor
+        else:
+            index, inner = module.removeprefix("model.decoder.layers.").split(".", 1)
+            attention, _, projection = inner.rpartition(".")
+            if projection in ("q_proj", "k_proj", "v_proj"):
+                if projection == "q_proj":
+                    parts = [state[f"{module[: -len(projection)]}{p}_proj.weight"] for p in "qkv"]
+                    converted[f"transformer.layers.{index}.{packed[attention]}"] = torch.cat(parts)
+            else:
+                converted[f"transformer.layers.{index}.{inside[inner]}.{kind}"] = tensor
+    return converted

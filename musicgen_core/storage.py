@@ -1,0 +1,95 @@
+"""Files wherever they are: local paths and fsspec URLs behind one type, read by staging, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from upath import UPath
+
+Location = str | os.PathLike[str]
+
+
+def as_path(location: Location | UPath) -> UPath:
+    """A local path or any fsspec URL (`gs://bucket/folder`) → a path with pathlib's methods."""
+    if isinstance(location, UPath):
+        return location
+    path = UPath(location)
+    return UPath(Path(str(location)).expanduser()) if is_local(path) else path
+
+
+def is_local(path: UPath) -> bool:
+    return path.protocol in ("", "file", "local")
+
+
+@contextmanager
+def publish(target: UPath) -> Iterator[Path]:
+    """Give a local path to write to; move it to `target` whole if the block succeeds, else leave `target` as it was.
+
+    A local target is written beside and renamed, so a reader sees the old file or the new one. An object store
+    shows an object only once its upload is complete.
+    """
+    if is_local(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(f"{target}.{os.getpid()}-{os.urandom(4).hex()}.partial")
+        try:
+            yield beside
+            with open(beside, "rb") as written:
+                os.fsync(written.fileno())
+            os.replace(beside, target)
+        finally:
+            beside.unlink(missing_ok=True)
+    else:
+        with tempfile.TemporaryDirectory(prefix="musicgen-") as folder:
+            local = Path(folder) / target.name
+            yield local
+            upload(local, target)
+
+
+def write_text(target: UPath, text: str) -> None:
+    """Write a small text file whole."""
+    with publish(target) as path:
+        path.write_text(text, encoding="utf-8")
+
+
+def upload(local: Path, target: UPath) -> None:
+    """Copy one local file to a URL or another local path."""
+    if is_local(target):
+        with publish(target) as beside:
+            shutil.copyfile(local, beside)
+    else:
+        target.fs.put_file(str(local), target.path)
+
+
+def upload_tree(folder: Path, target: UPath) -> None:
+    """Copy every file under a local folder to the same place under `target`."""
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            upload(file, target.joinpath(*file.relative_to(folder).parts))
+
+
+@contextmanager
+def staged(path: UPath) -> Iterator[Path]:
+    """A local view of one file: the file itself, or a download that is deleted afterwards."""
+    if is_local(path):
+        yield Path(str(path))
+        return
+    with tempfile.TemporaryDirectory(prefix="musicgen-") as folder:
+        local = Path(folder) / path.name
+        path.fs.get_file(path.path, str(local))
+        yield local
+
+
+def glob(location: Location) -> list[UPath]:
+    """Files that a pattern such as `gs://bucket/archive_batch_00*.zip` names, sorted."""
+    pattern = as_path(location)
+    if is_local(pattern):
+        root = Path(pattern.anchor) if pattern.is_absolute() else Path()
+        relative = str(pattern)[len(pattern.anchor) :] if pattern.is_absolute() else str(pattern)
+        return sorted(as_path(path) for path in root.glob(relative) if path.is_file())
+    protocol = pattern.protocol
+    return sorted(as_path(f"{protocol}://{found.removeprefix('/')}") for found in pattern.fs.glob(pattern.path))

@@ -1,0 +1,1 @@
+"""The LoRA training loop and what it keeps on disk."""

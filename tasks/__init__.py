@@ -1,0 +1,1 @@
+"""Prefect tasks: core functions with retries, persisted results, names and progress."""

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from musicgen_core.audiocraft_compat import import_audiocraft
+from musicgen_core.codec import CARDINALITY, SAMPLE_RATE, SAMPLES_PER_FRAME, Codec, codec_identity
+from musicgen_core.errors import ModelError
+from musicgen_core.model.debug_model import CODEC_CONFIG, debug_model_directory
+from musicgen_core.model.weights import BaseModel
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    return BaseModel("debug", debug_model_directory(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def codec(model: BaseModel) -> Codec:
+    return Codec(model)
+
+
+@pytest.fixture(scope="module")
+def audiocraft_codec(model: BaseModel) -> Any:
+    """audiocraft's EncodecModel, built from the debug model's files without this project's code."""
+    checkpoint = torch.load(model.codec_path, weights_only=True)
+    builders = import_audiocraft("audiocraft.models.builders")
+    encodec = builders.get_compression_model(OmegaConf.create(checkpoint["xp.cfg"]))
+    encodec.load_state_dict(checkpoint["best_state"])
+    return encodec.eval()
+
+
+def noise(batch: int, samples: int) -> Tensor:
+    return 0.3 * torch.randn(batch, 1, samples, generator=torch.Generator().manual_seed(samples))
+
+
+@torch.inference_mode()
+def test_codes_and_audio_are_audiocrafts(codec: Codec, audiocraft_codec: Any) -> None:
+    wav = noise(2, SAMPLE_RATE)
+    codes, _ = audiocraft_codec.encode(wav)
+    assert torch.equal(codec.encode(wav), codes)
+    torch.testing.assert_close(codec.decode(codes), audiocraft_codec.decode(codes), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("samples", "frames"), [(SAMPLE_RATE, 50), (SAMPLES_PER_FRAME, 1), (SAMPLE_RATE + 1, 51)])
+def test_a_frame_is_640_samples_and_the_last_may_be_short(codec: Codec, samples: int, frames: int) -> None:
+    codes = codec.encode(noise(2, samples))
+    assert codes.shape == (2, 4, frames)
+    assert codes.dtype == torch.int64
+    assert 0 <= codes.min() and codes.max() < CARDINALITY
+    assert codec.decode(codes).shape == (2, 1, frames * SAMPLES_PER_FRAME)
+
+
+def test_the_debug_codec_tells_sounds_apart(codec: Codec) -> None:
+    loud, quiet = codec.encode(torch.cat([noise(1, SAMPLE_RATE), 0.1 * noise(1, SAMPLE_RATE)]))
+    assert (loud != quiet).float().mean() > 0.5
+    assert (codec.decode(loud[None]) - codec.decode(quiet[None])).abs().max() > 0.01
+
+
+def test_the_identity_follows_the_weights(model: BaseModel, codec: Codec, tmp_path: Path) -> None:
+    copy = BaseModel("another name", tmp_path)
+    shutil.copy(model.codec_path, copy.codec_path)
+    assert codec_identity(copy) == codec.identity
+    copy.codec_path.write_bytes(model.codec_path.read_bytes() + b"\0")
+    assert codec_identity(copy) != codec.identity
+
+
+def test_a_codec_of_another_frame_rate_is_refused(model: BaseModel, tmp_path: Path) -> None:
+    config = OmegaConf.merge(OmegaConf.create(CODEC_CONFIG), {"seanet": {"ratios": [8, 5, 4, 2]}})
+    encodec = import_audiocraft("audiocraft.models.builders").get_compression_model(config)
+    other = dataclasses.replace(model, directory=tmp_path)
+    torch.save({"xp.cfg": OmegaConf.to_yaml(config), "best_state": encodec.state_dict()}, other.codec_path)
+    with pytest.raises(ModelError) as refused:
+        Codec(other)
+    assert str(other.codec_path) in refused.value.found and "100" in refused.value.found
+    assert "facebook/musicgen-large" in refused.value.next_step
+
+
+def test_a_damaged_codec_is_named(model: BaseModel, tmp_path: Path) -> None:
+    damaged = dataclasses.replace(model, directory=tmp_path)
+    checkpoint = torch.load(model.codec_path, weights_only=True)
+    checkpoint["best_state"].popitem()
+    torch.save(checkpoint, damaged.codec_path)
+    with pytest.raises(ModelError) as refused:
+        Codec(damaged)
+    assert str(damaged.codec_path) in refused.value.found
+    assert refused.value.next_step == "Fetch the file again"
+    assert "\n" not in str(refused.value)
