@@ -23,7 +23,9 @@ class Command:
 
 
 COMMANDS = {
-    "demo": Command("tokenize, train and generate on made-up music, on the CPU, in two minutes", "deployments.demo", "demo"),
+    "demo": Command(
+        "tokenize, train and generate on made-up music, on the CPU, in two minutes", "deployments.demo", "demo"
+    ),
     "finetune": Command("archives to tokens to adapter to music, in a row", "deployments.commands", "finetune"),
     "tokenize": Command("archives of wavs to shards of codes", "deployments.commands", "tokenize"),
     "train": Command("shards of codes to a LoRA adapter", "deployments.commands", "train"),
@@ -81,10 +83,9 @@ def _one_line(error: Exception) -> str:
 def _help() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        ["usage: musicgen-flows COMMAND …", "", "Fine-tune MusicGen with LoRA and make music with it.", "", *lines]
-        + ["", "musicgen-flows COMMAND --help shows a command's options; --debug shows tracebacks and all logs."]
-    )
+    intro = "usage: musicgen-flows COMMAND …\n\nFine-tune MusicGen with LoRA and make music with it.\n"
+    outro = "\nmusicgen-flows COMMAND --help shows a command's options; --debug shows tracebacks and all logs."
+    return "\n".join([intro, *lines, outro])
 
 
 if __name__ == "__main__":

@@ -50,7 +50,10 @@ class Bars:
         self._draw("tokenize", len(self._archives_done), None, f"{sum(self._clips.values()):,} clips")
 
     def _draw(self, stage: str, done: int, total: int | None, text: str) -> None:
-        self._progress.update(self._bars[stage], completed=done, text=text, **({} if total is None else {"total": total}))
+        bar = self._bars[stage]
+        self._progress.update(bar, completed=done, text=text)
+        if total is not None:
+            self._progress.update(bar, total=total)
 
 
 @contextmanager

@@ -66,7 +66,9 @@ def demo(arguments: Sequence[str]) -> int:
     use_local_server()
     output.print("Starting Prefect. Its first start makes a database and takes a while …", style="dim")
     _run_until_cut_off(finetune, parameters)
-    output.print(f"The training was cut off at step {CUT_OFF_AT_STEP}, on purpose. The same flow again goes on from there:")
+    output.print(
+        f"The training was cut off at step {CUT_OFF_AT_STEP}, on purpose. The same flow again goes on from there:"
+    )
     result = run_flow(finetune, parameters)
     picture = music / "generated_000.png"
     _plot(result.rendered[0].wav, picture, result.rendered[0].prompt)

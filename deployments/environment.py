@@ -32,7 +32,7 @@ def prepare(quiet: bool = False) -> None:
 
 
 def use_local_server() -> bool:
-    """Use the server that `up` or `prefect server start` runs on this machine, if one answers and none is configured."""
+    """Use the server that `up` runs on this machine, if one answers there and no other is configured."""
     if "PREFECT_API_URL" in os.environ:
         return True
     if is_healthy(LOCAL_API):

@@ -16,7 +16,9 @@ def evaluate(_arguments: Sequence[str]) -> int:
 
 
 def export(_arguments: Sequence[str]) -> int:
-    raise MusicgenError("export is not there yet", "Stock audiocraft loads full_models/final_model.pt of a run directory")
+    raise MusicgenError(
+        "export is not there yet", "Stock audiocraft loads full_models/final_model.pt of a run directory"
+    )
 
 
 def doctor(_arguments: Sequence[str]) -> int:

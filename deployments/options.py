@@ -46,9 +46,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError([message])
 
 
-def parse(
-    command: str, function: Callable[..., Any], options: FlowOptions, arguments: Sequence[str]
-) -> dict[str, Any]:
+def parse(command: str, function: Callable[..., Any], options: FlowOptions, arguments: Sequence[str]) -> dict[str, Any]:
     """Arguments → the parameters that were given, checked.
 
     Raises:
@@ -121,13 +119,17 @@ def _parser(
         else:
             parser.add_argument(*flags, metavar="X", **common)
     if options.with_config:
-        parser.add_argument("--config", metavar="FILE.yaml", default=argparse.SUPPRESS, help="settings; options come first")
+        parser.add_argument(
+            "--config", metavar="FILE.yaml", default=argparse.SUPPRESS, help="settings; options come first"
+        )
     return parser
 
 
 def _unknown(arguments: Sequence[str]) -> list[str]:
     return [
-        f"there is no option {argument.split('=')[0]}" if argument.startswith("-") else f"{argument!r} is one argument too many"
+        f"there is no option {argument.split('=')[0]}"
+        if argument.startswith("-")
+        else f"{argument!r} is one argument too many"
         for argument in arguments
     ]
 

@@ -18,7 +18,9 @@ DEPLOYMENTS = ("tokenize-archives", "train-lora", "generate-music", "finetune")
 def run(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("musicgen-flows run", description=__doc__)
     parser.add_argument("deployment", metavar="DEPLOYMENT", help=", ".join(DEPLOYMENTS))
-    parser.add_argument("-p", "--param", action="append", default=[], metavar="name=value", help="a parameter of the flow")
+    parser.add_argument(
+        "-p", "--param", action="append", default=[], metavar="name=value", help="a parameter of the flow"
+    )
     parser.add_argument("--watch", action="store_true", help="wait for the end; exit 1 if the run fails")
     chosen, unknown = parser.parse_known_args(arguments)
     problems = [f"there is no option {argument}" for argument in unknown]
@@ -29,9 +31,18 @@ def run(arguments: Sequence[str]) -> int:
         raise UsageError(problems)
     if not use_local_server():
         raise MusicgenError(
-            f"no Prefect server answers at {LOCAL_API}, and PREFECT_API_URL is not set", "Start one with musicgen-flows up"
+            f"no Prefect server answers at {LOCAL_API}, and PREFECT_API_URL is not set",
+            "Start one with musicgen-flows up",
         )
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deployment", "run", f"{chosen.deployment}/{chosen.deployment}"]
+    command = [
+        sys.executable,
+        "-m",
+        "prefect",
+        "--no-prompt",
+        "deployment",
+        "run",
+        f"{chosen.deployment}/{chosen.deployment}",
+    ]
     for entry in chosen.param:
         command += ["--param", entry]
     if chosen.watch:

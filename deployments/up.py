@@ -52,7 +52,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=4200, help="port of the server (default 4200)")
     parser.add_argument("--limit", type=int, default=1, help="jobs that run at a time (default 1)")
     for name, folder in PLACES.items():
-        parser.add_argument(f"--{name}", metavar="PATH", help=f"sets the variable musicgen_{name} (at first ./{folder})")
+        parser.add_argument(
+            f"--{name}", metavar="PATH", help=f"sets the variable musicgen_{name} (at first ./{folder})"
+        )
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise UsageError([f"there is no option {argument}" for argument in unknown])
@@ -124,7 +126,11 @@ def _group_lives(group: int) -> bool:
 def _prefect(*command: str) -> None:
     """Run a command of Prefect, showing its output only if it fails."""
     done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", *command], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "prefect", "--no-prompt", *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:]

@@ -3,7 +3,7 @@
 # No `from __future__ import annotations`: Prefect and the command line read the parameters' annotations as they are.
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from prefect import flow, get_run_logger
 from pydantic import Field
@@ -41,12 +41,15 @@ def finetune(
         str | None, Field(description="Directory of the shards; by default the variable musicgen_tokens")
     ] = None,
     run_dir: Annotated[
-        str | None, Field(description="Directory of the training; by default a new one under the variable musicgen_runs")
+        str | None,
+        Field(description="Directory of the training; by default a new one under the variable musicgen_runs"),
     ] = None,
     output: Annotated[
         str | None, Field(description="Directory of the wavs; by default the variable musicgen_output")
     ] = None,
-    metadata: Annotated[str | None, Field(description="Descriptions; by default metadata.jsonl beside the archives")] = None,
+    metadata: Annotated[
+        str | None, Field(description="Descriptions; by default metadata.jsonl beside the archives")
+    ] = None,
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     limit: Annotated[int | None, Field(ge=1, description="Take only the first so many clips of the whole run")] = None,
@@ -72,15 +75,23 @@ def finetune(
     )
     tokenized = state.result(raise_on_failure=False)
     if not isinstance(tokenized, TokenizeResult):
-        raise tokenized
+        raise cast(Exception, tokenized)
     if tokenized.failed:
         if on_failed_archives == "stop" or not tokenized.reports:
-            raise ArchiveError(str(state.message), "Mend or remove them and retry, or set on_failed_archives to continue")
+            raise ArchiveError(
+                str(state.message), "Mend or remove them and retry, or set on_failed_archives to continue"
+            )
         get_run_logger().warning("going on without them: %s", state.message)
     trained = train_lora(
         tokens=tokenized.tokens, run_dir=directory, model=model, device=device, **settings.model_dump()
     )
     rendered = generate_music(
-        output=output, prompts=prompts, model=model, device=device, adapter=directory, duration=duration, seed=settings.seed
+        output=output,
+        prompts=prompts,
+        model=model,
+        device=device,
+        adapter=directory,
+        duration=duration,
+        seed=settings.seed,
     )
     return FinetuneResult(tokenized, trained, rendered)

@@ -8,7 +8,6 @@ from prefect import flow
 from pydantic import Field
 
 from flows.parameters import DEFAULT_MODEL, Device, Model, place, spread
-from musicgen_core import storage
 from musicgen_core.config import SamplingSettings
 from tasks.generating import render_prompts
 from tasks.secrets import export_secrets
@@ -36,9 +35,11 @@ def generate_music(
     device: Device = "auto",
     adapter: Annotated[
         str | None,
-        Field(description="A *_lora.pt or a run directory (its best); none: the newest under musicgen_runs, if any"),
+        Field(description="A *_lora.pt or a run directory (its best); none: the base model"),
     ] = None,
-    compare: Annotated[bool, Field(description="Render each prompt with the base model, too, from the same seed")] = False,
+    compare: Annotated[
+        bool, Field(description="Render each prompt with the base model, too, from the same seed")
+    ] = False,
     save_codes: Annotated[bool, Field(description="Keep the codes beside each wav, as .npy")] = False,
     copy_to: Annotated[str | None, Field(description="Keep a second copy of the files here")] = None,
     settings: SamplingSettings,

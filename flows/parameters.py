@@ -18,9 +18,13 @@ R = TypeVar("R")
 
 Model = Annotated[
     str,
-    Field(description="A Hugging Face id, a directory in audiocraft's format, or debug for a toy model without the Hub"),
+    Field(
+        description="A Hugging Face id, a directory in audiocraft's format, or debug for a toy model without the Hub"
+    ),
 ]
-Device = Annotated[Literal["auto", "cpu", "cuda"], Field(description="Where to compute; auto takes a GPU if there is one")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"], Field(description="Where to compute; auto takes a GPU if there is one")
+]
 DEFAULT_MODEL = "facebook/musicgen-large"
 
 

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_table_artifact
+from prefect.client.schemas import State
 from prefect.futures import PrefectFuture, wait
-from prefect.states import Completed, Failed, State
+from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 from upath import UPath
@@ -49,7 +50,9 @@ def tokenize_archives(
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     limit: Annotated[int | None, Field(ge=1, description="Take only the first so many clips of the whole run")] = None,
-    max_workers: Annotated[int | None, Field(ge=1, description="Archives at a time; by default one a core, at most 4")] = None,
+    max_workers: Annotated[
+        int | None, Field(ge=1, description="Archives at a time; by default one a core, at most 4")
+    ] = None,
 ) -> State[TokenizeResult]:
     """Tokenize every clip of every archive with EnCodec, a task an archive; what is done already is kept."""
     export_secrets()
@@ -115,7 +118,7 @@ def _tokenize_all(
     _check_captions(work)
     report(Update("tokenize", "", 0, len(work)))
     workers = max_workers or min(4, os.cpu_count() or 1)
-    with ThreadPoolTaskRunner(max_workers=workers) as runner:
+    with ThreadPoolTaskRunner[Any](max_workers=workers) as runner:
         try:
             futures = {entry["stem"]: runner.submit(tokenize_archive, entry) for entry in work}
             wait(list(futures.values()))
@@ -173,5 +176,7 @@ def _show(reports: Sequence[ShardReport], failed: dict[str, str]) -> None:
         }
         for shard in reports
     ]
-    rows += [{"archive": stem, "clips": 0, "rejected": 0, "audio seconds": 0, "problem": why} for stem, why in failed.items()]
+    rows += [
+        {"archive": stem, "clips": 0, "rejected": 0, "audio seconds": 0, "problem": why} for stem, why in failed.items()
+    ]
     create_table_artifact(rows, key="tokenized-archives", description="Clips and rejections of each archive")

@@ -26,12 +26,13 @@ def train_lora(
     ] = None,
     run_dir: Annotated[
         str | None,
-        Field(description="Directory of this training; by default a new one, named by time, under the variable musicgen_runs"),
+        Field(description="Directory of this training; by default a new one under the variable musicgen_runs"),
     ] = None,
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     resume: Annotated[
-        str, Field(description="auto: go on from the newest checkpoint; never: only a new training; or a checkpoint's path")
+        str,
+        Field(description="auto: go on from the newest checkpoint; never: only a new training; or a checkpoint's path"),
     ] = "auto",
     init_adapter: Annotated[
         str | None, Field(description="Start from this *_lora.pt, or the best of this run directory")

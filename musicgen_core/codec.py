@@ -34,7 +34,9 @@ class Codec:
             self._model: Any = loaders.load_compression_model(str(model.codec_path), device=str(self.device))
         except Exception as error:  # audiocraft raises many kinds on a damaged or foreign file
             reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
-            raise ModelError(f"the codec {model.codec_path} can't be loaded ({reason})", "Fetch the file again") from error
+            raise ModelError(
+                f"the codec {model.codec_path} can't be loaded ({reason})", "Fetch the file again"
+            ) from error
         found = (self._model.sample_rate, self._model.frame_rate, self._model.num_codebooks, self._model.cardinality)
         if found != (SAMPLE_RATE, FRAME_RATE, CODEBOOKS, CARDINALITY):
             raise ModelError(

@@ -34,7 +34,9 @@ class TrainSettings(Settings):
         "auto", description="clips in a micro-batch; auto picks it and the accumulation for the device"
     )
     gradient_accumulation_steps: int | None = Field(
-        None, ge=1, description=f"micro-batches in an optimizer step; by default batch × accumulation is {EFFECTIVE_BATCH}"
+        None,
+        ge=1,
+        description=f"micro-batches in an optimizer step; by default batch × accumulation is {EFFECTIVE_BATCH}",
     )
     num_epochs: int = Field(5, ge=1, description="how often each training clip is seen")
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps, if earlier")
@@ -62,7 +64,10 @@ class SamplingSettings(Settings):
     greedy: bool = Field(False, description="always take the likeliest code instead of sampling")
     top_k: int = Field(250, ge=0, description="sample from the k likeliest codes; 0 for all")
     top_p: float = Field(
-        0.0, ge=0, le=1, description="sample from the likeliest codes that hold this much probability, instead of top-k; 0: off"
+        0.0,
+        ge=0,
+        le=1,
+        description="sample from the likeliest codes that hold this much probability, instead of top-k; 0: off",
     )
     temperature: float = Field(1.0, gt=0, description="above 1 more surprising, below 1 more predictable")
     guidance: float | None = Field(

@@ -15,13 +15,13 @@ def pick_device(name: str) -> torch.device:
     """
     if name not in ("auto", "cpu", "cuda"):
         raise DeviceError(f"there is no device {name!r}", "Use auto, cpu or cuda")
-    if name == "cpu" or name == "auto" and not torch.cuda.is_available():
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
         raise DeviceError(
             f"cuda was asked for, but torch {torch.__version__} (built for {build}) finds no GPU on this machine",
-            "Check with nvidia-smi that there is a GPU and that its driver is new enough for that CUDA, or use --device cpu",
+            "Check with nvidia-smi that there is one and that its driver is new enough for that CUDA, or use --device cpu",
         )
     return torch.device("cuda")
 

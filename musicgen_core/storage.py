@@ -1,4 +1,4 @@
-"""Files wherever they are: local paths and fsspec URLs behind one type, read by staging, written whole or not at all."""
+"""Files wherever they are: local paths and fsspec URLs behind one type, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def publish(target: UPath) -> Iterator[Path]:
             yield beside
             with open(beside, "rb") as written:
                 os.fsync(written.fileno())
-            os.replace(beside, target)
+            os.replace(beside, str(target))
         finally:
             beside.unlink(missing_ok=True)
     else:

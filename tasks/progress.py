@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import cast
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -53,7 +54,7 @@ class ProgressArtifact:
         self._every = every_seconds
         self._last = time.monotonic()
         self._lock = threading.Lock()
-        self._id: UUID = create_progress_artifact(0.0, description=description)
+        self._id = cast(UUID, create_progress_artifact(0.0, description=description))
 
     def update(self, done: int, total: int, description: str) -> None:
         with self._lock:

@@ -85,7 +85,9 @@ def tokenize_archive(
     result = tokenizer.tokenize(storage.as_path(archive), limit, on_clip, cancelled=lambda: flow_run in _stopping)
     report(Update("tokenize", stem, result.clips + len(result.rejected), result.clips + len(result.rejected)))
     logger = get_run_logger()
-    logger.info("%s: %d clips, %.0f s of audio, %d rejected", stem, result.clips, result.audio_seconds, len(result.rejected))
+    logger.info(
+        "%s: %d clips, %.0f s of audio, %d rejected", stem, result.clips, result.audio_seconds, len(result.rejected)
+    )
     for rejection in result.rejected[:20]:
         logger.warning("%s: rejected %s: %s", stem, rejection.clip, rejection.reason)
     return result

@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -101,14 +102,14 @@ def _iterate(file: BinaryIO) -> Iterator[Member]:
         with zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
                 if _is_clip(info.filename) and not info.is_dir():
-                    yield Member(info.filename, lambda info=info: _read_zip_member(archive, info))
+                    yield Member(info.filename, partial(_read_zip_member, archive, info))
         return
     file.seek(0)
     # A stream: a tar has no directory, and seeking back in a compressed one would decompress it again.
     with tarfile.open(fileobj=file, mode="r|*") as tar:
         for entry in tar:
             if _is_clip(entry.name) and not entry.isdir():
-                yield Member(entry.name, lambda entry=entry: _read_tar_member(tar, entry))  # type: ignore[misc]
+                yield Member(entry.name, partial(_read_tar_member, tar, entry))
 
 
 def _is_clip(name: str) -> bool:

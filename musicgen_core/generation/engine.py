@@ -69,7 +69,8 @@ class Engine:
                 raise Cancelled(f"generating was cancelled at step {position} of {steps}")
             column = sequence[:, :, position : position + 1]
             logits = self.lm.step(torch.cat([column, column]), caches, mask, position)  # [2B, K, cardinality]
-            chosen = sample(guide(*logits.chunk(2), guidance), settings, noise[:, :, position])  # [B, K]
+            conditional, unconditional = logits.chunk(2)
+            chosen = sample(guide(conditional, unconditional, guidance), settings, noise[:, :, position])  # [B, K]
             first = max(0, position - frames + 1)  # codebooks first…last have a frame in the next column
             last = min(config.codebooks - 1, position)
             sequence[:, first : last + 1, position + 1] = chosen[:, first : last + 1]

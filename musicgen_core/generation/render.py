@@ -175,9 +175,7 @@ def _guidance(request: RenderRequest, voice: _Voice) -> float:
     return voice.engine.guidance if request.settings.guidance is None else request.settings.guidance
 
 
-def _write(
-    request: RenderRequest, index: int, audio: np.ndarray, codes: torch.Tensor, sidecar: dict[str, Any]
-) -> str:
+def _write(request: RenderRequest, index: int, audio: np.ndarray, codes: torch.Tensor, sidecar: dict[str, Any]) -> str:
     """Write one piece's files, the sidecar last, and their second copies."""
     out = storage.as_path(request.out)
     wav = out / f"generated_{index:03d}.wav"
@@ -186,8 +184,8 @@ def _write(
         soundfile.write(path, audio, SAMPLE_RATE, subtype="PCM_16", format="WAV")
     if request.save_codes:
         written.append(wav.with_suffix(".npy"))
-        with storage.publish(written[-1]) as path, open(path, "wb") as file:
-            np.save(file, codes.numpy().astype(np.uint16))
+        with storage.publish(written[-1]) as path, open(path, "wb") as npy:
+            np.save(npy, codes.numpy().astype(np.uint16))
     written.append(wav.with_suffix(".json"))
     storage.write_text(written[-1], json.dumps(sidecar, indent=1, ensure_ascii=False))
     if request.copy_to:

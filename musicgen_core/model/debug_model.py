@@ -7,7 +7,6 @@ NumPy PCG64 integers times a scale, so they don't depend on any library's random
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import string
 import tempfile
@@ -76,7 +75,7 @@ def debug_model_directory(cache: Path | None = None) -> Path:
     beside = Path(tempfile.mkdtemp(prefix=f"{directory.name}-", dir=cache))
     try:
         _write(beside)
-        os.rename(beside, directory)
+        beside.rename(directory)
     except OSError:
         if not directory.is_dir():  # else another process was quicker: its bits are the same
             raise
@@ -132,8 +131,9 @@ def _randomize(module: nn.Module, rng: np.random.Generator) -> None:
 
 def _std(name: str, tensor: Tensor) -> float:
     if "_codebook" in name:
-        layer = int(name.split("layers.")[1].split(".")[0])
-        return 0.5 * 0.5**layer  # each quantizer refines what the one before left over
+        return 0.7  # wide enough that music uses some tens of codes: there is something to learn
+    if name.startswith("lm_heads"):
+        return 2.0 / math.sqrt(tensor.shape[1])  # sharp enough for adapters to tell codes apart
     if "emb" in name or "shared" in name:
         return 1.0
     if "relative_attention_bias" in name:

@@ -7,6 +7,7 @@ projected T5 states). Modules are named as in Hugging Face's MusicGen, so adapte
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -124,13 +125,19 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
         self.layer_norm = nn.LayerNorm(config.dim)
 
+    def blocks(self) -> list[DecoderLayer]:
+        """The layers, typed."""
+        return cast("list[DecoderLayer]", list(self.layers))
+
     def embed(self, sequence: Tensor, first_position: int = 0) -> Tensor:
         """sequence [B, K, S] whose first column is at `first_position` → [B, S, D]."""
         # An explicit loop: sum() over a generator would start from the int 0.
         x = self.embed_tokens[0](sequence[:, 0])
         for k in range(1, len(self.embed_tokens)):
             x = x + self.embed_tokens[k](sequence[:, k])
-        exact = torch.float64 if x.dtype == torch.float64 else torch.float32  # half precision can't tell positions apart
+        exact = (
+            torch.float64 if x.dtype == torch.float64 else torch.float32
+        )  # half precision can't tell positions apart
         positions = torch.arange(sequence.shape[-1], device=x.device, dtype=exact) + first_position
         return x + sinusoids(positions, x.shape[-1]).to(x.dtype)
 
@@ -178,7 +185,7 @@ class MusicgenLM(nn.Module):
         """Room for `positions` steps of generation, the text's keys and values in it, and the text's mask."""
         states, mask = self.project_text(text)
         caches = []
-        for layer in self.model.decoder.layers:
+        for layer in self.model.decoder.blocks():
             text_keys, text_values = layer.encoder_attn.keys_values(states)
             batch, heads, _, head_dim = text_keys.shape
             keys = text_keys.new_zeros(batch, heads, positions, head_dim)
@@ -188,7 +195,7 @@ class MusicgenLM(nn.Module):
     def step(self, column: Tensor, caches: list[LayerCache], text_mask: Tensor, position: int) -> Tensor:
         """One column of codes [B, K, 1] at `position` → logits [B, K, cardinality] of the next column."""
         x = self.model.decoder.embed(column, position)
-        for layer, cache in zip(self.model.decoder.layers, caches, strict=True):
+        for layer, cache in zip(self.model.decoder.blocks(), caches, strict=True):
             x = layer.step(x, text_mask, cache, position)
         return self._logits(x)[:, :, 0]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,14 +69,13 @@ def add_lora(lm: MusicgenLM, settings: LoraSettings, seed: int = 0) -> Any:
 
     config = LoraConfig(
         r=settings.r,
-        # peft types alpha as int but multiplies by it as it is
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=list(TARGETS),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(lm, config)  # type: ignore[arg-type]
+        return get_peft_model(lm, config)
 
 
 def adapter_state(peft_model: Any) -> dict[str, Tensor]:

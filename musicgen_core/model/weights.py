@@ -71,7 +71,7 @@ class BaseModel:
     @property
     def identity(self) -> str:
         """An id with a hash of the weights, as adapters and runs record it: `debug@sha256:0123456789abcdef`."""
-        name = self.name if self.name == DEBUG or "/" in self.name and not Path(self.name).exists() else "local"
+        name = self.name if self.name == DEBUG or ("/" in self.name and not Path(self.name).exists()) else "local"
         stat = self.lm_path.stat()
         return f"{name}@sha256:{file_sha256(self.lm_path, stat.st_size, stat.st_mtime_ns)[:16]}"
 
@@ -239,7 +239,9 @@ def load_lm(
         lm.load_state_dict(state, assign=True)
     except RuntimeError as error:
         reason = textwrap.shorten(str(error), 300)
-        raise ModelError(f"{path} does not hold what its xp.cfg describes ({reason})", "Fetch the file again") from error
+        raise ModelError(
+            f"{path} does not hold what its xp.cfg describes ({reason})", "Fetch the file again"
+        ) from error
     return lm.eval()
 
 

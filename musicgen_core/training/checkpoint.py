@@ -126,7 +126,10 @@ class RunDirectory:
     def _older_checkpoints(self) -> Iterator[UPath]:
         """Checkpoints beside latest.pt, the newest first."""
         found: list[UPath] = []
-        for folder, pattern in ((self.root, "checkpoint_step_*.pt"), (self.root / "full_models", "checkpoint_epoch_*.pt")):
+        for folder, pattern in (
+            (self.root, "checkpoint_step_*.pt"),
+            (self.root / "full_models", "checkpoint_epoch_*.pt"),
+        ):
             if folder.is_dir():
                 found += folder.glob(pattern)
         yield from sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)

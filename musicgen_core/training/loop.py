@@ -18,7 +18,7 @@ from musicgen_core.config import TrainSettings
 from musicgen_core.data.dataset import Batch, Clips, split, training_batch, validation_batch
 from musicgen_core.errors import Cancelled
 from musicgen_core.model.decoder import MusicgenLM
-from musicgen_core.model.lora import LoraSettings, add_lora, adapter_state, set_adapter_state
+from musicgen_core.model.lora import LoraSettings, adapter_state, add_lora, set_adapter_state
 from musicgen_core.model.pattern import teacher_forcing
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.training.batching import BatchSize, DataOrder
@@ -197,9 +197,7 @@ class Trainer:
     def _micro_batches(self, indices: list[int], epoch: int) -> Iterator[Batch]:
         for start in range(0, len(indices), self.batch_size.micro):
             chosen = indices[start : start + self.batch_size.micro]
-            yield training_batch(
-                self.clips, chosen, self._segment_frames, self.cfg_dropout, self.settings.seed, epoch
-            )
+            yield training_batch(self.clips, chosen, self._segment_frames, self.cfg_dropout, self.settings.seed, epoch)
 
     def _losses(self, batch: Batch) -> Tensor:
         """→ [B, K]."""

@@ -16,10 +16,12 @@ def clip_losses(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
         valid: [B, K, S], True where a prediction counts.
 
     Returns:
-        [B, K], fp32 (fp64 from fp64). The loss of a clip is its mean over codebooks; the loss of a batch the mean over its clips.
+        [B, K], fp32 (fp64 from fp64). The loss of a clip is its mean over codebooks; that of a batch, over its clips.
     """
     safe = targets.masked_fill(~valid, 0)
-    losses = F.cross_entropy(logits.flatten(0, 2).to(_at_least_fp32(logits.dtype)), safe.flatten(), reduction="none").view_as(safe)
+    losses = F.cross_entropy(
+        logits.flatten(0, 2).to(_at_least_fp32(logits.dtype)), safe.flatten(), reduction="none"
+    ).view_as(safe)
     return (losses * valid).sum(dim=-1) / valid.sum(dim=-1).clamp(min=1)
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import secrets
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from upath import UPath
 
 from musicgen_core import storage, tracking
 from musicgen_core.codec import codec_identity

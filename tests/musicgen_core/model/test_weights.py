@@ -147,8 +147,8 @@ def test_the_debug_model_is_made_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "sha256"),
     [
-        ("lm", "5cadb8d1555dc7cc924e7b4e6bc68056ad81ca3f61f0ee544583c3b3f69d926a"),
-        ("codec", "7cad4719378ccd3fd1c83be0c8f424a4e1256902eb9c3ba233c9e048690f07ee"),
+        ("lm", "3e86f8e2342319d27d12989596a18971ad0391ea41e5e39558a61c0efedb28ba"),
+        ("codec", "222b4c510add1cc1820387cff69551d8139e9e4833ae193adfed133d48297b5a"),
         ("text_encoder", "5463db81b02b699394719b3634a4d7510f891b055c647d0a22f8f3e65faf58f4"),
     ],
 )
