@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from musicgen_core.config import describe_problem, read_yaml
+from musicgen_core.config import describe_problems, read_yaml
 from musicgen_core.errors import ConfigError
 
 
@@ -55,7 +55,7 @@ def parse(command: str, function: Callable[..., Any], options: FlowOptions, argu
     """
     fields = _fields(function)
     parser = _parser(command, inspect.getdoc(function) or "", fields, options)
-    namespace, unknown = parser.parse_known_args(arguments)
+    namespace, unknown = parser.parse_known_intermixed_args(arguments)  # options may stand between arguments
     given = vars(namespace)
     problems = _unknown(unknown)
     if options.with_config and (config := given.pop("config", None)):
@@ -69,9 +69,7 @@ def parse(command: str, function: Callable[..., Any], options: FlowOptions, argu
     try:
         checked = model(**given)
     except ValidationError as error:
-        for problem in error.errors():
-            name = str(problem["loc"][0]) if problem["loc"] else ""
-            problems.append(describe_problem(problem, _shown(name, options) if name in fields else None))
+        problems += describe_problems(error, lambda name: _shown(name, options) if name in fields else name)
         checked = None
     if problems or checked is None:
         raise UsageError(problems)

@@ -10,7 +10,7 @@ from pydantic import Field
 from flows.parameters import DEFAULT_MODEL, Device, Model, place, spread
 from musicgen_core.config import SamplingSettings
 from tasks.generating import render_prompts
-from tasks.secrets import export_secrets
+from tasks.keys import export_secrets
 
 if TYPE_CHECKING:
     from musicgen_core.generation.render import Rendered

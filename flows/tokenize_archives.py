@@ -23,7 +23,7 @@ from musicgen_core.data.captions import check_matches, load_captions
 from musicgen_core.data.shards import ShardReport, read_report
 from musicgen_core.errors import ArchiveError
 from tasks.progress import Update, report
-from tasks.secrets import export_secrets
+from tasks.keys import export_secrets
 from tasks.tokenizing import stop_tokenizing, tokenize_archive
 
 
@@ -135,6 +135,8 @@ def _tokenize_all(
         outcome = future.result(raise_on_failure=False)
         if isinstance(outcome, ShardReport):
             reports.append(outcome)
+            clips = outcome.clips + len(outcome.rejected)
+            report(Update("tokenize", stem, clips, clips))  # cached ones have said nothing themselves
         else:
             failed[stem] = str(outcome) or type(outcome).__name__
     return reports, failed

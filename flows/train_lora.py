@@ -10,7 +10,7 @@ from pydantic import Field
 from flows.parameters import DEFAULT_MODEL, Device, Model, creation_stamp, place, spread
 from musicgen_core import storage
 from musicgen_core.config import TrainSettings
-from tasks.secrets import export_secrets
+from tasks.keys import export_secrets
 from tasks.training import train_adapter
 
 if TYPE_CHECKING:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from musicgen_core import storage
 from musicgen_core.errors import ConfigError
 
 EFFECTIVE_BATCH = 16
@@ -30,7 +30,7 @@ class TrainSettings(Settings):
     learning_rate: float = Field(1e-4, gt=0, description="learning rate of AdamW, constant after the warm-up")
     warmup_steps: int = Field(0, ge=0, description="optimizer steps over which the learning rate rises from 0")
     weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW")
-    batch_size: int | Literal["auto"] = Field(
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="clips in a micro-batch; auto picks it and the accumulation for the device"
     )
     gradient_accumulation_steps: int | None = Field(
@@ -48,12 +48,6 @@ class TrainSettings(Settings):
         None, ge=0, le=1, description="share of clips trained without their text; by default the model's own"
     )
     seed: int = Field(0, ge=0, lt=2**32, description="everything random derives from it")
-
-    @model_validator(mode="after")
-    def _positive_batch(self) -> Self:
-        if self.batch_size != "auto" and self.batch_size < 1:
-            raise ValueError("batch_size must be auto or at least 1")
-        return self
 
 
 class SamplingSettings(Settings):
@@ -87,35 +81,43 @@ def validate(kind: type[S], values: Mapping[str, Any], origin: str = "the settin
     try:
         return kind(**values)
     except ValidationError as error:
-        problems = [describe_problem(problem) for problem in error.errors()]
+        problems = describe_problems(error)
         raise ConfigError(
-            f"{origin} {'has a problem' if len(problems) == 1 else f'have {len(problems)} problems'}: "
+            f"{origin} have {'a problem' if len(problems) == 1 else f'{len(problems)} problems'}: "
             + "; ".join(problems),
             "Change or remove what is named",
         ) from error
 
 
-def describe_problem(problem: Any, name: str | None = None) -> str:
-    """One of pydantic's error entries in words; `name` is what the user calls the setting."""
-    name = name or (str(problem["loc"][0]) if problem["loc"] else "")
-    if problem["type"] == "extra_forbidden":
+def describe_problems(error: ValidationError, shown: Callable[[str], str] = str) -> list[str]:
+    """What is wrong, in words, a text for each setting; `shown` gives what the user calls it."""
+    by_name: dict[str, list[Any]] = {}
+    for problem in error.errors():  # a value that may be of two kinds has one for each kind
+        by_name.setdefault(str(problem["loc"][0]), []).append(problem)
+    return [_describe(shown(name), problems) for name, problems in by_name.items()]
+
+
+def _describe(name: str, problems: Sequence[Any]) -> str:
+    if problems[0]["type"] == "extra_forbidden":
         return f"there is no setting {name}"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{name}: {message[0].lower()}{message[1:]}, not {problem['input']!r}" if name else message
+    first, *others = dict.fromkeys(problem["msg"] for problem in problems)
+    reasons = [f"{first[0].lower()}{first[1:]}", *(other.removeprefix("Input should be ") for other in others)]
+    return f"{name}: {' or '.join(reasons)}, not {problems[0]['input']!r}"
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: storage.Location) -> dict[str, Any]:
     """Settings from a YAML file of `name: value` lines.
 
     Raises:
         ConfigError: the file is missing or is not such a file.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"the settings file {path} can't be read ({error})", "Check the path and the file") from error
+        values = yaml.safe_load(storage.as_path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())  # YAML's reasons have several lines
+        raise ConfigError(f"the settings file {path} can't be read ({reason})", "Check path and file") from error
     if values is None:
         return {}
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ConfigError(f"the settings file {path} holds no settings", "Write one `name: value` a line")
     return values

@@ -21,7 +21,7 @@ def pick_device(name: str) -> torch.device:
         build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
         raise DeviceError(
             f"cuda was asked for, but torch {torch.__version__} (built for {build}) finds no GPU on this machine",
-            "Check with nvidia-smi that there is one and that its driver is new enough for that CUDA, or use --device cpu",
+            "Check with nvidia-smi that there is one and its driver is new enough for that CUDA, or use --device cpu",
         )
     return torch.device("cuda")
 

@@ -11,15 +11,24 @@ from pathlib import Path
 
 from upath import UPath
 
+from musicgen_core.errors import ConfigError
+
 Location = str | os.PathLike[str]
 
 
 def as_path(location: Location | UPath) -> UPath:
-    """A local path or any fsspec URL (`gs://bucket/folder`) → a path with pathlib's methods."""
-    if isinstance(location, UPath):
-        return location
-    path = UPath(location)
-    return UPath(Path(str(location)).expanduser()) if is_local(path) else path
+    """A local path or any fsspec URL (`gs://bucket/folder`) → a path with pathlib's methods.
+
+    Raises:
+        ConfigError: a URL of a kind that is not known.
+    """
+    try:
+        path = UPath(location)
+    except ValueError as error:
+        raise ConfigError(
+            f"{location} can't be used as a path ({error})", "Give a local path or a URL such as gs://…"
+        ) from error
+    return UPath(Path(path.path).expanduser()) if is_local(path) else path
 
 
 def is_local(path: UPath) -> bool:
@@ -65,6 +74,15 @@ def upload(local: Path, target: UPath) -> None:
         target.fs.put_file(str(local), target.path)
 
 
+def move(path: UPath, target: UPath) -> None:
+    """Rename a file within one storage."""
+    if is_local(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(str(path), str(target))
+    else:
+        path.fs.mv(path.path, target.path)
+
+
 def upload_tree(folder: Path, target: UPath) -> None:
     """Copy every file under a local folder to the same place under `target`."""
     for file in sorted(folder.rglob("*")):
@@ -85,11 +103,19 @@ def staged(path: UPath) -> Iterator[Path]:
 
 
 def glob(location: Location) -> list[UPath]:
-    """Files that a pattern such as `gs://bucket/archive_batch_00*.zip` names, sorted."""
+    """Files that a pattern such as `gs://bucket/archive_batch_00*.zip` names, sorted.
+
+    Raises:
+        ConfigError: the pattern is not valid.
+    """
     pattern = as_path(location)
-    if is_local(pattern):
-        root = Path(pattern.anchor) if pattern.is_absolute() else Path()
-        relative = str(pattern)[len(pattern.anchor) :] if pattern.is_absolute() else str(pattern)
-        return sorted(as_path(path) for path in root.glob(relative) if path.is_file())
-    protocol = pattern.protocol
-    return sorted(as_path(f"{protocol}://{found.removeprefix('/')}") for found in pattern.fs.glob(pattern.path))
+    try:
+        if is_local(pattern):
+            root = Path(pattern.anchor) if pattern.is_absolute() else Path()
+            relative = str(pattern)[len(pattern.anchor) :] if pattern.is_absolute() else str(pattern)
+            return sorted(as_path(path) for path in root.glob(relative) if path.is_file())
+        found = pattern.fs.glob(pattern.path, detail=True)
+    except ValueError as error:
+        raise ConfigError(f"{location} can't be used as a pattern ({error})", "Use * within a name") from error
+    files = (path.removeprefix("/") for path, info in found.items() if info["type"] == "file")
+    return sorted(as_path(f"{pattern.protocol}://{path}") for path in files)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from musicgen_core.data.shards import (
     read_rows,
     shard_paths,
 )
-from musicgen_core.errors import Cancelled, ClipRejected
+from musicgen_core.errors import Cancelled, ClipRejected, TokensError
 
 Progress = Callable[[int, int], None]
 """Called after each clip with the number of rows and of rejections so far."""
@@ -71,7 +72,8 @@ class Tokenizer:
         fingerprint = shard_fingerprint(archive, self.codec.identity, limit)
         existing = read_report(self.tokens, archive_stem(archive))
         if existing is not None and existing.fingerprint == fingerprint:
-            return self._refresh_captions(archive_stem(archive), existing)
+            with suppress(TokensError):  # a damaged shard is made anew
+                return self._refresh_captions(archive_stem(archive), existing)
         return self._encode_archive(archive, fingerprint, limit, on_clip, cancelled)
 
     def _encode_archive(

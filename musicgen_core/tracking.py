@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ def cut_metrics(path: Path, last_step: int) -> None:
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of `metrics.jsonl`; a last line that a crash cut short is left out."""
-    rows = []
+    rows: list[dict[str, float]] = []
+    if not path.exists():
+        return rows
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             rows.append(json.loads(line))
@@ -58,8 +61,7 @@ class Wandb:
             return
         if mode == "offline":
             logger.info("WandB runs offline: no WANDB_API_KEY is set. Later: wandb sync %s", folder / "wandb")
-        # Artifacts are staged under the home directory unless told otherwise, and would be lost with it.
-        os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))
+        self._data, self._offline = folder / "wandb", mode == "offline"
         try:
             import wandb
 
@@ -98,22 +100,40 @@ class Wandb:
             try:
                 import wandb
 
-                artifact = wandb.Artifact(f"lora-{self._run.id}", type="model", metadata=dict(metadata))
-                artifact.add_file(str(file))
-                self._run.log_artifact(artifact, aliases=[alias])
+                with _artifacts_under(self._data):
+                    artifact = wandb.Artifact(f"lora-{self._run.id}", type="model", metadata=dict(metadata))
+                    artifact.add_file(str(file))
+                    self._run.log_artifact(artifact, aliases=[alias])
             except Exception as error:
                 self._lost(error)
 
     def finish(self, exit_code: int = 0) -> None:
         if self._run is not None:
             try:
+                import wandb
+
                 self._run.finish(exit_code=exit_code)
+                if self._offline:  # finish() comes back before an offline run's file is written
+                    wandb.teardown(exit_code)
             except Exception as error:
                 self._lost(error)
 
     def _lost(self, error: Exception) -> None:
         logger.warning("WandB failed and is left out from here on (%s); metrics.jsonl has everything", error)
         self._run = None
+
+
+@contextmanager
+def _artifacts_under(folder: Path) -> Iterator[None]:
+    """Artifacts are staged under the home directory unless told otherwise, and an offline run would lose them."""
+    if "WANDB_DATA_DIR" in os.environ:
+        yield
+        return
+    os.environ["WANDB_DATA_DIR"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("WANDB_DATA_DIR", None)
 
 
 def plot_losses(rows: Sequence[Mapping[str, float]], target: Path) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
 import lzma
 import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Self, cast
 
 from upath import UPath
 
@@ -31,6 +33,8 @@ _UNREADABLE = (
     RuntimeError,
     ValueError,
 )
+_Open = Callable[[Any], Any]
+_DECOMPRESSORS: dict[bytes, _Open] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}  # by magic
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,11 @@ def find_archives(location: storage.Location) -> list[UPath]:
     """
     path = storage.as_path(location)
     if path.is_dir():
-        found = [entry for entry in path.iterdir() if _SUFFIX.search(entry.name) and entry.is_file()]
+        found = _visible(entry for entry in path.iterdir() if _SUFFIX.search(entry.name) and entry.is_file())
     elif path.is_file():
         found = [path]
     else:
-        found = storage.glob(location) if re.search(r"[*?\[]", str(location)) else []
+        found = _visible(storage.glob(location)) if re.search(r"[*?\[]", str(location)) else []
     if not found:
         raise ArchiveError(
             f"no archives found at {location}",
@@ -77,11 +81,16 @@ def find_archives(location: storage.Location) -> list[UPath]:
                 f"{twin.name} and {archive.name} at {location} would both make the shard {archive_stem(archive)}",
                 "Rename or move one of them",
             )
-    return sorted(found, key=lambda archive: _natural(archive.name))
+    return sorted(found, key=lambda archive: (_natural(archive.name), archive.name))
+
+
+def _visible(paths: Iterable[UPath]) -> list[UPath]:
+    """Without macOS's `._archive.zip`, which hold no archives."""
+    return [path for path in paths if not path.name.startswith(".")]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def iterate_clips(path: Path) -> Iterator[Member]:
@@ -98,18 +107,55 @@ def iterate_clips(path: Path) -> Iterator[Member]:
 
 
 def _iterate(file: BinaryIO) -> Iterator[Member]:
-    if zipfile.is_zipfile(file):
+    if _is_zip(file):
         with zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
                 if _is_clip(info.filename) and not info.is_dir():
                     yield Member(info.filename, partial(_read_zip_member, archive, info))
         return
-    file.seek(0)
     # A stream: a tar has no directory, and seeking back in a compressed one would decompress it again.
-    with tarfile.open(fileobj=file, mode="r|*") as tar:
+    stream = _decompressed(file)
+    with tarfile.open(
+        fileobj=stream, mode="r|", tarinfo=_StrictTarInfo, encoding="utf-8", errors="backslashreplace"
+    ) as tar:
         for entry in tar:
             if _is_clip(entry.name) and not entry.isdir():
                 yield Member(entry.name, partial(_read_tar_member, tar, entry))
+        if not tar.getmembers():  # a file of zeros, as a broken copy leaves, is an empty tar
+            raise tarfile.ReadError("it is empty")
+    while stream.read(1 << 20):  # to its end, where a compressed stream is checked
+        pass
+
+
+def _is_zip(file: BinaryIO) -> bool:
+    """By the beginning too: a tar whose last member is a zip ends like a zip."""
+    file.seek(0)
+    head = file.read(262)
+    return not (head.startswith(tuple(_DECOMPRESSORS)) or head[257:] == b"ustar") and zipfile.is_zipfile(file)
+
+
+def _decompressed(file: BinaryIO) -> BinaryIO:
+    """tarfile's own decompression takes a stream that breaks off for its end, and reads only the first of several."""
+    file.seek(0)
+    head = file.read(6)
+    file.seek(0)
+    for magic, open_stream in _DECOMPRESSORS.items():
+        if head.startswith(magic):
+            return cast(BinaryIO, open_stream(file))
+    return file
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """A damaged header is an error. tarfile takes all but the first for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if any(buf):  # an archive ends with zeros, or just ends
+                raise tarfile.ReadError(f"damaged header: {error}") from error
+            raise
 
 
 def _is_clip(name: str) -> bool:
@@ -151,7 +197,7 @@ def content_digest(archive: UPath) -> str:
     digest = hashlib.sha256()
     try:
         with archive.open("rb") as file:
-            if zipfile.is_zipfile(file):
+            if _is_zip(file):
                 with zipfile.ZipFile(file) as opened:
                     for info in opened.infolist():
                         digest.update(f"{info.filename}\0{info.file_size}\0{info.CRC}\n".encode())

@@ -44,6 +44,8 @@ def decode_wav(data: bytes) -> Clip:
         raise ClipRejected("all its samples are zero" if audio.size else "it holds no samples")
     seconds = len(audio) / rate
     mono = audio.mean(axis=1)
+    if not mono.any():
+        raise ClipRejected("its channels cancel each other out")
     samples = mono if rate == SAMPLE_RATE else soxr.resample(mono, rate, SAMPLE_RATE)
     if len(samples) < SAMPLES_PER_FRAME:
         raise ClipRejected(f"it lasts {seconds:.4f} s, less than one frame of codes (0.02 s)")

@@ -53,7 +53,8 @@ def load_captions(path: UPath) -> Captions:
         MetadataError: the file is missing, or none of its lines can be used.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open(encoding="utf-8-sig") as file:
+            lines = list(file)  # unlike splitlines, not split at U+2028 and the like, which JSON strings may hold
     except (OSError, UnicodeDecodeError) as error:
         raise MetadataError(f"the metadata file {path} can't be read ({error})", "Check the path given") from error
     by_path: dict[str, str | None] = {}
@@ -91,6 +92,7 @@ def _parse(line: str) -> tuple[str, str | None] | None:
         return None
     description = entry.get("description")
     text = description.strip() if isinstance(description, str) else ""
+    text = text.encode("utf-8", "replace").decode()  # half a surrogate pair, which JSON can hold and UTF-8 can't
     return _normalize(entry["path"]), text or None
 
 

@@ -147,12 +147,12 @@ def read_rows(parquet: Path) -> Iterator[Row]:
     """
     try:
         with pq.ParquetFile(parquet, page_checksum_verification=True) as file:
+            if not file.schema_arrow.equals(SCHEMA):
+                raise ValueError("its columns are not those of a shard")
             for group in range(file.num_row_groups):
                 yield from _rows_of(file.read_row_group(group))
-    except (OSError, pa.ArrowException) as error:
-        raise TokensError(
-            f"the shard {parquet} can't be read ({error})", "Run tokenize again: it redoes damaged shards"
-        ) from error
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise TokensError(f"the shard {parquet} can't be read ({error})", "Delete it and run tokenize again") from error
 
 
 def _rows_of(table: pa.Table) -> Iterator[Row]:
@@ -168,4 +168,5 @@ def _rows_of(table: pa.Table) -> Iterator[Row]:
 
 def shard_codec(parquet: Path) -> str:
     """The codec that a local shard was encoded with."""
-    return pq.read_schema(parquet).metadata.get(b"codec", b"").decode()
+    metadata = pq.read_schema(parquet).metadata or {}
+    return metadata.get(b"codec", b"").decode(errors="replace")

@@ -57,9 +57,20 @@ class Adapter:
     def check_base(self, model: BaseModel, where: str) -> None:
         """Raises AdapterError if the adapter was trained on other weights than `model`'s."""
         if self.base_model.rpartition("@")[2] != model.identity.rpartition("@")[2]:
+            name = self.base_model.rpartition("@")[0]
             raise AdapterError(
                 f"the adapter {where} was trained on {self.base_model}, but the model is {model.identity}",
-                f"Give --model {self.base_model.rpartition('@')[0]}",
+                "Give --model the directory that it was trained with" if name == "local" else f"Give --model {name}",
+            )
+
+    def check_scale(self, settings: LoraSettings, where: str) -> None:
+        """Raises AdapterError if the adapter's rank or scale are not those of `settings`: it would act differently."""
+        own = LoraSettings.from_plain(self.config)
+        if (own.r, own.alpha) != (settings.r, settings.alpha):
+            raise AdapterError(
+                f"the adapter {where} has lora_r {own.r} and lora_alpha {own.alpha:g}, "
+                f"but the settings say {settings.r} and {settings.alpha:g}",
+                f"Give --lora-r {own.r} --lora-alpha {own.alpha:g}",
             )
 
 

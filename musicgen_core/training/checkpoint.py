@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class Progress:
         loss: training loss of the last step.
         epoch_loss_sum, epoch_clips: of the clips seen in the current epoch.
         best_loss, best_epoch: the lowest validation loss (without validation clips, training loss) of an epoch.
-        pending: the metrics of the last step where its epoch's end is not done yet, so not written yet.
+        pending: the metrics of the last step until they are written and, where it ends its epoch, that is done.
     """
 
     step: int = 0
@@ -80,7 +81,7 @@ class RunDirectory:
         return self.root / f"checkpoint_step_{step}.pt"
 
     def has_training(self) -> bool:
-        return self.latest.exists() or any(True for _ in self._older_checkpoints())
+        return self.latest.exists() or any(self._older_checkpoints())
 
     def read_config(self) -> dict[str, Any] | None:
         try:
@@ -104,35 +105,49 @@ class RunDirectory:
         Raises:
             RunDirectoryError: there are checkpoints, and all are damaged.
         """
-        damaged = []
-        for path in [self.latest, *self._older_checkpoints()]:
-            if not path.exists():
-                continue
-            try:
-                return load_checkpoint(path), path
-            except RunDirectoryError as error:
-                damaged.append(str(error))
-        if damaged:
+        damaged: list[RunDirectoryError] = []
+        found = _first_readable([self.latest], damaged)
+        if found is None:
+            # By step, not by time: copies and some object stores don't keep times.
+            older = [_first_readable(paths, damaged) for paths in self._older_checkpoints()]
+            found = max(filter(None, older), key=lambda one: one[0].progress.step, default=None)
+        if found is None and damaged:
             raise RunDirectoryError(
                 f"no checkpoint in {self.root} can be read: {damaged[0]}",
                 "Start again in another run directory, with --init-adapter if a *_lora.pt is whole",
             )
-        return None
+        return found
 
-    def checkpoints_after(self, step: int) -> list[UPath]:
-        """Checkpoints of later steps than `step`, beside latest.pt."""
-        return [path for path in self._older_checkpoints() if load_checkpoint(path).progress.step > step]
+    def files_after(self, step: int) -> list[UPath]:
+        """Weights and checkpoints of later steps than `step`, and those that can't be read."""
+        adapters = self.root / "lora_weights"
+        by_step, by_epoch = self._older_checkpoints()
+        files = [self.latest, *by_step, *by_epoch, *(adapters.glob("*.pt") if adapters.is_dir() else ())]
+        later = [path for path in files if path.exists() and _step_of(path) > step]
+        merged = [self.full_model(kind + "_model") for kind in ("best", "final") if self.lora(kind + "_lora") in later]
+        return later + [path for path in merged if path.exists()]
 
-    def _older_checkpoints(self) -> Iterator[UPath]:
-        """Checkpoints beside latest.pt, the newest first."""
-        found: list[UPath] = []
-        for folder, pattern in (
-            (self.root, "checkpoint_step_*.pt"),
-            (self.root / "full_models", "checkpoint_epoch_*.pt"),
-        ):
-            if folder.is_dir():
-                found += folder.glob(pattern)
-        yield from sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    def _older_checkpoints(self) -> tuple[list[UPath], list[UPath]]:
+        """Checkpoints beside latest.pt, of steps and of epochs, each the newest first."""
+        return _numbered(self.root, "checkpoint_step_"), _numbered(self.root / "full_models", "checkpoint_epoch_")
+
+
+def _numbered(folder: UPath, prefix: str) -> list[UPath]:
+    """`{prefix}{number}.pt` in `folder`, the highest number first."""
+    found = folder.glob(f"{prefix}*.pt") if folder.is_dir() else ()
+    numbered = [path for path in found if path.stem.removeprefix(prefix).isdecimal()]
+    return sorted(numbered, key=lambda path: int(path.stem.removeprefix(prefix)), reverse=True)
+
+
+def _first_readable(paths: Sequence[UPath], damaged: list[RunDirectoryError]) -> tuple[Checkpoint, UPath] | None:
+    """The first of `paths` that can be read; the errors of those before it are added to `damaged`."""
+    for path in paths:
+        if path.exists():
+            try:
+                return load_checkpoint(path), path
+            except RunDirectoryError as error:
+                damaged.append(error)
+    return None
 
 
 def save_checkpoint(checkpoint: Checkpoint, target: UPath) -> None:
@@ -163,6 +178,16 @@ def load_checkpoint(path: UPath) -> Checkpoint:
             )
         # Copies: the file may be replaced while the training that it started still runs.
         return Checkpoint.from_plain(_copied(values))
+
+
+def _step_of(path: UPath) -> float:
+    """The step that an adapter or a checkpoint is of; infinity if it can't be read."""
+    with storage.staged(path) as local:
+        try:
+            values = torch.load(local, map_location="cpu", weights_only=True, mmap=True)
+            return values.get("resume", values)["global_step"]
+        except Exception:  # torch.load raises many kinds on a damaged file
+            return math.inf
 
 
 def _copied(value: Any) -> Any:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class Hooks:
     Attributes:
         on_step: called after each step with its metrics, as they stand in metrics.jsonl.
         on_epoch: called when an epoch's validation is done, with the epoch and whether it is the best so far.
-        on_interval: called every `save_every_steps` steps, and when the training is interrupted.
+        on_interval: called every `save_every_steps` steps (True), and when the training is interrupted (False).
         cancelled: asked before each step.
     """
 
@@ -99,24 +99,22 @@ class Trainer:
         Raises:
             Cancelled: told to stop. Like on any interruption, `on_interval` was called to save first.
         """
-        saved = self.progress.step
+        started = self.progress.step
         try:
             if self.progress.pending is not None:
-                self._end_epoch(hooks)
+                self._finish_step(hooks)
             while self.progress.step < self.order.total_steps:
                 if hooks.cancelled():
                     raise Cancelled(f"the training was cancelled after step {self.progress.step}")
-                self._step(hooks)
-                if self.progress.step % self.settings.save_every_steps == 0:
-                    hooks.on_interval(True)
-                    saved = self.progress.step
+                self._step()
+                self._finish_step(hooks)
         except BaseException:
             # Prefect ends a run by raising TerminationSignal, a BaseException, wherever the program is.
-            if self.consistent and self.progress.step > saved:
+            if self.consistent and self.progress.step > started:
                 hooks.on_interval(False)
             raise
 
-    def _step(self, hooks: Hooks) -> None:
+    def _step(self) -> None:
         started = time.monotonic()
         step = self.progress.step + 1
         epoch = self.order.epoch_of(step)
@@ -138,6 +136,7 @@ class Trainer:
             "train/loss": loss.item(),
             "train/lr": learning_rate,
             "train/grad_norm": norm.item(),
+            "train/audio_seconds_per_sec": audio_seconds / (time.monotonic() - started),
         }
         self.consistent = False
         self.optimizer.step()
@@ -147,17 +146,26 @@ class Trainer:
         self.progress.epoch_clips += len(indices)
         self.progress.pending = row
         self.consistent = True
-        row["train/audio_seconds_per_sec"] = audio_seconds / (time.monotonic() - started)
-        if self.order.ends_epoch(step):
-            self._end_epoch(hooks)
-        else:
-            self.progress.pending = None
-            hooks.on_step(row)
 
-    def _end_epoch(self, hooks: Hooks) -> None:
-        progress = self.progress
-        row = progress.pending
+    def _finish_step(self, hooks: Hooks) -> None:
+        """What follows an update: its checkpoint, its metrics, its epoch's end. All of it again if interrupted."""
+        unfinished = replace(self.progress)
+        row = self.progress.pending
         assert row is not None
+        try:
+            if self.progress.step % self.settings.save_every_steps == 0:
+                hooks.on_interval(True)
+            if self.order.ends_epoch(self.progress.step):
+                self._end_epoch(row, hooks)
+            else:
+                hooks.on_step(row)
+                self.progress.pending = None
+        except BaseException:
+            self.progress = unfinished
+            raise
+
+    def _end_epoch(self, row: dict[str, float], hooks: Hooks) -> None:
+        progress = self.progress
         epoch = int(row["epoch"])
         row["train/epoch_loss"] = progress.epoch_loss_sum / progress.epoch_clips
         row.update(self.validate())

@@ -116,7 +116,7 @@ class _Session:
         self.files = RunDirectory(root, stage)
         batch_size = resolve_batch_size(self.settings, device)
         found = self._find_checkpoint()
-        self.config = self._check_config(batch_size, started=found is not None)
+        self.config = self._check_config(batch_size, found)
         guidance = guidance_defaults(model)
         dropout = self.settings.cfg_dropout if self.settings.cfg_dropout is not None else guidance.training_dropout
         clips = load_clips(storage.as_path(request.tokens), codec_identity(model), scratch / "codes.bin")
@@ -127,6 +127,10 @@ class _Session:
         self.trainer = Trainer(lm, text, clips, self.settings, batch_size, dropout)
         if found is not None:
             self.trainer.restore(found.adapter.lora, found.optimizer, found.progress)
+            if request.init_adapter is not None:
+                logger.warning("--init-adapter is left out: %s goes on where it was", self.files.root)
+            if request.resume != "auto":
+                self._set_aside_later()
         elif request.init_adapter is not None:
             self._start_from(request.init_adapter)
         self.resumed_from = self.trainer.progress.step
@@ -147,7 +151,8 @@ class _Session:
             return self._result(None)
         self.files.write_config(self.config)
         (self.files.stage / "samples").mkdir(parents=True, exist_ok=True)
-        tracking.cut_metrics(self.metrics, trainer.progress.step)
+        # A step whose metrics may not have been written yet writes them again.
+        tracking.cut_metrics(self.metrics, trainer.progress.step - (trainer.progress.pending is not None))
         run = tracking.Wandb(
             self.files.stage, self.config["wandb_id"], self.files.root.name, job_type="train", config=self.config
         )
@@ -178,9 +183,7 @@ class _Session:
                 )
             return None
         if resume != "auto":
-            checkpoint = load_checkpoint(storage.as_path(resume))
-            self._set_aside_after(checkpoint.progress.step)
-            return checkpoint
+            return load_checkpoint(storage.as_path(resume))
         found = self.files.find_checkpoint()
         if found is None:
             return None
@@ -190,17 +193,23 @@ class _Session:
         logger.info("resuming from %s, step %d", path, checkpoint.progress.step)
         return checkpoint
 
-    def _set_aside_after(self, step: int) -> None:
+    def _set_aside_later(self) -> None:
         """Move what a later part of the training wrote out of the way, so that nothing mixes with the new one."""
-        later = [self.files.latest, *self.files.checkpoints_after(step)]
-        for path in later:
-            if path.exists():
-                target = self.files.root / "superseded" / path.name
-                with storage.staged(path) as local:
-                    storage.upload(local, target)
-                path.unlink()
+        progress, files = self.trainer.progress, self.files
+        for path in files.files_after(progress.step):
+            storage.move(path, files.root / "superseded" / path.name)
+        if progress.best_epoch is None or files.lora("best_lora").exists():
+            return
+        best = files.lora(f"lora_epoch_{progress.best_epoch}")
+        if best.exists():
+            adapter = load_adapter(best)
+            save_adapter(adapter, files.lora("best_lora"))
+            save_full_model(merged_checkpoint(self.model, adapter), files.full_model("best_model"))
+        else:
+            logger.warning("%s is gone: the next epoch counts as the best", best)
+            progress.best_loss = progress.best_epoch = None
 
-    def _check_config(self, batch_size: BatchSize, started: bool) -> dict[str, Any]:
+    def _check_config(self, batch_size: BatchSize, found: Checkpoint | None) -> dict[str, Any]:
         """The run's config.json, after comparing what must not change between its parts.
 
         Raises:
@@ -214,7 +223,7 @@ class _Session:
             "clips_per_step": batch_size.effective,
         }
         stored = self.files.read_config()
-        if stored is not None and started:
+        if stored is not None and found is not None:
             different = [
                 f"{name} is {stored.get(name)} there and {value} here"
                 for name, value in wanted.items()
@@ -225,6 +234,8 @@ class _Session:
                     f"{self.files.root} holds another training: {'; '.join(different)}",
                     "Give another run directory, or the same model and settings",
                 )
+        if found is not None:
+            found.adapter.check_base(self.model, "in the checkpoint")
         return {
             **values,
             **wanted,
@@ -241,6 +252,7 @@ class _Session:
         path = find_adapter(location)
         adapter = load_adapter(path)
         adapter.check_base(self.model, str(path))
+        adapter.check_scale(self.trainer.lora, str(path))
         set_adapter_state(self.trainer.model, adapter.lora, str(path))
 
     def _fetch_metrics(self) -> None:
@@ -265,6 +277,7 @@ class _Session:
 
     def _save_interval(self, is_due: bool) -> None:
         checkpoint = self._checkpoint()
+        self.files.upload_stage()
         if is_due:
             save_checkpoint(checkpoint, self.files.step_checkpoint(checkpoint.progress.step))
         self._save_latest(checkpoint)
@@ -272,26 +285,26 @@ class _Session:
     def _save_latest(self, checkpoint: Checkpoint) -> None:
         """Last of all that belongs to a step: what it refers to is then in place."""
         save_adapter(checkpoint.adapter, self.files.lora("latest_lora"))
-        self.files.upload_stage()
         save_checkpoint(checkpoint, self.files.latest)
 
     def _save_epoch(self, epoch: int, is_best: bool) -> None:
         checkpoint = self._checkpoint()
         merged = merged_checkpoint(self.model, checkpoint.adapter)
         save_adapter(checkpoint.adapter, self.files.lora(f"lora_epoch_{epoch}"))
-        resume = {"resume": checkpoint.to_plain()}
-        save_full_model({**merged, **resume}, self.files.full_model(f"checkpoint_epoch_{epoch}"))
         if is_best:
             save_adapter(checkpoint.adapter, self.files.lora("best_lora"))
             save_full_model(merged, self.files.full_model("best_model"))
         self._plot()
+        self.files.upload_stage()
+        # From here on a restart goes on after this epoch.
+        resume = {"resume": checkpoint.to_plain()}
+        save_full_model({**merged, **resume}, self.files.full_model(f"checkpoint_epoch_{epoch}"))
         self._save_latest(checkpoint)
 
     def _save_final(self) -> None:
         adapter = self._adapter()
         save_full_model(merged_checkpoint(self.model, adapter), self.files.full_model("final_model"))
         save_adapter(adapter, self.files.lora("final_lora"))
-        self._plot()
 
     def _is_finished(self) -> bool:
         final = self.files.lora("final_lora")

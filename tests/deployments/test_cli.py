@@ -1,0 +1,109 @@
+"""The command line as a person meets it: exit codes, one-line errors, and what a command leaves behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deployments.cli import COMMANDS, main
+
+DEBUG_CPU = ["--model", "debug", "--device", "cpu"]
+QUICK = ["--batch-size", "4", "--gradient-accumulation-steps", "1", "--segment-seconds", "1", "--epochs", "1"]
+
+
+def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n  {name} " in printed for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["finetune", "tokenize", "train", "generate", "demo", "up", "run"])
+def test_each_command_explains_its_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert f"musicgen-flows {command}" in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tokenise"]) == 2
+    assert "there is no command 'tokenise'" in error_of(capsys)
+
+
+def test_wrong_usage_lists_every_problem_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "tokens", "--lora-r", "none", "--epochs", "0", "--colour", "red"]) == 2
+    printed = capsys.readouterr().err
+    for problem in ("RUN_DIR is missing", "--lora-r: ", "--epochs: ", "no option --colour"):
+        assert problem in printed
+
+
+@pytest.mark.parametrize("command", ["estimate", "evaluate", "export", "doctor"])
+def test_a_command_that_is_not_there_yet_says_so(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command]) == 1
+    assert f"{command} is not there yet" in error_of(capsys)
+
+
+@pytest.mark.usefixtures("prefect_server")
+class TestCommonMistakes:
+    def test_no_archives(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["tokenize", str(tmp_path / "none"), str(tmp_path / "tokens"), *DEBUG_CPU]) == 1
+        assert "no archives found at" in error_of(capsys)
+
+    def test_metadata_that_match_nothing(
+        self, demo_archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        metadata = tmp_path / "metadata.jsonl"
+        metadata.write_text('{"path": "nothing.wav"}\n')
+        arguments = ["tokenize", str(demo_archives), str(tmp_path / "tokens"), "--metadata", str(metadata), *DEBUG_CPU]
+        assert main(arguments) == 1
+        assert "matches none of the 17 clips" in error_of(capsys)
+
+    def test_tokens_that_are_not_there(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["train", str(tmp_path / "none"), str(tmp_path / "run"), *DEBUG_CPU]) == 1
+        assert "no tokenized clips" in error_of(capsys)
+
+    def test_cuda_where_there_is_no_gpu(
+        self, demo_archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("this machine has a GPU")
+        out = str(tmp_path / "out")
+        assert main(["generate", out, "--prompt", "jazz", "--model", "debug", "--device", "cuda"]) == 1
+        assert "finds no GPU on this machine" in error_of(capsys)
+
+    def test_a_model_that_is_not_supported(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        arguments = ["generate", str(tmp_path), "--prompt", "x", "--model", "facebook/musicgen-melody", "--device", "cpu"]
+        assert main(arguments) == 1
+        assert "melody" in error_of(capsys)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_tokenize_train_and_generate_one_after_the_other(
+    demo_archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens, run, out = (str(tmp_path / name) for name in ("tokens", "run", "music"))
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("learning_rate: 0.002\nlora_r: 4\nseed: 3\n")
+    assert main(["tokenize", str(demo_archives), tokens, *DEBUG_CPU]) == 0
+    assert main(["train", tokens, run, "--config", str(settings), "--lora-r", "2", *QUICK, *DEBUG_CPU]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["lora_r"], config["learning_rate"], config["seed"]) == (2, 0.002, 3)
+    assert config["base_model"].startswith("debug@sha256:")
+    generate = ["generate", out, "--prompt", "jazz", "--prompt", "rock", "--adapter", run, "--duration", "0.5", *DEBUG_CPU]
+    assert main(generate) == 0
+    assert len(list((tmp_path / "music").glob("generated_*.wav"))) == 2
+    capsys.readouterr()
+
+    other = Path(tmp_path / "run" / "config.json")
+    other.write_text(other.read_text().replace(config["base_model"], "facebook/musicgen-small@sha256:0"))
+    assert main(["train", tokens, run, "--config", str(settings), "--lora-r", "2", *QUICK, *DEBUG_CPU]) == 1
+    assert "holds another training: base_model is facebook/musicgen-small@sha256:0 there" in error_of(capsys)

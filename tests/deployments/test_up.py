@@ -1,0 +1,126 @@
+"""A real server, a real worker, and deployments run through `prefect deployment run`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@dataclass(frozen=True)
+class Up:
+    """A running `musicgen-flows up`, the environment of its clients, and its output so far."""
+
+    process: subprocess.Popen[bytes]
+    environment: dict[str, str]
+    log: Path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "deployments.cli", *arguments]
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory, demo_archives: Path) -> Iterator[Up]:
+    folder = tmp_path_factory.mktemp("up")
+    port = free_port()
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "WANDB_MODE": "disabled",
+    }
+    log = folder / "up.log"
+    places = [f"--archives={demo_archives}", f"--tokens={folder / 'tokens'}", f"--runs={folder / 'runs'}"]
+    places.append(f"--output={folder / 'music'}")
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            command("up", "--port", str(port), *places), cwd=ROOT, env=environment, stdout=output, stderr=output
+        )
+    try:
+        deadline = time.monotonic() + 180
+        while "Ctrl-C stops everything" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        yield Up(process, {**environment, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}, log)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def run_deployment(up: Up, name: str, *parameters: str) -> subprocess.CompletedProcess[str]:
+    arguments = [argument for parameter in parameters for argument in ("-p", parameter)]
+    return subprocess.run(
+        command("run", name, *arguments, "--watch"),
+        cwd=ROOT,
+        env=up.environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.mark.timeout(600)
+def test_deployments_run_to_completed_from_the_places_that_up_set(up: Up) -> None:
+    quick = ("batch_size=4", "gradient_accumulation_steps=1", "segment_seconds=1", "max_steps=2")
+    jobs = {
+        "tokenize-archives": (),
+        "train-lora": quick,
+        "generate-music": ('prompts=["jazz"]', "duration=0.5"),
+    }
+    for name, parameters in jobs.items():
+        done = run_deployment(up, name, "model=debug", "device=cpu", *parameters)
+        assert done.returncode == 0, done.stdout + done.stderr + up.log.read_text()[-3000:]
+        assert "Completed" in done.stdout
+    folder = up.log.parent
+    assert (folder / "tokens" / "archive_batch_0002.json").exists()
+    [run] = (folder / "runs").iterdir()
+    assert run.name.startswith("train-")
+    assert (run / "lora_weights" / "final_lora.pt").exists()
+    assert (folder / "music" / "generated_000.wav").exists()
+
+
+@pytest.mark.timeout(300)
+def test_a_failed_run_makes_run_watch_exit_1(up: Up) -> None:
+    done = run_deployment(up, "train-lora", "model=debug", "device=cpu", "tokens=/nowhere")
+    assert done.returncode == 1
+
+
+def test_ctrl_c_stops_server_worker_and_everything_they_started(up: Up) -> None:
+    api = up.environment["PREFECT_API_URL"]
+    with urllib.request.urlopen(f"{api}/health", timeout=10) as answer:
+        assert answer.status == 200
+    up.process.send_signal(signal.SIGINT)
+    assert up.process.wait(timeout=90) == 0
+    assert "Stopped." in up.log.read_text()
+    with pytest.raises(OSError):
+        urllib.request.urlopen(f"{api}/health", timeout=5)
+    assert not list(processes_of(up.environment["PREFECT_HOME"]))
+
+
+def processes_of(prefect_home: str) -> Iterator[str]:
+    """Command lines of live processes whose environment has this PREFECT_HOME (Linux)."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"PREFECT_HOME={prefect_home}\0".encode() in (folder / "environ").read_bytes():
+                yield (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:  # ended meanwhile, or not ours to read
+            continue

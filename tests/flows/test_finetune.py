@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+from prefect.client.schemas.objects import State
+
+from flows.finetune import FinetuneResult, finetune
+from flows.generate_music import generate_music
+from flows.train_lora import train_lora
+from musicgen_core.errors import ArchiveError, ConfigError
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+QUICK: dict[str, Any] = {
+    "model": "debug",
+    "device": "cpu",
+    "batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "segment_seconds": 1.0,
+    "num_epochs": 1,
+}
+
+
+def run(archives: Path, folder: Path, **parameters: Any) -> State[Any]:
+    return finetune(
+        archives=str(archives),
+        tokens=str(folder / "tokens"),
+        run_dir=str(folder / "run"),
+        output=str(folder / "music"),
+        prompts=["calm plucked strings", "energetic drums"],
+        duration=0.5,
+        return_state=True,
+        **(QUICK | parameters),
+    )
+
+
+def test_archives_become_an_adapter_and_music_in_one_run(demo_archives: Path, tmp_path: Path) -> None:
+    result: FinetuneResult = run(demo_archives, tmp_path).result()
+    made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert made == {
+        *(f"tokens/archive_batch_000{n}.{kind}" for n in (1, 2) for kind in ("json", "parquet")),
+        *(f"run/lora_weights/{name}.pt" for name in ("best_lora", "final_lora", "latest_lora", "lora_epoch_1")),
+        *(f"run/full_models/{name}.pt" for name in ("best_model", "final_model", "checkpoint_epoch_1")),
+        *(f"run/{name}" for name in ("latest.pt", "config.json", "metrics.jsonl", "loss.png")),
+        *(f"music/generated_00{n}.{kind}" for n in (0, 1) for kind in ("wav", "json")),
+    }
+    assert result.trained.steps == 4  # 15 training clips in micro-batches of 4
+    for piece in result.rendered:
+        info = soundfile.info(piece.wav)
+        assert (info.samplerate, info.frames, info.channels) == (32_000, 16_000, 1)
+
+
+@pytest.mark.parametrize("decision", ["stop", "continue"])
+def test_a_failed_archive_stops_the_job_or_is_left_out_as_the_user_decides(
+    demo_archives: Path, tmp_path: Path, decision: str
+) -> None:
+    archives = Path(shutil.copytree(demo_archives, tmp_path / "archives"))
+    (archives / "archive_batch_0002.zip").write_bytes(b"not an archive")
+    state = run(archives, tmp_path, on_failed_archives=decision)
+    if decision == "stop":
+        with pytest.raises(ArchiveError, match="archive_batch_0002"):
+            state.result()
+        assert not (tmp_path / "run").exists()
+    else:
+        result: FinetuneResult = state.result()
+        assert list(result.tokenized.failed) == ["archive_batch_0002"]
+        assert len(result.rendered) == 2
+
+
+def test_a_setting_out_of_range_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    state = train_lora(tokens=str(tmp_path), run_dir=str(tmp_path), lora_r=0, return_state=True)
+    assert state.is_failed()
+    assert "lora_r" in str(state.message)
+
+
+def test_without_a_place_the_error_names_the_variable_to_set(tmp_path: Path) -> None:
+    state = generate_music(model="debug", return_state=True)
+    with pytest.raises(ConfigError, match="prefect variable set musicgen_output"):
+        state.result()

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, TaskRunFilter
+from prefect.client.schemas.objects import State, TaskRun
+
+from flows.tokenize_archives import TokenizeResult, tokenize_archives
+from musicgen_core.errors import ArchiveError, MetadataError
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture
+def archives(demo_archives: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(demo_archives, tmp_path / "archives"))
+
+
+def run(archives: Path, tokens: Path, **parameters: Any) -> State[Any]:
+    return tokenize_archives(
+        archives=str(archives), tokens=str(tokens), model="debug", device="cpu", return_state=True, **parameters
+    )
+
+
+def task_states(state: State[Any]) -> dict[str, str]:
+    """The final state of each task run of a flow run, by name."""
+    with get_client(sync_client=True) as client:
+        flow_run = {"id": {"any_": [state.state_details.flow_run_id]}}
+        from prefect.client.schemas.filters import FlowRunFilter
+
+        runs: list[TaskRun] = client.read_task_runs(flow_run_filter=FlowRunFilter(**flow_run), task_run_filter=TaskRunFilter())
+        return {run.name: run.state_name or "" for run in runs}
+
+
+def test_a_task_run_is_named_after_its_archive_and_makes_its_shard(archives: Path, tmp_path: Path) -> None:
+    state = run(archives, tmp_path / "tokens")
+    assert state.is_completed()
+    assert task_states(state) == {
+        "tokenize-archive_batch_0001": "Completed",
+        "tokenize-archive_batch_0002": "Completed",
+    }
+    result: TokenizeResult = state.result()
+    assert [(report.clips, len(report.rejected)) for report in result.reports] == [(8, 0), (8, 1)]
+    assert sorted(path.name for path in (tmp_path / "tokens").iterdir()) == [
+        "archive_batch_0001.json",
+        "archive_batch_0001.parquet",
+        "archive_batch_0002.json",
+        "archive_batch_0002.parquet",
+    ]
+
+
+def test_a_failed_archive_fails_the_run_by_name_and_a_second_run_does_only_that_one(
+    archives: Path, tmp_path: Path
+) -> None:
+    good = (archives / "archive_batch_0002.zip").read_bytes()
+    (archives / "archive_batch_0002.zip").write_bytes(good[: len(good) // 2])
+    failed = run(archives, tmp_path / "tokens")
+    assert failed.is_failed()
+    assert "1 of 2 archives failed: archive_batch_0002: " in str(failed.message)
+    assert not (tmp_path / "tokens" / "archive_batch_0002.json").exists()
+
+    (archives / "archive_batch_0002.zip").write_bytes(good)
+    again = run(archives, tmp_path / "tokens")
+    assert again.is_completed()
+    assert task_states(again) == {
+        "tokenize-archive_batch_0001": "Cached",
+        "tokenize-archive_batch_0002": "Completed",
+    }
+
+
+def test_a_shard_that_was_deleted_is_made_again_though_its_result_is_cached(archives: Path, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    first: TokenizeResult = run(archives, tokens).result()
+    (tokens / "archive_batch_0001.parquet").unlink()
+    state = run(archives, tokens)
+    assert state.is_completed()
+    assert state.result().reports == first.reports
+    assert (tokens / "archive_batch_0001.parquet").exists()
+
+
+def test_the_limit_counts_clips_over_the_whole_run_and_a_full_run_redoes_what_it_cut(
+    archives: Path, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens"
+    assert [report.clips for report in run(archives, tokens, limit=10).result().reports] == [8, 2]
+    assert json.loads((tokens / "archive_batch_0002.json").read_text())["limited_to"] == 2
+    assert [report.clips for report in run(archives, tokens).result().reports] == [8, 8]
+
+
+def test_no_archives_is_an_error_that_names_the_place(tmp_path: Path) -> None:
+    state = run(tmp_path / "nothing", tmp_path / "tokens")
+    with pytest.raises(ArchiveError, match=r"no archives found at .*nothing.*\. Give a file, a directory"):
+        state.result()
+
+
+def test_metadata_that_match_nothing_stop_the_run_before_anything_is_encoded(archives: Path, tmp_path: Path) -> None:
+    (archives / "metadata.jsonl").write_text('{"path": "other/song.wav", "description": "x"}\n')
+    state = run(archives, tmp_path / "tokens")
+    with pytest.raises(MetadataError, match=r"matches none of the 17 clips.*other/song\.wav"):
+        state.result()
+    assert task_states(state) == {}
+
+
+def test_a_table_in_the_ui_shows_clips_rejections_and_reasons(archives: Path, tmp_path: Path) -> None:
+    state = run(archives, tmp_path / "tokens")
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["tokenized-archives"])))
+    [table] = [entry for entry in found if entry.flow_run_id == state.state_details.flow_run_id]
+    rows = json.loads(str(table.data))
+    assert [(row["archive"], row["clips"], row["rejected"]) for row in rows] == [
+        ("archive_batch_0001.zip", 8, 0),
+        ("archive_batch_0002.zip", 8, 1),
+    ]
+    assert "audio/broken.wav: not decodable" in rows[1]["problem"]

@@ -1,0 +1,78 @@
+"""What tests of archives, shards and tokens share: the debug codec, wavs, archives of every kind, an object store."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.codec import Codec
+from musicgen_core.model.debug_model import debug_model_directory
+from musicgen_core.model.weights import BaseModel
+
+MakeWav = Callable[..., bytes]
+Pack = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def debug_model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    """Made afresh, so that no older version left in the user's cache is tested instead."""
+    return BaseModel("debug", debug_model_directory(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def codec(debug_model: BaseModel) -> Codec:
+    return Codec(debug_model)
+
+
+@pytest.fixture
+def bucket() -> Iterator[UPath]:
+    """An empty folder of an object store."""
+    place = storage.as_path(f"memory://{uuid.uuid4().hex}")
+    yield place
+    if place.exists():
+        place.fs.rm(place.path, recursive=True)
+
+
+@pytest.fixture(scope="session")
+def make_wav() -> MakeWav:
+    """A sine as the bytes of a wav; the same sound for the same hertz."""
+
+    def make(
+        hertz: float = 440.0, seconds: float = 0.1, rate: int = 32_000, channels: int = 1, subtype: str = "PCM_16"
+    ) -> bytes:
+        mono = 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+        buffer = io.BytesIO()
+        soundfile.write(buffer, np.tile(mono[:, None], channels), rate, format="WAV", subtype=subtype)
+        return buffer.getvalue()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pack() -> Pack:
+    """Write an archive of (name, bytes) pairs, of a kind that need not agree with the path's suffix."""
+
+    def write(path: Path, members: Sequence[tuple[str, bytes]], kind: str = "zip") -> Path:
+        if kind == "zip":
+            with zipfile.ZipFile(path, "w") as archive:
+                for name, data in members:
+                    archive.writestr(name, data)
+        else:
+            with tarfile.open(path, f"w:{kind.removeprefix('tar').removeprefix('.')}") as tar:  # type: ignore[call-overload]
+                for name, data in members:
+                    entry = tarfile.TarInfo(name)
+                    entry.size = len(data)
+                    tar.addfile(entry, io.BytesIO(data))
+        return path
+
+    return write

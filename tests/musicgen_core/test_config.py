@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.config import SamplingSettings, TrainSettings, read_yaml, validate
+from musicgen_core.errors import ConfigError
+
+
+def refusal(**values: Any) -> ConfigError:
+    with pytest.raises(ConfigError) as refused:
+        validate(TrainSettings, values)
+    return refused.value
+
+
+def test_the_defaults_are_those_of_the_contracts() -> None:
+    promised = {
+        "lora_r": 8,
+        "lora_alpha": 32,
+        "lora_dropout": 0.1,
+        "learning_rate": 1e-4,
+        "weight_decay": 0.01,
+        "batch_size": "auto",
+        "gradient_accumulation_steps": None,
+        "num_epochs": 5,
+        "max_steps": None,
+        "max_grad_norm": 1.0,
+        "segment_seconds": 30,
+        "validation_fraction": 0.05,
+        "save_every_steps": 500,
+        "cfg_dropout": None,
+        "warmup_steps": 0,
+    }
+    defaults = TrainSettings().model_dump()
+    assert {name: defaults[name] for name in promised} == promised
+
+
+@pytest.mark.parametrize("kind", [TrainSettings, SamplingSettings])
+def test_every_setting_says_what_it_is(kind: type[TrainSettings]) -> None:
+    assert [name for name, field in kind.model_fields.items() if not field.description] == []
+
+
+def test_all_problems_are_told_at_once_with_what_was_given() -> None:
+    found = refusal(lora_r=0, batch_size=-2, learning_rate="fast", lora_dropout=1.0, epochs=3, max_steps=2.5).found
+    for name, value in (("lora_r", "0"), ("batch_size", "-2"), ("learning_rate", "'fast'"), ("lora_dropout", "1.0")):
+        assert f"{name}: input should be" in found
+        assert f", not {value}" in found
+    assert "max_steps: input should be a valid integer" in found
+    assert "there is no setting epochs" in found
+    assert "have 6 problems" in found
+
+
+@pytest.mark.parametrize("value", ["many", 0, None, 1.5])
+def test_a_setting_of_two_kinds_is_one_problem_that_names_both(value: Any) -> None:
+    found = refusal(batch_size=value).found
+    assert "have a problem: batch_size: " in found
+    assert found.endswith(f" or 'auto', not {value!r}")
+
+
+@pytest.mark.parametrize("name", sorted(set(TrainSettings.model_fields) - {"batch_size"}))
+def test_numbers_that_make_no_sense_are_refused(name: str) -> None:
+    assert f"{name}: " in refusal(**{name: -1}).found
+    assert f"{name}: " in refusal(**{name: "text"}).found
+    assert f"{name}: " in refusal(**{name: float("nan")}).found
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        TrainSettings().lora_r = 16  # type: ignore[misc]
+
+
+# YAML
+
+
+def test_yaml_gives_the_settings_by_name(tmp_path: Path, bucket: UPath) -> None:
+    text = "# mine\nlearning_rate: 1e-4\nlora_r: 16\nbatch_size: auto\nmax_steps: null\n"
+    for place in (storage.as_path(tmp_path / "s.yaml"), bucket / "s.yaml"):
+        storage.write_text(place, text)
+        settings = validate(TrainSettings, read_yaml(str(place)))
+        assert settings == TrainSettings(learning_rate=1e-4, lora_r=16)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n"])
+def test_an_empty_file_gives_no_settings(tmp_path: Path, text: str) -> None:
+    (tmp_path / "s.yaml").write_text(text)
+    assert read_yaml(tmp_path / "s.yaml") == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"lora_r: [1,\n", "can't be read"),
+        (b"lora_r: 8\n lora_alpha: 2\n", "can't be read"),
+        (b"a: 1\n---\nb: 2\n", "can't be read"),
+        (b"\xff\xfe\x80", "can't be read"),
+        (b"lora_r: \x07\n", "can't be read"),
+        (b"lora_r: !!python/object/apply:os.getcwd []\n", "can't be read"),
+        (b"- lora_r\n", "holds no settings"),
+        (b"just words", "holds no settings"),
+        (b"8: lora_r\n", "holds no settings"),
+        (b"on: 1\n", "holds no settings"),
+    ],
+)
+def test_a_file_that_is_no_settings_is_named_in_one_line(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "s.yaml").write_bytes(content)
+    with pytest.raises(ConfigError) as refused:
+        read_yaml(tmp_path / "s.yaml")
+    assert f"{tmp_path / 's.yaml'} {reason}" in refused.value.found
+    assert "\n" not in str(refused.value) and refused.value.next_step
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml can't be read"):
+        read_yaml(tmp_path / "none.yaml")

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from musicgen_core import storage
+from musicgen_core.data.archive import content_digest, find_archives, iterate_clips
+from musicgen_core.data.audio import decode_wav
+from musicgen_core.data.captions import load_captions
+from musicgen_core.demo_data import STYLES, make_demo_archives
+from musicgen_core.errors import ClipRejected
+
+ARCHIVES, CLIPS, SECONDS = 2, 8, 1.5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "archives"
+    make_demo_archives(folder, ARCHIVES, CLIPS, SECONDS)
+    return folder
+
+
+def clips_in(folder: Path) -> Iterator[tuple[str, bytes]]:
+    for archive in find_archives(folder):
+        for member in iterate_clips(Path(str(archive))):
+            yield member.name, member.read()
+
+
+def test_the_files_are_laid_out_as_users_have_them(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "archive_batch_0001.zip",
+        "archive_batch_0002.zip",
+        "metadata.jsonl",
+    ]
+    names = [name for name, _ in clips_in(folder)]
+    assert len(names) == len(set(names)) == ARCHIVES * CLIPS + 1
+    assert all(name.startswith("audio/") and name.endswith(".wav") for name in names)
+
+
+def test_the_same_arguments_make_the_same_audio(folder: Path, tmp_path: Path) -> None:
+    make_demo_archives(tmp_path, ARCHIVES, CLIPS, SECONDS)
+    for archive, again in zip(find_archives(folder), find_archives(tmp_path), strict=True):
+        assert content_digest(archive) == content_digest(again)
+    assert (folder / "metadata.jsonl").read_bytes() == (tmp_path / "metadata.jsonl").read_bytes()
+
+
+def test_the_last_clip_is_broken_and_no_other(folder: Path) -> None:
+    *clips, (last, broken) = clips_in(folder)
+    assert last == "audio/broken.wav"
+    with pytest.raises(ClipRejected, match="not decodable"):
+        decode_wav(broken)
+    for _, data in clips:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            assert (file.samplerate, file.channels, file.subtype) == (44_100, 2, "PCM_16")
+        clip = decode_wav(data)
+        assert clip.seconds == SECONDS
+        assert 0.05 < np.abs(clip.samples).max() < 1.0
+
+
+def test_every_clip_but_the_broken_one_has_the_description_of_its_style(folder: Path) -> None:
+    captions = load_captions(storage.as_path(folder / "metadata.jsonl"))
+    assert (captions.entries, captions.broken_lines) == (ARCHIVES * CLIPS, ())
+    described = {name: captions.find(name)[1] for name, _ in clips_in(folder)}
+    assert described.pop("audio/broken.wav") is None
+    for name, description in described.items():
+        assert description == STYLES[name.removeprefix("audio/").split("_")[0]][1]
+    assert set(described.values()) == {description for _, description in STYLES.values()}
+
+
+def test_metadata_have_the_users_fields(folder: Path) -> None:
+    for line in (folder / "metadata.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        assert set(entry) == {"path", "duration", "sample_rate", "description"}
+        assert (entry["duration"], entry["sample_rate"]) == (SECONDS, 44_100)
+
+
+def test_no_two_clips_sound_the_same(folder: Path) -> None:
+    *clips, _ = (data for _, data in clips_in(folder))
+    sounds = [decode_wav(data).samples for data in clips]
+    for sound, other in combinations(sounds, 2):
+        assert np.abs(sound - other).max() > 0.01
+
+
+def test_styles_differ_in_their_spectra_more_than_clips_of_one_style(folder: Path) -> None:
+    spectra: dict[str, list[np.ndarray]] = {style: [] for style in STYLES}
+    for name, data in list(clips_in(folder))[:-1]:
+        power = np.abs(np.fft.rfft(decode_wav(data).samples)) ** 2
+        bands = np.array([np.log10(band.sum() + 1e-9) for band in np.array_split(power[1:], 40)])
+        spectra[name.removeprefix("audio/").split("_")[0]].append(bands - bands.max())
+    centres = {style: np.mean(each, axis=0) for style, each in spectra.items()}
+    for style, each in spectra.items():
+        for bands in each:
+            distances = {other: np.linalg.norm(bands - centre) for other, centre in centres.items()}
+            assert min(distances, key=lambda other: distances[other]) == style

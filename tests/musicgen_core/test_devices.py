@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from musicgen_core.devices import compute_dtype, pick_device
+from musicgen_core.errors import DeviceError
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # so that the tests hold on machines with one
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_cuda_without_a_gpu_says_what_was_found_and_what_to_do() -> None:
+    with pytest.raises(DeviceError) as refused:
+        pick_device("cuda")
+    assert torch.__version__ in refused.value.found and "no GPU" in refused.value.found
+    assert "nvidia-smi" in refused.value.next_step and "--device cpu" in refused.value.next_step
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_auto_is_the_cpu_where_there_is_no_gpu() -> None:
+    assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.usefixtures("gpu")
+def test_auto_is_the_gpu_where_there_is_one_and_cpu_stays_the_cpu() -> None:
+    assert pick_device("auto").type == pick_device("cuda").type == "cuda"
+    assert pick_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:1", "", "CPU"])
+def test_a_device_that_there_is_not_is_named_with_those_that_there_are(name: str) -> None:
+    with pytest.raises(DeviceError, match=f"no device '{name}'. Use auto, cpu or cuda"):
+        pick_device(name)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [((7, 0), torch.float32), ((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
+)
+def test_gpus_that_compute_in_bf16_do(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert compute_dtype(torch.device("cuda")) == dtype
+
+
+def test_a_cpu_computes_in_fp32() -> None:
+    assert compute_dtype(torch.device("cpu")) == torch.float32

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.errors import ConfigError
+
+
+class Interrupted(Exception):
+    pass
+
+
+def publish_half(target: UPath) -> None:
+    with storage.publish(target) as path:
+        path.write_text("half a n")
+        raise Interrupted
+
+
+@pytest.fixture(params=["local", "remote"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, bucket: UPath) -> UPath:
+    return storage.as_path(tmp_path) if request.param == "local" else bucket
+
+
+def names_in(folder: UPath) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# Paths
+
+
+def test_a_local_path_is_what_it_was_in_every_way_of_writing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for written in (f"{tmp_path}/a b#1?.zip", tmp_path / "a b#1?.zip", "~/a b#1?.zip", f"file://{tmp_path}/a b#1?.zip"):
+        assert str(storage.as_path(written)) == f"{tmp_path}/a b#1?.zip"
+        assert storage.is_local(storage.as_path(written))
+
+
+def test_a_path_taken_for_a_path_again_stays_the_same(folder: UPath) -> None:
+    assert str(storage.as_path(folder)) == str(storage.as_path(str(folder))) == str(folder)
+    assert storage.is_local(storage.as_path(folder)) == storage.is_local(folder)
+
+
+def test_a_url_of_an_unknown_kind_is_named() -> None:
+    with pytest.raises(ConfigError, match="floppy://a/b") as refused:
+        storage.as_path("floppy://a/b")
+    assert "gs://" in refused.value.next_step
+
+
+# Publishing
+
+
+@pytest.mark.parametrize("name", ["x.txt", "a b.txt", "a?b#c%20.txt", "音楽.txt", "a*[1].txt", "noend"])
+def test_what_is_published_reads_back_under_its_name(folder: UPath, name: str) -> None:
+    storage.write_text(folder / "sub" / name, "früh\n")
+    assert storage.as_path(str(folder / "sub" / name)).read_bytes() == "früh\n".encode()
+    assert names_in(folder / "sub") == [name]
+
+
+def test_publishing_replaces_the_old_file(folder: UPath) -> None:
+    storage.write_text(folder / "x", "a longer old text")
+    storage.write_text(folder / "x", "new")
+    assert (folder / "x").read_text() == "new"
+    assert names_in(folder) == ["x"]
+
+
+def test_a_publication_that_fails_leaves_the_old_file_and_nothing_else(folder: UPath) -> None:
+    storage.write_text(folder / "x", "old")
+    with pytest.raises(Interrupted):
+        publish_half(folder / "x")
+    assert (folder / "x").read_text() == "old"
+    assert names_in(folder) == ["x"]
+
+
+def test_a_publication_that_fails_without_an_old_file_leaves_none(folder: UPath) -> None:
+    storage.write_text(folder / "other", "")
+    with pytest.raises(Interrupted):
+        publish_half(folder / "x")
+    assert names_in(folder) == ["other"]
+
+
+def test_nothing_shows_under_the_name_before_the_block_ends(folder: UPath) -> None:
+    with storage.publish(folder / "x") as path:
+        path.write_text("all of it")
+        assert not (folder / "x").exists()
+    assert (folder / "x").read_text() == "all of it"
+
+
+def test_of_publications_at_the_same_time_one_remains_whole(folder: UPath) -> None:
+    texts = [str(number) * 200_000 for number in range(6)]
+    barrier = threading.Barrier(len(texts))
+
+    def publish(text: str) -> None:
+        with storage.publish(folder / "x") as path:
+            path.write_text(text)
+            barrier.wait()
+
+    threads = [threading.Thread(target=publish, args=[text]) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (folder / "x").read_text() in texts
+    assert names_in(folder) == ["x"]
+
+
+def test_who_reads_the_old_file_reads_it_to_its_end(tmp_path: Path) -> None:
+    target = storage.as_path(tmp_path / "x")
+    storage.write_text(target, "old" * 100_000)
+    with target.open() as reader:
+        assert reader.read(3) == "old"
+        storage.write_text(target, "new")
+        assert reader.read() == "old" * 99_999
+
+
+def test_a_moved_file_is_only_at_its_new_place(folder: UPath) -> None:
+    storage.write_text(folder / "x", "text")
+    storage.move(folder / "x", folder / "superseded" / "x")
+    assert names_in(folder) == ["superseded"]
+    assert (folder / "superseded" / "x").read_text() == "text"
+
+
+def test_a_tree_is_uploaded_with_its_folders(folder: UPath, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for name in ("a", "sub/b", "sub/deeper/c d"):
+        storage.write_text(storage.as_path(source / name), name)
+    storage.upload_tree(source, folder / "copy")
+    for name in ("a", "sub/b", "sub/deeper/c d"):
+        assert (folder / "copy" / name).read_text() == name
+
+
+# Staging
+
+
+def test_a_local_file_is_staged_as_itself(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("here")
+    with storage.staged(storage.as_path(tmp_path / "x")) as local:
+        assert local == tmp_path / "x"
+    assert (tmp_path / "x").read_text() == "here"
+
+
+def test_a_remote_file_is_staged_under_its_name_and_deleted_afterwards(bucket: UPath) -> None:
+    storage.write_text(bucket / "archive 7?.zip", "there")
+    with storage.staged(bucket / "archive 7?.zip") as local:
+        assert (local.name, local.read_text()) == ("archive 7?.zip", "there")
+    assert not local.parent.exists()
+    assert (bucket / "archive 7?.zip").read_text() == "there"
+
+
+# Listing
+
+
+@pytest.mark.parametrize("form", ["relative", "dotted", "absolute", "file URL", "remote"])
+def test_a_pattern_names_files_in_order(
+    form: str, tmp_path: Path, bucket: UPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = bucket if form == "remote" else storage.as_path(tmp_path)
+    for name in ("in/b_2.zip", "in/b_1.zip", "in/b_10.tar", "in/c_1.zip", "out/b_3.zip", "in/b_4.zip/inner"):
+        storage.write_text(place / name, name)
+    prefix = {"relative": "", "dotted": "./", "file URL": f"file://{tmp_path}/"}.get(form, f"{place}/")
+    found = storage.glob(f"{prefix}in/b_*.zip")
+    assert [path.read_text() for path in found] == ["in/b_1.zip", "in/b_2.zip"]
+    assert storage.glob(f"{prefix}in/d_*.zip") == []
+
+
+def test_a_pattern_that_is_not_valid_is_named(folder: UPath) -> None:
+    with pytest.raises(ConfigError, match=r"\*\*\.zip"):
+        storage.glob(f"{folder}/**.zip")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=40))
+def test_any_file_name_survives_being_written_as_a_url(name: str) -> None:
+    if name not in (".", ".."):
+        path = storage.as_path(f"memory://bucket/{name}")
+        assert path.name == name
+        assert storage.as_path(str(path)).path == path.path

@@ -1,0 +1,220 @@
+"""The loop by itself: the trainer and its hooks, without files."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from musicgen_core import storage
+from musicgen_core.codec import codec_identity
+from musicgen_core.config import TrainSettings
+from musicgen_core.data.dataset import Clips, load_clips
+from musicgen_core.errors import Cancelled
+from musicgen_core.model.decoder import MusicgenLM
+from musicgen_core.model.text import TextEncoder
+from musicgen_core.model.weights import BaseModel, load_lm
+from musicgen_core.training.batching import BatchSize
+from musicgen_core.training.loop import Hooks, Trainer
+
+Row = dict[str, float]
+MakeTrainer = Callable[..., Trainer]
+
+
+@pytest.fixture(scope="module")
+def text(debug_model: BaseModel) -> TextEncoder:
+    return TextEncoder(debug_model.text_encoder)
+
+
+@pytest.fixture(scope="module")
+def clips(debug_model: BaseModel, tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Clips:
+    packed = tmp_path_factory.mktemp("packed") / "codes.bin"
+    return load_clips(storage.as_path(tokens), codec_identity(debug_model), packed)
+
+
+@pytest.fixture
+def trainer_of(debug_model: BaseModel, text: TextEncoder, clips: Clips) -> MakeTrainer:
+    def make(micro: int = 2, accumulation: int = 1, cfg_dropout: float = 0.3, **given: Any) -> Trainer:
+        settings = TrainSettings(**{"num_epochs": 2, "learning_rate": 1e-3, **given})
+        return Trainer(load_lm(debug_model), text, clips, settings, BatchSize(micro, accumulation), cfg_dropout)
+
+    return make
+
+
+def run(trainer: Trainer, cancelled: Callable[[], bool] = lambda: False) -> tuple[list[Row], list[Any]]:
+    """Train to the end → the rows and, in their order, the other calls."""
+    rows: list[Row] = []
+    calls: list[Any] = []
+
+    def on_step(row: Row) -> None:
+        rows.append(dict(row))
+        calls.append(("step", row["step"]))
+
+    trainer.run(
+        Hooks(
+            on_step=on_step,
+            on_epoch=lambda epoch, is_best: calls.append(("epoch", epoch)),
+            on_interval=lambda due: calls.append(("interval" if due else "interrupted", trainer.progress.step)),
+            cancelled=cancelled,
+        )
+    )
+    return rows, calls
+
+
+def losses_of(rows: list[Row]) -> list[float]:
+    return [row["train/loss"] for row in rows]
+
+
+@pytest.mark.parametrize(("micro", "accumulation"), [(4, 1), (1, 4)])
+def test_the_micro_batch_does_not_change_the_loss_curve(trainer_of: MakeTrainer, micro: int, accumulation: int) -> None:
+    expected, _ = run(trainer_of(2, 2, lora_dropout=0))
+    rows, _ = run(trainer_of(micro, accumulation, lora_dropout=0))
+    np.testing.assert_allclose(losses_of(rows), losses_of(expected), rtol=1e-5)
+    assert rows[-1]["val/loss"] == pytest.approx(expected[-1]["val/loss"], rel=1e-5)
+
+
+def test_everything_happens_once_and_in_order(trainer_of: MakeTrainer) -> None:
+    _, calls = run(trainer_of(save_every_steps=3))
+    assert calls == [
+        *[("step", 1), ("step", 2)],
+        *[("interval", 3), ("step", 3), ("epoch", 1)],
+        *[("step", 4), ("step", 5)],
+        *[("interval", 6), ("step", 6), ("epoch", 2)],
+    ]
+
+
+def test_max_steps_ends_its_epoch_early(trainer_of: MakeTrainer) -> None:
+    rows, calls = run(trainer_of(max_steps=4))
+    assert calls[-2:] == [("step", 4), ("epoch", 2)]
+    assert rows[-1]["train/epoch_loss"] == rows[-1]["train/loss"]
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_clips(trainer_of: MakeTrainer) -> None:
+    rows, _ = run(trainer_of(micro=2, num_epochs=1))  # 5 clips: 2 + 2 + 1
+    mean = (2 * rows[0]["train/loss"] + 2 * rows[1]["train/loss"] + rows[2]["train/loss"]) / 5
+    assert rows[2]["train/epoch_loss"] == pytest.approx(mean)
+
+
+def test_the_learning_rate_rises_over_the_warm_up_and_then_stays(trainer_of: MakeTrainer) -> None:
+    rows, _ = run(trainer_of(warmup_steps=4))
+    assert [row["train/lr"] for row in rows] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3])
+
+
+def test_only_the_adapter_changes(trainer_of: MakeTrainer) -> None:
+    trainer = trainer_of()
+    lm: MusicgenLM = trainer.model
+    before = {name: tensor.clone() for name, tensor in lm.state_dict().items()}
+    run(trainer)
+    changed = {name for name, tensor in lm.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {name for name in before if ".lora_" in name}
+
+
+def test_the_seed_decides(trainer_of: MakeTrainer) -> None:
+    torch.manual_seed(1)
+    first, _ = run(trainer_of(seed=3))
+    torch.manual_seed(2)
+    assert losses_of(run(trainer_of(seed=3))[0]) == losses_of(first)
+    assert losses_of(run(trainer_of(seed=4))[0]) != losses_of(first)
+
+
+def test_descriptions_that_are_always_dropped_do_not_matter(
+    trainer_of: MakeTrainer, clips: Clips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_text = losses_of(run(trainer_of(cfg_dropout=0.0, max_steps=2))[0])
+    without = losses_of(run(trainer_of(cfg_dropout=1.0, max_steps=2))[0])
+    monkeypatch.setitem(vars(clips), "descriptions", ["something else"] * len(clips))
+    assert losses_of(run(trainer_of(cfg_dropout=1.0, max_steps=2))[0]) == without != with_text
+
+
+def test_told_to_stop_it_saves_and_raises(trainer_of: MakeTrainer) -> None:
+    trainer = trainer_of()
+    calls: list[Any] = []
+    hooks = Hooks(
+        lambda row: calls.append(row["step"]),
+        lambda epoch, is_best: None,
+        lambda due: calls.append(("interval", due)),
+        lambda: trainer.progress.step == 2,
+    )
+    with pytest.raises(Cancelled, match="after step 2"):
+        trainer.run(hooks)
+    assert calls == [1, 2, ("interval", False)]
+
+
+def test_stopped_before_its_first_step_there_is_nothing_to_save(trainer_of: MakeTrainer) -> None:
+    saves: list[bool] = []
+    hooks = Hooks(lambda row: None, lambda epoch, is_best: None, saves.append, lambda: True)
+    with pytest.raises(Cancelled):
+        trainer_of().run(hooks)
+    assert saves == []
+
+
+class Killed(BaseException):
+    """Like Prefect's TerminationSignal: no Exception, and it can come at any place."""
+
+
+def test_while_an_update_is_half_done_nothing_is_saved(trainer_of: MakeTrainer) -> None:
+    trainer = trainer_of()
+    saves: list[bool] = []
+    whole_step = trainer.optimizer.step
+
+    def killed_in_the_third(*args: Any) -> None:
+        whole_step()
+        if trainer.progress.step == 2:
+            raise Killed
+
+    trainer.optimizer.step = killed_in_the_third  # type: ignore[assignment]
+    with pytest.raises(Killed):
+        trainer.run(Hooks(lambda row: None, lambda epoch, is_best: None, saves.append, lambda: False))
+    assert saves == []
+
+
+@pytest.mark.parametrize(
+    ("step", "where"), [(2, "on_interval"), (2, "on_step"), (3, "on_step"), (3, "validate"), (3, "on_epoch")]
+)
+def test_what_was_interrupted_is_done_again_and_comes_out_the_same(
+    trainer_of: MakeTrainer, step: int, where: str
+) -> None:
+    """Steps 2 and 4 save, step 3 ends the first epoch."""
+    settings = {"save_every_steps": 2}
+    uninterrupted = trainer_of(**settings)
+    expected, _ = run(uninterrupted)
+
+    first = trainer_of(**settings)
+    saved: list[Any] = []
+
+    def killed(name: str) -> None:
+        if first.progress.step == step and name == where:
+            raise Killed
+
+    def save(due: bool) -> None:
+        saved.append(copy.deepcopy((first.adapter_tensors(), first.optimizer.state_dict(), first.progress)))
+        if due:
+            killed("on_interval")
+
+    whole_validate = first.validate
+
+    def validate() -> dict[str, float]:
+        killed("validate")
+        return whole_validate()
+
+    first.validate = validate  # type: ignore[method-assign]
+    hooks = Hooks(lambda row: killed("on_step"), lambda epoch, is_best: killed("on_epoch"), save, lambda: False)
+    with pytest.raises(Killed):
+        first.run(hooks)
+
+    second = trainer_of(**settings)
+    second.restore(*saved[-1])
+    assert second.progress.step == step and second.progress.pending is not None
+    rows, calls = run(second)
+    assert losses_of(rows) == losses_of(expected[step - 1 :])
+    assert rows[-1]["val/loss"] == expected[-1]["val/loss"]
+    assert [row.get("best/loss") for row in rows] == [row.get("best/loss") for row in expected[step - 1 :]]
+    assert ("epoch", 1) in calls and (("interval", 2) in calls) == (step == 2)
+    assert second.progress == uninterrupted.progress
+    final, wanted = second.adapter_tensors(), uninterrupted.adapter_tensors()
+    assert all(torch.equal(final[name], wanted[name]) for name in wanted)

@@ -1,0 +1,62 @@
+"""The direction of imports, and what importing the flows costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYERS = ["musicgen_core", "tasks", "flows", "deployments"]  # each may import those before it
+GPU_STACK = {"torch", "audiocraft", "peft", "wandb", "transformers"}
+
+
+def sources(layer: str) -> list[Path]:
+    return sorted((ROOT / layer).rglob("*.py"))
+
+
+def imports(path: Path, top_level_only: bool = False) -> Iterator[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            yield (node.module or "").partition(".")[0]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_point_down_the_layers_only(layer: str) -> None:
+    above = set(LAYERS[LAYERS.index(layer) + 1 :])
+    files = sources(layer)
+    assert files
+    for path in files:
+        assert not above & set(imports(path)), path
+
+
+def test_the_core_does_not_know_prefect() -> None:
+    for path in sources("musicgen_core"):
+        assert "prefect" not in set(imports(path)), path
+
+
+@pytest.mark.parametrize("layer", ["tasks", "flows"])
+def test_tasks_and_flows_import_no_gpu_stack_at_module_level(layer: str) -> None:
+    for path in sources(layer):
+        assert not GPU_STACK & set(imports(path, top_level_only=True)), path
+
+
+def test_every_flow_imports_without_the_gpu_stack_in_a_fresh_process() -> None:
+    modules = [f"flows.{path.stem}" for path in sources("flows") if path.stem != "__init__"]
+    code = f"import sys, {', '.join(modules)}; print(*sorted({GPU_STACK!r} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_no_file_carries_a_standard_modules_name() -> None:
+    """With a file entrypoint its folder comes first on sys.path, and would hide the standard module."""
+    ours = {path.stem for layer in LAYERS for path in sources(layer)} - {"__init__"}
+    assert not ours & set(sys.stdlib_module_names)
