@@ -22,8 +22,8 @@ from musicgen_core.data.archive import archive_stem, clip_names, find_archives
 from musicgen_core.data.captions import check_matches, load_captions
 from musicgen_core.data.shards import ShardReport, read_report
 from musicgen_core.errors import ArchiveError
-from tasks.progress import Update, report
 from tasks.keys import export_secrets
+from tasks.progress import Update, report
 from tasks.tokenizing import stop_tokenizing, tokenize_archive
 
 

@@ -9,14 +9,9 @@ import torch
 from torch import Tensor
 
 from musicgen_core.audiocraft_compat import import_audiocraft
+from musicgen_core.codes import CARDINALITY, CODEBOOKS, FRAME_RATE, SAMPLE_RATE
 from musicgen_core.errors import ModelError
 from musicgen_core.model.weights import BaseModel, file_sha256
-
-SAMPLE_RATE = 32_000  # Hz
-FRAME_RATE = 50  # frames/s
-CODEBOOKS = 4
-CARDINALITY = 2048
-SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
 
 
 class Codec:

@@ -10,7 +10,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from musicgen_core.codec import SAMPLE_RATE, SAMPLES_PER_FRAME
+from musicgen_core.codes import SAMPLE_RATE, SAMPLES_PER_FRAME
 from musicgen_core.errors import ClipRejected
 
 

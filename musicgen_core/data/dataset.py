@@ -18,7 +18,7 @@ from torch import Tensor
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.codec import CODEBOOKS
+from musicgen_core.codes import CODEBOOKS
 from musicgen_core.data.shards import read_report, read_rows, shard_codec, shard_paths
 from musicgen_core.errors import TokensError
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.codec import CARDINALITY, CODEBOOKS, FRAME_RATE
+from musicgen_core.codes import CARDINALITY, CODEBOOKS, FRAME_RATE
 from musicgen_core.errors import TokensError
 
 SCHEMA_VERSION = 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from musicgen_core.codec import FRAME_RATE
+from musicgen_core.codes import FRAME_RATE
 from musicgen_core.config import SamplingSettings
 from musicgen_core.errors import Cancelled
 from musicgen_core.generation.sampling import guide, sample

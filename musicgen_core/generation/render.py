@@ -15,7 +15,8 @@ import soundfile
 import torch
 
 from musicgen_core import storage
-from musicgen_core.codec import SAMPLE_RATE, Codec
+from musicgen_core.codec import Codec
+from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.config import SamplingSettings
 from musicgen_core.devices import compute_dtype, pick_device
 from musicgen_core.errors import ConfigError

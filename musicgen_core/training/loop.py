@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musicgen_core.codec import FRAME_RATE
+from musicgen_core.codes import FRAME_RATE
 from musicgen_core.config import TrainSettings
 from musicgen_core.data.dataset import Batch, Clips, split, training_batch, validation_batch
 from musicgen_core.errors import Cancelled

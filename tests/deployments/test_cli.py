@@ -81,7 +81,16 @@ class TestCommonMistakes:
         assert "finds no GPU on this machine" in error_of(capsys)
 
     def test_a_model_that_is_not_supported(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        arguments = ["generate", str(tmp_path), "--prompt", "x", "--model", "facebook/musicgen-melody", "--device", "cpu"]
+        arguments = [
+            "generate",
+            str(tmp_path),
+            "--prompt",
+            "x",
+            "--model",
+            "facebook/musicgen-melody",
+            "--device",
+            "cpu",
+        ]
         assert main(arguments) == 1
         assert "melody" in error_of(capsys)
 
@@ -98,7 +107,19 @@ def test_tokenize_train_and_generate_one_after_the_other(
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["lora_r"], config["learning_rate"], config["seed"]) == (2, 0.002, 3)
     assert config["base_model"].startswith("debug@sha256:")
-    generate = ["generate", out, "--prompt", "jazz", "--prompt", "rock", "--adapter", run, "--duration", "0.5", *DEBUG_CPU]
+    generate = [
+        "generate",
+        out,
+        "--prompt",
+        "jazz",
+        "--prompt",
+        "rock",
+        "--adapter",
+        run,
+        "--duration",
+        "0.5",
+        *DEBUG_CPU,
+    ]
     assert main(generate) == 0
     assert len(list((tmp_path / "music").glob("generated_*.wav"))) == 2
     capsys.readouterr()

@@ -56,7 +56,7 @@ def up(tmp_path_factory: pytest.TempPathFactory, demo_archives: Path) -> Iterato
         )
     try:
         deadline = time.monotonic() + 180
-        while "Ctrl-C stops everything" not in log.read_text():
+        while "started!" not in log.read_text():  # the worker's own last word
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
         yield Up(process, {**environment, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}, log)

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from musicgen_core.audiocraft_compat import import_audiocraft
-from musicgen_core.codec import CARDINALITY, SAMPLE_RATE, SAMPLES_PER_FRAME, Codec, codec_identity
+from musicgen_core.codec import Codec, codec_identity
+from musicgen_core.codes import CARDINALITY, SAMPLE_RATE, SAMPLES_PER_FRAME
 from musicgen_core.errors import ModelError
 from musicgen_core.model.debug_model import CODEC_CONFIG, debug_model_directory
 from musicgen_core.model.weights import BaseModel

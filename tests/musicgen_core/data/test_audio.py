@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from musicgen_core.codec import SAMPLE_RATE, SAMPLES_PER_FRAME
+from musicgen_core.codes import SAMPLE_RATE, SAMPLES_PER_FRAME
 from musicgen_core.data.audio import decode_wav
 from musicgen_core.errors import ClipRejected
 
