@@ -30,12 +30,8 @@ def run(archives: Path, tokens: Path, **parameters: Any) -> State[Any]:
 def task_states(state: State[Any]) -> dict[str, str]:
     """The final state of each task run of a flow run, by name."""
     with get_client(sync_client=True) as client:
-        flow_run = {"id": {"any_": [state.state_details.flow_run_id]}}
-        from prefect.client.schemas.filters import FlowRunFilter
-
-        runs: list[TaskRun] = client.read_task_runs(
-            flow_run_filter=FlowRunFilter(**flow_run), task_run_filter=TaskRunFilter()
-        )
+        this_run = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+        runs: list[TaskRun] = client.read_task_runs(flow_run_filter=this_run)
         return {run.name: run.state_name or "" for run in runs}
 
 
@@ -111,9 +107,8 @@ def test_metadata_that_match_nothing_stop_the_run_before_anything_is_encoded(arc
 def test_a_table_in_the_ui_shows_clips_rejections_and_reasons(archives: Path, tmp_path: Path) -> None:
     state = run(archives, tmp_path / "tokens")
     with get_client(sync_client=True) as client:
-        found = client.read_artifacts(
-            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["tokenized-archives"]))
-        )
+        table_key = ArtifactFilter(key=ArtifactFilterKey(any_=["tokenized-archives"]))
+        found = client.read_artifacts(artifact_filter=table_key)
     [table] = [entry for entry in found if entry.flow_run_id == state.state_details.flow_run_id]
     rows = json.loads(str(table.data))
     assert [(row["archive"], row["clips"], row["rejected"]) for row in rows] == [
