@@ -105,7 +105,7 @@ def trained_rows(result: TrainResult) -> list[tuple[str, str]]:
     best = "none" if result.best_loss is None else f"{result.best_loss:.3f} in epoch {result.best_epoch}"
     rows = [
         ("training", f"{result.steps} steps, {result.epochs} epochs{begun}"),
-        ("training loss", f"{result.first_loss:.3f} → {result.last_loss:.3f} (first and last step)"),
+        ("training loss", f"{result.first_loss:.3f} → {result.last_loss:.3f} (first and last epoch)"),
         ("best loss", best),
         ("adapter", f"{result.run_dir}/lora_weights/best_lora.pt"),
         ("full model", f"{result.run_dir}/full_models/best_model.pt"),
@@ -115,4 +115,4 @@ def trained_rows(result: TrainResult) -> list[tuple[str, str]]:
 
 
 def rendered_rows(pieces: Sequence[Rendered]) -> list[tuple[str, str]]:
-    return [(piece.wav, f"{piece.prompt} ({piece.seconds:.0f} s)") for piece in pieces]
+    return [("music", f"{piece.wav}\n{piece.seconds:.0f} s: {piece.prompt}") for piece in pieces]

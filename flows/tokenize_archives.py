@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas import State
-from prefect.futures import PrefectFuture, wait
+from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
@@ -25,6 +25,7 @@ from musicgen_core.errors import ArchiveError
 from tasks.keys import export_secrets
 from tasks.progress import Update, report
 from tasks.tokenizing import stop_tokenizing, tokenize_archive
+from tasks.tokenizing_log import TokenizingLog, log_tokenizing
 
 
 @dataclass(frozen=True)
@@ -118,33 +119,45 @@ def _tokenize_all(
     _check_captions(work)
     report(Update("tokenize", "", 0, len(work)))
     workers = max_workers or min(4, os.cpu_count() or 1)
-    with ThreadPoolTaskRunner[Any](max_workers=workers) as runner:
+    with (
+        ThreadPoolTaskRunner[Any](max_workers=workers) as runner,
+        log_tokenizing(str(tokens), len(work)) as log,
+    ):
         try:
             futures = {entry["stem"]: runner.submit(tokenize_archive, entry) for entry in work}
-            wait(list(futures.values()))
+            reports, failed = _collect(futures, log)
             # A persisted result knows nothing of the shard that it told of: redo what is missing or damaged.
             again = tokenize_archive.with_options(refresh_cache=True)
-            stale = [entry for entry in work if _is_stale(futures[entry["stem"]], tokens, entry["stem"])]
-            futures |= {entry["stem"]: runner.submit(again, entry) for entry in stale}
-            wait(list(futures.values()))
+            stale = [entry for entry in work if _is_stale(reports.get(entry["stem"]), tokens, entry["stem"])]
+            redone, failed_again = _collect({entry["stem"]: runner.submit(again, entry) for entry in stale}, log)
+            reports, failed = reports | redone, failed | failed_again
         except BaseException:
             stop_tokenizing(work[0]["flow_run"])  # the threads would outlive a cancelled run
             raise
-    reports, failed = [], {}
-    for stem, future in futures.items():
-        outcome = future.result(raise_on_failure=False)
+    return [reports[stem] for stem in futures if stem in reports and stem not in failed], failed
+
+
+def _collect(
+    futures: Mapping[str, PrefectFuture[Any]], log: TokenizingLog
+) -> tuple[dict[str, ShardReport], dict[str, str]]:
+    """Outcomes as they come → reports and reasons of failure, by stem."""
+    stems = {future.task_run_id: stem for stem, future in futures.items()}
+    reports: dict[str, ShardReport] = {}
+    failed: dict[str, str] = {}
+    for future in as_completed(list(futures.values())):
+        stem, outcome = stems[future.task_run_id], future.result(raise_on_failure=False)
         if isinstance(outcome, ShardReport):
-            reports.append(outcome)
+            reports[stem] = outcome
             clips = outcome.clips + len(outcome.rejected)
             report(Update("tokenize", stem, clips, clips))  # cached ones have said nothing themselves
         else:
             failed[stem] = str(outcome) or type(outcome).__name__
+        log.add(stem, reports.get(stem))
     return reports, failed
 
 
-def _is_stale(future: PrefectFuture[Any], tokens: UPath, stem: str) -> bool:
-    outcome = future.result(raise_on_failure=False)
-    return isinstance(outcome, ShardReport) and read_report(tokens, stem) != outcome
+def _is_stale(shard: ShardReport | None, tokens: UPath, stem: str) -> bool:
+    return shard is not None and read_report(tokens, stem) != shard
 
 
 def _check_captions(work: list[dict[str, Any]]) -> None:

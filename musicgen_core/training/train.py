@@ -68,7 +68,12 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training came to. `resumed_from` is the step that it went on from, 0 for a new one."""
+    """What a training came to.
+
+    Attributes:
+        first_loss, last_loss: mean training loss of the first and of the last epoch.
+        resumed_from: the step that it went on from, 0 for a new one.
+    """
 
     run_dir: str
     steps: int
@@ -324,15 +329,16 @@ class _Session:
                     storage.upload(local, storage.as_path(self.request.copy_to) / "lora_weights" / file.name)
 
     def _result(self, url: str | None) -> TrainResult:
-        progress, rows = self.trainer.progress, tracking.read_metrics(self.metrics)
+        progress = self.trainer.progress
+        losses = [row["train/epoch_loss"] for row in tracking.read_metrics(self.metrics) if "train/epoch_loss" in row]
         return TrainResult(
             run_dir=str(self.files.root),
             steps=progress.step,
             epochs=self.trainer.order.epoch_of(max(1, progress.step)),
             best_loss=progress.best_loss,
             best_epoch=progress.best_epoch,
-            first_loss=rows[0]["train/loss"] if rows else None,
-            last_loss=rows[-1]["train/loss"] if rows else None,
+            first_loss=losses[0] if losses else None,
+            last_loss=losses[-1] if losses else None,
             resumed_from=self.resumed_from,
             wandb_url=url,
         )
