@@ -28,7 +28,9 @@ def up(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
     api = f"http://{options.host}:{options.port}/api"
     os.environ["PREFECT_API_URL"] = api
-    signal.signal(signal.SIGTERM, _interrupt)  # a service manager's stop is a Ctrl-C
+    # A service manager's stop is a Ctrl-C; and a shell that starts us in the background has SIGINT ignored.
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, _interrupt)
     with contextlib.ExitStack() as stack:
         try:
             running = [stack.enter_context(_server(api, options.host, options.port))]

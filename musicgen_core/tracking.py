@@ -85,7 +85,7 @@ class Wandb:
     @property
     def url(self) -> str | None:
         """The run's page, where it has one."""
-        return self._run.url if self._run is not None else None
+        return self._run.url if self._run is not None and not self._offline else None
 
     def log(self, values: Mapping[str, Any]) -> None:
         if self._run is not None:
