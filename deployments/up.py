@@ -43,6 +43,8 @@ def up(arguments: Sequence[str]) -> int:
             output.print("Start a job with: musicgen-flows run tokenize-archives --watch. Ctrl-C stops everything.")
             _watch([process for process in running if process is not None])
         except KeyboardInterrupt:
+            for stop in (signal.SIGTERM, signal.SIGINT):  # a second Ctrl-C would leave half of it running
+                signal.signal(stop, signal.SIG_IGN)
             output.print("Stopping the worker and the server …")
     output.print("Stopped.")
     return 0
