@@ -61,8 +61,8 @@ def up(tmp_path_factory: pytest.TempPathFactory, demo_archives: Path) -> Iterato
             time.sleep(0.5)
         yield Up(process, {**environment, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}, log)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.terminate()  # not SIGKILL: its server and worker would live on
+        process.wait(timeout=90)
 
 
 def run_deployment(up: Up, name: str, *parameters: str) -> subprocess.CompletedProcess[str]:
