@@ -105,13 +105,17 @@ def trained_rows(result: TrainResult) -> list[tuple[str, str]]:
     best = "none" if result.best_loss is None else f"{result.best_loss:.3f} in epoch {result.best_epoch}"
     rows = [
         ("training", f"{result.steps} steps, {result.epochs} epochs{begun}"),
-        ("training loss", f"{result.first_loss:.3f} → {result.last_loss:.3f} (first and last epoch)"),
+        ("training loss", f"{_loss(result.first_loss)} → {_loss(result.last_loss)} (first and last epoch)"),
         ("best loss", best),
         ("adapter", f"{result.run_dir}/lora_weights/best_lora.pt"),
         ("full model", f"{result.run_dir}/full_models/best_model.pt"),
         ("loss curve", f"{result.run_dir}/loss.png"),
     ]
     return rows + ([("WandB", result.wandb_url)] if result.wandb_url else [])
+
+
+def _loss(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f}"
 
 
 def rendered_rows(pieces: Sequence[Rendered]) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -67,8 +68,22 @@ def progress_bars() -> Iterator[Bars]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
     )
+    show_core_messages()
     with Progress(*columns, console=output, refresh_per_second=4) as progress:
         yield Bars(progress)
+
+
+class _CoreMessages(logging.Handler):
+    """Shows what the core says above the progress bars: few lines, all of them worth reading."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        output.print(record.getMessage(), style="yellow" if record.levelno >= logging.WARNING else "dim", markup=False)
+
+
+def show_core_messages() -> None:
+    logger = logging.getLogger("musicgen_core")
+    if not any(isinstance(handler, _CoreMessages) for handler in logger.handlers):
+        logger.addHandler(_CoreMessages(logging.INFO))
 
 
 def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:

@@ -43,7 +43,8 @@ def demo(arguments: Sequence[str]) -> int:
     if unknown:
         raise UsageError([f"there is no option {argument}" for argument in unknown])
     # The demo's runs never go to anyone's WandB account.
-    os.environ["WANDB_MODE"] = os.environ.get("WANDB_MODE", "offline")
+    if os.environ.get("WANDB_MODE") != "disabled":
+        os.environ["WANDB_MODE"] = "offline"
     started = time.monotonic()
     workdir = known.workdir.resolve()
     stamp = time.strftime("%Y%m%d-%H%M%S")

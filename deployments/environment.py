@@ -23,12 +23,12 @@ def prepare(quiet: bool = False) -> None:
     """Put the defaults into the environment where nothing else is set.
 
     Args:
-        quiet: keep what is not a warning off the terminal, where progress is shown; the UI has all of it.
+        quiet: keep Prefect's logs and tracebacks off the terminal, where progress is shown; the UI has all of them.
     """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     if quiet:
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 
 def use_local_server() -> bool:

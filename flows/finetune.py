@@ -9,7 +9,7 @@ from prefect import flow, get_run_logger
 from pydantic import Field
 
 from flows.generate_music import generate_music
-from flows.parameters import DEFAULT_MODEL, Device, Model, creation_stamp, place, spread
+from flows.parameters import DEFAULT_MODEL, Device, Model, creation_stamp, place, run_name, spread
 from flows.tokenize_archives import TokenizeResult, tokenize_archives
 from flows.train_lora import train_lora
 from musicgen_core import storage
@@ -30,7 +30,7 @@ class FinetuneResult:
     rendered: "list[Rendered]"
 
 
-@flow(name="finetune", flow_run_name="finetune · {run_dir}")
+@flow(name="finetune", flow_run_name=run_name("finetune", "run_dir"))
 @spread(TrainSettings)
 def finetune(
     *,

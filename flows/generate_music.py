@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows.parameters import DEFAULT_MODEL, Device, Model, place, spread
+from flows.parameters import DEFAULT_MODEL, Device, Model, creation_stamp, place, run_name, spread
+from musicgen_core import storage
 from musicgen_core.config import SamplingSettings
 from tasks.generating import render_prompts
 from tasks.keys import export_secrets
@@ -22,12 +23,12 @@ DEFAULT_PROMPTS = (
 )
 
 
-@flow(name="generate-music", flow_run_name="generate-music · {output}")
+@flow(name="generate-music", flow_run_name=run_name("generate-music", "output"))
 @spread(SamplingSettings)
 def generate_music(
     *,
     output: Annotated[
-        str | None, Field(description="Directory of the wavs; by default the variable musicgen_output")
+        str | None, Field(description="Directory of the wavs; by default a new one under the variable musicgen_output")
     ] = None,
     prompts: Annotated[list[str] | None, Field(description="Texts to make music from, one piece each")] = None,
     prompts_file: Annotated[str | None, Field(description="A text file with a prompt a line")] = None,
@@ -47,8 +48,9 @@ def generate_music(
     """Make music from texts, with the adapter of a training or with the base model."""
     export_secrets()
     texts = _prompts(prompts, prompts_file)
+    directory = output or str(storage.as_path(place(None, "musicgen_output")) / f"generate-{creation_stamp()}")
     return render_prompts(
-        output=place(output, "musicgen_output"),
+        output=directory,
         prompts=texts,
         count=len(texts),
         model=model,

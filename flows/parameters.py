@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Annotated, Any, Literal, TypeVar
 
+from prefect import runtime
 from prefect.context import FlowRunContext
 from prefect.variables import Variable
 from pydantic import Field
@@ -28,14 +29,21 @@ Device = Annotated[
 DEFAULT_MODEL = "facebook/musicgen-large"
 
 
-def spread(kind: type[Settings], **defaults: Any) -> Callable[[Callable[..., R]], Callable[..., R]]:
+def run_name(flow: str, parameter: str) -> Callable[[], str]:
+    """`train-lora · runs/first`, or the flow's name alone where the parameter is not given."""
+
+    def name() -> str:
+        value = runtime.flow_run.parameters.get(parameter)
+        return f"{flow} · {value}" if value else flow
+
+    return name
+
+
+def spread(kind: type[Settings]) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Let a flow take each field of `kind` as a parameter, and hand them to it validated as `settings`.
 
     So a setting has one definition, with its default and description, and one name everywhere: in the UI's run
     form, in `prefect deployment run -p`, in YAML and on the command line.
-
-    Args:
-        defaults: other defaults than those of `kind`.
     """
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
@@ -49,7 +57,7 @@ def spread(kind: type[Settings], **defaults: Any) -> Callable[[Callable[..., R]]
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=defaults.get(name, field.default),
+                default=field.default,
                 annotation=Annotated[field.annotation, *field.metadata, Field(description=field.description)],
             )
             for name, field in kind.model_fields.items()
@@ -87,4 +95,5 @@ def creation_stamp() -> str:
     assert context is not None and context.flow_run is not None, "only inside a flow"
     created = context.flow_run.created
     assert created is not None  # the server sets it
-    return created.strftime("%Y%m%d-%H%M%S")
+    # Scheduled runs are created many at a time; the end of the id, a UUIDv7, tells them apart.
+    return f"{created:%Y%m%d-%H%M%S}-{str(context.flow_run.id)[-6:]}"

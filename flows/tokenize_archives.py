@@ -16,7 +16,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 from upath import UPath
 
-from flows.parameters import DEFAULT_MODEL, Device, Model, place
+from flows.parameters import DEFAULT_MODEL, Device, Model, place, run_name
 from musicgen_core import storage
 from musicgen_core.data.archive import archive_stem, clip_names, find_archives
 from musicgen_core.data.captions import check_matches, load_captions
@@ -37,7 +37,7 @@ class TokenizeResult:
     failed: dict[str, str]
 
 
-@flow(name="tokenize-archives", flow_run_name="tokenize-archives · {archives}")
+@flow(name="tokenize-archives", flow_run_name=run_name("tokenize-archives", "archives"))
 def tokenize_archives(
     archives: Annotated[
         str | None, Field(description="A file, a directory or a glob; by default the variable musicgen_archives")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows.parameters import DEFAULT_MODEL, Device, Model, creation_stamp, place, spread
+from flows.parameters import DEFAULT_MODEL, Device, Model, creation_stamp, place, run_name, spread
 from musicgen_core import storage
 from musicgen_core.config import TrainSettings
 from tasks.keys import export_secrets
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from musicgen_core.training.train import TrainResult
 
 
-@flow(name="train-lora", flow_run_name="train-lora · {run_dir}")
+@flow(name="train-lora", flow_run_name=run_name("train-lora", "run_dir"))
 @spread(TrainSettings)
 def train_lora(
     *,

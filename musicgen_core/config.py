@@ -54,7 +54,7 @@ class SamplingSettings(Settings):
     """How to choose codes while generating."""
 
     duration: float = Field(10.0, gt=0, le=30, description="seconds of music a prompt, at most 30")
-    seed: int = Field(0, ge=0, lt=2**32, description="prompt number i, from 0, draws from its own stream of this seed")
+    seed: int = Field(0, ge=0, lt=2**32, description="each prompt draws from its own random stream of this seed")
     greedy: bool = Field(False, description="always take the likeliest code instead of sampling")
     top_k: int = Field(250, ge=0, description="sample from the k likeliest codes; 0 for all")
     top_p: float = Field(

@@ -56,5 +56,9 @@ class RunDirectoryError(MusicgenError):
     """A run directory that doesn't fit what is asked of it."""
 
 
+class TrainingError(MusicgenError):
+    """A training that can't go on."""
+
+
 class Cancelled(Exception):
     """The work stopped because it was told to. What was finished before is kept."""

@@ -12,7 +12,7 @@ from prefect.context import TaskRunContext
 
 from musicgen_core import storage
 from musicgen_core.data.archive import archive_stem
-from musicgen_core.errors import MusicgenError
+from musicgen_core.errors import Cancelled, MusicgenError
 from tasks.progress import Update, report
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _digest(metadata: str | None) -> str:
 
 def _may_help(task: Any, run: Any, state: Any) -> bool:
     """Try again after trouble with storage or memory, not after a mistake that will be the same next time."""
-    return not isinstance(state.result(raise_on_failure=False), MusicgenError)
+    return not isinstance(state.result(raise_on_failure=False), (MusicgenError, Cancelled))
 
 
 @task(
@@ -62,7 +62,6 @@ def _may_help(task: Any, run: Any, state: Any) -> bool:
     retry_condition_fn=_may_help,
     persist_result=True,
     cache_key_fn=_cache_key,
-    log_prints=False,
 )
 def tokenize_archive(
     archive: str,

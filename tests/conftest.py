@@ -12,6 +12,7 @@ import pytest
 for _name in [name for name in os.environ if name.startswith(("PREFECT_", "WANDB_"))]:
     del os.environ[_name]
 os.environ.update(WANDB_MODE="disabled", PREFECT_SERVER_ANALYTICS_ENABLED="false", DO_NOT_TRACK="1")
+os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # as the command line has it
 
 
 @pytest.fixture(scope="session")

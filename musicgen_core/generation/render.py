@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -121,7 +122,7 @@ def render(
                 on_step(index, done, total)
 
             started = time.monotonic()
-            stream = stream_seed(request.settings.seed, number)
+            stream = stream_seed(request.settings.seed, prompt, request.prompts[:number].count(prompt))
             codes = voice.engine.generate([prompt], request.settings, [stream], report, cancelled)
             audio = normalize(codec.decode(codes)[0, 0].numpy(), SAMPLE_RATE)
             sidecar = {
@@ -144,9 +145,10 @@ def render(
     return pieces
 
 
-def stream_seed(seed: int, number: int) -> int:
-    """The seed of the random stream of prompt `number`, from 0."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
+def stream_seed(seed: int, prompt: str, repetition: int = 0) -> int:
+    """The seed of a prompt's own random stream, whatever else is rendered with it; a repeated prompt gets another."""
+    text = int.from_bytes(hashlib.blake2b(prompt.encode(), digest_size=8).digest(), "big")
+    return int(np.random.SeedSequence([seed, text, repetition]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _voices(request: RenderRequest, model: BaseModel, device: torch.device) -> Iterator[_Voice]:

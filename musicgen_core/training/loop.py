@@ -16,7 +16,7 @@ from torch import Tensor
 from musicgen_core.codes import FRAME_RATE
 from musicgen_core.config import TrainSettings
 from musicgen_core.data.dataset import Batch, Clips, split, training_batch, validation_batch
-from musicgen_core.errors import Cancelled
+from musicgen_core.errors import Cancelled, TrainingError
 from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.lora import LoraSettings, adapter_state, add_lora, set_adapter_state
 from musicgen_core.model.pattern import teacher_forcing
@@ -130,6 +130,11 @@ class Trainer:
             loss += losses.detach().sum() / len(indices)
             audio_seconds += int(batch.frames.sum()) / FRAME_RATE
         norm = torch.nn.utils.clip_grad_norm_(self.trainable, self.settings.max_grad_norm)
+        if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+            raise TrainingError(
+                f"step {step} gave a loss of {loss.item()} and a gradient norm of {norm.item()}, and was not taken",
+                "Lower --learning-rate, and run again: it goes on from the last checkpoint",
+            )
         row = {
             "step": step,
             "epoch": epoch,

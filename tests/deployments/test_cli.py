@@ -14,8 +14,10 @@ QUICK = ["--batch-size", "4", "--gradient-accumulation-steps", "1", "--segment-s
 
 
 def error_of(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on stderr."""
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    """The one line on stderr that is ours; no traceback."""
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    lines = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     return lines[0]
 

@@ -95,7 +95,8 @@ def test_deployments_run_to_completed_from_the_places_that_up_set(up: Up) -> Non
     [run] = (folder / "runs").iterdir()
     assert run.name.startswith("train-")
     assert (run / "lora_weights" / "final_lora.pt").exists()
-    assert (folder / "music" / "generated_000.wav").exists()
+    [music] = (folder / "music").iterdir()
+    assert (music / "generated_000.wav").exists()
 
 
 @pytest.mark.timeout(300)
