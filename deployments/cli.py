@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from deployments.environment import prepare
+from deployments.environment import prepare, use_local_server
 from deployments.options import UsageError
 from musicgen_core.errors import MusicgenError
 
@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: there is no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     prepare(quiet=not debug)
+    use_local_server()  # before Prefect is imported: it reads the environment once
     command = COMMANDS[name]
     try:
         function: Callable[[Sequence[str]], int] = getattr(importlib.import_module(command.module), command.function)

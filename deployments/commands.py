@@ -7,7 +7,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from deployments.console import output, print_table, progress_bars
-from deployments.environment import use_local_server
+from deployments.environment import has_server
 from deployments.options import FlowOptions, parse
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def run_flow(flow: Any, parameters: dict[str, Any]) -> Any:
     from musicgen_core.errors import ArchiveError
     from tasks.progress import listen
 
-    if not use_local_server():
+    if not has_server():
         output.print("Starting a temporary Prefect server (musicgen-flows up starts a lasting one) …", style="dim")
     with progress_bars() as bars:
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from deployments.commands import rendered_rows, run_flow, tokenized_rows, trained_rows
 from deployments.console import output, print_table, progress_bars
-from deployments.environment import use_local_server
 from deployments.options import UsageError
 from musicgen_core.demo_data import STYLES, make_demo_archives
 
@@ -64,7 +63,6 @@ def demo(arguments: Sequence[str]) -> int:
     }
     from flows.finetune import finetune
 
-    use_local_server()
     output.print("Starting Prefect. Its first start makes a database and takes a while …", style="dim")
     _run_until_cut_off(finetune, parameters)
     output.print(

@@ -31,14 +31,17 @@ def prepare(quiet: bool = False) -> None:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 
-def use_local_server() -> bool:
-    """Use the server that `up` runs on this machine, if one answers there and no other is configured."""
-    if "PREFECT_API_URL" in os.environ:
-        return True
-    if is_healthy(LOCAL_API):
+def use_local_server() -> None:
+    """Use the server that `up` runs on this machine, if one answers there and the environment names no other."""
+    if "PREFECT_API_URL" not in os.environ and is_healthy(LOCAL_API):
         os.environ["PREFECT_API_URL"] = LOCAL_API
-        return True
-    return False
+
+
+def has_server() -> bool:
+    """Whether a server is configured, in the environment or in Prefect's profile."""
+    from prefect.settings import get_current_settings
+
+    return get_current_settings().api.url is not None
 
 
 def is_healthy(api: str) -> bool:

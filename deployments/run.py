@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from deployments.environment import LOCAL_API, use_local_server
+from deployments.environment import LOCAL_API, has_server
 from deployments.options import UsageError
 from musicgen_core.errors import MusicgenError
 
@@ -29,7 +29,7 @@ def run(arguments: Sequence[str]) -> int:
     problems += [f"{entry!r} is not name=value" for entry in chosen.param if "=" not in entry]
     if problems:
         raise UsageError(problems)
-    if not use_local_server():
+    if not has_server():
         raise MusicgenError(
             f"no Prefect server answers at {LOCAL_API}, and PREFECT_API_URL is not set",
             "Start one with musicgen-flows up",
