@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flows.tokenize_archives import TokenizeResult
     from musicgen_core.generation.render import Rendered
     from musicgen_core.training.train import TrainResult
+    from tasks.progress import Update
 
 TOKENIZE = FlowOptions(positionals=("archives", "tokens"))
 TRAIN = FlowOptions(positionals=("tokens", "run_dir"), short={"num_epochs": "--epochs"}, with_config=True)
@@ -67,23 +68,28 @@ def run_flow(flow: Any, parameters: dict[str, Any]) -> Any:
         Exception: what made the flow fail; for failed archives, an ArchiveError that names them.
     """
     from musicgen_core.errors import ArchiveError
-    from tasks.progress import listen
 
     if not has_server():
         output.print("Starting a temporary Prefect server (musicgen-flows up starts a lasting one) …", style="dim")
     with progress_bars() as bars:
-
-        def call() -> Any:
-            listen(bars)
-            return flow(**parameters, return_state=True)
-
-        state = copy_context().run(call)
+        state = call_heard(flow, parameters, bars)
     result = state.result(raise_on_failure=False)
     if isinstance(result, BaseException):
         raise result
     if not state.is_completed():
         raise ArchiveError(str(state.message), "Mend them and run the same command again: only they are done then")
     return result
+
+
+def call_heard(flow: Any, parameters: dict[str, Any], listener: Callable[[Update], None]) -> Any:
+    """Run a flow with its tasks' progress going to `listener` → its final state."""
+    from tasks.progress import listen
+
+    def call() -> Any:
+        listen(listener)
+        return flow(**parameters, return_state=True)
+
+    return copy_context().run(call)
 
 
 def tokenized_rows(result: TokenizeResult) -> list[tuple[str, str]]:

@@ -6,13 +6,12 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deployments.commands import rendered_rows, run_flow, tokenized_rows, trained_rows
+from deployments.commands import call_heard, rendered_rows, run_flow, tokenized_rows, trained_rows
 from deployments.console import output, print_table, progress_bars
-from deployments.options import UsageError
+from deployments.options import UsageError, describe_unknown
 from musicgen_core.demo_data import STYLES, make_demo_archives
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def demo(arguments: Sequence[str]) -> int:
     parser.add_argument("--workdir", type=Path, default=Path("demo"), help="where everything goes (default ./demo)")
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
-        raise UsageError([f"there is no option {argument}" for argument in unknown])
+        raise UsageError(describe_unknown(unknown))
     # The demo's runs never go to anyone's WandB account.
     if os.environ.get("WANDB_MODE") != "disabled":
         os.environ["WANDB_MODE"] = "offline"
@@ -80,16 +79,9 @@ def demo(arguments: Sequence[str]) -> int:
 
 
 def _run_until_cut_off(flow: Any, parameters: dict[str, Any]) -> None:
-    from tasks.progress import listen
-
     with progress_bars() as bars:
-
-        def call() -> None:
-            listen(_cutting(bars))
-            flow(**parameters)
-
         try:
-            copy_context().run(call)
+            call_heard(flow, parameters, _cutting(bars))
         except _CutOff:
             return
     raise AssertionError("the training ended before it was cut off")

@@ -57,7 +57,7 @@ def parse(command: str, function: Callable[..., Any], options: FlowOptions, argu
     parser = _parser(command, inspect.getdoc(function) or "", fields, options)
     namespace, unknown = parser.parse_known_intermixed_args(arguments)  # options may stand between arguments
     given = vars(namespace)
-    problems = _unknown(unknown)
+    problems = describe_unknown(unknown)
     if options.with_config and (config := given.pop("config", None)):
         try:
             given = {**read_yaml(config), **given}
@@ -123,7 +123,8 @@ def _parser(
     return parser
 
 
-def _unknown(arguments: Sequence[str]) -> list[str]:
+def describe_unknown(arguments: Sequence[str]) -> list[str]:
+    """A problem for each argument that a parser did not know."""
     return [
         f"there is no option {argument.split('=')[0]}"
         if argument.startswith("-")

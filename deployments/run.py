@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from deployments.environment import LOCAL_API, has_server
-from deployments.options import UsageError
+from deployments.options import UsageError, describe_unknown
 from musicgen_core.errors import MusicgenError
 
 DEPLOYMENTS = ("tokenize-archives", "train-lora", "generate-music", "finetune")
@@ -23,7 +23,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--watch", action="store_true", help="wait for the end; exit 1 if the run fails")
     chosen, unknown = parser.parse_known_args(arguments)
-    problems = [f"there is no option {argument}" for argument in unknown]
+    problems = describe_unknown(unknown)
     if chosen.deployment not in DEPLOYMENTS:
         problems.append(f"there is no deployment {chosen.deployment!r}; there are {', '.join(DEPLOYMENTS)}")
     problems += [f"{entry!r} is not name=value" for entry in chosen.param if "=" not in entry]

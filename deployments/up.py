@@ -14,7 +14,7 @@ from pathlib import Path
 
 from deployments.console import output, print_table
 from deployments.environment import is_healthy
-from deployments.options import UsageError
+from deployments.options import UsageError, describe_unknown
 from deployments.run import DEPLOYMENTS
 from musicgen_core.errors import MusicgenError
 
@@ -61,7 +61,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         )
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        raise UsageError([f"there is no option {argument}" for argument in unknown])
+        raise UsageError(describe_unknown(unknown))
     return options
 
 

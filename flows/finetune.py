@@ -9,7 +9,21 @@ from prefect import flow, get_run_logger
 from pydantic import Field
 
 from flows.generate_music import generate_music
-from flows.parameters import DEFAULT_MODEL, Device, Model, creation_stamp, place, run_name, spread
+from flows.parameters import (
+    DEFAULT_MODEL,
+    Archives,
+    Device,
+    Limit,
+    MaxWorkers,
+    Metadata,
+    Model,
+    Output,
+    Tokens,
+    creation_stamp,
+    place,
+    run_name,
+    spread,
+)
 from flows.tokenize_archives import TokenizeResult, tokenize_archives
 from flows.train_lora import train_lora
 from musicgen_core import storage
@@ -34,26 +48,18 @@ class FinetuneResult:
 @spread(TrainSettings)
 def finetune(
     *,
-    archives: Annotated[
-        str | None, Field(description="A file, a directory or a glob; by default the variable musicgen_archives")
-    ] = None,
-    tokens: Annotated[
-        str | None, Field(description="Directory of the shards; by default the variable musicgen_tokens")
-    ] = None,
+    archives: Archives = None,
+    tokens: Tokens = None,
     run_dir: Annotated[
         str | None,
         Field(description="Directory of the training; by default a new one under the variable musicgen_runs"),
     ] = None,
-    output: Annotated[
-        str | None, Field(description="Directory of the wavs; by default the variable musicgen_output")
-    ] = None,
-    metadata: Annotated[
-        str | None, Field(description="Descriptions; by default metadata.jsonl beside the archives")
-    ] = None,
+    output: Output = None,
+    metadata: Metadata = None,
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
-    limit: Annotated[int | None, Field(ge=1, description="Take only the first so many clips of the whole run")] = None,
-    max_workers: Annotated[int | None, Field(ge=1, description="Archives at a time while tokenizing")] = None,
+    limit: Limit = None,
+    max_workers: MaxWorkers = None,
     on_failed_archives: Annotated[
         Literal["stop", "continue"], Field(description="What to do when archives could not be tokenized")
     ] = "stop",

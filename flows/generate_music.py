@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows.parameters import DEFAULT_MODEL, Device, Model, creation_stamp, place, run_name, spread
+from flows.parameters import DEFAULT_MODEL, Device, Model, Output, creation_stamp, place, run_name, spread
 from musicgen_core import storage
 from musicgen_core.config import SamplingSettings
 from tasks.generating import render_prompts
@@ -27,9 +27,7 @@ DEFAULT_PROMPTS = (
 @spread(SamplingSettings)
 def generate_music(
     *,
-    output: Annotated[
-        str | None, Field(description="Directory of the wavs; by default a new one under the variable musicgen_output")
-    ] = None,
+    output: Output = None,
     prompts: Annotated[list[str] | None, Field(description="Texts to make music from, one piece each")] = None,
     prompts_file: Annotated[str | None, Field(description="A text file with a prompt a line")] = None,
     model: Model = DEFAULT_MODEL,

@@ -26,6 +26,18 @@ Model = Annotated[
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], Field(description="Where to compute; auto takes a GPU if there is one")
 ]
+Archives = Annotated[
+    str | None, Field(description="A file, a directory or a glob; by default the variable musicgen_archives")
+]
+Tokens = Annotated[str | None, Field(description="Directory of the shards; by default the variable musicgen_tokens")]
+Metadata = Annotated[
+    str | None, Field(description="Descriptions; by default metadata.jsonl beside the archives, if it is there")
+]
+Limit = Annotated[int | None, Field(ge=1, description="Take only the first so many clips of the whole run")]
+MaxWorkers = Annotated[int | None, Field(ge=1, description="Archives at a time; by default one a core, at most 4")]
+Output = Annotated[
+    str | None, Field(description="Directory of the wavs; by default a new one under the variable musicgen_output")
+]
 DEFAULT_MODEL = "facebook/musicgen-large"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_table_artifact
@@ -13,10 +13,20 @@ from prefect.client.schemas import State
 from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
-from pydantic import Field
 from upath import UPath
 
-from flows.parameters import DEFAULT_MODEL, Device, Model, place, run_name
+from flows.parameters import (
+    DEFAULT_MODEL,
+    Archives,
+    Device,
+    Limit,
+    MaxWorkers,
+    Metadata,
+    Model,
+    Tokens,
+    place,
+    run_name,
+)
 from musicgen_core import storage
 from musicgen_core.data.archive import archive_stem, clip_names, find_archives
 from musicgen_core.data.captions import check_matches, load_captions
@@ -39,21 +49,13 @@ class TokenizeResult:
 
 @flow(name="tokenize-archives", flow_run_name=run_name("tokenize-archives", "archives"))
 def tokenize_archives(
-    archives: Annotated[
-        str | None, Field(description="A file, a directory or a glob; by default the variable musicgen_archives")
-    ] = None,
-    tokens: Annotated[
-        str | None, Field(description="Directory of the shards; by default the variable musicgen_tokens")
-    ] = None,
-    metadata: Annotated[
-        str | None, Field(description="Descriptions; by default metadata.jsonl beside the archives, if it is there")
-    ] = None,
+    archives: Archives = None,
+    tokens: Tokens = None,
+    metadata: Metadata = None,
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
-    limit: Annotated[int | None, Field(ge=1, description="Take only the first so many clips of the whole run")] = None,
-    max_workers: Annotated[
-        int | None, Field(ge=1, description="Archives at a time; by default one a core, at most 4")
-    ] = None,
+    limit: Limit = None,
+    max_workers: MaxWorkers = None,
 ) -> State[TokenizeResult]:
     """Tokenize every clip of every archive with EnCodec, a task an archive; what is done already is kept."""
     export_secrets()

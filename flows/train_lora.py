@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows.parameters import DEFAULT_MODEL, Device, Model, creation_stamp, place, run_name, spread
+from flows.parameters import DEFAULT_MODEL, Device, Model, Tokens, creation_stamp, place, run_name, spread
 from musicgen_core import storage
 from musicgen_core.config import TrainSettings
 from tasks.keys import export_secrets
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 @spread(TrainSettings)
 def train_lora(
     *,
-    tokens: Annotated[
-        str | None, Field(description="Directory of the shards; by default the variable musicgen_tokens")
-    ] = None,
+    tokens: Tokens = None,
     run_dir: Annotated[
         str | None,
         Field(description="Directory of this training; by default a new one under the variable musicgen_runs"),

@@ -31,6 +31,10 @@ class Engine:
     text: TextEncoder
     guidance: float
 
+    def coefficient(self, settings: SamplingSettings) -> float:
+        """How strongly the text guides with these settings."""
+        return self.guidance if settings.guidance is None else settings.guidance
+
     @torch.inference_mode()
     def generate(
         self,
@@ -63,7 +67,7 @@ class Engine:
         sequence = torch.full(
             (len(prompts), config.codebooks, steps + 1), config.special, dtype=torch.int64, device=mask.device
         )
-        guidance = self.guidance if settings.guidance is None else settings.guidance
+        guidance = self.coefficient(settings)
         for position in range(steps):
             if cancelled():
                 raise Cancelled(f"generating was cancelled at step {position} of {steps}")

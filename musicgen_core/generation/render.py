@@ -26,6 +26,7 @@ from musicgen_core.generation.loudness import normalize
 from musicgen_core.model.lora import Adapter, find_adapter, load_adapter, load_merged
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, file_sha256, find_model, guidance_defaults
+from musicgen_core.seeds import stream_of
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,10 @@ def render(
                 "duration": len(audio) / SAMPLE_RATE,
                 "model": model.identity,
                 "adapter": voice.adapter,
-                "sampling": {**request.settings.model_dump(mode="json"), "guidance": _guidance(request, voice)},
+                "sampling": {
+                    **request.settings.model_dump(mode="json"),
+                    "guidance": voice.engine.coefficient(request.settings),
+                },
                 "engine_batch_size": 1,
                 "device": str(device),
                 "render_seconds": round(time.monotonic() - started, 3),
@@ -148,7 +152,7 @@ def render(
 def stream_seed(seed: int, prompt: str, repetition: int = 0) -> int:
     """The seed of a prompt's own random stream, whatever else is rendered with it; a repeated prompt gets another."""
     text = int.from_bytes(hashlib.blake2b(prompt.encode(), digest_size=8).digest(), "big")
-    return int(np.random.SeedSequence([seed, text, repetition]).generate_state(1, np.uint64)[0] >> 1)
+    return stream_of(seed, text, repetition)
 
 
 def _voices(request: RenderRequest, model: BaseModel, device: torch.device) -> Iterator[_Voice]:
@@ -172,10 +176,6 @@ def _voices(request: RenderRequest, model: BaseModel, device: torch.device) -> I
         yield _Voice(Engine(load_merged(model, None, device, compute_dtype(device)), text, guidance), None)
     if adapter is not None:
         yield _Voice(Engine(load_merged(model, adapter, device, compute_dtype(device)), text, guidance), described)
-
-
-def _guidance(request: RenderRequest, voice: _Voice) -> float:
-    return voice.engine.guidance if request.settings.guidance is None else request.settings.guidance
 
 
 def _write(request: RenderRequest, index: int, audio: np.ndarray, codes: torch.Tensor, sidecar: dict[str, Any]) -> str:

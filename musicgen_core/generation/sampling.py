@@ -28,14 +28,13 @@ def sample(logits: Tensor, settings: SamplingSettings, noise: Tensor) -> Tensor:
         return logits.argmax(dim=-1)
     probabilities = torch.softmax(logits.float() / settings.temperature, dim=-1)
     keep = min(settings.top_k, logits.shape[-1])
-    if settings.top_p > 0:
-        ordered, codes = probabilities.sort(dim=-1, descending=True, stable=True)
-        # Keep codes until the probability before them reaches top_p, like audiocraft's sample_top_p.
-        ordered = ordered.masked_fill(ordered.cumsum(dim=-1) - ordered > settings.top_p, 0)
-    elif keep > 0:
+    if settings.top_p == 0 and keep > 0:
         ordered, codes = probabilities.topk(keep, dim=-1)
     else:
         ordered, codes = probabilities.sort(dim=-1, descending=True, stable=True)
+    if settings.top_p > 0:
+        # Keep codes until the probability before them reaches top_p, like audiocraft's sample_top_p.
+        ordered = ordered.masked_fill(ordered.cumsum(dim=-1) - ordered > settings.top_p, 0)
     cumulative = ordered.cumsum(dim=-1)
     threshold = noise[..., None] * cumulative[..., -1:]
     # The first code whose cumulative probability exceeds the threshold; its own is above 0 then.

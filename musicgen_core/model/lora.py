@@ -132,12 +132,11 @@ def find_adapter(location: storage.Location) -> UPath:
         AdapterError: neither is there.
     """
     path = storage.as_path(location)
-    candidates = [path] if path.suffix == ".pt" else [path / "lora_weights" / "best_lora.pt"]
-    if not candidates[0].exists():
-        raise AdapterError(
-            f"there is no adapter at {candidates[0]}", "Give a *_lora.pt file or the run directory of a training"
-        )
-    return candidates[0]
+    if path.suffix != ".pt":
+        path = path / "lora_weights" / "best_lora.pt"
+    if not path.exists():
+        raise AdapterError(f"there is no adapter at {path}", "Give a *_lora.pt file or the run directory of a training")
+    return path
 
 
 def load_adapter(path: UPath) -> Adapter:

@@ -21,6 +21,7 @@ from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.lora import LoraSettings, adapter_state, add_lora, set_adapter_state
 from musicgen_core.model.pattern import teacher_forcing
 from musicgen_core.model.text import TextEncoder
+from musicgen_core.seeds import stream_of
 from musicgen_core.training.batching import BatchSize, DataOrder
 from musicgen_core.training.checkpoint import Progress
 from musicgen_core.training.loss import clip_losses
@@ -124,30 +125,31 @@ class Trainer:
         loss = torch.zeros((), device=self.device)
         audio_seconds = 0.0
         for number, batch in enumerate(self._micro_batches(indices, epoch)):
-            torch.manual_seed(_stream(self.settings.seed, step, number))  # LoRA's dropout
+            torch.manual_seed(stream_of(self.settings.seed, step, number))  # LoRA's dropout
             losses = self._losses(batch).mean(dim=1)  # [B]
             (losses.sum() / len(indices)).backward()
             loss += losses.detach().sum() / len(indices)
             audio_seconds += int(batch.frames.sum()) / FRAME_RATE
         norm = torch.nn.utils.clip_grad_norm_(self.trainable, self.settings.max_grad_norm)
-        if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+        mean_loss, grad_norm = loss.item(), norm.item()  # once: each waits for the GPU
+        if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
             raise TrainingError(
-                f"step {step} gave a loss of {loss.item()} and a gradient norm of {norm.item()}, and was not taken",
+                f"step {step} gave a loss of {mean_loss} and a gradient norm of {grad_norm}, and was not taken",
                 "Lower --learning-rate, and run again: it goes on from the last checkpoint",
             )
         row = {
             "step": step,
             "epoch": epoch,
-            "train/loss": loss.item(),
+            "train/loss": mean_loss,
             "train/lr": learning_rate,
-            "train/grad_norm": norm.item(),
+            "train/grad_norm": grad_norm,
             "train/audio_seconds_per_sec": audio_seconds / (time.monotonic() - started),
         }
         self.consistent = False
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.progress.step, self.progress.loss = step, row["train/loss"]
-        self.progress.epoch_loss_sum += row["train/loss"] * len(indices)
+        self.progress.step, self.progress.loss = step, mean_loss
+        self.progress.epoch_loss_sum += mean_loss * len(indices)
         self.progress.epoch_clips += len(indices)
         self.progress.pending = row
         self.consistent = True
@@ -233,10 +235,3 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
-
-
-def _stream(*numbers: int) -> int:
-    """A seed of its own for each combination of numbers."""
-    import numpy as np
-
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

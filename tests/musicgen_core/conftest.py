@@ -1,4 +1,4 @@
-"""What tests of archives, shards and tokens share: the debug codec, wavs, archives of every kind, an object store."""
+"""What tests of the core share: the debug model and its parts, wavs, archives of every kind, an object store."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.codec import Codec
 from musicgen_core.model.debug_model import debug_model_directory
+from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel
 
 MakeWav = Callable[..., bytes]
@@ -32,6 +33,11 @@ def debug_model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
 @pytest.fixture(scope="session")
 def codec(debug_model: BaseModel) -> Codec:
     return Codec(debug_model)
+
+
+@pytest.fixture(scope="session")
+def text_encoder(debug_model: BaseModel) -> TextEncoder:
+    return TextEncoder(debug_model.text_encoder)
 
 
 @pytest.fixture

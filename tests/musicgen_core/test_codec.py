@@ -14,24 +14,14 @@ from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.codec import Codec, codec_identity
 from musicgen_core.codes import CARDINALITY, SAMPLE_RATE, SAMPLES_PER_FRAME
 from musicgen_core.errors import ModelError
-from musicgen_core.model.debug_model import CODEC_CONFIG, debug_model_directory
+from musicgen_core.model.debug_model import CODEC_CONFIG
 from musicgen_core.model.weights import BaseModel
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return BaseModel("debug", debug_model_directory(tmp_path_factory.mktemp("cache")))
-
-
-@pytest.fixture(scope="module")
-def codec(model: BaseModel) -> Codec:
-    return Codec(model)
-
-
-@pytest.fixture(scope="module")
-def audiocraft_codec(model: BaseModel) -> Any:
+def audiocraft_codec(debug_model: BaseModel) -> Any:
     """audiocraft's EncodecModel, built from the debug model's files without this project's code."""
-    checkpoint = torch.load(model.codec_path, weights_only=True)
+    checkpoint = torch.load(debug_model.codec_path, weights_only=True)
     builders = import_audiocraft("audiocraft.models.builders")
     encodec = builders.get_compression_model(OmegaConf.create(checkpoint["xp.cfg"]))
     encodec.load_state_dict(checkpoint["best_state"])
@@ -65,18 +55,18 @@ def test_the_debug_codec_tells_sounds_apart(codec: Codec) -> None:
     assert (codec.decode(loud[None]) - codec.decode(quiet[None])).abs().max() > 0.01
 
 
-def test_the_identity_follows_the_weights(model: BaseModel, codec: Codec, tmp_path: Path) -> None:
+def test_the_identity_follows_the_weights(debug_model: BaseModel, codec: Codec, tmp_path: Path) -> None:
     copy = BaseModel("another name", tmp_path)
-    shutil.copy(model.codec_path, copy.codec_path)
+    shutil.copy(debug_model.codec_path, copy.codec_path)
     assert codec_identity(copy) == codec.identity
-    copy.codec_path.write_bytes(model.codec_path.read_bytes() + b"\0")
+    copy.codec_path.write_bytes(debug_model.codec_path.read_bytes() + b"\0")
     assert codec_identity(copy) != codec.identity
 
 
-def test_a_codec_of_another_frame_rate_is_refused(model: BaseModel, tmp_path: Path) -> None:
+def test_a_codec_of_another_frame_rate_is_refused(debug_model: BaseModel, tmp_path: Path) -> None:
     config = OmegaConf.merge(OmegaConf.create(CODEC_CONFIG), {"seanet": {"ratios": [8, 5, 4, 2]}})
     encodec = import_audiocraft("audiocraft.models.builders").get_compression_model(config)
-    other = dataclasses.replace(model, directory=tmp_path)
+    other = dataclasses.replace(debug_model, directory=tmp_path)
     torch.save({"xp.cfg": OmegaConf.to_yaml(config), "best_state": encodec.state_dict()}, other.codec_path)
     with pytest.raises(ModelError) as refused:
         Codec(other)
@@ -84,9 +74,9 @@ def test_a_codec_of_another_frame_rate_is_refused(model: BaseModel, tmp_path: Pa
     assert "facebook/musicgen-large" in refused.value.next_step
 
 
-def test_a_damaged_codec_is_named(model: BaseModel, tmp_path: Path) -> None:
-    damaged = dataclasses.replace(model, directory=tmp_path)
-    checkpoint = torch.load(model.codec_path, weights_only=True)
+def test_a_damaged_codec_is_named(debug_model: BaseModel, tmp_path: Path) -> None:
+    damaged = dataclasses.replace(debug_model, directory=tmp_path)
+    checkpoint = torch.load(debug_model.codec_path, weights_only=True)
     checkpoint["best_state"].popitem()
     torch.save(checkpoint, damaged.codec_path)
     with pytest.raises(ModelError) as refused:

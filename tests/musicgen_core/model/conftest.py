@@ -1,4 +1,4 @@
-"""The models that these tests share: the debug model, and stock audiocraft as the oracle."""
+"""The models that these tests share beside the debug model: stock audiocraft as the oracle."""
 
 from __future__ import annotations
 
@@ -11,26 +11,14 @@ import torch
 from omegaconf import OmegaConf
 
 from musicgen_core.audiocraft_compat import import_audiocraft
-from musicgen_core.model.debug_model import LM_CONFIG, debug_model_directory
+from musicgen_core.model.debug_model import LM_CONFIG
 from musicgen_core.model.decoder import MusicgenLM
-from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
-
-
-@pytest.fixture(scope="session")
-def debug_model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    """Made afresh, so that no older version left in the user's cache is tested instead."""
-    return BaseModel("debug", debug_model_directory(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="session")
 def lm(debug_model: BaseModel) -> MusicgenLM:
     return load_lm(debug_model)
-
-
-@pytest.fixture(scope="session")
-def text_encoder(debug_model: BaseModel) -> TextEncoder:
-    return TextEncoder(debug_model.text_encoder)
 
 
 @pytest.fixture(scope="session")
