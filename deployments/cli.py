@@ -32,7 +32,7 @@ COMMANDS = {
     "generate": Command("prompts to wavs", "deployments.commands", "generate"),
     "up": Command("Prefect server, worker and deployments on this machine", "deployments.up", "up"),
     "run": Command("run a deployment by its short name", "deployments.run", "run"),
-    "estimate": Command("not there yet: how long tokenizing will take", "deployments.later", "estimate"),
+    "estimate": Command("how long tokenizing will take, and at what price", "deployments.estimate", "estimate"),
     "evaluate": Command("not there yet: validation loss of an adapter", "deployments.later", "evaluate"),
     "export": Command("not there yet: an adapter in other libraries' formats", "deployments.later", "export"),
     "doctor": Command("not there yet: check this machine", "deployments.later", "doctor"),

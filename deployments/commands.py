@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from deployments.console import output, print_table, progress_bars
@@ -83,13 +82,10 @@ def run_flow(flow: Any, parameters: dict[str, Any]) -> Any:
 
 def call_heard(flow: Any, parameters: dict[str, Any], listener: Callable[[Update], None]) -> Any:
     """Run a flow with its tasks' progress going to `listener` → its final state."""
-    from tasks.progress import listen
+    from tasks.progress import listening
 
-    def call() -> Any:
-        listen(listener)
+    with listening(listener):
         return flow(**parameters, return_state=True)
-
-    return copy_context().run(call)
 
 
 def tokenized_rows(result: TokenizeResult) -> list[tuple[str, str]]:
@@ -103,6 +99,7 @@ def tokenized_rows(result: TokenizeResult) -> list[tuple[str, str]]:
     ]
     rows += [(f"  {archive}", f"{entry.clip}: {entry.reason}") for archive, entry in rejected[:10]]
     rows += [(f"  failed: {stem}", reason) for stem, reason in result.failed.items()]
+    rows += [("metadata", remark) for remark in result.remarks]
     return rows
 
 

@@ -28,33 +28,15 @@ class Bars:
         self._progress = progress
         self._lock = threading.Lock()
         self._bars: dict[str, TaskID] = {}
-        self._clips: dict[str, int] = {}
-        self._archives_done: set[str] = set()
 
     def __call__(self, update: Update) -> None:
         with self._lock:
             if update.stage not in self._bars:
                 self._bars[update.stage] = self._progress.add_task(_TITLES[update.stage], total=None, text="")
-            if update.stage == "tokenize":
-                self._tokenizing(update)
-            else:
-                self._draw(update.stage, update.done, update.total, update.text)
-
-    def _tokenizing(self, update: Update) -> None:
-        """Archives are counted as they end, clips as they come."""
-        if not update.item:  # the flow's own word on how many archives there are
-            self._draw("tokenize", 0, update.total, "")
-            return
-        self._clips[update.item] = update.done
-        if update.total is not None:
-            self._archives_done.add(update.item)
-        self._draw("tokenize", len(self._archives_done), None, f"{sum(self._clips.values()):,} clips")
-
-    def _draw(self, stage: str, done: int, total: int | None, text: str) -> None:
-        bar = self._bars[stage]
-        self._progress.update(bar, completed=done, text=text)
-        if total is not None:
-            self._progress.update(bar, total=total)
+            bar = self._bars[update.stage]
+            self._progress.update(bar, completed=update.done, text=update.text)
+            if update.total is not None:
+                self._progress.update(bar, total=update.total)
 
 
 @contextmanager

@@ -7,10 +7,6 @@ from collections.abc import Sequence
 from musicgen_core.errors import MusicgenError
 
 
-def estimate(_arguments: Sequence[str]) -> int:
-    raise MusicgenError("estimate is not there yet", "tokenize --limit 100 into an empty directory shows the speed")
-
-
 def evaluate(_arguments: Sequence[str]) -> int:
     raise MusicgenError("evaluate is not there yet", "A training writes its validation loss to metrics.jsonl")
 

@@ -3,7 +3,7 @@
 # No `from __future__ import annotations`: Prefect and the command line read the parameters' annotations as they are.
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from prefect import flow, get_run_logger
 from pydantic import Field
@@ -12,12 +12,14 @@ from flows.generate_music import generate_music
 from flows.parameters import (
     DEFAULT_MODEL,
     Archives,
+    DaskAddress,
     Device,
     Limit,
     MaxWorkers,
     Metadata,
     Model,
     Output,
+    TaskRunner,
     Tokens,
     creation_stamp,
     place,
@@ -27,7 +29,7 @@ from flows.parameters import (
 from flows.tokenize_archives import TokenizeResult, tokenize_archives
 from flows.train_lora import train_lora
 from musicgen_core import storage
-from musicgen_core.config import TrainSettings
+from musicgen_core.config import TokenizeSettings, TrainSettings
 from musicgen_core.errors import ArchiveError
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class FinetuneResult:
 
 
 @flow(name="finetune", flow_run_name=run_name("finetune", "run_dir"))
+@spread(TokenizeSettings, into="tokenizing")
 @spread(TrainSettings)
 def finetune(
     *,
@@ -60,12 +63,15 @@ def finetune(
     device: Device = "auto",
     limit: Limit = None,
     max_workers: MaxWorkers = None,
+    task_runner: TaskRunner = "threads",
+    dask_address: DaskAddress = None,
     on_failed_archives: Annotated[
         Literal["stop", "continue"], Field(description="What to do when archives could not be tokenized")
     ] = "stop",
     prompts: Annotated[list[str] | None, Field(description="Texts to make music from at the end")] = None,
     duration: Annotated[float, Field(gt=0, le=30, description="Seconds of music a prompt")] = 10.0,
     settings: TrainSettings,
+    tokenizing: TokenizeSettings,
 ) -> FinetuneResult:
     """Tokenize the archives, train an adapter on them, and make music with it."""
     directory = run_dir or str(storage.as_path(place(None, "musicgen_runs")) / f"finetune-{creation_stamp()}")
@@ -77,11 +83,14 @@ def finetune(
         device=device,
         limit=limit,
         max_workers=max_workers,
+        task_runner=task_runner,
+        dask_address=dask_address,
+        **tokenizing.model_dump(),
         return_state=True,
     )
     tokenized = state.result(raise_on_failure=False)
     if not isinstance(tokenized, TokenizeResult):
-        raise cast(Exception, tokenized)
+        raise tokenized
     if tokenized.failed:
         if on_failed_archives == "stop" or not tokenized.reports:
             raise ArchiveError(

@@ -35,6 +35,12 @@ Metadata = Annotated[
 ]
 Limit = Annotated[int | None, Field(ge=1, description="Take only the first so many clips of the whole run")]
 MaxWorkers = Annotated[int | None, Field(ge=1, description="Archives at a time; by default one a core, at most 4")]
+TaskRunner = Annotated[
+    Literal["threads", "dask"], Field(description="What runs the tasks: threads of this process, or a Dask cluster")
+]
+DaskAddress = Annotated[
+    str | None, Field(description="Address of the Dask cluster's scheduler, such as tcp://10.0.0.5:8786")
+]
 Output = Annotated[
     str | None, Field(description="Directory of the wavs; by default a new one under the variable musicgen_output")
 ]
@@ -51,8 +57,8 @@ def run_name(flow: str, parameter: str) -> Callable[[], str]:
     return name
 
 
-def spread(kind: type[Settings]) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Let a flow take each field of `kind` as a parameter, and hand them to it validated as `settings`.
+def spread(kind: type[Settings], into: str = "settings") -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Let a flow take each field of `kind` as a parameter, and hand them to it validated as its parameter `into`.
 
     So a setting has one definition, with its default and description, and one name everywhere: in the UI's run
     form, in `prefect deployment run -p`, in YAML and on the command line.
@@ -62,7 +68,7 @@ def spread(kind: type[Settings]) -> Callable[[Callable[..., R]], Callable[..., R
         @wraps(function)
         def flat(**parameters: Any) -> R:
             chosen = {name: parameters.pop(name) for name in kind.model_fields if name in parameters}
-            return function(**parameters, settings=validate(kind, chosen))
+            return function(**parameters, **{into: validate(kind, chosen)})
 
         own = inspect.signature(function)
         fields = [
@@ -77,7 +83,7 @@ def spread(kind: type[Settings]) -> Callable[[Callable[..., R]], Callable[..., R
         given = [
             parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             for name, parameter in own.parameters.items()
-            if name != "settings"
+            if name != into
         ]
         flat.__signature__ = own.replace(parameters=[*given, *fields])  # type: ignore[attr-defined]
         flat.__annotations__ = {parameter.name: parameter.annotation for parameter in [*given, *fields]}

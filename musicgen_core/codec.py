@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from musicgen_core.audiocraft_compat import import_audiocraft
-from musicgen_core.codes import CARDINALITY, CODEBOOKS, FRAME_RATE, SAMPLE_RATE
+from musicgen_core.codes import CARDINALITY, CODEBOOKS, FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
+from musicgen_core.data.audio import resample
 from musicgen_core.errors import ModelError
 from musicgen_core.model.weights import BaseModel, file_sha256
+
+Codes = NDArray[np.uint16]
+"""[4, frames]"""
+
+MAX_RESAMPLING_TAPS = 2**21
+"""Filters of a GPU resampler: 44.1 kHz takes 0.2 M taps; rates that share little with 32 kHz would take gigabytes."""
 
 
 class Codec:
     """The codec of a model directory, in fp32, which its weights were trained to be read with.
+
+    One call computes at a time, whichever thread it comes from: memory holds the activations of one batch.
 
     Attributes:
         identity: a hash of the codec's weights, for fingerprints.
@@ -39,17 +55,143 @@ class Codec:
                 f"not {(SAMPLE_RATE, FRAME_RATE, CODEBOOKS, CARDINALITY)}",
                 "Use the codec that comes with facebook/musicgen-large",
             )
+        self._ragged = RaggedBatches(self._model.encoder)
+        self._lock = threading.Lock()
+        self._uploads = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    @property
+    def channels(self) -> int:
+        """Channels of the widest activations, those at 32 kHz."""
+        return int(next(self._model.encoder.parameters()).shape[0])
 
     @torch.inference_mode()
     def encode(self, wav: Tensor) -> Tensor:
         """wav [B, 1, samples] at 32 kHz → codes [B, 4, frames], int64."""
-        codes, _ = self._model.encode(wav.to(self.device))
+        with self._lock:
+            codes, _ = self._model.encode(wav.to(self.device))
         return codes
+
+    @torch.inference_mode()
+    def start(self, clips: Sequence[NDArray[np.float32]], rate: int) -> Callable[[], list[Codes]]:
+        """Begin to encode a batch; on a GPU this comes back before the work is done.
+
+        Args:
+            clips: [samples] each, mono, of any lengths; what fills up the shorter ones doesn't enter their codes.
+            rate: their sample rate in Hz. Resampling to 32 kHz happens here, on the GPU where there is one.
+
+        Returns:
+            A function that waits for the codes, [4, frames] of each clip.
+
+        Raises:
+            torch.OutOfMemoryError: the batch is too large for the GPU.
+        """
+        if not (resampler := self._resampler(rate)):
+            clips = [resample(clip, rate) for clip in clips]
+        lengths = [len(clip) for clip in clips]
+        with self._lock:
+            wav = self._upload(clips, max(lengths))
+            if resampler:
+                # TF32 would put the filter's rounding at -60 dB; only the codec was made to live with it.
+                with torch.backends.cudnn.flags(allow_tf32=False):
+                    wav = resampler(wav)
+                lengths = [math.ceil(length * SAMPLE_RATE / rate) for length in lengths]
+            with self._ragged.of(lengths):
+                codes, _ = self._model.encode(wav[:, None])
+            codes = codes.to(torch.int16)  # [B, 4, frames]
+            ready = None
+            if self.device.type == "cuda":
+                host = torch.empty(codes.shape, dtype=codes.dtype, pin_memory=True)
+                codes = host.copy_(codes, non_blocking=True)
+                ready = torch.cuda.Event()
+                ready.record()
+        return partial(_fetch, codes, ready, [math.ceil(length / SAMPLES_PER_FRAME) for length in lengths])
+
+    def _upload(self, clips: Sequence[NDArray[np.float32]], longest: int) -> Tensor:
+        """→ [B, longest] on the device, filled up with zeros. The GPU goes on with the batch before meanwhile."""
+        host = torch.zeros(len(clips), longest, pin_memory=self._uploads is not None)
+        for row, clip in zip(host, clips, strict=True):
+            row[: len(clip)] = torch.from_numpy(clip)
+        if self._uploads is None:
+            return host
+        with torch.cuda.stream(self._uploads):
+            wav = host.to(self.device, non_blocking=True)
+        now = torch.cuda.current_stream(self.device)
+        now.wait_stream(self._uploads)
+        wav.record_stream(now)
+        return wav
+
+    def _resampler(self, rate: int) -> nn.Module | None:
+        """For the GPU, where the filter between the two rates is of a sane size."""
+        common = math.gcd(rate, SAMPLE_RATE)
+        taps = (rate // common) * (SAMPLE_RATE // common)
+        if self.device.type != "cuda" or rate == SAMPLE_RATE or taps > MAX_RESAMPLING_TAPS:
+            return None
+        return _gpu_resampler(rate, self.device)
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
         """codes [B, 4, frames] → wav [B, 1, frames × 640] at 32 kHz, fp32 on the CPU."""
         return self._model.decode(codes.to(self.device)).float().cpu()
+
+
+def _fetch(codes: Tensor, ready: torch.cuda.Event | None, frames: Sequence[int]) -> list[Codes]:
+    if ready is not None:
+        ready.synchronize()
+    return [clip[:, :count].numpy().astype(np.uint16) for clip, count in zip(codes, frames, strict=True)]
+
+
+@lru_cache(maxsize=16)
+def _gpu_resampler(rate: int, device: torch.device) -> nn.Module:
+    """Windowed-sinc resampling to 32 kHz with the filter that librosa and resampy call kaiser_best."""
+    import torchaudio
+
+    return torchaudio.transforms.Resample(
+        rate,
+        SAMPLE_RATE,
+        resampling_method="sinc_interp_kaiser",
+        lowpass_filter_width=64,
+        rolloff=0.9475937167399596,
+        beta=14.769656459379492,
+    ).to(device)
+
+
+class RaggedBatches:
+    """Lets audiocraft's SEANet encode clips of several lengths at once, each as if it were alone.
+
+    Every convolution pads its own input with zeros. Behind the end of a shorter clip it would find what the layer
+    before has made of the filling instead, so that is put back to zero before each convolution. The LSTM runs
+    forward in time: what is behind a clip's end doesn't reach it.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        self._lengths: Sequence[int] | None = None
+        conv = import_audiocraft("audiocraft.modules.conv").StreamableConv1d
+        hop = 1  # samples of the wav a step at this layer
+        self.supported = True
+        for module in encoder.modules():
+            if isinstance(module, conv):
+                self.supported &= module.pad_mode == "constant"
+                module.register_forward_pre_hook(partial(self._clear, hop))
+                hop *= module.conv.conv.stride[0]
+
+    @contextmanager
+    def of(self, lengths: Sequence[int]) -> Iterator[None]:
+        """Take the rows of the batch to be of these lengths, in samples, while the block runs."""
+        if len(set(lengths)) == 1:
+            yield
+            return
+        if not self.supported:
+            raise ValueError("this codec pads by reflection: only clips of one length can be encoded together")
+        self._lengths = lengths
+        try:
+            yield
+        finally:
+            self._lengths = None
+
+    def _clear(self, hop: int, _module: nn.Module, inputs: tuple[Tensor]) -> None:
+        if self._lengths is not None:
+            for row, length in zip(inputs[0], self._lengths, strict=True):  # row: [channels, steps]
+                row[:, math.ceil(length / hop) :] = 0.0
 
 
 def codec_identity(model: BaseModel) -> str:

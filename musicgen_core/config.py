@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic_core import PydanticCustomError
 
 from musicgen_core import storage
 from musicgen_core.errors import ConfigError
@@ -48,6 +51,83 @@ class TrainSettings(Settings):
         None, ge=0, le=1, description="share of clips trained without their text; by default the model's own"
     )
     seed: int = Field(0, ge=0, lt=2**32, description="everything random derives from it")
+
+
+def template_fields(template: str) -> list[str]:
+    """`"{genre}, {bpm} bpm"` → `["genre", "bpm"]`. There is at least one, and nothing but plain names.
+
+    Raises:
+        ValueError: with what is wrong, in words.
+    """
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"should hold names of fields in braces, such as {{genre}} ({error})") from error
+    names = []
+    for _, name, spec, conversion in parts:
+        if name is None:  # text behind the last placeholder
+            continue
+        if spec or conversion or not re.fullmatch(r"[^\W\d][\w -]*", name):
+            raise ValueError("should hold nothing but names of fields in braces, such as {genre}")
+        names.append(name)
+    if not names:
+        raise ValueError(
+            "should name a field in braces, such as {genre}; for the same text everywhere there is caption"
+        )
+    return list(dict.fromkeys(names))
+
+
+# Validators in annotations rather than methods, so that a flow's parameters and the command line have them too.
+
+
+def _none_if_blank(text: str | None) -> str | None:
+    return (text or "").strip() or None
+
+
+def _check_template(template: str | None, info: ValidationInfo) -> str | None:
+    if template is None:
+        return None
+    try:
+        template_fields(template)
+    except ValueError as error:
+        raise PydanticCustomError("caption_template", str(error)) from error
+    if info.data.get("caption") is not None:
+        raise PydanticCustomError("caption_template", "caption stands for every clip, so give only one of the two")
+    return template
+
+
+def _check_encoding(name: str) -> str:
+    name = name.strip() or "auto"
+    try:
+        b"a".decode("ascii" if name == "auto" else name)
+    except (LookupError, ValueError) as error:
+        raise PydanticCustomError("encoding", "should be auto or an encoding such as cp932 or utf-8") from error
+    return name
+
+
+_Text = Annotated[str | None, AfterValidator(_none_if_blank)]
+
+
+class TokenizeSettings(Settings):
+    """How to describe clips, and what to expect of archives."""
+
+    caption: _Text = Field(None, description="the same description for every clip, whatever the metadata say")
+    caption_prefix: _Text = Field(None, description="put before every description, such as a trigger word")
+    caption_template: Annotated[_Text, AfterValidator(_check_template)] = Field(
+        None, description='description made from fields of the metadata, such as "{genre}, {bpm} bpm"'
+    )
+    name_encoding: Annotated[str, AfterValidator(_check_encoding)] = Field(
+        "auto", description="encoding of file names in zips without Unicode names, such as cp932"
+    )
+    max_clip_gib: float = Field(
+        2.0, gt=0, allow_inf_nan=False, description="clips larger than this, in GiB, are rejected unread"
+    )
+    max_ratio: float = Field(
+        200.0,
+        gt=1,
+        allow_inf_nan=False,
+        description="clips packed to less than 1 / this of their size are rejected as zip bombs",
+    )
 
 
 class SamplingSettings(Settings):

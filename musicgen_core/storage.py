@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
 
 from upath import UPath
 
 from musicgen_core.errors import ConfigError
 
+_SCRATCH = "musicgen-scratch-"
+_LOCK = ".lock"
 Location = str | os.PathLike[str]
 
 
@@ -53,10 +59,37 @@ def publish(target: UPath) -> Iterator[Path]:
         finally:
             beside.unlink(missing_ok=True)
     else:
-        with tempfile.TemporaryDirectory(prefix="musicgen-") as folder:
-            local = Path(folder) / target.name
+        with scratch_folder() as folder:
+            local = folder / target.name
             yield local
             upload(local, target)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder, deleted at the end. Those of processes that were killed are deleted first.
+
+    Who uses a folder holds a lock in it, which ends with the process: a staged archive of 5 GB would else stay
+    behind each time that a job is killed.
+    """
+    place = Path(tempfile.gettempdir())
+    for left in place.glob(f"{_SCRATCH}*"):
+        _delete_if_left(left)
+    hidden = Path(tempfile.mkdtemp(prefix=".musicgen-", dir=place))  # not to be found before it is locked
+    folder = hidden.with_name(f"{_SCRATCH}{hidden.name.removeprefix('.musicgen-')}")
+    with open(hidden / _LOCK, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        hidden.rename(folder)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _delete_if_left(folder: Path) -> None:
+    with suppress(OSError), open(folder / _LOCK, "r+") as lock:  # it is in use, or another process was quicker
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(target: UPath, text: str) -> None:
@@ -96,10 +129,29 @@ def staged(path: UPath) -> Iterator[Path]:
     if is_local(path):
         yield Path(str(path))
         return
-    with tempfile.TemporaryDirectory(prefix="musicgen-") as folder:
-        local = Path(folder) / path.name
+    with scratch_folder() as folder:
+        local = folder / path.name
         path.fs.get_file(path.path, str(local))
         yield local
+
+
+def version_of(path: UPath) -> str:
+    """What the storage says of a file that changes when the file does. For memories of this process, not to keep."""
+    if is_local(path):
+        stat = path.stat()
+        return f"{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
+    return str(path.fs.ukey(path.path))
+
+
+def content_sha256(path: UPath) -> str:
+    """A hash of a file's content, read once for each version of it."""
+    return _content_sha256(str(path), version_of(path))
+
+
+@lru_cache(maxsize=64)
+def _content_sha256(location: str, _version: str) -> str:
+    with as_path(location).open("rb") as file:
+        return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
 
 
 def glob(location: Location) -> list[UPath]:

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
-import torch
 from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codec import Codec
-from musicgen_core.data.archive import Member, archive_stem, content_digest, iterate_clips
-from musicgen_core.data.audio import decode_wav
-from musicgen_core.data.captions import Captions
+from musicgen_core.config import TokenizeSettings
+from musicgen_core.data.archive import (
+    Limits,
+    Member,
+    Sidecar,
+    archive_stem,
+    content_digest,
+    open_archive,
+    sidecar_key,
+)
+from musicgen_core.data.audio import Clip, decode
+from musicgen_core.data.captions import Captioner, Captions
 from musicgen_core.data.shards import (
     SCHEMA_VERSION,
     Rejected,
@@ -29,32 +39,51 @@ from musicgen_core.data.shards import (
     read_report,
     read_rows,
     shard_paths,
+    was_mended,
 )
+from musicgen_core.encoding import BatchEncoder, Encoded
 from musicgen_core.errors import Cancelled, ClipRejected, TokensError
+from musicgen_core.prefetch import prefetch
 
-Progress = Callable[[int, int], None]
-"""Called after each clip with the number of rows and of rejections so far."""
+AHEAD_BYTES = 512 << 20
+"""Clips of an archive that may be unpacked and decoded ahead of the encoder."""
+LEAST_COST = 4 << 20
+"""What a small clip counts as, so that those ahead don't use up the process's file descriptors."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How far an archive is: rows and rejections so far, and clips in it (of a tar None until its end)."""
+
+    rows: int
+    rejected: int
+    total: int | None
+
+
+Progress = Callable[[Counts], None]
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """What tokenizing needs beside the archive.
+    """What tokenizing needs beside the archive. Several archives may be tokenized at once, in threads.
 
     Attributes:
         codec: the loaded codec.
         tokens: the directory of shards.
-        captions: descriptions, or None.
+        settings: limits, and how descriptions are made.
+        metadata: descriptions by clip, or None.
     """
 
     codec: Codec
     tokens: UPath
-    captions: Captions | None = None
+    settings: TokenizeSettings = field(default_factory=TokenizeSettings)
+    metadata: Captions | None = None
 
     def tokenize(
         self,
         archive: UPath,
         limit: int | None = None,
-        on_clip: Progress = lambda done, rejected: None,
+        on_clip: Progress = lambda counts: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> ShardReport:
         """Make the shard of `archive`, or what of it is missing: nothing that is whole and current is done again.
@@ -62,50 +91,62 @@ class Tokenizer:
         Args:
             archive: a zip or tar, local or remote; a remote one is staged and deleted.
             limit: clips to take at most; None for all.
-            on_clip: called after each clip.
+            on_clip: called before the first and after each clip.
             cancelled: asked after each clip.
 
         Raises:
             ArchiveError: the archive can't be read. No shard is left.
             Cancelled: `cancelled` said so. No shard is left.
+            OSError: storage fails; trying again may help. No shard is left.
         """
-        fingerprint = shard_fingerprint(archive, self.codec.identity, limit)
+        fingerprint = shard_fingerprint(archive, self.codec.identity, self.settings, limit)
         existing = read_report(self.tokens, archive_stem(archive))
-        if existing is not None and existing.fingerprint == fingerprint:
+        if existing is not None and existing.fingerprint == fingerprint and not was_mended(archive, existing):
             with suppress(TokensError):  # a damaged shard is made anew
-                return self._refresh_captions(archive_stem(archive), existing)
+                return self._refresh_captions(archive, existing)
         return self._encode_archive(archive, fingerprint, limit, on_clip, cancelled)
 
     def _encode_archive(
         self, archive: UPath, fingerprint: str, limit: int | None, on_clip: Progress, cancelled: Callable[[], bool]
     ) -> ShardReport:
-        rows: list[tuple[str, str | None]] = []
+        captioner = Captioner(self.settings, self.metadata)
+        described: list[tuple[str, str | None]] = []
         rejected: list[Rejected] = []
         seconds = 0.0
-        with storage.staged(archive) as local, tempfile.TemporaryDirectory(prefix="musicgen-") as folder:
-            parquet = Path(folder) / f"{archive_stem(archive)}.parquet"
-            writer = ShardWriter(parquet, self.codec.identity)
-            for index, member in enumerate(iterate_clips(local)):
-                if index == limit:
-                    break
-                if cancelled():
-                    raise Cancelled(f"tokenizing {archive.name} was cancelled after {index} clips")
-                try:
-                    row = self._encode_clip(member)
-                except ClipRejected as error:
-                    rejected.append(Rejected(member.name, str(error)))
-                else:
-                    writer.add(row)
-                    rows.append((row.clip, row.description))
-                    seconds += row.duration
-                on_clip(len(rows), len(rejected))
-            writer.close()
+        with (
+            storage.staged(archive) as local,
+            storage.scratch_folder() as folder,
+            open_archive(local, limits_of(self.settings), self.settings.name_encoding) as opened,
+        ):
+            total = opened.clip_count if limit is None or opened.clip_count is None else min(limit, opened.clip_count)
+            on_clip(Counts(0, 0, total))
+            parquet = folder / f"{archive_stem(archive)}.parquet"
+            with (
+                ShardWriter(parquet, self.codec.identity) as writer,
+                closing(self.encoded_clips(islice(opened.clips(), limit))) as clips,
+            ):
+                for name, clip in clips:
+                    if cancelled():
+                        done = len(described) + len(rejected)
+                        raise Cancelled(f"tokenizing {archive.name} was cancelled after {done} clips")
+                    if isinstance(clip, ClipRejected):
+                        rejected.append(Rejected(name, str(clip)))
+                    else:
+                        description = captioner.describe(name, opened.sidecars().get(sidecar_key(name)))
+                        writer.add(Row(name, description, clip.seconds, clip.codes))
+                        described.append((name, description))
+                        seconds += clip.seconds
+                    on_clip(Counts(len(described), len(rejected), total))
+            # In a tar a description may stand behind its clip.
+            final = _describe(captioner, [name for name, _ in described], opened.sidecars())
+            if final != described:
+                parquet = _rewrite(parquet, folder / "described" / parquet.name, final, self.codec.identity)
             report = ShardReport(
                 archive=archive.name,
                 archive_bytes=local.stat().st_size,
                 fingerprint=fingerprint,
-                captions_fingerprint=captions_fingerprint(rows),
-                clips=len(rows),
+                captions_fingerprint=captions_fingerprint(final),
+                clips=len(final),
                 audio_seconds=round(seconds, 6),
                 rejected=rejected,
                 limited_to=limit,
@@ -113,35 +154,76 @@ class Tokenizer:
             publish_shard(parquet, report, self.tokens)
         return report
 
-    def _encode_clip(self, member: Member) -> Row:
-        clip = decode_wav(member.read())
-        codes = self.codec.encode(torch.from_numpy(clip.samples)[None, None])[0]
-        return Row(member.name, self._describe(member.name), clip.seconds, codes.cpu().numpy().astype(np.uint16))
+    def encoded_clips(self, members: Iterator[Member]) -> Generator[tuple[str, Encoded | ClipRejected]]:
+        """Name and codes of each member, in order. They are read and decoded ahead, in threads."""
 
-    def _describe(self, member: str) -> str | None:
-        return self.captions.find(member)[1] if self.captions else None
+        def load(member: Member) -> tuple[str, Clip | ClipRejected]:
+            try:
+                with member.open() as file:
+                    return member.name, decode(file, limits_of(self.settings).max_clip_bytes)
+            except ClipRejected as error:
+                return member.name, error
 
-    def _refresh_captions(self, stem: str, report: ShardReport) -> ShardReport:
+        ahead = prefetch(_decoders(), members, load, lambda member: max(LEAST_COST, member.size), AHEAD_BYTES)
+        with closing(ahead):
+            yield from BatchEncoder(self.codec).encode(ahead)
+
+    def _refresh_captions(self, archive: UPath, report: ShardReport) -> ShardReport:
         """Where only descriptions changed, write those again and keep the codes."""
-        parquet, _ = shard_paths(self.tokens, stem)
-        with storage.staged(parquet) as local, tempfile.TemporaryDirectory(prefix="musicgen-") as folder:
-            described = [replace(row, description=self._describe(row.clip)) for row in read_rows(local)]
-            fingerprint = captions_fingerprint([(row.clip, row.description) for row in described])
+        captioner = Captioner(self.settings, self.metadata)
+        sidecars = _read_sidecars(archive, self.settings) if captioner.uses_sidecars else {}
+        source, _ = shard_paths(self.tokens, archive_stem(archive))
+        with storage.staged(source) as local, storage.scratch_folder() as folder:
+            described = _describe(captioner, [row.clip for row in read_rows(local)], sidecars)
+            fingerprint = captions_fingerprint(described)
             if fingerprint == report.captions_fingerprint:
                 return report
-            rewritten = Path(folder) / f"{stem}.parquet"
-            writer = ShardWriter(rewritten, self.codec.identity)
-            for row in described:
-                writer.add(row)
-            writer.close()
+            parquet = _rewrite(local, folder / source.name, described, self.codec.identity)
             report = replace(report, captions_fingerprint=fingerprint)
-            publish_shard(rewritten, report, self.tokens)
+            publish_shard(parquet, report, self.tokens)
         return report
 
 
-def shard_fingerprint(archive: UPath, codec: str, limit: int | None) -> str:
+def _describe(
+    captioner: Captioner, names: Sequence[str], sidecars: Mapping[str, Sidecar]
+) -> list[tuple[str, str | None]]:
+    return [(name, captioner.describe(name, sidecars.get(sidecar_key(name)))) for name in names]
+
+
+def _read_sidecars(archive: UPath, settings: TokenizeSettings) -> dict[str, Sidecar]:
+    with (
+        storage.staged(archive) as local,
+        open_archive(local, limits_of(settings), settings.name_encoding) as opened,
+    ):
+        if opened.clip_count is None:  # a tar's are known at its end
+            for _ in opened.clips():
+                pass
+        return opened.sidecars()
+
+
+def _rewrite(source: Path, target: Path, described: Sequence[tuple[str, str | None]], codec: str) -> Path:
+    """Write the same rows with other descriptions to `target`."""
+    target.parent.mkdir(exist_ok=True)
+    with ShardWriter(target, codec) as writer:
+        for row, (_, description) in zip(read_rows(source), described, strict=True):
+            writer.add(replace(row, description=description))
+    return target
+
+
+def limits_of(settings: TokenizeSettings) -> Limits:
+    return Limits(round(settings.max_clip_gib * 2**30), settings.max_ratio)
+
+
+@cache
+def _decoders() -> ThreadPoolExecutor:
+    """One pool for all archives of the process: as many threads as cores, however many archives are in work."""
+    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
+
+
+def shard_fingerprint(archive: UPath, codec: str, settings: TokenizeSettings, limit: int | None) -> str:
     """Of the archive's content, the codec, and the settings that shape the codes; never of times or places."""
-    parts = [content_digest(archive), codec, SCHEMA_VERSION, limit]
+    shaping = settings.model_dump(include={"name_encoding", "max_clip_gib", "max_ratio"})
+    parts = [content_digest(archive), codec, SCHEMA_VERSION, limit, shaping]
     return f"sha256:{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
 
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 from uuid import UUID
 
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+import httpx
+from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.exceptions import PrefectException
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -21,7 +29,7 @@ class Update:
     Attributes:
         stage: tokenize, train or generate.
         item: what is worked on: an archive, a run directory, a piece of music.
-        done, total: in the unit of the stage: clips, steps, steps. A total of None is not known.
+        done, total: in the unit of the stage: archives, steps, steps. A total of None is not known.
         text: a few words to show beside it.
     """
 
@@ -32,19 +40,34 @@ class Update:
     text: str = ""
 
 
+Listener = Callable[[Any], None]
+
+
+def _nobody(update: Any) -> None:
+    """Who listens where no one does."""
+
+
 # Task runners copy the context into their threads, so a listener set around a flow hears its tasks.
-_listener: ContextVar[Callable[[Update], None] | None] = ContextVar("progress_listener", default=None)
+_listener: ContextVar[Listener] = ContextVar("progress_listener", default=_nobody)
 
 
-def listen(listener: Callable[[Update], None]) -> None:
-    """Have every update of flows called from here on in this context passed to `listener`, from any thread."""
-    _listener.set(listener)
+def listener() -> Listener:
+    """Who listens in this context."""
+    return _listener.get()
 
 
-def report(update: Update) -> None:
-    listener = _listener.get()
-    if listener is not None:
-        listener(update)
+@contextmanager
+def listening(heard_by: Listener) -> Iterator[None]:
+    """Have what is reported in this context, from any thread, passed to `heard_by` instead of who listened before."""
+    token = _listener.set(heard_by)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def report(update: Any) -> None:
+    _listener.get()(update)
 
 
 class ProgressArtifact:
@@ -62,7 +85,25 @@ class ProgressArtifact:
             if done < total and now - self._last < self._every:
                 return
             self._last = now
-        try:
+        with server_may_be_away():
             update_progress_artifact(self._id, progress=round(100 * done / max(1, total), 1), description=description)
-        except (PrefectException, OSError):  # a server that is away must not stop the work; the next update tells
-            return
+
+
+class TableArtifact:
+    """A table artifact of the running flow or task whose rows are replaced as the work goes on."""
+
+    def __init__(self, key: str, description: str) -> None:
+        self._id = cast(UUID, create_table_artifact([], key=key, description=description))
+
+    def update(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        with server_may_be_away(), get_client(sync_client=True) as client:
+            client.update_artifact(self._id, ArtifactUpdate(data=json.dumps(rows)))
+
+
+@contextmanager
+def server_may_be_away() -> Iterator[None]:
+    """A server that doesn't answer must not stop the work: the next update tells."""
+    try:
+        yield
+    except (PrefectException, OSError, httpx.HTTPError) as error:
+        logger.debug("progress could not be shown: %s", error)

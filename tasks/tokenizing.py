@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,11 @@ from prefect import get_run_logger, task
 from prefect.context import TaskRunContext
 
 from musicgen_core import storage
+from musicgen_core.config import TokenizeSettings
 from musicgen_core.data.archive import archive_stem
 from musicgen_core.errors import Cancelled, MusicgenError
-from tasks.progress import Update, report
+from tasks.progress import report
+from tasks.tokenizing_log import ArchiveProgress
 
 if TYPE_CHECKING:
     from musicgen_core.codec import Codec
@@ -30,23 +33,21 @@ def stop_tokenizing(flow_run: str) -> None:
 
 
 def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
-    """What the result depends on: the archive's content, codec, captions, limit, and where the shard goes."""
+    """What the result depends on: the archive's content, codec, settings, captions, and where the shard goes."""
     from musicgen_core.codec import codec_identity
     from musicgen_core.model.weights import find_model
     from musicgen_core.tokenizing import shard_fingerprint
 
+    settings: TokenizeSettings = parameters["settings"]
+    archive = storage.as_path(parameters["archive"])
     try:
         codec = codec_identity(find_model(parameters["model"]))
-        fingerprint = shard_fingerprint(storage.as_path(parameters["archive"]), codec, parameters["limit"])
-        captions = _digest(parameters["metadata"])
+        fingerprint = shard_fingerprint(archive, codec, settings, parameters["limit"])
+        metadata = storage.content_sha256(storage.as_path(parameters["metadata"])) if parameters["metadata"] else ""
     except (MusicgenError, OSError):
         return None  # the task itself meets the same error, and says it well
-    parts = f"{fingerprint}|{captions}|{parameters['tokens']}|{archive_stem(storage.as_path(parameters['archive']))}"
-    return f"tokenize-{hashlib.sha256(parts.encode()).hexdigest()}"
-
-
-def _digest(metadata: str | None) -> str:
-    return hashlib.sha256(storage.as_path(metadata).read_bytes()).hexdigest() if metadata else ""
+    parts = [fingerprint, metadata, settings.model_dump_json(), parameters["tokens"], archive_stem(archive)]
+    return f"tokenize-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
 
 
 def _may_help(task: Any, run: Any, state: Any) -> bool:
@@ -68,21 +69,21 @@ def tokenize_archive(
     stem: str,
     tokens: str,
     model: str,
+    settings: TokenizeSettings,
     device: str = "auto",
     metadata: str | None = None,
     limit: int | None = None,
     flow_run: str = "",
 ) -> ShardReport:
     """Turn one archive into one shard of codes."""
-    from musicgen_core.tokenizing import Tokenizer
+    from musicgen_core.tokenizing import Counts, Tokenizer
 
-    tokenizer = Tokenizer(_codec(model, device), storage.as_path(tokens), _captions(metadata, _digest(metadata)))
+    tokenizer = Tokenizer(_codec(model, device), storage.as_path(tokens), settings, _captions(metadata, settings))
 
-    def on_clip(done: int, rejected: int) -> None:
-        report(Update("tokenize", stem, done + rejected, None, f"{rejected} rejected" if rejected else ""))
+    def on_clip(counts: Counts) -> None:
+        report(ArchiveProgress(stem, counts.rows, counts.rejected, counts.total))
 
     result = tokenizer.tokenize(storage.as_path(archive), limit, on_clip, cancelled=lambda: flow_run in _stopping)
-    report(Update("tokenize", stem, result.clips + len(result.rejected), result.clips + len(result.rejected)))
     logger = get_run_logger()
     logger.info(
         "%s: %d clips, %.0f s of audio, %d rejected", stem, result.clips, result.audio_seconds, len(result.rejected)
@@ -106,8 +107,16 @@ def _load_codec(model: str, device: str) -> Codec:
     return Codec(find_model(model), pick_device(device))
 
 
+def _captions(metadata: str | None, settings: TokenizeSettings) -> Captions | None:
+    if metadata is None:
+        return None
+    path = storage.as_path(metadata)
+    with _lock:
+        return _load_captions(metadata, storage.content_sha256(path), settings)
+
+
 @lru_cache(maxsize=2)
-def _captions(metadata: str | None, _content: str) -> Captions | None:
+def _load_captions(metadata: str, _content: str, settings: TokenizeSettings) -> Captions:
     from musicgen_core.data.captions import load_captions
 
-    return load_captions(storage.as_path(metadata)) if metadata else None
+    return load_captions(storage.as_path(metadata), settings)

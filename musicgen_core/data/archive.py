@@ -1,227 +1,177 @@
-"""Archives of clips: found by place, told apart by content, read without extracting."""
+"""Archives of clips: told apart by content, read without extracting."""
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import hashlib
-import lzma
-import re
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Self, cast
+from typing import BinaryIO
 
 from upath import UPath
 
 from musicgen_core import storage
+from musicgen_core.data.damage import DAMAGED, damage_named
+from musicgen_core.data.finding import archive_stem, find_archives
+from musicgen_core.data.member_names import AUTO, check_encoding
+from musicgen_core.data.members import BLOCK, Archive, Limits, Member, Meter, Sidecar, sidecar_key
+from musicgen_core.data.tar_archive import TarArchive, is_tar
+from musicgen_core.data.zip_archive import ZipArchive, names_of, unpacked
+from musicgen_core.data.zip_directory import RandomReader, is_zip, read_directory
 from musicgen_core.errors import ArchiveError, ClipRejected
 
-_SUFFIX = re.compile(r"\.(zip|tar|tar\.gz|tgz|tar\.bz2|tbz2|tar\.xz|txz)$", re.IGNORECASE)
-_UNREADABLE = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-    OSError,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
-)
-_Open = Callable[[Any], Any]
-_DECOMPRESSORS: dict[bytes, _Open] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}  # by magic
+__all__ = [
+    "DAMAGED",
+    "Archive",
+    "Limits",
+    "Member",
+    "Sidecar",
+    "archive_stem",
+    "clip_names",
+    "content_digest",
+    "damaged_members_readable",
+    "find_archives",
+    "open_archive",
+    "sidecar_key",
+]
+
+_NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_DEFAULT = Limits()
 
 
-@dataclass(frozen=True)
-class Member:
-    """A `.wav` of an archive.
+@contextmanager
+def open_archive(path: Path, limits: Limits = _DEFAULT, name_encoding: str = AUTO) -> Iterator[Archive]:
+    """Open a local archive.
 
-    Attributes:
-        name: its path inside the archive.
-        read: gives its bytes, or raises ClipRejected. Valid only until the next member is asked for.
-    """
-
-    name: str
-    read: Callable[[], bytes]
-
-
-def archive_stem(path: UPath) -> str:
-    """`archive_batch_0007.zip` → `archive_batch_0007`, the name of its shard."""
-    return _SUFFIX.sub("", path.name)
-
-
-def find_archives(location: storage.Location) -> list[UPath]:
-    """The archives that a file, a directory (not recursive) or a glob names, in natural order.
+    Args:
+        path: of a zip, a tar, or a tar compressed by gzip, bzip2 or xz, whatever its name.
+        limits: bounds against bombs.
+        name_encoding: of members' names that don't say theirs: auto, or an encoding that Python knows.
 
     Raises:
-        ArchiveError: none found, or two of one stem.
+        ArchiveError: the file is not a readable zip or tar.
+        ConfigError: `name_encoding` is not known.
     """
-    path = storage.as_path(location)
-    if path.is_dir():
-        found = _visible(entry for entry in path.iterdir() if _SUFFIX.search(entry.name) and entry.is_file())
-    elif path.is_file():
-        found = [path]
-    else:
-        found = _visible(storage.glob(location)) if re.search(r"[*?\[]", str(location)) else []
-    if not found:
-        raise ArchiveError(
-            f"no archives found at {location}",
-            "Give a file, a directory that holds .zip or .tar archives, or a glob such as 'data/archive_batch_*.zip'",
-        )
-    stems: dict[str, UPath] = {}
-    for archive in found:
-        twin = stems.setdefault(archive_stem(archive), archive)
-        if twin is not archive:
-            raise ArchiveError(
-                f"{twin.name} and {archive.name} at {location} would both make the shard {archive_stem(archive)}",
-                "Rename or move one of them",
-            )
-    return sorted(found, key=lambda archive: (_natural(archive.name), archive.name))
-
-
-def _visible(paths: Iterable[UPath]) -> list[UPath]:
-    """Without macOS's `._archive.zip`, which hold no archives."""
-    return [path for path in paths if not path.name.startswith(".")]
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def iterate_clips(path: Path) -> Iterator[Member]:
-    """Every member of a local archive whose name ends in `.wav` (any case), in the archive's order.
-
-    Raises:
-        ArchiveError: the file is not a readable zip or tar, or breaks off.
-    """
-    try:
-        with open(path, "rb") as file:
-            yield from _iterate(file)
-    except _UNREADABLE as error:
-        raise _unreadable(path.name, error) from error
-
-
-def _iterate(file: BinaryIO) -> Iterator[Member]:
-    if _is_zip(file):
-        with zipfile.ZipFile(file) as archive:
-            for info in archive.infolist():
-                if _is_clip(info.filename) and not info.is_dir():
-                    yield Member(info.filename, partial(_read_zip_member, archive, info))
-        return
-    # A stream: a tar has no directory, and seeking back in a compressed one would decompress it again.
-    stream = _decompressed(file)
-    with tarfile.open(
-        fileobj=stream, mode="r|", tarinfo=_StrictTarInfo, encoding="utf-8", errors="backslashreplace"
-    ) as tar:
-        for entry in tar:
-            if _is_clip(entry.name) and not entry.isdir():
-                yield Member(entry.name, partial(_read_tar_member, tar, entry))
-        if not tar.getmembers():  # a file of zeros, as a broken copy leaves, is an empty tar
-            raise tarfile.ReadError("it is empty")
-    while stream.read(1 << 20):  # to its end, where a compressed stream is checked
-        pass
-
-
-def _is_zip(file: BinaryIO) -> bool:
-    """By the beginning too: a tar whose last member is a zip ends like a zip."""
-    file.seek(0)
-    head = file.read(262)
-    return not (head.startswith(tuple(_DECOMPRESSORS)) or head[257:] == b"ustar") and zipfile.is_zipfile(file)
-
-
-def _decompressed(file: BinaryIO) -> BinaryIO:
-    """tarfile's own decompression takes a stream that breaks off for its end, and reads only the first of several."""
-    file.seek(0)
-    head = file.read(6)
-    file.seek(0)
-    for magic, open_stream in _DECOMPRESSORS.items():
-        if head.startswith(magic):
-            return cast(BinaryIO, open_stream(file))
-    return file
-
-
-class _StrictTarInfo(tarfile.TarInfo):
-    """A damaged header is an error. tarfile takes all but the first for the end of the archive."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        try:
-            return super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            if any(buf):  # an archive ends with zeros, or just ends
-                raise tarfile.ReadError(f"damaged header: {error}") from error
-            raise
-
-
-def _is_clip(name: str) -> bool:
-    return name.lower().endswith(".wav")
-
-
-def _read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    try:
-        return archive.read(info)
-    except RuntimeError as error:  # zipfile's way of saying "encrypted"
-        raise ClipRejected(f"encrypted or unsupported in the archive ({error})") from error
-    except _UNREADABLE as error:
-        raise ClipRejected(f"damaged in the archive ({error})") from error
-
-
-def _read_tar_member(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
-    if not entry.isreg():
-        raise ClipRejected("not a regular file but a link or a device, which is never followed")
-    extracted = tar.extractfile(entry)
-    assert extracted is not None  # a regular file
-    try:
-        data = extracted.read()
-        if len(data) < entry.size:
-            raise EOFError(f"{entry.name} breaks off after {len(data)} of {entry.size} bytes")
-    except _UNREADABLE as error:  # nothing behind this point of a stream can be read either
-        raise ArchiveError(f"the tar archive is damaged ({error})", "Copy or pack the archive again") from error
-    return data
+    check_encoding(name_encoding)
+    with _opened(storage.as_path(path)) as file:
+        with damage_named(path.name):
+            archive = _read(file, path.name, limits, name_encoding)
+        yield archive
 
 
 def content_digest(archive: UPath) -> str:
     """A hash of an archive's content that doesn't depend on its name, place or times.
 
     A zip's directory holds the size and CRC-32 of every member, so it stands for the content and costs a few
-    reads, also over the network. A tar has no directory: all of it is read.
+    reads, also over the network. A tar has no directory: all of it is read, once for each version of the file.
 
     Raises:
         ArchiveError: the archive can't be read.
     """
+    return _content_digest(archive, _version(archive))
+
+
+def clip_names(archive: UPath, name_encoding: str = AUTO, limits: Limits = _DEFAULT) -> list[str]:
+    """The names of an archive's clips. Of a remote zip only its directory is read; of a tar, everything, once.
+
+    Raises:
+        ArchiveError: the archive can't be read.
+        ConfigError: `name_encoding` is not known.
+    """
+    check_encoding(name_encoding)
+    return list(_clip_names(archive, _version(archive), name_encoding, limits))
+
+
+def damaged_members_readable(archive: UPath, names: Collection[str], name_encoding: str = AUTO) -> bool:
+    """Whether any of these clips, rejected as damaged before, is whole now.
+
+    A zip that was copied again may have the digest of its damaged copy, as its directory is the same. A tar can't,
+    so the answer is no.
+
+    Raises:
+        ArchiveError: the archive can't be read.
+    """
+    with _opened(archive) as file, damage_named(archive.name):
+        if not _is_zip(file):
+            return False
+        reader = RandomReader(file)
+        entries = read_directory(reader)
+        candidates = (e for name, e in zip(names_of(entries, name_encoding), entries, strict=True) if name in names)
+        for entry in candidates:
+            try:
+                for _ in unpacked(entry, reader):
+                    pass
+            except ClipRejected:
+                continue
+            return True
+        return False
+
+
+def _read(file: BinaryIO, name: str, limits: Limits, name_encoding: str) -> ZipArchive | TarArchive:
+    meter = Meter(name, file.seek(0, os.SEEK_END), limits)
+    if _is_zip(file):
+        reader = RandomReader(file)
+        return ZipArchive(reader, read_directory(reader), meter, name_encoding)
+    return TarArchive(file, name, meter, name_encoding)
+
+
+def _is_zip(file: BinaryIO) -> bool:
+    """By the beginning too: a tar whose last member is a zip ends like a zip."""
+    file.seek(0)
+    head = file.read(512)
+    if is_tar(head):
+        return False
+    return head.startswith(b"PK") or is_zip(RandomReader(file))
+
+
+@lru_cache(maxsize=1024)
+def _content_digest(archive: UPath, version: str) -> str:
     digest = hashlib.sha256()
-    try:
-        with archive.open("rb") as file:
-            if _is_zip(file):
-                with zipfile.ZipFile(file) as opened:
-                    for info in opened.infolist():
-                        digest.update(f"{info.filename}\0{info.file_size}\0{info.CRC}\n".encode())
-            else:
-                file.seek(0)
-                while block := file.read(1 << 20):
-                    digest.update(block)
-    except _UNREADABLE as error:
-        raise _unreadable(archive.name, error) from error
+    with _opened(archive) as file, damage_named(archive.name):
+        if _is_zip(file):
+            for entry in read_directory(RandomReader(file)):
+                digest.update(b"%b\0%d\0%d\n" % (entry.raw_name, entry.size, entry.crc))
+        else:
+            file.seek(0)
+            while block := file.read(BLOCK):
+                digest.update(block)
     return f"sha256:{digest.hexdigest()}"
 
 
-def clip_names(archive: UPath) -> list[str]:
-    """The names of an archive's clips. Of a remote zip only its directory is read; of a tar, everything.
+@lru_cache(maxsize=256)
+def _clip_names(archive: UPath, version: str, name_encoding: str, limits: Limits) -> tuple[str, ...]:
+    with _opened(archive) as file, damage_named(archive.name):
+        return tuple(_read(file, archive.name, limits, name_encoding).clip_names())
+
+
+def _version(archive: UPath) -> str:
+    """What the store says of a file that changes whenever the file does.
 
     Raises:
-        ArchiveError: the archive can't be read.
+        ArchiveError: there is none, or it is not for this user to read.
     """
+    with _names_missing(archive):
+        if storage.is_local(archive):
+            status = Path(str(archive)).stat()
+            return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+        archive.fs.invalidate_cache(archive.path)  # a listing made earlier may be older than the file
+        return str(archive.fs.info(archive.path))  # more than ukey(), which over http is the address alone
+
+
+@contextmanager
+def _opened(archive: UPath) -> Iterator[BinaryIO]:
+    with _names_missing(archive):
+        file = archive.open("rb")
+    with file:
+        yield file
+
+
+@contextmanager
+def _names_missing(archive: UPath) -> Iterator[None]:
     try:
-        with archive.open("rb") as file:
-            return [member.name for member in _iterate(file)]
-    except _UNREADABLE as error:
-        raise _unreadable(archive.name, error) from error
-
-
-def _unreadable(name: str, error: Exception) -> ArchiveError:
-    return ArchiveError(f"{name} can't be read as a zip or tar archive ({error})", "Copy or pack the archive again")
+        yield
+    except _NO_FILE as error:
+        reason = error.strerror or type(error).__name__
+        raise ArchiveError(f"{archive} can't be opened ({reason})", "Check the path and its permissions") from error

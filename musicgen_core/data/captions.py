@@ -1,16 +1,33 @@
-"""Descriptions of clips from `metadata.jsonl`."""
+"""Descriptions of clips: from the settings, `metadata.jsonl`, or a file beside the clip."""
 
 from __future__ import annotations
 
-import json
+import codecs
+import posixpath
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 from upath import UPath
 
+from musicgen_core import storage
+from musicgen_core.config import TokenizeSettings, template_fields
+from musicgen_core.data.descriptions import (
+    Entry,
+    clean,
+    describe_sidecar,
+    field_text,
+    fill_template,
+    own_description,
+    parse_entry,
+)
 from musicgen_core.errors import MetadataError
+
+if TYPE_CHECKING:
+    from musicgen_core.data.archive import Sidecar
+
+_DEFAULTS = TokenizeSettings()
 
 
 @dataclass(frozen=True)
@@ -19,81 +36,159 @@ class Captions:
 
     Attributes:
         source: the file that they come from.
-        entries: how many lines could be used.
-        broken_lines: numbers, from 1, of those that could not.
+        by_path: the description of each entry, or None, in the file's order; by_name and by_stem likewise, without
+            names and stems that stand for different descriptions.
+        broken_lines: numbers, from 1, of lines that can't be used.
+        duplicate_lines: of lines not used because their path stands further up.
+        incomplete_lines: of entries that lack fields of the template.
     """
 
     source: str
     by_path: dict[str, str | None]
     by_name: dict[str, str | None]
     by_stem: dict[str, str | None]
-    entries: int
-    broken_lines: tuple[int, ...]
+    broken_lines: tuple[int, ...] = ()
+    duplicate_lines: tuple[int, ...] = ()
+    incomplete_lines: tuple[int, ...] = ()
+
+    @property
+    def entries(self) -> int:
+        """How many lines are used."""
+        return len(self.by_path)
 
     def find(self, member: str) -> tuple[bool, str | None]:
         """(whether the metadata know this member, its description)."""
-        path = _normalize(member)
-        name = PurePosixPath(path).name
-        for table, key in ((self.by_path, path), (self.by_name, name), (self.by_stem, PurePosixPath(name).stem)):
+        match = self.match(member)
+        return (False, None) if match is None else (True, self.tables[match[0]][match[1]])
+
+    def match(self, member: str) -> tuple[int, str] | None:
+        """What knows this member: (which of `tables`, the key in it)."""
+        for index, (table, key) in enumerate(zip(self.tables, keys(member), strict=True)):
             if key in table:
-                return True, table[key]
-        return False, None
+                return index, key
+        return None
+
+    @property
+    def tables(self) -> tuple[dict[str, str | None], ...]:
+        """From the one that counts most; in the order of `keys`."""
+        return self.by_path, self.by_name, self.by_stem
 
 
-def _normalize(path: str) -> str:
-    return unicodedata.normalize("NFC", path.replace("\\", "/")).removeprefix("./")
+def keys(path: str) -> tuple[str, str, str]:
+    """What a path is found by: itself, file name and stem, however accents are composed and folders separated."""
+    path = unicodedata.normalize("NFC", path.replace("\\", "/"))
+    while path.startswith("./"):
+        path = path[2:]
+    name = posixpath.basename(path)
+    return path, name, posixpath.splitext(name)[0]
 
 
-def load_captions(path: UPath) -> Captions:
-    """Read `metadata.jsonl`: one JSON object a line, with `path` and, if there is one, `description`.
+@dataclass(frozen=True)
+class Captioner:
+    """Describes clips by the settings and, where these give no caption, by `metadata` and files beside the clips.
+
+    `metadata` are to be loaded with the same settings.
+    """
+
+    settings: TokenizeSettings = _DEFAULTS
+    metadata: Captions | None = None
+
+    @property
+    def uses_sidecars(self) -> bool:
+        """Whether files beside the clips can matter."""
+        return self.settings.caption is None
+
+    def describe(self, member: str, sidecar: Sidecar | None = None) -> str | None:
+        """The description of a clip, prefix included, or None."""
+        parts = (self.settings.caption_prefix, self._describe(member, sidecar))
+        return clean(", ".join(filter(None, parts)))
+
+    def _describe(self, member: str, sidecar: Sidecar | None) -> str | None:
+        if self.settings.caption:
+            return self.settings.caption
+        found = self.metadata.find(member)[1] if self.metadata else None
+        if found is None and sidecar is not None:
+            return describe_sidecar(sidecar, self.settings.caption_template)
+        return found
+
+
+def load_captions(path: UPath, settings: TokenizeSettings = _DEFAULTS) -> Captions:
+    """Read `metadata.jsonl`: one JSON object a line, with `path` and `description` or the template's fields.
 
     A file name or stem that stands for clips with different descriptions matches none of them.
 
     Raises:
-        MetadataError: the file is missing, or none of its lines can be used.
+        MetadataError: the file is missing, none of its lines can be used, or none has all fields of the template.
     """
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            lines = list(file)  # unlike splitlines, not split at U+2028 and the like, which JSON strings may hold
-    except (OSError, UnicodeDecodeError) as error:
-        raise MetadataError(f"the metadata file {path} can't be read ({error})", "Check the path given") from error
+    template = settings.caption_template
     by_path: dict[str, str | None] = {}
-    broken = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        entry = _parse(line)
+    broken, duplicate, incomplete = [], [], []
+    fields: dict[str, None] = {}  # in order, of entries that lack some of the template's
+    for number, entry in _read_entries(path):
         if entry is None:
             broken.append(number)
-        else:
-            by_path.setdefault(*entry)
+            continue
+        key = keys(entry["path"])[0]
+        if key in by_path:
+            duplicate.append(number)
+            continue
+        filled = fill_template(template, entry)
+        by_path[key] = filled or own_description(entry)
+        if template and filled is None:
+            incomplete.append(number)
+            fields.update((name, None) for name, value in entry.items() if field_text(value) is not None)
     if not by_path:
         raise MetadataError(
-            f"none of the {len(lines)} lines of {path} is a JSON object with a path"
-            + (f" (lines {', '.join(map(str, broken[:10]))})" if broken else ""),
-            'Write one object a line: {"path": "audio/track1.wav", "description": "…"}',
+            f"none of the lines of {path} is a JSON object with a path"
+            + (f" (lines {listed(broken)})" if broken else ""),
+            'Write one object a line, in UTF-8: {"path": "audio/track1.wav", "description": "…"}',
         )
+    if template and len(incomplete) == len(by_path):
+        raise _no_line_fits(path, template_fields(template), list(fields))
     return Captions(
-        source=str(path),
-        by_path=by_path,
-        by_name=_unambiguous(by_path, lambda key: PurePosixPath(key).name),
-        by_stem=_unambiguous(by_path, lambda key: PurePosixPath(key).stem),
-        entries=len(by_path),
-        broken_lines=tuple(broken),
+        str(path),
+        by_path,
+        _unambiguous(by_path, lambda key: keys(key)[1]),
+        _unambiguous(by_path, lambda key: keys(key)[2]),
+        tuple(broken),
+        tuple(duplicate),
+        tuple(incomplete),
     )
 
 
-def _parse(line: str) -> tuple[str, str | None] | None:
+def _read_entries(path: UPath) -> Iterator[tuple[int, Entry | None]]:
+    """(number from 1, entry) of each line that isn't blank; None for one that can't be used."""
     try:
-        entry = json.loads(line)
-    except ValueError:
+        # Staged, as fsspec reads a whole block anew for each line; in bytes, so that a bad line costs no other.
+        with storage.staged(path) as local, local.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                line = line.removeprefix(codecs.BOM_UTF8)  # on any line: files with one may have been joined
+                if line.strip():
+                    yield number, _parse_line(line)
+    except OSError as error:
+        raise MetadataError(f"the metadata file {path} can't be read ({error})", "Check the path given") from error
+
+
+def _parse_line(line: bytes) -> Entry | None:
+    try:
+        entry = parse_entry(line.decode())
+    except UnicodeDecodeError:
         return None
-    if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
-        return None
-    description = entry.get("description")
-    text = description.strip() if isinstance(description, str) else ""
-    text = text.encode("utf-8", "replace").decode()  # half a surrogate pair, which JSON can hold and UTF-8 can't
-    return _normalize(entry["path"]), text or None
+    return entry if entry is not None and isinstance(entry.get("path"), str) else None
+
+
+def listed(things: Sequence[object], count: int = 0) -> str:
+    """The first ten with commas, and an ellipsis if there are more, or `count` says that there are."""
+    return ", ".join(map(str, things[:10])) + (", …" if max(count, len(things)) > len(things[:10]) else "")
+
+
+def _no_line_fits(path: UPath, wanted: Sequence[str], present: Sequence[str]) -> MetadataError:
+    absent = [name for name in wanted if name not in present]
+    return MetadataError(
+        f"no line of {path} has {', '.join(absent) or ', '.join(wanted) + ' together'}, as caption_template asks; "
+        f"the fields are {listed(present)}",
+        "Name fields that are there, or leave caption_template out",
+    )
 
 
 def _unambiguous(by_path: dict[str, str | None], key_of: Callable[[str], str]) -> dict[str, str | None]:

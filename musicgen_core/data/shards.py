@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codes import CARDINALITY, CODEBOOKS, FRAME_RATE
+from musicgen_core.data.archive import DAMAGED, damaged_members_readable
 from musicgen_core.errors import TokensError
 
 SCHEMA_VERSION = 1
@@ -93,8 +94,12 @@ class ShardWriter:
         if len(self._rows) == ROWS_PER_GROUP:
             self._flush()
 
-    def close(self) -> None:
-        self._flush()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._flush()
         self._writer.close()
 
     def _flush(self) -> None:
@@ -139,6 +144,40 @@ def read_report(tokens: UPath, stem: str) -> ShardReport | None:
     return report if rows == report.clips else None
 
 
+def is_whole(tokens: UPath, stem: str, report: ShardReport) -> bool:
+    """Whether the shard that a report tells of is there, every page of it with its checksum."""
+    if read_report(tokens, stem) != report:
+        return False
+    with storage.staged(shard_paths(tokens, stem)[0]) as parquet:
+        try:
+            return sum(1 for _ in read_rows(parquet)) == report.clips
+        except TokensError:
+            return False
+
+
+def was_mended(archive: UPath, report: ShardReport) -> bool:
+    """Whether a clip that was rejected as damaged can now be read.
+
+    A zip's fingerprint comes from its directory, which a fresh copy of a damaged zip has in common with it.
+    """
+    damaged = [entry.clip for entry in report.rejected if entry.reason.startswith(DAMAGED)]
+    return bool(damaged) and damaged_members_readable(archive, damaged)
+
+
+def clip_column(tokens: UPath, stem: str) -> list[str]:
+    """The names of a shard's clips, in order.
+
+    Raises:
+        TokensError: the file is damaged.
+    """
+    parquet, _ = shard_paths(tokens, stem)
+    try:
+        with parquet.open("rb") as file:
+            return cast(list[str], pq.read_table(file, columns=["clip"]).column("clip").to_pylist())
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise _damaged(parquet, error) from error
+
+
 def read_rows(parquet: Path) -> Iterator[Row]:
     """The rows of a local shard, in order, a row group at a time.
 
@@ -152,7 +191,11 @@ def read_rows(parquet: Path) -> Iterator[Row]:
             for group in range(file.num_row_groups):
                 yield from _rows_of(file.read_row_group(group))
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise TokensError(f"the shard {parquet} can't be read ({error})", "Delete it and run tokenize again") from error
+        raise _damaged(parquet, error) from error
+
+
+def _damaged(parquet: Path | UPath, error: Exception) -> TokensError:
+    return TokensError(f"the shard {parquet} can't be read ({error})", "Delete it and run tokenize again")
 
 
 def _rows_of(table: pa.Table) -> Iterator[Row]:

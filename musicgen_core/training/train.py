@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -105,8 +104,8 @@ def train(
     """
     device = pick_device(request.device)
     model = find_model(request.model)
-    with tempfile.TemporaryDirectory(prefix="musicgen-") as scratch:
-        session = _Session(request, model, device, Path(scratch))
+    with storage.scratch_folder() as scratch:
+        session = _Session(request, model, device, scratch)
         return session.run(on_start, on_step, cancelled)
 
 

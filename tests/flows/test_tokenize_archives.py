@@ -112,7 +112,7 @@ def test_a_table_in_the_ui_shows_clips_rejections_and_reasons(archives: Path, tm
     [table] = [entry for entry in found if entry.flow_run_id == state.state_details.flow_run_id]
     rows = json.loads(str(table.data))
     assert [(row["archive"], row["clips"], row["rejected"]) for row in rows] == [
-        ("archive_batch_0001.zip", 8, 0),
-        ("archive_batch_0002.zip", 8, 1),
+        ("archive_batch_0001", 8, 0),
+        ("archive_batch_0002", 8, 1),
     ]
     assert "audio/broken.wav: not decodable" in rows[1]["problem"]

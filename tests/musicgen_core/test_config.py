@@ -4,16 +4,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.config import SamplingSettings, TrainSettings, read_yaml, validate
+from musicgen_core.config import (
+    SamplingSettings,
+    Settings,
+    TokenizeSettings,
+    TrainSettings,
+    read_yaml,
+    template_fields,
+    validate,
+)
 from musicgen_core.errors import ConfigError
 
 
-def refusal(**values: Any) -> ConfigError:
+def refusal(kind: type[Settings] = TrainSettings, /, **values: Any) -> ConfigError:
     with pytest.raises(ConfigError) as refused:
-        validate(TrainSettings, values)
+        validate(kind, values)
     return refused.value
 
 
@@ -39,8 +49,8 @@ def test_the_defaults_are_those_of_the_contracts() -> None:
     assert {name: defaults[name] for name in promised} == promised
 
 
-@pytest.mark.parametrize("kind", [TrainSettings, SamplingSettings])
-def test_every_setting_says_what_it_is(kind: type[TrainSettings]) -> None:
+@pytest.mark.parametrize("kind", [TrainSettings, TokenizeSettings, SamplingSettings])
+def test_every_setting_says_what_it_is(kind: type[Settings]) -> None:
     assert [name for name, field in kind.model_fields.items() if not field.description] == []
 
 
@@ -73,6 +83,84 @@ def test_settings_do_not_change() -> None:
         TrainSettings().lora_r = 16  # type: ignore[misc]
 
 
+# Descriptions and archives
+
+
+@pytest.mark.parametrize(
+    ("template", "fields"),
+    [
+        ("{genre}, {bpm} bpm", ["genre", "bpm"]),
+        ("{genre} {genre}", ["genre"]),
+        ("{key signature}/{sub-genre} {{x}} {ジャンル}", ["key signature", "sub-genre", "ジャンル"]),
+    ],
+)
+def test_a_template_names_its_fields(template: str, fields: list[str]) -> None:
+    assert validate(TokenizeSettings, {"caption_template": template}).caption_template == template
+    assert template_fields(template) == fields
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        *(
+            (text, "nothing but names of fields")
+            for text in ("{a.b}", "{a[0]}", "{0}", "{}", "{x!r}", "{x:>9}", "{x:{y}}")
+        ),
+        *((text, "names of fields in braces, such as {genre} (") for text in ("{a", "a}", "{a}}", "{a!}", "{")),
+        *((text, "should name a field in braces") for text in ("techno", "{{genre}}")),
+    ],
+)
+def test_a_template_that_cannot_be_filled_is_refused_in_words(template: str, reason: str) -> None:
+    found = refusal(TokenizeSettings, caption_template=template).found
+    assert "caption_template: should " in found and reason in found
+    assert found.endswith(f", not {template!r}")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("ab{}!:.[]0 ", max_size=8))
+def test_a_template_that_is_allowed_can_be_filled(template: str) -> None:
+    try:
+        fields = template_fields(template)
+    except ValueError:
+        return
+    filled = template.format_map(dict.fromkeys(fields, "¤"))
+    assert "¤" in filled
+
+
+def test_caption_and_template_together_are_one_problem() -> None:
+    found = refusal(TokenizeSettings, caption="x", caption_template="{genre}").found
+    assert "have a problem: caption_template: caption stands for every clip, so give only one of the two" in found
+
+
+@pytest.mark.parametrize("name", ["cp932", "Shift_JIS", " gbk ", "auto", "utf-8"])
+def test_encodings_may_be_given_by_any_of_their_names(name: str) -> None:
+    assert validate(TokenizeSettings, {"name_encoding": name}).name_encoding == name.strip()
+
+
+@pytest.mark.parametrize("name", ["shift-jizz", "base64", "rot13", "utf-16", "undefined", "\0"])
+def test_what_no_file_name_can_be_encoded_in_is_refused(name: str) -> None:
+    assert "name_encoding: should be auto or an encoding" in refusal(TokenizeSettings, name_encoding=name).found
+
+
+@pytest.mark.parametrize("blank", ["", "  ", "\n"])
+def test_blank_texts_count_as_not_given(blank: str) -> None:
+    texts = dict.fromkeys(["caption", "caption_prefix", "caption_template", "name_encoding"], blank)
+    assert validate(TokenizeSettings, texts) == TokenizeSettings()
+    assert validate(TokenizeSettings, {"caption": blank, "caption_template": " {a} "}).caption_template == "{a}"
+
+
+@pytest.mark.parametrize(
+    "values", [{"max_clip_gib": 0}, {"max_clip_gib": float("inf")}, {"max_ratio": 1}, {"max_ratio": float("nan")}]
+)
+def test_limits_of_archives_must_make_sense(values: dict[str, float]) -> None:
+    assert f"{next(iter(values))}: " in refusal(TokenizeSettings, **values).found
+
+
+def test_all_problems_of_descriptions_and_archives_are_told_at_once() -> None:
+    values = {"caption": "x", "caption_template": "{a}", "name_encoding": "x", "max_clip_gib": "x", "max_ratio": -1}
+    assert "have 4 problems" in refusal(TokenizeSettings, **values).found
+
+
 # YAML
 
 
@@ -80,8 +168,8 @@ def test_yaml_gives_the_settings_by_name(tmp_path: Path, bucket: UPath) -> None:
     text = "# mine\nlearning_rate: 1e-4\nlora_r: 16\nbatch_size: auto\nmax_steps: null\n"
     for place in (storage.as_path(tmp_path / "s.yaml"), bucket / "s.yaml"):
         storage.write_text(place, text)
-        settings = validate(TrainSettings, read_yaml(str(place)))
-        assert settings == TrainSettings(learning_rate=1e-4, lora_r=16)
+        read = validate(TrainSettings, read_yaml(str(place)))
+        assert read == TrainSettings(learning_rate=1e-4, lora_r=16)
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n"])

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -183,3 +186,18 @@ def test_any_file_name_survives_being_written_as_a_url(name: str) -> None:
         path = storage.as_path(f"memory://bucket/{name}")
         assert path.name == name
         assert storage.as_path(str(path)).path == path.path
+
+
+def test_a_scratch_folder_goes_with_its_use_and_those_left_by_the_killed_go_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    script = "import os\nfrom musicgen_core import storage\nwith storage.scratch_folder(): os._exit(9)"
+    killed = subprocess.run([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
+    assert killed.returncode == 9
+    [left] = tmp_path.iterdir()
+    with storage.scratch_folder() as first:
+        assert not left.exists()
+        with storage.scratch_folder() as second:
+            assert first.exists() and first != second
+    assert list(tmp_path.iterdir()) == []

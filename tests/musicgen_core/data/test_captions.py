@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,16 +13,18 @@ from hypothesis import strategies as st
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.data.captions import Captions, check_matches, load_captions
+from musicgen_core.config import TokenizeSettings
+from musicgen_core.data.archive import Sidecar
+from musicgen_core.data.captions import Captioner, Captions, check_matches, load_captions
 from musicgen_core.errors import MetadataError
 
 FILE = storage.as_path("memory://captions/metadata.jsonl")
 
 
-def captions_of(*entries: Any, ascii_only: bool = True) -> Captions:
+def captions_of(*entries: Any, ascii_only: bool = True, template: str | None = None) -> Captions:
     lines = [entry if isinstance(entry, str) else json.dumps(entry, ensure_ascii=ascii_only) for entry in entries]
     storage.write_text(FILE, "\n".join(lines) + "\n")
-    return load_captions(FILE)
+    return load_captions(FILE, TokenizeSettings(caption_template=template))
 
 
 def clip(path: str, description: Any = "a description") -> dict[str, Any]:
@@ -71,10 +74,17 @@ def test_accents_match_however_they_are_composed(in_metadata: Any, in_archive: A
     assert captions.find(unicodedata.normalize(in_archive, name)) == (True, "piano")
 
 
-@pytest.mark.parametrize("path", ["audio\\x.wav", "./audio/x.wav", ".\\audio\\x.wav", "C:\\music\\audio\\x.wav"])
+@pytest.mark.parametrize(
+    "path", ["audio\\x.wav", "./audio/x.wav", "././audio/x.wav", ".\\audio\\x.wav", "C:\\music\\audio\\x.wav"]
+)
 def test_windows_and_dotted_paths_match(path: str) -> None:
     assert captions_of(clip(path, "found")).find("audio/x.wav") == (True, "found")
     assert captions_of(clip("audio/x.wav", "found")).find(path) == (True, "found")
+
+
+@pytest.mark.parametrize("path", ["audio\\x.wav", "./audio/x.wav", "././audio/x.wav", ".\\audio\\x.wav"])
+def test_such_paths_match_as_paths_and_not_only_by_their_names(path: str) -> None:
+    assert captions_of(clip(path, "found"), clip("b/x.wav", "other")).find("audio/x.wav") == (True, "found")
 
 
 @settings(max_examples=60, deadline=None)
@@ -82,7 +92,7 @@ def test_windows_and_dotted_paths_match(path: str) -> None:
     st.dictionaries(st.text(st.characters(exclude_characters="\\", exclude_categories=["Cs"]), min_size=1), st.text())
 )
 def test_every_clip_is_found_under_its_own_path(descriptions: dict[str, str]) -> None:
-    normal = {unicodedata.normalize("NFC", path).removeprefix("./"): text for path, text in descriptions.items()}
+    normal = {re.sub(r"^(\./)+", "", unicodedata.normalize("NFC", path)) for path in descriptions}
     if len(normal) == len(descriptions) > 0:
         captions = captions_of(*(clip(path, text) for path, text in descriptions.items()), ascii_only=False)
         assert captions.entries == len(descriptions)
@@ -100,6 +110,33 @@ def test_broken_lines_are_told_by_number_and_the_others_used() -> None:
     assert captions.broken_lines == (2, 4, 5, 6, 8)
     assert captions.entries == 2
     assert captions.find("b.wav")[0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(b'{"path": "x.wav", "description": "\x83s\x83A\x83m"}', id="another encoding"),
+        pytest.param(b"[" * 100_000, id="nested too deep"),
+        pytest.param(b'{"path": "x.wav", "bpm": ' + b"9" * 5_000 + b"}", id="a number too long"),
+        pytest.param(b"\0\0\0\0", id="zeros"),
+    ],
+)
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_no_line_is_so_bad_that_it_costs_another(line: bytes, at: int) -> None:
+    lines = [b'{"path": "a.wav"}', b'{"path": "b.wav", "description": "b"}']
+    FILE.write_bytes(b"\n".join([*lines[:at], line, *lines[at:]]))
+    captions = load_captions(FILE)
+    assert (captions.entries, captions.broken_lines) == (2, (at + 1,))
+    assert captions.find("b.wav") == (True, "b")
+
+
+def test_of_several_lines_for_a_path_the_first_counts_and_the_others_are_told_by_number() -> None:
+    captions = captions_of(
+        clip("a.wav", "first"), clip("b.wav"), clip("./a.wav", "second"), "", clip("c\\é.wav"), clip("c/e\u0301.wav")
+    )
+    assert captions.duplicate_lines == (3, 6)
+    assert (captions.entries, captions.broken_lines) == (3, ())
+    assert captions.find("a.wav") == (True, "first")
 
 
 @pytest.mark.parametrize("description", [None, "", "  \n", 7, ["a"]])
@@ -127,8 +164,22 @@ def test_files_from_windows_read_the_same() -> None:
     assert captions.find("a.wav") == (True, "x")
 
 
+def test_files_with_byte_order_marks_may_be_joined() -> None:
+    FILE.write_bytes(2 * b"\xef\xbb\xbf\n" + b'{"path": "a.wav"}\n\xef\xbb\xbf{"path": "b.wav"}\n')
+    captions = load_captions(FILE)
+    assert (captions.entries, captions.broken_lines) == (2, ())
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"\n\n", b"path,description\na.wav,x\n", b'[{"path": "a.wav"}]', b"\xff\xfe\x80"]
+    "content",
+    [
+        b"",
+        b"\n\n",
+        b"path,description\na.wav,x\n",
+        b'[{"path": "a.wav"}]',
+        b"\xff\xfe\x80",
+        '{"path": "a.wav"}'.encode("utf-16"),
+    ],
 )
 def test_a_file_that_is_no_metadata_is_named_with_what_it_should_hold(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "metadata.jsonl").write_bytes(content)
@@ -142,6 +193,116 @@ def test_a_missing_file_is_named(tmp_path: Path, bucket: UPath) -> None:
     for place in (storage.as_path(tmp_path), bucket):
         with pytest.raises(MetadataError, match=r"none\.jsonl can't be read"):
             load_captions(place / "none.jsonl")
+
+
+# Templates
+
+
+def test_a_template_is_filled_from_each_entrys_fields() -> None:
+    entries = (
+        {"path": "a.wav", "genre": "techno", "bpm": 128.0},
+        {"path": "b/b.wav", "genre": ["dub", "ambient"], "bpm": 90},
+    )
+    captions = captions_of(*entries, template="{genre}, {bpm} bpm")
+    assert captions.find("a.wav") == (True, "techno, 128 bpm")
+    assert captions.find("b.flac") == (True, "dub, ambient, 90 bpm")
+    assert captions.incomplete_lines == ()
+
+
+def test_entries_that_lack_fields_keep_their_description_and_are_told_by_number() -> None:
+    captions = captions_of(
+        {"path": "a.wav", "genre": "techno"},
+        {"path": "b.wav", "genre": None, "description": "own"},
+        {"path": "c.wav"},
+        {"path": "a.wav"},
+        "broken",
+        template="all {genre}",
+    )
+    assert captions.incomplete_lines == (2, 3)
+    assert (captions.duplicate_lines, captions.broken_lines) == ((4,), (5,))
+    assert [captions.find(name) for name in ("a.wav", "b.wav", "c.wav")] == [
+        (True, "all techno"),
+        (True, "own"),
+        (True, None),
+    ]
+
+
+def test_names_are_as_ambiguous_as_the_descriptions_that_the_template_makes() -> None:
+    alike = [{"path": f"{folder}/x.wav", "genre": "dub", "description": folder} for folder in "ab"]
+    assert captions_of(*alike).find("c/x.wav") == (False, None)
+    assert captions_of(*alike, template="{genre}").find("c/x.wav") == (True, "dub")
+
+
+def test_a_template_that_no_line_can_fill_is_an_error_with_the_fields_that_are_there() -> None:
+    entries = [clip("a.wav") | {"tempo": 120, "Genre": " "}, clip("b.wav") | {"key": "C", "bpm": None}]
+    with pytest.raises(MetadataError) as refused:
+        captions_of(*entries, "broken", entries[0], template="{genre} at {bpm} in {key}")
+    assert "has genre, bpm, as caption_template asks; the fields are path, description, tempo, key" in (
+        refused.value.found
+    )
+    assert str(FILE) in refused.value.found
+
+
+def test_fields_that_are_never_in_the_same_line_are_named_too() -> None:
+    with pytest.raises(MetadataError, match="has genre, bpm together"):
+        captions_of({"path": "a.wav", "genre": "x"}, {"path": "b.wav", "bpm": 1}, template="{genre} {bpm}")
+
+
+# Describing
+
+SIDECARS = [
+    Sidecar(".json", '{"description": "beside", "genre": "funk"}'),
+    Sidecar(".txt", "beside\r\n"),
+]
+
+
+@pytest.mark.parametrize("beside", SIDECARS)
+def test_the_caption_counts_before_metadata_and_those_before_a_file_beside_the_clip(beside: Sidecar) -> None:
+    metadata = captions_of(clip("a.wav", "entry"), clip("b.wav", None))
+    captioner = Captioner(TokenizeSettings(), metadata)
+    assert captioner.describe("a.wav", beside) == captioner.describe("a.wav") == "entry"
+    assert captioner.describe("b.wav", beside) == captioner.describe("c.wav", beside) == "beside"
+    assert captioner.describe("b.wav") is captioner.describe("c.wav") is None
+    assert Captioner(TokenizeSettings(), None).describe("a.wav", beside) == "beside"
+    always = Captioner(TokenizeSettings(caption="always"), metadata)
+    assert {always.describe(name, beside) for name in ("a.wav", "b.wav", "c.wav")} == {"always"}
+    assert captioner.uses_sidecars and not always.uses_sidecars
+
+
+def test_the_template_goes_for_metadata_and_for_json_beside_the_clip() -> None:
+    settings = TokenizeSettings(caption_template="all {genre}")
+    metadata = captions_of({"path": "a.wav", "genre": "dub"}, clip("b.wav", "own"), template=settings.caption_template)
+    captioner = Captioner(settings, metadata)
+    assert captioner.describe("a.wav", SIDECARS[0]) == "all dub"
+    assert captioner.describe("b.wav", SIDECARS[0]) == "own"
+    assert captioner.describe("c.wav", SIDECARS[0]) == "all funk"
+    assert captioner.describe("c.wav", Sidecar(".json", '{"description": "beside"}')) == "beside"
+    assert captioner.describe("c.wav", SIDECARS[1]) == "beside"
+
+
+@pytest.mark.parametrize(
+    ("values", "described"),
+    [({}, "TOK, entry"), ({"caption": "always"}, "TOK, always"), ({"caption_template": "a {g}"}, "TOK, a dub")],
+)
+def test_the_prefix_stands_before_every_description_and_alone_where_there_is_none(
+    values: dict[str, str], described: str
+) -> None:
+    settings = TokenizeSettings(caption_prefix="TOK", **values)
+    FILE.write_bytes(b'{"path": "a.wav", "description": "entry", "g": "dub"}')
+    captioner = Captioner(settings, load_captions(FILE, settings))
+    assert captioner.describe("a.wav") == described
+    assert captioner.describe("b.wav") == ("TOK, always" if "caption" in values else "TOK")
+    assert captioner.describe("b.wav", SIDECARS[1]) == ("TOK, always" if "caption" in values else "TOK, beside")
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.none() | st.builds(Sidecar, st.sampled_from([".json", ".txt"]), st.text(st.characters())),
+    st.none() | st.text(st.characters(), min_size=1),
+)
+def test_a_description_is_always_a_text_that_can_be_stored_or_none(sidecar: Sidecar | None, prefix: str | None) -> None:
+    text = Captioner(TokenizeSettings(caption_prefix=prefix)).describe("a.wav", sidecar)
+    assert text is None or (text.encode() and text == text.strip())
 
 
 # Checking

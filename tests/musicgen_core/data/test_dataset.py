@@ -20,10 +20,9 @@ CODEC = "sha256:codec"
 
 def write_shard(tokens: UPath, folder: Path, stem: str, rows: Sequence[Row], codec: str = CODEC) -> None:
     parquet = folder / f"{stem}.parquet"
-    writer = ShardWriter(parquet, codec)
-    for row in rows:
-        writer.add(row)
-    writer.close()
+    with ShardWriter(parquet, codec) as writer:
+        for row in rows:
+            writer.add(row)
     seconds = sum(row.duration for row in rows)
     publish_shard(parquet, ShardReport(f"{stem}.zip", 1, "", "", len(rows), seconds), tokens)
 

@@ -44,10 +44,9 @@ def row(name: str, frames: int = 5, description: str | None = None) -> Row:
 
 
 def write(path: Path, rows: Sequence[Row], codec: str = "sha256:c") -> Path:
-    writer = ShardWriter(path, codec)
-    for entry in rows:
-        writer.add(entry)
-    writer.close()
+    with ShardWriter(path, codec) as writer:
+        for entry in rows:
+            writer.add(entry)
     return path
 
 

@@ -30,10 +30,9 @@ def random_clips(count: int, frames: int = 24, used_codes: int = 2048) -> list[C
 def write_tokens(directory: Path, clips: Sequence[Codes], codec: str, scratch: Path) -> Path:
     """One shard of these clips; every third has no description."""
     parquet = scratch / "archive_batch_0000.parquet"
-    writer = ShardWriter(parquet, codec)
-    for i, codes in enumerate(clips):
-        writer.add(Row(f"clip_{i}.wav", None if i % 3 == 2 else f"tune {i}", codes.shape[1] / 50, codes))
-    writer.close()
+    with ShardWriter(parquet, codec) as writer:
+        for i, codes in enumerate(clips):
+            writer.add(Row(f"clip_{i}.wav", None if i % 3 == 2 else f"tune {i}", codes.shape[1] / 50, codes))
     report = ShardReport("archive_batch_0000.zip", 1, "f", "c", len(clips), 1.0)
     publish_shard(parquet, report, storage.as_path(directory))
     return directory

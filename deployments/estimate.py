@@ -1,0 +1,130 @@
+"""`musicgen-flows estimate`: how long tokenizing will take, on how much disk, and at what price."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from deployments.console import output, print_table, show_core_messages
+from deployments.options import FlowOptions, parse
+from flows.parameters import DEFAULT_MODEL, Archives, Device, MaxWorkers, Model
+
+if TYPE_CHECKING:
+    from musicgen_core.estimate import Estimate
+
+SHOWN_REASONS = 3
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+def estimate(arguments: Sequence[str]) -> int:
+    options = FlowOptions(positionals=("archives",))
+    estimate_archives(**parse("estimate", estimate_archives, options, arguments))
+    return 0
+
+
+def estimate_archives(
+    archives: Archives = None,
+    clips: Annotated[int, Field(ge=1, description="Clips to encode, spread over at most 4 of the archives")] = 100,
+    hourly_price: Annotated[
+        float | None, Field(gt=0, allow_inf_nan=False, description="Price of this machine an hour, for the cost")
+    ] = None,
+    model: Model = DEFAULT_MODEL,
+    device: Device = "auto",
+    max_workers: MaxWorkers = None,
+) -> None:
+    """Encode a sample of the clips, and say how long all of them will take, on how much disk, and at what price."""
+    from musicgen_core.codec import Codec
+    from musicgen_core.data.archive import find_archives
+    from musicgen_core.devices import pick_device
+    from musicgen_core.estimate import estimate
+    from musicgen_core.model.weights import find_model
+
+    assert archives is not None, "the command line sees to it"
+    show_core_messages()
+    chosen = pick_device(device)
+    workers = max_workers or min(4, os.cpu_count() or 1)  # as the flow has it
+    done = count(1)
+    with output.status("Looking into the archives …") as status:
+        found = estimate(
+            find_archives(archives),
+            lambda: Codec(find_model(model), chosen),
+            clips,
+            workers,
+            lambda: status.update(f"Encoding clip {next(done)} of at most {clips} …"),
+        )
+    print_table("Estimate", estimated_rows(found, hourly_price))
+
+
+def estimated_rows(found: Estimate, hourly_price: float | None) -> list[tuple[str, str]]:
+    about = "" if found.is_exact else "about "
+    rows = [
+        ("archives", f"{found.archives:,}, {_size(found.archive_bytes)}"),
+        *(("  can't be read", reason) for reason in found.unreadable[:SHOWN_REASONS]),
+        *_more(found.unreadable),
+        ("clips", f"{about}{found.clips:,}, about {_duration(found.audio_seconds)} of audio"),
+        ("sample", _sample(found)),
+        *((f"  {entry.clip}", entry.reason) for entry in found.rejected[:SHOWN_REASONS]),
+        *_more(found.rejected),
+        ("speed", _speed(found)),
+        ("time to go", _time_to_go(found)),
+        ("disk", f"about {_size(found.tokens_bytes)} of tokens"),
+    ]
+    if found.scratch_bytes:
+        at_once = _number(found.workers, "archive")
+        rows.append(("scratch disk", f"{_size(found.scratch_bytes)}, for {at_once} downloaded at a time"))
+    if hourly_price is not None:
+        rows.append(("cost", f"about {found.cost(hourly_price):,.2f} at {hourly_price:,.2f} an hour"))
+    return rows
+
+
+def _sample(found: Estimate) -> str:
+    text = f"{_number(found.sampled_clips, 'clip')} of {_number(found.sampled_archives, 'archive')}"
+    if found.sampled_clips < found.asked_clips:
+        text += f", which have no more (asked for: {found.asked_clips:,})"
+    if found.rejected:
+        share = len(found.rejected) / found.sampled_clips
+        text += f"; {len(found.rejected):,} rejected ({share:.1%}), and as many are taken off the whole"
+    return text
+
+
+def _speed(found: Estimate) -> str:
+    return (
+        f"{found.clips_per_sec:,.1f} clips/s, {found.audio_seconds_per_sec:,.0f} seconds of audio a second, "
+        f"on {found.device}, {_number(found.workers, 'archive')} at a time"
+    )
+
+
+def _time_to_go(found: Estimate) -> str:
+    text = f"about {_duration(3600 * found.hours_to_go)}"
+    if found.download_bytes_per_sec is None:
+        return text
+    return (
+        f"{text} at most: {_duration(3600 * found.encoding_hours)} of encoding and "
+        f"{_duration(3600 * found.download_hours)} of downloading at {_size(found.download_bytes_per_sec)}/s, "
+        "which go on at the same time where they can"
+    )
+
+
+def _more(entries: Sequence[object]) -> list[tuple[str, str]]:
+    return [("  …", f"and {len(entries) - SHOWN_REASONS:,} more")] if len(entries) > SHOWN_REASONS else []
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} seconds"
+    return f"{seconds / 60:,.1f} minutes" if seconds < 3600 else f"{seconds / 3600:,.1f} hours"
+
+
+def _size(size: float) -> str:
+    power = 0
+    while size >= 1024 and power < len(_UNITS) - 1:
+        size, power = size / 1024, power + 1
+    return f"{size:,.1f} {_UNITS[power]}" if power else f"{size:,.0f} bytes"

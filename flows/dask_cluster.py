@@ -1,0 +1,98 @@
+"""Whether a Dask cluster can do our tasks: asked before the first one is sent, as Dask itself retries and waits."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+from typing import Any
+
+import distributed
+import prefect
+from distributed.core import rpc
+from prefect.client.orchestration import get_client
+from prefect.context import hydrated_context, serialize_context
+from prefect.settings import get_current_settings
+
+from musicgen_core.errors import ConfigError
+
+ANSWER_SECONDS = 5
+REHEARSAL_SECONDS = 60  # a worker may have to import Prefect, from a slow disk
+
+
+def check_cluster(address: str) -> None:
+    """Check that a scheduler is at `address`, and that a task could begin on each of its workers.
+
+    A cluster without workers passes: it may start them when there is work.
+
+    Raises:
+        ConfigError: it is not so.
+    """
+    if get_current_settings().api.url is None:  # each worker would start a temporary server of its own
+        raise ConfigError(
+            "a Dask cluster needs a Prefect server that its workers can reach, and PREFECT_API_URL is not set",
+            "Start a server (musicgen-flows up, or prefect server start --host 0.0.0.0) and set PREFECT_API_URL",
+        )
+    try:
+        found = asyncio.run(_identify(address))
+    except Exception as error:  # what isn't Dask may answer with anything: HTTP reads as a frame of 3 EiB
+        reason = f"no answer in {ANSWER_SECONDS} s" if isinstance(error, TimeoutError) else _one_line(error)
+        raise ConfigError(
+            f"no Dask scheduler at {address}: {reason}",
+            "Start one with `dask scheduler`, and give the address that it shows, such as tcp://HOST:8786",
+        ) from error
+    if found != "Scheduler":
+        raise ConfigError(f"at {address} is a Dask {found.lower()}", "Give the address of its scheduler")
+    problems = _rehearse_everywhere(address)
+    if problems:
+        worker, problem = min(problems.items())
+        raise ConfigError(
+            f"{len(problems)} of the Dask workers can't do the tasks; {worker}: {problem}",
+            f"Install there what is installed here (with {_versions()}, dask {distributed.__version__}), or stop them",
+        )
+
+
+async def _identify(address: str) -> str:
+    """→ Scheduler, Worker or Nanny."""
+    security = distributed.Security().get_connection_args("client")
+    async with asyncio.timeout(ANSWER_SECONDS), rpc(address, connection_args=security) as remote:
+        return str((await remote.identity())["type"])
+
+
+def _rehearse_everywhere(address: str) -> dict[str, str]:
+    """→ what keeps tasks from beginning, by worker."""
+    with distributed.Client(address, timeout=ANSWER_SECONDS, set_as_default=False) as client:
+        answers = client.run(_rehearse, serialize_context(), _versions(), on_error="return")
+    return {worker: _one_line(answer) for worker, answer in answers.items() if answer}
+
+
+async def _rehearse(context: dict[str, Any], versions: str) -> str:
+    """Begin on a worker as a task does → what is in the way, or nothing.
+
+    To call this at all, the worker must be able to load our code and the flow. What is wrong is returned and not
+    raised: Dask would write `context`, which may hold the key of the server, into the worker's log.
+    """
+    if versions != _versions():
+        return f"it has {_versions()}"
+    try:
+        await asyncio.wait_for(asyncio.to_thread(_begin, context), REHEARSAL_SECONDS)
+    except Exception as error:
+        return _one_line(error)
+    return ""
+
+
+def _begin(context: dict[str, Any]) -> None:
+    importlib.import_module("tasks.tokenizing")
+    with hydrated_context(context), get_client(sync_client=True) as client:
+        error = client.api_healthcheck()
+        if error is not None:
+            raise OSError(f"it can't reach the Prefect server at {client.api_url}: {error}")
+
+
+def _versions() -> str:
+    """Of what must be the same on both sides: contexts are pickled, and functions with their bytecode."""
+    return f"Python {sys.version_info.major}.{sys.version_info.minor}, prefect {prefect.__version__}"
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

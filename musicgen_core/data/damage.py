@@ -1,0 +1,43 @@
+"""Damaged files told from passing troubles of reading them: a retry may help with the second only."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from musicgen_core.errors import ArchiveError
+
+DAMAGED = "damaged in the archive"
+"""What the reason of a clip begins with that another copy of the archive may hold whole."""
+
+
+class Unreadable(Exception):
+    """What was read is not what its format promises; the message says how."""
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether an error comes from the bytes read, and not from reading them.
+
+    bz2 and gzip raise a bare OSError for bad data. One with an errno (EIO, ESTALE, ENOSPC) is the system's, and
+    subclasses such as TimeoutError are the network's.
+    """
+    if isinstance(error, Unreadable | tarfile.TarError | zlib.error | lzma.LZMAError | EOFError):
+        return True
+    return type(error) in (OSError, gzip.BadGzipFile) and getattr(error, "errno", None) is None
+
+
+@contextmanager
+def damage_named(archive_name: str) -> Iterator[None]:
+    """Raise damage that shows within the block as an ArchiveError that names the archive."""
+    try:
+        yield
+    except Exception as error:  # sorted by is_damage
+        if not is_damage(error):
+            raise
+        raise ArchiveError(
+            f"{archive_name} can't be read as a zip or tar archive ({error})", "Copy or pack the archive again"
+        ) from error

@@ -1,0 +1,56 @@
+"""Archives found by place: a file, a directory or a glob, local or remote."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.errors import ArchiveError
+
+_SUFFIX = re.compile(r"\.(zip|tar|tar\.gz|tgz|tar\.bz2|tbz2|tar\.xz|txz)$", re.IGNORECASE)
+
+
+def archive_stem(path: UPath) -> str:
+    """`archive_batch_0007.zip` → `archive_batch_0007`, the name of its shard."""
+    return _SUFFIX.sub("", path.name)
+
+
+def find_archives(location: storage.Location) -> list[UPath]:
+    """The archives that a file, a directory (not recursive) or a glob names, in natural order.
+
+    Raises:
+        ArchiveError: none found, or two of one stem.
+    """
+    path = storage.as_path(location)
+    if path.is_dir():
+        found = _visible(entry for entry in path.iterdir() if _SUFFIX.search(entry.name) and entry.is_file())
+    elif path.is_file():
+        found = [path]
+    else:
+        found = _visible(storage.glob(location)) if re.search(r"[*?\[]", str(location)) else []
+    if not found:
+        raise ArchiveError(
+            f"no archives found at {location}",
+            "Give a file, a directory that holds .zip or .tar archives, or a glob such as 'data/archive_batch_*.zip'",
+        )
+    stems: dict[str, UPath] = {}
+    for archive in found:
+        twin = stems.setdefault(archive_stem(archive), archive)
+        if twin is not archive:
+            raise ArchiveError(
+                f"{twin.name} and {archive.name} at {location} would both make the shard {archive_stem(archive)}",
+                "Rename or move one of them",
+            )
+    return sorted(found, key=lambda archive: (_natural(archive.name), archive.name))
+
+
+def _visible(paths: Iterable[UPath]) -> list[UPath]:
+    """Without macOS's `._archive.zip`, which hold no archives."""
+    return [path for path in paths if not path.name.startswith(".")]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

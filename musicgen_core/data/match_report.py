@@ -1,0 +1,79 @@
+"""How well metadata and archives fit, for people."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from musicgen_core.data.captions import Captions, keys, listed
+
+_EXAMPLES = 5
+
+
+@dataclass
+class Sample:
+    """How many names there are, and the first few."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, name: str) -> None:
+        self.count += 1
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(name)
+
+
+@dataclass(frozen=True)
+class MatchReport:
+    """What was found.
+
+    Attributes:
+        captions: the metadata.
+        clips: how many there are.
+        unmatched: entries that match no clip, by path.
+        missing: clips that have no entry, by name.
+    """
+
+    captions: Captions
+    clips: int
+    unmatched: Sample
+    missing: Sample
+
+    def lines(self) -> list[str]:
+        """A sentence for each thing worth knowing; none where all fits."""
+        told = [
+            f"{len(numbers):,} {'line' if len(numbers) == 1 else 'lines'} {what}: {listed(numbers)}"
+            for numbers, what in (
+                (self.captions.broken_lines, "can't be used"),
+                (self.captions.duplicate_lines, "not used, as the path stands further up"),
+                (self.captions.incomplete_lines, "without all fields of caption_template"),
+            )
+            if numbers
+        ] + [
+            f"{sample.count:,} of {whole:,} {what}: {listed([repr(name) for name in sample.examples], sample.count)}"
+            for sample, whole, what in (
+                (self.unmatched, self.captions.entries, "entries without a clip"),
+                (self.missing, self.clips, "clips without an entry"),
+            )
+            if sample.count
+        ]
+        return [f"{posixpath.basename(self.captions.source)}: {text}" for text in told]
+
+
+def match_report(captions: Captions, members: Iterable[str]) -> MatchReport:
+    """Compare metadata with the names of all clips, which are read once and not kept."""
+    clips = 0
+    missing, unmatched = Sample(), Sample()
+    used: list[set[str]] = [set() for _ in captions.tables]
+    for member in members:
+        clips += 1
+        match = captions.match(member)
+        if match is None:
+            missing.add(member)
+        else:
+            used[match[0]].add(match[1])
+    for path in captions.by_path:
+        if not any(key in matched for key, matched in zip(keys(path), used, strict=True)):
+            unmatched.add(path)
+    return MatchReport(captions, clips, unmatched, missing)

@@ -1,0 +1,162 @@
+"""What an archive of any kind gives: its clips, the texts beside them, and bounds against bombs."""
+
+from __future__ import annotations
+
+import os
+import threading
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple, Protocol
+
+from musicgen_core.data.scratch import filled
+from musicgen_core.errors import ArchiveError, ClipRejected
+
+BLOCK = 1 << 20
+"""Bytes to copy at once."""
+
+NUL = "\N{SYMBOL FOR NULL}"
+"""What stands for a NUL byte in a name."""
+
+NOT_A_FILE = "not a regular file but a link or a device, which is never followed"
+
+_MAX_SIDECAR = 1 << 20
+_APPLE_DOUBLE = b"\x00\x05\x16\x07"
+_ALWAYS_ALLOWED = 256 << 20  # small archives of silence compress as well as bombs
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds against bombs.
+
+    Attributes:
+        max_clip_bytes: a member that unpacks to more is rejected.
+        max_ratio: an archive that unpacks to more than so many times its own size, and to more than 256 MiB, is
+            refused.
+    """
+
+    max_clip_bytes: int = 2 << 30
+    max_ratio: float = 200.0
+
+
+@dataclass(frozen=True)
+class Member:
+    """A `.wav` of an archive.
+
+    Attributes:
+        name: its path inside the archive, decoded as people meant it.
+        size: declared unpacked bytes.
+        open: gives a binary file with a real descriptor at position 0 that holds the whole member, to be closed by
+            the caller. Call it once at most, from any thread, while the archive is open. Raises ClipRejected with
+            the reason, ArchiveError when nothing behind this point can be read, OSError for troubles of reading.
+    """
+
+    name: str
+    size: int
+    open: Callable[[], BinaryIO]
+
+
+class Sidecar(NamedTuple):
+    """A text beside a clip: `suffix` is `.json` or `.txt`."""
+
+    suffix: str
+    text: str
+
+
+class Archive(Protocol):
+    """An open archive."""
+
+    @property
+    def clip_count(self) -> int | None:
+        """Of a zip; of a tar, which has no directory, None."""
+
+    def clips(self) -> Iterator[Member]:
+        """Every member whose name ends in `.wav` (any case), in the archive's order. To be called once.
+
+        Raises:
+            ArchiveError: the archive is damaged, breaks off, or is a bomb.
+        """
+
+    def sidecars(self) -> dict[str, Sidecar]:
+        """The `.json` or else `.txt` members of at most 1 MiB, by `sidecar_key`: all of a zip's, and of a tar's those
+        that `clips()` has passed. What isn't UTF-8 is left out."""
+
+
+class Meter:
+    """Counts what an archive unpacks to, from any thread, and refuses bombs."""
+
+    def __init__(self, archive_name: str, archive_bytes: int, limits: Limits) -> None:
+        self.limits = limits
+        self._name = archive_name
+        self._most = max(_ALWAYS_ALLOWED, limits.max_ratio * archive_bytes)
+        self._unpacked = 0
+        self._lock = threading.Lock()
+
+    def count(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        """Pass blocks on.
+
+        Raises:
+            ArchiveError: they are too many.
+        """
+        for block in blocks:
+            self.add(len(block))
+            yield block
+
+    def add(self, size: int) -> None:
+        with self._lock:
+            self._unpacked += size
+        if self._unpacked > self._most:
+            raise ArchiveError(
+                f"{self._name} unpacks to more than {self.limits.max_ratio:g} times its own size",
+                "Raise the setting max_ratio if it holds what it should",
+            )
+
+    def refuse_large(self, size: int) -> None:
+        """
+        Raises:
+            ClipRejected: a clip of `size` bytes is too large.
+        """
+        if size > self.limits.max_clip_bytes:
+            raise ClipRejected(
+                f"it unpacks to {size / 2**30:,.2f} GiB, more than the setting max_clip_gib allows "
+                f"({self.limits.max_clip_bytes / 2**30:g})"
+            )
+
+
+def is_clip(name: str) -> bool:
+    """Also behind or before a NUL, where other tools may not look."""
+    return any(part.lower().endswith(".wav") for part in name.split(NUL))
+
+
+def clip_file(size: int, blocks: Iterable[bytes]) -> BinaryIO:
+    """A clip's content as a scratch file.
+
+    Raises:
+        ClipRejected: it is not audio but what macOS packs beside a file.
+    """
+    file = filled(size, blocks)
+    if os.pread(file.fileno(), len(_APPLE_DOUBLE), 0) == _APPLE_DOUBLE:
+        file.close()
+        raise ClipRejected("not audio but attributes of a file that macOS packed beside it (AppleDouble)")
+    return file
+
+
+def sidecar_key(name: str) -> str:
+    """A member's path without its suffix, in NFC and with `/`: the same for a clip and the text beside it."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/").rpartition(".")[0])
+
+
+def is_sidecar(name: str, size: int) -> bool:
+    return name.lower().endswith((".json", ".txt")) and size <= _MAX_SIDECAR
+
+
+def add_sidecar(sidecars: dict[str, Sidecar], name: str, data: bytes) -> None:
+    """Add a text, unless it is no text or there is a `.json` for its clip already."""
+    suffix = "." + name.lower().rpartition(".")[2]
+    known = sidecars.get(sidecar_key(name))
+    if known and (known.suffix, suffix) == (".json", ".txt"):
+        return
+    try:
+        sidecars[sidecar_key(name)] = Sidecar(suffix, data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return

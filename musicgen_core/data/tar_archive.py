@@ -1,0 +1,209 @@
+"""Members of a tar, plain or compressed, in one pass: a tar has no directory, and seeking back unpacks again."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, BinaryIO, Self, cast
+
+from musicgen_core.data.damage import Unreadable, damage_named
+from musicgen_core.data.member_names import AUTO, decode_name, encoding_of, legible
+from musicgen_core.data.members import (
+    BLOCK,
+    NOT_A_FILE,
+    Member,
+    Meter,
+    Sidecar,
+    add_sidecar,
+    clip_file,
+    is_clip,
+    is_sidecar,
+)
+from musicgen_core.errors import ClipRejected
+
+_DECOMPRESSORS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}  # by magic
+_ABOUT_NEXT = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, b"X")
+_MAX_ABOUT_NEXT = 1 << 20
+_BUFFER = 1 << 16
+
+
+def is_tar(head: bytes) -> bool:
+    """By the first 512 bytes: a compressed stream or the header of a first member."""
+    if head.startswith(tuple(_DECOMPRESSORS)):
+        return True
+    try:
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+class TarArchive:
+    """An open tar.
+
+    Args:
+        file: at its beginning.
+        archive_name: for errors.
+        meter: of what it unpacks to.
+        name_encoding: of names that aren't UTF-8; auto for a guess at each.
+    """
+
+    clip_count = None
+
+    def __init__(self, file: BinaryIO, archive_name: str, meter: Meter, name_encoding: str) -> None:
+        self._file = file
+        self._name = archive_name
+        self._meter = meter
+        self._name_encoding = name_encoding
+        self._sidecars: dict[str, Sidecar] = {}
+
+    def clips(self) -> Iterator[Member]:
+        with damage_named(self._name):
+            for tar, entry, name in self._walk():
+                if is_clip(name):
+                    yield Member(name, entry.size, self._opener(tar, entry))
+                elif is_sidecar(name, entry.size) and entry.isreg():
+                    add_sidecar(self._sidecars, name, b"".join(_content(tar, entry)))
+
+    def clip_names(self) -> Iterator[str]:
+        """As `clips()` gives them, without keeping their content."""
+        with damage_named(self._name):
+            yield from (name for _, _, name in self._walk() if is_clip(name))
+
+    def sidecars(self) -> dict[str, Sidecar]:
+        return self._sidecars
+
+    def _walk(self) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str]]:
+        for tar, entry in _entries(_Stream(_decompressed(self._file), self._meter)):
+            if not entry.isdir():
+                yield tar, entry, self._decoded(entry)
+
+    def _decoded(self, entry: tarfile.TarInfo) -> str:
+        raw_name = entry.name.encode("utf-8", "surrogateescape")
+        if "path" in entry.pax_headers and encoding_of([raw_name]) == "utf-8":  # UTF-8 by the format
+            return legible(entry.name)
+        return decode_name(raw_name, encoding_of([raw_name]) if self._name_encoding == AUTO else self._name_encoding)
+
+    def _opener(self, tar: tarfile.TarFile, entry: tarfile.TarInfo) -> Callable[[], BinaryIO]:
+        try:
+            if not entry.isreg():
+                raise ClipRejected(NOT_A_FILE)
+            self._meter.refuse_large(entry.size)
+            content = _content(tar, entry)
+            if entry.issparse():  # a hole takes no place in the stream, which is what is counted
+                content = self._meter.count(content)
+            file = clip_file(entry.size, content)
+            return lambda: file
+        except ClipRejected as rejected:
+            return partial(_reject, rejected)
+
+
+def _reject(rejected: ClipRejected) -> BinaryIO:
+    raise rejected
+
+
+def _content(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> Iterator[bytes]:
+    """A regular member's content in blocks, with the holes of a sparse one. tarfile raises where it breaks off."""
+    file = tar.extractfile(entry)
+    assert file is not None
+    while block := file.read(BLOCK):
+        yield block
+
+
+def _entries(stream: _Stream) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """Every entry, and then the rest of the stream: a compressed one is checked at its end.
+
+    Raises:
+        Unreadable, or one of tarfile's or the decompressors' errors: damaged, or no end mark.
+    """
+    with _opened(stream) as tar:
+        while (entry := _next(tar)) is not None:
+            if entry.size < 0:
+                raise Unreadable(f"damaged header: {entry.name} has a negative size")
+            yield tar, entry
+        if not tar.getmembers():  # a file of zeros, as a broken copy leaves, is an empty tar
+            raise Unreadable("it is empty")
+        assert tar.fileobj is not None
+        while True:
+            block = tar.fileobj.read(BLOCK)
+            if block.strip(b"\0"):
+                raise Unreadable("more than zeros follow its end mark: it is damaged, or several tars in one file")
+            if len(block) < BLOCK:
+                break
+
+
+def _opened(stream: _Stream) -> tarfile.TarFile:
+    with _damage_of_headers():
+        return tarfile.open(
+            fileobj=cast(BinaryIO, stream),
+            mode="r|",
+            bufsize=_BUFFER,
+            tarinfo=_StrictTarInfo,
+            encoding="utf-8",
+            errors="surrogateescape",
+        )
+
+
+def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    with _damage_of_headers():
+        return tar.next()
+
+
+@contextmanager
+def _damage_of_headers() -> Iterator[None]:
+    """tarfile lets out whatever a malformed header leads to."""
+    try:
+        yield
+    except (ValueError, IndexError, OverflowError, RecursionError) as error:
+        raise Unreadable(f"damaged header: {error}") from error
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """A damaged or missing header is an error. tarfile takes all but the first for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        if len(buf) < tarfile.BLOCKSIZE:
+            raise Unreadable("it breaks off: there is no end mark")
+        try:
+            entry = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if any(buf):
+                raise Unreadable(f"damaged header: {error}") from error
+            raise  # a block of zeros, the end mark
+        if entry.type in _ABOUT_NEXT and not 0 <= entry.size <= _MAX_ABOUT_NEXT:  # read into memory at once
+            raise Unreadable(f"damaged header: {entry.size} bytes about the next one")
+        return entry
+
+
+class _Stream:
+    """The unpacked bytes, counted. At the end it says so once: tarfile would ask as often as a header lets it."""
+
+    def __init__(self, file: BinaryIO, meter: Meter) -> None:
+        self._file = file
+        self._meter = meter
+        self._ended = False
+
+    def read(self, size: int) -> bytes:
+        if self._ended:
+            raise EOFError("it breaks off within a member")
+        data = self._file.read(size)
+        self._meter.add(len(data))
+        self._ended = not data
+        return data
+
+
+def _decompressed(file: BinaryIO) -> BinaryIO:
+    """tarfile's own decompression takes a stream that breaks off for its end, and reads only the first of several."""
+    file.seek(0)
+    head = file.read(6)
+    file.seek(0)
+    for magic, open_stream in _DECOMPRESSORS.items():
+        if head.startswith(magic):
+            return cast(BinaryIO, open_stream(file))
+    return file

@@ -1,0 +1,158 @@
+"""How much audio a wav declares and how much is there. libsndfile shortens a data chunk that is longer than its file
+without a word, so the list of chunks is read here too.
+
+RIFF and RIFX: IBM and Microsoft, Multimedia Programming Interface and Data Specifications 1.0 (1991), chapter 3;
+RF64: EBU Tech 3306; BW64: ITU-R BS.2088.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from musicgen_core.errors import ClipRejected
+
+_BYTE_ORDERS = {b"RIFF": "<", b"RIFX": ">", b"RF64": "<", b"BW64": "<"}  # as `struct` has them
+# What writers leave who can't go back to fill in the length, as into a pipe: ffmpeg 0xFFFFFFFF, sox 0x7FFFF000,
+# arecord 0x7FFFFF00 or 0x80000000; in a ds64 chunk, -1 or the largest signed number.
+_UNKNOWN = 0x7FFF_0000
+_UNKNOWN_64 = 1 << 62
+_MINUS_ONE = 0xFFFF_FFFF
+_MAX_CHUNKS = 1000  # real files have a few; made-up ones must not keep a thread busy
+_MIN_FMT_BYTES, _MAX_FMT_BYTES = 16, 1 << 16
+_PCM, _FLOAT, _ALAW, _MULAW, _EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
+
+
+@dataclass(frozen=True)
+class WavHeader:
+    """Where the audio of a wav is, and how much of it there should be.
+
+    Attributes:
+        byte_order: `<`, or `>` for RIFX, as `struct` has it.
+        fmt: the content of the fmt chunk.
+        start: where the audio begins, in bytes from the start of the file.
+        declared: bytes of audio by the header; None where its writer couldn't know.
+        present: bytes from `start` to the end of the file.
+    """
+
+    byte_order: str
+    fmt: bytes
+    start: int
+    declared: int | None
+    present: int
+
+    @property
+    def audio_bytes(self) -> int:
+        """What is taken: what is declared, or everything to the end of the file where that is unknown."""
+        return self.present if self.declared is None else min(self.declared, self.present)
+
+    @property
+    def frame_bytes(self) -> int | None:
+        """Bytes of one sample of all channels; None for codecs that pack samples otherwise, as ADPCM does."""
+        tag, channels, _, _, _, bits = self._fields()
+        if tag in (_ALAW, _MULAW):
+            return channels or None
+        return channels * -(-bits // 8) or None if tag in (_PCM, _FLOAT) else None
+
+    @property
+    def frames(self) -> int | None:
+        """Samples of one channel; None where `frame_bytes` is. A last one that isn't whole doesn't count."""
+        return self.audio_bytes // self.frame_bytes if self.frame_bytes else None
+
+    def check(self) -> None:
+        """Hold the header against the file.
+
+        Raises:
+            ClipRejected: there is less audio than it declares, or its fields contradict each other.
+        """
+        unit, name = (self.frame_bytes, "frames") if self.frame_bytes else (1, "bytes of audio")
+        if self.declared is not None and self.declared // unit > self.present // unit:
+            declared, present = self.declared // unit, self.present // unit
+            raise ClipRejected(f"it breaks off: its header declares {declared:,} {name}, {present:,} are there")
+        _, channels, _, _, block_align, bits = self._fields()
+        # Which of the bytes hold the sample differs between writers, and libsndfile guesses from the sound.
+        if self.frame_bytes and block_align % channels == 0 and self.frame_bytes < block_align <= 8 * channels:
+            raise ClipRejected(
+                f"its header contradicts itself: samples of {bits} bits in {block_align // channels} bytes each"
+            )
+
+    def plain(self) -> bytes:
+        """A header with nothing in it but what the audio needs, to be followed by `audio_bytes` of the file."""
+        number = struct.Struct(f"{self.byte_order}I")
+        chunks = b"WAVEfmt " + number.pack(len(self.fmt)) + self.fmt + bytes(len(self.fmt) % 2) + b"data"
+        length = min(self.audio_bytes, _MINUS_ONE)  # libsndfile takes more than there is for all that is there
+        magic = b"RIFF" if self.byte_order == "<" else b"RIFX"
+        return magic + number.pack(min(len(chunks) + 4 + length, _MINUS_ONE)) + chunks + number.pack(length)
+
+    def _fields(self) -> tuple[int, ...]:
+        """Format tag, channels, rate, bytes/s, block align, bits of a sample."""
+        tag, *rest = struct.unpack_from(f"{self.byte_order}HHIIHH", self.fmt)
+        if tag == _EXTENSIBLE and len(self.fmt) >= 28:
+            (tag,) = struct.unpack_from(f"{self.byte_order}I", self.fmt, 24)  # the GUID begins with the tag
+        return tag, *rest
+
+
+def read_wav_header(descriptor: int) -> WavHeader | None:
+    """The header of an open file, wherever that stands; None where it's no wav, or one without fmt or data."""
+    size = os.fstat(descriptor).st_size
+    begin = id3_bytes(descriptor)
+    head = os.pread(descriptor, 12, begin)
+    byte_order = _BYTE_ORDERS.get(head[:4])
+    if byte_order is None or head[8:] != b"WAVE":
+        return None
+    fmt = data = None
+    for name, start, length in _chunks(descriptor, byte_order, begin + 12, size):
+        if name == b"fmt " and fmt is None:
+            fmt = os.pread(descriptor, min(length, _MAX_FMT_BYTES), start)
+        elif name == b"data" and data is None:
+            unknown = length > size - start and _is_sentinel(length, head)
+            unknown |= length == 0 and not _are_chunks(descriptor, byte_order, start, size)
+            data = start, None if unknown else length, size - start
+        if fmt is not None and data is not None:
+            return WavHeader(byte_order, fmt, *data) if len(fmt) >= _MIN_FMT_BYTES else None
+    return None
+
+
+def id3_bytes(descriptor: int) -> int:
+    """The length of an ID3v2 tag that a file begins with. Some taggers put one before RIFF too; libsndfile skips it."""
+    head = os.pread(descriptor, 10, 0)
+    if len(head) < 10 or not head.startswith(b"ID3"):
+        return 0
+    return 10 + sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
+
+
+def _chunks(descriptor: int, byte_order: str, position: int, size: int) -> Iterator[tuple[bytes, int, int]]:
+    """Name, start and length of each chunk; a length that stands in a ds64 chunk is that."""
+    long_length: int | None = None
+    for _ in range(_MAX_CHUNKS):
+        if position + 8 > size:
+            return
+        name, length = struct.unpack(f"{byte_order}4sI", os.pread(descriptor, 8, position))
+        position += 8
+        if name == b"ds64":
+            long_length = int.from_bytes(os.pread(descriptor, 16, position)[8:], "little")
+        elif name == b"data" and long_length is not None and length in (0, _MINUS_ONE):
+            length = long_length
+        yield name, position, length
+        position += length
+        # A zero byte pads what is odd, but some writers forget it. No name begins with a zero.
+        if length % 2 and position < size and os.pread(descriptor, 1, position) == b"\0":
+            position += 1
+
+
+def _is_sentinel(length: int, head: bytes) -> bool:
+    if head[:4] in (b"RF64", b"BW64"):
+        return length == _MINUS_ONE or length >= _UNKNOWN_64
+    riff_length: int = struct.unpack(f"{_BYTE_ORDERS[head[:4]]}I", head[4:8])[0]
+    return max(length, riff_length) >= _UNKNOWN
+
+
+def _are_chunks(descriptor: int, byte_order: str, position: int, size: int) -> bool:
+    """Whether a file goes on with whole chunks to its end, or is at its end, and not with audio."""
+    for name, start, length in _chunks(descriptor, byte_order, position, size):
+        if not all(0x20 <= byte < 0x7F for byte in name):
+            return False
+        position = start + length
+    return size - position in (0, 1)

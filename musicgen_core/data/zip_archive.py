@@ -1,0 +1,171 @@
+"""Members of a zip, at random access and from many threads at once, checked as they are unpacked."""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import stat
+import struct
+import zlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, BinaryIO
+
+from musicgen_core.data.damage import DAMAGED, Unreadable, is_damage
+from musicgen_core.data.member_names import AUTO, decode_name, encoding_of, legible
+from musicgen_core.data.members import (
+    BLOCK,
+    NOT_A_FILE,
+    Member,
+    Meter,
+    Sidecar,
+    add_sidecar,
+    clip_file,
+    is_clip,
+    is_sidecar,
+)
+from musicgen_core.data.zip_directory import LOCAL_MAGIC, Entry, RandomReader
+from musicgen_core.errors import ClipRejected
+
+_LOCAL = struct.Struct("<4s5H3L2H")
+_ENCRYPTED, _LZMA_HAS_END, _PATCHED = 1 << 0, 1 << 1, 1 << 5
+_STORED, _DEFLATED, _BZIP2, _LZMA = 0, 8, 12, 14
+_UNSUPPORTED = {1: "shrink", 6: "implode", 9: "deflate64", 93: "zstd", 95: "xz", 97: "WavPack", 98: "PPMd"}
+
+
+class ZipArchive:
+    """An open zip.
+
+    Args:
+        reader: of the file.
+        entries: of its directory.
+        meter: of what it unpacks to.
+        name_encoding: of names that don't say theirs.
+    """
+
+    def __init__(self, reader: RandomReader, entries: list[Entry], meter: Meter, name_encoding: str) -> None:
+        self._reader = reader
+        self._meter = meter
+        self._entries = list(zip(names_of(entries, name_encoding), entries, strict=True))
+        self._clips = [(name, entry) for name, entry in self._entries if is_clip(name)]
+        self._sidecars: dict[str, Sidecar] | None = None
+
+    @property
+    def clip_count(self) -> int:
+        return len(self._clips)
+
+    def clips(self) -> Iterator[Member]:
+        for name, entry in self._clips:
+            yield Member(name, entry.size, partial(self._open, entry))
+
+    def clip_names(self) -> Iterator[str]:
+        return (name for name, _ in self._clips)
+
+    def sidecars(self) -> dict[str, Sidecar]:
+        if self._sidecars is None:
+            sidecars: dict[str, Sidecar] = {}
+            for name, entry in self._entries:
+                if is_sidecar(name, entry.size):
+                    try:
+                        add_sidecar(sidecars, name, b"".join(self._meter.count(unpacked(entry, self._reader))))
+                    except ClipRejected:
+                        continue
+            self._sidecars = sidecars
+        return self._sidecars
+
+    def _open(self, entry: Entry) -> BinaryIO:
+        self._meter.refuse_large(entry.size)
+        return clip_file(entry.size, self._meter.count(unpacked(entry, self._reader)))
+
+
+def names_of(entries: list[Entry], name_encoding: str) -> list[str]:
+    """Names as people meant them; which encoding fits is seen from all those that don't say theirs."""
+    if name_encoding == AUTO:
+        name_encoding = encoding_of(entry.raw_name for entry in entries if entry.name is None)
+    return [
+        decode_name(entry.raw_name, name_encoding) if entry.name is None else legible(entry.name) for entry in entries
+    ]
+
+
+def unpacked(entry: Entry, reader: RandomReader) -> Iterator[bytes]:
+    """A member's content in blocks. Only when the last one came is it whole.
+
+    Raises:
+        ClipRejected: it isn't a file, can't be unpacked, or is damaged.
+        OSError: the file can't be read.
+    """
+    _refuse_unsupported(entry)
+    size = crc = 0
+    try:
+        for block in _decompressed(entry, _packed(entry, reader)):
+            size += len(block)
+            if size > entry.size:
+                raise Unreadable(f"it unpacks to more than the {entry.size} bytes of the directory")
+            crc = zlib.crc32(block, crc)
+            yield block
+        if size < entry.size:
+            raise Unreadable(f"it unpacks to {size} of {entry.size} bytes")
+        if crc != entry.crc:
+            raise Unreadable("its CRC-32 is not the one of the directory")
+    except Exception as error:  # sorted by is_damage
+        if not is_damage(error):
+            raise
+        raise ClipRejected(f"{DAMAGED} ({error})") from error
+
+
+def _refuse_unsupported(entry: Entry) -> None:
+    if entry.file_type not in (0, stat.S_IFREG):
+        raise ClipRejected(NOT_A_FILE)
+    if entry.flags & _ENCRYPTED:
+        raise ClipRejected("encrypted in the archive, and passwords are not supported")
+    if entry.flags & _PATCHED or entry.method not in (_STORED, _DEFLATED, _BZIP2, _LZMA):
+        method = "patched" if entry.flags & _PATCHED else _UNSUPPORTED.get(entry.method, f"of kind {entry.method}")
+        raise ClipRejected(f"compressed in a way that is not supported ({method})")
+
+
+def _packed(entry: Entry, reader: RandomReader) -> Iterator[bytes]:
+    """What the archive holds of a member, in blocks."""
+    header = reader.read(entry.offset, _LOCAL.size + len(entry.raw_name))
+    if len(header) < _LOCAL.size or not header.startswith(LOCAL_MAGIC):
+        raise Unreadable("it isn't where the directory says")
+    _, _, _, method, _, _, _, _, _, name_size, extra_size = _LOCAL.unpack_from(header)
+    if (method, name_size, header[_LOCAL.size :]) != (entry.method, len(entry.raw_name), entry.raw_name):
+        raise Unreadable("its own header and the directory disagree")
+    start = entry.offset + _LOCAL.size + name_size + extra_size
+    end = start + entry.packed
+    if end > reader.size:
+        raise Unreadable("it goes on behind the end of the archive")
+    for place in range(start, end, BLOCK):
+        yield reader.read(place, min(BLOCK, end - place))
+
+
+def _decompressed(entry: Entry, packed: Iterator[bytes]) -> Iterator[bytes]:
+    """Blocks of at most 1 MiB, however much a few bytes unpack to."""
+    if entry.method == _STORED:
+        yield from packed
+        return
+    decompressor, data = _decompressor(entry, packed)
+    while not decompressor.eof:
+        block = decompressor.decompress(data, BLOCK)
+        data = getattr(decompressor, "unconsumed_tail", b"")  # zlib's; bz2 and lzma keep it themselves
+        if block:
+            yield block
+        elif not (data := next(packed, b"")):
+            return
+
+
+def _decompressor(entry: Entry, packed: Iterator[bytes]) -> tuple[Any, bytes]:
+    """The decompressor and what to give it first."""
+    if entry.method == _DEFLATED:
+        return zlib.decompressobj(-zlib.MAX_WBITS), b""
+    if entry.method == _BZIP2:
+        return bz2.BZ2Decompressor(), b""
+    # Two bytes of version, two of the size of the properties, then five of properties (APPNOTE 5.8). With the size of
+    # the content behind the properties it is a .lzma file. A dictionary larger than the content is of no use.
+    head = next(packed, b"")
+    if head[2:4] != b"\5\0" or len(head) < 9:
+        raise Unreadable("its LZMA header is not valid")
+    dictionary = min(int.from_bytes(head[5:9], "little"), max(entry.size, 4096))
+    size = 2**64 - 1 if entry.flags & _LZMA_HAS_END else entry.size
+    properties = head[4:5] + dictionary.to_bytes(4, "little") + size.to_bytes(8, "little")
+    return lzma.LZMADecompressor(lzma.FORMAT_ALONE), properties + head[9:]

@@ -1,0 +1,222 @@
+"""The directory at the end of a zip, read in two or three reads.
+
+zipfile isn't used for it: it takes I/O errors for "not a zip", decodes names before one can choose how, and gives up
+the whole archive for one bad name. Source of the layouts: PKWARE's APPNOTE.TXT 6.3.10, sections 4.3.6 to 4.6.9.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import BinaryIO
+
+from musicgen_core.data.damage import Unreadable
+
+LOCAL_MAGIC = b"PK\3\4"
+
+_END = struct.Struct("<4s4H2LH")
+_LOCATOR64 = struct.Struct("<4sLQL")
+_END64 = struct.Struct("<4sQ2H2L4Q")
+_ENTRY = struct.Struct("<4s6H3L5H2L")
+_MAX_COMMENT = 0xFFFF
+_UTF8_FLAG = 1 << 11
+
+
+class RandomReader:
+    """Reads a file at any offset: a local one from many threads at once, another from one."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.size = file.seek(0, os.SEEK_END)
+        try:
+            file.fileno()
+        except OSError:  # io.UnsupportedOperation
+            self._is_local = False
+        else:
+            self._is_local = True
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Fewer bytes than `size` only where the file ends."""
+        size = max(0, min(size, self.size - offset))
+        if not self._is_local:
+            self._file.seek(min(offset, self.size))
+            return self._file.read(size)
+        data = b""
+        while len(data) < size:
+            more = os.pread(self._file.fileno(), size - len(data), offset + len(data))
+            if not more:
+                break
+            data = data + more if data else more
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A member as the directory has it.
+
+    Attributes:
+        raw_name: its name's bytes.
+        name: its name where the archive says how to read it, else None.
+        flags: of APPNOTE 4.4.4.
+        method: of compression, APPNOTE 4.4.5.
+        crc: CRC-32 of the content.
+        packed: bytes in the archive.
+        size: bytes of the content.
+        offset: of its local header, from the beginning of the file.
+        file_type: stat's S_IFMT bits; 0 where it wasn't packed on Unix.
+    """
+
+    raw_name: bytes
+    name: str | None
+    flags: int
+    method: int
+    crc: int
+    packed: int
+    size: int
+    offset: int
+    file_type: int
+
+
+@dataclass(frozen=True)
+class _End:
+    """Where the directory is: it ends at `offset`, before the end record."""
+
+    offset: int
+    entries: int
+    directory_size: int
+    directory_offset: int
+    is_64: bool
+
+
+def is_zip(reader: RandomReader) -> bool:
+    """Whether an end record is there, as every whole zip has one."""
+    return _find_end(reader) is not None
+
+
+def read_directory(reader: RandomReader) -> list[Entry]:
+    """The members in the directory's order.
+
+    Raises:
+        Unreadable: there is none, or it is damaged.
+    """
+    found = _find_end(reader)
+    if found is None:
+        raise Unreadable("it breaks off: there is no zip directory at its end")
+    end = _parse_end(reader, *found)
+    start = end.offset - end.directory_size
+    shift = start - end.directory_offset  # bytes that were put before the archive: a self-extractor, for instance
+    if shift < 0:
+        raise Unreadable("its directory isn't where its end record says")
+    entries = list(_parse_entries(reader.read(start, end.directory_size)))
+    if (len(entries) - end.entries) % (2**64 if end.is_64 else 2**16):  # more than the plain record can say, too
+        raise Unreadable(f"its directory lists {len(entries)} members, and its end record {end.entries}")
+    if shift and reader.read(0, 4) == LOCAL_MAGIC:
+        if shift % 2**32:
+            raise Unreadable("it holds another zip before its own members, or breaks off within")
+        return _unwrapped(entries)
+    return [replace(entry, offset=entry.offset + shift) for entry in entries] if shift else entries
+
+
+def _find_end(reader: RandomReader) -> tuple[int, bytes] | None:
+    """The last end record and its place: behind it are its comment and what a careless copy may have added."""
+    start = max(0, reader.size - _END.size - _MAX_COMMENT)
+    tail = reader.read(start, reader.size - start)
+    place = len(tail)
+    while (place := tail.rfind(b"PK\5\6", 0, place)) >= 0:
+        record = tail[place : place + _END.size]
+        if len(record) == _END.size and place + _END.size + _END.unpack(record)[7] <= len(tail):
+            return start + place, record
+    return None
+
+
+def _parse_end(reader: RandomReader, offset: int, record: bytes) -> _End:
+    _, disk, first_disk, _, entries, size, directory_offset, _ = _END.unpack(record)
+    locator = reader.read(offset - _LOCATOR64.size, _LOCATOR64.size) if offset >= _LOCATOR64.size else b""
+    is_64 = locator.startswith(b"PK\6\7")
+    if is_64:
+        offset -= _LOCATOR64.size + _END64.size
+        record = reader.read(max(0, offset), _END64.size)
+        if offset < 0 or not record.startswith(b"PK\6\6"):
+            raise Unreadable("its zip64 end record is damaged")
+        _, _, _, _, disk, first_disk, _, entries, size, directory_offset = _END64.unpack(record)
+    if disk or first_disk:
+        raise Unreadable("it is one part of an archive split over several files")
+    return _End(offset, entries, size, directory_offset, is_64)
+
+
+def _parse_entries(directory: bytes) -> Iterator[Entry]:
+    place = 0
+    while place < len(directory):
+        if not directory.startswith(b"PK\1\2", place) or place + _ENTRY.size > len(directory):
+            raise Unreadable("its directory is damaged")
+        (
+            _,
+            _,
+            _,
+            flags,
+            method,
+            _,
+            _,
+            crc,
+            packed,
+            size,
+            name_size,
+            extra_size,
+            comment_size,
+            _,
+            _,
+            attributes,
+            offset,
+        ) = _ENTRY.unpack_from(directory, place)
+        name_end = place + _ENTRY.size + name_size
+        raw_name = directory[place + _ENTRY.size : name_end]
+        extra = dict(_extra_fields(directory[name_end : name_end + extra_size]))
+        size, packed, offset = _sizes_64(extra.get(0x0001, b""), size, packed, offset)
+        name = _unicode_name(raw_name, flags, extra.get(0x7075, b""))
+        yield Entry(raw_name, name, flags, method, crc, packed, size, offset, stat.S_IFMT(attributes >> 16))
+        place = name_end + extra_size + comment_size
+    if place > len(directory):
+        raise Unreadable("its directory breaks off")
+
+
+def _extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
+    place = 0
+    while place + 4 <= len(extra):
+        kind, size = struct.unpack_from("<2H", extra, place)
+        yield kind, extra[place + 4 : place + 4 + size]
+        place += 4 + size
+
+
+def _sizes_64(field: bytes, *values: int) -> Iterator[int]:
+    """Zip64 gives, in this order, only those that don't fit into 32 bits."""
+    place = 0
+    for value in values:
+        if value == 0xFFFFFFFF and place + 8 <= len(field):
+            (value,) = struct.unpack_from("<Q", field, place)
+            place += 8
+        yield value
+
+
+def _unicode_name(raw_name: bytes, flags: int, field: bytes) -> str | None:
+    """By the UTF-8 flag or by Info-ZIP's field 0x7075, which holds only while it has the CRC of the plain name."""
+    utf8 = raw_name if flags & _UTF8_FLAG else None
+    if field[:1] == b"\1" and field[1:5] == zlib.crc32(raw_name).to_bytes(4, "little"):
+        utf8 = field[5:]
+    try:
+        return utf8.decode("utf-8") if utf8 is not None else None
+    except UnicodeDecodeError:
+        return None
+
+
+def _unwrapped(entries: list[Entry]) -> list[Entry]:
+    """macOS's Finder packs more than 4 GiB without zip64: offsets, which always grow, start at 0 again."""
+    unwrapped, base, before = [], 0, 0
+    for entry in entries:
+        base += 2**32 if entry.offset < before else 0
+        before = entry.offset
+        unwrapped.append(replace(entry, offset=entry.offset + base))
+    return unwrapped

@@ -1,0 +1,242 @@
+"""How long tokenizing will take and on how much disk: a sample of the clips, encoded as all of them would be."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.codec import Codec
+from musicgen_core.data.archive import open_archive
+from musicgen_core.data.archive_sample import Sample, list_archives, take_samples, total_clips
+from musicgen_core.data.shards import Rejected, Row, ShardWriter
+from musicgen_core.encoding import Encoded
+from musicgen_core.errors import ArchiveError, ClipRejected
+from musicgen_core.tokenizing import Tokenizer
+
+WARM_UP_CLIPS = 4
+LEAST_SECONDS = 5.0
+"""A fast GPU encodes the sample in less than a second, most of it spent on beginning and ending: it goes on again."""
+PROBE_BYTES = 32 << 20
+"""What is read of a remote archive, in one go as staging does, to see how fast it comes."""
+
+Result = tuple[str, Encoded | ClipRejected]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What tokenizing will take. Only `archives`, `archive_bytes` and, if `is_exact`, `clips` are no estimates.
+
+    Attributes:
+        archives: those that can be read.
+        archive_bytes: their size.
+        unreadable: why others can't be read.
+        clips: in all of them, the ones that will be rejected included.
+        is_exact: whether they were counted; False where tars are among the archives.
+        asked_clips: how large the sample should be.
+        sampled_clips: how large it is, rejected clips included.
+        sampled_archives: archives that it was taken of.
+        rejected: those of the sample that can't be used.
+        audio_seconds: of all clips that can be used.
+        clips_per_sec: from file to codes, the rejected ones included.
+        audio_seconds_per_sec: from file to codes.
+        download_bytes_per_sec: how fast remote archives come, as many at a time as there are workers; else None.
+        tokens_bytes: of all shards.
+        scratch_bytes: of staged archives, as many as there are workers; 0 if they are local.
+        workers: archives at a time; no more than there are.
+        device: that encoded the sample.
+    """
+
+    archives: int
+    archive_bytes: int
+    unreadable: Sequence[str]
+    clips: int
+    is_exact: bool
+    asked_clips: int
+    sampled_clips: int
+    sampled_archives: int
+    rejected: Sequence[Rejected]
+    audio_seconds: float
+    clips_per_sec: float
+    audio_seconds_per_sec: float
+    download_bytes_per_sec: float | None
+    tokens_bytes: int
+    scratch_bytes: int
+    workers: int
+    device: str
+
+    @property
+    def encoding_hours(self) -> float:
+        return self.audio_seconds / self.audio_seconds_per_sec / 3600
+
+    @property
+    def download_hours(self) -> float:
+        return self.archive_bytes / self.download_bytes_per_sec / 3600 if self.download_bytes_per_sec else 0.0
+
+    @property
+    def hours_to_go(self) -> float:
+        """At most: several archives at a time are downloaded while others are encoded."""
+        return self.encoding_hours + self.download_hours
+
+    def cost(self, hourly_price: float) -> float:
+        return self.hours_to_go * hourly_price
+
+
+def estimate(
+    archives: Sequence[UPath],
+    load_codec: Callable[[], Codec],
+    clips: int = 100,
+    workers: int = 1,
+    on_clip: Callable[[], None] = lambda: None,
+) -> Estimate:
+    """Encode a sample of the clips through the whole pipeline. Nothing but temporary files is written.
+
+    Args:
+        archives: zips and tars, local or remote; remote ones are not staged, only the sample is fetched.
+        load_codec: called once the archives were found to be readable, since it takes long.
+        clips: how many to encode; of at most 4 archives, so there may be fewer.
+        workers: archives at a time.
+        on_clip: called after each clip of the sample, from any thread.
+
+    Raises:
+        ArchiveError: no archive can be read, one of the sampled ones is damaged, or none of the clips can be used.
+        OSError: storage fails.
+    """
+    listed, unreadable = list_archives(archives)
+    workers = min(workers, len(listed))
+    codec = load_codec()
+    with tempfile.TemporaryDirectory(prefix="musicgen-") as folder:
+        samples = take_samples(listed, clips, Path(folder), workers)
+        tokenizer = Tokenizer(codec, storage.as_path(folder))
+        measured = _measure(tokenizer, [sample for sample in samples if sample.places], workers, on_clip)
+        rows, rejected = _sorted(measured.sample)
+        shard_bytes = _shard_bytes(rows, Path(folder) / "sample.parquet", codec.identity)
+    total, is_exact = total_clips(listed, samples)
+    usable = total * len(rows) / len(measured.sample)
+    remote = [sample.listed.archive for sample in samples if not storage.is_local(sample.listed.archive)]
+    return Estimate(
+        archives=len(listed),
+        archive_bytes=sum(entry.archive_bytes for entry in listed),
+        unreadable=unreadable,
+        clips=total,
+        is_exact=is_exact,
+        asked_clips=clips,
+        sampled_clips=len(measured.sample),
+        sampled_archives=sum(bool(sample.places) for sample in samples),
+        rejected=rejected,
+        audio_seconds=usable * sum(row.duration for row in rows) / len(rows),
+        clips_per_sec=measured.clips_per_sec,
+        audio_seconds_per_sec=measured.audio_seconds_per_sec,
+        download_bytes_per_sec=_download_rate(remote, workers) if remote else None,
+        tokens_bytes=round(usable * shard_bytes / len(rows)),
+        scratch_bytes=max(entry.archive_bytes for entry in listed) * workers if remote else 0,
+        workers=workers,
+        device=str(codec.device),
+    )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What became of the sample, each clip once, and how fast it went."""
+
+    sample: list[Result]
+    clips_per_sec: float
+    audio_seconds_per_sec: float
+
+
+def _measure(tokenizer: Tokenizer, samples: Sequence[Sample], workers: int, on_clip: Callable[[], None]) -> _Measured:
+    """Encode the samples, as many at a time as there are workers, until it has taken long enough to tell."""
+    for _ in _encode(tokenizer, replace(samples[0], places=samples[0].places[:WARM_UP_CLIPS])):
+        pass
+    stop = threading.Event()
+    least_seconds = LEAST_SECONDS * min(workers, len(samples)) / len(samples)
+    started = time.monotonic()
+    with ThreadPoolExecutor(workers) as pool:
+        runs = [pool.submit(_repeat, tokenizer, sample, least_seconds, on_clip, stop) for sample in samples]
+        try:
+            passes = [run.result() for run in runs]
+        except BaseException:
+            pass  # the threads would go on after Ctrl-C
+            raise
+    took = time.monotonic() - started
+    seconds = sum(clip.seconds for results in passes for _, clip in results if isinstance(clip, Encoded))
+    first = [
+        result for results, sample in zip(passes, samples, strict=True) for result in results[: len(sample.places)]
+    ]
+    return _Measured(first, sum(map(len, passes)) / took, seconds / took)
+
+
+def _repeat(
+    tokenizer: Tokenizer, sample: Sample, least_seconds: float, on_clip: Callable[[], None], stop: threading.Event
+) -> list[Result]:
+    """Encode a sample, again and again until `least_seconds` are over."""
+    results: list[Result] = []
+    started = time.monotonic()
+    while not results or time.monotonic() - started < least_seconds:
+        _drop_from_memory(sample.path)
+        with closing(_encode(tokenizer, sample)) as encoded:
+            for result in encoded:
+                if stop.is_set():
+                    return results
+                results.append(result)
+                if len(results) <= len(sample.places):
+                    on_clip()
+    return results
+
+
+def _encode(tokenizer: Tokenizer, sample: Sample) -> Generator[Result]:
+    with (
+        open_archive(sample.path) as opened,
+        closing(tokenizer.encoded_clips(sample.members(opened))) as clips,
+    ):
+        yield from clips
+
+
+def _drop_from_memory(file: Path) -> None:
+    """Let a file be read from its disk, as each archive will be. One just downloaded stays in memory, as it will."""
+    if sys.platform == "linux":
+        with open(file, "rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _sorted(sample: Sequence[Result]) -> tuple[list[Row], list[Rejected]]:
+    """
+    Raises:
+        ArchiveError: everything is rejected.
+    """
+    rows = [Row(name, None, clip.seconds, clip.codes) for name, clip in sample if isinstance(clip, Encoded)]
+    rejected = [Rejected(name, str(clip)) for name, clip in sample if isinstance(clip, ClipRejected)]
+    if not rows:
+        raise ArchiveError(
+            f"none of the {len(sample)} clips tried can be used; {rejected[0].clip}: {rejected[0].reason}",
+            "Check what the archives hold",
+        )
+    return rows, rejected
+
+
+def _shard_bytes(rows: Sequence[Row], path: Path, codec: str) -> int:
+    with ShardWriter(path, codec) as writer:
+        for row in rows:
+            writer.add(row)
+    return path.stat().st_size
+
+
+def _download_rate(archives: Sequence[UPath], workers: int) -> float:
+    """Bytes a second of remote archives, as many at a time as there are workers.
+
+    The sample itself doesn't tell: its clips are read one by one, and each costs round trips that staging doesn't.
+    """
+    started = time.monotonic()
+    with ThreadPoolExecutor(workers) as pool:
+        pieces = pool.map(lambda archive: len(archive.fs.cat_file(archive.path, start=0, end=PROBE_BYTES)), archives)
+        return sum(pieces) / (time.monotonic() - started)

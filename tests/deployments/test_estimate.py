@@ -1,0 +1,131 @@
+"""`musicgen-flows estimate` as a person meets it. No test here has a Prefect server."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from pathlib import Path
+
+import pytest
+
+from deployments.cli import main
+from deployments.estimate import estimated_rows
+from musicgen_core import storage
+from musicgen_core.data.shards import Rejected
+from musicgen_core.estimate import Estimate
+
+DEBUG_CPU = ["--model", "debug", "--device", "cpu"]
+LARGE = Estimate(
+    archives=139,
+    archive_bytes=700 << 30,
+    unreadable=[],
+    clips=139_000,
+    is_exact=True,
+    asked_clips=100,
+    sampled_clips=100,
+    sampled_archives=4,
+    rejected=[],
+    audio_seconds=139_000 * 30.0,
+    clips_per_sec=50.0,
+    audio_seconds_per_sec=1500.0,
+    download_bytes_per_sec=None,
+    tokens_bytes=1_400_000_000,
+    scratch_bytes=0,
+    workers=4,
+    device="cuda",
+)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("musicgen_core.estimate.LEAST_SECONDS", 0.0)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # whatever asked a server would fail
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def table(printed: str) -> dict[str, str]:
+    """Cells of the printed table."""
+    rows = (line.strip("│").split("│") for line in printed.splitlines() if line.startswith("│"))
+    return {name.strip(): text.strip() for name, text in rows}
+
+
+def test_the_table_has_all_that_was_promised(demo_archives: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["estimate", str(demo_archives), "--hourly-price", "3.5", "--max-workers", "1", *DEBUG_CPU]
+    assert main(arguments) == 0
+    rows = table(capsys.readouterr().out)
+    assert rows["archives"].startswith("2, ")
+    assert rows["clips"] == "17, about 32.0 seconds of audio"
+    assert rows["sample"].startswith("17 clips of 2 archives, which have no more (asked for: 100); 1 rejected (5.9%)")
+    assert rows["audio/broken.wav"].startswith("not decodable as audio")
+    assert "clips/s" in rows["speed"] and rows["speed"].endswith("on cpu, 1 archive at a time")
+    assert rows["time to go"].startswith("about ")
+    assert rows["disk"].endswith("of tokens")
+    assert rows["cost"].endswith(" at 3.50 an hour")
+    assert "scratch disk" not in rows
+
+
+def test_remote_archives_have_their_download_and_scratch_disk_in_it(
+    demo_archives: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bucket = storage.as_path(f"memory://{uuid.uuid4().hex}")
+    storage.upload_tree(demo_archives, bucket)
+    try:
+        assert main(["estimate", f"{bucket}/*.zip", "--clips", "4", *DEBUG_CPU]) == 0
+    finally:
+        bucket.fs.rm(bucket.path, recursive=True)
+    rows = table(capsys.readouterr().out)
+    assert rows["sample"].startswith("4 clips of 2 archives")
+    assert "of downloading at" in rows["time to go"]
+    assert "archives downloaded at a time" in rows["scratch disk"] or "1 archive downloaded" in rows["scratch disk"]
+    assert "cost" not in rows
+
+
+def test_numbers_are_told_in_units_that_people_think_in() -> None:
+    rows = dict(estimated_rows(LARGE, hourly_price=4.0))
+    assert rows["archives"] == "139, 700.0 GiB"
+    assert rows["clips"] == "139,000, about 1,158.3 hours of audio"
+    assert rows["sample"] == "100 clips of 4 archives"
+    assert rows["speed"] == "50.0 clips/s, 1,500 seconds of audio a second, on cuda, 4 archives at a time"
+    assert rows["time to go"] == "about 46.3 minutes"
+    assert rows["disk"] == "about 1.3 GiB of tokens"
+    assert rows["cost"] == "about 3.09 at 4.00 an hour"
+
+
+def test_what_is_estimated_remote_or_rejected_is_told() -> None:
+    found = dataclasses.replace(
+        LARGE,
+        unreadable=[f"{number}.zip can't be read" for number in range(5)],
+        is_exact=False,
+        rejected=[Rejected(f"{number}.wav", "silent") for number in range(4)],
+        download_bytes_per_sec=100 * 2**20,
+        scratch_bytes=20 << 30,
+    )
+    rows = estimated_rows(found, None)
+    assert dict(rows)["clips"].startswith("about 139,000, about")
+    assert [text for name, text in rows if name == "  can't be read"] == [
+        f"{number}.zip can't be read" for number in range(3)
+    ]
+    assert [text for name, text in rows if name == "  …"] == ["and 2 more", "and 1 more"]
+    assert [name for name, text in rows if text == "silent"] == ["  0.wav", "  1.wav", "  2.wav"]
+    assert "4 rejected (4.0%)" in dict(rows)["sample"]
+    assert dict(rows)["time to go"].startswith(
+        "about 2.8 hours at most: 46.3 minutes of encoding and 2.0 hours of downloading at 100.0 MiB/s"
+    )
+    assert dict(rows)["scratch disk"] == "20.0 GiB, for 4 archives downloaded at a time"
+    assert "cost" not in dict(rows)
+
+
+def test_wrong_usage_lists_every_problem(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "--clips", "0", "--hourly-price", "-1", "--max-workers", "none", "--limit=3"]) == 2
+    printed = capsys.readouterr().err
+    for problem in ("ARCHIVES is missing", "--clips: ", "--hourly-price: ", "--max-workers: ", "no option --limit"):
+        assert problem in printed
+
+
+def test_a_mistake_is_one_line_and_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", str(tmp_path), *DEBUG_CPU]) == 1
+    assert capsys.readouterr().err.startswith("error: no archives found at ")
+    (tmp_path / "a.zip").write_bytes(b"PK, and no more of a zip")
+    assert main(["estimate", str(tmp_path), *DEBUG_CPU]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: a.zip can't be read as a zip or tar archive") and printed.count("\n") == 1

@@ -1,0 +1,97 @@
+"""A tokenizing job that is killed at any moment and started again."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from prefect.settings import get_current_settings
+
+from musicgen_core import storage
+from musicgen_core.data.shards import read_report, read_rows, shard_paths
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(900)]
+ARCHIVES, CLIPS = 8, 60
+KILLS = int(os.environ.get("MUSICGEN_TEST_KILLS", "6"))
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("archives")
+    rng = np.random.default_rng(0)
+    for number in range(ARCHIVES):
+        with zipfile.ZipFile(folder / f"archive_batch_{number:04}.zip", "w") as archive:
+            for clip in range(CLIPS):
+                buffer = io.BytesIO()
+                soundfile.write(buffer, 0.3 * rng.standard_normal(int(rng.uniform(4000, 30_000))), 32_000, format="WAV")
+                archive.writestr(f"{number}/{clip}.wav", buffer.getvalue() if clip % 20 else b"broken")
+    return folder
+
+
+def start(archives: Path, tokens: Path, home: Path) -> subprocess.Popen[bytes]:
+    """The command as a user runs it, in a process group of its own."""
+    environment = {
+        **os.environ,
+        "PREFECT_API_URL": str(get_current_settings().api.url),
+        "PREFECT_LOCAL_STORAGE_PATH": str(home / "results"),
+        "TMPDIR": str(home),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    command = [sys.executable, "-m", "deployments.cli", "tokenize", str(archives), str(tokens)]
+    command += ["--model", "debug", "--device", "cpu", "--max-workers", "2"]
+    return subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE)
+
+
+def shards(tokens: Path) -> dict[str, list[tuple[str, bytes]]]:
+    """Every clip and its codes, by shard; rejections have none."""
+    place = storage.as_path(tokens)
+    found = {}
+    for marker in sorted(tokens.glob("*.json")):
+        report = read_report(place, marker.stem)
+        assert report is not None, f"{marker.stem} passes for whole and isn't"
+        rows = [(row.clip, row.codes.tobytes()) for row in read_rows(Path(str(shard_paths(place, marker.stem)[0])))]
+        found[marker.stem] = rows + [(entry.clip, b"") for entry in report.rejected]
+    return found
+
+
+def test_killing_the_job_at_random_moments_loses_and_doubles_nothing(archives: Path, tmp_path: Path) -> None:
+    undisturbed = start(archives, tmp_path / "undisturbed", tmp_path)
+    undisturbed.communicate(timeout=300)
+    assert undisturbed.returncode == 0
+
+    rng = random.Random(20261123)
+    tokens = tmp_path / "tokens"
+    finished = []
+    for _ in range(KILLS):
+        before = set(tmp_path.glob("musicgen-scratch-*"))
+        process = start(archives, tokens, tmp_path)
+        while len(set(tmp_path.glob("musicgen-scratch-*")) - before) < 2 and process.poll() is None:
+            time.sleep(0.02)  # one is the flow's, the second means that an archive is in work
+        time.sleep(rng.uniform(0, 5))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        finished.append(len(shards(tokens)))
+        if finished[-1] == ARCHIVES:  # all done before the kills were: begin again
+            for file in tokens.iterdir():
+                if file.is_file():
+                    file.unlink()
+    last = start(archives, tokens, tmp_path)
+    output, _ = last.communicate(timeout=300)
+    assert last.returncode == 0, output.decode()
+    assert len(set(finished)) > 1, f"the kills did not fall into the work: {finished}"
+    assert shards(tokens) == shards(tmp_path / "undisturbed")
+    clips = [clip for rows in shards(tokens).values() for clip, _ in rows]
+    assert len(clips) == len(set(clips)) == ARCHIVES * CLIPS
+    assert not list(tmp_path.glob("musicgen-scratch-*"))
+    assert json.loads((tokens / "archive_batch_0000.json").read_text())["clips"] == CLIPS - 3

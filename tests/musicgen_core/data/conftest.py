@@ -1,0 +1,93 @@
+"""What tests of archives share: reading all of one, and zips whose bytes are laid down one by one."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from struct import pack as packed
+from typing import Any
+
+import pytest
+
+from musicgen_core.data.archive import open_archive
+from musicgen_core.errors import ClipRejected
+
+Contents = Callable[..., list[tuple[str, bytes | str]]]
+
+
+@pytest.fixture(scope="session")
+def contents() -> Contents:
+    """Each clip's name and bytes, or the reason for which it is rejected."""
+
+    def read(path: Path, **options: Any) -> list[tuple[str, bytes | str]]:
+        found: list[tuple[str, bytes | str]] = []
+        with open_archive(path, **options) as archive:
+            for member in archive.clips():
+                try:
+                    with member.open() as file:
+                        assert os.lseek(file.fileno(), 0, os.SEEK_CUR) == 0
+                        found.append((member.name, file.read()))
+                except ClipRejected as rejected:
+                    found.append((member.name, str(rejected)))
+        return found
+
+    return read
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A member of a zip as it is to be laid down; what isn't given follows from `content`."""
+
+    name: bytes
+    content: bytes = b"content"
+    packed: bytes | None = None
+    packed_size: int | None = None
+    flags: int = 0
+    method: int = 0
+    crc: int | None = None
+    size: int | None = None
+    extra: bytes = b""
+    mode: int = 0
+    local_name: bytes | None = None
+    local_method: int | None = None
+    offset: int | None = None
+
+
+@pytest.fixture(scope="session")
+def write_zip() -> Callable[..., Path]:
+    """Write a zip of `Raw` members; `listed` and `disk` change what its end record says."""
+
+    def write(path: Path, members: Sequence[Raw], listed: int | None = None, disk: int = 0) -> Path:
+        body, directory = bytearray(), bytearray()
+        for raw in members:
+            data = raw.content if raw.packed is None else raw.packed
+            packed_size = len(data) if raw.packed_size is None else raw.packed_size
+            crc = zlib.crc32(raw.content) if raw.crc is None else raw.crc
+            size = len(raw.content) if raw.size is None else raw.size
+            local_name = raw.name if raw.local_name is None else raw.local_name
+            local_method = raw.method if raw.local_method is None else raw.local_method
+            offset = len(body) if raw.offset is None else raw.offset
+            body += b"PK\3\4" + packed(
+                "<5H3L2H", 20, raw.flags, local_method, 0, 33, crc, packed_size, size, len(local_name), 0
+            )
+            body += local_name + data
+            directory += b"PK\1\2" + packed(
+                "<6H3L5H2L",
+                *(0x031E, 20, raw.flags, raw.method, 0, 33, crc, packed_size, size, len(raw.name), len(raw.extra)),
+                *(0, 0, 0, raw.mode << 16, offset),
+            )
+            directory += raw.name + raw.extra
+        count = len(members) if listed is None else listed
+        end = b"PK\5\6" + packed("<4H2LH", disk, disk, count, count, len(directory), len(body), 0)
+        path.write_bytes(body + directory + end)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def raw() -> type[Raw]:
+    return Raw

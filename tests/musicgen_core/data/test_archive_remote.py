@@ -1,0 +1,196 @@
+"""What is asked of archives where they are: their digest, their names, and whether a member was mended."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+import uuid
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.data.archive import clip_names, content_digest, damaged_members_readable
+from musicgen_core.errors import ArchiveError
+
+Pack = Callable[..., Path]
+KINDS = ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz"]
+CLIPS = [("audio/b.wav", b"beta" * 700), ("audio/a.WAV", b"alpha"), ("deep/er/c.wav", b"")]
+
+
+def digest(path: Path) -> str:
+    return content_digest(storage.as_path(path))
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_names_of_a_remote_archive_are_read_where_it_is(tmp_path: Path, bucket: UPath, pack: Pack, kind: str) -> None:
+    storage.upload(pack(tmp_path / "a.zip", CLIPS, kind), bucket / "a.zip")
+    assert clip_names(bucket / "a.zip") == [name for name, _ in CLIPS]
+    assert content_digest(bucket / "a.zip") == digest(tmp_path / "a.zip")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_digest_does_not_depend_on_the_files_name_or_time(tmp_path: Path, pack: Pack, kind: str) -> None:
+    path = pack(tmp_path / "a.zip", CLIPS, kind)
+    before = digest(path)
+    os.utime(path, (0, 0))
+    assert digest(path.rename(tmp_path / "b.tar")) == before
+
+
+def test_the_digest_of_a_zip_does_not_depend_on_its_members_times(tmp_path: Path) -> None:
+    digests = set()
+    for year in (1990, 2020):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            for name, data in CLIPS:
+                archive.writestr(zipfile.ZipInfo(name, (year, 1, 1, 0, 0, 0)), data)
+        digests.add(digest(tmp_path / "a.zip"))
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_digest_follows_every_members_content_name_and_order(tmp_path: Path, pack: Pack, kind: str) -> None:
+    variants = [CLIPS, CLIPS[::-1], CLIPS[:2], [("audio/x.wav", CLIPS[0][1]), *CLIPS[1:]]]
+    variants += [[*CLIPS[:i], (name, data + b"!"), *CLIPS[i + 1 :]] for i, (name, data) in enumerate(CLIPS)]
+    changed = [*CLIPS[:1], (CLIPS[1][0], CLIPS[1][1].upper()), *CLIPS[2:]]  # of the same size
+    digests = {digest(pack(tmp_path / "a.zip", members, kind)) for members in [*variants, changed]}
+    assert len(digests) == len(variants) + 1
+
+
+class Counted(MemoryFileSystem):
+    """Counts openings, keeps listings, and fails as a network does when told to."""
+
+    protocol = "counted"
+    store: dict[str, Any] = {}  # noqa: RUF012 (as the base class has it)
+    pseudo_dirs = [""]  # noqa: RUF012
+    opened = 0
+    failure: Exception | None = None
+    listed: dict[str, Any] = {}  # noqa: RUF012
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        """From the listing, once there is one, as object stores do."""
+        if path not in Counted.listed:
+            Counted.listed[path] = super().info(path, **options)
+        return Counted.listed[path]
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        Counted.listed.clear()
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> MemoryFile:
+        Counted.opened += mode == "rb"
+        file = super()._open(path, mode, **options)
+        if Counted.failure and mode == "rb":
+            file = MemoryFile(self, path, file.getvalue())
+            file.read = fail  # type: ignore[method-assign]
+        return file
+
+
+def fail(size: int = -1) -> bytes:
+    assert Counted.failure
+    raise Counted.failure
+
+
+@pytest.fixture
+def remote() -> Iterator[UPath]:
+    fsspec.register_implementation("counted", Counted, clobber=True)
+    with warnings.catch_warnings(action="ignore"):  # of a kind of storage that UPath doesn't know
+        yield UPath(f"counted://{uuid.uuid4().hex}")
+    Counted.failure = None
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_file_is_read_once_for_its_names_and_once_for_its_digest(
+    tmp_path: Path, remote: UPath, pack: Pack, kind: str
+) -> None:
+    data = pack(tmp_path / "a", CLIPS, kind).read_bytes()
+    (remote / "a.zip").write_bytes(data)
+    before = Counted.opened
+    for _ in range(3):
+        clip_names(UPath(str(remote / "a.zip")))
+        content_digest(UPath(str(remote / "a.zip")))
+    assert Counted.opened == before + 2
+
+
+def test_a_listing_made_earlier_does_not_hide_that_a_file_changed(tmp_path: Path, remote: UPath, pack: Pack) -> None:
+    for name in ("a.wav", "b.wav"):
+        (remote / "a.zip").write_bytes(pack(tmp_path / "a", [(name, b"")]).read_bytes())
+        assert clip_names(remote / "a.zip") == [name]
+
+
+@pytest.mark.parametrize("place", ["local", "remote"])
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_file_that_changed_is_read_again(tmp_path: Path, bucket: UPath, pack: Pack, kind: str, place: str) -> None:
+    folder = storage.as_path(tmp_path) if place == "local" else bucket
+    digests = set()
+    for name in ("a.wav", "b.wav", "c.wav"):  # of one size; put back in time as a careful copy does
+        local = pack(tmp_path / "local", [(name, b"")], kind)
+        with (folder / "a").open("wb") as file:
+            file.write(local.read_bytes())
+        if place == "local":
+            os.utime(tmp_path / "a", (0, 0))
+        time.sleep(0.01)
+        digests.add(content_digest(folder / "a"))
+        assert clip_names(folder / "a") == [name]
+    assert len(digests) == 3
+
+
+# Damage that another copy may not have
+
+
+@pytest.mark.parametrize("place", ["local", "remote"])
+def test_a_mended_member_of_a_zip_is_seen_by_reading_it(tmp_path: Path, bucket: UPath, pack: Pack, place: str) -> None:
+    path = pack(tmp_path / "a", CLIPS)
+    archive = storage.as_path(path) if place == "local" else bucket / "a"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"betabeta", b"betaBETA", 1))
+    storage.upload(path, archive)
+    damaged = content_digest(archive)
+    assert not damaged_members_readable(archive, ["audio/b.wav"])
+    assert not damaged_members_readable(archive, ["gone.wav"])
+    assert not damaged_members_readable(archive, [])
+    assert damaged_members_readable(archive, ["audio/b.wav", "audio/a.WAV"])
+    path.write_bytes(whole)
+    storage.upload(path, archive)
+    assert content_digest(archive) == damaged
+    assert damaged_members_readable(archive, ["audio/b.wav"])
+
+
+def test_an_offset_out_of_this_world_is_only_damage(bucket: UPath, write_zip: Pack, raw: Any, tmp_path: Path) -> None:
+    far = raw(b"a.wav", extra=b"\1\0\x08\0" + b"\xff" * 8, offset=2**32 - 1)
+    storage.upload(write_zip(tmp_path / "a", [far, raw(b"b.wav")]), bucket / "a")
+    assert not damaged_members_readable(bucket / "a", ["a.wav"])
+    assert damaged_members_readable(bucket / "a", ["a.wav", "b.wav"])
+
+
+def test_a_tar_is_never_mended_unseen(tmp_path: Path, pack: Pack) -> None:
+    assert not damaged_members_readable(storage.as_path(pack(tmp_path / "a", CLIPS, "tar")), ["audio/b.wav"])
+
+
+# Troubles
+
+TROUBLES = [OSError(errno.EIO, "I/O error"), OSError(errno.ESTALE, "stale"), TimeoutError(), ConnectionResetError("x")]
+
+
+@pytest.mark.parametrize("trouble", [*TROUBLES, RuntimeError("gateway")], ids=repr)
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_trouble_of_the_network_is_not_taken_for_damage(
+    tmp_path: Path, remote: UPath, pack: Pack, kind: str, trouble: Exception
+) -> None:
+    (remote / "a.zip").write_bytes(pack(tmp_path / "a", CLIPS, kind).read_bytes())
+    Counted.failure = trouble
+    for read in (content_digest, clip_names, lambda path: damaged_members_readable(path, ["audio/a.WAV"])):
+        with pytest.raises(type(trouble)):
+            read(remote / "a.zip")
+
+
+def test_a_missing_remote_file_is_an_archive_error_that_names_it(bucket: UPath) -> None:
+    for read in (content_digest, clip_names, lambda path: damaged_members_readable(path, [])):
+        with pytest.raises(ArchiveError, match=r"none\.zip can't be opened"):
+            read(bucket / "none.zip")

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from musicgen_core.errors import ArchiveError
+
+Contents = Callable[..., list[tuple[str, bytes | str]]]
+WriteZip = Callable[..., Path]
+
+
+def test_more_than_4_gib_packed_by_macos_without_zip64_are_read(tmp_path: Path, contents: Contents) -> None:
+    """Its offsets start at 0 again. Holes stand for the members between."""
+    places = [0, 3 << 30, (4 << 30) + 1000, (7 << 30) + 5, (8 << 30) + 3]
+    directory = b""
+    with open(tmp_path / "a.zip", "wb") as file:
+        for i, place in enumerate(places):
+            name, data = f"{i}.wav".encode(), b"clip %d" % i
+            fields = (0, 0, 0, 33, zlib.crc32(data), len(data), len(data), len(name), 0)
+            file.seek(place)
+            file.write(b"PK\3\4" + struct.pack("<5H3L2H", 20, *fields) + name + data)
+            directory += b"PK\1\2" + struct.pack("<6H3L5H2L", 20, 20, *fields, 0, 0, 0, 0, place % 2**32) + name
+        start = file.tell()
+        file.write(directory)
+        file.write(b"PK\5\6" + struct.pack("<4H2LH", 0, 0, 5, 5, len(directory), start % 2**32, 0))
+    assert (tmp_path / "a.zip").stat().st_blocks * 512 < 1 << 20
+    assert contents(tmp_path / "a.zip") == [(f"{i}.wav", b"clip %d" % i) for i in range(5)]
+
+
+def test_more_members_than_the_plain_record_can_count_are_read(
+    tmp_path: Path, contents: Contents, write_zip: WriteZip, raw: Any
+) -> None:
+    members = [raw(b"%d.txt" % i, b"") for i in range(65_536)] + [raw(b"a.wav")]
+    assert contents(write_zip(tmp_path / "a", members, listed=1)) == [("a.wav", b"content")]
+
+
+def test_a_directory_that_lacks_members_is_an_error(
+    tmp_path: Path, contents: Contents, write_zip: WriteZip, raw: Any
+) -> None:
+    with pytest.raises(ArchiveError, match="lists 1 members, and its end record 2"):
+        contents(write_zip(tmp_path / "a", [raw(b"a.wav")], listed=2))
+
+
+def test_a_part_of_a_split_archive_is_called_that(
+    tmp_path: Path, contents: Contents, write_zip: WriteZip, raw: Any
+) -> None:
+    with pytest.raises(ArchiveError, match="split"):
+        contents(write_zip(tmp_path / "a", [raw(b"a.wav")], disk=1))
+
+
+def test_a_zip_behind_a_zip_does_not_hide_the_first(
+    tmp_path: Path, contents: Contents, write_zip: WriteZip, raw: Any
+) -> None:
+    data = write_zip(tmp_path / "a", [raw(b"a.wav")]).read_bytes()
+    (tmp_path / "b").write_bytes(data + data)
+    with pytest.raises(ArchiveError, match="another zip before"):
+        contents(tmp_path / "b")
+
+
+@pytest.mark.parametrize("prepended", [b"MZ a self-extractor", b"#!/bin/sh\n" * 10_000])
+def test_what_is_put_before_a_zip_is_left_alone(
+    tmp_path: Path, contents: Contents, write_zip: WriteZip, raw: Any, prepended: bytes
+) -> None:
+    path = write_zip(tmp_path / "a", [raw(b"a.wav", b"first"), raw(b"b.wav")])
+    path.write_bytes(prepended + path.read_bytes())
+    assert contents(path) == [("a.wav", b"first"), ("b.wav", b"content")]
+
+
+def test_a_zip_that_breaks_off_is_called_that(
+    tmp_path: Path, contents: Contents, write_zip: WriteZip, raw: Any
+) -> None:
+    path = write_zip(tmp_path / "a", [raw(b"a.wav")])
+    whole = path.read_bytes()
+    commented = whole[:-2] + b"\5\0comm"
+    for cut in (whole[:-1], whole[:-30], whole[:40], commented):
+        path.write_bytes(cut)
+        with pytest.raises(ArchiveError, match="it breaks off: there is no zip directory"):
+            contents(path)
+    path.write_bytes(commented + b"e")
+    assert contents(path) == [("a.wav", b"content")]
+
+
+def test_a_directory_whose_last_entry_goes_beyond_it_is_an_error(
+    tmp_path: Path, contents: Contents, write_zip: WriteZip, raw: Any
+) -> None:
+    data = bytearray(write_zip(tmp_path / "a", [raw(b"a.wav")]).read_bytes())
+    data[data.index(b"PK\1\2") + 32] = 9  # the size of its comment
+    (tmp_path / "a").write_bytes(data)
+    with pytest.raises(ArchiveError, match="directory breaks off"):
+        contents(tmp_path / "a")
+
+
+def test_what_a_copy_added_at_the_end_is_left_alone(
+    tmp_path: Path, contents: Contents, write_zip: WriteZip, raw: Any
+) -> None:
+    path = write_zip(tmp_path / "a", [raw(b"a.wav")])
+    path.write_bytes(path.read_bytes() + bytes(4096))
+    assert contents(path) == [("a.wav", b"content")]
+
+
+def test_a_malformed_extra_field_costs_nothing(
+    tmp_path: Path, contents: Contents, write_zip: WriteZip, raw: Any
+) -> None:
+    members = [raw(b"a.wav", extra=extra) for extra in (b"\1", b"\1\0\xff\xff", b"\x75\x70\2\0\1\0", b"\1\0\0\0\0")]
+    assert contents(write_zip(tmp_path / "a", members)) == [("a.wav", b"content")] * 4
+
+
+@pytest.mark.parametrize(("offset", "value"), [(-6, 10**9), (-10, 10**9), (-10, 10)])
+def test_an_end_record_that_points_elsewhere_is_an_error(
+    tmp_path: Path, contents: Contents, write_zip: WriteZip, raw: Any, offset: int, value: int
+) -> None:
+    data = bytearray(write_zip(tmp_path / "a", [raw(b"a.wav")]).read_bytes())
+    struct.pack_into("<L", data, len(data) + offset, value)
+    (tmp_path / "a").write_bytes(data)
+    with pytest.raises(ArchiveError, match="can't be read as a zip"):
+        contents(tmp_path / "a")

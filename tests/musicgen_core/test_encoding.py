@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from musicgen_core import encoding
+from musicgen_core.codec import Codec, Codes
+from musicgen_core.codes import SAMPLE_RATE
+from musicgen_core.data.audio import Clip, resample
+from musicgen_core.encoding import BatchEncoder, Encoded
+from musicgen_core.errors import ClipRejected, DeviceError
+
+
+def music(seconds: float, rate: int = SAMPLE_RATE, seed: int = 0) -> NDArray[np.float32]:
+    """Chords that swell, with some noise."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(round(seconds * rate)) / rate
+    sound = 0.05 * rng.standard_normal(len(time))
+    for hertz in rng.uniform(60, 3000, 4):
+        sound += 0.2 * np.sin(2 * np.pi * rng.uniform(0.2, 2) * time) * np.sin(2 * np.pi * hertz * time)
+    return sound.astype(np.float32)
+
+
+def alone(codec: Codec, samples: NDArray[np.float32], rate: int) -> Codes:
+    """What the codec says of this clip and nothing else."""
+    return codec.encode(torch.from_numpy(resample(samples, rate))[None, None])[0].numpy().astype(np.uint16)
+
+
+class Recorder(Codec):
+    """Remembers the batches, and can run out of memory."""
+
+    def __init__(self, codec: Codec, fits: float = float("inf")) -> None:
+        self.__dict__.update(codec.__dict__)
+        self.fits = fits
+        self.batches: list[list[float]] = []
+
+    def start(self, clips: Sequence[NDArray[np.float32]], rate: int):  # type: ignore[no-untyped-def]
+        if sum(map(len, clips)) / rate > self.fits:
+            raise torch.OutOfMemoryError("out of memory")
+        self.batches.append([len(clip) / rate for clip in clips])
+        return super().start(clips, rate)
+
+
+def agreement(one: Codes, other: Codes) -> float:
+    assert one.shape == other.shape
+    return float((one == other).mean())
+
+
+@given(
+    lengths=st.lists(st.floats(0.02, 1.5), min_size=1, max_size=8),
+    rates=st.lists(st.sampled_from([8_000, 22_050, 32_000, 44_100, 44_056, 48_000]), min_size=1, max_size=3),
+    batch_seconds=st.floats(0.5, 8.0),
+)
+@settings(deadline=None, max_examples=10)
+def test_the_codes_of_a_clip_are_those_it_has_alone(
+    codec: Codec, lengths: list[float], rates: list[int], batch_seconds: float
+) -> None:
+    clips = [
+        Clip(music(length, rate := rates[index % len(rates)], seed=index), rate) for index, length in enumerate(lengths)
+    ]
+    found = list(BatchEncoder(codec, batch_seconds).encode(enumerate(clips)))
+    assert [index for index, _ in found] == list(range(len(clips)))
+    equal = total = 0
+    for clip, (_, encoded) in zip(clips, found, strict=True):
+        assert isinstance(encoded, Encoded)
+        assert encoded.seconds == pytest.approx(len(clip.samples) / clip.rate)
+        expected = alone(codec, clip.samples, clip.rate)
+        assert encoded.codes.shape == expected.shape
+        equal, total = equal + int((encoded.codes == expected).sum()), total + expected.size
+    assert equal >= 0.999 * total
+
+
+def test_clips_of_many_lengths_share_batches_and_little_of_them_is_filling(codec: Codec) -> None:
+    recorder = Recorder(codec)
+    rng = np.random.default_rng(1)
+    clips = [Clip(music(length), SAMPLE_RATE) for length in rng.uniform(0.3, 2.0, 60)]
+    list(BatchEncoder(recorder, 10.0).encode(enumerate(clips)))
+    assert len(recorder.batches) <= 15
+    filled = sum(max(batch) * len(batch) for batch in recorder.batches)
+    assert filled <= 1.25 * sum(map(sum, recorder.batches))
+    assert all(max(batch) * len(batch) <= 10.0 + 1e-6 for batch in recorder.batches)
+
+
+def test_a_clip_of_a_rare_length_does_not_wait_for_ever(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "MAX_CLIPS", 4)
+    drawn = 0
+
+    def clips():  # type: ignore[no-untyped-def]
+        nonlocal drawn
+        for index in range(100):
+            drawn = index
+            yield index, Clip(music(0.9 if index == 0 else 0.1), SAMPLE_RATE)
+
+    first = next(BatchEncoder(codec, 1000.0).encode(clips()))
+    assert first[0] == 0 and drawn < 30
+
+
+def test_rejections_keep_their_place(codec: Codec) -> None:
+    clips = [Clip(music(0.5), SAMPLE_RATE), ClipRejected("broken"), Clip(music(0.2), SAMPLE_RATE)]
+    found = [value for _, value in BatchEncoder(codec, 2.0).encode(enumerate(clips))]
+    assert [type(value) for value in found] == [Encoded, ClipRejected, Encoded]
+
+
+@pytest.mark.parametrize("rate", [32_000, 44_100])
+def test_a_long_track_is_encoded_in_pieces_as_if_it_were_whole(codec: Codec, rate: int) -> None:
+    recorder = Recorder(codec)
+    samples = music(125.5, rate)
+    [(_, encoded)] = BatchEncoder(recorder).encode([("track", Clip(samples, rate))])
+    assert isinstance(encoded, Encoded)
+    assert max(map(max, recorder.batches)) <= encoding.PIECE_SECONDS
+    whole = alone(codec, samples, rate)
+    assert agreement(encoded.codes, whole) >= 0.999
+    new = encoding.PIECE_SECONDS - encoding.LEAD_SECONDS - encoding.TAIL_SECONDS
+    away = np.ones(whole.shape[1], dtype=bool)
+    for seam in range(new * 50, whole.shape[1], new * 50):
+        away[seam - 50 : seam + 50] = False
+    if rate == 32_000:
+        assert (encoded.codes[:, away] == whole[:, away]).all()
+
+
+def test_out_of_memory_halves_the_batches_and_loses_nothing(codec: Codec) -> None:
+    recorder = Recorder(codec, fits=2.5)
+    clips = [Clip(music(1.0, seed=seed), SAMPLE_RATE) for seed in range(9)]
+    encoder = BatchEncoder(recorder, 8.0)
+    found = list(encoder.encode(enumerate(clips)))
+    assert [index for index, _ in found] == list(range(9))
+    assert encoder.batch_seconds == 2.0
+    for clip, (_, encoded) in zip(clips, found, strict=True):
+        assert isinstance(encoded, Encoded)
+        assert agreement(encoded.codes, alone(codec, clip.samples, clip.rate)) >= 0.999
+
+
+def test_a_clip_that_never_fits_is_a_clear_error(codec: Codec) -> None:
+    with pytest.raises(DeviceError, match="--device cpu"):
+        list(BatchEncoder(Recorder(codec, fits=0.5), 8.0).encode([("clip", Clip(music(1.0), SAMPLE_RATE))]))
