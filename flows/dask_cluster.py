@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import sys
+from importlib.metadata import version
 from typing import Any
 
 import distributed
@@ -48,7 +49,7 @@ def check_cluster(address: str) -> None:
         worker, problem = min(problems.items())
         raise ConfigError(
             f"{len(problems)} of the Dask workers can't do the tasks; {worker}: {problem}",
-            f"Install there what is installed here (with {_versions()}, dask {distributed.__version__}), or stop them",
+            f"Install there what is installed here (with {_versions()}, dask {version('dask')}), or stop them",
         )
 
 

@@ -28,6 +28,7 @@ from flows.parameters import (
     run_name,
     spread,
 )
+from flows.runners import call_everywhere
 from flows.runners import task_runner as make_task_runner
 from musicgen_core import storage
 from musicgen_core.config import TokenizeSettings
@@ -73,8 +74,8 @@ def tokenize_archives(
     export_secrets()
     workers = max_workers or min(4, os.cpu_count() or 1)
     runner = make_task_runner(task_runner, workers, dask_address)
-    found = find_archives(place(archives, "musicgen_archives"))
-    target = place(tokens, "musicgen_tokens")
+    found = find_archives(_absolute(place(archives, "musicgen_archives")))
+    target = _absolute(place(tokens, "musicgen_tokens"))
     described_by = _find_metadata(metadata, found[0])
     limits = _spread_limit(found, limit)
     work: list[Work] = [
@@ -98,7 +99,7 @@ def tokenize_archives(
         check_matches(captions, _names(work))
     with runner, log_tokenizing(target, [entry["stem"] for entry in work]) as log:
         reports, failed = _tokenize_all(work, runner, storage.as_path(target), log)
-    remarks = _compare(captions, reports, storage.as_path(target), limit) if captions is not None else []
+    remarks = _compare(captions, reports, storage.as_path(target), limit is None and not failed) if captions is not None else []
     result = TokenizeResult(target, reports, failed, remarks)
     if failed:
         reasons = "; ".join(f"{stem}: {reason}" for stem, reason in failed.items())
@@ -106,9 +107,15 @@ def tokenize_archives(
     return Completed(message=f"{sum(shard.clips for shard in reports):,} clips in {target}", data=result)
 
 
+def _absolute(location: str) -> str:
+    return str(storage.as_path(location).absolute())  # the process of a task may be in another directory
+
+
 def _find_metadata(given: str | None, first_archive: UPath) -> str | None:
     beside = first_archive.parent / "metadata.jsonl"
-    return given or (str(beside) if beside.exists() else None)
+    if given:
+        return _absolute(given)
+    return str(beside) if beside.exists() else None
 
 
 def _spread_limit(archives: Sequence[UPath], limit: int | None) -> dict[UPath, int | None]:
@@ -153,7 +160,7 @@ def _tokenize_all(
         stale = [entry for entry in work if entry["stem"] in cached and _is_stale(reports[entry["stem"]], entry)]
         redone, failed_again, _ = _collect({entry["stem"]: runner.submit(again, entry) for entry in stale}, log)
     except BaseException:
-        stop_tokenizing(work[0]["flow_run"])  # the threads would outlive a cancelled run
+        call_everywhere(runner, stop_tokenizing, work[0]["flow_run"])  # the tasks would outlive a cancelled run
         raise
     reports, failed = reports | redone, failed | failed_again
     return [reports[stem] for stem in futures if stem in reports and stem not in failed], failed
@@ -168,7 +175,7 @@ def _collect(
     failed: dict[str, str] = {}
     cached: set[str] = set()
     for future in as_completed(list(futures.values())):
-        stem, outcome = stems[future.task_run_id], future.result(raise_on_failure=False)
+        stem, outcome = stems[future.task_run_id], _outcome(future)
         if isinstance(outcome, ShardReport):
             reports[stem] = outcome
             if future.state.name == "Cached":
@@ -179,12 +186,20 @@ def _collect(
     return reports, failed, cached
 
 
+def _outcome(future: PrefectFuture[Any]) -> Any:
+    """→ what a task returned or raised."""
+    try:
+        return future.result(raise_on_failure=False)
+    except Exception as error:  # of Dask itself: one worker after another died of the task, or the scheduler is gone
+        return error
+
+
 def _is_stale(report: ShardReport, work: Work) -> bool:
     whole = is_whole(storage.as_path(work["tokens"]), work["stem"], report)
     return not whole or was_mended(storage.as_path(work["archive"]), report)
 
 
-def _compare(captions: Captions, reports: Sequence[ShardReport], tokens: UPath, limit: int | None) -> list[str]:
+def _compare(captions: Captions, reports: Sequence[ShardReport], tokens: UPath, are_all: bool) -> list[str]:
     """What the metadata and the clips have not in common, in sentences."""
 
     def members() -> Iterator[str]:
@@ -192,7 +207,7 @@ def _compare(captions: Captions, reports: Sequence[ShardReport], tokens: UPath, 
             yield from clip_column(tokens, archive_stem(UPath(report.archive)))
             yield from (entry.clip for entry in report.rejected)
 
-    remarks = match_report(captions, members()).lines()
+    remarks = match_report(captions, members(), are_all).lines()
     for remark in remarks:
         get_run_logger().warning("%s", remark)
     return remarks

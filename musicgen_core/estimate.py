@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -164,11 +164,11 @@ def _measure(tokenizer: Tokenizer, samples: Sequence[Sample], workers: int, on_c
     with ThreadPoolExecutor(workers) as pool:
         runs = [pool.submit(_repeat, tokenizer, sample, least_seconds, on_clip, stop) for sample in samples]
         try:
-            passes = [run.result() for run in runs]
-        except BaseException:
-            pass  # the threads would go on after Ctrl-C
-            raise
+            wait(runs, return_when=FIRST_EXCEPTION)
+        finally:
+            stop.set()  # after Ctrl-C or an error the others would go on
     took = time.monotonic() - started
+    passes = [run.result() for run in runs]
     seconds = sum(clip.seconds for results in passes for _, clip in results if isinstance(clip, Encoded))
     first = [
         result for results, sample in zip(passes, samples, strict=True) for result in results[: len(sample.places)]
@@ -179,10 +179,10 @@ def _measure(tokenizer: Tokenizer, samples: Sequence[Sample], workers: int, on_c
 def _repeat(
     tokenizer: Tokenizer, sample: Sample, least_seconds: float, on_clip: Callable[[], None], stop: threading.Event
 ) -> list[Result]:
-    """Encode a sample, again and again until `least_seconds` are over."""
+    """Encode a sample, again and again until `least_seconds` are over; less if `stop` is set."""
     results: list[Result] = []
     started = time.monotonic()
-    while not results or time.monotonic() - started < least_seconds:
+    while not stop.is_set() and (not results or time.monotonic() - started < least_seconds):
         _drop_from_memory(sample.path)
         with closing(_encode(tokenizer, sample)) as encoded:
             for result in encoded:

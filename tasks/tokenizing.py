@@ -32,6 +32,10 @@ def stop_tokenizing(flow_run: str) -> None:
     _stopping.add(flow_run)
 
 
+def _is_stopped(flow_run: str) -> bool:
+    return flow_run in _stopping  # not looked up by the task itself: pickled for Dask, it takes along a set of its own
+
+
 def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
     """What the result depends on: the archive's content, codec, settings, captions, and where the shard goes."""
     from musicgen_core.codec import codec_identity
@@ -83,7 +87,7 @@ def tokenize_archive(
     def on_clip(counts: Counts) -> None:
         report(ArchiveProgress(stem, counts.rows, counts.rejected, counts.total))
 
-    result = tokenizer.tokenize(storage.as_path(archive), limit, on_clip, cancelled=lambda: flow_run in _stopping)
+    result = tokenizer.tokenize(storage.as_path(archive), limit, on_clip, cancelled=lambda: _is_stopped(flow_run))
     logger = get_run_logger()
     logger.info(
         "%s: %d clips, %.0f s of audio, %d rejected", stem, result.clips, result.audio_seconds, len(result.rejected)

@@ -61,8 +61,14 @@ class MatchReport:
         return [f"{posixpath.basename(self.captions.source)}: {text}" for text in told]
 
 
-def match_report(captions: Captions, members: Iterable[str]) -> MatchReport:
-    """Compare metadata with the names of all clips, which are read once and not kept."""
+def match_report(captions: Captions, members: Iterable[str], are_all: bool = True) -> MatchReport:
+    """Compare metadata with the names of clips, which are read once and not kept.
+
+    Args:
+        captions: the metadata.
+        members: the clips.
+        are_all: whether there are no others; if there are, entries without a clip say nothing.
+    """
     clips = 0
     missing, unmatched = Sample(), Sample()
     used: list[set[str]] = [set() for _ in captions.tables]
@@ -73,7 +79,7 @@ def match_report(captions: Captions, members: Iterable[str]) -> MatchReport:
             missing.add(member)
         else:
             used[match[0]].add(match[1])
-    for path in captions.by_path:
+    for path in captions.by_path if are_all else ():
         if not any(key in matched for key, matched in zip(keys(path), used, strict=True)):
             unmatched.add(path)
     return MatchReport(captions, clips, unmatched, missing)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,16 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.flow_engine import run_flow
+from prefect.states import AwaitingRetry
+from upath import UPath
 
 from flows.tokenize_archives import TokenizeResult, tokenize_archives
+from musicgen_core import storage
+from musicgen_core.data.shards import ShardReport, read_rows, shard_paths
 from musicgen_core.errors import ArchiveError, MetadataError
+from musicgen_core.tokenizing import Tokenizer
+from tasks.tokenizing import tokenize_archive
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -116,3 +125,91 @@ def test_a_table_in_the_ui_shows_clips_rejections_and_reasons(archives: Path, tm
         ("archive_batch_0002", 8, 1),
     ]
     assert "audio/broken.wav: not decodable" in rows[1]["problem"]
+
+
+def test_a_shard_damaged_inside_is_made_again_though_its_result_is_cached(archives: Path, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    run(archives, tokens)
+    shard = tokens / "archive_batch_0001.parquet"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:200] + bytes([whole[200] ^ 255]) + whole[201:])
+    assert run(archives, tokens).is_completed()
+    assert shard.read_bytes() == whole
+
+
+def test_an_archive_replaced_by_a_new_version_is_done_again_and_the_rest_not(archives: Path, tmp_path: Path) -> None:
+    run(archives, tmp_path / "tokens")
+    with (
+        zipfile.ZipFile(archives / "archive_batch_0002.zip") as old,
+        zipfile.ZipFile(archives / "new", "w") as new,
+    ):
+        for name in old.namelist()[:3]:
+            new.writestr(name, old.read(name))
+    (archives / "new").replace(archives / "archive_batch_0002.zip")
+    state = run(archives, tmp_path / "tokens")
+    assert task_states(state) == {
+        "tokenize-archive_batch_0001": "Cached",
+        "tokenize-archive_batch_0002": "Completed",
+    }
+    result: TokenizeResult = state.result()
+    assert [report.clips for report in result.reports] == [8, 3]
+
+
+def test_a_result_is_not_reused_for_other_descriptions(archives: Path, tmp_path: Path) -> None:
+    run(archives, tmp_path / "tokens")
+    state = run(archives, tmp_path / "tokens", caption="lofi")
+    assert set(task_states(state).values()) == {"Completed"}
+    place = storage.as_path(tmp_path / "tokens")
+    rows = list(read_rows(Path(str(shard_paths(place, "archive_batch_0001")[0]))))
+    assert {row.description for row in rows} == {"lofi"}
+
+
+def test_passing_trouble_with_storage_is_tried_again_and_a_bad_archive_is_not(
+    archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (archives / "archive_batch_0002.zip").write_bytes(b"not an archive")
+    attempts: list[str] = []
+    encode = Tokenizer._encode_archive
+
+    def shaky(self: Tokenizer, archive: UPath, *others: Any) -> ShardReport:
+        attempts.append(archive.name)
+        if attempts.count(archive.name) == 1 and archive.name == "archive_batch_0001.zip":
+            raise OSError(errno.EIO, "Input/output error")
+        return encode(self, archive, *others)
+
+    monkeypatch.setattr(Tokenizer, "_encode_archive", shaky)
+    monkeypatch.setattr(tokenize_archive, "retry_delay_seconds", [0, 0, 0])
+    result: TokenizeResult = run(archives, tmp_path / "tokens").result(raise_on_failure=False)
+    assert [report.archive for report in result.reports] == ["archive_batch_0001.zip"]
+    assert "archive_batch_0002.zip" in result.failed["archive_batch_0002"]
+    assert attempts.count("archive_batch_0001.zip") == 2
+
+
+def test_what_the_metadata_lack_or_have_too_much_is_told(archives: Path, tmp_path: Path) -> None:
+    with open(archives / "metadata.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"path": "audio/nowhere.wav", "description": "x"}\nbroken\n')
+    result: TokenizeResult = run(archives, tmp_path / "tokens").result()
+    assert result.remarks == [
+        "metadata.jsonl: 1 line can't be used: 18",
+        "metadata.jsonl: 1 of 17 entries without a clip: 'audio/nowhere.wav'",
+        "metadata.jsonl: 1 of 17 clips without an entry: 'audio/broken.wav'",
+    ]
+
+
+def test_the_run_goes_on_from_the_ui_with_just_what_failed(archives: Path, tmp_path: Path) -> None:
+    good = (archives / "archive_batch_0002.zip").read_bytes()
+    (archives / "archive_batch_0002.zip").write_bytes(b"not an archive")
+    failed = run(archives, tmp_path / "tokens")
+    flow_run_id = failed.state_details.flow_run_id
+    assert failed.is_failed() and flow_run_id is not None
+    (archives / "archive_batch_0002.zip").write_bytes(good)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(flow_run_id, AwaitingRetry(), force=True)  # what the Retry button does
+        again = run_flow(tokenize_archives, flow_run=client.read_flow_run(flow_run_id), return_type="state")
+    assert again.is_completed()
+    done = [report.archive for report in again.result().reports]
+    assert done == ["archive_batch_0001.zip", "archive_batch_0002.zip"]
+    with get_client(sync_client=True) as client:
+        this_run = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+        runs = client.read_task_runs(flow_run_filter=this_run)
+    assert sorted(entry.state_name or "" for entry in runs) == ["Cached", "Completed", "Completed", "Failed"]

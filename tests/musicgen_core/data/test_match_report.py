@@ -96,3 +96,9 @@ def test_an_entry_matches_where_it_or_one_like_it_describes_a_clip(
     assert set(report.unmatched.examples) <= set(known) - matched
     assert report.clips == len(clips)
     assert report.missing.count == sum(not captions.find(clip)[0] for clip in clips)
+
+
+def test_with_some_of_the_clips_only_those_are_judged() -> None:
+    captions = captions_of(*entries(["x.wav", "y.wav"]))
+    assert match_report(captions, ["x.wav"], are_all=False).lines() == []
+    assert len(match_report(captions, ["x.wav", "z.wav"], are_all=False).lines()) == 1

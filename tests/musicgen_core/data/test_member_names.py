@@ -37,7 +37,7 @@ def test_one_name_that_is_not_utf8_changes_the_guess_for_all() -> None:
 
 
 def test_one_chance_likeness_does_not_make_an_archive_japanese() -> None:
-    names = [name.encode("cp437") for name in ("Schön.wav", "Bär.wav", "ö/größer.wav")]
+    names = [name.encode("cp437") for name in ("Schön.wav", "Bär.wav", "größer.wav")]
     assert all(name.decode("cp932") for name in names)
     assert encoding_of([*names, "花火.wav".encode("cp932")]) == "cp437"
 

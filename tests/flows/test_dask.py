@@ -1,0 +1,222 @@
+"""Tokenizing over a Dask cluster: a scheduler and two workers, each a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import State, TaskRun
+
+from flows.tokenize_archives import tokenize_archives
+from musicgen_core.demo_data import make_demo_archives
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@dataclass
+class Worker:
+    """A Dask worker; what it writes on the way to a shard lies under `scratch`."""
+
+    process: subprocess.Popen[bytes]
+    scratch: Path
+
+    @property
+    def half_written(self) -> list[Path]:
+        return list(self.scratch.glob("musicgen-*/*.parquet"))
+
+
+@dataclass
+class Cluster:
+    folder: Path
+    workers: list[Worker] = field(default_factory=list)
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return str(json.loads((self.folder / "scheduler.json").read_text())["address"])
+
+    def start(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
+        # Nothing of Prefect's settings: workers get them with each task.
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        file = str(self.folder / "scheduler.json")
+        with (self.folder / "log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dask", *command, "--scheduler-file", file, "--no-dashboard"],
+                env=kept | environment,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+            )
+        self.processes.append(process)
+        return process
+
+    def start_worker(self, **environment: str) -> Worker:
+        scratch = self.folder / f"worker-{len(self.processes)}"
+        scratch.mkdir()
+        process = self.start("worker", "--no-nanny", "--nthreads", "1", TMPDIR=str(scratch), **environment)
+        self.workers.append(Worker(process, scratch))
+        return self.workers[-1]
+
+
+@pytest.fixture(scope="module")
+def started_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("dask"))
+    try:
+        cluster.start("scheduler", "--port", "0", "--host", "127.0.0.1")
+        wait_for((cluster.folder / "scheduler.json").exists)
+        yield cluster
+    finally:
+        for process in cluster.processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def cluster(started_cluster: Cluster) -> Cluster:
+    return with_two_workers(started_cluster)
+
+
+def with_two_workers(cluster: Cluster) -> Cluster:
+    cluster.workers = [worker for worker in cluster.workers if worker.process.poll() is None]
+    while len(cluster.workers) < 2:
+        cluster.start_worker()
+    return cluster
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("archives")
+    make_demo_archives(folder, archives=4, clips=16, seconds=1.0)
+    return folder
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+    return found
+
+
+@contextmanager
+def in_mid_work(cluster: Cluster, then: Callable[[Worker], None]) -> Iterator[list[Worker]]:
+    """While the block runs, do something as soon as a worker has begun to write a shard → that worker, in the end."""
+    struck: list[Worker] = []
+
+    def strike() -> None:
+        worker = wait_for(lambda: next((each for each in cluster.workers if each.half_written), None))
+        then(worker)
+        struck.append(worker)
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    yield struck
+    thread.join()
+
+
+def run(archives: Path | str, tokens: Path | str, cluster: Cluster | None = None) -> State[Any]:
+    dask = {"task_runner": "dask", "dask_address": cluster.address} if cluster else {}
+    return tokenize_archives(
+        archives=str(archives), tokens=str(tokens), model="debug", device="cpu", return_state=True, **dask
+    )
+
+
+def task_runs(state: State[Any]) -> list[TaskRun]:
+    with get_client(sync_client=True) as client:
+        this_run = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+        return client.read_task_runs(flow_run_filter=this_run)
+
+
+def wait_for_states(state: State[Any], expected: list[str]) -> None:
+    """What the server shows of the task runs: it hears it from the workers, a little later."""
+    wait_for(lambda: sorted(each.state_name or "" for each in task_runs(state)) == expected, 20.0)
+
+
+@dataclass
+class Killed:
+    """A run of which one worker was killed while it wrote a shard."""
+
+    state: State[Any]
+    tokens: Path
+    worker: Worker
+
+
+@pytest.fixture(scope="module")
+def killed(started_cluster: Cluster, archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    tokens = tmp_path_factory.mktemp("killed")
+    two = with_two_workers(started_cluster)
+    with in_mid_work(two, lambda worker: worker.process.kill()) as struck:
+        state = run(archives, tokens, two)
+    return Killed(state, tokens, struck[0])
+
+
+def test_a_killed_workers_archive_is_done_by_the_other_and_no_shard_is_lost_or_doubled(
+    killed: Killed, archives: Path, tmp_path: Path
+) -> None:
+    assert killed.state.is_completed(), killed.state.message
+    assert killed.worker.half_written  # it was killed before the shard was whole
+    reports = killed.state.result().reports
+    assert [report.clips for report in reports] == [16] * 4
+    wait_for_states(killed.state, ["Completed"] * 4)
+
+    assert run(archives, tmp_path).result().reports == reports  # in threads
+    names = {f"archive_batch_000{number}.{suffix}" for number in (1, 2, 3, 4) for suffix in ("json", "parquet")}
+    assert {path.name for path in killed.tokens.iterdir()} == names
+    for name in names:
+        assert (killed.tokens / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_a_second_run_finds_the_results_of_the_workers(killed: Killed, cluster: Cluster, archives: Path) -> None:
+    again = run(archives, killed.tokens, cluster)
+    assert again.is_completed()
+    assert again.result().reports == killed.state.result().reports
+    wait_for_states(again, ["Cached"] * 4)
+
+
+def test_an_archive_that_fails_on_a_worker_is_reported_with_its_reason(
+    cluster: Cluster, archives: Path, tmp_path: Path
+) -> None:
+    source = (archives / "archive_batch_0001.zip").read_bytes()
+    (tmp_path / "cut.zip").write_bytes(source[: len(source) // 2])
+    in_threads = run(tmp_path / "cut.zip", tmp_path / "threads")
+    over_dask = run(tmp_path / "cut.zip", tmp_path / "dask", cluster)
+    assert over_dask.is_failed()
+    assert str(over_dask.message).startswith("1 of 1 archives failed: cut: ")
+    assert over_dask.message == in_threads.message
+
+
+def test_a_cancelled_run_stops_what_its_workers_do_and_begins_nothing_more(cluster: Cluster, tmp_path: Path) -> None:
+    make_demo_archives(tmp_path / "archives", archives=4, clips=48, seconds=1.0)
+
+    def interrupt(_: Worker) -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    with in_mid_work(cluster, interrupt), pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "archives", tmp_path / "tokens", cluster)
+    wait_for(lambda: not any(worker.half_written for worker in cluster.workers), 10.0)
+    time.sleep(0.5)
+    assert not any(worker.half_written for worker in cluster.workers)
+    assert [path.name for path in (tmp_path / "tokens").iterdir()] == []
+
+
+def test_relative_places_mean_the_same_to_workers_in_another_directory(
+    cluster: Cluster, archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(archives.parent)
+    tokens = os.path.relpath(tmp_path / "tokens")
+    state = run(f"{archives.name}/archive_batch_0001.zip", tokens, cluster)
+    assert state.is_completed(), state.message
+    assert (tmp_path / "tokens" / "archive_batch_0001.json").exists()
