@@ -95,8 +95,8 @@ def main() -> None:
     kind, *options = sys.argv[1:]
     target, seeds = {"archive": (fuzz_archive, archives), "wav": (fuzz_wav, wavs)}[kind]
     for folder in (Path(option) for option in options if not option.startswith("-")):
-        folder.mkdir(parents=True, exist_ok=True)
-        if not any(folder.iterdir()):
+        if not folder.exists():
+            folder.mkdir(parents=True)
             for name, data in seeds().items():
                 (folder / name).write_bytes(data)
     atheris.Setup([sys.argv[0], *options], target)

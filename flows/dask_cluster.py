@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
+from uuid import uuid4
 
 import distributed
 import prefect
@@ -15,16 +18,21 @@ from prefect.client.orchestration import get_client
 from prefect.context import hydrated_context, serialize_context
 from prefect.settings import get_current_settings
 
+from musicgen_core import storage
 from musicgen_core.errors import ConfigError
 
 ANSWER_SECONDS = 5
 REHEARSAL_SECONDS = 60  # a worker may have to import Prefect, from a slow disk
 
 
-def check_cluster(address: str) -> None:
+def check_cluster(address: str, shared: str) -> None:
     """Check that a scheduler is at `address`, and that a task could begin on each of its workers.
 
     A cluster without workers passes: it may start them when there is work.
+
+    Args:
+        address: where the scheduler should be.
+        shared: a directory that this process and the workers must have in common.
 
     Raises:
         ConfigError: it is not so.
@@ -44,13 +52,26 @@ def check_cluster(address: str) -> None:
         ) from error
     if found != "Scheduler":
         raise ConfigError(f"at {address} is a Dask {found.lower()}", "Give the address of its scheduler")
-    problems = _rehearse_everywhere(address)
+    with _marker(shared) as marker:
+        problems = _rehearse_everywhere(address, marker)
     if problems:
         worker, problem = min(problems.items())
         raise ConfigError(
             f"{len(problems)} of the Dask workers can't do the tasks; {worker}: {problem}",
-            f"Install there what is installed here (with {_versions()}, dask {version('dask')}), or stop them",
+            f"A worker needs what is installed here ({_versions()}, dask {version('dask')}), the Prefect server at "
+            f"{get_current_settings().api.url}, and the same {shared}",
         )
+
+
+@contextmanager
+def _marker(folder: str) -> Iterator[str]:
+    """A new file in a local or remote directory, to see whether others see it."""
+    marker = storage.as_path(folder) / f".seen-by-dask-{uuid4().hex}"
+    storage.write_text(marker, "")
+    try:
+        yield str(marker)
+    finally:
+        marker.unlink(missing_ok=True)
 
 
 async def _identify(address: str) -> str:
@@ -60,14 +81,14 @@ async def _identify(address: str) -> str:
         return str((await remote.identity())["type"])
 
 
-def _rehearse_everywhere(address: str) -> dict[str, str]:
+def _rehearse_everywhere(address: str, marker: str) -> dict[str, str]:
     """→ what keeps tasks from beginning, by worker."""
     with distributed.Client(address, timeout=ANSWER_SECONDS, set_as_default=False) as client:
-        answers = client.run(_rehearse, serialize_context(), _versions(), on_error="return")
+        answers = client.run(_rehearse, serialize_context(), _versions(), marker, on_error="return")
     return {worker: _one_line(answer) for worker, answer in answers.items() if answer}
 
 
-async def _rehearse(context: dict[str, Any], versions: str) -> str:
+async def _rehearse(context: dict[str, Any], versions: str, marker: str) -> str:
     """Begin on a worker as a task does → what is in the way, or nothing.
 
     To call this at all, the worker must be able to load our code and the flow. What is wrong is returned and not
@@ -76,18 +97,22 @@ async def _rehearse(context: dict[str, Any], versions: str) -> str:
     if versions != _versions():
         return f"it has {_versions()}"
     try:
-        await asyncio.wait_for(asyncio.to_thread(_begin, context), REHEARSAL_SECONDS)
+        await asyncio.wait_for(asyncio.to_thread(_begin, context, marker), REHEARSAL_SECONDS)
     except Exception as error:
         return _one_line(error)
     return ""
 
 
-def _begin(context: dict[str, Any]) -> None:
+def _begin(context: dict[str, Any], marker: str) -> None:
     importlib.import_module("tasks.tokenizing")
     with hydrated_context(context), get_client(sync_client=True) as client:
         error = client.api_healthcheck()
         if error is not None:
-            raise OSError(f"it can't reach the Prefect server at {client.api_url}: {error}")
+            raise OSError(f"it can't reach the Prefect server: {error}")
+    try:
+        storage.as_path(marker).read_bytes()  # read, as listings may be cached
+    except OSError as error:
+        raise OSError(f"it doesn't see a file that was just written here ({error})") from error
 
 
 def _versions() -> str:

@@ -34,7 +34,9 @@ Metadata = Annotated[
     str | None, Field(description="Descriptions; by default metadata.jsonl beside the archives, if it is there")
 ]
 Limit = Annotated[int | None, Field(ge=1, description="Take only the first so many clips of the whole run")]
-MaxWorkers = Annotated[int | None, Field(ge=1, description="Archives at a time; by default one a core, at most 4")]
+MaxWorkers = Annotated[
+    int | None, Field(ge=1, description="Archives at a time in threads; by default one a core, at most 4")
+]
 TaskRunner = Annotated[
     Literal["threads", "dask"], Field(description="What runs the tasks: threads of this process, or a Dask cluster")
 ]

@@ -11,13 +11,16 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from musicgen_core.errors import ConfigError
 
 
-def task_runner(kind: Literal["threads", "dask"], workers: int, dask_address: str | None) -> TaskRunner[Any]:
+def task_runner(
+    kind: Literal["threads", "dask"], workers: int, dask_address: str | None, shared: str
+) -> TaskRunner[Any]:
     """A task runner, not started yet.
 
     Args:
         kind: threads or dask.
         workers: tasks at a time; a Dask cluster has as many as its own threads.
         dask_address: the cluster's scheduler.
+        shared: a directory that the cluster's workers must have in common with this process.
 
     Raises:
         ConfigError: an address without dask or the other way round, prefect-dask is not installed, or the cluster
@@ -38,7 +41,7 @@ def task_runner(kind: Literal["threads", "dask"], workers: int, dask_address: st
         raise ConfigError(
             "prefect-dask is not installed", "Install it: uv sync --extra dask, or pip install prefect-dask"
         ) from error
-    check_cluster(dask_address)
+    check_cluster(dask_address, shared)
     return DaskTaskRunner(address=dask_address)
 
 

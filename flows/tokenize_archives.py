@@ -32,11 +32,11 @@ from flows.runners import call_everywhere
 from flows.runners import task_runner as make_task_runner
 from musicgen_core import storage
 from musicgen_core.config import TokenizeSettings
-from musicgen_core.data.archive import archive_stem, clip_names, find_archives
+from musicgen_core.data.archive import archive_stem, clip_names, find_archives, limits_of
 from musicgen_core.data.captions import Captions, check_matches, load_captions
 from musicgen_core.data.match_report import match_report
 from musicgen_core.data.shards import ShardReport, clip_column, is_whole, was_mended
-from musicgen_core.errors import ArchiveError
+from musicgen_core.errors import ArchiveError, MusicgenError
 from tasks.keys import export_secrets
 from tasks.tokenizing import stop_tokenizing, tokenize_archive
 from tasks.tokenizing_log import TokenizingLog, log_tokenizing
@@ -73,11 +73,11 @@ def tokenize_archives(
     """Tokenize every clip of every archive with EnCodec, a task an archive; what is done already is kept."""
     export_secrets()
     workers = max_workers or min(4, os.cpu_count() or 1)
-    runner = make_task_runner(task_runner, workers, dask_address)
     found = find_archives(_absolute(place(archives, "musicgen_archives")))
     target = _absolute(place(tokens, "musicgen_tokens"))
+    runner = make_task_runner(task_runner, workers, dask_address, target)
     described_by = _find_metadata(metadata, found[0])
-    limits = _spread_limit(found, limit)
+    limits = _spread_limit(found, limit, settings)
     work: list[Work] = [
         {
             "archive": str(archive),
@@ -88,7 +88,7 @@ def tokenize_archives(
             "device": device,
             "metadata": described_by,
             "limit": limits[archive],
-            "flow_run": str(runtime.flow_run.id),
+            "flow_run": f"{runtime.flow_run.id}-{runtime.flow_run.run_count}",  # a retry isn't stopped with the first
         }
         for archive in found
         if archive in limits
@@ -96,10 +96,11 @@ def tokenize_archives(
     get_run_logger().info("%d archives, metadata: %s", len(work), described_by or "none")
     captions = load_captions(storage.as_path(described_by), settings) if described_by else None
     if captions is not None:
-        check_matches(captions, _names(work))
+        check_matches(captions, ((archive.name, _names_in(archive, settings)) for archive in limits))
     with runner, log_tokenizing(target, [entry["stem"] for entry in work]) as log:
         reports, failed = _tokenize_all(work, runner, storage.as_path(target), log)
-    remarks = _compare(captions, reports, storage.as_path(target), limit is None and not failed) if captions is not None else []
+    are_all = limit is None and not failed
+    remarks = _compare(captions, reports, storage.as_path(target), are_all) if captions is not None else []
     result = TokenizeResult(target, reports, failed, remarks)
     if failed:
         reasons = "; ".join(f"{stem}: {reason}" for stem, reason in failed.items())
@@ -118,7 +119,7 @@ def _find_metadata(given: str | None, first_archive: UPath) -> str | None:
     return str(beside) if beside.exists() else None
 
 
-def _spread_limit(archives: Sequence[UPath], limit: int | None) -> dict[UPath, int | None]:
+def _spread_limit(archives: Sequence[UPath], limit: int | None, settings: TokenizeSettings) -> dict[UPath, int | None]:
     """The archives to take and how many clips of each: None for all of them."""
     if limit is None:
         return dict.fromkeys(archives)
@@ -127,25 +128,17 @@ def _spread_limit(archives: Sequence[UPath], limit: int | None) -> dict[UPath, i
     for archive in archives:
         if left <= 0:
             break
-        clips = _count_clips(archive)
+        clips = len(_names_in(archive, settings))
         limits[archive] = None if clips <= left else left
         left -= clips
     return limits
 
 
-def _count_clips(archive: UPath) -> int:
+def _names_in(archive: UPath, settings: TokenizeSettings) -> list[str]:
     try:
-        return len(clip_names(archive))
+        return clip_names(archive, settings.name_encoding, limits_of(settings))
     except ArchiveError:
-        return 0  # its task says what is wrong with it
-
-
-def _names(work: Sequence[Work]) -> Iterator[tuple[str, list[str]]]:
-    for entry in work:
-        try:
-            yield entry["stem"], clip_names(storage.as_path(entry["archive"]), entry["settings"].name_encoding)
-        except ArchiveError:
-            continue  # its task says what is wrong with it
+        return []  # its task says what is wrong with it
 
 
 def _tokenize_all(
@@ -195,8 +188,12 @@ def _outcome(future: PrefectFuture[Any]) -> Any:
 
 
 def _is_stale(report: ShardReport, work: Work) -> bool:
-    whole = is_whole(storage.as_path(work["tokens"]), work["stem"], report)
-    return not whole or was_mended(storage.as_path(work["archive"]), report)
+    archive, settings = storage.as_path(work["archive"]), work["settings"]
+    try:
+        whole = is_whole(storage.as_path(work["tokens"]), work["stem"], report)
+        return not whole or was_mended(archive, report, settings.name_encoding)
+    except (MusicgenError, OSError):
+        return True  # the task meets the same trouble, with its retries
 
 
 def _compare(captions: Captions, reports: Sequence[ShardReport], tokens: UPath, are_all: bool) -> list[str]:

@@ -26,6 +26,10 @@ Codes = NDArray[np.uint16]
 
 MAX_RESAMPLING_TAPS = 2**21
 """Filters of a GPU resampler: 44.1 kHz takes 0.2 M taps; rates that share little with 32 kHz would take gigabytes."""
+PIECE_SECONDS = 60
+"""Longer tracks are encoded in pieces of this length, so that memory doesn't grow with the track."""
+MAX_BATCH_SECONDS = 1920
+"""A batch beyond half an hour of audio gains nothing more, not even on an H200."""
 
 
 class Codec:
@@ -35,6 +39,7 @@ class Codec:
 
     Attributes:
         identity: a hash of the codec's weights, for fingerprints.
+        batch_seconds: how much audio `start` should be given at once; who runs out of memory with it lowers it.
     """
 
     def __init__(self, model: BaseModel, device: torch.device | str = "cpu") -> None:
@@ -58,11 +63,16 @@ class Codec:
         self._ragged = RaggedBatches(self._model.encoder)
         self._lock = threading.Lock()
         self._uploads = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self.batch_seconds = self._fitting_seconds()
 
-    @property
-    def channels(self) -> int:
-        """Channels of the widest activations, those at 32 kHz."""
-        return int(next(self._model.encoder.parameters()).shape[0])
+    def _fitting_seconds(self) -> float:
+        """On a CPU one piece, on a GPU what two thirds of its free memory hold."""
+        if self.device.type != "cuda":
+            return float(PIECE_SECONDS)
+        free, _ = torch.cuda.mem_get_info(self.device)
+        channels = next(self._model.encoder.parameters()).shape[0]  # of the widest activations, those at 32 kHz
+        bytes_per_second = 6 * channels * SAMPLE_RATE * 4  # measured: six of them at once, in fp32
+        return float(min(MAX_BATCH_SECONDS, max(PIECE_SECONDS, 0.65 * free // bytes_per_second)))
 
     @torch.inference_mode()
     def encode(self, wav: Tensor) -> Tensor:
@@ -92,7 +102,7 @@ class Codec:
             wav = self._upload(clips, max(lengths))
             if resampler:
                 # TF32 would put the filter's rounding at -60 dB; only the codec was made to live with it.
-                with torch.backends.cudnn.flags(allow_tf32=False):
+                with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                     wav = resampler(wav)
                 lengths = [math.ceil(length * SAMPLE_RATE / rate) for length in lengths]
             with self._ragged.of(lengths):
@@ -190,8 +200,11 @@ class RaggedBatches:
 
     def _clear(self, hop: int, _module: nn.Module, inputs: tuple[Tensor]) -> None:
         if self._lengths is not None:
-            for row, length in zip(inputs[0], self._lengths, strict=True):  # row: [channels, steps]
-                row[:, math.ceil(length / hop) :] = 0.0
+            ends = [math.ceil(length / hop) for length in self._lengths]
+            tails = inputs[0][:, :, min(ends) :]  # [B, channels, steps]: no clip ends before
+            steps = torch.arange(min(ends), inputs[0].shape[2], device=tails.device)
+            behind = steps >= torch.tensor(ends, device=tails.device)[:, None]  # [B, steps]
+            tails.masked_fill_(behind[:, None], 0.0)
 
 
 def codec_identity(model: BaseModel) -> str:

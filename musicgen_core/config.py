@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from musicgen_core import storage
+from musicgen_core.data.member_names import check_encoding
 from musicgen_core.errors import ConfigError
 
 EFFECTIVE_BATCH = 16
@@ -99,8 +100,8 @@ def _check_template(template: str | None, info: ValidationInfo) -> str | None:
 def _check_encoding(name: str) -> str:
     name = name.strip() or "auto"
     try:
-        b"a".decode("ascii" if name == "auto" else name)
-    except (LookupError, ValueError) as error:
+        check_encoding(name)
+    except ConfigError as error:
         raise PydanticCustomError("encoding", "should be auto or an encoding such as cp932 or utf-8") from error
     return name
 
@@ -120,13 +121,16 @@ class TokenizeSettings(Settings):
         "auto", description="encoding of file names in zips without Unicode names, such as cp932"
     )
     max_clip_gib: float = Field(
-        2.0, gt=0, allow_inf_nan=False, description="clips larger than this, in GiB, are rejected unread"
+        2.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="clips larger than this, unpacked or decoded, in GiB, are rejected",
     )
     max_ratio: float = Field(
         200.0,
         gt=1,
         allow_inf_nan=False,
-        description="clips packed to less than 1 / this of their size are rejected as zip bombs",
+        description="an archive that unpacks to more than this many times its size is refused as a zip bomb",
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from musicgen_core.codec import Codec, Codes
+from musicgen_core.codec import PIECE_SECONDS, Codec, Codes
 from musicgen_core.codes import FRAME_RATE
 from musicgen_core.data.audio import Clip
 from musicgen_core.errors import ClipRejected, DeviceError
@@ -22,8 +22,6 @@ from musicgen_core.errors import ClipRejected, DeviceError
 logger = logging.getLogger(__name__)
 K = TypeVar("K")
 
-PIECE_SECONDS = 60
-"""Longer tracks are encoded in pieces of this length, so that memory doesn't grow with the track."""
 LEAD_SECONDS, TAIL_SECONDS = 5, 1
 """Context of a piece, whose codes are dropped: what the LSTM remembers, and what the convolutions see ahead.
 
@@ -51,13 +49,11 @@ class BatchEncoder:
     """Encodes clips of any lengths and rates in batches.
 
     Args:
-        codec: the codec; several encoders may share one.
-        batch_seconds: audio in a batch, filling included; by default what fits the device.
+        codec: the codec, with its `batch_seconds`; several encoders may share one.
     """
 
-    def __init__(self, codec: Codec, batch_seconds: float | None = None) -> None:
+    def __init__(self, codec: Codec) -> None:
         self._codec = codec
-        self.batch_seconds = batch_seconds or default_batch_seconds(codec)
 
     def encode(self, clips: Iterable[tuple[K, Clip | ClipRejected]]) -> Generator[tuple[K, Encoded | ClipRejected]]:
         """Codes of each clip, in the order given; rejections pass through at their place.
@@ -69,19 +65,21 @@ class BatchEncoder:
         """
         waiting: deque[_Track[K]] = deque()  # in order; the first may still be in a bucket
         buckets = _Buckets()
-        queue = _InFlight(self._codec, self)
+        queue = _InFlight(self._codec)
         for key, clip in clips:
-            track = _Track(key, clip)
+            track = _Track(key, clip, queue.started_seconds)
             waiting.append(track)
             for piece in track.pieces():
-                full = buckets.add(piece, self.batch_seconds)
+                full = buckets.add(piece, self._codec.batch_seconds)
                 if full:
                     queue.start(full)
-            if buckets.seconds > WINDOW_BATCHES * self.batch_seconds or len(waiting) > WINDOW_BATCHES * MAX_CLIPS:
-                for batch in buckets.drain(self.batch_seconds):
+            # Clips of rare lengths don't wait for ever, and those behind them neither.
+            held = max(buckets.seconds, queue.started_seconds - waiting[0].begun_at)
+            if held > WINDOW_BATCHES * self._codec.batch_seconds or len(waiting) > WINDOW_BATCHES * MAX_CLIPS:
+                for batch in buckets.drain(self._codec.batch_seconds):
                     queue.start(batch)
             yield from _finished(waiting)
-        for batch in buckets.drain(self.batch_seconds):
+        for batch in buckets.drain(self._codec.batch_seconds):
             queue.start(batch)
         queue.finish()
         yield from _finished(waiting)
@@ -89,10 +87,14 @@ class BatchEncoder:
 
 @dataclass
 class _Track(Generic[K]):
-    """A clip on its way, and the codes of those of its pieces that are done."""
+    """A clip on its way, and the codes of those of its pieces that are done.
+
+    `begun_at`: how many seconds of audio had been started before it.
+    """
 
     key: K
     clip: Clip | ClipRejected | None
+    begun_at: float
     codes: list[Codes | None] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -207,20 +209,18 @@ class _Buckets:
 class _InFlight:
     """The batch that is being encoded. Its codes are waited for once the next one has begun."""
 
-    def __init__(self, codec: Codec, encoder: BatchEncoder) -> None:
+    def __init__(self, codec: Codec) -> None:
         self._codec = codec
-        self._encoder = encoder
         self._pieces: Sequence[_Piece] = ()
         self._fetch: Callable[[], list[Codes]] = list
+        self.started_seconds = 0.0
 
     def start(self, pieces: Sequence[_Piece]) -> None:
-        try:
-            fetch = self._codec.start([piece.samples for piece in pieces], pieces[0].rate)
-        except torch.OutOfMemoryError as error:
-            self.finish()
-            torch.cuda.empty_cache()
-            self._halve(pieces, error)
+        fetch = self._try(pieces)
+        if fetch is None:
+            self._halve(pieces)
             return
+        self.started_seconds += sum(piece.seconds for piece in pieces)
         before, self._pieces = self._pieces, pieces
         fetch_before, self._fetch = self._fetch, fetch
         _deliver(before, fetch_before())
@@ -230,15 +230,25 @@ class _InFlight:
         fetch, self._fetch = self._fetch, list
         _deliver(pieces, fetch())
 
-    def _halve(self, pieces: Sequence[_Piece], error: torch.OutOfMemoryError) -> None:
+    def _try(self, pieces: Sequence[_Piece]) -> Callable[[], list[Codes]] | None:
+        """None: out of memory. The error isn't kept, since it would keep what the attempt had allocated."""
+        try:
+            return self._codec.start([piece.samples for piece in pieces], pieces[0].rate)
+        except torch.OutOfMemoryError:
+            return None
+
+    def _halve(self, pieces: Sequence[_Piece]) -> None:
+        self.finish()
+        torch.cuda.empty_cache()
         if len(pieces) == 1:
             raise DeviceError(
                 f"{pieces[0].seconds:.0f} s of audio don't fit the memory that is free on the GPU",
                 "Stop other programs on the GPU, or tokenize with --device cpu",
-            ) from error
+            )
         half = math.ceil(len(pieces) / 2)
-        self._encoder.batch_seconds = half * max(piece.seconds for piece in pieces)
-        logger.warning("out of GPU memory: batches are %.0f s of audio from here on", self._encoder.batch_seconds)
+        fits = half * max(piece.seconds for piece in pieces)
+        self._codec.batch_seconds = min(fits, self._codec.batch_seconds)
+        logger.warning("out of GPU memory: batches are %.0f s of audio from here on", self._codec.batch_seconds)
         self.start(pieces[:half])
         self.start(pieces[half:])
 
@@ -246,16 +256,3 @@ class _InFlight:
 def _deliver(pieces: Sequence[_Piece], codes: Sequence[Codes]) -> None:
     for piece, found in zip(pieces, codes, strict=True):
         piece.done(found[:, piece.keep])
-
-
-def default_batch_seconds(codec: Codec) -> float:
-    """Audio seconds in a batch: on a CPU one piece, on a GPU what two thirds of its free memory hold.
-
-    A batch needs about six times the activations at 32 kHz, [channels, samples] in fp32. Beyond half an hour the
-    encoder gains nothing more.
-    """
-    if codec.device.type != "cuda":
-        return float(PIECE_SECONDS)
-    free, _ = torch.cuda.mem_get_info(codec.device)
-    bytes_per_second = 6 * codec.channels * 32_000 * 4
-    return float(min(1920, max(PIECE_SECONDS, 0.65 * free // bytes_per_second)))

@@ -73,9 +73,8 @@ def prefetch(
             if isinstance(entry, BaseException):
                 raise entry
             future, held = entry
-            result = future.result()
-            yield result
-            del result
+            yield future.result()
+            del entry, future  # with what they hold, before there is room for more
             budget.give(held)
     finally:
         budget.close()

@@ -138,9 +138,10 @@ def staged(path: UPath) -> Iterator[Path]:
 def version_of(path: UPath) -> str:
     """What the storage says of a file that changes when the file does. For memories of this process, not to keep."""
     if is_local(path):
-        stat = path.stat()
-        return f"{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
-    return str(path.fs.ukey(path.path))
+        status = Path(str(path)).stat()
+        return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+    path.fs.invalidate_cache(path.path)  # a listing made earlier may be older than the file
+    return str(path.fs.info(path.path))  # more than ukey(), which over http is the address alone
 
 
 def content_sha256(path: UPath) -> str:

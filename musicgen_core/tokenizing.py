@@ -19,12 +19,13 @@ from musicgen_core import storage
 from musicgen_core.codec import Codec
 from musicgen_core.config import TokenizeSettings
 from musicgen_core.data.archive import (
-    Limits,
     Member,
     Sidecar,
     archive_stem,
     content_digest,
+    limits_of,
     open_archive,
+    read_sidecars,
     sidecar_key,
 )
 from musicgen_core.data.audio import Clip, decode
@@ -38,11 +39,12 @@ from musicgen_core.data.shards import (
     publish_shard,
     read_report,
     read_rows,
+    remove_shard,
     shard_paths,
     was_mended,
 )
 from musicgen_core.encoding import BatchEncoder, Encoded
-from musicgen_core.errors import Cancelled, ClipRejected, TokensError
+from musicgen_core.errors import ArchiveError, Cancelled, ClipRejected, TokensError
 from musicgen_core.prefetch import prefetch
 
 AHEAD_BYTES = 512 << 20
@@ -99,9 +101,22 @@ class Tokenizer:
             Cancelled: `cancelled` said so. No shard is left.
             OSError: storage fails; trying again may help. No shard is left.
         """
+        try:
+            return self._tokenize(archive, limit, on_clip, cancelled)
+        except ArchiveError:  # an older shard would pass for the archive's that is there now
+            remove_shard(self.tokens, archive_stem(archive))
+            raise
+
+    def _tokenize(
+        self, archive: UPath, limit: int | None, on_clip: Progress, cancelled: Callable[[], bool]
+    ) -> ShardReport:
         fingerprint = shard_fingerprint(archive, self.codec.identity, self.settings, limit)
         existing = read_report(self.tokens, archive_stem(archive))
-        if existing is not None and existing.fingerprint == fingerprint and not was_mended(archive, existing):
+        if (
+            existing is not None
+            and existing.fingerprint == fingerprint
+            and not was_mended(archive, existing, self.settings.name_encoding)
+        ):
             with suppress(TokensError):  # a damaged shard is made anew
                 return self._refresh_captions(archive, existing)
         return self._encode_archive(archive, fingerprint, limit, on_clip, cancelled)
@@ -171,7 +186,11 @@ class Tokenizer:
     def _refresh_captions(self, archive: UPath, report: ShardReport) -> ShardReport:
         """Where only descriptions changed, write those again and keep the codes."""
         captioner = Captioner(self.settings, self.metadata)
-        sidecars = _read_sidecars(archive, self.settings) if captioner.uses_sidecars else {}
+        sidecars = (
+            read_sidecars(archive, self.settings.name_encoding, limits_of(self.settings))
+            if captioner.uses_sidecars
+            else {}
+        )
         source, _ = shard_paths(self.tokens, archive_stem(archive))
         with storage.staged(source) as local, storage.scratch_folder() as folder:
             described = _describe(captioner, [row.clip for row in read_rows(local)], sidecars)
@@ -190,17 +209,6 @@ def _describe(
     return [(name, captioner.describe(name, sidecars.get(sidecar_key(name)))) for name in names]
 
 
-def _read_sidecars(archive: UPath, settings: TokenizeSettings) -> dict[str, Sidecar]:
-    with (
-        storage.staged(archive) as local,
-        open_archive(local, limits_of(settings), settings.name_encoding) as opened,
-    ):
-        if opened.clip_count is None:  # a tar's are known at its end
-            for _ in opened.clips():
-                pass
-        return opened.sidecars()
-
-
 def _rewrite(source: Path, target: Path, described: Sequence[tuple[str, str | None]], codec: str) -> Path:
     """Write the same rows with other descriptions to `target`."""
     target.parent.mkdir(exist_ok=True)
@@ -208,10 +216,6 @@ def _rewrite(source: Path, target: Path, described: Sequence[tuple[str, str | No
         for row, (_, description) in zip(read_rows(source), described, strict=True):
             writer.add(replace(row, description=description))
     return target
-
-
-def limits_of(settings: TokenizeSettings) -> Limits:
-    return Limits(round(settings.max_clip_gib * 2**30), settings.max_ratio)
 
 
 @cache

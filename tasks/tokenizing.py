@@ -98,12 +98,15 @@ def tokenize_archive(
 
 
 def _codec(model: str, device: str) -> Codec:
+    from musicgen_core.codec import codec_identity
+    from musicgen_core.model.weights import find_model
+
     with _lock:  # several tasks start at once, and one codec serves all
-        return _load_codec(model, device)
+        return _load_codec(model, codec_identity(find_model(model)), device)
 
 
 @lru_cache(maxsize=1)
-def _load_codec(model: str, device: str) -> Codec:
+def _load_codec(model: str, _identity: str, device: str) -> Codec:
     from musicgen_core.codec import Codec
     from musicgen_core.devices import pick_device
     from musicgen_core.model.weights import find_model

@@ -16,10 +16,10 @@ from musicgen_core import storage
 from musicgen_core.data.damage import DAMAGED, damage_named
 from musicgen_core.data.finding import archive_stem, find_archives
 from musicgen_core.data.member_names import AUTO, check_encoding
-from musicgen_core.data.members import BLOCK, Archive, Limits, Member, Meter, Sidecar, sidecar_key
+from musicgen_core.data.members import BLOCK, Archive, Limits, Member, Meter, Sidecar, limits_of, sidecar_key
 from musicgen_core.data.tar_archive import TarArchive, is_tar
 from musicgen_core.data.zip_archive import ZipArchive, names_of, unpacked
-from musicgen_core.data.zip_directory import RandomReader, is_zip, read_directory
+from musicgen_core.data.zip_directory import Entry, RandomReader, read_directory
 from musicgen_core.errors import ArchiveError, ClipRejected
 
 __all__ = [
@@ -31,9 +31,12 @@ __all__ = [
     "archive_stem",
     "clip_names",
     "content_digest",
-    "damaged_members_readable",
+    "count_damaged",
     "find_archives",
+    "limits_of",
     "open_archive",
+    "read_archive",
+    "read_sidecars",
     "sidecar_key",
 ]
 
@@ -56,16 +59,15 @@ def open_archive(path: Path, limits: Limits = _DEFAULT, name_encoding: str = AUT
     """
     check_encoding(name_encoding)
     with _opened(storage.as_path(path)) as file:
-        with damage_named(path.name):
-            archive = _read(file, path.name, limits, name_encoding)
-        yield archive
+        yield read_archive(file, path.name, limits, name_encoding)
 
 
 def content_digest(archive: UPath) -> str:
     """A hash of an archive's content that doesn't depend on its name, place or times.
 
     A zip's directory holds the size and CRC-32 of every member, so it stands for the content and costs a few
-    reads, also over the network. A tar has no directory: all of it is read, once for each version of the file.
+    reads, also over the network. A tar has no directory: the store's own checksum stands for it, or all of it is read,
+    once for each version of the file.
 
     Raises:
         ArchiveError: the archive can't be read.
@@ -84,46 +86,63 @@ def clip_names(archive: UPath, name_encoding: str = AUTO, limits: Limits = _DEFA
     return list(_clip_names(archive, _version(archive), name_encoding, limits))
 
 
-def damaged_members_readable(archive: UPath, names: Collection[str], name_encoding: str = AUTO) -> bool:
-    """Whether any of these clips, rejected as damaged before, is whole now.
+def read_sidecars(archive: UPath, name_encoding: str = AUTO, limits: Limits = _DEFAULT) -> dict[str, Sidecar]:
+    """The descriptions beside an archive's clips. Of a remote zip only those and its directory are read.
 
-    A zip that was copied again may have the digest of its damaged copy, as its directory is the same. A tar can't,
-    so the answer is no.
+    Raises:
+        ArchiveError: the archive can't be read.
+    """
+    with _opened(archive) as file, damage_named(archive.name):
+        return read_archive(file, archive.name, limits, name_encoding).read_sidecars()
+
+
+def count_damaged(archive: UPath, names: Collection[str], name_encoding: str = AUTO) -> int:
+    """How many of the clips of these names can't be read whole now.
+
+    A zip that was copied again may have the digest of its damaged copy, as its directory is the same. A tar can't:
+    of one nothing is read, and as many as asked for are taken to be damaged.
 
     Raises:
         ArchiveError: the archive can't be read.
     """
     with _opened(archive) as file, damage_named(archive.name):
         if not _is_zip(file):
-            return False
+            return len(names)
         reader = RandomReader(file)
         entries = read_directory(reader)
-        candidates = (e for name, e in zip(names_of(entries, name_encoding), entries, strict=True) if name in names)
-        for entry in candidates:
-            try:
-                for _ in unpacked(entry, reader):
-                    pass
-            except ClipRejected:
-                continue
-            return True
+        asked = [e for name, e in zip(names_of(entries, name_encoding), entries, strict=True) if name in names]
+        return sum(not _is_readable(entry, reader) for entry in asked)
+
+
+def _is_readable(entry: Entry, reader: RandomReader) -> bool:
+    try:
+        for _ in unpacked(entry, reader):
+            pass
+    except ClipRejected:
         return False
+    return True
 
 
-def _read(file: BinaryIO, name: str, limits: Limits, name_encoding: str) -> ZipArchive | TarArchive:
-    meter = Meter(name, file.seek(0, os.SEEK_END), limits)
-    if _is_zip(file):
-        reader = RandomReader(file)
-        return ZipArchive(reader, read_directory(reader), meter, name_encoding)
-    return TarArchive(file, name, meter, name_encoding)
+def read_archive(
+    file: BinaryIO, name: str, limits: Limits = _DEFAULT, name_encoding: str = AUTO
+) -> ZipArchive | TarArchive:
+    """The archive in an open file, which may be remote and is then to be read from one thread.
+
+    Raises:
+        ArchiveError: the file is no archive.
+    """
+    with damage_named(name):
+        meter = Meter(name, file.seek(0, os.SEEK_END), limits)
+        if _is_zip(file):
+            reader = RandomReader(file)
+            return ZipArchive(reader, read_directory(reader), meter, name_encoding)
+        return TarArchive(file, name, meter, name_encoding)
 
 
 def _is_zip(file: BinaryIO) -> bool:
-    """By the beginning too: a tar whose last member is a zip ends like a zip."""
+    """By the beginning: a zip may begin with anything, but not with a tar, whose last member may be a zip."""
     file.seek(0)
-    head = file.read(512)
-    if is_tar(head):
-        return False
-    return head.startswith(b"PK") or is_zip(RandomReader(file))
+    return not is_tar(file.read(512))
 
 
 @lru_cache(maxsize=1024)
@@ -132,7 +151,10 @@ def _content_digest(archive: UPath, version: str) -> str:
     with _opened(archive) as file, damage_named(archive.name):
         if _is_zip(file):
             for entry in read_directory(RandomReader(file)):
-                digest.update(b"%b\0%d\0%d\n" % (entry.raw_name, entry.size, entry.crc))
+                reading = f"{entry.name}\0{entry.flags}\0{entry.method}\0{entry.file_type}"  # what may reject it
+                digest.update(b"%b\0%d\0%d\0%b\n" % (entry.raw_name, entry.size, entry.crc, reading.encode()))
+        elif checksum := _stored_checksum(archive):
+            return checksum
         else:
             file.seek(0)
             while block := file.read(BLOCK):
@@ -140,24 +162,24 @@ def _content_digest(archive: UPath, version: str) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def _stored_checksum(archive: UPath) -> str | None:
+    """Google Cloud Storage keeps one of every object's content."""
+    if storage.is_local(archive):
+        return None
+    info = archive.fs.info(archive.path)
+    checksum = info.get("md5Hash") or info.get("crc32c")
+    return f"gcs:{info['size']}:{checksum}" if checksum else None
+
+
 @lru_cache(maxsize=256)
 def _clip_names(archive: UPath, version: str, name_encoding: str, limits: Limits) -> tuple[str, ...]:
     with _opened(archive) as file, damage_named(archive.name):
-        return tuple(_read(file, archive.name, limits, name_encoding).clip_names())
+        return tuple(read_archive(file, archive.name, limits, name_encoding).clip_names())
 
 
 def _version(archive: UPath) -> str:
-    """What the store says of a file that changes whenever the file does.
-
-    Raises:
-        ArchiveError: there is none, or it is not for this user to read.
-    """
     with _names_missing(archive):
-        if storage.is_local(archive):
-            status = Path(str(archive)).stat()
-            return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
-        archive.fs.invalidate_cache(archive.path)  # a listing made earlier may be older than the file
-        return str(archive.fs.info(archive.path))  # more than ukey(), which over http is the address alone
+        return storage.version_of(archive)
 
 
 @contextmanager

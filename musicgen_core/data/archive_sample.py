@@ -16,12 +16,8 @@ from typing import BinaryIO, cast
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.data.damage import damage_named
-from musicgen_core.data.member_names import AUTO
-from musicgen_core.data.members import Archive, Limits, Member, Meter
-from musicgen_core.data.tar_archive import TarArchive, is_tar
-from musicgen_core.data.zip_archive import ZipArchive
-from musicgen_core.data.zip_directory import RandomReader, read_directory
+from musicgen_core.data.archive import read_archive
+from musicgen_core.data.members import Archive, Member
 from musicgen_core.errors import ArchiveError, ClipRejected
 
 SAMPLED_ARCHIVES = 4
@@ -141,25 +137,11 @@ def _known_clips(entry: Listed) -> float:
 def _look(archive: UPath) -> Listed | str:
     try:
         with archive.open("rb") as file:
-            return Listed(archive, archive.stat().st_size, _opened(file, archive.name).clip_count)
+            return Listed(archive, archive.stat().st_size, read_archive(file, archive.name).clip_count)
     except ArchiveError as error:
         return error.found
     except OSError as error:
         return f"{archive.name} can't be opened ({error.strerror or error or type(error).__name__})"
-
-
-def _opened(file: BinaryIO, name: str) -> ZipArchive | TarArchive:
-    """An archive in a file that may be remote, then to be read from one thread.
-
-    Raises:
-        ArchiveError: the file is no archive.
-    """
-    reader = RandomReader(file)
-    meter = Meter(name, reader.size, Limits())
-    if is_tar(reader.read(0, 512)):
-        return TarArchive(file, name, meter, AUTO)
-    with damage_named(name):
-        return ZipArchive(reader, read_directory(reader), meter, AUTO)
 
 
 def _picked(opened: Archive, places: Sequence[int]) -> Iterator[Member]:
@@ -179,7 +161,7 @@ def _take(listed: Listed, wanted: int, folder: Path) -> Sample:
         if not storage.is_local(archive):
             path = folder / archive.name
             file = cast(BinaryIO, Recorder(file, stack.enter_context(open(path, "wb"))))
-        opened = _opened(file, archive.name)
+        opened = read_archive(file, archive.name)
         places = evenly(listed.clips, wanted) if listed.clips is not None else range(wanted)
         found = 0
         for member in _picked(opened, places):

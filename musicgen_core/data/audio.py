@@ -130,7 +130,8 @@ def _mix_down(sound: soundfile.SoundFile) -> Samples:
     buffer = np.empty((min(sound.frames, max(1, _BLOCK // sound.channels)), sound.channels), dtype=np.float32)
     decoded = not_finite = 0
     peak, cancelled = 0.0, False
-    while decoded < sound.frames and len(block := sound.read(out=buffer)):
+    # libsndfile may have more than it declares of a damaged MP3.
+    while decoded < sound.frames and len(block := sound.read(out=buffer[: sound.frames - decoded])):
         mean = mono[decoded : decoded + len(block)]
         _mean_of_channels(block, mean)
         low, high = float(mean.min()), float(mean.max())  # NaN where any is

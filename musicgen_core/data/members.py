@@ -7,10 +7,13 @@ import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
 from musicgen_core.data.scratch import filled
 from musicgen_core.errors import ArchiveError, ClipRejected
+
+if TYPE_CHECKING:
+    from musicgen_core.config import TokenizeSettings
 
 BLOCK = 1 << 20
 """Bytes to copy at once."""
@@ -37,6 +40,10 @@ class Limits:
 
     max_clip_bytes: int = 2 << 30
     max_ratio: float = 200.0
+
+
+def limits_of(settings: TokenizeSettings) -> Limits:
+    return Limits(round(settings.max_clip_gib * 2**30), settings.max_ratio)
 
 
 @dataclass(frozen=True)

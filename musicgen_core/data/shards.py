@@ -16,7 +16,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codes import CARDINALITY, CODEBOOKS, FRAME_RATE
-from musicgen_core.data.archive import DAMAGED, damaged_members_readable
+from musicgen_core.data.archive import DAMAGED, count_damaged
 from musicgen_core.errors import TokensError
 
 SCHEMA_VERSION = 1
@@ -144,6 +144,12 @@ def read_report(tokens: UPath, stem: str) -> ShardReport | None:
     return report if rows == report.clips else None
 
 
+def remove_shard(tokens: UPath, stem: str) -> None:
+    """Take a shard away, what says that it is whole first."""
+    for path in reversed(shard_paths(tokens, stem)):
+        path.unlink(missing_ok=True)
+
+
 def is_whole(tokens: UPath, stem: str, report: ShardReport) -> bool:
     """Whether the shard that a report tells of is there, every page of it with its checksum."""
     if read_report(tokens, stem) != report:
@@ -155,13 +161,13 @@ def is_whole(tokens: UPath, stem: str, report: ShardReport) -> bool:
             return False
 
 
-def was_mended(archive: UPath, report: ShardReport) -> bool:
+def was_mended(archive: UPath, report: ShardReport, name_encoding: str) -> bool:
     """Whether a clip that was rejected as damaged can now be read.
 
     A zip's fingerprint comes from its directory, which a fresh copy of a damaged zip has in common with it.
     """
     damaged = [entry.clip for entry in report.rejected if entry.reason.startswith(DAMAGED)]
-    return bool(damaged) and damaged_members_readable(archive, damaged)
+    return bool(damaged) and count_damaged(archive, damaged, name_encoding) < len(damaged)
 
 
 def clip_column(tokens: UPath, stem: str) -> list[str]:

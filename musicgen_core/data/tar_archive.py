@@ -67,8 +67,8 @@ class TarArchive:
             for tar, entry, name in self._walk():
                 if is_clip(name):
                     yield Member(name, entry.size, self._opener(tar, entry))
-                elif is_sidecar(name, entry.size) and entry.isreg():
-                    add_sidecar(self._sidecars, name, b"".join(_content(tar, entry)))
+                else:
+                    self._keep_sidecar(tar, entry, name)
 
     def clip_names(self) -> Iterator[str]:
         """As `clips()` gives them, without keeping their content."""
@@ -77,6 +77,16 @@ class TarArchive:
 
     def sidecars(self) -> dict[str, Sidecar]:
         return self._sidecars
+
+    def read_sidecars(self) -> dict[str, Sidecar]:
+        with damage_named(self._name):
+            for tar, entry, name in self._walk():
+                self._keep_sidecar(tar, entry, name)
+        return self._sidecars
+
+    def _keep_sidecar(self, tar: tarfile.TarFile, entry: tarfile.TarInfo, name: str) -> None:
+        if is_sidecar(name, entry.size) and entry.isreg():
+            add_sidecar(self._sidecars, name, b"".join(_content(tar, entry)))
 
     def _walk(self) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str]]:
         for tar, entry in _entries(_Stream(_decompressed(self._file), self._meter)):

@@ -73,6 +73,9 @@ class ZipArchive:
             self._sidecars = sidecars
         return self._sidecars
 
+    def read_sidecars(self) -> dict[str, Sidecar]:
+        return self.sidecars()
+
     def _open(self, entry: Entry) -> BinaryIO:
         self._meter.refuse_large(entry.size)
         return clip_file(entry.size, self._meter.count(unpacked(entry, self._reader)))

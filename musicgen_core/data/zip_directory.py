@@ -92,11 +92,6 @@ class _End:
     is_64: bool
 
 
-def is_zip(reader: RandomReader) -> bool:
-    """Whether an end record is there, as every whole zip has one."""
-    return _find_end(reader) is not None
-
-
 def read_directory(reader: RandomReader) -> list[Entry]:
     """The members in the directory's order.
 

@@ -15,15 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import distributed
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State, TaskRun
 
+from flows.runners import task_runner
 from flows.tokenize_archives import tokenize_archives
 from musicgen_core.demo_data import make_demo_archives
+from musicgen_core.errors import ConfigError
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
 
 @dataclass
@@ -71,12 +74,13 @@ class Cluster:
         return self.workers[-1]
 
 
-@pytest.fixture(scope="module")
-def started_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("dask"))
+@contextmanager
+def started(folder: Path) -> Iterator[Cluster]:
+    """A scheduler; workers are started later."""
+    cluster = Cluster(folder)
     try:
         cluster.start("scheduler", "--port", "0", "--host", "127.0.0.1")
-        wait_for((cluster.folder / "scheduler.json").exists)
+        wait_for((folder / "scheduler.json").exists)
         yield cluster
     finally:
         for process in cluster.processes:
@@ -84,14 +88,27 @@ def started_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluste
             process.wait()
 
 
+@pytest.fixture(scope="module")
+def started_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with started(tmp_path_factory.mktemp("dask")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def lone_scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with started(tmp_path_factory.mktemp("lone")) as cluster:
+        yield cluster
+
+
 @pytest.fixture
 def cluster(started_cluster: Cluster) -> Cluster:
-    return with_two_workers(started_cluster)
+    """With a worker at least."""
+    return with_workers(started_cluster, 1)
 
 
-def with_two_workers(cluster: Cluster) -> Cluster:
+def with_workers(cluster: Cluster, at_least: int) -> Cluster:
     cluster.workers = [worker for worker in cluster.workers if worker.process.poll() is None]
-    while len(cluster.workers) < 2:
+    while len(cluster.workers) < at_least:
         cluster.start_worker()
     return cluster
 
@@ -157,7 +174,7 @@ class Killed:
 @pytest.fixture(scope="module")
 def killed(started_cluster: Cluster, archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Killed:
     tokens = tmp_path_factory.mktemp("killed")
-    two = with_two_workers(started_cluster)
+    two = with_workers(started_cluster, 2)
     with in_mid_work(two, lambda worker: worker.process.kill()) as struck:
         state = run(archives, tokens, two)
     return Killed(state, tokens, struck[0])
@@ -202,6 +219,9 @@ def test_a_cancelled_run_stops_what_its_workers_do_and_begins_nothing_more(clust
     make_demo_archives(tmp_path / "archives", archives=4, clips=48, seconds=1.0)
 
     def interrupt(_: Worker) -> None:
+        with distributed.Client(cluster.address, set_as_default=False) as client:
+            wait_for(lambda: client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) >= 4, 20.0)
+        time.sleep(0.3)  # now the run does nothing but wait
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     with in_mid_work(cluster, interrupt), pytest.raises(KeyboardInterrupt):
@@ -220,3 +240,45 @@ def test_relative_places_mean_the_same_to_workers_in_another_directory(
     state = run(f"{archives.name}/archive_batch_0001.zip", tokens, cluster)
     assert state.is_completed(), state.message
     assert (tmp_path / "tokens" / "archive_batch_0001.json").exists()
+
+
+def test_a_place_that_workers_do_not_share_is_found_before_anything_is_tokenized(
+    cluster: Cluster, archives: Path
+) -> None:
+    state = run(archives, "memory://tokens-of-this-process", cluster)
+    with pytest.raises(ConfigError, match=r"it doesn't see a file .* and the same memory://tokens-of-this-process"):
+        state.result()
+    assert task_runs(state) == []
+
+
+def test_workers_without_our_code_are_named_before_anything_is_tokenized(
+    lone_scheduler: Cluster, archives: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere" / "tasks").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "tasks" / "__init__.py").touch()
+    lone_scheduler.start_worker(PYTHONPATH=str(tmp_path / "elsewhere"))
+    with distributed.Client(lone_scheduler.address, set_as_default=False) as client:
+        client.wait_for_workers(1)
+        [worker] = client.scheduler_info()["workers"]
+    state = run(archives, tmp_path / "tokens", lone_scheduler)
+    with pytest.raises(ConfigError, match=rf"{worker}: .*No module named 'tasks\.\w+'.* A worker needs .*Python 3"):
+        state.result()
+    with pytest.raises(ConfigError, match=r"is a Dask worker\. Give the address of its scheduler"):
+        task_runner("dask", 1, worker, str(tmp_path))
+
+
+def test_a_scheduler_that_dies_fails_the_run_and_does_not_hang_it(
+    lone_scheduler: Cluster, archives: Path, tmp_path: Path
+) -> None:
+    def kill_when_busy() -> None:
+        with distributed.Client(lone_scheduler.address, set_as_default=False) as client:
+            wait_for(lambda: client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) == 4)
+            lone_scheduler.processes[0].kill()
+
+    thread = threading.Thread(target=kill_when_busy)
+    thread.start()
+    state = run(archives, tmp_path / "tokens", lone_scheduler)
+    thread.join()
+    assert state.is_failed()
+    assert "4 of 4 archives failed: archive_batch_0001: " in str(state.message)
+    assert "lost the connection to the scheduler" in str(state.message)

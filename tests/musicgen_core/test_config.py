@@ -137,7 +137,7 @@ def test_encodings_may_be_given_by_any_of_their_names(name: str) -> None:
     assert validate(TokenizeSettings, {"name_encoding": name}).name_encoding == name.strip()
 
 
-@pytest.mark.parametrize("name", ["shift-jizz", "base64", "rot13", "utf-16", "undefined", "\0"])
+@pytest.mark.parametrize("name", ["shift-jizz", "base64", "rot13", "undefined", "\0"])
 def test_what_no_file_name_can_be_encoded_in_is_refused(name: str) -> None:
     assert "name_encoding: should be auto or an encoding" in refusal(TokenizeSettings, name_encoding=name).found
 

@@ -35,8 +35,9 @@ def alone(codec: Codec, samples: NDArray[np.float32], rate: int) -> Codes:
 class Recorder(Codec):
     """Remembers the batches, and can run out of memory."""
 
-    def __init__(self, codec: Codec, fits: float = float("inf")) -> None:
+    def __init__(self, codec: Codec, batch_seconds: float | None = None, fits: float = float("inf")) -> None:
         self.__dict__.update(codec.__dict__)
+        self.batch_seconds = batch_seconds or codec.batch_seconds
         self.fits = fits
         self.batches: list[list[float]] = []
 
@@ -64,7 +65,7 @@ def test_the_codes_of_a_clip_are_those_it_has_alone(
     clips = [
         Clip(music(length, rate := rates[index % len(rates)], seed=index), rate) for index, length in enumerate(lengths)
     ]
-    found = list(BatchEncoder(codec, batch_seconds).encode(enumerate(clips)))
+    found = list(BatchEncoder(Recorder(codec, batch_seconds)).encode(enumerate(clips)))
     assert [index for index, _ in found] == list(range(len(clips)))
     equal = total = 0
     for clip, (_, encoded) in zip(clips, found, strict=True):
@@ -77,10 +78,10 @@ def test_the_codes_of_a_clip_are_those_it_has_alone(
 
 
 def test_clips_of_many_lengths_share_batches_and_little_of_them_is_filling(codec: Codec) -> None:
-    recorder = Recorder(codec)
+    recorder = Recorder(codec, 10.0)
     rng = np.random.default_rng(1)
     clips = [Clip(music(length), SAMPLE_RATE) for length in rng.uniform(0.3, 2.0, 60)]
-    list(BatchEncoder(recorder, 10.0).encode(enumerate(clips)))
+    list(BatchEncoder(recorder).encode(enumerate(clips)))
     assert len(recorder.batches) <= 15
     filled = sum(max(batch) * len(batch) for batch in recorder.batches)
     assert filled <= 1.25 * sum(map(sum, recorder.batches))
@@ -97,13 +98,26 @@ def test_a_clip_of_a_rare_length_does_not_wait_for_ever(codec: Codec, monkeypatc
             drawn = index
             yield index, Clip(music(0.9 if index == 0 else 0.1), SAMPLE_RATE)
 
-    first = next(BatchEncoder(codec, 1000.0).encode(clips()))
+    first = next(BatchEncoder(Recorder(codec, 1000.0)).encode(clips()))
     assert first[0] == 0 and drawn < 30
+
+
+def test_one_clip_of_another_length_does_not_hold_up_those_behind_it(codec: Codec) -> None:
+    drawn = 0
+
+    def clips():  # type: ignore[no-untyped-def]
+        nonlocal drawn
+        for index in range(40):
+            drawn = index
+            yield index, Clip(music(0.4 if index == 0 else 1.0), SAMPLE_RATE)
+
+    assert next(BatchEncoder(Recorder(codec, 1.0)).encode(clips()))[0] == 0
+    assert drawn < 10
 
 
 def test_rejections_keep_their_place(codec: Codec) -> None:
     clips = [Clip(music(0.5), SAMPLE_RATE), ClipRejected("broken"), Clip(music(0.2), SAMPLE_RATE)]
-    found = [value for _, value in BatchEncoder(codec, 2.0).encode(enumerate(clips))]
+    found = [value for _, value in BatchEncoder(codec).encode(enumerate(clips))]
     assert [type(value) for value in found] == [Encoded, ClipRejected, Encoded]
 
 
@@ -125,12 +139,12 @@ def test_a_long_track_is_encoded_in_pieces_as_if_it_were_whole(codec: Codec, rat
 
 
 def test_out_of_memory_halves_the_batches_and_loses_nothing(codec: Codec) -> None:
-    recorder = Recorder(codec, fits=2.5)
+    recorder = Recorder(codec, 8.0, fits=2.5)
     clips = [Clip(music(1.0, seed=seed), SAMPLE_RATE) for seed in range(9)]
-    encoder = BatchEncoder(recorder, 8.0)
+    encoder = BatchEncoder(recorder)
     found = list(encoder.encode(enumerate(clips)))
     assert [index for index, _ in found] == list(range(9))
-    assert encoder.batch_seconds == 2.0
+    assert recorder.batch_seconds == 2.0
     for clip, (_, encoded) in zip(clips, found, strict=True):
         assert isinstance(encoded, Encoded)
         assert agreement(encoded.codes, alone(codec, clip.samples, clip.rate)) >= 0.999
@@ -138,4 +152,4 @@ def test_out_of_memory_halves_the_batches_and_loses_nothing(codec: Codec) -> Non
 
 def test_a_clip_that_never_fits_is_a_clear_error(codec: Codec) -> None:
     with pytest.raises(DeviceError, match="--device cpu"):
-        list(BatchEncoder(Recorder(codec, fits=0.5), 8.0).encode([("clip", Clip(music(1.0), SAMPLE_RATE))]))
+        list(BatchEncoder(Recorder(codec, fits=0.5)).encode([("clip", Clip(music(1.0), SAMPLE_RATE))]))

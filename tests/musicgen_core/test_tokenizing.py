@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import io
 import json
+import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -330,12 +331,14 @@ def test_a_missing_archive_is_named_and_leaves_no_shard(tmp_path: Path, codec: C
     assert names_in(tokens) == []
 
 
-def test_an_archive_that_fails_later_keeps_the_shard_of_before(archive: UPath, codec: Codec, tokens: UPath) -> None:
-    report = Tokenizer(codec, tokens).tokenize(archive)
+def test_no_shard_of_an_older_version_stands_for_an_archive_that_fails_now(
+    archive: UPath, codec: Codec, tokens: UPath
+) -> None:
+    Tokenizer(codec, tokens).tokenize(archive)
     Path(str(archive)).write_bytes(b"now broken")
     with pytest.raises(ArchiveError):
         Tokenizer(codec, tokens).tokenize(archive)
-    assert read_report(tokens, "batch_1") == report
+    assert names_in(tokens) == []
 
 
 def test_no_copy_of_a_remote_archive_stays_behind(
@@ -445,3 +448,45 @@ def test_the_disk_holds_one_remote_archive_a_worker(
         list(pool.map(tokenize, archives))
     assert 1 <= max(staged) <= 2
     assert list(temporary.iterdir()) == []
+
+
+def test_a_repacked_member_is_taken_where_its_old_packing_was_rejected(
+    tmp_path: Path, make_wav: MakeWav, codec: Codec, tokens: UPath
+) -> None:
+    """A zip's directory knows a member by its content: that it is no longer encrypted must count too."""
+    path = tmp_path / "batch_1.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.wav", make_wav())
+    plain = path.read_bytes()
+    local, central = plain.index(b"PK\3\4") + 6, plain.index(b"PK\1\2") + 8
+    encrypted = bytearray(plain)
+    encrypted[local] |= 1
+    encrypted[central] |= 1
+    path.write_bytes(encrypted)
+    assert "encrypted" in Tokenizer(codec, tokens).tokenize(storage.as_path(path)).rejected[0].reason
+    path.write_bytes(plain)
+    assert Tokenizer(codec, tokens).tokenize(storage.as_path(path)).clips == 1
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_remote_archive_that_is_done_is_not_fetched_again(
+    archive: UPath,
+    codec: Codec,
+    bucket: UPath,
+    tokens: UPath,
+    pack: Pack,
+    members: Members,
+    tmp_path: Path,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    local = pack(tmp_path / "batch_2.zip", members, kind)
+    storage.upload(local, bucket / "batch_2.zip")
+    report = Tokenizer(codec, tokens).tokenize(bucket / "batch_2.zip")
+
+    def fetched(*_: object, **__: object) -> None:
+        raise AssertionError("fetched again")
+
+    monkeypatch.setattr(type(bucket.fs), "get_file", fetched)
+    if storage.is_local(tokens):  # else the shard itself is fetched, which is small
+        assert Tokenizer(codec, tokens).tokenize(bucket / "batch_2.zip") == report

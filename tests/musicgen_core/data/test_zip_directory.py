@@ -119,3 +119,48 @@ def test_an_end_record_that_points_elsewhere_is_an_error(
     (tmp_path / "a").write_bytes(data)
     with pytest.raises(ArchiveError, match="can't be read as a zip"):
         contents(tmp_path / "a")
+
+
+# Names
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp932", "cp437"])
+def test_names_are_read_as_they_were_meant(
+    tmp_path: Path, contents: Contents, write_zip: WriteZip, raw: Any, encoding: str
+) -> None:
+    names = ["Größe.wav", "ñandú/été.wav", "a.wav"] if encoding == "cp437" else ["花火.wav", "夏/カラオケ.wav", "a.wav"]
+    members = [raw(name.encode(encoding)) for name in names]
+    members.append(raw("é.wav".encode(), flags=1 << 11))
+    assert [name for name, _ in contents(write_zip(tmp_path / "a", members))] == [*names, "é.wav"]
+
+
+def test_a_name_in_the_unicode_path_field_counts_while_it_belongs_to_the_plain_one(
+    tmp_path: Path, contents: Contents, write_zip: WriteZip, raw: Any
+) -> None:
+    def field(of: bytes) -> bytes:
+        data = b"\1" + zlib.crc32(of).to_bytes(4, "little") + "花火.wav".encode()
+        return b"\x75\x70" + len(data).to_bytes(2, "little") + data
+
+    members = [raw(b"__.wav", extra=b"\1\2\1\0x" + field(b"__.wav")), raw(b"renamed.wav", extra=field(b"__.wav"))]
+    assert [name for name, _ in contents(write_zip(tmp_path / "a", members))] == ["花火.wav", "renamed.wav"]
+
+
+def test_the_setting_decides_for_names_that_do_not_say_their_encoding(
+    tmp_path: Path, contents: Contents, write_zip: WriteZip, raw: Any
+) -> None:
+    members = [raw("音乐.wav".encode("gbk")), raw("é.wav".encode(), flags=1 << 11), raw(b"\xff\xff.wav")]
+    found = contents(write_zip(tmp_path / "a", members), name_encoding="gbk")
+    assert [name for name, _ in found] == ["音乐.wav", "é.wav", "\\xff\\xff.wav"]
+
+
+def test_a_name_flagged_as_utf8_that_is_not_stays_a_clip(
+    tmp_path: Path, contents: Contents, write_zip: WriteZip, raw: Any
+) -> None:
+    members = [raw("花火.wav".encode("cp932"), flags=1 << 11), raw(b"a.wav")]
+    assert contents(write_zip(tmp_path / "a", members)) == [("花火.wav", b"content"), ("a.wav", b"content")]
+
+
+def test_no_clip_hides_behind_a_nul(tmp_path: Path, contents: Contents, write_zip: WriteZip, raw: Any) -> None:
+    members = [raw(name) for name in (b"a.wav\0.txt", b"a.txt\0.wav", b"a.wav\0\0", b"a.txt\0")]
+    found = contents(write_zip(tmp_path / "a", members))
+    assert found == [("a.wav␀.txt", b"content"), ("a.txt␀.wav", b"content"), ("a.wav", b"content")]
