@@ -143,6 +143,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1))
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 8, 32, 64])
     parser.add_argument("--loop-clips", type=int, default=48)
+    parser.add_argument("--repeats", type=int, default=4, help="of each batch of the encoder alone")
     given = parser.parse_args()
 
     archives = given.workdir / "archives"
@@ -152,7 +153,7 @@ def main() -> None:
     codec = Codec(find_model(given.model), pick_device(given.device))
     tokenizer = Tokenizer(codec, storage.as_path(given.workdir / "tokens"), TokenizeSettings())
     first = archives / "archive_batch_0000.zip"
-    measure_encoder(table, codec, given.batches, given.seconds, 4 if codec.device.type == "cuda" else 1)
+    measure_encoder(table, codec, given.batches, given.seconds, given.repeats)
     measure_loop(table, codec, first, given.loop_clips)
     if codec.device.type == "cuda":
         torch.cuda.empty_cache()

@@ -28,6 +28,8 @@ MAX_RESAMPLING_TAPS = 2**21
 """Filters of a GPU resampler: 44.1 kHz takes 0.2 M taps; rates that share little with 32 kHz would take gigabytes."""
 PIECE_SECONDS = 60
 """Longer tracks are encoded in pieces of this length, so that memory doesn't grow with the track."""
+CPU_BATCH_SECONDS = 8.0
+"""Each layer already keeps all cores busy, and allocating the larger tensors of a longer batch costs more."""
 MAX_BATCH_SECONDS = 1920
 """A batch beyond half an hour of audio gains nothing more, not even on an H200."""
 
@@ -66,9 +68,9 @@ class Codec:
         self.batch_seconds = self._fitting_seconds()
 
     def _fitting_seconds(self) -> float:
-        """On a CPU one piece, on a GPU what two thirds of its free memory hold."""
+        """On a GPU what two thirds of its free memory hold; on a CPU few."""
         if self.device.type != "cuda":
-            return float(PIECE_SECONDS)
+            return CPU_BATCH_SECONDS
         free, _ = torch.cuda.mem_get_info(self.device)
         channels = next(self._model.encoder.parameters()).shape[0]  # of the widest activations, those at 32 kHz
         bytes_per_second = 6 * channels * SAMPLE_RATE * 4  # measured: six of them at once, in fp32
