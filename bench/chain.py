@@ -68,7 +68,7 @@ def main() -> None:
     model = find_model(given.model)
     metadata = storage.as_path(given.archives) / "metadata.jsonl"
     captions = load_captions(metadata) if metadata.exists() else None
-    tokenizer = Tokenizer(Codec(model, pick_device(given.device)), storage.as_path(tokens), captions)
+    tokenizer = Tokenizer(Codec(model, pick_device(given.device)), storage.as_path(tokens), metadata=captions)
     for archive in find_archives(given.archives):
         with measured.part(f"tokenize {archive.name}", 16 * given.seconds):
             report = tokenizer.tokenize(archive)
