@@ -99,7 +99,7 @@ def tokenized_rows(result: TokenizeResult) -> list[tuple[str, str]]:
     ]
     rows += [(f"  {archive}", f"{entry.clip}: {entry.reason}") for archive, entry in rejected[:10]]
     rows += [(f"  failed: {stem}", reason) for stem, reason in result.failed.items()]
-    rows += [("metadata", remark) for remark in result.remarks]
+    rows += [("note", remark) for remark in result.remarks]
     return rows
 
 

@@ -35,7 +35,7 @@ from musicgen_core.config import TokenizeSettings
 from musicgen_core.data.archive import archive_stem, clip_names, find_archives, limits_of
 from musicgen_core.data.captions import Captions, check_matches, load_captions
 from musicgen_core.data.match_report import match_report
-from musicgen_core.data.shards import ShardReport, clip_column, is_whole, was_mended
+from musicgen_core.data.shards import ShardReport, described_clips, is_whole, was_mended
 from musicgen_core.errors import ArchiveError, MusicgenError
 from tasks.keys import export_secrets
 from tasks.tokenizing import stop_tokenizing, tokenize_archive
@@ -47,7 +47,7 @@ Work = dict[str, Any]
 
 @dataclass(frozen=True)
 class TokenizeResult:
-    """Where the shards are, each archive's report or why it failed, and what is to be said of the metadata."""
+    """Where the shards are, each archive's report or why it failed, and what else is worth knowing."""
 
     tokens: str
     reports: list[ShardReport]
@@ -75,6 +75,7 @@ def tokenize_archives(
     workers = max_workers or min(4, os.cpu_count() or 1)
     found = find_archives(_absolute(place(archives, "musicgen_archives")))
     target = _absolute(place(tokens, "musicgen_tokens"))
+    storage.make_folder(storage.as_path(target))
     runner = make_task_runner(task_runner, workers, dask_address, target)
     described_by = _find_metadata(metadata, found[0])
     limits = _spread_limit(found, limit, settings)
@@ -100,10 +101,14 @@ def tokenize_archives(
     with runner, log_tokenizing(target, [entry["stem"] for entry in work]) as log:
         reports, failed = _tokenize_all(work, runner, storage.as_path(target), log)
     are_all = limit is None and not failed
-    remarks = _compare(captions, reports, storage.as_path(target), are_all) if captions is not None else []
+    remarks = list(_remarks(captions, reports, storage.as_path(target), are_all))
+    for remark in remarks:
+        get_run_logger().warning("%s", remark)
     result = TokenizeResult(target, reports, failed, remarks)
     if failed:
-        reasons = "; ".join(f"{stem}: {reason}" for stem, reason in failed.items())
+        reasons = "; ".join(
+            reason if reason.startswith(stem) else f"{stem}: {reason}" for stem, reason in failed.items()
+        )
         return Failed(message=f"{len(failed)} of {len(work)} archives failed: {reasons}", data=result)
     return Completed(message=f"{sum(shard.clips for shard in reports):,} clips in {target}", data=result)
 
@@ -196,15 +201,18 @@ def _is_stale(report: ShardReport, work: Work) -> bool:
         return True  # the task meets the same trouble, with its retries
 
 
-def _compare(captions: Captions, reports: Sequence[ShardReport], tokens: UPath, are_all: bool) -> list[str]:
-    """What the metadata and the clips have not in common, in sentences."""
-
-    def members() -> Iterator[str]:
-        for report in reports:
-            yield from clip_column(tokens, archive_stem(UPath(report.archive)))
-            yield from (entry.clip for entry in report.rejected)
-
-    remarks = match_report(captions, members(), are_all).lines()
-    for remark in remarks:
-        get_run_logger().warning("%s", remark)
-    return remarks
+def _remarks(captions: Captions | None, reports: Sequence[ShardReport], tokens: UPath, are_all: bool) -> Iterator[str]:
+    """What is worth knowing of clips and their descriptions, in sentences."""
+    names: list[str] = []
+    undescribed = 0
+    for report in reports:
+        if not report.clips and not report.rejected:
+            yield f"{report.archive} holds no .wav"
+        clips = described_clips(tokens, archive_stem(UPath(report.archive)))
+        names += [name for name, _ in clips] + [entry.clip for entry in report.rejected]
+        undescribed += sum(description is None for _, description in clips)
+    if captions is not None:
+        yield from match_report(captions, names, are_all).lines()
+    if undescribed:
+        total = sum(report.clips for report in reports)
+        yield f"{undescribed:,} of {total:,} clips have no description: they are learnt without a text"

@@ -34,11 +34,30 @@ def as_path(location: Location | UPath) -> UPath:
         raise ConfigError(
             f"{location} can't be used as a path ({error})", "Give a local path or a URL such as gs://…"
         ) from error
-    return UPath(Path(path.path).expanduser()) if is_local(path) else path
+    if is_local(path):
+        return UPath(Path(path.path).expanduser())
+    try:
+        path.fs  # noqa: B018  loads what the kind of URL needs
+    except ImportError as error:
+        raise ConfigError(f"{location} can't be used: {error}", "Install it, or use another place") from error
+    return path
 
 
 def is_local(path: UPath) -> bool:
     return path.protocol in ("", "file", "local")
+
+
+def make_folder(path: UPath) -> None:
+    """Make a local folder where there is none; remote ones come with their files.
+
+    Raises:
+        ConfigError: it can't be made.
+    """
+    if is_local(path):
+        try:
+            Path(str(path)).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{path} can't be a folder ({error.strerror})", "Give another place") from error
 
 
 @contextmanager

@@ -112,9 +112,10 @@ class Tokenizer:
     ) -> ShardReport:
         fingerprint = shard_fingerprint(archive, self.codec.identity, self.settings, limit)
         existing = read_report(self.tokens, archive_stem(archive))
+        whole = shard_fingerprint(archive, self.codec.identity, self.settings, limit=None)
         if (
             existing is not None
-            and existing.fingerprint == fingerprint
+            and existing.fingerprint in (fingerprint, whole)  # a trial doesn't cut what is whole already
             and not was_mended(archive, existing, self.settings.name_encoding)
         ):
             with suppress(TokensError):  # a damaged shard is made anew

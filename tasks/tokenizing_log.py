@@ -100,7 +100,9 @@ class TokenizingLog:
             line.ended = time.monotonic()
             line.state = "failed" if report is None else "kept" if cached else "done"
             line.problem = problem
-            if report is not None:
+            if report is None:
+                line.rows = line.rejected = 0
+            else:
                 line.rows, line.rejected = report.clips, len(report.rejected)
                 line.total = line.clips
                 line.problem = "; ".join(f"{entry.clip}: {entry.reason}" for entry in report.rejected[:3])
@@ -125,7 +127,9 @@ class TokenizingLog:
         with self._lock:
             rows = [line.shown(now) for line in self._lines.values()]
             figures = self._figures(now)
-        self._progress.update(summary.done, summary.total or 0, f"Tokenizing: {summary.text}")
+        left = figures["eta_seconds"]
+        text = summary.text + (f", {duration(left)} left" if left is not None else "")
+        self._progress.update(summary.done, summary.total or 0, f"Tokenizing: {text}")
         self._table.update(rows)
         known = {f"tokenize/{name}": value for name, value in figures.items() if value is not None}
         self._run.log({"global_step": sum(line.clips for line in self._lines.values()), **known})
@@ -140,8 +144,6 @@ class TokenizingLog:
             text += f", {figures['archives_failed']} archives failed"
         if figures["clips_per_sec"]:
             text += f", {figures['clips_per_sec']:,.1f} clips/s"
-        if figures["eta_seconds"] is not None:
-            text += f", {duration(figures['eta_seconds'])} left"
         return Update("tokenize", "", figures["archives_done"] + figures["archives_failed"], len(self._lines), text)
 
     def _figures(self, now: float) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.data.damage import DAMAGED, damage_named
+from musicgen_core.data.damage import DAMAGED, Unreadable, damage_named
 from musicgen_core.data.finding import archive_stem, find_archives
 from musicgen_core.data.member_names import AUTO, check_encoding
 from musicgen_core.data.members import BLOCK, Archive, Limits, Member, Meter, Sidecar, limits_of, sidecar_key
@@ -132,7 +132,10 @@ def read_archive(
         ArchiveError: the file is no archive.
     """
     with damage_named(name):
-        meter = Meter(name, file.seek(0, os.SEEK_END), limits)
+        size = file.seek(0, os.SEEK_END)
+        meter = Meter(name, size, limits)
+        if not size:
+            raise Unreadable("it is empty")
         if _is_zip(file):
             reader = RandomReader(file)
             return ZipArchive(reader, read_directory(reader), meter, name_encoding)

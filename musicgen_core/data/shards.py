@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -170,8 +170,8 @@ def was_mended(archive: UPath, report: ShardReport, name_encoding: str) -> bool:
     return bool(damaged) and count_damaged(archive, damaged, name_encoding) < len(damaged)
 
 
-def clip_column(tokens: UPath, stem: str) -> list[str]:
-    """The names of a shard's clips, in order.
+def described_clips(tokens: UPath, stem: str) -> list[tuple[str, str | None]]:
+    """A shard's clips and their descriptions, in order, without the codes.
 
     Raises:
         TokensError: the file is damaged.
@@ -179,9 +179,10 @@ def clip_column(tokens: UPath, stem: str) -> list[str]:
     parquet, _ = shard_paths(tokens, stem)
     try:
         with parquet.open("rb") as file:
-            return cast(list[str], pq.read_table(file, columns=["clip"]).column("clip").to_pylist())
+            table = pq.read_table(file, columns=["clip", "description"])
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise _damaged(parquet, error) from error
+    return list(zip(*(table.column(name).to_pylist() for name in ("clip", "description")), strict=True))
 
 
 def read_rows(parquet: Path) -> Iterator[Row]:

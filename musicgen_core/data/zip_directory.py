@@ -100,7 +100,9 @@ def read_directory(reader: RandomReader) -> list[Entry]:
     """
     found = _find_end(reader)
     if found is None:
-        raise Unreadable("it breaks off: there is no zip directory at its end")
+        begins_like_one = reader.read(0, 2) == b"PK"
+        told = "it breaks off" if begins_like_one else "it doesn't begin like one"
+        raise Unreadable(f"{told}: there is no zip directory at its end")
     end = _parse_end(reader, *found)
     start = end.offset - end.directory_size
     shift = start - end.directory_offset  # bytes that were put before the archive: a self-extractor, for instance

@@ -18,7 +18,7 @@ from upath import UPath
 from flows.tokenize_archives import TokenizeResult, tokenize_archives
 from musicgen_core import storage
 from musicgen_core.data.shards import ShardReport, read_rows, shard_paths
-from musicgen_core.errors import ArchiveError, MetadataError
+from musicgen_core.errors import ArchiveError, ConfigError, MetadataError
 from musicgen_core.tokenizing import Tokenizer
 from tasks.tokenizing import tokenize_archive
 
@@ -68,7 +68,7 @@ def test_a_failed_archive_fails_the_run_by_name_and_a_second_run_does_only_that_
     (archives / "archive_batch_0002.zip").write_bytes(good[: len(good) // 2])
     failed = run(archives, tmp_path / "tokens")
     assert failed.is_failed()
-    assert "1 of 2 archives failed: archive_batch_0002: " in str(failed.message)
+    assert "1 of 2 archives failed: archive_batch_0002" in str(failed.message)
     assert not (tmp_path / "tokens" / "archive_batch_0002.json").exists()
 
     (archives / "archive_batch_0002.zip").write_bytes(good)
@@ -194,6 +194,23 @@ def test_what_the_metadata_lack_or_have_too_much_is_told(archives: Path, tmp_pat
         "metadata.jsonl: 1 of 17 entries without a clip: 'audio/nowhere.wav'",
         "metadata.jsonl: 1 of 17 clips without an entry: 'audio/broken.wav'",
     ]
+
+
+def test_archives_without_wavs_and_clips_without_descriptions_are_told(archives: Path, tmp_path: Path) -> None:
+    (archives / "metadata.jsonl").unlink()
+    with zipfile.ZipFile(archives / "archive_batch_0002.zip", "w") as archive:
+        archive.writestr("a.mp3", b"no wav")
+    result: TokenizeResult = run(archives, tmp_path / "tokens").result()
+    assert result.remarks == [
+        "archive_batch_0002.zip holds no .wav",
+        "8 of 8 clips have no description: they are learnt without a text",
+    ]
+
+
+def test_a_place_that_can_be_no_folder_is_refused_by_name(archives: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="file can't be a folder"):
+        run(archives, tmp_path / "file").result()
 
 
 def test_the_run_goes_on_from_the_ui_with_just_what_failed(archives: Path, tmp_path: Path) -> None:

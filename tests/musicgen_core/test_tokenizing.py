@@ -305,6 +305,12 @@ def test_a_cut_is_recorded_and_a_full_run_redoes_the_shard(
     assert counting.encoded == 5
 
 
+def test_a_trial_does_not_cut_a_shard_that_is_whole(archive: UPath, counting: CountingCodec, tokens: UPath) -> None:
+    whole = Tokenizer(counting, tokens).tokenize(archive)
+    assert Tokenizer(counting, tokens).tokenize(archive, limit=1) == whole
+    assert counting.encoded == 3
+
+
 @pytest.mark.parametrize("after", [0, 1, 4])
 def test_a_cancelled_archive_leaves_no_shard(archive: UPath, codec: Codec, tokens: UPath, after: int) -> None:
     answers = iter([*[False] * after, True])
