@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deployments.console import output, print_table, progress_bars
-from deployments.environment import has_server
+from deployments.environment import has_server, start_temporary_server
 from deployments.options import FlowOptions, parse
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def run_flow(flow: Any, parameters: dict[str, Any]) -> Any:
 
     if not has_server():
         output.print("Starting a temporary Prefect server (musicgen-flows up starts a lasting one) …", style="dim")
+        start_temporary_server()
     with progress_bars() as bars:
         state = call_heard(flow, parameters, bars)
     result = state.result(raise_on_failure=False)

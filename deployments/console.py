@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tasks.progress import Update
 
 output = Console()
-_TITLES = {"tokenize": "Tokenizing archives", "train": "Training steps", "generate": "Generating steps"}
+_TITLES = {"tokenize": "Archives", "train": "Training steps", "generate": "Music, steps"}
 
 
 class Bars:
@@ -43,11 +43,9 @@ class Bars:
 @contextmanager
 def progress_bars() -> Iterator[Bars]:
     columns = (
-        TextColumn("{task.description:<20}"),
-        BarColumn(),
+        TextColumn("{task.description:<14}"),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import urllib.error
 import urllib.request
 
@@ -42,6 +43,21 @@ def has_server() -> bool:
     from prefect.settings import get_current_settings
 
     return get_current_settings().api.url is not None
+
+
+def start_temporary_server() -> None:
+    """Start the server that Prefect would start by itself without one, but deaf to Ctrl-C.
+
+    The terminal sends Ctrl-C to all of its processes, and a run that is interrupted has to tell the server. Prefect
+    stops it when this process ends.
+    """
+    from prefect.server.api.server import SubprocessASGIServer
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the new process takes over
+    try:
+        SubprocessASGIServer().start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def is_healthy(api: str) -> bool:
