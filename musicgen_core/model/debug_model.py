@@ -102,7 +102,9 @@ def _save(path: Path, config: str, state: dict[str, Tensor]) -> None:
 
 def _write_text_encoder(directory: Path, rng: np.random.Generator) -> None:
     from transformers import T5Config, T5EncoderModel, T5Tokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # it takes a moment, and its bar would break the flows' own
     specials = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     tokenizer = T5Tokenizer(vocab=[*specials, *((c, -2.0) for c in CHARACTERS)], extra_ids=0)
     config = T5Config(
