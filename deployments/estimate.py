@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,7 @@ from pydantic import Field
 
 from deployments.console import output, print_table, show_core_messages
 from deployments.options import FlowOptions, parse
-from flows.parameters import DEFAULT_MODEL, Archives, Device, MaxWorkers, Model
+from flows.parameters import DEFAULT_MODEL, Archives, Device, MaxWorkers, Model, archives_at_a_time
 
 if TYPE_CHECKING:
     from musicgen_core.estimate import Estimate
@@ -46,14 +45,13 @@ def estimate_archives(
     assert archives is not None, "the command line sees to it"
     show_core_messages()
     chosen = pick_device(device)
-    workers = max_workers or min(4, os.cpu_count() or 1)  # as the flow has it
     done = count(1)
     with output.status("Looking into the archives …") as status:
         found = estimate(
             find_archives(archives),
             lambda: Codec(find_model(model), chosen),
             clips,
-            workers,
+            archives_at_a_time(max_workers),
             lambda: status.update(f"Encoding clip {next(done)} of at most {clips} …"),
         )
     print_table("Estimate", estimated_rows(found, hourly_price))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from functools import wraps
 from typing import Annotated, Any, Literal, TypeVar
@@ -47,6 +48,11 @@ Output = Annotated[
     str | None, Field(description="Directory of the wavs; by default a new one under the variable musicgen_output")
 ]
 DEFAULT_MODEL = "facebook/musicgen-large"
+
+
+def archives_at_a_time(max_workers: int | None) -> int:
+    """What `MaxWorkers` comes to."""
+    return max_workers or min(4, os.cpu_count() or 1)
 
 
 def run_name(flow: str, parameter: str) -> Callable[[], str]:

@@ -2,7 +2,6 @@
 
 # No `from __future__ import annotations`: Prefect and the command line read the parameters' annotations as they are.
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +23,7 @@ from flows.parameters import (
     Model,
     TaskRunner,
     Tokens,
+    archives_at_a_time,
     place,
     run_name,
     spread,
@@ -72,11 +72,10 @@ def tokenize_archives(
 ) -> State[TokenizeResult]:
     """Tokenize every clip of every archive with EnCodec, a task an archive; what is done already is kept."""
     export_secrets()
-    workers = max_workers or min(4, os.cpu_count() or 1)
     found = find_archives(_absolute(place(archives, "musicgen_archives")))
     target = _absolute(place(tokens, "musicgen_tokens"))
     storage.make_folder(storage.as_path(target))
-    runner = make_task_runner(task_runner, workers, dask_address, target)
+    runner = make_task_runner(task_runner, archives_at_a_time(max_workers), dask_address, target)
     described_by = _find_metadata(metadata, found[0])
     limits = _spread_limit(found, limit, settings)
     work: list[Work] = [

@@ -73,7 +73,7 @@ class Codec:
             return CPU_BATCH_SECONDS
         free, _ = torch.cuda.mem_get_info(self.device)
         channels = next(self._model.encoder.parameters()).shape[0]  # of the widest activations, those at 32 kHz
-        bytes_per_second = 6 * channels * SAMPLE_RATE * 4  # measured: six of them at once, in fp32
+        bytes_per_second = 6 * channels * SAMPLE_RATE * 4  # six of them at once in fp32, measured on a CPU
         return float(min(MAX_BATCH_SECONDS, max(PIECE_SECONDS, 0.65 * free // bytes_per_second)))
 
     @torch.inference_mode()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -115,12 +114,12 @@ def estimate(
     listed, unreadable = list_archives(archives)
     workers = min(workers, len(listed))
     codec = load_codec()
-    with tempfile.TemporaryDirectory(prefix="musicgen-") as folder:
-        samples = take_samples(listed, clips, Path(folder), workers)
+    with storage.scratch_folder() as folder:
+        samples = take_samples(listed, clips, folder, workers)
         tokenizer = Tokenizer(codec, storage.as_path(folder))
         measured = _measure(tokenizer, [sample for sample in samples if sample.places], workers, on_clip)
         rows, rejected = _sorted(measured.sample)
-        shard_bytes = _shard_bytes(rows, Path(folder) / "sample.parquet", codec.identity)
+        shard_bytes = _shard_bytes(rows, folder / "sample.parquet", codec.identity)
     total, is_exact = total_clips(listed, samples)
     usable = total * len(rows) / len(measured.sample)
     remote = [sample.listed.archive for sample in samples if not storage.is_local(sample.listed.archive)]

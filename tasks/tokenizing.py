@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from musicgen_core.codec import Codec
     from musicgen_core.data.captions import Captions
     from musicgen_core.data.shards import ShardReport
+    from musicgen_core.model.weights import BaseModel
 
 _lock = threading.Lock()
 _stopping: set[str] = set()
@@ -102,16 +103,16 @@ def _codec(model: str, device: str) -> Codec:
     from musicgen_core.model.weights import find_model
 
     with _lock:  # several tasks start at once, and one codec serves all
-        return _load_codec(model, codec_identity(find_model(model)), device)
+        found = find_model(model)
+        return _load_codec(found, codec_identity(found), device)
 
 
 @lru_cache(maxsize=1)
-def _load_codec(model: str, _identity: str, device: str) -> Codec:
+def _load_codec(model: BaseModel, _identity: str, device: str) -> Codec:
     from musicgen_core.codec import Codec
     from musicgen_core.devices import pick_device
-    from musicgen_core.model.weights import find_model
 
-    return Codec(find_model(model), pick_device(device))
+    return Codec(model, pick_device(device))
 
 
 def _captions(metadata: str | None, settings: TokenizeSettings) -> Captions | None:

@@ -92,7 +92,7 @@ def read_sidecars(archive: UPath, name_encoding: str = AUTO, limits: Limits = _D
     Raises:
         ArchiveError: the archive can't be read.
     """
-    with _opened(archive) as file, damage_named(archive.name):
+    with _opened(archive) as file:
         return read_archive(file, archive.name, limits, name_encoding).read_sidecars()
 
 
@@ -176,7 +176,7 @@ def _stored_checksum(archive: UPath) -> str | None:
 
 @lru_cache(maxsize=256)
 def _clip_names(archive: UPath, version: str, name_encoding: str, limits: Limits) -> tuple[str, ...]:
-    with _opened(archive) as file, damage_named(archive.name):
+    with _opened(archive) as file:
         return tuple(read_archive(file, archive.name, limits, name_encoding).clip_names())
 
 

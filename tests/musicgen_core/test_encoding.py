@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -48,6 +48,13 @@ class Recorder(Codec):
         return super().start(clips, rate)
 
 
+def one_odd_clip(odd: float, alike: float, count: int, drawn: list[int]) -> Iterator[tuple[int, Clip]]:
+    """A clip of `odd` seconds and others of `alike`; which of them were asked for goes to `drawn`."""
+    for index in range(count):
+        drawn.append(index)
+        yield index, Clip(music(alike if index else odd), SAMPLE_RATE)
+
+
 def agreement(one: Codes, other: Codes) -> float:
     assert one.shape == other.shape
     return float((one == other).mean())
@@ -90,29 +97,17 @@ def test_clips_of_many_lengths_share_batches_and_little_of_them_is_filling(codec
 
 def test_a_clip_of_a_rare_length_does_not_wait_for_ever(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "MAX_CLIPS", 4)
-    drawn = 0
-
-    def clips():  # type: ignore[no-untyped-def]
-        nonlocal drawn
-        for index in range(100):
-            drawn = index
-            yield index, Clip(music(0.9 if index == 0 else 0.1), SAMPLE_RATE)
-
-    first = next(BatchEncoder(Recorder(codec, 1000.0)).encode(clips()))
-    assert first[0] == 0 and drawn < 30
+    drawn: list[int] = []
+    clips = one_odd_clip(0.9, 0.1, 100, drawn)
+    first = next(BatchEncoder(Recorder(codec, 1000.0)).encode(clips))
+    assert first[0] == 0 and drawn[-1] < 30
 
 
 def test_one_clip_of_another_length_does_not_hold_up_those_behind_it(codec: Codec) -> None:
-    drawn = 0
-
-    def clips():  # type: ignore[no-untyped-def]
-        nonlocal drawn
-        for index in range(40):
-            drawn = index
-            yield index, Clip(music(0.4 if index == 0 else 1.0), SAMPLE_RATE)
-
-    assert next(BatchEncoder(Recorder(codec, 1.0)).encode(clips()))[0] == 0
-    assert drawn < 10
+    drawn: list[int] = []
+    clips = one_odd_clip(0.4, 1.0, 40, drawn)
+    assert next(BatchEncoder(Recorder(codec, 1.0)).encode(clips))[0] == 0
+    assert drawn[-1] < 10
 
 
 def test_rejections_keep_their_place(codec: Codec) -> None:
