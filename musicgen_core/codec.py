@@ -7,7 +7,7 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,11 @@ from musicgen_core.codes import CARDINALITY, CODEBOOKS, FRAME_RATE, SAMPLE_RATE,
 from musicgen_core.data.audio import resample
 from musicgen_core.errors import ModelError
 from musicgen_core.model.weights import BaseModel, file_sha256
+from musicgen_core.resampling import resampler_of
 
 Codes = NDArray[np.uint16]
 """[4, frames]"""
 
-MAX_RESAMPLING_TAPS = 2**21
-"""Filters of a GPU resampler: 44.1 kHz takes 0.2 M taps; rates that share little with 32 kHz would take gigabytes."""
 PIECE_SECONDS = 60
 """Longer tracks are encoded in pieces of this length, so that memory doesn't grow with the track."""
 CPU_BATCH_SECONDS = 8.0
@@ -68,13 +67,13 @@ class Codec:
         self.batch_seconds = self._fitting_seconds()
 
     def _fitting_seconds(self) -> float:
-        """On a GPU what two thirds of its free memory hold; on a CPU few."""
+        """On a GPU what four fifths of its free memory hold; on a CPU few."""
         if self.device.type != "cuda":
             return CPU_BATCH_SECONDS
         free, _ = torch.cuda.mem_get_info(self.device)
         channels = next(self._model.encoder.parameters()).shape[0]  # of the widest activations, those at 32 kHz
-        bytes_per_second = 6 * channels * SAMPLE_RATE * 4  # six of them at once in fp32, measured on a CPU
-        return float(min(MAX_BATCH_SECONDS, max(PIECE_SECONDS, 0.65 * free // bytes_per_second)))
+        bytes_per_second = 5 * channels * SAMPLE_RATE * 4  # five of them at once in fp32: 39 MiB, measured on an H200
+        return float(min(MAX_BATCH_SECONDS, max(PIECE_SECONDS, 0.8 * free // bytes_per_second)))
 
     @torch.inference_mode()
     def encode(self, wav: Tensor) -> Tensor:
@@ -97,17 +96,15 @@ class Codec:
         Raises:
             torch.OutOfMemoryError: the batch is too large for the GPU.
         """
-        if not (resampler := self._resampler(rate)):
+        if not (resampler := resampler_of(rate, self.device)):
             clips = [resample(clip, rate) for clip in clips]
         lengths = [len(clip) for clip in clips]
         with self._lock:
             wav = self._upload(clips, max(lengths))
             if resampler:
-                # TF32 would put the filter's rounding at -60 dB; only the codec was made to live with it.
-                with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                    wav = resampler(wav)
+                wav = resampler(wav)
                 lengths = [math.ceil(length * SAMPLE_RATE / rate) for length in lengths]
-            with self._ragged.of(lengths):
+            with self._ragged.of(lengths, self.device):
                 codes, _ = self._model.encode(wav[:, None])
             codes = codes.to(torch.int16)  # [B, 4, frames]
             ready = None
@@ -132,14 +129,6 @@ class Codec:
         wav.record_stream(now)
         return wav
 
-    def _resampler(self, rate: int) -> nn.Module | None:
-        """For the GPU, where the filter between the two rates is of a sane size."""
-        common = math.gcd(rate, SAMPLE_RATE)
-        taps = (rate // common) * (SAMPLE_RATE // common)
-        if self.device.type != "cuda" or rate == SAMPLE_RATE or taps > MAX_RESAMPLING_TAPS:
-            return None
-        return _gpu_resampler(rate, self.device)
-
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
         """codes [B, 4, frames] → wav [B, 1, frames × 640] at 32 kHz, fp32 on the CPU."""
@@ -152,21 +141,6 @@ def _fetch(codes: Tensor, ready: torch.cuda.Event | None, frames: Sequence[int])
     return [clip[:, :count].numpy().astype(np.uint16) for clip, count in zip(codes, frames, strict=True)]
 
 
-@lru_cache(maxsize=16)
-def _gpu_resampler(rate: int, device: torch.device) -> nn.Module:
-    """Windowed-sinc resampling to 32 kHz with the filter that librosa and resampy call kaiser_best."""
-    import torchaudio
-
-    return torchaudio.transforms.Resample(
-        rate,
-        SAMPLE_RATE,
-        resampling_method="sinc_interp_kaiser",
-        lowpass_filter_width=64,
-        rolloff=0.9475937167399596,
-        beta=14.769656459379492,
-    ).to(device)
-
-
 class RaggedBatches:
     """Lets audiocraft's SEANet encode clips of several lengths at once, each as if it were alone.
 
@@ -176,7 +150,10 @@ class RaggedBatches:
     """
 
     def __init__(self, encoder: nn.Module) -> None:
-        self._lengths: Sequence[int] | None = None
+        self._lengths: Tensor | None = (
+            None  # [B] on the device: waiting for its values would keep the GPU from going on
+        )
+        self._shortest = 0
         conv = import_audiocraft("audiocraft.modules.conv").StreamableConv1d
         hop = 1  # samples of the wav a step at this layer
         self.supported = True
@@ -187,14 +164,15 @@ class RaggedBatches:
                 hop *= module.conv.conv.stride[0]
 
     @contextmanager
-    def of(self, lengths: Sequence[int]) -> Iterator[None]:
+    def of(self, lengths: Sequence[int], device: torch.device) -> Iterator[None]:
         """Take the rows of the batch to be of these lengths, in samples, while the block runs."""
         if len(set(lengths)) == 1:
             yield
             return
         if not self.supported:
             raise ValueError("this codec pads by reflection: only clips of one length can be encoded together")
-        self._lengths = lengths
+        on_host = torch.tensor(lengths, pin_memory=device.type == "cuda")
+        self._lengths, self._shortest = on_host.to(device, non_blocking=True), min(lengths)
         try:
             yield
         finally:
@@ -202,11 +180,11 @@ class RaggedBatches:
 
     def _clear(self, hop: int, _module: nn.Module, inputs: tuple[Tensor]) -> None:
         if self._lengths is not None:
-            ends = [math.ceil(length / hop) for length in self._lengths]
-            tails = inputs[0][:, :, min(ends) :]  # [B, channels, steps]: no clip ends before
-            steps = torch.arange(min(ends), inputs[0].shape[2], device=tails.device)
-            behind = steps >= torch.tensor(ends, device=tails.device)[:, None]  # [B, steps]
-            tails.masked_fill_(behind[:, None], 0.0)
+            ends = -(-self._lengths // hop)  # rounded up
+            first = math.ceil(self._shortest / hop)
+            tails = inputs[0][:, :, first:]  # [B, channels, steps]: no clip ends before
+            steps = torch.arange(first, inputs[0].shape[2], device=tails.device)
+            tails.masked_fill_((steps >= ends[:, None])[:, None], 0.0)
 
 
 def codec_identity(model: BaseModel) -> str:
