@@ -99,8 +99,9 @@ class Codec:
         if not (resampler := resampler_of(rate, self.device)):
             clips = [resample(clip, rate) for clip in clips]
         lengths = [len(clip) for clip in clips]
+        host = self._fill(clips, lengths, rate if resampler else SAMPLE_RATE)
         with self._lock:
-            wav = self._upload(clips, max(lengths))
+            wav = self._upload(host)
             if resampler:
                 wav = resampler(wav)
                 lengths = [math.ceil(length * SAMPLE_RATE / rate) for length in lengths]
@@ -109,17 +110,25 @@ class Codec:
             codes = codes.to(torch.int16)  # [B, 4, frames]
             ready = None
             if self.device.type == "cuda":
-                host = torch.empty(codes.shape, dtype=codes.dtype, pin_memory=True)
-                codes = host.copy_(codes, non_blocking=True)
+                on_host = torch.empty(codes.shape, dtype=codes.dtype, pin_memory=True)
+                codes = on_host.copy_(codes, non_blocking=True)
                 ready = torch.cuda.Event()
                 ready.record()
         return partial(_fetch, codes, ready, [math.ceil(length / SAMPLES_PER_FRAME) for length in lengths])
 
-    def _upload(self, clips: Sequence[NDArray[np.float32]], longest: int) -> Tensor:
-        """→ [B, longest] on the device, filled up with zeros. The GPU goes on with the batch before meanwhile."""
-        host = torch.zeros(len(clips), longest, pin_memory=self._uploads is not None)
+    def _fill(self, clips: Sequence[NDArray[np.float32]], lengths: Sequence[int], rate: int) -> Tensor:
+        """→ [B, samples] on the host, filled up with zeros."""
+        longest = max(lengths)
+        if self._uploads is not None and min(lengths) < longest:
+            longest = math.ceil(longest / rate) * rate  # whole seconds: cuDNN looks for a way anew for each shape
+        host = torch.empty(len(clips), longest, pin_memory=self._uploads is not None)
         for row, clip in zip(host, clips, strict=True):
             row[: len(clip)] = torch.from_numpy(clip)
+            row[len(clip) :] = 0
+        return host
+
+    def _upload(self, host: Tensor) -> Tensor:
+        """The GPU goes on with the batch before meanwhile."""
         if self._uploads is None:
             return host
         with torch.cuda.stream(self._uploads):

@@ -1,8 +1,9 @@
-"""Shared by all tests: no test talks to a server, a WandB account or a Prefect home of the machine it runs on."""
+"""Shared by all tests: no test sees a server, a WandB account, a Prefect home or a cache of the machine it runs on."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 for _name in [name for name in os.environ if name.startswith(("PREFECT_", "WANDB_"))]:
     del os.environ[_name]
 os.environ.update(WANDB_MODE="disabled", PREFECT_SERVER_ANALYTICS_ENABLED="false", DO_NOT_TRACK="1")
+_tokens_cache = tempfile.TemporaryDirectory(prefix="tokens-cache-")
+os.environ["MUSICGEN_TOKENS_CACHE"] = _tokens_cache.name
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # as the command line has it
 
 

@@ -1,4 +1,4 @@
-"""Clips for training: codes of every shard in one memory-mapped file, a stable split, and crops that need no state.
+"""Clips for training: every shard memory-mapped from the local cache, a stable split, and crops that need no state.
 
 Everything random derives from the seed, the epoch and the clip, so a position in the data is a step number and
 nothing else has to be saved.
@@ -6,10 +6,14 @@ nothing else has to be saved.
 
 from __future__ import annotations
 
-import hashlib
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -19,92 +23,120 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codes import CODEBOOKS
-from musicgen_core.data.shards import read_report, read_rows, shard_codec, shard_paths
+from musicgen_core.data.packing import PackedShard
+from musicgen_core.data.packing import clip_hash as clip_hash
+from musicgen_core.data.shards import ShardReport, read_report
+from musicgen_core.data.token_cache import THREADS, Lease, TokenCache
 from musicgen_core.errors import TokensError
 
 
 @dataclass(frozen=True)
 class Clips:
-    """All clips of a directory of shards.
+    """All clips of a directory of shards, in the order of stems and rows. Memory holds 12 bytes of each.
 
     Attributes:
-        codes: [codes of all clips], uint16, memory-mapped; a clip's codes lie as [4, frames] from its offset.
-        offsets: [clips], where each clip's codes start.
-        frames: [clips].
-        descriptions: [clips].
-        hashes: [clips], uint64, a stable hash of archive and member.
+        shards: their codes and descriptions, memory-mapped.
+        fingerprints: by the stem of each archive, what its codes are; equal codes have equal ones.
         skipped: shards that are not whole, which are left out.
+        lease: keeps the shards in the cache.
     """
 
-    codes: NDArray[np.uint16]
-    offsets: NDArray[np.int64]
-    frames: NDArray[np.int32]
-    descriptions: list[str | None]
-    hashes: NDArray[np.uint64]
+    shards: Sequence[PackedShard]
+    fingerprints: dict[str, str]
     skipped: list[str]
+    lease: Lease | None = None
 
     def __len__(self) -> int:
         return len(self.frames)
 
+    @cached_property
+    def frames(self) -> NDArray[np.int32]:
+        """[clips]."""
+        return np.concatenate([shard.frames for shard in self.shards])
+
+    @cached_property
+    def hashes(self) -> NDArray[np.uint64]:
+        """[clips], a stable hash of archive and member."""
+        return np.concatenate([shard.hashes for shard in self.shards])
+
+    @property
+    def descriptions(self) -> Descriptions:
+        """[clips], read when they are asked for."""
+        return Descriptions(self)
+
     def codes_of(self, index: int) -> NDArray[np.uint16]:
-        """[4, frames]."""
-        start = self.offsets[index]
-        return self.codes[start : start + CODEBOOKS * self.frames[index]].reshape(CODEBOOKS, -1)
+        """[4, frames], read-only.
+
+        Raises:
+            TokensError: they were damaged in the cache.
+        """
+        shard, row = self.place_of(index)
+        return shard.codes(row)
+
+    def place_of(self, index: int) -> tuple[PackedShard, int]:
+        """A clip's shard and row."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"clip {index} of {len(self)}")
+        number = bisect_right(self._starts, index) - 1
+        return self.shards[number], index - self._starts[number]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return list(accumulate((len(shard) for shard in self.shards[:-1]), initial=0))
 
 
-def load_clips(tokens: UPath, codec: str, packed: Path) -> Clips:
-    """Read every whole shard of `tokens` into the local file `packed`.
+@dataclass(frozen=True)
+class Descriptions(Sequence[str | None]):
+    """The descriptions of clips."""
+
+    clips: Clips
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    @overload
+    def __getitem__(self, index: int) -> str | None: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str | None]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str | None] | None:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        shard, row = self.clips.place_of(int(index))
+        return shard.description(row)
+
+
+def load_clips(tokens: UPath, codec: str, folder: Path | None = None) -> Clips:
+    """Every whole shard of `tokens`, through a cache on the local disk.
 
     Args:
         codec: the identity of the model's codec; codes of another mean nothing to it.
-        packed: a file to write the codes to; 12 kB per 30 s clip.
+        folder: the cache's place; 12 kB per 30 s clip. By default the user's cache.
 
     Raises:
-        TokensError: no whole shards, or codes of another codec.
+        TokensError: no whole shards, damaged ones, or codes of another codec; no room in the cache.
     """
-    stems = sorted(path.stem for path in tokens.iterdir() if path.suffix == ".parquet") if tokens.is_dir() else []
-    skipped, frames, descriptions, hashes = [], [], [], []
-    with open(packed, "wb") as file:
-        for stem in stems:
-            if read_report(tokens, stem) is None:
-                skipped.append(stem)
-                continue
-            with storage.staged(shard_paths(tokens, stem)[0]) as parquet:
-                _check_codec(parquet, codec)
-                for row in read_rows(parquet):
-                    file.write(np.ascontiguousarray(row.codes).tobytes())
-                    frames.append(row.codes.shape[1])
-                    descriptions.append(row.description)
-                    hashes.append(clip_hash(stem, row.clip))
-    if not frames:
+    reports, skipped = _find_shards(tokens)
+    if not any(report.clips for report in reports.values()):
         raise TokensError(
             f"there are no tokenized clips in {tokens}"
             + (f" (not whole: {', '.join(skipped[:5])})" if skipped else ""),
             "Run musicgen-flows tokenize first, or check the path",
         )
-    lengths = np.array(frames, dtype=np.int32)
-    offsets = np.concatenate([[0], (lengths.astype(np.int64) * CODEBOOKS).cumsum()[:-1]])
-    return Clips(
-        codes=np.memmap(packed, dtype=np.uint16, mode="r"),
-        offsets=offsets,
-        frames=lengths,
-        descriptions=descriptions,
-        hashes=np.array(hashes, dtype=np.uint64),
-        skipped=skipped,
-    )
+    shards, lease = TokenCache(folder).packed(tokens, reports, codec)
+    # With the number of clips: a mended copy of a damaged archive has the same fingerprint.
+    fingerprints = {stem: f"{report.fingerprint} ({report.clips} clips)" for stem, report in reports.items()}
+    return Clips(list(shards.values()), fingerprints, skipped, lease)
 
 
-def _check_codec(parquet: Path, codec: str) -> None:
-    found = shard_codec(parquet)
-    if found != codec:
-        raise TokensError(
-            f"the shard {parquet.name} was encoded with the codec {found}, but the model's codec is {codec}",
-            "Train with the model that the tokens were made for, or tokenize again into another directory",
-        )
-
-
-def clip_hash(stem: str, member: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{stem}/{member}".encode(), digest_size=8).digest(), "big")
+def _find_shards(tokens: UPath) -> tuple[dict[str, ShardReport], list[str]]:
+    """Reports of the whole shards by their stems, sorted, and stems of those that are not whole."""
+    if not storage.is_local(tokens):
+        tokens.fs.invalidate_cache(tokens.path)  # others may have written there since it was last listed
+    stems = sorted(path.stem for path in tokens.iterdir() if path.suffix == ".parquet") if tokens.is_dir() else []
+    with ThreadPoolExecutor(THREADS) as pool:  # remote ones are a matter of waiting
+        reports = dict(zip(stems, pool.map(lambda stem: read_report(tokens, stem), stems), strict=True))
+    whole = {stem: report for stem, report in reports.items() if report is not None}
+    return whole, [stem for stem in stems if stem not in whole]
 
 
 def split(hashes: NDArray[np.uint64], validation_fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -124,17 +156,33 @@ def split(hashes: NDArray[np.uint64], validation_fraction: float) -> tuple[NDArr
 
 @dataclass(frozen=True)
 class Batch:
-    """codes [B, 4, T] int64 padded at the end with 0, frames [B], and a text or None for each."""
+    """codes [B, 4, T] int64 padded at the end with 0, frames [B], texts or None [B], and hashes of the clips [B]."""
 
     codes: Tensor
     frames: Tensor
     texts: list[str | None]
+    hashes: NDArray[np.uint64]
+
+    def pinned(self) -> Batch:
+        """In page-locked memory, from which a GPU copies without the CPU waiting."""
+        return replace(self, codes=self.codes.pin_memory(), frames=self.frames.pin_memory())
 
 
 def training_batch(
-    clips: Clips, indices: Sequence[int], segment_frames: int, cfg_dropout: float, seed: int, epoch: int
+    clips: Clips,
+    indices: Sequence[int],
+    segment_frames: int,
+    cfg_dropout: float,
+    seed: int,
+    epoch: int,
+    columns: int | None = None,
 ) -> Batch:
-    """Random crops, with texts dropped at random. The same arguments give the same batch, always."""
+    """Random crops, with texts dropped at random. The same arguments give the same batch, always.
+
+    Args:
+        columns: T of the batch, at least `segment_frames`, so that all batches have one shape; by default the
+            longest crop's frames.
+    """
     segments, texts = [], []
     for index in indices:
         rng = np.random.default_rng([seed, epoch, int(clips.hashes[index])])
@@ -142,20 +190,21 @@ def training_batch(
         start = int(rng.integers(0, max(0, codes.shape[1] - segment_frames) + 1))
         segments.append(codes[:, start : start + segment_frames])
         texts.append(None if rng.random() < cfg_dropout else clips.descriptions[index])
-    return _collate(segments, texts)
+    return _collate(segments, texts, clips.hashes[list(indices)], columns)
 
 
-def validation_batch(clips: Clips, indices: Sequence[int], segment_frames: int) -> Batch:
-    """The beginning of each clip, with its text."""
-    return _collate(
-        [clips.codes_of(index)[:, :segment_frames] for index in indices],
-        [clips.descriptions[index] for index in indices],
-    )
+def validation_batch(clips: Clips, indices: Sequence[int], segment_frames: int, columns: int | None = None) -> Batch:
+    """The beginning of each clip, with its text. `columns` as in `training_batch`."""
+    segments = [clips.codes_of(index)[:, :segment_frames] for index in indices]
+    texts = [clips.descriptions[index] for index in indices]
+    return _collate(segments, texts, clips.hashes[list(indices)], columns)
 
 
-def _collate(segments: list[NDArray[np.uint16]], texts: list[str | None]) -> Batch:
+def _collate(
+    segments: list[NDArray[np.uint16]], texts: list[str | None], hashes: NDArray[np.uint64], columns: int | None
+) -> Batch:
     frames = torch.tensor([segment.shape[1] for segment in segments])
-    codes = torch.zeros(len(segments), CODEBOOKS, int(frames.max()), dtype=torch.int64)
+    codes = torch.zeros(len(segments), CODEBOOKS, columns or int(frames.max()), dtype=torch.int64)
     for row, segment in zip(codes, segments, strict=True):
         row[:, : segment.shape[1]] = torch.from_numpy(segment.astype(np.int64))
-    return Batch(codes, frames, texts)
+    return Batch(codes, frames, texts, hashes)

@@ -1,7 +1,9 @@
-"""What tests of archives share: reading all of one, and zips whose bytes are laid down one by one."""
+"""What tests of data share: reading all of an archive, zips whose bytes are laid down one by one, shards."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 import zlib
 from collections.abc import Callable, Sequence
@@ -10,9 +12,12 @@ from pathlib import Path
 from struct import pack as packed
 from typing import Any
 
+import numpy as np
 import pytest
+from upath import UPath
 
 from musicgen_core.data.archive import open_archive
+from musicgen_core.data.shards import Row, ShardReport, ShardWriter, publish_shard
 from musicgen_core.errors import ClipRejected
 
 Contents = Callable[..., list[tuple[str, bytes | str]]]
@@ -91,3 +96,34 @@ def write_zip() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def raw() -> type[Raw]:
     return Raw
+
+
+def _row(name: str, frames: int, description: str | None = None) -> Row:
+    rng = np.random.default_rng([frames, len(name)])
+    return Row(name, description, frames / 50, rng.integers(1, 2048, size=(4, frames), dtype=np.uint16))
+
+
+@pytest.fixture(scope="session")
+def row() -> Callable[..., Row]:
+    """A clip of made-up codes."""
+    return _row
+
+
+@pytest.fixture(scope="session")
+def write_shard(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ShardReport]:
+    """Write and publish a shard of `Row`s as tokenizing does; further arguments change its report."""
+
+    def write(
+        tokens: UPath, stem: str, rows: Sequence[Row], codec: str = "sha256:codec", **changed: Any
+    ) -> ShardReport:
+        parquet = tmp_path_factory.mktemp("shard") / f"{stem}.parquet"
+        with ShardWriter(parquet, codec) as writer:
+            for each in rows:
+                writer.add(each)
+        content = hashlib.sha256(parquet.read_bytes()).hexdigest()
+        report = ShardReport(f"{stem}.zip", 1, content, "", len(rows), sum(each.duration for each in rows))
+        report = dataclasses.replace(report, **changed)
+        publish_shard(parquet, report, tokens)
+        return report
+
+    return write

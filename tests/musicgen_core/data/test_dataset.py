@@ -1,7 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -12,37 +14,29 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.data.dataset import Clips, clip_hash, load_clips, split, training_batch, validation_batch
-from musicgen_core.data.shards import Row, ShardReport, ShardWriter, publish_shard, shard_paths
+from musicgen_core.data.shards import Row, ShardReport, shard_paths
 from musicgen_core.errors import TokensError
 
 CODEC = "sha256:codec"
+WriteShard = Callable[..., ShardReport]
+MakeRow = Callable[..., Row]
+MakeClips = Callable[..., Clips]
 
 
-def write_shard(tokens: UPath, folder: Path, stem: str, rows: Sequence[Row], codec: str = CODEC) -> None:
-    parquet = folder / f"{stem}.parquet"
-    with ShardWriter(parquet, codec) as writer:
-        for row in rows:
-            writer.add(row)
-    seconds = sum(row.duration for row in rows)
-    publish_shard(parquet, ShardReport(f"{stem}.zip", 1, "", "", len(rows), seconds), tokens)
+@pytest.fixture(scope="session")
+def clips_of(write_shard: WriteShard) -> MakeClips:
+    """Clips of these lengths whose codes tell their place: codebook × 500 + frame + 1."""
 
+    def make(frames: Sequence[int], descriptions: Sequence[str | None] | None = None) -> Clips:
+        texts = descriptions or [f"clip {index}" for index in range(len(frames))]
+        codes = [(np.arange(4)[:, None] * 500 + np.arange(length) + 1).astype(np.uint16) for length in frames]
+        rows = [Row(f"{index}.wav", texts[index], 1.0, each) for index, each in enumerate(codes)]
+        with tempfile.TemporaryDirectory() as folder:
+            tokens = storage.as_path(Path(folder) / "tokens")
+            write_shard(tokens, "a", rows)
+            return load_clips(tokens, CODEC, Path(folder) / "cache")  # mapped, so they outlive their file
 
-def row(name: str, frames: int, description: str | None = None) -> Row:
-    rng = np.random.default_rng([frames, len(name)])
-    return Row(name, description, frames / 50, rng.integers(1, 2048, size=(4, frames), dtype=np.uint16))
-
-
-def clips_in_memory(frames: Sequence[int], descriptions: Sequence[str | None] | None = None) -> Clips:
-    """Clips whose codes tell their place: codebook × 500 + frame + 1."""
-    codes = [np.arange(4)[:, None] * 500 + np.arange(length) + 1 for length in frames]
-    return Clips(
-        codes=np.concatenate([each.reshape(-1) for each in codes]).astype(np.uint16),
-        offsets=np.concatenate([[0], np.cumsum(np.multiply(frames, 4))[:-1]]).astype(np.int64),
-        frames=np.array(frames, dtype=np.int32),
-        descriptions=list(descriptions or [f"clip {index}" for index in range(len(frames))]),
-        hashes=np.array([clip_hash("a", str(index)) for index in range(len(frames))], dtype=np.uint64),
-        skipped=[],
-    )
+    return make
 
 
 # Loading
@@ -53,51 +47,96 @@ def tokens(request: pytest.FixtureRequest, tmp_path: Path, bucket: UPath) -> UPa
     return storage.as_path(tmp_path / "tokens") if request.param == "local" else bucket
 
 
-def test_clips_of_all_shards_are_loaded_in_the_order_of_archives_and_members(tokens: UPath, tmp_path: Path) -> None:
+def test_clips_of_all_shards_are_loaded_in_the_order_of_archives_and_members(
+    tokens: UPath, tmp_path: Path, write_shard: WriteShard, row: MakeRow
+) -> None:
     second = [row("z.wav", 9, "z"), row("y.wav", 3)]
     first = [row(f"{number}.wav", 5 + number % 3, "x") for number in range(70)]
-    write_shard(tokens, tmp_path, "b_2", second)
-    write_shard(tokens, tmp_path, "b_1", first)
-    clips = load_clips(tokens, CODEC, tmp_path / "packed")
-    assert len(clips) == 72
+    write_shard(tokens, "b_2", second)
+    write_shard(tokens, "b_1", first)
+    write_shard(tokens, "b_1.5", [])  # an archive none of whose clips could be used
+    clips = load_clips(tokens, CODEC, tmp_path / "cache")
+    assert len(clips) == len(clips.descriptions) == 72
     for index, expected in enumerate([*first, *second]):
         assert np.array_equal(clips.codes_of(index), expected.codes)
         assert (clips.frames[index], clips.descriptions[index]) == (expected.codes.shape[1], expected.description)
     assert clips.hashes[70] == clip_hash("b_2", "z.wav")
     assert clips.skipped == []
+    assert list(clips.descriptions) == [each.description for each in [*first, *second]]
 
 
-def test_shards_that_are_not_whole_are_left_out_and_named(tokens: UPath, tmp_path: Path) -> None:
+def test_the_order_is_the_same_whatever_is_in_the_cache_already(
+    tmp_path: Path, write_shard: WriteShard, row: MakeRow
+) -> None:
+    tokens = storage.as_path(tmp_path / "tokens")
+    for stem in ("b", "d"):
+        write_shard(tokens, stem, [row(f"{stem}.wav", 5)])
+    load_clips(tokens, CODEC, tmp_path / "cache")
+    for stem in ("a", "c", "e"):
+        write_shard(tokens, stem, [row(f"{stem}.wav", 5)])
+    for cache in ("cache", "fresh"):
+        clips = load_clips(tokens, CODEC, tmp_path / cache)
+        assert [int(value) for value in clips.hashes] == [clip_hash(stem, f"{stem}.wav") for stem in "abcde"]
+        assert list(clips.fingerprints) == list("abcde")
+
+
+def test_shards_have_a_fingerprint_of_their_codes_that_captions_do_not_change(
+    tmp_path: Path, write_shard: WriteShard, row: MakeRow
+) -> None:
+    tokens = storage.as_path(tmp_path / "tokens")
+
+    def fingerprint(fingerprint: str, text: str) -> str:
+        write_shard(tokens, "a", [row("x.wav", 5, text)], fingerprint=fingerprint, captions_fingerprint=text)
+        return load_clips(tokens, CODEC, tmp_path / "cache").fingerprints["a"]
+
+    assert fingerprint("one", "text") == fingerprint("one", "another text") != fingerprint("two", "text")
+
+
+def test_shards_that_are_not_whole_are_left_out_and_named(
+    tokens: UPath, tmp_path: Path, write_shard: WriteShard, row: MakeRow
+) -> None:
     for stem in ("a", "b", "c.d"):
-        write_shard(tokens, tmp_path, stem, [row(f"{stem}.wav", 5)])
+        write_shard(tokens, stem, [row(f"{stem}.wav", 5)])
     shard_paths(tokens, "b")[1].unlink()
     storage.write_text(tokens / "notes.txt", "no shard")
-    clips = load_clips(tokens, CODEC, tmp_path / "packed")
+    clips = load_clips(tokens, CODEC, tmp_path / "cache")
     assert clips.skipped == ["b"]
     assert [int(hash_) for hash_ in clips.hashes] == [clip_hash("a", "a.wav"), clip_hash("c.d", "c.d.wav")]
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "without clips", "not whole"])
-def test_a_directory_without_clips_is_named_with_the_command_to_run(tokens: UPath, tmp_path: Path, kind: str) -> None:
+def test_a_directory_without_clips_is_named_with_the_command_to_run(
+    tokens: UPath, tmp_path: Path, write_shard: WriteShard, row: MakeRow, kind: str
+) -> None:
     if kind == "empty":
         storage.write_text(tokens / "notes.txt", "no shard")
     if kind in ("without clips", "not whole"):
-        write_shard(tokens, tmp_path, "a", [] if kind == "without clips" else [row("x.wav", 5)])
+        write_shard(tokens, "a", [] if kind == "without clips" else [row("x.wav", 5)])
     if kind == "not whole":
         shard_paths(tokens, "a")[1].unlink()
     with pytest.raises(TokensError) as refused:
-        load_clips(tokens, CODEC, tmp_path / "packed")
+        load_clips(tokens, CODEC, tmp_path / "cache")
     assert str(tokens) in refused.value.found
     assert ("(not whole: a)" in refused.value.found) == (kind == "not whole")
     assert "musicgen-flows tokenize" in refused.value.next_step
 
 
-def test_codes_of_another_codec_are_refused_with_both_names(tokens: UPath, tmp_path: Path) -> None:
-    write_shard(tokens, tmp_path, "a", [row("x.wav", 5)])
-    write_shard(tokens, tmp_path, "b", [row("x.wav", 5)], codec="sha256:other")
-    with pytest.raises(TokensError) as refused:
-        load_clips(tokens, CODEC, tmp_path / "packed")
-    assert all(word in refused.value.found for word in ("b.parquet", "sha256:other", CODEC))
+def test_codes_of_another_codec_are_refused_with_both_names(
+    tokens: UPath, tmp_path: Path, write_shard: WriteShard, row: MakeRow
+) -> None:
+    write_shard(tokens, "a", [row("x.wav", 5)])
+    write_shard(tokens, "b", [row("x.wav", 5)], codec="sha256:other")
+    for _ in range(2):  # also when they are in the cache
+        with pytest.raises(TokensError) as refused:
+            load_clips(tokens, CODEC, tmp_path / "cache")
+        assert all(word in refused.value.found for word in ("b.parquet", "sha256:other", CODEC))
+
+
+def test_a_clip_that_is_not_there_is_an_error(clips_of: MakeClips) -> None:
+    clips = clips_of([5, 5])
+    for index in (2, -1):
+        with pytest.raises(IndexError):
+            clips.codes_of(index)
 
 
 # Splitting
@@ -124,14 +163,23 @@ def test_each_clip_is_on_one_side_and_no_side_is_empty_that_need_not_be(values: 
 
 
 @settings(deadline=None)
-@given(values=hashes, added=hashes, fraction=fractions, random=st.randoms())
-def test_clips_stay_on_their_side_when_archives_are_added(
-    values: list[int], added: list[int], fraction: float, random: object
-) -> None:
+@given(values=hashes, added=hashes, fraction=fractions)
+def test_clips_stay_on_their_side_when_archives_are_added(values: list[int], added: list[int], fraction: float) -> None:
     before, after = sides(values, fraction), sides([*{*values, *added}], fraction)
     for side in (0, 1):
         moved = before[side] - after[side]
         assert not moved or (len(moved) == 1 and moved == before[side])  # one that had to fill its side
+
+
+@settings(deadline=None)
+@given(values=hashes, fraction=fractions, random=st.randoms(use_true_random=False))
+def test_the_order_of_clips_does_not_change_their_side(values: list[int], fraction: float, random: Random) -> None:
+    assert sides(random.sample(values, len(values)), fraction) == sides(values, fraction)
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.05, 0.999])
+def test_hashes_at_the_ends_of_their_range_have_a_side(fraction: float) -> None:
+    assert sides([0, 2**64 - 1], fraction) == ({2**64 - 1}, {0})
 
 
 def test_the_share_of_validation_clips_is_the_fraction_asked_for() -> None:
@@ -147,7 +195,7 @@ def test_the_hash_of_a_clip_is_the_same_on_every_machine_and_in_every_version() 
 # Batches
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(
     frames=st.lists(st.integers(1, 60), min_size=1, max_size=5),
     segment=st.integers(1, 40),
@@ -155,15 +203,16 @@ def test_the_hash_of_a_clip_is_the_same_on_every_machine_and_in_every_version() 
     epoch=st.integers(1, 9),
 )
 def test_a_batch_holds_a_crop_of_each_clip_padded_at_the_end(
-    frames: list[int], segment: int, seed: int, epoch: int
+    frames: list[int], segment: int, seed: int, epoch: int, clips_of: MakeClips
 ) -> None:
-    clips = clips_in_memory(frames)
+    clips = clips_of(frames)
     indices = list(range(len(frames)))[::-1]
     batch = training_batch(clips, indices, segment, 0.0, seed, epoch)
     lengths = [min(frames[index], segment) for index in indices]
     assert batch.frames.tolist() == lengths
     assert batch.codes.shape == (len(frames), 4, max(lengths)) and batch.codes.dtype == torch.int64
     assert batch.texts == [f"clip {index}" for index in indices]
+    assert np.array_equal(batch.hashes, clips.hashes[indices])
     for codes, length, index in zip(batch.codes, lengths, indices, strict=True):
         start = int(codes[0, 0]) - 1
         assert 0 <= start <= frames[index] - length
@@ -171,10 +220,12 @@ def test_a_batch_holds_a_crop_of_each_clip_padded_at_the_end(
         assert not codes[:, length:].any()
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), epoch=st.integers(1, 100))
-def test_the_same_position_in_the_data_gives_the_same_batch_whatever_is_beside_it(seed: int, epoch: int) -> None:
-    clips = clips_in_memory([200, 300, 250])
+def test_the_same_position_in_the_data_gives_the_same_batch_whatever_is_beside_it(
+    seed: int, epoch: int, clips_of: MakeClips
+) -> None:
+    clips = clips_of([200, 300, 250])
     together = training_batch(clips, [0, 1, 2], 50, 0.5, seed, epoch)
     for index in range(3):
         alone = training_batch(clips, [index], 50, 0.5, seed, epoch)
@@ -182,28 +233,42 @@ def test_the_same_position_in_the_data_gives_the_same_batch_whatever_is_beside_i
         assert alone.texts[0] == together.texts[index]
 
 
-def test_crops_begin_everywhere_in_a_clip_over_the_epochs() -> None:
-    clips = clips_in_memory([13])
+def test_crops_begin_everywhere_in_a_clip_over_the_epochs(clips_of: MakeClips) -> None:
+    clips = clips_of([13])
     starts = {int(training_batch(clips, [0], 10, 0.0, 0, epoch).codes[0, 0, 0]) - 1 for epoch in range(1, 60)}
     assert starts == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(("probability", "low", "high"), [(0.0, 0, 0), (0.3, 250, 350), (1.0, 1000, 1000)])
-def test_texts_are_dropped_with_the_probability_asked_for(probability: float, low: int, high: int) -> None:
-    clips = clips_in_memory([3] * 100)
+def test_texts_are_dropped_with_the_probability_asked_for(
+    probability: float, low: int, high: int, clips_of: MakeClips
+) -> None:
+    clips = clips_of([3] * 100)
     batches = [training_batch(clips, range(100), 2, probability, 0, epoch) for epoch in range(1, 11)]
     assert low <= sum(batch.texts.count(None) for batch in batches) <= high
 
 
-def test_a_clip_without_a_description_has_no_text() -> None:
-    clips = clips_in_memory([5, 5], ["text", None])
+def test_a_clip_without_a_description_has_no_text(clips_of: MakeClips) -> None:
+    clips = clips_of([5, 5], ["text", None])
     assert training_batch(clips, [0, 1], 5, 0.0, 0, 1).texts == ["text", None]
     assert validation_batch(clips, [0, 1], 5).texts == ["text", None]
 
 
-def test_validation_sees_the_beginning_of_each_clip() -> None:
-    clips = clips_in_memory([20, 6])
+def test_validation_sees_the_beginning_of_each_clip(clips_of: MakeClips) -> None:
+    clips = clips_of([20, 6])
     batch = validation_batch(clips, [0, 1], 8)
     assert batch.frames.tolist() == [8, 6]
     assert batch.codes[0, 0].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     assert batch.codes[1, 3].tolist() == [1501, 1502, 1503, 1504, 1505, 1506, 0, 0]
+
+
+def test_batches_have_one_shape_if_asked_to(clips_of: MakeClips) -> None:
+    clips = clips_of([20, 6])
+    for make in (
+        lambda columns: training_batch(clips, [1, 0], 8, 0.5, 0, 1, columns),
+        lambda columns: validation_batch(clips, [1, 0], 8, columns),
+    ):
+        batch, wide = make(None), make(11)
+        assert (batch.codes.shape, wide.codes.shape) == ((2, 4, 8), (2, 4, 11))
+        assert torch.equal(wide.codes[..., :8], batch.codes) and not wide.codes[..., 8:].any()
+        assert torch.equal(wide.frames, batch.frames) and wide.texts == batch.texts

@@ -1,0 +1,162 @@
+"""Packed shards: a shard's clips in an uncompressed Arrow file, which is mapped into memory and read clip by clip.
+
+A Parquet shard has to be decompressed 64 clips at a time; training wants one clip from anywhere. The packed file takes
+12 kB per 30 s clip, and only what is read of it takes memory, which the system can have back at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from musicgen_core.codes import CARDINALITY, CODEBOOKS
+from musicgen_core.data.shards import SCHEMA, shard_codec
+from musicgen_core.errors import TokensError
+
+VERSION = 1  # of what is below: raise it when the same shard would be packed otherwise
+ROWS_READ = 64  # Arrow holds some 100 kB a row while it decodes
+CLIPS_PER_BATCH = 1024  # each batch has its small columns in one place, so that opening a shard reads little
+PACKED_SCHEMA = pa.schema(
+    [
+        pa.field("hash", pa.uint64(), nullable=False),
+        pa.field("description", pa.string()),
+        pa.field("frames", pa.int32(), nullable=False),
+        pa.field("crc", pa.uint32(), nullable=False),  # of the codes' bytes
+        pa.field("codes", pa.list_(pa.list_(pa.uint16())), nullable=False),
+    ]
+)
+
+
+def clip_hash(stem: str, member: str) -> int:
+    """A hash of archive and member, below 2**64, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(f"{stem}/{member}".encode(), digest_size=8).digest(), "big")
+
+
+@dataclass(frozen=True)
+class PackedShard:
+    """The clips of one shard, memory-mapped. `table` has the columns of PACKED_SCHEMA."""
+
+    path: Path
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @property
+    def frames(self) -> NDArray[np.int32]:
+        """[clips]."""
+        return self.table.column("frames").to_numpy()
+
+    @property
+    def hashes(self) -> NDArray[np.uint64]:
+        """[clips]."""
+        return self.table.column("hash").to_numpy()
+
+    def description(self, row: int) -> str | None:
+        return self.table.column("description")[row].as_py()
+
+    def codes(self, row: int) -> NDArray[np.uint16]:
+        """[4, frames], read-only.
+
+        Raises:
+            TokensError: the file was damaged after it was made. It is deleted, so that it is made again.
+        """
+        codes = self.table.column("codes")[row].values.flatten().to_numpy()
+        # What waits for the disk is the check, and it waits without Python's lock.
+        if zlib.crc32(codes) != self.table.column("crc")[row].as_py():
+            self.path.unlink(missing_ok=True)
+            raise TokensError(
+                f"codes in {self.path}, a copy made from the tokens, are damaged",
+                "Run again: the copy is made anew. If it comes back, check the disk",
+            )
+        return codes.reshape(CODEBOOKS, -1)
+
+
+def open_packed(path: Path, clips: int) -> PackedShard | None:
+    """A packed shard of `clips` clips, or None where there is none or it is damaged."""
+    try:
+        with pa.memory_map(str(path)) as file:  # the mapping lives as long as what is read from it
+            table = pa.ipc.open_file(file).read_all()
+        table.validate(full=True)
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+    whole = table.schema.equals(PACKED_SCHEMA) and table.num_rows == clips
+    return PackedShard(path, table) if whole else None
+
+
+def pack_shard(parquet: Path, stem: str, codec: str, file: BinaryIO) -> int:
+    """Write a local shard to `file` as a packed one → clips. Memory holds CLIPS_PER_BATCH of them at a time.
+
+    Raises:
+        TokensError: the shard is damaged, or its codes are of another codec than `codec`.
+        OSError: `file` can't be written to.
+    """
+    clips = 0
+    with pa.ipc.new_file(file, PACKED_SCHEMA) as writer:
+        batches = (_to_packed(batch, stem) for batch in _read(parquet, codec))
+        while group := list(islice(batches, CLIPS_PER_BATCH // ROWS_READ)):
+            writer.write_batch(pa.concat_batches(group))
+            clips += sum(batch.num_rows for batch in group)
+    return clips
+
+
+def _read(parquet: Path, codec: str) -> Iterator[pa.RecordBatch]:
+    """Batches of a shard whose codes are all well-formed."""
+    try:
+        _check_codec(parquet, codec)
+        with pq.ParquetFile(parquet, page_checksum_verification=True) as file:
+            if not file.schema_arrow.equals(SCHEMA):
+                raise ValueError("its columns are not those of a shard")
+            # In this thread: several shards are read at once, and Arrow's threads would hold more of each.
+            for batch in file.iter_batches(ROWS_READ, use_threads=False):
+                _check_codes(batch)
+                yield batch
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise TokensError(
+            f"the shard {parquet.name} can't be read ({error})", "Delete it and run tokenize again"
+        ) from error
+
+
+def _check_codec(parquet: Path, codec: str) -> None:
+    found = shard_codec(parquet)
+    if found != codec:
+        raise TokensError(
+            f"the shard {parquet.name} was encoded with the codec {found}, but the model's codec is {codec}",
+            "Train with the model that the tokens were made for, or tokenize again into another directory",
+        )
+
+
+def _check_codes(batch: pa.RecordBatch) -> None:
+    codes = batch.column("codes")
+    frames = batch.column("frames").to_numpy()
+    lengths = [lists.value_lengths().to_numpy(zero_copy_only=False) for lists in (codes, codes.flatten())]
+    if (lengths[0] != CODEBOOKS).any() or not np.array_equal(lengths[1], frames.repeat(CODEBOOKS)) or 0 in frames:
+        raise ValueError("its codes are not [4, frames]")
+    flat = codes.flatten().flatten()
+    if flat.null_count or (len(flat) and flat.to_numpy().max() >= CARDINALITY):
+        raise ValueError(f"its codes are not all below {CARDINALITY}")
+
+
+def _to_packed(batch: pa.RecordBatch, stem: str) -> pa.RecordBatch:
+    codes, frames = batch.column("codes"), batch.column("frames")
+    flat = codes.flatten().flatten().to_numpy()
+    stops = (frames.to_numpy().astype(np.int64) * CODEBOOKS).cumsum()
+    starts = [0, *stops[:-1]]
+    columns = [
+        pa.array([clip_hash(stem, clip) for clip in batch.column("clip").to_pylist()], pa.uint64()),
+        batch.column("description"),
+        frames,
+        pa.array([zlib.crc32(flat[start:stop]) for start, stop in zip(starts, stops, strict=True)], pa.uint32()),
+        codes,
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=PACKED_SCHEMA)
