@@ -111,7 +111,8 @@ def _parser(
             "help": ((info.description or "") + default).replace("%", "%%"),
         }
         if kind is bool:
-            parser.add_argument(*flags, action="store_true", **common)
+            action = "store_true" if info.default is False else argparse.BooleanOptionalAction
+            parser.add_argument(*flags, action=action, **common)
         elif get_origin(kind) is list:
             parser.add_argument(*flags, action="append", metavar="TEXT", **common)
         else:

@@ -31,6 +31,13 @@ class TrainSettings(Settings):
     lora_r: int = Field(8, ge=1, description="LoRA rank: 8 is a good start, 16 learns more and takes more memory")
     lora_alpha: float = Field(32, gt=0, description="LoRA scale; the update is multiplied by alpha / rank")
     lora_dropout: float = Field(0.1, ge=0, lt=1, description="dropout before LoRA's down-projection")
+    lora_targets: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
+        min_length=1,
+        description="linear layers that get LoRA; all by default, encoder_attn.q_proj is cross-attention's alone",
+    )
+    lora_rslora: bool = Field(False, description="scale by alpha / √rank (rsLoRA), steadier at high ranks")
+    lora_dora: bool = Field(False, description="learn the weights' magnitudes too (DoRA); slower")
     learning_rate: float = Field(1e-4, gt=0, description="learning rate of AdamW, constant after the warm-up")
     warmup_steps: int = Field(0, ge=0, description="optimizer steps over which the learning rate rises from 0")
     schedule: Literal["constant", "linear", "cosine"] = Field(
@@ -60,6 +67,12 @@ class TrainSettings(Settings):
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     segment_seconds: float = Field(30.0, ge=0.2, le=30, description="seconds of a clip seen at once, a random crop")
     validation_fraction: float = Field(0.05, ge=0, lt=1, description="share of the clips held out for validation")
+    validate_every_steps: int | None = Field(
+        None, ge=1, description="optimizer steps between validations within an epoch; by default only at its end"
+    )
+    early_stopping: int | None = Field(
+        None, ge=1, description="stop after this many validations in a row without a new best; by default never"
+    )
     save_every_steps: int = Field(500, ge=1, description="optimizer steps between step checkpoints")
     save_every_minutes: float = Field(5.0, gt=0, description="minutes between updates of latest.pt")
     keep_last: int | None = Field(

@@ -27,10 +27,26 @@ def pick_device(name: str) -> torch.device:
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """bf16 on GPUs that compute in it (compute capability 8.0 and newer), else fp32."""
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
-        return torch.bfloat16
-    return torch.float32
+    """bf16 on GPUs that compute in it (compute capability 8.0 and newer), fp16 on older ones, fp32 on a CPU."""
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+
+
+def check_fp8(device: torch.device) -> None:
+    """
+    Raises:
+        DeviceError: the device can't multiply in FP8.
+    """
+    if device.type != "cuda":
+        raise DeviceError("base_precision fp8 needs a GPU, and the device is a CPU", "Give --base-precision bf16")
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 9):
+        raise DeviceError(
+            f"base_precision fp8 needs compute capability 8.9 (H100, L4, RTX 4090 and newer), and "
+            f"{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}",
+            "Give --base-precision bf16",
+        )
 
 
 def memory_gib(device: torch.device) -> float:

@@ -62,3 +62,16 @@ class TrainingError(MusicgenError):
 
 class Cancelled(Exception):
     """The work stopped because it was told to. What was finished before is kept."""
+
+
+def raise_if_interrupted(error: BaseException) -> None:
+    """Raise the interruption that an error hides, if any.
+
+    Prefect's TerminationSignal is raised wherever the program is, and compiled code (pybind11, while a module is
+    imported) makes an ImportError or a RuntimeError of it. Who catches those would go on, deaf to SIGTERM.
+    """
+    cause = error.__cause__ or error.__context__
+    while cause is not None:
+        if not isinstance(cause, Exception):
+            raise cause
+        cause = cause.__cause__ or cause.__context__

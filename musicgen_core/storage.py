@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,8 @@ from musicgen_core.errors import ConfigError
 _SCRATCH = "musicgen-scratch-"
 _LOCK = ".lock"
 Location = str | os.PathLike[str]
+Version = tuple[int, int]
+"""Bytes and time of change, in ns, of a local file."""
 
 
 def as_path(location: Location | UPath) -> UPath:
@@ -135,11 +138,23 @@ def move(path: UPath, target: UPath) -> None:
         path.fs.mv(path.path, target.path)
 
 
-def upload_tree(folder: Path, target: UPath) -> None:
-    """Copy every file under a local folder to the same place under `target`."""
+def upload_tree(folder: Path, target: UPath, uploaded: dict[Path, Version] | None = None) -> None:
+    """Copy every file under a local folder to the same place under `target`; those that vanish meanwhile are left out.
+
+    Args:
+        uploaded: a memory of earlier calls with the same places: what has not changed since is not copied again.
+    """
+    uploaded = {} if uploaded is None else uploaded
     for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            upload(file, target.joinpath(*file.relative_to(folder).parts))
+        try:
+            status = file.stat()
+            version = (status.st_size, status.st_mtime_ns)
+            if stat.S_ISREG(status.st_mode) and uploaded.get(file) != version:
+                upload(file, target.joinpath(*file.relative_to(folder).parts))
+                uploaded[file] = version
+        except FileNotFoundError:
+            if file.exists():
+                raise  # the trouble is the target's
 
 
 @contextmanager

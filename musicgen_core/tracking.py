@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from musicgen_core.errors import raise_if_interrupted
+
 logger = logging.getLogger(__name__)
 PROJECT = "musicgen-flows"
 
@@ -37,10 +39,33 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def append_metrics(path: Path, row: Mapping[str, float]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+class MetricsWriter:
+    """Adds rows to `metrics.jsonl`, whose last line must be whole. What can't be written waits for the next row."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._length: int | None = None  # bytes of whole rows
+        self._waiting: list[str] = []
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Raises OSError: it can't be written now."""
+        self._waiting.append(json.dumps(row) + "\n")
+        self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that wait. Raises OSError: they can't be written now either."""
+        if not self._waiting:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab") as file:
+            if self._length is None:
+                self._length = file.tell()
+            elif file.tell() > self._length:
+                file.truncate(self._length)  # what a failed attempt wrote would hide every row after it
+            file.write("".join(self._waiting).encode())
+            file.flush()
+            self._length = file.tell()
+        self._waiting.clear()
 
 
 class Wandb:
@@ -119,6 +144,7 @@ class Wandb:
                 self._lost(error)
 
     def _lost(self, error: Exception) -> None:
+        raise_if_interrupted(error)
         logger.warning("WandB failed and is left out from here on (%s); metrics.jsonl has everything", error)
         self._run = None
 
@@ -142,8 +168,8 @@ def plot_losses(rows: Sequence[Mapping[str, float]], target: Path) -> None:
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    steps = [row["step"] for row in rows]
-    losses = [row["train/loss"] for row in rows]
+    taken = [row for row in rows if "train/loss" in row]  # a step that was skipped has no loss
+    steps, losses = [row["step"] for row in taken], [row["train/loss"] for row in taken]
     axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1, label="training, each step")
     axes.plot(steps, _running_mean(losses), color="tab:blue", label="training, running mean")
     validated = [row for row in rows if "val/loss" in row]

@@ -31,6 +31,7 @@ def train_adapter(
     copy_to: str | None = None,
 ) -> TrainResult:
     """Train, or go on with the training in the run directory."""
+    from musicgen_core.training.launch import launch
     from musicgen_core.training.train import TrainRequest, train
 
     artifact = ProgressArtifact(f"Training {name}")
@@ -43,12 +44,17 @@ def train_adapter(
 
     def on_step(row: dict[str, float]) -> None:
         step = int(row["step"])
-        text = f"epoch {int(row['epoch'])}, loss {row['train/loss']:.3f}"
+        text = f"epoch {int(row['epoch'])}, " + (f"loss {row['train/loss']:.3f}" if "train/loss" in row else "skipped")
         report(Update("train", name, step, total_steps, text))
         artifact.update(step, total_steps, f"Training {name}: step {step} of {total_steps}, {text}")
 
     request = TrainRequest(tokens, run_dir, model, settings, device, resume, init_adapter, copy_to)
-    result = train(request, on_start, on_step)
+    if settings.gpus > 1:
+        result = launch(request, settings.gpus, on_start, on_step)
+    else:
+        result = train(request, on_start, on_step)
+    for warning in result.warnings:
+        get_run_logger().warning("%s", warning)
     get_run_logger().info("trained %d steps in %s, best loss %s", result.steps, result.run_dir, result.best_loss)
     _show(result)
     return result

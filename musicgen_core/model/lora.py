@@ -1,8 +1,8 @@
-"""LoRA through peft: adapters on all ten linear layers of each block, saved as plain tensors, merged exactly."""
+"""LoRA through peft: adapters on the linear layers of each block, saved as plain tensors, merged exactly."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,21 +11,33 @@ from torch import Tensor
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.errors import AdapterError
+from musicgen_core.errors import AdapterError, ConfigError
 from musicgen_core.model.decoder import MusicgenLM
-from musicgen_core.model.weights import BaseModel, load_lm, read_checkpoint, to_audiocraft
+from musicgen_core.model.weights import BaseModel, from_audiocraft, load_lm, read_checkpoint, to_audiocraft
 
 # Self- and cross-attention each have the first four: ten layers a block.
-TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """The shape of an adapter: rank, scale (alpha / r multiplies the update), dropout before the down-projection."""
+    """The shape of an adapter.
+
+    Attributes:
+        r: its rank.
+        alpha: the update is multiplied by alpha / r.
+        dropout: probability, before the down-projection.
+        targets: names of linear layers of the blocks, or ends of their paths, such as `encoder_attn.q_proj`.
+        rslora: multiply by alpha / √r instead (Kalajdzievski 2023).
+        dora: learn magnitude and direction of the weights apart (Liu et al. 2024).
+    """
 
     r: int
     alpha: float
     dropout: float = 0.0
+    targets: tuple[str, ...] = TARGETS
+    rslora: bool = False
+    dora: bool = False
 
     def plain(self) -> dict[str, Any]:
         """peft's `LoraConfig` names with plain JSON values."""
@@ -34,13 +46,33 @@ class LoraSettings:
             "r": self.r,
             "lora_alpha": self.alpha,
             "lora_dropout": self.dropout,
-            "target_modules": list(TARGETS),
+            "target_modules": list(self.targets),
             "bias": "none",
+            "use_rslora": self.rslora,
+            "use_dora": self.dora,
         }
 
     @classmethod
     def from_plain(cls, config: Mapping[str, Any]) -> LoraSettings:
-        return cls(int(config["r"]), float(config["lora_alpha"]), float(config["lora_dropout"]))
+        """Adapters of before there was rsLoRA and DoRA don't name them."""
+        return cls(
+            int(config["r"]),
+            float(config["lora_alpha"]),
+            float(config["lora_dropout"]),
+            tuple(config["target_modules"]),
+            bool(config.get("use_rslora", False)),
+            bool(config.get("use_dora", False)),
+        )
+
+    def fixed(self) -> dict[str, Any]:
+        """What makes of the same tensors another model, by the names of the training's settings."""
+        return {
+            "lora_r": self.r,
+            "lora_alpha": self.alpha,
+            "lora_targets": sorted(set(self.targets)),
+            "lora_rslora": self.rslora,
+            "lora_dora": self.dora,
+        }
 
 
 @dataclass(frozen=True)
@@ -64,29 +96,79 @@ class Adapter:
             )
 
     def check_scale(self, settings: LoraSettings, where: str) -> None:
-        """Raises AdapterError if the adapter's rank or scale are not those of `settings`: it would act differently."""
-        own = LoraSettings.from_plain(self.config)
-        if (own.r, own.alpha) != (settings.r, settings.alpha):
+        """Raises AdapterError if the adapter, trained on with `settings`, would act differently or not fit."""
+        own, given = LoraSettings.from_plain(self.config).fixed(), settings.fixed()
+        if own != given:
+            names = [name for name in own if name in ("lora_r", "lora_alpha") or own[name] != given[name]]
+            has = " and ".join(f"{name} {_value(own[name])}" for name in names)
+            options = " ".join(filter(None, (_option(name, own[name]) for name in names)))
+            without = "".join(f", without {_flag(name)}" for name in names if own[name] is False)
             raise AdapterError(
-                f"the adapter {where} has lora_r {own.r} and lora_alpha {own.alpha:g}, "
-                f"but the settings say {settings.r} and {settings.alpha:g}",
-                f"Give --lora-r {own.r} --lora-alpha {own.alpha:g}",
+                f"the adapter {where} has {has}, "
+                f"but the settings say {' and '.join(_value(given[name]) for name in names)}",
+                f"Give {options}{without}",
             )
 
 
-def add_lora(lm: MusicgenLM, settings: LoraSettings, seed: int = 0) -> Any:
-    """Freeze `lm` and put an untrained adapter on it (it changes nothing yet) → peft's model."""
-    from peft import LoraConfig, get_peft_model
+def _value(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
 
-    config = LoraConfig(
-        r=settings.r,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=list(TARGETS),
-    )
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _option(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return _flag(name) if value else ""
+    return " ".join(f"{_flag(name)} {_value(one)}" for one in (value if isinstance(value, list) else [value]))
+
+
+def add_lora(lm: MusicgenLM, settings: LoraSettings, seed: int = 0) -> Any:
+    """Freeze `lm` and put an untrained adapter on it (it changes nothing yet) → peft's model.
+
+    Raises:
+        ConfigError: targets that are no linear layer of the blocks.
+    """
+    from peft import get_peft_model
+
+    _check_targets(lm, settings.targets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(lm, config)
+        peft_model = get_peft_model(lm, _peft_config(settings.plain()))
+    for layer in _adapted(peft_model).values():
+        for magnitude in layer.lora_magnitude_vector.values():
+            # peft takes it in the base's precision: rounded to 16 bits it would change the model by up to 0.4 %.
+            magnitude.weight.data = layer.get_base_layer().weight.data.to(magnitude.weight.dtype).norm(dim=1)
+    return peft_model
+
+
+def _peft_config(plain: Mapping[str, Any]) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(**{name: value for name, value in plain.items() if name != "peft_type"})
+
+
+def _adapted(peft_model: Any) -> dict[str, Any]:
+    """peft's layers by the names of those they stand for."""
+    from peft.tuners.lora import LoraLayer
+
+    modules = peft_model.base_model.model.named_modules()
+    return {name: module for name, module in modules if isinstance(module, LoraLayer)}
+
+
+def _check_targets(lm: MusicgenLM, targets: Sequence[str]) -> None:
+    """peft itself complains only if no target matches; then the adapter would be smaller than meant."""
+    layer = lm.model.decoder.layers[0]
+    there = [name for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)]
+    blocks = [f"model.decoder.layers.{i}.{name}" for i in range(lm.config.layers) for name in there]
+    missing = [one for one in targets if not any(f".{name}".endswith(f".{one}") for name in blocks)]
+    if missing or not targets:
+        found = f"lora_targets {', '.join(missing)}: no linear layer of the model's blocks is called so"
+        raise ConfigError(
+            found if missing else "lora_targets is empty",
+            f"Give names or ends of names of {', '.join(there)}",
+        )
 
 
 def adapter_state(peft_model: Any) -> dict[str, Tensor]:
@@ -172,13 +254,26 @@ def merged_checkpoint(model: BaseModel, adapter: Adapter) -> dict[str, Any]:
     """Base + adapter as a checkpoint that stock audiocraft loads.
 
     The adapter is merged in fp32 into the original weights, not into what they were rounded to for training, and
-    the sum is kept in the original precision.
+    the sum is kept in the original precision. One layer at a time: in memory is what the adapter changes, in that
+    precision; the rest is a view of the base model's file. Draws no random numbers, so a training may go on beside.
     """
+    from peft import get_peft_model, set_peft_model_state_dict
+
     checkpoint = read_checkpoint(model.lm_path)
-    merged = load_merged(model, adapter, "cpu", torch.float32)
-    original = checkpoint["best_state"]
-    state = {name: tensor.to(original[name].dtype) for name, tensor in to_audiocraft(merged.state_dict()).items()}
-    return {**checkpoint, "best_state": state}
+    state = from_audiocraft(checkpoint["best_state"])
+    lm = load_lm(model, "meta")
+    # Each weight has its place, and they take no room; peft gives the adapter the device and precision of these.
+    lm.load_state_dict({name: torch.zeros(()).expand(tensor.shape) for name, tensor in state.items()}, assign=True)
+    peft_model = get_peft_model(lm, _peft_config(adapter.config), low_cpu_mem_usage=True)
+    set_peft_model_state_dict(peft_model, adapter.lora, low_cpu_mem_usage=True)
+    for name, layer in _adapted(peft_model).items():
+        base = layer.get_base_layer()
+        original, no_room = state[f"{name}.weight"], base.weight
+        base.weight = torch.nn.Parameter(original.to(torch.float32, copy=True), requires_grad=False)
+        layer.merge()
+        state[f"{name}.weight"] = base.weight.detach().to(original.dtype)
+        base.weight = no_room
+    return {**checkpoint, "best_state": {**checkpoint["best_state"], **to_audiocraft(state)}}
 
 
 def save_full_model(checkpoint: Mapping[str, Any], target: UPath) -> None:

@@ -4,56 +4,110 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from musicgen_core.config import EFFECTIVE_BATCH, TrainSettings
-from musicgen_core.devices import memory_gib
+from musicgen_core.devices import check_fp8, compute_dtype, memory_gib
 from musicgen_core.errors import ConfigError
+from musicgen_core.training.model import Execution, can_compile
 
 
 @dataclass(frozen=True)
 class BatchSize:
-    """Clips in a micro-batch, and micro-batches in an optimizer step."""
+    """Clips in a micro-batch, micro-batches of a GPU in an optimizer step, and GPUs."""
 
     micro: int
     accumulation: int
+    gpus: int = 1
 
     @property
     def effective(self) -> int:
-        return self.micro * self.accumulation
+        """Clips in an optimizer step."""
+        return self.micro * self.accumulation * self.gpus
 
 
-def resolve_batch_size(settings: TrainSettings, device: torch.device) -> BatchSize:
+@dataclass(frozen=True)
+class Preset:
+    """What fits a GPU with musicgen-large and clips of 30 s."""
+
+    gib: float
+    micro: int
+    checkpointing: bool
+
+
+# Measured on an H200: 7 GiB for the model, and 6.2 GiB a clip (0.5 GiB where activations are computed twice).
+PRESETS = [
+    Preset(120, 16, checkpointing=False),  # H200
+    Preset(70, 4, checkpointing=False),  # A100 80 GB, H100
+    Preset(28, 2, checkpointing=False),  # V100 32 GB, A100 40 GB
+    Preset(20, 1, checkpointing=False),  # RTX 4090, L4, A10
+    Preset(0, 1, checkpointing=True),  # T4 16 GB
+]
+
+
+def preset_of(device: torch.device) -> Preset:
+    """A CPU gets micro-batches of 2, and memory enough."""
+    if device.type != "cuda":
+        return Preset(0, 2, checkpointing=False)
+    return next(preset for preset in PRESETS if memory_gib(device) >= preset.gib)
+
+
+def resolve_batch_size(settings: TrainSettings, device: torch.device, gpus: int | None = None) -> BatchSize:
     """Fill in what the user left open, so that a step sees 16 clips.
 
+    Args:
+        gpus: of all machines; by default those of this machine, as the settings have them.
+
     Raises:
-        ConfigError: one of the two was given and doesn't divide 16.
+        ConfigError: what was given doesn't divide 16.
     """
-    micro, accumulation = settings.batch_size, settings.gradient_accumulation_steps
+    micro, accumulation, gpus = settings.batch_size, settings.gradient_accumulation_steps, gpus or settings.gpus
     if micro != "auto" and accumulation is not None:
-        return BatchSize(micro, accumulation)
+        return BatchSize(micro, accumulation, gpus)
+    a_gpu, rest = divmod(EFFECTIVE_BATCH, gpus)
+    if rest or not a_gpu:
+        raise ConfigError(
+            f"the {EFFECTIVE_BATCH} clips of a step can't be shared evenly among {gpus} GPUs",
+            "Give both batch_size and gradient_accumulation_steps",
+        )
     given = micro if micro != "auto" else accumulation
     if given is None:
-        given = _preset(device)
-    other, rest = divmod(EFFECTIVE_BATCH, given)
+        given = min(preset_of(device).micro, a_gpu)
+    other, rest = divmod(a_gpu, given)
     if rest or not other:
         name = "batch_size" if micro != "auto" else "gradient_accumulation_steps"
+        share = f"that each of {gpus} GPUs takes of a step" if gpus > 1 else "of a step"
         raise ConfigError(
-            f"{name} {given} doesn't divide the {EFFECTIVE_BATCH} clips of a step",
+            f"{name} {given} doesn't divide the {a_gpu} clips {share}",
             "Give both batch_size and gradient_accumulation_steps",
         )
     if micro == "auto" and accumulation is not None:
-        return BatchSize(other, accumulation)
-    return BatchSize(given, other)
+        return BatchSize(other, accumulation, gpus)
+    return BatchSize(given, other, gpus)
 
 
-def _preset(device: torch.device) -> int:
-    """The micro-batch at which musicgen-large and 30 s clips fit: A100 80 GB 4, V100 32 GB 2, T4 16 GB 1."""
-    if device.type != "cuda":
-        return 2
-    return 4 if memory_gib(device) > 70 else 2 if memory_gib(device) > 28 else 1
+def resolve_execution(settings: TrainSettings, device: torch.device) -> Execution:
+    """How to compute on this device.
+
+    Raises:
+        DeviceError: FP8 was asked for where there is none.
+    """
+    if settings.base_precision == "fp8":
+        check_fp8(device)
+        precision = "fp8"
+    else:
+        precision = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[compute_dtype(device)]
+    wanted = device.type == "cuda" if settings.compile_blocks is None else settings.compile_blocks
+    checkpointing = settings.activation_checkpointing
+    return Execution(
+        precision=precision,
+        compile=wanted and can_compile(),
+        checkpointing=preset_of(device).checkpointing if checkpointing is None else checkpointing,
+    )
 
 
 @dataclass(frozen=True)
@@ -92,6 +146,11 @@ class DataOrder:
 
     def positions(self, step: int) -> list[int]:
         """Positions among the training clips that a step, from 1, sees."""
-        order = np.random.default_rng([self.seed, self.epoch_of(step)]).permutation(self.clips)
+        order = _order(self.seed, self.epoch_of(step), self.clips)
         start = (step - 1) % self.steps_per_epoch * self.per_step
         return [int(position) for position in order[start : start + self.per_step]]
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, clips: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(clips)

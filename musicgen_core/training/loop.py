@@ -6,27 +6,38 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from musicgen_core.codes import FRAME_RATE
+from musicgen_core.codes import CODEBOOKS, FRAME_RATE
 from musicgen_core.config import TrainSettings
 from musicgen_core.data.dataset import Batch, Clips, split, training_batch, validation_batch
+from musicgen_core.data.loader import prefetched
 from musicgen_core.errors import Cancelled, TrainingError
 from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.lora import LoraSettings, adapter_state, add_lora, set_adapter_state
-from musicgen_core.model.pattern import teacher_forcing
 from musicgen_core.model.text import TextEncoder
-from musicgen_core.seeds import stream_of
 from musicgen_core.training.batching import BatchSize, DataOrder
 from musicgen_core.training.checkpoint import Progress
-from musicgen_core.training.loss import clip_losses
+from musicgen_core.training.distributed import World
+from musicgen_core.training.gradients import StepGradients
+from musicgen_core.training.model import Execution, TrainingModel
 
 logger = logging.getLogger(__name__)
+
+MOST_SKIPPED = 10
+"""Steps in a row with a loss or gradients that aren't finite, after which going on makes no sense."""
+FIRST_LOSS_SCALE = 2.0**15
+LOSS_SCALE_STEPS = 1000
+"""fp16 gradients are scaled up until they overflow, and tried at twice the scale after so many steps that did not."""
+COLUMNS_STEP = 250
+"""Sequences are padded to multiples of 5 s where code is compiled for each shape."""
 
 
 @dataclass(frozen=True)
@@ -36,23 +47,28 @@ class Hooks:
     Attributes:
         on_step: called after each step with its metrics, as they stand in metrics.jsonl.
         on_epoch: called when an epoch's validation is done, with the epoch and whether it is the best so far.
-        on_interval: called every `save_every_steps` steps (True), and when the training is interrupted (False).
-        cancelled: asked before each step.
+        on_interval: called every `save_every_steps` steps (True); and every `save_every_minutes`, and when the
+            training is interrupted (False).
+        cancelled: asked before each step, and while it validates.
+        on_best: called when a validation between epochs' ends is the best so far.
     """
 
     on_step: Callable[[dict[str, float]], None]
     on_epoch: Callable[[int, bool], None]
     on_interval: Callable[[bool], None]
     cancelled: Callable[[], bool]
+    on_best: Callable[[], None] = lambda: None
 
 
 class Trainer:
     """One training of one adapter: the model, the optimizer and how far they are.
 
     Args:
-        lm: the base model; it is frozen and gets an adapter.
+        lm: the base model; it is frozen, gets an adapter, and is packed for training.
         clips: every clip; the split into training and validation is made here.
         cfg_dropout: share of clips trained under the null condition.
+        execution: how to compute; by default eagerly, in the precision of `lm`.
+        world: the processes that share the training.
     """
 
     def __init__(
@@ -63,33 +79,42 @@ class Trainer:
         settings: TrainSettings,
         batch_size: BatchSize,
         cfg_dropout: float,
+        execution: Execution | None = None,
+        world: World | None = None,
     ) -> None:
         self.settings = settings
-        self.batch_size = batch_size
-        self.cfg_dropout = cfg_dropout
+        self.cfg_dropout, self.batch_size = cfg_dropout, batch_size
         self.clips = clips
-        self.text = text
-        self.lora = LoraSettings(settings.lora_r, settings.lora_alpha, settings.lora_dropout)
+        self.lora = LoraSettings(
+            settings.lora_r,
+            settings.lora_alpha,
+            settings.lora_dropout,
+            tuple(settings.lora_targets),
+            settings.lora_rslora,
+            settings.lora_dora,
+        )
         self.model: Any = add_lora(lm, self.lora, settings.seed)
-        self.device = lm.enc_to_dec_proj.weight.device
         self.training_clips, self.validation_clips = split(clips.hashes, settings.validation_fraction)
         self.order = DataOrder(
             len(self.training_clips), batch_size.effective, settings.num_epochs, settings.max_steps, settings.seed
         )
-        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        execution = execution or Execution("fp32", compile=False, checkpointing=False)
+        self.computation = TrainingModel(self.model, settings.lora_dropout, execution)
+        self.world = world or World.alone(self.computation.device)
+        self.gradients = StepGradients(self.computation, text, self.world, batch_size.micro)
         self.optimizer = torch.optim.AdamW(
-            trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+            self.computation.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
-        self.trainable = trainable
-        self.progress = Progress()
+        self.progress = Progress(loss_scale=FIRST_LOSS_SCALE if execution.precision == "fp16" else None)
         self.consistent = True
         """False while an update is half done, when there is nothing to save."""
-        self._epoch_started = time.monotonic()
+        self._epoch_started = self._saved = time.monotonic()
 
     def restore(self, lora: dict[str, Tensor], optimizer: dict[str, Any], progress: Progress) -> None:
         set_adapter_state(self.model, lora, "in the checkpoint")
         self.optimizer.load_state_dict(optimizer)
-        self.progress = progress
+        scale = progress.loss_scale if progress.loss_scale is not None else FIRST_LOSS_SCALE
+        self.progress = replace(progress, loss_scale=None if self.progress.loss_scale is None else scale)
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         return adapter_state(self.model)
@@ -99,60 +124,126 @@ class Trainer:
 
         Raises:
             Cancelled: told to stop. Like on any interruption, `on_interval` was called to save first.
+            TrainingError: the loss isn't finite, ten steps in a row.
         """
         started = self.progress.step
+        self._tell_what_trains()
         try:
             if self.progress.pending is not None:
                 self._finish_step(hooks)
-            while self.progress.step < self.order.total_steps:
-                if hooks.cancelled():
-                    raise Cancelled(f"the training was cancelled after step {self.progress.step}")
-                self._step()
-                self._finish_step(hooks)
+            steps = range(self.progress.step + 1, self.order.total_steps + 1)
+            with prefetched((partial(self._batch_of, step) for step in steps), device=self.computation.device) as own:
+                for step in steps:
+                    if self.is_done:
+                        logger.info("stopped early: %d validations without a new best", self.settings.early_stopping)
+                        break
+                    if self.world.any(hooks.cancelled()):
+                        raise Cancelled(f"the training was cancelled after step {self.progress.step}")
+                    self._step(step, own)
+                    self._finish_step(hooks)
         except BaseException:
             # Prefect ends a run by raising TerminationSignal, a BaseException, wherever the program is.
             if self.consistent and self.progress.step > started:
                 hooks.on_interval(False)
             raise
 
-    def _step(self) -> None:
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing more to train: all steps done, or stopped early."""
+        progress, patience = self.progress, self.settings.early_stopping
+        stopped = patience is not None and progress.validations_without_gain >= patience
+        return progress.pending is None and (stopped or progress.step >= self.order.total_steps)
+
+    def _tell_what_trains(self) -> None:
+        trained = sum(parameter.numel() for parameter in self.computation.parameters)
+        logger.info(
+            "training %s parameters in %d tensors of the adapter; the base model is frozen",
+            f"{trained:,}",
+            len(self.computation.parameters),
+        )
+
+    def _batch_of(self, step: int) -> Batch:
+        """This rank's clips of a step, every `world.size`-th. It may have none of an epoch's last."""
+        indices = self._indices_of(step)[self.world.rank :: self.world.size]
+        if not indices:
+            return Batch(torch.zeros(0, CODEBOOKS, 0), torch.zeros(0), [], self.clips.hashes[:0])
+        epoch, segment = self.order.epoch_of(step), self._segment_frames
+        columns = self._columns(indices)
+        return training_batch(self.clips, indices, segment, self.cfg_dropout, self.settings.seed, epoch, columns)
+
+    def _indices_of(self, step: int) -> list[int]:
+        return [int(self.training_clips[position]) for position in self.order.positions(step)]
+
+    def _frames_of(self, indices: list[int]) -> NDArray[np.int32]:
+        return np.minimum(self.clips.frames[indices], self._segment_frames)
+
+    def _columns(self, indices: list[int]) -> int | None:
+        if not self.computation.execution.compile:
+            return None
+        longest = int(self._frames_of(indices).max())
+        return min(self._segment_frames, -(-longest // COLUMNS_STEP) * COLUMNS_STEP)
+
+    def _step(self, step: int, batches: Iterator[Batch]) -> None:
         started = time.monotonic()
-        step = self.progress.step + 1
-        epoch = self.order.epoch_of(step)
-        indices = [int(self.training_clips[position]) for position in self.order.positions(step)]
+        progress, indices = self.progress, self._indices_of(step)
         learning_rate = self._set_learning_rate(step)
-        self.model.train()
-        loss = torch.zeros((), device=self.device)
-        audio_seconds = 0.0
-        for number, batch in enumerate(self._micro_batches(indices, epoch)):
-            torch.manual_seed(stream_of(self.settings.seed, step, number))  # LoRA's dropout
-            losses = self._losses(batch).mean(dim=1)  # [B]
-            (losses.sum() / len(indices)).backward()
-            loss += losses.detach().sum() / len(indices)
-            audio_seconds += int(batch.frames.sum()) / FRAME_RATE
-        norm = torch.nn.utils.clip_grad_norm_(self.trainable, self.settings.max_grad_norm)
-        mean_loss, grad_norm = loss.item(), norm.item()  # once: each waits for the GPU
-        if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
+        loss, norm, scale = self._compute(step, next(batches), len(indices))
+        if step == 1 and norm == 0:
             raise TrainingError(
-                f"step {step} gave a loss of {mean_loss} and a gradient norm of {grad_norm}, and was not taken",
-                "Lower --learning-rate, and run again: it goes on from the last checkpoint",
+                "no gradient reaches the adapter, so it would learn nothing",
+                "Check lora_targets, lora_alpha and the clips: their codes may be all the same",
             )
-        row = {
-            "step": step,
-            "epoch": epoch,
-            "train/loss": mean_loss,
-            "train/lr": learning_rate,
-            "train/grad_norm": grad_norm,
-            "train/audio_seconds_per_sec": audio_seconds / (time.monotonic() - started),
-        }
+        row = {"step": step, "epoch": self.order.epoch_of(step), "train/lr": learning_rate}
+        taken = math.isfinite(loss) and math.isfinite(norm)
+        if taken:
+            row |= {"train/loss": loss, "train/grad_norm": norm}
         self.consistent = False
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.progress.step, self.progress.loss = step, mean_loss
-        self.progress.epoch_loss_sum += mean_loss * len(indices)
-        self.progress.epoch_clips += len(indices)
-        self.progress.pending = row
+        if taken:
+            self.optimizer.step()
+            progress.loss, progress.skipped_in_a_row = loss, 0
+            progress.epoch_loss_sum += loss * len(indices)
+            progress.epoch_clips += len(indices)
+        else:
+            progress.skipped += 1
+            progress.skipped_in_a_row += 1
+        if progress.loss_scale is not None:
+            progress.loss_scale = 2 * scale if taken and step % LOSS_SCALE_STEPS == 0 else scale
+        progress.step = step
+        row["train/skipped_steps"] = progress.skipped
+        row["train/audio_seconds_per_sec"] = (
+            float(self._frames_of(indices).sum()) / FRAME_RATE / (time.monotonic() - started)
+        )
+        if self.computation.device.type == "cuda":
+            row["train/peak_gib"] = torch.cuda.max_memory_allocated(self.computation.device) / 2**30
+        progress.pending = row
         self.consistent = True
+        if not taken:
+            self._report_skipped(step, loss, norm)
+
+    def _compute(self, step: int, batch: Batch, clips_in_step: int) -> tuple[float, float, float]:
+        """Leave clipped gradients in the parameters → loss, norm before clipping, and the scale that they fitted."""
+        seed, epoch, scale = self.settings.seed, self.order.epoch_of(step), self.progress.loss_scale or 1.0
+        while True:
+            loss = self.gradients.compute(batch, seed, epoch, clips_in_step, scale)
+            parameters = [one for one in self.computation.parameters if one.grad is not None]
+            if scale != 1.0:
+                torch._foreach_div_([one.grad for one in parameters], scale)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
+            both = torch.stack([loss, norm.to(loss.dtype)]).tolist()  # once: it waits for the GPU
+            overflowed = scale > 1 and math.isfinite(both[0]) and not math.isfinite(both[1])
+            if not overflowed:
+                return both[0], both[1], scale
+            scale /= 2
+
+    def _report_skipped(self, step: int, loss: float, norm: float) -> None:
+        found = f"step {step} gave a loss of {loss} and a gradient norm of {norm}"
+        if self.progress.skipped_in_a_row >= MOST_SKIPPED:
+            raise TrainingError(
+                f"{found}, the {MOST_SKIPPED}th in a row that isn't finite",
+                "Lower --learning-rate or give --warmup-steps, and go on from a checkpoint_step_*.pt or "
+                "checkpoint_epoch_*.pt of before with --resume",
+            )
+        logger.warning("%s, and was skipped", found)
 
     def _finish_step(self, hooks: Hooks) -> None:
         """What follows an update: its checkpoint, its metrics, its epoch's end. All of it again if interrupted."""
@@ -160,11 +251,16 @@ class Trainer:
         row = self.progress.pending
         assert row is not None
         try:
-            if self.progress.step % self.settings.save_every_steps == 0:
-                hooks.on_interval(True)
+            is_due = self.progress.step % self.settings.save_every_steps == 0
+            if is_due or time.monotonic() - self._saved > 60 * self.settings.save_every_minutes:
+                hooks.on_interval(is_due)
+                self._saved = time.monotonic()
             if self.order.ends_epoch(self.progress.step):
                 self._end_epoch(row, hooks)
             else:
+                every = self.settings.validate_every_steps
+                if every is not None and self.progress.step % every == 0 and self._judge(row, hooks.cancelled):
+                    hooks.on_best()
                 hooks.on_step(row)
                 self.progress.pending = None
         except BaseException:
@@ -173,65 +269,78 @@ class Trainer:
 
     def _end_epoch(self, row: dict[str, float], hooks: Hooks) -> None:
         progress = self.progress
-        epoch = int(row["epoch"])
-        row["train/epoch_loss"] = progress.epoch_loss_sum / progress.epoch_clips
-        row.update(self.validate())
+        if progress.epoch_clips:
+            row["train/epoch_loss"] = progress.epoch_loss_sum / progress.epoch_clips
+        is_best = self._judge(row, hooks.cancelled)
         row["epoch_seconds"] = time.monotonic() - self._epoch_started
-        loss = row.get("val/loss", row["train/epoch_loss"])
-        is_best = progress.best_loss is None or loss < progress.best_loss
-        if is_best:
-            progress.best_loss, progress.best_epoch = loss, epoch
-        row["best/loss"] = progress.best_loss if progress.best_loss is not None else loss
         progress.epoch_loss_sum, progress.epoch_clips, progress.pending = 0.0, 0, None
         hooks.on_step(row)
-        hooks.on_epoch(epoch, is_best)
-        self._epoch_started = time.monotonic()
+        hooks.on_epoch(int(row["epoch"]), is_best)
+        self._epoch_started = self._saved = time.monotonic()
 
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Loss and perplexity over the validation clips, as metrics; empty without validation clips."""
-        if not len(self.validation_clips):
+    def _judge(self, row: dict[str, float], cancelled: Callable[[], bool]) -> bool:
+        """Validate, with the metrics in `row` → whether this is the best so far."""
+        progress = self.progress
+        row.update(self.validate(cancelled))
+        loss = row.get("val/loss", row.get("train/epoch_loss", math.nan))
+        is_new = progress.best_loss is None or loss < progress.best_loss
+        # Interrupted after it was saved as the best, it is judged again.
+        is_best = math.isfinite(loss) and (is_new or progress.best_step == progress.step)
+        if is_best:
+            progress.best_loss, progress.best_epoch, progress.best_step = loss, int(row["epoch"]), progress.step
+        progress.validations_without_gain = 0 if is_best else progress.validations_without_gain + 1
+        if progress.best_loss is not None:
+            row["best/loss"] = progress.best_loss
+        return is_best
+
+    def validate(self, cancelled: Callable[[], bool] = lambda: False) -> dict[str, float]:
+        """Loss and perplexity over the validation clips, as metrics; empty without validation clips.
+
+        Raises:
+            Cancelled: told to stop meanwhile.
+        """
+        everything = [int(index) for index in self.validation_clips]
+        if not everything:
             return {}
-        self.model.eval()
-        total = torch.zeros(self.clips.codes_of(0).shape[0], dtype=torch.float64, device=self.device)  # [K]
-        segment = self._segment_frames
-        for start in range(0, len(self.validation_clips), self.batch_size.micro):
-            indices = [int(index) for index in self.validation_clips[start : start + self.batch_size.micro]]
-            total += self._losses(validation_batch(self.clips, indices, segment)).sum(dim=0)
-        by_codebook = (total / len(self.validation_clips)).tolist()
+        total = torch.zeros(CODEBOOKS, dtype=torch.float64, device=self.computation.device)  # [K]
+        micro, size = self.batch_size.micro, self.world.size
+        own = everything[self.world.rank :: size]
+        rounds = -(-len(everything) // (micro * size))  # the same on all ranks, which ask one another in each
+        parts = [own[number * micro : (number + 1) * micro] for number in range(rounds)]
+        making = (partial(self._validation_batch, part) for part in parts if part)
+        with prefetched(making, device=self.computation.device) as batches:
+            for part in parts:
+                if self.world.any(cancelled()):
+                    raise Cancelled(f"the training was cancelled while it validated after step {self.progress.step}")
+                if part:
+                    total += self.gradients.validation_losses(next(batches)).sum(dim=0)
+        by_codebook = (self.world.sum(total) / len(everything)).tolist()
         loss = sum(by_codebook) / len(by_codebook)
         metrics = {"val/loss": loss, "val/perplexity": math.exp(loss)}
         for k, value in enumerate(by_codebook):
+            metrics[f"val/loss_codebook_{k}"] = value
             metrics[f"val/perplexity_codebook_{k}"] = math.exp(value)
         return metrics
+
+    def _validation_batch(self, indices: list[int]) -> Batch:
+        return validation_batch(self.clips, indices, self._segment_frames, self._columns(indices))
 
     @property
     def _segment_frames(self) -> int:
         return round(self.settings.segment_seconds * FRAME_RATE)
 
-    def _micro_batches(self, indices: list[int], epoch: int) -> Iterator[Batch]:
-        for start in range(0, len(indices), self.batch_size.micro):
-            chosen = indices[start : start + self.batch_size.micro]
-            yield training_batch(self.clips, chosen, self._segment_frames, self.cfg_dropout, self.settings.seed, epoch)
-
-    def _losses(self, batch: Batch) -> Tensor:
-        """→ [B, K]."""
-        codes, frames = batch.codes.to(self.device), batch.frames.to(self.device)
-        text = self.text.encode(batch.texts)
-        inputs, targets, valid = teacher_forcing(codes, frames, special=self.model.base_model.model.config.special)
-        with self._autocast():
-            logits = self.model(inputs, text)
-        return clip_losses(logits, targets, valid)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        """bf16 arithmetic around an adapter that is kept in fp32, on GPUs where the base is bf16."""
-        if self.device.type == "cuda" and self.model.base_model.model.lm_heads[0].weight.dtype == torch.bfloat16:
-            return torch.autocast("cuda", torch.bfloat16)
-        return nullcontext()
-
     def _set_learning_rate(self, step: int) -> float:
-        warmup = self.settings.warmup_steps
-        rate = self.settings.learning_rate * (min(1.0, step / warmup) if warmup else 1.0)
+        rate = learning_rate(self.settings, step, self.order.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
+
+
+def learning_rate(settings: TrainSettings, step: int, total_steps: int) -> float:
+    """Of a step, from 1: rising over the warm-up, then as `schedule` says, to 0 behind the last step."""
+    warmup = settings.warmup_steps
+    if step <= warmup:
+        return settings.learning_rate * step / warmup
+    done = (step - warmup - 1) / max(1, total_steps - warmup)
+    shape = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
+    return settings.learning_rate * shape[settings.schedule]

@@ -1,42 +1,35 @@
-"""One training from tokens to a run directory: sets everything up, keeps its files, goes on where it was."""
+"""One training from tokens to a run directory: sets everything up, runs it, keeps its files, goes on where it was."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import secrets
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from musicgen_core import storage, tracking
 from musicgen_core.codec import codec_identity
 from musicgen_core.config import TrainSettings
-from musicgen_core.data.dataset import load_clips
+from musicgen_core.data.dataset import Clips, load_clips
 from musicgen_core.devices import compute_dtype, pick_device
-from musicgen_core.errors import RunDirectoryError
-from musicgen_core.model.lora import (
-    Adapter,
-    find_adapter,
-    load_adapter,
-    merged_checkpoint,
-    save_adapter,
-    save_full_model,
-    set_adapter_state,
-)
+from musicgen_core.errors import Cancelled, RunDirectoryError
+from musicgen_core.model.lora import find_adapter, load_adapter, set_adapter_state
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, find_model, guidance_defaults, load_lm
-from musicgen_core.training.batching import BatchSize, resolve_batch_size
-from musicgen_core.training.checkpoint import (
-    Checkpoint,
-    RunDirectory,
-    load_checkpoint,
-    save_checkpoint,
-)
+from musicgen_core.training.batching import BatchSize, resolve_batch_size, resolve_execution
+from musicgen_core.training.checkpoint import Checkpoint
+from musicgen_core.training.distributed import World
 from musicgen_core.training.loop import Hooks, Trainer
+from musicgen_core.training.resuming import SHARDS, check_same, find_start, fixed_values, log_changes
+from musicgen_core.training.room import Plan, Sizes, check_room
+from musicgen_core.training.run_directory import RunDirectory
+from musicgen_core.training.run_lock import RunLock
+from musicgen_core.training.saving import Saver
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +45,7 @@ class TrainRequest:
         device: auto, cpu or cuda.
         resume: auto, never, or the path of a checkpoint.
         init_adapter: an adapter to start from, or None.
-        copy_to: a place for a second copy of the adapters, or None.
+        copy_to: a place for a second copy of adapters, metrics and latest.pt, or None.
     """
 
     tokens: str
@@ -72,6 +65,7 @@ class TrainResult:
     Attributes:
         first_loss, last_loss: mean training loss of the first and of the last epoch.
         resumed_from: the step that it went on from, 0 for a new one.
+        warnings: what could not be saved, if anything.
     """
 
     run_dir: str
@@ -83,6 +77,7 @@ class TrainResult:
     last_loss: float | None
     resumed_from: int
     wandb_url: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def train(
@@ -90,6 +85,7 @@ def train(
     on_start: Callable[[int, int], None] = lambda done, total: None,
     on_step: Callable[[dict[str, float]], None] = lambda row: None,
     cancelled: Callable[[], bool] = lambda: False,
+    world: World | None = None,
 ) -> TrainResult:
     """Train an adapter, or go on with a training, to the end.
 
@@ -97,48 +93,57 @@ def train(
         on_start: called once, with the steps done before and the steps in all.
         on_step: called after each step with its metrics.
         cancelled: asked before each step; the training then saves and raises Cancelled.
+        world: the processes that share the training, of which the main one alone writes files and reports; by
+            default this one.
 
     Raises:
         MusicgenError: anything that a person can act on.
         Cancelled: `cancelled` said so.
     """
-    device = pick_device(request.device)
+    world = world or World.alone(pick_device(request.device))
     model = find_model(request.model)
-    with storage.scratch_folder() as scratch:
-        session = _Session(request, model, device, scratch)
-        return session.run(on_start, on_step, cancelled)
+    root = storage.as_path(request.run_dir)
+    with storage.scratch_folder() as scratch, RunLock(root) if world.is_main else nullcontext() as lock:
+        files = RunDirectory(root, Path(str(root)) if storage.is_local(root) else scratch / "stage")
+        world.barrier()  # only now the run directory is still: what writes there was waited for
+        if world.is_main:
+            files.delete_partials()
+        session = _Session(request, model, world, files, lock)
+        world.barrier()  # from here on the main rank changes what all of them have read
+        return session.run(on_start, on_step, cancelled) if world.is_main else session.help(cancelled)
 
 
 class _Session:
     """The part of a training that happens in this process."""
 
-    def __init__(self, request: TrainRequest, model: BaseModel, device: torch.device, scratch: Path) -> None:
-        self.request, self.model = request, model
-        self.settings = request.settings
-        root = storage.as_path(request.run_dir)
-        stage = Path(str(root)) if storage.is_local(root) else scratch / "stage"
-        self.files = RunDirectory(root, stage)
-        batch_size = resolve_batch_size(self.settings, device)
-        found = self._find_checkpoint()
-        self.config = self._check_config(batch_size, found)
-        guidance = guidance_defaults(model)
-        dropout = self.settings.cfg_dropout if self.settings.cfg_dropout is not None else guidance.training_dropout
-        clips = load_clips(storage.as_path(request.tokens), codec_identity(model), scratch / "codes.bin")
+    def __init__(
+        self,
+        request: TrainRequest,
+        model: BaseModel,
+        world: World,
+        files: RunDirectory,
+        lock: RunLock | None,
+    ) -> None:
+        self.request, self.model, self.settings = request, model, request.settings
+        self.world, self.files, self.lock = world, files, lock
+        batch_size = resolve_batch_size(self.settings, world.device)
+        execution = resolve_execution(self.settings, world.device)
+        self.start = find_start(files, request.resume)
+        self._check_same_start()
+        clips = load_clips(storage.as_path(request.tokens), codec_identity(model))
         for stem in clips.skipped:
             logger.warning("the shard %s is not whole and is left out; run tokenize again", stem)
-        text = TextEncoder(model.text_encoder, device)
-        lm = load_lm(model, device, compute_dtype(device))
-        self.trainer = Trainer(lm, text, clips, self.settings, batch_size, dropout)
-        if found is not None:
-            self.trainer.restore(found.adapter.lora, found.optimizer, found.progress)
-            if request.init_adapter is not None:
-                logger.warning("--init-adapter is left out: %s goes on where it was", self.files.root)
-            if request.resume != "auto":
-                self._set_aside_later()
-        elif request.init_adapter is not None:
-            self._start_from(request.init_adapter)
+        self.fixed = self._fixed(batch_size, clips)
+        self.config = self._config(batch_size)
+        guidance = guidance_defaults(model)
+        dropout = self.settings.cfg_dropout if self.settings.cfg_dropout is not None else guidance.training_dropout
+        text = TextEncoder(model.text_encoder, world.device)
+        lm = load_lm(model, world.device, compute_dtype(world.device))
+        self.trainer = Trainer(lm, text, clips, self.settings, batch_size, dropout, execution, world)
+        self._load_weights(self.start.checkpoint)
+        copy_to = storage.as_path(request.copy_to) if request.copy_to else None
+        self.saver = Saver(files, model, self.trainer, self.settings, self.fixed, copy_to)
         self.resumed_from = self.trainer.progress.step
-        self.metrics = self.files.stage / "metrics.jsonl"
 
     def run(
         self,
@@ -146,190 +151,183 @@ class _Session:
         on_step: Callable[[dict[str, float]], None],
         cancelled: Callable[[], bool],
     ) -> TrainResult:
-        trainer = self.trainer
+        trainer, lock = self.trainer, self.lock
+        assert lock is not None
         total = trainer.order.total_steps
-        on_start(trainer.progress.step, total)
-        self._fetch_metrics()
-        if trainer.progress.step >= total and trainer.progress.pending is None and self._is_finished():
+        self.files.fetch_metrics()
+        if self.world.broadcast_object(self._is_finished() and not self.start.goes_back):
+            on_start(trainer.progress.step, total)
             logger.info("the training in %s is complete: %d of %d steps", self.files.root, trainer.progress.step, total)
             return self._result(None)
-        self.files.write_config(self.config)
+        self._check_room()
+        metrics = tracking.MetricsWriter(self.files.metrics)
         (self.files.stage / "samples").mkdir(parents=True, exist_ok=True)
-        # A step whose metrics may not have been written yet writes them again.
-        tracking.cut_metrics(self.metrics, trainer.progress.step - (trainer.progress.pending is not None))
         run = tracking.Wandb(
-            self.files.stage, self.config["wandb_id"], self.files.root.name, job_type="train", config=self.config
+            self.files.stage,
+            self.config["wandb_id"],
+            self.files.root.name,
+            job_type="train",
+            config={name: value for name, value in self.config.items() if name != SHARDS},
         )
 
         def record(row: dict[str, float]) -> None:
-            tracking.append_metrics(self.metrics, row)
+            failed = len(self.saver.failures.texts)
+            row = {**row, "save_failures": failed} if failed else row
+            self.saver.write_metrics(lambda: metrics.append(row))
             run.log({"global_step": row["step"], **{name: value for name, value in row.items() if name != "step"}})
             on_step(row)
 
+        def is_cancelled() -> bool:
+            lock.check()
+            return cancelled()
+
+        def save_interval(is_due: bool) -> None:
+            if not lock.is_lost:
+                self.saver.save_interval(is_due)
+
+        def check() -> None:
+            if is_cancelled():
+                raise Cancelled("the training was cancelled while its last files were written")
+
         exit_code = 1
         try:
-            trainer.run(Hooks(record, self._save_epoch, self._save_interval, cancelled))
-            self._save_final()
+            if self.start.goes_back:
+                self._go_back()
+            else:
+                self._cut_metrics()
+            trainer.progress = self.world.broadcast_object(trainer.progress)  # the best may be gone
+            self.files.write_config(self.config)
+            self.saver.full_models.write_owed()
+            on_start(trainer.progress.step, total)
+            trainer.run(Hooks(record, self.saver.save_epoch, save_interval, is_cancelled, self.saver.save_best))
+            self.saver.finish(check)
             self._share(run)
             exit_code = 0
         finally:
+            if not lock.is_lost:
+                self.saver.write_metrics(metrics.flush)
+            lock.hold_for(self.saver.close())
             run.finish(exit_code)
-            self.files.upload_stage()
+            if not lock.is_lost:
+                self.files.upload_stage()
         return self._result(run.url)
 
-    def _find_checkpoint(self) -> Checkpoint | None:
-        resume = self.request.resume
-        if resume == "never":
-            if self.files.has_training():
-                raise RunDirectoryError(
-                    f"{self.files.root} has a training in it, and resume is never",
-                    "Give another run directory, or --resume auto to go on with it",
-                )
-            return None
-        if resume != "auto":
-            return load_checkpoint(storage.as_path(resume))
-        found = self.files.find_checkpoint()
-        if found is None:
-            return None
-        checkpoint, path = found
-        if path != self.files.latest:
-            logger.warning("%s can't be read; going on from %s", self.files.latest, path)
-        logger.info("resuming from %s, step %d", path, checkpoint.progress.step)
-        return checkpoint
+    def help(self, cancelled: Callable[[], bool]) -> TrainResult:
+        """Train along on another rank than the main one, which writes and reports nothing."""
+        is_finished = self.world.broadcast_object(False)  # the main rank knows
+        if not is_finished:
+            self.trainer.progress = self.world.broadcast_object(self.trainer.progress)
+            self.trainer.run(Hooks(lambda row: None, lambda epoch, is_best: None, lambda is_due: None, cancelled))
+        return self._result(None)
 
-    def _set_aside_later(self) -> None:
-        """Move what a later part of the training wrote out of the way, so that nothing mixes with the new one."""
-        progress, files = self.trainer.progress, self.files
-        for path in files.files_after(progress.step):
-            storage.move(path, files.root / "superseded" / path.name)
-        if progress.best_epoch is None or files.lora("best_lora").exists():
-            return
-        best = files.lora(f"lora_epoch_{progress.best_epoch}")
-        if best.exists():
-            adapter = load_adapter(best)
-            save_adapter(adapter, files.lora("best_lora"))
-            save_full_model(merged_checkpoint(self.model, adapter), files.full_model("best_model"))
-        else:
-            logger.warning("%s is gone: the next epoch counts as the best", best)
-            progress.best_loss = progress.best_epoch = None
+    def _check_same_start(self) -> None:
+        """Raises RunDirectoryError, on all ranks, if they would not begin at the same step."""
+        step = self.start.checkpoint.progress.step if self.start.checkpoint is not None else 0
+        main_step = self.world.broadcast_object(step)
+        if self.world.any(step != main_step):
+            raise RunDirectoryError(
+                f"the processes of the training don't find the same in {self.files.root}: "
+                f"rank {self.world.rank} begins after step {step}, the main one after step {main_step}",
+                "Give a run directory that every machine sees, and run again",
+            )
 
-    def _check_config(self, batch_size: BatchSize, found: Checkpoint | None) -> dict[str, Any]:
-        """The run's config.json, after comparing what must not change between its parts.
+    def _fixed(self, batch_size: BatchSize, clips: Clips) -> dict[str, Any]:
+        """What must not change in this training, after a comparison with what it goes on from."""
+        fixed = fixed_values(self.settings, self.model.identity, batch_size.effective, clips.fingerprints)
+        # Shards say what should be in them, this says what was found and in which order.
+        fixed["clip_order"] = hashlib.blake2b(clips.hashes.tobytes(), digest_size=8).hexdigest()
+        if self.start.checkpoint is not None:
+            origin = self.start.origin if self.start.goes_back else None
+            where = origin["checkpoint"] if origin else self.files.root
+            check_same(self.start.checkpoint.fixed, fixed, str(where))
+        return fixed
 
-        Raises:
-            RunDirectoryError: the run directory belongs to another training; every difference is named.
-        """
-        fixed = ("lora_r", "lora_alpha", "lora_dropout", "seed", "segment_seconds", "validation_fraction")
-        values = self.settings.model_dump(mode="json")
-        wanted = {
-            "base_model": self.model.identity,
-            **{name: values[name] for name in fixed},
-            "clips_per_step": batch_size.effective,
-        }
+    def _config(self, batch_size: BatchSize) -> dict[str, Any]:
+        """The run's config.json."""
         stored = self.files.read_config()
-        if stored is not None and found is not None:
-            different = [
-                f"{name} is {stored.get(name)} there and {value} here"
-                for name, value in wanted.items()
-                if stored.get(name) != value
-            ]
-            if different:
-                raise RunDirectoryError(
-                    f"{self.files.root} holds another training: {'; '.join(different)}",
-                    "Give another run directory, or the same model and settings",
-                )
-        if found is not None:
-            found.adapter.check_base(self.model, "in the checkpoint")
-        return {
-            **values,
-            **wanted,
+        values = {
+            **self.settings.model_dump(mode="json"),
             "batch_size": batch_size.micro,
             "gradient_accumulation_steps": batch_size.accumulation,
+        }
+        if self.start.checkpoint is not None:
+            log_changes(stored, values)
+        return {
+            **values,
             "model": self.model.name,
             "model_dir": str(self.model.directory),
             "tokens": self.request.tokens,
+            "origin": self.start.origin,
             "wandb_id": (stored or {}).get("wandb_id") or secrets.token_hex(4),
             "versions": {name: version(name) for name in ("torch", "peft", "transformers", "audiocraft")},
+            **self.fixed,
         }
 
-    def _start_from(self, location: str) -> None:
-        path = find_adapter(location)
-        adapter = load_adapter(path)
-        adapter.check_base(self.model, str(path))
-        adapter.check_scale(self.trainer.lora, str(path))
-        set_adapter_state(self.trainer.model, adapter.lora, str(path))
+    def _load_weights(self, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is not None:
+            # Only its moments: weight decay and the like are those of the settings, which may have changed.
+            groups = self.trainer.optimizer.state_dict()["param_groups"]
+            optimizer = {"state": checkpoint.optimizer["state"], "param_groups": groups}
+            self.trainer.restore(checkpoint.adapter.lora, optimizer, checkpoint.progress)
+            if self.request.init_adapter is not None:
+                logger.warning("--init-adapter is left out: %s goes on where it was", self.files.root)
+        elif self.request.init_adapter is not None:
+            path = find_adapter(self.request.init_adapter)
+            adapter = load_adapter(path)
+            adapter.check_base(self.model, str(path))
+            adapter.check_scale(self.trainer.lora, str(path))
+            set_adapter_state(self.trainer.model, adapter.lora, str(path))
 
-    def _fetch_metrics(self) -> None:
-        remote = self.files.root / "metrics.jsonl"
-        if not self.metrics.exists() and remote.exists():
-            self.metrics.parent.mkdir(parents=True, exist_ok=True)
-            self.metrics.write_bytes(remote.read_bytes())
+    def _go_back(self) -> None:
+        """Begin with the checkpoint that was named, out of the way of what was trained after it."""
+        progress, files = self.trainer.progress, self.files
+        set_aside = files.set_aside_after(progress.step)
+        if set_aside is not None:
+            logger.info("what came after step %d is now in %s", progress.step, set_aside)
+        if progress.best_epoch is not None and not files.lora("best_lora").exists():
+            best = files.lora(f"lora_epoch_{progress.best_epoch}")
+            adapter = load_adapter(best) if best.exists() else None
+            if adapter is not None and progress.best_step in (adapter.global_step, None):
+                self.saver.save_best_again(adapter)
+            else:
+                logger.warning("the best adapter until then is gone: the next validation counts as the best")
+                progress.best_loss = progress.best_epoch = progress.best_step = None
+                progress.validations_without_gain = 0
+        self._cut_metrics()  # only now: until latest.pt is out of the way, a restart goes on behind these rows
+        self.files.write_config(self.config)
+        self.saver.save_interval(False)  # from here on a restart goes on from it
 
-    def _adapter(self) -> Adapter:
+    def _cut_metrics(self) -> None:
+        """A step whose metrics may not have been written yet writes them again."""
         progress = self.trainer.progress
-        return Adapter(
-            lora=self.trainer.adapter_tensors(),
-            config=self.trainer.lora.plain(),
-            epoch=self.trainer.order.epoch_of(max(1, progress.step)),
-            global_step=progress.step,
-            loss=progress.loss,
-            base_model=self.model.identity,
-        )
+        tracking.cut_metrics(self.files.metrics, progress.step - (progress.pending is not None))
 
-    def _checkpoint(self) -> Checkpoint:
-        return Checkpoint(self._adapter(), self.trainer.optimizer.state_dict(), self.trainer.progress)
-
-    def _save_interval(self, is_due: bool) -> None:
-        checkpoint = self._checkpoint()
-        self.files.upload_stage()
-        if is_due:
-            save_checkpoint(checkpoint, self.files.step_checkpoint(checkpoint.progress.step))
-        self._save_latest(checkpoint)
-
-    def _save_latest(self, checkpoint: Checkpoint) -> None:
-        """Last of all that belongs to a step: what it refers to is then in place."""
-        save_adapter(checkpoint.adapter, self.files.lora("latest_lora"))
-        save_checkpoint(checkpoint, self.files.latest)
-
-    def _save_epoch(self, epoch: int, is_best: bool) -> None:
-        checkpoint = self._checkpoint()
-        merged = merged_checkpoint(self.model, checkpoint.adapter)
-        save_adapter(checkpoint.adapter, self.files.lora(f"lora_epoch_{epoch}"))
-        if is_best:
-            save_adapter(checkpoint.adapter, self.files.lora("best_lora"))
-            save_full_model(merged, self.files.full_model("best_model"))
-        self._plot()
-        self.files.upload_stage()
-        # From here on a restart goes on after this epoch.
-        resume = {"resume": checkpoint.to_plain()}
-        save_full_model({**merged, **resume}, self.files.full_model(f"checkpoint_epoch_{epoch}"))
-        self._save_latest(checkpoint)
-
-    def _save_final(self) -> None:
-        adapter = self._adapter()
-        save_full_model(merged_checkpoint(self.model, adapter), self.files.full_model("final_model"))
-        save_adapter(adapter, self.files.lora("final_lora"))
+    def _check_room(self) -> None:
+        order, tensors = self.trainer.order, self.trainer.adapter_tensors().values()
+        adapter_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        sizes = Sizes(self.model.lm_path.stat().st_size, adapter_bytes)
+        plan = Plan(order.epoch_of(order.total_steps), order.total_steps)
+        is_local = storage.is_local(self.files.root)  # else there is nothing to check, and looking takes long
+        set_aside = self.files.files_after(self.resumed_from) if self.start.goes_back and is_local else []
+        check_room(self.files, self.settings, sizes, plan, set_aside)
 
     def _is_finished(self) -> bool:
-        final = self.files.lora("final_lora")
-        return final.exists() and load_adapter(final).global_step == self.trainer.progress.step
-
-    def _plot(self) -> None:
-        target = storage.as_path(self.files.stage / "loss.png")
-        with storage.publish(target) as path:
-            tracking.plot_losses(tracking.read_metrics(self.metrics), path)
+        progress, final = self.trainer.progress, self.files.lora("final_lora")
+        if not self.trainer.is_done:
+            return False
+        return final.exists() and load_adapter(final).global_step == progress.step and not self.files.owed_checkpoints()
 
     def _share(self, run: tracking.Wandb) -> None:
         for name, alias in (("best_lora", "best"), ("final_lora", "final")):
-            file = self.files.lora(name)
-            with storage.staged(file) as local:
+            if not self.files.lora(name).exists():
+                continue  # no validation gave a number
+            with storage.staged(self.files.lora(name)) as local:
                 run.log_adapter(local, alias, {"base_model": self.model.identity, "run": self.files.root.name})
-                if self.request.copy_to:
-                    storage.upload(local, storage.as_path(self.request.copy_to) / "lora_weights" / file.name)
 
     def _result(self, url: str | None) -> TrainResult:
         progress = self.trainer.progress
-        losses = [row["train/epoch_loss"] for row in tracking.read_metrics(self.metrics) if "train/epoch_loss" in row]
+        rows = tracking.read_metrics(self.files.metrics)
+        losses = [row["train/epoch_loss"] for row in rows if "train/epoch_loss" in row]
         return TrainResult(
             run_dir=str(self.files.root),
             steps=progress.step,
@@ -340,4 +338,5 @@ class _Session:
             last_loss=losses[-1] if losses else None,
             resumed_from=self.resumed_from,
             wandb_url=url,
+            warnings=tuple(self.saver.failures.texts),
         )

@@ -78,6 +78,15 @@ def test_flags_take_no_value() -> None:
     assert parsed("generate", "--compare", "O", "--greedy") == {"compare": True, "output": "O", "greedy": True}
 
 
+def test_what_is_decided_by_itself_can_be_switched_on_and_off() -> None:
+    assert parsed("train", "--no-compile-blocks", "T", "--activation-checkpointing", "R") == {
+        "tokens": "T",
+        "run_dir": "R",
+        "compile_blocks": False,
+        "activation_checkpointing": True,
+    }
+
+
 @pytest.mark.parametrize(
     ("command", "kind"), [("train", TrainSettings), ("finetune", TrainSettings), ("generate", SamplingSettings)]
 )

@@ -44,9 +44,9 @@ def test_a_device_that_there_is_not_is_named_with_those_that_there_are(name: str
 
 @pytest.mark.parametrize(
     ("capability", "dtype"),
-    [((7, 0), torch.float32), ((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
+    [((7, 0), torch.float16), ((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
 )
-def test_gpus_that_compute_in_bf16_do(
+def test_gpus_that_compute_in_bf16_do_and_older_ones_in_fp16(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)

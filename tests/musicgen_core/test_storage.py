@@ -139,6 +139,35 @@ def test_a_tree_is_uploaded_with_its_folders(folder: UPath, tmp_path: Path) -> N
         assert (folder / "copy" / name).read_text() == name
 
 
+def test_what_did_not_change_since_is_not_uploaded_again(folder: UPath, tmp_path: Path) -> None:
+    source, uploaded = tmp_path / "source", dict[Path, storage.Version]()
+    for name in ("same", "grows"):
+        storage.write_text(storage.as_path(source / name), name)
+    storage.upload_tree(source, folder / "copy", uploaded)
+    (folder / "copy" / "same").write_text("would be written over")
+    (source / "grows").write_text("has grown")
+    storage.upload_tree(source, folder / "copy", uploaded)
+    assert (folder / "copy" / "same").read_text() == "would be written over"
+    assert (folder / "copy" / "grows").read_text() == "has grown"
+
+
+def test_a_file_that_vanishes_while_a_tree_is_uploaded_is_left_out(
+    folder: UPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = storage.upload
+
+    def upload(local: Path, target: UPath) -> None:
+        if local.name == "b":
+            local.unlink()
+        whole(local, target)
+
+    monkeypatch.setattr(storage, "upload", upload)
+    for name in ("a", "b", "c"):
+        storage.write_text(storage.as_path(tmp_path / "source" / name), name)
+    storage.upload_tree(tmp_path / "source", folder / "copy")
+    assert names_in(folder / "copy") == ["a", "c"]
+
+
 # Staging
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wandb.proto import wandb_internal_pb2
 
-from musicgen_core.tracking import Wandb, append_metrics, cut_metrics, plot_losses, read_metrics
+from musicgen_core.tracking import MetricsWriter, Wandb, cut_metrics, plot_losses, read_metrics
 
 
 @pytest.fixture
 def metrics(tmp_path: Path) -> Path:
     path = tmp_path / "run" / "metrics.jsonl"
     for step in range(1, 6):
-        append_metrics(path, {"step": step, "train/loss": 1 / step})
+        MetricsWriter(path).append({"step": step, "train/loss": 1 / step})
     return path
 
 
@@ -50,8 +52,26 @@ def test_cut_anywhere_by_a_crash_the_file_keeps_its_whole_lines_and_grows_on(
     path.write_text("".join(lines)[:kept])
     whole = sum(len("".join(lines[:n])) - 1 <= kept for n in (1, 2, 3))  # the line feed itself may be missing
     cut_metrics(path, 10)
-    append_metrics(path, {"step": 9})
+    MetricsWriter(path).append({"step": 9})
     assert [row["step"] for row in read_metrics(path)] == [*range(1, whole + 1), 9]
+
+
+def test_rows_that_a_full_disk_refused_follow_later_and_half_a_row_hides_none(metrics: Path) -> None:
+    """RLIMIT_FSIZE makes the kernel write a part of the row and then refuse, as a full disk does."""
+    before, writer = read_metrics(metrics), MetricsWriter(metrics)
+    writer.append({"step": 6})
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (metrics.stat().st_size + 5, limits[1]))
+    try:
+        for step in (7, 8):
+            with pytest.raises(OSError, match="large"):
+                writer.append({"step": step})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    writer.append({"step": 9})
+    assert read_metrics(metrics) == [*before, *({"step": step} for step in (6, 7, 8, 9))]
 
 
 def test_losses_are_drawn_with_and_without_validation(tmp_path: Path) -> None:
@@ -162,6 +182,20 @@ def test_a_wandb_that_fails_is_left_out_and_said_so_once(
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == ["WandB failed and is left out from here on (no connection); metrics.jsonl has everything"]
     assert run.url is None
+
+
+@pytest.mark.usefixtures("without_key")
+def test_an_interruption_that_a_failure_of_wandb_hides_comes_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As pybind11 does to Prefect's TerminationSignal while wandb is imported."""
+
+    def fail(**_: object) -> None:
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    monkeypatch.setattr(wandb, "init", fail)
+    with pytest.raises(KeyboardInterrupt):
+        Wandb(tmp_path, "abcd1234", "a name", "train", {})
 
 
 def test_disabled_it_is_not_even_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -80,16 +80,18 @@ def test_the_order_is_the_same_whatever_is_in_the_cache_already(
         assert list(clips.fingerprints) == list("abcde")
 
 
-def test_shards_have_a_fingerprint_of_their_codes_that_captions_do_not_change(
+def test_shards_have_a_fingerprint_of_their_codes_and_one_of_their_captions(
     tmp_path: Path, write_shard: WriteShard, row: MakeRow
 ) -> None:
     tokens = storage.as_path(tmp_path / "tokens")
 
-    def fingerprint(fingerprint: str, text: str) -> str:
+    def fingerprints(fingerprint: str, text: str) -> list[str]:
         write_shard(tokens, "a", [row("x.wav", 5, text)], fingerprint=fingerprint, captions_fingerprint=text)
-        return load_clips(tokens, CODEC, tmp_path / "cache").fingerprints["a"]
+        return load_clips(tokens, CODEC, tmp_path / "cache").fingerprints["a"].split()
 
-    assert fingerprint("one", "text") == fingerprint("one", "another text") != fingerprint("two", "text")
+    codes, captions = fingerprints("one", "text")
+    assert fingerprints("one", "other") == [codes, "other"] != [codes, captions]
+    assert fingerprints("two", "text")[0] != codes and fingerprints("two", "text")[1] == captions
 
 
 def test_shards_that_are_not_whole_are_left_out_and_named(

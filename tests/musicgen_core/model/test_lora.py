@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from musicgen_core import storage
 from musicgen_core.audiocraft_compat import import_audiocraft
-from musicgen_core.errors import AdapterError
+from musicgen_core.errors import AdapterError, ConfigError
 from musicgen_core.model.decoder import DecoderConfig, MusicgenLM, TextCondition
 from musicgen_core.model.lora import (
     Adapter,
@@ -32,24 +33,39 @@ from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 
 SETTINGS = LoraSettings(r=4, alpha=16, dropout=0.1)
+SOME = ("q_proj", "encoder_attn.v_proj", "layers.0.fc1")
+VARIANTS = {
+    "LoRA": SETTINGS,
+    "rsLoRA": dataclasses.replace(SETTINGS, rslora=True),
+    "DoRA": dataclasses.replace(SETTINGS, dora=True),
+    "some layers": dataclasses.replace(SETTINGS, targets=SOME),
+    "all of it": dataclasses.replace(SETTINGS, targets=SOME, rslora=True, dora=True),
+}
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 TEN_LINEARS = [f"{attention}.{p}" for attention in ("self_attn", "encoder_attn") for p in PROJECTIONS] + ["fc1", "fc2"]
 
 
 def random_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """An adapter that changes something: a fresh one's lora_B is zero."""
+    """An adapter that changes something: a fresh one's lora_B is zero, and its magnitudes are the base's."""
     generator = torch.Generator().manual_seed(1)
-    return {
-        name: 0.1 * torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-        for name, tensor in state.items()
-    }
+    noise = {n: 0.1 * torch.randn(t.shape, generator=generator, dtype=torch.float64) for n, t in state.items()}
+    return {name: t * (1 + noise[name]) if "magnitude" in name else noise[name] for name, t in state.items()}
+
+
+def random_adapter(model: BaseModel, settings: LoraSettings) -> Adapter:
+    state = random_state(adapter_state(add_lora(load_lm(model), settings)))
+    lora = {name: tensor.float() for name, tensor in state.items()}
+    return Adapter(lora, settings.plain(), epoch=2, global_step=30, loss=6.5, base_model=model.identity)
 
 
 @pytest.fixture(scope="module")
 def adapter(debug_model: BaseModel) -> Adapter:
-    state = random_state(adapter_state(add_lora(load_lm(debug_model), SETTINGS)))
-    lora = {name: tensor.float() for name, tensor in state.items()}
-    return Adapter(lora, SETTINGS.plain(), epoch=2, global_step=30, loss=6.5, base_model=debug_model.identity)
+    return random_adapter(debug_model, SETTINGS)
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def any_adapter(debug_model: BaseModel, request: pytest.FixtureRequest) -> Adapter:
+    return random_adapter(debug_model, VARIANTS[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +89,36 @@ def test_the_ten_linears_of_each_block_and_nothing_else_are_adapted(debug_model:
     assert adapter_state(add_lora(lm, SETTINGS)).keys() == expected
 
 
+def test_targets_choose_layers_by_the_ends_of_their_names(debug_model: BaseModel) -> None:
+    lm = load_lm(debug_model)
+    chosen = {
+        f"{i}.{one}" for i in (0, 1) for one in ("self_attn.q_proj", "encoder_attn.q_proj", "encoder_attn.v_proj")
+    }
+    expected = {
+        f"base_model.model.model.decoder.layers.{linear}.lora_{side}.weight"
+        for linear in chosen | {"0.fc1"}
+        for side in "AB"
+    }
+    assert adapter_state(add_lora(lm, VARIANTS["some layers"])).keys() == expected
+
+
+@pytest.mark.parametrize("wrong", ["q_prj", "proj", "self_attn", "lm_heads.0", "enc_to_dec_proj", "layers.2.fc1", ""])
+def test_a_target_that_matches_no_layer_is_refused_with_those_there_are(debug_model: BaseModel, wrong: str) -> None:
+    with pytest.raises(ConfigError, match=f"lora_targets {wrong}: no linear") as refused:
+        add_lora(load_lm(debug_model), LoraSettings(4, 16, targets=("v_proj", wrong)))
+    assert all(name in refused.value.next_step for name in TEN_LINEARS)
+
+
+def test_an_adapter_on_no_layers_is_refused(debug_model: BaseModel) -> None:
+    with pytest.raises(ConfigError, match="lora_targets is empty"):
+        add_lora(load_lm(debug_model), LoraSettings(4, 16, targets=()))
+
+
+def test_rslora_divides_by_the_root_of_the_rank(debug_model: BaseModel) -> None:
+    layers = [add_lora(load_lm(debug_model), VARIANTS[name]).base_model.model.model for name in ("LoRA", "rsLoRA")]
+    assert [layer.decoder.layers[1].fc2.scaling["default"] for layer in layers] == [4, 8]
+
+
 def test_only_the_adapter_learns(debug_model: BaseModel, sequence: Tensor, text: TextCondition) -> None:
     model = add_lora(load_lm(debug_model), SETTINGS)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -87,11 +133,21 @@ def test_only_the_adapter_learns(debug_model: BaseModel, sequence: Tensor, text:
     assert with_gradients == changed == adapters
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
 @torch.inference_mode()
-def test_a_fresh_adapter_changes_nothing(debug_model: BaseModel, sequence: Tensor, text: TextCondition) -> None:
+def test_a_fresh_adapter_changes_nothing(
+    debug_model: BaseModel, sequence: Tensor, text: TextCondition, variant: str
+) -> None:
     lm = load_lm(debug_model)
     expected = lm(sequence, text)
-    assert torch.equal(add_lora(lm, SETTINGS).eval()(sequence, text), expected)
+    assert torch.equal(add_lora(lm, VARIANTS[variant]).eval()(sequence, text), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_fresh_dora_changes_no_weight_of_half_precision(debug_model: BaseModel, dtype: torch.dtype) -> None:
+    merged = add_lora(load_lm(debug_model, dtype=dtype), VARIANTS["DoRA"]).merge_and_unload().state_dict()
+    base = load_lm(debug_model, dtype=dtype).state_dict()
+    assert all(torch.equal(merged[name], base[name]) for name in base)
 
 
 def test_a_fresh_adapter_depends_on_its_seed_alone(debug_model: BaseModel) -> None:
@@ -108,7 +164,7 @@ def test_a_fresh_adapter_depends_on_its_seed_alone(debug_model: BaseModel) -> No
 @torch.inference_mode()
 def test_merged_equals_unmerged(
     debug_model: BaseModel,
-    adapter: Adapter,
+    any_adapter: Adapter,
     sequence: Tensor,
     text: TextCondition,
     dtype: torch.dtype,
@@ -116,10 +172,10 @@ def test_merged_equals_unmerged(
 ) -> None:
     base = load_lm(debug_model, dtype=dtype)
     untouched = base(sequence, text)
-    model = add_lora(base, SETTINGS)
-    set_adapter_state(model, adapter.lora, "made here")
+    model = add_lora(base, LoraSettings.from_plain(any_adapter.config))
+    set_adapter_state(model, any_adapter.lora, "made here")
     unmerged = model.eval()(sequence, text)
-    merged = load_merged(debug_model, adapter, "cpu", dtype)(sequence, text)
+    merged = load_merged(debug_model, any_adapter, "cpu", dtype)(sequence, text)
     assert (unmerged - untouched).abs().max() > 0.1
     torch.testing.assert_close(merged, unmerged, atol=tolerance * unmerged.abs().max().item(), rtol=0)
 
@@ -147,20 +203,33 @@ def test_an_adapter_file_is_plain_values_under_the_contracts_names(adapter: Adap
         "lora_dropout": 0.1,
         "target_modules": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
         "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
     }
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_settings_come_back_from_a_file(variant: str) -> None:
+    assert LoraSettings.from_plain(json.loads(json.dumps(VARIANTS[variant].plain()))) == VARIANTS[variant]
+
+
+def test_an_adapter_of_before_rslora_and_dora_has_neither() -> None:
+    plain = SETTINGS.plain()
+    del plain["use_rslora"], plain["use_dora"]
+    assert LoraSettings.from_plain(plain) == SETTINGS
+
+
 def test_peft_itself_takes_the_saved_adapter(
-    debug_model: BaseModel, adapter: Adapter, sequence: Tensor, text: TextCondition
+    debug_model: BaseModel, any_adapter: Adapter, sequence: Tensor, text: TextCondition
 ) -> None:
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
-    config = LoraConfig(**{name: value for name, value in adapter.config.items() if name != "peft_type"})
+    config = LoraConfig(**{name: value for name, value in any_adapter.config.items() if name != "peft_type"})
     model: Any = get_peft_model(load_lm(debug_model), config)
-    result = set_peft_model_state_dict(model, dict(adapter.lora))
+    result = set_peft_model_state_dict(model, dict(any_adapter.lora))
     assert not result.unexpected_keys
     with torch.inference_mode():
-        expected = load_merged(debug_model, adapter, "cpu", torch.float32)(sequence, text)
+        expected = load_merged(debug_model, any_adapter, "cpu", torch.float32)(sequence, text)
         torch.testing.assert_close(model.eval()(sequence, text), expected, atol=1e-4, rtol=0)
 
 
@@ -198,6 +267,31 @@ def test_an_adapter_of_another_scale_is_refused_with_both(adapter: Adapter, othe
     with pytest.raises(AdapterError, match=f"lora_r 4 and lora_alpha 16.*say {other.r} and {other.alpha}") as refused:
         adapter.check_scale(other, "given")
     assert refused.value.next_step == "Give --lora-r 4 --lora-alpha 16"
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "LoRA"])
+def test_an_adapter_of_another_kind_is_refused_with_the_options_to_give(adapter: Adapter, variant: str) -> None:
+    with pytest.raises(AdapterError):
+        adapter.check_scale(VARIANTS[variant], "given")
+    other = dataclasses.replace(adapter, config=VARIANTS[variant].plain())
+    with pytest.raises(AdapterError) as refused:
+        other.check_scale(SETTINGS, "given")
+    assert (
+        refused.value.next_step
+        == "Give --lora-r 4 --lora-alpha 16"
+        + {
+            "rsLoRA": " --lora-rslora",
+            "DoRA": " --lora-dora",
+            "some layers": "".join(f" --lora-targets {one}" for one in sorted(SOME)),
+            "all of it": "".join(f" --lora-targets {one}" for one in sorted(SOME)) + " --lora-rslora --lora-dora",
+        }[variant]
+    )
+
+
+def test_an_adapter_without_dora_is_continued_without(adapter: Adapter) -> None:
+    with pytest.raises(AdapterError, match=r"lora_dora False.*say 4 and 16 and True") as refused:
+        adapter.check_scale(VARIANTS["DoRA"], "given")
+    assert refused.value.next_step == "Give --lora-r 4 --lora-alpha 16, without --lora-dora"
 
 
 def test_a_run_directory_stands_for_its_best(adapter: Adapter, tmp_path: Path) -> None:
@@ -244,10 +338,10 @@ def fp16_model(debug_model: BaseModel, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_stock_audiocraft_loads_a_full_model_with_our_logits(
-    debug_model: BaseModel, adapter: Adapter, t5_directory: Path, text_encoder: TextEncoder, tmp_path: Path
+    debug_model: BaseModel, any_adapter: Adapter, t5_directory: Path, text_encoder: TextEncoder, tmp_path: Path
 ) -> None:
     path = storage.as_path(tmp_path / "final_model.pt")
-    save_full_model({**merged_checkpoint(debug_model, adapter), "resume": vars(adapter)}, path)
+    save_full_model({**merged_checkpoint(debug_model, any_adapter), "resume": vars(any_adapter)}, path)
     loaders, conditioners = (import_audiocraft(f"audiocraft.{m}") for m in ("models.loaders", "modules.conditioners"))
     with contextlib.chdir(t5_directory):
         theirs = loaders.load_lm_model(str(path))
@@ -256,7 +350,7 @@ def test_stock_audiocraft_loads_a_full_model_with_our_logits(
     with torch.inference_mode():
         expected = theirs.compute_predictions(codes, attributes)
         text = text_encoder.encode(["slow piano"])
-        logits = load_merged(debug_model, adapter, "cpu", torch.float32)(delay(codes, 2048, columns=12), text)
+        logits = load_merged(debug_model, any_adapter, "cpu", torch.float32)(delay(codes, 2048, columns=12), text)
         from_file = load_lm(Path(str(path)))(delay(codes, 2048, columns=12), text)
     for k in range(4):
         valid = expected.mask[0, k]

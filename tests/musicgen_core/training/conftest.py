@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,17 @@ def write_tokens(directory: Path, clips: Sequence[Codes], codec: str, scratch: P
     with ShardWriter(parquet, codec) as writer:
         for i, codes in enumerate(clips):
             writer.add(Row(f"clip_{i}.wav", None if i % 3 == 2 else f"tune {i}", codes.shape[1] / 50, codes))
-    report = ShardReport("archive_batch_0000.zip", 1, "f", "c", len(clips), 1.0)
+    content = hashlib.sha256(parquet.read_bytes()).hexdigest()
+    report = ShardReport("archive_batch_0000.zip", 1, content, "c", len(clips), 1.0)
     publish_shard(parquet, report, storage.as_path(directory))
     return directory
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_tokens_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MUSICGEN_TOKENS_CACHE", str(tmp_path_factory.mktemp("tokens_cache")))
+        yield
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musicgen_core.config import TrainSettings
-from musicgen_core.errors import ConfigError
+from musicgen_core.errors import ConfigError, DeviceError
 from musicgen_core.training import batching
-from musicgen_core.training.batching import BatchSize, DataOrder, resolve_batch_size
+from musicgen_core.training.batching import BatchSize, DataOrder, resolve_batch_size, resolve_execution
+from musicgen_core.training.model import Execution
 
 CPU = torch.device("cpu")
 
@@ -40,13 +41,67 @@ def test_a_step_sees_16_clips_unless_both_numbers_are_given(
 
 
 @pytest.mark.parametrize(
-    ("memory_gib", "expected"), [(80, (4, 4)), (141, (4, 4)), (40, (2, 8)), (32, (2, 8)), (15, (1, 16))]
+    ("memory_gib", "expected"), [(80, (4, 4)), (141, (16, 1)), (40, (2, 8)), (32, (2, 8)), (24, (1, 16)), (15, (1, 16))]
 )
 def test_the_micro_batch_of_a_gpu_follows_its_memory(
     monkeypatch: pytest.MonkeyPatch, memory_gib: float, expected: tuple[int, int]
 ) -> None:
     monkeypatch.setattr(batching, "memory_gib", lambda device: memory_gib)  # there may be no GPU here
     assert resolve_batch_size(TrainSettings(), torch.device("cuda")) == BatchSize(*expected)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "given", "expected"), [(2, {}, (2, 4)), (4, {"batch_size": 1}, (1, 4)), (16, {}, (1, 1))]
+)
+def test_gpus_share_the_16_clips_of_a_step(gpus: int, given: dict[str, int], expected: tuple[int, int]) -> None:
+    size = resolve_batch_size(TrainSettings(gpus=gpus, **given), CPU)  # type: ignore[arg-type]
+    assert (size.micro, size.accumulation) == expected
+    assert size.effective == 16
+
+
+def test_gpus_that_cannot_share_16_clips_evenly_are_refused() -> None:
+    with pytest.raises(ConfigError, match="can't be shared evenly among 3 GPUs"):
+        resolve_batch_size(TrainSettings(gpus=3), CPU)
+    assert resolve_batch_size(TrainSettings(gpus=3, batch_size=2, gradient_accumulation_steps=2), CPU).effective == 12
+
+
+def a_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], gib: float) -> torch.device:
+    monkeypatch.setattr(batching, "memory_gib", lambda device: gib)  # there may be no GPU here
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    return torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("capability", "gib", "precision", "checkpointing"),
+    [
+        ((9, 0), 141, "bf16", False),
+        ((8, 0), 80, "bf16", False),
+        ((7, 0), 32, "fp16", False),
+        ((7, 5), 15, "fp16", True),
+    ],
+)
+def test_precision_and_checkpointing_follow_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], gib: float, precision: str, checkpointing: bool
+) -> None:
+    execution = resolve_execution(TrainSettings(), a_gpu(monkeypatch, capability, gib))
+    assert (execution.precision, execution.checkpointing) == (precision, checkpointing)
+
+
+def test_a_cpu_computes_in_fp32_uncompiled() -> None:
+    assert resolve_execution(TrainSettings(), CPU) == Execution("fp32", compile=False, checkpointing=False)
+
+
+def test_what_is_given_wins_over_what_the_gpu_suggests(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = TrainSettings(base_precision="fp8", activation_checkpointing=True, compile_blocks=False)
+    assert resolve_execution(settings, a_gpu(monkeypatch, (9, 0), 141)) == Execution("fp8", False, True)
+
+
+def test_fp8_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DeviceError, match="device is a CPU"):
+        resolve_execution(TrainSettings(base_precision="fp8"), CPU)
+    with pytest.raises(DeviceError, match=r"needs compute capability 8\.9 .* Some GPU has 8\.0"):
+        resolve_execution(TrainSettings(base_precision="fp8"), a_gpu(monkeypatch, (8, 0), 80))
 
 
 @pytest.mark.parametrize("name", ["batch_size", "gradient_accumulation_steps"])

@@ -10,7 +10,8 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.model.lora import Adapter, save_adapter, save_full_model
-from musicgen_core.training.checkpoint import Checkpoint, Progress, RunDirectory, load_checkpoint, save_checkpoint
+from musicgen_core.training.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
+from musicgen_core.training.run_directory import RunDirectory
 
 
 def checkpoint_of(step: int) -> Checkpoint:

@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,10 @@ from musicgen_core.config import TrainSettings
 from musicgen_core.errors import AdapterError, Cancelled, RunDirectoryError, TokensError
 from musicgen_core.model.lora import load_adapter
 from musicgen_core.model.weights import BaseModel
-from musicgen_core.training import train as train_module
+from musicgen_core.training import saving
+from musicgen_core.training.distributed import World
+from musicgen_core.training.loop import Trainer
+from musicgen_core.training.run_directory import RunDirectory
 from musicgen_core.training.train import TrainRequest, TrainResult, train
 
 MakeRequest = Callable[..., TrainRequest]
@@ -113,9 +118,10 @@ def test_the_run_directory_holds_exactly_these_files(uninterrupted: tuple[TrainR
 def test_each_step_stands_in_the_metrics_once_with_these_names(uninterrupted: tuple[TrainRequest, TrainResult]) -> None:
     rows = rows_of(uninterrupted[0].run_dir)
     assert [(row["step"], row["epoch"]) for row in rows] == [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 2)]
-    of_a_step = {"step", "epoch", "train/loss", "train/lr", "train/grad_norm", "train/audio_seconds_per_sec"}
+    of_a_step = {"step", "epoch", "train/loss", "train/lr", "train/grad_norm", "train/skipped_steps"}
+    of_a_step |= {"train/audio_seconds_per_sec"}
     of_an_epoch = {"train/epoch_loss", "val/loss", "val/perplexity", "epoch_seconds", "best/loss"}
-    of_an_epoch |= {f"val/perplexity_codebook_{k}" for k in range(4)}
+    of_an_epoch |= {f"val/{name}_codebook_{k}" for name in ("loss", "perplexity") for k in range(4)}
     assert [row.keys() - of_a_step for row in rows] == [set(), set(), of_an_epoch, set(), set(), of_an_epoch]
     assert all(row.keys() >= of_a_step for row in rows)
 
@@ -163,14 +169,6 @@ def test_a_remote_run_directory_gets_every_file(
     assert all(torch.equal(final[name], expected[name]) for name in expected)
 
 
-def test_adapters_are_copied_where_asked(request_for: MakeRequest, tmp_path: Path) -> None:
-    train(request_for(copy_to=str(tmp_path / "copy"), max_steps=2))
-    assert files_in(str(tmp_path / "copy")) == {"lora_weights/best_lora.pt", "lora_weights/final_lora.pt"}
-    copied = load_adapter(storage.as_path(tmp_path / "copy" / "lora_weights" / "final_lora.pt")).lora
-    final = adapter_in(str(tmp_path / "run"))
-    assert all(torch.equal(copied[name], final[name]) for name in final)
-
-
 # What is learned
 
 
@@ -190,7 +188,7 @@ def test_the_loss_falls_where_there_is_something_to_learn(request_for: MakeReque
 
 def test_the_lowest_validation_loss_is_the_best(request_for: MakeRequest) -> None:
     """On noise, validation gets worse with time, while training gets better."""
-    request = request_for(num_epochs=4, learning_rate=2e-2)
+    request = request_for(num_epochs=4, learning_rate=5e-2)
     result = train(request)
     rows = [row for row in rows_of(request.run_dir) if "val/loss" in row]
     by_epoch = [row["val/loss"] for row in rows]
@@ -240,9 +238,9 @@ def test_tokens_of_another_codec_are_refused(request_for: MakeRequest, make_toke
 
 @contextlib.contextmanager
 def killed_in(function: str, call: int, by: BaseException) -> Iterator[None]:
-    """Raises instead of the `call`-th call, from 1, of a function that train.py uses, and expects it to come out."""
+    """Raises instead of the `call`-th call, from 1, of a function that saving.py uses, and expects it to come out."""
     calls = 0
-    whole = getattr(train_module, function)
+    whole = getattr(saving, function)
 
     def killing(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
@@ -252,7 +250,7 @@ def killed_in(function: str, call: int, by: BaseException) -> Iterator[None]:
         return whole(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, function, killing)
+        patch.setattr(saving, function, killing)
         with pytest.raises(type(by)):
             yield
 
@@ -280,14 +278,9 @@ def test_cancelled_at_every_step_and_started_again_nothing_shows(
 ) -> None:
     request = request_for(save_every_steps=SAVE_EVERY)
     for step in range(1, 6):
-        asked: list[bool] = []
-
-        def second_time(asked: list[bool] = asked) -> bool:
-            asked.append(True)
-            return len(asked) == 2
-
+        done: list[Row] = []
         with pytest.raises(Cancelled, match=f"after step {step}"):
-            train(request, cancelled=second_time)
+            train(request, on_step=done.append, cancelled=partial(bool, done))
     assert train(request).resumed_from == 5
     assert_same_training(request.run_dir, uninterrupted[0].run_dir)
 
@@ -296,11 +289,11 @@ def test_cancelled_at_every_step_and_started_again_nothing_shows(
     ("function", "call"),
     [
         ("save_adapter", 2),  # lora_epoch_1: the step checkpoint's latest_lora is the first
-        ("save_full_model", 1),  # best_model
-        ("save_full_model", 2),  # checkpoint_epoch_1
-        ("save_checkpoint", 3),  # latest, at the end of the epoch
-        ("merged_checkpoint", 2),  # the second epoch
-        ("merged_checkpoint", 3),  # final_model
+        ("save_adapter", 3),  # best_lora
+        ("save_checkpoint", 2),  # checkpoint_step_2, after latest
+        ("save_checkpoint", 3),  # owed, what the full models of the epoch are made from
+        ("save_checkpoint", 4),  # latest, at the end of the epoch
+        ("save_checkpoint", 9),  # the second epoch
     ],
 )
 def test_killed_between_the_files_of_an_epochs_end_and_started_again_nothing_shows(
@@ -364,7 +357,7 @@ def test_with_latest_damaged_it_goes_on_from_the_one_before(
     uninterrupted: tuple[TrainRequest, TrainResult], request_for: MakeRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
     request = request_for(save_every_steps=SAVE_EVERY)
-    with killed_in("merged_checkpoint", 2, Killed()):  # in step 6; step 4 is the one before
+    with killed_in("save_checkpoint", 9, Killed()):  # in step 6; step 4 is the one before
         train(request)
     latest, before = (Path(request.run_dir) / name for name in ("latest.pt", "checkpoint_step_6.pt"))
     for path in (latest, before):
@@ -454,7 +447,7 @@ def test_a_checkpoint_of_another_model_is_refused_in_a_new_directory_too(
     uninterrupted: tuple[TrainRequest, TrainResult], request_for: MakeRequest, other_model: BaseModel
 ) -> None:
     checkpoint = f"{uninterrupted[0].run_dir}/checkpoint_step_2.pt"
-    with pytest.raises(AdapterError, match="was trained on"):
+    with pytest.raises(RunDirectoryError, match=r"checkpoint_step_2\.pt is of another training: base_model is"):
         train(request_for("new", model=str(other_model.directory), resume=checkpoint))
 
 
@@ -468,13 +461,104 @@ def test_a_checkpoint_by_name_sets_later_files_aside(
         train(by_name)
     later = {"latest", "checkpoint_step_4", "checkpoint_step_6", "checkpoint_epoch_1", "checkpoint_epoch_2"}
     later |= {"best_lora", "final_lora", "latest_lora", "lora_epoch_1", "lora_epoch_2", "best_model", "final_model"}
-    set_aside = {f"superseded/{name}.pt" for name in later}
+    set_aside = {f"superseded/1/{path}" for path in FILES if Path(path).stem in later}
     here = {"checkpoint_step_2.pt", "config.json", "loss.png", "metrics.jsonl"}
-    killed_while_saving = {"lora_weights/latest_lora.pt", "latest.pt"}
+    killed_while_saving = {"lora_weights/latest_lora.pt"}
     assert files_in(request.run_dir) - killed_while_saving == set_aside | here
     train(request)
     assert files_in(request.run_dir) == FILES | set_aside
     assert rows_of(request.run_dir)[-1]["train/epoch_loss"] == uninterrupted[1].last_loss
+    again = contents_of(f"{request.run_dir}/superseded/1")
+    (Path(request.run_dir) / "latest.pt").rename(Path(request.run_dir) / "moved_away")
+    train(by_name)
+    assert contents_of(f"{request.run_dir}/superseded/1") == again
+    assert files_in(f"{request.run_dir}/superseded/2") | {"latest.pt"} == files_in(f"{request.run_dir}/superseded/1")
+
+
+def test_killed_before_the_files_are_set_aside_the_metrics_have_no_hole(
+    uninterrupted: tuple[TrainRequest, TrainResult], request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = request_for(num_epochs=1, save_every_steps=SAVE_EVERY)
+    train(request)
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "set_aside_after", kill)
+        with pytest.raises(Killed):
+            train(dataclasses.replace(request, resume=f"{request.run_dir}/checkpoint_step_2.pt"))
+    assert train(request_for(save_every_steps=SAVE_EVERY)).resumed_from == 3
+    assert_same_training(request.run_dir, uninterrupted[0].run_dir)
+
+
+def test_the_best_of_between_two_epochs_is_not_mistaken_for_that_of_its_epochs_end(
+    request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    losses = iter([1.0, 2.0, 3.0, 0.5])  # after steps 2, 3, 4 and 6
+    monkeypatch.setattr(Trainer, "validate", lambda *_: {"val/loss": next(losses)})
+    request = request_for(validate_every_steps=2, save_every_steps=5)
+    assert train(request).best_epoch == 2
+    losses = iter([7.0])
+    by_name = dataclasses.replace(request, resume=f"{request.run_dir}/checkpoint_step_5.pt")
+    assert train(by_name).best_loss == 7.0
+    assert "the best adapter until then is gone" in caplog.text
+
+
+def test_going_back_in_an_object_store_fetches_no_full_model(
+    request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    request = request_for(run_dir=f"memory://{tmp_path.name}/run", save_every_steps=SAVE_EVERY)
+    train(request)
+    root, fetched, whole = storage.as_path(request.run_dir), list[str](), storage.staged
+
+    def staged(path: Any) -> Any:
+        fetched.append(path.name)
+        return whole(path)
+
+    monkeypatch.setattr(storage, "staged", staged)
+    files = RunDirectory(root, tmp_path / "stage")
+    assert files.set_aside_after(4) == root / "superseded" / "1"
+    here = {name for name in files_in(request.run_dir) if not name.startswith("superseded")}
+    assert here >= {"full_models/checkpoint_epoch_1.pt", "checkpoint_step_4.pt", "lora_weights/lora_epoch_1.pt"}
+    assert not here & {"full_models/checkpoint_epoch_2.pt", "checkpoint_step_6.pt", "latest.pt"}
+    assert not [name for name in fetched if name.startswith("checkpoint")]
+
+
+# Several processes
+
+
+@dataclasses.dataclass(frozen=True)
+class SecondRank(World):
+    """The second of two processes. `waits` happens while it waits for the first, which says what is in `told`."""
+
+    waits: Callable[[], object] = lambda: None
+    told: list[Any] = dataclasses.field(default_factory=list)
+
+    def barrier(self) -> None:
+        self.waits()
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+    def broadcast_object(self, value: Any) -> Any:
+        return self.told.pop(0)
+
+
+def test_a_rank_reads_the_run_directory_once_the_main_one_holds_its_lock(request_for: MakeRequest) -> None:
+    """Another training may have gone on there until then."""
+    train(request_for(num_epochs=1))
+    request = request_for()
+    world = SecondRank(1, 2, torch.device("cpu"), lambda: train(request), [6, True])
+    assert train(request, world=world).resumed_from == 6
+
+
+def test_ranks_that_would_begin_at_different_steps_refuse(request_for: MakeRequest) -> None:
+    request = request_for(num_epochs=1)
+    train(request)
+    world = SecondRank(1, 2, torch.device("cpu"), told=[2])
+    with pytest.raises(RunDirectoryError, match="rank 1 begins after step 3, the main one after step 2"):
+        train(request, world=world)
 
 
 def test_the_best_of_before_a_named_checkpoint_is_the_best_again(
@@ -484,13 +568,21 @@ def test_the_best_of_before_a_named_checkpoint_is_the_best_again(
     request = request_for(tokens=tokens, num_epochs=3, lora_dropout=0)
     assert train(request).best_epoch == 3
     by_name = dataclasses.replace(request, resume=f"{request.run_dir}/full_models/checkpoint_epoch_2.pt")
+    best_model = Path(request.run_dir) / "full_models" / "best_model.pt"
+
+    def once_it_is_written() -> bool:
+        deadline = time.monotonic() + 60
+        while not best_model.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return True
+
     with pytest.raises(Cancelled):  # before a third epoch could be better
-        train(by_name, cancelled=lambda: True)
+        train(by_name, cancelled=once_it_is_written)
     best, expected = (adapter_in(request.run_dir, name) for name in ("best_lora", "lora_epoch_2"))
     assert all(torch.equal(best[name], expected[name]) for name in expected)
-    best_model = torch.load(Path(request.run_dir) / "full_models" / "best_model.pt", weights_only=True)["best_state"]
+    merged = torch.load(best_model, weights_only=True)["best_state"]
     epoch_2 = torch.load(by_name.resume, weights_only=True)["best_state"]
-    assert all(torch.equal(best_model[name], epoch_2[name]) for name in epoch_2)
+    assert all(torch.equal(merged[name], epoch_2[name]) for name in epoch_2)
 
 
 def test_a_checkpoint_of_elsewhere_starts_a_new_directory(
@@ -504,6 +596,40 @@ def test_a_checkpoint_of_elsewhere_starts_a_new_directory(
     assert all(torch.equal(final[name], expected[name]) for name in expected)
     assert "lora_weights/best_lora.pt" in files_in(request.run_dir)
     assert contents_of(run_dir) == before
+
+
+def test_a_checkpoint_of_elsewhere_is_refused_where_another_training_is(
+    uninterrupted: tuple[TrainRequest, TrainResult], request_for: MakeRequest
+) -> None:
+    request = request_for("own", max_steps=1)
+    train(request)
+    elsewhere = f"{uninterrupted[0].run_dir}/checkpoint_step_2.pt"
+    with pytest.raises(RunDirectoryError, match="has a training of its own"):
+        train(dataclasses.replace(request, resume=elsewhere))
+
+
+def test_a_training_that_began_with_a_named_checkpoint_goes_on_when_it_is_started_again_in_the_same_way(
+    uninterrupted: tuple[TrainRequest, TrainResult], request_for: MakeRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether the checkpoint was of elsewhere or of its own directory."""
+    elsewhere = request_for("new", resume=f"{uninterrupted[0].run_dir}/checkpoint_step_2.pt", save_every_steps=2)
+    own = request_for("new", resume=str(Path(elsewhere.run_dir) / "checkpoint_step_4.pt"), save_every_steps=2)
+
+    def kill(row: Row) -> None:
+        if row["step"] == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(elsewhere, on_step=kill)
+    assert train(elsewhere).resumed_from == 5
+    with pytest.raises(Killed):
+        train(own, on_step=kill)
+    assert train(own).resumed_from == 5
+    caplog.set_level(logging.INFO)
+    assert train(own).resumed_from == 6
+    assert "to begin there again, move latest.pt away" in caplog.text
+    (Path(own.run_dir) / "latest.pt").unlink()
+    assert train(own).resumed_from == 4
 
 
 @pytest.mark.parametrize(

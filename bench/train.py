@@ -1,0 +1,280 @@
+"""Training steps on MusicGen-Large's exact shape with random weights, beside audiocraft + peft and Hugging Face + peft.
+
+    python -m bench.train [--subjects bf16 fp8 audiocraft huggingface] [--batches 1 2 4 8 16] [--checkpointing]
+
+A step is forward, loss, backward over one micro-batch of 30 s clips with LoRA of rank 8 and dropout 0.1, the
+optimizer's update included after every 16 clips. audiocraft's q, k and v can't be reached by peft: there LoRA is on
+out_proj, linear1 and linear2 alone. Ends with how the loss of fp8 follows that of bf16 over the same clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from musicgen_core.audiocraft_compat import import_audiocraft
+from musicgen_core.codes import CODEBOOKS
+from musicgen_core.model.debug_model import LM_CONFIG
+from musicgen_core.model.decoder import DecoderConfig, MusicgenLM, TextCondition
+from musicgen_core.model.lora import LoraSettings, add_lora
+from musicgen_core.model.pattern import teacher_forcing
+from musicgen_core.model.weights import TEXT_ENCODER, find_model
+from musicgen_core.training.dropout import clip_seeds
+from musicgen_core.training.loss import clip_losses
+from musicgen_core.training.model import Execution, TrainingModel
+
+FRAMES, SECONDS = 1500, 30.0
+TEXT_LENGTH = 32
+Losses = Callable[[Tensor, TextCondition], Tensor]
+"""codes [B, K, T] and text → losses [B, K]"""
+
+
+@dataclass
+class Subject:
+    """What is measured.
+
+    Attributes:
+        parameters: to train.
+        step: adds the gradients of a micro-batch's mean loss times a factor → its losses.
+        zero_grad: clears gradients.
+    """
+
+    parameters: list[Any]
+    step: Callable[[Tensor, TextCondition, float], Tensor]
+    zero_grad: Callable[[], None]
+
+
+def by_autograd(parameters: list[Any], losses: Losses) -> Subject:
+    def step(codes: Tensor, text: TextCondition, factor: float) -> Tensor:
+        of_clips = losses(codes, text)
+        (of_clips.mean() * factor).backward()
+        return of_clips.detach()
+
+    def zero_grad() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+
+    return Subject(parameters, step, zero_grad)
+
+
+def large(layers: int) -> DecoderConfig:
+    return DecoderConfig(dim=2048, layers=layers, heads=32, ffn_dim=8192, text_dim=768)
+
+
+def random_lm(layers: int, device: torch.device) -> MusicgenLM:
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        lm = MusicgenLM(large(layers))
+    lm = lm.to_empty(device=device).to(torch.bfloat16)
+    for name, parameter in lm.named_parameters():
+        parameter.data.normal_(0, 0.02)
+        if "norm" in name:
+            parameter.data.fill_(1.0 if name.endswith("weight") else 0.0)
+    return lm
+
+
+def project(layers: int, device: torch.device, precision: str, checkpointing: bool, compiled: bool = True) -> Subject:
+    peft_model = add_lora(random_lm(layers, device), LoraSettings(8, 32, 0.1))
+    model = TrainingModel(peft_model, 0.1, Execution(precision, compiled, checkpointing))
+
+    def step(codes: Tensor, text: TextCondition, factor: float) -> Tensor:
+        seeds = clip_seeds(0, 1, range(len(codes))).to(device, non_blocking=True)
+        frames = torch.full((len(codes),), codes.shape[2], device=device)
+        return model.step(codes, frames, text, seeds, factor / len(codes))
+
+    return Subject(model.parameters, step, model.zero_grad)
+
+
+def _with_peft(model: Any, targets: list[str]) -> tuple[Any, list[Any]]:
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(model, LoraConfig(r=8, lora_alpha=32, lora_dropout=0.1, target_modules=targets))
+    return adapted.train(), [one for one in adapted.parameters() if one.requires_grad]
+
+
+def _pattern(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return teacher_forcing(codes, torch.full((len(codes),), codes.shape[2], device=codes.device), special=2048)
+
+
+def audiocraft(layers: int, device: torch.device) -> Subject:
+    import_audiocraft("audiocraft.modules.transformer").set_efficient_attention_backend("torch")
+    config = OmegaConf.create(LM_CONFIG)
+    config.transformer_lm.update({"dim": 2048, "num_layers": layers, "num_heads": 32, "dropout": 0.0})
+    config.device = str(device)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # its T5 by a name that it knows
+        Path("t5-small").symlink_to(find_model("debug").directory / TEXT_ENCODER)
+        lm = import_audiocraft("audiocraft.models.builders").get_lm_model(config)
+    adapted, parameters = _with_peft(lm.to(torch.bfloat16), ["out_proj", "linear1", "linear2"])
+
+    def losses(codes: Tensor, text: TextCondition) -> Tensor:
+        inputs, targets, valid = _pattern(codes)
+        states = text.states.new_zeros(len(codes), TEXT_LENGTH, 2048, dtype=torch.bfloat16)
+        with torch.autocast(codes.device.type, torch.bfloat16):
+            logits = adapted(inputs, [], condition_tensors={"description": (states, text.mask)})
+        return clip_losses(logits, targets, valid)
+
+    return by_autograd(parameters, losses)
+
+
+def huggingface(layers: int, device: torch.device) -> Subject:
+    from transformers import MusicgenDecoderConfig, MusicgenForCausalLM
+
+    config = MusicgenDecoderConfig(
+        vocab_size=2048, hidden_size=2048, num_hidden_layers=layers, num_attention_heads=32, ffn_dim=8192, dropout=0.0
+    )
+    config._attn_implementation = "sdpa"
+    with torch.device(device):
+        lm = MusicgenForCausalLM(config).to(torch.bfloat16)
+    adapted, parameters = _with_peft(lm, ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"])
+
+    def losses(codes: Tensor, text: TextCondition) -> Tensor:
+        inputs, targets, valid = _pattern(codes)
+        states = text.states.new_zeros(len(codes), TEXT_LENGTH, 2048, dtype=torch.bfloat16)
+        with torch.autocast(codes.device.type, torch.bfloat16):
+            logits = adapted(
+                input_ids=inputs.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=text.mask.long()
+            ).logits
+        return clip_losses(logits.unflatten(0, (-1, CODEBOOKS)), targets, valid)
+
+    return by_autograd(parameters, losses)
+
+
+def clips(batch: int, device: torch.device, seed: int = 0) -> tuple[Tensor, TextCondition]:
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 2048, (batch, CODEBOOKS, FRAMES), generator=generator)
+    states = torch.randn(batch, TEXT_LENGTH, 768, generator=generator)
+    mask = torch.arange(TEXT_LENGTH) < torch.randint(4, TEXT_LENGTH, (batch, 1), generator=generator)
+    return codes.to(device), TextCondition(states.to(device), mask.to(device))
+
+
+def useful_flops(layers: int) -> float:
+    """Of a clip's step: forwards, and backwards to the activations; the frozen weights need no gradients."""
+    dim, ffn = 2048, 8192
+    linear = 2 * (6 * dim * dim + 2 * dim * ffn) * FRAMES
+    attention = 2 * FRAMES * FRAMES * dim  # causal: half of 2 products of 2 · S² · D
+    heads = 2 * 4 * 2048 * dim * FRAMES
+    return layers * (2 * linear + 3 * attention) + 2 * heads
+
+
+def measure(subject: Subject, batch: int, device: torch.device, layers: int, seconds: float) -> str:
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    optimizer = torch.optim.AdamW(subject.parameters, lr=1e-4, fused=True)
+    codes, text = clips(batch, device)
+    accumulation = max(1, 16 // batch)
+
+    def step(number: int) -> None:
+        subject.step(codes, text, 1 / accumulation)
+        if number % accumulation == accumulation - 1:
+            torch.nn.utils.clip_grad_norm_(subject.parameters, 1.0)
+            optimizer.step()
+            subject.zero_grad()
+
+    began = time.monotonic()
+    subject.zero_grad()
+    step(0)
+    torch.cuda.synchronize()
+    first = time.monotonic() - began
+    for number in range(accumulation + 2):  # an update among them, and CUDA graphs made
+        step(number)
+    torch.cuda.synchronize()
+    began, done = time.monotonic(), 0
+    while done % accumulation or time.monotonic() - began < seconds:
+        step(done)
+        done += 1
+        if done % accumulation == 0:
+            torch.cuda.synchronize()
+    took = (time.monotonic() - began) / done
+    speed = batch * SECONDS / took
+    tflops = batch * useful_flops(layers) / took / 1e12
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    return f"{speed:8.1f} audio-s/s {tflops:7.1f} TFLOP/s {peak:6.1f} GiB {1e3 * took:8.1f} ms  first {first:5.1f} s"
+
+
+def loss_curve(subject: Subject, device: torch.device, steps: int, batch: int) -> list[float]:
+    """Losses of each step over the same four batches again and again, which are learned by heart."""
+    optimizer = torch.optim.AdamW(subject.parameters, lr=1e-3, fused=True)
+    losses = []
+    for step in range(steps):
+        loss = subject.step(*clips(batch, device, seed=step % 4), 1.0).mean()
+        torch.nn.utils.clip_grad_norm_(subject.parameters, 1.0)
+        optimizer.step()
+        subject.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def subjects(layers: int, device: torch.device, checkpointing: bool) -> dict[str, Callable[[], Subject]]:
+    return {
+        "bf16": partial(project, layers, device, "bf16", checkpointing),
+        "fp8": partial(project, layers, device, "fp8", checkpointing),
+        "audiocraft": partial(audiocraft, layers, device),
+        "huggingface": partial(huggingface, layers, device),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--subjects", nargs="*", default=["bf16", "fp8", "audiocraft", "huggingface"])
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--layers", type=int, default=48)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement, at least")
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--curve", type=int, default=0, metavar="STEPS", help="compare the losses of bf16 and fp8")
+    parser.add_argument("--profile", type=int, default=0, metavar="BATCH", help="list the kernels of a step")
+    given = parser.parse_args(arguments)
+    device = torch.device("cuda")
+    makers = subjects(given.layers, device, given.checkpointing)
+    rows: list[str] = []
+    for name in given.subjects:
+        subject = makers[name]()
+        for batch in given.batches:
+            try:
+                row = measure(subject, batch, device, given.layers, given.seconds)
+            except torch.OutOfMemoryError:
+                row = "out of memory"
+            rows.append(f"{name:<12} batch {batch:>2} {row}")
+            print(rows[-1], flush=True)
+        if given.profile and name in ("bf16", "fp8"):
+            print_profile(subject, given.profile, device)
+        del subject
+        gc.collect()
+    if given.curve:
+        curves = {}
+        for name in ("bf16", "fp8"):
+            curves[name] = loss_curve(makers[name](), device, given.curve, 4)
+            gc.collect()
+        print("step   bf16      fp8")
+        for step in range(0, given.curve, max(1, given.curve // 20)):
+            print(f"{step + 1:>4} {curves['bf16'][step]:8.4f} {curves['fp8'][step]:8.4f}")
+        furthest = max(abs(a - b) for a, b in zip(*curves.values(), strict=True))
+        print(f"the losses of fp8 and bf16 are never further apart than {furthest:.4f}")
+    print("\n" + "\n".join(rows))
+
+
+def print_profile(subject: Subject, batch: int, device: torch.device) -> None:
+    codes, text = clips(batch, device)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        subject.step(codes, text, 1.0)
+        torch.cuda.synchronize()
+    events = sorted(profile.key_averages(), key=lambda event: -event.self_device_time_total)
+    total = sum(event.self_device_time_total for event in events) / 1e3
+    print(f"kernels of a step, batch {batch}: {total:.1f} ms")
+    for event in events[:40]:
+        print(f"  {event.self_device_time_total / 1e3:8.2f} ms {event.count:>6}x {event.key[:110]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Base and adapter merged, 6.2 GB each for musicgen-large, written while training goes on.
+
+A crash may come before they are written, so what they are made from, a checkpoint of some hundred MB, lies in `owed/`
+until they are. Whoever goes on with the training writes them first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import Any, BinaryIO
+
+import torch
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.errors import AdapterError, RunDirectoryError
+from musicgen_core.model.lora import Adapter, load_adapter, merged_checkpoint
+from musicgen_core.model.weights import BaseModel
+from musicgen_core.training.background import RETRY_DELAYS_S, Abandoned, Background, Failures, attempt
+from musicgen_core.training.checkpoint import Checkpoint, load_checkpoint
+from musicgen_core.training.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+_FLUSH_BYTES = 256 << 20
+BEST = "best_model"
+FINAL = "final_model"
+
+
+class FullModels:
+    """The full models of one run directory.
+
+    Args:
+        keep_last: how many `checkpoint_epoch_*.pt` are kept, the newest; None: all.
+    """
+
+    def __init__(self, files: RunDirectory, model: BaseModel, keep_last: int | None, failures: Failures) -> None:
+        self.files, self.model, self.keep_last = files, model, keep_last
+        self.failures = failures
+        self.background = Background("full models", failures)
+
+    def write_owed(self) -> None:
+        """Have everything written that `owed/` then holds, also what failed before. Comes back at once."""
+        self.background.submit_unless_waiting("full models could not be written", self._write_owed)
+
+    def write_final(self, adapter: Adapter) -> None:
+        """Write `final_model.pt`, while the caller waits.
+
+        Raises:
+            RunDirectoryError: it can't be written.
+        """
+        target = self.files.full_model(FINAL)
+        error = attempt(
+            lambda: write_full_model(merged_checkpoint(self.model, adapter), target, self.background.stopping),
+            RETRY_DELAYS_S,
+        )
+        if error is not None:
+            raise RunDirectoryError(
+                f"the training is done, but {target} can't be written ({type(error).__name__}: {error}); "
+                f"the final adapter is {self.files.lora('latest_lora')}",
+                "Make room or mend the place and run again: only the last files are written",
+            ) from error
+
+    def _write_owed(self) -> None:
+        for owed in reversed(self.files.owed_checkpoints()):
+            if self.background.stopping.is_set():
+                raise Abandoned
+            try:
+                checkpoint = load_checkpoint(owed)
+            except RunDirectoryError as error:
+                logger.warning("%s; the full models that it stands for are left out", error)
+                owed.unlink(missing_ok=True)
+                continue
+            if (failure := self.background.attempt(partial(self._write, checkpoint, owed))) is not None:
+                names = ", ".join(f"{name}.pt" for name in checkpoint.owed)
+                self.failures.report(
+                    f"{names} could not be written ({type(failure).__name__}: {failure}): "
+                    "it is tried again with the next ones, at the end of the training and when it goes on"
+                )
+
+    def _write(self, checkpoint: Checkpoint, owed: UPath) -> None:
+        """Write the models that a checkpoint owes, and delete `owed`, its file."""
+        names = [name for name in checkpoint.owed if name != BEST or self._is_best(checkpoint)]
+        merged = merged_checkpoint(self.model, checkpoint.adapter) if names else {}
+        for name in names:
+            resume = {} if name == BEST else {"resume": checkpoint.with_owed([]).to_plain()}
+            write_full_model({**merged, **resume}, self.files.full_model(name), self.background.stopping)
+        owed.unlink(missing_ok=True)
+        if storage.is_local(owed):
+            with suppress(OSError):  # it is not empty, or the trainer is about to write there
+                Path(str(owed.parent)).rmdir()
+        if self.keep_last is not None:
+            for path in self.files.epoch_models()[self.keep_last :]:
+                path.unlink(missing_ok=True)
+
+    def _is_best(self, checkpoint: Checkpoint) -> bool:
+        """Whether this is still the best: a later epoch may have been better since."""
+        try:
+            return load_adapter(self.files.lora("best_lora")).global_step == checkpoint.adapter.global_step
+        except (AdapterError, OSError):
+            return True
+
+
+def write_full_model(values: dict[str, Any], target: UPath, stopping: Event) -> None:
+    """Save a full model whole, or stop between two pieces of it once `stopping` is set.
+
+    Raises:
+        Abandoned: it was stopped; nothing of it is left.
+    """
+    with storage.publish(target) as path:
+        with open(path, "wb") as file:
+            _save(values, _Stoppable(file, stopping))
+        if stopping.is_set():  # before an upload, which can't be stopped
+            raise Abandoned
+
+
+def _save(values: dict[str, Any], file: _Stoppable) -> None:
+    try:
+        torch.save(values, file)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        raise file.error or error from error  # torch tells of every failed write as `unexpected pos`
+
+
+class _Stoppable:
+    """A file for torch.save that refuses to go on when told so, and never leaves much for the disk to catch up with.
+
+    Without the second the small files of an interrupted training would wait for gigabytes that are written already.
+    """
+
+    def __init__(self, file: BinaryIO, stopping: Event) -> None:
+        self._file, self._stopping = file, stopping
+        self._unflushed = 0
+        self.error: BaseException | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            if self._stopping.is_set():
+                raise Abandoned
+            written = self._file.write(data)
+            self._unflushed += written
+            if self._unflushed > _FLUSH_BYTES:
+                self.flush()
+                os.fsync(self._file.fileno())
+                self._unflushed = 0
+            return written
+        except BaseException as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()

@@ -1,0 +1,64 @@
+"""CUDA graphs: a micro-batch's thousands of kernels started at once, since starting them one by one takes longer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+class Graphs:
+    """Runs a function of tensors, and from the third call with the same shapes on replays what it did.
+
+    The function must do the same for the same shapes, without waiting for the GPU, and keep what it changes in place.
+
+    Args:
+        function: tensors on one GPU → a tensor.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self._function = function
+        self._seen: set[object] = set()
+        self._graphs: dict[object, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
+        self._works = True
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        key = tuple((one.shape, one.dtype) for one in inputs)
+        if key not in self._graphs:
+            if key not in self._seen or not self._works:  # the first call compiles, and chooses algorithms
+                self._seen.add(key)
+                return self._function(*inputs)
+            try:
+                self._graphs[key] = self._capture(*inputs)
+            except torch.OutOfMemoryError:
+                self.release()
+                raise
+            except RuntimeError as error:
+                self._works = False
+                self.release()
+                logger.warning("no CUDA graph (%s): training goes on without, and slower", error)
+                return self._function(*inputs)
+        graph, places, output = self._graphs[key]
+        torch._foreach_copy_(places, list(inputs))
+        graph.replay()
+        return output.clone()
+
+    def release(self) -> None:
+        """Give the graphs' memory back."""
+        self._graphs.clear()
+        torch.cuda.empty_cache()
+
+    def _capture(self, *inputs: Tensor) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
+        places = [one.clone() for one in inputs]
+        torch.cuda.empty_cache()  # graphs have their own memory: what the first call took would stand beside it
+        graph = torch.cuda.CUDAGraph()
+        first = next((graph for graph, *_ in self._graphs.values()), None)
+        pool = None if first is None else first.pool()  # one for all: they never run at the same time
+        # Other threads may save and load meanwhile, so it is this thread alone that must not wait for the GPU.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            output = self._function(*places)
+        return graph, places, output

@@ -1,0 +1,119 @@
+"""What the process that launches a training and its workers tell each other, as JSON in a scratch folder.
+
+The request goes down as one file. Everything else comes up as lines of another, which all ranks append to: unlike
+`metrics.jsonl` it is there from the start, also with a remote run directory, is never cut back, and holds what is no
+metric. A pipe would do for one worker, but torchrun closes what its own workers would inherit.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from musicgen_core import errors
+from musicgen_core.errors import Cancelled, ConfigError, MusicgenError
+
+if TYPE_CHECKING:
+    from musicgen_core.training.train import TrainRequest, TrainResult
+
+
+def write_request(request: TrainRequest, path: Path) -> None:
+    from musicgen_core.training.train import TrainRequest
+
+    path.write_bytes(TypeAdapter(TrainRequest).dump_json(request, indent=2))
+
+
+def read_request(path: Path) -> TrainRequest:
+    """A request as `write_request` wrote it, or as a person did: what is left out has its default.
+
+    Raises:
+        ConfigError: the file can't be read, or names or values in it are wrong; every problem is named.
+    """
+    from musicgen_core.training.train import TrainRequest
+
+    try:
+        text = path.read_bytes()
+        request = TypeAdapter(TrainRequest).validate_json(text)
+    except OSError as error:
+        raise ConfigError(f"the request {path} can't be read ({error.strerror})", "Check the path") from error
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, problem['loc'])) or 'all'}: {problem['msg']}" for problem in error.errors()]
+        raise ConfigError(f"the request {path} is wrong: {'; '.join(problems)}", "Change what is named") from error
+    unknown = sorted(set(json.loads(text)) - {field.name for field in fields(TrainRequest)})
+    if unknown:
+        raise ConfigError(f"the request {path} has fields that don't exist: {', '.join(unknown)}", "Remove them")
+    return request
+
+
+class Reports:
+    """One worker's end: each report is one line, appended whole, so that ranks don't cut into each other's."""
+
+    def __init__(self, path: Path, rank: int) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._rank = rank
+
+    def send(self, event: str, **values: Any) -> None:
+        os.write(self._file, json.dumps({"rank": self._rank, "event": event, **values}).encode() + b"\n")
+
+    def send_error(self, error: MusicgenError | Cancelled, is_consequence: bool = False) -> None:
+        """An error that `revive` makes again on the other side; of a class of errors.py, as the nearest base is."""
+        kind = next(base.__name__ for base in type(error).__mro__ if base.__module__ == errors.__name__)
+        self.send("error", kind=kind, args=list(error.args), is_consequence=is_consequence)
+
+    def send_result(self, result: TrainResult) -> None:
+        from musicgen_core.training.train import TrainResult
+
+        self.send("result", result=TypeAdapter(TrainResult).dump_python(result, mode="json"))
+
+
+class ReportHandler(logging.Handler):
+    """Sends log records up, where they join the log of the process that launched the training."""
+
+    def __init__(self, reports: Reports) -> None:
+        super().__init__()
+        self._reports = reports
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._reports.send("log", name=record.name, level=record.levelno, message=self.format(record))
+        except Exception:  # as every handler of logging: a log line is not worth a training
+            self.handleError(record)
+
+
+class ReportReader:
+    """The other end: each call of `new` gives the reports since the last one, in order."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rest = b""
+        self._read = 0
+
+    def new(self) -> Iterator[dict[str, Any]]:
+        if not self._path.exists():
+            return
+        with open(self._path, "rb") as file:
+            file.seek(self._read)
+            data = file.read()
+        self._read += len(data)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            yield json.loads(line)
+
+
+def revive(kind: str, args: list[str]) -> MusicgenError | Cancelled:
+    """The error that `Reports.send_error` sent."""
+    error: MusicgenError | Cancelled = getattr(errors, kind)(*args)
+    return error
+
+
+def revive_result(plain: dict[str, Any]) -> TrainResult:
+    from musicgen_core.training.train import TrainResult
+
+    return TypeAdapter(TrainResult).validate_python(plain)

@@ -1,0 +1,184 @@
+"""Where the files of one training are, and which of them resuming can use."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.errors import RunDirectoryError
+from musicgen_core.training.checkpoint import Checkpoint, load_checkpoint
+
+_STEP = "checkpoint_step_"
+_EPOCH = "checkpoint_epoch_"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one training. `stage` is local: `root` itself where that is local."""
+
+    root: UPath
+    stage: Path
+    _uploaded: dict[Path, storage.Version] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def latest(self) -> UPath:
+        return self.root / "latest.pt"
+
+    @property
+    def config(self) -> UPath:
+        return self.root / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.stage / "metrics.jsonl"
+
+    def lora(self, name: str) -> UPath:
+        return self.root / "lora_weights" / f"{name}.pt"
+
+    def full_model(self, name: str) -> UPath:
+        return self.root / "full_models" / f"{name}.pt"
+
+    def step_checkpoint(self, step: int) -> UPath:
+        return self.root / f"checkpoint_step_{step}.pt"
+
+    def owed(self, step: int) -> UPath:
+        """The checkpoint of a step whose full models are still to be written."""
+        return self.root / "owed" / f"checkpoint_step_{step}.pt"
+
+    def step_checkpoints(self) -> list[UPath]:
+        """The newest first, like the next two."""
+        return _numbered(self.root, _STEP)
+
+    def epoch_models(self) -> list[UPath]:
+        return _numbered(self.root / "full_models", _EPOCH)
+
+    def owed_checkpoints(self) -> list[UPath]:
+        return _numbered(self.root / "owed", _STEP)
+
+    def has_training(self) -> bool:
+        return self.latest.exists() or any(self._older_checkpoints())
+
+    def holds(self, path: UPath) -> bool:
+        """Whether a path lies in this directory."""
+        if storage.is_local(self.root) and storage.is_local(path):
+            return Path(str(path)).resolve().is_relative_to(Path(str(self.root)).resolve())
+        return str(path).startswith(f"{str(self.root).rstrip('/')}/")
+
+    def read_config(self) -> dict[str, Any] | None:
+        try:
+            return json.loads(self.config.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise RunDirectoryError(f"{self.config} is damaged ({error})", "Use another run directory") from error
+
+    def write_config(self, values: Mapping[str, Any]) -> None:
+        storage.write_text(self.config, json.dumps(values, indent=1, ensure_ascii=False))
+
+    def upload_stage(self) -> None:
+        """Bring what is written locally (metrics, WandB's files, pictures) to a remote run directory."""
+        if not storage.is_local(self.root):
+            storage.upload_tree(self.stage, self.root, self._uploaded)
+
+    def fetch_metrics(self) -> None:
+        """Bring a remote run directory's metrics to the local stage."""
+        remote = self.root / "metrics.jsonl"
+        if not self.metrics.exists() and remote.exists():
+            self.metrics.parent.mkdir(parents=True, exist_ok=True)
+            self.metrics.write_bytes(remote.read_bytes())
+
+    def delete_partials(self) -> None:
+        """Delete what a killed training left half written. Only for who holds the run directory's lock."""
+        if storage.is_local(self.root):
+            for folder in (self.root, *(self.root / name for name in ("full_models", "lora_weights", "owed"))):
+                for path in folder.glob("*.partial"):
+                    path.unlink(missing_ok=True)
+
+    def find_checkpoint(self) -> tuple[Checkpoint, UPath] | None:
+        """The newest checkpoint that can be read: latest.pt, else the one before. None: nothing was trained here.
+
+        Raises:
+            RunDirectoryError: there are checkpoints, and all are damaged.
+        """
+        damaged: list[RunDirectoryError] = []
+        found = _first_readable([self.latest], damaged)
+        if found is None:
+            # By step, not by time: copies and some object stores don't keep times.
+            older = [_first_readable(paths, damaged) for paths in self._older_checkpoints()]
+            found = max(filter(None, older), key=lambda one: one[0].progress.step, default=None)
+        if found is None and damaged:
+            raise RunDirectoryError(
+                f"no checkpoint in {self.root} can be read: {damaged[0]}",
+                "Start again in another run directory, with --init-adapter if a *_lora.pt is whole",
+            )
+        return found
+
+    def files_after(self, step: int) -> list[UPath]:
+        """Weights and checkpoints of later steps than `step`, and those that can't be read."""
+        adapters = self.root / "lora_weights"
+        older = [path for paths in self._older_checkpoints() for path in paths]
+        files = [self.latest, *older, *(adapters.glob("*.pt") if adapters.is_dir() else ())]
+        later = [path for path in files if path.exists() and self._step_of(path) > step]
+        merged = [self.full_model(kind + "_model") for kind in ("best", "final") if self.lora(kind + "_lora") in later]
+        return later + [path for path in merged if path.exists()]
+
+    def _step_of(self, path: UPath) -> float:
+        """The step that a file is of, without a download where something smaller tells; infinity if unreadable."""
+        if not storage.is_local(path):
+            if path.stem.startswith(_STEP):
+                return int(path.stem.removeprefix(_STEP))
+            beside = self.lora(path.stem.replace(_EPOCH, "lora_epoch_"))  # 78 MB that say what 6 GB would
+            path = beside if path.stem.startswith(_EPOCH) and beside.exists() else path
+        return _step_in(path)
+
+    def set_aside_after(self, step: int) -> UPath | None:
+        """Move what `files_after` names to a new folder, `superseded/{number}` → that folder, None if nothing is."""
+        later = self.files_after(step)
+        if not later:
+            return None
+        superseded = self.root / "superseded"
+        used = [int(path.name) for path in superseded.iterdir() if path.name.isdecimal()] if superseded.is_dir() else []
+        folder = superseded / str(max(used, default=0) + 1)
+        for path in later:
+            storage.move(path, folder.joinpath(*path.relative_to(self.root).parts))
+        return folder
+
+    def _older_checkpoints(self) -> tuple[list[UPath], ...]:
+        """Checkpoints beside latest.pt, of each kind the newest first."""
+        return self.step_checkpoints(), self.epoch_models(), self.owed_checkpoints()
+
+
+def _numbered(folder: UPath, prefix: str) -> list[UPath]:
+    """`{prefix}{number}.pt` in `folder`, the highest number first."""
+    found = folder.glob(f"{prefix}*.pt") if folder.is_dir() else ()
+    numbered = [path for path in found if path.stem.removeprefix(prefix).isdecimal()]
+    return sorted(numbered, key=lambda path: int(path.stem.removeprefix(prefix)), reverse=True)
+
+
+def _first_readable(paths: Sequence[UPath], damaged: list[RunDirectoryError]) -> tuple[Checkpoint, UPath] | None:
+    """The first of `paths` that can be read; the errors of those before it are added to `damaged`."""
+    for path in paths:
+        if path.exists():
+            try:
+                return load_checkpoint(path), path
+            except RunDirectoryError as error:
+                damaged.append(error)
+    return None
+
+
+def _step_in(path: UPath) -> float:
+    """The step that an adapter or a checkpoint is of; infinity if it can't be read."""
+    with storage.staged(path) as local:
+        try:
+            values = torch.load(local, map_location="cpu", weights_only=True, mmap=True)
+            return values.get("resume", values)["global_step"]
+        except Exception:  # torch.load raises many kinds on a damaged file
+            return math.inf

@@ -1,0 +1,262 @@
+"""One training at a time in a run directory.
+
+`.lock` in the directory says who trains there, and its beat changes every some seconds. On a local disk the holder
+also has a `flock` on it, which ends with the process, however it ends. Elsewhere a lock is stale when its process is
+dead, where that can be seen, or when its beat stands still. That is found out by watching it: clocks of two machines
+need not agree, and a training whose machine was lost starts again by itself, a few minutes later.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import secrets
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.errors import RunDirectoryError
+
+logger = logging.getLogger(__name__)
+NAME = ".lock"
+BEAT_S = 20.0
+STALE_AFTER_S = 180.0
+"""Without a beat for so long, a holder that can't be looked at is taken for dead."""
+_NOTE_BYTES = 1024  # always the same, so that one write replaces all of it
+
+
+def flow_run_id() -> str | None:
+    """The Prefect flow run that this process was started for."""
+    return os.environ.get("PREFECT__FLOW_RUN_ID") or None
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # not Linux
+        return ""
+
+
+def _pid_namespace() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock. Two processes of one `kernel` see each other's flocks, of one `pids` each other's ids."""
+
+    host: str = field(default_factory=platform.node)
+    pid: int = field(default_factory=os.getpid)
+    since: str = field(default_factory=lambda: datetime.now(UTC).isoformat(" ", "seconds"))
+    flow_run: str | None = field(default_factory=flow_run_id)
+    kernel: str = field(default_factory=lambda: _boot_id() or platform.node())
+    pids: str = field(default_factory=_pid_namespace)
+    token: str = field(default_factory=lambda: secrets.token_hex(8))
+    beat: int = 0
+
+    def __str__(self) -> str:
+        flow_run = f", flow run {self.flow_run}" if self.flow_run else ""
+        return f"process {self.pid} on {self.host}{flow_run}, since {self.since}"
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self)).ljust(_NOTE_BYTES).encode()
+
+    @classmethod
+    def parse(cls, data: bytes) -> Holder | None:
+        try:
+            return cls(**json.loads(data))
+        except (ValueError, TypeError):
+            return None
+
+    def is_seen_dead(self) -> bool:
+        """Whether it was a process of this machine, and is no more."""
+        here = Holder()
+        if (self.kernel, self.pids) != (here.kernel, here.pids):
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        return False
+
+
+_UNKNOWN = Holder(host="an unknown machine", pid=0, since="an unknown time", flow_run=None, kernel="", token="")
+"""Of an object that is no note."""
+
+
+class RunLock:
+    """The right to write to a run directory, to be held in a `with` block.
+
+    Raises:
+        RunDirectoryError: another training holds it.
+    """
+
+    def __init__(self, root: UPath) -> None:
+        self.root = root
+        self._path = root / NAME
+        self._holder = Holder()
+        self._descriptor: int | None = None
+        self._stop = threading.Event()
+        self._lost_to: Holder | None = None
+        self._beating = threading.Thread(target=self._beat, name="run lock", daemon=True)
+        self._users: list[threading.Thread] = []
+
+    def __enter__(self) -> Self:
+        if storage.is_local(self.root):
+            storage.make_folder(self.root)
+            self._take_local()
+        else:
+            self._take_remote()
+        self._beating.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """Release it; if threads still write there, when they have ended."""
+        writing = [thread for thread in self._users if thread.is_alive()]
+        if writing:
+            threading.Thread(target=self._release_after, args=(writing,), name="run lock's end", daemon=True).start()
+        else:
+            self._release()
+
+    def check(self) -> None:
+        """Raises RunDirectoryError if the lock was lost: another took it for stale while this machine hung."""
+        if self._lost_to is not None:
+            raise RunDirectoryError(
+                f"another training took over {self.root} while this one hung ({self._lost_to})",
+                "Leave the directory to it, or stop it and run again",
+            )
+
+    @property
+    def is_lost(self) -> bool:
+        return self._lost_to is not None
+
+    def hold_for(self, threads: list[threading.Thread]) -> None:
+        """Not to be released before these threads have ended."""
+        self._users.extend(threads)
+
+    def _take_local(self) -> None:
+        while True:
+            descriptor = os.open(str(self._path), os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                self._flock(descriptor)
+                found = Holder.parse(os.pread(descriptor, _NOTE_BYTES, 0))
+                if found is not None and found.kernel != self._holder.kernel and not self._is_stale(found):
+                    raise self._held(self._read() or found)  # a network's disk need not pass flocks on
+                with suppress(FileNotFoundError):
+                    # Else its holder deleted it between the two calls, and the lock is on a file no one sees.
+                    if Path(str(self._path)).stat().st_ino == os.fstat(descriptor).st_ino:
+                        os.truncate(descriptor, 0)
+                        os.pwrite(descriptor, self._holder.to_bytes(), 0)
+                        self._descriptor = descriptor
+                        return
+            finally:
+                if self._descriptor is None:
+                    os.close(descriptor)
+
+    def _flock(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._held(self._read()) from None
+        except OSError as error:
+            logger.info("%s has no flock (%s): a lock there is told by its beat alone", self.root, error)
+            found = self._read()
+            if found is not None and not found.is_seen_dead() and not self._is_stale(found):
+                raise self._held(self._read() or found) from None
+
+    def _take_remote(self) -> None:
+        fs, path = self._path.fs, self._path.path
+        while True:
+            try:
+                fs.pipe_file(path, self._holder.to_bytes(), mode="create")  # fails if there is one, atomically
+                return
+            except FileExistsError:
+                found = self._read()
+            if found is not None:
+                if found.token == self._holder.token:
+                    return  # an upload that was tried again met what its first attempt had left
+                if not found.is_seen_dead() and not self._is_stale(found):
+                    raise self._held(self._read() or found) from None
+                again = self._read()
+                if again is not None and again.token == found.token:
+                    logger.info("%s was left locked by %s, which is gone", self.root, found)
+                    with suppress(FileNotFoundError):
+                        fs.rm_file(path)
+
+    def _is_stale(self, found: Holder) -> bool:
+        """Watch a lock until it beats or has not for long enough. True: no one holds it any more."""
+        logger.info("%s is locked by %s; waiting up to %.0f s for a sign of life", self.root, found, STALE_AFTER_S)
+        deadline = time.monotonic() + STALE_AFTER_S
+        while time.monotonic() < deadline:
+            time.sleep(min(1.0, BEAT_S / 4))
+            again = self._read()
+            if again != found:
+                return again is None
+        return True
+
+    def _read(self) -> Holder | None:
+        try:
+            if storage.is_local(self._path):
+                return Holder.parse(Path(str(self._path)).read_bytes())
+            return Holder.parse(self._path.fs.cat_file(self._path.path)) or _UNKNOWN
+        except FileNotFoundError:
+            return None
+
+    def _held(self, by: Holder | None) -> RunDirectoryError:
+        return RunDirectoryError(
+            f"a training is already running in {self.root} ({by or 'it does not say which'})",
+            "Wait for it or stop it, or give another run directory",
+        )
+
+    def _beat(self) -> None:
+        beat = 0
+        while not self._stop.wait(BEAT_S):
+            beat += 1
+            try:
+                found = self._read()
+                if found is not None and found.token != self._holder.token:
+                    self._lost_to = found
+                    return
+                self._write(replace(self._holder, beat=beat))
+            except Exception as error:  # storages raise many kinds; the next beat may get through
+                logger.warning("the lock of %s could not be renewed (%s)", self.root, error)
+
+    def _write(self, note: Holder) -> None:
+        if self._descriptor is not None:
+            os.pwrite(self._descriptor, note.to_bytes(), 0)
+        else:
+            self._path.fs.pipe_file(self._path.path, note.to_bytes())
+
+    def _release_after(self, threads: list[threading.Thread]) -> None:
+        for thread in threads:
+            thread.join()
+        self._release()
+
+    def _release(self) -> None:
+        self._stop.set()
+        self._beating.join()
+        try:
+            found = self._read()
+            if found is not None and found.token == self._holder.token:
+                self._path.unlink(missing_ok=True)  # while it is locked: the next one makes a new file
+        except Exception as error:  # a lock that stays is found to be stale
+            logger.warning("the lock of %s could not be taken away (%s)", self.root, error)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

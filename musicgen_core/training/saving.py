@@ -1,0 +1,213 @@
+"""Keeps the files of a training while it runs. Several processes that train together have one Saver among them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from upath import UPath
+
+from musicgen_core import storage, tracking
+from musicgen_core.config import TrainSettings
+from musicgen_core.errors import RunDirectoryError, raise_if_interrupted
+from musicgen_core.model.lora import Adapter, save_adapter
+from musicgen_core.model.weights import BaseModel
+from musicgen_core.training.background import RETRY_DELAYS_S, Failures, attempt
+from musicgen_core.training.checkpoint import Checkpoint, save_checkpoint, snapshot
+from musicgen_core.training.copying import SecondCopy
+from musicgen_core.training.full_models import BEST, FullModels
+from musicgen_core.training.loop import Trainer
+from musicgen_core.training.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+
+class Saver:
+    """Writes what a trainer has learned.
+
+    Small files are written while the trainer waits, in an order in which latest.pt is the last: what it says to be
+    done is in place. A file that can't be written is reported and tried again with the next save, and until then
+    latest.pt stays as it is, so that a restart does that part of the training again.
+
+    Args:
+        fixed: what must not change when the training goes on; kept in every checkpoint.
+        copy_to: the place of a second copy, or None.
+    """
+
+    def __init__(
+        self,
+        files: RunDirectory,
+        model: BaseModel,
+        trainer: Trainer,
+        settings: TrainSettings,
+        fixed: dict[str, Any],
+        copy_to: UPath | None,
+    ) -> None:
+        self.files, self.model, self.trainer, self.settings, self.fixed = files, model, trainer, settings, fixed
+        self.failures = Failures()
+        self.full_models = FullModels(files, model, settings.keep_last, self.failures)
+        self.copy = SecondCopy(files, copy_to, self.failures) if copy_to is not None else None
+        self._unwritten: dict[str, Callable[[], None]] = {}
+        self._owes = False  # full models, to be written once everything before them is
+        self._misses_metrics = False
+        self._outer_error = sys.exception()
+
+    def save_interval(self, is_due: bool) -> None:
+        """Update latest.pt; where a step checkpoint `is_due`, write that too."""
+        if sys.exception() is not self._outer_error:
+            self.full_models.background.abandon()  # the training was interrupted, and seconds count
+        checkpoint = self._checkpoint()
+        self._write(self._latest(checkpoint))
+        if is_due:
+            self._write_step_checkpoint(checkpoint)
+
+    def save_epoch(self, epoch: int, is_best: bool) -> None:
+        """Write the adapters of an epoch, and have its full models written."""
+        owed = {"each_epoch": [f"checkpoint_epoch_{epoch}"], "best_and_final": [], "none": []}
+        models = owed[self.settings.full_models]
+        if is_best and self.settings.full_models != "none":
+            models = [BEST, *models]
+        self._plot()
+        self._save([f"lora_epoch_{epoch}", *(["best_lora"] if is_best else [])], models)
+
+    def save_best(self) -> None:
+        """Write the best adapter so far, between two epochs' ends, and have its full model written."""
+        self._save(["best_lora"], [BEST] if self.settings.full_models != "none" else [])
+
+    def save_best_again(self, adapter: Adapter) -> None:
+        """Make an earlier epoch the best one again, after what came later was set aside."""
+        writes = self._adapters(adapter, ["best_lora"])
+        if self.settings.full_models != "none" and not self.files.owed(adapter.global_step).exists():
+            writes |= self._owed(replace(self._checkpoint(), adapter=adapter, owed=[BEST]))
+        self._write(writes)
+
+    def write_metrics(self, write: Callable[[], None]) -> None:
+        """A full disk must not end a training: rows that can't be written now come with later ones."""
+        try:
+            write()
+            self._misses_metrics = False
+        except OSError as error:
+            if not self._misses_metrics:  # else each step of a long outage would say so
+                self.failures.report(
+                    f"{self.files.metrics} could not be written ({error}); its rows are kept for later"
+                )
+            self._misses_metrics = True
+
+    def finish(self, check: Callable[[], None]) -> None:
+        """Write the final files, when everything before them is in place.
+
+        Args:
+            check: called while this waits; may raise to interrupt it.
+
+        Raises:
+            RunDirectoryError: a file that belongs to the end can't be written.
+        """
+        adapter = self._checkpoint().adapter
+        self._write_or_raise({})
+        self.full_models.write_owed()
+        self.full_models.background.drain(check)
+        if self.settings.full_models != "none":
+            self.full_models.write_final(adapter)
+        self._write_or_raise(self._adapters(adapter, ["final_lora"]))
+        if self.copy is not None:
+            self.copy.finish()
+
+    def close(self) -> list[Any]:
+        """Abandon what is unfinished → threads that have not noticed yet."""
+        backgrounds = [self.full_models.background]
+        self.full_models.background.abandon()
+        if self.copy is not None:
+            self.copy.abandon()
+            backgrounds.append(self.copy.background)
+        for background in backgrounds:
+            background.close(patience_s=5.0)
+        return [background.thread for background in backgrounds if background.thread.is_alive()]
+
+    def _checkpoint(self) -> Checkpoint:
+        trainer = self.trainer
+        progress = replace(trainer.progress, pending=snapshot(trainer.progress.pending))
+        adapter = Adapter(
+            lora=trainer.adapter_tensors(),
+            config=trainer.lora.plain(),
+            epoch=trainer.order.epoch_of(max(1, progress.step)),
+            global_step=progress.step,
+            loss=progress.loss,
+            base_model=self.model.identity,
+        )
+        return Checkpoint(adapter, snapshot(trainer.optimizer.state_dict()), progress, self.fixed)
+
+    def _save(self, adapters: list[str], models: list[str]) -> None:
+        """Write what is learned under these names, what these full models are made from, and latest.pt."""
+        checkpoint = self._checkpoint()
+        writes = self._adapters(checkpoint.adapter, adapters)
+        if models:
+            writes |= self._owed(checkpoint.with_owed(models))
+        self._write({**writes, **self._latest(checkpoint)})
+
+    def _owed(self, checkpoint: Checkpoint) -> dict[str, Callable[[], None]]:
+        target = self.files.owed(checkpoint.adapter.global_step)
+        self._owes = True
+        return {str(target): partial(save_checkpoint, checkpoint, target)}
+
+    def _adapters(self, adapter: Adapter, names: list[str]) -> dict[str, Callable[[], None]]:
+        return {str(self.files.lora(name)): partial(save_adapter, adapter, self.files.lora(name)) for name in names}
+
+    def _latest(self, checkpoint: Checkpoint) -> dict[str, Callable[[], None]]:
+        return {
+            str(self.files.stage): self.files.upload_stage,
+            **self._adapters(checkpoint.adapter, ["latest_lora"]),
+            str(self.files.latest): partial(save_checkpoint, checkpoint, self.files.latest),
+        }
+
+    def _write(self, writes: dict[str, Callable[[], None]]) -> bool:
+        """Write these files, after those that could not be written before; stops at the first that can't."""
+        before = dict(self._unwritten)
+        for target, write in writes.items():
+            self._unwritten.pop(target, None)  # an older content; what replaces it has its place in the order
+            self._unwritten[target] = write
+        try:
+            for target, write in list(self._unwritten.items()):
+                if (error := attempt(write, RETRY_DELAYS_S)) is not None:
+                    self.failures.report(f"{target} could not be written ({type(error).__name__}: {error})")
+                    return False
+                del self._unwritten[target]
+        except BaseException:
+            self._unwritten = before  # the trainer takes back what was interrupted, and saves where it then is
+            raise
+        if self._owes:
+            self._owes = False
+            self.full_models.write_owed()
+        if self.copy is not None:
+            self.copy.update()
+        return True
+
+    def _write_or_raise(self, writes: dict[str, Callable[[], None]]) -> None:
+        if not self._write(writes):
+            raise RunDirectoryError(
+                f"the training is done, but its files can't be written: {self.failures.texts[-1]}",
+                "Make room or mend the place and run again: only the last files are written",
+            )
+
+    def _write_step_checkpoint(self, checkpoint: Checkpoint) -> None:
+        target = self.files.step_checkpoint(checkpoint.progress.step)
+
+        def write() -> None:
+            save_checkpoint(checkpoint, target)
+            if self.settings.keep_last is not None:
+                for path in self.files.step_checkpoints()[self.settings.keep_last :]:
+                    path.unlink(missing_ok=True)
+
+        if (error := attempt(write, RETRY_DELAYS_S)) is not None:
+            self.failures.report(f"{target} could not be written and is left out ({type(error).__name__}: {error})")
+
+    def _plot(self) -> None:
+        try:
+            with storage.publish(storage.as_path(self.files.stage / "loss.png")) as path:
+                tracking.plot_losses(tracking.read_metrics(self.files.metrics), path)
+        except Exception as error:  # a picture is not worth a training
+            raise_if_interrupted(error)
+            self.failures.report(f"loss.png could not be drawn ({type(error).__name__}: {error})")

@@ -1,0 +1,192 @@
+"""One process of a training on several GPUs, as torchrun starts it.
+
+On one machine `launch` does that. Across machines, start torchrun by hand, the same on each of them:
+
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-id NAME --rdzv-endpoint FIRST_HOST:29500 \
+        -m musicgen_core.training.worker REQUEST.json
+
+REQUEST.json is a TrainRequest: `{"tokens": "gs://…", "run_dir": "gs://…", "model": "facebook/musicgen-large",
+"settings": {"num_epochs": 5}}`, with paths that every machine sees; `write_request` makes one from Python. Machines
+with several network interfaces may need GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME.
+
+SIGTERM, SIGINT and SIGHUP, to torchrun on any of the machines, end the training after the step in hand, with
+`latest.pt` saved. Exit code 0: done; 143: stopped so; 1: failed, with the reason as the last line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from musicgen_core.errors import Cancelled, MusicgenError
+from musicgen_core.training.reports import ReportHandler, Reports, read_request
+
+if TYPE_CHECKING:
+    from musicgen_core.training.train import TrainResult
+
+ORPHAN_GRACE = 5.0
+"""Seconds that a worker whose launcher is gone has for the step in hand and latest.pt: its run directory is locked
+meanwhile, and whoever killed the launcher may want to start again."""
+CAUSE_FIRST = 5.0
+"""Seconds that a rank which lost the others stays: torchrun names the first that ends as the cause."""
+STOPPED = 128 + signal.SIGTERM
+
+logger = logging.getLogger(__name__)
+
+
+class _Stop:
+    """Whether this process is to end. No threading.Event: its lock could be held when a signal comes in."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def ask(self, *_: object) -> None:
+        self._asked = True
+
+    def is_asked(self) -> bool:
+        return self._asked
+
+
+def main(arguments: Sequence[str] | None = None, train: Callable[..., TrainResult] | None = None) -> int:
+    """Do this process's part of a training.
+
+    Args:
+        arguments: of the command line; by default those of this process.
+        train: what trains, with the signature of `training.train.train`, which is the default.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(prog="python -m musicgen_core.training.worker")
+    parser.add_argument("request", type=Path, help="a TrainRequest as JSON")
+    parser.add_argument("--reports", type=Path, help="given by launch(), which reads this file and holds stdin open")
+    given = parser.parse_args(arguments)
+    rank = int(os.environ.get("RANK", "0"))
+    stop = _Stop()
+    for chosen in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # those that torchrun passes on
+        signal.signal(chosen, stop.ask)
+    _end_with_parents(stop, has_lifeline=given.reports is not None)
+    reports = Reports(given.reports, rank) if given.reports else None
+    if reports is not None:
+        reports.send("process", pid=os.getpid())
+    _set_up_logging(rank, reports)
+    return _run(given.request, rank, reports, stop, train)
+
+
+def _run(
+    request: Path, rank: int, reports: Reports | None, stop: _Stop, train: Callable[..., TrainResult] | None
+) -> int:
+    # torch takes seconds to import: only now, when this process can be stopped and ends with its parents
+    from musicgen_core.training.distributed import LostRank
+
+    try:
+        _train(request, reports, stop, train)
+    except Cancelled as error:
+        _report(error, rank, reports)
+        return STOPPED
+    except LostRank as error:
+        traceback.print_exc()
+        _report(error, rank, reports, is_consequence=True)
+        _wait_for(stop, CAUSE_FIRST)
+        return 1
+    except MusicgenError as error:
+        _report(error, rank, reports)
+        return 1
+    except Exception:  # whatever it is: its traceback goes to stderr, of which launch() shows the end
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _train(path: Path, reports: Reports | None, stop: _Stop, train: Callable[..., TrainResult] | None) -> None:
+    from musicgen_core.devices import pick_device
+    from musicgen_core.training.distributed import World
+
+    request = read_request(path)
+    if train is None:
+        from musicgen_core.training import train as module
+
+        train = module.train
+    with World.from_environment(pick_device(request.device)) as world:
+        sender = reports if world.is_main else None
+
+        def on_start(done: int, total: int) -> None:
+            if sender is not None:
+                sender.send("start", done=done, total=total)
+
+        def on_step(row: dict[str, float]) -> None:
+            if sender is not None:
+                sender.send("step", row=row)
+
+        result = train(request, on_start, on_step, stop.is_asked, world=world)
+        if sender is not None:
+            sender.send_result(result)
+
+
+def _wait_for(stop: _Stop, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not stop.is_asked() and time.monotonic() < end:
+        time.sleep(0.1)
+
+
+def _report(error: MusicgenError | Cancelled, rank: int, reports: Reports | None, is_consequence: bool = False) -> None:
+    if reports is not None:
+        reports.send_error(error, is_consequence)
+    else:
+        print(f"error: rank {rank}: {error}", file=sys.stderr)
+
+
+def _set_up_logging(rank: int, reports: Reports | None) -> None:
+    """Rank 0 tells what happens, the others only what is wrong, with their rank."""
+    handler = ReportHandler(reports) if reports is not None else logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"rank {rank}: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    if rank == 0:
+        logging.getLogger("musicgen_core").setLevel(logging.INFO)
+
+
+def _end_with_parents(stop: _Stop, has_lifeline: bool) -> None:
+    """End this process soon after torchrun, or the process that launched torchrun, is gone, however it went.
+
+    torchrun gives each worker a session of its own, and passes no file on but stdin: launch() holds the other end
+    of it, which closes when that process ends.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    torchrun = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == torchrun:
+            if has_lifeline and select.select([0], [], [], 1.0)[0] and not os.read(0, 1):
+                break
+            if not has_lifeline:
+                time.sleep(1.0)
+        stop.ask()
+        time.sleep(ORPHAN_GRACE)
+        os.killpg(0, signal.SIGKILL)  # data loaders too
+
+    threading.Thread(target=watch, name="end with parents", daemon=True).start()
+
+
+def end(exit_code: int) -> NoReturn:
+    """End this process; after a failure at once, since NCCL's threads may wait for ranks that are gone."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if exit_code:
+        os._exit(exit_code)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    end(main())

@@ -1,0 +1,66 @@
+"""Compares the fused blocks with the plain ones on the CPU, where Triton interprets its kernels; run by test_kernels.
+
+TRITON_INTERPRET=1 python interpreted_kernels.py RANK CHECKPOINTING PRECISION → the largest relative errors of a step's
+losses and gradients, the losses after an update, and losses without dropout
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from triton.runtime import interpreter
+
+from musicgen_core.model.decoder import TextCondition
+from musicgen_core.model.lora import LoraSettings, add_lora
+from musicgen_core.model.weights import find_model, load_lm
+from musicgen_core.training.dropout import clip_seeds
+from musicgen_core.training.model import Execution, TrainingModel
+
+
+def let_tensors_bound_loops() -> None:
+    """Triton 3.6's interpreter makes integers of arrays with one element, which NumPy 2.4 refuses."""
+    own: Any = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        own(tensor, scope)
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patched
+
+
+def adapted(r: int) -> Any:
+    peft_model = add_lora(load_lm(find_model("debug"), "cpu", torch.float32), LoraSettings(r, 32, 0.1), 0)
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in peft_model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.05, generator=generator)
+    return peft_model
+
+
+def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+def main(rank: str, checkpointing: str, precision: str) -> None:
+    let_tensors_bound_loops()
+    plain = TrainingModel(adapted(int(rank)), 0.1, Execution("fp32", False, checkpointing == "True"))
+    fused = TrainingModel(adapted(int(rank)), 0.1, Execution(precision, False, checkpointing == "True"), fused=True)
+    generator = torch.Generator().manual_seed(0)
+    codes, frames = torch.randint(2048, (2, 4, 20), generator=generator), torch.tensor([20, 13])
+    mask = torch.tensor([[1] * 5, [1] * 3 + [0] * 2]).bool()
+    batch = codes, frames, TextCondition(torch.randn(2, 5, 512, generator=generator), mask)
+    losses = [model.step(*batch, clip_seeds(0, 1, [1, 2]), 0.5) for model in (fused, plain)]
+    gradients = [torch.cat([one.grad.flatten() for one in model.parameters]) for model in (fused, plain)]
+    for model in (fused, plain):
+        torch.optim.AdamW(model.parameters, lr=1e-3, fused=True).step()
+        model.zero_grad()
+    after = [model.step(*batch, clip_seeds(0, 2, [1, 2]), 0.5) for model in (fused, plain)]
+    with torch.no_grad():
+        without_dropout = [model.losses(*batch, None) for model in (fused, plain)]
+    print(relative(*losses), relative(*gradients), relative(*after), relative(*without_dropout))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

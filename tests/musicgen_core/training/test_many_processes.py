@@ -1,0 +1,34 @@
+"""One training in several processes under torchrun, over gloo on the CPU; the same code runs over NCCL on GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from musicgen_core.tracking import read_metrics
+from musicgen_core.training.launch import launch
+from musicgen_core.training.train import TrainRequest, train
+
+MakeRequest = Callable[..., TrainRequest]
+
+
+def test_a_training_moves_from_two_processes_to_one_and_its_curve_is_that_of_one(request_for: MakeRequest) -> None:
+    """With dropout, and clips that two processes can't share evenly. Two processes stop after the first epoch."""
+    alone = request_for("alone", batch_size=1, gradient_accumulation_steps=2)
+    two = request_for("moved", batch_size=1, gpus=2, max_steps=3)
+    train(alone)
+
+    steps: list[int] = []
+    first = launch(two, 2, on_step=lambda row: steps.append(int(row["step"])))
+    assert (steps, first.steps) == ([1, 2, 3], 3)
+    rest = train(replace(alone, run_dir=two.run_dir))
+    assert (rest.resumed_from, rest.steps) == (3, 6)
+
+    expected, found = (read_metrics(Path(one) / "metrics.jsonl") for one in (alone.run_dir, two.run_dir))
+    assert [row["step"] for row in found] == [1, 2, 3, 4, 5, 6]
+    for name in ("train/loss", "val/loss"):
+        curves = [[row[name] for row in rows if name in row] for rows in (found, expected)]
+        assert curves[0] == pytest.approx(curves[1], rel=1e-4)

@@ -1,0 +1,82 @@
+"""What is refused as another training, with every difference."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from musicgen_core.config import TrainSettings
+from musicgen_core.errors import RunDirectoryError
+from musicgen_core.training.resuming import check_same, fixed_values
+from musicgen_core.training.train import TrainRequest, train
+
+SHARDS = {f"archive_batch_{i:04d}": f"codes{i} captions{i}" for i in range(9)}
+
+
+def fixed(base: str = "debug@sha256:0", shards: dict[str, str] | None = None, **given: Any) -> dict[str, Any]:
+    return fixed_values(TrainSettings(**given), base, 16, SHARDS if shards is None else shards)
+
+
+def refusal(then: dict[str, Any], now: dict[str, Any]) -> str:
+    with pytest.raises(RunDirectoryError) as refused:
+        check_same(then, now, "/runs/one")
+    return refused.value.found
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"learning_rate": 1.0}, {"num_epochs": 9}, {"weight_decay": 0.0}, {"keep_last": 1}, {"schedule": "cosine"}],
+    ids=str,
+)
+def test_what_may_change_is_no_other_training(given: dict[str, Any]) -> None:
+    check_same(fixed(), fixed(**given), "/runs/one")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"lora_r": 4}, {"lora_alpha": 8.0}, {"lora_dropout": 0.0}, {"seed": 1}, {"validation_fraction": 0.5}],
+    ids=str,
+)
+def test_what_must_not_change_is_refused_with_both_values(given: dict[str, Any]) -> None:
+    ((name, value),) = given.items()
+    assert f"{name} is {fixed()[name]} there and {value} here" in refusal(fixed(), fixed(**given))
+
+
+def test_every_difference_is_named_at_once() -> None:
+    found = refusal(fixed(), fixed("debug@sha256:1", SHARDS | {"new": "a b"}, lora_r=4, lora_alpha=8))
+    assert all(word in found for word in ("base_model", "lora_r", "lora_alpha", "new", "/runs/one"))
+
+
+def test_a_model_is_the_same_under_another_name() -> None:
+    check_same(fixed("facebook/musicgen-small@sha256:0"), fixed("local@sha256:0"), "/runs/one")
+
+
+def test_archives_that_came_went_or_changed_are_named() -> None:
+    now = {stem: value for stem, value in SHARDS.items() if not stem.endswith("1")}
+    now |= {"new": "a b", "archive_batch_0002": "other captions2", "archive_batch_0003": "codes3 other"}
+    found = refusal(fixed(), fixed(shards=now))
+    assert "were added: new" in found and "are missing: archive_batch_0001" in found
+    assert "other contents: archive_batch_0002" in found and "other descriptions: archive_batch_0003" in found
+
+
+def test_of_many_archives_a_few_are_named_and_the_rest_counted() -> None:
+    assert "archive_batch_0004 and 4 more" in refusal(fixed(), fixed(shards={}))
+
+
+def test_a_run_with_other_tokens_is_refused_and_left_alone(
+    request_for: Callable[..., TrainRequest], tokens: Path, tmp_path: Path
+) -> None:
+    request = request_for(max_steps=1)
+    train(request)
+    more = tmp_path / "more"
+    more.mkdir()
+    for file in tokens.iterdir():
+        for stem in ("archive_batch_0000", "archive_batch_0001"):
+            (more / f"{stem}{file.suffix}").write_bytes(file.read_bytes())
+    with pytest.raises(RunDirectoryError, match="archives were added: archive_batch_0001"):
+        train(dataclasses.replace(request, tokens=str(more)))
+    assert train(request).steps == 1

@@ -1,0 +1,219 @@
+"""One training at a time in a run directory, and none kept out by one that is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.errors import RunDirectoryError
+from musicgen_core.training import run_lock
+from musicgen_core.training.run_lock import Holder, RunLock
+
+HOLD = """
+import sys, time
+from musicgen_core import storage
+from musicgen_core.training.run_lock import RunLock
+with RunLock(storage.as_path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_lock, "BEAT_S", 0.1)
+    monkeypatch.setattr(run_lock, "STALE_AFTER_S", 0.8)
+
+
+@pytest.fixture(params=["local", "remote"])
+def root(request: pytest.FixtureRequest, tmp_path: Path, bucket: UPath) -> UPath:
+    return storage.as_path(tmp_path / "run") if request.param == "local" else bucket / "run"
+
+
+@pytest.fixture
+def other_process(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Holds the lock of `tmp_path / run`."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def leave_note(root: UPath, note: Holder) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / run_lock.NAME).write_bytes(note.to_bytes())
+
+
+def test_a_second_training_is_refused_with_who_holds_it_and_what_to_do(
+    root: UPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "fl0w")
+    with RunLock(root), pytest.raises(RunDirectoryError, match="already running") as refused, RunLock(root):
+        pass
+    assert all(word in refused.value.found for word in (str(os.getpid()), os.uname().nodename, "fl0w", "since 20"))
+    assert "another run directory" in refused.value.next_step
+
+
+def test_released_it_leaves_nothing_and_can_be_taken_again(root: UPath) -> None:
+    for _ in range(3):
+        with RunLock(root):
+            assert (root / run_lock.NAME).exists()
+        assert not (root / run_lock.NAME).exists()
+
+
+def test_a_training_that_ends_in_an_error_releases_it(root: UPath) -> None:
+    with pytest.raises(KeyboardInterrupt), RunLock(root):
+        raise KeyboardInterrupt
+    with RunLock(root):
+        pass
+
+
+def test_it_beats_while_it_is_held(root: UPath) -> None:
+    with RunLock(root):
+        first = Holder.parse((root / run_lock.NAME).read_bytes())
+        time.sleep(0.5)
+        later = Holder.parse((root / run_lock.NAME).read_bytes())
+    assert first is not None and later is not None
+    assert later.beat > first.beat and replace(later, beat=first.beat) == first
+
+
+def test_another_process_is_kept_out_and_its_killing_sets_the_lock_free_at_once(
+    other_process: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    root = storage.as_path(tmp_path / "run")
+    with pytest.raises(RunDirectoryError, match=f"process {other_process.pid} "), RunLock(root):
+        pass
+    other_process.send_signal(signal.SIGKILL)
+    other_process.wait()
+    started = time.monotonic()
+    with RunLock(root):
+        assert time.monotonic() - started < 0.5
+
+
+def test_a_process_that_is_stopped_still_holds_it(other_process: subprocess.Popen[str], tmp_path: Path) -> None:
+    """No beat for longer than a stale lock's, but a live process all the same."""
+    other_process.send_signal(signal.SIGSTOP)
+    time.sleep(1.0)
+    with pytest.raises(RunDirectoryError, match="already running"), RunLock(storage.as_path(tmp_path / "run")):
+        pass
+
+
+def test_an_upload_that_is_tried_again_after_a_lost_answer_takes_the_lock(
+    bucket: UPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = (bucket / "run").fs
+    whole = fs.pipe_file
+
+    def twice(path: str, *arguments: Any, **options: Any) -> None:
+        whole(path, *arguments, **options)
+        if options.get("mode") == "create":
+            whole(path, *arguments, **options)
+
+    monkeypatch.setattr(fs, "pipe_file", twice)
+    with RunLock(bucket / "run") as lock:
+        lock.check()
+
+
+def test_an_object_of_a_dead_process_of_this_machine_is_stale_at_once(bucket: UPath) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    leave_note(bucket / "run", Holder(pid=gone.pid))
+    started = time.monotonic()
+    with RunLock(bucket / "run"):
+        assert time.monotonic() - started < 0.5
+
+
+def test_another_machines_lock_is_stale_when_its_beat_stands_still(root: UPath) -> None:
+    leave_note(root, Holder(host="elsewhere", kernel="other", pid=1))
+    started = time.monotonic()
+    with RunLock(root):
+        assert time.monotonic() - started >= 0.8
+
+
+def test_another_machines_lock_that_beats_is_respected(root: UPath) -> None:
+    note = Holder(host="elsewhere", kernel="other", pid=1)
+    leave_note(root, note)
+    beat = threading.Timer(0.3, leave_note, (root, replace(note, beat=1)))
+    beat.start()
+    with pytest.raises(RunDirectoryError, match="process 1 on elsewhere"), RunLock(root):
+        pass
+    beat.join()
+
+
+@pytest.mark.parametrize("left", [b"", b"\0" * 1024, b"half a no"])
+def test_a_damaged_note_on_a_local_disk_keeps_no_one_out(tmp_path: Path, left: bytes) -> None:
+    (tmp_path / run_lock.NAME).write_bytes(left)
+    with RunLock(storage.as_path(tmp_path)):
+        pass
+
+
+def test_a_damaged_note_in_an_object_store_is_stale_when_nothing_renews_it(bucket: UPath) -> None:
+    (bucket / "run" / run_lock.NAME).write_bytes(b"half a no")
+    with RunLock(bucket / "run"):
+        pass
+
+
+def test_who_lost_the_lock_is_told_and_leaves_the_other_ones_alone(bucket: UPath) -> None:
+    other = Holder(host="elsewhere", kernel="other", pid=1)
+    with RunLock(bucket) as lock:
+        lock.check()
+        leave_note(bucket, other)
+        time.sleep(0.5)
+        with pytest.raises(RunDirectoryError, match=r"took over .*process 1 on elsewhere"):
+            lock.check()
+    assert Holder.parse((bucket / run_lock.NAME).read_bytes()) == other
+
+
+def test_it_is_held_until_the_last_thread_that_writes_has_ended(root: UPath) -> None:
+    writing = threading.Event()
+    thread = threading.Thread(target=writing.wait)
+    thread.start()
+    with RunLock(root) as lock:
+        lock.hold_for([thread])
+    with pytest.raises(RunDirectoryError, match="already running"), RunLock(root):
+        pass
+    writing.set()
+    thread.join()
+    deadline = time.monotonic() + 5
+    while (root / run_lock.NAME).exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    with RunLock(root):
+        pass
+
+
+def test_of_many_that_start_at_once_one_at_a_time_gets_it(root: UPath) -> None:
+    inside, most, entered = 0, 0, 0
+    guard = threading.Lock()
+
+    def train() -> None:
+        nonlocal inside, most, entered
+        try:
+            with RunLock(root):
+                with guard:
+                    inside, entered = inside + 1, entered + 1
+                    most = max(most, inside)
+                time.sleep(0.02)
+                with guard:
+                    inside -= 1
+        except RunDirectoryError:
+            pass
+
+    threads = [threading.Thread(target=train) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1 and entered >= 1
