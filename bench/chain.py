@@ -27,7 +27,8 @@ from musicgen_core.devices import pick_device
 from musicgen_core.generation.render import RenderRequest, render
 from musicgen_core.model.weights import find_model
 from musicgen_core.tokenizing import Tokenizer
-from musicgen_core.training.train import TrainRequest, train
+from musicgen_core.training.request import TrainRequest
+from musicgen_core.training.train import train
 
 
 @dataclass

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from flows.finetune import FinetuneResult
     from flows.tokenize_archives import TokenizeResult
     from musicgen_core.generation.render import Rendered
-    from musicgen_core.training.train import TrainResult
+    from musicgen_core.training.request import TrainResult
     from tasks.progress import Update
 
 TOKENIZE = FlowOptions(positionals=("archives", "tokens"))

@@ -34,7 +34,7 @@ from musicgen_core.errors import ArchiveError
 
 if TYPE_CHECKING:
     from musicgen_core.generation.render import Rendered
-    from musicgen_core.training.train import TrainResult
+    from musicgen_core.training.request import TrainResult
 
 
 @dataclass(frozen=True)

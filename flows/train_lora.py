@@ -14,7 +14,7 @@ from tasks.keys import export_secrets
 from tasks.training import train_adapter
 
 if TYPE_CHECKING:
-    from musicgen_core.training.train import TrainResult
+    from musicgen_core.training.request import TrainResult
 
 
 @flow(name="train-lora", flow_run_name=run_name("train-lora", "run_dir"))

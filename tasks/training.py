@@ -13,7 +13,7 @@ from musicgen_core.config import TrainSettings
 from tasks.progress import ProgressArtifact, Update, report
 
 if TYPE_CHECKING:
-    from musicgen_core.training.train import TrainResult
+    from musicgen_core.training.request import TrainResult
 
 # Not cached: whether a training is complete is read from its run directory, never from a stored result.
 
@@ -32,7 +32,8 @@ def train_adapter(
 ) -> TrainResult:
     """Train, or go on with the training in the run directory."""
     from musicgen_core.training.launch import launch
-    from musicgen_core.training.train import TrainRequest, train
+    from musicgen_core.training.request import TrainRequest
+    from musicgen_core.training.train import train
 
     artifact = ProgressArtifact(f"Training {name}")
     total_steps = 0

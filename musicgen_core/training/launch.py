@@ -20,7 +20,7 @@ import musicgen_core
 from musicgen_core import storage
 from musicgen_core.errors import Cancelled, DeviceError, MusicgenError, TrainingError
 from musicgen_core.training.reports import ReportReader, revive, revive_result, write_request
-from musicgen_core.training.train import TrainRequest, TrainResult
+from musicgen_core.training.request import TrainRequest, TrainResult
 
 logger = logging.getLogger(__name__)
 

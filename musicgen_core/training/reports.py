@@ -13,20 +13,16 @@ import os
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from musicgen_core import errors
 from musicgen_core.errors import Cancelled, ConfigError, MusicgenError
-
-if TYPE_CHECKING:
-    from musicgen_core.training.train import TrainRequest, TrainResult
+from musicgen_core.training.request import TrainRequest, TrainResult
 
 
 def write_request(request: TrainRequest, path: Path) -> None:
-    from musicgen_core.training.train import TrainRequest
-
     path.write_bytes(TypeAdapter(TrainRequest).dump_json(request, indent=2))
 
 
@@ -36,8 +32,6 @@ def read_request(path: Path) -> TrainRequest:
     Raises:
         ConfigError: the file can't be read, or names or values in it are wrong; every problem is named.
     """
-    from musicgen_core.training.train import TrainRequest
-
     try:
         text = path.read_bytes()
         request = TypeAdapter(TrainRequest).validate_json(text)
@@ -68,8 +62,6 @@ class Reports:
         self.send("error", kind=kind, args=list(error.args), is_consequence=is_consequence)
 
     def send_result(self, result: TrainResult) -> None:
-        from musicgen_core.training.train import TrainResult
-
         self.send("result", result=TypeAdapter(TrainResult).dump_python(result, mode="json"))
 
 
@@ -114,6 +106,4 @@ def revive(kind: str, args: list[str]) -> MusicgenError | Cancelled:
 
 
 def revive_result(plain: dict[str, Any]) -> TrainResult:
-    from musicgen_core.training.train import TrainResult
-
     return TypeAdapter(TrainResult).validate_python(plain)

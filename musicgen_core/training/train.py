@@ -7,14 +7,12 @@ import logging
 import secrets
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from musicgen_core import storage, tracking
 from musicgen_core.codec import codec_identity
-from musicgen_core.config import TrainSettings
 from musicgen_core.data.dataset import Clips, load_clips
 from musicgen_core.devices import compute_dtype, pick_device
 from musicgen_core.errors import Cancelled, RunDirectoryError
@@ -25,6 +23,7 @@ from musicgen_core.training.batching import BatchSize, resolve_batch_size, resol
 from musicgen_core.training.checkpoint import Checkpoint
 from musicgen_core.training.distributed import World
 from musicgen_core.training.loop import Hooks, Trainer
+from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.resuming import SHARDS, check_same, find_start, fixed_values, log_changes
 from musicgen_core.training.room import Plan, Sizes, check_room
 from musicgen_core.training.run_directory import RunDirectory
@@ -32,52 +31,6 @@ from musicgen_core.training.run_lock import RunLock
 from musicgen_core.training.saving import Saver
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainRequest:
-    """What to train, on what, and where to.
-
-    Attributes:
-        tokens: a directory of shards.
-        run_dir: the run directory.
-        model: `debug`, a directory or a Hugging Face id.
-        device: auto, cpu or cuda.
-        resume: auto, never, or the path of a checkpoint.
-        init_adapter: an adapter to start from, or None.
-        copy_to: a place for a second copy of adapters, metrics and latest.pt, or None.
-    """
-
-    tokens: str
-    run_dir: str
-    model: str
-    settings: TrainSettings
-    device: str = "auto"
-    resume: str = "auto"
-    init_adapter: str | None = None
-    copy_to: str | None = None
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a training came to.
-
-    Attributes:
-        first_loss, last_loss: mean training loss of the first and of the last epoch.
-        resumed_from: the step that it went on from, 0 for a new one.
-        warnings: what could not be saved, if anything.
-    """
-
-    run_dir: str
-    steps: int
-    epochs: int
-    best_loss: float | None
-    best_epoch: int | None
-    first_loss: float | None
-    last_loss: float | None
-    resumed_from: int
-    wandb_url: str | None = None
-    warnings: tuple[str, ...] = ()
 
 
 def train(
@@ -126,7 +79,7 @@ class _Session:
     ) -> None:
         self.request, self.model, self.settings = request, model, request.settings
         self.world, self.files, self.lock = world, files, lock
-        batch_size = resolve_batch_size(self.settings, world.device)
+        batch_size = resolve_batch_size(self.settings, world.device, world.size)
         execution = resolve_execution(self.settings, world.device)
         self.start = find_start(files, request.resume)
         self._check_same_start()

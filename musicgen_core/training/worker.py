@@ -32,7 +32,7 @@ from musicgen_core.errors import Cancelled, MusicgenError
 from musicgen_core.training.reports import ReportHandler, Reports, read_request
 
 if TYPE_CHECKING:
-    from musicgen_core.training.train import TrainResult
+    from musicgen_core.training.request import TrainResult
 
 ORPHAN_GRACE = 5.0
 """Seconds that a worker whose launcher is gone has for the step in hand and latest.pt: its run directory is locked

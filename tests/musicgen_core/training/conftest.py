@@ -16,7 +16,7 @@ from musicgen_core.codec import codec_identity
 from musicgen_core.config import TrainSettings
 from musicgen_core.data.shards import Row, ShardReport, ShardWriter, publish_shard
 from musicgen_core.model.weights import BaseModel
-from musicgen_core.training.train import TrainRequest
+from musicgen_core.training.request import TrainRequest
 
 Codes = NDArray[np.uint16]
 MakeTokens = Callable[..., Path]

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from musicgen_core.config import TrainSettings
-from musicgen_core.training.train import TrainRequest, train
+from musicgen_core.training.request import TrainRequest
+from musicgen_core.training.train import train
 
 
 class Terminated(BaseException):

@@ -17,7 +17,8 @@ import torch
 
 from musicgen_core import storage, tracking
 from musicgen_core.model.lora import load_adapter
-from musicgen_core.training.train import TrainRequest, train
+from musicgen_core.training.request import TrainRequest
+from musicgen_core.training.train import train
 
 MakeRequest = Callable[..., TrainRequest]
 SCRIPT = Path(__file__).with_name("killed_training.py")

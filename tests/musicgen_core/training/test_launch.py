@@ -28,7 +28,7 @@ from musicgen_core.training import launch as module
 from musicgen_core.training import worker
 from musicgen_core.training.launch import launch
 from musicgen_core.training.reports import ReportReader, Reports, read_request, write_request
-from musicgen_core.training.train import TrainRequest, TrainResult
+from musicgen_core.training.request import TrainRequest, TrainResult
 
 Launch = Callable[..., TrainResult]
 HERE = Path(__file__).parent

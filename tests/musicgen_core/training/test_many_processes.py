@@ -10,7 +10,8 @@ import pytest
 
 from musicgen_core.tracking import read_metrics
 from musicgen_core.training.launch import launch
-from musicgen_core.training.train import TrainRequest, train
+from musicgen_core.training.request import TrainRequest
+from musicgen_core.training.train import train
 
 MakeRequest = Callable[..., TrainRequest]
 

@@ -11,8 +11,9 @@ import pytest
 
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import RunDirectoryError
+from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.resuming import check_same, fixed_values
-from musicgen_core.training.train import TrainRequest, train
+from musicgen_core.training.train import train
 
 SHARDS = {f"archive_batch_{i:04d}": f"codes{i} captions{i}" for i in range(9)}
 

@@ -16,9 +16,10 @@ from musicgen_core.config import TrainSettings
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.model.lora import load_adapter
 from musicgen_core.model.weights import BaseModel
+from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.room import Plan, Sizes, bytes_to_write, check_room
 from musicgen_core.training.run_directory import RunDirectory
-from musicgen_core.training.train import TrainRequest, train
+from musicgen_core.training.train import train
 
 LARGE = Sizes(full_model=6_500_000_000, adapter=82_000_000)
 

@@ -24,7 +24,8 @@ from musicgen_core.training import background, full_models, saving
 from musicgen_core.training.background import Abandoned
 from musicgen_core.training.full_models import write_full_model
 from musicgen_core.training.loop import Trainer
-from musicgen_core.training.train import TrainRequest, train
+from musicgen_core.training.request import TrainRequest
+from musicgen_core.training.train import train
 
 MakeRequest = Callable[..., TrainRequest]
 

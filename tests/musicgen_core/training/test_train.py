@@ -24,8 +24,9 @@ from musicgen_core.model.weights import BaseModel
 from musicgen_core.training import saving
 from musicgen_core.training.distributed import World
 from musicgen_core.training.loop import Trainer
+from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.run_directory import RunDirectory
-from musicgen_core.training.train import TrainRequest, TrainResult, train
+from musicgen_core.training.train import train
 
 MakeRequest = Callable[..., TrainRequest]
 MakeTokens = Callable[..., Path]

@@ -13,7 +13,7 @@ import torch
 
 from musicgen_core.errors import Cancelled, TokensError
 from musicgen_core.training.distributed import World
-from musicgen_core.training.train import TrainRequest, TrainResult
+from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.worker import end, main
 
 logger = logging.getLogger("musicgen_core.toy")

@@ -1,0 +1,53 @@
+"""What a training is asked for, and what it came to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from musicgen_core.config import TrainSettings
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What to train, on what, and where to.
+
+    Attributes:
+        tokens: a directory of shards.
+        run_dir: the run directory.
+        model: `debug`, a directory or a Hugging Face id.
+        device: auto, cpu or cuda.
+        resume: auto, never, or the path of a checkpoint.
+        init_adapter: an adapter to start from, or None.
+        copy_to: a place for a second copy of adapters, metrics and latest.pt, or None.
+    """
+
+    tokens: str
+    run_dir: str
+    model: str
+    settings: TrainSettings
+    device: str = "auto"
+    resume: str = "auto"
+    init_adapter: str | None = None
+    copy_to: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training came to.
+
+    Attributes:
+        first_loss, last_loss: mean training loss of the first and of the last epoch.
+        resumed_from: the step that it went on from, 0 for a new one.
+        warnings: what could not be saved, if anything.
+    """
+
+    run_dir: str
+    steps: int
+    epochs: int
+    best_loss: float | None
+    best_epoch: int | None
+    first_loss: float | None
+    last_loss: float | None
+    resumed_from: int
+    wandb_url: str | None = None
+    warnings: tuple[str, ...] = ()
