@@ -33,7 +33,8 @@ def errors(rank: int, checkpointing: bool, precision: str) -> list[float]:
     return [float(error) for error in done.stdout.split()[-4:]]
 
 
-@pytest.mark.parametrize(("rank", "checkpointing"), [(8, False), pytest.param(24, True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "checkpointing"), [(8, False), (24, True)])
 def test_fused_kernels_compute_losses_and_gradients_of_the_plain_operations(
     debug_model: BaseModel, rank: int, checkpointing: bool
 ) -> None:

@@ -16,6 +16,7 @@ from musicgen_core.training.train import train
 MakeRequest = Callable[..., TrainRequest]
 
 
+@pytest.mark.slow
 def test_a_training_moves_from_two_processes_to_one_and_its_curve_is_that_of_one(request_for: MakeRequest) -> None:
     """With dropout, and clips that two processes can't share evenly. Two processes stop after the first epoch."""
     alone = request_for("alone", batch_size=1, gradient_accumulation_steps=2)
