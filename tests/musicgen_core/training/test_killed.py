@@ -84,13 +84,10 @@ def test_killed_a_few_times_and_started_again_nothing_shows(request_for: MakeReq
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("seed", [1, 2])
-def test_killed_tens_of_times_and_started_again_nothing_shows(
-    request_for: MakeRequest, tmp_path: Path, seed: int
-) -> None:
+def test_killed_tens_of_times_and_started_again_nothing_shows(request_for: MakeRequest, tmp_path: Path) -> None:
     settings = {"num_epochs": 16, "save_every_steps": 2, "save_every_minutes": 1e-3}
     train(request_for("whole", **settings))
-    plan = {"kills": 30, "seed": seed, "life_seconds": 0.5, "step_seconds": 0.08}
+    plan = {"kills": 30, "seed": 1, "life_seconds": 0.5, "step_seconds": 0.08}
     report = killed(request_for("killed", **settings), tmp_path, **plan)
     assert report["kills"] >= 20
     assert all(seconds < 10 for seconds in report["terminations"])
