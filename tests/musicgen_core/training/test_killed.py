@@ -78,7 +78,7 @@ def test_killed_a_few_times_and_started_again_nothing_shows(request_for: MakeReq
     train(request_for("whole", **settings))
     report = killed(request_for("killed", **settings), tmp_path, kills=3, seed=1)
     assert report["kills"] >= 2
-    assert all(seconds < 10 for seconds in report["terminations"])
+    assert all(seconds < 20 for seconds in report["terminations"])
     assert_nothing_shows(str(tmp_path / "killed"), str(tmp_path / "whole"))
 
 
@@ -90,7 +90,7 @@ def test_killed_tens_of_times_and_started_again_nothing_shows(request_for: MakeR
     plan = {"kills": 30, "seed": 1, "life_seconds": 0.5, "step_seconds": 0.08}
     report = killed(request_for("killed", **settings), tmp_path, **plan)
     assert report["kills"] >= 20
-    assert all(seconds < 10 for seconds in report["terminations"])
+    assert all(seconds < 20 for seconds in report["terminations"])
     assert_nothing_shows(str(tmp_path / "killed"), str(tmp_path / "whole"))
 
 
