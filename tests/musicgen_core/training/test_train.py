@@ -551,7 +551,7 @@ def test_a_rank_reads_the_run_directory_once_the_main_one_holds_its_lock(request
     train(request_for(num_epochs=1))
     request = request_for()
     world = SecondRank(1, 2, torch.device("cpu"), lambda: train(request), [6, True])
-    assert train(request, world=world).resumed_from == 6
+    assert train(request_for(batch_size=1), world=world).resumed_from == 6
 
 
 def test_ranks_that_would_begin_at_different_steps_refuse(request_for: MakeRequest) -> None:
