@@ -99,7 +99,7 @@ class Codec:
         if not (resampler := resampler_of(rate, self.device)):
             clips = [resample(clip, rate) for clip in clips]
         lengths = [len(clip) for clip in clips]
-        host = self._fill(clips, lengths, rate if resampler else SAMPLE_RATE)
+        host = self._fill(clips)
         with self._lock:
             wav = self._upload(host)
             if resampler:
@@ -116,12 +116,9 @@ class Codec:
                 ready.record()
         return partial(_fetch, codes, ready, [math.ceil(length / SAMPLES_PER_FRAME) for length in lengths])
 
-    def _fill(self, clips: Sequence[NDArray[np.float32]], lengths: Sequence[int], rate: int) -> Tensor:
-        """→ [B, samples] on the host, filled up with zeros."""
-        longest = max(lengths)
-        if self._uploads is not None and min(lengths) < longest:
-            longest = math.ceil(longest / rate) * rate  # whole seconds: cuDNN looks for a way anew for each shape
-        host = torch.empty(len(clips), longest, pin_memory=self._uploads is not None)
+    def _fill(self, clips: Sequence[NDArray[np.float32]]) -> Tensor:
+        """→ [B, longest] on the host, filled up with zeros."""
+        host = torch.empty(len(clips), max(map(len, clips)), pin_memory=self._uploads is not None)
         for row, clip in zip(host, clips, strict=True):
             row[: len(clip)] = torch.from_numpy(clip)
             row[len(clip) :] = 0

@@ -18,6 +18,9 @@ from musicgen_core.errors import ConfigError
 EFFECTIVE_BATCH = 16
 """Clips an optimizer update learns from, unless the user gives other numbers."""
 
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+"""Linear layers that get LoRA: self- and cross-attention each have the first four, so ten layers a block."""
+
 
 class Settings(BaseModel):
     """Base of all settings: unknown names are errors, and nothing changes after validation."""
@@ -32,7 +35,7 @@ class TrainSettings(Settings):
     lora_alpha: float = Field(32, gt=0, description="LoRA scale; the update is multiplied by alpha / rank")
     lora_dropout: float = Field(0.1, ge=0, lt=1, description="dropout before LoRA's down-projection")
     lora_targets: list[str] = Field(
-        ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
+        list(LORA_TARGETS),
         min_length=1,
         description="linear layers that get LoRA; all by default, encoder_attn.q_proj is cross-attention's alone",
     )

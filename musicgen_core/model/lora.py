@@ -11,12 +11,10 @@ from torch import Tensor
 from upath import UPath
 
 from musicgen_core import storage
+from musicgen_core.config import LORA_TARGETS
 from musicgen_core.errors import AdapterError, ConfigError
 from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.weights import BaseModel, from_audiocraft, load_lm, read_checkpoint, to_audiocraft
-
-# Self- and cross-attention each have the first four: ten layers a block.
-TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class LoraSettings:
     r: int
     alpha: float
     dropout: float = 0.0
-    targets: tuple[str, ...] = TARGETS
+    targets: tuple[str, ...] = LORA_TARGETS
     rslora: bool = False
     dora: bool = False
 
@@ -274,8 +272,3 @@ def merged_checkpoint(model: BaseModel, adapter: Adapter) -> dict[str, Any]:
         state[f"{name}.weight"] = base.weight.detach().to(original.dtype)
         base.weight = no_room
     return {**checkpoint, "best_state": {**checkpoint["best_state"], **to_audiocraft(state)}}
-
-
-def save_full_model(checkpoint: Mapping[str, Any], target: UPath) -> None:
-    with storage.publish(target) as path:
-        torch.save(dict(checkpoint), path)

@@ -31,13 +31,15 @@ def empty(rows: int, columns: int, device: torch.device) -> Quantized:
 
 
 def _quantize_fused(x: Tensor) -> Quantized:
+    import triton  # not everywhere
+
     from musicgen_core.training import kernels
 
     rows, width = x.shape
     values, scales = empty(rows, width, x.device)
     warps = 4 if width <= 4096 else 16
     kernels.quantize_kernel[(rows,)](
-        x, values, scales, rows, x.stride(0), width=width, N=1 << (width - 1).bit_length(), num_warps=warps
+        x, values, scales, rows, x.stride(0), width=width, N=triton.next_power_of_2(width), num_warps=warps
     )
     return values, scales
 

@@ -101,7 +101,8 @@ class FusedLinear:
             quantized = fp8.empty(rows, self.width, x.device) if self.quantized else None
             kernels.norm_kernel[(triton.cdiv(rows, 2),)](
                 x, xh, *(quantized or (None, None)), *norm, mean, rstd, rows, _EPSILON,
-                width=self.width, stride=stride, M=2, N=_power(self.width), FP8=quantized is not None, num_warps=4,
+                width=self.width, stride=stride, M=2, N=triton.next_power_of_2(self.width),
+                FP8=quantized is not None, num_warps=4,
             )  # fmt: skip
             x = xh
         kernels.down_kernel[(triton.cdiv(rows, 16),)](
@@ -184,7 +185,7 @@ def norm_grad(
     dx, quantized = torch.empty_like(grad), fp8.empty(rows, width, grad.device) if quantize else None
     kernels.norm_grad_kernel[(triton.cdiv(rows, 2),)](
         made_from, grad, weight, x.mean, x.rstd, residual, dx, *(quantized or (None, None)), rows,
-        width=width, M=2, N=_power(width), FP8=quantize, num_warps=4,
+        width=width, M=2, N=triton.next_power_of_2(width), FP8=quantize, num_warps=4,
     )  # fmt: skip
     return dx, quantized
 
@@ -212,11 +213,7 @@ def add_up(gradients: Tensor, partial: Tensor) -> None:
 
 def _ranks(ranks: int) -> int:
     """The matrix units take 16 at least, and powers of two."""
-    return max(16, _power(ranks))
-
-
-def _power(size: int) -> int:
-    return 1 << (size - 1).bit_length()
+    return max(16, triton.next_power_of_2(ranks))
 
 
 def _per_split(rows: int) -> int:

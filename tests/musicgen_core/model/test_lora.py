@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -25,12 +26,12 @@ from musicgen_core.model.lora import (
     load_merged,
     merged_checkpoint,
     save_adapter,
-    save_full_model,
     set_adapter_state,
 )
 from musicgen_core.model.pattern import delay
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
+from musicgen_core.training.full_models import write_full_model
 
 SETTINGS = LoraSettings(r=4, alpha=16, dropout=0.1)
 SOME = ("q_proj", "encoder_attn.v_proj", "layers.0.fc1")
@@ -341,7 +342,7 @@ def test_stock_audiocraft_loads_a_full_model_with_our_logits(
     debug_model: BaseModel, any_adapter: Adapter, t5_directory: Path, text_encoder: TextEncoder, tmp_path: Path
 ) -> None:
     path = storage.as_path(tmp_path / "final_model.pt")
-    save_full_model({**merged_checkpoint(debug_model, any_adapter), "resume": vars(any_adapter)}, path)
+    write_full_model({**merged_checkpoint(debug_model, any_adapter), "resume": vars(any_adapter)}, path, Event())
     loaders, conditioners = (import_audiocraft(f"audiocraft.{m}") for m in ("models.loaders", "modules.conditioners"))
     with contextlib.chdir(t5_directory):
         theirs = loaders.load_lm_model(str(path))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from musicgen_core import storage
 from musicgen_core.codec import codec_identity
 from musicgen_core.config import TrainSettings
+from musicgen_core.data.dataset import Clips, load_clips
 from musicgen_core.data.shards import Row, ShardReport, ShardWriter, publish_shard
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.training.request import TrainRequest
@@ -40,13 +41,6 @@ def write_tokens(directory: Path, clips: Sequence[Codes], codec: str, scratch: P
     return directory
 
 
-@pytest.fixture(scope="session", autouse=True)
-def own_tokens_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MUSICGEN_TOKENS_CACHE", str(tmp_path_factory.mktemp("tokens_cache")))
-        yield
-
-
 @pytest.fixture
 def make_tokens(debug_model: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> MakeTokens:
     """Clips → a directory of tokens for the debug model."""
@@ -63,6 +57,11 @@ def tokens(debug_model: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> 
     """Six clips, of which one validates."""
     folder = tmp_path_factory.mktemp("tokens")
     return write_tokens(folder, random_clips(6), codec_identity(debug_model), tmp_path_factory.mktemp("scratch"))
+
+
+@pytest.fixture(scope="session")
+def clips(debug_model: BaseModel, tokens: Path) -> Clips:
+    return load_clips(storage.as_path(tokens), codec_identity(debug_model))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import RunDirectoryError
-from musicgen_core.model.lora import Adapter, save_adapter, save_full_model
+from musicgen_core.model.lora import Adapter, save_adapter
 from musicgen_core.training.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
+from musicgen_core.training.full_models import write_full_model
 from musicgen_core.training.run_directory import RunDirectory
 
 
@@ -33,7 +35,7 @@ def damage(path: UPath) -> None:
 
 def save_epoch(files: RunDirectory, epoch: int, step: int) -> None:
     full = {"best_state": {"w": torch.ones(2)}, "resume": checkpoint_of(step).to_plain()}
-    save_full_model(full, files.full_model(f"checkpoint_epoch_{epoch}"))
+    write_full_model(full, files.full_model(f"checkpoint_epoch_{epoch}"), Event())
 
 
 def found_step(files: RunDirectory) -> int:
@@ -111,7 +113,7 @@ def test_weights_alone_are_no_checkpoint_and_init_adapter_is_named(files: RunDir
     if name == "best_lora":
         save_adapter(checkpoint_of(3).adapter, path)
     else:
-        save_full_model({"xp.cfg": "", "best_state": {"w": torch.ones(2)}}, path)
+        write_full_model({"xp.cfg": "", "best_state": {"w": torch.ones(2)}}, path, Event())
     with pytest.raises(RunDirectoryError, match=name) as refused:
         load_checkpoint(path)
     assert "not what resuming needs" in refused.value.found and "--init-adapter" in refused.value.next_step
@@ -147,7 +149,7 @@ def test_files_of_later_steps_are_found_with_the_models_that_belong_to_them(file
         save_adapter(checkpoint_of(step).adapter, files.lora(f"lora_epoch_{epoch}"))
     for kind, step in (("best", 3), ("final", 6)):
         save_adapter(checkpoint_of(step).adapter, files.lora(f"{kind}_lora"))
-        save_full_model({"best_state": {}}, files.full_model(f"{kind}_model"))
+        write_full_model({"best_state": {}}, files.full_model(f"{kind}_model"), Event())
     damage(files.step_checkpoint(2))
     assert {path.name for path in files.files_after(4)} == {
         "latest.pt",

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from musicgen_core import storage
-from musicgen_core.codec import codec_identity
 from musicgen_core.config import TrainSettings
-from musicgen_core.data.dataset import Clips, load_clips
+from musicgen_core.data.dataset import Clips
 from musicgen_core.errors import Cancelled
 from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.text import TextEncoder
@@ -26,22 +23,11 @@ Row = dict[str, float]
 MakeTrainer = Callable[..., Trainer]
 
 
-@pytest.fixture(scope="module")
-def text(debug_model: BaseModel) -> TextEncoder:
-    return TextEncoder(debug_model.text_encoder)
-
-
-@pytest.fixture(scope="module")
-def clips(debug_model: BaseModel, tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Clips:
-    packed = tmp_path_factory.mktemp("packed") / "codes.bin"
-    return load_clips(storage.as_path(tokens), codec_identity(debug_model), packed.parent)
-
-
 @pytest.fixture
-def trainer_of(debug_model: BaseModel, text: TextEncoder, clips: Clips) -> MakeTrainer:
+def trainer_of(debug_model: BaseModel, text_encoder: TextEncoder, clips: Clips) -> MakeTrainer:
     def make(micro: int = 2, accumulation: int = 1, cfg_dropout: float = 0.3, **given: Any) -> Trainer:
         settings = TrainSettings(**{"num_epochs": 2, "learning_rate": 1e-3, **given})
-        return Trainer(load_lm(debug_model), text, clips, settings, BatchSize(micro, accumulation), cfg_dropout)
+        return Trainer(load_lm(debug_model), text_encoder, clips, settings, BatchSize(micro, accumulation), cfg_dropout)
 
     return make
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,10 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from musicgen_core import storage
-from musicgen_core.codec import codec_identity
 from musicgen_core.config import TrainSettings
-from musicgen_core.data.dataset import Clips, load_clips
+from musicgen_core.data.dataset import Clips
 from musicgen_core.errors import Cancelled, DeviceError, TrainingError
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
@@ -33,21 +30,11 @@ FP32 = Execution("fp32", compile=False, checkpointing=False)
 FOUR, ONE = BatchSize(4, 1), BatchSize(1, 1)
 
 
-@pytest.fixture(scope="module")
-def text(debug_model: BaseModel) -> TextEncoder:
-    return TextEncoder(debug_model.text_encoder)
-
-
-@pytest.fixture(scope="module")
-def clips(debug_model: BaseModel, tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Clips:
-    return load_clips(storage.as_path(tokens), codec_identity(debug_model), tmp_path_factory.mktemp("cache"))
-
-
 @pytest.fixture
-def trainer_of(debug_model: BaseModel, text: TextEncoder, clips: Clips) -> MakeTrainer:
+def trainer_of(debug_model: BaseModel, text_encoder: TextEncoder, clips: Clips) -> MakeTrainer:
     def make(size: BatchSize = FOUR, execution: Execution = FP32, world: World | None = None, **given: Any) -> Trainer:
         settings = TrainSettings(**{"num_epochs": 1, "learning_rate": 1e-3, **given})
-        return Trainer(load_lm(debug_model), text, clips, settings, size, 0.3, execution, world)
+        return Trainer(load_lm(debug_model), text_encoder, clips, settings, size, 0.3, execution, world)
 
     return make
 
