@@ -32,7 +32,7 @@ DISTINCT = 10
 BATCHES = 2000
 
 
-def make_shards(tokens: Path, shards: int, clips: int) -> None:
+def make_shards(tokens: Path, shards: int, clips: int, codec: str = CODEC, words: int = 40) -> None:
     from musicgen_core import storage
     from musicgen_core.data.shards import Row, ShardReport, ShardWriter, publish_shard
 
@@ -41,12 +41,11 @@ def make_shards(tokens: Path, shards: int, clips: int) -> None:
         parquet = tokens.parent / f"{stem}.parquet"
         if number < DISTINCT:
             rng = np.random.default_rng(number)
-            with ShardWriter(parquet, CODEC) as writer:
+            with ShardWriter(parquet, codec) as writer:
                 for clip in range(clips):
                     codes = rng.integers(0, 2048, (4, 50 * SECONDS), dtype=np.uint16)
-                    writer.add(
-                        Row(f"audio/{clip:04}.wav", f"calm piano, number {clip}, {'slow ' * 40}", SECONDS, codes)
-                    )
+                    description = f"calm piano, number {clip}, {'slow ' * words}"
+                    writer.add(Row(f"audio/{clip:04}.wav", description, SECONDS, codes))
             report = ShardReport(f"{stem}.zip", 1, stem, stem, clips, SECONDS * clips)
             publish_shard(parquet, report, storage.as_path(tokens))
             parquet.unlink()

@@ -94,7 +94,7 @@ def project(layers: int, device: torch.device, precision: str, checkpointing: bo
         frames = torch.full((len(codes),), codes.shape[2], device=device)
         return model.step(codes, frames, text, seeds, factor / len(codes))
 
-    return Subject(model.parameters, step, model.zero_grad)
+    return Subject([model.flat.whole], step, model.zero_grad)
 
 
 def _with_peft(model: Any, targets: list[str]) -> tuple[Any, list[Any]]:

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 from torch.utils.checkpoint import checkpoint
 
-from musicgen_core.training.linear import LinearWeights, lora_linear, pack_linears
+from musicgen_core.training.linear import LinearWeights, adapter, lora_linear, pack_linears
 
 ATTENTION = [
     SDPBackend.CUDNN_ATTENTION,
@@ -66,8 +66,20 @@ class BlockWeights(NamedTuple):
 
 def pack(layer: Any) -> BlockWeights:
     """The weights of a `DecoderLayer` with peft's adapter on it."""
+    norms = (layer.self_attn_layer_norm, layer.encoder_attn_layer_norm, layer.final_layer_norm)
+    return BlockWeights(tuple((norm.weight, norm.bias) for norm in norms), *map(pack_linears, _grouped(layer)))
+
+
+def adapter_parameters(layer: Any) -> list[nn.Parameter]:
+    """Of the layers of `BlockWeights` in turn: all of a's, then all of b's."""
+    pairs = [[adapter(linear) for linear in linears] for linears in _grouped(layer)]
+    return [parameter for linears in pairs for side in zip(*linears, strict=True) for parameter in side]
+
+
+def _grouped(layer: Any) -> Sequence[Sequence[Any]]:
+    """The linear layers of a `DecoderLayer`, those over the same input together."""
     own, cross = layer.self_attn, layer.encoder_attn
-    grouped: Sequence[Sequence[Any]] = [
+    return [
         (own.q_proj, own.k_proj, own.v_proj),
         (own.out_proj,),
         (cross.q_proj,),
@@ -76,8 +88,6 @@ def pack(layer: Any) -> BlockWeights:
         (layer.fc1,),
         (layer.fc2,),
     ]
-    norms = (layer.self_attn_layer_norm, layer.encoder_attn_layer_norm, layer.final_layer_norm)
-    return BlockWeights(tuple((norm.weight, norm.bias) for norm in norms), *map(pack_linears, grouped))
 
 
 def block(
@@ -114,6 +124,9 @@ class PlainBlocks:
         self._weights = [pack(layer) for layer in layers]
         self._heads = heads
         self._block: Callable[..., Tensor] = torch.compile(block, dynamic=False) if compiled else block
+
+    def refresh(self) -> None:
+        """Nothing: the parameters are read where they are."""
 
     def forward(self, x: Tensor, inputs: Inputs, checkpointing: bool) -> Tensor:
         """[B, S, D] → [B, S, D]."""

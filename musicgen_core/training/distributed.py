@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -85,32 +85,17 @@ class World:
         if self.size > 1 and error is None:
             dist.destroy_process_group()
 
-    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replace each gradient by its sum over the ranks, added up in fp32 as one buffer.
-
-        A rank that had no clip in this step, and so no gradients, counts as zeros. A parameter without a gradient
-        on every rank stays without one: the optimizer leaves it alone, as it would on one GPU.
-        """
-        if self.size == 1:
-            return
-        everyone = list(parameters)
-        known = torch.tensor([parameter.grad is not None for parameter in everyone], dtype=torch.uint8)
-        self._reduce(known, dist.ReduceOp.MAX)
-        trained = [parameter for parameter, is_known in zip(everyone, known.tolist(), strict=True) if is_known]
-        if not trained:
-            return
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-        flat = torch.cat([gradient.flatten().float() for gradient in gradients])
-        self._reduce(flat, dist.ReduceOp.SUM)
-        for parameter, total in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
-            parameter.grad = total.view_as(parameter).to(parameter.dtype)
+    def add_up(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over the ranks."""
+        if self.size > 1:
+            self._reduce(tensor, dist.ReduceOp.SUM)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """→ the sum over the ranks, on the same device; `tensor` stays as it is."""
         if self.size == 1:
             return tensor
         total = tensor.clone()
-        self._reduce(total, dist.ReduceOp.SUM)
+        self.add_up(total)
         return total
 
     def any(self, flag: bool) -> bool:

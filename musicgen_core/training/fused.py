@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from musicgen_core.training.blocks import BlockWeights, Inputs, pack, self_attention, split_heads
+from musicgen_core.training.flat import FlatParameters
 from musicgen_core.training.fused_attention import attend_text, attend_text_grad, join_heads
-from musicgen_core.training.fused_linear import SPLITS, Activations, FusedLinear, Gradients, add_up, norm_grad, refresh
+from musicgen_core.training.fused_linear import SPLITS, Activations, FusedLinear, Gradients, add_up, norm_grad
 
 
 class _SelfAttention:
@@ -52,7 +53,8 @@ class FusedBlock:
     """One block. Its weights move here.
 
     Args:
-        gradients: [total], fp32: where the gradients of the adapters' parameters are added up.
+        copies: [total], the parameters in 16 bits.
+        gradients: [total], fp32: where theirs are added up.
         partial: [SPLITS, total], scratch that blocks share.
     """
 
@@ -62,6 +64,7 @@ class FusedBlock:
         weights: BlockWeights,
         heads: int,
         precision: str,
+        copies: Tensor,
         gradients: Tensor,
         partial: Tensor,
     ) -> None:
@@ -69,15 +72,12 @@ class FusedBlock:
         self.index, self.norms, self.heads = index, weights.norms, heads
         self.gradients, self.partial = gradients, partial
         self.linears: dict[str, FusedLinear] = {}
-        self.places: list[tuple[Tensor, Tensor]] = []  # parameters and their gradients
         offset = 0
         for name, linear in weights.linears().items():
-            of_a = sum(a.numel() for a in linear.a)
-            places = Gradients(partial, offset, offset + of_a)
-            self.linears[name] = FusedLinear(linear, places, precision)
-            for parameter in (*linear.a, *linear.b):
-                self.places.append((parameter, gradients[offset : offset + parameter.numel()].view_as(parameter)))
-                offset += parameter.numel()
+            of_b = offset + sum(a.numel() for a in linear.a)
+            down = copies[offset:of_b].view(-1, linear.weight.shape[1])
+            self.linears[name] = FusedLinear(linear, down, Gradients(partial, offset, of_b), precision)
+            offset = of_b + sum(b.numel() for b in linear.b)
 
     def forward(self, x: Tensor, inputs: Inputs, keep: bool) -> tuple[Tensor, Any]:
         """[B, S, D] → [B, S, D] and what is kept for the backward pass, if one follows."""
@@ -142,30 +142,29 @@ class FusedBlock:
 
 
 class FusedBlocks:
-    """All blocks; the counterpart of `blocks.PlainBlocks`. The gradients of all adapters stand in one tensor."""
+    """All blocks; the counterpart of `blocks.PlainBlocks`.
 
-    def __init__(self, layers: Sequence[Any], heads: int, precision: str) -> None:
-        self._blocks: list[FusedBlock] = []
-        for index, layer in enumerate(layers):  # one at a time: memory holds one block twice
-            weights = pack(layer)
-            if not index:
-                total = sum(
-                    parameter.numel() for linear in weights.linears().values() for parameter in (*linear.a, *linear.b)
-                )
-                self._gradients = weights.qkv.a[0].new_zeros(len(layers), total)
-                partial_sums = weights.qkv.a[0].new_empty(SPLITS, total)
-            block = FusedBlock(index, weights, heads, precision, self._gradients[index], partial_sums)
-            self._blocks.append(block)
+    Args:
+        flat: the adapters' parameters, those of each layer as `blocks.adapter_parameters` has them.
+    """
 
-    def clear_gradients(self) -> None:
-        self._gradients.zero_()
-        for block in self._blocks:
-            for parameter, place in block.places:
-                parameter.grad = place
+    def __init__(self, layers: Sequence[Any], heads: int, precision: str, flat: FlatParameters) -> None:
+        self._parameters = flat.whole.detach()
+        self._copies = torch.empty_like(self._parameters, dtype=layers[0].fc1.base_layer.weight.dtype)
+        copies, gradients = self._copies.view(len(layers), -1), flat.gradient.view(len(layers), -1)
+        partial = gradients.new_empty(SPLITS, gradients.shape[1])
+        self._blocks = [  # one at a time: memory holds one block twice
+            FusedBlock(index, pack(layer), heads, precision, copies[index], gradients[index], partial)
+            for index, layer in enumerate(layers)
+        ]
 
+    @torch.no_grad()
     def refresh(self) -> None:
         """Bring the adapters' parameters to where the products read them."""
-        refresh([linear for block in self._blocks for linear in block.linears.values()])
+        self._copies.copy_(self._parameters)
+        for block in self._blocks:
+            for linear in block.linears.values():
+                linear.refresh()
 
     def forward(self, x: Tensor, inputs: Inputs, checkpointing: bool) -> Tensor:
         """[B, S, D] → [B, S, D], without gradients."""

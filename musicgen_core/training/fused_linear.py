@@ -7,7 +7,6 @@ gradients of x and h at once. With FP8 this holds backwards alone; forwards the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,8 +18,9 @@ from musicgen_core.training.linear import LinearWeights
 
 _ALIGNMENT = 16  # columns: 32 bytes, which the matrix units' loads want
 _ROWS = 128  # of a tile, at most; splits are multiples
+_TALL = 8192  # rows from which taller tiles are faster
 _EPSILON = 1e-5  # of nn.LayerNorm
-SPLITS = 8
+SPLITS = 16
 """Of the rows in products whose result is small: enough programs for all multiprocessors, summed in a fixed order."""
 
 Norm = tuple[Tensor, Tensor]
@@ -54,17 +54,19 @@ class FusedLinear:
     """One or several of peft's linear layers of the same shape over the same input, in 16 bits or FP8.
 
     The frozen weights move here; with FP8 the layers' own are given up. The adapters' parameters stay where they are,
-    in fp32: `refresh` copies them to where the products read them.
+    in fp32: `refresh` brings them to where the products read them.
+
+    Args:
+        down: [ranks, in], the a's in 16 bits, which somebody else keeps up to date.
     """
 
-    def __init__(self, weights: LinearWeights, gradients: Gradients, precision: str) -> None:
-        self.a, self.b, self.scale, self.gradients = weights.a, weights.b, weights.scale, gradients
+    def __init__(self, weights: LinearWeights, down: Tensor, gradients: Gradients, precision: str) -> None:
+        self.b, self.scale, self.down, self.gradients = weights.b, weights.scale, down, gradients
         self.out, self.width = weights.weight.shape
         self.parts, self.r = len(weights.a), len(weights.a[0])
         self.ranks = self.parts * self.r
         self.padded = -(-self.ranks // _ALIGNMENT) * _ALIGNMENT
         new = weights.weight.new_zeros
-        self.down = new(self.ranks, self.width)
         self.quantized: tuple[Tensor, Tensor] | None = None
         self.transposed: tuple[Tensor, Tensor] | None = None
         if precision == "fp8":
@@ -79,13 +81,10 @@ class FusedLinear:
         for base, part in zip(weights.bases, own.chunk(self.parts), strict=True):
             base.data = part
 
-    def copies(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Where the adapters' parameters are copied to: a's and b's, the latter times the scale."""
-        up = self.up.split(self.out // self.parts)
-        return list(self.down.split(self.r)), [rows.split(self.r, dim=1)[i] for i, rows in enumerate(up)]
-
-    def quantize_up(self) -> None:
-        """With FP8: the up-projection among the transposed weight's rows, each with its own scale."""
+    def refresh(self) -> None:
+        """Bring the b's, times the scale, to where the products read them; with FP8 each rank has its own scale."""
+        for i, (rows, b) in enumerate(zip(self.up.chunk(self.parts), self.b, strict=True)):
+            torch.mul(b, self.scale, out=rows[:, i * self.r : (i + 1) * self.r])
         if self.transposed is not None:
             for whole, part in zip(self.transposed, fp8.quantize(self.up.t()), strict=True):
                 whole[self.width : self.width + self.ranks] = part
@@ -105,10 +104,13 @@ class FusedLinear:
                 FP8=quantized is not None, num_warps=4,
             )  # fmt: skip
             x = xh
-        kernels.down_kernel[(triton.cdiv(rows, 16),)](
+        tall = rows > _TALL and kind != "gelu"
+        tile = 32 if tall else 16
+        kernels.down_kernel[(triton.cdiv(rows, tile),)](
             x, xh, h, self.down, keys, rows, dropout.threshold(p), 1 / (1 - p),
             width=self.width, x_stride=x.stride(0), stride=stride, R=self.ranks, RANKS=_ranks(self.ranks),
-            M=16, N=self._columns(256), KIND=kind, DROP=p > 0, num_warps=4,
+            M=tile, N=self._columns(128 if tall else 256), KIND=kind, DROP=p > 0, num_warps=4,
+            num_stages=4 if tall else 3,
         )  # fmt: skip
         if self.quantized is None:
             return Activations(xh, h, mean, rstd)
@@ -164,15 +166,15 @@ class FusedLinear:
         earlier, h = maker or (self, x.h)
         dx = torch.empty_like(made_from)
         partial = self.gradients.partial
-        columns = self._columns(64)
+        columns = self._columns(32 if kind == "gelu" else 64)
         kernels.down_grad_kernel[(triton.cdiv(self.width, columns), SPLITS)](
             made_from, both, self.down, keys, gamma, beta, x.mean, x.rstd, dx, h,
             partial[:, self.gradients.a :], partial[:, earlier.gradients.b :], rows, _per_split(rows),
             dropout.threshold(p), 1 / (1 - p), earlier.scale,
             width=self.width, stride=self.width + self.padded, h_stride=earlier.padded, total=partial.stride(0),
             R=self.ranks, RANKS=_ranks(max(self.ranks, earlier.ranks)), R_B=earlier.r, N=columns,
-            M=32 if kind == "gelu" else 64, num_stages=2 if kind == "gelu" else 3,
-            KIND=kind, DROP=p > 0, num_warps=4,
+            M=16 if kind == "gelu" else 32, num_warps=2 if kind == "gelu" else 4, num_stages=3, maxnreg=128,
+            KIND=kind, DROP=p > 0,
         )  # fmt: skip
         return dx
 
@@ -188,21 +190,6 @@ def norm_grad(
         width=width, M=2, N=triton.next_power_of_2(width), FP8=quantize, num_warps=4,
     )  # fmt: skip
     return dx, quantized
-
-
-@torch.no_grad()
-def refresh(linears: Sequence[FusedLinear]) -> None:
-    """Bring the adapters' parameters to where the products read them."""
-    down: list[Tensor] = []
-    up: list[Tensor] = []
-    for linear in linears:
-        of_a, of_b = linear.copies()
-        down += of_a
-        up += of_b
-    torch._foreach_copy_(down, [a for linear in linears for a in linear.a])
-    torch._foreach_copy_(up, torch._foreach_mul([b for linear in linears for b in linear.b], linears[0].scale))
-    for linear in linears:
-        linear.quantize_up()
 
 
 def add_up(gradients: Tensor, partial: Tensor) -> None:

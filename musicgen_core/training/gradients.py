@@ -58,7 +58,7 @@ class StepGradients:
             del loss
             self._take_less()
         assert loss is not None
-        self._world.sum_gradients(self._model.parameters)
+        self._world.add_up(self._model.flat.gradient)
         return self._world.sum(loss)
 
     def validation_losses(self, batch: Batch) -> Tensor:

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
+Result = TypeVar("Result", Tensor, None)
 
 
-class Graphs:
+class Graphs(Generic[Result]):
     """Runs a function of tensors, and from the third call with the same shapes on replays what it did.
 
     The function must do the same for the same shapes, without waiting for the GPU, and keep what it changes in place.
 
     Args:
-        function: tensors on one GPU → a tensor.
+        function: tensors on one GPU, or nothing → a tensor or nothing.
     """
 
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[..., Result]) -> None:
+        self._function: Callable[..., Result] = function
         self._seen: set[object] = set()
-        self._graphs: dict[object, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
+        self._graphs: dict[object, tuple[torch.cuda.CUDAGraph, list[Tensor], Result]] = {}
         self._works = True
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Result:
         key = tuple((one.shape, one.dtype) for one in inputs)
         if key not in self._graphs:
             if key not in self._seen or not self._works:  # the first call compiles, and chooses algorithms
@@ -43,16 +45,17 @@ class Graphs:
                 logger.warning("no CUDA graph (%s): training goes on without, and slower", error)
                 return self._function(*inputs)
         graph, places, output = self._graphs[key]
-        torch._foreach_copy_(places, list(inputs))
+        if inputs:
+            torch._foreach_copy_(places, list(inputs))
         graph.replay()
-        return output.clone()
+        return None if output is None else output.clone()
 
     def release(self) -> None:
         """Give the graphs' memory back."""
         self._graphs.clear()
         torch.cuda.empty_cache()
 
-    def _capture(self, *inputs: Tensor) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
+    def _capture(self, *inputs: Tensor) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Result]:
         places = [one.clone() for one in inputs]
         torch.cuda.empty_cache()  # graphs have their own memory: what the first call took would stand beside it
         graph = torch.cuda.CUDAGraph()

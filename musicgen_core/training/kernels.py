@@ -193,6 +193,7 @@ def down_grad_kernel(  # type: ignore[no-untyped-def]
         row = start + tl.arange(0, M)
         there = row < rows
         y = _load(x, row, column, rows, width, width)
+        of_y = _load(both, row, column, rows, width, stride)  # here: loads ahead of a product are made ahead of time
         of_h = _load(both + width, row, rank, rows, R, stride)
         if KIND == "norm":
             mean = tl.load(mean_of + row, mask=there, other=0.0)
@@ -210,8 +211,7 @@ def down_grad_kernel(  # type: ignore[no-untyped-def]
             y = tl.where(kept, y, 0.0).to(x.dtype.element_ty)
             through = tl.where(kept, through, 0.0)
         of_a += tl.dot(tl.trans(of_h), y, input_precision="ieee")
-        grad = (_load(both, row, column, rows, width, stride).to(tl.float32) + through) * slope
-        grad = grad.to(x.dtype.element_ty)
+        grad = ((of_y.to(tl.float32) + through) * slope).to(x.dtype.element_ty)
         _store(dx, grad, row, column, rows, width, width)
         if KIND == "gelu":
             earlier = _load(h, row, rank, rows, R_B, h_stride)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from musicgen_core.training import dropout
 
@@ -38,9 +38,13 @@ def pack_linears(layers: Sequence[Any]) -> LinearWeights:
     weight = torch.cat([base.data for base in bases]) if len(bases) > 1 else bases[0].data
     for base, part in zip(bases, weight.split([len(base) for base in bases]), strict=True):
         base.data = part
-    a = tuple(layer.lora_A["default"].weight for layer in layers)
-    b = tuple(layer.lora_B["default"].weight for layer in layers)
+    a, b = zip(*map(adapter, layers), strict=True)
     return LinearWeights(weight, a, b, layers[0].scaling["default"], bases)
+
+
+def adapter(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:
+    """a and b of one of peft's linear layers."""
+    return layer.lora_A["default"].weight, layer.lora_B["default"].weight
 
 
 def lora_linear(x: Tensor, keys: Tensor, w: LinearWeights, p: float) -> Tensor:

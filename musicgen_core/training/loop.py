@@ -103,7 +103,7 @@ class Trainer:
         self.world = world or World.alone(self.computation.device)
         self.gradients = StepGradients(self.computation, text, self.world, batch_size.micro)
         self.optimizer = torch.optim.AdamW(
-            self.computation.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+            [self.computation.flat.whole], lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self.progress = Progress(loss_scale=FIRST_LOSS_SCALE if execution.precision == "fp16" else None)
         self.consistent = True
@@ -111,10 +111,22 @@ class Trainer:
         self._epoch_started = self._saved = time.monotonic()
 
     def restore(self, lora: dict[str, Tensor], optimizer: dict[str, Any], progress: Progress) -> None:
+        """Go on from what was saved: adapter, `optimizer_state`, and how far it was."""
         set_adapter_state(self.model, lora, "in the checkpoint")
-        self.optimizer.load_state_dict(optimizer)
+        # Only its moments: weight decay and the like are those of the settings, which may have changed.
+        groups = self.optimizer.state_dict()["param_groups"]
+        state = self.computation.flat.join_state(optimizer["state"])
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         scale = progress.loss_scale if progress.loss_scale is not None else FIRST_LOSS_SCALE
         self.progress = replace(progress, loss_scale=None if self.progress.loss_scale is None else scale)
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """As that of an optimizer of peft's parameters, each on its own."""
+        own = self.optimizer.state_dict()
+        (group,) = own["param_groups"]
+        parameters = list(range(len(self.computation.parameters)))
+        state = self.computation.flat.split_state(own["state"])
+        return {"state": state, "param_groups": [{**group, "params": parameters}]}
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         return adapter_state(self.model)
@@ -225,10 +237,10 @@ class Trainer:
         seed, epoch, scale = self.settings.seed, self.order.epoch_of(step), self.progress.loss_scale or 1.0
         while True:
             loss = self.gradients.compute(batch, seed, epoch, clips_in_step, scale)
-            parameters = [one for one in self.computation.parameters if one.grad is not None]
+            flat = self.computation.flat
             if scale != 1.0:
-                torch._foreach_div_([one.grad for one in parameters], scale)
-            norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
+                flat.gradient.div_(scale)
+            norm = torch.nn.utils.clip_grad_norm_(flat.whole, self.settings.max_grad_norm)
             both = torch.stack([loss, norm.to(loss.dtype)]).tolist()  # once: it waits for the GPU
             overflowed = scale > 1 and math.isfinite(both[0]) and not math.isfinite(both[1])
             if not overflowed:

@@ -16,7 +16,8 @@ from musicgen_core.errors import ConfigError
 from musicgen_core.model.decoder import MusicgenLM, TextCondition
 from musicgen_core.model.pattern import teacher_forcing
 from musicgen_core.training import dropout
-from musicgen_core.training.blocks import ATTENTION, STREAMS, Inputs, PlainBlocks, head_losses
+from musicgen_core.training.blocks import ATTENTION, STREAMS, Inputs, PlainBlocks, adapter_parameters, head_losses
+from musicgen_core.training.flat import FlatParameters
 from musicgen_core.training.graphs import Graphs
 from musicgen_core.training.peft_blocks import PeftBlocks, can_pack
 
@@ -43,8 +44,8 @@ class Execution:
 class TrainingModel:
     """A frozen language model with peft's adapter on it.
 
-    With fused kernels gradients are added up in a fixed place, and the parameters read from copies: `zero_grad` before
-    each step brings both in order. With FP8 the model's own forward no longer serves: its weights are given up.
+    With fused kernels the parameters are read from copies, which `zero_grad` before each step brings up to date. With
+    FP8 the model's own forward no longer serves: its weights are given up.
 
     Args:
         peft_model: what `add_lora` made.
@@ -55,7 +56,8 @@ class TrainingModel:
         ConfigError: FP8 with DoRA or with only some layers adapted.
 
     Attributes:
-        parameters: the adapter's.
+        parameters: the adapter's, and
+        flat: all of them as one.
         execution: its checkpointing may be changed between steps, with `release` after it.
     """
 
@@ -81,16 +83,20 @@ class TrainingModel:
                 "base_precision fp8 can't be combined with lora_dora, or with lora_targets that leave out layers",
                 "Give --base-precision bf16",
             )
+        of_layers = [parameter for layer in layers for parameter in adapter_parameters(layer)] if packed else None
+        self.flat = FlatParameters(self.parameters, of_layers or self.parameters)
         self._fused = packed and (fused_kernels_work(self.device, execution) if fused is None else fused)
         if self._fused:
             from musicgen_core.training.fused import FusedBlocks  # Triton is not everywhere
 
-            self._blocks: Any = FusedBlocks(layers, self.lm.config.heads, execution.precision)
+            self._blocks: Any = FusedBlocks(layers, self.lm.config.heads, execution.precision, self.flat)
         elif packed:
             self._blocks = PlainBlocks(layers, self.lm.config.heads, execution.compile)
         else:
             self._blocks = PeftBlocks(layers)
-        self._run = Graphs(self._step) if self._fused and self.device.type == "cuda" else self._step
+        with_graphs = self._fused and self.device.type == "cuda"
+        self._run = Graphs(self._step) if with_graphs else self._step
+        self._refresh = Graphs(self._blocks.refresh) if with_graphs else self._blocks.refresh
         self.zero_grad()
 
     def losses(self, codes: Tensor, frames: Tensor, text: TextCondition, seeds: Tensor | None) -> Tensor:
@@ -105,8 +111,7 @@ class TrainingModel:
         Returns:
             [B, K], nats.
         """
-        if self._fused:
-            self._blocks.refresh()
+        self._refresh()
         x, inputs, targets, valid = self._inputs(codes, frames, text, seeds)
         with sdpa_kernel(ATTENTION, set_priority=True):
             x = self._blocks.forward(x, inputs, self.execution.checkpointing)
@@ -126,11 +131,8 @@ class TrainingModel:
 
     def zero_grad(self) -> None:
         """Forget the gradients, and take in the parameters as they are now."""
-        for parameter in self.parameters:
-            parameter.grad = None
-        if self._fused:
-            self._blocks.clear_gradients()
-            self._blocks.refresh()  # always: nothing about a tensor tells that a fused optimizer changed it
+        self.flat.gradient.zero_()
+        self._refresh()  # always: nothing about a tensor tells that a fused optimizer changed it
 
     def release(self) -> None:
         """Give back the memory that only speed wants."""

@@ -47,6 +47,9 @@ class PeftBlocks:
                 if _is_adapted(linear):
                     linear.lora_dropout["default"] = own
 
+    def refresh(self) -> None:
+        """Nothing: the parameters are read where they are."""
+
     def forward(self, x: Tensor, inputs: Inputs, checkpointing: bool) -> Tensor:
         """[B, S, D] → [B, S, D]."""
         text = inputs.text.view(len(x), -1, x.shape[-1])

@@ -138,7 +138,7 @@ class Saver:
             loss=progress.loss,
             base_model=self.model.identity,
         )
-        return Checkpoint(adapter, snapshot(trainer.optimizer.state_dict()), progress, self.fixed)
+        return Checkpoint(adapter, snapshot(trainer.optimizer_state()), progress, self.fixed)
 
     def _save(self, adapters: list[str], models: list[str]) -> None:
         """Write what is learned under these names, what these full models are made from, and latest.pt."""

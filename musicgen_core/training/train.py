@@ -218,10 +218,7 @@ class _Session:
 
     def _load_weights(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is not None:
-            # Only its moments: weight decay and the like are those of the settings, which may have changed.
-            groups = self.trainer.optimizer.state_dict()["param_groups"]
-            optimizer = {"state": checkpoint.optimizer["state"], "param_groups": groups}
-            self.trainer.restore(checkpoint.adapter.lora, optimizer, checkpoint.progress)
+            self.trainer.restore(checkpoint.adapter.lora, checkpoint.optimizer, checkpoint.progress)
             if self.request.init_adapter is not None:
                 logger.warning("--init-adapter is left out: %s goes on where it was", self.files.root)
         elif self.request.init_adapter is not None:

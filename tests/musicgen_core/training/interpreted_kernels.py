@@ -54,7 +54,7 @@ def main(rank: str, checkpointing: str, precision: str) -> None:
     losses = [model.step(*batch, clip_seeds(0, 1, [1, 2]), 0.5) for model in (fused, plain)]
     gradients = [torch.cat([one.grad.flatten() for one in model.parameters]) for model in (fused, plain)]
     for model in (fused, plain):
-        torch.optim.AdamW(model.parameters, lr=1e-3, fused=True).step()
+        torch.optim.AdamW([model.flat.whole], lr=1e-3, fused=True).step()
         model.zero_grad()
     after = [model.step(*batch, clip_seeds(0, 2, [1, 2]), 0.5) for model in (fused, plain)]
     with torch.no_grad():

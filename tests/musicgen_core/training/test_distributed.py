@@ -14,9 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
 
 import musicgen_core
 from musicgen_core.errors import DeviceError
@@ -78,47 +75,14 @@ def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
     pair.end()
 
 
-@st.composite
-def gradients_of_two(draw: st.DrawFn) -> tuple[list[tuple[int, ...]], list[list[Tensor | None]]]:
-    """Shapes of parameters, and for each of two ranks a gradient of each, or none."""
-    shapes = draw(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5)), max_size=6))
-    number = st.floats(-1e3, 1e3, width=32)
-    either: list[list[Tensor | None]] = []
-    for _ in range(2):
-        has_clips = draw(st.booleans()) or draw(st.booleans())
-        values = [
-            torch.tensor(draw(st.lists(number, min_size=a * b, max_size=a * b))).view(a, b)
-            if has_clips and draw(st.integers(0, 3))
-            else None
-            for a, b in shapes
-        ]
-        either.append(list(values))
-    return shapes, either
-
-
-@given(case=gradients_of_two())
-@settings(max_examples=60, deadline=None)
-def test_gradients_are_summed_over_the_ranks_and_stay_absent_where_no_rank_has_one(
-    ranks: Ranks, case: tuple[list[tuple[int, ...]], list[list[Tensor | None]]]
-) -> None:
-    shapes, gradients = case
-    results = ranks.ask("sum_gradients", (gradients[0], shapes), (gradients[1], shapes))
-    for parameter, (first, second) in enumerate(zip(*gradients, strict=True)):
-        there = [gradient for gradient in (first, second) if gradient is not None]
-        for result in results:
-            if there:
-                torch.testing.assert_close(result[parameter], sum(there[1:], start=there[0]), rtol=0, atol=0)
-            else:
-                assert result[parameter] is None
-
-
 def test_each_process_knows_its_place(ranks: Ranks) -> None:
     devices = ["cpu", "cpu"] if ranks.device == "cpu" else ["cuda:0", "cuda:1"]
     assert ranks.ask("describe") == [(0, 2, True, devices[0]), (1, 2, False, devices[1])]
 
 
-def test_sums_are_the_same_everywhere(ranks: Ranks) -> None:
-    first, second = ranks.ask("sum", (torch.tensor([1.0, 2.0]),), (torch.tensor([10.0, 20.0]),))
+@pytest.mark.parametrize("how", ["sum", "add_up"])
+def test_sums_are_the_same_everywhere(ranks: Ranks, how: str) -> None:
+    first, second = ranks.ask(how, (torch.tensor([1.0, 2.0]),), (torch.tensor([10.0, 20.0]),))
     assert first.tolist() == second.tolist() == [11.0, 22.0]
 
 
@@ -158,14 +122,12 @@ def test_all_leave_in_peace() -> None:
 
 
 def test_alone_nothing_happens_and_no_group_is_made() -> None:
-    parameter = torch.nn.Parameter(torch.zeros(2))
-    parameter.grad = torch.ones(2)
-    gradient, value, nothing = parameter.grad, object(), torch.nn.Parameter(torch.zeros(1))
+    gradient, value = torch.ones(2), object()
     with World.alone() as world:
         assert world.is_main
-        world.sum_gradients([parameter, nothing])
+        world.add_up(gradient)
         world.barrier()
-        assert parameter.grad is gradient and gradient.tolist() == [1, 1] and nothing.grad is None
+        assert gradient.tolist() == [1, 1]
         assert world.sum(gradient) is gradient
         assert world.broadcast_object(value) is value
         assert (world.any(True), world.any(False)) == (True, False)

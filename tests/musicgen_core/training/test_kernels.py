@@ -53,5 +53,8 @@ def test_fp8_stays_near_the_plain_operations(debug_model: BaseModel) -> None:
 @needs_gpu
 def test_quantizing_on_a_gpu_is_quantizing_on_the_cpu() -> None:
     x = torch.randn(100, 3000, dtype=torch.bfloat16)
-    for ours, reference in zip(fp8.quantize(x.cuda()), fp8.quantize(x), strict=True):
-        torch.testing.assert_close(ours.cpu().float(), reference.float(), rtol=0.07, atol=0)
+    (values, scales), (expected, expected_scales) = fp8.quantize(x.cuda()), fp8.quantize(x)
+    torch.testing.assert_close(scales.cpu(), expected_scales)
+    differing = values.cpu().float() != expected.float()  # where a quotient lies between two values of e4m3
+    assert differing.float().mean() < 1e-3
+    torch.testing.assert_close(values.cpu().float(), expected.float(), rtol=0.126, atol=2**-9)  # the next one

@@ -179,7 +179,7 @@ def test_what_was_interrupted_is_done_again_and_comes_out_the_same(
             raise Killed
 
     def save(due: bool) -> None:
-        saved.append(copy.deepcopy((first.adapter_tensors(), first.optimizer.state_dict(), first.progress)))
+        saved.append(copy.deepcopy((first.adapter_tensors(), first.optimizer_state(), first.progress)))
         if due:
             killed("on_interval")
 

@@ -154,8 +154,7 @@ def test_fp16_gradients_that_overflow_are_computed_again_at_half_the_scale(
         scales.append(scale)
         loss = whole(batch, seed, epoch, clips, scale)
         if scale > 2.0**13:
-            for parameter in trainer.computation.parameters:
-                parameter.grad = torch.full_like(parameter, math.inf)
+            trainer.computation.flat.gradient.fill_(math.inf)
         return loss
 
     trainer.gradients.compute = compute  # type: ignore[assignment, method-assign]
@@ -170,7 +169,7 @@ def test_the_loss_scale_resumes(trainer_of: MakeTrainer) -> None:
     fp16 = Execution("fp16", compile=False, checkpointing=False)
     first, second, in_fp32 = trainer_of(execution=fp16), trainer_of(execution=fp16), trainer_of()
     first.progress.loss_scale = 256.0
-    saved = first.adapter_tensors(), first.optimizer.state_dict(), first.progress
+    saved = first.adapter_tensors(), first.optimizer_state(), first.progress
     second.restore(*saved)
     in_fp32.restore(*saved)
     assert (second.progress.loss_scale, in_fp32.progress.loss_scale) == (256.0, None)
@@ -200,12 +199,8 @@ class ThreadWorld(World):
         object.__setattr__(world, "threads", threads)
         return world
 
-    def sum_gradients(self, parameters: Any) -> None:
-        own = list(parameters)
-        zeros = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in own]
-        found = self.threads.exchange(self.rank, [gradient.clone() for gradient in zeros])
-        for parameter, *gradients in zip(own, *found, strict=True):
-            parameter.grad = torch.stack(gradients).sum(0)
+    def add_up(self, tensor: Tensor) -> None:
+        tensor.copy_(self.sum(tensor))
 
     def sum(self, tensor: Tensor) -> Tensor:
         return torch.stack(self.threads.exchange(self.rank, tensor.clone())).sum(0)
@@ -397,8 +392,7 @@ def test_an_adapter_that_no_gradient_reaches_is_an_error(trainer_of: MakeTrainer
 
     def dead(*arguments: Any) -> Tensor:
         losses = whole(*arguments)
-        for parameter in trainer.computation.parameters:
-            parameter.grad = torch.zeros_like(parameter)
+        trainer.computation.flat.gradient.zero_()
         return losses
 
     trainer.computation.step = dead  # type: ignore[method-assign, assignment]

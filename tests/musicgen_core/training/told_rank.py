@@ -12,12 +12,10 @@ from torch import Tensor
 from musicgen_core.training.distributed import World
 
 
-def sum_gradients(world: World, gradients: list[Tensor | None], shapes: list[tuple[int, ...]]) -> list[Tensor | None]:
-    parameters = [torch.nn.Parameter(torch.zeros(shape, device=world.device)) for shape in shapes]
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = None if gradient is None else gradient.to(world.device)
-    world.sum_gradients(iter(parameters))
-    return [None if parameter.grad is None else parameter.grad.cpu() for parameter in parameters]
+def add_up(world: World, tensor: Tensor) -> Tensor:
+    own = tensor.to(world.device)
+    world.add_up(own)
+    return own.cpu()
 
 
 def sum_tensor(world: World, tensor: Tensor) -> Tensor:
@@ -33,8 +31,8 @@ def main() -> None:
                 break
             if method == "describe":
                 result = (world.rank, world.size, world.is_main, str(world.device))
-            elif method == "sum_gradients":
-                result = sum_gradients(world, *arguments)
+            elif method == "add_up":
+                result = add_up(world, *arguments)
             elif method == "sum":
                 result = sum_tensor(world, *arguments)
             else:
