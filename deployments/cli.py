@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ COMMANDS = {
     "estimate": Command("how long tokenizing will take, and at what price", "deployments.estimate", "estimate"),
     "evaluate": Command("not there yet: validation loss of an adapter", "deployments.later", "evaluate"),
     "export": Command("not there yet: an adapter in other libraries' formats", "deployments.later", "export"),
-    "doctor": Command("not there yet: check this machine", "deployments.later", "doctor"),
+    "doctor": Command("check this machine, the server and your places", "deployments.doctor", "doctor"),
 }
 
 
@@ -52,9 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: there is no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     prepare(quiet=not debug)
-    use_local_server()  # before Prefect is imported: it reads the environment once
     command = COMMANDS[name]
     try:
+        _stop_as_by_ctrl_c()
+        use_local_server()  # before Prefect is imported: it reads the environment once
         function: Callable[[Sequence[str]], int] = getattr(importlib.import_module(command.module), command.function)
         return function(rest)
     except UsageError as error:
@@ -72,6 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 1
+
+
+def _stop_as_by_ctrl_c() -> None:
+    """A service manager's stop, or the terminal that is closed: the work is saved and a temporary server stopped."""
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(stop) != signal.SIG_IGN:  # nohup
+            signal.signal(stop, signal.default_int_handler)
 
 
 def _one_line(error: Exception) -> str:

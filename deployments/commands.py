@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from deployments.console import output, print_table, progress_bars
 from deployments.environment import has_server, start_temporary_server
 from deployments.options import FlowOptions, parse
+from musicgen_core import storage
 
 if TYPE_CHECKING:
     from flows.finetune import FinetuneResult
@@ -105,17 +106,37 @@ def tokenized_rows(result: TokenizeResult) -> list[tuple[str, str]]:
 
 
 def trained_rows(result: TrainResult) -> list[tuple[str, str]]:
-    begun = f", resumed at step {result.resumed_from}" if result.resumed_from else ""
+    run_dir = storage.as_path(result.run_dir)
     best = "none" if result.best_loss is None else f"{result.best_loss:.3f} in epoch {result.best_epoch}"
     rows = [
-        ("training", f"{result.steps} steps, {result.epochs} epochs{begun}"),
+        ("training", f"{_counted(result.steps, 'step')}, {_counted(result.epochs, 'epoch')}{_how(result)}"),
         ("training loss", f"{_loss(result.first_loss)} → {_loss(result.last_loss)} (first and last epoch)"),
         ("best loss", best),
-        ("adapter", f"{result.run_dir}/lora_weights/best_lora.pt"),
-        ("full model", f"{result.run_dir}/full_models/best_model.pt"),
-        ("loss curve", f"{result.run_dir}/loss.png"),
     ]
-    return rows + ([("WandB", result.wandb_url)] if result.wandb_url else [])
+    files = {
+        "adapter": "lora_weights/best_lora.pt",
+        "full model": "full_models/best_model.pt",
+        "loss curve": "loss.png",
+        "WandB": "wandb",
+    }
+    found = {name: str(run_dir / file) for name, file in files.items() if (run_dir / file).exists()}
+    if result.wandb_url:
+        found["WandB"] = result.wandb_url
+    elif "WandB" in found:
+        found["WandB"] += "\noffline: without WANDB_API_KEY. wandb sync uploads it"
+    return [*rows, *found.items()]
+
+
+def _how(result: TrainResult) -> str:
+    if result.ending == "complete before":
+        return ": complete already, nothing was done. More --epochs or --max-steps go on from here"
+    resumed = f", resumed at step {result.resumed_from}" if result.resumed_from else ""
+    stopped = ", stopped early: no validation since then was better" if result.ending == "stopped early" else ""
+    return resumed + stopped
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _loss(value: float | None) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
-import urllib.error
 import urllib.request
 
 LOCAL_API = "http://127.0.0.1:4200/api"
@@ -17,6 +17,8 @@ DEFAULTS = {
     "DO_NOT_TRACK": "1",
     # What the core logs is shown in the UI with the run that it belongs to.
     "PREFECT_LOGGING_EXTRA_LOGGERS": "musicgen_core",
+    # A sign of life every so many seconds, the least that Prefect allows; deployments/automations.yaml counts on it.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
 }
 
 
@@ -46,23 +48,24 @@ def has_server() -> bool:
 
 
 def start_temporary_server() -> None:
-    """Start the server that Prefect would start by itself without one, but deaf to Ctrl-C.
+    """Start the server that Prefect would start by itself without one, but deaf to Ctrl-C and a closed terminal.
 
-    The terminal sends Ctrl-C to all of its processes, and a run that is interrupted has to tell the server. Prefect
-    stops it when this process ends.
+    The terminal tells all of its processes, and a run that is interrupted has to tell the server. Prefect stops it when
+    this process ends.
     """
     from prefect.server.api.server import SubprocessASGIServer
 
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the new process takes over
+    deaf_to = {signal.SIGINT, signal.SIGHUP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, deaf_to)  # which the new process takes over
     try:
         SubprocessASGIServer().start()
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, deaf_to)
 
 
 def is_healthy(api: str) -> bool:
     try:
         with urllib.request.urlopen(f"{api}/health", timeout=2) as answer:
             return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):  # what answers may not be HTTP
         return False

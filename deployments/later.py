@@ -15,7 +15,3 @@ def export(_arguments: Sequence[str]) -> int:
     raise MusicgenError(
         "export is not there yet", "Stock audiocraft loads full_models/final_model.pt of a run directory"
     )
-
-
-def doctor(_arguments: Sequence[str]) -> int:
-    raise MusicgenError("doctor is not there yet", "demo tries everything but the GPU")

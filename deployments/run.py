@@ -8,11 +8,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from deployments.console import output
 from deployments.environment import LOCAL_API, has_server
 from deployments.options import UsageError, describe_unknown
+from deployments.registering import DEPLOYMENTS, set_weekly
 from musicgen_core.errors import MusicgenError
-
-DEPLOYMENTS = ("tokenize-archives", "train-lora", "generate-music", "finetune")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -22,11 +22,16 @@ def run(arguments: Sequence[str]) -> int:
         "-p", "--param", action="append", default=[], metavar="name=value", help="a parameter of the flow"
     )
     parser.add_argument("--watch", action="store_true", help="wait for the end; exit 1 if the run fails")
+    parser.add_argument(
+        "--weekly", choices=("on", "off"), help="train-lora alone: switch its weekly schedule on or off, run nothing"
+    )
     chosen, unknown = parser.parse_known_args(arguments)
     problems = describe_unknown(unknown)
     if chosen.deployment not in DEPLOYMENTS:
         problems.append(f"there is no deployment {chosen.deployment!r}; there are {', '.join(DEPLOYMENTS)}")
     problems += [f"{entry!r} is not name=value" for entry in chosen.param if "=" not in entry]
+    if chosen.weekly and (chosen.deployment != "train-lora" or chosen.param or chosen.watch):
+        problems.append("--weekly goes with train-lora and with nothing else")
     if problems:
         raise UsageError(problems)
     if not has_server():
@@ -34,6 +39,10 @@ def run(arguments: Sequence[str]) -> int:
             f"no Prefect server answers at {LOCAL_API}, and PREFECT_API_URL is not set",
             "Start one with musicgen-flows up",
         )
+    if chosen.weekly:
+        set_weekly(chosen.weekly == "on")
+        output.print(f"The weekly retraining is {chosen.weekly}.")
+        return 0
     command = [
         sys.executable,
         "-m",

@@ -1,51 +1,55 @@
-"""`musicgen-flows up`: a Prefect server, a worker for the pool `gpu`, and the deployments, on this machine."""
+"""`musicgen-flows up`: a Prefect server, workers, deployments and automations, on this machine."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import os
+import platform
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from deployments.console import output, print_table
 from deployments.environment import is_healthy
 from deployments.options import UsageError, describe_unknown
-from deployments.run import DEPLOYMENTS
+from deployments.processes import Part, parts
+from deployments.registering import DEPLOYMENTS, POOL, QUEUE, TOKENIZING_QUEUE, register, set_places
+from deployments.registering import PLACES as PLACES
 from musicgen_core.errors import MusicgenError
 
-ROOT = Path(__file__).resolve().parent.parent
-POOL = "gpu"
-PLACES = {"archives": "archives", "tokens": "tokens", "runs": "runs", "output": "music"}
-STOP_SECONDS = 40  # a training that is stopped saves a checkpoint first
+Command = tuple[list[str], dict[str, str]]
+"""Of Prefect, and what is added to its environment."""
 
 
 def up(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
     api = f"http://{options.host}:{options.port}/api"
     os.environ["PREFECT_API_URL"] = api
+    workers = worker_commands(options.workers, visible_gpus())
     # A service manager's stop is a Ctrl-C; and a shell that starts us in the background has SIGINT ignored.
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, _interrupt)
     with contextlib.ExitStack() as stack:
         try:
-            running = [stack.enter_context(_server(api, options.host, options.port))]
-            _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
-            _prefect("deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
-            places = _set_places(options)
-            running.append(stack.enter_context(_worker(options.limit)))
-            rows = [("Prefect UI", api.removesuffix("/api")), ("deployments", ", ".join(DEPLOYMENTS)), *places]
-            print_table("Up", rows)
+            if not stack.enter_context(_only_one(options.port)):
+                output.print(f"musicgen-flows up runs already, with its server at {api}: that one is used")
+                _wait_for(api, lambda: True)
+                _show(api, _register(options))
+                return 0
+            server = stack.enter_context(_server(api, options.host, options.port))
+            places = _register(options)
+            output.print(f"Starting {len(workers)} workers of the pool {POOL} …")
+            started = stack.enter_context(parts(workers))
+            _show(api, {**places, "workers": "\n".join(_described(*worker) for worker in workers)})
             output.print("Start a job with: musicgen-flows run tokenize-archives --watch. Ctrl-C stops everything.")
-            _watch([process for process in running if process is not None])
+            _watch([*server, *started])
         except KeyboardInterrupt:
             for stop in (signal.SIGTERM, signal.SIGINT):  # a second Ctrl-C would leave half of it running
                 signal.signal(stop, signal.SIG_IGN)
-            output.print("Stopping the worker and the server …")
+            output.print("Stopping the workers and the server; a training saves where it is …")
     output.print("Stopped.")
     return 0
 
@@ -54,14 +58,19 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("musicgen-flows up", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="address that the server listens at (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=4200, help="port of the server (default 4200)")
-    parser.add_argument("--limit", type=int, default=1, help="jobs that run at a time (default 1)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="workers for training and generating, a job each (default one a GPU)"
+    )
     for name, folder in PLACES.items():
         parser.add_argument(
             f"--{name}", metavar="PATH", help=f"sets the variable musicgen_{name} (at first ./{folder})"
         )
     options, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        raise UsageError(describe_unknown(unknown))
+    problems = describe_unknown(unknown)
+    if options.workers is not None and options.workers < 1:
+        problems.append(f"--workers: should be 1 or more, not {options.workers}")
+    if problems:
+        raise UsageError(problems)
     return options
 
 
@@ -70,95 +79,93 @@ def _interrupt(_signal: int, _frame: object) -> None:
 
 
 @contextlib.contextmanager
-def _server(api: str, host: str, port: int) -> Iterator[subprocess.Popen[bytes] | None]:
-    """A server of our own, or None where one is running already: that one is used and left running."""
+def _only_one(port: int) -> Iterator[bool]:
+    """Whether no other `up` runs here with this port; and from here on none does."""
+    from prefect.settings import get_current_settings
+
+    home = get_current_settings().home
+    home.mkdir(parents=True, exist_ok=True)
+    with open(home / f"musicgen-flows-up-{port}.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+@contextlib.contextmanager
+def _server(api: str, host: str, port: int) -> Iterator[list[Part]]:
+    """A server of our own; none where one is running already: that one is used and left running."""
     if is_healthy(api):
         output.print(f"Using the Prefect server that runs at {api}")
-        yield None
+        yield []
         return
     output.print("Starting the Prefect server. Its first start makes a database and takes a while …")
-    with _process("server", "start", "--host", host, "--port", str(port)) as process:
-        deadline = time.monotonic() + 180
-        while not is_healthy(api):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise MusicgenError(
-                    f"the Prefect server did not start at {api}",
-                    f"Run prefect server start --port {port} to see why; another program may hold the port: try --port",
-                )
-            time.sleep(0.5)
-        yield process
+    with parts([(["server", "start", "--host", host, "--port", str(port)], {})]) as [server]:
+        _wait_for(api, lambda: server.poll() is None)
+        yield [server]
 
 
-@contextlib.contextmanager
-def _worker(limit: int) -> Iterator[subprocess.Popen[bytes]]:
-    output.print(f"Starting a worker of the pool {POOL} …")
-    with _process("worker", "start", "--pool", POOL, "--type", "process", "--limit", str(limit)) as process:
-        yield process
+def _wait_for(api: str, may_come: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 180
+    while not is_healthy(api):
+        if not may_come() or time.monotonic() > deadline:
+            raise MusicgenError(
+                f"the Prefect server did not start at {api}",
+                "Run prefect server start to see why; another program may hold the port: try --port",
+            )
+        time.sleep(0.5)
 
 
-@contextlib.contextmanager
-def _process(*command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A part of Prefect in a session of its own, so that a Ctrl-C reaches us alone and we stop the parts in order."""
-    process = subprocess.Popen([sys.executable, "-m", "prefect", *command], start_new_session=True, cwd=ROOT)
+def _register(options: argparse.Namespace) -> dict[str, str]:
+    output.print("Registering the deployments …")
+    register()
+    return set_places({name: getattr(options, name) for name in PLACES})
+
+
+def visible_gpus() -> list[str]:
+    """Names by which CUDA_VISIBLE_DEVICES knows this machine's GPUs, without the libraries that would use them."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     try:
-        yield process
-    finally:
-        _stop(process)
+        listed = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return listed.split()
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a part and everything that it started: first asked, then made to."""
-    for chosen, patience in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, 10)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, chosen)
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline:
-            process.poll()  # reaps it, so that the group can come to an end
-            if not _group_lives(process.pid):
-                return
-            time.sleep(0.1)
+def worker_commands(asked: int | None, gpus: Sequence[str]) -> list[Command]:
+    """Workers with one job at a time each: `asked`, or one a GPU, for the default queue, and one for tokenizing.
+
+    Several share the GPUs out among them; a worker alone sees them all.
+    """
+    count = asked or max(1, len(gpus))
+    workers = []
+    for number in range(count):
+        pinned = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus and count > 1 else {}
+        workers.append(_worker(f"gpu-{number}", QUEUE, pinned))
+    return [*workers, _worker(TOKENIZING_QUEUE, TOKENIZING_QUEUE, {})]
 
 
-def _group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def _worker(name: str, queue: str, environment: dict[str, str]) -> Command:
+    start = ["worker", "start", "--pool", POOL, "--type", "process", "--work-queue", queue, "--limit", "1"]
+    return [*start, "--name", f"{platform.node()}-{name}"], environment
 
 
-def _prefect(*command: str) -> None:
-    """Run a command of Prefect, showing its output only if it fails."""
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", *command],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        last = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        raise MusicgenError(
-            f"prefect {' '.join(command)} failed ({' '.join(last)})", "Run it by hand to see all of its output"
-        )
+def _described(command: Sequence[str], environment: Mapping[str, str]) -> str:
+    gpu = environment.get("CUDA_VISIBLE_DEVICES")
+    return f"{command[-1]}, queue {command[command.index('--work-queue') + 1]}" + (f", GPU {gpu}" if gpu else "")
 
 
-def _set_places(options: argparse.Namespace) -> list[tuple[str, str]]:
-    """Set the variables that deployments take their places from, where an option says so or none is set yet."""
-    from prefect.variables import Variable
-
-    rows = []
-    for name, folder in PLACES.items():
-        variable, given = f"musicgen_{name}", getattr(options, name)
-        value = Variable.get(variable)
-        if given or value is None:
-            value = given if given and "://" in given else str(Path(given or folder).expanduser().resolve())
-            Variable.set(variable, value, overwrite=True)
-        rows.append((variable, str(value)))
-    return rows
+def _show(api: str, rows: Mapping[str, str]) -> None:
+    fixed = [("Prefect UI", api.removesuffix("/api")), ("deployments", ", ".join(DEPLOYMENTS))]
+    print_table("Up", [*fixed, *rows.items()])
 
 
-def _watch(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def _watch(processes: Sequence[Part]) -> None:
     while all(process.poll() is None for process in processes):
         time.sleep(0.5)
-    raise MusicgenError("the Prefect server or its worker ended by itself", "Its last lines above say why")
+    raise MusicgenError("the Prefect server or a worker ended by itself", "Its last lines above say why")

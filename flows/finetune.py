@@ -3,12 +3,14 @@
 # No `from __future__ import annotations`: Prefect and the command line read the parameters' annotations as they are.
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from prefect import flow, get_run_logger
 from pydantic import Field
 
 from flows.generate_music import generate_music
+from flows.orphans import end_with_worker
 from flows.parameters import (
     DEFAULT_MODEL,
     Archives,
@@ -21,16 +23,19 @@ from flows.parameters import (
     Output,
     TaskRunner,
     Tokens,
-    creation_stamp,
+    new_folder,
     place,
     run_name,
     spread,
 )
+from flows.run_form import explained
 from flows.tokenize_archives import TokenizeResult, tokenize_archives
 from flows.train_lora import train_lora
 from musicgen_core import storage
 from musicgen_core.config import TokenizeSettings, TrainSettings
 from musicgen_core.errors import ArchiveError
+from tasks.artifacts import artifacts_of_run
+from tasks.summary import rendered_section, show_summary, tokenized_section, trained_section
 
 if TYPE_CHECKING:
     from musicgen_core.generation.render import Rendered
@@ -46,6 +51,7 @@ class FinetuneResult:
     rendered: "list[Rendered]"
 
 
+@explained
 @flow(name="finetune", flow_run_name=run_name("finetune", "run_dir"))
 @spread(TokenizeSettings, into="tokenizing")
 @spread(TrainSettings)
@@ -74,7 +80,8 @@ def finetune(
     tokenizing: TokenizeSettings,
 ) -> FinetuneResult:
     """Tokenize the archives, train an adapter on them, and make music with it."""
-    directory = run_dir or str(storage.as_path(place(None, "musicgen_runs")) / f"finetune-{creation_stamp()}")
+    end_with_worker()
+    directory = run_dir or str(storage.as_path(place(None, "musicgen_runs")) / new_folder("finetune"))
     state = tokenize_archives(
         archives=archives,
         tokens=tokens,
@@ -109,4 +116,11 @@ def finetune(
         duration=duration,
         seed=settings.seed,
     )
+    with artifacts_of_run() as artifacts:
+        show_summary(
+            artifacts,
+            partial(tokenized_section, tokenized.tokens, tokenized.reports, tokenized.failed, tokenized.remarks),
+            partial(trained_section, trained),
+            partial(rendered_section, rendered),
+        )
     return FinetuneResult(tokenized, trained, rendered)

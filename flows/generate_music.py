@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows.parameters import DEFAULT_MODEL, Device, Model, Output, creation_stamp, place, run_name, spread
+from flows.orphans import end_with_worker
+from flows.parameters import DEFAULT_MODEL, Device, Model, Output, new_folder, place, run_name, spread
+from flows.run_form import explained
 from musicgen_core import storage
 from musicgen_core.config import SamplingSettings
 from tasks.generating import render_prompts
@@ -23,6 +25,7 @@ DEFAULT_PROMPTS = (
 )
 
 
+@explained
 @flow(name="generate-music", flow_run_name=run_name("generate-music", "output"))
 @spread(SamplingSettings)
 def generate_music(
@@ -44,9 +47,10 @@ def generate_music(
     settings: SamplingSettings,
 ) -> "list[Rendered]":
     """Make music from texts, with the adapter of a training or with the base model."""
+    end_with_worker()
     export_secrets()
     texts = _prompts(prompts, prompts_file)
-    directory = output or str(storage.as_path(place(None, "musicgen_output")) / f"generate-{creation_stamp()}")
+    directory = output or str(storage.as_path(place(None, "musicgen_output")) / new_folder("generate-music"))
     return render_prompts(
         output=directory,
         prompts=texts,

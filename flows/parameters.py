@@ -6,6 +6,7 @@ import inspect
 import os
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from prefect import runtime
@@ -55,14 +56,27 @@ def archives_at_a_time(max_workers: int | None) -> int:
     return max_workers or min(4, os.cpu_count() or 1)
 
 
-def run_name(flow: str, parameter: str) -> Callable[[], str]:
-    """`train-lora · runs/first`, or the flow's name alone where the parameter is not given."""
+def run_name(flow: str, parameter: str, variable: str | None = None) -> Callable[[], str]:
+    """`train-lora · jazz-2026-11-23`: after the last folder of the place in a parameter. A retry gets the same.
+
+    Args:
+        variable: the Prefect variable that the place comes from where it is not given; by default it is new_folder's.
+    """
 
     def name() -> str:
-        value = runtime.flow_run.parameters.get(parameter)
-        return f"{flow} · {value}" if value else flow
+        given = runtime.flow_run.parameters.get(parameter)
+        if not given:
+            given = Variable.get(variable) if variable else new_folder(flow)
+        return f"{flow} · {_last_folder(str(given))}" if given else flow
 
     return name
+
+
+def _last_folder(place: str) -> str:
+    """`jazz` for /data/jazz, gs://bucket/jazz/ and /data/jazz/*.zip."""
+    parts = (place if "://" in place else str(Path(place).absolute())).rstrip("/").split("/")
+    plain = [part for part in parts if not set(part) & set("*?[")]
+    return plain[-1] or place
 
 
 def spread(kind: type[Settings], into: str = "settings") -> Callable[[Callable[..., R]], Callable[..., R]]:
@@ -113,6 +127,11 @@ def place(given: str | None, variable: str) -> str:
             f"Give it as a parameter, or run: prefect variable set {variable} PATH",
         )
     return str(found)
+
+
+def new_folder(flow: str) -> str:
+    """The folder that the current run of a flow makes where none is given: `train-20261123-030000-1a2b3c`."""
+    return f"{flow.partition('-')[0]}-{creation_stamp()}"
 
 
 def creation_stamp() -> str:

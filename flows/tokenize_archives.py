@@ -4,6 +4,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from prefect import flow, get_run_logger, runtime
@@ -12,6 +13,7 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Completed, Failed
 from upath import UPath
 
+from flows.orphans import end_with_worker
 from flows.parameters import (
     DEFAULT_MODEL,
     Archives,
@@ -28,6 +30,7 @@ from flows.parameters import (
     run_name,
     spread,
 )
+from flows.run_form import explained
 from flows.runners import call_everywhere
 from flows.runners import task_runner as make_task_runner
 from musicgen_core import storage
@@ -37,7 +40,9 @@ from musicgen_core.data.captions import Captions, check_matches, load_captions
 from musicgen_core.data.match_report import match_report
 from musicgen_core.data.shards import ShardReport, described_clips, is_whole, was_mended
 from musicgen_core.errors import ArchiveError, MusicgenError
+from tasks.artifacts import artifacts_of_run
 from tasks.keys import export_secrets
+from tasks.summary import show_summary, tokenized_section
 from tasks.tokenizing import stop_tokenizing, tokenize_archive
 from tasks.tokenizing_log import TokenizingLog, log_tokenizing
 
@@ -55,7 +60,8 @@ class TokenizeResult:
     remarks: list[str] = field(default_factory=list)
 
 
-@flow(name="tokenize-archives", flow_run_name=run_name("tokenize-archives", "archives"))
+@explained
+@flow(name="tokenize-archives", flow_run_name=run_name("tokenize-archives", "archives", "musicgen_archives"))
 @spread(TokenizeSettings)
 def tokenize_archives(
     *,
@@ -71,6 +77,7 @@ def tokenize_archives(
     settings: TokenizeSettings,
 ) -> State[TokenizeResult]:
     """Tokenize every clip of every archive with EnCodec, a task an archive; what is done already is kept."""
+    end_with_worker()
     export_secrets()
     found = find_archives(_absolute(place(archives, "musicgen_archives")))
     target = _absolute(place(tokens, "musicgen_tokens"))
@@ -104,6 +111,8 @@ def tokenize_archives(
     for remark in remarks:
         get_run_logger().warning("%s", remark)
     result = TokenizeResult(target, reports, failed, remarks)
+    with artifacts_of_run() as artifacts:
+        show_summary(artifacts, partial(tokenized_section, target, reports, failed, remarks))
     if failed:
         reasons = "; ".join(
             reason if reason.startswith(stem) else f"{stem}: {reason}" for stem, reason in failed.items()

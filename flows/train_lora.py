@@ -2,21 +2,27 @@
 
 # No `from __future__ import annotations`: Prefect and the command line read the parameters' annotations as they are.
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from prefect import flow
+from prefect.client.schemas import State
+from prefect.states import Completed
 from pydantic import Field
+from upath import UPath
 
-from flows.parameters import DEFAULT_MODEL, Device, Model, Tokens, creation_stamp, place, run_name, spread
+from flows.orphans import end_with_worker
+from flows.parameters import DEFAULT_MODEL, Device, Model, Tokens, new_folder, place, run_name, spread
+from flows.retraining import is_begun, last_completed, new_archives
+from flows.run_form import explained
 from musicgen_core import storage
 from musicgen_core.config import TrainSettings
+from musicgen_core.errors import ConfigError
+from musicgen_core.training.request import TrainResult
 from tasks.keys import export_secrets
 from tasks.training import train_adapter
 
-if TYPE_CHECKING:
-    from musicgen_core.training.request import TrainResult
 
-
+@explained
 @flow(name="train-lora", flow_run_name=run_name("train-lora", "run_dir"))
 @spread(TrainSettings)
 def train_lora(
@@ -35,20 +41,44 @@ def train_lora(
     init_adapter: Annotated[
         str | None, Field(description="Start from this *_lora.pt, or the best of this run directory")
     ] = None,
+    init_from_latest: Annotated[
+        bool,
+        Field(description="Start from the final adapter of the last completed training beside this one, if any"),
+    ] = False,
+    only_new_tokens: Annotated[
+        bool,
+        Field(description="Skip the training if the last completed one beside it has learned from all these tokens"),
+    ] = False,
     copy_to: Annotated[str | None, Field(description="Keep a second copy of the adapters here")] = None,
     settings: TrainSettings,
-) -> "TrainResult":
+) -> TrainResult | State[TrainResult]:
     """Fine-tune MusicGen with LoRA on tokenized clips. Running it again goes on where it stopped."""
+    end_with_worker()
     export_secrets()
-    directory = run_dir or str(storage.as_path(place(None, "musicgen_runs")) / f"train-{creation_stamp()}")
+    directory = storage.as_path(run_dir or storage.as_path(place(None, "musicgen_runs")) / new_folder("train-lora"))
+    shards = place(tokens, "musicgen_tokens")
+    if init_from_latest and init_adapter:
+        raise ConfigError("both init_adapter and init_from_latest are given", "Give one of the two")
+    before = last_completed(directory.parent, model, directory) if init_from_latest or only_new_tokens else None
+    # A run that is tried again has found out whether it is needed when it began.
+    asks = before is not None and only_new_tokens and not is_begun(directory)
+    if before is not None and asks and not new_archives(storage.as_path(shards), before):
+        return _skipped(before.directory, shards)
     return train_adapter(
-        name=storage.as_path(directory).name,
-        tokens=place(tokens, "musicgen_tokens"),
-        run_dir=directory,
+        name=directory.name,
+        tokens=shards,
+        run_dir=str(directory),
         model=model,
         settings=settings,
         device=device,
         resume=resume,
-        init_adapter=init_adapter,
+        init_adapter=str(before.final_adapter) if before is not None and init_from_latest else init_adapter,
         copy_to=copy_to,
     )
+
+
+def _skipped(last: UPath, tokens: str) -> State[TrainResult]:
+    nothing: dict[str, Any] = dict.fromkeys(("best_loss", "best_epoch", "first_loss", "last_loss"))
+    result = TrainResult(run_dir=str(last), steps=0, epochs=0, resumed_from=0, **nothing)
+    message = f"Nothing to do: {last.name} has learned from everything in {tokens}"
+    return Completed(name="Skipped", message=message, data=result)

@@ -8,12 +8,16 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from upath import UPath
 
 from musicgen_core.errors import raise_if_interrupted
 
 logger = logging.getLogger(__name__)
 PROJECT = "musicgen-flows"
+URL_FILE = "run-url"
+"""In WandB's folder of a run that is online: where its page is, for who watches from outside."""
 
 
 def cut_metrics(path: Path, last_step: int) -> None:
@@ -104,6 +108,8 @@ class Wandb:
             # Steps restart at 0 when an offline run is resumed: an axis of our own survives that.
             self._run.define_metric("global_step")
             self._run.define_metric("*", step_metric="global_step")
+            if self.url:
+                (self._data / URL_FILE).write_text(self.url, encoding="utf-8")
         except Exception as error:
             self._lost(error)
 
@@ -149,6 +155,14 @@ class Wandb:
         self._run = None
 
 
+def stored_url(folder: UPath) -> str | None:
+    """The page of the WandB run whose files are under `folder`, where it has one."""
+    try:
+        return (folder / "wandb" / URL_FILE).read_text(encoding="utf-8")
+    except OSError:
+        return None
+
+
 @contextmanager
 def _artifacts_under(folder: Path) -> Iterator[None]:
     """Artifacts are staged under the home directory unless told otherwise, and an offline run would lose them."""
@@ -162,23 +176,37 @@ def _artifacts_under(folder: Path) -> Iterator[None]:
         os.environ.pop("WANDB_DATA_DIR", None)
 
 
-def plot_losses(rows: Sequence[Mapping[str, float]], target: Path) -> None:
+def plot_losses(rows: Sequence[Mapping[str, float]], target: Path | IO[bytes]) -> None:
     """Draw `loss.png`: training loss a step, its running mean, and validation loss an epoch."""
+    taken = [row for row in rows if "train/loss" in row]  # a step that was skipped has no loss
+    steps, losses = [row["step"] for row in taken], [row["train/loss"] for row in taken]
+    with _picture(target, "MusicGen LoRA training", "cross-entropy (nats per code)") as axes:
+        axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1, label="training, each step")
+        axes.plot(steps, _running_mean(losses), color="tab:blue", label="training, running mean")
+        validated = [row for row in rows if "val/loss" in row]
+        if validated:
+            x, y = [row["step"] for row in validated], [row["val/loss"] for row in validated]
+            axes.plot(x, y, color="tab:orange", marker="o", label="validation")
+        axes.legend()
+
+
+def plot_learning_rate(rows: Sequence[Mapping[str, float]], target: Path | IO[bytes]) -> None:
+    """Draw the learning rate of each step."""
+    with _picture(target, "Learning rate", "learning rate") as axes:
+        axes.plot([row["step"] for row in rows], [row["train/lr"] for row in rows])
+        axes.set_ylim(bottom=0)
+
+
+@contextmanager
+def _picture(target: Path | IO[bytes], title: str, unit: str) -> Iterator[Any]:
+    """Axes over the steps, drawn to a PNG at the end."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    taken = [row for row in rows if "train/loss" in row]  # a step that was skipped has no loss
-    steps, losses = [row["step"] for row in taken], [row["train/loss"] for row in taken]
-    axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1, label="training, each step")
-    axes.plot(steps, _running_mean(losses), color="tab:blue", label="training, running mean")
-    validated = [row for row in rows if "val/loss" in row]
-    if validated:
-        x, y = [row["step"] for row in validated], [row["val/loss"] for row in validated]
-        axes.plot(x, y, color="tab:orange", marker="o", label="validation")
-    axes.set(xlabel="step", ylabel="cross-entropy (nats per code)", title="MusicGen LoRA training")
+    axes.set(xlabel="step", ylabel=unit, title=title)
     axes.grid(alpha=0.3)
-    axes.legend()
+    yield axes
     figure.savefig(target, dpi=120, format="png")
 
 

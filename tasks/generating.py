@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prefect import task
-from prefect.artifacts import create_table_artifact
 
 from musicgen_core.config import SamplingSettings
-from tasks.progress import ProgressArtifact, Update, report
+from tasks.artifacts import artifacts_of_run
+from tasks.rendering_log import RenderingLog
+from tasks.summary import rendered_section, show_summary
 
 if TYPE_CHECKING:
     from musicgen_core.generation.render import Rendered
@@ -31,18 +33,10 @@ def render_prompts(
     """Render every prompt to a wav."""
     from musicgen_core.generation.render import RenderRequest, render
 
-    artifact = ProgressArtifact(f"Rendering {count} prompts")
-    pieces = count * (2 if compare else 1)
-
-    def on_step(piece: int, done: int, total: int) -> None:
-        report(Update("generate", output, piece * total + done, pieces * total, f"piece {piece + 1} of {pieces}"))
-        artifact.update(piece * total + done, pieces * total, f"Rendering piece {piece + 1} of {pieces}")
-
     request = RenderRequest(output, prompts, model, settings, adapter, compare, save_codes, device, copy_to)
-    rendered = render(request, on_step)
-    create_table_artifact(
-        [{"file": r.wav, "prompt": r.prompt, "seconds": r.seconds, "adapter": r.with_adapter} for r in rendered],
-        key="generated-music",
-        description="What was rendered",
-    )
+    with artifacts_of_run() as artifacts:
+        log = RenderingLog(output, count, 2 if compare else 1, artifacts)
+        rendered = render(request, log.hear, log.add)
+        log.show()
+        show_summary(artifacts, partial(rendered_section, rendered))
     return rendered

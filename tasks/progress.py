@@ -1,25 +1,21 @@
-"""Progress of running tasks, for whoever listens in this process (the command line) and for the Prefect UI."""
+"""Progress of running tasks, for whoever listens in this process (the command line) and for the run's log."""
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, cast
-from uuid import UUID
+from typing import Any
 
-import httpx
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import ArtifactUpdate
-from prefect.exceptions import PrefectException
+from prefect import get_run_logger
+from prefect.exceptions import MissingContextError
 
-logger = logging.getLogger(__name__)
+LOG_EVERY_SECONDS = 60.0
+"""Logs are read by people, after nights: a line a minute of what goes well."""
 
 
 @dataclass(frozen=True)
@@ -70,40 +66,58 @@ def report(update: Any) -> None:
     _listener.get()(update)
 
 
-class ProgressArtifact:
-    """A progress artifact of the running task, updated every few seconds at most."""
+class Pace:
+    """Says when something is due that is to happen every so many seconds at most, at first at once. For any thread."""
 
-    def __init__(self, description: str, every_seconds: float = 5.0) -> None:
-        self._every = every_seconds
-        self._last = time.monotonic()
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
         self._lock = threading.Lock()
-        self._id = cast(UUID, create_progress_artifact(0.0, description=description))
+        self._next = time.monotonic()
 
-    def update(self, done: int, total: int, description: str) -> None:
+    def is_due(self) -> bool:
+        """Whether it is time; who hears True is the only one for the next seconds."""
         with self._lock:
             now = time.monotonic()
-            if done < total and now - self._last < self._every:
-                return
-            self._last = now
-        with server_may_be_away():
-            update_progress_artifact(self._id, progress=round(100 * done / max(1, total), 1), description=description)
+            if now < self._next:
+                return False
+            self._next = now + self.seconds
+            return True
 
 
-class TableArtifact:
-    """A table artifact of the running flow or task whose rows are replaced as the work goes on."""
+def run_logger() -> Any:
+    """The log of the current run, or a plain one outside of runs."""
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return logging.getLogger(__name__)
 
-    def __init__(self, key: str, description: str) -> None:
-        self._id = cast(UUID, create_table_artifact([], key=key, description=description))
 
-    def update(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        with server_may_be_away(), get_client(sync_client=True) as client:
-            client.update_artifact(self._id, ArtifactUpdate(data=json.dumps(rows)))
+class _OncePerMessage(logging.Filter):
+    def __init__(self) -> None:
+        super().__init__()
+        self._paces: dict[str, Pace] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self._paces.setdefault(str(record.msg), Pace(LOG_EVERY_SECONDS)).is_due()
 
 
 @contextmanager
-def server_may_be_away() -> Iterator[None]:
-    """A server that doesn't answer must not stop the work: the next update tells."""
+def quieted(name: str) -> Iterator[None]:
+    """Let each kind of message of a logger through once a minute only."""
+    logger, filter_ = logging.getLogger(name), _OncePerMessage()
+    logger.addFilter(filter_)
     try:
         yield
-    except (PrefectException, OSError, httpx.HTTPError) as error:
-        logger.debug("progress could not be shown: %s", error)
+    finally:
+        logger.removeFilter(filter_)
+
+
+def duration(seconds: float) -> str:
+    """3725 → `1:02:05`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def utc_now() -> str:
+    """2026-11-23 03:00:05 UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())

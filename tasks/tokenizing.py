@@ -93,8 +93,9 @@ def tokenize_archive(
     logger.info(
         "%s: %d clips, %.0f s of audio, %d rejected", stem, result.clips, result.audio_seconds, len(result.rejected)
     )
-    for rejection in result.rejected[:20]:
-        logger.warning("%s: rejected %s: %s", stem, rejection.clip, rejection.reason)
+    if result.rejected:  # one line: 139 archives may have thousands between them
+        some = "; ".join(f"{entry.clip}: {entry.reason}" for entry in result.rejected[:3])
+        logger.warning("%s: rejected %s%s", stem, some, " …" if len(result.rejected) > 3 else "")
     return result
 
 

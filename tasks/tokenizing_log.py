@@ -7,14 +7,26 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from musicgen_core import storage
 from musicgen_core.data.shards import ShardReport
 from musicgen_core.tracking import Wandb
-from tasks.progress import Listener, ProgressArtifact, TableArtifact, Update, listener, listening
+from tasks.artifacts import Artifacts, artifacts_of_run
+from tasks.progress import (
+    LOG_EVERY_SECONDS,
+    Listener,
+    Pace,
+    Update,
+    duration,
+    listener,
+    listening,
+    run_logger,
+    utc_now,
+)
+from tasks.tokenizing_table import Line, figures, table
 
 SHOW_EVERY_SECONDS = 10.0
 SAY_EVERY_SECONDS = 0.25
@@ -30,38 +42,6 @@ class ArchiveProgress:
     total: int | None
 
 
-@dataclass
-class _Line:
-    """What is known of one archive."""
-
-    stem: str
-    state: str = "waiting"
-    rows: int = 0
-    rejected: int = 0
-    total: int | None = None
-    begun: float = 0.0
-    ended: float = 0.0
-    problem: str = ""
-
-    @property
-    def clips(self) -> int:
-        return self.rows + self.rejected
-
-    def shown(self, now: float) -> dict[str, Any]:
-        working = (self.ended or now) - self.begun if self.begun else 0.0
-        speed = self.clips / working if working > 0 else 0.0
-        left = (self.total - self.clips) / speed if self.state == "running" and self.total and speed else None
-        return {
-            "archive": self.stem,
-            "state": self.state,
-            "clips": self.rows,
-            "rejected": self.rejected,
-            "clips/s": round(speed, 1) if speed else "",
-            "left": duration(left) if left is not None else "",
-            "problem": self.problem,
-        }
-
-
 class TokenizingLog:
     """Gathers what tasks report and how they end, and shows it every few seconds. Called from any thread.
 
@@ -69,18 +49,21 @@ class TokenizingLog:
         run: the WandB run.
         stems: the archives.
         say: hears an `Update` on the whole of it, a few times a second.
+        artifacts: of the flow run.
     """
 
-    def __init__(self, run: Wandb, stems: Sequence[str], say: Listener) -> None:
+    def __init__(self, run: Wandb, stems: Sequence[str], say: Listener, artifacts: Artifacts) -> None:
         self._run = run
         self._say = say
-        self._lines = {stem: _Line(stem) for stem in stems}
+        self._artifacts = artifacts
+        self._logger = run_logger()
+        self._lines = {stem: Line(stem) for stem in stems}
         self._lock = threading.Lock()
         self._started = time.monotonic()
-        self._shown = self._said = self._started
-        self._progress = ProgressArtifact("Tokenizing", every_seconds=0.0)
-        self._table = TableArtifact("tokenized-archives", "Clips and rejections of each archive")
-        self._say(self._summary())
+        self._saying, self._showing, self._logging = (
+            Pace(seconds) for seconds in (SAY_EVERY_SECONDS, SHOW_EVERY_SECONDS, LOG_EVERY_SECONDS)
+        )
+        self._tell()
 
     def hear(self, update: Any) -> None:
         """A task's report; anything else is passed on."""
@@ -109,70 +92,45 @@ class TokenizingLog:
         self._tell(at_once=True)
 
     def _tell(self, at_once: bool = False) -> None:
-        now = time.monotonic()
-        with self._lock:
-            say = at_once or now - self._said >= SAY_EVERY_SECONDS
-            show = now - self._shown >= SHOW_EVERY_SECONDS
-            self._said = now if say else self._said
-            self._shown = now if show else self._shown
-        if say:
-            self._say(self._summary())
-        if show:
+        if self._saying.is_due() or at_once:
+            self._say(self._summary()[0])
+        if self._showing.is_due():
             self.show()
+        if self._logging.is_due():
+            self._logger.info("%s", self._summary()[1])
 
     def show(self) -> None:
         """Bring the artifacts and WandB up to date."""
+        summary, text = self._summary()
         now = time.monotonic()
-        summary = self._summary()
         with self._lock:
-            rows = [line.shown(now) for line in self._lines.values()]
-            figures = self._figures(now)
-        left = figures["eta_seconds"]
-        text = summary.text + (f", {duration(left)} left" if left is not None else "")
-        self._progress.update(summary.done, summary.total or 0, f"Tokenizing: {text}")
-        self._table.update(rows)
-        known = {f"tokenize/{name}": value for name, value in figures.items() if value is not None}
-        self._run.log({"global_step": sum(line.clips for line in self._lines.values()), **known})
+            whole = figures(self._lines.values(), self._started, now)
+            rows = table(self._lines, whole, now)
+        self._artifacts.progress("tokenizing", summary.done, summary.total or 0, text)
+        link = f" · [WandB run]({self._run.url})" if self._run.url else ""
+        self._artifacts.table("tokenized-archives", rows, f"{text} · {utc_now()}{link}")
+        known = {f"tokenize/{name}": value for name, value in asdict(whole).items() if value is not None}
+        self._run.log({"global_step": whole.clips + whole.clips_rejected, **known})
 
-    def _summary(self) -> Update:
+    def _summary(self) -> tuple[Update, str]:
+        """For who listens, and as a line that stands by itself."""
         with self._lock:
-            figures = self._figures(time.monotonic())
-        text = f"{figures['clips']:,} clips"
-        if figures["clips_rejected"]:
-            text += f", {figures['clips_rejected']:,} rejected"
-        if figures["archives_failed"]:
-            text += f", {figures['archives_failed']} archives failed"
-        if figures["clips_per_sec"]:
-            text += f", {figures['clips_per_sec']:,.1f} clips/s"
-        return Update("tokenize", "", figures["archives_done"] + figures["archives_failed"], len(self._lines), text)
-
-    def _figures(self, now: float) -> dict[str, Any]:
-        """Cached archives count as done and not as work: they say nothing of the speed."""
-        lines = self._lines.values()
-        worked = sum(line.clips for line in lines if line.state != "kept")
-        begun = min((line.begun for line in lines if line.begun), default=now)
-        speed = worked / (now - begun) if now > begun else 0.0
-        totals = [line.total for line in lines if line.total]
-        mean = sum(totals) / len(totals) if totals else 0.0
-        left = sum((line.total or mean) - line.clips for line in lines if line.state in ("waiting", "running"))
-        return {
-            "archives_done": sum(line.state in ("done", "kept") for line in lines),
-            "archives_failed": sum(line.state == "failed" for line in lines),
-            "clips": sum(line.rows for line in lines),
-            "clips_rejected": sum(line.rejected for line in lines),
-            "clips_per_sec": speed,
-            "eta_seconds": max(0.0, left) / speed if speed and totals else None,
-        }
+            whole = figures(self._lines.values(), self._started, time.monotonic())
+        text = f"{whole.clips:,} clips"
+        if whole.clips_rejected:
+            text += f", {whole.clips_rejected:,} rejected"
+        if whole.archives_failed:
+            text += f", {whole.archives_failed} archives failed"
+        if whole.clips_per_sec:
+            text += f", {whole.clips_per_sec:,.1f} clips/s"
+        ended, archives = whole.archives_done + whole.archives_failed, len(self._lines)
+        left = f", {duration(whole.eta_seconds)} left" if whole.eta_seconds else ""
+        line = f"Tokenizing: {ended} of {archives} archives, {text}{left}"
+        return Update("tokenize", "", ended, archives, text), line
 
     @property
     def failed(self) -> bool:
         return any(line.state == "failed" for line in self._lines.values())
-
-
-def duration(seconds: float) -> str:
-    """3725 → `1:02:05`."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 @contextmanager
@@ -186,12 +144,13 @@ def log_tokenizing(tokens: str, stems: Sequence[str]) -> Iterator[TokenizingLog]
         run = Wandb(stage, secrets.token_hex(4), f"tokenize {target.name}", job_type="tokenize", config=config)
         exit_code = 1
         try:
-            log = TokenizingLog(run, stems, listener())
-            with listening(log.hear):
-                try:
-                    yield log
-                finally:
-                    log.show()
+            with artifacts_of_run() as artifacts:
+                log = TokenizingLog(run, stems, listener(), artifacts)
+                with listening(log.hear):
+                    try:
+                        yield log
+                    finally:
+                        log.show()
             exit_code = int(log.failed)
         finally:
             run.finish(exit_code)

@@ -36,7 +36,7 @@ class Clips:
 
     Attributes:
         shards: their codes and descriptions, memory-mapped.
-        fingerprints: by the stem of each archive, what its codes and its descriptions are, as two words.
+        fingerprints: `ShardReport.content` by the stem of each archive.
         skipped: shards that are not whole, which are left out.
         lease: keeps the shards in the cache.
     """
@@ -123,10 +123,7 @@ def load_clips(tokens: UPath, codec: str, folder: Path | None = None) -> Clips:
             "Run musicgen-flows tokenize first, or check the path",
         )
     shards, lease = TokenCache(folder).packed(tokens, reports, codec)
-    # With the number of clips: a mended copy of a damaged archive has the same fingerprint.
-    fingerprints = {
-        stem: f"{report.fingerprint}/{report.clips} {report.captions_fingerprint}" for stem, report in reports.items()
-    }
+    fingerprints = {stem: report.content for stem, report in reports.items()}
     return Clips(list(shards.values()), fingerprints, skipped, lease)
 
 

@@ -51,6 +51,12 @@ class ShardReport:
     rejected: list[Rejected] = field(default_factory=list)
     limited_to: int | None = None
 
+    @property
+    def content(self) -> str:
+        """What the codes and the descriptions are, as two words."""
+        # With the number of clips: a mended copy of a damaged archive has the same fingerprint.
+        return f"{self.fingerprint}/{self.clips} {self.captions_fingerprint}"
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """Raises: ValueError, TypeError or KeyError if `text` is no report."""

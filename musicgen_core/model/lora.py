@@ -165,7 +165,7 @@ def _check_targets(lm: MusicgenLM, targets: Sequence[str]) -> None:
         found = f"lora_targets {', '.join(missing)}: no linear layer of the model's blocks is called so"
         raise ConfigError(
             found if missing else "lora_targets is empty",
-            f"Give names or ends of names of {', '.join(there)}",
+            f"Give names or ends of names of {', '.join(there)}, each in an option of its own",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from musicgen_core.config import TrainSettings
 
@@ -38,6 +39,7 @@ class TrainResult:
     Attributes:
         first_loss, last_loss: mean training loss of the first and of the last epoch.
         resumed_from: the step that it went on from, 0 for a new one.
+        ending: trained to the last step; stopped early by its validation loss; or complete before, so nothing was done.
         warnings: what could not be saved, if anything.
     """
 
@@ -51,3 +53,4 @@ class TrainResult:
     resumed_from: int
     wandb_url: str | None = None
     warnings: tuple[str, ...] = ()
+    ending: Literal["trained", "stopped early", "complete before"] = "trained"

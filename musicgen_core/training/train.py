@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -109,9 +110,9 @@ class _Session:
         total = trainer.order.total_steps
         self.files.fetch_metrics()
         if self.world.broadcast_object(self._is_finished() and not self.start.goes_back):
-            on_start(trainer.progress.step, total)
+            on_start(trainer.progress.step, trainer.progress.step)
             logger.info("the training in %s is complete: %d of %d steps", self.files.root, trainer.progress.step, total)
-            return self._result(None)
+            return replace(self._result(None), ending="complete before")
         self._check_room()
         metrics = tracking.MetricsWriter(self.files.metrics)
         (self.files.stage / "samples").mkdir(parents=True, exist_ok=True)
@@ -198,6 +199,7 @@ class _Session:
     def _config(self, batch_size: BatchSize) -> dict[str, Any]:
         """The run's config.json."""
         stored = self.files.read_config()
+        stored_init = (stored or {}).get("init_adapter")
         values = {
             **self.settings.model_dump(mode="json"),
             "batch_size": batch_size.micro,
@@ -211,6 +213,7 @@ class _Session:
             "model_dir": str(self.model.directory),
             "tokens": self.request.tokens,
             "origin": self.start.origin,
+            "init_adapter": self.request.init_adapter if self.start.checkpoint is None else stored_init,
             "wandb_id": (stored or {}).get("wandb_id") or secrets.token_hex(4),
             "versions": {name: version(name) for name in ("torch", "peft", "transformers", "audiocraft")},
             **self.fixed,
@@ -240,7 +243,7 @@ class _Session:
             if adapter is not None and progress.best_step in (adapter.global_step, None):
                 self.saver.save_best_again(adapter)
             else:
-                logger.warning("the best adapter until then is gone: the next validation counts as the best")
+                logger.warning("the best adapter until then isn't in this run directory: the best starts anew")
                 progress.best_loss = progress.best_epoch = progress.best_step = None
                 progress.validations_without_gain = 0
         self._cut_metrics()  # only now: until latest.pt is out of the way, a restart goes on behind these rows
@@ -289,4 +292,5 @@ class _Session:
             resumed_from=self.resumed_from,
             wandb_url=url,
             warnings=tuple(self.saver.failures.texts),
+            ending="stopped early" if progress.step < self.trainer.order.total_steps else "trained",
         )

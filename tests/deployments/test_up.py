@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -52,11 +54,15 @@ def up(tmp_path_factory: pytest.TempPathFactory, demo_archives: Path) -> Iterato
     places.append(f"--output={folder / 'music'}")
     with open(log, "wb") as output:
         process = subprocess.Popen(
-            command("up", "--port", str(port), *places), cwd=ROOT, env=environment, stdout=output, stderr=output
+            command("up", "--port", str(port), "--workers", "2", *places),
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=output,
         )
     try:
         deadline = time.monotonic() + 180
-        while "started!" not in log.read_text():  # the worker's own last word
+        while log.read_text().count("started!") < 3:  # the workers' own last word
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
         yield Up(process, {**environment, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}, log)
@@ -105,13 +111,43 @@ def test_a_failed_run_makes_run_watch_exit_1(up: Up) -> None:
     assert done.returncode == 1
 
 
-def test_ctrl_c_stops_server_worker_and_everything_they_started(up: Up) -> None:
+@pytest.mark.timeout(300)
+def test_up_again_uses_the_one_that_runs_and_doubles_nothing(up: Up) -> None:
+    workers = [line for line in processes_of(up.environment["PREFECT_HOME"]) if "worker start" in line]
+    assert sorted("--work-queue tokenizing" in line for line in workers) == [False, False, True]
+    port = up.environment["PREFECT_API_URL"].rpartition(":")[2].removesuffix("/api")
+    environment = {**up.environment, "COLUMNS": "200"}
+    again = subprocess.run(
+        command("up", "--port", port), cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "musicgen-flows up runs already" in again.stdout
+    assert str(up.log.parent / "tokens") in again.stdout  # the places stay as the first has set them
+    assert sorted(workers) == sorted(
+        line for line in processes_of(up.environment["PREFECT_HOME"]) if "worker start" in line
+    )
+
+
+@pytest.mark.timeout(300)
+def test_ctrl_c_has_a_training_save_and_stops_server_workers_and_everything_they_started(up: Up) -> None:
     api = up.environment["PREFECT_API_URL"]
+    run = up.log.parent / "runs" / "stopped"
+    parameters = ["model=debug", "device=cpu", "batch_size=1", "segment_seconds=1"]
+    parameters += ["gradient_accumulation_steps=1", "num_epochs=1000"]
+    arguments = [argument for parameter in [*parameters, f"run_dir={run}"] for argument in ("-p", parameter)]
+    subprocess.run(command("run", "train-lora", *arguments), cwd=ROOT, env=up.environment, check=True, timeout=60)
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline, up.log.read_text()[-3000:]
+        time.sleep(0.5)
     with urllib.request.urlopen(f"{api}/health", timeout=10) as answer:
         assert answer.status == 200
     up.process.send_signal(signal.SIGINT)
     assert up.process.wait(timeout=90) == 0
     assert "Stopped." in up.log.read_text()
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert torch.load(run / "latest.pt", weights_only=True)["global_step"] == steps[-1]
+    assert not (run / ".lock").exists()
     with pytest.raises(OSError):
         urllib.request.urlopen(f"{api}/health", timeout=5)
     assert not list(processes_of(up.environment["PREFECT_HOME"]))

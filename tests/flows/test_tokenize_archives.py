@@ -119,7 +119,8 @@ def test_a_table_in_the_ui_shows_clips_rejections_and_reasons(archives: Path, tm
         table_key = ArtifactFilter(key=ArtifactFilterKey(any_=["tokenized-archives"]))
         found = client.read_artifacts(artifact_filter=table_key)
     [table] = [entry for entry in found if entry.flow_run_id == state.state_details.flow_run_id]
-    rows = json.loads(str(table.data))
+    whole, *rows = json.loads(str(table.data))
+    assert (whole["archive"], whole["state"], whole["clips"], whole["rejected"]) == ("all 2", "2 ended", 16, 1)
     assert [(row["archive"], row["clips"], row["rejected"]) for row in rows] == [
         ("archive_batch_0001", 8, 0),
         ("archive_batch_0002", 8, 1),

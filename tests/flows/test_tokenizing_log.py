@@ -1,24 +1,24 @@
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect import flow
 
 from musicgen_core.data.shards import Rejected, ShardReport
 from tasks import tokenizing_log
-from tasks.progress import Update, listening, report
-from tasks.tokenizing_log import ArchiveProgress, TokenizingLog, duration, log_tokenizing
-
-pytestmark = pytest.mark.usefixtures("prefect_server")
+from tasks.artifacts import Artifacts
+from tasks.progress import Update, duration, listening, report
+from tasks.tokenizing_log import ArchiveProgress, TokenizingLog, log_tokenizing
 
 
 class Recorder:
     """Stands for WandB: keeps what is logged."""
+
+    url = "https://wandb.test/run"
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -27,20 +27,43 @@ class Recorder:
         self.rows.append(values)
 
 
+class Shown(Artifacts):
+    """Keeps what is to be shown, without a server."""
+
+    def __init__(self) -> None:
+        self.rows: Sequence[Mapping[str, Any]] = []
+        self.description = ""
+        self.percent = 0.0
+
+    def progress(self, key: str, done: int, total: int, description: str) -> None:
+        self.percent = 100 * done / total
+
+    def table(self, key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
+        self.rows, self.description = rows, description
+
+
+def logged(
+    stems: Sequence[str], recorder: Recorder | None = None, heard: list[Update] | None = None
+) -> tuple[TokenizingLog, Shown]:
+    shown = Shown()
+    say = heard.append if heard is not None else lambda update: None
+    return TokenizingLog(recorder or Recorder(), stems, say, shown), shown  # type: ignore[arg-type]
+
+
 def shard(clips: int, rejected: int) -> ShardReport:
     return ShardReport("a.zip", 1, "f", "c", clips, 1.0, [Rejected("x.wav", "silent")] * rejected)
 
 
 def test_each_archive_counts_once_however_often_it_ends() -> None:
     recorder = Recorder()
-    log = TokenizingLog(recorder, ["one", "two", "three"], lambda update: None)  # type: ignore[arg-type]
+    log, _ = logged(["one", "two", "three"], recorder)
     log.hear(ArchiveProgress("one", 2, 1, 6))
     log.end("one", shard(5, 1))
     log.end("two", None, problem="broken")
     log.show()
     log.end("two", shard(7, 0))
     log.show()
-    first, last = recorder.rows
+    first, last = recorder.rows[-2:]
     assert first["tokenize/archives_failed"] == 1
     assert (last["tokenize/archives_done"], last["tokenize/archives_failed"]) == (2, 0)
     assert (last["tokenize/clips"], last["tokenize/clips_rejected"], last["global_step"]) == (12, 1, 13)
@@ -49,7 +72,7 @@ def test_each_archive_counts_once_however_often_it_ends() -> None:
 
 def test_archives_kept_from_before_say_nothing_of_the_speed() -> None:
     recorder = Recorder()
-    log = TokenizingLog(recorder, ["one", "two"], lambda update: None)  # type: ignore[arg-type]
+    log, _ = logged(["one", "two"], recorder)
     log.end("one", shard(1000, 0), cached=True)
     log.show()
     assert recorder.rows[-1]["tokenize/clips"] == 1000
@@ -61,7 +84,7 @@ def test_what_tasks_report_is_summed_up_for_who_listens_outside(monkeypatch: pyt
     monkeypatch.setattr(tokenizing_log, "SAY_EVERY_SECONDS", 0.0)
     heard: list[Update] = []
     with listening(heard.append):
-        log = TokenizingLog(Recorder(), ["one", "two"], heard.append)  # type: ignore[arg-type]
+        log, _ = logged(["one", "two"], heard=heard)
         with listening(log.hear):
             report(ArchiveProgress("one", 0, 0, 4))
             report(ArchiveProgress("one", 3, 1, 4))
@@ -72,17 +95,53 @@ def test_what_tasks_report_is_summed_up_for_who_listens_outside(monkeypatch: pyt
     assert [(update.done, update.total) for update in heard if update.stage == "tokenize"][-1] == (1, 2)
 
 
-def test_the_table_in_the_ui_is_live(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_is_live(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizing_log, "SHOW_EVERY_SECONDS", 0.0)
-    log = TokenizingLog(Recorder(), ["live-one", "live-two"], lambda update: None)  # type: ignore[arg-type]
-    log.hear(ArchiveProgress("live-one", 0, 0, 4))
-    log.hear(ArchiveProgress("live-one", 2, 1, 4))
-    with get_client(sync_client=True) as client:
-        key = ArtifactFilter(key=ArtifactFilterKey(any_=["tokenized-archives"]))
-        tables = [json.loads(str(entry.data)) for entry in client.read_artifacts(artifact_filter=key)]
-    [rows] = [rows for rows in tables if rows and rows[0]["archive"] == "live-one"]
-    assert [(row["state"], row["clips"], row["rejected"]) for row in rows] == [("running", 2, 1), ("waiting", 0, 0)]
-    assert rows[0]["clips/s"] > 0 and rows[0]["left"]
+    log, shown = logged(["one", "two"])
+    log.hear(ArchiveProgress("one", 0, 0, 4))
+    log.hear(ArchiveProgress("one", 2, 1, 4))
+    whole, one, two = shown.rows
+    assert (whole["archive"], whole["state"]) == ("all 2", "0 ended")
+    assert [(row["archive"], row["state"], row["clips"], row["rejected"]) for row in (one, two)] == [
+        ("one", "running", 2, 1),
+        ("two", "waiting", 0, 0),
+    ]
+    assert one["clips/s"] > 0 and one["ETA"] and whole["clips/s"] > 0 and whole["ETA"]
+    assert two["clips/s"] == two["ETA"] == ""
+    assert shown.description.startswith("Tokenizing: 0 of 2 archives, 2 clips, 1 rejected")
+    assert "[WandB run](https://wandb.test/run)" in shown.description
+
+
+def test_among_139_archives_those_that_need_a_look_come_first() -> None:
+    stems = [f"archive_batch_{number:04}" for number in range(139)]
+    log, shown = logged(stems)
+    for stem in stems[:100]:
+        log.end(stem, shard(10, 0), cached=stem < "archive_batch_0050")
+    log.hear(ArchiveProgress(stems[101], 5, 0, 10))
+    log.end(stems[70], None, problem="damaged")
+    log.show()
+    states = [row["state"] for row in shown.rows]
+    assert states == ["100 ended", "failed", "running", *["waiting"] * 38, *["done"] * 49, *["kept"] * 50]
+    assert shown.rows[0]["problem"] == "1 failed"
+    assert [row["archive"] for row in shown.rows[1:3]] == [stems[70], stems[101]]
+    assert shown.rows[1]["problem"] == "damaged"
+    assert shown.percent == pytest.approx(100 * 100 / 139)
+
+
+def test_where_tasks_do_not_report_the_archives_that_are_done_tell_the_speed() -> None:
+    """As on a Dask cluster."""
+    log, shown = logged(["one", "two", "three"])
+    log.end("one", shard(10, 0))
+    log.show()
+    assert shown.rows[0]["clips/s"] > 0
+
+
+def test_a_line_a_minute_goes_to_the_log_however_many_clips_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        log, _ = logged(["one"])
+        for clip in range(1000):
+            log.hear(ArchiveProgress("one", clip, 0, 1000))
+    assert [record.message for record in caplog.records] == ["Tokenizing: 0 of 1 archives, 0 clips"]
 
 
 @pytest.mark.parametrize(
@@ -92,13 +151,19 @@ def test_durations_read_as_clocks_do(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
+@pytest.mark.usefixtures("prefect_server")
 def test_tokenizing_has_a_wandb_run_of_its_own_beside_the_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_MODE")
     assert "WANDB_API_KEY" not in os.environ
-    with log_tokenizing(str(tmp_path), ["one"]) as log:
-        log.end("one", shard(5, 1))
+
+    @flow
+    def tokenizing() -> None:
+        with log_tokenizing(str(tmp_path), ["one"]) as log:
+            log.end("one", shard(5, 1))
+
+    tokenizing()
     [run] = (tmp_path / "wandb").glob("offline-run-*")
     [file] = run.glob("*.wandb")
     content = file.read_bytes()

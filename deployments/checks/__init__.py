@@ -1,0 +1,1 @@
+"""What `musicgen-flows doctor` looks at, a subject a file; each check gives findings and changes nothing."""

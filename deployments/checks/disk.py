@@ -1,0 +1,112 @@
+"""Whether the disks have room for tokens, a model and a training with the default settings."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deployments.checks.finding import Finding
+from deployments.checks.model_size import ModelSize
+from musicgen_core import storage
+from musicgen_core.config import EFFECTIVE_BATCH, TrainSettings
+
+DISK = "disk"
+
+_LEAST = TrainSettings(keep_last=1, full_models="best_and_final")
+_LEAST_OPTIONS = "--keep-last 1 --full-models best_and_final"
+
+
+@dataclass(frozen=True)
+class _Need:
+    """Bytes that something takes under a path."""
+
+    what: str
+    path: Path
+    bytes: int
+
+
+def check_disk(size: ModelSize, places: Mapping[str, str], clips: int) -> list[Finding]:
+    """A finding for each disk of this machine that will be written to.
+
+    Args:
+        places: `tokens` and `runs`; by default folders of these names here.
+        clips: to train on.
+    """
+    by_disk: dict[int, list[_Need]] = {}
+    for need in _needs(size, places, clips):
+        if need.bytes > 0:
+            by_disk.setdefault(_existing(need.path).stat().st_dev, []).append(need)
+    return [_compare(size, needs, clips) for needs in by_disk.values()]
+
+
+def _needs(size: ModelSize, places: Mapping[str, str], clips: int) -> Iterator[_Need]:
+    from huggingface_hub import constants
+
+    from musicgen_core.codes import CODEBOOKS, FRAME_RATE
+    from musicgen_core.data.token_cache import default_folder
+
+    runs, tokens = (storage.as_path(places.get(name, name)) for name in ("runs", "tokens"))
+    tokens_bytes = 2 * CODEBOOKS * FRAME_RATE * 30 * clips  # uint16, 30 s a clip
+    if storage.is_local(runs):
+        yield _Need("a run directory", Path(str(runs)).absolute(), run_directory_bytes(size, TrainSettings(), clips))
+    else:
+        yield _Need("a full model on its way there", Path(tempfile.gettempdir()), size.file_bytes)
+    if storage.is_local(tokens):
+        folder = Path(str(tokens)).absolute()
+        yield _Need("tokens", folder, tokens_bytes - _bytes_in(folder))
+    cache = default_folder().absolute()
+    yield _Need("their cache", cache, tokens_bytes - _bytes_in(cache))
+    yield _Need("the model", Path(constants.HF_HUB_CACHE).absolute(), size.download_bytes)
+
+
+def run_directory_bytes(size: ModelSize, settings: TrainSettings, clips: int) -> int:
+    """What a new run directory grows to."""
+    from musicgen_core.training.batching import DataOrder
+    from musicgen_core.training.room import Plan, Sizes, bytes_to_write
+    from musicgen_core.training.run_directory import RunDirectory
+
+    steps = DataOrder(clips, EFFECTIVE_BATCH, settings.num_epochs, settings.max_steps, settings.seed).total_steps
+    new = Path(tempfile.gettempdir()) / f"musicgen-doctor-{os.urandom(8).hex()}"  # nothing is there
+    sizes = Sizes(size.file_bytes, 4 * size.lora_parameters)
+    return bytes_to_write(RunDirectory(storage.as_path(new), new), settings, sizes, Plan(settings.num_epochs, steps))
+
+
+def _compare(size: ModelSize, needs: Sequence[_Need], clips: int) -> Finding:
+    place = _existing(needs[0].path)
+    free, needed = shutil.disk_usage(place).free, sum(need.bytes for need in needs)
+    parts = ", ".join(f"{need.what} {_gb(need.bytes)}" for need in needs)
+    found = f"{_gb(free)} free at {place}; {clips:,} clips take up to {_gb(needed)}: {parts}"
+    if needed <= free:
+        return Finding(DISK, "ok", found)
+    fix = f"Make room at {place}, or name other places: musicgen-flows up --runs PATH --tokens PATH"
+    if any(need.what == "a run directory" for need in needs):
+        least = _gb(run_directory_bytes(size, _LEAST, clips))
+        fix += f"; or train with {_LEAST_OPTIONS}, where the run directory takes {least}"
+    return Finding(DISK, "problem", found, fix)
+
+
+def _existing(path: Path) -> Path:
+    """The path itself, or the nearest folder above that is there and may be seen."""
+    return next(one for one in (path, *path.parents) if _is_there(one))
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:
+        return False
+
+
+def _bytes_in(folder: Path) -> int:
+    try:
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    except OSError:  # it may not be read, or is being written to
+        return 0
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"

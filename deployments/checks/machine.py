@@ -1,0 +1,184 @@
+"""The GPU, its driver, and the C compiler that training on a GPU wants."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sysconfig
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+from deployments.checks.finding import Finding, describe
+
+SMI_SECONDS = 20.0
+GPU = "GPU"
+_OLDEST_DRIVER = {"11": 450, "12": 525, "13": 580}
+"""By CUDA's major version. Source: NVIDIA, CUDA Compatibility, table "CUDA toolkits and minimum driver versions"."""
+
+
+@dataclass(frozen=True)
+class Smi:
+    """What nvidia-smi says.
+
+    Attributes:
+        status: `missing` where there is no such program, `failed` where it can't reach the driver.
+        gpus: names, as many as there are.
+        driver: its version.
+        reason: why it failed.
+    """
+
+    status: Literal["missing", "failed", "ok"]
+    gpus: tuple[str, ...] = ()
+    driver: str = ""
+    reason: str = ""
+
+
+def ask_smi() -> Smi:
+    """nvidia-smi knows GPUs that torch can't use."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return Smi("missing")
+    query = [program, "--query-gpu=driver_version,name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=SMI_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Smi("failed", reason=describe(error))
+    rows = [line.split(", ", 1) for line in done.stdout.splitlines() if ", " in line]
+    if done.returncode or not rows:
+        return Smi("failed", reason=" ".join((done.stdout + done.stderr).split())[:300] or "it shows no GPU")
+    return Smi("ok", tuple(name for _, name in rows), rows[0][0])
+
+
+def check_machine(device: str) -> list[Finding]:
+    """
+    Args:
+        device: `auto`, `cpu` or `cuda`, as commands take it.
+    """
+    gpus = check_gpus(device)
+    return [*gpus, check_compiler(on_gpu=any(gpu.level == "ok" for gpu in gpus) and device != "cpu")]
+
+
+def check_gpus(device: str) -> list[Finding]:
+    if device == "cpu":
+        return [Finding(GPU, "ok", "not looked at: --device cpu")]
+    import torch
+
+    smi = ask_smi()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of what is a finding here
+        if torch.cuda.is_available():
+            return [_check_gpu(index, smi) for index in range(torch.cuda.device_count())]
+        return [_no_gpu(smi, needed=device == "cuda")]
+
+
+def _check_gpu(index: int, smi: Smi) -> Finding:
+    import torch
+
+    properties = torch.cuda.get_device_properties(index)
+    name = f"{GPU} {index}" if torch.cuda.device_count() > 1 else GPU
+    capability = (properties.major, properties.minor)
+    gpu = f"{properties.name}, compute capability {properties.major}.{properties.minor}"
+    try:
+        if torch.ones(2, device=f"cuda:{index}").add(1).sum().item() != 4:
+            raise RuntimeError("1 + 1 is not 2 there")
+        free, total = torch.cuda.mem_get_info(index)
+    except RuntimeError as error:
+        return Finding(name, "problem", f"{gpu}: can't compute ({describe(error)})", _mend(capability))
+    driver = f", driver {smi.driver}" if smi.driver else ""
+    precision = "fp16" if capability < (8, 0) else "bf16" if capability < (8, 9) else "bf16 and fp8"
+    memory = f"{total / 2**30:.1f} GiB, {free / 2**30:.1f} free"
+    cuda = f"torch {torch.__version__} with CUDA {torch.version.cuda}"
+    return Finding(name, "ok", f"{gpu}, {memory}{driver}, {cuda}; computes in {precision}")
+
+
+def _mend(capability: tuple[int, int]) -> str:
+    import torch
+
+    built = [int(name.removeprefix("sm_")) for name in torch.cuda.get_arch_list() if name.removeprefix("sm_").isdigit()]
+    if built and 10 * capability[0] + capability[1] < min(built):
+        return (
+            "This torch is not built for a GPU that old: name the package index of a build for an older CUDA in "
+            "UV_INDEX, and run uv sync"
+        )
+    return "See who uses it and whether it is healthy: nvidia-smi; then stop that program or restart the machine"
+
+
+def _no_gpu(smi: Smi, needed: bool) -> Finding:
+    import torch
+
+    cuda = torch.version.cuda
+    if smi.status == "failed":
+        found = f"nvidia-smi is here but can't reach a GPU ({smi.reason})"
+        return Finding(GPU, "problem", found, "Load or reinstall NVIDIA's driver, then look again: nvidia-smi")
+    if smi.status == "ok":
+        return _unusable(smi, cuda)
+    found = (
+        "none. On the CPU everything works with --model debug; tokenizing and generating with a real model are slow, "
+        "and training musicgen-large takes too long to be of use"
+    )
+    if needed:
+        fix = "Use a machine with an NVIDIA GPU and its driver (nvidia-smi shows both), or --device cpu"
+        return Finding(GPU, "problem", found, fix)
+    return Finding(GPU, "warning", found, "For real trainings use a machine where nvidia-smi shows a GPU")
+
+
+def _unusable(smi: Smi, cuda: str | None) -> Finding:
+    """There is a GPU, and torch can't use it: say why."""
+    import torch
+
+    found = f"{', '.join(smi.gpus)} with driver {smi.driver}, which torch {torch.__version__}"
+    if cuda is None:
+        return Finding(GPU, "problem", f"{found}, built without CUDA, can't use", "Install a build with CUDA: uv sync")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        found = f"{found} is not let see: CUDA_VISIBLE_DEVICES is {visible!r}"
+        return Finding(GPU, "problem", found, "Name the GPUs to use, or all: unset CUDA_VISIBLE_DEVICES")
+    oldest = _OLDEST_DRIVER.get(cuda.partition(".")[0])
+    major = smi.driver.partition(".")[0]
+    if oldest is not None and major.isdigit() and int(major) < oldest:
+        return Finding(
+            GPU,
+            "problem",
+            f"{found} with CUDA {cuda} can't use: the driver is too old",
+            f"Install NVIDIA's driver {oldest} or newer, restart, and look again: nvidia-smi",
+        )
+    return Finding(GPU, "problem", f"{found} with CUDA {cuda} can't use ({_reason()})", "Look at it: nvidia-smi -q")
+
+
+def _reason() -> str:
+    import torch
+
+    try:
+        torch.cuda.init()
+    except Exception as error:  # RuntimeError, AssertionError
+        return describe(error)
+    return "no reason is given"
+
+
+def check_compiler(on_gpu: bool) -> Finding:
+    """Compile a line with Python's headers, as Triton does for each kernel."""
+    name = "C compiler"
+    found = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if not found:
+        without = "none, which torch.compile needs: training on a GPU runs without it, slower"
+        return Finding(name, "warning", without, "Install one, on Debian: sudo apt install gcc")
+    command = [*shlex.split(found), "-fsyntax-only", "-x", "c", "-I", sysconfig.get_paths()["include"], "-"]
+    try:
+        done = subprocess.run(
+            command, input="#include <Python.h>\n", capture_output=True, text=True, timeout=SMI_SECONDS, check=False
+        )
+        reason = done.stderr.strip() or f"exit {done.returncode}" if done.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = describe(error)
+    if not reason:
+        return Finding(name, "ok", found)
+    return Finding(
+        name,
+        "problem" if on_gpu else "warning",  # a training on a GPU relies on it and would fail at its first step
+        f"{found} can't compile with Python's headers ({' '.join(reason.split())[:200]})",
+        "Install the headers (on Debian: sudo apt install python3-dev) or correct CC; until then train with "
+        "--no-compile-blocks",
+    )

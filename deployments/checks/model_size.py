@@ -1,0 +1,126 @@
+"""How large a model is, known without fetching it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from musicgen_core.config import LORA_TARGETS, TrainSettings
+from musicgen_core.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from musicgen_core.model.decoder import DecoderConfig
+
+_SHAPES = {  # dim, layers, heads. Source: audiocraft, config/model/lm/model_scale
+    "facebook/musicgen-small": (1024, 24, 16),
+    "facebook/musicgen-medium": (1536, 48, 24),
+    "facebook/musicgen-large": (2048, 48, 32),
+}
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_TEXT_DIM = 768  # T5-base
+_BESIDE_LM_BYTES = 1_200_000_000  # EnCodec and T5-base
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What a model asks of a machine.
+
+    Attributes:
+        name: as the user gave it.
+        parameters: of the language model.
+        lora_parameters: of an adapter with the default settings.
+        widths: layers × width, to which activations are proportional.
+        file_bytes: of a full model.
+        download_bytes: still to be fetched from the Hub.
+    """
+
+    name: str
+    parameters: int
+    lora_parameters: int
+    widths: int
+    file_bytes: int
+    download_bytes: int = 0
+
+
+def measure_model(name: str) -> ModelSize:
+    """
+    Raises:
+        ModelError: a name or a directory that no command can use, or of which nothing is known here.
+    """
+    from musicgen_core.model.debug_model import LM_CONFIG
+    from musicgen_core.model.weights import DEBUG, find_model
+
+    if name == DEBUG:
+        config = _parse(LM_CONFIG)
+        return _measure(name, config, file_bytes=4 * _parameters(config))
+    if Path(name).expanduser().is_dir() or not _HUB_ID.fullmatch(name):
+        return _measure_file(name, find_model(name).lm_path)  # which fetches nothing for a name of this kind
+    cached = _cached(name)
+    if cached is not None:
+        return _measure_file(name, cached)
+    if name not in _SHAPES:
+        raise ModelError(
+            f"what {name} asks of a machine shows only once it is here",
+            f"Fetch it (hf download {name}), or take one of {', '.join(_SHAPES)}",
+        )
+    config = _known(*_SHAPES[name])
+    file_bytes = 2 * _parameters(config)
+    return _measure(name, config, file_bytes, file_bytes + _BESIDE_LM_BYTES)
+
+
+def _known(dim: int, layers: int, heads: int) -> DecoderConfig:
+    from musicgen_core.model.decoder import DecoderConfig
+
+    return DecoderConfig(dim, layers, heads, ffn_dim=4 * dim, text_dim=_TEXT_DIM)
+
+
+def _cached(name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    from musicgen_core.model.weights import LM_FILE
+
+    found = try_to_load_from_cache(name, LM_FILE)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _measure_file(name: str, path: Path) -> ModelSize:
+    from musicgen_core.model.weights import read_checkpoint
+
+    return _measure(name, _parse(read_checkpoint(path)["xp.cfg"]), path.stat().st_size)
+
+
+def _parse(text: str) -> DecoderConfig:
+    from omegaconf import DictConfig, OmegaConf
+
+    from musicgen_core.model.weights import decoder_config
+
+    config = OmegaConf.create(text)
+    if not isinstance(config, DictConfig) or "transformer_lm" not in config:
+        raise ModelError("the model's state_dict.bin describes no language model", "Give another model")
+    return decoder_config(config)
+
+
+def _measure(name: str, config: DecoderConfig, file_bytes: int, download_bytes: int = 0) -> ModelSize:
+    from torch import nn
+
+    linears = [module for path, module in _shape(config).named_modules() if path.endswith(LORA_TARGETS)]
+    widths = sum(linear.in_features + linear.out_features for linear in linears if isinstance(linear, nn.Linear))
+    lora = TrainSettings().lora_r * widths
+    return ModelSize(name, _parameters(config), lora, config.layers * config.dim, file_bytes, download_bytes)
+
+
+def _parameters(config: DecoderConfig) -> int:
+    return sum(parameter.numel() for parameter in _shape(config).parameters())
+
+
+def _shape(config: DecoderConfig) -> nn.Module:
+    import torch
+
+    from musicgen_core.model.decoder import MusicgenLM
+
+    with torch.device("meta"):  # without memory
+        return MusicgenLM(config)

@@ -1,0 +1,51 @@
+"""Python and the packages that the project asks for."""
+
+from __future__ import annotations
+
+import platform
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from deployments.checks.finding import INSTALL, Finding
+
+PROJECT = Path(__file__).resolve().parent.parent.parent / "pyproject.toml"
+SHOWN = ("torch", "audiocraft", "peft", "transformers", "prefect", "wandb", "gcsfs")
+
+
+def check_packages(project: Path = PROJECT) -> list[Finding]:
+    """Compare what is installed with `pyproject.toml`: an installed project's own metadata may be older than that."""
+    asked = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+    return [_check_python(asked["requires-python"]), _check_requirements(asked["dependencies"])]
+
+
+def _check_python(wanted: str) -> Finding:
+    found = platform.python_version()
+    if SpecifierSet(wanted).contains(found, prereleases=True):
+        return Finding("Python", "ok", f"{found} on {platform.system()} {platform.machine()}")
+    return Finding("Python", "problem", f"{found}, not {wanted}", "Use a Python that fits: uv sync --python 3.11")
+
+
+def _check_requirements(dependencies: list[str]) -> Finding:
+    requirements = [one for text in dependencies if _applies(one := Requirement(text))]
+    wrong = [found for requirement in requirements if (found := _mismatch(requirement))]
+    if wrong:
+        return Finding("packages", "problem", "; ".join(wrong), INSTALL)
+    shown = ", ".join(f"{one.name} {version(one.name)}" for one in requirements if one.name in SHOWN)
+    return Finding("packages", "ok", f"all {len(requirements)} as asked for: {shown}")
+
+
+def _applies(requirement: Requirement) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate()
+
+
+def _mismatch(requirement: Requirement) -> str:
+    try:
+        found = version(requirement.name)
+    except PackageNotFoundError:
+        return f"{requirement} is missing"
+    fits = requirement.specifier.contains(found, prereleases=True)
+    return "" if fits else f"{requirement.name} is {found}, not {requirement.specifier}"

@@ -1,0 +1,235 @@
+"""Storage: whether each place can be written to, read, listed and deleted from, tried with a small file."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from upath import UPath
+
+from deployments.checks.finding import Check, Finding, attempt_all, describe
+from musicgen_core import storage
+from musicgen_core.data.finding import find_archives
+from musicgen_core.errors import ArchiveError, ConfigError, MusicgenError
+
+ARCHIVES = "archives"
+SECONDS = 45.0
+"""For all places together: gcsfs tries for 32 s before it says that there is no network or no right."""
+
+CLEAN_UP_SECONDS = 5.0
+_GOOGLE = ("gs://", "gcs://")
+_CONTENT = "musicgen-flows doctor was here and can be deleted\n"
+_LOG_IN = "Log in with gcloud auth application-default login, or export GOOGLE_APPLICATION_CREDENTIALS=KEY.json"
+_RIGHTS = {
+    "write": "storage.objects.create",
+    "read": "storage.objects.get",
+    "list": "storage.objects.list",
+    "delete": "storage.objects.delete",
+}
+"""What Google Cloud Storage calls each step's right."""
+
+
+class _Failed(Exception):
+    """A step that could not be done, and the storage's own error, if there was one."""
+
+    def __init__(self, step: str, reason: str, error: Exception | None = None) -> None:
+        super().__init__(step, reason)
+        self.step, self.reason, self.error = step, reason, error
+
+
+def check_places(places: Mapping[str, str], others: Sequence[str] = ()) -> list[Finding]:
+    """Try every place, all at the same time.
+
+    Args:
+        places: by what they are for. Archives are only read.
+        others: places for anything.
+    """
+    if not places and not others:
+        found = "no places to try: none is given, and no server has the variables musicgen_archives and so on"
+        fix = "Name yours: musicgen-flows doctor gs://bucket/folder, or --runs PATH"
+        return [Finding("storage", "warning", found, fix)]
+    probes = [
+        *(Probe(place, f"storage: {name}") for name, place in places.items() if name != ARCHIVES),
+        *(Probe(place, "storage") for place in dict.fromkeys(others)),
+    ]
+    checks = [_check(probe.name, probe.place, probe.run) for probe in probes]
+    if ARCHIVES in places:
+        place = places[ARCHIVES]
+        checks.insert(0, _check(f"storage: {ARCHIVES}", place, partial(check_archives, place)))
+    try:
+        return attempt_all(SECONDS, checks)
+    finally:
+        left = [probe for probe in probes if probe.needs_cleaning]
+        attempt_all(CLEAN_UP_SECONDS, [Check(probe.name, probe.clean_up) for probe in left])
+
+
+def _check(name: str, place: str, run: Callable[[], Finding]) -> Check[Finding]:
+    is_google = place.startswith(_GOOGLE)
+    look = f"gcloud storage ls {shlex.quote(place)}" if is_google else f"ls {shlex.quote(place)}"
+    return Check(name, run, place, f"See whether network, login and place work without this program: {look}")
+
+
+def check_archives(place: str) -> Finding:
+    """Whether archives are there and can be read. Having none yet is no problem."""
+    name = f"storage: {ARCHIVES}"
+    path = _connect(place)
+    try:
+        archives = find_archives(place)
+        with archives[0].open("rb") as file:
+            file.read(4)
+    except ArchiveError as error:
+        return Finding(name, "warning", f"{error.found}; training on tokens needs none", error.next_step)
+    except Exception as error:  # each kind of storage has its own
+        return _explain(name, path, _failed("read", error))
+    return Finding(name, "ok", f"{place}: {len(archives)} of them, the first can be read")
+
+
+class Probe:
+    """One place, and a small file there with a name of its own.
+
+    Attributes:
+        needs_cleaning: whether the file may be there and `run` does not delete it, since it hangs or could not write.
+    """
+
+    def __init__(self, place: str, name: str) -> None:
+        self.place, self.name = place, name
+        self.needs_cleaning = False
+        self._file = f".musicgen-doctor-{os.getpid()}-{os.urandom(4).hex()}"
+        self._made: list[Path] = []
+
+    def run(self) -> Finding:
+        """Write, read, list and delete the file → what went well, or the first step that didn't.
+
+        Raises:
+            ConfigError: there is no getting there at all.
+        """
+        place = _connect(self.place)
+        failed = self._try_steps(place)
+        if failed is not None:
+            return _explain(self.name, place, failed)
+        return Finding(self.name, "ok", f"{self.place}: written, read, listed and deleted a small file")
+
+    def clean_up(self) -> None:
+        """Delete what `run` may have left. Apart from it: where nothing answers, gcsfs would take as long again."""
+        with suppress(Exception):  # what is wrong is told already
+            (storage.as_path(self.place) / self._file).unlink(missing_ok=True)
+        self._remove_folders()
+
+    def _try_steps(self, place: UPath) -> _Failed | None:
+        """The first step that failed."""
+        file = place / self._file
+        self.needs_cleaning = True
+        failed = None
+        try:
+            if storage.is_local(place):
+                _do("write", lambda: self._make_folder(place))
+            _do("write", lambda: storage.write_text(file, _CONTENT))
+        except _Failed as error:
+            return error
+        try:
+            _do("read", lambda: file.read_text(encoding="utf-8"), _CONTENT, "it gives back other content")
+            pattern = f"{glob.escape(str(place))}/{self._file}*"
+            _do("list", lambda: len(storage.glob(pattern)), 1, "it does not show a file that was just written")
+        except _Failed as error:
+            failed = error
+        try:
+            _do("delete", lambda: file.unlink(missing_ok=True))
+            _do("delete", file.exists, False, "the file is still there")
+        except _Failed as error:
+            failed = failed or error
+            failed.reason += f"; {file.name} stays there"
+        self._remove_folders()
+        self.needs_cleaning = False
+        return failed
+
+    def _make_folder(self, place: UPath) -> None:
+        local = Path(str(place)).absolute()
+        self._made = [folder for folder in (local, *local.parents) if not folder.exists()]
+        storage.make_folder(place)
+
+    def _remove_folders(self) -> None:
+        for folder in self._made:
+            with suppress(OSError):  # another program has put something there meanwhile
+                folder.rmdir()
+
+
+def _connect(place: str) -> UPath:
+    """
+    Raises:
+        ConfigError: a URL of a kind that is not known, nobody who answers, or no credentials.
+    """
+    try:
+        path = storage.as_path(place)
+        has_credentials = _has_credentials(path)
+    except MusicgenError:
+        raise
+    except Exception as error:  # each kind of storage has its own
+        fix = "Check the address, the credentials and the network"
+        raise ConfigError(f"{place} can't be reached ({describe(error)})", fix) from error
+    if has_credentials:
+        return path
+    found = f"{place} can't be used: there are no Google credentials on this machine"
+    if given := os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
+        found += f", and GOOGLE_APPLICATION_CREDENTIALS names {given}, which is none"
+    raise ConfigError(found, _LOG_IN)
+
+
+def _has_credentials(path: UPath) -> bool:
+    """Whether gcsfs has found any. Without, it would try for half a minute before it says so."""
+    if path.protocol not in ("gs", "gcs") or os.environ.get("STORAGE_EMULATOR_HOST"):
+        return True
+    return path.fs.credentials.credentials is not None
+
+
+def _do(step: str, action: Callable[[], object], expected: object = None, otherwise: str = "") -> None:
+    try:
+        result = action()
+    except Exception as error:  # each kind of storage has its own
+        raise _failed(step, error) from error
+    if expected is not None and result != expected:
+        raise _Failed(step, otherwise)
+
+
+def _failed(step: str, error: Exception) -> _Failed:
+    if isinstance(error, MusicgenError):
+        return _Failed(step, error.found, error)
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else describe(error)
+    return _Failed(step, reason, error)
+
+
+def _is_login(error: Exception | None) -> bool:
+    from google.auth.exceptions import GoogleAuthError
+
+    return isinstance(error, GoogleAuthError) or getattr(error, "code", None) == 401
+
+
+def _explain(name: str, place: UPath, failed: _Failed) -> Finding:
+    if place.protocol in ("gs", "gcs"):
+        return _explain_google(name, place, failed)
+    fix = f"Name another place than {place}, or mend it: this user needs the right to {failed.step} there"
+    if storage.is_local(place):
+        fix += f" (ls -ld {shlex.quote(str(place))} shows whose it is)"
+    return Finding(name, "problem", f"{place}: can't {failed.step} there ({failed.reason})", fix)
+
+
+def _explain_google(name: str, place: UPath, failed: _Failed) -> Finding:
+    bucket = f"gs://{place.path.partition('/')[0]}"
+    if _is_login(failed.error):
+        found = f"{place}: Google refuses this machine's login ({failed.reason})"
+        return Finding(name, "problem", found, _LOG_IN)
+    if isinstance(failed.error, FileNotFoundError) and failed.step == "write":
+        found = f"{place}: there is no bucket {bucket}, or this account may not see it"
+        return Finding(name, "problem", found, f"Make it, or correct the name: gcloud storage buckets create {bucket}")
+    right = _RIGHTS[failed.step]
+    return Finding(
+        name,
+        "problem",
+        f"{place}: can't {failed.step} there, which needs the right {right} ({failed.reason})",
+        f"Give this machine's account all four rights: gcloud storage buckets add-iam-policy-binding {bucket} "
+        "--member=serviceAccount:ACCOUNT --role=roles/storage.objectUser",
+    )

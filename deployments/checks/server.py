@@ -1,0 +1,153 @@
+"""The Prefect API: whether it answers, and what this project needs on it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import httpx
+
+from deployments.checks.finding import Finding, describe
+from deployments.registering import DEPLOYMENTS, POOL, QUEUE, TOKENIZING_QUEUE, read_automations
+from tasks.keys import BLOCKS
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+REQUEST_SECONDS = 5.0
+API = "Prefect API"
+
+
+@dataclass(frozen=True)
+class Server:
+    """What the server told.
+
+    Attributes:
+        variables: Prefect's, such as `musicgen_runs`, with their values.
+        keys: names of the Secret blocks that are stored there; their content is not asked for.
+    """
+
+    findings: list[Finding]
+    variables: Mapping[str, str] = field(default_factory=dict)
+    keys: frozenset[str] = frozenset()
+
+
+def look_at_server() -> Server:
+    """Ask the server that is configured, and start none."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import (
+        PREFECT_API_REQUEST_TIMEOUT,
+        PREFECT_CLIENT_MAX_RETRIES,
+        get_current_settings,
+        temporary_settings,
+    )
+
+    url = get_current_settings().api.url
+    if url is None:
+        return Server([_no_server()])
+    impatient = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: REQUEST_SECONDS}
+    with temporary_settings(impatient), get_client(sync_client=True) as client:
+        try:
+            version = client.api_version()
+        except (httpx.HTTPError, ValueError) as error:  # ValueError: what answers is no JSON
+            return Server([_explain(error, url)])
+        findings = [_check_version(version, url), *_check_registered(client), *_check_workers(client)]
+        variables = {variable.name: str(variable.value) for variable in client.read_variables()}
+        return Server(findings, variables, frozenset(_stored(client, BLOCKS.values())))
+
+
+def _no_server() -> Finding:
+    return Finding(
+        API,
+        "warning",
+        "no server is running here and none is set: commands start a temporary one, and nothing can be scheduled",
+        "For a server, a worker and the UI, run musicgen-flows up",
+    )
+
+
+def _explain(error: Exception, url: str) -> Finding:
+    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (401, 403):
+        return Finding(
+            API,
+            "problem",
+            f"{url} refuses the login (HTTP {error.response.status_code})",
+            "Set the user and password that the server has in PREFECT_SERVER_API_AUTH_STRING: "
+            "export PREFECT_API_AUTH_STRING=USER:PASSWORD",
+        )
+    if isinstance(error, httpx.TransportError):
+        return Finding(
+            API,
+            "problem",
+            f"nothing answers at {url} ({describe(error)})",
+            "Start the server with musicgen-flows up, name another one with export PREFECT_API_URL=…, "
+            "or do without one: unset PREFECT_API_URL",
+        )
+    return Finding(
+        API,
+        "problem",
+        f"what answers at {url} is not Prefect's API ({describe(error)})",
+        "Name the API, whose address ends in /api: export PREFECT_API_URL=http://HOST:4200/api",
+    )
+
+
+def _check_version(version: str, url: str) -> Finding:
+    from prefect import __version__
+
+    if version == __version__:
+        return Finding(API, "ok", f"{version} at {url}")
+    found = f"{version} at {url}, and {__version__} here: other versions may not understand each other"
+    return Finding(API, "warning", found, f"Install {__version__} on the server too, from this project: uv sync")
+
+
+def _check_registered(client: SyncPrefectClient) -> Iterator[Finding]:
+    deployments = {deployment.name for deployment in client.read_deployments(limit=200)}
+    yield _compare("deployments", DEPLOYMENTS, deployments, "the UI can't start them, commands work")
+    wanted = [str(automation["name"]) for automation in read_automations()]
+    automations = [name for name in wanted if client.read_automations_by_name(name)]
+    yield _compare("automations", wanted, automations, "what crashes while nobody looks stays as it is")
+
+
+def _compare(what: str, wanted: Sequence[str], there: Collection[str], without: str) -> Finding:
+    missing = [name for name in wanted if name not in there]
+    if not missing:
+        return Finding(what, "ok", ", ".join(wanted))
+    found = f"not on this server: {', '.join(missing)}; {without}"
+    return Finding(what, "warning", found, "Register them, on the server's machine, with musicgen-flows up")
+
+
+def _check_workers(client: SyncPrefectClient) -> Iterator[Finding]:
+    from prefect.client.schemas.objects import WorkerStatus, WorkQueueStatus
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        pool = client.read_work_pool(POOL)
+        workers = client.read_workers_for_work_pool(POOL)
+        queues = client.read_work_queues(POOL)
+    except ObjectNotFound:
+        found = f"there is no work pool {POOL}: the UI can't start jobs, commands work"
+        yield Finding("workers", "warning", found, f"Make it: prefect work-pool create {POOL} --type process")
+        return
+    if pool.is_paused:
+        found = f"the work pool {POOL} is paused: jobs wait"
+        yield Finding("work pool", "warning", found, f"Let them start: prefect work-pool resume {POOL}")
+    online = [worker.name for worker in workers if worker.status == WorkerStatus.ONLINE]
+    served = {queue.name for queue in queues if queue.status == WorkQueueStatus.READY} if online else set()
+    idle = [queue for queue in (QUEUE, TOKENIZING_QUEUE) if queue not in served]
+    if not idle:
+        yield Finding("workers", "ok", f"online in the pool {POOL}: {', '.join(online)}")
+        return
+    found = f"none online in the pool {POOL} for the queue {' and the queue '.join(idle)}: jobs there wait"
+    fix = f"Start one for each: prefect worker start --pool {POOL} --limit 1 --work-queue {idle[0]}"
+    yield Finding("workers", "warning", found, fix)
+
+
+def _stored(client: SyncPrefectClient, names: Iterable[str]) -> Iterator[str]:
+    from prefect.exceptions import ObjectNotFound
+
+    for name in names:
+        try:
+            client.read_block_document_by_name(name, "secret", include_secrets=False)
+        except ObjectNotFound:
+            continue
+        yield name

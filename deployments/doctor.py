@@ -1,0 +1,155 @@
+"""`musicgen-flows doctor`: whether this machine can do the work, and what to fix. It needs no server and no GPU."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from deployments.checks.finding import Check, Finding, attempt, redact
+from deployments.console import output
+from deployments.options import UsageError, describe_unknown
+from deployments.registering import PLACES
+
+SECONDS = 90.0
+"""For each check. Importing torch takes half of it from a cold disk; what asks a network has its own, shorter limit."""
+
+CLIPS = 139_000
+"""Of 139 archives."""
+
+DEVICES = ("auto", "cpu", "cuda")
+_STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+
+
+def doctor(arguments: Sequence[str]) -> int:
+    options = _parse(arguments)
+    given = {name: value for name in PLACES if (value := getattr(options, name))}
+    with _silence(), output.status("Looking at this machine …"):
+        findings = examine(options.model, options.device, given, options.places, options.clips)
+    show(findings)
+    return 1 if any(finding.level == "problem" for finding in findings) else 0
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    # Names of places may be anything, so a typo in an option must not become one.
+    parser = argparse.ArgumentParser(
+        "musicgen-flows doctor", description=__doc__, allow_abbrev=False, exit_on_error=False
+    )
+    parser.add_argument(
+        "places",
+        metavar="PLACE",
+        nargs="*",
+        help="paths and URLs to try; by default the Prefect variables musicgen_archives and so on",
+    )
+    for name in PLACES:
+        parser.add_argument(f"--{name}", metavar="PATH", help=f"try this place for {name}")
+    parser.add_argument(
+        "--model", default="facebook/musicgen-large", metavar="M", help="model to have room for (default %(default)s)"
+    )
+    parser.add_argument("--device", default="auto", metavar="|".join(DEVICES), help="where to compute (default auto)")
+    parser.add_argument(
+        "--clips", type=int, default=CLIPS, metavar="N", help="clips to have room for (default %(default)s)"
+    )
+    try:
+        options, unknown = parser.parse_known_intermixed_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UsageError([str(error)]) from error
+    problems = describe_unknown(unknown)
+    if options.device not in DEVICES:
+        problems.append(f"--device: should be {', '.join(DEVICES[:-1])} or {DEVICES[-1]}, not {options.device!r}")
+    if options.clips < 1:
+        problems.append(f"--clips: should be 1 or more, not {options.clips}")
+    if problems:
+        raise UsageError(problems)
+    return options
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Libraries tell in their logs what is told here in a table."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def examine(model: str, device: str, given: Mapping[str, str], others: Sequence[str], clips: int) -> list[Finding]:
+    """Run every check.
+
+    Args:
+        model, device: as commands take them.
+        given: places by what they are for; where none and no others are given, the server's variables name them.
+        others: places to try, for anything.
+        clips: to have room for.
+    """
+    server = _run("Prefect API", "server", "look_at_server")
+    variables: Mapping[str, str] = {} if isinstance(server, Finding) else server.variables
+    known = {name: variables[f"musicgen_{name}"] for name in PLACES if variables.get(f"musicgen_{name}")}
+    tried = given if given or others else known
+    return [
+        *_findings("packages", "packages", "check_packages"),
+        *_findings("GPU", "machine", "check_machine", device),
+        *_capacity(model, device, {**known, **given}, clips),
+        *_findings("keys", "keys", "check_keys", [] if isinstance(server, Finding) else server.keys),
+        *([server] if isinstance(server, Finding) else server.findings),
+        *_findings("storage", "places", "check_places", tried, others),
+    ]
+
+
+def _capacity(model: str, device: str, places: Mapping[str, str], clips: int) -> list[Finding]:
+    size = _run("model", "model_size", "measure_model", model)
+    if isinstance(size, Finding):
+        return [size]
+    return [
+        *_findings("memory", "memory", "check_memory", size, device),
+        *_findings("disk", "disk", "check_disk", size, places, clips),
+    ]
+
+
+def _findings(name: str, module: str, function: str, *arguments: Any) -> list[Finding]:
+    found = _run(name, module, function, *arguments)
+    return [found] if isinstance(found, Finding) else found
+
+
+def _run(name: str, module: str, function: str, *arguments: Any) -> Any:
+    """What a check returns, or the problem that kept it from returning. Also its imports may hang or fail."""
+
+    def run() -> Any:
+        return getattr(importlib.import_module(f"deployments.checks.{module}"), function)(*arguments)
+
+    return attempt(SECONDS, Check(name, run))
+
+
+def show(findings: Sequence[Finding]) -> None:
+    """Print a table of all findings, then what to do about those that aren't ok."""
+    table = Table(title="Doctor", title_justify="left", title_style="bold", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        table.add_row(Text(finding.check), Text(finding.level, _STYLES[finding.level]), Text(redact(finding.found)))
+    output.print(table)
+    problems = [finding for finding in findings if finding.level == "problem"]
+    _show_fixes("To fix:" if problems else "There is nothing to fix.", problems)
+    hints = [finding for finding in findings if finding.level == "warning" and finding.fix]
+    if hints:
+        _show_fixes("If you want what the warnings are about:", hints)
+
+
+def _show_fixes(title: str, findings: Sequence[Finding]) -> None:
+    output.print(title, style="bold")
+    checks_by_fix: dict[str, list[str]] = {}
+    for finding in findings:
+        checks_by_fix.setdefault(redact(finding.fix or finding.found), []).append(finding.check)
+    for number, (fix, checks) in enumerate(checks_by_fix.items(), 1):
+        # Not wrapped by us: a command should be one line to copy.
+        line = f"{number}. {', '.join(dict.fromkeys(checks))}: {fix}"
+        output.print(line, soft_wrap=True, markup=False, highlight=False)

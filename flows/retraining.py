@@ -1,0 +1,71 @@
+"""What a training that comes again and again asks: which was the last one, and is there anything new since?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.data.shards import read_report
+
+
+@dataclass(frozen=True)
+class Training:
+    """A completed training: its run directory, and what its config.json says."""
+
+    directory: UPath
+    config: dict[str, Any]
+
+    @property
+    def final_adapter(self) -> UPath:
+        return self.directory / "lora_weights" / "final_lora.pt"
+
+
+def is_begun(directory: UPath) -> bool:
+    """Whether a training has been at work there, so that what it begins with is decided."""
+    return (directory / "config.json").exists()
+
+
+def last_completed(runs: UPath, model: str, besides: UPath) -> Training | None:
+    """The training of a model that was completed last, among the run directories in `runs`.
+
+    Args:
+        model: as it was given to the training.
+        besides: a run directory that does not count.
+    """
+    if not runs.is_dir():
+        return None
+    if not storage.is_local(runs):
+        runs.fs.invalidate_cache(runs.path)  # other machines may have trained since it was last listed
+    found = []
+    for directory in runs.iterdir():
+        training = _completed(directory)
+        if training is not None and directory.name != besides.name and training.config.get("model") == model:
+            final = training.final_adapter
+            found.append((final.fs.modified(final.path), directory.name, training))
+    return max(found, key=lambda entry: entry[:2])[2] if found else None
+
+
+def _completed(directory: UPath) -> Training | None:
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # no training's directory, or one whose first file was cut off
+        return None
+    training = Training(directory, config)
+    return training if training.final_adapter.exists() else None
+
+
+def new_archives(tokens: UPath, training: Training) -> list[str]:
+    """Stems of whole shards that a training has not seen, or has seen with other codes or other descriptions."""
+    seen = training.config["shards"]
+    reports = {path.stem: read_report(tokens, path.stem) for path in _markers(tokens)}
+    return [stem for stem, report in sorted(reports.items()) if report is not None and seen.get(stem) != report.content]
+
+
+def _markers(tokens: UPath) -> list[UPath]:
+    if not storage.is_local(tokens):
+        tokens.fs.invalidate_cache(tokens.path)
+    return [path for path in tokens.iterdir() if path.suffix == ".json"] if tokens.is_dir() else []

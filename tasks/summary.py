@@ -1,0 +1,108 @@
+"""The page at the end of a flow run: what came of it, and where everything is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from prefect import runtime
+
+from musicgen_core import storage
+from tasks.artifacts import Artifacts, code_cell, markdown_table, text_cell
+from tasks.progress import utc_now
+from tasks.training_page import wandb_line
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+    from musicgen_core.data.shards import ShardReport
+    from musicgen_core.generation.render import Rendered
+    from musicgen_core.training.request import TrainResult
+
+MOST_ROWS = 50
+_TRAINED = {
+    "best adapter": "lora_weights/best_lora.pt",
+    "final adapter": "lora_weights/final_lora.pt",
+    "newest checkpoint": "latest.pt",
+    "best full model": "full_models/best_model.pt",
+    "final full model": "full_models/final_model.pt",
+    "all adapters": "lora_weights",
+    "all full models": "full_models",
+    "loss curve": "loss.png",
+    "metrics": "metrics.jsonl",
+    "settings": "config.json",
+    "sample clips": "samples",
+    "WandB's files": "wandb",
+}
+
+
+def show_summary(artifacts: Artifacts, *sections: Callable[[], str]) -> None:
+    """Show the summary page of the current flow run. Sections look what files there are, and not in this thread."""
+
+    def page() -> str:
+        name = text_cell(runtime.flow_run.name)
+        return "\n\n".join([f"# {name}", *(section() for section in sections), f"As of {utc_now()}"])
+
+    artifacts.markdown("summary", page, "What came of it, and where everything is")
+
+
+def tokenized_section(
+    tokens: str, reports: Sequence[ShardReport], failed: Mapping[str, str], remarks: Iterable[str]
+) -> str:
+    clips, rejected = sum(report.clips for report in reports), sum(len(report.rejected) for report in reports)
+    hours = sum(report.audio_seconds for report in reports) / 3600
+    counts = f"Archives: {len(reports):,}. Clips: {clips:,}, {hours:,.2f} hours of audio. Rejected: {rejected:,}."
+    places = [("shards", code_cell(tokens))]
+    target = storage.as_path(tokens)
+    if rejected:
+        places.append(("why clips were rejected", f"{code_cell(target / 'ARCHIVE.json')}, under `rejected`"))
+    if (target / "wandb").exists():
+        places.append(("WandB's files", code_cell(target / "wandb")))
+    parts = ["## Tokenized", counts, _places(places), wandb_line(target)]
+    if failed:
+        parts.append(f"**{len(failed):,} archives failed.** Mend them and retry this run: only they are done then.")
+        rows = [(text_cell(stem), text_cell(reason)) for stem, reason in list(failed.items())[:MOST_ROWS]]
+        parts.append(markdown_table(("archive", "reason"), rows))
+    parts += [f"- {text_cell(remark)}" for remark in remarks]
+    return "\n\n".join(part for part in parts if part)
+
+
+def trained_section(result: TrainResult) -> str:
+    begun = f", resumed at step {result.resumed_from:,}" if result.resumed_from else ""
+    ending = "" if result.ending == "trained" else f", {result.ending}"
+    counts = f"Steps: {result.steps:,}, epochs: {result.epochs}{begun}{ending}."
+    if result.best_loss is not None:
+        counts += f" Best loss: {result.best_loss:.4f} in epoch {result.best_epoch}."
+    if result.first_loss is not None and result.last_loss is not None:
+        counts += f" Training loss: {result.first_loss:.4f} in the first epoch, {result.last_loss:.4f} in the last."
+    parts = ["## Trained", counts]
+    run_dir = storage.as_path(result.run_dir)
+    found = [(name, code_cell(run_dir / file)) for name, file in _TRAINED.items() if _is_there(run_dir / file)]
+    parts.append(_places([("run directory", code_cell(run_dir)), *found]))
+    parts.append(wandb_line(run_dir, result.wandb_url))
+    parts += [f"- {text_cell(warning)}" for warning in result.warnings]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _is_there(path: UPath) -> bool:
+    """Whether there is a file, or a folder with something in it."""
+    return any(path.iterdir()) if path.is_dir() else path.exists()
+
+
+def rendered_section(pieces: Sequence[Rendered]) -> str:
+    rows = [
+        (code_cell(piece.wav), f"{piece.seconds:.1f}", "yes" if piece.with_adapter else "no", text_cell(piece.prompt))
+        for piece in pieces[:MOST_ROWS]
+    ]
+    more = len(pieces) - len(rows)
+    parts = [
+        "## Music",
+        "Beside each wav lies a `.json` with its prompt, seed and settings.",
+        markdown_table(("file", "seconds", "with adapter", "prompt"), rows),
+        f"and {more:,} more in the same folder" if more else "",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _places(rows: Sequence[tuple[str, str]]) -> str:
+    return markdown_table(("what", "where"), rows)

@@ -1,0 +1,94 @@
+"""How a training goes, live: its page, progress for whoever listens, and a line a minute."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from musicgen_core import storage, tracking
+from tasks.artifacts import Artifacts
+from tasks.progress import LOG_EVERY_SECONDS, Pace, Update, report, run_logger
+from tasks.training_page import TrainingFigures, newest_samples, samples_page, training_page
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+SHOW_EVERY_SECONDS = 30.0
+PROGRESS_EVERY_SECONDS = 5.0
+DRAWING_SHARE = 0.01
+"""Of this process's time at most: the training runs in it, and a drawing takes longer the more steps there are."""
+
+
+class TrainingLog:
+    """Gathers the rows of a training and shows them. Steps come from one thread; pages are made in another.
+
+    Args:
+        name: the run directory's.
+        run_dir: where earlier rows, samples and WandB's files are.
+        artifacts: of the run.
+    """
+
+    def __init__(self, name: str, run_dir: str, artifacts: Artifacts) -> None:
+        self._name, self._run_dir = name, storage.as_path(run_dir)
+        self._artifacts = artifacts
+        self._logger = run_logger()
+        self._showing, self._logging = Pace(SHOW_EVERY_SECONDS), Pace(LOG_EVERY_SECONDS)
+        self._progressing = Pace(PROGRESS_EVERY_SECONDS)
+        self._figures = TrainingFigures()
+        self._samples: tuple[str, ...] = ()
+        artifacts.progress("training-progress", 0, 1, f"{name}: reading the model and the clips")
+
+    def start(self, done: int, total: int) -> None:
+        """`on_start` of a training."""
+        for row in _earlier_rows(self._run_dir, done):
+            self._figures.add(row)
+        self._figures.done, self._figures.total = done, total
+        report(Update("train", self._name, done, total))
+
+    def hear(self, row: dict[str, float]) -> None:
+        """`on_step` of a training."""
+        figures = self._figures
+        figures.add(row)
+        figures.time_step()
+        text = f"epoch {int(row['epoch'])}, " + (f"loss {row['train/loss']:.3f}" if "train/loss" in row else "skipped")
+        report(Update("train", self._name, figures.done, figures.total, text))
+        if self._logging.is_due():
+            self._logger.info("%s", figures.line())
+        if self._progressing.is_due():
+            self._show_progress()
+        if self._showing.is_due():
+            self.show("running")
+
+    def show(self, state: str, wandb_url: str | None = None) -> None:
+        """Bring the artifacts up to date."""
+        self._show_progress()
+        table, rows = self._figures.table(state), self._figures.rows[:]
+
+        def page() -> str:
+            started = time.thread_time()
+            text = training_page(table, rows, self._run_dir, wandb_url)
+            self._showing.seconds = max(SHOW_EVERY_SECONDS, (time.thread_time() - started) / DRAWING_SHARE)
+            self._show_samples()
+            return text
+
+        self._artifacts.markdown("training", page, f"{self._name}: {state}, {self._figures.line()}")
+
+    def _show_progress(self) -> None:
+        figures = self._figures
+        self._artifacts.progress("training-progress", figures.done, figures.total, f"{self._name}: {figures.line()}")
+
+    def _show_samples(self) -> None:
+        found = newest_samples(self._run_dir)
+        if found and found != self._samples:
+            self._samples = found
+            description = f"The last sample clips of {self._name}"
+            self._artifacts.markdown("training-samples", lambda: samples_page(found), description)
+
+
+def _earlier_rows(run_dir: UPath, done: int) -> list[dict[str, float]]:
+    """What a training that goes on had logged before."""
+    metrics = run_dir / "metrics.jsonl"
+    if not done or not metrics.exists():
+        return []
+    with storage.staged(metrics) as local:
+        return [row for row in tracking.read_metrics(local) if row["step"] <= done]

@@ -1,0 +1,158 @@
+"""The page of a training in the Prefect UI: figures, curves, sample clips, a link to the WandB run."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import soundfile
+from upath import UPath
+
+from musicgen_core import tracking
+from tasks.artifacts import code_cell, markdown_table, text_cell
+from tasks.previews import picture, player
+from tasks.progress import duration, utc_now
+
+logger = logging.getLogger(__name__)
+
+DRAWN = ("step", "epoch", "train/loss", "train/lr", "val/loss", "train/audio_seconds_per_sec")
+RECENT = 50
+"""Steps that loss and throughput are means of."""
+SAMPLES = 3
+SOUNDS = (".wav", ".mp3", ".ogg", ".flac")
+
+
+@dataclass
+class TrainingFigures:
+    """What the rows of a training say so far.
+
+    Attributes:
+        rows: of every step, as much of it as is drawn.
+        newest: the newest value of each metric.
+        done, total: steps.
+        validated, best_epoch: step of the last validation, epoch of the best.
+    """
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    newest: dict[str, float] = field(default_factory=dict)
+    done: int = 0
+    total: int = 0
+    validated: int | None = None
+    best_epoch: int | None = None
+    _first: tuple[int, float] | None = None
+
+    def add(self, row: Mapping[str, float]) -> None:
+        if row.get("best/loss", self.newest.get("best/loss")) != self.newest.get("best/loss"):
+            self.best_epoch = int(row["epoch"])
+        if "val/loss" in row:
+            self.validated = int(row["step"])
+        self.rows.append({name: row[name] for name in DRAWN if name in row})
+        self.newest |= row
+        self.done = int(row["step"])
+
+    def time_step(self) -> None:
+        """Note when the first step was done that this process saw: what came before says nothing of the speed."""
+        self._first = self._first or (self.done, time.monotonic())
+
+    @property
+    def steps_per_sec(self) -> float | None:
+        if self._first is None or self.done == self._first[0]:
+            return None
+        return (self.done - self._first[0]) / (time.monotonic() - self._first[1])
+
+    @property
+    def eta_seconds(self) -> float | None:
+        speed = self.steps_per_sec
+        return (self.total - self.done) / speed if speed else None
+
+    def recent(self, name: str) -> float | None:
+        """Mean of a metric over the last steps that have it."""
+        values = [row[name] for row in self.rows[-RECENT:] if name in row]
+        return sum(values) / len(values) if values else None
+
+    def line(self) -> str:
+        """`step 120 of 4,000, epoch 1, loss 3.412, …`."""
+        parts = [f"step {self.done:,} of {self.total:,}"]
+        if "epoch" in self.newest:
+            parts.append(f"epoch {int(self.newest['epoch'])}")
+        for name, metric in (("loss", self.recent("train/loss")), ("validation", self.newest.get("val/loss"))):
+            if metric is not None:
+                parts.append(f"{name} {metric:.3f}")
+        if self.newest.get("train/skipped_steps"):
+            parts.append(f"{int(self.newest['train/skipped_steps']):,} skipped")
+        if (throughput := self.recent("train/audio_seconds_per_sec")) is not None:
+            parts.append(f"{throughput:,.1f} audio-s/s")
+        if self.eta_seconds:
+            parts.append(f"{duration(self.eta_seconds)} left")
+        return ", ".join(parts)
+
+    def table(self, state: str) -> str:
+        newest, speed = self.newest, self.steps_per_sec
+        share = 100 * self.done / max(1, self.total)
+        rows = [("step", f"{self.done:,} of {self.total:,} ({share:.1f} %)")]
+        if "epoch" in newest:
+            rows.append(("epoch", str(int(newest["epoch"]))))
+        if self.eta_seconds:
+            rows.append(("ETA", duration(self.eta_seconds)))
+        if speed:
+            audio = self.recent("train/audio_seconds_per_sec") or 0.0
+            rows.append(("throughput", f"{audio:,.1f} s of audio per second, {speed:,.2f} steps per second"))
+        if (loss := self.recent("train/loss")) is not None:
+            rows.append(("training loss", f"{loss:.4f}, mean of the last {min(RECENT, len(self.rows))} steps"))
+        if self.validated is not None:
+            rows.append(("validation loss", f"{newest['val/loss']:.4f} after step {self.validated:,}"))
+        if "best/loss" in newest:
+            rows.append(("best so far", f"{newest['best/loss']:.4f} in epoch {self.best_epoch}"))
+        if "train/lr" in newest:
+            rows.append(("learning rate", f"{newest['train/lr']:.3g}"))
+        rows.append(("skipped steps", f"{int(newest.get('train/skipped_steps', 0)):,}"))
+        if "train/peak_gib" in newest:
+            rows.append(("GPU memory", f"{newest['train/peak_gib']:.1f} GiB at most"))
+        rows.append(("as of", utc_now()))
+        return markdown_table(("state", state), [(name, text_cell(value)) for name, value in rows])
+
+
+def training_page(table: str, rows: Sequence[Mapping[str, float]], run_dir: UPath, url: str | None) -> str:
+    """The page as Markdown.
+
+    Args:
+        table: the figures.
+        rows: what to draw.
+        url: of the WandB run, where it is known.
+    """
+    parts = [f"Files in {code_cell(run_dir)}", wandb_line(run_dir, url), table]
+    if rows:
+        parts.append(picture(partial(tracking.plot_losses, rows), "Loss of training and validation"))
+        parts.append(picture(partial(tracking.plot_learning_rate, rows), "Learning rate of each step"))
+    return "\n\n".join(part for part in parts if part)
+
+
+def wandb_line(folder: UPath, url: str | None = None) -> str:
+    """A link to the WandB run of a folder, or how to send what it logged offline."""
+    url = url or tracking.stored_url(folder)
+    if url:
+        return f"[WandB run]({url})"
+    if (folder / "wandb").exists():
+        return f"WandB is offline; to send what it has: {code_cell(f'wandb sync {folder}/wandb')}"
+    return ""
+
+
+def newest_samples(run_dir: UPath) -> tuple[str, ...]:
+    """The last few sound files among the samples of a run directory, by name."""
+    folder = run_dir / "samples"
+    found = sorted(str(path) for path in folder.iterdir()) if folder.is_dir() else []
+    return tuple([path for path in found if path.lower().endswith(SOUNDS)][-SAMPLES:])
+
+
+def samples_page(files: Sequence[str]) -> str:
+    """The beginnings of sound files, to play. One that is still being written is left out."""
+    parts = []
+    for file in files:
+        try:
+            parts.append(f"{code_cell(file)}\n\n{player(file, of=len(files))}")
+        except (OSError, soundfile.LibsndfileError) as error:
+            logger.debug("%s can't be played: %s", file, error)
+    return "\n\n".join(parts)

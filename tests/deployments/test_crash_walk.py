@@ -1,0 +1,356 @@
+"""What becomes of a training when its process, its worker, both, or the server go away: a real server, real workers.
+
+Every training ends with the adapter of an undisturbed one, bit for bit. Prints a table: event, what the server shows,
+what was lost; MUSICGEN_CRASH_WALK=FILE keeps it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.states import AwaitingRetry, Cancelling
+
+from deployments.environment import is_healthy
+from deployments.registering import ROOT, ensure_automations, read_automations, register
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+TITLES = [("event", "what the server shows", "lost"), ("---", "---", "---")]
+STEPS = 45
+KILL_AFTER = 8
+SILENT_SECONDS, STUCK_SECONDS = 45, 30  # instead of 90 and 300; Prefect allows no heartbeats faster than one in 30 s
+TRAINING = {
+    "model": "debug",
+    "device": "cpu",
+    "batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "segment_seconds": 1.0,
+    "num_epochs": STEPS,
+    "max_steps": STEPS,
+    "save_every_steps": STEPS,
+    "save_every_minutes": 0.05,
+    "full_models": "none",
+}
+
+
+@dataclass
+class Site:
+    """A server and a worker, which can be stopped and started again, and the trainings that ran there."""
+
+    folder: Path
+    port: int
+    client: SyncPrefectClient = field(init=False)
+    server: subprocess.Popen[bytes] = field(init=False)
+    worker: subprocess.Popen[bytes] = field(init=False)
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+
+    @property
+    def api(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api"
+
+    def start_server(self) -> None:
+        self.server = self._start("server", "start", "--host", "127.0.0.1", "--port", str(self.port))
+        wait(lambda: is_healthy(self.api), "the server")
+
+    def start_worker(self) -> None:
+        self.worker = self._start(
+            "worker", "start", "--pool", "gpu", "--type", "process", "--work-queue", "default", "--limit", "1"
+        )
+
+    def replace_worker(self) -> None:
+        """Another worker, as a service manager would start it."""
+        self.worker.wait(timeout=60)
+        self.start_worker()
+
+    def stop(self) -> None:
+        """Everything that was started here, whoever its parent is by now."""
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("PREFECT_HOME") == str(self.folder / "prefect"):
+                    process.kill()
+            except psutil.Error:
+                continue
+
+    def _start(self, *command: str) -> subprocess.Popen[bytes]:
+        with open(self.folder / f"{command[0]}.log", "ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "prefect", *command], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def train(self, name: str) -> Training:
+        if self.worker.poll() is not None:  # an earlier test failed half-way
+            self.start_worker()
+        deployment = self.client.read_deployment_by_name("train-lora/train-lora")
+        directory = self.folder / "runs" / name
+        parameters = {**TRAINING, "tokens": str(self.folder / "tokens"), "run_dir": str(directory)}
+        run = self.client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+        return Training(self, run, directory)
+
+
+@dataclass
+class Training:
+    site: Site
+    created: FlowRun
+    directory: Path
+
+    @property
+    def run(self) -> FlowRun:
+        return self.site.client.read_flow_run(self.created.id)
+
+    def state(self) -> str:
+        state = self.run.state
+        assert state is not None
+        return str(state.name)
+
+    def history(self) -> list[str]:
+        """Names of the states that it went through, without those of waiting for a process."""
+        states = sorted(self.site.client.read_flow_run_states(self.created.id), key=lambda state: state.timestamp)
+        return [str(state.name) for state in states if state.name not in ("Scheduled", "Pending", "Late")]
+
+    def process(self) -> psutil.Process:
+        """Of the flow, which may still be starting."""
+        found = [
+            process
+            for process in psutil.process_iter()
+            if environment_of(process).get("PREFECT__FLOW_RUN_ID") == str(self.created.id)
+        ]
+        return found[0]
+
+    def steps(self) -> list[int]:
+        metrics = self.directory / "metrics.jsonl"
+        return [json.loads(line)["step"] for line in metrics.read_text().splitlines()] if metrics.exists() else []
+
+    def saved_step(self) -> int:
+        latest = self.directory / "latest.pt"
+        return int(torch.load(latest, weights_only=True)["global_step"]) if latest.exists() else 0
+
+    def wait_until(self, *names: str) -> None:
+        wait(lambda: self.state() in names, f"{names}, not {self.state()}: {self.history()}")
+
+    def wait_for_steps(self) -> None:
+        wait(lambda: len(self.steps()) >= KILL_AFTER, f"{KILL_AFTER} steps; {self.history()}")
+
+    def redone(self) -> str:
+        """What of the work until now must be done again, with the processes gone."""
+        done = max(self.steps(), default=0)
+        return f"nothing; {done - self.saved_step()} of {done} steps done again"
+
+    def adapter(self) -> dict[str, torch.Tensor]:
+        values = torch.load(self.directory / "lora_weights" / "final_lora.pt", weights_only=True)
+        assert values["global_step"] == STEPS
+        lora: dict[str, torch.Tensor] = values["lora"]
+        return lora
+
+
+def environment_of(process: psutil.Process) -> dict[str, str]:
+    try:
+        environment: dict[str, str] = process.environ()
+        return environment
+    except psutil.Error:
+        return {}
+
+
+def wait(holds: Callable[[], bool], what: str, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.2)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def shortened() -> list[dict[str, Any]]:
+    automations = read_automations()
+    for automation in automations:
+        trigger = automation["trigger"]
+        trigger["within"] = {90: SILENT_SECONDS, 300: STUCK_SECONDS}.get(trigger["within"], trigger["within"])
+    return automations
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, demo_archives: Path) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("walk")
+    site = Site(folder, free_port())
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        for name, value in {
+            "PREFECT_HOME": str(folder / "prefect"),
+            "PREFECT_API_URL": site.api,
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
+            "PYTHONPATH": str(ROOT),
+        }.items():
+            patch.setenv(name, value)
+        stack.enter_context(temporary_settings({PREFECT_API_URL: site.api, PREFECT_CLIENT_MAX_RETRIES: 20}))
+        stack.callback(site.stop)
+        site.start_server()
+        site.client = stack.enter_context(get_client(sync_client=True))
+        register()
+        ensure_automations(site.client, shortened())
+        tokenize(demo_archives, folder / "tokens")
+        site.start_worker()
+        yield site
+        table = "\n".join(f"| {' | '.join(row)} |" for row in [*TITLES, *site.rows])
+        print(f"\n{table}")
+        if kept := os.environ.get("MUSICGEN_CRASH_WALK"):
+            Path(kept).write_text(table + "\n")
+
+
+def tokenize(archives: Path, tokens: Path) -> None:
+    from musicgen_core import storage
+    from musicgen_core.codec import Codec
+    from musicgen_core.config import TokenizeSettings
+    from musicgen_core.model.weights import find_model
+    from musicgen_core.tokenizing import Tokenizer
+
+    tokenizer = Tokenizer(Codec(find_model("debug"), torch.device("cpu")), storage.as_path(tokens), TokenizeSettings())
+    for archive in sorted(archives.glob("*.zip")):
+        tokenizer.tokenize(storage.as_path(archive))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(site: Site) -> dict[str, torch.Tensor]:
+    training = site.train("undisturbed")
+    training.wait_until("Completed")
+    assert training.history() == ["Submitting", "Running", "Completed"]
+    return training.adapter()
+
+
+def check_whole(training: Training, undisturbed: dict[str, torch.Tensor], event: str, lost: str) -> None:
+    """Each step once, no lock left, and the same adapter; a row of the table."""
+    assert training.steps() == list(range(1, STEPS + 1))
+    assert not (training.directory / ".lock").exists()
+    adapter = training.adapter()
+    assert adapter.keys() == undisturbed.keys()
+    assert all(torch.equal(adapter[name], undisturbed[name]) for name in undisturbed)
+    training.site.rows.append((event, " → ".join(training.history()), lost))
+
+
+RESTARTED = ["Submitting", "Running", "Crashed", "AwaitingRetry", "Submitting", "Running", "Completed"]
+
+
+def test_a_killed_run_starts_again_and_goes_on(site: Site, undisturbed: dict[str, torch.Tensor]) -> None:
+    training = site.train("flow-killed")
+    training.wait_for_steps()
+    training.process().kill()
+    training.wait_until("AwaitingRetry")
+    lost = training.redone()
+    training.wait_until("Completed")
+    assert training.history() == RESTARTED
+    check_whole(training, undisturbed, "run killed (SIGKILL)", lost)
+
+
+def test_a_run_ends_with_its_worker_and_goes_on_under_the_next(
+    site: Site, undisturbed: dict[str, torch.Tensor]
+) -> None:
+    training = site.train("worker-killed")
+    training.wait_for_steps()
+    run = training.process()
+    site.worker.kill()
+    run.wait(timeout=30)  # it is told to, saves, and says so
+    training.wait_until("AwaitingRetry")
+    lost = training.redone()
+    assert training.saved_step() == max(training.steps())
+    site.replace_worker()
+    training.wait_until("Completed")
+    assert training.history() == RESTARTED
+    check_whole(training, undisturbed, "worker killed (SIGKILL)", lost)
+
+
+def test_a_run_whose_machine_is_gone_is_found_out_and_goes_on_elsewhere(
+    site: Site, undisturbed: dict[str, torch.Tensor]
+) -> None:
+    training = site.train("both-killed")
+    training.wait_for_steps()
+    training.process().kill()
+    site.worker.kill()
+    silent = time.monotonic()
+    lost = training.redone()
+    site.replace_worker()
+    assert training.state() == "Running"
+    training.wait_until("Crashed", "AwaitingRetry")
+    silence = time.monotonic() - silent
+    training.wait_until("Completed")
+    assert training.history() == RESTARTED
+    event = f"run and worker killed at once; found out after {silence:.0f} s"
+    check_whole(training, undisturbed, event, lost)
+
+
+def test_a_cancelled_run_saves_stays_cancelled_and_goes_on_at_a_persons_retry(
+    site: Site, undisturbed: dict[str, torch.Tensor]
+) -> None:
+    training = site.train("cancelled")
+    training.wait_for_steps()
+    run = training.process()
+    group = os.getpgid(run.pid)
+    site.client.set_flow_run_state(training.created.id, Cancelling())  # as the UI's button does
+    training.wait_until("Cancelled")
+    assert not run.is_running()
+    with pytest.raises(ProcessLookupError):
+        os.killpg(group, 0)
+    lost = training.redone()
+    assert training.saved_step() == max(training.steps())
+    time.sleep(10)
+    assert training.history() == ["Submitting", "Running", "Cancelling", "Cancelled"]
+    site.client.set_flow_run_state(training.created.id, AwaitingRetry())
+    training.wait_until("Completed")
+    check_whole(training, undisturbed, "cancelled in the UI, then Retry", lost)
+
+
+def test_a_run_that_was_starting_when_its_worker_was_stopped_is_finished(
+    site: Site, undisturbed: dict[str, torch.Tensor]
+) -> None:
+    training = site.train("worker-stopped")
+    training.wait_until("Submitting")
+    stopped = site.worker
+    stopped.send_signal(signal.SIGTERM)
+    site.start_worker()
+    training.wait_until("Completed")
+    assert stopped.wait(timeout=60) == 0
+    check_whole(training, undisturbed, "worker stopped (SIGTERM) while a run starts", "nothing")
+
+
+def test_a_run_that_never_came_to_life_is_given_to_another_worker(
+    site: Site, undisturbed: dict[str, torch.Tensor]
+) -> None:
+    training = site.train("stuck")
+    training.wait_until("Submitting")
+    wait(lambda: bool(psutil.Process(site.worker.pid).children()), "the run's process")
+    for process in [*psutil.Process(site.worker.pid).children(recursive=True), site.worker]:
+        process.kill()
+    site.replace_worker()
+    training.wait_until("Completed")
+    assert training.history() == ["Submitting", "AwaitingRetry", "Submitting", "Running", "Completed"]
+    check_whole(training, undisturbed, "worker and run killed while the run starts", "nothing")
+
+
+def test_a_run_goes_on_while_the_server_is_away(site: Site, undisturbed: dict[str, torch.Tensor]) -> None:
+    training = site.train("server-restarted")
+    training.wait_for_steps()
+    site.server.terminate()
+    site.server.wait(timeout=60)
+    away = len(training.steps())
+    wait(lambda: len(training.steps()) >= min(away + 5, STEPS), "steps without a server")
+    site.start_server()
+    training.wait_until("Completed")
+    assert training.history() == ["Submitting", "Running", "Completed"]
+    check_whole(training, undisturbed, "server stopped and started again", "nothing")

@@ -1,0 +1,71 @@
+"""A command that is told to stop saves, says so, and leaves no process behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from musicgen_core.config import TokenizeSettings
+from musicgen_core.storage import as_path
+from musicgen_core.tokenizing import Tokenizer
+
+pytestmark = pytest.mark.slow
+
+
+def tokens_of(archives: Path, target: Path) -> Path:
+    from musicgen_core.codec import Codec
+    from musicgen_core.model.weights import find_model
+
+    tokenizer = Tokenizer(Codec(find_model("debug")), as_path(target), TokenizeSettings(), None)
+    for archive in sorted(archives.glob("*.zip")):
+        tokenizer.tokenize(as_path(archive))
+    return target
+
+
+def in_session(session: int) -> list[int]:
+    """The processes of a session."""
+    found = []
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == session:
+                found.append(pid)
+    return found
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_training_that_is_told_to_stop_saves_and_ends_its_server(
+    stop: signal.Signals, demo_archives: Path, tmp_path: Path
+) -> None:
+    tokens = tokens_of(demo_archives, tmp_path / "tokens")
+    command = [sys.executable, "-m", "deployments.cli", "train", str(tokens), str(tmp_path / "run"), "--model", "debug"]
+    options = ["--epochs", "500", "--segment-seconds", "1", "--full-models", "none"]
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_API_URL": ""}
+    process = subprocess.Popen(
+        [*command, *options], start_new_session=True, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        deadline = time.monotonic() + 240
+        while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        process.send_signal(stop)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert stderr.splitlines()[-1] == "error: interrupted. Run the same command again to go on"
+        assert (tmp_path / "run" / "latest.pt").exists()
+        deadline = time.monotonic() + 20
+        while in_session(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert in_session(process.pid) == []
+    finally:
+        for pid in in_session(process.pid):
+            os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,57 @@
+"""What a run shows in the Prefect UI and says in its log, read back from the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.client.schemas.objects import Artifact, FlowRun
+
+Shown = Callable[[UUID], dict[str, Artifact]]
+
+
+@pytest.fixture
+def shown(prefect_server: None) -> Shown:
+    """A flow run's artifacts by key; two under one key would be one too many."""
+
+    def read(flow_run: UUID) -> dict[str, Artifact]:
+        with get_client(sync_client=True) as client:
+            of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run]))
+            found = client.read_artifacts(artifact_filter=of_run)
+        by_key = {str(entry.key): entry for entry in found}
+        assert len(by_key) == len(found)
+        return by_key
+
+    return read
+
+
+@pytest.fixture
+def log_lines(prefect_server: None) -> Callable[[UUID], list[str]]:
+    def read(flow_run: UUID) -> list[str]:
+        with get_client(sync_client=True) as client:
+            of_run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run]))
+            return [entry.message for entry in client.read_logs(log_filter=of_run)]
+
+    return read
+
+
+@pytest.fixture
+def subflows(prefect_server: None) -> Callable[[UUID], dict[str, FlowRun]]:
+    """The subflow runs of a flow run, by the first word of their names."""
+
+    def read(flow_run: UUID) -> dict[str, FlowRun]:
+        with get_client(sync_client=True) as client:
+            of_run = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run]))
+            return {run.name.split()[0]: run for run in client.read_flow_runs(flow_run_filter=of_run)}
+
+    return read

@@ -1,0 +1,137 @@
+"""What a person sees at the end, and of music, after a real run of everything with the debug model."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+import soundfile
+from prefect import runtime
+from prefect.client.schemas.objects import Artifact, FlowRun
+from prefect.variables import Variable
+
+from flows.finetune import finetune
+from flows.generate_music import generate_music
+from flows.parameters import run_name
+from musicgen_core.data.shards import Rejected, ShardReport
+from tasks.summary import tokenized_section
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+Shown = Callable[[UUID], dict[str, Artifact]]
+
+
+def test_the_summary_of_a_finetuning_says_where_all_three_parts_left_their_files(
+    demo_archives: Path,
+    tmp_path: Path,
+    shown: Shown,
+    subflows: Callable[[UUID], dict[str, FlowRun]],
+) -> None:
+    state: Any = finetune(
+        archives=str(demo_archives / "*.zip"),
+        tokens=str(tmp_path / "tokens"),
+        run_dir=str(tmp_path / "runs" / "jazz"),
+        output=str(tmp_path / "music"),
+        model="debug",
+        device="cpu",
+        prompts=["calm | plucked strings"],
+        duration=0.5,
+        batch_size=4,
+        gradient_accumulation_steps=1,
+        segment_seconds=0.5,
+        max_steps=2,
+        return_state=True,
+    )
+    assert state.is_completed()
+    run_id = state.state_details.flow_run_id
+    summary = str(shown(run_id)["summary"].data)
+    assert summary.startswith("# finetune · jazz\n")
+    for place in ("tokens", "runs/jazz", "runs/jazz/lora_weights/best_lora.pt", "runs/jazz/full_models/best_model.pt"):
+        assert f"`{tmp_path}/{place}`" in summary
+    assert f"| `{tmp_path}/music/generated_000.wav` | 0.5 | yes | calm \\| plucked strings |" in summary
+    assert "Rejected: 1." in summary
+
+    parts = subflows(run_id)
+    assert {run.name for run in parts.values()} == {
+        f"tokenize-archives · {demo_archives.name}",
+        "train-lora · jazz",
+        "generate-music · music",
+    }
+    of_parts = {name: shown(run.id) for name, run in parts.items()}
+    assert {name: set(found) for name, found in of_parts.items()} == {
+        "tokenize-archives": {"tokenizing", "tokenized-archives", "summary"},
+        "train-lora": {"training-progress", "training", "summary"},
+        "generate-music": {"rendering", "music-1", "generated-music", "summary"},
+    }
+    page = str(of_parts["generate-music"]["music-1"].data)
+    encoded = re.search(r'src="data:audio/mpeg;base64,([^"]+)"', page)
+    assert encoded is not None and r"calm \| plucked strings" in page
+    sound = soundfile.info(io.BytesIO(base64.b64decode(encoded[1])))
+    assert sound.duration == pytest.approx(0.5, abs=0.1) and sound.samplerate == 32_000
+
+
+def test_failed_archives_are_named_in_the_summary_with_what_to_do() -> None:
+    report = ShardReport("a.zip", 1, "f", "c", 7, 3600.0, [Rejected("x.wav", "silent")])
+    section = tokenized_section("/tokens", [report], {"archive_batch_0007": "not an | archive"}, ["a remark"])
+    assert "Archives: 1. Clips: 7, 1.00 hours of audio. Rejected: 1." in section
+    assert "**1 archives failed.** Mend them and retry this run" in section
+    assert r"| archive_batch_0007 | not an \| archive |" in section
+    assert "- a remark" in section
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("/data/jazz-2026-11-23", "jazz-2026-11-23"),
+        ("/data/jazz/", "jazz"),
+        ("/data/jazz/archive_batch_00*.zip", "jazz"),
+        ("gs://bucket/runs/first", "first"),
+        ("gs://bucket", "bucket"),
+        ("runs/first", "first"),
+        (".", Path.cwd().name),
+        ("/", "/"),
+    ],
+)
+def test_a_run_is_named_after_the_last_folder(place: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.flow_run, "parameters", {"run_dir": place}, raising=False)
+    assert run_name("train-lora", "run_dir")() == f"train-lora · {name}"
+
+
+def test_without_a_place_the_name_comes_from_the_prefect_variable_or_is_the_flow_s_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runtime.flow_run, "parameters", {"archives": None}, raising=False)
+    name = run_name("tokenize-archives", "archives", "test_of_names")
+    assert name() == "tokenize-archives"
+    Variable.set("test_of_names", "/data/jazz")
+    assert name() == "tokenize-archives · jazz"
+
+
+def test_with_two_voices_a_page_plays_both(tmp_path: Path, shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    from musicgen_core.generation import render
+
+    def rendered(request: render.RenderRequest, on_step: Any, on_piece: Any) -> list[render.Rendered]:
+        pieces = []
+        for number, prompt in enumerate(prompt for prompt in request.prompts for _ in range(2)):
+            wav = Path(request.out) / f"generated_{number:03d}.wav"
+            wav.parent.mkdir(exist_ok=True)
+            soundfile.write(wav, [0.0] * 3200, 32_000)
+            pieces.append(render.Rendered(str(wav), prompt, 0.1, with_adapter=bool(number % 2)))
+            on_step(number, 1, 1)
+            on_piece(pieces[-1])
+        return pieces
+
+    monkeypatch.setattr(render, "render", rendered)
+    state: Any = generate_music(
+        output=str(tmp_path / "music"), prompts=["one", "two"], adapter="any", compare=True, return_state=True
+    )
+    found = shown(state.state_details.flow_run_id)
+    assert set(found) == {"rendering", "music-1", "music-2", "generated-music", "summary"}
+    page = str(found["music-2"].data)
+    assert page.count("<audio controls") == 2
+    assert page.index("**base model**") < page.index("generated_002.wav") < page.index("**with the adapter**")

@@ -1,0 +1,155 @@
+"""What a person sees of a training, after real ones with the debug model."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from PIL import Image
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import Artifact, State
+from prefect.flow_engine import run_flow
+from prefect.states import AwaitingRetry
+from prefect.variables import Variable
+
+from flows.tokenize_archives import tokenize_archives
+from flows.train_lora import train_lora
+from tasks import training_log
+from tasks.progress import Update, listening, quieted
+from tasks.training_page import training_page
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+Shown = Callable[[UUID], dict[str, Artifact]]
+
+
+@pytest.fixture(scope="module")
+def tokens(prefect_server: None, demo_archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokens")
+    tokenize_archives(archives=str(demo_archives), tokens=str(folder), model="debug", device="cpu")
+    return folder
+
+
+def train(tokens: Path, run_dir: Path | None, **settings: Any) -> State[Any]:
+    quick: dict[str, Any] = {"batch_size": 2, "gradient_accumulation_steps": 1, "segment_seconds": 0.5, "num_epochs": 4}
+    state: Any = train_lora(
+        tokens=str(tokens),
+        run_dir=str(run_dir) if run_dir else None,
+        model="debug",
+        device="cpu",
+        full_models="none",
+        return_state=True,
+        **(quick | settings),
+    )
+    return state
+
+
+def id_of(state: State[Any]) -> UUID:
+    assert state.state_details.flow_run_id is not None
+    return state.state_details.flow_run_id
+
+
+def pictures(page: str) -> list[Image.Image]:
+    encoded = re.findall(r"!\[[^]]+\]\(data:image/png;base64,([^)]+)\)", page)
+    return [Image.open(io.BytesIO(base64.b64decode(data))) for data in encoded]
+
+
+def test_a_training_shows_figures_and_curves_and_where_its_files_are(
+    tokens: Path, tmp_path: Path, shown: Shown, log_lines: Callable[[UUID], list[str]]
+) -> None:
+    state = train(tokens, tmp_path / "runs" / "jazz-2026-11-23")
+    with get_client(sync_client=True) as client:
+        assert client.read_flow_run(id_of(state)).name == "train-lora · jazz-2026-11-23"
+    result, found = state.result(), shown(id_of(state))
+    assert set(found) == {"training-progress", "training", "summary"}
+    assert found["training-progress"].data == 100.0
+
+    page = str(found["training"].data)
+    assert "| state | complete |" in page and f"| step | {result.steps} of {result.steps} (100.0 %) |" in page
+    assert f"| best so far | {result.best_loss:.4f} in epoch {result.best_epoch} |" in page
+    for row in ("throughput", "training loss", "validation loss", "learning rate", "skipped steps"):
+        assert f"| {row} | " in page
+    losses, rates = pictures(page)
+    assert losses.size == rates.size == (960, 540)
+    assert len(losses.convert("RGB").getcolors() or []) > 5  # curves, and no empty page
+    assert losses.tobytes() != rates.tobytes()
+    assert len(page) < 100_000
+
+    summary = str(found["summary"].data)
+    for name in ("lora_weights/best_lora.pt", "lora_weights/final_lora.pt", "latest.pt", "loss.png", "metrics.jsonl"):
+        assert f"`{tmp_path}/runs/jazz-2026-11-23/{name}`" in summary
+    assert "full_models" not in summary and "samples" not in summary  # there are none
+
+    lines = log_lines(id_of(state))
+    assert result.steps >= 30 and len(lines) < 12, lines
+    assert any(re.match(rf"step 1 of {result.steps}, epoch 1, loss \d", line) for line in lines)
+
+
+def test_a_training_without_a_place_is_named_after_the_folder_that_it_makes_and_keeps_the_name_when_retried(
+    tokens: Path, tmp_path: Path
+) -> None:
+    Variable.set("musicgen_runs", str(tmp_path / "runs"), overwrite=True)
+    failed = train(tokens / "nowhere", None)
+    assert failed.is_failed()
+    run_id = id_of(failed)
+    with get_client(sync_client=True) as client:
+        name = client.read_flow_run(run_id).name
+        parameters = client.read_flow_run(run_id).parameters | {"tokens": str(tokens), "max_steps": 2}
+        client.set_flow_run_state(run_id, AwaitingRetry(), force=True)  # what the Retry button does
+        again: Any = run_flow(
+            train_lora, flow_run=client.read_flow_run(run_id), parameters=parameters, return_type="state"
+        )
+        assert client.read_flow_run(run_id).name == name
+    assert again.is_completed()
+    [made] = (tmp_path / "runs").iterdir()
+    assert name == f"train-lora · {made.name}" and re.fullmatch(r"train-\d{8}-\d{6}-\w{6}", made.name)
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_training_that_goes_on_draws_all_of_its_steps_in_the_artifacts_it_had(
+    tokens: Path, tmp_path: Path, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_log, "SHOW_EVERY_SECONDS", 0.0)
+
+    def kill(update: Update) -> None:
+        if update.done == 10:
+            raise Killed
+
+    drawn: list[int] = []
+
+    def watched(table: str, rows: Any, *others: Any) -> str:
+        drawn.append(len(rows))
+        return training_page(table, rows, *others)
+
+    monkeypatch.setattr(training_log, "training_page", watched)
+    with pytest.raises(Killed), listening(kill):
+        train(tokens, tmp_path / "run", save_every_steps=5, num_epochs=2)
+    assert len(drawn) > 1 and drawn[-1] == 10  # live, and once more when it was stopped
+    resumed = train(tokens, tmp_path / "run", save_every_steps=5, num_epochs=2)
+    result = resumed.result()
+    assert result.resumed_from == 10
+    assert drawn[-1] == result.steps
+    assert f"resumed at step {result.resumed_from}" in str(shown(id_of(resumed))["summary"].data)
+
+
+def test_of_messages_that_come_at_each_step_one_a_minute_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("musicgen_core.training.loop")
+    with caplog.at_level("INFO"), quieted(logger.name):
+        for step in range(100):
+            logger.warning("step %d gave a loss of nan, and was skipped", step)
+        logger.info("something else")
+    assert [record.getMessage() for record in caplog.records] == [
+        "step 0 gave a loss of nan, and was skipped",
+        "something else",
+    ]
+    logger.warning("not quieted any more")
+    assert caplog.records[-1].getMessage() == "not quieted any more"

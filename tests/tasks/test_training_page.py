@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from musicgen_core import storage
+from musicgen_core.tracking import Wandb
+from tasks.training_page import TrainingFigures, newest_samples, samples_page, training_page, wandb_line
+
+
+def figures_of(*rows: dict[str, float], total: int = 1000) -> TrainingFigures:
+    figures = TrainingFigures(total=total)
+    for row in rows:
+        figures.add(row)
+    return figures
+
+
+def row(step: int, epoch: int = 1, **values: float) -> dict[str, float]:
+    named = {name.replace("__", "/"): value for name, value in values.items()}
+    return {"step": step, "epoch": epoch, "train/lr": 1e-4, "train/audio_seconds_per_sec": 800.0} | named
+
+
+def test_the_line_says_step_epoch_losses_skipped_steps_and_throughput() -> None:
+    figures = figures_of(
+        row(1, train__loss=4.0), row(2, train__loss=3.0, val__loss=3.25), row(3, 2, train__skipped_steps=1)
+    )
+    assert figures.line() == "step 3 of 1,000, epoch 2, loss 3.500, validation 3.250, 1 skipped, 800.0 audio-s/s"
+
+
+def test_the_best_is_the_epoch_in_which_it_changed_last() -> None:
+    figures = figures_of(
+        row(10, 1, val__loss=3.0, best__loss=3.0),
+        row(20, 2, val__loss=2.0, best__loss=2.0),
+        row(30, 3, val__loss=2.5, best__loss=2.0),
+        row(31, 4),
+    )
+    table = figures.table("running")
+    assert "| best so far | 2.0000 in epoch 2 |" in table
+    assert "| validation loss | 2.5000 after step 30 |" in table
+    assert "| epoch | 4 |" in table and "| learning rate | 0.0001 |" in table
+
+
+def test_the_eta_comes_from_the_steps_that_were_seen_and_not_from_those_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("tasks.training_page.time.monotonic", lambda: now[0])
+    figures = figures_of(*(row(step) for step in range(1, 500)))  # of before the training was resumed
+    assert figures.eta_seconds is None
+    for step in range(500, 511):
+        figures.add(row(step))
+        figures.time_step()
+        now[0] += 2.0
+    assert figures.steps_per_sec == pytest.approx(10 / 22)
+    assert figures.eta_seconds == pytest.approx(490 * 2.2)
+    assert "| ETA | 0:17:58 |" in figures.table("running")
+
+
+def test_a_page_of_a_long_noisy_training_stays_under_100_kb(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [row(step, train__loss=3 + rng.normal(0, 0.2)) for step in range(1, 20_001)]
+    figures = figures_of(*rows)
+    page = training_page(figures.table("running"), figures.rows, storage.as_path(tmp_path), None)
+    assert page.count("data:image/png;base64,") == 2
+    assert len(page) < 100_000
+
+
+def test_before_the_first_step_there_is_a_page_too(tmp_path: Path) -> None:
+    page = training_page(TrainingFigures().table("stopped"), [], storage.as_path(tmp_path), None)
+    assert "| state | stopped |" in page and "data:image" not in page
+
+
+def test_the_newest_samples_play_and_one_half_written_is_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    assert newest_samples(storage.as_path(tmp_path)) == ()
+    for number in range(5):
+        soundfile.write(folder / f"step_{number}.wav", np.zeros(3200), 32_000)
+    (folder / "step_4.wav").write_bytes(b"RIFF")
+    (folder / "notes.txt").touch()
+    found = newest_samples(storage.as_path(tmp_path))
+    assert [Path(file).name for file in found] == ["step_2.wav", "step_3.wav", "step_4.wav"]
+    page = samples_page(found)
+    assert page.count("<audio controls") == 2 and "step_4.wav" not in page
+
+
+def test_a_run_that_is_online_leaves_its_link_where_the_page_finds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Online:
+        url = "https://wandb.test/r/1"
+
+        def define_metric(self, *names: str, **axis: str) -> None: ...
+
+    def init(**options: Any) -> Online:
+        (tmp_path / "wandb").mkdir()
+        return Online()
+
+    monkeypatch.setattr("wandb.init", init)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    run = Wandb(tmp_path, "id", "name", "train", {})
+    assert run.url == Online.url
+    assert wandb_line(storage.as_path(tmp_path)) == f"[WandB run]({Online.url})"
+
+
+def test_the_link_to_wandb_is_there_once_its_run_is_online_and_else_how_to_send_it(tmp_path: Path) -> None:
+    folder = storage.as_path(tmp_path)
+    assert wandb_line(folder) == ""
+    (tmp_path / "wandb").mkdir()
+    assert f"`wandb sync {tmp_path}/wandb`" in wandb_line(folder)
+    (tmp_path / "wandb" / "run-url").write_text("https://wandb.test/r/1")
+    assert wandb_line(folder) == "[WandB run](https://wandb.test/r/1)"
+    assert wandb_line(folder, "https://wandb.test/r/2") == "[WandB run](https://wandb.test/r/2)"
