@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 import warnings
 from types import ModuleType
@@ -70,6 +71,9 @@ def import_audiocraft(module: str = "audiocraft.models") -> ModuleType:
     if _missing("librosa"):
         _stand_in("librosa")
         _stand_in("librosa.filters")
+    # submitit, which dora imports, configures logging anew. That flushes every handler under logging's own lock, and
+    # Prefect's handler waits there for threads that may be waiting for this lock: the process would hang for good.
+    os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
     with warnings.catch_warnings():
         # torch's deprecation notes about audiocraft's own code: nothing that a user could act on.
         warnings.simplefilter("ignore")

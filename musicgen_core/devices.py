@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
+
 import torch
 
 from musicgen_core.errors import DeviceError
+
+logger = logging.getLogger(__name__)
 
 
 def pick_device(name: str) -> torch.device:
@@ -52,3 +58,11 @@ def check_fp8(device: torch.device) -> None:
 def memory_gib(device: torch.device) -> float:
     """Memory of a GPU in GiB."""
     return torch.cuda.get_device_properties(device).total_memory / 2**30
+
+
+def can_compile() -> bool:
+    """Triton needs a C compiler at run time. Without one, say so and compute eagerly."""
+    found = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if not found:
+        logger.warning("there is no C compiler, which the GPU's fast kernels need: all is computed plainly, and slower")
+    return bool(found)

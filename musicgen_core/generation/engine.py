@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from musicgen_core.codes import FRAME_RATE
 from musicgen_core.config import SamplingSettings
+from musicgen_core.devices import can_compile
 from musicgen_core.errors import Cancelled
-from musicgen_core.generation.sampling import guide, sample
+from musicgen_core.generation.steps import EagerSteps, GraphedSteps, Steps
 from musicgen_core.model.decoder import MusicgenLM, TextCondition
 from musicgen_core.model.pattern import undelay
 from musicgen_core.model.text import TextEncoder
+
+if TYPE_CHECKING:
+    from musicgen_core.generation.decoding import Decoding
+
+WAIT_STEPS = 25
+MOST_POSITIONS = 2048
+"""More than the 1,503 steps of 30 s"""
 
 
 @dataclass(frozen=True)
@@ -58,28 +68,35 @@ class Engine:
         Raises:
             Cancelled: `cancelled` said so.
         """
-        config = self.lm.config
         frames = max(1, round(settings.duration * FRAME_RATE))
-        steps = frames + config.codebooks - 1  # the last column is predicted, never fed
+        steps = frames + self.lm.config.codebooks - 1  # the last column is predicted, never fed
         text = self._with_null(self.text.encode(prompts))
-        caches, mask = self.lm.new_cache(text, steps)
-        noise = _noise(streams, config.codebooks, steps).to(mask.device)
-        sequence = torch.full(
-            (len(prompts), config.codebooks, steps + 1), config.special, dtype=torch.int64, device=mask.device
-        )
-        guidance = self.coefficient(settings)
-        for position in range(steps):
+        noise = _noise(streams, self.lm.config.codebooks, steps).to(text.mask.device)
+        session = self._steps(text, noise, frames, settings)
+        for done in range(steps):
             if cancelled():
-                raise Cancelled(f"generating was cancelled at step {position} of {steps}")
-            column = sequence[:, :, position : position + 1]
-            logits = self.lm.step(torch.cat([column, column]), caches, mask, position)  # [2B, K, cardinality]
-            conditional, unconditional = logits.chunk(2)
-            chosen = sample(guide(conditional, unconditional, guidance), settings, noise[:, :, position])  # [B, K]
-            first = max(0, position - frames + 1)  # codebooks first…last have a frame in the next column
-            last = min(config.codebooks - 1, position)
-            sequence[:, first : last + 1, position + 1] = chosen[:, first : last + 1]
-            on_step(position + 1, steps)
-        return undelay(sequence, frames).cpu()
+                raise Cancelled(f"generating was cancelled at step {done} of {steps}")
+            session.advance()
+            if done % WAIT_STEPS == 0 and noise.is_cuda:  # the GPU works behind: what is told should have happened
+                torch.cuda.synchronize()
+            on_step(done + 1, steps)
+        return undelay(session.sequence, frames).cpu()
+
+    def _steps(self, text: TextCondition, noise: Tensor, frames: int, settings: SamplingSettings) -> Steps:
+        guidance = self.coefficient(settings)
+        if self._decoding is not None:
+            return GraphedSteps(self._decoding, text, noise, frames, settings, guidance)
+        return EagerSteps(self.lm, text, noise, frames, settings, guidance)
+
+    @cached_property
+    def _decoding(self) -> Decoding | None:
+        """The model for the GPU's own kernels, where these work."""
+        weight = self.lm.enc_to_dec_proj.weight
+        if not decodes_fast(weight):
+            return None
+        from musicgen_core.generation.decoding import Decoding  # Triton is not everywhere
+
+        return Decoding(self.lm, MOST_POSITIONS)
 
     @staticmethod
     def _with_null(text: TextCondition) -> TextCondition:
@@ -98,3 +115,9 @@ def _noise(streams: Sequence[int], codebooks: int, steps: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         draws.append(torch.rand(steps, codebooks, generator=generator).T)
     return torch.stack(draws)
+
+
+def decodes_fast(weight: Tensor) -> bool:
+    """Whether a model with such weights can run on `decoding`'s kernels."""
+    half = weight.dtype in (torch.bfloat16, torch.float16)
+    return weight.is_cuda and half and torch.cuda.get_device_capability(weight.device) >= (8, 0) and can_compile()

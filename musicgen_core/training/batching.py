@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from musicgen_core.config import EFFECTIVE_BATCH, TrainSettings
-from musicgen_core.devices import check_fp8, compute_dtype, memory_gib
+from musicgen_core.devices import can_compile, check_fp8, compute_dtype, memory_gib
 from musicgen_core.errors import ConfigError
-from musicgen_core.training.model import Execution, can_compile
+from musicgen_core.training.model import Execution
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +18,6 @@ from musicgen_core.training.flat import FlatParameters
 from musicgen_core.training.graphs import Graphs
 from musicgen_core.training.peft_blocks import PeftBlocks, can_pack
 
-logger = logging.getLogger(__name__)
 SHAPES = 64
 """Compilations of a function, one for each shape of batch; torch's own limit is 8."""
 
@@ -181,11 +177,3 @@ def fused_kernels_work(device: torch.device, execution: Execution) -> bool:
     if device.type != "cuda" or not execution.compile or execution.precision == "fp32":
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-def can_compile() -> bool:
-    """Triton needs a C compiler at run time. Without one, say so once and run eagerly."""
-    found = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if not found:
-        logger.warning("there is no C compiler, which torch.compile needs: training runs uncompiled, and slower")
-    return bool(found)

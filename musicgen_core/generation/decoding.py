@@ -1,0 +1,212 @@
+"""A language model as generation runs it on a GPU: packed, its caches in fixed places, each step the same kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+import triton
+from torch import Tensor, nn
+
+from musicgen_core.generation import decode_kernels as kernels
+from musicgen_core.model.decoder import DecoderLayer, MusicgenLM, TextCondition, sinusoids
+
+_MOST_PARTS = 4
+
+
+class _Linear:
+    """A frozen layer.
+
+    Args:
+        weight: [out, in].
+        bits: 16, or 8 with a scale a row.
+        parts: of the sum over the inputs, so that a layer with few outputs has programs enough.
+    """
+
+    def __init__(self, weight: Tensor, bits: int, parts: int = 1) -> None:
+        self.out, self.width = weight.shape
+        self.weight, self.parts = weight, parts
+        self.scales: Tensor | None = None
+        if bits == 8:
+            exact = weight.float()
+            self.scales = exact.abs().amax(dim=1).clamp(min=1e-12) / 127
+            self.weight = (exact / self.scales[:, None]).round().to(torch.int8)
+
+    def __call__(
+        self, x: Tensor, out: Tensor, gelu: bool = False, cache: Tensor | None = None, at: Tensor | None = None
+    ) -> None:
+        """x [R, in] → out [parts, R, out], or with a cache [2, R, heads, positions, …] what is no query goes there."""
+        rows = len(x)
+        heads, positions, head = cache.shape[2:] if cache is not None else (1, 1, 1)
+        tall = min(64, max(16, triton.next_power_of_2(rows)))
+        wide = 64 if tall == 64 and self.parts == 1 else 32
+        kernels.linear_kernel[(self.out // wide, triton.cdiv(rows, tall), self.parts)](
+            x, self.weight, self.scales, out, cache, at, rows, positions,
+            N=self.out, K=self.width, HEADS=heads, HEAD=head, BM=tall, BN=wide, BK=min(128, self.width // self.parts),
+            PARTS=self.parts, STAGES=5, GELU=gelu, QKV=cache is not None, SCALED=self.scales is not None,
+            num_warps=4 if tall == 64 or self.scales is not None else 2,
+        )  # fmt: skip
+
+
+class _Layer(NamedTuple):
+    norms: tuple[nn.LayerNorm, nn.LayerNorm, nn.LayerNorm]
+    qkv: _Linear
+    out: _Linear
+    text_q: _Linear
+    text_out: _Linear
+    fc1: _Linear
+    fc2: _Linear
+
+
+def _pack(layer: DecoderLayer, bits: int) -> _Layer:
+    own, cross = layer.self_attn, layer.encoder_attn
+    projections = (own.q_proj, own.k_proj, own.v_proj)
+    weight = torch.cat([projection.weight.data for projection in projections])
+    for projection, part in zip(projections, weight.chunk(3), strict=True):
+        projection.weight.data = part  # memory holds it once
+    return _Layer(
+        (layer.self_attn_layer_norm, layer.encoder_attn_layer_norm, layer.final_layer_norm),
+        qkv=_Linear(weight, bits),
+        out=_Linear(own.out_proj.weight.data, bits, _MOST_PARTS),
+        text_q=_Linear(cross.q_proj.weight.data, bits),
+        text_out=_Linear(cross.out_proj.weight.data, bits, _MOST_PARTS),
+        fc1=_Linear(layer.fc1.weight.data, bits),
+        fc2=_Linear(layer.fc2.weight.data, bits, _MOST_PARTS),
+    )
+
+
+@dataclass
+class Session:
+    """Generation of one batch: everything that a step reads and writes.
+
+    Attributes:
+        sequence: [B, K, columns], delayed codes.
+        position: [], the column that the next step reads.
+        caches: [layers, 2, R, heads, positions, dim / heads].
+        text: [layers, 2, R, heads, words, dim / heads] and
+        words: [R], how many of them count.
+        x: [R, dim], fp32, the residual stream, to which
+        parts: [_MOST_PARTS, R, dim] are still to be added.
+        logits: [R, K, cardinality], fp32.
+    """
+
+    sequence: Tensor
+    position: Tensor
+    caches: Tensor
+    text: Tensor
+    words: Tensor
+    x: Tensor
+    parts: Tensor
+    y: Tensor
+    q: Tensor
+    attended: Tensor
+    z: Tensor
+    totals: Tensor
+    stats: Tensor
+    logits: Tensor
+
+
+class Decoding:
+    """Steps of a model in 16 bits, with its frozen weights in 16 or 8.
+
+    Args:
+        lm: merged with its adapter, if any; its weights are shared with this.
+        positions: of the longest piece.
+    """
+
+    def __init__(self, lm: MusicgenLM, positions: int, bits: int = 16) -> None:
+        self.lm, self.config = lm, lm.config
+        decoder = lm.model.decoder
+        self._layers = [_pack(layer, bits) for layer in decoder.blocks()]
+        self._norm = decoder.layer_norm
+        heads, tables = cast("list[nn.Linear]", lm.lm_heads), cast("list[nn.Embedding]", decoder.embed_tokens)
+        self._heads = _Linear(torch.cat([head.weight.data for head in heads]), bits)
+        self._tables = torch.stack([table.weight.data for table in tables])
+        at = torch.arange(positions, device=self._tables.device, dtype=torch.float32)
+        self._sinusoids = sinusoids(at, self.config.dim)
+
+    @torch.inference_mode()
+    def begin(self, text: TextCondition, steps: int) -> Session:
+        """Room for as many steps, with the texts' keys and values in it.
+
+        Args:
+            text: [R, …], the prompts' conditions and as many null conditions.
+        """
+        config, rows = self.config, len(text.states)
+        states, attend = self.lm.project_text(text)
+        pairs = [torch.stack(layer.encoder_attn.keys_values(states)) for layer in self.lm.model.decoder.blocks()]
+        half, single = states.new_zeros, states.float().new_zeros
+        head, splits = config.dim // config.heads, _splits(rows * config.heads)
+        return Session(
+            sequence=torch.full(
+                (rows // 2, config.codebooks, steps + 1), config.special, dtype=torch.int64, device=states.device
+            ),
+            position=torch.zeros((), dtype=torch.int64, device=states.device),
+            caches=half(config.layers, 2, rows, config.heads, steps, head),
+            text=torch.stack(pairs).contiguous(),
+            words=attend.flatten(1).sum(dim=1).int(),
+            x=single(rows, config.dim),
+            parts=single(_MOST_PARTS, rows, config.dim),
+            y=half(rows, config.dim),
+            q=half(rows, config.dim),
+            attended=half(rows, config.dim),
+            z=half(rows, config.ffn_dim),
+            totals=single(rows * config.heads, splits, head),
+            stats=single(rows * config.heads, splits, 2),
+            logits=single(rows, config.codebooks, config.cardinality),
+        )
+
+    def step(self, s: Session) -> Tensor:
+        """Read the column at `position`, keep its keys and values → logits [R, K, cardinality] of the next column."""
+        config, rows = self.config, len(s.x)
+        kernels.embed_kernel[(rows,)](
+            s.sequence, s.position, self._tables, self._sinusoids, s.x, len(s.sequence), s.sequence.shape[2],
+            CODEBOOKS=config.codebooks, WORDS=config.cardinality + 1, D=config.dim,
+            N=triton.next_power_of_2(config.dim),
+        )  # fmt: skip
+        for number, (layer, cache, text) in enumerate(zip(self._layers, s.caches, s.text, strict=True)):
+            _norm(s, layer.norms[0], _MOST_PARTS if number else 0)
+            layer.qkv(s.y, s.q, cache=cache, at=s.position)
+            _attend_own(s, cache)
+            layer.out(s.attended, s.parts)
+            _norm(s, layer.norms[1], _MOST_PARTS)
+            layer.text_q(s.y, s.q)
+            _attend(s, text, splits=1, own=False)
+            layer.text_out(s.attended, s.parts)
+            _norm(s, layer.norms[2], _MOST_PARTS)
+            layer.fc1(s.y, s.z, gelu=True)
+            layer.fc2(s.z, s.parts)
+        _norm(s, self._norm, _MOST_PARTS)
+        self._heads(s.y, s.logits)
+        return s.logits
+
+
+def _norm(s: Session, norm: nn.LayerNorm, parts: int) -> None:
+    rows, dim = s.x.shape
+    kernels.norm_kernel[(rows,)](
+        s.x, s.parts, s.y, norm.weight, norm.bias, rows, D=dim, N=triton.next_power_of_2(dim), PARTS=parts
+    )
+
+
+def _attend_own(s: Session, cache: Tensor) -> None:
+    splits = s.totals.shape[1]
+    _attend(s, cache, splits, own=True)
+    if splits > 1:
+        heads, _, head = s.totals.shape
+        kernels.join_kernel[(heads,)](s.totals, s.stats, s.attended, HEAD=head, SPLITS=splits, num_warps=1)
+
+
+def _attend(s: Session, cache: Tensor, splits: int, own: bool) -> None:
+    _, rows, heads, positions, head = cache.shape
+    few = splits == 8
+    kernels.attend_kernel[(rows * heads, splits)](
+        s.q, cache[0], cache[1], s.words, s.position, s.attended, s.totals, s.stats, positions, head**-0.5,
+        HEADS=heads, HEAD=head, BLOCK=128 if few else 64 if own else 32, SPLITS=splits, OWN=own,
+        num_warps=4 if few else 1,
+    )  # fmt: skip
+
+
+def _splits(heads: int) -> int:
+    """Of the positions, so that there are programs enough for all multiprocessors."""
+    return 8 if heads <= 128 else 4 if heads <= 512 else 2 if heads <= 1024 else 1

@@ -1,0 +1,66 @@
+"""Compares the decoding kernels with the model itself on the CPU, where Triton interprets them; run by test_decoding.
+
+TRITON_INTERPRET=1 python interpreted_decoding.py BATCH BITS → the largest relative error of a step's logits, and
+whether greedy codes are those of the eager steps
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from triton.runtime import interpreter
+
+from musicgen_core.config import SamplingSettings
+from musicgen_core.generation.decoding import Decoding
+from musicgen_core.generation.steps import EagerSteps, GraphedSteps
+from musicgen_core.model.decoder import TextCondition
+from musicgen_core.model.weights import find_model, load_lm
+
+FRAMES = 6
+
+
+def let_tensors_bound_loops() -> None:
+    """Triton 3.6's interpreter makes integers of arrays with one element, which NumPy 2.4 refuses."""
+    own: Any = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        own(tensor, scope)
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patched
+
+
+@torch.inference_mode()
+def main(batch: int, bits: int) -> None:
+    let_tensors_bound_loops()
+    lm = load_lm(find_model("debug"))
+    decoding = Decoding(lm, positions=16, bits=bits)
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(batch, 5, lm.config.text_dim, generator=generator)
+    mask = torch.arange(5) < torch.randint(1, 6, (batch, 1), generator=generator)
+    text = TextCondition(torch.cat([states, 0 * states]), torch.cat([mask, 0 * mask]).bool())
+
+    session = decoding.begin(text, FRAMES)
+    caches, text_mask = lm.new_cache(text, FRAMES)
+    session.sequence[:, :, :FRAMES] = torch.randint(2048, (batch, 4, FRAMES), generator=generator)
+    errors = []
+    for position in range(FRAMES):
+        session.position.fill_(position)
+        column = session.sequence[:, :, position : position + 1]
+        expected = lm.step(torch.cat([column, column]), caches, text_mask, position)
+        errors.append(((decoding.step(session) - expected).norm() / expected.norm()).item())
+
+    noise = torch.rand(batch, 4, FRAMES + 3, generator=generator)
+    settings = SamplingSettings(greedy=True)
+    graphed = GraphedSteps(decoding, text, noise, FRAMES, settings, 3.0)
+    eager = EagerSteps(lm, text, noise, FRAMES, settings, 3.0)
+    for _ in range(FRAMES + 3):
+        graphed.advance()
+        eager.advance()
+    print(max(errors), torch.equal(graphed.sequence, eager.sequence))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

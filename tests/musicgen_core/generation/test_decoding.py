@@ -1,0 +1,54 @@
+"""Generation's kernels compute what the model does, and what the model computes is tested against audiocraft."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from musicgen_core.config import SamplingSettings
+from musicgen_core.generation.engine import Engine
+from musicgen_core.generation.steps import EagerSteps
+from musicgen_core.model.text import TextEncoder
+from musicgen_core.model.weights import BaseModel, load_lm
+
+pytest.importorskip("triton")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("batch", "bits", "distance"), [(1, 16, 1e-6), (3, 16, 1e-6), (1, 8, 0.02)])
+def test_kernels_give_the_logits_and_greedy_codes_of_the_model(batch: int, bits: int, distance: float) -> None:
+    script = Path(__file__).with_name("interpreted_decoding.py")
+    done = subprocess.run(  # in a process of its own, which interprets Triton
+        [sys.executable, script, str(batch), str(bits)],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    error, same_codes = done.stdout.split()[-2:]
+    assert float(error) < distance
+    assert bits == 8 or same_codes == "True"
+
+
+@needs_gpu
+def test_the_graph_gives_the_same_codes_every_time_and_nearly_the_eager_ones(debug_model: BaseModel) -> None:
+    text = TextEncoder(debug_model.text_encoder, "cuda")
+    engine = Engine(load_lm(debug_model, "cuda", torch.bfloat16), text, 3.0)
+    settings = SamplingSettings(duration=2.0, greedy=True)
+    first = engine.generate(["slow jazz", None], settings, [1, 2])
+    assert torch.equal(first, engine.generate(["slow jazz", None], settings, [1, 2]))
+    assert engine._decoding is not None
+    sampled = SamplingSettings(duration=2.0)
+    a, b = (engine.generate(["slow jazz"], sampled, [seed]) for seed in (1, 2))
+    assert not torch.equal(a, b)
+    object.__setattr__(engine, "_steps", lambda text, noise, frames, settings: EagerSteps(
+        engine.lm, text, noise, frames, settings, 3.0
+    ))  # fmt: skip
+    eager = engine.generate(["slow jazz", None], settings, [1, 2])
+    assert (eager[:, :, :10] == first[:, :, :10]).float().mean() > 0.9  # later ones follow from earlier ones
