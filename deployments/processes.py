@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import psutil  # type: ignore[import-untyped]
@@ -35,32 +36,54 @@ def parts(commands: Sequence[tuple[Sequence[str], Mapping[str, str]]]) -> Iterat
 
 
 def _stop(running: Sequence[Part]) -> None:
-    """End parts and everything that they started.
-
-    The runs of workers first: a training then saves where it is and tells the server. A worker that is told to end
-    while it has a run waits for it, however long that takes, or kills it at once.
-    """
-    _end([process for part in running for process in _with_descendants(part.pid) if not _is_in_session(process, part)])
+    """End parts and everything that they started."""
+    end_runs(running, STOP_SECONDS)
     _end([process for part in running for process in _with_descendants(part.pid)])
     for part in running:
         part.wait()
 
 
+def end_runs(workers: Sequence[Part], patience_s: float) -> None:
+    """End the runs of workers, which save where they are and tell the server. The workers stay halted (SIGSTOP).
+
+    A worker that is asked to end kills its runs at once, or waits for them however long that takes. Halted, it can do
+    neither, nor take another run, while those that it has are asked. Once: at a second SIGTERM they would leave their
+    saving, too.
+    """
+    for worker in workers:
+        worker.send_signal(signal.SIGSTOP)
+    runs = [run for worker in workers for run in _runs(worker)]
+    for run in runs:
+        _send(run, signal.SIGTERM)
+    deadline = time.monotonic() + patience_s
+    while any(_lives(run) for run in runs) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _runs(worker: Part) -> list[psutil.Process]:
+    """Its children in sessions of their own, in which workers start their runs."""
+    try:
+        children = psutil.Process(worker.pid).children()
+        return [child for child in children if os.getsid(child.pid) != os.getsid(worker.pid)]
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return []
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)  # the halted worker can't reap them
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _end(processes: Sequence[psutil.Process]) -> None:
-    """Ask processes to end, wait for that, and make those that have not, with what they started meanwhile."""
+    """Ask processes, halted ones too, to end, wait for that, and make those that have not, with what they started."""
     for process in processes:
         _send(process, signal.SIGTERM)
+        _send(process, signal.SIGCONT)
     _, left = psutil.wait_procs(processes, timeout=STOP_SECONDS)
     for process in {process for parent in left for process in _with_descendants(parent.pid)}:
         _send(process, signal.SIGKILL)
-
-
-def _is_in_session(process: psutil.Process, part: Part) -> bool:
-    """Whether it belongs to a part itself; workers start their runs in sessions of their own."""
-    try:
-        return os.getsid(process.pid) == part.pid
-    except ProcessLookupError:
-        return True
 
 
 def _with_descendants(pid: int) -> list[psutil.Process]:

@@ -6,8 +6,16 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# Threads of torch wait for each other by spinning: for the toy's small matrices they cost more than they bring, and
+# on a busy machine many times as much. Before torch is imported anywhere; other processes that tests start have it too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+settings.register_profile("any machine", deadline=None)  # how long an example takes, a busy one decides
+settings.load_profile("any machine")
 
 # Before Prefect is imported anywhere: it reads its settings once.
 for _name in [name for name in os.environ if name.startswith(("PREFECT_", "WANDB_"))]:
@@ -40,3 +48,27 @@ def demo_archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("archives")
     make_demo_archives(folder, archives=2, clips=8, seconds=2.0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def finetuned(prefect_server: None, demo_archives: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A real run of everything, from archives to music → what it left, not to be written to, and its state."""
+    from flows.finetune import finetune
+
+    folder = tmp_path_factory.mktemp("finetuned")
+    state = finetune(
+        archives=str(demo_archives / "*.zip"),
+        tokens=str(folder / "tokens"),
+        run_dir=str(folder / "runs" / "jazz"),
+        output=str(folder / "music"),
+        model="debug",
+        device="cpu",
+        prompts=["calm | plucked strings", "energetic drums"],
+        duration=0.5,
+        batch_size=4,
+        gradient_accumulation_steps=1,
+        segment_seconds=1.0,
+        num_epochs=1,
+        return_state=True,
+    )
+    return folder, state

@@ -37,17 +37,20 @@ def run(archives: Path, folder: Path, **parameters: Any) -> State[Any]:
     )
 
 
-def test_archives_become_an_adapter_and_music_in_one_run(demo_archives: Path, tmp_path: Path) -> None:
-    result: FinetuneResult = run(demo_archives, tmp_path).result()
-    made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+def test_archives_become_an_adapter_and_music_in_one_run(finetuned: tuple[Path, State[Any]]) -> None:
+    folder, state = finetuned
+    result: FinetuneResult = state.result()
+    made = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    adapters = ("best_lora", "final_lora", "latest_lora", "lora_epoch_1")
     assert made == {
         *(f"tokens/archive_batch_000{n}.{kind}" for n in (1, 2) for kind in ("json", "parquet")),
-        *(f"run/lora_weights/{name}.pt" for name in ("best_lora", "final_lora", "latest_lora", "lora_epoch_1")),
-        *(f"run/full_models/{name}.pt" for name in ("best_model", "final_model", "checkpoint_epoch_1")),
-        *(f"run/{name}" for name in ("latest.pt", "config.json", "metrics.jsonl", "loss.png")),
+        *(f"runs/jazz/lora_weights/{name}.pt" for name in adapters),
+        *(f"runs/jazz/full_models/{name}.pt" for name in ("best_model", "final_model", "checkpoint_epoch_1")),
+        *(f"runs/jazz/{name}" for name in ("latest.pt", "config.json", "metrics.jsonl", "loss.png")),
         *(f"music/generated_00{n}.{kind}" for n in (0, 1) for kind in ("wav", "json")),
     }
     assert result.trained.steps == 4  # 15 training clips in micro-batches of 4
+    assert len(result.rendered) == 2
     for piece in result.rendered:
         info = soundfile.info(piece.wav)
         assert (info.samplerate, info.frames, info.channels) == (32_000, 16_000, 1)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import logging
 import sys
 from pathlib import Path
 
@@ -45,6 +46,11 @@ def test_xformers_unbind_is_torchs() -> None:
 
 def test_audiocraft_attends_with_torch() -> None:
     assert import_audiocraft("audiocraft.modules.transformer")._efficient_attention_backend == "torch"
+
+
+def test_importing_audiocraft_leaves_logging_as_it_is() -> None:
+    assert "submitit" in sys.modules  # which would configure it
+    assert logging.getLogger("submitit").handlers == []
 
 
 @pytest.mark.parametrize("package", STOOD_IN_FOR)

@@ -16,7 +16,6 @@ from prefect import runtime
 from prefect.client.schemas.objects import Artifact, FlowRun
 from prefect.variables import Variable
 
-from flows.finetune import finetune
 from flows.generate_music import generate_music
 from flows.parameters import run_name
 from musicgen_core.data.shards import Rejected, ShardReport
@@ -28,32 +27,18 @@ Shown = Callable[[UUID], dict[str, Artifact]]
 
 def test_the_summary_of_a_finetuning_says_where_all_three_parts_left_their_files(
     demo_archives: Path,
-    tmp_path: Path,
+    finetuned: tuple[Path, Any],
     shown: Shown,
     subflows: Callable[[UUID], dict[str, FlowRun]],
 ) -> None:
-    state: Any = finetune(
-        archives=str(demo_archives / "*.zip"),
-        tokens=str(tmp_path / "tokens"),
-        run_dir=str(tmp_path / "runs" / "jazz"),
-        output=str(tmp_path / "music"),
-        model="debug",
-        device="cpu",
-        prompts=["calm | plucked strings"],
-        duration=0.5,
-        batch_size=4,
-        gradient_accumulation_steps=1,
-        segment_seconds=0.5,
-        max_steps=2,
-        return_state=True,
-    )
+    folder, state = finetuned
     assert state.is_completed()
     run_id = state.state_details.flow_run_id
     summary = str(shown(run_id)["summary"].data)
     assert summary.startswith("# finetune · jazz\n")
     for place in ("tokens", "runs/jazz", "runs/jazz/lora_weights/best_lora.pt", "runs/jazz/full_models/best_model.pt"):
-        assert f"`{tmp_path}/{place}`" in summary
-    assert f"| `{tmp_path}/music/generated_000.wav` | 0.5 | yes | calm \\| plucked strings |" in summary
+        assert f"`{folder}/{place}`" in summary
+    assert f"| `{folder}/music/generated_000.wav` | 0.5 | yes | calm \\| plucked strings |" in summary
     assert "Rejected: 1." in summary
 
     parts = subflows(run_id)
@@ -66,7 +51,7 @@ def test_the_summary_of_a_finetuning_says_where_all_three_parts_left_their_files
     assert {name: set(found) for name, found in of_parts.items()} == {
         "tokenize-archives": {"tokenizing", "tokenized-archives", "summary"},
         "train-lora": {"training-progress", "training", "summary"},
-        "generate-music": {"rendering", "music-1", "generated-music", "summary"},
+        "generate-music": {"rendering", "music-1", "music-2", "generated-music", "summary"},
     }
     page = str(of_parts["generate-music"]["music-1"].data)
     encoded = re.search(r'src="data:audio/mpeg;base64,([^"]+)"', page)

@@ -1,27 +1,36 @@
-"""Tiny trainings: the debug model, random codes as tokens, a few steps."""
+"""Tiny trainings: the debug model, random codes as tokens, a few steps. What they leave, and ways to break them off."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codec import codec_identity
 from musicgen_core.config import TrainSettings
 from musicgen_core.data.dataset import Clips, load_clips
 from musicgen_core.data.shards import Row, ShardReport, ShardWriter, publish_shard
+from musicgen_core.model.lora import load_adapter
 from musicgen_core.model.weights import BaseModel
-from musicgen_core.training.request import TrainRequest
+from musicgen_core.training import background, full_models, saving
+from musicgen_core.training.request import TrainRequest, TrainResult
+from musicgen_core.training.train import train
 
 Codes = NDArray[np.uint16]
 MakeTokens = Callable[..., Path]
 MakeRequest = Callable[..., TrainRequest]
+Metrics = dict[str, float]
 
 
 def random_clips(count: int, frames: int = 24, used_codes: int = 2048) -> list[Codes]:
@@ -64,22 +73,164 @@ def clips(debug_model: BaseModel, tokens: Path) -> Clips:
     return load_clips(storage.as_path(tokens), codec_identity(debug_model))
 
 
+def tiny_request(debug_model: BaseModel, **given: Any) -> TrainRequest:
+    """Two epochs of three steps each; what is given goes to the request or to its settings, by name."""
+    of_request = {key: given.pop(key) for key in list(given) if key in TrainRequest.__dataclass_fields__}
+    settings = {"batch_size": 2, "gradient_accumulation_steps": 1, "num_epochs": 2, "learning_rate": 1e-3}
+    return TrainRequest(
+        **{
+            "model": str(debug_model.directory),
+            "settings": TrainSettings(**{**settings, **given}),
+            "device": "cpu",
+            **of_request,
+        }
+    )
+
+
 @pytest.fixture
 def request_for(debug_model: BaseModel, tokens: Path, tmp_path: Path) -> MakeRequest:
     """A training of two epochs of three steps each in `tmp_path / name`; settings by name."""
 
     def make(name: str = "run", **given: Any) -> TrainRequest:
-        of_request = {key: given.pop(key) for key in list(given) if key in TrainRequest.__dataclass_fields__}
-        settings = {"batch_size": 2, "gradient_accumulation_steps": 1, "num_epochs": 2, "learning_rate": 1e-3}
-        return TrainRequest(
-            **{
-                "tokens": str(tokens),
-                "run_dir": str(tmp_path / name),
-                "model": str(debug_model.directory),
-                "settings": TrainSettings(**{**settings, **given}),
-                "device": "cpu",
-                **of_request,
-            }
-        )
+        return tiny_request(debug_model, **{"tokens": str(tokens), "run_dir": str(tmp_path / name), **given})
 
     return make
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that can't be written is tried again at once."""
+    for module in (saving, full_models):
+        monkeypatch.setattr(module, "RETRY_DELAYS_S", (0.0, 0.0))
+    monkeypatch.setattr(background, "BACKGROUND_DELAYS_S", (0.0, 0.0))
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a training has left in its run directory, here or in an object store."""
+
+    run_dir: str
+
+    @property
+    def root(self) -> UPath:
+        return storage.as_path(self.run_dir)
+
+    @property
+    def files(self) -> set[str]:
+        return {str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file()}
+
+    @property
+    def contents(self) -> dict[str, tuple[float, bytes]]:
+        return {name: ((self.root / name).stat().st_mtime_ns, (self.root / name).read_bytes()) for name in self.files}
+
+    @property
+    def rows(self) -> list[Metrics]:
+        """Of metrics.jsonl, each of its lines."""
+        return [json.loads(line) for line in (self.root / "metrics.jsonl").read_text().splitlines()]
+
+    @property
+    def untimed_rows(self) -> list[Metrics]:
+        return [{name: value for name, value in row.items() if "sec" not in name} for row in self.rows]
+
+    @property
+    def full_models(self) -> set[str]:
+        return {Path(name).stem for name in self.files if name.startswith("full_models/")}
+
+    def adapter(self, name: str = "final_lora") -> dict[str, torch.Tensor]:
+        return load_adapter(self.root / "lora_weights" / f"{name}.pt").lora
+
+    def full_model(self, name: str) -> dict[str, torch.Tensor]:
+        with storage.staged(self.root / "full_models" / f"{name}.pt") as file:
+            weights: dict[str, torch.Tensor] = torch.load(file, weights_only=True)["best_state"]
+        return weights
+
+
+@pytest.fixture(scope="session")
+def left_in() -> Callable[[str], Left]:
+    return Left
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(
+    debug_model: BaseModel, tokens: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TrainRequest, TrainResult]:
+    """One that saved every two steps and went on to its end. Not to be written to."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    request = tiny_request(debug_model, tokens=str(tokens), run_dir=str(run_dir), save_every_steps=2)
+    return request, train(request)
+
+
+def assert_same_weights(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Bit for bit."""
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.fixture(scope="session")
+def same_weights() -> Callable[..., None]:
+    return assert_same_weights
+
+
+@pytest.fixture
+def nothing_shows(uninterrupted: tuple[TrainRequest, TrainResult]) -> Callable[[str], None]:
+    """Asserts of a run directory: the files, the metrics, each step once, and the weights of `uninterrupted`."""
+    expected = Left(uninterrupted[0].run_dir)
+
+    def check(run_dir: str) -> None:
+        found = Left(run_dir)
+        assert found.files == expected.files
+        assert found.untimed_rows == expected.untimed_rows
+        for name in ("final_lora", "best_lora", "latest_lora", "lora_epoch_1"):
+            assert_same_weights(found.adapter(name), expected.adapter(name))
+        for name in ("best_model", "final_model"):
+            assert_same_weights(found.full_model(name), expected.full_model(name))
+
+    return check
+
+
+class Killed(BaseException):
+    """Like Prefect's TerminationSignal: no Exception, and it can come at any place."""
+
+
+@pytest.fixture(scope="session")
+def killed() -> type[BaseException]:
+    return Killed
+
+
+@pytest.fixture(scope="session")
+def killed_after() -> Callable[[TrainRequest, int], None]:
+    """Train, and be killed after that step."""
+
+    def run(request: TrainRequest, step: int) -> None:
+        def kill(row: Metrics) -> None:
+            if row["step"] == step:
+                raise Killed
+
+        with pytest.raises(Killed):
+            train(request, on_step=kill)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def killed_in() -> Callable[..., contextlib.AbstractContextManager[None]]:
+    """Killed instead of the `call`-th call, from 1, of a function that saving.py uses; expects it to come out."""
+
+    @contextlib.contextmanager
+    def expecting(function: str, call: int) -> Iterator[None]:
+        calls = 0
+        whole = getattr(saving, function)
+
+        def killing(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                raise Killed
+            return whole(*args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(saving, function, killing)
+            with pytest.raises(Killed):
+                yield
+
+    return expecting

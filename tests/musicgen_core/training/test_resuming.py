@@ -1,4 +1,4 @@
-"""What is refused as another training, with every difference."""
+"""What is refused as another training, with every difference, and left alone."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import pytest
 
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import RunDirectoryError
-from musicgen_core.training.request import TrainRequest
+from musicgen_core.model.weights import BaseModel
+from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.resuming import check_same, fixed_values
 from musicgen_core.training.train import train
 
+MakeRequest = Callable[..., TrainRequest]
 SHARDS = {f"archive_batch_{i:04d}": f"codes{i} captions{i}" for i in range(9)}
 
 
@@ -69,7 +71,7 @@ def test_of_many_archives_a_few_are_named_and_the_rest_counted() -> None:
 
 
 def test_a_run_with_other_tokens_is_refused_and_left_alone(
-    request_for: Callable[..., TrainRequest], tokens: Path, tmp_path: Path
+    request_for: MakeRequest, tokens: Path, tmp_path: Path
 ) -> None:
     request = request_for(max_steps=1)
     train(request)
@@ -81,3 +83,86 @@ def test_a_run_with_other_tokens_is_refused_and_left_alone(
     with pytest.raises(RunDirectoryError, match="archives were added: archive_batch_0001"):
         train(dataclasses.replace(request, tokens=str(more)))
     assert train(request).steps == 1
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [({"lora_r": 4}, "lora_r is 8 there and 4 here"), ({"seed": 1}, "seed is 0 there and 1 here")],
+)
+@pytest.mark.parametrize("resume", ["auto", "checkpoint_step_2.pt"])
+def test_a_run_of_other_settings_is_refused_with_the_difference_and_left_alone(
+    uninterrupted: tuple[TrainRequest, TrainResult],
+    request_for: MakeRequest,
+    other: dict[str, Any],
+    difference: str,
+    resume: str,
+    left_in: Callable[[str], Any],
+) -> None:
+    run_dir = uninterrupted[0].run_dir
+    before = left_in(run_dir).contents
+    by_name = resume if resume == "auto" else f"{run_dir}/{resume}"
+    with pytest.raises(RunDirectoryError, match=difference):
+        train(request_for(run_dir=run_dir, resume=by_name, **other))
+    assert left_in(run_dir).contents == before
+
+
+@pytest.fixture
+def other_model(debug_model: BaseModel, tmp_path: Path) -> BaseModel:
+    """The debug model with another bit at the end of its file: the same shapes, another hash."""
+    other = BaseModel("other", tmp_path / "other_model")
+    other.directory.mkdir()
+    for file in debug_model.directory.iterdir():
+        if file.name != "state_dict.bin":
+            (other.directory / file.name).symlink_to(file)
+    other.lm_path.write_bytes(debug_model.lm_path.read_bytes() + b"\0")
+    return other
+
+
+def test_a_run_of_another_model_is_refused_with_both(
+    uninterrupted: tuple[TrainRequest, TrainResult],
+    request_for: MakeRequest,
+    other_model: BaseModel,
+    debug_model: BaseModel,
+) -> None:
+    with pytest.raises(RunDirectoryError) as refused:
+        train(request_for(run_dir=uninterrupted[0].run_dir, model=str(other_model.directory)))
+    hashes = [model.identity.rpartition("@")[2] for model in (other_model, debug_model)]
+    assert all(digest in refused.value.found for digest in hashes)
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_a_new_directory_too(
+    uninterrupted: tuple[TrainRequest, TrainResult], request_for: MakeRequest, other_model: BaseModel
+) -> None:
+    checkpoint = f"{uninterrupted[0].run_dir}/checkpoint_step_2.pt"
+    with pytest.raises(RunDirectoryError, match=r"checkpoint_step_2\.pt is of another training: base_model is"):
+        train(request_for("new", model=str(other_model.directory), resume=checkpoint))
+
+
+def test_a_checkpoint_of_elsewhere_is_refused_where_another_training_is(
+    uninterrupted: tuple[TrainRequest, TrainResult], request_for: MakeRequest
+) -> None:
+    request = request_for("own", max_steps=1)
+    train(request)
+    elsewhere = f"{uninterrupted[0].run_dir}/checkpoint_step_2.pt"
+    with pytest.raises(RunDirectoryError, match="has a training of its own"):
+        train(dataclasses.replace(request, resume=elsewhere))
+
+
+def test_resume_never_refuses_a_directory_with_a_training_in_it(
+    uninterrupted: tuple[TrainRequest, TrainResult], request_for: MakeRequest
+) -> None:
+    with pytest.raises(RunDirectoryError, match="has a training in it") as refused:
+        train(request_for(run_dir=uninterrupted[0].run_dir, resume="never"))
+    assert "--resume auto" in refused.value.next_step
+    assert train(request_for("fresh", resume="never", max_steps=1)).steps == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["full_models/best_model.pt", "full_models/final_model.pt", "lora_weights/best_lora.pt"]
+)
+def test_weights_alone_are_not_resumed_from(
+    uninterrupted: tuple[TrainRequest, TrainResult], request_for: MakeRequest, name: str
+) -> None:
+    with pytest.raises(RunDirectoryError, match=name) as refused:
+        train(request_for(resume=f"{uninterrupted[0].run_dir}/{name}"))
+    assert "--init-adapter" in refused.value.next_step
