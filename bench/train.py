@@ -199,7 +199,7 @@ def measure(subject: Subject, batch: int, device: torch.device, layers: int, sec
     took = (time.monotonic() - began) / done
     speed = batch * SECONDS / took
     tflops = batch * useful_flops(layers) / took / 1e12
-    peak = torch.cuda.max_memory_allocated() / 2**30
+    peak = torch.cuda.max_memory_reserved() / 2**30  # with the graphs' own
     return f"{speed:8.1f} audio-s/s {tflops:7.1f} TFLOP/s {peak:6.1f} GiB {1e3 * took:8.1f} ms  first {first:5.1f} s"
 
 

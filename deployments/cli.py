@@ -80,7 +80,13 @@ def _stop_as_by_ctrl_c() -> None:
     """A service manager's stop, or the terminal that is closed: the work is saved and a temporary server stopped."""
     for stop in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(stop) != signal.SIG_IGN:  # nohup
-            signal.signal(stop, signal.default_int_handler)
+            signal.signal(stop, _interrupt)
+
+
+def _interrupt(*_: object) -> None:
+    for stop in (signal.SIGTERM, signal.SIGHUP):  # a second one would interrupt the saving
+        signal.signal(stop, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _one_line(error: Exception) -> str:

@@ -9,6 +9,7 @@ from deployments.console import output, print_table, progress_bars
 from deployments.environment import has_server, start_temporary_server
 from deployments.options import FlowOptions, parse
 from musicgen_core import storage
+from musicgen_core.tracking import stored_url
 
 if TYPE_CHECKING:
     from flows.finetune import FinetuneResult
@@ -120,8 +121,8 @@ def trained_rows(result: TrainResult) -> list[tuple[str, str]]:
         "WandB": "wandb",
     }
     found = {name: str(run_dir / file) for name, file in files.items() if (run_dir / file).exists()}
-    if result.wandb_url:
-        found["WandB"] = result.wandb_url
+    if url := result.wandb_url or stored_url(run_dir):
+        found["WandB"] = url
     elif "WandB" in found:
         found["WandB"] += "\noffline: without WANDB_API_KEY. wandb sync uploads it"
     return [*rows, *found.items()]
@@ -129,7 +130,10 @@ def trained_rows(result: TrainResult) -> list[tuple[str, str]]:
 
 def _how(result: TrainResult) -> str:
     if result.ending == "complete before":
-        return ": complete already, nothing was done. More --epochs or --max-steps go on from here"
+        return (
+            ": complete already, nothing was done. More --epochs or --max-steps go on from here, "
+            "after an early stop a larger --early-stopping"
+        )
     resumed = f", resumed at step {result.resumed_from}" if result.resumed_from else ""
     stopped = ", stopped early: no validation since then was better" if result.ending == "stopped early" else ""
     return resumed + stopped

@@ -17,6 +17,8 @@ DEFAULTS = {
     "DO_NOT_TRACK": "1",
     # What the core logs is shown in the UI with the run that it belongs to.
     "PREFECT_LOGGING_EXTRA_LOGGERS": "musicgen_core",
+    # What automations wait for is not forgotten while the server is away: a run may have died with it.
+    "PREFECT_SERVER_EVENTS_EXPIRED_BUCKET_BUFFER": "P7D",
     # A sign of life every so many seconds, the least that Prefect allows; deployments/automations.yaml counts on it.
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
 }

@@ -13,30 +13,63 @@ from collections.abc import Iterator, Mapping, Sequence
 import psutil  # type: ignore[import-untyped]
 
 from deployments.registering import ROOT
+from flows.orphans import be_sent_at_parents_death
 
 STOP_SECONDS = 40  # a training that is stopped saves a checkpoint first
 
+RESTART_SECONDS = 5
+
 Part = subprocess.Popen[bytes]
+Command = tuple[list[str], dict[str, str]]
+"""Of Prefect, and what is added to its environment."""
 
 
-@contextlib.contextmanager
-def parts(commands: Sequence[tuple[Sequence[str], Mapping[str, str]]]) -> Iterator[list[Part]]:
-    """Commands of Prefect, each with what is added to its environment, that run until the block is left.
+class Parts:
+    """Commands of Prefect that run as processes of their own, until the block is left.
 
-    Each is in a session of its own, so that a Ctrl-C reaches us alone and we stop the parts in order.
+    Each is in a session of its own, so that a Ctrl-C reaches us alone and we stop the parts in order. Should we be
+    killed, they are killed, too: workers that live on would be a second set beside the next `up`'s.
     """
-    running: list[Part] = []
-    try:
-        for command, environment in commands:
-            line = [sys.executable, "-m", "prefect", *command]
-            running.append(subprocess.Popen(line, start_new_session=True, cwd=ROOT, env=os.environ | environment))
-        yield running
-    finally:
-        _stop(running)
+
+    def __init__(self, commands: Sequence[Command]) -> None:
+        self._commands = commands
+        self.running: list[Part] = []
+
+    def __enter__(self) -> Parts:
+        try:
+            for command in self._commands:
+                self.running.append(_start(*command))
+        except BaseException:
+            _stop(self.running)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _stop(self.running)
+
+    def restart_ended(self) -> Iterator[Command]:
+        """Start again those that have ended by themselves → their commands."""
+        for number, (part, command) in enumerate(zip(self.running, self._commands, strict=True)):
+            if part.poll() is not None:
+                time.sleep(RESTART_SECONDS)
+                self.running[number] = _start(*command)
+                yield command
+
+
+def _start(command: Sequence[str], environment: Mapping[str, str]) -> Part:
+    return subprocess.Popen(
+        [sys.executable, "-m", "prefect", *command],
+        start_new_session=True,
+        cwd=ROOT,
+        env=os.environ | environment,
+        preexec_fn=lambda: be_sent_at_parents_death(signal.SIGKILL),
+    )
 
 
 def _stop(running: Sequence[Part]) -> None:
-    """End parts and everything that they started."""
+    """End parts and everything that they started, and let nothing interrupt that."""
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second one would leave half of it running
+        signal.signal(stop, signal.SIG_IGN)
     end_runs(running, STOP_SECONDS)
     _end([process for part in running for process in _with_descendants(part.pid)])
     for part in running:

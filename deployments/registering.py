@@ -37,9 +37,11 @@ def register() -> None:
     with get_client(sync_client=True) as client:
         _ensure_pool(client)
         weekly = _find_weekly(client)
-        prefect("deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
-        if weekly is not None and weekly.active:  # which deploying has switched off
-            set_weekly(True)
+        try:
+            prefect("deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
+        finally:
+            if weekly is not None and weekly.active:  # which deploying has switched off
+                set_weekly(True)
         ensure_automations(client, read_automations())
 
 

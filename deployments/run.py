@@ -56,4 +56,8 @@ def run(arguments: Sequence[str]) -> int:
         command += ["--param", entry]
     if chosen.watch:
         command.append("--watch")
-    return 0 if subprocess.run(command, env=os.environ, check=False).returncode == 0 else 1
+    try:
+        return 0 if subprocess.run(command, env=os.environ, check=False).returncode == 0 else 1
+    except KeyboardInterrupt:
+        output.print("The run goes on without this terminal: see the Prefect UI")
+        return 130

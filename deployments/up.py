@@ -15,13 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from deployments.console import output, print_table
 from deployments.environment import is_healthy
 from deployments.options import UsageError, describe_unknown
-from deployments.processes import Part, parts
-from deployments.registering import DEPLOYMENTS, POOL, QUEUE, TOKENIZING_QUEUE, register, set_places
-from deployments.registering import PLACES as PLACES
+from deployments.processes import Command, Part, Parts
+from deployments.registering import DEPLOYMENTS, PLACES, POOL, QUEUE, TOKENIZING_QUEUE, register, set_places
 from musicgen_core.errors import MusicgenError
-
-Command = tuple[list[str], dict[str, str]]
-"""Of Prefect, and what is added to its environment."""
 
 
 def up(arguments: Sequence[str]) -> int:
@@ -29,9 +25,7 @@ def up(arguments: Sequence[str]) -> int:
     api = f"http://{options.host}:{options.port}/api"
     os.environ["PREFECT_API_URL"] = api
     workers = worker_commands(options.workers, visible_gpus())
-    # A service manager's stop is a Ctrl-C; and a shell that starts us in the background has SIGINT ignored.
-    for stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop, _interrupt)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell that starts us in the background ignores
     with contextlib.ExitStack() as stack:
         try:
             if not stack.enter_context(_only_one(options.port)):
@@ -42,13 +36,11 @@ def up(arguments: Sequence[str]) -> int:
             server = stack.enter_context(_server(api, options.host, options.port))
             places = _register(options)
             output.print(f"Starting {len(workers)} workers of the pool {POOL} …")
-            started = stack.enter_context(parts(workers))
+            started = stack.enter_context(Parts(workers))
             _show(api, {**places, "workers": "\n".join(_described(*worker) for worker in workers)})
             output.print("Start a job with: musicgen-flows run tokenize-archives --watch. Ctrl-C stops everything.")
-            _watch([*server, *started])
+            _watch(server, started)
         except KeyboardInterrupt:
-            for stop in (signal.SIGTERM, signal.SIGINT):  # a second Ctrl-C would leave half of it running
-                signal.signal(stop, signal.SIG_IGN)
             output.print("Stopping the workers and the server; a training saves where it is …")
     output.print("Stopped.")
     return 0
@@ -72,10 +64,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if problems:
         raise UsageError(problems)
     return options
-
-
-def _interrupt(_signal: int, _frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -102,9 +90,9 @@ def _server(api: str, host: str, port: int) -> Iterator[list[Part]]:
         yield []
         return
     output.print("Starting the Prefect server. Its first start makes a database and takes a while …")
-    with parts([(["server", "start", "--host", host, "--port", str(port)], {})]) as [server]:
-        _wait_for(api, lambda: server.poll() is None)
-        yield [server]
+    with Parts([(["server", "start", "--host", host, "--port", str(port)], {})]) as server:
+        _wait_for(api, lambda: server.running[0].poll() is None)
+        yield server.running
 
 
 def _wait_for(api: str, may_come: Callable[[], bool]) -> None:
@@ -165,7 +153,10 @@ def _show(api: str, rows: Mapping[str, str]) -> None:
     print_table("Up", [*fixed, *rows.items()])
 
 
-def _watch(processes: Sequence[Part]) -> None:
-    while all(process.poll() is None for process in processes):
+def _watch(server: Sequence[Part], workers: Parts) -> None:
+    """Until the server ends. A worker that ends by itself is started again: the others' trainings go on."""
+    while all(process.poll() is None for process in server):
+        for command in workers.restart_ended():
+            output.print(f"A worker ended by itself and was started again: {_described(*command)}")
         time.sleep(0.5)
-    raise MusicgenError("the Prefect server or a worker ended by itself", "Its last lines above say why")
+    raise MusicgenError("the Prefect server ended by itself", "Its last lines above say why")

@@ -21,9 +21,15 @@ def end_with_worker() -> None:
         # Not SIGTERM itself: the kernel sends its signal for each of a dying worker's threads, and a second SIGTERM
         # would interrupt the saving that the first one has begun.
         signal.signal(signal.SIGHUP, _end_once)
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGHUP)
+        be_sent_at_parents_death(signal.SIGHUP)
         if not _is_worker(os.getppid()):
             os.kill(os.getpid(), signal.SIGHUP)
+
+
+def be_sent_at_parents_death(chosen: signal.Signals) -> None:
+    """Have the kernel send this process a signal when its parent dies; on Linux alone."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, chosen)
 
 
 def _end_once(*_: object) -> None:

@@ -13,7 +13,8 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -87,8 +88,8 @@ class Artifacts:
                 logger.warning("the artifact %s could not be made", key, exc_info=True)
                 continue
             if not self._publish(key, content, data):
-                with self._changed:
-                    self._waiting.setdefault(key, content)
+                with self._changed:  # made already: drawing it again at each try would cost the training
+                    self._waiting.setdefault(key, replace(content, make=partial(_same, data)))
                     if self._is_closing:
                         return
                 self._pause()
@@ -155,6 +156,10 @@ def artifacts_of_run() -> Iterator[Artifacts]:
         artifacts.close(PATIENCE_IF_INTERRUPTED_SECONDS)
         raise
     artifacts.close(PATIENCE_SECONDS)
+
+
+def _same(data: Any) -> Any:
+    return data
 
 
 def text_cell(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from tasks.training_page import TrainingFigures, newest_samples, samples_page, t
 
 if TYPE_CHECKING:
     from upath import UPath
+
+logger = logging.getLogger(__name__)
 
 SHOW_EVERY_SECONDS = 30.0
 PROGRESS_EVERY_SECONDS = 5.0
@@ -88,7 +91,11 @@ class TrainingLog:
 def _earlier_rows(run_dir: UPath, done: int) -> list[dict[str, float]]:
     """What a training that goes on had logged before."""
     metrics = run_dir / "metrics.jsonl"
-    if not done or not metrics.exists():
+    try:
+        if not done or not metrics.exists():
+            return []
+        with storage.staged(metrics) as local:
+            return [row for row in tracking.read_metrics(local) if row["step"] <= done]
+    except Exception:  # a picture is not worth the training
+        logger.warning("the metrics in %s could not be read, so the page begins here", metrics, exc_info=True)
         return []
-    with storage.staged(metrics) as local:
-        return [row for row in tracking.read_metrics(local) if row["step"] <= done]

@@ -40,7 +40,7 @@ make_user() {
     install -d -m 755 "$state" "$config"
 }
 
-# install_packages VENV [UV_EXPORT_OPTION...]: the lock file's versions, and this checkout; nothing if they are there.
+# install_packages VENV [UV_EXPORT_OPTION...]: the pinned versions, and this checkout; nothing if they are there.
 install_packages() {
     local venv=$1 wanted
     shift
@@ -48,7 +48,7 @@ install_packages() {
         python3 -m venv "$state/uv"
         "$state/uv/bin/pip" install --quiet uv
     fi
-    wanted=$("$state/uv/bin/uv" export --quiet --frozen --no-dev --no-header "$@")
+    wanted=$("$state/uv/bin/uv" export --quiet --no-dev --no-header "$@")
     if [[ -e $venv/installed.txt && $(<"$venv/installed.txt") == "$wanted" ]]; then
         return
     fi

@@ -38,6 +38,7 @@ write_environments() {
 # Behind a proxy that does TLS: 127.0.0.1 here, and https:// in the next line and in client.env.
 PREFECT_SERVER_API_HOST=0.0.0.0
 PREFECT_SERVER_UI_API_URL=http://$host:4200/api
+PREFECT_SERVER_EVENTS_EXPIRED_BUCKET_BUFFER=P7D
 PREFECT_SERVER_API_AUTH_STRING=$api
 PREFECT_SERVER_DATABASE_CONNECTION_URL=postgresql+asyncpg://$database@127.0.0.1:$port/$user
 END

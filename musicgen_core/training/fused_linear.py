@@ -173,7 +173,8 @@ class FusedLinear:
             dropout.threshold(p), 1 / (1 - p), earlier.scale,
             width=self.width, stride=self.width + self.padded, h_stride=earlier.padded, total=partial.stride(0),
             R=self.ranks, RANKS=_ranks(max(self.ranks, earlier.ranks)), R_B=earlier.r, N=columns,
-            M=16 if kind == "gelu" else 32, num_warps=2 if kind == "gelu" else 4, num_stages=3, maxnreg=128,
+            M=16 if kind == "gelu" else 32, num_warps=2 if kind == "gelu" else 4, num_stages=3,
+            maxnreg=128 if _ranks(self.ranks) <= 32 else None,
             KIND=kind, DROP=p > 0,
         )  # fmt: skip
         return dx

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -56,7 +56,7 @@ class StepGradients:
             if not self._world.any(loss is None):
                 break
             del loss
-            self._take_less()
+            self._take_less(self._world.any)
         assert loss is not None
         self._world.add_up(self._model.flat.gradient)
         return self._world.sum(loss)
@@ -68,7 +68,7 @@ class StepGradients:
             DeviceError: not even one clip fits.
         """
         while (losses := self._attempt_validation(batch)) is None:
-            self._take_less()
+            self._take_less(bool)
         return losses
 
     @torch.no_grad()
@@ -84,11 +84,11 @@ class StepGradients:
 
     def _attempt(self, batch: Batch, seed: int, epoch: int, clips_in_step: int, scale: float) -> Tensor | None:
         """None: out of memory. The error isn't kept, since it would keep what the attempt had allocated."""
-        self._model.zero_grad()
-        loss = torch.zeros((), device=self._model.device)
-        if not len(batch.codes):
-            return loss
         try:
+            self._model.zero_grad()
+            loss = torch.zeros((), device=self._model.device)
+            if not len(batch.codes):
+                return loss
             text = self._encode(batch.texts)
             codes, frames = self._to_device(batch)
             seeds = clip_seeds(seed, epoch, batch.hashes.tolist()).to(codes.device, non_blocking=True)
@@ -102,10 +102,11 @@ class StepGradients:
         except torch.OutOfMemoryError:
             return None
 
-    def _take_less(self) -> None:
-        self._model.zero_grad()
-        self._model.release()
-        if self.micro > 1:
+    def _take_less(self, any_rank: Callable[[bool], bool]) -> None:
+        """Make room: without CUDA graphs of other shapes first, then with smaller micro-batches."""
+        if any_rank(self._model.release()):
+            logger.info("out of GPU memory: the CUDA graphs made so far are given up")
+        elif self.micro > 1:
             self.micro = -(-self.micro // 2)
             logger.warning("out of GPU memory: micro-batches are of %d clips from here on", self.micro)
         elif not self._model.execution.checkpointing:

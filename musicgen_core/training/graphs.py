@@ -50,10 +50,12 @@ class Graphs(Generic[Result]):
         graph.replay()
         return None if output is None else output.clone()
 
-    def release(self) -> None:
-        """Give the graphs' memory back."""
+    def release(self) -> bool:
+        """Give the graphs' memory back → whether there were any."""
+        held = bool(self._graphs)
         self._graphs.clear()
         torch.cuda.empty_cache()
+        return held
 
     def _capture(self, *inputs: Tensor) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Result]:
         places = [one.clone() for one in inputs]

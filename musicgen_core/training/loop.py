@@ -226,7 +226,7 @@ class Trainer:
             float(self._frames_of(indices).sum()) / FRAME_RATE / (time.monotonic() - started)
         )
         if self.computation.device.type == "cuda":
-            row["train/peak_gib"] = torch.cuda.max_memory_allocated(self.computation.device) / 2**30
+            row["train/peak_gib"] = torch.cuda.max_memory_reserved(self.computation.device) / 2**30
         progress.pending = row
         self.consistent = True
         if not taken:
@@ -328,10 +328,10 @@ class Trainer:
                     total += self.gradients.validation_losses(next(batches)).sum(dim=0)
         by_codebook = (self.world.sum(total) / len(everything)).tolist()
         loss = sum(by_codebook) / len(by_codebook)
-        metrics = {"val/loss": loss, "val/perplexity": math.exp(loss)}
+        metrics = {"val/loss": loss, "val/perplexity": _perplexity(loss)}
         for k, value in enumerate(by_codebook):
             metrics[f"val/loss_codebook_{k}"] = value
-            metrics[f"val/perplexity_codebook_{k}"] = math.exp(value)
+            metrics[f"val/perplexity_codebook_{k}"] = _perplexity(value)
         return metrics
 
     def _validation_batch(self, indices: list[int]) -> Batch:
@@ -346,6 +346,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700.0))  # a training that diverged has a loss beyond what exp can take
 
 
 def learning_rate(settings: TrainSettings, step: int, total_steps: int) -> float:

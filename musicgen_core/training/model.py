@@ -130,12 +130,12 @@ class TrainingModel:
         self.flat.gradient.zero_()
         self._refresh()  # always: nothing about a tensor tells that a fused optimizer changed it
 
-    def release(self) -> None:
-        """Give back the memory that only speed wants."""
-        if isinstance(self._run, Graphs):
-            self._run.release()
-        elif self.device.type == "cuda":
+    def release(self) -> bool:
+        """Give back the memory that only speed wants → whether there were CUDA graphs that held some."""
+        held = isinstance(self._run, Graphs) and self._run.release()
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        return held
 
     def _step(
         self, codes: Tensor, frames: Tensor, states: Tensor, mask: Tensor, seeds: Tensor, scale: Tensor

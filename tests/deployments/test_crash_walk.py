@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TITLES = [("event", "what the server shows", "lost"), ("---", "---", "---")]
 STEPS = 45
 KILL_AFTER = 8
-SILENT_SECONDS, STUCK_SECONDS = 45, 30  # instead of 90 and 300; Prefect allows no heartbeats faster than one in 30 s
+SILENT_SECONDS, STUCK_SECONDS = 45, 30  # instead of 600 and 300; Prefect allows no heartbeats faster than one in 30 s
 TRAINING = {
     "model": "debug",
     "device": "cpu",
@@ -183,7 +183,7 @@ def shortened() -> list[dict[str, Any]]:
     automations = read_automations()
     for automation in automations:
         trigger = automation["trigger"]
-        trigger["within"] = {90: SILENT_SECONDS, 300: STUCK_SECONDS}.get(trigger["within"], trigger["within"])
+        trigger["within"] = {600: SILENT_SECONDS, 300: STUCK_SECONDS}.get(trigger["within"], trigger["within"])
     return automations
 
 
@@ -309,7 +309,7 @@ def test_a_cancelled_run_saves_stays_cancelled_and_goes_on_at_a_persons_retry(
         os.killpg(group, 0)
     lost = training.redone()
     assert training.saved_step() == max(training.steps())
-    time.sleep(10)
+    time.sleep(SILENT_SECONDS + 25)  # long enough for the automations
     assert training.history() == ["Submitting", "Running", "Cancelling", "Cancelled"]
     site.client.set_flow_run_state(training.created.id, AwaitingRetry())
     training.wait_until("Completed")

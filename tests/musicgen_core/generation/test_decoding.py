@@ -12,7 +12,6 @@ import torch
 
 from musicgen_core.config import SamplingSettings
 from musicgen_core.generation.engine import Engine
-from musicgen_core.generation.steps import EagerSteps
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 
@@ -37,7 +36,7 @@ def test_kernels_give_the_logits_and_greedy_codes_of_the_model(batch: int, bits:
 
 
 @needs_gpu
-def test_the_graph_gives_the_same_codes_every_time_and_nearly_the_eager_ones(debug_model: BaseModel) -> None:
+def test_the_graph_gives_the_same_codes_every_time_and_other_ones_for_other_seeds(debug_model: BaseModel) -> None:
     text = TextEncoder(debug_model.text_encoder, "cuda")
     engine = Engine(load_lm(debug_model, "cuda", torch.bfloat16), text, 3.0)
     settings = SamplingSettings(duration=2.0, greedy=True)
@@ -47,8 +46,3 @@ def test_the_graph_gives_the_same_codes_every_time_and_nearly_the_eager_ones(deb
     sampled = SamplingSettings(duration=2.0)
     a, b = (engine.generate(["slow jazz"], sampled, [seed]) for seed in (1, 2))
     assert not torch.equal(a, b)
-    object.__setattr__(engine, "_steps", lambda text, noise, frames, settings: EagerSteps(
-        engine.lm, text, noise, frames, settings, 3.0
-    ))  # fmt: skip
-    eager = engine.generate(["slow jazz", None], settings, [1, 2])
-    assert (eager[:, :, :10] == first[:, :, :10]).float().mean() > 0.9  # later ones follow from earlier ones
