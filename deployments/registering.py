@@ -76,7 +76,10 @@ def _ensure_pool(client: SyncPrefectClient) -> None:
         from prefect.workers.process import ProcessWorker
 
         template = ProcessWorker.get_default_base_job_template()
-        client.create_work_pool(WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template))
+        description = "Tokenizing, training and generating. Each worker runs one job at a time, as a process."
+        client.create_work_pool(
+            WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template, description=description)
+        )
 
 
 def _find_weekly(client: SyncPrefectClient) -> DeploymentSchedule | None:

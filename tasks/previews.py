@@ -36,7 +36,7 @@ def player(file: str, of: int = 1) -> str:
     Raises:
         OSError, soundfile.LibsndfileError: it can't be read.
     """
-    seconds = min(LONGEST_SECONDS, PAGE_BYTES / of / BYTES_PER_SECOND)
+    seconds = longest_seconds(of)
     with storage.staged(storage.as_path(file)) as local, soundfile.SoundFile(local) as sound:
         samples, rate = sound.read(int(seconds * sound.samplerate), always_2d=True), sound.samplerate
     encoded = io.BytesIO()
@@ -51,3 +51,8 @@ def player(file: str, of: int = 1) -> str:
     )
     data = base64.b64encode(encoded.getvalue()).decode()
     return f'<audio controls src="data:audio/mpeg;base64,{data}"></audio>'
+
+
+def longest_seconds(of: int) -> float:
+    """Of each of so many players on a page."""
+    return min(LONGEST_SECONDS, PAGE_BYTES / of / BYTES_PER_SECOND)

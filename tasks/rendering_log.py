@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tasks.artifacts import Artifacts, code_cell, text_cell
-from tasks.previews import player
+from tasks.previews import longest_seconds, player
 from tasks.progress import LOG_EVERY_SECONDS, Pace, Update, report, run_logger
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def _page(pieces: list[Rendered]) -> str:
     parts = [text_cell(pieces[0].prompt)]
     for piece in pieces:
         voice = "with the adapter" if piece.with_adapter else "base model"
-        parts.append(f"**{voice}** · {piece.seconds:.1f} s, of which the beginning plays here · {code_cell(piece.wav)}")
+        beginning = ", of which the beginning plays here" if piece.seconds > longest_seconds(len(pieces)) else ""
+        parts.append(f"**{voice}** · {piece.seconds:.1f} s{beginning} · {code_cell(piece.wav)}")
         parts.append(player(piece.wav, of=len(pieces)))
     return "\n\n".join(parts)

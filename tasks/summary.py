@@ -10,6 +10,7 @@ from prefect import runtime
 from musicgen_core import storage
 from tasks.artifacts import Artifacts, code_cell, markdown_table, text_cell
 from tasks.progress import utc_now
+from tasks.tokenizing_table import reason_alone
 from tasks.training_page import wandb_line
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ def tokenized_section(
     parts = ["## Tokenized", counts, _places(places), wandb_line(target)]
     if failed:
         parts.append(f"**{len(failed):,} archives failed.** Mend them and retry this run: only they are done then.")
-        rows = [(text_cell(stem), text_cell(reason)) for stem, reason in list(failed.items())[:MOST_ROWS]]
-        parts.append(markdown_table(("archive", "reason"), rows))
+        reasons = [(stem, reason_alone(stem, reason)) for stem, reason in list(failed.items())[:MOST_ROWS]]
+        parts.append("\n".join(f"- {code_cell(stem)}: {text_cell(reason)}" for stem, reason in reasons))
     parts += [f"- {text_cell(remark)}" for remark in remarks]
     return "\n\n".join(part for part in parts if part)
 

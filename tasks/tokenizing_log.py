@@ -26,7 +26,7 @@ from tasks.progress import (
     run_logger,
     utc_now,
 )
-from tasks.tokenizing_table import Line, figures, table
+from tasks.tokenizing_table import Line, figures, reason_alone, table
 
 SHOW_EVERY_SECONDS = 10.0
 SAY_EVERY_SECONDS = 0.25
@@ -82,7 +82,7 @@ class TokenizingLog:
             line = self._lines[stem]
             line.ended = time.monotonic()
             line.state = "failed" if report is None else "kept" if cached else "done"
-            line.problem = problem
+            line.problem = reason_alone(stem, problem)
             if report is None:
                 line.rows = line.rejected = 0
             else:

@@ -93,3 +93,9 @@ def _row(
         "ETA": duration(left) if left else "",
         "problem": problem,
     }
+
+
+def reason_alone(stem: str, reason: str) -> str:
+    """Why an archive failed, without its name, beside which it stands."""
+    name, _, rest = reason.partition(" ")
+    return rest if name.startswith(stem) and rest else reason

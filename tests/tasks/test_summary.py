@@ -65,7 +65,7 @@ def test_failed_archives_are_named_in_the_summary_with_what_to_do() -> None:
     section = tokenized_section("/tokens", [report], {"archive_batch_0007": "not an | archive"}, ["a remark"])
     assert "Archives: 1. Clips: 7, 1.00 hours of audio. Rejected: 1." in section
     assert "**1 archives failed.** Mend them and retry this run" in section
-    assert r"| archive_batch_0007 | not an \| archive |" in section
+    assert r"- `archive_batch_0007`: not an \| archive" in section
     assert "- a remark" in section
 
 

@@ -1,0 +1,98 @@
+"""What the pages of the Prefect UI show of deployments, workers, automations, schedules and results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import pytest
+from playwright.sync_api import expect
+
+from deployments.registering import DEPLOYMENTS, read_automations
+
+if TYPE_CHECKING:
+    from tests.browser.conftest import Site, Ui
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+PLAY = "async audio => { await audio.play(); return audio.duration }"
+
+
+def test_the_deployments_are_listed_with_their_tags(ui: Ui) -> None:
+    ui.open("deployments")
+    for name in DEPLOYMENTS:
+        row = ui.page.get_by_role("row").filter(has=ui.page.get_by_role("link", name=name))
+        expect(row).to_contain_text("Ready")
+        expect(row).to_contain_text("musicgen")
+    ui.screenshot("deployments")
+
+
+def test_the_work_pool_has_its_queues_and_a_worker_for_each(ui: Ui) -> None:
+    ui.open("work-pools/work-pool/gpu")
+    tabs = ui.page.get_by_role("tablist")
+    for tab, names in (("Work Queues", ("default", "tokenizing")), ("Workers", ("-gpu-0", "-tokenizing"))):
+        tabs.get_by_text(tab, exact=True).click()
+        for name in names:
+            row = ui.page.get_by_role("row").filter(has_text=name)
+            expect(row).to_be_visible()
+        ui.screenshot(f"work-pool-{tab.lower().replace(' ', '-')}")
+
+
+def test_the_automations_are_on_and_say_what_they_do(ui: Ui) -> None:
+    ui.open("automations")
+    for automation in read_automations():
+        expect(ui.page.get_by_role("link", name=automation["name"])).to_be_visible()
+        expect(ui.page.get_by_text(automation["description"])).to_be_visible()
+        expect(ui.switch(automation["name"])).to_be_checked()
+    ui.screenshot("automations")
+
+
+def test_the_weekly_schedule_is_switched_on_and_off_and_keeps_its_parameters(site: Site, ui: Ui) -> None:
+    def schedule() -> tuple[bool, dict[str, bool]]:
+        [found] = site.client.read_deployment_by_name("train-lora/train-lora").schedules
+        return found.active, found.parameters
+
+    wanted = {"init_from_latest": True, "only_new_tokens": True}
+    ui.open_deployment("train-lora")
+    switch = ui.switch("weekly-retrain")
+    expect(switch).not_to_be_checked()
+    switch.click()
+    expect(switch).to_be_checked()
+    site.wait_until(lambda: schedule() == (True, wanted), schedule)
+    ui.screenshot("schedule-on")
+    switch.click()
+    expect(switch).not_to_be_checked()
+    site.wait_until(lambda: schedule() == (False, wanted), schedule)
+
+
+def test_music_plays_in_the_page(site: Site, ui: Ui, finetuned: UUID) -> None:
+    [generated] = [run for run in site.subflows(finetuned) if run.name.startswith("generate-music")]
+    ui.open_artifact(generated.id, "music-1")
+    players = ui.page.locator("audio")
+    expect(players.first).to_be_visible()
+    assert 2.5 < players.first.evaluate(PLAY) < 3.5
+    ui.page.wait_for_function("() => document.querySelector('audio').currentTime > 0")
+    ui.screenshot("music")
+
+
+def test_the_summary_of_finetune_has_the_place_of_every_output(site: Site, ui: Ui, finetuned: UUID) -> None:
+    ui.open_artifact(finetuned, "summary")
+    expect(ui.page.get_by_role("heading", name="Music")).to_be_visible()
+    shown = {text.strip() for text in ui.page.locator("article code").all_inner_texts()}
+    places = {Path(text) for text in shown if text.startswith("/") and "ARCHIVE" not in text}
+    assert sorted(str(place) for place in places if not place.exists()) == []
+    tokens, run_dir, music = site.folder / "demo-tokens", site.folder / "runs" / "demo", site.folder / "output" / "demo"
+    outputs = [run_dir / "lora_weights" / "best_lora.pt", run_dir / "latest.pt", *music.glob("*.wav")]
+    assert places >= {tokens, run_dir, *outputs}
+    ui.screenshot("finetune-summary")
+    ui.open(f"runs/flow-run/{finetuned}")
+    ui.expect_state("Completed")
+    ui.screenshot("finetune-run")
+
+
+def test_the_runs_page_names_what_each_run_was_about(site: Site, ui: Ui, finetuned: UUID) -> None:
+    ui.open("runs")
+    expect(ui.page.get_by_role("link", name="finetune · demo").first).to_be_visible()
+    ui.screenshot("runs")
+    ui.open("dashboard")
+    ui.screenshot("dashboard")

@@ -1,0 +1,86 @@
+"""A training in the UI: live, killed in the middle, Retry, and what its pages show."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import pytest
+from playwright.sync_api import expect
+
+if TYPE_CHECKING:
+    from tests.browser.conftest import Site, Ui
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+STEPS = 200
+RESTARTING = "musicgen: crashed trainings start again"
+TRAINING = {
+    "batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "segment_seconds": 2.0,
+    "learning_rate": 3e-3,
+    "num_epochs": STEPS,
+    "max_steps": STEPS,
+    "save_every_minutes": 0.05,
+    "keep_last": 2,
+    "full_models": "none",
+}
+
+
+def steps(run_dir: Path) -> list[int]:
+    metrics = run_dir / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in metrics.read_text().splitlines()] if metrics.exists() else []
+
+
+@pytest.fixture
+def _restarted_by_hand(ui: Ui) -> Iterator[None]:
+    """The automation that restarts crashed trainings is switched off in the UI: a person does it."""
+    ui.open("automations")
+    ui.switch(RESTARTING).click()
+    expect(ui.switch(RESTARTING)).not_to_be_checked()
+    yield
+    ui.open("automations")
+    ui.switch(RESTARTING).click()
+    expect(ui.switch(RESTARTING)).to_be_checked()
+
+
+@pytest.mark.usefixtures("_restarted_by_hand")
+def test_retry_in_the_ui_resumes_a_killed_training_from_its_checkpoint(site: Site, ui: Ui, finetuned: UUID) -> None:
+    run_dir = site.folder / "runs" / "jazz-2026-11-23"
+    run = site.start("train-lora", tokens=str(site.folder / "demo-tokens"), run_dir=str(run_dir), **TRAINING)
+    site.wait_until(lambda: (run_dir / "latest.pt").exists(), lambda: site.run(run).state)
+    ui.open_run(run, "Artifacts")
+    ui.expect_state("Running")
+    progress = ui.artifact("training-progress")
+    expect(progress).to_contain_text(re.compile(r"step \d+ of"))
+    before = progress.inner_text()
+    expect(progress).not_to_have_text(before, use_inner_text=True)  # without being loaded anew
+    ui.screenshot("training-running")
+    site.process(run).kill()
+    killed_at = len(steps(run_dir))
+    assert killed_at < STEPS
+    ui.expect_state("Crashed")
+
+    ui.retry(run)
+    ui.expect_state("Completed")
+    assert steps(run_dir) == list(range(1, STEPS + 1))
+    ui.page.reload()  # the graph as a whole
+    ui.expect_state("Completed")
+    ui.screenshot("training-retried")
+    ui.open_artifact(run, "summary")
+    resumed = ui.page.get_by_text(re.compile(r"resumed at step \d+"))
+    [step] = re.findall(r"resumed at step (\d+)", resumed.inner_text())
+    assert 0 < int(step) <= killed_at
+    ui.screenshot("training-summary")
+    ui.open_artifact(run, "training")
+    for name in ("Loss of training and validation", "Learning rate of each step"):
+        picture = ui.page.get_by_role("img", name=name)
+        expect(picture).to_be_visible()
+        assert picture.evaluate("image => image.naturalWidth") > 300
+    ui.screenshot("training-page")
+    ui.page.get_by_role("img", name="Loss of training and validation").scroll_into_view_if_needed()
+    ui.screenshot("training-loss")
