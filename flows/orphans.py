@@ -33,8 +33,8 @@ def be_sent_at_parents_death(chosen: signal.Signals) -> None:
 
 
 def _end_once(*_: object) -> None:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    os.kill(os.getpid(), signal.SIGTERM)
+    if signal.signal(signal.SIGHUP, signal.SIG_IGN) != signal.SIG_IGN:  # else a second one came in between
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _is_worker(process: int) -> bool:

@@ -40,7 +40,7 @@ LARGE = Estimate(
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("musicgen_core.estimate.LEAST_SECONDS", 0.0)
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # whatever asked a server would fail
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("deployments.console.output.width", 200)
 
 
 def table(printed: str) -> dict[str, str]:

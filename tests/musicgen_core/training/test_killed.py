@@ -73,6 +73,7 @@ def without_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
 
 
+@pytest.mark.slow
 def test_killed_a_few_times_and_started_again_nothing_shows(request_for: MakeRequest, tmp_path: Path) -> None:
     settings = {"num_epochs": 4, "save_every_steps": 2, "save_every_minutes": 1e-3}
     train(request_for("whole", **settings))
