@@ -197,6 +197,8 @@ opposite = np.sin(np.arange(2000)) * 0.5
         (written(np.full(SAMPLES_PER_FRAME - 1, 0.1)), "it lasts 0.0200 s, less than one frame of codes"),
         (written(np.full(159, 0.1), rate=8000), "it lasts 0.0199 s, less than one frame of codes"),
     ],
+    # A written wav tells its second: named by its bytes, the test would have another name in each process.
+    ids=lambda value: "data" if isinstance(value, bytes) else None,
 )
 def test_what_cannot_be_used_is_rejected_with_the_reason(data: bytes, reason: str) -> None:
     assert reason in rejection(data)
