@@ -26,6 +26,8 @@ SETTINGS: dict[str, Any] = {
     "segment_seconds": 3.0,
     "validation_fraction": 0.1,
     "save_every_steps": 100,
+    "sample_prompts": [description for _, description in STYLES.values()][:1],
+    "sample_seconds": 2.0,
 }
 CUT_OFF_AT_STEP = 90
 

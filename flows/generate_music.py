@@ -11,18 +11,12 @@ from flows.orphans import end_with_worker
 from flows.parameters import DEFAULT_MODEL, Device, Model, Output, new_folder, place, run_name, spread
 from flows.run_form import explained
 from musicgen_core import storage
-from musicgen_core.config import SamplingSettings
+from musicgen_core.config import DEFAULT_PROMPTS, SamplingSettings
 from tasks.generating import render_prompts
 from tasks.keys import export_secrets
 
 if TYPE_CHECKING:
     from musicgen_core.generation.render import Rendered
-
-DEFAULT_PROMPTS = (
-    "A dynamic heavy metal song with fast drums and guitar solo",
-    "Relaxing jazz piano with soft background ambience",
-    "Upbeat electronic dance music with strong bass",
-)
 
 
 @explained

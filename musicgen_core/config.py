@@ -21,6 +21,13 @@ EFFECTIVE_BATCH = 16
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 """Linear layers that get LoRA: self- and cross-attention each have the first four, so ten layers a block."""
 
+DEFAULT_PROMPTS = (
+    "A dynamic heavy metal song with fast drums and guitar solo",
+    "Relaxing jazz piano with soft background ambience",
+    "Upbeat electronic dance music with strong bass",
+)
+"""What is rendered where no prompts are given"""
+
 
 class Settings(BaseModel):
     """Base of all settings: unknown names are errors, and nothing changes after validation."""
@@ -87,6 +94,11 @@ class TrainSettings(Settings):
     cfg_dropout: float | None = Field(
         None, ge=0, le=1, description="share of clips trained without their text; by default the model's own"
     )
+    sample_prompts: list[str] | None = Field(
+        None,
+        description="texts rendered at first and after each epoch; by default three on a GPU and none on a CPU",
+    )
+    sample_seconds: float = Field(10.0, gt=0, le=30, description="seconds of each sample")
     seed: int = Field(0, ge=0, lt=2**32, description="everything random derives from it")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +22,10 @@ from musicgen_core.devices import compute_dtype, pick_device
 from musicgen_core.errors import ConfigError
 from musicgen_core.generation.engine import Engine
 from musicgen_core.generation.loudness import normalize
+from musicgen_core.generation.streams import streams_of
 from musicgen_core.model.lora import Adapter, find_adapter, load_adapter, load_merged
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, file_sha256, find_model, guidance_defaults
-from musicgen_core.seeds import stream_of
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,7 @@ def render(
     model = find_model(request.model)
     voices = list(_voices(request, model, device))
     codec = Codec(model, device)
+    streams = streams_of(request.settings.seed, request.prompts)
     pieces = []
     for number, prompt in enumerate(request.prompts):
         # One prompt at a time: its codes then can't depend on any other.
@@ -123,7 +123,7 @@ def render(
                 on_step(index, done, total)
 
             started = time.monotonic()
-            stream = stream_seed(request.settings.seed, prompt, request.prompts[:number].count(prompt))
+            stream = streams[number]
             codes = voice.engine.generate([prompt], request.settings, [stream], report, cancelled)
             audio = normalize(codec.decode(codes)[0, 0].numpy(), SAMPLE_RATE)
             sidecar = {
@@ -147,12 +147,6 @@ def render(
             pieces.append(piece)
             on_piece(piece)
     return pieces
-
-
-def stream_seed(seed: int, prompt: str, repetition: int = 0) -> int:
-    """The seed of a prompt's own random stream, whatever else is rendered with it; a repeated prompt gets another."""
-    text = int.from_bytes(hashlib.blake2b(prompt.encode(), digest_size=8).digest(), "big")
-    return stream_of(seed, text, repetition)
 
 
 def _voices(request: RenderRequest, model: BaseModel, device: torch.device) -> Iterator[_Voice]:

@@ -98,7 +98,8 @@ class RunDirectory:
     def delete_partials(self) -> None:
         """Delete what a killed training left half written. Only for who holds the run directory's lock."""
         if storage.is_local(self.root):
-            for folder in (self.root, *(self.root / name for name in ("full_models", "lora_weights", "owed"))):
+            folders = ("full_models", "lora_weights", "owed", "samples")
+            for folder in (self.root, *(self.root / name for name in folders)):
                 for path in folder.glob("*.partial"):
                     path.unlink(missing_ok=True)
 

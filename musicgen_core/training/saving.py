@@ -127,10 +127,10 @@ class Saver:
             background.close(patience_s=5.0)
         return [background.thread for background in backgrounds if background.thread.is_alive()]
 
-    def _checkpoint(self) -> Checkpoint:
-        trainer = self.trainer
-        progress = replace(trainer.progress, pending=snapshot(trainer.progress.pending))
-        adapter = Adapter(
+    def adapter(self) -> Adapter:
+        """What is learned so far."""
+        trainer, progress = self.trainer, self.trainer.progress
+        return Adapter(
             lora=trainer.adapter_tensors(),
             config=trainer.lora.plain(),
             epoch=trainer.order.epoch_of(max(1, progress.step)),
@@ -138,7 +138,10 @@ class Saver:
             loss=progress.loss,
             base_model=self.model.identity,
         )
-        return Checkpoint(adapter, snapshot(trainer.optimizer_state()), progress, self.fixed)
+
+    def _checkpoint(self) -> Checkpoint:
+        progress = replace(self.trainer.progress, pending=snapshot(self.trainer.progress.pending))
+        return Checkpoint(self.adapter(), snapshot(self.trainer.optimizer_state()), progress, self.fixed)
 
     def _save(self, adapters: list[str], models: list[str]) -> None:
         """Write what is learned under these names, what these full models are made from, and latest.pt."""

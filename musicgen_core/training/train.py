@@ -29,6 +29,7 @@ from musicgen_core.training.resuming import SHARDS, check_same, find_start, fixe
 from musicgen_core.training.room import Plan, Sizes, check_room
 from musicgen_core.training.run_directory import RunDirectory
 from musicgen_core.training.run_lock import RunLock
+from musicgen_core.training.samples import Samples, sample_prompts
 from musicgen_core.training.saving import Saver
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class _Session:
         self._load_weights(self.start.checkpoint)
         copy_to = storage.as_path(request.copy_to) if request.copy_to else None
         self.saver = Saver(files, model, self.trainer, self.settings, self.fixed, copy_to)
+        self.samples = Samples(files.stage / "samples", sample_prompts(self.settings, world), model, self.trainer, text)
         self.resumed_from = self.trainer.progress.step
 
     def run(
@@ -139,6 +141,10 @@ class _Session:
             if not lock.is_lost:
                 self.saver.save_interval(is_due)
 
+        def save_epoch(epoch: int, is_best: bool) -> None:
+            self.saver.save_epoch(epoch, is_best)
+            self.samples.render(epoch, self.saver.adapter(), is_cancelled)
+
         def check() -> None:
             if is_cancelled():
                 raise Cancelled("the training was cancelled while its last files were written")
@@ -153,7 +159,8 @@ class _Session:
             self.files.write_config(self.config)
             self.saver.full_models.write_owed()
             on_start(trainer.progress.step, total)
-            trainer.run(Hooks(record, self.saver.save_epoch, save_interval, is_cancelled, self.saver.save_best))
+            self.samples.begin(self.saver.adapter(), is_cancelled)
+            trainer.run(Hooks(record, save_epoch, save_interval, is_cancelled, self.saver.save_best))
             self.saver.finish(check)
             self._share(run)
             exit_code = 0

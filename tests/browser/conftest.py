@@ -269,6 +269,8 @@ def finetuned(site: Site) -> UUID:
         output=str(site.folder / "output" / "demo"),
         prompts=["Relaxing jazz piano with soft background ambience", "Upbeat electronic dance music with strong bass"],
         duration=3.0,
+        sample_prompts=["Relaxing jazz piano"],
+        sample_seconds=2.0,
         **QUICK_TRAINING | {"num_epochs": 2},
     )
     site.wait_for(run, "Completed")

@@ -75,6 +75,16 @@ def test_music_plays_in_the_page(site: Site, ui: Ui, finetuned: UUID) -> None:
     ui.screenshot("music")
 
 
+def test_the_sample_clips_of_a_training_play_in_the_page(site: Site, ui: Ui, finetuned: UUID) -> None:
+    [trained] = [run for run in site.subflows(finetuned) if run.name.startswith("train-lora")]
+    ui.open_artifact(trained.id, "training-samples")
+    for epoch in (0, 1, 2):
+        expect(ui.page.get_by_text(f"epoch_00{epoch}_00.wav")).to_be_visible()
+    assert ui.page.locator("audio").count() == 3
+    assert 1.5 < ui.page.locator("audio").last.evaluate(PLAY) < 2.5
+    ui.screenshot("training-samples")
+
+
 def test_the_summary_of_finetune_has_the_place_of_every_output(site: Site, ui: Ui, finetuned: UUID) -> None:
     ui.open_artifact(finetuned, "summary")
     expect(ui.page.get_by_role("heading", name="Music")).to_be_visible()

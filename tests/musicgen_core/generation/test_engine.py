@@ -14,7 +14,7 @@ from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.config import SamplingSettings
 from musicgen_core.errors import Cancelled
 from musicgen_core.generation.engine import Engine
-from musicgen_core.generation.render import stream_seed
+from musicgen_core.generation.streams import stream_seed
 from musicgen_core.model.decoder import TextCondition
 from musicgen_core.model.pattern import delay
 from musicgen_core.model.text import TextEncoder

@@ -1,0 +1,19 @@
+"""Each piece of music draws from a random stream of its own, whatever else is rendered with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from musicgen_core.seeds import stream_of
+
+
+def stream_seed(seed: int, prompt: str, repetition: int = 0) -> int:
+    """The seed of a prompt's own stream; a repeated prompt gets another."""
+    text = int.from_bytes(hashlib.blake2b(prompt.encode(), digest_size=8).digest(), "big")
+    return stream_of(seed, text, repetition)
+
+
+def streams_of(seed: int, prompts: Sequence[str]) -> list[int]:
+    """`stream_seed` of each of these prompts."""
+    return [stream_seed(seed, prompt, prompts[:number].count(prompt)) for number, prompt in enumerate(prompts)]
