@@ -24,7 +24,9 @@ from musicgen_core.data.archive import find_archives
 from musicgen_core.data.captions import load_captions
 from musicgen_core.demo_data import make_demo_archives
 from musicgen_core.devices import pick_device
-from musicgen_core.generation.render import RenderRequest, render
+from musicgen_core.generation.prompts import Prompt
+from musicgen_core.generation.render import render
+from musicgen_core.generation.request import RenderRequest
 from musicgen_core.model.weights import find_model
 from musicgen_core.tokenizing import Tokenizer
 from musicgen_core.training.request import TrainRequest
@@ -84,7 +86,9 @@ def main() -> None:
         speed = row["train/audio_seconds_per_sec"]
         print(f"step {row['step']}: loss {row['train/loss']:.4f}, {speed:.0f} audio-seconds/s", flush=True)
     sampling = SamplingSettings(duration=given.generate_seconds)
-    request = RenderRequest(str(music), ["calm strings"], given.model, sampling, str(run_dir), device=given.device)
+    request = RenderRequest(
+        str(music), [Prompt(prompt="calm strings")], given.model, sampling, str(run_dir), device=given.device
+    )
     with measured.part("generate one prompt, loading included", given.generate_seconds):
         render(request)
     print()

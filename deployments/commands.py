@@ -14,17 +14,18 @@ from musicgen_core.tracking import stored_url
 if TYPE_CHECKING:
     from flows.finetune import FinetuneResult
     from flows.tokenize_archives import TokenizeResult
-    from musicgen_core.generation.render import Rendered
+    from musicgen_core.generation.request import Rendered
     from musicgen_core.training.request import TrainResult
     from tasks.progress import Update
 
 TOKENIZE = FlowOptions(positionals=("archives", "tokens"))
-TRAIN = FlowOptions(positionals=("tokens", "run_dir"), short={"num_epochs": "--epochs"}, with_config=True)
-GENERATE = FlowOptions(positionals=("output",), short={"prompts": "--prompt"})
+_OF_TRAINING = {"num_epochs": "--epochs", "sample_prompts": "--sample-prompt"}
+TRAIN = FlowOptions(positionals=("tokens", "run_dir"), short=_OF_TRAINING, with_config=True)
+GENERATE = FlowOptions(positionals=("output",), short={"prompts": "--prompt", "formats": "--format"})
 FINETUNE = FlowOptions(
     positionals=("archives",),
     required=("tokens", "run_dir", "output"),
-    short={"num_epochs": "--epochs", "prompts": "--prompt"},
+    short={"prompts": "--prompt", **_OF_TRAINING},
     with_config=True,
 )
 
@@ -148,4 +149,7 @@ def _loss(value: float | None) -> str:
 
 
 def rendered_rows(pieces: Sequence[Rendered]) -> list[tuple[str, str]]:
-    return [("music", f"{piece.wav}\n{piece.seconds:.0f} s: {piece.prompt}") for piece in pieces]
+    from musicgen_core.generation.request import page_of
+
+    rows = [("music", f"{piece.wav}\n{piece.seconds:.0f} s: {piece.prompt}") for piece in pieces]
+    return [*rows, ("all on a page", page_of(pieces))]

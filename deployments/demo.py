@@ -70,11 +70,9 @@ def demo(arguments: Sequence[str]) -> int:
         f"The training was cut off at step {CUT_OFF_AT_STEP}, on purpose. The same flow again goes on from there:"
     )
     result = run_flow(finetune, parameters)
-    picture = music / "generated_000.png"
-    _plot(result.rendered[0].wav, picture, result.rendered[0].prompt)
     seconds = time.monotonic() - started
     rows = [*tokenized_rows(result.tokenized), *trained_rows(result.trained), *rendered_rows(result.rendered)]
-    rows += [("spectrogram", str(picture)), ("Prefect UI", _how_to_open_ui())]
+    rows.append(("Prefect UI", _how_to_open_ui()))
     print_table(f"The demo took {seconds:.0f} s and made", rows)
     output.print("The debug model has random weights: its music is noise. facebook/musicgen-large takes the same path.")
     return 0
@@ -96,12 +94,6 @@ def _cutting(listener: Callable[[Update], None]) -> Callable[[Update], None]:
             raise _CutOff
 
     return cut
-
-
-def _plot(wav: str, picture: Path, title: str) -> None:
-    from musicgen_core.generation.render import plot_spectrogram
-
-    plot_spectrogram(wav, picture, title)
 
 
 def _how_to_open_ui() -> str:

@@ -62,8 +62,14 @@ def _start(command: Sequence[str], environment: Mapping[str, str]) -> Part:
         start_new_session=True,
         cwd=ROOT,
         env=os.environ | environment,
-        preexec_fn=lambda: be_sent_at_parents_death(signal.SIGKILL),
+        preexec_fn=_begin,
     )
+
+
+def _begin() -> None:
+    be_sent_at_parents_death(signal.SIGKILL)
+    # A worker that is asked to end sends itself a SIGINT, to which `musicgen-flows up &` would have made it deaf.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _stop(running: Sequence[Part]) -> None:

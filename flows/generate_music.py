@@ -1,8 +1,8 @@
-"""`generate-music`: prompts → wavs."""
+"""`generate-music`: prompts → wavs, and a page that plays them."""
 
 # No `from __future__ import annotations`: Prefect and the command line read the parameters' annotations as they are.
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from prefect import flow
 from pydantic import Field
@@ -11,12 +11,11 @@ from flows.orphans import end_with_worker
 from flows.parameters import DEFAULT_MODEL, Device, Model, Output, new_folder, place, run_name, spread
 from flows.run_form import explained
 from musicgen_core import storage
-from musicgen_core.config import DEFAULT_PROMPTS, SamplingSettings
+from musicgen_core.config import DEFAULT_PROMPTS, Format, SamplingSettings
+from musicgen_core.generation.prompts import Prompt, read_prompts
+from musicgen_core.generation.request import Rendered, RenderRequest
 from tasks.generating import render_prompts
 from tasks.keys import export_secrets
-
-if TYPE_CHECKING:
-    from musicgen_core.generation.render import Rendered
 
 
 @explained
@@ -26,7 +25,17 @@ def generate_music(
     *,
     output: Output = None,
     prompts: Annotated[list[str] | None, Field(description="Texts to make music from, one piece each")] = None,
-    prompts_file: Annotated[str | None, Field(description="A text file with a prompt a line")] = None,
+    prompts_file: Annotated[
+        str | None,
+        Field(
+            description="A text file with a prompt a line; or a .jsonl of objects with prompt and, if wanted, "
+            "duration, seed and continue_from"
+        ),
+    ] = None,
+    variations: Annotated[int, Field(ge=1, description="Pieces a prompt, each drawn anew")] = 1,
+    continue_from: Annotated[
+        str | None, Field(description="A sound file that the pieces go on from; the duration is that of the whole")
+    ] = None,
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     adapter: Annotated[
@@ -36,33 +45,41 @@ def generate_music(
     compare: Annotated[
         bool, Field(description="Render each prompt with the base model, too, from the same seed")
     ] = False,
+    formats: Annotated[list[Format] | None, Field(description="Write these beside each wav, too: flac, mp3")] = None,
+    spectrograms: Annotated[bool, Field(description="Draw each piece's spectrogram")] = True,
     save_codes: Annotated[bool, Field(description="Keep the codes beside each wav, as .npy")] = False,
+    batch_size: Annotated[
+        int | None,
+        Field(
+            ge=1, le=64, description="Pieces side by side; by default 1 on a CPU, and 1, 8 or 32 on a GPU as they fit"
+        ),
+    ] = None,
+    weight_bits: Annotated[
+        int, Field(ge=8, le=16, multiple_of=8, description="Bits of the weights on a GPU: 16, or 8 for a bit of speed")
+    ] = 16,
     copy_to: Annotated[str | None, Field(description="Keep a second copy of the files here")] = None,
     settings: SamplingSettings,
-) -> "list[Rendered]":
+) -> list[Rendered]:
     """Make music from texts, with the adapter of a training or with the base model."""
     end_with_worker()
     export_secrets()
-    texts = _prompts(prompts, prompts_file)
-    directory = output or str(storage.as_path(place(None, "musicgen_output")) / new_folder("generate-music"))
-    return render_prompts(
-        output=directory,
-        prompts=texts,
-        count=len(texts),
+    wanted = [Prompt(prompt=text) for text in prompts or ()] + (read_prompts(prompts_file) if prompts_file else [])
+    wanted = wanted or [Prompt(prompt=text) for text in DEFAULT_PROMPTS]
+    request = RenderRequest(
+        out=output or str(storage.as_path(place(None, "musicgen_output")) / new_folder("generate-music")),
+        prompts=wanted,
         model=model,
         settings=settings,
         adapter=adapter,
         compare=compare,
+        variations=variations,
+        continue_from=continue_from,
+        formats=formats or (),
+        spectrograms=spectrograms,
         save_codes=save_codes,
+        batch_size=batch_size,
+        weight_bits=weight_bits,
         device=device,
         copy_to=copy_to,
     )
-
-
-def _prompts(given: list[str] | None, file: str | None) -> list[str]:
-    texts = list(given or [])
-    if file is not None:
-        from musicgen_core.generation.render import read_prompts
-
-        texts += read_prompts(file)
-    return texts or list(DEFAULT_PROMPTS)
+    return render_prompts(count=len(wanted), request=request)

@@ -33,6 +33,10 @@ MAX_BATCH_SECONDS = 1920
 """A batch beyond half an hour of audio gains nothing more, not even on an H200."""
 
 
+DECODE_SECONDS, AROUND_SECONDS = 60, 5
+"""Of a long piece, how much is decoded at once, and how much on each side so that there is nothing to hear of it"""
+
+
 class Codec:
     """The codec of a model directory, in fp32, which its weights were trained to be read with.
 
@@ -137,8 +141,25 @@ class Codec:
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
-        """codes [B, 4, frames] → wav [B, 1, frames × 640] at 32 kHz, fp32 on the CPU."""
-        return self._model.decode(codes.to(self.device)).float().cpu()
+        """codes [B, 4, frames] → wav [B, 1, frames × 640] at 32 kHz, fp32 on the CPU.
+
+        As many rows at once as fit the memory. What is longer than a minute is decoded a minute at a time, each with
+        some seconds before and behind it that are thrown away: sound depends on codes that are near.
+        """
+        frames = codes.shape[-1]
+        window, around = DECODE_SECONDS * FRAME_RATE, AROUND_SECONDS * FRAME_RATE
+        rows = max(1, int(self.batch_seconds * FRAME_RATE / min(frames, window + 2 * around)))
+        wav = torch.empty(len(codes), 1, frames * SAMPLES_PER_FRAME)
+        for part, target in zip(codes.split(rows), wav.split(rows), strict=True):
+            for begin in range(0, frames, window):
+                end, first = min(frames, begin + window), max(0, begin - around)
+                with self._lock:
+                    decoded = self._model.decode(part[:, :, first : end + around].to(self.device))
+                skipped, taken = (begin - first) * SAMPLES_PER_FRAME, (end - begin) * SAMPLES_PER_FRAME
+                target[:, :, begin * SAMPLES_PER_FRAME : end * SAMPLES_PER_FRAME] = decoded[
+                    :, :, skipped : skipped + taken
+                ]
+        return wav
 
 
 def _fetch(codes: Tensor, ready: torch.cuda.Event | None, frames: Sequence[int]) -> list[Codes]:

@@ -28,6 +28,12 @@ DEFAULT_PROMPTS = (
 )
 """What is rendered where no prompts are given"""
 
+LONGEST_SECONDS = 3600
+"""Of a piece of music"""
+
+Format = Literal["flac", "mp3"]
+"""Of the files that may stand beside a wav"""
+
 
 class Settings(BaseModel):
     """Base of all settings: unknown names are errors, and nothing changes after validation."""
@@ -185,7 +191,12 @@ class TokenizeSettings(Settings):
 class SamplingSettings(Settings):
     """How to choose codes while generating."""
 
-    duration: float = Field(10.0, gt=0, le=30, description="seconds of music a prompt, at most 30")
+    duration: float = Field(
+        10.0, gt=0, le=LONGEST_SECONDS, description="seconds of music a prompt; over 30 in overlapping windows"
+    )
+    overlap: float = Field(
+        12.0, gt=0, lt=30, description="seconds that a window of 30 goes on from, in pieces longer than that"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="each prompt draws from its own random stream of this seed")
     greedy: bool = Field(False, description="always take the likeliest code instead of sampling")
     top_k: int = Field(250, ge=0, description="sample from the k likeliest codes; 0 for all")

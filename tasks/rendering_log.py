@@ -1,20 +1,18 @@
-"""How rendering goes, live: progress, and each piece of music to play once it is there."""
+"""How rendering goes, live: progress, and the music of each prompt to play once it is there."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import partial
-from typing import TYPE_CHECKING
 
+from musicgen_core.generation.request import Rendered
 from tasks.artifacts import Artifacts, code_cell, text_cell
 from tasks.previews import longest_seconds, player
 from tasks.progress import LOG_EVERY_SECONDS, Pace, Update, report, run_logger
 
-if TYPE_CHECKING:
-    from musicgen_core.generation.render import Rendered
-
 SHOW_EVERY_SECONDS = 5.0
 PLAYED = 10
-"""Prompts whose music can be played in the UI."""
+"""Prompts whose music can be played in the UI"""
 
 
 class RenderingLog:
@@ -23,42 +21,43 @@ class RenderingLog:
     Args:
         output: where the wavs go.
         prompts: how many.
-        voices: pieces a prompt: one, or two to compare.
+        pieces_a_prompt: its variations, with each voice.
         artifacts: of the run.
     """
 
-    def __init__(self, output: str, prompts: int, voices: int, artifacts: Artifacts) -> None:
-        self._output, self._pieces, self._voices = output, prompts * voices, voices
+    def __init__(self, output: str, prompts: int, pieces_a_prompt: int, artifacts: Artifacts) -> None:
+        self._output, self._each = output, pieces_a_prompt
         self._artifacts = artifacts
         self._logger = run_logger()
         self._showing, self._logging = Pace(SHOW_EVERY_SECONDS), Pace(LOG_EVERY_SECONDS)
-        self._rendered: list[Rendered] = []
+        self._rendered: defaultdict[int, list[Rendered]] = defaultdict(list)
         self._show_progress(0, 1, f"Rendering {prompts} prompts: reading the model")
 
-    def hear(self, piece: int, done: int, total: int) -> None:
-        """`on_step` of a rendering."""
-        steps, of = piece * total + done, self._pieces * total
-        text = f"piece {piece + 1} of {self._pieces}"
-        report(Update("generate", self._output, steps, of, text))
+    def hear(self, done: int, total: int, text: str) -> None:
+        """`on_progress` of a rendering."""
+        report(Update("generate", self._output, done, total, text))
         if self._showing.is_due():
-            self._show_progress(steps, of, f"Rendering {text}")
+            self._show_progress(done, total, f"Rendering {text}")
         if self._logging.is_due():
-            self._logger.info("rendering %s, step %d of %d", text, done, total)
+            self._logger.info("rendering %s, %.0f %% of all", text, 100 * done / total)
 
     def add(self, piece: Rendered) -> None:
         """`on_piece` of a rendering."""
-        self._rendered.append(piece)
-        number, rest = divmod(len(self._rendered), self._voices)
-        if rest == 0 and number <= PLAYED:
-            pieces = self._rendered[-self._voices :]
-            self._artifacts.markdown(f"music-{number}", partial(_page, pieces), text_cell(piece.prompt))
+        pieces = self._rendered[piece.prompt_number]
+        pieces.append(piece)
+        if len(pieces) == self._each and piece.prompt_number < PLAYED:
+            ordered = sorted(pieces, key=lambda piece: piece.wav)
+            self._artifacts.markdown(
+                f"music-{piece.prompt_number + 1}", partial(_page, ordered), text_cell(piece.prompt)
+            )
 
     def show(self) -> None:
         """All that was rendered."""
-        self._show_progress(1, 1, f"Rendered {len(self._rendered)} pieces")
+        pieces = [piece for number in sorted(self._rendered) for piece in self._rendered[number]]
+        self._show_progress(1, 1, f"Rendered {len(pieces)} pieces")
         rows = [
             {"file": one.wav, "prompt": one.prompt, "seconds": one.seconds, "adapter": one.with_adapter}
-            for one in self._rendered
+            for one in sorted(pieces, key=lambda piece: piece.wav)
         ]
         self._artifacts.table("generated-music", rows, "What was rendered")
 

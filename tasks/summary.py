@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from prefect import runtime
 
 from musicgen_core import storage
+from musicgen_core.generation.request import Rendered, page_of
 from tasks.artifacts import Artifacts, code_cell, markdown_table, text_cell
 from tasks.progress import utc_now
 from tasks.tokenizing_table import reason_alone
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from musicgen_core.data.shards import ShardReport
-    from musicgen_core.generation.render import Rendered
     from musicgen_core.training.request import TrainResult
 
 MOST_ROWS = 50
@@ -98,6 +98,7 @@ def rendered_section(pieces: Sequence[Rendered]) -> str:
     more = len(pieces) - len(rows)
     parts = [
         "## Music",
+        f"{code_cell(page_of(pieces))} plays all of them side by side. "
         "Beside each wav lies a `.json` with its prompt, seed and settings.",
         markdown_table(("file", "seconds", "with adapter", "prompt"), rows),
         f"and {more:,} more in the same folder" if more else "",

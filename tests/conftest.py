@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,10 @@ from hypothesis import settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("any machine", deadline=None)  # how long an example takes, a busy one decides
 settings.load_profile("any machine")
+
+# A shell starts what it runs in the background deaf to Ctrl-C, and so would be all processes that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before Prefect is imported anywhere: it reads its settings once.
 for _name in [name for name in os.environ if name.startswith(("PREFECT_", "WANDB_"))]:

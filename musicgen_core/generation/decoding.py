@@ -10,7 +10,7 @@ import triton
 from torch import Tensor, nn
 
 from musicgen_core.generation import decode_kernels as kernels
-from musicgen_core.model.decoder import DecoderLayer, MusicgenLM, TextCondition, sinusoids
+from musicgen_core.model.decoder import DecoderLayer, LayerCache, MusicgenLM, TextCondition, sinusoids
 
 _MOST_PARTS = 4
 
@@ -127,22 +127,22 @@ class Decoding:
         self._sinusoids = sinusoids(at, self.config.dim)
 
     @torch.inference_mode()
-    def begin(self, text: TextCondition, steps: int) -> Session:
-        """Room for as many steps, with the texts' keys and values in it.
+    def begin(self, text: TextCondition, sequence: Tensor, given: int = 0) -> Session:
+        """Room for a sequence, with the keys and values of its first columns and of the texts in it.
 
         Args:
             text: [R, …], the prompts' conditions and as many null conditions.
+            sequence: [R / 2, K, columns], delayed codes; the last column is written and never read.
+            given: columns that are read here, all at once; the first step reads the next one.
         """
-        config, rows = self.config, len(text.states)
+        config, rows, steps = self.config, len(text.states), sequence.shape[-1] - 1
         states, attend = self.lm.project_text(text)
         pairs = [torch.stack(layer.encoder_attn.keys_values(states)) for layer in self.lm.model.decoder.blocks()]
         half, single = states.new_zeros, states.float().new_zeros
         head, splits = config.dim // config.heads, _splits(rows * config.heads)
-        return Session(
-            sequence=torch.full(
-                (rows // 2, config.codebooks, steps + 1), config.special, dtype=torch.int64, device=states.device
-            ),
-            position=torch.zeros((), dtype=torch.int64, device=states.device),
+        session = Session(
+            sequence=sequence,
+            position=torch.full((), given, dtype=torch.int64, device=states.device),
             caches=half(config.layers, 2, rows, config.heads, steps, head),
             text=torch.stack(pairs).contiguous(),
             words=attend.flatten(1).sum(dim=1).int(),
@@ -156,6 +156,10 @@ class Decoding:
             stats=single(rows * config.heads, splits, 2),
             logits=single(rows, config.codebooks, config.cardinality),
         )
+        pairs_of_layers = zip(session.caches, session.text, strict=True)
+        caches = [LayerCache(*own, *of_text) for own, of_text in pairs_of_layers]
+        self.lm.prefill(torch.cat([sequence, sequence])[:, :, :given], caches, attend)
+        return session
 
     def step(self, s: Session) -> Tensor:
         """Read the column at `position`, keep its keys and values → logits [R, K, cardinality] of the next column."""

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from musicgen_core.codes import FRAME_RATE
+from musicgen_core.codes import CODEBOOKS, FRAME_RATE
 from musicgen_core.config import SamplingSettings
 from musicgen_core.devices import can_compile
-from musicgen_core.errors import Cancelled
-from musicgen_core.generation.steps import EagerSteps, GraphedSteps, Steps
+from musicgen_core.errors import Cancelled, DeviceError
+from musicgen_core.generation.steps import EagerSteps, GraphedSteps, Steps, Window
 from musicgen_core.model.decoder import MusicgenLM, TextCondition
 from musicgen_core.model.pattern import undelay
 from musicgen_core.model.text import TextEncoder
@@ -22,9 +22,9 @@ from musicgen_core.model.text import TextEncoder
 if TYPE_CHECKING:
     from musicgen_core.generation.decoding import Decoding
 
+WINDOW_FRAMES = 30 * FRAME_RATE
+"""What MusicGen was trained on; of longer pieces it sees a window at a time."""
 WAIT_STEPS = 25
-MOST_POSITIONS = 2048
-"""More than the 1,503 steps of 30 s"""
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,17 @@ class Engine:
         lm: the model, any adapter merged.
         text: its text encoder.
         guidance: the coefficient where the settings give none.
+        weight_bits: 16, or 8 with the GPU's own kernels.
         eager: run the model's own forward pass even where there are kernels for it, which repack its weights.
+        window: frames of a window.
     """
 
     lm: MusicgenLM
     text: TextEncoder
     guidance: float
+    weight_bits: int = 16
     eager: bool = False
+    window: int = WINDOW_FRAMES
 
     def coefficient(self, settings: SamplingSettings) -> float:
         """How strongly the text guides with these settings."""
@@ -55,50 +59,79 @@ class Engine:
         streams: Sequence[int],
         on_step: Callable[[int, int], None] = lambda done, total: None,
         cancelled: Callable[[], bool] = lambda: False,
-    ) -> Tensor:
+        frames: Sequence[int] | None = None,
+        known: Tensor | None = None,
+    ) -> list[Tensor]:
         """Generate for prompts side by side.
+
+        A piece longer than a window goes on from its last `overlap` seconds, again and again (audiocraft's
+        `extend_stride` is the rest of the window).
 
         Args:
             prompts: texts; None generates without one.
             streams: a seed for each prompt's own random stream.
             on_step: called after each step with the steps done and in all.
             cancelled: asked before each step.
+            frames: of each piece, by default the settings' duration.
+            known: [prompts, 4, frames], codes that the pieces begin with.
 
         Returns:
-            codes [prompts, 4, frames], int64, on the CPU.
+            codes [4, frames] of each piece, int64, on the CPU.
 
         Raises:
             Cancelled: `cancelled` said so.
+            DeviceError: 8-bit weights where there are no kernels for them.
         """
-        frames = max(1, round(settings.duration * FRAME_RATE))
-        steps = frames + self.lm.config.codebooks - 1  # the last column is predicted, never fed
+        device = self.lm.enc_to_dec_proj.weight.device
+        frames = [frames_of(settings.duration)] * len(prompts) if frames is None else list(frames)
+        codes = torch.zeros(len(prompts), CODEBOOKS, 0, dtype=torch.int64) if known is None else known.long()
+        codes, ends = codes.to(device), torch.tensor(frames, device=device)
         text = self._with_null(self.text.encode(prompts))
-        noise = _noise(streams, self.lm.config.codebooks, steps).to(text.mask.device)
-        session = self._steps(text, noise, frames, settings)
-        for done in range(steps):
-            if cancelled():
-                raise Cancelled(f"generating was cancelled at step {done} of {steps}")
-            session.advance()
-            if done % WAIT_STEPS == 0 and noise.is_cuda:  # the GPU works behind: what is told should have happened
-                torch.cuda.synchronize()
-            on_step(done + 1, steps)
-        return undelay(session.sequence, frames).cpu()
+        noise = _noise(streams, CODEBOOKS, max(frames) + CODEBOOKS - 1).to(device)
+        windows = window_bounds(codes.shape[-1], max(frames), self.window, frames_of(settings.overlap))
+        total = sum(end - have + CODEBOOKS - 1 for _, have, end in windows)  # the last column is predicted, never fed
+        done = 0
+        for begin, have, end in windows:
+            window = Window(
+                text,
+                codes[:, :, begin:have],
+                (ends - begin).clamp(max=end - begin),
+                noise[:, :, begin : end + CODEBOOKS - 1],
+                settings,
+                self.coefficient(settings),
+            )
+            steps = self._steps(window)
+            for _ in range(end - have + CODEBOOKS - 1):
+                if cancelled():
+                    raise Cancelled(f"generating was cancelled at step {done} of {total}")
+                steps.advance()
+                if done % WAIT_STEPS == 0 and noise.is_cuda:  # it works behind: what is told should have happened
+                    torch.cuda.synchronize()
+                done += 1
+                on_step(done, total)
+            new = undelay(steps.sequence, end - begin)
+            codes = torch.cat([codes, new[:, :, have - begin :]], dim=2)
+            del steps  # its caches make room for those of the next
+        return [piece[:, :count] for piece, count in zip(codes.cpu(), frames, strict=True)]
 
-    def _steps(self, text: TextCondition, noise: Tensor, frames: int, settings: SamplingSettings) -> Steps:
-        guidance = self.coefficient(settings)
+    def _steps(self, window: Window) -> Steps:
         if self._decoding is not None:
-            return GraphedSteps(self._decoding, text, noise, frames, settings, guidance)
-        return EagerSteps(self.lm, text, noise, frames, settings, guidance)
+            return GraphedSteps(self._decoding, window)
+        return EagerSteps(self.lm, window)
 
     @cached_property
     def _decoding(self) -> Decoding | None:
         """The model for the GPU's own kernels, where these work."""
-        weight = self.lm.enc_to_dec_proj.weight
-        if self.eager or not decodes_fast(weight):
+        if self.eager or not decodes_fast(self.lm.enc_to_dec_proj.weight):
+            if self.weight_bits != 16:
+                raise DeviceError(
+                    "8-bit weights need an NVIDIA GPU of compute capability 8.0 or newer, and Triton",
+                    "Leave out --weight-bits",
+                )
             return None
         from musicgen_core.generation.decoding import Decoding  # Triton is not everywhere
 
-        return Decoding(self.lm, MOST_POSITIONS)
+        return Decoding(self.lm, self.window + CODEBOOKS, self.weight_bits)
 
     @staticmethod
     def _with_null(text: TextCondition) -> TextCondition:
@@ -107,6 +140,22 @@ class Engine:
             torch.cat([text.states, torch.zeros_like(text.states)]),
             torch.cat([text.mask, torch.zeros_like(text.mask)]),
         )
+
+
+def frames_of(seconds: float) -> int:
+    """At least one."""
+    return max(1, round(seconds * FRAME_RATE))
+
+
+def window_bounds(known: int, frames: int, window: int, overlap: int) -> list[tuple[int, int, int]]:
+    """(begin, frames known before, end) of each window over a piece, in frames."""
+    bounds = []
+    while known < frames:
+        begin = 0 if known < window else known - overlap
+        end = min(frames, begin + window)
+        bounds.append((begin, known, end))
+        known = end
+    return bounds
 
 
 def _noise(streams: Sequence[int], codebooks: int, steps: int) -> Tensor:

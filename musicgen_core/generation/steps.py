@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -10,9 +11,55 @@ from torch import Tensor
 from musicgen_core.config import SamplingSettings
 from musicgen_core.generation.sampling import guide, sample
 from musicgen_core.model.decoder import MusicgenLM, TextCondition
+from musicgen_core.model.pattern import delay
 
 if TYPE_CHECKING:
     from musicgen_core.generation.decoding import Decoding  # Triton is not everywhere
+
+
+@dataclass(frozen=True)
+class Window:
+    """What one batch of pieces is to get within the model's reach.
+
+    Attributes:
+        text: [2 B, …], the prompts' conditions and as many null conditions.
+        known: [B, K, P], the codes of the first frames, which are given.
+        frames: [B], how many each piece has in the end; from P up to what `noise` has room for.
+        noise: [B, K, steps], see `sampling.sample`; the draws of codebook k and frame f are at step f + k.
+    """
+
+    text: TextCondition
+    known: Tensor
+    frames: Tensor
+    noise: Tensor
+    settings: SamplingSettings
+    guidance: float
+
+    @property
+    def given(self) -> int:
+        """Frames that are known, and steps that are so spared."""
+        return self.known.shape[-1]
+
+    def columns(self, special: int) -> Tensor:
+        """The delayed sequence [B, K, steps + 1] with what is known in it, and special codes elsewhere."""
+        return delay(self.known, special, columns=self.noise.shape[-1] + 1)
+
+    def choose(self, logits: Tensor, noise: Tensor, position: Tensor, column: Tensor) -> Tensor:
+        """The codes after `position`.
+
+        Args:
+            logits: [2 B, K, cardinality].
+            noise: [B, K].
+            position: [], of what was read last.
+            column: [B, K], what stands in the next column until now, and stays where there is no frame to fill.
+
+        Returns:
+            [B, K], int64.
+        """
+        conditional, unconditional = logits.chunk(2)
+        chosen = sample(guide(conditional, unconditional, self.guidance), self.settings, noise)
+        frame = position - torch.arange(column.shape[1], device=column.device)  # of each codebook in that column
+        return chosen.where((frame >= self.given) & (frame < self.frames[:, None]), column)
 
 
 class Steps(Protocol):
@@ -24,62 +71,30 @@ class Steps(Protocol):
 
 
 class EagerSteps:
-    """On any device.
+    """On any device."""
 
-    Args:
-        text: [2 B, …], the prompts' conditions and as many null conditions.
-        noise: [B, K, steps], see `sampling.sample`.
-        frames: of each piece.
-    """
-
-    def __init__(
-        self,
-        lm: MusicgenLM,
-        text: TextCondition,
-        noise: Tensor,
-        frames: int,
-        settings: SamplingSettings,
-        guidance: float,
-    ) -> None:
-        batch, codebooks, steps = noise.shape
-        self._lm, self._noise, self._frames = lm, noise, frames
-        self._settings, self._guidance = settings, guidance
-        self._caches, self._mask = lm.new_cache(text, steps)
-        self._position = 0
-        shape = batch, codebooks, steps + 1
-        self.sequence = torch.full(shape, lm.config.special, dtype=torch.int64, device=noise.device)
+    def __init__(self, lm: MusicgenLM, window: Window) -> None:
+        self._lm, self._window = lm, window
+        self.sequence = window.columns(lm.config.special)
+        self._caches, self._mask = lm.new_cache(window.text, window.noise.shape[-1])
+        self._position = window.given
+        lm.prefill(_both(self.sequence[:, :, : window.given]), self._caches, self._mask)
 
     def advance(self) -> None:
-        position = self._position
-        column = self.sequence[:, :, position : position + 1]
-        logits = self._lm.step(torch.cat([column, column]), self._caches, self._mask, position)
-        noise = self._noise[:, :, position]
-        chosen = _choose(logits, self._guidance, self._settings, noise)
-        first = max(0, position - self._frames + 1)  # codebooks first…last have a frame in the next column
-        last = min(self._lm.config.codebooks - 1, position)
-        self.sequence[:, first : last + 1, position + 1] = chosen[:, first : last + 1]
+        at, window = self._position, self._window
+        logits = self._lm.step(_both(self.sequence[:, :, at : at + 1]), self._caches, self._mask, at)
+        position = torch.tensor(at, device=self.sequence.device)
+        column = self.sequence[:, :, at + 1]
+        self.sequence[:, :, at + 1] = window.choose(logits, window.noise[:, :, at], position, column)
         self._position += 1
 
 
 class GraphedSteps:
-    """With `decoding`'s kernels. The first step compiles; from the second on one is recorded and replayed.
+    """With `decoding`'s kernels. The first step compiles; from the second on one is recorded and replayed."""
 
-    Args: as those of `EagerSteps`.
-    """
-
-    def __init__(
-        self,
-        decoding: Decoding,
-        text: TextCondition,
-        noise: Tensor,
-        frames: int,
-        settings: SamplingSettings,
-        guidance: float,
-    ) -> None:
-        self._decoding, self._noise, self._frames = decoding, noise, frames
-        self._settings, self._guidance = settings, guidance
-        self._session = decoding.begin(text, noise.shape[2])
-        self._codebook = torch.arange(noise.shape[1], device=noise.device)
+    def __init__(self, decoding: Decoding, window: Window) -> None:
+        self._decoding, self._window = decoding, window
+        self._session = decoding.begin(window.text, window.columns(decoding.config.special), window.given)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._begun = False
         self.sequence = self._session.sequence
@@ -96,19 +111,16 @@ class GraphedSteps:
         self._graph.replay()
 
     def _step(self) -> None:
-        session = self._session
+        session, window = self._session, self._window
         logits = self._decoding.step(session)
         at = session.position.view(1)
-        noise = self._noise.index_select(2, at)[:, :, 0]
-        chosen = _choose(logits, self._guidance, self._settings, noise)
-        frame = session.position - self._codebook  # of each codebook in the next column
-        there = (frame >= 0) & (frame < self._frames)
-        filled = chosen.where(there, self._decoding.config.special)
-        self.sequence.index_copy_(2, at + 1, filled[:, :, None])
+        noise = window.noise.index_select(2, at)[:, :, 0]
+        column = self.sequence.index_select(2, at + 1)[:, :, 0]
+        chosen = window.choose(logits, noise, session.position, column)
+        self.sequence.index_copy_(2, at + 1, chosen[:, :, None])
         session.position += 1
 
 
-def _choose(logits: Tensor, guidance: float, settings: SamplingSettings, noise: Tensor) -> Tensor:
-    """logits [2 B, K, cardinality], noise [B, K] → codes [B, K]."""
-    conditional, unconditional = logits.chunk(2)
-    return sample(guide(conditional, unconditional, guidance), settings, noise)
+def _both(columns: Tensor) -> Tensor:
+    """The same sequence under the text and under the null condition."""
+    return torch.cat([columns, columns])

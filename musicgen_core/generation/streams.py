@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable
 
 from musicgen_core.seeds import stream_of
 
@@ -14,6 +15,11 @@ def stream_seed(seed: int, prompt: str, repetition: int = 0) -> int:
     return stream_of(seed, text, repetition)
 
 
-def streams_of(seed: int, prompts: Sequence[str]) -> list[int]:
-    """`stream_seed` of each of these prompts."""
-    return [stream_seed(seed, prompt, prompts[:number].count(prompt)) for number, prompt in enumerate(prompts)]
+def streams_of(pieces: Iterable[tuple[int, str]]) -> list[int]:
+    """`stream_seed` of each of these seeds and prompts."""
+    before: Counter[tuple[int, str]] = Counter()
+    streams = []
+    for seed, prompt in pieces:
+        streams.append(stream_seed(seed, prompt, before[seed, prompt]))
+        before[seed, prompt] += 1
+    return streams

@@ -99,13 +99,13 @@ class DecoderLayer(nn.Module):
         x = x + self.self_attn.attend(y, *self.self_attn.keys_values(y), mask=None, causal=True)
         return self._after_self_attention(x, *self.encoder_attn.keys_values(text), text_mask)
 
-    def step(self, x: Tensor, text_mask: Tensor, cache: LayerCache, position: int) -> Tensor:
-        """One position: x [B, 1, D] at `position`, whose keys and values are added to `cache`."""
+    def extend(self, x: Tensor, text_mask: Tensor, cache: LayerCache, position: int) -> Tensor:
+        """x [B, S, D], the first at `position`, whose keys and values are added to `cache`; several only at 0."""
         y = self.self_attn_layer_norm(x)
-        keys, values = self.self_attn.keys_values(y)
-        cache.keys[:, :, position], cache.values[:, :, position] = keys[:, :, 0], values[:, :, 0]
-        seen = slice(0, position + 1)
-        x = x + self.self_attn.attend(y, cache.keys[:, :, seen], cache.values[:, :, seen], mask=None, causal=False)
+        seen, several = position + x.shape[1], x.shape[1] > 1
+        cache.keys[:, :, position:seen], cache.values[:, :, position:seen] = self.self_attn.keys_values(y)
+        keys, values = cache.keys[:, :, :seen], cache.values[:, :, :seen]
+        x = x + self.self_attn.attend(y, keys, values, mask=None, causal=several)
         return self._after_self_attention(x, cache.text_keys, cache.text_values, text_mask)
 
     def _after_self_attention(self, x: Tensor, text_keys: Tensor, text_values: Tensor, text_mask: Tensor) -> Tensor:
@@ -194,10 +194,18 @@ class MusicgenLM(nn.Module):
 
     def step(self, column: Tensor, caches: list[LayerCache], text_mask: Tensor, position: int) -> Tensor:
         """One column of codes [B, K, 1] at `position` → logits [B, K, cardinality] of the next column."""
-        x = self.model.decoder.embed(column, position)
+        return self._logits(self._extend(column, caches, text_mask, position))[:, :, 0]
+
+    def prefill(self, columns: Tensor, caches: list[LayerCache], text_mask: Tensor) -> None:
+        """Put the keys and values of the first columns of a sequence [B, K, S] into the caches, all at once."""
+        if columns.shape[-1]:
+            self._extend(columns, caches, text_mask, 0)
+
+    def _extend(self, columns: Tensor, caches: list[LayerCache], text_mask: Tensor, position: int) -> Tensor:
+        x = self.model.decoder.embed(columns, position)
         for layer, cache in zip(self.model.decoder.blocks(), caches, strict=True):
-            x = layer.step(x, text_mask, cache, position)
-        return self._logits(x)[:, :, 0]
+            x = layer.extend(x, text_mask, cache, position)
+        return x
 
     def _logits(self, x: Tensor) -> Tensor:
         x = self.model.decoder.layer_norm(x)

@@ -15,12 +15,13 @@ from torch import Tensor
 
 
 def delay(codes: Tensor, special: int, columns: int | None = None) -> Tensor:
-    """codes [B, K, T] → delayed sequence [B, K, columns], by default T + K columns, corners filled with `special`."""
+    """codes [B, K, T] → delayed sequence [B, K, columns], by default T + K columns, filled up with `special`."""
     batch, codebooks, frames = codes.shape
-    full = codes.new_full((batch, codebooks, frames + codebooks), special)
+    columns = frames + codebooks if columns is None else columns
+    sequence = codes.new_full((batch, codebooks, columns), special)
     for k in range(codebooks):
-        full[:, k, k + 1 : k + 1 + frames] = codes[:, k]
-    return full if columns is None else full[:, :, :columns]
+        sequence[:, k, k + 1 : k + 1 + frames] = codes[:, k, : max(0, columns - k - 1)]
+    return sequence
 
 
 def undelay(sequence: Tensor, frames: int) -> Tensor:

@@ -67,9 +67,9 @@ class Samples:
             return
         try:
             with self._engine(adapter) as engine:
-                streams = streams_of(self._settings.seed, self._prompts)
+                streams = streams_of((self._settings.seed, prompt) for prompt in self._prompts)
                 codes = engine.generate(self._prompts, self._settings, streams, cancelled=cancelled)
-            for i, audio in enumerate(self._codec.decode(codes)):
+            for i, audio in enumerate(self._codec.decode(torch.stack(codes))):
                 with storage.publish(self._wav(epoch, i)) as path:
                     soundfile.write(path, normalize(audio[0].numpy(), SAMPLE_RATE), SAMPLE_RATE, format="WAV")
         except Cancelled:

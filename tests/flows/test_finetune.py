@@ -47,7 +47,8 @@ def test_archives_become_an_adapter_and_music_in_one_run(finetuned: tuple[Path, 
         *(f"runs/jazz/lora_weights/{name}.pt" for name in adapters),
         *(f"runs/jazz/full_models/{name}.pt" for name in ("best_model", "final_model", "checkpoint_epoch_1")),
         *(f"runs/jazz/{name}" for name in ("latest.pt", "config.json", "metrics.jsonl", "loss.png")),
-        *(f"music/generated_00{n}.{kind}" for n in (0, 1) for kind in ("wav", "json")),
+        *(f"music/generated_00{n}.{kind}" for n in (0, 1) for kind in ("wav", "png", "json")),
+        "music/index.html",
     }
     assert result.trained.steps == 4  # 15 training clips in micro-batches of 4
     assert len(result.rendered) == 2

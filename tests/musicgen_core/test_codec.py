@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from musicgen_core import codec as codec_module
 from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.codec import Codec, codec_identity
 from musicgen_core.codes import CARDINALITY, SAMPLE_RATE, SAMPLES_PER_FRAME
@@ -47,6 +48,21 @@ def test_a_frame_is_640_samples_and_the_last_may_be_short(codec: Codec, samples:
     assert codes.dtype == torch.int64
     assert 0 <= codes.min() and codes.max() < CARDINALITY
     assert codec.decode(codes).shape == (2, 1, frames * SAMPLES_PER_FRAME)
+
+
+def test_a_long_piece_decoded_in_parts_sounds_as_if_decoded_at_once(
+    codec: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = codec.encode(noise(3, 7 * SAMPLE_RATE))  # 2 rows at a time, then 1
+    whole = codec.decode(codes)
+    monkeypatch.setattr(codec_module, "DECODE_SECONDS", 2)
+    monkeypatch.setattr(codec_module, "AROUND_SECONDS", 1)
+    monkeypatch.setattr(codec, "batch_seconds", 8.5)
+    parts = codec.decode(codes)
+    assert parts.shape == whole.shape
+    # The LSTM forgets: 1 s before a part is enough to be within 1e-4 of the samples, which reach beyond 0.1.
+    assert whole.abs().max() > 0.1
+    torch.testing.assert_close(parts, whole, atol=1e-4, rtol=0)
 
 
 def test_the_debug_codec_tells_sounds_apart(codec: Codec) -> None:

@@ -99,15 +99,17 @@ def test_without_a_place_the_name_comes_from_the_prefect_variable_or_is_the_flow
 
 def test_with_two_voices_a_page_plays_both(tmp_path: Path, shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
     from musicgen_core.generation import render
+    from musicgen_core.generation.request import Rendered, RenderRequest
 
-    def rendered(request: render.RenderRequest, on_step: Any, on_piece: Any) -> list[render.Rendered]:
+    def rendered(request: RenderRequest, on_progress: Any, on_piece: Any) -> list[Rendered]:
         pieces = []
-        for number, prompt in enumerate(prompt for prompt in request.prompts for _ in range(2)):
+        for number in (0, 2, 1, 3):  # all of one voice, then of the other
+            prompt = request.prompts[number // 2].prompt
             wav = Path(request.out) / f"generated_{number:03d}.wav"
             wav.parent.mkdir(exist_ok=True)
             soundfile.write(wav, [0.0] * 3200, 32_000)
-            pieces.append(render.Rendered(str(wav), prompt, 0.1, with_adapter=bool(number % 2)))
-            on_step(number, 1, 1)
+            pieces.append(Rendered(str(wav), prompt, number // 2, 0.1, with_adapter=bool(number % 2)))
+            on_progress(number + 1, 4, f"piece {number + 1} of 4")
             on_piece(pieces[-1])
         return pieces
 

@@ -14,7 +14,7 @@ from triton.runtime import interpreter
 
 from musicgen_core.config import SamplingSettings
 from musicgen_core.generation.decoding import Decoding
-from musicgen_core.generation.steps import EagerSteps, GraphedSteps
+from musicgen_core.generation.steps import EagerSteps, GraphedSteps, Window
 from musicgen_core.model.decoder import TextCondition
 from musicgen_core.model.weights import find_model, load_lm
 
@@ -42,7 +42,7 @@ def main(batch: int, bits: int) -> None:
     mask = torch.arange(5) < torch.randint(1, 6, (batch, 1), generator=generator)
     text = TextCondition(torch.cat([states, 0 * states]), torch.cat([mask, 0 * mask]).bool())
 
-    session = decoding.begin(text, FRAMES)
+    session = decoding.begin(text, torch.full((batch, 4, FRAMES + 1), lm.config.special))
     caches, text_mask = lm.new_cache(text, FRAMES)
     session.sequence[:, :, :FRAMES] = torch.randint(2048, (batch, 4, FRAMES), generator=generator)
     errors = []
@@ -52,14 +52,18 @@ def main(batch: int, bits: int) -> None:
         expected = lm.step(torch.cat([column, column]), caches, text_mask, position)
         errors.append(((decoding.step(session) - expected).norm() / expected.norm()).item())
 
-    noise = torch.rand(batch, 4, FRAMES + 3, generator=generator)
-    settings = SamplingSettings(greedy=True)
-    graphed = GraphedSteps(decoding, text, noise, FRAMES, settings, 3.0)
-    eager = EagerSteps(lm, text, noise, FRAMES, settings, 3.0)
-    for _ in range(FRAMES + 3):
-        graphed.advance()
-        eager.advance()
-    print(max(errors), torch.equal(graphed.sequence, eager.sequence))
+    same = True
+    for given in (0, 2):  # frames to go on from
+        known = torch.randint(2048, (batch, 4, given), generator=generator)
+        noise = torch.rand(batch, 4, FRAMES + 3, generator=generator)
+        frames = torch.full((batch,), FRAMES)
+        window = Window(text, known, frames, noise, SamplingSettings(greedy=True), 3.0)
+        graphed, eager = GraphedSteps(decoding, window), EagerSteps(lm, window)
+        for _ in range(FRAMES + 3 - given):
+            graphed.advance()
+            eager.advance()
+        same &= torch.equal(graphed.sequence, eager.sequence)
+    print(max(errors), same)
 
 
 if __name__ == "__main__":

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.config import SamplingSettings
-from musicgen_core.errors import Cancelled
-from musicgen_core.generation.engine import Engine
+from musicgen_core.errors import Cancelled, DeviceError
+from musicgen_core.generation.engine import Engine, window_bounds
 from musicgen_core.generation.streams import stream_seed
 from musicgen_core.model.decoder import TextCondition
 from musicgen_core.model.pattern import delay
@@ -50,6 +54,11 @@ def exact_audiocraft(debug_model: BaseModel, tmp_path_factory: pytest.TempPathFa
     return lm.eval()
 
 
+def assert_same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    assert len(found) == len(expected)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
 def audiocraft_greedy(lm: Any, prompt: str | None, frames: int) -> Tensor:
     attributes = import_audiocraft("audiocraft.modules.conditioners").ConditioningAttributes
     with torch.inference_mode():
@@ -76,7 +85,7 @@ def test_greedy_codes_are_audiocrafts_over_200_steps(
 ) -> None:
     settings = SamplingSettings(duration=4, greedy=True)
     codes = exact_engine.generate(prompts, settings, streams=range(len(prompts)))
-    assert torch.equal(codes, torch.cat([expected[prompt] for prompt in prompts]))
+    assert_same(codes, [expected[prompt][0] for prompt in prompts])
 
 
 def test_greedy_codes_follow_the_text(expected: dict[str | None, Tensor]) -> None:
@@ -88,11 +97,11 @@ def test_greedy_codes_follow_the_text(expected: dict[str | None, Tensor]) -> Non
 def test_the_shortest_pieces_are_audiocrafts_too(exact_engine: Engine, exact_audiocraft: Any, frames: int) -> None:
     settings = SamplingSettings(duration=frames / 50, greedy=True)
     codes = exact_engine.generate(PROMPTS[:1], settings, [0])
-    assert torch.equal(codes, audiocraft_greedy(exact_audiocraft, PROMPTS[0], frames))
+    assert_same(codes, audiocraft_greedy(exact_audiocraft, PROMPTS[0], frames))
 
 
 def test_codes_have_a_frame_every_20_ms_and_no_special_ones(engine: Engine) -> None:
-    codes = engine.generate(PROMPTS, SamplingSettings(duration=0.7), [1, 2, 3])
+    codes = torch.stack(engine.generate(PROMPTS, SamplingSettings(duration=0.7), [1, 2, 3]))
     assert (codes.shape, codes.dtype) == ((3, 4, 35), torch.int64)
     assert 0 <= codes.min() and codes.max() < 2048
 
@@ -102,7 +111,7 @@ def test_a_prompts_codes_do_not_depend_on_the_others_or_their_order(engine: Engi
     streams = [stream_seed(settings.seed, prompt) for prompt in PROMPTS]
     together = engine.generate(PROMPTS, settings, streams)
     backwards = engine.generate(PROMPTS[::-1], settings, streams[::-1])
-    assert torch.equal(backwards.flip(0), together)
+    assert_same(backwards[::-1], together)
     for i, prompt in enumerate(PROMPTS):
         assert torch.equal(engine.generate([prompt], settings, [streams[i]])[0], together[i])
 
@@ -122,22 +131,22 @@ def test_streams_of_other_seeds_and_prompts_are_other_streams() -> None:
 def test_a_longer_piece_begins_with_the_shorter_one(engine: Engine) -> None:
     shorter = engine.generate(PROMPTS[:1], SAMPLED, [5])
     longer = engine.generate(PROMPTS[:1], SamplingSettings(duration=1), [5])
-    frames = shorter.shape[-1]
+    frames = shorter[0].shape[-1]
     for k in range(4):  # the last k frames come beside frames of codebook 0 that only the longer piece has
-        assert torch.equal(longer[:, k, : frames - k], shorter[:, k, : frames - k])
+        assert torch.equal(longer[0][k, : frames - k], shorter[0][k, : frames - k])
 
 
 def test_the_settings_guidance_stands_before_the_models(debug_model: BaseModel, engine: Engine) -> None:
     given = SAMPLED.model_copy(update={"guidance": 1.0})
     models_own = Engine(engine.lm, engine.text, 1.0)
     codes = engine.generate(PROMPTS[:1], given, [0])
-    assert torch.equal(codes, models_own.generate(PROMPTS[:1], SAMPLED, [0]))
-    assert not torch.equal(codes, engine.generate(PROMPTS[:1], SAMPLED, [0]))
+    assert_same(codes, models_own.generate(PROMPTS[:1], SAMPLED, [0]))
+    assert not torch.equal(codes[0], engine.generate(PROMPTS[:1], SAMPLED, [0])[0])
 
 
 @torch.inference_mode()
 def test_each_step_with_the_cache_chooses_what_the_whole_sequence_says(exact_engine: Engine) -> None:
-    codes = exact_engine.generate(PROMPTS, SamplingSettings(duration=0.5, greedy=True), [0, 1, 2])
+    codes = torch.stack(exact_engine.generate(PROMPTS, SamplingSettings(duration=0.5, greedy=True), [0, 1, 2]))
     text = exact_engine.text.encode(PROMPTS)
     null = TextCondition(torch.zeros_like(text.states), torch.zeros_like(text.mask))
     sequence = delay(codes, special=2048)[..., :-1]
@@ -158,3 +167,80 @@ def test_told_to_stop_it_raises_before_the_next_step(engine: Engine) -> None:
     with pytest.raises(Cancelled, match="step 3 of 28"):
         engine.generate(PROMPTS[:1], SAMPLED, [0], lambda step, _: done.append(step), lambda: len(done) == 3)
     assert done == [1, 2, 3]
+
+
+# Longer than a window, and going on from something
+
+
+@pytest.fixture(scope="module")
+def exact_musicgen(exact_audiocraft: Any, debug_model: BaseModel) -> Any:
+    """audiocraft's own long generation, with windows of 2 s."""
+    audiocraft = import_audiocraft("audiocraft.models")
+    codec = import_audiocraft("audiocraft.models.loaders").load_compression_model(str(debug_model.codec_path))
+    musicgen = audiocraft.MusicGen("debug", codec, exact_audiocraft, max_duration=30)
+    musicgen.max_duration = 2.0  # not at once: its default stride is longer
+    return musicgen
+
+
+def audiocraft_long(musicgen: Any, prompt: str, seconds: float, overlap: float, known: Tensor | None = None) -> Tensor:
+    musicgen.set_generation_params(
+        use_sampling=False, duration=seconds, extend_stride=2.0 - overlap, cfg_coef=GUIDANCE, two_step_cfg=False
+    )
+    attributes, _ = musicgen._prepare_tokens_and_attributes([prompt], None)
+    with torch.inference_mode():
+        return musicgen._generate_tokens(attributes, known)
+
+
+@pytest.fixture(scope="module")
+def short_windows(exact_engine: Engine) -> Engine:
+    return replace(exact_engine, window=100)
+
+
+@pytest.mark.parametrize(("seconds", "overlap"), [(2.0, 1.0), (2.02, 1.0), (5.0, 1.5), (4.5, 0.5)])
+def test_long_pieces_are_audiocrafts_window_after_window(
+    short_windows: Engine, exact_musicgen: Any, seconds: float, overlap: float
+) -> None:
+    settings = SamplingSettings(duration=seconds, overlap=overlap, greedy=True)
+    codes = short_windows.generate(PROMPTS[1:2], settings, [0])
+    assert_same(codes, audiocraft_long(exact_musicgen, PROMPTS[1], seconds, overlap))
+
+
+@pytest.mark.parametrize("given", [1, 2, 40, 99])
+def test_a_piece_goes_on_from_given_codes_as_audiocrafts_does(
+    short_windows: Engine, exact_musicgen: Any, given: int
+) -> None:
+    known = torch.randint(2048, (1, 4, given), generator=torch.Generator().manual_seed(given))
+    settings = SamplingSettings(duration=2.0, greedy=True)
+    codes = short_windows.generate(PROMPTS[:1], settings, [0], known=known)
+    assert torch.equal(codes[0][:, :given], known[0])
+    assert_same(codes, audiocraft_long(exact_musicgen, PROMPTS[0], 2.0, 1.0, known))
+
+
+def test_pieces_of_many_durations_side_by_side_are_as_each_alone(engine: Engine) -> None:
+    windowed = replace(engine, window=50)
+    settings, frames = SamplingSettings(overlap=0.4), [10, 130, 50, 51, 1]
+    prompts, streams = [f"tune {i}" for i in frames], list(range(len(frames)))
+    together = windowed.generate(prompts, settings, streams, frames=frames)
+    assert [piece.shape[-1] for piece in together] == frames
+    assert all(0 <= piece.min() and piece.max() < 2048 for piece in together)
+    for i, piece in enumerate(together):
+        alone = windowed.generate([prompts[i]], settings, [streams[i]], frames=[frames[i]])
+        assert_same(alone, [piece])
+
+
+@given(known=st.integers(0, 400), frames=st.integers(1, 1000), window=st.integers(2, 200), data=st.data())
+def test_windows_follow_on_each_other_see_the_overlap_and_reach_the_end(
+    known: int, frames: int, window: int, data: st.DataObject
+) -> None:
+    overlap = data.draw(st.integers(1, window - 1))
+    bounds = window_bounds(known, frames, window, overlap)
+    assert [have for _, have, _ in bounds] == [known, *(end for _, _, end in bounds[:-1])][: len(bounds)]
+    assert (bounds[-1][2] if bounds else known) >= frames
+    for begin, have, end in bounds:
+        assert 0 <= begin <= have < end <= min(frames, begin + window)
+        assert begin == 0 or have - begin == overlap
+
+
+def test_8_bit_weights_are_refused_where_there_are_no_kernels_for_them(engine: Engine) -> None:
+    with pytest.raises(DeviceError, match="8-bit weights need an NVIDIA GPU"):
+        replace(engine, weight_bits=8).generate(PROMPTS[:1], SAMPLED, [0])

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -15,7 +14,11 @@ import torch
 from musicgen_core import storage
 from musicgen_core.config import SamplingSettings
 from musicgen_core.errors import AdapterError, Cancelled, ConfigError
-from musicgen_core.generation.render import Rendered, RenderRequest, plot_spectrogram, read_prompts, render
+from musicgen_core.generation import render as rendering
+from musicgen_core.generation.plan import fitting_size
+from musicgen_core.generation.prompts import Prompt
+from musicgen_core.generation.render import render
+from musicgen_core.generation.request import Rendered, RenderRequest, page_of
 from musicgen_core.model.lora import Adapter, LoraSettings, adapter_state, add_lora, save_adapter
 from musicgen_core.model.weights import BaseModel, load_lm
 
@@ -39,8 +42,9 @@ def adapter(debug_model: BaseModel, tmp_path_factory: pytest.TempPathFactory) ->
 def request_for(debug_model: BaseModel, tmp_path: Path) -> Any:
     def make(name: str = "out", **given: Any) -> RenderRequest:
         settings = SamplingSettings(duration=given.pop("duration", 0.6), **given.pop("settings", {}))
-        values = {"out": str(tmp_path / name), "prompts": PROMPTS, "model": str(debug_model.directory), **given}
-        return RenderRequest(**{"device": "cpu", "settings": settings, **values})
+        prompts = [one if isinstance(one, Prompt) else Prompt(prompt=one) for one in given.pop("prompts", PROMPTS)]
+        values = {"out": str(tmp_path / name), "model": str(debug_model.directory), "spectrograms": False, **given}
+        return RenderRequest(**{"device": "cpu", "settings": settings, "prompts": prompts, **values})
 
     return make
 
@@ -60,15 +64,11 @@ def codes_of(wav: str) -> np.ndarray:
 def test_each_prompt_becomes_a_wav_and_its_description(request_for: Any, tmp_path: Path) -> None:
     pieces: list[Rendered] = []
     rendered = render(request_for(), on_piece=pieces.append)
-    assert names_in(tmp_path / "out") == [f"generated_00{i}.{kind}" for i in (0, 1) for kind in ("json", "wav")]
-    assert (
-        rendered
-        == pieces
-        == [
-            Rendered(str(tmp_path / "out" / f"generated_00{i}.wav"), prompt, 0.6, False)
-            for i, prompt in enumerate(PROMPTS)
-        ]
-    )
+    files = [f"generated_00{i}.{kind}" for i in (0, 1) for kind in ("json", "wav")]
+    assert names_in(tmp_path / "out") == [*files, "index.html"]
+    wavs = [str(tmp_path / "out" / f"generated_00{i}.wav") for i in (0, 1)]
+    assert rendered == pieces == [Rendered(wavs[i], PROMPTS[i], i, 0.6, False) for i in (0, 1)]
+    assert page_of(rendered) == str(tmp_path / "out" / "index.html")
 
 
 def test_the_music_is_32_khz_mono_at_minus_14_lufs(request_for: Any) -> None:
@@ -99,7 +99,7 @@ def test_the_sidecar_tells_how_to_make_the_piece_again(request_for: Any, adapter
 
 def test_codes_are_kept_where_asked(request_for: Any, tmp_path: Path) -> None:
     (piece,) = render(request_for(prompts=PROMPTS[:1], save_codes=True))
-    assert names_in(tmp_path / "out") == ["generated_000.json", "generated_000.npy", "generated_000.wav"]
+    assert names_in(tmp_path / "out") == [*(f"generated_000.{kind}" for kind in ("json", "npy", "wav")), "index.html"]
     assert (codes_of(piece.wav).dtype, codes_of(piece.wav).shape) == (np.uint16, (4, 30))
 
 
@@ -138,18 +138,97 @@ def test_compare_renders_the_base_and_then_the_adapter_from_the_same_stream(requ
 def test_a_second_copy_and_a_remote_place_get_every_file(request_for: Any, tmp_path: Path) -> None:
     out = f"memory://{tmp_path.name}/out"
     render(request_for(out=out, prompts=PROMPTS[:1], save_codes=True, copy_to=str(tmp_path / "copy")))
-    expected = ["generated_000.json", "generated_000.npy", "generated_000.wav"]
+    expected = [*(f"generated_000.{kind}" for kind in ("json", "npy", "wav")), "index.html"]
     remote = storage.as_path(out)
     assert sorted(path.name for path in remote.iterdir()) == names_in(tmp_path / "copy") == expected
     assert all((remote / name).read_bytes() == (tmp_path / "copy" / name).read_bytes() for name in expected)
 
 
 def test_told_to_stop_it_keeps_the_pieces_that_are_finished(request_for: Any, tmp_path: Path) -> None:
-    steps: list[tuple[int, int, int]] = []
+    told: list[tuple[int, int, str]] = []
     with pytest.raises(Cancelled):
-        render(request_for(), lambda *step: steps.append(step), cancelled=lambda: (1, 5, 33) in steps)
-    assert steps == [(0, step, 33) for step in range(1, 34)] + [(1, step, 33) for step in range(1, 6)]
-    assert names_in(tmp_path / "out") == ["generated_000.json", "generated_000.wav"]
+        render(request_for(), lambda *one: told.append(one), cancelled=lambda: len(told) == 38)  # of 33 steps each
+    assert [text for _, _, text in told] == 33 * ["piece 1 of 2"] + 5 * ["piece 2 of 2"]
+    frames = [done for done, _, _ in told]
+    assert frames == sorted(frames) and frames[32] == 30 and {total for _, total, _ in told} == {60}
+    assert names_in(tmp_path / "out") == ["generated_000.json", "generated_000.wav", "index.html"]
+
+
+# Many pieces
+
+
+def test_each_prompt_may_have_its_own_duration_and_seed(request_for: Any) -> None:
+    prompts = [Prompt(prompt=PROMPTS[0], duration=0.4, seed=5), Prompt(prompt=PROMPTS[0]), Prompt(prompt=PROMPTS[0])]
+    pieces = render(request_for(prompts=prompts))
+    sidecars = [sidecar_of(piece.wav) for piece in pieces]
+    assert [(one["duration"], one["seed"]) for one in sidecars] == [(0.4, 5), (0.6, 0), (0.6, 0)]
+    assert [one["sampling"]["duration"] for one in sidecars] == [0.4, 0.6, 0.6]
+    assert len({one["stream"] for one in sidecars}) == 3
+    alone = render(request_for("alone", prompts=PROMPTS[:1], duration=0.4, settings={"seed": 5}))
+    assert Path(alone[0].wav).read_bytes() == Path(pieces[0].wav).read_bytes()
+
+
+def test_variations_are_other_pieces_of_the_same_prompt_and_the_first_is_the_usual_one(request_for: Any) -> None:
+    pieces = render(request_for(variations=3))
+    assert [(piece.prompt, sidecar_of(piece.wav)["variation"]) for piece in pieces] == [
+        (prompt, variation) for prompt in PROMPTS for variation in range(3)
+    ]
+    assert len({Path(piece.wav).read_bytes() for piece in pieces}) == 6
+    usual = render(request_for("usual"))
+    assert [Path(piece.wav).read_bytes() for piece in usual] == [Path(pieces[i].wav).read_bytes() for i in (0, 3)]
+
+
+def test_a_batch_that_is_not_full_is_filled_up_and_gives_the_same_codes(request_for: Any) -> None:
+    alone = render(request_for("alone", save_codes=True))
+    batched = render(request_for("batched", save_codes=True, batch_size=4))
+    for one, other in zip(alone, batched, strict=True):
+        assert np.array_equal(codes_of(one.wav), codes_of(other.wav))
+    assert [sidecar_of(piece.wav)["engine_batch_size"] for piece in batched] == [4, 4]
+
+
+def test_a_piece_goes_on_from_a_wav_of_any_rate_and_says_so(request_for: Any, tmp_path: Path) -> None:
+    wav = tmp_path / "given.wav"
+    soundfile.write(wav, 0.5 * np.sin(np.arange(22_050) / 10), 44_100)  # 0.5 s
+    (piece,) = render(request_for(prompts=PROMPTS[:1], continue_from=str(wav), save_codes=True, duration=0.8))
+    (again,) = render(request_for("again", prompts=PROMPTS[:1], save_codes=True, duration=0.8))
+    assert (piece.seconds, sidecar_of(piece.wav)["continued_from"]) == (0.8, str(wav))
+    assert sidecar_of(again.wav)["continued_from"] is None
+    assert not np.array_equal(codes_of(piece.wav), codes_of(again.wav))
+    samples, _ = soundfile.read(piece.wav)
+    assert soundfile.info(piece.wav).frames == 25_600 and np.isfinite(samples).all()
+
+
+def test_what_cannot_be_continued_is_named(request_for: Any, tmp_path: Path) -> None:
+    (tmp_path / "text.wav").write_text("no sound")
+    soundfile.write(tmp_path / "long.wav", 0.1 * np.ones(32_000), 32_000)
+    for name, found in (("gone.wav", "can't be continued"), ("text.wav", "not decodable"), ("long.wav", "lasts 1 s")):
+        with pytest.raises(ConfigError, match=found) as refused:
+            render(request_for(continue_from=str(tmp_path / name)))
+        assert name in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_flac_mp3_and_a_picture_come_beside_the_wav_where_asked(request_for: Any, tmp_path: Path) -> None:
+    render(request_for(prompts=PROMPTS[:1], formats=("flac", "mp3"), spectrograms=True))
+    kinds = ("flac", "json", "mp3", "png", "wav")
+    assert names_in(tmp_path / "out") == [*(f"generated_000.{kind}" for kind in kinds), "index.html"]
+
+
+def test_memory_decides_how_many_pieces_a_gpu_makes_side_by_side(
+    request_for: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU whose memory holds the caches of nine pieces, though the steps run here."""
+    sizes: list[int] = []
+    own = rendering.Engine.generate
+
+    def generate(self: Any, prompts: Any, *given: Any, **named: Any) -> Any:
+        sizes.append(len(prompts))
+        return own(self, prompts, *given, **named)
+
+    monkeypatch.setattr(rendering.Engine, "generate", generate)
+    monkeypatch.setattr(rendering._Rendering, "_size_for", lambda self, engine, left, frames: fitting_size(left, 9))
+    pieces = render(request_for(variations=5, duration=0.1))
+    assert sizes == [8, 8] and len(pieces) == 10
 
 
 # What is refused
@@ -174,24 +253,3 @@ def test_an_adapter_of_another_model_is_refused(request_for: Any, adapter: Path,
     with pytest.raises(AdapterError, match="was trained on facebook/musicgen-small"):
         render(request_for(adapter=str(tmp_path / "other_lora.pt")))
     assert not (tmp_path / "out").exists()
-
-
-def test_prompts_come_from_a_file_one_a_line(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.txt"
-    path.write_text("slow piano\n\n  Blasmusik für Anfänger  \n", encoding="utf-8")
-    assert read_prompts(str(path)) == ["slow piano", "Blasmusik für Anfänger"]
-
-
-@pytest.mark.parametrize("content", [None, b"", b"\n \n", b"\xff\xfe\x00"], ids=["missing", "empty", "blank", "binary"])
-def test_a_file_without_prompts_is_named(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "prompts.txt"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ConfigError, match=str(path)):
-        read_prompts(str(path))
-
-
-def test_a_spectrogram_is_drawn(request_for: Any, tmp_path: Path) -> None:
-    (piece,) = render(dataclasses.replace(request_for(), prompts=PROMPTS[:1]))
-    plot_spectrogram(piece.wav, tmp_path / "spectrogram.png", "slow piano")
-    assert (tmp_path / "spectrogram.png").read_bytes().startswith(b"\x89PNG")

@@ -16,7 +16,9 @@ import torch
 from musicgen_core.config import DEFAULT_PROMPTS, SamplingSettings, TrainSettings
 from musicgen_core.errors import Cancelled
 from musicgen_core.generation.engine import Engine
-from musicgen_core.generation.render import RenderRequest, render
+from musicgen_core.generation.prompts import Prompt
+from musicgen_core.generation.render import render
+from musicgen_core.generation.request import RenderRequest
 from musicgen_core.training.distributed import World
 from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.samples import sample_prompts
@@ -58,7 +60,8 @@ def test_each_epoch_leaves_a_sample_a_prompt_and_the_base_model_the_first(sample
 def test_a_sample_is_what_generate_would_render(sampled: TrainRequest, tmp_path: Path, epoch: int) -> None:
     adapter = str(Path(sampled.run_dir) / "lora_weights" / "final_lora.pt") if epoch else None
     settings = SamplingSettings(duration=0.4, seed=sampled.settings.seed)
-    pieces = render(RenderRequest(str(tmp_path / "out"), PROMPTS, sampled.model, settings, adapter, device="cpu"))
+    prompts = [Prompt(prompt=text) for text in PROMPTS]
+    pieces = render(RenderRequest(str(tmp_path / "out"), prompts, sampled.model, settings, adapter, device="cpu"))
     for i, piece in enumerate(pieces):
         expected, _ = soundfile.read(piece.wav)
         found, _ = soundfile.read(Path(sampled.run_dir) / "samples" / f"epoch_00{epoch}_0{i}.wav")

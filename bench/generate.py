@@ -1,0 +1,224 @@
+"""Music from prompts on random weights of a real shape: this project, audiocraft, Hugging Face.
+
+    python -m bench.random_large LARGE
+    python -m bench.generate LARGE [--subjects …] [--batches 1 8 32] [--seconds 30]
+
+Each generates codes with top-k 250 and a guidance of 3, in bf16 on a GPU, and decodes them to audio. A first, short
+piece of the same batch is made before the clock starts: compiling is reported by itself. Hugging Face's model is of
+the same shape with weights of its own. Ends with how far logits of bf16 and of 8-bit weights are from those of fp32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from musicgen_core.audiocraft_compat import import_audiocraft
+from musicgen_core.codec import Codec
+from musicgen_core.codes import CODEBOOKS, FRAME_RATE, SAMPLE_RATE
+from musicgen_core.config import SamplingSettings
+from musicgen_core.devices import pick_device
+from musicgen_core.generation.engine import Engine, decodes_fast, frames_of
+from musicgen_core.model.decoder import TextCondition
+from musicgen_core.model.lora import load_merged
+from musicgen_core.model.text import TextEncoder
+from musicgen_core.model.weights import TEXT_ENCODER, BaseModel, find_model
+
+PROMPT = "an upbeat electronic dance track with a strong bass line and bright synthesizers, 128 bpm"
+SHORT_SECONDS = 1.0
+GUIDANCE = 3.0
+Make = Callable[[int, float], Any]
+"""Pieces side by side and seconds of each → their audio"""
+
+
+def project(model: BaseModel, device: torch.device, bits: int = 16) -> Make:
+    engine = Engine(
+        load_merged(model, None, device, _half(device)), TextEncoder(model.text_encoder, device), GUIDANCE, bits
+    )
+    codec = Codec(model, device)
+
+    def make(batch: int, seconds: float) -> Any:
+        codes = engine.generate([PROMPT] * batch, SamplingSettings(duration=seconds), range(batch))
+        return codec.decode(torch.stack(codes))
+
+    return make
+
+
+def audiocraft(model: BaseModel, device: torch.device) -> Make:
+    loaders = import_audiocraft("audiocraft.models.loaders")
+    names = {"t5-small", "t5-base"}
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # its T5 by a name that it knows
+        for name in names:
+            Path(name).symlink_to(model.directory / TEXT_ENCODER)
+        lm = loaders.load_lm_model(str(model.directory), device=str(device))
+    codec = loaders.load_compression_model(str(model.directory), device=str(device))
+    musicgen = import_audiocraft("audiocraft.models").MusicGen("random", codec, lm.to(_half(device)), max_duration=30)
+
+    def make(batch: int, seconds: float) -> Any:
+        musicgen.set_generation_params(duration=seconds, top_k=250, cfg_coef=GUIDANCE)
+        return musicgen.generate([PROMPT] * batch)
+
+    return make
+
+
+def huggingface(model: BaseModel, device: torch.device, cache: str | None) -> Make:
+    from transformers import EncodecConfig, MusicgenConfig, MusicgenDecoderConfig, MusicgenForConditionalGeneration
+    from transformers import T5Config as TextConfig
+
+    shape = load_merged(model, None, "meta", torch.float32).config
+    decoder = MusicgenDecoderConfig(
+        vocab_size=2048,
+        hidden_size=shape.dim,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        ffn_dim=shape.ffn_dim,
+        num_codebooks=CODEBOOKS,
+    )
+    codec = EncodecConfig(
+        sampling_rate=SAMPLE_RATE,
+        upsampling_ratios=[8, 5, 4, 4],
+        codebook_size=2048,
+        target_bandwidths=[2.2],
+        num_filters=64,
+        hidden_size=128,
+        codebook_dim=128,
+        use_causal_conv=False,
+    )
+    text = TextConfig.from_pretrained(model.directory / TEXT_ENCODER)
+    config = MusicgenConfig(text_encoder=text.to_dict(), audio_encoder=codec.to_dict(), decoder=decoder.to_dict())
+    with torch.device(device):
+        hf: Any = MusicgenForConditionalGeneration(config)
+    hf = hf.to(_half(device)).eval()
+    tokenizer = TextEncoder(model.text_encoder, device).tokenizer
+
+    def make(batch: int, seconds: float) -> Any:
+        inputs = tokenizer([PROMPT] * batch, return_tensors="pt").to(device)
+        more = {"cache_implementation": cache} if cache else {}
+        steps = frames_of(seconds) + CODEBOOKS - 1
+        return hf.generate(**inputs, do_sample=True, guidance_scale=GUIDANCE, max_new_tokens=steps, top_k=250, **more)
+
+    return make
+
+
+SUBJECTS: dict[str, Callable[[BaseModel, torch.device], Make]] = {
+    "project": project,
+    "project, 8-bit weights": partial(project, bits=8),
+    "audiocraft": audiocraft,
+    "Hugging Face, dynamic cache": partial(huggingface, cache=None),
+    "Hugging Face, static cache": partial(huggingface, cache="static"),
+}
+
+
+def measure(make: Make, batch: int, seconds: float, device: torch.device) -> str:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    first = _timed(partial(make, batch, min(SHORT_SECONDS, seconds)), device)
+    taken = _timed(partial(make, batch, seconds), device)
+    peak = f"{torch.cuda.max_memory_reserved() / 2**30:.1f}" if device.type == "cuda" else ""
+    step_ms = 1000 * taken / (seconds * FRAME_RATE)
+    return f"{taken:.2f} | {batch * seconds / taken:.1f} | {step_ms:.2f} | {first:.1f} | {peak}"
+
+
+def _timed(make: Callable[[], Any], device: torch.device) -> float:
+    started = time.perf_counter()
+    with torch.inference_mode():
+        make()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+@torch.inference_mode()
+def distances(model: BaseModel, device: torch.device, steps: int = 200) -> list[str]:
+    """Of the guided steps' logits from those of fp32 over the same random codes: ‖difference‖ / ‖fp32's‖, and flips."""
+    text = TextEncoder(model.text_encoder, device).encode([PROMPT])
+    both = TextCondition(torch.cat([text.states, 0 * text.states]), torch.cat([text.mask, 0 * text.mask]).bool())
+    codes = torch.randint(2048, (1, CODEBOOKS, steps), generator=torch.Generator().manual_seed(0)).to(device)
+    expected = _logits(model, device, torch.float32, 16, both, codes)
+    kinds = {
+        "bf16, eager": (torch.bfloat16, None),
+        "bf16, kernels": (torch.bfloat16, 16),
+        "8 bits, kernels": (torch.bfloat16, 8),
+    }
+    lines = []
+    for name, (dtype, bits) in kinds.items():
+        if bits is not None and device.type != "cuda":
+            continue
+        found = _logits(model, device, dtype, bits, both, codes)
+        distance = ((found - expected).norm() / expected.norm()).item()
+        same = (found.argmax(-1) == expected.argmax(-1)).float().mean().item()
+        lines.append(f"| {name} | {distance:.4f} | {100 * same:.1f} % |")
+    return lines
+
+
+def _logits(
+    model: BaseModel,
+    device: torch.device,
+    dtype: torch.dtype,
+    bits: int | None,
+    text: TextCondition,
+    codes: torch.Tensor,
+) -> torch.Tensor:
+    """[steps, 2, K, cardinality], teacher forced: every step reads the given codes."""
+    lm = load_merged(model, None, device, dtype)
+    steps = codes.shape[-1] - CODEBOOKS
+    found = []
+    if bits is None or not decodes_fast(lm.enc_to_dec_proj.weight):
+        caches, mask = lm.new_cache(text, steps)
+        for at in range(steps):
+            column = codes[:, :, at : at + 1]
+            found.append(lm.step(torch.cat([column, column]), caches, mask, at).float().cpu())
+    else:
+        from musicgen_core.generation.decoding import Decoding
+
+        decoding = Decoding(lm, steps, bits)
+        session = decoding.begin(text, codes[:, :, : steps + 1].clone())
+        for at in range(steps):
+            session.position.fill_(at)
+            found.append(decoding.step(session).float().cpu())
+    return torch.stack(found)
+
+
+def _half(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", help="a directory that bench.random_large made, or debug")
+    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+    device, model = pick_device(arguments.device), find_model(arguments.model)
+    rows = []
+    for name in arguments.subjects:
+        try:
+            make = SUBJECTS[name](model, device)
+            for batch in arguments.batches:
+                rows.append(f"| {name} | {batch} | {measure(make, batch, arguments.seconds, device)} |")
+                print(rows[-1], flush=True)
+            del make
+        except Exception as error:  # a peer that can't do it is a row, too
+            rows.append(f"| {name} | | {type(error).__name__}: {str(error).splitlines()[0]} |")
+            print(rows[-1], flush=True)
+        gc.collect()
+        torch.cuda.empty_cache()
+    far = distances(model, device)
+    print("\n| what | pieces | s | × real time | ms a step | first, with compiling, s | GiB |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |", *rows, sep="\n")
+    print("\n| logits of | distance from fp32 | same greedy codes |\n| --- | ---: | ---: |", *far, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

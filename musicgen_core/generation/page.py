@@ -1,0 +1,151 @@
+"""`index.html`: every piece of a folder, to be heard side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.generation.spectrogram import PICTURE_SIZE
+
+Sidecar = Mapping[str, Any]
+_SHOWN_ELSEWHERE = ("duration", "seed")  # of the sampling settings: beside each piece
+
+
+@dataclass(frozen=True)
+class _Version:
+    """One way in which a prompt was rendered."""
+
+    stem: str
+    label: str
+    facts: list[str]
+    links: dict[str, str]
+    """Endings of its files that exist → relative URLs."""
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A prompt and everything rendered from it with one seed."""
+
+    text: str
+    versions: list[_Version]
+
+
+def write_index(out: storage.Location, pieces: Sequence[tuple[str, Sidecar]]) -> UPath:
+    """Write `OUT/index.html`, which plays the pieces beside it, a row a prompt → its path.
+
+    Args:
+        pieces: stems and sidecars in the order to show them. What a sidecar doesn't have isn't shown.
+    """
+    folder = storage.as_path(out)
+    if not storage.is_local(folder):
+        folder.fs.invalidate_cache(folder.path)  # another process may have written beside an older listing
+    files = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    common = _common([_sampling(sidecar) for _, sidecar in pieces])
+    adapters = _distinct(_adapter(sidecar["adapter"]) for _, sidecar in pieces if sidecar.get("adapter"))
+    models = _distinct(str(sidecar["model"]) for _, sidecar in pieces if sidecar.get("model"))
+    facts = {"Model": models, "Adapter": adapters, "Sampling": _words(common)}
+    page = _template().render(
+        prompts=_group(pieces, common, files, many_adapters=len(adapters) > 1),
+        count=len(pieces),
+        facts={name: values for name, values in facts.items() if values},
+        picture=PICTURE_SIZE,
+    )
+    storage.write_text(folder / "index.html", page)
+    return folder / "index.html"
+
+
+def _template() -> Template:
+    loader = PackageLoader("musicgen_core.generation", package_path="")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("index.html.j2")
+
+
+def _group(
+    pieces: Sequence[tuple[str, Sidecar]], common: Mapping[str, Any], files: set[str], many_adapters: bool
+) -> list[_Prompt]:
+    """Pieces with the same prompt and seed → a row for each, in order of their first pieces."""
+    groups: dict[tuple[str, str], list[tuple[str, Sidecar]]] = {}
+    for stem, sidecar in pieces:
+        key = (str(sidecar.get("prompt") or ""), str(sidecar.get("seed")))
+        groups.setdefault(key, []).append((stem, sidecar))
+    prompts = []
+    for (text, _), members in groups.items():
+        varied = len({str(sidecar.get("variation")) for _, sidecar in members}) > 1
+        versions = [
+            _Version(stem, _label(sidecar, varied, many_adapters), _facts(sidecar, common), _links(stem, files))
+            for stem, sidecar in members
+        ]
+        prompts.append(_Prompt(text, versions))
+    return prompts
+
+
+def _links(stem: str, files: set[str]) -> dict[str, str]:
+    names = {ending: f"{stem}.{ending}" for ending in ("wav", "flac", "mp3", "png", "json")}
+    return {ending: f"./{quote(name)}" for ending, name in names.items() if name in files}
+
+
+def _label(sidecar: Sidecar, varied: bool, many_adapters: bool) -> str:
+    adapter, variation = sidecar.get("adapter"), sidecar.get("variation")
+    label = "Base model"
+    if adapter:
+        label = _adapter(adapter) if many_adapters else "With adapter"
+    return f"{label}, variation {variation + 1}" if varied and isinstance(variation, int) else label
+
+
+def _facts(sidecar: Sidecar, common: Mapping[str, Any]) -> list[str]:
+    """What is told of one piece: what isn't the same for all."""
+    duration, seed, before = sidecar.get("duration"), sidecar.get("seed"), sidecar.get("continued_from")
+    facts = [f"{duration:.1f} s"] if isinstance(duration, int | float) else []
+    facts += [] if seed is None else [f"seed {seed}"]
+    facts += [f"continues {_file_name(before)}"] if before else []
+    own = {name: value for name, value in _sampling(sidecar).items() if name not in common}
+    return facts + _words(own)
+
+
+def _adapter(adapter: Any) -> str:
+    if not isinstance(adapter, Mapping):
+        return str(adapter)
+    words = [_file_name(adapter.get("path", "?"))]
+    words += [f"{name.removeprefix('global_')} {adapter[name]}" for name in ("epoch", "global_step") if name in adapter]
+    return ", ".join(words)
+
+
+def _sampling(sidecar: Sidecar) -> dict[str, Any]:
+    settings = sidecar.get("sampling")
+    settings = settings if isinstance(settings, Mapping) else {}
+    return {name: value for name, value in settings.items() if name not in _SHOWN_ELSEWHERE and value is not None}
+
+
+def _common(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Those that are the same everywhere."""
+    first = settings[0] if settings else {}
+    return {name: value for name, value in first.items() if all(other.get(name) == value for other in settings)}
+
+
+def _words(settings: Mapping[str, Any]) -> list[str]:
+    """Settings in words: what is off is left out."""
+    words = []
+    for name, value in settings.items():
+        shown = name.replace("_", "-")
+        if value is True:
+            words.append(shown)
+        elif value is not False and (name, value) != ("top_p", 0):
+            words.append(f"{shown} {value:g}" if isinstance(value, float) else f"{shown} {value}")
+    return words
+
+
+def _distinct(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def _file_name(path: Any) -> str:
+    return PurePosixPath(str(path)).name

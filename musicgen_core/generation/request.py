@@ -1,0 +1,65 @@
+"""What a rendering is asked for, and what it came to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from musicgen_core.config import Format, SamplingSettings
+from musicgen_core.generation.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class RenderRequest:
+    """What to render, with what, and where to.
+
+    Attributes:
+        out: the directory for the files.
+        model: `debug`, a directory or a Hugging Face id.
+        adapter: a `*_lora.pt` or a run directory; None for the base model.
+        compare: render each prompt with the base model, too, from the same seed.
+        variations: pieces a prompt, each from a random stream of its own.
+        continue_from: a sound file that every piece goes on from, unless its prompt says another; or None.
+        formats: beside the wav.
+        save_codes: keep the codes as `.npy`, too.
+        batch_size: pieces side by side; None: one on a CPU, and of the engine's few sizes what fits a GPU.
+        weight_bits: 16 or, on a GPU with the kernels, 8.
+        copy_to: a place for a second copy, or None.
+    """
+
+    out: str
+    prompts: Sequence[Prompt]
+    model: str
+    settings: SamplingSettings = field(default_factory=SamplingSettings)
+    adapter: str | None = None
+    compare: bool = False
+    variations: int = 1
+    continue_from: str | None = None
+    formats: Sequence[Format] = ()
+    spectrograms: bool = True
+    save_codes: bool = False
+    batch_size: int | None = None
+    weight_bits: int = 16
+    device: str = "auto"
+    copy_to: str | None = None
+
+    @property
+    def pieces_a_prompt(self) -> int:
+        return self.variations * (2 if self.compare else 1)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One piece of music: its wav's path, its prompt and the prompt's number, seconds, whether the adapter played."""
+
+    wav: str
+    prompt: str
+    prompt_number: int
+    seconds: float
+    with_adapter: bool
+
+
+def page_of(pieces: Sequence[Rendered]) -> str:
+    """The page that plays them all."""
+    folder, _, _ = pieces[0].wav.rpartition("/")
+    return f"{folder}/index.html"

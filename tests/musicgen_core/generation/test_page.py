@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.generation.page import write_index
+
+ADAPTER = {"path": "gs://bucket/runs/jazz/best_lora.pt", "sha256": "ab" * 32, "epoch": 4, "global_step": 1200}
+
+
+class Parsed(HTMLParser):
+    """The page as a reader sees it: texts by element, tags with their attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self._texts: list[tuple[str, list[str]]] = []
+        self._open: list[list[str]] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._texts.append((tag, []))
+        if tag not in ("meta", "link", "img"):
+            self._open.append(self._texts[-1][1])
+
+    def handle_endtag(self, tag: str) -> None:
+        self._open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self._open:
+            self._open[-1].append(data)
+
+    def texts(self, tag: str) -> list[str]:
+        return ["".join(parts) for name, parts in self._texts if name == tag]
+
+    def all_of(self, tag: str, attribute: str) -> list[str | None]:
+        return [attributes.get(attribute) for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(params=["local", "remote"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, bucket: UPath) -> UPath:
+    return storage.as_path(tmp_path) if request.param == "local" else bucket
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("page")
+
+
+def page_of(folder: Path | UPath, pieces: Sequence[tuple[str, Mapping[str, Any]]]) -> Parsed:
+    target = write_index(folder, pieces)
+    assert target == storage.as_path(folder) / "index.html"
+    return Parsed(target.read_text(encoding="utf-8"))
+
+
+def sidecar_of(prompt: str = "slow piano", seed: int = 0, **more: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "seed": seed, "duration": 30.0, "model": "debug", "adapter": None, **more}
+
+
+def touch(folder: UPath, *names: str) -> None:
+    for name in names:
+        (folder / name).write_bytes(b"")
+
+
+# Foreign text
+
+
+@settings(max_examples=150)
+@given(prompt=st.text(min_size=1) | st.text(alphabet="<>&\"'{}%#/!- sciptSCRIPT=\n\t", min_size=1))
+def test_any_prompt_is_shown_as_it_was_written_and_adds_no_tags(place: Path, prompt: str) -> None:
+    plain = page_of(place, [("a", sidecar_of())])
+    parsed = page_of(place, [("a", sidecar_of(prompt))])
+    lines = prompt.replace("\r\n", "\n").replace("\r", "\n")  # HTML knows one end of a line
+    assert parsed.texts("h2") == [lines if prompt.strip() else "(no prompt)"]
+    assert parsed.tags == plain.tags
+
+
+@given(text=st.text(alphabet="<>&\"'a/=#?% \u202e\u0627", min_size=1))
+@settings(max_examples=50)
+def test_no_other_text_of_a_sidecar_adds_tags(place: Path, text: str) -> None:
+    def sidecar(word: str) -> dict[str, Any]:
+        return {"model": word, "adapter": {"path": word, "epoch": word}, "sampling": {word: word}, "seed": word}
+
+    assert page_of(place, [("a", sidecar(text))]).tags == page_of(place, [("a", sidecar("word"))]).tags
+
+
+@given(
+    sidecar=st.dictionaries(
+        st.sampled_from(
+            ["prompt", "seed", "duration", "model", "adapter", "sampling", "variation", "continued_from", "more"]
+        ),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+            lambda values: st.lists(values, max_size=2) | st.dictionaries(st.text(max_size=5), values, max_size=2),
+            max_leaves=4,
+        ),
+    )
+)
+@settings(max_examples=150)
+def test_any_json_makes_a_page(place: Path, sidecar: dict[str, Any]) -> None:
+    page_of(place, [("generated_000", sidecar), ("generated_001", {})])
+
+
+# What is shown
+
+
+def test_the_versions_of_a_prompt_stand_side_by_side(folder: UPath) -> None:
+    touch(folder, *(f"{stem}.wav" for stem in "abcde"))
+    parsed = page_of(
+        folder,
+        [
+            ("a", sidecar_of("piano")),
+            ("b", sidecar_of("piano", adapter=ADAPTER)),
+            ("c", sidecar_of("drums")),
+            ("d", sidecar_of("drums", adapter=ADAPTER)),
+            ("e", sidecar_of("piano", seed=1)),
+        ],
+    )
+    assert parsed.texts("h2") == ["piano", "drums", "piano"]
+    assert parsed.texts("h3") == ["Base model", "With adapter", "Base model", "With adapter", "Base model"]
+    assert parsed.all_of("audio", "src") == ["./a.wav", "./b.wav", "./c.wav", "./d.wav", "./e.wav"]
+    assert [name for name in parsed.all_of("section", "class") if name] == ["prompt wide", "prompt wide", "prompt"]
+
+
+def test_versions_of_one_prompt_stand_together_wherever_they_come_from(place: Path) -> None:
+    parsed = page_of(place, [("a", sidecar_of("piano")), ("b", sidecar_of("drums")), ("c", sidecar_of("piano"))])
+    assert parsed.texts("h2") == ["piano", "drums"]
+    assert [text.split(" · ")[0] for text in parsed.texts("p")[1:]] == ["a", "c", "b"]
+
+
+def test_variations_are_counted_where_there_are_several(place: Path) -> None:
+    pieces = [(str(number), sidecar_of("piano", variation=number)) for number in range(3)]
+    assert page_of(place, pieces).texts("h3") == [f"Base model, variation {number}" for number in (1, 2, 3)]
+    assert page_of(place, pieces[:1]).texts("h3") == ["Base model"]
+
+
+def test_several_adapters_are_told_apart(place: Path) -> None:
+    later = {**ADAPTER, "epoch": 5, "global_step": 1500}
+    parsed = page_of(place, [("a", sidecar_of(adapter=ADAPTER)), ("b", sidecar_of(adapter=later))])
+    assert parsed.texts("h3") == ["best_lora.pt, epoch 4, step 1200", "best_lora.pt, epoch 5, step 1500"]
+
+
+def test_the_head_tells_what_is_the_same_for_all_and_each_piece_what_is_its_own(place: Path) -> None:
+    sampling = {"duration": 30.0, "seed": 0, "greedy": False, "top_k": 250, "top_p": 0.0, "guidance": None}
+    first = sidecar_of(sampling={**sampling, "temperature": 1.0}, adapter=ADAPTER)
+    second = sidecar_of("drums", 5, sampling={**sampling, "temperature": 0.5}, continued_from="/music/intro.wav")
+    parsed = page_of(place, [("a", first), ("b", {**second, "duration": 12.34})])
+    assert dict(zip(parsed.texts("dt"), parsed.texts("dd"), strict=True)) == {
+        "Model": "debug",
+        "Adapter": "best_lora.pt, epoch 4, step 1200",
+        "Sampling": "top-k 250",
+    }
+    assert parsed.texts("p") == [
+        "2 pieces from 2 prompts",
+        "a · 30.0 s · seed 0 · temperature 1",
+        "b · 12.3 s · seed 5 · continues intro.wav · temperature 0.5",
+    ]
+
+
+# What is linked to
+
+
+def test_only_files_that_exist_are_linked_to(folder: UPath) -> None:
+    touch(folder, "a.wav", "a.json", "a.flac", "a.png", "ab.mp3", "b.wav", "b.mp3")
+    parsed = page_of(folder, [("a", sidecar_of()), ("b", sidecar_of("drums")), ("c", sidecar_of("bass"))])
+    assert parsed.all_of("a", "href") == ["./a.png", "./a.wav", "./a.flac", "./a.json", "./b.wav", "./b.mp3"]
+    assert parsed.all_of("audio", "src") == ["./a.wav", "./b.wav"]
+    assert parsed.all_of("img", "src") == ["./a.png"]
+
+
+def test_a_file_written_after_the_last_page_is_linked_to_by_the_next(folder: UPath) -> None:
+    assert page_of(folder, [("a", sidecar_of())]).all_of("audio", "src") == []
+    touch(folder, "a.wav")
+    assert page_of(folder, [("a", sidecar_of())]).all_of("audio", "src") == ["./a.wav"]
+
+
+@pytest.mark.parametrize("stem", ["a b", "50%#1?", "http:x", "música&\"'<b>", "%41"])
+def test_a_link_leads_to_its_file_whatever_its_name(tmp_path: Path, stem: str) -> None:
+    touch(storage.as_path(tmp_path), f"{stem}.wav")
+    (link,) = page_of(tmp_path, [(stem, sidecar_of())]).all_of("audio", "src")
+    parts = urlsplit(str(link))
+    assert not (parts.scheme or parts.netloc or parts.query or parts.fragment)
+    assert (tmp_path / unquote(parts.path)).exists()
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_loads_no_music_by_itself(folder: UPath) -> None:
+    touch(folder, "a.wav", "a.png", "a.json")
+    parsed = page_of(folder, [("a", sidecar_of())])
+    places = [value for _, attributes in parsed.tags for name, value in attributes.items() if name in ("src", "href")]
+    assert places and all(str(place).startswith(("./a.", "data:,")) for place in places)
+    assert not any("url(" in text or "@import" in text for text in parsed.texts("style"))
+    assert parsed.all_of("audio", "preload") == ["none"]
+    assert parsed.all_of("img", "loading") == ["lazy"]
+
+
+def test_a_rendering_without_a_piece_has_a_page_too(folder: UPath) -> None:
+    assert page_of(folder / "new", []).texts("p") == ["0 pieces from 0 prompts"]

@@ -1,0 +1,63 @@
+"""Which pieces are made, and which of them side by side."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from musicgen_core.generation.plan import (
+    ENGINE_BATCH_SIZES,
+    PlannedPiece,
+    batches,
+    bytes_of_caches,
+    fitting_size,
+)
+from musicgen_core.generation.prompts import Prompt
+from musicgen_core.model.decoder import DecoderConfig
+
+LARGE = DecoderConfig(dim=2048, layers=48, heads=32, ffn_dim=8192, text_dim=1024)
+
+
+def piece(number: int, known: int, frames: int) -> PlannedPiece:
+    codes = torch.zeros(4, known, dtype=torch.int64)
+    return PlannedPiece(number, number, Prompt(prompt="jazz"), 0, 0, number, known + frames, codes)
+
+
+@given(
+    shapes=st.lists(st.tuples(st.sampled_from([0, 25, 50]), st.integers(1, 2000)), max_size=60),
+    fitting=st.integers(0, 40),
+)
+def test_every_piece_is_in_one_batch_with_pieces_that_begin_with_as_much(
+    shapes: list[tuple[int, int]], fitting: int
+) -> None:
+    pieces = [piece(number, *shape) for number, shape in enumerate(shapes)]
+    asked: list[tuple[int, int]] = []
+
+    def size_for(left: int, frames: int) -> int:
+        asked.append((left, frames))
+        return fitting_size(left, fitting)
+
+    made = list(batches(pieces, size_for))
+    assert sorted(one.number for batch in made for one in batch) == list(range(len(pieces)))
+    for batch, (left, frames) in zip(made, asked, strict=True):
+        assert 1 <= len(batch) <= fitting_size(left, fitting)
+        assert len({one.known.shape[-1] for one in batch}) == 1
+        assert [one.frames for one in batch] == sorted(one.frames for one in batch)
+        assert batch[-1].frames <= frames
+
+
+@given(pieces=st.integers(1, 200), fitting=st.integers(0, 100))
+def test_a_batch_is_the_smallest_of_the_few_sizes_that_holds_all_or_the_largest_that_fits(
+    pieces: int, fitting: int
+) -> None:
+    size = fitting_size(pieces, fitting)
+    assert size in ENGINE_BATCH_SIZES and size <= max(1, fitting)
+    larger = [other for other in ENGINE_BATCH_SIZES if size < other <= fitting]
+    smaller = [other for other in ENGINE_BATCH_SIZES if other < size]
+    assert size >= pieces or not larger
+    assert all(other < pieces for other in smaller)
+
+
+def test_a_piece_of_30_s_takes_a_gpu_1_1_gib_with_musicgen_large() -> None:
+    assert 1.1 < bytes_of_caches(LARGE, 1500) / 2**30 < 1.11
