@@ -104,8 +104,14 @@ def _check_registered(client: SyncPrefectClient) -> Iterator[Finding]:
     deployments = {deployment.name for deployment in client.read_deployments(limit=200)}
     yield _compare("deployments", DEPLOYMENTS, deployments, "the UI can't start them, commands work")
     wanted = [str(automation["name"]) for automation in read_automations()]
-    automations = [name for name in wanted if client.read_automations_by_name(name)]
-    yield _compare("automations", wanted, automations, "what crashes while nobody looks stays as it is")
+    without = "what crashes while nobody looks stays as it is"
+    found = {name: client.read_automations_by_name(name) for name in wanted}
+    paused = [name for name in wanted if found[name] and not any(automation.enabled for automation in found[name])]
+    if not paused or not all(found.values()):
+        yield _compare("automations", wanted, [name for name in wanted if found[name]], without)
+    if paused:
+        fix = "Switch them on again on the UI's Automations page, if nobody paused them on purpose"
+        yield Finding("automations", "warning", f"paused: {', '.join(paused)}; {without}", fix)
 
 
 def _compare(what: str, wanted: Sequence[str], there: Collection[str], without: str) -> Finding:

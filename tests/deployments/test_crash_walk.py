@@ -34,6 +34,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TITLES = [("event", "what the server shows", "lost"), ("---", "---", "---")]
 STEPS = 45
 KILL_AFTER = 8
+RESTART_SECONDS = 15  # as deployments/automations.yaml has it
 SILENT_SECONDS, STUCK_SECONDS = 45, 30  # instead of 600 and 300; Prefect allows no heartbeats faster than one in 30 s
 TRAINING = {
     "model": "debug",
@@ -55,6 +56,7 @@ class Site:
 
     folder: Path
     port: int
+    tokens: Path
     client: SyncPrefectClient = field(init=False)
     server: subprocess.Popen[bytes] = field(init=False)
     worker: subprocess.Popen[bytes] = field(init=False)
@@ -98,7 +100,7 @@ class Site:
             self.start_worker()
         deployment = self.client.read_deployment_by_name("train-lora/train-lora")
         directory = self.folder / "runs" / name
-        parameters = {**TRAINING, "tokens": str(self.folder / "tokens"), "run_dir": str(directory)}
+        parameters = {**TRAINING, "tokens": str(self.tokens), "run_dir": str(directory)}
         run = self.client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
         return Training(self, run, directory)
 
@@ -188,9 +190,9 @@ def shortened() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, demo_archives: Path) -> Iterator[Site]:
+def site(tmp_path_factory: pytest.TempPathFactory, demo_tokens: Path) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("walk")
-    site = Site(folder, free_port())
+    site = Site(folder, free_port(), demo_tokens)
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         for name, value in {
@@ -206,25 +208,12 @@ def site(tmp_path_factory: pytest.TempPathFactory, demo_archives: Path) -> Itera
         site.client = stack.enter_context(get_client(sync_client=True))
         register()
         ensure_automations(site.client, shortened())
-        tokenize(demo_archives, folder / "tokens")
         site.start_worker()
         yield site
         table = "\n".join(f"| {' | '.join(row)} |" for row in [*TITLES, *site.rows])
         print(f"\n{table}")
         if kept := os.environ.get("MUSICGEN_CRASH_WALK"):
             Path(kept).write_text(table + "\n")
-
-
-def tokenize(archives: Path, tokens: Path) -> None:
-    from musicgen_core import storage
-    from musicgen_core.codec import Codec
-    from musicgen_core.config import TokenizeSettings
-    from musicgen_core.model.weights import find_model
-    from musicgen_core.tokenizing import Tokenizer
-
-    tokenizer = Tokenizer(Codec(find_model("debug"), torch.device("cpu")), storage.as_path(tokens), TokenizeSettings())
-    for archive in sorted(archives.glob("*.zip")):
-        tokenizer.tokenize(storage.as_path(archive))
 
 
 @pytest.fixture(scope="module")
@@ -354,3 +343,37 @@ def test_a_run_goes_on_while_the_server_is_away(site: Site, undisturbed: dict[st
     training.wait_until("Completed")
     assert training.history() == ["Submitting", "Running", "Completed"]
     check_whole(training, undisturbed, "server stopped and started again", "nothing")
+
+
+def test_a_run_killed_while_the_server_is_away_is_found_out_once_it_is_back(
+    site: Site, undisturbed: dict[str, torch.Tensor]
+) -> None:
+    training = site.train("all-killed")
+    training.wait_for_steps()
+    site.server.terminate()
+    site.server.wait(timeout=60)
+    training.process().kill()
+    site.worker.kill()
+    lost = training.redone()
+    time.sleep(SILENT_SECONDS + 15)  # away for longer than a silence may be
+    site.start_server()
+    site.replace_worker()
+    training.wait_until("Completed")
+    assert training.history() == RESTARTED
+    check_whole(training, undisturbed, "server stopped, run and worker killed, server started again later", lost)
+
+
+def test_a_training_that_crashes_again_and_again_is_left_to_a_person_after_three_restarts(
+    site: Site, undisturbed: dict[str, torch.Tensor]
+) -> None:
+    training = site.train("cursed")
+    for crash in range(1, 5):
+        wait(lambda crash=crash: training.history().count("Running") == crash, f"start {crash}")  # type: ignore[misc]
+        training.process().kill()
+        wait(lambda crash=crash: training.history().count("Crashed") == crash, f"crash {crash}")  # type: ignore[misc]
+    time.sleep(RESTART_SECONDS + 20)  # long enough for the automation
+    round_trip = ["Submitting", "Running", "Crashed", "AwaitingRetry"]
+    assert training.history() == (4 * round_trip)[:-1]
+    site.client.set_flow_run_state(training.created.id, AwaitingRetry())
+    training.wait_until("Completed")
+    check_whole(training, undisturbed, "run killed four times, then Retry", "nothing; begun again")

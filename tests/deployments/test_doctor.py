@@ -463,6 +463,29 @@ class TestServer:
             finally:
                 client.delete_work_pool("gpu")
 
+    @pytest.mark.usefixtures("prefect_server")
+    def test_an_automation_that_is_paused_is_told(self) -> None:
+        from prefect.client.orchestration import get_client
+
+        from deployments.checks.server import look_at_server
+        from deployments.registering import ensure_automations, read_automations
+
+        def told() -> list[Finding]:
+            return [finding for finding in look_at_server().findings if finding.check == "automations"]
+
+        with get_client(sync_client=True) as client:
+            automations = read_automations()
+            ensure_automations(client, automations)
+            created = [one for spec in automations for one in client.read_automations_by_name(spec["name"])]
+            try:
+                assert [finding.level for finding in told()] == ["ok"]
+                client.pause_automation(created[0].id)
+                [finding] = told()
+                assert finding.level == "warning" and finding.found.startswith(f"paused: {automations[0]['name']};")
+            finally:
+                for one in created:
+                    client.delete_automation(one.id)
+
     def test_a_closed_port(self, capsys: pytest.CaptureFixture[str]) -> None:
         level, found = self.told("http://127.0.0.1:9/api", capsys)
         assert level == "problem" and found.startswith("nothing answers at http://127.0.0.1:9/api")

@@ -13,21 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from musicgen_core.config import TokenizeSettings
-from musicgen_core.storage import as_path
-from musicgen_core.tokenizing import Tokenizer
-
 pytestmark = pytest.mark.slow
-
-
-def tokens_of(archives: Path, target: Path) -> Path:
-    from musicgen_core.codec import Codec
-    from musicgen_core.model.weights import find_model
-
-    tokenizer = Tokenizer(Codec(find_model("debug")), as_path(target), TokenizeSettings(), None)
-    for archive in sorted(archives.glob("*.zip")):
-        tokenizer.tokenize(as_path(archive))
-    return target
 
 
 def in_session(session: int) -> list[int]:
@@ -42,11 +28,10 @@ def in_session(session: int) -> list[int]:
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_training_that_is_told_to_stop_saves_and_ends_its_server(
-    stop: signal.Signals, demo_archives: Path, tmp_path: Path
+    stop: signal.Signals, demo_tokens: Path, tmp_path: Path
 ) -> None:
-    tokens = tokens_of(demo_archives, tmp_path / "tokens")
-    command = [sys.executable, "-m", "deployments.cli", "train", str(tokens), str(tmp_path / "run"), "--model", "debug"]
-    options = ["--epochs", "500", "--segment-seconds", "1", "--full-models", "none"]
+    command = [sys.executable, "-m", "deployments.cli", "train", str(demo_tokens), str(tmp_path / "run")]
+    options = ["--model", "debug", "--epochs", "500", "--segment-seconds", "1", "--full-models", "none"]
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_API_URL": ""}
     process = subprocess.Popen(
         [*command, *options], start_new_session=True, stderr=subprocess.PIPE, text=True, env=environment

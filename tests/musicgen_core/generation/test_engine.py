@@ -20,6 +20,7 @@ from musicgen_core.errors import Cancelled, DeviceError
 from musicgen_core.generation.engine import Engine, window_bounds
 from musicgen_core.generation.streams import stream_seed
 from musicgen_core.model.decoder import TextCondition
+from musicgen_core.model.lora import Adapter, load_merged, merged_checkpoint
 from musicgen_core.model.pattern import delay
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
@@ -44,12 +45,15 @@ def exact_engine(debug_model: BaseModel) -> Engine:
 
 @pytest.fixture(scope="module")
 def exact_audiocraft(debug_model: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """audiocraft's LMModel of the same files in fp64."""
-    directory = tmp_path_factory.mktemp("audiocraft")
-    (directory / "t5-small").symlink_to(Path(debug_model.text_encoder))
+    return exact_audiocraft_of(debug_model, debug_model.lm_path, tmp_path_factory.mktemp("audiocraft"))
+
+
+def exact_audiocraft_of(model: BaseModel, file: Path, directory: Path) -> Any:
+    """audiocraft's LMModel of a checkpoint of the model's shape, in fp64."""
+    (directory / "t5-small").symlink_to(Path(model.text_encoder))
     loaders = import_audiocraft("audiocraft.models.loaders")
     with contextlib.chdir(directory):
-        lm = loaders.load_lm_model(str(debug_model.lm_path)).double()
+        lm = loaders.load_lm_model(str(file)).double()
     lm.condition_provider.conditioners["description"].t5.double()
     return lm.eval()
 
@@ -244,3 +248,20 @@ def test_windows_follow_on_each_other_see_the_overlap_and_reach_the_end(
 def test_8_bit_weights_are_refused_where_there_are_no_kernels_for_them(engine: Engine) -> None:
     with pytest.raises(DeviceError, match="8-bit weights need an NVIDIA GPU"):
         replace(engine, weight_bits=8).generate(PROMPTS[:1], SAMPLED, [0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapted", [False, True], ids=["base", "with an adapter"])
+def test_greedy_codes_are_audiocrafts_over_30_s(
+    debug_model: BaseModel, strong_adapter: Adapter, tmp_path: Path, exact_engine: Engine, adapted: bool
+) -> None:
+    """audiocraft reads the merged model from a file, as a training leaves it; here the adapter is merged at load."""
+    adapter = strong_adapter if adapted else None
+    file = debug_model.lm_path
+    if adapter is not None:
+        file = tmp_path / "merged.pt"
+        torch.save(merged_checkpoint(debug_model, adapter), file)
+    lm = exact_audiocraft_of(debug_model, file, tmp_path)
+    engine = replace(exact_engine, lm=load_merged(debug_model, adapter, "cpu", torch.float64))
+    codes = engine.generate(PROMPTS[1:2], SamplingSettings(duration=30, greedy=True), [0])
+    assert_same(codes, audiocraft_greedy(lm, PROMPTS[1], 1500))

@@ -19,22 +19,17 @@ from musicgen_core.generation.plan import fitting_size
 from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import render
 from musicgen_core.generation.request import Rendered, RenderRequest, page_of
-from musicgen_core.model.lora import Adapter, LoraSettings, adapter_state, add_lora, save_adapter
-from musicgen_core.model.weights import BaseModel, load_lm
+from musicgen_core.model.lora import Adapter, save_adapter
+from musicgen_core.model.weights import BaseModel
 
 PROMPTS = ("slow piano", "a fast breakbeat, 174 bpm")
 
 
 @pytest.fixture(scope="module")
-def adapter(debug_model: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def adapter(strong_adapter: Adapter, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory whose best adapter changes the music."""
-    settings = LoraSettings(4, 16)
-    generator = torch.Generator().manual_seed(0)
-    state = adapter_state(add_lora(load_lm(debug_model), settings))
-    lora = {name: 0.1 * torch.randn(tensor.shape, generator=generator) for name, tensor in state.items()}
     run_dir = tmp_path_factory.mktemp("run")
-    best = Adapter(lora, settings.plain(), 3, 42, 6.5, debug_model.identity)
-    save_adapter(best, storage.as_path(run_dir / "lora_weights" / "best_lora.pt"))
+    save_adapter(strong_adapter, storage.as_path(run_dir / "lora_weights" / "best_lora.pt"))
     return run_dir
 
 
