@@ -24,7 +24,7 @@ from tasks.keys import export_secrets
 def generate_music(
     *,
     output: Output = None,
-    prompts: Annotated[list[str] | None, Field(description="Texts to make music from, one piece each")] = None,
+    prompts: Annotated[list[str] | None, Field(description="Texts to make music from")] = None,
     prompts_file: Annotated[
         str | None,
         Field(
@@ -55,7 +55,13 @@ def generate_music(
         ),
     ] = None,
     weight_bits: Annotated[
-        int, Field(ge=8, le=16, multiple_of=8, description="Bits of the weights on a GPU: 16, or 8 for a bit of speed")
+        int,
+        Field(
+            ge=8,
+            le=16,
+            multiple_of=8,
+            description="Bits of weights on a GPU; 8: quicker for single pieces",
+        ),
     ] = 16,
     copy_to: Annotated[str | None, Field(description="Keep a second copy of the files here")] = None,
     settings: SamplingSettings,

@@ -148,7 +148,10 @@ class Codec:
         """
         frames = codes.shape[-1]
         window, around = DECODE_SECONDS * FRAME_RATE, AROUND_SECONDS * FRAME_RATE
-        rows = max(1, int(self.batch_seconds * FRAME_RATE / min(frames, window + 2 * around)))
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what was free at the start may be a language model's by now, and back again
+        fitting = min(self.batch_seconds, self._fitting_seconds())
+        rows = max(1, int(fitting * FRAME_RATE / min(frames, window + 2 * around)))
         wav = torch.empty(len(codes), 1, frames * SAMPLES_PER_FRAME)
         for part, target in zip(codes.split(rows), wav.split(rows), strict=True):
             for begin in range(0, frames, window):

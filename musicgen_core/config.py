@@ -195,7 +195,7 @@ class SamplingSettings(Settings):
         10.0, gt=0, le=LONGEST_SECONDS, description="seconds of music a prompt; over 30 in overlapping windows"
     )
     overlap: float = Field(
-        12.0, gt=0, lt=30, description="seconds that a window of 30 goes on from, in pieces longer than that"
+        12.0, gt=0, le=29, description="seconds that a window of 30 goes on from, in pieces longer than that"
     )
     seed: int = Field(0, ge=0, lt=2**32, description="each prompt draws from its own random stream of this seed")
     greedy: bool = Field(False, description="always take the likeliest code instead of sampling")

@@ -45,11 +45,10 @@ class RenderingLog:
         """`on_piece` of a rendering."""
         pieces = self._rendered[piece.prompt_number]
         pieces.append(piece)
-        if len(pieces) == self._each and piece.prompt_number < PLAYED:
+        if piece.prompt_number < PLAYED:  # with those that are there: a run may end before the last
             ordered = sorted(pieces, key=lambda piece: piece.wav)
-            self._artifacts.markdown(
-                f"music-{piece.prompt_number + 1}", partial(_page, ordered), text_cell(piece.prompt)
-            )
+            page = partial(_page, ordered, self._each)
+            self._artifacts.markdown(f"music-{piece.prompt_number + 1}", page, text_cell(piece.prompt))
 
     def show(self) -> None:
         """All that was rendered."""
@@ -65,12 +64,14 @@ class RenderingLog:
         self._artifacts.progress("rendering", done, total, text)
 
 
-def _page(pieces: list[Rendered]) -> str:
-    """The pieces of one prompt, to play."""
+def _page(pieces: list[Rendered], each: int) -> str:
+    """The pieces of one prompt, to play; `each` in the end."""
+    varied = len({piece.variation for piece in pieces}) > 1
     parts = [text_cell(pieces[0].prompt)]
     for piece in pieces:
         voice = "with the adapter" if piece.with_adapter else "base model"
-        beginning = ", of which the beginning plays here" if piece.seconds > longest_seconds(len(pieces)) else ""
+        voice += f", variation {piece.variation + 1}" if varied else ""
+        beginning = ", of which the beginning plays here" if piece.seconds > longest_seconds(each) else ""
         parts.append(f"**{voice}** · {piece.seconds:.1f} s{beginning} · {code_cell(piece.wav)}")
-        parts.append(player(piece.wav, of=len(pieces)))
+        parts.append(player(piece.wav, of=each))
     return "\n\n".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -136,15 +137,15 @@ class Decoding:
             given: columns that are read here, all at once; the first step reads the next one.
         """
         config, rows, steps = self.config, len(text.states), sequence.shape[-1] - 1
-        states, attend = self.lm.project_text(text)
-        pairs = [torch.stack(layer.encoder_attn.keys_values(states)) for layer in self.lm.model.decoder.blocks()]
-        half, single = states.new_zeros, states.float().new_zeros
+        of_texts, attend = self._read(text)
+        half = of_texts.new_zeros
+        single = partial(half, dtype=torch.float32)
         head, splits = config.dim // config.heads, _splits(rows * config.heads)
         session = Session(
             sequence=sequence,
-            position=torch.full((), given, dtype=torch.int64, device=states.device),
+            position=torch.full((), given, dtype=torch.int64, device=sequence.device),
             caches=half(config.layers, 2, rows, config.heads, steps, head),
-            text=torch.stack(pairs).contiguous(),
+            text=of_texts,
             words=attend.flatten(1).sum(dim=1).int(),
             x=single(rows, config.dim),
             parts=single(_MOST_PARTS, rows, config.dim),
@@ -160,6 +161,25 @@ class Decoding:
         caches = [LayerCache(*own, *of_text) for own, of_text in pairs_of_layers]
         self.lm.prefill(torch.cat([sequence, sequence])[:, :, :given], caches, attend)
         return session
+
+    def _read(self, text: TextCondition) -> tuple[Tensor, Tensor]:
+        """→ keys and values [layers, 2, R, heads, words, dim / heads], and where to look [R, 1, 1, words].
+
+        Each text by itself, at its own length: what a product rounds depends on how many rows it has, and a piece
+        must not depend on the others of its batch. The null condition's are zero.
+        """
+        config, blocks = self.config, self.lm.model.decoder.blocks()
+        rows, words = text.mask.shape
+        pairs = self._tables.new_zeros(config.layers, 2, rows, config.heads, words, config.dim // config.heads)
+        for row, count in enumerate(text.mask.sum(dim=1).tolist()):
+            if count:
+                one = TextCondition(text.states[row : row + 1, :count], text.mask[row : row + 1, :count])
+                states, _ = self.lm.project_text(one)
+                for layer, block in enumerate(blocks):
+                    keys, values = block.encoder_attn.keys_values(states)
+                    pairs[layer, 0, row, :, :count], pairs[layer, 1, row, :, :count] = keys[0], values[0]
+        attend = text.mask | ~text.mask.any(dim=-1, keepdim=True)
+        return pairs, attend[:, None, None]
 
     def step(self, s: Session) -> Tensor:
         """Read the column at `position`, keep its keys and values → logits [R, K, cardinality] of the next column."""

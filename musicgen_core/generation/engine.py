@@ -86,7 +86,7 @@ class Engine:
         frames = [frames_of(settings.duration)] * len(prompts) if frames is None else list(frames)
         codes = torch.zeros(len(prompts), CODEBOOKS, 0, dtype=torch.int64) if known is None else known.long()
         codes, ends = codes.to(device), torch.tensor(frames, device=device)
-        text = self._with_null(self.text.encode(prompts))
+        text = self._with_null(self._encode(prompts))
         noise = _noise(streams, CODEBOOKS, max(frames) + CODEBOOKS - 1).to(device)
         windows = window_bounds(codes.shape[-1], max(frames), self.window, frames_of(settings.overlap))
         total = sum(end - have + CODEBOOKS - 1 for _, have, end in windows)  # the last column is predicted, never fed
@@ -119,19 +119,36 @@ class Engine:
             return GraphedSteps(self._decoding, window)
         return EagerSteps(self.lm, window)
 
+    def pack(self) -> None:
+        """Take what memory the GPU's kernels need now, so that what is free then is free for pieces."""
+        _ = self._decoding
+
     @cached_property
     def _decoding(self) -> Decoding | None:
         """The model for the GPU's own kernels, where these work."""
         if self.eager or not decodes_fast(self.lm.enc_to_dec_proj.weight):
             if self.weight_bits != 16:
                 raise DeviceError(
-                    "8-bit weights need an NVIDIA GPU of compute capability 8.0 or newer, and Triton",
-                    "Leave out --weight-bits",
+                    "8-bit weights need an NVIDIA GPU of compute capability 8.0 or newer, Triton, and a C compiler",
+                    "Leave out --weight-bits; musicgen-flows doctor says what is missing",
                 )
             return None
         from musicgen_core.generation.decoding import Decoding  # Triton is not everywhere
 
         return Decoding(self.lm, self.window + CODEBOOKS, self.weight_bits)
+
+    def _encode(self, prompts: Sequence[str | None]) -> TextCondition:
+        """Each text by itself: side by side with longer ones its states would be rounded in another way."""
+        alone = {prompt: self.text.encode([prompt]) for prompt in dict.fromkeys(prompts)}
+        longest = max(one.mask.shape[1] for one in alone.values())
+
+        def padded(tensor: Tensor) -> Tensor:
+            return torch.cat([tensor, tensor.new_zeros(1, longest - tensor.shape[1], *tensor.shape[2:])], dim=1)
+
+        return TextCondition(
+            torch.cat([padded(alone[prompt].states) for prompt in prompts]),
+            torch.cat([padded(alone[prompt].mask) for prompt in prompts]),
+        )
 
     @staticmethod
     def _with_null(text: TextCondition) -> TextCondition:

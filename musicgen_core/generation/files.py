@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +42,13 @@ class Piece:
 
 
 def write_piece(
-    out: storage.Location, piece: Piece, formats: Sequence[Format] = (), spectrogram: bool = True
+    out: storage.Location,
+    piece: Piece,
+    formats: Sequence[Format] = (),
+    spectrogram: bool = True,
+    copy_to: storage.Location | None = None,
 ) -> list[UPath]:
-    """Write a piece's files → their paths, the wav first and the sidecar last.
+    """Write a piece's files, and the same to a second place if there is one → their paths, the sidecar's the last.
 
     An older piece of this name loses its sidecar before anything else changes, so a sidecar's presence means that
     all that stands beside it belongs together, whenever a writer was killed. Each file appears whole.
@@ -54,7 +58,6 @@ def write_piece(
     """
     _check(piece)
     sidecar = json.dumps(piece.sidecar, indent=1, ensure_ascii=False)
-    base = storage.as_path(out) / piece.stem
     contents = {"wav": _encode(piece.audio, "WAV")}
     for format in formats:
         contents[format] = _encode_mp3(piece.audio) if format == "mp3" else _encode(piece.audio, format.upper())
@@ -62,6 +65,13 @@ def write_piece(
         contents["png"] = draw_spectrogram(piece.audio, SAMPLE_RATE, piece.stem)
     if piece.codes is not None:
         contents["npy"] = _encode_codes(piece.codes)
+    written = _publish(storage.as_path(out) / piece.stem, contents, sidecar)
+    if copy_to is not None:
+        _publish(storage.as_path(copy_to) / piece.stem, contents, sidecar)
+    return written
+
+
+def _publish(base: UPath, contents: Mapping[str, bytes], sidecar: str) -> list[UPath]:
     _beside(base, "json").unlink(missing_ok=True)
     for stale in set(COMPANIONS) - set(contents):
         _beside(base, stale).unlink(missing_ok=True)

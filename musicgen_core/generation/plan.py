@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,15 +14,34 @@ from musicgen_core import storage
 from musicgen_core.codec import Codec
 from musicgen_core.codes import FRAME_RATE
 from musicgen_core.config import SamplingSettings
-from musicgen_core.data.audio import decode, resample
+from musicgen_core.data.audio import decode
+from musicgen_core.encoding import BatchEncoder
 from musicgen_core.errors import ClipRejected, ConfigError
 from musicgen_core.generation.engine import frames_of
 from musicgen_core.generation.prompts import Prompt
-from musicgen_core.generation.streams import streams_of
+from musicgen_core.generation.streams import repetitions, stream_seed
 from musicgen_core.model.decoder import DecoderConfig
 
 ENGINE_BATCH_SIZES = (1, 8, 32)
 """On a GPU, whose results depend on it: few sizes, so that a piece can be made again."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a piece goes on from.
+
+    Attributes:
+        codes: [4, frames]; none for a piece of its own.
+        path, sha256: of the sound file.
+    """
+
+    codes: Tensor
+    path: str | None = None
+    sha256: str | None = None
+
+    @property
+    def frames(self) -> int:
+        return self.codes.shape[-1]
 
 
 @dataclass(frozen=True)
@@ -31,20 +51,20 @@ class PlannedPiece:
     Attributes:
         number: from 0, over all prompts and variations.
         prompt_number: of its prompt, from 0.
-        seed: of the sidecar, from which
+        variation: how often its prompt and seed came before: `--variations` reaches it from the prompt alone.
+        seed: from which, with prompt and variation,
         stream: the seed of its random stream is made.
         frames: of the whole piece.
-        known: [4, frames], the codes that it begins with.
     """
 
     number: int
     prompt_number: int
-    prompt: Prompt
+    prompt: str
     variation: int
     seed: int
     stream: int
     frames: int
-    known: Tensor
+    beginning: Beginning
 
 
 def plan(
@@ -53,57 +73,67 @@ def plan(
     """All pieces, prompt after prompt.
 
     Raises:
-        ConfigError: what is to be continued can't be read, or is longer than its piece.
+        ConfigError: what is to be continued can't be read, or is as long as its piece.
     """
-    wanted = [(number, variation) for number in range(len(prompts)) for variation in range(variations)]
+    numbers = [number for number in range(len(prompts)) for _ in range(variations)]
     seeds = [settings.seed if prompt.seed is None else prompt.seed for prompt in prompts]
-    streams = streams_of((seeds[number], prompts[number].prompt) for number, _ in wanted)
-    read: dict[str | None, Tensor] = {None: torch.zeros(4, 0, dtype=torch.int64)}
+    wanted = [(seeds[number], prompts[number].prompt) for number in numbers]
+    read: dict[str | None, Beginning] = {None: Beginning(torch.zeros(4, 0, dtype=torch.int64))}
     pieces: list[PlannedPiece] = []
-    for (number, variation), stream in zip(wanted, streams, strict=True):
-        prompt = prompts[number].model_copy(update={"continue_from": prompts[number].continue_from or continue_from})
-        source = prompt.continue_from
-        if source not in read:
-            read[source] = _codes_of(str(source), codec)
+    for place, (number, (seed, text), variation) in enumerate(zip(numbers, wanted, repetitions(wanted), strict=True)):
+        prompt = prompts[number]
         seconds = settings.duration if prompt.duration is None else prompt.duration
-        known, frames = read[source], frames_of(seconds)
-        if known.shape[-1] >= frames:
-            raise ConfigError(
-                f"{source} lasts {known.shape[-1] / FRAME_RATE:g} s, and the piece that goes on from it {seconds:g} s",
-                "Give a longer duration: it is that of the whole piece",
-            )
-        place = len(pieces)
-        pieces.append(PlannedPiece(place, number, prompt, variation, seeds[number], stream, frames, known))
+        source = prompt.continue_from or continue_from
+        if source not in read:
+            read[source] = _read(str(source), seconds, codec)
+        _check_longer(seconds, source, read[source].frames / FRAME_RATE)
+        stream = stream_seed(seed, text, variation)
+        frames = frames_of(seconds)
+        pieces.append(PlannedPiece(place, number, text, variation, seed, stream, frames, read[source]))
     return pieces
 
 
-def _codes_of(wav: str, codec: Codec) -> Tensor:
-    """[4, frames]"""
+def _read(wav: str, seconds: float, codec: Codec) -> Beginning:
+    path = storage.as_path(wav)
     try:
-        with storage.staged(storage.as_path(wav)) as local, open(local, "rb") as file:
+        with storage.staged(path) as local, open(local, "rb") as file:
             clip = decode(file)
+        _check_longer(seconds, wav, clip.seconds)  # before it is encoded
+        [(_, encoded)] = BatchEncoder(codec).encode([(None, clip)])
+        if isinstance(encoded, ClipRejected):
+            raise encoded
+        return Beginning(torch.from_numpy(encoded.codes.astype(np.int64)), str(path), storage.content_sha256(path))
     except (OSError, ClipRejected) as error:
         raise ConfigError(f"{wav} can't be continued: {error}", "Give the path of a sound file") from error
-    samples = torch.from_numpy(resample(clip.samples, clip.rate))
-    return codec.encode(samples[None, None])[0].cpu()
 
 
-def batches(pieces: Sequence[PlannedPiece], size_for: Callable[[int, int], int]) -> Iterator[list[PlannedPiece]]:
-    """Pieces side by side: those that begin with equally much, and of like durations, so that few wait for others.
+def _check_longer(seconds: float, source: str | None, given: float) -> None:
+    if given >= seconds:
+        raise ConfigError(
+            f"{source} lasts {given:g} s, and the piece that goes on from it {seconds:g} s",
+            "Give a longer duration: it is that of the whole piece",
+        )
+
+
+def batches(
+    pieces: Sequence[PlannedPiece], size_for: Callable[[int, int], int]
+) -> Iterator[tuple[list[PlannedPiece], int]]:
+    """Pieces side by side, and how many places their batch has.
+
+    Those that begin with equally much, and of like durations: the shorter ones of a batch wait for its longest.
 
     Args:
-        size_for: how many fit side by side, of so many pieces that are left of so many frames at most; asked for
-            each batch anew.
+        size_for: how many places, for so many pieces of so many frames at most; asked for each batch anew.
     """
 
-    def known(piece: PlannedPiece) -> int:
-        return piece.known.shape[-1]
+    def given(piece: PlannedPiece) -> int:
+        return piece.beginning.frames
 
-    for _, alike in groupby(sorted(pieces, key=known), key=known):
+    for _, alike in groupby(sorted(pieces, key=given), key=given):
         left = sorted(alike, key=lambda piece: piece.frames)
         while left:
-            size = size_for(len(left), left[-1].frames)
-            yield left[:size]
+            size = size_for(len(left), left[: ENGINE_BATCH_SIZES[-1]][-1].frames)
+            yield left[:size], size
             del left[:size]
 
 

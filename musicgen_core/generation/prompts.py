@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import PurePath
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from musicgen_core import storage
 from musicgen_core.config import LONGEST_SECONDS, Settings, validate
@@ -14,10 +16,18 @@ from musicgen_core.errors import ConfigError
 _SHOWN = 5
 
 
+def _check_text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError("text", "should be whole characters: half of a surrogate pair is in it") from error
+    return text
+
+
 class Prompt(Settings):
     """A text to make music from; what is None is as the settings say."""
 
-    prompt: str = Field(description="the text")
+    prompt: Annotated[str, AfterValidator(_check_text)] = Field(description="the text")
     duration: float | None = Field(None, gt=0, le=LONGEST_SECONDS, description="seconds of music")
     seed: int | None = Field(None, ge=0, lt=2**32, description="the seed of its random stream")
     continue_from: str | None = Field(None, description="a wav to go on from")
@@ -62,7 +72,7 @@ def _parse(line: str, origin: str) -> Prompt:
     except ValueError as error:
         raise ConfigError(f"{origin} is no JSON ({error})") from error
     if isinstance(value, str):
-        return Prompt(prompt=value)
+        value = {"prompt": value}
     if not isinstance(value, dict):
         raise ConfigError(f"{origin} is neither a text nor an object")
     return validate(Prompt, value, origin)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codec import Codec
@@ -69,14 +68,16 @@ def render(
     voices = _voices(request, model)
     codec = Codec(model, device)
     pieces = plan(request.prompts, request.settings, request.variations, request.continue_from, codec)
-    rendering = _Rendering(request, model, device, codec, pieces, len(voices), on_progress, cancelled)
     done: list[_Made] = []
-    for number, voice in enumerate(voices):
-        for made in rendering.run(number, voice):
-            done = sorted([*done, *made], key=lambda piece: piece.index)
-            rendering.show(done)
-            for piece in made:
-                on_piece(piece.rendered)
+    with ThreadPoolExecutor(WRITERS, "writing music") as writers:
+        identity = writers.submit(lambda: model.identity)  # reads 6 GB, while the model is loaded
+        rendering = _Rendering(request, model, identity, codec, pieces, len(voices), writers, on_progress, cancelled)
+        for number, voice in enumerate(voices):
+            for made in rendering.run(number, voice):
+                done = sorted([*done, *made], key=lambda piece: piece.index)
+                write_pages(request, done)
+                for piece in made:
+                    on_piece(piece.rendered)
     return [piece.rendered for piece in done]
 
 
@@ -110,7 +111,6 @@ class _Made:
     """A piece whose files are written; `index` stands in their names."""
 
     index: int
-    stem: str
     sidecar: dict[str, Any]
     rendered: Rendered
 
@@ -122,51 +122,47 @@ class _Rendering:
         self,
         request: RenderRequest,
         model: BaseModel,
-        device: torch.device,
+        identity: Future[str],
         codec: Codec,
         pieces: Sequence[PlannedPiece],
         voices: int,
+        writers: ThreadPoolExecutor,
         on_progress: Progress,
         cancelled: Callable[[], bool],
     ) -> None:
-        self._request, self._model, self._device, self._codec = request, model, device, codec
-        self._pieces, self._voices, self._cancelled = pieces, voices, cancelled
+        self._request, self._model, self._identity, self._codec = request, model, identity, codec
+        self._device = codec.device
+        self._pieces, self._voices, self._writers, self._cancelled = pieces, voices, writers, cancelled
         self._on_progress = on_progress
-        self._text = TextEncoder(model.text_encoder, device)
+        self._text = TextEncoder(model.text_encoder, self._device)
+        self._begun = 0  # pieces
         self._frames, self._total = 0, voices * sum(_new_frames(piece) for piece in pieces)
 
     def run(self, voice_number: int, voice: _Voice) -> Iterator[list[_Made]]:
-        """Render all pieces with a voice, batch after batch; only its model is in memory meanwhile."""
+        """Render all pieces with a voice, batch after batch, each written while the next one is generated.
+
+        Only this voice's model is in memory meanwhile.
+        """
         request, model = self._request, self._model
         lm = load_merged(model, voice.adapter, self._device, compute_dtype(self._device))
         engine = Engine(lm, self._text, guidance_defaults(model).inference_coefficient, request.weight_bits)
-
-        def size_for(left: int, frames: int) -> int:
-            return self._size_for(engine, left, frames)
-
-        with ThreadPoolExecutor(WRITERS, "writing music") as writers:
-            for batch in batches(self._pieces, size_for):
-                started = time.monotonic()
-                size = self._size_for(engine, len(batch), batch[-1].frames)
+        engine.pack()
+        writing: list[Future[_Made]] = []
+        for batch, size in batches(self._pieces, partial(self._size_for, engine)):
+            started = time.monotonic()
+            try:
                 codes = self._generate(engine, batch, size)
                 audio = self._decode(codes)
-                seconds = round((time.monotonic() - started) / len(batch), 3)
-
-                def write(
-                    one: tuple[PlannedPiece, Tensor, Tensor], size: int = size, seconds: float = seconds
-                ) -> _Made:
-                    piece, codes, audio = one
-                    made = {"engine_batch_size": size, "render_seconds": seconds}
-                    return self._write(voice_number, voice, engine, piece, codes, audio, made)
-
-                yield list(writers.map(write, zip(batch, codes, audio, strict=True)))
-
-    def show(self, made: Sequence[_Made]) -> None:
-        """Bring the page of all pieces up to date."""
-        self._copy([write_index(self._request.out, [(piece.stem, piece.sidecar) for piece in made])])
+            finally:  # also where this batch is interrupted: those pieces are finished
+                if writing:
+                    yield [future.result() for future in writing]
+            made = {"engine_batch_size": size, "render_seconds": round((time.monotonic() - started) / len(batch), 3)}
+            write = partial(self._write, voice_number, voice, engine.coefficient(request.settings), made)
+            writing = [self._writers.submit(write, *one) for one in zip(batch, codes, audio, strict=True)]
+        yield [future.result() for future in writing]
 
     def _size_for(self, engine: Engine, left: int, frames: int) -> int:
-        """Pieces side by side, and places in the engine's batch, some of which may stay empty."""
+        """Places in the next batch, some of which may stay empty."""
         if self._request.batch_size is not None:
             return self._request.batch_size
         if self._device.type != "cuda":
@@ -178,25 +174,27 @@ class _Rendering:
 
     def _generate(self, engine: Engine, batch: Sequence[PlannedPiece], size: int) -> list[Tensor]:
         """Codes [4, frames] of each piece; the batch is filled up to its size, so that it always computes alike."""
-        empty = size - len(batch)
-        known = torch.stack([piece.known for piece in batch] + empty * [batch[0].known])
+        empty, given = size - len(batch), batch[0].beginning.frames
+        known = torch.stack([piece.beginning.codes for piece in batch] + empty * [batch[0].beginning.codes])
         new, before = sum(_new_frames(piece) for piece in batch), self._frames
-        numbers = sorted(piece.number + 1 for piece in batch)
-        text = f"piece {numbers[0]}" if len(batch) == 1 else f"{len(batch)} pieces side by side"
+        first, last = self._begun + 1, self._begun + len(batch)
+        numbers = f"piece {first}" if first == last else f"pieces {first} to {last}"
+        text = f"{numbers} of {self._voices * len(self._pieces)}"
 
         def on_step(done: int, total: int) -> None:
-            self._on_progress(before + new * done // total, self._total, f"{text} of {len(self._pieces)}")
+            self._on_progress(before + new * done // total, self._total, text)
 
         codes = engine.generate(
-            [*(piece.prompt.prompt for piece in batch), *(empty * [None])],
+            [*(piece.prompt for piece in batch), *(empty * [None])],
             self._request.settings,
             [piece.stream for piece in batch] + empty * [0],
             on_step,
             self._cancelled,
-            [piece.frames for piece in batch] + empty * [known.shape[-1] + 1],
+            [piece.frames for piece in batch] + empty * [given + 1],
             known,
         )
         self._frames += new
+        self._begun += len(batch)
         return codes[: len(batch)]
 
     def _decode(self, codes: Sequence[Tensor]) -> list[Tensor]:
@@ -210,46 +208,51 @@ class _Rendering:
         self,
         voice_number: int,
         voice: _Voice,
-        engine: Engine,
+        guidance: float,
+        made: dict[str, Any],
         piece: PlannedPiece,
         codes: Tensor,
         samples: Tensor,
-        made: dict[str, Any],
     ) -> _Made:
         request = self._request
         audio = normalize(samples.numpy(), SAMPLE_RATE)
         index, seconds = piece.number * self._voices + voice_number, len(audio) / SAMPLE_RATE
-        sampling = request.settings.model_dump(mode="json")
-        sampling |= {"duration": seconds, "seed": piece.seed, "guidance": engine.coefficient(request.settings)}
+        sampling = {**request.settings.model_dump(mode="json"), "duration": seconds, "seed": piece.seed}
         sidecar = {
-            "prompt": piece.prompt.prompt,
+            "prompt": piece.prompt,
             "seed": piece.seed,
-            "stream": piece.stream,
             "variation": piece.variation,
-            "continued_from": piece.prompt.continue_from,
+            "stream": piece.stream,
+            "continued_from": piece.beginning.path,
+            "continued_from_sha256": piece.beginning.sha256,
             "duration": seconds,
-            "model": self._model.identity,
+            "model": self._identity.result(),
             "adapter": voice.described,
-            "sampling": sampling,
+            "sampling": {**sampling, "guidance": guidance},
             "weight_bits": request.weight_bits,
             "device": str(self._device),
             **made,
             "versions": {name: version(name) for name in ("torch", "audiocraft", "transformers")},
         }
-        stem = f"generated_{index:03d}"
         kept = codes.numpy().astype(np.uint16) if request.save_codes else None
-        written = write_piece(request.out, Piece(stem, audio, kept, sidecar), request.formats, request.spectrograms)
-        self._copy(written)
-        text, with_adapter = piece.prompt.prompt, voice.adapter is not None
-        rendered = Rendered(str(written[0]), text, piece.prompt_number, seconds, with_adapter)
-        return _Made(index, stem, sidecar, rendered)
+        written = write_piece(
+            request.out,
+            Piece(f"generated_{index:03d}", audio, kept, sidecar),
+            request.formats,
+            request.spectrograms,
+            request.copy_to,
+        )
+        with_adapter = voice.adapter is not None
+        rendered = Rendered(str(written[0]), piece.prompt, piece.prompt_number, piece.variation, seconds, with_adapter)
+        return _Made(index, sidecar, rendered)
 
-    def _copy(self, files: Sequence[UPath]) -> None:
-        if self._request.copy_to:
-            for file in files:
-                with storage.staged(file) as local:
-                    storage.upload(Path(local), storage.as_path(self._request.copy_to) / file.name)
+
+def write_pages(request: RenderRequest, made: Sequence[_Made]) -> None:
+    """Bring the page of all pieces up to date, and its copy."""
+    pieces = [(storage.as_path(piece.rendered.wav).stem, piece.sidecar) for piece in made]
+    for place in filter(None, (request.out, request.copy_to)):
+        write_index(place, pieces)
 
 
 def _new_frames(piece: PlannedPiece) -> int:
-    return piece.frames - piece.known.shape[-1]
+    return piece.frames - piece.beginning.frames

@@ -50,11 +50,18 @@ class RenderRequest:
 
 @dataclass(frozen=True)
 class Rendered:
-    """One piece of music: its wav's path, its prompt and the prompt's number, seconds, whether the adapter played."""
+    """One piece of music.
+
+    Attributes:
+        wav: its path.
+        prompt_number, variation: from 0.
+        with_adapter: whether the adapter played, not the base model alone.
+    """
 
     wav: str
     prompt: str
     prompt_number: int
+    variation: int
     seconds: float
     with_adapter: bool
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from musicgen_core.seeds import stream_of
 
@@ -15,11 +15,17 @@ def stream_seed(seed: int, prompt: str, repetition: int = 0) -> int:
     return stream_of(seed, text, repetition)
 
 
-def streams_of(pieces: Iterable[tuple[int, str]]) -> list[int]:
-    """`stream_seed` of each of these seeds and prompts."""
+def repetitions(pieces: Iterable[tuple[int, str]]) -> list[int]:
+    """How often each of these seeds and prompts came before."""
     before: Counter[tuple[int, str]] = Counter()
-    streams = []
-    for seed, prompt in pieces:
-        streams.append(stream_seed(seed, prompt, before[seed, prompt]))
-        before[seed, prompt] += 1
-    return streams
+    counts = []
+    for piece in pieces:
+        counts.append(before[piece])
+        before[piece] += 1
+    return counts
+
+
+def streams_of(seed: int, prompts: Sequence[str]) -> list[int]:
+    """`stream_seed` of each of these prompts."""
+    numbers = repetitions((seed, prompt) for prompt in prompts)
+    return [stream_seed(seed, prompt, number) for prompt, number in zip(prompts, numbers, strict=True)]

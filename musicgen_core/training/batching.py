@@ -145,6 +145,12 @@ class DataOrder:
         """Whether the epoch's bookkeeping is due after this step; also where max_steps cuts an epoch short."""
         return step % self.steps_per_epoch == 0 or step == self.total_steps
 
+    def epochs_done(self, step: int) -> int:
+        """How many epochs have ended with this step."""
+        if not step:
+            return 0
+        return self.epoch_of(step) - (not self.ends_epoch(step))
+
     def positions(self, step: int) -> list[int]:
         """Positions among the training clips that a step, from 1, sees."""
         order = _order(self.seed, self.epoch_of(step), self.clips)

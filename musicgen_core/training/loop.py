@@ -51,6 +51,7 @@ class Hooks:
             training is interrupted (False).
         cancelled: asked before each step, and while it validates.
         on_best: called when a validation between epochs' ends is the best so far.
+        after_epoch: called with the epoch when all that is to be saved of it is saved.
     """
 
     on_step: Callable[[dict[str, float]], None]
@@ -58,6 +59,7 @@ class Hooks:
     on_interval: Callable[[bool], None]
     cancelled: Callable[[], bool]
     on_best: Callable[[], None] = lambda: None
+    after_epoch: Callable[[int], None] = lambda epoch: None
 
 
 class Trainer:
@@ -143,6 +145,7 @@ class Trainer:
         try:
             if self.progress.pending is not None:
                 self._finish_step(hooks)
+                self._rest(hooks)
             steps = range(self.progress.step + 1, self.order.total_steps + 1)
             with prefetched((partial(self._batch_of, step) for step in steps), device=self.computation.device) as own:
                 for step in steps:
@@ -153,6 +156,7 @@ class Trainer:
                         raise Cancelled(f"the training was cancelled after step {self.progress.step}")
                     self._step(step, own)
                     self._finish_step(hooks)
+                    self._rest(hooks)
         except BaseException:
             # Prefect ends a run by raising TerminationSignal, a BaseException, wherever the program is.
             if self.consistent and self.progress.step > started:
@@ -278,6 +282,12 @@ class Trainer:
         except BaseException:
             self.progress = unfinished
             raise
+
+    def _rest(self, hooks: Hooks) -> None:
+        """What is done between epochs, and need not be done again when it is interrupted."""
+        if self.order.ends_epoch(self.progress.step):
+            hooks.after_epoch(self.order.epoch_of(self.progress.step))
+            self._epoch_started = time.monotonic()
 
     def _end_epoch(self, row: dict[str, float], hooks: Hooks) -> None:
         progress = self.progress

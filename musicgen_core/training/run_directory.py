@@ -131,6 +131,12 @@ class RunDirectory:
         merged = [self.full_model(kind + "_model") for kind in ("best", "final") if self.lora(kind + "_lora") in later]
         return later + [path for path in merged if path.exists()]
 
+    def _samples_after(self, epochs: int) -> list[UPath]:
+        samples = self.root / "samples"
+        found = samples.glob("epoch_*.wav") if samples.is_dir() else ()
+        numbered = [(path, path.stem.split("_")[1]) for path in found]
+        return [path for path, number in numbered if number.isdecimal() and int(number) > epochs]
+
     def _step_of(self, path: UPath) -> float:
         """The step that a file is of, without a download where something smaller tells; infinity if unreadable."""
         if not storage.is_local(path):
@@ -140,9 +146,19 @@ class RunDirectory:
             path = beside if path.stem.startswith(_EPOCH) and beside.exists() else path
         return _step_in(path)
 
-    def set_aside_after(self, step: int) -> UPath | None:
-        """Move what `files_after` names to a new folder, `superseded/{number}` → that folder, None if nothing is."""
-        later = self.files_after(step)
+    def sample(self, name: str) -> UPath | None:
+        """A file of `samples/`, which may not be uploaded yet; None if there is none."""
+        places = (storage.as_path(self.stage), self.root)
+        return next((path for place in places if (path := place / "samples" / name).exists()), None)
+
+    def set_aside_after(self, step: int, epochs: int) -> UPath | None:
+        """Move what came later to a new folder, `superseded/{number}` → that folder, None if nothing did.
+
+        Args:
+            step: what `files_after` names is moved,
+            epochs: and the samples of later epochs than so many.
+        """
+        later = [*self.files_after(step), *self._samples_after(epochs)]
         if not later:
             return None
         superseded = self.root / "superseded"

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
-from pathlib import Path
 
 import soundfile
 import torch
-from upath import UPath
+from torch import Tensor
 
 from musicgen_core import storage
 from musicgen_core.codec import Codec
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.config import DEFAULT_PROMPTS, SamplingSettings, TrainSettings
+from musicgen_core.devices import compute_dtype
 from musicgen_core.errors import Cancelled, raise_if_interrupted
-from musicgen_core.generation.engine import Engine
+from musicgen_core.generation.engine import Engine, decodes_fast
 from musicgen_core.generation.loudness import normalize
 from musicgen_core.generation.streams import streams_of
 from musicgen_core.model.lora import Adapter, load_merged
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, guidance_defaults
-from musicgen_core.training.distributed import World
+from musicgen_core.training.distributed import PATIENCE, World
 from musicgen_core.training.loop import Trainer
+from musicgen_core.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -34,28 +38,36 @@ class Samples:
     """`epoch_{n:03d}_{i:02d}.wav` of prompt i after epoch n; epoch 0 is the base model, without the adapter.
 
     Args:
-        folder: where they go.
+        prompts: what to render; nothing without any.
         text: encodes the prompts.
     """
 
     def __init__(
-        self, folder: Path, prompts: Sequence[str], model: BaseModel, trainer: Trainer, text: TextEncoder
+        self, files: RunDirectory, prompts: Sequence[str], model: BaseModel, trainer: Trainer, text: TextEncoder
     ) -> None:
-        self._folder, self._prompts, self._model, self._trainer, self._text = folder, prompts, model, trainer, text
+        self._files, self._prompts, self._model, self._trainer, self._text = files, prompts, model, trainer, text
         self._settings = SamplingSettings(duration=trainer.settings.sample_seconds, seed=trainer.settings.seed)
 
     def begin(self, adapter: Adapter, cancelled: Callable[[], bool]) -> None:
-        """Render the base model, and the epoch that just ended, if any, where a killed training didn't come to it."""
-        missing: list[tuple[int, Adapter | None]] = [(0, None)]
-        step = self._trainer.progress.step
-        if step and self._trainer.order.ends_epoch(step) and self._trainer.progress.pending is None:
-            missing.append((self._trainer.order.epoch_of(step), adapter))
-        for epoch, of in missing:
-            if not all(self._wav(epoch, i).exists() for i in range(len(self._prompts))):
-                self.render(epoch, of, cancelled)
+        """Render the base model, and the epoch that just ended, if any, where a killed training didn't come to it.
 
-    def render(self, epoch: int, adapter: Adapter | None, cancelled: Callable[[], bool]) -> None:
-        """Render every prompt. What goes wrong is logged: a sample is not worth the training.
+        The base model anew where the samples until now are of other prompts.
+        """
+        if not self._prompts:
+            return
+        content = json.dumps({"prompts": list(self._prompts), **self._settings.model_dump(mode="json")}, indent=1)
+        known = self._files.sample("prompts.json")
+        is_same = known is not None and known.read_text(encoding="utf-8") == content
+        if not is_same and self.render(0, None, cancelled):
+            storage.write_text(storage.as_path(self._files.stage / "samples" / "prompts.json"), content)
+        trainer = self._trainer
+        done = trainer.order.epochs_done(trainer.progress.step)
+        has_just_ended = done and trainer.order.ends_epoch(trainer.progress.step) and trainer.progress.pending is None
+        if has_just_ended and any(self._files.sample(_name(done, i)) is None for i in range(len(self._prompts))):
+            self.render(done, adapter, cancelled)
+
+    def render(self, epoch: int, adapter: Adapter | None, cancelled: Callable[[], bool]) -> bool:
+        """Render every prompt → whether they are there. What goes wrong is logged: it is not worth the training.
 
         Args:
             adapter: as it is being trained; None for the base model.
@@ -64,26 +76,33 @@ class Samples:
             Cancelled: told to stop meanwhile.
         """
         if not self._prompts:
-            return
+            return False
         try:
-            with self._engine(adapter) as engine:
-                streams = streams_of((self._settings.seed, prompt) for prompt in self._prompts)
-                codes = engine.generate(self._prompts, self._settings, streams, cancelled=cancelled)
+            codes = self._generate(adapter, _until(self._deadline(), cancelled))
             for i, audio in enumerate(self._codec.decode(torch.stack(codes))):
-                with storage.publish(self._wav(epoch, i)) as path:
+                wav = storage.as_path(self._files.stage / "samples" / _name(epoch, i))
+                with storage.publish(wav) as path:
                     soundfile.write(path, normalize(audio[0].numpy(), SAMPLE_RATE), SAMPLE_RATE, format="WAV")
+            return True
         except Cancelled:
             raise
         except Exception as error:
             raise_if_interrupted(error)
             logger.warning("no samples of epoch %d: %s: %s", epoch, type(error).__name__, error)
+            return False
         finally:
             gc.collect()
             if self._trainer.computation.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _wav(self, epoch: int, prompt: int) -> UPath:
-        return storage.as_path(self._folder / f"epoch_{epoch:03d}_{prompt:02d}.wav")
+    def _deadline(self) -> float:
+        """Other processes wait meanwhile, and give up if it takes too long."""
+        return time.monotonic() + (PATIENCE.total_seconds() / 2 if self._trainer.world.size > 1 else math.inf)
+
+    def _generate(self, adapter: Adapter | None, cancelled: Callable[[], bool]) -> list[Tensor]:
+        streams = streams_of(self._settings.seed, self._prompts)
+        with self._engine(adapter) as engine:
+            return engine.generate(self._prompts, self._settings, streams, cancelled=cancelled)
 
     @cached_property
     def _codec(self) -> Codec:
@@ -93,9 +112,8 @@ class Samples:
     def _engine(self, adapter: Adapter | None) -> Iterator[Engine]:
         trainer, device = self._trainer, self._trainer.computation.device
         guidance = guidance_defaults(self._model).inference_coefficient
-        if trainer.computation.execution.precision == "fp8":  # whose training model can't run by itself any more
-            merged = load_merged(self._model, adapter, device, torch.bfloat16)
-            yield Engine(merged, self._text, guidance)
+        if self._merges():
+            yield Engine(load_merged(self._model, adapter, device, compute_dtype(device)), self._text, guidance)
             return
         # As it is, without a second copy of the weights: on a small GPU there is no room for one.
         peft_model, lm = trainer.model, trainer.computation.lm
@@ -110,9 +128,34 @@ class Samples:
             for module, training in modes.items():
                 module.training = training
 
+    def _merges(self) -> bool:
+        """Whether to render with a merged copy: with FP8, whose model can't run by itself any more, and wherever the
+        GPU has kernels for it and room, as it is many times faster there."""
+        computation = self._trainer.computation
+        if computation.execution.precision == "fp8":
+            return True
+        weight = computation.lm.enc_to_dec_proj.weight
+        if not decodes_fast(weight):
+            return False
+        free, _ = torch.cuda.mem_get_info(computation.device)
+        return free > 2 * weight.element_size() * sum(one.numel() for one in computation.lm.parameters())
+
+
+def _name(epoch: int, prompt: int) -> str:
+    return f"epoch_{epoch:03d}_{prompt:02d}.wav"
+
+
+def _until(deadline: float, cancelled: Callable[[], bool]) -> Callable[[], bool]:
+    def ask() -> bool:
+        if time.monotonic() > deadline:
+            raise TimeoutError("it took too long while other processes wait; give fewer or shorter ones")
+        return cancelled()
+
+    return ask
+
 
 def sample_prompts(settings: TrainSettings, world: World) -> Sequence[str]:
     """What a training renders; on a CPU only what is asked for, as it takes longer there than many a training."""
     if settings.sample_prompts is not None:
-        return settings.sample_prompts
+        return [prompt for prompt in settings.sample_prompts if prompt.strip()]
     return DEFAULT_PROMPTS if world.device.type == "cuda" else ()

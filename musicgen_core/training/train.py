@@ -98,7 +98,7 @@ class _Session:
         self._load_weights(self.start.checkpoint)
         copy_to = storage.as_path(request.copy_to) if request.copy_to else None
         self.saver = Saver(files, model, self.trainer, self.settings, self.fixed, copy_to)
-        self.samples = Samples(files.stage / "samples", sample_prompts(self.settings, world), model, self.trainer, text)
+        self.samples = Samples(files, sample_prompts(self.settings, world), model, self.trainer, text)
         self.resumed_from = self.trainer.progress.step
 
     def run(
@@ -141,8 +141,7 @@ class _Session:
             if not lock.is_lost:
                 self.saver.save_interval(is_due)
 
-        def save_epoch(epoch: int, is_best: bool) -> None:
-            self.saver.save_epoch(epoch, is_best)
+        def render_samples(epoch: int) -> None:
             self.samples.render(epoch, self.saver.adapter(), is_cancelled)
 
         def check() -> None:
@@ -160,7 +159,8 @@ class _Session:
             self.saver.full_models.write_owed()
             on_start(trainer.progress.step, total)
             self.samples.begin(self.saver.adapter(), is_cancelled)
-            trainer.run(Hooks(record, save_epoch, save_interval, is_cancelled, self.saver.save_best))
+            save_epoch, save_best = self.saver.save_epoch, self.saver.save_best
+            trainer.run(Hooks(record, save_epoch, save_interval, is_cancelled, save_best, render_samples))
             self.saver.finish(check)
             self._share(run)
             exit_code = 0
@@ -241,7 +241,7 @@ class _Session:
     def _go_back(self) -> None:
         """Begin with the checkpoint that was named, out of the way of what was trained after it."""
         progress, files = self.trainer.progress, self.files
-        set_aside = files.set_aside_after(progress.step)
+        set_aside = files.set_aside_after(progress.step, self.trainer.order.epochs_done(progress.step))
         if set_aside is not None:
             logger.info("what came after step %d is now in %s", progress.step, set_aside)
         if progress.best_epoch is not None and not files.lora("best_lora").exists():

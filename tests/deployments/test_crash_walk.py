@@ -96,12 +96,23 @@ class Site:
             )
 
     def train(self, name: str) -> Training:
+        return self._run("train-lora", name, tokens=str(self.tokens))
+
+    def finetune(self, name: str, archives: Path) -> Training:
+        """Its training is that of `train`, as its shards have the same codes."""
+        folder = self.folder / name
+        places = {"archives": archives, "tokens": folder / "tokens", "output": folder / "music"}
+        given = {place: str(path) for place, path in places.items()}
+        return self._run("finetune", name, **given, prompts=["calm strings"], duration=0.2)
+
+    def _run(self, flow: str, name: str, **parameters: Any) -> Training:
         if self.worker.poll() is not None:  # an earlier test failed half-way
             self.start_worker()
-        deployment = self.client.read_deployment_by_name("train-lora/train-lora")
+        deployment = self.client.read_deployment_by_name(f"{flow}/{flow}")
         directory = self.folder / "runs" / name
-        parameters = {**TRAINING, "tokens": str(self.tokens), "run_dir": str(directory)}
-        run = self.client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+        run = self.client.create_flow_run_from_deployment(
+            deployment.id, parameters={**TRAINING, "run_dir": str(directory), **parameters}
+        )
         return Training(self, run, directory)
 
 
@@ -361,6 +372,22 @@ def test_a_run_killed_while_the_server_is_away_is_found_out_once_it_is_back(
     training.wait_until("Completed")
     assert training.history() == RESTARTED
     check_whole(training, undisturbed, "server stopped, run and worker killed, server started again later", lost)
+
+
+def test_a_finetune_that_is_killed_in_its_training_does_what_is_left(
+    site: Site, undisturbed: dict[str, torch.Tensor], demo_archives: Path
+) -> None:
+    job = site.finetune("finetune-killed", demo_archives)
+    job.wait_for_steps()
+    shards = {path: path.stat().st_mtime_ns for path in (site.folder / "finetune-killed" / "tokens").iterdir()}
+    job.process().kill()
+    job.wait_until("AwaitingRetry")
+    lost = job.redone()
+    job.wait_until("Completed")
+    assert job.history() == RESTARTED
+    assert {path: path.stat().st_mtime_ns for path in shards} == shards
+    assert (site.folder / "finetune-killed" / "music" / "generated_000.wav").exists()
+    check_whole(job, undisturbed, "finetune killed (SIGKILL) in its training", lost)
 
 
 def test_a_training_that_crashes_again_and_again_is_left_to_a_person_after_three_restarts(

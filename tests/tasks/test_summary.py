@@ -108,7 +108,7 @@ def test_with_two_voices_a_page_plays_both(tmp_path: Path, shown: Shown, monkeyp
             wav = Path(request.out) / f"generated_{number:03d}.wav"
             wav.parent.mkdir(exist_ok=True)
             soundfile.write(wav, [0.0] * 3200, 32_000)
-            pieces.append(Rendered(str(wav), prompt, number // 2, 0.1, with_adapter=bool(number % 2)))
+            pieces.append(Rendered(str(wav), prompt, number // 2, 0, 0.1, with_adapter=bool(number % 2)))
             on_progress(number + 1, 4, f"piece {number + 1} of 4")
             on_piece(pieces[-1])
         return pieces

@@ -40,9 +40,23 @@ def test_the_graph_gives_the_same_codes_every_time_and_other_ones_for_other_seed
     text = TextEncoder(debug_model.text_encoder, "cuda")
     engine = Engine(load_lm(debug_model, "cuda", torch.bfloat16), text, 3.0)
     settings = SamplingSettings(duration=2.0, greedy=True)
-    first = engine.generate(["slow jazz", None], settings, [1, 2])
-    assert torch.equal(first, engine.generate(["slow jazz", None], settings, [1, 2]))
+    first, again = (engine.generate(["slow jazz", None], settings, [1, 2]) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
     assert engine._decoding is not None
     sampled = SamplingSettings(duration=2.0)
-    a, b = (engine.generate(["slow jazz"], sampled, [seed]) for seed in (1, 2))
+    a, b = (engine.generate(["slow jazz"], sampled, [seed])[0] for seed in (1, 2))
     assert not torch.equal(a, b)
+
+
+@needs_gpu
+def test_a_piece_of_a_full_batch_depends_on_nothing_beside_it_on_a_gpu(debug_model: BaseModel) -> None:
+    """Nor on the others' texts, durations or beginnings; over more than one window."""
+    text = TextEncoder(debug_model.text_encoder, "cuda")
+    engine = Engine(load_lm(debug_model, "cuda", torch.bfloat16), text, 3.0, window=100)
+    settings, known = SamplingSettings(overlap=1.0), torch.randint(2048, (8, 4, 20))
+    batches = []
+    for others, frames in (("a", 30), ("a text that is much longer than that of any other piece beside it " * 8, 170)):
+        known[1:] = torch.randint(2048, (7, 4, 20))
+        prompts, ends = ["slow jazz", *7 * [others]], [230, *7 * [frames]]
+        batches.append(engine.generate(prompts, settings, range(8), frames=ends, known=known))
+    assert torch.equal(batches[0][0], batches[1][0])

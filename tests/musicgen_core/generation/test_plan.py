@@ -8,20 +8,20 @@ from hypothesis import strategies as st
 
 from musicgen_core.generation.plan import (
     ENGINE_BATCH_SIZES,
+    Beginning,
     PlannedPiece,
     batches,
     bytes_of_caches,
     fitting_size,
 )
-from musicgen_core.generation.prompts import Prompt
 from musicgen_core.model.decoder import DecoderConfig
 
 LARGE = DecoderConfig(dim=2048, layers=48, heads=32, ffn_dim=8192, text_dim=1024)
 
 
 def piece(number: int, known: int, frames: int) -> PlannedPiece:
-    codes = torch.zeros(4, known, dtype=torch.int64)
-    return PlannedPiece(number, number, Prompt(prompt="jazz"), 0, 0, number, known + frames, codes)
+    beginning = Beginning(torch.zeros(4, known, dtype=torch.int64))
+    return PlannedPiece(number, number, "jazz", 0, 0, number, known + frames, beginning)
 
 
 @given(
@@ -39,10 +39,10 @@ def test_every_piece_is_in_one_batch_with_pieces_that_begin_with_as_much(
         return fitting_size(left, fitting)
 
     made = list(batches(pieces, size_for))
-    assert sorted(one.number for batch in made for one in batch) == list(range(len(pieces)))
-    for batch, (left, frames) in zip(made, asked, strict=True):
-        assert 1 <= len(batch) <= fitting_size(left, fitting)
-        assert len({one.known.shape[-1] for one in batch}) == 1
+    assert sorted(one.number for batch, _ in made for one in batch) == list(range(len(pieces)))
+    for (batch, size), (left, frames) in zip(made, asked, strict=True):
+        assert 1 <= len(batch) <= size == fitting_size(left, fitting)
+        assert len({one.beginning.frames for one in batch}) == 1
         assert [one.frames for one in batch] == sorted(one.frames for one in batch)
         assert batch[-1].frames <= frames
 

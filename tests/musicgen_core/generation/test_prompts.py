@@ -67,6 +67,15 @@ def test_every_wrong_line_of_jsonl_is_named_with_what_is_wrong(tmp_path: Path) -
     assert '{"prompt": "slow jazz"' in refused.value.next_step
 
 
+def test_half_a_character_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "good"}\n{"prompt": "\\ud83c"}\n"\\ud83c"\n')
+    with pytest.raises(ConfigError) as refused:
+        read_prompts(str(path))
+    assert "line 2 have a problem: prompt: should be whole characters" in refused.value.found
+    assert "line 3 have a problem: prompt: should be whole characters" in refused.value.found
+
+
 def test_of_many_wrong_lines_the_first_are_named_and_the_others_counted(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text("3\n" * 20)

@@ -15,12 +15,12 @@ from musicgen_core import storage
 from musicgen_core.config import SamplingSettings
 from musicgen_core.errors import AdapterError, Cancelled, ConfigError
 from musicgen_core.generation import render as rendering
-from musicgen_core.generation.plan import fitting_size
+from musicgen_core.generation.plan import bytes_of_caches
 from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import render
 from musicgen_core.generation.request import Rendered, RenderRequest, page_of
 from musicgen_core.model.lora import Adapter, save_adapter
-from musicgen_core.model.weights import BaseModel
+from musicgen_core.model.weights import BaseModel, load_lm
 
 PROMPTS = ("slow piano", "a fast breakbeat, 174 bpm")
 
@@ -62,7 +62,7 @@ def test_each_prompt_becomes_a_wav_and_its_description(request_for: Any, tmp_pat
     files = [f"generated_00{i}.{kind}" for i in (0, 1) for kind in ("json", "wav")]
     assert names_in(tmp_path / "out") == [*files, "index.html"]
     wavs = [str(tmp_path / "out" / f"generated_00{i}.wav") for i in (0, 1)]
-    assert rendered == pieces == [Rendered(wavs[i], PROMPTS[i], i, 0.6, False) for i in (0, 1)]
+    assert rendered == pieces == [Rendered(wavs[i], PROMPTS[i], i, 0, 0.6, False) for i in (0, 1)]
     assert page_of(rendered) == str(tmp_path / "out" / "index.html")
 
 
@@ -210,20 +210,50 @@ def test_flac_mp3_and_a_picture_come_beside_the_wav_where_asked(request_for: Any
 
 
 def test_memory_decides_how_many_pieces_a_gpu_makes_side_by_side(
-    request_for: Any, monkeypatch: pytest.MonkeyPatch
+    request_for: Any, monkeypatch: pytest.MonkeyPatch, debug_model: BaseModel
 ) -> None:
-    """As on a GPU whose memory holds the caches of nine pieces, though the steps run here."""
+    """The arithmetic for a GPU, though the steps run here."""
+    config = load_lm(debug_model).config
     sizes: list[int] = []
-    own = rendering.Engine.generate
+    own, own_size = rendering.Engine.generate, rendering._Rendering._size_for
 
     def generate(self: Any, prompts: Any, *given: Any, **named: Any) -> Any:
         sizes.append(len(prompts))
         return own(self, prompts, *given, **named)
 
+    def size_on_gpu(self: Any, *given: Any) -> int:
+        here, self._device = self._device, torch.device("cuda")
+        try:
+            return own_size(self, *given)
+        finally:
+            self._device = here
+
+    nine_pieces = int(9.5 * bytes_of_caches(config, 5) / rendering.SHARE_FOR_CACHES)
     monkeypatch.setattr(rendering.Engine, "generate", generate)
-    monkeypatch.setattr(rendering._Rendering, "_size_for", lambda self, engine, left, frames: fitting_size(left, 9))
-    pieces = render(request_for(variations=5, duration=0.1))
-    assert sizes == [8, 8] and len(pieces) == 10
+    monkeypatch.setattr(rendering._Rendering, "_size_for", size_on_gpu)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (nine_pieces - 1000, nine_pieces))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2000)
+    pieces = render(request_for(variations=6, duration=0.1))
+    assert sizes == [8, 8] and len(pieces) == 12
+
+
+def test_the_same_prompt_twice_can_be_made_again_from_its_sidecar(request_for: Any) -> None:
+    pieces = render(request_for(prompts=[PROMPTS[0], PROMPTS[1], PROMPTS[0]]))
+    last = sidecar_of(pieces[2].wav)
+    assert (last["prompt"], last["variation"]) == (PROMPTS[0], 1)
+    again = render(request_for("again", prompts=PROMPTS[:1], variations=2))
+    assert Path(again[1].wav).read_bytes() == Path(pieces[2].wav).read_bytes()
+
+
+def test_a_recording_is_named_with_its_content_and_may_be_long(request_for: Any, tmp_path: Path) -> None:
+    wav = tmp_path / "minutes.wav"
+    soundfile.write(wav, 0.3 * np.sin(np.arange(70 * 32_000) / 20), 32_000)
+    prompts = [Prompt(prompt=PROMPTS[0], duration=70.2, continue_from=str(wav))]
+    (piece,) = render(request_for(prompts=prompts, settings={"overlap": 1.0}))
+    sidecar = sidecar_of(piece.wav)
+    assert sidecar["continued_from_sha256"] == hashlib.sha256(wav.read_bytes()).hexdigest()
+    assert soundfile.info(piece.wav).frames == round(70.2 * 32_000)
 
 
 # What is refused

@@ -124,7 +124,7 @@ def test_going_back_in_an_object_store_fetches_no_full_model(
 
     monkeypatch.setattr(storage, "staged", staged)
     files = RunDirectory(root, tmp_path / "stage")
-    assert files.set_aside_after(4) == root / "superseded" / "1"
+    assert files.set_aside_after(4, 1) == root / "superseded" / "1"
     here = {name for name in left_in(request.run_dir).files if not name.startswith("superseded")}
     assert here >= {"full_models/checkpoint_epoch_1.pt", "checkpoint_step_4.pt", "lora_weights/lora_epoch_1.pt"}
     assert not here & {"full_models/checkpoint_epoch_2.pt", "checkpoint_step_6.pt", "latest.pt"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 import soundfile
 import torch
 
+from musicgen_core import storage
 from musicgen_core.config import DEFAULT_PROMPTS, SamplingSettings, TrainSettings
 from musicgen_core.errors import Cancelled
 from musicgen_core.generation.engine import Engine
@@ -21,7 +23,7 @@ from musicgen_core.generation.render import render
 from musicgen_core.generation.request import RenderRequest
 from musicgen_core.training.distributed import World
 from musicgen_core.training.request import TrainRequest, TrainResult
-from musicgen_core.training.samples import sample_prompts
+from musicgen_core.training.samples import Samples, sample_prompts
 from musicgen_core.training.train import train
 
 MakeRequest = Callable[..., TrainRequest]
@@ -32,7 +34,7 @@ SAMPLED: dict[str, Any] = {"sample_prompts": PROMPTS, "sample_seconds": 0.4}
 
 
 def samples_in(run_dir: str) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((Path(run_dir) / "samples").iterdir())}
+    return {path.name: path.read_bytes() for path in sorted((Path(run_dir) / "samples").glob("*.wav"))}
 
 
 def names_of(*epochs: int) -> list[str]:
@@ -137,7 +139,8 @@ def test_by_default_a_cpu_renders_none_and_a_gpu_the_usual_prompts() -> None:
     here = World.alone(torch.device("cpu"))
     assert sample_prompts(TrainSettings(), here) == ()
     assert sample_prompts(TrainSettings(), replace(here, device=torch.device("cuda"))) == DEFAULT_PROMPTS
-    assert sample_prompts(TrainSettings(sample_prompts=[]), here) == []
+    for none in ([], ["", " "]):
+        assert sample_prompts(TrainSettings(sample_prompts=none), here) == []
 
 
 def test_a_training_whose_own_layers_peft_runs_samples_too(request_for: MakeRequest) -> None:
@@ -146,3 +149,53 @@ def test_a_training_whose_own_layers_peft_runs_samples_too(request_for: MakeRequ
     samples = samples_in(request.run_dir)
     assert list(samples) == names_of(0, 1, 2)
     assert samples["epoch_000_00.wav"] != samples["epoch_002_00.wav"]
+
+
+def test_other_prompts_later_have_a_base_model_of_their_own_to_compare_with(request_for: MakeRequest) -> None:
+    first = request_for(**SAMPLED, max_steps=3)
+    train(first)
+    base = samples_in(first.run_dir)["epoch_000_00.wav"]
+    rest = request_for(**{**SAMPLED, "sample_prompts": ["bells"]})
+    train(rest)
+    assert samples_in(rest.run_dir)["epoch_000_00.wav"] != base
+    told = json.loads((Path(rest.run_dir) / "samples" / "prompts.json").read_text())
+    assert (told["prompts"], told["duration"], told["seed"]) == (["bells"], 0.4, 0)
+
+
+def test_samples_of_a_remote_run_directory_go_there_and_are_not_rendered_again(
+    request_for: MakeRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered: list[int] = []
+    own = Samples.render
+
+    def render_counted(self: Samples, epoch: int, *given: Any) -> bool:
+        rendered.append(epoch)
+        return own(self, epoch, *given)
+
+    monkeypatch.setattr(Samples, "render", render_counted)
+    run_dir = f"memory://{tmp_path.name}/run"
+    for steps in (3, 6):
+        train(request_for(**SAMPLED, run_dir=run_dir, max_steps=steps))
+    assert rendered == [0, 1, 2]
+    remote = storage.as_path(run_dir) / "samples"
+    assert sorted(path.name for path in remote.iterdir()) == [*names_of(0, 1, 2), "prompts.json"]
+
+
+def test_going_back_sets_aside_the_samples_of_what_was_trained_after(sampled: TrainRequest) -> None:
+    run_dir = Path(sampled.run_dir)
+    checkpoint = str(run_dir / "full_models" / "checkpoint_epoch_1.pt")
+    last = samples_in(sampled.run_dir)["epoch_002_00.wav"]
+    train(replace(sampled, resume=checkpoint))
+    superseded = run_dir / "superseded" / "1" / "samples"
+    assert sorted(path.name for path in superseded.iterdir()) == names_of(2)
+    assert samples_in(sampled.run_dir)["epoch_002_00.wav"] == last  # trained again alike
+
+
+def test_samples_that_keep_other_processes_waiting_are_given_up(
+    request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Samples, "_deadline", lambda self: 0.0)
+    with caplog.at_level(logging.WARNING):
+        assert train(request_for(**SAMPLED)).steps == 6
+    assert samples_in(request_for().run_dir) == {}
+    assert "it took too long while other processes wait" in caplog.text
