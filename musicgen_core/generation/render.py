@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +34,6 @@ WRITERS = 4
 """Threads that write files: drawing and encoding several pieces at once"""
 SHARE_FOR_CACHES = 0.7
 """Of the GPU's free memory; the rest is for activations and for decoding"""
-
 
 Progress = Callable[[int, int, str], None]
 
@@ -69,15 +68,18 @@ def render(
     codec = Codec(model, device)
     pieces = plan(request.prompts, request.settings, request.variations, request.continue_from, codec)
     done: list[_Made] = []
+
+    def deliver(made: list[_Made]) -> None:
+        done.extend(made)
+        done.sort(key=lambda piece: piece.index)
+        _write_pages(request, done)
+        for piece in made:
+            on_piece(piece.rendered)
+
     with ThreadPoolExecutor(WRITERS, "writing music") as writers:
-        identity = writers.submit(lambda: model.identity)  # reads 6 GB, while the model is loaded
-        rendering = _Rendering(request, model, identity, codec, pieces, len(voices), writers, on_progress, cancelled)
+        rendering = _Rendering(request, model, codec, pieces, len(voices), writers, deliver, on_progress, cancelled)
         for number, voice in enumerate(voices):
-            for made in rendering.run(number, voice):
-                done = sorted([*done, *made], key=lambda piece: piece.index)
-                write_pages(request, done)
-                for piece in made:
-                    on_piece(piece.rendered)
+            rendering.run(number, voice)
     return [piece.rendered for piece in done]
 
 
@@ -122,23 +124,24 @@ class _Rendering:
         self,
         request: RenderRequest,
         model: BaseModel,
-        identity: Future[str],
         codec: Codec,
         pieces: Sequence[PlannedPiece],
         voices: int,
         writers: ThreadPoolExecutor,
+        deliver: Callable[[list[_Made]], None],
         on_progress: Progress,
         cancelled: Callable[[], bool],
     ) -> None:
-        self._request, self._model, self._identity, self._codec = request, model, identity, codec
-        self._device = codec.device
-        self._pieces, self._voices, self._writers, self._cancelled = pieces, voices, writers, cancelled
-        self._on_progress = on_progress
+        self._request, self._model, self._codec, self._device = request, model, codec, codec.device
+        self._pieces, self._voices, self._writers, self._deliver = pieces, voices, writers, deliver
+        self._on_progress, self._cancelled = on_progress, cancelled
+        self._identity = writers.submit(lambda: model.identity)  # reads 6 GB, while the model is loaded
+        self._writing: list[Future[_Made]] = []
         self._text = TextEncoder(model.text_encoder, self._device)
         self._begun = 0  # pieces
         self._frames, self._total = 0, voices * sum(_new_frames(piece) for piece in pieces)
 
-    def run(self, voice_number: int, voice: _Voice) -> Iterator[list[_Made]]:
+    def run(self, voice_number: int, voice: _Voice) -> None:
         """Render all pieces with a voice, batch after batch, each written while the next one is generated.
 
         Only this voice's model is in memory meanwhile.
@@ -147,19 +150,23 @@ class _Rendering:
         lm = load_merged(model, voice.adapter, self._device, compute_dtype(self._device))
         engine = Engine(lm, self._text, guidance_defaults(model).inference_coefficient, request.weight_bits)
         engine.pack()
-        writing: list[Future[_Made]] = []
         for batch, size in batches(self._pieces, partial(self._size_for, engine)):
             started = time.monotonic()
             try:
                 codes = self._generate(engine, batch, size)
                 audio = self._decode(codes)
-            finally:  # also where this batch is interrupted: those pieces are finished
-                if writing:
-                    yield [future.result() for future in writing]
+            finally:  # also where this batch is interrupted: those before it are finished
+                self._hand_over()
             made = {"engine_batch_size": size, "render_seconds": round((time.monotonic() - started) / len(batch), 3)}
             write = partial(self._write, voice_number, voice, engine.coefficient(request.settings), made)
-            writing = [self._writers.submit(write, *one) for one in zip(batch, codes, audio, strict=True)]
-        yield [future.result() for future in writing]
+            self._writing = [self._writers.submit(write, *one) for one in zip(batch, codes, audio, strict=True)]
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Deliver the pieces that are being written, once they are."""
+        made, self._writing = [future.result() for future in self._writing], []
+        if made:
+            self._deliver(made)
 
     def _size_for(self, engine: Engine, left: int, frames: int) -> int:
         """Places in the next batch, some of which may stay empty."""
@@ -183,6 +190,8 @@ class _Rendering:
 
         def on_step(done: int, total: int) -> None:
             self._on_progress(before + new * done // total, self._total, text)
+            if all(future.done() for future in self._writing):
+                self._hand_over()
 
         codes = engine.generate(
             [*(piece.prompt for piece in batch), *(empty * [None])],
@@ -247,7 +256,7 @@ class _Rendering:
         return _Made(index, sidecar, rendered)
 
 
-def write_pages(request: RenderRequest, made: Sequence[_Made]) -> None:
+def _write_pages(request: RenderRequest, made: Sequence[_Made]) -> None:
     """Bring the page of all pieces up to date, and its copy."""
     pieces = [(storage.as_path(piece.rendered.wav).stem, piece.sidecar) for piece in made]
     for place in filter(None, (request.out, request.copy_to)):

@@ -20,11 +20,13 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("batch", "bits", "distance"), [(1, 16, 1e-6), (3, 16, 1e-6), (1, 8, 0.02)])
-def test_kernels_give_the_logits_and_greedy_codes_of_the_model(batch: int, bits: int, distance: float) -> None:
+@pytest.mark.parametrize(("batch", "bits", "given", "distance"), [(1, 16, 0, 1e-6), (3, 16, 2, 1e-6), (1, 8, 5, 0.02)])
+def test_kernels_give_the_logits_and_greedy_codes_of_the_model(
+    batch: int, bits: int, given: int, distance: float
+) -> None:
     script = Path(__file__).with_name("interpreted_decoding.py")
     done = subprocess.run(  # in a process of its own, which interprets Triton
-        [sys.executable, script, str(batch), str(bits)],
+        [sys.executable, script, str(batch), str(bits), str(given)],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
