@@ -4,7 +4,7 @@
 
 Starts a server with API authentication and the project's automations, and real process workers, each of which runs a
 flow with its share of the tasks. A client asks the server for something five times a second all the while. Reports task
-runs/s, how long the client waited, what the server's and the workers' logs complain of, and what was lost.
+runs/s, how long the client waited, what the logs of server, workers and PostgreSQL complain of, and what was lost.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import base64
 import contextlib
 import os
-import re
 import shutil
 import tempfile
 import threading
@@ -29,7 +28,11 @@ import numpy as np
 from bench.servers import prefect_process, prefect_server, temporary_postgres
 
 AUTH = "load:secret"
-COMPLAINTS = ("database is locked", "TimeoutError", "deadlock", "Traceback", "| ERROR", "| CRITICAL")
+COMPLAINTS = (
+    *("database is locked", "TimeoutError", "Traceback", "| ERROR", "| CRITICAL"),
+    # PostgreSQL's, in its own log and where Prefect tells of them: "database is locked" is SQLite's alone.
+    *("ERROR:", "FATAL:", "PANIC:", "lock timeout", "could not serialize", "deadlock"),
+)
 
 
 def main() -> None:
@@ -48,8 +51,8 @@ def main() -> None:
             for line in measure(folder, given.workers, given.tasks, given.limit_seconds):
                 print(line, flush=True)
         for log in sorted(folder.rglob("*.log")):
-            for complaint, count in complaints(log.read_text(errors="replace")).items():
-                print(f"{log.name}: {count} × {complaint!r}")
+            for complaint, lines in complaints(log.read_text(errors="replace")).items():
+                print(f"{log.name}: {len(lines)} × {complaint!r}, first: {lines[0].strip()}")
             if given.logs is not None:
                 given.logs.mkdir(parents=True, exist_ok=True)
                 shutil.copy(log, given.logs)
@@ -167,9 +170,9 @@ def _describe_waits(waits: list[float]) -> str:
     )
 
 
-def complaints(log: str) -> dict[str, int]:
-    """How often a log holds each of COMPLAINTS, those that it doesn't hold left out."""
-    return {text: len(found) for text in COMPLAINTS if (found := re.findall(re.escape(text), log))}
+def complaints(log: str) -> dict[str, list[str]]:
+    """The lines of a log that hold each of COMPLAINTS, those that it doesn't hold left out."""
+    return {text: lines for text in COMPLAINTS if (lines := [line for line in log.splitlines() if text in line])}
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ DEFAULTS = {
     # Nothing is sent anywhere; on a fresh database telemetry also fails with "database is locked".
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
+    # Prefect's newer UI takes <audio> out of pages, so that no music plays. Where a browser has chosen it, it stays.
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",
     # What the core logs is shown in the UI with the run that it belongs to.
     "PREFECT_LOGGING_EXTRA_LOGGERS": "musicgen_core",
     # What automations wait for is not forgotten while the server is away: a run may have died with it.

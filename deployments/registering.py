@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,6 @@ from musicgen_core.errors import MusicgenError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import DeploymentSchedule
     from prefect.events import Automation
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +23,7 @@ QUEUE, TOKENIZING_QUEUE = "default", "tokenizing"
 DEPLOYMENTS = ("tokenize-archives", "train-lora", "generate-music", "finetune")
 PLACES = {"archives": "archives", "tokens": "tokens", "runs": "runs", "output": "music"}
 """By the name of each place, the folder that stands for it at first."""
-WEEKLY = "weekly-retrain"
+PREFECT_FILE = "deployments/prefect.yaml"
 
 
 def register() -> None:
@@ -36,12 +36,8 @@ def register() -> None:
 
     with get_client(sync_client=True) as client:
         _ensure_pool(client)
-        weekly = _find_weekly(client)
-        try:
-            prefect("deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
-        finally:
-            if weekly is not None and weekly.active:  # which deploying has switched off
-                set_weekly(True)
+        _deploy(client)
+        _ensure_one_tokenizing(client)
         ensure_automations(client, read_automations())
 
 
@@ -82,36 +78,43 @@ def _ensure_pool(client: SyncPrefectClient) -> None:
         )
 
 
-def _find_weekly(client: SyncPrefectClient) -> DeploymentSchedule | None:
-    from prefect.exceptions import ObjectNotFound
+def _deploy(client: SyncPrefectClient) -> None:
+    """Deploy what prefect.yaml has. Its schedules apart: deployed, they would replace what people have set."""
+    definition = yaml.safe_load((ROOT / PREFECT_FILE).read_text(encoding="utf-8"))
+    schedules = {entry["name"]: entry.pop("schedules", []) for entry in definition["deployments"]}
+    with tempfile.TemporaryDirectory() as folder:
+        without_schedules = Path(folder) / "prefect.yaml"
+        without_schedules.write_text(yaml.safe_dump(definition), encoding="utf-8")
+        try:
+            prefect("deploy", "--all", "--prefect-file", str(without_schedules))
+        except MusicgenError as error:
+            by_hand = f"prefect deploy --all --prefect-file {PREFECT_FILE} shows all of its output"
+            raise MusicgenError(error.found, by_hand) from error
+    for name, wanted in schedules.items():
+        _add_schedules(client, name, wanted)
 
-    try:
-        deployment = client.read_deployment_by_name("train-lora/train-lora")
-    except ObjectNotFound:
-        return None
-    return next((schedule for schedule in deployment.schedules if schedule.slug == WEEKLY), None)
+
+def _add_schedules(client: SyncPrefectClient, name: str, wanted: Sequence[dict[str, Any]]) -> None:
+    """Create those of a deployment that the server doesn't have."""
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.client.schemas.schedules import CronSchedule
+
+    deployment = client.read_deployment_by_name(f"{name}/{name}")
+    there = {schedule.slug for schedule in deployment.schedules}
+    for entry in wanted:
+        if entry["slug"] not in there:
+            cron = CronSchedule(cron=entry.pop("cron"), timezone=entry.pop("timezone"))
+            client.create_deployment_schedules(deployment.id, [DeploymentScheduleCreate(schedule=cron, **entry)])
 
 
-def set_weekly(active: bool) -> None:
-    """Switch the weekly retraining on or off.
+def _ensure_one_tokenizing(client: SyncPrefectClient) -> None:
+    """Limit the queue, which deploying has created, to one run. A limit that it has stays.
 
-    Raises:
-        MusicgenError: train-lora is not deployed.
+    Two runs at a time would tokenize the same archives twice. A deployment's limit is no way: it is a lease in the
+    server's memory, and a run whose lease a new server doesn't know is crashed.
     """
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        schedule = _find_weekly(client)
-        if schedule is None:
-            raise MusicgenError(
-                f"the deployment train-lora with its schedule {WEEKLY} is not on this server",
-                "Start musicgen-flows up first",
-            )
-        assert schedule.deployment_id is not None
-        # With its parameters: an update that leaves them out deletes them (PrefectHQ/prefect#17982).
-        client.update_deployment_schedule(
-            schedule.deployment_id, schedule.id, active=active, parameters=schedule.parameters
-        )
+    if client.read_work_queue_by_name(TOKENIZING_QUEUE, work_pool_name=POOL).concurrency_limit is None:
+        prefect("work-queue", "set-concurrency-limit", TOKENIZING_QUEUE, "1", "--pool", POOL)
 
 
 def read_automations() -> list[dict[str, Any]]:

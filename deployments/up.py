@@ -12,8 +12,9 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from deployments.addresses import addresses, warn_of_others
 from deployments.console import output, print_table
-from deployments.environment import is_healthy
+from deployments.environment import LOCAL_API, is_healthy
 from deployments.options import UsageError, describe_unknown
 from deployments.processes import Command, Part, Parts
 from deployments.registering import DEPLOYMENTS, PLACES, POOL, QUEUE, TOKENIZING_QUEUE, register, set_places
@@ -22,7 +23,7 @@ from musicgen_core.errors import MusicgenError
 
 def up(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
-    api = f"http://{options.host}:{options.port}/api"
+    api, ui = addresses(options.host, options.port)
     os.environ["PREFECT_API_URL"] = api
     workers = worker_commands(options.workers, visible_gpus())
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell that starts us in the background ignores
@@ -31,13 +32,14 @@ def up(arguments: Sequence[str]) -> int:
             if not stack.enter_context(_only_one(options.port)):
                 output.print(f"musicgen-flows up runs already, with its server at {api}: that one is used")
                 _wait_for(api, lambda: True)
-                _show(api, _register(options))
+                show(api, ui, _register(options))
                 return 0
+            warn_of_others(options.host, options.port)
             server = stack.enter_context(_server(api, options.host, options.port))
             places = _register(options)
             output.print(f"Starting {len(workers)} workers of the pool {POOL} …")
             started = stack.enter_context(Parts(workers))
-            _show(api, {**places, "workers": "\n".join(_described(*worker) for worker in workers)})
+            show(api, ui, {**places, "workers": "\n".join(_described(*worker) for worker in workers)})
             output.print("Start a job with: musicgen-flows run tokenize-archives --watch. Ctrl-C stops everything.")
             _watch(server, started)
         except KeyboardInterrupt:
@@ -48,7 +50,9 @@ def up(arguments: Sequence[str]) -> int:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("musicgen-flows up", description=__doc__)
-    parser.add_argument("--host", default="127.0.0.1", help="address that the server listens at (default 127.0.0.1)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address that the server listens at (default 127.0.0.1: this machine alone)"
+    )
     parser.add_argument("--port", type=int, default=4200, help="port of the server (default 4200)")
     parser.add_argument(
         "--workers", type=int, metavar="N", help="workers for training and generating, a job each (default one a GPU)"
@@ -148,9 +152,17 @@ def _described(command: Sequence[str], environment: Mapping[str, str]) -> str:
     return f"{command[-1]}, queue {command[command.index('--work-queue') + 1]}" + (f", GPU {gpu}" if gpu else "")
 
 
-def _show(api: str, rows: Mapping[str, str]) -> None:
-    fixed = [("Prefect UI", api.removesuffix("/api")), ("deployments", ", ".join(DEPLOYMENTS))]
+def show(api: str, ui: str, rows: Mapping[str, str]) -> None:
+    """What a person needs to know of it.
+
+    Args:
+        api, ui: addresses, as `addresses` has them.
+        rows: more of the table.
+    """
+    fixed = [("Prefect UI", ui), ("deployments", ", ".join(DEPLOYMENTS))]
     print_table("Up", [*fixed, *rows.items()])
+    if api != LOCAL_API:  # which the other commands find by themselves
+        output.print(f"In other terminals first: export PREFECT_API_URL={api}", soft_wrap=True, highlight=False)
 
 
 def _watch(server: Sequence[Part], workers: Parts) -> None:

@@ -90,7 +90,7 @@ def tokenize_archive(
 
     result = tokenizer.tokenize(storage.as_path(archive), limit, on_clip, cancelled=lambda: _is_stopped(flow_run))
     logger = get_run_logger()
-    logger.info(
+    logger.debug(  # the run's table and its line a minute say it
         "%s: %d clips, %.0f s of audio, %d rejected", stem, result.clips, result.audio_seconds, len(result.rejected)
     )
     if result.rejected:  # one line: 139 archives may have thousands between them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -73,6 +74,18 @@ def test_music_plays_in_the_page(site: Site, ui: Ui, finetuned: UUID) -> None:
     assert 2.5 < players.first.evaluate(PLAY) < 3.5
     ui.page.wait_for_function("() => document.querySelector('audio').currentTime > 0")
     ui.screenshot("music")
+
+
+def test_from_the_root_address_a_fresh_browser_gets_to_music_that_plays(ui: Ui, finetuned: UUID) -> None:
+    ui.open("")
+    ui.page.get_by_text("Runs", exact=True).click()
+    ui.page.get_by_role("link", name=re.compile("^generate-music · ")).first.click()
+    ui.expect_state("Completed")
+    ui.page.get_by_role("tablist").get_by_text("Artifacts", exact=True).click()
+    ui.artifact("music-1").click()
+    player = ui.page.locator("audio").first
+    expect(player).to_be_visible()
+    assert 2.5 < player.evaluate(PLAY) < 3.5
 
 
 def test_the_sample_clips_of_a_training_play_in_the_page(site: Site, ui: Ui, finetuned: UUID) -> None:

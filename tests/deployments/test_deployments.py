@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolUpdate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolUpdate
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.events import EventTrigger
 from prefect.settings import get_current_settings
+from prefect.states import Cancelled, Completed, Pending, Running
 
 from deployments.cli import main
-from deployments.registering import DEPLOYMENTS, POOL, ROOT, ensure_automations, read_automations, register, set_weekly
+from deployments.registering import DEPLOYMENTS, POOL, ROOT, ensure_automations, read_automations, register
 from deployments.up import visible_gpus, worker_commands
+from deployments.weekly import set_weekly
 from flows.train_lora import train_lora
 
+NEW_TOKENS_ONLY = {"init_from_latest": True, "only_new_tokens": True}
 GPU_STACK = ("torch", "torchaudio", "audiocraft", "peft", "transformers", "wandb", "triton")
 WITHOUT_GPU_STACK = f"""
 import runpy, sys
@@ -56,8 +63,6 @@ def test_every_flow_is_deployed_to_its_own_queue_with_heartbeats(client: SyncPre
         assert (deployment.work_pool_name, deployment.work_queue_name) == (POOL, queue)
         assert deployment.job_variables["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
         assert "musicgen" in deployment.tags and deployment.description
-    assert deployed(client, "tokenize-archives").global_concurrency_limit.limit == 1
-    assert deployed(client, "tokenize-archives").concurrency_options.collision_strategy == "ENQUEUE"
 
 
 def test_the_run_form_of_train_lora_explains_every_parameter_and_offers_the_choices(client: SyncPrefectClient) -> None:
@@ -70,25 +75,115 @@ def test_the_run_form_of_train_lora_explains_every_parameter_and_offers_the_choi
     assert "Args:" not in (train_lora.description or "")
 
 
-def test_registering_again_leaves_what_a_person_has_set_and_doubles_nothing(client: SyncPrefectClient) -> None:
-    wanted = {"init_from_latest": True, "only_new_tokens": True}
+def test_the_weekly_schedule_is_there_and_off_at_first(client: SyncPrefectClient) -> None:
     [schedule] = deployed(client, "train-lora").schedules
-    assert (schedule.active, schedule.parameters, schedule.schedule.cron) == (False, wanted, "0 3 * * 1")
-    set_weekly(True)
-    client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=7, description="ours"))
-    before = {automation.name: automation.id for automation in client.read_automations()}
-    assert sorted(before) == sorted(definition["name"] for definition in read_automations())
+    assert (schedule.slug, schedule.active, schedule.parameters) == ("weekly-retrain", False, NEW_TOKENS_ONLY)
+    assert (schedule.schedule.cron, schedule.schedule.timezone) == ("0 3 * * 1", "UTC")
 
+
+def test_a_second_tokenizing_waits_for_the_first_one_to_end(client: SyncPrefectClient) -> None:
+    deployment = deployed(client, "tokenize-archives")
+    runs = {client.create_flow_run_from_deployment(deployment.id).id for _ in range(2)}
+    [first] = offered(client)
+    for busy in (Pending(), Running()):
+        client.set_flow_run_state(first, busy)
+        assert offered(client) == []
+    client.set_flow_run_state(first, Completed())
+    [second] = offered(client)
+    assert {first, second} == runs
+    client.set_flow_run_state(second, Cancelled())
+
+
+def offered(client: SyncPrefectClient) -> list[UUID]:
+    """Runs that a worker of the tokenizing queue gets when it asks for some."""
+    asked = {"work_queue_names": ["tokenizing"], "scheduled_before": str(datetime.now(UTC) + timedelta(seconds=10))}
+    answer = client.request("POST", f"/work_pools/{POOL}/get_scheduled_flow_runs", json=asked)
+    return [UUID(found["flow_run"]["id"]) for found in answer.json()]
+
+
+def test_registering_again_leaves_what_people_have_set_and_doubles_nothing(client: SyncPrefectClient) -> None:
+    client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=7, description="ours"))
+    set_tokenizing_limit(client, 3)
+    train, finetune = (deployed(client, name) for name in ("train-lora", "finetune"))
+    [weekly] = train.schedules
+    cron = CronSchedule(cron="30 22 * * 5", timezone="Europe/Berlin")
+    parameters = {**NEW_TOKENS_ONLY, "only_new_tokens": False, "seed": 7}
+    client.update_deployment_schedule(train.id, weekly.id, active=True, schedule=cron, parameters=parameters)
+    own = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 1 * * *"), parameters={"model": "debug"})
+    client.create_deployment_schedules(train.id, [own])  # as the UI does: without a slug
+    client.create_deployment_schedules(finetune.id, [own.model_copy(update={"slug": "nightly"})])
+
+    before = shown(client)
+    assert [len(before[name]) for name in ("train-lora", "finetune")] == [2, 1]
+    assert [entry["name"] for entry in before["automations"]] == sorted(entry["name"] for entry in read_automations())
     register()
-    [again] = deployed(client, "train-lora").schedules
-    assert (again.id, again.active, again.parameters) == (schedule.id, True, wanted)
+    assert shown(client) == before
     pool = client.read_work_pool(POOL)
     assert (pool.concurrency_limit, pool.description, pool.type) == (7, "ours", "process")
-    assert {automation.name: automation.id for automation in client.read_automations()} == before
+    assert tokenizing_limit(client) == 3
+
+
+def shown(client: SyncPrefectClient) -> dict[str, list[dict[str, Any]]]:
+    """Schedules of each deployment, and the automations."""
+    fields = {"id", "slug", "active", "schedule", "parameters"}
+    found = {
+        name: [schedule.model_dump(include=fields) for schedule in deployed(client, name).schedules]
+        for name in DEPLOYMENTS
+    }
+    for schedules in found.values():
+        schedules.sort(key=lambda entry: str(entry["id"]))
+    automations = sorted(client.read_automations(), key=lambda automation: automation.name)
+    return {**found, "automations": [automation.model_dump(include={"id", "name"}) for automation in automations]}
+
+
+def test_registering_again_makes_anew_what_is_gone_and_removes_an_old_limit(client: SyncPrefectClient) -> None:
+    train, tokenize = (deployed(client, name) for name in ("train-lora", "tokenize-archives"))
+    client.update_deployment(tokenize.id, DeploymentUpdate(concurrency_limit=1))  # as earlier versions had it
+    assert deployed(client, "tokenize-archives").global_concurrency_limit.limit == 1
+    set_tokenizing_limit(client, None)
+    for schedule in train.schedules:
+        client.delete_deployment_schedule(train.id, schedule.id)
+
+    register()
+    assert deployed(client, "tokenize-archives").global_concurrency_limit is None
+    assert tokenizing_limit(client) == 1
+    [weekly] = deployed(client, "train-lora").schedules
+    assert (weekly.slug, weekly.active, weekly.parameters) == ("weekly-retrain", False, NEW_TOKENS_ONLY)
+
+
+def set_tokenizing_limit(client: SyncPrefectClient, limit: int | None) -> None:
+    client.request("PATCH", f"/work_pools/{POOL}/queues/tokenizing", json={"concurrency_limit": limit})
+
+
+def tokenizing_limit(client: SyncPrefectClient) -> int | None:
+    return client.read_work_queue_by_name("tokenizing", work_pool_name=POOL).concurrency_limit
+
+
+def test_weekly_on_keeps_parameters_for_each_retraining(
+    client: SyncPrefectClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stored() -> tuple[bool, dict[str, Any]]:
+        [found] = [found for found in deployed(client, "train-lora").schedules if found.slug == "weekly-retrain"]
+        return found.active, found.parameters
 
     set_weekly(False)
-    [off] = deployed(client, "train-lora").schedules
-    assert (off.active, off.parameters) == (False, wanted)
+    _, flags = stored()
+    given = {"model": "facebook/musicgen-small", "lora_r": 16, "sample_prompts": ["calm piano"], "copy_to": "a=b"}
+    arguments = [f"-p={name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in given.items()]
+    assert main(["run", "train-lora", "--weekly", "on", *arguments]) == 0
+    assert stored() == (True, flags | given)
+    assert main(["run", "train-lora", "--weekly", "off"]) == 0
+    assert stored() == (False, flags | given)
+    assert main(["run", "train-lora", "--weekly", "on", "-p", "lora_r=32"]) == 0
+    assert stored() == (True, flags | given | {"lora_r": 32})
+    assert '"facebook/musicgen-small"' in capsys.readouterr().out
+
+    wrong = ["-p", "lora_rank=4", "-p", "lora_r=many", "-p", "seed=1"]
+    assert main(["run", "train-lora", "--weekly", "on", *wrong]) == 2
+    told = capsys.readouterr().err
+    assert "no parameter 'lora_rank'" in told and "lora_r: 'many' is not of type 'integer'" in told
+    assert stored() == (True, flags | given | {"lora_r": 32})
+    set_weekly(False)
 
 
 def test_an_automation_is_touched_only_when_the_file_has_changed(
@@ -134,7 +229,9 @@ def test_gpus_are_those_that_were_made_visible(monkeypatch: pytest.MonkeyPatch) 
         assert visible_gpus() == []
 
 
-def test_the_weekly_switch_goes_with_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
-    for wrong in (["tokenize-archives"], ["train-lora", "--watch"], ["train-lora", "-p", "seed=1"]):
+def test_weekly_goes_with_train_lora_and_off_takes_no_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in (["tokenize-archives"], ["train-lora", "--watch"]):
         assert main(["run", *wrong, "--weekly", "on"]) == 2
-        assert "--weekly goes with train-lora and with nothing else" in capsys.readouterr().err
+        assert "--weekly goes with train-lora, and not with --watch" in capsys.readouterr().err
+    assert main(["run", "train-lora", "--weekly", "off", "-p", "seed=1"]) == 2
+    assert "-p goes with --weekly on, not with off" in capsys.readouterr().err

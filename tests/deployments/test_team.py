@@ -20,7 +20,9 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from bench.load import complaints
 from bench.servers import Postgres, find_postgres, free_port, prefect_server, temporary_postgres
+from deployments.environment import DEFAULTS
 from deployments.registering import read_automations
 from deployments.team.worker import RUN_SECONDS, command
 
@@ -53,6 +55,11 @@ def test_a_stopped_worker_leaves_a_run_the_time_to_save_and_comes_back_after_a_c
     assert service["Restart"] == "always" and unit["Unit"]["StartLimitIntervalSec"] == "0"
     assert service["KillMode"] == "mixed"  # not control-group: a second SIGTERM would end the saving
     assert RUN_SECONDS < int(service["TimeoutStopSec"])
+
+
+def test_the_teams_server_has_the_ui_that_plays_music() -> None:
+    lines = (TEAM / "musicgen-server.service").read_text().splitlines()
+    assert f"Environment=PREFECT_SERVER_UI_V2_ENABLED={DEFAULTS['PREFECT_SERVER_UI_V2_ENABLED']}" in lines
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -289,6 +296,18 @@ def test_stopping_a_worker_saves_its_training_and_tells_the_server_at_once(team:
         team.ask("POST", f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"})
         team.wait_for(run, "Cancelled")
     assert steps == sorted(set(steps))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_load_test_hears_what_postgres_complains_of(team: Team) -> None:
+    log = team.postgres.folder / "postgres.log"
+    before = complaints(log.read_text())
+    sql = "create table held (); begin; lock held; \\! psql -Xd prefect -c 'set lock_timeout=1; lock held'"
+    team.postgres.run("psql", "-X", "-d", "prefect", given=sql)
+    after = complaints(log.read_text())
+    for complaint in ("ERROR:", "lock timeout"):
+        assert len(after.get(complaint, [])) == len(before.get(complaint, [])) + 1
 
 
 @pytest.mark.slow

@@ -10,12 +10,16 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from deployments.environment import is_healthy
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.slow
@@ -47,26 +51,27 @@ def up(tmp_path_factory: pytest.TempPathFactory, demo_archives: Path) -> Iterato
     environment = {
         **os.environ,
         "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "WANDB_MODE": "disabled",
     }
-    log = folder / "up.log"
     places = [f"--archives={demo_archives}", f"--tokens={folder / 'tokens'}", f"--runs={folder / 'runs'}"]
     places.append(f"--output={folder / 'music'}")
+    with start_up(environment, folder / "up.log", "--port", str(port), "--workers", "2", *places) as up:
+        yield up
+
+
+@contextmanager
+def start_up(environment: dict[str, str], log: Path, *arguments: str) -> Iterator[Up]:
     with open(log, "wb") as output:
-        process = subprocess.Popen(
-            command("up", "--port", str(port), "--workers", "2", *places),
-            cwd=ROOT,
-            env=environment,
-            stdout=output,
-            stderr=output,
-        )
+        process = subprocess.Popen(command("up", *arguments), cwd=ROOT, env=environment, stdout=output, stderr=output)
     try:
+        workers = int(arguments[arguments.index("--workers") + 1]) + 1
         deadline = time.monotonic() + 180
-        while log.read_text().count("started!") < 3:  # the workers' own last word
+        while log.read_text().count("started!") < workers:  # the workers' own last word
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
-        yield Up(process, {**environment, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}, log)
+        yield Up(process, environment, log)
     finally:
         process.terminate()  # not SIGKILL: its server and worker would live on
         process.wait(timeout=90)
@@ -129,29 +134,52 @@ def test_up_again_uses_the_one_that_runs_and_doubles_nothing(up: Up) -> None:
     )
 
 
-@pytest.mark.timeout(300)
-def test_ctrl_c_has_a_training_save_and_stops_server_workers_and_everything_they_started(up: Up) -> None:
-    api = up.environment["PREFECT_API_URL"]
-    run = up.log.parent / "runs" / "stopped"
+@pytest.mark.timeout(600)
+def test_ctrl_c_has_a_training_save_and_stops_everything_and_the_next_up_resumes_it(up: Up, demo_tokens: Path) -> None:
+    api, log = up.environment["PREFECT_API_URL"], up.log
+    run = log.parent / "runs" / "stopped"
     parameters = ["model=debug", "device=cpu", "batch_size=1", "segment_seconds=1"]
-    parameters += ["gradient_accumulation_steps=1", "num_epochs=1000"]
-    arguments = [argument for parameter in [*parameters, f"run_dir={run}"] for argument in ("-p", parameter)]
+    parameters += ["gradient_accumulation_steps=1", "num_epochs=10000", "full_models=none"]
+    parameters += [f"tokens={demo_tokens}", f"run_dir={run}"]
+    arguments = [argument for parameter in parameters for argument in ("-p", parameter)]
     subprocess.run(command("run", "train-lora", *arguments), cwd=ROOT, env=up.environment, check=True, timeout=60)
-    deadline = time.monotonic() + 120
-    while not (run / "metrics.jsonl").exists():
-        assert time.monotonic() < deadline, up.log.read_text()[-3000:]
-        time.sleep(0.5)
-    with urllib.request.urlopen(f"{api}/health", timeout=10) as answer:
-        assert answer.status == 200
+    wait(lambda: bool(steps(run)), log)
+    assert is_healthy(api)
     up.process.send_signal(signal.SIGINT)
     assert up.process.wait(timeout=90) == 0
-    assert "Stopped." in up.log.read_text()
-    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert torch.load(run / "latest.pt", weights_only=True)["global_step"] == steps[-1]
+    assert "Stopped." in log.read_text()
+    before = steps(run)
+    assert torch.load(run / "latest.pt", weights_only=True)["global_step"] == before[-1]
     assert not (run / ".lock").exists()
-    with pytest.raises(OSError):
-        urllib.request.urlopen(f"{api}/health", timeout=5)
+    assert not is_healthy(api)
     assert not list(processes_of(up.environment["PREFECT_HOME"]))
+
+    port = api.removesuffix("/api").rpartition(":")[2]
+    with start_up(up.environment, log.with_name("next.log"), "--port", port, "--workers", "1") as again:
+        wait(lambda: len(steps(run)) > len(before), again.log)
+        [training] = ask(f"{api}/flow_runs/filter", {"flow_runs": {"state": {"name": {"any_": ["Running"]}}}})
+        assert (training["parameters"]["run_dir"], training["run_count"]) == (str(run), 2)
+    after = steps(run)
+    assert after == list(range(1, len(after) + 1))  # none is lost, none done twice
+    assert not list(processes_of(up.environment["PREFECT_HOME"]))
+
+
+def steps(run: Path) -> list[int]:
+    metrics = run / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in metrics.read_text().splitlines()] if metrics.exists() else []
+
+
+def wait(holds: Callable[[], bool], log: Path) -> None:
+    deadline = time.monotonic() + 180
+    while not holds():
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.5)
+
+
+def ask(address: str, body: dict[str, Any]) -> Any:
+    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
 
 
 def processes_of(prefect_home: str) -> Iterator[str]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import shutil
 import zipfile
 from pathlib import Path
@@ -126,6 +127,23 @@ def test_a_table_in_the_ui_shows_clips_rejections_and_reasons(archives: Path, tm
         ("archive_batch_0002", 8, 1),
     ]
     assert "audio/broken.wav: not decodable" in rows[1]["problem"]
+
+
+def test_an_archive_adds_nothing_to_the_log_but_what_it_rejected(archives: Path, tmp_path: Path) -> None:
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    said: list[str] = []
+    handler = Kept(logging.INFO)
+    logging.getLogger("prefect.task_runs").addHandler(handler)
+    try:
+        run(archives, tmp_path / "tokens")
+    finally:
+        logging.getLogger("prefect.task_runs").removeHandler(handler)
+    ours = [text for text in said if not text.startswith("Finished in state")]  # Prefect's own
+    assert len(said) > len(ours) == 1
+    assert ours[0].startswith("archive_batch_0002: rejected audio/broken.wav")
 
 
 def test_a_shard_damaged_inside_is_made_again_though_its_result_is_cached(archives: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Compares the decoding kernels with the model itself on the CPU, where Triton interprets them; run by test_decoding.
 
-TRITON_INTERPRET=1 python interpreted_decoding.py BATCH BITS GIVEN_FRAMES → the largest relative error of a step's logits, and
-whether greedy codes are those of the eager steps
+TRITON_INTERPRET=1 python interpreted_decoding.py BATCH BITS GIVEN_FRAMES → the largest relative error of a step's
+logits, and whether greedy codes are those of the eager steps
 """
 
 from __future__ import annotations

@@ -1,0 +1,45 @@
+"""Under which addresses the server of `up` is reached, and who else may reach it."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import platform
+
+from deployments.console import output
+
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+"""What makes a server listen at all addresses of a machine, and how it is called from that machine."""
+
+
+def addresses(host: str, port: int) -> tuple[str, str]:
+    """Of the API for processes of this machine, and of the UI for people. A browser gets the API's from the server.
+
+    What listens everywhere (0.0.0.0, ::) is no address to call: here it is 127.0.0.1 or ::1, elsewhere the machine's
+    name, which the server hands to browsers (PREFECT_UI_API_URL) unless that is set already.
+    """
+    if host in EVERYWHERE:
+        for_browsers = os.environ.setdefault("PREFECT_UI_API_URL", f"http://{platform.node()}:{port}/api")
+        return f"http://{EVERYWHERE[host]}:{port}/api", for_browsers.removesuffix("/api")
+    ui = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{ui}/api", ui
+
+
+def warn_of_others(host: str, port: int) -> None:
+    """Say what it means if other machines reach a server that listens at `host`."""
+    if not _is_of_this_machine(host):
+        output.print(
+            f"Without a password, whoever reaches port {port} of this machine can run programs on it. Safer: up "
+            f"without --host, and elsewhere ssh -L {port}:127.0.0.1:{port} {platform.node()}. "
+            "A server with a password: deployments/team/README.md",
+            style="yellow",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
+def _is_of_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,64 @@
+"""Where the server of `up` and its UI are found, and by whom."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from prefect.server.api.server import create_ui_app
+from prefect.settings import PREFECT_SERVER_UI_V2_ENABLED, PREFECT_UI_STATIC_DIRECTORY, temporary_settings
+from starlette.testclient import TestClient
+
+from deployments.addresses import addresses, warn_of_others
+from deployments.environment import DEFAULTS
+from deployments.up import show
+
+
+@pytest.mark.parametrize(("host", "ours"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]")])
+def test_a_server_for_all_addresses_is_called_by_ones_that_exist(
+    host: str, ours: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.node", lambda: "box")
+    monkeypatch.setenv("PREFECT_UI_API_URL", "")  # put back at the end
+    monkeypatch.delenv("PREFECT_UI_API_URL")
+    assert addresses(host, 4300) == (f"http://{ours}:4300/api", "http://box:4300")
+    assert os.environ["PREFECT_UI_API_URL"] == "http://box:4300/api"  # what the UI of any browser calls
+    monkeypatch.setenv("PREFECT_UI_API_URL", "https://music.example.org/api")
+    assert addresses(host, 4300)[1] == "https://music.example.org"
+
+
+def test_a_server_for_one_address_is_called_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_UI_API_URL", "")
+    monkeypatch.delenv("PREFECT_UI_API_URL")
+    assert addresses("127.0.0.1", 4200) == ("http://127.0.0.1:4200/api", "http://127.0.0.1:4200")
+    assert addresses("fd00::5", 4200) == ("http://[fd00::5]:4200/api", "http://[fd00::5]:4200")
+    assert "PREFECT_UI_API_URL" not in os.environ
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "box"])
+def test_a_server_that_others_reach_comes_with_a_warning(host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    warn_of_others(host, 4300)
+    told = capsys.readouterr().out
+    assert "can run programs" in told and "ssh -L 4300:127.0.0.1:4300" in told and "deployments/team" in told
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_a_server_for_this_machine_alone_comes_without_a_warning(host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    warn_of_others(host, 4300)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("api", ["http://127.0.0.1:4200/api", "http://127.0.0.1:4300/api"])
+def test_other_terminals_are_told_of_an_address_that_they_dont_find(
+    api: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(api, api.removesuffix("/api"), {})
+    assert (f"export PREFECT_API_URL={api}" in capsys.readouterr().out) == ("4300" in api)
+
+
+def test_the_root_address_has_the_ui_that_plays_music(tmp_path: Path) -> None:
+    for chosen, status in ((DEFAULTS["PREFECT_SERVER_UI_V2_ENABLED"], 200), (True, 307)):
+        with temporary_settings({PREFECT_SERVER_UI_V2_ENABLED: chosen, PREFECT_UI_STATIC_DIRECTORY: str(tmp_path)}):
+            browser = TestClient(create_ui_app(ephemeral=False), follow_redirects=False)
+            assert browser.get("/", headers={"accept": "text/html"}).status_code == status
