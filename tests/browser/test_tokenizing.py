@@ -12,6 +12,8 @@ from playwright.sync_api import expect
 from musicgen_core.demo_data import make_demo_archives
 
 if TYPE_CHECKING:
+    from prefect.client.schemas.objects import TaskRun
+
     from tests.browser.conftest import Site, Ui
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
@@ -61,7 +63,14 @@ def test_retry_in_the_ui_does_only_the_archives_that_failed(site: Site, ui: Ui) 
     before = {shard: shard.stat().st_mtime_ns for shard in tokens.glob("*.parquet")}
     ui.retry(run)
     ui.expect_state("Completed")
-    second = [task for task in site.task_runs(run) if task.flow_run_run_count == 2]
+
+    def of_retry() -> list[TaskRun]:
+        ended = [task for task in site.task_runs(run) if task.flow_run_run_count == 2]
+        return [task for task in ended if task.state is not None and task.state.is_final()]
+
+    # A server writes down what task runs came to when it has time.
+    site.wait_until(lambda: len(of_retry()) == ARCHIVES, lambda: Counter(task.state_name for task in of_retry()))
+    second = of_retry()
     assert Counter(task.state_name for task in second) == {"Cached": ARCHIVES - len(BROKEN), "Completed": len(BROKEN)}
     executed = sorted(task.name for task in second if task.state_name == "Completed")
     assert executed == [f"tokenize-{stem}" for stem in BROKEN]
