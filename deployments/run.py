@@ -1,21 +1,27 @@
-"""`musicgen-flows run`: `prefect deployment run` by a deployment's short name."""
+"""`musicgen-flows run`: `prefect deployment run` by a deployment's short name, and what came of it."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from deployments.console import output
 from deployments.environment import LOCAL_API, has_server
 from deployments.options import UsageError, describe_unknown
 from deployments.registering import DEPLOYMENTS
+from deployments.run_parameters import check, parsed
 from deployments.weekly import set_weekly
 from musicgen_core.errors import MusicgenError
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas import State
+
+WATCH_SECONDS = 2.0
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -47,34 +53,47 @@ def run(arguments: Sequence[str]) -> int:
             "Start one with musicgen-flows up",
         )
     if chosen.weekly:
-        parameters = set_weekly(chosen.weekly == "on", dict(map(_parsed, chosen.param)))
+        parameters = set_weekly(chosen.weekly == "on", parsed(chosen.param))
         shown = ", ".join(f"{name}={json.dumps(value)}" for name, value in parameters.items())
         output.print(f"The weekly retraining is {chosen.weekly}, its parameters: {shown}", markup=False)
         return 0
-    command = [
-        sys.executable,
-        "-m",
-        "prefect",
-        "--no-prompt",
-        "deployment",
-        "run",
-        f"{chosen.deployment}/{chosen.deployment}",
-    ]
-    for entry in chosen.param:
-        command += ["--param", entry]
-    if chosen.watch:
-        command.append("--watch")
-    try:
-        return 0 if subprocess.run(command, env=os.environ, check=False).returncode == 0 else 1
-    except KeyboardInterrupt:
-        output.print("The run goes on without this terminal: see the Prefect UI")
-        return 130
+    return _start(chosen.deployment, parsed(chosen.param), chosen.watch)
 
 
-def _parsed(entry: str) -> tuple[str, Any]:
-    """`name=value` → both, the value read as `prefect deployment run` does."""
-    name, _, value = entry.partition("=")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
+def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+    from prefect.utilities.urls import url_for
+
+    with get_client(sync_client=True) as client:
+        try:
+            deployment = client.read_deployment_by_name(f"{name}/{name}")
+        except ObjectNotFound as error:
+            found = f"the deployment {name} is not on this server"
+            raise MusicgenError(found, "Start musicgen-flows up first") from error
+        check(parameters, deployment)
+        run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+        output.print(f"Created the run {run.name}: {url_for('flow-run', obj_id=run.id)}", soft_wrap=True, markup=False)
+        if not watch:
+            return 0
+        try:
+            state = _watched(client, run.id)
+        except KeyboardInterrupt:
+            output.print("The run goes on without this terminal: see the Prefect UI")
+            return 130
+    return 0 if state.is_completed() else 1
+
+
+def _watched(client: SyncPrefectClient, run: UUID) -> State:
+    """Tell of a run's states until the last one, which has the reason if it failed."""
+    told = None
+    while True:
+        found = client.read_flow_run(run)
+        state = found.state
+        if state is not None and state.id != told:
+            told = state.id
+            message = f": {state.message}" if state.message else ""
+            output.print(f"{found.name} · {state.name}{message}", soft_wrap=True, markup=False)
+        if state is not None and state.is_final():
+            return state
+        time.sleep(WATCH_SECONDS)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from deployments.options import UsageError
+from deployments.run_parameters import check
 from musicgen_core.errors import MusicgenError
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ def set_weekly(active: bool, given: Mapping[str, Any] | None = None) -> dict[str
                 f"the deployment {DEPLOYMENT} with its schedule {SLUG} is not on this server",
                 "Start musicgen-flows up first",
             )
-        if problems := list(_problems(given or {}, deployment.parameter_openapi_schema or {})):
-            raise UsageError(problems)
+        check(given or {}, deployment)  # the server would find it only when the schedule's next run is due
         # All of them each time: an update that leaves them out deletes them (PrefectHQ/prefect#17982).
         parameters = {**schedule.parameters, **(given or {})}
         client.update_deployment_schedule(deployment.id, schedule.id, active=active, parameters=parameters)
@@ -49,15 +48,3 @@ def _find_deployment(client: SyncPrefectClient) -> DeploymentResponse | None:
         return client.read_deployment_by_name(f"{DEPLOYMENT}/{DEPLOYMENT}")
     except ObjectNotFound:
         return None
-
-
-def _problems(given: Mapping[str, Any], schema: dict[str, Any]) -> Iterator[str]:
-    """What the server would find only when the schedule's next run is due."""
-    from prefect.utilities.schema_tools import validate
-
-    known = schema.get("properties", {})
-    for name in given:
-        if name not in known:
-            yield f"{DEPLOYMENT} has no parameter {name!r}"
-    for error in validate({name: given[name] for name in given if name in known}, schema, ignore_required=True):
-        yield f"{error.json_path.removeprefix('$.')}: {error.message}"

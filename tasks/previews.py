@@ -14,8 +14,8 @@ from musicgen_core import storage
 MP3_LEVEL = 0.95
 """libsndfile's compression level for 48 kbit/s at a constant rate: of MP3's rates (320 - 288 × level), rounded."""
 BYTES_PER_SECOND = 6000
-PAGE_BYTES = 70_000
-"""Sound a page, before base64 makes 93 kB of it. The Artifacts page loads what it lists whole."""
+PAGE_BYTES = 140_000
+"""Sound a page, before base64 makes 187 kB of it. The Artifacts page loads what it lists whole."""
 LONGEST_SECONDS = 10.0
 COLORS = 32
 

@@ -71,7 +71,8 @@ def _page(pieces: list[Rendered], each: int) -> str:
     for piece in pieces:
         voice = "with the adapter" if piece.with_adapter else "base model"
         voice += f", variation {piece.variation + 1}" if varied else ""
-        beginning = ", of which the beginning plays here" if piece.seconds > longest_seconds(each) else ""
+        played = longest_seconds(each)
+        beginning = f", of which the first {played:.1f} s play here" if piece.seconds > played else ""
         parts.append(f"**{voice}** · {piece.seconds:.1f} s{beginning} · {code_cell(piece.wav)}")
         parts.append(player(piece.wav, of=each))
     return "\n\n".join(parts)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import PurePosixPath
 
 import soundfile
 from upath import UPath
 
-from musicgen_core import tracking
+from musicgen_core import storage, tracking
 from tasks.artifacts import code_cell, markdown_table, text_cell
 from tasks.previews import picture, player
 from tasks.progress import duration, utc_now
@@ -21,8 +23,8 @@ logger = logging.getLogger(__name__)
 DRAWN = ("step", "epoch", "train/loss", "train/lr", "val/loss", "train/audio_seconds_per_sec")
 RECENT = 50
 """Steps that loss and throughput are means of."""
-SAMPLES = 3
-SOUNDS = (".wav", ".mp3", ".ogg", ".flac")
+SAMPLES = 2
+"""Prompts whose samples play in the page"""
 
 
 @dataclass
@@ -141,18 +143,32 @@ def wandb_line(folder: UPath, url: str | None = None) -> str:
 
 
 def newest_samples(run_dir: UPath) -> tuple[str, ...]:
-    """The last few sound files among the samples of a run directory, by name."""
+    """Of the first prompts of a run directory's samples: the base model's, and the newest epoch's."""
     folder = run_dir / "samples"
-    found = sorted(str(path) for path in folder.iterdir()) if folder.is_dir() else []
-    return tuple([path for path in found if path.lower().endswith(SOUNDS)][-SAMPLES:])
+    found = sorted(path.name for path in folder.glob("epoch_*_*.wav")) if folder.is_dir() else []
+    newest = [name for name in found if name.split("_")[1] == found[-1].split("_")[1]][:SAMPLES]
+    bases = [f"epoch_000_{name.split('_')[2]}" for name in newest]
+    chosen = dict.fromkeys(name for pair in zip(bases, newest, strict=True) for name in pair if name in found)
+    return tuple(str(folder / name) for name in chosen)
 
 
 def samples_page(files: Sequence[str]) -> str:
-    """The beginnings of sound files, to play. One that is still being written is left out."""
+    """The beginnings of samples, to play, under their prompts. One that is still being written is left out."""
     parts = []
+    prompts = _prompts(storage.as_path(files[0]).parent)
     for file in files:
+        _, epoch, prompt = PurePosixPath(file).stem.split("_")
+        title = f"**{'base model' if int(epoch) == 0 else f'after epoch {int(epoch)}'}**"
+        text = f" · {text_cell(prompts[int(prompt)])}" if int(prompt) < len(prompts) else ""
         try:
-            parts.append(f"{code_cell(file)}\n\n{player(file, of=len(files))}")
+            parts.append(f"{title}{text} · {code_cell(file)}\n\n{player(file, of=len(files))}")
         except (OSError, soundfile.LibsndfileError) as error:
             logger.debug("%s can't be played: %s", file, error)
     return "\n\n".join(parts)
+
+
+def _prompts(folder: UPath) -> list[str]:
+    try:
+        return list(json.loads((folder / "prompts.json").read_text(encoding="utf-8"))["prompts"])
+    except (OSError, ValueError, KeyError):  # it is written behind the first samples
+        return []

@@ -75,4 +75,4 @@ def _parse(line: str, origin: str) -> Prompt:
         value = {"prompt": value}
     if not isinstance(value, dict):
         raise ConfigError(f"{origin} is neither a text nor an object")
-    return validate(Prompt, value, origin)
+    return validate(Prompt, value, f"the fields of {origin}")

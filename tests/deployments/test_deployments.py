@@ -17,7 +17,7 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentU
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events import EventTrigger
 from prefect.settings import get_current_settings
-from prefect.states import Cancelled, Completed, Pending, Running
+from prefect.states import Cancelled, Completed, Failed, Pending, Running
 
 from deployments.cli import main
 from deployments.registering import DEPLOYMENTS, POOL, ROOT, ensure_automations, read_automations, register
@@ -184,6 +184,28 @@ def test_weekly_on_keeps_parameters_for_each_retraining(
     assert "no parameter 'lora_rank'" in told and "lora_r: 'many' is not of type 'integer'" in told
     assert stored() == (True, flags | given | {"lora_r": 32})
     set_weekly(False)
+
+
+def test_run_tells_what_a_run_came_to_and_refuses_what_the_flow_does_not_take(
+    client: SyncPrefectClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = ["-p", "lora_rank=4", "-p", "sample_prompts=calm piano"]
+    assert main(["run", "train-lora", *wrong]) == 2
+    told = capsys.readouterr().err
+    assert "no parameter 'lora_rank'; it has tokens, run_dir, model" in told
+    assert """-p 'sample_prompts=["one", "another"]'""" in told
+
+    created: list[UUID] = []
+
+    def fail(seconds: float) -> None:
+        """As a worker would, while it is watched."""
+        created.append(UUID(capsys.readouterr().out.partition("/runs/flow-run/")[2].split()[0]))
+        client.set_flow_run_state(created[0], Failed(message="2 of 3 archives failed"), force=True)
+
+    monkeypatch.setattr("deployments.run.time.sleep", fail)
+    assert main(["run", "tokenize-archives", "-p", "limit=3", "--watch"]) == 1
+    assert "Failed: 2 of 3 archives failed" in capsys.readouterr().out
+    assert client.read_flow_run(created[0]).parameters == {"limit": 3}
 
 
 def test_an_automation_is_touched_only_when_the_file_has_changed(

@@ -23,8 +23,8 @@ def sound_in(page: str) -> tuple[bytes, np.ndarray, int]:
     return data, samples, rate
 
 
-@pytest.mark.parametrize(("of", "seconds"), [(1, 10.0), (2, 5.8), (3, 3.9)])
-def test_a_preview_plays_the_beginning_and_all_of_a_page_stay_under_100_kb(
+@pytest.mark.parametrize(("of", "seconds"), [(1, 10.0), (2, 10.0), (4, 5.8)])
+def test_a_preview_plays_the_beginning_and_all_of_a_page_stay_under_200_kb(
     tmp_path: Path, of: int, seconds: float
 ) -> None:
     rng = np.random.default_rng(0)
@@ -34,7 +34,7 @@ def test_a_preview_plays_the_beginning_and_all_of_a_page_stay_under_100_kb(
     data, samples, rate = sound_in(page)
     assert rate == 32_000 and samples.ndim == 1
     assert len(samples) / rate == pytest.approx(seconds, abs=0.1)
-    assert of * len(data) < PAGE_BYTES * 1.05 and of * len(page) < 100_000
+    assert of * len(data) < PAGE_BYTES * 1.05 and of * len(page) < 200_000
 
 
 def test_a_preview_sounds_as_its_file_does(tmp_path: Path) -> None:

@@ -78,14 +78,22 @@ def test_the_newest_samples_play_and_one_half_written_is_left_out(tmp_path: Path
     folder = tmp_path / "samples"
     folder.mkdir()
     assert newest_samples(storage.as_path(tmp_path)) == ()
-    for number in range(5):
-        soundfile.write(folder / f"step_{number}.wav", np.zeros(3200), 32_000)
-    (folder / "step_4.wav").write_bytes(b"RIFF")
-    (folder / "notes.txt").touch()
+    for epoch in range(3):
+        for prompt in range(3):
+            soundfile.write(folder / f"epoch_{epoch:03d}_{prompt:02d}.wav", np.zeros(3200), 32_000)
+    (folder / "epoch_002_01.wav").write_bytes(b"RIFF")
     found = newest_samples(storage.as_path(tmp_path))
-    assert [Path(file).name for file in found] == ["step_2.wav", "step_3.wav", "step_4.wav"]
+    shown = [f"epoch_{name}.wav" for name in ("000_00", "002_00", "000_01", "002_01")]
+    assert [Path(file).name for file in found] == shown
     page = samples_page(found)
-    assert page.count("<audio controls") == 2 and "step_4.wav" not in page
+    assert page.count("<audio controls") == 3 and "epoch_002_01.wav" not in page
+    (folder / "prompts.json").write_text('{"prompts": ["slow | piano", "drums", "bells"]}')
+    page = samples_page(found)
+    assert "**base model** · slow \\| piano · " in page and "**after epoch 2** · slow \\| piano · " in page
+    for later in ("001", "002"):
+        for file in folder.glob(f"epoch_{later}_*"):
+            file.unlink()
+    assert [Path(file).name for file in newest_samples(storage.as_path(tmp_path))] == shown[::2]
 
 
 def test_a_run_that_is_online_leaves_its_link_where_the_page_finds_it(

@@ -1,0 +1,44 @@
+"""Parameters of a deployment as they stand on a command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from deployments.options import UsageError
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.responses import DeploymentResponse
+
+
+def parsed(entries: Sequence[str]) -> dict[str, Any]:
+    """`name=value` entries → the parameters; a value is JSON or text, as `prefect deployment run` reads it."""
+    return dict(map(_parsed, entries))
+
+
+def _parsed(entry: str) -> tuple[str, Any]:
+    name, _, value = entry.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def check(given: Mapping[str, Any], deployment: DeploymentResponse) -> None:
+    """Raises UsageError with every parameter that the deployment doesn't take."""
+    if problems := list(_problems(given, deployment.parameter_openapi_schema or {}, deployment.name)):
+        raise UsageError(problems)
+
+
+def _problems(given: Mapping[str, Any], schema: dict[str, Any], deployment: str) -> Iterator[str]:
+    from prefect.utilities.schema_tools import validate
+
+    known = schema.get("properties", {})
+    if unknown := [name for name in given if name not in known]:
+        yield f"{deployment} has no parameter {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
+    for error in validate({name: given[name] for name in given if name in known}, schema, ignore_required=True):
+        name = error.json_path.removeprefix("$.")
+        takes_list = "array" in json.dumps(known.get(name, {}))
+        hint = f""" (a list: -p '{name}=["one", "another"]')""" if takes_list else ""
+        yield f"{name}: {error.message}{hint}"
