@@ -357,15 +357,14 @@ def test_a_run_goes_on_while_the_server_is_away(site: Site, undisturbed: dict[st
     check_whole(training, undisturbed, "server stopped and started again", "nothing")
 
 
-def test_a_run_killed_while_the_server_is_away_is_found_out_once_it_is_back(
+def test_a_run_whose_server_died_with_it_is_found_out_once_that_is_back(
     site: Site, undisturbed: dict[str, torch.Tensor]
 ) -> None:
     training = site.train("all-killed")
     training.wait_for_steps()
-    site.server.terminate()
+    for process in (site.server, training.process(), site.worker):  # as a power cut does
+        process.kill()
     site.server.wait(timeout=60)
-    training.process().kill()
-    site.worker.kill()
     lost = training.redone()
     time.sleep(SILENT_SECONDS + 15)  # away for longer than a silence may be
     site.start_server()
@@ -376,7 +375,7 @@ def test_a_run_killed_while_the_server_is_away_is_found_out_once_it_is_back(
     site.client.set_flow_run_state(training.created.id, AwaitingRetry())
     training.wait_until("Completed")
     assert training.history() == RESTARTED
-    event = "server stopped, run and worker killed, server started again later, then Retry"
+    event = "server, run and worker killed at once; server started again a minute later; Retry"
     check_whole(training, undisturbed, event, lost)
 
 
