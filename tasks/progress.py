@@ -25,7 +25,7 @@ class Update:
     Attributes:
         stage: tokenize, train or generate.
         item: what is worked on: an archive, a run directory, a piece of music.
-        done, total: in the unit of the stage: archives, steps, steps. A total of None is not known.
+        done, total: in the unit of the stage: archives, steps, frames. A total of None is not known.
         text: a few words to show beside it.
     """
 
