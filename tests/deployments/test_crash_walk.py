@@ -370,8 +370,8 @@ def test_a_run_whose_server_died_with_it_is_found_out_once_that_is_back(
     site.start_server()
     site.replace_worker()
     training.wait_until("Crashed")
-    # It starts again by itself, but not yet: Prefect holds an event back for 15 minutes whose predecessor it saw
-    # before it was itself started again (PRECEDING_EVENT_LOOKBACK). A person may do it sooner.
+    # It doesn't start again by itself: Prefect holds an event back whose predecessor it saw before it was itself
+    # started again (PRECEDING_EVENT_LOOKBACK). A person does it.
     site.client.set_flow_run_state(training.created.id, AwaitingRetry())
     training.wait_until("Completed")
     assert training.history() == RESTARTED
