@@ -8,11 +8,11 @@ import fcntl
 import os
 import platform
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from deployments.addresses import addresses, warn_of_others
+from deployments.checks.machine import ask_smi
 from deployments.console import output, print_table
 from deployments.environment import LOCAL_API, is_healthy
 from deployments.options import UsageError, describe_unknown
@@ -121,12 +121,7 @@ def visible_gpus() -> list[str]:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
-    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    try:
-        listed = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return listed.split()
+    return [str(index) for index in range(len(ask_smi().gpus))]
 
 
 def worker_commands(asked: int | None, gpus: Sequence[str]) -> list[Command]:

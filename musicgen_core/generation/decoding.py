@@ -137,7 +137,7 @@ class Decoding:
             given: columns that are read here, all at once; the first step reads the next one.
         """
         config, rows, steps = self.config, len(text.states), sequence.shape[-1] - 1
-        of_texts, attend = self._read(text)
+        of_texts = self._read(text)
         half = of_texts.new_zeros
         single = partial(half, dtype=torch.float32)
         head, splits = config.dim // config.heads, _splits(rows * config.heads)
@@ -146,7 +146,7 @@ class Decoding:
             position=torch.full((), given, dtype=torch.int64, device=sequence.device),
             caches=half(config.layers, 2, rows, config.heads, steps, head),
             text=of_texts,
-            words=attend.flatten(1).sum(dim=1).int(),
+            words=text.attend.flatten(1).sum(dim=1).int(),
             x=single(rows, config.dim),
             parts=single(_MOST_PARTS, rows, config.dim),
             y=half(rows, config.dim),
@@ -159,11 +159,11 @@ class Decoding:
         )
         pairs_of_layers = zip(session.caches, session.text, strict=True)
         caches = [LayerCache(*own, *of_text) for own, of_text in pairs_of_layers]
-        self.lm.prefill(torch.cat([sequence, sequence])[:, :, :given], caches, attend)
+        self.lm.prefill(torch.cat([sequence, sequence])[:, :, :given], caches, text.attend)
         return session
 
-    def _read(self, text: TextCondition) -> tuple[Tensor, Tensor]:
-        """→ keys and values [layers, 2, R, heads, words, dim / heads], and where to look [R, 1, 1, words].
+    def _read(self, text: TextCondition) -> Tensor:
+        """→ keys and values [layers, 2, R, heads, words, dim / heads].
 
         Each text by itself, at its own length: what a product rounds depends on how many rows it has, and a piece
         must not depend on the others of its batch. The null condition's are zero.
@@ -178,8 +178,7 @@ class Decoding:
                 for layer, block in enumerate(blocks):
                     keys, values = block.encoder_attn.keys_values(states)
                     pairs[layer, 0, row, :, :count], pairs[layer, 1, row, :, :count] = keys[0], values[0]
-        attend = text.mask | ~text.mask.any(dim=-1, keepdim=True)
-        return pairs, attend[:, None, None]
+        return pairs
 
     def step(self, s: Session) -> Tensor:
         """Read the column at `position`, keep its keys and values → logits [R, K, cardinality] of the next column."""

@@ -39,6 +39,11 @@ class TextCondition:
     states: Tensor
     mask: Tensor
 
+    @property
+    def attend(self) -> Tensor:
+        """The cross-attention mask [B, 1, 1, L]: to the text, or under the null condition to all of its zeros."""
+        return (self.mask | ~self.mask.any(dim=-1, keepdim=True))[:, None, None]
+
 
 @dataclass
 class LayerCache:
@@ -170,8 +175,7 @@ class MusicgenLM(nn.Module):
         """
         weight = self.enc_to_dec_proj.weight
         states = self.enc_to_dec_proj(text.states.to(weight.dtype)) * text.mask[..., None]
-        attend = text.mask | ~text.mask.any(dim=-1, keepdim=True)
-        return states.to(weight.dtype), attend[:, None, None]
+        return states.to(weight.dtype), text.attend
 
     def forward(self, sequence: Tensor, text: TextCondition) -> Tensor:
         """Delayed codes [B, K, S] and text of the same batch → logits [B, K, S, cardinality] of the next column."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowR
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from bench.servers import free_port
 from deployments.registering import ROOT
 from musicgen_core.demo_data import make_demo_archives
 
@@ -188,19 +188,13 @@ class Ui:
 @pytest.fixture(scope="session")
 def site() -> Iterator[Site]:
     with tempfile.TemporaryDirectory(prefix="music-") as name:  # its paths are in the pictures: short ones
-        folder, port = Path(name), _free_port()
+        folder, port = Path(name), free_port()
         with (
             _up(folder, port),
             temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}),
             get_client(sync_client=True) as client,
         ):
             yield Site(f"http://127.0.0.1:{port}", folder, client)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

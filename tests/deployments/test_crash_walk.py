@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import AwaitingRetry, Cancelling
 
+from bench.servers import free_port
 from deployments.environment import is_healthy
 from deployments.registering import ROOT, ensure_automations, read_automations, register
 
@@ -185,12 +185,6 @@ def wait(holds: Callable[[], bool], what: str, seconds: float = 240) -> None:
     while not holds():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.2)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def shortened() -> list[dict[str, Any]]:

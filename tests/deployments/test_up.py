@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.servers import free_port
 from deployments.environment import is_healthy
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -32,12 +32,6 @@ class Up:
     process: subprocess.Popen[bytes]
     environment: dict[str, str]
     log: Path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def command(*arguments: str) -> list[str]:

@@ -1,16 +1,14 @@
 """Compares the decoding kernels with the model itself on the CPU, where Triton interprets them; run by test_decoding.
 
-TRITON_INTERPRET=1 python interpreted_decoding.py BATCH BITS GIVEN_FRAMES → the largest relative error of a step's
-logits, and whether greedy codes are those of the eager steps
+TRITON_INTERPRET=1 python interpreted.py interpreted_decoding.py BATCH BITS GIVEN_FRAMES → the largest relative error
+of a step's logits, and whether greedy codes are those of the eager steps
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import torch
-from triton.runtime import interpreter
 
 from musicgen_core.config import SamplingSettings
 from musicgen_core.generation.decoding import Decoding
@@ -21,20 +19,8 @@ from musicgen_core.model.weights import find_model, load_lm
 FRAMES = 6
 
 
-def let_tensors_bound_loops() -> None:
-    """Triton 3.6's interpreter makes integers of arrays with one element, which NumPy 2.4 refuses."""
-    own: Any = interpreter._patch_lang_tensor
-
-    def patched(tensor: Any, scope: Any) -> None:
-        own(tensor, scope)
-        tensor.__index__ = lambda self: int(self.handle.data.item())
-
-    interpreter._patch_lang_tensor = patched
-
-
 @torch.inference_mode()
 def main(batch: int, bits: int, given: int) -> None:
-    let_tensors_bound_loops()
     lm = load_lm(find_model("debug"))
     decoding = Decoding(lm, positions=16, bits=bits)
     generator = torch.Generator().manual_seed(0)

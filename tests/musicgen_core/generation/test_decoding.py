@@ -24,9 +24,10 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 def test_kernels_give_the_logits_and_greedy_codes_of_the_model(
     batch: int, bits: int, given: int, distance: float
 ) -> None:
+    launcher = Path(__file__).parent.parent / "interpreted.py"
     script = Path(__file__).with_name("interpreted_decoding.py")
     done = subprocess.run(  # in a process of its own, which interprets Triton
-        [sys.executable, script, str(batch), str(bits), str(given)],
+        [sys.executable, launcher, script, str(batch), str(bits), str(given)],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

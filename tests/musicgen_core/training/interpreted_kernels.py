@@ -1,7 +1,7 @@
 """Compares the fused blocks with the plain ones on the CPU, where Triton interprets its kernels; run by test_kernels.
 
-TRITON_INTERPRET=1 python interpreted_kernels.py RANK CHECKPOINTING PRECISION → the largest relative errors of a step's
-losses and gradients, the losses after an update, and losses without dropout
+TRITON_INTERPRET=1 python interpreted.py interpreted_kernels.py RANK CHECKPOINTING PRECISION → the largest relative
+errors of a step's losses and gradients, the losses after an update, and losses without dropout
 """
 
 from __future__ import annotations
@@ -10,24 +10,12 @@ import sys
 from typing import Any
 
 import torch
-from triton.runtime import interpreter
 
 from musicgen_core.model.decoder import TextCondition
 from musicgen_core.model.lora import LoraSettings, add_lora
 from musicgen_core.model.weights import find_model, load_lm
 from musicgen_core.training.dropout import clip_seeds
 from musicgen_core.training.model import Execution, TrainingModel
-
-
-def let_tensors_bound_loops() -> None:
-    """Triton 3.6's interpreter makes integers of arrays with one element, which NumPy 2.4 refuses."""
-    own: Any = interpreter._patch_lang_tensor
-
-    def patched(tensor: Any, scope: Any) -> None:
-        own(tensor, scope)
-        tensor.__index__ = lambda self: int(self.handle.data.item())
-
-    interpreter._patch_lang_tensor = patched
 
 
 def adapted(r: int) -> Any:
@@ -44,7 +32,6 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def main(rank: str, checkpointing: str, precision: str) -> None:
-    let_tensors_bound_loops()
     plain = TrainingModel(adapted(int(rank)), 0.1, Execution("fp32", False, checkpointing == "True"))
     fused = TrainingModel(adapted(int(rank)), 0.1, Execution(precision, False, checkpointing == "True"), fused=True)
     generator = torch.Generator().manual_seed(0)

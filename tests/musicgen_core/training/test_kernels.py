@@ -22,9 +22,10 @@ def errors(rank: int, checkpointing: bool, precision: str) -> list[float]:
 
     In a process of its own, which interprets Triton.
     """
+    launcher = Path(__file__).parent.parent / "interpreted.py"
     script = Path(__file__).with_name("interpreted_kernels.py")
     done = subprocess.run(
-        [sys.executable, script, str(rank), str(checkpointing), precision],
+        [sys.executable, launcher, script, str(rank), str(checkpointing), precision],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
