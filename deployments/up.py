@@ -11,6 +11,8 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import httpx
+
 from deployments.addresses import addresses, warn_of_others
 from deployments.checks.machine import ask_smi
 from deployments.console import output, print_table
@@ -18,7 +20,11 @@ from deployments.environment import LOCAL_API, is_healthy
 from deployments.options import UsageError, describe_unknown
 from deployments.processes import Command, Part, Parts
 from deployments.registering import DEPLOYMENTS, PLACES, POOL, QUEUE, TOKENIZING_QUEUE, register, set_places
+from deployments.restarting import restart_missed
 from musicgen_core.errors import MusicgenError
+
+LOOK_SECONDS = 30.0
+"""How often runs are looked for that should have been started again."""
 
 
 def up(arguments: Sequence[str]) -> int:
@@ -160,10 +166,23 @@ def show(api: str, ui: str, rows: Mapping[str, str]) -> None:
         output.print(f"In other terminals first: export PREFECT_API_URL={api}", soft_wrap=True, highlight=False)
 
 
+def _restart_missed() -> None:
+    from prefect.client.orchestration import get_client
+
+    # A server that is too busy to answer is asked again the next time.
+    with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+        for name in restart_missed(client):
+            output.print(f"Crashed, and starts again: {name}")
+
+
 def _watch(server: Sequence[Part], workers: Parts) -> None:
     """Until the server ends. A worker that ends by itself is started again: the others' trainings go on."""
+    looked = time.monotonic()
     while all(process.poll() is None for process in server):
         for command in workers.restart_ended():
             output.print(f"A worker ended by itself and was started again: {_described(*command)}")
+        if time.monotonic() - looked > LOOK_SECONDS:
+            _restart_missed()
+            looked = time.monotonic()
         time.sleep(0.5)
     raise MusicgenError("the Prefect server ended by itself", "Its last lines above say why")

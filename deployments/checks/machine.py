@@ -143,7 +143,8 @@ def _unusable(smi: Smi, cuda: str | None) -> Finding:
             GPU,
             "problem",
             f"{found} with CUDA {cuda} can't use: the driver is too old",
-            f"Install NVIDIA's driver {oldest} or newer, restart, and look again: nvidia-smi",
+            f"Install NVIDIA's driver {oldest} or newer, restart, and look again: nvidia-smi. Where that can't be "
+            "done, name the package index of a torch build for an older CUDA in UV_INDEX, and run uv sync",
         )
     return Finding(GPU, "problem", f"{found} with CUDA {cuda} can't use ({_reason()})", "Look at it: nvidia-smi -q")
 

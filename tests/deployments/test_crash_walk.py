@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from prefect.states import AwaitingRetry, Cancelling
 
 from bench.servers import free_port
-from deployments.environment import is_healthy
+from deployments.environment import DEFAULTS, is_healthy
 from deployments.registering import ROOT, ensure_automations, read_automations, register
+from deployments.restarting import restart_missed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TITLES = [("event", "what the server shows", "lost"), ("---", "---", "---")]
@@ -202,6 +204,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, demo_tokens: Path) -> Iterato
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         for name, value in {
+            **DEFAULTS,
             "PREFECT_HOME": str(folder / "prefect"),
             "PREFECT_API_URL": site.api,
             "PREFECT_WORKER_QUERY_SECONDS": "2",
@@ -351,7 +354,7 @@ def test_a_run_goes_on_while_the_server_is_away(site: Site, undisturbed: dict[st
     check_whole(training, undisturbed, "server stopped and started again", "nothing")
 
 
-def test_a_run_whose_server_died_with_it_is_found_out_once_that_is_back(
+def test_a_run_whose_server_died_with_it_goes_on_once_that_is_back(
     site: Site, undisturbed: dict[str, torch.Tensor]
 ) -> None:
     training = site.train("all-killed")
@@ -363,13 +366,16 @@ def test_a_run_whose_server_died_with_it_is_found_out_once_that_is_back(
     time.sleep(SILENT_SECONDS + 15)  # away for longer than a silence may be
     site.start_server()
     site.replace_worker()
-    training.wait_until("Crashed")
-    # It doesn't start again by itself: Prefect holds an event back whose predecessor it saw before it was itself
-    # started again (PRECEDING_EVENT_LOOKBACK). A person does it.
-    site.client.set_flow_run_state(training.created.id, AwaitingRetry())
+    training.wait_until("Crashed", "AwaitingRetry")
+
+    def starts_again() -> bool:
+        restart_missed(site.client, timedelta(seconds=2 * RESTART_SECONDS))  # as `up` does
+        return training.state() != "Crashed"
+
+    wait(starts_again, "its restart")
     training.wait_until("Completed")
     assert training.history() == RESTARTED
-    event = "server, run and worker killed at once; server started again a minute later; Retry"
+    event = "server, run and worker killed at once; server started again a minute later"
     check_whole(training, undisturbed, event, lost)
 
 

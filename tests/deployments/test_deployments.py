@@ -17,10 +17,12 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentU
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events import EventTrigger
 from prefect.settings import get_current_settings
-from prefect.states import Cancelled, Completed, Failed, Pending, Running
+from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running
 
+from deployments import restarting
 from deployments.cli import main
 from deployments.registering import DEPLOYMENTS, POOL, ROOT, ensure_automations, read_automations, register
+from deployments.restarting import RESTARTS, restart_missed
 from deployments.up import visible_gpus, worker_commands
 from deployments.weekly import set_weekly
 from flows.train_lora import train_lora
@@ -257,3 +259,43 @@ def test_weekly_goes_with_train_lora_and_off_takes_no_parameters(capsys: pytest.
         assert "--weekly goes with train-lora, and not with --watch" in capsys.readouterr().err
     assert main(["run", "train-lora", "--weekly", "off", "-p", "seed=1"]) == 2
     assert "-p goes with --weekly on, not with off" in capsys.readouterr().err
+
+
+def ended(client: SyncPrefectClient, flow: str, *states: Any) -> UUID:
+    """A run that went through these states."""
+    run = client.create_flow_run_from_deployment(deployed(client, flow).id, state=Pending())
+    for state in states:
+        client.set_flow_run_state(run.id, state, force=True)
+    return run.id
+
+
+def test_a_crash_that_the_automation_missed_is_restarted_and_nothing_else_is(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crashed = [ended(client, flow, Running(), Crashed()) for flow in ("train-lora", "finetune", "tokenize-archives")]
+    left = [
+        ended(client, "train-lora", *[Running(), Crashed()] * 4),
+        ended(client, "train-lora", Crashed()),
+        ended(client, "train-lora", Running(), Cancelled()),
+        ended(client, "train-lora", Running(), Failed()),
+        ended(client, "generate-music", Running(), Crashed()),
+    ]
+    before = [client.read_flow_run(run).state for run in left]
+    assert restart_missed(client) == [], "the automation comes first"
+    with monkeypatch.context() as patch:
+        patch.setattr(restarting, "HORIZON", timedelta(0))
+        assert restart_missed(client, timedelta(0)) == [], "it is long ago"
+    automation = client.read_automations_by_name(RESTARTS)[0]
+    client.pause_automation(automation.id)
+    try:
+        assert restart_missed(client, timedelta(0)) == [], "it is paused"
+    finally:
+        client.resume_automation(automation.id)
+    assert len(restart_missed(client, timedelta(0))) == 3
+    for run in crashed:
+        state = client.read_flow_run(run).state
+        assert state is not None and state.name == "AwaitingRetry" and "newest checkpoint" in str(state.message)
+    assert [client.read_flow_run(run).state for run in left] == before
+    assert restart_missed(client, timedelta(0)) == []
+    for run in crashed:
+        client.delete_flow_run(run)
