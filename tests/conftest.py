@@ -22,8 +22,9 @@ settings.load_profile("any machine")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Before Prefect is imported anywhere: it reads its settings once.
-for _name in [name for name in os.environ if name.startswith(("PREFECT_", "WANDB_"))]:
+# Before Prefect is imported anywhere: it reads its settings once. And what a terminal says of its width and colours.
+_TERMINAL = ("COLUMNS", "LINES", "FORCE_COLOR", "TTY_COMPATIBLE", "NO_COLOR")
+for _name in [name for name in os.environ if name.startswith(("PREFECT_", "WANDB_")) or name in _TERMINAL]:
     del os.environ[_name]
 os.environ.update(WANDB_MODE="disabled", PREFECT_SERVER_ANALYTICS_ENABLED="false", DO_NOT_TRACK="1")
 _tokens_cache = tempfile.TemporaryDirectory(prefix="tokens-cache-")
@@ -33,15 +34,23 @@ os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # as the comm
 
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A real, temporary Prefect server for the flows of this process; its results stay in a temporary folder."""
+    """A real, temporary Prefect server for the flows of this process; its results stay in a temporary folder.
+
+    Flows wait for their artifacts however slow the machine is: the first drawing makes Matplotlib's cache of fonts.
+    """
     from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
     from prefect.testing.utilities import prefect_test_harness
 
+    from tasks import artifacts
+
     results = tmp_path_factory.mktemp("results")
     with (
-        prefect_test_harness(server_startup_timeout=180),
+        prefect_test_harness(server_startup_timeout=240),
         temporary_settings({PREFECT_LOCAL_STORAGE_PATH: results}),
+        pytest.MonkeyPatch.context() as patch,
     ):
+        for patience in ("PATIENCE_SECONDS", "PATIENCE_IF_INTERRUPTED_SECONDS"):
+            patch.setattr(artifacts, patience, 120.0)
         yield
 
 

@@ -17,7 +17,7 @@ from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.generation.files import Piece, write_piece
 from musicgen_core.generation.page import write_index
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 SECONDS = 8.0
 ADAPTER = {"path": "/runs/jazz/lora_weights/best_lora.pt", "sha256": "ab" * 32, "epoch": 4, "global_step": 1200}
 MARKUP = "<script>document.title = 'taken over'</script> <img src=x onerror=alert(1)> & \"drums\""
@@ -89,7 +89,7 @@ def page(chromium: Browser) -> Iterator[Page]:
     """A page that must come to its end without a word of complaint."""
     context = chromium.new_context(viewport={"width": 1200, "height": 900}, locale="en-US")
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(120_000)
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))

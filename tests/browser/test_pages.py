@@ -15,7 +15,7 @@ from deployments.registering import DEPLOYMENTS, read_automations
 if TYPE_CHECKING:
     from tests.browser.conftest import Site, Ui
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(2400)]
 PLAY = "async audio => { await audio.play(); return audio.duration }"
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tests.browser.conftest import Site, Ui
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(2400)]
 ARCHIVES = 139
 BROKEN = ("archive_batch_0017", "archive_batch_0058", "archive_batch_0101")
 

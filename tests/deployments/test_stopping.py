@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def in_session(session: int) -> list[int]:
@@ -38,16 +38,16 @@ def test_a_training_that_is_told_to_stop_saves_and_ends_its_server(
     )
     try:
         metrics = tmp_path / "run" / "metrics.jsonl"
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 400
         while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.2)
         process.send_signal(stop)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=240)
         assert process.returncode == 130
         assert stderr.splitlines()[-1] == "error: interrupted. Run the same command again to go on"
         assert (tmp_path / "run" / "latest.pt").exists()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while in_session(process.pid) and time.monotonic() < deadline:
             time.sleep(0.2)
         assert in_session(process.pid) == []

@@ -23,7 +23,7 @@ import pytest
 from bench.load import complaints
 from bench.servers import Postgres, find_postgres, free_port, prefect_server, temporary_postgres
 from deployments.environment import DEFAULTS
-from deployments.registering import read_automations
+from deployments.registering import DEPLOYMENTS, read_automations
 from deployments.team.worker import RUN_SECONDS, command
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -108,7 +108,7 @@ class Team:
         run = self.ask("POST", f"/deployments/{found['id']}/create_flow_run", parameters=parameters, state=state)
         return str(run["id"])
 
-    def wait_for(self, run: str, *states: str, seconds: float = 180) -> None:
+    def wait_for(self, run: str, *states: str, seconds: float = 400) -> None:
         def shown() -> str:
             return str(self.ask("GET", f"/flow_runs/{run}")["state"]["name"])
 
@@ -135,8 +135,10 @@ class Team:
             yield process
         finally:
             process.terminate()
-            process.wait(timeout=RUN_SECONDS + 20)
-            with_group_left = _lives(process.pid)
+            process.wait(timeout=RUN_SECONDS + 240)
+            deadline = time.monotonic() + 30
+            while (with_group_left := _lives(process.pid)) and time.monotonic() < deadline:
+                time.sleep(0.1)
             if with_group_left:
                 os.killpg(process.pid, signal.SIGKILL)
             assert not with_group_left, "something of the worker's lived on"
@@ -150,7 +152,7 @@ def _lives(group: int) -> bool:
     return True
 
 
-def wait(condition: Callable[[], bool], what: str, seconds: float = 180) -> None:
+def wait(condition: Callable[[], bool], what: str, seconds: float = 400) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
@@ -210,11 +212,12 @@ def register(environment: dict[str, str], *storage: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2400)
 def test_who_has_no_password_is_refused(team: Team) -> None:
     for path in ("/deployments/filter", "/variables/filter", "/block_documents/filter"):
-        assert httpx.post(f"{team.api}{path}", json={}).status_code == 401
-        assert httpx.post(f"{team.api}{path}", json={}, auth=("musicgen", "guessed")).status_code == 401
+        assert httpx.post(f"{team.api}{path}", json={}, timeout=60).status_code == 401
+        guessed = httpx.post(f"{team.api}{path}", json={}, auth=("musicgen", "guessed"), timeout=60)
+        assert guessed.status_code == 401
     stranger = {name: value for name, value in team.environment.items() if name != "PREFECT_API_AUTH_STRING"}
     line = [sys.executable, "-m", "prefect", "deployment", "run", "train-lora/train-lora"]
     done = subprocess.run(line, cwd=ROOT, env=stranger, capture_output=True, text=True, check=False)
@@ -222,7 +225,7 @@ def test_who_has_no_password_is_refused(team: Team) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2400)
 def test_registering_again_changes_nothing_and_keeps_what_people_set(team: Team) -> None:
     def shown() -> dict[str, Any]:
         return {
@@ -236,7 +239,7 @@ def test_registering_again_changes_nothing_and_keeps_what_people_set(team: Team)
     assert variable["value"] == f"{STORAGE}/music"
     team.ask("PATCH", f"/variables/{variable['id']}", value="gs://other/music")
     before = shown()
-    assert len(before["automations"]) == len(read_automations()) and len(before["deployments"]) == 4
+    assert len(before["automations"]) == len(read_automations()) and len(before["deployments"]) == len(DEPLOYMENTS)
     assert before["results"] is not None
     register(team.environment, STORAGE)
     register(team.environment)
@@ -244,7 +247,7 @@ def test_registering_again_changes_nothing_and_keeps_what_people_set(team: Team)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2400)
 def test_a_retry_on_another_machine_does_only_what_failed_with_results_in_the_bucket(
     team: Team, demo_archives: Path
 ) -> None:
@@ -260,17 +263,19 @@ def test_a_retry_on_another_machine_does_only_what_failed_with_results_in_the_bu
     with team.worker("tokenizing:none"):
         team.ask("POST", f"/flow_runs/{run}/set_state", state={"type": "SCHEDULED", "name": "AwaitingRetry"})
         team.wait_for(run, "Completed")
-    flow_run = {"id": {"any_": [run]}}
-    wait(lambda: len(team.ask("POST", "/task_runs/filter", flow_runs=flow_run)) >= 4, "the last task runs")
-    latest = {}
-    for found in sorted(team.ask("POST", "/task_runs/filter", flow_runs=flow_run), key=lambda entry: entry["created"]):
-        latest[found["name"]] = found["state"]["name"]
-    assert latest[f"tokenize-{good.stem}"] == "Cached" and latest[f"tokenize-{broken.stem}"] == "Completed"
+
+    def of_retry() -> dict[str, str]:
+        found = team.ask("POST", "/task_runs/filter", flow_runs={"id": {"any_": [run]}})
+        return {task["name"]: task["state"]["name"] for task in found if task["flow_run_run_count"] == 2}
+
+    # The server writes down what task runs came to when it has time.
+    expected = {f"tokenize-{good.stem}": "Cached", f"tokenize-{broken.stem}": "Completed"}
+    wait(lambda: of_retry() == expected, f"{expected} instead of {of_retry()}")
     assert team.bucket.exists(f"team/musicgen/tokens/{broken.stem}.json")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2400)
 def test_stopping_a_worker_saves_its_training_and_tells_the_server_at_once(team: Team, demo_archives: Path) -> None:
     for name in [f"archive_batch_{number:04}" for number in (1, 2)]:
         assert team.bucket.exists(f"team/musicgen/tokens/{name}.json")
@@ -285,8 +290,8 @@ def test_stopping_a_worker_saves_its_training_and_tells_the_server_at_once(team:
         wait(lambda: team.bucket.exists(metrics), "the first checkpoint")
         stopped = time.monotonic()
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(timeout=RUN_SECONDS) == 0
-        assert time.monotonic() - stopped < 60
+        assert worker.wait(timeout=RUN_SECONDS + 240) == 0
+        assert time.monotonic() - stopped < RUN_SECONDS  # it ended as it had saved, and not as the patience did
     assert "Crashed" in team.states(run)  # by the run itself: no heartbeat has been missed yet
     last = json.loads(team.bucket.cat(metrics).splitlines()[-1])["step"]
     with team.worker("default:none"):
@@ -299,7 +304,7 @@ def test_stopping_a_worker_saves_its_training_and_tells_the_server_at_once(team:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2400)
 def test_the_load_test_hears_what_postgres_complains_of(team: Team) -> None:
     log = team.postgres.folder / "postgres.log"
     before = complaints(log.read_text())
@@ -311,7 +316,7 @@ def test_the_load_test_hears_what_postgres_complains_of(team: Team) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2400)
 def test_a_restored_backup_has_every_run(team: Team) -> None:
     postgres, backup = team.postgres, str(team.postgres.folder / "backup.dump")
     postgres.run("pg_dump", "--format=custom", f"--file={backup}", "prefect")

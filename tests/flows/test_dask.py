@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import distributed
+import psutil
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
@@ -26,7 +28,7 @@ from flows.tokenize_archives import tokenize_archives
 from musicgen_core.demo_data import make_demo_archives
 from musicgen_core.errors import ConfigError
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(1200)]
 
 
 @dataclass
@@ -39,6 +41,17 @@ class Worker:
     @property
     def half_written(self) -> list[Path]:
         return list(self.scratch.glob("musicgen-*/*.parquet"))
+
+    def is_caught_in_mid_work(self) -> bool:
+        """Halt it if it has begun to write a shard: on a fast machine the shard may be whole before one has looked."""
+        if not self.half_written or self.process.poll() is not None:
+            return False
+        self.process.send_signal(signal.SIGSTOP)
+        wait_for(lambda: psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED)
+        if self.half_written:
+            return True
+        self.process.send_signal(signal.SIGCONT)
+        return False
 
 
 @dataclass
@@ -120,7 +133,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 240.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -130,12 +143,18 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
 
 @contextmanager
 def in_mid_work(cluster: Cluster, then: Callable[[Worker], None]) -> Iterator[list[Worker]]:
-    """While the block runs, do something as soon as a worker has begun to write a shard → that worker, in the end."""
+    """While the block runs, do something as soon as a worker has begun to write a shard → that worker, in the end.
+
+    The worker is halted until that is done.
+    """
     struck: list[Worker] = []
 
     def strike() -> None:
-        worker = wait_for(lambda: next((each for each in cluster.workers if each.half_written), None))
-        then(worker)
+        worker = wait_for(lambda: next((each for each in cluster.workers if each.is_caught_in_mid_work()), None))
+        try:
+            then(worker)
+        finally:
+            worker.process.send_signal(signal.SIGCONT)
         struck.append(worker)
 
     thread = threading.Thread(target=strike)
@@ -159,7 +178,7 @@ def task_runs(state: State[Any]) -> list[TaskRun]:
 
 def wait_for_states(state: State[Any], expected: list[str]) -> None:
     """What the server shows of the task runs: it hears it from the workers, a little later."""
-    wait_for(lambda: sorted(each.state_name or "" for each in task_runs(state)) == expected, 20.0)
+    wait_for(lambda: sorted(each.state_name or "" for each in task_runs(state)) == expected)
 
 
 @dataclass
@@ -215,18 +234,29 @@ def test_an_archive_that_fails_on_a_worker_is_reported_with_its_reason(
     assert over_dask.message == in_threads.message
 
 
+def functions_of_main_thread() -> list[str]:
+    """Those that it is in, the innermost first."""
+    frame: FrameType | None = sys._current_frames()[threading.main_thread().ident or 0]
+    found = []
+    while frame is not None:
+        found.append(frame.f_code.co_name)
+        frame = frame.f_back
+    return found
+
+
 def test_a_cancelled_run_stops_what_its_workers_do_and_begins_nothing_more(cluster: Cluster, tmp_path: Path) -> None:
     make_demo_archives(tmp_path / "archives", archives=4, clips=48, seconds=1.0)
 
     def interrupt(_: Worker) -> None:
         with distributed.Client(cluster.address, set_as_default=False) as client:
-            wait_for(lambda: client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) >= 4, 20.0)
+            wait_for(lambda: client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) >= 4)
+        wait_for(lambda: "_collect" in functions_of_main_thread())
         time.sleep(0.3)  # now the run does nothing but wait
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     with in_mid_work(cluster, interrupt), pytest.raises(KeyboardInterrupt):
         run(tmp_path / "archives", tmp_path / "tokens", cluster)
-    wait_for(lambda: not any(worker.half_written for worker in cluster.workers), 10.0)
+    wait_for(lambda: not any(worker.half_written for worker in cluster.workers))
     time.sleep(0.5)
     assert not any(worker.half_written for worker in cluster.workers)
     assert len(list((tmp_path / "tokens").glob("*.json"))) < 4  # one may have been done before

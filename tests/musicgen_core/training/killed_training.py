@@ -24,7 +24,7 @@ class Terminated(BaseException):
 
 
 def start(request: TrainRequest, step_seconds: float) -> tuple[int, int]:
-    """Train in a fork → its process id, and a pipe that says a byte when the training begins."""
+    """Train in a fork → its process id, and a pipe that gets a byte when the training begins and after each step."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid:
@@ -34,14 +34,18 @@ def start(request: TrainRequest, step_seconds: float) -> tuple[int, int]:
     def terminate(*_: object) -> None:
         raise Terminated
 
+    def say(*_: object) -> None:
+        os.write(writing, b".")
+
+    def say_step(*_: object) -> None:
+        say()
+        time.sleep(step_seconds)
+
+    os.close(reading)
     signal.signal(signal.SIGTERM, terminate)
     code = 1
     try:
-        train(
-            request,
-            on_start=lambda done, total: os.close(writing),
-            on_step=lambda row: time.sleep(step_seconds),
-        )
+        train(request, on_start=say, on_step=say_step)
         code = 0
     except Terminated:
         code = 3
@@ -49,39 +53,39 @@ def start(request: TrainRequest, step_seconds: float) -> tuple[int, int]:
         os._exit(code)
 
 
-def wait_for_start(reading: int) -> None:
-    os.read(reading, 1)  # comes back at the close
-    os.close(reading)
+def live(reading: int, rng: random.Random, plan: dict[str, Any], early: bool) -> None:
+    """Wait as long as a training may live. In steps, not in seconds: so a fast machine isn't done before the kills."""
+    if not early:
+        for _ in range(1 + rng.randint(0, plan["life_steps"])):
+            os.read(reading, 1)  # comes back at the end of the training, too
+    time.sleep(rng.uniform(0, plan["early_seconds"] if early else plan["step_seconds"]))
 
 
 def main(plan: dict[str, Any]) -> None:
     rng = random.Random(plan["seed"])
     request = TrainRequest(**{**plan["request"], "settings": TrainSettings(**plan["request"]["settings"])})
-    kills, terminations = 0, []
-    while True:
+    kills, terminations, status = 0, [], 1
+    while status:
         pid, reading = start(request, plan["step_seconds"])
-        early = rng.random() < 0.15
-        if not early:
-            wait_for_start(reading)
-        number = signal.SIGTERM if plan["terms"] and rng.random() < 0.3 and not early else signal.SIGKILL
-        left = rng.uniform(0, plan["life_seconds"]) if kills < plan["kills"] else float("inf")
-        deadline = time.monotonic() + left
-        status = None
-        while status is None and time.monotonic() < deadline:
-            done, result = os.waitpid(pid, os.WNOHANG)
-            status = result if done else None
-            time.sleep(0.002)
-        if status is None:
-            told = time.monotonic()
-            os.kill(pid, number)
+        done = 0
+        if kills < plan["kills"]:
+            early = rng.random() < 0.15
+            number = signal.SIGTERM if plan["terms"] and rng.random() < 0.3 and not early else signal.SIGKILL
+            live(reading, rng, plan, early)
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if not done:
+                told = time.monotonic()
+                os.kill(pid, number)
+                _, status = os.waitpid(pid, 0)
+                if number == signal.SIGTERM and status:
+                    terminations.append(time.monotonic() - told)
+                kills += 1
+        else:
             _, status = os.waitpid(pid, 0)
-            if number == signal.SIGTERM and status:
-                terminations.append(time.monotonic() - told)
-            kills += 1
-        elif status:
+            done = pid
+        os.close(reading)
+        if done and status:
             raise SystemExit(f"the training failed with {status}")
-        if not status:
-            break
     print(json.dumps({"kills": kills, "terminations": terminations}))
 
 

@@ -65,7 +65,8 @@ def assert_nothing_shows(run_dir: str, expected: str) -> None:
 
 
 def killed(request: TrainRequest, folder: Path, **plan: Any) -> dict[str, Any]:
-    return run({"terms": True, "life_seconds": 0.6, "step_seconds": 0.02, "wandb": "disabled", **plan}, request, folder)
+    usual = {"terms": True, "life_steps": 3, "early_seconds": 0.6, "step_seconds": 0.02, "wandb": "disabled"}
+    return run({**usual, **plan}, request, folder)
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +89,7 @@ def test_killed_a_few_times_and_started_again_nothing_shows(request_for: MakeReq
 def test_killed_tens_of_times_and_started_again_nothing_shows(request_for: MakeRequest, tmp_path: Path) -> None:
     settings = {"num_epochs": 16, "save_every_steps": 2, "save_every_minutes": 1e-3}
     train(request_for("whole", **settings))
-    plan = {"kills": 20, "seed": 1, "life_seconds": 0.5, "step_seconds": 0.08}
+    plan = {"kills": 20, "seed": 1, "life_steps": 2, "step_seconds": 0.08}
     report = killed(request_for("killed", **settings), tmp_path, **plan)
     assert report["kills"] >= 14
     assert all(seconds < 20 for seconds in report["terminations"])
@@ -98,7 +99,9 @@ def test_killed_tens_of_times_and_started_again_nothing_shows(request_for: MakeR
 @pytest.mark.slow
 def test_killed_trainings_go_on_in_one_wandb_run(request_for: MakeRequest, tmp_path: Path) -> None:
     request = request_for("killed", num_epochs=4, save_every_steps=2)
-    report = killed(request, tmp_path, kills=4, seed=3, life_seconds=3.0, step_seconds=0.1, wandb="offline")
+    report = killed(
+        request, tmp_path, kills=4, seed=3, life_steps=2, early_seconds=3.0, step_seconds=0.1, wandb="offline"
+    )
     assert report["kills"] >= 2
     run_id = json.loads((tmp_path / "killed" / "config.json").read_text())["wandb_id"]
     parts = [path.name for path in (tmp_path / "killed" / "wandb").glob("offline-run-*")]
