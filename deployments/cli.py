@@ -34,8 +34,8 @@ COMMANDS = {
     "up": Command("Prefect server, worker and deployments on this machine", "deployments.up", "up"),
     "run": Command("run a deployment by its short name", "deployments.run", "run"),
     "estimate": Command("how long tokenizing will take, and at what price", "deployments.estimate", "estimate"),
-    "evaluate": Command("not there yet: validation loss of an adapter", "deployments.later", "evaluate"),
-    "export": Command("not there yet: an adapter in other libraries' formats", "deployments.later", "export"),
+    "evaluate": Command("is an adapter better than the base model? A report", "deployments.commands", "evaluate"),
+    "export": Command("an adapter for peft or audiocraft, with a model card", "deployments.export", "export"),
     "doctor": Command("check this machine, the server and your places", "deployments.doctor", "doctor"),
 }
 

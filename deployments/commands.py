@@ -14,6 +14,7 @@ from musicgen_core.tracking import stored_url
 if TYPE_CHECKING:
     from flows.finetune import FinetuneResult
     from flows.tokenize_archives import TokenizeResult
+    from musicgen_core.evaluation.request import Evaluation
     from musicgen_core.generation.request import Rendered
     from musicgen_core.training.request import TrainResult
     from tasks.progress import Update
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 TOKENIZE = FlowOptions(positionals=("archives", "tokens"))
 _OF_TRAINING = {"num_epochs": "--epochs", "sample_prompts": "--sample-prompt"}
 TRAIN = FlowOptions(positionals=("tokens", "run_dir"), short=_OF_TRAINING, with_config=True)
+EVALUATE = FlowOptions(positionals=("tokens",), required=("adapter",), short={"prompts": "--prompt"})
 GENERATE = FlowOptions(positionals=("output",), short={"prompts": "--prompt", "formats": "--format"})
 FINETUNE = FlowOptions(
     positionals=("archives",),
@@ -43,6 +45,14 @@ def train(arguments: Sequence[str]) -> int:
 
     result: TrainResult = run_flow(train_lora, parse("train", train_lora.fn, TRAIN, arguments))
     print_table("Trained", trained_rows(result))
+    return 0
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    from flows.evaluate_adapter import evaluate_adapter
+
+    result: Evaluation = run_flow(evaluate_adapter, parse("evaluate", evaluate_adapter.fn, EVALUATE, arguments))
+    print_table("Evaluated", evaluated_rows(result))
     return 0
 
 
@@ -126,7 +136,7 @@ def trained_rows(result: TrainResult) -> list[tuple[str, str]]:
         found["WandB"] = url
     elif "WandB" in found:
         found["WandB"] += "\noffline: without WANDB_API_KEY. wandb sync uploads it"
-    return [*rows, *found.items()]
+    return [*rows, *found.items(), *(evaluated_rows(result.evaluation) if result.evaluation else ())]
 
 
 def _how(result: TrainResult) -> str:
@@ -146,6 +156,19 @@ def _counted(number: int, what: str) -> str:
 
 def _loss(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.3f}"
+
+
+def evaluated_rows(evaluation: Evaluation) -> list[tuple[str, str]]:
+    loss, each = evaluation.loss, evaluation.codebooks
+    perplexities = [(f"  codebook {k}", one.base_perplexity, one.adapter_perplexity) for k, one in enumerate(each)]
+    rows = [("is it better?", evaluation.sentence())]
+    for name, base, adapter in [("perplexity", loss.base_perplexity, loss.adapter_perplexity), *perplexities]:
+        rows.append((name, f"{base:,.2f} → {adapter:,.2f} (base model and adapter)"))
+    if (music := evaluation.music) is not None:
+        clap = f"{music.base_clap_score:.4f} → {music.adapter_clap_score:.4f}, {music.clips_clap_score:.4f} of clips"
+        distances = f"{music.base_frechet_distance:.4f} → {music.adapter_frechet_distance:.4f}"
+        rows += [("CLAP score", clap), ("Fréchet distance", distances)]
+    return [*rows, ("report", evaluation.report), *(("note", remark) for remark in evaluation.remarks)]
 
 
 def rendered_rows(pieces: Sequence[Rendered]) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tasks.progress import Update
 
 output = Console()
-_TITLES = {"tokenize": "Archives", "train": "Training steps", "generate": "Music"}
+_TITLES = {"tokenize": "Archives", "train": "Training steps", "evaluate": "Evaluation", "generate": "Music"}
 
 
 class Bars:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 POOL = "gpu"
 QUEUE, TOKENIZING_QUEUE = "default", "tokenizing"
-DEPLOYMENTS = ("tokenize-archives", "train-lora", "generate-music", "finetune")
+DEPLOYMENTS = ("tokenize-archives", "train-lora", "evaluate-adapter", "generate-music", "finetune")
 PLACES = {"archives": "archives", "tokens": "tokens", "runs": "runs", "output": "music"}
 """By the name of each place, the folder that stands for it at first."""
 PREFECT_FILE = "deployments/prefect.yaml"

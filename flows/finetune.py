@@ -16,6 +16,7 @@ from flows.parameters import (
     Archives,
     DaskAddress,
     Device,
+    Evaluate,
     Limit,
     MaxWorkers,
     Metadata,
@@ -75,6 +76,7 @@ def finetune(
         Literal["stop", "continue"], Field(description="What to do when archives could not be tokenized")
     ] = "stop",
     prompts: Annotated[list[str] | None, Field(description="Texts to make music from at the end")] = None,
+    evaluate: Evaluate = True,
     duration: Annotated[float, Field(gt=0, le=LONGEST_SECONDS, description="Seconds of music a prompt")] = 10.0,
     settings: TrainSettings,
     tokenizing: TokenizeSettings,
@@ -105,7 +107,12 @@ def finetune(
             )
         get_run_logger().warning("going on without them: %s", state.message)
     trained = train_lora(
-        tokens=tokenized.tokens, run_dir=directory, model=model, device=device, **settings.model_dump()
+        tokens=tokenized.tokens,
+        run_dir=directory,
+        model=model,
+        device=device,
+        evaluate=evaluate,
+        **settings.model_dump(),
     )
     rendered = generate_music(
         output=output,

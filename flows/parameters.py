@@ -48,6 +48,10 @@ DaskAddress = Annotated[
 Output = Annotated[
     str | None, Field(description="Directory of the wavs; by default a new one under the variable musicgen_output")
 ]
+Evaluate = Annotated[
+    bool,
+    Field(description="At the end compare the best adapter with the base model on up to 500 validation clips"),
+]
 DEFAULT_MODEL = "facebook/musicgen-large"
 
 

@@ -11,13 +11,15 @@ from pydantic import Field
 from upath import UPath
 
 from flows.orphans import end_with_worker
-from flows.parameters import DEFAULT_MODEL, Device, Model, Tokens, new_folder, place, run_name, spread
+from flows.parameters import DEFAULT_MODEL, Device, Evaluate, Model, Tokens, new_folder, place, run_name, spread
 from flows.retraining import is_begun, last_completed, new_archives
 from flows.run_form import explained
 from musicgen_core import storage
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import ConfigError
+from musicgen_core.evaluation.request import EvaluateRequest
 from musicgen_core.training.request import TrainResult
+from tasks.evaluating import evaluate_training
 from tasks.keys import export_secrets
 from tasks.training import train_adapter
 
@@ -39,7 +41,8 @@ def train_lora(
         Field(description="auto: go on from the newest checkpoint; never: only a new training; or a checkpoint's path"),
     ] = "auto",
     init_adapter: Annotated[
-        str | None, Field(description="Start from this *_lora.pt, or the best of this run directory")
+        str | None,
+        Field(description="Start from this *_lora.pt, the best of this run directory, or this PEFT directory"),
     ] = None,
     init_from_latest: Annotated[
         bool,
@@ -50,6 +53,7 @@ def train_lora(
         Field(description="Skip the training if the last completed one beside it has learned from all these tokens"),
     ] = False,
     copy_to: Annotated[str | None, Field(description="Keep a second copy of the adapters here")] = None,
+    evaluate: Evaluate = True,
     settings: TrainSettings,
 ) -> TrainResult | State[TrainResult]:
     """Fine-tune MusicGen with LoRA on tokenized clips. Running it again goes on where it stopped."""
@@ -64,7 +68,7 @@ def train_lora(
     asks = before is not None and only_new_tokens and not is_begun(directory)
     if before is not None and asks and not new_archives(storage.as_path(shards), before):
         return _skipped(before.directory, shards)
-    return train_adapter(
+    trained = train_adapter(
         name=directory.name,
         tokens=shards,
         run_dir=str(directory),
@@ -75,6 +79,10 @@ def train_lora(
         init_adapter=str(before.final_adapter) if before is not None and init_from_latest else init_adapter,
         copy_to=copy_to,
     )
+    if not evaluate:
+        return trained
+    request = EvaluateRequest(tokens=shards, adapter=str(directory), model=model, device=device)
+    return evaluate_training(name=directory.name, request=request, trained=trained)
 
 
 def _skipped(last: UPath, tokens: str) -> State[TrainResult]:

@@ -40,6 +40,18 @@ class MetadataError(MusicgenError):
     """A `metadata.jsonl` that can't be used."""
 
 
+class StorageError(MusicgenError):
+    """A storage that refuses access or does not answer.
+
+    Attributes:
+        code: the HTTP status that says why, if one does: 401 for the login, 403 for a permission, 404 for the bucket.
+    """
+
+    def __init__(self, found: str, next_step: str = "", code: int | None = None) -> None:
+        super().__init__(found, next_step)
+        self.code = code
+
+
 class TokensError(MusicgenError):
     """A directory of shards that can't be used."""
 

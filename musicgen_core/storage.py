@@ -14,10 +14,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
+import fsspec
 from upath import UPath
 
+from musicgen_core import mounted
 from musicgen_core.errors import ConfigError
 
+fsspec.register_implementation("gs", "musicgen_core.google_storage.GoogleStorage", clobber=True)
+fsspec.register_implementation("gcs", "musicgen_core.google_storage.GoogleStorage", clobber=True)
 _SCRATCH = "musicgen-scratch-"
 _LOCK = ".lock"
 Location = str | os.PathLike[str]
@@ -67,8 +71,8 @@ def make_folder(path: UPath) -> None:
 def publish(target: UPath) -> Iterator[Path]:
     """Give a local path to write to; move it to `target` whole if the block succeeds, else leave `target` as it was.
 
-    A local target is written beside and renamed, so a reader sees the old file or the new one. An object store
-    shows an object only once its upload is complete.
+    A local target is written beside and renamed, so a reader sees the old file or the new one; on Google Drive's mount
+    it may see none for a moment. An object store shows an object only once its upload is complete.
     """
     if is_local(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +81,10 @@ def publish(target: UPath) -> Iterator[Path]:
             yield beside
             with open(beside, "rb") as written:
                 os.fsync(written.fileno())
-            os.replace(beside, str(target))
+            if mounted.is_mounted(beside.parent):
+                mounted.replace(beside, Path(str(target)))
+            else:
+                os.replace(beside, str(target))
         finally:
             beside.unlink(missing_ok=True)
     else:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from musicgen_core.data.shards import ShardReport
+    from musicgen_core.evaluation.request import Comparison, Evaluation
     from musicgen_core.training.request import TrainResult
 
 MOST_ROWS = 50
@@ -82,7 +83,29 @@ def trained_section(result: TrainResult) -> str:
     parts.append(_places([("run directory", code_cell(run_dir)), *found]))
     parts.append(wandb_line(run_dir, result.wandb_url))
     parts += [f"- {text_cell(warning)}" for warning in result.warnings]
+    if result.evaluation is not None:
+        parts.append(evaluated_section(result.evaluation))
     return "\n\n".join(part for part in parts if part)
+
+
+def evaluated_section(evaluation: Evaluation) -> str:
+    def row(name: str, one: Comparison) -> tuple[str, ...]:
+        losses = (f"{one.base_loss:.4f}", f"{one.adapter_loss:.4f}", f"{one.difference:+.4f}")
+        return name, *losses, f"{one.base_perplexity:.2f}", f"{one.adapter_perplexity:.2f}"
+
+    header = ("", "base loss", "adapter loss", "change", "base perplexity", "adapter perplexity")
+    rows = [row("all codebooks", evaluation.loss)]
+    rows += [row(f"codebook {k}", one) for k, one in enumerate(evaluation.codebooks)]
+    parts = ["## Is it better?", text_cell(evaluation.sentence()), markdown_table(header, rows)]
+    if (music := evaluation.music) is not None:
+        scores = [
+            ("CLAP score", f"{music.base_clap_score:.4f}", f"{music.adapter_clap_score:.4f}"),
+            ("Fréchet audio distance", f"{music.base_frechet_distance:.4f}", f"{music.adapter_frechet_distance:.4f}"),
+        ]
+        parts.append(markdown_table((f"of {music.clips} pieces each", "base model", "with adapter"), scores))
+    parts.append(_places([("report, with pictures and music", code_cell(evaluation.report))]))
+    parts += [f"- {text_cell(remark)}" for remark in evaluation.remarks]
+    return "\n\n".join(parts)
 
 
 def _is_there(path: UPath) -> bool:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from upath import UPath
+
 from musicgen_core import storage
 from musicgen_core.data.shards import ShardReport
-from musicgen_core.tracking import Wandb
+from musicgen_core.errors import raise_if_interrupted
+from musicgen_core.tracking import Wandb, kept_run_id
 from tasks.artifacts import Artifacts, artifacts_of_run
 from tasks.progress import (
     LOG_EVERY_SECONDS,
@@ -26,8 +28,9 @@ from tasks.progress import (
     run_logger,
     utc_now,
 )
-from tasks.tokenizing_table import Line, figures, reason_alone, table
+from tasks.tokenizing_table import Figures, Line, figures, reason_alone, table
 
+AXIS = "tokenize/clips"
 SHOW_EVERY_SECONDS = 10.0
 SAY_EVERY_SECONDS = 0.25
 
@@ -109,8 +112,7 @@ class TokenizingLog:
         self._artifacts.progress("tokenizing", summary.done, summary.total or 0, text)
         link = f" · [WandB run]({self._run.url})" if self._run.url else ""
         self._artifacts.table("tokenized-archives", rows, f"{text} · {utc_now()}{link}")
-        known = {f"tokenize/{name}": value for name, value in asdict(whole).items() if value is not None}
-        self._run.log({"global_step": whole.clips + whole.clips_rejected, **known})
+        self._run.log(wandb_row(whole))
 
     def _summary(self) -> tuple[Update, str]:
         """For who listens, and as a line that stands by itself."""
@@ -133,16 +135,31 @@ class TokenizingLog:
         return any(line.state == "failed" for line in self._lines.values())
 
 
+def wandb_row(whole: Figures) -> dict[str, float]:
+    """The archives as a whole, as WandB has them; `tokenize/clips`, all that were dealt with, is the axis."""
+    row = {
+        AXIS: whole.clips + whole.clips_rejected,
+        "tokenize/clips_succeeded": whole.clips,
+        "tokenize/clips_failed": whole.clips_rejected,
+        "tokenize/archives_succeeded": whole.archives_done,
+        "tokenize/archives_failed": whole.archives_failed,
+        "tokenize/files_per_sec": whole.clips_per_sec,
+    }
+    return row if whole.eta_seconds is None else {**row, "tokenize/eta_seconds": whole.eta_seconds}
+
+
 @contextmanager
 def log_tokenizing(tokens: str, stems: Sequence[str]) -> Iterator[TokenizingLog]:
-    """Log all that is reported inside. WandB's run lies under `TOKENS/wandb`; to a remote TOKENS it goes at the end."""
+    """Log all that is reported inside.
+
+    WandB's run lies under `TOKENS/wandb` and goes on when tokenizing does; to a remote TOKENS it goes at the end.
+    """
     target = storage.as_path(tokens)
     with storage.scratch_folder() as scratch:
         stage = Path(str(target)) if storage.is_local(target) else scratch / "stage"
         stage.mkdir(parents=True, exist_ok=True)
         config = {"tokens": tokens, "archives": len(stems)}
-        run = Wandb(stage, secrets.token_hex(4), f"tokenize {target.name}", job_type="tokenize", config=config)
-        exit_code = 1
+        run = Wandb(stage, kept_run_id(target), f"tokenize {target.name}", "tokenize", config, axis=AXIS, home=target)
         try:
             with artifacts_of_run() as artifacts:
                 log = TokenizingLog(run, stems, listener(), artifacts)
@@ -151,8 +168,20 @@ def log_tokenizing(tokens: str, stems: Sequence[str]) -> Iterator[TokenizingLog]
                         yield log
                     finally:
                         log.show()
-            exit_code = int(log.failed)
+        except BaseException:
+            run.finish(1, is_interrupted=True)
+            raise
+        else:
+            run.finish(int(log.failed))
         finally:
-            run.finish(exit_code)
-            if not storage.is_local(target):
-                storage.upload_tree(stage, target)
+            _upload(stage, target)
+
+
+def _upload(stage: Path, target: UPath) -> None:
+    if storage.is_local(target):
+        return
+    try:
+        storage.upload_tree(stage, target)
+    except Exception as error:  # the shards are what counts
+        raise_if_interrupted(error)
+        run_logger().warning("what WandB logged could not be brought to %s (%s)", target, error)

@@ -222,7 +222,7 @@ def _explain_google(name: str, place: UPath, failed: _Failed) -> Finding:
     if _is_login(failed.error):
         found = f"{place}: Google refuses this machine's login ({failed.reason})"
         return Finding(name, "problem", found, _LOG_IN)
-    if isinstance(failed.error, FileNotFoundError) and failed.step == "write":
+    if getattr(failed.error, "code", None) == 404:
         found = f"{place}: there is no bucket {bucket}, or this account may not see it"
         return Finding(name, "problem", found, f"Make it, or correct the name: gcloud storage buckets create {bucket}")
     right = _RIGHTS[failed.step]

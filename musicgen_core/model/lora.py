@@ -13,8 +13,12 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.config import LORA_TARGETS
 from musicgen_core.errors import AdapterError, ConfigError
+from musicgen_core.model import peft_directory
 from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.weights import BaseModel, from_audiocraft, load_lm, read_checkpoint, to_audiocraft
+
+PUBLISHED = "facebook/musicgen-"
+"""How the ids of the published models begin"""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,10 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class Adapter:
-    """The content of a `*_lora.pt`."""
+    """The content of a `*_lora.pt`.
+
+    One that peft made elsewhere has step 0, a loss that is no number, and at `base_model` a name or nothing.
+    """
 
     lora: dict[str, Tensor]
     config: dict[str, Any]
@@ -85,9 +92,14 @@ class Adapter:
     base_model: str
 
     def check_base(self, model: BaseModel, where: str) -> None:
-        """Raises AdapterError if the adapter was trained on other weights than `model`'s."""
-        if self.base_model.rpartition("@")[2] != model.identity.rpartition("@")[2]:
-            name = self.base_model.rpartition("@")[0]
+        """Raises AdapterError if the adapter was trained on other weights than `model`'s, as far as it says so."""
+        name, hashed, content = self.base_model.rpartition("@sha256:")
+        if not hashed:  # of another program: names are all there is, and only those of the published models are known
+            published = {name for name in (self.base_model, model.name) if name.startswith(PUBLISHED)}
+            differs, name = len(published) == 2, self.base_model
+        else:
+            differs = content != model.identity.rpartition("@sha256:")[2]
+        if differs:
             raise AdapterError(
                 f"the adapter {where} was trained on {self.base_model}, but the model is {model.identity}",
                 "Give --model the directory that it was trained with" if name == "local" else f"Give --model {name}",
@@ -182,7 +194,14 @@ def set_adapter_state(peft_model: Any, state: Mapping[str, Tensor], where: str) 
     Raises:
         AdapterError: names or shapes that don't fit the model: peft would only warn and leave the adapter untrained.
     """
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import set_peft_model_state_dict
+
+    _check_shapes(peft_model, state, where)
+    set_peft_model_state_dict(peft_model, dict(state))
+
+
+def _check_shapes(peft_model: Any, state: Mapping[str, Tensor], where: str) -> None:
+    from peft import get_peft_model_state_dict
 
     wanted = {name: tensor.shape for name, tensor in get_peft_model_state_dict(peft_model).items()}
     given = {name: tensor.shape for name, tensor in state.items()}
@@ -193,7 +212,17 @@ def set_adapter_state(peft_model: Any, state: Mapping[str, Tensor], where: str) 
             f"(the adapter has {_shape(given.get(differing[0]))}, the model needs {_shape(wanted.get(differing[0]))})",
             "Use the model that it was trained on",
         )
-    set_peft_model_state_dict(peft_model, dict(state))
+
+
+def _check_layers(lm: MusicgenLM, adapter: Adapter) -> None:
+    """Raises AdapterError if it adapts what `lm` doesn't have: its targets would be blamed otherwise."""
+    there = {name for name, module in lm.named_modules() if isinstance(module, torch.nn.Linear)}
+    adapted = {name.removeprefix("base_model.model.").rpartition(".lora_")[0] for name in adapter.lora}
+    if missing := sorted(adapted - there):
+        raise AdapterError(
+            f"the adapter given doesn't fit the model, which has no {missing[0]}",
+            "Use the model that it was trained on",
+        )
 
 
 def _shape(shape: torch.Size | None) -> str:
@@ -206,25 +235,32 @@ def save_adapter(adapter: Adapter, target: UPath) -> None:
 
 
 def find_adapter(location: storage.Location) -> UPath:
-    """A `*_lora.pt`, or a run directory's best.
+    """A `*_lora.pt`, a run directory's best, or the weights in a PEFT directory.
 
     Raises:
-        AdapterError: neither is there.
+        AdapterError: nothing of them is there.
     """
     path = storage.as_path(location)
-    if path.suffix != ".pt":
-        path = path / "lora_weights" / "best_lora.pt"
-    if not path.exists():
-        raise AdapterError(f"there is no adapter at {path}", "Give a *_lora.pt file or the run directory of a training")
-    return path
+    if path.name in peft_directory.FILES:
+        path = path.parent
+    best = path / "lora_weights" / "best_lora.pt"
+    found = path if path.suffix == ".pt" else best if best.exists() else peft_directory.find_weights(path)
+    if found is None or not found.exists():
+        raise AdapterError(
+            f"there is no adapter at {path}",
+            "Give a *_lora.pt file, the run directory of a training, or a directory with peft's adapter_config.json",
+        )
+    return found
 
 
 def load_adapter(path: UPath) -> Adapter:
-    """Read a `*_lora.pt`.
+    """Read what `find_adapter` found.
 
     Raises:
         AdapterError: the file is something else or damaged.
     """
+    if path.name in peft_directory.FILES:
+        return Adapter(**peft_directory.read(path))
     with storage.staged(path) as local:
         try:
             values = torch.load(local, map_location="cpu", weights_only=True)
@@ -242,6 +278,7 @@ def load_merged(
     """A language model with an adapter, if there is one, merged into it."""
     lm = load_lm(model, device, dtype)
     if adapter is not None:
+        _check_layers(lm, adapter)
         peft_model = add_lora(lm, LoraSettings.from_plain(adapter.config))
         set_adapter_state(peft_model, adapter.lora, "given")
         lm = peft_model.merge_and_unload()
@@ -254,6 +291,9 @@ def merged_checkpoint(model: BaseModel, adapter: Adapter) -> dict[str, Any]:
     The adapter is merged in fp32 into the original weights, not into what they were rounded to for training, and
     the sum is kept in the original precision. One layer at a time: in memory is what the adapter changes, in that
     precision; the rest is a view of the base model's file. Draws no random numbers, so a training may go on beside.
+
+    Raises:
+        AdapterError: it doesn't fit the model.
     """
     from peft import get_peft_model, set_peft_model_state_dict
 
@@ -262,7 +302,9 @@ def merged_checkpoint(model: BaseModel, adapter: Adapter) -> dict[str, Any]:
     lm = load_lm(model, "meta")
     # Each weight has its place, and they take no room; peft gives the adapter the device and precision of these.
     lm.load_state_dict({name: torch.zeros(()).expand(tensor.shape) for name, tensor in state.items()}, assign=True)
+    _check_layers(lm, adapter)
     peft_model = get_peft_model(lm, _peft_config(adapter.config), low_cpu_mem_usage=True)
+    _check_shapes(peft_model, adapter.lora, "given")
     set_peft_model_state_dict(peft_model, adapter.lora, low_cpu_mem_usage=True)
     for name, layer in _adapted(peft_model).items():
         base = layer.get_base_layer()

@@ -27,6 +27,7 @@ from musicgen_core.training.batching import BatchSize, DataOrder
 from musicgen_core.training.checkpoint import Progress
 from musicgen_core.training.distributed import World
 from musicgen_core.training.gradients import StepGradients
+from musicgen_core.training.loss import perplexity
 from musicgen_core.training.model import Execution, TrainingModel
 
 logger = logging.getLogger(__name__)
@@ -311,8 +312,8 @@ class Trainer:
         if is_best:
             progress.best_loss, progress.best_epoch, progress.best_step = loss, int(row["epoch"]), progress.step
         progress.validations_without_gain = 0 if is_best else progress.validations_without_gain + 1
-        if progress.best_loss is not None:
-            row["best/loss"] = progress.best_loss
+        best = {"loss": progress.best_loss, "epoch": progress.best_epoch, "step": progress.best_step}
+        row.update({f"best/{name}": value for name, value in best.items() if value is not None})
         return is_best
 
     def validate(self, cancelled: Callable[[], bool] = lambda: False) -> dict[str, float]:
@@ -338,10 +339,10 @@ class Trainer:
                     total += self.gradients.validation_losses(next(batches)).sum(dim=0)
         by_codebook = (self.world.sum(total) / len(everything)).tolist()
         loss = sum(by_codebook) / len(by_codebook)
-        metrics = {"val/loss": loss, "val/perplexity": _perplexity(loss)}
+        metrics = {"val/loss": loss, "val/perplexity": perplexity(loss)}
         for k, value in enumerate(by_codebook):
             metrics[f"val/loss_codebook_{k}"] = value
-            metrics[f"val/perplexity_codebook_{k}"] = _perplexity(value)
+            metrics[f"val/perplexity_codebook_{k}"] = perplexity(value)
         return metrics
 
     def _validation_batch(self, indices: list[int]) -> Batch:
@@ -356,10 +357,6 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
-
-
-def _perplexity(loss: float) -> float:
-    return math.exp(min(loss, 700.0))  # a training that diverged has a loss beyond what exp can take
 
 
 def learning_rate(settings: TrainSettings, step: int, total_steps: int) -> float:

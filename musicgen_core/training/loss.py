@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,6 +25,11 @@ def clip_losses(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
         logits.flatten(0, 2).to(_at_least_fp32(logits.dtype)), safe.flatten(), reduction="none"
     ).view_as(safe)
     return (losses * valid).sum(dim=-1) / valid.sum(dim=-1).clamp(min=1)
+
+
+def perplexity(loss: float) -> float:
+    """exp of a loss in nats; a training that diverged has one beyond what exp can take."""
+    return math.exp(min(loss, 700.0))
 
 
 def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:

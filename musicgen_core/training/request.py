@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from musicgen_core.config import TrainSettings
+from musicgen_core.evaluation.request import Evaluation  # not for the type checker alone: reports.py sends results
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class TrainResult:
         resumed_from: the step that it went on from, 0 for a new one.
         ending: trained to the last step; stopped early by its validation loss; or complete before, so nothing was done.
         warnings: what could not be saved, if anything.
+        evaluation: of its best adapter, where that was made.
     """
 
     run_dir: str
@@ -54,3 +56,4 @@ class TrainResult:
     wandb_url: str | None = None
     warnings: tuple[str, ...] = ()
     ending: Literal["trained", "stopped early", "complete before"] = "trained"
+    evaluation: Evaluation | None = None

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from upath import UPath
 
-from musicgen_core import storage
+from musicgen_core import mounted, storage
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.training.checkpoint import Checkpoint, load_checkpoint
 
@@ -96,12 +96,17 @@ class RunDirectory:
             self.metrics.write_bytes(remote.read_bytes())
 
     def delete_partials(self) -> None:
-        """Delete what a killed training left half written. Only for who holds the run directory's lock."""
+        """Delete what a killed training left half written, and put in place what it left whole beside its place.
+
+        Only for who holds the run directory's lock.
+        """
         if storage.is_local(self.root):
             folders = ("full_models", "lora_weights", "owed", "samples")
             for folder in (self.root, *(self.root / name for name in folders)):
                 for path in folder.glob("*.partial"):
                     path.unlink(missing_ok=True)
+                for path in folder.glob(f"*{mounted.WHOLE}"):
+                    mounted.finish(Path(str(path)))
 
     def find_checkpoint(self) -> tuple[Checkpoint, UPath] | None:
         """The newest checkpoint that can be read: latest.pt, else the one before. None: nothing was trained here.

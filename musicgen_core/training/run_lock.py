@@ -158,13 +158,13 @@ class RunLock:
                 found = Holder.parse(os.pread(descriptor, _NOTE_BYTES, 0))
                 if found is not None and found.kernel != self._holder.kernel and not self._is_stale(found):
                     raise self._held(self._read() or found)  # a network's disk need not pass flocks on
-                with suppress(FileNotFoundError):
-                    # Else its holder deleted it between the two calls, and the lock is on a file no one sees.
-                    if Path(str(self._path)).stat().st_ino == os.fstat(descriptor).st_ino:
-                        os.truncate(descriptor, 0)
-                        os.pwrite(descriptor, self._holder.to_bytes(), 0)
-                        self._descriptor = descriptor
-                        return
+                os.truncate(descriptor, 0)
+                os.pwrite(descriptor, self._holder.to_bytes(), 0)
+                # Else its holder deleted it between the two calls, and the lock is on a file no one sees. Told by what
+                # it holds: what a program provides as a disk need not keep a file's inode number.
+                if self._read() == self._holder:
+                    self._descriptor = descriptor
+                    return
             finally:
                 if self._descriptor is None:
                     os.close(descriptor)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
+from pathlib import Path
 
 import soundfile
 import torch
@@ -48,23 +49,30 @@ class Samples:
         self._files, self._prompts, self._model, self._trainer, self._text = files, prompts, model, trainer, text
         self._settings = SamplingSettings(duration=trainer.settings.sample_seconds, seed=trainer.settings.seed)
 
-    def begin(self, adapter: Adapter, cancelled: Callable[[], bool]) -> None:
+    def begin(self, adapter: Adapter, cancelled: Callable[[], bool]) -> list[int]:
         """Render the base model, and the epoch that just ended, if any, where a killed training didn't come to it.
 
         The base model anew where the samples until now are of other prompts.
+
+        Returns:
+            the epochs of these two whose samples are there, of these prompts.
         """
         if not self._prompts:
-            return
+            return []
         content = json.dumps({"prompts": list(self._prompts), **self._settings.model_dump(mode="json")}, indent=1)
         known = self._files.sample("prompts.json")
         is_same = known is not None and known.read_text(encoding="utf-8") == content
+        there = [0] if is_same else []
         if not is_same and self.render(0, None, cancelled):
             storage.write_text(storage.as_path(self._files.stage / "samples" / "prompts.json"), content)
+            there = [0]
         trainer = self._trainer
         done = trainer.order.epochs_done(trainer.progress.step)
-        has_just_ended = done and trainer.order.ends_epoch(trainer.progress.step) and trainer.progress.pending is None
-        if has_just_ended and any(self._files.sample(_name(done, i)) is None for i in range(len(self._prompts))):
-            self.render(done, adapter, cancelled)
+        if done and trainer.order.ends_epoch(trainer.progress.step) and trainer.progress.pending is None:
+            is_whole = all(self._files.sample(_name(done, i)) is not None for i in range(len(self._prompts)))
+            is_there = is_same if is_whole else self.render(done, adapter, cancelled)
+            there += [done] * is_there
+        return there
 
     def render(self, epoch: int, adapter: Adapter | None, cancelled: Callable[[], bool]) -> bool:
         """Render every prompt → whether they are there. What goes wrong is logged: it is not worth the training.
@@ -94,6 +102,12 @@ class Samples:
             gc.collect()
             if self._trainer.computation.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def there(self, epoch: int) -> list[tuple[str, Path]]:
+        """Prompts and wavs of an epoch, as far as they are on this machine."""
+        folder = self._files.stage / "samples"
+        wavs = [(prompt, folder / _name(epoch, i)) for i, prompt in enumerate(self._prompts)]
+        return [(prompt, wav) for prompt, wav in wavs if wav.exists()]
 
     def _deadline(self) -> float:
         """Other processes wait meanwhile, and give up if it takes too long."""

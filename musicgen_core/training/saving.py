@@ -209,8 +209,10 @@ class Saver:
 
     def _plot(self) -> None:
         try:
-            with storage.publish(storage.as_path(self.files.stage / "loss.png")) as path:
-                tracking.plot_losses(tracking.read_metrics(self.files.metrics), path)
+            rows = tracking.read_metrics(self.files.metrics)
+            for name, plot in tracking.pictures_of(rows).items():
+                with storage.publish(storage.as_path(self.files.stage / name)) as path:
+                    plot(rows, path)
         except Exception as error:  # a picture is not worth a training
             raise_if_interrupted(error)
-            self.failures.report(f"loss.png could not be drawn ({type(error).__name__}: {error})")
+            self.failures.report(f"the pictures of metrics.jsonl could not be drawn ({type(error).__name__}: {error})")

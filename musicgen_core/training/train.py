@@ -25,12 +25,13 @@ from musicgen_core.training.checkpoint import Checkpoint
 from musicgen_core.training.distributed import World
 from musicgen_core.training.loop import Hooks, Trainer
 from musicgen_core.training.request import TrainRequest, TrainResult
-from musicgen_core.training.resuming import SHARDS, check_same, find_start, fixed_values, log_changes
+from musicgen_core.training.resuming import check_same, find_start, fixed_values, log_changes
 from musicgen_core.training.room import Plan, Sizes, check_room
 from musicgen_core.training.run_directory import RunDirectory
 from musicgen_core.training.run_lock import RunLock
 from musicgen_core.training.samples import Samples, sample_prompts
 from musicgen_core.training.saving import Saver
+from musicgen_core.training.sharing import Sharing, shown_settings
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +124,10 @@ class _Session:
             self.config["wandb_id"],
             self.files.root.name,
             job_type="train",
-            config={name: value for name, value in self.config.items() if name != SHARDS},
+            config=shown_settings(self.config, trainer),
+            home=self.files.root,
         )
+        sharing = Sharing(run, self.files, self.model, self.samples, self.config["versions"])
 
         def record(row: dict[str, float]) -> None:
             failed = len(self.saver.failures.texts)
@@ -143,6 +146,7 @@ class _Session:
 
         def render_samples(epoch: int) -> None:
             self.samples.render(epoch, self.saver.adapter(), is_cancelled)
+            sharing.epoch(epoch, trainer.progress)
 
         def check() -> None:
             if is_cancelled():
@@ -158,17 +162,19 @@ class _Session:
             self.files.write_config(self.config)
             self.saver.full_models.write_owed()
             on_start(trainer.progress.step, total)
-            self.samples.begin(self.saver.adapter(), is_cancelled)
+            for epoch in self.samples.begin(self.saver.adapter(), is_cancelled):
+                sharing.samples(epoch, trainer.progress.step if epoch else 0)
             save_epoch, save_best = self.saver.save_epoch, self.saver.save_best
             trainer.run(Hooks(record, save_epoch, save_interval, is_cancelled, save_best, render_samples))
             self.saver.finish(check)
-            self._share(run)
+            sharing.adapter("best")
+            sharing.adapter("final")
             exit_code = 0
         finally:
             if not lock.is_lost:
                 self.saver.write_metrics(metrics.flush)
             lock.hold_for(self.saver.close())
-            run.finish(exit_code)
+            run.finish(exit_code, is_interrupted=exit_code != 0)
             if not lock.is_lost:
                 self.files.upload_stage()
         return self._result(run.url)
@@ -276,13 +282,6 @@ class _Session:
         if not self.trainer.is_done:
             return False
         return final.exists() and load_adapter(final).global_step == progress.step and not self.files.owed_checkpoints()
-
-    def _share(self, run: tracking.Wandb) -> None:
-        for name, alias in (("best_lora", "best"), ("final_lora", "final")):
-            if not self.files.lora(name).exists():
-                continue  # no validation gave a number
-            with storage.staged(self.files.lora(name)) as local:
-                run.log_adapter(local, alias, {"base_model": self.model.identity, "run": self.files.root.name})
 
     def _result(self, url: str | None) -> TrainResult:
         progress = self.trainer.progress

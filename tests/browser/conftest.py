@@ -29,8 +29,10 @@ from bench.servers import free_port
 from deployments.registering import ROOT
 from musicgen_core.demo_data import make_demo_archives
 
-PATIENCE_SECONDS = 180
+PATIENCE_SECONDS = 400
 """For a run to come so far: its process starts, imports torch, and shares two cores with a browser."""
+PAGE_SECONDS = 120
+"""For a page to show what is there already."""
 WINDOW = {"width": 1200, "height": 900}
 DEBUG = {"model": "debug", "device": "cpu"}
 QUICK_TRAINING = {"batch_size": 1, "gradient_accumulation_steps": 1, "segment_seconds": 1.0}
@@ -213,7 +215,7 @@ def _up(folder: Path, port: int) -> Iterator[None]:
         yield
     finally:
         process.terminate()  # not SIGKILL: its server and workers would live on
-        process.wait(timeout=120)
+        process.wait(timeout=240)
 
 
 @pytest.fixture(scope="session")
@@ -223,7 +225,8 @@ def chromium() -> Iterator[Browser]:
         system = shutil.which("chromium")
         if system is None and not Path(playwright.chromium.executable_path).exists():
             pytest.skip("there is no Chromium here")
-        browser = playwright.chromium.launch(executable_path=system, args=["--no-sandbox"])
+        expect.set_options(timeout=PAGE_SECONDS * 1000)
+        browser = playwright.chromium.launch(executable_path=system, args=["--no-sandbox"], timeout=PAGE_SECONDS * 1000)
         yield browser
         browser.close()
 
@@ -241,8 +244,7 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ui(site: Site, chromium: Browser, screenshots: Path, request: pytest.FixtureRequest) -> Iterator[Ui]:
     context = chromium.new_context(viewport=WINDOW, timezone_id="UTC", locale="en-US")
     page = context.new_page()
-    page.set_default_timeout(20_000)
-    expect.set_options(timeout=20_000)
+    page.set_default_timeout(PAGE_SECONDS * 1000)
     ui = Ui(page, site, screenshots)
     yield ui
     if request.session.testsfailed:

@@ -9,14 +9,16 @@ from playwright.sync_api import expect
 
 from deployments.registering import DEPLOYMENTS
 from musicgen_core.config import SamplingSettings, TokenizeSettings, TrainSettings
+from musicgen_core.evaluation.request import EvaluateSettings
 
 if TYPE_CHECKING:
     from tests.browser.conftest import Site, Ui
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(2400)]
 SETTINGS: dict[str, tuple[Any, ...]] = {
     "tokenize-archives": (TokenizeSettings,),
     "train-lora": (TrainSettings,),
+    "evaluate-adapter": (EvaluateSettings,),
     "generate-music": (SamplingSettings,),
     "finetune": (TokenizeSettings, TrainSettings),
 }

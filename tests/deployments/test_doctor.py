@@ -39,6 +39,7 @@ from musicgen_core.training.room import Sizes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEBUG = ["--model", "debug", "--device", "cpu"]
+HANGS = "exec sleep 300"
 LOGIN = "admin:login-not-to-be-seen"
 SECRET = "wandb-0123456789-not-to-be-seen"
 
@@ -239,7 +240,7 @@ class TestPlaces:
             place = f"ftp://127.0.0.1:{silent.getsockname()[1]}/folder"
             begun = time.monotonic()
             [found] = check_places({}, [place])
-            assert time.monotonic() - begun < 5
+            assert time.monotonic() - begun < 25  # ftp itself gives up after 30
         assert found.level == "problem" and found.found == f"{place}: no answer within 1 seconds"
 
 
@@ -381,7 +382,7 @@ def answering(answer: tuple[int, bytes] | None) -> Iterator[str]:
 
         def do_GET(self) -> None:
             if answer is None:
-                over.wait(30)
+                over.wait(200)
                 return
             self.send_response(answer[0])
             self.send_header("Content-Length", str(len(answer[1])))
@@ -507,7 +508,7 @@ class TestServer:
         capsys: pytest.CaptureFixture[str],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr("deployments.checks.server.REQUEST_SECONDS", 0.5)
+        monkeypatch.setattr("deployments.checks.server.REQUEST_SECONDS", 120.0 if answer else 0.5)
         with answering(answer) as address:
             level, found = self.told(f"http://{LOGIN}@{address}/api", capsys)
         assert level == "problem" and said in found
@@ -539,7 +540,7 @@ class TestServer:
                 },
                 capture_output=True,
                 text=True,
-                timeout=200,
+                timeout=280,
                 check=False,
             )
         assert done.returncode == 1 and done.stderr == ""
@@ -583,14 +584,14 @@ class TestMachine:
         never = threading.Event()
 
         def hangs() -> Finding:
-            never.wait(30)
+            never.wait(200)
             return Finding("never", "ok", "")
 
         begun = time.monotonic()
-        found = attempt_all(0.3, [Check("driver", hangs), Check("quick", lambda: Finding("quick", "ok", "there"))])
-        assert time.monotonic() - begun < 5
+        found = attempt_all(2.0, [Check("driver", hangs), Check("quick", lambda: Finding("quick", "ok", "there"))])
+        assert time.monotonic() - begun < 100
         never.set()
-        assert found[0].level == "problem" and "no answer within 0.3 seconds" in found[0].found
+        assert found[0].level == "problem" and "no answer within 2 seconds" in found[0].found
         assert found[1] == Finding("quick", "ok", "there")
 
     def test_no_gpu_is_a_warning_unless_one_is_asked_for(self) -> None:
@@ -614,7 +615,7 @@ class TestMachine:
                 {},
                 "NVIDIA-SMI has failed",
             ),
-            ("sleep 30", {}, "TimeoutExpired"),
+            (HANGS, {}, "TimeoutExpired"),
         ],
     )
     def test_a_gpu_that_torch_cannot_use_is_a_problem_with_its_reason(
@@ -629,7 +630,7 @@ class TestMachine:
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-        monkeypatch.setattr("deployments.checks.machine.SMI_SECONDS", 1.0)
+        monkeypatch.setattr("deployments.checks.machine.SMI_SECONDS", 1.0 if script == HANGS else 120.0)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)

@@ -9,17 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from deployments.commands import FINETUNE, GENERATE, TOKENIZE, TRAIN
+from deployments.commands import EVALUATE, FINETUNE, GENERATE, TOKENIZE, TRAIN
 from deployments.options import FlowOptions, UsageError, parse
+from flows.evaluate_adapter import evaluate_adapter
 from flows.finetune import finetune
 from flows.generate_music import generate_music
 from flows.tokenize_archives import tokenize_archives
 from flows.train_lora import train_lora
-from musicgen_core.config import SamplingSettings, TrainSettings
+from musicgen_core.config import SamplingSettings, Settings, TrainSettings
+from musicgen_core.evaluation.request import EvaluateSettings
 
 FLOWS = {
     "tokenize": (tokenize_archives.fn, TOKENIZE),
     "train": (train_lora.fn, TRAIN),
+    "evaluate": (evaluate_adapter.fn, EVALUATE),
     "generate": (generate_music.fn, GENERATE),
     "finetune": (finetune.fn, FINETUNE),
 }
@@ -88,10 +91,16 @@ def test_what_is_decided_by_itself_can_be_switched_on_and_off() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "kind"), [("train", TrainSettings), ("finetune", TrainSettings), ("generate", SamplingSettings)]
+    ("command", "kind"),
+    [
+        ("train", TrainSettings),
+        ("finetune", TrainSettings),
+        ("generate", SamplingSettings),
+        ("evaluate", EvaluateSettings),
+    ],
 )
 def test_every_setting_is_a_dashed_option_with_its_description(
-    command: str, kind: type[TrainSettings], capsys: pytest.CaptureFixture[str]
+    command: str, kind: type[Settings], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         parsed(command, "--help")
@@ -135,6 +144,7 @@ def test_all_problems_are_told_at_once_by_the_names_that_the_user_knows() -> Non
     [
         ("tokenize", ["ARCHIVES", "TOKENS"]),
         ("train", ["TOKENS", "RUN_DIR"]),
+        ("evaluate", ["TOKENS", "--adapter"]),
         ("generate", ["OUTPUT"]),
         ("finetune", ["ARCHIVES", "--tokens", "--run-dir", "--output"]),
     ],

@@ -46,8 +46,10 @@ def test_archives_become_an_adapter_and_music_in_one_run(finetuned: tuple[Path, 
         *(f"tokens/archive_batch_000{n}.{kind}" for n in (1, 2) for kind in ("json", "parquet")),
         *(f"runs/jazz/lora_weights/{name}.pt" for name in adapters),
         *(f"runs/jazz/full_models/{name}.pt" for name in ("best_model", "final_model", "checkpoint_epoch_1")),
-        *(f"runs/jazz/{name}" for name in ("latest.pt", "config.json", "metrics.jsonl", "loss.png")),
+        *(f"runs/jazz/{name}" for name in ("latest.pt", "config.json", "metrics.jsonl")),
+        *(f"runs/jazz/{name}.png" for name in ("loss", "learning_rate", "perplexity")),
         *(f"music/generated_00{n}.{kind}" for n in (0, 1) for kind in ("wav", "png", "json")),
+        *(f"runs/jazz/evaluation/{name}" for name in ("evaluation.json", "report.html")),
         "music/index.html",
     }
     assert result.trained.steps == 4  # 15 training clips in micro-batches of 4

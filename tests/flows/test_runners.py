@@ -44,11 +44,11 @@ def http_port() -> Iterator[int]:
 
 
 def dask_error(address: str | None, tmp_path: Path) -> str:
-    """What is said of an address: one line, soon."""
+    """What is said of an address: one line, long before Dask itself would give up (after 30 s), once it is imported."""
     begun = time.monotonic()
     with pytest.raises(ConfigError) as raised:
         task_runner("dask", 1, address, str(tmp_path))
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 25
     assert "\n" not in str(raised.value)
     return str(raised.value)
 

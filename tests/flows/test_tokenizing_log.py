@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 import pytest
 from prefect import flow
 
+from musicgen_core import storage
 from musicgen_core.data.shards import Rejected, ShardReport
 from tasks import tokenizing_log
 from tasks.artifacts import Artifacts
 from tasks.progress import Update, duration, listening, report
 from tasks.tokenizing_log import ArchiveProgress, TokenizingLog, log_tokenizing
+from tests.musicgen_core.tracking.offline_files import Logged
 
 
 class Recorder:
@@ -65,8 +68,9 @@ def test_each_archive_counts_once_however_often_it_ends() -> None:
     log.show()
     first, last = recorder.rows[-2:]
     assert first["tokenize/archives_failed"] == 1
-    assert (last["tokenize/archives_done"], last["tokenize/archives_failed"]) == (2, 0)
-    assert (last["tokenize/clips"], last["tokenize/clips_rejected"], last["global_step"]) == (12, 1, 13)
+    assert (last["tokenize/archives_succeeded"], last["tokenize/archives_failed"]) == (2, 0)
+    assert [last[f"tokenize/{name}"] for name in ("clips", "clips_succeeded", "clips_failed")] == [13, 12, 1]
+    assert last["tokenize/files_per_sec"] > 0
     assert last["tokenize/eta_seconds"] > 0
 
 
@@ -76,7 +80,7 @@ def test_archives_kept_from_before_say_nothing_of_the_speed() -> None:
     log.end("one", shard(1000, 0), cached=True)
     log.show()
     assert recorder.rows[-1]["tokenize/clips"] == 1000
-    assert recorder.rows[-1]["tokenize/clips_per_sec"] == 0
+    assert recorder.rows[-1]["tokenize/files_per_sec"] == 0
     assert "tokenize/eta_seconds" not in recorder.rows[-1]
 
 
@@ -151,20 +155,54 @@ def test_durations_read_as_clocks_do(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
+@flow
+def tokenizing(tokens: str, stems: list[str], ends: int) -> None:
+    """The first archives end, the last of them not well."""
+    with log_tokenizing(tokens, stems) as log:
+        for stem in stems[: ends - 1]:
+            log.end(stem, shard(5, 1))
+        log.end(stems[ends - 1], None, problem="damaged")
+
+
 @pytest.mark.usefixtures("prefect_server")
-def test_tokenizing_has_a_wandb_run_of_its_own_beside_the_tokens(
+def test_tokenizing_has_a_wandb_run_of_its_own_beside_the_tokens_which_goes_on_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_MODE")
     assert "WANDB_API_KEY" not in os.environ
+    for ends in (2, 3):
+        tokenizing(str(tmp_path), ["one", "two", "three"], ends)
+    logged = Logged(tmp_path)
+    assert len(logged.parts) == 2
+    assert len({run.run_id for run in logged.runs}) == 1 and {run.job_type for run in logged.runs} == {"tokenize"}
+    assert logged.axes == {"tokenize/clips": "", "*": "tokenize/clips"}
+    last = logged.history[-1]
+    names = ("clips", "clips_succeeded", "clips_failed", "archives_succeeded", "archives_failed")
+    assert [last[f"tokenize/{name}"] for name in names] == [12, 10, 2, 2, 1]
+    assert last["tokenize/files_per_sec"] > 0
+    assert any("tokenize/eta_seconds" in row for row in logged.history)
+    assert logged.config["archives"] == 3
 
-    @flow
-    def tokenizing() -> None:
-        with log_tokenizing(str(tmp_path), ["one"]) as log:
-            log.end("one", shard(5, 1))
 
-    tokenizing()
-    [run] = (tmp_path / "wandb").glob("offline-run-*")
-    [file] = run.glob("*.wandb")
-    content = file.read_bytes()
-    assert b"tokenize/clips_per_sec" in content and b"tokenize" in content
+@pytest.mark.usefixtures("prefect_server")
+def test_to_remote_tokens_the_wandb_run_goes_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    place = storage.as_path(f"memory://{uuid.uuid4().hex}")
+    for _ in range(2):
+        tokenizing(str(place), ["one", "two"], 2)
+    files = [path for path in (place / "wandb").rglob("*") if path.suffix == ".wandb"]
+    assert len(files) == 2 and len({path.name for path in files}) == 1  # two parts of one run
+    assert all(b"tokenize/files_per_sec" in path.read_bytes() for path in files)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_wandb_does_not_fail_tokenizing_where_its_files_can_not_go_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no permission")
+
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setattr(storage, "upload_tree", fail)
+    tokenizing(f"memory://{uuid.uuid4().hex}", ["one"], 1)
+    assert any("no permission" in record.message for record in caplog.records)

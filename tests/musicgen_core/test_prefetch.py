@@ -49,7 +49,7 @@ def test_work_larger_than_the_limit_is_done_alone(pool: ThreadPoolExecutor) -> N
 
 def test_work_runs_ahead_of_its_use(pool: ThreadPoolExecutor) -> None:
     together = threading.Barrier(3)
-    results = prefetch(pool, range(3), lambda _: together.wait(timeout=20), lambda _: 1, limit=3)
+    results = prefetch(pool, range(3), lambda _: together.wait(timeout=120), lambda _: 1, limit=3)
     assert sorted(results) == [0, 1, 2]
 
 

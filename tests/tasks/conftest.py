@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from uuid import UUID
 
@@ -37,10 +38,17 @@ def shown(prefect_server: None) -> Shown:
 
 @pytest.fixture
 def log_lines(prefect_server: None) -> Callable[[UUID], list[str]]:
+    """A flow run's log once it is whole: its lines are sent a little later, and what it came to is its last."""
+
     def read(flow_run: UUID) -> list[str]:
+        of_run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run]))
+        deadline = time.monotonic() + 120
         with get_client(sync_client=True) as client:
-            of_run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run]))
-            return [entry.message for entry in client.read_logs(log_filter=of_run)]
+            while True:
+                lines = [entry.message for entry in client.read_logs(log_filter=of_run)]
+                if any(line.startswith("Finished in state") for line in lines) or time.monotonic() > deadline:
+                    return lines
+                time.sleep(0.1)
 
     return read
 

@@ -6,6 +6,7 @@ import base64
 import io
 import logging
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,11 @@ def test_a_training_that_goes_on_draws_all_of_its_steps_in_the_artifacts_it_had(
 ) -> None:
     monkeypatch.setattr(training_log, "SHOW_EVERY_SECONDS", 0.0)
 
+    live = threading.Event()
+
     def kill(update: Update) -> None:
+        if update.done == 5:
+            assert live.wait(120)  # a page is drawn in another thread, which may come late
         if update.done == 10:
             raise Killed
 
@@ -128,6 +133,7 @@ def test_a_training_that_goes_on_draws_all_of_its_steps_in_the_artifacts_it_had(
 
     def watched(table: str, rows: Any, *others: Any) -> str:
         drawn.append(len(rows))
+        live.set()
         return training_page(table, rows, *others)
 
     monkeypatch.setattr(training_log, "training_page", watched)

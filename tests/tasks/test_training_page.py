@@ -104,6 +104,8 @@ def test_a_run_that_is_online_leaves_its_link_where_the_page_finds_it(
 
         def define_metric(self, *names: str, **axis: str) -> None: ...
 
+        def finish(self, exit_code: int) -> None: ...
+
     def init(**options: Any) -> Online:
         (tmp_path / "wandb").mkdir()
         return Online()
@@ -111,6 +113,7 @@ def test_a_run_that_is_online_leaves_its_link_where_the_page_finds_it(
     monkeypatch.setattr("wandb.init", init)
     monkeypatch.setenv("WANDB_MODE", "online")
     run = Wandb(tmp_path, "id", "name", "train", {})
+    run.finish()
     assert run.url == Online.url
     assert wandb_line(storage.as_path(tmp_path)) == f"[WandB run]({Online.url})"
 

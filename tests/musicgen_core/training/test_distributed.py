@@ -117,7 +117,7 @@ def test_all_leave_in_peace() -> None:
     pair = Ranks()
     pair.send(0, "leave")
     pair.send(1, "leave")
-    assert [process.wait(30) for process in pair.processes] == [0, 0]
+    assert [process.wait(120) for process in pair.processes] == [0, 0]
     pair.end()
 
 

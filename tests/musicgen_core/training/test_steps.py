@@ -180,7 +180,7 @@ class Threads:
 
     def __init__(self, size: int) -> None:
         self.size, self.boxes = size, [None] * size
-        self.meeting = threading.Barrier(size, timeout=60)
+        self.meeting = threading.Barrier(size, timeout=120)
 
     def exchange(self, rank: int, value: Any) -> list[Any]:
         self.boxes[rank] = value

@@ -26,7 +26,7 @@ def train(
     cancelled: Callable[[], bool],
     world: World,
 ) -> TrainResult:
-    """Steps without end, or three of them; `saved` in the run directory stands for latest.pt."""
+    """Steps without end, or three of them. In the run directory: `saved`, for latest.pt; `steps`, a dot for each."""
     scenario, run_dir = request.tokens, Path(request.run_dir)
     steps = 3 if scenario == "three steps" else 10_000
     logger.info("rank %d trains", world.rank)
@@ -49,6 +49,9 @@ def train(
             os.kill(os.getpid(), signal.SIGKILL)
         ranks = world.sum(torch.tensor([world.rank + 1.0])).item()
         on_step({"step": step, "ranks": ranks})
+        if world.is_main:
+            with open(run_dir / "steps", "a") as file:
+                file.write(".")
         time.sleep(0.05)
     return TrainResult(request.run_dir, steps, 1, 0.5, 1, 1.0, 0.5, 0)
 

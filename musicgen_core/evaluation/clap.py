@@ -1,0 +1,91 @@
+"""CLAP: texts and sounds as points of one space (Wu et al. 2023), through transformers' ClapModel."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import soxr
+import torch
+from numpy.typing import NDArray
+
+from musicgen_core.errors import ModelError
+from musicgen_core.evaluation.frechet import Embeddings
+
+Audio = NDArray[np.float32]
+
+
+class Clap:
+    """A CLAP model in fp32, on the CPU at first.
+
+    Args:
+        source: a directory in Hugging Face's format, or an id such as `laion/larger_clap_music`.
+
+    Raises:
+        ModelError: nothing that can be used is there.
+    """
+
+    def __init__(self, source: str) -> None:
+        from transformers import ClapModel, ClapProcessor
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # its bar would break the flows' own
+        try:
+            self._processor: Any = ClapProcessor.from_pretrained(source)
+            self._model: Any = ClapModel.from_pretrained(source, dtype=torch.float32)
+        except (OSError, ValueError, TypeError) as error:  # TypeError: files of another model lack what it needs
+            raise ModelError(
+                f"the CLAP weights {source} can't be loaded ({textwrap.shorten(str(error), 300)})",
+                "Give --clap-weights a directory with a ClapModel and its processor, or an id such as "
+                "laion/larger_clap_music where the Hugging Face Hub can be reached",
+            ) from error
+        self._model.eval().requires_grad_(False)
+        self._extractor = self._processor.feature_extractor
+
+    def to(self, device: torch.device) -> None:
+        self._model.to(device)
+
+    @torch.inference_mode()
+    def of_texts(self, texts: Sequence[str]) -> Embeddings:
+        """→ [texts, D], of length 1."""
+        tokenizer, found = self._processor.tokenizer, []
+        longest = self._model.config.text_config.max_position_embeddings - 2  # RoBERTa's positions begin at 2
+        for text in texts:
+            tokens = tokenizer(text, return_tensors="pt", truncation=True, max_length=longest).to(self._model.device)
+            found.append(self._model.get_text_features(**tokens).pooler_output)
+        return _points(found)
+
+    @torch.inference_mode()
+    def of_sounds(self, sounds: Sequence[Audio], rate: int) -> Embeddings:
+        """→ [sounds, D]. Of a sound longer than the model's 10 s the mean of its windows, else of length 1.
+
+        One window at a time: the extractor draws at random which sound of a batch is treated as a long one, and
+        where it cuts long ones.
+        """
+        size, own_rate, found = self._extractor.nb_max_samples, self._extractor.sampling_rate, []
+        for sound in sounds:
+            heard = soxr.resample(sound, rate, own_rate, quality="HQ")
+            windows = [heard[start : start + size] for start in range(0, max(1, len(heard) - size // 2), size)]
+            points = []
+            for window in windows:
+                inputs = self._extractor(window, sampling_rate=own_rate, return_tensors="pt").to(self._model.device)
+                points.append(self._model.get_audio_features(**inputs).pooler_output)
+            found.append(torch.cat(points).mean(dim=0, keepdim=True))
+        return _points(found)
+
+
+def clap_score(texts: Embeddings, sounds: Embeddings) -> float:
+    """Mean cosine between each text and its sound, from −1 to 1.
+
+    It tells how well music follows texts as far as CLAP knows them, not how good it sounds. The score of real clips
+    with their own descriptions is about the best to be expected.
+    """
+    lengths = np.linalg.norm(texts, axis=1) * np.linalg.norm(sounds, axis=1)
+    return float(((texts * sounds).sum(axis=1) / lengths).mean())
+
+
+def _points(tensors: Sequence[torch.Tensor]) -> Embeddings:
+    points: Embeddings = torch.cat(list(tensors)).double().cpu().numpy()
+    return points

@@ -1,0 +1,174 @@
+"""One evaluation: an adapter and tokens → `evaluation.json` and `report.html`."""
+
+from __future__ import annotations
+
+import gc
+import logging
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.codec import Codec, codec_identity
+from musicgen_core.codes import CODEBOOKS
+from musicgen_core.data.dataset import Clips, load_clips
+from musicgen_core.devices import pick_device
+from musicgen_core.errors import ConfigError
+from musicgen_core.evaluation import plots
+from musicgen_core.evaluation.clap import Clap
+from musicgen_core.evaluation.comparison import Losses, compare, confidence_interval, verdict_of
+from musicgen_core.evaluation.held_out import HeldOut, held_out
+from musicgen_core.evaluation.losses import Progress, clip_losses_of_both
+from musicgen_core.evaluation.music import Pair, decoded, music_scores, pairs_of_training, render_pairs
+from musicgen_core.evaluation.report import write_report
+from musicgen_core.evaluation.request import EvaluateRequest, Evaluation, MusicScores
+from musicgen_core.evaluation.subject import FOLDER, Subject, find_subject
+from musicgen_core.model.lora import find_adapter
+from musicgen_core.model.weights import BaseModel, find_model
+
+logger = logging.getLogger(__name__)
+
+JSON_FILE, REPORT_FILE = "evaluation.json", "report.html"
+FEWEST_DESCRIBED = 2
+"""Clips with a description that a Fréchet distance needs"""
+_EVALUATION = TypeAdapter(Evaluation)
+
+
+def evaluate(request: EvaluateRequest, on_progress: Progress = lambda done, total, text: None) -> Evaluation:
+    """Compare an adapter with its base model on clips that were held out, and write both files.
+
+    Args:
+        on_progress: called with how much is done, how much there is, and of what.
+
+    Raises:
+        MusicgenError: anything that a person can act on.
+    """
+    device, model = pick_device(request.device), find_model(request.model)
+    subject = find_subject(request.adapter)
+    subject.adapter.check_base(model, str(subject.path))
+    clips = load_clips(storage.as_path(request.tokens), codec_identity(model))
+    for stem in clips.skipped:
+        logger.warning("the shard %s is not whole and is left out; run tokenize again", stem)
+    chosen = held_out(clips, request.settings, subject.config)
+    _release_memory(device)  # a training in this process has just ended
+    scoring = _Scoring(request, subject, model, clips, chosen, device) if request.settings.clap_weights else None
+    losses = clip_losses_of_both(
+        model, subject.adapter, clips, chosen.indices, chosen.segment_frames, device, on_progress
+    )
+    _release_memory(device)
+    prompts = request.settings.prompts or []
+    rendered = render_pairs(request, subject.path, prompts, on_progress) if prompts else []
+    scores = scoring.run(on_progress) if scoring else None
+    out = storage.as_path(request.output) if request.output else subject.output
+    evaluation = _summarize(request, subject, model, clips, chosen, losses, scores, str(out / REPORT_FILE))
+    _write(out, evaluation, subject, losses, rendered)
+    return evaluation
+
+
+def stored_evaluation(run_dir: storage.Location) -> Evaluation | None:
+    """The evaluation in a run directory, if it is whole and of the adapter that is the best now."""
+    root = storage.as_path(run_dir)
+    try:
+        found = _EVALUATION.validate_json((root / FOLDER / JSON_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        return None
+    is_current = found.adapter.sha256 == storage.content_sha256(find_adapter(str(root)))
+    return found if is_current and (root / FOLDER / REPORT_FILE).exists() else None
+
+
+class _Scoring:
+    """CLAP's scores of music from the clips' descriptions. What is wrong with the request shows at once.
+
+    Raises:
+        ConfigError: too few of the clips have a description.
+        ModelError: the weights can't be used.
+    """
+
+    def __init__(
+        self,
+        request: EvaluateRequest,
+        subject: Subject,
+        model: BaseModel,
+        clips: Clips,
+        chosen: HeldOut,
+        device: torch.device,
+    ) -> None:
+        self._request, self._subject, self._model, self._clips, self._device = request, subject, model, clips, device
+        described = [index for index in chosen.indices if clips.descriptions[index]]
+        if len(described) < FEWEST_DESCRIBED:
+            raise ConfigError(
+                f"{len(described)} of the {len(chosen.indices)} clips to evaluate on have a description, which is too "
+                "little for CLAP's scores",
+                "Leave out --clap-weights, or tokenize with --metadata",
+            )
+        self._indices = described[: request.settings.clap_clips]
+        self._clap = Clap(str(request.settings.clap_weights))
+
+    def run(self, on_progress: Progress) -> MusicScores:
+        settings = self._request.settings
+        texts = [str(self._clips.descriptions[index]) for index in self._indices]
+        pairs = render_pairs(self._request, self._subject.path, texts, on_progress)
+        _release_memory(self._device)
+        on_progress(0, 1, "CLAP's scores")
+        sounds = list(decoded(self._clips, self._indices, settings.duration, Codec(self._model, self._device)))
+        self._clap.to(self._device)
+        scores = music_scores(self._clap, str(settings.clap_weights), texts, sounds, pairs)
+        on_progress(1, 1, "CLAP's scores")
+        return scores
+
+
+def _summarize(
+    request: EvaluateRequest,
+    subject: Subject,
+    model: BaseModel,
+    clips: Clips,
+    chosen: HeldOut,
+    losses: tuple[Losses, Losses],
+    scores: MusicScores | None,
+    report: str,
+) -> Evaluation:
+    base, adapted = losses
+    interval = confidence_interval(base.mean(axis=1), adapted.mean(axis=1))
+    return Evaluation(
+        adapter=subject.described(),
+        base_model=model.identity,
+        tokens=request.tokens,
+        validation_fraction=chosen.fraction,
+        validation_clips=chosen.total,
+        clips=len(chosen.indices),
+        codes=CODEBOOKS * int(clips.frames[chosen.indices].clip(max=chosen.segment_frames).sum()),
+        segment_seconds=chosen.segment_seconds,
+        loss=compare(base.mean(axis=1), adapted.mean(axis=1)),
+        codebooks=[compare(base[:, k], adapted[:, k]) for k in range(CODEBOOKS)],
+        interval=interval,
+        verdict=verdict_of(interval),
+        music=scores,
+        remarks=chosen.remarks,
+        report=report,
+    )
+
+
+def _write(
+    out: UPath, evaluation: Evaluation, subject: Subject, losses: tuple[Losses, Losses], rendered: list[Pair]
+) -> None:
+    """The JSON last: its presence says that the page beside it is whole and of the same evaluation."""
+    base, adapted = losses
+    pictures = {
+        "Perplexity of each codebook, with and without the adapter": plots.plot_perplexities(evaluation.codebooks),
+        "Distribution of the loss's change over clips": plots.plot_differences(base.mean(axis=1), adapted.mean(axis=1)),
+    }
+    if rows := subject.metrics():
+        pictures["Loss of training and validation, step by step"] = plots.plot_training(rows)
+    trained = pairs_of_training(subject.run_dir, subject.adapter.epoch) if subject.run_dir is not None else []
+    (out / JSON_FILE).unlink(missing_ok=True)
+    music = {"Samples of the training": trained, "Rendered for this report": rendered}
+    write_report(out / REPORT_FILE, evaluation, pictures, music)
+    storage.write_text(out / JSON_FILE, _EVALUATION.dump_json(evaluation, indent=1).decode())
+
+
+def _release_memory(device: torch.device) -> None:
+    """What is next asks how much of the GPU is free."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,87 @@
+"""Losses of held-out clips under the base model and with the adapter, computed as a training's validation is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+
+from musicgen_core.config import TrainSettings
+from musicgen_core.data.dataset import Clips, validation_batch
+from musicgen_core.data.loader import prefetched
+from musicgen_core.devices import compute_dtype
+from musicgen_core.errors import AdapterError
+from musicgen_core.evaluation.comparison import Losses
+from musicgen_core.model.lora import Adapter, LoraSettings, add_lora, set_adapter_state
+from musicgen_core.model.text import TextEncoder
+from musicgen_core.model.weights import BaseModel, load_lm
+from musicgen_core.training.batching import preset_of, resolve_execution
+from musicgen_core.training.distributed import World
+from musicgen_core.training.gradients import StepGradients
+from musicgen_core.training.model import TrainingModel
+
+Progress = Callable[[int, int, str], None]
+
+
+def clip_losses_of_both(
+    model: BaseModel,
+    adapter: Adapter,
+    clips: Clips,
+    indices: Sequence[int],
+    segment_frames: int,
+    device: torch.device,
+    on_progress: Progress = lambda done, total, text: None,
+) -> tuple[Losses, Losses]:
+    """The beginning of each clip, with its text, under the base model and with the adapter.
+
+    The model is loaded once: an adapter that has not been trained changes nothing, so the same model is the base at
+    first. It is never compiled, which would take longer than what it saves here.
+
+    Args:
+        on_progress: called with clips done and in all, of both models together.
+
+    Returns:
+        [clips, codebooks] each, nats per code.
+
+    Raises:
+        AdapterError: the adapter doesn't fit the model, or makes its losses infinite.
+        DeviceError: not even one clip fits the GPU.
+    """
+    text = TextEncoder(model.text_encoder, device)
+    peft_model = add_lora(load_lm(model, device, compute_dtype(device)), LoraSettings.from_plain(adapter.config))
+    execution = resolve_execution(TrainSettings(compile_blocks=False), device)
+    gradients = StepGradients(
+        TrainingModel(peft_model, 0.0, execution), text, World.alone(device), preset_of(device).micro
+    )
+    measure = partial(_losses, gradients, clips, indices, segment_frames, device)
+    base = measure(lambda done: on_progress(done, 2 * len(indices), "the base model's losses"))
+    set_adapter_state(peft_model, adapter.lora, "to evaluate")
+    adapted = measure(lambda done: on_progress(len(indices) + done, 2 * len(indices), "the adapter's losses"))
+    if broken := int((~np.isfinite(adapted)).any(axis=1).sum()):
+        raise AdapterError(
+            f"with the adapter the losses of {broken} of {len(indices)} clips aren't finite numbers",
+            "Train it with a lower --learning-rate",
+        )
+    return base, adapted
+
+
+def _losses(
+    gradients: StepGradients,
+    clips: Clips,
+    indices: Sequence[int],
+    segment_frames: int,
+    device: torch.device,
+    on_progress: Callable[[int], None],
+) -> Losses:
+    """[clips, codebooks]."""
+    micro = gradients.micro
+    parts = [indices[start : start + micro] for start in range(0, len(indices), micro)]
+    making = (partial(validation_batch, clips, part, segment_frames) for part in parts)
+    found: list[Losses] = []
+    with prefetched(making, device=device) as batches:
+        for batch in batches:
+            found.append(gradients.validation_losses(batch).double().cpu().numpy())
+            on_progress(sum(map(len, found)))
+    return np.concatenate(found)

@@ -1,0 +1,137 @@
+"""Music of both models to compare: what the training has rendered, and what is rendered now."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import soundfile
+import torch
+from numpy.typing import NDArray
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.codec import Codec
+from musicgen_core.codes import FRAME_RATE, SAMPLE_RATE
+from musicgen_core.config import SamplingSettings
+from musicgen_core.data.dataset import Clips
+from musicgen_core.evaluation.clap import Clap, clap_score
+from musicgen_core.evaluation.frechet import frechet_distance
+from musicgen_core.evaluation.losses import Progress
+from musicgen_core.evaluation.request import EvaluateRequest, MusicScores
+from musicgen_core.generation.loudness import normalize
+from musicgen_core.generation.prompts import Prompt
+from musicgen_core.generation.render import render
+from musicgen_core.generation.request import RenderRequest
+
+logger = logging.getLogger(__name__)
+
+Audio = NDArray[np.float32]
+"""[samples], 32 kHz mono"""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt under both models, from the same random stream.
+
+    Attributes:
+        adapter_label: which state of the adapter is heard.
+    """
+
+    prompt: str
+    base: Audio
+    adapter: Audio
+    adapter_label: str = "With adapter"
+
+
+def pairs_of_training(run_dir: UPath, epoch: int) -> list[Pair]:
+    """The samples that a training has rendered: of the base model, and after `epoch`, else after the last epoch.
+
+    Without any, or with samples that can't be read, there are none: they are not worth the report.
+    """
+    folder = run_dir / "samples"
+    try:
+        prompts = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))["prompts"]
+        heard = _epoch_with_samples(folder, epoch)
+        base, adapted = (
+            [_read(folder / f"epoch_{number:03d}_{i:02d}.wav") for i in range(len(prompts))] for number in (0, heard)
+        )
+        return [Pair(*given, f"After epoch {heard}") for given in zip(prompts, base, adapted, strict=True)]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, soundfile.LibsndfileError) as error:
+        logger.warning("the samples in %s are left out of the report: %s", folder, error)
+        return []
+
+
+def _epoch_with_samples(folder: UPath, epoch: int) -> int:
+    if (folder / f"epoch_{epoch:03d}_00.wav").exists():
+        return epoch
+    epochs = [int(path.stem.split("_")[1]) for path in folder.glob("epoch_*_00.wav")]
+    if not any(epochs):
+        raise FileNotFoundError(f"{folder} has samples of no epoch")
+    return max(epochs)
+
+
+def render_pairs(request: EvaluateRequest, adapter: UPath, prompts: Sequence[str], on_progress: Progress) -> list[Pair]:
+    """Render each text with both models, as `generate --compare` does."""
+    settings = SamplingSettings(duration=request.settings.duration, seed=request.settings.seed)
+    with storage.scratch_folder() as folder:
+        wanted = RenderRequest(
+            out=str(folder),
+            prompts=[Prompt(prompt=text) for text in prompts],
+            model=request.model,
+            settings=settings,
+            adapter=str(adapter),
+            compare=True,
+            spectrograms=False,
+            device=request.device,
+        )
+        pieces = render(wanted, on_progress)
+        audio = [_read(storage.as_path(piece.wav)) for piece in pieces]
+    return [Pair(text, audio[2 * i], audio[2 * i + 1]) for i, text in enumerate(prompts)]
+
+
+def music_scores(
+    clap: Clap, name: str, texts: Sequence[str], clips: Sequence[Audio], pairs: Sequence[Pair]
+) -> MusicScores:
+    """How well clips, and music that was rendered from their descriptions, follow the texts and resemble each other.
+
+    Args:
+        name: of CLAP's weights.
+        texts: the descriptions of the clips.
+        clips: of the same loudness as the music.
+        pairs: rendered from each text.
+    """
+    described = clap.of_texts(texts)
+    real, base, adapted = (
+        clap.of_sounds(sounds, SAMPLE_RATE)
+        for sounds in (clips, [pair.base for pair in pairs], [pair.adapter for pair in pairs])
+    )
+    return MusicScores(
+        clap_weights=name,
+        clips=len(clips),
+        seconds=sum(map(len, clips)) / len(clips) / SAMPLE_RATE,
+        clips_clap_score=clap_score(described, real),
+        base_clap_score=clap_score(described, base),
+        adapter_clap_score=clap_score(described, adapted),
+        base_frechet_distance=frechet_distance(real, base),
+        adapter_frechet_distance=frechet_distance(real, adapted),
+    )
+
+
+def decoded(clips: Clips, indices: Sequence[int], seconds: float, codec: Codec) -> Iterator[Audio]:
+    """The beginnings of clips as sound, as loud as what is rendered."""
+    for index in indices:
+        codes = clips.codes_of(index)[:, : round(seconds * FRAME_RATE)].astype(np.int64)
+        yield normalize(codec.decode(torch.from_numpy(codes)[None])[0, 0].numpy(), SAMPLE_RATE)
+
+
+def _read(path: UPath) -> Audio:
+    with storage.staged(path) as local:
+        samples, _ = soundfile.read(local, dtype="float32")
+    audio: Audio = samples
+    return audio

@@ -1,0 +1,64 @@
+"""Pictures of an evaluation, as PNGs."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from musicgen_core import tracking
+from musicgen_core.evaluation.comparison import Losses
+from musicgen_core.evaluation.request import Comparison
+
+
+def plot_perplexities(codebooks: Sequence[Comparison]) -> bytes:
+    """Bars of both models, side by side for each codebook."""
+    with _picture("Perplexity of each codebook", "codebook", "perplexity") as (axes, target):
+        places = np.arange(len(codebooks))
+        for shift, name, values in (
+            (-0.2, "base model", [one.base_perplexity for one in codebooks]),
+            (0.2, "with adapter", [one.adapter_perplexity for one in codebooks]),
+        ):
+            bars = axes.bar(places + shift, values, width=0.38, label=name)
+            axes.bar_label(bars, fmt="%.4g", padding=2)
+        axes.set_xticks(places)
+        axes.margins(y=0.12)
+        axes.legend()
+    return target.getvalue()
+
+
+def plot_differences(base: Losses, adapter: Losses) -> bytes:
+    """How many clips differ by how much; [clips] each."""
+    differences = adapter - base
+    with _picture("What the adapter changes, clip by clip", "loss with adapter − base (nats per code)", "clips") as (
+        axes,
+        target,
+    ):
+        axes.hist(differences, bins=min(40, max(5, len(differences) // 5)))
+        axes.axvline(0, color="tab:gray", linewidth=1)
+        axes.axvline(differences.mean(), color="tab:orange", label=f"mean {differences.mean():+.4f}")
+        axes.legend()
+    return target.getvalue()
+
+
+def plot_training(rows: Sequence[Mapping[str, float]]) -> bytes:
+    """The losses in metrics.jsonl."""
+    target = io.BytesIO()
+    tracking.plot_losses(rows, target)
+    return target.getvalue()
+
+
+@contextmanager
+def _picture(title: str, x: str, y: str) -> Iterator[tuple[Any, io.BytesIO]]:
+    from matplotlib.figure import Figure
+
+    figure, target = Figure(figsize=(8, 4.5), layout="constrained"), io.BytesIO()
+    axes = figure.subplots()
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    yield axes, target
+    figure.savefig(target, dpi=120, format="png")

@@ -1,0 +1,81 @@
+"""`report.html`: an evaluation on one page that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import soundfile
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.codes import SAMPLE_RATE
+from musicgen_core.evaluation.music import Audio, Pair
+from musicgen_core.evaluation.request import Evaluation
+
+MP3_LEVEL = 0.75
+"""libsndfile's compression level for 96 kbit/s at a constant rate, 12 kB a second"""
+MOST_PAIRS = 24
+"""Of 10 s each they take 8 MB."""
+
+
+@dataclass(frozen=True)
+class _Player:
+    label: str
+    url: str
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    text: str
+    players: list[_Player]
+
+
+def write_report(
+    target: UPath, evaluation: Evaluation, pictures: Mapping[str, bytes], music: Mapping[str, Sequence[Pair]]
+) -> None:
+    """Write the page.
+
+    Args:
+        pictures: PNGs by what they show.
+        music: pairs to hear by the headings to put them under; of each the first `MOST_PAIRS`.
+    """
+    environment = Environment(
+        loader=PackageLoader("musicgen_core.evaluation", package_path=""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(
+        evaluation=evaluation,
+        pictures={text: _url("image/png", png) for text, png in pictures.items()},
+        music={heading: [_prompt(pair) for pair in pairs[:MOST_PAIRS]] for heading, pairs in music.items() if pairs},
+    )
+    storage.write_text(target, page)
+
+
+def _prompt(pair: Pair) -> _Prompt:
+    heard = {"Base model": pair.base, pair.adapter_label: pair.adapter}
+    return _Prompt(pair.prompt, [_Player(label, _url("audio/mpeg", _mp3(audio))) for label, audio in heard.items()])
+
+
+def _mp3(audio: Audio) -> bytes:
+    encoded = io.BytesIO()
+    soundfile.write(
+        encoded,
+        audio,
+        SAMPLE_RATE,
+        format="MP3",
+        subtype="MPEG_LAYER_III",
+        bitrate_mode="CONSTANT",
+        compression_level=MP3_LEVEL,
+    )
+    return encoded.getvalue()
+
+
+def _url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

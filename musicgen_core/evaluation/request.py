@@ -1,0 +1,157 @@
+"""What an evaluation is asked for, and what it came to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import Field
+
+from musicgen_core.config import Settings
+
+MOST_CLIPS = 500
+
+
+class EvaluateSettings(Settings):
+    """What to compare, and on how much."""
+
+    max_clips: int = Field(
+        MOST_CLIPS, ge=1, description="validation clips to compute losses on at most, always the same ones"
+    )
+    validation_fraction: float | None = Field(
+        None, gt=0, lt=1, description="share of the clips held out; by default as in the adapter's training, or 0.05"
+    )
+    segment_seconds: float | None = Field(
+        None, ge=0.2, le=30, description="seconds of each clip; by default as in the adapter's training, or 30"
+    )
+    prompts: list[str] | None = Field(None, description="texts to render with both models for the report")
+    duration: float = Field(10.0, gt=0, le=30, description="seconds of each piece of music that is rendered")
+    seed: int = Field(0, ge=0, lt=2**32, description="each piece draws from its own random stream of this seed")
+    clap_weights: str | None = Field(
+        None,
+        description="a CLAP model in Hugging Face's format, a directory or an id such as laion/larger_clap_music: "
+        "gives the CLAP score and the Fréchet audio distance",
+    )
+    clap_clips: int = Field(
+        64, ge=2, description="validation clips whose descriptions are rendered with both models for these two"
+    )
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """Which adapter to compare with the base model, on what.
+
+    Attributes:
+        tokens: a directory of shards.
+        adapter: a `*_lora.pt`, a run directory (its best) or a PEFT directory.
+        model: `debug`, a directory or a Hugging Face id.
+        output: where the report goes; None: to the run directory that the adapter is of, else beside it.
+        device: auto, cpu or cuda.
+    """
+
+    tokens: str
+    adapter: str
+    model: str
+    output: str | None = None
+    device: str = "auto"
+    settings: EvaluateSettings = field(default_factory=EvaluateSettings)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Mean losses of both models over the same clips, in nats per code.
+
+    Attributes:
+        base_perplexity, adapter_perplexity: exp of the losses.
+        difference: adapter − base; below 0 the adapter is better.
+        standard_error: of the difference, over clips; None with a single one.
+    """
+
+    base_loss: float
+    adapter_loss: float
+    base_perplexity: float
+    adapter_perplexity: float
+    difference: float
+    standard_error: float | None
+
+
+@dataclass(frozen=True)
+class MusicScores:
+    """What CLAP says of music rendered from the descriptions of validation clips, and of the clips themselves.
+
+    Attributes:
+        clap_weights: what computed them.
+        clips: of each kind.
+        clips_clap_score: mean cosine of a clip's and its description's embedding, about the best to be expected;
+        base_clap_score, adapter_clap_score: the same of the music rendered from the descriptions.
+        base_frechet_distance, adapter_frechet_distance: of that music to the clips, in CLAP's embeddings.
+    """
+
+    clap_weights: str
+    clips: int
+    seconds: float
+    clips_clap_score: float
+    base_clap_score: float
+    adapter_clap_score: float
+    base_frechet_distance: float
+    adapter_frechet_distance: float
+
+
+@dataclass(frozen=True)
+class EvaluatedAdapter:
+    """Which weights were evaluated."""
+
+    path: str
+    sha256: str
+    epoch: int
+    global_step: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The content of `evaluation.json`.
+
+    Attributes:
+        base_model: an id with a hash of the weights.
+        validation_fraction: the share of clips that is held out.
+        validation_clips: held out of `tokens`.
+        clips, codes: of these, the clips that were evaluated, and their codes.
+        segment_seconds: from the beginning of each clip.
+        loss: over all codebooks.
+        codebooks: the same of each.
+        interval: within which the difference is with 95 % confidence; None with a single clip.
+        verdict: better or worse where the interval leaves out 0.
+        music: with CLAP weights.
+        remarks: what to know of the numbers, in sentences.
+        report: the page.
+    """
+
+    adapter: EvaluatedAdapter
+    base_model: str
+    tokens: str
+    validation_fraction: float
+    validation_clips: int
+    clips: int
+    codes: int
+    segment_seconds: float
+    loss: Comparison
+    codebooks: list[Comparison]
+    interval: tuple[float, float] | None
+    verdict: Literal["better", "worse", "undecided"]
+    music: MusicScores | None
+    remarks: list[str]
+    report: str
+
+    def sentence(self) -> str:
+        """What it came to, in words."""
+        loss, clips = self.loss, f"{self.clips:,} validation clip{'s' * (self.clips != 1)}"
+        counts = f"loss {loss.base_loss:.4f} → {loss.adapter_loss:.4f} on {clips}"
+        if self.interval is None:
+            return f"One clip can't tell whether the adapter is better: {counts}."
+        low, high = self.interval
+        claim = {
+            "better": "The adapter is better than the base model",
+            "worse": "The adapter is worse than the base model",
+            "undecided": "No difference between adapter and base model can be told",
+        }[self.verdict]
+        return f"{claim}: {counts}, a change of {loss.difference:+.4f} (95 % interval {low:+.4f} to {high:+.4f})."

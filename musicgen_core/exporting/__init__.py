@@ -1,0 +1,1 @@
+"""Adapters for other programs: peft on Hugging Face's MusicGen, and stock audiocraft."""

@@ -1,0 +1,163 @@
+"""An adapter as a directory that other libraries load, with a model card."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event
+
+from omegaconf import OmegaConf
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.errors import AdapterError, ConfigError
+from musicgen_core.exporting.model_card import Format, hub_id, write_card
+from musicgen_core.exporting.origin import Origin, Sample, origin_of
+from musicgen_core.model import peft_directory
+from musicgen_core.model.lora import Adapter, find_adapter, load_adapter, merged_checkpoint
+from musicgen_core.model.weights import (
+    CODEC_FILE,
+    DEBUG,
+    LM_FILE,
+    TEXT_ENCODER,
+    BaseModel,
+    find_model,
+)
+from musicgen_core.training.full_models import write_full_model
+
+_DECIDING: dict[Format, str] = {"peft": peft_directory.CONFIG_FILE, "audiocraft": LM_FILE}
+"""Without this file nobody takes a directory for an export, so on object stores it comes last."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and the files in it by their sizes in bytes."""
+
+    directory: UPath
+    files: dict[str, int]
+
+
+def export(adapter: storage.Location, out: storage.Location, kind: Format, model: str | None = None) -> Exported:
+    """Write an adapter for another library.
+
+    Args:
+        adapter: a `*_lora.pt`, a run directory (its best), or a PEFT directory.
+        out: a place where nothing is; it is there whole or not at all.
+        kind: `peft`: the adapter alone, for Hugging Face's `MusicgenForConditionalGeneration`;
+            `audiocraft`: base and adapter merged, for `MusicGen.get_pretrained`.
+        model: the base model; by default the one that the adapter names. `peft` needs none.
+
+    Raises:
+        ConfigError: something is at `out`, or it can't be written.
+        AdapterError: there is no adapter, or it is of another base model.
+        ModelError: the base model can't be used.
+    """
+    target = storage.as_path(out)
+    if storage.is_local(target):
+        target = storage.as_path(Path(str(target)).resolve())  # `.` has no name
+    _check_free(target)
+    weights = find_adapter(adapter)
+    loaded = load_adapter(weights)
+    origin = origin_of(weights, loaded)
+    base = None
+    if kind == "audiocraft" or model is not None:
+        base = find_model(model or _base_of(loaded, origin, weights))
+        loaded.check_base(base, str(weights))
+        if hub_id(loaded.base_model) is None:
+            loaded = replace(loaded, base_model=base.identity)
+    try:
+        with _whole(target, _DECIDING[kind]) as folder:
+            _write(folder, target.name or "export", kind, loaded, origin, base)
+            files = {
+                file.relative_to(folder).as_posix(): file.stat().st_size for file in _files(folder, _DECIDING[kind])
+            }
+    except OSError as error:
+        raise ConfigError(
+            f"the export can't be written to {target} ({error})", "Make room or give another place"
+        ) from error
+    return Exported(target, files)
+
+
+def _check_free(target: UPath) -> None:
+    if not storage.is_local(target):
+        target.fs.invalidate_cache(target.path)
+    if target.is_dir():
+        if any(target.iterdir()):
+            raise ConfigError(f"{target} has files in it", "Give a directory that is not there yet, or delete it first")
+    elif target.exists():
+        raise ConfigError(f"{target} is a file", "Give a directory that is not there yet")
+
+
+def _base_of(adapter: Adapter, origin: Origin, weights: UPath) -> str:
+    """The name of the base model, as far as adapter or run directory know it."""
+    name = adapter.base_model.partition("@sha256:")[0]
+    if name == DEBUG or hub_id(adapter.base_model):
+        return name
+    directory = str(origin.config.get("model_dir", ""))
+    if not directory or not Path(directory).is_dir():
+        raise AdapterError(
+            f"the adapter {weights} doesn't say where its base model is, with which it is to be merged",
+            "Give --model the directory or the Hugging Face id of the model that it was trained on",
+        )
+    return directory
+
+
+def _write(folder: Path, name: str, kind: Format, adapter: Adapter, origin: Origin, base: BaseModel | None) -> None:
+    text_encoder = None
+    if kind == "peft":
+        peft_directory.write(vars(adapter), hub_id(adapter.base_model), folder)
+    else:
+        assert base is not None, "merging needs one"
+        merged = merged_checkpoint(base, adapter)
+        write_full_model(merged, storage.as_path(folder / LM_FILE), Event())
+        shutil.copyfile(base.codec_path, folder / CODEC_FILE)
+        if (base.directory / TEXT_ENCODER).is_dir():
+            shutil.copytree(base.directory / TEXT_ENCODER, folder / TEXT_ENCODER)
+            text_encoder = str(OmegaConf.create(merged["xp.cfg"]).conditioners.description.t5.name)
+    samples = _copy_samples(folder, origin)
+    write_card(folder, name, kind, adapter, origin, text_encoder, samples)
+
+
+def _copy_samples(folder: Path, origin: Origin) -> dict[str, Sample]:
+    copied = {}
+    for i, sample in enumerate(origin.samples):
+        (folder / "samples").mkdir(exist_ok=True)
+        for voice, wav in (("adapter", sample.adapted), ("base", sample.base)):
+            if wav is not None:
+                (folder / "samples" / f"{voice}_{i:02d}.wav").write_bytes(wav.read_bytes())
+        copied[f"{i:02d}.wav"] = sample
+    return copied
+
+
+@contextmanager
+def _whole(target: UPath, last: str) -> Iterator[Path]:
+    """Give a local folder to fill, which becomes `target` if the block succeeds.
+
+    A local one is made beside and renamed. In an object store the file `last` comes last.
+    """
+    if storage.is_local(target):
+        final = Path(str(target))
+        beside = final.with_name(f"{final.name}.{os.getpid()}-{os.urandom(4).hex()}.partial")
+        beside.mkdir(parents=True)
+        try:
+            yield beside
+            if final.is_dir():
+                final.rmdir()  # fails if something has come into it since
+            beside.rename(final)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    else:
+        with storage.scratch_folder() as scratch:
+            folder = scratch / "export"
+            folder.mkdir()
+            yield folder
+            for file in _files(folder, last):
+                storage.upload(file, target.joinpath(*file.relative_to(folder).parts))
+
+
+def _files(folder: Path, last: str) -> list[Path]:
+    return sorted((file for file in folder.rglob("*") if file.is_file()), key=lambda file: (file.name == last, file))

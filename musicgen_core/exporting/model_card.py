@@ -1,0 +1,122 @@
+"""`README.md` beside exported weights: a model card as the Hugging Face Hub reads them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from musicgen_core.exporting.origin import Origin, Sample
+from musicgen_core.model.lora import PUBLISHED, Adapter, LoraSettings
+
+Format = Literal["peft", "audiocraft"]
+CARD = "README.md"
+_LICENCE_OF_PUBLISHED = "cc-by-nc-4.0"
+_TAGS = ["musicgen", "lora", "text-to-music", "music"]
+_NAMES = {
+    "train/loss": "training loss of the step, nats",
+    "train/epoch_loss": "training loss of the epoch, nats",
+    "val/loss": "validation loss, nats",
+    "val/perplexity": "validation perplexity",
+}
+_OF_TRAINING = (  # of a run's config.json; not what tells of the machine or of its paths
+    *("learning_rate", "warmup_steps", "schedule", "weight_decay", "batch_size", "gradient_accumulation_steps"),
+    *("clips_per_step", "num_epochs", "max_steps", "early_stopping", "max_grad_norm", "base_precision"),
+    *("segment_seconds", "validation_fraction", "cfg_dropout", "seed"),
+)
+
+
+def hub_id(base_model: str) -> str | None:
+    """The base model's id on the Hub, from an adapter's `base_model`; None for a local one."""
+    name = base_model.partition("@sha256:")[0]
+    return name if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) else None
+
+
+def write_card(
+    folder: Path,
+    name: str,
+    kind: Format,
+    adapter: Adapter,
+    origin: Origin,
+    text_encoder: str | None,
+    samples: Mapping[str, Sample],
+) -> None:
+    """Write the card.
+
+    Args:
+        name: what the directory will be called.
+        text_encoder: the name under which audiocraft asks for the T5 that is exported with it; None: from the Hub.
+        samples: what is copied, by the ends of the files' names.
+    """
+    base = hub_id(adapter.base_model)
+    settings = LoraSettings.from_plain(adapter.config)
+    loader = PackageLoader("musicgen_core.exporting", package_path="")
+    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["plain"] = _plain
+    text = environment.get_template("model_card.md.j2").render(
+        front_matter=_front_matter(kind, base),
+        name=name,
+        kind=kind,
+        base=base,
+        base_to_load=base or ("debug" if adapter.base_model.startswith("debug@") else "path/to/the/base/model"),
+        is_published=base is not None and base.startswith(PUBLISHED),
+        adapter=adapter,
+        variety=" and ".join([*["rsLoRA"] * settings.rslora, *["DoRA"] * settings.dora]),
+        data=origin.data,
+        settings=_settings(adapter, origin),
+        metrics=_metrics(adapter, origin),
+        samples=samples,
+        text_encoder=text_encoder,
+    )
+    (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def _front_matter(kind: Format, base: str | None) -> str:
+    from huggingface_hub import ModelCardData
+
+    is_published = base is not None and base.startswith(PUBLISHED)
+    relation: dict[str, Any] = {"base_model_relation": "adapter" if kind == "peft" else "finetune"} if base else {}
+    return ModelCardData(
+        base_model=base,
+        license=_LICENCE_OF_PUBLISHED if is_published else "other",
+        license_name=None if is_published else "that-of-the-base-model",
+        library_name=kind,
+        pipeline_tag="text-to-audio",
+        tags=_TAGS,
+        **relation,
+    ).to_yaml()
+
+
+def _settings(adapter: Adapter, origin: Origin) -> dict[str, Any]:
+    """By their names in this project."""
+    lora = {
+        "lora_r": adapter.config["r"],
+        "lora_alpha": adapter.config["lora_alpha"],
+        "lora_dropout": adapter.config["lora_dropout"],
+        "lora_targets": ", ".join(adapter.config["target_modules"]),
+        "lora_rslora": adapter.config.get("use_rslora", False),
+        "lora_dora": adapter.config.get("use_dora", False),
+    }
+    given = {name: origin.config.get(name) for name in _OF_TRAINING}
+    return {**lora, **{name: value for name, value in given.items() if value is not None}}
+
+
+def _metrics(adapter: Adapter, origin: Origin) -> dict[str, str]:
+    if not origin.metrics and math.isfinite(adapter.loss):
+        return {_NAMES["train/loss"]: f"{adapter.loss:.4g}"}
+    rows = {}
+    for name, measured in origin.metrics.items():
+        codebook = re.fullmatch(r"val/perplexity_codebook_(\d+)", name)
+        words = f"validation perplexity of codebook {codebook[1]}" if codebook else _NAMES[name]
+        earlier = f", at step {measured.step:,}" if measured.step != adapter.global_step else ""
+        rows[words + earlier] = f"{measured.value:.4g}"
+    return rows
+
+
+def _plain(text: object) -> str:
+    """Text that Markdown takes literally, on one line."""
+    return re.sub(r"([\\`*_\[\]<>|#~$])", r"\\\1", " ".join(str(text).split()))

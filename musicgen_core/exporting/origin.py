@@ -1,0 +1,115 @@
+"""What is known of where an adapter comes from: the settings, data, metrics and samples of its run directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.data.shards import ShardReport, shard_paths
+from musicgen_core.model.lora import Adapter
+from musicgen_core.tracking import read_metrics
+
+MOST_SAMPLES = 3
+_METRICS = ("train/loss", "train/epoch_loss", "val/loss", "val/perplexity")
+_OF_CODEBOOKS = "val/perplexity_codebook_"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric and the step it was measured at."""
+
+    value: float
+    step: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a training rendered of one prompt: with the adapter, and of the base model if it is there."""
+
+    prompt: str
+    adapted: UPath
+    base: UPath | None
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the adapter was trained on, clips held out for validation included; None: not known."""
+
+    archives: int
+    clips: int | None = None
+    hours: float | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Empty for an adapter outside of a run directory."""
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Measured] = field(default_factory=dict)
+    data: Data | None = None
+    samples: tuple[Sample, ...] = ()
+
+
+def origin_of(weights: UPath, adapter: Adapter) -> Origin:
+    """What the run directory around a `*_lora.pt` tells. What can't be read is left out."""
+    root = weights.parent.parent
+    config = _read_json(root / "config.json") if weights.parent.name == "lora_weights" else None
+    if config is None:
+        return Origin()
+    return Origin(config, _metrics(root / "metrics.jsonl", adapter.global_step), _data(config), _samples(root, adapter))
+
+
+def _read_json(path: UPath) -> dict[str, Any] | None:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _metrics(path: UPath, last_step: int) -> dict[str, Measured]:
+    """The newest of each metric that was measured until the adapter's step."""
+    if not path.exists():
+        return {}
+    newest: dict[str, Measured] = {}
+    with storage.staged(path) as local:
+        for row in read_metrics(local):
+            if row["step"] <= last_step:
+                for name, value in row.items():
+                    if name in _METRICS or name.startswith(_OF_CODEBOOKS):
+                        newest[name] = Measured(value, int(row["step"]))
+    return newest
+
+
+def _data(config: Mapping[str, Any]) -> Data | None:
+    shards = config.get("shards")
+    if not isinstance(shards, dict) or not shards:
+        return None
+    reports = []
+    for stem, content in shards.items():
+        try:
+            _, marker = shard_paths(storage.as_path(str(config.get("tokens"))), stem)
+            report = ShardReport.parse(marker.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError, KeyError):
+            return Data(len(shards))
+        if report.content != content:  # tokenized anew since
+            return Data(len(shards))
+        reports.append(report)
+    hours = sum(report.audio_seconds for report in reports) / 3600
+    return Data(len(shards), sum(report.clips for report in reports), hours)
+
+
+def _samples(root: UPath, adapter: Adapter) -> tuple[Sample, ...]:
+    folder = root / "samples"
+    prompts = (_read_json(folder / "prompts.json") or {}).get("prompts") or []
+    found = []
+    for i, prompt in enumerate(prompts[:MOST_SAMPLES]):
+        adapted, base = (folder / f"epoch_{epoch:03d}_{i:02d}.wav" for epoch in (adapter.epoch, 0))
+        if adapted.exists():
+            found.append(Sample(str(prompt), adapted, base if base.exists() else None))
+    return tuple(found)

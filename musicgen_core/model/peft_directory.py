@@ -1,0 +1,274 @@
+"""Adapters in peft's own format, with the module names of Hugging Face's `MusicgenForConditionalGeneration`.
+
+A directory of `adapter_config.json` and `adapter_model.safetensors` (`adapter_model.bin` is read too, never its code).
+There the language model, whose names are the same otherwise, is called `decoder`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.errors import AdapterError
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_PICKLED_FILE = "adapter_model.bin"
+FILES = (CONFIG_FILE, WEIGHTS_FILE, _PICKLED_FILE)
+LINEARS = (
+    *(f"{attention}.{name}_proj" for attention in ("self_attn", "encoder_attn") for name in ("q", "k", "v", "out")),
+    "fc1",
+    "fc2",
+)
+_PREFIX, _LM = "base_model.model.", "decoder."
+_TENSOR = re.compile(
+    rf"base_model\.model\.(?P<layer>(?:decoder\.)?model\.decoder\.layers\.\d+\.(?:{'|'.join(map(re.escape, LINEARS))}))"
+    r"\.(?P<kind>lora_[AB]\.weight|lora_magnitude_vector)(?:\.weight)?"
+)
+_WITHOUT_EFFECT = {  # on what the finished adapter computes, or seen in the names of its tensors
+    *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "fan_in_fan_out", "bias", "megatron_core", "megatron_config", "runtime_config"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "velora_config", "ensure_weight_tying"),
+    *("layers_pattern", "exclude_modules", "layers_to_transform", "qalora_group_size"),
+}
+_UNDERSTOOD = {
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "init_lora_weights"),
+    *("rank_pattern", "alpha_pattern"),
+}
+_KEPT = ("base_model", "epoch", "global_step", "loss")
+"""Of a `*_lora.pt`, in the metadata of the safetensors file: peft has no place for it."""
+_PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+"""Ways to begin that leave the base's weights as they are."""
+
+
+def find_weights(directory: UPath) -> UPath | None:
+    """The file of weights of a PEFT directory; None where there is nothing of one.
+
+    Raises:
+        AdapterError: a part is missing.
+    """
+    config, weights, pickled = (directory / name for name in FILES)
+    found = next((path for path in (weights, pickled) if path.exists()), None)
+    if config.exists() and found is None:
+        raise AdapterError(
+            f"the PEFT directory {directory} has {CONFIG_FILE} but no {WEIGHTS_FILE}", "Copy it there, or save it again"
+        )
+    if found is not None and not config.exists():
+        raise AdapterError(
+            f"{directory} has {found.name} but no {CONFIG_FILE}, which says how strong the adapter is",
+            "Copy the adapter_config.json that peft wrote with it there",
+        )
+    return found
+
+
+def read(weights: UPath) -> dict[str, Any]:
+    """The adapter of a PEFT directory, as the content of a `*_lora.pt`.
+
+    What peft doesn't keep (epoch, step, loss, a hash of the base model) is there if `write` wrote it.
+
+    Raises:
+        AdapterError: no LoRA, damaged, or one that adapts what isn't adapted here.
+    """
+    directory = weights.parent
+    config = _read_config(directory / CONFIG_FILE)
+    _check_config(config, directory)
+    state, metadata = _read_tensors(weights)
+    if foreign := sorted({_module_of(name) for name in state if not _TENSOR.fullmatch(name)}):
+        raise _adapts_others(directory, foreign)
+    layers = _layers(state)
+    if not layers or not all({"lora_A.weight", "lora_B.weight"} <= tensors.keys() for tensors in layers.values()):
+        raise AdapterError(f"{weights} lacks LoRA weights", "Save the adapter again with save_pretrained")
+    names = {name: _ours(name) for name in layers}
+    rank = _make_uniform(layers, config)
+    if not metadata.keys() >= set(_KEPT):  # written by another program
+        metadata = {"base_model": config.get("base_model_name_or_path") or ""}
+    return {
+        "lora": {
+            f"{_PREFIX}{names[name]}.{kind}": tensor
+            for name, tensors in layers.items()
+            for kind, tensor in tensors.items()
+        },
+        "config": {
+            "peft_type": "LORA",
+            "r": rank,
+            "lora_alpha": config["lora_alpha"],
+            "lora_dropout": config.get("lora_dropout") or 0.0,
+            "target_modules": _targets(config, set(names.values())),
+            "bias": "none",
+            "use_rslora": bool(config.get("use_rslora")),
+            "use_dora": bool(config.get("use_dora")),
+        },
+        "epoch": int(metadata.get("epoch", 0)),
+        "global_step": int(metadata.get("global_step", 0)),
+        "loss": float(metadata.get("loss", "nan")),
+        "base_model": metadata["base_model"],
+    }
+
+
+def _read_config(path: UPath) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path} can't be read ({error})", "Save the adapter again with save_pretrained") from error
+    if not isinstance(config, dict) or str(config.get("peft_type")).upper() != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else None
+        raise AdapterError(
+            f"the PEFT directory {path.parent} holds no LoRA adapter (its peft_type is {kind})",
+            "Give one that was trained with peft's LoraConfig",
+        )
+    return config
+
+
+def _check_config(config: Mapping[str, Any], directory: UPath) -> None:
+    for name, kinds in (("r", int), ("lora_alpha", (int, float)), ("target_modules", (str, list))):
+        if not isinstance(value := config.get(name), kinds) or not value:
+            raise AdapterError(
+                f"{directory / CONFIG_FILE} has no usable {name} ({value!r})", "Save the adapter again with peft"
+            )
+    if config.get("modules_to_save"):
+        raise AdapterError(
+            f"the adapter {directory} replaces whole modules (modules_to_save {config['modules_to_save']})",
+            "Train it without modules_to_save: only LoRA on the decoder's blocks can be loaded here",
+        )
+    start = config.get("init_lora_weights", True)
+    if start not in _PLAIN_STARTS:
+        raise AdapterError(
+            f"the adapter {directory} stands on base weights that init_lora_weights {start!r} changed",
+            "Save it with peft's path_initial_model_for_weight_conversion, which makes plain LoRA of it",
+        )
+    others = sorted(
+        name for name, value in config.items() if value and name not in _WITHOUT_EFFECT and name not in _UNDERSTOOD
+    )
+    if others:
+        raise AdapterError(
+            f"the adapter {directory} uses {', '.join(others)}, which can't be loaded here",
+            "Train it with plain LoRA, rsLoRA or DoRA",
+        )
+
+
+def _read_tensors(weights: UPath) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """→ tensors and metadata."""
+    from safetensors import safe_open
+
+    with storage.staged(weights) as local:
+        try:
+            if weights.name == _PICKLED_FILE:
+                state = torch.load(local, map_location="cpu", weights_only=True)
+                if not all(isinstance(tensor, Tensor) for tensor in state.values()):
+                    raise ValueError("it holds other things than tensors")
+                return state, {}
+            with safe_open(local, "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        except Exception as error:  # damaged files raise many kinds
+            reason = " ".join(str(error).split())[:300]
+            raise AdapterError(
+                f"{weights} can't be read as an adapter's weights ({type(error).__name__}: {reason})",
+                "Save the adapter again with save_pretrained, as safetensors",
+            ) from error
+
+
+def _layers(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The adapter's tensors by the name of the layer that they adapt, as the file has it, and by kind."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        if (match := _TENSOR.fullmatch(name)) is not None:
+            layers.setdefault(match["layer"], {})[match["kind"]] = tensor.float()  # as merging wants to compute
+    return layers
+
+
+def _ours(layer: str) -> str:
+    return layer.removeprefix(_LM) if layer.startswith(f"{_LM}model.") else layer
+
+
+def _make_uniform(layers: dict[str, dict[str, Tensor]], config: Mapping[str, Any]) -> int:
+    """Give layers of several ranks and scales the largest rank and one scale, with the same product → that rank."""
+    if not config.get("rank_pattern") and not config.get("alpha_pattern"):
+        return int(config["r"])
+    from peft.utils.other import get_pattern_key
+
+    root = 0.5 if config.get("use_rslora") else 1.0
+    alphas = config.get("alpha_pattern") or {}
+    rank = max(tensors["lora_A.weight"].shape[0] for tensors in layers.values())
+    for name, tensors in layers.items():
+        down, up = tensors["lora_A.weight"], tensors["lora_B.weight"]  # [r, in], [out, r]
+        own = down.shape[0]
+        alpha = alphas.get(get_pattern_key(alphas.keys(), name), config["lora_alpha"])
+        scale = (alpha / own**root) / (config["lora_alpha"] / rank**root)
+        tensors["lora_A.weight"] = F.pad(down, (0, 0, 0, rank - own))
+        tensors["lora_B.weight"] = F.pad(up * scale, (0, rank - own))
+    return rank
+
+
+def _module_of(name: str) -> str:
+    return re.split(r"\.(?:lora_|modules_to_save|base_layer|weight$|bias$)", name.removeprefix(_PREFIX))[0]
+
+
+def _adapts_others(directory: UPath, modules: list[str]) -> AdapterError:
+    others = f" and {len(modules) - 3} more" if len(modules) > 3 else ""
+    return AdapterError(
+        f"the adapter {directory} changes {', '.join(modules[:3])}{others}, which can't be adapted here",
+        f"Train it with target_modules among {', '.join(LINEARS)} of decoder.model.decoder.layers alone",
+    )
+
+
+def _targets(config: Mapping[str, Any], layers: set[str]) -> list[str]:
+    """`target_modules` that choose the same layers here, as short as `config` allows to say.
+
+    Args:
+        layers: names of the layers that are adapted, `model.decoder.layers.0.fc1`.
+    """
+    given = config["target_modules"]
+    some_layers = config.get("layers_to_transform") is not None or config.get("exclude_modules")
+    if isinstance(given, list) and not some_layers:
+        ends = [_ours(one) for one in given]
+        return sorted(end for end in ends if any(f".{layer}".endswith(f".{end}") for layer in layers))
+    if some_layers or re.search(r"\d", str(given)):
+        return sorted(layers)
+    # A pattern without numbers chooses alike in every block.
+    inner = {layer.split(".", 4)[4] for layer in layers}
+    both = {name for name in ("q_proj", "k_proj", "v_proj", "out_proj") if set(_attentions(name)) <= inner}
+    return sorted(both | {name for name in inner if name.rpartition(".")[2] not in both})
+
+
+def _attentions(projection: str) -> tuple[str, str]:
+    return f"self_attn.{projection}", f"encoder_attn.{projection}"
+
+
+def write(adapter: Mapping[str, Any], base_model: str | None, folder: Path) -> None:
+    """Write an adapter so that peft puts it on Hugging Face's `MusicgenForConditionalGeneration`.
+
+    Args:
+        adapter: the content of a `*_lora.pt`.
+        base_model: the base model's id on the Hub, if it has one.
+        folder: a local one that exists.
+    """
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    settings = {name: value for name, value in adapter["config"].items() if name != "peft_type"}
+    if float(settings["lora_alpha"]).is_integer():
+        settings["lora_alpha"] = int(settings["lora_alpha"])  # as peft declares it
+    LoraConfig(
+        **settings,
+        base_model_name_or_path=base_model,
+        inference_mode=True,
+        # What peft itself writes for a model that has no task type: AutoPeftModel then finds the class.
+        auto_mapping={
+            "base_model_class": "MusicgenForConditionalGeneration",
+            "parent_library": "transformers.models.musicgen.modeling_musicgen",
+        },
+    ).save_pretrained(str(folder))
+    tensors = {
+        f"{_PREFIX}{_LM}{name.removeprefix(_PREFIX)}": tensor.contiguous() for name, tensor in adapter["lora"].items()
+    }
+    kept = {name: str(adapter[name]) for name in _KEPT}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt", **kept})

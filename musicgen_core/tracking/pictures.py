@@ -1,0 +1,77 @@
+"""Pictures of `metrics.jsonl`, for those without WandB."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from musicgen_core.codes import CODEBOOKS
+
+Rows = Sequence[Mapping[str, float]]
+
+
+def plot_losses(rows: Rows, target: Path | IO[bytes]) -> None:
+    """Draw `loss.png`: training loss a step, its running mean, and validation loss an epoch."""
+    taken = [row for row in rows if "train/loss" in row]  # a step that was skipped has no loss
+    steps, losses = [row["step"] for row in taken], [row["train/loss"] for row in taken]
+    with _picture(target, "MusicGen LoRA training", "cross-entropy (nats per code)") as axes:
+        axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1, label="training, each step")
+        axes.plot(steps, _running_mean(losses), color="tab:blue", label="training, running mean")
+        validated = [row for row in rows if "val/loss" in row]
+        if validated:
+            x, y = [row["step"] for row in validated], [row["val/loss"] for row in validated]
+            axes.plot(x, y, color="tab:orange", marker="o", label="validation")
+        axes.legend()
+
+
+def plot_learning_rate(rows: Rows, target: Path | IO[bytes]) -> None:
+    """Draw `learning_rate.png`, of each step."""
+    with _picture(target, "Learning rate", "learning rate") as axes:
+        axes.plot([row["step"] for row in rows], [row["train/lr"] for row in rows])
+        axes.set_ylim(bottom=0)
+
+
+def plot_perplexities(rows: Rows, target: Path | IO[bytes]) -> None:
+    """Draw `perplexity.png`: of each codebook, at each validation. Chance is 2,048, all codes alike."""
+    validated = [row for row in rows if "val/perplexity" in row]
+    steps = [row["step"] for row in validated]
+    with _picture(target, "Validation perplexity of each codebook", "perplexity (codes)") as axes:
+        for k in range(CODEBOOKS):
+            axes.plot(steps, [row[f"val/perplexity_codebook_{k}"] for row in validated], marker="o", label=f"{k}")
+        axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.legend(title="codebook")
+
+
+def pictures_of(rows: Rows) -> dict[str, Callable[[Rows, Path], None]]:
+    """What there is to draw of these rows, by the name of the file beside `metrics.jsonl`."""
+    pictures: dict[str, Callable[[Rows, Path], None]] = {
+        "loss.png": plot_losses,
+        "learning_rate.png": plot_learning_rate,
+    }
+    if any("val/perplexity" in row for row in rows):
+        pictures["perplexity.png"] = plot_perplexities
+    return pictures
+
+
+@contextmanager
+def _picture(target: Path | IO[bytes], title: str, unit: str) -> Iterator[Any]:
+    """Axes over the steps, drawn to a PNG at the end."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlabel="step", ylabel=unit, title=title)
+    axes.grid(alpha=0.3)
+    yield axes
+    figure.savefig(target, dpi=120, format="png")
+
+
+def _running_mean(values: Sequence[float], decay: float = 0.95) -> list[float]:
+    means, total, weight = [], 0.0, 0.0
+    for value in values:
+        total, weight = decay * total + value, decay * weight + 1.0
+        means.append(total / weight)
+    return means

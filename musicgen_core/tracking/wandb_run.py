@@ -1,0 +1,310 @@
+"""A run on WandB. Its troubles never become the job's: everything that may fail or wait is done in a thread."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import queue
+import secrets
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.errors import raise_if_interrupted
+
+logger = logging.getLogger(__name__)
+PROJECT = "musicgen-flows"
+URL_FILE = "run-url"
+"""In WandB's folder of a run that is online: where its page is, for who watches from outside."""
+ID_FILE = "run-id"
+"""In WandB's folder: the run's id, for who goes on with the same job later."""
+LOGGED_FILE = "logged.json"
+"""In WandB's folder: what was logged of files, by name, with a digest of the content."""
+INIT_SECONDS = 20.0
+FINISH_SECONDS = 120.0
+"""For what is still to be uploaded when a job is done. Both can be set as WandB has them: WANDB_INIT_TIMEOUT, …"""
+NOTICING_SECONDS = 30.0
+"""WandB takes 15 s to find that an artifact can't be announced; then an offline run begins."""
+INTERRUPTED_SECONDS = 15.0
+"""For all of it when a job was interrupted: Prefect waits 30 s before it kills."""
+
+
+@dataclass(frozen=True)
+class AudioFile:
+    """A wav to hear, and what it is."""
+
+    path: Path
+    caption: str
+
+
+class Wandb:
+    """A run of WandB under a folder: online with WANDB_API_KEY in the environment, else offline.
+
+    What is logged is sent in order by a thread, so nothing but `finish` waits for WandB, and nothing of WandB's is
+    raised. A run that can't be online goes on offline, where nothing is lost: `wandb sync` uploads it later.
+
+    Args:
+        folder: where `wandb/` goes.
+        run_id: the same for every part of one job, so that a resumed job goes on in its run.
+        job_type: `train` or `tokenize`.
+        config: settings to show with the run.
+        axis: the metric that all others are drawn over. WandB's own steps restart at 0 when an offline run is resumed.
+        home: where `folder` is kept, if it is a stage for something remote.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        run_id: str,
+        name: str,
+        job_type: str,
+        config: Mapping[str, Any],
+        axis: str = "global_step",
+        home: UPath | None = None,
+    ) -> None:
+        self._data = folder / "wandb"
+        home = home or storage.as_path(folder)
+        self._is_stage = not storage.is_local(home)
+        self._how_to_sync = (
+            f"copy {home}/wandb here and: wandb sync wandb" if self._is_stage else f"wandb sync {self._data}"
+        )
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._run: Any = None
+        self._url: str | None = None
+        mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+        mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)  # as they were called once
+        if mode == "disabled":
+            return
+        if mode == "offline":
+            logger.info("WandB runs offline: no WANDB_API_KEY is set. Later: %s", self._how_to_sync)
+        self._mode, self._axis = mode, axis
+        self._logged = _read_json(home / "wandb" / LOGGED_FILE)
+        self._init: dict[str, Any] = {
+            "project": os.environ.get("WANDB_PROJECT", PROJECT),
+            "id": run_id,
+            "name": name,
+            "job_type": job_type,
+            "config": dict(config),
+            "dir": folder,
+            "resume": "allow",
+            "allow_val_change": True,  # the settings of a resumed training may differ
+        }
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str | None:
+        """The run's page, where it has one and is known already."""
+        return self._url
+
+    @property
+    def is_on(self) -> bool:
+        """False where WandB is disabled, and nothing comes of what is logged."""
+        return self._thread is not None
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        self._do(lambda: self._run.log(dict(values)))
+
+    def log_audio(self, name: str, values: Mapping[str, Any], clips: Mapping[str, AudioFile]) -> None:
+        """Log wavs to hear, each under its key, with `values` beside them, unless the same were logged as `name`.
+
+        Raises:
+            OSError: one can't be read.
+        """
+        if self._thread is None:
+            return
+        digest = _digest((clip.path for clip in clips.values()), [clip.caption for clip in clips.values()])
+        if self._logged.get(name) != digest:
+            self._do(partial(self._send_audio, name, digest, dict(values), dict(clips)))
+
+    def log_adapter(self, file: Path, alias: str, metadata: Mapping[str, Any]) -> None:
+        """Keep LoRA weights as a new version of this run's artifact, unless they are what `alias` stands for already.
+
+        Raises:
+            OSError: it can't be read, or there is no room for a copy.
+        """
+        if self._thread is None:
+            return
+        digest = _digest([file])
+        if self._logged.get(alias) == digest:
+            return
+        # A copy that stays: an offline run uploads it only when it is synced, and `file` may be replaced until then.
+        copy = self._data / "adapters" / f"{alias}-{digest[:12]}{file.suffix}"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+        self._do(partial(self._send_adapter, copy, file.name, alias, {**metadata, "sha256": digest}))
+
+    def finish(self, exit_code: int = 0, is_interrupted: bool = False) -> None:
+        """Wait a while until everything is sent; a job that was interrupted has little time."""
+        if self._thread is None:
+            return
+        self._calls.put(partial(self._finish, exit_code))
+        self._calls.put(None)
+        patience = _seconds("WANDB_FINISH_TIMEOUT", FINISH_SECONDS) + NOTICING_SECONDS
+        self._thread.join(INTERRUPTED_SECONDS if is_interrupted else patience)
+        if self._thread.is_alive():
+            self._mode = "lost"
+            logger.warning("WandB does not come to an end and is left alone. Later: %s", self._how_to_sync)
+            _end_service()
+
+    # In the thread
+
+    def _do(self, call: Callable[[], None]) -> None:
+        if self._thread is not None:
+            self._calls.put(call)
+
+    def _work(self) -> None:
+        self._attempt(lambda: None)
+        for call in iter(self._calls.get, None):
+            self._attempt(call)
+
+    def _attempt(self, call: Callable[[], None]) -> None:
+        """Do it in the run as it is; else in one that is offline."""
+        while self._mode != "lost":
+            try:
+                if self._run is None:
+                    self._start()
+                call()
+                return
+            except Exception as error:
+                self._fail(error)
+
+    def _start(self) -> None:
+        import wandb
+
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            reinit="create_new",
+            init_timeout=_seconds("WANDB_INIT_TIMEOUT", INIT_SECONDS),
+            finish_timeout=_seconds("WANDB_FINISH_TIMEOUT", FINISH_SECONDS),
+            finish_timeout_raises=True,
+        )
+        run = wandb.init(mode=self._mode, settings=settings, **self._init)  # type: ignore[arg-type]
+        run.define_metric(self._axis)
+        run.define_metric("*", step_metric=self._axis)
+        self._run = run
+        self._keep(ID_FILE, self._init["id"])
+        if self._mode != "offline" and run.url:
+            self._keep(URL_FILE, run.url)
+            self._url = run.url
+
+    def _fail(self, error: Exception) -> None:
+        self._run = None
+        if self._mode == "lost":  # it was left alone
+            return
+        if self._mode == "offline":
+            self._mode = "lost"
+            logger.warning("WandB failed and is left out from here on (%s); metrics.jsonl has everything", error)
+            return
+        self._mode = "offline"
+        logger.warning(
+            "WandB goes on offline: it can't be reached, or refuses the key (%s). Check WANDB_API_KEY and the "
+            "network. Later: %s",
+            error,
+            self._how_to_sync,
+        )
+        _teardown(1)  # else the id stays in use
+
+    def _send_audio(self, name: str, digest: str, values: dict[str, Any], clips: dict[str, AudioFile]) -> None:
+        import wandb
+
+        try:
+            audio = {key: wandb.Audio(str(clip.path), caption=clip.caption) for key, clip in clips.items()}
+        except (OSError, ValueError) as error:
+            logger.warning("WandB misses the %s (%s)", name, error)
+            return
+        self._run.log({**values, **audio})
+        self._note(name, digest)
+
+    def _send_adapter(self, copy: Path, name: str, alias: str, metadata: dict[str, Any]) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"lora-{self._init['id']}", type="model", metadata=metadata)
+        entry = artifact.add_file(str(copy), name, policy="immutable", skip_cache=True)
+        if self._is_stage and self._mode == "offline":
+            entry.local_path = f"wandb/adapters/{copy.name}"  # of where `wandb sync wandb` is told: the stage is gone
+        self._run.log_artifact(artifact, aliases=[alias])
+        self._note(alias, metadata["sha256"])
+
+    def _note(self, name: str, digest: str) -> None:
+        self._logged[name] = digest
+        self._keep(LOGGED_FILE, json.dumps(self._logged, indent=1))
+
+    def _keep(self, name: str, text: str) -> None:
+        with suppress(OSError):
+            storage.write_text(storage.as_path(self._data / name), text)
+
+    def _finish(self, exit_code: int) -> None:
+        try:
+            self._run.finish(exit_code=exit_code)
+        except Exception as error:
+            logger.warning("WandB has not got everything (%s). Later: %s", error, self._how_to_sync)
+        _teardown(exit_code)  # finish() comes back before an offline run's file is written
+
+
+def kept_run_id(home: UPath) -> str:
+    """The id of the WandB run under `home`, or a new one."""
+    return _read(home / "wandb" / ID_FILE) or secrets.token_hex(4)
+
+
+def stored_url(home: UPath) -> str | None:
+    """The page of the WandB run whose files are under `home`, where it has one."""
+    return _read(home / "wandb" / URL_FILE)
+
+
+def _end_service() -> None:
+    """End wandb-core, for which this process would wait when it exits. What it has is in its files."""
+    for process in psutil.Process().children():
+        with suppress(psutil.Error):
+            if process.name() == "wandb-core":
+                process.kill()
+    _teardown(1)  # its hook at exit goes with it
+
+
+def _teardown(exit_code: int) -> None:
+    """End WandB in this process. It exits where its own service didn't end well, and the job is not to end with it."""
+    with suppress(Exception, SystemExit):
+        sys.modules["wandb"].teardown(exit_code)  # not imported here: another thread may be stuck in doing so
+
+
+def _read(path: UPath) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except Exception as error:  # storages raise many kinds, and none is worth a job
+        raise_if_interrupted(error)
+        return None
+
+
+def _read_json(path: UPath) -> dict[str, str]:
+    try:
+        return dict(json.loads(_read(path) or "{}"))
+    except ValueError:
+        return {}
+
+
+def _digest(files: Iterable[Path], texts: Iterable[str] = ()) -> str:
+    whole = hashlib.sha256("\n".join(texts).encode())
+    for file in files:
+        whole.update(file.read_bytes())
+    return whole.hexdigest()
+
+
+def _seconds(variable: str, default: float) -> float:
+    try:
+        return float(os.environ[variable])
+    except (KeyError, ValueError):
+        return default

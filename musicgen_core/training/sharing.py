@@ -1,0 +1,97 @@
+"""What WandB gets of a training beside its metrics: samples to hear, and adapters with what is needed to use them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from musicgen_core import storage
+from musicgen_core.errors import raise_if_interrupted
+from musicgen_core.model.lora import load_adapter
+from musicgen_core.model.weights import BaseModel
+from musicgen_core.tracking import AudioFile, Wandb
+from musicgen_core.training.checkpoint import Progress
+from musicgen_core.training.loop import Trainer
+from musicgen_core.training.resuming import SHARDS
+from musicgen_core.training.run_directory import RunDirectory
+from musicgen_core.training.samples import Samples
+
+logger = logging.getLogger(__name__)
+
+
+class Sharing:
+    """Shares files of a training. What goes wrong is logged: it is not worth the training.
+
+    Args:
+        versions: of the packages that made the adapters.
+    """
+
+    def __init__(
+        self, run: Wandb, files: RunDirectory, model: BaseModel, samples: Samples, versions: Mapping[str, str]
+    ) -> None:
+        self._run, self._files, self._model, self._samples, self._versions = run, files, model, samples, versions
+        self._best_step: int | None = None
+
+    def epoch(self, epoch: int, progress: Progress) -> None:
+        """Share the samples of an epoch, and the best adapter if it is another than before."""
+        self.samples(epoch, progress.step)
+        if progress.best_step != self._best_step:
+            self._best_step = progress.best_step
+            self.adapter("best")
+
+    def samples(self, epoch: int, step: int) -> None:
+        """Under a key of each prompt, so that one slider goes through the epochs."""
+        clips = {
+            f"samples/{i:02d}": AudioFile(path, prompt) for i, (prompt, path) in enumerate(self._samples.there(epoch))
+        }
+        if not clips:
+            return
+        try:
+            self._run.log_audio(f"samples of epoch {epoch}", {"global_step": step, "epoch": epoch}, clips)
+        except Exception as error:
+            _report(error, f"the samples of epoch {epoch}")
+
+    def adapter(self, alias: str) -> None:
+        """The `best` or the `final` adapter, if there is one: there is no best if no validation gave a number."""
+        file = self._files.lora(f"{alias}_lora")
+        if not self._run.is_on:
+            return
+        try:
+            if file.exists():
+                with storage.staged(file) as local:
+                    adapter = load_adapter(storage.as_path(local))
+                    about = {"epoch": adapter.epoch, "global_step": adapter.global_step, "loss": adapter.loss}
+                    self._run.log_adapter(local, alias, {**self._about(file.name), **about, "lora": adapter.config})
+        except Exception as error:
+            _report(error, f"the {alias} adapter")
+
+    def _about(self, name: str) -> dict[str, Any]:
+        return {
+            "base_model": self._model.identity,
+            "model": self._model.name,
+            "run": self._files.root.name,
+            "versions": dict(self._versions),
+            "load": f'musicgen-flows generate OUT --model {self._model.name} --adapter {name} --prompt "…"',
+        }
+
+
+def shown_settings(config: Mapping[str, Any], trainer: Trainer) -> dict[str, Any]:
+    """A run's config.json without what is long, and what one asks of a training beside it."""
+    device = trainer.computation.device
+    return {
+        **{name: value for name, value in config.items() if name != SHARDS},
+        "training_clips": len(trainer.training_clips),
+        "validation_clips": len(trainer.validation_clips),
+        "total_steps": trainer.order.total_steps,
+        "trained_parameters": sum(tensor.numel() for tensor in trainer.adapter_tensors().values()),
+        "processes": trainer.world.size,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+
+
+def _report(error: Exception, what: str) -> None:
+    raise_if_interrupted(error)
+    logger.warning("WandB misses %s (%s: %s)", what, type(error).__name__, error)

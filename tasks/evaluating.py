@@ -1,0 +1,63 @@
+"""Compare an adapter with its base model, as one task."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from prefect import get_run_logger, task
+
+from musicgen_core.errors import MusicgenError, raise_if_interrupted
+from musicgen_core.evaluation.request import EvaluateRequest, Evaluation
+from tasks.artifacts import artifacts_of_run
+from tasks.progress import LOG_EVERY_SECONDS, Pace, Update, report
+from tasks.summary import evaluated_section, show_summary, trained_section
+
+if TYPE_CHECKING:
+    from musicgen_core.training.request import TrainResult
+
+
+@task(task_run_name="evaluate-{name}", persist_result=False)
+def evaluate_adapter(name: str, request: EvaluateRequest) -> Evaluation:
+    """Compare an adapter with its base model, and write a report."""
+    with artifacts_of_run() as artifacts:
+        evaluation = _evaluate(name, request)
+        show_summary(artifacts, partial(evaluated_section, evaluation))
+    return evaluation
+
+
+@task(task_run_name="evaluate-{name}", persist_result=False)
+def evaluate_training(name: str, request: EvaluateRequest, trained: TrainResult) -> TrainResult:
+    """Evaluate a training's best adapter, unless that was done before → the training's result with what it came to.
+
+    What goes wrong is a warning: the training is complete, and `musicgen-flows evaluate` can do it again.
+    """
+    from musicgen_core.evaluation.evaluate import stored_evaluation
+
+    with artifacts_of_run() as artifacts:
+        try:
+            known = stored_evaluation(trained.run_dir) if trained.ending == "complete before" else None
+            result = replace(trained, evaluation=known or _evaluate(name, request))
+        except Exception as error:
+            raise_if_interrupted(error)
+            warning = f"the adapter could not be compared with the base model: {error}"
+            get_run_logger().warning("%s", warning, exc_info=not isinstance(error, MusicgenError))
+            result = replace(trained, warnings=(*trained.warnings, warning))
+        show_summary(artifacts, partial(trained_section, result))
+    return result
+
+
+def _evaluate(name: str, request: EvaluateRequest) -> Evaluation:
+    from musicgen_core.evaluation.evaluate import evaluate
+
+    logger, pace = get_run_logger(), Pace(LOG_EVERY_SECONDS)
+
+    def hear(done: int, total: int, text: str) -> None:
+        report(Update("evaluate", name, done, total, text))
+        if pace.is_due():
+            logger.info("evaluating: %s, %.0f %%", text, 100 * done / max(1, total))
+
+    evaluation = evaluate(request, hear)
+    logger.info("%s Report: %s", evaluation.sentence(), evaluation.report)
+    return evaluation

@@ -1,0 +1,97 @@
+"""The report of an evaluation, opened from a disk: its pictures show, its music plays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, expect
+from upath import UPath
+
+from musicgen_core.codes import SAMPLE_RATE
+from musicgen_core.evaluation import plots
+from musicgen_core.evaluation.comparison import compare, confidence_interval, verdict_of
+from musicgen_core.evaluation.music import Pair
+from musicgen_core.evaluation.report import write_report
+from musicgen_core.evaluation.request import EvaluatedAdapter, Evaluation, MusicScores
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(2400)]
+SECONDS = 4.0
+
+
+def tone(hertz: float) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * hertz * np.arange(int(SECONDS * SAMPLE_RATE)) / SAMPLE_RATE)).astype(np.float32)
+
+
+def write(target: UPath) -> None:
+    """A report as of 500 clips with musicgen-large, from made-up losses."""
+    rng = np.random.default_rng(0)
+    base = rng.normal([3.1, 4.4, 4.9, 5.2], 0.4, size=(500, 4))
+    adapted = base + rng.normal([-0.35, -0.2, -0.15, -0.1], 0.15, size=(500, 4))
+    means = base.mean(axis=1), adapted.mean(axis=1)
+    interval = confidence_interval(*means)
+    evaluation = Evaluation(
+        adapter=EvaluatedAdapter("/runs/jazz/lora_weights/best_lora.pt", "ab" * 32, 4, 31_240),
+        base_model="facebook/musicgen-large@sha256:0123456789abcdef",
+        tokens="gs://bucket/tokens",
+        validation_fraction=0.05,
+        validation_clips=6_950,
+        clips=500,
+        codes=3_000_000,
+        segment_seconds=30.0,
+        loss=compare(*means),
+        codebooks=[compare(base[:, k], adapted[:, k]) for k in range(4)],
+        interval=interval,
+        verdict=verdict_of(interval),
+        music=MusicScores("laion/larger_clap_music", 64, 10.0, 0.41, 0.33, 0.38, 0.42, 0.31),
+        remarks=["Of 6,950 validation clips 500 were evaluated, the same ones each time (--max-clips)."],
+        report=str(target),
+    )
+    steps = range(1, 400)
+    losses = 4.4 - 0.3 * (1 - np.exp(-np.arange(1, 400) / 80)) + rng.normal(0, 0.05, size=399)
+    rows = [{"step": float(step), "train/loss": float(loss)} for step, loss in zip(steps, losses, strict=True)]
+    pictures = {
+        "Perplexity of each codebook": plots.plot_perplexities(evaluation.codebooks),
+        "Change of the loss": plots.plot_differences(*means),
+        "Loss of the training": plots.plot_training(rows),
+    }
+    pairs = [
+        Pair("Relaxing jazz piano", tone(220), tone(330), "After epoch 4"),
+        Pair("静かな琴の音色", tone(247), tone(370)),
+    ]
+    write_report(target, evaluation, pictures, {"Samples of the training": pairs})
+
+
+def test_the_report_shows_its_pictures_and_plays_its_music_from_a_disk(
+    chromium: Browser, tmp_path: Path, screenshots: Path
+) -> None:
+    write(UPath(tmp_path / "report.html"))
+    context = chromium.new_context(viewport={"width": 1200, "height": 900}, locale="en-US")
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((tmp_path / "report.html").as_uri())
+    assert all(url.startswith(("file:", "data:")) for url in asked)
+    expect(page.get_by_text("The adapter is better than the base model")).to_be_visible()
+    pictures = page.locator("img")
+    expect(pictures).to_have_count(3)
+    page.wait_for_function("[...document.images].every(one => one.complete)")
+    assert pictures.evaluate_all("all => all.map(one => one.naturalWidth)") == [960] * 3
+
+    players = page.locator("audio")
+    expect(players).to_have_count(4)
+    for number in (0, 1):  # the base model, then the adapter
+        players.nth(number).focus()
+        players.nth(number).press("Space")
+        page.wait_for_function("number => document.querySelectorAll('audio')[number].currentTime > 0.2", arg=number)
+    assert players.evaluate_all("all => all.map(one => one.paused)") == [True, False, True, True]
+    assert abs(players.first.evaluate("audio => audio.duration") - SECONDS) < 0.2
+    page.screenshot(path=screenshots / "evaluation-report.png", full_page=True)
+    page.set_viewport_size({"width": 400, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    context.close()
+    assert complaints == []

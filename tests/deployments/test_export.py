@@ -1,0 +1,144 @@
+"""`musicgen-flows export` as a person meets it, and adapters that come back. No test here has a Prefect server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from upath import UPath
+
+from deployments.cli import main
+from musicgen_core.config import SamplingSettings, TrainSettings
+from musicgen_core.generation.prompts import Prompt
+from musicgen_core.generation.render import render
+from musicgen_core.generation.request import RenderRequest
+from musicgen_core.model.lora import load_adapter
+from musicgen_core.tracking import read_metrics
+from musicgen_core.training.request import TrainRequest
+from musicgen_core.training.train import train
+
+
+@pytest.fixture(autouse=True)
+def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # whatever asked a server would fail
+    monkeypatch.setattr("deployments.console.output.width", 200)
+
+
+def settings(**given: object) -> TrainSettings:
+    values = {"batch_size": 4, "gradient_accumulation_steps": 1, "segment_seconds": 1.0, "num_epochs": 1, **given}
+    return TrainSettings.model_validate(values)
+
+
+@pytest.fixture(scope="module")
+def run_dir(demo_tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real training's."""
+    run = tmp_path_factory.mktemp("runs") / "jazz"
+    given = settings(sample_prompts=["calm piano"], sample_seconds=0.5, learning_rate=0.01)
+    train(TrainRequest(tokens=str(demo_tokens), run_dir=str(run), model="debug", settings=given, device="cpu"))
+    return run
+
+
+def test_a_run_directory_is_exported_in_both_formats_with_its_card(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind, weights in (("peft", "adapter_model.safetensors"), ("audiocraft", "state_dict.bin")):
+        out = tmp_path / kind
+        assert main(["export", str(run_dir), str(out), "--format", kind]) == 0
+        printed = capsys.readouterr().out
+        assert str(out / "README.md") in printed and f"{weights}, " in printed
+        card = (out / "README.md").read_text()
+        validated = [row for row in read_metrics(run_dir / "metrics.jsonl") if "val/loss" in row][-1]
+        for name in ("val/loss", *(f"val/perplexity_codebook_{k}" for k in range(4))):
+            assert f"| {validated[name]:.4g} |" in card
+        assert "2 archives, 16 clips" in card and "calm piano: [after epoch 1]" in card
+        assert len(list((out / "samples").glob("*.wav"))) == 2
+
+
+def test_an_exported_adapter_makes_the_same_music_here(run_dir: Path, tmp_path: Path) -> None:
+    assert main(["export", str(run_dir), str(tmp_path / "peft"), "--format", "peft"]) == 0
+    assert main(["export", str(run_dir), str(tmp_path / "merged"), "--format", "audiocraft"]) == 0
+    sampling = SamplingSettings(duration=0.5, greedy=True)
+    wavs, files = {}, {}
+    for name, model, adapter in (
+        ("run", "debug", run_dir),
+        ("peft", "debug", tmp_path / "peft"),
+        ("merged", str(tmp_path / "merged"), None),
+        ("base", "debug", None),
+    ):
+        request = RenderRequest(
+            out=str(tmp_path / f"music {name}"),
+            prompts=[Prompt(prompt="calm piano")],
+            model=model,
+            adapter=str(adapter) if adapter else None,
+            settings=sampling,
+            device="cpu",
+        )
+        (piece,) = render(request)
+        files[name], wavs[name] = piece.wav, Path(piece.wav).read_bytes()
+    assert wavs["run"] == wavs["peft"] == wavs["merged"] != wavs["base"]
+    sidecar = json.loads(Path(files["peft"]).with_suffix(".json").read_text())
+    assert sidecar["adapter"]["global_step"] > 0
+
+
+def test_a_training_goes_on_from_an_exported_adapter(demo_tokens: Path, run_dir: Path, tmp_path: Path) -> None:
+    assert main(["export", str(run_dir), str(tmp_path / "peft"), "--format", "peft"]) == 0
+    given = settings(max_steps=1, learning_rate=1e-12, weight_decay=0.0, full_models="none")
+    request = TrainRequest(
+        tokens=str(demo_tokens), run_dir=str(tmp_path / "on"), model="debug", settings=given, device="cpu",
+        init_adapter=str(tmp_path / "peft"),
+    )  # fmt: skip
+    train(request)
+    before, after = (
+        load_adapter(UPath(folder / "lora_weights" / f"{name}_lora.pt")).lora
+        for folder, name in ((run_dir, "best"), (tmp_path / "on", "final"))
+    )
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[name], after[name], atol=1e-9) for name in before)
+    assert any(tensor.any() for name, tensor in after.items() if "lora_B" in name)
+
+
+# Mistakes
+
+
+def errors(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    return [line for line in printed.splitlines() if line.startswith("error: ")]
+
+
+def test_wrong_usage_lists_every_problem_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--kind=peft"]) == 2
+    assert errors(capsys) == [
+        "error: there is no option --kind",
+        "error: ADAPTER is missing",
+        "error: OUT is missing",
+        "error: --format is missing",
+    ]
+
+
+def test_a_format_that_is_not_known_is_refused_with_those_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "run", str(tmp_path / "out"), "--format", "onnx"]) == 2
+    (line,) = errors(capsys)
+    assert line == "error: --format: input should be 'peft' or 'audiocraft', not 'onnx'"
+
+
+def test_no_adapter_and_a_full_place_fail_with_one_line_each(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(tmp_path / "none"), str(tmp_path / "out"), "--format", "peft"]) == 1
+    (line,) = errors(capsys)
+    assert f"there is no adapter at {tmp_path / 'none'}" in line and "adapter_config.json" in line
+    assert main(["export", str(run_dir), str(run_dir), "--format", "peft"]) == 1
+    (line,) = errors(capsys)
+    assert f"{run_dir} has files in it" in line
+
+
+def test_help_says_what_each_format_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--help"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for words in ("ADAPTER", "OUT", "PeftModel.from_pretrained", "MusicGen.get_pretrained", "run directory"):
+        assert words in printed

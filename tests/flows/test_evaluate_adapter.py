@@ -1,0 +1,202 @@
+"""Evaluating as a person does it: by itself from the command line, and at the end of trainings."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.client.schemas.objects import State
+from prefect.variables import Variable
+
+from deployments.cli import main
+from flows.evaluate_adapter import evaluate_adapter
+from flows.tokenize_archives import tokenize_archives
+from flows.train_lora import train_lora
+from musicgen_core.errors import ConfigError
+from musicgen_core.evaluation import evaluate as core
+
+DEBUG: dict[str, Any] = {"model": "debug", "device": "cpu"}
+QUICK: dict[str, Any] = {
+    **DEBUG,
+    "batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "segment_seconds": 1.0,
+    "validation_fraction": 0.3,
+    "learning_rate": 3e-3,
+    "num_epochs": 2,
+    "full_models": "none",
+}
+
+
+@pytest.fixture(scope="module")
+def tokens(prefect_server: None, tmp_path_factory: pytest.TempPathFactory, demo_archives: Path) -> Path:
+    folder = tmp_path_factory.mktemp("tokens")
+    tokenize_archives(archives=str(demo_archives), tokens=str(folder), **DEBUG)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, State[Any]]:
+    """A training with its evaluation. Not to be written to."""
+    run_dir = tmp_path_factory.mktemp("runs") / "jazz"
+    return run_dir, train(tokens, run_dir)
+
+
+def train(tokens: Path, run_dir: Path, **parameters: Any) -> State[Any]:
+    return train_lora(tokens=str(tokens), run_dir=str(run_dir), return_state=True, **(QUICK | parameters))
+
+
+def summary_of(state: State[Any]) -> str:
+    of_run = ArtifactFilterFlowRunId(any_=[state.state_details.flow_run_id])
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=of_run, key=ArtifactFilterKey(any_=["summary"]))
+        )
+    assert len(found) == 1
+    return str(found[0].data)
+
+
+def test_a_training_ends_with_its_evaluation(trained: tuple[Path, State[Any]]) -> None:
+    run_dir, state = trained
+    found = state.result().evaluation
+    assert found.report == str(run_dir / "evaluation" / "report.html") and Path(found.report).exists()
+    stored = json.loads((run_dir / "evaluation" / "evaluation.json").read_text())
+    assert (
+        stored["loss"]["adapter_loss"] == found.loss.adapter_loss == pytest.approx(state.result().best_loss, abs=1e-6)
+    )
+    page = summary_of(state)
+    assert "## Trained" in page and "## Is it better?" in page
+    assert f"| all codebooks | {found.loss.base_loss:.4f} | {found.loss.adapter_loss:.4f} | " in page
+    assert f"`{found.report}`" in page
+
+
+def test_the_same_training_again_does_not_evaluate_again_and_a_longer_one_does(
+    tokens: Path, trained: tuple[Path, State[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = Path(shutil.copytree(trained[0], tmp_path / "jazz"))
+    evaluated: list[str] = []
+    own = core.evaluate
+    monkeypatch.setattr(core, "evaluate", lambda *given: evaluated.append(given[0].adapter) or own(*given))
+    again = train(tokens, run_dir).result()
+    assert (again.ending, evaluated) == ("complete before", [])
+    assert again.evaluation == trained[1].result().evaluation
+
+    longer = train(tokens, run_dir, num_epochs=3).result()
+    assert evaluated == [str(run_dir)]
+    assert longer.evaluation.loss.adapter_loss == pytest.approx(longer.best_loss, abs=1e-6)
+
+    shutil.rmtree(run_dir / "evaluation")  # as if it had been killed before this
+    assert train(tokens, run_dir, num_epochs=3).result().evaluation == longer.evaluation
+    assert len(evaluated) == 2
+
+
+def test_of_the_trained_model_nothing_is_left_in_memory_when_the_evaluation_loads_its_own(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from musicgen_core.model.decoder import MusicgenLM
+
+    alive: list[int] = []
+    own = core.clip_losses_of_both
+
+    def counted(*given: Any) -> Any:
+        alive.append(sum(isinstance(one, MusicgenLM) for one in gc.get_objects()))
+        return own(*given)
+
+    monkeypatch.setattr(core, "clip_losses_of_both", counted)
+    assert train(tokens, tmp_path / "jazz", max_steps=2).result().warnings == ()
+    assert alive == [0]
+
+
+def test_an_evaluation_that_fails_is_a_warning_of_a_training_that_is_complete(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("the GPU fell off the bus")
+
+    monkeypatch.setattr(core, "evaluate", broken)
+    state = train(tokens, tmp_path / "jazz", max_steps=1)
+    result = state.result()
+    assert state.is_completed() and result.evaluation is None
+    assert result.warnings == ("the adapter could not be compared with the base model: the GPU fell off the bus",)
+    assert result.warnings[0] in summary_of(state) and result.warnings[0] in caplog.text
+    assert not (tmp_path / "jazz" / "evaluation").exists()
+
+
+def test_a_training_that_is_ended_while_it_is_evaluated_is_not_said_to_be_complete(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminated(BaseException):
+        """As Prefect's TerminationSignal."""
+
+    def ended(*_: Any) -> None:
+        try:
+            raise Terminated
+        except Terminated:
+            raise RuntimeError("from compiled code")  # noqa: B904  which is how compiled code hides it
+
+    monkeypatch.setattr(core, "evaluate", ended)
+    with pytest.raises(Terminated):
+        train(tokens, tmp_path / "jazz", max_steps=1)
+
+
+def test_without_evaluate_there_is_none(tokens: Path, tmp_path: Path) -> None:
+    result = train(tokens, tmp_path / "jazz", max_steps=1, evaluate=False).result()
+    assert result.evaluation is None and result.warnings == ()
+    assert not (tmp_path / "jazz" / "evaluation").exists()
+
+
+def test_a_training_that_holds_nothing_out_says_why_it_is_not_evaluated(tokens: Path, tmp_path: Path) -> None:
+    result = train(tokens, tmp_path / "jazz", max_steps=1, validation_fraction=0).result()
+    assert "held no clips out" in result.warnings[0]
+
+
+def test_the_command_line_evaluates_any_adapter(
+    tokens: Path, trained: tuple[Path, State[Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter, out = str(trained[0] / "lora_weights" / "lora_epoch_1.pt"), tmp_path / "report"
+    prompts = ["--prompt", "calm strings", "--duration", "0.4"]
+    options = ["--adapter", adapter, "--output", str(out), "--model", "debug", "--device", "cpu", *prompts]
+    assert main(["evaluate", str(tokens), *options]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    found = json.loads((out / "evaluation.json").read_text())
+    assert found["adapter"]["epoch"] == 1 and found["segment_seconds"] == 1.0
+    assert f"{found['loss']['base_perplexity']:,.2f} → {found['loss']['adapter_perplexity']:,.2f}" in printed
+    page = (out / "report.html").read_text()
+    assert "calm strings" in page and page.count("<audio ") == 2
+
+
+def test_mistakes_are_told_in_one_line(
+    tokens: Path, trained: tuple[Path, State[Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*arguments: str) -> str:
+        assert main(["evaluate", *arguments, "--model", "debug", "--device", "cpu"]) == 1
+        [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        return line
+
+    run_dir = str(trained[0])
+    assert "there are no tokenized clips" in told(str(tmp_path), "--adapter", run_dir)
+    assert "there is no adapter at" in told(str(tokens), "--adapter", str(tmp_path))
+    assert "CLAP weights" in told(str(tokens), "--adapter", run_dir, "--clap-weights", str(tmp_path))
+
+
+def test_a_deployment_without_parameters_evaluates_the_training_that_was_completed_last(
+    tokens: Path, trained: tuple[Path, State[Any]], tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    Variable.set("musicgen_tokens", str(tokens), overwrite=True)
+    Variable.set("musicgen_runs", str(runs), overwrite=True)
+    none: State[Any] = evaluate_adapter(**DEBUG, return_state=True)
+    with pytest.raises(ConfigError, match="no completed training of debug in"):
+        none.result()
+    shutil.copytree(trained[0], runs / "jazz", ignore=shutil.ignore_patterns("evaluation"))
+    state: State[Any] = evaluate_adapter(**DEBUG, return_state=True)
+    assert state.result().report == str(runs / "jazz" / "evaluation" / "report.html")
+    page = summary_of(state)
+    assert "## Is it better?" in page and "## Trained" not in page

@@ -1,0 +1,151 @@
+"""Google Cloud Storage in trouble: what passes is tried again, and nothing partial is taken for whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.errors import StorageError
+from tests.gcs.conftest import Proxy, names_in
+
+SMALL = os.urandom(100_001)
+LARGE = os.urandom((9 << 20) + 12_345)  # from 5 MiB gcsfs uploads in parts, of 4 MiB in these tests
+PASSING: list[int | str] = [500, 503, 429, "drop", "lose", "stall"]
+
+pytestmark = [pytest.mark.usefixtures("quick"), pytest.mark.timeout(120)]
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    return tmp_path / "local"
+
+
+def put(content: bytes, local: Path, target: UPath) -> None:
+    local.write_bytes(content)
+    storage.upload(local, target)
+
+
+def read(path: UPath) -> bytes:
+    with storage.staged(path) as local:
+        return local.read_bytes()
+
+
+@pytest.mark.parametrize("kind", PASSING)
+def test_a_read_is_tried_again(kind: int | str, place: UPath, proxy: Proxy, local: Path) -> None:
+    put(SMALL, local, place / "x")
+    proxy.fail(kind, "GET /download/", times=2)
+    assert read(place / "x") == SMALL
+    proxy.fail(kind, "GET /download/")
+    assert (place / "x").read_bytes() == SMALL
+    assert proxy.has_failed_as_planned
+
+
+@pytest.mark.parametrize("kind", [*PASSING, "block"])
+def test_a_write_is_tried_again(kind: int | str, place: UPath, proxy: Proxy, local: Path) -> None:
+    put(b"old", local, place / "x")
+    proxy.fail(kind, "POST /upload/", times=2)
+    put(SMALL, local, place / "x")
+    assert proxy.has_failed_as_planned
+    assert read(place / "x") == SMALL
+    assert names_in(place) == ["x"]
+
+
+@pytest.mark.parametrize("kind", [*PASSING, 404, 410, "block"])
+@pytest.mark.parametrize("part", ["0-", "4194304-", "8388608-"])
+def test_an_upload_in_parts_is_whole_whatever_happens_to_one(
+    part: str, kind: int | str, place: UPath, proxy: Proxy, local: Path
+) -> None:
+    put(b"old", local, place / "x")
+    proxy.fail(kind, f"upload_id=.* bytes {part}")
+    put(LARGE, local, place / "x")
+    assert proxy.has_failed_as_planned
+    assert read(place / "x") == LARGE
+    assert names_in(place) == ["x"]
+
+
+def test_until_an_upload_in_parts_is_done_the_old_object_is_there(
+    place: UPath, proxy: Proxy, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(b"old", local, place / "x")
+    monkeypatch.setattr(place.fs, "attempts", 2)
+    proxy.fail(503, "upload_id=", times=1_000)
+    with pytest.raises(StorageError, match="can't be written"):
+        put(LARGE, local, place / "x")
+    assert read(place / "x") == b"old"
+    assert names_in(place) == ["x"]
+
+
+@pytest.mark.parametrize("kind", PASSING)
+def test_a_listing_is_tried_again(kind: int | str, place: UPath, proxy: Proxy) -> None:
+    for name in ("a", "b/c"):
+        storage.write_text(place / "folder" / name, name)
+    for ask in (
+        lambda: sorted(path.name for path in (place / "folder").iterdir()) == ["a", "b"],
+        lambda: [path.name for path in storage.glob(f"{place}folder/*/c")] == ["c"],
+        (place / "folder").is_dir,
+        (place / "folder" / "a").is_file,
+        (place / "folder" / "b" / "c").exists,
+        lambda: not (place / "folder" / "none").exists(),
+    ):
+        place.fs.invalidate_cache()
+        proxy.fail(kind, "GET /storage/")
+        assert ask()
+    assert proxy.has_failed_as_planned
+
+
+@pytest.mark.parametrize("kind", PASSING)
+def test_deleting_and_moving_are_tried_again(kind: int | str, place: UPath, proxy: Proxy) -> None:
+    storage.write_text(place / "x", "text")
+    storage.write_text(place / "y", "other")
+    proxy.fail(kind, "DELETE .*/x")
+    (place / "x").unlink(missing_ok=True)
+    proxy.fail(kind, "POST .*y/(rewriteTo|copyTo)")
+    storage.move(place / "y", place / "superseded" / "y")
+    assert proxy.has_failed_as_planned
+    assert names_in(place) == ["superseded/y"]
+
+
+def test_who_asks_whether_something_is_there_is_not_told_no_when_nothing_answers(
+    place: UPath, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a training would begin anew over the one that it should go on with."""
+    monkeypatch.setattr(place.fs, "attempts", 2)
+    storage.write_text(place / "latest.pt", "text")
+    for ask in ((place / "latest.pt").exists, (place / "latest.pt").is_file, place.is_dir, (place / "folder").is_dir):
+        place.fs.invalidate_cache()
+        proxy.fail(503, "GET /storage/", times=1_000)
+        with pytest.raises(StorageError, match="after several attempts"):
+            ask()
+        proxy.faults.clear()
+
+
+def test_a_storage_that_stays_silent_is_given_up_in_time(place: UPath, proxy: Proxy, quick: dict[str, Any]) -> None:
+    proxy.fail("stall", ".", times=1_000)
+    began = time.monotonic()
+    with pytest.raises(StorageError, match=r"gs://b.*/x can't be looked at"):
+        (place / "x").read_bytes()
+    assert time.monotonic() - began < quick["attempts"] * (quick["silence_s"] + 1)
+
+
+def test_how_long_is_waited_is_set_in_the_environment(place: UPath, proxy: Proxy) -> None:
+    proxy.fail("stall", ".", times=1_000)
+    script = "import sys\nfrom musicgen_core import storage\nstorage.as_path(sys.argv[1]).exists()"
+    settings = json.dumps({"silence_s": 0.2, "attempts": 2})
+    done = subprocess.run(
+        [sys.executable, "-c", script, f"{place}x"],
+        env={**os.environ, "FSSPEC_GS": settings},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.stderr.splitlines()[-1].startswith(f"musicgen_core.errors.StorageError: {place}x can't be looked at")

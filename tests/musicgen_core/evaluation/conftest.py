@@ -1,0 +1,117 @@
+"""A real training with the debug model, its tokens, and a toy CLAP."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from upath import UPath
+
+from musicgen_core.codec import codec_identity
+from musicgen_core.config import TrainSettings
+from musicgen_core.data.shards import Row, ShardReport, ShardWriter, publish_shard
+from musicgen_core.evaluation.evaluate import evaluate
+from musicgen_core.evaluation.request import EvaluateRequest, EvaluateSettings, Evaluation
+from musicgen_core.model.weights import BaseModel
+from musicgen_core.training.request import TrainRequest
+from musicgen_core.training.train import train
+
+Evaluate = Callable[..., Evaluation]
+CLIPS = 40
+
+
+@pytest.fixture(scope="session")
+def tokens(debug_model: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clips of few codes, which are soon learned, of 1 to 2 s. Every fourth has no description."""
+    folder, rng = tmp_path_factory.mktemp("tokens"), np.random.default_rng(7)
+    parquet = tmp_path_factory.mktemp("scratch") / "archive_batch_0000.parquet"
+    with ShardWriter(parquet, codec_identity(debug_model)) as writer:
+        for i in range(CLIPS):
+            codes = rng.integers(12, size=(4, 50 + i), dtype=np.uint16)
+            writer.add(Row(f"clip_{i}.wav", None if i % 4 == 3 else f"tune {i}", codes.shape[1] / 50, codes))
+    publish_shard(parquet, ShardReport("archive_batch_0000.zip", 1, "f", "c", CLIPS, 60.0), UPath(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(debug_model: BaseModel, tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a training that has learned something, with samples. Not to be written to."""
+    run_dir = tmp_path_factory.mktemp("runs") / "jazz"
+    settings = TrainSettings(
+        batch_size=4,
+        gradient_accumulation_steps=1,
+        num_epochs=3,
+        learning_rate=5e-3,
+        validation_fraction=0.3,
+        segment_seconds=1.2,
+        full_models="none",
+        sample_prompts=["slow <b>piano</b>", "drums"],
+        sample_seconds=0.5,
+    )
+    train(TrainRequest(str(tokens), str(run_dir), str(debug_model.directory), settings, "cpu"))
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def clap_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ClapModel of random weights at toy size, with its processor: made as transformers' own tests make theirs."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import (
+        ClapAudioConfig,
+        ClapConfig,
+        ClapFeatureExtractor,
+        ClapModel,
+        ClapProcessor,
+        ClapTextConfig,
+        PreTrainedTokenizerFast,
+    )
+
+    folder = tmp_path_factory.mktemp("clap")
+    words = {word: i for i, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", "tune", *map(str, range(CLIPS))])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>")
+    text = ClapTextConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=20, projection_dim=8,
+    )  # fmt: skip
+    audio = ClapAudioConfig(
+        window_size=2, num_mel_bins=16, spec_size=32, hidden_size=16, patch_size=4, patch_stride=(4, 4),
+        patch_embeds_hidden_size=8, depths=[1, 1], num_attention_heads=[2, 2], num_hidden_layers=2, projection_dim=8,
+        num_classes=4,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = ClapModel(ClapConfig(text_config=text.to_dict(), audio_config=audio.to_dict(), projection_dim=8))
+    model.save_pretrained(folder)
+    extractor = ClapFeatureExtractor(feature_size=16, hop_length=800, max_length_s=1, truncation="rand_trunc")
+    ClapProcessor(feature_extractor=extractor, tokenizer=fast).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run(debug_model: BaseModel, tokens: Path) -> Evaluate:
+    """Evaluate an adapter; settings by name."""
+
+    def call(adapter: Path | UPath, output: Path | UPath | None = None, **settings: Any) -> Evaluation:
+        out = str(output) if output else None
+        given = EvaluateSettings(**settings)
+        return evaluate(EvaluateRequest(str(tokens), str(adapter), str(debug_model.directory), out, "cpu", given))
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def copied(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the run directory, with an evaluation of its best adapter."""
+    return Path(shutil.copytree(trained, tmp_path_factory.mktemp("copy") / "jazz"))
+
+
+@pytest.fixture(scope="session")
+def evaluation(copied: Path, run: Evaluate) -> Evaluation:
+    return run(copied)

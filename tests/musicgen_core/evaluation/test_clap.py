@@ -1,0 +1,100 @@
+"""Embeddings of a toy CLAP, and distances between sets of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import soxr
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from musicgen_core.errors import ModelError
+from musicgen_core.evaluation.clap import Clap, clap_score
+from musicgen_core.evaluation.frechet import frechet_distance
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def clap(clap_weights: Path) -> Clap:
+    return Clap(str(clap_weights))
+
+
+def noise(seconds: float, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=int(seconds * 32_000)).astype(np.float32) * 0.1
+
+
+def test_texts_and_sounds_are_what_the_model_itself_computes(clap: Clap, clap_weights: Path) -> None:
+    from transformers import ClapModel, ClapProcessor
+
+    model, processor = ClapModel.from_pretrained(clap_weights).eval(), ClapProcessor.from_pretrained(clap_weights)
+    at_48_khz = soxr.resample(noise(1.0), 32_000, 48_000, quality="HQ")
+    inputs = processor(text=["tune 3"], audio=at_48_khz, sampling_rate=48_000, return_tensors="pt")
+    with torch.inference_mode():
+        expected = model(**inputs)
+    text, sound = clap.of_texts(["tune 3"]), clap.of_sounds([noise(1.0)], 32_000)
+    np.testing.assert_allclose(text, expected.text_embeds, atol=1e-6)
+    np.testing.assert_allclose(sound, expected.audio_embeds, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(sound, axis=1), 1, atol=1e-6)
+    assert clap_score(text, sound) == pytest.approx(float(expected.text_embeds[0] @ expected.audio_embeds[0]), abs=1e-6)
+
+
+def test_an_embedding_depends_neither_on_chance_nor_on_what_is_beside_it(clap: Clap) -> None:
+    sounds, texts = [noise(0.3, 1), noise(2.6, 2), noise(1.0, 3)], ["tune", "tune 3 and 4", "5"]
+    together = clap.of_sounds(sounds, 32_000)
+    np.random.seed(1)  # what transformers' extractor draws from
+    for i, sound in enumerate(sounds):
+        np.testing.assert_array_equal(clap.of_sounds([sound], 32_000)[0], together[i])
+    np.testing.assert_array_equal(clap.of_texts(texts)[1], clap.of_texts(texts[1:2])[0])
+
+
+def test_a_long_sound_is_the_mean_of_its_windows_and_a_short_rest_does_not_count(clap: Clap) -> None:
+    long = noise(2.3)
+    windows = clap.of_sounds([long[:32_000], long[32_000:64_000]], 32_000)
+    np.testing.assert_allclose(clap.of_sounds([long], 32_000)[0], windows.mean(axis=0), atol=2e-3)  # resampled in parts
+
+
+def test_a_text_of_any_length_has_an_embedding(clap: Clap) -> None:
+    assert clap.of_texts(["tune " * 1000, ""]).shape == (2, 8)
+
+
+@pytest.mark.parametrize("kind", ["nothing", "another model"])
+def test_what_is_no_clap_is_named_with_what_to_give(kind: str, tmp_path: Path) -> None:
+    if kind == "another model":
+        (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    with pytest.raises(ModelError, match=r"the CLAP weights .* can't be loaded .*laion/larger_clap_music"):
+        Clap(str(tmp_path))
+
+
+@given(st.integers(2, 40), st.integers(1, 12))
+@settings(max_examples=30)
+def test_the_distance_of_a_set_to_itself_is_0_and_to_itself_moved_the_square_of_the_way(n: int, d: int) -> None:
+    points, way = RNG.normal(size=(n, d)), RNG.normal(size=d)
+    assert frechet_distance(points, points) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(points, points + way) == pytest.approx(way @ way, rel=1e-9)
+
+
+def test_the_distance_of_centred_points_scaled_is_that_of_the_gaussians() -> None:
+    points = RNG.normal(size=(500, 6))
+    points -= points.mean(axis=0)
+    # Σ₂ = 9 Σ₁ commutes with Σ₁: tr Σ₁ (1 + 9 − 2 · 3).
+    assert frechet_distance(points, 3 * points) == pytest.approx(4 * np.trace(np.cov(points.T)), rel=1e-9)
+
+
+def test_the_distance_is_that_of_the_formula_with_a_matrix_root() -> None:
+    first = RNG.normal(size=(300, 8)) @ RNG.normal(size=(8, 8))
+    second = RNG.normal(size=(120, 8)) @ RNG.normal(size=(8, 8)) + 1
+    cov = [np.cov(points.T) for points in (first, second)]
+    root = scipy.linalg.sqrtm(cov[0] @ cov[1])
+    expected = ((first.mean(axis=0) - second.mean(axis=0)) ** 2).sum() + np.trace(cov[0] + cov[1] - 2 * root)
+    assert frechet_distance(first, second) == pytest.approx(float(expected.real), rel=1e-9)
+    assert frechet_distance(second, first) == pytest.approx(float(expected.real), rel=1e-9)
+
+
+def test_fewer_points_than_dimensions_are_measured_too() -> None:
+    first, second = RNG.normal(size=(5, 64)), RNG.normal(size=(7, 64))
+    assert 0 < frechet_distance(first, second) < ((first.mean(0) - second.mean(0)) ** 2).sum() + 64 * 3

@@ -1,0 +1,193 @@
+"""The debug model in Hugging Face's format, as an oracle beside stock audiocraft, and adapters of every kind."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from musicgen_core import storage
+from musicgen_core.config import SamplingSettings
+from musicgen_core.generation.engine import Engine
+from musicgen_core.generation.streams import streams_of
+from musicgen_core.model.lora import Adapter, LoraSettings, adapter_state, add_lora, load_merged, save_adapter
+from musicgen_core.model.pattern import delay
+from musicgen_core.model.text import TextEncoder
+from musicgen_core.model.weights import BaseModel, from_audiocraft, load_lm, read_checkpoint
+
+PLAIN = LoraSettings(r=4, alpha=16, dropout=0.1)
+SOME = ("q_proj", "encoder_attn.v_proj", "layers.0.fc1")
+VARIANTS = {
+    "LoRA": PLAIN,
+    "another scale": dataclasses.replace(PLAIN, r=3, alpha=5.5),
+    "rsLoRA": dataclasses.replace(PLAIN, rslora=True),
+    "DoRA": dataclasses.replace(PLAIN, dora=True),
+    "some layers": dataclasses.replace(PLAIN, targets=SOME),
+    "all of it": dataclasses.replace(PLAIN, targets=SOME, rslora=True, dora=True),
+}
+PROMPT, FRAMES, GUIDANCE = "slow piano", 40, 3.0
+HF_NAME = "debug"
+
+
+def random_adapter(model: BaseModel, settings: LoraSettings) -> Adapter:
+    """One that changes the music at once."""
+    generator = torch.Generator().manual_seed(1)
+    lora = {}
+    for name, tensor in adapter_state(add_lora(load_lm(model), settings)).items():
+        noise = 0.1 * torch.randn(tensor.shape, generator=generator)
+        lora[name] = tensor * (1 + noise) if "magnitude" in name else noise
+    return Adapter(lora, settings.plain(), epoch=2, global_step=30, loss=6.5, base_model=model.identity)
+
+
+@pytest.fixture(scope="session")
+def adapter(debug_model: BaseModel) -> Adapter:
+    return random_adapter(debug_model, PLAIN)
+
+
+@pytest.fixture(scope="session", params=VARIANTS)
+def any_adapter(debug_model: BaseModel, request: pytest.FixtureRequest) -> Adapter:
+    return random_adapter(debug_model, VARIANTS[request.param])
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[[Adapter], Path]:
+    """Write an adapter as a training does, in no run directory → its file."""
+
+    def save(adapter: Adapter) -> Path:
+        path = tmp_path / "some_lora.pt"
+        save_adapter(adapter, storage.as_path(path))
+        return path
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def sequence() -> Tensor:
+    """Delayed codes [1, 4, 16]."""
+    return delay(torch.randint(2048, (1, 4, 12), generator=torch.Generator().manual_seed(0)), special=2048)
+
+
+@pytest.fixture(scope="session")
+def our_logits(debug_model: BaseModel, text_encoder: TextEncoder, sequence: Tensor) -> Callable[..., Tensor]:
+    """What this project computes with an adapter, [4, 16, 2048]."""
+
+    @torch.inference_mode()
+    def compute(adapter: Adapter | None) -> Tensor:
+        lm = load_merged(debug_model, adapter, "cpu", torch.float32)
+        return lm(sequence, text_encoder.encode([PROMPT]))[0]
+
+    return compute
+
+
+@pytest.fixture(scope="session")
+def our_codes(debug_model: BaseModel) -> Callable[..., Tensor]:
+    """What this project generates greedily with an adapter, [4, FRAMES], in fp64: it then hangs on no rounding."""
+    text = TextEncoder(debug_model.text_encoder)
+    text.t5.double()
+
+    def generate(adapter: Adapter | None) -> Tensor:
+        engine = Engine(load_merged(debug_model, adapter, "cpu", torch.float64), text, GUIDANCE)
+        settings = SamplingSettings(duration=FRAMES / 50, greedy=True)
+        return engine.generate([PROMPT], settings, streams_of(0, [PROMPT]))[0]
+
+    return generate
+
+
+@pytest.fixture(scope="session")
+def hf_directory(debug_model: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which Hugging Face's `from_pretrained("debug")` finds the debug model and its processor."""
+    from transformers import AutoTokenizer, EncodecFeatureExtractor, MusicgenProcessor
+
+    directory = tmp_path_factory.mktemp("hugging-face")
+    _converted(debug_model).save_pretrained(directory / HF_NAME)
+    features = EncodecFeatureExtractor(sampling_rate=32_000, padding_side="left")
+    MusicgenProcessor(features, AutoTokenizer.from_pretrained(debug_model.text_encoder)).save_pretrained(
+        directory / HF_NAME
+    )
+    return directory
+
+
+def _converted(model: BaseModel) -> Any:
+    """MusicgenForConditionalGeneration with the model's text encoder and language model, and some EnCodec."""
+    from transformers import (
+        EncodecConfig,
+        EncodecModel,
+        MusicgenDecoderConfig,
+        MusicgenForCausalLM,
+        MusicgenForConditionalGeneration,
+        T5EncoderModel,
+    )
+
+    shape = load_lm(model).config
+    hf = MusicgenForConditionalGeneration(
+        text_encoder=T5EncoderModel.from_pretrained(model.text_encoder),
+        audio_encoder=EncodecModel(
+            EncodecConfig(
+                target_bandwidths=[2.2],  # of 4 codebooks
+                sampling_rate=32_000,
+                upsampling_ratios=[8, 5, 4, 4],
+                codebook_size=shape.cardinality,
+                num_filters=4,
+                hidden_size=16,
+                codebook_dim=16,
+            )
+        ),
+        decoder=MusicgenForCausalLM(
+            MusicgenDecoderConfig(
+                hidden_size=shape.dim,
+                num_hidden_layers=shape.layers,
+                num_attention_heads=shape.heads,
+                ffn_dim=shape.ffn_dim,
+            )
+        ),
+    )
+    state = from_audiocraft(read_checkpoint(model.lm_path)["best_state"])
+    named = {name if name.startswith("enc_to_dec_proj") else f"decoder.{name}": state[name] for name in state}
+    missing, unexpected = hf.load_state_dict(named, strict=False)
+    assert not unexpected and all(name.startswith(("text_encoder.", "audio_encoder.")) for name in missing)
+    generation = hf.generation_config
+    generation.decoder_start_token_id = generation.pad_token_id = generation.bos_token_id = shape.special
+    return hf
+
+
+@pytest.fixture
+def hf_model(hf_directory: Path) -> Any:
+    """Hugging Face's model, made afresh: peft changes it."""
+    from transformers import MusicgenForConditionalGeneration
+
+    return MusicgenForConditionalGeneration.from_pretrained(hf_directory / HF_NAME).eval()
+
+
+class HfOracle:
+    """What Hugging Face's model computes, with peft's adapter on it or without."""
+
+    def __init__(self, tokenizer: Any, sequence: Tensor) -> None:
+        self._text, self._sequence = tokenizer([PROMPT], return_tensors="pt"), sequence
+
+    @torch.inference_mode()
+    def logits(self, model: Any) -> Tensor:
+        """[4, 16, 2048]."""
+        return model(**self._text, decoder_input_ids=self._sequence.flatten(0, 1)).logits
+
+    def codes(self, model: Any) -> Tensor:
+        """What it generates greedily, [4, FRAMES], caught before EnCodec makes sound of it; the model is fp64 then."""
+        caught: list[Tensor] = []
+
+        def decode(codes: Tensor, *_: Any, **__: Any) -> Any:
+            caught.append(codes[0, 0])
+            return SimpleNamespace(audio_values=torch.zeros(1, 1, 1))
+
+        model.double().audio_encoder.decode = decode
+        model.generate(**self._text, do_sample=False, guidance_scale=GUIDANCE, max_new_tokens=FRAMES + 3)
+        return caught[0]
+
+
+@pytest.fixture(scope="session")
+def hf(text_encoder: TextEncoder, sequence: Tensor) -> HfOracle:
+    return HfOracle(text_encoder.tokenizer, sequence)

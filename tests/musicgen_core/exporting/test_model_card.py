@@ -1,0 +1,208 @@
+"""The card beside an export: what it tells, and that the code in it runs as it stands."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from scipy.io import wavfile
+
+from musicgen_core import storage
+from musicgen_core.audiocraft_compat import import_audiocraft
+from musicgen_core.data.shards import ShardReport
+from musicgen_core.exporting.export import export
+from musicgen_core.model.lora import Adapter, save_adapter
+
+Save = Callable[[Adapter], Path]
+LARGE = "facebook/musicgen-large@sha256:0123456789abcdef"
+PROMPTS = ["calm *piano*, | <b>soft</b>\nand [slow](x)", "drums", "strings", "a fourth"]
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def run_the_code_in(card: str) -> dict[str, Any]:
+    """Runs what a reader would copy → its variables."""
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    variables: dict[str, Any] = {}
+    exec(code, variables)
+    return variables
+
+
+def check_music(path: Path) -> None:
+    rate, audio = wavfile.read(path)
+    assert rate == 32_000 and audio.shape == (5 * 32_000,)
+
+
+def test_the_code_for_peft_runs_and_gives_the_adapted_model(
+    adapter: Adapter,
+    saved: Save,
+    hf: Any,
+    hf_directory: Path,
+    our_logits: Callable[..., torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    export(saved(adapter), tmp_path / "jazz", "peft")
+    (tmp_path / "debug").symlink_to(hf_directory / "debug")
+    monkeypatch.chdir(tmp_path)
+    model = run_the_code_in((tmp_path / "jazz" / "README.md").read_text())["model"]
+    torch.testing.assert_close(hf.logits(model), our_logits(adapter), atol=1e-4, rtol=0)
+    check_music(tmp_path / "music.wav")
+
+
+def test_the_code_for_audiocraft_runs_without_the_hub(
+    adapter: Adapter, saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_audiocraft()  # beside the current stack it needs stand-ins; where it is installed by itself it doesn't
+    export(saved(adapter), tmp_path / "jazz", "audiocraft")
+    monkeypatch.chdir(tmp_path)
+    model = run_the_code_in((tmp_path / "jazz" / "README.md").read_text())["model"]
+    merged = torch.load(tmp_path / "jazz" / "state_dict.bin", weights_only=True)["best_state"]
+    assert all(torch.equal(tensor, merged[name]) for name, tensor in model.lm.state_dict().items())
+    check_music(tmp_path / "music.wav")
+
+
+@pytest.mark.parametrize(("kind", "relation"), [("peft", "adapter"), ("audiocraft", "finetune")])
+def test_the_hub_reads_base_model_licence_and_library(
+    adapter: Adapter, saved: Save, debug_model: Any, tmp_path: Path, kind: Any, relation: str
+) -> None:
+    from huggingface_hub import ModelCard
+
+    name = debug_model.identity.replace("debug@", "facebook/musicgen-large@")
+    source = saved(dataclasses.replace(adapter, base_model=name))
+    export(source, tmp_path / "out", kind, model=str(debug_model.directory))
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert front_matter(text) == {
+        "base_model": "facebook/musicgen-large",
+        "base_model_relation": relation,
+        "library_name": kind,
+        "license": "cc-by-nc-4.0",
+        "pipeline_tag": "text-to-audio",
+        "tags": ["musicgen", "lora", "text-to-music", "music"],
+    }
+    assert ModelCard.load(tmp_path / "out" / "README.md").data.license == "cc-by-nc-4.0"
+    assert "CC-BY-NC 4.0" in text and "facebook/musicgen-large" in text.split("---\n")[2]
+
+
+def test_a_base_model_that_is_not_known_has_no_licence_made_up(adapter: Adapter, saved: Save, tmp_path: Path) -> None:
+    source = saved(dataclasses.replace(adapter, base_model="local@sha256:0123456789abcdef"))
+    export(source, tmp_path / "out", "peft")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert front_matter(text)["license"] == "other" and "base_model" not in front_matter(text)
+    assert "CC-BY" not in text and "local@sha256:0123456789abcdef" in text
+
+
+# A run directory
+
+
+@pytest.fixture
+def run_dir(adapter: Adapter, tmp_path: Path) -> Path:
+    """What a training leaves: config, metrics, samples and its best adapter, of step 30 in epoch 2."""
+    run, tokens = tmp_path / "run", tmp_path / "secret tokens"
+    save_adapter(dataclasses.replace(adapter, base_model=LARGE), storage.as_path(run / "lora_weights/best_lora.pt"))
+    reports = [ShardReport(f"a{i}.zip", 1, f"f{i}", "c", clips=1000 + i, audio_seconds=27_000.0) for i in range(2)]
+    tokens.mkdir()
+    for i, report in enumerate(reports):
+        (tokens / f"a{i}.json").write_text(json.dumps(dataclasses.asdict(report)))
+    config = {
+        **{"lora_r": 4, "learning_rate": 2e-4, "num_epochs": 3, "gpus": 2, "cfg_dropout": None, "tokens": str(tokens)},
+        **{"model_dir": "/secret/model", "shards": {f"a{i}": report.content for i, report in enumerate(reports)}},
+    }
+    (run / "config.json").write_text(json.dumps(config))
+    rows = [
+        {"step": 15, "epoch": 1, "train/loss": 7.5, "val/loss": 7.0, "val/perplexity_codebook_0": 90.5},
+        {"step": 20, "epoch": 2, "train/loss": 7.25},
+        {"step": 30, "epoch": 2, "val/loss": 6.5, "val/perplexity": 665.0, "val/perplexity_codebook_0": 88.25},
+        {"step": 45, "epoch": 3, "train/loss": 1.125, "val/loss": 9.5, "val/perplexity_codebook_0": 11.5},
+    ]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows) + '{"step": 4')
+    (run / "samples").mkdir()
+    (run / "samples/prompts.json").write_text(json.dumps({"prompts": PROMPTS, "duration": 10}))
+    for epoch in range(4):
+        for i in range(len(PROMPTS)):
+            (run / f"samples/epoch_{epoch:03d}_{i:02d}.wav").write_bytes(f"{epoch} {i}".encode())
+    return run
+
+
+def card_of(run: Path, out: Path) -> str:
+    export(run, out, "peft")
+    return (out / "README.md").read_text()
+
+
+def test_the_card_has_the_metrics_of_the_adapters_own_step(run_dir: Path, tmp_path: Path) -> None:
+    card = card_of(run_dir, tmp_path / "out")
+    for row in (
+        "| validation loss, nats | 6.5 |",
+        "| validation perplexity of codebook 0 | 88.25 |",
+        "| validation perplexity | 665 |",
+        "| training loss of the step, nats, at step 20 | 7.25 |",
+    ):
+        assert f"{row}\n" in card
+    assert "9.5" not in card and "11.5" not in card and "1.125" not in card
+    assert "Trained for 30 steps, until epoch 2" in card
+
+
+def test_the_card_sums_up_the_data(run_dir: Path, tmp_path: Path) -> None:
+    assert "2 archives, 2,001 clips, 15.0 hours of music" in card_of(run_dir, tmp_path / "out")
+
+
+@pytest.mark.parametrize("change", ["gone", "tokenized anew"])
+def test_where_the_tokens_are_no_longer_those_only_the_archives_are_counted(
+    run_dir: Path, tmp_path: Path, change: str
+) -> None:
+    marker = tmp_path / "secret tokens" / "a1.json"
+    marker.unlink() if change == "gone" else marker.write_text(marker.read_text().replace('"f1"', '"other"'))
+    card = card_of(run_dir, tmp_path / "out")
+    assert "2 archives.\n" in card and "clips" not in card
+
+
+def test_the_card_has_the_settings_and_tells_nothing_of_the_machine(run_dir: Path, tmp_path: Path) -> None:
+    card = card_of(run_dir, tmp_path / "out")
+    for row in ("| `lora_r` | 4 |", "| `learning_rate` | 0.0002 |", "| `num_epochs` | 3 |"):
+        assert f"{row}\n" in card
+    assert "secret" not in card and "gpus" not in card and "None" not in card and str(tmp_path) not in card
+
+
+def test_samples_of_the_adapters_epoch_travel_beside_those_of_the_base(run_dir: Path, tmp_path: Path) -> None:
+    (run_dir / "samples/epoch_000_01.wav").unlink()
+    card = card_of(run_dir, tmp_path / "out")
+    copied = {file.name: file.read_text() for file in (tmp_path / "out/samples").iterdir()}
+    assert copied == {
+        **{"adapter_00.wav": "2 0", "adapter_01.wav": "2 1", "adapter_02.wav": "2 2"},
+        **{"base_00.wav": "0 0", "base_02.wav": "0 2"},
+    }
+    assert set(re.findall(r"\(samples/(.*?)\)", card)) == copied.keys()
+
+
+def test_a_prompt_is_only_text_in_the_card(run_dir: Path, tmp_path: Path) -> None:
+    card = card_of(run_dir, tmp_path / "out")
+    assert r"calm \*piano\*, \| \<b\>soft\</b\> and \[slow\](x): [after epoch 2]" in card
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "samples/prompts.json", "config.json"])
+def test_what_a_run_directory_lacks_is_left_out(run_dir: Path, tmp_path: Path, file: str) -> None:
+    (run_dir / file).unlink()
+    card = card_of(run_dir, tmp_path / "out")
+    assert "| `lora_r` | 4 |" in card and "None" not in card
+    assert ("| training loss of the step, nats | 6.5 |" in card) == (file != "samples/prompts.json")
+    headings = re.findall("^## (.*)$", card, re.MULTILINE)
+    left = {"metrics.jsonl": set(), "samples/prompts.json": {"Samples"}}.get(file, {"Samples", "Data"})
+    everything = ["How to load it", "Samples", "Data", "Settings", "Metrics", "Licence"]
+    assert headings == [heading for heading in everything if heading not in left]
+
+
+def test_a_remote_run_directory_tells_as_much(run_dir: Path, bucket: Any, tmp_path: Path) -> None:
+    storage.upload_tree(run_dir, bucket / "run")
+    local = card_of(run_dir, tmp_path / "out")
+    export(str(bucket / "run"), str(bucket / "out"), "peft")
+    assert (bucket / "out/README.md").read_text() == local
+    assert (bucket / "out/samples/adapter_00.wav").read_text() == "2 0"

@@ -1,0 +1,168 @@
+"""Folders as Google Drive's in Colab, where a file is not to be renamed over another, nor linked, nor locked.
+
+With mfusepy, libfuse and the right to mount, a real file system that refuses all that; else, or as well, the calls of
+this process are refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from musicgen_core import mounted, storage
+from musicgen_core.errors import RunDirectoryError
+from musicgen_core.generation.files import Piece, write_piece
+from musicgen_core.training.run_directory import RunDirectory
+from musicgen_core.training.run_lock import RunLock
+
+SCRIPT = Path(__file__).parents[1] / "drive_like.py"
+CAN_MOUNT = Path("/dev/fuse").exists() and find_spec("mfusepy") is not None and os.geteuid() == 0
+
+
+@pytest.fixture(params=["refused", pytest.param("mounted", marks=pytest.mark.skipif(not CAN_MOUNT, reason="no FUSE"))])
+def drive(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    folder = tmp_path / "drive"
+    if request.param == "mounted":
+        yield from mount(tmp_path / "backing", folder)
+    else:
+        folder.mkdir()
+        refuse(folder, monkeypatch)
+        yield folder
+
+
+def mount(backing: Path, folder: Path) -> Iterator[Path]:
+    backing.mkdir()
+    process = subprocess.Popen([sys.executable, str(SCRIPT), str(backing), str(folder)])
+    deadline = time.monotonic() + 20
+    while not folder.is_mount():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        process.wait(timeout=20)
+
+
+def refuse(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this process asks for in `folder` and Drive may refuse, is refused."""
+
+    def renaming(allowed: Callable[..., Any]) -> Callable[..., Any]:
+        def rename(old: Any, new: Any, **given: Any) -> Any:
+            if Path(new).is_relative_to(folder) and Path(new).exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
+            return allowed(old, new, **given)
+
+        return rename
+
+    def unsupported(*_args: Any, **_given: Any) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(os, "replace", renaming(os.replace))
+    monkeypatch.setattr(os, "rename", renaming(os.rename))
+    monkeypatch.setattr(os, "link", unsupported)
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    is_mounted = mounted.is_mounted
+    monkeypatch.setattr(mounted, "is_mounted", lambda path: path.is_relative_to(folder) or is_mounted(path))
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_folder_of_these_tests_refuses_what_drive_refuses(drive: Path) -> None:
+    for name in ("a", "b"):
+        (drive / name).write_text(name)
+    for refused in (
+        lambda: os.replace(drive / "a", drive / "b"),
+        lambda: os.link(drive / "a", drive / "c"),
+        lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB),
+    ):
+        with open(drive / "a", "r+") as file, pytest.raises(OSError, match=r"exists|supported"):
+            refused()
+    assert mounted.is_mounted(drive)
+
+
+def test_a_disk_is_no_mounted_folder(tmp_path: Path) -> None:
+    assert not mounted.is_mounted(tmp_path)
+
+
+def test_files_are_written_and_written_again(drive: Path) -> None:
+    for text in ("old", "new", "newest"):
+        storage.write_text(storage.as_path(drive / "folder" / "x"), text)
+        assert (drive / "folder" / "x").read_text() == text
+    assert names_in(drive / "folder") == ["x"]
+
+
+def test_a_publication_that_fails_leaves_the_old_file(drive: Path) -> None:
+    target = storage.as_path(drive / "x")
+    storage.write_text(target, "old")
+    with pytest.raises(UnicodeEncodeError):
+        storage.write_text(target, "ne\ud800")  # which can't be encoded
+    assert target.read_text() == "old"
+    assert names_in(drive) == ["x"]
+
+
+@pytest.mark.parametrize("moment", ["truncate", "unlink", "rename"])
+def test_whenever_a_process_ends_the_new_file_is_whole_and_found(
+    moment: str, drive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the complete file beside it and the one in its place."""
+    files = RunDirectory(storage.as_path(drive), drive)
+    storage.write_text(files.latest, "old")
+    calls = {"truncate": (os, "truncate"), "unlink": (Path, "unlink"), "rename": (Path, "rename")}
+    owner, name = calls[moment]
+    whole = getattr(owner, name)
+
+    def killed(path: Any, *args: Any, **given: Any) -> Any:
+        if str(path).endswith(f"latest.pt{mounted.WHOLE}" if moment == "rename" else "latest.pt"):
+            raise KeyboardInterrupt
+        return whole(path, *args, **given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            storage.write_text(files.latest, "new")
+    assert (drive / f"latest.pt{mounted.WHOLE}").read_text() == "new"
+    again = shutil.copytree(drive, drive.parent / "again")
+    files.delete_partials()
+    assert files.latest.read_text() == "new"
+    assert names_in(drive) == ["latest.pt"]
+    storage.write_text(storage.as_path(again / "latest.pt"), "newer")
+    assert (again / "latest.pt").read_text() == "newer"
+
+
+def test_a_run_directory_is_locked_without_flock_and_taken_over_from_the_dead(
+    drive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("musicgen_core.training.run_lock.BEAT_S", 0.1)
+    root = storage.as_path(drive / "run")
+    with RunLock(root), pytest.raises(RunDirectoryError, match="already running"), RunLock(root):
+        pass
+    assert names_in(drive / "run") == []
+    script = "import os, sys\nfrom musicgen_core import storage\nfrom musicgen_core.training.run_lock import RunLock\n"
+    script += "lock = RunLock(storage.as_path(sys.argv[1])).__enter__()\nos._exit(9)"
+    assert subprocess.run([sys.executable, "-c", script, str(root)], check=False).returncode == 9
+    assert names_in(drive / "run") == [".lock"]
+    with RunLock(root):
+        pass
+
+
+def test_a_piece_of_music_is_written_again(drive: Path) -> None:
+    for seed in (1, 2):
+        piece = Piece("generated_000", np.zeros(100, np.float32), np.zeros((4, 2), np.uint16), {"seed": seed})
+        write_piece(drive, piece, ["flac"])
+    assert f'"seed": {seed}' in (drive / "generated_000.json").read_text()
+    assert names_in(drive) == [f"generated_000.{end}" for end in ("flac", "json", "npy", "png", "wav")]
