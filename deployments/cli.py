@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 import traceback
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: there is no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     prepare(quiet=not debug)
+    _leave_backend_of_notebook()
     command = COMMANDS[name]
     try:
         _stop_as_by_ctrl_c()
@@ -74,6 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 1
+
+
+def _leave_backend_of_notebook() -> None:
+    """Forget matplotlib's backend of a notebook, which every command that is started from a cell inherits.
+
+    Jupyter and Colab export MPLBACKEND=module://matplotlib_inline.backend_inline. That module is of their environment;
+    in this project's the mere `import matplotlib` would fail. Pictures are drawn to files here: no backend is needed.
+    """
+    if os.environ.get("MPLBACKEND", "").startswith("module://"):
+        del os.environ["MPLBACKEND"]
 
 
 def _stop_as_by_ctrl_c() -> None:

@@ -61,6 +61,7 @@ def test_the_notebook_for_colab_runs_from_top_to_bottom(
     for name in ("WANDB_API_KEY", "PREFECT_API_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # as ipykernel exports it
     names: dict[str, object] = {}
     for cell in code_cells():
         lines = cell.replace("\\\n", " ").splitlines()

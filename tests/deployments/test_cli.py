@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +38,16 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_each_command_explains_its_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     assert f"musicgen-flows {command}" in capsys.readouterr().out
+
+
+def test_a_notebooks_backend_of_matplotlib_is_left_behind() -> None:
+    """As ipykernel exports it to what a cell starts; the module is not among this project's packages."""
+    after = "from deployments.cli import main; main(['export', '--help']); import matplotlib; print(matplotlib)"
+    environment = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    without = subprocess.run([sys.executable, "-c", "import matplotlib"], env=environment, capture_output=True)
+    assert without.returncode != 0, "the module is there: this test can't fail"
+    done = subprocess.run([sys.executable, "-c", after], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
