@@ -10,10 +10,15 @@ BLOCKS = {"WANDB_API_KEY": "wandb-api-key", "HF_TOKEN": "hf-token"}
 
 
 def export_secrets() -> None:
-    """Put each key that is stored as a Secret block, and not in the environment yet, into the environment."""
+    """Put each key that is stored as a Secret block, and not in the environment yet, into the environment.
+
+    Spaces and line ends around a key, which come with copying it, are taken off: both services refuse it with them.
+    """
     for variable, block in BLOCKS.items():
-        if not os.environ.get(variable):
+        key = os.environ.get(variable, "").strip()
+        if not key:
             try:
-                os.environ[variable] = Secret.load(block).get()  # type: ignore[union-attr]
+                key = str(Secret.load(block).get()).strip()  # type: ignore[union-attr]
             except ValueError:  # no such block: the key is not given
                 continue
+        os.environ[variable] = key

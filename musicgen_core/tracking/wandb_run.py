@@ -9,20 +9,19 @@ import os
 import queue
 import secrets
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import raise_if_interrupted
+from musicgen_core.tracking import service
 
 logger = logging.getLogger(__name__)
 PROJECT = "musicgen-flows"
@@ -77,19 +76,23 @@ class Wandb:
         self._data = folder / "wandb"
         home = home or storage.as_path(folder)
         self._is_stage = not storage.is_local(home)
+        # Parts that were online are passed over unless asked for; those that are uploaded whole are marked as such.
+        command = "wandb sync --no-skip-online"
         self._how_to_sync = (
-            f"copy {home}/wandb here and: wandb sync wandb" if self._is_stage else f"wandb sync {self._data}"
+            f"copy {home}/wandb here and: {command} wandb" if self._is_stage else f"{command} {self._data}"
         )
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._run: Any = None
         self._url: str | None = None
-        mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+        self._misses_samples = False
+        mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get(service.KEY) else "offline")
         mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)  # as they were called once
         if mode == "disabled":
             return
         if mode == "offline":
-            logger.info("WandB runs offline: no WANDB_API_KEY is set. Later: %s", self._how_to_sync)
+            why = "WANDB_MODE says so" if os.environ.get("WANDB_MODE") else f"no {service.KEY} is set"
+            logger.info("WandB runs offline: %s. Later: %s", why, self._how_to_sync)
         self._mode, self._axis = mode, axis
         self._logged = _read_json(home / "wandb" / LOGGED_FILE)
         self._init: dict[str, Any] = {
@@ -158,7 +161,7 @@ class Wandb:
         if self._thread.is_alive():
             self._mode = "lost"
             logger.warning("WandB does not come to an end and is left alone. Later: %s", self._how_to_sync)
-            _end_service()
+            service.end_service()
 
     # In the thread
 
@@ -193,7 +196,10 @@ class Wandb:
             finish_timeout=_seconds("WANDB_FINISH_TIMEOUT", FINISH_SECONDS),
             finish_timeout_raises=True,
         )
-        run = wandb.init(mode=self._mode, settings=settings, **self._init)  # type: ignore[arg-type]
+        if self._mode != "offline":
+            service.check_key()
+        with service.without_key() if self._mode == "offline" else nullcontext():
+            run = wandb.init(mode=self._mode, settings=settings, **self._init)  # type: ignore[arg-type]
         run.define_metric(self._axis)
         run.define_metric("*", step_metric=self._axis)
         self._run = run
@@ -209,6 +215,7 @@ class Wandb:
         if self._mode == "offline":
             self._mode = "lost"
             logger.warning("WandB failed and is left out from here on (%s); metrics.jsonl has everything", error)
+            service.teardown(1)  # else this process has no further run of this id
             return
         self._mode = "offline"
         logger.warning(
@@ -217,17 +224,21 @@ class Wandb:
             error,
             self._how_to_sync,
         )
-        _teardown(1)  # else the id stays in use
+        service.teardown(1)  # else the id stays in use
 
     def _send_audio(self, name: str, digest: str, values: dict[str, Any], clips: dict[str, AudioFile]) -> None:
         import wandb
 
         try:
             audio = {key: wandb.Audio(str(clip.path), caption=clip.caption) for key, clip in clips.items()}
-        except (OSError, ValueError) as error:
-            logger.warning("WandB misses the %s (%s)", name, error)
+            self._run.log({**values, **audio})  # copies them
+        except ConnectionError:  # of WandB's service, which is gone
+            raise
+        except (OSError, ValueError) as error:  # a mounted Drive may refuse the copy's mode
+            told = logger.info if self._misses_samples else logger.warning
+            told("WandB misses the %s (%s)", name, error)
+            self._misses_samples = True
             return
-        self._run.log({**values, **audio})
         self._note(name, digest)
 
     def _send_adapter(self, copy: Path, name: str, alias: str, metadata: dict[str, Any]) -> None:
@@ -249,11 +260,21 @@ class Wandb:
             storage.write_text(storage.as_path(self._data / name), text)
 
     def _finish(self, exit_code: int) -> None:
+        settings, trouble = self._run.settings, None
         try:
             self._run.finish(exit_code=exit_code)
         except Exception as error:
-            logger.warning("WandB has not got everything (%s). Later: %s", error, self._how_to_sync)
-        _teardown(exit_code)  # finish() comes back before an offline run's file is written
+            trouble = str(error)
+        service.teardown(exit_code)  # finish() comes back before an offline run's file is written
+        if self._mode == "lost":  # it was left alone, and that was said
+            return
+        trouble = trouble or service.trouble_of(Path(settings.log_internal), self._mode)
+        if trouble and self._mode == "offline":
+            logger.warning("WandB's files lack a part of the run (%s); metrics.jsonl has everything", trouble)
+        elif trouble:
+            logger.warning("WandB has not got everything (%s). Later: %s", trouble, self._how_to_sync)
+        elif self._mode == "online":
+            service.mark_as_synced(Path(settings.sync_file))
 
 
 def kept_run_id(home: UPath) -> str:
@@ -264,21 +285,6 @@ def kept_run_id(home: UPath) -> str:
 def stored_url(home: UPath) -> str | None:
     """The page of the WandB run whose files are under `home`, where it has one."""
     return _read(home / "wandb" / URL_FILE)
-
-
-def _end_service() -> None:
-    """End wandb-core, for which this process would wait when it exits. What it has is in its files."""
-    for process in psutil.Process().children():
-        with suppress(psutil.Error):
-            if process.name() == "wandb-core":
-                process.kill()
-    _teardown(1)  # its hook at exit goes with it
-
-
-def _teardown(exit_code: int) -> None:
-    """End WandB in this process. It exits where its own service didn't end well, and the job is not to end with it."""
-    with suppress(Exception, SystemExit):
-        sys.modules["wandb"].teardown(exit_code)  # not imported here: another thread may be stuck in doing so
 
 
 def _read(path: UPath) -> str | None:

@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,8 @@ from musicgen_core import storage
 from musicgen_core.tracking import AudioFile, Wandb, kept_run_id
 from tests.musicgen_core.tracking.offline_files import Logged
 from tests.musicgen_core.tracking.stand_in import StandIn
+from tests.musicgen_core.tracking.syncing import sync
+from tests.musicgen_core.tracking.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("without_key")
 
@@ -40,7 +40,8 @@ def test_without_a_key_the_run_is_kept_offline_under_the_run_directory(
     with caplog.at_level("INFO", logger="musicgen_core.tracking"):
         log_all(run_in(tmp_path), clip, adapter)
     said = [record.message for record in caplog.records if record.name.startswith("musicgen_core.tracking")]
-    assert said == [f"WandB runs offline: no WANDB_API_KEY is set. Later: wandb sync {tmp_path / 'wandb'}"]
+    told = f"wandb sync --no-skip-online {tmp_path / 'wandb'}"
+    assert said == [f"WandB runs offline: no WANDB_API_KEY is set. Later: {told}"]
     logged = Logged(tmp_path)
     assert logged.history[:2] == [{"global_step": 1, "train/loss": 1.0}, {"global_step": 2, "train/loss": 0.5}]
     assert logged.axes == {"global_step": "", "*": "global_step"}
@@ -107,14 +108,6 @@ def test_another_axis_and_an_id_that_is_kept_for_who_goes_on(tmp_path: Path) -> 
     assert Logged(tmp_path).axes == {"tokenize/clips": "", "*": "tokenize/clips"}
 
 
-def sync(folder: Path, below: Path, server: StandIn) -> None:
-    """As a person does, with nothing but the command that was told."""
-    environment = {**os.environ, "WANDB_CACHE_DIR": str(below / "cache")}
-    command = [str(Path(sys.executable).with_name("wandb")), "sync", str(folder)]
-    done = subprocess.run(command, cwd=below, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-
-
 def test_a_whole_folder_is_synced_afterwards_with_both_parts_audio_and_adapter(
     tmp_path: Path, clip: AudioFile, adapter: Path, monkeypatch: pytest.MonkeyPatch, stand_in: StandIn
 ) -> None:
@@ -160,3 +153,67 @@ def test_a_damaged_list_of_what_was_logged_is_begun_anew(tmp_path: Path, clip: A
     (tmp_path / "wandb" / "logged.json").write_text('{"samples of')
     log_all(run_in(tmp_path), clip, adapter)
     assert set(json.loads((tmp_path / "wandb" / "logged.json").read_text())) == {"samples of epoch 1", "best"}
+
+
+def test_offline_by_choice_a_key_is_not_said_to_be_missing_and_a_malformed_one_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, clip: AudioFile, adapter: Path
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4 + "\n")
+    with caplog.at_level("INFO", logger="musicgen_core.tracking"):
+        log_all(run_in(tmp_path), clip, adapter)
+    said = [record.message for record in caplog.records if record.name.startswith("musicgen_core")]
+    assert len(said) == 1 and said[0].startswith("WandB runs offline: WANDB_MODE says so. Later: ")
+    assert len(Logged(tmp_path).adapters) == 1
+    assert os.environ["WANDB_API_KEY"].endswith("\n"), "it is hidden from WandB alone"
+
+
+def test_a_sample_that_the_disk_refuses_to_copy_is_missed_and_the_rest_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, clip: AudioFile, adapter: Path
+) -> None:
+    """A mounted Drive may refuse a file's mode, which shutil.copy sets: ENOTSUP."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    run = run_in(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copy", refuse)
+        run.log_audio("samples of epoch 1", {"global_step": 1}, {"samples/00": clip})
+        run.log_audio("samples of epoch 2", {"global_step": 2}, {"samples/00": clip})
+        run.log({"global_step": 3, "train/loss": 0.5})
+        run.finish()
+    log_all(run_in(tmp_path), clip, adapter, first_step=4)  # which catches up on the samples
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("WandB misses the samples of epoch 1 (") and "not supported" in warning
+    rows = Logged(tmp_path).history
+    assert [row["global_step"] for row in rows if "train/loss" in row] == [3, 4, 5]
+    assert len([row for row in rows if "samples/00" in row]) == 1
+
+
+def test_after_a_run_that_failed_offline_the_same_process_can_have_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: AudioFile, adapter: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wandb.Run, "define_metric", fail)  # the run has begun by then
+        run = run_in(tmp_path)
+        run.finish()
+    log_all(run_in(tmp_path), clip, adapter)
+    assert len(Logged(tmp_path).adapters) == 1
+
+
+def test_a_file_that_could_not_be_written_whole_is_told_at_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = run_in(tmp_path)
+    run.log({"global_step": 1, "train/loss": 1.0})
+    wait_for(lambda: (tmp_path / "wandb" / "run-id").exists())
+    (log,) = tmp_path.glob("wandb/offline-run-*/logs/debug-internal.log")
+    with log.open("a") as file:  # as wandb-core writes where the disk was full for a while
+        file.write(json.dumps({"level": "ERROR", "msg": "writer: failed to save record: no space left"}) + "\n")
+    run.finish()
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "lack a part of the run (writer: failed to save record: no space left)" in warning

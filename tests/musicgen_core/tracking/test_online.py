@@ -15,21 +15,13 @@ import wandb
 from musicgen_core import storage
 from musicgen_core.tracking import AudioFile, Wandb, stored_url, wandb_run
 from tests.musicgen_core.tracking.offline_files import Logged
-from tests.musicgen_core.tracking.stand_in import StandIn
-
-STOP_AFTER_S = 45.0
-"""Many times what any of these needs, and less than without the limits of `impatient`."""
+from tests.musicgen_core.tracking.stand_in import StandIn, running_stand_in
+from tests.musicgen_core.tracking.syncing import sync
+from tests.musicgen_core.tracking.waiting import STOP_AFTER_S, wait_for
 
 
 def run_in(folder: Path) -> Wandb:
     return Wandb(folder, "abcd1234", "a name", "train", {"lora_r": 8, "model": "debug"})
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + STOP_AFTER_S
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def log_all(run: Wandb, clip: AudioFile, adapter: Path) -> None:
@@ -93,6 +85,91 @@ def test_a_resumed_training_goes_on_in_the_same_run_behind_what_is_there(
     assert len(stand_in.artifacts) == 1
 
 
+def test_what_was_uploaded_while_online_is_not_synced_again(
+    tmp_path: Path, stand_in: StandIn, clip: AudioFile, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_in(tmp_path)
+    log_all(run, clip, adapter)
+    run.finish()
+    known = dict(stand_in.history)
+    with monkeypatch.context() as patch:
+        patch.delenv("WANDB_API_KEY")
+        run = run_in(tmp_path)
+        run.log({"global_step": 3, "train/loss": 0.25})
+        run.finish()
+    said = sync(tmp_path / "wandb", tmp_path, stand_in)
+    assert "Syncing 1 run(s)" in said and "Skipped 1 synced run(s)" in said
+    assert [row.get("global_step") for row in stand_in.history.values()][len(known) :] == [3]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_key_that_is_revoked_in_the_middle_is_told_at_the_end_and_the_run_can_be_synced(
+    tmp_path: Path, stand_in: StandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = run_in(tmp_path)
+    run.log({"global_step": 1, "train/loss": 1.0})
+    wait_for(lambda: run.url)
+    reject_the_key(stand_in)
+    run.log({"global_step": 2, "train/loss": 0.5})
+    run.finish()
+    (warning,) = warnings(caplog)
+    assert "not got everything" in warning and "401" in warning
+    stand_in.status = 200
+    sync(tmp_path / "wandb", tmp_path, stand_in)
+    assert [row["global_step"] for row in stand_in.history.values() if "train/loss" in row] == [1, 2]
+
+
+def test_online_by_choice_without_any_key_the_run_goes_on_offline_and_nothing_is_asked_for(
+    tmp_path: Path,
+    stand_in: StandIn,
+    monkeypatch: pytest.MonkeyPatch,
+    clip: AudioFile,
+    adapter: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setattr("wandb.sdk.lib.wbauth.prompt.prompt_and_save_api_key", lambda **_: pytest.fail("it asks"))
+    run = run_in(tmp_path)
+    log_all(run, clip, adapter)
+    run.finish()
+    assert_all_is_offline(tmp_path, clip)
+    (warning,) = warnings(caplog)
+    assert "there is no key" in warning and "goes on offline" in warning
+
+
+def test_a_key_that_wandb_login_kept_serves_where_online_is_chosen(
+    tmp_path: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = tmp_path / "netrc"
+    kept.write_text(f"machine {stand_in.url.removeprefix('http://')}\n login user\n password {'0123456789' * 4}\n")
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("NETRC", str(kept))
+    run = run_in(tmp_path / "run")
+    run.log({"global_step": 1, "train/loss": 1.0})
+    run.finish()
+    assert warnings(caplog) == []
+    assert [row["global_step"] for row in stand_in.history.values() if "train/loss" in row] == [1]
+
+
+def test_a_malformed_key_costs_being_online_alone(
+    tmp_path: Path,
+    stand_in: StandIn,
+    monkeypatch: pytest.MonkeyPatch,
+    clip: AudioFile,
+    adapter: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789 " * 4)
+    run = run_in(tmp_path)
+    log_all(run, clip, adapter)
+    run.finish()
+    assert_all_is_offline(tmp_path, clip)
+    assert len(warnings(caplog)) == 1
+
+
 def reject_the_key(stand_in: StandIn) -> None:
     stand_in.status = 401
 
@@ -123,7 +200,7 @@ def test_where_it_fails_from_the_start_the_run_goes_on_offline_and_that_is_said_
     assert time.monotonic() - started < STOP_AFTER_S
     assert_all_is_offline(tmp_path, clip)
     (warning,) = warnings(caplog)
-    assert "WANDB_API_KEY" in warning and f"wandb sync {tmp_path / 'wandb'}" in warning
+    assert "WANDB_API_KEY" in warning and f"wandb sync --no-skip-online {tmp_path / 'wandb'}" in warning
     assert ("401" in warning) == (break_it is reject_the_key)
     assert run.url is None
 
@@ -141,9 +218,12 @@ def test_a_run_that_loses_its_server_is_whole_on_disk_and_ends_in_time(
     run.finish()
     assert time.monotonic() - started < STOP_AFTER_S
     (warning,) = warnings(caplog)
-    assert "not got everything" in warning and "wandb sync" in warning
+    assert "not got everything" in warning and "wandb sync --no-skip-online" in warning
     (file,) = (tmp_path / "wandb").glob("run-*/run-abcd1234.wandb")
     assert file.read_bytes().count(b"train/loss") >= 2
+    with running_stand_in() as back:
+        sync(tmp_path / "wandb", tmp_path, back)
+        assert [row["global_step"] for row in back.history.values() if "train/loss" in row] == [1, 2]
 
 
 def test_a_run_whose_service_dies_goes_on_offline(
