@@ -116,10 +116,18 @@ def _write(folder: Path, name: str, kind: Format, adapter: Adapter, origin: Orig
         write_full_model(merged, storage.as_path(folder / LM_FILE), Event())
         shutil.copyfile(base.codec_path, folder / CODEC_FILE)
         if (base.directory / TEXT_ENCODER).is_dir():
-            shutil.copytree(base.directory / TEXT_ENCODER, folder / TEXT_ENCODER)
+            # Contents alone: a mounted Drive may refuse modes and times.
+            _copy_contents(base.directory / TEXT_ENCODER, folder / TEXT_ENCODER)
             text_encoder = str(OmegaConf.create(merged["xp.cfg"]).conditioners.description.t5.name)
     samples = _copy_samples(folder, origin)
     write_card(folder, name, kind, adapter, origin, text_encoder, samples)
+
+
+def _copy_contents(source: Path, target: Path) -> None:
+    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
 
 
 def _copy_samples(folder: Path, origin: Origin) -> dict[str, Sample]:

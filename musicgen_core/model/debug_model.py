@@ -113,6 +113,10 @@ def _write_text_encoder(directory: Path, rng: np.random.Generator) -> None:
     encoder = T5EncoderModel(config)
     _randomize(encoder, rng)
     encoder.save_pretrained(directory)
+    weights = directory / "model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()  # it is made for its owner alone, whatever the umask
+    weights.write_bytes(content)
     tokenizer.save_pretrained(directory)
 
 

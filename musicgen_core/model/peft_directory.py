@@ -252,7 +252,7 @@ def write(adapter: Mapping[str, Any], base_model: str | None, folder: Path) -> N
         folder: a local one that exists.
     """
     from peft import LoraConfig
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     settings = {name: value for name, value in adapter["config"].items() if name != "peft_type"}
     if float(settings["lora_alpha"]).is_integer():
@@ -271,4 +271,5 @@ def write(adapter: Mapping[str, Any], base_model: str | None, folder: Path) -> N
         f"{_PREFIX}{_LM}{name.removeprefix(_PREFIX)}": tensor.contiguous() for name, tensor in adapter["lora"].items()
     }
     kept = {name: str(adapter[name]) for name in _KEPT}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt", **kept})
+    # save_file would make a file that nobody but its owner may read, whatever the umask.
+    (folder / WEIGHTS_FILE).write_bytes(save(tensors, metadata={"format": "pt", **kept}))

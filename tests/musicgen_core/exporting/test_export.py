@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,30 @@ def test_the_directory_one_is_in_serves(
     monkeypatch.chdir(tmp_path / "jazz")
     export(source, ".", "peft")
     assert '"jazz"' in (tmp_path / "jazz" / "README.md").read_text()
+
+
+@KINDS
+def test_whoever_the_umask_lets_read_can_read_every_file(
+    adapter: Adapter, saved: Save, tmp_path: Path, kind: Any
+) -> None:
+    (tmp_path / "a new file").touch()
+    exported = export(saved(adapter), tmp_path / "out", kind)
+    modes = {name: stat.S_IMODE((tmp_path / "out" / name).stat().st_mode) for name in exported.files}
+    assert set(modes.values()) == {stat.S_IMODE((tmp_path / "a new file").stat().st_mode)}, modes
+
+
+def test_a_place_that_refuses_modes_takes_a_model_of_audiocraft(
+    adapter: Adapter, saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a mounted Drive may."""
+    source = saved(adapter)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    for function in ("chmod", "utime"):
+        monkeypatch.setattr(os, function, refuse)
+    assert "text_encoder/config.json" in export(source, tmp_path / "out", "audiocraft").files
 
 
 @KINDS
