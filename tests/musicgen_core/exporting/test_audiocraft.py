@@ -58,7 +58,9 @@ def test_stock_audiocraft_loads_the_directory_with_our_logits_and_codes(
         found, valid = logits_of(model, sequence)
         ours = our_logits(any_adapter)
         expected = torch.stack([ours[k, k : k + 12] for k in range(4)])
-        torch.testing.assert_close(found[valid], expected[valid], atol=1e-5 * ours.abs().max().item(), rtol=0)
+        difference = ((found[valid] - expected[valid]).abs().max() / ours.abs().max()).item()
+        print(f"largest difference: {difference:.1e} of the largest logit")  # what bench/RESULTS.md tells; -rP shows it
+        assert difference < 1e-5
         codes = codes_of(model)
     assert torch.equal(codes, our_codes(any_adapter)) and not torch.equal(codes, our_codes(None))
 
