@@ -26,7 +26,7 @@ def plot_perplexities(codebooks: Sequence[Comparison]) -> bytes:
             axes.bar_label(bars, fmt="%.4g", padding=2)
         axes.set_xticks(places)
         axes.margins(y=0.12)
-        axes.legend()
+        axes.figure.legend(loc="outside upper right", ncols=2)
     return target.getvalue()
 
 
@@ -40,7 +40,7 @@ def plot_differences(base: Losses, adapter: Losses) -> bytes:
         axes.hist(differences, bins=min(40, max(5, len(differences) // 5)))
         axes.axvline(0, color="tab:gray", linewidth=1)
         axes.axvline(differences.mean(), color="tab:orange", label=f"mean {differences.mean():+.4f}")
-        axes.legend()
+        axes.figure.legend(loc="outside upper right")
     return target.getvalue()
 
 

@@ -102,11 +102,13 @@ def _settings(adapter: Adapter, origin: Origin) -> dict[str, Any]:
         "lora_dora": adapter.config.get("use_dora", False),
     }
     given = {name: origin.config.get(name) for name in _OF_TRAINING}
+    if given["base_precision"] != "fp8":  # which says nothing then: it is fp16 or fp32 where the device has no bf16
+        del given["base_precision"]
     return {**lora, **{name: value for name, value in given.items() if value is not None}}
 
 
 def _metrics(adapter: Adapter, origin: Origin) -> dict[str, str]:
-    if not origin.metrics and math.isfinite(adapter.loss):
+    if not origin.metrics and not origin.evaluated and math.isfinite(adapter.loss):
         return {_NAMES["train/loss"]: f"{adapter.loss:.4g}"}
     rows = {}
     for name, measured in origin.metrics.items():
@@ -114,6 +116,10 @@ def _metrics(adapter: Adapter, origin: Origin) -> dict[str, str]:
         words = f"validation perplexity of codebook {codebook[1]}" if codebook else _NAMES[name]
         earlier = f", at step {measured.step:,}" if measured.step != adapter.global_step else ""
         rows[words + earlier] = f"{measured.value:.4g}"
+    if found := origin.evaluated:
+        clips = f"{found.clips:,} held-out clip{'s' * (found.clips != 1)}"
+        rows[f"evaluation: loss of the base model on {clips}, nats"] = f"{found.base_loss:.4g}"
+        rows["evaluation: loss with the adapter on the same, nats"] = f"{found.adapter_loss:.4g}"
     return rows
 
 

@@ -11,11 +11,12 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.data.shards import ShardReport, shard_paths
+from musicgen_core.evaluation.subject import Subject
 from musicgen_core.model.lora import Adapter
 from musicgen_core.tracking import read_metrics
 
 MOST_SAMPLES = 3
-_METRICS = ("train/loss", "train/epoch_loss", "val/loss", "val/perplexity")
+_METRICS = ("train/epoch_loss", "val/loss", "val/perplexity")  # the loss of a single step is mostly noise
 _OF_CODEBOOKS = "val/perplexity_codebook_"
 
 
@@ -46,11 +47,21 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Evaluated:
+    """Mean losses over the same held-out clips, in nats per code."""
+
+    clips: int
+    base_loss: float
+    adapter_loss: float
+
+
+@dataclass(frozen=True)
 class Origin:
     """Empty for an adapter outside of a run directory."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Measured] = field(default_factory=dict)
+    evaluated: Evaluated | None = None
     data: Data | None = None
     samples: tuple[Sample, ...] = ()
 
@@ -61,7 +72,13 @@ def origin_of(weights: UPath, adapter: Adapter) -> Origin:
     config = _read_json(root / "config.json") if weights.parent.name == "lora_weights" else None
     if config is None:
         return Origin()
-    return Origin(config, _metrics(root / "metrics.jsonl", adapter.global_step), _data(config), _samples(root, adapter))
+    return Origin(
+        config=config,
+        metrics=_metrics(root / "metrics.jsonl", adapter.global_step),
+        evaluated=_evaluated(Subject(weights, adapter, root, config)),
+        data=_data(config),
+        samples=_samples(root, adapter),
+    )
 
 
 def _read_json(path: UPath) -> dict[str, Any] | None:
@@ -84,6 +101,18 @@ def _metrics(path: UPath, last_step: int) -> dict[str, Measured]:
                     if name in _METRICS or name.startswith(_OF_CODEBOOKS):
                         newest[name] = Measured(value, int(row["step"]))
     return newest
+
+
+def _evaluated(subject: Subject) -> Evaluated | None:
+    """What the evaluation of these very weights found, if there was one."""
+    found = _read_json(subject.output / "evaluation.json") or {}
+    try:
+        if found["adapter"]["sha256"] != storage.content_sha256(subject.path):
+            return None
+        loss = found["loss"]
+        return Evaluated(int(found["clips"]), float(loss["base_loss"]), float(loss["adapter_loss"]))
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _data(config: Mapping[str, Any]) -> Data | None:

@@ -42,7 +42,7 @@ def plot_perplexities(rows: Rows, target: Path | IO[bytes]) -> None:
             axes.plot(steps, [row[f"val/perplexity_codebook_{k}"] for row in validated], marker="o", label=f"{k}")
         axes.set_yscale("log", base=2)
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.legend(title="codebook")
+        axes.figure.legend(title="codebook", loc="outside right upper")  # four curves leave no corner free
 
 
 def pictures_of(rows: Rows) -> dict[str, Callable[[Rows, Path], None]]:

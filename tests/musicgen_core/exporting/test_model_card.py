@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -119,7 +120,7 @@ def run_dir(adapter: Adapter, tmp_path: Path) -> Path:
     }
     (run / "config.json").write_text(json.dumps(config))
     rows = [
-        {"step": 15, "epoch": 1, "train/loss": 7.5, "val/loss": 7.0, "val/perplexity_codebook_0": 90.5},
+        {"step": 15, "epoch": 1, "train/epoch_loss": 7.75, "val/loss": 7.0, "val/perplexity_codebook_0": 90.5},
         {"step": 20, "epoch": 2, "train/loss": 7.25},
         {"step": 30, "epoch": 2, "val/loss": 6.5, "val/perplexity": 665.0, "val/perplexity_codebook_0": 88.25},
         {"step": 45, "epoch": 3, "train/loss": 1.125, "val/loss": 9.5, "val/perplexity_codebook_0": 11.5},
@@ -144,11 +145,40 @@ def test_the_card_has_the_metrics_of_the_adapters_own_step(run_dir: Path, tmp_pa
         "| validation loss, nats | 6.5 |",
         "| validation perplexity of codebook 0 | 88.25 |",
         "| validation perplexity | 665 |",
-        "| training loss of the step, nats, at step 20 | 7.25 |",
+        "| training loss of the epoch, nats, at step 15 | 7.75 |",
     ):
         assert f"{row}\n" in card
     assert "9.5" not in card and "11.5" not in card and "1.125" not in card
+    assert "7.25" not in card, "a single step's loss is noise"
     assert "Trained for 30 steps, until epoch 2" in card
+
+
+def test_the_card_sets_the_evaluation_beside_the_base_model_if_it_is_of_these_weights(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    weights = run_dir / "lora_weights/best_lora.pt"
+    found = {
+        "adapter": {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest()},
+        **{"clips": 1200, "loss": {"base_loss": 7.125, "adapter_loss": 6.625}},
+    }
+    (run_dir / "evaluation").mkdir()
+    (run_dir / "evaluation/evaluation.json").write_text(json.dumps(found))
+    card = card_of(run_dir, tmp_path / "out")
+    assert "| evaluation: loss of the base model on 1,200 held-out clips, nats | 7.125 |\n" in card
+    assert "| evaluation: loss with the adapter on the same, nats | 6.625 |\n" in card
+    found["adapter"] = {"sha256": "of others"}
+    (run_dir / "evaluation/evaluation.json").write_text(json.dumps(found))
+    assert "evaluation: loss" not in card_of(run_dir, tmp_path / "again")
+
+
+@pytest.mark.parametrize(("given", "is_told"), [("bf16", False), ("fp8", True)])
+def test_the_bases_precision_is_told_only_where_it_is_known(
+    run_dir: Path, tmp_path: Path, given: str, is_told: bool
+) -> None:
+    """bf16 is what a GPU that has it uses; a CPU computes in fp32 all the same."""
+    config = json.loads((run_dir / "config.json").read_text())
+    (run_dir / "config.json").write_text(json.dumps({**config, "base_precision": given}))
+    assert ("base_precision" in card_of(run_dir, tmp_path / "out")) == is_told
 
 
 def test_the_card_sums_up_the_data(run_dir: Path, tmp_path: Path) -> None:

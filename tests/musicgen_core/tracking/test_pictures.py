@@ -22,11 +22,16 @@ ROWS: list[dict[str, float]] = [
 
 
 @pytest.fixture
+def figures() -> list[Any]:
+    """Those that were drawn."""
+    return []
+
+
+@pytest.fixture
 def drawn(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, figures: list[Any]
 ) -> Callable[[Callable[..., None]], dict[str, tuple[list[float], list[float]]]]:
     """The lines of the picture that a function draws, by their label."""
-    figures: list[Any] = []
     save = matplotlib.figure.Figure.savefig
 
     def savefig(figure: Any, target: Path | IO[bytes], **given: Any) -> None:
@@ -54,6 +59,13 @@ def test_losses_are_drawn_without_skipped_steps_and_with_validation(drawn: Calla
 
 def test_the_perplexity_of_each_codebook_is_drawn_over_the_validations(drawn: Callable[..., Any]) -> None:
     assert drawn(plot_perplexities) == {str(k): ([3, 6], [100.0 * (k + 1), 90.0 * (k + 1)]) for k in range(4)}
+
+
+def test_the_legend_of_the_codebooks_covers_no_curve(drawn: Callable[..., Any], figures: list[Any]) -> None:
+    drawn(plot_perplexities)
+    (legend,) = figures[-1].legends
+    (axes,) = figures[-1].axes
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent())
 
 
 def test_the_learning_rate_of_each_step_is_drawn(drawn: Callable[..., Any]) -> None:
