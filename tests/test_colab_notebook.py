@@ -28,24 +28,25 @@ def commands() -> Iterator[str]:
 
 
 class Secrets:
-    """Of a person who has stored none."""
+    """Of a person who has stored none, and who doesn't answer whether the notebook may read them."""
 
     class SecretNotFoundError(Exception): ...
 
-    class NotebookAccessError(Exception): ...
+    class TimeoutException(Exception): ...
 
     @classmethod
     def get(cls, name: str) -> str:
-        raise cls.SecretNotFoundError(name)
+        raise cls.SecretNotFoundError(name) if name == "HF_TOKEN" else cls.TimeoutException(name)
 
 
-def modules_of_colab(played: list[str]) -> dict[str, ModuleType]:
+def modules_of_colab(shown: list[str]) -> dict[str, ModuleType]:
     colab, display = ModuleType("google.colab"), ModuleType("IPython.display")
     drive = ModuleType("google.colab.drive")
     drive.mount = lambda place: None  # type: ignore[attr-defined]
+    drive.flush_and_unmount = lambda: shown.append("Drive has everything")  # type: ignore[attr-defined]
     colab.drive, colab.userdata = drive, Secrets  # type: ignore[attr-defined]
-    display.Audio = lambda filename: filename  # type: ignore[attr-defined]
-    display.display = played.append  # type: ignore[attr-defined]
+    display.Audio = display.Image = lambda filename: filename  # type: ignore[attr-defined]
+    display.display = shown.append  # type: ignore[attr-defined]
     return {"google.colab": colab, "IPython.display": display}
 
 
@@ -54,10 +55,13 @@ def modules_of_colab(played: list[str]) -> dict[str, ModuleType]:
 def test_the_notebook_for_colab_runs_from_top_to_bottom(
     tmp_path: Path, demo_archives: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    played: list[str] = []
-    for name, module in modules_of_colab(played).items():
+    shown: list[str] = []
+    for name, module in modules_of_colab(shown).items():
         monkeypatch.setitem(sys.modules, name, module)
-    given = {"FOLDER": str(demo_archives), "RESULTS": str(tmp_path / "drive"), "MODEL": "debug"}
+    (tmp_path / "my drive").mkdir()  # blanks, as names on Drive have
+    (tmp_path / "my drive" / "my music").symlink_to(demo_archives)
+    given = {"FOLDER": str(tmp_path / "my drive" / "my music"), "RESULTS": str(tmp_path / "my drive"), "MODEL": "debug"}
+    given["REPOSITORY"] = "an address"
     for name in ("WANDB_API_KEY", "PREFECT_API_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -72,7 +76,7 @@ def test_the_notebook_for_colab_runs_from_top_to_bottom(
             if line.startswith("!uv run --no-sync musicgen-flows"):
                 command = line[1:].replace("uv run --no-sync musicgen-flows", COMMAND)
                 command = command.replace("/content/", f"{tmp_path}/content/")
-                short = SHORTER.get(line.split()[5], "")
+                short = SHORTER.get(line.split()[4], "")
                 done = subprocess.run(
                     ["bash", "-c", f"{command} {short}"], cwd=tmp_path, capture_output=True, text=True
                 )
@@ -80,13 +84,28 @@ def test_the_notebook_for_colab_runs_from_top_to_bottom(
                 assert is_fine, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         python = [line for line in lines if not line.startswith(("!", "%"))]
         exec(compile("\n".join(python), "cell", "exec"), names)
-    adapters = tmp_path / "drive" / "runs" / "first" / "lora_weights"
+    adapters = tmp_path / "my drive" / "runs" / "first" / "lora_weights"
     assert {"best_lora.pt", "final_lora.pt"} <= {path.name for path in adapters.iterdir()}
-    assert [Path(name).name for name in played] == [f"generated_{i:03d}.wav" for i in range(6)]
+    music = [f"generated_{i:03d}.wav" for i in range(6)]
+    assert [Path(name).name for name in shown] == ["loss.png", *music, "Drive has everything"]
+    assert Path(shown[0]).stat().st_size > 1000
 
 
 def test_the_notebook_for_colab_installs_what_a_checkout_needs() -> None:
     told = list(commands())
-    assert any(command.startswith("git clone") for command in told)
+    assert any("git clone" in command for command in told)
     assert any("uv sync --no-dev" in command for command in told)
     assert all(" musicgen-flows " in command for command in told if command.startswith("uv run"))
+
+
+def test_an_empty_address_of_the_repository_is_told_before_anything_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    (cell,) = [cell for cell in code_cells() if "git clone" in cell]
+    before = cell[: cell.index("!")]
+    monkeypatch.setenv("REPOSITORY", "")
+    with pytest.raises(ValueError, match="REPOSITORY is empty: write the address"):
+        exec("\n".join(line for line in before.splitlines() if not line.startswith("%")), {})
+
+
+def test_places_with_blanks_in_their_names_are_quoted() -> None:
+    for command in commands():
+        assert not re.search(r"(?<![\"/])\$(FOLDER|RESULTS|MODEL|REPOSITORY)", command), command
