@@ -232,7 +232,7 @@ class Wandb:
         try:
             audio = {key: wandb.Audio(str(clip.path), caption=clip.caption) for key, clip in clips.items()}
             self._run.log({**values, **audio})  # copies them
-        except ConnectionError:  # of WandB's service, which is gone
+        except (ConnectionError, TimeoutError):  # of WandB's service, which is gone
             raise
         except (OSError, ValueError) as error:  # a mounted Drive may refuse the copy's mode
             told = logger.info if self._misses_samples else logger.warning
