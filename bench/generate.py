@@ -1,22 +1,26 @@
 """Music from prompts on random weights of a real shape: this project, audiocraft, Hugging Face.
 
     python -m bench.random_large LARGE
-    python -m bench.generate LARGE [--subjects …] [--batches 1 8 32] [--seconds 30]
+    python -m bench.generate LARGE [--subjects …] [--batches 1 8 32] [--seconds 30] [--peer-seconds 5]
 
-Each generates codes with top-k 250 and a guidance of 3, in bf16 on a GPU, and decodes them to audio. A first, short
-piece of the same batch is made before the clock starts: compiling is reported by itself. Hugging Face's model is of
-the same shape with weights of its own. Ends with how far logits of bf16 and of 8-bit weights are from those of fp32.
+Each generates codes with top-k 250 and a guidance of 3, and decodes them to audio; on a GPU in bf16, audiocraft in the
+fp16 that it picks. A first, short piece of the same batch is made before the clock starts: compiling is reported by
+itself. Hugging Face's model is of the same shape with weights of its own. Each subject runs in a process of its own,
+so that one that fails takes no other's rows along. Then: how far guided logits of bf16 and of 8-bit weights are from
+those of fp32.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,7 @@ from musicgen_core.codes import CODEBOOKS, FRAME_RATE, SAMPLE_RATE
 from musicgen_core.config import SamplingSettings
 from musicgen_core.devices import pick_device
 from musicgen_core.generation.engine import Engine, decodes_fast, frames_of
+from musicgen_core.generation.sampling import guide
 from musicgen_core.model.decoder import TextCondition
 from musicgen_core.model.lora import load_merged
 from musicgen_core.model.text import TextEncoder
@@ -61,7 +66,7 @@ def audiocraft(model: BaseModel, device: torch.device) -> Make:
             Path(name).symlink_to(model.directory / TEXT_ENCODER)
         lm = loaders.load_lm_model(str(model.directory), device=str(device))
     codec = loaders.load_compression_model(str(model.directory), device=str(device))
-    musicgen = import_audiocraft("audiocraft.models").MusicGen("random", codec, lm.to(_half(device)), max_duration=30)
+    musicgen = import_audiocraft("audiocraft.models").MusicGen("random", codec, lm, max_duration=30)
 
     def make(batch: int, seconds: float) -> Any:
         musicgen.set_generation_params(duration=seconds, top_k=250, cfg_coef=GUIDANCE)
@@ -70,8 +75,16 @@ def audiocraft(model: BaseModel, device: torch.device) -> Make:
     return make
 
 
-def huggingface(model: BaseModel, device: torch.device, cache: str | None) -> Make:
-    from transformers import EncodecConfig, MusicgenConfig, MusicgenDecoderConfig, MusicgenForConditionalGeneration
+def huggingface(model: BaseModel, device: torch.device, is_static: bool) -> Make:
+    from transformers import (
+        DynamicCache,
+        EncodecConfig,
+        EncoderDecoderCache,
+        MusicgenConfig,
+        MusicgenDecoderConfig,
+        MusicgenForConditionalGeneration,
+        StaticCache,
+    )
     from transformers import T5Config as TextConfig
 
     shape = load_merged(model, None, "meta", torch.float32).config
@@ -100,26 +113,35 @@ def huggingface(model: BaseModel, device: torch.device, cache: str | None) -> Ma
     hf = hf.to(_half(device)).eval()
     tokenizer = TextEncoder(model.text_encoder, device).tokenizer
 
+    class Static(StaticCache):
+        def get_seq_length(self, layer_idx: int = 0) -> int:
+            return int(super().get_seq_length(layer_idx))  # which is added to tensors on the CPU
+
     def make(batch: int, seconds: float) -> Any:
         inputs = tokenizer([PROMPT] * batch, return_tensors="pt").to(device)
-        more = {"cache_implementation": cache} if cache else {}
-        steps = frames_of(seconds) + CODEBOOKS - 1
+        steps, more = frames_of(seconds) + CODEBOOKS - 1, {}
+        if is_static:  # MusicGen's generate makes none, whatever `cache_implementation` says
+            shape = hf.decoder.config
+            own, of_text = Static(config=shape, max_cache_len=steps + 2), DynamicCache(config=shape)
+            more = {"past_key_values": EncoderDecoderCache(own, of_text), "disable_compile": True}
         return hf.generate(**inputs, do_sample=True, guidance_scale=GUIDANCE, max_new_tokens=steps, top_k=250, **more)
 
     return make
 
 
+DISTANCES = "distances"
 SUBJECTS: dict[str, Callable[[BaseModel, torch.device], Make]] = {
     "project": project,
     "project, 8-bit weights": partial(project, bits=8),
     "audiocraft": audiocraft,
-    "Hugging Face, dynamic cache": partial(huggingface, cache=None),
-    "Hugging Face, static cache": partial(huggingface, cache="static"),
+    "Hugging Face, dynamic cache": partial(huggingface, is_static=False),
+    "Hugging Face, static cache": partial(huggingface, is_static=True),
 }
 
 
 def measure(make: Make, batch: int, seconds: float, device: torch.device) -> str:
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     first = _timed(partial(make, batch, min(SHORT_SECONDS, seconds)), device)
     taken = _timed(partial(make, batch, seconds), device)
@@ -168,7 +190,7 @@ def _logits(
     text: TextCondition,
     codes: torch.Tensor,
 ) -> torch.Tensor:
-    """[steps, 2, K, cardinality], teacher forced: every step reads the given codes."""
+    """Guided, [steps, K, cardinality]; teacher forced: every step reads the given codes."""
     lm = load_merged(model, None, device, dtype)
     steps = codes.shape[-1] - CODEBOOKS
     found = []
@@ -185,42 +207,74 @@ def _logits(
         for at in range(steps):
             session.position.fill_(at)
             found.append(decoding.step(session).float().cpu())
-    return torch.stack(found)
+    conditional, unconditional = torch.stack(found).unbind(dim=1)
+    return guide(conditional, unconditional, GUIDANCE)
 
 
 def _half(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def rows_of(name: str, model: BaseModel, device: torch.device, batches: Sequence[int], seconds: float) -> Iterator[str]:
-    """Rows of the table; of a peer that can't do it, the reason."""
+def lines_of(name: str, given: argparse.Namespace) -> Iterator[str]:
+    """Rows of the table, one a batch; of what can't be done, the reason."""
+    device, model = pick_device(given.device), find_model(given.model)
+    if name == DISTANCES:
+        yield from distances(model, device)
+        return
+    seconds = given.seconds if name.startswith("project") else given.peer_seconds or given.seconds
     try:
         make = SUBJECTS[name](model, device)
-        for batch in batches:
-            yield f"| {name} | {batch} | {measure(make, batch, seconds, device)} |"
     except Exception as error:
-        yield f"| {name} | | {type(error).__name__}: {str(error).splitlines()[0]} |"
+        yield f"| {name} | | {_reason(error)} |"
+        return
+    for batch in given.batches:
+        try:
+            figures = measure(make, batch, seconds, device)
+        except Exception as error:
+            figures = _reason(error)
+        yield f"| {name} | {batch} | {seconds:g} | {figures} |"
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def in_own_process(name: str, timeout: float) -> list[str]:
+    """What `lines_of` a subject gives, as far as it gets."""
+    command = [sys.executable, "-m", "bench.generate", *sys.argv[1:], "--only", name]
+    with tempfile.TemporaryFile("w+") as output:
+        try:
+            code = subprocess.run(command, stdout=output, timeout=timeout, check=False).returncode
+            ended = f"ended with {code}" if code else ""
+        except subprocess.TimeoutExpired:
+            ended = f"nothing more within {timeout:g} s"
+        output.seek(0)
+        lines = [line.rstrip() for line in output if line.startswith("| ")]
+    if ended:
+        lines.append(f"| {name} | | {ended} |")
+    print(*lines, sep="\n", flush=True)
+    return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a directory that bench.random_large made, or debug")
-    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+    parser.add_argument("--subjects", nargs="+", choices=[*SUBJECTS, DISTANCES], default=[*SUBJECTS, DISTANCES])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--peer-seconds", type=float, help="of audiocraft's and Hugging Face's pieces: they take long")
+    parser.add_argument("--timeout", type=float, default=3600.0, help="seconds that a subject may take")
     parser.add_argument("--device", default="auto")
-    arguments = parser.parse_args()
-    device, model = pick_device(arguments.device), find_model(arguments.model)
-    rows = []
-    for name in arguments.subjects:
-        for row in rows_of(name, model, device, arguments.batches, arguments.seconds):
-            rows.append(row)
-            print(row, flush=True)
-        gc.collect()
-        torch.cuda.empty_cache()
-    far = distances(model, device)
-    print("\n| what | pieces | s | × real time | ms a step | first, with compiling, s | GiB |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |", *rows, sep="\n")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.only:
+        for line in lines_of(given.only, given):
+            print(line, flush=True)
+        return
+    tables = {name: in_own_process(name, given.timeout) for name in given.subjects}
+    far = tables.pop(DISTANCES, [])
+    print("\n| what | pieces | of s | s | × real time | ms a step | first, with compiling, s | GiB |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", *chain(*tables.values()), sep="\n")
     print("\n| logits of | distance from fp32 | same greedy codes |\n| --- | ---: | ---: |", *far, sep="\n")
 
 

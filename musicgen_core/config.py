@@ -206,9 +206,14 @@ class SamplingSettings(Settings):
         le=1,
         description="sample from the likeliest codes that hold this much probability, instead of top-k; 0: off",
     )
-    temperature: float = Field(1.0, gt=0, description="above 1 more surprising, below 1 more predictable")
+    temperature: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="above 1 more surprising, below 1 more predictable"
+    )
     guidance: float | None = Field(
-        None, ge=0, description="how strongly the text guides (classifier-free guidance); by default the model's own"
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="how strongly the text guides (classifier-free guidance); by default the model's own",
     )
 
 

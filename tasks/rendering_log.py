@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from functools import partial
 
-from musicgen_core.generation.request import Rendered
+from musicgen_core.generation.request import Rendered, page_of
 from tasks.artifacts import Artifacts, code_cell, text_cell
 from tasks.previews import longest_seconds, player
 from tasks.progress import LOG_EVERY_SECONDS, Pace, Update, report, run_logger
 
 SHOW_EVERY_SECONDS = 5.0
-PLAYED = 10
+PLAYED = 32
 """Prompts whose music can be played in the UI"""
 
 
@@ -31,6 +32,8 @@ class RenderingLog:
         self._logger = run_logger()
         self._showing, self._logging = Pace(SHOW_EVERY_SECONDS), Pace(LOG_EVERY_SECONDS)
         self._rendered: defaultdict[int, list[Rendered]] = defaultdict(list)
+        self._started = time.monotonic()
+        self._logger.info("rendering %d %s to %s", prompts, "prompt" if prompts == 1 else "prompts", output)
         self._show_progress(0, 1, f"Rendering {prompts} prompts: reading the model")
 
     def hear(self, done: int, total: int, text: str) -> None:
@@ -59,6 +62,9 @@ class RenderingLog:
             for one in sorted(pieces, key=lambda piece: piece.wav)
         ]
         self._artifacts.table("generated-music", rows, "What was rendered")
+        music, taken = sum(one.seconds for one in pieces), time.monotonic() - self._started
+        count = "1 piece" if len(pieces) == 1 else f"{len(pieces)} pieces"
+        self._logger.info("rendered %s, %.1f s of music in %.0f s: %s", count, music, taken, page_of(pieces))
 
     def _show_progress(self, done: int, total: int, text: str) -> None:
         self._artifacts.progress("rendering", done, total, text)

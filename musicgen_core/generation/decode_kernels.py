@@ -89,10 +89,12 @@ def linear_kernel(  # type: ignore[no-untyped-def]
 @triton.jit
 def attend_kernel(  # type: ignore[no-untyped-def]
     q, keys, values, lengths, position, out, totals, stats, positions, scale,
-    HEADS: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, OWN: tl.constexpr,
+    HEADS: tl.constexpr, HEAD: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr,
+    OWN: tl.constexpr,
 ):  # fmt: skip
-    """One query a row and head: q and out [R, HEADS · HEAD], keys and values [R, HEADS, positions, HEAD].
+    """One query a row and head: q, the sum of [PARTS, R, HEADS · HEAD]; out [R, HEADS · HEAD].
 
+    Keys and values are [R, HEADS, positions, HEAD].
     OWN: over everything up to position; else over the first lengths [R] of them. With SPLITS, totals
     [R · HEADS, SPLITS, HEAD] and stats [R · HEADS, SPLITS, 2] are written for `join_kernel`.
     """
@@ -103,7 +105,10 @@ def attend_kernel(  # type: ignore[no-untyped-def]
     else:
         length = tl.load(lengths + head // HEADS)
     each = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK) * BLOCK
-    query = tl.load(q + head * HEAD + d).to(tl.float32) * scale
+    query = tl.zeros((HEAD,), dtype=tl.float32)
+    for part in tl.static_range(PARTS):
+        query += tl.load(q + (part * tl.num_programs(0) + head) * HEAD + d).to(tl.float32)
+    query *= scale
     most = -1e30  # finite: a split may have nothing to look at
     weight = 0.0
     total = tl.zeros((HEAD,), dtype=tl.float32)

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from musicgen_core.generation import decode_kernels as kernels
 from musicgen_core.model.decoder import DecoderLayer, LayerCache, MusicgenLM, TextCondition, sinusoids
 
-_MOST_PARTS = 4
+
+def _parts(rows: int) -> int:
+    """Of a sum over the inputs, so that a layer with few outputs has programs enough. Measured on an H100."""
+    return 4 if rows <= 32 else 2
 
 
 class _Linear:
@@ -22,12 +25,11 @@ class _Linear:
     Args:
         weight: [out, in].
         bits: 16, or 8 with a scale a row.
-        parts: of the sum over the inputs, so that a layer with few outputs has programs enough.
     """
 
-    def __init__(self, weight: Tensor, bits: int, parts: int = 1) -> None:
+    def __init__(self, weight: Tensor, bits: int) -> None:
         self.out, self.width = weight.shape
-        self.weight, self.parts = weight, parts
+        self.weight = weight
         self.scales: Tensor | None = None
         if bits == 8:
             exact = weight.float()
@@ -35,17 +37,26 @@ class _Linear:
             self.weight = (exact / self.scales[:, None]).round().to(torch.int8)
 
     def __call__(
-        self, x: Tensor, out: Tensor, gelu: bool = False, cache: Tensor | None = None, at: Tensor | None = None
+        self,
+        x: Tensor,
+        out: Tensor,
+        parts: int = 1,
+        gelu: bool = False,
+        cache: Tensor | None = None,
+        at: Tensor | None = None,
     ) -> None:
-        """x [R, in] → out [parts, R, out], or with a cache [2, R, heads, positions, …] what is no query goes there."""
+        """x [R, in] → out [parts, R, out], or with a cache [2, R, heads, positions, …] what is no query goes there.
+
+        The sum of the parts is what the layer gives.
+        """
         rows = len(x)
         heads, positions, head = cache.shape[2:] if cache is not None else (1, 1, 1)
         tall = min(64, max(16, triton.next_power_of_2(rows)))
-        wide = 64 if tall == 64 and self.parts == 1 else 32
-        kernels.linear_kernel[(self.out // wide, triton.cdiv(rows, tall), self.parts)](
+        wide = 64 if tall == 64 and parts == 1 else 32
+        kernels.linear_kernel[(self.out // wide, triton.cdiv(rows, tall), parts)](
             x, self.weight, self.scales, out, cache, at, rows, positions,
-            N=self.out, K=self.width, HEADS=heads, HEAD=head, BM=tall, BN=wide, BK=min(128, self.width // self.parts),
-            PARTS=self.parts, STAGES=5, GELU=gelu, QKV=cache is not None, SCALED=self.scales is not None,
+            N=self.out, K=self.width, HEADS=heads, HEAD=head, BM=tall, BN=wide, BK=min(128, self.width // parts),
+            PARTS=parts, STAGES=5, GELU=gelu, QKV=cache is not None, SCALED=self.scales is not None,
             num_warps=4 if tall == 64 or self.scales is not None else 2,
         )  # fmt: skip
 
@@ -69,11 +80,11 @@ def _pack(layer: DecoderLayer, bits: int) -> _Layer:
     return _Layer(
         (layer.self_attn_layer_norm, layer.encoder_attn_layer_norm, layer.final_layer_norm),
         qkv=_Linear(weight, bits),
-        out=_Linear(own.out_proj.weight.data, bits, _MOST_PARTS),
+        out=_Linear(own.out_proj.weight.data, bits),
         text_q=_Linear(cross.q_proj.weight.data, bits),
-        text_out=_Linear(cross.out_proj.weight.data, bits, _MOST_PARTS),
+        text_out=_Linear(cross.out_proj.weight.data, bits),
         fc1=_Linear(layer.fc1.weight.data, bits),
-        fc2=_Linear(layer.fc2.weight.data, bits, _MOST_PARTS),
+        fc2=_Linear(layer.fc2.weight.data, bits),
     )
 
 
@@ -88,7 +99,7 @@ class Session:
         text: [layers, 2, R, heads, words, dim / heads] and
         words: [R], how many of them count.
         x: [R, dim], fp32, the residual stream, to which
-        parts: [_MOST_PARTS, R, dim] are still to be added.
+        parts: [parts, R, dim] are still to be added; between norms also the queries of cross-attention.
         logits: [R, K, cardinality], fp32.
     """
 
@@ -148,7 +159,7 @@ class Decoding:
             text=of_texts,
             words=text.attend.flatten(1).sum(dim=1).int(),
             x=single(rows, config.dim),
-            parts=single(_MOST_PARTS, rows, config.dim),
+            parts=single(_parts(rows), rows, config.dim),
             y=half(rows, config.dim),
             q=half(rows, config.dim),
             attended=half(rows, config.dim),
@@ -182,25 +193,25 @@ class Decoding:
 
     def step(self, s: Session) -> Tensor:
         """Read the column at `position`, keep its keys and values → logits [R, K, cardinality] of the next column."""
-        config, rows = self.config, len(s.x)
+        config, rows, parts = self.config, len(s.x), len(s.parts)
         kernels.embed_kernel[(rows,)](
             s.sequence, s.position, self._tables, self._sinusoids, s.x, len(s.sequence), s.sequence.shape[2],
             CODEBOOKS=config.codebooks, WORDS=config.cardinality + 1, D=config.dim,
             N=triton.next_power_of_2(config.dim),
         )  # fmt: skip
         for number, (layer, cache, text) in enumerate(zip(self._layers, s.caches, s.text, strict=True)):
-            _norm(s, layer.norms[0], _MOST_PARTS if number else 0)
+            _norm(s, layer.norms[0], parts if number else 0)
             layer.qkv(s.y, s.q, cache=cache, at=s.position)
             _attend_own(s, cache)
-            layer.out(s.attended, s.parts)
-            _norm(s, layer.norms[1], _MOST_PARTS)
-            layer.text_q(s.y, s.q)
-            _attend(s, text, splits=1, own=False)
-            layer.text_out(s.attended, s.parts)
-            _norm(s, layer.norms[2], _MOST_PARTS)
+            layer.out(s.attended, s.parts, parts)
+            _norm(s, layer.norms[1], parts)
+            layer.text_q(s.y, s.parts, parts)
+            _attend(s, s.parts, text, splits=1, own=False)
+            layer.text_out(s.attended, s.parts, parts)
+            _norm(s, layer.norms[2], parts)
             layer.fc1(s.y, s.z, gelu=True)
-            layer.fc2(s.z, s.parts)
-        _norm(s, self._norm, _MOST_PARTS)
+            layer.fc2(s.z, s.parts, parts)
+        _norm(s, self._norm, parts)
         self._heads(s.y, s.logits)
         return s.logits
 
@@ -214,18 +225,19 @@ def _norm(s: Session, norm: nn.LayerNorm, parts: int) -> None:
 
 def _attend_own(s: Session, cache: Tensor) -> None:
     splits = s.totals.shape[1]
-    _attend(s, cache, splits, own=True)
+    _attend(s, s.q[None], cache, splits, own=True)
     if splits > 1:
         heads, _, head = s.totals.shape
         kernels.join_kernel[(heads,)](s.totals, s.stats, s.attended, HEAD=head, SPLITS=splits, num_warps=1)
 
 
-def _attend(s: Session, cache: Tensor, splits: int, own: bool) -> None:
+def _attend(s: Session, queries: Tensor, cache: Tensor, splits: int, own: bool) -> None:
+    """queries: [parts, R, dim], the sum of which counts."""
     _, rows, heads, positions, head = cache.shape
     few = splits == 8
     kernels.attend_kernel[(rows * heads, splits)](
-        s.q, cache[0], cache[1], s.words, s.position, s.attended, s.totals, s.stats, positions, head**-0.5,
-        HEADS=heads, HEAD=head, BLOCK=128 if few else 64 if own else 32, SPLITS=splits, OWN=own,
+        queries, cache[0], cache[1], s.words, s.position, s.attended, s.totals, s.stats, positions, head**-0.5,
+        HEADS=heads, HEAD=head, PARTS=len(queries), BLOCK=128 if few else 64 if own else 32, SPLITS=splits, OWN=own,
         num_warps=4 if few else 1,
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
@@ -188,4 +189,6 @@ def _noise(streams: Sequence[int], codebooks: int, steps: int) -> Tensor:
 def decodes_fast(weight: Tensor) -> bool:
     """Whether a model with such weights can run on `decoding`'s kernels."""
     half = weight.dtype in (torch.bfloat16, torch.float16)
-    return weight.is_cuda and half and torch.cuda.get_device_capability(weight.device) >= (8, 0) and can_compile()
+    if not weight.is_cuda or not half or torch.cuda.get_device_capability(weight.device) < (8, 0):
+        return False
+    return find_spec("triton") is not None and can_compile()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,17 +20,25 @@ from musicgen_core import storage
 from musicgen_core.codec import Codec
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.devices import compute_dtype, pick_device
-from musicgen_core.errors import ConfigError
+from musicgen_core.errors import ConfigError, DeviceError
 from musicgen_core.generation.engine import Engine
 from musicgen_core.generation.files import Piece, write_piece
 from musicgen_core.generation.loudness import normalize
 from musicgen_core.generation.page import write_index
-from musicgen_core.generation.plan import PlannedPiece, batches, bytes_of_caches, fitting_size, plan
+from musicgen_core.generation.plan import (
+    ENGINE_BATCH_SIZES,
+    PlannedPiece,
+    batches,
+    bytes_of_caches,
+    fitting_size,
+    plan,
+)
 from musicgen_core.generation.request import Rendered, RenderRequest
 from musicgen_core.model.lora import Adapter, find_adapter, load_adapter, load_merged
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, file_sha256, find_model, guidance_defaults
 
+logger = logging.getLogger(__name__)
 WRITERS = 4
 """Threads that write files: drawing and encoding several pieces at once"""
 SHARE_FOR_CACHES = 0.7
@@ -139,6 +148,7 @@ class _Rendering:
         self._writing: list[Future[_Made]] = []
         self._text = TextEncoder(model.text_encoder, self._device)
         self._begun = 0  # pieces
+        self._most = 64  # pieces side by side
         self._frames, self._total = 0, voices * sum(_new_frames(piece) for piece in pieces)
 
     def run(self, voice_number: int, voice: _Voice) -> None:
@@ -151,16 +161,40 @@ class _Rendering:
         engine = Engine(lm, self._text, guidance_defaults(model).inference_coefficient, request.weight_bits)
         engine.pack()
         for batch, size in batches(self._pieces, partial(self._size_for, engine)):
-            started = time.monotonic()
-            try:
-                codes = self._generate(engine, batch, size)
-                audio = self._decode(codes)
-            finally:  # also where this batch is interrupted: those before it are finished
-                self._hand_over()
-            made = {"engine_batch_size": size, "render_seconds": round((time.monotonic() - started) / len(batch), 3)}
-            write = partial(self._write, voice_number, voice, engine.coefficient(request.settings), made)
-            self._writing = [self._writers.submit(write, *one) for one in zip(batch, codes, audio, strict=True)]
+            self._render(voice_number, voice, engine, batch, size)
         self._hand_over()
+
+    def _render(
+        self, voice_number: int, voice: _Voice, engine: Engine, batch: Sequence[PlannedPiece], size: int
+    ) -> None:
+        """Out of memory, take fewer pieces side by side from here on."""
+        started = time.monotonic()
+        try:
+            music = self._attempt(engine, batch, size)
+        finally:  # also where this batch is interrupted: those before it are finished
+            self._hand_over()
+        if music is None:
+            smaller = self._most = _smaller(size)
+            logger.warning("out of GPU memory: %d pieces side by side from here on, not %d", smaller, size)
+            torch.cuda.empty_cache()
+            for start in range(0, len(batch), smaller):
+                self._render(voice_number, voice, engine, batch[start : start + smaller], smaller)
+            return
+        self._frames += sum(_new_frames(piece) for piece in batch)
+        self._begun += len(batch)
+        made = {"engine_batch_size": size, "render_seconds": round((time.monotonic() - started) / len(batch), 3)}
+        write = partial(self._write, voice_number, voice, engine.coefficient(self._request.settings), made)
+        self._writing = [self._writers.submit(write, *one) for one in zip(batch, *music, strict=True)]
+
+    def _attempt(
+        self, engine: Engine, batch: Sequence[PlannedPiece], size: int
+    ) -> tuple[list[Tensor], list[Tensor]] | None:
+        """Codes and audio of each piece. None: out of memory; the error would keep what had been allocated."""
+        try:
+            codes = self._generate(engine, batch, size)
+            return codes, self._decode(codes)
+        except torch.OutOfMemoryError:
+            return None
 
     def _hand_over(self) -> None:
         """Deliver the pieces that are being written, once they are."""
@@ -171,13 +205,14 @@ class _Rendering:
     def _size_for(self, engine: Engine, left: int, frames: int) -> int:
         """Places in the next batch, some of which may stay empty."""
         if self._request.batch_size is not None:
-            return self._request.batch_size
+            return min(self._request.batch_size, self._most)
         if self._device.type != "cuda":
             return 1  # a prompt's codes then can't depend on any other's
         free, _ = torch.cuda.mem_get_info(self._device)
         free += torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
         window = min(frames, engine.window)
-        return fitting_size(left, int(SHARE_FOR_CACHES * free / bytes_of_caches(engine.lm.config, window)))
+        fitting = int(SHARE_FOR_CACHES * free / bytes_of_caches(engine.lm.config, window))
+        return fitting_size(left, min(fitting, self._most))
 
     def _generate(self, engine: Engine, batch: Sequence[PlannedPiece], size: int) -> list[Tensor]:
         """Codes [4, frames] of each piece; the batch is filled up to its size, so that it always computes alike."""
@@ -202,8 +237,6 @@ class _Rendering:
             [piece.frames for piece in batch] + empty * [given + 1],
             known,
         )
-        self._frames += new
-        self._begun += len(batch)
         return codes[: len(batch)]
 
     def _decode(self, codes: Sequence[Tensor]) -> list[Tensor]:
@@ -261,6 +294,21 @@ def _write_pages(request: RenderRequest, made: Sequence[_Made]) -> None:
     pieces = [(storage.as_path(piece.rendered.wav).stem, piece.sidecar) for piece in made]
     for place in filter(None, (request.out, request.copy_to)):
         write_index(place, pieces)
+
+
+def _smaller(size: int) -> int:
+    """The engine's next smaller batch size.
+
+    Raises:
+        DeviceError: there is none.
+    """
+    found = [smaller for smaller in ENGINE_BATCH_SIZES if smaller < size]
+    if not found:
+        raise DeviceError(
+            "one piece at a time doesn't fit the GPU's memory",
+            "Stop other programs on the GPU (nvidia-smi shows them), give a shorter --duration, or use --device cpu",
+        )
+    return found[-1]
 
 
 def _new_frames(piece: PlannedPiece) -> int:

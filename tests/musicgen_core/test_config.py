@@ -204,3 +204,8 @@ def test_a_file_that_is_no_settings_is_named_in_one_line(tmp_path: Path, content
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml can't be read"):
         read_yaml(tmp_path / "none.yaml")
+
+
+def test_settings_of_sampling_are_finite_so_that_sidecars_are_json() -> None:
+    with pytest.raises(ConfigError, match="2 problems"):
+        validate(SamplingSettings, {"guidance": float("inf"), "temperature": float("inf")})

@@ -18,6 +18,7 @@ from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.config import SamplingSettings
 from musicgen_core.errors import Cancelled, DeviceError
 from musicgen_core.generation.engine import Engine, window_bounds
+from musicgen_core.generation.sampling import guide
 from musicgen_core.generation.streams import stream_seed
 from musicgen_core.model.decoder import TextCondition
 from musicgen_core.model.lora import Adapter, load_merged, merged_checkpoint
@@ -265,3 +266,17 @@ def test_greedy_codes_are_audiocrafts_over_30_s(
     engine = replace(exact_engine, lm=load_merged(debug_model, adapter, "cpu", torch.float64))
     codes = engine.generate(PROMPTS[1:2], SamplingSettings(duration=30, greedy=True), [0])
     assert_same(codes, audiocraft_greedy(lm, PROMPTS[1], 1500))
+
+
+def test_guided_logits_in_bf16_are_within_5_percent_of_those_in_fp32(debug_model: BaseModel) -> None:
+    text = TextEncoder(debug_model.text_encoder).encode(["slow piano"])
+    both = TextCondition(torch.cat([text.states, 0 * text.states]), torch.cat([text.mask, 0 * text.mask]).bool())
+    codes = torch.randint(2048, (1, 4, 20), generator=torch.Generator().manual_seed(0))
+    guided = []
+    for dtype in (torch.float32, torch.bfloat16):
+        lm = load_lm(debug_model, dtype=dtype)
+        caches, mask = lm.new_cache(both, codes.shape[-1])
+        steps = [lm.step(torch.cat([column, column]), caches, mask, at) for at, column in enumerate(codes.split(1, -1))]
+        guided.append(guide(*torch.stack(steps).float().chunk(2, dim=1), GUIDANCE))
+    exact, rounded = guided
+    assert 0 < (rounded - exact).norm() / exact.norm() < 0.05

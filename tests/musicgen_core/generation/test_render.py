@@ -13,7 +13,7 @@ import torch
 
 from musicgen_core import storage
 from musicgen_core.config import SamplingSettings
-from musicgen_core.errors import AdapterError, Cancelled, ConfigError
+from musicgen_core.errors import AdapterError, Cancelled, ConfigError, DeviceError
 from musicgen_core.generation import render as rendering
 from musicgen_core.generation.plan import bytes_of_caches
 from musicgen_core.generation.prompts import Prompt
@@ -236,6 +236,29 @@ def test_memory_decides_how_many_pieces_a_gpu_makes_side_by_side(
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2000)
     pieces = render(request_for(variations=6, duration=0.1))
     assert sizes == [8, 8] and len(pieces) == 12
+
+
+def test_out_of_memory_fewer_pieces_are_made_side_by_side_and_all_of_them(
+    request_for: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [f"number {number}" for number in range(10)]
+    one_by_one = render(request_for("one by one", prompts=prompts, save_codes=True))
+    own, most = rendering.Engine.generate, 8
+
+    def generate(engine: Any, prompts: Any, *others: Any) -> Any:
+        if len(prompts) > most:
+            raise torch.OutOfMemoryError("as a GPU would")
+        return own(engine, prompts, *others)
+
+    monkeypatch.setattr(rendering.Engine, "generate", generate)
+    made = render(request_for(prompts=prompts, save_codes=True, batch_size=32))
+    assert [piece.prompt for piece in made] == prompts
+    assert {sidecar_of(piece.wav)["engine_batch_size"] for piece in made} == {8}
+    for piece, alone in zip(made, one_by_one, strict=True):
+        assert np.array_equal(codes_of(piece.wav), codes_of(alone.wav))
+    most = 0
+    with pytest.raises(DeviceError, match="one piece at a time doesn't fit"):
+        render(request_for(batch_size=8))
 
 
 def test_the_same_prompt_twice_can_be_made_again_from_its_sidecar(request_for: Any) -> None:

@@ -1,0 +1,126 @@
+"""A training on one GPU and on several: how much faster, whether the same is learned, and what a dead process does.
+
+    python -m bench.random_large MODEL
+    python -m bench.many_gpus MODEL --workdir DIR [--gpus 2] [--steps 24] [--kill-at 12]
+
+Trains on random codes, 30 s a clip, as `train --gpus N` does it, the same 16 clips a step. Then a training on all GPUs
+whose last process is killed (SIGKILL), and which goes on, on one. Losses are compared step by step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import statistics
+import time
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+
+from bench.load_tokens import make_shards
+from musicgen_core.codec import codec_identity
+from musicgen_core.config import TrainSettings
+from musicgen_core.errors import MusicgenError
+from musicgen_core.model.weights import find_model
+from musicgen_core.training.launch import launch
+from musicgen_core.training.request import TrainRequest
+
+Rows = list[dict[str, float]]
+
+
+def settings(gpus: int, given: argparse.Namespace) -> TrainSettings:
+    return TrainSettings(
+        gpus=gpus,
+        max_steps=given.steps,
+        base_precision=given.base_precision,
+        lora_dropout=given.dropout,
+        full_models="none",
+        validation_fraction=0.02,
+        sample_prompts=[],
+        save_every_steps=max(2, given.kill_at // 2),
+        **{"batch_size": given.batch_size, "gradient_accumulation_steps": 16 // gpus // given.batch_size}
+        if given.batch_size
+        else {},
+    )
+
+
+def trained(gpus: int, run_dir: Path, given: argparse.Namespace, kill_at: int | None = None) -> Rows:
+    """A row a step; also of a training one of whose processes is killed at a step."""
+    rows: Rows = []
+
+    def on_step(row: dict[str, float]) -> None:
+        rows.append(row)
+        if row["step"] == kill_at:
+            os.kill(_worker(gpus - 1), signal.SIGKILL)
+
+    request = TrainRequest(
+        str(given.workdir / "tokens"), str(run_dir), given.model, settings(gpus, given), given.device
+    )
+    began = time.monotonic()
+    try:
+        result = launch(request, gpus, on_step=on_step)
+        print(f"{gpus} GPUs: {result.ending}, steps {result.resumed_from} to {result.steps}", flush=True)
+    except MusicgenError as error:
+        print(f"{gpus} GPUs: after {time.monotonic() - began:.0f} s: {error}", flush=True)
+    return rows
+
+
+def _worker(local_rank: int) -> int:
+    """The process of a rank on this machine; those that it started have its environment too, and come later."""
+    found = []
+    for process in psutil.process_iter(["pid", "environ"]):
+        if (process.info["environ"] or {}).get("LOCAL_RANK") == str(local_rank):
+            found.append(process.info["pid"])
+    return min(found)
+
+
+def speed(rows: Rows) -> float:
+    """audio-s/s, the median of the steps after compiling; the last one validates."""
+    return statistics.median(row["train/audio_seconds_per_sec"] for row in rows[4:-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--gpus", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--kill-at", type=int, default=12)
+    parser.add_argument("--batch-size", type=int, help="by default that of the GPU's preset")
+    parser.add_argument("--base-precision", default="bf16")
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--twice", action="store_true", help="train on one GPU twice, too")
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    tokens = given.workdir / "tokens"
+    if not tokens.exists():
+        tokens.mkdir(parents=True)
+        clips = 16 * given.steps + 32
+        make_shards(tokens, shards=1, clips=clips, codec=codec_identity(find_model(given.model)), words=4)
+    runs = given.workdir / f"runs-{time.time_ns()}"
+    alone = trained(1, runs / "one", given)
+    together = trained(given.gpus, runs / "all", given)
+    print(f"one GPU {speed(alone):.0f} audio-s/s, {given.gpus} GPUs {speed(together):.0f}: ", end="")
+    print(f"{speed(together) / speed(alone):.3f} times", flush=True)
+    tell("on all GPUs", alone, together)
+    killed = trained(given.gpus, runs / "killed", given, kill_at=given.kill_at)
+    resumed = trained(1, runs / "killed", given)
+    print(f"killed at step {given.kill_at}; on one GPU it went on with step {resumed[0]['step']:.0f}")
+    tell("killed, then on one GPU", alone, killed + resumed)
+    if given.twice:
+        tell("on one GPU again", alone, trained(1, runs / "again", given))
+
+
+def tell(how: str, alone: Rows, other: Rows) -> None:
+    """The losses of both."""
+    by_step = {row["step"]: row["train/loss"] for row in other}
+    pairs = [(row["train/loss"], by_step[row["step"]]) for row in alone]
+    print(f"losses on one GPU, and {how}:", *(f"{one:.5f} {that:.5f}" for one, that in pairs), sep="\n  ")
+    print(f"never further apart than {max(abs(one - that) for one, that in pairs):.6f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
