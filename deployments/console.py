@@ -65,6 +65,7 @@ def show_core_messages() -> None:
     logger = logging.getLogger("musicgen_core")
     if not any(isinstance(handler, _CoreMessages) for handler in logger.handlers):
         logger.addHandler(_CoreMessages(logging.INFO))
+        logger.setLevel(logging.INFO)
 
 
 def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:

@@ -19,6 +19,8 @@ DEFAULTS = {
     "PREFECT_SERVER_UI_V2_ENABLED": "false",
     # What the core logs is shown in the UI with the run that it belongs to.
     "PREFECT_LOGGING_EXTRA_LOGGERS": "musicgen_core",
+    # It also works outside of runs, and in threads that belong to none.
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     # What automations wait for is not forgotten while the server is away: a run may have died with it.
     "PREFECT_SERVER_EVENTS_EXPIRED_BUCKET_BUFFER": "P7D",
     # A sign of life every so many seconds, the least that Prefect allows; deployments/automations.yaml counts on it.

@@ -7,7 +7,7 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows.orphans import end_with_worker
+from flows.beginning import begin
 from flows.parameters import DEFAULT_MODEL, Device, Model, Tokens, place, run_name, spread
 from flows.retraining import last_completed
 from flows.run_form import explained
@@ -15,7 +15,6 @@ from musicgen_core import storage
 from musicgen_core.errors import ConfigError
 from musicgen_core.evaluation.request import EvaluateRequest, EvaluateSettings, Evaluation
 from tasks.evaluating import evaluate_adapter as evaluate_in_task
-from tasks.keys import export_secrets
 
 
 @explained
@@ -42,8 +41,7 @@ def evaluate_adapter(
     settings: EvaluateSettings,
 ) -> Evaluation:
     """Compare an adapter with its base model on clips that it has not learned from."""
-    end_with_worker()
-    export_secrets()
+    begin()
     chosen = adapter or _last_trained(model)
     request = EvaluateRequest(place(tokens, "musicgen_tokens"), chosen, model, output, device, settings)
     return evaluate_in_task(name=storage.as_path(chosen).name, request=request)

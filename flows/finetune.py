@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from prefect import flow, get_run_logger
 from pydantic import Field
 
+from flows.beginning import begin
 from flows.generate_music import generate_music
-from flows.orphans import end_with_worker
 from flows.parameters import (
     DEFAULT_MODEL,
     Archives,
@@ -82,7 +82,7 @@ def finetune(
     tokenizing: TokenizeSettings,
 ) -> FinetuneResult:
     """Tokenize the archives, train an adapter on them, and make music with it."""
-    end_with_worker()
+    begin()
     directory = run_dir or str(storage.as_path(place(None, "musicgen_runs")) / new_folder("finetune"))
     state = tokenize_archives(
         archives=archives,

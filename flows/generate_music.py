@@ -7,7 +7,7 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows.orphans import end_with_worker
+from flows.beginning import begin
 from flows.parameters import DEFAULT_MODEL, Device, Model, Output, new_folder, place, run_name, spread
 from flows.run_form import explained
 from musicgen_core import storage
@@ -15,7 +15,6 @@ from musicgen_core.config import DEFAULT_PROMPTS, Format, SamplingSettings
 from musicgen_core.generation.prompts import Prompt, read_prompts
 from musicgen_core.generation.request import Rendered, RenderRequest
 from tasks.generating import render_prompts
-from tasks.keys import export_secrets
 
 
 @explained
@@ -67,8 +66,7 @@ def generate_music(
     settings: SamplingSettings,
 ) -> list[Rendered]:
     """Make music from texts, with the adapter of a training or with the base model."""
-    end_with_worker()
-    export_secrets()
+    begin()
     wanted = [Prompt(prompt=text) for text in prompts or ()] + (read_prompts(prompts_file) if prompts_file else [])
     wanted = wanted or [Prompt(prompt=text) for text in DEFAULT_PROMPTS]
     request = RenderRequest(

@@ -13,7 +13,7 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Completed, Failed
 from upath import UPath
 
-from flows.orphans import end_with_worker
+from flows.beginning import begin
 from flows.parameters import (
     DEFAULT_MODEL,
     Archives,
@@ -41,7 +41,6 @@ from musicgen_core.data.match_report import match_report
 from musicgen_core.data.shards import ShardReport, described_clips, is_whole, was_mended
 from musicgen_core.errors import ArchiveError, MusicgenError
 from tasks.artifacts import artifacts_of_run
-from tasks.keys import export_secrets
 from tasks.summary import show_summary, tokenized_section
 from tasks.tokenizing import stop_tokenizing, tokenize_archive
 from tasks.tokenizing_log import TokenizingLog, log_tokenizing
@@ -77,8 +76,7 @@ def tokenize_archives(
     settings: TokenizeSettings,
 ) -> State[TokenizeResult]:
     """Tokenize every clip of every archive with EnCodec, a task an archive; what is done already is kept."""
-    end_with_worker()
-    export_secrets()
+    begin()
     found = find_archives(_absolute(place(archives, "musicgen_archives")))
     target = _absolute(place(tokens, "musicgen_tokens"))
     storage.make_folder(storage.as_path(target))

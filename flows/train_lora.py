@@ -10,7 +10,7 @@ from prefect.states import Completed
 from pydantic import Field
 from upath import UPath
 
-from flows.orphans import end_with_worker
+from flows.beginning import begin
 from flows.parameters import DEFAULT_MODEL, Device, Evaluate, Model, Tokens, new_folder, place, run_name, spread
 from flows.retraining import is_begun, last_completed, new_archives
 from flows.run_form import explained
@@ -20,7 +20,6 @@ from musicgen_core.errors import ConfigError
 from musicgen_core.evaluation.request import EvaluateRequest
 from musicgen_core.training.request import TrainResult
 from tasks.evaluating import evaluate_training
-from tasks.keys import export_secrets
 from tasks.training import train_adapter
 
 
@@ -57,8 +56,7 @@ def train_lora(
     settings: TrainSettings,
 ) -> TrainResult | State[TrainResult]:
     """Fine-tune MusicGen with LoRA on tokenized clips. Running it again goes on where it stopped."""
-    end_with_worker()
-    export_secrets()
+    begin()
     directory = storage.as_path(run_dir or storage.as_path(place(None, "musicgen_runs")) / new_folder("train-lora"))
     shards = place(tokens, "musicgen_tokens")
     if init_from_latest and init_adapter:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sysconfig
+from pathlib import Path
 
 import torch
 
@@ -61,8 +63,13 @@ def memory_gib(device: torch.device) -> float:
 
 
 def can_compile() -> bool:
-    """Triton needs a C compiler at run time. Without one, say so and compute eagerly."""
-    found = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if not found:
-        logger.warning("there is no C compiler, which the GPU's fast kernels need: all is computed plainly, and slower")
-    return bool(found)
+    """Triton needs a C compiler and Python's headers at run time. Without them, say so and compute eagerly."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    missing = "no C compiler" if not compiler else None if _has_headers() else "no Python.h (Debian: python3-dev)"
+    if missing:
+        logger.warning("there is %s, which the GPU's fast kernels need: all is computed plainly, and slower", missing)
+    return missing is None
+
+
+def _has_headers() -> bool:
+    return (Path(sysconfig.get_paths()["include"]) / "Python.h").exists()

@@ -138,7 +138,7 @@ def wandb_line(folder: UPath, url: str | None = None) -> str:
     if url:
         return f"[WandB run]({url})"
     if (folder / "wandb").exists():
-        return f"WandB is offline; to send what it has: {code_cell(f'wandb sync {folder}/wandb')}"
+        return f"WandB is offline; to send what it has: {code_cell(f'wandb sync --no-skip-online {folder}/wandb')}"
     return ""
 
 

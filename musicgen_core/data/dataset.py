@@ -7,7 +7,7 @@ nothing else has to be saved.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -38,12 +38,14 @@ class Clips:
         shards: their codes and descriptions, memory-mapped.
         fingerprints: `ShardReport.content` by the stem of each archive.
         skipped: shards that are not whole, which are left out.
+        added: stems of archives that were not asked for.
         lease: keeps the shards in the cache.
     """
 
     shards: Sequence[PackedShard]
     fingerprints: dict[str, str]
     skipped: list[str]
+    added: Sequence[str] = ()
     lease: Lease | None = None
 
     def __len__(self) -> int:
@@ -105,12 +107,13 @@ class Descriptions(Sequence[str | None]):
         return shard.description(row)
 
 
-def load_clips(tokens: UPath, codec: str, folder: Path | None = None) -> Clips:
+def load_clips(tokens: UPath, codec: str, folder: Path | None = None, only: Collection[str] | None = None) -> Clips:
     """Every whole shard of `tokens`, through a cache on the local disk.
 
     Args:
         codec: the identity of the model's codec; codes of another mean nothing to it.
         folder: the cache's place; 12 kB per 30 s clip. By default the user's cache.
+        only: stems of the archives to take; by default, and where none of them is there, all.
 
     Raises:
         TokensError: no whole shards, damaged ones, or codes of another codec; no room in the cache.
@@ -122,9 +125,13 @@ def load_clips(tokens: UPath, codec: str, folder: Path | None = None) -> Clips:
             + (f" (not whole: {', '.join(skipped[:5])})" if skipped else ""),
             "Run musicgen-flows tokenize first, or check the path",
         )
+    added = [stem for stem in reports if only is not None and stem not in only]
+    if len(added) == len(reports):
+        added = []
+    reports = {stem: report for stem, report in reports.items() if stem not in added}
     shards, lease = TokenCache(folder).packed(tokens, reports, codec)
     fingerprints = {stem: report.content for stem, report in reports.items()}
-    return Clips(list(shards.values()), fingerprints, skipped, lease)
+    return Clips(list(shards.values()), fingerprints, skipped, added, lease)
 
 
 def _find_shards(tokens: UPath) -> tuple[dict[str, ShardReport], list[str]]:

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from musicgen_core.errors import DeviceError, TrainingError
 
-PATIENCE = timedelta(minutes=10)
-"""How long ranks wait for one another: longer than a compilation or a full model's upload. Only a host that vanishes
-or a rank that hangs is noticed this late; a process that ends closes its connections, which is noticed at once."""
+PATIENCE = timedelta(hours=1)
+"""How long ranks wait for one another: longer than a compilation, a model's download, or a save that is tried again and
+again while a storage is down. Only a host that vanishes or a rank that hangs is noticed this late; a process that ends
+closes its connections, which is noticed at once."""
 
 T = TypeVar("T")
 _CPU = torch.device("cpu")
@@ -68,6 +69,8 @@ class World:
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             with _reaching_others(rank):
                 dist.init_process_group(backend, timeout=PATIENCE)
+                if device.type == "cuda":  # NCCL takes its memory now, while there is some
+                    dist.all_reduce(torch.zeros(1, device=device))
         return cls(rank, size, device)
 
     @property

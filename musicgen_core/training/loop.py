@@ -223,8 +223,8 @@ class Trainer:
         else:
             progress.skipped += 1
             progress.skipped_in_a_row += 1
-        if progress.loss_scale is not None:
-            progress.loss_scale = 2 * scale if taken and step % LOSS_SCALE_STEPS == 0 else scale
+        if progress.loss_scale is not None and taken:  # else no scale helped, and that of before stays
+            progress.loss_scale = 2 * scale if step % LOSS_SCALE_STEPS == 0 else scale
         progress.step = step
         row["train/skipped_steps"] = progress.skipped
         row["train/audio_seconds_per_sec"] = (
@@ -305,6 +305,8 @@ class Trainer:
         """Validate, with the metrics in `row` → whether this is the best so far."""
         progress = self.progress
         row.update(self.validate(cancelled))
+        if "val/loss" not in row and "train/epoch_loss" not in row:
+            return False  # nothing to judge by
         loss = row.get("val/loss", row.get("train/epoch_loss", math.nan))
         is_new = progress.best_loss is None or loss < progress.best_loss
         # Interrupted after it was saved as the best, it is judged again.

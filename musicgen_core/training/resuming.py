@@ -122,10 +122,11 @@ def _shards_differ(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]
         "were tokenized again with other contents": set(changed) - set(descriptions),
         "have other descriptions": set(descriptions),
     }
-    return [f"in the tokens, archives {kind}: {_some(sorted(stems))}" for kind, stems in kinds.items() if stems]
+    return [f"in the tokens, archives {kind}: {some(sorted(stems))}" for kind, stems in kinds.items() if stems]
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first few, and how many more."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 

@@ -16,7 +16,7 @@ from musicgen_core import storage, tracking
 from musicgen_core.codec import codec_identity
 from musicgen_core.data.dataset import Clips, load_clips
 from musicgen_core.devices import compute_dtype, pick_device
-from musicgen_core.errors import Cancelled, RunDirectoryError
+from musicgen_core.errors import AdapterError, Cancelled, RunDirectoryError
 from musicgen_core.model.lora import find_adapter, load_adapter, set_adapter_state
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, find_model, guidance_defaults, load_lm
@@ -25,7 +25,7 @@ from musicgen_core.training.checkpoint import Checkpoint
 from musicgen_core.training.distributed import World
 from musicgen_core.training.loop import Hooks, Trainer
 from musicgen_core.training.request import TrainRequest, TrainResult
-from musicgen_core.training.resuming import check_same, find_start, fixed_values, log_changes
+from musicgen_core.training.resuming import SHARDS, check_same, find_start, fixed_values, log_changes, some
 from musicgen_core.training.room import Plan, Sizes, check_room
 from musicgen_core.training.run_directory import RunDirectory
 from musicgen_core.training.run_lock import RunLock
@@ -86,7 +86,11 @@ class _Session:
         execution = resolve_execution(self.settings, world.device)
         self.start = find_start(files, request.resume)
         self._check_same_start()
-        clips = load_clips(storage.as_path(request.tokens), codec_identity(model))
+        # Archives may be tokenized while a training lasts: it goes on with those that it began with.
+        began_with = self.start.checkpoint.fixed[SHARDS] if self.start.checkpoint is not None else None
+        clips = load_clips(storage.as_path(request.tokens), codec_identity(model), only=began_with)
+        if clips.added:
+            logger.warning("this training leaves out archives that came after it began: %s", some(clips.added))
         for stem in clips.skipped:
             logger.warning("the shard %s is not whole and is left out; run tokenize again", stem)
         self.fixed = self._fixed(batch_size, clips)
@@ -279,9 +283,13 @@ class _Session:
 
     def _is_finished(self) -> bool:
         progress, final = self.trainer.progress, self.files.lora("final_lora")
-        if not self.trainer.is_done:
+        if not self.trainer.is_done or not final.exists() or self.files.owed_checkpoints():
             return False
-        return final.exists() and load_adapter(final).global_step == progress.step and not self.files.owed_checkpoints()
+        try:
+            return load_adapter(final).global_step == progress.step
+        except AdapterError as error:
+            logger.warning("%s: it is written again", error)
+            return False
 
     def _result(self, url: str | None) -> TrainResult:
         progress = self.trainer.progress

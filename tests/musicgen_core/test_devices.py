@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from musicgen_core.devices import compute_dtype, pick_device
+from musicgen_core import devices
+from musicgen_core.devices import can_compile, compute_dtype, pick_device
 from musicgen_core.errors import DeviceError
 
 
@@ -55,3 +56,16 @@ def test_gpus_that_compute_in_bf16_do_and_older_ones_in_fp16(
 
 def test_a_cpu_computes_in_fp32() -> None:
     assert compute_dtype(torch.device("cpu")) == torch.float32
+
+
+def test_without_a_compiler_or_pythons_headers_all_is_computed_plainly_and_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CC", "cc")
+    monkeypatch.setattr(devices, "_has_headers", lambda: True)
+    assert can_compile() and not caplog.text
+    monkeypatch.setattr(devices, "_has_headers", lambda: False)
+    assert not can_compile() and "no Python.h" in caplog.text
+    monkeypatch.delenv("CC")
+    monkeypatch.setattr(devices.shutil, "which", lambda name: None)
+    assert not can_compile() and "no C compiler" in caplog.text

@@ -117,7 +117,11 @@ class Killed(BaseException):
 
 
 def test_a_training_that_goes_on_draws_all_of_its_steps_in_the_artifacts_it_had(
-    tokens: Path, tmp_path: Path, shown: Shown, monkeypatch: pytest.MonkeyPatch
+    tokens: Path,
+    tmp_path: Path,
+    shown: Shown,
+    log_lines: Callable[[UUID], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(training_log, "SHOW_EVERY_SECONDS", 0.0)
 
@@ -145,6 +149,7 @@ def test_a_training_that_goes_on_draws_all_of_its_steps_in_the_artifacts_it_had(
     assert result.resumed_from == 10
     assert drawn[-1] == result.steps
     assert f"resumed at step {result.resumed_from}" in str(shown(id_of(resumed))["summary"].data)
+    assert any(line.startswith("resuming from") and line.endswith("step 10") for line in log_lines(id_of(resumed)))
 
 
 def test_of_messages_that_come_at_each_step_one_a_minute_is_kept(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,7 @@ def test_a_run_that_is_online_leaves_its_link_where_the_page_finds_it(
 ) -> None:
     class Online:
         url = "https://wandb.test/r/1"
+        settings = SimpleNamespace(log_internal=tmp_path / "debug-internal.log", sync_file=tmp_path / "run.wandb")
 
         def define_metric(self, *names: str, **axis: str) -> None: ...
 
@@ -112,6 +114,7 @@ def test_a_run_that_is_online_leaves_its_link_where_the_page_finds_it(
 
     monkeypatch.setattr("wandb.init", init)
     monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", 40 * "0")
     run = Wandb(tmp_path, "id", "name", "train", {})
     run.finish()
     assert run.url == Online.url
@@ -122,7 +125,7 @@ def test_the_link_to_wandb_is_there_once_its_run_is_online_and_else_how_to_send_
     folder = storage.as_path(tmp_path)
     assert wandb_line(folder) == ""
     (tmp_path / "wandb").mkdir()
-    assert f"`wandb sync {tmp_path}/wandb`" in wandb_line(folder)
+    assert f"`wandb sync --no-skip-online {tmp_path}/wandb`" in wandb_line(folder)
     (tmp_path / "wandb" / "run-url").write_text("https://wandb.test/r/1")
     assert wandb_line(folder) == "[WandB run](https://wandb.test/r/1)"
     assert wandb_line(folder, "https://wandb.test/r/2") == "[WandB run](https://wandb.test/r/2)"

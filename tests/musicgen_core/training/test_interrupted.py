@@ -128,6 +128,18 @@ def test_with_latest_damaged_it_goes_on_from_the_one_before(
     nothing_shows(request.run_dir)
 
 
+def test_a_finished_training_whose_final_adapter_is_damaged_writes_it_again(
+    request_for: MakeRequest, nothing_shows: NothingShows, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = request_for(save_every_steps=2)
+    train(request)
+    final = Path(request.run_dir, "lora_weights", "final_lora.pt")
+    final.write_bytes(final.read_bytes()[:1000])
+    train(request)
+    assert "is written again" in caplog.text
+    nothing_shows(request.run_dir)
+
+
 def test_a_half_written_line_of_metrics_is_mended(
     request_for: MakeRequest, killed_in: KilledIn, nothing_shows: NothingShows
 ) -> None:

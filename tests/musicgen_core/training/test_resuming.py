@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from musicgen_core import storage
 from musicgen_core.config import TrainSettings
-from musicgen_core.errors import RunDirectoryError
+from musicgen_core.errors import Cancelled, RunDirectoryError
+from musicgen_core.model.lora import load_adapter
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.resuming import check_same, fixed_values
@@ -70,18 +74,45 @@ def test_of_many_archives_a_few_are_named_and_the_rest_counted() -> None:
     assert "archive_batch_0004 and 4 more" in refusal(fixed(), fixed(shards={}))
 
 
-def test_a_run_with_other_tokens_is_refused_and_left_alone(
+def copied(tokens: Path, folder: Path, *stems: str) -> Path:
+    """The only archive of `tokens` under other names."""
+    folder.mkdir()
+    for file in tokens.iterdir():
+        for stem in stems:
+            (folder / f"{stem}{file.suffix}").write_bytes(file.read_bytes())
+    return folder
+
+
+def test_archives_that_come_while_a_training_lasts_are_left_out_and_named(
+    request_for: MakeRequest, tokens: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    more = copied(tokens, tmp_path / "more", "archive_batch_0000")
+    interrupted = dataclasses.replace(request_for("interrupted", max_steps=4), tokens=str(more))
+    done: list[Any] = []
+    with pytest.raises(Cancelled):
+        train(interrupted, on_step=done.append, cancelled=partial(bool, done))
+    copied(tokens, tmp_path / "new", "archive_batch_0001")
+    for file in (tmp_path / "new").iterdir():
+        file.rename(more / file.name)
+    assert train(interrupted).resumed_from > 0
+    assert "leaves out archives that came after it began: archive_batch_0001" in caplog.text
+    whole = request_for("whole", max_steps=4)
+    train(dataclasses.replace(whole, tokens=str(copied(tokens, tmp_path / "as before", "archive_batch_0000"))))
+    one, other = (
+        load_adapter(storage.as_path(request.run_dir) / "lora_weights" / "final_lora.pt").lora
+        for request in (interrupted, whole)
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_whose_archives_are_gone_is_refused_and_left_alone(
     request_for: MakeRequest, tokens: Path, tmp_path: Path
 ) -> None:
     request = request_for(max_steps=1)
     train(request)
-    more = tmp_path / "more"
-    more.mkdir()
-    for file in tokens.iterdir():
-        for stem in ("archive_batch_0000", "archive_batch_0001"):
-            (more / f"{stem}{file.suffix}").write_bytes(file.read_bytes())
-    with pytest.raises(RunDirectoryError, match="archives were added: archive_batch_0001"):
-        train(dataclasses.replace(request, tokens=str(more)))
+    other = copied(tokens, tmp_path / "other", "archive_batch_0001")
+    with pytest.raises(RunDirectoryError, match=r"archives were added: archive_batch_0001.*are missing"):
+        train(dataclasses.replace(request, tokens=str(other)))
     assert train(request).steps == 1
 
 

@@ -165,6 +165,21 @@ def test_fp16_gradients_that_overflow_are_computed_again_at_half_the_scale(
     assert trainer.progress.loss_scale == 2.0**13
 
 
+def test_a_batch_whose_gradients_overflow_at_any_scale_leaves_the_scale_as_it_was(trainer_of: MakeTrainer) -> None:
+    trainer = trainer_of(ONE, Execution("fp16", False, False))
+    whole, before = trainer.gradients.compute, trainer.progress.loss_scale
+
+    def compute(*arguments: Any) -> Tensor:
+        loss = whole(*arguments)
+        if trainer.progress.step == 1:
+            trainer.computation.flat.gradient.fill_(math.inf)
+        return loss
+
+    trainer.gradients.compute = compute  # type: ignore[assignment, method-assign]
+    rows = run(trainer)
+    assert rows[-1]["train/skipped_steps"] == 1 and trainer.progress.loss_scale == before
+
+
 def test_the_loss_scale_resumes(trainer_of: MakeTrainer) -> None:
     fp16 = Execution("fp16", compile=False, checkpointing=False)
     first, second, in_fp32 = trainer_of(execution=fp16), trainer_of(execution=fp16), trainer_of()
@@ -336,6 +351,13 @@ def test_it_stops_early_when_validations_bring_nothing_new(trainer_of: MakeTrain
     assert rows[-1]["step"] == 20 and trainer.is_done
     assert trainer.progress.step < trainer.order.total_steps
     assert calls_of(trainer) == ([], [])  # started again, it is done
+
+
+def test_without_validation_clips_only_epochs_count_for_stopping_early(trainer_of: MakeTrainer) -> None:
+    trainer = trainer_of(ONE, num_epochs=2, validation_fraction=0.0, validate_every_steps=1, early_stopping=2)
+    rows, calls = calls_of(trainer)
+    assert rows[-1]["step"] == trainer.order.total_steps
+    assert [call[0] for call in calls] == ["epoch", "epoch"]
 
 
 def test_without_the_option_it_goes_on_however_long_nothing_is_gained(trainer_of: MakeTrainer) -> None:

@@ -1,0 +1,16 @@
+"""What every run begins with."""
+
+from __future__ import annotations
+
+import logging
+
+from flows.orphans import end_with_worker
+from tasks.keys import export_secrets
+
+
+def begin() -> None:
+    """Let this run end with its worker, have its keys, and tell what the core says with it."""
+    end_with_worker()
+    export_secrets()
+    # Prefect gives this logger a handler of its own, but leaves its level to be that of the root: warnings alone.
+    logging.getLogger("musicgen_core").setLevel(logging.INFO)
