@@ -23,6 +23,7 @@ from deployments.registering import DEPLOYMENTS, PLACES, POOL, QUEUE, TOKENIZING
 from deployments.restarting import restart_missed
 from musicgen_core.errors import MusicgenError
 
+DEFAULT_HOST = "127.0.0.1"
 LOOK_SECONDS = 30.0
 """How often runs are looked for that should have been started again."""
 
@@ -36,7 +37,14 @@ def up(arguments: Sequence[str]) -> int:
     with contextlib.ExitStack() as stack:
         try:
             if not stack.enter_context(_only_one(options.port)):
+                # Which listens here in any case, whatever host it was given.
+                api, ui = addresses(DEFAULT_HOST, options.port)
+                os.environ["PREFECT_API_URL"] = api
                 output.print(f"musicgen-flows up runs already, with its server at {api}: that one is used")
+                if options.workers is not None or options.host != DEFAULT_HOST:
+                    output.print(
+                        "--host and --workers count when it starts: stop the one that runs first (Ctrl-C there)"
+                    )
                 _wait_for(api, lambda: True)
                 show(api, ui, _register(options))
                 return 0
@@ -57,7 +65,9 @@ def up(arguments: Sequence[str]) -> int:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("musicgen-flows up", description=__doc__)
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address that the server listens at (default 127.0.0.1: this machine alone)"
+        "--host",
+        default=DEFAULT_HOST,
+        help="address that the server listens at (default 127.0.0.1: this machine alone)",
     )
     parser.add_argument("--port", type=int, default=4200, help="port of the server (default 4200)")
     parser.add_argument(
@@ -133,14 +143,15 @@ def visible_gpus() -> list[str]:
 def worker_commands(asked: int | None, gpus: Sequence[str]) -> list[Command]:
     """Workers with one job at a time each: `asked`, or one a GPU, for the default queue, and one for tokenizing.
 
-    Several share the GPUs out among them; a worker alone sees them all.
+    Several share the GPUs out among them, and tokenizing takes the last; a worker alone sees them all.
     """
     count = asked or max(1, len(gpus))
-    workers = []
-    for number in range(count):
-        pinned = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus and count > 1 else {}
-        workers.append(_worker(f"gpu-{number}", QUEUE, pinned))
-    return [*workers, _worker(TOKENIZING_QUEUE, TOKENIZING_QUEUE, {})]
+
+    def pinned(number: int) -> dict[str, str]:
+        return {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus and count > 1 else {}
+
+    workers = [_worker(f"gpu-{number}", QUEUE, pinned(number)) for number in range(count)]
+    return [*workers, _worker(TOKENIZING_QUEUE, TOKENIZING_QUEUE, pinned(len(gpus) - 1))]
 
 
 def _worker(name: str, queue: str, environment: dict[str, str]) -> Command:

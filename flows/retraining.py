@@ -9,6 +9,7 @@ from typing import Any
 from upath import UPath
 
 from musicgen_core import storage
+from musicgen_core.config import TrainSettings
 from musicgen_core.data.shards import read_report
 
 
@@ -22,6 +23,16 @@ class Training:
     @property
     def final_adapter(self) -> UPath:
         return self.directory / "lora_weights" / "final_lora.pt"
+
+    def lora_differences(self, settings: TrainSettings) -> list[str]:
+        """What keeps a training with such settings from beginning with this one's adapter."""
+        wanted = settings.model_dump(mode="json")
+        names = [name for name in wanted if name.startswith("lora_") and name != "lora_dropout"]
+        return [
+            f"{name} was {self.config[name]} and is {wanted[name]}"
+            for name in names
+            if name in self.config and self.config[name] != wanted[name]
+        ]
 
 
 def is_begun(directory: UPath) -> bool:

@@ -12,7 +12,7 @@ from upath import UPath
 
 from flows.beginning import begin
 from flows.parameters import DEFAULT_MODEL, Device, Evaluate, Model, Tokens, new_folder, place, run_name, spread
-from flows.retraining import is_begun, last_completed, new_archives
+from flows.retraining import Training, is_begun, last_completed, new_archives
 from flows.run_form import explained
 from musicgen_core import storage
 from musicgen_core.config import TrainSettings
@@ -20,6 +20,7 @@ from musicgen_core.errors import ConfigError
 from musicgen_core.evaluation.request import EvaluateRequest
 from musicgen_core.training.request import TrainResult
 from tasks.evaluating import evaluate_training
+from tasks.progress import run_logger
 from tasks.training import train_adapter
 
 
@@ -74,13 +75,22 @@ def train_lora(
         settings=settings,
         device=device,
         resume=resume,
-        init_adapter=str(before.final_adapter) if before is not None and init_from_latest else init_adapter,
+        init_adapter=_adapter_of(before, settings) if before is not None and init_from_latest else init_adapter,
         copy_to=copy_to,
     )
     if not evaluate:
         return trained
     request = EvaluateRequest(tokens=shards, adapter=str(directory), model=model, device=device)
     return evaluate_training(name=directory.name, request=request, trained=trained)
+
+
+def _adapter_of(before: Training, settings: TrainSettings) -> str | None:
+    """What a retraining begins with; None: the base model, where its LoRA has another shape than before."""
+    differences = before.lora_differences(settings)
+    if not differences:
+        return str(before.final_adapter)
+    run_logger().warning("it begins anew, not from %s: %s", before.directory.name, "; ".join(differences))
+    return None
 
 
 def _skipped(last: UPath, tokens: str) -> State[TrainResult]:

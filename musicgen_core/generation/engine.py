@@ -91,7 +91,7 @@ class Engine:
         noise = _noise(streams, CODEBOOKS, max(frames) + CODEBOOKS - 1).to(device)
         windows = window_bounds(codes.shape[-1], max(frames), self.window, frames_of(settings.overlap))
         total = sum(end - have + CODEBOOKS - 1 for _, have, end in windows)  # the last column is predicted, never fed
-        done = 0
+        done, reached = 0, None
         for begin, have, end in windows:
             window = Window(
                 text,
@@ -106,8 +106,12 @@ class Engine:
                 if cancelled():
                     raise Cancelled(f"generating was cancelled at step {done} of {total}")
                 steps.advance()
-                if done % WAIT_STEPS == 0 and noise.is_cuda:  # it works behind: what is told should have happened
-                    torch.cuda.synchronize()
+                if done % WAIT_STEPS == 0 and noise.is_cuda:
+                    # What is told should nearly have happened; but the GPU always has steps to go on with.
+                    waited_for, reached = reached, torch.cuda.Event()
+                    reached.record()
+                    if waited_for is not None:
+                        waited_for.synchronize()
                 done += 1
                 on_step(done, total)
             new = undelay(steps.sequence, end - begin)

@@ -117,10 +117,16 @@ def test_up_again_uses_the_one_that_runs_and_doubles_nothing(up: Up) -> None:
     port = up.environment["PREFECT_API_URL"].rpartition(":")[2].removesuffix("/api")
     environment = {**up.environment, "COLUMNS": "200"}
     again = subprocess.run(
-        command("up", "--port", port), cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        command("up", "--port", port, "--host", "0.0.0.0", "--workers", "3"),
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert again.returncode == 0, again.stdout + again.stderr
     assert "musicgen-flows up runs already" in again.stdout
+    assert f"http://127.0.0.1:{port}" in again.stdout and "--workers count when it starts" in again.stdout
     assert str(up.log.parent / "tokens") in again.stdout  # the places stay as the first has set them
     assert sorted(workers) == sorted(
         line for line in processes_of(up.environment["PREFECT_HOME"]) if "worker start" in line

@@ -19,6 +19,7 @@ from upath import UPath
 from flows.retraining import last_completed, new_archives
 from flows.tokenize_archives import tokenize_archives
 from flows.train_lora import train_lora
+from musicgen_core.config import TrainSettings
 from musicgen_core.errors import ConfigError
 from musicgen_core.model.lora import load_adapter
 
@@ -141,6 +142,19 @@ def test_a_shard_with_other_codes_or_descriptions_is_new(
     assert new_archives(UPath(shards), last) == ["archive_batch_0001"]
     (shards / "archive_batch_0001.parquet").unlink()  # not whole: no one can learn from it
     assert new_archives(UPath(shards), last) == []
+
+
+def test_a_retraining_with_lora_of_another_shape_begins_anew(
+    shards: Path, trained: Path, tokens: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained, tmp_path / "first")
+    add_shard(2, tokens, shards)
+    assert train(shards, tmp_path / "second", **AGAIN, lora_r=4).name == "Completed"
+    config = json.loads((tmp_path / "second" / "config.json").read_text())
+    assert (config["lora_r"], config["init_adapter"]) == (4, None)
+    last = last_completed(UPath(tmp_path), "debug", UPath(tmp_path / "second"))
+    assert last is not None
+    assert last.lora_differences(TrainSettings(lora_r=4, lora_dropout=0.5)) == ["lora_r was 8 and is 4"]
 
 
 def test_two_adapters_to_begin_with_are_refused(shards: Path, tmp_path: Path) -> None:
