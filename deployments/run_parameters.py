@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from deployments.options import UsageError
@@ -36,7 +37,9 @@ def _problems(given: Mapping[str, Any], schema: dict[str, Any], deployment: str)
 
     known = schema.get("properties", {})
     if unknown := [name for name in given if name not in known]:
-        yield f"{deployment} has no parameter {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
+        near = dict.fromkeys(match for name in unknown for match in get_close_matches(name, known, n=1))
+        meant = f" (perhaps {', '.join(near)})" if near else ""
+        yield f"{deployment} has no parameter {', '.join(map(repr, unknown))}{meant}; it has {', '.join(known)}"
     for error in validate({name: given[name] for name in given if name in known}, schema, ignore_required=True):
         name = error.json_path.removeprefix("$.")
         takes_list = "array" in json.dumps(known.get(name, {}))

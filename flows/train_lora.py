@@ -21,7 +21,7 @@ from musicgen_core.evaluation.request import EvaluateRequest
 from musicgen_core.training.request import TrainResult
 from tasks.evaluating import evaluate_training
 from tasks.progress import run_logger
-from tasks.training import train_adapter
+from tasks.training import outcome, train_adapter
 
 
 @explained
@@ -78,10 +78,10 @@ def train_lora(
         init_adapter=_adapter_of(before, settings) if before is not None and init_from_latest else init_adapter,
         copy_to=copy_to,
     )
-    if not evaluate:
-        return trained
-    request = EvaluateRequest(tokens=shards, adapter=str(directory), model=model, device=device)
-    return evaluate_training(name=directory.name, request=request, trained=trained)
+    if evaluate:
+        request = EvaluateRequest(tokens=shards, adapter=str(directory), model=model, device=device)
+        trained = evaluate_training(name=directory.name, request=request, trained=trained)
+    return Completed(message=outcome(trained), data=trained)
 
 
 def _adapter_of(before: Training, settings: TrainSettings) -> str | None:

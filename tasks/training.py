@@ -41,14 +41,20 @@ def train_adapter(
         try:
             result = _train(request, log)
         except BaseException as error:
-            log.show(f"stopped ({type(error).__name__})")
+            log.stop(type(error).__name__)
             raise
         log.show("complete", result.wandb_url)
         show_summary(artifacts, partial(trained_section, result))
     for warning in result.warnings:
         get_run_logger().warning("%s", warning)
-    get_run_logger().info("trained %d steps in %s, best loss %s", result.steps, result.run_dir, result.best_loss)
+    get_run_logger().info("%s", outcome(result))
     return result
+
+
+def outcome(result: TrainResult) -> str:
+    """What a training came to, in a line."""
+    best = "" if result.best_loss is None else f", best loss {result.best_loss:.4f} in epoch {result.best_epoch}"
+    return f"{result.ending}: {result.steps:,} steps{best}, in {result.run_dir}"
 
 
 def _train(request: TrainRequest, log: TrainingLog) -> TrainResult:

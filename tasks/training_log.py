@@ -39,6 +39,7 @@ class TrainingLog:
         self._progressing = Pace(PROGRESS_EVERY_SECONDS)
         self._figures = TrainingFigures()
         self._samples: tuple[str, ...] = ()
+        self._logger.info("%s: reading the model and the clips", name)
         artifacts.progress("training-progress", 0, 1, f"{name}: reading the model and the clips")
 
     def start(self, done: int, total: int) -> None:
@@ -75,6 +76,13 @@ class TrainingLog:
             return text
 
         self._artifacts.markdown("training", page, f"{self._name}: {state}, {self._figures.line()}")
+
+    def stop(self, reason: str) -> None:
+        """It ended before its end: told to, or by an error."""
+        self._figures.forget_speed()
+        self.show(f"stopped ({reason})")
+        if self._figures.done:
+            self._logger.info("stopped after step %d; a retry goes on from the last checkpoint", self._figures.done)
 
     def _show_progress(self) -> None:
         figures = self._figures

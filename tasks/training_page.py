@@ -59,6 +59,10 @@ class TrainingFigures:
         """Note when the first step was done that this process saw: what came before says nothing of the speed."""
         self._first = self._first or (self.done, time.monotonic())
 
+    def forget_speed(self) -> None:
+        """Nothing is left to be waited for."""
+        self._first = None
+
     @property
     def steps_per_sec(self) -> float | None:
         if self._first is None or self.done == self._first[0]:

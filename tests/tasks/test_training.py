@@ -149,7 +149,11 @@ def test_a_training_that_goes_on_draws_all_of_its_steps_in_the_artifacts_it_had(
     assert result.resumed_from == 10
     assert drawn[-1] == result.steps
     assert f"resumed at step {result.resumed_from}" in str(shown(id_of(resumed))["summary"].data)
-    assert any(line.startswith("resuming from") and line.endswith("step 10") for line in log_lines(id_of(resumed)))
+    lines = log_lines(id_of(resumed))
+    assert any(line.startswith("resuming from") and line.endswith("step 10") for line in lines)
+    assert resumed.message is not None and re.fullmatch(
+        rf"trained: {result.steps} steps, best loss \d\.\d{{4}} in epoch \d, in .*/run", resumed.message
+    )
 
 
 def test_of_messages_that_come_at_each_step_one_a_minute_is_kept(caplog: pytest.LogCaptureFixture) -> None:
