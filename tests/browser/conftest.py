@@ -19,7 +19,7 @@ from uuid import UUID
 import psutil
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect, sync_playwright
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterParentFlowRunId
 from prefect.client.schemas.objects import FlowRun, TaskRun
@@ -33,7 +33,7 @@ PATIENCE_SECONDS = 400
 """For a run to come so far: its process starts, imports torch, and shares two cores with a browser."""
 PAGE_SECONDS = 120
 """For a page to show what is there already."""
-WINDOW = {"width": 1200, "height": 900}
+WINDOW: ViewportSize = {"width": 1200, "height": 900}
 DEBUG = {"model": "debug", "device": "cpu"}
 QUICK_TRAINING = {"batch_size": 1, "gradient_accumulation_steps": 1, "segment_seconds": 1.0}
 
@@ -108,11 +108,17 @@ class Ui:
     def open(self, path: str) -> None:
         self.page.goto(f"{self._site.url}/{path}")
 
-    def screenshot(self, name: str) -> None:
-        """The window as it is, once nothing loads any more, as a PNG of few enough colours for a README."""
+    def screenshot(self, name: str, height: int = WINDOW["height"]) -> None:
+        """The window as it is, once nothing loads any more, as a PNG of few enough colours for a README.
+
+        Args:
+            height: of the window meanwhile, for a page that is longer than others.
+        """
+        self.page.set_viewport_size({**WINDOW, "height": height})
         self.page.wait_for_load_state("networkidle")
         file = self._screenshots / f"{name}.png"
         self.page.screenshot(path=file, animations="disabled")
+        self.page.set_viewport_size(WINDOW)
         Image.open(file).convert("RGB").quantize(128).save(file, optimize=True)
 
     def open_deployment(self, name: str) -> None:

@@ -107,6 +107,6 @@ def test_retry_in_the_ui_resumes_a_killed_training_from_its_checkpoint(site: Sit
         picture = ui.page.get_by_role("img", name=name)
         expect(picture).to_be_visible()
         assert picture.evaluate("image => image.naturalWidth") > 300
-    ui.screenshot("training-page")
+    ui.screenshot("training-page", height=1225)
     ui.page.get_by_role("img", name="Loss of training and validation").scroll_into_view_if_needed()
     ui.screenshot("training-loss")
