@@ -9,6 +9,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from musicgen_core.errors import raise_if_interrupted
+
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result", Tensor, None)
 
@@ -40,6 +42,7 @@ class Graphs(Generic[Result]):
                 self.release()
                 raise
             except RuntimeError as error:
+                raise_if_interrupted(error)
                 self._works = False
                 self.release()
                 logger.warning("no CUDA graph (%s): training goes on without, and slower", error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ class Plan:
 def check_room(
     files: RunDirectory, settings: TrainSettings, sizes: Sizes, plan: Plan, set_aside: Collection[UPath] = ()
 ) -> None:
-    """Compare what a training will write with the free room of a local disk.
+    """Compare what a training will write with the free room of a local disk, or of what is its stage.
 
     Args:
         set_aside: files that are about to be moved away, and will be written again.
@@ -46,6 +47,7 @@ def check_room(
         RunDirectoryError: it won't fit; with what would.
     """
     if not storage.is_local(files.root):
+        _check_scratch(files, settings, sizes)
         return
     root = Path(str(files.root)).absolute()
     free = shutil.disk_usage(next(path for path in (root, *root.parents) if path.exists())).free
@@ -59,6 +61,18 @@ def check_room(
         raise RunDirectoryError(
             f"the training will write {_gb(needed)} to {files.root}, where {_gb(free)} are free",
             f"Make room, use another disk, or write less: {', '.join(others)}" if others else "Make room",
+        )
+
+
+def _check_scratch(files: RunDirectory, settings: TrainSettings, sizes: Sizes) -> None:
+    """What goes to a remote run directory is written here first: a merged model at a time, and its checkpoint."""
+    scratch = Path(tempfile.gettempdir())
+    free = shutil.disk_usage(scratch).free
+    needed = 2 * _CHECKPOINT * sizes.adapter + (sizes.full_model if settings.full_models != "none" else 0)
+    if needed > free:
+        raise RunDirectoryError(
+            f"{_gb(needed)} at a time are written to {scratch} on their way to {files.root}, and {_gb(free)} are free",
+            "Set TMPDIR to a folder on a larger disk, or give --full-models none",
         )
 
 

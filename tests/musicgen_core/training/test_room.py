@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -98,7 +99,7 @@ def test_a_setting_that_saves_nothing_is_not_offered(tmp_path: Path) -> None:
 
 
 def test_object_stores_have_room() -> None:
-    check_room(directory("memory://bucket/run"), TrainSettings(), Sizes(10**17, 10**17), Plan(5, 1000))
+    check_room(directory("memory://bucket/run"), TrainSettings(), Sizes(10**7, 10**5), Plan(10**9, 10**12))
 
 
 @given(st.integers(1, 30), st.integers(1, 5000), st.none() | st.integers(1, 9))
@@ -111,3 +112,14 @@ def test_keeping_fewer_never_takes_more(epochs: int, steps: int, keep_last: int 
     everything = needed(keep_last=None)
     assert needed(keep_last=keep_last) <= everything
     assert needed(full_models="none") < needed(full_models="best_and_final") <= needed(keep_last=keep_last)
+
+
+def test_a_remote_run_directory_needs_room_for_a_model_at_a_time_where_it_is_written_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    files = RunDirectory(storage.as_path("memory://runs/first"), tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=2_000_000_000))
+    check_room(files, TrainSettings(full_models="none"), LARGE, Plan(5, 40_000))
+    with pytest.raises(RunDirectoryError, match=r"7\.0 GB at a time .* on their way to memory://runs/first") as refused:
+        check_room(files, TrainSettings(), LARGE, Plan(5, 40_000))
+    assert "TMPDIR" in refused.value.next_step
