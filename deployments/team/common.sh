@@ -8,6 +8,9 @@ units=/etc/systemd/system
 export UV_PYTHON_INSTALL_DIR=$state/python # where uv puts a Python of its own if the machine has no 3.11 or 3.12
 export UV_LINK_MODE=copy DEBIAN_FRONTEND=noninteractive
 
+# Not root's own Pythons, which the services' user can't read.
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+
 fail() {
     echo "error: $*" >&2
     exit 1
