@@ -194,7 +194,7 @@ def test_run_tells_what_a_run_came_to_and_refuses_what_the_flow_does_not_take(
     wrong = ["-p", "lora_rank=4", "-p", "sample_prompts=calm piano"]
     assert main(["run", "train-lora", *wrong]) == 2
     told = capsys.readouterr().err
-    assert "no parameter 'lora_rank'; it has tokens, run_dir, model" in told
+    assert "no parameter 'lora_rank' (perhaps lora_r); it has tokens, run_dir, model" in told
     assert """-p 'sample_prompts=["one", "another"]'""" in told
 
     created: list[UUID] = []
