@@ -36,12 +36,12 @@ def up(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell that starts us in the background ignores
     with contextlib.ExitStack() as stack:
         try:
-            if not stack.enter_context(_only_one(options.port)):
-                # Which listens here in any case, whatever host it was given.
-                api, ui = addresses(DEFAULT_HOST, options.port)
+            host = stack.enter_context(_host_of_running(options.host, options.port))
+            if host is not None:
+                api, ui = addresses(host, options.port)
                 os.environ["PREFECT_API_URL"] = api
                 output.print(f"musicgen-flows up runs already, with its server at {api}: that one is used")
-                if options.workers is not None or options.host != DEFAULT_HOST:
+                if options.workers is not None or options.host not in (DEFAULT_HOST, host):
                     output.print(
                         "--host and --workers count when it starts: stop the one that runs first (Ctrl-C there)"
                     )
@@ -87,19 +87,23 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 @contextlib.contextmanager
-def _only_one(port: int) -> Iterator[bool]:
-    """Whether no other `up` runs here with this port; and from here on none does."""
+def _host_of_running(host: str, port: int) -> Iterator[str | None]:
+    """What the `up` listens at that runs here with this port. None: there is none, and from here on it is this one."""
     from prefect.settings import get_current_settings
 
     home = get_current_settings().home
     home.mkdir(parents=True, exist_ok=True)
-    with open(home / f"musicgen-flows-up-{port}.lock", "w") as lock:
+    with open(home / f"musicgen-flows-up-{port}.lock", "a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
+            lock.seek(0)
+            yield lock.read() or host  # nothing yet, where it has only just begun
         else:
-            yield True
+            lock.truncate(0)
+            lock.write(host)
+            lock.flush()
+            yield None
 
 
 @contextlib.contextmanager

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -23,7 +25,7 @@ from deployments import restarting
 from deployments.cli import main
 from deployments.registering import DEPLOYMENTS, POOL, ROOT, ensure_automations, read_automations, register
 from deployments.restarting import RESTARTS, restart_missed
-from deployments.up import visible_gpus, worker_commands
+from deployments.up import _host_of_running, visible_gpus, worker_commands
 from deployments.weekly import set_weekly
 from flows.train_lora import train_lora
 
@@ -244,6 +246,15 @@ def test_a_single_worker_sees_every_gpu_and_many_share_them() -> None:
     assert alone[1] == {}
     assert [environment for _, environment in worker_commands(3, ["5"])[:3]] == [{"CUDA_VISIBLE_DEVICES": "5"}] * 3
     assert len(worker_commands(None, [])) == 2
+
+
+def test_a_second_up_learns_where_the_first_one_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefect.settings.get_current_settings", lambda: SimpleNamespace(home=tmp_path))
+    for host in ("10.0.0.5", "::"):  # one after the other: the second leaves nothing of the first's
+        with _host_of_running(host, 4200) as first, _host_of_running("127.0.0.1", 4200) as second:
+            assert (first, second) == (None, host)
+            with _host_of_running("127.0.0.1", 4201) as at_another_port:
+                assert at_another_port is None
 
 
 def test_gpus_are_those_that_were_made_visible(monkeypatch: pytest.MonkeyPatch) -> None:
