@@ -39,7 +39,7 @@ def up(arguments: Sequence[str]) -> int:
             host = stack.enter_context(_host_of_running(options.host, options.port))
             if host is not None:
                 api, ui = addresses(host, options.port)
-                os.environ["PREFECT_API_URL"] = api
+                stack.enter_context(_calling(api))
                 output.print(f"musicgen-flows up runs already, with its server at {api}: that one is used")
                 if options.workers is not None or options.host not in (DEFAULT_HOST, host):
                     output.print(
@@ -104,6 +104,16 @@ def _host_of_running(host: str, port: int) -> Iterator[str | None]:
             lock.write(host)
             lock.flush()
             yield None
+
+
+@contextlib.contextmanager
+def _calling(api: str) -> Iterator[None]:
+    """Another server than the one that was named when Prefect read its settings, which a process does once."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    os.environ["PREFECT_API_URL"] = api  # for the processes that this one starts
+    with temporary_settings({PREFECT_API_URL: api}):
+        yield
 
 
 @contextlib.contextmanager

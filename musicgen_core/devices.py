@@ -65,10 +65,11 @@ def memory_gib(device: torch.device) -> float:
 def can_compile() -> bool:
     """Triton needs a C compiler and Python's headers at run time. Without them, say so and compute eagerly."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    missing = "no C compiler" if not compiler else None if _has_headers() else "no Python.h (Debian: python3-dev)"
-    if missing:
-        logger.warning("there is %s, which the GPU's fast kernels need: all is computed plainly, and slower", missing)
-    return missing is None
+    if compiler and _has_headers():
+        return True
+    missing = "Python.h (Debian: python3-dev)" if compiler else "C compiler"
+    logger.warning("there is no %s, which the GPU's fast kernels need: all is computed plainly, and slower", missing)
+    return False
 
 
 def _has_headers() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ def fits(words: int, shared_bytes: int) -> bool:
     return (32 + 5 * words / 8) * 1024 <= shared_bytes
 
 
+@cache
 def _shared_bytes(device: torch.device) -> int:
     if device.type != "cuda":  # interpreted
         return 227 * 1024

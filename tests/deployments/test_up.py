@@ -111,19 +111,30 @@ def test_a_failed_run_makes_run_watch_exit_1(up: Up) -> None:
     assert done.returncode == 1
 
 
+def up_again(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command("up", *arguments), cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_up_again_finds_a_server_that_listens_at_another_address_and_registers_there(tmp_path: Path) -> None:
+    port = str(free_port())
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "COLUMNS": "200"}
+    environment.pop("PREFECT_API_URL", None)
+    places = [f"--{name}={tmp_path / name}" for name in ("archives", "tokens", "runs", "output")]
+    arguments = ["--host", "127.0.0.2", "--port", port, "--workers", "1", *places]
+    with start_up(environment, tmp_path / "up.log", *arguments):
+        again = up_again(environment, "--port", port)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"http://127.0.0.2:{port}" in again.stdout and str(tmp_path / "tokens") in again.stdout
+
+
 def test_up_again_uses_the_one_that_runs_and_doubles_nothing(up: Up) -> None:
     workers = [line for line in processes_of(up.environment["PREFECT_HOME"]) if "worker start" in line]
     assert sorted("--work-queue tokenizing" in line for line in workers) == [False, False, True]
     port = up.environment["PREFECT_API_URL"].rpartition(":")[2].removesuffix("/api")
     environment = {**up.environment, "COLUMNS": "200"}
-    again = subprocess.run(
-        command("up", "--port", port, "--host", "0.0.0.0", "--workers", "3"),
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    again = up_again(environment, "--port", port, "--host", "0.0.0.0", "--workers", "3")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "musicgen-flows up runs already" in again.stdout
     assert f"http://127.0.0.1:{port}" in again.stdout and "--workers count when it starts" in again.stdout
