@@ -139,6 +139,7 @@ class Ui:
 
     def fill(self, name: str, text: str) -> None:
         parameter = self.parameter(name)
+        expect(parameter).to_be_visible()
         choice = parameter.get_by_role("button", name="str", exact=True)
         if choice.count():  # it may be None, and is at first
             choice.click()

@@ -93,7 +93,7 @@ def test_the_sample_clips_of_a_training_play_in_the_page(site: Site, ui: Ui, fin
     ui.open_artifact(trained.id, "training-samples")
     for name in ("base model", "after epoch 2"):
         expect(ui.page.get_by_text(name)).to_be_visible()
-    assert ui.page.locator("audio").count() == 2
+    expect(ui.page.locator("audio")).to_have_count(2)
     assert 1.5 < ui.page.locator("audio").last.evaluate(PLAY) < 2.5
     ui.screenshot("training-samples")
 

@@ -106,7 +106,7 @@ def test_retry_in_the_ui_resumes_a_killed_training_from_its_checkpoint(site: Sit
     for name in ("Loss of training and validation", "Learning rate of each step"):
         picture = ui.page.get_by_role("img", name=name)
         expect(picture).to_be_visible()
-        assert picture.evaluate("image => image.naturalWidth") > 300
+        assert picture.evaluate("async image => { await image.decode(); return image.naturalWidth }") > 300
     ui.screenshot("training-page", height=1225)
     ui.page.get_by_role("img", name="Loss of training and validation").scroll_into_view_if_needed()
     ui.screenshot("training-loss")
