@@ -20,16 +20,24 @@ _ON_EXIT_S = 10.0
 class SecondCopy:
     """Copies of adapters, config.json, metrics.jsonl, loss.png and latest.pt. Its troubles never end a training.
 
+    What is in the copy of later steps, from before the training went back or from another one, is set aside in it as
+    in a run directory, before anything is copied.
+
+    Args:
+        step: after which this training begins or goes on, with
+        epochs: done.
+
     Raises:
         ConfigError: the copy is to lie in the run directory itself.
     """
 
-    def __init__(self, files: RunDirectory, target: UPath, failures: Failures) -> None:
+    def __init__(self, files: RunDirectory, target: UPath, failures: Failures, step: int, epochs: int) -> None:
         if files.root == target or files.holds(target):
             raise ConfigError(f"copy_to {target} lies in the run directory {files.root}", "Give another place")
         self.files, self.target = files, target
         self.background = Background("second copy", failures)
         self._copied: dict[str, str] = {}
+        self._begins_after: tuple[int, int] | None = (step, epochs)
 
     def update(self) -> None:
         """Copy what changed, soon. Comes back at once: a copy that waits takes the files as they then are."""
@@ -54,6 +62,9 @@ class SecondCopy:
             self.background.abandon()
 
     def _copy(self) -> None:
+        if self._begins_after is not None:
+            RunDirectory(self.target, self.files.stage).set_aside_after(*self._begins_after)
+            self._begins_after = None
         with storage.scratch_folder() as scratch:
             # As it is before the others are read and in its place after them: a copy can be resumed from, too.
             latest, version = self.files.latest, self._changed(self.files.latest)

@@ -50,7 +50,9 @@ class Saver:
         self.files, self.model, self.trainer, self.settings, self.fixed = files, model, trainer, settings, fixed
         self.failures = Failures()
         self.full_models = FullModels(files, model, settings.keep_last, self.failures)
-        self.copy = SecondCopy(files, copy_to, self.failures) if copy_to is not None else None
+        step = trainer.progress.step
+        begins_after = (step, trainer.order.epochs_done(step))
+        self.copy = SecondCopy(files, copy_to, self.failures, *begins_after) if copy_to is not None else None
         self._unwritten: dict[str, Callable[[], None]] = {}
         self._owes = False  # full models, to be written once everything before them is
         self._misses_metrics = False

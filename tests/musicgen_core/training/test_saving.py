@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -15,7 +16,7 @@ import torch
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.errors import ConfigError
+from musicgen_core.errors import Cancelled, ConfigError
 from musicgen_core.model.lora import load_adapter, merged_checkpoint
 from musicgen_core.model.weights import find_model
 from musicgen_core.training.loop import Trainer
@@ -143,6 +144,21 @@ def test_the_copy_is_kept_up_while_the_training_goes_on(request_for: MakeRequest
 
     train(request_for(copy_to=str(tmp_path / "copy")), on_step=on_step)
     assert load_adapter(storage.as_path(copied)).global_step == 6
+
+
+def test_the_copy_follows_a_training_that_goes_back_and_keeps_what_was_there(
+    request_for: MakeRequest, bucket: UPath, left_in: LeftIn
+) -> None:
+    request = request_for(copy_to=str(bucket / "copy"), save_every_steps=2)
+    train(request)
+    copy = bucket / "copy"
+    before = {name: (copy / name).read_bytes() for name in left_in(str(copy)).files if name.endswith(".pt")}
+    with pytest.raises(Cancelled):
+        train(dataclasses.replace(request, resume=f"{request.run_dir}/checkpoint_step_2.pt"), cancelled=lambda: True)
+    assert {name: (copy / "superseded" / "1" / name).read_bytes() for name in before} == before
+    weights = {name for name in left_in(str(copy)).files if name.endswith(".pt") and "superseded" not in name}
+    assert weights == {"latest.pt", "lora_weights/latest_lora.pt"}
+    assert load_adapter(copy / "lora_weights" / "latest_lora.pt").global_step == 2
 
 
 def test_a_copy_that_fails_is_reported_and_the_training_ends_well(request_for: MakeRequest, tmp_path: Path) -> None:
