@@ -188,6 +188,12 @@ class Ui:
         self.page.get_by_role("dialog").get_by_role("button", name="Retry").click()
         expect(self.page.get_by_role("dialog")).not_to_be_visible()
 
+    def cancel(self) -> None:
+        """Press Cancel on the page of a run."""
+        self.page.get_by_role("button", name="Cancel").click()
+        self.page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
+        expect(self.page.get_by_role("dialog")).not_to_be_visible()
+
     def switch(self, name: str) -> Locator:
         """The switch beside a name."""
         named = self.page.get_by_text(name, exact=True)

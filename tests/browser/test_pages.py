@@ -107,7 +107,7 @@ def test_the_summary_of_finetune_has_the_place_of_every_output(site: Site, ui: U
     tokens, run_dir, music = site.folder / "demo-tokens", site.folder / "runs" / "demo", site.folder / "output" / "demo"
     outputs = [run_dir / "lora_weights" / "best_lora.pt", run_dir / "latest.pt", *music.glob("*.wav")]
     assert places >= {tokens, run_dir, *outputs}
-    ui.screenshot("finetune-summary", height=1500)
+    ui.screenshot("finetune-summary", height=2000)
     ui.open(f"runs/flow-run/{finetuned}")
     ui.expect_state("Completed")
     ui.screenshot("finetune-run")

@@ -76,7 +76,7 @@ def test_retry_in_the_ui_does_only_the_archives_that_failed(site: Site, ui: Ui) 
     assert executed == [f"tokenize-{stem}" for stem in BROKEN]
     assert {shard: shard.stat().st_mtime_ns for shard in before} == before
     assert len(list(tokens.glob("*.parquet"))) == ARCHIVES
-    ui.page.reload()
+    ui.open_run(run, "Task Runs")
     ui.expect_state("Completed")
     ui.screenshot("run-retried")
     ui.open_artifact(run, "summary")

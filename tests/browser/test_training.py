@@ -13,6 +13,7 @@ from uuid import UUID
 
 import psutil
 import pytest
+import torch
 from playwright.sync_api import expect
 
 if TYPE_CHECKING:
@@ -32,6 +33,13 @@ TRAINING = {
     "keep_last": 2,
     "full_models": "none",
 }
+
+
+def start(site: Site, run_dir: Path) -> UUID:
+    """Start a training on the tokens of `finetuned`, and wait until it has saved something."""
+    run = site.start("train-lora", tokens=str(site.folder / "demo-tokens"), run_dir=str(run_dir), **TRAINING)
+    site.wait_until(lambda: (run_dir / "latest.pt").exists(), lambda: site.run(run).state)
+    return run
 
 
 def steps(run_dir: Path) -> list[int]:
@@ -72,11 +80,10 @@ def _restarted_by_hand(ui: Ui) -> Iterator[None]:
     expect(ui.switch(RESTARTING)).to_be_checked()
 
 
-@pytest.mark.usefixtures("_restarted_by_hand")
-def test_retry_in_the_ui_resumes_a_killed_training_from_its_checkpoint(site: Site, ui: Ui, finetuned: UUID) -> None:
+@pytest.mark.usefixtures("finetuned", "_restarted_by_hand")
+def test_retry_in_the_ui_resumes_a_killed_training_from_its_checkpoint(site: Site, ui: Ui) -> None:
     run_dir = site.folder / "runs" / "jazz-2026-11-23"
-    run = site.start("train-lora", tokens=str(site.folder / "demo-tokens"), run_dir=str(run_dir), **TRAINING)
-    site.wait_until(lambda: (run_dir / "latest.pt").exists(), lambda: site.run(run).state)
+    run = start(site, run_dir)
     process = site.process(run)
     with slowed(process):
         ui.open_run(run, "Artifacts")
@@ -110,3 +117,24 @@ def test_retry_in_the_ui_resumes_a_killed_training_from_its_checkpoint(site: Sit
     ui.screenshot("training-page", height=1225)
     ui.page.get_by_role("img", name="Loss of training and validation").scroll_into_view_if_needed()
     ui.screenshot("training-loss")
+
+
+@pytest.mark.usefixtures("finetuned")
+def test_cancel_in_the_ui_saves_where_the_training_is_and_retry_goes_on_there(site: Site, ui: Ui) -> None:
+    run_dir = site.folder / "runs" / "cancelled"
+    run = start(site, run_dir)
+    process = site.process(run)
+    with slowed(process):
+        ui.open(f"runs/flow-run/{run}")
+        ui.expect_state("Running")
+        ui.cancel()
+    ui.expect_state("Cancelled")
+    psutil.wait_procs([process], timeout=60)
+    assert not process.is_running()
+    done = len(steps(run_dir))
+    assert done < STEPS
+    assert torch.load(run_dir / "latest.pt", weights_only=True)["global_step"] == done
+    ui.screenshot("training-cancelled")
+    ui.retry(run)
+    ui.expect_state("Completed")
+    assert steps(run_dir) == list(range(1, STEPS + 1))
