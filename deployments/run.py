@@ -72,7 +72,8 @@ def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
             found = f"the deployment {name} is not on this server"
             raise MusicgenError(found, "Start musicgen-flows up first") from error
         check(parameters, deployment)
-        run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+        # Until it starts and says what it is about, it has this name.
+        run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters, name=name)
         output.print(f"Created the run {run.name}: {url_for('flow-run', obj_id=run.id)}", soft_wrap=True, markup=False)
         if not watch:
             return 0

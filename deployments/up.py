@@ -46,7 +46,8 @@ def up(arguments: Sequence[str]) -> int:
                         "--host and --workers count when it starts: stop the one that runs first (Ctrl-C there)"
                     )
                 _wait_for(api, lambda: True)
-                show(api, ui, _register(options))
+                places = _register(options)
+                show(api, ui, {**places, "workers": "\n".join(_running_workers())})
                 return 0
             warn_of_others(options.host, options.port)
             server = stack.enter_context(_server(api, options.host, options.port))
@@ -171,6 +172,14 @@ def worker_commands(asked: int | None, gpus: Sequence[str]) -> list[Command]:
 def _worker(name: str, queue: str, environment: dict[str, str]) -> Command:
     start = ["worker", "start", "--pool", POOL, "--type", "process", "--work-queue", queue, "--limit", "1"]
     return [*start, "--name", f"{platform.node()}-{name}"], environment
+
+
+def _running_workers() -> list[str]:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.objects import WorkerStatus
+
+    with get_client(sync_client=True) as client:
+        return sorted(one.name for one in client.read_workers_for_work_pool(POOL) if one.status == WorkerStatus.ONLINE)
 
 
 def _described(command: Sequence[str], environment: Mapping[str, str]) -> str:

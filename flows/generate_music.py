@@ -13,7 +13,7 @@ from flows.run_form import explained
 from musicgen_core import storage
 from musicgen_core.config import DEFAULT_PROMPTS, Format, SamplingSettings
 from musicgen_core.generation.prompts import Prompt, read_prompts
-from musicgen_core.generation.request import Rendered, RenderRequest
+from musicgen_core.generation.request import MOST_SIDE_BY_SIDE, Rendered, RenderRequest
 from tasks.generating import render_prompts
 
 
@@ -50,7 +50,9 @@ def generate_music(
     batch_size: Annotated[
         int | None,
         Field(
-            ge=1, le=64, description="Pieces side by side; by default 1 on a CPU, and 1, 8 or 32 on a GPU as they fit"
+            ge=1,
+            le=MOST_SIDE_BY_SIDE,
+            description="Pieces side by side; by default 1 on a CPU, and 1, 8 or 32 on a GPU as they fit",
         ),
     ] = None,
     weight_bits: Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from prefect import get_run_logger, task
+from prefect import get_run_logger, runtime, task
 
 from musicgen_core.config import TrainSettings
 from tasks.artifacts import artifacts_of_run
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 # Not cached: whether a training is complete is read from its run directory, never from a stored result.
 
 
-@task(task_run_name="train-{name}", persist_result=False)
+def _task_run_name() -> str:
+    name = str(runtime.task_run.parameters["name"])
+    return name if name.startswith("train-") else f"train-{name}"  # so begin directories that a run names itself
+
+
+@task(task_run_name=_task_run_name, persist_result=False)
 def train_adapter(
     name: str,
     tokens: str,

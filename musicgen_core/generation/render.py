@@ -33,7 +33,7 @@ from musicgen_core.generation.plan import (
     fitting_size,
     plan,
 )
-from musicgen_core.generation.request import Rendered, RenderRequest
+from musicgen_core.generation.request import MOST_SIDE_BY_SIDE, Rendered, RenderRequest
 from musicgen_core.model.lora import Adapter, find_adapter, load_adapter, load_merged
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, file_sha256, find_model, guidance_defaults
@@ -148,7 +148,7 @@ class _Rendering:
         self._writing: list[Future[_Made]] = []
         self._text = TextEncoder(model.text_encoder, self._device)
         self._begun = 0  # pieces
-        self._most = 64  # pieces side by side
+        self._most = MOST_SIDE_BY_SIDE
         self._frames, self._total = 0, voices * sum(_new_frames(piece) for piece in pieces)
 
     def run(self, voice_number: int, voice: _Voice) -> None:

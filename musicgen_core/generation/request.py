@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from musicgen_core.config import Format, SamplingSettings
 from musicgen_core.generation.prompts import Prompt
 
+MOST_SIDE_BY_SIDE = 64
+"""Pieces in a batch"""
+
 
 @dataclass(frozen=True)
 class RenderRequest:

@@ -95,6 +95,7 @@ def test_deployments_run_to_completed_from_the_places_that_up_set(up: Up) -> Non
     for name, parameters in jobs.items():
         done = run_deployment(up, name, "model=debug", "device=cpu", *parameters)
         assert done.returncode == 0, done.stdout + done.stderr + up.log.read_text()[-3000:]
+        assert f"Created the run {name}: http" in done.stdout
         assert "Completed" in done.stdout
     folder = up.log.parent
     assert (folder / "tokens" / "archive_batch_0002.json").exists()
@@ -138,6 +139,7 @@ def test_up_again_uses_the_one_that_runs_and_doubles_nothing(up: Up) -> None:
     assert again.returncode == 0, again.stdout + again.stderr
     assert "musicgen-flows up runs already" in again.stdout
     assert f"http://127.0.0.1:{port}" in again.stdout and "--workers count when it starts" in again.stdout
+    assert "-gpu-0" in again.stdout and "-tokenizing" in again.stdout
     assert str(up.log.parent / "tokens") in again.stdout  # the places stay as the first has set them
     assert sorted(workers) == sorted(
         line for line in processes_of(up.environment["PREFECT_HOME"]) if "worker start" in line

@@ -7,6 +7,7 @@ import io
 import logging
 import re
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from uuid import UUID
 import pytest
 from PIL import Image
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import Artifact, State
 from prefect.flow_engine import run_flow
 from prefect.states import AwaitingRetry
@@ -107,7 +109,12 @@ def test_a_training_without_a_place_is_named_after_the_folder_that_it_makes_and_
             train_lora, flow_run=client.read_flow_run(run_id), parameters=parameters, return_type="state"
         )
         assert client.read_flow_run(run_id).name == name
+        this_run = FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
+        deadline = time.monotonic() + 120  # a server writes task runs down when it has time
+        while not (tasks := client.read_task_runs(flow_run_filter=this_run)) and time.monotonic() < deadline:
+            time.sleep(0.1)
     assert again.is_completed()
+    assert {f"train-lora · {task.name}" for task in tasks if task.name.startswith("train-")} == {name}
     [made] = (tmp_path / "runs").iterdir()
     assert name == f"train-lora · {made.name}" and re.fullmatch(r"train-\d{8}-\d{6}-\w{6}", made.name)
 
