@@ -78,6 +78,8 @@ def test_retry_in_the_ui_does_only_the_archives_that_failed(site: Site, ui: Ui) 
     assert len(list(tokens.glob("*.parquet"))) == ARCHIVES
     ui.open_run(run, "Task Runs")
     ui.expect_state("Completed")
+    ui.page.get_by_placeholder("Search by run name").fill(BROKEN[0])
+    expect(ui.page.get_by_text("2 Task runs")).to_be_visible()  # one that failed, and the one of Retry
     ui.screenshot("run-retried")
     ui.open_artifact(run, "summary")
     expect(ui.page.get_by_text(f"Archives: {ARCHIVES}.")).to_be_visible()
