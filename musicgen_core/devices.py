@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import sysconfig
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -60,6 +61,17 @@ def check_fp8(device: torch.device) -> None:
 def memory_gib(device: torch.device) -> float:
     """Memory of a GPU in GiB."""
     return torch.cuda.get_device_properties(device).total_memory / 2**30
+
+
+@cache
+def shared_memory_bytes(device: torch.device) -> int:
+    """Of a GPU's multiprocessor, as much as one program of Triton may have; as an H100's where Triton interprets."""
+    if device.type != "cuda":
+        return 227 * 1024
+    import triton  # not everywhere
+
+    properties = triton.runtime.driver.active.utils.get_device_properties(device.index or 0)
+    return int(properties["max_shared_mem"])  # what Triton itself compares with
 
 
 def can_compile() -> bool:

@@ -10,6 +10,7 @@ import torch
 import triton
 from torch import Tensor, nn
 
+from musicgen_core.devices import shared_memory_bytes
 from musicgen_core.generation import decode_kernels as kernels
 from musicgen_core.model.decoder import DecoderLayer, LayerCache, MusicgenLM, TextCondition, sinusoids
 
@@ -17,6 +18,28 @@ from musicgen_core.model.decoder import DecoderLayer, LayerCache, MusicgenLM, Te
 def _parts(rows: int) -> int:
     """Of a sum over the inputs, so that a layer with few outputs has programs enough. Measured on an H100."""
     return 4 if rows <= 32 else 2
+
+
+class Tiles(NamedTuple):
+    """How `linear_kernel` cuts a layer: rows, outputs and inputs of a tile, and how many are on their way at once."""
+
+    tall: int
+    wide: int
+    deep: int
+    stages: int
+
+
+def tiles(rows: int, width: int, parts: int, shared_bytes: int) -> Tiles:
+    """Measured on an H100 and an H200; where there is less shared memory, fewer tiles are on their way.
+
+    Args:
+        width: of the inputs.
+        shared_bytes: that a program may have.
+    """
+    tall = min(64, max(16, triton.next_power_of_2(rows)))
+    wide = 64 if tall == 64 and parts == 1 else 32
+    deep = min(128, width // parts)
+    return Tiles(tall, wide, deep, min(5, shared_bytes // ((tall + wide) * deep * 2)))
 
 
 class _Linear:
@@ -51,12 +74,11 @@ class _Linear:
         """
         rows = len(x)
         heads, positions, head = cache.shape[2:] if cache is not None else (1, 1, 1)
-        tall = min(64, max(16, triton.next_power_of_2(rows)))
-        wide = 64 if tall == 64 and parts == 1 else 32
+        tall, wide, deep, stages = tiles(rows, self.width, parts, shared_memory_bytes(x.device))
         kernels.linear_kernel[(self.out // wide, triton.cdiv(rows, tall), parts)](
             x, self.weight, self.scales, out, cache, at, rows, positions,
-            N=self.out, K=self.width, HEADS=heads, HEAD=head, BM=tall, BN=wide, BK=min(128, self.width // parts),
-            PARTS=parts, STAGES=5, GELU=gelu, QKV=cache is not None, SCALED=self.scales is not None,
+            N=self.out, K=self.width, HEADS=heads, HEAD=head, BM=tall, BN=wide, BK=deep,
+            PARTS=parts, STAGES=stages, GELU=gelu, QKV=cache is not None, SCALED=self.scales is not None,
             num_warps=4 if tall == 64 or self.scales is not None else 2,
         )  # fmt: skip
 

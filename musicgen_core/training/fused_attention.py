@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from musicgen_core.devices import shared_memory_bytes
 from musicgen_core.training import blocks, kernels
 
 
 def attend_text(q: Tensor, kv: Tensor, attend: Tensor, heads: int) -> Tensor:
     """q [B · S, D], kv [B · L, 2 D], attend [B, 1, 1, L] → [B · S, D]."""
     batch, length, shape = _shape(q, attend, heads)
-    if not fits(shape["L"], _shared_bytes(q.device)):
+    if not fits(shape["L"], shared_memory_bytes(q.device)):
         return blocks.attend_text(q, kv, attend, batch, heads)
     out = torch.empty_like(q)
     kernels.attend_text_kernel[(triton.cdiv(length, 64), batch * heads)](q, kv, attend, out, length, **shape)
@@ -25,7 +25,7 @@ def attend_text(q: Tensor, kv: Tensor, attend: Tensor, heads: int) -> Tensor:
 def attend_text_grad(q: Tensor, kv: Tensor, attend: Tensor, heads: int, grad: Tensor) -> tuple[Tensor, Tensor]:
     """grad, of the output → of q and kv."""
     batch, length, shape = _shape(q, attend, heads)
-    if not fits(shape["L"], _shared_bytes(q.device)):
+    if not fits(shape["L"], shared_memory_bytes(q.device)):
         with torch.enable_grad():
             inputs = q.detach().requires_grad_(), kv.detach().requires_grad_()
             of_q, of_kv = torch.autograd.grad(blocks.attend_text(*inputs, attend, batch, heads), inputs, grad)
@@ -45,14 +45,6 @@ def fits(words: int, shared_bytes: int) -> bool:
         shared_bytes: that a program may have. What is needed was read off Triton 3.6 for heads of 64.
     """
     return (32 + 5 * words / 8) * 1024 <= shared_bytes
-
-
-@cache
-def _shared_bytes(device: torch.device) -> int:
-    if device.type != "cuda":  # interpreted
-        return 227 * 1024
-    properties = triton.runtime.driver.active.utils.get_device_properties(device.index or 0)
-    return int(properties["max_shared_mem"])  # what Triton itself compares with
 
 
 def join_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

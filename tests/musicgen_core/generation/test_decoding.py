@@ -16,6 +16,10 @@ from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 
 pytest.importorskip("triton")
+from musicgen_core.generation import decode_kernels
+from musicgen_core.generation.decoding import tiles
+from tests.musicgen_core.offline_compile import SHARED_KIB, shared_bytes
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
@@ -36,6 +40,21 @@ def test_kernels_give_the_logits_and_greedy_codes_of_the_model(
     error, same_codes = done.stdout.split()[-2:]
     assert float(error) < distance
     assert bits == 8 or same_codes == "True"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rows", "parts"), [(2, 1), (32, 4), (64, 1), (64, 2)])
+@pytest.mark.parametrize("capability", SHARED_KIB)
+def test_the_products_fit_the_gpu_whatever_it_is(capability: int, rows: int, parts: int) -> None:
+    limit = 1024 * SHARED_KIB[capability]
+    tall, wide, deep, stages = tiles(rows, 2048, parts, limit)
+    shape = {"N": 2048, "K": 2048, "HEADS": 32, "HEAD": 64, "BM": tall, "BN": wide, "BK": deep}
+    plain = {"PARTS": parts, "STAGES": stages, "GELU": False, "QKV": False, "caches": None, "position": None}
+    types = {"rows": "i32", "positions": "i32", "w": "*i8", "scales": "*fp32"}
+    for kind in ({"SCALED": False, "scales": None}, {"SCALED": True}):
+        of_weights = types if kind["SCALED"] else types | {"w": "*bf16"}
+        warps = 4 if tall == 64 or kind["SCALED"] else 2
+        assert shared_bytes(decode_kernels.linear_kernel, capability, of_weights, shape | plain | kind, warps) <= limit
 
 
 @needs_gpu

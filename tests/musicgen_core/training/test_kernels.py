@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,12 +14,10 @@ import torch.nn.functional as F
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.training import fp8
 
-triton = pytest.importorskip("triton")
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
-
-from musicgen_core.training import kernels  # noqa: E402
-from musicgen_core.training.fused_attention import attend_text, attend_text_grad, fits  # noqa: E402
+pytest.importorskip("triton")
+from musicgen_core.training import kernels
+from musicgen_core.training.fused_attention import attend_text, attend_text_grad, fits
+from tests.musicgen_core.offline_compile import SHARED_KIB, shared_bytes
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -69,31 +66,16 @@ def test_quantizing_on_a_gpu_is_quantizing_on_the_cpu() -> None:
     torch.testing.assert_close(values.cpu().float(), expected.float(), rtol=0.126, atol=2**-9)  # the next one
 
 
-SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227}
-"""That a program may have, by compute capability (CUDA C++ programming guide, technical specifications)"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", SHARED_KIB)
 def test_attention_to_a_text_is_given_to_the_kernels_only_where_they_fit(capability: int) -> None:
     limit = 1024 * SHARED_KIB[capability]
     admitted = [words for words in (16, 32, 64, 128, 256, 512) if fits(words, limit)]
     assert 64 in admitted and 512 not in admitted
-    for kernel in (kernels.attend_text_kernel, kernels.attend_text_grad_kernel):
-        assert shared_bytes(kernel, capability, admitted[-1]) <= limit
-
-
-def shared_bytes(kernel: Any, capability: int, words: int) -> int:
-    """Compiled for a GPU that needs not be there."""
     types = {"length": "i32", "texts": "i32", "scale": "fp32", "attend": "*i1"}
-    constants = {"width": 2048, "HEADS": 32, "HEAD": 64, "M": 64, "L": words}
-    names = kernel.arg_names
-    signature = {name: "constexpr" if name in constants else types.get(name, "*bf16") for name in names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
-    constexprs = {(names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(kernel, signature, constexprs, aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
-    return int(compiled.metadata.shared)
+    constants = {"width": 2048, "HEADS": 32, "HEAD": 64, "M": 64, "L": admitted[-1]}
+    for kernel in (kernels.attend_text_kernel, kernels.attend_text_grad_kernel):
+        assert shared_bytes(kernel, capability, types, constants, warps=4) <= limit
 
 
 def test_a_text_that_is_too_long_for_the_kernels_is_attended_to_plainly() -> None:
