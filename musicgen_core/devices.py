@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -61,6 +62,13 @@ def check_fp8(device: torch.device) -> None:
 def memory_gib(device: torch.device) -> float:
     """Memory of a GPU in GiB."""
     return torch.cuda.get_device_properties(device).total_memory / 2**30
+
+
+def release_memory(device: torch.device) -> None:
+    """What is no longer used makes room for what is next, which may ask how much is free."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 @cache

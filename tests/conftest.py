@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ from hypothesis import settings
 # Threads of torch wait for each other by spinning: for the toy's small matrices they cost more than they bring, and
 # on a busy machine many times as much. Before torch is imported anywhere; other processes that tests start have it too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests start hundreds of processes; without bytecode each compiles anew all that it imports, for as long as it runs.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 settings.register_profile("any machine", deadline=None)  # how long an example takes, a busy one decides
 settings.load_profile("any machine")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 
 import torch
@@ -13,7 +12,7 @@ from musicgen_core import storage
 from musicgen_core.codec import Codec, codec_identity
 from musicgen_core.codes import CODEBOOKS
 from musicgen_core.data.dataset import Clips, load_clips
-from musicgen_core.devices import pick_device
+from musicgen_core.devices import pick_device, release_memory
 from musicgen_core.errors import ConfigError
 from musicgen_core.evaluation import plots
 from musicgen_core.evaluation.clap import Clap
@@ -51,12 +50,12 @@ def evaluate(request: EvaluateRequest, on_progress: Progress = lambda done, tota
     for stem in clips.skipped:
         logger.warning("the shard %s is not whole and is left out; run tokenize again", stem)
     chosen = held_out(clips, request.settings, subject.config)
-    _release_memory(device)  # a training in this process has just ended
+    release_memory(device)  # a training in this process has just ended
     scoring = _Scoring(request, subject, model, clips, chosen, device) if request.settings.clap_weights else None
     losses = clip_losses_of_both(
         model, subject.adapter, clips, chosen.indices, chosen.segment_frames, device, on_progress
     )
-    _release_memory(device)
+    release_memory(device)
     prompts = request.settings.prompts or []
     rendered = render_pairs(request, subject.path, prompts, on_progress) if prompts else []
     scores = scoring.run(on_progress) if scoring else None
@@ -109,7 +108,7 @@ class _Scoring:
         settings = self._request.settings
         texts = [str(self._clips.descriptions[index]) for index in self._indices]
         pairs = render_pairs(self._request, self._subject.path, texts, on_progress)
-        _release_memory(self._device)
+        release_memory(self._device)
         on_progress(0, 1, "CLAP's scores")
         sounds = list(decoded(self._clips, self._indices, settings.duration, Codec(self._model, self._device)))
         self._clap.to(self._device)
@@ -165,10 +164,3 @@ def _write(
     music = {"Samples of the training": trained, "Rendered for this report": rendered}
     write_report(out / REPORT_FILE, evaluation, pictures, music)
     storage.write_text(out / JSON_FILE, _EVALUATION.dump_json(evaluation, indent=1).decode())
-
-
-def _release_memory(device: torch.device) -> None:
-    """What is next asks how much of the GPU is free."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

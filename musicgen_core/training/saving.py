@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,9 @@ from musicgen_core.training.loop import Trainer
 from musicgen_core.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
+
+PICTURES_EVERY_SECONDS = 10.0
+"""The trainer waits while they are drawn, half a second or more, which short epochs are not worth."""
 
 
 class Saver:
@@ -56,6 +60,7 @@ class Saver:
         self._unwritten: dict[str, Callable[[], None]] = {}
         self._owes = False  # full models, to be written once everything before them is
         self._misses_metrics = False
+        self._drawn_at = time.monotonic()
         self._outer_error = sys.exception()
 
     def save_interval(self, is_due: bool) -> None:
@@ -73,7 +78,8 @@ class Saver:
         models = owed[self.settings.full_models]
         if is_best and self.settings.full_models != "none":
             models = [BEST, *models]
-        self._plot()
+        if time.monotonic() - self._drawn_at > PICTURES_EVERY_SECONDS:
+            self._plot()
         self._save([f"lora_epoch_{epoch}", *(["best_lora"] if is_best else [])], models)
 
     def save_best(self) -> None:
@@ -109,7 +115,8 @@ class Saver:
             RunDirectoryError: a file that belongs to the end can't be written.
         """
         adapter = self._checkpoint().adapter
-        self._write_or_raise({})
+        self._plot()
+        self._write_or_raise({str(self.files.stage): self.files.upload_stage})
         self.full_models.write_owed()
         self.full_models.background.drain(check)
         if self.settings.full_models != "none":
@@ -218,3 +225,4 @@ class Saver:
         except Exception as error:  # a picture is not worth a training
             raise_if_interrupted(error)
             self.failures.report(f"the pictures of metrics.jsonl could not be drawn ({type(error).__name__}: {error})")
+        self._drawn_at = time.monotonic()

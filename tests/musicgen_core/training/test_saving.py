@@ -15,10 +15,11 @@ import pytest
 import torch
 from upath import UPath
 
-from musicgen_core import storage
+from musicgen_core import storage, tracking
 from musicgen_core.errors import Cancelled, ConfigError
 from musicgen_core.model.lora import load_adapter, merged_checkpoint
 from musicgen_core.model.weights import find_model
+from musicgen_core.training import saving
 from musicgen_core.training.loop import Trainer
 from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.train import train
@@ -54,6 +55,24 @@ def test_full_models_are_written_as_asked(
     train(request)
     assert left_in(request.run_dir).full_models == names
     assert "lora_weights/final_lora.pt" in left_in(request.run_dir).files
+
+
+def test_the_trainer_waits_for_pictures_now_and_then_and_not_after_each_short_epoch(
+    request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    pictures_of = tracking.pictures_of
+
+    def noted(rows: Any) -> Any:
+        drawn.append(len(rows))
+        return pictures_of(rows)
+
+    monkeypatch.setattr(tracking, "pictures_of", noted)
+    train(request_for("short"))
+    assert drawn == [6]
+    monkeypatch.setattr(saving, "PICTURES_EVERY_SECONDS", 0.0)
+    train(request_for("long"))
+    assert drawn[1:] == [3, 6, 6]
 
 
 def test_an_epochs_full_model_can_be_resumed_from_and_owes_nothing(request_for: MakeRequest) -> None:
