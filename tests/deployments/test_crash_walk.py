@@ -157,7 +157,8 @@ class Training:
         return int(torch.load(latest, weights_only=True)["global_step"]) if latest.exists() else 0
 
     def wait_until(self, *names: str) -> None:
-        wait(lambda: self.state() in names, f"{names}, not {self.state()}: {self.history()}")
+        """One of these states, which may be over when this looks."""
+        wait(lambda: not set(names).isdisjoint(self.history()), f"{names}")
 
     def wait_for_steps(self) -> None:
         wait(lambda: len(self.steps()) >= KILL_AFTER, f"{KILL_AFTER} steps; {self.history()}")
