@@ -19,7 +19,7 @@ from uuid import UUID
 import psutil
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, ViewportSize, expect, sync_playwright
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterParentFlowRunId
 from prefect.client.schemas.objects import FlowRun, TaskRun
@@ -95,6 +95,17 @@ def _flow_run(process: psutil.Process) -> str | None:
         return process.environ().get("PREFECT__FLOW_RUN_ID")
     except psutil.Error:
         return None
+
+
+def _again_while_locked(route: Route) -> None:
+    """A server on SQLite answers 503 now and then: Prefect's own clients try again, and a person presses again."""
+    answer = route.fetch()
+    for _ in range(10):
+        if answer.status != 503:
+            break
+        time.sleep(1)
+        answer = route.fetch()
+    route.fulfill(response=answer)
 
 
 class Ui:
@@ -258,6 +269,7 @@ def ui(site: Site, chromium: Browser, screenshots: Path, request: pytest.Fixture
     context = chromium.new_context(viewport=WINDOW, timezone_id="UTC", locale="en-US")
     page = context.new_page()
     page.set_default_timeout(PAGE_SECONDS * 1000)
+    page.route(re.compile("/(create_flow_run|set_state)$"), _again_while_locked)
     ui = Ui(page, site, screenshots)
     yield ui
     if request.session.testsfailed:

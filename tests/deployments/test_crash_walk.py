@@ -166,7 +166,7 @@ class Training:
     def redone(self) -> str:
         """What of the work until now must be done again, with the processes gone."""
         done = max(self.steps(), default=0)
-        return f"nothing; {done - self.saved_step()} of {done} steps done again"
+        return f"nothing; {max(0, done - self.saved_step())} of {done} steps done again"
 
     def adapter(self) -> dict[str, torch.Tensor]:
         values = torch.load(self.directory / "lora_weights" / "final_lora.pt", weights_only=True)
@@ -268,7 +268,7 @@ def test_a_run_ends_with_its_worker_and_goes_on_under_the_next(
     run.wait(timeout=30)  # it is told to, saves, and says so
     training.wait_until("AwaitingRetry")
     lost = training.redone()
-    assert training.saved_step() == max(training.steps())
+    assert training.saved_step() - max(training.steps()) in (0, 1)  # a step's row may be in the checkpoint alone
     site.replace_worker()
     training.wait_until("Completed")
     assert training.history() == RESTARTED
@@ -307,7 +307,7 @@ def test_a_cancelled_run_saves_stays_cancelled_and_goes_on_at_a_persons_retry(
     with pytest.raises(ProcessLookupError):
         os.killpg(group, 0)
     lost = training.redone()
-    assert training.saved_step() == max(training.steps())
+    assert training.saved_step() - max(training.steps()) in (0, 1)  # a step's row may be in the checkpoint alone
     time.sleep(SILENT_SECONDS + 25)  # long enough for the automations
     assert training.history() == ["Submitting", "Running", "Cancelling", "Cancelled"]
     site.client.set_flow_run_state(training.created.id, AwaitingRetry())
