@@ -1,0 +1,22 @@
+"""What a training has left in its run directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+
+def steps(run_dir: Path) -> list[int]:
+    """Steps that have a row in `metrics.jsonl`."""
+    metrics = run_dir / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in metrics.read_text().splitlines()] if metrics.exists() else []
+
+
+def assert_saved_where_it_was(run_dir: Path) -> None:
+    """`latest.pt` is of the last step, and has that one's row where it was interrupted before it was written."""
+    latest = torch.load(run_dir / "latest.pt", weights_only=True)
+    pending = latest["progress"]["pending"]
+    kept = {*steps(run_dir), *([int(pending["step"])] if pending else [])}
+    assert sorted(kept) == list(range(1, latest["global_step"] + 1))
