@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from musicgen_core.devices import shared_memory_bytes
 from musicgen_core.generation import decode_kernels as kernels
-from musicgen_core.model.decoder import DecoderLayer, LayerCache, MusicgenLM, TextCondition, sinusoids
+from musicgen_core.generation.one_piece import one_piece
+from musicgen_core.model.decoder import Decoder, DecoderLayer, LayerCache, MusicgenLM, TextCondition, sinusoids
 
 
 def _parts(rows: int) -> int:
@@ -21,25 +22,28 @@ def _parts(rows: int) -> int:
 
 
 class Tiles(NamedTuple):
-    """How `linear_kernel` cuts a layer: rows, outputs and inputs of a tile, and how many are on their way at once."""
+    """How `linear_kernel` cuts a layer: rows, outputs and inputs of a tile, how many are on their way, and warps."""
 
     tall: int
     wide: int
     deep: int
     stages: int
+    warps: int
 
 
-def tiles(rows: int, width: int, parts: int, shared_bytes: int) -> Tiles:
+def tiles(rows: int, width: int, parts: int, scaled: bool, shared_bytes: int) -> Tiles:
     """Measured on an H100 and an H200; where there is less shared memory, fewer tiles are on their way.
 
     Args:
         width: of the inputs.
+        scaled: weights are in 8 bits.
         shared_bytes: that a program may have.
     """
     tall = min(64, max(16, triton.next_power_of_2(rows)))
     wide = 64 if tall == 64 and parts == 1 else 32
     deep = min(128, width // parts)
-    return Tiles(tall, wide, deep, min(5, shared_bytes // ((tall + wide) * deep * 2)))
+    stages = min(5, shared_bytes // ((tall + wide) * deep * 2))
+    return Tiles(tall, wide, deep, stages, warps=4 if tall == 64 or scaled else 2)
 
 
 class _Linear:
@@ -74,17 +78,16 @@ class _Linear:
         """
         rows = len(x)
         heads, positions, head = cache.shape[2:] if cache is not None else (1, 1, 1)
-        tall, wide, deep, stages = tiles(rows, self.width, parts, shared_memory_bytes(x.device))
+        scaled = self.scales is not None
+        tall, wide, deep, stages, warps = tiles(rows, self.width, parts, scaled, shared_memory_bytes(x.device))
         kernels.linear_kernel[(self.out // wide, triton.cdiv(rows, tall), parts)](
             x, self.weight, self.scales, out, cache, at, rows, positions,
             N=self.out, K=self.width, HEADS=heads, HEAD=head, BM=tall, BN=wide, BK=deep,
-            PARTS=parts, STAGES=stages, GELU=gelu, QKV=cache is not None, SCALED=self.scales is not None,
-            num_warps=4 if tall == 64 or self.scales is not None else 2,
+            PARTS=parts, STAGES=stages, GELU=gelu, QKV=cache is not None, SCALED=scaled, num_warps=warps,
         )  # fmt: skip
 
 
 class _Layer(NamedTuple):
-    norms: tuple[nn.LayerNorm, nn.LayerNorm, nn.LayerNorm]
     qkv: _Linear
     out: _Linear
     text_q: _Linear
@@ -100,7 +103,6 @@ def _pack(layer: DecoderLayer, bits: int) -> _Layer:
     for projection, part in zip(projections, weight.chunk(3), strict=True):
         projection.weight.data = part  # memory holds it once
     return _Layer(
-        (layer.self_attn_layer_norm, layer.encoder_attn_layer_norm, layer.final_layer_norm),
         qkv=_Linear(weight, bits),
         out=_Linear(own.out_proj.weight.data, bits),
         text_q=_Linear(cross.q_proj.weight.data, bits),
@@ -108,6 +110,16 @@ def _pack(layer: DecoderLayer, bits: int) -> _Layer:
         fc1=_Linear(layer.fc1.weight.data, bits),
         fc2=_Linear(layer.fc2.weight.data, bits),
     )
+
+
+def _norms(decoder: Decoder) -> Tensor:
+    """[3 layers + 1, 2, dim], weights and biases in the order of their use."""
+    norms = [
+        norm
+        for layer in decoder.blocks()
+        for norm in (layer.self_attn_layer_norm, layer.encoder_attn_layer_norm, layer.final_layer_norm)
+    ]
+    return torch.stack([torch.stack([norm.weight.data, norm.bias.data]) for norm in [*norms, decoder.layer_norm]])
 
 
 @dataclass
@@ -153,9 +165,12 @@ class Decoding:
         self.lm, self.config = lm, lm.config
         decoder = lm.model.decoder
         self._layers = [_pack(layer, bits) for layer in decoder.blocks()]
-        self._norm = decoder.layer_norm
+        self._norms = _norms(decoder)
         heads, tables = cast("list[nn.Linear]", lm.lm_heads), cast("list[nn.Embedding]", decoder.embed_tokens)
         self._heads = _Linear(torch.cat([head.weight.data for head in heads]), bits)
+        matrices = [*(matrix for layer in self._layers for matrix in layer), self._heads]
+        scales = [matrix.scales for matrix in matrices if matrix.scales is not None]
+        self._one_piece = one_piece(self.config, [matrix.weight for matrix in matrices], scales, self._norms)
         self._tables = torch.stack([table.weight.data for table in tables])
         at = torch.arange(positions, device=self._tables.device, dtype=torch.float32)
         self._sinusoids = sinusoids(at, self.config.dim)
@@ -215,33 +230,36 @@ class Decoding:
 
     def step(self, s: Session) -> Tensor:
         """Read the column at `position`, keep its keys and values → logits [R, K, cardinality] of the next column."""
-        config, rows, parts = self.config, len(s.x), len(s.parts)
+        config, rows, parts, norms = self.config, len(s.x), len(s.parts), iter(self._norms)
         kernels.embed_kernel[(rows,)](
             s.sequence, s.position, self._tables, self._sinusoids, s.x, len(s.sequence), s.sequence.shape[2],
             CODEBOOKS=config.codebooks, WORDS=config.cardinality + 1, D=config.dim,
             N=triton.next_power_of_2(config.dim),
         )  # fmt: skip
+        if self._one_piece is not None and rows == 2:
+            self._one_piece(s.x, s.caches, s.text, s.words, s.position, s.logits)
+            return s.logits
         for number, (layer, cache, text) in enumerate(zip(self._layers, s.caches, s.text, strict=True)):
-            _norm(s, layer.norms[0], parts if number else 0)
+            _norm(s, next(norms), parts if number else 0)
             layer.qkv(s.y, s.q, cache=cache, at=s.position)
             _attend_own(s, cache)
             layer.out(s.attended, s.parts, parts)
-            _norm(s, layer.norms[1], parts)
+            _norm(s, next(norms), parts)
             layer.text_q(s.y, s.parts, parts)
             _attend(s, s.parts, text, splits=1, own=False)
             layer.text_out(s.attended, s.parts, parts)
-            _norm(s, layer.norms[2], parts)
+            _norm(s, next(norms), parts)
             layer.fc1(s.y, s.z, gelu=True)
             layer.fc2(s.z, s.parts, parts)
-        _norm(s, self._norm, parts)
+        _norm(s, next(norms), parts)
         self._heads(s.y, s.logits)
         return s.logits
 
 
-def _norm(s: Session, norm: nn.LayerNorm, parts: int) -> None:
+def _norm(s: Session, norm: Tensor, parts: int) -> None:
     rows, dim = s.x.shape
     kernels.norm_kernel[(rows,)](
-        s.x, s.parts, s.y, norm.weight, norm.bias, rows, D=dim, N=triton.next_power_of_2(dim), PARTS=parts
+        s.x, s.parts, s.y, norm[0], norm[1], rows, D=dim, N=triton.next_power_of_2(dim), PARTS=parts
     )
 
 

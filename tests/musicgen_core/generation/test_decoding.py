@@ -47,14 +47,13 @@ def test_kernels_give_the_logits_and_greedy_codes_of_the_model(
 @pytest.mark.parametrize("capability", SHARED_KIB)
 def test_the_products_fit_the_gpu_whatever_it_is(capability: int, rows: int, parts: int) -> None:
     limit = 1024 * SHARED_KIB[capability]
-    tall, wide, deep, stages = tiles(rows, 2048, parts, limit)
-    shape = {"N": 2048, "K": 2048, "HEADS": 32, "HEAD": 64, "BM": tall, "BN": wide, "BK": deep}
-    plain = {"PARTS": parts, "STAGES": stages, "GELU": False, "QKV": False, "caches": None, "position": None}
-    types = {"rows": "i32", "positions": "i32", "w": "*i8", "scales": "*fp32"}
+    plain = {"PARTS": parts, "GELU": False, "QKV": False, "caches": None, "position": None}
     for kind in ({"SCALED": False, "scales": None}, {"SCALED": True}):
-        of_weights = types if kind["SCALED"] else types | {"w": "*bf16"}
-        warps = 4 if tall == 64 or kind["SCALED"] else 2
-        assert shared_bytes(decode_kernels.linear_kernel, capability, of_weights, shape | plain | kind, warps) <= limit
+        scaled = bool(kind["SCALED"])
+        tall, wide, deep, stages, warps = tiles(rows, 2048, parts, scaled, limit)
+        shape = {"N": 2048, "K": 2048, "HEADS": 32, "HEAD": 64, "BM": tall, "BN": wide, "BK": deep, "STAGES": stages}
+        types = {"rows": "i32", "positions": "i32", "w": "*i8" if scaled else "*bf16", "scales": "*fp32"}
+        assert shared_bytes(decode_kernels.linear_kernel, capability, types, shape | plain | kind, warps) <= limit
 
 
 @needs_gpu

@@ -1,0 +1,175 @@
+"""A step of a single piece as one CUDA kernel; NVRTC, which comes with PyTorch, compiles it when it is first needed."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from musicgen_core.devices import shared_memory_bytes
+from musicgen_core.model.decoder import DecoderConfig
+
+logger = logging.getLogger(__name__)
+HEAD = 64
+"""Entries of a head; the kernel knows no other size."""
+WARPS = 8
+"""That multiply; one more asks for weights."""
+RESULTS = 128
+"""Slices of a matrix, [dim] each, that a program multiplies at most"""
+LEAST_STAGES = 3
+
+
+def one_piece(
+    config: DecoderConfig, matrices: Sequence[Tensor], scales: Sequence[Tensor], norms: Tensor
+) -> OnePiece | None:
+    """The kernel for a model, if it is for such a model and such a GPU; see `OnePiece`."""
+    if not _fits(config, norms):
+        return None
+    try:
+        return OnePiece(config, matrices, scales, norms)
+    except (ImportError, RuntimeError) as error:
+        logger.warning("pieces are made more slowly where they are made one at a time: %s", error)
+        return None
+
+
+def _fits(config: DecoderConfig, norms: Tensor) -> bool:
+    if not norms.is_cuda or norms.dtype is not torch.bfloat16:
+        return False
+    if config.dim != HEAD * config.heads or config.dim % 512 or config.ffn_dim != 4 * config.dim:
+        return False
+    gpu = torch.cuda.get_device_properties(norms.device)
+    widest = max(config.ffn_dim, config.codebooks * config.cardinality)
+    has_programs = widest <= RESULTS * gpu.multi_processor_count
+    return (gpu.major, gpu.minor) >= (9, 0) and has_programs and _stages(config.dim, 1, norms.device) >= LEAST_STAGES
+
+
+class OnePiece:
+    """The kernel with the weights that it reads, and room for what its programs tell each other.
+
+    Args:
+        matrices: of each layer [out, in] in the order of their use, then the heads'; bf16, or int8 with
+        scales: a row of each, fp32.
+        norms: [3 layers + 1, 2, dim], weights and biases in the order of their use, bf16.
+
+    Raises:
+        RuntimeError: the kernel couldn't be compiled or loaded.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, matrices: Sequence[Tensor], scales: Sequence[Tensor], norms: Tensor
+    ) -> None:
+        device, dim, weight_bytes = norms.device, config.dim, matrices[0].itemsize
+        self._layers, self._matrices, self._norms = config.layers, list(matrices), norms
+        self._addresses = torch.tensor([matrix.data_ptr() for matrix in matrices], device=device)
+        self._scales = torch.cat(list(scales)) if scales else torch.empty(0, device=device)
+        self._room = [
+            torch.empty(2, dim, device=device),  # queries
+            torch.empty(2, dim, dtype=torch.bfloat16, device=device),  # what cross-attention gives
+            torch.empty(2 * config.heads, 2, HEAD, device=device),  # what the splits of attention give,
+            torch.empty(2 * config.heads, 2, 2, device=device),  # and with which weights
+            torch.empty(2, config.ffn_dim, dtype=torch.bfloat16, device=device),
+            torch.zeros(2, dtype=torch.int32, device=device),  # programs that have arrived
+        ]
+        self._programs = torch.cuda.get_device_properties(device).multi_processor_count
+        stages = _stages(dim, weight_bytes, device)
+        self._shared = stages * _stage_bytes(dim, weight_bytes) + _other_bytes(dim)
+        width = config.codebooks * config.cardinality
+        with torch.cuda.device(device):
+            major, minor = torch.cuda.get_device_capability()
+            binary = compiled(f"sm_{major}{minor}", sizes(dim, width, weight_bytes, stages))
+            self._kernel = _load(binary, self._shared)
+
+    def __call__(
+        self, x: Tensor, caches: Tensor, text: Tensor, words: Tensor, position: Tensor, logits: Tensor
+    ) -> None:
+        """Logits [2, codebooks, cardinality] of x [2, dim], both fp32; x is changed, and caches get a position.
+
+        Args:
+            caches: [layers, 2, 2, heads, positions, 64].
+            text: [layers, 2, 2, heads, longest, 64], of which
+            words: [2] count.
+            position: [], int64.
+        """
+        from cuda.bindings import driver
+
+        tensors = [self._addresses, self._scales, self._norms, x, caches, text, words, position, logits, *self._room]
+        values = (*(tensor.data_ptr() for tensor in tensors), self._layers, caches.shape[4], text.shape[4])
+        kinds = (*(ctypes.c_void_p for _ in tensors), ctypes.c_int, ctypes.c_int, ctypes.c_int)
+        stream, grid, block = torch.cuda.current_stream(x.device).cuda_stream, self._programs, 32 * (WARPS + 1)
+        _check(driver.cuLaunchKernel(self._kernel, grid, 1, 1, block, 1, 1, self._shared, stream, (values, kinds), 0))
+
+
+def sizes(dim: int, width: int, weight_bytes: int, stages: int) -> dict[str, int]:
+    """What the kernel is compiled with; see its first lines."""
+    return {"D": dim, "FFN": 4 * dim, "WIDTH": width, "BYTES": weight_bytes, "STAGES": stages}
+
+
+def _stage_bytes(dim: int, weight_bytes: int) -> int:
+    """Of shared memory; these two are what the kernel's text makes of it."""
+    return 16 // weight_bytes * (dim * weight_bytes + 64)
+
+
+def _other_bytes(dim: int) -> int:
+    rows, shares, results, barriers = 2 * 2 * dim, WARPS * 8 * 10 * 4, WARPS * RESULTS * 2 * 4, 16 * 16
+    return rows + shares + results + barriers
+
+
+def _stages(dim: int, weight_bytes: int, device: torch.device) -> int:
+    return min(16, (shared_memory_bytes(device) - _other_bytes(dim)) // _stage_bytes(dim, weight_bytes))
+
+
+def compiled(architecture: str, defined: Mapping[str, int]) -> bytes:
+    """The kernel for a GPU, which need not be there.
+
+    Args:
+        architecture: as NVIDIA's compilers name it, `sm_90`.
+        defined: see `sizes`.
+
+    Raises:
+        RuntimeError: with the compiler's own words.
+    """
+    from cuda.bindings import nvrtc
+
+    source = resources.files(__package__).joinpath("one_piece.cu").read_bytes()
+    options = [
+        f"--gpu-architecture={architecture}",
+        "--std=c++17",
+        *(f"-D{key}={size}" for key, size in defined.items()),
+    ]
+    (program,) = _check(nvrtc.nvrtcCreateProgram(source, b"one_piece.cu", 0, [], []))
+    try:
+        _check(nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options]))
+        (size,) = _check(nvrtc.nvrtcGetCUBINSize(program))
+        binary = bytearray(size)
+        _check(nvrtc.nvrtcGetCUBIN(program, binary))
+        return bytes(binary)
+    except RuntimeError as error:
+        (size,) = _check(nvrtc.nvrtcGetProgramLogSize(program))
+        log = bytearray(size)
+        _check(nvrtc.nvrtcGetProgramLog(program, log))
+        raise RuntimeError(f"{error}: {log.decode().strip(chr(0)).strip()}") from error
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+
+
+def _load(binary: bytes, shared: int) -> Any:
+    from cuda.bindings import driver
+
+    (module,) = _check(driver.cuModuleLoadData(binary))
+    (kernel,) = _check(driver.cuModuleGetFunction(module, b"one_piece"))
+    most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    _check(driver.cuFuncSetAttribute(kernel, most, shared))
+    return kernel
+
+
+def _check(result: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a call of CUDA's gives beside its error code, which must be 0."""
+    error, *rest = result
+    if int(error):
+        raise RuntimeError(f"CUDA answered {error.name}")
+    return tuple(rest)
