@@ -37,6 +37,7 @@ def test_what_the_compiler_says_of_an_error_is_told() -> None:
 @needs_hopper
 @pytest.mark.parametrize(("dim", "words"), [(512, 1), (1024, 3), (1536, 40), (2048, 300)])
 @pytest.mark.parametrize("bits", [16, 8])
+@torch.inference_mode()
 def test_one_piece_alone_gets_the_logits_that_it_gets_beside_others(dim: int, words: int, bits: int) -> None:
     torch.manual_seed(0)
     config = DecoderConfig(dim=dim, layers=3, heads=dim // 64, ffn_dim=4 * dim, text_dim=96)
