@@ -124,7 +124,7 @@ def _norms(decoder: Decoder) -> Tensor:
 
 @dataclass
 class Session:
-    """Generation of one batch: everything that a step reads and writes.
+    """Generation of one batch: everything that a step reads and writes, but for the room that `OnePiece` has itself.
 
     Attributes:
         sequence: [B, K, columns], delayed codes.

@@ -9,18 +9,19 @@
 // Rows are rounded to bf16 to be multiplied with weights in bf16, and to fp16 with weights in int8.
 //
 // Given by the compiler's command line: D, FFN, WIDTH (sizes of the residual stream, of the layers between, of all
-// heads' logits), BYTES of a weight (2: bf16, 1: int8 with a scale a row), STAGES of the ring.
+// heads' logits), BYTES of a weight (2: bf16, 1: int8 with a scale a row), STAGES of the ring, WARPS that multiply, and
+// RESULTS: slices of a matrix, of one program, at most. One file, for NVRTC compiles one.
 
 typedef unsigned int u32;
 typedef unsigned short u16;  // of a bf16 or fp16
 typedef unsigned long long u64;
 
-constexpr int WARPS = 8, THREADS = 32 * WARPS;  // that multiply; one more warp asks for weights
+constexpr int THREADS = 32 * WARPS;             // that multiply; one more warp asks for weights
 constexpr int HEAD = 64, HEADS = D / HEAD, SPLITS = 2;
 constexpr int SLICES = 16 / BYTES;              // of D weights of a row, in a stage
 constexpr int STRIDE = D * BYTES + 64;          // so that two of them lie in different banks of shared memory
 constexpr int STAGE_BYTES = SLICES * STRIDE;
-constexpr int RESULTS = THREADS / 2;            // slices of a matrix, of one program; at most
+static_assert(WARPS == 8 && 2 * RESULTS == THREADS, "four warps read a row, and a thread sums a result");
 
 // Of two that a word holds.
 __device__ float half_of(u32 word, int which) {
@@ -187,20 +188,24 @@ __device__ void weights_of(const char* at, u32 (&pairs)[8]) {
     }
 }
 
-#define MMA(TYPE, sums, a, b, x0, x1, i)                                                                             \
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                                 \
-        : "r"(a[2 * i]), "r"(b[2 * i]), "r"(a[2 * i + 1]), "r"(b[2 * i + 1]), "r"(x0), "r"(x1))
+// sums [16, 8] += the i-th 16 of 64 weights of each slice (the first eight slices in a, the others in b) times x.
+#define MMA(TYPE, sums, a, b, x, i)                                                                                   \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 "                                                \
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                                             \
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                                  \
+        : "r"(a[2 * i]), "r"(b[2 * i]), "r"(a[2 * i + 1]), "r"(b[2 * i + 1]), "r"(x[2 * i]), "r"(x[2 * i + 1]))
 
 // results [WARPS, RESULTS, 2]: what each warp knows of this program's slices of a matrix times x.
 __device__ void multiply(Ring& ring, const Rows& x, int slices, int of_row, float* results) {
     const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, lane = threadIdx.x % 4;
     float2* mine = (float2*)results + warp * RESULTS + group;
     const int part = group % of_row;  // of x, which these slices belong to, and whose columns these lanes know:
-    const float too_much[2] = {OFFSET * __shfl_sync(~0u, x.sum, 8 * part), OFFSET * __shfl_sync(~0u, x.sum, 8 * part + 4)};
+    const float too_much[2] = {OFFSET * __shfl_sync(~0u, x.sum, 8 * part),
+                               OFFSET * __shfl_sync(~0u, x.sum, 8 * part + 4)};
     for (int begin = 0; begin < slices; begin += SLICES, ring.next()) {
         Ring::wait(ring.full + 8 * ring.stage, ring.parity);
-        const char* from = ring.stages + ring.stage * STAGE_BYTES + group * STRIDE + warp * (D / WARPS) * BYTES + lane * 16;
+        const char* of_group = ring.stages + ring.stage * STAGE_BYTES + group * STRIDE;
+        const char* from = of_group + warp * (D / WARPS) * BYTES + lane * 16;
         float sums[4][4] = {};
 #pragma unroll
         for (int block = 0; block < BLOCKS; block++) {
@@ -209,19 +214,19 @@ __device__ void multiply(Ring& ring, const Rows& x, int slices, int of_row, floa
             if (SLICES > 8) weights_of(from + 8 * STRIDE + block * 64 * BYTES, others);
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                if (BYTES == 2) MMA("bf16", sums[i], pairs, others, x.of[block][2 * i], x.of[block][2 * i + 1], i);
-                else MMA("f16", sums[i], pairs, others, x.of[block][2 * i], x.of[block][2 * i + 1], i);
+                if (BYTES == 2) MMA("bf16", sums[i], pairs, others, x.of[block], i);
+                else MMA("f16", sums[i], pairs, others, x.of[block], i);
         }
         __syncwarp();
         if (threadIdx.x % 32 == 0)
             asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(ring.empty + 8 * ring.stage) : "memory");
         if (lane == part)
 #pragma unroll
-            for (int half = 0; half < 2 * SLICES / 8; half += 2)
+            for (int half = 0; half < 2 * SLICES / 8; half += 2) {
+                const auto sum = [&](int i) { return (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]); };
                 if (begin + group + 4 * half < slices)
-                    mine[begin + 4 * half] = {
-                        (sums[0][half] + sums[1][half]) + (sums[2][half] + sums[3][half]) - too_much[0],
-                        (sums[0][half + 1] + sums[1][half + 1]) + (sums[2][half + 1] + sums[3][half + 1]) - too_much[1]};
+                    mine[begin + 4 * half] = {sum(half) - too_much[0], sum(half + 1) - too_much[1]};
+            }
     }
 }
 
@@ -271,7 +276,8 @@ __device__ void normalize(const float* x, const Norm& norm, u16* y, float* scrat
     const float scale = rsqrtf(mean_of_row(scratch + WARPS) + 1e-5f);  // nn.LayerNorm's epsilon
 #pragma unroll
     for (int i = 0; i < OWN; i++) {
-        const u32 weights[2] = {norm.weights[i].x, norm.weights[i].y}, biases[2] = {norm.biases[i].x, norm.biases[i].y};
+        const u32 weights[2] = {norm.weights[i].x, norm.weights[i].y};
+        const u32 biases[2] = {norm.biases[i].x, norm.biases[i].y};
         u16 of[4];
 #pragma unroll
         for (int j = 0; j < 4; j++)
@@ -377,7 +383,8 @@ __device__ void attend(const float* q, const Cache& cache, Pairs& first, int fre
         share.most = highest;
         share.weight = share.weight * own + __shfl_xor_sync(~0u, share.weight, away) * other;
 #pragma unroll
-        for (int i = 0; i < 8; i++) share.total[i] = share.total[i] * own + __shfl_xor_sync(~0u, share.total[i], away) * other;
+        for (int i = 0; i < 8; i++)
+            share.total[i] = share.total[i] * own + __shfl_xor_sync(~0u, share.total[i], away) * other;
     }
     Share* of_warps = (Share*)scratch;  // [WARPS, 8]
     if (threadIdx.x % 32 < 8) of_warps[threadIdx.x / 32 * 8 + lane] = share;
@@ -402,8 +409,8 @@ __device__ void attend(const float* q, const Cache& cache, Pairs& first, int fre
 
 // ---- The step.
 //
-// weights [6 layers + 1]: addresses, and scales of their rows, one matrix after the other. norms bf16 [3 layers + 1, 2,
-// D]: weights and biases. x [2, D], which is changed. caches bf16 [layers, 2, 2, HEADS, positions, HEAD] get a position.
+// weights [6 layers + 1]: addresses; scales: of their rows, a matrix after the other. norms bf16 [3 layers + 1, 2, D]:
+// weights and biases. x [2, D], which is changed. caches bf16 [layers, 2, 2, HEADS, positions, HEAD] get a position.
 // text bf16 [layers, 2, 2, HEADS, longest, HEAD], of which words [2] count. logits [2, WIDTH]. arrived [2]: zero before
 // and after. The rest is room: q [2, D], attended [2, D], totals and stats (see `join`), z [2, FFN].
 extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) one_piece(
@@ -415,11 +422,13 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) one_piece(
     float* scratch = (float*)(y + 2 * D);                // [WARPS, 8] Shares
     float* results = scratch + WARPS * 8 * 10;           // [WARPS, RESULTS, 2]
     u64* barriers = (u64*)(results + 2 * WARPS * RESULTS);
-    Ring ring = {shared, (u32)__cvta_generic_to_shared(barriers), (u32)__cvta_generic_to_shared(barriers + STAGES), 0, 0};
+    const u32 full = (u32)__cvta_generic_to_shared(barriers), empty = (u32)__cvta_generic_to_shared(barriers + STAGES);
+    Ring ring = {shared, full, empty, 0, 0};
     if (threadIdx.x == 0)
         for (int stage = 0; stage < STAGES; stage++) {
             asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(ring.full + 8 * stage) : "memory");
-            asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(ring.empty + 8 * stage), "n"(WARPS) : "memory");
+            asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;"
+                         ::"r"(ring.empty + 8 * stage), "n"(WARPS) : "memory");
         }
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     __syncthreads();

@@ -1,10 +1,11 @@
-"""A step of a single piece as one CUDA kernel; NVRTC, which comes with PyTorch, compiles it when it is first needed."""
+"""A step of a single piece as one CUDA kernel, which NVRTC, a part of PyTorch's, compiles once a process."""
 
 from __future__ import annotations
 
 import ctypes
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -24,6 +25,10 @@ RESULTS = 128
 LEAST_STAGES = 3
 
 
+class CudaError(RuntimeError):
+    """CUDA's compiler or driver said no."""
+
+
 def one_piece(
     config: DecoderConfig, matrices: Sequence[Tensor], scales: Sequence[Tensor], norms: Tensor
 ) -> OnePiece | None:
@@ -32,8 +37,8 @@ def one_piece(
         return None
     try:
         return OnePiece(config, matrices, scales, norms)
-    except (ImportError, RuntimeError) as error:
-        logger.warning("pieces are made more slowly where they are made one at a time: %s", error)
+    except (ImportError, CudaError) as error:
+        logger.warning("the GPU's kernel for single pieces can't be used, so these take a third longer: %s", error)
         return None
 
 
@@ -51,13 +56,16 @@ def _fits(config: DecoderConfig, norms: Tensor) -> bool:
 class OnePiece:
     """The kernel with the weights that it reads, and room for what its programs tell each other.
 
+    One step at a time: the room is for one. All its programs wait for each other, so that each must have a
+    multiprocessor; two such kernels side by side on a GPU, which takes NVIDIA's MPS, could wait for ever.
+
     Args:
         matrices: of each layer [out, in] in the order of their use, then the heads'; bf16, or int8 with
         scales: a row of each, fp32.
         norms: [3 layers + 1, 2, dim], weights and biases in the order of their use, bf16.
 
     Raises:
-        RuntimeError: the kernel couldn't be compiled or loaded.
+        CudaError: the kernel couldn't be compiled or loaded.
     """
 
     def __init__(
@@ -69,20 +77,17 @@ class OnePiece:
         self._scales = torch.cat(list(scales)) if scales else torch.empty(0, device=device)
         self._room = [
             torch.empty(2, dim, device=device),  # queries
-            torch.empty(2, dim, dtype=torch.bfloat16, device=device),  # what cross-attention gives
-            torch.empty(2 * config.heads, 2, HEAD, device=device),  # what the splits of attention give,
-            torch.empty(2 * config.heads, 2, 2, device=device),  # and with which weights
-            torch.empty(2, config.ffn_dim, dtype=torch.bfloat16, device=device),
+            torch.empty(2, dim, dtype=torch.int16, device=device),  # what cross-attention gives, in bf16 or fp16
+            torch.empty(2 * config.heads, 2, HEAD, device=device),  # what each split of attention gives
+            torch.empty(2 * config.heads, 2, 2, device=device),  # and with what weight
+            torch.empty(2, config.ffn_dim, dtype=torch.int16, device=device),  # what fc2 reads, in bf16 or fp16
             torch.zeros(2, dtype=torch.int32, device=device),  # programs that have arrived
         ]
         self._programs = torch.cuda.get_device_properties(device).multi_processor_count
         stages = _stages(dim, weight_bytes, device)
         self._shared = stages * _stage_bytes(dim, weight_bytes) + _other_bytes(dim)
         width = config.codebooks * config.cardinality
-        with torch.cuda.device(device):
-            major, minor = torch.cuda.get_device_capability()
-            binary = compiled(f"sm_{major}{minor}", sizes(dim, width, weight_bytes, stages))
-            self._kernel = _load(binary, self._shared)
+        self._kernel = _loaded(device, dim, width, weight_bytes, stages, self._shared)
 
     def __call__(
         self, x: Tensor, caches: Tensor, text: Tensor, words: Tensor, position: Tensor, logits: Tensor
@@ -106,7 +111,8 @@ class OnePiece:
 
 def sizes(dim: int, width: int, weight_bytes: int, stages: int) -> dict[str, int]:
     """What the kernel is compiled with; see its first lines."""
-    return {"D": dim, "FFN": 4 * dim, "WIDTH": width, "BYTES": weight_bytes, "STAGES": stages}
+    of_model = {"D": dim, "FFN": 4 * dim, "WIDTH": width}
+    return of_model | {"BYTES": weight_bytes, "STAGES": stages, "WARPS": WARPS, "RESULTS": RESULTS}
 
 
 def _stage_bytes(dim: int, weight_bytes: int) -> int:
@@ -131,7 +137,7 @@ def compiled(architecture: str, defined: Mapping[str, int]) -> bytes:
         defined: see `sizes`.
 
     Raises:
-        RuntimeError: with the compiler's own words.
+        CudaError: with the compiler's own words.
     """
     from cuda.bindings import nvrtc
 
@@ -141,29 +147,37 @@ def compiled(architecture: str, defined: Mapping[str, int]) -> bytes:
         "--std=c++17",
         *(f"-D{key}={size}" for key, size in defined.items()),
     ]
-    (program,) = _check(nvrtc.nvrtcCreateProgram(source, b"one_piece.cu", 0, [], []))
+    try:
+        (program,) = _check(nvrtc.nvrtcCreateProgram(source, b"one_piece.cu", 0, [], []))
+    except RuntimeError as error:  # of cuda.bindings, where NVRTC is not installed
+        raise CudaError(str(error)) from error
     try:
         _check(nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options]))
         (size,) = _check(nvrtc.nvrtcGetCUBINSize(program))
         binary = bytearray(size)
         _check(nvrtc.nvrtcGetCUBIN(program, binary))
         return bytes(binary)
-    except RuntimeError as error:
+    except CudaError as error:
         (size,) = _check(nvrtc.nvrtcGetProgramLogSize(program))
         log = bytearray(size)
         _check(nvrtc.nvrtcGetProgramLog(program, log))
-        raise RuntimeError(f"{error}: {log.decode().strip(chr(0)).strip()}") from error
+        raise CudaError(f"{error}: {log.decode().strip(chr(0)).strip()}") from error
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 
 
-def _load(binary: bytes, shared: int) -> Any:
+@cache
+def _loaded(device: torch.device, dim: int, width: int, weight_bytes: int, stages: int, shared: int) -> Any:
+    """The kernel on a GPU, once a process: each epoch's samples make an engine of their own."""
     from cuda.bindings import driver
 
-    (module,) = _check(driver.cuModuleLoadData(binary))
-    (kernel,) = _check(driver.cuModuleGetFunction(module, b"one_piece"))
-    most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    _check(driver.cuFuncSetAttribute(kernel, most, shared))
+    with torch.cuda.device(device):
+        major, minor = torch.cuda.get_device_capability()
+        binary = compiled(f"sm_{major}{minor}", sizes(dim, width, weight_bytes, stages))
+        (module,) = _check(driver.cuModuleLoadData(binary))
+        (kernel,) = _check(driver.cuModuleGetFunction(module, b"one_piece"))
+        most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        _check(driver.cuFuncSetAttribute(kernel, most, shared))
     return kernel
 
 
@@ -171,5 +185,5 @@ def _check(result: tuple[Any, ...]) -> tuple[Any, ...]:
     """What a call of CUDA's gives beside its error code, which must be 0."""
     error, *rest = result
     if int(error):
-        raise RuntimeError(f"CUDA answered {error.name}")
+        raise CudaError(f"CUDA answered {error.name}")
     return tuple(rest)

@@ -9,8 +9,9 @@ from musicgen_core.model.decoder import DecoderConfig, MusicgenLM, TextCondition
 
 pytest.importorskip("triton")
 pytest.importorskip("cuda.bindings")
+from musicgen_core.generation import one_piece as module
 from musicgen_core.generation.decoding import Decoding
-from musicgen_core.generation.one_piece import compiled, sizes
+from musicgen_core.generation.one_piece import CudaError, compiled, one_piece, sizes
 
 needs_hopper = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0), reason="needs a GPU of 9.0 or newer"
@@ -30,15 +31,33 @@ def test_the_kernel_compiles_for_each_model_without_its_gpu(architecture: str, m
 
 @pytest.mark.slow
 def test_what_the_compiler_says_of_an_error_is_told() -> None:
-    with pytest.raises(RuntimeError, match="STAGES"):
-        compiled("sm_90", {"D": 1024, "FFN": 4096, "WIDTH": 8192, "BYTES": 2})
+    without = {name: size for name, size in sizes(1024, 8192, 2, stages=6).items() if name != "STAGES"}
+    with pytest.raises(CudaError, match="STAGES"):
+        compiled("sm_90", without)
+
+
+def test_where_the_kernel_cant_be_used_a_warning_says_so_and_the_others_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise CudaError("CUDA answered NVRTC_ERROR_COMPILATION")
+
+    config, norms = DecoderConfig(1024, 2, 16, 4096, 96), torch.zeros(7, 2, 1024, dtype=torch.bfloat16)
+    assert one_piece(config, [], [], norms) is None  # not a GPU's: not even tried
+    assert not caplog.records
+    monkeypatch.setattr(module, "_fits", lambda *_: True)
+    monkeypatch.setattr(module, "OnePiece", refuse)
+    assert one_piece(config, [], [], norms) is None
+    assert "NVRTC_ERROR_COMPILATION" in caplog.text
 
 
 @needs_hopper
-@pytest.mark.parametrize(("dim", "words"), [(512, 1), (1024, 3), (1536, 40), (2048, 300)])
+@pytest.mark.parametrize(("dim", "words", "given"), [(512, 1, 0), (1024, 3, 0), (1536, 40, 5), (2048, 300, 5)])
 @pytest.mark.parametrize("bits", [16, 8])
 @torch.inference_mode()
-def test_one_piece_alone_gets_the_logits_that_it_gets_beside_others(dim: int, words: int, bits: int) -> None:
+def test_one_piece_alone_gets_the_logits_that_it_gets_beside_others(
+    dim: int, words: int, given: int, bits: int
+) -> None:
     torch.manual_seed(0)
     config = DecoderConfig(dim=dim, layers=3, heads=dim // 64, ffn_dim=4 * dim, text_dim=96)
     with torch.device("cuda"):
@@ -53,9 +72,9 @@ def test_one_piece_alone_gets_the_logits_that_it_gets_beside_others(dim: int, wo
         mask = torch.ones(pieces, words, dtype=torch.bool, device="cuda")
         return TextCondition(both, torch.cat([mask, ~mask]))
 
-    alone = decoding.begin(conditions(1), codes.clone(), given=5)
-    beside = decoding.begin(conditions(2), codes.expand(2, -1, -1).clone(), given=5)
-    for position in range(5, 900):
+    alone = decoding.begin(conditions(1), codes.clone(), given=given)
+    beside = decoding.begin(conditions(2), codes.expand(2, -1, -1).clone(), given=given)
+    for position in range(given, 900):
         found, expected = decoding.step(alone), decoding.step(beside)[[0, 2]]
         assert (found - expected).norm() < 0.01 * expected.norm(), position
         alone.position += 1
