@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple, cast
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from musicgen_core.devices import shared_memory_bytes
 from musicgen_core.generation import decode_kernels as kernels
-from musicgen_core.generation.one_piece import one_piece
+from musicgen_core.generation.one_piece import OnePiece, one_piece
 from musicgen_core.model.decoder import Decoder, DecoderLayer, LayerCache, MusicgenLM, TextCondition, sinusoids
 
 
@@ -168,12 +168,16 @@ class Decoding:
         self._norms = _norms(decoder)
         heads, tables = cast("list[nn.Linear]", lm.lm_heads), cast("list[nn.Embedding]", decoder.embed_tokens)
         self._heads = _Linear(torch.cat([head.weight.data for head in heads]), bits)
-        matrices = [*(matrix for layer in self._layers for matrix in layer), self._heads]
-        scales = [matrix.scales for matrix in matrices if matrix.scales is not None]
-        self._one_piece = one_piece(self.config, [matrix.weight for matrix in matrices], scales, self._norms)
         self._tables = torch.stack([table.weight.data for table in tables])
         at = torch.arange(positions, device=self._tables.device, dtype=torch.float32)
         self._sinusoids = sinusoids(at, self.config.dim)
+
+    @cached_property
+    def _one_piece(self) -> OnePiece | None:
+        """Compiled in the first step of a single piece: many side by side don't wait for it."""
+        matrices = [*(matrix for layer in self._layers for matrix in layer), self._heads]
+        scales = [matrix.scales for matrix in matrices if matrix.scales is not None]
+        return one_piece(self.config, [matrix.weight for matrix in matrices], scales, self._norms)
 
     @torch.inference_mode()
     def begin(self, text: TextCondition, sequence: Tensor, given: int = 0) -> Session:
@@ -236,7 +240,7 @@ class Decoding:
             CODEBOOKS=config.codebooks, WORDS=config.cardinality + 1, D=config.dim,
             N=triton.next_power_of_2(config.dim),
         )  # fmt: skip
-        if self._one_piece is not None and rows == 2:
+        if rows == 2 and self._one_piece is not None:
             self._one_piece(s.x, s.caches, s.text, s.words, s.position, s.logits)
             return s.logits
         for number, (layer, cache, text) in enumerate(zip(self._layers, s.caches, s.text, strict=True)):

@@ -27,18 +27,19 @@ static_assert(WARPS == 8 && 2 * RESULTS == THREADS, "four warps read a row, and 
 __device__ float half_of(u32 word, int which) {
     return __uint_as_float(which % 2 ? word & 0xffff0000u : word << 16);
 }
-// As rows are multiplied.
-__device__ u16 to_half(float value) {
-    u16 half;
-    if (BYTES == 2) asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(half) : "f"(value));
-    else asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(value));
-    return half;
-}
 __device__ u16 to_bf16(float value) {
     u16 half;
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(half) : "f"(value));
     return half;
 }
+// As rows are multiplied.
+__device__ u16 to_half(float value) {
+    if (BYTES == 2) return to_bf16(value);
+    u16 half;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(value));
+    return half;
+}
+__device__ u32 pair(float low, float high) { return to_half(low) | (u32)to_half(high) << 16; }
 
 // ---- Between programs: what others have written is read past the L1 cache, after a meeting.
 
@@ -278,11 +279,11 @@ __device__ void normalize(const float* x, const Norm& norm, u16* y, float* scrat
     for (int i = 0; i < OWN; i++) {
         const u32 weights[2] = {norm.weights[i].x, norm.weights[i].y};
         const u32 biases[2] = {norm.biases[i].x, norm.biases[i].y};
-        u16 of[4];
+        float of[4];
 #pragma unroll
         for (int j = 0; j < 4; j++)
-            of[j] = to_half(values[i][j] * scale * half_of(weights[j / 2], j) + half_of(biases[j / 2], j));
-        ((uint2*)(y + row * D))[within + 128 * i] = {of[0] | (u32)of[1] << 16, of[2] | (u32)of[3] << 16};
+            of[j] = values[i][j] * scale * half_of(weights[j / 2], j) + half_of(biases[j / 2], j);
+        ((uint2*)(y + row * D))[within + 128 * i] = {pair(of[0], of[1]), pair(of[2], of[3])};
     }
     sync();
 }
@@ -299,8 +300,7 @@ __device__ void join(const float* totals, const float* stats, u16* y) {
         const float whole = 1 / (share * both.y + other * both.w);
         const float of[4] = {share * a.x + other * b.x, share * a.y + other * b.y, share * a.z + other * b.z,
                              share * a.w + other * b.w};
-        ((uint2*)y)[i] = {to_half(of[0] * whole) | (u32)to_half(of[1] * whole) << 16,
-                          to_half(of[2] * whole) | (u32)to_half(of[3] * whole) << 16};
+        ((uint2*)y)[i] = {pair(of[0] * whole, of[1] * whole), pair(of[2] * whole, of[3] * whole)};
     }
     sync();
 }

@@ -84,10 +84,7 @@ class OnePiece:
             torch.zeros(2, dtype=torch.int32, device=device),  # programs that have arrived
         ]
         self._programs = torch.cuda.get_device_properties(device).multi_processor_count
-        stages = _stages(dim, weight_bytes, device)
-        self._shared = stages * _stage_bytes(dim, weight_bytes) + _other_bytes(dim)
-        width = config.codebooks * config.cardinality
-        self._kernel = _loaded(device, dim, width, weight_bytes, stages, self._shared)
+        self._kernel, self._shared = _loaded(device, dim, config.codebooks * config.cardinality, weight_bytes)
 
     def __call__(
         self, x: Tensor, caches: Tensor, text: Tensor, words: Tensor, position: Tensor, logits: Tensor
@@ -167,10 +164,12 @@ def compiled(architecture: str, defined: Mapping[str, int]) -> bytes:
 
 
 @cache
-def _loaded(device: torch.device, dim: int, width: int, weight_bytes: int, stages: int, shared: int) -> Any:
-    """The kernel on a GPU, once a process: each epoch's samples make an engine of their own."""
+def _loaded(device: torch.device, dim: int, width: int, weight_bytes: int) -> tuple[Any, int]:
+    """The kernel on a GPU and its shared memory in bytes, once a process: each epoch's samples make an engine anew."""
     from cuda.bindings import driver
 
+    stages = _stages(dim, weight_bytes, device)
+    shared = stages * _stage_bytes(dim, weight_bytes) + _other_bytes(dim)
     with torch.cuda.device(device):
         major, minor = torch.cuda.get_device_capability()
         binary = compiled(f"sm_{major}{minor}", sizes(dim, width, weight_bytes, stages))
@@ -178,7 +177,7 @@ def _loaded(device: torch.device, dim: int, width: int, weight_bytes: int, stage
         (kernel,) = _check(driver.cuModuleGetFunction(module, b"one_piece"))
         most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         _check(driver.cuFuncSetAttribute(kernel, most, shared))
-    return kernel
+    return kernel, shared
 
 
 def _check(result: tuple[Any, ...]) -> tuple[Any, ...]:
