@@ -14,6 +14,12 @@ def steps(run_dir: Path) -> list[int]:
     return [json.loads(line)["step"] for line in metrics.read_text().splitlines()] if metrics.exists() else []
 
 
+def saved_step(run_dir: Path) -> int:
+    """Step whose state `latest.pt` holds; 0 without one."""
+    latest = run_dir / "latest.pt"
+    return int(torch.load(latest, weights_only=True)["global_step"]) if latest.exists() else 0
+
+
 def assert_saved_where_it_was(run_dir: Path) -> None:
     """`latest.pt` is of the last step, and has that one's row where it was interrupted before it was written."""
     latest = torch.load(run_dir / "latest.pt", weights_only=True)

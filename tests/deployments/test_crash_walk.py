@@ -31,7 +31,7 @@ from bench.servers import free_port
 from deployments.environment import DEFAULTS, is_healthy
 from deployments.registering import ROOT, ensure_automations, read_automations, register
 from deployments.restarting import restart_missed
-from tests.run_directories import assert_saved_where_it_was, steps
+from tests.run_directories import assert_saved_where_it_was, saved_step, steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TITLES = [("event", "what the server shows", "lost"), ("---", "---", "---")]
@@ -152,8 +152,7 @@ class Training:
         return steps(self.directory)
 
     def saved_step(self) -> int:
-        latest = self.directory / "latest.pt"
-        return int(torch.load(latest, weights_only=True)["global_step"]) if latest.exists() else 0
+        return saved_step(self.directory)
 
     def wait_until(self, *names: str) -> None:
         """One of these states, which may be over when this looks."""
