@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from bench.servers import free_port
 from deployments.environment import is_healthy
+from tests.run_directories import saved_step, steps
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]  # the first one waits for the server, too
@@ -160,7 +160,7 @@ def test_ctrl_c_has_a_training_save_and_stops_everything_and_the_next_up_resumes
     assert up.process.wait(timeout=240) == 0
     assert "Stopped." in log.read_text()
     before = steps(run)
-    assert torch.load(run / "latest.pt", weights_only=True)["global_step"] == before[-1]
+    assert saved_step(run) == before[-1]
     assert not (run / ".lock").exists()
     assert not is_healthy(api)
     assert not list(processes_of(up.environment["PREFECT_HOME"]))
@@ -173,11 +173,6 @@ def test_ctrl_c_has_a_training_save_and_stops_everything_and_the_next_up_resumes
     after = steps(run)
     assert after == list(range(1, len(after) + 1))  # none is lost, none done twice
     assert not list(processes_of(up.environment["PREFECT_HOME"]))
-
-
-def steps(run: Path) -> list[int]:
-    metrics = run / "metrics.jsonl"
-    return [json.loads(line)["step"] for line in metrics.read_text().splitlines()] if metrics.exists() else []
 
 
 def wait(holds: Callable[[], bool], log: Path) -> None:

@@ -22,6 +22,7 @@ from flows.train_lora import train_lora
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import ConfigError
 from musicgen_core.model.lora import load_adapter
+from tests.run_directories import steps
 
 QUICK: dict[str, Any] = {
     "model": "debug",
@@ -108,8 +109,7 @@ def test_a_run_that_is_tried_again_resumes_its_own_training_whatever_was_complet
     again = train(shards, runs / "second", **AGAIN)
     assert again.name == "Completed"
     assert again.result().resumed_from == 2
-    steps = [json.loads(line)["step"] for line in (runs / "second" / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, again.result().steps + 1))
+    assert steps(runs / "second") == list(range(1, again.result().steps + 1))
 
 
 def test_only_completed_trainings_of_the_same_model_count(shards: Path, trained: Path, tmp_path: Path) -> None:
