@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,17 @@ from musicgen_core.training.run_directory import RunDirectory
 from musicgen_core.training.run_lock import RunLock
 
 SCRIPT = Path(__file__).parents[1] / "drive_like.py"
-CAN_MOUNT = Path("/dev/fuse").exists() and find_spec("mfusepy") is not None and os.geteuid() == 0
+
+
+def can_mount() -> bool:
+    try:
+        import mfusepy  # noqa: F401
+    except (ImportError, OSError):  # the latter without libfuse
+        return False
+    return Path("/dev/fuse").exists() and os.geteuid() == 0
+
+
+CAN_MOUNT = can_mount()
 
 
 @pytest.fixture(params=["refused", pytest.param("mounted", marks=pytest.mark.skipif(not CAN_MOUNT, reason="no FUSE"))])
