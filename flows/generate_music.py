@@ -64,6 +64,15 @@ def generate_music(
             description="Bits of weights on a GPU; 8: quicker for single pieces",
         ),
     ] = 16,
+    cache_bits: Annotated[
+        int,
+        Field(
+            ge=8,
+            le=16,
+            multiple_of=8,
+            description="Bits of what is kept of earlier frames, on a GPU; 8: quicker for many pieces side by side",
+        ),
+    ] = 16,
     copy_to: Annotated[str | None, Field(description="Keep a second copy of the files here")] = None,
     settings: SamplingSettings,
 ) -> list[Rendered]:
@@ -85,6 +94,7 @@ def generate_music(
         save_codes=save_codes,
         batch_size=batch_size,
         weight_bits=weight_bits,
+        cache_bits=cache_bits,
         device=device,
         copy_to=copy_to,
     )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor, nn
 
 from musicgen_core.devices import shared_memory_bytes
 from musicgen_core.generation import decode_kernels as kernels
 from musicgen_core.generation.one_piece import OnePiece, one_piece
+from musicgen_core.generation.steps import Window
 from musicgen_core.model.decoder import Decoder, DecoderLayer, LayerCache, MusicgenLM, TextCondition, sinusoids
 
 
@@ -46,6 +49,13 @@ def tiles(rows: int, width: int, parts: int, scaled: bool, shared_bytes: int) ->
     return Tiles(tall, wide, deep, stages, warps=4 if tall == 64 or scaled else 2)
 
 
+def in_eight_bits(values: Tensor, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """values [..., n] → int8 of the same shape and scales [...], whose product they nearly are."""
+    exact = values.float()
+    scales = (exact.abs().amax(dim=-1).clamp(min=1e-12) / 127).to(scale_dtype)
+    return (exact / scales[..., None].float()).round().clamp(-127, 127).to(torch.int8), scales
+
+
 class _Linear:
     """A frozen layer.
 
@@ -59,31 +69,15 @@ class _Linear:
         self.weight = weight
         self.scales: Tensor | None = None
         if bits == 8:
-            exact = weight.float()
-            self.scales = exact.abs().amax(dim=1).clamp(min=1e-12) / 127
-            self.weight = (exact / self.scales[:, None]).round().to(torch.int8)
+            self.weight, self.scales = in_eight_bits(weight, torch.float32)
 
-    def __call__(
-        self,
-        x: Tensor,
-        out: Tensor,
-        parts: int = 1,
-        gelu: bool = False,
-        cache: Tensor | None = None,
-        at: Tensor | None = None,
-    ) -> None:
-        """x [R, in] → out [parts, R, out], or with a cache [2, R, heads, positions, …] what is no query goes there.
-
-        The sum of the parts is what the layer gives.
-        """
-        rows = len(x)
-        heads, positions, head = cache.shape[2:] if cache is not None else (1, 1, 1)
-        scaled = self.scales is not None
+    def __call__(self, x: Tensor, out: Tensor, parts: int = 1, gelu: bool = False) -> None:
+        """x [R, in] → out [parts, R, out], whose sum is what the layer gives."""
+        rows, scaled = len(x), self.scales is not None
         tall, wide, deep, stages, warps = tiles(rows, self.width, parts, scaled, shared_memory_bytes(x.device))
         kernels.linear_kernel[(self.out // wide, triton.cdiv(rows, tall), parts)](
-            x, self.weight, self.scales, out, cache, at, rows, positions,
-            N=self.out, K=self.width, HEADS=heads, HEAD=head, BM=tall, BN=wide, BK=deep,
-            PARTS=parts, STAGES=stages, GELU=gelu, QKV=cache is not None, SCALED=scaled, num_warps=warps,
+            x, self.weight, self.scales, out, rows, N=self.out, K=self.width, BM=tall, BN=wide, BK=deep,
+            PARTS=parts, STAGES=stages, GELU=gelu, SCALED=scaled, num_warps=warps,
         )  # fmt: skip
 
 
@@ -96,14 +90,19 @@ class _Layer(NamedTuple):
     fc2: _Linear
 
 
+def _joined(layers: Sequence[nn.Module]) -> Tensor:
+    """The weights of several linear layers one under the other, of which memory then holds that alone."""
+    linear = cast("Sequence[nn.Linear]", layers)
+    weight = torch.cat([layer.weight.data for layer in linear])
+    for layer, part in zip(linear, weight.split([len(layer.weight) for layer in linear]), strict=True):
+        layer.weight.data = part
+    return weight
+
+
 def _pack(layer: DecoderLayer, bits: int) -> _Layer:
     own, cross = layer.self_attn, layer.encoder_attn
-    projections = (own.q_proj, own.k_proj, own.v_proj)
-    weight = torch.cat([projection.weight.data for projection in projections])
-    for projection, part in zip(projections, weight.chunk(3), strict=True):
-        projection.weight.data = part  # memory holds it once
     return _Layer(
-        qkv=_Linear(weight, bits),
+        qkv=_Linear(_joined([own.q_proj, own.k_proj, own.v_proj]), bits),
         out=_Linear(own.out_proj.weight.data, bits),
         text_q=_Linear(cross.q_proj.weight.data, bits),
         text_out=_Linear(cross.out_proj.weight.data, bits),
@@ -129,28 +128,36 @@ class Session:
     Attributes:
         sequence: [B, K, columns], delayed codes.
         position: [], the column that the next step reads.
-        caches: [layers, 2, R, heads, positions, dim / heads].
+        caches: [layers, 2, R, heads, positions, dim / heads], int8 with
+        scales: [layers, 2, R, heads, positions], or in 16 bits, without.
         text: [layers, 2, R, heads, words, dim / heads] and
-        words: [R], how many of them count.
+        words: [R], how many of them count; none under the null condition.
         x: [R, dim], fp32, the residual stream, to which
         parts: [parts, R, dim] are still to be added; between norms also the queries of cross-attention.
+        qkv: [R, 3, dim] of the newest position.
         logits: [R, K, cardinality], fp32.
     """
 
     sequence: Tensor
     position: Tensor
     caches: Tensor
+    scales: Tensor
     text: Tensor
     words: Tensor
     x: Tensor
     parts: Tensor
     y: Tensor
-    q: Tensor
+    qkv: Tensor
     attended: Tensor
     z: Tensor
     totals: Tensor
     stats: Tensor
+    arrived: Tensor
     logits: Tensor
+
+    @property
+    def scaled(self) -> bool:
+        return self.caches.dtype is torch.int8
 
 
 class Decoding:
@@ -164,11 +171,14 @@ class Decoding:
     def __init__(self, lm: MusicgenLM, positions: int, bits: int = 16) -> None:
         self.lm, self.config = lm, lm.config
         decoder = lm.model.decoder
-        self._layers = [_pack(layer, bits) for layer in decoder.blocks()]
+        blocks = decoder.blocks()
+        self._layers = [_pack(layer, bits) for layer in blocks]
         self._norms = _norms(decoder)
         heads, tables = cast("list[nn.Linear]", lm.lm_heads), cast("list[nn.Embedding]", decoder.embed_tokens)
         self._heads = _Linear(torch.cat([head.weight.data for head in heads]), bits)
         self._tables = torch.stack([table.weight.data for table in tables])
+        cross = [block.encoder_attn for block in blocks]
+        self._of_text = _joined([matrix for layer in cross for matrix in (layer.k_proj, layer.v_proj)])
         at = torch.arange(positions, device=self._tables.device, dtype=torch.float32)
         self._sinusoids = sinusoids(at, self.config.dim)
 
@@ -180,38 +190,41 @@ class Decoding:
         return one_piece(self.config, [matrix.weight for matrix in matrices], scales, self._norms)
 
     @torch.inference_mode()
-    def begin(self, text: TextCondition, sequence: Tensor, given: int = 0) -> Session:
+    def begin(self, text: TextCondition, sequence: Tensor, given: int = 0, cache_bits: int = 16) -> Session:
         """Room for a sequence, with the keys and values of its first columns and of the texts in it.
 
         Args:
             text: [R, …], the prompts' conditions and as many null conditions.
             sequence: [R / 2, K, columns], delayed codes; the last column is written and never read.
             given: columns that are read here, all at once; the first step reads the next one.
+            cache_bits: of keys and values, 16 or 8.
         """
         config, rows, steps = self.config, len(text.states), sequence.shape[-1] - 1
         of_texts = self._read(text)
         half = of_texts.new_zeros
         single = partial(half, dtype=torch.float32)
         head, splits = config.dim // config.heads, _splits(rows * config.heads)
+        of_layers = (config.layers, 2, rows, config.heads, steps)
+        scaled = cache_bits == 8
         session = Session(
             sequence=sequence,
             position=torch.full((), given, dtype=torch.int64, device=sequence.device),
-            caches=half(config.layers, 2, rows, config.heads, steps, head),
+            caches=half(*of_layers, head, dtype=torch.int8 if scaled else None),
+            scales=half(*of_layers if scaled else of_layers[:1]),
             text=of_texts,
-            words=text.attend.flatten(1).sum(dim=1).int(),
+            words=text.mask.sum(dim=1).int(),
             x=single(rows, config.dim),
             parts=single(_parts(rows), rows, config.dim),
             y=half(rows, config.dim),
-            q=half(rows, config.dim),
+            qkv=half(rows, 3, config.dim),
             attended=half(rows, config.dim),
             z=half(rows, config.ffn_dim),
             totals=single(rows * config.heads, splits, head),
             stats=single(rows * config.heads, splits, 2),
+            arrived=half(rows * config.heads, dtype=torch.int32),
             logits=single(rows, config.codebooks, config.cardinality),
         )
-        pairs_of_layers = zip(session.caches, session.text, strict=True)
-        caches = [LayerCache(*own, *of_text) for own, of_text in pairs_of_layers]
-        self.lm.prefill(torch.cat([sequence, sequence])[:, :, :given], caches, text.attend)
+        self.lm.prefill(torch.cat([sequence, sequence])[:, :, :given], _filled(session, given), text.attend)
         return session
 
     def _read(self, text: TextCondition) -> Tensor:
@@ -220,16 +233,16 @@ class Decoding:
         Each text by itself, at its own length: what a product rounds depends on how many rows it has, and a piece
         must not depend on the others of its batch. The null condition's are zero.
         """
-        config, blocks = self.config, self.lm.model.decoder.blocks()
+        config = self.config
         rows, words = text.mask.shape
-        pairs = self._tables.new_zeros(config.layers, 2, rows, config.heads, words, config.dim // config.heads)
+        of_heads = (config.layers, 2, config.heads, config.dim // config.heads)
+        pairs = self._tables.new_zeros(*of_heads[:2], rows, config.heads, words, of_heads[-1])
         for row, count in enumerate(text.mask.sum(dim=1).tolist()):
             if count:
                 one = TextCondition(text.states[row : row + 1, :count], text.mask[row : row + 1, :count])
                 states, _ = self.lm.project_text(one)
-                for layer, block in enumerate(blocks):
-                    keys, values = block.encoder_attn.keys_values(states)
-                    pairs[layer, 0, row, :, :count], pairs[layer, 1, row, :, :count] = keys[0], values[0]
+                found = F.linear(states[0], self._of_text).view(count, *of_heads)
+                pairs[:, :, row, :, :count] = found.permute(1, 2, 3, 0, 4)
         return pairs
 
     def step(self, s: Session) -> Tensor:
@@ -240,17 +253,17 @@ class Decoding:
             CODEBOOKS=config.codebooks, WORDS=config.cardinality + 1, D=config.dim,
             N=triton.next_power_of_2(config.dim),
         )  # fmt: skip
-        if rows == 2 and self._one_piece is not None:
+        if rows == 2 and not s.scaled and self._one_piece is not None:
             self._one_piece(s.x, s.caches, s.text, s.words, s.position, s.logits)
             return s.logits
-        for number, (layer, cache, text) in enumerate(zip(self._layers, s.caches, s.text, strict=True)):
+        for number, layer in enumerate(self._layers):
             _norm(s, next(norms), parts if number else 0)
-            layer.qkv(s.y, s.q, cache=cache, at=s.position)
-            _attend_own(s, cache)
+            layer.qkv(s.y, s.qkv)
+            _attend(s, number)
             layer.out(s.attended, s.parts, parts)
             _norm(s, next(norms), parts)
             layer.text_q(s.y, s.parts, parts)
-            _attend(s, s.parts, text, splits=1, own=False)
+            _attend_text(s, number)
             layer.text_out(s.attended, s.parts, parts)
             _norm(s, next(norms), parts)
             layer.fc1(s.y, s.z, gelu=True)
@@ -259,30 +272,54 @@ class Decoding:
         self._heads(s.y, s.logits)
         return s.logits
 
+    @staticmethod
+    def choose(s: Session, window: Window) -> None:
+        """Write the column after `position`, as `Window.choose` fills it, and go on to it."""
+        prompts, codebooks, columns = s.sequence.shape
+        settings = window.settings
+        kernels.choose_kernel[(prompts, codebooks)](
+            s.logits, window.noise, window.frames, s.position, s.sequence, prompts, window.noise.shape[2], columns,
+            window.given, window.guidance, settings.temperature, settings.top_k, settings.top_p,
+            CODEBOOKS=codebooks, WORDS=s.logits.shape[2], GREEDY=settings.greedy,
+        )  # fmt: skip
+        s.position += 1
+
+
+def _filled(s: Session, given: int) -> Iterator[LayerCache]:
+    """Each layer's cache for the model itself to fill; in 8 bits, kept when the next one is asked for."""
+    for cache, scales, text in zip(s.caches, s.scales, s.text, strict=True):
+        if not s.scaled:
+            yield LayerCache(*cache, *text)
+            continue
+        exact = text.new_zeros(*cache.shape[:3], given, cache.shape[4])
+        yield LayerCache(*exact, *text)
+        cache[:, :, :, :given], scales[:, :, :, :given] = in_eight_bits(exact, scales.dtype)
+
 
 def _norm(s: Session, norm: Tensor, parts: int) -> None:
     rows, dim = s.x.shape
+    width = triton.next_power_of_2(dim)
     kernels.norm_kernel[(rows,)](
-        s.x, s.parts, s.y, norm[0], norm[1], rows, D=dim, N=triton.next_power_of_2(dim), PARTS=parts
-    )
+        s.x, s.parts, s.y, norm[0], norm[1], rows, D=dim, N=width, PARTS=parts,
+        num_warps=max(1, min(16, width // 128)),
+    )  # fmt: skip
 
 
-def _attend_own(s: Session, cache: Tensor) -> None:
-    splits = s.totals.shape[1]
-    _attend(s, s.q[None], cache, splits, own=True)
-    if splits > 1:
-        heads, _, head = s.totals.shape
-        kernels.join_kernel[(heads,)](s.totals, s.stats, s.attended, HEAD=head, SPLITS=splits, num_warps=1)
-
-
-def _attend(s: Session, queries: Tensor, cache: Tensor, splits: int, own: bool) -> None:
-    """queries: [parts, R, dim], the sum of which counts."""
+def _attend(s: Session, layer: int) -> None:
+    cache, splits = s.caches[layer], s.totals.shape[1]
     _, rows, heads, positions, head = cache.shape
     few = splits == 8
     kernels.attend_kernel[(rows * heads, splits)](
-        queries, cache[0], cache[1], s.words, s.position, s.attended, s.totals, s.stats, positions, head**-0.5,
-        HEADS=heads, HEAD=head, PARTS=len(queries), BLOCK=128 if few else 64 if own else 32, SPLITS=splits, OWN=own,
-        num_warps=4 if few else 1,
+        s.qkv, cache, s.scales[layer], s.position, s.attended, s.totals, s.stats, s.arrived, positions, head**-0.5,
+        HEADS=heads, HEAD=head, BLOCK=128 if few else 64, SPLITS=splits, SCALED=s.scaled, num_warps=4 if few else 1,
+    )  # fmt: skip
+
+
+def _attend_text(s: Session, layer: int) -> None:
+    _, rows, heads, longest, head = s.text[layer].shape
+    kernels.attend_text_kernel[(rows * heads,)](
+        s.parts, s.text[layer], s.words, s.attended, longest, head**-0.5,
+        HEADS=heads, HEAD=head, PARTS=len(s.parts), BLOCK=32, num_warps=1,
     )  # fmt: skip
 
 

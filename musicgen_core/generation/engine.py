@@ -37,6 +37,7 @@ class Engine:
         text: its text encoder.
         guidance: the coefficient where the settings give none.
         weight_bits: 16, or 8 with the GPU's own kernels.
+        cache_bits: of keys and values where several pieces are made, likewise.
         eager: run the model's own forward pass even where there are kernels for it, which repack its weights.
         window: frames of a window.
     """
@@ -45,6 +46,7 @@ class Engine:
     text: TextEncoder
     guidance: float
     weight_bits: int = 16
+    cache_bits: int = 16
     eager: bool = False
     window: int = WINDOW_FRAMES
 
@@ -81,7 +83,7 @@ class Engine:
 
         Raises:
             Cancelled: `cancelled` said so.
-            DeviceError: 8-bit weights where there are no kernels for them.
+            DeviceError: 8-bit weights or caches where there are no kernels for them.
         """
         device = self.lm.enc_to_dec_proj.weight.device
         frames = [frames_of(settings.duration)] * len(prompts) if frames is None else list(frames)
@@ -121,8 +123,12 @@ class Engine:
 
     def _steps(self, window: Window) -> Steps:
         if self._decoding is not None:
-            return GraphedSteps(self._decoding, window)
+            return GraphedSteps(self._decoding, window, self.bits_of_caches(len(window.known)))
         return EagerSteps(self.lm, window)
+
+    def bits_of_caches(self, pieces: int) -> int:
+        """In which keys and values are kept of so many pieces; those of a single one are few beside the weights."""
+        return self.cache_bits if pieces > 1 else 16
 
     def pack(self) -> None:
         """Take what memory the GPU's kernels need now, so that what is free then is free for pieces."""
@@ -132,11 +138,13 @@ class Engine:
     def _decoding(self) -> Decoding | None:
         """The model for the GPU's own kernels, where these work."""
         if self.eager or not decodes_fast(self.lm.enc_to_dec_proj.weight):
-            if self.weight_bits != 16:
-                raise DeviceError(
-                    "8-bit weights need an NVIDIA GPU of compute capability 8.0 or newer, Triton, and a C compiler",
-                    "Leave out --weight-bits; musicgen-flows doctor says what is missing",
-                )
+            for what, bits in (("weight", self.weight_bits), ("cache", self.cache_bits)):
+                if bits != 16:
+                    raise DeviceError(
+                        f"8-bit {what}s need an NVIDIA GPU of compute capability 8.0 or newer, "
+                        "Triton, and a C compiler",
+                        f"Leave out --{what}-bits; musicgen-flows doctor says what is missing",
+                    )
             return None
         from musicgen_core.generation.decoding import Decoding  # Triton is not everywhere
 

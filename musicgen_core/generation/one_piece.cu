@@ -400,7 +400,7 @@ __device__ void attend(const float* q, const Cache& cache, Pairs& first, int fre
             weight += part * of_warps[warp * 8 + of].weight;
             sum += part * of_warps[warp * 8 + of].total[lane];
         }
-        if (whole) whole[threadIdx.x] = to_half(sum / weight);
+        if (whole) whole[threadIdx.x] = to_half(sum / fmaxf(weight, 1));  // 0: no words
         else total[threadIdx.x] = sum;
         if (!whole && threadIdx.x == 0) stats[0] = most, stats[1] = weight;
     }

@@ -143,6 +143,7 @@ def fitting_size(pieces: int, fitting: int) -> int:
     return next((size for size in sizes if size >= pieces), sizes[-1])
 
 
-def bytes_of_caches(config: DecoderConfig, frames: int) -> int:
-    """Of one piece's keys and values in 16 bits, under its text and under the null condition."""
-    return 2 * 2 * config.layers * config.dim * (frames + config.codebooks) * 2
+def bytes_of_caches(config: DecoderConfig, frames: int, bits: int = 16) -> int:
+    """Of one piece's keys and values, under its text and under the null condition; 8 bits have a scale a head."""
+    of_position = config.dim * 2 if bits == 16 else config.dim + config.heads * 2
+    return 2 * 2 * config.layers * (frames + config.codebooks) * of_position

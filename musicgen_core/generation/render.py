@@ -158,7 +158,8 @@ class _Rendering:
         """
         request, model = self._request, self._model
         lm = load_merged(model, voice.adapter, self._device, compute_dtype(self._device))
-        engine = Engine(lm, self._text, guidance_defaults(model).inference_coefficient, request.weight_bits)
+        guidance = guidance_defaults(model).inference_coefficient
+        engine = Engine(lm, self._text, guidance, request.weight_bits, request.cache_bits)
         engine.pack()
         for batch, size in batches(self._pieces, partial(self._size_for, engine)):
             self._render(voice_number, voice, engine, batch, size)
@@ -182,7 +183,11 @@ class _Rendering:
             return
         self._frames += sum(_new_frames(piece) for piece in batch)
         self._begun += len(batch)
-        made = {"engine_batch_size": size, "render_seconds": round((time.monotonic() - started) / len(batch), 3)}
+        made = {
+            "engine_batch_size": size,
+            "cache_bits": engine.bits_of_caches(size),
+            "render_seconds": round((time.monotonic() - started) / len(batch), 3),
+        }
         write = partial(self._write, voice_number, voice, engine.coefficient(self._request.settings), made)
         self._writing = [self._writers.submit(write, *one) for one in zip(batch, *music, strict=True)]
 
@@ -211,7 +216,7 @@ class _Rendering:
         free, _ = torch.cuda.mem_get_info(self._device)
         free += torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
         window = min(frames, engine.window)
-        fitting = int(SHARE_FOR_CACHES * free / bytes_of_caches(engine.lm.config, window))
+        fitting = int(SHARE_FOR_CACHES * free / bytes_of_caches(engine.lm.config, window, engine.cache_bits))
         return fitting_size(left, min(fitting, self._most))
 
     def _generate(self, engine: Engine, batch: Sequence[PlannedPiece], size: int) -> list[Tensor]:

@@ -27,6 +27,7 @@ class RenderRequest:
         save_codes: keep the codes as `.npy`, too.
         batch_size: pieces side by side; None: one on a CPU, and of the engine's few sizes what fits a GPU.
         weight_bits: 16 or, on a GPU with the kernels, 8.
+        cache_bits: of keys and values where several pieces are side by side, likewise.
         copy_to: a place for a second copy, or None.
     """
 
@@ -43,6 +44,7 @@ class RenderRequest:
     save_codes: bool = False
     batch_size: int | None = None
     weight_bits: int = 16
+    cache_bits: int = 16
     device: str = "auto"
     copy_to: str | None = None
 

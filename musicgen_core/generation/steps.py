@@ -92,9 +92,10 @@ class EagerSteps:
 class GraphedSteps:
     """With `decoding`'s kernels. The first step compiles; from the second on one is recorded and replayed."""
 
-    def __init__(self, decoding: Decoding, window: Window) -> None:
+    def __init__(self, decoding: Decoding, window: Window, cache_bits: int = 16) -> None:
         self._decoding, self._window = decoding, window
-        self._session = decoding.begin(window.text, window.columns(decoding.config.special), window.given)
+        sequence = window.columns(decoding.config.special)
+        self._session = decoding.begin(window.text, sequence, window.given, cache_bits)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._begun = False
         self.sequence = self._session.sequence
@@ -111,14 +112,8 @@ class GraphedSteps:
         self._graph.replay()
 
     def _step(self) -> None:
-        session, window = self._session, self._window
-        logits = self._decoding.step(session)
-        at = session.position.view(1)
-        noise = window.noise.index_select(2, at)[:, :, 0]
-        column = self.sequence.index_select(2, at + 1)[:, :, 0]
-        chosen = window.choose(logits, noise, session.position, column)
-        self.sequence.index_copy_(2, at + 1, chosen[:, :, None])
-        session.position += 1
+        self._decoding.step(self._session)
+        self._decoding.choose(self._session, self._window)
 
 
 def _both(columns: Tensor) -> Tensor:

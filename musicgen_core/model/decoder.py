@@ -6,6 +6,7 @@ projected T5 states). Modules are named as in Hugging Face's MusicGen, so adapte
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -200,12 +201,12 @@ class MusicgenLM(nn.Module):
         """One column of codes [B, K, 1] at `position` → logits [B, K, cardinality] of the next column."""
         return self._logits(self._extend(column, caches, text_mask, position))[:, :, 0]
 
-    def prefill(self, columns: Tensor, caches: list[LayerCache], text_mask: Tensor) -> None:
-        """Put the keys and values of the first columns of a sequence [B, K, S] into the caches, all at once."""
+    def prefill(self, columns: Tensor, caches: Iterable[LayerCache], text_mask: Tensor) -> None:
+        """Put the keys and values of the first columns of a sequence [B, K, S] into the layers' caches, all at once."""
         if columns.shape[-1]:
             self._extend(columns, caches, text_mask, 0)
 
-    def _extend(self, columns: Tensor, caches: list[LayerCache], text_mask: Tensor, position: int) -> Tensor:
+    def _extend(self, columns: Tensor, caches: Iterable[LayerCache], text_mask: Tensor, position: int) -> Tensor:
         x = self.model.decoder.embed(columns, position)
         for layer, cache in zip(self.model.decoder.blocks(), caches, strict=True):
             x = layer.extend(x, text_mask, cache, position)

@@ -1,7 +1,7 @@
 """Compares the decoding kernels with the model itself on the CPU, where Triton interprets them; run by test_decoding.
 
-TRITON_INTERPRET=1 python interpreted.py interpreted_decoding.py BATCH BITS GIVEN_FRAMES → the largest relative error
-of a step's logits, and whether greedy codes are those of the eager steps
+TRITON_INTERPRET=1 python interpreted.py interpreted_decoding.py BATCH BITS CACHE_BITS GIVEN_FRAMES → the largest
+relative error of a step's logits, and whether greedy codes are those of the eager steps
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FRAMES = 6
 
 
 @torch.inference_mode()
-def main(batch: int, bits: int, given: int) -> None:
+def main(batch: int, bits: int, cache_bits: int, given: int) -> None:
     lm = load_lm(find_model("debug"))
     decoding = Decoding(lm, positions=16, bits=bits)
     generator = torch.Generator().manual_seed(0)
@@ -28,7 +28,7 @@ def main(batch: int, bits: int, given: int) -> None:
     mask = torch.arange(5) < torch.randint(1, 6, (batch, 1), generator=generator)
     text = TextCondition(torch.cat([states, 0 * states]), torch.cat([mask, 0 * mask]).bool())
 
-    session = decoding.begin(text, torch.full((batch, 4, FRAMES + 1), lm.config.special))
+    session = decoding.begin(text, torch.full((batch, 4, FRAMES + 1), lm.config.special), cache_bits=cache_bits)
     caches, text_mask = lm.new_cache(text, FRAMES)
     session.sequence[:, :, :FRAMES] = torch.randint(2048, (batch, 4, FRAMES), generator=generator)
     errors = []
@@ -42,11 +42,11 @@ def main(batch: int, bits: int, given: int) -> None:
     noise = torch.rand(batch, 4, FRAMES + 3, generator=generator)
     frames = torch.full((batch,), FRAMES)
     window = Window(text, known, frames, noise, SamplingSettings(greedy=True), 3.0)
-    graphed, eager = GraphedSteps(decoding, window), EagerSteps(lm, window)
+    graphed, eager = GraphedSteps(decoding, window, cache_bits), EagerSteps(lm, window)
     for _ in range(FRAMES + 3 - given):
         graphed.advance()
         eager.advance()
-    print(max(errors), torch.equal(graphed.sequence, eager.sequence))
+    print(torch.tensor(errors).max().item(), torch.equal(graphed.sequence, eager.sequence))
 
 
 if __name__ == "__main__":

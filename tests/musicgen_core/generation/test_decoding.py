@@ -23,23 +23,41 @@ from tests.musicgen_core.offline_compile import SHARED_KIB, shared_bytes
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("batch", "bits", "given", "distance"), [(1, 16, 0, 1e-6), (3, 16, 2, 1e-6), (1, 8, 5, 0.02)])
-def test_kernels_give_the_logits_and_greedy_codes_of_the_model(
-    batch: int, bits: int, given: int, distance: float
-) -> None:
+def interpreted(script: str, *arguments: object) -> list[str]:
+    """The words that a script prints in a process of its own, which interprets Triton."""
     launcher = Path(__file__).parent.parent / "interpreted.py"
-    script = Path(__file__).with_name("interpreted_decoding.py")
-    done = subprocess.run(  # in a process of its own, which interprets Triton
-        [sys.executable, launcher, script, str(batch), str(bits), str(given)],
+    done = subprocess.run(
+        [sys.executable, launcher, Path(__file__).with_name(script), *map(str, arguments)],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
         check=True,
     )
-    error, same_codes = done.stdout.split()[-2:]
+    return done.stdout.split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("batch", "bits", "cache_bits", "given", "distance"),
+    [(1, 16, 16, 0, 1e-6), (3, 16, 16, 2, 1e-6), (1, 8, 16, 5, 0.02), (1, 8, 8, 0, 0.02), (3, 16, 8, 2, 0.005)],
+)
+def test_kernels_give_the_logits_and_greedy_codes_of_the_model(
+    batch: int, bits: int, cache_bits: int, given: int, distance: float
+) -> None:
+    *_, error, same_codes = interpreted("interpreted_decoding.py", batch, bits, cache_bits, given)
     assert float(error) < distance
     assert bits == 8 or same_codes == "True"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [{"greedy": True}, {"top_k": 50}, {"top_k": 0, "temperature": 0.7}, {"top_p": 0.8}])
+def test_the_kernel_chooses_the_codes_that_sample_does_from_the_same_draws(how: dict[str, float | bool]) -> None:
+    settings = SamplingSettings.model_validate(how)
+    different, codes, written_elsewhere = interpreted("interpreted_choosing.py", settings.model_dump_json())[-3:]
+    # The largest draw there is, one piece's, may fall among codes too rare to change a rounded sum.
+    assert int(different) <= (4 if settings.top_k == 0 else 0)
+    assert int(codes) > 200
+    assert written_elsewhere == "False"
 
 
 @pytest.mark.slow
@@ -47,12 +65,12 @@ def test_kernels_give_the_logits_and_greedy_codes_of_the_model(
 @pytest.mark.parametrize("capability", SHARED_KIB)
 def test_the_products_fit_the_gpu_whatever_it_is(capability: int, rows: int, parts: int) -> None:
     limit = 1024 * SHARED_KIB[capability]
-    plain = {"PARTS": parts, "GELU": False, "QKV": False, "caches": None, "position": None}
+    plain = {"PARTS": parts, "GELU": False}
     for kind in ({"SCALED": False, "scales": None}, {"SCALED": True}):
         scaled = bool(kind["SCALED"])
         tall, wide, deep, stages, warps = tiles(rows, 2048, parts, scaled, limit)
-        shape = {"N": 2048, "K": 2048, "HEADS": 32, "HEAD": 64, "BM": tall, "BN": wide, "BK": deep, "STAGES": stages}
-        types = {"rows": "i32", "positions": "i32", "w": "*i8" if scaled else "*bf16", "scales": "*fp32"}
+        shape = {"N": 2048, "K": 2048, "BM": tall, "BN": wide, "BK": deep, "STAGES": stages}
+        types = {"rows": "i32", "w": "*i8" if scaled else "*bf16", "scales": "*fp32"}
         assert shared_bytes(decode_kernels.linear_kernel, capability, types, shape | plain | kind, warps) <= limit
 
 
@@ -70,10 +88,11 @@ def test_the_graph_gives_the_same_codes_every_time_and_other_ones_for_other_seed
 
 
 @needs_gpu
-def test_a_piece_of_a_full_batch_depends_on_nothing_beside_it_on_a_gpu(debug_model: BaseModel) -> None:
+@pytest.mark.parametrize("cache_bits", [16, 8])
+def test_a_piece_of_a_full_batch_depends_on_nothing_beside_it_on_a_gpu(debug_model: BaseModel, cache_bits: int) -> None:
     """Nor on the others' texts, durations or beginnings; over more than one window."""
     text = TextEncoder(debug_model.text_encoder, "cuda")
-    engine = Engine(load_lm(debug_model, "cuda", torch.bfloat16), text, 3.0, window=100)
+    engine = Engine(load_lm(debug_model, "cuda", torch.bfloat16), text, 3.0, cache_bits=cache_bits, window=100)
     settings, known = SamplingSettings(overlap=1.0), torch.randint(2048, (8, 4, 20))
     batches = []
     for others, frames in (("a", 30), ("a text that is much longer than that of any other piece beside it " * 8, 170)):

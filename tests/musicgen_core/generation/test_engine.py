@@ -246,9 +246,18 @@ def test_windows_follow_on_each_other_see_the_overlap_and_reach_the_end(
         assert begin == 0 or have - begin == overlap
 
 
-def test_8_bit_weights_are_refused_where_there_are_no_kernels_for_them(engine: Engine) -> None:
-    with pytest.raises(DeviceError, match="8-bit weights need an NVIDIA GPU"):
-        replace(engine, weight_bits=8).generate(PROMPTS[:1], SAMPLED, [0])
+@pytest.mark.parametrize("what", ["weight", "cache"])
+def test_8_bits_are_refused_where_there_are_no_kernels_for_them(engine: Engine, what: str) -> None:
+    of_8_bits: dict[str, Any] = {f"{what}_bits": 8}
+    with pytest.raises(DeviceError, match=f"8-bit {what}s need an NVIDIA GPU") as refused:
+        replace(engine, **of_8_bits).generate(PROMPTS[:1], SAMPLED, [0])
+    assert f"--{what}-bits" in str(refused.value)
+
+
+def test_8_bit_caches_are_for_pieces_side_by_side(engine: Engine) -> None:
+    in_8_bits = replace(engine, cache_bits=8)
+    assert [in_8_bits.bits_of_caches(pieces) for pieces in (1, 2, 32)] == [16, 8, 8]
+    assert engine.bits_of_caches(32) == 16
 
 
 @pytest.mark.slow

@@ -59,5 +59,6 @@ def test_a_batch_is_the_smallest_of_the_few_sizes_that_holds_all_or_the_largest_
     assert all(other < pieces for other in smaller)
 
 
-def test_a_piece_of_30_s_takes_a_gpu_1_1_gib_with_musicgen_large() -> None:
+def test_a_piece_of_30_s_takes_a_gpu_1_1_gib_with_musicgen_large_and_half_of_it_in_8_bits() -> None:
     assert 1.1 < bytes_of_caches(LARGE, 1500) / 2**30 < 1.11
+    assert 0.56 < bytes_of_caches(LARGE, 1500, bits=8) / 2**30 < 0.58

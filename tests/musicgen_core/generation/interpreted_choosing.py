@@ -1,0 +1,47 @@
+"""Compares the choosing kernel with `Window.choose` on the CPU, where Triton interprets it; run by test_decoding.
+
+TRITON_INTERPRET=1 python interpreted.py interpreted_choosing.py SETTINGS_AS_JSON → codes that differ, different codes
+that were chosen, and whether any was written where no frame is asked for
+"""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from musicgen_core.config import SamplingSettings
+from musicgen_core.generation.decoding import Decoding
+from musicgen_core.generation.steps import Window
+from musicgen_core.model.decoder import TextCondition
+
+PROMPTS, CODEBOOKS, GIVEN, STEPS = 32, 4, 2, 9
+SPECIAL = 2048
+
+
+def main(settings: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    text = TextCondition(torch.zeros(2 * PROMPTS, 1, 1), torch.ones(2 * PROMPTS, 1).bool())
+    known = torch.randint(2048, (PROMPTS, CODEBOOKS, GIVEN), generator=generator)
+    frames = torch.randint(GIVEN + 1, STEPS - CODEBOOKS + 1, (PROMPTS,), generator=generator)
+    noise = torch.rand(PROMPTS, CODEBOOKS, STEPS, generator=generator)
+    noise[0, :, :] = 0
+    noise[1, :, :] = 1 - 2**-24  # the largest draw there is
+    window = Window(text, known, frames, noise, SamplingSettings.model_validate_json(settings), 3.0)
+    session: Any = SimpleNamespace(sequence=window.columns(SPECIAL), position=torch.tensor(GIVEN))
+    expected = session.sequence.clone()
+    for at in range(GIVEN, STEPS):
+        session.logits = torch.randn(2 * PROMPTS, CODEBOOKS, 2048, generator=generator)
+        column = window.choose(session.logits, noise[:, :, at], session.position, expected[:, :, at + 1])
+        expected[:, :, at + 1] = column
+        Decoding.choose(session, window)
+    assert session.position == STEPS
+    asked = expected != window.columns(SPECIAL)
+    found = session.sequence
+    print((found != expected).sum().item(), len(found[asked].unique()), (found != expected)[~asked].any().item())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
