@@ -57,7 +57,7 @@ class OnePiece:
     """The kernel with the weights that it reads, and room for what its programs tell each other.
 
     One step at a time: the room is for one. All its programs wait for each other, so that each must have a
-    multiprocessor; two such kernels side by side on a GPU, which takes NVIDIA's MPS, could wait for ever.
+    multiprocessor to itself.
 
     Args:
         matrices: of each layer [out, in] in the order of their use, then the heads'; bf16, or int8 with
@@ -103,7 +103,8 @@ class OnePiece:
         values = (*(tensor.data_ptr() for tensor in tensors), self._layers, caches.shape[4], text.shape[4])
         kinds = (*(ctypes.c_void_p for _ in tensors), ctypes.c_int, ctypes.c_int, ctypes.c_int)
         stream, grid, block = torch.cuda.current_stream(x.device).cuda_stream, self._programs, 32 * (WARPS + 1)
-        _check(driver.cuLaunchKernel(self._kernel, grid, 1, 1, block, 1, 1, self._shared, stream, (values, kinds), 0))
+        launch = driver.cuLaunchCooperativeKernel  # all programs at once or none, whoever else is on the GPU
+        _check(launch(self._kernel, grid, 1, 1, block, 1, 1, self._shared, stream, (values, kinds)))
 
 
 def sizes(dim: int, width: int, weight_bytes: int, stages: int) -> dict[str, int]:
