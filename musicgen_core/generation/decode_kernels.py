@@ -209,13 +209,15 @@ def _pivot(order, amounts, most):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def choose_kernel(  # type: ignore[no-untyped-def]
-    logits, noise, frames, position, sequence, prompts, steps, columns, given, guidance, temperature, top_k, top_p,
+    logits, noise, noise_prompt, noise_codebook, frames, position, sequence, prompts, columns, given,
+    guidance, temperature, top_k, top_p,
     CODEBOOKS: tl.constexpr, WORDS: tl.constexpr, GREEDY: tl.constexpr,
 ):  # fmt: skip
     """The next column of sequence [prompts, CODEBOOKS, columns], as `Window.choose` fills it. A code a program.
 
-    logits [R, CODEBOOKS, WORDS], noise [prompts, CODEBOOKS, steps] and frames [prompts]. Codes are not sorted: those
-    that a sorted list would begin with are those above a pivot, which is searched for bit by bit.
+    logits [R, CODEBOOKS, WORDS], WORDS a power of two; noise [prompts, CODEBOOKS, steps] with strides of its own, for a
+    window has a part of it; frames [prompts]. Codes are not sorted: those that a sorted list would begin with are those
+    at or above a pivot, which is searched for bit by bit. Where several are alike there, top-k and top-p keep them all.
     """
     prompt, codebook = tl.program_id(0), tl.program_id(1)
     of_code = prompt * CODEBOOKS + codebook
@@ -237,14 +239,14 @@ def choose_kernel(  # type: ignore[no-untyped-def]
         elif top_k > 0:
             least = _pivot(order, tl.full((WORDS,), 1.0, tl.float32), top_k - 1.0)
         shares = tl.where(order >= least, shares, 0.0)
-        draw = tl.minimum(tl.load(noise + of_code * steps + at), 0.9999998)  # less than 1 times the sum, when rounded
-        threshold = draw * tl.sum(shares, 0)
+        draw = tl.minimum(tl.load(noise + prompt * noise_prompt + codebook * noise_codebook + at), 0.9999998)
+        threshold = draw * tl.sum(shares, 0)  # less than the sum, also when rounded
         found = _pivot(order, shares, threshold)
         before = tl.sum(tl.where(order > found, shares, 0.0), 0)
         alike = (order == found).to(tl.int32)
         share = tl.max(tl.where(order == found, shares, 0.0), 0)
         rank = tl.minimum(((threshold - before) / share).to(tl.int32), tl.sum(alike, 0) - 1)
-        chosen = tl.sum(tl.where((tl.cumsum(alike, 0) == tl.maximum(rank, 0) + 1) & (alike > 0), code, 0), 0)
+        chosen = tl.sum(tl.where((tl.cumsum(alike, 0) == rank + 1) & (alike > 0), code, 0), 0)
     frame = at - codebook
     is_asked = (frame >= given) & (frame < tl.load(frames + prompt))
     tl.store(sequence + of_code * columns + at + 1, chosen.to(tl.int64), mask=is_asked)

@@ -141,7 +141,7 @@ class Session:
     sequence: Tensor
     position: Tensor
     caches: Tensor
-    scales: Tensor
+    scales: Tensor | None
     text: Tensor
     words: Tensor
     x: Tensor
@@ -154,10 +154,6 @@ class Session:
     stats: Tensor
     arrived: Tensor
     logits: Tensor
-
-    @property
-    def scaled(self) -> bool:
-        return self.caches.dtype is torch.int8
 
 
 class Decoding:
@@ -201,27 +197,27 @@ class Decoding:
         """
         config, rows, steps = self.config, len(text.states), sequence.shape[-1] - 1
         of_texts = self._read(text)
-        half = of_texts.new_zeros
-        single = partial(half, dtype=torch.float32)
+        zeros = of_texts.new_zeros
+        single = partial(zeros, dtype=torch.float32)
         head, splits = config.dim // config.heads, _splits(rows * config.heads)
         of_layers = (config.layers, 2, rows, config.heads, steps)
         scaled = cache_bits == 8
         session = Session(
             sequence=sequence,
             position=torch.full((), given, dtype=torch.int64, device=sequence.device),
-            caches=half(*of_layers, head, dtype=torch.int8 if scaled else None),
-            scales=half(*of_layers if scaled else of_layers[:1]),
+            caches=zeros(*of_layers, head, dtype=torch.int8 if scaled else None),
+            scales=zeros(*of_layers) if scaled else None,
             text=of_texts,
             words=text.mask.sum(dim=1).int(),
             x=single(rows, config.dim),
             parts=single(_parts(rows), rows, config.dim),
-            y=half(rows, config.dim),
-            qkv=half(rows, 3, config.dim),
-            attended=half(rows, config.dim),
-            z=half(rows, config.ffn_dim),
+            y=zeros(rows, config.dim),
+            qkv=zeros(rows, 3, config.dim),
+            attended=zeros(rows, config.dim),
+            z=zeros(rows, config.ffn_dim),
             totals=single(rows * config.heads, splits, head),
             stats=single(rows * config.heads, splits, 2),
-            arrived=half(rows * config.heads, dtype=torch.int32),
+            arrived=zeros(rows * config.heads, dtype=torch.int32),
             logits=single(rows, config.codebooks, config.cardinality),
         )
         self.lm.prefill(torch.cat([sequence, sequence])[:, :, :given], _filled(session, given), text.attend)
@@ -253,7 +249,7 @@ class Decoding:
             CODEBOOKS=config.codebooks, WORDS=config.cardinality + 1, D=config.dim,
             N=triton.next_power_of_2(config.dim),
         )  # fmt: skip
-        if rows == 2 and not s.scaled and self._one_piece is not None:
+        if rows == 2 and s.scales is None and self._one_piece is not None:
             self._one_piece(s.x, s.caches, s.text, s.words, s.position, s.logits)
             return s.logits
         for number, layer in enumerate(self._layers):
@@ -278,7 +274,7 @@ class Decoding:
         prompts, codebooks, columns = s.sequence.shape
         settings = window.settings
         kernels.choose_kernel[(prompts, codebooks)](
-            s.logits, window.noise, window.frames, s.position, s.sequence, prompts, window.noise.shape[2], columns,
+            s.logits, window.noise, *window.noise.stride()[:2], window.frames, s.position, s.sequence, prompts, columns,
             window.given, window.guidance, settings.temperature, settings.top_k, settings.top_p,
             CODEBOOKS=codebooks, WORDS=s.logits.shape[2], GREEDY=settings.greedy,
         )  # fmt: skip
@@ -286,14 +282,17 @@ class Decoding:
 
 
 def _filled(s: Session, given: int) -> Iterator[LayerCache]:
-    """Each layer's cache for the model itself to fill; in 8 bits, kept when the next one is asked for."""
-    for cache, scales, text in zip(s.caches, s.scales, s.text, strict=True):
-        if not s.scaled:
+    """Each layer's cache for the model itself to fill; in 8 bits, kept when the next one is asked for.
+
+    The last one, too: who takes them takes as many as there are layers, strictly, and so asks once more.
+    """
+    for layer, (cache, text) in enumerate(zip(s.caches, s.text, strict=True)):
+        if s.scales is None:
             yield LayerCache(*cache, *text)
             continue
         exact = text.new_zeros(*cache.shape[:3], given, cache.shape[4])
         yield LayerCache(*exact, *text)
-        cache[:, :, :, :given], scales[:, :, :, :given] = in_eight_bits(exact, scales.dtype)
+        cache[:, :, :, :given], s.scales[layer, :, :, :, :given] = in_eight_bits(exact, s.scales.dtype)
 
 
 def _norm(s: Session, norm: Tensor, parts: int) -> None:
@@ -309,9 +308,11 @@ def _attend(s: Session, layer: int) -> None:
     cache, splits = s.caches[layer], s.totals.shape[1]
     _, rows, heads, positions, head = cache.shape
     few = splits == 8
+    scales = cache if s.scales is None else s.scales[layer]  # a stand-in that is not read
     kernels.attend_kernel[(rows * heads, splits)](
-        s.qkv, cache, s.scales[layer], s.position, s.attended, s.totals, s.stats, s.arrived, positions, head**-0.5,
-        HEADS=heads, HEAD=head, BLOCK=128 if few else 64, SPLITS=splits, SCALED=s.scaled, num_warps=4 if few else 1,
+        s.qkv, cache, scales, s.position, s.attended, s.totals, s.stats, s.arrived, positions, head**-0.5,
+        HEADS=heads, HEAD=head, BLOCK=128 if few else 64, SPLITS=splits, SCALED=s.scales is not None,
+        num_warps=4 if few else 1,
     )  # fmt: skip
 
 

@@ -82,6 +82,14 @@ def test_a_setting_out_of_range_is_refused_before_anything_runs(tmp_path: Path) 
     assert "lora_r" in str(state.message)
 
 
+def test_options_of_generating_reach_the_engine(tmp_path: Path) -> None:
+    state = generate_music(
+        model="debug", output=str(tmp_path), device="cpu", duration=0.1, cache_bits=8, return_state=True
+    )
+    assert state.is_failed()
+    assert "--cache-bits" in str(state.message)
+
+
 def test_without_a_place_the_error_names_the_variable_to_set(tmp_path: Path) -> None:
     state = generate_music(model="debug", return_state=True)
     with pytest.raises(ConfigError, match="prefect variable set musicgen_output"):

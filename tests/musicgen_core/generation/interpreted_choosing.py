@@ -26,7 +26,7 @@ def main(settings: str) -> None:
     text = TextCondition(torch.zeros(2 * PROMPTS, 1, 1), torch.ones(2 * PROMPTS, 1).bool())
     known = torch.randint(2048, (PROMPTS, CODEBOOKS, GIVEN), generator=generator)
     frames = torch.randint(GIVEN + 1, STEPS - CODEBOOKS + 1, (PROMPTS,), generator=generator)
-    noise = torch.rand(PROMPTS, CODEBOOKS, STEPS, generator=generator)
+    noise = torch.rand(PROMPTS, CODEBOOKS, STEPS + 7, generator=generator)[:, :, 3 : STEPS + 3]  # as of a window
     noise[0, :, :] = 0
     noise[1, :, :] = 1 - 2**-24  # the largest draw there is
     window = Window(text, known, frames, noise, SamplingSettings.model_validate_json(settings), 3.0)

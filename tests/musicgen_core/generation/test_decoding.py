@@ -50,6 +50,13 @@ def test_kernels_give_the_logits_and_greedy_codes_of_the_model(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("splits", "scaled"), [(1, False), (1, True), (2, True), (4, False), (4, True), (8, True)])
+def test_attention_over_several_blocks_is_that_of_torch_however_it_is_split(splits: int, scaled: bool) -> None:
+    *_, error = interpreted("interpreted_attending.py", splits, scaled)
+    assert float(error) < 1e-6
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{"greedy": True}, {"top_k": 50}, {"top_k": 0, "temperature": 0.7}, {"top_p": 0.8}])
 def test_the_kernel_chooses_the_codes_that_sample_does_from_the_same_draws(how: dict[str, float | bool]) -> None:
     settings = SamplingSettings.model_validate(how)
@@ -90,13 +97,13 @@ def test_the_graph_gives_the_same_codes_every_time_and_other_ones_for_other_seed
 @needs_gpu
 @pytest.mark.parametrize("cache_bits", [16, 8])
 def test_a_piece_of_a_full_batch_depends_on_nothing_beside_it_on_a_gpu(debug_model: BaseModel, cache_bits: int) -> None:
-    """Nor on the others' texts, durations or beginnings; over more than one window."""
+    """Nor on the others' texts, seeds, durations or beginnings; over more than one window."""
     text = TextEncoder(debug_model.text_encoder, "cuda")
     engine = Engine(load_lm(debug_model, "cuda", torch.bfloat16), text, 3.0, cache_bits=cache_bits, window=100)
     settings, known = SamplingSettings(overlap=1.0), torch.randint(2048, (8, 4, 20))
     batches = []
-    for others, frames in (("a", 30), ("a text that is much longer than that of any other piece beside it " * 8, 170)):
+    for others, frames in (("a", 30), ("a text that is much longer than that of any other piece beside it " * 8, 320)):
         known[1:] = torch.randint(2048, (7, 4, 20))
-        prompts, ends = ["slow jazz", *7 * [others]], [230, *7 * [frames]]
-        batches.append(engine.generate(prompts, settings, range(8), frames=ends, known=known))
+        prompts, ends, streams = ["slow jazz", *7 * [others]], [230, *7 * [frames]], [0, *range(frames, frames + 7)]
+        batches.append(engine.generate(prompts, settings, streams, frames=ends, known=known))
     assert torch.equal(batches[0][0], batches[1][0])

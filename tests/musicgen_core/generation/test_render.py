@@ -88,8 +88,17 @@ def test_the_sidecar_tells_how_to_make_the_piece_again(request_for: Any, adapter
         "global_step": 42,
     }
     assert SamplingSettings(**sidecar["sampling"]) == request.settings.model_copy(update={"guidance": 3.0})
-    assert sidecar["engine_batch_size"] == 1
+    assert [sidecar[name] for name in ("engine_batch_size", "weight_bits", "cache_bits")] == [1, 16, 16]
     assert sidecar["versions"].keys() == {"torch", "audiocraft", "transformers"}
+
+
+@pytest.mark.parametrize("what", ["weight", "cache"])
+def test_8_bits_that_a_device_cant_do_are_refused_before_anything_is_written(
+    request_for: Any, tmp_path: Path, what: str
+) -> None:
+    with pytest.raises(DeviceError, match=f"8-bit {what}s"):
+        render(request_for(**{f"{what}_bits": 8}))
+    assert not (tmp_path / "out").exists()
 
 
 def test_codes_are_kept_where_asked(request_for: Any, tmp_path: Path) -> None:

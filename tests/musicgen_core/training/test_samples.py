@@ -29,7 +29,7 @@ from musicgen_core.training.train import train
 MakeRequest = Callable[..., TrainRequest]
 LeftIn = Callable[[str], Any]
 SameWeights = Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], None]
-PROMPTS = ["slow piano", "a fast breakbeat"]
+PROMPTS = ["slow piano", "a fast breakbeat", "bells"]
 SAMPLED: dict[str, Any] = {"sample_prompts": PROMPTS, "sample_seconds": 0.4}
 
 
@@ -70,8 +70,8 @@ def test_a_sample_is_what_generate_would_render(sampled: TrainRequest, tmp_path:
         found, _ = soundfile.read(Path(sampled.run_dir) / "samples" / f"epoch_00{epoch}_0{i}.wav")
         alike.append(np.corrcoef(expected, found)[0, 1] > 0.999)
     # Not bit for bit: there the adapter is merged, and each prompt renders alone. So a draw of one piece may fall on
-    # the other side of a code's share, and the rest of that piece sounds otherwise; hardly of both.
-    assert any(alike)
+    # the other side of a code's share, and the rest of that piece sounds otherwise; hardly of two.
+    assert sum(alike) >= len(PROMPTS) - 1
 
 
 def test_samples_change_nothing_of_what_is_learned(
