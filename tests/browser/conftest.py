@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 import psutil
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, Route, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, TimeoutError, ViewportSize, expect, sync_playwright
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterParentFlowRunId
 from prefect.client.schemas.objects import FlowRun, TaskRun
@@ -174,8 +175,16 @@ class Ui:
         return run
 
     def open_run(self, run: UUID, tab: str) -> None:
+        """On one of its tabs. A click is lost while the page still works out its address, which has the tab then."""
         self.open(f"runs/flow-run/{run}")
-        self.page.get_by_role("tablist").get_by_text(tab, exact=True).click()
+        for attempt in range(4):
+            self.page.get_by_role("tablist").get_by_text(tab, exact=True).click()
+            try:
+                self.page.wait_for_url(lambda url: parse_qs(urlsplit(url).query).get("tab") == [tab], timeout=5000)
+                return
+            except TimeoutError:
+                if attempt == 3:
+                    raise
 
     def artifact(self, key: str) -> Locator:
         """What the Artifacts tab shows of one."""
