@@ -174,5 +174,5 @@ def evaluated_rows(evaluation: Evaluation) -> list[tuple[str, str]]:
 def rendered_rows(pieces: Sequence[Rendered]) -> list[tuple[str, str]]:
     from musicgen_core.generation.request import page_of
 
-    rows = [("music", f"{piece.wav}\n{piece.seconds:.0f} s: {piece.prompt}") for piece in pieces]
+    rows = [("music", f"{piece.wav}\n{piece.seconds:g} s: {piece.prompt}") for piece in pieces]
     return [*rows, ("all on a page", page_of(pieces))]

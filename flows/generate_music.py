@@ -23,7 +23,9 @@ from tasks.generating import render_prompts
 def generate_music(
     *,
     output: Output = None,
-    prompts: Annotated[list[str] | None, Field(description="Texts to make music from")] = None,
+    prompts: Annotated[
+        list[str] | None, Field(description="Texts to make music from; by default a few examples")
+    ] = None,
     prompts_file: Annotated[
         str | None,
         Field(
@@ -61,7 +63,7 @@ def generate_music(
             ge=8,
             le=16,
             multiple_of=8,
-            description="Bits of weights on a GPU; 8: quicker for single pieces",
+            description="Bits of weights on a GPU, 16 or 8; 8: quicker for single pieces",
         ),
     ] = 16,
     cache_bits: Annotated[
@@ -70,7 +72,7 @@ def generate_music(
             ge=8,
             le=16,
             multiple_of=8,
-            description="Bits of what is kept of earlier frames, on a GPU; 8: quicker for many pieces side by side",
+            description="Bits of what is kept of earlier frames, on a GPU, 16 or 8; 8: quicker for many side by side",
         ),
     ] = 16,
     copy_to: Annotated[str | None, Field(description="Keep a second copy of the files here")] = None,
