@@ -177,17 +177,21 @@ def distances(model: BaseModel, device: torch.device, steps: int = 200) -> list[
         ("8-bit weights", SEVERAL, Kernels(weight_bits=8)),
         ("8-bit weights and caches", SEVERAL, Kernels(8, 8)),
     ]
-    lines, expected = [], {}
+
+    def both(pieces: int) -> TextCondition:
+        states, mask = text.states[:pieces], text.mask[:pieces]
+        return TextCondition(torch.cat([states, 0 * states]), torch.cat([mask, 0 * mask]).bool())
+
+    exact, lines = _logits(model, device, torch.float32, None, both(SEVERAL), codes), []
     for name, pieces, kernels in kinds:
         if kernels is not None and device.type != "cuda":
             continue
-        states, mask = text.states[:pieces], text.mask[:pieces]
-        both = TextCondition(torch.cat([states, 0 * states]), torch.cat([mask, 0 * mask]).bool())
-        if pieces not in expected:
-            expected[pieces] = _logits(model, device, torch.float32, None, both, codes[:pieces])
-        found = _logits(model, device, torch.bfloat16, kernels, both, codes[:pieces])
-        distance = ((found - expected[pieces]).norm() / expected[pieces].norm()).item()
-        same = (found.argmax(-1) == expected[pieces].argmax(-1)).float().mean().item()
+        found, expected = (
+            _logits(model, device, torch.bfloat16, kernels, both(pieces), codes[:pieces]),
+            exact[:, :pieces],
+        )
+        distance = ((found - expected).norm() / expected.norm()).item()
+        same = (found.argmax(-1) == expected.argmax(-1)).float().mean().item()
         lines.append(f"| {name} | {pieces} | {100 * distance:.2f} % | {100 * same:.1f} % |")
     return lines
 

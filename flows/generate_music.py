@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations`: Prefect and the command line read the parameters' annotations as they are.
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from prefect import flow
 from pydantic import Field
@@ -15,6 +15,11 @@ from musicgen_core.config import DEFAULT_PROMPTS, Format, SamplingSettings
 from musicgen_core.generation.prompts import Prompt, read_prompts
 from musicgen_core.generation.request import MOST_SIDE_BY_SIDE, Rendered, RenderRequest
 from tasks.generating import render_prompts
+
+
+def _bits(description: str) -> Any:
+    """Of a parameter that is 8 or 16."""
+    return Field(ge=8, le=16, multiple_of=8, description=description)
 
 
 @explained
@@ -57,23 +62,9 @@ def generate_music(
             description="Pieces side by side; by default 1 on a CPU, and 1, 8 or 32 on a GPU as they fit",
         ),
     ] = None,
-    weight_bits: Annotated[
-        int,
-        Field(
-            ge=8,
-            le=16,
-            multiple_of=8,
-            description="Bits of weights on a GPU, 16 or 8; 8: quicker for single pieces",
-        ),
-    ] = 16,
+    weight_bits: Annotated[int, _bits("Bits of weights on a GPU, 16 or 8; 8: quicker for single pieces")] = 16,
     cache_bits: Annotated[
-        int,
-        Field(
-            ge=8,
-            le=16,
-            multiple_of=8,
-            description="Bits of what is kept of earlier frames, on a GPU, 16 or 8; 8: quicker for many side by side",
-        ),
+        int, _bits("Bits of what is kept of earlier frames, on a GPU, 16 or 8; 8: quicker for many side by side")
     ] = 16,
     copy_to: Annotated[str | None, Field(description="Keep a second copy of the files here")] = None,
     settings: SamplingSettings,

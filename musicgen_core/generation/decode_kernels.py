@@ -74,14 +74,16 @@ def linear_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _look(  # type: ignore[no-untyped-def]
-    query, keys, values, key_scales, value_scales, begin, end, most, weight, total,
+    query, keys, values, key_scales, value_scales, begin, end,
     HEAD: tl.constexpr, BLOCK: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    """Attention's running softmax (largest score, sum of shares, and of shares times values), positions further.
+    """Attention's running softmax: largest score, sum of shares, and of shares times values.
 
     Keys and values are [positions, HEAD], of which those from begin to end are looked at.
     """
     d = tl.arange(0, HEAD)
+    most, weight = tl.full((), -1e30, tl.float32), tl.zeros((), tl.float32)  # finite: there may be nothing to look at
+    total = tl.zeros((HEAD,), tl.float32)
     for start in tl.range(begin, end, BLOCK, num_stages=2 if SCALED else 1):
         at = start + tl.arange(0, BLOCK)
         place = at[:, None] * HEAD + d[None, :]
@@ -141,7 +143,7 @@ def attend_kernel(  # type: ignore[no-untyped-def]
     most, weight, total = _look(
         query, cache + of_keys * HEAD, cache + of_values * HEAD, scales + of_keys, scales + of_values,
         split * each, tl.minimum(length, (split + 1) * each),
-        tl.full((), -1e30, tl.float32), tl.zeros((), tl.float32), tl.zeros((HEAD,), tl.float32), HEAD, BLOCK, SCALED,
+        HEAD, BLOCK, SCALED,
     )  # fmt: skip
     if split == SPLITS - 1:
         key = tl.load(mine + HEADS * HEAD).to(tl.float32)
@@ -190,7 +192,7 @@ def attend_text_kernel(  # type: ignore[no-untyped-def]
     values = keys + tl.num_programs(0).to(tl.int64) * longest * HEAD
     _, weight, total = _look(
         query * scale, keys, values, keys, values, 0, tl.load(words + head // HEADS),
-        tl.full((), -1e30, tl.float32), tl.zeros((), tl.float32), tl.zeros((HEAD,), tl.float32), HEAD, BLOCK, False,
+        HEAD, BLOCK, False,
     )  # fmt: skip
     # The likeliest word alone weighs 1.
     tl.store(out + head * HEAD + d, (total / tl.maximum(weight, 1.0)).to(out.dtype.element_ty))

@@ -44,13 +44,13 @@ class Window:
         """The delayed sequence [B, K, steps + 1] with what is known in it, and special codes elsewhere."""
         return delay(self.known, special, columns=self.noise.shape[-1] + 1)
 
-    def choose(self, logits: Tensor, noise: Tensor, position: Tensor, column: Tensor) -> Tensor:
+    def choose(self, logits: Tensor, noise: Tensor, position: int, column: Tensor) -> Tensor:
         """The codes after `position`.
 
         Args:
             logits: [2 B, K, cardinality].
             noise: [B, K].
-            position: [], of what was read last.
+            position: of what was read last.
             column: [B, K], what stands in the next column until now, and stays where there is no frame to fill.
 
         Returns:
@@ -83,16 +83,15 @@ class EagerSteps:
     def advance(self) -> None:
         at, window = self._position, self._window
         logits = self._lm.step(_both(self.sequence[:, :, at : at + 1]), self._caches, self._mask, at)
-        position = torch.tensor(at, device=self.sequence.device)
         column = self.sequence[:, :, at + 1]
-        self.sequence[:, :, at + 1] = window.choose(logits, window.noise[:, :, at], position, column)
+        self.sequence[:, :, at + 1] = window.choose(logits, window.noise[:, :, at], at, column)
         self._position += 1
 
 
 class GraphedSteps:
     """With `decoding`'s kernels. The first step compiles; from the second on one is recorded and replayed."""
 
-    def __init__(self, decoding: Decoding, window: Window, cache_bits: int = 16) -> None:
+    def __init__(self, decoding: Decoding, window: Window, cache_bits: int) -> None:
         self._decoding, self._window = decoding, window
         sequence = window.columns(decoding.config.special)
         self._session = decoding.begin(window.text, sequence, window.given, cache_bits)

@@ -34,7 +34,7 @@ def main(settings: str) -> None:
     expected = session.sequence.clone()
     for at in range(GIVEN, STEPS):
         session.logits = torch.randn(2 * PROMPTS, CODEBOOKS, 2048, generator=generator)
-        column = window.choose(session.logits, noise[:, :, at], session.position, expected[:, :, at + 1])
+        column = window.choose(session.logits, noise[:, :, at], at, expected[:, :, at + 1])
         expected[:, :, at + 1] = column
         Decoding.choose(session, window)
     assert session.position == STEPS
