@@ -55,7 +55,7 @@ def test_only_what_was_given_is_passed_on_in_its_own_type() -> None:
 
 
 @given(st.permutations([["T"], ["R"], ["--seed", "3"], ["--resume=never"], ["--epochs", "2"]]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_options_may_stand_before_between_and_behind_arguments(groups: list[list[str]]) -> None:
     first, second = (group[0] for group in groups if group[0] in "TR")
     assert parsed("train", *(argument for group in groups for argument in group)) == {

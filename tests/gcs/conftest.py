@@ -5,11 +5,11 @@ from __future__ import annotations
 import http.client
 import http.server
 import json
+import random
 import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 from uuid import uuid4
 
 import fsspec
@@ -167,14 +167,13 @@ def proxy(emulator: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings with which a test need not wait a minute for what stalls."""
-    settings = {"silence_s": SILENCE_S, "request_s": 3.0, "attempts": 4}
+    settings = {"silence_s": SILENCE_S, "request_s": 3.0, "attempts": 8}  # a busy machine makes stalls of its own
     monkeypatch.setitem(fsspec.config.conf, "gs", settings)
     monkeypatch.setattr(google_storage, "FIRST_DELAY_S", 0.05)
     monkeypatch.setattr(google_storage, "PART_BYTES", 4 << 20)
     monkeypatch.setattr(google_storage, "LONGEST_DELAY_S", 0.5)
-    return settings
 
 
 @pytest.fixture
@@ -184,6 +183,11 @@ def place(proxy: Proxy) -> UPath:
     path.fs.mkdir(path.path.rstrip("/"))
     proxy.requests.clear()
     return path
+
+
+def random_bytes(size: int) -> bytes:
+    """Return the same pseudo-random bytes in every run."""
+    return random.Random(size).randbytes(size)
 
 
 def names_in(place: UPath) -> list[str]:

@@ -8,17 +8,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import StorageError
-from tests.gcs.conftest import Proxy, names_in
+from tests.gcs.conftest import Proxy, names_in, random_bytes
 
-SMALL = os.urandom(100_001)
-LARGE = os.urandom((9 << 20) + 12_345)  # from 5 MiB gcsfs uploads in parts, of 4 MiB in these tests
+# The emulator drops a carriage return at the end of a body: the last byte is fixed, too.
+SMALL = random_bytes(100_001)
+LARGE = random_bytes((9 << 20) + 12_345)  # gcsfs uploads 5 MiB or more in parts, which are 4 MiB in these tests
 PASSING: list[int | str] = [500, 503, 429, "drop", "lose", "stall"]
 
 pytestmark = [pytest.mark.usefixtures("quick"), pytest.mark.timeout(120)]
@@ -128,12 +128,12 @@ def test_who_asks_whether_something_is_there_is_not_told_no_when_nothing_answers
         proxy.faults.clear()
 
 
-def test_a_storage_that_stays_silent_is_given_up_in_time(place: UPath, proxy: Proxy, quick: dict[str, Any]) -> None:
+def test_a_storage_that_stays_silent_is_given_up_in_time(place: UPath, proxy: Proxy) -> None:
     proxy.fail("stall", ".", times=1_000)
     began = time.monotonic()
     with pytest.raises(StorageError, match=r"gs://b.*/x can't be looked at"):
         (place / "x").read_bytes()
-    assert time.monotonic() - began < quick["attempts"] * (quick["silence_s"] + 1)
+    assert time.monotonic() - began < 90  # the default of 30 s of silence an attempt would take longer
 
 
 def test_how_long_is_waited_is_set_in_the_environment(place: UPath, proxy: Proxy) -> None:
@@ -146,6 +146,6 @@ def test_how_long_is_waited_is_set_in_the_environment(place: UPath, proxy: Proxy
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=100,  # by default, six attempts of 30 s each
     )
     assert done.stderr.splitlines()[-1].startswith(f"musicgen_core.errors.StorageError: {place}x can't be looked at")

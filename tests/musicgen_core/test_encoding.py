@@ -65,7 +65,7 @@ def agreement(one: Codes, other: Codes) -> float:
     rates=st.lists(st.sampled_from([8_000, 22_050, 32_000, 44_100, 44_056, 48_000]), min_size=1, max_size=3),
     batch_seconds=st.floats(0.5, 8.0),
 )
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 def test_the_codes_of_a_clip_are_those_it_has_alone(
     codec: Codec, lengths: list[float], rates: list[int], batch_seconds: float
 ) -> None:

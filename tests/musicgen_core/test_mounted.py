@@ -54,7 +54,7 @@ def drive(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 def mount(backing: Path, folder: Path) -> Iterator[Path]:
     backing.mkdir()
     process = subprocess.Popen([sys.executable, str(SCRIPT), str(backing), str(folder)])
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not folder.is_mount():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
@@ -62,7 +62,7 @@ def mount(backing: Path, folder: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
-        process.wait(timeout=20)
+        process.wait(timeout=120)
 
 
 def refuse(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ TORCHAUDIO = {
 }
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(rate=st.sampled_from(RATES), samples=st.integers(1, 5_000), seed=st.integers(0, 99))
 def test_it_gives_what_torchaudio_gives(rate: int, samples: int, seed: int) -> None:
     wav = torch.randn(2, samples, generator=torch.Generator().manual_seed(seed))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import random
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +27,7 @@ def clips(count: int, size: int = 100) -> list[tuple[str, bytes]]:
     return [
         member
         for number in range(count)
-        for member in ((f"{number:02}.wav", os.urandom(size)), (f"{number:02}.txt", b"a text"))
+        for member in ((f"{number:02}.wav", random.Random(number).randbytes(size)), (f"{number:02}.txt", b"a text"))
     ]
 
 

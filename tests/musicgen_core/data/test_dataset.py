@@ -155,7 +155,6 @@ def sides(values: list[int], fraction: float) -> tuple[set[int], set[int]]:
     return {values[index] for index in training}, {values[index] for index in validation}
 
 
-@settings(deadline=None)
 @given(values=hashes, fraction=fractions)
 def test_each_clip_is_on_one_side_and_no_side_is_empty_that_need_not_be(values: list[int], fraction: float) -> None:
     training, validation = sides(values, fraction)
@@ -164,7 +163,6 @@ def test_each_clip_is_on_one_side_and_no_side_is_empty_that_need_not_be(values: 
     assert bool(validation) == (len(values) >= 2 and fraction > 0)
 
 
-@settings(deadline=None)
 @given(values=hashes, added=hashes, fraction=fractions)
 def test_clips_stay_on_their_side_when_archives_are_added(values: list[int], added: list[int], fraction: float) -> None:
     before, after = sides(values, fraction), sides([*{*values, *added}], fraction)
@@ -173,7 +171,6 @@ def test_clips_stay_on_their_side_when_archives_are_added(values: list[int], add
         assert not moved or (len(moved) == 1 and moved == before[side])  # one that had to fill its side
 
 
-@settings(deadline=None)
 @given(values=hashes, fraction=fractions, random=st.randoms(use_true_random=False))
 def test_the_order_of_clips_does_not_change_their_side(values: list[int], fraction: float, random: Random) -> None:
     assert sides(random.sample(values, len(values)), fraction) == sides(values, fraction)

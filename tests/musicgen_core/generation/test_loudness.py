@@ -31,7 +31,7 @@ def chords_and_drums(seed: int, level: float, seconds: float = 3.0) -> Samples:
     return (level * music / np.abs(music).max()).astype(np.float32)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31), st.floats(0.003, 4))
 def test_music_comes_out_at_minus_14_lufs_and_never_clips(seed: int, level: float) -> None:
     out = normalize(chords_and_drums(seed, level), RATE)
@@ -57,13 +57,13 @@ def test_what_needs_no_bending_is_only_scaled() -> None:
 
 
 @given(st.integers(1, 2 * RATE))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_silence_of_any_length_stays_silence(samples: int) -> None:
     assert np.array_equal(normalize(np.zeros(samples, dtype=np.float32), RATE), np.zeros(samples, dtype=np.float32))
 
 
 @given(st.integers(640, RATE // 2), st.floats(0.001, 1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_frame_of_sound_is_long_enough(samples: int, level: float) -> None:
     sound = (level * np.sin(np.arange(samples) / 10)).astype(np.float32)
     with warnings.catch_warnings():

@@ -36,7 +36,7 @@ def test_a_line_of_jsonl_may_have_its_own_duration_seed_and_beginning(tmp_path: 
     ]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(texts=st.lists(TEXTS, min_size=1, max_size=5), ascii_only=st.booleans())
 def test_any_text_survives_jsonl(tmp_path: Path, texts: list[str], ascii_only: bool) -> None:
     path = tmp_path / "prompts.jsonl"

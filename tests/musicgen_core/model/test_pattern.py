@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -44,7 +44,6 @@ def test_each_code_is_delayed_once_and_the_rest_is_special(codes: Tensor) -> Non
     assert torch.equal(sequence[sequence != SPECIAL].sort().values, codes.flatten().sort().values)
 
 
-@settings(deadline=None)  # the first example imports audiocraft
 @given(codes=codes_of_any_shape())
 def test_the_delayed_sequence_is_audiocrafts(patterns: Any, codes: Tensor) -> None:
     pattern = patterns.DelayedPatternProvider(codes.shape[1]).get_pattern(codes.shape[-1])
@@ -52,7 +51,6 @@ def test_the_delayed_sequence_is_audiocrafts(patterns: Any, codes: Tensor) -> No
     assert torch.equal(delay(codes, SPECIAL), expected)
 
 
-@settings(deadline=None)
 @given(codes=codes_of_any_shape())
 def test_teacher_forcing_is_audiocrafts(patterns: Any, codes: Tensor) -> None:
     pattern = patterns.DelayedPatternProvider(codes.shape[1]).get_pattern(codes.shape[-1])

@@ -64,7 +64,7 @@ def shapes(draw: st.DrawFn) -> DecoderConfig:
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(shapes())
 def test_converting_to_audiocraft_and_back_changes_nothing(shape: DecoderConfig) -> None:
     state = {name: torch.rand_like(tensor) for name, tensor in MusicgenLM(shape).state_dict().items()}

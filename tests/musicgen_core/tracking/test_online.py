@@ -31,7 +31,7 @@ def log_all(run: Wandb, clip: AudioFile, adapter: Path) -> None:
         run.log({"global_step": step, "train/loss": 1 / step})
     run.log_audio("samples of epoch 1", {"global_step": 2, "epoch": 1}, {"samples/00": clip})
     run.log_adapter(adapter, "best", {"base_model": "debug"})
-    assert time.monotonic() - started < 5.0
+    assert time.monotonic() - started < STOP_AFTER_S / 2
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -257,7 +257,7 @@ def test_an_interrupted_job_does_not_wait_for_a_wandb_that_hangs(
     wait_for(lambda: any(child.name() == "wandb-core" for child in psutil.Process().children()))
     started = time.monotonic()
     run.finish(1, is_interrupted=True)
-    assert time.monotonic() - started < 10.0
+    assert time.monotonic() - started < STOP_AFTER_S  # WANDB_INIT_TIMEOUT is longer
     (warning,) = warnings(caplog)
     assert "left alone" in warning
     wait_for(

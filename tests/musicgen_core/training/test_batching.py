@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from musicgen_core.config import TrainSettings
@@ -124,7 +124,6 @@ orders = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(orders)
 def test_each_epoch_sees_every_clip_once(order: DataOrder) -> None:
     seen: dict[int, Counter[int]] = {epoch: Counter() for epoch in range(1, order.epochs + 1)}
@@ -133,7 +132,6 @@ def test_each_epoch_sees_every_clip_once(order: DataOrder) -> None:
     assert all(counts == Counter(range(order.clips)) for counts in seen.values())
 
 
-@settings(deadline=None)
 @given(orders)
 def test_every_step_is_full_but_the_last_of_an_epoch(order: DataOrder) -> None:
     for step in range(1, order.total_steps + 1):
@@ -144,7 +142,6 @@ def test_every_step_is_full_but_the_last_of_an_epoch(order: DataOrder) -> None:
             assert size == order.per_step
 
 
-@settings(deadline=None)
 @given(orders)
 def test_epochs_follow_each_other_and_each_ends_once(order: DataOrder) -> None:
     steps = range(1, order.total_steps + 1)
@@ -160,7 +157,6 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert epoch(2) == epoch(2)
 
 
-@settings(deadline=None)
 @given(orders, st.integers(1, 300))
 def test_max_steps_only_ends_it_earlier(order: DataOrder, max_steps: int) -> None:
     cut = DataOrder(order.clips, order.per_step, order.epochs, max_steps, order.seed)
@@ -170,7 +166,6 @@ def test_max_steps_only_ends_it_earlier(order: DataOrder, max_steps: int) -> Non
         assert cut.ends_epoch(step) == (order.ends_epoch(step) or step == max_steps)
 
 
-@settings(deadline=None)
 @given(orders, st.integers(1, 20))
 def test_the_order_of_the_clips_does_not_depend_on_how_many_a_step_sees(order: DataOrder, per_step: int) -> None:
     other = DataOrder(order.clips, per_step, order.epochs, None, order.seed)
