@@ -14,8 +14,9 @@ from rich.text import Text
 
 from deployments.checks.finding import Check, Finding, attempt, redact
 from deployments.console import output
-from deployments.options import UsageError, describe_unknown
+from deployments.options import UsageError, describe_range, describe_unknown
 from deployments.registering import PLACES
+from musicgen_core.config import LARGEST_COUNT
 
 SECONDS = 90.0
 """For each check. Importing torch takes half of it from a cold disk; what asks a network has its own, shorter limit."""
@@ -63,8 +64,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     problems = describe_unknown(unknown)
     if options.device not in DEVICES:
         problems.append(f"--device: should be {', '.join(DEVICES[:-1])} or {DEVICES[-1]}, not {options.device!r}")
-    if options.clips < 1:
-        problems.append(f"--clips: should be 1 or more, not {options.clips}")
+    problems += describe_range("--clips", options.clips, 1, LARGEST_COUNT)
     if problems:
         raise UsageError(problems)
     return options

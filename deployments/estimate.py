@@ -11,6 +11,7 @@ from pydantic import Field
 from deployments.console import output, print_table, show_core_messages
 from deployments.options import FlowOptions, parse
 from flows.parameters import DEFAULT_MODEL, Archives, Device, MaxWorkers, Model, archives_at_a_time
+from musicgen_core.config import LARGEST_COUNT
 
 if TYPE_CHECKING:
     from musicgen_core.estimate import Estimate
@@ -27,9 +28,11 @@ def estimate(arguments: Sequence[str]) -> int:
 
 def estimate_archives(
     archives: Archives = None,
-    clips: Annotated[int, Field(ge=1, description="Clips to encode, spread over at most 4 of the archives")] = 100,
+    clips: Annotated[
+        int, Field(ge=1, le=LARGEST_COUNT, description="Clips to encode, spread over at most 4 of the archives")
+    ] = 100,
     hourly_price: Annotated[
-        float | None, Field(gt=0, allow_inf_nan=False, description="Price of this machine an hour, for the cost")
+        float | None, Field(gt=0, le=1e12, description="Price of this machine an hour, for the cost")
     ] = None,
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",

@@ -124,6 +124,13 @@ def _parser(
     return parser
 
 
+def describe_range(option: str, value: int | None, least: int, most: int) -> list[str]:
+    """A problem if a number that was given is out of its range."""
+    if value is None or least <= value <= most:
+        return []
+    return [f"{option}: should be {f'{least} or more' if value < least else f'at most {most}'}, not {value}"]
+
+
 def describe_unknown(arguments: Sequence[str]) -> list[str]:
     """A problem for each argument that a parser did not know."""
     return [

@@ -21,9 +21,14 @@ def parsed(entries: Sequence[str]) -> dict[str, Any]:
 def _parsed(entry: str) -> tuple[str, Any]:
     name, _, value = entry.partition("=")
     try:
-        return name, json.loads(value)
+        return name, json.loads(value, parse_constant=_refuse)
     except ValueError:
         return name, value
+
+
+def _refuse(constant: str) -> None:
+    """NaN and Infinity pass every bound of a schema, and are no JSON to a server."""
+    raise ValueError(constant)
 
 
 def check(given: Mapping[str, Any], deployment: DeploymentResponse) -> None:

@@ -17,10 +17,11 @@ from deployments.addresses import addresses, warn_of_others
 from deployments.checks.machine import ask_smi
 from deployments.console import output, print_table
 from deployments.environment import LOCAL_API, is_healthy
-from deployments.options import UsageError, describe_unknown
+from deployments.options import UsageError, describe_range, describe_unknown
 from deployments.processes import Command, Part, Parts
 from deployments.registering import DEPLOYMENTS, PLACES, POOL, QUEUE, TOKENIZING_QUEUE, register, set_places
 from deployments.restarting import restart_missed
+from musicgen_core.config import MOST_WORKERS
 from musicgen_core.errors import MusicgenError
 
 DEFAULT_HOST = "127.0.0.1"
@@ -80,8 +81,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         )
     options, unknown = parser.parse_known_args(arguments)
     problems = describe_unknown(unknown)
-    if options.workers is not None and options.workers < 1:
-        problems.append(f"--workers: should be 1 or more, not {options.workers}")
+    problems += describe_range("--port", options.port, 1, 65535)
+    problems += describe_range("--workers", options.workers, 1, MOST_WORKERS)
     if problems:
         raise UsageError(problems)
     return options

@@ -14,7 +14,7 @@ from prefect.context import FlowRunContext
 from prefect.variables import Variable
 from pydantic import Field
 
-from musicgen_core.config import Settings, validate
+from musicgen_core.config import LARGEST_COUNT, MOST_WORKERS, Settings, validate
 from musicgen_core.errors import ConfigError
 
 R = TypeVar("R")
@@ -35,9 +35,12 @@ Tokens = Annotated[str | None, Field(description="Directory of the shards; by de
 Metadata = Annotated[
     str | None, Field(description="Descriptions; by default metadata.jsonl beside the archives, if it is there")
 ]
-Limit = Annotated[int | None, Field(ge=1, description="Take only the first so many clips of the whole run")]
+Limit = Annotated[
+    int | None, Field(ge=1, le=LARGEST_COUNT, description="Take only the first so many clips of the whole run")
+]
 MaxWorkers = Annotated[
-    int | None, Field(ge=1, description="Archives at a time in threads; by default one a core, at most 4")
+    int | None,
+    Field(ge=1, le=MOST_WORKERS, description="Archives at a time in threads; by default one a core, at most 4"),
 ]
 TaskRunner = Annotated[
     Literal["threads", "dask"], Field(description="What runs the tasks: threads of this process, or a Dask cluster")

@@ -31,6 +31,12 @@ DEFAULT_PROMPTS = (
 LONGEST_SECONDS = 3600
 """Of a piece of music"""
 
+LARGEST_COUNT = 10**9
+"""Upper bound of counts without a tighter one: fits 32 bits. Integers over 64 bits break Prefect's database."""
+
+MOST_WORKERS = 1024
+"""Upper bound of threads and processes"""
+
 Format = Literal["flac", "mp3"]
 """Of the files that may stand beside a wav"""
 
@@ -44,8 +50,10 @@ class Settings(BaseModel):
 class TrainSettings(Settings):
     """How to train."""
 
-    lora_r: int = Field(8, ge=1, description="LoRA rank: 8 is a good start, 16 learns more and takes more memory")
-    lora_alpha: float = Field(32, gt=0, description="LoRA scale; the update is multiplied by alpha / rank")
+    lora_r: int = Field(
+        8, ge=1, le=8192, description="LoRA rank: 8 is a good start, 16 learns more and takes more memory"
+    )
+    lora_alpha: float = Field(32, gt=0, le=1e6, description="LoRA scale; the update is multiplied by alpha / rank")
     lora_dropout: float = Field(0.1, ge=0, lt=1, description="dropout before LoRA's down-projection")
     lora_targets: list[str] = Field(
         list(LORA_TARGETS),
@@ -54,23 +62,30 @@ class TrainSettings(Settings):
     )
     lora_rslora: bool = Field(False, description="scale by alpha / √rank (rsLoRA), steadier at high ranks")
     lora_dora: bool = Field(False, description="learn the weights' magnitudes too (DoRA); slower")
-    learning_rate: float = Field(1e-4, gt=0, description="learning rate of AdamW, constant after the warm-up")
-    warmup_steps: int = Field(0, ge=0, description="optimizer steps over which the learning rate rises from 0")
+    learning_rate: float = Field(1e-4, gt=0, le=10, description="learning rate of AdamW, constant after the warm-up")
+    warmup_steps: int = Field(
+        0, ge=0, le=LARGEST_COUNT, description="optimizer steps over which the learning rate rises from 0"
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="learning rate after the warm-up: constant, or falling to 0 at the last step"
     )
-    weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW")
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+    weight_decay: float = Field(0.01, ge=0, le=1000, description="weight decay of AdamW")
+    batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
         "auto", description="clips in a micro-batch; auto picks it and the accumulation for the device"
     )
     gradient_accumulation_steps: int | None = Field(
         None,
         ge=1,
+        le=10**6,
         description=f"micro-batches in an optimizer step; by default batch × accumulation is {EFFECTIVE_BATCH}",
     )
-    num_epochs: int = Field(5, ge=1, description="how often each training clip is seen")
-    max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps, if earlier")
-    gpus: int = Field(1, ge=1, description="GPUs of this machine to train on, each with its own micro-batches")
+    num_epochs: int = Field(5, ge=1, le=10**6, description="how often each training clip is seen")
+    max_steps: int | None = Field(
+        None, ge=1, le=LARGEST_COUNT, description="stop after this many optimizer steps, if earlier"
+    )
+    gpus: int = Field(
+        1, ge=1, le=MOST_WORKERS, description="GPUs of this machine to train on, each with its own micro-batches"
+    )
     base_precision: Literal["bf16", "fp8"] = Field(
         "bf16", description="precision of the frozen base on a GPU; fp8 is faster on an H100 and newer"
     )
@@ -80,19 +95,25 @@ class TrainSettings(Settings):
     compile_blocks: bool | None = Field(
         None, description="compile the model's blocks, which takes a minute; by default on a GPU"
     )
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    max_grad_norm: float = Field(1.0, gt=0, le=1e9, description="gradients are clipped to this norm")
     segment_seconds: float = Field(30.0, ge=0.2, le=30, description="seconds of a clip seen at once, a random crop")
     validation_fraction: float = Field(0.05, ge=0, lt=1, description="share of the clips held out for validation")
     validate_every_steps: int | None = Field(
-        None, ge=1, description="optimizer steps between validations within an epoch; by default only at its end"
+        None,
+        ge=1,
+        le=LARGEST_COUNT,
+        description="optimizer steps between validations within an epoch; by default only at its end",
     )
     early_stopping: int | None = Field(
-        None, ge=1, description="stop after this many validations in a row without a new best; by default never"
+        None,
+        ge=1,
+        le=LARGEST_COUNT,
+        description="stop after this many validations in a row without a new best; by default never",
     )
-    save_every_steps: int = Field(500, ge=1, description="optimizer steps between step checkpoints")
-    save_every_minutes: float = Field(5.0, gt=0, description="minutes between updates of latest.pt")
+    save_every_steps: int = Field(500, ge=1, le=LARGEST_COUNT, description="optimizer steps between step checkpoints")
+    save_every_minutes: float = Field(5.0, gt=0, le=1e9, description="minutes between updates of latest.pt")
     keep_last: int | None = Field(
-        None, ge=1, description="step and epoch checkpoints to keep, the newest ones; by default all"
+        None, ge=1, le=LARGEST_COUNT, description="step and epoch checkpoints to keep, the newest ones; by default all"
     )
     full_models: Literal["each_epoch", "best_and_final", "none"] = Field(
         "each_epoch", description="when to write base and adapter merged: 6.2 GB each for musicgen-large"
@@ -177,13 +198,13 @@ class TokenizeSettings(Settings):
     max_clip_gib: float = Field(
         2.0,
         gt=0,
-        allow_inf_nan=False,
+        le=2**20,
         description="clips larger than this, unpacked or decoded, in GiB, are rejected",
     )
     max_ratio: float = Field(
         200.0,
         gt=1,
-        allow_inf_nan=False,
+        le=1e9,
         description="an archive that unpacks to more than this many times its size is refused as a zip bomb",
     )
 
@@ -199,20 +220,18 @@ class SamplingSettings(Settings):
     )
     seed: int = Field(0, ge=0, lt=2**32, description="each prompt draws from its own random stream of this seed")
     greedy: bool = Field(False, description="always take the likeliest code instead of sampling")
-    top_k: int = Field(250, ge=0, description="sample from the k likeliest codes; 0 for all")
+    top_k: int = Field(250, ge=0, le=LARGEST_COUNT, description="sample from the k likeliest codes; 0 for all")
     top_p: float = Field(
         0.0,
         ge=0,
         le=1,
         description="sample from the likeliest codes that hold this much probability, instead of top-k; 0: off",
     )
-    temperature: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="above 1 more surprising, below 1 more predictable"
-    )
+    temperature: float = Field(1.0, ge=1e-5, le=1000, description="above 1 more surprising, below 1 more predictable")
     guidance: float | None = Field(
         None,
         ge=0,
-        allow_inf_nan=False,
+        le=1000,
         description="how strongly the text guides (classifier-free guidance); by default the model's own",
     )
 
@@ -250,7 +269,8 @@ def _describe(name: str, problems: Sequence[Any]) -> str:
         return f"there is no setting {name}"
     first, *others = dict.fromkeys(problem["msg"] for problem in problems)
     reasons = [f"{first[0].lower()}{first[1:]}", *(other.removeprefix("Input should be ") for other in others)]
-    return f"{name}: {' or '.join(reasons)}, not {problems[0]['input']!r}"
+    given = repr(problems[0]["input"])
+    return f"{name}: {' or '.join(reasons)}, not {given if len(given) <= 100 else f'{given[:100]}…'}"
 
 
 def read_yaml(path: storage.Location) -> dict[str, Any]:

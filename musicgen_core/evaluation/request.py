@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from musicgen_core.config import Settings
+from musicgen_core.config import LARGEST_COUNT, Settings
 
 MOST_CLIPS = 500
 
@@ -16,7 +16,10 @@ class EvaluateSettings(Settings):
     """What to compare, and on how much."""
 
     max_clips: int = Field(
-        MOST_CLIPS, ge=1, description="validation clips to compute losses on at most, always the same ones"
+        MOST_CLIPS,
+        ge=1,
+        le=LARGEST_COUNT,
+        description="validation clips to compute losses on at most, always the same ones",
     )
     validation_fraction: float | None = Field(
         None, gt=0, lt=1, description="share of the clips held out; by default as in the adapter's training, or 0.05"
@@ -33,7 +36,10 @@ class EvaluateSettings(Settings):
         "gives the CLAP score and the Fréchet audio distance",
     )
     clap_clips: int = Field(
-        64, ge=2, description="validation clips whose descriptions are rendered with both models for these two"
+        64,
+        ge=2,
+        le=LARGEST_COUNT,
+        description="validation clips whose descriptions are rendered with both models for these two",
     )
 
 
