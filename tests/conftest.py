@@ -106,3 +106,19 @@ def finetuned(prefect_server: None, demo_archives: Path, tmp_path_factory: pytes
         return_state=True,
     )
     return folder, state
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An empty Hugging Face Hub on this machine, with an empty cache; waits between attempts take no time."""
+    from huggingface_hub import constants
+
+    from tests.stand_in_hub import stand_in_hub, use_hub
+
+    with stand_in_hub() as hub:
+        use_hub(hub.url, tmp_path / "hub-cache", monkeypatch.setattr)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        for timeout in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
+            monkeypatch.setattr(constants, timeout, 5)
+        monkeypatch.setattr("musicgen_core.model.hub_errors._pause", lambda seconds: None)
+        yield hub

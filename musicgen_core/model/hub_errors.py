@@ -1,0 +1,154 @@
+"""What goes wrong with the Hugging Face Hub: what is worth another attempt, and what a person can do about the rest."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from musicgen_core.errors import ModelError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+MOST_ATTEMPTS = 6
+"""In a row without a byte that came."""
+FIRST_ATTEMPTS = 3
+"""Where the Hub has not answered yet: it may never, and a person waits."""
+LONGEST_WAIT_SECONDS = 300.0
+"""The Hub's limits on requests are counted anew after five minutes."""
+_TRANSIENT = (408, 429, 500, 502, 503, 504)
+_pause = time.sleep
+
+
+class Attempts:
+    """Repeats what fails transiently, with growing waits in between or those that the Hub asks for.
+
+    Args:
+        repo: for messages.
+        few: only one attempt, because there is an alternative.
+    """
+
+    def __init__(self, repo: str, few: bool = False) -> None:
+        self._repo, self._few = repo, few
+        self._failed = 0
+        self._has_answered = False
+
+    def succeeded(self) -> None:
+        self._failed, self._has_answered = 0, True
+
+    def of(self, function: Callable[[], T]) -> T:
+        """Return what `function` returns, after as many attempts as it takes.
+
+        Raises:
+            ModelError: an error that another attempt would not change, or one attempt too many.
+            OSError: an error of this machine, such as a full disk.
+        """
+        while True:
+            try:
+                result = function()
+            except Exception as error:
+                self.failed(error)
+            else:
+                self.succeeded()
+                return result
+
+    def failed(self, error: Exception) -> None:
+        """Wait before the next attempt, or raise what there is to say.
+
+        Raises:
+            ModelError: see `of`.
+            OSError: see `of`.
+        """
+        import httpx2
+
+        if not isinstance(error, (httpx2.HTTPError, httpx2.StreamError)):
+            if isinstance(error, (OSError, MemoryError)):
+                raise error
+            raise give_up(self._repo, error) from error
+        response = getattr(error, "response", None)
+        status = response.status_code if response is not None else None
+        if status is not None and status not in _TRANSIENT:
+            raise give_up(self._repo, error) from error
+        self._failed += 1
+        self._has_answered |= status is not None
+        most = 1 if self._few else MOST_ATTEMPTS if self._has_answered else FIRST_ATTEMPTS
+        wait = _asked_wait(response.headers) if response is not None else None
+        if self._failed >= most or (wait or 0) > LONGEST_WAIT_SECONDS:
+            raise give_up(self._repo, error, attempts=self._failed) from error
+        wait = wait if wait is not None else 2.0 ** (self._failed - 1)
+        logger.warning("%s: %s; next attempt in %.0f s", self._repo, _reason(error), wait)
+        _pause(wait)
+
+
+def _asked_wait(headers: object) -> float | None:
+    """Return the seconds that an answer asks to wait, if it does."""
+    from huggingface_hub.utils._http import _parse_retry_after, parse_ratelimit_headers
+
+    asked = _parse_retry_after(headers)  # type: ignore[arg-type]
+    if asked is not None:
+        return float(asked)
+    limit = parse_ratelimit_headers(headers)  # type: ignore[arg-type]
+    return float(limit.reset_in_seconds) if limit is not None and limit.remaining == 0 else None
+
+
+def _reason(error: Exception) -> str:
+    """A few words without addresses: signed ones are secrets."""
+    import httpx2
+    from huggingface_hub import constants
+
+    response = getattr(error, "response", None)
+    if response is not None:
+        return f"the Hugging Face Hub answered {response.status_code} {response.reason_phrase}".rstrip()
+    if isinstance(error, httpx2.ConnectTimeout | httpx2.ConnectError):
+        said = textwrap.shorten(str(error), 100)
+        return f"{constants.ENDPOINT} can't be reached" + (f" ({said})" if said else "")
+    if isinstance(error, httpx2.TimeoutException):
+        return f"{constants.ENDPOINT} accepted the connection and did not answer in time"
+    if isinstance(error, httpx2.RemoteProtocolError | httpx2.NetworkError | httpx2.StreamError):
+        return "the connection to the Hugging Face Hub was lost"
+    return f"{constants.ENDPOINT} gave no answer of the Hub's kind ({type(error).__name__})"
+
+
+def give_up(repo: str, error: Exception, cache: Path | None = None, attempts: int = 1) -> ModelError:
+    """Return the error that a person can act on."""
+    from huggingface_hub import errors, get_token
+
+    has_token = get_token() is not None
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, ModelError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ModelError(
+            f"no space left for {repo} in {cache}",
+            "Make room there, or set HF_HOME to a directory with more. What came so far is kept",
+        )
+    if isinstance(error, OSError) and error.errno is not None and cache is not None:
+        return ModelError(
+            f"{repo} can't be written to {cache} ({error.strerror})", "Set HF_HOME to a directory that can be written"
+        )
+    if isinstance(error, errors.GatedRepoError):
+        return ModelError(
+            f"{repo} is gated, and {'the account of HF_TOKEN has no access' if has_token else 'no HF_TOKEN is set'}",
+            f"Ask for access on its page on the Hugging Face Hub{'' if has_token else ', and set HF_TOKEN'}",
+        )
+    if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError) or status == 404:
+        access = "private without access for HF_TOKEN" if has_token else "private, and no HF_TOKEN is set"
+        return ModelError(f"{repo} is not on the Hugging Face Hub, or {access}", "Check the name and HF_TOKEN")
+    if status in (401, 403):
+        what = "HF_TOKEN" if has_token else "access without HF_TOKEN"
+        return ModelError(
+            f"the Hugging Face Hub refuses {what} for {repo} ({status})",
+            "Set a valid one, or unset it: facebook's models need none" if has_token else "Set HF_TOKEN",
+        )
+    if isinstance(error, errors.HFValidationError):
+        return ModelError(f"{repo} is no name on the Hugging Face Hub", "Give USER/NAME, or a local path that exists")
+    tried = f", {attempts} times in a row" if attempts > 1 else ""
+    return ModelError(
+        f"{repo} can't be fetched from the Hugging Face Hub: {_reason(error)}{tried}",
+        "Run the same command again later: what came so far is kept. Or give a local directory",
+    )

@@ -1,0 +1,244 @@
+"""A Hugging Face Hub on this machine: its protocol over HTTP, as much as downloads need, and faults on demand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+TOKEN = "hf_the-right-one"
+_API = re.compile(r"/api/models/(?P<repo>.+?)/(?P<what>revision|tree)/[^/]+")
+_FILE = re.compile(r"/(?P<repo>[^/]+(?:/[^/]+)?)/resolve/[^/]+/(?P<name>.+)")
+
+
+@dataclass
+class Repository:
+    """Files by name; those of `lfs` bytes or more are large files, as the Hub calls them."""
+
+    files: dict[str, bytes]
+    access: str = "public"
+    """Or private, or gated."""
+    lfs: int = 1000
+
+    @property
+    def commit(self) -> str:
+        content = json.dumps({name: self.etag(name) for name in sorted(self.files)})
+        return hashlib.sha1(content.encode()).hexdigest()
+
+    def is_large(self, name: str) -> bool:
+        return len(self.files[name]) >= self.lfs
+
+    def etag(self, name: str) -> str:
+        data = self.files[name]
+        if self.is_large(name):
+            return hashlib.sha256(data).hexdigest()
+        return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+@dataclass
+class Fault:
+    """What the next requests get instead of an answer.
+
+    Attributes:
+        path: part of the paths that it concerns.
+        times: how many requests.
+        status, headers: of the answer.
+        hangs: accepts the request and never answers.
+        sends: bytes of the body that are sent before the connection is dropped.
+        spoils: sends wrong bytes.
+    """
+
+    path: str = ""
+    times: int = 1
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    hangs: bool = False
+    sends: int | None = None
+    spoils: bool = False
+
+
+@dataclass
+class StandInHub:
+    url: str = ""
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+    requests: list[tuple[str, str, str]] = field(default_factory=list)
+    """Method, path and range of each."""
+    user: str = "somebody"
+    has_metadata: bool = True
+    """A mirror may not know `?blobs=true`."""
+    ignores_ranges: bool = False
+    released: threading.Event = field(default_factory=threading.Event)
+
+    def add(self, repo: str, directory: Path, **more: bytes) -> Repository:
+        files = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
+        self.repositories[repo] = Repository({name: path.read_bytes() for name, path in files.items()} | more)
+        return self.repositories[repo]
+
+    def fetched(self) -> list[str]:
+        """Names of the files that were asked for, in order, each request once."""
+        return [match["name"] for method, path, _ in self.requests if method == "GET" if (match := _FILE.match(path))]
+
+    def fault_of(self, path: str) -> Fault | None:
+        for fault in self.faults:
+            if fault.path in path and fault.times > 0:
+                fault.times -= 1
+                return fault
+        return None
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: StandInHub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # a client may be killed
+            super().handle()
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append((self.command, path, self.headers.get("Range", "")))
+        fault = self.hub.fault_of(path)
+        if fault is not None and fault.hangs:
+            self.hub.released.wait()
+            self.close_connection = True
+        elif fault is not None and fault.status:
+            self._send(fault.status, b"busy", fault.headers)
+        elif self._token() not in ("", TOKEN):
+            self._send(401, b"{}", {"X-Error-Message": "Invalid credentials in Authorization header"})
+        elif path == "/api/whoami-v2":
+            self._whoami()
+        elif path.startswith("/cdn/") and self._token():
+            self._send(400, b"the token is of no concern to a CDN", {})
+        elif path.startswith("/cdn/"):
+            self._serve(path.removeprefix("/cdn/"), fault)
+        else:
+            self._answer_for_repository(path, fault)
+
+    def _whoami(self) -> None:
+        if self._token():
+            self._send_json({"name": self.hub.user, "type": "user"})
+        else:
+            self._send(401, b"{}", {})
+
+    def _token(self) -> str:
+        return self.headers.get("Authorization", "").removeprefix("Bearer ")
+
+    def _answer_for_repository(self, path: str, fault: Fault | None) -> None:
+        match = _API.match(path) or _FILE.match(path)
+        repository = self.hub.repositories.get(match["repo"]) if match else None
+        if match is None or repository is None or (repository.access == "private" and not self._token()):
+            self._send(401 if not self._token() else 404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        elif match.re is _API:
+            self._send_listing(match["repo"], match["what"], repository)
+        elif repository.access == "gated" and not self._token():
+            self._send(401, b"{}", {"X-Error-Code": "GatedRepo"})
+        elif match["name"] not in repository.files:
+            self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+        else:
+            self._send_file(repository, match["name"], fault)
+
+    def _send_listing(self, repo: str, what: str, repository: Repository) -> None:
+        entries: list[dict[str, object]] = []
+        for name, data in sorted(repository.files.items()):
+            git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+            entry: dict[str, object] = {"type": "file", "path": name, "rfilename": name}
+            if what == "tree" or self.hub.has_metadata:
+                entry |= {"size": len(data), "oid": git, "blobId": git}
+                if repository.is_large(name):
+                    sha256 = repository.etag(name)
+                    entry["lfs"] = {"oid": sha256, "sha256": sha256, "size": len(data), "pointerSize": 134}
+            entries.append(entry)
+        self._send_json(entries if what == "tree" else {"id": repo, "sha": repository.commit, "siblings": entries})
+
+    def _send_file(self, repository: Repository, name: str, fault: Fault | None) -> None:
+        etag = repository.etag(name)
+        known = {"X-Repo-Commit": repository.commit, "ETag": f'"{etag}"'}
+        if repository.is_large(name):
+            known |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(repository.files[name]))}
+            elsewhere = self.hub.url.replace("127.0.0.1", "localhost")  # another host, as far as tokens are concerned
+            self._send(302, b"", {**known, "Location": f"{elsewhere}/cdn/{etag}?signature=not-to-be-seen"})
+        else:
+            self._send_ranged(repository.files[name], known, fault)
+
+    def _serve(self, etag: str, fault: Fault | None) -> None:
+        for repository in self.hub.repositories.values():
+            for name, data in repository.files.items():
+                if repository.etag(name) == etag:
+                    self._send_ranged(data, {"ETag": f'"{etag}"'}, fault)
+                    return
+        self._send(404, b"", {})
+
+    def _send_ranged(self, data: bytes, headers: dict[str, str], fault: Fault | None) -> None:
+        first = 0
+        if (wanted := self.headers.get("Range", "")) and not self.hub.ignores_ranges:
+            first = int(wanted.removeprefix("bytes=").partition("-")[0])
+            headers = {**headers, "Content-Range": f"bytes {first}-{len(data) - 1}/{len(data)}"}
+        body = data[first:]
+        if fault is not None and fault.spoils:
+            body = bytes(255 - byte for byte in body)
+        self._send(206 if first else 200, body, headers, None if fault is None else fault.sends)
+
+    def _send_json(self, value: object) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str], sends: int | None = None) -> None:
+        with suppress(ConnectionError):
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body if sends is None else body[:sends])
+            self.close_connection |= sends is not None
+
+
+@contextmanager
+def stand_in_hub() -> Iterator[StandInHub]:
+    """Serve an empty Hub."""
+    hub = StandInHub()
+    handler = type("Handler", (_Handler,), {"hub": hub})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        hub.released.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def use_hub(url: str, cache: Path, set_attribute: Callable[..., None]) -> None:
+    """Let huggingface_hub in this process ask the Hub at `url` and keep files in `cache`.
+
+    Args:
+        set_attribute: pytest's `monkeypatch.setattr`.
+    """
+    from huggingface_hub import constants
+
+    set_attribute(constants, "ENDPOINT", url)
+    set_attribute(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    set_attribute(constants, "HF_HUB_CACHE", str(cache))
+    set_attribute(constants, "HF_TOKEN_PATH", str(cache.with_name("no-token")))
+    set_attribute(constants, "HF_HUB_OFFLINE", False)
