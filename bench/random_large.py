@@ -17,9 +17,10 @@ import torch
 from omegaconf import OmegaConf
 
 from musicgen_core.audiocraft_compat import import_audiocraft
+from musicgen_core.model.configuration import read_lm_config
 from musicgen_core.model.debug_model import CODEC_CONFIG, LM_CONFIG
 from musicgen_core.model.decoder import MusicgenLM
-from musicgen_core.model.weights import CODEC_FILE, LM_FILE, TEXT_ENCODER, decoder_config, find_model, to_audiocraft
+from musicgen_core.model.weights import CODEC_FILE, LM_FILE, TEXT_ENCODER, find_model, to_audiocraft
 
 
 def make_random_large(directory: Path, layers: int = 48) -> None:
@@ -30,7 +31,7 @@ def make_random_large(directory: Path, layers: int = 48) -> None:
     config.transformer_lm.update({"dim": 2048, "num_layers": layers, "num_heads": 32})
     config.conditioners.description.t5.name = "t5-base"
     with torch.device("meta"):
-        lm = MusicgenLM(decoder_config(config))  # type: ignore[arg-type]
+        lm = MusicgenLM(read_lm_config(OmegaConf.to_yaml(config), "musicgen-large").decoder)
     state = {}
     for name, tensor in lm.state_dict().items():
         is_norm = "norm" in name and name.endswith("weight")

@@ -121,6 +121,9 @@ class TrainSettings(Settings):
     cfg_dropout: float | None = Field(
         None, ge=0, le=1, description="share of clips trained without their text; by default the model's own"
     )
+    word_dropout: float | None = Field(
+        None, ge=0, le=1, description="share of words left out of the other texts; by default the model's own"
+    )
     sample_prompts: list[str] | None = Field(
         None,
         description="texts rendered at first and after each epoch; by default three on a GPU and none on a CPU",

@@ -51,11 +51,12 @@ def measure_model(name: str) -> ModelSize:
     Raises:
         ModelError: a name or a directory that no command can use, or of which nothing is known here.
     """
+    from musicgen_core.model.configuration import read_lm_config
     from musicgen_core.model.debug_model import LM_CONFIG
     from musicgen_core.model.weights import DEBUG, find_model
 
     if name == DEBUG:
-        config = _parse(LM_CONFIG)
+        config = read_lm_config(LM_CONFIG, DEBUG).decoder
         return _measure(name, config, file_bytes=4 * _parameters(config))
     if Path(name).expanduser().is_dir() or not _HUB_ID.fullmatch(name):
         return _measure_file(name, find_model(name).lm_path)  # which fetches nothing for a name of this kind
@@ -88,20 +89,10 @@ def _cached(name: str) -> Path | None:
 
 
 def _measure_file(name: str, path: Path) -> ModelSize:
+    from musicgen_core.model.configuration import read_lm_config
     from musicgen_core.model.weights import read_checkpoint
 
-    return _measure(name, _parse(read_checkpoint(path)["xp.cfg"]), path.stat().st_size)
-
-
-def _parse(text: str) -> DecoderConfig:
-    from omegaconf import DictConfig, OmegaConf
-
-    from musicgen_core.model.weights import decoder_config
-
-    config = OmegaConf.create(text)
-    if not isinstance(config, DictConfig) or "transformer_lm" not in config:
-        raise ModelError("the model's state_dict.bin describes no language model", "Give another model")
-    return decoder_config(config)
+    return _measure(name, read_lm_config(read_checkpoint(path)["xp.cfg"], path).decoder, path.stat().st_size)
 
 
 def _measure(name: str, config: DecoderConfig, file_bytes: int, download_bytes: int = 0) -> ModelSize:

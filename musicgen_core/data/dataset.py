@@ -182,10 +182,13 @@ def training_batch(
     seed: int,
     epoch: int,
     columns: int | None = None,
+    word_dropout: float = 0.0,
 ) -> Batch:
-    """Random crops, with texts dropped at random. The same arguments give the same batch, always.
+    """Random crops, with texts and words dropped at random. The same arguments give the same batch, always.
 
     Args:
+        cfg_dropout: share of clips without their text.
+        word_dropout: share of words that the other texts lack, as in audiocraft's `T5Conditioner`.
         columns: T of the batch, at least `segment_frames`, so that all batches have one shape; by default the
             longest crop's frames.
     """
@@ -195,7 +198,10 @@ def training_batch(
         codes = clips.codes_of(index)
         start = int(rng.integers(0, max(0, codes.shape[1] - segment_frames) + 1))
         segments.append(codes[:, start : start + segment_frames])
-        texts.append(None if rng.random() < cfg_dropout else clips.descriptions[index])
+        text = None if rng.random() < cfg_dropout else clips.descriptions[index]
+        if text and word_dropout:
+            text = " ".join(word for word in text.split(" ") if rng.random() >= word_dropout)
+        texts.append(text)
     return _collate(segments, texts, clips.hashes[list(indices)], columns)
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 
-from omegaconf import OmegaConf
 from upath import UPath
 
 from musicgen_core import storage
@@ -118,7 +117,7 @@ def _write(folder: Path, name: str, kind: Format, adapter: Adapter, origin: Orig
         if (base.directory / TEXT_ENCODER).is_dir():
             # Contents alone: a mounted Drive may refuse modes and times.
             _copy_contents(base.directory / TEXT_ENCODER, folder / TEXT_ENCODER)
-            text_encoder = str(OmegaConf.create(merged["xp.cfg"]).conditioners.description.t5.name)
+            text_encoder = base.config.t5
     samples = _copy_samples(folder, origin)
     write_card(folder, name, kind, adapter, origin, text_encoder, samples)
 

@@ -26,7 +26,7 @@ _NAMES = {
 _OF_TRAINING = (  # of a run's config.json; not what tells of the machine or of its paths
     *("learning_rate", "warmup_steps", "schedule", "weight_decay", "batch_size", "gradient_accumulation_steps"),
     *("clips_per_step", "num_epochs", "max_steps", "early_stopping", "max_grad_norm", "base_precision"),
-    *("segment_seconds", "validation_fraction", "cfg_dropout", "seed"),
+    *("segment_seconds", "validation_fraction", "cfg_dropout", "word_dropout", "seed"),
 )
 
 

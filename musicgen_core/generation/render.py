@@ -36,7 +36,7 @@ from musicgen_core.generation.plan import (
 from musicgen_core.generation.request import MOST_SIDE_BY_SIDE, Rendered, RenderRequest
 from musicgen_core.model.lora import Adapter, find_adapter, load_adapter, load_merged
 from musicgen_core.model.text import TextEncoder
-from musicgen_core.model.weights import BaseModel, file_sha256, find_model, guidance_defaults
+from musicgen_core.model.weights import BaseModel, file_sha256, find_model
 
 logger = logging.getLogger(__name__)
 WRITERS = 4
@@ -158,7 +158,7 @@ class _Rendering:
         """
         request, model = self._request, self._model
         lm = load_merged(model, voice.adapter, self._device, compute_dtype(self._device))
-        guidance = guidance_defaults(model).inference_coefficient
+        guidance = model.config.inference_coefficient
         engine = Engine(lm, self._text, guidance, request.weight_bits, request.cache_bits)
         engine.pack()
         for batch, size in batches(self._pieces, partial(self._size_for, engine)):

@@ -19,8 +19,9 @@ from platformdirs import user_cache_path
 from torch import Tensor, nn
 
 from musicgen_core.audiocraft_compat import import_audiocraft
+from musicgen_core.model.configuration import read_lm_config
 from musicgen_core.model.decoder import MusicgenLM
-from musicgen_core.model.weights import CODEC_FILE, LM_FILE, TEXT_ENCODER, decoder_config, to_audiocraft
+from musicgen_core.model.weights import CODEC_FILE, DEBUG, LM_FILE, TEXT_ENCODER, to_audiocraft
 
 VERSION = 1  # part of the directory's name: raise it when anything below changes the files
 
@@ -86,7 +87,7 @@ def debug_model_directory(cache: Path | None = None) -> Path:
 
 def _write(directory: Path) -> None:
     rng = np.random.Generator(np.random.PCG64(20260101))
-    lm = MusicgenLM(decoder_config(OmegaConf.create(LM_CONFIG)))  # type: ignore[arg-type]
+    lm = MusicgenLM(read_lm_config(LM_CONFIG, DEBUG).decoder)
     _randomize(lm, rng)
     _save(directory / LM_FILE, LM_CONFIG, to_audiocraft(lm.state_dict()))
     builders = import_audiocraft("audiocraft.models.builders")

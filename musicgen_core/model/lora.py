@@ -313,4 +313,4 @@ def merged_checkpoint(model: BaseModel, adapter: Adapter) -> dict[str, Any]:
         layer.merge()
         state[f"{name}.weight"] = base.weight.detach().to(original.dtype)
         base.weight = no_room
-    return {**checkpoint, "best_state": {**checkpoint["best_state"], **to_audiocraft(state)}}
+    return {**checkpoint, "best_state": to_audiocraft(state)}

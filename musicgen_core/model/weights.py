@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from musicgen_core.errors import ModelError
-from musicgen_core.model.decoder import DecoderConfig, MusicgenLM
+from musicgen_core.model.configuration import USE_ANOTHER, LmConfig, read_lm_config
+from musicgen_core.model.decoder import MusicgenLM
 
 LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"
 TEXT_ENCODER = "text_encoder"
 DEBUG = "debug"
-_T5_WIDTHS = {"t5-small": 512, "t5-base": 768, "t5-large": 1024}  # as in audiocraft's T5Conditioner
 _TEXT_PROJECTION = "condition_provider.conditioners.description.output_proj"
 _OUTSIDE_LAYERS = {_TEXT_PROJECTION: "enc_to_dec_proj", "out_norm": "model.decoder.layer_norm"}
 _INSIDE_LAYERS = {
@@ -37,8 +36,6 @@ _INSIDE_LAYERS = {
     "linear1": "fc1",
     "linear2": "fc2",
 }
-# What changes the arithmetic and leaves no trace in the weights' names: only these values are this decoder's.
-_WITHOUT_WEIGHTS = {"positional_embedding": "sin", "activation": "gelu", "past_context": None}
 _PACKED = {"self_attn.in_proj_weight": "self_attn", "cross_attention.in_proj_weight": "encoder_attn"}
 
 
@@ -66,7 +63,12 @@ class BaseModel:
     def text_encoder(self) -> str:
         """The T5 to load: the directory's own, else the one that `state_dict.bin` names."""
         own = self.directory / TEXT_ENCODER
-        return str(own) if own.is_dir() else _read_config(self.lm_path).conditioners.description.t5.name
+        return str(own) if own.is_dir() else self.config.t5
+
+    @property
+    def config(self) -> LmConfig:
+        """What `state_dict.bin` says about the language model."""
+        return read_lm_config(read_checkpoint(self.lm_path)["xp.cfg"], self.lm_path)
 
     @property
     def identity(self) -> str:
@@ -110,7 +112,7 @@ def _refuse_unsupported(name: str) -> None:
         if variant in Path(name).name.lower():
             raise ModelError(
                 f"{name} is a {variant} checkpoint, which is not supported yet",
-                "Use facebook/musicgen-small, facebook/musicgen-medium or facebook/musicgen-large",
+                USE_ANOTHER,
             )
 
 
@@ -149,76 +151,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _read_config(path: Path) -> DictConfig:
-    return _parse_config(read_checkpoint(path)["xp.cfg"], path)
-
-
-def _parse_config(text: str, path: Path) -> DictConfig:
-    config = OmegaConf.create(text)
-    if not isinstance(config, DictConfig) or "transformer_lm" not in config:
-        raise ModelError(
-            f"{path} is not a language model (its xp.cfg has no transformer_lm)",
-            "Use facebook/musicgen-small, facebook/musicgen-medium or facebook/musicgen-large",
-        )
-    problems = []
-    lm = config.transformer_lm
-    if config.lm_model != "transformer_lm":
-        problems.append(f"lm_model is {config.lm_model}")
-    if lm.n_q != 4:
-        problems.append(f"it has {lm.n_q} codebooks (stereo?)")
-    if not lm.norm_first or lm.get("qk_layer_norm") or lm.get("kv_repeat", 1) != 1:
-        problems.append("its layers are not plain pre-norm attention")
-    for setting, ours in _WITHOUT_WEIGHTS.items():
-        if lm.get(setting, ours) != ours:
-            problems.append(f"its {setting} is {lm[setting]}")
-    if config.fuser.cross_attention_pos_emb:
-        problems.append("its cross-attention has positions")
-    if list(config.conditioners.keys() - {"args"}) != ["description"]:
-        problems.append(f"its conditioners are {sorted(config.conditioners.keys() - {'args'})}")
-    elif _t5_name(config) not in _T5_WIDTHS:
-        problems.append(f"its text encoder is none of {', '.join(_T5_WIDTHS)}")
-    if config.codebooks_pattern.modeling != "delay" or list(config.codebooks_pattern.delay.delays) != [0, 1, 2, 3]:
-        problems.append("its codebook pattern is not the delay pattern 0 1 2 3")
-    if problems:
-        raise ModelError(
-            f"{path} is not a text-to-music MusicGen: {'; '.join(problems)}",
-            "Use facebook/musicgen-small, facebook/musicgen-medium or facebook/musicgen-large",
-        )
-    return config
-
-
-def _t5_name(config: DictConfig) -> str:
-    description = config.conditioners.description
-    return str(description.t5.name).removeprefix("google/flan-") if description.model == "t5" else ""
-
-
-def decoder_config(config: DictConfig) -> DecoderConfig:
-    """The shape that an `xp.cfg` describes."""
-    lm = config.transformer_lm
-    return DecoderConfig(
-        dim=lm.dim,
-        layers=lm.num_layers,
-        heads=lm.num_heads,
-        ffn_dim=int(lm.hidden_scale * lm.dim),
-        text_dim=_T5_WIDTHS[_t5_name(config)],
-        codebooks=lm.n_q,
-        cardinality=lm.card,
-    )
-
-
-@dataclass(frozen=True)
-class GuidanceDefaults:
-    """What the model's own configuration says of classifier-free guidance."""
-
-    training_dropout: float
-    inference_coefficient: float
-
-
-def guidance_defaults(model: BaseModel) -> GuidanceDefaults:
-    guidance = _read_config(model.lm_path).classifier_free_guidance
-    return GuidanceDefaults(float(guidance.training_dropout), float(guidance.inference_coef))
-
-
 def load_lm(
     model: BaseModel | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> MusicgenLM:
@@ -229,7 +161,7 @@ def load_lm(
     """
     path = model.lm_path if isinstance(model, BaseModel) else model
     checkpoint = read_checkpoint(path)
-    config = decoder_config(_parse_config(checkpoint["xp.cfg"], path))
+    config = read_lm_config(checkpoint["xp.cfg"], path).decoder
     with torch.device("meta"):
         lm = MusicgenLM(config)
     state = {
@@ -256,7 +188,7 @@ def from_audiocraft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not name.startswith("transformer.layers."):
             converted[_rename_outside_layers(name)] = tensor
             continue
-        _, _, index, inner = name.split(".", 3)
+        _, _, index, inner = name.replace(".mha.", ".").split(".", 3)  # torch's own attention, the same arithmetic
         prefix = f"model.decoder.layers.{index}."
         if inner in _PACKED:
             for projection, part in zip("qkv", tensor.chunk(3), strict=True):
@@ -283,7 +215,7 @@ def _rename_outside_layers(name: str) -> str:
 def _unknown_name(name: str) -> ModelError:
     return ModelError(
         f"the weights hold {name}, which a text-to-music MusicGen does not have",
-        "Use facebook/musicgen-small, facebook/musicgen-medium or facebook/musicgen-large",
+        USE_ANOTHER,
     )
 
 

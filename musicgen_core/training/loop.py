@@ -70,6 +70,7 @@ class Trainer:
         lm: the base model; it is frozen, gets an adapter, and is packed for training.
         clips: every clip; the split into training and validation is made here.
         cfg_dropout: share of clips trained under the null condition.
+        word_dropout: share of words left out of the other clips' texts.
         execution: how to compute; by default eagerly, in the precision of `lm`.
         world: the processes that share the training.
     """
@@ -84,9 +85,10 @@ class Trainer:
         cfg_dropout: float,
         execution: Execution | None = None,
         world: World | None = None,
+        word_dropout: float = 0.0,
     ) -> None:
         self.settings = settings
-        self.cfg_dropout, self.batch_size = cfg_dropout, batch_size
+        self.cfg_dropout, self.word_dropout, self.batch_size = cfg_dropout, word_dropout, batch_size
         self.clips = clips
         self.lora = LoraSettings(
             settings.lora_r,
@@ -186,7 +188,16 @@ class Trainer:
             return Batch(torch.zeros(0, CODEBOOKS, 0), torch.zeros(0), [], self.clips.hashes[:0])
         epoch, segment = self.order.epoch_of(step), self._segment_frames
         columns = self._columns(indices)
-        return training_batch(self.clips, indices, segment, self.cfg_dropout, self.settings.seed, epoch, columns)
+        return training_batch(
+            self.clips,
+            indices,
+            segment,
+            self.cfg_dropout,
+            self.settings.seed,
+            epoch,
+            columns,
+            self.word_dropout,
+        )
 
     def _indices_of(self, step: int) -> list[int]:
         return [int(self.training_clips[position]) for position in self.order.positions(step)]

@@ -26,7 +26,7 @@ from musicgen_core.generation.loudness import normalize
 from musicgen_core.generation.streams import streams_of
 from musicgen_core.model.lora import Adapter, load_merged
 from musicgen_core.model.text import TextEncoder
-from musicgen_core.model.weights import BaseModel, guidance_defaults
+from musicgen_core.model.weights import BaseModel
 from musicgen_core.training.distributed import PATIENCE, World
 from musicgen_core.training.loop import Trainer
 from musicgen_core.training.run_directory import RunDirectory
@@ -123,7 +123,7 @@ class Samples:
     @contextmanager
     def _engine(self, adapter: Adapter | None) -> Iterator[Engine]:
         trainer, device = self._trainer, self._trainer.computation.device
-        guidance = guidance_defaults(self._model).inference_coefficient
+        guidance = self._model.config.inference_coefficient
         if self._merges():
             yield Engine(load_merged(self._model, adapter, device, compute_dtype(device)), self._text, guidance)
             return

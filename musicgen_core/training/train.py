@@ -19,7 +19,7 @@ from musicgen_core.devices import compute_dtype, pick_device
 from musicgen_core.errors import AdapterError, Cancelled, RunDirectoryError
 from musicgen_core.model.lora import find_adapter, load_adapter, set_adapter_state
 from musicgen_core.model.text import TextEncoder
-from musicgen_core.model.weights import BaseModel, find_model, guidance_defaults, load_lm
+from musicgen_core.model.weights import BaseModel, find_model, load_lm
 from musicgen_core.training.batching import BatchSize, resolve_batch_size, resolve_execution
 from musicgen_core.training.checkpoint import Checkpoint
 from musicgen_core.training.distributed import World
@@ -95,11 +95,12 @@ class _Session:
             logger.warning("the shard %s is not whole and is left out; run tokenize again", stem)
         self.fixed = self._fixed(batch_size, clips)
         self.config = self._config(batch_size)
-        guidance = guidance_defaults(model)
-        dropout = self.settings.cfg_dropout if self.settings.cfg_dropout is not None else guidance.training_dropout
+        of_model, given = model.config, self.settings
+        cfg_dropout = of_model.training_dropout if given.cfg_dropout is None else given.cfg_dropout
+        word_dropout = of_model.word_dropout if given.word_dropout is None else given.word_dropout
         text = TextEncoder(model.text_encoder, world.device)
         lm = load_lm(model, world.device, compute_dtype(world.device))
-        self.trainer = Trainer(lm, text, clips, self.settings, batch_size, dropout, execution, world)
+        self.trainer = Trainer(lm, text, clips, given, batch_size, cfg_dropout, execution, world, word_dropout)
         self._load_weights(self.start.checkpoint)
         copy_to = storage.as_path(request.copy_to) if request.copy_to else None
         self.saver = Saver(files, model, self.trainer, self.settings, self.fixed, copy_to)

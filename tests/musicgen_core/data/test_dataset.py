@@ -247,6 +247,15 @@ def test_texts_are_dropped_with_the_probability_asked_for(
     assert low <= sum(batch.texts.count(None) for batch in batches) <= high
 
 
+def test_words_are_dropped_with_the_probability_asked_for(clips_of: MakeClips) -> None:
+    clips = clips_of([3, 3], ["word " * 999 + "word", None])
+    batch, again = (training_batch(clips, [0, 1], 2, 0.0, 0, 1, word_dropout=0.3) for _ in range(2))
+    assert batch.texts == again.texts and batch.texts[1] is None
+    assert set((batch.texts[0] or "").split(" ")) == {"word"}
+    assert 650 <= len((batch.texts[0] or "").split(" ")) <= 750
+    assert training_batch(clips, [0], 2, 0.0, 0, 1, word_dropout=1.0).texts == [""]  # the null condition
+
+
 def test_a_clip_without_a_description_has_no_text(clips_of: MakeClips) -> None:
     clips = clips_of([5, 5], ["text", None])
     assert training_batch(clips, [0, 1], 5, 0.0, 0, 1).texts == ["text", None]

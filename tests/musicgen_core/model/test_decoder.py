@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from musicgen_core.audiocraft_compat import import_audiocraft
+from musicgen_core.model.configuration import read_lm_config
 from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.pattern import delay, teacher_forcing
 from musicgen_core.model.text import TextEncoder
-from musicgen_core.model.weights import decoder_config, from_audiocraft
+from musicgen_core.model.weights import from_audiocraft
 from musicgen_core.training.loss import clip_losses
 
 FRAMES = 12
@@ -74,7 +76,7 @@ def test_the_loss_is_audiocrafts(
 
 
 def test_logits_are_audiocrafts_at_another_shape_too(text_encoder: TextEncoder, other_audiocraft_lm: Any) -> None:
-    lm = MusicgenLM(decoder_config(other_audiocraft_lm.cfg)).eval()
+    lm = MusicgenLM(read_lm_config(OmegaConf.to_yaml(other_audiocraft_lm.cfg), "audiocraft").decoder).eval()
     lm.load_state_dict(from_audiocraft(other_audiocraft_lm.state_dict()))
     codes, prompts = random_codes(4), [*PROMPTS, None]
     expected, mask = audiocraft_predictions(other_audiocraft_lm, codes, prompts)

@@ -1,0 +1,296 @@
+"""Read the `xp.cfg` of audiocraft's checkpoints with audiocraft's defaults, and refuse by name what is not supported.
+
+`${sample_rate}` refers to another setting of the same file and is followed. Resolvers such as `${oc.env:HOME}`, which
+would read this machine, are never run: a setting that needs one is refused.
+
+Source of names, defaults and fallbacks: audiocraft 1.3.0, `models/builders.py`, `models/lm.py`,
+`modules/transformer.py`, `modules/conditioners.py` and `modules/codebooks_patterns.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from musicgen_core.codes import CARDINALITY, CODEBOOKS
+from musicgen_core.errors import ModelError
+from musicgen_core.model.decoder import DecoderConfig
+
+USE_ANOTHER = "Use facebook/musicgen-small, facebook/musicgen-medium or facebook/musicgen-large"
+_T5_WIDTHS = {"t5-small": 512, "t5-base": 768, "t5-large": 1024}  # as in audiocraft's T5Conditioner
+
+# Settings that change what is computed: audiocraft's default, and the only value that this decoder computes.
+_LANGUAGE_MODEL: dict[str, tuple[Any, Any]] = {
+    "n_q": (8, CODEBOOKS),
+    "card": (1024, CARDINALITY),
+    "norm": ("layer_norm", "layer_norm"),
+    "norm_first": (False, True),
+    "activation": ("relu", "gelu"),
+    "causal": (False, True),
+    "past_context": (None, None),
+    "bias_ff": (True, False),
+    "bias_attn": (True, False),
+    "bias_proj": (True, False),
+    "layer_scale": (None, None),
+    "positional_embedding": ("sin", "sin"),
+    "positional_scale": (1, 1),
+    "max_period": (10_000, 10_000),
+    "qk_layer_norm": (False, False),
+    "qk_layer_norm_cross": (False, False),
+    "kv_repeat": (1, 1),
+}
+_DELAY = {"delays": (list(range(CODEBOOKS)), list(range(CODEBOOKS))), "flatten_first": (0, 0), "empty_initial": (0, 0)}
+_FUSER = {"cross": ([], ["description"]), "cross_attention_pos_emb": (False, False)}
+_T5 = {"finetune": (False, False), "normalize_text": (False, False)}
+
+# Settings that leave the result as it is: shapes, which are read elsewhere, …
+_SHAPES = {"dim", "num_heads", "num_layers", "hidden_scale", "q_modeling"}
+# … implementations and precisions of the same arithmetic, …
+_IMPLEMENTATIONS = {"custom", "memory_efficient", "attention_as_float32", "checkpointing", "two_step_cfg"}
+_IMPLEMENTATIONS |= {"cross_attention", "xpos"}  # audiocraft switches on the one itself; the other belongs to rope
+# … and how audiocraft trains a whole model, where a run here trains an adapter with settings of its own.
+_TRAINING = {"dropout", "attention_dropout", "emb_lr", "lr", "weight_decay"}
+_TRAINING |= {"weight_init", "depthwise_init", "zero_bias_init"}
+
+_REFERENCE = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")
+_MOST_REFERENCES = 16  # from one setting to the next
+
+
+@dataclass(frozen=True)
+class LmConfig:
+    """What a language model's configuration says.
+
+    Attributes:
+        decoder: its shape.
+        t5: the text encoder's name.
+        training_dropout: share of clips that it was trained on without their text.
+        word_dropout: share of words that were left out of the texts in training.
+        inference_coefficient: of classifier-free guidance.
+    """
+
+    decoder: DecoderConfig
+    t5: str
+    training_dropout: float
+    word_dropout: float
+    inference_coefficient: float
+
+
+class XpConfig:
+    """The settings of an `xp.cfg`, by dotted names.
+
+    Args:
+        content: YAML, or what was parsed from it.
+        source: the checkpoint's name in errors.
+
+    Raises:
+        ModelError: it is no mapping in YAML.
+    """
+
+    def __init__(self, content: object, source: object) -> None:
+        self.source = source
+        try:
+            parsed = yaml.load(content, _WithoutAliases) if isinstance(content, str) else content
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise self.unreadable(f"its xp.cfg is no YAML: {textwrap.shorten(str(error), 200)}") from error
+        if not isinstance(parsed, dict):
+            raise self.unreadable("its xp.cfg is no mapping")
+        self._settings: dict[str, Any] = parsed
+
+    def unreadable(self, reason: str) -> ModelError:
+        return ModelError(
+            f"{self.source} can't be used ({reason})", "Give the directory of a checkpoint that audiocraft exported"
+        )
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The setting with its references followed, or `default`. A section comes as a dictionary."""
+        value = self._raw(name)
+        return default if value is _MISSING else self._follow(value)
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A section; empty if it is missing or null."""
+        value = self.get(name)
+        return value if isinstance(value, dict) else {}
+
+    def _raw(self, name: str) -> Any:
+        value: Any = self._settings
+        for key in name.split("."):
+            value = value.get(key, _MISSING) if isinstance(value, dict) else _MISSING
+        return value
+
+    def _follow(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): self._follow(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._follow(item) for item in value]
+        return self._refer(value)
+
+    def _refer(self, value: Any) -> Any:
+        """A reference's target, unless that is a section: references to sections could nest without a bound."""
+        target = value
+        for _ in range(_MOST_REFERENCES):
+            match = _REFERENCE.fullmatch(target) if isinstance(target, str) else None
+            if match is None:
+                return target
+            target = self._raw(match[1])
+            if target is _MISSING or isinstance(target, (dict, list)):
+                break
+        return value
+
+
+_MISSING = object()
+
+
+class _WithoutAliases(yaml.SafeLoader):
+    """Audiocraft writes none, and a few lines of aliases can stand for gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases")
+        return super().compose_node(parent, index)
+
+
+def shown(value: Any) -> str:
+    """A setting's value on one line, in ASCII, as an error may show what a stranger wrote."""
+    return textwrap.shorten(json.dumps(value, default=str), 100)
+
+
+def read_lm_config(content: object, source: object) -> LmConfig:
+    """The language model that an `xp.cfg` describes.
+
+    Raises:
+        ModelError: it is none, or has settings that are not supported; all of them are named with their values.
+    """
+    config = XpConfig(content, source)
+    if not config.section("transformer_lm"):
+        raise ModelError(f"{source} is not a language model (its xp.cfg has no transformer_lm)", USE_ANOTHER)
+    kind = _kind(config)
+    problems = list(_problems(config))
+    if problems:
+        what = f"is a {kind} checkpoint, which is not supported yet" if kind else "is not supported"
+        raise ModelError(f"{source} {what}: {'; '.join(problems)}", USE_ANOTHER)
+    lm = config.section("transformer_lm")
+    name = config.get("conditioners.description.t5.name")
+    dropout = float(config.get("classifier_free_guidance.training_dropout", 0.0))
+    dropout += (1 - dropout) * config.get("attribute_dropout.text.description", 0.0)
+    return LmConfig(
+        decoder=DecoderConfig(
+            dim=lm["dim"],
+            layers=lm["num_layers"],
+            heads=lm["num_heads"],
+            ffn_dim=int(lm.get("hidden_scale", 4) * lm["dim"]),
+            text_dim=_T5_WIDTHS[_t5_size(name)],
+            codebooks=CODEBOOKS,
+            cardinality=CARDINALITY,
+        ),
+        t5=name,
+        training_dropout=dropout,
+        word_dropout=float(config.get("conditioners.description.t5.word_dropout", 0.0)),
+        inference_coefficient=float(config.get("classifier_free_guidance.inference_coef", 3.0)),
+    )
+
+
+def _kind(config: XpConfig) -> str | None:
+    """The name of a kind of checkpoint that this project knows and doesn't support."""
+    models = {value.get("model") for value in config.section("conditioners").values() if isinstance(value, dict)}
+    if config.get("interleave_stereo_codebooks.use") or config.get("transformer_lm.n_q") == 2 * CODEBOOKS:
+        return "stereo"
+    if config.get("lm_model") == "transformer_lm_magnet":
+        return "MAGNeT"
+    return "style" if "style" in models else "melody" if "chroma_stem" in models else None
+
+
+def _problems(config: XpConfig) -> Iterator[str]:
+    """Each setting that is not supported, with its value."""
+    lm = config.section("transformer_lm")
+    if config.get("lm_model") != "transformer_lm":
+        yield f"lm_model is {shown(config.get('lm_model'))}"
+    yield from _differing("transformer_lm", lm, _LANGUAGE_MODEL)
+    yield from _unknown("transformer_lm", lm, {*_LANGUAGE_MODEL, *_SHAPES, *_IMPLEMENTATIONS, *_TRAINING})
+    yield from _wrong_shape(lm)
+    yield from _pattern_problems(config)
+    fuser = config.section("fuser")
+    yield from _differing("fuser", fuser, _FUSER)
+    for way in ("sum", "prepend", "input_interpolate"):
+        names = fuser.get(way) or []
+        if not isinstance(names, list) or "description" in names:
+            yield f"fuser.{way} is {shown(fuser[way])}"
+    yield from _conditioner_problems(config)
+    codebooks = config.get("compression_model_n_q")
+    if codebooks not in (None, CODEBOOKS):
+        yield f"compression_model_n_q is {shown(codebooks)}"
+    for name in ("classifier_free_guidance.training_dropout", "attribute_dropout.text.description"):
+        yield from _not_between(name, config.get(name, 0), 1)
+    coefficient = "classifier_free_guidance.inference_coef"
+    yield from _not_between(coefficient, config.get(coefficient, 3), 1000)
+
+
+def _differing(section: str, values: Mapping[str, Any], supported: Mapping[str, tuple[Any, Any]]) -> Iterator[str]:
+    for name, (default, ours) in supported.items():
+        value = values.get(name, default)
+        if value != ours:
+            by_default = "" if name in values else " by default"
+            yield f"{section}.{name} is {shown(value)}{by_default}"
+
+
+def _unknown(section: str, values: Mapping[str, Any], known: set[str]) -> Iterator[str]:
+    """Settings that audiocraft doesn't have may change anything."""
+    for name in sorted(values.keys() - known):
+        yield f"{section}.{name} is {shown(values[name])}"
+
+
+def _wrong_shape(lm: Mapping[str, Any]) -> Iterator[str]:
+    wrong = [name for name in ("dim", "num_layers", "num_heads") if type(lm.get(name)) is not int or lm[name] < 1]
+    for name in wrong:
+        yield f"transformer_lm.{name} is {shown(lm.get(name))}"
+    if not wrong and (lm["dim"] % lm["num_heads"] or lm["dim"] % 2):
+        yield f"transformer_lm.dim is {lm['dim']} and num_heads {lm['num_heads']}"
+    scale = lm.get("hidden_scale", 4)
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < 1000:
+        yield f"transformer_lm.hidden_scale is {shown(scale)}"
+
+
+def _pattern_problems(config: XpConfig) -> Iterator[str]:
+    """Without `modeling`, audiocraft takes `q_modeling` with that pattern's defaults."""
+    modeling = config.get("codebooks_pattern.modeling")
+    settings = config.section(f"codebooks_pattern.{modeling}")
+    if modeling is None:
+        settings = {}
+        modeling = config.get("transformer_lm.q_modeling", config.get("codebooks_pattern.q_modeling"))
+    if modeling != "delay":
+        yield f"codebooks_pattern.modeling is {shown(modeling)}"
+        return
+    settings = {name: value for name, value in settings.items() if (name, value) != ("delays", None)}
+    yield from _differing("codebooks_pattern.delay", settings, _DELAY)
+    yield from _unknown("codebooks_pattern.delay", settings, set(_DELAY))
+
+
+def _conditioner_problems(config: XpConfig) -> Iterator[str]:
+    conditioners = config.section("conditioners")
+    for name in sorted(conditioners.keys() - {"args", "description"}):
+        model = conditioners[name].get("model") if isinstance(conditioners[name], dict) else conditioners[name]
+        yield f"conditioners.{name}.model is {shown(model)}"
+    model = config.get("conditioners.description.model")
+    if model != "t5":
+        yield f"conditioners.description.model is {shown(model)}"
+        return
+    t5 = config.section("conditioners.description.t5")
+    if _t5_size(t5.get("name")) not in _T5_WIDTHS:
+        yield f"conditioners.description.t5.name is {shown(t5.get('name'))}"
+    yield from _differing("conditioners.description.t5", t5, _T5)
+    yield from _unknown("conditioners.description.t5", t5, {"name", "autocast_dtype", "word_dropout", *_T5})
+    yield from _not_between("conditioners.description.t5.word_dropout", t5.get("word_dropout", 0), 1)
+
+
+def _not_between(name: str, value: Any, most: float) -> Iterator[str]:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+        yield f"{name} is {shown(value)}"
+
+
+def _t5_size(name: object) -> str:
+    return str(name).removeprefix("google/flan-")
