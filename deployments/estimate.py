@@ -43,7 +43,7 @@ def estimate_archives(
     from musicgen_core.data.archive import find_archives
     from musicgen_core.devices import pick_device
     from musicgen_core.estimate import estimate
-    from musicgen_core.model.weights import find_model
+    from musicgen_core.model.weights import find_codec
 
     assert archives is not None, "the command line sees to it"
     show_core_messages()
@@ -52,7 +52,7 @@ def estimate_archives(
     with output.status("Looking into the archives …") as status:
         found = estimate(
             find_archives(archives),
-            lambda: Codec(find_model(model), chosen),
+            lambda: Codec(find_codec(model), chosen),
             clips,
             archives_at_a_time(max_workers),
             lambda: status.update(f"Encoding clip {next(done)} of at most {clips} …"),

@@ -40,13 +40,13 @@ def _is_stopped(flow_run: str) -> bool:
 def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
     """What the result depends on: the archive's content, codec, settings, captions, and where the shard goes."""
     from musicgen_core.codec import codec_identity
-    from musicgen_core.model.weights import find_model
+    from musicgen_core.model.weights import find_codec
     from musicgen_core.tokenizing import shard_fingerprint
 
     settings: TokenizeSettings = parameters["settings"]
     archive = storage.as_path(parameters["archive"])
     try:
-        codec = codec_identity(find_model(parameters["model"]))
+        codec = codec_identity(find_codec(parameters["model"]))
         fingerprint = shard_fingerprint(archive, codec, settings, parameters["limit"])
         metadata = storage.content_sha256(storage.as_path(parameters["metadata"])) if parameters["metadata"] else ""
     except (MusicgenError, OSError):
@@ -101,10 +101,10 @@ def tokenize_archive(
 
 def _codec(model: str, device: str) -> Codec:
     from musicgen_core.codec import codec_identity
-    from musicgen_core.model.weights import find_model
+    from musicgen_core.model.weights import find_codec
 
     with _lock:  # several tasks start at once, and one codec serves all
-        found = find_model(model)
+        found = find_codec(model)
         return _load_codec(found, codec_identity(found), device)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,27 @@ from numpy.typing import NDArray
 
 from musicgen_core.errors import ModelError
 from musicgen_core.evaluation.frechet import Embeddings
+from musicgen_core.model import hub
 
 Audio = NDArray[np.float32]
+
+
+def find_clap(source: str) -> Path:
+    """Return the directory of CLAP weights, after fetching them if `source` is a Hugging Face id.
+
+    Raises:
+        ModelError: they are not here and can't be fetched.
+    """
+    directory = Path(source).expanduser()
+    if directory.is_dir():
+        return directory
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise ModelError(
+            f"there is no directory {source} of CLAP weights",
+            "Give --clap-weights a directory with a ClapModel and its processor, or an id such as "
+            "laion/larger_clap_music",
+        )
+    return hub.fetch(source, hub.CLAP)
 
 
 class Clap:
@@ -32,9 +52,10 @@ class Clap:
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # its bar would break the flows' own
+        directory = find_clap(source)
         try:
-            self._processor: Any = ClapProcessor.from_pretrained(source)
-            self._model: Any = ClapModel.from_pretrained(source, dtype=torch.float32)
+            self._processor: Any = ClapProcessor.from_pretrained(str(directory), local_files_only=True)
+            self._model: Any = ClapModel.from_pretrained(str(directory), dtype=torch.float32, local_files_only=True)
         except (OSError, ValueError, TypeError) as error:  # TypeError: files of another model lack what it needs
             raise ModelError(
                 f"the CLAP weights {source} can't be loaded ({textwrap.shorten(str(error), 300)})",

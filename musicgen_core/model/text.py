@@ -10,7 +10,25 @@ import torch
 from torch import nn
 
 from musicgen_core.errors import ModelError
+from musicgen_core.model import hub
 from musicgen_core.model.decoder import TextCondition
+
+
+def find_text_encoder(source: str | Path) -> Path:
+    """Return the directory of a T5, after fetching it if `source` is a Hugging Face id such as `t5-base`.
+
+    Raises:
+        ModelError: it is not here and can't be fetched.
+    """
+    directory = Path(source)
+    if directory.is_dir():
+        return directory
+    if isinstance(source, Path) or directory.is_absolute():
+        raise ModelError(
+            f"there is no text encoder at {source}",
+            "Put a T5 encoder and its tokenizer into text_encoder/ of the model directory",
+        )
+    return hub.fetch(str(source), hub.T5)
 
 
 class TextEncoder(nn.Module):
@@ -27,14 +45,14 @@ class TextEncoder(nn.Module):
 
         super().__init__()
         logging.disable_progress_bar()  # loading takes a second; its bar would break the flows' own
+        directory = find_text_encoder(source)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(str(source))
-            self.t5 = T5EncoderModel.from_pretrained(str(source), dtype=torch.float32)
+            self.tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+            self.t5 = T5EncoderModel.from_pretrained(str(directory), dtype=torch.float32, local_files_only=True)
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"the text encoder {source} can't be loaded ({textwrap.shorten(str(error), 300)})",
-                "Put a T5 encoder and its tokenizer into text_encoder/ of the model directory, or let this machine "
-                "reach the Hugging Face Hub",
+                f"Put a T5 encoder and its tokenizer into {directory} again",
             ) from error
         self.t5.eval().requires_grad_(False).to(device)
 

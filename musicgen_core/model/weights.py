@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from musicgen_core.errors import ModelError
+from musicgen_core.model import hub
 from musicgen_core.model.configuration import USE_ANOTHER, LmConfig, read_lm_config
 from musicgen_core.model.decoder import MusicgenLM
 
@@ -84,8 +85,11 @@ def file_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def find_model(name: str) -> BaseModel:
+def find_model(name: str, files: tuple[str, ...] = (LM_FILE, CODEC_FILE)) -> BaseModel:
     """Resolve `debug`, a directory or a Hugging Face id to a model directory, fetching or making it if need be.
+
+    Args:
+        files: that it must have; only these are fetched.
 
     Raises:
         ModelError: the name is refused, nothing is there, or files are missing.
@@ -94,11 +98,11 @@ def find_model(name: str) -> BaseModel:
         from musicgen_core.model.debug_model import debug_model_directory
 
         return BaseModel(name, debug_model_directory())
-    _refuse_unsupported(name)
+    refuse_unsupported(name)
     directory = Path(name).expanduser()
     if not directory.is_dir():
-        directory = _download(name)
-    missing = [file for file in (LM_FILE, CODEC_FILE) if not (directory / file).is_file()]
+        directory = _download(name, files)
+    missing = [file for file in files if not (directory / file).is_file()]
     if missing:
         raise ModelError(
             f"the model directory {directory} has no {' and no '.join(missing)}",
@@ -107,7 +111,8 @@ def find_model(name: str) -> BaseModel:
     return BaseModel(name, directory)
 
 
-def _refuse_unsupported(name: str) -> None:
+def refuse_unsupported(name: str) -> None:
+    """Raises ModelError if no command can use what `name` stands for."""
     for variant in ("stereo", "melody", "style"):
         if variant in Path(name).name.lower():
             raise ModelError(
@@ -116,20 +121,15 @@ def _refuse_unsupported(name: str) -> None:
             )
 
 
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+def find_codec(name: str) -> BaseModel:
+    """As `find_model`, for what needs the codec alone: the language model is not fetched."""
+    return find_model(name, (CODEC_FILE,))
 
+
+def _download(name: str, files: tuple[str, ...]) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ModelError(f"there is no model directory {name}", "Give a directory, a Hugging Face id, or debug")
-    try:
-        return Path(snapshot_download(name, allow_patterns=[LM_FILE, CODEC_FILE, f"{TEXT_ENCODER}/*"]))
-    except (OSError, ValueError, HFValidationError) as error:  # every Hub and network error is one of these
-        raise ModelError(
-            f"{name} can't be fetched from the Hugging Face Hub ({textwrap.shorten(str(error), 300)})",
-            "Check the name, the network and HF_TOKEN, or give a local directory that holds "
-            f"{LM_FILE} and {CODEC_FILE}",
-        ) from error
+    return hub.fetch(name, hub.Wanted(files, (f"{TEXT_ENCODER}/*",) if LM_FILE in files else ()))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from musicgen_core.errors import ModelError
 from musicgen_core.evaluation.clap import Clap, clap_score
 from musicgen_core.evaluation.frechet import frechet_distance
+from tests.stand_in_hub import StandInHub
 
 RNG = np.random.default_rng(0)
 
@@ -68,6 +69,23 @@ def test_what_is_no_clap_is_named_with_what_to_give(kind: str, tmp_path: Path) -
         (tmp_path / "config.json").write_text('{"model_type": "t5"}')
     with pytest.raises(ModelError, match=r"the CLAP weights .* can't be loaded .*laion/larger_clap_music"):
         Clap(str(tmp_path))
+
+
+def test_clap_weights_come_from_the_hub_once(hub: StandInHub, clap_weights: Path, clap: Clap) -> None:
+    hub.add("laion/larger_clap_music", clap_weights, **{"pytorch_model.bin": b"the same again"})
+    found = Clap("laion/larger_clap_music").of_texts(["tune 3"])
+    np.testing.assert_array_equal(found, clap.of_texts(["tune 3"]))
+    assert "pytorch_model.bin" not in hub.fetched()
+    hub.requests.clear()
+    Clap("laion/larger_clap_music")
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("source", ["no-such-clap", "./no/such", "/no/such"])
+def test_clap_weights_that_are_nowhere_are_named_without_the_hub(hub: StandInHub, source: str) -> None:
+    with pytest.raises(ModelError, match=f"there is no directory {source}"):
+        Clap(source)
+    assert hub.requests == []
 
 
 @given(st.integers(2, 40), st.integers(1, 12))

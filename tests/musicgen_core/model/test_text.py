@@ -7,6 +7,8 @@ import torch
 
 from musicgen_core.errors import ModelError
 from musicgen_core.model.text import TextEncoder
+from musicgen_core.model.weights import BaseModel
+from tests.stand_in_hub import StandInHub
 
 
 def test_an_encoded_text_does_not_depend_on_its_batch_mates(text_encoder: TextEncoder) -> None:
@@ -49,9 +51,20 @@ def test_an_empty_text_encoder_is_named(tmp_path: Path) -> None:
         TextEncoder(tmp_path)
 
 
-def test_a_text_encoder_out_of_the_hubs_reach_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_text_encoder_out_of_the_hubs_reach_is_named(monkeypatch: pytest.MonkeyPatch, hub: StandInHub) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.chdir(tmp_path)  # where no directory is called t5-small
-    with pytest.raises(ModelError, match="t5-small") as unreachable:
+    with pytest.raises(ModelError, match=r"t5-small .* HF_HUB_OFFLINE"):
         TextEncoder("t5-small")
-    assert "Hugging Face Hub" in unreachable.value.next_step
+
+
+def test_a_text_encoder_comes_from_the_hub_once(
+    hub: StandInHub, debug_model: BaseModel, text_encoder: TextEncoder
+) -> None:
+    unwanted = {"pytorch_model.bin": b"p", "flax_model.msgpack": b"f", "tf_model.h5": b"t"}
+    hub.add("t5-small", Path(debug_model.text_encoder), **unwanted, **{"spiece.model": b"of the slow tokenizer"})
+    states = TextEncoder("t5-small").encode(["slow piano"]).states
+    assert torch.equal(states, text_encoder.encode(["slow piano"]).states)
+    assert not unwanted.keys() & set(hub.fetched())
+    hub.requests.clear()
+    TextEncoder("t5-small")
+    assert hub.requests == []

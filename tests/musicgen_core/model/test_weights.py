@@ -23,12 +23,14 @@ from musicgen_core.model.pattern import delay
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import (
     BaseModel,
+    find_codec,
     find_model,
     from_audiocraft,
     load_lm,
     read_checkpoint,
     to_audiocraft,
 )
+from tests.stand_in_hub import StandInHub
 
 
 @contextlib.contextmanager
@@ -184,10 +186,10 @@ def test_a_directory_is_a_model(model_directory: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", ["stereo", "melody"])
-def test_unsupported_checkpoints_are_refused_by_name(monkeypatch: pytest.MonkeyPatch, variant: str) -> None:
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("3 GB were fetched first"))
+def test_unsupported_checkpoints_are_refused_by_name(hub: StandInHub, variant: str) -> None:
     with refused(f"facebook/musicgen-{variant}-large", next_step="facebook/musicgen-large"):
         find_model(f"facebook/musicgen-{variant}-large")
+    assert hub.requests == []
 
 
 @pytest.mark.parametrize("missing", ["state_dict.bin", "compression_state_dict.bin"])
@@ -203,20 +205,36 @@ def test_all_missing_files_are_named_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "./no/such", "/no/such/model"])
-def test_an_unknown_directory_is_named_without_asking_the_hub(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("the Hub was asked"))
+def test_an_unknown_directory_is_named_without_asking_the_hub(hub: StandInHub, name: str) -> None:
     with refused(name, next_step="Hugging Face id"):
         find_model(name)
+    assert hub.requests == []
 
 
-@pytest.mark.parametrize("reason", ["Name or service not known\n\nmore about it", ""])
-def test_an_unreachable_hub_is_named_with_what_works_without_it(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
-    def unreachable(*_: object, **__: object) -> None:
-        raise OSError(reason)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
-    with refused("facebook/musicgen-large", *reason.splitlines()[:1], next_step="a local directory"):
+def test_an_unreachable_hub_is_named_with_what_works_without_it(
+    hub: StandInHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with refused("facebook/musicgen-large", "http://127.0.0.1:9 can't be reached", next_step="a local directory"):
         find_model("facebook/musicgen-large")
+
+
+def test_a_model_comes_from_the_hub(hub: StandInHub, debug_model: BaseModel) -> None:
+    hub.add("facebook/musicgen-large", debug_model.directory, **{"README.md": b"r", "other.bin": b"o"})
+    model = find_model("facebook/musicgen-large")
+    assert model.identity == debug_model.identity.replace("debug", "facebook/musicgen-large")
+    assert Path(model.text_encoder).is_relative_to(model.directory) and Path(model.text_encoder).is_dir()
+    assert not {"README.md", "other.bin"} & set(hub.fetched())
+    hub.requests.clear()
+    assert find_model("facebook/musicgen-large") == model and hub.requests == []
+
+
+def test_a_codec_comes_without_its_language_model(hub: StandInHub, debug_model: BaseModel) -> None:
+    hub.add("facebook/musicgen-large", debug_model.directory)
+    assert find_codec("facebook/musicgen-large").codec_path.read_bytes() == debug_model.codec_path.read_bytes()
+    assert hub.fetched() == ["compression_state_dict.bin"]
+    find_model("facebook/musicgen-large")
+    assert hub.fetched().count("compression_state_dict.bin") == 1
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "a web page", "another pickle"])
