@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from deployments.checks.finding import Check, Finding, attempt, redact
+from deployments.checks.finding import Attempt, Check, Finding, redact
 from deployments.console import output
 from deployments.options import UsageError, describe_range, describe_unknown
 from deployments.registering import PLACES
@@ -91,6 +91,8 @@ def examine(model: str, device: str, given: Mapping[str, str], others: Sequence[
         clips: to have room for.
     """
     server = _run("Prefect API", "server", "look_at_server")
+    answers = not isinstance(server, Finding) and server.answers
+    services = _start("services", "services", "check_services") if answers else list  # meanwhile the others are run
     variables: Mapping[str, str] = {} if isinstance(server, Finding) else server.variables
     known = {name: variables[f"musicgen_{name}"] for name in PLACES if variables.get(f"musicgen_{name}")}
     tried = given if given or others else known
@@ -100,6 +102,7 @@ def examine(model: str, device: str, given: Mapping[str, str], others: Sequence[
         *_capacity(model, device, {**known, **given}, clips),
         *_findings("keys", "keys", "check_keys", [] if isinstance(server, Finding) else server.keys),
         *([server] if isinstance(server, Finding) else server.findings),
+        *_listed(services()),
         *_findings("storage", "places", "check_places", tried, others),
     ]
 
@@ -115,17 +118,25 @@ def _capacity(model: str, device: str, places: Mapping[str, str], clips: int) ->
 
 
 def _findings(name: str, module: str, function: str, *arguments: Any) -> list[Finding]:
-    found = _run(name, module, function, *arguments)
+    return _listed(_run(name, module, function, *arguments))
+
+
+def _listed(found: Finding | list[Finding]) -> list[Finding]:
     return [found] if isinstance(found, Finding) else found
 
 
 def _run(name: str, module: str, function: str, *arguments: Any) -> Any:
     """What a check returns, or the problem that kept it from returning. Also its imports may hang or fail."""
+    return _start(name, module, function, *arguments)()
+
+
+def _start(name: str, module: str, function: str, *arguments: Any) -> Callable[[], Any]:
+    """Start a check → a function that waits for what it returns."""
 
     def run() -> Any:
         return getattr(importlib.import_module(f"deployments.checks.{module}"), function)(*arguments)
 
-    return attempt(SECONDS, Check(name, run))
+    return Attempt(SECONDS, Check(name, run)).finish
 
 
 def show(findings: Sequence[Finding]) -> None:

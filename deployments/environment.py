@@ -28,6 +28,9 @@ DEFAULTS = {
 }
 
 
+_CONSOLE_LEVEL = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
+
+
 def prepare(quiet: bool = False) -> None:
     """Put the defaults into the environment where nothing else is set.
 
@@ -37,7 +40,12 @@ def prepare(quiet: bool = False) -> None:
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     if quiet:
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+        os.environ.setdefault(_CONSOLE_LEVEL, "CRITICAL")
+
+
+def is_quiet() -> bool:
+    """Whether Prefect's logs are kept off the terminal."""
+    return os.environ.get(_CONSOLE_LEVEL) == "CRITICAL"
 
 
 def use_local_server() -> None:

@@ -29,16 +29,20 @@ class Parts:
 
     Each is in a session of its own, so that a Ctrl-C reaches us alone and we stop the parts in order. Should we be
     killed, they are killed, too: workers that live on would be a second set beside the next `up`'s.
+
+    Args:
+        commands: what to run.
+        stderr: as `subprocess.Popen` takes it; by default they share ours.
     """
 
-    def __init__(self, commands: Sequence[Command]) -> None:
-        self._commands = commands
+    def __init__(self, commands: Sequence[Command], stderr: int | None = None) -> None:
+        self._commands, self._stderr = commands, stderr
         self.running: list[Part] = []
 
     def __enter__(self) -> Parts:
         try:
             for command in self._commands:
-                self.running.append(_start(*command))
+                self.running.append(_start(*command, self._stderr))
         except BaseException:
             _stop(self.running)
             raise
@@ -52,16 +56,17 @@ class Parts:
         for number, (part, command) in enumerate(zip(self.running, self._commands, strict=True)):
             if part.poll() is not None:
                 time.sleep(RESTART_SECONDS)
-                self.running[number] = _start(*command)
+                self.running[number] = _start(*command, self._stderr)
                 yield command
 
 
-def _start(command: Sequence[str], environment: Mapping[str, str]) -> Part:
+def _start(command: Sequence[str], environment: Mapping[str, str], stderr: int | None) -> Part:
     return subprocess.Popen(
         [sys.executable, "-m", "prefect", *command],
         start_new_session=True,
         cwd=ROOT,
         env=os.environ | environment,
+        stderr=stderr,
         preexec_fn=_begin,
     )
 

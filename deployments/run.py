@@ -14,7 +14,7 @@ from deployments.environment import LOCAL_API, has_server
 from deployments.options import UsageError, describe_unknown
 from deployments.registering import DEPLOYMENTS
 from deployments.run_parameters import check, parsed
-from deployments.weekly import set_weekly
+from deployments.weekly import SCHEDULER_SECONDS, describe_next, set_weekly
 from musicgen_core.errors import MusicgenError
 
 if TYPE_CHECKING:
@@ -56,6 +56,10 @@ def run(arguments: Sequence[str]) -> int:
         parameters = set_weekly(chosen.weekly == "on", parsed(chosen.param))
         shown = ", ".join(f"{name}={json.dumps(value)}" for name, value in parameters.items())
         output.print(f"The weekly retraining is {chosen.weekly}, its parameters: {shown}", markup=False)
+        if chosen.weekly == "on":
+            with output.status("Waiting for the server to schedule it …"):
+                planned = describe_next(SCHEDULER_SECONDS)
+            output.print(f"Next retraining: {planned}", soft_wrap=True, markup=False)
         return 0
     return _start(chosen.deployment, parsed(chosen.param), chosen.watch)
 

@@ -8,6 +8,7 @@ import fcntl
 import os
 import platform
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -16,17 +17,22 @@ import httpx
 from deployments.addresses import addresses, warn_of_others
 from deployments.checks.machine import ask_smi
 from deployments.console import output, print_table
-from deployments.environment import LOCAL_API, is_healthy
+from deployments.environment import LOCAL_API, is_healthy, is_quiet
 from deployments.options import UsageError, describe_range, describe_unknown
 from deployments.processes import Command, Part, Parts
 from deployments.registering import DEPLOYMENTS, PLACES, POOL, QUEUE, TOKENIZING_QUEUE, register, set_places
 from deployments.restarting import restart_missed
+from deployments.server_errors import LOGGING, follow_errors
+from deployments.weekly import describe_next
 from musicgen_core.config import MOST_WORKERS
 from musicgen_core.errors import MusicgenError
 
 DEFAULT_HOST = "127.0.0.1"
 LOOK_SECONDS = 30.0
 """How often runs are looked for that should have been started again."""
+
+SCHEDULER_SECONDS = 20.0
+"""How long the server may take to schedule a deployment that has just been registered; it looks every 5."""
 
 
 def up(arguments: Sequence[str]) -> int:
@@ -47,15 +53,15 @@ def up(arguments: Sequence[str]) -> int:
                         "--host and --workers count when it starts: stop the one that runs first (Ctrl-C there)"
                     )
                 _wait_for(api, lambda: True)
-                places = _register(options)
-                show(api, ui, {**places, "workers": "\n".join(_running_workers())})
+                rows = _register(options)
+                show(api, ui, {**rows, "workers": "\n".join(_running_workers())})
                 return 0
             warn_of_others(options.host, options.port)
             server = stack.enter_context(_server(api, options.host, options.port))
-            places = _register(options)
+            rows = _register(options)
             output.print(f"Starting {len(workers)} workers of the pool {POOL} …")
             started = stack.enter_context(Parts(workers))
-            show(api, ui, {**places, "workers": "\n".join(_described(*worker) for worker in workers)})
+            show(api, ui, {**rows, "workers": "\n".join(_described(*worker) for worker in workers)})
             output.print("Start a job with: musicgen-flows run tokenize-archives --watch. Ctrl-C stops everything.")
             _watch(server, started)
         except KeyboardInterrupt:
@@ -126,7 +132,11 @@ def _server(api: str, host: str, port: int) -> Iterator[list[Part]]:
         yield []
         return
     output.print("Starting the Prefect server. Its first start makes a database and takes a while …")
-    with Parts([(["server", "start", "--host", host, "--port", str(port)], {})]) as server:
+    command = ["server", "start", "--host", host, "--port", str(port)]
+    quiet = is_quiet()  # then its errors alone are shown, a line each
+    with Parts([(command, LOGGING if quiet else {})], subprocess.PIPE if quiet else None) as server:
+        if log := server.running[0].stderr:
+            follow_errors(log)
         _wait_for(api, lambda: server.running[0].poll() is None)
         yield server.running
 
@@ -143,9 +153,11 @@ def _wait_for(api: str, may_come: Callable[[], bool]) -> None:
 
 
 def _register(options: argparse.Namespace) -> dict[str, str]:
+    """Register everything → rows for `show`."""
     output.print("Registering the deployments …")
     register()
-    return set_places({name: getattr(options, name) for name in PLACES})
+    places = set_places({name: getattr(options, name) for name in PLACES})
+    return {**places, "next retraining": describe_next(SCHEDULER_SECONDS)}
 
 
 def visible_gpus() -> list[str]:

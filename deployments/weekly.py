@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from deployments.run_parameters import check
 from musicgen_core.errors import MusicgenError
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import DeploymentSchedule, FlowRun
     from prefect.client.schemas.responses import DeploymentResponse
 
 DEPLOYMENT = "train-lora"
 SLUG = "weekly-retrain"
+SCHEDULER_SECONDS = 75.0  # it looks once a minute
 
 
 def set_weekly(active: bool, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -24,11 +30,11 @@ def set_weekly(active: bool, given: Mapping[str, Any] | None = None) -> dict[str
         MusicgenError: the schedule is not on this server.
     """
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import DeploymentUpdate
 
     with get_client(sync_client=True) as client:
         deployment = _find_deployment(client)
-        schedules = deployment.schedules if deployment else []
-        schedule = next((found for found in schedules if found.slug == SLUG), None)
+        schedule = _find_schedule(deployment)
         if deployment is None or schedule is None:
             raise MusicgenError(
                 f"the deployment {DEPLOYMENT} with its schedule {SLUG} is not on this server",
@@ -38,7 +44,53 @@ def set_weekly(active: bool, given: Mapping[str, Any] | None = None) -> dict[str
         # All of them each time: an update that leaves them out deletes them (PrefectHQ/prefect#17982).
         parameters = {**schedule.parameters, **(given or {})}
         client.update_deployment_schedule(deployment.id, schedule.id, active=active, parameters=parameters)
+        # A change of the deployment itself, too: these the scheduler looks at every 5 seconds, at all others every 60.
+        client.update_deployment(deployment.id, DeploymentUpdate(description=deployment.description))
         return parameters
+
+
+def describe_next(patience_s: float) -> str:
+    """When the server will start the next retraining, or why it will not.
+
+    Args:
+        patience_s: how long to wait for its scheduler.
+    """
+    from prefect.client.orchestration import get_client
+
+    deadline = time.monotonic() + patience_s
+    with get_client(sync_client=True) as client:
+        deployment = _find_deployment(client)
+        schedule = _find_schedule(deployment)
+        if deployment is None or schedule is None or not schedule.active:
+            return f"none (musicgen-flows run {DEPLOYMENT} --weekly on)"
+        if deployment.paused:
+            return f"none: the deployment {DEPLOYMENT} is paused. Resume it on its page in the UI"
+        while not (runs := coming_runs(client, deployment.id, schedule.id)):
+            if time.monotonic() > deadline:
+                return "not scheduled by the server yet: musicgen-flows doctor shows whether its scheduler works"
+            time.sleep(1)
+        return f"{runs[0].expected_start_time:%A %Y-%m-%d %H:%M} UTC"
+
+
+def coming_runs(client: SyncPrefectClient, deployment: UUID, schedule: UUID | None = None) -> list[FlowRun]:
+    """Runs of a deployment that the server's scheduler has made, of one schedule or of all, the next one first."""
+    from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    planned = {"state": {"type": {"any_": ["SCHEDULED"]}}, "expected_start_time": {"after_": datetime.now(UTC)}}
+    runs = client.read_flow_runs(
+        flow_run_filter=FlowRunFilter.model_validate(planned),
+        deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [deployment]}}),
+        sort=FlowRunSort.EXPECTED_START_TIME_ASC,
+    )
+    return [
+        run for run in runs if run.auto_scheduled and schedule in (None, run.created_by.id if run.created_by else None)
+    ]
+
+
+def _find_schedule(deployment: DeploymentResponse | None) -> DeploymentSchedule | None:
+    schedules = deployment.schedules if deployment else []
+    return next((schedule for schedule in schedules if schedule.slug == SLUG), None)
 
 
 def _find_deployment(client: SyncPrefectClient) -> DeploymentResponse | None:

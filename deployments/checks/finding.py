@@ -58,35 +58,37 @@ class Check(Generic[T]):
         return Finding(self.name, "problem", f"{self.subject}: {found}" if self.subject else found, fix)
 
 
-class _Attempt(threading.Thread, Generic[T]):
-    """A check in a thread that nobody has to wait for, within the caller's context: Prefect's settings are there."""
+class Attempt(threading.Thread, Generic[T]):
+    """A check in a thread that nobody has to wait for, within the caller's context: Prefect's settings are there.
 
-    def __init__(self, check: Check[T]) -> None:
+    Args:
+        seconds: from now on. What takes longer is left alone and ends with the process.
+    """
+
+    def __init__(self, seconds: float, check: Check[T]) -> None:
         super().__init__(daemon=True)
         self.check, self._context = check, contextvars.copy_context()
-        self.answer: T | Finding
+        self._seconds, self._deadline = seconds, time.monotonic() + seconds
+        self._answer: T | Finding
+        self.start()
 
     def run(self) -> None:
         try:
-            self.answer = self._context.run(self.check.run)
+            self._answer = self._context.run(self.check.run)
         except BaseException as error:  # whatever a broken driver or library raises is what is looked for
-            self.answer = _explain(self.check, error)
+            self._answer = _explain(self.check, error)
+
+    def finish(self) -> T | Finding:
+        """Wait → what the check returned, or a problem if it failed or took too long."""
+        self.join(max(0.0, self._deadline - time.monotonic()))
+        silent = f"no answer within {self._seconds:g} seconds"
+        return self.check.problem(silent, self.check.fix) if self.is_alive() else self._answer
 
 
 def attempt_all(seconds: float, checks: Sequence[Check[T]]) -> list[T | Finding]:
-    """Run checks at the same time → what each returned, or a problem for one that failed or took too long.
-
-    Args:
-        seconds: for all of them together. What takes longer is left alone and ends with the process.
-    """
-    attempts = [_Attempt(check) for check in checks]
-    for one in attempts:
-        one.start()
-    deadline = time.monotonic() + seconds
-    for one in attempts:
-        one.join(max(0.0, deadline - time.monotonic()))
-    silent = f"no answer within {seconds:g} seconds"
-    return [one.check.problem(silent, one.check.fix) if one.is_alive() else one.answer for one in attempts]
+    """Run checks at the same time, with `seconds` for all of them together."""
+    attempts = [Attempt(seconds, check) for check in checks]
+    return [one.finish() for one in attempts]
 
 
 def attempt(seconds: float, check: Check[T]) -> T | Finding:

@@ -24,11 +24,13 @@ class Server:
     """What the server told.
 
     Attributes:
+        answers: whether it is there and can be worked with.
         variables: Prefect's, such as `musicgen_runs`, with their values.
         keys: names of the Secret blocks that are stored there; their content is not asked for.
     """
 
     findings: list[Finding]
+    answers: bool = False
     variables: Mapping[str, str] = field(default_factory=dict)
     keys: frozenset[str] = frozenset()
 
@@ -54,7 +56,7 @@ def look_at_server() -> Server:
             return Server([_explain(error, url)])
         findings = [_check_version(version, url), *_check_registered(client), *_check_workers(client)]
         variables = {variable.name: str(variable.value) for variable in client.read_variables()}
-        return Server(findings, variables, frozenset(_stored(client, BLOCKS.values())))
+        return Server(findings, True, variables, frozenset(_stored(client, BLOCKS.values())))
 
 
 def _no_server() -> Finding:

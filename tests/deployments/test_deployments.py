@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from deployments.cli import main
 from deployments.registering import DEPLOYMENTS, POOL, ROOT, ensure_automations, read_automations, register
 from deployments.restarting import RESTARTS, restart_missed
 from deployments.up import _host_of_running, visible_gpus, worker_commands
-from deployments.weekly import set_weekly
+from deployments.weekly import describe_next, set_weekly
 from flows.train_lora import train_lora
 
 NEW_TOKENS_ONLY = {"init_from_latest": True, "only_new_tokens": True}
@@ -164,8 +165,10 @@ def tokenizing_limit(client: SyncPrefectClient) -> int | None:
 
 
 def test_weekly_on_keeps_parameters_for_each_retraining(
-    client: SyncPrefectClient, capsys: pytest.CaptureFixture[str]
+    client: SyncPrefectClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("deployments.run.SCHEDULER_SECONDS", 0.0)  # this server has no scheduler
+
     def stored() -> tuple[bool, dict[str, Any]]:
         [found] = [found for found in deployed(client, "train-lora").schedules if found.slug == "weekly-retrain"]
         return found.active, found.parameters
@@ -180,7 +183,8 @@ def test_weekly_on_keeps_parameters_for_each_retraining(
     assert stored() == (False, flags | given)
     assert main(["run", "train-lora", "--weekly", "on", "-p", "lora_r=32"]) == 0
     assert stored() == (True, flags | given | {"lora_r": 32})
-    assert '"facebook/musicgen-small"' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert '"facebook/musicgen-small"' in said and "Next retraining: not scheduled by the server yet" in said
 
     wrong = ["-p", "lora_rank=4", "-p", "lora_r=many", "-p", "seed=1"]
     assert main(["run", "train-lora", "--weekly", "on", *wrong]) == 2
@@ -188,6 +192,22 @@ def test_weekly_on_keeps_parameters_for_each_retraining(
     assert "no parameter 'lora_rank'" in told and "lora_r: 'many' is not of type 'integer'" in told
     assert stored() == (True, flags | given | {"lora_r": 32})
     set_weekly(False)
+
+
+def test_the_next_retraining_is_the_run_that_the_server_has_scheduled(client: SyncPrefectClient) -> None:
+    deployment = deployed(client, "train-lora").id
+    assert describe_next(0).startswith("none")
+    set_weekly(True)
+    try:
+        # What the scheduler does in its loop: the same code of the server's, and the same statement.
+        client.request("POST", "/deployments/{id}/schedule", path_params={"id": deployment}, json={"min_runs": 2})
+        assert re.fullmatch(r"Monday \d{4}-\d\d-\d\d 03:00 UTC", describe_next(0))
+        client.pause_deployment(deployment)
+        assert "train-lora is paused" in describe_next(0)
+    finally:
+        client.resume_deployment(deployment)
+        set_weekly(False)
+    assert describe_next(0).startswith("none")
 
 
 def test_run_tells_what_a_run_came_to_and_refuses_what_the_flow_does_not_take(

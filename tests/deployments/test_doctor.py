@@ -157,6 +157,7 @@ class TestServer:
         from prefect.variables import Variable
 
         monkeypatch.setenv("HF_TOKEN", f"{SECRET}-of-hf")
+        monkeypatch.setattr("deployments.checks.services.check_services", list)  # a temporary server has few of them
         names = [f"musicgen_{name}" for name in ("archives", "tokens", "runs", "output")]
         with get_client(sync_client=True) as client:
             if any(pool.name == "gpu" for pool in client.read_work_pools()):
@@ -235,6 +236,23 @@ class TestServer:
             finally:
                 for one in created:
                     client.delete_automation(one.id)
+
+    @pytest.mark.usefixtures("prefect_server")
+    def test_each_service_that_does_nothing_is_a_problem(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from prefect.client.orchestration import get_client
+
+        from deployments.checks import services
+        from deployments.checks.service_trial import PREFIX
+
+        monkeypatch.setattr(services, "SECONDS", 0.0)  # too little for any
+        found = services.check_services()
+        assert {finding.level for finding in found} == {"problem"}
+        for name in ("scheduler", "late runs", "cancellation cleanup", "event log", "automations on silence"):
+            [finding] = [finding for finding in found if finding.found.startswith(f"{name}: did nothing")]
+            assert "Restart the server" in finding.fix
+        with get_client(sync_client=True) as client:
+            assert not [flow for flow in client.read_flows() if flow.name.startswith(PREFIX)]
+            assert not [one for one in client.read_automations() if one.name.startswith(PREFIX)]
 
     def test_a_closed_port(self, capsys: pytest.CaptureFixture[str]) -> None:
         level, found = self.told("http://127.0.0.1:9/api", capsys)

@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from bench.servers import free_port
 from deployments.environment import is_healthy
 from tests.run_directories import saved_step, steps
 
+TAG = "auto-scheduled"  # of Prefect's, for what a schedule has started
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]  # the first one waits for the server, too
 
@@ -112,6 +114,51 @@ def test_a_failed_run_makes_run_watch_exit_1(up: Up) -> None:
     assert done.returncode == 1
 
 
+def test_the_weekly_schedule_starts_a_training_without_a_person(up: Up, demo_tokens: Path) -> None:
+    """The server's scheduler makes the run, a worker takes it when it is due, and it trains."""
+    api, runs = up.environment["PREFECT_API_URL"], up.log.parent / "runs"
+    before = set(runs.glob("*"))
+    parameters = ["model=debug", "device=cpu", "batch_size=4", "gradient_accumulation_steps=1", "segment_seconds=1"]
+    parameters += ["max_steps=2", "evaluate=false", "only_new_tokens=false", f"tokens={demo_tokens}"]
+    switched_on = weekly(up, "on", *parameters)
+    assert f"Next retraining: {next_monday():%A %Y-%m-%d} 03:00 UTC" in switched_on
+
+    # The same schedule, with a next time that is soon.
+    deployment = ask(f"{api}/deployments/name/train-lora/train-lora")
+    [schedule] = deployment["schedules"]
+    soon = (datetime.now(UTC) + timedelta(seconds=100)).isoformat()
+    daily = {"interval": 24 * 3600, "anchor_date": soon, "timezone": "UTC"}
+    address = f"{api}/deployments/{deployment['id']}/schedules/{schedule['id']}"
+    ask(address, {"schedule": daily, "parameters": schedule["parameters"]}, "PATCH")
+    wait(lambda: bool(set(runs.glob("*")) - before), up.log)
+    [directory] = set(runs.glob("*")) - before
+    wait((directory / "lora_weights" / "final_lora.pt").exists, up.log)
+    assert steps(directory) == [1, 2]
+
+    def scheduled() -> list[str]:
+        of_schedule = {"deployments": {"id": {"any_": [deployment["id"]]}}, "flow_runs": {"tags": {"all_": [TAG]}}}
+        return [run["state_name"] for run in ask(f"{api}/flow_runs/filter", of_schedule)]
+
+    assert "Scheduled" in scheduled()  # tomorrow's
+    weekly(up, "off")
+    wait(lambda: scheduled() == ["Completed"], up.log)
+
+
+def next_monday() -> datetime:
+    """When the schedule is due next: Mondays at 3:00 UTC."""
+    now = datetime.now(UTC)
+    monday = (now - timedelta(days=now.weekday())).replace(hour=3, minute=0, second=0, microsecond=0)
+    return monday if monday > now else monday + timedelta(days=7)
+
+
+def weekly(up: Up, switch: str, *parameters: str) -> str:
+    arguments = [argument for parameter in parameters for argument in ("-p", parameter)]
+    line = command("run", "train-lora", "--weekly", switch, *arguments)
+    done = subprocess.run(line, cwd=ROOT, env=up.environment, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def up_again(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command("up", *arguments), cwd=ROOT, env=environment, capture_output=True, text=True, check=False
@@ -182,10 +229,11 @@ def wait(holds: Callable[[], bool], log: Path) -> None:
         time.sleep(0.5)
 
 
-def ask(address: str, body: dict[str, Any]) -> Any:
-    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
+def ask(address: str, body: dict[str, Any] | None = None, method: str | None = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(address, data, {"Content-Type": "application/json"}, method=method)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read() or "null")
 
 
 def processes_of(prefect_home: str) -> Iterator[str]:

@@ -1,0 +1,105 @@
+"""The background services of the Prefect server: each gets something to do, and its effect is awaited.
+
+A server whose services have died answers as healthy: only their effects tell. What would take minutes or look like a
+failure to people who are notified of those (pauses that expire, workers that went silent) is checked on what is there.
+Left out are leases of concurrency limits, the shortest of which lasts a minute: nothing here uses them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from deployments.checks.finding import Finding
+from deployments.checks.service_trial import Service, Trial, trial
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+SECONDS = 60.0
+"""The slowest services look every 20 s; a proactive automation waits for 10 s."""
+
+POLL_SECONDS = 1.0
+OVERDUE = timedelta(minutes=5)
+"""How long a worker may have been silent, or a pause have expired, before somebody should have noticed."""
+
+NAME = "services"
+FIX = (
+    "Restart the server. If that changes nothing, its log names the error: the terminal of musicgen-flows up, or "
+    "journalctl -u musicgen-server. uv sync installs the packages that it is known to work with"
+)
+
+
+def check_services() -> list[Finding]:
+    """Give each service of the configured server something to do → what works, and a problem for each that doesn't."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        settings = client.request("GET", "/admin/settings").json()["server"]["services"]
+        with trial(client) as given:
+            services = given.services()
+            tried = [service for service in services if settings[service.setting]["enabled"]]
+            dead = _await_effects(given, tried)
+        return [
+            *_describe([service for service in tried if service not in dead], dead),
+            *(_switched_off(service) for service in services if service not in tried),
+            *_check_workers(client),
+            *_check_pauses(client),
+        ]
+
+
+def _await_effects(given: Trial, services: Sequence[Service]) -> list[Service]:
+    """Wait for the effects → services without one."""
+    waiting, deadline = list(services), time.monotonic() + SECONDS
+    while waiting and time.monotonic() < deadline:
+        given.send()
+        time.sleep(POLL_SECONDS)
+        waiting = [service for service in waiting if not service.has_worked()]
+    return waiting
+
+
+def _describe(working: Sequence[Service], dead: Sequence[Service]) -> Iterator[Finding]:
+    if working:
+        yield Finding(NAME, "ok", f"the server's are at work: {', '.join(service.name for service in working)}")
+    for service in dead:
+        found = f"{service.name}: did nothing within {SECONDS:g} seconds; {service.without}"
+        yield Finding(NAME, "problem", found, FIX)
+
+
+def _switched_off(service: Service) -> Finding:
+    setting = f"PREFECT_SERVER_SERVICES_{service.setting.upper()}_ENABLED"
+    found = f"{service.name}: switched off; {service.without}"
+    return Finding(NAME, "warning", found, f"Start the server with {setting}=true")
+
+
+def _check_workers(client: SyncPrefectClient) -> Iterator[Finding]:
+    """The service that notices silent workers: one that it has overlooked is shown as online."""
+    from prefect.client.schemas.objects import WorkerStatus
+
+    silent = [
+        worker.name
+        for pool in client.read_work_pools()
+        for worker in client.read_workers_for_work_pool(pool.name)
+        if worker.status == WorkerStatus.ONLINE and _is_overdue(worker.last_heartbeat_time)
+    ]
+    if silent:
+        found = f"foreman: workers that are silent count as online: {', '.join(silent)}"
+        yield Finding(NAME, "problem", found, FIX)
+
+
+def _check_pauses(client: SyncPrefectClient) -> Iterator[Finding]:
+    from prefect.client.schemas.filters import FlowRunFilter
+
+    paused = client.read_flow_runs(
+        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": ["PAUSED"]}}})
+    )
+    expired = [run.name for run in paused if run.state and _is_overdue(run.state.state_details.pause_timeout)]
+    if expired:
+        found = f"pause expirations: runs stay paused whose time is over: {', '.join(expired)}"
+        yield Finding(NAME, "problem", found, FIX)
+
+
+def _is_overdue(moment: datetime | None) -> bool:
+    return moment is not None and moment < datetime.now(UTC) - OVERDUE

@@ -1,0 +1,62 @@
+"""Errors that the Prefect server of `up` logs, its background services' too, as lines of `up`'s own terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import Counter
+from typing import IO, Any
+
+from deployments.console import output
+
+LOGGING = {
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER": "json",
+}
+"""Settings of a server whose log `follow_errors` reads: a JSON object per record, traceback included."""
+
+
+def follow_errors(log: IO[bytes]) -> threading.Thread:
+    """Report the errors in a server's log until the log ends. The thread does not keep the process alive.
+
+    A service that fails does so in each of its loops, once every few seconds: the same error is reported the 1st, 2nd,
+    4th, 8th … time.
+    """
+    thread = threading.Thread(target=_report, args=(log,), daemon=True)
+    thread.start()
+    return thread
+
+
+def _report(log: IO[bytes]) -> None:
+    times: Counter[str] = Counter()
+    for line in log:
+        error = describe_record(line.decode(errors="replace").rstrip())
+        if not error:
+            continue
+        kind = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|\d+", "…", error)
+        times[kind] += 1
+        if times[kind].bit_count() == 1:  # a power of two
+            again = f" ({times[kind]} times)" if times[kind] > 1 else ""
+            output.print(f"Prefect server: {error}{again}", style="yellow", soft_wrap=True, markup=False)
+        if times.total() == 1:
+            output.print(
+                "musicgen-flows doctor tries each service of the server; up --debug shows its whole log",
+                style="yellow",
+                soft_wrap=True,
+                markup=False,
+            )
+
+
+def describe_record(line: str) -> str:
+    """Return a log record in one line, without its traceback; what is no record stays as it is."""
+    try:
+        record: dict[str, Any] = json.loads(line)
+        message, arguments = str(record["msg"]), record["args"]
+        if arguments:
+            message %= tuple(arguments) if isinstance(arguments, list) else arguments
+    except (ValueError, KeyError, TypeError):
+        return line  # printed, not logged: by Python itself, for example
+    cause = record.get("exc_info") or {}
+    text = f"{message}: {cause['type']}: {cause['message']}" if cause else message
+    return " ".join(text.split())
