@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 SERVICES = "PREFECT_SERVER_SERVICES_"
 OFTEN = {
     **DEFAULTS,
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",
     "PREFECT_SERVER_LOGGING_LEVEL": "INFO",
     "PREFECT_LOGGING_ROOT_LEVEL": "INFO",  # Docket, which runs the services, says when each of them has run
     "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT2S",
