@@ -76,6 +76,16 @@ class Cancelled(Exception):
     """The work stopped because it was told to. What was finished before is kept."""
 
 
+def reason_of(error: BaseException) -> str:
+    """Return an error as a person reads it: `no space left on device: /data/latest.pt`, `ValueError: …`."""
+    if isinstance(error, MusicgenError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename is not None else ""
+        return f"{error.strerror[:1].lower()}{error.strerror[1:]}{where}"
+    return f"{type(error).__name__}: {error}"
+
+
 def raise_if_interrupted(error: BaseException) -> None:
     """Raise the interruption that an error hides, if any.
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +26,9 @@ fsspec.register_implementation("gs", "musicgen_core.google_storage.GoogleStorage
 fsspec.register_implementation("gcs", "musicgen_core.google_storage.GoogleStorage", clobber=True)
 _SCRATCH = "musicgen-scratch-"
 _LOCK = ".lock"
+_PARTIAL = re.compile(r".+\.\d+-[0-9a-f]{8}\.partial")
+_YOUNG_S = 5.0
+"""A file that is younger may not be locked yet by the process that made it."""
 Location = str | os.PathLike[str]
 Version = tuple[int, int]
 """Bytes and time of change, in ns, of a local file."""
@@ -73,14 +78,18 @@ def publish(target: UPath) -> Iterator[Path]:
 
     A local target is written beside and renamed, so a reader sees the old file or the new one; on Google Drive's mount
     it may see none for a moment. An object store shows an object only once its upload is complete.
+
+    Raises:
+        OSError: the file can't be written; `filename` says which.
     """
     if is_local(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(f"{target}.{os.getpid()}-{os.urandom(4).hex()}.partial")
+        beside = _partial_of(Path(str(target)))
         try:
-            yield beside
-            with open(beside, "rb") as written:
-                os.fsync(written.fileno())
+            with _naming(str(target), str(beside)), _locked(beside, os.O_RDWR | os.O_CREAT):
+                yield beside
+                with open(beside, "rb") as written:
+                    os.fsync(written.fileno())
             if mounted.is_mounted(beside.parent):
                 mounted.replace(beside, Path(str(target)))
             else:
@@ -90,8 +99,89 @@ def publish(target: UPath) -> Iterator[Path]:
     else:
         with scratch_folder() as folder:
             local = folder / target.name
-            yield local
+            with _naming(str(local)):
+                yield local
             upload(local, target)
+
+
+@contextmanager
+def publish_folder(target: Path) -> Iterator[Path]:
+    """Give a local folder to fill; rename it to `target` if the block succeeds, else delete it.
+
+    What a process that was killed left of the same target is deleted first.
+
+    Raises:
+        OSError: the folder can't be made, or something is at `target` by then.
+    """
+    _delete_partials(target.parent, lambda path: path.is_dir() and path.name.startswith(f"{target.name}."))
+    beside = _partial_of(target)
+    beside.mkdir(parents=True)
+    try:
+        with _locked(beside, os.O_RDONLY):
+            yield beside
+            if target.is_dir():
+                target.rmdir()  # fails if something has come into it since
+            beside.rename(target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def delete_partials(folder: UPath) -> None:
+    """Delete the files that `publish` had begun in a local folder when its process was killed; no others."""
+    if is_local(folder):
+        _delete_partials(Path(str(folder)), Path.is_file)
+
+
+def is_partial(name: str) -> bool:
+    """Whether a file or folder of this name is one that `publish` or `publish_folder` begins."""
+    return _PARTIAL.fullmatch(name) is not None
+
+
+def _partial_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.{os.getpid()}-{os.urandom(4).hex()}.partial")
+
+
+@contextmanager
+def _locked(path: Path, flags: int) -> Iterator[None]:
+    """Hold a lock on a file or folder, which shows that its process lives."""
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _delete_partials(folder: Path, is_meant: Callable[[Path], bool]) -> None:
+    for path in folder.glob("*.partial"):
+        if is_partial(path.name) and not path.is_symlink():
+            with suppress(OSError):  # it is in use, another process was quicker, or there are no locks
+                if is_meant(path) and time.time() - path.stat().st_mtime > _YOUNG_S:
+                    _delete_unlocked(path)
+
+
+def _delete_unlocked(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _naming(path: str, beside: str | None = None) -> Iterator[None]:
+    """Have an OSError name the file: a write that fails says `[Errno 28] No space left on device` and no more."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, beside):
+            raise OSError(error.errno, error.strerror, path) from error
+        raise
 
 
 @contextmanager

@@ -67,5 +67,5 @@ def _train(request: TrainRequest, log: TrainingLog) -> TrainResult:
     from musicgen_core.training.train import train
 
     if request.settings.gpus > 1:
-        return launch(request, request.settings.gpus, log.start, log.hear)
-    return train(request, log.start, log.hear)
+        return launch(request, request.settings.gpus, log.start, log.hear, on_wait=log.wait)
+    return train(request, log.start, log.hear, on_wait=log.wait)

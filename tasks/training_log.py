@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from musicgen_core import storage, tracking
 from tasks.artifacts import Artifacts
 from tasks.progress import LOG_EVERY_SECONDS, Pace, Update, report, run_logger
+from tasks.run_state import show_waiting
 from tasks.training_page import TrainingFigures, newest_samples, samples_page, training_page
 
 if TYPE_CHECKING:
@@ -62,6 +63,13 @@ class TrainingLog:
             self._show_progress()
         if self._showing.is_due():
             self.show("running")
+
+    def wait(self, reason: str | None) -> None:
+        """`on_wait` of a training."""
+        figures = self._figures
+        report(Update("train", self._name, figures.done, figures.total, f"waiting: {reason}" if reason else ""))
+        self.show(f"waiting: {reason}" if reason else "running")
+        show_waiting(reason)
 
     def show(self, state: str, wandb_url: str | None = None) -> None:
         """Bring the artifacts up to date."""

@@ -118,7 +118,7 @@ class TrainingFigures:
         if "train/peak_gib" in newest:
             rows.append(("GPU memory", f"{newest['train/peak_gib']:.1f} GiB at most"))
         rows.append(("as of", utc_now()))
-        return markdown_table(("state", state), [(name, text_cell(value)) for name, value in rows])
+        return markdown_table(("state", text_cell(state)), [(name, text_cell(value)) for name, value in rows])
 
 
 def training_page(table: str, rows: Sequence[Mapping[str, float]], run_dir: UPath, url: str | None) -> str:

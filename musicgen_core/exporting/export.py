@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from threading import Event
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.errors import AdapterError, ConfigError
+from musicgen_core.errors import AdapterError, ConfigError, reason_of
 from musicgen_core.exporting.model_card import Format, hub_id, write_card
 from musicgen_core.exporting.origin import Origin, Sample, origin_of
 from musicgen_core.model import peft_directory
@@ -76,7 +75,7 @@ def export(adapter: storage.Location, out: storage.Location, kind: Format, model
             }
     except OSError as error:
         raise ConfigError(
-            f"the export can't be written to {target} ({error})", "Make room or give another place"
+            f"the export can't be written to {target} ({reason_of(error)})", "Make room or give another place"
         ) from error
     return Exported(target, files)
 
@@ -147,16 +146,8 @@ def _whole(target: UPath, last: str) -> Iterator[Path]:
     A local one is made beside and renamed. In an object store the file `last` comes last.
     """
     if storage.is_local(target):
-        final = Path(str(target))
-        beside = final.with_name(f"{final.name}.{os.getpid()}-{os.urandom(4).hex()}.partial")
-        beside.mkdir(parents=True)
-        try:
+        with storage.publish_folder(Path(str(target))) as beside:
             yield beside
-            if final.is_dir():
-                final.rmdir()  # fails if something has come into it since
-            beside.rename(final)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
     else:
         with storage.scratch_folder() as scratch:
             folder = scratch / "export"

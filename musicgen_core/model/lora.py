@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from upath import UPath
 
-from musicgen_core import storage
+from musicgen_core import storage, tensor_files
 from musicgen_core.config import LORA_TARGETS
 from musicgen_core.errors import AdapterError, ConfigError
 from musicgen_core.model import peft_directory
@@ -231,7 +231,7 @@ def _shape(shape: torch.Size | None) -> str:
 
 def save_adapter(adapter: Adapter, target: UPath) -> None:
     with storage.publish(target) as path:
-        torch.save(vars(adapter), path)
+        tensor_files.save(vars(adapter), path)
 
 
 def find_adapter(location: storage.Location) -> UPath:

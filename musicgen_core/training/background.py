@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from musicgen_core.errors import raise_if_interrupted
+from musicgen_core.errors import raise_if_interrupted, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def attempt(
             raise_if_interrupted(error)
             if delay is None:
                 return error
-            logger.info("trying again in %g s after %s: %s", delay, type(error).__name__, error)
+            logger.info("trying again in %g s after %s", delay, reason_of(error))
             pause(delay)
     raise AssertionError("the last attempt returns")
 
@@ -73,9 +73,9 @@ class Background:
             self._start()
             self._jobs.put((what, job))
 
-    def attempt(self, action: Callable[[], None]) -> Exception | None:
-        """Do a part of a job, with the delays of one → the last error. Raises Abandoned: told to stop meanwhile."""
-        return attempt(action, BACKGROUND_DELAYS_S, self._pause)
+    def attempt(self, action: Callable[[], None], is_once: bool = False) -> Exception | None:
+        """Do a part of a job, with the delays of one or once → the last error. Raises Abandoned: told to stop."""
+        return attempt(action, () if is_once else BACKGROUND_DELAYS_S, self._pause)
 
     def drain(self, check: Callable[[], None] = lambda: None) -> None:
         """Wait until every job is done or has failed. `check` is called meanwhile, and may raise."""
@@ -118,11 +118,11 @@ class Background:
             try:
                 error = self.attempt(job)
                 if error is not None:
-                    self._failures.report(f"{what} ({type(error).__name__}: {error})")
+                    self._failures.report(f"{what} ({reason_of(error)})")
             except Abandoned:
                 logger.info("abandoned: the training was interrupted")
             except BaseException as error:  # without its thread a training would wait for it forever
-                self._failures.report(f"{what} ({type(error).__name__}: {error})")
+                self._failures.report(f"{what} ({reason_of(error)})")
             finally:
                 self._jobs.task_done()
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from upath import UPath
 
-from musicgen_core import storage
+from musicgen_core import storage, tensor_files
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.model.lora import Adapter
 
@@ -80,7 +80,7 @@ class Checkpoint:
 
 def save_checkpoint(checkpoint: Checkpoint, target: UPath) -> None:
     with storage.publish(target) as path:
-        torch.save(checkpoint.to_plain(), path)
+        tensor_files.save(checkpoint.to_plain(), path)
 
 
 def load_checkpoint(path: UPath) -> Checkpoint:

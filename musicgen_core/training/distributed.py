@@ -103,11 +103,15 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says so."""
+        return bool(self.highest(int(flag)))
+
+    def highest(self, value: int) -> int:
+        """Return the highest value, 0 to 255, that any rank gives."""
         if self.size == 1:
-            return flag
-        said = torch.tensor([flag], dtype=torch.uint8)
+            return value
+        said = torch.tensor([value], dtype=torch.uint8)
         self._reduce(said, dist.ReduceOp.MAX)
-        return bool(said.item())
+        return int(said.item())
 
     def broadcast_object(self, value: T) -> T:
         """→ the main rank's value, which has to be picklable; what the other ranks give is not looked at."""

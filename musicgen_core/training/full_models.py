@@ -7,18 +7,16 @@ until they are. Whoever goes on with the training writes them first.
 from __future__ import annotations
 
 import logging
-import os
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any, BinaryIO
+from typing import Any
 
-import torch
 from upath import UPath
 
-from musicgen_core import storage
-from musicgen_core.errors import AdapterError, RunDirectoryError
+from musicgen_core import storage, tensor_files
+from musicgen_core.errors import AdapterError, RunDirectoryError, reason_of
 from musicgen_core.model.lora import Adapter, load_adapter, merged_checkpoint
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.training.background import RETRY_DELAYS_S, Abandoned, Background, Failures, attempt
@@ -26,9 +24,9 @@ from musicgen_core.training.checkpoint import Checkpoint, load_checkpoint
 from musicgen_core.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
-_FLUSH_BYTES = 256 << 20
 BEST = "best_model"
 FINAL = "final_model"
+_MOST_FAILED = 2
 
 
 class FullModels:
@@ -42,6 +40,7 @@ class FullModels:
         self.files, self.model, self.keep_last = files, model, keep_last
         self.failures = failures
         self.background = Background("full models", failures)
+        self._is_failing = False  # as of the last attempt
 
     def write_owed(self) -> None:
         """Have everything written that `owed/` then holds, also what failed before. Comes back at once."""
@@ -56,31 +55,40 @@ class FullModels:
         target = self.files.full_model(FINAL)
         error = attempt(
             lambda: write_full_model(merged_checkpoint(self.model, adapter), target, self.background.stopping),
-            RETRY_DELAYS_S,
+            () if self._is_failing else RETRY_DELAYS_S,
         )
         if error is not None:
             raise RunDirectoryError(
-                f"the training is done, but {target} can't be written ({type(error).__name__}: {error}); "
-                f"the final adapter is {self.files.lora('latest_lora')}",
-                "Make room or mend the place and run again: only the last files are written",
+                f"the training is done and saved in {self.files.latest}, but {target} can't be written "
+                f"({reason_of(error)}); the final adapter is {self.files.lora('latest_lora')}",
+                "Make room or fix the cause and run again: only the last files are written then",
             ) from error
 
     def _write_owed(self) -> None:
+        """Write the oldest first. Only the first failure is worth the delays, and after two in a row the rest waits:
+        with twenty models and a full disk they would hold a finished run for half an hour."""
+        failed, left = 0, 0
         for owed in reversed(self.files.owed_checkpoints()):
             if self.background.stopping.is_set():
                 raise Abandoned
+            if failed == _MOST_FAILED:
+                left += 1
+                continue
             try:
                 checkpoint = load_checkpoint(owed)
             except RunDirectoryError as error:
                 logger.warning("%s; the full models that it stands for are left out", error)
                 owed.unlink(missing_ok=True)
                 continue
-            if (failure := self.background.attempt(partial(self._write, checkpoint, owed))) is not None:
-                names = ", ".join(f"{name}.pt" for name in checkpoint.owed)
+            failure = self.background.attempt(partial(self._write, checkpoint, owed), is_once=self._is_failing)
+            self._is_failing, failed = failure is not None, failed + 1 if failure is not None else 0
+            if failure is not None:
                 self.failures.report(
-                    f"{names} could not be written ({type(failure).__name__}: {failure}): "
+                    f"{_names(checkpoint)} could not be written ({reason_of(failure)}): "
                     "it is tried again with the next ones, at the end of the training and when it goes on"
                 )
+        if left:
+            logger.warning("after these, the full models of %d later checkpoints were not tried", left)
 
     def _write(self, checkpoint: Checkpoint, owed: UPath) -> None:
         """Write the models that a checkpoint owes, and delete `owed`, its file."""
@@ -105,51 +113,21 @@ class FullModels:
             return True
 
 
+def _names(checkpoint: Checkpoint) -> str:
+    return ", ".join(f"{name}.pt" for name in checkpoint.owed)
+
+
 def write_full_model(values: dict[str, Any], target: UPath, stopping: Event) -> None:
     """Save a full model whole, or stop between two pieces of it once `stopping` is set.
 
     Raises:
         Abandoned: it was stopped; nothing of it is left.
     """
-    with storage.publish(target) as path:
-        with open(path, "wb") as file:
-            _save(values, _Stoppable(file, stopping))
-        if stopping.is_set():  # before an upload, which can't be stopped
+
+    def check() -> None:
+        if stopping.is_set():
             raise Abandoned
 
-
-def _save(values: dict[str, Any], file: _Stoppable) -> None:
-    try:
-        torch.save(values, file)  # type: ignore[arg-type]
-    except RuntimeError as error:
-        raise file.error or error from error  # torch tells of every failed write as `unexpected pos`
-
-
-class _Stoppable:
-    """A file for torch.save that refuses to go on when told so, and never leaves much for the disk to catch up with.
-
-    Without the second the small files of an interrupted training would wait for gigabytes that are written already.
-    """
-
-    def __init__(self, file: BinaryIO, stopping: Event) -> None:
-        self._file, self._stopping = file, stopping
-        self._unflushed = 0
-        self.error: BaseException | None = None
-
-    def write(self, data: bytes) -> int:
-        try:
-            if self._stopping.is_set():
-                raise Abandoned
-            written = self._file.write(data)
-            self._unflushed += written
-            if self._unflushed > _FLUSH_BYTES:
-                self.flush()
-                os.fsync(self._file.fileno())
-                self._unflushed = 0
-            return written
-        except BaseException as error:
-            self.error = self.error or error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
+    with storage.publish(target) as path:
+        tensor_files.save(values, path, check)
+        check()  # before an upload, which can't be stopped

@@ -39,6 +39,7 @@ def launch(
     on_start: Callable[[int, int], None] = lambda done, total: None,
     on_step: Callable[[dict[str, float]], None] = lambda row: None,
     cancelled: Callable[[], bool] = lambda: False,
+    on_wait: Callable[[str | None], None] = lambda reason: None,
     worker_module: str = "musicgen_core.training.worker",
 ) -> TrainResult:
     """Train in `gpus` processes of this machine; the same as `train` to who calls it.
@@ -59,13 +60,13 @@ def launch(
         workers = _Workers(request, gpus, scratch, worker_module)
         try:
             while workers.are_running():
-                workers.follow(on_start, on_step)
+                workers.follow(on_start, on_step, on_wait)
                 if cancelled():
                     workers.stop()
                     workers.was_cancelled = True
                     break
                 time.sleep(PACE)
-            workers.follow(on_start, on_step)
+            workers.follow(on_start, on_step, on_wait)
             return workers.result()
         finally:  # also after KeyboardInterrupt, and TerminationSignal, by which Prefect ends a run
             workers.stop()
@@ -117,7 +118,12 @@ class _Workers:
     def are_running(self) -> bool:
         return self._torchrun.poll() is None
 
-    def follow(self, on_start: Callable[[int, int], None], on_step: Callable[[dict[str, float]], None]) -> None:
+    def follow(
+        self,
+        on_start: Callable[[int, int], None],
+        on_step: Callable[[dict[str, float]], None],
+        on_wait: Callable[[str | None], None],
+    ) -> None:
         """Take in what was reported since the last time."""
         for report in self._reports.new():
             match report["event"]:
@@ -131,6 +137,8 @@ class _Workers:
                 case "step":
                     self._step = int(report["row"]["step"])
                     on_step(report["row"])
+                case "wait":
+                    on_wait(report["reason"])
                 case "error":
                     self._errors.append(report)
                 case "result":
@@ -171,7 +179,9 @@ class _Workers:
             # Workers lead sessions of their own, and are left when torchrun is killed; else it has waited for them.
             with suppress(ProcessLookupError):
                 self._torchrun.kill()
-            self.follow(lambda done, total: None, lambda row: None)  # for the pids of those just started
+            self.follow(
+                lambda done, total: None, lambda row: None, lambda reason: None
+            )  # for the pids of those just started
             for pid in self._pids:
                 with suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)

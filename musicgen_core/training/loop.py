@@ -39,6 +39,7 @@ LOSS_SCALE_STEPS = 1000
 """fp16 gradients are scaled up until they overflow, and tried at twice the scale after so many steps that did not."""
 COLUMNS_STEP = 250
 """Sequences are padded to multiples of 5 s where code is compiled for each shape."""
+_GO, _WAIT, _STOP = range(3)
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Hooks:
         cancelled: asked before each step, and while it validates.
         on_best: called when a validation between epochs' ends is the best so far.
         after_epoch: called with the epoch when all that is to be saved of it is saved.
+        must_wait: asked before each step and after the last: whether what was learned could not be saved yet. The run
+            goes no further until it is; each call blocks for about a second, or tries again to save.
     """
 
     on_step: Callable[[dict[str, float]], None]
@@ -61,6 +64,7 @@ class Hooks:
     cancelled: Callable[[], bool]
     on_best: Callable[[], None] = lambda: None
     after_epoch: Callable[[int], None] = lambda epoch: None
+    must_wait: Callable[[], bool] = lambda: False
 
 
 class Trainer:
@@ -155,11 +159,11 @@ class Trainer:
                     if self.is_done:
                         logger.info("stopped early: %d validations without a new best", self.settings.early_stopping)
                         break
-                    if self.world.any(hooks.cancelled()):
-                        raise Cancelled(f"the training was cancelled after step {self.progress.step}")
+                    self._wait(hooks)
                     self._step(step, own)
                     self._finish_step(hooks)
                     self._rest(hooks)
+            self._wait(hooks)
         except BaseException:
             # Prefect ends a run by raising TerminationSignal, a BaseException, wherever the program is.
             if self.consistent and self.progress.step > started:
@@ -172,6 +176,20 @@ class Trainer:
         progress, patience = self.progress, self.settings.early_stopping
         stopped = patience is not None and progress.validations_without_gain >= patience
         return progress.pending is None and (stopped or progress.step >= self.order.total_steps)
+
+    def _wait(self, hooks: Hooks) -> None:
+        """Return when every rank may go on: at once, or once what was learned is saved.
+
+        Raises:
+            Cancelled: told to stop.
+        """
+        while True:
+            asked = _STOP if hooks.cancelled() else _WAIT if hooks.must_wait() else _GO
+            asked = self.world.highest(asked)  # in one exchange
+            if asked == _STOP:
+                raise Cancelled(f"the training was cancelled after step {self.progress.step}")
+            if asked == _GO:
+                return
 
     def _tell_what_trains(self) -> None:
         trained = sum(parameter.numel() for parameter in self.computation.parameters)

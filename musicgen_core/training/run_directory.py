@@ -104,7 +104,8 @@ class RunDirectory:
             folders = ("full_models", "lora_weights", "owed", "samples")
             for folder in (self.root, *(self.root / name for name in folders)):
                 for path in folder.glob("*.partial"):
-                    path.unlink(missing_ok=True)
+                    if storage.is_partial(path.name):
+                        path.unlink(missing_ok=True)
                 for path in folder.glob(f"*{mounted.WHOLE}"):
                     mounted.finish(Path(str(path)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from upath import UPath
 
 from musicgen_core import storage, tracking
 from musicgen_core.config import TrainSettings
-from musicgen_core.errors import RunDirectoryError, raise_if_interrupted
+from musicgen_core.errors import RunDirectoryError, raise_if_interrupted, reason_of
 from musicgen_core.model.lora import Adapter, save_adapter
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.training.background import RETRY_DELAYS_S, Failures, attempt
@@ -26,6 +26,8 @@ from musicgen_core.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
+WAITING_DELAY_S = 10.0
+"""Between two attempts to save while the run waits for it."""
 PICTURES_EVERY_SECONDS = 10.0
 """The trainer waits while they are drawn, half a second or more, which short epochs are not worth."""
 
@@ -34,12 +36,16 @@ class Saver:
     """Writes what a trainer has learned.
 
     Small files are written while the trainer waits, in an order in which latest.pt is the last: what it says to be
-    done is in place. A file that can't be written is reported and tried again with the next save, and until then
-    latest.pt stays as it is, so that a restart does that part of the training again.
+    done is in place. While a file can't be written, `must_wait` holds the run back, the newest state stays in memory,
+    and latest.pt as it is: if the process ends then, a restart repeats the steps after it.
 
     Args:
         fixed: what must not change when the training goes on; kept in every checkpoint.
         copy_to: the place of a second copy, or None.
+        on_wait: called with the reason when the run has to wait until it can save, and with None when it continues.
+
+    Attributes:
+        saved_step: the newest step that a restart would continue from.
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class Saver:
         settings: TrainSettings,
         fixed: dict[str, Any],
         copy_to: UPath | None,
+        on_wait: Callable[[str | None], None] = lambda reason: None,
     ) -> None:
         self.files, self.model, self.trainer, self.settings, self.fixed = files, model, trainer, settings, fixed
         self.failures = Failures()
@@ -57,6 +64,11 @@ class Saver:
         step = trainer.progress.step
         begins_after = (step, trainer.order.epochs_done(step))
         self.copy = SecondCopy(files, copy_to, self.failures, *begins_after) if copy_to is not None else None
+        self.saved_step = step
+        self._on_wait = on_wait
+        self._is_waiting = False
+        self._obstacle = ""  # why the first of the unwritten files is one
+        self._next_attempt = 0.0
         self._unwritten: dict[str, Callable[[], None]] = {}
         self._owes = False  # full models, to be written once everything before them is
         self._misses_metrics = False
@@ -65,12 +77,22 @@ class Saver:
 
     def save_interval(self, is_due: bool) -> None:
         """Update latest.pt; where a step checkpoint `is_due`, write that too."""
-        if sys.exception() is not self._outer_error:
-            self.full_models.background.abandon()  # the training was interrupted, and seconds count
+        is_interrupted = sys.exception() is not self._outer_error
+        if is_interrupted:
+            self.full_models.background.abandon()  # seconds count
         checkpoint = self._checkpoint()
-        self._write(self._latest(checkpoint))
-        if is_due:
+        is_saved = self._write(self._latest(checkpoint))
+        if is_interrupted and not is_saved:
+            self.failures.report(
+                f"what was learned after step {self.saved_step} could not be saved: "
+                "running again repeats the steps after it"
+            )
+        if is_due and is_saved:
             self._write_step_checkpoint(checkpoint)
+        elif is_due:
+            self._unwritten[str(self.files.step_checkpoint(self.trainer.progress.step))] = partial(
+                self._write_step_checkpoint, checkpoint
+            )
 
     def save_epoch(self, epoch: int, is_best: bool) -> None:
         """Write the adapters of an epoch, and have its full models written."""
@@ -101,9 +123,29 @@ class Saver:
         except OSError as error:
             if not self._misses_metrics:  # else each step of a long outage would say so
                 self.failures.report(
-                    f"{self.files.metrics} could not be written ({error}); its rows are kept for later"
+                    f"{self.files.metrics} could not be written ({reason_of(error)}); its rows are kept for later"
                 )
             self._misses_metrics = True
+
+    def must_wait(self) -> bool:
+        """Return whether what was learned still can't be saved; sleeps for a second at most, or tries again."""
+        if not self._unwritten:
+            return False
+        if not self._is_waiting:
+            self._is_waiting, self._next_attempt = True, time.monotonic() + WAITING_DELAY_S
+            reason = f"{self._obstacle}; the run waits until it can be saved"
+            logger.warning("%s, and tries again every %g s; the newest state is in memory", reason, WAITING_DELAY_S)
+            self._on_wait(reason)
+        if (left := self._next_attempt - time.monotonic()) > 0:
+            time.sleep(min(left, 1.0))
+            return True
+        if not self._write({}, delays_s=()):
+            self._next_attempt = time.monotonic() + WAITING_DELAY_S
+            return True
+        self._is_waiting = False
+        logger.info("saved as of step %d: the run continues", self.saved_step)
+        self._on_wait(None)
+        return False
 
     def finish(self, check: Callable[[], None]) -> None:
         """Write the final files, when everything before them is in place.
@@ -172,10 +214,14 @@ class Saver:
         return {
             str(self.files.stage): self.files.upload_stage,
             **self._adapters(checkpoint.adapter, ["latest_lora"]),
-            str(self.files.latest): partial(save_checkpoint, checkpoint, self.files.latest),
+            str(self.files.latest): partial(self._save_latest, checkpoint),
         }
 
-    def _write(self, writes: dict[str, Callable[[], None]]) -> bool:
+    def _save_latest(self, checkpoint: Checkpoint) -> None:
+        save_checkpoint(checkpoint, self.files.latest)
+        self.saved_step = checkpoint.progress.step
+
+    def _write(self, writes: dict[str, Callable[[], None]], delays_s: Sequence[float] | None = None) -> bool:
         """Write these files, after those that could not be written before; stops at the first that can't."""
         before = dict(self._unwritten)
         for target, write in writes.items():
@@ -183,8 +229,10 @@ class Saver:
             self._unwritten[target] = write
         try:
             for target, write in list(self._unwritten.items()):
-                if (error := attempt(write, RETRY_DELAYS_S)) is not None:
-                    self.failures.report(f"{target} could not be written ({type(error).__name__}: {error})")
+                if (error := attempt(write, RETRY_DELAYS_S if delays_s is None else delays_s)) is not None:
+                    self._obstacle = f"{target} could not be written ({reason_of(error)})"
+                    if not self._is_waiting:  # else it is known
+                        self.failures.report(self._obstacle)
                     return False
                 del self._unwritten[target]
         except BaseException:
@@ -200,8 +248,8 @@ class Saver:
     def _write_or_raise(self, writes: dict[str, Callable[[], None]]) -> None:
         if not self._write(writes):
             raise RunDirectoryError(
-                f"the training is done, but its files can't be written: {self.failures.texts[-1]}",
-                "Make room or mend the place and run again: only the last files are written",
+                f"the training is done and saved in {self.files.latest}, but not all of its files: {self._obstacle}",
+                "Make room or fix the cause and run again: only the last files are written then",
             )
 
     def _write_step_checkpoint(self, checkpoint: Checkpoint) -> None:
@@ -214,7 +262,7 @@ class Saver:
                     path.unlink(missing_ok=True)
 
         if (error := attempt(write, RETRY_DELAYS_S)) is not None:
-            self.failures.report(f"{target} could not be written and is left out ({type(error).__name__}: {error})")
+            self.failures.report(f"{target} could not be written and is left out ({reason_of(error)})")
 
     def _plot(self) -> None:
         try:
@@ -224,5 +272,5 @@ class Saver:
                     plot(rows, path)
         except Exception as error:  # a picture is not worth a training
             raise_if_interrupted(error)
-            self.failures.report(f"the pictures of metrics.jsonl could not be drawn ({type(error).__name__}: {error})")
+            self.failures.report(f"the pictures of metrics.jsonl could not be drawn ({reason_of(error)})")
         self._drawn_at = time.monotonic()

@@ -42,6 +42,7 @@ def train(
     on_step: Callable[[dict[str, float]], None] = lambda row: None,
     cancelled: Callable[[], bool] = lambda: False,
     world: World | None = None,
+    on_wait: Callable[[str | None], None] = lambda reason: None,
 ) -> TrainResult:
     """Train an adapter, or go on with a training, to the end.
 
@@ -51,6 +52,8 @@ def train(
         cancelled: asked before each step; the training then saves and raises Cancelled.
         world: the processes that share the training, of which the main one alone writes files and reports; by
             default this one.
+        on_wait: called with the reason when nothing can be saved and the run waits until it can, and with None when it
+            continues. It may be cancelled meanwhile.
 
     Raises:
         MusicgenError: anything that a person can act on.
@@ -64,7 +67,7 @@ def train(
         world.barrier()  # only now the run directory is still: what writes there was waited for
         if world.is_main:
             files.delete_partials()
-        session = _Session(request, model, world, files, lock)
+        session = _Session(request, model, world, files, lock, on_wait)
         world.barrier()  # from here on the main rank changes what all of them have read
         return session.run(on_start, on_step, cancelled) if world.is_main else session.help(cancelled)
 
@@ -79,6 +82,7 @@ class _Session:
         world: World,
         files: RunDirectory,
         lock: RunLock | None,
+        on_wait: Callable[[str | None], None],
     ) -> None:
         self.request, self.model, self.settings = request, model, request.settings
         self.world, self.files, self.lock = world, files, lock
@@ -103,7 +107,7 @@ class _Session:
         self.trainer = Trainer(lm, text, clips, given, batch_size, cfg_dropout, execution, world, word_dropout)
         self._load_weights(self.start.checkpoint)
         copy_to = storage.as_path(request.copy_to) if request.copy_to else None
-        self.saver = Saver(files, model, self.trainer, self.settings, self.fixed, copy_to)
+        self.saver = Saver(files, model, self.trainer, self.settings, self.fixed, copy_to, on_wait)
         self.samples = Samples(files, sample_prompts(self.settings, world), model, self.trainer, text)
         self.resumed_from = self.trainer.progress.step
 
@@ -170,7 +174,8 @@ class _Session:
             for epoch in self.samples.begin(self.saver.adapter(), is_cancelled):
                 sharing.samples(epoch, trainer.progress.step if epoch else 0)
             save_epoch, save_best = self.saver.save_epoch, self.saver.save_best
-            trainer.run(Hooks(record, save_epoch, save_interval, is_cancelled, save_best, render_samples))
+            must_wait = self.saver.must_wait
+            trainer.run(Hooks(record, save_epoch, save_interval, is_cancelled, save_best, render_samples, must_wait))
             self.saver.finish(check)
             sharing.adapter("best")
             sharing.adapter("final")

@@ -128,7 +128,11 @@ def _train(path: Path, reports: Reports | None, stop: _Stop, train: Callable[...
             if sender is not None:
                 sender.send("step", row=row)
 
-        result = train(request, on_start, on_step, stop.is_asked, world=world)
+        def on_wait(reason: str | None) -> None:
+            if sender is not None:
+                sender.send("wait", reason=reason)
+
+        result = train(request, on_start, on_step, stop.is_asked, world=world, on_wait=on_wait)
         if sender is not None:
             sender.send_result(result)
 

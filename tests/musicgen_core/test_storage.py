@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -230,3 +231,53 @@ def test_a_scratch_folder_goes_with_its_use_and_those_left_by_the_killed_go_too(
         with storage.scratch_folder() as second:
             assert first.exists() and first != second
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def left_by_killed(tmp_path: Path) -> Path:
+    """A folder with what processes that were killed left there, what one is writing, and files of the user."""
+    for name in ("a.wav.12-0123abcd.partial", "in_use.wav.12-0123abcd.partial", "mine.partial", "my.12-xyz.partial"):
+        (tmp_path / name).write_bytes(b"half")
+    for name in ("export.12-0123abcd.partial", "other.12-0123abcd.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state_dict.bin").write_bytes(b"half")
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    (tmp_path / "young.wav.12-0123abcd.partial").write_bytes(b"half")
+    return tmp_path
+
+
+def test_what_the_killed_left_half_written_is_deleted_alone(left_by_killed: Path) -> None:
+    before = set(names_in(UPath(left_by_killed)))
+    with open(left_by_killed / "in_use.wav.12-0123abcd.partial", "rb") as writing:
+        fcntl.flock(writing, fcntl.LOCK_EX)
+        with storage.publish_folder(left_by_killed / "export") as folder:
+            assert folder.is_dir() and not (left_by_killed / "export.12-0123abcd.partial").exists()
+            (folder / "file").touch()
+        storage.delete_partials(UPath(left_by_killed))
+    gone = {"export.12-0123abcd.partial", "a.wav.12-0123abcd.partial"}
+    assert set(names_in(UPath(left_by_killed))) == before - gone | {"export"}
+
+
+def test_a_file_that_is_being_published_is_not_taken_for_one_left(tmp_path: Path) -> None:
+    with storage.publish(UPath(tmp_path / "file")) as path:
+        path.write_bytes(b"half")
+        os.utime(path, (0, 0))
+        storage.delete_partials(UPath(tmp_path))
+        assert path.exists()
+    assert (tmp_path / "file").read_bytes() == b"half"
+
+
+def test_a_killed_export_leaves_nothing_behind_the_next_one(tmp_path: Path) -> None:
+    """With a process that is really killed."""
+    code = (
+        "import os, pathlib, sys\nfrom musicgen_core import storage\n"
+        "with storage.publish_folder(pathlib.Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'big').write_bytes(b'half'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=False)
+    [left] = tmp_path.iterdir()
+    os.utime(left, (0, 0))
+    with storage.publish_folder(tmp_path / "out") as folder:
+        (folder / "file").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -15,16 +15,20 @@ from uuid import UUID
 
 import pytest
 from PIL import Image
+from prefect import runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import Artifact, State
+from prefect.client.schemas.objects import Artifact, FlowRun, State, StateType
 from prefect.flow_engine import run_flow
 from prefect.states import AwaitingRetry
 from prefect.variables import Variable
+from upath import UPath
 
 from flows.tokenize_archives import tokenize_archives
 from flows.train_lora import train_lora
-from tasks import training_log
+from musicgen_core import storage
+from musicgen_core.training import saving
+from tasks import run_state, training_log
 from tasks.progress import Update, listening, quieted
 from tasks.training_page import training_page
 
@@ -161,6 +165,34 @@ def test_a_training_that_goes_on_draws_all_of_its_steps_in_the_artifacts_it_had(
     assert resumed.message is not None and re.fullmatch(
         rf"trained: {result.steps} steps, best loss \d\.\d{{4}} in epoch \d, in .*/run", resumed.message
     )
+
+
+def test_a_run_that_waits_for_room_shows_it_as_its_state(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: Callable[[UUID], list[str]]
+) -> None:
+    whole, seen = storage.publish, list[FlowRun]()
+
+    def publish(target: UPath) -> Any:
+        if target.name == "latest.pt" and not seen:
+            raise OSError(28, "No space left on device", str(target))
+        return whole(target)
+
+    def show_waiting(reason: str | None) -> None:
+        run_state.show_waiting(reason)
+        with get_client(sync_client=True) as client:
+            seen.append(client.read_flow_run(UUID(str(runtime.flow_run.id))))
+
+    monkeypatch.setattr(saving, "RETRY_DELAYS_S", ())
+    monkeypatch.setattr(saving, "WAITING_DELAY_S", 0.0)
+    monkeypatch.setattr(storage, "publish", publish)
+    monkeypatch.setattr(training_log, "show_waiting", show_waiting)
+    state = train(tokens, tmp_path / "run", max_steps=4, save_every_steps=2)
+    waiting, running = seen
+    assert (waiting.state_name, waiting.state_type) == ("WaitingForDisk", StateType.RUNNING)
+    assert waiting.state is not None and "no space left on device" in str(waiting.state.message)
+    assert (running.state_name, waiting.run_count, running.run_count) == ("Running", 1, 1)
+    assert state.is_completed() and state.result().steps == 4
+    assert any("the run waits until it can be saved" in line for line in log_lines(id_of(state)))
 
 
 def test_of_messages_that_come_at_each_step_one_a_minute_is_kept(caplog: pytest.LogCaptureFixture) -> None:

@@ -102,6 +102,7 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that can't be written is tried again at once."""
     for module in (saving, full_models):
         monkeypatch.setattr(module, "RETRY_DELAYS_S", (0.0, 0.0))
+    monkeypatch.setattr(saving, "WAITING_DELAY_S", 0.0)
     monkeypatch.setattr(background, "BACKGROUND_DELAYS_S", (0.0, 0.0))
 
 

@@ -11,8 +11,15 @@ import pytest
 from upath import UPath
 
 from musicgen_core import storage, tracking
-from musicgen_core.errors import RunDirectoryError
+from musicgen_core.errors import Cancelled, RunDirectoryError
+from musicgen_core.model.lora import Adapter
+from musicgen_core.model.weights import BaseModel
+from musicgen_core.training import background
+from musicgen_core.training.background import Failures
+from musicgen_core.training.checkpoint import Checkpoint, Progress, save_checkpoint
+from musicgen_core.training.full_models import FullModels
 from musicgen_core.training.request import TrainRequest
+from musicgen_core.training.run_directory import RunDirectory
 from musicgen_core.training.train import train
 
 MakeRequest = Callable[..., TrainRequest]
@@ -46,24 +53,60 @@ def test_a_file_that_fails_once_is_written_the_second_time(request_for: MakeRequ
     assert result.warnings == () and result.steps == 6
 
 
-def test_a_disk_that_is_full_for_a_while_costs_no_training_and_loses_no_file_of_an_epoch(
+def test_a_run_waits_for_room_and_loses_nothing(
     request_for: MakeRequest, caplog: pytest.LogCaptureFixture, left_in: LeftIn
 ) -> None:
     request = request_for(save_every_steps=2)
-    is_full = True
+    is_full, steps, waits = True, list[int](), list[tuple[str | None, int]]()
 
-    def on_step(row: dict[str, float]) -> None:
+    def wait(reason: str | None) -> None:
+        waits.append((reason, len(steps)))
+
+    def is_cancelled() -> bool:
         nonlocal is_full
-        is_full = row["step"] < 5
+        is_full = is_full and failed.count("latest_lora.pt") < 7  # it asks between the attempts
+        return False
 
     with failing(lambda target, before: is_full and target.suffix == ".pt") as failed:
-        result = train(request, on_step=on_step)
-    assert result.steps == 6 and "latest_lora.pt" in failed
-    assert any("latest" in warning for warning in result.warnings) and "could not be written" in caplog.text
+        result = train(
+            request, lambda done, total: None, lambda row: steps.append(int(row["step"])), is_cancelled, on_wait=wait
+        )
+    assert result.steps == 6 and steps == [1, 2, 3, 4, 5, 6]
+    (reason, held_after), (resumed, continued_after) = waits
+    assert held_after == continued_after == 2 and resumed is None
+    assert reason is not None and "latest_lora.pt could not be written (no space left on device" in reason
+    assert "the newest state is in memory" in caplog.text
     left = left_in(request.run_dir)
     assert left.files >= {f"lora_weights/{name}.pt" for name in ("lora_epoch_1", "lora_epoch_2")}
     assert left.full_models == {"best_model", "final_model", "checkpoint_epoch_1", "checkpoint_epoch_2"}
     assert left.rows[-1]["save_failures"] >= 1
+
+
+def test_a_run_that_waits_can_be_cancelled_and_says_what_is_lost(
+    request_for: MakeRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    request, waits = request_for(save_every_steps=2), list[str | None]()
+
+    def is_full(target: UPath, before: int) -> bool:
+        return target.suffix == ".pt" and (Path(request.run_dir) / "latest.pt").exists()
+
+    with failing(is_full), pytest.raises(Cancelled, match="after step 3"):
+        train(request, cancelled=lambda: bool(waits), on_wait=waits.append)
+    assert "what was learned after step 2 could not be saved" in caplog.text
+    assert train(request).resumed_from == 2
+
+
+def test_the_last_steps_wait_too(request_for: MakeRequest) -> None:
+    request, waits = request_for(), list[str | None]()
+    is_last = False
+
+    def on_step(row: dict[str, float]) -> None:
+        nonlocal is_last
+        is_last = row["step"] == 6
+
+    with failing(lambda target, before: is_last and target.name == "latest.pt" and not waits):
+        result = train(request, on_step=on_step, on_wait=waits.append)
+    assert len(waits) == 2 and result.steps == 6 and train(request).ending == "complete before"
 
 
 def test_metrics_that_a_full_disk_refused_are_written_with_later_ones(
@@ -82,17 +125,15 @@ def test_metrics_that_a_full_disk_refused_are_written_with_later_ones(
 
     monkeypatch.setattr(tracking.MetricsWriter, "flush", flush)
     (warning,) = train(request, on_step=on_step).warnings
-    assert "metrics.jsonl could not be written" in warning and "No space" in warning
+    assert "metrics.jsonl could not be written" in warning and "no space" in warning
     assert [row["step"] for row in left_in(request.run_dir).rows] == [1, 2, 3, 4, 5, 6]
 
 
-def test_latest_waits_for_what_it_refers_to(
-    request_for: MakeRequest, killed_after: Callable[[TrainRequest, int], None], left_in: LeftIn
-) -> None:
+def test_latest_waits_for_what_it_refers_to(request_for: MakeRequest, left_in: LeftIn) -> None:
     """best_lora.pt can't be written, so a restart must do that epoch again."""
-    request = request_for()
-    with failing(lambda target, before: target.name == "best_lora.pt"):
-        killed_after(request, 5)
+    request, waits = request_for(), list[str | None]()
+    with failing(lambda target, before: target.name == "best_lora.pt"), pytest.raises(Cancelled):
+        train(request, cancelled=lambda: bool(waits), on_wait=waits.append)
     assert "latest.pt" not in left_in(request.run_dir).files
     assert train(request).resumed_from == 0
     assert "lora_weights/best_lora.pt" in left_in(request.run_dir).files
@@ -104,7 +145,7 @@ def test_a_full_model_that_can_not_be_written_is_reported_and_owed(
     request = request_for()
     with failing(lambda target, before: target.parent.name == "full_models" and "epoch_1" in target.name):
         result = train(request)
-    assert any("checkpoint_epoch_1.pt" in warning and "No space" in warning for warning in result.warnings)
+    assert any("checkpoint_epoch_1.pt" in warning and "no space" in warning for warning in result.warnings)
     assert "owed/checkpoint_step_3.pt" in left_in(request.run_dir).files
     again = train(request)  # not complete: something is owed
     assert again.resumed_from == 6 and again.warnings == ()
@@ -119,8 +160,34 @@ def test_final_files_that_can_not_be_written_end_the_training_and_running_again_
     request = request_for()
     with (
         failing(lambda target, before: target.name == name),
-        pytest.raises(RunDirectoryError, match=f"training is done, but .*{name}.*No space left"),
+        pytest.raises(RunDirectoryError, match=f"training is done.*{name}.*no space left"),
     ):
         train(request)
     assert train(request).resumed_from == 6
     assert {f"lora_weights/{name}", f"full_models/{name}"} & left_in(request.run_dir).files
+
+
+def test_models_that_can_not_be_written_hold_a_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many epochs they are of, and however often they are tried."""
+    files = RunDirectory(UPath(tmp_path), tmp_path)
+    for step in range(1, 21):
+        adapter = Adapter({}, {}, step, step, 1.0, "debug")
+        owed = Checkpoint(adapter, {}, Progress(step=step), {}, [f"checkpoint_epoch_{step}"])
+        save_checkpoint(owed, files.owed(step))
+    tried, pauses = list[str](), list[float]()
+
+    def write(checkpoint: Checkpoint, owed: UPath) -> None:
+        tried.extend(checkpoint.owed)
+        raise OSError(28, "No space left on device", str(owed))
+
+    models = FullModels(files, BaseModel("debug", tmp_path), None, Failures())
+    monkeypatch.setattr(models, "_write", write)
+    monkeypatch.setattr(models.background, "_pause", pauses.append)
+    for _ in range(3):
+        models.write_owed()
+        models.background.drain()
+    models.background.close(5.0)
+    assert pauses == list(background.BACKGROUND_DELAYS_S)
+    twice = ["checkpoint_epoch_1", "checkpoint_epoch_2"]
+    assert tried == [*2 * twice[:1], *twice, *twice, *twice]  # the first with its delays, and each pass two
+    assert len(files.owed_checkpoints()) == 20

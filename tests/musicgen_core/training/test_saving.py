@@ -108,7 +108,7 @@ def test_a_training_without_a_best_ends_well_in_an_object_store(
 
 def test_half_written_files_of_a_killed_training_are_deleted(request_for: MakeRequest, left_in: LeftIn) -> None:
     request = request_for(max_steps=1)
-    for name in ("full_models/best_model.pt.77-abc.partial", "latest.pt.77-abc.partial"):
+    for name in ("full_models/best_model.pt.77-0123abcd.partial", "latest.pt.77-0123abcd.partial"):
         path = Path(request.run_dir) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half")

@@ -25,6 +25,7 @@ def train(
     on_step: Callable[[dict[str, float]], None],
     cancelled: Callable[[], bool],
     world: World,
+    on_wait: Callable[[str | None], None],
 ) -> TrainResult:
     """Steps without end, or three of them. In the run directory: `saved`, for latest.pt; `steps`, a dot for each."""
     scenario, run_dir = request.tokens, Path(request.run_dir)

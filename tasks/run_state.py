@@ -1,0 +1,34 @@
+"""A named state of a flow run that is running, for waiting that a person should see in the list of runs."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+from uuid import UUID
+
+from prefect import runtime
+from prefect.client.orchestration import get_client
+from prefect.client.schemas import State
+from prefect.states import Running
+
+from musicgen_core.errors import raise_if_interrupted
+
+logger = logging.getLogger(__name__)
+WAITING = "WaitingForDisk"
+"""Of type Running: the process lives, sends heartbeats, and can be cancelled."""
+
+
+def show_waiting(reason: str | None) -> None:
+    """Name the state of the current flow run, and of the one that called it, `WaitingForDisk`; None: Running again."""
+    state: State[Any] = Running(name=WAITING, message=reason) if reason is not None else Running()
+    try:
+        runs = [runtime.flow_run.id, runtime.flow_run.root_flow_run_id]
+        with get_client(sync_client=True) as client:
+            for run in dict.fromkeys(UUID(str(run)) for run in runs if run):
+                # Else the server takes it for another start of the run, of which automations allow three.
+                policy = client.read_flow_run(run).empirical_policy
+                client.update_flow_run(run, empirical_policy=policy.model_copy(update={"resuming": True}))
+                client.set_flow_run_state(run, state)  # not forced: a run that is being cancelled stays so
+    except Exception as error:  # a server that can't be reached must not end the training
+        raise_if_interrupted(error)
+        logger.warning("the state of the run could not be set (%s: %s)", type(error).__name__, error)
