@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -264,6 +265,23 @@ def staged(path: UPath) -> Iterator[Path]:
         local = folder / path.name
         path.fs.get_file(path.path, str(local))
         yield local
+
+
+def require_file(path: UPath) -> None:
+    """Raises OSError where a local path is a pipe, a device or a folder: opening a pipe may wait for ever."""
+    if is_local(path) and not stat.S_ISREG(Path(str(path)).stat().st_mode):
+        raise OSError(errno.EINVAL, "it is not a file", str(path))
+
+
+def read_text(path: UPath) -> str:
+    """Read a small text file.
+
+    Raises:
+        OSError: it can't be read, or is a pipe, a device or a folder.
+        ValueError: it is not in UTF-8.
+    """
+    require_file(path)
+    return path.read_text(encoding="utf-8")
 
 
 def version_of(path: UPath) -> str:

@@ -16,6 +16,7 @@ from musicgen_core.errors import AdapterError, ConfigError, reason_of
 from musicgen_core.exporting.model_card import Format, hub_id, write_card
 from musicgen_core.exporting.origin import Origin, Sample, origin_of
 from musicgen_core.model import peft_directory
+from musicgen_core.model.adapter_values import check_merged
 from musicgen_core.model.lora import Adapter, find_adapter, load_adapter, merged_checkpoint
 from musicgen_core.model.weights import (
     CODEC_FILE,
@@ -111,6 +112,7 @@ def _write(folder: Path, name: str, kind: Format, adapter: Adapter, origin: Orig
     else:
         assert base is not None, "merging needs one"
         merged = merged_checkpoint(base, adapter)
+        check_merged(merged["best_state"], "their own precision")
         write_full_model(merged, storage.as_path(folder / LM_FILE), Event())
         shutil.copyfile(base.codec_path, folder / CODEC_FILE)
         if (base.directory / TEXT_ENCODER).is_dir():

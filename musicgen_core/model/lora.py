@@ -14,6 +14,7 @@ from musicgen_core import storage, tensor_files
 from musicgen_core.config import LORA_TARGETS
 from musicgen_core.errors import AdapterError, ConfigError
 from musicgen_core.model import peft_directory
+from musicgen_core.model.adapter_values import check_adapter_values, check_merged
 from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.weights import BaseModel, from_audiocraft, load_lm, read_checkpoint, to_audiocraft
 
@@ -257,19 +258,29 @@ def load_adapter(path: UPath) -> Adapter:
     """Read what `find_adapter` found.
 
     Raises:
-        AdapterError: the file is something else or damaged.
+        AdapterError: the file is something else, damaged, or holds NaN or infinite numbers.
     """
+    values: Mapping[str, Any]
     if path.name in peft_directory.FILES:
-        return Adapter(**peft_directory.read(path))
-    with storage.staged(path) as local:
-        try:
-            values = torch.load(local, map_location="cpu", weights_only=True)
-            return Adapter(**{name: values[name] for name in Adapter.__dataclass_fields__})
-        except Exception as error:  # torch.load raises many kinds on a damaged file
-            raise AdapterError(
-                f"{path} can't be read as an adapter ({type(error).__name__}: {error})",
-                "Give a *_lora.pt that a training wrote",
-            ) from error
+        values = peft_directory.read(path)
+    else:
+        with storage.staged(path) as local:
+            try:
+                storage.require_file(path)
+                loaded = tensor_files.load(local)
+                values = {name: loaded[name] for name in Adapter.__dataclass_fields__}
+            except Exception as error:  # torch.load raises many kinds on a damaged file
+                raise AdapterError(
+                    f"{path} can't be read as an adapter ({type(error).__name__}: {error})",
+                    "Give a *_lora.pt that a training wrote",
+                ) from error
+    try:
+        check_adapter_values(values)
+    except ValueError as error:
+        raise AdapterError(
+            f"the adapter {path} can't be used: {error}", "Give another one, or train it again"
+        ) from error
+    return Adapter(**values)
 
 
 def load_merged(
@@ -282,6 +293,7 @@ def load_merged(
         peft_model = add_lora(lm, LoraSettings.from_plain(adapter.config))
         set_adapter_state(peft_model, adapter.lora, "given")
         lm = peft_model.merge_and_unload()
+        check_merged(lm.state_dict(), str(dtype))
     return lm.eval().requires_grad_(False)
 
 

@@ -6,7 +6,9 @@ There the language model, whose names are the same otherwise, is called `decoder
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from upath import UPath
 
-from musicgen_core import storage
+from musicgen_core import storage, tensor_files
 from musicgen_core.errors import AdapterError
 
+logger = logging.getLogger(__name__)
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PICKLED_FILE = "adapter_model.bin"
@@ -46,6 +49,10 @@ _UNDERSTOOD = {
 }
 _KEPT = ("base_model", "epoch", "global_step", "loss")
 """Of a `*_lora.pt`, in the metadata of the safetensors file: peft has no place for it."""
+_DIGEST = "sha256_of_tensors_and_metadata"
+"""A key of the metadata. Without a checksum flipped bits would give other weights and no error."""
+_SCALING = ("r", "lora_alpha", "use_rslora", "use_dora")
+"""Of adapter_config.json; the metadata repeats them, so that a change is noticed."""
 _PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 """Ways to begin that leave the base's weights as they are."""
 
@@ -82,6 +89,12 @@ def read(weights: UPath) -> dict[str, Any]:
     config = _read_config(directory / CONFIG_FILE)
     _check_config(config, directory)
     state, metadata = _read_tensors(weights)
+    if changed := [name for name in _SCALING if metadata.get(name, str(config.get(name))) != str(config.get(name))]:
+        logger.warning(
+            "%s was changed after it was exported: %s",
+            directory / CONFIG_FILE,
+            ", ".join(f"{name} was {metadata[name]} and is {config.get(name)}" for name in changed),
+        )
     if foreign := sorted({_module_of(name) for name in state if not _TENSOR.fullmatch(name)}):
         raise _adapts_others(directory, foreign)
     layers = _layers(state)
@@ -161,19 +174,33 @@ def _read_tensors(weights: UPath) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     with storage.staged(weights) as local:
         try:
+            storage.require_file(weights)
             if weights.name == _PICKLED_FILE:
-                state = torch.load(local, map_location="cpu", weights_only=True)
+                state = tensor_files.load(local)
                 if not all(isinstance(tensor, Tensor) for tensor in state.values()):
                     raise ValueError("it holds other things than tensors")
                 return state, {}
             with safe_open(local, "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                metadata = file.metadata() or {}
+            if _DIGEST in metadata and metadata[_DIGEST] != _digest(state, metadata):
+                raise ValueError("its content does not match its checksum")
+            return state, metadata
         except Exception as error:  # damaged files raise many kinds
             reason = " ".join(str(error).split())[:300]
             raise AdapterError(
                 f"{weights} can't be read as an adapter's weights ({type(error).__name__}: {reason})",
                 "Save the adapter again with save_pretrained, as safetensors",
             ) from error
+
+
+def _digest(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Return a hash of all that a file of weights holds, beside this hash."""
+    digest = hashlib.sha256(json.dumps({**metadata, _DIGEST: ""}, sort_keys=True).encode())
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _layers(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -270,6 +297,8 @@ def write(adapter: Mapping[str, Any], base_model: str | None, folder: Path) -> N
     tensors = {
         f"{_PREFIX}{_LM}{name.removeprefix(_PREFIX)}": tensor.contiguous() for name, tensor in adapter["lora"].items()
     }
-    kept = {name: str(adapter[name]) for name in _KEPT}
+    kept = {name: adapter[name] for name in _KEPT} | {name: settings[name] for name in _SCALING}
+    metadata = {"format": "pt", **{name: str(value) for name, value in kept.items()}}
+    metadata[_DIGEST] = _digest(tensors, metadata)
     # save_file would make a file that nobody but its owner may read, whatever the umask.
-    (folder / WEIGHTS_FILE).write_bytes(save(tensors, metadata={"format": "pt", **kept}))
+    (folder / WEIGHTS_FILE).write_bytes(save(tensors, metadata=metadata))

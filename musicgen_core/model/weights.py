@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from musicgen_core.errors import ModelError
+from musicgen_core.finite import names_of_non_finite
 from musicgen_core.model import hub
 from musicgen_core.model.configuration import USE_ANOTHER, LmConfig, read_lm_config
 from musicgen_core.model.decoder import MusicgenLM
@@ -174,6 +175,12 @@ def load_lm(
         raise ModelError(
             f"{path} does not hold what its xp.cfg describes ({reason})", "Fetch the file again"
         ) from error
+    if not lm.enc_to_dec_proj.weight.is_meta and (broken := names_of_non_finite(state)):
+        raise ModelError(
+            f"{len(broken)} of the {len(state)} tensors in {path} hold NaN or infinite values as {dtype}, "
+            f"such as {broken[0]}",
+            "Fetch the file again",
+        )
     return lm.eval()
 
 

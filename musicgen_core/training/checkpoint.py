@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from upath import UPath
 
 from musicgen_core import storage, tensor_files
 from musicgen_core.errors import RunDirectoryError
+from musicgen_core.model.adapter_values import check_adapter_values, check_tensors
 from musicgen_core.model.lora import Adapter
 
 
@@ -71,6 +71,9 @@ class Checkpoint:
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Checkpoint:
+        """Raises Exception: values are missing, of another kind, or not finite."""
+        check_adapter_values(values)
+        check_tensors(_tensors_in(values["optimizer"], "optimizer"))
         adapter = Adapter(**{name: values[name] for name in Adapter.__dataclass_fields__})
         return cls(adapter, values["optimizer"], Progress(**values["progress"]), values["fixed"], values["owed"])
 
@@ -93,19 +96,28 @@ def load_checkpoint(path: UPath) -> Checkpoint:
         raise RunDirectoryError(f"there is no checkpoint {path}", "Give the path of a checkpoint_*.pt or latest.pt")
     with storage.staged(path) as local:
         try:
-            values = torch.load(local, map_location="cpu", weights_only=True, mmap=True)
+            storage.require_file(path)
+            values = tensor_files.load(local, mmap=True)
             values = values.get("resume", values)
+            if "optimizer" in values:
+                # Copies: the file may be replaced while the training that it started still runs.
+                return Checkpoint.from_plain(snapshot(values))
         except Exception as error:  # torch.load raises many kinds on a damaged file
             raise RunDirectoryError(
                 f"the checkpoint {path} is damaged ({type(error).__name__}: {error})", "Resume from another checkpoint"
             ) from error
-        if "optimizer" not in values:
-            raise RunDirectoryError(
-                f"{path} holds weights but not what resuming needs",
-                "Resume from latest.pt or a checkpoint_*.pt, or start a new training with --init-adapter",
-            )
-        # Copies: the file may be replaced while the training that it started still runs.
-        return Checkpoint.from_plain(snapshot(values))
+    raise RunDirectoryError(
+        f"{path} holds weights but not what resuming needs",
+        "Resume from latest.pt or a checkpoint_*.pt, or start a new training with --init-adapter",
+    )
+
+
+def _tensors_in(value: Any, name: str) -> dict[str, Tensor]:
+    """Return the tensors in nested dicts, by the path to each."""
+    if isinstance(value, Tensor):
+        return {name: value}
+    entries = value.items() if isinstance(value, dict) else ()
+    return {path: one for key, entry in entries for path, one in _tensors_in(entry, f"{name}.{key}").items()}
 
 
 def snapshot(value: Any) -> Any:

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from upath import UPath
 
-from musicgen_core import mounted, storage
+from musicgen_core import mounted, storage, tensor_files
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.training.checkpoint import Checkpoint, load_checkpoint
 
@@ -201,7 +200,8 @@ def _step_in(path: UPath) -> float:
     """The step that an adapter or a checkpoint is of; infinity if it can't be read."""
     with storage.staged(path) as local:
         try:
-            values = torch.load(local, map_location="cpu", weights_only=True, mmap=True)
-            return values.get("resume", values)["global_step"]
+            storage.require_file(path)
+            values = tensor_files.load(local, mmap=True, verify="pickle")
+            return int(values.get("resume", values)["global_step"])
         except Exception:  # torch.load raises many kinds on a damaged file
             return math.inf

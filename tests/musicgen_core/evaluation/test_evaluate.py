@@ -284,10 +284,11 @@ def test_adapters_that_can_not_be_evaluated_are_named(
     save_adapter(Adapter(**{**vars(own), "base_model": "facebook/musicgen-small@sha256:0123456789abcdef"}), foreign)
     with pytest.raises(AdapterError, match=r"was trained on facebook/musicgen-small.*Give --model"):
         evaluate(request_for(adapter=str(foreign)))
-    infinite = {name: value * math.inf for name, value in own.lora.items()}
-    save_adapter(Adapter(**{**vars(own), "lora": infinite}), UPath(tmp_path / "infinite_lora.pt"))
-    with pytest.raises(AdapterError, match="aren't finite numbers"):
-        evaluate(request_for(adapter=str(tmp_path / "infinite_lora.pt")))
+    for name, factor, message in [("huge", 1e37, "aren't finite numbers"), ("infinite", math.inf, "NaN or infinite")]:
+        broken = {key: value * factor for key, value in own.lora.items()}
+        save_adapter(Adapter(**{**vars(own), "lora": broken}), UPath(tmp_path / f"{name}_lora.pt"))
+        with pytest.raises(AdapterError, match=message):
+            evaluate(request_for(adapter=str(tmp_path / f"{name}_lora.pt")))
 
 
 def test_a_training_that_held_nothing_out_asks_for_other_tokens(

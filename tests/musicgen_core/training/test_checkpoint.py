@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import math
 import os
+import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 from threading import Event
 
 import pytest
@@ -10,7 +14,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import RunDirectoryError
-from musicgen_core.model.lora import Adapter, save_adapter
+from musicgen_core.model.lora import Adapter, LoraSettings, save_adapter
 from musicgen_core.training.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from musicgen_core.training.full_models import write_full_model
 from musicgen_core.training.run_directory import RunDirectory
@@ -18,7 +22,9 @@ from musicgen_core.training.run_directory import RunDirectory
 
 def checkpoint_of(step: int) -> Checkpoint:
     lora = {"lora_A": torch.full((2, 3), float(step))}
-    adapter = Adapter(lora, {"r": 2}, epoch=1, global_step=step, loss=0.5, base_model="debug@sha256:0")
+    adapter = Adapter(
+        lora, LoraSettings(2, 4.0).plain(), epoch=1, global_step=step, loss=0.5, base_model="debug@sha256:0"
+    )
     optimizer = {"state": {0: {"step": torch.tensor(float(step)), "exp_avg": torch.ones(2, 3)}}, "param_groups": [{}]}
     return Checkpoint(adapter, optimizer, Progress(step, 0.5, 1.5, 3, 0.4, 1, {"step": step, "train/loss": 0.5}))
 
@@ -97,6 +103,39 @@ def test_the_one_before_is_told_by_its_step_after_a_copy_gave_all_files_one_time
     assert found_step(files) == 12
 
 
+def flip_a_bit_of_a_tensor(path: UPath) -> None:
+    content = path.read_bytes()
+    place = content.index(struct.pack("<6f", *[5.0] * 6))
+    path.write_bytes(content[: place + 3] + bytes([content[place + 3] ^ 1]) + content[place + 4 :])
+
+
+def save_nan_moments(path: UPath) -> None:
+    checkpoint = checkpoint_of(5)
+    checkpoint.optimizer["state"][0]["exp_avg"][1, 2] = math.nan
+    save_checkpoint(checkpoint, path)
+
+
+def replace_by_a_pipe(path: UPath) -> None:
+    path.unlink()
+    os.mkfifo(str(path))
+
+
+def replace_by_other_values(path: UPath) -> None:
+    with storage.publish(path) as local:
+        torch.save({"optimizer": [], "global_step": "5"}, local)
+
+
+@pytest.mark.parametrize("how", [flip_a_bit_of_a_tensor, save_nan_moments, replace_by_a_pipe, replace_by_other_values])
+def test_the_one_before_is_used_where_latest_is_not_whole(files: RunDirectory, how: Callable[[UPath], None]) -> None:
+    if how is replace_by_a_pipe and not storage.is_local(files.root):
+        pytest.skip("a bucket holds no pipes")
+    save_checkpoint(checkpoint_of(2), files.step_checkpoint(2))
+    save_checkpoint(checkpoint_of(5), files.latest)
+    how(files.latest)
+    assert found_step(files) == 2
+    assert files.files_after(2) == [files.latest]
+
+
 def test_where_all_are_damaged_it_is_said_and_nothing_starts_afresh(files: RunDirectory) -> None:
     save_checkpoint(checkpoint_of(2), files.step_checkpoint(2))
     save_checkpoint(checkpoint_of(3), files.latest)
@@ -129,8 +168,8 @@ def test_a_crash_while_publishing_keeps_the_previous_file(
 ) -> None:
     save_checkpoint(checkpoint_of(1), files.latest)
 
-    def crash(values: object, path: Path) -> None:
-        path.write_bytes(b"half a file")
+    def crash(values: object, file: BinaryIO) -> None:
+        file.write(b"half a file")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", crash)
