@@ -20,9 +20,9 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 from bench.load_tokens import make_shards
-from musicgen_core.codec import codec_identity
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import MusicgenError
+from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.weights import find_model
 from musicgen_core.training.launch import launch
 from musicgen_core.training.request import TrainRequest

@@ -30,8 +30,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     from bench.load_tokens import make_shards
-    from musicgen_core.codec import codec_identity
     from musicgen_core.config import TrainSettings
+    from musicgen_core.model.compression import codec_identity
     from musicgen_core.model.weights import find_model
     from musicgen_core.training.request import TrainRequest
     from musicgen_core.training.train import train

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from musicgen_core.audiocraft_compat import import_audiocraft
-from musicgen_core.codes import CARDINALITY, CODEBOOKS, FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
+from musicgen_core.codes import CODEBOOKS, FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 from musicgen_core.data.audio import resample
-from musicgen_core.errors import ModelError
-from musicgen_core.model.weights import BaseModel, file_sha256
+from musicgen_core.model.compression import codec_identity, load_codec
+from musicgen_core.model.weights import BaseModel
 from musicgen_core.resampling import resampler_of
 
 Codes = NDArray[np.uint16]
@@ -50,22 +48,9 @@ class Codec:
     def __init__(self, model: BaseModel, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.identity = codec_identity(model)
-        loaders = import_audiocraft("audiocraft.models.loaders")
-        try:
-            self._model: Any = loaders.load_compression_model(str(model.codec_path), device=str(self.device))
-        except Exception as error:  # audiocraft raises many kinds on a damaged or foreign file
-            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
-            raise ModelError(
-                f"the codec {model.codec_path} can't be loaded ({reason})", "Fetch the file again"
-            ) from error
-        found = (self._model.sample_rate, self._model.frame_rate, self._model.num_codebooks, self._model.cardinality)
-        if found != (SAMPLE_RATE, FRAME_RATE, CODEBOOKS, CARDINALITY):
-            raise ModelError(
-                f"the codec {model.codec_path} has sample rate, frame rate, codebooks and cardinality {found}, "
-                f"not {(SAMPLE_RATE, FRAME_RATE, CODEBOOKS, CARDINALITY)}",
-                "Use the codec that comes with facebook/musicgen-large",
-            )
-        self._ragged = RaggedBatches(self._model.encoder)
+        self._model = load_codec(model, self.device)
+        self._encoder = self._model.encoder if hasattr(self._model, "encoder") else self._model.model.encoder
+        self._ragged = RaggedBatches(self._encoder)
         self._lock = threading.Lock()
         self._uploads = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.batch_seconds = self._fitting_seconds()
@@ -75,7 +60,7 @@ class Codec:
         if self.device.type != "cuda":
             return CPU_BATCH_SECONDS
         free, _ = torch.cuda.mem_get_info(self.device)
-        channels = next(self._model.encoder.parameters()).shape[0]  # of the widest activations, those at 32 kHz
+        channels = next(self._encoder.parameters()).shape[0]  # of the widest activations, those at 32 kHz
         bytes_per_second = 5 * channels * SAMPLE_RATE * 4  # five of them at once in fp32: 39 MiB, measured on an H200
         return float(min(MAX_BATCH_SECONDS, max(PIECE_SECONDS, 0.8 * free // bytes_per_second)))
 
@@ -109,9 +94,7 @@ class Codec:
             if resampler:
                 wav = resampler(wav)
                 lengths = [math.ceil(length * SAMPLE_RATE / rate) for length in lengths]
-            with self._ragged.of(lengths, self.device):
-                codes, _ = self._model.encode(wav[:, None])
-            codes = codes.to(torch.int16)  # [B, 4, frames]
+            codes = self._encode(wav, lengths).to(torch.int16)  # [B, 4, frames]
             ready = None
             if self.device.type == "cuda":
                 on_host = torch.empty(codes.shape, dtype=codes.dtype, pin_memory=True)
@@ -119,6 +102,19 @@ class Codec:
                 ready = torch.cuda.Event()
                 ready.record()
         return partial(_fetch, codes, ready, [math.ceil(length / SAMPLES_PER_FRAME) for length in lengths])
+
+    def _encode(self, wav: Tensor, lengths: Sequence[int]) -> Tensor:
+        """wav [B, samples], of which each row's first ones count → codes [B, 4, frames]."""
+        if self._ragged.supported or len(set(lengths)) == 1:
+            with self._ragged.of(lengths, self.device):
+                return self._model.encode(wav[:, None])[0]
+        frames = math.ceil(max(lengths) / SAMPLES_PER_FRAME)
+        codes = torch.zeros(len(wav), CODEBOOKS, frames, dtype=torch.int64, device=wav.device)
+        for length in set(lengths):
+            rows = [row for row, its_length in enumerate(lengths) if its_length == length]
+            alike, _ = self._model.encode(wav[rows][:, None, :length])
+            codes[rows, :, : alike.shape[-1]] = alike
+        return codes
 
     def _fill(self, clips: Sequence[NDArray[np.float32]]) -> Tensor:
         """→ [B, longest] on the host, filled up with zeros."""
@@ -177,6 +173,10 @@ class RaggedBatches:
     Every convolution pads its own input with zeros. Behind the end of a shorter clip it would find what the layer
     before has made of the filling instead, so that is put back to zero before each convolution. The LSTM runs
     forward in time: what is behind a clip's end doesn't reach it.
+
+    Attributes:
+        supported: False for a codec that pads by reflection, normalizes over time, or isn't audiocraft's own. Its
+            clips are encoded together only where they are of one length.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
@@ -186,10 +186,10 @@ class RaggedBatches:
         self._shortest = 0
         conv = import_audiocraft("audiocraft.modules.conv").StreamableConv1d
         hop = 1  # samples of the wav a step at this layer
-        self.supported = True
+        self.supported = any(isinstance(module, conv) for module in encoder.modules())
         for module in encoder.modules():
             if isinstance(module, conv):
-                self.supported &= module.pad_mode == "constant"
+                self.supported &= module.pad_mode == "constant" and module.conv.norm_type != "time_group_norm"
                 module.register_forward_pre_hook(partial(self._clear, hop))
                 hop *= module.conv.conv.stride[0]
 
@@ -199,8 +199,6 @@ class RaggedBatches:
         if len(set(lengths)) == 1:
             yield
             return
-        if not self.supported:
-            raise ValueError("this codec pads by reflection: only clips of one length can be encoded together")
         on_host = torch.tensor(lengths, pin_memory=device.type == "cuda")
         self._lengths, self._shortest = on_host.to(device, non_blocking=True), min(lengths)
         try:
@@ -215,9 +213,3 @@ class RaggedBatches:
             tails = inputs[0][:, :, first:]  # [B, channels, steps]: no clip ends before
             steps = torch.arange(first, inputs[0].shape[2], device=tails.device)
             tails.masked_fill_((steps >= ends[:, None])[:, None], 0.0)
-
-
-def codec_identity(model: BaseModel) -> str:
-    """A hash of the codec's weights, without loading them."""
-    stat = model.codec_path.stat()
-    return f"sha256:{file_sha256(model.codec_path, stat.st_size, stat.st_mtime_ns)[:16]}"

@@ -39,7 +39,7 @@ def _is_stopped(flow_run: str) -> bool:
 
 def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
     """What the result depends on: the archive's content, codec, settings, captions, and where the shard goes."""
-    from musicgen_core.codec import codec_identity
+    from musicgen_core.model.compression import codec_identity
     from musicgen_core.model.weights import find_codec
     from musicgen_core.tokenizing import shard_fingerprint
 
@@ -100,7 +100,7 @@ def tokenize_archive(
 
 
 def _codec(model: str, device: str) -> Codec:
-    from musicgen_core.codec import codec_identity
+    from musicgen_core.model.compression import codec_identity
     from musicgen_core.model.weights import find_codec
 
     with _lock:  # several tasks start at once, and one codec serves all

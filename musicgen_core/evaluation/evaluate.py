@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.codec import Codec, codec_identity
+from musicgen_core.codec import Codec
 from musicgen_core.codes import CODEBOOKS
 from musicgen_core.data.dataset import Clips, load_clips
 from musicgen_core.devices import pick_device, release_memory
@@ -23,6 +23,7 @@ from musicgen_core.evaluation.music import Pair, decoded, music_scores, pairs_of
 from musicgen_core.evaluation.report import write_report
 from musicgen_core.evaluation.request import EvaluateRequest, Evaluation, MusicScores
 from musicgen_core.evaluation.subject import FOLDER, Subject, find_subject
+from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.lora import find_adapter
 from musicgen_core.model.weights import BaseModel, find_model
 

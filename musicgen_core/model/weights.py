@@ -133,23 +133,42 @@ def _download(name: str, files: tuple[str, ...]) -> Path:
     return hub.fetch(name, hub.Wanted(files, (f"{TEXT_ENCODER}/*",) if LM_FILE in files else ()))
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read one of audiocraft's checkpoint files, its tensors memory-mapped.
+def read_file(path: Path) -> dict[str, Any]:
+    """Read what torch saved, its tensors memory-mapped, without running code from it.
 
     Raises:
-        ModelError: the file is no such checkpoint.
+        ModelError: it can't be read, or is no dictionary.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch.load raises many kinds on a damaged file
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
         raise ModelError(f"{path} can't be read ({reason})", "Fetch the file again") from error
-    if not isinstance(checkpoint, dict) or not {"xp.cfg", "best_state"} <= checkpoint.keys():
-        raise ModelError(
-            f"{path} is not a checkpoint of audiocraft (it has no xp.cfg or no best_state)",
-            "Give the directory of a checkpoint that audiocraft exported",
-        )
+    if not isinstance(checkpoint, dict):
+        raise _foreign(path, f"it holds a {type(checkpoint).__name__}")
     return checkpoint
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read one of audiocraft's exported checkpoints, its tensors memory-mapped.
+
+    Raises:
+        ModelError: the file is no such checkpoint.
+    """
+    checkpoint = read_file(path)
+    if not {"xp.cfg", "best_state"} <= checkpoint.keys():
+        raise _foreign(path, "it has no xp.cfg or no best_state")
+    state = checkpoint["best_state"]
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise _foreign(path, "its best_state holds more than tensors")
+    return checkpoint
+
+
+def _foreign(path: Path, reason: str) -> ModelError:
+    return ModelError(
+        f"{path} is not a checkpoint of audiocraft ({reason})",
+        "Give the directory of a checkpoint that audiocraft exported",
+    )
 
 
 def load_lm(

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from musicgen_core import storage, tracking
-from musicgen_core.codec import codec_identity
 from musicgen_core.data.dataset import Clips, load_clips
 from musicgen_core.devices import compute_dtype, pick_device
 from musicgen_core.errors import AdapterError, Cancelled, RunDirectoryError
+from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.lora import find_adapter, load_adapter, set_adapter_state
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, find_model, load_lm

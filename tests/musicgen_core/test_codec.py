@@ -12,9 +12,10 @@ from torch import Tensor
 
 from musicgen_core import codec as codec_module
 from musicgen_core.audiocraft_compat import import_audiocraft
-from musicgen_core.codec import Codec, codec_identity
+from musicgen_core.codec import Codec
 from musicgen_core.codes import CARDINALITY, SAMPLE_RATE, SAMPLES_PER_FRAME
 from musicgen_core.errors import ModelError
+from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.debug_model import CODEC_CONFIG
 from musicgen_core.model.weights import BaseModel
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from upath import UPath
 
-from musicgen_core.codec import codec_identity
 from musicgen_core.config import TrainSettings
 from musicgen_core.data.shards import Row, ShardReport, ShardWriter, publish_shard
 from musicgen_core.evaluation.evaluate import evaluate
 from musicgen_core.evaluation.request import EvaluateRequest, EvaluateSettings, Evaluation
+from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.train import train

@@ -14,7 +14,6 @@ import pytest
 from upath import UPath
 
 from musicgen_core import storage, tracking
-from musicgen_core.codec import codec_identity
 from musicgen_core.config import TrainSettings
 from musicgen_core.data.dataset import load_clips
 from musicgen_core.data.shards import Row, ShardReport, ShardWriter, publish_shard
@@ -24,6 +23,7 @@ from musicgen_core.evaluation.comparison import compare, confidence_interval, ve
 from musicgen_core.evaluation.evaluate import evaluate, stored_evaluation
 from musicgen_core.evaluation.request import EvaluateRequest, EvaluateSettings, Evaluation
 from musicgen_core.exporting.export import export
+from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.lora import Adapter, LoraSettings, adapter_state, add_lora, load_adapter, save_adapter
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.training.batching import BatchSize

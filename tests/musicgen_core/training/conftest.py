@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.codec import codec_identity
 from musicgen_core.config import TrainSettings
 from musicgen_core.data.dataset import Clips, load_clips
 from musicgen_core.data.shards import Row, ShardReport, ShardWriter, publish_shard
+from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.lora import load_adapter
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.training import background, full_models, saving

@@ -1,0 +1,162 @@
+"""Load EnCodec from audiocraft's checkpoint, or from the Hub repository that the checkpoint points to.
+
+audiocraft exports a codec that it took from the Hub as `{"pretrained": "facebook/encodec_32khz"}`; such a repository is
+in transformers' format. Neither way runs code from a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from musicgen_core.audiocraft_compat import import_audiocraft
+from musicgen_core.codes import CARDINALITY, CODEBOOKS, FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
+from musicgen_core.errors import ModelError, MusicgenError
+from musicgen_core.model import hub
+from musicgen_core.model.configuration import XpConfig, shown
+from musicgen_core.model.weights import BaseModel, file_sha256, read_file
+
+USE_ANOTHER = "Use the codec that comes with facebook/musicgen-large"
+ENCODEC = hub.Wanted(("config.json", ("model.safetensors", "pytorch_model.bin")))
+_MOST_BYTES_OF_POINTER = 100_000  # the codebooks alone take more
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+# The only values that give codes for MusicGen; audiocraft itself refuses a scale for each clip beside a language model.
+_SUPPORTED = {
+    "compression_model": "encodec",
+    "encodec.autoencoder": "seanet",
+    "encodec.quantizer": "rvq",
+    "encodec.channels": 1,
+    "encodec.renormalize": False,
+}
+_SUPPORTED_ON_HUB = {"audio_channels": 1, "normalize": False, "chunk_length_s": None}
+
+
+def load_codec(model: BaseModel, device: torch.device) -> Any:
+    """Load audiocraft's `CompressionModel` of a model directory, in evaluation mode, and try it.
+
+    Raises:
+        ModelError: it is damaged, or doesn't give MusicGen's codes.
+    """
+    path = model.codec_path
+    checkpoint = read_file(path)
+    repo = checkpoint.get("pretrained")
+    name = f"the codec {path}" if repo is None else f"the codec {shown(repo)}, which {path} points to,"
+    try:
+        codec = _from_checkpoint(checkpoint, path) if repo is None else _from_hub(repo, name)
+        if codec.total_codebooks > CODEBOOKS:
+            codec.set_num_codebooks(CODEBOOKS)  # those that a language model of four was trained on
+        codec = codec.to(device).eval()
+        found = (codec.sample_rate, codec.frame_rate, codec.num_codebooks, codec.cardinality)
+    except MusicgenError:
+        raise
+    except Exception as error:  # audiocraft and transformers raise many kinds on a damaged or foreign file
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+        raise ModelError(f"{name} can't be loaded ({reason})", "Fetch the file again") from error
+    expected = (SAMPLE_RATE, FRAME_RATE, CODEBOOKS, CARDINALITY)
+    if found != expected:
+        raise ModelError(
+            f"{name} has sample rate, frame rate, codebooks and cardinality {found}, not {expected}", USE_ANOTHER
+        )
+    _try(codec, device, name)
+    return codec
+
+
+def codec_identity(model: BaseModel) -> str:
+    """Return a hash of the codec's weights, without loading them."""
+    path = model.codec_path
+    repo = read_file(path).get("pretrained") if path.stat().st_size <= _MOST_BYTES_OF_POINTER else None
+    if repo is None:
+        return f"sha256:{_sha256(path)[:16]}"
+    directory = _fetch(repo, f"the codec {path}")
+    both = _sha256(directory / "config.json") + _sha256(_weights(directory))
+    return f"sha256:{hashlib.sha256(both.encode()).hexdigest()[:16]}"
+
+
+def _sha256(path: Path) -> str:
+    stat = path.stat()
+    return file_sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+def _from_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> Any:
+    from omegaconf import OmegaConf
+
+    if not {"xp.cfg", "best_state"} <= checkpoint.keys():
+        raise ModelError(f"the codec {path} is not a checkpoint of audiocraft (it has no xp.cfg or no best_state)")
+    config = XpConfig(checkpoint["xp.cfg"], path)
+    _refuse(f"the codec {path}", {name: config.get(name, False) for name in _SUPPORTED}, _SUPPORTED)
+    sections = {name: config.section(name) for name in ("encodec", "seanet", "rvq")}
+    open_ones = [found for name, section in sections.items() for found in _unresolved(name, section)]
+    if open_ones:
+        raise ModelError(f"the codec {path} leaves settings open: {'; '.join(open_ones)}", USE_ANOTHER)
+    sections["seanet"] = {"encoder": {}, "decoder": {}, **sections["seanet"]}
+    built = OmegaConf.create({**sections, "compression_model": "encodec", "device": "cpu"})
+    codec = import_audiocraft("audiocraft.models.builders").get_compression_model(built)
+    codec.load_state_dict(checkpoint["best_state"])
+    return codec
+
+
+def _unresolved(name: str, value: Any) -> Iterator[str]:
+    """Settings that refer to something outside the file, or that were never given."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _unresolved(f"{name}.{key}", inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _unresolved(name, inner)
+    elif isinstance(value, str) and ("${" in value or value == "???"):
+        yield f"{name} is {shown(value)}"
+
+
+def _from_hub(repo: object, name: str) -> Any:
+    from transformers import EncodecConfig, EncodecModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # it takes a moment, and its bar would break the flows' own
+    directory = _fetch(repo, name)
+    config = EncodecConfig.from_pretrained(directory)
+    _refuse(name, {key: getattr(config, key, None) for key in _SUPPORTED_ON_HUB}, _SUPPORTED_ON_HUB)
+    encodec, loading = EncodecModel.from_pretrained(
+        directory, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    missing = sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])])
+    if missing:  # transformers would go on with random numbers
+        raise ModelError(f"{name} lacks weights, such as {missing[0]}", "Fetch the file again")
+    return import_audiocraft("audiocraft.models.encodec").HFEncodecCompressionModel(encodec)
+
+
+def _fetch(repo: object, name: str) -> Path:
+    if not isinstance(repo, str) or not _HUB_ID.fullmatch(repo):
+        raise ModelError(f"{name} points to {shown(repo)}, which is no repository of the Hugging Face Hub", USE_ANOTHER)
+    return hub.fetch(repo, ENCODEC)
+
+
+def _weights(directory: Path) -> Path:
+    safe = directory / "model.safetensors"
+    return safe if safe.exists() else directory / "pytorch_model.bin"
+
+
+def _refuse(name: str, found: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
+    problems = [f"{key} is {shown(found.get(key))}" for key, ours in supported.items() if found.get(key) != ours]
+    if problems:
+        raise ModelError(f"{name} is not supported: {'; '.join(problems)}", USE_ANOTHER)
+
+
+@torch.inference_mode()
+def _try(codec: Any, device: torch.device, name: str) -> None:
+    """Encode and decode one frame, so that a codec which can't isn't taken for a damaged archive."""
+    try:
+        codes, _ = codec.encode(torch.zeros(1, 1, SAMPLES_PER_FRAME, device=device))
+        shapes = (tuple(codes.shape), tuple(codec.decode(codes).shape))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever its layers raise
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+        raise ModelError(f"{name} can't encode or decode ({reason})", USE_ANOTHER) from error
+    if shapes != ((1, CODEBOOKS, 1), (1, 1, SAMPLES_PER_FRAME)):
+        raise ModelError(f"{name} makes of {SAMPLES_PER_FRAME} samples codes and audio of shapes {shapes}", USE_ANOTHER)
