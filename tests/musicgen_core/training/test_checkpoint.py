@@ -5,8 +5,8 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 from threading import Event
+from typing import BinaryIO
 
 import pytest
 import torch
