@@ -62,8 +62,10 @@ def last_completed(runs: UPath, model: str, besides: UPath) -> Training | None:
 
 def _completed(directory: UPath) -> Training | None:
     try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(storage.read_text(directory / "config.json"))
     except (OSError, ValueError):  # no training's directory, or one whose first file was cut off
+        return None
+    if not isinstance(config, dict) or not isinstance(config.get("shards"), dict):
         return None
     training = Training(directory, config)
     return training if training.final_adapter.exists() else None

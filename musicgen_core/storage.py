@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -282,6 +283,12 @@ def read_text(path: UPath) -> str:
     """
     require_file(path)
     return path.read_text(encoding="utf-8")
+
+
+def free_name_beside(path: UPath) -> UPath:
+    """Return a name for what is set aside as damaged: `metrics.damaged-1.jsonl`, or the next number that is free."""
+    names = (path.with_name(f"{path.stem}.damaged-{number}{path.suffix}") for number in itertools.count(1))
+    return next(name for name in names if not (name.exists() or (is_local(name) and Path(str(name)).is_symlink())))
 
 
 def version_of(path: UPath) -> str:

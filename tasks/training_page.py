@@ -173,6 +173,6 @@ def samples_page(files: Sequence[str]) -> str:
 
 def _prompts(folder: UPath) -> list[str]:
     try:
-        return list(json.loads((folder / "prompts.json").read_text(encoding="utf-8"))["prompts"])
-    except (OSError, ValueError, KeyError):  # it is written behind the first samples
+        return list(json.loads(storage.read_text(folder / "prompts.json"))["prompts"])
+    except (OSError, ValueError, KeyError, TypeError):  # it is written behind the first samples
         return []

@@ -142,7 +142,8 @@ def read_report(tokens: UPath, stem: str) -> ShardReport | None:
     """The report of a shard that is whole, else None: no report, no Parquet file, or not as many rows as it says."""
     parquet, marker = shard_paths(tokens, stem)
     try:
-        report = ShardReport.parse(marker.read_text(encoding="utf-8"))
+        report = ShardReport.parse(storage.read_text(marker))
+        storage.require_file(parquet)
         with parquet.open("rb") as file:
             rows = pq.ParquetFile(file).metadata.num_rows
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException):

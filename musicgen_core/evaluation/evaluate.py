@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from upath import UPath
 
 from musicgen_core import storage
@@ -70,8 +70,8 @@ def stored_evaluation(run_dir: storage.Location) -> Evaluation | None:
     """The evaluation in a run directory, if it is whole and of the adapter that is the best now."""
     root = storage.as_path(run_dir)
     try:
-        found = _EVALUATION.validate_json((root / FOLDER / JSON_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValidationError):
+        found = _EVALUATION.validate_json(storage.read_text(root / FOLDER / JSON_FILE))
+    except (OSError, ValueError):
         return None
     is_current = found.adapter.sha256 == storage.content_sha256(find_adapter(str(root)))
     return found if is_current and (root / FOLDER / REPORT_FILE).exists() else None

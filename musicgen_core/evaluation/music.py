@@ -54,7 +54,7 @@ def pairs_of_training(run_dir: UPath, epoch: int) -> list[Pair]:
     """
     folder = run_dir / "samples"
     try:
-        prompts = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))["prompts"]
+        prompts = json.loads(storage.read_text(folder / "prompts.json"))["prompts"]
         heard = _epoch_with_samples(folder, epoch)
         base, adapted = (
             [_read(folder / f"epoch_{number:03d}_{i:02d}.wav") for i in range(len(prompts))] for number in (0, heard)
@@ -62,7 +62,7 @@ def pairs_of_training(run_dir: UPath, epoch: int) -> list[Pair]:
         return [Pair(*given, f"After epoch {heard}") for given in zip(prompts, base, adapted, strict=True)]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, soundfile.LibsndfileError) as error:
+    except (OSError, ValueError, KeyError, TypeError, soundfile.LibsndfileError) as error:
         logger.warning("the samples in %s are left out of the report: %s", folder, error)
         return []
 

@@ -70,8 +70,10 @@ def find_subject(location: storage.Location) -> Subject:
     if run_dir is None or not (run_dir / "config.json").exists():
         return Subject(path, load_adapter(path), None, None)
     try:
-        config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
+        config = json.loads(storage.read_text(run_dir / "config.json"))
+        if not isinstance(config, dict):
+            raise ValueError(f"it holds a {type(config).__name__}")
+    except (OSError, ValueError) as error:
         raise RunDirectoryError(
             f"{run_dir}/config.json is damaged ({error})", "Copy the adapter to another place and evaluate it there"
         ) from error

@@ -83,7 +83,7 @@ def origin_of(weights: UPath, adapter: Adapter) -> Origin:
 
 def _read_json(path: UPath) -> dict[str, Any] | None:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(storage.read_text(path))
     except (OSError, ValueError):
         return None
     return values if isinstance(values, dict) else None
@@ -123,7 +123,7 @@ def _data(config: Mapping[str, Any]) -> Data | None:
     for stem, content in shards.items():
         try:
             _, marker = shard_paths(storage.as_path(str(config.get("tokens"))), stem)
-            report = ShardReport.parse(marker.read_text(encoding="utf-8"))
+            report = ShardReport.parse(storage.read_text(marker))
         except (OSError, ValueError, TypeError, KeyError):
             return Data(len(shards))
         if report.content != content:  # tokenized anew since

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from musicgen_core import storage
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.config import Format
 from musicgen_core.generation.spectrogram import draw_spectrogram
+from musicgen_core.strict_json import strict_json
 
 COMPANIONS = ("flac", "mp3", "png", "npy")
 """What may stand beside STEM.wav and STEM.json, as the rendering's options have it."""
@@ -57,7 +57,7 @@ def write_piece(
         ValueError: the audio is empty, leaves [-1, 1] or isn't finite.
     """
     _check(piece)
-    sidecar = json.dumps(piece.sidecar, indent=1, ensure_ascii=False)
+    sidecar = strict_json(piece.sidecar, indent=1, ensure_ascii=False)
     contents = {"wav": _encode(piece.audio, "WAV")}
     for format in formats:
         contents[format] = _encode_mp3(piece.audio) if format == "mp3" else _encode(piece.audio, format.upper())

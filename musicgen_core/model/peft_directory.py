@@ -129,7 +129,7 @@ def read(weights: UPath) -> dict[str, Any]:
 
 def _read_config(path: UPath) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(storage.read_text(path))
     except (OSError, ValueError) as error:
         raise AdapterError(f"{path} can't be read ({error})", "Save the adapter again with save_pretrained") from error
     if not isinstance(config, dict) or str(config.get("peft_type")).upper() != "LORA":

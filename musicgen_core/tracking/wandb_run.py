@@ -289,7 +289,7 @@ def stored_url(home: UPath) -> str | None:
 
 def _read(path: UPath) -> str | None:
     try:
-        return path.read_text(encoding="utf-8").strip()
+        return storage.read_text(storage.as_path(path)).strip()
     except Exception as error:  # storages raise many kinds, and none is worth a job
         raise_if_interrupted(error)
         return None
@@ -298,7 +298,7 @@ def _read(path: UPath) -> str | None:
 def _read_json(path: UPath) -> dict[str, str]:
     try:
         return dict(json.loads(_read(path) or "{}"))
-    except ValueError:
+    except (ValueError, TypeError):
         return {}
 
 

@@ -99,13 +99,15 @@ def load_checkpoint(path: UPath) -> Checkpoint:
             storage.require_file(path)
             values = tensor_files.load(local, mmap=True)
             values = values.get("resume", values)
-            if "optimizer" in values:
-                # Copies: the file may be replaced while the training that it started still runs.
-                return Checkpoint.from_plain(snapshot(values))
+            checkpoint = Checkpoint.from_plain(values) if "optimizer" in values else None
         except Exception as error:  # torch.load raises many kinds on a damaged file
             raise RunDirectoryError(
                 f"the checkpoint {path} is damaged ({type(error).__name__}: {error})", "Resume from another checkpoint"
             ) from error
+        if checkpoint is not None:
+            # Copies: the file may be replaced while the training that it started still runs.
+            adapter = replace(checkpoint.adapter, lora=snapshot(checkpoint.adapter.lora))
+            return replace(checkpoint, adapter=adapter, optimizer=snapshot(checkpoint.optimizer))
     raise RunDirectoryError(
         f"{path} holds weights but not what resuming needs",
         "Resume from latest.pt or a checkpoint_*.pt, or start a new training with --init-adapter",

@@ -46,6 +46,8 @@ def find_start(files: RunDirectory, resume: str) -> Start:
         RunDirectoryError: it can't be done; or the checkpoint can't be read.
     """
     origin = (files.read_config() or {}).get("origin")
+    if not isinstance(origin, dict) or not isinstance(origin.get("checkpoint"), str):
+        origin = None
     if resume == "never":
         if files.has_training():
             raise RunDirectoryError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +14,10 @@ from upath import UPath
 
 from musicgen_core import mounted, storage, tensor_files
 from musicgen_core.errors import RunDirectoryError
+from musicgen_core.strict_json import strict_json
 from musicgen_core.training.checkpoint import Checkpoint, load_checkpoint
 
+logger = logging.getLogger(__name__)
 _STEP = "checkpoint_step_"
 _EPOCH = "checkpoint_epoch_"
 
@@ -72,15 +75,32 @@ class RunDirectory:
         return str(path).startswith(f"{str(self.root).rstrip('/')}/")
 
     def read_config(self) -> dict[str, Any] | None:
+        """Return what config.json holds; None without one, and where it is damaged: it isn't worth a checkpoint."""
         try:
-            return json.loads(self.config.read_text(encoding="utf-8"))
+            return self._parse_config()
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            raise RunDirectoryError(f"{self.config} is damaged ({error})", "Use another run directory") from error
+        except (OSError, ValueError) as error:
+            logger.warning("%s can't be read and counts as absent (%s)", self.config, error)
+            return None
+
+    def _parse_config(self) -> dict[str, Any]:
+        values = json.loads(storage.read_text(self.config))
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds a {type(values).__name__}")
+        return values
 
     def write_config(self, values: Mapping[str, Any]) -> None:
-        storage.write_text(self.config, json.dumps(values, indent=1, ensure_ascii=False))
+        """Write config.json; a damaged one is kept under another name."""
+        try:
+            self._parse_config()
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError):
+            aside = storage.free_name_beside(self.config)
+            storage.move(self.config, aside)
+            logger.warning("the damaged %s is now %s", self.config, aside)
+        storage.write_text(self.config, strict_json(values, indent=1, ensure_ascii=False))
 
     def upload_stage(self) -> None:
         """Bring what is written locally (metrics, WandB's files, pictures) to a remote run directory."""

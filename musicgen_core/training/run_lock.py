@@ -8,12 +8,14 @@ need not agree, and a training whose machine was lost starts again by itself, a 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
 import os
 import platform
 import secrets
+import stat
 import threading
 import time
 from contextlib import suppress
@@ -23,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pydantic import TypeAdapter
 from upath import UPath
 
 from musicgen_core import storage
@@ -33,6 +36,7 @@ NAME = ".lock"
 BEAT_S = 20.0
 STALE_AFTER_S = 180.0
 """Without a beat for so long, a holder that can't be looked at is taken for dead."""
+_NOTE_START = b'{"host": '  # by which a note, also a damaged one, is told from other files
 _NOTE_BYTES = 1024  # always the same, so that one write replaces all of it
 
 
@@ -78,24 +82,25 @@ class Holder:
     @classmethod
     def parse(cls, data: bytes) -> Holder | None:
         try:
-            return cls(**json.loads(data))
-        except (ValueError, TypeError):
+            return _HOLDER.validate_json(data)
+        except ValueError:
             return None
 
     def is_seen_dead(self) -> bool:
         """Whether it was a process of this machine, and is no more."""
         here = Holder()
-        if (self.kernel, self.pids) != (here.kernel, here.pids):
+        if (self.kernel, self.pids) != (here.kernel, here.pids) or self.pid <= 0:
             return False
         try:
             os.kill(self.pid, 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):
             return True
         except PermissionError:
             pass
         return False
 
 
+_HOLDER = TypeAdapter(Holder)
 _UNKNOWN = Holder(host="an unknown machine", pid=0, since="an unknown time", flow_run=None, kernel="", token="")
 """Of an object that is no note."""
 
@@ -152,7 +157,7 @@ class RunLock:
 
     def _take_local(self) -> None:
         while True:
-            descriptor = os.open(str(self._path), os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = self._open()
             try:
                 self._flock(descriptor)
                 found = Holder.parse(os.pread(descriptor, _NOTE_BYTES, 0))
@@ -168,6 +173,29 @@ class RunLock:
             finally:
                 if self._descriptor is None:
                     os.close(descriptor)
+
+    def _open(self) -> int:
+        """Open the lock's file, made if need be; a link would lead out of the run directory to a file to overwrite."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            descriptor = os.open(str(self._path), flags, 0o644)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise self._foreign() from error
+            raise
+        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        content = os.pread(descriptor, len(_NOTE_START), 0).strip(b"\0") if is_file else b""
+        if is_file and _NOTE_START.startswith(content):
+            return descriptor
+        os.close(descriptor)
+        raise self._foreign()
+
+    def _foreign(self) -> RunDirectoryError:
+        path = Path(str(self._path))
+        found = f"a symbolic link to {path.readlink()}" if path.is_symlink() else "not the lock of a training"
+        return RunDirectoryError(
+            f"{path} is {found}", "Move or delete it if you don't need it, or give another run directory"
+        )
 
     def _flock(self, descriptor: int) -> None:
         try:

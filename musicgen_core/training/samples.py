@@ -14,6 +14,7 @@ from pathlib import Path
 import soundfile
 import torch
 from torch import Tensor
+from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codec import Codec
@@ -60,7 +61,7 @@ class Samples:
             return []
         content = json.dumps({"prompts": list(self._prompts), **self._settings.model_dump(mode="json")}, indent=1)
         known = self._files.sample("prompts.json")
-        is_same = known is not None and known.read_text(encoding="utf-8") == content
+        is_same = known is not None and _holds(known, content)
         there = [0] if is_same else []
         if not is_same and self.render(0, None, cancelled):
             storage.write_text(storage.as_path(self._files.stage / "samples" / "prompts.json"), content)
@@ -151,6 +152,13 @@ class Samples:
             return False
         free, _ = torch.cuda.mem_get_info(computation.device)
         return free > 2 * weight.element_size() * sum(one.numel() for one in computation.lm.parameters())
+
+
+def _holds(path: UPath, content: str) -> bool:
+    try:
+        return storage.read_text(path) == content
+    except (OSError, ValueError):  # damaged: it is written again
+        return False
 
 
 def _name(epoch: int, prompt: int) -> str:

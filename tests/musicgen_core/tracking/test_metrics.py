@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import resource
 import signal
 from pathlib import Path
@@ -35,6 +37,71 @@ def test_metrics_are_cut_back_to_a_step(metrics: Path, last_step: int) -> None:
     cut_metrics(metrics, last_step)
     assert [row["step"] for row in read_metrics(metrics)] == list(range(1, min(last_step, 5) + 1))
     assert [path.name for path in metrics.parent.iterdir()] == ["metrics.jsonl"]
+
+
+DAMAGED = [b'{"step": 3, "train/lo', b"\xff\xfe\x00", b"[1, 2]", b'{"train/loss": 1.0}', b'{"step": "3"}', b"7"]
+
+
+@pytest.mark.parametrize("line", [*DAMAGED, b'{"step": 3, "train/loss": "low"}', b"[" * 100_000])
+def test_a_damaged_line_hides_no_other_and_is_kept(
+    metrics: Path, line: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = metrics.read_bytes().splitlines()
+    damaged = b"\n".join([*lines[:2], line, *lines[3:]]) + b"\n"
+    metrics.write_bytes(damaged)
+    assert [row["step"] for row in read_metrics(metrics)] == [1, 2, 4, 5]
+    cut_metrics(metrics, 4)
+    MetricsWriter(metrics).append({"step": 5})
+    assert [row["step"] for row in read_metrics(metrics)] == [1, 2, 4, 5]
+    assert (metrics.parent / "metrics.damaged-1.jsonl").read_bytes() == damaged
+    assert "left out: 1; " in caplog.text and "metrics.damaged-1.jsonl" in caplog.text
+    cut_metrics(metrics, 4)
+    assert len(list(metrics.parent.iterdir())) == 2
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to nothing"])
+def test_what_is_no_file_is_moved_aside_without_waiting(tmp_path: Path, kind: str) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    make = {
+        "pipe": lambda: os.mkfifo(metrics),
+        "folder": metrics.mkdir,
+        "link to nothing": lambda: metrics.symlink_to(tmp_path / "elsewhere"),
+    }
+    make[kind]()
+    assert read_metrics(metrics) == []
+    with pytest.raises(OSError, match=r"."):
+        MetricsWriter(metrics).append({"step": 1})
+    cut_metrics(metrics, 0)
+    MetricsWriter(metrics).append({"step": 1})
+    assert read_metrics(metrics) == [{"step": 1}]
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "metrics.damaged-1.jsonl"}
+
+
+def test_a_link_is_read_and_what_it_points_to_stays_as_it_was(metrics: Path, tmp_path: Path) -> None:
+    target = metrics.rename(tmp_path / "elsewhere.jsonl")
+    content = target.read_bytes()
+    metrics.symlink_to(target)
+    with pytest.raises(OSError, match="symbolic link"):
+        MetricsWriter(metrics).append({"step": 6})
+    cut_metrics(metrics, 3)
+    MetricsWriter(metrics).append({"step": 4})
+    assert [row["step"] for row in read_metrics(metrics)] == [1, 2, 3, 4]
+    assert target.read_bytes() == content and not metrics.is_symlink()
+
+
+def test_the_file_is_strict_json_and_what_was_not_is_still_read(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 1, "train/loss": NaN, "train/grad_norm": Infinity}\n')
+
+    def strict(line: str) -> object:
+        return json.loads(line, parse_constant=lambda token: pytest.fail(f"{token} is no JSON"))
+
+    assert math.isnan(read_metrics(metrics)[0]["train/loss"])
+    cut_metrics(metrics, 1)
+    MetricsWriter(metrics).append({"step": 2, "train/loss": math.nan, "train/grad_norm": -math.inf})
+    rows = [strict(line) for line in metrics.read_text().splitlines()]
+    assert rows == [{"step": step, "train/loss": None, "train/grad_norm": None} for step in (1, 2)]
+    assert all(math.isnan(row["train/loss"]) and math.isnan(row["train/grad_norm"]) for row in read_metrics(metrics))
 
 
 @given(data=st.data())

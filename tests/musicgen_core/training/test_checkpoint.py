@@ -200,10 +200,18 @@ def test_files_of_later_steps_are_found_with_the_models_that_belong_to_them(file
     } | ({"checkpoint_step_2.pt"} if storage.is_local(files.root) else set())  # a remote one isn't fetched to look
 
 
-def test_a_damaged_config_is_named(files: RunDirectory) -> None:
+@pytest.mark.parametrize("content", [b'{"lora_r"', b"\xff\xfe", b"[1, 2]", b"null"])
+def test_a_damaged_config_counts_as_absent_and_is_kept(
+    files: RunDirectory, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
     assert files.read_config() is None
     files.write_config({"lora_r": 8})
-    assert files.read_config() == {"lora_r": 8}
-    files.config.write_text('{"lora_r"')
-    with pytest.raises(RunDirectoryError, match=r"config\.json is damaged"):
-        files.read_config()
+    assert files.read_config() == {"lora_r": 8} and not caplog.records
+    files.config.write_bytes(content)
+    assert files.read_config() is None
+    assert "config.json can't be read" in caplog.text
+    for value in (9, 10):
+        files.write_config({"lora_r": value, "loss": math.nan})
+    assert files.read_config() == {"lora_r": 10, "loss": None}
+    assert (files.root / "config.damaged-1.json").read_bytes() == content
+    assert not (files.root / "config.damaged-2.json").exists()

@@ -12,7 +12,7 @@ from upath import UPath
 
 from musicgen_core import storage, tracking
 from musicgen_core.errors import Cancelled, RunDirectoryError
-from musicgen_core.model.lora import Adapter
+from musicgen_core.model.lora import Adapter, LoraSettings
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.training import background
 from musicgen_core.training.background import Failures
@@ -171,7 +171,7 @@ def test_models_that_can_not_be_written_hold_a_run_once(tmp_path: Path, monkeypa
     """However many epochs they are of, and however often they are tried."""
     files = RunDirectory(UPath(tmp_path), tmp_path)
     for step in range(1, 21):
-        adapter = Adapter({}, {}, step, step, 1.0, "debug")
+        adapter = Adapter({}, LoraSettings(2, 4.0).plain(), step, step, 1.0, "debug")
         owed = Checkpoint(adapter, {}, Progress(step=step), {}, [f"checkpoint_epoch_{step}"])
         save_checkpoint(owed, files.owed(step))
     tried, pauses = list[str](), list[float]()

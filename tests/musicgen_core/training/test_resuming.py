@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from musicgen_core import storage
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import Cancelled, RunDirectoryError
+from musicgen_core.evaluation.evaluate import stored_evaluation
 from musicgen_core.model.lora import load_adapter
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.training.request import TrainRequest, TrainResult
@@ -103,6 +105,34 @@ def test_archives_that_come_while_a_training_lasts_are_left_out_and_named(
         for request in (interrupted, whole)
     )
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_damaged_files_beside_latest_do_not_stop_a_run(
+    request_for: MakeRequest, left_in: Callable[[str], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    request = request_for(max_steps=4, full_models="none", sample_prompts=["calm"], sample_seconds=0.2)
+    done: list[Any] = []
+
+    def count(row: Any) -> None:
+        done.append(row)
+
+    with pytest.raises(Cancelled):
+        train(request, on_step=count, cancelled=lambda: len(done) > 2)
+    root = Path(request.run_dir)
+    first, second, *others = (root / "metrics.jsonl").read_bytes().splitlines()
+    (root / "metrics.jsonl").write_bytes(b"\n".join([first, second[:-9] + b"\xff", *others]) + b"\n")
+    for name in ("config.json", "samples/prompts.json", "wandb/logged.json"):
+        (root / name).parent.mkdir(exist_ok=True, parents=True)
+        (root / name).write_bytes(b"\xff\xfe[1")
+    (root / "evaluation").mkdir()
+    os.mkfifo(root / "evaluation" / "evaluation.json")
+    os.mkfifo(root / "checkpoint_step_99.pt")
+    result = train(request)
+    assert result.resumed_from == 3 and result.steps == 4
+    assert [row["step"] for row in left_in(request.run_dir).rows] == [1, 3, 4]
+    assert (root / "metrics.damaged-1.jsonl").exists() and (root / "config.damaged-1.json").exists()
+    assert stored_evaluation(root) is None
+    assert "config.json can't be read" in caplog.text
 
 
 def test_a_run_whose_archives_are_gone_is_refused_and_left_alone(

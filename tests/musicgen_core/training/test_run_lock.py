@@ -171,11 +171,50 @@ def test_another_machines_lock_that_beats_is_respected(root: UPath) -> None:
     beat.join()
 
 
-@pytest.mark.parametrize("left", [b"", b"\0" * 1024, b"half a no"])
+@pytest.mark.parametrize("left", [b"", b"\0" * 1024, b'{"host": "a", "pi', b'{"host": 3, "pid": "x"}'])
 def test_a_damaged_note_on_a_local_disk_keeps_no_one_out(tmp_path: Path, left: bytes) -> None:
     (tmp_path / run_lock.NAME).write_bytes(left)
     with RunLock(storage.as_path(tmp_path)):
         pass
+
+
+def link_to_a_file(path: Path) -> str:
+    path.symlink_to(path.with_name("precious.txt"))
+    return r"\.lock is a symbolic link to .*precious\.txt"
+
+
+def link_to_nothing(path: Path) -> str:
+    path.symlink_to(path.with_name("new.txt"))
+    return "a symbolic link"
+
+
+def make_a_folder(path: Path) -> str:
+    path.mkdir()
+    return "not the lock of a training"
+
+
+def make_a_pipe(path: Path) -> str:
+    os.mkfifo(path)
+    return "not the lock of a training"
+
+
+def write_notes_of_another_program(path: Path) -> str:
+    path.write_text("uv.lock of 2024\n" * 100)
+    return "not the lock of a training"
+
+
+@pytest.mark.parametrize(
+    "make", [link_to_a_file, link_to_nothing, make_a_folder, make_a_pipe, write_notes_of_another_program]
+)
+def test_what_is_no_lock_is_refused_and_left_as_it_was(tmp_path: Path, make: Callable[[Path], str]) -> None:
+    (tmp_path / "precious.txt").write_text("the only copy")
+    path = tmp_path / run_lock.NAME
+    message = make(path)
+    content = path.read_bytes() if path.is_file() else None
+    with pytest.raises(RunDirectoryError, match=message), RunLock(storage.as_path(tmp_path)):
+        pass
+    assert content == (path.read_bytes() if path.is_file() else None)
+    assert {one.name for one in tmp_path.iterdir()} == {run_lock.NAME, "precious.txt"}
 
 
 @pytest.mark.usefixtures("soon_stale")
