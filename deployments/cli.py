@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 from deployments.environment import prepare, use_local_server
 from deployments.options import UsageError
-from musicgen_core.errors import MusicgenError
+from musicgen_core.errors import MusicgenError, reason_of
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,19 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room on that disk, or give a place on another"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Change its permissions, or give another place"),
+    errno.EIO: "Check the disk",
+}
+
+
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, MusicgenError):
         return text
+    if isinstance(error, OSError) and error.filename is not None and error.errno in _ADVICE:
+        return f"{reason_of(error)}. {_ADVICE[error.errno]}"
     return f"{type(error).__name__}: {text}. This is not a mistake that is known here; --debug shows where it came from"
 
 

@@ -5,37 +5,78 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.errors import ConfigError
 
 RATE = 44_100  # Hz, as most people's files have it
 Audio = NDArray[np.float64]
+_METADATA, _BROKEN = "metadata.jsonl", "audio/broken.wav"
 
 
 def make_demo_archives(folder: Path, archives: int = 3, clips: int = 32, seconds: float = 4.0) -> None:
     """Write `archive_batch_0001.zip` … and `metadata.jsonl`: stereo 16-bit wavs, the last one broken on purpose.
 
     The same arguments write the same audio.
+
+    Raises:
+        ConfigError: a file of one of these names is there, with other clips in it.
     """
+    names_in = {f"archive_batch_{batch:04d}.zip": _names(batch, clips) for batch in range(1, archives + 1)}
+    _check_own(folder, {**names_in, _METADATA: [name for names in names_in.values() for name in names]})
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
-    for batch in range(1, archives + 1):
-        with zipfile.ZipFile(folder / f"archive_batch_{batch:04d}.zip", "w", zipfile.ZIP_STORED) as archive:
-            for index in range(clips):
+    for batch, (file, names) in enumerate(names_in.items(), start=1):
+        with (
+            storage.publish(UPath(folder / file)) as path,
+            zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive,
+        ):
+            for index, name in enumerate(names):
                 rng = np.random.default_rng([batch, index])
-                style = list(STYLES)[index % len(STYLES)]
-                play, description = STYLES[style]
-                name = f"audio/{style}_{batch:02d}_{index:03d}.wav"
+                play, description = STYLES[_style(index)]
                 archive.writestr(name, _wav(play(rng, seconds), rng))
                 entry = {"path": name, "duration": seconds, "sample_rate": RATE, "description": description}
                 lines.append(json.dumps(entry))
             if batch == archives:
-                archive.writestr("audio/broken.wav", b"RIFF\x24\x00\x00\x00WAVE this is not audio")
-    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+                archive.writestr(_BROKEN, b"RIFF\x24\x00\x00\x00WAVE this is not audio")
+    storage.write_text(UPath(folder / _METADATA), "\n".join(lines) + "\n")
+
+
+def _names(batch: int, clips: int) -> list[str]:
+    return [f"audio/{_style(index)}_{batch:02d}_{index:03d}.wav" for index in range(clips)]
+
+
+def _style(index: int) -> str:
+    return list(STYLES)[index % len(STYLES)]
+
+
+def _check_own(folder: Path, files: Mapping[str, list[str]]) -> None:
+    """Raises ConfigError if one of `files` exists and names other clips than those given."""
+    for file, names in files.items():
+        path = folder / file
+        if path.exists() and set(_named_in(path)) - set(names) - {_BROKEN}:
+            raise ConfigError(
+                f"{path} is not the demo's, and the demo would write over it", "Give another --workdir, such as ./demo"
+            )
+
+
+def _named_in(path: Path) -> Iterator[str]:
+    """The clips of an archive or of metadata; for another file something that no clip is called."""
+    try:
+        if path.name == _METADATA:
+            yield from (json.loads(line)["path"] for line in path.read_text(encoding="utf-8").splitlines())
+        else:
+            with zipfile.ZipFile(path) as archive:
+                yield from archive.namelist()
+    except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile):
+        yield ""
 
 
 def _wav(mono: Audio, rng: np.random.Generator) -> bytes:

@@ -132,6 +132,7 @@ def _to_batch(rows: Sequence[Row], schema: pa.Schema) -> pa.RecordBatch:
 
 def publish_shard(parquet: Path, report: ShardReport, tokens: UPath) -> None:
     """Put a written shard in its place. While its parts change there is no report, so no one takes it for whole."""
+    storage.delete_partials(tokens)
     target, marker = shard_paths(tokens, Path(parquet).stem)
     marker.unlink(missing_ok=True)
     storage.upload(parquet, target)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter
@@ -30,6 +32,8 @@ from musicgen_core.model.weights import BaseModel, find_model
 logger = logging.getLogger(__name__)
 
 JSON_FILE, REPORT_FILE = "evaluation.json", "report.html"
+TITLE = "<title>Evaluation of an adapter</title>"
+"""In every report"""
 FEWEST_DESCRIBED = 2
 """Clips with a description that a Fréchet distance needs"""
 _EVALUATION = TypeAdapter(Evaluation)
@@ -47,6 +51,9 @@ def evaluate(request: EvaluateRequest, on_progress: Progress = lambda done, tota
     device, model = pick_device(request.device), find_model(request.model)
     subject = find_subject(request.adapter)
     subject.adapter.check_base(model, str(subject.path))
+    out = storage.as_path(request.output) if request.output else subject.output
+    _check_own(out, subject, is_default=not request.output)
+    storage.delete_partials(out)
     clips = load_clips(storage.as_path(request.tokens), codec_identity(model))
     for stem in clips.skipped:
         logger.warning("the shard %s is not whole and is left out; run tokenize again", stem)
@@ -60,7 +67,6 @@ def evaluate(request: EvaluateRequest, on_progress: Progress = lambda done, tota
     prompts = request.settings.prompts or []
     rendered = render_pairs(request, subject.path, prompts, on_progress) if prompts else []
     scores = scoring.run(on_progress) if scoring else None
-    out = storage.as_path(request.output) if request.output else subject.output
     evaluation = _summarize(request, subject, model, clips, chosen, losses, scores, str(out / REPORT_FILE))
     _write(out, evaluation, subject, losses, rendered)
     return evaluation
@@ -75,6 +81,31 @@ def stored_evaluation(run_dir: storage.Location) -> Evaluation | None:
         return None
     is_current = found.adapter.sha256 == storage.content_sha256(find_adapter(str(root)))
     return found if is_current and (root / FOLDER / REPORT_FILE).exists() else None
+
+
+def _check_own(out: UPath, subject: Subject, is_default: bool) -> None:
+    """Raises ConfigError if the evaluation of another adapter is at `out`, or files of another program."""
+    evaluation, report = out / JSON_FILE, out / REPORT_FILE
+    if evaluation.exists():
+        adapter = _adapter_in(evaluation)
+        if adapter is not None and (
+            is_default
+            or adapter.get("path") == str(subject.path)
+            or adapter.get("sha256") == storage.content_sha256(subject.path)
+        ):
+            return
+        of = f"of another adapter, {adapter.get('path')}" if adapter is not None else "not of this program"
+        raise ConfigError(f"{evaluation} is {of}, and would be written over", "Give another --output")
+    if report.exists() and TITLE not in report.read_text(encoding="utf-8", errors="replace"):
+        raise ConfigError(f"{report} is not of this program, and would be written over", "Give another --output")
+
+
+def _adapter_in(evaluation: UPath) -> dict[str, Any] | None:
+    try:
+        adapter = json.loads(storage.read_text(evaluation))["adapter"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return adapter if isinstance(adapter, dict) else None
 
 
 class _Scoring:
@@ -130,19 +161,21 @@ def _summarize(
 ) -> Evaluation:
     base, adapted = losses
     interval = confidence_interval(base.mean(axis=1), adapted.mean(axis=1))
+    verdict = verdict_of(interval)
     return Evaluation(
         adapter=subject.described(),
         base_model=model.identity,
         tokens=request.tokens,
         validation_fraction=chosen.fraction,
         validation_clips=chosen.total,
+        is_held_out=chosen.is_certain,
         clips=len(chosen.indices),
         codes=CODEBOOKS * int(clips.frames[chosen.indices].clip(max=chosen.segment_frames).sum()),
         segment_seconds=chosen.segment_seconds,
         loss=compare(base.mean(axis=1), adapted.mean(axis=1)),
         codebooks=[compare(base[:, k], adapted[:, k]) for k in range(CODEBOOKS)],
         interval=interval,
-        verdict=verdict_of(interval),
+        verdict=verdict if chosen.is_certain or verdict != "better" else "undecided",
         music=scores,
         remarks=chosen.remarks,
         report=report,

@@ -1,4 +1,4 @@
-"""Which clips an adapter is judged by: held out by the rule of its training, and the same ones each time."""
+"""Choose the clips that an adapter is judged by: those that its trainings held out, and the same ones each time."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from musicgen_core.config import TrainSettings
 from musicgen_core.data.dataset import Clips, split
 from musicgen_core.errors import ConfigError, TokensError
 from musicgen_core.evaluation.request import EvaluateSettings
+from musicgen_core.training.lineage import Lineage, learned_from, lineage_of
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class HeldOut:
         total: validation clips, of which `indices` may be a part.
         fraction: the share of all clips that is held out.
         segment_seconds: to take from the beginning of each.
+        is_certain: whether it is known that the adapter has not learned from them.
         remarks: what to know of this choice, in sentences.
     """
 
@@ -31,6 +33,7 @@ class HeldOut:
     total: int
     fraction: float
     segment_seconds: float
+    is_certain: bool
     remarks: list[str]
 
     @property
@@ -39,13 +42,15 @@ class HeldOut:
 
 
 def held_out(clips: Clips, settings: EvaluateSettings, trained: Mapping[str, Any] | None) -> HeldOut:
-    """Choose them by the clips' hashes, so that the choice changes little when archives are added.
+    """Choose clips by their hashes, so that the choice changes little when archives are added.
+
+    Clips that the adapter's training, or one that it began from, has learned from are never chosen.
 
     Args:
         trained: the config.json of the adapter's training, where that is known.
 
     Raises:
-        ConfigError: the training held nothing out.
+        ConfigError: the trainings held nothing out, or have learned from all that would be chosen.
         TokensError: nothing is held out of a single clip.
     """
     config = trained or {}
@@ -65,22 +70,42 @@ def held_out(clips: Clips, settings: EvaluateSettings, trained: Mapping[str, Any
         raise TokensError(
             "there is a single clip in these tokens, so none is held out for validation", "Tokenize more clips"
         )
+    lineage = lineage_of(trained) if trained is not None else None
+    unseen = everything
+    if lineage is not None:
+        unseen = everything[~learned_from(clips, lineage.configs)[everything]]
+        if not len(unseen):
+            raise ConfigError(
+                f"the adapter has learned from all of the {len(everything):,} clips that it would be judged by: its "
+                f"training held out {lineage.fraction:.3g} of the clips of these archives",
+                "Give tokens of archives that it has not learned from, or train with --validation-fraction",
+            )
     # Hashes are as good as random: the lowest are a fair choice, and stay it when clips are added.
-    chosen = everything[np.argsort(clips.hashes[everything])][: settings.max_clips]
-    remarks = list(_remarks(len(everything), len(chosen), fraction, trained))
-    return HeldOut([int(index) for index in chosen], len(everything), fraction, seconds, remarks)
+    chosen = unseen[np.argsort(clips.hashes[unseen])][: settings.max_clips]
+    left_out = len(everything) - len(unseen)
+    return HeldOut(
+        indices=[int(index) for index in chosen],
+        total=len(unseen),
+        fraction=len(unseen) / len(clips) if left_out else fraction,
+        segment_seconds=seconds,
+        is_certain=lineage is not None and lineage.unknown is None,
+        remarks=list(_remarks(len(unseen), len(chosen), left_out, lineage)),
+    )
 
 
-def _remarks(total: int, chosen: int, fraction: float, trained: Mapping[str, Any] | None) -> Iterator[str]:
+def _remarks(total: int, chosen: int, left_out: int, lineage: Lineage | None) -> Iterator[str]:
     if chosen < total:
         yield f"Of {total:,} validation clips {chosen:,} were evaluated, the same ones each time (--max-clips)."
-    if trained is None:
+    if left_out:
+        yield f"{left_out:,} more clips were left out: the adapter has learned from them, or may have."
+    if lineage is None:
         yield (
-            "The adapter lies in no run directory, so whether its training held these clips out, too, is not known: "
+            "The adapter lies in no run directory, so whether its training held these clips out is not known: "
             "on clips that it has learned from, any adapter looks better."
         )
-    elif fraction > (kept := trained.get("validation_fraction", 0.0)):
+    elif lineage.unknown is not None:
         yield (
-            f"The adapter's training held out {kept:.3g} of the clips, and here it is {fraction:.3g}: "
-            "it may have learned from some of these, on which any adapter looks better."
+            f"The training began from {lineage.unknown}, which lies in no run directory that can be read, so whether "
+            "that one has learned from these clips is not known: on clips that it has learned from, any adapter looks "
+            "better."
         )

@@ -22,7 +22,11 @@ class EvaluateSettings(Settings):
         description="validation clips to compute losses on at most, always the same ones",
     )
     validation_fraction: float | None = Field(
-        None, gt=0, lt=1, description="share of the clips held out; by default as in the adapter's training, or 0.05"
+        None,
+        gt=0,
+        lt=1,
+        description="share of the clips to judge by; by default as in the adapter's training, or 0.05. Clips that the "
+        "adapter has learned from are left out",
     )
     segment_seconds: float | None = Field(
         None, ge=0.2, le=30, description="seconds of each clip; by default as in the adapter's training, or 30"
@@ -121,12 +125,13 @@ class Evaluation:
         base_model: an id with a hash of the weights.
         validation_fraction: the share of clips that is held out.
         validation_clips: held out of `tokens`.
+        is_held_out: whether it is known that the adapter has not learned from the clips.
         clips, codes: of these, the clips that were evaluated, and their codes.
         segment_seconds: from the beginning of each clip.
         loss: over all codebooks.
         codebooks: the same of each.
         interval: within which the difference is with 95 % confidence; None with a single clip.
-        verdict: better or worse where the interval leaves out 0.
+        verdict: better or worse where the interval leaves out 0; better only on clips that are held out.
         music: with CLAP weights.
         remarks: what to know of the numbers, in sentences.
         report: the page.
@@ -137,6 +142,7 @@ class Evaluation:
     tokens: str
     validation_fraction: float
     validation_clips: int
+    is_held_out: bool
     clips: int
     codes: int
     segment_seconds: float
@@ -150,7 +156,10 @@ class Evaluation:
 
     def sentence(self) -> str:
         """What it came to, in words."""
-        loss, clips = self.loss, f"{self.clips:,} validation clip{'s' * (self.clips != 1)}"
+        kind = "validation clip" if self.is_held_out else "clip"
+        clips = f"{self.clips:,} {kind}{'s' * (self.clips != 1)}"
+        clips += "" if self.is_held_out else " that the adapter may have learned from"
+        loss = self.loss
         counts = f"loss {loss.base_loss:.4f} → {loss.adapter_loss:.4f} on {clips}"
         if self.interval is None:
             return f"One clip can't tell whether the adapter is better: {counts}."
@@ -160,4 +169,6 @@ class Evaluation:
             "worse": "The adapter is worse than the base model",
             "undecided": "No difference between adapter and base model can be told",
         }[self.verdict]
+        if not self.is_held_out and high < 0:
+            claim = "Whether the adapter is better is not known"
         return f"{claim}: {counts}, a change of {loss.difference:+.4f} (95 % interval {low:+.4f} to {high:+.4f})."

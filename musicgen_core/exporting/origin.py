@@ -109,6 +109,9 @@ def _evaluated(subject: Subject) -> Evaluated | None:
     try:
         if found["adapter"]["sha256"] != storage.content_sha256(subject.path):
             return None
+        kept = (subject.config or {}).get("validation_fraction", 0.0)
+        if not found.get("is_held_out", found.get("validation_fraction", 0.0) <= kept):  # before there was that field
+            return None
         loss = found["loss"]
         return Evaluated(int(found["clips"]), float(loss["base_loss"]), float(loss["adapter_loss"]))
     except (KeyError, TypeError, ValueError):

@@ -75,6 +75,8 @@ def render(
     model = find_model(request.model)
     voices = _voices(request, model)
     codec = Codec(model, device)
+    for place in filter(None, (request.out, request.copy_to)):
+        storage.delete_partials(storage.as_path(place))
     pieces = plan(request.prompts, request.settings, request.variations, request.continue_from, codec)
     done: list[_Made] = []
 

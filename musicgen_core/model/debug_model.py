@@ -7,9 +7,7 @@ NumPy PCG64 integers times a scale, so they don't depend on any library's random
 from __future__ import annotations
 
 import math
-import shutil
 import string
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from omegaconf import OmegaConf
 from platformdirs import user_cache_path
 from torch import Tensor, nn
 
+from musicgen_core import storage
 from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.model.configuration import read_lm_config
 from musicgen_core.model.decoder import MusicgenLM
@@ -73,15 +72,12 @@ def debug_model_directory(cache: Path | None = None) -> Path:
     if directory.is_dir():
         return directory
     cache.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f"{directory.name}-", dir=cache))
     try:
-        _write(beside)
-        beside.rename(directory)
+        with storage.publish_folder(directory) as beside:
+            _write(beside)
     except OSError:
         if not directory.is_dir():  # else another process was quicker: its bits are the same
             raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return directory
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.errors import ConfigError
+from musicgen_core.errors import ConfigError, RunDirectoryError, raise_if_interrupted, reason_of
 from musicgen_core.training.background import Abandoned, Background, Failures
 from musicgen_core.training.run_directory import RunDirectory
+from musicgen_core.training.run_lock import RunLock
+
+logger = logging.getLogger(__name__)
 
 _ON_EXIT_S = 10.0
 """How long an interrupted training waits for its last copy; Prefect kills after 30 s."""
@@ -20,24 +26,46 @@ _ON_EXIT_S = 10.0
 class SecondCopy:
     """Copies of adapters, config.json, metrics.jsonl, loss.png and latest.pt. Its troubles never end a training.
 
-    What is in the copy of later steps, from before the training went back or from another one, is set aside in it as
-    in a run directory, before anything is copied.
+    What is in the copy of later steps, from before the training went back, is set aside in it as in a run directory,
+    before anything is copied. A place where another run or another program has written is refused.
 
     Args:
         step: after which this training begins or goes on, with
         epochs: done.
+        run_id: that of config.json.
 
     Raises:
         ConfigError: the copy is to lie in the run directory itself.
+        RunDirectoryError: the place is not this run's.
     """
 
-    def __init__(self, files: RunDirectory, target: UPath, failures: Failures, step: int, epochs: int) -> None:
+    def __init__(
+        self, files: RunDirectory, target: UPath, failures: Failures, step: int, epochs: int, run_id: str
+    ) -> None:
         if files.root == target or files.holds(target):
             raise ConfigError(f"copy_to {target} lies in the run directory {files.root}", "Give another place")
         self.files, self.target = files, target
+        self._there, self._run_id = RunDirectory(target, files.stage), run_id
+        self._lock: RunLock | None = None
+        with self._reachable():
+            self._check_own()
         self.background = Background("second copy", failures)
         self._copied: dict[str, str] = {}
         self._begins_after: tuple[int, int] | None = (step, epochs)
+
+    def claim(self) -> None:
+        """Keep others from writing there until `release`.
+
+        Raises:
+            RunDirectoryError: another run does, or the place is not this run's.
+        """
+        with self._reachable():
+            self._claim()
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.hold_for([self.background.thread])
+            self._lock.__exit__(None, None, None)
 
     def update(self) -> None:
         """Copy what changed, soon. Comes back at once: a copy that waits takes the files as they then are."""
@@ -61,9 +89,46 @@ class SecondCopy:
         except TimeoutError:
             self.background.abandon()
 
+    @contextmanager
+    def _reachable(self) -> Iterator[None]:
+        """A storage that can't be reached now may be at the next save."""
+        try:
+            yield
+        except RunDirectoryError:
+            raise
+        except Exception as error:  # storages raise many kinds
+            raise_if_interrupted(error)
+            logger.warning("the place of the copy, %s, can't be used yet (%s)", self.target, reason_of(error))
+
+    def _claim(self) -> None:
+        lock = RunLock(self.target)
+        lock.__enter__()
+        try:
+            self._check_own()
+        except BaseException:
+            lock.__exit__(None, None, None)
+            raise
+        self._lock = lock
+        self._there.delete_partials()
+
+    def _check_own(self) -> None:
+        self._there.check_own()
+        config = self._there.read_config()
+        owner = None if config is None else config.get("wandb_id")
+        if (config is not None or self._there.has_training()) and owner != self._run_id:
+            raise RunDirectoryError(
+                f"--copy-to {self.target} holds another run (its config.json says wandb_id {owner}, this run's is "
+                f"{self._run_id})",
+                "Give a directory of its own for the copy, or move what is there away",
+            )
+
     def _copy(self) -> None:
+        if self._lock is None:
+            self._claim()
+        assert self._lock is not None
+        self._lock.check()
         if self._begins_after is not None:
-            RunDirectory(self.target, self.files.stage).set_aside_after(*self._begins_after)
+            self._there.set_aside_after(*self._begins_after)
             self._begins_after = None
         with storage.scratch_folder() as scratch:
             # As it is before the others are read and in its place after them: a copy can be resumed from, too.

@@ -20,6 +20,8 @@ from musicgen_core.training.checkpoint import Checkpoint, load_checkpoint
 logger = logging.getLogger(__name__)
 _STEP = "checkpoint_step_"
 _EPOCH = "checkpoint_epoch_"
+FOLDERS = ("full_models", "lora_weights", "owed")
+"""Those of weights and checkpoints"""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,35 @@ class RunDirectory:
 
     def has_training(self) -> bool:
         return self.latest.exists() or any(self._older_checkpoints())
+
+    def check_own(self) -> None:
+        """Compare what is in the directory with what a run leaves.
+
+        Raises:
+            RunDirectoryError: a run would write over files that no run of this project has written.
+        """
+        if self.has_training():
+            return
+        config = self.read_config()
+        if config is not None and "lora_r" in config:
+            return
+        foreign = self.config if config is not None else self._first_of_run()
+        if foreign is not None:
+            raise RunDirectoryError(
+                f"{self.root} is not the directory of a run: the run would write over {foreign}",
+                "Give a directory that is empty, or not there yet",
+            )
+
+    def _first_of_run(self) -> UPath | None:
+        """A file with a name that a run uses, if there is one."""
+        names = ("metrics.jsonl", "loss.png", "perplexity.png", "learning_rate.png")
+        if found := next((path for name in names if (path := self.root / name).exists()), None):
+            return found
+        for folder in (self.root / name for name in (*FOLDERS, "samples")):
+            patterns = ("*.pt", "epoch_*.wav")
+            if folder.is_dir() and (found := next((path for one in patterns for path in folder.glob(one)), None)):
+                return found
+        return None
 
     def holds(self, path: UPath) -> bool:
         """Whether a path lies in this directory."""
@@ -120,8 +151,7 @@ class RunDirectory:
         Only for who holds the run directory's lock.
         """
         if storage.is_local(self.root):
-            folders = ("full_models", "lora_weights", "owed", "samples")
-            for folder in (self.root, *(self.root / name for name in folders)):
+            for folder in (self.root, *(self.root / name for name in (*FOLDERS, "samples"))):
                 for path in folder.glob("*.partial"):
                     if storage.is_partial(path.name):
                         path.unlink(missing_ok=True)

@@ -42,6 +42,7 @@ class Saver:
     Args:
         fixed: what must not change when the training goes on; kept in every checkpoint.
         copy_to: the place of a second copy, or None.
+        run_id: that of config.json, by which a copy is known as this run's.
         on_wait: called with the reason when the run has to wait until it can save, and with None when it continues.
 
     Attributes:
@@ -56,6 +57,7 @@ class Saver:
         settings: TrainSettings,
         fixed: dict[str, Any],
         copy_to: UPath | None,
+        run_id: str,
         on_wait: Callable[[str | None], None] = lambda reason: None,
     ) -> None:
         self.files, self.model, self.trainer, self.settings, self.fixed = files, model, trainer, settings, fixed
@@ -63,7 +65,9 @@ class Saver:
         self.full_models = FullModels(files, model, settings.keep_last, self.failures)
         step = trainer.progress.step
         begins_after = (step, trainer.order.epochs_done(step))
-        self.copy = SecondCopy(files, copy_to, self.failures, *begins_after) if copy_to is not None else None
+        self.copy: SecondCopy | None = None
+        if copy_to is not None:
+            self.copy = SecondCopy(files, copy_to, self.failures, *begins_after, run_id)
         self.saved_step = step
         self._on_wait = on_wait
         self._is_waiting = False
@@ -147,6 +151,15 @@ class Saver:
         self._on_wait(None)
         return False
 
+    def claim_copy(self) -> None:
+        """Lock the second copy until `close`.
+
+        Raises:
+            RunDirectoryError: another run writes there.
+        """
+        if self.copy is not None:
+            self.copy.claim()
+
     def finish(self, check: Callable[[], None]) -> None:
         """Write the final files, when everything before them is in place.
 
@@ -176,6 +189,8 @@ class Saver:
             backgrounds.append(self.copy.background)
         for background in backgrounds:
             background.close(patience_s=5.0)
+        if self.copy is not None:
+            self.copy.release()
         return [background.thread for background in backgrounds if background.thread.is_alive()]
 
     def adapter(self) -> Adapter:

@@ -23,6 +23,7 @@ from musicgen_core.model.weights import BaseModel, find_model, load_lm
 from musicgen_core.training.batching import BatchSize, resolve_batch_size, resolve_execution
 from musicgen_core.training.checkpoint import Checkpoint
 from musicgen_core.training.distributed import World
+from musicgen_core.training.lineage import learned_from, lineage_of
 from musicgen_core.training.loop import Hooks, Trainer
 from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.resuming import SHARDS, check_same, find_start, fixed_values, log_changes, some
@@ -66,6 +67,7 @@ def train(
         files = RunDirectory(root, Path(str(root)) if storage.is_local(root) else scratch / "stage")
         world.barrier()  # only now the run directory is still: what writes there was waited for
         if world.is_main:
+            files.check_own()
             files.delete_partials()
         session = _Session(request, model, world, files, lock, on_wait)
         world.barrier()  # from here on the main rank changes what all of them have read
@@ -107,7 +109,16 @@ class _Session:
         self.trainer = Trainer(lm, text, clips, given, batch_size, cfg_dropout, execution, world, word_dropout)
         self._load_weights(self.start.checkpoint)
         copy_to = storage.as_path(request.copy_to) if request.copy_to else None
-        self.saver = Saver(files, model, self.trainer, self.settings, self.fixed, copy_to, on_wait)
+        self.saver = Saver(
+            files=files,
+            model=model,
+            trainer=self.trainer,
+            settings=self.settings,
+            fixed=self.fixed,
+            copy_to=copy_to,
+            run_id=self.config["wandb_id"],
+            on_wait=on_wait,
+        )
         self.samples = Samples(files, sample_prompts(self.settings, world), model, self.trainer, text)
         self.resumed_from = self.trainer.progress.step
 
@@ -128,6 +139,7 @@ class _Session:
         self._check_room()
         metrics = tracking.MetricsWriter(self.files.metrics)
         (self.files.stage / "samples").mkdir(parents=True, exist_ok=True)
+        self.saver.claim_copy()
         run = tracking.Wandb(
             self.files.stage,
             self.config["wandb_id"],
@@ -236,11 +248,19 @@ class _Session:
             "model_dir": str(self.model.directory),
             "tokens": self.request.tokens,
             "origin": self.start.origin,
-            "init_adapter": self.request.init_adapter if self.start.checkpoint is None else stored_init,
+            "init_adapter": self._init_adapter() if self.start.checkpoint is None else stored_init,
             "wandb_id": (stored or {}).get("wandb_id") or secrets.token_hex(4),
             "versions": {name: version(name) for name in ("torch", "peft", "transformers", "audiocraft")},
             **self.fixed,
         }
+
+    def _init_adapter(self) -> str | None:
+        """Where the weights that a new training begins with lie, to be found from any working directory."""
+        given = self.request.init_adapter
+        if given is None:
+            return None
+        path = storage.as_path(given)
+        return str(Path(str(path)).absolute() if storage.is_local(path) else path)
 
     def _load_weights(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is not None:
@@ -253,6 +273,21 @@ class _Session:
             adapter.check_base(self.model, str(path))
             adapter.check_scale(self.trainer.lora, str(path))
             set_adapter_state(self.trainer.model, adapter.lora, str(path))
+            if self.world.is_main:
+                self._warn_of_seen_clips()
+
+    def _warn_of_seen_clips(self) -> None:
+        """Where --init-adapter has learned from validation clips, their loss is too low to judge by."""
+        lineage = lineage_of(self.config)
+        clips, own = self.trainer.clips, self.trainer.validation_clips
+        seen = int(learned_from(clips, lineage.configs[1:])[own].sum())
+        if seen:
+            logger.warning(
+                "--init-adapter has learned from %d of the %d validation clips: the validation loss is too low, and "
+                "the evaluation leaves them out; the same --validation-fraction as there avoids that",
+                seen,
+                len(own),
+            )
 
     def _go_back(self) -> None:
         """Begin with the checkpoint that was named, out of the way of what was trained after it."""

@@ -36,6 +36,7 @@ def write(target: UPath) -> None:
         base_model="facebook/musicgen-large@sha256:0123456789abcdef",
         tokens="gs://bucket/tokens",
         validation_fraction=0.05,
+        is_held_out=True,
         validation_clips=6_950,
         clips=500,
         codes=3_000_000,

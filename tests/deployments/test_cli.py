@@ -50,6 +50,17 @@ def test_a_notebooks_backend_of_matplotlib_is_left_behind() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_full_disk_is_named_with_the_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(arguments: object) -> int:
+        raise OSError(28, "No space left on device", "/music/generated_000.wav")
+
+    monkeypatch.setattr("deployments.export.export", full)
+    assert main(["export"]) == 1
+    assert error_of(capsys).startswith("error: no space left on device: /music/generated_000.wav. Make room")
+
+
 def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tokenise"]) == 2
     assert "there is no command 'tokenise'" in error_of(capsys)

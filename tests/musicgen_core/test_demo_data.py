@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -16,7 +17,7 @@ from musicgen_core.data.archive import content_digest, find_archives, open_archi
 from musicgen_core.data.audio import Clip, decode
 from musicgen_core.data.captions import load_captions
 from musicgen_core.demo_data import STYLES, make_demo_archives
-from musicgen_core.errors import ClipRejected
+from musicgen_core.errors import ClipRejected, ConfigError
 
 ARCHIVES, CLIPS, SECONDS = 2, 8, 1.5
 
@@ -109,3 +110,25 @@ def test_styles_differ_in_their_spectra_more_than_clips_of_one_style(folder: Pat
         for bands in each:
             distances = {other: np.linalg.norm(bands - centre) for other, centre in centres.items()}
             assert min(distances, key=lambda other: distances[other]) == style
+
+
+@pytest.mark.parametrize("name", ["archive_batch_0001.zip", "metadata.jsonl"])
+@pytest.mark.parametrize("kind", ["alike", "foreign"])
+def test_files_of_the_user_are_not_written_over(name: str, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if kind == "foreign":
+        path.write_bytes(b"something else")
+    elif name == "metadata.jsonl":
+        path.write_text('{"path": "audio/my_song.wav", "description": "mine"}\n')
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("audio/my_song.wav", b"mine")
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=f"{name} is not the demo's"):
+        make_demo_archives(tmp_path, 1, 1, 0.1)
+    assert [file.name for file in tmp_path.iterdir()] == [name] and path.read_bytes() == before
+
+
+def test_the_demo_writes_its_own_files_again(tmp_path: Path) -> None:
+    make_demo_archives(tmp_path, 1, 2, 0.1)
+    make_demo_archives(tmp_path, 1, 2, 0.1)

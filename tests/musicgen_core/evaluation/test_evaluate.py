@@ -29,6 +29,7 @@ from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.training.batching import BatchSize
 from musicgen_core.training.loop import Trainer
 
+CLIPS = 40  # of the tokens
 Evaluate = Callable[..., Evaluation]
 
 
@@ -167,6 +168,11 @@ def test_an_adapter_elsewhere_is_evaluated_beside_it_with_a_warning(
     assert found.validation_fraction == 0.05 and found.segment_seconds == 30
     [remark] = found.remarks
     assert "lies in no run directory" in remark and "any adapter looks better" in remark
+    assert found.verdict == "undecided" and found.loss.difference < 0
+    assert (
+        "that the adapter may have learned from" in found.sentence()
+        and "adapter is better than" not in found.sentence()
+    )
 
 
 def test_a_peft_directory_is_evaluated_as_the_adapter_that_it_was_made_from(
@@ -178,12 +184,36 @@ def test_a_peft_directory_is_evaluated_as_the_adapter_that_it_was_made_from(
     assert found.report == str(tmp_path / "jazz-1.2_evaluation" / "report.html")
 
 
-def test_more_clips_than_the_training_held_out_come_with_a_warning(
-    trained: Path, run: Evaluate, tmp_path: Path
+def test_clips_that_the_adapter_has_learned_from_are_left_out(
+    trained: Path, run: Evaluate, evaluation: Evaluation, tmp_path: Path
 ) -> None:
-    [remark] = run(trained, tmp_path, validation_fraction=0.9).remarks
-    assert "held out 0.3 of the clips, and here it is 0.9" in remark
-    assert run(trained, tmp_path, validation_fraction=0.2).remarks == []
+    found = run(trained, tmp_path, validation_fraction=0.9)
+    assert (found.clips, found.loss, found.verdict) == (evaluation.clips, evaluation.loss, "better")
+    assert found.is_held_out and "clips were left out: the adapter has learned from them" in found.remarks[0]
+    assert found.validation_fraction == found.clips / CLIPS
+    fewer = run(trained, tmp_path, validation_fraction=0.2)
+    assert fewer.clips < found.clips and fewer.remarks == []
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_clips_that_only_an_earlier_training_has_seen_are_left_out(
+    there: bool, trained: Path, run: Evaluate, evaluation: Evaluation, tmp_path: Path
+) -> None:
+    """With a run that held out more than the one that it began from."""
+    first, second = (Path(shutil.copytree(trained, tmp_path / name)) for name in ("first", "second"))
+    config = json.loads((first / "config.json").read_text())
+    (first / "config.json").write_text(json.dumps(config | {"validation_fraction": 0.1}))
+    init = first / "lora_weights" / "best_lora.pt"
+    (second / "config.json").write_text(json.dumps(config | {"init_adapter": str(init)}))
+    if not there:
+        shutil.rmtree(first)
+    found = run(second, tmp_path / "out")
+    assert found.is_held_out == there
+    if there:
+        assert found.clips < evaluation.clips and "learned from them" in found.remarks[0]
+    else:
+        assert found.clips == evaluation.clips and found.verdict == "undecided"
+        assert f"began from {init}" in found.remarks[0] and "may have learned from" in found.sentence()
 
 
 def test_an_object_store_holds_all_of_it(trained: Path, run: Evaluate, bucket: UPath) -> None:
@@ -229,6 +259,21 @@ def test_a_broken_off_evaluation_leaves_no_json_of_an_earlier_one(
 
 
 # Mistakes
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "report.html"])
+def test_an_output_with_files_of_others_is_refused(name: str, trained: Path, run: Evaluate, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ConfigError, match=f"{name} is not of this program"):
+        run(trained, tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_the_evaluation_of_another_adapter_is_not_written_over(trained: Path, run: Evaluate, tmp_path: Path) -> None:
+    found = run(trained, tmp_path, max_clips=2)
+    with pytest.raises(ConfigError, match=r"evaluation.json is of another adapter, .*best_lora.pt"):
+        run(trained / "lora_weights" / "lora_epoch_1.pt", tmp_path)
+    assert json.loads((tmp_path / "evaluation.json").read_text())["adapter"]["sha256"] == found.adapter.sha256
 
 
 @pytest.fixture
@@ -299,5 +344,5 @@ def test_a_training_that_held_nothing_out_asks_for_other_tokens(
     (root / "config.json").write_text(json.dumps(config | {"validation_fraction": 0}))
     with pytest.raises(ConfigError, match=r"held no clips out .*Give --validation-fraction with tokens"):
         evaluate(request_for(adapter=str(root)))
-    [remark] = evaluate(request_for(adapter=str(root), validation_fraction=0.2)).remarks
-    assert "held out 0 of the clips" in remark
+    with pytest.raises(ConfigError, match=r"has learned from all of the .* held out 0 of the clips"):
+        evaluate(request_for(adapter=str(root), validation_fraction=0.2))

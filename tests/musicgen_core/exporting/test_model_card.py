@@ -166,6 +166,9 @@ def test_the_card_sets_the_evaluation_beside_the_base_model_if_it_is_of_these_we
     card = card_of(run_dir, tmp_path / "out")
     assert "| evaluation: loss of the base model on 1,200 held-out clips, nats | 7.125 |\n" in card
     assert "| evaluation: loss with the adapter on the same, nats | 6.625 |\n" in card
+    for unsure in ({"is_held_out": False}, {"validation_fraction": 0.9}):
+        (run_dir / "evaluation/evaluation.json").write_text(json.dumps(found | unsure))
+        assert "evaluation: loss" not in card_of(run_dir, tmp_path / str(*unsure))
     found["adapter"] = {"sha256": "of others"}
     (run_dir / "evaluation/evaluation.json").write_text(json.dumps(found))
     assert "evaluation: loss" not in card_of(run_dir, tmp_path / "again")

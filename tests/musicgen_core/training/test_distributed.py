@@ -91,6 +91,10 @@ def test_what_one_rank_says_all_hear(ranks: Ranks, flags: tuple[bool, bool]) -> 
     assert ranks.ask("any", (flags[0],), (flags[1],)) == [any(flags)] * 2
 
 
+def test_the_highest_of_any_rank_is_the_same_everywhere(ranks: Ranks) -> None:
+    assert ranks.ask("highest", (1,), (2,)) == [2, 2]
+
+
 def test_objects_come_from_the_main_rank(ranks: Ranks) -> None:
     assert ranks.ask("broadcast_object", ({"step": 7},), ("not looked at",)) == [{"step": 7}] * 2
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -191,3 +193,39 @@ def test_models_that_can_not_be_written_hold_a_run_once(tmp_path: Path, monkeypa
     twice = ["checkpoint_epoch_1", "checkpoint_epoch_2"]
     assert tried == [*2 * twice[:1], *twice, *twice, *twice]  # the first with its delays, and each pass two
     assert len(files.owed_checkpoints()) == 20
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=32m", "musicgen-test", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_is_really_full_is_named_and_waited_for(
+    request_for: MakeRequest, small_disk: Path, left_in: LeftIn
+) -> None:
+    request = request_for(run_dir=str(small_disk / "run"), save_every_steps=2, full_models="none")
+    filler, waits = small_disk / "filler", list[str | None]()
+
+    def fill(row: dict[str, float]) -> None:
+        if row["step"] == 3:
+            with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+
+    def wait(reason: str | None) -> None:
+        waits.append(reason)
+        filler.unlink(missing_ok=True)
+
+    result = train(request, on_step=fill, on_wait=wait)
+    reason, end = waits
+    assert end is None and reason is not None and f"no space left on device: {request.run_dir}/" in reason
+    assert "unexpected pos" not in " ".join(result.warnings)
+    left = left_in(request.run_dir)
+    assert [row["step"] for row in left.rows] == [1, 2, 3, 4, 5, 6]
+    assert "latest.pt" in left.files and not any(name.endswith(".partial") for name in left.files)

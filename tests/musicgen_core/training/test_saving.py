@@ -16,12 +16,13 @@ import torch
 from upath import UPath
 
 from musicgen_core import storage, tracking
-from musicgen_core.errors import Cancelled, ConfigError
+from musicgen_core.errors import Cancelled, ConfigError, RunDirectoryError
 from musicgen_core.model.lora import load_adapter, merged_checkpoint
 from musicgen_core.model.weights import find_model
 from musicgen_core.training import saving
 from musicgen_core.training.loop import Trainer
 from musicgen_core.training.request import TrainRequest
+from musicgen_core.training.run_lock import RunLock
 from musicgen_core.training.train import train
 
 MakeRequest = Callable[..., TrainRequest]
@@ -191,3 +192,52 @@ def test_a_copy_into_the_run_directory_is_refused(request_for: MakeRequest) -> N
     request = request_for()
     with pytest.raises(ConfigError, match="lies in the run directory"):
         train(request_for(copy_to=f"{request.run_dir}/copy"))
+
+
+@pytest.mark.parametrize("place", ["local", "remote"])
+def test_a_copy_into_another_runs_directory_is_refused_by_name(
+    place: str, request_for: MakeRequest, tmp_path: Path, bucket: UPath, left_in: LeftIn
+) -> None:
+    other = str(tmp_path / "other" if place == "local" else bucket / "other")
+    train(request_for(run_dir=other, max_steps=1))
+    before = left_in(other).contents
+    with pytest.raises(RunDirectoryError, match=r"--copy-to .*other holds another run .*wandb_id"):
+        train(request_for(copy_to=other, max_steps=1))
+    assert left_in(other).contents == before
+
+
+def test_a_copy_over_files_of_another_program_is_refused(request_for: MakeRequest, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text('{"my": "settings"}')
+    with pytest.raises(RunDirectoryError, match=r"would write over .*mine/config.json"):
+        train(request_for(copy_to=str(tmp_path / "mine"), max_steps=1))
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["config.json"]
+
+
+def test_a_copy_is_locked_while_the_run_lasts(request_for: MakeRequest, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+
+    def on_step(row: dict[str, float]) -> None:
+        if row["step"] == 1:
+            with pytest.raises(RunDirectoryError, match=r"already running in .*copy"), RunLock(UPath(copy)):
+                pass
+
+    request = request_for(copy_to=str(copy), max_steps=2)
+    train(request, on_step=on_step)
+    assert not (copy / ".lock").exists()
+    with RunLock(UPath(copy)), pytest.raises(RunDirectoryError, match=r"already running in .*copy"):
+        train(request_for(copy_to=str(copy), max_steps=3))
+    assert train(request_for(copy_to=str(copy), max_steps=3)).warnings == ()
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "metrics.jsonl", "loss.png", "lora_weights/best_lora.pt", "samples/epoch_000_00.wav"]
+)
+def test_a_run_directory_with_files_of_others_is_refused(name: str, request_for: MakeRequest) -> None:
+    request = request_for(max_steps=1)
+    file = Path(request.run_dir) / name
+    file.parent.mkdir(parents=True)
+    file.write_text('{"not": "ours"}')
+    with pytest.raises(RunDirectoryError, match=f"would write over .*{name}"):
+        train(request)
+    assert file.read_text() == '{"not": "ours"}'

@@ -1,0 +1,86 @@
+"""What an adapter has learned from, told by the trainings' settings and the clips' hashes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from musicgen_core.data.dataset import Clips, split
+from musicgen_core.training.lineage import learned_from, lineage_of
+
+HASHES = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=8, unique=True)
+
+
+class Shard(SimpleNamespace):
+    hashes: Any
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+
+def clips_of(archives: dict[str, list[int]]) -> Clips:
+    shards: Any = [
+        Shard(hashes=np.array(hashes, dtype=np.uint64), frames=np.ones(len(hashes), dtype=np.int32))
+        for hashes in archives.values()
+    ]
+    return Clips(shards, {stem: f"codes-{stem} texts" for stem in archives}, [])
+
+
+def trained_on(clips: Clips, fraction: float, **more: Any) -> dict[str, Any]:
+    return {"shards": dict(clips.fingerprints), "validation_fraction": fraction, "lora_r": 8, **more}
+
+
+@given(st.lists(HASHES, min_size=1, max_size=3), st.lists(HASHES, max_size=2), st.sampled_from([0, 0.05, 0.3, 0.9]))
+def test_learned_from_is_the_trainings_own_side(then: list[list[int]], later: list[list[int]], fraction: float) -> None:
+    """Also where archives came later, of which it has seen nothing."""
+    known = {f"then_{i}": hashes for i, hashes in enumerate(then)}
+    clips = clips_of(known)
+    config = trained_on(clips, fraction)
+    training, _ = split(clips.hashes, fraction)
+    assert learned_from(clips, [config]).nonzero()[0].tolist() == training.tolist()
+    now = clips_of(known | {f"{i}_later": hashes for i, hashes in enumerate(later)})
+    assert learned_from(now, [config]).nonzero()[0].tolist() == training.tolist()
+
+
+@given(st.lists(HASHES, min_size=2, max_size=3), st.sampled_from([0, 0.05, 0.3, 0.9]))
+def test_of_a_part_of_the_archives_nothing_seen_is_missed(archives: list[list[int]], fraction: float) -> None:
+    then = clips_of({str(i): hashes for i, hashes in enumerate(archives)})
+    training, _ = split(then.hashes, fraction)
+    part = clips_of({str(i): hashes for i, hashes in enumerate(archives[:-1])})
+    seen = learned_from(part, [trained_on(then, fraction)]).nonzero()[0]
+    assert {index for index in training.tolist() if index < len(part)} <= set(seen.tolist()) | _moved(part, then)
+
+
+def _moved(part: Clips, then: Clips) -> set[int]:
+    """The clip that `split` gave to training because all others were held out."""
+    return {int(np.argmax(then.hashes))}
+
+
+def test_a_renamed_archive_counts_as_seen() -> None:
+    then = clips_of({"a": [1, 2**63]})
+    now = Clips(clips_of({"b": [3, 2**62]}).shards, {"b": "codes-a other"}, [])
+    assert learned_from(now, [trained_on(then, 0.5)]).all()
+    assert not learned_from(clips_of({"c": [3]}), [trained_on(then, 0.5)]).any()
+
+
+def test_trainings_are_followed_to_the_first(tmp_path: Path) -> None:
+    clips = clips_of({"a": [1]})
+    for name, before in (("first", None), ("second", tmp_path / "first"), ("third", "lora_weights/x.pt")):
+        (tmp_path / name).mkdir()
+        init = tmp_path / "second" / before if name == "third" else before
+        config = trained_on(clips, 0.1, init_adapter=str(init) if init else None, name=name)
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    third = json.loads((tmp_path / "third" / "config.json").read_text())
+    found = lineage_of(third)
+    assert [config["name"] for config in found.configs] == ["third", "second", "first"] and found.unknown is None
+    resumed = trained_on(
+        clips, 0.1, origin={"checkpoint": str(tmp_path / "third" / "checkpoint_step_4.pt")}, name="4th"
+    )
+    assert len(lineage_of(resumed).configs) == 4
+    assert lineage_of(trained_on(clips, 0.1, init_adapter="USER/NAME")).unknown == "USER/NAME"
