@@ -2,10 +2,13 @@
 # shellcheck shell=bash
 
 code=/opt/musicgen-flows    # the checkout: at the same place on every machine, since deployments name it
-state=/var/lib/musicgen     # home of the services' user: their packages, Prefect's files, caches
-config=/etc/musicgen        # environment files
+software=/opt/musicgen      # packages, root's: the services' user can read and run them, and change nothing
+state=/var/lib/musicgen     # home of the services' user: Prefect's files, caches. Root runs nothing below it
+config=/etc/musicgen        # environment files, root's
 units=/etc/systemd/system
-export UV_PYTHON_INSTALL_DIR=$state/python # where uv puts a Python of its own if the machine has no 3.11 or 3.12
+umask 022                   # the services read what root installs
+export HOME=/root           # with sudo -E it would be the caller's, whose caches and settings uv and pip would use
+export UV_PYTHON_INSTALL_DIR=$software/python # where uv puts a Python of its own if the machine has no 3.11 or 3.12
 export UV_LINK_MODE=copy DEBIAN_FRONTEND=noninteractive
 
 # Not root's own Pythons, which the services' user can't read.
@@ -20,7 +23,16 @@ check_machine() {
     [[ $EUID -eq 0 ]] || fail "this needs root. Run it with sudo"
     [[ $(realpath "$(dirname "$0")/../..") == "$code" ]] || fail "the repository must be at $code. Clone it there"
     command -v apt-get >/dev/null || fail "this is no Debian: apt-get is missing"
+    check_checkout
     cd "$code" || exit
+}
+
+# Root runs what is in the checkout: a person who can change a file there could become root.
+check_checkout() {
+    local foreign of_others=(! -type l '(' ! -user root -o -perm /o+w -o -perm /g+w ! -group root ')' -print -quit)
+    foreign=$(find / "${code%/*}" -maxdepth 0 "${of_others[@]}" && find "$code" "${of_others[@]}")
+    [[ -z $foreign ]] || fail "$foreign can be changed by others than root, who runs this checkout." \
+        "Give it to root: chown -R root:root $code && chmod -R go-w $code"
 }
 
 # install_debian PACKAGE...
@@ -40,25 +52,26 @@ make_user() {
     if ! id musicgen >/dev/null 2>&1; then
         useradd --system --create-home --home-dir "$state" --shell /usr/sbin/nologin musicgen
     fi
-    install -d -m 755 "$state" "$config"
+    install -d -m 755 -o musicgen -g musicgen "$state"
+    install -d -m 755 -o root -g root "$software" "$config"
 }
 
 # install_packages VENV [UV_EXPORT_OPTION...]: the pinned versions, and this checkout; nothing if they are there.
 install_packages() {
     local venv=$1 wanted
     shift
-    if [[ ! -x $state/uv/bin/uv ]]; then
-        python3 -m venv "$state/uv"
-        "$state/uv/bin/pip" install --quiet uv
+    if [[ ! -x $software/uv/bin/uv ]]; then
+        python3 -m venv "$software/uv"
+        "$software/uv/bin/pip" install --quiet uv
     fi
-    wanted=$("$state/uv/bin/uv" export --quiet --no-dev --no-header "$@")
+    wanted=$("$software/uv/bin/uv" export --quiet --no-dev --no-header "$@")
     if [[ -e $venv/installed.txt && $(<"$venv/installed.txt") == "$wanted" ]]; then
         return
     fi
     echo "Installing Python packages in $venv"
-    "$state/uv/bin/uv" venv --quiet --allow-existing --python '>=3.11,<3.13' "$venv"
+    "$software/uv/bin/uv" venv --quiet --allow-existing --python '>=3.11,<3.13' "$venv"
     # Compiled now: the services' user can't write here, and every job would compile Prefect anew.
-    "$state/uv/bin/uv" pip sync --quiet --compile-bytecode --python "$venv/bin/python" - <<<"$wanted"
+    "$software/uv/bin/uv" pip sync --quiet --compile-bytecode --python "$venv/bin/python" - <<<"$wanted"
     echo "$wanted" >"$venv/installed.txt"
 }
 
@@ -94,5 +107,12 @@ as_musicgen() (
     # shellcheck disable=SC1091
     . "$config/client.env"
     set +a
-    HOME=$state runuser -u musicgen -- "$@"
+    HOME=$state as_user musicgen "$@"
 )
+
+# as_user USER COMMAND...: without root's terminal, into which the command could type.
+as_user() {
+    local user=$1
+    shift
+    setsid --wait runuser -u "$user" -- "$@"
+}

@@ -17,13 +17,13 @@ main() {
     install_debian postgresql python3 python3-venv ca-certificates git
     make_user
     # No GPU packages: a server registers the flows and never runs them.
-    install_packages "$state/server" --prune torch --prune torchaudio --prune audiocraft --prune peft
+    install_packages "$software/server" --prune torch --prune torchaudio --prune audiocraft --prune peft
     systemctl --quiet enable --now postgresql
     write_environments "${1:-}"
     make_database
     install_unit musicgen-server.service
-    start_unit musicgen-server.service "$units/musicgen-server.service" "$config/server.env" "$state/server/installed.txt"
-    as_musicgen "$state/server/bin/python" -m deployments.team.register ${2:+"$2"}
+    start_unit musicgen-server.service "$units/musicgen-server.service" "$config/server.env" "$software/server/installed.txt"
+    as_musicgen "$software/server/bin/python" -m deployments.team.register ${2:+"$2"}
 }
 
 # Two passwords, made once. Files are complete when they appear, and only root ever can read them.
@@ -64,7 +64,7 @@ random_password() {
 
 as_postgres() (
     cd /
-    runuser -u postgres -- psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 "$@"
+    as_user postgres psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 "$@"
 )
 
 # The password goes to psql through a pipe: arguments can be read by everyone.

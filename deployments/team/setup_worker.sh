@@ -15,7 +15,6 @@ main() {
     local name names=("$@")
     check_machine
     [[ -e $config/client.env ]] || fail "there is no $config/client.env. Copy it from the server"
-    chmod 600 "$config/client.env"
     if [[ ${#names[@]} -eq 0 ]]; then
         mapfile -t names < <(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || true)
         [[ ${#names[@]} -gt 0 ]] || fail "nvidia-smi lists no GPU. Install NVIDIA's driver, or name the workers"
@@ -23,12 +22,13 @@ main() {
     # A C compiler and Python's headers: Triton builds its launchers when a job starts.
     install_debian python3 python3-venv python3-dev gcc ca-certificates git
     make_user
-    install_packages "$state/worker"
+    chown root:root "$config/client.env" && chmod 600 "$config/client.env"
+    install_packages "$software/worker"
     write_worker_environment
     install_unit musicgen-worker@.service
     for name in "${names[@]}"; do
         start_unit "musicgen-worker@$name.service" "$units/musicgen-worker@.service" "$config/client.env" \
-            "$config/worker.env" "$state/worker/installed.txt"
+            "$config/worker.env" "$software/worker/installed.txt"
     done
 }
 
