@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from deployments.environment import prepare, use_local_server
 from deployments.options import UsageError
 from musicgen_core.errors import MusicgenError, reason_of
+from musicgen_core.escaping import one_line, print_logs_safely, printable
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if given else 2
     name, *rest = given
     if name not in COMMANDS:
-        print(f"error: there is no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"error: there is no command {one_line(name)!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     prepare(quiet=not debug)
+    print_logs_safely()
     _leave_backend_of_notebook()
     command = COMMANDS[name]
     try:
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return function(rest)
     except UsageError as error:
         for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+            print(f"error: {printable(problem)}", file=sys.stderr)
         print(f"usage: musicgen-flows {name} --help shows what there is", file=sys.stderr)
         return 2
     except SystemExit as error:  # argparse after --help
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {printable(_one_line(error))}", file=sys.stderr)
         return 1
 
 

@@ -10,6 +10,7 @@ from deployments.environment import has_server, start_temporary_server
 from deployments.options import FlowOptions, parse
 from musicgen_core import storage
 from musicgen_core.tracking import stored_url
+from musicgen_core.wording import counted, lasting
 
 if TYPE_CHECKING:
     from flows.finetune import FinetuneResult
@@ -105,10 +106,10 @@ def call_heard(flow: Any, parameters: dict[str, Any], listener: Callable[[Update
 def tokenized_rows(result: TokenizeResult) -> list[tuple[str, str]]:
     clips = sum(report.clips for report in result.reports)
     rejected = [(report.archive, entry) for report in result.reports for entry in report.rejected]
-    minutes = sum(report.audio_seconds for report in result.reports) / 60
+    seconds = sum(report.audio_seconds for report in result.reports)
     rows = [
         ("shards", f"{len(result.reports)} in {result.tokens}"),
-        ("clips", f"{clips:,}, {minutes:,.1f} minutes of audio"),
+        ("clips", f"{clips:,}, {lasting(seconds)} of audio"),
         ("rejected clips", str(len(rejected))),
     ]
     rows += [(f"  {archive}", f"{entry.clip}: {entry.reason}") for archive, entry in rejected[:10]]
@@ -121,7 +122,7 @@ def trained_rows(result: TrainResult) -> list[tuple[str, str]]:
     run_dir = storage.as_path(result.run_dir)
     best = "none" if result.best_loss is None else f"{result.best_loss:.3f} in epoch {result.best_epoch}"
     rows = [
-        ("training", f"{_counted(result.steps, 'step')}, {_counted(result.epochs, 'epoch')}{_how(result)}"),
+        ("training", f"{counted(result.steps, 'step')}, {counted(result.epochs, 'epoch')}{_how(result)}"),
         ("training loss", f"{_loss(result.first_loss)} → {_loss(result.last_loss)} (first and last epoch)"),
         ("best loss", best),
     ]
@@ -150,10 +151,6 @@ def _how(result: TrainResult) -> str:
     return resumed + stopped
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
-
-
 def _loss(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.3f}"
 
@@ -174,5 +171,5 @@ def evaluated_rows(evaluation: Evaluation) -> list[tuple[str, str]]:
 def rendered_rows(pieces: Sequence[Rendered]) -> list[tuple[str, str]]:
     from musicgen_core.generation.request import page_of
 
-    rows = [("music", f"{piece.wav}\n{piece.seconds:g} s: {piece.prompt}") for piece in pieces]
+    rows = [("music", f"{piece.wav}\n{piece.seconds:g} s, {piece.voice}: {piece.title}") for piece in pieces]
     return [*rows, ("all on a page", page_of(pieces))]

@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from musicgen_core.escaping import printable
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from tasks.progress import Update
 
-output = Console()
+
+class Terminal(Console):
+    """Shows text as it is: neither rich's markup in names nor control characters in them do anything."""
+
+    def __init__(self) -> None:
+        super().__init__(markup=False, emoji=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+output = Terminal()
+LABEL_WIDTH = 40
+"""Of a table's first column: a long name there would leave no room for what is said of it."""
 _TITLES = {"tokenize": "Archives", "train": "Training steps", "evaluate": "Evaluation", "generate": "Music"}
 
 
@@ -47,7 +64,7 @@ def progress_bars() -> Iterator[Bars]:
         BarColumn(bar_width=12),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
     )
     show_core_messages()
     with Progress(*columns, console=output, refresh_per_second=4) as progress:
@@ -58,7 +75,7 @@ class _CoreMessages(logging.Handler):
     """Shows what the core says above the progress bars: few lines, all of them worth reading."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        output.print(record.getMessage(), style="yellow" if record.levelno >= logging.WARNING else "dim", markup=False)
+        output.print(record.getMessage(), style="yellow" if record.levelno >= logging.WARNING else "dim")
 
 
 def show_core_messages() -> None:
@@ -70,8 +87,8 @@ def show_core_messages() -> None:
 
 def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
     table = Table(title=title, title_justify="left", show_header=False, title_style="bold")
-    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, max_width=LABEL_WIDTH)
     table.add_column(overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))  # names of clips may look like rich's markup
+        table.add_row(*(Text(printable(cell)) for cell in row))
     output.print(table)

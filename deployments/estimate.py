@@ -12,12 +12,12 @@ from deployments.console import output, print_table, show_core_messages
 from deployments.options import FlowOptions, parse
 from flows.parameters import DEFAULT_MODEL, Archives, Device, MaxWorkers, Model, archives_at_a_time
 from musicgen_core.config import LARGEST_COUNT
+from musicgen_core.wording import counted, lasting, sized
 
 if TYPE_CHECKING:
     from musicgen_core.estimate import Estimate
 
 SHOWN_REASONS = 3
-_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 def estimate(arguments: Sequence[str]) -> int:
@@ -63,27 +63,27 @@ def estimate_archives(
 def estimated_rows(found: Estimate, hourly_price: float | None) -> list[tuple[str, str]]:
     about = "" if found.is_exact else "about "
     rows = [
-        ("archives", f"{found.archives:,}, {_size(found.archive_bytes)}"),
+        ("archives", f"{found.archives:,}, {sized(found.archive_bytes)}"),
         *(("  can't be read", reason) for reason in found.unreadable[:SHOWN_REASONS]),
         *_more(found.unreadable),
-        ("clips", f"{about}{found.clips:,}, about {_duration(found.audio_seconds)} of audio"),
+        ("clips", f"{about}{found.clips:,}, about {lasting(found.audio_seconds)} of audio"),
         ("sample", _sample(found)),
         *((f"  {entry.clip}", entry.reason) for entry in found.rejected[:SHOWN_REASONS]),
         *_more(found.rejected),
         ("speed", _speed(found)),
         ("time to go", _time_to_go(found)),
-        ("disk", f"about {_size(found.tokens_bytes)} of tokens"),
+        ("disk", f"about {sized(found.tokens_bytes)} of tokens"),
     ]
     if found.scratch_bytes:
-        at_once = _number(found.workers, "archive")
-        rows.append(("scratch disk", f"{_size(found.scratch_bytes)}, for {at_once} downloaded at a time"))
+        at_once = counted(found.workers, "archive")
+        rows.append(("scratch disk", f"{sized(found.scratch_bytes)}, for {at_once} downloaded at a time"))
     if hourly_price is not None:
         rows.append(("cost", f"about {found.cost(hourly_price):,.2f} at {hourly_price:,.2f} an hour"))
     return rows
 
 
 def _sample(found: Estimate) -> str:
-    text = f"{_number(found.sampled_clips, 'clip')} of {_number(found.sampled_archives, 'archive')}"
+    text = f"{counted(found.sampled_clips, 'clip')} of {counted(found.sampled_archives, 'archive')}"
     if found.sampled_clips < found.asked_clips:
         text += f", which have no more (asked for: {found.asked_clips:,})"
     if found.rejected:
@@ -95,37 +95,20 @@ def _sample(found: Estimate) -> str:
 def _speed(found: Estimate) -> str:
     return (
         f"{found.clips_per_sec:,.1f} clips/s, {found.audio_seconds_per_sec:,.0f} seconds of audio a second, "
-        f"on {found.device}, {_number(found.workers, 'archive')} at a time"
+        f"on {found.device}, {counted(found.workers, 'archive')} at a time"
     )
 
 
 def _time_to_go(found: Estimate) -> str:
-    text = f"about {_duration(3600 * found.hours_to_go)}"
+    text = f"about {lasting(3600 * found.hours_to_go)}"
     if found.download_bytes_per_sec is None:
         return text
     return (
-        f"{text} at most: {_duration(3600 * found.encoding_hours)} of encoding and "
-        f"{_duration(3600 * found.download_hours)} of downloading at {_size(found.download_bytes_per_sec)}/s, "
+        f"{text} at most: {lasting(3600 * found.encoding_hours)} of encoding and "
+        f"{lasting(3600 * found.download_hours)} of downloading at {sized(found.download_bytes_per_sec)}/s, "
         "which go on at the same time where they can"
     )
 
 
 def _more(entries: Sequence[object]) -> list[tuple[str, str]]:
     return [("  …", f"and {len(entries) - SHOWN_REASONS:,} more")] if len(entries) > SHOWN_REASONS else []
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} seconds"
-    return f"{seconds / 60:,.1f} minutes" if seconds < 3600 else f"{seconds / 3600:,.1f} hours"
-
-
-def _size(size: float) -> str:
-    power = 0
-    while size >= 1024 and power < len(_UNITS) - 1:
-        size, power = size / 1024, power + 1
-    return f"{size:,.1f} {_UNITS[power]}" if power else f"{size:,.0f} bytes"

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from deployments.console import output, print_table, show_core_messages
 from deployments.options import FlowOptions, parse
+from musicgen_core.wording import sized
 
 OPTIONS = FlowOptions(positionals=("adapter", "out"), required=("format",))
 
@@ -42,7 +43,7 @@ def export_adapter(
     show_core_messages()
     with output.status("Exporting …"):
         exported = export(adapter, out, format, model)
-    files = [f"{name}, {_size(size)}" for name, size in exported.files.items()]
+    files = [f"{name}, {sized(size)}" for name, size in exported.files.items()]
     print_table(
         "Exported",
         [
@@ -51,7 +52,3 @@ def export_adapter(
             ("how to load it", str(exported.directory / "README.md")),
         ],
     )
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"

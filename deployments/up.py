@@ -26,6 +26,7 @@ from deployments.server_errors import LOGGING, follow_errors
 from deployments.weekly import describe_next
 from musicgen_core.config import MOST_WORKERS
 from musicgen_core.errors import MusicgenError
+from musicgen_core.wording import counted
 
 DEFAULT_HOST = "127.0.0.1"
 LOOK_SECONDS = 30.0
@@ -59,7 +60,7 @@ def up(arguments: Sequence[str]) -> int:
             warn_of_others(options.host, options.port)
             server = stack.enter_context(_server(api, options.host, options.port))
             rows = _register(options)
-            output.print(f"Starting {len(workers)} workers of the pool {POOL} …")
+            output.print(f"Starting {counted(len(workers), 'worker')} of the pool {POOL} …")
             started = stack.enter_context(Parts(workers))
             show(api, ui, {**rows, "workers": "\n".join(_described(*worker) for worker in workers)})
             output.print("Start a job with: musicgen-flows run tokenize-archives --watch. Ctrl-C stops everything.")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 
 from flows.orphans import end_with_worker
+from musicgen_core.escaping import print_logs_safely
 from tasks.keys import export_secrets
 
 
 def begin() -> None:
     """Let this run end with its worker, have its keys, and tell what the core says with it."""
+    print_logs_safely()
     end_with_worker()
     export_secrets()
     # Prefect gives this logger a handler of its own, but leaves its level to be that of the root: warnings alone.

@@ -33,7 +33,7 @@ from flows.run_form import explained
 from flows.tokenize_archives import TokenizeResult, tokenize_archives
 from flows.train_lora import train_lora
 from musicgen_core import storage
-from musicgen_core.config import LONGEST_SECONDS, TokenizeSettings, TrainSettings
+from musicgen_core.config import LONGEST_SECONDS, PromptText, TokenizeSettings, TrainSettings
 from musicgen_core.errors import ArchiveError
 from tasks.artifacts import artifacts_of_run
 from tasks.summary import rendered_section, show_summary, tokenized_section, trained_section
@@ -75,7 +75,7 @@ def finetune(
     on_failed_archives: Annotated[
         Literal["stop", "continue"], Field(description="What to do when archives could not be tokenized")
     ] = "stop",
-    prompts: Annotated[list[str] | None, Field(description="Texts to make music from at the end")] = None,
+    prompts: Annotated[list[PromptText] | None, Field(description="Texts to make music from at the end")] = None,
     evaluate: Evaluate = True,
     duration: Annotated[float, Field(gt=0, le=LONGEST_SECONDS, description="Seconds of music a prompt")] = 10.0,
     settings: TrainSettings,

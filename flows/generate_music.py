@@ -11,7 +11,7 @@ from flows.beginning import begin
 from flows.parameters import DEFAULT_MODEL, Device, Model, Output, new_folder, place, run_name, spread
 from flows.run_form import explained
 from musicgen_core import storage
-from musicgen_core.config import DEFAULT_PROMPTS, Format, SamplingSettings
+from musicgen_core.config import DEFAULT_PROMPTS, Format, PromptText, SamplingSettings
 from musicgen_core.generation.prompts import Prompt, read_prompts
 from musicgen_core.generation.request import MOST_SIDE_BY_SIDE, Rendered, RenderRequest
 from tasks.generating import render_prompts
@@ -29,7 +29,7 @@ def generate_music(
     *,
     output: Output = None,
     prompts: Annotated[
-        list[str] | None, Field(description="Texts to make music from; by default a few examples")
+        list[PromptText] | None, Field(description="Texts to make music from; by default a few examples")
     ] = None,
     prompts_file: Annotated[
         str | None,

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from musicgen_core.config import LARGEST_COUNT, MOST_WORKERS, Settings, validate
 from musicgen_core.errors import ConfigError
+from musicgen_core.escaping import one_line
 
 R = TypeVar("R")
 
@@ -74,7 +75,7 @@ def run_name(flow: str, parameter: str, variable: str | None = None) -> Callable
         given = runtime.flow_run.parameters.get(parameter)
         if not given:
             given = Variable.get(variable) if variable else new_folder(flow)
-        return f"{flow} · {_last_folder(str(given))}" if given else flow
+        return f"{flow} · {one_line(_last_folder(str(given)))}" if given else flow
 
     return name
 

@@ -40,6 +40,7 @@ from musicgen_core.data.captions import Captions, check_matches, load_captions
 from musicgen_core.data.match_report import match_report
 from musicgen_core.data.shards import ShardReport, described_clips, is_whole, was_mended
 from musicgen_core.errors import ArchiveError, MusicgenError
+from musicgen_core.wording import counted
 from tasks.artifacts import artifacts_of_run
 from tasks.summary import show_summary, tokenized_section
 from tasks.tokenizing import stop_tokenizing, tokenize_archive
@@ -98,7 +99,7 @@ def tokenize_archives(
         for archive in found
         if archive in limits
     ]
-    get_run_logger().info("%d archives, metadata: %s", len(work), described_by or "none")
+    get_run_logger().info("%s, metadata: %s", counted(len(work), "archive"), described_by or "none")
     captions = load_captions(storage.as_path(described_by), settings) if described_by else None
     if captions is not None:
         check_matches(captions, ((archive.name, _names_in(archive, settings)) for archive in limits))
@@ -115,8 +116,8 @@ def tokenize_archives(
         reasons = "; ".join(
             reason if reason.startswith(stem) else f"{stem}: {reason}" for stem, reason in failed.items()
         )
-        return Failed(message=f"{len(failed)} of {len(work)} archives failed: {reasons}", data=result)
-    return Completed(message=f"{sum(shard.clips for shard in reports):,} clips in {target}", data=result)
+        return Failed(message=f"{len(failed)} of {counted(len(work), 'archive')} failed: {reasons}", data=result)
+    return Completed(message=f"{counted(sum(shard.clips for shard in reports), 'clip')} in {target}", data=result)
 
 
 def _absolute(location: str) -> str:
@@ -221,4 +222,4 @@ def _remarks(captions: Captions | None, reports: Sequence[ShardReport], tokens: 
         yield from match_report(captions, names, are_all).lines()
     if undescribed:
         total = sum(report.clips for report in reports)
-        yield f"{undescribed:,} of {total:,} clips have no description: they are learnt without a text"
+        yield f"{undescribed:,} of {counted(total, 'clip')} have no description: they are learnt without a text"

@@ -37,6 +37,9 @@ LARGEST_COUNT = 10**9
 MOST_WORKERS = 1024
 """Upper bound of threads and processes"""
 
+LONGEST_PROMPT = 2000
+"""Characters of a prompt: about as many of English as the 512 tokens that T5, the text encoder, was trained on"""
+
 Format = Literal["flac", "mp3"]
 """Of the files that may stand beside a wav"""
 
@@ -45,6 +48,21 @@ class Settings(BaseModel):
     """Base of all settings: unknown names are errors, and nothing changes after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _check_prompt(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError("text", "should be whole characters: half of a surrogate pair is in it") from error
+    if len(text) > LONGEST_PROMPT:
+        told = {"most": f"{LONGEST_PROMPT:,}", "given": f"{len(text):,}"}
+        raise PydanticCustomError("text", "should have at most {most} characters, and has {given}", told)
+    return text
+
+
+PromptText = Annotated[str, AfterValidator(_check_prompt)]
+"""Text that music is made from"""
 
 
 class TrainSettings(Settings):
@@ -124,7 +142,7 @@ class TrainSettings(Settings):
     word_dropout: float | None = Field(
         None, ge=0, le=1, description="share of words left out of the other texts; by default the model's own"
     )
-    sample_prompts: list[str] | None = Field(
+    sample_prompts: list[PromptText] | None = Field(
         None,
         description="texts rendered at first and after each epoch; by default three on a GPU and none on a CPU",
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from musicgen_core.escaping import printable
+
 
 class MusicgenError(Exception):
     """An error that a person can act on.
@@ -17,7 +19,7 @@ class MusicgenError(Exception):
         self.next_step = next_step
 
     def __str__(self) -> str:
-        return f"{self.found}. {self.next_step}" if self.next_step else self.found
+        return printable(f"{self.found}. {self.next_step}" if self.next_step else self.found)
 
 
 class ConfigError(MusicgenError):

@@ -22,6 +22,7 @@ from musicgen_core.data.shards import Rejected, Row, ShardWriter
 from musicgen_core.encoding import Encoded
 from musicgen_core.errors import ArchiveError, ClipRejected
 from musicgen_core.tokenizing import Tokenizer
+from musicgen_core.wording import counted
 
 WARM_UP_CLIPS = 4
 LEAST_SECONDS = 5.0
@@ -217,7 +218,7 @@ def _sorted(sample: Sequence[Result]) -> tuple[list[Row], list[Rejected]]:
     rejected = [Rejected(name, str(clip)) for name, clip in sample if isinstance(clip, ClipRejected)]
     if not rows:
         raise ArchiveError(
-            f"none of the {len(sample)} clips tried can be used; {rejected[0].clip}: {rejected[0].reason}",
+            f"none of the {counted(len(sample), 'clip')} tried can be used; {rejected[0].clip}: {rejected[0].reason}",
             "Check what the archives hold",
         )
     return rows, rejected

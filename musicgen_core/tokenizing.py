@@ -46,6 +46,7 @@ from musicgen_core.data.shards import (
 from musicgen_core.encoding import BatchEncoder, Encoded
 from musicgen_core.errors import ArchiveError, Cancelled, ClipRejected, TokensError
 from musicgen_core.prefetch import prefetch
+from musicgen_core.wording import counted
 
 AHEAD_BYTES = 512 << 20
 """Clips of an archive that may be unpacked and decoded ahead of the encoder."""
@@ -144,7 +145,7 @@ class Tokenizer:
                 for name, clip in clips:
                     if cancelled():
                         done = len(described) + len(rejected)
-                        raise Cancelled(f"tokenizing {archive.name} was cancelled after {done} clips")
+                        raise Cancelled(f"tokenizing {archive.name} was cancelled after {counted(done, 'clip')}")
                     if isinstance(clip, ClipRejected):
                         rejected.append(Rejected(name, str(clip)))
                     else:

@@ -24,6 +24,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 
+from musicgen_core.escaping import markdown_text
+
 logger = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 10.0
@@ -58,14 +60,16 @@ class Artifacts:
 
     def progress(self, key: str, done: int, total: int, description: str) -> None:
         percent = round(100 * done / max(1, total), 1)
-        self._show(key, _Content("progress", lambda: percent, description))
+        self._show(key, _Content("progress", lambda: percent, markdown_text(description)))
 
-    def table(self, key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
-        self._show(key, _Content("table", lambda: json.dumps(rows), description))
+    def table(self, key: str, rows: Sequence[Mapping[str, Any]], description: str, link: str = "") -> None:
+        """A table of plain values; `link`, which is Markdown, ends the description."""
+        data = partial(_table_data, rows)
+        self._show(key, _Content("table", data, " · ".join(filter(None, (markdown_text(description), link)))))
 
     def markdown(self, key: str, make: Callable[[], str], description: str) -> None:
         """A page, of Markdown that `make` writes when its turn comes, in another thread."""
-        self._show(key, _Content("markdown", make, description))
+        self._show(key, _Content("markdown", make, markdown_text(description)))
 
     def close(self, patience: float) -> None:
         """Show what waits to be shown, for so many seconds at most."""
@@ -162,21 +166,14 @@ def _same(data: Any) -> Any:
     return data
 
 
-def text_cell(value: object) -> str:
-    """Anything as a cell of a Markdown table: on one line, and with no character that Markdown or HTML would take."""
-    text = " ".join(str(value).split())
-    for character, replacement in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", r"\|")):
-        text = text.replace(character, replacement)
-    return text
-
-
-def code_cell(value: object) -> str:
-    """A path as a cell, in a fixed-width face: there nothing but `|` and backticks needs care."""
-    text = str(value).replace("|", r"\|").replace("`", "'")
-    return f"`{text}`"
+def _table_data(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows as Prefect keeps them. Its UI takes texts in cells for Markdown."""
+    return json.dumps(
+        [{key: markdown_text(value) if isinstance(value, str) else value for key, value in row.items()} for row in rows]
+    )
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells as `text_cell` and `code_cell` make them."""
+    """Return a table of cells as `markdown_text` and `markdown_code` make them."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

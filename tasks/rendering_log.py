@@ -6,8 +6,10 @@ import time
 from collections import defaultdict
 from functools import partial
 
+from musicgen_core.escaping import markdown_code, markdown_text
 from musicgen_core.generation.request import Rendered, page_of
-from tasks.artifacts import Artifacts, code_cell, text_cell
+from musicgen_core.wording import counted
+from tasks.artifacts import Artifacts
 from tasks.previews import longest_seconds, player
 from tasks.progress import LOG_EVERY_SECONDS, Pace, Update, report, run_logger
 
@@ -33,8 +35,8 @@ class RenderingLog:
         self._showing, self._logging = Pace(SHOW_EVERY_SECONDS), Pace(LOG_EVERY_SECONDS)
         self._rendered: defaultdict[int, list[Rendered]] = defaultdict(list)
         self._started = time.monotonic()
-        self._logger.info("rendering %d %s to %s", prompts, "prompt" if prompts == 1 else "prompts", output)
-        self._show_progress(0, 1, f"Rendering {prompts} prompts: reading the model")
+        self._logger.info("rendering %s to %s", counted(prompts, "prompt"), output)
+        self._show_progress(0, 1, f"Rendering {counted(prompts, 'prompt')}: reading the model")
 
     def hear(self, done: int, total: int, text: str) -> None:
         """`on_progress` of a rendering."""
@@ -51,20 +53,21 @@ class RenderingLog:
         if piece.prompt_number < PLAYED:  # with those that are there: a run may end before the last
             ordered = sorted(pieces, key=lambda piece: piece.wav)
             page = partial(_page, ordered, self._each)
-            self._artifacts.markdown(f"music-{piece.prompt_number + 1}", page, text_cell(piece.prompt))
+            self._artifacts.markdown(f"music-{piece.prompt_number + 1}", page, piece.title)
 
     def show(self) -> None:
         """All that was rendered."""
         pieces = [piece for number in sorted(self._rendered) for piece in self._rendered[number]]
-        self._show_progress(1, 1, f"Rendered {len(pieces)} pieces")
+        self._show_progress(1, 1, f"Rendered {counted(len(pieces), 'piece')}")
         rows = [
-            {"file": one.wav, "prompt": one.prompt, "seconds": one.seconds, "adapter": one.with_adapter}
+            {"file": one.wav, "prompt": one.title, "seconds": one.seconds, "played by": one.voice}
             for one in sorted(pieces, key=lambda piece: piece.wav)
         ]
         self._artifacts.table("generated-music", rows, "What was rendered")
         music, taken = sum(one.seconds for one in pieces), time.monotonic() - self._started
-        count = "1 piece" if len(pieces) == 1 else f"{len(pieces)} pieces"
-        self._logger.info("rendered %s, %.1f s of music in %.0f s: %s", count, music, taken, page_of(pieces))
+        self._logger.info(
+            "rendered %s, %.1f s of music in %.0f s: %s", counted(len(pieces), "piece"), music, taken, page_of(pieces)
+        )
 
     def _show_progress(self, done: int, total: int, text: str) -> None:
         self._artifacts.progress("rendering", done, total, text)
@@ -72,13 +75,10 @@ class RenderingLog:
 
 def _page(pieces: list[Rendered], each: int) -> str:
     """The pieces of one prompt, to play; `each` in the end."""
-    varied = len({piece.variation for piece in pieces}) > 1
-    parts = [text_cell(pieces[0].prompt)]
+    parts = [markdown_text(pieces[0].title)]
     for piece in pieces:
-        voice = "with the adapter" if piece.with_adapter else "base model"
-        voice += f", variation {piece.variation + 1}" if varied else ""
         played = longest_seconds(each)
         beginning = f", of which the first {played:.1f} s play here" if piece.seconds > played else ""
-        parts.append(f"**{voice}** · {piece.seconds:.1f} s{beginning} · {code_cell(piece.wav)}")
+        parts.append(f"**{piece.voice}** · {piece.seconds:.1f} s{beginning} · {markdown_code(piece.wav)}")
         parts.append(player(piece.wav, of=each))
     return "\n\n".join(parts)

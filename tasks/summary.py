@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from prefect import runtime
 
 from musicgen_core import storage
+from musicgen_core.escaping import markdown_code, markdown_text
 from musicgen_core.generation.request import Rendered, page_of
-from tasks.artifacts import Artifacts, code_cell, markdown_table, text_cell
+from musicgen_core.wording import counted, lasting
+from tasks.artifacts import Artifacts, markdown_table
 from tasks.progress import utc_now
 from tasks.tokenizing_table import reason_alone
 from tasks.training_page import wandb_line
@@ -42,7 +44,7 @@ def show_summary(artifacts: Artifacts, *sections: Callable[[], str]) -> None:
     """Show the summary page of the current flow run. Sections look what files there are, and not in this thread."""
 
     def page() -> str:
-        name = text_cell(runtime.flow_run.name)
+        name = markdown_text(runtime.flow_run.name)
         return "\n\n".join([f"# {name}", *(section() for section in sections), f"As of {utc_now()}"])
 
     artifacts.markdown("summary", page, "What came of it, and where everything is")
@@ -52,20 +54,22 @@ def tokenized_section(
     tokens: str, reports: Sequence[ShardReport], failed: Mapping[str, str], remarks: Iterable[str]
 ) -> str:
     clips, rejected = sum(report.clips for report in reports), sum(len(report.rejected) for report in reports)
-    hours = sum(report.audio_seconds for report in reports) / 3600
-    counts = f"Archives: {len(reports):,}. Clips: {clips:,}, {hours:,.2f} hours of audio. Rejected: {rejected:,}."
-    places = [("shards", code_cell(tokens))]
+    seconds = sum(report.audio_seconds for report in reports)
+    counts = f"Archives: {len(reports):,}. Clips: {clips:,}, {lasting(seconds)} of audio. Rejected: {rejected:,}."
+    places = [("shards", markdown_code(tokens))]
     target = storage.as_path(tokens)
     if rejected:
-        places.append(("why clips were rejected", f"{code_cell(target / 'ARCHIVE.json')}, under `rejected`"))
+        places.append(("why clips were rejected", f"{markdown_code(target / 'ARCHIVE.json')}, under `rejected`"))
     if (target / "wandb").exists():
-        places.append(("WandB's files", code_cell(target / "wandb")))
+        places.append(("WandB's files", markdown_code(target / "wandb")))
     parts = ["## Tokenized", counts, _places(places), wandb_line(target)]
     if failed:
-        parts.append(f"**{len(failed):,} archives failed.** Mend them and retry this run: only they are done then.")
+        parts.append(
+            f"**{counted(len(failed), 'archive')} failed.** Fix what is listed and retry this run: only that is done."
+        )
         reasons = [(stem, reason_alone(stem, reason)) for stem, reason in list(failed.items())[:MOST_ROWS]]
-        parts.append("\n".join(f"- {code_cell(stem)}: {text_cell(reason)}" for stem, reason in reasons))
-    parts += [f"- {text_cell(remark)}" for remark in remarks]
+        parts.append("\n".join(f"- {markdown_code(stem)}: {markdown_text(reason)}" for stem, reason in reasons))
+    parts += [f"- {markdown_text(remark)}" for remark in remarks]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -79,10 +83,10 @@ def trained_section(result: TrainResult) -> str:
         counts += f" Training loss: {result.first_loss:.4f} in the first epoch, {result.last_loss:.4f} in the last."
     parts = ["## Trained", counts]
     run_dir = storage.as_path(result.run_dir)
-    found = [(name, code_cell(run_dir / file)) for name, file in _TRAINED.items() if _is_there(run_dir / file)]
-    parts.append(_places([("run directory", code_cell(run_dir)), *found]))
+    found = [(name, markdown_code(run_dir / file)) for name, file in _TRAINED.items() if _is_there(run_dir / file)]
+    parts.append(_places([("run directory", markdown_code(run_dir)), *found]))
     parts.append(wandb_line(run_dir, result.wandb_url))
-    parts += [f"- {text_cell(warning)}" for warning in result.warnings]
+    parts += [f"- {markdown_text(warning)}" for warning in result.warnings]
     if result.evaluation is not None:
         parts.append(evaluated_section(result.evaluation))
     return "\n\n".join(part for part in parts if part)
@@ -96,15 +100,15 @@ def evaluated_section(evaluation: Evaluation) -> str:
     header = ("", "base loss", "adapter loss", "change", "base perplexity", "adapter perplexity")
     rows = [row("all codebooks", evaluation.loss)]
     rows += [row(f"codebook {k}", one) for k, one in enumerate(evaluation.codebooks)]
-    parts = ["## Is it better?", text_cell(evaluation.sentence()), markdown_table(header, rows)]
+    parts = ["## Is it better?", markdown_text(evaluation.sentence()), markdown_table(header, rows)]
     if (music := evaluation.music) is not None:
         scores = [
             ("CLAP score", f"{music.base_clap_score:.4f}", f"{music.adapter_clap_score:.4f}"),
             ("Fréchet audio distance", f"{music.base_frechet_distance:.4f}", f"{music.adapter_frechet_distance:.4f}"),
         ]
-        parts.append(markdown_table((f"of {music.clips} pieces each", "base model", "with adapter"), scores))
-    parts.append(_places([("report, with pictures and music", code_cell(evaluation.report))]))
-    parts += [f"- {text_cell(remark)}" for remark in evaluation.remarks]
+        parts.append(markdown_table((f"of {counted(music.clips, 'piece')} each", "base model", "with adapter"), scores))
+    parts.append(_places([("report, with pictures and music", markdown_code(evaluation.report))]))
+    parts += [f"- {markdown_text(remark)}" for remark in evaluation.remarks]
     return "\n\n".join(parts)
 
 
@@ -115,15 +119,20 @@ def _is_there(path: UPath) -> bool:
 
 def rendered_section(pieces: Sequence[Rendered]) -> str:
     rows = [
-        (code_cell(piece.wav), f"{piece.seconds:.1f}", "yes" if piece.with_adapter else "no", text_cell(piece.prompt))
+        (
+            markdown_code(piece.wav),
+            f"{piece.seconds:.1f}",
+            piece.voice,
+            markdown_text(piece.title),
+        )
         for piece in pieces[:MOST_ROWS]
     ]
     more = len(pieces) - len(rows)
     parts = [
         "## Music",
-        f"{code_cell(page_of(pieces))} plays all of them side by side. "
+        f"{markdown_code(page_of(pieces))} plays all of them side by side. "
         "Beside each wav lies a `.json` with its prompt, seed and settings.",
-        markdown_table(("file", "seconds", "with adapter", "prompt"), rows),
+        markdown_table(("file", "seconds", "played by", "prompt"), rows),
         f"and {more:,} more in the same folder" if more else "",
     ]
     return "\n\n".join(part for part in parts if part)

@@ -15,6 +15,8 @@ from musicgen_core import storage
 from musicgen_core.config import TokenizeSettings
 from musicgen_core.data.archive import archive_stem
 from musicgen_core.errors import Cancelled, MusicgenError
+from musicgen_core.escaping import one_line
+from musicgen_core.wording import counted
 from tasks.progress import report
 from tasks.tokenizing_log import ArchiveProgress
 
@@ -91,10 +93,14 @@ def tokenize_archive(
     result = tokenizer.tokenize(storage.as_path(archive), limit, on_clip, cancelled=lambda: _is_stopped(flow_run))
     logger = get_run_logger()
     logger.debug(  # the run's table and its line a minute say it
-        "%s: %d clips, %.0f s of audio, %d rejected", stem, result.clips, result.audio_seconds, len(result.rejected)
+        "%s: %s, %.0f s of audio, %d rejected",
+        stem,
+        counted(result.clips, "clip"),
+        result.audio_seconds,
+        len(result.rejected),
     )
     if result.rejected:  # one line: 139 archives may have thousands between them
-        some = "; ".join(f"{entry.clip}: {entry.reason}" for entry in result.rejected[:3])
+        some = "; ".join(f"{one_line(entry.clip)}: {entry.reason}" for entry in result.rejected[:3])
         logger.warning("%s: rejected %s%s", stem, some, " …" if len(result.rejected) > 3 else "")
     return result
 

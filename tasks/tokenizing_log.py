@@ -15,7 +15,9 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.data.shards import ShardReport
 from musicgen_core.errors import raise_if_interrupted
+from musicgen_core.escaping import markdown_link
 from musicgen_core.tracking import Wandb, kept_run_id
+from musicgen_core.wording import counted
 from tasks.artifacts import Artifacts, artifacts_of_run
 from tasks.progress import (
     LOG_EVERY_SECONDS,
@@ -110,24 +112,24 @@ class TokenizingLog:
             whole = figures(self._lines.values(), self._started, now)
             rows = table(self._lines, whole, now)
         self._artifacts.progress("tokenizing", summary.done, summary.total or 0, text)
-        link = f" · [WandB run]({self._run.url})" if self._run.url else ""
-        self._artifacts.table("tokenized-archives", rows, f"{text} · {utc_now()}{link}")
+        link = markdown_link("WandB run", self._run.url) if self._run.url else ""
+        self._artifacts.table("tokenized-archives", rows, f"{text} · {utc_now()}", link)
         self._run.log(wandb_row(whole))
 
     def _summary(self) -> tuple[Update, str]:
         """For who listens, and as a line that stands by itself."""
         with self._lock:
             whole = figures(self._lines.values(), self._started, time.monotonic())
-        text = f"{whole.clips:,} clips"
+        text = counted(whole.clips, "clip")
         if whole.clips_rejected:
             text += f", {whole.clips_rejected:,} rejected"
         if whole.archives_failed:
-            text += f", {whole.archives_failed} archives failed"
+            text += f", {counted(whole.archives_failed, 'archive')} failed"
         if whole.clips_per_sec:
             text += f", {whole.clips_per_sec:,.1f} clips/s"
         ended, archives = whole.archives_done + whole.archives_failed, len(self._lines)
         left = f", {duration(whole.eta_seconds)} left" if whole.eta_seconds else ""
-        line = f"Tokenizing: {ended} of {archives} archives, {text}{left}"
+        line = f"Tokenizing: {ended} of {counted(archives, 'archive')}, {text}{left}"
         return Update("tokenize", "", ended, archives, text), line
 
     @property

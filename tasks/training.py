@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from prefect import get_run_logger, runtime, task
 
 from musicgen_core.config import TrainSettings
+from musicgen_core.wording import counted
 from tasks.artifacts import artifacts_of_run
 from tasks.progress import quieted
 from tasks.summary import show_summary, trained_section
@@ -59,7 +60,7 @@ def train_adapter(
 def outcome(result: TrainResult) -> str:
     """What a training came to, in a line."""
     best = "" if result.best_loss is None else f", best loss {result.best_loss:.4f} in epoch {result.best_epoch}"
-    return f"{result.ending}: {result.steps:,} steps{best}, in {result.run_dir}"
+    return f"{result.ending}: {counted(result.steps, 'step')}{best}, in {result.run_dir}"
 
 
 def _train(request: TrainRequest, log: TrainingLog) -> TrainResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ import soundfile
 from upath import UPath
 
 from musicgen_core import storage, tracking
-from tasks.artifacts import code_cell, markdown_table, text_cell
+from musicgen_core.escaping import markdown_code, markdown_link, markdown_text, one_line
+from musicgen_core.wording import counted
+from tasks.artifacts import markdown_table
 from tasks.previews import picture, player
 from tasks.progress import duration, utc_now
 
@@ -107,7 +110,9 @@ class TrainingFigures:
             audio = self.recent("train/audio_seconds_per_sec") or 0.0
             rows.append(("throughput", f"{audio:,.1f} s of audio per second, {speed:,.2f} steps per second"))
         if (loss := self.recent("train/loss")) is not None:
-            rows.append(("training loss", f"{loss:.4f}, mean of the last {min(RECENT, len(self.rows))} steps"))
+            rows.append(
+                ("training loss", f"{loss:.4f}, mean of the last {counted(min(RECENT, len(self.rows)), 'step')}")
+            )
         if self.validated is not None:
             rows.append(("validation loss", f"{newest['val/loss']:.4f} after step {self.validated:,}"))
         if "best/loss" in newest:
@@ -118,7 +123,7 @@ class TrainingFigures:
         if "train/peak_gib" in newest:
             rows.append(("GPU memory", f"{newest['train/peak_gib']:.1f} GiB at most"))
         rows.append(("as of", utc_now()))
-        return markdown_table(("state", text_cell(state)), [(name, text_cell(value)) for name, value in rows])
+        return markdown_table(("state", markdown_text(state)), [(name, markdown_text(value)) for name, value in rows])
 
 
 def training_page(table: str, rows: Sequence[Mapping[str, float]], run_dir: UPath, url: str | None) -> str:
@@ -129,7 +134,7 @@ def training_page(table: str, rows: Sequence[Mapping[str, float]], run_dir: UPat
         rows: what to draw.
         url: of the WandB run, where it is known.
     """
-    parts = [f"Files in {code_cell(run_dir)}", wandb_line(run_dir, url), table]
+    parts = [f"Files in {markdown_code(run_dir)}", wandb_line(run_dir, url), table]
     if rows:
         parts.append(picture(partial(tracking.plot_losses, rows), "Loss of training and validation"))
         parts.append(picture(partial(tracking.plot_learning_rate, rows), "Learning rate of each step"))
@@ -140,16 +145,17 @@ def wandb_line(folder: UPath, url: str | None = None) -> str:
     """A link to the WandB run of a folder, or how to send what it logged offline."""
     url = url or tracking.stored_url(folder)
     if url:
-        return f"[WandB run]({url})"
+        return markdown_link("WandB run", url)
     if (folder / "wandb").exists():
-        return f"WandB is offline; to send what it has: {code_cell(f'wandb sync --no-skip-online {folder}/wandb')}"
+        return f"WandB is offline; to send what it has: {markdown_code(f'wandb sync --no-skip-online {folder}/wandb')}"
     return ""
 
 
 def newest_samples(run_dir: UPath) -> tuple[str, ...]:
     """Of the first prompts of a run directory's samples: the base model's, and the newest epoch's."""
     folder = run_dir / "samples"
-    found = sorted(path.name for path in folder.glob("epoch_*_*.wav")) if folder.is_dir() else []
+    names = (path.name for path in folder.glob("epoch_*_*.wav")) if folder.is_dir() else ()
+    found = sorted(name for name in names if re.fullmatch(r"epoch_\d+_\d+\.wav", name))
     newest = [name for name in found if name.split("_")[1] == found[-1].split("_")[1]][:SAMPLES]
     bases = [f"epoch_000_{name.split('_')[2]}" for name in newest]
     chosen = dict.fromkeys(name for pair in zip(bases, newest, strict=True) for name in pair if name in found)
@@ -163,9 +169,9 @@ def samples_page(files: Sequence[str]) -> str:
     for file in files:
         _, epoch, prompt = PurePosixPath(file).stem.split("_")
         title = f"**{'base model' if int(epoch) == 0 else f'after epoch {int(epoch)}'}**"
-        text = f" · {text_cell(prompts[int(prompt)])}" if int(prompt) < len(prompts) else ""
+        text = f" · {markdown_text(one_line(prompts[int(prompt)]))}" if int(prompt) < len(prompts) else ""
         try:
-            parts.append(f"{title}{text} · {code_cell(file)}\n\n{player(file, of=len(files))}")
+            parts.append(f"{title}{text} · {markdown_code(file)}\n\n{player(file, of=len(files))}")
         except (OSError, soundfile.LibsndfileError) as error:
             logger.debug("%s can't be played: %s", file, error)
     return "\n\n".join(parts)

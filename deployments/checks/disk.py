@@ -13,6 +13,7 @@ from deployments.checks.finding import Finding
 from deployments.checks.model_size import ModelSize
 from musicgen_core import storage
 from musicgen_core.config import EFFECTIVE_BATCH, TrainSettings
+from musicgen_core.wording import counted, sized
 
 DISK = "disk"
 
@@ -78,13 +79,13 @@ def run_directory_bytes(size: ModelSize, settings: TrainSettings, clips: int) ->
 def _compare(size: ModelSize, needs: Sequence[_Need], clips: int) -> Finding:
     place = _existing(needs[0].path)
     free, needed = shutil.disk_usage(place).free, sum(need.bytes for need in needs)
-    parts = ", ".join(f"{need.what} {_gb(need.bytes)}" for need in needs)
-    found = f"{_gb(free)} free at {place}; {clips:,} clips take up to {_gb(needed)}: {parts}"
+    parts = ", ".join(f"{need.what} {sized(need.bytes)}" for need in needs)
+    found = f"{sized(free)} free at {place}; {counted(clips, 'clip')} take up to {sized(needed)}: {parts}"
     if needed <= free:
         return Finding(DISK, "ok", found)
     fix = f"Make room at {place}, or name other places: musicgen-flows up --runs PATH --tokens PATH"
     if any(need.what == "a run directory" for need in needs):
-        least = _gb(run_directory_bytes(size, _LEAST, clips))
+        least = sized(run_directory_bytes(size, _LEAST, clips))
         fix += f"; or train with {_LEAST_OPTIONS}, where the run directory takes {least}"
     return Finding(DISK, "problem", found, fix)
 
@@ -106,7 +107,3 @@ def _bytes_in(folder: Path) -> int:
         return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     except OSError:  # it may not be read, or is being written to
         return 0
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"

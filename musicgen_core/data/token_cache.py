@@ -31,6 +31,7 @@ from musicgen_core.codes import CODEBOOKS, FRAME_RATE
 from musicgen_core.data.packing import VERSION, PackedShard, open_packed, pack_shard
 from musicgen_core.data.shards import ShardReport, shard_paths
 from musicgen_core.errors import TokensError
+from musicgen_core.wording import counted, sized
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class TokenCache:
                 shards |= self._open({stem: entries[stem] for stem in entries if stem not in shards}, reports)
                 if missing := [stem for stem in entries if stem not in shards]:
                     self._make_room(sum(_packed_bytes(reports[stem]) for stem in missing))
-                    logger.info("packing %d shards of %s into %s", len(missing), tokens, self.folder)
+                    logger.info("packing %s of %s into %s", counted(len(missing), "shard"), tokens, self.folder)
                     with self._explained(), ThreadPoolExecutor(THREADS, "pack") as pool:
                         made = pool.map(lambda stem: _make(tokens, stem, codec, reports[stem], entries[stem]), missing)
                         shards |= dict(zip(missing, made, strict=True))
@@ -145,7 +146,7 @@ class TokenCache:
         free = shutil.disk_usage(self.folder).free
         if needed > (room := free + sum(size for _, size, _ in unused)):
             raise TokensError(
-                f"packing the tokens takes {needed / 1e9:.1f} GB in {self.folder}, where {room / 1e9:.1f} GB are free",
+                f"packing the tokens takes {sized(needed)} in {self.folder}, where {sized(room)} are free",
                 _ANOTHER_FOLDER,
             )
         for _, size, path in sorted(unused):

@@ -21,6 +21,7 @@ from musicgen_core.training.batching import preset_of, resolve_execution
 from musicgen_core.training.distributed import World
 from musicgen_core.training.gradients import StepGradients
 from musicgen_core.training.model import TrainingModel
+from musicgen_core.wording import counted
 
 Progress = Callable[[int, int, str], None]
 
@@ -61,7 +62,7 @@ def clip_losses_of_both(
     adapted = measure(lambda done: on_progress(len(indices) + done, 2 * len(indices), "the adapter's losses"))
     if broken := int((~np.isfinite(adapted)).any(axis=1).sum()):
         raise AdapterError(
-            f"with the adapter the losses of {broken} of {len(indices)} clips aren't finite numbers",
+            f"with the adapter the losses of {broken} of {counted(len(indices), 'clip')} aren't finite numbers",
             "Train it with a lower --learning-rate",
         )
     return base, adapted

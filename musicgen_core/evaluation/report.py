@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import soundfile
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codes import SAMPLE_RATE
+from musicgen_core.escaping import html_page
 from musicgen_core.evaluation.music import Audio, Pair
 from musicgen_core.evaluation.request import Evaluation
 
@@ -43,14 +43,9 @@ def write_report(
         pictures: PNGs by what they show.
         music: pairs to hear by the headings to put them under; of each the first `MOST_PAIRS`.
     """
-    environment = Environment(
-        loader=PackageLoader("musicgen_core.evaluation", package_path=""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(
+    page = html_page(
+        "musicgen_core.evaluation",
+        "report.html.j2",
         evaluation=evaluation,
         pictures={text: _url("image/png", png) for text, png in pictures.items()},
         music={heading: [_prompt(pair) for pair in pairs[:MOST_PAIRS]] for heading, pairs in music.items() if pairs},

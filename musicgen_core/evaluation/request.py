@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from musicgen_core.config import LARGEST_COUNT, Settings
+from musicgen_core.config import LARGEST_COUNT, PromptText, Settings
+from musicgen_core.wording import counted
 
 MOST_CLIPS = 500
 
@@ -31,7 +32,7 @@ class EvaluateSettings(Settings):
     segment_seconds: float | None = Field(
         None, ge=0.2, le=30, description="seconds of each clip; by default as in the adapter's training, or 30"
     )
-    prompts: list[str] | None = Field(None, description="texts to render with both models for the report")
+    prompts: list[PromptText] | None = Field(None, description="texts to render with both models for the report")
     duration: float = Field(10.0, gt=0, le=30, description="seconds of each piece of music that is rendered")
     seed: int = Field(0, ge=0, lt=2**32, description="each piece draws from its own random stream of this seed")
     clap_weights: str | None = Field(
@@ -157,7 +158,7 @@ class Evaluation:
     def sentence(self) -> str:
         """What it came to, in words."""
         kind = "validation clip" if self.is_held_out else "clip"
-        clips = f"{self.clips:,} {kind}{'s' * (self.clips != 1)}"
+        clips = counted(self.clips, kind)
         clips += "" if self.is_held_out else " that the adapter may have learned from"
         loss = self.loss
         counts = f"loss {loss.base_loss:.4f} → {loss.adapter_loss:.4f} on {clips}"

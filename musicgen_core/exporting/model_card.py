@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from musicgen_core.escaping import markdown_code, markdown_text, one_line
 from musicgen_core.exporting.origin import Origin, Sample
 from musicgen_core.model.lora import PUBLISHED, Adapter, LoraSettings
+from musicgen_core.wording import counted, lasting
 
 Format = Literal["peft", "audiocraft"]
 CARD = "README.md"
@@ -56,7 +58,13 @@ def write_card(
     settings = LoraSettings.from_plain(adapter.config)
     loader = PackageLoader("musicgen_core.exporting", package_path="")
     environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["plain"] = _plain
+    environment.filters |= {
+        "plain": markdown_text,
+        "code": markdown_code,
+        "label": one_line,
+        "lasting": lasting,
+        "counted": counted,
+    }
     text = environment.get_template("model_card.md.j2").render(
         front_matter=_front_matter(kind, base),
         name=name,
@@ -117,12 +125,7 @@ def _metrics(adapter: Adapter, origin: Origin) -> dict[str, str]:
         earlier = f", at step {measured.step:,}" if measured.step != adapter.global_step else ""
         rows[words + earlier] = f"{measured.value:.4g}"
     if found := origin.evaluated:
-        clips = f"{found.clips:,} held-out clip{'s' * (found.clips != 1)}"
+        clips = counted(found.clips, "held-out clip")
         rows[f"evaluation: loss of the base model on {clips}, nats"] = f"{found.base_loss:.4g}"
         rows["evaluation: loss with the adapter on the same, nats"] = f"{found.adapter_loss:.4g}"
     return rows
-
-
-def _plain(text: object) -> str:
-    """Text that Markdown takes literally, on one line."""
-    return re.sub(r"([\\`*_\[\]<>|#~$])", r"\\\1", " ".join(str(text).split()))

@@ -43,7 +43,7 @@ class Data:
 
     archives: int
     clips: int | None = None
-    hours: float | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ def _data(config: Mapping[str, Any]) -> Data | None:
         if report.content != content:  # tokenized anew since
             return Data(len(shards))
         reports.append(report)
-    hours = sum(report.audio_seconds for report in reports) / 3600
-    return Data(len(shards), sum(report.clips for report in reports), hours)
+    seconds = sum(report.audio_seconds for report in reports)
+    return Data(len(shards), sum(report.clips for report in reports), seconds)
 
 
 def _samples(root: UPath, adapter: Adapter) -> tuple[Sample, ...]:

@@ -8,13 +8,15 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from upath import UPath
 
 from musicgen_core import storage
+from musicgen_core.escaping import html_page
 from musicgen_core.generation.spectrogram import PICTURE_SIZE
 
+PAGE = "index.html"
 Sidecar = Mapping[str, Any]
+_MARK = b"<title>Generated music</title>"
 _SHOWN_ELSEWHERE = ("duration", "seed")  # of the sampling settings: beside each piece
 
 
@@ -37,7 +39,7 @@ class _Prompt:
     versions: list[_Version]
 
 
-def write_index(out: storage.Location, pieces: Sequence[tuple[str, Sidecar]]) -> UPath:
+def write_index(out: storage.Location | UPath, pieces: Sequence[tuple[str, Sidecar]]) -> UPath:
     """Write `OUT/index.html`, which plays the pieces beside it, a row a prompt → its path.
 
     Args:
@@ -51,22 +53,21 @@ def write_index(out: storage.Location, pieces: Sequence[tuple[str, Sidecar]]) ->
     adapters = _distinct(_adapter(sidecar["adapter"]) for _, sidecar in pieces if sidecar.get("adapter"))
     models = _distinct(str(sidecar["model"]) for _, sidecar in pieces if sidecar.get("model"))
     facts = {"Model": models, "Adapter": adapters, "Sampling": _words(common)}
-    page = _template().render(
+    page = html_page(
+        "musicgen_core.generation",
+        "index.html.j2",
         prompts=_group(pieces, common, files, many_adapters=len(adapters) > 1),
         count=len(pieces),
         facts={name: values for name, values in facts.items() if values},
         picture=PICTURE_SIZE,
     )
-    storage.write_text(folder / "index.html", page)
-    return folder / "index.html"
+    storage.write_text(folder / PAGE, page)
+    return folder / PAGE
 
 
-def _template() -> Template:
-    loader = PackageLoader("musicgen_core.generation", package_path="")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("index.html.j2")
+def is_page(content: bytes) -> bool:
+    """Whether an `index.html` was written by `write_index`, of whatever version."""
+    return _MARK in content[:2000]
 
 
 def _group(
@@ -93,6 +94,12 @@ def _links(stem: str, files: set[str]) -> dict[str, str]:
     return {ending: f"./{quote(name)}" for ending, name in names.items() if name in files}
 
 
+def _drawn(sidecar: Sidecar) -> str:
+    """A seed stands for as many pieces of a prompt as it has variations."""
+    variation = sidecar.get("variation")
+    return f", variation {variation + 1}" if isinstance(variation, int) and variation > 0 else ""
+
+
 def _label(sidecar: Sidecar, varied: bool, many_adapters: bool) -> str:
     adapter, variation = sidecar.get("adapter"), sidecar.get("variation")
     label = "Base model"
@@ -105,7 +112,7 @@ def _facts(sidecar: Sidecar, common: Mapping[str, Any]) -> list[str]:
     """What is told of one piece: what isn't the same for all."""
     duration, seed, before = sidecar.get("duration"), sidecar.get("seed"), sidecar.get("continued_from")
     facts = [f"{duration:.1f} s"] if isinstance(duration, int | float) else []
-    facts += [] if seed is None else [f"seed {seed}"]
+    facts += [] if seed is None else [f"seed {seed}{_drawn(sidecar)}"]
     facts += [f"continues {_file_name(before)}"] if before else []
     own = {name: value for name, value in _sampling(sidecar).items() if name not in common}
     return facts + _words(own)

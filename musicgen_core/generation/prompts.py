@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import PurePath
-from typing import Annotated
+from typing import Any
 
-from pydantic import AfterValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from musicgen_core import storage
-from musicgen_core.config import LONGEST_SECONDS, Settings, validate
+from musicgen_core.config import LONGEST_SECONDS, PromptText, Settings, validate
 from musicgen_core.errors import ConfigError
+from musicgen_core.wording import counted
 
 _SHOWN = 5
-
-
-def _check_text(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PydanticCustomError("text", "should be whole characters: half of a surrogate pair is in it") from error
-    return text
 
 
 class Prompt(Settings):
     """A text to make music from; what is None is as the settings say."""
 
-    prompt: Annotated[str, AfterValidator(_check_text)] = Field(description="the text")
+    prompt: PromptText = Field(description="the text")
     duration: float | None = Field(None, gt=0, le=LONGEST_SECONDS, description="seconds of music")
     seed: int | None = Field(None, ge=0, lt=2**32, description="the seed of its random stream")
     continue_from: str | None = Field(None, description="a wav to go on from")
@@ -49,16 +41,16 @@ def read_prompts(path: str) -> list[Prompt]:
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise ConfigError(f"the prompts file {path} holds no prompts", "Write one a line")
-    if PurePath(path).suffix.lower() != ".jsonl":
-        return [Prompt(prompt=line) for _, line in lines]
+    is_plain = PurePath(path).suffix.lower() != ".jsonl"
     prompts, problems = [], []
     for number, line in lines:
+        origin = f"line {number}"
         try:
-            prompts.append(_parse(line, f"line {number}"))
+            prompts.append(_prompt({"prompt": line}, origin) if is_plain else _parse(line, origin))
         except ConfigError as error:
             problems.append(error.found)
     if problems:
-        more = f"; and {len(problems) - _SHOWN} more lines" if len(problems) > _SHOWN else ""
+        more = f"; and {counted(len(problems) - _SHOWN, 'more line')}" if len(problems) > _SHOWN else ""
         raise ConfigError(
             f"the prompts file {path} is wrong: {'; '.join(problems[:_SHOWN])}{more}",
             'Write lines such as {"prompt": "slow jazz", "duration": 20, "seed": 1}',
@@ -75,4 +67,8 @@ def _parse(line: str, origin: str) -> Prompt:
         value = {"prompt": value}
     if not isinstance(value, dict):
         raise ConfigError(f"{origin} is neither a text nor an object")
-    return validate(Prompt, value, f"the fields of {origin}")
+    return _prompt(value, origin)
+
+
+def _prompt(fields: dict[str, Any], origin: str) -> Prompt:
+    return validate(Prompt, fields, f"the fields of {origin}")

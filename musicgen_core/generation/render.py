@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codec import Codec
@@ -24,6 +25,7 @@ from musicgen_core.errors import ConfigError, DeviceError
 from musicgen_core.generation.engine import Engine
 from musicgen_core.generation.files import Piece, write_piece
 from musicgen_core.generation.loudness import normalize
+from musicgen_core.generation.numbering import Numbering, stem_of
 from musicgen_core.generation.page import write_index
 from musicgen_core.generation.plan import (
     ENGINE_BATCH_SIZES,
@@ -37,6 +39,7 @@ from musicgen_core.generation.request import MOST_SIDE_BY_SIDE, Rendered, Render
 from musicgen_core.model.lora import Adapter, find_adapter, load_adapter, load_merged
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, file_sha256, find_model
+from musicgen_core.wording import counted
 
 logger = logging.getLogger(__name__)
 WRITERS = 4
@@ -71,6 +74,7 @@ def render(
         raise ConfigError("there are no prompts", "Give --prompt 'some text' or --prompts-file FILE")
     if request.compare and request.adapter is None:
         raise ConfigError("--compare needs an adapter to compare with the base model", "Give --adapter")
+    numbering = Numbering(*_places(request))
     device = pick_device(request.device)
     model = find_model(request.model)
     voices = _voices(request, model)
@@ -82,13 +86,15 @@ def render(
 
     def deliver(made: list[_Made]) -> None:
         done.extend(made)
-        done.sort(key=lambda piece: piece.index)
-        _write_pages(request, done)
+        done.sort(key=lambda piece: piece.number)
+        _write_pages(request, numbering, done)
         for piece in made:
             on_piece(piece.rendered)
 
     with ThreadPoolExecutor(WRITERS, "writing music") as writers:
-        rendering = _Rendering(request, model, codec, pieces, len(voices), writers, deliver, on_progress, cancelled)
+        rendering = _Rendering(
+            request, model, codec, pieces, len(voices), numbering, writers, deliver, on_progress, cancelled
+        )
         for number, voice in enumerate(voices):
             rendering.run(number, voice)
     return [piece.rendered for piece in done]
@@ -121,9 +127,9 @@ def _voices(request: RenderRequest, model: BaseModel) -> list[_Voice]:
 
 @dataclass(frozen=True)
 class _Made:
-    """A piece whose files are written; `index` stands in their names."""
+    """A piece whose files are written; `number` stands in their names."""
 
-    index: int
+    number: int
     sidecar: dict[str, Any]
     rendered: Rendered
 
@@ -138,6 +144,7 @@ class _Rendering:
         codec: Codec,
         pieces: Sequence[PlannedPiece],
         voices: int,
+        numbering: Numbering,
         writers: ThreadPoolExecutor,
         deliver: Callable[[list[_Made]], None],
         on_progress: Progress,
@@ -145,6 +152,7 @@ class _Rendering:
     ) -> None:
         self._request, self._model, self._codec, self._device = request, model, codec, codec.device
         self._pieces, self._voices, self._writers, self._deliver = pieces, voices, writers, deliver
+        self._numbering = numbering
         self._on_progress, self._cancelled = on_progress, cancelled
         self._identity = writers.submit(lambda: model.identity)  # reads 6 GB, while the model is loaded
         self._writing: list[Future[_Made]] = []
@@ -178,7 +186,7 @@ class _Rendering:
             self._hand_over()
         if music is None:
             smaller = self._most = _smaller(size)
-            logger.warning("out of GPU memory: %d pieces side by side from here on, not %d", smaller, size)
+            logger.warning("out of GPU memory: %s side by side from here on, not %d", counted(smaller, "piece"), size)
             torch.cuda.empty_cache()
             for start in range(0, len(batch), smaller):
                 self._render(voice_number, voice, engine, batch[start : start + smaller], smaller)
@@ -284,23 +292,29 @@ class _Rendering:
             "versions": {name: version(name) for name in ("torch", "audiocraft", "transformers")},
         }
         kept = codes.numpy().astype(np.uint16) if request.save_codes else None
+        number = self._numbering.take(index, sidecar)
         written = write_piece(
             request.out,
-            Piece(f"generated_{index:03d}", audio, kept, sidecar),
+            Piece(stem_of(number), audio, kept, sidecar),
             request.formats,
             request.spectrograms,
             request.copy_to,
         )
         with_adapter = voice.adapter is not None
         rendered = Rendered(str(written[0]), piece.prompt, piece.prompt_number, piece.variation, seconds, with_adapter)
-        return _Made(index, sidecar, rendered)
+        return _Made(number, sidecar, rendered)
 
 
-def _write_pages(request: RenderRequest, made: Sequence[_Made]) -> None:
-    """Bring the page of all pieces up to date, and its copy."""
-    pieces = [(storage.as_path(piece.rendered.wav).stem, piece.sidecar) for piece in made]
-    for place in filter(None, (request.out, request.copy_to)):
-        write_index(place, pieces)
+def _places(request: RenderRequest) -> list[UPath]:
+    return [storage.as_path(place) for place in (request.out, request.copy_to) if place is not None]
+
+
+def _write_pages(request: RenderRequest, numbering: Numbering, made: Sequence[_Made]) -> None:
+    """Bring the page of all pieces, earlier ones too, up to date, and its copy."""
+    new = {piece.number: piece.sidecar for piece in made}
+    for place, folder in enumerate(_places(request)):
+        pieces = numbering.earlier(place) | new
+        write_index(folder, [(stem_of(number), pieces[number]) for number in sorted(pieces)])
 
 
 def _smaller(size: int) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from musicgen_core.config import Format, SamplingSettings
+from musicgen_core.escaping import one_line
 from musicgen_core.generation.prompts import Prompt
 
 MOST_SIDE_BY_SIDE = 64
@@ -69,6 +70,17 @@ class Rendered:
     variation: int
     seconds: float
     with_adapter: bool
+
+    @property
+    def title(self) -> str:
+        """The prompt as a label, shortened."""
+        return one_line(self.prompt)
+
+    @property
+    def voice(self) -> str:
+        """What played: `base model`, or `with the adapter, variation 2`."""
+        drawn = f", variation {self.variation + 1}" if self.variation else ""
+        return f"{'with the adapter' if self.with_adapter else 'base model'}{drawn}"
 
 
 def page_of(pieces: Sequence[Rendered]) -> str:

@@ -21,6 +21,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import raise_if_interrupted
+from musicgen_core.escaping import one_line
 from musicgen_core.tracking import service
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class Wandb:
         self._init: dict[str, Any] = {
             "project": os.environ.get("WANDB_PROJECT", PROJECT),
             "id": run_id,
-            "name": name,
+            "name": one_line(name),
             "job_type": job_type,
             "config": dict(config),
             "dir": folder,
@@ -230,7 +231,7 @@ class Wandb:
         import wandb
 
         try:
-            audio = {key: wandb.Audio(str(clip.path), caption=clip.caption) for key, clip in clips.items()}
+            audio = {key: wandb.Audio(str(clip.path), caption=one_line(clip.caption)) for key, clip in clips.items()}
             self._run.log({**values, **audio})  # copies them
         except (ConnectionError, TimeoutError):  # of WandB's service, which is gone
             raise

@@ -17,6 +17,7 @@ from musicgen_core.model.text import TextEncoder
 from musicgen_core.training.distributed import World
 from musicgen_core.training.dropout import clip_seeds
 from musicgen_core.training.model import TrainingModel
+from musicgen_core.wording import counted
 
 logger = logging.getLogger(__name__)
 TEXT_STEP = 32
@@ -108,7 +109,7 @@ class StepGradients:
             logger.info("out of GPU memory: the CUDA graphs made so far are given up")
         elif self.micro > 1:
             self.micro = -(-self.micro // 2)
-            logger.warning("out of GPU memory: micro-batches are of %d clips from here on", self.micro)
+            logger.warning("out of GPU memory: micro-batches are of %s from here on", counted(self.micro, "clip"))
         elif not self._model.execution.checkpointing:
             self._model.execution = replace(self._model.execution, checkpointing=True)
             logger.warning("out of GPU memory: activations are computed twice from here on")

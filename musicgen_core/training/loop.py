@@ -29,6 +29,7 @@ from musicgen_core.training.distributed import World
 from musicgen_core.training.gradients import StepGradients
 from musicgen_core.training.loss import perplexity
 from musicgen_core.training.model import Execution, TrainingModel
+from musicgen_core.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +158,10 @@ class Trainer:
             with prefetched((partial(self._batch_of, step) for step in steps), device=self.computation.device) as own:
                 for step in steps:
                     if self.is_done:
-                        logger.info("stopped early: %d validations without a new best", self.settings.early_stopping)
+                        logger.info(
+                            "stopped early: %s without a new best",
+                            counted(self.settings.early_stopping or 0, "validation"),
+                        )
                         break
                     self._wait(hooks)
                     self._step(step, own)

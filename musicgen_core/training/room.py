@@ -14,6 +14,7 @@ from musicgen_core import storage
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.training.run_directory import RunDirectory
+from musicgen_core.wording import sized
 
 _CHECKPOINT = 3
 """Sizes of the adapter in a checkpoint: itself and AdamW's two moments."""
@@ -54,12 +55,12 @@ def check_room(
     needed = bytes_to_write(files, settings, sizes, plan, set_aside)
     if needed > free:
         others = [
-            f"{option} ({_gb(other_needed)})"
+            f"{option} ({sized(other_needed)})"
             for option, other in _smaller(settings)
             if (other_needed := bytes_to_write(files, other, sizes, plan, set_aside)) < needed
         ]
         raise RunDirectoryError(
-            f"the training will write {_gb(needed)} to {files.root}, where {_gb(free)} are free",
+            f"the training will write {sized(needed)} to {files.root}, where {sized(free)} are free",
             f"Make room, use another disk, or write less: {', '.join(others)}" if others else "Make room",
         )
 
@@ -71,7 +72,8 @@ def _check_scratch(files: RunDirectory, settings: TrainSettings, sizes: Sizes) -
     needed = 2 * _CHECKPOINT * sizes.adapter + (sizes.full_model if settings.full_models != "none" else 0)
     if needed > free:
         raise RunDirectoryError(
-            f"{_gb(needed)} at a time are written to {scratch} on their way to {files.root}, and {_gb(free)} are free",
+            f"{sized(needed)} at a time are written to {scratch} on their way to {files.root}, "
+            f"and {sized(free)} are free",
             "Set TMPDIR to a folder on a larger disk, or give --full-models none",
         )
 
@@ -119,7 +121,3 @@ def _smaller(settings: TrainSettings) -> Iterator[tuple[str, TrainSettings]]:
     yield "--keep-last 1", settings.model_copy(update={"keep_last": 1})
     for value in ("best_and_final", "none"):
         yield f"--full-models {value}", settings.model_copy(update={"full_models": value})
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"

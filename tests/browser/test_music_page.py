@@ -184,3 +184,26 @@ def test_the_page_fits_its_window(
     page.wait_for_load_state("networkidle")
     page.evaluate("scrollTo(0, 0)")
     page.screenshot(path=screenshots / f"music-page-{name}.png", full_page=True)
+
+
+@pytest.mark.parametrize("from_disk", [False, True])
+def test_a_page_that_is_tampered_with_loads_nothing_and_runs_nothing(
+    chromium: Browser, address: str, music: Path, from_disk: bool
+) -> None:
+    """Should text ever come into the page as markup, the Content-Security-Policy holds."""
+    remote = address.replace("127.0.0.1", "localhost")  # another origin that answers
+    injected = (
+        f"<img src='{remote}' onerror=\"document.title='taken over'\"><script>document.title='taken over'</script>"
+        f"<style>h1 {{ display: none }}</style><script src='{remote}'></script><link rel=stylesheet href='{remote}'>"
+        f"<iframe src='{remote}'></iframe><audio src='{remote}' preload=auto></audio>"
+    )
+    (music / "tampered.html").write_text((music / "index.html").read_text().replace("<main>", f"<main>{injected}", 1))
+    context = chromium.new_context()
+    page, loaded = context.new_page(), list[str]()
+    page.on("response", lambda response: loaded.append(response.url))
+    url = (music / "tampered.html").as_uri() if from_disk else address.replace("index.html", "tampered.html")
+    page.goto(url, wait_until="networkidle")
+    assert page.title() == "Generated music" and page.locator("h1").is_visible()
+    assert not [found for found in loaded if found.startswith(remote)]
+    page.locator("audio[controls]").first.evaluate("audio => audio.play()")  # what belongs to the page still works
+    context.close()

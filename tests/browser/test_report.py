@@ -96,3 +96,17 @@ def test_the_report_shows_its_pictures_and_plays_its_music_from_a_disk(
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     context.close()
     assert complaints == []
+
+
+def test_the_policy_of_a_report_lets_it_work_and_keeps_all_else_out(chromium: Browser, tmp_path: Path) -> None:
+    write(UPath(tmp_path / "report.html"))
+    page_text = (tmp_path / "report.html").read_text()
+    injected = "<script>document.title = 'taken over'</script><img src='https://localhost:9/x.png'>"
+    (tmp_path / "report.html").write_text(page_text.replace("<main>", f"<main>{injected}", 1))
+    context = chromium.new_context()
+    page, complaints = context.new_page(), list[str]()
+    page.on("console", lambda message: complaints.append(message.text))
+    page.goto((tmp_path / "report.html").as_uri(), wait_until="networkidle")
+    assert page.title() == "Evaluation of an adapter"
+    assert len(complaints) == 2 and all("Content Security Policy" in text for text in complaints)
+    context.close()

@@ -82,12 +82,12 @@ def test_remote_archives_have_their_download_and_scratch_disk_in_it(
 
 def test_numbers_are_told_in_units_that_people_think_in() -> None:
     rows = dict(estimated_rows(LARGE, hourly_price=4.0))
-    assert rows["archives"] == "139, 700.0 GiB"
+    assert rows["archives"] == "139, 751.6 GB"
     assert rows["clips"] == "139,000, about 1,158.3 hours of audio"
     assert rows["sample"] == "100 clips of 4 archives"
     assert rows["speed"] == "50.0 clips/s, 1,500 seconds of audio a second, on cuda, 4 archives at a time"
     assert rows["time to go"] == "about 46.3 minutes"
-    assert rows["disk"] == "about 1.3 GiB of tokens"
+    assert rows["disk"] == "about 1.4 GB of tokens"
     assert rows["cost"] == "about 3.09 at 4.00 an hour"
 
 
@@ -109,9 +109,9 @@ def test_what_is_estimated_remote_or_rejected_is_told() -> None:
     assert [name for name, text in rows if text == "silent"] == ["  0.wav", "  1.wav", "  2.wav"]
     assert "4 rejected (4.0%)" in dict(rows)["sample"]
     assert dict(rows)["time to go"].startswith(
-        "about 2.8 hours at most: 46.3 minutes of encoding and 2.0 hours of downloading at 100.0 MiB/s"
+        "about 2.8 hours at most: 46.3 minutes of encoding and 2.0 hours of downloading at 104.9 MB/s"
     )
-    assert dict(rows)["scratch disk"] == "20.0 GiB, for 4 archives downloaded at a time"
+    assert dict(rows)["scratch disk"] == "21.5 GB, for 4 archives downloaded at a time"
     assert "cost" not in dict(rows)
 
 

@@ -44,7 +44,8 @@ PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 executed=$(grep -oP '^\\++ (\\w+=\\S* )*\\K[\\w./@-]+' {folder}/trace | sort -u)
 sourced=$(grep -oP '^\\++ \\. \\K/\\S+' {folder}/trace | sort -u)
 units=$(grep -hoP '^(ExecStart|EnvironmentFile)=\\K/\\S+' /etc/systemd/system/musicgen-*)
-{{ for word in $executed; do type -P "$word" || true; done; printf '%s\\n' $sourced $units /etc/systemd/system/musicgen-*
+{{ for word in $executed; do type -P "$word" || true; done; printf '%s\\n' $sourced $units
+   ls /etc/systemd/system/musicgen-*
 }} | xargs namei -l
 echo; cat /opt/as_others
 """

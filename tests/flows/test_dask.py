@@ -230,7 +230,7 @@ def test_an_archive_that_fails_on_a_worker_is_reported_with_its_reason(
     in_threads = run(tmp_path / "cut.zip", tmp_path / "threads")
     over_dask = run(tmp_path / "cut.zip", tmp_path / "dask", cluster)
     assert over_dask.is_failed()
-    assert str(over_dask.message).startswith("1 of 1 archives failed: cut.zip can't be read as a zip or tar archive")
+    assert str(over_dask.message).startswith("1 of 1 archive failed: cut.zip can't be read as a zip or tar archive")
     assert over_dask.message == in_threads.message
 
 

@@ -35,14 +35,14 @@ class Shown(Artifacts):
 
     def __init__(self) -> None:
         self.rows: Sequence[Mapping[str, Any]] = []
-        self.description = ""
+        self.description = self.link = ""
         self.percent = 0.0
 
     def progress(self, key: str, done: int, total: int, description: str) -> None:
         self.percent = 100 * done / total
 
-    def table(self, key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
-        self.rows, self.description = rows, description
+    def table(self, key: str, rows: Sequence[Mapping[str, Any]], description: str, link: str = "") -> None:
+        self.rows, self.description, self.link = rows, description, link
 
 
 def logged(
@@ -113,7 +113,7 @@ def test_the_table_is_live(monkeypatch: pytest.MonkeyPatch) -> None:
     assert one["clips/s"] > 0 and one["ETA"] and whole["clips/s"] > 0 and whole["ETA"]
     assert two["clips/s"] == two["ETA"] == ""
     assert shown.description.startswith("Tokenizing: 0 of 2 archives, 2 clips, 1 rejected")
-    assert "[WandB run](https://wandb.test/run)" in shown.description
+    assert shown.link == "[WandB run](https://wandb.test/run)"
 
 
 def test_among_139_archives_those_that_need_a_look_come_first() -> None:
@@ -145,7 +145,7 @@ def test_a_line_a_minute_goes_to_the_log_however_many_clips_are_reported(caplog:
         log, _ = logged(["one"])
         for clip in range(1000):
             log.hear(ArchiveProgress("one", clip, 0, 1000))
-    assert [record.message for record in caplog.records] == ["Tokenizing: 0 of 1 archives, 0 clips"]
+    assert [record.message for record in caplog.records] == ["Tokenizing: 0 of 1 archive, 0 clips"]
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from uuid import UUID
 
+import numpy as np
 import pytest
+import soundfile
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -63,3 +66,14 @@ def subflows(prefect_server: None) -> Callable[[UUID], dict[str, FlowRun]]:
             return {run.name.split()[0]: run for run in client.read_flow_runs(flow_run_filter=of_run)}
 
     return read
+
+
+@pytest.fixture
+def demo_wav() -> Callable[[Path], Path]:
+    """Writes a tenth of a second of silence into a folder."""
+
+    def write(folder: Path) -> Path:
+        soundfile.write(folder / "generated_000.wav", np.zeros(3200), 32_000)
+        return folder / "generated_000.wav"
+
+    return write

@@ -16,8 +16,9 @@ from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import AwaitingRetry
 
+from musicgen_core.escaping import markdown_code, markdown_text
 from tasks import artifacts as artifacts_module
-from tasks.artifacts import Artifacts, artifacts_of_run, code_cell, markdown_table, text_cell
+from tasks.artifacts import Artifacts, artifacts_of_run, markdown_table
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 Shown = Callable[[UUID], dict[str, Artifact]]
@@ -160,10 +161,10 @@ def test_an_update_takes_the_place_of_one_that_nobody_saw(monkeypatch: pytest.Mo
 
 
 def test_cells_hold_any_text_without_breaking_their_table() -> None:
-    cells = [text_cell("a | b\nc <img src=x> & d"), code_cell("/data/a|b`c`.wav")]
+    cells = [markdown_text("a | b\nc <img src=x> & d"), markdown_code("/data/a|b`c`.wav")]
     table = markdown_table(("one", "two"), [cells]).splitlines()
     assert table == [
         "| one | two |",
         "| --- | --- |",
-        r"| a \| b c &lt;img src=x&gt; &amp; d | `/data/a\|b'c'.wav` |",
+        r"| a \| b c \<img src=x\> \& d | `/data/a\|b'c'.wav` |",
     ]

@@ -38,7 +38,7 @@ def test_the_summary_of_a_finetuning_says_where_all_three_parts_left_their_files
     assert summary.startswith("# finetune · jazz\n")
     for place in ("tokens", "runs/jazz", "runs/jazz/lora_weights/best_lora.pt", "runs/jazz/full_models/best_model.pt"):
         assert f"`{folder}/{place}`" in summary
-    assert f"| `{folder}/music/generated_000.wav` | 0.5 | yes | calm \\| plucked strings |" in summary
+    assert f"| `{folder}/music/generated_000.wav` | 0.5 | with the adapter | calm \\| plucked strings |" in summary
     assert "Rejected: 1." in summary
 
     parts = subflows(run_id)
@@ -63,8 +63,8 @@ def test_the_summary_of_a_finetuning_says_where_all_three_parts_left_their_files
 def test_failed_archives_are_named_in_the_summary_with_what_to_do() -> None:
     report = ShardReport("a.zip", 1, "f", "c", 7, 3600.0, [Rejected("x.wav", "silent")])
     section = tokenized_section("/tokens", [report], {"archive_batch_0007": "not an | archive"}, ["a remark"])
-    assert "Archives: 1. Clips: 7, 1.00 hours of audio. Rejected: 1." in section
-    assert "**1 archives failed.** Mend them and retry this run" in section
+    assert "Archives: 1. Clips: 7, 1.0 hours of audio. Rejected: 1." in section
+    assert "**1 archive failed.** Fix what is listed and retry this run" in section
     assert r"- `archive_batch_0007`: not an \| archive" in section
     assert "- a remark" in section
 

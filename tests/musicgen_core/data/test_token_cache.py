@@ -229,7 +229,7 @@ def test_tokens_that_the_disk_has_no_room_for_are_refused_before_they_are_fetche
     old = load_clips(tokens, CODEC, folder)
     del old
     write_shard(tokens, "b", [row("x.wav", 5)], audio_seconds=1e13)
-    with pytest.raises(TokensError, match=r"takes 4000000\.0 GB in .*, where .* GB are free") as refused:
+    with pytest.raises(TokensError, match=r"takes 4,000\.0 TB in .*, where .* GB are free") as refused:
         load_clips(tokens, CODEC, folder)
     assert FOLDER_VARIABLE in refused.value.next_step
     assert len(entries(folder)) == 1  # nothing gave way in vain

@@ -19,7 +19,10 @@ from musicgen_core import storage
 from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.data.shards import ShardReport
 from musicgen_core.exporting.export import export
+from musicgen_core.exporting.model_card import write_card
+from musicgen_core.exporting.origin import Data, Origin, Sample
 from musicgen_core.model.lora import Adapter, save_adapter
+from tests.hostile import LONG, TEXTS, is_inert_markdown, is_inert_terminal_text
 
 Save = Callable[[Adapter], Path]
 LARGE = "facebook/musicgen-large@sha256:0123456789abcdef"
@@ -239,3 +242,27 @@ def test_a_remote_run_directory_tells_as_much(run_dir: Path, bucket: Any, tmp_pa
     export(str(bucket / "run"), str(bucket / "out"), "peft")
     assert (bucket / "out/README.md").read_text() == local
     assert (bucket / "out/samples/adapter_00.wav").read_text() == "2 0"
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_nothing_of_strangers_is_live_in_the_card(adapter: Adapter, text: str, tmp_path: Path) -> None:
+    strange = dataclasses.replace(adapter, base_model=f"{text}@sha256:{text}")
+    sample = Sample(text + LONG, storage.as_path(tmp_path), storage.as_path(tmp_path))
+    origin = Origin({"schedule": text, "seed": text}, data=Data(2, 3, 180.0), samples=(sample,))
+    for kind in ("peft", "audiocraft"):
+        write_card(tmp_path, text, kind, strange, origin, text, {"00.wav": sample})
+        card = (tmp_path / "README.md").read_text()
+        assert set(front_matter(card)) <= {
+            "base_model",
+            "license",
+            "license_name",
+            "library_name",
+            "pipeline_tag",
+            "tags",
+        }
+        body = card.split("---\n", 2)[2]
+        compile(re.findall(r"```python\n(.*?)^```$", body, re.DOTALL | re.MULTILINE)[0], "card", "exec")
+        prose = re.sub(r"```python\n.*?^```$", "", body, flags=re.DOTALL | re.MULTILINE)
+        ours = re.sub(r"\]\((samples/\w+\.wav)\)|\]\(https://creativecommons\S+\)", "]", prose)
+        assert is_inert_markdown(ours) and is_inert_terminal_text(card) and LONG not in card
+        assert "3.0 minutes of music" in card

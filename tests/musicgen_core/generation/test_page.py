@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,7 +14,9 @@ from hypothesis import strategies as st
 from upath import UPath
 
 from musicgen_core import storage
+from musicgen_core.escaping import printable
 from musicgen_core.generation.page import write_index
+from tests.hostile import TEXTS, is_inert_terminal_text
 
 ADAPTER = {"path": "gs://bucket/runs/jazz/best_lora.pt", "sha256": "ab" * 32, "epoch": 4, "global_step": 1200}
 
@@ -81,8 +85,7 @@ def touch(folder: UPath, *names: str) -> None:
 def test_any_prompt_is_shown_as_it_was_written_and_adds_no_tags(place: Path, prompt: str) -> None:
     plain = page_of(place, [("a", sidecar_of())])
     parsed = page_of(place, [("a", sidecar_of(prompt))])
-    lines = prompt.replace("\r\n", "\n").replace("\r", "\n")  # HTML knows one end of a line
-    assert parsed.texts("h2") == [lines if prompt.strip() else "(no prompt)"]
+    assert parsed.texts("h2") == [printable(prompt) if prompt.strip() else "(no prompt)"]
     assert parsed.tags == plain.tags
 
 
@@ -206,3 +209,30 @@ def test_the_page_needs_nothing_from_elsewhere_and_loads_no_music_by_itself(fold
 
 def test_a_rendering_without_a_piece_has_a_page_too(folder: UPath) -> None:
     assert page_of(folder / "new", []).texts("p") == ["0 pieces from 0 prompts"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_nothing_of_strangers_is_live_in_the_page(text: str, tmp_path: Path) -> None:
+    adapter = {"path": f"/a/{text}", "epoch": text, "global_step": 1}
+    sidecar = {"prompt": text, "model": text, "adapter": adapter, "seed": text, "sampling": {"top_k": text}}
+    page = write_index(tmp_path, [("generated_000", sidecar)]).read_text()
+    parsed = Parsed(page)
+    assert {tag for tag, _ in parsed.tags} == {tag for tag, _ in Parsed(page_of_nothing(tmp_path)).tags} | PIECE_TAGS
+    assert len(parsed.texts("script")) == 1 and is_inert_terminal_text(page)
+
+
+PIECE_TAGS = {"dl", "dt", "dd", "section", "h2", "div", "article", "h3", "ul"}
+
+
+def page_of_nothing(folder: Path) -> str:
+    return write_index(folder, []).read_text()
+
+
+def test_the_policy_allows_the_pages_own_script_and_style_alone(tmp_path: Path) -> None:
+    parsed = Parsed(page_of_nothing(tmp_path))
+    (policy,) = [found for found in parsed.all_of("meta", "content") if found and "default-src" in found]
+    sources = dict(part.split(" ", 1) for part in policy.split("; "))
+    assert sources["default-src"] == "'none'" and "http" not in policy and "unsafe" not in policy
+    for tag in ("script", "style"):
+        digest = base64.b64encode(hashlib.sha256(parsed.texts(tag)[0].encode()).digest()).decode()
+        assert sources[f"{tag}-src"] == f"'sha256-{digest}'"

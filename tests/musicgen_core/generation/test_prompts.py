@@ -7,7 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from musicgen_core.config import TrainSettings, validate
 from musicgen_core.errors import ConfigError
+from musicgen_core.evaluation.request import EvaluateSettings
 from musicgen_core.generation.prompts import Prompt, read_prompts
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)))
@@ -81,3 +83,20 @@ def test_of_many_wrong_lines_the_first_are_named_and_the_others_counted(tmp_path
     path.write_text("3\n" * 20)
     with pytest.raises(ConfigError, match=r"line 5 is neither a text nor an object; and 15 more lines\. "):
         read_prompts(str(path))
+
+
+@pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl"])
+def test_a_prompt_of_absurd_length_is_refused_with_its_line(tmp_path: Path, name: str) -> None:
+    text = "piano " * 2500
+    (tmp_path / name).write_text(f'"short"\n{json.dumps(text)}\n')
+    with pytest.raises(ConfigError) as refused:
+        read_prompts(str(tmp_path / name))
+    assert "line 2 have a problem: prompt: should have at most 2,000 characters, and has 15," in refused.value.found
+    assert len(str(refused.value)) < 600
+
+
+@pytest.mark.parametrize("field", ["sample_prompts", "prompts"])
+def test_prompts_of_trainings_and_evaluations_are_bounded_too(field: str) -> None:
+    kind = TrainSettings if field == "sample_prompts" else EvaluateSettings
+    with pytest.raises(ConfigError, match="at most 2,000 characters, and has 15,000"):
+        validate(kind, {field: ["x" * 15_000]})

@@ -18,30 +18,11 @@ from musicgen_core.generation import render as rendering
 from musicgen_core.generation.plan import bytes_of_caches
 from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import render
-from musicgen_core.generation.request import Rendered, RenderRequest, page_of
+from musicgen_core.generation.request import Rendered, page_of
 from musicgen_core.model.lora import Adapter, save_adapter
 from musicgen_core.model.weights import BaseModel, load_lm
 
 PROMPTS = ("slow piano", "a fast breakbeat, 174 bpm")
-
-
-@pytest.fixture(scope="module")
-def adapter(strong_adapter: Adapter, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory whose best adapter changes the music."""
-    run_dir = tmp_path_factory.mktemp("run")
-    save_adapter(strong_adapter, storage.as_path(run_dir / "lora_weights" / "best_lora.pt"))
-    return run_dir
-
-
-@pytest.fixture
-def request_for(debug_model: BaseModel, tmp_path: Path) -> Any:
-    def make(name: str = "out", **given: Any) -> RenderRequest:
-        settings = SamplingSettings(duration=given.pop("duration", 0.6), **given.pop("settings", {}))
-        prompts = [one if isinstance(one, Prompt) else Prompt(prompt=one) for one in given.pop("prompts", PROMPTS)]
-        values = {"out": str(tmp_path / name), "model": str(debug_model.directory), "spectrograms": False, **given}
-        return RenderRequest(**{"device": "cpu", "settings": settings, "prompts": prompts, **values})
-
-    return make
 
 
 def names_in(directory: Path) -> list[str]:

@@ -83,11 +83,11 @@ def test_what_going_back_moves_away_is_counted_again(
 
 def test_what_does_not_fit_is_refused_with_figures_and_with_what_would_write_less(tmp_path: Path) -> None:
     huge = Sizes(full_model=10**17, adapter=10**3)
-    with pytest.raises(RunDirectoryError, match=r"will write 700000\d+\.\d GB to .* GB are free") as refused:
+    with pytest.raises(RunDirectoryError, match=r"will write 700,000\.\d TB to .* GB are free") as refused:
         check_room(directory(tmp_path / "not" / "there"), TrainSettings(), huge, Plan(5, 1000))
-    assert "--keep-last 1 (3000000" in refused.value.next_step
-    assert "--full-models best_and_final (2000000" in refused.value.next_step
-    assert "--full-models none (0.0 GB)" in refused.value.next_step
+    assert "--keep-last 1 (300,000.0 TB)" in refused.value.next_step
+    assert "--full-models best_and_final (200,000.0 TB)" in refused.value.next_step
+    assert "--full-models none (20.0 kB)" in refused.value.next_step
     check_room(directory(tmp_path), TrainSettings(full_models="none"), huge, Plan(5, 1000))
 
 

@@ -1,0 +1,105 @@
+"""Untrusted text (prompts, descriptions, names of clips, archives, folders and models) for places that interpret text.
+
+One function for each place:
+
+| place | function |
+| --- | --- |
+| terminal, log, plain text of any length | `printable` |
+| label, title, caption, cell of a terminal's table | `one_line` |
+| Markdown, also in a table's cell | `markdown_text`, `markdown_code`, `markdown_link` |
+| HTML | `html_page`, whose template escapes every value |
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import re
+from typing import Any
+
+LABEL_CHARACTERS = 200
+"""Length to which labels are shortened"""
+
+# C0 and C1 controls but tab and newline, line separators, bidi embeddings, overrides and isolates, lone surrogates.
+# Marks that scripts and emoji need (ZWJ, ZWNJ, LRM, RLM) stay.
+_ACTIVE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+# What Markdown (CommonMark, GFM's tables and autolinks, math) takes for its own anywhere in a line, and at its start.
+# An underscore within a word is none of it: names such as archive_batch_0001 stay as they are.
+_MARKUP = re.compile(r"[\\`*\[\]<>|#~$!&@{}]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=[wW]{3})\.")
+_BLOCK = re.compile(r"^(?=[-+=])|^\d+(?=[.)](?:\s|$))")
+_URL = re.compile(r"https?://[\w.:/?&=%#~+,;@-]+", re.ASCII)
+
+
+def printable(text: object) -> str:
+    """Return the text with escape sequences, other control characters and bidi overrides made visible: `\\x1b[31m`."""
+    return _ACTIVE.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+
+
+def one_line(text: object, most: int = LABEL_CHARACTERS) -> str:
+    """Return the text printable, on one line, and no longer than `most` characters."""
+    line = printable(" ".join(str(text).split()))
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def markdown_text(text: object) -> str:
+    """Return the text as Markdown that shows it literally, on one line: no markup, HTML, image or link comes of it."""
+    escaped = _MARKUP.sub(r"\\\g<0>", printable(" ".join(str(text).split())))
+    return _BLOCK.sub(r"\g<0>\\", escaped)
+
+
+def markdown_code(text: object) -> str:
+    """Return a path or name as Markdown in a fixed-width face."""
+    plain = printable(text).replace("\n", " ").replace("|", r"\|").replace("`", "'")
+    return f"`{plain}`"
+
+
+def markdown_link(text: str, url: str) -> str:
+    """Return a link, or where the URL is not a plain one of http, its text."""
+    shown = markdown_text(text)
+    return f"[{shown}]({url})" if _URL.fullmatch(url) else f"{shown}: {markdown_text(url)}"
+
+
+class _PrintableRecord(logging.LogRecord):
+    def getMessage(self) -> str:
+        return printable(super().getMessage())
+
+
+def print_logs_safely() -> None:
+    """Have every log record of this process, of whatever logger and handler, come out printable."""
+    logging.setLogRecordFactory(_PrintableRecord)
+
+
+def html_page(package: str, template: str, **values: Any) -> str:
+    """Render an HTML template of a package: every value is escaped.
+
+    Its variable `policy` is a Content-Security-Policy under which the page runs the template's own scripts and
+    styles alone, and loads only what lies beside it or stands in it as data.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    loader = PackageLoader(package, package_path="")
+    environment = Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
+    )
+    source, _, _ = loader.get_source(environment, template)
+    # `file:` too: a page that is opened from a disk has an origin that 'self' doesn't stand for everywhere.
+    beside = "'self' file: data:"
+    policy = (
+        f"default-src 'none'; img-src {beside}; media-src {beside}; script-src {_hashes(source, 'script')}; "
+        f"style-src {_hashes(source, 'style')}; base-uri 'none'; form-action 'none'"
+    )
+    return environment.get_template(template).render(policy=policy, **values)
+
+
+def _hashes(source: str, element: str) -> str:
+    """The sources of CSP that allow a template's inline elements, which must hold no template code."""
+    contents = re.findall(f"<{element}>(.*?)</{element}>", source, re.DOTALL)
+    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in contents)
+    return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"

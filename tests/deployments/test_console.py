@@ -1,0 +1,51 @@
+"""What the terminal shows of names and texts that strangers chose."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import pytest
+
+from deployments import console
+from deployments.cli import main
+from deployments.commands import rendered_rows, tokenized_rows
+from flows.tokenize_archives import TokenizeResult
+from musicgen_core.data.shards import Rejected, ShardReport
+from musicgen_core.generation.request import Rendered
+from tasks.progress import Update
+from tests.hostile import ALL, ESCAPES, LONG, TEXTS, is_inert_terminal_text
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What the terminal gets, which is none here: no colours of rich's own are among it."""
+    stream = io.StringIO()
+    monkeypatch.setattr(console.output, "_file", stream)
+    return stream
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "[red]x[/red] :smile:"])
+def test_a_table_shows_hostile_names_as_text(text: str, shown: io.StringIO) -> None:
+    report = ShardReport(text, 1, "f", "c", 7, 180.0, [Rejected(text, text)])
+    result = TokenizeResult("/tokens", [report], {text: text}, [text])
+    pieces = [Rendered(f"/a/{text}/x.wav", text + LONG, 0, 0, 1.0, True)]
+    console.print_table(text, [*tokenized_rows(result), *rendered_rows(pieces)])
+    assert is_inert_terminal_text(shown.getvalue()) and "3.0 minutes" in shown.getvalue()
+    assert len(shown.getvalue()) < 12_000  # of a prompt of 15,000 characters the beginning
+
+
+def test_lines_bars_and_log_messages_show_hostile_names_as_text(shown: io.StringIO) -> None:
+    console.output.print(f"In {ALL} [bold]all[/bold]", soft_wrap=True)
+    with console.progress_bars() as bars:
+        bars(Update("generate", ALL, 1, 2, f"{ESCAPES} [bold]of[/bold]"))
+        logging.getLogger("musicgen_core.test").warning("%s", ALL)
+    assert is_inert_terminal_text(shown.getvalue())
+    assert "[bold]all[/bold]" in shown.getvalue() and r"\x1b[31mred" in shown.getvalue()
+
+
+@pytest.mark.parametrize("arguments", [[ESCAPES + LONG], ["export", ESCAPES, "--format", "peft"], ["train", ESCAPES]])
+def test_errors_show_hostile_arguments_as_text(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) in (1, 2)
+    error = capsys.readouterr().err
+    assert "error: " in error and is_inert_terminal_text(error) and len(error) < 2000

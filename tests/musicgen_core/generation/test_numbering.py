@@ -1,0 +1,129 @@
+"""Music in a folder that has music already: nothing is replaced but the same piece rendered again."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.errors import Cancelled, ConfigError
+from musicgen_core.generation.numbering import Numbering, identity
+from musicgen_core.generation.render import render
+from musicgen_core.generation.request import Rendered
+
+PROMPTS = ["one", "two", "three"]
+
+
+def names(pieces: list[Rendered]) -> list[str]:
+    return [Path(piece.wav).stem for piece in pieces]
+
+
+def on_page(folder: Path) -> list[str]:
+    return re.findall(r'<audio[^>]* src="./(\w+).wav"', (folder / "index.html").read_text())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "index.html"}
+
+
+def test_other_music_is_numbered_on_and_all_of_it_is_on_the_page(request_for: Any, tmp_path: Path) -> None:
+    render(request_for(prompts=PROMPTS[:2]))
+    before = contents(tmp_path / "out")
+    assert names(render(request_for(prompts=PROMPTS[2:]))) == ["generated_002"]
+    assert names(render(request_for(prompts=PROMPTS[:1], settings={"seed": 5}))) == ["generated_003"]
+    assert contents(tmp_path / "out").items() >= before.items()
+    assert on_page(tmp_path / "out") == [f"generated_00{number}" for number in range(4)]
+
+
+def test_the_same_rendering_again_keeps_its_numbers(request_for: Any, tmp_path: Path, adapter: Path) -> None:
+    render(request_for(prompts=["earlier"]))
+    request = request_for(prompts=PROMPTS[:2], adapter=str(adapter), compare=True, variations=2)
+    first, before = names(render(request)), contents(tmp_path / "out")
+    assert names(render(request)) == first == [f"generated_00{number}" for number in range(1, 9)]
+    assert contents(tmp_path / "out").keys() == before.keys()
+    assert len(on_page(tmp_path / "out")) == 9
+
+
+def test_a_rendering_that_was_interrupted_fills_its_gaps(request_for: Any, tmp_path: Path) -> None:
+    made: list[Rendered] = []
+    with pytest.raises(Cancelled):
+        render(request_for(prompts=PROMPTS), on_piece=made.append, cancelled=lambda: bool(made))
+    assert 0 < len(made) < 3
+    assert names(render(request_for(prompts=PROMPTS))) == [f"generated_00{number}" for number in range(3)]
+    assert on_page(tmp_path / "out") == [f"generated_00{number}" for number in range(3)]
+
+
+@pytest.mark.parametrize("name", ["generated_000.wav", "generated_000.json", "generated_000.txt"])
+def test_a_file_of_somebody_else_keeps_its_name(request_for: Any, tmp_path: Path, name: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text('{"mine": true}')
+    assert names(render(request_for(prompts=PROMPTS[:1]))) == ["generated_001"]
+    assert (tmp_path / "out" / name).read_text() == '{"mine": true}'
+
+
+@pytest.mark.parametrize("place", ["out", "copy"])
+def test_a_page_of_somebody_else_is_refused_before_anything_is_rendered(
+    request_for: Any, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / place).mkdir()
+    (tmp_path / place / "index.html").write_text("<title>My homepage</title>")
+    with pytest.raises(ConfigError, match=r"index\.html is not a page of generated music"):
+        render(request_for(prompts=PROMPTS[:1], copy_to=str(tmp_path / "copy")))
+    assert [path.name for path in (tmp_path / place).iterdir()] == ["index.html"]
+
+
+def test_a_number_is_free_in_the_copys_folder_too(request_for: Any, tmp_path: Path) -> None:
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "generated_000.wav").write_text("mine")
+    assert names(render(request_for(prompts=PROMPTS[:1], copy_to=str(tmp_path / "copy")))) == ["generated_001"]
+    assert (tmp_path / "copy" / "generated_000.wav").read_text() == "mine"
+    assert on_page(tmp_path / "copy") == ["generated_001"]
+
+
+def sidecar_of(**changed: Any) -> dict[str, Any]:
+    adapter = {"path": "/a/best_lora.pt", "sha256": "ab", "epoch": 1}
+    plain = {"prompt": "x", "seed": 1, "variation": 0, "continued_from_sha256": None, "duration": 1.0, "stream": 3}
+    return {**plain, "model": "large@sha256:1", "adapter": adapter, "sampling": {"top_k": 250}, **changed}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("prompt", "y"),
+        ("seed", 2),
+        ("variation", 1),
+        ("continued_from_sha256", "cd"),
+        ("duration", 2.0),
+        ("model", "large@sha256:2"),
+        ("adapter", None),
+        ("sampling", {"top_k": 100}),
+    ],
+)
+def test_what_decides_how_a_piece_sounds_makes_it_another_one(field: str, value: Any) -> None:
+    assert identity(sidecar_of()) != identity(sidecar_of(**{field: value}))
+
+
+def test_where_and_when_a_piece_was_made_does_not() -> None:
+    moved = sidecar_of(adapter={"path": "gs://b/best_lora.pt", "sha256": "ab", "epoch": 1}, device="cuda")
+    assert identity(json.loads(json.dumps(moved))) == identity(sidecar_of(model="/models/large@sha256:1"))
+
+
+def test_numbers_go_on_in_a_bucket(bucket: UPath) -> None:
+    for number in (0, 7):
+        storage.write_text(bucket / f"generated_{number:03d}.json", json.dumps(sidecar_of(seed=number)))
+    numbering = Numbering(bucket)
+    assert numbering.take(0, sidecar_of(seed=9)) == 8
+    assert numbering.take(1, sidecar_of(seed=7)) == 7
+    assert list(numbering.earlier(0)) == [0, 7]
+
+
+def test_two_variations_of_a_seed_are_told_apart() -> None:
+    pieces = [
+        Rendered("/m/a.wav", "x", 0, variation, 1.0, adapter) for variation in (0, 1) for adapter in (False, True)
+    ]
+    assert len({piece.voice for piece in pieces}) == 4
