@@ -98,7 +98,7 @@ def _read(folder: UPath) -> _Folder:
             folder.fs.invalidate_cache(folder.path)  # another process may have written beside an older listing
         names = {path.name for path in folder.iterdir()} if folder.exists() else set()
         taken = {int(found[1]) for found in map(_NAME.fullmatch, names) if found}
-        if PAGE in names and not is_page((folder / PAGE).read_bytes()):
+        if PAGE in names and not _is_ours(folder / PAGE):
             raise ConfigError(
                 f"{folder / PAGE} is not a page of generated music", "Give another folder, or move it away"
             )
@@ -110,10 +110,17 @@ def _read(folder: UPath) -> _Folder:
     return _Folder(dict(sorted(sidecars.items())), taken)
 
 
+def _is_ours(page: UPath) -> bool:
+    try:
+        return is_page(storage.read_text(page))
+    except ValueError:
+        return False
+
+
 def _sidecar(path: UPath) -> Sidecar | None:
     """A piece's sidecar; None for what is none, or is another program's."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(storage.read_text(path))
     except (FileNotFoundError, ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) and {"prompt", "seed", "sampling"} <= values.keys() else None

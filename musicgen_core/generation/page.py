@@ -16,7 +16,7 @@ from musicgen_core.generation.spectrogram import PICTURE_SIZE
 
 PAGE = "index.html"
 Sidecar = Mapping[str, Any]
-_MARK = b"<title>Generated music</title>"
+_MARK = "<title>Generated music</title>"
 _SHOWN_ELSEWHERE = ("duration", "seed")  # of the sampling settings: beside each piece
 
 
@@ -65,7 +65,7 @@ def write_index(out: storage.Location | UPath, pieces: Sequence[tuple[str, Sidec
     return folder / PAGE
 
 
-def is_page(content: bytes) -> bool:
+def is_page(content: str) -> bool:
     """Whether an `index.html` was written by `write_index`, of whatever version."""
     return _MARK in content[:2000]
 
