@@ -16,6 +16,6 @@ def names_of_non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     floats = {name: one for name, one in tensors.items() if one.is_floating_point() and one.numel()}
     if not floats:
         return []
-    extremes = [torch.stack(torch.aminmax(one.detach())).double() for one in floats.values()]  # both pass NaN on
+    extremes = [torch.stack(one.detach().flatten().aminmax()).double() for one in floats.values()]  # both pass NaN on
     finite = torch.stack(extremes).isfinite().all(dim=1).tolist()
     return [name for name, is_finite in zip(floats, finite, strict=True) if not is_finite]

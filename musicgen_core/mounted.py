@@ -44,7 +44,7 @@ def finish(whole: Path) -> None:
     """Put `NAME.whole`, if it is there, in the place of `NAME`."""
     if whole.exists():
         target = whole.with_name(whole.name.removesuffix(WHOLE))
-        if target.exists():
+        if target.exists() and not target.is_symlink():
             os.truncate(target, 0)  # Drive keeps what is deleted in its bin, where it takes room for a month
-            target.unlink()
+        target.unlink(missing_ok=True)
         whole.rename(target)

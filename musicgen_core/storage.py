@@ -274,6 +274,15 @@ def require_file(path: UPath) -> None:
         raise OSError(errno.EINVAL, "it is not a file", str(path))
 
 
+def open_file_alone(path: str, flags: int) -> int:
+    """An opener for `open` to write with: refuses symbolic links, which lead out of a folder from elsewhere, and pipes.
+
+    Raises:
+        OSError: it is a link, a pipe that nobody reads, a folder, or can't be opened.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+
+
 def read_text(path: UPath) -> str:
     """Read a small text file.
 

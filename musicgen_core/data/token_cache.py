@@ -123,7 +123,7 @@ class TokenCache:
     @contextmanager
     def _filling(self) -> Iterator[None]:
         """One process at a time: the ranks of a training would each fetch and pack everything."""
-        with open(self.folder / ".lock", "w") as lock:
+        with open(self.folder / ".lock", "a", opener=storage.open_file_alone) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,11 +73,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 63)
 
 
-def _open(path: str, flags: int) -> int:
-    """Open a file, and nothing else: a pipe would be waited for, and a link leads out of the run directory."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
-
-
 class MetricsWriter:
     """Adds rows to `metrics.jsonl`, whose last line must be whole. What can't be written waits for the next row."""
 
@@ -97,7 +91,7 @@ class MetricsWriter:
         if not self._waiting:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab", opener=_open) as file:
+        with open(self.path, "ab", opener=storage.open_file_alone) as file:
             if self._length is None:
                 self._length = file.tell()
             elif file.tell() > self._length:

@@ -176,9 +176,8 @@ class RunLock:
 
     def _open(self) -> int:
         """Open the lock's file, made if need be; a link would lead out of the run directory to a file to overwrite."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            descriptor = os.open(str(self._path), flags, 0o644)
+            descriptor = storage.open_file_alone(str(self._path), os.O_RDWR | os.O_CREAT)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
                 raise self._foreign() from error

@@ -40,6 +40,17 @@ def can_mount() -> bool:
 CAN_MOUNT = can_mount()
 
 
+@pytest.mark.parametrize("points_to", ["precious.txt", "nothing"])
+def test_a_link_is_replaced_and_what_it_points_to_stays(tmp_path: Path, points_to: str) -> None:
+    (tmp_path / "precious.txt").write_text("the only copy")
+    (tmp_path / "latest.pt").symlink_to(tmp_path / points_to)
+    whole = tmp_path / f"latest.pt{mounted.WHOLE}"
+    whole.write_text("new")
+    mounted.finish(whole)
+    assert (tmp_path / "precious.txt").read_text() == "the only copy"
+    assert (tmp_path / "latest.pt").read_text() == "new" and not (tmp_path / "latest.pt").is_symlink()
+
+
 @pytest.fixture(params=["refused", pytest.param("mounted", marks=pytest.mark.skipif(not CAN_MOUNT, reason="no FUSE"))])
 def drive(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "drive"
