@@ -14,6 +14,7 @@ from musicgen_core.data.dataset import Clips, split
 from musicgen_core.errors import ConfigError, TokensError
 from musicgen_core.evaluation.request import EvaluateSettings
 from musicgen_core.training.lineage import Lineage, learned_from, lineage_of
+from musicgen_core.wording import counted
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ def held_out(clips: Clips, settings: EvaluateSettings, trained: Mapping[str, Any
         unseen = everything[~learned_from(clips, lineage.configs)[everything]]
         if not len(unseen):
             raise ConfigError(
-                f"the adapter has learned from all of the {len(everything):,} clips that it would be judged by: its "
-                f"training held out {lineage.fraction:.3g} of the clips of these archives",
+                f"the adapter has learned from all of the {counted(len(everything), 'clip')} that it would be "
+                f"judged by: its training held out {lineage.fraction:.3g} of the clips of these archives",
                 "Give tokens of archives that it has not learned from, or train with --validation-fraction",
             )
     # Hashes are as good as random: the lowest are a fair choice, and stay it when clips are added.

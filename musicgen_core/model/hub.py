@@ -19,6 +19,7 @@ from pathlib import Path
 from musicgen_core.errors import ModelError
 from musicgen_core.model.hub_errors import Attempts, give_up
 from musicgen_core.model.hub_transfer import bytes_here, delete_abandoned, transfer
+from musicgen_core.wording import sized
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class Progress:
     bytes_per_sec: float
 
     def __str__(self) -> str:
-        return f"{gigabytes(self.done)} of {gigabytes(self.total)}, {self.bytes_per_sec / 1e6:.1f} MB/s"
+        return f"{sized(self.done)} of {sized(self.total)}, {sized(self.bytes_per_sec)}/s"
 
 
 Listener = Callable[[Progress], None]
@@ -130,10 +131,6 @@ def cached(repo: str, *wanted: Wanted) -> Path | None:
     except OSError:
         return None
     return snapshot if any(_is_complete(snapshot, one) for one in wanted) else None
-
-
-def gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def _folder(repo: str) -> Path:
@@ -269,8 +266,8 @@ def _check_room(repo: str, blobs: Path, files: Sequence[_File]) -> None:
     free = shutil.disk_usage(blobs).free
     if needed > free:
         raise ModelError(
-            f"no space left for {repo}: {gigabytes(needed)} are to be fetched into {blobs.parent.parent}, "
-            f"where {gigabytes(free)} are free",
+            f"no space left for {repo}: {sized(needed)} are to be fetched into {blobs.parent.parent}, "
+            f"where {sized(free)} are free",
             "Make room there, or set HF_HOME to a directory with more",
         )
 
@@ -283,7 +280,7 @@ class _Counted:
         self._done = self._fetched = 0
         self._start = self._logged = self._reported = time.monotonic()
         if total:
-            logger.info("fetching %s from the Hugging Face Hub, %s", repo, gigabytes(total))
+            logger.info("fetching %s from the Hugging Face Hub, %s", repo, sized(total))
 
     def add(self, count: int, was_here: bool) -> None:
         """Count bytes; a negative count takes some back."""
@@ -300,4 +297,4 @@ class _Counted:
 
     def end(self) -> None:
         seconds = time.monotonic() - self._start
-        logger.info("fetched %s, %s in %.0f s", self._repo, gigabytes(max(0, self._fetched)), seconds)
+        logger.info("fetched %s, %s in %.0f s", self._repo, sized(max(0, self._fetched)), seconds)

@@ -273,7 +273,7 @@ def test_too_little_room_is_said_before_the_download(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=500_000)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    with refused("no space left", "2.0 MB", "0.5 MB are free", str(tmp_path / "hub-cache"), next_step="HF_HOME"):
+    with refused("no space left", "2.0 MB", "500.0 kB are free", str(tmp_path / "hub-cache"), next_step="HF_HOME"):
         fetch(REPO, WANTED)
     assert hub.fetched() == []
 
@@ -363,4 +363,4 @@ def test_a_long_download_logs_its_progress(
     monkeypatch.setattr(hub_module, "LOG_EVERY_SECONDS", 0.0)
     with caplog.at_level("INFO", "musicgen_core"):
         fetch(REPO, WANTED)
-    assert f"fetching {REPO}: 2.0 MB of 2.0 MB, " in caplog.text and "MB/s" in caplog.text
+    assert f"fetching {REPO}: 2.0 MB of 2.0 MB, " in caplog.text and "B/s" in caplog.text

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 import wandb
 
 from musicgen_core import storage
+from musicgen_core.escaping import one_line
 from musicgen_core.tracking import AudioFile, Wandb, kept_run_id
+from tests.hostile import ALL, LONG, is_inert_terminal_text
 from tests.musicgen_core.tracking.offline_files import Logged
 from tests.musicgen_core.tracking.stand_in import StandIn
 from tests.musicgen_core.tracking.syncing import sync
@@ -50,6 +53,12 @@ def test_without_a_key_the_run_is_kept_offline_under_the_run_directory(
     assert logged.config == {"lora_r": 8} | {name: value for name, value in logged.config.items() if name == "_wandb"}
     assert logged.summary["train/loss"] == 0.5
     assert logged.system_metrics  # of the machine: nothing turned them off
+
+
+def test_a_hostile_caption_is_shortened_text(tmp_path: Path, clip: AudioFile, adapter: Path) -> None:
+    log_all(run_in(tmp_path), replace(clip, caption=ALL + LONG), adapter)
+    (row,) = [row for row in Logged(tmp_path).history if "samples/00" in row]
+    assert row["samples/00"]["caption"] == one_line(ALL + LONG) and is_inert_terminal_text(one_line(ALL))
 
 
 def test_audio_is_logged_with_its_caption_over_the_axis_and_its_file_is_in_the_folder(
