@@ -34,6 +34,10 @@ class Failures:
         if text not in self.texts:
             self.texts.append(text)
 
+    def resolve(self, text: str, how: str) -> None:
+        """Add to a text that was reported how it ended."""
+        self.texts = [f"{one}: {how}" if one == text else one for one in self.texts]
+
 
 def attempt(
     action: Callable[[], None], delays_s: Sequence[float], pause: Callable[[float], object] = time.sleep

@@ -32,7 +32,8 @@ class SecondCopy:
     Args:
         step: after which this training begins or goes on, with
         epochs: done.
-        run_id: that of config.json.
+        run_id: that of config.json; None: it was lost, so a copy that is there is not touched, and the run continues
+            without one.
 
     Raises:
         ConfigError: the copy is to lie in the run directory itself.
@@ -40,7 +41,7 @@ class SecondCopy:
     """
 
     def __init__(
-        self, files: RunDirectory, target: UPath, failures: Failures, step: int, epochs: int, run_id: str
+        self, files: RunDirectory, target: UPath, failures: Failures, step: int, epochs: int, run_id: str | None
     ) -> None:
         if files.root == target or files.holds(target):
             raise ConfigError(f"copy_to {target} lies in the run directory {files.root}", "Give another place")
@@ -94,10 +95,10 @@ class SecondCopy:
         """A storage that can't be reached now may be at the next save."""
         try:
             yield
-        except RunDirectoryError:
-            raise
         except Exception as error:  # storages raise many kinds
             raise_if_interrupted(error)
+            if isinstance(error, RunDirectoryError) and self._run_id is not None:
+                raise
             logger.warning("the place of the copy, %s, can't be used yet (%s)", self.target, reason_of(error))
 
     def _claim(self) -> None:
@@ -118,7 +119,7 @@ class SecondCopy:
         if (config is not None or self._there.has_training()) and owner != self._run_id:
             raise RunDirectoryError(
                 f"--copy-to {self.target} holds another run (its config.json says wandb_id {owner}, this run's is "
-                f"{self._run_id})",
+                f"{self._run_id or 'not known'})",
                 "Give a directory of its own for the copy, or move what is there away",
             )
 

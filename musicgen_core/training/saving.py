@@ -42,7 +42,7 @@ class Saver:
     Args:
         fixed: what must not change when the training goes on; kept in every checkpoint.
         copy_to: the place of a second copy, or None.
-        run_id: that of config.json, by which a copy is known as this run's.
+        run_id: that of config.json, by which a copy is known as this run's; None: config.json was lost.
         on_wait: called with the reason when the run has to wait until it can save, and with None when it continues.
 
     Attributes:
@@ -57,7 +57,7 @@ class Saver:
         settings: TrainSettings,
         fixed: dict[str, Any],
         copy_to: UPath | None,
-        run_id: str,
+        run_id: str | None,
         on_wait: Callable[[str | None], None] = lambda reason: None,
     ) -> None:
         self.files, self.model, self.trainer, self.settings, self.fixed = files, model, trainer, settings, fixed
@@ -71,7 +71,7 @@ class Saver:
         self.saved_step = step
         self._on_wait = on_wait
         self._is_waiting = False
-        self._obstacle = ""  # why the first of the unwritten files is one
+        self._obstacle = self._waits_for = ""  # why the first of the unwritten files is one
         self._next_attempt = 0.0
         self._unwritten: dict[str, Callable[[], None]] = {}
         self._owes = False  # full models, to be written once everything before them is
@@ -137,6 +137,7 @@ class Saver:
             return False
         if not self._is_waiting:
             self._is_waiting, self._next_attempt = True, time.monotonic() + WAITING_DELAY_S
+            self._waits_for = self._obstacle
             reason = f"{self._obstacle}; the run waits until it can be saved"
             logger.warning("%s, and tries again every %g s; the newest state is in memory", reason, WAITING_DELAY_S)
             self._on_wait(reason)
@@ -147,6 +148,7 @@ class Saver:
             self._next_attempt = time.monotonic() + WAITING_DELAY_S
             return True
         self._is_waiting = False
+        self.failures.resolve(self._waits_for, "the run waited until it could be saved, and nothing is lost")
         logger.info("saved as of step %d: the run continues", self.saved_step)
         self._on_wait(None)
         return False

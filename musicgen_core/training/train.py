@@ -109,6 +109,7 @@ class _Session:
         self.trainer = Trainer(lm, text, clips, given, batch_size, cfg_dropout, execution, world, word_dropout)
         self._load_weights(self.start.checkpoint)
         copy_to = storage.as_path(request.copy_to) if request.copy_to else None
+        stored = files.read_config() or {}
         self.saver = Saver(
             files=files,
             model=model,
@@ -116,7 +117,7 @@ class _Session:
             settings=self.settings,
             fixed=self.fixed,
             copy_to=copy_to,
-            run_id=self.config["wandb_id"],
+            run_id=self.config["wandb_id"] if self.start.checkpoint is None else stored.get("wandb_id"),
             on_wait=on_wait,
         )
         self.samples = Samples(files, sample_prompts(self.settings, world), model, self.trainer, text)
@@ -260,7 +261,8 @@ class _Session:
         if given is None:
             return None
         path = storage.as_path(given)
-        return str(Path(str(path)).absolute() if storage.is_local(path) else path)
+        is_file = storage.is_local(path) and path.exists()  # else it is a URL, or an id of the Hub
+        return str(Path(str(path)).absolute()) if is_file else given
 
     def _load_weights(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is not None:

@@ -259,7 +259,7 @@ def test_what_the_killed_left_half_written_is_deleted_alone(left_by_killed: Path
     assert set(names_in(UPath(left_by_killed))) == before - gone | {"export"}
 
 
-def test_a_file_that_is_being_published_is_not_taken_for_one_left(tmp_path: Path) -> None:
+def test_a_file_being_published_is_not_taken_for_one_left(tmp_path: Path) -> None:
     with storage.publish(UPath(tmp_path / "file")) as path:
         path.write_bytes(b"half")
         os.utime(path, (0, 0))

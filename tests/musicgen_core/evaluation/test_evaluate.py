@@ -196,7 +196,7 @@ def test_clips_that_the_adapter_has_learned_from_are_left_out(
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_clips_that_only_an_earlier_training_has_seen_are_left_out(
+def test_clips_seen_by_an_earlier_training_alone_are_left_out(
     there: bool, trained: Path, run: Evaluate, evaluation: Evaluation, tmp_path: Path
 ) -> None:
     """With a run that held out more than the one that it began from."""

@@ -78,6 +78,7 @@ def test_a_run_waits_for_room_and_loses_nothing(
     assert held_after == continued_after == 2 and resumed is None
     assert reason is not None and "latest_lora.pt could not be written (no space left on device" in reason
     assert "the newest state is in memory" in caplog.text
+    assert any("latest_lora.pt" in text and text.endswith("nothing is lost") for text in result.warnings)
     left = left_in(request.run_dir)
     assert left.files >= {f"lora_weights/{name}.pt" for name in ("lora_epoch_1", "lora_epoch_2")}
     assert left.full_models == {"best_model", "final_model", "checkpoint_epoch_1", "checkpoint_epoch_2"}

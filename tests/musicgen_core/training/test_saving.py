@@ -206,6 +206,17 @@ def test_a_copy_into_another_runs_directory_is_refused_by_name(
     assert left_in(other).contents == before
 
 
+def test_a_run_without_its_config_continues_without_a_copy(request_for: MakeRequest, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    request = request_for(copy_to=str(copy), max_steps=1)
+    train(request)
+    (Path(request.run_dir) / "config.json").write_bytes(b"\xff damaged")
+    before = (copy / "latest.pt").read_bytes()
+    result = train(request_for(copy_to=str(copy), max_steps=2))
+    assert result.steps == 2 and any("holds another run" in text for text in result.warnings)
+    assert (copy / "latest.pt").read_bytes() == before
+
+
 def test_a_copy_over_files_of_another_program_is_refused(request_for: MakeRequest, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text('{"my": "settings"}')
