@@ -10,10 +10,13 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from deployments.environment import prepare, use_local_server
+from deployments.api import check_settings
+from deployments.console import discard_stdout, output
+from deployments.environment import prepare, print_in_any_encoding, use_local_server
 from deployments.options import UsageError
-from musicgen_core.errors import MusicgenError, reason_of
+from musicgen_core.errors import ConfigError, MusicgenError, reason_of
 from musicgen_core.escaping import one_line, print_logs_safely, printable
 
 
@@ -43,8 +46,27 @@ COMMANDS = {
 }
 
 
+BROKEN_PIPE = 128 + signal.SIGPIPE
+"""Exit code of Unix tools whose output nobody reads any more"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Returns 0 (done), 1 (failed, with one line on stderr), 2 (wrong usage) or 130 (interrupted)."""
+    """Run a command.
+
+    Returns:
+        0 (done), 1 (failed, with one line on stderr), 2 (wrong usage), 130 (interrupted) or 141 (broken pipe).
+    """
+    print_in_any_encoding()
+    try:
+        code = _main(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard_stdout()
+        return BROKEN_PIPE
+    return code
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
@@ -55,13 +77,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: there is no command {one_line(name)!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    prepare(quiet=not debug)
-    print_logs_safely()
-    _leave_backend_of_notebook()
     command = COMMANDS[name]
     try:
+        _check_working_directory()
+        prepare(quiet=not debug)
+        print_logs_safely()
+        _leave_backend_of_notebook()
         _stop_as_by_ctrl_c()
         use_local_server()  # before Prefect is imported: it reads the environment once
+        check_settings()
         function: Callable[[Sequence[str]], int] = getattr(importlib.import_module(command.module), command.function)
         return function(rest)
     except UsageError as error:
@@ -72,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as error:  # argparse after --help
         return int(error.code or 0)
     except KeyboardInterrupt:
+        if output.is_broken:
+            return BROKEN_PIPE
         print("error: interrupted. Run the same command again to go on", file=sys.stderr)
         return 130
     except Exception as error:
@@ -79,6 +105,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {printable(_one_line(error))}", file=sys.stderr)
         return 1
+
+
+def _check_working_directory() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            "the working directory no longer exists",
+            "Go to one that does; in a notebook: %cd /content. A folder that was made anew is entered by cd $PWD",
+        ) from error
 
 
 def _leave_backend_of_notebook() -> None:

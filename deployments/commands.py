@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from deployments.console import output, print_table, progress_bars
-from deployments.environment import has_server, start_temporary_server
+from deployments.api import ensure_api
+from deployments.console import print_table, progress_bars
 from deployments.options import FlowOptions, parse
 from musicgen_core import storage
 from musicgen_core.tracking import stored_url
@@ -82,9 +82,7 @@ def run_flow(flow: Any, parameters: dict[str, Any]) -> Any:
     """
     from musicgen_core.errors import ArchiveError
 
-    if not has_server():
-        output.print("Starting a temporary Prefect server (musicgen-flows up starts a lasting one) …", style="dim")
-        start_temporary_server()
+    ensure_api()
     with progress_bars() as bars:
         state = call_heard(flow, parameters, bars)
     result = state.result(raise_on_failure=False)

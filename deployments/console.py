@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +26,12 @@ if TYPE_CHECKING:
 
 
 class Terminal(Console):
-    """Shows text as it is: neither rich's markup in names nor control characters in them do anything."""
+    """Shows text as it is: neither rich's markup in names nor control characters in them do anything.
+
+    Once nobody reads a pipe that it prints to, the command ends as by Ctrl-C, so that work is saved.
+    """
+
+    is_broken = False
 
     def __init__(self) -> None:
         super().__init__(markup=False, emoji=False)
@@ -31,6 +39,17 @@ class Terminal(Console):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+    def on_broken_pipe(self) -> None:  # of rich, which would exit with 1
+        self.quiet = self.is_broken = True
+        discard_stdout()
+        os.kill(os.getpid(), signal.SIGTERM)  # also from the thread that draws the progress bars
+
+
+def discard_stdout() -> None:
+    """Send what is still in stdout's buffer nowhere: at exit Python would try to write it once more."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 output = Terminal()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deployments.api import ensure_api
 from deployments.commands import call_heard, rendered_rows, run_flow, tokenized_rows, trained_rows
 from deployments.console import output, print_table, progress_bars
 from deployments.options import UsageError, describe_unknown
@@ -64,7 +65,7 @@ def demo(arguments: Sequence[str]) -> int:
     }
     from flows.finetune import finetune
 
-    output.print("Starting Prefect. Its first start makes a database and takes a while …", style="dim")
+    ensure_api()
     _run_until_cut_off(finetune, parameters)
     output.print(
         f"The training was cut off at step {CUT_OFF_AT_STEP}, on purpose. The same flow again goes on from there:"

@@ -1,13 +1,22 @@
-"""Settings of Prefect that the command line relies on. Import this before Prefect."""
+"""What the command line relies on in the environment. Import this before Prefect."""
 
 from __future__ import annotations
 
+import codecs
 import http.client
+import io
 import os
-import signal
+import sys
+import unicodedata
 import urllib.request
+from pathlib import Path
 
+from musicgen_core.variables import drop_empty
+
+ROOT = Path(__file__).resolve().parent.parent
 LOCAL_API = "http://127.0.0.1:4200/api"
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 DEFAULTS = {
     # The first start with a new PREFECT_HOME migrates a database: 20 s and more on a small machine.
@@ -32,11 +41,14 @@ _CONSOLE_LEVEL = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 
 
 def prepare(quiet: bool = False) -> None:
-    """Put the defaults into the environment where nothing else is set.
+    """Prepare the environment of this process and of all that it starts: the defaults, where nothing else is set.
 
     Args:
         quiet: keep Prefect's logs and tracebacks off the terminal, where progress is shown; the UI has all of them.
     """
+    drop_empty("PREFECT_", "WANDB_", "HF_", "MUSICGEN_", "OMP_NUM_THREADS", "TMPDIR")
+    _exempt_loopback_from_proxy()
+    _shut_out_working_directory()
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     if quiet:
@@ -48,33 +60,54 @@ def is_quiet() -> bool:
     return os.environ.get(_CONSOLE_LEVEL) == "CRITICAL"
 
 
+def print_in_any_encoding() -> None:
+    """Where output can't show a character, print the nearest that it can, or a question mark.
+
+    Of processes that this one starts, too: Prefect draws tables.
+    """
+    codecs.register_error("musicgen", _replace)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="musicgen")
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    if not encoding.lower().startswith("utf"):
+        os.environ["PYTHONIOENCODING"] = f"{encoding}:replace"
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = unicodedata.normalize("NFKD", error.object[error.start : error.end]).replace("→", "->")
+    return text.encode("ascii", "replace").decode(), error.end
+
+
 def use_local_server() -> None:
     """Use the server that `up` runs on this machine, if one answers there and the environment names no other."""
     if "PREFECT_API_URL" not in os.environ and is_healthy(LOCAL_API):
         os.environ["PREFECT_API_URL"] = LOCAL_API
 
 
-def has_server() -> bool:
-    """Whether a server is configured, in the environment or in Prefect's profile."""
-    from prefect.settings import get_current_settings
+def _exempt_loopback_from_proxy() -> None:
+    """An HTTP proxy can't reach the servers of this machine. The lower-case name wins where both are set."""
+    set_already = [name for name in ("no_proxy", "NO_PROXY") if name in os.environ]
+    hosts = ",".join(os.environ[name] for name in set_already[:1])
+    if hosts.strip() != "*":
+        entries = [entry.strip() for entry in hosts.split(",") if entry.strip()]
+        entries += [host for host in LOOPBACK if host not in entries]
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(entries)
 
-    return get_current_settings().api.url is not None
 
+def _shut_out_working_directory() -> None:
+    """Import nothing from the working directory, whose `tokenize.py` or `tasks/` would stand in for Python's or ours.
 
-def start_temporary_server() -> None:
-    """Start the server that Prefect would start by itself without one, but deaf to Ctrl-C and a closed terminal.
-
-    The terminal tells all of its processes, and a run that is interrupted has to tell the server. Prefect stops it when
-    this process ends.
+    `python -m` and multiprocessing put it first on the path, and so does an empty entry of PYTHONPATH.
     """
-    from prefect.server.api.server import SubprocessASGIServer
-
-    deaf_to = {signal.SIGINT, signal.SIGHUP}
-    signal.pthread_sigmask(signal.SIG_BLOCK, deaf_to)  # which the new process takes over
-    try:
-        SubprocessASGIServer().start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, deaf_to)
+    os.environ["PYTHONSAFEPATH"] = "1"
+    if path := os.environ.get("PYTHONPATH"):
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path.split(os.pathsep)))
+    working_directory = Path.cwd()
+    if working_directory != ROOT:
+        sys.path[:] = [entry for entry in sys.path if entry and Path(entry) != working_directory]
 
 
 def is_healthy(api: str) -> bool:

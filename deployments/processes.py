@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import psutil  # type: ignore[import-untyped]
 
-from deployments.registering import ROOT
+from deployments.environment import ROOT
 from flows.orphans import be_sent_at_parents_death
 
 STOP_SECONDS = 40  # a training that is stopped saves a checkpoint first

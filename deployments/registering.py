@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from deployments.environment import ROOT
 from musicgen_core.errors import MusicgenError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.events import Automation
 
-ROOT = Path(__file__).resolve().parent.parent
 POOL = "gpu"
 QUEUE, TOKENIZING_QUEUE = "default", "tokenizing"
 DEPLOYMENTS = ("tokenize-archives", "train-lora", "evaluate-adapter", "generate-music", "finetune")
@@ -51,7 +51,8 @@ def prefect(*command: str) -> None:
         [sys.executable, "-m", "prefect", "--no-prompt", *command],
         cwd=ROOT,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     if done.returncode:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from deployments.api import check_api, has_api
 from deployments.console import output
-from deployments.environment import LOCAL_API, has_server
+from deployments.environment import LOCAL_API
 from deployments.options import UsageError, describe_unknown
 from deployments.registering import DEPLOYMENTS
 from deployments.run_parameters import check, parsed
@@ -47,11 +48,12 @@ def run(arguments: Sequence[str]) -> int:
         problems.append("-p goes with --weekly on, not with off")
     if problems:
         raise UsageError(problems)
-    if not has_server():
+    if not has_api():
         raise MusicgenError(
             f"no Prefect server answers at {LOCAL_API}, and PREFECT_API_URL is not set",
             "Start one with musicgen-flows up",
         )
+    check_api()
     if chosen.weekly:
         parameters = set_weekly(chosen.weekly == "on", parsed(chosen.param))
         shown = ", ".join(f"{name}={json.dumps(value)}" for name, value in parameters.items())

@@ -43,7 +43,7 @@ def ask_smi() -> Smi:
         return Smi("missing")
     query = [program, "--query-gpu=driver_version,name", "--format=csv,noheader"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=SMI_SECONDS, check=False)
+        done = subprocess.run(query, capture_output=True, errors="replace", timeout=SMI_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return Smi("failed", reason=describe(error))
     rows = [line.split(", ", 1) for line in done.stdout.splitlines() if ", " in line]
@@ -169,7 +169,12 @@ def check_compiler(on_gpu: bool) -> Finding:
     command = [*shlex.split(found), "-fsyntax-only", "-x", "c", "-I", sysconfig.get_paths()["include"], "-"]
     try:
         done = subprocess.run(
-            command, input="#include <Python.h>\n", capture_output=True, text=True, timeout=SMI_SECONDS, check=False
+            command,
+            input="#include <Python.h>\n",
+            capture_output=True,
+            errors="replace",
+            timeout=SMI_SECONDS,
+            check=False,
         )
         reason = done.stderr.strip() or f"exit {done.returncode}" if done.returncode else ""
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import httpx
 
 from deployments.checks.finding import Finding, describe
+from deployments.environment import is_healthy
 from deployments.registering import DEPLOYMENTS, POOL, QUEUE, TOKENIZING_QUEUE, read_automations
 from tasks.keys import BLOCKS
 
@@ -37,26 +39,41 @@ class Server:
 
 def look_at_server() -> Server:
     """Ask the server that is configured, and start none."""
-    from prefect.client.orchestration import get_client
-    from prefect.settings import (
-        PREFECT_API_REQUEST_TIMEOUT,
-        PREFECT_CLIENT_MAX_RETRIES,
-        get_current_settings,
-        temporary_settings,
-    )
+    from prefect.settings import get_current_settings
 
     url = get_current_settings().api.url
     if url is None:
         return Server([_no_server()])
-    impatient = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: REQUEST_SECONDS}
-    with temporary_settings(impatient), get_client(sync_client=True) as client:
-        try:
-            version = client.api_version()
-        except (httpx.HTTPError, ValueError) as error:  # ValueError: what answers is no JSON
-            return Server([_explain(error, url)])
+    version = ask_version(REQUEST_SECONDS)
+    if isinstance(version, Finding):
+        return Server([version])
+    with _impatient_client(REQUEST_SECONDS) as client:
         findings = [_check_version(version, url), *_check_registered(client), *_check_workers(client)]
         variables = {variable.name: str(variable.value) for variable in client.read_variables()}
         return Server(findings, True, variables, frozenset(_stored(client, BLOCKS.values())))
+
+
+def ask_version(seconds: float) -> str | Finding:
+    """Return the version of the configured API, or the problem with it."""
+    from prefect.settings import get_current_settings
+
+    url = str(get_current_settings().api.url)
+    try:
+        with _impatient_client(seconds) as client:
+            version = client.api_version()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # ValueError: what answers is no JSON
+        return _explain(error, url)
+    return version if isinstance(version, str) else _explain(ValueError("its version is no text"), url)
+
+
+@contextmanager
+def _impatient_client(seconds: float) -> Iterator[SyncPrefectClient]:
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    impatient = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: seconds}
+    with temporary_settings(impatient), get_client(sync_client=True) as client:
+        yield client
 
 
 def _no_server() -> Finding:
@@ -85,11 +102,12 @@ def _explain(error: Exception, url: str) -> Finding:
             "Start the server with musicgen-flows up, name another one with export PREFECT_API_URL=…, "
             "or do without one: unset PREFECT_API_URL",
         )
+    api = f"{url.rstrip('/')}/api"
     return Finding(
         API,
         "problem",
         f"what answers at {url} is not Prefect's API ({describe(error)})",
-        "Name the API, whose address ends in /api: export PREFECT_API_URL=http://HOST:4200/api",
+        f"Name the API: export PREFECT_API_URL={api if is_healthy(api) else 'http://HOST:4200/api'}",
     )
 
 

@@ -53,7 +53,7 @@ class Lease:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor, hidden = tempfile.mkstemp(prefix=".", dir=folder)  # not to be found before it is locked
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        Path(hidden).write_text("\n".join(entry.name for entry in entries))
+        Path(hidden).write_text("\n".join(entry.name for entry in entries), encoding="utf-8")
         self.path = folder / Path(hidden).name.removeprefix(".")
         os.replace(hidden, self.path)
         weakref.finalize(self, _release, descriptor, self.path)

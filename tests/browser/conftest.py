@@ -27,7 +27,7 @@ from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from bench.servers import free_port
-from deployments.registering import ROOT
+from deployments.environment import ROOT
 from musicgen_core.demo_data import make_demo_archives
 
 PATIENCE_SECONDS = 400

@@ -28,8 +28,8 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from prefect.states import AwaitingRetry, Cancelling
 
 from bench.servers import free_port
-from deployments.environment import DEFAULTS, is_healthy
-from deployments.registering import ROOT, ensure_automations, read_automations, register
+from deployments.environment import DEFAULTS, ROOT, is_healthy
+from deployments.registering import ensure_automations, read_automations, register
 from deployments.restarting import restart_missed
 from tests.run_directories import assert_saved_where_it_was, saved_step, steps
 

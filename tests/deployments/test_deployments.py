@@ -24,7 +24,8 @@ from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Runni
 
 from deployments import restarting
 from deployments.cli import main
-from deployments.registering import DEPLOYMENTS, POOL, ROOT, ensure_automations, read_automations, register
+from deployments.environment import ROOT
+from deployments.registering import DEPLOYMENTS, POOL, ensure_automations, read_automations, register
 from deployments.restarting import RESTARTS, restart_missed
 from deployments.up import _host_of_running, visible_gpus, worker_commands
 from deployments.weekly import describe_next, set_weekly

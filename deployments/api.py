@@ -1,0 +1,98 @@
+"""The Prefect API that a command works with: checked where one is configured, else a temporary server."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+
+from deployments.console import output
+from musicgen_core.errors import ConfigError, MusicgenError
+
+ANSWER_SECONDS = 15.0
+"""For a server that is busy. One that is not there is noticed at once."""
+
+
+def ensure_api() -> None:
+    """Check the Prefect API that is configured, or start a temporary server.
+
+    Raises:
+        MusicgenError: it does not answer or is not Prefect's, or the server can't start.
+    """
+    if has_api():
+        check_api()
+        return
+    from deployments.temporary_server import start_temporary_server
+
+    check_home()
+    output.print("Starting a temporary Prefect server (musicgen-flows up starts a lasting one) …", style="dim")
+    start_temporary_server()
+
+
+def has_api() -> bool:
+    """Whether an API is configured, in the environment or in Prefect's profile."""
+    from prefect.settings import get_current_settings
+
+    return get_current_settings().api.url is not None
+
+
+def check_api() -> None:
+    """Raises MusicgenError: the configured API does not answer as Prefect's does, or refuses the login."""
+    from deployments.checks.finding import Finding
+    from deployments.checks.server import ask_version
+
+    answer = ask_version(ANSWER_SECONDS)
+    if isinstance(answer, Finding):
+        raise MusicgenError(answer.found, answer.fix)
+
+
+def check_home() -> None:
+    """Raises ConfigError: Prefect's folder, where its database is, can't be written."""
+    from prefect.settings import get_current_settings
+
+    home = get_current_settings().home
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        raise ConfigError(
+            f"Prefect can't write to its folder {home} ({error.strerror})",
+            "Name another one: export PREFECT_HOME=FOLDER",
+        ) from error
+
+
+def check_settings() -> None:
+    """Import what reads its settings from the environment while it is imported.
+
+    Raises:
+        ConfigError: one of them is wrong.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Failed to create the Prefect home")  # which check_home reports
+            import prefect.settings  # noqa: F401
+    except ValueError as error:  # also of TOML files and encodings
+        raise ConfigError(
+            f"Prefect's settings can't be read ({_reason(error)})",
+            "Correct or unset them: they come from variables PREFECT_…, and from .env, prefect.toml and pyproject.toml "
+            "in the working directory",
+        ) from error
+    numbers = [name for name in sorted(os.environ) if name.startswith("HF_") and name.endswith(("_TIMEOUT", "_SIZE"))]
+    try:
+        if numbers:
+            import huggingface_hub.constants  # noqa: F401
+    except ValueError as error:
+        given = ", ".join(f"{name}={os.environ[name]}" for name in numbers)
+        raise ConfigError(f"a variable of the Hugging Face Hub is not a number: {given}", "Correct it") from error
+
+
+def _reason(error: ValueError) -> str:
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())
+    return "; ".join(
+        f"PREFECT_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}, not {str(problem['input'])[:100]!r}"
+        for problem in error.errors()
+    )

@@ -1,0 +1,110 @@
+"""The temporary Prefect server of a command, in place of the one that Prefect would start, which hides why it fails."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import IO
+
+from deployments.environment import is_healthy
+from musicgen_core.errors import MusicgenError
+
+PORTS = 3
+"""Ports to try: another process may take one between the choice and the start."""
+
+
+def start_temporary_server() -> None:
+    """Start the server that Prefect would start without an API, and have Prefect use it. It ends with this process.
+
+    It ignores Ctrl-C and a closed terminal: the terminal signals all of its processes, and a run that is interrupted
+    has to report that to the server.
+
+    Raises:
+        MusicgenError: it does not start, with the reason that it gave.
+    """
+    from prefect.server.api.server import SubprocessASGIServer
+
+    server = SubprocessASGIServer()  # the one that Prefect's clients ask for
+    if server.running:
+        return
+    with tempfile.TemporaryFile() as log:
+        for _ in range(PORTS):
+            server.port = server.find_available_port()
+            server.server_process = _start(server.port, log)
+            atexit.register(server.stop)
+            server.running = True
+            if _comes_up(server.api_url, server.server_process):
+                return
+            server.stop()
+            text = _text(log)
+            if "address already in use" not in text.lower():
+                break
+    raise explain_server(text)
+
+
+def _start(port: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    import prefect
+    from prefect.settings import get_current_settings
+
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(prefect.__module_path__.parent)]
+    command += ["--factory", "prefect.server.api.server:create_app", "--lifespan", "on", "--log-level", "error"]
+    deaf_to = {signal.SIGINT, signal.SIGHUP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, deaf_to)  # inherited by the new process
+    try:
+        return subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            env={
+                **os.environ,
+                "PREFECT_UI_ENABLED": "0",
+                "PREFECT__SERVER_EPHEMERAL": "1",
+                "PREFECT__SERVER_FINAL": "1",
+                **get_current_settings().to_environment_variables(exclude_unset=True),
+                "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",  # the console is a file here
+            },
+            stdout=log,
+            stderr=log,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, deaf_to)
+
+
+def _comes_up(api: str, process: subprocess.Popen[bytes]) -> bool:
+    from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
+
+    deadline = time.monotonic() + PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
+    while time.monotonic() < deadline and process.poll() is None:
+        if is_healthy(api):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _text(log: IO[bytes]) -> str:
+    log.seek(0)
+    return log.read().decode(errors="replace")
+
+
+def explain_server(log: str) -> MusicgenError:
+    """Make an error of what a server wrote before it ended."""
+    if "Can't locate revision" in log:
+        return MusicgenError(
+            f"the Prefect server can't start: its database, in {_home()}, belongs to a newer Prefect",
+            "Use another folder, export PREFECT_HOME=FOLDER, or install the newer Prefect",
+        )
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Exit)\b", line)]
+    reason = (raised or lines or ["it did not answer in time and wrote nothing"])[-1]
+    return MusicgenError(f"the Prefect server can't start: {reason[:500]}", "All of its output: prefect server start")
+
+
+def _home() -> Path:
+    from prefect.settings import get_current_settings
+
+    return get_current_settings().home
