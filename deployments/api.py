@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import tempfile
-import warnings
 
 from deployments.console import output
 from musicgen_core.errors import ConfigError, MusicgenError
@@ -69,9 +70,8 @@ def check_settings() -> None:
         ConfigError: one of them is wrong.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Failed to create the Prefect home")  # which check_home reports
-            import prefect.settings  # noqa: F401
+        with contextlib.redirect_stderr(io.StringIO()):  # what is wrong is said below, or by check_home
+            import prefect.context  # noqa: F401
     except ValueError as error:  # also of TOML files and encodings
         raise ConfigError(
             f"Prefect's settings can't be read ({_reason(error)})",
@@ -93,6 +93,13 @@ def _reason(error: ValueError) -> str:
     if not isinstance(error, ValidationError):
         return " ".join(str(error).split())
     return "; ".join(
-        f"PREFECT_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}, not {str(problem['input'])[:100]!r}"
+        f"{_variables(str(problem['input'])) or '.'.join(map(str, problem['loc']))}: {problem['msg']}"
         for problem in error.errors()
+        if problem["type"] != "default_factory_not_called"  # for it depends on another that is wrong
+    )
+
+
+def _variables(value: str) -> str:
+    return ", ".join(
+        f"{name}={value}" for name in os.environ if name.startswith("PREFECT_") and os.environ[name] == value
     )

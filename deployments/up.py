@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import httpx
 
 from deployments.addresses import addresses, warn_of_others
+from deployments.api import check_home
 from deployments.checks.machine import ask_smi
 from deployments.console import output, print_table
 from deployments.environment import LOCAL_API, is_healthy, is_quiet
@@ -38,6 +39,7 @@ SCHEDULER_SECONDS = 20.0
 
 def up(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
+    check_home()
     api, ui = addresses(options.host, options.port)
     os.environ["PREFECT_API_URL"] = api
     workers = worker_commands(options.workers, visible_gpus())
@@ -100,9 +102,7 @@ def _host_of_running(host: str, port: int) -> Iterator[str | None]:
     """What the `up` listens at that runs here with this port. None: there is none, and from here on it is this one."""
     from prefect.settings import get_current_settings
 
-    home = get_current_settings().home
-    home.mkdir(parents=True, exist_ok=True)
-    with open(home / f"musicgen-flows-up-{port}.lock", "a+") as lock:
+    with open(get_current_settings().home / f"musicgen-flows-up-{port}.lock", "a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
