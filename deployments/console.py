@@ -55,7 +55,13 @@ def discard_stdout() -> None:
 output = Terminal()
 LABEL_WIDTH = 40
 """Of a table's first column: a long name there would leave no room for what is said of it."""
-_TITLES = {"tokenize": "Archives", "train": "Training steps", "evaluate": "Evaluation", "generate": "Music"}
+_TITLES = {
+    "fetch": "Download, MB",
+    "tokenize": "Archives",
+    "train": "Training steps",
+    "evaluate": "Evaluation",
+    "generate": "Music",
+}
 
 
 class Bars:

@@ -43,13 +43,17 @@ def estimate_archives(
     from musicgen_core.data.archive import find_archives
     from musicgen_core.devices import pick_device
     from musicgen_core.estimate import estimate
+    from musicgen_core.model import hub
     from musicgen_core.model.weights import find_codec
 
     assert archives is not None, "the command line sees to it"
     show_core_messages()
     chosen = pick_device(device)
     done = count(1)
-    with output.status("Looking into the archives …") as status:
+    with (
+        output.status("Looking into the archives …") as status,
+        hub.heard_by(lambda progress: status.update(f"Fetching the codec of {progress.repo}: {progress} …")),
+    ):
         found = estimate(
             find_archives(archives),
             lambda: Codec(find_codec(model), chosen),

@@ -38,10 +38,14 @@ def export_adapter(
 ) -> None:
     """Write an adapter as other libraries load it, with a model card that says how."""
     from musicgen_core.exporting.export import export
+    from musicgen_core.model import hub
 
     assert adapter is not None and out is not None and format is not None, "the command line sees to it"
     show_core_messages()
-    with output.status("Exporting …"):
+    with (
+        output.status("Exporting …") as status,
+        hub.heard_by(lambda progress: status.update(f"Fetching {progress.repo}: {progress} …")),
+    ):
         exported = export(adapter, out, format, model)
     files = [f"{name}, {sized(size)}" for name, size in exported.files.items()]
     print_table(

@@ -36,6 +36,7 @@ from musicgen_core import storage
 from musicgen_core.config import LONGEST_SECONDS, PromptText, TokenizeSettings, TrainSettings
 from musicgen_core.errors import ArchiveError
 from tasks.artifacts import artifacts_of_run
+from tasks.fetching import check_model
 from tasks.summary import rendered_section, show_summary, tokenized_section, trained_section
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def finetune(
 ) -> FinetuneResult:
     """Tokenize the archives, train an adapter on them, and make music with it."""
     begin()
+    check_model(model)
     directory = run_dir or str(storage.as_path(place(None, "musicgen_runs")) / new_folder("finetune"))
     state = tokenize_archives(
         archives=archives,

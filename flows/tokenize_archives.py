@@ -39,11 +39,11 @@ from musicgen_core.data.archive import archive_stem, clip_names, find_archives, 
 from musicgen_core.data.captions import Captions, check_matches, load_captions
 from musicgen_core.data.match_report import match_report
 from musicgen_core.data.shards import ShardReport, described_clips, is_whole, was_mended
-from musicgen_core.errors import ArchiveError, MusicgenError
+from musicgen_core.errors import ArchiveError, DeviceError, MusicgenError, StorageError
 from musicgen_core.wording import counted
 from tasks.artifacts import artifacts_of_run
 from tasks.summary import show_summary, tokenized_section
-from tasks.tokenizing import stop_tokenizing, tokenize_archive
+from tasks.tokenizing import check_codec, concerns_all, stop_tokenizing, tokenize_archive
 from tasks.tokenizing_log import TokenizingLog, log_tokenizing
 
 Work = dict[str, Any]
@@ -103,6 +103,8 @@ def tokenize_archives(
     captions = load_captions(storage.as_path(described_by), settings) if described_by else None
     if captions is not None:
         check_matches(captions, ((archive.name, _names_in(archive, settings)) for archive in limits))
+    if task_runner == "threads":  # a cluster's workers have caches and GPUs of their own
+        check_codec(model, device)
     with runner, log_tokenizing(target, [entry["stem"] for entry in work]) as log:
         reports, failed = _tokenize_all(work, runner, storage.as_path(target), log)
     are_all = limit is None and not failed
@@ -185,6 +187,8 @@ def _collect(
             reports[stem] = outcome
             if future.state.name == "Cached":
                 cached.add(stem)
+        elif concerns_all(outcome):
+            raise _not_of_the_archive(outcome, stem)
         else:
             failed[stem] = str(outcome) or type(outcome).__name__
         log.end(stem, reports.get(stem), stem in cached, failed.get(stem, ""))
@@ -197,6 +201,19 @@ def _outcome(future: PrefectFuture[Any]) -> Any:
         return future.result(raise_on_failure=False)
     except Exception as error:  # of Dask itself: one worker after another died of the task, or the scheduler is gone
         return error
+
+
+def _not_of_the_archive(error: Exception, stem: str) -> Exception:
+    """Return what the run fails with, as the other archives would fail likewise."""
+    if isinstance(error, OSError):
+        where = f" at {error.filename}" if error.filename else ""
+        return StorageError(
+            f"no space left{where} while tokenizing {stem}",
+            "Make room and run or retry again: archives that are complete are kept",
+        )
+    if isinstance(error, MusicgenError):
+        return error
+    return DeviceError(f"the GPU failed while tokenizing {stem} ({error})", "Look at nvidia-smi, and run again")
 
 
 def _is_stale(report: ShardReport, work: Work) -> bool:

@@ -23,9 +23,9 @@ class Update:
     """How far one piece of work is.
 
     Attributes:
-        stage: tokenize, train, evaluate or generate.
+        stage: fetch, tokenize, train, evaluate or generate.
         item: what is worked on: an archive, a run directory, a piece of music.
-        done, total: in the unit of the stage: archives, steps, clips, frames. A total of None is not known.
+        done, total: in the unit of the stage: MB, archives, steps, clips, frames. A total of None is not known.
         text: a few words to show beside it.
     """
 

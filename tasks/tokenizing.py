@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import threading
@@ -14,7 +15,7 @@ from prefect.context import TaskRunContext
 from musicgen_core import storage
 from musicgen_core.config import TokenizeSettings
 from musicgen_core.data.archive import archive_stem
-from musicgen_core.errors import Cancelled, MusicgenError
+from musicgen_core.errors import Cancelled, DeviceError, ModelError, MusicgenError
 from musicgen_core.escaping import one_line
 from musicgen_core.wording import counted
 from tasks.progress import report
@@ -57,9 +58,16 @@ def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | Non
     return f"tokenize-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
 
 
+def concerns_all(error: BaseException) -> bool:
+    """Whether an error is not about one archive: no model, no GPU, no room on a disk."""
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return is_full or isinstance(error, (ModelError, DeviceError)) or type(error).__name__ == "AcceleratorError"
+
+
 def _may_help(task: Any, run: Any, state: Any) -> bool:
     """Try again after trouble with storage or memory, not after a mistake that will be the same next time."""
-    return not isinstance(state.result(raise_on_failure=False), (MusicgenError, Cancelled))
+    error = state.result(raise_on_failure=False)
+    return not isinstance(error, (MusicgenError, Cancelled)) and not concerns_all(error)
 
 
 @task(
@@ -103,6 +111,16 @@ def tokenize_archive(
         some = "; ".join(f"{one_line(entry.clip)}: {entry.reason}" for entry in result.rejected[:3])
         logger.warning("%s: rejected %s%s", stem, some, " …" if len(result.rejected) > 3 else "")
     return result
+
+
+def check_codec(model: str, device: str) -> None:
+    """Load the codec that tasks in this process will use.
+
+    Raises:
+        ModelError: it can't be loaded.
+        DeviceError: the device can't be used.
+    """
+    _codec(model, device)
 
 
 def _codec(model: str, device: str) -> Codec:

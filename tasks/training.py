@@ -10,6 +10,7 @@ from prefect import get_run_logger, runtime, task
 from musicgen_core.config import TrainSettings
 from musicgen_core.wording import counted
 from tasks.artifacts import artifacts_of_run
+from tasks.fetching import check_model
 from tasks.progress import quieted
 from tasks.summary import show_summary, trained_section
 from tasks.training_log import TrainingLog
@@ -68,5 +69,6 @@ def _train(request: TrainRequest, log: TrainingLog) -> TrainResult:
     from musicgen_core.training.train import train
 
     if request.settings.gpus > 1:
+        check_model(request.model)  # once, before every process looks for it
         return launch(request, request.settings.gpus, log.start, log.hear, on_wait=log.wait)
     return train(request, log.start, log.hear, on_wait=log.wait)
