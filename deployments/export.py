@@ -21,7 +21,10 @@ def export(arguments: Sequence[str]) -> int:
 
 def export_adapter(
     adapter: Annotated[
-        str | None, Field(description="A *_lora.pt, a training's run directory (its best), or a PEFT directory")
+        str | None,
+        Field(
+            description="A *_lora.pt, a training's run directory (its best), a PEFT directory, or USER/NAME on the Hub"
+        ),
     ] = None,
     out: Annotated[str | None, Field(description="Directory or URL to write; nothing may be there yet")] = None,
     format: Annotated[

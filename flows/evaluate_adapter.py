@@ -26,7 +26,7 @@ def evaluate_adapter(
     adapter: Annotated[
         str | None,
         Field(
-            description="A *_lora.pt, a run directory (its best) or a PEFT directory; "
+            description="A *_lora.pt, a run directory (its best), a PEFT directory, or USER/NAME on the Hub; "
             "by default the training under the variable musicgen_runs that was completed last"
         ),
     ] = None,

@@ -46,7 +46,10 @@ def generate_music(
     device: Device = "auto",
     adapter: Annotated[
         str | None,
-        Field(description="A *_lora.pt, a run directory (its best) or a PEFT directory; none: the base model"),
+        Field(
+            description="A *_lora.pt, a run directory (its best), a PEFT directory, or USER/NAME on the Hub; "
+            "none: the base model"
+        ),
     ] = None,
     compare: Annotated[
         bool, Field(description="Render each prompt with the base model, too, from the same seed")

@@ -42,7 +42,10 @@ def train_lora(
     ] = "auto",
     init_adapter: Annotated[
         str | None,
-        Field(description="Start from this *_lora.pt, the best of this run directory, or this PEFT directory"),
+        Field(
+            description="Start from this *_lora.pt, the best of this run directory, this PEFT directory, "
+            "or USER/NAME on the Hub"
+        ),
     ] = None,
     init_from_latest: Annotated[
         bool,

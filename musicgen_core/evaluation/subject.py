@@ -12,6 +12,7 @@ from upath import UPath
 from musicgen_core import storage, tracking
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.evaluation.request import EvaluatedAdapter
+from musicgen_core.model.hub_adapter import hub_name, shown
 from musicgen_core.model.lora import Adapter, find_adapter, load_adapter
 
 FOLDER = "evaluation"
@@ -36,8 +37,10 @@ class Subject:
     @property
     def output(self) -> UPath:
         """Where its evaluation goes by default: to its run directory, those of others than the best in a folder each;
-        or beside it."""
+        or beside it; of one on the Hub to the working directory."""
         if self.run_dir is None:
+            if (name := hub_name(self.path)) is not None:
+                return storage.as_path(f"{name.partition('@')[0].partition('/')[2]}_{FOLDER}")
             if self.path.suffix == ".pt":
                 return self.path.with_name(f"{self.path.stem}_{FOLDER}")
             directory = self.path.parent  # of peft
@@ -47,7 +50,7 @@ class Subject:
 
     def described(self) -> EvaluatedAdapter:
         return EvaluatedAdapter(
-            str(self.path), storage.content_sha256(self.path), self.adapter.epoch, self.adapter.global_step
+            shown(self.path), storage.content_sha256(self.path), self.adapter.epoch, self.adapter.global_step
         )
 
     def metrics(self) -> list[dict[str, float]]:

@@ -44,7 +44,7 @@ def export(adapter: storage.Location, out: storage.Location, kind: Format, model
     """Write an adapter for another library.
 
     Args:
-        adapter: a `*_lora.pt`, a run directory (its best), or a PEFT directory.
+        adapter: a `*_lora.pt`, a run directory (its best), a PEFT directory, or `USER/NAME` on the Hugging Face Hub.
         out: a place where nothing is; it is there whole or not at all.
         kind: `peft`: the adapter alone, for Hugging Face's `MusicgenForConditionalGeneration`;
             `audiocraft`: base and adapter merged, for `MusicGen.get_pretrained`.

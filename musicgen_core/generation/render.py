@@ -36,6 +36,7 @@ from musicgen_core.generation.plan import (
     plan,
 )
 from musicgen_core.generation.request import MOST_SIDE_BY_SIDE, Rendered, RenderRequest
+from musicgen_core.model.hub_adapter import shown
 from musicgen_core.model.lora import Adapter, find_adapter, load_adapter, load_merged
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, file_sha256, find_model
@@ -117,7 +118,7 @@ def _voices(request: RenderRequest, model: BaseModel) -> list[_Voice]:
     with storage.staged(path) as local:
         stat = local.stat()
         described = {
-            "path": str(path),
+            "path": shown(path),
             "sha256": file_sha256(local, stat.st_size, stat.st_mtime_ns),
             "epoch": adapter.epoch,
             "global_step": adapter.global_step,

@@ -33,8 +33,9 @@ class Wanted:
     """Files of a repository, of which only these are fetched.
 
     Attributes:
-        required: a file name each, or several of which the first that the repository has is fetched. They appear in
-            the cache in this order after the optional ones, so it is complete once they are all in it.
+        required: a file name each, or several of which the first that the repository has is fetched; a pattern stands
+            for the only file that it matches. They appear in the cache in this order after the optional ones, so it
+            is complete once they are all in it.
         optional: patterns such as `text_encoder/*`.
     """
 
@@ -145,7 +146,11 @@ def _names(entry: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _is_complete(snapshot: Path, wanted: Wanted) -> bool:
-    return all(any((snapshot / name).is_file() for name in _names(entry)) for entry in wanted.required)
+    return all(any(_is_there(snapshot, name) for name in _names(entry)) for entry in wanted.required)
+
+
+def _is_there(snapshot: Path, name: str) -> bool:
+    return len(list(snapshot.glob(name))) == 1 if "*" in name else (snapshot / name).is_file()
 
 
 def _offline(repo: str, wanted: Wanted) -> ModelError:
@@ -216,10 +221,18 @@ def _list(repo: str, attempts: Attempts) -> _Listing:
     return attempts.of(ask)
 
 
+def _first(names: Sequence[str], files: Mapping[str, _File]) -> str | None:
+    for name in names:
+        found = [file for file in files if fnmatchcase(file, name)]
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
 def _choose(listing: _Listing, wanted: Sequence[Wanted]) -> list[_File]:
     """Return the files to fetch, in the order in which they are fetched."""
     for one in wanted:
-        required = [next((name for name in _names(entry) if name in listing.files), None) for entry in one.required]
+        required = [_first(_names(entry), listing.files) for entry in one.required]
         if None not in required:
             optional = [name for name in listing.files if any(fnmatchcase(name, glob) for glob in one.optional)]
             names = [*(name for name in optional if name not in required), *filter(None, required)]

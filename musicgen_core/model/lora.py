@@ -12,8 +12,8 @@ from upath import UPath
 
 from musicgen_core import storage, tensor_files
 from musicgen_core.config import LORA_TARGETS
-from musicgen_core.errors import AdapterError, ConfigError
-from musicgen_core.model import peft_directory
+from musicgen_core.errors import AdapterError, ConfigError, ModelError
+from musicgen_core.model import hub_adapter, peft_directory
 from musicgen_core.model.adapter_values import check_adapter_values, check_merged
 from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.weights import BaseModel, from_audiocraft, load_lm, read_checkpoint, to_audiocraft
@@ -238,10 +238,18 @@ def save_adapter(adapter: Adapter, target: UPath) -> None:
 def find_adapter(location: storage.Location) -> UPath:
     """A `*_lora.pt`, a run directory's best, or the weights in a PEFT directory.
 
+    Args:
+        location: of one of them, or `USER/NAME` on the Hugging Face Hub where no such path exists.
+
     Raises:
         AdapterError: nothing of them is there.
     """
     path = storage.as_path(location)
+    if hub_adapter.may_be_on_hub(str(location)) and not path.exists():
+        try:
+            path = storage.as_path(hub_adapter.fetch_adapter(str(location)))
+        except ModelError as error:
+            raise AdapterError(f"there is no adapter at {path}, and {error.found}", error.next_step) from error
     if path.name in peft_directory.FILES:
         path = path.parent
     best = path / "lora_weights" / "best_lora.pt"
@@ -249,7 +257,8 @@ def find_adapter(location: storage.Location) -> UPath:
     if found is None or not found.exists():
         raise AdapterError(
             f"there is no adapter at {path}",
-            "Give a *_lora.pt file, the run directory of a training, or a directory with peft's adapter_config.json",
+            "Give a *_lora.pt file, the run directory of a training, a directory with peft's adapter_config.json, or "
+            "USER/NAME on the Hugging Face Hub",
         )
     return found
 
