@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from musicgen_core.data.archive import open_archive
 from musicgen_core.data.archive_sample import Sample, list_archives, take_samples, total_clips
 from musicgen_core.data.shards import Rejected, Row, ShardWriter
 from musicgen_core.encoding import Encoded
-from musicgen_core.errors import ArchiveError, ClipRejected
+from musicgen_core.errors import ArchiveError, Cancelled, ClipRejected
 from musicgen_core.tokenizing import Tokenizer
 from musicgen_core.wording import counted
 
@@ -184,7 +184,7 @@ def _repeat(
     started = time.monotonic()
     while not stop.is_set() and (not results or time.monotonic() - started < least_seconds):
         _drop_from_memory(sample.path)
-        with closing(_encode(tokenizer, sample)) as encoded:
+        with suppress(Cancelled), closing(_encode(tokenizer, sample, stop.is_set)) as encoded:
             for result in encoded:
                 if stop.is_set():
                     return results
@@ -194,10 +194,10 @@ def _repeat(
     return results
 
 
-def _encode(tokenizer: Tokenizer, sample: Sample) -> Generator[Result]:
+def _encode(tokenizer: Tokenizer, sample: Sample, cancelled: Callable[[], bool] = lambda: False) -> Generator[Result]:
     with (
         open_archive(sample.path) as opened,
-        closing(tokenizer.encoded_clips(sample.members(opened))) as clips,
+        closing(tokenizer.encoded_clips(sample.members(opened), cancelled)) as clips,
     ):
         yield from clips
 

@@ -95,7 +95,7 @@ class Tokenizer:
             archive: a zip or tar, local or remote; a remote one is staged and deleted.
             limit: clips to take at most; None for all.
             on_clip: called before the first and after each clip.
-            cancelled: asked after each clip.
+            cancelled: asked after each clip, and while a native decoder works on one.
 
         Raises:
             ArchiveError: the archive can't be read. No shard is left.
@@ -140,7 +140,7 @@ class Tokenizer:
             parquet = folder / f"{archive_stem(archive)}.parquet"
             with (
                 ShardWriter(parquet, self.codec.identity) as writer,
-                closing(self.encoded_clips(islice(opened.clips(), limit))) as clips,
+                closing(self.encoded_clips(islice(opened.clips(), limit), cancelled)) as clips,
             ):
                 for name, clip in clips:
                     if cancelled():
@@ -171,13 +171,19 @@ class Tokenizer:
             publish_shard(parquet, report, self.tokens)
         return report
 
-    def encoded_clips(self, members: Iterator[Member]) -> Generator[tuple[str, Encoded | ClipRejected]]:
-        """Name and codes of each member, in order. They are read and decoded ahead, in threads."""
+    def encoded_clips(
+        self, members: Iterator[Member], cancelled: Callable[[], bool] = lambda: False
+    ) -> Generator[tuple[str, Encoded | ClipRejected]]:
+        """Name and codes of each member, in order. They are read and decoded ahead, in threads.
+
+        Raises:
+            Cancelled: `cancelled` said so while a clip was decoded.
+        """
 
         def load(member: Member) -> tuple[str, Clip | ClipRejected]:
             try:
                 with member.open() as file:
-                    return member.name, decode(file, limits_of(self.settings).max_clip_bytes)
+                    return member.name, decode(file, limits_of(self.settings).max_clip_bytes, cancelled)
             except ClipRejected as error:
                 return member.name, error
 

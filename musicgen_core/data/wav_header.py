@@ -11,6 +11,7 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from musicgen_core.errors import ClipRejected
 
@@ -22,7 +23,20 @@ _UNKNOWN_64 = 1 << 62
 _MINUS_ONE = 0xFFFF_FFFF
 _MAX_CHUNKS = 1000  # real files have a few; made-up ones must not keep a thread busy
 _MIN_FMT_BYTES, _MAX_FMT_BYTES = 16, 1 << 16
-_PCM, _FLOAT, _ALAW, _MULAW, _EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
+PCM, FLOAT, ALAW, MULAW = 1, 3, 6, 7
+"""Format tags."""
+_EXTENSIBLE = 0xFFFE
+
+
+class Format(NamedTuple):
+    """The fields of a fmt chunk. `tag` is the sub-format's where that of the chunk is "extensible"."""
+
+    tag: int
+    channels: int
+    rate: int
+    byte_rate: int
+    block_align: int
+    bits: int
 
 
 @dataclass(frozen=True)
@@ -51,10 +65,10 @@ class WavHeader:
     @property
     def frame_bytes(self) -> int | None:
         """Bytes of one sample of all channels; None for codecs that pack samples otherwise, as ADPCM does."""
-        tag, channels, _, _, _, bits = self._fields()
-        if tag in (_ALAW, _MULAW):
-            return channels or None
-        return channels * -(-bits // 8) or None if tag in (_PCM, _FLOAT) else None
+        form = self.format
+        if form.tag in (ALAW, MULAW):
+            return form.channels or None
+        return form.channels * -(-form.bits // 8) or None if form.tag in (PCM, FLOAT) else None
 
     @property
     def frames(self) -> int | None:
@@ -71,7 +85,7 @@ class WavHeader:
         if self.declared is not None and self.declared // unit > self.present // unit:
             declared, present = self.declared // unit, self.present // unit
             raise ClipRejected(f"it breaks off: its header declares {declared:,} {name}, {present:,} are there")
-        _, channels, _, _, block_align, bits = self._fields()
+        _, channels, _, _, block_align, bits = self.format
         # Which of the bytes hold the sample differs between writers, and libsndfile guesses from the sound.
         if self.frame_bytes and block_align % channels == 0 and self.frame_bytes < block_align <= 8 * channels:
             raise ClipRejected(
@@ -86,12 +100,12 @@ class WavHeader:
         magic = b"RIFF" if self.byte_order == "<" else b"RIFX"
         return magic + number.pack(min(len(chunks) + 4 + length, _MINUS_ONE)) + chunks + number.pack(length)
 
-    def _fields(self) -> tuple[int, ...]:
-        """Format tag, channels, rate, bytes/s, block align, bits of a sample."""
+    @property
+    def format(self) -> Format:
         tag, *rest = struct.unpack_from(f"{self.byte_order}HHIIHH", self.fmt)
         if tag == _EXTENSIBLE and len(self.fmt) >= 28:
             (tag,) = struct.unpack_from(f"{self.byte_order}I", self.fmt, 24)  # the GUID begins with the tag
-        return tag, *rest
+        return Format(tag, *rest)
 
 
 def read_wav_header(descriptor: int) -> WavHeader | None:

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from musicgen_core.codes import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
-from musicgen_core.data import audio
+from musicgen_core.data import mix_down
 from musicgen_core.data.audio import Clip, decode, resample
+from musicgen_core.data.sndfile import decode_with_sndfile
 from musicgen_core.errors import ClipRejected
 
 MakeWav = Callable[..., bytes]
@@ -91,6 +92,20 @@ def test_a_wav_of_pythons_own_writer_is_decoded_exactly(channels: int) -> None:
     np.testing.assert_array_equal(decoded(buffer.getvalue()).samples, values.mean(axis=1).astype(np.float32) / 2**15)
 
 
+@pytest.mark.parametrize(("format", "endian"), CONTAINERS)
+@pytest.mark.parametrize("subtype", SUBTYPES)
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_uncompressed_audio_has_the_very_samples_of_libsndfile(
+    tmp_path: Path, subtype: str, format: str, endian: str, channels: int
+) -> None:
+    (tmp_path / "a.wav").write_bytes(written(noise(3000, channels), 44_100, format, subtype, endian=endian))
+    with open(tmp_path / "a.wav", "rb") as file:
+        mono, rate = decode_with_sndfile(file.fileno(), 1 << 30)
+        clip = decode(file)
+    assert clip.rate == rate
+    np.testing.assert_array_equal(clip.samples, mono.samples)
+
+
 @pytest.mark.parametrize(("format", "subtype"), OTHERS)
 def test_other_formats_named_wav_are_decoded_as_what_they_are(format: str, subtype: str) -> None:
     mono = 0.5 * np.sin(2 * np.pi * 440 * np.arange(44_100) / 44_100)
@@ -109,7 +124,7 @@ def test_blocks_decode_to_the_same_samples_as_the_whole(
     data = written(noise(7000, 2), 44_100, format, subtype)
     whole = decoded(data).samples
     for block in (2 * 997, 2 * 3500):
-        monkeypatch.setattr(audio, "_BLOCK", block)
+        monkeypatch.setattr(mix_down, "BLOCK", block)
         np.testing.assert_array_equal(decoded(data).samples, whole)
 
 
@@ -124,7 +139,7 @@ def test_many_channels_dont_take_as_many_times_the_memory() -> None:
         clip = decode(file)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert peak < clip.samples.nbytes + 1.5 * 4 * audio._BLOCK  # all channels at once: 32 MB
+    assert peak < clip.samples.nbytes + 2 * 4 * mix_down.BLOCK  # all channels at once: 32 MB
 
 
 def test_threads_decode_at_once_what_one_decodes_alone() -> None:
@@ -218,13 +233,13 @@ def test_every_sample_that_is_not_finite_is_found_and_counted(
     for place, value in zip(data.draw(st.sets(places, min_size=len(wrong), max_size=len(wrong))), wrong, strict=True):
         samples[place] = value
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(audio, "_BLOCK", data.draw(st.sampled_from([512, 1 << 20])))
+        patch.setattr(mix_down, "BLOCK", data.draw(st.sampled_from([512, 1 << 20])))
         assert rejection(written(samples)) == f"{len(wrong)} of its samples are not finite"
 
 
 @pytest.mark.parametrize("place", [0, 950, 1999])
 def test_silence_is_told_from_sound_wherever_that_is(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audio, "_BLOCK", 100)
+    monkeypatch.setattr(mix_down, "BLOCK", 100)
     samples = np.zeros((2000, 2))
     for loudness in (1e-30, -1e-30):
         samples[place] = 0, loudness
