@@ -46,6 +46,7 @@ from tasks.summary import show_summary, tokenized_section
 from tasks.tokenizing import check_codec, concerns_all, stop_tokenizing, tokenize_archive
 from tasks.tokenizing_log import TokenizingLog, log_tokenizing
 
+_SHOWN = 3
 Work = dict[str, Any]
 """Parameters of one archive's task."""
 
@@ -237,6 +238,10 @@ def _remarks(captions: Captions | None, reports: Sequence[ShardReport], tokens: 
         undescribed += sum(description is None for _, description in clips)
     if captions is not None:
         yield from match_report(captions, names, are_all).lines()
+    noted = [f"{report.archive}: {each.clip}: {each.remark}" for report in reports for each in report.remarks]
+    if noted:
+        more = f"; and {len(noted) - _SHOWN:,} more, listed in the .json of each shard" if len(noted) > _SHOWN else ""
+        yield f"descriptions, {len(noted):,} to look at: {'; '.join(noted[:_SHOWN])}{more}"
     if undescribed:
         total = sum(report.clips for report in reports)
         yield f"{undescribed:,} of {counted(total, 'clip')} have no description: they are learnt without a text"

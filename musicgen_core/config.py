@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from musicgen_core import storage
 from musicgen_core.data.member_names import check_encoding
 from musicgen_core.errors import ConfigError
+from musicgen_core.texts import MAX_CHARACTERS
 
 EFFECTIVE_BATCH = 16
 """Clips an optimizer update learns from, unless the user gives other numbers."""
@@ -37,9 +38,6 @@ LARGEST_COUNT = 10**9
 MOST_WORKERS = 1024
 """Upper bound of threads and processes"""
 
-LONGEST_PROMPT = 2000
-"""Characters of a prompt: about as many of English as the 512 tokens that T5, the text encoder, was trained on"""
-
 Format = Literal["flac", "mp3"]
 """Of the files that may stand beside a wav"""
 
@@ -55,8 +53,8 @@ def _check_prompt(text: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise PydanticCustomError("text", "should be whole characters: half of a surrogate pair is in it") from error
-    if len(text) > LONGEST_PROMPT:
-        told = {"most": f"{LONGEST_PROMPT:,}", "given": f"{len(text):,}"}
+    if len(text) > MAX_CHARACTERS:
+        told = {"most": f"{MAX_CHARACTERS:,}", "given": f"{len(text):,}"}
         raise PydanticCustomError("text", "should have at most {most} characters, and has {given}", told)
     return text
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from musicgen_core.codec import Codec
 from musicgen_core.config import TokenizeSettings
 from musicgen_core.data.archive import (
     Member,
-    Sidecar,
+    Sidecars,
     archive_stem,
     content_digest,
     limits_of,
@@ -33,18 +33,20 @@ from musicgen_core.data.captions import Captioner, Captions
 from musicgen_core.data.shards import (
     SCHEMA_VERSION,
     Rejected,
+    Remark,
     Row,
     ShardReport,
     ShardWriter,
+    origin_of,
     publish_shard,
     read_report,
     read_rows,
-    remove_shard,
+    refuse_foreign_shard,
     shard_paths,
     was_mended,
 )
 from musicgen_core.encoding import BatchEncoder, Encoded
-from musicgen_core.errors import ArchiveError, Cancelled, ClipRejected, TokensError
+from musicgen_core.errors import Cancelled, ClipRejected, TokensError
 from musicgen_core.prefetch import prefetch
 from musicgen_core.wording import counted
 
@@ -98,22 +100,14 @@ class Tokenizer:
             cancelled: asked after each clip, and while a native decoder works on one.
 
         Raises:
-            ArchiveError: the archive can't be read. No shard is left.
-            Cancelled: `cancelled` said so. No shard is left.
-            OSError: storage fails; trying again may help. No shard is left.
+            ArchiveError: the archive can't be read. An earlier shard of it stays, in this and the other cases.
+            TokensError: a file where the shard belongs isn't this archive's.
+            Cancelled: `cancelled` said so.
+            OSError: storage fails; trying again may help.
         """
-        try:
-            return self._tokenize(archive, limit, on_clip, cancelled)
-        except ArchiveError:  # an older shard would pass for the archive's that is there now
-            remove_shard(self.tokens, archive_stem(archive))
-            raise
-
-    def _tokenize(
-        self, archive: UPath, limit: int | None, on_clip: Progress, cancelled: Callable[[], bool]
-    ) -> ShardReport:
-        fingerprint = shard_fingerprint(archive, self.codec.identity, self.settings, limit)
+        fingerprint = self._fingerprint(archive, limit)
         existing = read_report(self.tokens, archive_stem(archive))
-        whole = shard_fingerprint(archive, self.codec.identity, self.settings, limit=None)
+        whole = self._fingerprint(archive, None)
         if (
             existing is not None
             and existing.fingerprint in (fingerprint, whole)  # a trial doesn't cut what is whole already
@@ -121,7 +115,14 @@ class Tokenizer:
         ):
             with suppress(TokensError):  # a damaged shard is made anew
                 return self._refresh_captions(archive, existing)
+        self._refuse_foreign(archive)
         return self._encode_archive(archive, fingerprint, limit, on_clip, cancelled)
+
+    def _fingerprint(self, archive: UPath, limit: int | None) -> str:
+        return shard_fingerprint(archive, self.codec.identity, self.settings, limit)
+
+    def _refuse_foreign(self, archive: UPath) -> None:
+        refuse_foreign_shard(self.tokens, archive, archive_stem(archive), partial(self._fingerprint, archive))
 
     def _encode_archive(
         self, archive: UPath, fingerprint: str, limit: int | None, on_clip: Progress, cancelled: Callable[[], bool]
@@ -149,7 +150,7 @@ class Tokenizer:
                     if isinstance(clip, ClipRejected):
                         rejected.append(Rejected(name, str(clip)))
                     else:
-                        description = captioner.describe(name, opened.sidecars().get(sidecar_key(name)))
+                        description = captioner.describe(name, *opened.sidecars().get(sidecar_key(name), ()))
                         writer.add(Row(name, description, clip.seconds, clip.codes))
                         described.append((name, description))
                         seconds += clip.seconds
@@ -167,7 +168,10 @@ class Tokenizer:
                 audio_seconds=round(seconds, 6),
                 rejected=rejected,
                 limited_to=limit,
+                remarks=_remarks(captioner, final, opened.sidecars()),
+                origin=origin_of(archive),
             )
+            self._refuse_foreign(archive)  # another job may have been quicker
             publish_shard(parquet, report, self.tokens)
         return report
 
@@ -202,19 +206,22 @@ class Tokenizer:
         source, _ = shard_paths(self.tokens, archive_stem(archive))
         with storage.staged(source) as local, storage.scratch_folder() as folder:
             described = _describe(captioner, [row.clip for row in read_rows(local)], sidecars)
-            fingerprint = captions_fingerprint(described)
-            if fingerprint == report.captions_fingerprint:
+            fingerprint, remarks = captions_fingerprint(described), _remarks(captioner, described, sidecars)
+            if fingerprint == report.captions_fingerprint and remarks == report.remarks:
                 return report
             parquet = _rewrite(local, folder / source.name, described, self.codec.identity)
-            report = replace(report, captions_fingerprint=fingerprint)
+            report = replace(report, captions_fingerprint=fingerprint, remarks=remarks)
             publish_shard(parquet, report, self.tokens)
         return report
 
 
-def _describe(
-    captioner: Captioner, names: Sequence[str], sidecars: Mapping[str, Sidecar]
-) -> list[tuple[str, str | None]]:
-    return [(name, captioner.describe(name, sidecars.get(sidecar_key(name)))) for name in names]
+def _describe(captioner: Captioner, names: Sequence[str], sidecars: Sidecars) -> list[tuple[str, str | None]]:
+    return [(name, captioner.describe(name, *sidecars.get(sidecar_key(name), ()))) for name in names]
+
+
+def _remarks(captioner: Captioner, described: Sequence[tuple[str, str | None]], sidecars: Sidecars) -> list[Remark]:
+    found = ((name, captioner.remark(name, *sidecars.get(sidecar_key(name), ()))) for name, _ in described)
+    return [Remark(name, remark) for name, remark in found if remark]
 
 
 def _rewrite(source: Path, target: Path, described: Sequence[tuple[str, str | None]], codec: str) -> Path:

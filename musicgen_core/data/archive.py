@@ -16,7 +16,7 @@ from musicgen_core import storage
 from musicgen_core.data.damage import DAMAGED, Unreadable, damage_named
 from musicgen_core.data.finding import archive_stem, find_archives
 from musicgen_core.data.member_names import AUTO, check_encoding
-from musicgen_core.data.members import BLOCK, Archive, Limits, Member, Meter, Sidecar, limits_of, sidecar_key
+from musicgen_core.data.members import BLOCK, Archive, Limits, Member, Meter, Sidecar, Sidecars, limits_of, sidecar_key
 from musicgen_core.data.tar_archive import TarArchive, is_tar
 from musicgen_core.data.zip_archive import ZipArchive, names_of, unpacked
 from musicgen_core.data.zip_directory import Entry, RandomReader, read_directory
@@ -28,6 +28,7 @@ __all__ = [
     "Limits",
     "Member",
     "Sidecar",
+    "Sidecars",
     "archive_stem",
     "clip_names",
     "content_digest",
@@ -86,7 +87,7 @@ def clip_names(archive: UPath, name_encoding: str = AUTO, limits: Limits = _DEFA
     return list(_clip_names(archive, _version(archive), name_encoding, limits))
 
 
-def read_sidecars(archive: UPath, name_encoding: str = AUTO, limits: Limits = _DEFAULT) -> dict[str, Sidecar]:
+def read_sidecars(archive: UPath, name_encoding: str = AUTO, limits: Limits = _DEFAULT) -> Sidecars:
     """The descriptions beside an archive's clips. Of a remote zip only those and its directory are read.
 
     Raises:

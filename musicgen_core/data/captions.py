@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import io
 import posixpath
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from upath import UPath
 
@@ -21,8 +23,10 @@ from musicgen_core.data.descriptions import (
     fill_template,
     own_description,
     parse_entry,
+    problem_of,
 )
 from musicgen_core.errors import MetadataError
+from musicgen_core.texts import MAX_CHARACTERS, decode_text, marked_encoding, shorten
 
 if TYPE_CHECKING:
     from musicgen_core.data.archive import Sidecar
@@ -74,13 +78,21 @@ class Captions:
         return self.by_path, self.by_name, self.by_stem
 
 
+_SUFFIX = re.compile(
+    r"\.(wave?|w64|rf64|flac|mp[234]|ogg|oga|opus|aif|aiff|aifc|m4a|aac|wma|au|snd|caf|ape|wv|ac3|mka|mkv|mov|avi|webm"
+    r"|midi?|json|txt)$",
+    re.IGNORECASE,
+)
+"""What is cut off a name to get its stem. In `mix.v2` and `01. Intro` the dot belongs to the stem."""
+
+
 def keys(path: str) -> tuple[str, str, str]:
     """What a path is found by: itself, file name and stem, however accents are composed and folders separated."""
     path = unicodedata.normalize("NFC", path.replace("\\", "/"))
     while path.startswith("./"):
         path = path[2:]
     name = posixpath.basename(path)
-    return path, name, posixpath.splitext(name)[0]
+    return path, name, _SUFFIX.sub("", name) or name
 
 
 @dataclass(frozen=True)
@@ -98,18 +110,32 @@ class Captioner:
         """Whether files beside the clips can matter."""
         return self.settings.caption is None
 
-    def describe(self, member: str, sidecar: Sidecar | None = None) -> str | None:
-        """The description of a clip, prefix included, or None."""
-        parts = (self.settings.caption_prefix, self._describe(member, sidecar))
-        return clean(", ".join(filter(None, parts)))
+    def describe(self, member: str, *sidecars: Sidecar) -> str | None:
+        """The description of a clip, prefix included and not too long for T5, or None."""
+        text = self._with_prefix(member, sidecars)
+        return text and clean(shorten(text))
 
-    def _describe(self, member: str, sidecar: Sidecar | None) -> str | None:
+    def remark(self, member: str, *sidecars: Sidecar) -> str | None:
+        """What is worth knowing of a clip's description: that it was cut, or that a file beside it can't be used."""
+        text = self._with_prefix(member, sidecars)
+        if text and len(text) > MAX_CHARACTERS:
+            return f"its description of {len(text):,} characters was cut to {len(shorten(text)):,}"
+        if self.uses_sidecars and self._described(member, sidecars) is None:
+            problems = ((sidecar.suffix, sidecar.problem or problem_of(sidecar)) for sidecar in sidecars)
+            return next((f"the {suffix} beside it {problem}" for suffix, problem in problems if problem), None)
+        return None
+
+    def _with_prefix(self, member: str, sidecars: Sequence[Sidecar]) -> str | None:
+        return clean(", ".join(filter(None, (self.settings.caption_prefix, self._described(member, sidecars)))))
+
+    def _described(self, member: str, sidecars: Sequence[Sidecar]) -> str | None:
         if self.settings.caption:
             return self.settings.caption
         found = self.metadata.find(member)[1] if self.metadata else None
-        if found is None and sidecar is not None:
-            return describe_sidecar(sidecar, self.settings.caption_template)
-        return found
+        if found is not None:
+            return found
+        described = (describe_sidecar(sidecar, self.settings.caption_template) for sidecar in sidecars)
+        return next((text for text in described if text is not None), None)
 
 
 def load_captions(path: UPath, settings: TokenizeSettings = _DEFAULTS) -> Captions:
@@ -161,7 +187,7 @@ def _read_entries(path: UPath) -> Iterator[tuple[int, Entry | None]]:
     try:
         # Staged, as fsspec reads a whole block anew for each line; in bytes, so that a bad line costs no other.
         with storage.staged(path) as local, local.open("rb") as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(_lines(file), start=1):
                 line = line.removeprefix(codecs.BOM_UTF8)  # on any line: files with one may have been joined
                 if line.strip():
                     yield number, _parse_line(line)
@@ -169,9 +195,19 @@ def _read_entries(path: UPath) -> Iterator[tuple[int, Entry | None]]:
         raise MetadataError(f"the metadata file {path} can't be read ({error})", "Check the path given") from error
 
 
+def _lines(file: BinaryIO) -> Iterable[bytes]:
+    """The lines of a file of UTF-8, or of UTF-16 or UTF-32 with a byte order mark."""
+    encoding = marked_encoding(file.read(4))
+    file.seek(0)
+    if encoding in (None, "utf-8-sig"):
+        return file
+    text = io.TextIOWrapper(file, encoding, errors="replace", newline="\n")
+    return (line.encode("utf-8", "replace") for line in text)
+
+
 def _parse_line(line: bytes) -> Entry | None:
     try:
-        entry = parse_entry(line.decode())
+        entry = parse_entry(decode_text(line))
     except UnicodeDecodeError:
         return None
     return entry if entry is not None and isinstance(entry.get("path"), str) else None

@@ -37,6 +37,13 @@ def describe_sidecar(sidecar: Sidecar, template: str | None) -> str | None:
     return None if entry is None else fill_template(template, entry) or own_description(entry)
 
 
+def problem_of(sidecar: Sidecar) -> str | None:
+    """Why a file that was read gives no description by its form."""
+    if sidecar.suffix == ".json" and parse_entry(sidecar.text) is None:
+        return "is not a JSON object"
+    return None
+
+
 def fill_template(template: str | None, entry: Entry) -> str | None:
     """`"{genre}, {bpm} bpm"` → `"techno, 128 bpm"`; None if there is no template or a field is missing or blank."""
     if template is None:

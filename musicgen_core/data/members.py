@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
 from musicgen_core.data.scratch import filled
 from musicgen_core.errors import ArchiveError, ClipRejected
+from musicgen_core.texts import decode_text
 
 if TYPE_CHECKING:
     from musicgen_core.config import TokenizeSettings
@@ -64,10 +65,15 @@ class Member:
 
 
 class Sidecar(NamedTuple):
-    """A text beside a clip: `suffix` is `.json` or `.txt`."""
+    """A text beside a clip: `suffix` is `.json` or `.txt`, `problem` why the text can't be used, if it can't."""
 
     suffix: str
     text: str
+    problem: str = ""
+
+
+Sidecars = dict[str, tuple[Sidecar, ...]]
+"""By `sidecar_key`; of each clip the `.json` first."""
 
 
 class Archive(Protocol):
@@ -84,9 +90,8 @@ class Archive(Protocol):
             ArchiveError: the archive is damaged, breaks off, or is a bomb.
         """
 
-    def sidecars(self) -> dict[str, Sidecar]:
-        """The `.json` or else `.txt` members of at most 1 MiB, by `sidecar_key`: all of a zip's, and of a tar's those
-        that `clips()` has passed. What isn't UTF-8 is left out."""
+    def sidecars(self) -> Sidecars:
+        """The `.json` and `.txt` members: all of a zip's, and of a tar's those that `clips()` has passed."""
 
 
 class Meter:
@@ -153,17 +158,24 @@ def sidecar_key(name: str) -> str:
     return unicodedata.normalize("NFC", name.replace("\\", "/").rpartition(".")[0])
 
 
-def is_sidecar(name: str, size: int) -> bool:
-    return name.lower().endswith((".json", ".txt")) and size <= _MAX_SIDECAR
+def is_sidecar(name: str) -> bool:
+    return name.lower().endswith((".json", ".txt"))
 
 
-def add_sidecar(sidecars: dict[str, Sidecar], name: str, data: bytes) -> None:
-    """Add a text, unless it is no text or there is a `.json` for its clip already."""
-    suffix = "." + name.lower().rpartition(".")[2]
-    known = sidecars.get(sidecar_key(name))
-    if known and (known.suffix, suffix) == (".json", ".txt"):
-        return
+def add_sidecar(sidecars: Sidecars, name: str, size: int, blocks: Iterable[bytes]) -> None:
+    """Add a text of `size` bytes, or why it can't be read."""
+    suffix, key = "." + name.lower().rpartition(".")[2], sidecar_key(name)
+    sidecar = _read_sidecar(suffix, size, blocks)
+    others = (other for other in sidecars.get(key, ()) if other.suffix != suffix)
+    sidecars[key] = tuple(sorted((*others, sidecar)))
+
+
+def _read_sidecar(suffix: str, size: int, blocks: Iterable[bytes]) -> Sidecar:
+    if size > _MAX_SIDECAR:
+        return Sidecar(suffix, "", f"has {size:,} bytes, more than the {_MAX_SIDECAR:,} that are read")
     try:
-        sidecars[sidecar_key(name)] = Sidecar(suffix, data.decode("utf-8-sig"))
+        return Sidecar(suffix, decode_text(b"".join(blocks)))
     except UnicodeDecodeError:
-        return
+        return Sidecar(suffix, "", "is neither UTF-8 nor another encoding that can be told: save it as UTF-8")
+    except ClipRejected as error:
+        return Sidecar(suffix, "", f"can't be read: {error}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
@@ -39,8 +40,22 @@ class Rejected:
 
 
 @dataclass(frozen=True)
+class Remark:
+    """What is worth knowing of the description of a clip."""
+
+    clip: str
+    remark: str
+
+
+@dataclass(frozen=True)
 class ShardReport:
-    """What `{stem}.json` holds. `limited_to` is set where `--limit` cut the archive short."""
+    """What `{stem}.json` holds.
+
+    Attributes:
+        limited_to: set where `--limit` cut the archive short.
+        remarks: on descriptions that were cut or can't be read.
+        origin: the folder or URL of the archive; None in shards of earlier versions.
+    """
 
     archive: str
     archive_bytes: int
@@ -50,6 +65,8 @@ class ShardReport:
     audio_seconds: float
     rejected: list[Rejected] = field(default_factory=list)
     limited_to: int | None = None
+    remarks: list[Remark] = field(default_factory=list)
+    origin: str | None = None
 
     @property
     def content(self) -> str:
@@ -62,6 +79,7 @@ class ShardReport:
         """Raises: ValueError, TypeError or KeyError if `text` is no report."""
         values = json.loads(text)
         values["rejected"] = [Rejected(**entry) for entry in values["rejected"]]
+        values["remarks"] = [Remark(**entry) for entry in values.get("remarks", [])]
         return cls(**values)
 
 
@@ -152,10 +170,55 @@ def read_report(tokens: UPath, stem: str) -> ShardReport | None:
     return report if rows == report.clips else None
 
 
-def remove_shard(tokens: UPath, stem: str) -> None:
-    """Take a shard away, what says that it is whole first."""
-    for path in reversed(shard_paths(tokens, stem)):
-        path.unlink(missing_ok=True)
+def origin_of(archive: UPath) -> str:
+    """Where an archive comes from, as a shard's report tells: two archives of one name differ in it."""
+    return str(archive.absolute().parent)
+
+
+def refuse_foreign_shard(
+    tokens: UPath, archive: UPath, stem: str, fingerprint_with: Callable[[int | None], str]
+) -> None:
+    """Make sure that writing the shard of `archive` replaces nothing but an earlier shard of the same archive.
+
+    Args:
+        fingerprint_with: the archive's fingerprint by the limit of clips: where it is the shard's, the archive has
+            only moved.
+
+    Raises:
+        TokensError: a file in its place isn't this project's, or is the shard of another archive of the same name.
+    """
+    parquet, marker = shard_paths(tokens, stem)
+    report = None
+    with suppress(FileNotFoundError):
+        try:
+            report = ShardReport.parse(marker.read_text(encoding="utf-8"))
+        except (ValueError, TypeError, KeyError) as error:
+            raise _foreign(marker, "which is no report of a shard") from error
+    if report is None and parquet.exists() and not _is_shard(parquet):
+        raise _foreign(parquet, "which holds no codes")
+    origin = origin_of(archive)
+    if (
+        report is not None
+        and (report.archive, report.origin or origin) != (archive.name, origin)
+        and report.fingerprint != fingerprint_with(report.limited_to)
+    ):
+        other = f"{report.origin}/{report.archive}" if report.origin else report.archive
+        raise _foreign(parquet, f"which holds the clips of {other}, another archive of the same name")
+
+
+def _foreign(path: UPath, what: str) -> TokensError:
+    return TokensError(
+        f"the tokens would replace {path}, {what}",
+        "Give another directory for the tokens, or move that file away if it isn't needed",
+    )
+
+
+def _is_shard(parquet: UPath) -> bool:
+    try:
+        with parquet.open("rb") as file:
+            return b"codec" in (pq.read_schema(file).metadata or {})
+    except (OSError, ValueError, pa.ArrowException):
+        return False
 
 
 def is_whole(tokens: UPath, stem: str, report: ShardReport) -> bool:

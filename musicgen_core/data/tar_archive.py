@@ -18,7 +18,7 @@ from musicgen_core.data.members import (
     NOT_A_FILE,
     Member,
     Meter,
-    Sidecar,
+    Sidecars,
     add_sidecar,
     clip_file,
     is_clip,
@@ -60,7 +60,7 @@ class TarArchive:
         self._name = archive_name
         self._meter = meter
         self._name_encoding = name_encoding
-        self._sidecars: dict[str, Sidecar] = {}
+        self._sidecars: Sidecars = {}
 
     def clips(self) -> Iterator[Member]:
         with damage_named(self._name):
@@ -75,18 +75,18 @@ class TarArchive:
         with damage_named(self._name):
             yield from (name for _, _, name in self._walk() if is_clip(name))
 
-    def sidecars(self) -> dict[str, Sidecar]:
+    def sidecars(self) -> Sidecars:
         return self._sidecars
 
-    def read_sidecars(self) -> dict[str, Sidecar]:
+    def read_sidecars(self) -> Sidecars:
         with damage_named(self._name):
             for tar, entry, name in self._walk():
                 self._keep_sidecar(tar, entry, name)
         return self._sidecars
 
     def _keep_sidecar(self, tar: tarfile.TarFile, entry: tarfile.TarInfo, name: str) -> None:
-        if is_sidecar(name, entry.size) and entry.isreg():
-            add_sidecar(self._sidecars, name, b"".join(_content(tar, entry)))
+        if is_sidecar(name) and entry.isreg():
+            add_sidecar(self._sidecars, name, entry.size, _content(tar, entry))
 
     def _walk(self) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str]]:
         for tar, entry in _entries(_Stream(_decompressed(self._file), self._meter)):

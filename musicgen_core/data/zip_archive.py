@@ -18,7 +18,7 @@ from musicgen_core.data.members import (
     NOT_A_FILE,
     Member,
     Meter,
-    Sidecar,
+    Sidecars,
     add_sidecar,
     clip_file,
     is_clip,
@@ -48,7 +48,7 @@ class ZipArchive:
         self._meter = meter
         self._entries = list(zip(names_of(entries, name_encoding), entries, strict=True))
         self._clips = [(name, entry) for name, entry in self._entries if is_clip(name)]
-        self._sidecars: dict[str, Sidecar] | None = None
+        self._sidecars: Sidecars | None = None
 
     @property
     def clip_count(self) -> int:
@@ -61,19 +61,16 @@ class ZipArchive:
     def clip_names(self) -> Iterator[str]:
         return (name for name, _ in self._clips)
 
-    def sidecars(self) -> dict[str, Sidecar]:
+    def sidecars(self) -> Sidecars:
         if self._sidecars is None:
-            sidecars: dict[str, Sidecar] = {}
+            sidecars: Sidecars = {}
             for name, entry in self._entries:
-                if is_sidecar(name, entry.size):
-                    try:
-                        add_sidecar(sidecars, name, b"".join(self._meter.count(unpacked(entry, self._reader))))
-                    except ClipRejected:
-                        continue
+                if is_sidecar(name):
+                    add_sidecar(sidecars, name, entry.size, self._meter.count(unpacked(entry, self._reader)))
             self._sidecars = sidecars
         return self._sidecars
 
-    def read_sidecars(self) -> dict[str, Sidecar]:
+    def read_sidecars(self) -> Sidecars:
         return self.sidecars()
 
     def _open(self, entry: Entry) -> BinaryIO:

@@ -11,6 +11,7 @@ from pydantic import Field
 from musicgen_core import storage
 from musicgen_core.config import LONGEST_SECONDS, PromptText, Settings, validate
 from musicgen_core.errors import ConfigError
+from musicgen_core.texts import decode_text
 from musicgen_core.wording import counted
 
 _SHOWN = 5
@@ -34,9 +35,11 @@ def read_prompts(path: str) -> list[Prompt]:
         ConfigError: the file is missing or holds none, or lines in it are wrong; all of them are named.
     """
     try:
-        text = storage.as_path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = decode_text(storage.as_path(path).read_bytes())
+    except OSError as error:
         raise ConfigError(f"the prompts file {path} can't be read ({error})", "Check the path") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the prompts file {path} can't be read ({error})", "Save it as UTF-8") from error
     # Not splitlines, which takes characters for ends of lines that JSON may have in a string.
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:

@@ -12,6 +12,9 @@ from torch import nn
 from musicgen_core.errors import ModelError
 from musicgen_core.model import hub
 from musicgen_core.model.decoder import TextCondition
+from musicgen_core.texts import shorten
+
+_MAX_TOKENS = 512  # T5 was trained on that many, and the memory of its attention grows with their square
 
 
 def find_text_encoder(source: str | Path) -> Path:
@@ -63,9 +66,10 @@ class TextEncoder(nn.Module):
     @torch.no_grad()
     def encode(self, texts: Sequence[str | None]) -> TextCondition:
         """Texts → states [B, L, text_dim] and mask [B, L]. None and "" are the null condition (mask all False)."""
-        entries = [text or "" for text in texts]
+        entries = [shorten(text or "") for text in texts]  # shards of earlier versions may hold longer ones
         device = self.t5.device
-        tokens = self.tokenizer(entries, return_tensors="pt", padding=True).to(device)
+        tokens = self.tokenizer(entries, return_tensors="pt", padding=True, truncation=True, max_length=_MAX_TOKENS)
+        tokens = tokens.to(device)
         states = self.t5(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
         given = torch.tensor([bool(entry) for entry in entries], device=device)
         return TextCondition(states, tokens["attention_mask"].bool() & given[:, None])

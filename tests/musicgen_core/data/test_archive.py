@@ -135,19 +135,22 @@ def test_texts_beside_clips_are_given_by_the_clips_path(tmp_path: Path, pack: Pa
         ("z.txt", b"second to json"),
         ("z.JSON", b"[]"),
         ("dir\\cafe\u0301.TXT", b"other ways to write it"),
-        ("broken.txt", b"\xff\xfe"),
+        ("broken.txt", b"caf\xe9"),
+        ("broken.wav", b""),
         ("large.txt", b"a" * ((1 << 20) + 1)),
         ("largest.txt", b"a" * (1 << 20)),
     ]
     with open_archive(pack(tmp_path / "a", members, kind)) as archive:
         list(archive.clips())
         found = archive.sidecars()
-    assert found.pop("largest").text == "a" * (1 << 20)
+    assert found.pop("largest") == (Sidecar(".txt", "a" * (1 << 20)),)
+    assert "save it as UTF-8" in found.pop("broken")[0].problem
+    assert "1,048,577 bytes" in found.pop("large")[0].problem
     assert found == {
-        "a/x": Sidecar(".txt", "with a mark"),
-        "y": Sidecar(".json", "{}"),
-        "z": Sidecar(".json", "[]"),
-        "dir/café": Sidecar(".txt", "other ways to write it"),
+        "a/x": (Sidecar(".txt", "with a mark"),),
+        "y": (Sidecar(".json", "{}"), Sidecar(".txt", "second to json")),
+        "z": (Sidecar(".json", "[]"), Sidecar(".txt", "second to json")),
+        "dir/café": (Sidecar(".txt", "other ways to write it"),),
     }
     assert sidecar_key("dir/café.wav") in found
 
@@ -156,7 +159,9 @@ def test_a_zip_gives_its_texts_before_any_clip(tmp_path: Path, pack: Pack) -> No
     path = pack(tmp_path / "a", [("x.wav", b""), ("x.txt", b"text"), ("y.txt", b"broken")])
     path.write_bytes(path.read_bytes().replace(b"broken", b"BROKEN"))
     with open_archive(path) as archive:
-        assert archive.sidecars() == {"x": Sidecar(".txt", "text")}
+        found = archive.sidecars()
+    assert found["x"] == (Sidecar(".txt", "text"),)
+    assert "CRC-32" in found["y"][0].problem
 
 
 # Troubles of opening

@@ -66,6 +66,15 @@ def test_a_stem_may_be_ambiguous_where_the_names_are_not() -> None:
     assert captions.find("c/x.mp3") == (False, None)
 
 
+@pytest.mark.parametrize("stem", ["mix", "mix.v2", "take", "take.0.5x", "01. Intro", "02. Outro", "a.b.c", ".hidden"])
+@pytest.mark.parametrize("suffix", ["", ".wav", ".FLAC", ".mp3"])
+def test_a_dot_in_a_stem_is_part_of_it(stem: str, suffix: str) -> None:
+    others = ["mix.v3", "take.1x", "01. Coda", "02", "01", "a.b", "a"]
+    captions = captions_of(clip(f"{stem}{suffix}", "own"), *(clip(other, "another's") for other in others))
+    assert captions.find(f"audio/{stem}.wav") == (True, "own")
+    assert captions.find("audio/01. Reprise.wav") == captions.find("audio/mix.v4.wav") == (False, None)
+
+
 @pytest.mark.parametrize("in_metadata", ["NFC", "NFD"])
 @pytest.mark.parametrize("in_archive", ["NFC", "NFD"])
 def test_accents_match_however_they_are_composed(in_metadata: Any, in_archive: Any) -> None:
@@ -115,7 +124,7 @@ def test_broken_lines_are_told_by_number_and_the_others_used() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        pytest.param(b'{"path": "x.wav", "description": "\x83s\x83A\x83m"}', id="another encoding"),
+        pytest.param(b'{"path": "x.wav", "description": "caf\xe9"}', id="another encoding"),
         pytest.param(b"[" * 100_000, id="nested too deep"),
         pytest.param(b'{"path": "x.wav", "bpm": ' + b"9" * 5_000 + b"}", id="a number too long"),
         pytest.param(b"\0\0\0\0", id="zeros"),
@@ -164,6 +173,15 @@ def test_files_from_windows_read_the_same() -> None:
     assert captions.find("a.wav") == (True, "x")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp932"])
+def test_metadata_in_any_encoding_that_can_be_told_read_the_same(encoding: str) -> None:
+    lines = [json.dumps(clip(name, "静かなピアノ"), ensure_ascii=False) for name in ("a.wav", "ピアノ.wav")]
+    FILE.write_bytes("\r\n".join(lines).encode(encoding))
+    captions = load_captions(FILE)
+    assert (captions.entries, captions.broken_lines) == (2, ())
+    assert captions.find("ピアノ.wav") == (True, "静かなピアノ")
+
+
 def test_files_with_byte_order_marks_may_be_joined() -> None:
     FILE.write_bytes(2 * b"\xef\xbb\xbf\n" + b'{"path": "a.wav"}\n\xef\xbb\xbf{"path": "b.wav"}\n')
     captions = load_captions(FILE)
@@ -178,7 +196,7 @@ def test_files_with_byte_order_marks_may_be_joined() -> None:
         b"path,description\na.wav,x\n",
         b'[{"path": "a.wav"}]',
         b"\xff\xfe\x80",
-        '{"path": "a.wav"}'.encode("utf-16"),
+        '{"title": "a.wav"}'.encode("utf-16"),
     ],
 )
 def test_a_file_that_is_no_metadata_is_named_with_what_it_should_hold(tmp_path: Path, content: bytes) -> None:
@@ -297,12 +315,39 @@ def test_the_prefix_stands_before_every_description_and_alone_where_there_is_non
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.none() | st.builds(Sidecar, st.sampled_from([".json", ".txt"]), st.text(st.characters())),
+    st.lists(st.builds(Sidecar, st.sampled_from([".json", ".txt"]), st.text(st.characters())), max_size=2),
     st.none() | st.text(st.characters(), min_size=1),
 )
-def test_a_description_is_always_a_text_that_can_be_stored_or_none(sidecar: Sidecar | None, prefix: str | None) -> None:
-    text = Captioner(TokenizeSettings(caption_prefix=prefix)).describe("a.wav", sidecar)
+def test_a_description_is_always_a_text_that_can_be_stored_or_none(sidecars: list[Sidecar], prefix: str | None) -> None:
+    text = Captioner(TokenizeSettings(caption_prefix=prefix)).describe("a.wav", *sidecars)
     assert text is None or (text.encode() and text == text.strip())
+
+
+@pytest.mark.parametrize("empty", ["{}", '{"description": null}', "[1]", ""])
+def test_json_that_says_nothing_does_not_hide_the_text_beside_it(empty: str) -> None:
+    beside = (Sidecar(".json", empty), Sidecar(".txt", "calm piano"))
+    assert Captioner().describe("a.wav", *beside) == "calm piano"
+    assert Captioner().remark("a.wav", *beside) is None
+
+
+def test_what_is_too_long_is_cut_at_a_word_and_told() -> None:
+    captioner = Captioner(TokenizeSettings(caption_prefix="TOK"))
+    text = captioner.describe("a.wav", beside := Sidecar(".txt", "verse and chorus " * 600))
+    assert text is not None and 1980 < len(text) <= 2000 and text.startswith("TOK, verse and")
+    assert text.rsplit(maxsplit=1)[1] in ("verse", "and", "chorus")
+    assert captioner.remark("a.wav", beside) == f"its description of 10,204 characters was cut to {len(text):,}"
+    assert len(Captioner().describe("a.wav", Sidecar(".txt", "静" * 9000)) or "") == 2000
+    assert Captioner().remark("a.wav", Sidecar(".txt", "x" * 2000)) is None
+
+
+def test_a_file_beside_a_clip_that_cannot_be_used_is_told_where_it_counts() -> None:
+    unreadable, broken = Sidecar(".txt", "", "is neither UTF-8 nor …"), Sidecar(".json", "{broken")
+    metadata = captions_of(clip("described.wav", "entry"))
+    captioner = Captioner(TokenizeSettings(), metadata)
+    assert captioner.remark("a.wav", unreadable) == "the .txt beside it is neither UTF-8 nor …"
+    assert captioner.remark("a.wav", broken) == "the .json beside it is not a JSON object"
+    assert captioner.remark("described.wav", unreadable) is None
+    assert Captioner(TokenizeSettings(caption="all")).remark("a.wav", unreadable) is None
 
 
 # Checking

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +143,15 @@ def test_the_report_is_json_with_the_names_of_the_contracts(published: UPath) ->
         "audio_seconds": 1.5,
         "rejected": [{"clip": "ばつ.wav", "reason": "all its samples are zero"}],
         "limited_to": None,
+        "remarks": [],
+        "origin": None,
     }
+
+
+def test_reports_of_earlier_versions_are_read() -> None:
+    values = asdict(REPORT)
+    del values["remarks"], values["origin"]
+    assert ShardReport.parse(json.dumps(values)) == REPORT
 
 
 # Whole or not

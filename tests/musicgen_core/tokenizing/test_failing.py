@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,8 +14,8 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codec import Codec
-from musicgen_core.data.shards import Row
-from musicgen_core.errors import ArchiveError, Cancelled
+from musicgen_core.data.shards import Row, read_report
+from musicgen_core.errors import ArchiveError, Cancelled, TokensError
 from musicgen_core.tokenizing import Counts, Tokenizer
 
 MakeWav = Callable[..., bytes]
@@ -29,9 +30,9 @@ def names_in(folder: UPath) -> list[str]:
 
 @pytest.mark.parametrize("after", [0, 1, 4])
 def test_a_cancelled_archive_leaves_no_shard(archive: UPath, codec: Codec, tokens: UPath, after: int) -> None:
-    answers = iter([*[False] * after, True])
-    with pytest.raises(Cancelled, match=f"after {after} clips"):
-        Tokenizer(codec, tokens).tokenize(archive, cancelled=lambda: next(answers))
+    done: list[Counts] = []
+    with pytest.raises(Cancelled, match="was cancelled"):
+        Tokenizer(codec, tokens).tokenize(archive, on_clip=done.append, cancelled=lambda: len(done) > after)
     assert names_in(tokens) == []
 
 
@@ -53,14 +54,46 @@ def test_a_missing_archive_is_named_and_leaves_no_shard(tmp_path: Path, codec: C
     assert names_in(tokens) == []
 
 
-def test_no_shard_of_an_older_version_stands_for_an_archive_that_fails_now(
-    archive: UPath, codec: Codec, tokens: UPath
-) -> None:
-    Tokenizer(codec, tokens).tokenize(archive)
+def test_a_whole_shard_stays_where_its_archive_breaks_off_later(archive: UPath, codec: Codec, tokens: UPath) -> None:
+    report = Tokenizer(codec, tokens).tokenize(archive)
+    path = Path(str(archive))
+    path.write_bytes(path.read_bytes()[:-50])  # as while it is copied again
+    with pytest.raises(ArchiveError):
+        Tokenizer(codec, tokens).tokenize(archive)
+    assert read_report(tokens, "batch_1") == report
+
+
+@pytest.mark.parametrize("name", ["batch_1.json", "batch_1.parquet"])
+def test_a_file_of_somebody_else_is_never_replaced(archive: UPath, codec: Codec, tokens: UPath, name: str) -> None:
+    tokens.mkdir(parents=True, exist_ok=True)
+    (tokens / name).write_bytes(b'{"title": "notes on a song"}')
+    with pytest.raises(TokensError, match=name):
+        Tokenizer(codec, tokens).tokenize(archive)
     Path(str(archive)).write_bytes(b"now broken")
     with pytest.raises(ArchiveError):
         Tokenizer(codec, tokens).tokenize(archive)
-    assert names_in(tokens) == []
+    assert names_in(tokens) == [name] and b"notes" in (tokens / name).read_bytes()
+
+
+def test_a_shard_of_another_archive_of_the_same_name_is_never_replaced(
+    archive: UPath, codec: Codec, tokens: UPath, tmp_path: Path, pack: Pack, make_wav: MakeWav
+) -> None:
+    report = Tokenizer(codec, tokens).tokenize(archive)
+    (tmp_path / "elsewhere").mkdir()
+    other = storage.as_path(pack(tmp_path / "elsewhere" / "batch_1.zip", [("other.wav", make_wav(300))]))
+    with pytest.raises(TokensError, match=f"holds the clips of {archive}, another archive of the same name"):
+        Tokenizer(codec, tokens).tokenize(other)
+    assert read_report(tokens, "batch_1") == report
+
+
+def test_an_archive_that_moved_is_known_by_its_content(
+    archive: UPath, codec: Codec, tokens: UPath, tmp_path: Path
+) -> None:
+    Tokenizer(codec, tokens).tokenize(archive, limit=1)
+    moved = storage.as_path(tmp_path / "moved" / "batch_1.zip")
+    Path(str(moved)).parent.mkdir()
+    shutil.move(str(archive), str(moved))
+    assert Tokenizer(codec, tokens).tokenize(moved).clips == 3
 
 
 def test_trouble_with_the_disk_is_not_taken_for_a_bad_archive(

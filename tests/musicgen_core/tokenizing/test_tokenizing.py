@@ -111,9 +111,9 @@ def test_a_remote_archive_gives_the_same_shard_as_a_local_one(
     archive: UPath, codec: Codec, tokens: UPath, bucket: UPath, tmp_path: Path
 ) -> None:
     storage.upload(Path(str(archive)), bucket / "batch_1.zip")
-    assert Tokenizer(codec, tokens).tokenize(bucket / "batch_1.zip") == Tokenizer(
-        codec, storage.as_path(tmp_path / "local")
-    ).tokenize(archive)
+    remote = Tokenizer(codec, tokens).tokenize(bucket / "batch_1.zip")
+    local = Tokenizer(codec, storage.as_path(tmp_path / "local")).tokenize(archive)
+    assert dataclasses.replace(remote, origin=local.origin) == local
 
 
 def test_progress_counts_every_clip(archive: UPath, codec: Codec, tokens: UPath) -> None:
