@@ -16,6 +16,10 @@ LOGGING = {
 }
 """Settings of a server whose log `follow_errors` reads: a JSON object per record, traceback included."""
 
+LOCKED = "database is locked"
+"""SQLite lets one writer in at a time. Prefect tries again, so only many of these are worth a line."""
+MANY = 8
+
 
 def follow_errors(log: IO[bytes]) -> threading.Thread:
     """Report the errors in a server's log until the log ends. The thread does not keep the process alive.
@@ -30,26 +34,28 @@ def follow_errors(log: IO[bytes]) -> threading.Thread:
 
 def _report(log: IO[bytes]) -> None:
     times: Counter[str] = Counter()
+    hinted = False
     for line in log:
         error = describe_record(line.decode(errors="replace").rstrip())
         if not error:
             continue
         kind = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|\d+", "…", error)
         times[kind] += 1
-        if times[kind].bit_count() == 1:  # a power of two
-            again = f" ({times[kind]} times)" if times[kind] > 1 else ""
-            output.print(f"Prefect server: {error}{again}", style="yellow", soft_wrap=True, markup=False)
-        if times.total() == 1:
-            output.print(
-                "musicgen-flows doctor tries each service of the server; up --debug shows its whole log",
-                style="yellow",
-                soft_wrap=True,
-                markup=False,
-            )
+        if times[kind].bit_count() > 1 or (LOCKED in error and times[kind] < MANY):  # not a power of two
+            continue
+        again = f" ({times[kind]} times)" if times[kind] > 1 else ""
+        _print(f"Prefect server: {error}{again}")
+        if not hinted:
+            _print("musicgen-flows doctor tries each service of the server; up --debug shows its whole log")
+        hinted = True
+
+
+def _print(text: str) -> None:
+    output.print(text, style="yellow", soft_wrap=True, markup=False, highlight=False)
 
 
 def describe_record(line: str) -> str:
-    """Return a log record in one line, without its traceback; what is no record stays as it is."""
+    """Return a log record in one line, without its traceback or SQL; what is no record stays as it is."""
     try:
         record: dict[str, Any] = json.loads(line)
         message, arguments = str(record["msg"]), record["args"]
@@ -58,5 +64,6 @@ def describe_record(line: str) -> str:
     except (ValueError, KeyError, TypeError):
         return line  # printed, not logged: by Python itself, for example
     cause = record.get("exc_info") or {}
-    text = f"{message}: {cause['type']}: {cause['message']}" if cause else message
+    # SQLAlchemy's messages go on with the statement and its parameters.
+    text = f"{message}: {cause['type']}: {str(cause['message']).partition('[SQL: ')[0]}" if cause else message
     return " ".join(text.split())

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from deployments.checks.finding import Finding
 from deployments.checks.service_trial import Service, Trial, trial
+from deployments.registering import DEPLOYMENTS
+from deployments.weekly import coming_runs
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -23,7 +25,7 @@ SECONDS = 60.0
 
 POLL_SECONDS = 1.0
 OVERDUE = timedelta(minutes=5)
-"""How long a worker may have been silent, or a pause have expired, before somebody should have noticed."""
+"""How long something may have been due, such as the end of a pause, before the server should have noticed."""
 
 NAME = "services"
 FIX = (
@@ -45,6 +47,7 @@ def check_services() -> list[Finding]:
         return [
             *_describe([service for service in tried if service not in dead], dead),
             *(_switched_off(service) for service in services if service not in tried),
+            *_check_schedules(client),
             *_check_workers(client),
             *_check_pauses(client),
         ]
@@ -72,6 +75,21 @@ def _switched_off(service: Service) -> Finding:
     setting = f"PREFECT_SERVER_SERVICES_{service.setting.upper()}_ENABLED"
     found = f"{service.name}: switched off; {service.without}"
     return Finding(NAME, "warning", found, f"Start the server with {setting}=true")
+
+
+def _check_schedules(client: SyncPrefectClient) -> Iterator[Finding]:
+    """Schedules of ours that are on, and have been for a while, have a run to come."""
+    from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+
+    endless = CronSchedule | IntervalSchedule
+    for deployment in client.read_deployments(limit=200):
+        for schedule in [] if deployment.paused or deployment.name not in DEPLOYMENTS else deployment.schedules:
+            on = schedule.active and isinstance(schedule.schedule, endless) and _is_overdue(schedule.updated)
+            if on and not coming_runs(client, deployment.id, schedule.id):
+                found = (
+                    f"scheduler: the schedule {schedule.slug or schedule.id} of {deployment.name} has no run to come"
+                )
+                yield Finding(NAME, "problem", found, FIX)
 
 
 def _check_workers(client: SyncPrefectClient) -> Iterator[Finding]:

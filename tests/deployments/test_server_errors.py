@@ -44,6 +44,13 @@ def test_an_error_in_each_loop_is_shown_ever_more_rarely(capsys: pytest.CaptureF
     assert len(shown(capsys, logged("one"), logged("another"))) == 3
 
 
+def test_a_locked_database_is_shown_when_it_is_so_often(capsys: pytest.CaptureFixture[str]) -> None:
+    locked = logged("error", error=ValueError("(sqlite3.OperationalError) database is locked\n[SQL: SELECT 'prompt']"))
+    assert shown(capsys, *[locked] * 7) == []
+    first, _ = shown(capsys, *[locked] * 8)
+    assert first == "Prefect server: error: ValueError: (sqlite3.OperationalError) database is locked (8 times)"
+
+
 @pytest.mark.parametrize("line", ["Traceback (most recent call last):", "{}", '{"msg": "%d", "args": ["x"]}', "[1]"])
 def test_what_is_no_record_is_shown_as_it_is(line: str) -> None:
     assert describe_record(line) == line

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -112,6 +113,29 @@ def test_deployments_run_to_completed_from_the_places_that_up_set(up: Up) -> Non
 def test_a_failed_run_makes_run_watch_exit_1(up: Up) -> None:
     done = run_deployment(up, "train-lora", "model=debug", "device=cpu", "tokens=/nowhere")
     assert done.returncode == 1
+
+
+def test_an_error_of_a_service_of_the_server_is_a_line_in_the_terminal(up: Up) -> None:
+    """Its scheduler misses a table for one of its loops, which it has once a minute."""
+    database = Path(up.environment["PREFECT_HOME"]) / "prefect.db"
+    with renamed_table(database, "deployment_schedule"):
+        wait(lambda: "no such table: deployment_schedule" in up.log.read_text(), up.log)
+    [line] = [line for line in up.log.read_text().splitlines() if "schedule_deployments()" in line][:1]
+    assert line.startswith("Prefect server: ") and line.endswith("no such table: deployment_schedule")
+    assert "musicgen-flows doctor tries each service" in up.log.read_text()
+
+
+@contextmanager
+def renamed_table(database: Path, name: str) -> Iterator[None]:
+    def execute(sql: str) -> None:
+        with closing(sqlite3.connect(database, timeout=60, isolation_level=None)) as connection:
+            connection.execute(sql)
+
+    execute(f"alter table {name} rename to missing")
+    try:
+        yield
+    finally:
+        execute(f"alter table missing rename to {name}")
 
 
 def test_the_weekly_schedule_starts_a_training_without_a_person(up: Up, demo_tokens: Path) -> None:
