@@ -7,6 +7,7 @@ A model directory holds `state_dict.bin` (`{"xp.cfg": yaml, "best_state": {name:
 from __future__ import annotations
 
 import hashlib
+import re
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ _INSIDE_LAYERS = {
     "linear1": "fc1",
     "linear2": "fc2",
 }
+_UNSUPPORTED = re.compile(r"facebook/(?:musicgen-)?(?P<kind>stereo|melody|style|audiogen|magnet)\b.*")
 _PACKED = {"self_attn.in_proj_weight": "self_attn", "cross_attention.in_proj_weight": "encoder_attn"}
 
 
@@ -109,17 +111,21 @@ def find_model(name: str, files: tuple[str, ...] = (LM_FILE, CODEC_FILE)) -> Bas
             f"the model directory {directory} has no {' and no '.join(missing)}",
             "Give a directory in audiocraft's format, a Hugging Face id such as facebook/musicgen-large, or debug",
         )
-    return BaseModel(name, directory)
+    model = BaseModel(name, directory)
+    if model.lm_path.is_file():
+        _ = model.config  # refuses what is not supported before any work begins
+    return model
 
 
 def refuse_unsupported(name: str) -> None:
-    """Raises ModelError if no command can use what `name` stands for."""
-    for variant in ("stereo", "melody", "style"):
-        if variant in Path(name).name.lower():
-            raise ModelError(
-                f"{name} is a {variant} checkpoint, which is not supported yet",
-                USE_ANOTHER,
-            )
+    """Refuse a Hugging Face id of Meta's that no command can use, before gigabytes are fetched.
+
+    Everything else is judged by its configuration: a name says nothing.
+    """
+    match = _UNSUPPORTED.fullmatch(name)
+    if match is not None and not Path(name).is_dir():
+        kind = {"audiogen": "an AudioGen", "magnet": "a MAGNeT"}.get(match["kind"], f"a {match['kind']}")
+        raise ModelError(f"{name} is {kind} checkpoint, which is not supported yet", USE_ANOTHER)
 
 
 def find_codec(name: str) -> BaseModel:

@@ -22,6 +22,8 @@ from musicgen_core.model.decoder import DecoderConfig, MusicgenLM
 from musicgen_core.model.pattern import delay
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import (
+    CODEC_FILE,
+    LM_FILE,
     BaseModel,
     find_codec,
     find_model,
@@ -183,6 +185,22 @@ def model_directory(debug_model: BaseModel, tmp_path: Path) -> Path:
 
 def test_a_directory_is_a_model(model_directory: Path) -> None:
     assert find_model(str(model_directory)).lm_path == model_directory / "state_dict.bin"
+
+
+@pytest.mark.parametrize("name", ["lofi-style", "my-stereo-remixes", "melody"])
+def test_a_directorys_name_says_nothing_about_its_model(debug_model: BaseModel, tmp_path: Path, name: str) -> None:
+    shutil.copytree(debug_model.directory, tmp_path / name)
+    assert find_model(str(tmp_path / name)).config == debug_model.config
+
+
+@pytest.mark.parametrize("files", [(LM_FILE, CODEC_FILE), (CODEC_FILE,)])
+def test_an_unsupported_model_is_refused_by_its_contents(model_directory: Path, files: tuple[str, ...]) -> None:
+    checkpoint = torch.load(model_directory / LM_FILE, weights_only=True)
+    config = OmegaConf.create(checkpoint["xp.cfg"])
+    config.conditioners.self_wav = {"model": "chroma_stem", "chroma_stem": {"n_chroma": 12}}
+    torch.save({**checkpoint, "xp.cfg": OmegaConf.to_yaml(config)}, model_directory / LM_FILE)
+    with refused(str(model_directory), "is a melody checkpoint", "conditioners.self_wav", next_step="musicgen-large"):
+        find_model(str(model_directory), files)
 
 
 @pytest.mark.parametrize("variant", ["stereo", "melody"])
