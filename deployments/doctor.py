@@ -99,6 +99,7 @@ def examine(model: str, device: str, given: Mapping[str, str], others: Sequence[
     return [
         *_findings("packages", "packages", "check_packages"),
         *_findings("GPU", "machine", "check_machine", device),
+        *_findings("model files", "model_files", "check_model_files", model),
         *_capacity(model, device, {**known, **given}, clips),
         *_findings("keys", "keys", "check_keys", [] if isinstance(server, Finding) else server.keys),
         *([server] if isinstance(server, Finding) else server.findings),

@@ -53,13 +53,14 @@ def measure_model(name: str) -> ModelSize:
     """
     from musicgen_core.model.configuration import read_lm_config
     from musicgen_core.model.debug_model import LM_CONFIG
-    from musicgen_core.model.weights import DEBUG, find_model
+    from musicgen_core.model.weights import DEBUG, find_model, refuse_unsupported
 
     if name == DEBUG:
         config = read_lm_config(LM_CONFIG, DEBUG).decoder
         return _measure(name, config, file_bytes=4 * _parameters(config))
     if Path(name).expanduser().is_dir() or not _HUB_ID.fullmatch(name):
         return _measure_file(name, find_model(name).lm_path)  # which fetches nothing for a name of this kind
+    refuse_unsupported(name)
     cached = _cached(name)
     if cached is not None:
         return _measure_file(name, cached)

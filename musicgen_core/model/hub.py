@@ -134,6 +134,28 @@ def cached(repo: str, *wanted: Wanted) -> Path | None:
     return snapshot if any(_is_complete(snapshot, one) for one in wanted) else None
 
 
+def check(repo: str) -> None:
+    """Ask the Hub for a repository, once.
+
+    Raises:
+        ModelError: it can't be asked, or it has none that may be read.
+    """
+    _limit_waiting()
+    _list(repo, Attempts(repo, few=True))
+
+
+def whoami() -> str:
+    """Return the user that the token belongs to.
+
+    Raises:
+        ModelError: the Hub refuses it (the cause has a response then), or can't be asked.
+    """
+    from huggingface_hub import HfApi, constants
+
+    _limit_waiting()
+    return Attempts("the user's name", few=True).of(lambda: str(HfApi(endpoint=constants.ENDPOINT).whoami()["name"]))
+
+
 def _folder(repo: str) -> Path:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name

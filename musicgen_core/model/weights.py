@@ -28,6 +28,7 @@ LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"
 TEXT_ENCODER = "text_encoder"
 DEBUG = "debug"
+MODEL = hub.Wanted((LM_FILE, CODEC_FILE), (f"{TEXT_ENCODER}/*",))
 _TEXT_PROJECTION = "condition_provider.conditioners.description.output_proj"
 _OUTSIDE_LAYERS = {_TEXT_PROJECTION: "enc_to_dec_proj", "out_norm": "model.decoder.layer_norm"}
 _INSIDE_LAYERS = {
@@ -136,7 +137,7 @@ def find_codec(name: str) -> BaseModel:
 def _download(name: str, files: tuple[str, ...]) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ModelError(f"there is no model directory {name}", "Give a directory, a Hugging Face id, or debug")
-    return hub.fetch(name, hub.Wanted(files, (f"{TEXT_ENCODER}/*",) if LM_FILE in files else ()))
+    return hub.fetch(name, MODEL if LM_FILE in files else hub.Wanted(files))
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import pytest
 from deployments.checks.finding import Check, Finding, attempt, redact
 from deployments.cli import COMMANDS, main
 from deployments.doctor import show
+from tests.stand_in_hub import TOKEN, StandInHub
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEBUG = ["--model", "debug", "--device", "cpu"]
@@ -150,13 +151,13 @@ def answering(answer: tuple[int, bytes] | None) -> Iterator[str]:
 class TestServer:
     @pytest.mark.usefixtures("prefect_server")
     def test_a_real_server(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, hub: StandInHub
     ) -> None:
         from prefect.blocks.system import Secret
         from prefect.client.orchestration import get_client
         from prefect.variables import Variable
 
-        monkeypatch.setenv("HF_TOKEN", f"{SECRET}-of-hf")
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setattr("deployments.checks.services.check_services", list)  # a temporary server has few of them
         names = [f"musicgen_{name}" for name in ("archives", "tokens", "runs", "output")]
         with get_client(sync_client=True) as client:
@@ -177,7 +178,7 @@ class TestServer:
         assert table["workers"][0] == "warning" and "prefect work-pool create gpu" in printed
         assert "train-lora" in table["deployments"][1]
         assert table["WANDB_API_KEY"] == ("ok", "stored as the Prefect Secret block wandb-api-key")
-        assert table["HF_TOKEN"] == ("ok", "set in the environment")
+        assert table["HF_TOKEN"] == ("ok", f"set in the environment, of {hub.user}") and TOKEN not in printed
         assert [table[f"storage: {name}"][0] for name in ("archives", "tokens", "runs", "output")] == [
             "warning",
             *["ok"] * 3,

@@ -1,0 +1,65 @@
+"""Whether a model's files are here, or can be fetched from the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from deployments.checks.finding import Finding
+from musicgen_core.errors import ModelError
+from musicgen_core.model import hub
+
+FILES = "model files"
+_PUBLISHED_T5 = "t5-base"
+
+
+def check_model_files(name: str) -> list[Finding]:
+    """Look for language model, codec and text encoder.
+
+    Raises:
+        ModelError: no command can use the model.
+    """
+    from huggingface_hub import constants
+
+    missing = list(_missing(name))
+    if not missing:
+        return [Finding(FILES, "ok", "language model, codec and text encoder are on this machine")]
+    names = " and ".join(missing)
+    if constants.is_offline_mode():
+        return [
+            Finding(
+                FILES,
+                "problem",
+                f"{names}: not complete in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set",
+                "Unset HF_HUB_OFFLINE, or copy the cache of a machine that has run with this model",
+            )
+        ]
+    try:
+        for repo in missing:
+            hub.check(repo)
+    except ModelError as error:
+        return [Finding(FILES, "problem", error.found, error.next_step)]
+    return [Finding(FILES, "ok", f"{names}: not on this machine yet, the Hugging Face Hub has them")]
+
+
+def _missing(name: str) -> Iterator[str]:
+    """Ids of the repositories from which files have to be fetched."""
+    from musicgen_core.model.weights import DEBUG, MODEL, TEXT_ENCODER, BaseModel, find_model, refuse_unsupported
+
+    if name == DEBUG:
+        return
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        found: Path | None = find_model(name).directory
+    else:
+        refuse_unsupported(name)
+        found = hub.cached(name, MODEL)
+    if found is None:
+        yield name
+        text_encoder = _PUBLISHED_T5
+    elif (found / TEXT_ENCODER).is_dir():
+        return
+    else:
+        text_encoder = BaseModel(name, found).text_encoder
+    if hub.cached(text_encoder, hub.T5) is None:
+        yield text_encoder

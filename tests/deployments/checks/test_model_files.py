@@ -1,0 +1,81 @@
+"""What doctor says about a model's files and the Hub's token."""
+
+from __future__ import annotations
+
+import pytest
+
+from deployments.checks.finding import Finding
+from deployments.checks.keys import check_keys
+from deployments.checks.model_files import check_model_files
+from deployments.checks.model_size import measure_model
+from musicgen_core.errors import ModelError
+from musicgen_core.model.debug_model import debug_model_directory
+from musicgen_core.model.hub import T5, fetch
+from musicgen_core.model.weights import find_model
+from tests.stand_in_hub import TOKEN, Fault, StandInHub
+
+MODEL = "facebook/musicgen-large"
+
+
+@pytest.fixture
+def filled(hub: StandInHub) -> StandInHub:
+    """A Hub with a model, and its T5 beside it."""
+    repository = hub.add(MODEL, debug_model_directory())
+    repository.files = {name: data for name, data in repository.files.items() if "/" not in name}
+    for name in ("t5-base", "t5-small"):
+        hub.add(name, debug_model_directory() / "text_encoder")
+    return hub
+
+
+def check() -> Finding:
+    [finding] = check_model_files(MODEL)
+    return finding
+
+
+def token() -> Finding:
+    return next(finding for finding in check_keys([]) if finding.check == "HF_TOKEN")
+
+
+def test_what_is_still_to_be_fetched_is_said(filled: StandInHub) -> None:
+    assert check().level == "ok" and f"{MODEL} and t5-base: not on this machine yet" in check().found
+    assert filled.fetched() == []
+    find_model(MODEL)
+    assert check().found.startswith("t5-small: not on this machine yet")
+    fetch("t5-small", T5)
+    assert check().found.endswith("are on this machine")
+
+
+@pytest.mark.usefixtures("filled")
+def test_offline_what_is_missing_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert check().level == "problem" and f"{MODEL} and t5-base" in check().found
+
+
+def test_offline_a_missing_text_encoder_is_a_problem(filled: StandInHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_model(MODEL)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert check().level == "problem" and check().found.startswith("t5-small: not complete")
+    filled.requests.clear()
+
+
+def test_a_hub_that_is_away_is_a_problem_where_files_are_missing(filled: StandInHub) -> None:
+    filled.faults.append(Fault(status=503, times=99))
+    assert check().level == "problem" and "503" in check().found
+
+
+@pytest.mark.parametrize("variant", ["stereo-large", "melody", "style"])
+def test_no_download_of_a_refused_model_is_advised(hub: StandInHub, variant: str) -> None:
+    for look in (check_model_files, measure_model):
+        with pytest.raises(ModelError, match="not supported"):
+            look(f"facebook/musicgen-{variant}")
+    assert hub.requests == []
+
+
+def test_a_right_token_is_ok_and_a_wrong_one_a_problem(hub: StandInHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert token() == Finding("HF_TOKEN", "ok", "set in the environment, of somebody")
+    monkeypatch.setenv("HF_TOKEN", "hf_not-to-be-seen")
+    assert token().level == "problem" and "refuses it (401)" in token().found
+    assert "not-to-be-seen" not in f"{token()}"
+    hub.faults.append(Fault(status=503, times=99))
+    assert token().level == "warning" and "could not be asked" in token().found
