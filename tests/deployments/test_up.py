@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -119,10 +120,14 @@ def test_an_error_of_a_service_of_the_server_is_a_line_in_the_terminal(up: Up) -
     """Its scheduler misses a table for one of its loops, which it has once a minute."""
     database = Path(up.environment["PREFECT_HOME"]) / "prefect.db"
     with renamed_table(database, "deployment_schedule"):
-        wait(lambda: "no such table: deployment_schedule" in up.log.read_text(), up.log)
-    [line] = [line for line in up.log.read_text().splitlines() if "schedule_deployments()" in line][:1]
-    assert line.startswith("Prefect server: ") and line.endswith("no such table: deployment_schedule")
+        wait(lambda: bool(service_errors(up, "schedule_deployments()")), up.log)
+    assert service_errors(up, "schedule_deployments()")[0].endswith("no such table: deployment_schedule")
     assert "musicgen-flows doctor tries each service" in up.log.read_text()
+
+
+def service_errors(up: Up, service: str) -> list[str]:
+    lines = up.log.read_text().splitlines()
+    return [line for line in lines if line.startswith("Prefect server: ") and service in line]
 
 
 @contextmanager
@@ -256,8 +261,15 @@ def wait(holds: Callable[[], bool], log: Path) -> None:
 def ask(address: str, body: dict[str, Any] | None = None, method: str | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(address, data, {"Content-Type": "application/json"}, method=method)
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.loads(answer.read() or "null")
+    for _ in range(10):
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.loads(answer.read() or "null")
+        except urllib.error.HTTPError as error:
+            if error.code != 503:  # SQLite was locked: the client is to try again
+                raise
+            time.sleep(1)
+    raise AssertionError(f"{address} is not available")
 
 
 def processes_of(prefect_home: str) -> Iterator[str]:
