@@ -220,8 +220,8 @@ class ThreadWorld(World):
     def sum(self, tensor: Tensor) -> Tensor:
         return torch.stack(self.threads.exchange(self.rank, tensor.clone())).sum(0)
 
-    def any(self, flag: bool) -> bool:
-        return any(self.threads.exchange(self.rank, flag))
+    def highest(self, value: int) -> int:
+        return max(self.threads.exchange(self.rank, value))
 
 
 def run_on(size: int, make: Callable[[int, World], Trainer]) -> list[list[Row]]:
