@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.data.damage import DAMAGED, Unreadable, damage_named
 from musicgen_core.data.finding import archive_stem, find_archives
+from musicgen_core.data.foreign import recognise
 from musicgen_core.data.member_names import AUTO, check_encoding
 from musicgen_core.data.members import BLOCK, Archive, Limits, Member, Meter, Sidecar, Sidecars, limits_of, sidecar_key
 from musicgen_core.data.tar_archive import TarArchive, is_tar
@@ -39,6 +40,7 @@ __all__ = [
     "read_archive",
     "read_sidecars",
     "sidecar_key",
+    "without_copies",
 ]
 
 _NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -74,6 +76,28 @@ def content_digest(archive: UPath) -> str:
         ArchiveError: the archive can't be read.
     """
     return _content_digest(archive, _version(archive))
+
+
+def without_copies(archives: Sequence[UPath]) -> tuple[list[UPath], list[str]]:
+    """Return archives without those that hold the same as one before, and a sentence on each that is left out.
+
+    Only archives of one size are read for it. A copy whose name is longer, such as `x (1).zip`, gives way.
+    """
+    by_size: dict[int, list[UPath]] = {}
+    for archive in archives:
+        by_size.setdefault(archive.stat().st_size, []).append(archive)
+    copies: dict[UPath, UPath] = {}
+    for alike in by_size.values():
+        originals: dict[str, UPath] = {}
+        for archive in sorted(alike, key=lambda path: (len(path.name), path.name)) if len(alike) > 1 else ():
+            try:
+                digest = content_digest(archive)
+            except ArchiveError:
+                continue  # its task says what is wrong with it
+            if (original := originals.setdefault(digest, archive)) is not archive:
+                copies[archive] = original
+    told = [f"{copy.name} is left out: it holds the same as {original.name}" for copy, original in copies.items()]
+    return [archive for archive in archives if archive not in copies], told
 
 
 def clip_names(archive: UPath, name_encoding: str = AUTO, limits: Limits = _DEFAULT) -> list[str]:
@@ -137,16 +161,22 @@ def read_archive(
         meter = Meter(name, size, limits)
         if not size:
             raise Unreadable("it is empty")
+        if known := recognise(_head(file)):
+            raise ArchiveError(f"{name} can't be read as a zip or tar archive: {known[0]}", known[1])
         if _is_zip(file):
             reader = RandomReader(file)
             return ZipArchive(reader, read_directory(reader), meter, name_encoding)
         return TarArchive(file, name, meter, name_encoding)
 
 
+def _head(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read(512)
+
+
 def _is_zip(file: BinaryIO) -> bool:
     """By the beginning: a zip may begin with anything, but not with a tar, whose last member may be a zip."""
-    file.seek(0)
-    return not is_tar(file.read(512))
+    return not is_tar(_head(file))
 
 
 @lru_cache(maxsize=1024)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO, cast
@@ -10,6 +11,7 @@ import soxr
 
 from musicgen_core.codes import FRAME_RATE, SAMPLE_RATE
 from musicgen_core.data.decoder_process import decode_in_process
+from musicgen_core.data.foreign import recognise
 from musicgen_core.data.mix_down import Samples, check_size, check_sound, mix_down
 from musicgen_core.data.pcm import PcmSound, open_pcm
 from musicgen_core.data.wav_header import read_wav_header
@@ -50,6 +52,8 @@ def decode(file: BinaryIO, max_bytes: int = 2 << 30, cancelled: Callable[[], boo
         Cancelled: `cancelled` said so.
     """
     descriptor = file.fileno()
+    if known := recognise(os.pread(descriptor, 512, 0)):
+        raise ClipRejected(f"not decodable as audio: {known[0]}")
     header = read_wav_header(descriptor)
     if header:
         header.check()

@@ -7,6 +7,7 @@ A Parquet shard has to be decompressed 64 clips at a time; training wants one cl
 from __future__ import annotations
 
 import hashlib
+import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ from musicgen_core.codes import CARDINALITY, CODEBOOKS
 from musicgen_core.data.shards import SCHEMA, shard_codec
 from musicgen_core.errors import TokensError
 
-VERSION = 1  # of what is below: raise it when the same shard would be packed otherwise
+VERSION = 2  # of what is below: raise it when the same shard would be packed otherwise
 ROWS_READ = 64  # Arrow holds some 100 kB a row while it decodes
 CLIPS_PER_BATCH = 1024  # each batch has its small columns in one place, so that opening a shard reads little
+_CHECK = b"check"
 PACKED_SCHEMA = pa.schema(
     [
         pa.field("hash", pa.uint64(), nullable=False),
@@ -86,12 +88,33 @@ def open_packed(path: Path, clips: int) -> PackedShard | None:
     """A packed shard of `clips` clips, or None where there is none or it is damaged."""
     try:
         with pa.memory_map(str(path)) as file:  # the mapping lives as long as what is read from it
-            table = pa.ipc.open_file(file).read_all()
+            reader = pa.ipc.open_file(file)
+            if not reader.schema.equals(PACKED_SCHEMA):
+                return None
+            found = [reader.get_batch_with_custom_metadata(number) for number in range(reader.num_record_batches)]
+        table = pa.Table.from_batches([batch for batch, _ in found], PACKED_SCHEMA)
         table.validate(full=True)
+        intact = all(dict(metadata or {}).get(_CHECK) == _check_of(batch) for batch, metadata in found)
     except (OSError, ValueError, pa.ArrowException):
         return None
-    whole = table.schema.equals(PACKED_SCHEMA) and table.num_rows == clips
-    return PackedShard(path, table) if whole else None
+    return PackedShard(path, table) if intact and table.num_rows == clips else None
+
+
+def holds_other_data(path: Path) -> bool:
+    """Whether a file can be read as Arrow and has other columns than a packed shard."""
+    try:
+        with pa.memory_map(str(path)) as file:
+            return not pa.ipc.open_file(file).schema.equals(PACKED_SCHEMA)
+    except (OSError, ValueError, pa.ArrowException):
+        return False
+
+
+def _check_of(batch: pa.RecordBatch) -> bytes:
+    """A checksum of everything but the codes, which have their own."""
+    crc = 0
+    for name in ("hash", "frames", "crc"):
+        crc = zlib.crc32(batch.column(name).to_numpy(), crc)
+    return b"%08x" % zlib.crc32(json.dumps(batch.column("description").to_pylist()).encode(), crc)
 
 
 def pack_shard(parquet: Path, stem: str, codec: str, file: BinaryIO) -> int:
@@ -105,8 +128,9 @@ def pack_shard(parquet: Path, stem: str, codec: str, file: BinaryIO) -> int:
     with pa.ipc.new_file(file, PACKED_SCHEMA) as writer:
         batches = (_to_packed(batch, stem) for batch in _read(parquet, codec))
         while group := list(islice(batches, CLIPS_PER_BATCH // ROWS_READ)):
-            writer.write_batch(pa.concat_batches(group))
-            clips += sum(batch.num_rows for batch in group)
+            together = pa.concat_batches(group)
+            writer.write_batch(together, custom_metadata={_CHECK: _check_of(together)})
+            clips += together.num_rows
     return clips
 
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import weakref
@@ -28,7 +29,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codes import CODEBOOKS, FRAME_RATE
-from musicgen_core.data.packing import VERSION, PackedShard, open_packed, pack_shard
+from musicgen_core.data.packing import VERSION, PackedShard, holds_other_data, open_packed, pack_shard
 from musicgen_core.data.shards import ShardReport, shard_paths
 from musicgen_core.errors import TokensError
 from musicgen_core.wording import counted, sized
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 FOLDER_VARIABLE = "MUSICGEN_TOKENS_CACHE"
 LIMIT = 50 * 10**9  # bytes: 30 times the users' 139 archives
 THREADS = 8  # shards fetched and packed at a time: remote ones are a matter of waiting
+_ENTRY = re.compile(r"[0-9a-f]{32}\.arrow")
+_PARTIAL = re.compile(r"[0-9a-f]{32}\.arrow\.\d+-[0-9a-f]{8}\.partial")
 _ANOTHER_FOLDER = f"Free some room, or set {FOLDER_VARIABLE} to a folder on a larger local disk"
 
 
@@ -134,10 +137,11 @@ class TokenCache:
     def _make_room(self, needed: int) -> None:
         """Remove what was used longest ago, as far as `needed` more bytes ask for it."""
         for left in self.folder.glob("*.partial"):  # of a process that was killed: no other is writing now
-            left.unlink(missing_ok=True)
+            if _PARTIAL.fullmatch(left.name):
+                left.unlink(missing_ok=True)
         leased = self._leased()
         unused, held = [], 0
-        for path in self.folder.glob("*.arrow"):
+        for path in filter(_is_entry, self.folder.glob("*.arrow")):
             with suppress(FileNotFoundError):
                 status = path.stat()
                 held += status.st_size
@@ -159,7 +163,10 @@ class TokenCache:
         """Names of the entries in use. Leases of processes that have ended are removed."""
         names: set[str] = set()
         for path in (self.folder / "leases").glob("[!.]*"):
-            with suppress(FileNotFoundError), open(path, "r+") as lease:
+            with suppress(OSError, UnicodeDecodeError), open(path, "r+") as lease:
+                if not all(map(_ENTRY.fullmatch, lease.read().split("\n"))):
+                    continue  # somebody else's
+                lease.seek(0)
                 try:
                     fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -177,6 +184,11 @@ class TokenCache:
                 raise
             places = f"{self.folder}, where tokens are packed, or {tempfile.gettempdir()}, where they are fetched to"
             raise TokensError(f"no room is left in {places} ({error})", _ANOTHER_FOLDER) from error
+
+
+def _is_entry(path: Path) -> bool:
+    """Whether a file of the folder is the cache's: it may be somebody else's folder, with other Arrow files in it."""
+    return bool(_ENTRY.fullmatch(path.name)) and not holds_other_data(path)
 
 
 def _packed_bytes(report: ShardReport) -> int:

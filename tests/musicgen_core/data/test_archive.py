@@ -15,6 +15,7 @@ from musicgen_core.data.archive import (
     content_digest,
     open_archive,
     sidecar_key,
+    without_copies,
 )
 from musicgen_core.errors import ArchiveError, ConfigError
 
@@ -120,6 +121,13 @@ def test_an_encoding_that_is_not_known_is_refused(tmp_path: Path, pack: Pack, ki
         pass
     with pytest.raises(ConfigError):
         clip_names(storage.as_path(path), "klingon")
+
+
+def test_a_copy_of_an_archive_is_left_out_and_told(tmp_path: Path, pack: Pack) -> None:
+    first = pack(tmp_path / "x.zip", [("a.wav", b"one")])
+    others = [pack(tmp_path / "x (1).zip", [("a.wav", b"one")]), pack(tmp_path / "y.zip", [("a.wav", b"two")])]
+    archives = [storage.as_path(path) for path in (others[0], first, others[1])]
+    assert without_copies(archives) == (archives[1:], ["x (1).zip is left out: it holds the same as x.zip"])
 
 
 # Texts beside clips

@@ -37,6 +37,17 @@ def packed(folder: Path, rows: list[Row]) -> PackedShard:
     return shard
 
 
+@pytest.mark.parametrize("column", ["hash", "description", "frames", "crc"])
+def test_a_bit_that_flipped_beside_the_codes_is_found(tmp_path: Path, row: Callable[..., Row], column: str) -> None:
+    shard = packed(tmp_path, [row(f"{number}.wav", 7, f"description {number}") for number in range(70)])
+    buffer = shard.table.column(column).chunk(0).buffers()[-1]
+    values = buffer.to_pybytes()[:13]
+    data = bytearray(shard.path.read_bytes())
+    data[data.index(values)] ^= 1
+    (tmp_path / "flipped.arrow").write_bytes(data)
+    assert open_packed(tmp_path / "flipped.arrow", 70) is None
+
+
 @given(
     frames=st.lists(st.integers(1, 40), max_size=150),
     texts=st.lists(st.none() | st.text(st.characters(codec="utf-8"), max_size=20), min_size=1),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from upath import UPath
 
@@ -216,10 +217,23 @@ def test_what_a_killed_process_left_half_written_is_removed(
     tokens: UPath, folder: Path, write_shard: WriteShard, row: MakeRow
 ) -> None:
     folder.mkdir()
-    (folder / "0123.arrow.99-abcd.partial").write_bytes(b"half")
+    (folder / f"{'0123' * 8}.arrow.99-0123abcd.partial").write_bytes(b"half")
     write_shard(tokens, "a", [row("x.wav", 5)])
     load_clips(tokens, CODEC, folder)
     assert not list(folder.glob("*.partial"))
+
+
+def test_files_of_others_in_the_folder_stay(tokens: UPath, folder: Path, write_shard: WriteShard, row: MakeRow) -> None:
+    (folder / "leases").mkdir(parents=True)
+    theirs = [folder / name for name in ("data.arrow", "film.partial", f"{'f00d' * 8}.arrow", "leases/contract")]
+    for path in theirs:
+        path.write_bytes(b"of somebody else")
+    with pa.OSFile(str(theirs[2]), "wb") as file, pa.ipc.new_file(file, pa.schema([("x", pa.int64())])):
+        pass
+    (folder / ".lock").write_text("of somebody else")
+    write_shard(tokens, "a", [row("x.wav", 5)])
+    TokenCache(folder, limit=0).packed(tokens, {"a": read_report(tokens, "a")}, CODEC)  # type: ignore[dict-item]
+    assert all(path.exists() for path in theirs) and (folder / ".lock").read_text() == "of somebody else"
 
 
 def test_tokens_that_the_disk_has_no_room_for_are_refused_before_they_are_fetched(

@@ -1,0 +1,26 @@
+"""Files that are not what their names say, recognised by how they begin."""
+
+from __future__ import annotations
+
+import re
+
+_SEVEN_ZIP, _RAR, _ZSTD = b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\x28\xb5\x2f\xfd"
+_HTML = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head)\b", re.IGNORECASE | re.DOTALL)
+_REPACK = "Unpack it, and pack the files as a zip or tar"
+
+
+def recognise(head: bytes) -> tuple[str, str] | None:
+    """Return (what a file is, what to do about it), given its first bytes; None where that can't be told."""
+    for magic, name in ((_SEVEN_ZIP, "a 7-Zip archive"), (_RAR, "a RAR archive"), (_ZSTD, "compressed by Zstandard")):
+        if head.startswith(magic):
+            return f"it is {name}, which is not supported", _REPACK
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "it is a Git LFS pointer, not the file itself", "Run git lfs pull where it comes from"
+    if head.startswith(b"/annex/objects/"):
+        return "it is a git-annex pointer, not the file itself", "Run git annex get where it comes from"
+    if _HTML.match(head.removeprefix(b"\xef\xbb\xbf")):
+        return (
+            "it is an HTML page, such as one that asks for a login or tells of a limit",
+            "Download the file again, logged in",
+        )
+    return None
