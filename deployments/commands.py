@@ -134,7 +134,7 @@ def trained_rows(result: TrainResult) -> list[tuple[str, str]]:
     if url := result.wandb_url or stored_url(run_dir):
         found["WandB"] = url
     elif "WandB" in found:
-        found["WandB"] += "\noffline: without WANDB_API_KEY. wandb sync uploads it"
+        found["WandB"] += "\noffline; wandb sync uploads it"
     return [*rows, *found.items(), *(evaluated_rows(result.evaluation) if result.evaluation else ())]
 
 

@@ -300,7 +300,7 @@ def read_yaml(path: storage.Location) -> dict[str, Any]:
     """
     try:
         values = yaml.safe_load(storage.as_path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: of encodings, dates
         reason = " ".join(str(error).split())  # YAML's reasons have several lines
         raise ConfigError(f"the settings file {path} can't be read ({reason})", "Check path and file") from error
     if values is None:

@@ -7,6 +7,7 @@ but `torch.load` ignores them: a flipped bit on the disk gives other weights wit
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -76,10 +77,13 @@ def load(path: Path, *, mmap: bool = False, verify: Literal["all", "pickle"] = "
         verify: `pickle` compares the checksum of everything but the tensors, which takes no time on a large file.
 
     Raises:
-        Exception: of many kinds, as torch raises them; ValueError where a checksum differs.
+        Exception: of many kinds, as torch raises them; ValueError where a checksum differs or the file holds no tensors.
     """
     verify_records(path, verify)
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (pickle.UnpicklingError, KeyError, IndexError) as error:  # torch advises to run code from the file
+        raise ValueError("it is not a file of torch, or it holds more than tensors and plain values") from error
 
 
 def verify_records(path: Path, verify: Literal["all", "pickle"] = "all") -> None:

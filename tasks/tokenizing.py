@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from musicgen_core.data.shards import ShardReport
     from musicgen_core.model.weights import BaseModel
 
+_LASTING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
+"""Errors of a folder that can't be written: they don't pass within the minute that retries take"""
 _lock = threading.Lock()
 _stopping: set[str] = set()
 
@@ -65,9 +67,10 @@ def concerns_all(error: BaseException) -> bool:
 
 
 def _may_help(task: Any, run: Any, state: Any) -> bool:
-    """Try again after trouble with storage or memory, not after a mistake that will be the same next time."""
+    """Try again after a transient error of storage or memory, not after one that will be the same next time."""
     error = state.result(raise_on_failure=False)
-    return not isinstance(error, (MusicgenError, Cancelled)) and not concerns_all(error)
+    is_lasting = isinstance(error, (MusicgenError, Cancelled)) or getattr(error, "errno", None) in _LASTING
+    return not is_lasting and not concerns_all(error)
 
 
 @task(

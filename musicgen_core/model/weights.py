@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from musicgen_core import tensor_files
 from musicgen_core.errors import ModelError
 from musicgen_core.finite import names_of_non_finite
 from musicgen_core.model import hub
@@ -147,7 +148,7 @@ def read_file(path: Path) -> dict[str, Any]:
         ModelError: it can't be read, or is no dictionary.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = tensor_files.load(path, mmap=True, verify="pickle")
     except Exception as error:  # torch.load raises many kinds on a damaged file
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
         raise ModelError(f"{path} can't be read ({reason})", "Fetch the file again") from error

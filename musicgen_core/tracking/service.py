@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
+from musicgen_core.variables import drop_empty
+
+logger = logging.getLogger(__name__)
 KEY = "WANDB_API_KEY"
 _TROUBLE = {
     "online": ("filestream: ", "runfiles: ", "fileTransfer: ", "sender: failed"),  # what the server has not got
@@ -29,15 +33,27 @@ def check_key() -> None:
         raise RuntimeError(f"there is no key: neither {KEY} nor one that `wandb login` has kept")
 
 
+def mode_of_environment() -> str:
+    """Return online, offline, shared or disabled, as WandB's variables say; an unknown WANDB_MODE means offline."""
+    drop_empty("WANDB_")
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):
+        return "disabled"
+    mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get(KEY) else "offline")
+    mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)  # as they were called once
+    if mode not in ("online", "offline", "shared", "disabled"):
+        logger.warning("there is no WANDB_MODE %r, only online, offline and disabled: WandB runs offline", mode[:50])
+        return "offline"
+    return mode
+
+
 @contextmanager
-def without_key() -> Iterator[None]:
-    """Hide the key while an offline run starts: WandB looks at it all the same, and raises if it is malformed."""
-    key = os.environ.pop(KEY, None)
+def without_variables(prefix: str) -> Iterator[None]:
+    """Hide variables while an offline run starts: WandB reads them all the same, and raises if one is malformed."""
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(prefix)}
     try:
         yield
     finally:
-        if key is not None:
-            os.environ[KEY] = key
+        os.environ.update(hidden)
 
 
 def trouble_of(log: Path, mode: str) -> str | None:

@@ -87,14 +87,14 @@ class Wandb:
         self._run: Any = None
         self._url: str | None = None
         self._misses_samples = False
-        mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get(service.KEY) else "offline")
-        mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)  # as they were called once
+        mode = service.mode_of_environment()
         if mode == "disabled":
             return
         if mode == "offline":
             why = "WANDB_MODE says so" if os.environ.get("WANDB_MODE") else f"no {service.KEY} is set"
             logger.info("WandB runs offline: %s. Later: %s", why, self._how_to_sync)
         self._mode, self._axis = mode, axis
+        self._hidden = service.KEY
         self._logged = _read_json(home / "wandb" / LOGGED_FILE)
         self._init: dict[str, Any] = {
             "project": os.environ.get("WANDB_PROJECT", PROJECT),
@@ -199,7 +199,7 @@ class Wandb:
         )
         if self._mode != "offline":
             service.check_key()
-        with service.without_key() if self._mode == "offline" else nullcontext():
+        with service.without_variables(self._hidden) if self._mode == "offline" else nullcontext():
             run = wandb.init(mode=self._mode, settings=settings, **self._init)  # type: ignore[arg-type]
         run.define_metric(self._axis)
         run.define_metric("*", step_metric=self._axis)
@@ -210,8 +210,13 @@ class Wandb:
             self._url = run.url
 
     def _fail(self, error: Exception) -> None:
-        self._run = None
+        was_started, self._run = self._run is not None, None
         if self._mode == "lost":  # it was left alone
+            return
+        if self._mode == "offline" and not was_started and self._hidden == service.KEY:
+            self._hidden, self._init["project"] = "WANDB_", PROJECT
+            logger.warning("WandB can't start offline with its variables (%s): it is tried without them", error)
+            service.teardown(1)
             return
         if self._mode == "offline":
             self._mode = "lost"
@@ -220,8 +225,8 @@ class Wandb:
             return
         self._mode = "offline"
         logger.warning(
-            "WandB goes on offline: it can't be reached, or refuses the key (%s). Check WANDB_API_KEY and the "
-            "network. Later: %s",
+            "WandB goes on offline: it can't be reached, or refuses the key (%s). Check WANDB_API_KEY, "
+            "WANDB_PROJECT and the network. Later: %s",
             error,
             self._how_to_sync,
         )

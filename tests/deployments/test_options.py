@@ -214,7 +214,9 @@ def test_problems_in_yaml_are_told_with_those_of_the_command_line(config: Path) 
     ]
 
 
-@pytest.mark.parametrize("content", [b"lora_r: [", b"- a", b"7: 8", b"\xff\x80"])
+@pytest.mark.parametrize(
+    "content", [b"lora_r: [", b"- a", b"7: 8", b"\xff\x80", b"seed: 2026-13-45", b"seed: !!python/name:x", b"[" * 9000]
+)
 def test_yaml_that_cannot_be_read_is_named_with_the_other_problems(config: Path, content: bytes) -> None:
     config.write_bytes(content)
     found = problems("train", "T", "--config", str(config), "--lora-r", "0")

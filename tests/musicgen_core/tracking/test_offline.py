@@ -147,6 +147,33 @@ def test_the_folder_of_a_remote_run_is_synced_where_it_was_copied_to(
     assert clip.path.read_bytes() in stand_in.files.values()
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"WANDB_MODE": " "},
+        {"WANDB_MODE": "onlin"},
+        {"WANDB_PROJECT": "a/b"},
+        {"WANDB_PROJECT": "x" * 200},
+        {"WANDB_PROJECT": ""},
+        {"WANDB_RESUME": "perhaps"},
+    ],
+    ids=str,
+)
+def test_odd_variables_leave_the_run_offline_not_out(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: AudioFile, adapter: Path
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    log_all(run_in(tmp_path), clip, adapter)
+    assert Logged(tmp_path).history[:1] == [{"global_step": 1, "train/loss": 1.0}]
+    assert all(os.environ.get(name, "") == value for name, value in given.items() if value.strip())
+
+
+def test_wandb_disabled_is_heeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_DISABLED", "true")
+    assert not run_in(tmp_path).is_on
+
+
 def test_disabled_it_is_not_even_started(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, adapter: Path, clip: AudioFile
 ) -> None:

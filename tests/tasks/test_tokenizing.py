@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import errno
+from types import SimpleNamespace
+
+import pytest
+
+from musicgen_core.errors import ArchiveError
+from tasks.tokenizing import _may_help
+
+
+@pytest.mark.parametrize(
+    ("error", "is_tried_again"),
+    [
+        (ConnectionResetError(errno.ECONNRESET, "reset"), True),
+        (OSError(errno.EIO, "I/O error"), True),
+        (MemoryError(), True),
+        (OSError(errno.ENOSPC, "no space"), False),
+        (OSError(errno.EROFS, "read-only"), False),
+        (PermissionError(errno.EACCES, "denied"), False),
+        (ArchiveError("damaged"), False),
+    ],
+    ids=repr,
+)
+def test_only_what_can_pass_is_tried_again(error: Exception, is_tried_again: bool) -> None:
+    state = SimpleNamespace(result=lambda raise_on_failure: error)
+    assert _may_help(None, None, state) == is_tried_again
