@@ -77,7 +77,7 @@ def load(path: Path, *, mmap: bool = False, verify: Literal["all", "pickle"] = "
         verify: `pickle` compares the checksum of everything but the tensors, which takes no time on a large file.
 
     Raises:
-        Exception: of many kinds, as torch raises them; ValueError where a checksum differs or the file holds no tensors.
+        Exception: of many kinds, as torch raises them; ValueError where a checksum differs or it is no file of tensors.
     """
     verify_records(path, verify)
     try:

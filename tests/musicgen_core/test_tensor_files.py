@@ -53,3 +53,15 @@ def publish_half(target: UPath) -> None:
     with storage.publish(target) as path:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("kind", ["code", "text"])
+def test_torchs_advice_to_run_code_from_a_file_is_not_passed_on(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    if kind == "code":
+        torch.save({"a": Path}, path)
+    else:
+        path.write_bytes(b"hello world")
+    with pytest.raises(ValueError, match="not a file of torch") as refused:
+        tensor_files.load(path)
+    assert "weights_only" not in str(refused.value)
