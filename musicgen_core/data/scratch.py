@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -12,12 +13,13 @@ _MAX_IN_MEMORY = 64 << 20
 
 
 def scratch(size: int) -> BinaryIO:
-    """An empty file to write and read, for about `size` bytes: in memory up to 64 MiB, else in the temporary folder.
+    """An empty file to write and read, for about `size` bytes: in the temporary folder if it has more than 64 MiB and
+    there is room, else in memory.
 
     Raises:
         OSError: no descriptor or no space is left.
     """
-    if sys.platform == "linux" and size <= _MAX_IN_MEMORY:
+    if sys.platform == "linux" and (size <= _MAX_IN_MEMORY or shutil.disk_usage(tempfile.gettempdir()).free < size):
         return open(os.memfd_create("musicgen-clip"), "w+b")
     return cast(BinaryIO, tempfile.TemporaryFile(prefix="musicgen-"))
 
