@@ -89,7 +89,9 @@ def run_flow(flow: Any, parameters: dict[str, Any]) -> Any:
     if isinstance(result, BaseException):
         raise result
     if not state.is_completed():
-        raise ArchiveError(str(state.message), "Mend them and run the same command again: only they are done then")
+        raise ArchiveError(
+            str(state.message), "Fix them and run the same command again: only the failed archives are processed"
+        )
     return result
 
 

@@ -49,9 +49,12 @@ def markdown_text(text: object) -> str:
 
 
 def markdown_code(text: object) -> str:
-    """Return a path or name as Markdown in a fixed-width face."""
-    plain = printable(text).replace("\n", " ").replace("|", r"\|").replace("`", "'")
-    return f"`{plain}`"
+    """Return a path or name as Markdown in a fixed-width face, or with `|` or a backtick in it as plain text.
+
+    In a fixed-width face nothing can be escaped, and a table's cell ends at `|`: what follows would be live.
+    """
+    plain = printable(text).replace("\n", " ")
+    return markdown_text(plain) if {"`", "|"} & set(plain) else f"`{plain}`"
 
 
 def markdown_link(text: str, url: str) -> str:

@@ -44,6 +44,7 @@ def check_model_files(name: str) -> list[Finding]:
 
 def _missing(name: str) -> Iterator[str]:
     """Ids of the repositories from which files have to be fetched."""
+    from musicgen_core.model.compression import ENCODEC, codec_repo
     from musicgen_core.model.weights import DEBUG, MODEL, TEXT_ENCODER, BaseModel, find_model, refuse_unsupported
 
     if name == DEBUG:
@@ -57,9 +58,13 @@ def _missing(name: str) -> Iterator[str]:
     if found is None:
         yield name
         text_encoder = _PUBLISHED_T5
-    elif (found / TEXT_ENCODER).is_dir():
-        return
     else:
-        text_encoder = BaseModel(name, found).text_encoder
+        model = BaseModel(name, found)
+        codec = codec_repo(model)
+        if codec is not None and hub.cached(codec, ENCODEC) is None:
+            yield codec
+        if (found / TEXT_ENCODER).is_dir():
+            return
+        text_encoder = model.text_encoder
     if hub.cached(text_encoder, hub.T5) is None:
         yield text_encoder

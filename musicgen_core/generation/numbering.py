@@ -19,7 +19,10 @@ from musicgen_core.generation.page import PAGE, is_page
 Sidecar = Mapping[str, Any]
 _NAME = re.compile(r"generated_(\d{3,9})\.\w+", re.ASCII)
 _READERS = 8
-_DECIDING = ("prompt", "seed", "variation", "continued_from_sha256", "duration", "sampling", "weight_bits")
+_DECIDING = (
+    *("prompt", "seed", "variation", "continued_from_sha256", "duration", "sampling"),
+    *("weight_bits", "cache_bits"),
+)
 
 
 def identity(sidecar: Sidecar) -> str:

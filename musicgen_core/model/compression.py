@@ -69,13 +69,23 @@ def load_codec(model: BaseModel, device: torch.device) -> Any:
 
 def codec_identity(model: BaseModel) -> str:
     """Return a hash of the codec's weights, without loading them."""
-    path = model.codec_path
-    repo = read_file(path).get("pretrained") if path.stat().st_size <= _MOST_BYTES_OF_POINTER else None
+    repo = codec_repo(model)
     if repo is None:
-        return f"sha256:{_sha256(path)[:16]}"
-    directory = _fetch(repo, f"the codec {path}")
+        return f"sha256:{_sha256(model.codec_path)[:16]}"
+    directory = hub.fetch(repo, ENCODEC)
     both = _sha256(directory / "config.json") + _sha256(_weights(directory))
     return f"sha256:{hashlib.sha256(both.encode()).hexdigest()[:16]}"
+
+
+def codec_repo(model: BaseModel) -> str | None:
+    """Return the Hub repository that the codec's file points to; None where the file holds the codec itself.
+
+    Raises:
+        ModelError: it points to something else.
+    """
+    path = model.codec_path
+    repo = read_file(path).get("pretrained") if path.stat().st_size <= _MOST_BYTES_OF_POINTER else None
+    return None if repo is None else _checked_repo(repo, f"the codec {path}")
 
 
 def _sha256(path: Path) -> str:
@@ -118,7 +128,7 @@ def _from_hub(repo: object, name: str) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # it takes a moment, and its bar would break the flows' own
-    directory = _fetch(repo, name)
+    directory = hub.fetch(_checked_repo(repo, name), ENCODEC)
     config = EncodecConfig.from_pretrained(directory)
     _refuse(name, {key: getattr(config, key, None) for key in _SUPPORTED_ON_HUB}, _SUPPORTED_ON_HUB)
     encodec, loading = EncodecModel.from_pretrained(
@@ -130,10 +140,10 @@ def _from_hub(repo: object, name: str) -> Any:
     return import_audiocraft("audiocraft.models.encodec").HFEncodecCompressionModel(encodec)
 
 
-def _fetch(repo: object, name: str) -> Path:
+def _checked_repo(repo: object, name: str) -> str:
     if not isinstance(repo, str) or not _HUB_ID.fullmatch(repo):
         raise ModelError(f"{name} points to {shown(repo)}, which is no repository of the Hugging Face Hub", USE_ANOTHER)
-    return hub.fetch(repo, ENCODEC)
+    return repo
 
 
 def _weights(directory: Path) -> Path:

@@ -243,9 +243,14 @@ def _list(repo: str, attempts: Attempts) -> _Listing:
     return attempts.of(ask)
 
 
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a file is of a pattern, whose `*` stands for no `/`, as in `Path.glob`."""
+    return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)
+
+
 def _first(names: Sequence[str], files: Mapping[str, _File]) -> str | None:
     for name in names:
-        found = [file for file in files if fnmatchcase(file, name)]
+        found = [file for file in files if _matches(file, name)]
         if len(found) == 1:
             return found[0]
     return None
@@ -256,7 +261,7 @@ def _choose(listing: _Listing, wanted: Sequence[Wanted]) -> list[_File]:
     for one in wanted:
         required = [_first(_names(entry), listing.files) for entry in one.required]
         if None not in required:
-            optional = [name for name in listing.files if any(fnmatchcase(name, glob) for glob in one.optional)]
+            optional = [name for name in listing.files if any(_matches(name, glob) for glob in one.optional)]
             names = [*(name for name in optional if name not in required), *filter(None, required)]
             return [listing.files[name] for name in names]
     lacking = " or ".join(" and ".join("/".join(_names(entry)) for entry in one.required) for one in wanted)

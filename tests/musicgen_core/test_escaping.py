@@ -3,10 +3,11 @@ from __future__ import annotations
 import html
 import io
 import logging
+import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -20,7 +21,7 @@ from musicgen_core.escaping import (
     print_logs_safely,
     printable,
 )
-from tests.hostile import ALL, ESCAPES, MARKDOWN, TEXTS, is_inert_markdown, is_inert_terminal_text
+from tests.hostile import ALL, ESCAPES, MARKDOWN, TEXTS, TRACKER, is_inert_markdown, is_inert_terminal_text
 
 any_text = st.text(st.one_of(st.sampled_from("\\`*_[]<>|#~$!&@{}:.-+=/)( 1www\n\x1b\u202e"), st.characters()))
 
@@ -38,9 +39,13 @@ def test_markdown_shows_any_text_literally(text: str) -> None:
 
 
 @given(any_text)
+@example(f"\\|![]({TRACKER})")
 def test_a_table_keeps_its_cells_whatever_is_in_them(text: str) -> None:
-    table = f"| a | b |\n| --- | --- |\n| x{markdown_text(text)} | {markdown_code(f'x{text}')} |\n"
-    assert rendered(table).count("<td>") == 2
+    cells = (f"x{markdown_text(text)}", markdown_code(f"x{text}"))
+    # Where a backslash stands before `\\|`, renderers differ in whether it ends the cell.
+    assert not any(re.search(r"(?<!\\)(\\\\)*\|", cell) for cell in cells)
+    table = rendered(f"| a | b | c |\n| --- | --- | --- |\n| {cells[0]} | {cells[1]} | last |\n")
+    assert table.count("<td>") == 3 and "<td>last</td>" in table
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -166,5 +166,5 @@ def test_cells_hold_any_text_without_breaking_their_table() -> None:
     assert table == [
         "| one | two |",
         "| --- | --- |",
-        r"| a \| b c \<img src=x\> \& d | `/data/a\|b'c'.wav` |",
+        r"| a \| b c \<img src=x\> \& d | /data/a\|b\`c\`.wav |",
     ]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
+import torch
 
 from deployments.checks.finding import Finding
 from deployments.checks.keys import check_keys
 from deployments.checks.model_files import check_model_files
 from deployments.checks.model_size import measure_model
 from musicgen_core.errors import ModelError
+from musicgen_core.model.compression import ENCODEC
 from musicgen_core.model.debug_model import debug_model_directory
 from musicgen_core.model.hub import T5, fetch
-from musicgen_core.model.weights import find_model
-from tests.stand_in_hub import TOKEN, Fault, StandInHub
+from musicgen_core.model.weights import CODEC_FILE, find_model
+from tests.stand_in_hub import TOKEN, Fault, Repository, StandInHub
 
 MODEL = "facebook/musicgen-large"
 
@@ -56,6 +61,17 @@ def test_offline_a_missing_text_encoder_is_a_problem(filled: StandInHub, monkeyp
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert check().level == "problem" and check().found.startswith("t5-small: not complete")
     filled.requests.clear()
+
+
+def test_a_codec_that_points_to_the_hub_is_looked_for(hub: StandInHub, tmp_path: Path) -> None:
+    shutil.copytree(debug_model_directory(), tmp_path / "model")
+    torch.save({"pretrained": "some/codec"}, tmp_path / "model" / CODEC_FILE)
+    hub.repositories["some/codec"] = Repository({"config.json": b"{}", "model.safetensors": b"m"})
+    [finding] = check_model_files(str(tmp_path / "model"))
+    assert finding.found.startswith("some/codec: not on this machine yet")
+    fetch("some/codec", ENCODEC)
+    [finding] = check_model_files(str(tmp_path / "model"))
+    assert finding.found.endswith("are on this machine")
 
 
 def test_a_hub_that_is_away_is_a_problem_where_files_are_missing(filled: StandInHub) -> None:

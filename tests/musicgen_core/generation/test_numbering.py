@@ -102,6 +102,8 @@ def sidecar_of(**changed: Any) -> dict[str, Any]:
         ("model", "large@sha256:2"),
         ("adapter", None),
         ("sampling", {"top_k": 100}),
+        ("weight_bits", 8),
+        ("cache_bits", 8),
     ],
 )
 def test_what_decides_how_a_piece_sounds_makes_it_another_one(field: str, value: Any) -> None:

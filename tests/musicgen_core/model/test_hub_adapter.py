@@ -99,6 +99,13 @@ def test_one_of_several_files_is_named(upload: Uploaded, adapter: Adapter, insid
     assert_same(load_adapter(find_adapter(f"{REPO}/{inside}")), adapter)
 
 
+def test_a_file_in_a_folder_alone_is_not_guessed(upload: Uploaded, adapter: Adapter) -> None:
+    upload("styles/rock_lora.pt")
+    with refused(REPO, "it has checkpoints/large.bin, styles/rock_lora.pt"):
+        find_adapter(REPO)
+    assert_same(load_adapter(find_adapter(f"{REPO}/styles/rock_lora.pt")), adapter)
+
+
 def test_a_peft_directory_inside_a_repository_is_named(hub: StandInHub, adapter: Adapter, tmp_path: Path) -> None:
     (tmp_path / "repository" / "jazz").mkdir(parents=True)
     peft_directory.write(vars(adapter), None, tmp_path / "repository" / "jazz")
