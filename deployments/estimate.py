@@ -40,7 +40,7 @@ def estimate_archives(
 ) -> None:
     """Encode a sample of the clips, and say how long all of them will take, on how much disk, and at what price."""
     from musicgen_core.codec import Codec
-    from musicgen_core.data.archive import find_archives
+    from musicgen_core.data.archive import choose_archives
     from musicgen_core.devices import pick_device
     from musicgen_core.estimate import estimate
     from musicgen_core.model import hub
@@ -48,28 +48,31 @@ def estimate_archives(
 
     assert archives is not None, "the command line sees to it"
     show_core_messages()
-    chosen = pick_device(device)
+    picked = pick_device(device)
     done = count(1)
     with (
         output.status("Looking into the archives …") as status,
         hub.heard_by(lambda progress: status.update(f"Fetching the codec of {progress.repo}: {progress} …")),
     ):
+        chosen, left_out = choose_archives(archives)
         found = estimate(
-            find_archives(archives),
-            lambda: Codec(find_codec(model), chosen),
+            chosen,
+            lambda: Codec(find_codec(model), picked),
             clips,
             archives_at_a_time(max_workers),
             lambda: status.update(f"Encoding clip {next(done)} of at most {clips} …"),
         )
-    print_table("Estimate", estimated_rows(found, hourly_price))
+    print_table("Estimate", estimated_rows(found, hourly_price, left_out))
 
 
-def estimated_rows(found: Estimate, hourly_price: float | None) -> list[tuple[str, str]]:
+def estimated_rows(found: Estimate, hourly_price: float | None, left_out: Sequence[str] = ()) -> list[tuple[str, str]]:
     about = "" if found.is_exact else "about "
     rows = [
         ("archives", f"{found.archives:,}, {sized(found.archive_bytes)}"),
         *(("  can't be read", reason) for reason in found.unreadable[:SHOWN_REASONS]),
         *_more(found.unreadable),
+        *(("  left out", remark) for remark in left_out[:SHOWN_REASONS]),
+        *_more(left_out),
         ("clips", f"{about}{found.clips:,}, about {lasting(found.audio_seconds)} of audio"),
         ("sample", _sample(found)),
         *((f"  {entry.clip}", entry.reason) for entry in found.rejected[:SHOWN_REASONS]),

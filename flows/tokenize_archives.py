@@ -35,7 +35,7 @@ from flows.runners import call_everywhere
 from flows.runners import task_runner as make_task_runner
 from musicgen_core import storage
 from musicgen_core.config import TokenizeSettings
-from musicgen_core.data.archive import archive_stem, clip_names, find_archives, limits_of, without_copies
+from musicgen_core.data.archive import archive_stem, choose_archives, clip_names, limits_of
 from musicgen_core.data.captions import Captions, check_matches, load_captions
 from musicgen_core.data.match_report import match_report
 from musicgen_core.data.shards import ShardReport, described_clips, is_whole, was_mended
@@ -79,7 +79,8 @@ def tokenize_archives(
 ) -> State[TokenizeResult]:
     """Tokenize every clip of every archive with EnCodec, a task an archive; what is done already is kept."""
     begin()
-    found, twins = without_copies(find_archives(_absolute(place(archives, "musicgen_archives"))))
+    found, left_out = choose_archives(_absolute(place(archives, "musicgen_archives")))
+    _warn(left_out)
     target = _absolute(place(tokens, "musicgen_tokens"))
     storage.make_folder(storage.as_path(target))
     runner = make_task_runner(task_runner, archives_at_a_time(max_workers), dask_address, target)
@@ -109,9 +110,9 @@ def tokenize_archives(
     with runner, log_tokenizing(target, [entry["stem"] for entry in work]) as log:
         reports, failed = _tokenize_all(work, runner, storage.as_path(target), log)
     are_all = limit is None and not failed
-    remarks = [*twins, *_remarks(captions, reports, storage.as_path(target), are_all)]
-    for remark in remarks:
-        get_run_logger().warning("%s", remark)
+    remarks = list(_remarks(captions, reports, storage.as_path(target), are_all))
+    _warn(remarks)
+    remarks = [*left_out, *remarks]
     result = TokenizeResult(target, reports, failed, remarks)
     with artifacts_of_run() as artifacts:
         show_summary(artifacts, partial(tokenized_section, target, reports, failed, remarks))
@@ -121,6 +122,11 @@ def tokenize_archives(
         )
         return Failed(message=f"{len(failed)} of {counted(len(work), 'archive')} failed: {reasons}", data=result)
     return Completed(message=f"{counted(sum(shard.clips for shard in reports), 'clip')} in {target}", data=result)
+
+
+def _warn(remarks: Sequence[str]) -> None:
+    for remark in remarks:
+        get_run_logger().warning("%s", remark)
 
 
 def _absolute(location: str) -> str:

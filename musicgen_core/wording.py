@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
+_NAMED = 5
 
 
 def counted(number: int, noun: str) -> str:
     """`1 archive`, `3,000 archives`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def named(names: Sequence[str]) -> str:
+    """The first few, and how many more: `a, b, c, d, e and 3 more`."""
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def lasting(seconds: float) -> str:

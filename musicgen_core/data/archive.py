@@ -14,7 +14,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.data.damage import DAMAGED, Unreadable, damage_named
-from musicgen_core.data.finding import archive_stem, find_archives
+from musicgen_core.data.finding import archive_stem, find_archives, passed_over
 from musicgen_core.data.foreign import recognise
 from musicgen_core.data.member_names import AUTO, check_encoding
 from musicgen_core.data.members import BLOCK, Archive, Limits, Member, Meter, Sidecar, Sidecars, limits_of, sidecar_key
@@ -31,6 +31,7 @@ __all__ = [
     "Sidecar",
     "Sidecars",
     "archive_stem",
+    "choose_archives",
     "clip_names",
     "content_digest",
     "count_damaged",
@@ -76,6 +77,16 @@ def content_digest(archive: UPath) -> str:
         ArchiveError: the archive can't be read.
     """
     return _content_digest(archive, _version(archive))
+
+
+def choose_archives(location: storage.Location) -> tuple[list[UPath], list[str]]:
+    """Return the archives of a location, each content once, and sentences on what is left out there.
+
+    Raises:
+        ArchiveError: none found, or two of one stem.
+    """
+    archives, copies = without_copies(find_archives(location))
+    return archives, [*passed_over(location), *copies]
 
 
 def without_copies(archives: Sequence[UPath]) -> tuple[list[UPath], list[str]]:

@@ -9,8 +9,20 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import ArchiveError
+from musicgen_core.wording import named
 
-_SUFFIX = re.compile(r"\.(zip|tar|tar\.gz|tgz|tar\.bz2|tbz2|tar\.xz|txz)$", re.IGNORECASE)
+_READ = r"\.(zip|tar|tar\.gz|tgz|tar\.bz2|tbz2|tar\.xz|txz)"
+_SUFFIX = re.compile(f"{_READ}$", re.IGNORECASE)
+_OTHER_KINDS = re.compile(
+    r"\.(7z|rar|r\d\d|z\d\d|(zip|7z|rar|tar)\.\d{3}|zst|tzst|lz4?|lzma|tlz|lzh|lha|br|z|taz|gz|bz2|tbz|tb2|xz"
+    r"|arj|ace|cab|sitx?|iso|dmg)$",
+    re.IGNORECASE,
+)
+_INCOMPLETE = re.compile(rf"{_READ}\.(part|partial|filepart|crdownload|download|opdownload|aria2|tmp)$", re.IGNORECASE)
+_PASSED_OVER = {
+    _OTHER_KINDS: "{} not read, as only zips and tars are: unpack, and pack the files as a zip or tar",
+    _INCOMPLETE: "{} not read, as the name is that of an unfinished copy: copy or download again",
+}
 
 
 def archive_stem(path: UPath) -> str:
@@ -33,7 +45,7 @@ def find_archives(location: storage.Location) -> list[UPath]:
         found = _visible(storage.glob(location)) if re.search(r"[*?\[]", str(location)) else []
     if not found:
         raise ArchiveError(
-            f"no archives found at {location}",
+            "; ".join([f"no archives found at {location}", *passed_over(location)]),
             "Give a file, a directory that holds .zip or .tar archives, or a glob such as 'data/archive_batch_*.zip'",
         )
     stems: dict[str, UPath] = {}
@@ -45,6 +57,19 @@ def find_archives(location: storage.Location) -> list[UPath]:
                 "Rename or move one of them",
             )
     return sorted(found, key=lambda archive: (_natural(archive.name), archive.name))
+
+
+def passed_over(location: storage.Location) -> list[str]:
+    """Sentences on the files of a directory that look like archives but are not read, and what to do about them."""
+    path = storage.as_path(location)
+    if not path.is_dir():
+        return []
+    names = sorted(entry.name for entry in _visible(path.iterdir()) if not _SUFFIX.search(entry.name))
+    told = []
+    for pattern, sentence in _PASSED_OVER.items():
+        if found := [name for name in names if pattern.search(name) and (path / name).is_file()]:
+            told.append(sentence.format(named(found)))
+    return told
 
 
 def _visible(paths: Iterable[UPath]) -> list[UPath]:

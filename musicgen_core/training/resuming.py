@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,12 @@ from musicgen_core.config import TrainSettings
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.training.checkpoint import Checkpoint, load_checkpoint
 from musicgen_core.training.run_directory import RunDirectory
+from musicgen_core.wording import named
 
 logger = logging.getLogger(__name__)
 
 SHARDS = "shards"
 _ALSO_FIXED = ("seed", "segment_seconds", "validation_fraction")  # beside every lora_ setting
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -124,13 +124,7 @@ def _shards_differ(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]
         "were tokenized again with other contents": set(changed) - set(descriptions),
         "have other descriptions": set(descriptions),
     }
-    return [f"in the tokens, archives {kind}: {some(sorted(stems))}" for kind, stems in kinds.items() if stems]
-
-
-def some(names: Sequence[str]) -> str:
-    """The first few, and how many more."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return [f"in the tokens, archives {kind}: {named(sorted(stems))}" for kind, stems in kinds.items() if stems]
 
 
 def log_changes(then: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:

@@ -26,13 +26,14 @@ from musicgen_core.training.distributed import World
 from musicgen_core.training.lineage import learned_from, lineage_of
 from musicgen_core.training.loop import Hooks, Trainer
 from musicgen_core.training.request import TrainRequest, TrainResult
-from musicgen_core.training.resuming import SHARDS, check_same, find_start, fixed_values, log_changes, some
+from musicgen_core.training.resuming import SHARDS, check_same, find_start, fixed_values, log_changes
 from musicgen_core.training.room import Plan, Sizes, check_room
 from musicgen_core.training.run_directory import RunDirectory
 from musicgen_core.training.run_lock import RunLock
 from musicgen_core.training.samples import Samples, sample_prompts
 from musicgen_core.training.saving import Saver
 from musicgen_core.training.sharing import Sharing, shown_settings
+from musicgen_core.wording import named
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class _Session:
         began_with = self.start.checkpoint.fixed[SHARDS] if self.start.checkpoint is not None else None
         clips = load_clips(storage.as_path(request.tokens), codec_identity(model), only=began_with)
         if clips.added:
-            logger.warning("this training leaves out archives that came after it began: %s", some(clips.added))
+            logger.warning("this training leaves out archives that came after it began: %s", named(clips.added))
         for stem in clips.skipped:
             logger.warning("the shard %s is not whole and is left out; run tokenize again", stem)
         self.fixed = self._fixed(batch_size, clips)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import uuid
 from pathlib import Path
 
@@ -49,10 +50,17 @@ def table(printed: str) -> dict[str, str]:
     return {name.strip(): text.strip() for name, text in rows}
 
 
-def test_the_table_has_all_that_was_promised(demo_archives: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["estimate", str(demo_archives), "--hourly-price", "3.5", "--max-workers", "1", *DEBUG_CPU]
+def test_the_table_has_all_that_was_promised(
+    demo_archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archives = Path(shutil.copytree(demo_archives, tmp_path / "archives"))
+    shutil.copy(archives / "archive_batch_0001.zip", archives / "archive_batch_0001 (1).zip")
+    (archives / "b.rar").touch()
+    arguments = ["estimate", str(archives), "--hourly-price", "3.5", "--max-workers", "1", *DEBUG_CPU]
     assert main(arguments) == 0
-    rows = table(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert "b.rar not read" in printed and "archive_batch_0001 (1).zip is left out" in printed
+    rows = table(printed)
     assert rows["archives"].startswith("2, ")
     assert rows["clips"] == "17, about 32.0 seconds of audio"
     assert rows["sample"].startswith("17 clips of 2 archives, which have no more (asked for: 100); 1 rejected (5.9%)")

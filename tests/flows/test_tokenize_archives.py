@@ -234,6 +234,25 @@ def test_archives_without_wavs_and_clips_without_descriptions_are_told(archives:
     ]
 
 
+def test_archives_left_out_are_logged_and_in_the_summary(
+    archives: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (archives / "archive_batch_0002.zip").unlink()
+    shutil.copy(archives / "archive_batch_0001.zip", archives / "archive_batch_0001 (1).zip")
+    (archives / "b.7z").touch()
+    state = run(archives, tmp_path / "tokens")
+    foreign, copy = state.result().remarks[:2]
+    assert foreign.startswith("b.7z not read")
+    assert copy == "archive_batch_0001 (1).zip is left out: it holds the same as archive_batch_0001.zip"
+    logged = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert {foreign, copy} <= set(logged)
+    with get_client(sync_client=True) as client:
+        summary_key = ArtifactFilter(key=ArtifactFilterKey(any_=["summary"]))
+        found = client.read_artifacts(artifact_filter=summary_key)
+    [summary] = [str(entry.data) for entry in found if entry.flow_run_id == state.state_details.flow_run_id]
+    assert "7z not read" in summary and "is left out" in summary
+
+
 def test_a_place_that_can_be_no_folder_is_refused_by_name(archives: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="file can't be a folder"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.data.finding import archive_stem, find_archives
+from musicgen_core.data.finding import archive_stem, find_archives, passed_over
 from musicgen_core.errors import ArchiveError
 
 
@@ -59,6 +59,24 @@ def test_two_archives_of_one_stem_are_an_error_that_names_both(folder: UPath) ->
     with pytest.raises(ArchiveError) as refused:
         find_archives(folder)
     assert all(word in refused.value.found for word in ("b_1.zip", "b_1.tar.gz", "the shard b_1"))
+
+
+def test_files_that_are_not_read_are_named_with_what_to_do(folder: UPath) -> None:
+    others = ["a.7z", "b.RAR", "c.tar.zst", "d.part1.rar", "e.zip.001", "f.tbz", "g.tar.Z"]
+    touch(
+        folder, "x.zip", *others, "y.zip.crdownload", "z.tar.gz.part", "metadata.jsonl", "README.md", "._a.7z", "s.7z/h"
+    )
+    other_kinds, incomplete = passed_over(folder)
+    assert other_kinds.startswith("a.7z, b.RAR, c.tar.zst, d.part1.rar, e.zip.001 and 2 more not read")
+    assert other_kinds.endswith("pack the files as a zip or tar")
+    assert incomplete.startswith("y.zip.crdownload, z.tar.gz.part not read") and "download again" in incomplete
+    assert names_found(folder) == ["x.zip"] and passed_over(folder / "x.zip") == []
+
+
+def test_a_directory_without_archives_names_what_it_has_instead(folder: UPath) -> None:
+    touch(folder, "a.7z")
+    with pytest.raises(ArchiveError, match=r"no archives found at .*; a\.7z not read, as only zips and tars are"):
+        find_archives(folder)
 
 
 @pytest.mark.parametrize(
