@@ -6,6 +6,7 @@ import os
 
 import soundfile
 
+from musicgen_core.data.joined import check_single
 from musicgen_core.data.mix_down import Mono, check_size, mix_down
 from musicgen_core.data.scratch import scratch
 from musicgen_core.data.wav_header import WavHeader, id3_bytes, read_wav_header
@@ -35,6 +36,7 @@ def decode_with_sndfile(descriptor: int, max_bytes: int) -> tuple[Mono, int]:
             check_size(sound, max_bytes)
             mono = mix_down(sound)
             _check_complete(sound, len(mono.samples))
+            check_single(descriptor, sound.format, len(mono.samples) / sound.samplerate)
             return mono, sound.samplerate
     except soundfile.LibsndfileError as error:
         reason = " ".join(error.error_string.split()).rstrip(". ")

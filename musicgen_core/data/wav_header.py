@@ -49,6 +49,7 @@ class WavHeader:
         start: where the audio begins, in bytes from the start of the file.
         declared: bytes of audio by the header; None where its writer couldn't know.
         present: bytes from `start` to the end of the file.
+        next_wav: where another wav begins behind the audio, if one does.
     """
 
     byte_order: str
@@ -56,6 +57,7 @@ class WavHeader:
     start: int
     declared: int | None
     present: int
+    next_wav: int | None = None
 
     @property
     def audio_bytes(self) -> int:
@@ -79,8 +81,11 @@ class WavHeader:
         """Hold the header against the file.
 
         Raises:
-            ClipRejected: there is less audio than it declares, or its fields contradict each other.
+            ClipRejected: there is less audio than it declares, another wav behind it, or its fields contradict each
+                other.
         """
+        if self.next_wav is not None:
+            raise joined_files(f"another begins at byte {self.next_wav:,}")
         unit, name = (self.frame_bytes, "frames") if self.frame_bytes else (1, "bytes of audio")
         if self.declared is not None and self.declared // unit > self.present // unit:
             declared, present = self.declared // unit, self.present // unit
@@ -116,7 +121,7 @@ def read_wav_header(descriptor: int) -> WavHeader | None:
     byte_order = _BYTE_ORDERS.get(head[:4])
     if byte_order is None or head[8:] != b"WAVE":
         return None
-    fmt = data = None
+    fmt = data = next_wav = None
     for name, start, length in _chunks(descriptor, byte_order, begin + 12, size):
         if name == b"fmt " and fmt is None:
             fmt = os.pread(descriptor, min(length, _MAX_FMT_BYTES), start)
@@ -124,9 +129,18 @@ def read_wav_header(descriptor: int) -> WavHeader | None:
             unknown = length > size - start and _is_sentinel(length, head)
             unknown |= length == 0 and not _are_chunks(descriptor, byte_order, start, size)
             data = start, None if unknown else length, size - start
-        if fmt is not None and data is not None:
-            return WavHeader(byte_order, fmt, *data) if len(fmt) >= _MIN_FMT_BYTES else None
-    return None
+        elif name in _BYTE_ORDERS and data is not None and os.pread(descriptor, 4, start) == b"WAVE":
+            next_wav = start - 8
+            break
+        if fmt is not None and data is not None and data[1] is None:
+            break
+    if fmt is None or data is None or len(fmt) < _MIN_FMT_BYTES:
+        return None
+    return WavHeader(byte_order, fmt, *data, next_wav)
+
+
+def joined_files(how: str) -> ClipRejected:
+    return ClipRejected(f"it is several sound files joined into one: {how}", "Split it, or encode it as one file")
 
 
 def id3_bytes(descriptor: int) -> int:

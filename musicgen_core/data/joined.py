@@ -1,0 +1,108 @@
+"""Sound files that were joined into one, as by `cat`: libsndfile decodes the first and says nothing of the others."""
+
+from __future__ import annotations
+
+import mmap
+import re
+import struct
+
+from musicgen_core.data.wav_header import id3_bytes, joined_files
+from musicgen_core.errors import ClipRejected
+
+_SPARE_SECONDS = 0.5
+"""What an MP3's frames may hold beyond its audio: the encoder's delay, padding, and the frame of the Xing tag."""
+
+_SIGNATURES = (
+    b"fLaC\0\0\0\x22",
+    b"caff\0\1\0\0desc",
+    b".snd\0\0\0\x18",
+    b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\0\0",  # Wave64
+    b"NIST_1A\n",
+    b"Creative Voice File\x1a",
+)
+"""How files of these formats begin; long enough not to be there by chance."""
+
+_OGG_BEGINNING = b"OggS\0\2" + bytes(8)
+_OGG_HEADER = 27
+
+# ISO/IEC 11172-3 and 13818-3, Layer III: by the version's bits in a frame's header (MPEG 2.5, 2 and 1).
+_MP3_RATES = {0: (11025, 12000, 8000), 2: (22050, 24000, 16000), 3: (44100, 48000, 32000)}
+_MP3_KBITS_1 = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+_MP3_KBITS_2 = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+_MP3_SYNC = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
+
+
+def check_single(descriptor: int, sound_format: str, seconds: float) -> None:
+    """Hold a decoded file against all that is in it. Wavs are left to `read_wav_header`.
+
+    Args:
+        descriptor: of the file.
+        sound_format: as libsndfile names it.
+        seconds: how long the decoded audio is.
+
+    Raises:
+        ClipRejected: there is another file behind the one that was decoded.
+    """
+    with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data:
+        begin = id3_bytes(descriptor)
+        if sound_format == "MP3":
+            held = _mp3_seconds(data, begin)
+            if held > seconds + _SPARE_SECONDS:
+                raise ClipRejected(
+                    f"only {seconds:,.1f} of its {held:,.1f} s can be read: it is several MP3s joined into one, or one "
+                    "that doesn't declare its length",
+                    "Encode it anew as one file",
+                )
+            return
+        another = _find_another(data, begin)
+    if another >= 0:
+        raise joined_files(f"another begins at byte {another:,}")
+
+
+def _find_another(data: mmap.mmap, begin: int) -> int:
+    """Where a second file of the same format begins; -1 if none does."""
+    for signature in _SIGNATURES:
+        if data[begin : begin + len(signature)] == signature:
+            return data.find(signature, begin + len(signature))
+    if data[begin : begin + 4] != b"OggS":
+        return -1
+    while data[begin : begin + len(_OGG_BEGINNING)] == _OGG_BEGINNING:  # streams side by side all begin here
+        segments = data[begin + _OGG_HEADER - 1] if begin + _OGG_HEADER <= len(data) else 0
+        begin += _OGG_HEADER + segments + sum(data[begin + _OGG_HEADER : begin + _OGG_HEADER + segments])
+    return data.find(_OGG_BEGINNING, begin)
+
+
+def _mp3_seconds(data: mmap.mmap, position: int) -> float:
+    """How long all Layer III frames last, whatever stands between them."""
+    seconds = 0.0
+    while position < len(data):
+        length, lasting = _mp3_frame(data, position)
+        if length:
+            seconds += lasting
+            position += length
+        else:
+            position = _next_mp3_frame(data, position + 1)
+    return seconds
+
+
+def _next_mp3_frame(data: mmap.mmap, position: int) -> int:
+    """Where two frames follow each other, or one ends the file; else the file's end."""
+    for found in _MP3_SYNC.finditer(data, position):
+        length, _ = _mp3_frame(data, found.start())
+        after = found.start() + length
+        if length and (after == len(data) or _mp3_frame(data, after)[0]):
+            return found.start()
+    return len(data)
+
+
+def _mp3_frame(data: mmap.mmap, position: int) -> tuple[int, float]:
+    """Bytes and seconds of the frame at a place; (0, 0) where there is none, or one of a free bit rate."""
+    if position + 4 > len(data):
+        return 0, 0.0
+    (header,) = struct.unpack_from(">I", data, position)
+    version, layer, kbits, rate = header >> 19 & 3, header >> 17 & 3, header >> 12 & 15, header >> 10 & 3
+    if header >> 21 != 0x7FF or version == 1 or layer != 1 or kbits in (0, 15) or rate == 3:
+        return 0, 0.0
+    hertz = _MP3_RATES[version][rate]
+    samples, table = (1152, _MP3_KBITS_1) if version == 3 else (576, _MP3_KBITS_2)
+    return samples * 125 * table[kbits - 1] // hertz + (header >> 9 & 1), samples / hertz
