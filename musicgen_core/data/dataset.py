@@ -7,7 +7,7 @@ nothing else has to be saved.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -50,6 +50,19 @@ class Clips:
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    def problems(self) -> Iterator[str]:
+        """A sentence on each shard that is not whole, and on each of a copy of another shard's archive."""
+        for stem in self.skipped:
+            yield f"the shard {stem} is not whole and is left out; run tokenize again"
+        originals: dict[str, str] = {}
+        for stem, content in self.fingerprints.items():
+            original = originals.setdefault(content.split()[0], stem)
+            if original != stem:
+                yield (
+                    f"the shards {original} and {stem} are of the same archive: each of their clips counts twice; "
+                    f"delete {stem}.parquet and {stem}.json before the next new run"
+                )
 
     @cached_property
     def frames(self) -> NDArray[np.int32]:

@@ -20,7 +20,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ import numpy as np
 from musicgen_core.data.mix_down import Mono, Samples, check_sound
 from musicgen_core.data.sndfile import decode_with_sndfile
 from musicgen_core.errors import Cancelled, ClipRejected
+from musicgen_core.variables import python_path
 
 LEAST_SECONDS = 30
 """CPU seconds that a clip may take to decode, whatever its size."""
@@ -38,7 +38,6 @@ _WALL_FACTOR = 20  # a decoder that waits for nothing uses no CPU time
 _POLL_SECONDS = 0.2
 _REQUEST = struct.Struct("<qd")  # max_bytes, CPU seconds
 _REPLY = struct.Struct("<I")  # bytes of JSON
-_ROOT = Path(__file__).resolve().parents[2]
 _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS)
 
 
@@ -87,7 +86,7 @@ class _Worker:
             self._process = subprocess.Popen(
                 # -P: no module of the working directory may stand for one of ours or Python's.
                 [sys.executable, "-P", "-m", __spec__.name, str(theirs.fileno())],
-                env={**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                env={**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is for the caller, which ends this process
@@ -190,7 +189,8 @@ def _answer(caller: socket.socket, descriptor: int, max_bytes: int) -> None:
     except ClipRejected as rejected:
         reply = {"rejected": [rejected.found, rejected.next_step]}
     except (OSError, MemoryError) as error:
-        reply = {"failed": [getattr(error, "errno", None), str(error)]}
+        code = getattr(error, "errno", None)
+        reply = {"failed": [str(error)] if code is None else [code, os.strerror(code)]}
     line = json.dumps(reply).encode()
     caller.sendall(_REPLY.pack(len(line)) + line)
     if "samples" in reply and mono is not None:

@@ -188,10 +188,13 @@ def refuse_foreign_shard(
         TokensError: a file in its place isn't this project's, or is the shard of another archive of the same name.
     """
     parquet, marker = shard_paths(tokens, stem)
+    for path in (parquet, marker):
+        if storage.is_local(path) and path.exists() and not path.is_file():
+            raise _foreign(path, "which is not a file")
     report = None
     with suppress(FileNotFoundError):
         try:
-            report = ShardReport.parse(marker.read_text(encoding="utf-8"))
+            report = ShardReport.parse(storage.read_text(marker))
         except (ValueError, TypeError, KeyError) as error:
             raise _foreign(marker, "which is no report of a shard") from error
     if report is None and parquet.exists() and not _is_shard(parquet):

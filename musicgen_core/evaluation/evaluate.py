@@ -55,8 +55,8 @@ def evaluate(request: EvaluateRequest, on_progress: Progress = lambda done, tota
     _check_own(out, subject, is_default=not request.output)
     storage.delete_partials(out)
     clips = load_clips(storage.as_path(request.tokens), codec_identity(model))
-    for stem in clips.skipped:
-        logger.warning("the shard %s is not whole and is left out; run tokenize again", stem)
+    for problem in clips.problems():
+        logger.warning("%s", problem)
     chosen = held_out(clips, request.settings, subject.config)
     release_memory(device)  # a training in this process has just ended
     scoring = _Scoring(request, subject, model, clips, chosen, device) if request.settings.clap_weights else None

@@ -78,7 +78,8 @@ class FullModels:
                 checkpoint = load_checkpoint(owed)
             except RunDirectoryError as error:
                 logger.warning("%s; the full models that it stands for are left out", error)
-                owed.unlink(missing_ok=True)
+                if not isinstance(error.__cause__, OSError):  # else it may be readable the next time
+                    owed.unlink(missing_ok=True)
                 continue
             failure = self.background.attempt(partial(self._write, checkpoint, owed), is_once=self._is_failing)
             self._is_failing, failed = failure is not None, failed + 1 if failure is not None else 0

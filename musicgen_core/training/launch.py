@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-import musicgen_core
 from musicgen_core import storage
 from musicgen_core.errors import Cancelled, DeviceError, MusicgenError, TrainingError
 from musicgen_core.training.reports import ReportReader, revive, revive_result, write_request
 from musicgen_core.training.request import TrainRequest, TrainResult
+from musicgen_core.variables import python_path
 
 logger = logging.getLogger(__name__)
 
@@ -212,10 +212,8 @@ class _Workers:
 
 def _environment(gpus: int) -> dict[str, str]:
     """This process's, with the project to import wherever it runs, and the CPU's cores divided among the workers."""
-    root = str(Path(musicgen_core.__file__).parents[1])
-    paths = [root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     threads = str(max(1, (os.cpu_count() or 1) // gpus))  # torchrun's own default is 1
-    return {"OMP_NUM_THREADS": threads, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    return {"OMP_NUM_THREADS": threads, **os.environ, "PYTHONPATH": python_path()}
 
 
 def _ending(code: int) -> str:

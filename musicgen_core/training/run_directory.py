@@ -74,8 +74,10 @@ class RunDirectory:
         """Compare what is in the directory with what a run leaves.
 
         Raises:
-            RunDirectoryError: a run would write over files that no run of this project has written.
+            RunDirectoryError: a run would write over files that no run of this project has written, or a file lies
+                where a folder of the run belongs.
         """
+        self._check_folders()
         if self.has_training():
             return
         config = self.read_config()
@@ -87,6 +89,15 @@ class RunDirectory:
                 f"{self.root} is not the directory of a run: the run would write over {foreign}",
                 "Give a directory that is empty, or not there yet",
             )
+
+    def _check_folders(self) -> None:
+        if not storage.is_local(self.root):  # an object store has no folders
+            return
+        for folder in (self.root / name for name in (*FOLDERS, "samples", "superseded")):
+            if folder.exists() and not folder.is_dir():
+                raise RunDirectoryError(
+                    f"{folder} is not a directory, but a run writes into it", "Rename it, or give another run directory"
+                )
 
     def _first_of_run(self) -> UPath | None:
         """A file with a name that a run uses, if there is one."""
@@ -153,7 +164,7 @@ class RunDirectory:
         if storage.is_local(self.root):
             for folder in (self.root, *(self.root / name for name in (*FOLDERS, "samples"))):
                 for path in folder.glob("*.partial"):
-                    if storage.is_partial(path.name):
+                    if storage.is_partial(path.name) and not path.is_dir():
                         path.unlink(missing_ok=True)
                 for path in folder.glob(f"*{mounted.WHOLE}"):
                     mounted.finish(Path(str(path)))

@@ -98,8 +98,8 @@ class _Session:
         clips = load_clips(storage.as_path(request.tokens), codec_identity(model), only=began_with)
         if clips.added:
             logger.warning("this training leaves out archives that came after it began: %s", named(clips.added))
-        for stem in clips.skipped:
-            logger.warning("the shard %s is not whole and is left out; run tokenize again", stem)
+        for problem in clips.problems():
+            logger.warning("%s", problem)
         self.fixed = self._fixed(batch_size, clips)
         self.config = self._config(batch_size)
         of_model, given = model.config, self.settings

@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -95,6 +96,15 @@ def test_a_crash_costs_its_clip_alone_and_any_other_end_none(
         with pytest.raises(error, match=told):
             decode(file)
     assert_decodes()
+
+
+def test_packages_that_pythonpath_names_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"open({str(tmp_path / 'seen')!r}, 'w').close()")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", str(tmp_path)]))
+    monkeypatch.setattr(decoder_process, "_idle", [])
+    assert_decodes()
+    decoder_process._idle.pop().end()
+    assert (tmp_path / "seen").exists()
 
 
 def test_decoders_end_with_the_process_that_uses_them() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -73,6 +74,15 @@ def test_a_file_of_somebody_else_is_never_replaced(archive: UPath, codec: Codec,
     with pytest.raises(ArchiveError):
         Tokenizer(codec, tokens).tokenize(archive)
     assert names_in(tokens) == [name] and b"notes" in (tokens / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["batch_1.json", "batch_1.parquet"])
+def test_a_pipe_in_the_place_of_a_shard_is_refused_not_awaited(
+    archive: UPath, codec: Codec, tmp_path: Path, name: str
+) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(TokensError, match=f"{name}, which is not a file"):
+        Tokenizer(codec, storage.as_path(tmp_path)).tokenize(archive)
 
 
 def test_a_shard_of_another_archive_of_the_same_name_is_never_replaced(

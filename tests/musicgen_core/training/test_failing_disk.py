@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from upath import UPath
 
-from musicgen_core import storage, tracking
+from musicgen_core import storage, tensor_files, tracking
 from musicgen_core.errors import Cancelled, RunDirectoryError
 from musicgen_core.model.lora import Adapter, LoraSettings
 from musicgen_core.model.weights import BaseModel
@@ -194,6 +194,25 @@ def test_models_that_can_not_be_written_hold_a_run_once(tmp_path: Path, monkeypa
     twice = ["checkpoint_epoch_1", "checkpoint_epoch_2"]
     assert tried == [*2 * twice[:1], *twice, *twice, *twice]  # the first with its delays, and each pass two
     assert len(files.owed_checkpoints()) == 20
+
+
+@pytest.mark.parametrize(("error", "is_kept"), [(OSError(5, "Input/output error"), True), (ValueError("cut"), False)])
+def test_owed_models_outlive_a_disk_that_fails_to_read_them(
+    error: Exception, is_kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = RunDirectory(UPath(tmp_path), tmp_path)
+    adapter = Adapter({}, LoraSettings(2, 4.0).plain(), 1, 1, 1.0, "debug")
+    save_checkpoint(Checkpoint(adapter, {}, Progress(step=1), {}, ["checkpoint_epoch_1"]), files.owed(1))
+
+    def load(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(tensor_files, "load", load)
+    models = FullModels(files, BaseModel("debug", tmp_path), None, Failures())
+    models.write_owed()
+    models.background.drain()
+    models.background.close(5.0)
+    assert files.owed(1).exists() == is_kept
 
 
 @pytest.fixture

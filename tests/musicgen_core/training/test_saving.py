@@ -252,3 +252,13 @@ def test_a_run_directory_with_files_of_others_is_refused(name: str, request_for:
     with pytest.raises(RunDirectoryError, match=f"would write over .*{name}"):
         train(request)
     assert file.read_text() == '{"not": "ours"}'
+
+
+@pytest.mark.parametrize("name", ["samples", "lora_weights", "owed", "full_models", "superseded"])
+def test_a_file_where_a_folder_belongs_is_refused_by_name(name: str, request_for: MakeRequest) -> None:
+    request = request_for(max_steps=1)
+    Path(request.run_dir).mkdir(parents=True)
+    (Path(request.run_dir) / name).write_text("notes")
+    with pytest.raises(RunDirectoryError, match=f"{name} is not a directory"):
+        train(request)
+    assert (Path(request.run_dir) / name).read_text() == "notes"
