@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from deployments.checks.finding import Finding, describe
+from deployments.checks.run_lists import check_run_lists
 from deployments.environment import is_healthy
 from deployments.registering import DEPLOYMENTS, POOL, QUEUE, TOKENIZING_QUEUE, read_automations
 from tasks.keys import BLOCKS
@@ -48,7 +49,12 @@ def look_at_server() -> Server:
     if isinstance(version, Finding):
         return Server([version])
     with _impatient_client(REQUEST_SECONDS) as client:
-        findings = [_check_version(version, url), *_check_registered(client), *_check_workers(client)]
+        findings = [
+            _check_version(version, url),
+            *_check_registered(client),
+            *_check_workers(client),
+            *check_run_lists(client),
+        ]
         variables = {variable.name: str(variable.value) for variable in client.read_variables()}
         return Server(findings, True, variables, frozenset(_stored(client, BLOCKS.values())))
 

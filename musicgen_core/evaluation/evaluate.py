@@ -26,6 +26,7 @@ from musicgen_core.evaluation.report import write_report
 from musicgen_core.evaluation.request import EvaluateRequest, Evaluation, MusicScores
 from musicgen_core.evaluation.subject import FOLDER, Subject, find_subject
 from musicgen_core.model.compression import codec_identity
+from musicgen_core.model.hub_adapter import hub_name, shown
 from musicgen_core.model.lora import find_adapter
 from musicgen_core.model.weights import BaseModel, find_model
 
@@ -52,7 +53,8 @@ def evaluate(request: EvaluateRequest, on_progress: Progress = lambda done, tota
     subject = find_subject(request.adapter)
     subject.adapter.check_base(model, str(subject.path))
     out = storage.as_path(request.output) if request.output else subject.output
-    _check_own(out, subject, is_default=not request.output)
+    # The folder of an adapter from the Hub has its name alone, which others may have, too.
+    _check_own(out, subject, is_default=not request.output and hub_name(subject.path) is None)
     storage.delete_partials(out)
     clips = load_clips(storage.as_path(request.tokens), codec_identity(model))
     for problem in clips.problems():
@@ -90,7 +92,7 @@ def _check_own(out: UPath, subject: Subject, is_default: bool) -> None:
         adapter = _adapter_in(evaluation)
         if adapter is not None and (
             is_default
-            or adapter.get("path") == str(subject.path)
+            or adapter.get("path") == shown(subject.path)
             or adapter.get("sha256") == storage.content_sha256(subject.path)
         ):
             return

@@ -216,6 +216,27 @@ class TestServer:
                 client.delete_work_pool("gpu")
 
     @pytest.mark.usefixtures("prefect_server")
+    def test_a_run_that_breaks_lists_is_named_with_what_deletes_it(self) -> None:
+        from prefect.client.orchestration import get_client
+
+        from deployments.checks.run_lists import check_run_lists
+
+        with get_client(sync_client=True) as client:
+            flow = str(client.create_flow_from_name("lists"))
+            numbers = (1, 10**20, 2)
+            created = [
+                client.request("POST", "/flow_runs/", json={"flow_id": flow, "parameters": {"limit": number}}).json()
+                for number in numbers
+            ]
+            [finding] = check_run_lists(client)
+            broken = created[1]["id"]
+            assert finding.level == "problem" and finding.fix.endswith(f"&& uv run prefect flow-run delete {broken}")
+            client.delete_flow_run(broken)
+            assert check_run_lists(client) == []
+            for run in (created[0], created[2]):
+                client.delete_flow_run(run["id"])
+
+    @pytest.mark.usefixtures("prefect_server")
     def test_an_automation_that_is_paused_is_told(self) -> None:
         from prefect.client.orchestration import get_client
 

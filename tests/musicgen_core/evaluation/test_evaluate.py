@@ -28,6 +28,7 @@ from musicgen_core.model.lora import Adapter, LoraSettings, adapter_state, add_l
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.training.batching import BatchSize
 from musicgen_core.training.loop import Trainer
+from tests.stand_in_hub import StandInHub
 
 CLIPS = 40  # of the tokens
 Evaluate = Callable[..., Evaluation]
@@ -288,6 +289,24 @@ def request_for(debug_model: BaseModel, tokens: Path, trained: Path, tmp_path: P
         )
 
     return make
+
+
+def test_adapters_of_one_name_on_the_hub_keep_their_evaluations(
+    hub: StandInHub,
+    request_for: Callable[..., EvaluateRequest],
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for user, name in (("one", "best_lora.pt"), ("two", "lora_epoch_1.pt")):
+        (tmp_path / user).mkdir()
+        shutil.copy(trained / "lora_weights" / name, tmp_path / user / "best_lora.pt")
+        hub.add(f"{user}/jazz", tmp_path / user)
+    for _ in range(2):
+        evaluate(request_for(adapter="one/jazz", output=None, max_clips=2))
+    with pytest.raises(ConfigError, match=r"jazz_evaluation/evaluation.json is of another adapter, one/jazz@"):
+        evaluate(request_for(adapter="two/jazz", output=None, max_clips=2))
 
 
 def write_shard(folder: Path, codec: str, clips: int) -> Path:
