@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -111,7 +112,9 @@ def _earlier_rows(run_dir: UPath, done: int) -> list[dict[str, float]]:
         if not done or not metrics.exists():
             return []
         with storage.staged(metrics) as local:
-            return [row for row in tracking.read_metrics(local) if row["step"] <= done]
+            rows = tracking.read_metrics(local)
+            whole = [row for row in rows if "train/lr" in row and math.isfinite(row.get("epoch", math.nan))]
+            return [row for row in whole if row["step"] <= done]
     except Exception:  # a picture is not worth the training
         logger.warning("the metrics in %s could not be read, so the page begins here", metrics, exc_info=True)
         return []

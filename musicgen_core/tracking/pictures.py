@@ -28,8 +28,9 @@ def plot_losses(rows: Rows, target: Path | IO[bytes]) -> None:
 
 def plot_learning_rate(rows: Rows, target: Path | IO[bytes]) -> None:
     """Draw `learning_rate.png`, of each step."""
+    drawn = [row for row in rows if "train/lr" in row]
     with _picture(target, "Learning rate", "learning rate") as axes:
-        axes.plot([row["step"] for row in rows], [row["train/lr"] for row in rows])
+        axes.plot([row["step"] for row in drawn], [row["train/lr"] for row in drawn])
         axes.set_ylim(bottom=0)
 
 

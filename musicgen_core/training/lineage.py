@@ -39,8 +39,9 @@ def lineage_of(config: Mapping[str, Any]) -> Lineage:
     """Follow what a training began from, `init_adapter` or another run's checkpoint, to the base model."""
     configs = [config]
     for known in configs:  # grows meanwhile
-        origin = known.get("origin") or {}
-        for before in filter(None, (known.get("init_adapter"), origin.get("checkpoint"))):
+        origin = known.get("origin")
+        checkpoint = origin.get("checkpoint") if isinstance(origin, dict) else None
+        for before in filter(None, (known.get("init_adapter"), checkpoint)):
             found = _config_around(str(before))
             if found is None:
                 return Lineage(configs, str(before))
@@ -64,7 +65,7 @@ def learned_from(clips: Clips, configs: Iterable[Mapping[str, Any]]) -> NDArray[
 def _learned_in(clips: Clips, config: Mapping[str, Any]) -> NDArray[np.bool_]:
     shards, fraction = config.get(SHARDS), float(config.get("validation_fraction", 0.0))
     lengths = [len(shard) for shard in clips.shards]
-    if shards is None:  # of an early version, which did not note them
+    if not isinstance(shards, dict):  # of an early version, which did not note them
         shards = clips.fingerprints
     contents = {_codes(content) for content in shards.values()}
     is_own = [stem in shards for stem in clips.fingerprints]

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import soundfile
 
 from musicgen_core import storage
 from musicgen_core.tracking import Wandb
+from tasks.artifacts import Artifacts
+from tasks.training_log import TrainingLog
 from tasks.training_page import TrainingFigures, newest_samples, samples_page, training_page, wandb_line
 
 
@@ -30,6 +33,14 @@ def test_the_line_says_step_epoch_losses_skipped_steps_and_throughput() -> None:
         row(1, train__loss=4.0), row(2, train__loss=3.0, val__loss=3.25), row(3, 2, train__skipped_steps=1)
     )
     assert figures.line() == "step 3 of 1,000, epoch 2, loss 3.500, validation 3.250, 1 skipped, 800.0 audio-s/s"
+
+
+def test_rows_without_their_fields_do_not_stop_a_resume(tmp_path: Path) -> None:
+    rows = [row(1), {"step": 2, "best/loss": 1.0}, {**row(3), "epoch": None, "best/loss": 2.0}, row(4)]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in rows))
+    log = TrainingLog("run", str(tmp_path), cast(Artifacts, SimpleNamespace(progress=lambda *_: None)))
+    log.start(4, 10)
+    assert [one["step"] for one in log._figures.rows] == [1, 4]
 
 
 def test_the_best_is_the_epoch_in_which_it_changed_last() -> None:
