@@ -19,9 +19,16 @@ def scratch(size: int) -> BinaryIO:
     Raises:
         OSError: no descriptor or no space is left.
     """
-    if sys.platform == "linux" and (size <= _MAX_IN_MEMORY or shutil.disk_usage(tempfile.gettempdir()).free < size):
+    if sys.platform == "linux" and (size <= _MAX_IN_MEMORY or not _has_room(size)):
         return open(os.memfd_create("musicgen-clip"), "w+b")
     return cast(BinaryIO, tempfile.TemporaryFile(prefix="musicgen-"))
+
+
+def _has_room(size: int) -> bool:
+    try:
+        return shutil.disk_usage(tempfile.gettempdir()).free >= size
+    except OSError:  # there is no folder that can be written to
+        return False
 
 
 def filled(size: int, blocks: Iterable[bytes]) -> BinaryIO:

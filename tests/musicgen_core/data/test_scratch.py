@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from musicgen_core.data import scratch as module
+from musicgen_core.data.archive import open_archive
 from musicgen_core.data.scratch import filled, scratch
 
 
@@ -35,6 +40,44 @@ def test_only_what_is_large_goes_to_the_disk_and_nothing_stays_there(
         assert os.fstat(small.fileno()).st_dev != os.fstat(large.fileno()).st_dev
         assert os.fstat(large.fileno()).st_dev == tmp_path.stat().st_dev
         assert list(tmp_path.iterdir()) == []
+
+
+def no_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=999))
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    monkeypatch.setattr(module, "_MAX_IN_MEMORY", 500)
+
+
+def no_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", missing)
+    monkeypatch.setattr(module, "_MAX_IN_MEMORY", 500)
+
+
+@pytest.mark.parametrize("fault", [no_room, no_folder])
+def test_a_clip_that_the_temporary_folder_has_no_room_for_is_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Path, pytest.MonkeyPatch], None]
+) -> None:
+    content = bytes(range(250)) * 4
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.wav", content)
+    (tmp_path / "tmp").mkdir()
+    fault(tmp_path / "tmp", monkeypatch)
+    with open_archive(tmp_path / "a.zip") as opened:
+        [member] = opened.clips()
+        with member.open() as file:
+            assert os.pread(file.fileno(), 2000, 0) == content
+            assert os.fstat(file.fileno()).st_dev != tmp_path.stat().st_dev
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_a_folder_with_just_enough_room_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_room(tmp_path, monkeypatch)
+    with scratch(999) as file:
+        assert os.fstat(file.fileno()).st_dev == tmp_path.stat().st_dev
 
 
 def descriptors() -> set[str]:
