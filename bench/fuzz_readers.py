@@ -1,10 +1,11 @@
 """Fuzz the readers of archives and wavs, guided by coverage: nothing may come out but what they promise.
 
     pip install atheris
-    python -m bench.fuzz_readers archive|wav [CORPUS_FOLDER] [libFuzzer's options, such as -max_total_time=600]
+    python -m bench.fuzz_readers archive|wav|walkers [CORPUS_FOLDER] [libFuzzer's options, such as -max_total_time=600]
 
 A run that ends by itself found nothing; a finding is printed with its traceback and kept as `crash-*`. The corpus
-folder is filled with seeds if it is empty: archives of each kind, and wavs of each subtype.
+folder is filled with seeds if it is not there: archives of each kind, and sounds of each subtype. `wav` decodes, in
+libsndfile's own process where that does it; `walkers` only looks through chunks, frames and pages, many times as fast.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import atheris
@@ -21,6 +23,11 @@ import atheris
 with atheris.instrument_imports(include=["musicgen_core", "zipfile", "tarfile"]):
     from musicgen_core.data.archive import Limits, open_archive
     from musicgen_core.data.audio import decode
+    from musicgen_core.data.foreign import recognise
+    from musicgen_core.data.joined import check_single
+    from musicgen_core.data.mix_down import mix_down
+    from musicgen_core.data.pcm import open_pcm
+    from musicgen_core.data.wav_header import read_wav_header
     from musicgen_core.errors import ArchiveError, ClipRejected
 
 LIMITS = Limits(max_clip_bytes=1 << 24)
@@ -53,13 +60,31 @@ def fuzz_wav(data: bytes) -> None:
         assert clip.samples.ndim == 1 and len(clip.samples) and clip.rate > 0
 
 
+def fuzz_walkers(data: bytes) -> None:
+    recognise(data[:512])
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        for container in ("MP3", "OGG") if data else ():
+            with suppress(ClipRejected):
+                check_single(file.fileno(), container, 0.0)
+        with suppress(ClipRejected):
+            header = read_wav_header(file.fileno())
+            if header is None:
+                return
+            assert header.start + header.audio_bytes <= len(data)
+            header.check()
+            sound = open_pcm(file.fileno(), header)
+            assert sound is None or len(mix_down(sound).samples) == sound.frames
+
+
 def wavs() -> dict[str, bytes]:
     import numpy as np
     import soundfile
 
     sound = 0.3 * np.sin(np.arange(1000) / 10)
     found = {}
-    for container in ("WAV", "WAVEX", "RF64", "W64", "AIFF", "FLAC", "OGG"):
+    for container in ("WAV", "WAVEX", "RF64", "W64", "AIFF", "FLAC", "OGG", "MP3", "CAF"):
         for subtype in soundfile.available_subtypes(container):
             try:
                 buffer = io.BytesIO()
@@ -93,7 +118,9 @@ def archives() -> dict[str, bytes]:
 
 def main() -> None:
     kind, *options = sys.argv[1:]
-    target, seeds = {"archive": (fuzz_archive, archives), "wav": (fuzz_wav, wavs)}[kind]
+    target, seeds = {"archive": (fuzz_archive, archives), "wav": (fuzz_wav, wavs), "walkers": (fuzz_walkers, wavs)}[
+        kind
+    ]
     for folder in (Path(option) for option in options if not option.startswith("-")):
         if not folder.exists():
             folder.mkdir(parents=True)
