@@ -10,6 +10,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.config import TrainSettings
+from musicgen_core.data.copies import copies_among
 from musicgen_core.data.shards import read_report
 
 
@@ -72,10 +73,15 @@ def _completed(directory: UPath) -> Training | None:
 
 
 def new_archives(tokens: UPath, training: Training) -> list[str]:
-    """Stems of whole shards that a training has not seen, or has seen with other codes or other descriptions."""
+    """Stems of whole shards that a training has not seen, or has seen with other codes or other descriptions.
+
+    Those that a new training would leave out, as copies of others, don't count.
+    """
     seen = training.config["shards"]
-    reports = {path.stem: read_report(tokens, path.stem) for path in _markers(tokens)}
-    return [stem for stem, report in sorted(reports.items()) if report is not None and seen.get(stem) != report.content]
+    found = {path.stem: read_report(tokens, path.stem) for path in _markers(tokens)}
+    reports = {stem: report for stem, report in sorted(found.items()) if report is not None}
+    copies = copies_among(reports)
+    return [stem for stem, report in reports.items() if stem not in copies and seen.get(stem) != report.content]
 
 
 def _markers(tokens: UPath) -> list[UPath]:

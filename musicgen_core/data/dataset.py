@@ -7,9 +7,9 @@ nothing else has to be saved.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -23,6 +23,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codes import CODEBOOKS
+from musicgen_core.data.copies import copies_among
 from musicgen_core.data.packing import PackedShard
 from musicgen_core.data.packing import clip_hash as clip_hash
 from musicgen_core.data.shards import ShardReport, read_report
@@ -39,6 +40,7 @@ class Clips:
         fingerprints: `ShardReport.content` by the stem of each archive.
         skipped: shards that are not whole, which are left out.
         added: stems of archives that were not asked for.
+        copies: stems of shards that hold the same archive as another, which are left out, and of those others.
         lease: keeps the shards in the cache.
     """
 
@@ -46,22 +48,25 @@ class Clips:
     fingerprints: dict[str, str]
     skipped: list[str]
     added: Sequence[str] = ()
+    copies: Mapping[str, str] = field(default_factory=dict)
     lease: Lease | None = None
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def problems(self) -> Iterator[str]:
-        """A sentence on each shard that is not whole, and on each of a copy of another shard's archive."""
+        """A sentence on each shard that is not whole, and on each that holds the archive of another."""
         for stem in self.skipped:
             yield f"the shard {stem} is not whole and is left out; run tokenize again"
+        for copy, original in self.copies.items():
+            yield f"the shard {copy} is left out: it holds the same archive as {original}"
         originals: dict[str, str] = {}
         for stem, content in self.fingerprints.items():
             original = originals.setdefault(content.split()[0], stem)
-            if original != stem:
+            if original != stem:  # in a run that began with both
                 yield (
-                    f"the shards {original} and {stem} are of the same archive: each of their clips counts twice; "
-                    f"delete {stem}.parquet and {stem}.json before the next new run"
+                    f"the shards {original} and {stem} are of the same archive: each of their clips counts twice, as "
+                    "since this run began; a new run takes one of them"
                 )
 
     @cached_property
@@ -126,7 +131,8 @@ def load_clips(tokens: UPath, codec: str, folder: Path | None = None, only: Coll
     Args:
         codec: the identity of the model's codec; codes of another mean nothing to it.
         folder: the cache's place; 12 kB per 30 s clip. By default the user's cache.
-        only: stems of the archives to take; by default, and where none of them is there, all.
+        only: stems of the archives to take; by default, and where none of them is there, all. Without it, an archive
+            that is there under several names is taken once.
 
     Raises:
         TokensError: no whole shards, damaged ones, or codes of another codec; no room in the cache.
@@ -141,10 +147,19 @@ def load_clips(tokens: UPath, codec: str, folder: Path | None = None, only: Coll
     added = [stem for stem in reports if only is not None and stem not in only]
     if len(added) == len(reports):
         added = []
-    reports = {stem: report for stem, report in reports.items() if stem not in added}
+    copies = copies_among(reports)
+    left_out = copies if only is None else added
+    reports = {stem: report for stem, report in reports.items() if stem not in left_out}
     shards, lease = TokenCache(folder).packed(tokens, reports, codec)
     fingerprints = {stem: report.content for stem, report in reports.items()}
-    return Clips(list(shards.values()), fingerprints, skipped, added, lease)
+    return Clips(
+        shards=list(shards.values()),
+        fingerprints=fingerprints,
+        skipped=skipped,
+        added=[stem for stem in added if stem not in copies],
+        copies=copies if only is None else {},
+        lease=lease,
+    )
 
 
 def _find_shards(tokens: UPath) -> tuple[dict[str, ShardReport], list[str]]:

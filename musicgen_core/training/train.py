@@ -14,6 +14,7 @@ from typing import Any
 
 from musicgen_core import storage, tracking
 from musicgen_core.data.dataset import Clips, load_clips
+from musicgen_core.data.long_descriptions import cut_descriptions
 from musicgen_core.devices import compute_dtype, pick_device
 from musicgen_core.errors import AdapterError, Cancelled, RunDirectoryError
 from musicgen_core.model.compression import codec_identity
@@ -98,7 +99,7 @@ class _Session:
         clips = load_clips(storage.as_path(request.tokens), codec_identity(model), only=began_with)
         if clips.added:
             logger.warning("this training leaves out archives that came after it began: %s", named(clips.added))
-        for problem in clips.problems():
+        for problem in [*clips.problems(), *cut_descriptions(clips, request.tokens)]:
             logger.warning("%s", problem)
         self.fixed = self._fixed(batch_size, clips)
         self.config = self._config(batch_size)

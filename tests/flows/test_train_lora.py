@@ -77,6 +77,8 @@ def test_a_retraining_skips_until_there_are_new_tokens_and_then_goes_on_from_the
 ) -> None:
     runs = tmp_path / "runs"
     shutil.copytree(trained, runs / "first")
+    for path in list(shards.iterdir()):  # the same archive under another name is nothing new
+        shutil.copy(path, path.with_stem(f"{path.stem} (1)"))
     idle = train(shards, runs / "idle", **AGAIN)
     assert (idle.type.value, idle.name) == ("COMPLETED", "Skipped")
     assert str(idle.message) == f"Nothing to do: first has learned from everything in {shards}"

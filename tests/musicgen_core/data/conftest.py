@@ -120,7 +120,7 @@ def write_shard(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Shard
         with ShardWriter(parquet, codec) as writer:
             for each in rows:
                 writer.add(each)
-        content = hashlib.sha256(parquet.read_bytes()).hexdigest()
+        content = hashlib.sha256(stem.encode() + parquet.read_bytes()).hexdigest()
         report = ShardReport(f"{stem}.zip", 1, content, "", len(rows), sum(each.duration for each in rows))
         report = dataclasses.replace(report, **changed)
         publish_shard(parquet, report, tokens)

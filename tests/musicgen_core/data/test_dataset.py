@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
@@ -107,16 +105,6 @@ def test_shards_that_are_not_whole_are_left_out_and_named(
     assert clips.skipped == ["b"]
     assert any("the shard b is not whole" in problem for problem in clips.problems())
     assert [int(hash_) for hash_ in clips.hashes] == [clip_hash("a", "a.wav"), clip_hash("c.d", "c.d.wav")]
-
-
-def test_shards_of_the_same_archive_are_named(tmp_path: Path, write_shard: WriteShard, row: MakeRow) -> None:
-    tokens = storage.as_path(tmp_path / "tokens")
-    for stem, fingerprint in (("x", "sha256:1"), ("x (1)", "sha256:1"), ("y", "sha256:2")):
-        report = write_shard(tokens, stem, [row("1.wav", 5)])
-        marker = shard_paths(tokens, stem)[1]
-        storage.write_text(marker, json.dumps({**asdict(report), "fingerprint": fingerprint}))
-    (problem,) = load_clips(tokens, CODEC, tmp_path / "cache").problems()
-    assert "x and x (1) are of the same archive" in problem and "delete x (1).parquet" in problem
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "without clips", "not whole"])

@@ -1,0 +1,45 @@
+"""Descriptions in shards of earlier versions that are longer than the text encoder takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+import pyarrow.compute as pc
+
+from musicgen_core import storage
+from musicgen_core.data.dataset import Clips
+from musicgen_core.data.shards import described_clips
+from musicgen_core.errors import TokensError
+from musicgen_core.texts import MAX_CHARACTERS
+from musicgen_core.wording import counted
+
+_NAMED = 3
+
+
+def cut_descriptions(clips: Clips, tokens: storage.Location) -> list[str]:
+    """Return a sentence on the clips whose descriptions are cut before they are encoded, or none."""
+    rows = {
+        stem: pc.indices_nonzero(pc.greater(pc.utf8_length(shard.table.column("description")), MAX_CHARACTERS))
+        for stem, shard in zip(clips.fingerprints, clips.shards, strict=True)
+    }
+    count = sum(map(len, rows.values()))
+    if not count:
+        return []
+    names = list(islice((name for stem in rows for name in _names(tokens, stem, rows[stem].to_pylist())), _NAMED))
+    more = f" and {count - len(names):,} more" if count > len(names) else ""
+    return [
+        f"{counted(count, 'description')} of more than {MAX_CHARACTERS:,} characters cut to that: "
+        f"{', '.join(names)}{more}; to choose what stays, shorten them and tokenize again"
+    ]
+
+
+def _names(tokens: storage.Location, stem: str, rows: list[int]) -> Iterator[str]:
+    if not rows:
+        return
+    try:
+        clips = [name for name, _ in described_clips(storage.as_path(tokens), stem)]
+    except TokensError:  # what is trained on is in the cache
+        clips = []
+    for row in rows:
+        yield f"{stem}: {clips[row]}" if row < len(clips) else f"{stem}: clip {row + 1}"
