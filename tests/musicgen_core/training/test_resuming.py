@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable
 from functools import partial
@@ -77,11 +78,14 @@ def test_of_many_archives_a_few_are_named_and_the_rest_counted() -> None:
 
 
 def copied(tokens: Path, folder: Path, *stems: str) -> Path:
-    """The only archive of `tokens` under other names."""
+    """The only archive of `tokens` as archives of other names and contents."""
     folder.mkdir()
     for file in tokens.iterdir():
         for stem in stems:
-            (folder / f"{stem}{file.suffix}").write_bytes(file.read_bytes())
+            path = folder / f"{stem}{file.suffix}"
+            path.write_bytes(file.read_bytes())
+            if file.suffix == ".json":
+                path.write_text(json.dumps({**json.loads(file.read_text()), "fingerprint": stem}))
     return folder
 
 
