@@ -31,7 +31,7 @@ def ensure_api() -> None:
 
 
 def has_api() -> bool:
-    """Whether an API is configured, in the environment or in Prefect's profile."""
+    """Return whether an API is configured, in the environment or in Prefect's profile."""
     from prefect.settings import get_current_settings
 
     return get_current_settings().api.url is not None

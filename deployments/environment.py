@@ -1,4 +1,4 @@
-"""What the command line relies on in the environment. Import this before Prefect."""
+"""Prepare the environment that the command line relies on. Import this before Prefect."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def prepare(quiet: bool = False) -> None:
 
 
 def is_quiet() -> bool:
-    """Whether Prefect's logs are kept off the terminal."""
+    """Return whether Prefect's logs are kept off the terminal."""
     return os.environ.get(_CONSOLE_LEVEL) == "CRITICAL"
 
 

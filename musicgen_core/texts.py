@@ -6,7 +6,7 @@ import codecs
 import re
 
 MAX_CHARACTERS = 2000
-"""Of a description or a prompt: about as many of English as the 512 tokens that T5 was trained on."""
+"""Longest description or prompt: about as many of English as the 512 tokens that T5 was trained on."""
 
 # The longer mark first: UTF-32's begins with UTF-16's.
 _MARKS = (

@@ -1,4 +1,4 @@
-"""What a run needs from the Hugging Face Hub, fetched before its long work begins."""
+"""Fetch what a run needs from the Hugging Face Hub before its long work begins."""
 
 from __future__ import annotations
 

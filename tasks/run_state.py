@@ -15,7 +15,7 @@ from musicgen_core.errors import raise_if_interrupted
 
 logger = logging.getLogger(__name__)
 WAITING = "WaitingForDisk"
-"""Of type Running: the process lives, sends heartbeats, and can be cancelled."""
+"""Name of a state of type Running: the process lives, sends heartbeats, and can be cancelled."""
 
 
 def show_waiting(reason: str | None) -> None:

@@ -61,7 +61,7 @@ def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | Non
 
 
 def concerns_all(error: BaseException) -> bool:
-    """Whether an error is not about one archive: no model, no GPU, no room on a disk."""
+    """Return whether an error is not about one archive: no model, no GPU, no room on a disk."""
     is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return is_full or isinstance(error, (ModelError, DeviceError)) or type(error).__name__ == "AcceleratorError"
 

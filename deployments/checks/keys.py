@@ -41,7 +41,7 @@ def _check_key(variable: str, block: str, is_stored: bool) -> Finding:
 
 
 def _ask_hub(place: str) -> Finding:
-    """Whether the Hub takes the token."""
+    """Ask the Hub whose token it is."""
     from huggingface_hub import constants
 
     if constants.is_offline_mode():

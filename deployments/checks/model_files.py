@@ -1,4 +1,4 @@
-"""Whether a model's files are here, or can be fetched from the Hugging Face Hub."""
+"""Check that a model's files are here, or can be fetched from the Hugging Face Hub."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Service:
 
 @dataclass(frozen=True)
 class Trial:
-    """What the services work on.
+    """Objects on the server that its services work on.
 
     Attributes:
         name: of the flow, of the automations and of the event that they wait for.

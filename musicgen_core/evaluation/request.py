@@ -156,7 +156,7 @@ class Evaluation:
     report: str
 
     def sentence(self) -> str:
-        """What it came to, in words."""
+        """Return the result in words."""
         kind = "validation clip" if self.is_held_out else "clip"
         clips = counted(self.clips, kind)
         clips += "" if self.is_held_out else " that the adapter may have learned from"

@@ -38,13 +38,13 @@ def identity(sidecar: Sidecar) -> str:
 
 @dataclass(frozen=True)
 class _Folder:
-    """What earlier runs left in a folder: the sidecars of its pieces, and every number that a file has."""
+    """The sidecars that earlier runs left in a folder, and every number that a file there has."""
 
     sidecars: dict[int, Sidecar]
     taken: set[int]
 
     def may_hold(self, number: int, piece: str) -> bool:
-        """Whether nothing but this piece has the number."""
+        """Return whether nothing but this piece has the number."""
         known = self.sidecars.get(number)
         return number not in self.taken if known is None else identity(known) == piece
 

@@ -66,7 +66,7 @@ def write_index(out: storage.Location | UPath, pieces: Sequence[tuple[str, Sidec
 
 
 def is_page(content: str) -> bool:
-    """Whether an `index.html` was written by `write_index`, of whatever version."""
+    """Return whether an `index.html` was written by `write_index`, of whatever version."""
     return _MARK in content[:2000]
 
 

@@ -78,7 +78,7 @@ class Rendered:
 
     @property
     def voice(self) -> str:
-        """What played: `base model`, or `with the adapter, variation 2`."""
+        """Return what played: `base model`, or `with the adapter, variation 2`."""
         drawn = f", variation {self.variation + 1}" if self.variation else ""
         return f"{'with the adapter' if self.with_adapter else 'base model'}{drawn}"
 

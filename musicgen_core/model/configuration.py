@@ -64,7 +64,7 @@ _MOST_REFERENCES = 16  # from one setting to the next
 
 @dataclass(frozen=True)
 class LmConfig:
-    """What a language model's configuration says.
+    """Settings of a language model.
 
     Attributes:
         decoder: its shape.

@@ -244,7 +244,7 @@ def _list(repo: str, attempts: Attempts) -> _Listing:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Whether a file is of a pattern, whose `*` stands for no `/`, as in `Path.glob`."""
+    """Return whether a name matches a pattern, whose `*` stands for no `/`, as in `Path.glob`."""
     return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)
 
 

@@ -17,7 +17,7 @@ _BY_PREFERENCE = tuple(
 
 
 def may_be_on_hub(location: str) -> bool:
-    """Whether `location` has the form of `USER/NAME`, or of a file or a directory in it."""
+    """Return whether `location` has the form of `USER/NAME`, or of a file or a directory in it."""
     return _LOCATION.fullmatch(location) is not None
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong with the Hugging Face Hub: what is worth another attempt, and what a person can do about the rest."""
+"""Errors of the Hugging Face Hub: retry those that are transient, and explain what a person can do about the rest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_ATTEMPTS = 6
 FIRST_ATTEMPTS = 3
 """Where the Hub has not answered yet: it may never, and a person waits."""
 LONGEST_WAIT_SECONDS = 300.0
-"""The Hub's limits on requests are counted anew after five minutes."""
+"""The Hub's limits on requests are reset after five minutes."""
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
 _pause = time.sleep
 

@@ -52,7 +52,7 @@ _KEPT = ("base_model", "epoch", "global_step", "loss")
 _DIGEST = "sha256_of_tensors_and_metadata"
 """A key of the metadata. Without a checksum flipped bits would give other weights and no error."""
 _SCALING = ("r", "lora_alpha", "use_rslora", "use_dora")
-"""Of adapter_config.json; the metadata repeats them, so that a change is noticed."""
+"""Settings of adapter_config.json that the metadata repeats, so that a change is noticed."""
 _PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 """Ways to begin that leave the base's weights as they are."""
 

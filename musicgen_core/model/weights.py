@@ -73,7 +73,7 @@ class BaseModel:
 
     @property
     def config(self) -> LmConfig:
-        """What `state_dict.bin` says about the language model."""
+        """Return the language model's settings in `state_dict.bin`."""
         return read_lm_config(read_checkpoint(self.lm_path)["xp.cfg"], self.lm_path)
 
     @property
