@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,9 +68,10 @@ def _learned_in(clips: Clips, config: Mapping[str, Any]) -> NDArray[np.bool_]:
     lengths = [len(shard) for shard in clips.shards]
     if not isinstance(shards, dict):  # of an early version, which did not note them
         shards = clips.fingerprints
-    contents = {_codes(content) for content in shards.values()}
+    contents = Counter(map(_codes, shards.values()))
     is_own = [stem in shards for stem in clips.fingerprints]
-    is_renamed = [stem not in shards and _codes(content) in contents for stem, content in clips.fingerprints.items()]
+    # Under another name its clips have other hashes, so that what was held out of the one was learned with the other.
+    is_renamed = [contents[_codes(content)] > (stem in shards) for stem, content in clips.fingerprints.items()]
     own = np.repeat(is_own, lengths).nonzero()[0]
     learned = np.repeat(is_renamed, lengths)
     hashes = clips.hashes[own]

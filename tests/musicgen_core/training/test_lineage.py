@@ -69,6 +69,13 @@ def test_a_renamed_archive_counts_as_seen() -> None:
     assert not learned_from(clips_of({"c": [3]}), [trained_on(then, 0.5)]).any()
 
 
+def test_an_archive_that_was_trained_on_under_two_names_counts_as_seen() -> None:
+    archives = {"a": [1, 2**63], "b": [3, 2**62]}
+    twice = trained_on(Clips(clips_of(archives).shards, {"a": "codes-a texts", "a (1)": "codes-a texts"}, []), 0.5)
+    now = clips_of(archives)
+    assert learned_from(now, [twice]).tolist() == [True, True, False, False]
+
+
 def test_trainings_are_followed_to_the_first(tmp_path: Path) -> None:
     clips = clips_of({"a": [1]})
     for name, before in (("first", None), ("second", tmp_path / "first"), ("third", "lora_weights/x.pt")):
