@@ -142,7 +142,7 @@ def count_damaged(archive: UPath, names: Collection[str], name_encoding: str = A
         ArchiveError: the archive can't be read.
     """
     with _opened(archive) as file, damage_named(archive.name):
-        if not _is_zip(file):
+        if not _is_zip(file, archive.name):
             return len(names)
         reader = RandomReader(file)
         entries = read_directory(reader)
@@ -172,9 +172,7 @@ def read_archive(
         meter = Meter(name, size, limits)
         if not size:
             raise Unreadable("it is empty")
-        if known := recognise(_head(file)):
-            raise ArchiveError(f"{name} can't be read as a zip or tar archive: {known[0]}", known[1])
-        if _is_zip(file):
+        if _is_zip(file, name):
             reader = RandomReader(file)
             return ZipArchive(reader, read_directory(reader), meter, name_encoding)
         return TarArchive(file, name, meter, name_encoding)
@@ -185,16 +183,23 @@ def _head(file: BinaryIO) -> bytes:
     return file.read(512)
 
 
-def _is_zip(file: BinaryIO) -> bool:
-    """By the beginning: a zip may begin with anything, but not with a tar, whose last member may be a zip."""
-    return not is_tar(_head(file))
+def _is_zip(file: BinaryIO, name: str) -> bool:
+    """By the beginning: a zip may begin with anything, but not with a tar, whose last member may be a zip.
+
+    Raises:
+        ArchiveError: the file is known to be something else.
+    """
+    head = _head(file)
+    if known := recognise(head):
+        raise ArchiveError(f"{name} can't be read as a zip or tar archive: {known[0]}", known[1])
+    return not is_tar(head)
 
 
 @lru_cache(maxsize=1024)
 def _content_digest(archive: UPath, version: str) -> str:
     digest = hashlib.sha256()
     with _opened(archive) as file, damage_named(archive.name):
-        if _is_zip(file):
+        if _is_zip(file, archive.name):
             for entry in read_directory(RandomReader(file)):
                 reading = f"{entry.name}\0{entry.flags}\0{entry.method}\0{entry.file_type}"  # what may reject it
                 digest.update(b"%b\0%d\0%d\0%b\n" % (entry.raw_name, entry.size, entry.crc, reading.encode()))

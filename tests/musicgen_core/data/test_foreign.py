@@ -4,8 +4,9 @@ import io
 from pathlib import Path
 
 import pytest
+from upath import UPath
 
-from musicgen_core.data.archive import open_archive
+from musicgen_core.data.archive import content_digest, open_archive
 from musicgen_core.data.foreign import recognise
 from musicgen_core.errors import ArchiveError
 
@@ -27,6 +28,8 @@ def test_what_is_no_archive_is_called_what_it_is(tmp_path: Path, data: bytes, to
     with pytest.raises(ArchiveError, match=told) as refused, open_archive(tmp_path / "a.zip"):
         pass
     assert "a.zip" in refused.value.found and refused.value.next_step
+    with pytest.raises(ArchiveError, match=told):  # it comes first when archives are tokenized
+        content_digest(UPath(tmp_path / "a.zip"))
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\3\4", b"RIFF\0\0\0\0WAVE", b"html", io.BytesIO(b"\0" * 512).read()])
