@@ -10,10 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from deployments.environment import is_healthy
+from flows.orphans import be_sent_at_parents_death
 from musicgen_core.errors import MusicgenError
 
 PORTS = 3
@@ -23,8 +25,8 @@ PORTS = 3
 def start_temporary_server() -> None:
     """Start the server that Prefect would start without an API, and have Prefect use it. It ends with this process.
 
-    It ignores Ctrl-C and a closed terminal: the terminal signals all of its processes, and a run that is interrupted
-    has to report that to the server.
+    It has a session of its own: Ctrl-C, a closed terminal and `timeout` signal whole process groups, and a run that is
+    interrupted has to report that to the server.
 
     Raises:
         MusicgenError: it does not start, with the reason that it gave.
@@ -55,24 +57,22 @@ def _start(port: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
 
     command = [sys.executable, "-m", "uvicorn", "--app-dir", str(prefect.__module_path__.parent)]
     command += ["--factory", "prefect.server.api.server:create_app", "--lifespan", "on", "--log-level", "error"]
-    deaf_to = {signal.SIGINT, signal.SIGHUP}
-    signal.pthread_sigmask(signal.SIG_BLOCK, deaf_to)  # inherited by the new process
-    try:
-        return subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
-            env={
-                **os.environ,
-                "PREFECT_UI_ENABLED": "0",
-                "PREFECT__SERVER_EPHEMERAL": "1",
-                "PREFECT__SERVER_FINAL": "1",
-                **get_current_settings().to_environment_variables(exclude_unset=True),
-                "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",  # the console is a file here
-            },
-            stdout=log,
-            stderr=log,
-        )
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, deaf_to)
+    return subprocess.Popen(
+        [*command, "--host", "127.0.0.1", "--port", str(port)],
+        env={
+            **os.environ,
+            "PREFECT_UI_ENABLED": "0",
+            "PREFECT__SERVER_EPHEMERAL": "1",
+            "PREFECT__SERVER_FINAL": "1",
+            **get_current_settings().to_environment_variables(exclude_unset=True),
+            "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",  # the console is a file here
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        preexec_fn=partial(be_sent_at_parents_death, signal.SIGTERM),
+    )
 
 
 def _comes_up(api: str, process: subprocess.Popen[bytes]) -> bool:

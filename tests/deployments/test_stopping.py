@@ -1,4 +1,4 @@
-"""A command that is told to stop saves, says so, and leaves no process behind."""
+"""A command whose process group is told to stop saves, says so, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -26,6 +26,20 @@ def in_session(session: int) -> list[int]:
     return found
 
 
+def test_a_temporary_server_ends_with_a_command_that_is_killed(tmp_path: Path) -> None:
+    script = (
+        "import time\nfrom deployments.temporary_server import start_temporary_server\n"
+        "start_temporary_server()\nprint('up', flush=True)\ntime.sleep(1000)"
+    )
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": ""}
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None and process.stdout.readline() == "up\n"
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    assert started and psutil.wait_procs(started, timeout=120)[1] == []
+
+
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_training_that_is_told_to_stop_saves_and_ends_its_server(
     stop: signal.Signals, demo_tokens: Path, tmp_path: Path
@@ -42,7 +56,9 @@ def test_a_training_that_is_told_to_stop_saves_and_ends_its_server(
         while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.2)
-        process.send_signal(stop)
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert any("uvicorn" in " ".join(child.cmdline()) for child in started)
+        os.killpg(process.pid, stop)  # as a terminal, `timeout` and service managers do
         _, stderr = process.communicate(timeout=240)
         assert process.returncode == 130
         assert stderr.splitlines()[-1] == "error: interrupted. Run the same command again to go on"
@@ -51,6 +67,7 @@ def test_a_training_that_is_told_to_stop_saves_and_ends_its_server(
         while in_session(process.pid) and time.monotonic() < deadline:
             time.sleep(0.2)
         assert in_session(process.pid) == []
+        assert psutil.wait_procs(started, timeout=120)[1] == []
     finally:
         for pid in in_session(process.pid):
             os.kill(pid, signal.SIGKILL)
