@@ -1,4 +1,4 @@
-"""Resolve every dependency anew, and keep the new versions in pyproject.toml if everything passes with them.
+"""Resolve every dependency again, and keep the new versions in pyproject.toml if everything passes with them.
 
     uv run --no-project .ci/refresh_pins.py
 

@@ -113,7 +113,7 @@ def _check_working_directory() -> None:
     except FileNotFoundError as error:
         raise ConfigError(
             "the working directory no longer exists",
-            "Go to one that does; in a notebook: %cd /content. A folder that was made anew is entered by cd $PWD",
+            "Go to one that does; in a notebook: %cd /content. Enter a folder that was created again by cd $PWD",
         ) from error
 
 

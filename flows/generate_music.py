@@ -38,7 +38,9 @@ def generate_music(
             "duration, seed and continue_from"
         ),
     ] = None,
-    variations: Annotated[int, Field(ge=1, le=10_000, description="Pieces a prompt, each drawn anew")] = 1,
+    variations: Annotated[
+        int, Field(ge=1, le=10_000, description="Samples a prompt, each from its own random stream")
+    ] = 1,
     continue_from: Annotated[
         str | None, Field(description="A sound file that the pieces go on from; the duration is that of the whole")
     ] = None,

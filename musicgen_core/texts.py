@@ -28,7 +28,7 @@ def marked_encoding(data: bytes) -> str | None:
 def decode_text(data: bytes) -> str:
     """Decode UTF-8, UTF-16 and UTF-32 with a byte order mark, and Shift JIS (cp932) where the text is Japanese.
 
-    Other encodings, such as cp1252, can't be told from each other, and a wrong guess would go unnoticed.
+    Other encodings, such as cp1252, can't be distinguished, and a wrong guess would go unnoticed.
 
     Raises:
         UnicodeDecodeError: it is none of these.

@@ -10,7 +10,7 @@ _REPACK = "Unpack it, and pack the files as a zip or tar"
 
 
 def recognise(head: bytes) -> tuple[str, str] | None:
-    """Return (what a file is, what to do about it), given its first bytes; None where that can't be told."""
+    """Return (what a file is, what to do about it), given its first bytes; None for any other."""
     for magic, name in ((_SEVEN_ZIP, "a 7-Zip archive"), (_RAR, "a RAR archive"), (_ZSTD, "compressed by Zstandard")):
         if head.startswith(magic):
             return f"it is {name}, which is not supported", _REPACK

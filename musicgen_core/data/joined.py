@@ -51,7 +51,7 @@ def check_single(descriptor: int, sound_format: str, seconds: float) -> None:
                 raise ClipRejected(
                     f"only {seconds:,.1f} of its {held:,.1f} s can be read: it is several MP3s joined into one, or one "
                     "that doesn't declare its length",
-                    "Encode it anew as one file",
+                    "Encode it as one file",
                 )
             return
         another = _find_another(data, begin)

@@ -176,6 +176,6 @@ def _read_sidecar(suffix: str, size: int, blocks: Iterable[bytes]) -> Sidecar:
     try:
         return Sidecar(suffix, decode_text(b"".join(blocks)))
     except UnicodeDecodeError:
-        return Sidecar(suffix, "", "is neither UTF-8 nor another encoding that can be told: save it as UTF-8")
+        return Sidecar(suffix, "", "is neither UTF-8 nor another encoding that is recognised: save it as UTF-8")
     except ClipRejected as error:
         return Sidecar(suffix, "", f"can't be read: {error}")

@@ -1,4 +1,4 @@
-"""Choose the clips that an adapter is judged by: those that its trainings held out, and the same ones each time."""
+"""Choose the clips that an adapter is judged by: those that its runs held out, and the same ones each time."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def held_out(clips: Clips, settings: EvaluateSettings, trained: Mapping[str, Any
         trained: the config.json of the adapter's training, where that is known.
 
     Raises:
-        ConfigError: the trainings held nothing out, or have learned from all that would be chosen.
+        ConfigError: the runs held nothing out, or have learned from all that would be chosen.
         TokensError: nothing is held out of a single clip.
     """
     config = trained or {}

@@ -26,7 +26,7 @@ def cut_metrics(path: Path, last_step: int) -> None:
     beside = Path(str(storage.free_name_beside(storage.as_path(path))))
     if not path.is_file():
         path.rename(beside)
-        logger.warning("%s is not a file; it is now %s, and the metrics begin anew", path, beside)
+        logger.warning("%s is not a file; it is now %s, and the metrics start from scratch", path, beside)
         return
     rows, damaged = _parse(path.read_bytes())
     if damaged:

@@ -53,7 +53,7 @@ class Wandb:
     """A run of WandB under a folder: online with WANDB_API_KEY in the environment, else offline.
 
     What is logged is sent in order by a thread, so nothing but `finish` waits for WandB, and nothing of WandB's is
-    raised. A run that can't be online goes on offline, where nothing is lost: `wandb sync` uploads it later.
+    raised. A run that can't be online continues offline, where nothing is lost: `wandb sync` uploads it later.
 
     Args:
         folder: where `wandb/` goes.
@@ -225,7 +225,7 @@ class Wandb:
             return
         self._mode = "offline"
         logger.warning(
-            "WandB goes on offline: it can't be reached, or refuses the key (%s). Check WANDB_API_KEY, "
+            "WandB continues offline: it can't be reached, or refuses the key (%s). Check WANDB_API_KEY, "
             "WANDB_PROJECT and the network. Later: %s",
             error,
             self._how_to_sync,

@@ -33,7 +33,7 @@ class Lineage:
     @property
     def fraction(self) -> float:
         """The share of clips that every one of them held out."""
-        return min(float(config.get("validation_fraction", 0.0)) for config in self.configs)
+        return min(map(_fraction, self.configs))
 
 
 def lineage_of(config: Mapping[str, Any]) -> Lineage:
@@ -52,7 +52,7 @@ def lineage_of(config: Mapping[str, Any]) -> Lineage:
 
 
 def learned_from(clips: Clips, configs: Iterable[Mapping[str, Any]]) -> NDArray[np.bool_]:
-    """Return for each clip whether any of the trainings may have learned from it, [clips].
+    """Return for each clip whether any of the runs may have learned from it, [clips].
 
     A clip is known by its archive's name and its own. Where that is not enough, as for an archive that was renamed
     since, the answer is yes.
@@ -64,7 +64,7 @@ def learned_from(clips: Clips, configs: Iterable[Mapping[str, Any]]) -> NDArray[
 
 
 def _learned_in(clips: Clips, config: Mapping[str, Any]) -> NDArray[np.bool_]:
-    shards, fraction = config.get(SHARDS), float(config.get("validation_fraction", 0.0))
+    shards, fraction = config.get(SHARDS), _fraction(config)
     lengths = [len(shard) for shard in clips.shards]
     if not isinstance(shards, dict):  # of an early version, which did not note them
         shards = clips.fingerprints
@@ -81,6 +81,12 @@ def _learned_in(clips: Clips, config: Mapping[str, Any]) -> NDArray[np.bool_]:
         training = (hashes.astype(np.float64) / 2.0**64 >= fraction).nonzero()[0]
     learned[own[training]] = True
     return learned
+
+
+def _fraction(config: Mapping[str, Any]) -> float:
+    """The share of clips that a run held out; none where its config.json is damaged, so that all count as learned."""
+    value = config.get("validation_fraction")
+    return value if isinstance(value, int | float) and 0 <= value < 1 else 0.0
 
 
 def _codes(content: str) -> str:

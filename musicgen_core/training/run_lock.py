@@ -36,7 +36,7 @@ NAME = ".lock"
 BEAT_S = 20.0
 STALE_AFTER_S = 180.0
 """Without a beat for so long, a holder that can't be looked at is taken for dead."""
-_NOTE_START = b'{"host": '  # by which a note, also a damaged one, is told from other files
+_NOTE_START = b'{"host": '  # by which a note, also a damaged one, is distinguished from other files
 _NOTE_BYTES = 1024  # always the same, so that one write replaces all of it
 
 

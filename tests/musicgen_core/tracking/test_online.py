@@ -136,7 +136,7 @@ def test_online_by_choice_without_any_key_the_run_goes_on_offline_and_nothing_is
     run.finish()
     assert_all_is_offline(tmp_path, clip)
     (warning,) = warnings(caplog)
-    assert "there is no key" in warning and "goes on offline" in warning
+    assert "there is no key" in warning and "continues offline" in warning
 
 
 def test_a_key_that_wandb_login_kept_serves_where_online_is_chosen(

@@ -1,4 +1,4 @@
-"""What an adapter has learned from, told by the trainings' settings and the clips' hashes."""
+"""What an adapter has learned from, by the settings of its runs and the hashes of clips."""
 
 from __future__ import annotations
 
