@@ -54,8 +54,8 @@ def _check_prompt(text: str) -> str:
     except UnicodeEncodeError as error:
         raise PydanticCustomError("text", "should be whole characters: half of a surrogate pair is in it") from error
     if len(text) > MAX_CHARACTERS:
-        told = {"most": f"{MAX_CHARACTERS:,}", "given": f"{len(text):,}"}
-        raise PydanticCustomError("text", "should have at most {most} characters, and has {given}", told)
+        lengths = {"most": f"{MAX_CHARACTERS:,}", "given": f"{len(text):,}"}
+        raise PydanticCustomError("text", "should have at most {most} characters, and has {given}", lengths)
     return text
 
 

@@ -107,8 +107,8 @@ def without_copies(archives: Sequence[UPath]) -> tuple[list[UPath], list[str]]:
                 continue  # its task says what is wrong with it
             if (original := originals.setdefault(digest, archive)) is not archive:
                 copies[archive] = original
-    told = [f"{copy.name} is left out: it holds the same as {original.name}" for copy, original in copies.items()]
-    return [archive for archive in archives if archive not in copies], told
+    remarks = [f"{copy.name} is left out: it holds the same as {original.name}" for copy, original in copies.items()]
+    return [archive for archive in archives if archive not in copies], remarks
 
 
 def clip_names(archive: UPath, name_encoding: str = AUTO, limits: Limits = _DEFAULT) -> list[str]:

@@ -65,11 +65,11 @@ def passed_over(location: storage.Location) -> list[str]:
     if not path.is_dir():
         return []
     names = sorted(entry.name for entry in _visible(path.iterdir()) if not _SUFFIX.search(entry.name))
-    told = []
+    remarks = []
     for pattern, sentence in _PASSED_OVER.items():
         if found := [name for name in names if pattern.search(name) and (path / name).is_file()]:
-            told.append(sentence.format(named(found)))
-    return told
+            remarks.append(sentence.format(named(found)))
+    return remarks
 
 
 def _visible(paths: Iterable[UPath]) -> list[UPath]:

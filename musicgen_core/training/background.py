@@ -78,7 +78,7 @@ class Background:
             self._jobs.put((what, job))
 
     def attempt(self, action: Callable[[], None], is_once: bool = False) -> Exception | None:
-        """Do a part of a job, with the delays of one or once → the last error. Raises Abandoned: told to stop."""
+        """Do a part of a job, with the delays of one or once → the last error. Raises Abandoned: it was interrupted."""
         return attempt(action, () if is_once else BACKGROUND_DELAYS_S, self._pause)
 
     def drain(self, check: Callable[[], None] = lambda: None) -> None:

@@ -20,7 +20,7 @@ from musicgen_core.training.run_directory import FOLDERS
 
 @dataclass(frozen=True)
 class Lineage:
-    """The trainings of an adapter.
+    """The training runs of an adapter.
 
     Attributes:
         configs: their config.json, the newest first.

@@ -145,7 +145,7 @@ class Trainer:
         """Train to the end.
 
         Raises:
-            Cancelled: told to stop. Like on any interruption, `on_interval` was called to save first.
+            Cancelled: `cancelled` said so. Like on any interruption, `on_interval` was called to save first.
             TrainingError: the loss isn't finite, ten steps in a row.
         """
         started = self.progress.step
@@ -185,7 +185,7 @@ class Trainer:
         """Return when every rank may go on: at once, or once what was learned is saved.
 
         Raises:
-            Cancelled: told to stop.
+            Cancelled: `cancelled` said so.
         """
         while True:
             asked = _STOP if hooks.cancelled() else _WAIT if hooks.must_wait() else _GO
