@@ -219,6 +219,20 @@ def write_text(target: UPath, text: str) -> None:
         path.write_text(text, encoding="utf-8")
 
 
+def create(target: UPath, text: str) -> bool:
+    """Write a small text file where there is none, atomically where the storage can → whether it was written."""
+    try:
+        if is_local(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(str(target), "x", encoding="utf-8") as file:
+                file.write(text)
+        else:
+            target.fs.pipe_file(target.path, text.encode(), mode="create")
+    except FileExistsError:
+        return False
+    return True
+
+
 def upload(local: Path, target: UPath) -> None:
     """Copy one local file to a URL or another local path."""
     if is_local(target):

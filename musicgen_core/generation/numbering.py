@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 from upath import UPath
@@ -17,7 +16,8 @@ from musicgen_core.errors import ConfigError
 from musicgen_core.generation.page import PAGE, is_page
 
 Sidecar = Mapping[str, Any]
-_NAME = re.compile(r"generated_(\d{3,9})\.\w+", re.ASCII)
+_NAME = re.compile(r"generated_(\d{3,9})\.(\w+)", re.ASCII)
+_CLAIM = "claim"
 _READERS = 8
 _DECIDING = (
     *("prompt", "seed", "variation", "continued_from_sha256", "duration", "sampling"),
@@ -36,21 +36,12 @@ def identity(sidecar: Sidecar) -> str:
     return json.dumps([*(sidecar.get(name) for name in _DECIDING), model.rpartition("@")[2], weights], sort_keys=True)
 
 
-@dataclass(frozen=True)
-class _Folder:
-    """The sidecars that earlier runs left in a folder, and every number that a file there has."""
-
-    sidecars: dict[int, Sidecar]
-    taken: set[int]
-
-    def may_hold(self, number: int, piece: str) -> bool:
-        """Return whether nothing but this piece has the number."""
-        known = self.sidecars.get(number)
-        return number not in self.taken if known is None else identity(known) == piece
-
-
 class Numbering:
-    """Gives the pieces of a run their numbers. For any thread.
+    """Gives the pieces of a run their numbers. For any thread, beside other runs into the same folders.
+
+    A number is claimed by the file `generated_003.claim`, which names the piece and is created only where there is
+    none. That is atomic on local file systems and on Google Cloud Storage. It stays until the piece is written: after
+    a kill, the same rendering finds its numbers by it, and another one leaves them out.
 
     Args:
         folders: where the pieces go; what the first one holds decides which pieces are there already.
@@ -61,56 +52,143 @@ class Numbering:
 
     def __init__(self, *folders: UPath) -> None:
         self._lock = threading.Lock()
-        self._folders = [_read(folder) for folder in folders]
+        self._folders = [_Folder(folder) for folder in folders]
         self._taken = set[int]().union(*(folder.taken for folder in self._folders))
         self._numbers: dict[str, int] = {}
-        for number, sidecar in self._folders[0].sidecars.items():
-            piece = identity(sidecar)
+        for number, piece in sorted(self._folders[0].pieces.items()):
             if all(folder.may_hold(number, piece) for folder in self._folders):
                 self._numbers.setdefault(piece, number)
         self._offset: int | None = None
 
-    def earlier(self, place: int) -> dict[int, Sidecar]:
-        """Return the sidecars by number that the folder at this place among `folders` held before."""
-        return self._folders[place].sidecars
+    def sidecars(self, place: int, besides: Collection[int] = ()) -> dict[int, Sidecar]:
+        """Return the sidecars by number that the folder at this place among `folders` holds now.
+
+        Args:
+            besides: numbers that needn't be read, as they are this run's.
+        """
+        folder = self._folders[place]
+        folder.refresh(besides)
+        return folder.sidecars
 
     def take(self, index: int, sidecar: Sidecar) -> int:
-        """Return the number of this run's piece `index`: its own if it was rendered before, else one that is free.
+        """Claim and return the number of this run's piece `index`: its own if it was rendered before, else a free one.
 
         A rendering that is run again fills the gaps that an interruption left, in the order of its prompts.
         """
+        piece = identity(sidecar)
         with self._lock:
-            number = self._numbers.get(identity(sidecar))
-            after = max(self._taken, default=-1) + 1
+            number = self._numbers.get(piece)
             if self._offset is None:
-                self._offset = after if number is None else number - index
+                self._offset = self._after() if number is None else number - index
             if number is None:
                 number = self._offset + index
-                number = number if number >= 0 and number not in self._taken else after
+                number = number if number >= 0 and number not in self._taken else self._after()
+            while not self._claim(number, piece):
+                for folder in self._folders:
+                    self._taken |= folder.numbers()
+                self._taken.add(number)
+                number = self._after()
             self._taken.add(number)
             return number
+
+    def release(self, number: int) -> None:
+        """Delete the claim of a piece that is written."""
+        for folder in self._folders:
+            folder.claim(number).unlink(missing_ok=True)
+
+    def _after(self) -> int:
+        return max(self._taken, default=-1) + 1
+
+    def _claim(self, number: int, piece: str) -> bool:
+        """Return whether the number is this piece's now, in all folders."""
+        created = []
+        for folder in self._folders:
+            claim = folder.claim(number)
+            if storage.create(claim, piece):
+                created.append(claim)
+            # Without a claim of its own, a run that had the number may have written its piece meanwhile.
+            if _claimed_by(claim) != piece or folder.is_of_another(number, piece):
+                for mine in created:
+                    mine.unlink(missing_ok=True)
+                return False
+        return True
+
+
+class _Folder:
+    """What a folder holds of music.
+
+    Attributes:
+        sidecars: by number.
+        pieces: identities by number, of sidecars and of claims.
+        taken: every number that a file has.
+    """
+
+    def __init__(self, path: UPath) -> None:
+        self.path = path
+        self.sidecars: dict[int, Sidecar] = {}
+        try:
+            names = self._names()
+            if PAGE in names and not _is_ours(path / PAGE):
+                raise ConfigError(
+                    f"{path / PAGE} is not a page of generated music", "Give another folder, or move it away"
+                )
+            self.taken = _numbers(names)
+            claims = {number: _claimed_by(self.claim(number)) for number in _numbers(names, _CLAIM)}
+            self._read(_numbers(names, "json"))
+        except OSError as error:
+            raise ConfigError(
+                f"the folder {path} can't be read ({error})", "Check the path, or give another"
+            ) from error
+        self.pieces = {number: piece for number, piece in claims.items() if piece is not None}
+        self.pieces |= {number: identity(sidecar) for number, sidecar in self.sidecars.items()}
+
+    def claim(self, number: int) -> UPath:
+        return self.path / f"{stem_of(number)}.{_CLAIM}"
+
+    def may_hold(self, number: int, piece: str) -> bool:
+        """Return whether nothing but this piece had the number when the folder was read."""
+        return self.pieces.get(number) == piece or number not in self.taken
+
+    def is_of_another(self, number: int, piece: str) -> bool:
+        """Return whether another piece has the number now."""
+        path = self.path / f"{stem_of(number)}.json"
+        return (sidecar := _sidecar(path)) is not None and identity(sidecar) != piece
+
+    def numbers(self) -> set[int]:
+        """Return every number that a file has now."""
+        return _numbers(self._names())
+
+    def refresh(self, besides: Collection[int]) -> None:
+        """Read sidecars that came since, but for these numbers."""
+        self._read(_numbers(self._names(), "json") - self.sidecars.keys() - set(besides))
+
+    def _names(self) -> set[str]:
+        if not storage.is_local(self.path):
+            self.path.fs.invalidate_cache(self.path.path)  # another process may have written beside an older listing
+        return {path.name for path in self.path.iterdir()} if self.path.exists() else set()
+
+    def _read(self, numbers: Collection[int]) -> None:
+        with ThreadPoolExecutor(_READERS, "reading sidecars") as readers:
+            read = readers.map(lambda number: _sidecar(self.path / f"{stem_of(number)}.json"), numbers)
+            self.sidecars |= {number: found for number, found in zip(numbers, read, strict=True) if found is not None}
 
 
 def stem_of(number: int) -> str:
     return f"generated_{number:03d}"
 
 
-def _read(folder: UPath) -> _Folder:
+def _numbers(names: Iterable[str], ending: str = "") -> set[int]:
+    """Return the numbers in names of files; of those with an ending, if one is given."""
+    found = (_NAME.fullmatch(name) for name in names)
+    return {int(match[1]) for match in found if match is not None and ending in ("", match[2])}
+
+
+def _claimed_by(claim: UPath) -> str | None:
+    """Return the piece that a claim names; None for what is none."""
     try:
-        if not storage.is_local(folder):
-            folder.fs.invalidate_cache(folder.path)  # another process may have written beside an older listing
-        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-        taken = {int(found[1]) for found in map(_NAME.fullmatch, names) if found}
-        if PAGE in names and not _is_ours(folder / PAGE):
-            raise ConfigError(
-                f"{folder / PAGE} is not a page of generated music", "Give another folder, or move it away"
-            )
-        with ThreadPoolExecutor(_READERS, "reading sidecars") as readers:
-            read = readers.map(lambda number: _sidecar(folder / f"{stem_of(number)}.json"), taken)
-            sidecars = {number: sidecar for number, sidecar in zip(taken, read, strict=True) if sidecar is not None}
-    except OSError as error:
-        raise ConfigError(f"the folder {folder} can't be read ({error})", "Check the path, or give another") from error
-    return _Folder(dict(sorted(sidecars.items())), taken)
+        return storage.read_text(claim)
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _is_ours(page: UPath) -> bool:

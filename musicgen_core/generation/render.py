@@ -301,6 +301,7 @@ class _Rendering:
             request.spectrograms,
             request.copy_to,
         )
+        self._numbering.release(number)  # not after a failure: what is written then is recognised by it
         with_adapter = voice.adapter is not None
         rendered = Rendered(str(written[0]), piece.prompt, piece.prompt_number, piece.variation, seconds, with_adapter)
         return _Made(number, sidecar, rendered)
@@ -311,10 +312,10 @@ def _places(request: RenderRequest) -> list[UPath]:
 
 
 def _write_pages(request: RenderRequest, numbering: Numbering, made: Sequence[_Made]) -> None:
-    """Bring the page of all pieces, earlier ones too, up to date, and its copy."""
+    """Bring the page of all pieces, those of other runs too, up to date, and its copy."""
     new = {piece.number: piece.sidecar for piece in made}
     for place, folder in enumerate(_places(request)):
-        pieces = numbering.earlier(place) | new
+        pieces = numbering.sidecars(place, besides=new) | new
         write_index(folder, [(stem_of(number), pieces[number]) for number in sorted(pieces)])
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +123,62 @@ def test_numbers_go_on_in_a_bucket(bucket: UPath) -> None:
     numbering = Numbering(bucket)
     assert numbering.take(0, sidecar_of(seed=9)) == 8
     assert numbering.take(1, sidecar_of(seed=7)) == 7
-    assert list(numbering.earlier(0)) == [0, 7]
+    assert list(numbering.sidecars(0)) == [0, 7]
+
+
+@pytest.fixture(params=["local", "remote"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, bucket: UPath) -> UPath:
+    return storage.as_path(tmp_path) if request.param == "local" else bucket
+
+
+def write(numbering: Numbering, folder: UPath, index: int, sidecar: dict[str, Any]) -> int:
+    """Write a piece as a rendering does."""
+    number = numbering.take(index, sidecar)
+    storage.write_text(folder / f"generated_{number:03d}.json", json.dumps(sidecar))
+    numbering.release(number)
+    return number
+
+
+def test_runs_into_one_folder_at_once_share_no_number(folder: UPath) -> None:
+    runs = [Numbering(folder) for _ in range(8)]
+    begin = threading.Barrier(len(runs))
+
+    def render_all(seed: int) -> list[int]:
+        begin.wait()
+        return [write(runs[seed], folder, index, sidecar_of(seed=seed, variation=index)) for index in range(5)]
+
+    with ThreadPoolExecutor(len(runs)) as threads:
+        numbers = [number for given in threads.map(render_all, range(len(runs))) for number in given]
+    assert sorted(numbers) == list(range(40))
+    assert runs[0].sidecars(0).keys() == set(numbers)
+    assert not [path for path in folder.iterdir() if path.suffix == ".claim"]
+
+
+def test_a_claim_holds_in_the_copys_folder_too(folder: UPath, tmp_path: Path) -> None:
+    copy = storage.as_path(tmp_path / "copy")
+    one, other = Numbering(folder / "out", copy), Numbering(folder / "else", copy)
+    assert one.take(0, sidecar_of(seed=1)) == 0
+    assert other.take(0, sidecar_of(seed=2)) == 1
+    assert not (folder / "else" / "generated_000.claim").exists()
+
+
+def test_the_number_of_a_killed_run_is_its_own_when_run_again(folder: UPath) -> None:
+    assert Numbering(folder).take(0, sidecar_of(seed=1)) == 0
+    storage.write_text(folder / "generated_000.wav", "half of its files")
+    assert Numbering(folder).take(0, sidecar_of(seed=2)) == 1
+    assert Numbering(folder).take(0, sidecar_of(seed=1)) == 0
+
+
+def test_music_of_a_run_at_the_same_time_is_on_the_page(request_for: Any, tmp_path: Path) -> None:
+    def render_another(_: Rendered) -> None:
+        if len(on_page(tmp_path / "out")) == 1:
+            render(request_for(prompts=PROMPTS[2:]))
+
+    assert names(render(request_for(prompts=PROMPTS[:2]), on_piece=render_another)) == [
+        "generated_000",
+        "generated_002",
+    ]
+    assert on_page(tmp_path / "out") == [f"generated_00{number}" for number in range(3)]
 
 
 def test_two_variations_of_a_seed_are_told_apart() -> None:
