@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 
+from pydantic import TypeAdapter
 from upath import UPath
 
 from musicgen_core import storage
@@ -27,6 +28,7 @@ from musicgen_core.model.weights import (
     find_model,
 )
 from musicgen_core.training.full_models import write_full_model
+from musicgen_core.wording import named
 
 _DECIDING: dict[Format, str] = {"peft": peft_directory.CONFIG_FILE, "audiocraft": LM_FILE}
 """Without this file nobody takes a directory for an export, so on object stores it comes last."""
@@ -45,7 +47,8 @@ def export(adapter: storage.Location, out: storage.Location, kind: Format, model
 
     Args:
         adapter: a `*_lora.pt`, a run directory (its best), a PEFT directory, or `USER/NAME` on the Hugging Face Hub.
-        out: a place where nothing is; it is there whole or not at all.
+        out: a place where nothing is but what an earlier call with the same arguments left in an object store when it
+            was killed; it is there whole or not at all.
         kind: `peft`: the adapter alone, for Hugging Face's `MusicgenForConditionalGeneration`;
             `audiocraft`: base and adapter merged, for `MusicGen.get_pretrained`.
         model: the base model; by default the one that the adapter names. `peft` needs none.
@@ -58,7 +61,7 @@ def export(adapter: storage.Location, out: storage.Location, kind: Format, model
     target = storage.as_path(out)
     if storage.is_local(target):
         target = storage.as_path(Path(str(target)).resolve())  # `.` has no name
-    _check_free(target)
+    unfinished = _check_free(target)
     weights = find_adapter(adapter)
     loaded = load_adapter(weights)
     origin = origin_of(weights, loaded)
@@ -68,12 +71,16 @@ def export(adapter: storage.Location, out: storage.Location, kind: Format, model
         loaded.check_base(base, str(weights))
         if hub_id(loaded.base_model) is None:
             loaded = replace(loaded, base_model=base.identity)
+    source = {"adapter": storage.content_sha256(weights), "format": kind, "base_model": loaded.base_model}
+    if unfinished is not None and unfinished.source != source:
+        raise ConfigError(
+            f"{target} has the unfinished export of another adapter, base model or format in it",
+            "Give a directory that is not there yet, or delete it first",
+        )
     try:
-        with _whole(target, _DECIDING[kind]) as folder:
+        with _whole(target, _DECIDING[kind], source, unfinished) as folder:
             _write(folder, target.name or "export", kind, loaded, origin, base)
-            files = {
-                file.relative_to(folder).as_posix(): file.stat().st_size for file in _files(folder, _DECIDING[kind])
-            }
+            files = _sizes(folder, _DECIDING[kind])
     except OSError as error:
         raise ConfigError(
             f"the export can't be written to {target} ({reason_of(error)})", "Make room or give another place"
@@ -81,14 +88,56 @@ def export(adapter: storage.Location, out: storage.Location, kind: Format, model
     return Exported(target, files)
 
 
-def _check_free(target: UPath) -> None:
+@dataclass(frozen=True)
+class _Unfinished:
+    """Content of `_UNFINISHED`, which is in an object store while an export is uploaded there.
+
+    Attributes:
+        source: hash of the adapter, format and base model that are exported.
+        files: sizes in bytes of the files that are uploaded.
+    """
+
+    source: dict[str, str]
+    files: dict[str, int]
+
+
+_UNFINISHED = ".unfinished-export.json"
+_UNFINISHED_JSON = TypeAdapter(_Unfinished)
+
+
+def _check_free(target: UPath) -> _Unfinished | None:
+    """Return the export that was cut off at `target`, if there is one.
+
+    Raises:
+        ConfigError: other files are there.
+    """
     if not storage.is_local(target):
         target.fs.invalidate_cache(target.path)
+        if (unfinished := _read_unfinished(target)) is not None:
+            return unfinished
     if target.is_dir():
         if any(target.iterdir()):
             raise ConfigError(f"{target} has files in it", "Give a directory that is not there yet, or delete it first")
     elif target.exists():
         raise ConfigError(f"{target} is a file", "Give a directory that is not there yet")
+    return None
+
+
+def _read_unfinished(target: UPath) -> _Unfinished | None:
+    try:
+        unfinished = _UNFINISHED_JSON.validate_json(storage.read_text(target / _UNFINISHED))
+    except (FileNotFoundError, ValueError):
+        return None
+    found = target.fs.find(target.path, detail=True).values()
+    sizes = {info["name"].removeprefix(f"{target.path.rstrip('/')}/"): info["size"] for info in found}
+    # An object is whole or absent: one of another size is not of that export.
+    others = [name for name, size in sizes.items() if name != _UNFINISHED and unfinished.files.get(name) != size]
+    if others:
+        raise ConfigError(
+            f"{target} has files in it beside an unfinished export: {named(others)}",
+            "Give a directory that is not there yet, or move them away",
+        )
+    return unfinished
 
 
 def _base_of(adapter: Adapter, origin: Origin, weights: UPath) -> str:
@@ -142,21 +191,34 @@ def _copy_samples(folder: Path, origin: Origin) -> dict[str, Sample]:
 
 
 @contextmanager
-def _whole(target: UPath, last: str) -> Iterator[Path]:
+def _whole(target: UPath, last: str, source: dict[str, str], unfinished: _Unfinished | None) -> Iterator[Path]:
     """Give a local folder to fill, which becomes `target` if the block succeeds.
 
     A local one is made beside and renamed. In an object store the file `last` comes last.
+
+    Args:
+        source: by which a later export recognises what this one uploads, if it is killed.
+        unfinished: of the same source; it is deleted.
     """
     if storage.is_local(target):
         with storage.publish_folder(Path(str(target))) as beside:
             yield beside
-    else:
-        with storage.scratch_folder() as scratch:
-            folder = scratch / "export"
-            folder.mkdir()
-            yield folder
-            for file in _files(folder, last):
-                storage.upload(file, target.joinpath(*file.relative_to(folder).parts))
+        return
+    with storage.scratch_folder() as scratch:
+        folder = scratch / "export"
+        folder.mkdir()
+        yield folder
+        for name in unfinished.files if unfinished is not None else ():
+            (target / name).unlink(missing_ok=True)
+        content = _UNFINISHED_JSON.dump_json(_Unfinished(source, _sizes(folder, last)))
+        storage.write_text(target / _UNFINISHED, content.decode())
+        for file in _files(folder, last):
+            storage.upload(file, target.joinpath(*file.relative_to(folder).parts))
+        (target / _UNFINISHED).unlink()
+
+
+def _sizes(folder: Path, last: str) -> dict[str, int]:
+    return {file.relative_to(folder).as_posix(): file.stat().st_size for file in _files(folder, last)}
 
 
 def _files(folder: Path, last: str) -> list[Path]:

@@ -106,7 +106,7 @@ def test_an_upload_that_breaks_off_is_never_taken_for_whole(
     uploaded: list[Any] = []
 
     def break_off(local: Path, target: Any) -> None:
-        if len(uploaded) == len(whole.files) - 1:
+        if len(uploaded) == len(whole.files):  # all but the last, and before them what says that it is unfinished
             raise OSError("connection reset")
         uploaded.append(target)
         upload(local, target)
@@ -124,6 +124,64 @@ def test_an_upload_that_breaks_off_is_never_taken_for_whole(
     else:
         with pytest.raises(ModelError, match=r"no state_dict\.bin"):
             find_model(str(tmp_path / "half"))
+
+
+class Killed(BaseException):
+    """Ends a test's export as SIGKILL would: nothing of it is cleaned up in the object store."""
+
+
+def killed_export(bucket: Any, source: Path, files: int, patch: pytest.MonkeyPatch, kind: Any = "peft") -> Any:
+    """Export to `out`, killed after so many files → the directory."""
+    upload, left = storage.upload, iter(range(files + 1))  # the first one is what says that it is unfinished
+
+    def break_off(local: Path, target: Any) -> None:
+        if next(left, None) is None:
+            raise Killed
+        upload(local, target)
+
+    with patch.context() as patched:
+        patched.setattr(storage, "upload", break_off)
+        with pytest.raises(Killed):
+            export(source, str(bucket / "out"), kind)
+    return bucket / "out"
+
+
+def content_of(folder: Any) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@KINDS
+def test_an_export_replaces_its_own_killed_upload(
+    adapter: Adapter, saved: Save, bucket: Any, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    source = saved(adapter)
+    files = export(source, str(bucket / "whole"), kind).files
+    for uploaded in (0, 1, len(files) - 1):
+        out = killed_export(bucket, source, uploaded, monkeypatch, kind)
+    exported = export(source, str(out), kind).files
+    assert {name: len(content) for name, content in content_of(out).items()} == exported
+    assert exported.keys() == files.keys()
+
+
+def test_a_killed_upload_of_another_adapter_is_refused(
+    adapter: Adapter, saved: Save, bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = killed_export(bucket, saved(dataclasses.replace(adapter, epoch=1)), 1, monkeypatch)
+    before = content_of(out)
+    with pytest.raises(ConfigError, match="unfinished export of another adapter"):
+        export(saved(adapter), str(out), "peft")
+    assert content_of(out) == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "README.md"])
+def test_files_beside_a_killed_upload_are_refused_by_name(
+    adapter: Adapter, saved: Save, bucket: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    out = killed_export(bucket, saved(adapter), 1, monkeypatch)
+    storage.write_text(out / name, "mine")
+    with pytest.raises(ConfigError, match=f"beside an unfinished export: {name}"):
+        export(saved(adapter), str(out), "peft")
+    assert (out / name).read_text() == "mine"
 
 
 def test_a_run_directory_stands_for_its_best(adapter: Adapter, tmp_path: Path) -> None:
