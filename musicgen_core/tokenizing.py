@@ -235,8 +235,11 @@ def _rewrite(source: Path, target: Path, described: Sequence[tuple[str, str | No
 
 @cache
 def _decoders() -> ThreadPoolExecutor:
-    """One pool for all archives of the process: as many threads as cores, however many archives are in work."""
-    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
+    """Return the decoding threads, shared by all archives of the process.
+
+    With more than eight, threads wait for the GIL between NumPy's calls and decode less in total (bench/RESULTS.md).
+    """
+    return ThreadPoolExecutor(min(os.cpu_count() or 1, 8), thread_name_prefix="decode")
 
 
 def shard_fingerprint(archive: UPath, codec: str, settings: TokenizeSettings, limit: int | None) -> str:
