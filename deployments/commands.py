@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from deployments.api import ensure_api
 from deployments.console import print_table, progress_bars
+from deployments.inputs import check_adapter, check_rendering, check_training
 from deployments.options import FlowOptions, parse
 from musicgen_core import storage
 from musicgen_core.tracking import stored_url
@@ -44,7 +45,9 @@ def tokenize(arguments: Sequence[str]) -> int:
 def train(arguments: Sequence[str]) -> int:
     from flows.train_lora import train_lora
 
-    result: TrainResult = run_flow(train_lora, parse("train", train_lora.fn, TRAIN, arguments))
+    parameters = parse("train", train_lora.fn, TRAIN, arguments)
+    check_training(parameters)
+    result: TrainResult = run_flow(train_lora, parameters)
     print_table("Trained", trained_rows(result))
     return 0
 
@@ -52,7 +55,9 @@ def train(arguments: Sequence[str]) -> int:
 def evaluate(arguments: Sequence[str]) -> int:
     from flows.evaluate_adapter import evaluate_adapter
 
-    result: Evaluation = run_flow(evaluate_adapter, parse("evaluate", evaluate_adapter.fn, EVALUATE, arguments))
+    parameters = parse("evaluate", evaluate_adapter.fn, EVALUATE, arguments)
+    check_adapter(parameters["adapter"])
+    result: Evaluation = run_flow(evaluate_adapter, parameters)
     print_table("Evaluated", evaluated_rows(result))
     return 0
 
@@ -60,7 +65,9 @@ def evaluate(arguments: Sequence[str]) -> int:
 def generate(arguments: Sequence[str]) -> int:
     from flows.generate_music import generate_music
 
-    result: list[Rendered] = run_flow(generate_music, parse("generate", generate_music.fn, GENERATE, arguments))
+    parameters = parse("generate", generate_music.fn, GENERATE, arguments)
+    check_rendering(parameters)
+    result: list[Rendered] = run_flow(generate_music, parameters)
     print_table("Generated", rendered_rows(result))
     return 0
 

@@ -66,9 +66,10 @@ def outcome(result: TrainResult) -> str:
 
 def _train(request: TrainRequest, log: TrainingLog) -> TrainResult:
     from musicgen_core.training.launch import launch
-    from musicgen_core.training.train import train
+    from musicgen_core.training.train import check_init_adapter, train
 
     if request.settings.gpus > 1:
+        check_init_adapter(request)
         check_model(request.model)  # once, before every process looks for it
         return launch(request, request.settings.gpus, log.start, log.hear, on_wait=log.wait)
     return train(request, log.start, log.hear, on_wait=log.wait)

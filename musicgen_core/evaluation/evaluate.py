@@ -49,8 +49,8 @@ def evaluate(request: EvaluateRequest, on_progress: Progress = lambda done, tota
     Raises:
         MusicgenError: anything that a person can act on.
     """
-    device, model = pick_device(request.device), find_model(request.model)
-    subject = find_subject(request.adapter)
+    device, subject = pick_device(request.device), find_subject(request.adapter)
+    model = find_model(request.model)
     subject.adapter.check_base(model, str(subject.path))
     out = storage.as_path(request.output) if request.output else subject.output
     # The folder of an adapter from the Hub has its name alone, which others may have, too.

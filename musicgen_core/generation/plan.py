@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -14,7 +15,7 @@ from musicgen_core import storage
 from musicgen_core.codec import Codec
 from musicgen_core.codes import FRAME_RATE
 from musicgen_core.config import SamplingSettings
-from musicgen_core.data.audio import decode
+from musicgen_core.data.audio import Clip, decode
 from musicgen_core.encoding import BatchEncoder
 from musicgen_core.errors import ClipRejected, ConfigError
 from musicgen_core.generation.engine import frames_of
@@ -93,16 +94,39 @@ def plan(
     return pieces
 
 
+def check_continued(prompts: Sequence[Prompt], continue_from: str | None) -> None:
+    """Check the sound files to continue, before a model is there that encodes them.
+
+    Raises:
+        ConfigError: one can't be read.
+    """
+    for wav in dict.fromkeys([*(prompt.continue_from for prompt in prompts), continue_from]):
+        if wav:
+            _decoded(wav)
+
+
 def _read(wav: str, seconds: float, codec: Codec) -> Beginning:
-    path = storage.as_path(wav)
-    try:
-        with storage.staged(path) as local, open(local, "rb") as file:
-            clip = decode(file)
-        _check_longer(seconds, wav, clip.seconds)  # before it is encoded
+    clip, path = _decoded(wav), storage.as_path(wav)
+    _check_longer(seconds, wav, clip.seconds)  # before it is encoded
+    with _naming(wav):
         [(_, encoded)] = BatchEncoder(codec).encode([(None, clip)])
         if isinstance(encoded, ClipRejected):
             raise encoded
         return Beginning(torch.from_numpy(encoded.codes.astype(np.int64)), str(path), storage.content_sha256(path))
+
+
+def _decoded(wav: str) -> Clip:
+    path = storage.as_path(wav)
+    with _naming(wav):
+        storage.require_file(path)
+        with storage.staged(path) as local, open(local, "rb") as file:
+            return decode(file)
+
+
+@contextmanager
+def _naming(wav: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ClipRejected) as error:
         raise ConfigError(f"{wav} can't be continued: {error}", "Give the path of a sound file") from error
 

@@ -32,6 +32,7 @@ from musicgen_core.generation.plan import (
     PlannedPiece,
     batches,
     bytes_of_caches,
+    check_continued,
     fitting_size,
     plan,
 )
@@ -77,8 +78,14 @@ def render(
         raise ConfigError("--compare needs an adapter to compare with the base model", "Give --adapter")
     numbering = Numbering(*_places(request))
     device = pick_device(request.device)
+    found = None if request.adapter is None else find_adapter(request.adapter)
+    adapter = None if found is None else load_adapter(found)
+    check_continued(request.prompts, request.continue_from)
     model = find_model(request.model)
-    voices = _voices(request, model)
+    voices = [_Voice(None, None)] if adapter is None or request.compare else []
+    if found is not None and adapter is not None:
+        adapter.check_base(model, str(found))
+        voices.append(_Voice(adapter, _described(found, adapter)))
     codec = Codec(model, device)
     for place in filter(None, (request.out, request.copy_to)):
         storage.delete_partials(storage.as_path(place))
@@ -109,21 +116,15 @@ class _Voice:
     described: dict[str, Any] | None
 
 
-def _voices(request: RenderRequest, model: BaseModel) -> list[_Voice]:
-    if request.adapter is None:
-        return [_Voice(None, None)]
-    path = find_adapter(request.adapter)
-    adapter = load_adapter(path)
-    adapter.check_base(model, str(path))
+def _described(path: UPath, adapter: Adapter) -> dict[str, Any]:
     with storage.staged(path) as local:
         stat = local.stat()
-        described = {
+        return {
             "path": shown(path),
             "sha256": file_sha256(local, stat.st_size, stat.st_mtime_ns),
             "epoch": adapter.epoch,
             "global_step": adapter.global_step,
         }
-    return [*([_Voice(None, None)] if request.compare else []), _Voice(adapter, described)]
 
 
 @dataclass(frozen=True)

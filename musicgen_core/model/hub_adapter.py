@@ -7,6 +7,7 @@ from pathlib import Path
 
 from upath import UPath
 
+from musicgen_core import storage
 from musicgen_core.model import hub, peft_directory
 
 _LOCATION = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:/(?P<inside>\w[\w./-]*))?")
@@ -19,6 +20,11 @@ _BY_PREFERENCE = tuple(
 def may_be_on_hub(location: str) -> bool:
     """Return whether `location` has the form of `USER/NAME`, or of a file or a directory in it."""
     return _LOCATION.fullmatch(location) is not None
+
+
+def is_on_hub(location: storage.Location) -> bool:
+    """Return whether an adapter is to be fetched: `location` may be on the Hub, and no such path exists."""
+    return may_be_on_hub(str(location)) and not storage.as_path(location).exists()
 
 
 def fetch_adapter(location: str) -> Path:

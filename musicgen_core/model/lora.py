@@ -245,7 +245,7 @@ def find_adapter(location: storage.Location) -> UPath:
         AdapterError: nothing of them is there.
     """
     path = storage.as_path(location)
-    if hub_adapter.may_be_on_hub(str(location)) and not path.exists():
+    if hub_adapter.is_on_hub(location):
         try:
             path = storage.as_path(hub_adapter.fetch_adapter(str(location)))
         except ModelError as error:

@@ -24,6 +24,11 @@ FOLDERS = ("full_models", "lora_weights", "owed")
 """Those of weights and checkpoints"""
 
 
+def begins_new(root: UPath, resume: str) -> bool:
+    """Return whether `--resume` begins a training from no checkpoint in this run directory."""
+    return resume in ("auto", "never") and not RunDirectory(root, Path()).has_training()
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """The files of one training. `stage` is local: `root` itself where that is local."""

@@ -29,7 +29,7 @@ from musicgen_core.training.loop import Hooks, Trainer
 from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.resuming import SHARDS, check_same, find_start, fixed_values, log_changes
 from musicgen_core.training.room import Plan, Sizes, check_room
-from musicgen_core.training.run_directory import RunDirectory
+from musicgen_core.training.run_directory import RunDirectory, begins_new
 from musicgen_core.training.run_lock import RunLock
 from musicgen_core.training.samples import Samples, sample_prompts
 from musicgen_core.training.saving import Saver
@@ -63,6 +63,7 @@ def train(
         Cancelled: `cancelled` said so.
     """
     world = world or World.alone(pick_device(request.device))
+    check_init_adapter(request)
     model = find_model(request.model)
     root = storage.as_path(request.run_dir)
     with storage.scratch_folder() as scratch, RunLock(root) if world.is_main else nullcontext() as lock:
@@ -74,6 +75,16 @@ def train(
         session = _Session(request, model, world, files, lock, on_wait)
         world.barrier()  # from here on the main rank changes what all of them have read
         return session.run(on_start, on_step, cancelled) if world.is_main else session.help(cancelled)
+
+
+def check_init_adapter(request: TrainRequest) -> None:
+    """Check the adapter that a new training begins with, before its model is fetched.
+
+    Raises:
+        AdapterError: there is none, or it can't be read.
+    """
+    if request.init_adapter is not None and begins_new(storage.as_path(request.run_dir), request.resume):
+        load_adapter(find_adapter(request.init_adapter))
 
 
 class _Session:

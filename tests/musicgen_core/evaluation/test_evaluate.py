@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -342,7 +343,7 @@ def test_adapters_that_can_not_be_evaluated_are_named(
     trained: Path, request_for: Callable[..., EvaluateRequest], tmp_path: Path
 ) -> None:
     with pytest.raises(AdapterError, match=r"there is no adapter at .*nowhere"):
-        evaluate(request_for(adapter=str(tmp_path / "nowhere")))
+        evaluate(replace(request_for(adapter=str(tmp_path / "nowhere")), model=str(tmp_path / "no-model")))
     own = load_adapter(UPath(trained / "lora_weights" / "best_lora.pt"))
     foreign = UPath(tmp_path / "foreign_lora.pt")
     save_adapter(Adapter(**{**vars(own), "base_model": "facebook/musicgen-small@sha256:0123456789abcdef"}), foreign)

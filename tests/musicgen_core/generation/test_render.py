@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from musicgen_core import storage
 from musicgen_core.config import SamplingSettings
-from musicgen_core.errors import AdapterError, Cancelled, ConfigError, DeviceError
+from musicgen_core.errors import AdapterError, Cancelled, ConfigError, DeviceError, MusicgenError
 from musicgen_core.generation import render as rendering
 from musicgen_core.generation.plan import bytes_of_caches
 from musicgen_core.generation.prompts import Prompt
@@ -291,3 +292,16 @@ def test_an_adapter_of_another_model_is_refused(request_for: Any, adapter: Path,
     with pytest.raises(AdapterError, match="was trained on facebook/musicgen-small"):
         render(request_for(adapter=str(tmp_path / "other_lora.pt")))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", ["adapter", "continue_from"])
+def test_inputs_are_checked_before_a_model_is_looked_for(request_for: Any, tmp_path: Path, given: str) -> None:
+    gone = str(tmp_path / "gone_lora.pt")
+    with pytest.raises(MusicgenError, match="gone_lora"):
+        render(request_for(model=str(tmp_path / "no-model"), **{given: gone}))
+
+
+def test_a_pipe_is_not_waited_for_as_a_recording(request_for: Any, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")
+    with pytest.raises(ConfigError, match="it is not a file"):
+        render(request_for(continue_from=str(tmp_path / "pipe.wav")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,12 @@ def test_a_training_can_start_from_an_adapter(
     final, start = left_in(request.run_dir).adapter(), left_in(uninterrupted[0].run_dir).adapter("best_lora")
     for name, tensor in start.items():
         torch.testing.assert_close(final[name], tensor, atol=1e-7, rtol=0)
+
+
+def test_an_adapter_is_checked_before_a_model_is_looked_for(request_for: MakeRequest, tmp_path: Path) -> None:
+    request = replace(request_for(init_adapter=str(tmp_path / "gone_lora.pt")), model=str(tmp_path / "no-model"))
+    with pytest.raises(AdapterError, match="there is no adapter"):
+        train(request)
 
 
 @pytest.mark.parametrize("other", [{"lora_r": 4}, {"lora_alpha": 8}])

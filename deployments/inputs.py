@@ -1,0 +1,62 @@
+"""Files that a command reads, checked before it starts a server or fetches a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from musicgen_core import storage
+
+
+def check_adapter(location: str | None) -> None:
+    """Check an adapter that is not to be fetched from the Hugging Face Hub, whose token Prefect may have.
+
+    Raises:
+        AdapterError: there is none, or it can't be read.
+    """
+    from musicgen_core.model.hub_adapter import is_on_hub
+    from musicgen_core.model.lora import find_adapter, load_adapter
+
+    if location is not None and not is_on_hub(location):
+        load_adapter(find_adapter(location))
+
+
+def check_training(given: Mapping[str, Any]) -> None:
+    """Check the adapter that a new training run begins with.
+
+    Args:
+        given: parameters of `train-lora`.
+
+    Raises:
+        AdapterError: see `check_adapter`.
+    """
+    from musicgen_core.training.run_directory import begins_new
+
+    if "init_adapter" in given and begins_new(storage.as_path(given["run_dir"]), given.get("resume", "auto")):
+        check_adapter(given["init_adapter"])
+
+
+def check_rendering(given: Mapping[str, Any]) -> None:
+    """Check the adapter, the file of prompts and the sound files to continue.
+
+    Args:
+        given: parameters of `generate-music`.
+
+    Raises:
+        AdapterError: see `check_adapter`.
+        ConfigError: one of the files can't be used.
+    """
+    from musicgen_core.generation.plan import check_continued
+    from musicgen_core.generation.prompts import read_prompts
+
+    check_adapter(given.get("adapter"))
+    prompts_file = given.get("prompts_file")
+    prompts = read_prompts(prompts_file) if prompts_file is not None and not _is_pipe(prompts_file) else []
+    check_continued(prompts, given.get("continue_from"))
+
+
+def _is_pipe(location: str) -> bool:
+    """Return whether it can be read only once, as `<(…)` of a shell."""
+    path = storage.as_path(location)
+    return storage.is_local(path) and Path(str(path)).is_fifo()
