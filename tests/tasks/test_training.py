@@ -24,6 +24,7 @@ from prefect.states import AwaitingRetry
 from prefect.variables import Variable
 from upath import UPath
 
+from flows.finetune import finetune
 from flows.tokenize_archives import tokenize_archives
 from flows.train_lora import train_lora
 from musicgen_core import storage
@@ -167,10 +168,10 @@ def test_a_training_that_goes_on_draws_all_of_its_steps_in_the_artifacts_it_had(
     )
 
 
-def test_a_run_that_waits_for_room_shows_it_as_its_state(
-    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: Callable[[UUID], list[str]]
-) -> None:
-    whole, seen = storage.publish, list[FlowRun]()
+@pytest.fixture
+def seen_waiting(monkeypatch: pytest.MonkeyPatch) -> list[list[FlowRun]]:
+    """The flow run that trains and the one that called it, as they are while a full disk is waited for and after it."""
+    whole, seen = storage.publish, list[list[FlowRun]]()
 
     def publish(target: UPath) -> Any:
         if target.name == "latest.pt" and not seen:
@@ -179,20 +180,57 @@ def test_a_run_that_waits_for_room_shows_it_as_its_state(
 
     def show_waiting(reason: str | None) -> None:
         run_state.show_waiting(reason)
+        ids = dict.fromkeys(UUID(str(run)) for run in (runtime.flow_run.id, runtime.flow_run.root_flow_run_id))
         with get_client(sync_client=True) as client:
-            seen.append(client.read_flow_run(UUID(str(runtime.flow_run.id))))
+            seen.append([client.read_flow_run(run) for run in ids])
 
     monkeypatch.setattr(saving, "RETRY_DELAYS_S", ())
     monkeypatch.setattr(saving, "WAITING_DELAY_S", 0.0)
     monkeypatch.setattr(storage, "publish", publish)
     monkeypatch.setattr(training_log, "show_waiting", show_waiting)
+    return seen
+
+
+def test_a_run_that_waits_for_room_shows_it_as_its_state(
+    tokens: Path, tmp_path: Path, seen_waiting: list[list[FlowRun]], log_lines: Callable[[UUID], list[str]]
+) -> None:
     state = train(tokens, tmp_path / "run", max_steps=4, save_every_steps=2)
-    waiting, running = seen
+    [waiting], [running] = seen_waiting
     assert (waiting.state_name, waiting.state_type) == ("WaitingForDisk", StateType.RUNNING)
     assert waiting.state is not None and "no space left on device" in str(waiting.state.message)
     assert (running.state_name, waiting.run_count, running.run_count) == ("Running", 1, 1)
     assert state.is_completed() and state.result().steps == 4
     assert any("the run waits until it can be saved" in line for line in log_lines(id_of(state)))
+
+
+def test_a_finetune_that_waits_for_room_shows_it_too(
+    demo_archives: Path, tmp_path: Path, seen_waiting: list[list[FlowRun]]
+) -> None:
+    state: Any = finetune(
+        archives=str(demo_archives),
+        tokens=str(tmp_path / "tokens"),
+        run_dir=str(tmp_path / "run"),
+        output=str(tmp_path / "music"),
+        model="debug",
+        device="cpu",
+        prompts=["calm"],
+        duration=0.1,
+        evaluate=False,
+        full_models="none",
+        batch_size=2,
+        gradient_accumulation_steps=1,
+        segment_seconds=0.5,
+        max_steps=2,
+        return_state=True,
+    )
+    waiting, running = seen_waiting
+    assert [run.name.split()[0] for run in waiting] == ["train-lora", "finetune"]
+    assert waiting[1].id == id_of(state)
+    for run in waiting:
+        assert (run.state_name, run.state_type, run.run_count) == ("WaitingForDisk", StateType.RUNNING, 1)
+        assert run.state is not None and "no space left on device" in str(run.state.message)
+    assert [(run.state_name, run.run_count) for run in running] == [("Running", 1), ("Running", 1)]
+    assert state.is_completed()
 
 
 def test_of_messages_that_come_at_each_step_one_a_minute_is_kept(caplog: pytest.LogCaptureFixture) -> None:
