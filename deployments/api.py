@@ -47,6 +47,25 @@ def check_api() -> None:
         raise MusicgenError(answer.found, answer.fix)
 
 
+def explain_lost(error: Exception) -> MusicgenError | None:
+    """Return the error of a Prefect server that stopped answering during a command; None for any other error."""
+    import httpx
+    from prefect.settings import get_current_settings
+
+    from deployments.checks.finding import describe, redact
+
+    url = get_current_settings().api.url
+    server = f"the Prefect server at {redact(url)}" if url else "the temporary Prefect server"
+    if isinstance(error, httpx.HTTPStatusError) and error.response.is_server_error:
+        found, step = f"{server} fails (HTTP {error.response.status_code})", "musicgen-flows doctor tries its services"
+    elif isinstance(error, httpx.TransportError):
+        found, step = f"{server} stopped answering ({describe(error)})", "Start it again with musicgen-flows up"
+    else:
+        return None
+    again = "Run the same command again: it continues where it stopped"
+    return MusicgenError(found, f"{step}. {again}" if url else again)
+
+
 def check_home() -> None:
     """Raises ConfigError: Prefect's folder, where its database is, can't be written."""
     from prefect.settings import get_current_settings

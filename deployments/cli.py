@@ -7,12 +7,15 @@ import importlib
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
-from deployments.api import check_settings
+from deployments.api import check_settings, explain_lost
+from deployments.checks.finding import Attempt
 from deployments.console import discard_stdout, output
 from deployments.environment import prepare, print_in_any_encoding, use_local_server
 from deployments.options import UsageError
@@ -48,6 +51,19 @@ COMMANDS = {
 
 BROKEN_PIPE = 128 + signal.SIGPIPE
 """Exit code of Unix tools whose output nobody reads any more"""
+
+
+def run() -> NoReturn:
+    """End this process with `main`'s exit code.
+
+    While a check of `doctor` hangs, end it without finalizing the interpreter, which native code in a thread may abort.
+    """
+    code = main()
+    if any(isinstance(thread, Attempt) for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -153,6 +169,8 @@ def _one_line(error: Exception) -> str:
         return text
     if isinstance(error, OSError) and error.filename is not None and error.errno in _ADVICE:
         return f"{reason_of(error)}. {_ADVICE[error.errno]}"
+    if lost := explain_lost(error):
+        return str(lost)
     return f"{type(error).__name__}: {text}. This is not a mistake that is known here; --debug shows where it came from"
 
 
@@ -165,4 +183,4 @@ def _help() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

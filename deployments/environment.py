@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import http.client
 import io
+import logging
 import os
 import sys
 import unicodedata
@@ -38,6 +39,8 @@ DEFAULTS = {
 
 
 _CONSOLE_LEVEL = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
+INTERNAL_LEVEL = "PREFECT_INTERNAL_LOGGING_LEVEL"
+"""Of the threads that send events and logs: each of them that a stopped server misses would be a page of its own."""
 
 
 def prepare(quiet: bool = False) -> None:
@@ -53,6 +56,8 @@ def prepare(quiet: bool = False) -> None:
         os.environ.setdefault(name, value)
     if quiet:
         os.environ.setdefault(_CONSOLE_LEVEL, "CRITICAL")
+        os.environ.setdefault(INTERNAL_LEVEL, "CRITICAL")
+        logging.raiseExceptions = False  # nor is each log printed that a stopped server misses
 
 
 def is_quiet() -> bool:

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from deployments.api import check_api, has_api
+import httpx
+
+from deployments.api import check_api, explain_lost, has_api
 from deployments.console import output
 from deployments.environment import LOCAL_API
 from deployments.options import UsageError, describe_unknown
@@ -88,6 +90,10 @@ def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
         except KeyboardInterrupt:
             output.print("The run goes on without this terminal: see the Prefect UI")
             return 130
+        except httpx.HTTPError as error:
+            if lost := explain_lost(error):
+                raise MusicgenError(lost.found, "Once it answers again, its UI shows the run") from error
+            raise
     return 0 if state.is_completed() else 1
 
 

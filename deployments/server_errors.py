@@ -9,10 +9,12 @@ from collections import Counter
 from typing import IO, Any
 
 from deployments.console import output
+from deployments.environment import INTERNAL_LEVEL
 
 LOGGING = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER": "json",
+    INTERNAL_LEVEL: "ERROR",
 }
 """Settings of a server whose log `follow_errors` reads: a JSON object per record, traceback included."""
 

@@ -8,8 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from deployments.api import explain_lost
 from deployments.cli import COMMANDS, main
 
 DEBUG_CPU = ["--model", "debug", "--device", "cpu"]
@@ -59,6 +63,54 @@ def test_a_full_disk_is_named_with_the_file(
     monkeypatch.setattr("deployments.export.export", full)
     assert main(["export"]) == 1
     assert error_of(capsys).startswith("error: no space left on device: /music/generated_000.wav. Make room")
+
+
+REQUEST = httpx.Request("GET", "http://127.0.0.1:4200/api")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (httpx.ConnectError("[Errno 111] Connection refused"), "stopped answering (ConnectError: [Errno 111]"),
+        (httpx.ConnectTimeout(""), "stopped answering (ConnectTimeout)"),
+        (httpx.ReadTimeout(""), "stopped answering (ReadTimeout)"),
+        (httpx.RemoteProtocolError("Server disconnected"), "stopped answering (RemoteProtocolError: Server disc"),
+        (PrefectHTTPStatusError("x", request=REQUEST, response=httpx.Response(503)), "fails (HTTP 503)"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_server_that_stops_is_named_with_what_to_do(
+    error: Exception, reason: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose_server(arguments: object) -> int:
+        raise error
+
+    monkeypatch.setattr("deployments.export.export", lose_server)
+    with temporary_settings({PREFECT_API_URL: "http://user:secret@host:4200/api"}):
+        assert main(["export"]) == 1
+    line = error_of(capsys)
+    assert line.startswith(f"error: the Prefect server at http://…@host:4200/api {reason}")
+    assert "musicgen-flows " in line and line.endswith("Run the same command again: it continues where it stopped")
+
+
+def test_a_refused_request_is_no_stopped_server() -> None:
+    assert explain_lost(PrefectHTTPStatusError("x", request=REQUEST, response=httpx.Response(404))) is None
+
+
+def test_a_stopped_server_is_not_reported_by_prefects_threads(tmp_path: Path) -> None:
+    code = """
+from deployments.environment import prepare
+prepare(quiet=True)
+from prefect._internal.concurrency import logger
+from prefect.logging.handlers import APILogWorker
+logger.error("Service 'EventsWorker' failed to process item Event(…)")
+APILogWorker.instance().send({"name": "x", "level": 20, "message": "m", "timestamp": "2026-01-01T00:00:00Z"})
+APILogWorker.drain_all()
+"""
+    address = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_CLIENT_MAX_RETRIES": "0"}
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path), **address}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -340,6 +340,24 @@ class TestServer:
         assert "not-to-be-seen" not in done.stdout
 
 
+def test_a_check_that_never_returns_does_not_abort_the_process(tmp_path: Path) -> None:
+    code = f"""
+import atexit, os, sys, threading
+from deployments import cli, doctor
+from deployments.checks import machine
+machine.check_machine = lambda device: threading.Event().wait()
+doctor.SECONDS = 1.0
+atexit.register(os.abort)  # stands for native code that aborts when the interpreter is finalized
+sys.argv = ["musicgen-flows", "doctor", *{DEBUG}, {str(tmp_path)!r}]
+cli.run()
+"""
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "COLUMNS": "400"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert rows(done.stdout)["GPU"] == ("problem", "no answer within 1 seconds")
+    assert "To fix:" in done.stdout
+
+
 class TestSecrets:
     @pytest.mark.parametrize("secret", [SECRET, f"{SECRET}\n", f" two\twords {SECRET} ", "päss'wörd-" + SECRET])
     def test_no_form_of_a_key_is_shown(
