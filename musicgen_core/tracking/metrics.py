@@ -29,15 +29,15 @@ def cut_metrics(path: Path, last_step: int) -> None:
         logger.warning("%s is not a file; it is now %s, and the metrics start from scratch", path, beside)
         return
     rows, damaged = _parse(path.read_bytes())
-    if damaged:
-        if not path.is_symlink():  # else the file that it points to stays
-            with storage.publish(storage.as_path(beside)) as copy:
-                shutil.copyfile(path, copy)
-        kept = path.resolve() if path.is_symlink() else beside
-        logger.warning("damaged lines of %s left out: %d; the file as it was is %s", path, damaged, kept)
     kept_rows = [row for row in rows if row["step"] <= last_step]
+    kept = path.resolve() if path.is_symlink() else beside
     with storage.publish(storage.as_path(path)) as new:
         new.write_text("".join(f"{strict_json(row)}\n" for row in kept_rows), encoding="utf-8")
+        if damaged and not path.is_symlink():  # else the file that it points to stays
+            with storage.publish(storage.as_path(beside)) as copy:  # last: each failed attempt would leave one
+                shutil.copyfile(path, copy)
+    if damaged:
+        logger.warning("damaged lines of %s left out: %d; the file as it was is %s", path, damaged, kept)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

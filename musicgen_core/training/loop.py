@@ -151,6 +151,7 @@ class Trainer:
         started = self.progress.step
         self._tell_what_trains()
         try:
+            self._wait(hooks)
             if self.progress.pending is not None:
                 self._finish_step(hooks)
                 self._rest(hooks)

@@ -163,8 +163,7 @@ class RunLock:
                 found = Holder.parse(os.pread(descriptor, _NOTE_BYTES, 0))
                 if found is not None and found.kernel != self._holder.kernel and not self._is_stale(found):
                     raise self._held(self._read() or found)  # a network's disk need not pass flocks on
-                os.truncate(descriptor, 0)
-                os.pwrite(descriptor, self._holder.to_bytes(), 0)
+                self._write_new(descriptor)
                 # Else its holder deleted it between the two calls, and the lock is on a file no one sees. Told by what
                 # it holds: what a program provides as a disk need not keep a file's inode number.
                 if self._read() == self._holder:
@@ -195,6 +194,13 @@ class RunLock:
         return RunDirectoryError(
             f"{path} is {found}", "Move or delete it if you don't need it, or give another run directory"
         )
+
+    def _write_new(self, descriptor: int) -> None:
+        try:
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, self._holder.to_bytes(), 0)
+        except OSError as error:  # which names no file, as on a full disk
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def _flock(self, descriptor: int) -> None:
         try:

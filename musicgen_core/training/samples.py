@@ -21,7 +21,7 @@ from musicgen_core.codec import Codec
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.config import DEFAULT_PROMPTS, SamplingSettings, TrainSettings
 from musicgen_core.devices import compute_dtype, release_memory
-from musicgen_core.errors import Cancelled, raise_if_interrupted
+from musicgen_core.errors import Cancelled, raise_if_interrupted, reason_of
 from musicgen_core.generation.engine import Engine, decodes_fast
 from musicgen_core.generation.loudness import normalize
 from musicgen_core.generation.streams import streams_of
@@ -64,7 +64,7 @@ class Samples:
         is_same = known is not None and _holds(known, content)
         there = [0] if is_same else []
         if not is_same and self.render(0, None, cancelled):
-            storage.write_text(storage.as_path(self._files.stage / "samples" / "prompts.json"), content)
+            self._keep_prompts(content)
             there = [0]
         trainer = self._trainer
         done = trainer.order.epochs_done(trainer.progress.step)
@@ -101,6 +101,13 @@ class Samples:
         finally:
             if self._trainer.computation.device.type == "cuda":  # on a CPU it costs more time than memory
                 release_memory(self._trainer.computation.device)
+
+    def _keep_prompts(self, content: str) -> None:
+        path = self._files.stage / "samples" / "prompts.json"
+        try:
+            storage.write_text(storage.as_path(path), content)
+        except OSError as error:  # the next start renders these samples again
+            logger.warning("%s could not be written (%s)", path, reason_of(error))
 
     def there(self, epoch: int) -> list[tuple[str, Path]]:
         """Prompts and wavs of an epoch, as far as they are on this machine."""

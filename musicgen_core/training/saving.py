@@ -79,6 +79,10 @@ class Saver:
         self._drawn_at = time.monotonic()
         self._outer_error = sys.exception()
 
+    def prepare(self, actions: dict[str, Callable[[], None]]) -> None:
+        """Do what must be done before the first step, by path; if one fails, `must_wait` holds the run back."""
+        self._write(actions)
+
     def save_interval(self, is_due: bool) -> None:
         """Update latest.pt; where a step checkpoint `is_due`, write that too."""
         is_interrupted = sys.exception() is not self._outer_error

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,8 @@ class _Session:
             on_start(trainer.progress.step, trainer.progress.step)
             logger.info("the training in %s is complete: %d of %d steps", self.files.root, trainer.progress.step, total)
             return replace(self._result(None), ending="complete before")
-        self._check_room()
+        if self.start.checkpoint is None or self.start.goes_back:  # else the run waits for room
+            self._check_room()
         metrics = tracking.MetricsWriter(self.files.metrics)
         (self.files.stage / "samples").mkdir(parents=True, exist_ok=True)
         self.saver.claim_copy()
@@ -191,10 +193,12 @@ class _Session:
         try:
             if self.start.goes_back:
                 self._go_back()
+            elif self.start.checkpoint is not None:
+                self.saver.prepare({str(self.files.root): self._check_room, **self._side_files()})
             else:
-                self._cut_metrics()
+                for write in self._side_files().values():
+                    write()
             trainer.progress = self.world.broadcast_object(trainer.progress)  # the best may be gone
-            self.files.write_config(self.config)
             self.saver.full_models.write_owed()
             on_start(trainer.progress.step, total)
             for epoch in self.samples.begin(self.saver.adapter(), is_cancelled):
@@ -319,14 +323,18 @@ class _Session:
                 logger.warning("the best adapter until then isn't in this run directory: the best starts anew")
                 progress.best_loss = progress.best_epoch = progress.best_step = None
                 progress.validations_without_gain = 0
-        self._cut_metrics()  # only now: until latest.pt is out of the way, a restart goes on behind these rows
-        self.files.write_config(self.config)
+        # Only now: until latest.pt is out of the way, a restart continues after these rows.
+        self.saver.prepare(self._side_files())
         self.saver.save_interval(False)  # from here on a restart goes on from it
 
-    def _cut_metrics(self) -> None:
-        """A step whose metrics may not have been written yet writes them again."""
-        progress = self.trainer.progress
-        tracking.cut_metrics(self.files.metrics, progress.step - (progress.pending is not None))
+    def _side_files(self) -> dict[str, Callable[[], None]]:
+        """Return what writes metrics.jsonl, cut back to the start, and config.json, by path."""
+        progress, files = self.trainer.progress, self.files
+        last_step = progress.step - (progress.pending is not None)  # a pending step writes its metrics again
+        return {
+            str(files.metrics): partial(tracking.cut_metrics, files.metrics, last_step),
+            str(files.config): partial(files.write_config, self.config),
+        }
 
     def _check_room(self) -> None:
         order, tensors = self.trainer.order, self.trainer.adapter_tensors().values()

@@ -5,12 +5,15 @@ import math
 import os
 import resource
 import signal
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from upath import UPath
 
+from musicgen_core import storage
 from musicgen_core.tracking import MetricsWriter, cut_metrics, read_metrics
 
 
@@ -57,6 +60,21 @@ def test_a_damaged_line_hides_no_other_and_is_kept(
     assert "left out: 1; " in caplog.text and "metrics.damaged-1.jsonl" in caplog.text
     cut_metrics(metrics, 4)
     assert len(list(metrics.parent.iterdir())) == 2
+
+
+def test_a_full_disk_leaves_no_copies_of_damaged_metrics(metrics: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, damaged = storage.publish, metrics.read_bytes() + b"damaged\n"
+    metrics.write_bytes(damaged)
+
+    def publish(target: UPath) -> AbstractContextManager[Path]:
+        if target.name == metrics.name:
+            raise OSError(28, "No space left on device", str(target))
+        return whole(target)
+
+    monkeypatch.setattr(storage, "publish", publish)
+    with pytest.raises(OSError, match="No space left"):
+        cut_metrics(metrics, 4)
+    assert [path.name for path in metrics.parent.iterdir()] == [metrics.name] and metrics.read_bytes() == damaged
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "link to nothing"])

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,11 +21,12 @@ from musicgen_core.training import background
 from musicgen_core.training.background import Failures
 from musicgen_core.training.checkpoint import Checkpoint, Progress, save_checkpoint
 from musicgen_core.training.full_models import FullModels
-from musicgen_core.training.request import TrainRequest
+from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.run_directory import RunDirectory
 from musicgen_core.training.train import train
 
 MakeRequest = Callable[..., TrainRequest]
+KillAfter = Callable[[TrainRequest, int], None]
 LeftIn = Callable[[str], Any]
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
@@ -97,6 +99,64 @@ def test_a_run_that_waits_can_be_cancelled_and_says_what_is_lost(
         train(request, cancelled=lambda: bool(waits), on_wait=waits.append)
     assert "what was learned after step 2 could not be saved" in caplog.text
     assert train(request).resumed_from == 2
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.json"])
+def test_a_resume_on_a_full_disk_waits_for_room(
+    name: str,
+    request_for: MakeRequest,
+    killed_after: KillAfter,
+    left_in: LeftIn,
+    uninterrupted: tuple[TrainRequest, TrainResult],
+    same_weights: Callable[..., None],
+) -> None:
+    request, waits = request_for(save_every_steps=2), list[str | None]()
+    killed_after(request, 3)
+    with failing(lambda target, before: target.name == name and not waits):
+        result = train(request, on_wait=waits.append)
+    reason, end = waits
+    assert end is None and reason is not None and f"{name} could not be written (no space left" in reason
+    assert result.resumed_from == 3 and any(text.endswith("nothing is lost") for text in result.warnings)
+    left, expected = left_in(request.run_dir), left_in(uninterrupted[0].run_dir)
+    assert left.files == expected.files and [row["step"] for row in left.rows] == [1, 2, 3, 4, 5, 6]
+    same_weights(left.adapter(), expected.adapter())
+
+
+def test_a_resume_waits_until_the_rest_of_the_run_fits(
+    request_for: MakeRequest, killed_after: KillAfter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, waits, free = request_for(), list[str | None](), [10]
+    killed_after(request, 3)
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=free[0]))
+
+    def wait(reason: str | None) -> None:
+        waits.append(reason)
+        free[0] = 10**12
+
+    result = train(request, on_wait=wait)
+    reason, end = waits
+    assert end is None and reason is not None and "where 10 bytes are free" in reason and "--keep-last 1" in reason
+    assert result.steps == 6 and result.resumed_from == 3
+
+
+def test_a_resume_that_waits_can_be_cancelled_and_changes_nothing(
+    request_for: MakeRequest, killed_after: KillAfter, left_in: LeftIn
+) -> None:
+    request, waits = request_for(), list[str | None]()
+    killed_after(request, 4)
+    before = left_in(request.run_dir).contents
+    with failing(lambda target, before: target.name == "config.json"), pytest.raises(Cancelled, match="after step 4"):
+        train(request, cancelled=lambda: bool(waits), on_wait=waits.append)
+    after = left_in(request.run_dir).contents
+    assert {name: after[name] for name in before if name != "metrics.jsonl"} == {
+        name: content for name, content in before.items() if name != "metrics.jsonl"
+    }
+    assert train(request).resumed_from == 4
+
+
+def test_a_new_run_is_refused_where_nothing_can_be_written(request_for: MakeRequest) -> None:
+    with failing(lambda target, before: target.name == "config.json"), pytest.raises(OSError, match="No space left"):
+        train(request_for())
 
 
 def test_the_last_steps_wait_too(request_for: MakeRequest) -> None:

@@ -69,6 +69,15 @@ def leave_note(root: UPath, note: Holder) -> None:
     (root / run_lock.NAME).write_bytes(note.to_bytes())
 
 
+def test_a_full_disk_is_named_with_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/run/\.lock'"), RunLock(UPath(tmp_path / "run")):
+        pass
+
+
 def test_a_second_training_is_refused_with_who_holds_it_and_what_to_do(
     root: UPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:

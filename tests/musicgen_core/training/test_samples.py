@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.config import DEFAULT_PROMPTS, SamplingSettings, TrainSettings
@@ -137,6 +138,22 @@ def test_a_sample_that_can_not_be_rendered_is_told_and_costs_nothing_else(
         assert train(request_for(**SAMPLED)).steps == 6
     told = [record.message for record in caplog.records if "no samples" in record.message]
     assert [text.split(":")[0] for text in told] == [f"no samples of epoch {epoch}" for epoch in (0, 1, 2)]
+
+
+def test_prompts_that_a_full_disk_refuses_cost_nothing_else(
+    request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = storage.write_text
+
+    def write_text(target: UPath, text: str) -> None:
+        if target.name == "prompts.json":
+            raise OSError(28, "No space left on device", str(target))
+        whole(target, text)
+
+    monkeypatch.setattr(storage, "write_text", write_text)
+    request = request_for(**SAMPLED)
+    assert train(request).steps == 6
+    assert list(samples_in(request.run_dir)) == names_of(0, 1, 2)
 
 
 def test_by_default_a_cpu_renders_none_and_a_gpu_the_usual_prompts() -> None:
