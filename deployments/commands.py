@@ -97,7 +97,7 @@ def run_flow(flow: Any, parameters: dict[str, Any]) -> Any:
         raise result
     if not state.is_completed():
         raise ArchiveError(
-            str(state.message), "Fix them and run the same command again: only the failed archives are processed"
+            str(state.message), "Do what each reason says, then run the same command again: finished archives are kept"
         )
     return result
 

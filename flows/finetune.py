@@ -105,7 +105,8 @@ def finetune(
     if tokenized.failed:
         if on_failed_archives == "stop" or not tokenized.reports:
             raise ArchiveError(
-                str(state.message), "Fix or remove them and retry, or set on_failed_archives to continue"
+                str(state.message),
+                "Do what each reason says and retry, or set on_failed_archives to continue: finished archives are kept",
             )
         get_run_logger().warning("going on without them: %s", state.message)
     trained = train_lora(

@@ -131,6 +131,22 @@ class TestCommonMistakes:
         assert main(["tokenize", str(tmp_path / "none"), str(tmp_path / "tokens"), *DEBUG_CPU]) == 1
         assert "no archives found at" in error_of(capsys)
 
+    def test_a_foreign_file_in_place_of_a_shard_gets_fitting_advice(
+        self, demo_archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "tokens").mkdir()
+        mine = tmp_path / "tokens" / "archive_batch_0001.json"
+        mine.write_text('{"mine": true}')
+        archive = str(demo_archives / "archive_batch_0001.zip")
+        assert main(["tokenize", archive, str(mine.parent), *DEBUG_CPU]) == 1
+        error = error_of(capsys)
+        assert f"would replace {mine}, which is no report of a shard. Give another directory" in error
+        assert error.endswith(
+            "move that file away if it isn't needed. Do what each reason says, then run the same "
+            "command again: finished archives are kept"
+        )
+        assert mine.read_text() == '{"mine": true}'
+
     def test_metadata_that_match_nothing(
         self, demo_archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
