@@ -70,6 +70,7 @@ def _check_own(folder: Path, files: Mapping[str, list[str]]) -> None:
 def _named_in(path: Path) -> Iterator[str]:
     """The clips of an archive or of metadata; for another file something that no clip is called."""
     try:
+        storage.require_file(UPath(path))
         if path.name == _METADATA:
             yield from (json.loads(line)["path"] for line in path.read_text(encoding="utf-8").splitlines())
         else:

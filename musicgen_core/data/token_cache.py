@@ -188,7 +188,7 @@ class TokenCache:
 
 def _is_entry(path: Path) -> bool:
     """Whether a file of the folder is the cache's: it may be somebody else's folder, with other Arrow files in it."""
-    return bool(_ENTRY.fullmatch(path.name)) and not holds_other_data(path)
+    return bool(_ENTRY.fullmatch(path.name)) and path.is_file() and not holds_other_data(path)
 
 
 def _packed_bytes(report: ShardReport) -> int:

@@ -98,8 +98,16 @@ def _check_own(out: UPath, subject: Subject, is_default: bool) -> None:
             return
         of = f"of another adapter, {adapter.get('path')}" if adapter is not None else "not of this program"
         raise ConfigError(f"{evaluation} is {of}, and would be written over", "Give another --output")
-    if report.exists() and TITLE not in report.read_text(encoding="utf-8", errors="replace"):
+    if report.exists() and not _is_report(report):
         raise ConfigError(f"{report} is not of this program, and would be written over", "Give another --output")
+
+
+def _is_report(path: UPath) -> bool:
+    try:
+        storage.require_file(path)
+        return TITLE in path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
 
 
 def _adapter_in(evaluation: UPath) -> dict[str, Any] | None:

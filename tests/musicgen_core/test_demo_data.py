@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -110,6 +111,13 @@ def test_styles_differ_in_their_spectra_more_than_clips_of_one_style(folder: Pat
         for bands in each:
             distances = {other: np.linalg.norm(bands - centre) for other, centre in centres.items()}
             assert min(distances, key=lambda other: distances[other]) == style
+
+
+@pytest.mark.parametrize("name", ["archive_batch_0001.zip", "metadata.jsonl"])
+def test_a_pipe_of_the_user_is_refused_not_awaited(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ConfigError, match=f"{name} is not the demo's"):
+        make_demo_archives(tmp_path, archives=1, clips=2, seconds=0.1)
 
 
 @pytest.mark.parametrize("name", ["archive_batch_0001.zip", "metadata.jsonl"])

@@ -230,6 +230,9 @@ def test_files_of_others_in_the_folder_stay(tokens: UPath, folder: Path, write_s
         path.write_bytes(b"of somebody else")
     with pa.OSFile(str(theirs[2]), "wb") as file, pa.ipc.new_file(file, pa.schema([("x", pa.int64())])):
         pass
+    theirs += [folder / f"{'abcd' * 8}.arrow", folder / "leases" / "pipe"]
+    for pipe in theirs[-2:]:
+        os.mkfifo(pipe)  # not waited for
     (folder / ".lock").write_text("of somebody else")
     write_shard(tokens, "a", [row("x.wav", 5)])
     TokenCache(folder, limit=0).packed(tokens, {"a": read_report(tokens, "a")}, CODEC)  # type: ignore[dict-item]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -269,6 +270,15 @@ def test_an_output_with_files_of_others_is_refused(name: str, trained: Path, run
     with pytest.raises(ConfigError, match=f"{name} is not of this program"):
         run(trained, tmp_path)
     assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "report.html"])
+def test_a_pipe_in_place_of_a_report_is_refused_not_awaited(
+    name: str, trained: Path, run: Evaluate, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ConfigError, match=f"{name} is not of this program"):
+        run(trained, tmp_path)
 
 
 def test_the_evaluation_of_another_adapter_is_not_written_over(trained: Path, run: Evaluate, tmp_path: Path) -> None:
