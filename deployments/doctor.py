@@ -14,7 +14,7 @@ from rich.text import Text
 
 from deployments.checks.finding import Attempt, Check, Finding, redact
 from deployments.console import output
-from deployments.options import UsageError, describe_range, describe_unknown
+from deployments.options import UsageError, describe_empty, describe_range, describe_unknown
 from deployments.registering import PLACES
 from musicgen_core.config import LARGEST_COUNT
 
@@ -62,6 +62,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     except argparse.ArgumentError as error:
         raise UsageError([str(error)]) from error
     problems = describe_unknown(unknown)
+    for name in PLACES:
+        problems += describe_empty(f"--{name}", getattr(options, name))
     if options.device not in DEVICES:
         problems.append(f"--device: should be {', '.join(DEVICES[:-1])} or {DEVICES[-1]}, not {options.device!r}")
     problems += describe_range("--clips", options.clips, 1, LARGEST_COUNT)

@@ -63,6 +63,9 @@ def parse(command: str, function: Callable[..., Any], options: FlowOptions, argu
             given = {**read_yaml(config), **given}
         except ConfigError as error:
             problems.append(str(error))
+    for name, (kind, info) in fields.items():
+        if kind is str and not info.metadata:  # a text with a check of its own may be empty
+            problems += describe_empty(_shown(name, options), given.get(name))
     needed = (*options.positionals, *options.required)
     problems += [f"{_shown(name, options)} is missing" for name in needed if given.get(name) is None]
     model = _model(function, fields)
@@ -122,6 +125,13 @@ def _parser(
             "--config", metavar="FILE.yaml", default=argparse.SUPPRESS, help="settings; options come first"
         )
     return parser
+
+
+def describe_empty(option: str, value: str | None) -> list[str]:
+    """A problem if an empty text was given, as a shell's variable that is not set is: it would count as not given."""
+    return (
+        [f"{option} is empty: give a value, and check the shell variable that it may come from"] if value == "" else []
+    )
 
 
 def describe_range(option: str, value: int | None, least: int, most: int) -> list[str]:

@@ -19,7 +19,7 @@ from deployments.api import check_home
 from deployments.checks.machine import ask_smi
 from deployments.console import output, print_table
 from deployments.environment import LOCAL_API, is_healthy, is_quiet
-from deployments.options import UsageError, describe_range, describe_unknown
+from deployments.options import UsageError, describe_empty, describe_range, describe_unknown
 from deployments.processes import Command, Part, Parts
 from deployments.registering import DEPLOYMENTS, PLACES, POOL, QUEUE, TOKENIZING_QUEUE, register, set_places
 from deployments.restarting import restart_missed
@@ -90,6 +90,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         )
     options, unknown = parser.parse_known_args(arguments)
     problems = describe_unknown(unknown)
+    for name in PLACES:
+        problems += describe_empty(f"--{name}", getattr(options, name))
     problems += describe_range("--port", options.port, 1, 65535)
     problems += describe_range("--workers", options.workers, 1, MOST_WORKERS)
     if problems:

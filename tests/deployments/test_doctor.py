@@ -110,9 +110,10 @@ class TestCommand:
         assert len(fixes(printed)) == 1
 
     def test_wrong_usage_lists_every_problem_at_once(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["doctor", "--device", "tpu", "--clips", "0", "--colour"]) == 2
+        assert main(["doctor", "--device", "tpu", "--clips", "0", "--tokens", "", "--colour"]) == 2
         printed = capsys.readouterr().err
-        assert all(text in printed for text in ("not 'tpu'", "--clips: should be 1 or more", "no option --colour"))
+        told = ("not 'tpu'", "--clips: should be 1 or more", "--tokens is empty", "no option --colour")
+        assert all(text in printed for text in told)
         assert main(["doctor", "--clips", "many"]) == 2
         assert "--clips" in capsys.readouterr().err
 

@@ -140,6 +140,28 @@ def test_all_problems_are_told_at_once_by_the_names_that_the_user_knows() -> Non
 
 
 @pytest.mark.parametrize(
+    ("command", "arguments", "empty"),
+    [
+        ("tokenize", ["", "T"], ["ARCHIVES"]),
+        ("train", ["", ""], ["TOKENS", "RUN_DIR"]),
+        ("evaluate", ["", "--adapter", "", "--output="], ["TOKENS", "--adapter", "--output"]),
+        ("generate", ["O", "--model", "", "--prompts-file", ""], ["--prompts-file", "--model"]),
+        ("finetune", ["A", "--tokens", "", "--run-dir", "R", "--output", "O"], ["--tokens"]),
+    ],
+)
+def test_an_empty_argument_is_refused_and_not_taken_as_not_given(
+    command: str, arguments: list[str], empty: list[str]
+) -> None:
+    found = problems(command, *arguments)
+    assert [problem.partition(" is empty: ")[0] for problem in found] == empty
+
+
+def test_texts_of_which_none_is_wanted_may_be_empty() -> None:
+    assert parsed("tokenize", "A", "T", "--caption-prefix", "")["caption_prefix"] is None
+    assert parsed("train", "T", "R", "--sample-prompt", "")["sample_prompts"] == [""]
+
+
+@pytest.mark.parametrize(
     ("command", "missing"),
     [
         ("tokenize", ["ARCHIVES", "TOKENS"]),
