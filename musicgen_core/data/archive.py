@@ -92,23 +92,36 @@ def choose_archives(location: storage.Location) -> tuple[list[UPath], list[str]]
 def without_copies(archives: Sequence[UPath]) -> tuple[list[UPath], list[str]]:
     """Return archives without those that hold the same as one before, and a sentence on each that is left out.
 
-    Only archives of one size are read for it. A copy whose name is longer, such as `x (1).zip`, gives way.
+    Only archives of one size are read for it, and whole only those whose content seems to be the same: a damaged zip
+    may have the directory of its undamaged copy. A copy whose name is longer, such as `x (1).zip`, gives way.
     """
     by_size: dict[int, list[UPath]] = {}
     for archive in archives:
         by_size.setdefault(archive.stat().st_size, []).append(archive)
     copies: dict[UPath, UPath] = {}
     for alike in by_size.values():
-        originals: dict[str, UPath] = {}
+        originals: dict[str, list[UPath]] = {}
         for archive in sorted(alike, key=lambda path: (len(path.name), path.name)) if len(alike) > 1 else ():
             try:
                 digest = content_digest(archive)
             except ArchiveError:
                 continue  # its task says what is wrong with it
-            if (original := originals.setdefault(digest, archive)) is not archive:
+            known = originals.setdefault(digest, [])
+            if original := next((one for one in known if _has_the_bytes_of(one, archive)), None):
                 copies[archive] = original
+            else:
+                known.append(archive)
     remarks = [f"{copy.name} is left out: it holds the same as {original.name}" for copy, original in copies.items()]
     return [archive for archive in archives if archive not in copies], remarks
+
+
+def _has_the_bytes_of(one: UPath, other: UPath) -> bool:
+    """Return whether two archives of one size are the same, byte for byte."""
+    checksums = [_stored_checksum(one), _stored_checksum(other)]
+    if None not in checksums:
+        return checksums[0] == checksums[1]
+    with _opened(one) as first, _opened(other) as second:
+        return all(block == second.read(BLOCK) for block in iter(lambda: first.read(BLOCK), b""))
 
 
 def clip_names(archive: UPath, name_encoding: str = AUTO, limits: Limits = _DEFAULT) -> list[str]:

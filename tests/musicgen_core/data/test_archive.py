@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.data.archive import (
@@ -128,6 +129,18 @@ def test_a_copy_of_an_archive_is_left_out_and_told(tmp_path: Path, pack: Pack) -
     others = [pack(tmp_path / "x (1).zip", [("a.wav", b"one")]), pack(tmp_path / "y.zip", [("a.wav", b"two")])]
     archives = [storage.as_path(path) for path in (others[0], first, others[1])]
     assert without_copies(archives) == (archives[1:], ["x (1).zip is left out: it holds the same as x.zip"])
+
+
+@pytest.mark.parametrize("place", ["local", "remote"])
+def test_a_damaged_zip_is_no_copy_of_the_whole_one(tmp_path: Path, pack: Pack, bucket: UPath, place: str) -> None:
+    whole = pack(tmp_path / "x.zip", [("a.wav", b"one" * 700_000), ("b.wav", b"two")]).read_bytes()
+    folder = storage.as_path(tmp_path / "archives") if place == "local" else bucket
+    archives = [folder / name for name in ("x.zip", "x (1).zip", "x (2).zip")]
+    for archive, content in zip(archives, (whole, whole.replace(b"two", b"tw0"), whole), strict=True):
+        with storage.publish(archive) as path:
+            path.write_bytes(content)
+    assert len({content_digest(archive) for archive in archives}) == 1
+    assert without_copies(archives) == (archives[:2], ["x (2).zip is left out: it holds the same as x.zip"])
 
 
 # Texts beside clips
