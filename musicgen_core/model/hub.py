@@ -101,7 +101,8 @@ def fetch(repo: str, *wanted: Wanted, newest: bool = False) -> Path:
     Args:
         repo: `USER/NAME`, or `NAME` for the few repositories without a user.
         wanted: of several, the first that the repository has is fetched.
-        newest: ask the Hub whether there is a newer version first. If it can't say, the cached one is used.
+        newest: ask the Hub whether there is a newer revision first. If it can't say, or that one can't be fetched, the
+            cached one is used, with a warning.
 
     Raises:
         ModelError: the files can't be fetched; says why and what to do.
@@ -116,12 +117,12 @@ def fetch(repo: str, *wanted: Wanted, newest: bool = False) -> Path:
     _limit_waiting()
     try:
         listing = _list(repo, Attempts(repo, few=found is not None))
+        return _fetch(listing, _choose(listing, wanted))
     except ModelError as error:
         if found is None:
             raise
-        logger.warning("%s: the copy in the cache is used", error.found)
+        logger.warning("%s; the cached revision %s of %s is used", error.found, found.name[:12], repo)
         return found
-    return _fetch(listing, _choose(listing, wanted))
 
 
 def cached(repo: str, *wanted: Wanted) -> Path | None:

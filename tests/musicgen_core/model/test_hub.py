@@ -120,7 +120,27 @@ def test_a_hub_that_cannot_say_whats_new_is_passed_over(hub: StandInHub, caplog:
     folder = fetch(REPO, WANTED)
     hub.faults.append(Fault(status=503, times=99))
     assert fetch(REPO, WANTED, newest=True) == folder
-    assert "the copy in the cache is used" in caplog.text
+    assert f"the cached revision {folder.name[:12]} of {REPO} is used" in caplog.text
+
+
+@pytest.mark.parametrize("fault", [Fault("/cdn/", status=503, times=99), Fault("/cdn/", spoils=True, times=99)])
+def test_a_revision_that_cannot_be_fetched_gives_way_to_the_cached(
+    hub: StandInHub, repository: Repository, caplog: pytest.LogCaptureFixture, fault: Fault
+) -> None:
+    old = fetch(REPO, WANTED)
+    repository.files["config.json"], repository.files["weights.bin"] = b'{"new": 1}', LARGE[::-1]
+    hub.faults.append(fault)
+    assert fetch(REPO, WANTED, newest=True) == cached(REPO, WANTED) == old
+    assert (old / "weights.bin").read_bytes() == LARGE
+    assert f"the cached revision {old.name[:12]} of {REPO} is used" in caplog.text
+    hub.faults.clear()
+    assert (fetch(REPO, WANTED, newest=True) / "weights.bin").read_bytes() == LARGE[::-1]
+
+
+def test_a_revision_without_the_files_gives_way_to_the_cached(hub: StandInHub, repository: Repository) -> None:
+    old = fetch(REPO, WANTED)
+    del repository.files["weights.bin"]
+    assert fetch(REPO, WANTED, newest=True) == old
 
 
 @pytest.mark.usefixtures("repository")
