@@ -15,6 +15,8 @@ from pydantic.fields import FieldInfo
 from musicgen_core.config import describe_problems, read_yaml
 from musicgen_core.errors import ConfigError
 
+_CONFIG = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
 
 class UsageError(Exception):
     """Wrong usage; `problems` has all of them."""
@@ -93,7 +95,7 @@ def _fields(function: Callable[..., Any]) -> dict[str, tuple[Any, FieldInfo]]:
 def _model(function: Callable[..., Any], fields: Mapping[str, tuple[Any, FieldInfo]]) -> type[BaseModel]:
     parameters = inspect.signature(function, eval_str=True).parameters
     definitions: dict[str, Any] = {name: (parameters[name].annotation, parameters[name].default) for name in fields}
-    return create_model("Parameters", __config__=ConfigDict(extra="forbid", protected_namespaces=()), **definitions)
+    return create_model("Parameters", __config__=_CONFIG, **definitions)
 
 
 def _parser(

@@ -43,9 +43,9 @@ Format = Literal["flac", "mp3"]
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown names are errors, and nothing changes after validation."""
+    """Base of all settings: unknown names are errors, numbers are finite, and nothing changes after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _check_prompt(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -20,7 +21,7 @@ from flows.finetune import finetune
 from flows.generate_music import generate_music
 from flows.tokenize_archives import tokenize_archives
 from flows.train_lora import train_lora
-from musicgen_core.config import ConfigError, validate
+from musicgen_core.config import ConfigError, TrainSettings, validate
 from musicgen_core.generation.prompts import Prompt
 
 FLOWS = [tokenize_archives, train_lora, evaluate_adapter, generate_music, finetune]
@@ -30,8 +31,11 @@ WRONG = [str(10**20), "-1", str(2**63), "1e309", "nan", "inf", "-inf"]
 
 def numbers_of(function: Any) -> list[str]:
     """Names of its parameters that can be an int or a float, nested in unions too."""
-    parameters = inspect.signature(function, eval_str=True).parameters
-    return [name for name, parameter in parameters.items() if _kinds(parameter.annotation) & {int, float}]
+    return [name for name, parameter in parameters_of(function).items() if _kinds(parameter.annotation) & {int, float}]
+
+
+def parameters_of(function: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function, eval_str=True).parameters
 
 
 def _kinds(annotation: Any) -> set[Any]:
@@ -78,6 +82,21 @@ def test_numbers_out_of_range_are_refused_in_a_prompts_file(field: str) -> None:
 def test_numbers_out_of_range_are_refused_by_up_and_doctor(command: Any, option: str, value: str) -> None:
     with pytest.raises(UsageError, match=f"{option}: .* not {value}"):
         command([f"{option}={value}"])
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e309"])
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+def test_a_number_that_is_not_finite_is_called_that(function: Any, value: str) -> None:
+    floats = [name for name in numbers_of(function) if float in _kinds(parameters_of(function)[name].annotation)]
+    for name in floats:
+        with pytest.raises(UsageError) as refused:
+            parse("x", function, FlowOptions(), [f"--{name.replace('_', '-')}={value}"])
+        assert refused.value.problems == [f"--{name.replace('_', '-')}: input should be a finite number, not {value!r}"]
+
+
+def test_a_setting_in_a_file_that_is_not_finite_is_called_that() -> None:
+    with pytest.raises(ConfigError, match="learning_rate: input should be a finite number, not nan"):
+        validate(TrainSettings, {"learning_rate": float("nan")})
 
 
 def test_a_long_value_is_not_repeated_in_full() -> None:
