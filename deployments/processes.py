@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import IO
 
 import psutil  # type: ignore[import-untyped]
 
@@ -32,17 +33,17 @@ class Parts:
 
     Args:
         commands: what to run.
-        stderr: as `subprocess.Popen` takes it; by default they share ours.
+        stdout, stderr: as `subprocess.Popen` takes them; by default they share ours.
     """
 
-    def __init__(self, commands: Sequence[Command], stderr: int | None = None) -> None:
-        self._commands, self._stderr = commands, stderr
+    def __init__(self, commands: Sequence[Command], stdout: IO[bytes] | None = None, stderr: int | None = None) -> None:
+        self._commands, self._streams = commands, (stdout, stderr)
         self.running: list[Part] = []
 
     def __enter__(self) -> Parts:
         try:
             for command in self._commands:
-                self.running.append(_start(*command, self._stderr))
+                self.running.append(_start(*command, *self._streams))
         except BaseException:
             _stop(self.running)
             raise
@@ -56,16 +57,19 @@ class Parts:
         for number, (part, command) in enumerate(zip(self.running, self._commands, strict=True)):
             if part.poll() is not None:
                 time.sleep(RESTART_SECONDS)
-                self.running[number] = _start(*command, self._stderr)
+                self.running[number] = _start(*command, *self._streams)
                 yield command
 
 
-def _start(command: Sequence[str], environment: Mapping[str, str], stderr: int | None) -> Part:
+def _start(
+    command: Sequence[str], environment: Mapping[str, str], stdout: IO[bytes] | None, stderr: int | None
+) -> Part:
     return subprocess.Popen(
         [sys.executable, "-m", "prefect", *command],
         start_new_session=True,
         cwd=ROOT,
         env=os.environ | environment,
+        stdout=stdout,
         stderr=stderr,
         preexec_fn=_begin,
     )

@@ -9,14 +9,18 @@ import os
 import platform
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO
 
 import httpx
 
 from deployments.addresses import addresses, warn_of_others
 from deployments.api import check_home
+from deployments.checks.finding import redact
 from deployments.checks.machine import ask_smi
+from deployments.checks.run_lists import check_run_lists
 from deployments.console import output, print_table
 from deployments.environment import LOCAL_API, is_healthy, is_quiet
 from deployments.options import UsageError, describe_empty, describe_range, describe_unknown
@@ -136,23 +140,49 @@ def _server(api: str, host: str, port: int) -> Iterator[list[Part]]:
         return
     output.print("Starting the Prefect server. Its first start makes a database and takes a while …")
     command = ["server", "start", "--host", host, "--port", str(port)]
-    quiet = is_quiet()  # then its errors alone are shown, a line each
-    with Parts([(command, LOGGING if quiet else {})], subprocess.PIPE if quiet else None) as server:
-        if log := server.running[0].stderr:
-            follow_errors(log)
-        _wait_for(api, lambda: server.running[0].poll() is None)
-        yield server.running
+    with contextlib.ExitStack() as stack:
+        printed = None
+        if is_quiet():  # then its errors alone are shown, a line each
+            printed = stack.enter_context(tempfile.TemporaryFile())
+            parts = Parts([(command, LOGGING)], printed, subprocess.PIPE)
+        else:
+            parts = Parts([(command, {})])
+        [server] = stack.enter_context(parts).running
+        if server.stderr is not None:
+            follow_errors(server.stderr)
+        _wait_for(api, lambda: server.poll() is None, printed)
+        yield [server]
 
 
-def _wait_for(api: str, may_come: Callable[[], bool]) -> None:
+def _wait_for(api: str, may_come: Callable[[], bool], printed: IO[bytes] | None = None) -> None:
+    """Wait until a server answers.
+
+    Args:
+        api: its address.
+        may_come: whether it is worth waiting on.
+        printed: its standard output.
+
+    Raises:
+        MusicgenError: it does not start; with the reason that it printed, if any.
+    """
     deadline = time.monotonic() + 180
     while not is_healthy(api):
         if not may_come() or time.monotonic() > deadline:
+            reason = _refusal(printed)
             raise MusicgenError(
-                f"the Prefect server did not start at {api}",
+                f"the Prefect server did not start at {api}" + (f" ({reason})" if reason else ""),
                 "Run prefect server start to see why; another program may hold the port: try --port",
             )
         time.sleep(0.5)
+
+
+def _refusal(printed: IO[bytes] | None) -> str:
+    """Return why a server refused to start: what it printed, unless that is the banner of one that did start."""
+    if printed is None:
+        return ""
+    printed.seek(0)
+    text = " ".join(printed.read().decode(errors="replace").split())
+    return "" if "PREFECT_API_URL" in text else text
 
 
 def _register(options: argparse.Namespace) -> dict[str, str]:
@@ -160,6 +190,7 @@ def _register(options: argparse.Namespace) -> dict[str, str]:
     output.print("Registering the deployments …")
     register()
     places = set_places({name: getattr(options, name) for name in PLACES})
+    _warn_of_unlistable_runs()
     return {**places, "next retraining": describe_next(SCHEDULER_SECONDS)}
 
 
@@ -214,6 +245,16 @@ def show(api: str, ui: str, rows: Mapping[str, str]) -> None:
     print_table("Up", [*fixed, *rows.items()])
     if api != LOCAL_API:  # which the other commands find by themselves
         output.print(f"In other terminals first: export PREFECT_API_URL={api}", soft_wrap=True, highlight=False)
+
+
+def _warn_of_unlistable_runs() -> None:
+    from prefect.client.orchestration import get_client
+
+    # A server that is too busy to answer is no reason to stop.
+    with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+        for finding in check_run_lists(client):
+            text = redact(f"{finding.found}. To fix: {finding.fix}")
+            output.print(text, style="yellow", soft_wrap=True, highlight=False)
 
 
 def _restart_missed() -> None:

@@ -121,6 +121,7 @@ def test_an_error_of_a_service_of_the_server_is_a_line_in_the_terminal(up: Up) -
     database = Path(up.environment["PREFECT_HOME"]) / "prefect.db"
     with renamed_table(database, "deployment_schedule"):
         wait(lambda: bool(service_errors(up, "schedule_deployments()")), up.log)
+    assert "prefect config set" not in up.log.read_text()  # of the server's banner
     assert service_errors(up, "schedule_deployments()")[0].endswith("no such table: deployment_schedule")
     assert "musicgen-flows doctor tries each service" in up.log.read_text()
 

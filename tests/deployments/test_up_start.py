@@ -1,0 +1,67 @@
+"""What `up` shows in its terminal while it starts."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+
+from deployments import up
+from musicgen_core.errors import MusicgenError
+
+SERVER = """#!/bin/sh
+echo "Configure Prefect to communicate with the server with: prefect config set PREFECT_API_URL=http://…"
+echo '{"msg": "the scheduler failed", "args": []}' >&2
+exec sleep 600
+"""
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(up, "is_quiet", lambda: True)
+
+
+def test_the_servers_banner_is_not_shown_and_its_errors_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = tmp_path / "python"
+    server.write_text(SERVER)
+    server.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(server))
+    answers = iter([False, True])
+    monkeypatch.setattr(up, "is_healthy", lambda api: next(answers))
+    shown = ""
+    with up._server("http://127.0.0.1:1/api", "127.0.0.1", 1):
+        deadline = time.monotonic() + 120
+        while "the scheduler failed" not in shown and time.monotonic() < deadline:
+            shown += capfd.readouterr().out
+            time.sleep(0.05)
+    assert "Prefect server: the scheduler failed" in shown
+    assert "PREFECT_API_URL" not in shown + capfd.readouterr().out
+
+
+def test_a_server_that_refuses_to_start_says_why() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = pytest.raises(MusicgenError, match=f"did not start at .* \\(.*Port {port} is already in use")
+        with refused, up._server(f"http://127.0.0.1:{port}/api", "127.0.0.1", port):
+            pass
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_up_names_a_run_that_breaks_lists_with_what_deletes_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with get_client(sync_client=True) as client:
+        flow = str(client.create_flow_from_name("lists"))
+        run = client.request("POST", "/flow_runs/", json={"flow_id": flow, "parameters": {"limit": 10**20}}).json()
+        try:
+            up._warn_of_unlistable_runs()
+        finally:
+            client.delete_flow_run(run["id"])
+    [line] = capsys.readouterr().out.splitlines()
+    assert "can't list runs" in line and line.endswith(f"uv run prefect flow-run delete {run['id']}")
+    up._warn_of_unlistable_runs()
+    assert capsys.readouterr().out == ""
