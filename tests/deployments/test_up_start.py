@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from deployments import up
+from deployments.console import output
 from musicgen_core.errors import MusicgenError
 
 SERVER = """#!/bin/sh
@@ -34,14 +36,14 @@ def test_the_servers_banner_is_not_shown_and_its_errors_are(
     monkeypatch.setattr(sys, "executable", str(server))
     answers = iter([False, True])
     monkeypatch.setattr(up, "is_healthy", lambda api: next(answers))
-    shown = ""
+    shown = io.StringIO()
+    monkeypatch.setattr(output, "_file", shown)
     with up._server("http://127.0.0.1:1/api", "127.0.0.1", 1):
         deadline = time.monotonic() + 120
-        while "the scheduler failed" not in shown and time.monotonic() < deadline:
-            shown += capfd.readouterr().out
+        while "the scheduler failed" not in shown.getvalue() and time.monotonic() < deadline:
             time.sleep(0.05)
-    assert "Prefect server: the scheduler failed" in shown
-    assert "PREFECT_API_URL" not in shown + capfd.readouterr().out
+    assert "Prefect server: the scheduler failed" in shown.getvalue()
+    assert "PREFECT_API_URL" not in shown.getvalue() + capfd.readouterr().out
 
 
 def test_a_server_that_refuses_to_start_says_why() -> None:
