@@ -53,7 +53,7 @@ def open_archive(path: Path, limits: Limits = _DEFAULT, name_encoding: str = AUT
     """Open a local archive.
 
     Args:
-        path: of a zip, a tar, or a tar compressed by gzip, bzip2 or xz, whatever its name.
+        path: of a zip, a tar, or a tar compressed by gzip, bzip2, xz or Zstandard, whatever its name.
         limits: bounds against bombs.
         name_encoding: of members' names that don't say theirs: auto, or an encoding that Python knows.
 

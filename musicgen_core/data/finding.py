@@ -11,10 +11,10 @@ from musicgen_core import storage
 from musicgen_core.errors import ArchiveError
 from musicgen_core.wording import named
 
-_READ = r"\.(zip|tar|tar\.gz|tgz|tar\.bz2|tbz2|tar\.xz|txz)"
+_READ = r"\.(zip|tar|tar\.gz|tgz|tar\.bz2|tbz2|tar\.xz|txz|tar\.zst|tzst)"
 _SUFFIX = re.compile(f"{_READ}$", re.IGNORECASE)
 _OTHER_KINDS = re.compile(
-    r"\.(7z|rar|r\d\d|z\d\d|(zip|7z|rar|tar)\.\d{3}|zst|tzst|lz4?|lzma|tlz|lzh|lha|br|z|taz|gz|bz2|tbz|tb2|xz"
+    r"\.(7z|rar|r\d\d|z\d\d|(zip|7z|rar|tar)\.\d{3}|zst|lz4?|lzma|tlz|lzh|lha|br|z|taz|gz|bz2|tbz|tb2|xz"
     r"|arj|ace|cab|sitx?|iso|dmg)$",
     re.IGNORECASE,
 )

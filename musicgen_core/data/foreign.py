@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 
-_SEVEN_ZIP, _RAR, _ZSTD = b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\x28\xb5\x2f\xfd"
+_SEVEN_ZIP, _RAR = b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07"
 _HTML = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head)\b", re.IGNORECASE | re.DOTALL)
 _REPACK = "Unpack it, and pack the files as a zip or tar"
 
 
 def recognise(head: bytes) -> tuple[str, str] | None:
     """Return (what a file is, what to do about it), given its first bytes; None for any other."""
-    for magic, name in ((_SEVEN_ZIP, "a 7-Zip archive"), (_RAR, "a RAR archive"), (_ZSTD, "compressed by Zstandard")):
+    for magic, name in ((_SEVEN_ZIP, "a 7-Zip archive"), (_RAR, "a RAR archive")):
         if head.startswith(magic):
             return f"it is {name}, which is not supported", _REPACK
     if head.startswith(b"version https://git-lfs.github.com/spec/"):

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, BinaryIO, Self, cast
 
+import pyarrow as pa
+
 from musicgen_core.data.damage import Unreadable, damage_named
 from musicgen_core.data.member_names import AUTO, decode_name, encoding_of, legible
 from musicgen_core.data.members import (
@@ -26,7 +28,30 @@ from musicgen_core.data.members import (
 )
 from musicgen_core.errors import ClipRejected
 
-_DECOMPRESSORS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}  # by magic
+
+class _Lent:
+    """A file that its reader does not close."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read = file.read
+
+    def close(self) -> None:
+        pass
+
+
+def _open_zstd(file: BinaryIO) -> Any:
+    """As the others, it reads several frames and raises an OSError without an errno where the data are damaged."""
+    return pa.CompressedInputStream(pa.PythonFile(_Lent(file), mode="r"), "zstd")
+
+
+_DECOMPRESSORS: dict[bytes, Callable[[BinaryIO], Any]] = {  # by magic
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+    b"\x28\xb5\x2f\xfd": _open_zstd,
+}
 _ABOUT_NEXT = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, b"X")
 _MAX_ABOUT_NEXT = 1 << 20
 _BUFFER = 1 << 16

@@ -22,7 +22,7 @@ from musicgen_core.errors import ArchiveError, ConfigError
 
 Pack = Callable[..., Path]
 Contents = Callable[..., list[tuple[str, bytes | str]]]
-KINDS = ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz"]
+KINDS = ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz", "tar.zst"]
 CLIPS = [("audio/b.wav", b"beta" * 700), ("audio/a.WAV", b"alpha"), ("deep/er/c.wav", b"")]
 OTHERS = [("readme.txt", b"text" * 300), ("audio/wav", b""), ("b.wav.bak", b"old")]
 

@@ -22,7 +22,7 @@ from musicgen_core.data.archive import clip_names, content_digest, count_damaged
 from musicgen_core.errors import ArchiveError
 
 Pack = Callable[..., Path]
-KINDS = ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz"]
+KINDS = ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz", "tar.zst"]
 CLIPS = [("audio/b.wav", b"beta" * 700), ("audio/a.WAV", b"alpha"), ("deep/er/c.wav", b"")]
 
 

@@ -18,7 +18,7 @@ from musicgen_core.data.archive_sample import Listed, Sample, evenly, list_archi
 from musicgen_core.errors import ArchiveError
 
 Pack = Callable[..., Path]
-KINDS = ["zip", "tar", "tar.gz", "tar.xz"]
+KINDS = ["zip", "tar", "tar.gz", "tar.xz", "tar.zst"]
 CLIP_BYTES = 200_000
 
 
@@ -69,7 +69,7 @@ def test_clips_of_zips_are_counted_and_those_of_tars_are_not(place: UPath, put: 
     for number, kind in enumerate(KINDS):
         put(f"{number}.zip", clips(number + 1), kind)
     listed, unreadable = list_archives(find_archives(place))
-    assert [entry.clips for entry in listed] == [1, None, None, None]
+    assert [entry.clips for entry in listed] == [1, None, None, None, None]
     assert [entry.archive_bytes for entry in listed] == [entry.archive.stat().st_size for entry in listed]
     assert unreadable == []
 

@@ -29,7 +29,7 @@ def touch(folder: UPath, *names: str) -> None:
 
 
 def test_a_directory_gives_its_archives_in_natural_order_and_nothing_else(folder: UPath) -> None:
-    archives = ["b_1.zip", "b_2.ZIP", "b_3.tgz", "b_10.tar.gz", "b_11.tar", "b_100.txz"]
+    archives = ["b_1.zip", "b_2.ZIP", "b_3.tgz", "b_10.tar.gz", "b_11.tar", "b_12.tar.zst", "b_100.txz"]
     touch(
         folder, *reversed(archives), "metadata.jsonl", "b_4.zip.part", "._b_5.zip", "sub/b_6.zip", "b_7.zip/inside.txt"
     )
@@ -62,12 +62,12 @@ def test_two_archives_of_one_stem_are_an_error_that_names_both(folder: UPath) ->
 
 
 def test_files_that_are_not_read_are_named_with_what_to_do(folder: UPath) -> None:
-    others = ["a.7z", "b.RAR", "c.tar.zst", "d.part1.rar", "e.zip.001", "f.tbz", "g.tar.Z"]
+    others = ["a.7z", "b.RAR", "c.tar.lz4", "d.part1.rar", "e.zip.001", "f.tbz", "g.tar.Z"]
     touch(
         folder, "x.zip", *others, "y.zip.crdownload", "z.tar.gz.part", "metadata.jsonl", "README.md", "._a.7z", "s.7z/h"
     )
     other_kinds, incomplete = passed_over(folder)
-    assert other_kinds.startswith("a.7z, b.RAR, c.tar.zst, d.part1.rar, e.zip.001 and 2 more not read")
+    assert other_kinds.startswith("a.7z, b.RAR, c.tar.lz4, d.part1.rar, e.zip.001 and 2 more not read")
     assert other_kinds.endswith("pack the files as a zip or tar")
     assert incomplete.startswith("y.zip.crdownload, z.tar.gz.part not read") and "download again" in incomplete
     assert names_found(folder) == ["x.zip"] and passed_over(folder / "x.zip") == []

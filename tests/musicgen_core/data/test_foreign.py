@@ -16,7 +16,6 @@ from musicgen_core.errors import ArchiveError
     [
         (b"7z\xbc\xaf\x27\x1c\0\4", "7-Zip"),
         (b"Rar!\x1a\x07\x01\0", "RAR"),
-        (b"\x28\xb5\x2f\xfd\x04\x58", "Zstandard"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "Git LFS pointer"),
         (b"/annex/objects/SHA256E-s5--0.zip\n", "git-annex pointer"),
         (b"<!DOCTYPE html><html><title>Sign in</title>", "HTML page"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import bz2
 import gzip
 import io
@@ -21,11 +22,16 @@ from musicgen_core import storage
 from musicgen_core.data import members as members_module
 from musicgen_core.data.archive import Limits, clip_names, open_archive
 from musicgen_core.errors import ArchiveError
+from tests.musicgen_core.conftest import pack_zstd
 
 Pack = Callable[..., Path]
 Contents = Callable[..., list[tuple[str, bytes | str]]]
 CLIPS = [("audio/b.wav", b"beta" * 700), ("audio/a.WAV", b"alpha"), ("deep/er/c.wav", b"")]
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
+ZSTD = base64.b64decode(
+    "KLUv/WQAJyUCAOLCCQ/A62TXTjm6uruLx0+/cil9OeZVmah36Cqt1leC6OC6wkUcLnsDDwsgsJkH94Wv5ymMAWD/n2mPDuCAQQNspwAHlpKK0A=="
+)
+"""A tar of `a.wav` as the program zstd compresses it, with a checksum"""
 GNU_TAR = shutil.which("tar") and b"GNU tar" in subprocess.run(["tar", "--version"], capture_output=True).stdout
 
 
@@ -156,14 +162,23 @@ def test_a_compressed_tar_is_read_to_the_checked_end_of_its_stream(
         clip_names(storage.as_path(tmp_path / "b.tar"))
 
 
-@pytest.mark.parametrize("module", [gzip, bz2, lzma])
+def test_the_checksum_of_zstandard_is_verified(tmp_path: Path, contents: Contents) -> None:
+    path = tmp_path / "a.tar.zst"
+    path.write_bytes(ZSTD)
+    assert contents(path) == [("a.wav", b"alpha")]
+    path.write_bytes(ZSTD[:-1] + bytes([ZSTD[-1] ^ 1]))
+    with pytest.raises(ArchiveError, match="checksum"):
+        contents(path)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, pack_zstd])
 def test_compression_in_several_streams_is_read_to_the_end(
-    tmp_path: Path, pack: Pack, contents: Contents, module: ModuleType
+    tmp_path: Path, pack: Pack, contents: Contents, compress: Callable[[bytes], bytes]
 ) -> None:
-    """As pbzip2 and bgzip write it."""
+    """As pbzip2, bgzip and pzstd write it."""
     plain = pack(tmp_path / "a.tar", CLIPS, "tar").read_bytes()
     half = len(plain) // 2
-    (tmp_path / "b.tar").write_bytes(module.compress(plain[:half]) + module.compress(plain[half:]))
+    (tmp_path / "b.tar").write_bytes(compress(plain[:half]) + compress(plain[half:]))
     assert contents(tmp_path / "b.tar") == CLIPS
 
 
