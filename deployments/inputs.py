@@ -10,7 +10,7 @@ from musicgen_core import storage
 
 
 def check_adapter(location: str | None) -> None:
-    """Check an adapter that is not to be fetched from the Hugging Face Hub, whose token Prefect may have.
+    """Check an adapter. One on the Hugging Face Hub, whose token Prefect may have, is left to the run.
 
     Raises:
         AdapterError: there is none, or it can't be read.
@@ -18,8 +18,9 @@ def check_adapter(location: str | None) -> None:
     from musicgen_core.model.hub_adapter import is_on_hub
     from musicgen_core.model.lora import find_adapter, load_adapter
 
-    if location is not None and not is_on_hub(location):
-        load_adapter(find_adapter(location))
+    if location is None or (is_on_hub(location) and not _begins_here(location)):
+        return
+    load_adapter(find_adapter(location))
 
 
 def check_training(given: Mapping[str, Any]) -> None:
@@ -54,6 +55,11 @@ def check_rendering(given: Mapping[str, Any]) -> None:
     prompts_file = given.get("prompts_file")
     prompts = read_prompts(prompts_file) if prompts_file is not None and not _is_pipe(prompts_file) else []
     check_continued(prompts, given.get("continue_from"))
+
+
+def _begins_here(location: str) -> bool:
+    """Return whether it begins with a directory that is here, as a mistyped `runs/first` does."""
+    return Path(Path(location).parts[0]).is_dir()
 
 
 def _is_pipe(location: str) -> bool:

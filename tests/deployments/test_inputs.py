@@ -12,6 +12,7 @@ from deployments import commands
 from deployments.cli import main
 from deployments.inputs import check_adapter, check_rendering, check_training
 from musicgen_core.errors import AdapterError
+from tests.stand_in_hub import StandInHub
 
 DEBUG_CPU = ["--model", "debug", "--device", "cpu"]
 
@@ -65,5 +66,12 @@ def test_a_pipe_of_prompts_is_left_to_the_run(tmp_path: Path) -> None:
     check_rendering({"prompts_file": str(tmp_path / "prompts")})
 
 
-def test_an_adapter_on_the_hub_is_left_to_the_run() -> None:
-    check_adapter("somebody/private-adapter")
+def test_a_mistyped_path_is_not_left_to_the_run_as_the_hubs_are(
+    hub: StandInHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_adapter("runs/frist")
+    assert hub.requests == []
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    with pytest.raises(AdapterError, match="there is no adapter at runs/frist, and runs/frist is not on the Hugging"):
+        check_adapter("runs/frist")
