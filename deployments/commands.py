@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from musicgen_core.training.request import TrainResult
     from tasks.progress import Update
 
+_SHOWN = 10
 TOKENIZE = FlowOptions(positionals=("archives", "tokens"))
 _OF_TRAINING = {"num_epochs": "--epochs", "sample_prompts": "--sample-prompt"}
 TRAIN = FlowOptions(positionals=("tokens", "run_dir"), short=_OF_TRAINING, with_config=True)
@@ -95,7 +96,8 @@ def run_flow(flow: Any, parameters: dict[str, Any]) -> Any:
     result = state.result(raise_on_failure=False)
     if isinstance(result, BaseException):
         raise result
-    if not state.is_completed():
+    if not state.is_completed():  # tokenizing alone ends so, with what it did as its result
+        print_table("Tokenized", tokenized_rows(result))
         raise ArchiveError(
             str(state.message), "Do what each reason says, then run the same command again: finished archives are kept"
         )
@@ -119,8 +121,10 @@ def tokenized_rows(result: TokenizeResult) -> list[tuple[str, str]]:
         ("clips", f"{clips:,}, {lasting(seconds)} of audio"),
         ("rejected clips", str(len(rejected))),
     ]
-    rows += [(f"  {archive}", f"{entry.clip}: {entry.reason}") for archive, entry in rejected[:10]]
-    rows += [(f"  failed: {stem}", reason) for stem, reason in result.failed.items()]
+    rows += [(f"  {archive}", f"{entry.clip}: {entry.reason}") for archive, entry in rejected[:_SHOWN]]
+    rows += [(f"  failed: {stem}", reason) for stem, reason in list(result.failed.items())[:_SHOWN]]
+    if len(result.failed) > _SHOWN:
+        rows.append(("  failed", f"and {counted(len(result.failed) - _SHOWN, 'more archive')}"))
     rows += [("note", remark) for remark in result.remarks]
     return rows
 

@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: Prefect and the command line read the parameters' annotations as they are.
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,6 +48,7 @@ from tasks.tokenizing import check_codec, concerns_all, stop_tokenizing, tokeniz
 from tasks.tokenizing_log import TokenizingLog, log_tokenizing
 
 _SHOWN = 3
+_core_logger = logging.getLogger("musicgen_core.tokenizing")  # the terminal shows what the core logs
 Work = dict[str, Any]
 """Parameters of one archive's task."""
 
@@ -80,7 +82,7 @@ def tokenize_archives(
     """Tokenize every clip of every archive with EnCodec, a task an archive; what is done already is kept."""
     begin()
     found, left_out = choose_archives(_absolute(place(archives, "musicgen_archives")))
-    _warn(left_out)
+    _warn_in_terminal(left_out)
     target = _absolute(place(tokens, "musicgen_tokens"))
     storage.make_folder(storage.as_path(target))
     runner = make_task_runner(task_runner, archives_at_a_time(max_workers), dask_address, target)
@@ -117,16 +119,29 @@ def tokenize_archives(
     with artifacts_of_run() as artifacts:
         show_summary(artifacts, partial(tokenized_section, target, reports, failed, remarks))
     if failed:
-        reasons = "; ".join(
-            reason if reason.startswith(stem) else f"{stem}: {reason}" for stem, reason in failed.items()
-        )
-        return Failed(message=f"{len(failed)} of {counted(len(work), 'archive')} failed: {reasons}", data=result)
+        message = f"{len(failed)} of {counted(len(work), 'archive')} failed: {_first_reasons(failed)}"
+        return Failed(message=message, data=result)
     return Completed(message=f"{counted(sum(shard.clips for shard in reports), 'clip')} in {target}", data=result)
 
 
 def _warn(remarks: Sequence[str]) -> None:
     for remark in remarks:
         get_run_logger().warning("%s", remark)
+
+
+def _warn_in_terminal(remarks: Sequence[str]) -> None:
+    """Log the first few, and how many more, where terminals show it, too: the run may fail before its table."""
+    for remark in remarks[:_SHOWN]:
+        _core_logger.warning("%s", remark)
+    if len(remarks) > _SHOWN:
+        _core_logger.warning("and %d more of this kind, listed in the run's summary", len(remarks) - _SHOWN)
+
+
+def _first_reasons(failed: Mapping[str, str]) -> str:
+    """Return why the first few archives failed, and how many more did."""
+    reasons = [reason if reason.startswith(stem) else f"{stem}: {reason}" for stem, reason in failed.items()]
+    more = f"; and {len(reasons) - _SHOWN:,} more" if len(reasons) > _SHOWN else ""
+    return "; ".join(reasons[:_SHOWN]) + more
 
 
 def _absolute(location: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,23 @@ class TestCommonMistakes:
             "command again: finished archives are kept"
         )
         assert mine.read_text() == '{"mine": true}'
+
+    @pytest.mark.parametrize("command", ["tokenize", "finetune"])
+    def test_archives_that_fail_or_are_left_out_are_named(
+        self, command: str, demo_archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        archives = Path(shutil.copytree(demo_archives, tmp_path / "archives"))
+        (archives / "archive_batch_0002.zip").write_bytes(b"not an archive")
+        (archives / "more.7z").touch()
+        places = {
+            "tokenize": [str(tmp_path / "tokens")],
+            "finetune": [f"--{name}={tmp_path / name}" for name in ("tokens", "run-dir", "output")],
+        }
+        assert main([command, str(archives), *places[command], *DEBUG_CPU]) == 1
+        printed = capsys.readouterr()
+        assert "more.7z not read" in printed.out
+        assert "error: 1 of 2 archives failed: archive_batch_0002" in printed.err
+        assert command == "finetune" or "failed: archive_batch_0002" in printed.out
 
     def test_metadata_that_match_nothing(
         self, demo_archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

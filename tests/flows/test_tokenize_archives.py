@@ -253,6 +253,20 @@ def test_archives_left_out_are_logged_and_in_the_summary(
     assert "7z not read" in summary and "is left out" in summary
 
 
+def test_of_many_left_out_and_failed_archives_the_first_few_are_named(
+    archives: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(5):
+        shutil.copy(archives / "archive_batch_0001.zip", archives / f"archive_batch_0001 ({number}).zip")
+        (archives / f"broken_{number}.zip").write_bytes(f"not an archive {number}".encode())
+    state = run(archives, tmp_path / "tokens")
+    message = str(state.message)
+    assert message.startswith("5 of 7 archives failed: broken_0") and message.endswith("; and 2 more")
+    assert "broken_2" in message and "broken_3" not in message
+    told = [record.getMessage() for record in caplog.records if record.name == "musicgen_core.tokenizing"]
+    assert told[2].startswith("archive_batch_0001 (2).zip is left out") and told[3].startswith("and 2 more")
+
+
 def test_a_place_that_can_be_no_folder_is_refused_by_name(archives: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="file can't be a folder"):
