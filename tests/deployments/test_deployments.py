@@ -324,7 +324,7 @@ def test_a_crash_that_the_automation_missed_is_restarted_and_nothing_else_is(
         ended(client, "generate-music", Running(), Crashed()),
     ]
     before = [client.read_flow_run(run).state for run in left]
-    assert restart_missed(client) == [], "the automation comes first"
+    assert restart_missed(client, timedelta(minutes=30)) == [], "the automation comes first"
     with monkeypatch.context() as patch:
         patch.setattr(restarting, "HORIZON", timedelta(0))
         assert restart_missed(client, timedelta(0)) == [], "it is long ago"
