@@ -24,14 +24,19 @@ MANY = 8
 
 
 def follow_errors(log: IO[bytes]) -> threading.Thread:
-    """Report the errors in a server's log until the log ends. The thread does not keep the process alive.
+    """Report the errors in a server's log until it ends, and close it. The thread does not keep the process alive.
 
     A service that fails does so in each of its loops, once every few seconds: the same error is reported the 1st, 2nd,
     4th, 8th … time.
     """
-    thread = threading.Thread(target=_report, args=(log,), daemon=True)
+    thread = threading.Thread(target=_report_and_close, args=(log,), daemon=True)
     thread.start()
     return thread
+
+
+def _report_and_close(log: IO[bytes]) -> None:
+    with log:
+        _report(log)
 
 
 def _report(log: IO[bytes]) -> None:

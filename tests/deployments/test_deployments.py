@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
+import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolUpdate
@@ -231,6 +232,20 @@ def test_run_tells_what_a_run_came_to_and_refuses_what_the_flow_does_not_take(
     assert main(["run", "tokenize-archives", "-p", "limit=3", "--watch"]) == 1
     assert "Failed: 2 of 3 archives failed" in capsys.readouterr().out
     assert client.read_flow_run(created[0]).parameters == {"limit": 3}
+
+
+def test_a_watched_run_is_not_to_be_started_again_when_its_server_stops(
+    client: SyncPrefectClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise httpx.ConnectError("connection refused")
+
+    monkeypatch.setattr("deployments.run._watched", stop)
+    assert main(["run", "tokenize-archives", "--watch"]) == 1
+    printed = capsys.readouterr()
+    client.delete_flow_run(UUID(printed.out.partition("/runs/flow-run/")[2].split()[0]))
+    assert "stopped answering" in printed.err and "its UI shows the run" in printed.err
+    assert "Run the same command again" not in printed.err
 
 
 def test_an_automation_is_touched_only_when_the_file_has_changed(

@@ -26,7 +26,9 @@ def logged(message: str, *arguments: object, error: Exception | None = None) -> 
 
 
 def shown(capsys: pytest.CaptureFixture[str], *lines: str) -> list[str]:
-    follow_errors(io.BytesIO("".join(f"{line}\n" for line in lines).encode())).join()
+    log = io.BytesIO("".join(f"{line}\n" for line in lines).encode())
+    follow_errors(log).join()
+    assert log.closed
     return capsys.readouterr().out.splitlines()
 
 
