@@ -16,6 +16,7 @@ from musicgen_core.variables import drop_empty
 
 logger = logging.getLogger(__name__)
 KEY = "WANDB_API_KEY"
+KILLED_WITHIN_S = 5.0
 _TROUBLE = {
     "online": ("filestream: ", "runfiles: ", "fileTransfer: ", "sender: failed"),  # what the server has not got
     "offline": ("writer: failed",),  # what the file has not got; online the server has it all the same
@@ -82,10 +83,16 @@ def end_service() -> None:
         with suppress(psutil.Error):
             if process.name() == "wandb-core":
                 process.kill()
+                process.wait(KILLED_WITHIN_S)
     teardown(1)  # its hook at exit goes with it
 
 
 def teardown(exit_code: int) -> None:
     """End WandB in this process. It exits where its own service didn't end well, and the job is not to end with it."""
+    core = None
+    with suppress(AttributeError, KeyError):  # it has not begun, or is of another version
+        core = sys.modules["wandb.sdk.wandb_setup"]._singleton._connection._proc._process
     with suppress(Exception, SystemExit):
         sys.modules["wandb"].teardown(exit_code)  # not imported here: another thread may be stuck in doing so
+    if core is not None:
+        core.poll()  # WandB does not wait for a wandb-core that was killed, which would stay a zombie

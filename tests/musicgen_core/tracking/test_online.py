@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -226,6 +228,12 @@ def test_a_run_that_loses_its_server_is_whole_on_disk_and_ends_in_time(
         assert [row["global_step"] for row in back.history.values() if "train/loss" in row] == [1, 2]
 
 
+def unclosed_processes() -> list[subprocess.Popen[bytes]]:
+    """Those that nobody has waited for."""
+    found = [one for one in gc.get_objects() if isinstance(one, subprocess.Popen)]
+    return [one for one in found if one.returncode is None and "wandb-core" in str(one.args)]
+
+
 def test_a_run_whose_service_dies_goes_on_offline(
     tmp_path: Path, stand_in: StandIn, clip: AudioFile, adapter: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -239,6 +247,7 @@ def test_a_run_whose_service_dies_goes_on_offline(
     run.finish()
     assert_all_is_offline(tmp_path, clip)
     assert len(warnings(caplog)) == 1
+    assert unclosed_processes() == []
 
 
 def test_an_interrupted_job_does_not_wait_for_a_wandb_that_hangs(
@@ -260,14 +269,8 @@ def test_an_interrupted_job_does_not_wait_for_a_wandb_that_hangs(
     assert time.monotonic() - started < STOP_AFTER_S  # WANDB_INIT_TIMEOUT is longer
     (warning,) = warnings(caplog)
     assert "left alone" in warning
-    wait_for(
-        lambda: (
-            not any(
-                child.name() == "wandb-core" and child.status() != psutil.STATUS_ZOMBIE
-                for child in psutil.Process().children()
-            )
-        )
-    )
+    wait_for(lambda: "wandb-core" not in [child.name() for child in psutil.Process().children()])
+    wait_for(lambda: not unclosed_processes())
 
 
 @pytest.mark.usefixtures("without_key")
