@@ -1,0 +1,12 @@
+"""Procedural music: what the demo's model is trained on, and what its demo fine-tunes it with.
+
+`compose` returns a clip: notes, a caption, and the parameters that both were made from. `SoundBank.render` turns
+clips into audio. Everything is a function of a seed.
+
+    instruments    one note of each instrument and pitch, as audio
+    piece          notes on a grid of beats: chords, bass, melody, drums
+    styles         what is played in each style
+    captions       a description of a clip in varied words
+    composing      seed → clip
+    rendering      clips → audio, in batches, on a CPU or a GPU
+"""

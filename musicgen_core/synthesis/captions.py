@@ -1,0 +1,216 @@
+"""A clip's true parameters → its description, as a person might write it.
+
+The words, their order and what is left out vary, since prompts do. What is said is true. The metre of a 3/4 is always
+said, so what says nothing is in 4/4.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from musicgen_core.music_theory import Mode
+
+SLOW_BELOW, FAST_FROM = 88, 116  # bpm
+LOWEST_BPM, HIGHEST_BPM = 60, 160
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The parameters that a clip was composed from, to compare with what is measured from its audio.
+
+    Attributes:
+        meter: beats in a bar.
+        root: pitch class of the tonic, 0 for C.
+        instruments: pitched ones, by their names in `INSTRUMENTS`.
+        drums: whether there are any.
+        beat: whether there is one to be heard.
+    """
+
+    style: str
+    bpm: int
+    meter: int
+    root: int
+    mode: Mode
+    instruments: tuple[str, ...]
+    drums: bool
+    beat: bool
+
+    @property
+    def pitched(self) -> bool:
+        """Whether any instrument has a pitch, so that there is a key to be heard."""
+        return bool(self.instruments)
+
+
+GENRES: dict[str, tuple[str, ...]] = {
+    "ambient": ("ambient", "ambient music", "ambient soundscape", "ambient synthesizer chords"),
+    "lofi": ("lo-fi hip hop", "lofi hip hop", "lofi beats", "hip hop"),
+    "rock": ("rock", "hard rock", "heavy metal", "metal", "rock song"),
+    "techno": ("techno", "electronic dance music", "edm", "house", "dance music"),
+    "folk": ("folk", "acoustic folk", "folk song", "acoustic music", "country"),
+    "jazz": ("jazz", "swing jazz", "jazz trio", "jazz club music"),
+    "piano": ("piano", "piano music", "solo piano", "classical piano"),
+    "chip": ("chiptune", "chiptune melody", "8-bit video game music", "retro game music"),
+    "hymn": ("hymn", "church organ music", "organ music", "chorale"),
+    "bells": ("music box", "music box melody", "lullaby", "bell melody"),
+    "drums": ("drum loop", "drum beat", "drum solo", "percussion"),
+    "theremin": ("theremin", "theremin music", "gliding theremin"),
+    "bellwaltz": ("carillon", "carillon music", "carillon melody"),
+}
+MOODS: dict[str, tuple[str, ...]] = {
+    "ambient": ("calm", "warm", "dreamy", "soft", "atmospheric"),
+    "lofi": ("chill", "mellow", "relaxing", "laid-back"),
+    "rock": ("energetic", "aggressive", "powerful", "loud"),
+    "techno": ("driving", "energetic", "pulsing", "club"),
+    "folk": ("gentle", "peaceful", "rustic", "calm"),
+    "jazz": ("smooth", "relaxing", "swinging", "cool"),
+    "piano": ("calm", "romantic", "soft", "elegant"),
+    "chip": ("playful", "retro", "bouncy", "pixelated"),
+    "hymn": ("solemn", "majestic", "sacred", "peaceful"),
+    "bells": ("gentle", "dreamy", "delicate", "sleepy"),
+    "drums": ("driving", "energetic", "tight", "groovy"),
+    "theremin": ("eerie", "ghostly"),
+    "bellwaltz": ("gentle", "dreamy"),
+}
+MODE_MOODS: dict[Mode, tuple[str, ...]] = {
+    "major": ("happy", "bright", "cheerful"),
+    "minor": ("sad", "dark", "melancholic"),
+}
+TEMPO_WORDS = {"slow": ("slow",), "medium": ("medium tempo", "mid-tempo"), "fast": ("fast", "upbeat")}
+SOUNDS: dict[str, tuple[str, ...]] = {
+    "piano": ("piano", "grand piano"),
+    "electric piano": ("electric piano", "rhodes"),
+    "organ": ("organ",),
+    "pad": ("pads", "synth pads", "soft background ambience"),
+    "plucked string": ("acoustic guitar", "plucked strings"),
+    "upright bass": ("upright bass", "double bass"),
+    "sub bass": ("sub bass", "deep bass"),
+    "synth bass": ("synth bass", "strong bass"),
+    "synth lead": ("synth lead", "synthesizer"),
+    "square wave": ("square waves", "square lead"),
+    "triangle wave": ("triangle bass",),
+    "distorted guitar": ("distorted guitar", "electric guitar", "heavy guitars"),
+    "bell": ("bells", "chimes"),
+    "flute": ("flute",),
+    "theremin": ("theremin",),
+    "drums": ("drums", "drum kit"),
+}
+TONICS: tuple[tuple[str, ...], ...] = (
+    ("c",),
+    ("c sharp", "c#", "d flat", "db"),
+    ("d",),
+    ("e flat", "eb", "d sharp"),
+    ("e",),
+    ("f",),
+    ("f sharp", "f#", "g flat"),
+    ("g",),
+    ("a flat", "ab", "g sharp"),
+    ("a",),
+    ("b flat", "bb", "a sharp"),
+    ("b",),
+)
+"""Names of the pitch classes, the usual one first."""
+_TEMPOS = ("{} bpm", "{} bpm", "at {} bpm")
+_KEYS = ("in {}", "in {}", "{}", "in the key of {}")
+_METERS = {3: ("in 3/4", "3/4 time", "waltz", "a waltz"), 4: ("in 4/4", "4/4 time")}
+_COMMON = (
+    "a an and at background beat beats fast guitar in key loud music of playing quiet song sound soft the time with"
+)
+
+
+def describe(truth: Truth, rng: random.Random, full: bool = False) -> str:
+    """Describe a clip, in lower case.
+
+    Args:
+        full: state everything; otherwise the tempo is said as a number in 75 % of descriptions, the key in 70 %, the
+            metre in about half of them, instruments and moods in 60 %.
+    """
+
+    def said(share: float) -> bool:
+        return full or rng.random() < share
+
+    genre = rng.choice(GENRES[truth.style])
+    qualities = [rng.choice(TEMPO_WORDS[speed(truth.bpm)])] if said(0.35) else []
+    if said(0.6):
+        qualities.append(rng.choice(_moods(truth)))
+    sounds = _sounds(truth, rng, full) if said(0.6) else []
+    sounds = [sound for sound in sounds if sound not in genre]
+    facts = [rng.choice(_TEMPOS).format(truth.bpm)] if said(0.75) else []
+    if truth.pitched and said(0.7):
+        facts.append(rng.choice(_KEYS).format(key_name(truth, rng)))
+    if truth.meter == 3 or said(0.35):
+        facts.append(rng.choice(_METERS[truth.meter]))
+    rng.shuffle(facts)
+    if not full and rng.random() < 0.25:
+        return _tags(rng, [genre, *qualities, *sounds, *facts])
+    return _sentence(rng, qualities, genre, sounds, facts)
+
+
+def speed(bpm: int) -> str:
+    """Return the key of `TEMPO_WORDS` for a tempo."""
+    return "slow" if bpm < SLOW_BELOW else "medium" if bpm < FAST_FROM else "fast"
+
+
+def key_name(truth: Truth, rng: random.Random) -> str:
+    """Return the key in words, such as `f sharp minor`; its usual name more often than others."""
+    usual, *others = TONICS[truth.root]
+    tonic = rng.choice(others) if others and rng.random() < 0.3 else usual
+    return f"{tonic} {truth.mode}"
+
+
+def vocabulary() -> list[str]:
+    """Return the words that a tokenizer should know whole: those of the base styles' captions, and all tempos.
+
+    The words that name the held-out styles are not among them.
+    """
+    from musicgen_core.synthesis.styles import STYLES
+
+    phrases = [_COMMON, *(phrase.format("") for phrase in (*_TEMPOS, *_KEYS))]
+    phrases += [phrase for style in STYLES for phrase in (*GENRES[style], *MOODS[style])]
+    for table in (MODE_MOODS, TEMPO_WORDS, _METERS):
+        phrases += [phrase for of in table.values() for phrase in of]
+    phrases += [phrase for sound, of in SOUNDS.items() if sound != "theremin" for phrase in of]
+    phrases += [*(name for names in TONICS for name in names), "major minor"]
+    phrases += map(str, range(LOWEST_BPM, HIGHEST_BPM + 1))
+    return sorted({word for phrase in phrases for word in phrase.split()})
+
+
+def words_of(caption: str) -> list[str]:
+    """Split a caption into words, without commas."""
+    return caption.replace(",", " ").split()
+
+
+def _moods(truth: Truth) -> tuple[str, ...]:
+    return MOODS[truth.style] + (MODE_MOODS[truth.mode] if truth.pitched else ())
+
+
+def _sounds(truth: Truth, rng: random.Random, full: bool) -> list[str]:
+    """All instruments in any order, or some of them."""
+    names = [*truth.instruments, *(["drums"] if truth.drums else [])]
+    rng.shuffle(names)
+    heard = names if full else names[: rng.randint(1, len(names))]
+    phrases = [rng.choice(SOUNDS[name]) for name in heard]
+    return [
+        "fast drums" if phrase == "drums" and truth.bpm >= FAST_FROM and rng.random() < 0.3 else phrase
+        for phrase in phrases
+    ]
+
+
+def _tags(rng: random.Random, tags: list[str]) -> str:
+    rng.shuffle(tags)
+    return ", ".join(tags)
+
+
+def _sentence(rng: random.Random, qualities: list[str], genre: str, sounds: list[str], facts: list[str]) -> str:
+    sentence = " ".join([*qualities, genre])
+    if sounds:
+        listed = " and ".join([*([", ".join(sounds[:-1])] if sounds[1:] else []), sounds[-1]])
+        sentence = f"{listed} playing {sentence}" if rng.random() < 0.15 else f"{sentence} with {listed}"
+    return ", ".join([sentence, *_joined(rng, facts)])
+
+
+def _joined(rng: random.Random, facts: list[str]) -> Iterator[str]:
+    """`120 bpm in a minor`, or `120 bpm, in a minor`."""
+    if facts:
+        yield rng.choice((", ", " ")).join(facts)
