@@ -103,9 +103,9 @@ def triangle_wave(pitch: int) -> Audio:
 
 
 def distorted_guitar(pitch: int) -> Audio:
-    """A power chord (root, fifth, octave) through soft clipping."""
-    strings = [_harmonics(pitch + interval, 1.6, _saw(pitch, 1800.0)) for interval in (0, 7, 12)]
-    return _fade(0.36 * _decay(1.6, 0.9) * np.tanh(2.0 * np.sum(strings, axis=0)))
+    """A power chord: root, fifth and octave, each through soft clipping."""
+    strings = [np.tanh(2.5 * _harmonics(pitch + interval, 1.6, _saw(pitch, 1800.0))) for interval in (0, 7, 12)]
+    return _fade(0.17 * _decay(1.6, 0.9) * np.sum(strings, axis=0))
 
 
 def bell(pitch: int) -> Audio:
@@ -135,12 +135,12 @@ def theremin(pitch: int, interval: int) -> Audio:
 
 def kick() -> Audio:
     t = _times(0.36)
-    return _fade(np.sin(2 * np.pi * 48 * t - 14 * np.exp(-32 * t)) * np.exp(-11 * t))
+    return _fade(np.sin(2 * np.pi * 47.6 * t - 14 * np.exp(-32 * t)) * np.exp(-11 * t))
 
 
 def snare() -> Audio:
     t = _times(0.28)
-    return _fade(0.26 * _noise(t, 1) * np.exp(-20 * t) + 0.4 * np.sin(2 * np.pi * 190 * t) * np.exp(-26 * t))
+    return _fade(0.26 * _noise(t, 1) * np.exp(-20 * t) + 0.4 * np.sin(2 * np.pi * 190.4 * t) * np.exp(-26 * t))
 
 
 def clap() -> Audio:
@@ -172,11 +172,11 @@ def crash() -> Audio:
 
 
 def low_tom() -> Audio:
-    return _tom(85.0)
+    return _tom(84.8)
 
 
 def high_tom() -> Audio:
-    return _tom(145.0)
+    return _tom(142.7)
 
 
 INSTRUMENTS: dict[str, Instrument] = {
@@ -207,7 +207,7 @@ DRUMS: dict[str, Callable[[], Audio]] = {
     "low tom": low_tom,
     "high tom": high_tom,
 }
-SLIDES = (-7, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 7)
+SLIDES = tuple(interval for interval in range(-9, 10) if interval)
 """Semitones by which a theremin slides up into a note; negative: down."""
 
 Note = tuple[str, int, int]

@@ -43,12 +43,8 @@ def ambient(piece: Piece) -> None:
 
 def lofi(piece: Piece) -> None:
     piece.reverb = 0.12
-    if piece.meter == 3:
-        kicks, snares, bass = (0.0,), (1.0, 2.0), [(0, 2, 0)]
-    else:
-        kicks, snares, bass = piece.rng.choice(((0.0, 2.0), (0.0, 2.0, 2.5))), (1.0, 3.0), [(0, 1.5, 0), (2, 1.5, 0)]
-    piece.drums(kicks, snares, piece.steps(0.5), levels=(1.0, 0.7, 0.4))
-    piece.bass("sub bass", 31, bass, 0.9)
+    piece.drums(_kicks(piece, extra=2.5), _backbeat(piece), piece.steps(0.5), levels=(1.0, 0.7, 0.4))
+    piece.bass("sub bass", 31, [(beat, 1.5, 0) for beat in _strong_beats(piece)], 0.9)
     rhythm = [(0, piece.meter)] if piece.rng.random() < 0.5 else [(0, 1), (1, piece.meter - 1)]
     piece.chords("electric piano", 52, rhythm, 0.4, voices=4)
     if piece.rng.random() < 0.4:
@@ -56,11 +52,7 @@ def lofi(piece: Piece) -> None:
 
 
 def rock(piece: Piece) -> None:
-    if piece.meter == 3:
-        kicks, snares = (0.0,), (1.0, 2.0)
-    else:
-        kicks, snares = piece.rng.choice(((0.0, 2.0), (0.0, 2.0, 2.5))), (1.0, 3.0)
-    piece.drums(kicks, snares, piece.steps(0.5))
+    piece.drums(_kicks(piece, extra=2.5), _backbeat(piece), piece.steps(0.5))
     step = piece.rng.choice((0.5, 1.0))
     for bar, start, chord in piece.bars():
         if bar % 4 == 0:
@@ -94,7 +86,7 @@ def folk(piece: Piece) -> None:
         order = piece.rng.choice(((0, 1, 2, 3, 2, 1), (0, 2, 1, 2, 3, 2), (0, 1, 2, 1)))
         piece.arpeggio("plucked string", 52, 0.5, order, 0.6, beats=0.9)
     else:
-        piece.chords("plucked string", 52, _weak_beats(piece), 0.55, release=5)
+        piece.chords("plucked string", 52, [(beat, 1) for beat in _backbeat(piece)], 0.55, release=5)
     if piece.rng.random() < 0.5:
         piece.melody("flute", 67, (0.5, 1.0, 1.0), 0.55)
 
@@ -104,7 +96,7 @@ def jazz(piece: Piece) -> None:
     walk = [(beat, 1, degree) for beat, degree in zip(piece.steps(1), (0, 2, 4, 2), strict=False)]
     piece.bass("upright bass", 33, walk, 1.0)
     instrument = piece.rng.choice(("piano", "electric piano"))
-    piece.chords(instrument, 52, [(beat, 0.7) for beat, _ in _weak_beats(piece)], 0.45, voices=4, release=4)
+    piece.chords(instrument, 52, [(beat, 0.7) for beat in _backbeat(piece)], 0.45, voices=4, release=4)
     if piece.rng.random() < 0.7:
         for _, start, _ in piece.bars():
             piece.hit("kick", start, 0.7)
@@ -125,7 +117,7 @@ def piano(piece: Piece) -> None:
     if piece.rng.random() < 0.5:
         piece.arpeggio("piano", 52, 0.5, (1, 2, 3, 2), 0.45, beats=0.9)
     else:
-        piece.chords("piano", 52, _weak_beats(piece), 0.45)
+        piece.chords("piano", 52, [(beat, 1) for beat in _backbeat(piece)], 0.45)
     piece.melody("piano", 67, piece.rng.choice(((1.0, 1.0, 2.0), (0.5, 1.0, 1.0))), 0.7)
 
 
@@ -133,11 +125,9 @@ def chip(piece: Piece) -> None:
     piece.reverb = 0.0
     piece.melody("square wave", 67, (0.5, 0.5, 1.0), 0.6)
     _bass_on_strong_beats(piece, "triangle wave", 40, 1.0)
-    piece.chords("square wave", 57, [(beat, 0.5) for beat, _ in _weak_beats(piece)], 0.22, release=2)
+    piece.chords("square wave", 57, [(beat, 0.5) for beat in _backbeat(piece)], 0.22, release=2)
     if piece.rng.random() < 0.5:
-        weak = [beat for beat, _ in _weak_beats(piece)]
-        strong = [beat for beat in piece.steps(1) if beat not in weak]
-        piece.drums(strong, weak, piece.steps(0.5), levels=(0.9, 0.5, 0.4))
+        piece.drums(_strong_beats(piece), _backbeat(piece), piece.steps(0.5), levels=(0.9, 0.5, 0.4))
 
 
 def hymn(piece: Piece) -> None:
@@ -152,18 +142,15 @@ def bells(piece: Piece) -> None:
     piece.reverb = 0.2
     piece.melody("bell", 72, (0.5, 1.0), 0.8)
     _bass_on_strong_beats(piece, "bell", 55, 0.9)
-    piece.chords("bell", 60, _weak_beats(piece), 0.35, voices=2)
+    piece.chords("bell", 60, [(beat, 1) for beat in _backbeat(piece)], 0.35, voices=2)
     if piece.rng.random() < 0.4:
         piece.chords("pad", 48, [(0, piece.meter)], 0.5, release=14)
 
 
 def drums(piece: Piece) -> None:
     rng, last = piece.rng, piece.meter - 1
-    if piece.meter == 3:
-        kicks, snares = piece.rng.choice(((0.0,), (0.0, 0.5))), (1.0, 2.0)
-    else:
-        kicks, snares = rng.choice(((0.0, 2.0), (0.0, 2.0, 2.5), (0.0, 0.5, 2.0))), (1.0, 3.0)
-    piece.drums(kicks, snares, piece.steps(rng.choice((0.25, 0.5))), rng.choice(("snare", "clap")))
+    kicks = _kicks(piece, extra=rng.choice((0.5, 2.5)))
+    piece.drums(kicks, _backbeat(piece), piece.steps(rng.choice((0.25, 0.5))), rng.choice(("snare", "clap")))
     for bar, start, _ in piece.bars():
         if bar % 4 == 3:
             for index, tom in enumerate(("high tom", "high tom", "low tom", "low tom")):
@@ -177,9 +164,9 @@ def theremin(piece: Piece) -> None:
     previous = None
     for _, start, chord in piece.bars():
         for beat in piece.steps(2):
-            pitch = piece.pitch_near(chord + piece.rng.choice((0, 2, 4)), 64)
-            wanted = piece.rng.choice(SLIDES) if previous is None else pitch - previous
-            slide = min(SLIDES, key=lambda interval: abs(interval - wanted))
+            pitches = [piece.pitch_near(chord + third, 64) for third in (0, 2, 4)]
+            pitch = piece.rng.choice([pitch for pitch in pitches if pitch != previous])
+            slide = 5 if previous is None else max(min(pitch - previous, max(SLIDES)), min(SLIDES))
             piece.play("theremin", pitch, start + beat, 1.95, 0.8, release=6, slide=slide)
             previous = pitch
     piece.bass("sub bass", 31, [(beat, 1, 0) for beat in piece.steps(1)], 0.6)
@@ -192,14 +179,24 @@ def carillon(piece: Piece) -> None:
     piece.chords("bell", 60, [(1, 0.9), (2, 0.9)], 0.5)
 
 
-def _weak_beats(piece: Piece) -> list[tuple[float, float]]:
-    """2 and 4, or 2 and 3 of a waltz."""
-    return [(1, 1), (2, 1)] if piece.meter == 3 else [(1, 1), (3, 1)]
+def _strong_beats(piece: Piece) -> list[float]:
+    """1, and in 4/4 also 3."""
+    return [0.0] if piece.meter == 3 else [0.0, 2.0]
+
+
+def _backbeat(piece: Piece) -> list[float]:
+    """2 and 3 of a waltz, else 2 and 4."""
+    return [beat for beat in piece.steps(1) if beat not in _strong_beats(piece)]
+
+
+def _kicks(piece: Piece, extra: float) -> list[float]:
+    """The strong beats, in half of the pieces in 4/4 with one more kick."""
+    return [*_strong_beats(piece), *([extra] if piece.meter == 4 and piece.rng.random() < 0.5 else [])]
 
 
 def _bass_on_strong_beats(piece: Piece, instrument: str, lowest: int, velocity: float) -> None:
     """The root on 1; in 4/4 the fifth on 3."""
-    line = [(0, 1.5, 0)] if piece.meter == 3 else [(0, 1.5, 0), (2, 1.5, 4)]
+    line = [(beat, 1.5, degree) for beat, degree in zip(_strong_beats(piece), (0, 4), strict=False)]
     piece.bass(instrument, lowest, line, velocity)
 
 
