@@ -19,17 +19,13 @@ SLIDE_FRAMES = 7  # of 20 ms
 OFF_HARMONIC = 0.012  # a fifth of a semitone
 OFF_PITCH = 0.3  # semitones from the equal temperament of A = 440 Hz; what lies between its pitches is no note
 
-# Krumhansl & Kessler 1982: how well each pitch class fits a key, from listening tests.
-PROFILES: dict[Mode, tuple[float, ...]] = {
-    "major": (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88),
-    "minor": (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17),
-}
+ROOT, TRIAD, SCALE = 5.0, 4.0, 3.0  # how often a key has its root, its third or fifth, another note of its scale
 
 
 def pitch_classes(audio: Tensor) -> Tensor:
-    """Return which pitch classes sound how much: the share of each among the notes that are found, [B, 12].
+    """Return the share of each pitch class among the notes that are found, [B, 12]; 0 in clips without any.
 
-    Notes are the peaks of spectra of 256 ms that are not harmonics of a louder, lower peak. Clips without any have 0.
+    Notes are the peaks of spectra of 256 ms, 64 ms apart, that are not harmonics of a lower peak.
     """
     return in_parts(_pitch_classes, audio)
 
@@ -40,18 +36,24 @@ def share_in_key(classes: Tensor, root: int, mode: Mode) -> float:
 
 
 def estimate_key(classes: Tensor) -> tuple[int, Mode]:
-    """Return the root and mode whose profile correlates best with the pitch classes of a clip, [12]."""
+    """Return the root and mode whose scale and tonic triad correlate best with the notes of a clip, [12].
+
+    A few bars often fit several keys: a key and its relative (C major, A minor), or neighbours in the circle of fifths.
+    """
     centred = classes - classes.mean()
     scores: dict[tuple[int, Mode], float] = {}
-    for mode, profile in PROFILES.items():
-        expected = torch.tensor(profile, device=classes.device)
-        expected = (expected - expected.mean()) / expected.std()
+    for mode, scale in SCALES.items():
+        expected = torch.zeros(PITCH_CLASSES)
+        expected[list(scale)] = SCALE
+        expected[[scale[2], scale[4]]] = TRIAD
+        expected[0] = ROOT
+        expected = ((expected - expected.mean()) / expected.std()).to(classes)
         scores |= {(root, mode): float(centred @ expected.roll(root)) for root in range(PITCH_CLASSES)}
     return max(scores, key=scores.__getitem__)
 
 
 def slides(audio: Tensor) -> Tensor:
-    """Return the share of time in which the loudest tone between 300 and 2,500 Hz slides, [B].
+    """Return the share of time in which the loudest tone between 250 and 2,500 Hz slides, [B].
 
     It does where it moves in one direction for 140 ms, by 0.025 to 1 semitone every 20 ms. Vibrato turns sooner.
     """
@@ -70,7 +72,7 @@ def _pitch_classes(audio: Tensor) -> Tensor:
     notes = loud & in_tune & ~overtone & (hertz > LOWEST_HZ) & (level > SILENT)
     classes = pitch.round().long() % PITCH_CLASSES
     counts = torch.zeros(len(audio), PITCH_CLASSES, device=audio.device)
-    counts.scatter_add_(1, classes.flatten(1), (notes * level).flatten(1))
+    counts.scatter_add_(1, classes.flatten(1), notes.float().flatten(1))
     return counts / counts.sum(1, keepdim=True).clamp(min=1e-9)
 
 
@@ -82,19 +84,16 @@ def _peaks(audio: Tensor) -> tuple[Tensor, Tensor]:
     before, here, after = (spectrum[..., low + shift : high + shift] for shift in (-1, 0, 1))
     is_peak = (here > before) & (here >= after)
     level, index = (here * is_peak).topk(PEAKS, dim=-1)
-    a, b, c = (side.gather(-1, index).log() for side in (before, here, after))
-    shift = 0.5 * (a - c) / (a - 2 * b + c).clamp(max=-1e-6)  # of the parabola through three bins
-    return (index + low + shift.clamp(-1, 1)) / bins, level
+    return _exact_bins(spectrum, index + low) / bins, level
 
 
 def _slides(audio: Tensor) -> Tensor:
-    window, hop = 2048, SAMPLE_RATE // 50
+    window = 4096  # 128 ms: in shorter ones the peak between two bins isn't found exactly enough
     bins = window / SAMPLE_RATE
-    low, high = round(300 * bins), round(2500 * bins)
-    spectrum = magnitudes(audio, window, hop).transpose(1, 2).clamp(min=1e-9)
+    low, high = round(250 * bins), round(2500 * bins)
+    spectrum = magnitudes(audio, window, SAMPLE_RATE // 50).transpose(1, 2).clamp(min=1e-9)
     level, index = spectrum[..., low:high].max(-1)
-    a, b, c = (spectrum.gather(-1, (index + low + shift)[..., None])[..., 0].log() for shift in (-1, 0, 1))
-    exact = index + low + (0.5 * (a - c) / (a - 2 * b + c).clamp(max=-1e-6)).clamp(-1, 1)
+    exact = _exact_bins(spectrum, index[..., None] + low)[..., 0]
     moved = PITCH_CLASSES * exact.log2().diff(dim=-1)  # semitones
     runs = []
     for direction in (1, -1):
@@ -102,3 +101,9 @@ def _slides(audio: Tensor) -> Tensor:
         runs.append(moves.unfold(-1, SLIDE_FRAMES, 1).all(-1))
     loud = level[:, SLIDE_FRAMES:] > 0.1 * level.amax(1, keepdim=True)
     return ((runs[0] | runs[1]) & loud).sum(1) / loud.sum(1).clamp(min=1)
+
+
+def _exact_bins(spectrum: Tensor, peaks: Tensor) -> Tensor:
+    """Peaks [B, frames, N] of spectra [B, frames, bins] → those of the parabolas through their logarithms."""
+    a, b, c = (spectrum.gather(-1, peaks + shift).log() for shift in (-1, 0, 1))
+    return peaks + (0.5 * (a - c) / (a - 2 * b + c).clamp(max=-1e-6)).clamp(-1, 1)

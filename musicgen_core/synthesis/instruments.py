@@ -103,9 +103,9 @@ def triangle_wave(pitch: int) -> Audio:
 
 
 def distorted_guitar(pitch: int) -> Audio:
-    """A power chord: root, fifth and octave, each through soft clipping."""
+    """A power chord: root, fifth and octave, each through soft clipping, and a cabinet."""
     strings = [np.tanh(2.5 * _harmonics(pitch + interval, 1.6, _saw(pitch, 1800.0))) for interval in (0, 7, 12)]
-    return _fade(0.17 * _decay(1.6, 0.9) * np.sum(strings, axis=0))
+    return _fade(0.17 * _decay(1.6, 0.9) * _cabinet(np.sum(strings, axis=0)))
 
 
 def bell(pitch: int) -> Audio:
@@ -283,6 +283,13 @@ def _sum_of_sines(pitch: Audio, amplitudes: tuple[float, ...]) -> Audio:
 def _noise(times: Audio, seed: int, differences: int = 0) -> Audio:
     """White noise, or its n-th difference, which is brighter."""
     return np.diff(np.random.default_rng(seed).normal(size=len(times) + differences), n=differences)
+
+
+def _cabinet(audio: Audio) -> Audio:
+    """Low-pass as the loudspeaker of a guitar amplifier does."""
+    hertz = np.fft.rfftfreq(len(audio), 1 / SAMPLE_RATE)
+    filtered: Audio = np.fft.irfft(np.fft.rfft(audio) / (1 + (hertz / 5000) ** 8), len(audio))
+    return filtered
 
 
 def _tom(hertz: float) -> Audio:

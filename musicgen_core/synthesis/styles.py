@@ -34,9 +34,9 @@ class Style:
 
 def ambient(piece: Piece) -> None:
     piece.reverb = 0.35
-    piece.chords("pad", 48, [(0, piece.meter)], 0.9, voices=piece.rng.choice((3, 4)), release=18)
+    piece.chords("pad", 48, [(0, piece.meter)], 0.65, voices=piece.rng.choice((3, 4)), release=18)
     if piece.rng.random() < 0.5:
-        piece.bass("sub bass", 31, [(0, piece.meter, 0)], 0.6)
+        piece.bass("sub bass", 31, [(0, piece.meter, 0)], 0.5)
     if piece.rng.random() < 0.4:
         piece.arpeggio(piece.rng.choice(("bell", "plucked string")), 60, 2.0, (0, 1, 2), 0.3, beats=2)
 
@@ -155,8 +155,6 @@ def drums(piece: Piece) -> None:
         if bar % 4 == 3:
             for index, tom in enumerate(("high tom", "high tom", "low tom", "low tom")):
                 piece.hit(tom, start + last + index / 4, 0.8)
-    if rng.random() < 0.4:
-        piece.bass("synth bass", 31, [(beat, 0.5, 0) for beat in piece.steps(0.5)], 0.8)
 
 
 def theremin(piece: Piece) -> None:
