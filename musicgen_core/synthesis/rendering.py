@@ -36,7 +36,8 @@ class SoundBank:
         """Render clips, within ±1; what lies beyond `frames` is cut off.
 
         Returns:
-            [B, frames · 640] on the bank's device, 32 kHz mono.
+            [B, frames · 640] on the bank's device, 32 kHz mono. On a GPU two renderings may differ by rounding, as the
+            order of its atomic additions does.
         """
         clip = np.repeat(np.arange(len(clips)), [len(clip.events) for clip in clips])
         events = np.concatenate([clip.events for clip in clips])
