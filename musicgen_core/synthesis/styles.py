@@ -16,7 +16,7 @@ from musicgen_core.synthesis.piece import Piece
 
 @dataclass(frozen=True)
 class Style:
-    """How pieces of a style are drawn.
+    """How pieces of a style are composed.
 
     Attributes:
         arrange: adds all parts to a piece.
@@ -33,6 +33,7 @@ class Style:
 
 
 def ambient(piece: Piece) -> None:
+    """Slow pads that change with the bar, without a beat."""
     piece.reverb = 0.35
     piece.chords("pad", 48, [(0, piece.meter)], 0.65, voices=piece.rng.choice((3, 4)), release=18)
     if piece.rng.random() < 0.5:
@@ -42,6 +43,7 @@ def ambient(piece: Piece) -> None:
 
 
 def lofi(piece: Piece) -> None:
+    """Soft drums, sub bass and chords of four notes on an electric piano."""
     piece.reverb = 0.12
     piece.drums(_kicks(piece, extra=2.5), _backbeat(piece), piece.steps(0.5), levels=(1.0, 0.7, 0.4))
     piece.bass("sub bass", 31, [(beat, 1.5, 0) for beat in _strong_beats(piece)], 0.9)
@@ -52,6 +54,7 @@ def lofi(piece: Piece) -> None:
 
 
 def rock(piece: Piece) -> None:
+    """Power chords in eighths or quarters over drums and bass."""
     piece.drums(_kicks(piece, extra=2.5), _backbeat(piece), piece.steps(0.5))
     step = piece.rng.choice((0.5, 1.0))
     for bar, start, chord in piece.bars():
@@ -66,6 +69,7 @@ def rock(piece: Piece) -> None:
 
 
 def techno(piece: Piece) -> None:
+    """A kick on every beat, bass and open hats between them, a synthesizer."""
     piece.drums(piece.steps(1), (1.0, 3.0), piece.steps(1, 0.5), "clap", "open hat", (1.0, 0.7, 1.0))
     piece.bass("synth bass", 31, [(beat, 0.5, 0) for beat in piece.steps(1, 0.5)], 1.0)
     part = piece.rng.choice(("arpeggio", "chords", "melody"))
@@ -80,6 +84,7 @@ def techno(piece: Piece) -> None:
 
 
 def folk(piece: Piece) -> None:
+    """A plucked string, broken or strummed, over a double bass, perhaps with a flute."""
     piece.reverb = 0.1
     _bass_on_strong_beats(piece, "upright bass", 36, 0.9)
     if piece.rng.random() < 0.5:
@@ -92,6 +97,7 @@ def folk(piece: Piece) -> None:
 
 
 def jazz(piece: Piece) -> None:
+    """A walking bass, chords on the backbeat, a swung ride cymbal."""
     piece.reverb = 0.12
     walk = [(beat, 1, degree) for beat, degree in zip(piece.steps(1), (0, 2, 4, 2), strict=False)]
     piece.bass("upright bass", 33, walk, 1.0)
@@ -112,6 +118,7 @@ def jazz(piece: Piece) -> None:
 
 
 def piano(piece: Piece) -> None:
+    """Melody, chords and bass on one piano."""
     piece.reverb = 0.15
     _bass_on_strong_beats(piece, "piano", 36, 0.8)
     if piece.rng.random() < 0.5:
@@ -122,6 +129,7 @@ def piano(piece: Piece) -> None:
 
 
 def chip(piece: Piece) -> None:
+    """Square and triangle waves without reverberation, perhaps with drums."""
     piece.reverb = 0.0
     piece.melody("square wave", 67, (0.5, 0.5, 1.0), 0.6)
     _bass_on_strong_beats(piece, "triangle wave", 40, 1.0)
@@ -131,6 +139,7 @@ def chip(piece: Piece) -> None:
 
 
 def hymn(piece: Piece) -> None:
+    """An organ that strikes a chord on each beat over a held bass."""
     piece.reverb = 0.3
     piece.bass("organ", 40, [(0, piece.meter, 0)], 0.9)
     piece.chords("organ", 55, [(beat, 0.9) for beat in piece.steps(1)], 0.6, release=3)
@@ -139,6 +148,7 @@ def hymn(piece: Piece) -> None:
 
 
 def bells(piece: Piece) -> None:
+    """A music box: melody, chords and bass on bells, perhaps over pads."""
     piece.reverb = 0.2
     piece.melody("bell", 72, (0.5, 1.0), 0.8)
     _bass_on_strong_beats(piece, "bell", 55, 0.9)
@@ -148,6 +158,7 @@ def bells(piece: Piece) -> None:
 
 
 def drums(piece: Piece) -> None:
+    """Drums alone, with a fill of toms in every fourth bar."""
     rng, last = piece.rng, piece.meter - 1
     kicks = _kicks(piece, extra=rng.choice((0.5, 2.5)))
     piece.drums(kicks, _backbeat(piece), piece.steps(rng.choice((0.25, 0.5))), rng.choice(("snare", "clap")))
@@ -158,6 +169,7 @@ def drums(piece: Piece) -> None:
 
 
 def theremin(piece: Piece) -> None:
+    """A voice that slides from each note to the next, over a sub bass on each beat."""
     piece.reverb = 0.2
     previous = None
     for _, start, chord in piece.bars():
@@ -171,6 +183,7 @@ def theremin(piece: Piece) -> None:
 
 
 def carillon(piece: Piece) -> None:
+    """A waltz of bells: low on 1, chords on 2 and 3, a melody above."""
     piece.reverb = 0.25
     piece.melody("bell", 72, (1.0, 1.0, 0.5), 0.8)
     piece.bass("bell", 48, [(0, 1, 0)], 1.0)
