@@ -42,6 +42,7 @@ class Codec:
 
     Attributes:
         identity: a hash of the codec's weights, for fingerprints.
+        cardinality: codes in each of its codebooks.
         batch_seconds: how much audio `start` should be given at once; who runs out of memory with it lowers it.
     """
 
@@ -49,6 +50,7 @@ class Codec:
         self.device = torch.device(device)
         self.identity = codec_identity(model)
         self._model = load_codec(model, self.device)
+        self.cardinality: int = self._model.cardinality
         self._encoder = self._model.encoder if hasattr(self._model, "encoder") else self._model.model.encoder
         self._ragged = RaggedBatches(self._encoder)
         self._lock = threading.Lock()

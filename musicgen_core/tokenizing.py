@@ -140,7 +140,7 @@ class Tokenizer:
             on_clip(Counts(0, 0, total))
             parquet = folder / f"{archive_stem(archive)}.parquet"
             with (
-                ShardWriter(parquet, self.codec.identity) as writer,
+                ShardWriter(parquet, self.codec.identity, self.codec.cardinality) as writer,
                 closing(self.encoded_clips(islice(opened.clips(), limit), cancelled)) as clips,
             ):
                 for name, clip in clips:
@@ -158,7 +158,7 @@ class Tokenizer:
             # In a tar a description may stand behind its clip.
             final = _describe(captioner, [name for name, _ in described], opened.sidecars())
             if final != described:
-                parquet = _rewrite(parquet, folder / "described" / parquet.name, final, self.codec.identity)
+                parquet = _rewrite(parquet, folder / "described" / parquet.name, final, self.codec)
             report = ShardReport(
                 archive=archive.name,
                 archive_bytes=local.stat().st_size,
@@ -209,7 +209,7 @@ class Tokenizer:
             fingerprint, remarks = captions_fingerprint(described), _remarks(captioner, described, sidecars)
             if fingerprint == report.captions_fingerprint and remarks == report.remarks:
                 return report
-            parquet = _rewrite(local, folder / source.name, described, self.codec.identity)
+            parquet = _rewrite(local, folder / source.name, described, self.codec)
             report = replace(report, captions_fingerprint=fingerprint, remarks=remarks)
             publish_shard(parquet, report, self.tokens)
         return report
@@ -224,10 +224,10 @@ def _remarks(captioner: Captioner, described: Sequence[tuple[str, str | None]], 
     return [Remark(name, remark) for name, remark in found if remark]
 
 
-def _rewrite(source: Path, target: Path, described: Sequence[tuple[str, str | None]], codec: str) -> Path:
+def _rewrite(source: Path, target: Path, described: Sequence[tuple[str, str | None]], codec: Codec) -> Path:
     """Write the same rows with other descriptions to `target`."""
     target.parent.mkdir(exist_ok=True)
-    with ShardWriter(target, codec) as writer:
+    with ShardWriter(target, codec.identity, codec.cardinality) as writer:
         for row, (_, description) in zip(read_rows(source), described, strict=True):
             writer.add(replace(row, description=description))
     return target

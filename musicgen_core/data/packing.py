@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from musicgen_core.codes import CARDINALITY, CODEBOOKS
-from musicgen_core.data.shards import SCHEMA, shard_codec
+from musicgen_core.codes import CODEBOOKS
+from musicgen_core.data.shards import SCHEMA, shard_cardinality, shard_codec
 from musicgen_core.errors import TokensError
 
 VERSION = 2  # of what is below: raise it when the same shard would be packed otherwise
@@ -143,7 +143,7 @@ def _read(parquet: Path, codec: str) -> Iterator[pa.RecordBatch]:
                 raise ValueError("its columns are not those of a shard")
             # In this thread: several shards are read at once, and Arrow's threads would hold more of each.
             for batch in file.iter_batches(ROWS_READ, use_threads=False):
-                _check_codes(batch)
+                _check_codes(batch, shard_cardinality(file.schema_arrow))
                 yield batch
     except (OSError, ValueError, pa.ArrowException) as error:
         raise TokensError(
@@ -160,15 +160,15 @@ def _check_codec(parquet: Path, codec: str) -> None:
         )
 
 
-def _check_codes(batch: pa.RecordBatch) -> None:
+def _check_codes(batch: pa.RecordBatch, cardinality: int) -> None:
     codes = batch.column("codes")
     frames = batch.column("frames").to_numpy()
     lengths = [lists.value_lengths().to_numpy(zero_copy_only=False) for lists in (codes, codes.flatten())]
     if (lengths[0] != CODEBOOKS).any() or not np.array_equal(lengths[1], frames.repeat(CODEBOOKS)) or 0 in frames:
         raise ValueError("its codes are not [4, frames]")
     flat = codes.flatten().flatten()
-    if flat.null_count or (len(flat) and flat.to_numpy().max() >= CARDINALITY):
-        raise ValueError(f"its codes are not all below {CARDINALITY}")
+    if flat.null_count or (len(flat) and flat.to_numpy().max() >= cardinality):
+        raise ValueError(f"its codes are not all below {cardinality}")
 
 
 def _to_packed(batch: pa.RecordBatch, stem: str) -> pa.RecordBatch:

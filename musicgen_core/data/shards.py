@@ -101,13 +101,13 @@ def shard_paths(tokens: UPath, stem: str) -> tuple[UPath, UPath]:
 class ShardWriter:
     """Writes rows to a local Parquet file, a row group at a time, so memory stays flat."""
 
-    def __init__(self, path: Path, codec: str) -> None:
+    def __init__(self, path: Path, codec: str, cardinality: int = CARDINALITY) -> None:
         metadata = {
             "schema_version": str(SCHEMA_VERSION),
             "codec": codec,
             "frame_rate": str(FRAME_RATE),
             "codebooks": str(CODEBOOKS),
-            "cardinality": str(CARDINALITY),
+            "cardinality": str(cardinality),
         }
         self._schema = SCHEMA.with_metadata(metadata)
         self._writer = pq.ParquetWriter(path, self._schema, compression="zstd", write_page_checksum=True)
@@ -288,6 +288,18 @@ def _rows_of(table: pa.Table) -> Iterator[Row]:
         stop = start + CODEBOOKS * frames
         yield Row(clip, description, duration, flat[start:stop].reshape(CODEBOOKS, frames))
         start = stop
+
+
+def shard_cardinality(schema: pa.Schema) -> int:
+    """Return how many codes each codebook of a shard's codec has.
+
+    Raises:
+        ValueError: its schema doesn't say so, or says no number of codes that any codec has.
+    """
+    cardinality = int((schema.metadata or {}).get(b"cardinality", b""))
+    if not 1 <= cardinality <= CARDINALITY:
+        raise ValueError(f"its codebooks have {cardinality} codes")
+    return cardinality
 
 
 def shard_codec(parquet: Path) -> str:

@@ -58,7 +58,8 @@ def load_codec(model: BaseModel, device: torch.device) -> Any:
     except Exception as error:  # audiocraft and transformers raise many kinds on a damaged or foreign file
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
         raise ModelError(f"{name} can't be loaded ({reason})", "Fetch the file again") from error
-    expected = (SAMPLE_RATE, FRAME_RATE, CODEBOOKS, CARDINALITY)
+    cardinality = model.config.decoder.cardinality if model.lm_path.is_file() else found[-1]
+    expected = (SAMPLE_RATE, FRAME_RATE, CODEBOOKS, min(cardinality, CARDINALITY))
     if found != expected:
         raise ModelError(
             f"{name} has sample rate, frame rate, codebooks and cardinality {found}, not {expected}", USE_ANOTHER

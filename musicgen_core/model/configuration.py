@@ -23,12 +23,12 @@ from musicgen_core.errors import ModelError
 from musicgen_core.model.decoder import DecoderConfig
 
 USE_ANOTHER = "Use facebook/musicgen-small, facebook/musicgen-medium or facebook/musicgen-large"
+_DEFAULT_CARDINALITY = 1024
 _T5_WIDTHS = {"t5-small": 512, "t5-base": 768, "t5-large": 1024}  # as in audiocraft's T5Conditioner
 
 # Settings that change what is computed: audiocraft's default, and the only value that this decoder computes.
 _LANGUAGE_MODEL: dict[str, tuple[Any, Any]] = {
     "n_q": (8, CODEBOOKS),
-    "card": (1024, CARDINALITY),
     "norm": ("layer_norm", "layer_norm"),
     "norm_first": (False, True),
     "activation": ("relu", "gelu"),
@@ -50,7 +50,7 @@ _FUSER = {"cross": ([], ["description"]), "cross_attention_pos_emb": (False, Fal
 _T5 = {"finetune": (False, False), "normalize_text": (False, False)}
 
 # Settings that leave the result as it is: shapes, which are read elsewhere, …
-_SHAPES = {"dim", "num_heads", "num_layers", "hidden_scale", "q_modeling"}
+_SHAPES = {"card", "dim", "num_heads", "num_layers", "hidden_scale", "q_modeling"}
 # … implementations and precisions of the same arithmetic, …
 _IMPLEMENTATIONS = {"custom", "memory_efficient", "attention_as_float32", "checkpointing", "two_step_cfg"}
 _IMPLEMENTATIONS |= {"cross_attention", "xpos"}  # audiocraft switches on the one itself; the other belongs to rope
@@ -186,7 +186,7 @@ def read_lm_config(content: object, source: object) -> LmConfig:
             ffn_dim=int(lm.get("hidden_scale", 4) * lm["dim"]),
             text_dim=_T5_WIDTHS[_t5_size(name)],
             codebooks=CODEBOOKS,
-            cardinality=CARDINALITY,
+            cardinality=lm.get("card", _DEFAULT_CARDINALITY),
         ),
         t5=name,
         training_dropout=dropout,
@@ -250,6 +250,9 @@ def _wrong_shape(lm: Mapping[str, Any]) -> Iterator[str]:
         yield f"transformer_lm.{name} is {shown(lm.get(name))}"
     if not wrong and (lm["dim"] % lm["num_heads"] or lm["dim"] % 2):
         yield f"transformer_lm.dim is {lm['dim']} and num_heads {lm['num_heads']}"
+    cardinality = lm.get("card", _DEFAULT_CARDINALITY)
+    if type(cardinality) is not int or not 1 <= cardinality <= CARDINALITY:
+        yield f"transformer_lm.card is {shown(cardinality)}"
     scale = lm.get("hidden_scale", 4)
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < 1000:
         yield f"transformer_lm.hidden_scale is {shown(scale)}"

@@ -18,48 +18,15 @@ from torch import Tensor, nn
 
 from musicgen_core import storage
 from musicgen_core.audiocraft_compat import import_audiocraft
+from musicgen_core.model import xp_cfg
 from musicgen_core.model.configuration import read_lm_config
 from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.weights import CODEC_FILE, DEBUG, LM_FILE, TEXT_ENCODER, to_audiocraft
 
 VERSION = 1  # part of the directory's name: raise it when anything below changes the files
 
-LM_CONFIG = """
-lm_model: transformer_lm
-device: cpu
-dtype: float32
-channels: 1
-dataset: {segment_duration: 30}
-transformer_lm:
-  {n_q: 4, card: 2048, dim: 64, num_layers: 2, num_heads: 4, hidden_scale: 4, dropout: 0.1, activation: gelu,
-   norm_first: true, norm: layer_norm, bias_ff: false, bias_attn: false, bias_proj: false, causal: true,
-   past_context: null, custom: false, memory_efficient: true, attention_as_float32: false, layer_scale: null,
-   positional_embedding: sin, xpos: false, checkpointing: none, weight_init: gaussian, depthwise_init: current,
-   zero_bias_init: true, cross_attention: false, qk_layer_norm: false, qk_layer_norm_cross: false,
-   attention_dropout: null, kv_repeat: 1, two_step_cfg: false}
-codebooks_pattern: {modeling: delay, delay: {delays: [0, 1, 2, 3], flatten_first: 0, empty_initial: 0}}
-classifier_free_guidance: {training_dropout: 0.3, inference_coef: 3.0}
-attribute_dropout: {}
-fuser:
-  {cross_attention_pos_emb: false, cross_attention_pos_emb_scale: 1, sum: [], prepend: [], cross: [description],
-   input_interpolate: []}
-conditioners:
-  description: {model: t5, t5: {name: t5-small, finetune: false, word_dropout: 0.0, normalize_text: false}}
-"""
-
-CODEC_CONFIG = """
-compression_model: encodec
-device: cpu
-sample_rate: 32000
-channels: 1
-encodec: {autoencoder: seanet, quantizer: rvq, sample_rate: 32000, channels: 1, causal: false, renormalize: false}
-seanet:
-  {dimension: 16, channels: 1, causal: false, n_filters: 4, n_residual_layers: 1, ratios: [8, 5, 4, 4],
-   activation: ELU, activation_params: {alpha: 1.0}, norm: none, norm_params: {}, kernel_size: 7,
-   residual_kernel_size: 3, last_kernel_size: 7, dilation_base: 2, pad_mode: constant, true_skip: true, compress: 2,
-   lstm: 1, disable_norm_outer_blocks: 0, encoder: {}, decoder: {trim_right_ratio: 1.0, final_activation: null}}
-rvq: {n_q: 4, q_dropout: false, bins: 2048, decay: 0.99, kmeans_init: false, threshold_ema_dead_code: 0}
-"""
+LM_CONFIG = xp_cfg.language_model(dim=64, layers=2, heads=4)
+CODEC_CONFIG = xp_cfg.codec(dimension=16, filters=4, lstm=1)
 
 # A character tokenizer: T5's Unigram model over printable ASCII. Anything else is <unk>.
 CHARACTERS = "▁" + "".join(sorted(set(string.printable) - set(string.whitespace)))
