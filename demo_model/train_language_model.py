@@ -35,7 +35,7 @@ TEXT_DROPOUT = 0.15
 SETTINGS = xp_cfg.language_model(
     dim=256, layers=6, heads=8, hidden_scale=2, cardinality=512, text_dropout=TEXT_DROPOUT
 )
-TOKENS_PER_STEP = 96 * 500  # frames
+TOKENS_PER_STEP = 64 * 500  # frames
 LEARNING_RATE = 1.5e-3
 WEIGHT_DECAY = 0.05
 ON_SHORT_CLIPS = 0.75  # of the steps

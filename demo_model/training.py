@@ -99,7 +99,7 @@ class Run:
     def __post_init__(self) -> None:
         if not self.path.exists():
             return
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        state = torch.load(self.path, weights_only=True)
         if state["steps"] != self.steps:
             raise SystemExit(f"{self.path} is of a run of {state['steps']} steps; delete it to start one of {self.steps}")
         for name, part in self.parts.items():
