@@ -294,9 +294,9 @@ def shard_cardinality(schema: pa.Schema) -> int:
     """Return how many codes each codebook of a shard's codec has.
 
     Raises:
-        ValueError: its schema doesn't say so, or says no number of codes that any codec has.
+        ValueError: its schema says a number that no codec has.
     """
-    cardinality = int((schema.metadata or {}).get(b"cardinality", b""))
+    cardinality = int((schema.metadata or {}).get(b"cardinality", CARDINALITY))
     if not 1 <= cardinality <= CARDINALITY:
         raise ValueError(f"its codebooks have {cardinality} codes")
     return cardinality

@@ -99,6 +99,14 @@ def test_codes_that_are_no_codes_are_refused(tmp_path: Path, changed: dict[str, 
     assert reason in refused.value.found and "a.parquet" in refused.value.found
 
 
+def test_codes_beyond_the_shards_own_cardinality_are_refused(tmp_path: Path) -> None:
+    metadata = {"codec": CODEC, "cardinality": "512"}
+    table = pa.Table.from_pydict(columns(codes=[[[1, 2]] * 3 + [[1, 512]]]), schema=SCHEMA.with_metadata(metadata))
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(TokensError, match="below 512"):
+        pack_shard(tmp_path / "a.parquet", "a", CODEC, io.BytesIO())
+
+
 @pytest.mark.parametrize("kind", ["other columns", "no parquet", "a page"])
 def test_a_damaged_shard_is_named_with_what_to_do(tmp_path: Path, row: Callable[..., Row], kind: str) -> None:
     path = write_parquet(tmp_path / "a.parquet", [row("x.wav", 500)])

@@ -123,7 +123,7 @@ def test_guidance_and_dropout_are_the_checkpoints() -> None:
     ("changes", "named"),
     [
         ({"transformer_lm__n_q": 2}, "transformer_lm.n_q is 2"),
-        ({"transformer_lm__card": 1024}, "transformer_lm.card is 1024"),
+        ({"transformer_lm__card": 4096}, "transformer_lm.card is 4096"),
         ({"transformer_lm__causal": False}, "transformer_lm.causal is false"),
         ({"transformer_lm__causal": MISSING}, "transformer_lm.causal is false by default"),
         ({"transformer_lm__activation": MISSING}, 'transformer_lm.activation is "relu" by default'),
