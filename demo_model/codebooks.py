@@ -1,9 +1,9 @@
 """Training of audiocraft's residual vector quantizer, without waiting for the GPU.
 
-The codebooks follow the encoder by exponential moving averages (van den Oord et al. 2017, appendix A.1), and a code that
-nothing is assigned to any more is replaced by a vector of the batch. audiocraft 1.3.0's own update has two faults, which
-matter in training alone: after k-means `embed_avg` lacks the factor `cluster_size`, so the first update shrinks every
-code; and the replacement of a code is undone by the average in the same step. It also asks the GPU for values on the
+The codebooks follow the encoder by exponential moving averages (van den Oord et al. 2017, appendix A.1), and a code to
+which no vector is assigned any more is replaced by a vector of the batch. audiocraft 1.3.0's own update has two faults,
+which matter in training alone: after k-means `embed_avg` lacks the factor `cluster_size`, so the first update shrinks
+every code; and the replacement of a code is undone by the average in the same step. It also reads values back to the
 host, which a CUDA graph can't. The buffers updated here are those of audiocraft's modules, which encode and decode.
 """
 

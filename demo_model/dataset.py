@@ -60,7 +60,8 @@ def encode(work: Path) -> None:
         began = time.monotonic()
         given = torch.load(path, weights_only=False)  # written by `compose` above
         clips, frames = given["clips"], given["frames"]
-        codes = torch.cat([_encode(bank, codec, clips[i : i + CLIPS_AT_ONCE], frames) for i in range(0, len(clips), CLIPS_AT_ONCE)])
+        parts = (clips[start : start + CLIPS_AT_ONCE] for start in range(0, len(clips), CLIPS_AT_ONCE))
+        codes = torch.cat([_encode(bank, codec, part, frames) for part in parts])
         _save(target, {"codes": codes, "captions": [clip.caption for clip in clips]})
         print(f"{len(clips)} clips encoded in {time.monotonic() - began:.0f} s", flush=True)
 

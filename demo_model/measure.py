@@ -1,29 +1,42 @@
-"""Figures of clips beside the parameters that were asked for: style, tempo, metre, key, drums, all from audio alone.
+"""Measure the demo model on clips and prompts that it was not trained on, from their audio alone.
 
-    uv run python -m demo_model.measure --clips 40
+    uv run python -m demo_model.measure [--model demo] [--clips 40] [--out FILE.json]
 
-prints what synthesized clips reach, which is the most that a model can, and what chance does.
+The prompts state all parameters of a piece: style, tempo, metre, key, drums. What is measured of the generated audio is
+compared with them. The same is measured of the synthesized pieces, which is the most that a model can reach, of the
+pieces through the codec, and against the parameters of other pieces, which is chance.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from demo_model.training import pick_device
 from musicgen_core.analysis.classifier import Classifier, features
-from musicgen_core.analysis.distances import frechet_distance_diagonal
+from musicgen_core.analysis.distances import frechet_distance_diagonal, si_sdr
 from musicgen_core.analysis.harmony import estimate_key, pitch_classes, share_in_key, slides
 from musicgen_core.analysis.rhythm import meters, tempo_matches, tempos
+from musicgen_core.codec import Codec
+from musicgen_core.codes import FRAME_RATE, SAMPLE_RATE
+from musicgen_core.config import SamplingSettings
+from musicgen_core.generation.engine import Engine
+from musicgen_core.model.text import TextEncoder
+from musicgen_core.model.weights import BaseModel, find_model, load_lm
 from musicgen_core.synthesis.captions import Truth
 from musicgen_core.synthesis.composing import Clip, compose_many
 from musicgen_core.synthesis.rendering import SoundBank
-from musicgen_core.synthesis.styles import ALL_STYLES
+from musicgen_core.synthesis.styles import ALL_STYLES, STYLES
 
+REFERENCE_SEED, PROMPT_SEED = 60_000_000, 70_000_000
+SECONDS, LONG_SECONDS = 10, 30
+PROMPTS_AT_ONCE = 64
 SLIDING = 0.1  # share of the time; of all styles only a theremin reaches it
 Figures = dict[str, float]
 
@@ -50,13 +63,14 @@ class Judge:
     def measure(self, audio: Tensor, truths: Sequence[Truth]) -> Figures:
         """Return the share of clips [B, samples] that are as they were asked for, from 0 to 1.
 
-        Tempo and metre are measured where there is a beat, the key where there are notes. `by chance` is what the
-        same clips reach against the parameters of others. `in key` is the mean share of notes on the scale. Fréchet's
-        distance is that to the reference clips.
+        The tempo is measured where there is a beat, the metre in styles that have both 3/4 and 4/4, the key where there
+        are notes. `by chance` is the result of the same clips against the parameters of others. `in key` is the mean
+        share of notes on the scale. Fréchet's distance is that to the reference clips.
         """
         given = features(audio)
         shuffled = np.random.default_rng(0).permutation(len(truths))
         beats = [index for index, truth in enumerate(truths) if truth.beat]
+        metric = [index for index in beats if len(ALL_STYLES[truths[index].style].meters) > 1]
         notes = [index for index, truth in enumerate(truths) if truth.pitched]
         bpm, meter = tempos(audio).tolist(), meters(audio).tolist()
         classes = pitch_classes(audio).cpu()
@@ -68,8 +82,7 @@ class Judge:
             ),
             "tempo": _share(tempo_matches(bpm[index], truths[index].bpm) for index in beats),
             "tempo by chance": _share(tempo_matches(bpm[index], other[index].bpm) for index in beats),
-            "metre": _share(meter[index] == truths[index].meter for index in beats),
-            "metre by chance": _share(meter[index] == other[index].meter for index in beats),
+            "metre": _share(meter[index] == truths[index].meter for index in metric),
             "in key": _share(share_in_key(classes[i], truths[i].root, truths[i].mode) for i in notes),
             "in key by chance": _share(share_in_key(classes[i], other[i].root, other[i].mode) for i in notes),
             "key": _share(estimate_key(classes[i]) == (truths[i].root, truths[i].mode) for i in notes),
@@ -78,36 +91,93 @@ class Judge:
         }
 
 
+def compose_each(styles: Iterable[str], clips: int, first_seed: int, full_caption: bool = False) -> list[Clip]:
+    """Compose clips of 10 s, so many of each style."""
+    return [
+        clip
+        for number, style in enumerate(styles)
+        for clip in compose_many(clips, first_seed + number * clips, style, SECONDS * FRAME_RATE, full_caption)
+    ]
+
+
+def render(bank: SoundBank, clips: Sequence[Clip]) -> Tensor:
+    """Return the audio of clips of 10 s, [B, samples]."""
+    parts = (clips[start : start + PROMPTS_AT_ONCE] for start in range(0, len(clips), PROMPTS_AT_ONCE))
+    return torch.cat([bank.render(part, SECONDS * FRAME_RATE) for part in parts])
+
+
+def through(codec: Codec, audio: Tensor) -> Tensor:
+    """Encode and decode audio [B, samples]."""
+    parts = [codec.decode(codec.encode(part[:, None]))[:, 0] for part in audio.split(PROMPTS_AT_ONCE)]
+    return torch.cat(parts).to(audio.device)[:, : audio.shape[1]]
+
+
+def fit_judge(bank: SoundBank, codec: Codec, clips: int) -> Judge:
+    """Return a judge fitted to clips of all styles, as synthesized and through the codec."""
+    references = compose_each(ALL_STYLES, clips, REFERENCE_SEED)
+    audio = render(bank, references)
+    return Judge([clip.truth for clip in references], audio, through(codec, audio))
+
+
+def load_engine(model: BaseModel, device: torch.device | str) -> Engine:
+    """Return a model in fp32, ready to generate."""
+    return Engine(load_lm(model, device), TextEncoder(model.text_encoder, device), model.config.inference_coefficient)
+
+
+def generate(engine: Engine, codec: Codec, prompts: Sequence[str | None], settings: SamplingSettings) -> Tensor:
+    """Return music for prompts, each with a random stream of its own, [B, samples]."""
+    audio = []
+    for start in range(0, len(prompts), PROMPTS_AT_ONCE):
+        part = prompts[start : start + PROMPTS_AT_ONCE]
+        codes = engine.generate(part, settings, streams=range(start, start + len(part)))
+        audio.append(codec.decode(torch.stack(codes))[:, 0])
+    return torch.cat(audio).to(codec.device)
+
+
+def measure_model(model: BaseModel, clips: int, references: int) -> dict[str, Figures]:
+    """Return the rows of the table by their names."""
+    device = pick_device()
+    bank, codec, engine = SoundBank(device), Codec(model, device), load_engine(model, device)
+    judge = fit_judge(bank, codec, references)
+    asked = compose_each(STYLES, clips, PROMPT_SEED, full_caption=True)
+    truths, prompts = [clip.truth for clip in asked], [clip.caption for clip in asked]
+    audio = render(bank, asked)
+    decoded = through(codec, audio)
+    rows = {"synthesized": judge.measure(audio, truths), "through the codec": judge.measure(decoded, truths)}
+    rows["through the codec"]["SI-SDR, dB"] = si_sdr(audio, decoded).mean().item()
+    _print(rows)
+    for guidance in (1.0, 2.0, 3.0):
+        settings = SamplingSettings(duration=SECONDS, guidance=guidance)
+        music = generate(engine, codec, prompts, settings)
+        rows[f"generated, guidance {guidance:g}"] = judge.measure(music, truths)
+        _print(rows)
+    settings = SamplingSettings(duration=SECONDS)
+    rows["generated without text"] = judge.measure(generate(engine, codec, [None] * len(prompts), settings), truths)
+    settings = SamplingSettings(duration=LONG_SECONDS)
+    long_pieces = generate(engine, codec, prompts, settings)[:, -SECONDS * SAMPLE_RATE :]
+    rows[f"last {SECONDS} s of {LONG_SECONDS} s"] = judge.measure(long_pieces, truths)
+    _print(rows)
+    return rows
+
+
+def _print(rows: dict[str, Figures]) -> None:
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    print(f"\n| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    for name, row in rows.items():
+        print(f"| {name} | {' | '.join(f'{row[column]:.2f}' if column in row else '' for column in columns)} |")
+    print(flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=40, help="of each style")
-    parser.add_argument("--frames", type=int, default=500, help="of 20 ms, of each clip")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
-    bank = SoundBank(options.device)
-    reference, audio = _rendered(bank, options.clips, first_seed=60_000_000, frames=options.frames)
-    judge = Judge([clip.truth for clip in reference], audio)
-    start = time.monotonic()
-    clips, audio = _rendered(bank, options.clips, first_seed=70_000_000, frames=options.frames)
-    seconds = time.monotonic() - start
-    rows = {"all": judge.measure(audio, [clip.truth for clip in clips])}
-    for style in ALL_STYLES:
-        of_style = [index for index, clip in enumerate(clips) if clip.truth.style == style]
-        rows[style] = judge.measure(audio[of_style], [clips[index].truth for index in of_style])
-    print(f"{len(clips)} clips composed and rendered in {1e3 * seconds / len(clips):.0f} ms each")
-    print(f"| {'':10s} | " + " | ".join(rows["all"]) + " |\n" + "|---" * (len(rows["all"]) + 1) + "|")
-    for name, figures in rows.items():
-        print(f"| {name:10s} | " + " | ".join(f"{figure:.2f}" for figure in figures.values()) + " |")
-
-
-def _rendered(bank: SoundBank, clips: int, first_seed: int, frames: int) -> tuple[list[Clip], Tensor]:
-    composed = [
-        clip
-        for number, style in enumerate(ALL_STYLES)
-        for clip in compose_many(clips, first_seed + number * clips, style, frames, full_caption=True)
-    ]
-    parts = [bank.render(composed[start : start + 32], frames) for start in range(0, len(composed), 32)]
-    return composed, torch.cat(parts)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--clips", type=int, default=40, help="prompts of each style")
+    parser.add_argument("--references", type=int, default=60, help="clips of each style that the judge is fitted to")
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    given = parser.parse_args()
+    rows = measure_model(find_model(given.model), given.clips, given.references)
+    if given.out:
+        given.out.write_text(json.dumps(rows, indent=1))
 
 
 def _share(figures: Iterable[float]) -> float:

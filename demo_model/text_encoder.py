@@ -44,7 +44,7 @@ def build() -> tuple[Any, Any]:
 
 
 def _place_numbers(tokenizer: Any, embeddings: torch.Tensor) -> None:
-    """Start tempos out near each other where they are alike: otherwise 100 words would have to be learned one by one."""
+    """Initialize similar tempos with similar embeddings: otherwise 100 words would be learned one by one."""
     bpm = torch.arange(LOWEST_BPM, HIGHEST_BPM + 1)
     octaves = (bpm / LOWEST_BPM).log2()
     rates = torch.logspace(math.log10(0.5), math.log10(16), WIDTH // 2)

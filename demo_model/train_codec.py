@@ -4,16 +4,17 @@
 
 Writes WORK/model/compression_state_dict.bin in audiocraft's format. Interrupted, it resumes from WORK/codec.pt.
 
-A quarter of the steps train the autoencoder alone, so that k-means finds latents that mean something; then the residual
-vector quantizer is trained with it. The loss is the scale-invariant SDR, which wants the waveform, plus mel spectrograms at
-five resolutions, which want what the ear compares where the waveform can't be coded (Défossez et al. 2022, section 3.4).
-There is no discriminator: on notes without noise it adds little, and it costs SI-SDR.
+A quarter of the steps train the autoencoder alone, so that k-means starts from meaningful latents; then the residual
+vector quantizer is trained with it. The loss is the scale-invariant SDR, which compares waveforms, plus mel
+spectrograms at five resolutions, which compare timbre where the waveform can't be coded (Défossez et al. 2022, section
+3.4). There is no discriminator: these notes have little noise that only a discriminator would render.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def train(work: Path, steps: int, clips: int, batch: int, workers: int) -> None:
                 batches = -(-KMEANS_FRAMES // (batch * CROP_FRAMES))
                 latents = torch.cat([codec.encoder(draw()) for _ in range(batches)])
             codebooks.initialize(books, latents.transpose(1, 2).flatten(0, 1))
-        step = as_graph(lambda quantized=quantized: step_of(quantized), device)
+        step = as_graph(partial(step_of, quantized), device)
         began = time.monotonic()
         for done, number in enumerate(run.until(last), start=1):
             set_learning_rate(optimizer, LEARNING_RATE, number, steps)
@@ -125,11 +126,8 @@ def train(work: Path, steps: int, clips: int, batch: int, workers: int) -> None:
             if (number + 1) % max(1, steps // REPORTS) == 0:
                 sdr, mel, commitment = values.tolist()
                 milliseconds = 1000 * (time.monotonic() - began) / done
-                print(
-                    f"step {number + 1:6d} of {steps}: SI-SDR {sdr:5.2f} dB, mel {mel:.3f}, commitment {commitment:.3f} "
-                    f"({milliseconds:.1f} ms a step)",
-                    flush=True,
-                )
+                shown = f"SI-SDR {sdr:5.2f} dB, mel {mel:.3f}, commitment {commitment:.3f}"
+                print(f"step {number + 1:6d} of {steps}: {shown} ({milliseconds:.1f} ms a step)", flush=True)
     save(codec, work / "model" / CODEC_FILE)
 
 

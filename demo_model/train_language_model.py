@@ -6,8 +6,8 @@ Reads WORK/codes-*.pt and writes WORK/model/state_dict.bin and WORK/model/text_e
 WORK/language_model.pt.
 
 The decoder, the delay pattern and the loss are those of fine-tuning: the mean over codebooks of the cross-entropy over
-valid positions. Three quarters of the steps see clips of 10 s, the rest 30 s, which is as far as MusicGen looks back. Now
-and then a clip's text is dropped, so that there is an unconditional model for classifier-free guidance.
+valid positions. Three quarters of the steps see clips of 10 s, the rest 30 s, the longest context of MusicGen. Some
+clips' texts are dropped, so that the model is also an unconditional one, for classifier-free guidance.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,9 +32,7 @@ from musicgen_core.model.pattern import teacher_forcing
 from musicgen_core.model.weights import LM_FILE, TEXT_ENCODER, to_audiocraft
 
 TEXT_DROPOUT = 0.15
-SETTINGS = xp_cfg.language_model(
-    dim=256, layers=6, heads=8, hidden_scale=2, cardinality=512, text_dropout=TEXT_DROPOUT
-)
+SETTINGS = xp_cfg.language_model(dim=256, layers=6, heads=8, hidden_scale=2, cardinality=512, text_dropout=TEXT_DROPOUT)
 TOKENS_PER_STEP = 64 * 500  # frames
 LEARNING_RATE = 1.5e-3
 WEIGHT_DECAY = 0.05
@@ -71,8 +69,8 @@ class Model:
         self.tokenizer, encoder = text_encoder.build()
         self.encoder = encoder.to(device).train()
         decoder = self.lm.model.decoder
-        for embedding in decoder.embed_tokens:
-            torch.nn.init.normal_(embedding.weight, std=0.5)
+        for embedding in decoder.embed_tokens.children():
+            torch.nn.init.normal_(cast(Tensor, embedding.weight), std=0.5)
         for layer in decoder.blocks():  # residual branches start small
             for linear in (layer.self_attn.out_proj, layer.encoder_attn.out_proj, layer.fc2):
                 linear.weight.data *= (2 * len(decoder.layers)) ** -0.5
@@ -114,12 +112,9 @@ def train(work: Path, steps: int, tokens_per_step: int) -> None:
             values = step()
             if (number + 1) % max(1, steps // REPORTS) == 0:
                 milliseconds = 1000 * (time.monotonic() - began) / done
-                print(
-                    f"step {number + 1:6d} of {steps}: loss {_shown(values)}, validation "
-                    f"{_shown(validate(model, validation, 0.0))}, without text {_shown(validate(model, validation, 1.1))} "
-                    f"({milliseconds:.1f} ms a step)",
-                    flush=True,
-                )
+                shown = f"loss {_shown(values)}, validation {_shown(validate(model, validation, 0.0))}"
+                shown += f", without text {_shown(validate(model, validation, 1.1))}"
+                print(f"step {number + 1:6d} of {steps}: {shown} ({milliseconds:.1f} ms a step)", flush=True)
     save(model, work / "model")
 
 

@@ -101,7 +101,9 @@ class Run:
             return
         state = torch.load(self.path, weights_only=True)
         if state["steps"] != self.steps:
-            raise SystemExit(f"{self.path} is of a run of {state['steps']} steps; delete it to start one of {self.steps}")
+            raise SystemExit(
+                f"{self.path} is of a run of {state['steps']} steps; delete it to start one of {self.steps}"
+            )
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
         torch.set_rng_state(state["cpu_rng"])
