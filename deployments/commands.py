@@ -76,7 +76,9 @@ def generate(arguments: Sequence[str]) -> int:
 def finetune(arguments: Sequence[str]) -> int:
     from flows.finetune import finetune as finetune_flow
 
-    result: FinetuneResult = run_flow(finetune_flow, parse("finetune", finetune_flow.fn, FINETUNE, arguments))
+    parameters = parse("finetune", finetune_flow.fn, FINETUNE, arguments)
+    check_training(parameters)
+    result: FinetuneResult = run_flow(finetune_flow, parameters)
     rows = [*tokenized_rows(result.tokenized), *trained_rows(result.trained), *rendered_rows(result.rendered)]
     print_table("Fine-tuned", rows)
     return 0

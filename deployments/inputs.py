@@ -24,18 +24,23 @@ def check_adapter(location: str | None) -> None:
 
 
 def check_training(given: Mapping[str, Any]) -> None:
-    """Check the adapter that a new training run begins with.
+    """Check the adapter that a new training run begins with, and the file of general prompts.
 
     Args:
-        given: parameters of `train-lora`.
+        given: parameters of `train-lora` or `finetune`.
 
     Raises:
         AdapterError: see `check_adapter`.
+        ConfigError: the file can't be used.
     """
+    from musicgen_core.generation.prompts import read_prompts
     from musicgen_core.training.run_directory import begins_new
 
     if "init_adapter" in given and begins_new(storage.as_path(given["run_dir"]), given.get("resume", "auto")):
         check_adapter(given["init_adapter"])
+    prior_prompts = given.get("prior_prompts")
+    if prior_prompts is not None and not _is_pipe(prior_prompts):
+        read_prompts(prior_prompts)
 
 
 def check_rendering(given: Mapping[str, Any]) -> None:

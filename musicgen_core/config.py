@@ -63,6 +63,12 @@ PromptText = Annotated[str, AfterValidator(_check_prompt)]
 """Text that music is made from"""
 
 
+def _check_prior_prompts(path: str | None, info: ValidationInfo) -> str | None:
+    if path is not None and info.data.get("prior_preservation") == 0:
+        raise PydanticCustomError("prior_prompts", "should only be given with prior_preservation, such as 0.25")
+    return path
+
+
 class TrainSettings(Settings):
     """How to train."""
 
@@ -139,6 +145,16 @@ class TrainSettings(Settings):
     )
     word_dropout: float | None = Field(
         None, ge=0, le=1, description="share of words left out of the other texts; by default the model's own"
+    )
+    prior_preservation: float = Field(
+        0.0,
+        ge=0,
+        le=0.99,
+        description="share of an epoch's clips that the base model generates from general prompts before the first "
+        "step, so that the adapter forgets less of what the base model can play",
+    )
+    prior_prompts: Annotated[str | None, AfterValidator(_check_prior_prompts)] = Field(
+        None, description="text file of these general prompts, one a line; by default a built-in list"
     )
     sample_prompts: list[PromptText] | None = Field(
         None,

@@ -173,6 +173,13 @@ def _find_shards(tokens: UPath) -> tuple[dict[str, ShardReport], list[str]]:
     return whole, [stem for stem in stems if stem not in whole]
 
 
+def join(clips: Clips, more: Clips) -> Clips:
+    """Return the clips of both, those of `more` behind the others, as long as `more` keeps its own in the cache."""
+    return replace(
+        clips, shards=[*clips.shards, *more.shards], fingerprints={**clips.fingerprints, **more.fingerprints}
+    )
+
+
 def split(hashes: NDArray[np.uint64], validation_fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(training, validation) indices. A clip's side depends on its hash alone, so it stays when archives are added.
 

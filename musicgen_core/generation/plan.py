@@ -17,7 +17,7 @@ from musicgen_core.codes import FRAME_RATE
 from musicgen_core.config import SamplingSettings
 from musicgen_core.data.audio import Clip, decode
 from musicgen_core.encoding import BatchEncoder
-from musicgen_core.errors import ClipRejected, ConfigError
+from musicgen_core.errors import ClipRejected, ConfigError, DeviceError
 from musicgen_core.generation.engine import frames_of
 from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.streams import repetitions, stream_seed
@@ -25,6 +25,8 @@ from musicgen_core.model.decoder import DecoderConfig
 
 ENGINE_BATCH_SIZES = (1, 8, 32)
 """On a GPU, whose results depend on it: few sizes, so that a piece can be made again."""
+SHARE_FOR_CACHES = 0.7
+"""Of the GPU's free memory; the rest is for activations and for decoding"""
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,28 @@ def fitting_size(pieces: int, fitting: int) -> int:
     """The engine's batch size for so many pieces, of which so many fit the memory."""
     sizes = [size for size in ENGINE_BATCH_SIZES if size <= max(1, fitting)]
     return next((size for size in sizes if size >= pieces), sizes[-1])
+
+
+def smaller_size(size: int) -> int:
+    """Return the engine's next smaller batch size.
+
+    Raises:
+        DeviceError: there is none.
+    """
+    found = [smaller for smaller in ENGINE_BATCH_SIZES if smaller < size]
+    if not found:
+        raise DeviceError(
+            "one piece at a time doesn't fit the GPU's memory",
+            "Stop other programs on the GPU (nvidia-smi shows them), give a shorter --duration, or use --device cpu",
+        )
+    return found[-1]
+
+
+def room_for_caches(device: torch.device) -> float:
+    """Return how many bytes of a GPU's free memory keys and values may take."""
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return SHARE_FOR_CACHES * free
 
 
 def bytes_of_caches(config: DecoderConfig, frames: int, bits: int = 16) -> int:

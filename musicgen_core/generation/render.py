@@ -21,20 +21,21 @@ from musicgen_core import storage
 from musicgen_core.codec import Codec
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.devices import compute_dtype, pick_device
-from musicgen_core.errors import ConfigError, DeviceError
+from musicgen_core.errors import ConfigError
 from musicgen_core.generation.engine import Engine
 from musicgen_core.generation.files import Piece, write_piece
 from musicgen_core.generation.loudness import normalize
 from musicgen_core.generation.numbering import Numbering, stem_of
 from musicgen_core.generation.page import write_index
 from musicgen_core.generation.plan import (
-    ENGINE_BATCH_SIZES,
     PlannedPiece,
     batches,
     bytes_of_caches,
     check_continued,
     fitting_size,
     plan,
+    room_for_caches,
+    smaller_size,
 )
 from musicgen_core.generation.request import MOST_SIDE_BY_SIDE, Rendered, RenderRequest
 from musicgen_core.model.hub_adapter import shown
@@ -46,8 +47,6 @@ from musicgen_core.wording import counted
 logger = logging.getLogger(__name__)
 WRITERS = 4
 """Threads that write files: drawing and encoding several pieces at once"""
-SHARE_FOR_CACHES = 0.7
-"""Of the GPU's free memory; the rest is for activations and for decoding"""
 
 Progress = Callable[[int, int, str], None]
 
@@ -187,7 +186,7 @@ class _Rendering:
         finally:  # also where this batch is interrupted: those before it are finished
             self._hand_over()
         if music is None:
-            smaller = self._most = _smaller(size)
+            smaller = self._most = smaller_size(size)
             logger.warning("out of GPU memory: %s side by side from here on, not %d", counted(smaller, "piece"), size)
             torch.cuda.empty_cache()
             for start in range(0, len(batch), smaller):
@@ -225,10 +224,9 @@ class _Rendering:
             return min(self._request.batch_size, self._most)
         if self._device.type != "cuda":
             return 1  # a prompt's codes then can't depend on any other's
-        free, _ = torch.cuda.mem_get_info(self._device)
-        free += torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
         window = min(frames, engine.window)
-        fitting = int(SHARE_FOR_CACHES * free / bytes_of_caches(engine.lm.config, window, engine.cache_bits))
+        one = bytes_of_caches(engine.lm.config, window, engine.cache_bits)
+        fitting = int(room_for_caches(self._device) / one)
         return fitting_size(left, min(fitting, self._most))
 
     def _generate(self, engine: Engine, batch: Sequence[PlannedPiece], size: int) -> list[Tensor]:
@@ -318,21 +316,6 @@ def _write_pages(request: RenderRequest, numbering: Numbering, made: Sequence[_M
     for place, folder in enumerate(_places(request)):
         pieces = numbering.sidecars(place, besides=new) | new
         write_index(folder, [(stem_of(number), pieces[number]) for number in sorted(pieces)])
-
-
-def _smaller(size: int) -> int:
-    """The engine's next smaller batch size.
-
-    Raises:
-        DeviceError: there is none.
-    """
-    found = [smaller for smaller in ENGINE_BATCH_SIZES if smaller < size]
-    if not found:
-        raise DeviceError(
-            "one piece at a time doesn't fit the GPU's memory",
-            "Stop other programs on the GPU (nvidia-smi shows them), give a shorter --duration, or use --device cpu",
-        )
-    return found[-1]
 
 
 def _new_frames(piece: PlannedPiece) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from musicgen_core.codes import CODEBOOKS, FRAME_RATE
 from musicgen_core.config import TrainSettings
-from musicgen_core.data.dataset import Batch, Clips, split, training_batch, validation_batch
+from musicgen_core.data.dataset import Batch, Clips, join, split, training_batch, validation_batch
 from musicgen_core.data.loader import prefetched
 from musicgen_core.errors import Cancelled, TrainingError
 from musicgen_core.model.decoder import MusicgenLM
@@ -29,6 +29,7 @@ from musicgen_core.training.distributed import World
 from musicgen_core.training.gradients import StepGradients
 from musicgen_core.training.loss import perplexity
 from musicgen_core.training.model import Execution, TrainingModel
+from musicgen_core.training.prior import prior_share
 from musicgen_core.wording import counted
 
 logger = logging.getLogger(__name__)
@@ -73,11 +74,15 @@ class Trainer:
 
     Args:
         lm: the base model; it is frozen, gets an adapter, and is packed for training.
-        clips: every clip; the split into training and validation is made here.
+        clips: every clip of the tokens; the split into training and validation is made here.
         cfg_dropout: share of clips trained under the null condition.
         word_dropout: share of words left out of the other clips' texts.
         execution: how to compute; by default eagerly, in the precision of `lm`.
         world: the processes that share the training.
+        prior: clips that the base model generated, for `prior_preservation`; they train and never validate.
+
+    Attributes:
+        training_clips, validation_clips: the clips of the tokens, as indices.
     """
 
     def __init__(
@@ -91,10 +96,12 @@ class Trainer:
         execution: Execution | None = None,
         world: World | None = None,
         word_dropout: float = 0.0,
+        prior: Clips | None = None,
     ) -> None:
         self.settings = settings
         self.cfg_dropout, self.word_dropout, self.batch_size = cfg_dropout, word_dropout, batch_size
-        self.clips = clips
+        self.clips = clips if prior is None else join(clips, prior)
+        self._prior = prior  # keeps its shard in the cache
         self.lora = LoraSettings(
             settings.lora_r,
             settings.lora_alpha,
@@ -105,8 +112,12 @@ class Trainer:
         )
         self.model: Any = add_lora(lm, self.lora, settings.seed)
         self.training_clips, self.validation_clips = split(clips.hashes, settings.validation_fraction)
+        self._epoch_clips = self.training_clips
+        if prior is not None:
+            share = np.arange(prior_share(len(self.training_clips), settings.prior_preservation))
+            self._epoch_clips = np.concatenate([self.training_clips, len(clips) + share % len(prior)])
         self.order = DataOrder(
-            len(self.training_clips), batch_size.effective, settings.num_epochs, settings.max_steps, settings.seed
+            len(self._epoch_clips), batch_size.effective, settings.num_epochs, settings.max_steps, settings.seed
         )
         execution = execution or Execution("fp32", compile=False, checkpointing=False)
         self.computation = TrainingModel(self.model, settings.lora_dropout, execution)
@@ -223,7 +234,7 @@ class Trainer:
         )
 
     def _indices_of(self, step: int) -> list[int]:
-        return [int(self.training_clips[position]) for position in self.order.positions(step)]
+        return [int(self._epoch_clips[position]) for position in self.order.positions(step)]
 
     def _frames_of(self, indices: list[int]) -> NDArray[np.int32]:
         return np.minimum(self.clips.frames[indices], self._segment_frames)

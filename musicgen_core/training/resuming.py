@@ -86,6 +86,8 @@ def fixed_values(
     """What must stay the same while a training lasts: the model, the adapter's shape, and the order of the clips."""
     values = settings.model_dump(mode="json")
     fixed = {name: value for name, value in values.items() if name.startswith("lora_") or name in _ALSO_FIXED}
+    if settings.prior_preservation:
+        fixed["prior_preservation"] = settings.prior_preservation
     return {"base_model": base_model, **fixed, "clips_per_step": clips_per_step, SHARDS: shards}
 
 
@@ -97,7 +99,7 @@ def check_same(then: Mapping[str, Any], now: Mapping[str, Any], where: str) -> N
     """
     different = []
     for name in dict.fromkeys([*then, *now]):
-        before, after = then.get(name), now.get(name)
+        before, after = (values.get(name, _default(name)) for values in (then, now))
         if name == SHARDS:
             different += _shards_differ(before or {}, after or {})
         elif _comparable(name, before) != _comparable(name, after):
@@ -108,6 +110,12 @@ def check_same(then: Mapping[str, Any], now: Mapping[str, Any], where: str) -> N
             "Give another run directory (with --init-adapter to start from this one's best), "
             "or the same model, tokens and settings",
         )
+
+
+def _default(name: str) -> Any:
+    """What a setting was in a run that has noted nothing of it."""
+    field = TrainSettings.model_fields.get(name)
+    return None if field is None else field.default
 
 
 def _comparable(name: str, value: Any) -> Any:

@@ -46,6 +46,11 @@ class RunDirectory:
         return self.root / "config.json"
 
     @property
+    def prior(self) -> UPath:
+        """The clips that the base model generated, as a directory of tokens."""
+        return self.root / "prior"
+
+    @property
     def metrics(self) -> Path:
         return self.stage / "metrics.jsonl"
 
@@ -98,7 +103,7 @@ class RunDirectory:
     def _check_folders(self) -> None:
         if not storage.is_local(self.root):  # an object store has no folders
             return
-        for folder in (self.root / name for name in (*FOLDERS, "samples", "superseded")):
+        for folder in (*(self.root / name for name in (*FOLDERS, "samples", "superseded")), self.prior):
             if folder.exists() and not folder.is_dir():
                 raise RunDirectoryError(
                     f"{folder} is not a directory, but a run writes into it", "Rename it, or give another run directory"

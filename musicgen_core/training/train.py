@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from musicgen_core import storage, tracking
-from musicgen_core.data.dataset import Clips, load_clips
+from musicgen_core.data.dataset import Clips, load_clips, split
 from musicgen_core.data.long_descriptions import cut_descriptions
 from musicgen_core.devices import compute_dtype, pick_device
 from musicgen_core.errors import AdapterError, Cancelled, RunDirectoryError
@@ -25,8 +25,10 @@ from musicgen_core.model.weights import BaseModel, find_model, load_lm
 from musicgen_core.training.batching import BatchSize, resolve_batch_size, resolve_execution
 from musicgen_core.training.checkpoint import Checkpoint
 from musicgen_core.training.distributed import World
+from musicgen_core.training.general_prompts import general_prompts
 from musicgen_core.training.lineage import learned_from, lineage_of
 from musicgen_core.training.loop import Hooks, Trainer
+from musicgen_core.training.prior import PriorRequest, load_prior
 from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.resuming import SHARDS, check_same, find_start, fixed_values, log_changes
 from musicgen_core.training.room import Plan, Sizes, check_room
@@ -73,7 +75,7 @@ def train(
         if world.is_main:
             files.check_own()
             files.delete_partials()
-        session = _Session(request, model, world, files, lock, on_wait)
+        session = _Session(request, model, world, files, lock, on_wait, cancelled)
         world.barrier()  # from here on the main rank changes what all of them have read
         return session.run(on_start, on_step, cancelled) if world.is_main else session.help(cancelled)
 
@@ -99,6 +101,7 @@ class _Session:
         files: RunDirectory,
         lock: RunLock | None,
         on_wait: Callable[[str | None], None],
+        cancelled: Callable[[], bool],
     ) -> None:
         self.request, self.model, self.settings = request, model, request.settings
         self.world, self.files, self.lock = world, files, lock
@@ -113,14 +116,16 @@ class _Session:
             logger.warning("this training leaves out archives that came after it began: %s", named(clips.added))
         for problem in [*clips.problems(), *cut_descriptions(clips, request.tokens)]:
             logger.warning("%s", problem)
-        self.fixed = self._fixed(batch_size, clips)
+        prior_request = self._prior_request(clips)
+        self.fixed = self._fixed(batch_size, clips, prior_request)
         self.config = self._config(batch_size)
         of_model, given = model.config, self.settings
         cfg_dropout = of_model.training_dropout if given.cfg_dropout is None else given.cfg_dropout
         word_dropout = of_model.word_dropout if given.word_dropout is None else given.word_dropout
         text = TextEncoder(model.text_encoder, world.device)
+        prior = None if prior_request is None else self._load_prior(prior_request, text, cancelled)
         lm = load_lm(model, world.device, compute_dtype(world.device))
-        self.trainer = Trainer(lm, text, clips, given, batch_size, cfg_dropout, execution, world, word_dropout)
+        self.trainer = Trainer(lm, text, clips, given, batch_size, cfg_dropout, execution, world, word_dropout, prior)
         self._load_weights(self.start.checkpoint)
         copy_to = storage.as_path(request.copy_to) if request.copy_to else None
         stored = files.read_config() or {}
@@ -238,11 +243,38 @@ class _Session:
                 "Give a run directory that every machine sees, and run again",
             )
 
-    def _fixed(self, batch_size: BatchSize, clips: Clips) -> dict[str, Any]:
+    def _prior_request(self, clips: Clips) -> PriorRequest | None:
+        """Return what the base model is to generate for prior preservation; None without it."""
+        settings = self.settings
+        if not settings.prior_preservation:
+            return None
+        prompts = self.world.broadcast_object(general_prompts(settings) if self.world.is_main else [])
+        own, _ = split(clips.hashes, settings.validation_fraction)
+        return PriorRequest.of(settings, self.model, prompts, len(own))
+
+    def _load_prior(self, request: PriorRequest, text: TextEncoder, cancelled: Callable[[], bool]) -> Clips:
+        def is_cancelled() -> bool:
+            if self.lock is not None:
+                self.lock.check()
+            return cancelled()
+
+        return load_prior(
+            folder=self.files.prior,
+            request=request,
+            model=self.model,
+            text=text,
+            world=self.world,
+            cancelled=is_cancelled,
+            is_resumed=self.start.checkpoint is not None,
+        )
+
+    def _fixed(self, batch_size: BatchSize, clips: Clips, prior: PriorRequest | None) -> dict[str, Any]:
         """What must not change in this training, after a comparison with what it goes on from."""
         fixed = fixed_values(self.settings, self.model.identity, batch_size.effective, clips.fingerprints)
         # Shards say what should be in them, this says what was found and in which order.
         fixed["clip_order"] = hashlib.blake2b(clips.hashes.tobytes(), digest_size=8).hexdigest()
+        if prior is not None:
+            fixed["general_prompts"] = prior.texts
         if self.start.checkpoint is not None:
             origin = self.start.origin if self.start.goes_back else None
             where = origin["checkpoint"] if origin else self.files.root

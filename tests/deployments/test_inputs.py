@@ -36,6 +36,10 @@ def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
         (["generate", "OUT", "--prompts-file", "PROMPTS"], "GONE can't be continued"),
         (["evaluate", "TOKENS", "--adapter", "GONE"], "there is no adapter at GONE"),
         (["train", "TOKENS", "OUT", "--init-adapter", "TEXT"], "TEXT can't be read as an adapter"),
+        (
+            ["train", "TOKENS", "OUT", "--prior-preservation", "0.2", "--prior-prompts", "GONE"],
+            "the prompts file GONE can't be read",
+        ),
     ],
 )
 def test_an_input_that_cannot_be_used_is_refused_before_a_server_starts(
