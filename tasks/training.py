@@ -71,5 +71,5 @@ def _train(request: TrainRequest, log: TrainingLog) -> TrainResult:
     if request.settings.gpus > 1:
         check_init_adapter(request)
         check_model(request.model)  # once, before every process looks for it
-        return launch(request, request.settings.gpus, log.start, log.hear, on_wait=log.wait)
-    return train(request, log.start, log.hear, on_wait=log.wait)
+        return launch(request, request.settings.gpus, log.start, log.hear, on_wait=log.wait, on_prior=log.generate)
+    return train(request, log.start, log.hear, on_wait=log.wait, on_prior=log.generate)

@@ -44,6 +44,13 @@ class TrainingLog:
         self._logger.info("%s: reading the model and the clips", name)
         artifacts.progress("training-progress", 0, 1, f"{name}: reading the model and the clips")
 
+    def generate(self, done: int, total: int) -> None:
+        """`on_prior` of a training."""
+        text = "generating clips with the base model"
+        report(Update("generate", self._name, done, total, text))
+        if self._progressing.is_due():
+            self._artifacts.progress("training-progress", done, total, f"{self._name}: {text}")
+
     def start(self, done: int, total: int) -> None:
         """`on_start` of a training."""
         for row in _earlier_rows(self._run_dir, done):

@@ -40,6 +40,7 @@ def launch(
     on_step: Callable[[dict[str, float]], None] = lambda row: None,
     cancelled: Callable[[], bool] = lambda: False,
     on_wait: Callable[[str | None], None] = lambda reason: None,
+    on_prior: Callable[[int, int], None] = lambda done, total: None,
     worker_module: str = "musicgen_core.training.worker",
 ) -> TrainResult:
     """Train in `gpus` processes of this machine; the same as `train` to who calls it.
@@ -60,13 +61,13 @@ def launch(
         workers = _Workers(request, gpus, scratch, worker_module)
         try:
             while workers.are_running():
-                workers.follow(on_start, on_step, on_wait)
+                workers.follow(on_start, on_step, on_wait, on_prior)
                 if cancelled():
                     workers.stop()
                     workers.was_cancelled = True
                     break
                 time.sleep(PACE)
-            workers.follow(on_start, on_step, on_wait)
+            workers.follow(on_start, on_step, on_wait, on_prior)
             return workers.result()
         finally:  # also after KeyboardInterrupt, and TerminationSignal, by which Prefect ends a run
             workers.stop()
@@ -123,6 +124,7 @@ class _Workers:
         on_start: Callable[[int, int], None],
         on_step: Callable[[dict[str, float]], None],
         on_wait: Callable[[str | None], None],
+        on_prior: Callable[[int, int], None],
     ) -> None:
         """Take in what was reported since the last time."""
         for report in self._reports.new():
@@ -139,6 +141,8 @@ class _Workers:
                     on_step(report["row"])
                 case "wait":
                     on_wait(report["reason"])
+                case "prior":
+                    on_prior(report["done"], report["total"])
                 case "error":
                     self._errors.append(report)
                 case "result":
@@ -179,9 +183,9 @@ class _Workers:
             # Workers lead sessions of their own, and are left when torchrun is killed; else it has waited for them.
             with suppress(ProcessLookupError):
                 self._torchrun.kill()
-            self.follow(
-                lambda done, total: None, lambda row: None, lambda reason: None
-            )  # for the pids of those just started
+            self.follow(  # for the pids of those just started
+                lambda done, total: None, lambda row: None, lambda reason: None, lambda done, total: None
+            )
             for pid in self._pids:
                 with suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 
 import numpy as np
-from torch import OutOfMemoryError, Tensor
+import torch
+from torch import Tensor
 from upath import UPath
 
 from musicgen_core import storage
@@ -101,6 +102,7 @@ def load_prior(
     model: BaseModel,
     text: TextEncoder,
     world: World,
+    on_progress: Callable[[int, int], None],
     cancelled: Callable[[], bool],
     is_resumed: bool,
 ) -> Clips:
@@ -110,6 +112,8 @@ def load_prior(
 
     Args:
         folder: of their shard.
+        on_progress: called after each step of the generation with frames done and in all.
+        cancelled: asked before each step of the generation.
         is_resumed: whether the run has trained on them before.
 
     Raises:
@@ -124,7 +128,7 @@ def load_prior(
                 folder,
             )
         codes = []
-        for batch in _generate(request, model, text, world, cancelled):
+        for batch in _generate(request, model, text, world.device, on_progress, cancelled):
             codes += batch
             logger.info("generated %d of %s with the base model", len(codes), counted(request.count, "clip"))
             world.any(True)  # the others wait an hour for the next batch, not for all of them
@@ -140,10 +144,15 @@ def _is_there(folder: UPath, request: PriorRequest) -> bool:
 
 
 def _generate(
-    request: PriorRequest, model: BaseModel, text: TextEncoder, world: World, cancelled: Callable[[], bool]
+    request: PriorRequest,
+    model: BaseModel,
+    text: TextEncoder,
+    device: torch.device,
+    on_progress: Callable[[int, int], None],
+    cancelled: Callable[[], bool],
 ) -> Iterator[list[Tensor]]:
     """Generate codes [4, frames] of each clip, a batch at a time. Out of memory, take smaller batches from there on."""
-    device, prompts = world.device, request.clip_prompts
+    prompts = request.clip_prompts
     logger.info("generating %s with the base model for prior preservation", counted(len(prompts), "clip"))
     settings = SamplingSettings(duration=request.seconds, seed=request.seed)
     streams = streams_of(request.seed, prompts)
@@ -154,10 +163,15 @@ def _generate(
     room = room_for_caches(device) if device.type == "cuda" else CPU_CACHE_BYTES / 2  # of fp32, not of 16 bits
     size, done = fitting_size(len(prompts), int(room / bytes_of_caches(config, frames))), 0
     while done < len(prompts):
-        part = slice(done, done + size)
+        part = slice(done, min(done + size, len(prompts)))
+
+        def on_step(step: int, steps: int, part: slice = part) -> None:
+            new = frames * (part.stop - part.start) * step // steps
+            on_progress(frames * part.start + new, frames * len(prompts))
+
         try:
-            codes = engine.generate(prompts[part], settings, streams[part], cancelled=cancelled)
-        except OutOfMemoryError:
+            codes = engine.generate(prompts[part], settings, streams[part], on_step, cancelled)
+        except torch.OutOfMemoryError:
             codes = []
         if not codes:
             size = smaller_size(size)

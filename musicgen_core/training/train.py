@@ -49,6 +49,7 @@ def train(
     cancelled: Callable[[], bool] = lambda: False,
     world: World | None = None,
     on_wait: Callable[[str | None], None] = lambda reason: None,
+    on_prior: Callable[[int, int], None] = lambda done, total: None,
 ) -> TrainResult:
     """Train an adapter, or go on with a training, to the end.
 
@@ -60,6 +61,7 @@ def train(
             default this one.
         on_wait: called with the reason when nothing can be saved and the run waits until it can, and with None when it
             continues. It may be cancelled meanwhile.
+        on_prior: called while the base model generates clips, with frames done and in all; before `on_start`.
 
     Raises:
         MusicgenError: anything that a person can act on.
@@ -75,7 +77,7 @@ def train(
         if world.is_main:
             files.check_own()
             files.delete_partials()
-        session = _Session(request, model, world, files, lock, on_wait, cancelled)
+        session = _Session(request, model, world, files, lock, on_wait, on_prior, cancelled)
         world.barrier()  # from here on the main rank changes what all of them have read
         return session.run(on_start, on_step, cancelled) if world.is_main else session.help(cancelled)
 
@@ -101,6 +103,7 @@ class _Session:
         files: RunDirectory,
         lock: RunLock | None,
         on_wait: Callable[[str | None], None],
+        on_prior: Callable[[int, int], None],
         cancelled: Callable[[], bool],
     ) -> None:
         self.request, self.model, self.settings = request, model, request.settings
@@ -123,7 +126,7 @@ class _Session:
         cfg_dropout = of_model.training_dropout if given.cfg_dropout is None else given.cfg_dropout
         word_dropout = of_model.word_dropout if given.word_dropout is None else given.word_dropout
         text = TextEncoder(model.text_encoder, world.device)
-        prior = None if prior_request is None else self._load_prior(prior_request, text, cancelled)
+        prior = None if prior_request is None else self._load_prior(prior_request, text, on_prior, cancelled)
         lm = load_lm(model, world.device, compute_dtype(world.device))
         self.trainer = Trainer(lm, text, clips, given, batch_size, cfg_dropout, execution, world, word_dropout, prior)
         self._load_weights(self.start.checkpoint)
@@ -252,7 +255,13 @@ class _Session:
         own, _ = split(clips.hashes, settings.validation_fraction)
         return PriorRequest.of(settings, self.model, prompts, len(own))
 
-    def _load_prior(self, request: PriorRequest, text: TextEncoder, cancelled: Callable[[], bool]) -> Clips:
+    def _load_prior(
+        self,
+        request: PriorRequest,
+        text: TextEncoder,
+        on_prior: Callable[[int, int], None],
+        cancelled: Callable[[], bool],
+    ) -> Clips:
         def is_cancelled() -> bool:
             if self.lock is not None:
                 self.lock.check()
@@ -264,6 +273,7 @@ class _Session:
             model=self.model,
             text=text,
             world=self.world,
+            on_progress=on_prior,
             cancelled=is_cancelled,
             is_resumed=self.start.checkpoint is not None,
         )

@@ -132,7 +132,11 @@ def _train(path: Path, reports: Reports | None, stop: _Stop, train: Callable[...
             if sender is not None:
                 sender.send("wait", reason=reason)
 
-        result = train(request, on_start, on_step, stop.is_asked, world=world, on_wait=on_wait)
+        def on_prior(done: int, total: int) -> None:
+            if sender is not None:
+                sender.send("prior", done=done, total=total)
+
+        result = train(request, on_start, on_step, stop.is_asked, world=world, on_wait=on_wait, on_prior=on_prior)
         if sender is not None:
             sender.send_result(result)
 

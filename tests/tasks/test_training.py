@@ -245,3 +245,13 @@ def test_of_messages_that_come_at_each_step_one_a_minute_is_kept(caplog: pytest.
     ]
     logger.warning("not quieted any more")
     assert caplog.records[-1].getMessage() == "not quieted any more"
+
+
+def test_generated_clips_of_the_base_model_are_progress_that_listeners_hear(tokens: Path, tmp_path: Path) -> None:
+    heard: list[Update] = []
+    with listening(heard.append):
+        train(tokens, tmp_path / "run", prior_preservation=0.3, max_steps=1, evaluate=False)
+    generated = [update for update in heard if update.stage == "generate"]
+    assert generated and generated[-1].done == generated[-1].total
+    first_step = next(index for index, update in enumerate(heard) if update.stage == "train")
+    assert heard.index(generated[-1]) < first_step

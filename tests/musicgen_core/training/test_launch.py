@@ -198,9 +198,13 @@ def test_two_processes_train_together_and_the_launcher_hears_of_every_step(
     heard: list[Any] = []
     with caplog.at_level(logging.INFO, "musicgen_core.toy"):
         result = toy(
-            "three steps", on_start=lambda *given: heard.append(given), on_step=heard.append, on_wait=heard.append
+            "three steps",
+            on_start=lambda *given: heard.append(given),
+            on_step=heard.append,
+            on_wait=heard.append,
+            on_prior=lambda *given: heard.append(("prior", *given)),
         )
-    assert heard == [(0, 3), *({"step": step, "ranks": 3.0} for step in (1, 2, 3)), "no room", None]
+    assert heard == [("prior", 1, 2), (0, 3), *({"step": step, "ranks": 3.0} for step in (1, 2, 3)), "no room", None]
     assert result == TrainResult(str(tmp_path), 3, 1, 0.5, 1, 1.0, 0.5, 0)
     told = {(record.levelname, record.getMessage()) for record in caplog.records if record.name == "musicgen_core.toy"}
     # rank 0 tells what happens, the others what is wrong

@@ -34,3 +34,16 @@ def test_a_training_moves_from_two_processes_to_one_and_its_curve_is_that_of_one
     for name in ("train/loss", "val/loss"):
         curves = [[row[name] for row in rows if name in row] for rows in (found, expected)]
         assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_generated_clips_and_their_curve_is_that_of_one(request_for: MakeRequest) -> None:
+    given = {"prior_preservation": 0.5, "segment_seconds": 0.4, "num_epochs": 1, "full_models": "none"}
+    alone = request_for("alone", batch_size=1, gradient_accumulation_steps=2, **given)
+    two = request_for("two", batch_size=1, gpus=2, **given)
+    train(alone)
+    assert launch(two, 2).steps == 5
+    expected, found = (read_metrics(Path(one) / "metrics.jsonl") for one in (alone.run_dir, two.run_dir))
+    for name in ("train/loss", "val/loss"):
+        curves = [[row[name] for row in rows if name in row] for rows in (found, expected)]
+        assert curves[0] == pytest.approx(curves[1], rel=1e-4)

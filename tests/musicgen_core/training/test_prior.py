@@ -23,9 +23,10 @@ from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.training import prior
 from musicgen_core.training.batching import BatchSize
 from musicgen_core.training.checkpoint import load_checkpoint
+from musicgen_core.training.distributed import World
 from musicgen_core.training.general_prompts import GENERAL_PROMPTS
 from musicgen_core.training.loop import Trainer
-from musicgen_core.training.prior import prior_share
+from musicgen_core.training.prior import PriorRequest, load_prior, prior_share
 from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.train import train
 
@@ -137,6 +138,51 @@ def test_validation_is_the_same_with_and_without_generated_clips(
         train(request)
         losses.append([row["val/loss"] for row in left_in(request.run_dir).rows])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_progress_is_reported_in_frames_before_the_first_step(request_for: MakeRequest) -> None:
+    heard: list[tuple[str, int, int]] = []
+    train(
+        request_for(max_steps=1, **WITH_PRIOR),
+        on_start=lambda done, total: heard.append(("start", done, total)),
+        on_prior=lambda done, total: heard.append(("prior", done, total)),
+    )
+    *progress, last = heard
+    assert last == ("start", 0, 1) and progress[-1] == ("prior", 5 * 20, 5 * 20)
+    assert progress == sorted(progress)
+
+
+def helping_rank(batches: int) -> World:
+    """Return rank 1 of two, while rank 0 generates so many batches."""
+    answers = iter([*([True] * batches), False])
+
+    class HelpingRank(World):
+        def any(self, flag: bool) -> bool:
+            assert not flag
+            return next(answers)
+
+    return HelpingRank(1, 2, torch.device("cpu"))
+
+
+def test_other_ranks_wait_for_the_main_one_and_read_the_same(
+    request_for: MakeRequest, debug_model: BaseModel, text: TextEncoder, generated: list[int]
+) -> None:
+    request = request_for(max_steps=1, **WITH_PRIOR)
+    train(request)
+    made = len(generated)
+    wanted = PriorRequest.of(request.settings, debug_model, GENERAL_PROMPTS, own=5)
+    found = load_prior(
+        folder=storage.as_path(request.run_dir) / "prior",
+        request=wanted,
+        model=debug_model,
+        text=text,
+        world=helping_rank(batches=2),
+        on_progress=lambda done, total: None,
+        cancelled=lambda: False,
+        is_resumed=False,
+    )
+    assert len(generated) == made
+    assert found.hashes.tolist() == prior_clips(request, debug_model).hashes.tolist()
 
 
 # Resuming

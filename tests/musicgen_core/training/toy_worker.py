@@ -26,6 +26,7 @@ def train(
     cancelled: Callable[[], bool],
     world: World,
     on_wait: Callable[[str | None], None],
+    on_prior: Callable[[int, int], None],
 ) -> TrainResult:
     """Steps without end, or three of them. In the run directory: `saved`, for latest.pt; `steps`, a dot for each."""
     scenario, run_dir = request.tokens, Path(request.run_dir)
@@ -34,6 +35,7 @@ def train(
     logger.warning("rank %d warns", world.rank)
     if scenario == "bad tokens" and not world.is_main:
         raise TokensError("no shard in here", "Tokenize first")
+    on_prior(1, 2)
     on_start(0, steps)
     for step in range(1, steps + 1):
         if scenario == "deaf":
