@@ -32,6 +32,7 @@ from musicgen_core.model import xp_cfg
 from musicgen_core.model.weights import CODEC_FILE
 from musicgen_core.synthesis.composing import compose_many
 from musicgen_core.synthesis.rendering import SoundBank
+from musicgen_core.synthesis.styles import HELD_OUT
 
 SETTINGS = xp_cfg.codec(dimension=64, filters=12, decoder_filters=16, bins=512)
 FIRST_SEED = 10_000_000  # of the clips; those of other scripts start elsewhere
@@ -70,10 +71,17 @@ class MelLoss(nn.Module):
 
 
 def render_clips(count: int, first_seed: int, device: torch.device, frames: int, workers: int) -> Tensor:
-    """Return clips of all base styles, [count, samples] in fp16."""
-    clips = compose_many(count, first_seed, frames=frames, workers=workers)
+    """Return clips, [count, samples] in fp16: three quarters of base styles, the others of those that are held out.
+
+    A codec is to code any audio; only the language model must never hear the held-out styles. A codec that has heard
+    notes of the twelve pitch classes alone turns a slide into steps.
+    """
+    held_out = count // (4 * len(HELD_OUT))
+    clips = compose_many(count - held_out * len(HELD_OUT), first_seed, frames=frames, workers=workers)
+    for number, style in enumerate(HELD_OUT, start=1):
+        clips += compose_many(held_out, first_seed + number * count, style, frames, workers=workers)
     bank = SoundBank(device)
-    return torch.cat([bank.render(clips[i : i + 256], frames).half() for i in range(0, count, 256)])
+    return torch.cat([bank.render(clips[start : start + 256], frames).half() for start in range(0, count, 256)])
 
 
 def train(work: Path, steps: int, clips: int, batch: int, workers: int) -> None:
