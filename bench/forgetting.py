@@ -1,6 +1,6 @@
 """Forgetting: how a style that the base model never heard is learned, and what becomes of those that it knew.
 
-    python -m bench.forgetting WORKDIR [--model demo] [--device auto] [--steps 50 100 200 400] [--rates 1e-4 1e-3]
+    python -m bench.forgetting WORKDIR --model MODEL [--device auto] [--steps 50 100 200 400] [--rates 1e-4 1e-3]
         [--alpha 32] [--rank 8] [--prompts 24] [--out FILE.json]
 
 Trains adapters on clips of the style `theremin`, which slides from note to note, and generates from prompts of it and
@@ -88,7 +88,7 @@ def write_tokens(directory: Path, codec: Codec, bank: SoundBank) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workdir", type=Path)
-    parser.add_argument("--model", default="demo")
+    parser.add_argument("--model", required=True, help="made by demo_model")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--steps", type=int, nargs="+", default=[50, 100, 200, 400])
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 1e-3])

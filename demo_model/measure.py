@@ -1,6 +1,6 @@
-"""Measure the demo model on clips and prompts that it was not trained on, from their audio alone.
+"""Measure the small model on clips and prompts that it was not trained on, from their audio alone.
 
-    uv run python -m demo_model.measure [--model demo] [--clips 40] [--out FILE.json]
+    uv run python -m demo_model.measure --model WORK/model [--clips 40] [--out FILE.json]
 
 The prompts state all parameters of a piece: style, tempo, metre, key, drums. What is measured of the generated audio is
 compared with them. The same is measured of the synthesized pieces, which is the most that a model can reach, of the
@@ -170,7 +170,7 @@ def _print(rows: dict[str, Figures]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo")
+    parser.add_argument("--model", required=True)
     parser.add_argument("--clips", type=int, default=40, help="prompts of each style")
     parser.add_argument("--references", type=int, default=60, help="clips of each style that the judge is fitted to")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
