@@ -114,7 +114,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         if output.is_broken:
             return BROKEN_PIPE
-        print("error: interrupted. Run the same command again to go on", file=sys.stderr)
+        print("error: interrupted. What was finished is kept: run the same command again for the rest", file=sys.stderr)
         return 130
     except Exception as error:
         if debug:

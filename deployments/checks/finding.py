@@ -108,6 +108,7 @@ def _explain(check: Check[T], error: BaseException) -> Finding:
 def describe(error: BaseException) -> str:
     """An error in a line, without secrets."""
     text = redact(" ".join(str(error).split()))  # as a whole: of what is cut off afterwards a part would stay
+    text = re.sub(r"\[Errno -?\d+\] ", "", text)
     kind = type(error).__name__
     return f"{kind}: {text if len(text) <= 300 else f'{text[:300]}…'}" if text else kind
 

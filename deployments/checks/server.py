@@ -109,10 +109,11 @@ def _explain(error: Exception, url: str) -> Finding:
             "or do without one: unset PREFECT_API_URL",
         )
     api = f"{url.rstrip('/')}/api"
+    said = f"HTTP {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else describe(error)
     return Finding(
         API,
         "problem",
-        f"what answers at {url} is not Prefect's API ({describe(error)})",
+        f"what answers at {url} is not Prefect's API ({said})",
         f"Name the API: export PREFECT_API_URL={api if is_healthy(api) else 'http://HOST:4200/api'}",
     )
 

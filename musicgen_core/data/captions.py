@@ -25,7 +25,7 @@ from musicgen_core.data.descriptions import (
     parse_entry,
     problem_of,
 )
-from musicgen_core.errors import MetadataError
+from musicgen_core.errors import MetadataError, reason_of
 from musicgen_core.texts import MAX_CHARACTERS, decode_text, marked_encoding, shorten
 
 if TYPE_CHECKING:
@@ -192,7 +192,9 @@ def _read_entries(path: UPath) -> Iterator[tuple[int, Entry | None]]:
                 if line.strip():
                     yield number, _parse_line(line)
     except OSError as error:
-        raise MetadataError(f"the metadata file {path} can't be read ({error})", "Check the path given") from error
+        raise MetadataError(
+            f"the metadata file {path} can't be read ({reason_of(error)})", "Check the path given"
+        ) from error
 
 
 def _lines(file: BinaryIO) -> Iterable[bytes]:

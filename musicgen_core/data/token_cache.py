@@ -31,7 +31,7 @@ from musicgen_core import storage
 from musicgen_core.codes import CODEBOOKS, FRAME_RATE
 from musicgen_core.data.packing import VERSION, PackedShard, holds_other_data, open_packed, pack_shard
 from musicgen_core.data.shards import ShardReport, shard_paths
-from musicgen_core.errors import TokensError
+from musicgen_core.errors import TokensError, reason_of
 from musicgen_core.wording import counted, sized
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,9 @@ class TokenCache:
         try:
             return Lease(self.folder / "leases", entries)
         except OSError as error:
-            raise TokensError(f"packed tokens can't be written to {self.folder} ({error})", _ANOTHER_FOLDER) from error
+            raise TokensError(
+                f"packed tokens can't be written to {self.folder} ({reason_of(error)})", _ANOTHER_FOLDER
+            ) from error
 
     def _open(self, entries: Mapping[str, Path], reports: Mapping[str, ShardReport]) -> dict[str, PackedShard]:
         with ThreadPoolExecutor(THREADS, "open") as pool:
@@ -183,7 +185,7 @@ class TokenCache:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             places = f"{self.folder}, where tokens are packed, or {tempfile.gettempdir()}, where they are fetched to"
-            raise TokensError(f"no room is left in {places} ({error})", _ANOTHER_FOLDER) from error
+            raise TokensError(f"no room is left in {places} ({reason_of(error)})", _ANOTHER_FOLDER) from error
 
 
 def _is_entry(path: Path) -> bool:

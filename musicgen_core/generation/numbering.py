@@ -12,7 +12,7 @@ from typing import Any
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.errors import ConfigError
+from musicgen_core.errors import ConfigError, reason_of
 from musicgen_core.generation.page import PAGE, is_page
 
 Sidecar = Mapping[str, Any]
@@ -137,7 +137,7 @@ class _Folder:
             self._read(_numbers(names, "json"))
         except OSError as error:
             raise ConfigError(
-                f"the folder {path} can't be read ({error})", "Check the path, or give another"
+                f"the folder {path} can't be read ({reason_of(error)})", "Check the path, or give another"
             ) from error
         self.pieces = {number: piece for number, piece in claims.items() if piece is not None}
         self.pieces |= {number: identity(sidecar) for number, sidecar in self.sidecars.items()}

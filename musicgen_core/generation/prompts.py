@@ -10,7 +10,7 @@ from pydantic import Field
 
 from musicgen_core import storage
 from musicgen_core.config import LONGEST_SECONDS, PromptText, Settings, validate
-from musicgen_core.errors import ConfigError
+from musicgen_core.errors import ConfigError, reason_of
 from musicgen_core.texts import decode_text
 from musicgen_core.wording import counted
 
@@ -37,7 +37,7 @@ def read_prompts(path: str) -> list[Prompt]:
     try:
         text = decode_text(storage.as_path(path).read_bytes())
     except OSError as error:
-        raise ConfigError(f"the prompts file {path} can't be read ({error})", "Check the path") from error
+        raise ConfigError(f"the prompts file {path} can't be read ({reason_of(error)})", "Check the path") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"the prompts file {path} can't be read ({error})", "Save it as UTF-8") from error
     # Not splitlines, which takes characters for ends of lines that JSON may have in a string.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import textwrap
 import time
 from collections.abc import Callable
@@ -105,7 +106,7 @@ def _reason(error: Exception) -> str:
     if response is not None:
         return f"the Hugging Face Hub answered {response.status_code} {response.reason_phrase}".rstrip()
     if isinstance(error, httpx2.ConnectTimeout | httpx2.ConnectError):
-        said = textwrap.shorten(str(error), 100)
+        said = re.sub(r"\[Errno -?\d+\] ", "", textwrap.shorten(str(error), 100))
         return f"{constants.ENDPOINT} can't be reached" + (f" ({said})" if said else "")
     if isinstance(error, httpx2.TimeoutException):
         return f"{constants.ENDPOINT} accepted the connection and did not answer in time"

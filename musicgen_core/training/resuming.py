@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from upath import UPath
+
 from musicgen_core import storage
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import RunDirectoryError
@@ -28,11 +30,13 @@ class Start:
         checkpoint: what it goes on from; None for a new one.
         origin: the checkpoint that the user named last; None if none was.
         goes_back: whether that is now to be done: later files are to be set aside.
+        resumed: the checkpoint's path, where the directory's own run is resumed.
     """
 
     checkpoint: Checkpoint | None
     origin: dict[str, str] | None = None
     goes_back: bool = False
+    resumed: UPath | None = None
 
 
 def find_start(files: RunDirectory, resume: str) -> Start:
@@ -76,8 +80,7 @@ def find_start(files: RunDirectory, resume: str) -> Start:
     checkpoint, path = found
     if path != files.latest:
         logger.warning("%s can't be read; going on from %s", files.latest, path)
-    logger.info("resuming from %s, step %d", path, checkpoint.progress.step)
-    return Start(checkpoint, origin)
+    return Start(checkpoint, origin, resumed=path)
 
 
 def fixed_values(

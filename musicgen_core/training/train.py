@@ -289,6 +289,8 @@ class _Session:
             origin = self.start.origin if self.start.goes_back else None
             where = origin["checkpoint"] if origin else self.files.root
             check_same(self.start.checkpoint.fixed, fixed, str(where))
+            if self.start.resumed is not None:
+                logger.info("resuming from %s, step %d", self.start.resumed, self.start.checkpoint.progress.step)
         return fixed
 
     def _config(self, batch_size: BatchSize) -> dict[str, Any]:

@@ -72,7 +72,7 @@ REQUEST = httpx.Request("GET", "http://127.0.0.1:4200/api")
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (httpx.ConnectError("[Errno 111] Connection refused"), "stopped answering (ConnectError: [Errno 111]"),
+        (httpx.ConnectError("[Errno 111] Connection refused"), "stopped answering (ConnectError: Connection refused)"),
         (httpx.ConnectTimeout(""), "stopped answering (ConnectTimeout)"),
         (httpx.ReadTimeout(""), "stopped answering (ReadTimeout)"),
         (httpx.RemoteProtocolError("Server disconnected"), "stopped answering (RemoteProtocolError: Server disc"),

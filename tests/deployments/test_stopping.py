@@ -61,7 +61,9 @@ def test_a_training_that_is_told_to_stop_saves_and_ends_its_server(
         os.killpg(process.pid, stop)  # as a terminal, `timeout` and service managers do
         _, stderr = process.communicate(timeout=240)
         assert process.returncode == 130
-        assert stderr.splitlines()[-1] == "error: interrupted. Run the same command again to go on"
+        assert stderr.splitlines()[-1] == (
+            "error: interrupted. What was finished is kept: run the same command again for the rest"
+        )
         assert (tmp_path / "run" / "latest.pt").exists()
         deadline = time.monotonic() + 120
         while in_session(process.pid) and time.monotonic() < deadline:

@@ -56,6 +56,13 @@ def test_a_file_without_prompts_is_named(tmp_path: Path, content: bytes | None) 
         read_prompts(str(path))
 
 
+def test_a_missing_prompts_file_is_named_without_an_error_number(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    with pytest.raises(ConfigError) as refused:
+        read_prompts(str(path))
+    assert refused.value.found == f"the prompts file {path} can't be read (no such file or directory: {path})"
+
+
 def test_every_wrong_line_of_jsonl_is_named_with_what_is_wrong(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "good"}\n{"prompt":\n{"prompt": "x", "duration": -1, "tempo": 3}\n3\n{"seed": 1}\n')

@@ -188,11 +188,14 @@ def test_a_run_of_another_model_is_refused_with_both(
     request_for: MakeRequest,
     other_model: BaseModel,
     debug_model: BaseModel,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO")
     with pytest.raises(RunDirectoryError) as refused:
         train(request_for(run_dir=uninterrupted[0].run_dir, model=str(other_model.directory)))
     hashes = [model.identity.rpartition("@")[2] for model in (other_model, debug_model)]
     assert all(digest in refused.value.found for digest in hashes)
+    assert "resuming" not in caplog.text
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_a_new_directory_too(
