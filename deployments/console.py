@@ -100,7 +100,8 @@ class _CoreMessages(logging.Handler):
     """Shows what the core says above the progress bars: few lines, all of them worth reading."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        output.print(record.getMessage(), style="yellow" if record.levelno >= logging.WARNING else "dim")
+        style = "yellow" if record.levelno >= logging.WARNING else "dim"
+        output.print(record.getMessage(), style=style, soft_wrap=True)  # paths and commands in it can be copied
 
 
 def show_core_messages() -> None:

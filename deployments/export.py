@@ -36,7 +36,7 @@ def export_adapter(
     ] = None,
     model: Annotated[
         str | None,
-        Field(description="Base model: a Hugging Face id, a directory, or debug; by default the one it was trained on"),
+        Field(description="A Hugging Face id, a directory, demo or debug; by default the base model of its training"),
     ] = None,
 ) -> None:
     """Write an adapter as other libraries load it, with a model card that says how."""

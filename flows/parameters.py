@@ -23,7 +23,8 @@ R = TypeVar("R")
 Model = Annotated[
     str,
     Field(
-        description="A Hugging Face id, a directory in audiocraft's format, or debug for a toy model without the Hub"
+        description="A Hugging Face id, a directory in audiocraft's format, or a model that needs no Hub: demo (small, "
+        "trained on synthesized music) or debug (random weights)"
     ),
 ]
 Device = Annotated[

@@ -1,30 +1,39 @@
-"""A small dataset in the users' layout, made up from arithmetic: four audibly different styles, with descriptions."""
+"""A small data set in the users' layout: synthesized music, in styles that the model `demo` knows and in a new one."""
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import soundfile
+import soxr
 from numpy.typing import NDArray
 from upath import UPath
 
 from musicgen_core import storage
+from musicgen_core.codes import FRAME_RATE, SAMPLE_RATE
 from musicgen_core.errors import ConfigError
+from musicgen_core.synthesis.composing import compose
+from musicgen_core.synthesis.rendering import SoundBank
 
+KNOWN_STYLES = ("lofi", "techno", "folk")
+NEW_STYLE = "theremin"  # also the trigger word: all captions of the style have it, and no other
+STYLES = (*KNOWN_STYLES, NEW_STYLE)
 RATE = 44_100  # Hz, as most people's files have it
-Audio = NDArray[np.float64]
+FIRST_SEED = 80_000_000  # of the clips; demo_model trains and measures on others
+_WIDTH = 0.2
 _METADATA, _BROKEN = "metadata.jsonl", "audio/broken.wav"
 
 
-def make_demo_archives(folder: Path, archives: int = 3, clips: int = 32, seconds: float = 4.0) -> None:
+def make_demo_archives(folder: Path, archives: int = 3, clips: int = 32, seconds: float = 8.0) -> None:
     """Write `archive_batch_0001.zip` … and `metadata.jsonl`: stereo 16-bit wavs, the last one broken on purpose.
 
-    The same arguments write the same audio.
+    The same arguments write the same bytes.
 
     Raises:
         ConfigError: a file of one of these names is there, with other clips in it.
@@ -32,20 +41,19 @@ def make_demo_archives(folder: Path, archives: int = 3, clips: int = 32, seconds
     names_in = {f"archive_batch_{batch:04d}.zip": _names(batch, clips) for batch in range(1, archives + 1)}
     _check_own(folder, {**names_in, _METADATA: [name for names in names_in.values() for name in names]})
     folder.mkdir(parents=True, exist_ok=True)
+    bank = SoundBank()
     lines = []
     for batch, (file, names) in enumerate(names_in.items(), start=1):
         with (
             storage.publish(UPath(folder / file)) as path,
             zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive,
         ):
-            for index, name in enumerate(names):
-                rng = np.random.default_rng([batch, index])
-                play, description = STYLES[_style(index)]
-                archive.writestr(name, _wav(play(rng, seconds), rng))
-                entry = {"path": name, "duration": seconds, "sample_rate": RATE, "description": description}
+            for name, (caption, audio) in zip(names, _play(bank, batch, clips, seconds), strict=True):
+                archive.writestr(_member(name), _wav(audio, seconds))
+                entry = {"path": name, "duration": seconds, "sample_rate": RATE, "description": caption}
                 lines.append(json.dumps(entry))
             if batch == archives:
-                archive.writestr(_BROKEN, b"RIFF\x24\x00\x00\x00WAVE this is not audio")
+                archive.writestr(_member(_BROKEN), b"RIFF\x24\x00\x00\x00WAVE this is not audio")
     storage.write_text(UPath(folder / _METADATA), "\n".join(lines) + "\n")
 
 
@@ -54,7 +62,7 @@ def _names(batch: int, clips: int) -> list[str]:
 
 
 def _style(index: int) -> str:
-    return list(STYLES)[index % len(STYLES)]
+    return STYLES[index % len(STYLES)]
 
 
 def _check_own(folder: Path, files: Mapping[str, list[str]]) -> None:
@@ -80,89 +88,24 @@ def _named_in(path: Path) -> Iterator[str]:
         yield ""
 
 
-def _wav(mono: Audio, rng: np.random.Generator) -> bytes:
-    mono = 0.7 * mono / np.abs(mono).max()
-    delay = int(rng.integers(20, 200))  # a little width: the right channel comes later
-    stereo = np.stack([mono, np.concatenate([np.zeros(delay), mono[:-delay]])], axis=1)
+def _play(bank: SoundBank, batch: int, clips: int, seconds: float) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Yield caption and audio of each clip in an archive."""
+    frames, seed = math.ceil(seconds * FRAME_RATE), FIRST_SEED + 100_000 * batch
+    composed = [compose(seed + index, _style(index), frames) for index in range(clips)]
+    yield from zip((clip.caption for clip in composed), bank.render(composed, frames).numpy(), strict=True)
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    """A member without a time, so that equal content gives equal archives."""
+    member = zipfile.ZipInfo(name)
+    member.external_attr = 0o644 << 16
+    return member
+
+
+def _wav(mono: NDArray[np.float32], seconds: float) -> bytes:
+    mono = soxr.resample(mono, SAMPLE_RATE, RATE)[: round(seconds * RATE)]
+    side = _WIDTH * np.roll(mono, RATE // 100)  # a little width, which is gone in the mean of the channels
+    stereo: NDArray[np.float32] = np.clip(np.stack([mono + side, mono - side], axis=1), -1, 1)
     buffer = io.BytesIO()
     soundfile.write(buffer, stereo, RATE, format="WAV", subtype="PCM_16")
     return buffer.getvalue()
-
-
-def _hertz(semitones: float) -> float:
-    return 220.0 * 2 ** (semitones / 12)
-
-
-def _times(seconds: float) -> Audio:
-    return np.arange(int(seconds * RATE)) / RATE
-
-
-def _add(track: Audio, sound: Audio, at_seconds: float) -> None:
-    start = int(at_seconds * RATE)
-    room = track[start : start + len(sound)]
-    room += sound[: len(room)]
-
-
-def _plucked(rng: np.random.Generator, seconds: float) -> Audio:
-    """Karplus-Strong strings (Karplus & Strong 1983) playing an arpeggio."""
-    track = np.zeros(int(seconds * RATE))
-    chord = rng.choice([0, 2, 4, 5]) + np.array([0, 4, 7, 12, 7, 4])
-    for number, start in enumerate(np.arange(0, seconds, 0.2)):
-        period = int(RATE / _hertz(chord[number % len(chord)]))
-        burst = rng.uniform(-1, 1, period)
-        periods = []
-        for _ in range(int(0.8 * RATE / period)):
-            periods.append(burst)
-            burst = 0.996 * 0.5 * (burst + np.roll(burst, 1))
-        _add(track, np.concatenate(periods), start)
-    return track
-
-
-def _drums(rng: np.random.Generator, seconds: float) -> Audio:
-    """Kick, snare, hi-hat and a bass line at 120 beats a minute."""
-    track = np.zeros(int(seconds * RATE))
-    short = _times(0.25)
-    kick = np.sin(2 * np.pi * 50 * short - 12 * np.exp(-short * 30)) * np.exp(-short * 14)
-    bass_notes = _hertz(-24 + rng.choice([0, 3, 5]))
-    for number, start in enumerate(np.arange(0, seconds, 0.25)):
-        hat = rng.normal(size=len(short)) * np.exp(-short * 90) * 0.3
-        _add(track, np.diff(hat, prepend=0.0), start)
-        if number % 4 == 0:
-            _add(track, kick, start)
-        if number % 4 == 2:
-            _add(track, rng.normal(size=len(short)) * np.exp(-short * 25) * 0.5, start)
-        bass = np.tanh(3 * np.sin(2 * np.pi * bass_notes * short)) * np.exp(-short * 4) * 0.4
-        _add(track, bass, start)
-    return track
-
-
-def _pad(rng: np.random.Generator, seconds: float) -> Audio:
-    """Slow detuned chords that swell."""
-    times = _times(seconds)
-    root = rng.choice([-12, -10, -7, -5])
-    track = np.zeros_like(times)
-    for interval in (0, 3, 7, 10):
-        for detune in (-0.08, 0.0, 0.08):
-            track += np.sin(2 * np.pi * _hertz(root + interval + detune) * times + rng.uniform(0, 6.28))
-    return track * (0.6 - 0.4 * np.cos(2 * np.pi * times / seconds))
-
-
-def _chip(rng: np.random.Generator, seconds: float) -> Audio:
-    """A fast square-wave melody on a pentatonic scale."""
-    track = np.zeros(int(seconds * RATE))
-    note = _times(0.125)
-    scale = np.array([0, 3, 5, 7, 10, 12, 15])
-    degree = int(rng.integers(len(scale)))
-    for start in np.arange(0, seconds, 0.125):
-        degree = int(np.clip(degree + rng.integers(-2, 3), 0, len(scale) - 1))
-        pitch = _hertz(12 + scale[degree])
-        _add(track, np.sign(np.sin(2 * np.pi * pitch * note)) * np.exp(-note * 6), start)
-    return track
-
-
-STYLES: dict[str, tuple[Callable[[np.random.Generator, float], Audio], str]] = {
-    "plucked": (_plucked, "calm plucked strings playing an arpeggio"),
-    "drums": (_drums, "energetic drum loop with a distorted bass line, 120 bpm"),
-    "pad": (_pad, "slow warm ambient synthesizer chords"),
-    "chip": (_chip, "fast cheerful chiptune melody with square waves"),
-}

@@ -45,12 +45,19 @@ def check_model_files(name: str) -> list[Finding]:
 def _missing(name: str) -> Iterator[str]:
     """Ids of the repositories from which files have to be fetched."""
     from musicgen_core.model.compression import ENCODEC, codec_repo
-    from musicgen_core.model.weights import DEBUG, MODEL, TEXT_ENCODER, BaseModel, find_model, refuse_unsupported
+    from musicgen_core.model.weights import (
+        BUILT_IN,
+        DEBUG,
+        MODEL,
+        TEXT_ENCODER,
+        BaseModel,
+        find_model,
+        refuse_unsupported,
+    )
 
     if name == DEBUG:
-        return
-    directory = Path(name).expanduser()
-    if directory.is_dir():
+        return  # it is made on first use
+    if name in BUILT_IN or Path(name).expanduser().is_dir():
         found: Path | None = find_model(name).directory
     else:
         refuse_unsupported(name)

@@ -55,7 +55,7 @@ class EvaluateRequest:
     Attributes:
         tokens: a directory of shards.
         adapter: a `*_lora.pt`, a run directory (its best), a PEFT directory, or `USER/NAME` on the Hugging Face Hub.
-        model: `debug`, a directory or a Hugging Face id.
+        model: `demo`, `debug`, a directory or a Hugging Face id.
         output: where the report goes; None: to the run directory that the adapter is of, else beside it.
         device: auto, cpu or cuda.
     """

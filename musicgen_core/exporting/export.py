@@ -20,8 +20,8 @@ from musicgen_core.model import peft_directory
 from musicgen_core.model.adapter_values import check_merged
 from musicgen_core.model.lora import Adapter, find_adapter, load_adapter, merged_checkpoint
 from musicgen_core.model.weights import (
+    BUILT_IN,
     CODEC_FILE,
-    DEBUG,
     LM_FILE,
     TEXT_ENCODER,
     BaseModel,
@@ -143,7 +143,7 @@ def _read_unfinished(target: UPath) -> _Unfinished | None:
 def _base_of(adapter: Adapter, origin: Origin, weights: UPath) -> str:
     """The name of the base model, as far as adapter or run directory know it."""
     name = adapter.base_model.partition("@sha256:")[0]
-    if name == DEBUG or hub_id(adapter.base_model):
+    if name in BUILT_IN or hub_id(adapter.base_model):
         return name
     directory = str(origin.config.get("model_dir", ""))
     if not directory or not Path(directory).is_dir():

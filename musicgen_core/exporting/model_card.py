@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from musicgen_core.escaping import markdown_code, markdown_text, one_line
 from musicgen_core.exporting.origin import Origin, Sample
 from musicgen_core.model.lora import PUBLISHED, Adapter, LoraSettings
+from musicgen_core.model.weights import BUILT_IN
 from musicgen_core.wording import counted, lasting
 
 Format = Literal["peft", "audiocraft"]
@@ -55,6 +56,7 @@ def write_card(
         samples: what is copied, by the ends of the files' names.
     """
     base = hub_id(adapter.base_model)
+    recorded = adapter.base_model.partition("@sha256:")[0]
     settings = LoraSettings.from_plain(adapter.config)
     loader = PackageLoader("musicgen_core.exporting", package_path="")
     environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -70,7 +72,7 @@ def write_card(
         name=name,
         kind=kind,
         base=base,
-        base_to_load=base or ("debug" if adapter.base_model.startswith("debug@") else "path/to/the/base/model"),
+        base_to_load=base or (recorded if recorded in BUILT_IN else "path/to/the/base/model"),
         is_published=base is not None and base.startswith(PUBLISHED),
         adapter=adapter,
         variety=" and ".join([*["rsLoRA"] * settings.rslora, *["DoRA"] * settings.dora]),

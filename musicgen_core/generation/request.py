@@ -19,7 +19,7 @@ class RenderRequest:
 
     Attributes:
         out: the directory for the files.
-        model: `debug`, a directory or a Hugging Face id.
+        model: `demo`, `debug`, a directory or a Hugging Face id.
         adapter: a `*_lora.pt` or a run directory; None for the base model.
         compare: render each prompt with the base model, too, from the same seed.
         variations: pieces a prompt, each from a random stream of its own.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +28,9 @@ from musicgen_core.model.decoder import MusicgenLM
 LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"
 TEXT_ENCODER = "text_encoder"
-DEBUG = "debug"
+DEBUG, DEMO = "debug", "demo"
+DEMO_DIRECTORY = Path(__file__).parent / DEMO
+CHOICES = "a directory in audiocraft's format, a Hugging Face id such as facebook/musicgen-large, demo or debug"
 MODEL = hub.Wanted((LM_FILE, CODEC_FILE), (f"{TEXT_ENCODER}/*",))
 _TEXT_PROJECTION = "condition_provider.conditioners.description.output_proj"
 _OUTSIDE_LAYERS = {_TEXT_PROJECTION: "enc_to_dec_proj", "out_norm": "model.decoder.layer_norm"}
@@ -50,7 +52,7 @@ class BaseModel:
     """A model directory on this machine.
 
     Attributes:
-        name: what the user called it: a Hugging Face id, a directory, or `debug`.
+        name: what the user called it: a Hugging Face id, a directory, or one of `BUILT_IN`.
         directory: where its files are.
     """
 
@@ -79,7 +81,7 @@ class BaseModel:
     @property
     def identity(self) -> str:
         """An id with a hash of the weights, as adapters and runs record it: `debug@sha256:0123456789abcdef`."""
-        name = self.name if self.name == DEBUG or ("/" in self.name and not Path(self.name).exists()) else "local"
+        name = self.name if self.name in BUILT_IN or ("/" in self.name and not Path(self.name).exists()) else "local"
         stat = self.lm_path.stat()
         return f"{name}@sha256:{file_sha256(self.lm_path, stat.st_size, stat.st_mtime_ns)[:16]}"
 
@@ -91,7 +93,7 @@ def file_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
 
 
 def find_model(name: str, files: tuple[str, ...] = (LM_FILE, CODEC_FILE)) -> BaseModel:
-    """Resolve `debug`, a directory or a Hugging Face id to a model directory, fetching or making it if need be.
+    """Resolve a name in `BUILT_IN`, a directory or a Hugging Face id to a model directory, fetched if need be.
 
     Args:
         files: that it must have; only these are fetched.
@@ -99,10 +101,8 @@ def find_model(name: str, files: tuple[str, ...] = (LM_FILE, CODEC_FILE)) -> Bas
     Raises:
         ModelError: the name is refused, nothing is there, or files are missing.
     """
-    if name == DEBUG:
-        from musicgen_core.model.debug_model import debug_model_directory
-
-        return BaseModel(name, debug_model_directory())
+    if name in BUILT_IN:
+        return BaseModel(name, BUILT_IN[name]())
     refuse_unsupported(name)
     directory = Path(name).expanduser()
     if not directory.is_dir():
@@ -111,12 +111,33 @@ def find_model(name: str, files: tuple[str, ...] = (LM_FILE, CODEC_FILE)) -> Bas
     if missing:
         raise ModelError(
             f"the model directory {directory} has no {' and no '.join(missing)}",
-            "Give a directory in audiocraft's format, a Hugging Face id such as facebook/musicgen-large, or debug",
+            f"Give {CHOICES}",
         )
     model = BaseModel(name, directory)
     if model.lm_path.is_file():
         _ = model.config  # refuses what is not supported before any work begins
     return model
+
+
+def _debug_directory() -> Path:
+    from musicgen_core.model.debug_model import debug_model_directory
+
+    return debug_model_directory()
+
+
+def _demo_directory() -> Path:
+    files = (LM_FILE, CODEC_FILE, f"{TEXT_ENCODER}/model.safetensors")
+    if missing := [file for file in files if not (DEMO_DIRECTORY / file).is_file()]:
+        raise ModelError(
+            f"the model demo is not complete: {DEMO_DIRECTORY} has no {' and no '.join(missing)}",
+            "Restore the files from the repository, with git checkout in that directory, or give another model",
+        )
+    return DEMO_DIRECTORY
+
+
+BUILT_IN: dict[str, Callable[[], Path]] = {DEBUG: _debug_directory, DEMO: _demo_directory}
+"""Models that need neither a directory nor the Hub, and what returns their directories: `debug` has random weights and
+is made on first use, `demo` is small, trained and part of the project."""
 
 
 def refuse_unsupported(name: str) -> None:
@@ -137,7 +158,7 @@ def find_codec(name: str) -> BaseModel:
 
 def _download(name: str, files: tuple[str, ...]) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ModelError(f"there is no model directory {name}", "Give a directory, a Hugging Face id, or debug")
+        raise ModelError(f"there is no model directory {name}", f"Give {CHOICES}")
     return hub.fetch(name, MODEL if LM_FILE in files else hub.Wanted(files))
 
 

@@ -16,7 +16,7 @@ class TrainRequest:
     Attributes:
         tokens: a directory of shards.
         run_dir: the run directory.
-        model: `debug`, a directory or a Hugging Face id.
+        model: `demo`, `debug`, a directory or a Hugging Face id.
         device: auto, cpu or cuda.
         resume: auto, never, or the path of a checkpoint.
         init_adapter: an adapter to start from, or None.

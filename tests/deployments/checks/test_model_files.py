@@ -50,6 +50,13 @@ def test_what_is_still_to_be_fetched_is_said(filled: StandInHub) -> None:
     assert check().found.endswith("are on this machine")
 
 
+@pytest.mark.parametrize("name", ["debug", "demo"])
+def test_built_in_models_need_no_hub(hub: StandInHub, name: str) -> None:
+    [finding] = check_model_files(name)
+    assert finding.level == "ok" and measure_model(name).download_bytes == 0
+    assert hub.requests == []
+
+
 @pytest.mark.usefixtures("filled")
 def test_offline_what_is_missing_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -18,6 +18,7 @@ from musicgen_core.exporting import export as exporting
 from musicgen_core.exporting.export import export
 from musicgen_core.model.lora import Adapter, find_adapter, load_adapter, save_adapter
 from musicgen_core.model.weights import BaseModel, find_model
+from tests.musicgen_core.exporting.conftest import PLAIN, random_adapter
 
 Save = Callable[[Adapter], Path]
 KINDS = pytest.mark.parametrize("kind", ["peft", "audiocraft"])
@@ -213,6 +214,13 @@ def test_without_an_adapter_nothing_is_written(tmp_path: Path) -> None:
 def local(adapter: Adapter) -> Adapter:
     """As trained on a model directory."""
     return dataclasses.replace(adapter, base_model=adapter.base_model.replace("debug@", "local@"))
+
+
+def test_an_adapter_of_the_demo_model_is_exported_without_naming_it(saved: Save, tmp_path: Path) -> None:
+    source = saved(random_adapter(find_model("demo"), PLAIN))
+    assert "state_dict.bin" in export(source, tmp_path / "merged", "audiocraft").files
+    export(source, tmp_path / "peft", "peft")
+    assert 'base = "demo"' in (tmp_path / "peft" / "README.md").read_text()
 
 
 def test_the_run_directory_knows_where_a_local_base_model_is(

@@ -175,6 +175,25 @@ def test_the_identity_follows_the_weights(debug_model: BaseModel, tmp_path: Path
     assert BaseModel("debug", tmp_path).identity != debug_model.identity
 
 
+def test_the_demo_model_is_found_whole_without_the_hub() -> None:
+    model = find_model("demo")
+    assert re.fullmatch(r"demo@sha256:[0-9a-f]{16}", model.identity)
+    assert load_lm(model).config == model.config.decoder
+    assert Path(model.text_encoder) == model.directory / "text_encoder"
+    assert (model.directory / "README.md").is_file()
+
+
+@pytest.mark.parametrize("missing", ["state_dict.bin", "compression_state_dict.bin", "text_encoder/model.safetensors"])
+def test_a_checkout_without_the_demo_models_files_is_named(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = Path(shutil.copytree(find_model("demo").directory, tmp_path / "demo"))
+    (directory / missing).unlink()
+    monkeypatch.setattr("musicgen_core.model.weights.DEMO_DIRECTORY", directory)
+    with refused(f"{directory} has no {missing}", next_step="git checkout"):
+        find_model("demo")
+
+
 # What is refused
 
 

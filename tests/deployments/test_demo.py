@@ -1,0 +1,67 @@
+"""What `musicgen-flows demo` prints, and what it teaches the model."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from deployments import console
+from deployments import demo as demo_command
+from deployments.cli import main
+from flows.tokenize_archives import TokenizeResult
+from musicgen_core.data.shards import Rejected, ShardReport
+from musicgen_core.generation.request import Rendered
+from musicgen_core.training.request import TrainResult
+
+FOLDER = f"/home/{'somebody/' * 12}demo"
+
+
+@pytest.fixture
+def printed(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What a terminal of 80 columns gets."""
+    stream = io.StringIO()
+    monkeypatch.setattr(console.output, "_file", stream)
+    monkeypatch.setattr(console.output, "_width", 80)
+    return stream
+
+
+def test_what_to_do_next_is_four_lines_with_whole_paths(printed: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    rejected = [Rejected("audio/broken.wav", "not decodable")]
+    tokenized = TokenizeResult("/tokens", [ShardReport("a.zip", 1, "f", "c", 96, 768.0, rejected)], {}, [])
+    trained = TrainResult(FOLDER, 110, 5, 2.0, 5, 2.2, 1.9, 44, None)
+    rendered = [Rendered(f"{FOLDER}/music/generated_000.wav", "theremin", 0, 0, 8.0, True)]
+    monkeypatch.setattr(demo_command, "_run", lambda *places: (tokenized, trained, rendered))
+    monkeypatch.setattr(demo_command, "_sliding", lambda pieces, with_adapter: 0.4 if with_adapter else 0.01)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    assert main(["demo"]) == 0
+    *_, heading, listen, report, runs, own = printed.getvalue().splitlines()
+    assert heading == "What to do next:"
+    assert listen.endswith(f": {FOLDER}/music/index.html")
+    assert "report" in report
+    assert runs.endswith("uv run musicgen-flows up, and open http://127.0.0.1:4200")
+    assert own.endswith("uv run musicgen-flows estimate ARCHIVES")
+    assert max(map(len, (report, runs, own))) <= 80
+
+
+def test_messages_of_the_core_break_no_path(printed: io.StringIO) -> None:
+    console.show_core_messages()
+    console.logging.getLogger("musicgen_core").info("Later: wandb sync --no-skip-online %s", FOLDER)
+    assert f"wandb sync --no-skip-online {FOLDER}\n" in printed.getvalue()
+
+
+@pytest.mark.slow
+def test_the_demo_resumes_and_teaches_a_new_style(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results: list[tuple[TokenizeResult, TrainResult, list[Rendered]]] = []
+    run = demo_command._run
+    monkeypatch.setattr(demo_command, "_run", lambda *places: results.append(run(*places)) or results[0])
+    assert main(["demo", "--workdir", str(tmp_path)]) == 0
+    [(tokenized, trained, rendered)] = results
+    assert [entry.clip for report in tokenized.reports for entry in report.rejected] == ["audio/broken.wav"]
+    assert 0 < trained.resumed_from < demo_command.CUT_OFF_AT_STEP < trained.steps
+    assert trained.evaluation is not None and trained.evaluation.verdict == "better"
+    assert Path(trained.evaluation.report).is_file() and Path(rendered[0].wav).with_name("index.html").is_file()
+    assert (
+        demo_command._sliding(rendered, with_adapter=False) < 0.1 < demo_command._sliding(rendered, with_adapter=True)
+    )
