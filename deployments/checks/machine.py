@@ -116,7 +116,7 @@ def _no_gpu(smi: Smi, needed: bool) -> Finding:
     if smi.status == "ok":
         return _unusable(smi, cuda)
     found = (
-        "none. On the CPU everything works with --model debug; tokenizing and generating with a real model are slow, "
+        "none. On the CPU everything works with --model demo; tokenizing and generating with a real model are slow, "
         "and training musicgen-large takes too long to be of use"
     )
     if needed:

@@ -43,7 +43,7 @@ def _check_ram(size: ModelSize) -> Finding:
     found = f"{there:.1f} GiB of main memory; training {size.name} on the CPU takes about {needed:.1f} GiB"
     if needed <= there:
         return Finding(MEMORY, "ok", found)
-    fix = "Train on a GPU of 16 GB or more, or look whether another model fits: musicgen-flows doctor --model debug"
+    fix = "Train on a GPU of 16 GB or more, or look whether another model fits: musicgen-flows doctor --model demo"
     return Finding(MEMORY, "problem", found, fix)
 
 

@@ -43,7 +43,7 @@ class TestMachine:
         if torch.cuda.is_available():
             pytest.skip("this machine has a GPU")
         [found] = check_gpus("auto")
-        assert found.level == "warning" and "--model debug" in found.found
+        assert found.level == "warning" and "--model demo" in found.found
         assert check_gpus("cuda")[0].level == "problem"
         assert check_gpus("cpu")[0].level == "ok"
 
