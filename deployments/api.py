@@ -7,7 +7,6 @@ import io
 import os
 import tempfile
 
-from deployments.console import output
 from musicgen_core.errors import ConfigError, MusicgenError
 
 ANSWER_SECONDS = 15.0
@@ -26,7 +25,6 @@ def ensure_api() -> None:
     from deployments.temporary_server import start_temporary_server
 
     check_home()
-    output.print("Starting a temporary Prefect server (musicgen-flows up starts a lasting one) …", style="dim")
     start_temporary_server()
 
 

@@ -27,8 +27,8 @@ TRAINING: dict[str, Any] = {
     "batch_size": 4,
     "gradient_accumulation_steps": 1,
     "segment_seconds": 6.0,
-    "num_epochs": 5,
-    "validation_fraction": 0.1,
+    "num_epochs": 7,
+    "validation_fraction": 0.15,
     "full_models": "best_and_final",
     "sample_prompts": [],
 }
@@ -63,7 +63,7 @@ def demo(arguments: Sequence[str]) -> int:
     )
     tokenized, trained, rendered = _run(archives, tokens, run_dir, music)
     output.print(f"\nThe demo took {time.monotonic() - started:.0f} s:")
-    for line in _summary(tokenized, trained, rendered):
+    for line in _summary(tokenized, trained):
         output.print(f"- {line}")
     output.print("What to do next:")
     for line in _next_steps(trained, rendered):
@@ -77,15 +77,15 @@ def _run(archives: str, tokens: str, run_dir: str, music: str) -> tuple[Tokenize
     from flows.train_lora import train_lora
     from musicgen_core.demo_data import KNOWN_STYLES, NEW_STYLE, make_demo_archives
 
-    output.print(f"Making archives of synthesized music: {', '.join(KNOWN_STYLES)}, which the base model knows, and")
-    output.print(f"{NEW_STYLE}, which it has never heard, in")
+    output.print(f"Making music in styles that the base model knows ({', '.join(KNOWN_STYLES)})")
+    output.print(f"and in one that it has never heard ({NEW_STYLE}):")
     output.print(archives, soft_wrap=True)
     make_demo_archives(Path(archives))
     on = {"model": "demo", "device": "cpu"}
     tokenized = run_flow(tokenize_archives, {"archives": archives, "tokens": tokens, **on})
     training = {"tokens": tokens, "run_dir": run_dir, **on, **TRAINING}
     _run_until_cut_off(train_lora, training)
-    output.print(f"The training run was cut off at step {CUT_OFF_AT_STEP}, on purpose. The same command resumes it:")
+    output.print(f"The run was cut off at step {CUT_OFF_AT_STEP}, on purpose. The same call resumes it:")
     trained = run_flow(train_lora, training)
     rendering = {"output": music, "prompts": list(PROMPTS), "adapter": run_dir, "compare": True, "duration": SECONDS}
     return tokenized, trained, run_flow(generate_music, {**rendering, "batch_size": len(PROMPTS), **on})
@@ -110,30 +110,16 @@ def _cutting(listener: Callable[[Update], None]) -> Callable[[Update], None]:
     return cut
 
 
-def _summary(tokenized: TokenizeResult, trained: TrainResult, rendered: Sequence[Rendered]) -> list[str]:
+def _summary(tokenized: TokenizeResult, trained: TrainResult) -> list[str]:
     clips = sum(report.clips for report in tokenized.reports)
     seconds = sum(report.audio_seconds for report in tokenized.reports)
     rejected = [entry for report in tokenized.reports for entry in report.rejected]
     broken = "; ".join(f"{entry.clip} was rejected: {entry.reason}" for entry in rejected)
-    base, adapter = (_sliding(rendered, with_adapter) for with_adapter in (False, True))
     lines = [
         f"{counted(clips, 'clip')} tokenized, {lasting(seconds)} of audio; {broken}.",
         f"{counted(trained.steps, 'step')} trained; after the cut the run resumed at step {trained.resumed_from}.",
-        f"“{PROMPTS[0]}”: notes slide {adapter:.0%} of the time with the adapter, {base:.0%} without it.",
     ]
     return lines if trained.evaluation is None else [*lines, trained.evaluation.sentence()]
-
-
-def _sliding(rendered: Sequence[Rendered], with_adapter: bool) -> float:
-    """The share of time in which the new style's prompt has sliding notes, measured from its audio."""
-    import soundfile
-    import torch
-
-    from musicgen_core.analysis.harmony import slides
-
-    [piece] = [piece for piece in rendered if piece.prompt_number == 0 and piece.with_adapter == with_adapter]
-    samples, _ = soundfile.read(piece.wav, dtype="float32")
-    return slides(torch.from_numpy(samples)[None]).item()
 
 
 def _next_steps(trained: TrainResult, rendered: Sequence[Rendered]) -> list[str]:

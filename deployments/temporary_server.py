@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from deployments.console import output
 from deployments.environment import is_healthy
 from flows.orphans import be_sent_at_parents_death
 from musicgen_core.errors import MusicgenError
@@ -36,6 +37,7 @@ def start_temporary_server() -> None:
     server = SubprocessASGIServer()  # the one that Prefect's clients ask for
     if server.running:
         return
+    output.print("Starting a temporary Prefect server (musicgen-flows up starts a lasting one) …", style="dim")
     with tempfile.TemporaryFile() as log:
         for _ in range(PORTS):
             server.port = server.find_available_port()

@@ -23,7 +23,6 @@ from musicgen_core.synthesis.rendering import SoundBank
 
 KNOWN_STYLES = ("lofi", "techno", "folk")
 NEW_STYLE = "theremin"  # also the trigger word: all captions of the style have it, and no other
-STYLES = (*KNOWN_STYLES, NEW_STYLE)
 RATE = 44_100  # Hz, as most people's files have it
 FIRST_SEED = 80_000_000  # of the clips; demo_model trains and measures on others
 _WIDTH = 0.2
@@ -62,7 +61,8 @@ def _names(batch: int, clips: int) -> list[str]:
 
 
 def _style(index: int) -> str:
-    return STYLES[index % len(STYLES)]
+    """Every other clip is in the new style; the others keep the model from forgetting what it knows."""
+    return NEW_STYLE if index % 2 == 0 else KNOWN_STYLES[index // 2 % len(KNOWN_STYLES)]
 
 
 def _check_own(folder: Path, files: Mapping[str, list[str]]) -> None:
