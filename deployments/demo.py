@@ -78,7 +78,7 @@ def _run(archives: str, tokens: str, run_dir: str, music: str) -> tuple[Tokenize
     from musicgen_core.demo_data import KNOWN_STYLES, NEW_STYLE, make_demo_archives
 
     output.print(f"Making music in styles that the base model knows ({', '.join(KNOWN_STYLES)})")
-    output.print(f"and in one that it has never heard ({NEW_STYLE}):")
+    output.print(f"and in one that is new to it ({NEW_STYLE}):")
     output.print(archives, soft_wrap=True)
     make_demo_archives(Path(archives))
     on = {"model": "demo", "device": "cpu"}
