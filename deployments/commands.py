@@ -10,7 +10,7 @@ from deployments.console import print_table, progress_bars
 from deployments.inputs import check_adapter, check_rendering, check_training
 from deployments.options import FlowOptions, parse
 from musicgen_core import storage
-from musicgen_core.tracking import stored_url
+from musicgen_core.tracking import stored_url, sync_command
 from musicgen_core.wording import counted, lasting
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def trained_rows(result: TrainResult) -> list[tuple[str, str]]:
     if url := result.wandb_url or stored_url(run_dir):
         found["WandB"] = url
     elif "WandB" in found:
-        found["WandB"] += "\noffline; wandb sync uploads it"
+        found["WandB"] += f"\noffline; to upload it:\n{sync_command('PATH')}"
     return [*rows, *found.items(), *(evaluated_rows(result.evaluation) if result.evaluation else ())]
 
 

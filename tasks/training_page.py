@@ -147,7 +147,7 @@ def wandb_line(folder: UPath, url: str | None = None) -> str:
     if url:
         return markdown_link("WandB run", url)
     if (folder / "wandb").exists():
-        return f"WandB is offline; to send what it has: {markdown_code(f'wandb sync --no-skip-online {folder}/wandb')}"
+        return f"WandB is offline; to send what it has: {markdown_code(tracking.sync_command(folder / 'wandb'))}"
     return ""
 
 

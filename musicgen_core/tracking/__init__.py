@@ -2,7 +2,7 @@
 
 from musicgen_core.tracking.metrics import MetricsWriter, cut_metrics, read_metrics
 from musicgen_core.tracking.pictures import pictures_of, plot_learning_rate, plot_losses, plot_perplexities
-from musicgen_core.tracking.wandb_run import AudioFile, Wandb, kept_run_id, stored_url
+from musicgen_core.tracking.wandb_run import AudioFile, Wandb, kept_run_id, stored_url, sync_command
 
 __all__ = [
     "AudioFile",
@@ -16,4 +16,5 @@ __all__ = [
     "plot_perplexities",
     "read_metrics",
     "stored_url",
+    "sync_command",
 ]

@@ -8,6 +8,7 @@ import logging
 import os
 import queue
 import secrets
+import shlex
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -77,10 +78,10 @@ class Wandb:
         self._data = folder / "wandb"
         home = home or storage.as_path(folder)
         self._is_stage = not storage.is_local(home)
-        # Parts that were online are passed over unless asked for; those that are uploaded whole are marked as such.
-        command = "wandb sync --no-skip-online"
         self._how_to_sync = (
-            f"copy {home}/wandb here and: {command} wandb" if self._is_stage else f"{command} {self._data}"
+            f"Later, beside a copy of {home}/wandb:\n{sync_command('wandb')}"
+            if self._is_stage
+            else f"Later:\n{sync_command(self._data)}"
         )
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -92,7 +93,7 @@ class Wandb:
             return
         if mode == "offline":
             why = "WANDB_MODE says so" if os.environ.get("WANDB_MODE") else f"no {service.KEY} is set"
-            logger.info("WandB runs offline: %s. Later: %s", why, self._how_to_sync)
+            logger.info("WandB runs offline: %s. %s", why, self._how_to_sync)
         self._mode, self._axis = mode, axis
         self._hidden = service.KEY
         self._logged = _read_json(home / "wandb" / LOGGED_FILE)
@@ -161,7 +162,7 @@ class Wandb:
         self._thread.join(INTERRUPTED_SECONDS if is_interrupted else patience)
         if self._thread.is_alive():
             self._mode = "lost"
-            logger.warning("WandB does not come to an end and is left alone. Later: %s", self._how_to_sync)
+            logger.warning("WandB does not come to an end and is left alone. %s", self._how_to_sync)
             service.end_service()
 
     # In the thread
@@ -226,7 +227,7 @@ class Wandb:
         self._mode = "offline"
         logger.warning(
             "WandB continues offline: it can't be reached, or refuses the key (%s). Check WANDB_API_KEY, "
-            "WANDB_PROJECT and the network. Later: %s",
+            "WANDB_PROJECT and the network. %s",
             error,
             self._how_to_sync,
         )
@@ -278,9 +279,15 @@ class Wandb:
         if trouble and self._mode == "offline":
             logger.warning("WandB's files lack a part of the run (%s); metrics.jsonl has everything", trouble)
         elif trouble:
-            logger.warning("WandB has not got everything (%s). Later: %s", trouble, self._how_to_sync)
+            logger.warning("WandB has not got everything (%s). %s", trouble, self._how_to_sync)
         elif self._mode == "online":
             service.mark_as_synced(Path(settings.sync_file))
+
+
+def sync_command(folder: object) -> str:
+    """Return the command line that uploads what a WandB folder holds of offline runs."""
+    # Parts that were online are passed over unless asked for; those that are uploaded whole are marked as such.
+    return f"uv run --no-sync wandb sync --no-skip-online {shlex.quote(str(folder))}"
 
 
 def kept_run_id(home: UPath) -> str:

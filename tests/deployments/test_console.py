@@ -13,6 +13,7 @@ from deployments.commands import rendered_rows, tokenized_rows
 from flows.tokenize_archives import TokenizeResult
 from musicgen_core.data.shards import Rejected, ShardReport
 from musicgen_core.generation.request import Rendered
+from musicgen_core.tracking import sync_command
 from tasks.progress import Update
 from tests.hostile import ALL, ESCAPES, LONG, TEXTS, is_inert_terminal_text
 
@@ -42,6 +43,13 @@ def test_lines_bars_and_log_messages_show_hostile_names_as_text(shown: io.String
         logging.getLogger("musicgen_core.test").warning("%s", ALL)
     assert is_inert_terminal_text(shown.getvalue())
     assert "[bold]all[/bold]" in shown.getvalue() and r"\x1b[31mred" in shown.getvalue()
+
+
+def test_a_command_in_a_log_message_stays_on_its_line(shown: io.StringIO) -> None:
+    command = sync_command(f"/{'folder/' * 20}wandb")
+    with console.progress_bars():
+        logging.getLogger("musicgen_core.test").info("WandB runs offline. Later:\n%s", command)
+    assert command in shown.getvalue().splitlines()
 
 
 @pytest.mark.parametrize("arguments", [[ESCAPES + LONG], ["export", ESCAPES, "--format", "peft"], ["train", ESCAPES]])

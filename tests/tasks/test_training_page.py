@@ -136,7 +136,7 @@ def test_the_link_to_wandb_is_there_once_its_run_is_online_and_else_how_to_send_
     folder = storage.as_path(tmp_path)
     assert wandb_line(folder) == ""
     (tmp_path / "wandb").mkdir()
-    assert f"`wandb sync --no-skip-online {tmp_path}/wandb`" in wandb_line(folder)
+    assert f"`uv run --no-sync wandb sync --no-skip-online {tmp_path}/wandb`" in wandb_line(folder)
     (tmp_path / "wandb" / "run-url").write_text("https://wandb.test/r/1")
     assert wandb_line(folder) == "[WandB run](https://wandb.test/r/1)"
     assert wandb_line(folder, "https://wandb.test/r/2") == "[WandB run](https://wandb.test/r/2)"

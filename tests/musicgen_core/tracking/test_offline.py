@@ -43,8 +43,8 @@ def test_without_a_key_the_run_is_kept_offline_under_the_run_directory(
     with caplog.at_level("INFO", logger="musicgen_core.tracking"):
         log_all(run_in(tmp_path), clip, adapter)
     said = [record.message for record in caplog.records if record.name.startswith("musicgen_core.tracking")]
-    told = f"wandb sync --no-skip-online {tmp_path / 'wandb'}"
-    assert said == [f"WandB runs offline: no WANDB_API_KEY is set. Later: {told}"]
+    told = f"uv run --no-sync wandb sync --no-skip-online {tmp_path / 'wandb'}"
+    assert said == [f"WandB runs offline: no WANDB_API_KEY is set. Later:\n{told}"]
     logged = Logged(tmp_path)
     assert logged.history[:2] == [{"global_step": 1, "train/loss": 1.0}, {"global_step": 2, "train/loss": 0.5}]
     assert logged.axes == {"global_step": "", "*": "global_step"}
@@ -199,7 +199,7 @@ def test_offline_by_choice_a_key_is_not_said_to_be_missing_and_a_malformed_one_d
     with caplog.at_level("INFO", logger="musicgen_core.tracking"):
         log_all(run_in(tmp_path), clip, adapter)
     said = [record.message for record in caplog.records if record.name.startswith("musicgen_core")]
-    assert len(said) == 1 and said[0].startswith("WandB runs offline: WANDB_MODE says so. Later: ")
+    assert len(said) == 1 and said[0].startswith("WandB runs offline: WANDB_MODE says so. Later:\n")
     assert len(Logged(tmp_path).adapters) == 1
     assert os.environ["WANDB_API_KEY"].endswith("\n"), "it is hidden from WandB alone"
 
