@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -56,6 +57,8 @@ def demo(arguments: Sequence[str]) -> int:
     # The demo's runs never go to anyone's WandB account.
     if os.environ.get("WANDB_MODE") != "disabled":
         os.environ["WANDB_MODE"] = "offline"
+        output.print("WandB stays offline: the demo uploads nothing.")
+        logging.getLogger("musicgen_core.tracking").setLevel(logging.WARNING)  # each run would say so again
     started = time.monotonic()
     stamp = time.strftime("%Y%m%d-%H%M%S")
     archives, tokens, run_dir, music = (

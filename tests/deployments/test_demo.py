@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,20 @@ from deployments import demo as demo_command
 from deployments.cli import main
 from flows.tokenize_archives import TokenizeResult
 from musicgen_core.data.shards import Rejected, ShardReport
+from musicgen_core.errors import MusicgenError
 from musicgen_core.generation.request import Rendered
+from musicgen_core.tracking import Wandb
 from musicgen_core.training.request import TrainResult
 
 FOLDER = f"/home/{'somebody/' * 12}demo"
+
+
+@pytest.fixture
+def tracking_logger() -> Iterator[logging.Logger]:
+    """Has its level back afterwards."""
+    logger = logging.getLogger("musicgen_core.tracking")
+    yield logger
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture
@@ -45,10 +57,20 @@ def test_what_to_do_next_is_four_lines_with_whole_paths(printed: io.StringIO, mo
     assert max(map(len, (report, runs, own))) <= 80
 
 
-def test_messages_of_the_core_break_no_path(printed: io.StringIO) -> None:
-    console.show_core_messages()
-    console.logging.getLogger("musicgen_core").info("Later: wandb sync --no-skip-online %s", FOLDER)
-    assert f"wandb sync --no-skip-online {FOLDER}\n" in printed.getvalue()
+def test_the_demo_says_once_that_wandb_stays_offline(
+    printed: io.StringIO, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tracking_logger: logging.Logger
+) -> None:
+    def run(*places: str) -> None:
+        console.show_core_messages()
+        for part in ("tokens", "run"):
+            Wandb(tmp_path / part, "id", "name", "train", {}).finish()
+        raise MusicgenError("over", "")
+
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr(demo_command, "_run", run)
+    monkeypatch.setattr(Wandb, "_work", lambda self: None)
+    assert main(["demo"]) == 1
+    assert printed.getvalue().splitlines() == ["WandB stays offline: the demo uploads nothing."]
 
 
 @pytest.mark.slow
