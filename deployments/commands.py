@@ -156,7 +156,7 @@ def trained_rows(result: TrainResult) -> list[tuple[str, str]]:
 def _how(result: TrainResult) -> str:
     if result.ending == "complete before":
         return (
-            ": complete already, nothing was done. More --epochs or --max-steps go on from here, "
+            ": complete already, nothing was trained. More --epochs or --max-steps go on from here, "
             "after an early stop a larger --early-stopping"
         )
     resumed = f", resumed at step {result.resumed_from}" if result.resumed_from else ""

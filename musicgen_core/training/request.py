@@ -40,7 +40,7 @@ class TrainResult:
     Attributes:
         first_loss, last_loss: mean training loss of the first and of the last epoch.
         resumed_from: the step that it went on from, 0 for a new one.
-        ending: trained to the last step; stopped early by its validation loss; or complete before, so nothing was done.
+        ending: trained to the last step; stopped early by its validation loss; or complete before: nothing trained.
         warnings: what could not be saved, if anything.
         evaluation: of its best adapter, where that was made.
     """

@@ -37,7 +37,7 @@ from musicgen_core.training.run_lock import RunLock
 from musicgen_core.training.samples import Samples, sample_prompts
 from musicgen_core.training.saving import Saver
 from musicgen_core.training.sharing import Sharing, shown_settings
-from musicgen_core.wording import named
+from musicgen_core.wording import counted, named
 
 logger = logging.getLogger(__name__)
 
@@ -153,11 +153,20 @@ class _Session:
     ) -> TrainResult:
         trainer, lock = self.trainer, self.lock
         assert lock is not None
-        total = trainer.order.total_steps
+        step, total = trainer.progress.step, trainer.order.total_steps
+        if step > total:
+            logger.warning(
+                "the run in %s is at step %d, past the limit of %s: nothing is trained. "
+                "Give a larger --max-steps or --epochs to continue it",
+                self.files.root,
+                step,
+                counted(total, "step"),
+            )
         self.files.fetch_metrics()
         if self.world.broadcast_object(self._is_finished() and not self.start.goes_back):
-            on_start(trainer.progress.step, trainer.progress.step)
-            logger.info("the training in %s is complete: %d of %d steps", self.files.root, trainer.progress.step, total)
+            on_start(step, step)
+            if step <= total:
+                logger.info("the training in %s is complete: %d of %d steps", self.files.root, step, total)
             return replace(self._result(None), ending="complete before")
         if self.start.checkpoint is None or self.start.goes_back:  # else the run waits for room
             self._check_room()
@@ -208,7 +217,7 @@ class _Session:
                     write()
             trainer.progress = self.world.broadcast_object(trainer.progress)  # the best may be gone
             self.saver.full_models.write_owed()
-            on_start(trainer.progress.step, total)
+            on_start(step, max(step, total))
             for epoch in self.samples.begin(self.saver.adapter(), is_cancelled):
                 sharing.samples(epoch, trainer.progress.step if epoch else 0)
             save_epoch, save_best = self.saver.save_epoch, self.saver.save_best
@@ -403,6 +412,8 @@ class _Session:
         progress = self.trainer.progress
         rows = tracking.read_metrics(self.files.metrics)
         losses = [row["train/epoch_loss"] for row in rows if "train/epoch_loss" in row]
+        total = self.trainer.order.total_steps
+        was_past = self.resumed_from > total
         return TrainResult(
             run_dir=str(self.files.root),
             steps=progress.step,
@@ -414,5 +425,5 @@ class _Session:
             resumed_from=self.resumed_from,
             wandb_url=url,
             warnings=tuple(self.saver.failures.texts),
-            ending="stopped early" if progress.step < self.trainer.order.total_steps else "trained",
+            ending="complete before" if was_past else "stopped early" if progress.step < total else "trained",
         )

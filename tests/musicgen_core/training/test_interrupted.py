@@ -15,6 +15,7 @@ import torch
 
 from musicgen_core import storage
 from musicgen_core.errors import Cancelled, RunDirectoryError
+from musicgen_core.model.lora import find_adapter
 from musicgen_core.training.distributed import World
 from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.train import train
@@ -171,6 +172,23 @@ def test_a_finished_training_says_so_and_changes_nothing(
     assert starts == [(6, 6)]
     assert again == dataclasses.replace(result, resumed_from=6, ending="complete before")
     assert left_in(request.run_dir).contents == before
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_run_past_a_smaller_limit_says_that_nothing_is_trained(
+    request_for: MakeRequest, killed_after: KilledAfter, caplog: pytest.LogCaptureFixture, epochs: int
+) -> None:
+    if epochs == 1:  # complete at step 3
+        train(request_for(num_epochs=1))
+    else:  # interrupted at step 4, where no epoch ends
+        killed_after(request_for(num_epochs=2), 4)
+    step = epochs + 2
+    starts: list[tuple[int, int]] = []
+    past = train(request_for(max_steps=2), on_start=lambda *counts: starts.append(counts))
+    assert f"is at step {step}, past the limit of 2 steps: nothing is trained" in caplog.text
+    assert (starts, past.steps, past.ending) == ([(step, step)], step, "complete before")
+    assert find_adapter(past.run_dir).exists()
+    assert train(request_for(num_epochs=2)).resumed_from == step
 
 
 # Several processes
