@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
+import sqlite3
 import tempfile
+from pathlib import Path
 
 from musicgen_core.errors import ConfigError, MusicgenError
 
@@ -25,6 +28,7 @@ def ensure_api() -> None:
     from deployments.temporary_server import start_temporary_server
 
     check_home()
+    check_database()
     start_temporary_server()
 
 
@@ -78,6 +82,39 @@ def check_home() -> None:
             f"Prefect can't write to its folder {home} ({error.strerror})",
             "Name another one: export PREFECT_HOME=FOLDER",
         ) from error
+
+
+def check_database() -> None:
+    """Compare the schema of the server's SQLite file with the installed Prefect's, without starting a server.
+
+    Raises:
+        MusicgenError: the database belongs to a newer Prefect.
+    """
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().server.database.connection_url
+    database = Path(url.get_secret_value().removeprefix("sqlite+aiosqlite:///").partition("?")[0]) if url else None
+    if database is None or not database.is_file():  # new, in memory, or PostgreSQL
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            revisions = {revision for (revision,) in connection.execute("select version_num from alembic_version")}
+    except sqlite3.Error:  # the server will say what is wrong
+        return
+    if not revisions <= known_revisions():
+        raise MusicgenError(
+            f"the Prefect server can't start: its database {database} belongs to a newer Prefect",
+            "Use another folder, export PREFECT_HOME=FOLDER, or install the newer Prefect",
+        )
+
+
+def known_revisions() -> set[str]:
+    """Return the revisions of the database's schema that the installed Prefect has migrations to."""
+    import prefect
+
+    migrations = prefect.__module_path__ / "server" / "database" / "_migrations" / "versions" / "sqlite"
+    scripts = (script.read_text(encoding="utf-8") for script in migrations.glob("*.py"))
+    return {found[1] for script in scripts if (found := re.search(r"""^revision\b.*=\s*["'](\w+)""", script, re.M))}
 
 
 def check_settings() -> None:

@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 from functools import partial
-from pathlib import Path
 from typing import IO
 
 from deployments.console import output
@@ -95,18 +94,7 @@ def _text(log: IO[bytes]) -> str:
 
 def explain_server(log: str) -> MusicgenError:
     """Make an error of what a server wrote before it ended."""
-    if "Can't locate revision" in log:
-        return MusicgenError(
-            f"the Prefect server can't start: its database, in {_home()}, belongs to a newer Prefect",
-            "Use another folder, export PREFECT_HOME=FOLDER, or install the newer Prefect",
-        )
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Exit)\b", line)]
     reason = (raised or lines or ["it did not answer in time and wrote nothing"])[-1]
     return MusicgenError(f"the Prefect server can't start: {reason[:500]}", "All of its output: prefect server start")
-
-
-def _home() -> Path:
-    from prefect.settings import get_current_settings
-
-    return get_current_settings().home

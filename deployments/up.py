@@ -17,7 +17,7 @@ from typing import IO
 import httpx
 
 from deployments.addresses import addresses, warn_of_others
-from deployments.api import check_home
+from deployments.api import check_database, check_home
 from deployments.checks.finding import redact
 from deployments.checks.machine import ask_smi
 from deployments.checks.run_lists import check_run_lists
@@ -138,6 +138,7 @@ def _server(api: str, host: str, port: int) -> Iterator[list[Part]]:
         output.print(f"Using the Prefect server that runs at {api}")
         yield []
         return
+    check_database()
     output.print("Starting the Prefect server. Its first start makes a database and takes a while …")
     command = ["server", "start", "--host", host, "--port", str(port)]
     with contextlib.ExitStack() as stack:

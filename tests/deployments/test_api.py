@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -10,11 +11,14 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import prefect
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from alembic.script import ScriptDirectory
+from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, PREFECT_API_URL, temporary_settings
 
-from deployments.api import check_api
+from deployments.api import check_api, check_database, ensure_api, known_revisions
 from deployments.temporary_server import explain_server
+from deployments.up import _server
 from musicgen_core.errors import MusicgenError
 
 
@@ -60,6 +64,38 @@ def test_the_last_error_in_a_servers_log_is_its_reason() -> None:
     log = "Traceback (most recent call last):\n  x\nsqlite3.OperationalError: disk I/O error\n\nExiting"
     assert "can't start: sqlite3.OperationalError: disk I/O error" in str(explain_server(log))
     assert "can't start: it did not answer in time" in str(explain_server(""))
+
+
+@contextlib.contextmanager
+def database_at(revision: str, folder: Path) -> Iterator[None]:
+    """Prefect's database has the schema of that revision."""
+    with contextlib.closing(sqlite3.connect(folder / "prefect.db")) as database:
+        database.execute("pragma journal_mode = wal")
+        database.execute("create table alembic_version (version_num)")
+        database.execute("insert into alembic_version values (?)", [revision])
+        database.commit()
+    with temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{folder}/prefect.db"}):
+        yield
+
+
+def test_a_newer_prefects_database_is_reported_before_a_server_starts(tmp_path: Path) -> None:
+    with database_at("ffffffffffff", tmp_path):
+        for start in (ensure_api, _server("http://127.0.0.1:9/api", "127.0.0.1", 9).__enter__):
+            with pytest.raises(MusicgenError, match=f"database {tmp_path}/prefect.db belongs to a newer Prefect"):
+                start()
+
+
+def test_a_database_of_the_installed_prefect_passes(tmp_path: Path) -> None:
+    with database_at(max(known_revisions()), tmp_path):
+        check_database()
+        (tmp_path / "prefect.db").write_bytes(b"no database")
+        check_database()  # left to the server to report
+
+
+def test_the_known_revisions_are_those_that_alembic_finds() -> None:
+    migrations = prefect.__module_path__ / "server" / "database" / "_migrations"
+    scripts = ScriptDirectory(str(migrations), version_locations=[str(migrations / "versions" / "sqlite")])
+    assert known_revisions() == {script.revision for script in scripts.walk_revisions()}
 
 
 @pytest.mark.slow
