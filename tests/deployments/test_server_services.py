@@ -60,7 +60,11 @@ class Server:
     execute: Callable[[str], object]  # SQL, on its database
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
-        answer = httpx.request(method, f"{self.api}{path}", json=body, timeout=60)
+        for _ in range(60):
+            answer = httpx.request(method, f"{self.api}{path}", json=body, timeout=60)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            time.sleep(1)  # SQLite is locked; Prefect's own client tries again, too
         answer.raise_for_status()
         return answer.json() if answer.content else None
 

@@ -93,7 +93,8 @@ def started(folder: Path) -> Iterator[Cluster]:
     cluster = Cluster(folder)
     try:
         cluster.start("scheduler", "--port", "0", "--host", "127.0.0.1")
-        wait_for((folder / "scheduler.json").exists)
+        file = folder / "scheduler.json"
+        wait_for(lambda: file.exists() and file.read_text().endswith("}"))  # it is written in place
         yield cluster
     finally:
         for process in cluster.processes:
