@@ -33,7 +33,7 @@ def test_a_temporary_server_ends_with_a_command_that_is_killed(tmp_path: Path) -
     )
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": ""}
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
-    assert process.stdout is not None and process.stdout.readline() == "up\n"
+    assert process.stdout is not None and "up\n" in iter(process.stdout.readline, "")
     started = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
