@@ -147,7 +147,7 @@ def build() -> Any:
 def save(codec: nn.Module, path: Path) -> None:
     """Write audiocraft's checkpoint, in fp16."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"xp.cfg": SETTINGS, "best_state": halved(codec), "version": "1.3.0", "exported": True}, path)
+    xp_cfg.save(path, SETTINGS, halved(codec))
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB", flush=True)
 
 

@@ -138,8 +138,7 @@ def validate(model: Model, examples: Examples, text_dropout: float) -> Tensor:
 def save(model: Model, directory: Path) -> None:
     """Write the language model in audiocraft's format and the text encoder in Hugging Face's, in fp16."""
     directory.mkdir(parents=True, exist_ok=True)
-    state = to_audiocraft(halved(model.lm))
-    torch.save({"xp.cfg": SETTINGS, "best_state": state, "version": "1.3.0", "exported": True}, directory / LM_FILE)
+    xp_cfg.save(directory / LM_FILE, SETTINGS, to_audiocraft(halved(model.lm)))
     model.encoder.half().save_pretrained(directory / TEXT_ENCODER)
     model.tokenizer.save_pretrained(directory / TEXT_ENCODER)
     total = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

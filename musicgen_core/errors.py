@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from musicgen_core.escaping import printable
 
 
@@ -86,6 +88,11 @@ def reason_of(error: BaseException) -> str:
         where = f": {error.filename}" if error.filename is not None else ""
         return f"{error.strerror[:1].lower()}{error.strerror[1:]}{where}"
     return f"{type(error).__name__}: {error}"
+
+
+def without_number(text: str) -> str:
+    """Return an operating system's error without its number, such as `[Errno 111]`."""
+    return re.sub(r"\[Errno -?\d+\] ", "", text)
 
 
 def raise_if_interrupted(error: BaseException) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-from musicgen_core.errors import MusicgenError
+from musicgen_core.errors import MusicgenError, without_number
 
 T = TypeVar("T")
 Level = Literal["ok", "warning", "problem"]
@@ -107,8 +107,8 @@ def _explain(check: Check[T], error: BaseException) -> Finding:
 
 def describe(error: BaseException) -> str:
     """An error in a line, without secrets."""
-    text = redact(" ".join(str(error).split()))  # as a whole: of what is cut off afterwards a part would stay
-    text = re.sub(r"\[Errno -?\d+\] ", "", text)
+    # Redacted as a whole: of what is cut off afterwards a part would stay.
+    text = redact(without_number(" ".join(str(error).split())))
     kind = type(error).__name__
     return f"{kind}: {text if len(text) <= 300 else f'{text[:300]}…'}" if text else kind
 

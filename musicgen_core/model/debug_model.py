@@ -52,16 +52,12 @@ def _write(directory: Path) -> None:
     rng = np.random.Generator(np.random.PCG64(20260101))
     lm = MusicgenLM(read_lm_config(LM_CONFIG, DEBUG).decoder)
     _randomize(lm, rng)
-    _save(directory / LM_FILE, LM_CONFIG, to_audiocraft(lm.state_dict()))
+    xp_cfg.save(directory / LM_FILE, LM_CONFIG, to_audiocraft(lm.state_dict()))
     builders = import_audiocraft("audiocraft.models.builders")
     codec = builders.get_compression_model(OmegaConf.create(CODEC_CONFIG))
     _randomize(codec, rng)
-    _save(directory / CODEC_FILE, CODEC_CONFIG, codec.state_dict())
+    xp_cfg.save(directory / CODEC_FILE, CODEC_CONFIG, codec.state_dict())
     _write_text_encoder(directory / TEXT_ENCODER, rng)
-
-
-def _save(path: Path, config: str, state: dict[str, Tensor]) -> None:
-    torch.save({"xp.cfg": config, "best_state": state, "version": "1.3.0", "exported": True}, path)
 
 
 def _write_text_encoder(directory: Path, rng: np.random.Generator) -> None:

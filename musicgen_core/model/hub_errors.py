@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import logging
-import re
 import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from musicgen_core.errors import ModelError
+from musicgen_core.errors import ModelError, without_number
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -106,7 +105,7 @@ def _reason(error: Exception) -> str:
     if response is not None:
         return f"the Hugging Face Hub answered {response.status_code} {response.reason_phrase}".rstrip()
     if isinstance(error, httpx2.ConnectTimeout | httpx2.ConnectError):
-        said = re.sub(r"\[Errno -?\d+\] ", "", textwrap.shorten(str(error), 100))
+        said = without_number(textwrap.shorten(str(error), 100))
         return f"{constants.ENDPOINT} can't be reached" + (f" ({said})" if said else "")
     if isinstance(error, httpx2.TimeoutException):
         return f"{constants.ENDPOINT} accepted the connection and did not answer in time"

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
 _LANGUAGE_MODEL = """
 lm_model: transformer_lm
 device: cpu
@@ -58,3 +63,8 @@ def codec(dimension: int, filters: int, bins: int = 2048, lstm: int = 0, decoder
     """Return the settings of an EnCodec of 32 kHz, 50 frames/s and 4 codebooks."""
     decoder = "" if decoder_filters is None else f"n_filters: {decoder_filters}, "
     return _CODEC.format(dimension=dimension, filters=filters, bins=bins, lstm=lstm, decoder=decoder)
+
+
+def save(path: Path, settings: str, state: dict[str, Tensor]) -> None:
+    """Write a checkpoint as audiocraft exports it."""
+    torch.save({"xp.cfg": settings, "best_state": state, "version": "1.3.0", "exported": True}, path)
