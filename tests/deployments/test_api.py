@@ -68,13 +68,14 @@ def test_the_last_error_in_a_servers_log_is_its_reason() -> None:
 
 @contextlib.contextmanager
 def database_at(revision: str, folder: Path) -> Iterator[None]:
-    """Prefect's database has the schema of that revision."""
+    """Prefect's database has the schema of that revision; no API is configured."""
     with contextlib.closing(sqlite3.connect(folder / "prefect.db")) as database:
         database.execute("pragma journal_mode = wal")
         database.execute("create table alembic_version (version_num)")
         database.execute("insert into alembic_version values (?)", [revision])
         database.commit()
-    with temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{folder}/prefect.db"}):
+    url = f"sqlite+aiosqlite:///{folder}/prefect.db"
+    with temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: url}, restore_defaults={PREFECT_API_URL}):
         yield
 
 
