@@ -180,7 +180,7 @@ def _names_in(archive: UPath, settings: TokenizeSettings) -> list[str]:
 def _tokenize_all(
     work: Sequence[Work], runner: Any, tokens: UPath, log: TokenizingLog
 ) -> tuple[list[ShardReport], dict[str, str]]:
-    """→ reports of the archives that worked, and the reasons of those that failed, by stem."""
+    """→ reports of the archives that worked, and the reasons of those that failed, by stem, both in archive order."""
     try:
         futures = {entry["stem"]: runner.submit(tokenize_archive, entry) for entry in work}
         reports, failed, cached = _collect(futures, log)
@@ -191,8 +191,10 @@ def _tokenize_all(
     except BaseException:
         call_everywhere(runner, stop_tokenizing, work[0]["flow_run"])  # the tasks would outlive a cancelled run
         raise
-    reports, failed = reports | redone, failed | failed_again
-    return [reports[stem] for stem in futures if stem in reports and stem not in failed], failed
+    reports |= redone
+    failed |= failed_again
+    done = [reports[stem] for stem in futures if stem in reports and stem not in failed]
+    return done, {stem: failed[stem] for stem in futures if stem in failed}
 
 
 def _collect(
