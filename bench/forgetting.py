@@ -4,8 +4,8 @@
         [--alpha 32] [--rank 8] [--prompts 24] [--out FILE.json]
 
 Trains adapters on clips of the style `theremin`, which slides from note to note, and generates from prompts of it and
-of all styles that the base model was trained on. They are recognised by statistics of the audio alone: slides by the
-movement of the loudest partial, old styles by a classifier. Each learning rate is one run, resumed from stage to stage.
+of all styles that the base model was trained on. They are recognised by statistics of the audio alone: styles by a
+classifier, slides by the movement of the loudest partial. Each learning rate is one run, resumed from stage to stage.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from demo_model.measure import SLIDING, Judge, compose_each, fit_judge, generate
 from musicgen_core import storage
@@ -56,18 +57,21 @@ class Measures:
     seconds: float
 
     def of(self, lm: Any) -> dict[str, float]:
-        """Return the shares of clips that slide, and of those of old styles that are still recognised as theirs."""
+        """Return the shares of clips that are recognised as of the style asked for, and of those that slide."""
         engine = Engine(lm, TextEncoder(self.model.text_encoder, self.device), self.model.config.inference_coefficient)
         settings = SamplingSettings(duration=self.seconds)
         new = generate(engine, self.codec, [clip.caption for clip in self.new], settings)
         old = generate(engine, self.codec, [clip.caption for clip in self.old], settings)
-        styles = self.judge.styles(old)
-        kept = [style == clip.truth.style for style, clip in zip(styles, self.old, strict=True)]
         return {
+            "new style": self._recognised(new, self.new),
+            "old styles": self._recognised(old, self.old),
             "new prompts slide": (slides(new) > SLIDING).float().mean().item(),
-            "old style kept": sum(kept) / len(kept),
             "old prompts slide": (slides(old) > SLIDING).float().mean().item(),
         }
+
+    def _recognised(self, audio: Tensor, asked: Sequence[Clip]) -> float:
+        pairs = zip(self.judge.styles(audio), asked, strict=True)
+        return sum(style == clip.truth.style for style, clip in pairs) / len(asked)
 
 
 def write_tokens(directory: Path, codec: Codec, bank: SoundBank) -> None:

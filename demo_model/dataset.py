@@ -10,15 +10,16 @@ second WORK/codes-*.pt; both skip what is there already.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from upath import UPath
 
-from demo_model.training import pick_device
+from demo_model.training import device_with_tf32
+from musicgen_core import storage
 from musicgen_core.codec import Codec
 from musicgen_core.model.weights import find_codec
 from musicgen_core.synthesis.composing import Clip, compose_many
@@ -50,7 +51,7 @@ def compose(work: Path, clips: int, long_clips: int, workers: int) -> None:
 
 def encode(work: Path) -> None:
     """Render and encode all clips."""
-    device = pick_device()
+    device = device_with_tf32()
     bank = SoundBank(device)
     codec = Codec(find_codec(str(work / "model")), device)
     for path in sorted(work.glob("composed-*.pt")):
@@ -78,9 +79,8 @@ def load(work: Path, name: str) -> tuple[torch.Tensor, list[str]]:
 
 
 def _save(path: Path, content: Any) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(content, partial)
-    os.replace(partial, path)
+    with storage.publish(UPath(path)) as partial:
+        torch.save(content, partial)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from demo_model.training import pick_device
+from demo_model.training import device_with_tf32
 from musicgen_core.analysis.classifier import Classifier, features
 from musicgen_core.analysis.distances import frechet_distance_diagonal, si_sdr
 from musicgen_core.analysis.harmony import estimate_key, pitch_classes, share_in_key, slides
@@ -136,7 +136,7 @@ def generate(engine: Engine, codec: Codec, prompts: Sequence[str | None], settin
 
 def measure_model(model: BaseModel, clips: int, references: int) -> dict[str, Figures]:
     """Return the rows of the table by their names."""
-    device = pick_device()
+    device = device_with_tf32()
     bank, codec, engine = SoundBank(device), Codec(model, device), load_engine(model, device)
     judge = fit_judge(bank, codec, references)
     asked = compose_each(STYLES, clips, PROMPT_SEED, full_caption=True)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 
 from demo_model import codebooks
-from demo_model.training import Run, adamw, as_graph, pick_device, set_learning_rate, update
+from demo_model.training import Run, adamw, as_graph, device_with_tf32, set_learning_rate, update
 from musicgen_core.analysis.distances import si_sdr
 from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.codes import SAMPLE_RATE, SAMPLES_PER_FRAME
@@ -86,7 +86,7 @@ def render_clips(count: int, first_seed: int, device: torch.device, frames: int,
 
 def train(work: Path, steps: int, clips: int, batch: int, workers: int) -> None:
     torch.manual_seed(1)
-    device = pick_device()
+    device = device_with_tf32()
     audio = render_clips(clips, FIRST_SEED, device, CLIP_FRAMES, workers)
     print(f"{clips} clips of {CLIP_FRAMES / 50:g} s rendered", flush=True)
     codec = build().to(device)

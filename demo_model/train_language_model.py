@@ -24,7 +24,7 @@ from torch import Tensor
 
 from demo_model import dataset, text_encoder
 from demo_model.train_codec import halved
-from demo_model.training import Run, adamw, as_graph, pick_device, set_learning_rate, update
+from demo_model.training import Run, adamw, as_graph, device_with_tf32, set_learning_rate, update
 from musicgen_core.model import xp_cfg
 from musicgen_core.model.configuration import read_lm_config
 from musicgen_core.model.decoder import MusicgenLM, TextCondition
@@ -91,7 +91,7 @@ class Model:
 
 def train(work: Path, steps: int, tokens_per_step: int) -> None:
     torch.manual_seed(2)
-    device = pick_device()
+    device = device_with_tf32()
     model = Model(device)
     both = [model.lm, model.encoder]
     optimizer = adamw(both, LEARNING_RATE, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY)

@@ -8,7 +8,6 @@ the host, nor wait for the GPU.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.devices import pick_device
 
 CHECKPOINT_SECONDS = 60.0
 WARMUP_STEPS = 200
@@ -124,23 +127,20 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint, so that there is a whole one at any moment."""
-        partial = self.path.with_suffix(".partial")
-        torch.save(
-            {
-                "step": self.step,
-                "steps": self.steps,
-                "parts": {name: part.state_dict() for name, part in self.parts.items()},
-                "cpu_rng": torch.get_rng_state(),
-                "gpu_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-            },
-            partial,
-        )
-        os.replace(partial, self.path)
+        state = {
+            "step": self.step,
+            "steps": self.steps,
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "cpu_rng": torch.get_rng_state(),
+            "gpu_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        }
+        with storage.publish(UPath(self.path)) as path:
+            torch.save(state, path)
 
 
-def pick_device() -> torch.device:
+def device_with_tf32() -> torch.device:
     """Return the GPU if there is one, with TensorFloat-32 allowed."""
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return pick_device("auto")
