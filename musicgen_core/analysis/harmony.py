@@ -27,7 +27,13 @@ def pitch_classes(audio: Tensor) -> Tensor:
 
     Notes are the peaks of spectra of 256 ms, 64 ms apart, that are not harmonics of a lower peak.
     """
-    return in_parts(_pitch_classes, audio)
+    counts = chromagram(audio).sum(-1)
+    return counts / counts.sum(1, keepdim=True).clamp(min=1e-9)
+
+
+def chromagram(audio: Tensor) -> Tensor:
+    """Return how many notes of each pitch class, from C to B, sound in each 64 ms, [B, 12, frames]."""
+    return in_parts(_chromagram, audio)
 
 
 def share_in_key(classes: Tensor, root: int, mode: Mode) -> float:
@@ -60,7 +66,7 @@ def slides(audio: Tensor) -> Tensor:
     return in_parts(_slides, audio)
 
 
-def _pitch_classes(audio: Tensor) -> Tensor:
+def _chromagram(audio: Tensor) -> Tensor:
     hertz, level = _peaks(audio)
     loud = level > QUIETEST * level.amax(-1, keepdim=True)
     ratio = hertz[..., :, None] / hertz[..., None, :].clamp(min=1)  # [B, frames, peak, possible fundamental]
@@ -70,10 +76,9 @@ def _pitch_classes(audio: Tensor) -> Tensor:
     pitch = PITCH_CLASSES * (hertz.clamp(min=1) / A4_HZ).log2() + A4_MIDI
     in_tune = (pitch - pitch.round()).abs() < OFF_PITCH
     notes = loud & in_tune & ~overtone & (hertz > LOWEST_HZ) & (level > SILENT)
-    classes = pitch.round().long() % PITCH_CLASSES
-    counts = torch.zeros(len(audio), PITCH_CLASSES, device=audio.device)
-    counts.scatter_add_(1, classes.flatten(1), notes.float().flatten(1))
-    return counts / counts.sum(1, keepdim=True).clamp(min=1e-9)
+    classes = pitch.round().long() % PITCH_CLASSES  # [B, frames, peak]
+    counts = torch.zeros(*classes.shape[:2], PITCH_CLASSES, device=audio.device)
+    return counts.scatter_add_(2, classes, notes.float()).transpose(1, 2)
 
 
 def _peaks(audio: Tensor) -> tuple[Tensor, Tensor]:
