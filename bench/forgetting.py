@@ -1,11 +1,13 @@
 """Forgetting: how a style that the base model never heard is learned, and what becomes of those that it knew.
 
     python -m bench.forgetting WORKDIR --model MODEL [--device auto] [--steps 50 100 200 400] [--rates 1e-4 1e-3]
-        [--alpha 32] [--rank 8] [--prompts 24] [--out FILE.json]
+        [--priors 0 0.5] [--strengths 1 0.5] [--alpha 32] [--rank 8] [--prompts 24] [--out FILE.json]
 
 Trains adapters on clips of the style `theremin`, which slides from note to note, and generates from prompts of it and
 of all styles that the base model was trained on. They are recognised by statistics of the audio alone: styles by a
-classifier, slides by the movement of the loudest partial. Each learning rate is one run, resumed from stage to stage.
+classifier, slides by the movement of the loudest partial. Each learning rate with each share of prior preservation is
+one run, resumed from stage to stage, and each stage's adapter is heard at each strength. The prior's clips are
+generated from captions of the old styles.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,7 @@ from musicgen_core.training.train import train
 
 NEW_STYLE = "theremin"
 TRAINING_SEED, PROMPT_SEED = 80_000_000, 90_000_000
+PRIOR_SEED, PRIOR_PROMPTS_A_STYLE = 100_000_000, 6
 CLIPS, CLIP_FRAMES = 48, 400
 
 
@@ -96,6 +100,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--steps", type=int, nargs="+", default=[50, 100, 200, 400])
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 1e-3])
+    parser.add_argument("--priors", type=float, nargs="+", default=[0.0], help="of --prior-preservation")
+    parser.add_argument("--strengths", type=float, nargs="+", default=[1.0], help="of the adapter")
     parser.add_argument("--alpha", type=float, default=32)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of the training")
@@ -121,11 +127,15 @@ def main() -> None:
         device=device,
         seconds=given.seconds,
     )
-    rows = [{"learning rate": 0.0, "steps": 0, **measures.of(load_lm(model, device))}]
+    rows: list[dict[str, float]] = [{"steps": 0, **measures.of(load_lm(model, device))}]
     _print(rows[-1])
     extra = {name: json.loads(value) for name, value in (one.split("=") for one in given.set)}
-    for rate in given.rates:
-        run_dir = given.workdir / f"lr-{rate:g}"
+    general = given.workdir / "general-prompts.txt"
+    captions = [clip.caption for clip in compose_each(STYLES, PRIOR_PROMPTS_A_STYLE, PRIOR_SEED)]
+    general.write_text("\n".join(captions) + "\n", encoding="utf-8")
+    for rate, fraction in product(given.rates, given.priors):
+        run_dir = given.workdir / f"lr-{rate:g}-prior-{fraction:g}"
+        prior = {"prior_preservation": fraction, "prior_prompts": str(general)} if fraction else {}
         for steps in given.steps:
             began = time.monotonic()
             settings = TrainSettings(
@@ -140,19 +150,19 @@ def main() -> None:
                     "max_steps": steps,
                     "validation_fraction": 0.05,
                     "full_models": "none",
+                    **prior,
                     **extra,
                 }
             )
             train(TrainRequest(str(tokens), str(run_dir), given.model, settings, device=given.device))
             trained = time.monotonic() - began
             adapter = load_adapter(find_adapter(str(run_dir / "lora_weights" / "final_lora.pt")))
-            row = {
-                "learning rate": rate,
-                "steps": steps,
-                **measures.of(load_merged(model, adapter, device, torch.float32)),
-            }
-            rows.append({**row, "seconds of training": trained})
-            _print(rows[-1])
+            for strength in given.strengths:
+                config = {**adapter.config, "lora_alpha": strength * given.alpha}
+                lm = load_merged(model, replace(adapter, config=config), device, torch.float32)
+                setting = {"learning rate": rate, "prior": fraction, "steps": steps, "strength": strength}
+                rows.append({**setting, **measures.of(lm), "seconds of training": trained})
+                _print(rows[-1])
     if given.out:
         given.out.write_text(json.dumps(rows, indent=1))
 
