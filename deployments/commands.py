@@ -88,21 +88,18 @@ def run_flow(flow: Any, parameters: dict[str, Any]) -> Any:
     """Run a flow here, with progress bars, against the local server if one is up, else a temporary one.
 
     Raises:
-        Exception: what made the flow fail; for failed archives, an ArchiveError that names them.
+        Exception: what made the flow fail; for failed archives, an ArchivesFailed that names them.
     """
-    from musicgen_core.errors import ArchiveError
+    from flows.tokenize_archives import ArchivesFailed
 
     ensure_api()
     with progress_bars() as bars:
         state = call_heard(flow, parameters, bars)
     result = state.result(raise_on_failure=False)
+    if isinstance(result, ArchivesFailed):
+        print_table("Tokenized", tokenized_rows(result.result))
     if isinstance(result, BaseException):
         raise result
-    if not state.is_completed():  # tokenizing alone ends so, with what it did as its result
-        print_table("Tokenized", tokenized_rows(result))
-        raise ArchiveError(
-            str(state.message), "Do what each reason says, then run the same command again: finished archives are kept"
-        )
     return result
 
 

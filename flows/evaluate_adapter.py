@@ -5,9 +5,11 @@
 from typing import Annotated
 
 from prefect import flow
+from prefect.client.schemas import State
 from pydantic import Field
 
 from flows.beginning import begin
+from flows.endings import ends_with_reason
 from flows.parameters import DEFAULT_MODEL, Device, Model, Tokens, place, run_name, spread
 from flows.retraining import last_completed
 from flows.run_form import explained
@@ -19,6 +21,7 @@ from tasks.evaluating import evaluate_adapter as evaluate_in_task
 
 @explained
 @flow(name="evaluate-adapter", flow_run_name=run_name("evaluate-adapter", "adapter", "musicgen_runs"))
+@ends_with_reason
 @spread(EvaluateSettings)
 def evaluate_adapter(
     *,
@@ -39,7 +42,7 @@ def evaluate_adapter(
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     settings: EvaluateSettings,
-) -> Evaluation:
+) -> Evaluation | State[Evaluation]:
     """Compare an adapter with its base model on clips that it has not learned from."""
     begin()
     chosen = adapter or _last_trained(model)

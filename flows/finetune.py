@@ -4,12 +4,13 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from prefect import flow, get_run_logger
 from pydantic import Field
 
 from flows.beginning import begin
+from flows.endings import ends_with_reason
 from flows.generate_music import generate_music
 from flows.parameters import (
     DEFAULT_MODEL,
@@ -30,7 +31,7 @@ from flows.parameters import (
     spread,
 )
 from flows.run_form import explained
-from flows.tokenize_archives import TokenizeResult, tokenize_archives
+from flows.tokenize_archives import ArchivesFailed, TokenizeResult, tokenize_archives
 from flows.train_lora import train_lora
 from musicgen_core import storage
 from musicgen_core.config import LONGEST_SECONDS, PromptText, TokenizeSettings, TrainSettings
@@ -55,6 +56,7 @@ class FinetuneResult:
 
 @explained
 @flow(name="finetune", flow_run_name=run_name("finetune", "run_dir"))
+@ends_with_reason
 @spread(TokenizeSettings, into="tokenizing")
 @spread(TrainSettings)
 def finetune(
@@ -99,14 +101,16 @@ def finetune(
         **tokenizing.model_dump(),
         return_state=True,
     )
-    tokenized = state.result(raise_on_failure=False)
+    outcome = state.result(raise_on_failure=False)
+    tokenized = outcome.result if isinstance(outcome, ArchivesFailed) else outcome
     if not isinstance(tokenized, TokenizeResult):
         raise tokenized
     if tokenized.failed:
         if on_failed_archives == "stop" or not tokenized.reports:
             raise ArchiveError(
                 str(state.message),
-                "Do what each reason says and retry, or set on_failed_archives to continue: finished archives are kept",
+                "Do what each reason says and run or retry again, or set on_failed_archives to continue: "
+                "finished archives are kept",
             )
         get_run_logger().warning("going on without them: %s", state.message)
     trained = train_lora(
@@ -117,7 +121,7 @@ def finetune(
         evaluate=evaluate,
         **settings.model_dump(),
     )
-    rendered = generate_music(
+    rendered: Any = generate_music(  # raises CancelledRun for the state that its type allows for
         output=output,
         prompts=prompts,
         model=model,

@@ -5,9 +5,11 @@
 from typing import Annotated, Any
 
 from prefect import flow
+from prefect.client.schemas import State
 from pydantic import Field
 
 from flows.beginning import begin
+from flows.endings import ends_with_reason
 from flows.parameters import DEFAULT_MODEL, Device, Model, Output, new_folder, place, run_name, spread
 from flows.run_form import explained
 from musicgen_core import storage
@@ -24,6 +26,7 @@ def _bits(description: str) -> Any:
 
 @explained
 @flow(name="generate-music", flow_run_name=run_name("generate-music", "output"))
+@ends_with_reason
 @spread(SamplingSettings)
 def generate_music(
     *,
@@ -73,7 +76,7 @@ def generate_music(
     ] = 16,
     copy_to: Annotated[str | None, Field(description="Keep a second copy of the files here")] = None,
     settings: SamplingSettings,
-) -> list[Rendered]:
+) -> list[Rendered] | State[list[Rendered]]:
     """Make music from texts, with the adapter of a training or with the base model."""
     begin()
     wanted = [Prompt(prompt=text) for text in prompts or ()] + (read_prompts(prompts_file) if prompts_file else [])

@@ -15,6 +15,7 @@ from prefect.states import Completed, Failed
 from upath import UPath
 
 from flows.beginning import begin
+from flows.endings import ends_with_reason
 from flows.parameters import (
     DEFAULT_MODEL,
     Archives,
@@ -63,8 +64,18 @@ class TokenizeResult:
     remarks: list[str] = field(default_factory=list)
 
 
+class ArchivesFailed(ArchiveError):
+    """Archives that could not be tokenized; `result` has why, and what came of the others."""
+
+    def __init__(self, message: str, result: TokenizeResult) -> None:
+        super().__init__(message, "Do what each reason says, then run or retry again: finished archives are kept")
+        self.args = (message, result)  # from which unpickling makes it again
+        self.result = result
+
+
 @explained
 @flow(name="tokenize-archives", flow_run_name=run_name("tokenize-archives", "archives", "musicgen_archives"))
+@ends_with_reason
 @spread(TokenizeSettings)
 def tokenize_archives(
     *,
@@ -120,7 +131,7 @@ def tokenize_archives(
         show_summary(artifacts, partial(tokenized_section, target, reports, failed, remarks))
     if failed:
         message = f"{len(failed)} of {counted(len(work), 'archive')} failed: {_first_reasons(failed)}"
-        return Failed(message=message, data=result)
+        return Failed(message=message, data=ArchivesFailed(message, result))
     return Completed(message=f"{counted(sum(shard.clips for shard in reports), 'clip')} in {target}", data=result)
 
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from upath import UPath
 
 from flows.beginning import begin
+from flows.endings import ends_with_reason
 from flows.parameters import DEFAULT_MODEL, Device, Evaluate, Model, Tokens, new_folder, place, run_name, spread
 from flows.retraining import Training, is_begun, last_completed, new_archives
 from flows.run_form import explained
@@ -26,6 +27,7 @@ from tasks.training import outcome, train_adapter
 
 @explained
 @flow(name="train-lora", flow_run_name=run_name("train-lora", "run_dir"))
+@ends_with_reason
 @spread(TrainSettings)
 def train_lora(
     *,
@@ -81,9 +83,11 @@ def train_lora(
         init_adapter=_adapter_of(before, settings) if before is not None and init_from_latest else init_adapter,
         copy_to=copy_to,
     )
-    if evaluate:
+    if evaluate and not isinstance(trained, State):
         request = EvaluateRequest(tokens=shards, adapter=str(directory), model=model, device=device)
         trained = evaluate_training(name=directory.name, request=request, trained=trained)
+    if isinstance(trained, State):
+        return trained  # Cancelled
     return Completed(message=outcome(trained), data=trained)
 
 

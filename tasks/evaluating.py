@@ -11,6 +11,7 @@ from prefect import get_run_logger, task
 from musicgen_core.errors import MusicgenError, raise_if_interrupted
 from musicgen_core.evaluation.request import EvaluateRequest, Evaluation
 from tasks.artifacts import artifacts_of_run
+from tasks.cancelling import cancellable
 from tasks.progress import LOG_EVERY_SECONDS, Pace, Update, report
 from tasks.summary import evaluated_section, show_summary, trained_section
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 
 @task(task_run_name="evaluate-{name}", persist_result=False)
+@cancellable
 def evaluate_adapter(name: str, request: EvaluateRequest) -> Evaluation:
     """Compare an adapter with its base model, and write a report."""
     with artifacts_of_run() as artifacts:
@@ -28,6 +30,7 @@ def evaluate_adapter(name: str, request: EvaluateRequest) -> Evaluation:
 
 
 @task(task_run_name="evaluate-{name}", persist_result=False)
+@cancellable
 def evaluate_training(name: str, request: EvaluateRequest, trained: TrainResult) -> TrainResult:
     """Evaluate a training's best adapter, unless that was done before → the training's result with what it came to.
 

@@ -8,11 +8,13 @@ from prefect import task
 
 from musicgen_core.generation.request import Rendered, RenderRequest
 from tasks.artifacts import artifacts_of_run
+from tasks.cancelling import cancellable
 from tasks.rendering_log import RenderingLog
 from tasks.summary import rendered_section, show_summary
 
 
 @task(task_run_name="render-{count}-prompts", persist_result=False)
+@cancellable
 def render_prompts(count: int, request: RenderRequest) -> list[Rendered]:
     """Render every prompt to a wav, all of them on one page."""
     from musicgen_core.generation.render import render

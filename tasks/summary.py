@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from prefect import runtime
 
 from musicgen_core import storage
+from musicgen_core.errors import MusicgenError, reason_of
 from musicgen_core.escaping import markdown_code, markdown_text
 from musicgen_core.generation.request import Rendered, page_of
 from musicgen_core.wording import counted, lasting
@@ -90,6 +91,17 @@ def trained_section(result: TrainResult) -> str:
     if result.evaluation is not None:
         parts.append(evaluated_section(result.evaluation))
     return "\n\n".join(part for part in parts if part)
+
+
+def failed_section(error: Exception) -> str:
+    """Why a run failed, and what to do about it."""
+    parts = ["## Failed"]
+    if isinstance(error, MusicgenError):
+        parts += [f"{markdown_text(error.found)}.", f"**What to do.** {markdown_text(error.next_step)}"]
+    else:
+        parts += [markdown_text(reason_of(error)), "This is probably a bug: the run's log has its traceback."]
+    parts.append("*Retry* runs again with the same parameters; *Copy to new run* lets you change them first.")
+    return "\n\n".join(parts)
 
 
 def evaluated_section(evaluation: Evaluation) -> str:

@@ -6,10 +6,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from prefect import get_run_logger, runtime, task
+from prefect.exceptions import CancelledRun, TerminationSignal
 
 from musicgen_core.config import TrainSettings
+from musicgen_core.errors import reason_of
 from musicgen_core.wording import counted
 from tasks.artifacts import artifacts_of_run
+from tasks.cancelling import cancellable, is_cancelling
 from tasks.fetching import check_model
 from tasks.progress import quieted
 from tasks.summary import show_summary, trained_section
@@ -27,6 +30,7 @@ def _task_run_name() -> str:
 
 
 @task(task_run_name=_task_run_name, persist_result=False)
+@cancellable
 def train_adapter(
     name: str,
     tokens: str,
@@ -47,8 +51,13 @@ def train_adapter(
         log = TrainingLog(name, run_dir, artifacts)
         try:
             result = _train(request, log)
+        except TerminationSignal as signal:
+            if not is_cancelling():
+                log.stop("interrupted")
+                raise
+            raise CancelledRun(log.cancel()) from signal
         except BaseException as error:
-            log.stop(type(error).__name__)
+            log.stop(reason_of(error) if isinstance(error, Exception) else "interrupted")
             raise
         log.show("complete", result.wandb_url)
         show_summary(artifacts, partial(trained_section, result))

@@ -41,6 +41,7 @@ class TrainingLog:
         self._progressing = Pace(PROGRESS_EVERY_SECONDS)
         self._figures = TrainingFigures()
         self._samples: tuple[str, ...] = ()
+        self._is_waiting = False
         self._logger.info("%s: reading the model and the clips", name)
         artifacts.progress("training-progress", 0, 1, f"{name}: reading the model and the clips")
 
@@ -75,6 +76,7 @@ class TrainingLog:
     def wait(self, reason: str | None) -> None:
         """`on_wait` of a training."""
         figures = self._figures
+        self._is_waiting = reason is not None
         report(Update("train", self._name, figures.done, figures.total, f"waiting: {reason}" if reason else ""))
         self.show(f"waiting: {reason}" if reason else "running")
         show_waiting(reason)
@@ -96,9 +98,22 @@ class TrainingLog:
     def stop(self, reason: str) -> None:
         """It ended before its end: told to, or by an error."""
         self._figures.forget_speed()
-        self.show(f"stopped ({reason})")
+        self.show(f"stopped: {reason}")
         if self._figures.done:
             self._logger.info("stopped after step %d; a retry goes on from the last checkpoint", self._figures.done)
+
+    def cancel(self) -> str:
+        """It was cancelled, and is saved → the message of its state."""
+        figures = self._figures
+        figures.forget_speed()
+        if not figures.total:
+            message = "cancelled before its first step; Retry starts it again"
+        elif self._is_waiting:
+            message = f"cancelled at step {figures.done:,}, not saved; Retry continues from the last checkpoint"
+        else:
+            message = f"cancelled at step {figures.done:,} of {figures.total:,}; Retry continues from there"
+        self.show(message)
+        return message
 
     def _show_progress(self) -> None:
         figures = self._figures

@@ -85,6 +85,22 @@ def demo_archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def demo_tokens(demo_archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo archives' shards, for the debug model. Not to be written to."""
+    from musicgen_core.codec import Codec
+    from musicgen_core.config import TokenizeSettings
+    from musicgen_core.model.weights import find_model
+    from musicgen_core.storage import as_path
+    from musicgen_core.tokenizing import Tokenizer
+
+    tokens = tmp_path_factory.mktemp("demo-tokens")
+    tokenizer = Tokenizer(Codec(find_model("debug"), "cpu"), as_path(tokens), TokenizeSettings())
+    for archive in sorted(demo_archives.glob("*.zip")):
+        tokenizer.tokenize(as_path(archive))
+    return tokens
+
+
+@pytest.fixture(scope="session")
 def finetuned(prefect_server: None, demo_archives: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A real run of everything, from archives to music → what it left, not to be written to, and its state."""
     from flows.finetune import finetune

@@ -143,8 +143,8 @@ class TestCommonMistakes:
         error = error_of(capsys)
         assert f"would replace {mine}, which is no report of a shard. Give another directory" in error
         assert error.endswith(
-            "move that file away if it isn't needed. Do what each reason says, then run the same "
-            "command again: finished archives are kept"
+            "move that file away if it isn't needed. Do what each reason says, then run or retry again: "
+            "finished archives are kept"
         )
         assert mine.read_text() == '{"mine": true}'
 

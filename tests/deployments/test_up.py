@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -221,6 +222,40 @@ def test_up_again_uses_the_one_that_runs_and_doubles_nothing(up: Up) -> None:
     assert sorted(workers) == sorted(
         line for line in processes_of(up.environment["PREFECT_HOME"]) if "worker start" in line
     )
+
+
+def test_a_cancelled_training_says_where_a_retry_continues_and_it_does(up: Up, demo_tokens: Path) -> None:
+    api, log, run = up.environment["PREFECT_API_URL"], up.log, up.log.parent / "runs" / "cancelled"
+    deployment = ask(f"{api}/deployments/name/train-lora/train-lora")
+    parameters = {"model": "debug", "device": "cpu", "batch_size": 1, "gradient_accumulation_steps": 1}
+    parameters |= {"segment_seconds": 0.5, "num_epochs": 10_000, "max_steps": 100_000, "full_models": "none"}
+    parameters |= {"tokens": str(demo_tokens), "run_dir": str(run)}
+    created = ask(f"{api}/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
+    address = f"{api}/flow_runs/{created['id']}"
+
+    def states() -> list[tuple[str, str]]:
+        found = ask(f"{api}/flow_run_states/?flow_run_id={created['id']}")
+        return [(state["name"], state["message"]) for state in found]
+
+    wait(lambda: len(steps(run)) > 2, log)
+    ask(f"{address}/set_state", {"state": {"type": "CANCELLING"}})
+    # The worker replaces the message by its own, and it is put back.
+    wait(lambda: [name for name, _ in states()].count("Cancelled") == 3, log)
+    state = ask(address)["state"]
+    said = re.fullmatch(r"cancelled at step ([\d,]+) of 100,000; Retry continues from there", state["message"])
+    assert state["name"] == "Cancelled" and said, state
+    done = int(said[1].replace(",", ""))
+    assert done == len(steps(run)) and saved_step(run) - done in (0, 1)  # a step's row may come after it
+    logged = [
+        line["message"] for line in ask(f"{api}/logs/filter", {"logs": {"flow_run_id": {"any_": [created["id"]]}}})
+    ]
+    assert not any("Crash" in line or "Traceback" in line for line in logged)
+
+    ask(f"{address}/set_state", {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True})
+    wait(lambda: len(steps(run)) > done, log)
+    ask(f"{address}/set_state", {"state": {"type": "CANCELLING"}})
+    wait(lambda: states()[-1][0] == "Cancelled", log)
+    assert steps(run) == list(range(1, len(steps(run)) + 1))  # none is lost, none done twice
 
 
 def test_ctrl_c_has_a_training_save_and_stops_everything_and_the_next_up_resumes_it(up: Up, demo_tokens: Path) -> None:

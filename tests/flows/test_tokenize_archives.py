@@ -209,7 +209,7 @@ def test_passing_trouble_with_storage_is_tried_again_and_a_bad_archive_is_not(
 
     monkeypatch.setattr(Tokenizer, "_encode_archive", shaky)
     monkeypatch.setattr(tokenize_archive, "retry_delay_seconds", [0, 0, 0])
-    result: TokenizeResult = run(archives, tmp_path / "tokens").result(raise_on_failure=False)
+    result: TokenizeResult = run(archives, tmp_path / "tokens").result(raise_on_failure=False).result
     assert [report.archive for report in result.reports] == ["archive_batch_0001.zip"]
     assert "archive_batch_0002.zip" in result.failed["archive_batch_0002"]
     assert attempts.count("archive_batch_0001.zip") == 2

@@ -1,0 +1,63 @@
+"""How flows end that don't complete: in a state and with a summary that say why, and what to do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import runtime
+from prefect.client.schemas import State
+from prefect.exceptions import CancelledRun
+from prefect.states import Cancelled, Failed
+
+from musicgen_core.errors import MusicgenError, raise_if_interrupted
+from tasks.artifacts import artifacts_of_run
+from tasks.cancelling import cancellable, keep_message
+from tasks.summary import failed_section, show_summary
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def ends_with_reason(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a flow that fails show why in its state and its summary, and a cancelled one where a retry continues."""
+    run = cancellable(function)
+
+    @wraps(function)
+    def explained(*arguments: P.args, **parameters: P.kwargs) -> Any:
+        try:
+            result = run(*arguments, **parameters)
+        except Exception as error:
+            raise_if_interrupted(error)
+            with artifacts_of_run() as artifacts:
+                show_summary(artifacts, partial(failed_section, error))
+            if not isinstance(error, MusicgenError):
+                raise
+            return Failed(message=str(error), data=error)  # raised, it would get Prefect's words before it
+        if isinstance(result, State) and result.is_cancelled():
+            result = Cancelled(message=result.message)  # a task's own state would be counted, not shown
+            if not runtime.flow_run.parent_flow_run_id:  # else nobody but the caller sets the state
+                keep_message(str(runtime.flow_run.id), str(result.message))
+        return result
+
+    return explained
+
+
+class StatesSuffice(logging.Filter):
+    """Drops tracebacks of errors that a person can act on, and of cancelled runs: the log's line on the state has them.
+
+    Prefect logs such an error up to three times, the last time after the state, which should be the last word.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], (MusicgenError, CancelledRun)))
+
+
+def log_reasons_once() -> None:
+    """Have the logs of this process's runs end with the state, without tracebacks of user-facing errors."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(existing, StatesSuffice) for existing in logger.filters):
+            logger.addFilter(StatesSuffice())

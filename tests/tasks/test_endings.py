@@ -1,0 +1,131 @@
+"""Runs that don't complete: their state, summary and log say why, and what to do."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect import Flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import Artifact, FlowRun
+from prefect.exceptions import CancelledRun, TerminationSignal
+from prefect.flow_engine import run_flow
+from prefect.logging.loggers import flow_run_logger
+from prefect.states import Cancelling
+
+from flows.tokenize_archives import ArchivesFailed, tokenize_archives
+from flows.train_lora import train_lora
+from musicgen_core.errors import AdapterError
+from tasks import training
+from tasks.progress import Update, listening
+from tests.run_directories import steps
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+Shown = Callable[[UUID], dict[str, Artifact]]
+
+
+def run_as_worker(flow: Flow[..., Any], error: type[Exception], **parameters: Any) -> FlowRun:
+    """Run a flow as the process does that a worker starts: Prefect logs what the flow ends with."""
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(flow, parameters=parameters)
+        with pytest.raises(error):
+            run_flow(flow, flow_run=run, error_logger=flow_run_logger(run))
+        return client.read_flow_run(run.id)
+
+
+def message_of(run: FlowRun) -> str:
+    assert run.state is not None
+    return str(run.state.message)
+
+
+def assert_ends_with_message(caplog: pytest.LogCaptureFixture, run: FlowRun) -> None:
+    """The log's last line is the run's state with its message, and no traceback is in it."""
+    records = [record for record in caplog.records if record.name in ("prefect.flow_runs", "prefect.task_runs")]
+    last = records[-1].getMessage()
+    assert run.state is not None and last.startswith(f"Finished in state {run.state.name}(") and message_of(run) in last
+    assert not any(record.exc_info for record in records)
+
+
+def test_a_refused_training_shows_why_in_its_state_summary_and_log(
+    demo_archives: Path, tmp_path: Path, shown: Shown, caplog: pytest.LogCaptureFixture
+) -> None:
+    quick = {"model": "debug", "device": "cpu", "tokens": str(tmp_path), "run_dir": str(tmp_path / "run")}
+    run = run_as_worker(train_lora, AdapterError, **quick, init_adapter=str(tmp_path / "none_lora.pt"))
+    reason = f"there is no adapter at {tmp_path}/none_lora.pt"
+    assert message_of(run).startswith(f"{reason}. Give a *_lora.pt file")
+    found = shown(run.id)
+    summary = str(found["summary"].data)
+    assert reason in summary.replace("\\", "") and "**What to do.** Give a" in summary and "Copy to new run" in summary
+    assert reason in str(found["training"].data).replace("\\", "")
+    assert_ends_with_message(caplog, run)
+
+
+def test_the_log_of_a_failed_tokenizing_ends_with_its_message(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "archive_batch_0001.zip").write_bytes(b"not an archive")
+    places = {"archives": str(tmp_path), "tokens": str(tmp_path / "tokens")}
+    run = run_as_worker(tokenize_archives, ArchivesFailed, **places, model="debug", device="cpu")
+    assert message_of(run).startswith("1 of 1 archive failed: archive_batch_0001.zip can't be read")
+    assert_ends_with_message(caplog, run)
+
+
+def test_failed_archives_reach_the_caller_from_another_process(tmp_path: Path) -> None:
+    from flows.tokenize_archives import TokenizeResult
+
+    error = ArchivesFailed("1 of 2 archives failed", TokenizeResult("/tokens", [], {"a": "broken"}))
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.result) == (str(error), error.result)
+
+
+@pytest.fixture
+def deaf_to_sigterm() -> Iterator[None]:
+    """Prefect sends the signal once more, to whoever handled it before."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("deaf_to_sigterm")
+@pytest.mark.parametrize("is_cancelled", [True, False])
+def test_a_training_that_is_told_to_end_says_where_a_retry_continues_if_it_was_cancelled(
+    demo_tokens: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    is_cancelled: bool,
+) -> None:
+    whole, ends = training.is_cancelling, []
+
+    def is_cancelling() -> bool:
+        ends.append(whole())
+        return ends[-1]
+
+    def end(update: Update) -> None:
+        if update.stage != "train" or update.done < 3:
+            return
+        if is_cancelled:
+            with get_client(sync_client=True) as client:
+                client.set_flow_run_state(UUID(str(training.runtime.flow_run.id)), Cancelling())
+        raise TerminationSignal(signal=signal.SIGTERM)
+
+    monkeypatch.setattr(training, "is_cancelling", is_cancelling)
+    parameters = {"model": "debug", "device": "cpu", "tokens": str(demo_tokens), "run_dir": str(tmp_path / "run")}
+    parameters |= {"batch_size": 2, "gradient_accumulation_steps": 1, "segment_seconds": 0.5, "max_steps": 40}
+    ending: Any = CancelledRun if is_cancelled else TerminationSignal
+    with listening(end):
+        run = run_as_worker(train_lora, ending, **parameters, num_epochs=10, full_models="none")
+    assert run.state is not None and ends == [is_cancelled]
+    if is_cancelled:
+        assert (run.state.name, run.state.message) == (
+            "Cancelled",
+            "cancelled at step 3 of 40; Retry continues from there",
+        )
+        assert_ends_with_message(caplog, run)
+        assert not any("Crash" in line for line in caplog.messages)
+        assert steps(tmp_path / "run") == [1, 2, 3]
+    else:
+        assert run.state.name == "Crashed"
