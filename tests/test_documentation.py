@@ -30,7 +30,8 @@ def test_both_readmes_have_the_same_commands_pictures_and_settings() -> None:
     assert japanese == english
     options = [set(re.findall(r"`(--[a-z-]+)", (ROOT / page).read_text(encoding="utf-8"))) for page in READMES]
     assert options[0] == options[1]
-    pictures = [re.findall(r"docs/screenshots/[\w.-]+", (ROOT / page).read_text(encoding="utf-8")) for page in READMES]
+    media = re.compile(r"docs/(?:screenshots|listening)/[\w.-]+")
+    pictures = [media.findall((ROOT / page).read_text(encoding="utf-8")) for page in READMES]
     assert pictures[0] == pictures[1]
 
 
