@@ -1,4 +1,4 @@
-"""`index.html`: every piece of a folder, to be heard side by side."""
+"""`index.html`: every piece of a folder, to be heard side by side; of rendered music and of a run's samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from musicgen_core.generation.spectrogram import PICTURE_SIZE
 
 PAGE = "index.html"
 Sidecar = Mapping[str, Any]
-_MARK = "<title>Generated music</title>"
+_TITLE = "Generated music"
+_MARK = f"<title>{_TITLE}</title>"
 _SHOWN_ELSEWHERE = ("duration", "seed")  # of the sampling settings: beside each piece
 
 
@@ -53,16 +54,40 @@ def write_index(out: storage.Location | UPath, pieces: Sequence[tuple[str, Sidec
     adapters = _distinct(_adapter(sidecar["adapter"]) for _, sidecar in pieces if sidecar.get("adapter"))
     models = _distinct(str(sidecar["model"]) for _, sidecar in pieces if sidecar.get("model"))
     facts = {"Model": models, "Adapter": adapters, "Sampling": _words(common)}
-    page = html_page(
+    shown = {name: values for name, values in facts.items() if values}
+    prompts = _group(pieces, common, files, many_adapters=len(adapters) > 1)
+    storage.write_text(folder / PAGE, _page(_TITLE, prompts, shown))
+    return folder / PAGE
+
+
+def write_samples_index(folder: UPath, prompts: Sequence[str], files: Mapping[int, Sequence[tuple[int, str]]]) -> None:
+    """Write `samples/index.html` of a run directory, which plays each prompt's samples of all epochs in a row.
+
+    Args:
+        folder: where the page goes.
+        files: numbers of epochs, 0 for the base model → numbers of prompts, and the names of their wavs in the folder.
+    """
+    of_prompts: list[list[_Version]] = [[] for _ in prompts]
+    for epoch, wavs in sorted(files.items()):
+        label = f"After epoch {epoch}" if epoch else "Base model"
+        adapter = [f"lora_weights/lora_epoch_{epoch}.pt"] if epoch else []
+        for number, name in wavs:
+            stem = name.removesuffix(".wav")
+            of_prompts[number].append(_Version(stem, label, adapter, _links(stem, {name})))
+    rows = [_Prompt(text, versions) for text, versions in zip(prompts, of_prompts, strict=True) if versions]
+    storage.write_text(folder / PAGE, _page("Samples of every epoch", rows, {}))
+
+
+def _page(title: str, prompts: Sequence[_Prompt], facts: Mapping[str, Sequence[str]]) -> str:
+    return html_page(
         "musicgen_core.generation",
         "index.html.j2",
-        prompts=_group(pieces, common, files, many_adapters=len(adapters) > 1),
-        count=len(pieces),
-        facts={name: values for name, values in facts.items() if values},
+        title=title,
+        prompts=prompts,
+        count=sum(len(prompt.versions) for prompt in prompts),
+        facts=facts,
         picture=PICTURE_SIZE,
     )
-    storage.write_text(folder / PAGE, page)
-    return folder / PAGE
 
 
 def is_page(content: str) -> bool:

@@ -227,6 +227,11 @@ class RunDirectory:
         places = (storage.as_path(self.stage), self.root)
         return next((path for place in places if (path := place / "samples" / name).exists()), None)
 
+    def sample_names(self) -> list[str]:
+        """Return the names of the files of `samples/`, those that are not uploaded yet too."""
+        folders = (place / "samples" for place in (storage.as_path(self.stage), self.root))
+        return sorted({path.name for folder in folders if folder.is_dir() for path in folder.iterdir()})
+
     def set_aside_after(self, step: int, epochs: int) -> UPath | None:
         """Move what came later to a new folder, `superseded/{number}` → that folder, None if nothing did.
 

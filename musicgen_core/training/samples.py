@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import soundfile
 import torch
@@ -24,6 +26,7 @@ from musicgen_core.devices import compute_dtype, release_memory
 from musicgen_core.errors import Cancelled, raise_if_interrupted, reason_of
 from musicgen_core.generation.engine import Engine, decodes_fast
 from musicgen_core.generation.loudness import normalize
+from musicgen_core.generation.page import write_samples_index
 from musicgen_core.generation.streams import streams_of
 from musicgen_core.model.lora import Adapter, load_merged
 from musicgen_core.model.text import TextEncoder
@@ -33,10 +36,13 @@ from musicgen_core.training.loop import Trainer
 from musicgen_core.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
+_NAME = re.compile(r"epoch_(\d+)_(\d+)\.wav")
 
 
 class Samples:
     """`epoch_{n:03d}_{i:02d}.wav` of prompt i after epoch n; epoch 0 is the base model, without the adapter.
+
+    `index.html` plays them all.
 
     Args:
         prompts: what to render; nothing without any.
@@ -47,6 +53,7 @@ class Samples:
         self, files: RunDirectory, prompts: Sequence[str], model: BaseModel, trainer: Trainer, text: TextEncoder
     ) -> None:
         self._files, self._prompts, self._model, self._trainer, self._text = files, prompts, model, trainer, text
+        self._since = 1
         self._settings = SamplingSettings(duration=trainer.settings.sample_seconds, seed=trainer.settings.seed)
 
     def begin(self, adapter: Adapter, cancelled: Callable[[], bool]) -> list[int]:
@@ -59,19 +66,24 @@ class Samples:
         """
         if not self._prompts:
             return []
-        content = json.dumps({"prompts": list(self._prompts), **self._settings.model_dump(mode="json")}, indent=1)
-        known = self._files.sample("prompts.json")
-        is_same = known is not None and _holds(known, content)
-        there = [0] if is_same else []
-        if not is_same and self.render(0, None, cancelled):
-            self._keep_prompts(content)
-            there = [0]
         trainer = self._trainer
         done = trainer.order.epochs_done(trainer.progress.step)
+        content = {"prompts": list(self._prompts), **self._settings.model_dump(mode="json")}
+        known = _read(self._files.sample("prompts.json"))
+        since = known.pop("since_epoch", None)
+        self._since = since if isinstance(since, int) else 1
+        is_same = known == content
+        there = [0] if is_same else []
+        if not is_same:
+            self._since = done + 1  # samples of earlier epochs are of other prompts
+            if self.render(0, None, cancelled):
+                self._keep_prompts({**content, "since_epoch": self._since})
+                there = [0]
         if done and trainer.order.ends_epoch(trainer.progress.step) and trainer.progress.pending is None:
             is_whole = all(self._files.sample(_name(done, i)) is not None for i in range(len(self._prompts)))
             is_there = is_same if is_whole else self.render(done, adapter, cancelled)
             there += [done] * is_there
+        self._write_page()
         return there
 
     def render(self, epoch: int, adapter: Adapter | None, cancelled: Callable[[], bool]) -> bool:
@@ -91,6 +103,7 @@ class Samples:
                 wav = storage.as_path(self._files.stage / "samples" / _name(epoch, i))
                 with storage.publish(wav) as path:
                     soundfile.write(path, normalize(audio[0].numpy(), SAMPLE_RATE), SAMPLE_RATE, format="WAV")
+            self._write_page()
             return True
         except Cancelled:
             raise
@@ -102,10 +115,24 @@ class Samples:
             if self._trainer.computation.device.type == "cuda":  # on a CPU it costs more time than memory
                 release_memory(self._trainer.computation.device)
 
-    def _keep_prompts(self, content: str) -> None:
+    def _write_page(self) -> None:
+        """Write the page of all epochs' samples, those of an earlier start of the run too."""
+        folder = self._files.stage / "samples"
+        found: dict[int, list[tuple[int, str]]] = {}
+        for name in self._files.sample_names():
+            if (match := _NAME.fullmatch(name)) and int(match[2]) < len(self._prompts):
+                found.setdefault(int(match[1]), []).append((int(match[2]), name))
+        files = {epoch: wavs for epoch, wavs in found.items() if epoch == 0 or epoch >= self._since}
+        try:
+            write_samples_index(storage.as_path(folder), self._prompts, files)
+        except Exception as error:  # the next epoch writes it again
+            raise_if_interrupted(error)
+            logger.warning("%s could not be written (%s)", folder / "index.html", error)
+
+    def _keep_prompts(self, content: Mapping[str, Any]) -> None:
         path = self._files.stage / "samples" / "prompts.json"
         try:
-            storage.write_text(storage.as_path(path), content)
+            storage.write_text(storage.as_path(path), json.dumps(content, indent=1))
         except OSError as error:  # the next start renders these samples again
             logger.warning("%s could not be written (%s)", path, reason_of(error))
 
@@ -161,11 +188,13 @@ class Samples:
         return free > 2 * weight.element_size() * sum(one.numel() for one in computation.lm.parameters())
 
 
-def _holds(path: UPath, content: str) -> bool:
+def _read(path: UPath | None) -> dict[str, Any]:
+    """Return what prompts.json holds; nothing without one, or where it is damaged: it is written again."""
     try:
-        return storage.read_text(path) == content
-    except (OSError, ValueError):  # damaged: it is written again
-        return False
+        content = json.loads(storage.read_text(path)) if path is not None else {}
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _name(epoch: int, prompt: int) -> str:

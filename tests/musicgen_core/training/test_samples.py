@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,21 @@ def test_each_epoch_leaves_a_sample_a_prompt_and_the_base_model_the_first(sample
         assert len({samples[f"epoch_00{epoch}_0{i}.wav"] for epoch in (0, 1, 2)}) == 3  # the change can be heard
     audio, rate = soundfile.read(Path(sampled.run_dir) / "samples" / "epoch_002_01.wav")
     assert (rate, audio.shape) == (32_000, (12_800,)) and np.abs(audio).max() < 1
+
+
+def page_of(run_dir: str) -> list[str]:
+    """Files that the page of a run's samples plays, in its order."""
+    page = storage.read_text(storage.as_path(run_dir) / "samples" / "index.html")
+    return re.findall(r'<audio [^>]*src="\./([^"]+)"', page)
+
+
+def test_one_page_plays_the_samples_of_every_epoch_prompt_by_prompt(sampled: TrainRequest) -> None:
+    assert page_of(sampled.run_dir) == [f"epoch_00{epoch}_0{i}.wav" for i in range(len(PROMPTS)) for epoch in (0, 1, 2)]
+    page = (Path(sampled.run_dir) / "samples" / "index.html").read_text()
+    assert re.findall("<h3[^>]*>(.*)</h3>", page) == ["Base model", "After epoch 1", "After epoch 2"] * len(PROMPTS)
+    assert re.findall("<h2[^>]*>(.*)</h2>", page) == PROMPTS
+    for adapter in set(re.findall(r"lora_weights/lora_epoch_\d\.pt", page)):  # what to generate with, once chosen
+        assert (Path(sampled.run_dir) / adapter).exists()
 
 
 @pytest.mark.parametrize("epoch", [0, 2], ids=["base", "last epoch"])
@@ -181,6 +197,7 @@ def test_other_prompts_later_have_a_base_model_of_their_own_to_compare_with(requ
     assert samples_in(rest.run_dir)["epoch_000_00.wav"] != base
     told = json.loads((Path(rest.run_dir) / "samples" / "prompts.json").read_text())
     assert (told["prompts"], told["duration"], told["seed"]) == (["bells"], 0.4, 0)
+    assert page_of(rest.run_dir) == ["epoch_000_00.wav", "epoch_002_00.wav"]  # not the first epoch's, of other prompts
 
 
 def test_samples_of_a_remote_run_directory_go_there_and_are_not_rendered_again(
@@ -199,7 +216,8 @@ def test_samples_of_a_remote_run_directory_go_there_and_are_not_rendered_again(
         train(request_for(**SAMPLED, run_dir=run_dir, max_steps=steps))
     assert rendered == [0, 1, 2]
     remote = storage.as_path(run_dir) / "samples"
-    assert sorted(path.name for path in remote.iterdir()) == [*names_of(0, 1, 2), "prompts.json"]
+    assert sorted(path.name for path in remote.iterdir()) == [*names_of(0, 1, 2), "index.html", "prompts.json"]
+    assert sorted(page_of(run_dir)) == names_of(0, 1, 2)
 
 
 def test_going_back_sets_aside_the_samples_of_what_was_trained_after(sampled: TrainRequest) -> None:
@@ -209,6 +227,7 @@ def test_going_back_sets_aside_the_samples_of_what_was_trained_after(sampled: Tr
     train(replace(sampled, resume=checkpoint))
     superseded = run_dir / "superseded" / "1" / "samples"
     assert sorted(path.name for path in superseded.iterdir()) == names_of(2)
+    assert sorted(page_of(sampled.run_dir)) == names_of(0, 1, 2)
     assert samples_in(sampled.run_dir)["epoch_002_00.wav"] == last  # trained again alike
 
 
