@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import platform
+from urllib.parse import urlsplit
 
 from deployments.console import output
 
@@ -25,12 +26,26 @@ def addresses(host: str, port: int) -> tuple[str, str]:
     return f"{ui}/api", ui
 
 
-def warn_of_others(host: str, port: int) -> None:
+def files_addresses(api: str, ui: str, port: int) -> tuple[str, str]:
+    """Of the file server, for processes of this machine and for browsers: as the API and the UI, on its own port.
+
+    MUSICGEN_FILES_URL is where a proxy has it.
+    """
+    return _with_port(api, port), os.environ.get("MUSICGEN_FILES_URL", _with_port(ui, port)).rstrip("/")
+
+
+def _with_port(url: str, port: int) -> str:
+    host = urlsplit(url).hostname or "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def warn_of_others(host: str, port: int, files_port: int) -> None:
     """Say what it means if other machines reach a server that listens at `host`."""
     if not _is_of_this_machine(host):
         output.print(
-            f"Without a password, whoever reaches port {port} of this machine can run programs on it. Safer: up "
-            f"without --host, and elsewhere ssh -L {port}:127.0.0.1:{port} {platform.node()}. "
+            f"Without a password, whoever reaches port {port} of this machine can run programs on it, and whoever "
+            f"reaches port {files_port} can read tokens, runs and music. Safer: up without --host, and elsewhere "
+            f"ssh -L {port}:127.0.0.1:{port} -L {files_port}:127.0.0.1:{files_port} {platform.node()}. "
             "A server with a password: deployments/team/README.md",
             style="yellow",
             soft_wrap=True,

@@ -19,12 +19,15 @@ from deployments.registering import DEPLOYMENTS
 from deployments.run_parameters import check, parsed
 from deployments.weekly import SCHEDULER_SECONDS, describe_next, set_weekly
 from musicgen_core.errors import MusicgenError
+from musicgen_core.wording import counted
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas import State
 
 WATCH_SECONDS = 2.0
+WAVS = 8
+"""Of a run that are linked in the terminal"""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -94,7 +97,32 @@ def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
             if lost := explain_lost(error):
                 raise MusicgenError(lost.found, "Once it answers again, its UI shows the run") from error
             raise
+        _show_outcome(client, run.id)
     return 0 if state.is_completed() else 1
+
+
+def _show_outcome(client: SyncPrefectClient, run: UUID) -> None:
+    """Print where the run's summary is, and the pages and wavs that a browser can open, each on a line of its own."""
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+    from prefect.settings import get_current_settings
+
+    from tasks.served import links_in
+
+    of_run = ArtifactFilterFlowRunId(any_=[run])
+    wanted = ArtifactFilter(key=ArtifactFilterKey(any_=["summary"]), flow_run_id=of_run)
+    for summary in client.read_artifacts(artifact_filter=wanted, limit=1):
+        links = links_in(str(summary.data))
+        pages = [link for link in links if link.endswith(".html")]
+        wavs = [link for link in links if link.endswith(".wav")]
+        output.print("Summary:")
+        ui = get_current_settings().ui_url or str(client.api_url).rstrip("/").removesuffix("/api")
+        output.print(f"{ui}/artifacts/artifact/{summary.id}", soft_wrap=True, markup=False)
+        if pages or wavs:
+            output.print("To open in a browser:")
+        for link in (*pages, *wavs[:WAVS]):
+            output.print(link, soft_wrap=True, markup=False)
+        if len(wavs) > WAVS:
+            output.print(f"and {counted(len(wavs) - WAVS, 'more wav')}, all on the page")
 
 
 def _watched(client: SyncPrefectClient, run: UUID) -> State:

@@ -12,11 +12,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import httpx
 
-from deployments.addresses import addresses, warn_of_others
+from deployments.addresses import addresses, files_addresses, warn_of_others
 from deployments.api import check_database, check_home
 from deployments.checks.finding import redact
 from deployments.checks.machine import ask_smi
@@ -33,7 +33,11 @@ from musicgen_core.config import MOST_WORKERS
 from musicgen_core.errors import MusicgenError
 from musicgen_core.wording import counted
 
+if TYPE_CHECKING:
+    from deployments.file_server import Serving
+
 DEFAULT_HOST = "127.0.0.1"
+MOST_PORT = 65535
 LOOK_SECONDS = 30.0
 """How often runs are looked for that should have been started again."""
 
@@ -61,16 +65,19 @@ def up(arguments: Sequence[str]) -> int:
                     )
                 _wait_for(api, lambda: True)
                 rows = _register(options)
-                show(api, ui, {**rows, "workers": "\n".join(_running_workers())})
+                show(api, ui, {**rows, **_files_row(), "workers": "\n".join(_running_workers())})
                 return 0
-            warn_of_others(options.host, options.port)
+            warn_of_others(options.host, options.port, options.files_port)
             server = stack.enter_context(_server(api, options.host, options.port))
             rows = _register(options)
+            files = stack.enter_context(_files(options, api, ui))
+            if files is not None:
+                files.serve(rows)
             output.print(f"Starting {counted(len(workers), 'worker')} of the pool {POOL} …")
             started = stack.enter_context(Parts(workers))
-            show(api, ui, {**rows, "workers": "\n".join(_described(*worker) for worker in workers)})
+            show(api, ui, {**rows, **_files_row(), "workers": "\n".join(_described(*worker) for worker in workers)})
             output.print("Start a job with: musicgen-flows run tokenize-archives --watch. Ctrl-C stops everything.")
-            _watch(server, started)
+            _watch(server, started, files)
         except KeyboardInterrupt:
             output.print("Stopping the workers and the server; a training saves where it is …")
     output.print("Stopped.")
@@ -86,6 +93,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--port", type=int, default=4200, help="port of the server (default 4200)")
     parser.add_argument(
+        "--files-port",
+        type=int,
+        help="port of the file server: tokens, runs and music, read-only (default the next after --port)",
+    )
+    parser.add_argument(
         "--workers", type=int, metavar="N", help="workers for training and generating, a job each (default one a GPU)"
     )
     for name, folder in PLACES.items():
@@ -96,10 +108,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     problems = describe_unknown(unknown)
     for name in PLACES:
         problems += describe_empty(f"--{name}", getattr(options, name))
-    problems += describe_range("--port", options.port, 1, 65535)
+    problems += describe_range("--port", options.port, 1, MOST_PORT)
+    problems += describe_range("--files-port", options.files_port, 1, MOST_PORT)
     problems += describe_range("--workers", options.workers, 1, MOST_WORKERS)
     if problems:
         raise UsageError(problems)
+    options.files_port = options.files_port or (options.port + 1 if options.port < MOST_PORT else options.port - 1)
     return options
 
 
@@ -195,6 +209,34 @@ def _register(options: argparse.Namespace) -> dict[str, str]:
     return {**places, "next retraining": describe_next(SCHEDULER_SECONDS)}
 
 
+@contextlib.contextmanager
+def _files(options: argparse.Namespace, api: str, ui: str) -> Iterator[Serving | None]:
+    """The file server; none where its port is taken."""
+    from deployments.file_server import serving
+
+    local, url = files_addresses(api, ui, options.files_port)
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(serving(options.host, options.files_port, url, local))
+        except OSError as error:
+            output.print(
+                f"Tokens, runs and music can't be opened in the browser: port {options.files_port} can't be had "
+                f"({error.strerror}). Another one: up --files-port PORT",
+                style="yellow",
+                soft_wrap=True,
+                highlight=False,
+            )
+            server = None
+        yield server
+
+
+def _files_row() -> dict[str, str]:
+    from tasks.served import stored_file_server
+
+    server = stored_file_server()
+    return {"files": f"{server.url}/{{{','.join(server.folders)}}}/…, read-only"} if server else {}
+
+
 def visible_gpus() -> list[str]:
     """Names by which CUDA_VISIBLE_DEVICES knows this machine's GPUs, without the libraries that would use them."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -267,7 +309,13 @@ def _restart_missed() -> None:
             output.print(f"Crashed, and starts again: {name}")
 
 
-def _watch(server: Sequence[Part], workers: Parts) -> None:
+def _follow_places(files: Serving) -> None:
+    # A server that is too busy to answer is asked again the next time.
+    with contextlib.suppress(httpx.HTTPError):
+        files.serve(set_places({}))
+
+
+def _watch(server: Sequence[Part], workers: Parts, files: Serving | None) -> None:
     """Until the server ends. A worker that ends by itself is started again: the others' trainings go on."""
     looked = time.monotonic()
     while all(process.poll() is None for process in server):
@@ -275,6 +323,8 @@ def _watch(server: Sequence[Part], workers: Parts) -> None:
             output.print(f"A worker ended by itself and was started again: {_described(*command)}")
         if time.monotonic() - looked > LOOK_SECONDS:
             _restart_missed()
+            if files is not None:
+                _follow_places(files)
             looked = time.monotonic()
         time.sleep(0.5)
     raise MusicgenError("the Prefect server ended by itself", "Its last lines above say why")

@@ -28,7 +28,7 @@ _ACTIVE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u206
 # An underscore within a word is none of it: names such as archive_batch_0001 stay as they are.
 _MARKUP = re.compile(r"[\\`*\[\]<>|#~$!&@{}]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=[wW]{3})\.")
 _BLOCK = re.compile(r"^(?=[-+=])|^\d+(?=[.)](?:\s|$))")
-_URL = re.compile(r"https?://[\w.:/?&=%#~+,;@-]+", re.ASCII)
+_URL = re.compile(r"https?://(\[[0-9a-fA-F:.]+\])?[\w.:/?&=%#~+,;@-]+", re.ASCII)
 
 
 def printable(text: object) -> str:

@@ -14,6 +14,7 @@ from musicgen_core.generation.request import Rendered, page_of
 from musicgen_core.wording import counted, lasting
 from tasks.artifacts import Artifacts, markdown_table
 from tasks.progress import utc_now
+from tasks.served import file_link
 from tasks.tokenizing_table import reason_alone
 from tasks.training_page import wandb_line
 
@@ -36,6 +37,7 @@ _TRAINED = {
     "loss curve": "loss.png",
     "metrics": "metrics.jsonl",
     "settings": "config.json",
+    "samples of every epoch, to play": "samples/index.html",
     "sample clips": "samples",
     "WandB's files": "wandb",
 }
@@ -84,7 +86,7 @@ def trained_section(result: TrainResult) -> str:
         counts += f" Training loss: {result.first_loss:.4f} in the first epoch, {result.last_loss:.4f} in the last."
     parts = ["## Trained", counts]
     run_dir = storage.as_path(result.run_dir)
-    found = [(name, markdown_code(run_dir / file)) for name, file in _TRAINED.items() if _is_there(run_dir / file)]
+    found = [(name, file_link(run_dir / file)) for name, file in _TRAINED.items() if _is_there(run_dir / file)]
     parts.append(_places([("run directory", markdown_code(run_dir)), *found]))
     parts.append(wandb_line(run_dir, result.wandb_url))
     parts += [f"- {markdown_text(warning)}" for warning in result.warnings]
@@ -119,7 +121,7 @@ def evaluated_section(evaluation: Evaluation) -> str:
             ("Fréchet audio distance", f"{music.base_frechet_distance:.4f}", f"{music.adapter_frechet_distance:.4f}"),
         ]
         parts.append(markdown_table((f"of {counted(music.clips, 'piece')} each", "base model", "with adapter"), scores))
-    parts.append(_places([("report, with pictures and music", markdown_code(evaluation.report))]))
+    parts.append(_places([("report, with pictures and music", file_link(evaluation.report))]))
     parts += [f"- {markdown_text(remark)}" for remark in evaluation.remarks]
     return "\n\n".join(parts)
 
@@ -132,7 +134,7 @@ def _is_there(path: UPath) -> bool:
 def rendered_section(pieces: Sequence[Rendered]) -> str:
     rows = [
         (
-            markdown_code(piece.wav),
+            file_link(piece.wav),
             f"{piece.seconds:.1f}",
             piece.voice,
             markdown_text(piece.title),
@@ -142,7 +144,7 @@ def rendered_section(pieces: Sequence[Rendered]) -> str:
     more = len(pieces) - len(rows)
     parts = [
         "## Music",
-        f"{markdown_code(page_of(pieces))} plays all of them side by side. "
+        f"{file_link(page_of(pieces))} plays all of them side by side. "
         "Beside each wav lies a `.json` with its prompt, seed and settings.",
         markdown_table(("file", "seconds", "played by", "prompt"), rows),
         f"and {more:,} more in the same folder" if more else "",

@@ -115,7 +115,7 @@ class Ui:
     def __init__(self, page: Page, site: Site, screenshots: Path) -> None:
         self.page = page
         self._site = site
-        self._screenshots = screenshots
+        self.screenshots = screenshots
 
     def open(self, path: str) -> None:
         self.page.goto(f"{self._site.url}/{path}")
@@ -128,7 +128,7 @@ class Ui:
         """
         self.page.set_viewport_size({**WINDOW, "height": height})
         self.page.wait_for_load_state("networkidle")
-        file = self._screenshots / f"{name}.png"
+        file = self.screenshots / f"{name}.png"
         self.page.screenshot(path=file, animations="disabled")
         self.page.set_viewport_size(WINDOW)
         Image.open(file).convert("RGB").quantize(128).save(file, optimize=True)
@@ -236,7 +236,8 @@ def site() -> Iterator[Site]:
 def _up(folder: Path, port: int) -> Iterator[None]:
     places = [f"--{name}={folder / name}" for name in ("archives", "tokens", "runs", "output")]
     environment = os.environ | {"PREFECT_HOME": str(folder / "prefect"), "PREFECT_WORKER_QUERY_SECONDS": "2"}
-    command = [sys.executable, "-m", "deployments.cli", "up", "--port", str(port), "--workers", "1", *places]
+    ports = ["--port", str(port), "--files-port", str(free_port())]
+    command = [sys.executable, "-m", "deployments.cli", "up", *ports, "--workers", "1", *places]
     log = folder / "up.log"
     with open(log, "wb") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)

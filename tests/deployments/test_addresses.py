@@ -10,7 +10,7 @@ from prefect.server.api.server import create_ui_app
 from prefect.settings import PREFECT_SERVER_UI_V2_ENABLED, PREFECT_UI_STATIC_DIRECTORY, temporary_settings
 from starlette.testclient import TestClient
 
-from deployments.addresses import addresses, warn_of_others
+from deployments.addresses import addresses, files_addresses, warn_of_others
 from deployments.environment import DEFAULTS
 from deployments.up import show
 
@@ -36,16 +36,36 @@ def test_a_server_for_one_address_is_called_by_it(monkeypatch: pytest.MonkeyPatc
     assert "PREFECT_UI_API_URL" not in os.environ
 
 
+@pytest.mark.parametrize(
+    ("ui", "files"),
+    [
+        ("http://127.0.0.1:4200", "http://127.0.0.1:4201"),
+        ("http://box:4200", "http://box:4201"),
+        ("http://[fd00::5]:4200", "http://[fd00::5]:4201"),
+        ("https://music.example.org", "http://music.example.org:4201"),
+    ],
+)
+def test_browsers_reach_files_by_the_name_that_they_reach_the_ui_by(
+    ui: str, files: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MUSICGEN_FILES_URL", raising=False)
+    assert files_addresses("http://127.0.0.1:4200/api", ui, 4201) == ("http://127.0.0.1:4201", files)
+    monkeypatch.setenv("MUSICGEN_FILES_URL", "https://music.example.org/files/")
+    local, proxied = files_addresses("http://127.0.0.1:4200/api", ui, 4201)
+    assert (local, proxied) == ("http://127.0.0.1:4201", "https://music.example.org/files")
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "box"])
 def test_a_server_that_others_reach_comes_with_a_warning(host: str, capsys: pytest.CaptureFixture[str]) -> None:
-    warn_of_others(host, 4300)
+    warn_of_others(host, 4300, 4301)
     told = capsys.readouterr().out
-    assert "can run programs" in told and "ssh -L 4300:127.0.0.1:4300" in told and "deployments/team" in told
+    assert "can run programs" in told and "can read tokens, runs and music" in told and "deployments/team" in told
+    assert "ssh -L 4300:127.0.0.1:4300 -L 4301:127.0.0.1:4301" in told
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
 def test_a_server_for_this_machine_alone_comes_without_a_warning(host: str, capsys: pytest.CaptureFixture[str]) -> None:
-    warn_of_others(host, 4300)
+    warn_of_others(host, 4300, 4301)
     assert capsys.readouterr().out == ""
 
 

@@ -77,7 +77,10 @@ def test_numbers_out_of_range_are_refused_in_a_prompts_file(field: str) -> None:
             validate(Prompt, {"prompt": "x", field: value})
 
 
-@pytest.mark.parametrize(("command", "option"), [(up.up, "--port"), (up.up, "--workers"), (doctor.doctor, "--clips")])
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [(up.up, "--port"), (up.up, "--files-port"), (up.up, "--workers"), (doctor.doctor, "--clips")],
+)
 @pytest.mark.parametrize("value", [str(10**20), "-1", str(2**63), "0"])
 def test_numbers_out_of_range_are_refused_by_up_and_doctor(command: Any, option: str, value: str) -> None:
     with pytest.raises(UsageError, match=f"{option}: .* not {value}"):

@@ -56,7 +56,8 @@ def up(tmp_path_factory: pytest.TempPathFactory, demo_archives: Path) -> Iterato
     }
     places = [f"--archives={demo_archives}", f"--tokens={folder / 'tokens'}", f"--runs={folder / 'runs'}"]
     places.append(f"--output={folder / 'music'}")
-    with start_up(environment, folder / "up.log", "--port", str(port), "--workers", "2", *places) as up:
+    ports = ["--port", str(port), "--files-port", str(free_port())]
+    with start_up(environment, folder / "up.log", *ports, "--workers", "2", *places) as up:
         yield up
 
 
@@ -109,7 +110,10 @@ def test_deployments_run_to_completed_from_the_places_that_up_set(up: Up) -> Non
     assert (run / "lora_weights" / "final_lora.pt").exists()
     assert (run / "evaluation" / "report.html").exists()
     [music] = (folder / "music").iterdir()
-    assert (music / "generated_000.wav").exists()
+    wav = music / "generated_000.wav"
+    [link] = re.findall(r"^http://127\.0\.0\.1:\d+/output/\S+\.wav$", done.stdout, re.MULTILINE)
+    with urllib.request.urlopen(link, timeout=60) as answer:
+        assert (answer.read(), answer.headers["content-type"]) == (wav.read_bytes(), "audio/wav")
 
 
 def test_a_failed_run_makes_run_watch_exit_1(up: Up) -> None:

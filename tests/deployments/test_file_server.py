@@ -1,0 +1,294 @@
+"""The file server of `up`: what it serves, to whom, and that nothing else of the machine is reached through it."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import os
+import platform
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+from prefect import flow, settings
+from prefect.client.orchestration import get_client
+from prefect.variables import Variable
+
+from bench.servers import free_port
+from deployments.file_server import Application, Folders, listening, password, serving
+from deployments.run import WAVS, _show_outcome
+from musicgen_core.escaping import markdown_link
+from tasks.artifacts import Artifacts
+from tasks.served import GREETING, VARIABLE, FileServer, file_link, is_served, links_in
+
+SECRET = b"not for readers"
+PASSWORD = "me:se:cret ü"
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Served folders with music, and things in and beside them that are not to be read."""
+    top = tmp_path_factory.mktemp("places")
+    run = top / "runs" / "first"
+    (run / "samples").mkdir(parents=True)
+    (run / "wandb").mkdir()
+    (run / ".git").mkdir()
+    (top / "output").mkdir()
+    tone = 0.3 * np.sin(np.arange(32_000) / 20)
+    for name in ("runs/first/samples/epoch_000_00.wav", "output/a b#c%d?é.wav"):
+        soundfile.write(top / name, tone, 32_000)
+    (top / "output" / "a b#c%d?é.json").write_text('{"prompt": "jazz"}')
+    (top / "output" / "index.html").write_text("<title>music</title>")
+    (top / "runs-of-others").mkdir()
+    hidden = ["secret.wav", "runs-of-others/secret.wav", "runs/config.json", "runs/first/config.json"]
+    hidden += ["runs/first/.env", "runs/first/.git/secret.wav", "runs/first/.hidden.wav", "runs/first/settings.yaml"]
+    for name in [*hidden, "runs/first/wandb/wandb-metadata.json"]:
+        (top / name).write_bytes(SECRET)
+    (run / "out").symlink_to(top)
+    (run / "out.wav").symlink_to(top / "secret.wav")
+    (run / "settings.wav").symlink_to(run / "config.json")
+    (run / "loop.wav").symlink_to(run / "loop.wav")
+    os.mkfifo(run / "pipe.wav")
+    return top
+
+
+def folders_of(tree: Path) -> Folders:
+    folders = Folders()
+    folders.served = {name: str(tree / name) for name in ("tokens", "runs", "output")}
+    return folders
+
+
+def ask(app: Any, path: str) -> tuple[int, bytes]:
+    """GET a path as it stands, which HTTP clients would shorten first → status and body."""
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(60)
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": path, "root_path": "", "headers": [], "query_string": b""}
+    asyncio.run(app({**scope, "raw_path": path.encode(errors="replace")}, receive, send))
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent)
+
+
+PARTS = st.sampled_from(
+    [
+        *("..", ".", "", "%2e%2e", "..%2f", "\\", "..\\", "\x00", "~", "a" * 300),
+        *("runs", "output", "first", "out", "samples", "wandb", ".git", "runs-of-others"),
+        *("secret.wav", "out.wav", "loop.wav", "pipe.wav", "settings.wav", ".hidden.wav", "epoch_000_00.wav"),
+        *("index.html", ".env", "config.json", "wandb-metadata.json", "settings.yaml"),
+    ]
+)
+
+
+@given(parts=st.lists(st.one_of(PARTS, st.text(max_size=8)), max_size=9), decoded=st.integers(0, 2))
+def test_no_path_leads_out_of_the_folders_or_to_what_is_hidden(tree: Path, parts: list[str], decoded: int) -> None:
+    path = "/" + "/".join(parts)
+    for _ in range(decoded):
+        path = unquote(path)
+    status, body = ask(Application(folders_of(tree), None), path)
+    assert status in (200, 404, 405) and SECRET not in body
+    if status == 200 and body != GREETING.encode():
+        assert body.startswith((b"RIFF", b"<title>", b'{"prompt"'))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/runs/../secret.wav", "/runs/first/out/secret.wav", "/runs/first/out.wav", "/runs/first/settings.wav"),
+        *("/runs/first/config.json", "/runs/first/.env", "/runs/first/.git/secret.wav", "/runs/first/.hidden.wav"),
+        *("/runs/first/wandb/wandb-metadata.json", "/runs-of-others/secret.wav", "/runs/../runs-of-others/secret.wav"),
+        *("/runs", "/runs/", "/runs/first/samples/", "/", "/etc/passwd", "//etc/passwd", "/runs//etc/passwd"),
+        *("/runs/first/pipe.wav", "/runs/first/loop.wav", "/runs/first/\0.wav", "/tokens/a.wav"),
+    ],
+)
+def test_what_is_not_for_readers_is_not_found(tree: Path, path: str) -> None:
+    assert ask(Application(folders_of(tree), None), path)[0] == 404
+
+
+def test_a_folder_that_is_a_symbolic_link_is_served_as_its_target(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tree / "output")
+    server = FileServer("http://here", "http://here", "box", {"output": str((tmp_path / "link").resolve())})
+    assert server.url_of(tmp_path / "link" / "index.html") == "http://here/output/index.html"
+
+
+@pytest.fixture
+def site(tree: Path) -> Iterator[str]:
+    port = free_port()
+    with listening(Application(folders_of(tree), None), "127.0.0.1", port):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("path", ["/runs/..%2Fsecret.wav", "/runs/%2e%2e/secret.wav", "/runs/../secret.wav"])
+def test_encoded_ways_out_are_closed_in_a_real_server(site: str, path: str) -> None:
+    connection = http.client.HTTPConnection(urlsplit(site).netloc, timeout=60)  # sends the path as it is
+    connection.request("GET", path)
+    assert connection.getresponse().status == 404
+
+
+def test_players_can_seek(site: str, tree: Path) -> None:
+    content = (tree / "runs/first/samples/epoch_000_00.wav").read_bytes()
+    url = f"{site}/runs/first/samples/epoch_000_00.wav"
+    whole = httpx.get(url)
+    assert whole.content == content and whole.headers["accept-ranges"] == "bytes"
+    for asked, start, end in (("100-199", 100, 200), ("64000-", 64_000, len(content)), ("-10", -10, None)):
+        part = httpx.get(url, headers={"Range": f"bytes={asked}"})
+        assert part.status_code == 206 and part.content == content[start:end]
+        assert part.headers["content-range"].endswith(f"/{len(content)}")
+    assert httpx.get(url, headers={"Range": f"bytes={len(content)}-"}).status_code == 416
+
+
+def test_nothing_can_be_written(site: str, tree: Path) -> None:
+    before = sorted(tree.rglob("*"))
+    for method in ("POST", "PUT", "PATCH", "DELETE"):
+        assert httpx.request(method, f"{site}/output/index.html", content=b"x").status_code == 405
+    assert sorted(tree.rglob("*")) == before and (tree / "output/index.html").read_text() == "<title>music</title>"
+
+
+def test_a_page_that_was_written_again_is_asked_for_again(site: str) -> None:
+    first = httpx.get(f"{site}/output/index.html")
+    assert first.headers["cache-control"] == "no-cache"
+    again = httpx.get(f"{site}/output/index.html", headers={"If-None-Match": first.headers["etag"]})
+    assert again.status_code == 304
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.html", "text/html; charset=utf-8"),
+        ("a.wav", "audio/wav"),
+        ("a.flac", "audio/flac"),
+        ("a.ogg", "audio/ogg"),
+        ("a.mp3", "audio/mpeg"),
+        ("a.png", "image/png"),
+        ("a.json", "application/json"),
+    ],
+)
+def test_a_file_has_the_content_type_of_its_ending(tmp_path: Path, name: str, kind: str) -> None:
+    for each in (name, "a.wav"):
+        (tmp_path / each).write_bytes(b"x")
+    folders, port = Folders(), free_port()
+    folders.served = {"output": str(tmp_path)}
+    with listening(Application(folders, None), "127.0.0.1", port):
+        answer = httpx.get(f"http://127.0.0.1:{port}/output/{name}")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_without_the_password_nothing_but_the_health_is_told(tree: Path) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    user, _, word = PASSWORD.partition(":")
+    with listening(Application(folders_of(tree), PASSWORD), "127.0.0.1", port):
+        assert httpx.get(f"{url}/health").text == GREETING
+        for wrong in (None, (user, "other"), ("", ""), (user, word[:-1])):
+            for path in ("/output/index.html", "/output/none.html", "/", "/health/"):
+                answer = httpx.get(f"{url}{path}", auth=wrong)
+                assert answer.status_code == 401 and answer.headers["www-authenticate"].startswith("Basic ")
+        for header in ("Basic", "Basic !", "Bearer x", "basic \u00ff"):
+            answer = httpx.get(f"{url}/output/index.html", headers={"Authorization": header.encode("latin-1")})
+            assert answer.status_code == 401
+        assert httpx.get(f"{url}/output/index.html", auth=(user, word)).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"])
+def test_the_password_is_that_of_the_prefect_server(name: str) -> None:
+    assert password() is None
+    with settings.temporary_settings({getattr(settings, name): "me:secret"}):
+        assert password() == "me:secret"
+
+
+@given(name=st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=12))
+def test_a_link_is_made_where_and_only_where_the_server_serves_the_file(
+    tmp_path_factory: pytest.TempPathFactory, name: str
+) -> None:
+    folder = tmp_path_factory.mktemp("names")
+    server = FileServer("http://here", "http://here", "box", {"runs": str(folder)})
+    folders = Folders()
+    folders.served = server.folders
+    for ending in (".wav", ".json", ".yaml"):
+        file = folder / f"{name}{ending}"
+        file.write_bytes(b"x")
+        url = server.url_of(file)
+        path = unquote(url.removeprefix("http://here")) if url else f"/runs/{file.name}"
+        assert ask(Application(folders, None), path)[0] == (200 if url else 404)
+        assert (url is not None) == (ending != ".yaml" and not name.startswith("."))
+        if url:
+            assert links_in(markdown_link(str(file), url)) == [url]
+
+
+def test_what_is_elsewhere_has_no_link(tree: Path) -> None:
+    server = FileServer("http://here", "http://here", "box", {"runs": str(tree / "runs")})
+    for location in (tree / "output" / "index.html", tree / "secret.wav", "gs://bucket/a.wav", tree / "runs" / "first"):
+        assert server.url_of(location) is None
+    assert not is_served(tree / "secret.wav", tree / "runs")
+
+
+@flow(name="links")
+def links(*files: str) -> list[str]:
+    return [file_link(file) for file in files]
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_runs_link_files_while_the_server_of_up_serves_them(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    local, page = f"http://127.0.0.1:{port}", str(tree / "output" / "index.html")
+    hidden = str(tree / "secret.wav")
+    places = {f"musicgen_{name}": str(tree / name) for name in ("archives", "tokens", "runs")}
+    with serving("127.0.0.1", port, "http://box:4201", local) as server:
+        for elsewhere in ("gs://bucket/music", "what://is/this", "music"):
+            server.serve({**places, "musicgen_output": elsewhere})
+            assert links(page) == [f"`{page}`"]
+        server.serve({**places, "musicgen_output": str(tree / "output")})
+        assert links(page, hidden) == [markdown_link(page, "http://box:4201/output/index.html"), f"`{hidden}`"]
+        assert httpx.get(f"{local}/output/index.html").status_code == 200
+        assert file_link(page) == f"`{page}`"  # outside of runs
+        stored = Variable.get(VARIABLE)
+        with monkeypatch.context() as patch:
+            patch.setattr(platform, "node", lambda: "another machine")
+            assert links(page) == [f"`{page}`"]
+    assert Variable.get(VARIABLE) is None
+    Variable.set(VARIABLE, stored)  # as it stays where `up` is killed
+    try:
+        assert links(page) == [f"`{page}`"]
+    finally:
+        Variable.unset(VARIABLE)
+
+
+def test_a_port_that_is_taken_is_said_to_be() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError), listening(Application(Folders(), None), "127.0.0.1", port):
+            pass
+
+
+@flow(name="summarized")
+def summarized(text: str) -> None:
+    artifacts = Artifacts()
+    artifacts.markdown("summary", lambda: text, "What came of it")
+    artifacts.close(120)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_watched_run_ends_with_its_summary_and_what_a_browser_can_open(capsys: pytest.CaptureFixture[str]) -> None:
+    wavs = [f"http://127.0.0.1:4201/output/generated_{number:03d}.wav" for number in range(WAVS + 2)]
+    report = "http://127.0.0.1:4201/runs/" + "long/" * 30 + "report.html"
+    text = "\n\n".join(markdown_link(f"/data/{number}", url) for number, url in enumerate([*wavs, report]))
+    state: Any = summarized(text, return_state=True)
+    capsys.readouterr()
+    with get_client(sync_client=True) as client:
+        _show_outcome(client, state.state_details.flow_run_id)
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "Summary:" and "/artifacts/artifact/" in told[1]
+    assert told[2:] == ["To open in a browser:", report, *wavs[:WAVS], "and 2 more wavs, all on the page"]
