@@ -15,9 +15,13 @@ MP3_LEVEL = 0.95
 """libsndfile's compression level for 48 kbit/s at a constant rate: of MP3's rates (320 - 288 × level), rounded."""
 BYTES_PER_SECOND = 6000
 PAGE_BYTES = 140_000
-"""Sound a page, before base64 makes 187 kB of it. The Artifacts page loads what it lists whole."""
+"""Sound a page, before base64 makes 187 kB of it. The list of a run's artifacts loads them whole."""
 LONGEST_SECONDS = 10.0
 COLORS = 32
+THUMBNAIL = (480, 213)
+THUMBNAIL_QUALITY = 50
+NO_PLAYER = "Prefect's V2 UI shows no players: press “Switch to V1 UI”, at the bottom left."
+"""It drops the element and shows what is in it; browsers that know the element don't."""
 
 
 def picture(draw: Callable[[IO[bytes]], None], description: str) -> str:
@@ -30,13 +34,26 @@ def picture(draw: Callable[[IO[bytes]], None], description: str) -> str:
     return f"![{description}](data:image/png;base64,{base64.b64encode(small.getvalue()).decode()})"
 
 
-def player(file: str, of: int = 1) -> str:
-    """The first seconds of a sound file, to play in a page that has `of` of them; as MP3, which every browser plays.
+def thumbnail(file: str, description: str) -> str:
+    """A picture file, small, in Markdown; as JPEG, since a spectrogram has more colours than a curve.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    from PIL import Image
+
+    small = io.BytesIO()
+    with storage.staged(storage.as_path(file)) as local:
+        Image.open(local).convert("RGB").resize(THUMBNAIL).save(small, "JPEG", quality=THUMBNAIL_QUALITY)
+    return f"![{description}](data:image/jpeg;base64,{base64.b64encode(small.getvalue()).decode()})"
+
+
+def player(file: str, seconds: float) -> str:
+    """The first seconds of a sound file, to play, as a block of its own; as MP3, which every browser plays.
 
     Raises:
         OSError, soundfile.LibsndfileError: it can't be read.
     """
-    seconds = longest_seconds(of)
     with storage.staged(storage.as_path(file)) as local, soundfile.SoundFile(local) as sound:
         samples, rate = sound.read(int(seconds * sound.samplerate), always_2d=True), sound.samplerate
     encoded = io.BytesIO()
@@ -50,9 +67,9 @@ def player(file: str, of: int = 1) -> str:
         bitrate_mode="CONSTANT",
     )
     data = base64.b64encode(encoded.getvalue()).decode()
-    return f'<audio controls src="data:audio/mpeg;base64,{data}"></audio>'
+    return f'<audio controls src="data:audio/mpeg;base64,{data}">\n{NO_PLAYER}\n</audio>'
 
 
-def longest_seconds(of: int) -> float:
+def longest_seconds(of: int, page_bytes: int = PAGE_BYTES) -> float:
     """Of each of so many players on a page."""
-    return min(LONGEST_SECONDS, PAGE_BYTES / of / BYTES_PER_SECOND)
+    return min(LONGEST_SECONDS, page_bytes / of / BYTES_PER_SECOND)

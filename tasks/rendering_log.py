@@ -1,21 +1,32 @@
-"""How rendering goes, live: progress, and the music of each prompt to play once it is there."""
+"""How rendering goes, live: progress, and a page on which the music of all prompts plays as it comes."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
+from itertools import groupby
+from pathlib import PurePosixPath
 
-from musicgen_core.escaping import markdown_code, markdown_text
+import soundfile
+
+from musicgen_core import storage
+from musicgen_core.escaping import markdown_text
 from musicgen_core.generation.request import Rendered, page_of
 from musicgen_core.wording import counted
 from tasks.artifacts import Artifacts
-from tasks.previews import longest_seconds, player
+from tasks.previews import longest_seconds, player, thumbnail
 from tasks.progress import LOG_EVERY_SECONDS, Pace, Update, report, run_logger
+from tasks.served import file_link
+
+logger = logging.getLogger(__name__)
 
 SHOW_EVERY_SECONDS = 5.0
 PLAYED = 32
-"""Prompts whose music can be played in the UI"""
+"""Pieces that can be played in the UI"""
+SOUND_BYTES = 4 * 140_000
+"""Sound on the page of all pieces: 10 s each of nine, 3 s each of 32"""
 
 
 class RenderingLog:
@@ -29,11 +40,12 @@ class RenderingLog:
     """
 
     def __init__(self, output: str, prompts: int, pieces_a_prompt: int, artifacts: Artifacts) -> None:
-        self._output, self._each = output, pieces_a_prompt
+        self._output, self._pieces_in_all = output, prompts * pieces_a_prompt
         self._artifacts = artifacts
         self._logger = run_logger()
         self._showing, self._logging = Pace(SHOW_EVERY_SECONDS), Pace(LOG_EVERY_SECONDS)
-        self._rendered: defaultdict[int, list[Rendered]] = defaultdict(list)
+        self._rendered: list[Rendered] = []
+        self._previews: dict[str, str] = {}
         self._started = time.monotonic()
         self._logger.info("rendering %s to %s", counted(prompts, "prompt"), output)
         self._show_progress(0, 1, f"Rendering {counted(prompts, 'prompt')}: reading the model")
@@ -48,37 +60,63 @@ class RenderingLog:
 
     def add(self, piece: Rendered) -> None:
         """`on_piece` of a rendering."""
-        pieces = self._rendered[piece.prompt_number]
-        pieces.append(piece)
-        if piece.prompt_number < PLAYED:  # with those that are there: a run may end before the last
-            ordered = sorted(pieces, key=lambda piece: piece.wav)
-            page = partial(_page, ordered, self._each)
-            self._artifacts.markdown(f"music-{piece.prompt_number + 1}", page, piece.title)
+        self._rendered.append(piece)
+        text = f"{len(self._rendered):,} of {counted(self._pieces_in_all, 'piece')}"
+        self._artifacts.markdown("music", partial(self._page, self._in_order()), f"The music of all prompts: {text}")
 
     def show(self) -> None:
         """All that was rendered."""
-        pieces = [piece for number in sorted(self._rendered) for piece in self._rendered[number]]
+        pieces = self._in_order()
         self._show_progress(1, 1, f"Rendered {counted(len(pieces), 'piece')}")
         rows = [
             {"file": one.wav, "prompt": one.title, "seconds": one.seconds, "played by": one.voice}
             for one in sorted(pieces, key=lambda piece: piece.wav)
         ]
         self._artifacts.table("generated-music", rows, "What was rendered")
+        # Once more: by now the page in the folder is written.
+        self._artifacts.markdown("music", partial(self._page, pieces), "The music of all prompts")
         music, taken = sum(one.seconds for one in pieces), time.monotonic() - self._started
         self._logger.info(
             "rendered %s, %.1f s of music in %.0f s: %s", counted(len(pieces), "piece"), music, taken, page_of(pieces)
         )
 
+    def _in_order(self) -> list[Rendered]:
+        return sorted(self._rendered, key=lambda piece: (piece.prompt_number, piece.wav))
+
     def _show_progress(self, done: int, total: int, text: str) -> None:
         self._artifacts.progress("rendering", done, total, text)
 
+    def _page(self, pieces: Sequence[Rendered]) -> str:
+        """The pieces under their prompts, the first of them with spectrogram and player."""
+        parts = [f"All of it, in full: {file_link(page_of(pieces))}"]
+        for _, alike in groupby(pieces[:PLAYED], key=lambda piece: piece.prompt_number):
+            group = list(alike)
+            parts.append(f"### {markdown_text(group[0].title)}")
+            for piece in group:
+                parts += [self._line(piece), self._preview(piece.wav)]
+        if len(pieces) > PLAYED:
+            parts.append(f"and {counted(len(pieces) - PLAYED, 'more piece')} in the same folder")
+        return "\n\n".join(part for part in parts if part)
 
-def _page(pieces: list[Rendered], each: int) -> str:
-    """The pieces of one prompt, to play; `each` in the end."""
-    parts = [markdown_text(pieces[0].title)]
-    for piece in pieces:
-        played = longest_seconds(each)
-        beginning = f", of which the first {played:.1f} s play here" if piece.seconds > played else ""
-        parts.append(f"**{piece.voice}** · {piece.seconds:.1f} s{beginning} · {markdown_code(piece.wav)}")
-        parts.append(player(piece.wav, of=each))
-    return "\n\n".join(parts)
+    @property
+    def _seconds(self) -> float:
+        """Of each piece that play in the UI."""
+        return longest_seconds(min(self._pieces_in_all, PLAYED), SOUND_BYTES)
+
+    def _line(self, piece: Rendered) -> str:
+        beginning = f", of which the first {self._seconds:.1f} s play here" if piece.seconds > self._seconds else ""
+        return f"**{piece.voice}** · {piece.seconds:.1f} s{beginning} · {file_link(piece.wav)}"
+
+    def _preview(self, wav: str) -> str:
+        """Spectrogram and player of a piece, made once. What can't be read is left out."""
+        if wav not in self._previews:
+            parts = []
+            try:
+                picture = wav.removesuffix(".wav") + ".png"
+                if storage.as_path(picture).exists():
+                    parts.append(thumbnail(picture, f"Spectrogram of {markdown_text(PurePosixPath(wav).stem)}"))
+                parts.append(player(wav, self._seconds))
+            except (OSError, soundfile.LibsndfileError) as error:
+                logger.debug("%s can't be shown: %s", wav, error)
+            self._previews[wav] = "\n\n".join(parts)
+        return self._previews[wav]

@@ -18,8 +18,9 @@ from musicgen_core import storage, tracking
 from musicgen_core.escaping import markdown_code, markdown_link, markdown_text, one_line
 from musicgen_core.wording import counted
 from tasks.artifacts import markdown_table
-from tasks.previews import picture, player
+from tasks.previews import longest_seconds, picture, player
 from tasks.progress import duration, utc_now
+from tasks.served import file_link
 
 logger = logging.getLogger(__name__)
 
@@ -164,14 +165,15 @@ def newest_samples(run_dir: UPath) -> tuple[str, ...]:
 
 def samples_page(files: Sequence[str]) -> str:
     """The beginnings of samples, to play, under their prompts. One that is still being written is left out."""
-    parts = []
-    prompts = _prompts(storage.as_path(files[0]).parent)
+    folder = storage.as_path(files[0]).parent
+    parts = [f"Samples of every epoch, in full: {file_link(folder / 'index.html')}"]
+    prompts, seconds = _prompts(folder), longest_seconds(len(files))
     for file in files:
         _, epoch, prompt = PurePosixPath(file).stem.split("_")
         title = f"**{'base model' if int(epoch) == 0 else f'after epoch {int(epoch)}'}**"
         text = f" · {markdown_text(one_line(prompts[int(prompt)]))}" if int(prompt) < len(prompts) else ""
         try:
-            parts.append(f"{title}{text} · {markdown_code(file)}\n\n{player(file, of=len(files))}")
+            parts.append(f"{title}{text} · {file_link(file)}\n\n{player(file, seconds)}")
         except (OSError, soundfile.LibsndfileError) as error:
             logger.debug("%s can't be played: %s", file, error)
     return "\n\n".join(parts)

@@ -5,18 +5,34 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from deployments.registering import DEPLOYMENTS, read_automations
+from tasks.previews import NO_PLAYER
 
 if TYPE_CHECKING:
     from tests.browser.conftest import Site, Ui
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(2400)]
 PLAY = "async audio => { await audio.play(); return audio.duration }"
+LOAD = """async audio => {
+  audio.muted = true;
+  if (audio.readyState < 1) {
+    const loaded = new Promise(resolve => audio.addEventListener("loadedmetadata", resolve));
+    audio.preload = "auto";
+    audio.load();
+    await loaded;
+  }
+  audio.pause();
+  const sought = new Promise(resolve => audio.addEventListener("seeked", resolve));
+  audio.currentTime = 0.8 * audio.duration;
+  await sought;
+  return audio.duration;
+}"""
 
 
 def test_the_deployments_are_listed_with_their_tags(ui: Ui) -> None:
@@ -68,12 +84,67 @@ def test_the_weekly_schedule_is_switched_on_and_off_and_keeps_its_parameters(sit
 
 def test_music_plays_in_the_page(site: Site, ui: Ui, finetuned: UUID) -> None:
     [generated] = [run for run in site.subflows(finetuned) if run.name.startswith("generate-music")]
-    ui.open_artifact(generated.id, "music-1")
+    ui.open_artifact(generated.id, "music")
+    for prompt in ("Relaxing jazz piano with soft background ambience", "Upbeat electronic dance music"):
+        expect(ui.page.get_by_role("heading", name=prompt)).to_be_visible()
+    pictures = ui.page.get_by_role("img", name="Spectrogram of generated_")
+    expect(pictures).to_have_count(2)
+    for picture in pictures.all():
+        assert picture.evaluate("async image => { await image.decode(); return image.naturalWidth }") > 300
     players = ui.page.locator("audio")
+    expect(players).to_have_count(2)
     expect(players.first).to_be_visible()
     assert 2.5 < players.first.evaluate(PLAY) < 3.5
     ui.page.wait_for_function("() => document.querySelector('audio').currentTime > 0")
-    ui.screenshot("music")
+    assert NO_PLAYER not in ui.page.locator("body").inner_text()
+    ui.screenshot("music", height=1250)
+
+
+def test_the_v2_ui_says_why_it_has_no_players_and_has_links_that_work(site: Site, ui: Ui, finetuned: UUID) -> None:
+    [generated] = [run for run in site.subflows(finetuned) if run.name.startswith("generate-music")]
+    ui.open_artifact(generated.id, "music")
+    ui.open("v2" + urlsplit(ui.page.url).path)
+    expect(ui.page.get_by_text("Switch to V1 UI", exact=True)).to_be_visible()
+    expect(ui.page.get_by_text(NO_PLAYER).first).to_be_visible()
+    assert ui.page.locator("audio").count() == 0
+    ui.screenshot("music-v2")
+    ui.page.get_by_role("link", name="index.html").first.click()
+    assert_first_wav_loads(ui.page, seconds=3.0)
+
+
+def assert_first_wav_loads(page: Page, seconds: float) -> None:
+    """A browser hears the first player's file: its length is known, and a place near its end can be played."""
+    player = page.locator("audio, video").first
+    expect(player).to_be_attached()
+    assert player.evaluate(LOAD) == pytest.approx(seconds, abs=0.3)
+    assert player.evaluate("audio => audio.readyState") >= 2
+    assert player.evaluate("audio => audio.currentTime") == pytest.approx(0.8 * seconds, abs=0.3)
+
+
+def test_links_of_a_summary_lead_to_pages_and_wavs_that_play(site: Site, ui: Ui, finetuned: UUID) -> None:
+    ui.open_artifact(finetuned, "summary")
+    music, run_dir = site.folder / "output" / "demo", site.folder / "runs" / "demo"
+    report, samples = run_dir / "evaluation" / "report.html", run_dir / "samples" / "index.html"
+    pages = {music / "index.html": 3.0, music / "generated_000.wav": 3.0, samples: 2.0, report: 2.0}
+    for file, seconds in pages.items():
+        with ui.page.context.expect_page() as opened:
+            ui.page.get_by_role("link", name=str(file), exact=True).first.click()
+        assert_first_wav_loads(opened.value, seconds)
+        opened.value.screenshot(path=ui.screenshots / f"served-{file.parent.name}-{file.stem}.png")
+        opened.value.close()
+
+
+def test_from_an_artifact_its_earlier_versions_and_all_artifacts_are_reached(ui: Ui, finetuned: UUID) -> None:
+    ui.open_artifact(finetuned, "summary")
+    ui.page.get_by_role("link", name="summary", exact=True).click()
+    ui.page.wait_for_url("**/artifacts/key/summary")
+    expect(ui.page.get_by_text("Created").first).to_be_visible()
+    ui.screenshot("artifact-versions")
+    ui.page.get_by_role("link", name="Artifacts", exact=True).click()
+    ui.page.wait_for_url("**/artifacts")
+    for key in ("music", "training-samples", "summary"):
+        expect(ui.page.get_by_text(key, exact=True).first).to_be_visible()
+    ui.screenshot("artifacts")
 
 
 def test_from_the_root_address_a_fresh_browser_gets_to_music_that_plays(ui: Ui, finetuned: UUID) -> None:
@@ -82,7 +153,7 @@ def test_from_the_root_address_a_fresh_browser_gets_to_music_that_plays(ui: Ui, 
     ui.page.get_by_role("link", name=re.compile("^generate-music · ")).first.click()
     ui.expect_state("Completed")
     ui.page.get_by_role("tablist").get_by_text("Artifacts", exact=True).click()
-    ui.artifact("music-1").click()
+    ui.artifact("music").click()
     player = ui.page.locator("audio").first
     expect(player).to_be_visible()
     assert 2.5 < player.evaluate(PLAY) < 3.5
@@ -101,7 +172,7 @@ def test_the_sample_clips_of_a_training_play_in_the_page(site: Site, ui: Ui, fin
 def test_the_summary_of_finetune_has_the_place_of_every_output(site: Site, ui: Ui, finetuned: UUID) -> None:
     ui.open_artifact(finetuned, "summary")
     expect(ui.page.get_by_role("heading", name="Music")).to_be_visible()
-    shown = {text.strip() for text in ui.page.locator("article code").all_inner_texts()}
+    shown = {text.strip() for text in ui.page.locator("article").locator("code, a").all_inner_texts()}
     places = {Path(text) for text in shown if text.startswith("/") and "ARCHIVE" not in text}
     assert sorted(str(place) for place in places if not place.exists()) == []
     tokens, run_dir, music = site.folder / "demo-tokens", site.folder / "runs" / "demo", site.folder / "output" / "demo"

@@ -51,11 +51,12 @@ def test_the_summary_of_a_finetuning_says_where_all_three_parts_left_their_files
     assert {name: set(found) for name, found in of_parts.items()} == {
         "tokenize-archives": {"tokenizing", "tokenized-archives", "summary"},
         "train-lora": {"training-progress", "training", "summary"},
-        "generate-music": {"rendering", "music-1", "music-2", "generated-music", "summary"},
+        "generate-music": {"rendering", "music", "generated-music", "summary"},
     }
-    page = str(of_parts["generate-music"]["music-1"].data)
+    page = str(of_parts["generate-music"]["music"].data)
     encoded = re.search(r'src="data:audio/mpeg;base64,([^"]+)"', page)
-    assert encoded is not None and r"calm \| plucked strings" in page
+    assert encoded is not None and page.index(r"### calm \| plucked strings") < page.index("### energetic drums")
+    assert page.count("<audio controls") == page.count("![Spectrogram of generated_") == 2
     sound = soundfile.info(io.BytesIO(base64.b64decode(encoded[1])))
     assert sound.duration == pytest.approx(0.5, abs=0.1) and sound.samplerate == 32_000
 
@@ -97,7 +98,9 @@ def test_without_a_place_the_name_comes_from_the_prefect_variable_or_is_the_flow
     assert name() == "tokenize-archives · jazz"
 
 
-def test_with_two_voices_a_page_plays_both(tmp_path: Path, shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_page_plays_both_voices_of_all_prompts(
+    tmp_path: Path, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from musicgen_core.generation import render
     from musicgen_core.generation.request import Rendered, RenderRequest
 
@@ -118,7 +121,11 @@ def test_with_two_voices_a_page_plays_both(tmp_path: Path, shown: Shown, monkeyp
         output=str(tmp_path / "music"), prompts=["one", "two"], adapter="any", compare=True, return_state=True
     )
     found = shown(state.state_details.flow_run_id)
-    assert set(found) == {"rendering", "music-1", "music-2", "generated-music", "summary"}
-    page = str(found["music-2"].data)
-    assert page.count("<audio controls") == 2
-    assert page.index("**base model**") < page.index("generated_002.wav") < page.index("**with the adapter**")
+    assert set(found) == {"rendering", "music", "generated-music", "summary"}
+    page = str(found["music"].data)
+    assert page.count("<audio controls") == 4
+    names = ["### one", *(f"generated_{number:03d}.wav" for number in (0, 1)), "### two"]
+    places = [page.index(name) for name in (*names, "generated_002.wav", "generated_003.wav")]
+    assert places == sorted(places)
+    voices = re.findall(r"\*\*(base model|with the adapter)\*\*", page)
+    assert voices == ["base model", "with the adapter"] * 2
