@@ -13,6 +13,7 @@ from prefect.exceptions import CancelledRun
 from prefect.states import Cancelled, Failed
 
 from musicgen_core.errors import MusicgenError, raise_if_interrupted
+from tasks.advice import in_form
 from tasks.artifacts import artifacts_of_run
 from tasks.cancelling import cancellable, keep_message
 from tasks.summary import failed_section, show_summary
@@ -35,7 +36,7 @@ def ends_with_reason(function: Callable[P, R]) -> Callable[P, R]:
                 show_summary(artifacts, partial(failed_section, error))
             if not isinstance(error, MusicgenError):
                 raise
-            return Failed(message=str(error), data=error)  # raised, it would get Prefect's words before it
+            return Failed(message=in_form(str(error)), data=error)  # raised, it would get Prefect's words before it
         if isinstance(result, State) and result.is_cancelled():
             result = Cancelled(message=result.message)  # a task's own state would be counted, not shown
             if not runtime.flow_run.parent_flow_run_id:  # else nobody but the caller sets the state

@@ -12,6 +12,7 @@ from prefect.client.schemas import State
 from prefect.states import Running
 
 from musicgen_core.errors import raise_if_interrupted
+from tasks.advice import in_form
 
 logger = logging.getLogger(__name__)
 WAITING = "WaitingForDisk"
@@ -20,7 +21,7 @@ WAITING = "WaitingForDisk"
 
 def show_waiting(reason: str | None) -> None:
     """Name the state of the current flow run, and of the one that called it, `WaitingForDisk`; None: Running again."""
-    state: State[Any] = Running(name=WAITING, message=reason) if reason is not None else Running()
+    state: State[Any] = Running(name=WAITING, message=in_form(reason)) if reason is not None else Running()
     try:
         runs = [runtime.flow_run.id, runtime.flow_run.root_flow_run_id]
         with get_client(sync_client=True) as client:

@@ -12,6 +12,7 @@ from musicgen_core.errors import MusicgenError, reason_of
 from musicgen_core.escaping import markdown_code, markdown_text
 from musicgen_core.generation.request import Rendered, page_of
 from musicgen_core.wording import counted, lasting
+from tasks.advice import in_form
 from tasks.artifacts import Artifacts, markdown_table
 from tasks.progress import utc_now
 from tasks.served import file_link
@@ -99,11 +100,12 @@ def failed_section(error: Exception) -> str:
     """Why a run failed, and what to do about it."""
     parts = ["## Failed"]
     if isinstance(error, MusicgenError):
-        parts += [f"{markdown_text(error.found)}.", f"**What to do.** {markdown_text(error.next_step)}"]
+        found, next_step = markdown_text(in_form(error.found)), markdown_text(in_form(error.next_step))
+        parts += [f"{found}.", f"**What to do.** {next_step}" if next_step else ""]
     else:
         parts += [markdown_text(reason_of(error)), "This is probably a bug: the run's log has its traceback."]
     parts.append("*Retry* runs again with the same parameters; *Copy to new run* lets you change them first.")
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
 
 
 def evaluated_section(evaluation: Evaluation) -> str:

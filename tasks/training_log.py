@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from musicgen_core import storage, tracking
+from tasks.advice import in_form
 from tasks.artifacts import Artifacts
 from tasks.progress import LOG_EVERY_SECONDS, Pace, Update, report, run_logger
 from tasks.run_state import show_waiting
@@ -84,6 +85,7 @@ class TrainingLog:
     def show(self, state: str, wandb_url: str | None = None) -> None:
         """Bring the artifacts up to date."""
         self._show_progress()
+        state = in_form(state)
         table, rows = self._figures.table(state), self._figures.rows[:]
 
         def page() -> str:

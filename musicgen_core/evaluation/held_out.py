@@ -96,7 +96,7 @@ def held_out(clips: Clips, settings: EvaluateSettings, trained: Mapping[str, Any
 
 def _remarks(total: int, chosen: int, left_out: int, lineage: Lineage | None) -> Iterator[str]:
     if chosen < total:
-        yield f"Of {total:,} validation clips {chosen:,} were evaluated, the same ones each time (--max-clips)."
+        yield f"Of {total:,} validation clips {chosen:,} were evaluated, the same ones each time (max_clips)."
     if left_out:
         yield f"{left_out:,} more clips were left out: the adapter has learned from them, or may have."
     if lineage is None:

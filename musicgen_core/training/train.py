@@ -157,7 +157,7 @@ class _Session:
         if step > total:
             logger.warning(
                 "the run in %s is at step %d, past the limit of %s: nothing is trained. "
-                "Give a larger --max-steps or --epochs to continue it",
+                "Give a larger max_steps or num_epochs to continue it",
                 self.files.root,
                 step,
                 counted(total, "step"),
@@ -338,7 +338,7 @@ class _Session:
         if checkpoint is not None:
             self.trainer.restore(checkpoint.adapter.lora, checkpoint.optimizer, checkpoint.progress)
             if self.request.init_adapter is not None:
-                logger.warning("--init-adapter is left out: %s goes on where it was", self.files.root)
+                logger.warning("the adapter to start from is ignored: %s resumes where it was", self.files.root)
         elif self.request.init_adapter is not None:
             path = find_adapter(self.request.init_adapter)
             adapter = load_adapter(path)
@@ -349,14 +349,14 @@ class _Session:
                 self._warn_of_seen_clips()
 
     def _warn_of_seen_clips(self) -> None:
-        """Where --init-adapter has learned from validation clips, their loss is too low to judge by."""
+        """Warn where the adapter to start from has learned from validation clips: their loss is too low to judge by."""
         lineage = lineage_of(self.config)
         clips, own = self.trainer.clips, self.trainer.validation_clips
         seen = int(learned_from(clips, lineage.configs[1:])[own].sum())
         if seen:
             logger.warning(
-                "--init-adapter has learned from %d of the %d validation clips: the validation loss is too low, and "
-                "the evaluation leaves them out; the same --validation-fraction as there avoids that",
+                "the adapter to start from has learned from %d of the %d validation clips: the validation loss is too "
+                "low, and the evaluation leaves them out; the same validation_fraction as there avoids that",
                 seen,
                 len(own),
             )

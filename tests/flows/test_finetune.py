@@ -87,7 +87,7 @@ def test_options_of_generating_reach_the_engine(tmp_path: Path) -> None:
         model="debug", output=str(tmp_path), device="cpu", duration=0.1, cache_bits=8, return_state=True
     )
     assert state.is_failed()
-    assert "--cache-bits" in str(state.message)
+    assert "Leave out cache_bits" in str(state.message)
 
 
 def test_without_a_place_the_error_names_the_variable_to_set(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import Artifact, FlowRun
+from prefect.context import FlowRunContext
 from prefect.exceptions import CancelledRun, TerminationSignal
 from prefect.flow_engine import run_flow
 from prefect.logging.loggers import flow_run_logger
@@ -22,6 +23,7 @@ from flows.tokenize_archives import ArchivesFailed, tokenize_archives
 from flows.train_lora import train_lora
 from musicgen_core.errors import AdapterError
 from tasks import training
+from tasks.advice import in_form
 from tasks.progress import Update, listening
 from tests.run_directories import steps
 
@@ -63,6 +65,25 @@ def test_a_refused_training_shows_why_in_its_state_summary_and_log(
     assert reason in summary.replace("\\", "") and "**What to do.** Give a" in summary and "Copy to new run" in summary
     assert reason in str(found["training"].data).replace("\\", "")
     assert_ends_with_message(caplog, run)
+
+
+def test_advice_names_fields_of_the_form_in_the_ui_and_options_on_the_command_line(
+    tmp_path: Path, shown: Shown
+) -> None:
+    places = {"tokens": str(tmp_path), "run_dir": str(tmp_path / "run")}
+    state: Any = train_lora(**places, model="debug", gpus=99, sample_prompts=[], return_state=True)
+    assert state.message.startswith("gpus 99 was asked for") and "--" not in state.message
+    assert "gpus 99 was asked for" in str(shown(state.state_details.flow_run_id)["summary"].data)
+    assert str(state.result(raise_on_failure=False)).startswith("--gpus 99 was asked for")
+
+
+def test_short_options_are_fields_too_and_other_programs_keep_theirs() -> None:
+    text = "Give --epochs 9 or --sample-prompt, or run uv sync --extra dask; a-word--model, --init-adapter."
+    with FlowRunContext.model_construct(flow=train_lora):
+        assert in_form(text) == (
+            "Give num_epochs 9 or sample_prompts, or run uv sync --extra dask; a-word--model, init_adapter."
+        )
+    assert in_form(text) == text
 
 
 def test_the_log_of_a_failed_tokenizing_ends_with_its_message(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
