@@ -119,7 +119,12 @@ class TrainSettings(Settings):
     )
     max_grad_norm: float = Field(1.0, gt=0, le=1e9, description="gradients are clipped to this norm")
     segment_seconds: float = Field(30.0, ge=0.2, le=30, description="seconds of a clip seen at once, a random crop")
-    validation_fraction: float = Field(0.05, ge=0, lt=1, description="share of the clips held out for validation")
+    validation_fraction: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="share of the clips held out for validation; of 40 clips or more at least 8, unless it is 0",
+    )
     validate_every_steps: int | None = Field(
         None,
         ge=1,

@@ -30,6 +30,10 @@ from musicgen_core.data.shards import ShardReport, read_report
 from musicgen_core.data.token_cache import THREADS, Lease, TokenCache
 from musicgen_core.errors import TokensError
 
+LEAST_HELD_OUT = 8
+ENOUGH_CLIPS = 40
+"""From which on so many are held out"""
+
 
 @dataclass(frozen=True)
 class Clips:
@@ -193,6 +197,17 @@ def split(hashes: NDArray[np.uint64], validation_fraction: float) -> tuple[NDArr
     if held_out.all():
         held_out[np.argmax(hashes)] = False
     return everything[~held_out], everything[held_out]
+
+
+def fraction_to_hold_out(hashes: NDArray[np.uint64], asked: float) -> float:
+    """Return the fraction at which `split` holds out at least 8 clips, or `asked` if that holds out more.
+
+    A loss of fewer clips says little. Of fewer than 40 clips 8 would be too many: there it is `asked`.
+    """
+    if not asked or len(hashes) < ENOUGH_CLIPS:
+        return asked
+    last = np.partition(hashes, LEAST_HELD_OUT - 1)[LEAST_HELD_OUT - 1]
+    return max(asked, float(np.nextafter(float(last) / 2.0**64, 1.0)))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from musicgen_core.data.dataset import Clips, split
 from musicgen_core.errors import ConfigError, TokensError
 from musicgen_core.evaluation.request import EvaluateSettings
 from musicgen_core.training.lineage import Lineage, learned_from, lineage_of
+from musicgen_core.training.resuming import HELD_OUT
 from musicgen_core.wording import counted
 
 
@@ -57,7 +58,8 @@ def held_out(clips: Clips, settings: EvaluateSettings, trained: Mapping[str, Any
     config = trained or {}
     fraction = settings.validation_fraction
     if fraction is None:
-        fraction = config.get("validation_fraction", TrainSettings.model_fields["validation_fraction"].default)
+        default = TrainSettings.model_fields["validation_fraction"].default
+        fraction = config.get(HELD_OUT, config.get("validation_fraction", default))
     seconds = settings.segment_seconds
     if seconds is None:
         seconds = config.get("segment_seconds", TrainSettings.model_fields["segment_seconds"].default)

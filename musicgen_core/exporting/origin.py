@@ -14,6 +14,7 @@ from musicgen_core.data.shards import ShardReport, shard_paths
 from musicgen_core.evaluation.subject import Subject
 from musicgen_core.model.lora import Adapter
 from musicgen_core.tracking import read_metrics
+from musicgen_core.training.resuming import HELD_OUT
 
 MOST_SAMPLES = 3
 _METRICS = ("train/epoch_loss", "val/loss", "val/perplexity")  # the loss of a single step is mostly noise
@@ -109,7 +110,8 @@ def _evaluated(subject: Subject) -> Evaluated | None:
     try:
         if found["adapter"]["sha256"] != storage.content_sha256(subject.path):
             return None
-        kept = (subject.config or {}).get("validation_fraction", 0.0)
+        config = subject.config or {}
+        kept = config.get(HELD_OUT, config.get("validation_fraction", 0.0))
         if not found.get("is_held_out", found.get("validation_fraction", 0.0) <= kept):  # before there was that field
             return None
         loss = found["loss"]

@@ -14,7 +14,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.data.dataset import Clips, split
-from musicgen_core.training.resuming import SHARDS
+from musicgen_core.training.resuming import HELD_OUT, SHARDS
 from musicgen_core.training.run_directory import FOLDERS
 
 
@@ -85,7 +85,7 @@ def _learned_in(clips: Clips, config: Mapping[str, Any]) -> NDArray[np.bool_]:
 
 def _fraction(config: Mapping[str, Any]) -> float:
     """The share of clips that a run held out; none where its config.json is damaged, so that all count as learned."""
-    value = config.get("validation_fraction")
+    value = config.get(HELD_OUT, config.get("validation_fraction"))
     return value if isinstance(value, int | float) and 0 <= value < 1 else 0.0
 
 

@@ -19,6 +19,8 @@ from musicgen_core.wording import named
 logger = logging.getLogger(__name__)
 
 SHARDS = "shards"
+HELD_OUT = "held_out_fraction"
+"""Of the clips, as it was where `validation_fraction` would have held out too few; without it that one counts"""
 _ALSO_FIXED = ("seed", "segment_seconds", "validation_fraction")  # beside every lora_ setting
 
 

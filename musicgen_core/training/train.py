@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from musicgen_core import storage, tracking
-from musicgen_core.data.dataset import Clips, load_clips, split
+from musicgen_core.config import TrainSettings
+from musicgen_core.data.dataset import ENOUGH_CLIPS, LEAST_HELD_OUT, Clips, fraction_to_hold_out, load_clips, split
 from musicgen_core.data.long_descriptions import cut_descriptions
 from musicgen_core.devices import compute_dtype, pick_device
 from musicgen_core.errors import AdapterError, Cancelled, RunDirectoryError
@@ -30,7 +31,7 @@ from musicgen_core.training.lineage import learned_from, lineage_of
 from musicgen_core.training.loop import Hooks, Trainer
 from musicgen_core.training.prior import PriorRequest, load_prior
 from musicgen_core.training.request import TrainRequest, TrainResult
-from musicgen_core.training.resuming import SHARDS, check_same, find_start, fixed_values, log_changes
+from musicgen_core.training.resuming import HELD_OUT, SHARDS, check_same, find_start, fixed_values, log_changes
 from musicgen_core.training.room import Plan, Sizes, check_room
 from musicgen_core.training.run_directory import RunDirectory, begins_new
 from musicgen_core.training.run_lock import RunLock
@@ -119,6 +120,7 @@ class _Session:
             logger.warning("this training leaves out archives that came after it began: %s", named(clips.added))
         for problem in [*clips.problems(), *cut_descriptions(clips, request.tokens)]:
             logger.warning("%s", problem)
+        self.settings = self._with_enough_held_out(clips)
         prior_request = self._prior_request(clips)
         self.fixed = self._fixed(batch_size, clips, prior_request)
         self.config = self._config(batch_size)
@@ -255,6 +257,30 @@ class _Session:
                 "Give a run directory that every machine sees, and run again",
             )
 
+    def _with_enough_held_out(self, clips: Clips) -> TrainSettings:
+        """Return the settings with the fraction of clips that this run holds out: a resumed one's stays as it was."""
+        asked = self.request.settings.validation_fraction
+        if self.start.checkpoint is not None:
+            fraction = self.start.checkpoint.fixed.get(HELD_OUT, asked)
+        else:
+            fraction = fraction_to_hold_out(clips.hashes, asked)
+            if asked and len(clips) < ENOUGH_CLIPS and self.world.is_main:
+                logger.warning(
+                    "there %s, of which %d %s held out: too few for a validation loss that says much. "
+                    "With %d clips or more at least %d are held out",
+                    f"are {len(clips):,} clips" if len(clips) > 1 else "is 1 clip",
+                    held_out := len(split(clips.hashes, asked)[1]),
+                    "is" if held_out == 1 else "are",
+                    ENOUGH_CLIPS,
+                    LEAST_HELD_OUT,
+                )
+        return self.request.settings.model_copy(update={"validation_fraction": fraction})
+
+    def _raised_fraction(self) -> dict[str, float]:
+        """Return the fraction of clips that is held out, where it is not the one asked for."""
+        fraction = self.settings.validation_fraction
+        return {} if fraction == self.request.settings.validation_fraction else {HELD_OUT: fraction}
+
     def _prior_request(self, clips: Clips) -> PriorRequest | None:
         """Return what the base model is to generate for prior preservation; None without it."""
         settings = self.settings
@@ -289,9 +315,10 @@ class _Session:
 
     def _fixed(self, batch_size: BatchSize, clips: Clips, prior: PriorRequest | None) -> dict[str, Any]:
         """What must not change in this training, after a comparison with what it goes on from."""
-        fixed = fixed_values(self.settings, self.model.identity, batch_size.effective, clips.fingerprints)
+        fixed = fixed_values(self.request.settings, self.model.identity, batch_size.effective, clips.fingerprints)
         # Shards say what should be in them, this says what was found and in which order.
         fixed["clip_order"] = hashlib.blake2b(clips.hashes.tobytes(), digest_size=8).hexdigest()
+        fixed |= self._raised_fraction()
         if prior is not None:
             fixed["general_prompts"] = prior.texts
         if self.start.checkpoint is not None:
@@ -307,7 +334,8 @@ class _Session:
         stored = self.files.read_config()
         stored_init = (stored or {}).get("init_adapter")
         values = {
-            **self.settings.model_dump(mode="json"),
+            **self.request.settings.model_dump(mode="json"),
+            **self._raised_fraction(),
             "batch_size": batch_size.micro,
             "gradient_accumulation_steps": batch_size.accumulation,
         }

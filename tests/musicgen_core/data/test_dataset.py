@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.data.dataset import Clips, clip_hash, load_clips, split, training_batch, validation_batch
+from musicgen_core.data.dataset import (
+    Clips,
+    clip_hash,
+    fraction_to_hold_out,
+    load_clips,
+    split,
+    training_batch,
+    validation_batch,
+)
 from musicgen_core.data.shards import Row, ShardReport, shard_paths
 from musicgen_core.errors import TokensError
 
@@ -162,6 +170,16 @@ def test_each_clip_is_on_one_side_and_no_side_is_empty_that_need_not_be(values: 
     assert training | validation == set(values) and not training & validation
     assert training
     assert bool(validation) == (len(values) >= 2 and fraction > 0)
+
+
+@given(values=hashes, fraction=fractions)
+def test_of_40_clips_or_more_at_least_8_are_held_out(values: list[int], fraction: float) -> None:
+    raised = fraction_to_hold_out(np.array(values, dtype=np.uint64), fraction)
+    held_out = len(sides(values, raised)[1])
+    if len(values) < 40 or not fraction:
+        assert raised == fraction
+    else:
+        assert held_out == max(8, len(sides(values, fraction)[1]))
 
 
 @given(values=hashes, added=hashes, fraction=fractions)

@@ -13,11 +13,16 @@ import pytest
 import torch
 
 from musicgen_core import storage
+from musicgen_core.data.dataset import load_clips
 from musicgen_core.errors import AdapterError, TokensError
+from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.lora import load_adapter
 from musicgen_core.model.weights import BaseModel
+from musicgen_core.training import train as train_module
+from musicgen_core.training.lineage import learned_from
 from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.train import train
+from tests.musicgen_core.training.conftest import random_clips
 
 MakeRequest = Callable[..., TrainRequest]
 MakeTokens = Callable[..., Path]
@@ -161,6 +166,47 @@ def test_a_training_can_start_from_an_adapter(
     final, start = left_in(request.run_dir).adapter(), left_in(uninterrupted[0].run_dir).adapter("best_lora")
     for name, tensor in start.items():
         torch.testing.assert_close(final[name], tensor, atol=1e-7, rtol=0)
+
+
+def test_of_45_clips_8_are_held_out_and_a_run_that_held_out_fewer_resumes_as_it_was(
+    request_for: MakeRequest, make_tokens: MakeTokens, debug_model: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"validation_fraction": 0.05, "tokens": str(make_tokens(random_clips(45))), "full_models": "none"}
+    trained = train(request_for("new", **asked, max_steps=1))
+    config = json.loads((Path(trained.run_dir) / "config.json").read_text())
+    assert config["validation_fraction"] == 0.05 < config["held_out_fraction"] < 0.5
+    clips = held_out_of(trained, debug_model)
+    assert len(clips) == 8
+    train(request_for("new", **asked, max_steps=2))
+    assert held_out_of(trained, debug_model) == clips
+
+    with monkeypatch.context() as before:  # there was this rule
+        before.setattr(train_module, "fraction_to_hold_out", lambda hashes, fraction: fraction)
+        old = train(request_for("old", **asked, max_steps=1))
+    few = held_out_of(old, debug_model)
+    train(request_for("old", **asked, max_steps=2))
+    assert held_out_of(old, debug_model) == few < clips
+
+
+def held_out_of(trained: TrainResult, model: BaseModel) -> set[int]:
+    """Hashes of the clips that a run has not learned from, as its config.json says."""
+    config = json.loads((Path(trained.run_dir) / "config.json").read_text())
+    clips = load_clips(storage.as_path(config["tokens"]), codec_identity(model))
+    return set(clips.hashes[~learned_from(clips, [config])].tolist())
+
+
+@pytest.mark.parametrize(("clips", "is_told"), [(6, True), (40, False)])
+def test_a_new_run_says_when_its_clips_are_too_few_to_judge_by(
+    request_for: MakeRequest,
+    make_tokens: MakeTokens,
+    caplog: pytest.LogCaptureFixture,
+    clips: int,
+    is_told: bool,
+) -> None:
+    train(request_for(tokens=str(make_tokens(random_clips(clips))), max_steps=1, full_models="none"))
+    hint = "there are 6 clips, of which 1 is held out: too few for a validation loss that says much."
+    assert any(message.startswith(hint) for message in caplog.messages) == is_told
+    assert any("too few for a validation loss" in message for message in caplog.messages) == is_told
 
 
 def test_an_adapter_is_checked_before_a_model_is_looked_for(request_for: MakeRequest, tmp_path: Path) -> None:
