@@ -9,8 +9,6 @@ from functools import partial
 from itertools import groupby
 from pathlib import PurePosixPath
 
-import soundfile
-
 from musicgen_core import storage
 from musicgen_core.escaping import markdown_text
 from musicgen_core.generation.request import Rendered, page_of
@@ -108,15 +106,15 @@ class RenderingLog:
         return f"**{piece.voice}** · {piece.seconds:.1f} s{beginning} · {file_link(piece.wav)}"
 
     def _preview(self, wav: str) -> str:
-        """Spectrogram and player of a piece, made once. What can't be read is left out."""
+        """Spectrogram and player of a piece, made once; nothing if it can't be read."""
         if wav not in self._previews:
-            parts = []
+            picture, parts = wav.removesuffix(".wav") + ".png", []
             try:
-                picture = wav.removesuffix(".wav") + ".png"
                 if storage.as_path(picture).exists():
                     parts.append(thumbnail(picture, f"Spectrogram of {markdown_text(PurePosixPath(wav).stem)}"))
                 parts.append(player(wav, self._seconds))
-            except (OSError, soundfile.LibsndfileError) as error:
+            except Exception as error:  # of whatever storage: one piece is not worth the page
                 logger.debug("%s can't be shown: %s", wav, error)
+                return ""
             self._previews[wav] = "\n\n".join(parts)
         return self._previews[wav]

@@ -54,6 +54,22 @@ def test_a_server_that_refuses_to_start_says_why() -> None:
             pass
 
 
+def test_up_goes_on_without_files_where_their_port_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        options = up._parse(["--port", "1", "--files-port", str(port)])
+        with up._files(options, "http://127.0.0.1:1/api", "http://127.0.0.1:1") as files:
+            assert files is None
+    told = capsys.readouterr().out
+    assert f"port {port} can't be had" in told and "--files-port PORT" in told
+
+
+@pytest.mark.parametrize(("port", "files_port"), [(4200, 4201), (65535, 65534)])
+def test_files_are_on_the_port_beside_that_of_the_ui(port: int, files_port: int) -> None:
+    assert up._parse(["--port", str(port)]).files_port == files_port
+    assert up._parse(["--port", str(port), "--files-port", "5000"]).files_port == 5000
+
+
 @pytest.mark.usefixtures("prefect_server")
 def test_up_names_a_run_that_breaks_lists_with_what_deletes_it(capsys: pytest.CaptureFixture[str]) -> None:
     with get_client(sync_client=True) as client:
