@@ -39,6 +39,7 @@ def estimate_archives(
     max_workers: MaxWorkers = None,
 ) -> None:
     """Encode a sample of the clips, and say how long all of them will take, on how much disk, and at what price."""
+    from deployments.training_price import training_rows
     from musicgen_core.codec import Codec
     from musicgen_core.data.archive import choose_archives
     from musicgen_core.devices import pick_device
@@ -62,7 +63,8 @@ def estimate_archives(
             archives_at_a_time(max_workers),
             lambda: status.update(f"Encoding clip {next(done)} of at most {clips} …"),
         )
-    print_table("Estimate", estimated_rows(found, hourly_price, left_out))
+    rows = [*estimated_rows(found, hourly_price, left_out), *training_rows(found, model, hourly_price)]
+    print_table("Estimate", rows)
 
 
 def estimated_rows(found: Estimate, hourly_price: float | None, left_out: Sequence[str] = ()) -> list[tuple[str, str]]:

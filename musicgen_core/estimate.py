@@ -12,10 +12,12 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codec import Codec
+from musicgen_core.config import TrainSettings
 from musicgen_core.data.archive import open_archive
 from musicgen_core.data.archive_sample import Sample, list_archives, take_samples, total_clips
 from musicgen_core.data.shards import Rejected, Row, ShardWriter
@@ -29,6 +31,9 @@ LEAST_SECONDS = 5.0
 """A fast GPU encodes the sample in less than a second, most of it spent on beginning and ending: it goes on again."""
 PROBE_BYTES = 32 << 20
 """What is read of a remote archive, in one go as staging does, to see how fast it comes."""
+
+SEGMENT_SECONDS: float = TrainSettings.model_fields["segment_seconds"].default
+"""Of a clip, at most, in an epoch of training"""
 
 Result = tuple[str, Encoded | ClipRejected]
 
@@ -48,6 +53,7 @@ class Estimate:
         sampled_archives: archives that it was taken of.
         rejected: those of the sample that can't be used.
         audio_seconds: of all clips that can be used.
+        epoch_seconds: of what an epoch of training sees of them, 30 s of each clip at most.
         clips_per_sec: from file to codes, the rejected ones included.
         audio_seconds_per_sec: from file to codes.
         download_bytes_per_sec: how fast remote archives come, as many at a time as there are workers; else None.
@@ -55,6 +61,7 @@ class Estimate:
         scratch_bytes: of staged archives, as many as there are workers; 0 if they are local.
         workers: archives at a time; no more than there are.
         device: that encoded the sample.
+        gpu: its name; empty if it is none.
     """
 
     archives: int
@@ -67,6 +74,7 @@ class Estimate:
     sampled_archives: int
     rejected: Sequence[Rejected]
     audio_seconds: float
+    epoch_seconds: float
     clips_per_sec: float
     audio_seconds_per_sec: float
     download_bytes_per_sec: float | None
@@ -74,6 +82,7 @@ class Estimate:
     scratch_bytes: int
     workers: int
     device: str
+    gpu: str
 
     @property
     def encoding_hours(self) -> float:
@@ -135,6 +144,7 @@ def estimate(
         sampled_archives=sum(bool(sample.places) for sample in samples),
         rejected=rejected,
         audio_seconds=usable * sum(row.duration for row in rows) / len(rows),
+        epoch_seconds=usable * sum(min(row.duration, SEGMENT_SECONDS) for row in rows) / len(rows),
         clips_per_sec=measured.clips_per_sec,
         audio_seconds_per_sec=measured.audio_seconds_per_sec,
         download_bytes_per_sec=_download_rate(remote, workers) if remote else None,
@@ -142,6 +152,7 @@ def estimate(
         scratch_bytes=max(entry.archive_bytes for entry in listed) * workers if remote else 0,
         workers=workers,
         device=str(codec.device),
+        gpu=torch.cuda.get_device_name(codec.device) if codec.device.type == "cuda" else "",
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from deployments.cli import main
 from deployments.estimate import estimated_rows
+from deployments.training_price import SPEEDS, training_rows
 from musicgen_core import storage
 from musicgen_core.data.shards import Rejected
 from musicgen_core.estimate import Estimate
@@ -27,6 +28,7 @@ LARGE = Estimate(
     sampled_archives=4,
     rejected=[],
     audio_seconds=139_000 * 30.0,
+    epoch_seconds=139_000 * 30.0,
     clips_per_sec=50.0,
     audio_seconds_per_sec=1500.0,
     download_bytes_per_sec=None,
@@ -34,6 +36,7 @@ LARGE = Estimate(
     scratch_bytes=0,
     workers=4,
     device="cuda",
+    gpu="NVIDIA H200",
 )
 
 
@@ -70,6 +73,28 @@ def test_the_table_has_all_that_was_promised(
     assert rows["disk"].endswith("of tokens")
     assert rows["cost"].endswith(" at 3.50 an hour")
     assert "scratch disk" not in rows
+    assert rows["training"].startswith("5 epochs of 32.0 seconds of audio; the speed of debug has not been measured")
+    assert rows["note"].startswith("fewer than 40 clips") and "cost of training" not in rows
+
+
+def test_training_has_a_price_on_a_gpu_whose_speed_was_measured_and_nowhere_else() -> None:
+    rows = dict(training_rows(LARGE, "facebook/musicgen-large", 4.0))
+    assert rows == {
+        "training": "5 epochs of 1,158.3 hours of audio: about 8.0 hours at 720 seconds of audio a second, "
+        "measured on an H200",
+        "cost of training": "about 32.18 at 4.00 an hour",
+    }
+    for name, known in (("NVIDIA L4", "NVIDIA L4"), ("", "a CPU")):
+        other = dataclasses.replace(LARGE, gpu=name)
+        [(_, text)] = training_rows(other, "facebook/musicgen-large", 4.0)
+        assert f"about 8.0 hours on an H200; {known} has not been measured: train with --max-steps 20" in text
+    assert list(dict(training_rows(LARGE, "facebook/musicgen-small", 4.0))) == ["training"]
+
+
+def test_figures_of_training_are_those_of_the_benchmarks() -> None:
+    figures = (Path(__file__).parents[2] / "bench" / "RESULTS.md").read_text()
+    assert "719, 721 → 720" in figures and SPEEDS["H200"] == 720  # one H200, micro-batch 16
+    assert "**703** (430)" in figures and SPEEDS["H100"] == 703  # one H100, micro-batch 8
 
 
 def test_remote_archives_have_their_download_and_scratch_disk_in_it(

@@ -117,6 +117,7 @@ def test_time_and_price_add_up() -> None:
         sampled_archives=2,
         rejected=(),
         audio_seconds=36_000.0,
+        epoch_seconds=3_000.0,
         clips_per_sec=1.0,
         audio_seconds_per_sec=5.0,
         download_bytes_per_sec=None,
@@ -124,6 +125,7 @@ def test_time_and_price_add_up() -> None:
         scratch_bytes=0,
         workers=1,
         device="cpu",
+        gpu="",
     )
     assert (found.encoding_hours, found.hours_to_go, found.cost(1.5)) == (2.0, 2.0, 3.0)
     remote = dataclasses.replace(found, download_bytes_per_sec=2000.0)
