@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from prefect import Flow
+from prefect import Flow, runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import Artifact, FlowRun
 from prefect.context import FlowRunContext
@@ -19,6 +19,7 @@ from prefect.flow_engine import run_flow
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Cancelling
 
+from flows.finetune import finetune
 from flows.tokenize_archives import ArchivesFailed, tokenize_archives
 from flows.train_lora import train_lora
 from musicgen_core.errors import AdapterError
@@ -130,7 +131,7 @@ def test_a_training_that_is_told_to_end_says_where_a_retry_continues_if_it_was_c
             return
         if is_cancelled:
             with get_client(sync_client=True) as client:
-                client.set_flow_run_state(UUID(str(training.runtime.flow_run.id)), Cancelling())
+                client.set_flow_run_state(UUID(str(runtime.flow_run.id)), Cancelling())
         raise TerminationSignal(signal=signal.SIGTERM)
 
     monkeypatch.setattr(training, "is_cancelling", is_cancelling)
@@ -150,3 +151,24 @@ def test_a_training_that_is_told_to_end_says_where_a_retry_continues_if_it_was_c
         assert steps(tmp_path / "run") == [1, 2, 3]
     else:
         assert run.state.name == "Crashed"
+
+
+@pytest.mark.usefixtures("deaf_to_sigterm")
+def test_a_cancelled_finetune_says_where_its_training_continues(
+    demo_archives: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def end(update: Update) -> None:
+        if update.stage == "train" and update.done == 2:
+            with get_client(sync_client=True) as client:
+                client.set_flow_run_state(UUID(str(runtime.flow_run.root_flow_run_id)), Cancelling())
+            raise TerminationSignal(signal=signal.SIGTERM)
+
+    places = {"archives": str(demo_archives), "tokens": str(tmp_path / "tokens"), "output": str(tmp_path / "music")}
+    quick = {"batch_size": 2, "gradient_accumulation_steps": 1, "segment_seconds": 0.5, "max_steps": 4}
+    with listening(end):
+        run = run_as_worker(
+            finetune, CancelledRun, **places, **quick, run_dir=str(tmp_path / "run"), model="debug", device="cpu"
+        )
+    assert (run.state_name, message_of(run)) == ("Cancelled", "cancelled at step 2 of 4; Retry continues from there")
+    assert_ends_with_message(caplog, run)
+    assert not (tmp_path / "music").exists()
