@@ -1,40 +1,23 @@
 """`finetune`: archives → shards → adapter → music, all three flows in a row."""
 
-# No `from __future__ import annotations`: Prefect and the command line read the parameters' annotations as they are.
+from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow, get_run_logger
-from pydantic import Field
 
 from flows.beginning import begin
 from flows.endings import ends_with_reason
 from flows.generate_music import generate_music
-from flows.parameters import (
-    DEFAULT_MODEL,
-    Archives,
-    DaskAddress,
-    Device,
-    Evaluate,
-    Limit,
-    MaxWorkers,
-    Metadata,
-    Model,
-    Output,
-    TaskRunner,
-    Tokens,
-    new_folder,
-    place,
-    run_name,
-    spread,
-)
-from flows.run_form import explained
+from flows.parameters import FinetuneParameters
+from flows.places import new_folder, place, run_name
+from flows.run_form import explained, spread
 from flows.tokenize_archives import ArchivesFailed, TokenizeResult, tokenize_archives
 from flows.train_lora import train_lora
 from musicgen_core import storage
-from musicgen_core.config import LONGEST_SECONDS, PromptText, TokenizeSettings, TrainSettings
+from musicgen_core.config import TokenizeSettings, TrainSettings
 from musicgen_core.errors import ArchiveError
 from tasks.artifacts import artifacts_of_run
 from tasks.fetching import check_model
@@ -50,54 +33,29 @@ class FinetuneResult:
     """What each part came to."""
 
     tokenized: TokenizeResult
-    trained: "TrainResult"
-    rendered: "list[Rendered]"
+    trained: TrainResult
+    rendered: list[Rendered]
 
 
 @explained
 @flow(name="finetune", flow_run_name=run_name("finetune", "run_dir"))
 @ends_with_reason
-@spread(TokenizeSettings, into="tokenizing")
-@spread(TrainSettings)
-def finetune(
-    *,
-    archives: Archives = None,
-    tokens: Tokens = None,
-    run_dir: Annotated[
-        str | None,
-        Field(description="Directory of the training; by default a new one under the variable musicgen_runs"),
-    ] = None,
-    output: Output = None,
-    metadata: Metadata = None,
-    model: Model = DEFAULT_MODEL,
-    device: Device = "auto",
-    limit: Limit = None,
-    max_workers: MaxWorkers = None,
-    task_runner: TaskRunner = "threads",
-    dask_address: DaskAddress = None,
-    on_failed_archives: Annotated[
-        Literal["stop", "continue"], Field(description="What to do when archives could not be tokenized")
-    ] = "stop",
-    prompts: Annotated[list[PromptText] | None, Field(description="Texts to make music from at the end")] = None,
-    evaluate: Evaluate = True,
-    duration: Annotated[float, Field(gt=0, le=LONGEST_SECONDS, description="Seconds of music a prompt")] = 10.0,
-    settings: TrainSettings,
-    tokenizing: TokenizeSettings,
-) -> FinetuneResult:
+@spread(FinetuneParameters, TrainSettings, TokenizeSettings)
+def finetune(given: FinetuneParameters, settings: TrainSettings, tokenizing: TokenizeSettings) -> FinetuneResult:
     """Tokenize the archives, train an adapter on them, and make music with it."""
     begin()
-    check_model(model)
-    directory = run_dir or str(storage.as_path(place(None, "musicgen_runs")) / new_folder("finetune"))
+    check_model(given.model)
+    directory = given.run_dir or str(storage.as_path(place(None, "musicgen_runs")) / new_folder("finetune"))
     state = tokenize_archives(
-        archives=archives,
-        tokens=tokens,
-        metadata=metadata,
-        model=model,
-        device=device,
-        limit=limit,
-        max_workers=max_workers,
-        task_runner=task_runner,
-        dask_address=dask_address,
+        archives=given.archives,
+        tokens=given.tokens,
+        metadata=given.metadata,
+        model=given.model,
+        device=given.device,
+        limit=given.limit,
+        max_workers=given.max_workers,
+        task_runner=given.task_runner,
+        dask_address=given.dask_address,
         **tokenizing.model_dump(),
         return_state=True,
     )
@@ -106,7 +64,7 @@ def finetune(
     if not isinstance(tokenized, TokenizeResult):
         raise tokenized
     if tokenized.failed:
-        if on_failed_archives == "stop" or not tokenized.reports:
+        if given.on_failed_archives == "stop" or not tokenized.reports:
             raise ArchiveError(
                 str(state.message),
                 "Do what each reason says and run or retry again, or set on_failed_archives to continue: "
@@ -116,18 +74,18 @@ def finetune(
     trained = train_lora(
         tokens=tokenized.tokens,
         run_dir=directory,
-        model=model,
-        device=device,
-        evaluate=evaluate,
+        model=given.model,
+        device=given.device,
+        evaluate=given.evaluate,
         **settings.model_dump(),
     )
     rendered: Any = generate_music(  # raises CancelledRun for the state that its type allows for
-        output=output,
-        prompts=prompts,
-        model=model,
-        device=device,
+        output=given.output,
+        prompts=given.prompts,
+        model=given.model,
+        device=given.device,
         adapter=directory,
-        duration=duration,
+        duration=given.duration,
         seed=settings.seed,
     )
     with artifacts_of_run() as artifacts:

@@ -1,24 +1,66 @@
-"""Parameters of flows: settings spread out as parameters of their own, and places from Prefect variables."""
+"""Parameters of the flows, of `estimate` and of `export`, defined once for the run forms and the command line.
+
+Nothing here imports Prefect or torch: the command line's help and usage errors take no longer than these definitions.
+The settings of `musicgen_core` (TrainSettings and so on) are further parameters, of equal rank.
+"""
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable
-from functools import wraps
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from prefect import runtime
-from prefect.context import FlowRunContext
-from prefect.variables import Variable
 from pydantic import Field
 
-from musicgen_core.config import LARGEST_COUNT, MOST_WORKERS, Settings, validate
-from musicgen_core.errors import ConfigError
-from musicgen_core.escaping import one_line
+from musicgen_core.config import (
+    LARGEST_COUNT,
+    LONGEST_SECONDS,
+    MOST_SIDE_BY_SIDE,
+    MOST_WORKERS,
+    Format,
+    PromptText,
+    Settings,
+)
 
-R = TypeVar("R")
+GROUPS = {
+    "LoRA": ("lora_alpha", "lora_dropout", "lora_targets", "lora_rslora", "lora_dora"),
+    "Optimizer": ("gradient_accumulation_steps", "warmup_steps", "schedule", "weight_decay", "max_grad_norm"),
+    "Start": ("resume", "init_adapter", "init_from_latest", "only_new_tokens"),
+    "Validation and stopping": (
+        "max_steps",
+        "validation_fraction",
+        "validate_every_steps",
+        "early_stopping",
+        "evaluate",
+        "sample_seconds",
+    ),
+    "Training data": ("segment_seconds", "cfg_dropout", "word_dropout", "prior_preservation", "prior_prompts"),
+    "Sampling": ("overlap", "greedy", "top_k", "top_p", "temperature", "guidance"),
+    "CLAP": ("clap_weights", "clap_clips"),
+    "Descriptions": ("metadata", "caption", "caption_prefix", "caption_template"),
+    "Archives": ("name_encoding", "max_clip_gib", "max_ratio", "on_failed_archives"),
+    "Files": (
+        "save_every_steps",
+        "save_every_minutes",
+        "keep_last",
+        "full_models",
+        "formats",
+        "spectrograms",
+        "save_codes",
+        "copy_to",
+    ),
+    "Hardware": (
+        "gpus",
+        "base_precision",
+        "activation_checkpointing",
+        "compile_blocks",
+        "weight_bits",
+        "cache_bits",
+        "max_workers",
+        "task_runner",
+        "dask_address",
+    ),
+}
+"""By its title, each group of parameters that are not the essential ones; those of no group are."""
 
 Model = Annotated[
     str,
@@ -65,89 +107,157 @@ def archives_at_a_time(max_workers: int | None) -> int:
     return max_workers or min(4, os.cpu_count() or 1)
 
 
-def run_name(flow: str, parameter: str, variable: str | None = None) -> Callable[[], str]:
-    """`train-lora · jazz-2026-11-23`: after the last folder of the place in a parameter. A retry gets the same.
+class TokenizeParameters(Settings):
+    """Parameters of `tokenize-archives`, beside TokenizeSettings."""
 
-    Args:
-        variable: the Prefect variable that the place comes from where it is not given; by default it is new_folder's.
-    """
-
-    def name() -> str:
-        given = runtime.flow_run.parameters.get(parameter)
-        if not given:
-            given = Variable.get(variable) if variable else new_folder(flow)
-        return f"{flow} · {one_line(_last_folder(str(given)))}" if given else flow
-
-    return name
+    archives: Archives = None
+    tokens: Tokens = None
+    metadata: Metadata = None
+    model: Model = DEFAULT_MODEL
+    device: Device = "auto"
+    limit: Limit = None
+    max_workers: MaxWorkers = None
+    task_runner: TaskRunner = "threads"
+    dask_address: DaskAddress = None
 
 
-def _last_folder(place: str) -> str:
-    """`jazz` for /data/jazz, gs://bucket/jazz/ and /data/jazz/*.zip."""
-    parts = (place if "://" in place else str(Path(place).absolute())).rstrip("/").split("/")
-    plain = [part for part in parts if not set(part) & set("*?[")]
-    return plain[-1] or place
+class TrainParameters(Settings):
+    """Parameters of `train-lora`, beside TrainSettings."""
+
+    tokens: Tokens = None
+    run_dir: str | None = Field(
+        None, description="Directory of this training; by default a new one under the variable musicgen_runs"
+    )
+    model: Model = DEFAULT_MODEL
+    device: Device = "auto"
+    resume: str = Field(
+        "auto", description="auto: go on from the newest checkpoint; never: only a new training; or a checkpoint's path"
+    )
+    init_adapter: str | None = Field(
+        None,
+        description="Start from this *_lora.pt, the best of this run directory, this PEFT directory, "
+        "or USER/NAME on the Hub",
+    )
+    init_from_latest: bool = Field(
+        False, description="Start from the final adapter of the last completed training beside this one, if any"
+    )
+    only_new_tokens: bool = Field(
+        False, description="Skip the training if the last completed one beside it has learned from all these tokens"
+    )
+    copy_to: str | None = Field(None, description="Keep a second copy of the adapters here")
+    evaluate: Evaluate = True
 
 
-def spread(kind: type[Settings], into: str = "settings") -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Let a flow take each field of `kind` as a parameter, and hand them to it validated as its parameter `into`.
+class EvaluateParameters(Settings):
+    """Parameters of `evaluate-adapter`, beside EvaluateSettings."""
 
-    So a setting has one definition, with its default and description, and one name everywhere: in the UI's run
-    form, in `prefect deployment run -p`, in YAML and on the command line.
-    """
-
-    def decorate(function: Callable[..., R]) -> Callable[..., R]:
-        @wraps(function)
-        def flat(**parameters: Any) -> R:
-            chosen = {name: parameters.pop(name) for name in kind.model_fields if name in parameters}
-            return function(**parameters, **{into: validate(kind, chosen)})
-
-        own = inspect.signature(function)
-        fields = [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=field.default,
-                annotation=Annotated[field.annotation, *field.metadata, Field(description=field.description)],
-            )
-            for name, field in kind.model_fields.items()
-        ]
-        given = [
-            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for name, parameter in own.parameters.items()
-            if name != into
-        ]
-        flat.__signature__ = own.replace(parameters=[*given, *fields])  # type: ignore[attr-defined]
-        flat.__annotations__ = {parameter.name: parameter.annotation for parameter in [*given, *fields]}
-        return flat
-
-    return decorate
+    tokens: Tokens = None
+    adapter: str | None = Field(
+        None,
+        description="A *_lora.pt, a run directory (its best), a PEFT directory, or USER/NAME on the Hub; "
+        "by default the training under the variable musicgen_runs that was completed last",
+    )
+    output: str | None = Field(
+        None,
+        description="Directory of the report; by default evaluation in the adapter's run directory, or beside it",
+    )
+    model: Model = DEFAULT_MODEL
+    device: Device = "auto"
 
 
-def place(given: str | None, variable: str) -> str:
-    """A place that was given, else the one in a Prefect variable.
-
-    Raises:
-        ConfigError: neither is there.
-    """
-    found = given or Variable.get(variable)
-    if not found:
-        raise ConfigError(
-            f"no {variable.removeprefix('musicgen_')} given, and the Prefect variable {variable} is not set",
-            f"Give it as a parameter, or run: prefect variable set {variable} PATH",
-        )
-    return str(found)
+def _bits(default: int, description: str) -> Any:
+    """Of a parameter that is 8 or 16."""
+    return Field(default, ge=8, le=16, multiple_of=8, description=description)
 
 
-def new_folder(flow: str) -> str:
-    """The folder that the current run of a flow makes where none is given: `train-20261123-030000-1a2b3c`."""
-    return f"{flow.partition('-')[0]}-{creation_stamp()}"
+class GenerateParameters(Settings):
+    """Parameters of `generate-music`, beside SamplingSettings."""
+
+    output: Output = None
+    prompts: list[PromptText] | None = Field(None, description="Texts to make music from; by default a few examples")
+    adapter: str | None = Field(
+        None,
+        description="A *_lora.pt, a run directory (its best), a PEFT directory, or USER/NAME on the Hub; "
+        "none: the base model",
+    )
+    prompts_file: str | None = Field(
+        None,
+        description="A text file with a prompt a line; or a .jsonl of objects with prompt and, if wanted, "
+        "duration, seed and continue_from",
+    )
+    variations: int = Field(1, ge=1, le=10_000, description="Samples a prompt, each from its own random stream")
+    continue_from: str | None = Field(
+        None, description="A sound file that the pieces go on from; the duration is that of the whole"
+    )
+    model: Model = DEFAULT_MODEL
+    device: Device = "auto"
+    compare: bool = Field(False, description="Render each prompt with the base model, too, from the same seed")
+    formats: list[Format] | None = Field(None, description="Write these beside each wav, too: flac, mp3")
+    spectrograms: bool = Field(True, description="Draw each piece's spectrogram")
+    save_codes: bool = Field(False, description="Keep the codes beside each wav, as .npy")
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_SIDE_BY_SIDE,
+        description="Pieces side by side; by default 1 on a CPU, and 1, 8 or 32 on a GPU as they fit",
+    )
+    weight_bits: int = _bits(16, "Bits of weights on a GPU, 16 or 8; 8: quicker for single pieces")
+    cache_bits: int = _bits(
+        16, "Bits of what is kept of earlier frames, on a GPU, 16 or 8; 8: quicker for many side by side"
+    )
+    copy_to: str | None = Field(None, description="Keep a second copy of the files here")
 
 
-def creation_stamp() -> str:
-    """When the current flow run was created, as a file name. A restart of the run gets the same."""
-    context = FlowRunContext.get()
-    assert context is not None and context.flow_run is not None, "only inside a flow"
-    created = context.flow_run.created
-    assert created is not None  # the server sets it
-    # Scheduled runs are created many at a time; the end of the id, a UUIDv7, tells them apart.
-    return f"{created:%Y%m%d-%H%M%S}-{str(context.flow_run.id)[-6:]}"
+class FinetuneParameters(Settings):
+    """Parameters of `finetune`, beside TrainSettings and TokenizeSettings."""
+
+    archives: Archives = None
+    tokens: Tokens = None
+    run_dir: str | None = Field(
+        None, description="Directory of the training; by default a new one under the variable musicgen_runs"
+    )
+    output: Output = None
+    metadata: Metadata = None
+    model: Model = DEFAULT_MODEL
+    device: Device = "auto"
+    limit: Limit = None
+    max_workers: MaxWorkers = None
+    task_runner: TaskRunner = "threads"
+    dask_address: DaskAddress = None
+    on_failed_archives: Literal["stop", "continue"] = Field(
+        "stop", description="What to do when archives could not be tokenized"
+    )
+    prompts: list[PromptText] | None = Field(None, description="Texts to make music from at the end")
+    evaluate: Evaluate = True
+    duration: float = Field(10.0, gt=0, le=LONGEST_SECONDS, description="Seconds of music a prompt")
+
+
+class EstimateParameters(Settings):
+    """Parameters of `estimate`."""
+
+    archives: Archives = None
+    clips: int = Field(
+        100, ge=1, le=LARGEST_COUNT, description="Clips to encode, spread over at most 4 of the archives"
+    )
+    hourly_price: float | None = Field(None, gt=0, le=1e12, description="Price of this machine an hour, for the cost")
+    model: Model = DEFAULT_MODEL
+    device: Device = "auto"
+    max_workers: MaxWorkers = None
+
+
+class ExportParameters(Settings):
+    """Parameters of `export`."""
+
+    adapter: str | None = Field(
+        None,
+        description="A *_lora.pt, a training's run directory (its best), a PEFT directory, or USER/NAME on the Hub",
+    )
+    out: str | None = Field(None, description="Directory or URL to write; nothing may be there yet")
+    format: Literal["peft", "audiocraft"] | None = Field(
+        None,
+        description="peft: the adapter alone, for PeftModel.from_pretrained on Hugging Face's "
+        "MusicgenForConditionalGeneration. audiocraft: base and adapter merged, for MusicGen.get_pretrained",
+    )
+    model: str | None = Field(
+        None, description="A Hugging Face id, a directory, demo or debug; by default the base model of its training"
+    )

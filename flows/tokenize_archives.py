@@ -1,6 +1,6 @@
 """`tokenize-archives`: archives of wavs → shards of codes, one task an archive."""
 
-# No `from __future__ import annotations`: Prefect and the command line read the parameters' annotations as they are.
+from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,23 +16,9 @@ from upath import UPath
 
 from flows.beginning import begin
 from flows.endings import ends_with_reason
-from flows.parameters import (
-    DEFAULT_MODEL,
-    Archives,
-    DaskAddress,
-    Device,
-    Limit,
-    MaxWorkers,
-    Metadata,
-    Model,
-    TaskRunner,
-    Tokens,
-    archives_at_a_time,
-    place,
-    run_name,
-    spread,
-)
-from flows.run_form import explained
+from flows.parameters import TokenizeParameters, archives_at_a_time
+from flows.places import place, run_name
+from flows.run_form import explained, spread
 from flows.runners import call_everywhere
 from flows.runners import task_runner as make_task_runner
 from musicgen_core import storage
@@ -76,37 +62,25 @@ class ArchivesFailed(ArchiveError):
 @explained
 @flow(name="tokenize-archives", flow_run_name=run_name("tokenize-archives", "archives", "musicgen_archives"))
 @ends_with_reason
-@spread(TokenizeSettings)
-def tokenize_archives(
-    *,
-    archives: Archives = None,
-    tokens: Tokens = None,
-    metadata: Metadata = None,
-    model: Model = DEFAULT_MODEL,
-    device: Device = "auto",
-    limit: Limit = None,
-    max_workers: MaxWorkers = None,
-    task_runner: TaskRunner = "threads",
-    dask_address: DaskAddress = None,
-    settings: TokenizeSettings,
-) -> State[TokenizeResult]:
+@spread(TokenizeParameters, TokenizeSettings)
+def tokenize_archives(given: TokenizeParameters, settings: TokenizeSettings) -> State[TokenizeResult]:
     """Tokenize every clip of every archive with EnCodec, a task an archive; what is done already is kept."""
     begin()
-    found, left_out = choose_archives(_absolute(place(archives, "musicgen_archives")))
+    found, left_out = choose_archives(_absolute(place(given.archives, "musicgen_archives")))
     _warn_in_terminal(left_out)
-    target = _absolute(place(tokens, "musicgen_tokens"))
+    target = _absolute(place(given.tokens, "musicgen_tokens"))
     storage.make_folder(storage.as_path(target))
-    runner = make_task_runner(task_runner, archives_at_a_time(max_workers), dask_address, target)
-    described_by = _find_metadata(metadata, found[0])
-    limits = _spread_limit(found, limit, settings)
+    runner = make_task_runner(given.task_runner, archives_at_a_time(given.max_workers), given.dask_address, target)
+    described_by = _find_metadata(given.metadata, found[0])
+    limits = _spread_limit(found, given.limit, settings)
     work: list[Work] = [
         {
             "archive": str(archive),
             "stem": archive_stem(archive),
             "tokens": target,
-            "model": model,
+            "model": given.model,
             "settings": settings,
-            "device": device,
+            "device": given.device,
             "metadata": described_by,
             "limit": limits[archive],
             "flow_run": f"{runtime.flow_run.id}-{runtime.flow_run.run_count}",  # a retry isn't stopped with the first
@@ -118,11 +92,11 @@ def tokenize_archives(
     captions = load_captions(storage.as_path(described_by), settings) if described_by else None
     if captions is not None:
         check_matches(captions, ((archive.name, _names_in(archive, settings)) for archive in limits))
-    if task_runner == "threads":  # a cluster's workers have caches and GPUs of their own
-        check_codec(model, device)
+    if given.task_runner == "threads":  # a cluster's workers have caches and GPUs of their own
+        check_codec(given.model, given.device)
     with runner, log_tokenizing(target, [entry["stem"] for entry in work]) as log:
         reports, failed = _tokenize_all(work, runner, storage.as_path(target), log)
-    are_all = limit is None and not failed
+    are_all = given.limit is None and not failed
     remarks = list(_remarks(captions, reports, storage.as_path(target), are_all))
     _warn(remarks)
     remarks = [*left_out, *remarks]

@@ -1,20 +1,20 @@
 """`train-lora`: shards of codes → a LoRA adapter in a run directory."""
 
-# No `from __future__ import annotations`: Prefect and the command line read the parameters' annotations as they are.
+from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import flow
 from prefect.client.schemas import State
 from prefect.states import Completed
-from pydantic import Field
 from upath import UPath
 
 from flows.beginning import begin
 from flows.endings import ends_with_reason
-from flows.parameters import DEFAULT_MODEL, Device, Evaluate, Model, Tokens, new_folder, place, run_name, spread
+from flows.parameters import TrainParameters
+from flows.places import new_folder, place, run_name
 from flows.retraining import Training, is_begun, last_completed, new_archives
-from flows.run_form import explained
+from flows.run_form import explained, spread
 from musicgen_core import storage
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import ConfigError
@@ -28,63 +28,35 @@ from tasks.training import outcome, train_adapter
 @explained
 @flow(name="train-lora", flow_run_name=run_name("train-lora", "run_dir"))
 @ends_with_reason
-@spread(TrainSettings)
-def train_lora(
-    *,
-    tokens: Tokens = None,
-    run_dir: Annotated[
-        str | None,
-        Field(description="Directory of this training; by default a new one under the variable musicgen_runs"),
-    ] = None,
-    model: Model = DEFAULT_MODEL,
-    device: Device = "auto",
-    resume: Annotated[
-        str,
-        Field(description="auto: go on from the newest checkpoint; never: only a new training; or a checkpoint's path"),
-    ] = "auto",
-    init_adapter: Annotated[
-        str | None,
-        Field(
-            description="Start from this *_lora.pt, the best of this run directory, this PEFT directory, "
-            "or USER/NAME on the Hub"
-        ),
-    ] = None,
-    init_from_latest: Annotated[
-        bool,
-        Field(description="Start from the final adapter of the last completed training beside this one, if any"),
-    ] = False,
-    only_new_tokens: Annotated[
-        bool,
-        Field(description="Skip the training if the last completed one beside it has learned from all these tokens"),
-    ] = False,
-    copy_to: Annotated[str | None, Field(description="Keep a second copy of the adapters here")] = None,
-    evaluate: Evaluate = True,
-    settings: TrainSettings,
-) -> TrainResult | State[TrainResult]:
+@spread(TrainParameters, TrainSettings)
+def train_lora(given: TrainParameters, settings: TrainSettings) -> TrainResult | State[TrainResult]:
     """Fine-tune MusicGen with LoRA on tokenized clips. Running it again goes on where it stopped."""
     begin()
-    directory = storage.as_path(run_dir or storage.as_path(place(None, "musicgen_runs")) / new_folder("train-lora"))
-    shards = place(tokens, "musicgen_tokens")
-    if init_from_latest and init_adapter:
+    directory = storage.as_path(
+        given.run_dir or storage.as_path(place(None, "musicgen_runs")) / new_folder("train-lora")
+    )
+    shards = place(given.tokens, "musicgen_tokens")
+    if given.init_from_latest and given.init_adapter:
         raise ConfigError("both init_adapter and init_from_latest are given", "Give one of the two")
-    before = last_completed(directory.parent, model, directory) if init_from_latest or only_new_tokens else None
+    asks_before = given.init_from_latest or given.only_new_tokens
+    before = last_completed(directory.parent, given.model, directory) if asks_before else None
     # A run that is tried again has found out whether it is needed when it began.
-    asks = before is not None and only_new_tokens and not is_begun(directory)
+    asks = before is not None and given.only_new_tokens and not is_begun(directory)
     if before is not None and asks and not new_archives(storage.as_path(shards), before):
         return _skipped(before.directory, shards)
     trained = train_adapter(
         name=directory.name,
         tokens=shards,
         run_dir=str(directory),
-        model=model,
+        model=given.model,
         settings=settings,
-        device=device,
-        resume=resume,
-        init_adapter=_adapter_of(before, settings) if before is not None and init_from_latest else init_adapter,
-        copy_to=copy_to,
+        device=given.device,
+        resume=given.resume,
+        init_adapter=_adapter_of(before, settings) if before and given.init_from_latest else given.init_adapter,
+        copy_to=given.copy_to,
     )
-    if evaluate and not isinstance(trained, State):
-        request = EvaluateRequest(tokens=shards, adapter=str(directory), model=model, device=device)
+    if given.evaluate and not isinstance(trained, State):
+        request = EvaluateRequest(tokens=shards, adapter=str(directory), model=given.model, device=given.device)
         trained = evaluate_training(name=directory.name, request=request, trained=trained)
     if isinstance(trained, State):
         return trained  # Cancelled

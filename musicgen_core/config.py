@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 from pydantic_core import PydanticCustomError
 
-from musicgen_core import storage
 from musicgen_core.data.member_names import check_encoding
 from musicgen_core.errors import ConfigError
 from musicgen_core.texts import MAX_CHARACTERS
+
+if TYPE_CHECKING:
+    from musicgen_core.storage import Location
 
 EFFECTIVE_BATCH = 16
 """Clips an optimizer update learns from, unless the user gives other numbers."""
@@ -37,6 +38,9 @@ LARGEST_COUNT = 10**9
 
 MOST_WORKERS = 1024
 """Upper bound of threads and processes"""
+
+MOST_SIDE_BY_SIDE = 64
+"""Upper bound of the samples that are generated in one batch"""
 
 Format = Literal["flac", "mp3"]
 """Of the files that may stand beside a wav"""
@@ -313,12 +317,16 @@ def _describe(name: str, problems: Sequence[Any]) -> str:
     return f"{name}: {' or '.join(reasons)}, not {given if len(given) <= 100 else f'{given[:100]}…'}"
 
 
-def read_yaml(path: storage.Location) -> dict[str, Any]:
+def read_yaml(path: Location) -> dict[str, Any]:
     """Settings from a YAML file of `name: value` lines.
 
     Raises:
         ConfigError: the file is missing or is not such a file.
     """
+    import yaml  # not at the top: the command line's help waits for neither
+
+    from musicgen_core import storage
+
     try:
         values = yaml.safe_load(storage.as_path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: of encodings, dates

@@ -20,6 +20,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.codec import Codec
 from musicgen_core.codes import SAMPLE_RATE
+from musicgen_core.config import MOST_SIDE_BY_SIDE
 from musicgen_core.devices import compute_dtype, pick_device
 from musicgen_core.errors import ConfigError
 from musicgen_core.generation.engine import Engine
@@ -37,7 +38,7 @@ from musicgen_core.generation.plan import (
     room_for_caches,
     smaller_size,
 )
-from musicgen_core.generation.request import MOST_SIDE_BY_SIDE, Rendered, RenderRequest
+from musicgen_core.generation.request import Rendered, RenderRequest
 from musicgen_core.model.hub_adapter import shown
 from musicgen_core.model.lora import Adapter, find_adapter, load_adapter, load_merged
 from musicgen_core.model.text import TextEncoder

@@ -9,9 +9,6 @@ from musicgen_core.config import Format, SamplingSettings
 from musicgen_core.escaping import one_line
 from musicgen_core.generation.prompts import Prompt
 
-MOST_SIDE_BY_SIDE = 64
-"""Pieces in a batch"""
-
 
 @dataclass(frozen=True)
 class RenderRequest:

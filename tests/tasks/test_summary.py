@@ -17,7 +17,7 @@ from prefect.client.schemas.objects import Artifact, FlowRun
 from prefect.variables import Variable
 
 from flows.generate_music import generate_music
-from flows.parameters import run_name
+from flows.places import run_name
 from musicgen_core.data.shards import Rejected, ShardReport
 from tasks.summary import tokenized_section
 
