@@ -10,47 +10,117 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from deployments.api import check_settings, explain_lost
 from deployments.checks.finding import Attempt
-from deployments.console import discard_stdout, output
 from deployments.environment import prepare, print_in_any_encoding, use_local_server
-from deployments.options import UsageError
+from deployments.options import BROKEN_PIPE, Command, UsageError, parse
+from deployments.parameters import DemoParameters, DoctorParameters, RunParameters, UpParameters
+from flows.parameters import (
+    EstimateParameters,
+    EvaluateParameters,
+    ExportParameters,
+    FinetuneParameters,
+    GenerateParameters,
+    TokenizeParameters,
+    TrainParameters,
+)
+from musicgen_core.config import SamplingSettings, TokenizeSettings, TrainSettings
 from musicgen_core.errors import ConfigError, MusicgenError, reason_of
-from musicgen_core.escaping import one_line, print_logs_safely, printable
+from musicgen_core.escaping import print_logs_safely, printable
+from musicgen_core.evaluation.request import EvaluateSettings
 
-
-@dataclass(frozen=True)
-class Command:
-    """A command: one line of help, and the function that takes its arguments, imported only when it is called."""
-
-    summary: str
-    module: str
-    function: str
-
-
+_OF_TRAINING = {"num_epochs": "--epochs", "sample_prompts": "--sample-prompt"}
 COMMANDS = {
     "demo": Command(
-        "tokenize, train and generate on made-up music, on the CPU, in two minutes", "deployments.demo", "demo"
+        summary="Tokenize, train and generate on made-up music, on the CPU, in two minutes",
+        function="deployments.demo:demo",
+        kinds=(DemoParameters,),
+        example="musicgen-flows demo --workdir /tmp/demo",
     ),
-    "finetune": Command("archives to tokens to adapter to music, in a row", "deployments.commands", "finetune"),
-    "tokenize": Command("archives of wavs to shards of codes", "deployments.commands", "tokenize"),
-    "train": Command("shards of codes to a LoRA adapter", "deployments.commands", "train"),
-    "generate": Command("prompts to wavs", "deployments.commands", "generate"),
-    "up": Command("Prefect server, worker and deployments on this machine", "deployments.up", "up"),
-    "run": Command("run a deployment by its short name", "deployments.run", "run"),
-    "estimate": Command("how long tokenizing will take, and at what price", "deployments.estimate", "estimate"),
-    "evaluate": Command("is an adapter better than the base model? A report", "deployments.commands", "evaluate"),
-    "export": Command("an adapter for peft or audiocraft, with a model card", "deployments.export", "export"),
-    "doctor": Command("check this machine, the server and your places", "deployments.doctor", "doctor"),
+    "finetune": Command(
+        summary="Archives to tokens to adapter to music, in a row",
+        function="deployments.commands:finetune",
+        kinds=(FinetuneParameters, TrainSettings, TokenizeSettings),
+        example="musicgen-flows finetune archives/ --tokens tokens/ --run-dir runs/first \\\n"
+        '    --output music/ --epochs 3 --prompt "heavy metal with fast drums"',
+        arguments=("archives",),
+        required=("tokens", "run_dir", "output"),
+        short={"prompts": "--prompt", **_OF_TRAINING},
+        with_config=True,
+    ),
+    "tokenize": Command(
+        summary="Archives of wavs to shards of codes",
+        function="deployments.commands:tokenize",
+        kinds=(TokenizeParameters, TokenizeSettings),
+        example="musicgen-flows tokenize archives/ tokens/ --caption-prefix mystyle",
+        arguments=("archives", "tokens"),
+    ),
+    "train": Command(
+        summary="Shards of codes to a LoRA adapter",
+        function="deployments.commands:train",
+        kinds=(TrainParameters, TrainSettings),
+        example="musicgen-flows train tokens/ runs/first --epochs 3 --lora-r 16",
+        arguments=("tokens", "run_dir"),
+        short=_OF_TRAINING,
+        with_config=True,
+    ),
+    "generate": Command(
+        summary="Prompts to wavs",
+        function="deployments.commands:generate",
+        kinds=(GenerateParameters, SamplingSettings),
+        example='musicgen-flows generate music/ --adapter runs/first --prompt "calm piano"',
+        arguments=("output",),
+        short={"prompts": "--prompt", "formats": "--format"},
+    ),
+    "up": Command(
+        summary="Prefect server, workers and deployments on this machine",
+        function="deployments.up:up",
+        kinds=(UpParameters,),
+        example="musicgen-flows up --archives /data/archives --runs /data/runs",
+    ),
+    "run": Command(
+        summary="Run a deployment by its short name",
+        function="deployments.run:run",
+        kinds=(RunParameters,),
+        example="musicgen-flows run train-lora -p num_epochs=3 --watch",
+        arguments=("deployment",),
+        short={"param": "-p"},
+    ),
+    "estimate": Command(
+        summary="How long tokenizing will take, and at what price",
+        function="deployments.estimate:estimate",
+        kinds=(EstimateParameters,),
+        example="musicgen-flows estimate archives/ --hourly-price 2.50",
+        arguments=("archives",),
+    ),
+    "evaluate": Command(
+        summary="Is an adapter better than the base model? A report",
+        function="deployments.commands:evaluate",
+        kinds=(EvaluateParameters, EvaluateSettings),
+        example='musicgen-flows evaluate tokens/ --adapter runs/first --prompt "calm piano"',
+        arguments=("tokens",),
+        required=("adapter",),
+        short={"prompts": "--prompt"},
+    ),
+    "export": Command(
+        summary="An adapter for peft or audiocraft, with a model card",
+        function="deployments.export:export",
+        kinds=(ExportParameters,),
+        example="musicgen-flows export runs/first shared/ --format peft",
+        arguments=("adapter", "out"),
+        required=("format",),
+    ),
+    "doctor": Command(
+        summary="Check this machine, the server and your places",
+        function="deployments.doctor:doctor",
+        kinds=(DoctorParameters,),
+        example="musicgen-flows doctor /mnt/drive/music --model facebook/musicgen-small",
+        arguments=("places",),
+    ),
 }
-
-
-BROKEN_PIPE = 128 + signal.SIGPIPE
-"""Exit code of Unix tools whose output nobody reads any more"""
 
 
 def run() -> NoReturn:
@@ -77,6 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _main(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
+        from deployments.console import discard_stdout  # not at the top: the help waits for it
+
         discard_stdout()
         return BROKEN_PIPE
     return code
@@ -86,32 +158,32 @@ def _main(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
-    if not given or given[0] in ("-h", "--help"):
-        print(_help())
-        return 0 if given else 2
-    name, *rest = given
-    if name not in COMMANDS:
-        print(f"error: there is no command {one_line(name)!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
-    command = COMMANDS[name]
     try:
         _check_working_directory()
         prepare(quiet=not debug)
         print_logs_safely()
         _leave_backend_of_notebook()
         _stop_as_by_ctrl_c()
+        parsed = parse(COMMANDS, given or ["--help"])
+        if parsed is None:
+            return 0 if given else 2
+        command, parameters = parsed
         use_local_server()  # before Prefect is imported: it reads the environment once
         check_settings()
-        function: Callable[[Sequence[str]], int] = getattr(importlib.import_module(command.module), command.function)
-        return function(rest)
+        module, _, name = command.function.partition(":")
+        function: Callable[[dict[str, Any]], int] = getattr(importlib.import_module(module), name)
+        return function(parameters)
     except UsageError as error:
         for problem in error.problems:
             print(f"error: {printable(problem)}", file=sys.stderr)
-        print(f"usage: musicgen-flows {name} --help shows what there is", file=sys.stderr)
+        of = f" {given[0]}" if given[0] in COMMANDS else ""
+        print(f"usage: musicgen-flows{of} --help shows what there is", file=sys.stderr)
         return 2
-    except SystemExit as error:  # argparse after --help
+    except SystemExit as error:  # of --install-completion, or of help that nobody reads
         return int(error.code or 0)
     except KeyboardInterrupt:
+        from deployments.console import output
+
         if output.is_broken:
             return BROKEN_PIPE
         print("error: interrupted. What was finished is kept: run the same command again for the rest", file=sys.stderr)
@@ -172,14 +244,6 @@ def _one_line(error: Exception) -> str:
     if lost := explain_lost(error):
         return str(lost)
     return f"{type(error).__name__}: {text}. This is not a mistake that is known here; --debug shows where it came from"
-
-
-def _help() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
-    intro = "usage: musicgen-flows COMMAND …\n\nFine-tune MusicGen with LoRA and make music with it.\n"
-    outro = "\nmusicgen-flows COMMAND --help shows a command's options; --debug shows tracebacks and all logs."
-    return "\n".join([intro, *lines, outro])
 
 
 if __name__ == "__main__":

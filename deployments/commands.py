@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from deployments.api import ensure_api
 from deployments.console import print_table, progress_bars
 from deployments.inputs import check_adapter, check_rendering, check_training
-from deployments.options import FlowOptions, parse
 from musicgen_core import storage
 from musicgen_core.tracking import stored_url, sync_command
 from musicgen_core.wording import counted, lasting
@@ -22,61 +21,46 @@ if TYPE_CHECKING:
     from tasks.progress import Update
 
 _SHOWN = 10
-TOKENIZE = FlowOptions(positionals=("archives", "tokens"))
-_OF_TRAINING = {"num_epochs": "--epochs", "sample_prompts": "--sample-prompt"}
-TRAIN = FlowOptions(positionals=("tokens", "run_dir"), short=_OF_TRAINING, with_config=True)
-EVALUATE = FlowOptions(positionals=("tokens",), required=("adapter",), short={"prompts": "--prompt"})
-GENERATE = FlowOptions(positionals=("output",), short={"prompts": "--prompt", "formats": "--format"})
-FINETUNE = FlowOptions(
-    positionals=("archives",),
-    required=("tokens", "run_dir", "output"),
-    short={"prompts": "--prompt", **_OF_TRAINING},
-    with_config=True,
-)
 
 
-def tokenize(arguments: Sequence[str]) -> int:
+def tokenize(parameters: dict[str, Any]) -> int:
     from flows.tokenize_archives import tokenize_archives
 
-    result: TokenizeResult = run_flow(tokenize_archives, parse("tokenize", tokenize_archives.fn, TOKENIZE, arguments))
+    result: TokenizeResult = run_flow(tokenize_archives, parameters)
     print_table("Tokenized", tokenized_rows(result))
     return 0
 
 
-def train(arguments: Sequence[str]) -> int:
+def train(parameters: dict[str, Any]) -> int:
     from flows.train_lora import train_lora
 
-    parameters = parse("train", train_lora.fn, TRAIN, arguments)
     check_training(parameters)
     result: TrainResult = run_flow(train_lora, parameters)
     print_table("Trained", trained_rows(result))
     return 0
 
 
-def evaluate(arguments: Sequence[str]) -> int:
+def evaluate(parameters: dict[str, Any]) -> int:
     from flows.evaluate_adapter import evaluate_adapter
 
-    parameters = parse("evaluate", evaluate_adapter.fn, EVALUATE, arguments)
     check_adapter(parameters["adapter"])
     result: Evaluation = run_flow(evaluate_adapter, parameters)
     print_table("Evaluated", evaluated_rows(result))
     return 0
 
 
-def generate(arguments: Sequence[str]) -> int:
+def generate(parameters: dict[str, Any]) -> int:
     from flows.generate_music import generate_music
 
-    parameters = parse("generate", generate_music.fn, GENERATE, arguments)
     check_rendering(parameters)
     result: list[Rendered] = run_flow(generate_music, parameters)
     print_table("Generated", rendered_rows(result))
     return 0
 
 
-def finetune(arguments: Sequence[str]) -> int:
+def finetune(parameters: dict[str, Any]) -> int:
     from flows.finetune import finetune as finetune_flow
 
-    parameters = parse("finetune", finetune_flow.fn, FINETUNE, arguments)
     check_training(parameters)
     result: FinetuneResult = run_flow(finetune_flow, parameters)
     rows = [*tokenized_rows(result.tokenized), *trained_rows(result.trained), *rendered_rows(result.rendered)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import time
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from deployments.api import ensure_api
 from deployments.commands import call_heard, run_flow
 from deployments.console import output, progress_bars
-from deployments.options import UsageError, describe_unknown
+from deployments.parameters import DemoParameters
 from musicgen_core.wording import counted, lasting
 
 if TYPE_CHECKING:
@@ -48,12 +47,8 @@ class _CutOff(BaseException):
     """Stands for the machine being taken away: no code of the training expects it."""
 
 
-def demo(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser("musicgen-flows demo", description=__doc__)
-    parser.add_argument("--workdir", type=Path, default=Path("demo"), help="where everything goes (default ./demo)")
-    known, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        raise UsageError(describe_unknown(unknown))
+def demo(parameters: dict[str, Any]) -> int:
+    workdir = Path(DemoParameters(**parameters).workdir)
     # The demo's runs never go to anyone's WandB account.
     if os.environ.get("WANDB_MODE") != "disabled":
         os.environ["WANDB_MODE"] = "offline"
@@ -62,7 +57,7 @@ def demo(arguments: Sequence[str]) -> int:
     started = time.monotonic()
     stamp = time.strftime("%Y%m%d-%H%M%S")
     archives, tokens, run_dir, music = (
-        str(known.workdir.resolve() / name) for name in ("archives", "tokens", f"runs/{stamp}", f"music/{stamp}")
+        str(workdir.resolve() / name) for name in ("archives", "tokens", f"runs/{stamp}", f"music/{stamp}")
     )
     tokenized, trained, rendered = _run(archives, tokens, run_dir, music)
     output.print(f"\nThe demo took {time.monotonic() - started:.0f} s:")

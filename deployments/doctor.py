@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,62 +13,22 @@ from rich.text import Text
 
 from deployments.checks.finding import Attempt, Check, Finding, redact
 from deployments.console import output
-from deployments.options import UsageError, describe_empty, describe_range, describe_unknown
+from deployments.parameters import DoctorParameters
 from deployments.registering import PLACES
-from musicgen_core.config import LARGEST_COUNT
 
 SECONDS = 90.0
 """For each check. Importing torch takes half of it from a cold disk; what asks a network has its own, shorter limit."""
 
-CLIPS = 139_000
-"""Of 139 archives."""
-
-DEVICES = ("auto", "cpu", "cuda")
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 
-def doctor(arguments: Sequence[str]) -> int:
-    options = _parse(arguments)
+def doctor(parameters: dict[str, Any]) -> int:
+    options = DoctorParameters(**parameters)
     given = {name: value for name in PLACES if (value := getattr(options, name))}
     with _silence(), output.status("Looking at this machine …"):
         findings = examine(options.model, options.device, given, options.places, options.clips)
     show(findings)
     return 1 if any(finding.level == "problem" for finding in findings) else 0
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    # Names of places may be anything, so a typo in an option must not become one.
-    parser = argparse.ArgumentParser(
-        "musicgen-flows doctor", description=__doc__, allow_abbrev=False, exit_on_error=False
-    )
-    parser.add_argument(
-        "places",
-        metavar="PLACE",
-        nargs="*",
-        help="paths and URLs to try; by default the Prefect variables musicgen_archives and so on",
-    )
-    for name in PLACES:
-        parser.add_argument(f"--{name}", metavar="PATH", help=f"try this place for {name}")
-    parser.add_argument(
-        "--model", default="facebook/musicgen-large", metavar="M", help="model to have room for (default %(default)s)"
-    )
-    parser.add_argument("--device", default="auto", metavar="|".join(DEVICES), help="where to compute (default auto)")
-    parser.add_argument(
-        "--clips", type=int, default=CLIPS, metavar="N", help="clips to have room for (default %(default)s)"
-    )
-    try:
-        options, unknown = parser.parse_known_intermixed_args(arguments)
-    except argparse.ArgumentError as error:
-        raise UsageError([str(error)]) from error
-    problems = describe_unknown(unknown)
-    for name in PLACES:
-        problems += describe_empty(f"--{name}", getattr(options, name))
-    if options.device not in DEVICES:
-        problems.append(f"--device: should be {', '.join(DEVICES[:-1])} or {DEVICES[-1]}, not {options.device!r}")
-    problems += describe_range("--clips", options.clips, 1, LARGEST_COUNT)
-    if problems:
-        raise UsageError(problems)
-    return options
 
 
 @contextmanager

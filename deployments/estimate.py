@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Annotated
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from deployments.console import output, print_table, show_core_messages
-from deployments.options import FlowOptions, parse
-from flows.parameters import DEFAULT_MODEL, Archives, Device, MaxWorkers, Model, archives_at_a_time
-from musicgen_core.config import LARGEST_COUNT
+from flows.parameters import EstimateParameters, archives_at_a_time
 from musicgen_core.wording import counted, lasting, sized
 
 if TYPE_CHECKING:
@@ -20,24 +16,12 @@ if TYPE_CHECKING:
 SHOWN_REASONS = 3
 
 
-def estimate(arguments: Sequence[str]) -> int:
-    options = FlowOptions(positionals=("archives",))
-    estimate_archives(**parse("estimate", estimate_archives, options, arguments))
+def estimate(parameters: dict[str, Any]) -> int:
+    estimate_archives(EstimateParameters(**parameters))
     return 0
 
 
-def estimate_archives(
-    archives: Archives = None,
-    clips: Annotated[
-        int, Field(ge=1, le=LARGEST_COUNT, description="Clips to encode, spread over at most 4 of the archives")
-    ] = 100,
-    hourly_price: Annotated[
-        float | None, Field(gt=0, le=1e12, description="Price of this machine an hour, for the cost")
-    ] = None,
-    model: Model = DEFAULT_MODEL,
-    device: Device = "auto",
-    max_workers: MaxWorkers = None,
-) -> None:
+def estimate_archives(given: EstimateParameters) -> None:
     """Encode a sample of the clips, and say how long all of them will take, on how much disk, and at what price."""
     from deployments.training_price import training_rows
     from musicgen_core.codec import Codec
@@ -47,23 +31,26 @@ def estimate_archives(
     from musicgen_core.model import hub
     from musicgen_core.model.weights import find_codec
 
-    assert archives is not None, "the command line sees to it"
+    assert given.archives is not None, "the command line sees to it"
     show_core_messages()
-    picked = pick_device(device)
+    picked = pick_device(given.device)
     done = count(1)
     with (
         output.status("Looking into the archives …") as status,
         hub.heard_by(lambda progress: status.update(f"Fetching the codec of {progress.repo}: {progress} …")),
     ):
-        chosen, left_out = choose_archives(archives)
+        chosen, left_out = choose_archives(given.archives)
         found = estimate(
             chosen,
-            lambda: Codec(find_codec(model), picked),
-            clips,
-            archives_at_a_time(max_workers),
-            lambda: status.update(f"Encoding clip {next(done)} of at most {clips} …"),
+            lambda: Codec(find_codec(given.model), picked),
+            given.clips,
+            archives_at_a_time(given.max_workers),
+            lambda: status.update(f"Encoding clip {next(done)} of at most {given.clips} …"),
         )
-    rows = [*estimated_rows(found, hourly_price, left_out), *training_rows(found, model, hourly_price)]
+    rows = [
+        *estimated_rows(found, given.hourly_price, left_out),
+        *training_rows(found, given.model, given.hourly_price),
+    ]
     print_table("Estimate", rows)
 
 

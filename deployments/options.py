@@ -1,21 +1,50 @@
-"""Command-line options made from a flow's parameters, so that both have the same names, defaults and checks."""
+"""The command line: cyclopts reads it, from the definitions of parameters, and pydantic checks the values."""
 
 from __future__ import annotations
 
-import argparse
 import inspect
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from cyclopts import App, Group, Parameter, Token
+from cyclopts.exceptions import (
+    CoercionError,
+    CycloptsError,
+    MissingArgumentError,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
+from cyclopts.help import ColumnSpec, DefaultFormatter, DescriptionRenderer, HelpEntry, NameRenderer
+from pydantic import SkipValidation, ValidationError
 from pydantic.fields import FieldInfo
+from rich.console import Console, ConsoleOptions
 
-from musicgen_core.config import describe_problems, read_yaml
+from flows.parameters import GROUPS
+from musicgen_core.config import Settings, describe_problems, read_yaml
 from musicgen_core.errors import ConfigError
+from musicgen_core.escaping import one_line
 
-_CONFIG = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+PROGRAM = "musicgen-flows"
+BROKEN_PIPE = 128 + signal.SIGPIPE
+"""Exit code of Unix tools whose output nobody reads any more"""
+
+_ARGUMENTS, _REQUIRED, _ESSENTIAL, *_others = (
+    Group(title, sort_key=number) for number, title in enumerate(("Arguments", "Required", "Options", *GROUPS))
+)
+_GROUPS = {name: group for group in _others for name in GROUPS[group.name]}
+_OF_ALL = ("--help", "--version", "--debug")
+"""Options of every command"""
+
+_NAMES_WIDTH = 34
+"""Of the help's column of names: the longest option with its metavar is not broken at 80 characters a line"""
 
 
 class UsageError(Exception):
@@ -27,135 +56,282 @@ class UsageError(Exception):
 
 
 @dataclass(frozen=True)
-class FlowOptions:
-    """How a flow's parameters look on the command line.
+class Command:
+    """A command, and how its parameters look on the command line.
 
     Attributes:
-        positionals: parameters that are arguments, all of them required.
+        summary: a line of help.
+        function: `module:name` of what is called with the parameters that were given; imported only then.
+        kinds: the models whose fields are its parameters.
+        example: a command line that works, or several.
+        arguments: parameters that are arguments. One that holds a list takes the rest; all others are required.
         required: parameters that are options and required.
         short: other names for options.
         with_config: whether `--config FILE.yaml` gives settings.
     """
 
-    positionals: tuple[str, ...] = ()
+    summary: str
+    function: str
+    kinds: tuple[type[Settings], ...]
+    example: str
+    arguments: tuple[str, ...] = ()
     required: tuple[str, ...] = ()
     short: Mapping[str, str] = field(default_factory=dict)
     with_config: bool = False
 
+    @cached_property
+    def fields(self) -> dict[str, FieldInfo]:
+        return {name: info for kind in self.kinds for name, info in kind.model_fields.items()}
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UsageError([message])
+    @cached_property
+    def needed(self) -> list[str]:
+        return [name for name in (*self.arguments, *self.required) if not _is_list(self, name)]
+
+    def shown(self, name: str) -> str:
+        """Return what the user calls a parameter; what is none stays as it is."""
+        if name not in self.fields:
+            return name
+        return name.upper() if name in self.arguments else self.short.get(name, _flag(name))
 
 
-def parse(command: str, function: Callable[..., Any], options: FlowOptions, arguments: Sequence[str]) -> dict[str, Any]:
-    """Arguments → the parameters that were given, checked.
+class _Console(Console):
+    def on_broken_pipe(self) -> None:  # of rich, which would exit with 1
+        raise SystemExit(BROKEN_PIPE)
+
+
+def parse(commands: Mapping[str, Command], line: Sequence[str]) -> tuple[Command, dict[str, Any]] | None:
+    """Read a command line.
+
+    Returns:
+        The command and the parameters that were given, checked. None: what was asked for is done (`--help`, `--version`
+        and `--install-completion`).
 
     Raises:
         UsageError: with every problem at once.
-        SystemExit: `--help` was asked for, and answered.
     """
-    fields = _fields(function)
-    parser = _parser(command, inspect.getdoc(function) or "", fields, options)
-    namespace, unknown = parser.parse_known_intermixed_args(arguments)  # options may stand between arguments
-    given = vars(namespace)
-    problems = describe_unknown(unknown)
-    if options.with_config and (config := given.pop("config", None)):
+    functions = {_function(command): (name, command) for name, command in commands.items()}
+    function, bound, problems = _bind(_app(functions), _joined(line))
+    if function in functions:
+        _, command = functions[function]
+        return command, _checked(command, dict(bound.arguments), problems)
+    if problems:
+        raise UsageError(problems)
+    function(*bound.args, **bound.kwargs)
+    return None
+
+
+def _app(functions: Mapping[Callable[..., Any], tuple[str, Command]]) -> App:
+    app = App(
+        PROGRAM,
+        help="Fine-tune MusicGen with LoRA and make music with it.",
+        help_epilogue=f"{PROGRAM} COMMAND --help shows a command's options; --debug shows tracebacks and all logs.",
+        help_format="plaintext",
+        version=lambda: version(PROGRAM),
+        console=_Console(),
+    )
+    for number, (function, (name, command)) in enumerate(functions.items()):
+        arguments = "".join(f" {_usage(command, each)}" for each in command.arguments)
+        part = App(
+            name,
+            help=command.summary,
+            help_epilogue=f"Example:\n{command.example}",
+            group_arguments=_ARGUMENTS,
+            help_formatter=DefaultFormatter(column_specs=_columns),
+            usage=f"{PROGRAM} {name}{arguments} [OPTIONS]",
+            sort_key=number,
+        )
+        part.default(function)
+        app.command(part)
+    app.register_install_completion_command(help="Let bash, zsh or fish complete commands and options")
+    return app
+
+
+def _usage(command: Command, name: str) -> str:
+    return f"[{name.upper()} …]" if _is_list(command, name) else name.upper()
+
+
+def _columns(console: Console, options: ConsoleOptions, entries: Sequence[HelpEntry]) -> tuple[ColumnSpec, ...]:
+    names = ColumnSpec(renderer=NameRenderer(_NAMES_WIDTH), style="cyclopts.name", max_width=_NAMES_WIDTH)
+    return names, ColumnSpec(renderer=DescriptionRenderer(), overflow="fold")
+
+
+def _function(command: Command) -> Callable[..., Any]:
+    """Return a function with a command's parameters in its signature, as cyclopts reads them; it is never called."""
+
+    def function() -> None: ...
+
+    given = [_parameter(command, name, info) for name, info in command.fields.items()]
+    if command.with_config:
+        config = Parameter(help="YAML file of settings; options override it", metavar="FILE.yaml", group=_ESSENTIAL)
+        given.append(_keyword("config", Annotated[Path, config, *_AS_TEXT], None))
+    given.sort(key=lambda parameter: parameter.kind)
+    function.__signature__ = inspect.Signature(given)  # type: ignore[attr-defined]
+    return function
+
+
+def _parameter(command: Command, name: str, info: FieldInfo) -> inspect.Parameter:
+    kind, is_list = _kind(info), _is_list(command, name)
+    needed = name in command.needed
+    common: dict[str, Any] = {
+        "help": (info.description or "").split("; by default" if needed else "\0")[0],
+        "show_default": False if info.default in (None, []) else " ".join if is_list else True,
+    }
+    if name in command.arguments:
+        where = inspect.Parameter.VAR_POSITIONAL if is_list else inspect.Parameter.POSITIONAL_ONLY
+        look = Parameter(group=_ARGUMENTS, **common)
+        hint = Path if kind in (str, list[str]) else kind
+        default = inspect.Parameter.empty if is_list else None
+        return inspect.Parameter(name, where, default=default, annotation=Annotated[hint, look, *_AS_TEXT])
+    names = [command.short[name]] if name in command.short else []
+    if not (kind is bool and info.default is not False):
+        common["negative"] = ""
+    if kind is str or is_list:
+        common["metavar"] = "TEXT"
+    look = Parameter(
+        name=[*names, _flag(name)],
+        group=_REQUIRED if name in command.required else _GROUPS.get(name, _ESSENTIAL),
+        **common,
+    )
+    hint = Path if kind is str and not info.metadata else kind  # a shell completes the names of files
+    return _keyword(name, Annotated[hint, look, *_AS_TEXT], info.default)
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _as_text(kind: Any, tokens: Sequence[Token]) -> Any:
+    """Leave a value as it was given: pydantic checks all of them at once."""
+    values = [token.value for token in tokens]
+    return values if get_origin(kind) is list else values[-1]
+
+
+_AS_TEXT = (
+    Parameter(
+        converter=_as_text,
+        required=False,  # what is missing is reported with the other problems
+        allow_repeating=True,  # the last one counts
+        json_list=False,
+        json_dict=False,
+    ),
+    SkipValidation(),  # of each value by itself, which would end at the first problem
+)
+
+
+def _kind(info: FieldInfo) -> Any:
+    """Return a field's type without None."""
+    kinds = [kind for kind in get_args(info.annotation) if kind is not NoneType]
+    return Union[tuple(kinds)] if NoneType in get_args(info.annotation) else info.annotation  # noqa: UP007
+
+
+def _is_list(command: Command, name: str) -> bool:
+    return get_origin(_kind(command.fields[name])) is list
+
+
+def _joined(line: Sequence[str]) -> list[str]:
+    """Join a value that begins with a hyphen and holds a space, `- slow`, with the option before it."""
+    joined: list[str] = []
+    for entry in line:
+        if entry.startswith("-") and " " in entry and joined and joined[-1].startswith("-") and "=" not in joined[-1]:
+            joined[-1] += f"={entry}"
+        else:
+            joined.append(entry)
+    return joined
+
+
+def _bind(app: App, line: list[str]) -> tuple[Callable[..., Any], inspect.BoundArguments, list[str]]:
+    """→ the function of the command, what was given, and what is wrong with that.
+
+    cyclopts stops at the first problem: what it is about is taken out, and the rest is read once more.
+    """
+    problems: list[str] = []
+    while True:
+        try:
+            function, bound, _ = app.parse_args(line, print_error=False, exit_on_error=False)
+            return function, bound, problems
+        except CycloptsError as error:
+            problem, rest = _without(error, line)
+            problems += problem
+            if rest == line:
+                raise UsageError(problems) from error
+            line = rest
+
+
+def _without(error: CycloptsError, line: list[str]) -> tuple[list[str], list[str]]:
+    """→ what is wrong, in words, and the line without it."""
+    if isinstance(error, UnknownOptionError):
+        option = (error.token.keyword or error.token.value).partition("=")[0]
+        names = [name for argument in error.argument_collection for name in argument.names]
+        # Under the name that may be meant, its value is taken for what it is.
+        rest = _replaced(line, option, get_close_matches(option, names, n=1))
+        return [f"there is no option {one_line(option)}{_meant(option, [*names, *_OF_ALL])}"], rest
+    if isinstance(error, UnknownCommandError):
+        assert error.app is not None and error.unused_tokens
+        given = error.unused_tokens[0]
+        if given.startswith("-"):
+            return [f"there is no option {one_line(given)}{_meant(given, _OF_ALL)}"], line
+        names = [name for name in error.app if not name.startswith("-")]
+        return [
+            f"there is no command {one_line(given)!r}{_meant(given, names) or '; there are ' + ', '.join(names)}"
+        ], line
+    if isinstance(error, UnusedCliTokensError):
+        unused = error.unused_tokens or []
+        for entry in unused:
+            line = _replaced(line, entry, [])
+        return [f"{one_line(entry)!r} is one argument too many" for entry in unused], line
+    if isinstance(error, MissingArgumentError) and error.keyword:
+        return [f"{error.keyword}: expected a value"], _replaced(line, error.keyword, [])
+    if isinstance(error, CoercionError) and error.token and error.argument and error.argument.is_flag():
+        flag = error.token.keyword or ""
+        return [f"{flag}: expected no value, not {one_line(error.token.value)!r}"], _replaced(line, flag, [])
+    error.verbose = False
+    return [" ".join(str(error).split())], line
+
+
+def _meant(given: str, names: Sequence[str]) -> str:
+    return "".join(f"; did you mean {name}?" for name in get_close_matches(given, names, n=1))
+
+
+def _replaced(line: list[str], entry: str, names: Sequence[str]) -> list[str]:
+    """→ the line with `names` in place of the last such argument or option; a `=VALUE` stays."""
+    for place in reversed(range(len(line))):
+        option, *value = line[place].split("=", 1)
+        if entry in (line[place], option):
+            return [*line[:place], *("=".join((name, *value)) for name in names), *line[place + 1 :]]
+    return line
+
+
+def _checked(command: Command, given: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Check what was given, in YAML too.
+
+    Raises:
+        UsageError: with these problems and all others.
+    """
+    if config := given.pop("config", None):
         try:
             given = {**read_yaml(config), **given}
         except ConfigError as error:
             problems.append(str(error))
-    for name, (kind, info) in fields.items():
-        if kind is str and not info.metadata:  # a text with a check of its own may be empty
-            problems += describe_empty(_shown(name, options), given.get(name))
-    needed = (*options.positionals, *options.required)
-    problems += [f"{_shown(name, options)} is missing" for name in needed if given.get(name) is None]
-    model = _model(function, fields)
-    try:
-        checked = model(**given)
-    except ValidationError as error:
-        problems += describe_problems(error, lambda name: _shown(name, options) if name in fields else name)
-        checked = None
-    if problems or checked is None:
+    fields = command.fields
+    for name, info in fields.items():
+        if _kind(info) is str and not info.metadata and given.get(name) == "":
+            problems.append(
+                f"{command.shown(name)} is empty: give a value, and check the shell variable that it may come from"
+            )
+    problems += [f"{command.shown(name)} is missing" for name in command.needed if given.get(name) is None]
+    checked: dict[str, Any] = {}
+    for kind in command.kinds:
+        values = {name: given[name] for name in kind.model_fields if name in given}
+        try:
+            validated = kind(**values)
+            checked |= {name: getattr(validated, name) for name in values}
+        except ValidationError as error:
+            problems += describe_problems(error, command.shown)
+    problems += [f"there is no setting {name}" for name in given if name not in fields]
+    if problems:
         raise UsageError(problems)
-    return {name: getattr(checked, name) for name in given}
-
-
-def _fields(function: Callable[..., Any]) -> dict[str, tuple[Any, FieldInfo]]:
-    """name → (type without None, pydantic's field)."""
-    fields = {}
-    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
-        info = FieldInfo.from_annotated_attribute(parameter.annotation, parameter.default)
-        kinds = [kind for kind in get_args(info.annotation) if kind is not NoneType]
-        optional = NoneType in get_args(info.annotation)
-        fields[name] = (kinds[0] if optional and len(kinds) == 1 else info.annotation, info)
-    return fields
-
-
-def _model(function: Callable[..., Any], fields: Mapping[str, tuple[Any, FieldInfo]]) -> type[BaseModel]:
-    parameters = inspect.signature(function, eval_str=True).parameters
-    definitions: dict[str, Any] = {name: (parameters[name].annotation, parameters[name].default) for name in fields}
-    return create_model("Parameters", __config__=_CONFIG, **definitions)
-
-
-def _parser(
-    command: str, description: str, fields: Mapping[str, tuple[Any, FieldInfo]], options: FlowOptions
-) -> argparse.ArgumentParser:
-    parser = _Parser(f"musicgen-flows {command}", description=description, allow_abbrev=False)
-    for name in options.positionals:
-        help_text = (fields[name][1].description or "").replace("%", "%%").split("; by default the variable")[0]
-        parser.add_argument(name, nargs="?", metavar=name.upper(), default=argparse.SUPPRESS, help=help_text)
-    for name, (kind, info) in fields.items():
-        if name in options.positionals:
-            continue
-        flags = [_flag(name), *([options.short[name]] if name in options.short else [])]
-        default = "" if info.default in (None, False) else f" (default {info.default})"
-        common: dict[str, Any] = {
-            "dest": name,
-            "default": argparse.SUPPRESS,
-            "help": ((info.description or "") + default).replace("%", "%%"),
-        }
-        if kind is bool:
-            action = "store_true" if info.default is False else argparse.BooleanOptionalAction
-            parser.add_argument(*flags, action=action, **common)
-        elif get_origin(kind) is list:
-            parser.add_argument(*flags, action="append", metavar="TEXT", **common)
-        else:
-            parser.add_argument(*flags, metavar="X", **common)
-    if options.with_config:
-        parser.add_argument(
-            "--config", metavar="FILE.yaml", default=argparse.SUPPRESS, help="settings; options come first"
-        )
-    return parser
-
-
-def describe_empty(option: str, value: str | None) -> list[str]:
-    """A problem if an empty text was given, as a shell's variable that is not set is: it would count as not given."""
-    return (
-        [f"{option} is empty: give a value, and check the shell variable that it may come from"] if value == "" else []
-    )
-
-
-def describe_range(option: str, value: int | None, least: int, most: int) -> list[str]:
-    """A problem if a number that was given is out of its range."""
-    if value is None or least <= value <= most:
-        return []
-    return [f"{option}: should be {f'{least} or more' if value < least else f'at most {most}'}, not {value}"]
-
-
-def describe_unknown(arguments: Sequence[str]) -> list[str]:
-    """A problem for each argument that a parser did not know."""
-    return [
-        f"there is no option {argument.split('=')[0]}"
-        if argument.startswith("-")
-        else f"{argument!r} is one argument too many"
-        for argument in arguments
-    ]
+    return {name: checked[name] for name in given}
 
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def _shown(name: str, options: FlowOptions) -> str:
-    return name.upper() if name in options.positionals else options.short.get(name, _flag(name))

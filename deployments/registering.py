@@ -7,11 +7,12 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 
 from deployments.environment import ROOT
+from deployments.parameters import Deployment
 from musicgen_core.errors import MusicgenError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 POOL = "gpu"
 QUEUE, TOKENIZING_QUEUE = "default", "tokenizing"
-DEPLOYMENTS = ("tokenize-archives", "train-lora", "evaluate-adapter", "generate-music", "finetune")
+DEPLOYMENTS: tuple[str, ...] = get_args(Deployment)
 PLACES = {"archives": "archives", "tokens": "tokens", "runs": "runs", "output": "music"}
 """By the name of each place, the folder that stands for it at first."""
 PREFECT_FILE = "deployments/prefect.yaml"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -14,8 +12,8 @@ import httpx
 from deployments.api import check_api, explain_lost, has_api
 from deployments.console import output
 from deployments.environment import LOCAL_API
-from deployments.options import UsageError, describe_unknown
-from deployments.registering import DEPLOYMENTS
+from deployments.options import UsageError
+from deployments.parameters import RunParameters
 from deployments.run_parameters import check, parsed
 from deployments.weekly import SCHEDULER_SECONDS, describe_next, set_weekly
 from musicgen_core.errors import MusicgenError
@@ -30,23 +28,10 @@ WAVS = 8
 """Of a run that are linked in the terminal"""
 
 
-def run(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser("musicgen-flows run", description=__doc__)
-    parser.add_argument("deployment", metavar="DEPLOYMENT", help=", ".join(DEPLOYMENTS))
-    parser.add_argument(
-        "-p", "--param", action="append", default=[], metavar="name=value", help="a parameter of the flow, JSON or text"
-    )
-    parser.add_argument("--watch", action="store_true", help="wait for the end; exit 1 if the run fails")
-    parser.add_argument(
-        "--weekly",
-        choices=("on", "off"),
-        help="train-lora alone: switch its weekly schedule on or off, run nothing; with on, -p sets its parameters",
-    )
-    chosen, unknown = parser.parse_known_args(arguments)
-    problems = describe_unknown(unknown)
-    if chosen.deployment not in DEPLOYMENTS:
-        problems.append(f"there is no deployment {chosen.deployment!r}; there are {', '.join(DEPLOYMENTS)}")
-    problems += [f"{entry!r} is not name=value" for entry in chosen.param if "=" not in entry]
+def run(parameters: dict[str, Any]) -> int:
+    chosen = RunParameters(**parameters)
+    assert chosen.deployment is not None, "the command line sees to it"
+    problems = []
     if chosen.weekly and (chosen.deployment != "train-lora" or chosen.watch):
         problems.append("--weekly goes with train-lora, and not with --watch")
     if chosen.weekly == "off" and chosen.param:

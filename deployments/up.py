@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fcntl
 import os
@@ -12,7 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import httpx
 
@@ -23,21 +22,18 @@ from deployments.checks.machine import ask_smi
 from deployments.checks.run_lists import check_run_lists
 from deployments.console import output, print_table
 from deployments.environment import LOCAL_API, is_healthy, is_quiet
-from deployments.options import UsageError, describe_empty, describe_range, describe_unknown
+from deployments.parameters import DEFAULT_HOST, UpParameters
 from deployments.processes import Command, Part, Parts
 from deployments.registering import DEPLOYMENTS, PLACES, POOL, QUEUE, TOKENIZING_QUEUE, register, set_places
 from deployments.restarting import restart_missed
 from deployments.server_errors import LOGGING, follow_errors
 from deployments.weekly import describe_next
-from musicgen_core.config import MOST_WORKERS
 from musicgen_core.errors import MusicgenError
 from musicgen_core.wording import counted
 
 if TYPE_CHECKING:
     from deployments.file_server import Serving
 
-DEFAULT_HOST = "127.0.0.1"
-MOST_PORT = 65535
 LOOK_SECONDS = 30.0
 """How often runs are looked for that should have been started again."""
 
@@ -45,8 +41,8 @@ SCHEDULER_SECONDS = 20.0
 """How long the server may take to schedule a deployment that has just been registered; it looks every 5."""
 
 
-def up(arguments: Sequence[str]) -> int:
-    options = _parse(arguments)
+def up(parameters: dict[str, Any]) -> int:
+    options = UpParameters(**parameters)
     check_home()
     api, ui = addresses(options.host, options.port)
     os.environ["PREFECT_API_URL"] = api
@@ -67,7 +63,7 @@ def up(arguments: Sequence[str]) -> int:
                 rows = _register(options)
                 show(api, ui, {**rows, **_files_row(), "workers": "\n".join(_running_workers())})
                 return 0
-            warn_of_others(options.host, options.port, options.files_port)
+            warn_of_others(options.host, options.port, options.chosen_files_port)
             server = stack.enter_context(_server(api, options.host, options.port))
             rows = _register(options)
             files = stack.enter_context(_files(options, api, ui))
@@ -82,39 +78,6 @@ def up(arguments: Sequence[str]) -> int:
             output.print("Stopping the workers and the server; a training saves where it is …")
     output.print("Stopped.")
     return 0
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("musicgen-flows up", description=__doc__)
-    parser.add_argument(
-        "--host",
-        default=DEFAULT_HOST,
-        help="address that the server listens at (default 127.0.0.1: this machine alone)",
-    )
-    parser.add_argument("--port", type=int, default=4200, help="port of the server (default 4200)")
-    parser.add_argument(
-        "--files-port",
-        type=int,
-        help="port of the file server: tokens, runs and music, read-only (default the next after --port)",
-    )
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="workers for training and generating, a job each (default one a GPU)"
-    )
-    for name, folder in PLACES.items():
-        parser.add_argument(
-            f"--{name}", metavar="PATH", help=f"sets the variable musicgen_{name} (at first ./{folder})"
-        )
-    options, unknown = parser.parse_known_args(arguments)
-    problems = describe_unknown(unknown)
-    for name in PLACES:
-        problems += describe_empty(f"--{name}", getattr(options, name))
-    problems += describe_range("--port", options.port, 1, MOST_PORT)
-    problems += describe_range("--files-port", options.files_port, 1, MOST_PORT)
-    problems += describe_range("--workers", options.workers, 1, MOST_WORKERS)
-    if problems:
-        raise UsageError(problems)
-    options.files_port = options.files_port or (options.port + 1 if options.port < MOST_PORT else options.port - 1)
-    return options
 
 
 @contextlib.contextmanager
@@ -200,7 +163,7 @@ def _refusal(printed: IO[bytes] | None) -> str:
     return "" if "PREFECT_API_URL" in text else text
 
 
-def _register(options: argparse.Namespace) -> dict[str, str]:
+def _register(options: UpParameters) -> dict[str, str]:
     """Register everything → rows for `show`."""
     output.print("Registering the deployments …")
     register()
@@ -210,17 +173,17 @@ def _register(options: argparse.Namespace) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _files(options: argparse.Namespace, api: str, ui: str) -> Iterator[Serving | None]:
+def _files(options: UpParameters, api: str, ui: str) -> Iterator[Serving | None]:
     """The file server; none where its port is taken."""
     from deployments.file_server import serving
 
-    local, url = files_addresses(api, ui, options.files_port)
+    local, url = files_addresses(api, ui, options.chosen_files_port)
     with contextlib.ExitStack() as stack:
         try:
-            server = stack.enter_context(serving(options.host, options.files_port, url, local))
+            server = stack.enter_context(serving(options.host, options.chosen_files_port, url, local))
         except OSError as error:
             output.print(
-                f"Tokens, runs and music can't be opened in the browser: port {options.files_port} can't be had "
+                f"Tokens, runs and music can't be opened in the browser: port {options.chosen_files_port} can't be had "
                 f"({error.strerror}). Another one: up --files-port PORT",
                 style="yellow",
                 soft_wrap=True,

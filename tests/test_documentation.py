@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from deployments.cli import COMMANDS
+from deployments.options import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "deployments").rglob("*.md")])
@@ -16,6 +20,16 @@ def commands(page: str) -> list[str]:
     blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     lines = [re.sub(r"\s+# .*", "", line).strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_commands_of_a_page_are_right_usage(page: Path) -> None:
+    lines = "\n".join(commands(str(page.relative_to(ROOT)))).replace("\\\n", " ").splitlines()
+    for line in lines:
+        before, program, arguments = line.partition("musicgen-flows ")
+        if program and before in ("", "uv run ", "pip install uv && uv run "):
+            given = shlex.split(arguments)
+            assert given == ["--install-completion"] or parse(COMMANDS, given) is not None, line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
@@ -33,13 +34,10 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     printed = capsys.readouterr().out
-    assert all(f"\n  {name} " in printed for name in COMMANDS)
+    assert all(f"\n│ {name} " in printed and command.summary[:40] in printed for name, command in COMMANDS.items())
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["finetune", "tokenize", "train", "evaluate", "generate", "estimate", "demo", "export", "up", "run", "doctor"],
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_explains_its_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     assert f"musicgen-flows {command}" in capsys.readouterr().out
@@ -62,7 +60,7 @@ def test_a_full_disk_is_named_with_the_file(
         raise OSError(28, "No space left on device", "/music/generated_000.wav")
 
     monkeypatch.setattr("deployments.export.export", full)
-    assert main(["export"]) == 1
+    assert main(["export", "runs/first", "shared", "--format", "peft"]) == 1
     assert error_of(capsys).startswith("error: no space left on device: /music/generated_000.wav. Make room")
 
 
@@ -88,7 +86,7 @@ def test_a_server_that_stops_is_named_with_what_to_do(
 
     monkeypatch.setattr("deployments.export.export", lose_server)
     with temporary_settings({PREFECT_API_URL: "http://user:secret@host:4200/api"}):
-        assert main(["export"]) == 1
+        assert main(["export", "runs/first", "shared", "--format", "peft"]) == 1
     line = error_of(capsys)
     assert line.startswith(f"error: the Prefect server at http://…@host:4200/api {reason}")
     assert "musicgen-flows " in line and line.endswith("Run the same command again: it continues where it stopped")
@@ -116,7 +114,12 @@ APILogWorker.drain_all()
 
 def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tokenise"]) == 2
-    assert "there is no command 'tokenise'" in error_of(capsys)
+    assert "there is no command 'tokenise'; did you mean tokenize?" in error_of(capsys)
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == version("musicgen-flows")
 
 
 def test_wrong_usage_lists_every_problem_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,7 +112,7 @@ class TestCommand:
     def test_wrong_usage_lists_every_problem_at_once(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["doctor", "--device", "tpu", "--clips", "0", "--tokens", "", "--colour"]) == 2
         printed = capsys.readouterr().err
-        told = ("not 'tpu'", "--clips: should be 1 or more", "--tokens is empty", "no option --colour")
+        told = ("not 'tpu'", "--clips: input should be greater than", "--tokens is empty", "no option --colour")
         assert all(text in printed for text in told)
         assert main(["doctor", "--clips", "many"]) == 2
         assert "--clips" in capsys.readouterr().err

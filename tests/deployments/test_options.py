@@ -1,41 +1,49 @@
 from __future__ import annotations
 
-import inspect
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from deployments.commands import EVALUATE, FINETUNE, GENERATE, TOKENIZE, TRAIN
-from deployments.options import FlowOptions, UsageError, parse
-from flows.evaluate_adapter import evaluate_adapter
-from flows.finetune import finetune
-from flows.generate_music import generate_music
-from flows.tokenize_archives import tokenize_archives
-from flows.train_lora import train_lora
-from musicgen_core.config import SamplingSettings, Settings, TrainSettings
-from musicgen_core.evaluation.request import EvaluateSettings
+from deployments.cli import COMMANDS
+from deployments.options import Command, UsageError, parse
+from flows.parameters import GROUPS
+from musicgen_core.config import Settings
 
-FLOWS = {
-    "tokenize": (tokenize_archives.fn, TOKENIZE),
-    "train": (train_lora.fn, TRAIN),
-    "evaluate": (evaluate_adapter.fn, EVALUATE),
-    "generate": (generate_music.fn, GENERATE),
-    "finetune": (finetune.fn, FINETUNE),
-}
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def parsed(command: str, *arguments: str) -> dict[str, Any]:
-    return parse(command, *FLOWS[command], arguments)
+    return given_to(COMMANDS[command], *arguments)
+
+
+def given_to(command: Command, *arguments: str) -> dict[str, Any]:
+    read = parse({"x": command}, ["x", *arguments])
+    assert read is not None
+    return read[1]
 
 
 def problems(command: str, *arguments: str) -> list[str]:
     with pytest.raises(UsageError) as refused:
         parsed(command, *arguments)
     return refused.value.problems
+
+
+def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
+    assert parse(COMMANDS, [command, "--help"]) is None
+    return capsys.readouterr().out
+
+
+def in_one_line(shown: str) -> str:
+    """The text in the second column of the help's panels, and all names."""
+    return " ".join(shown.replace("│", " ").split())
 
 
 # What is given
@@ -90,35 +98,90 @@ def test_what_is_decided_by_itself_can_be_switched_on_and_off() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("command", "kind"),
-    [
-        ("train", TrainSettings),
-        ("finetune", TrainSettings),
-        ("generate", SamplingSettings),
-        ("evaluate", EvaluateSettings),
-    ],
-)
-def test_every_setting_is_a_dashed_option_with_its_description(
-    command: str, kind: type[Settings], capsys: pytest.CaptureFixture[str]
+# Help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_every_parameter_with_its_choices_and_its_default(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        parsed(command, "--help")
-    assert not ended.value.code
-    shown = " ".join(capsys.readouterr().out.split())
-    for name, field in kind.model_fields.items():
-        assert f"--{name.replace('_', '-')}" in shown.replace(",", "").split()
-        assert field.description is not None and field.description in shown
+    monkeypatch.setenv("COLUMNS", "400")
+    lines = [line.strip("│ ") for line in help_of(command, capsys).splitlines() if line.startswith("│")]
+    for name, field in COMMANDS[command].fields.items():
+        shown = COMMANDS[command].shown(name)
+        line, *_ = [line for line in lines if shown in line.split()]
+        assert field.description is not None and field.description.split("; by default")[0] in line
+        if field.default not in (None, []):
+            default = " ".join(field.default) if isinstance(field.default, list) else field.default
+            assert f"[default: {default}]" in line
+        for choice in ("auto", "cpu", "cuda") if name == "device" else ():
+            assert choice in line.partition("[choices: ")[2]
 
 
-@pytest.mark.parametrize("command", FLOWS)
-def test_help_has_every_parameter_of_the_flow(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    function, options = FLOWS[command]
-    with pytest.raises(SystemExit):
-        parsed(command, "--help")
-    shown = capsys.readouterr().out
-    for name in inspect.signature(function).parameters:
-        assert (name.upper() if name in options.positionals else f"--{name.replace('_', '-')}") in shown
+def test_help_shows_defaults_of_zero_and_false(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = in_one_line(help_of("train", capsys))
+    assert "everything random derives from it [default: 0]" in shown
+    assert "slower [default: False]" in shown
+
+
+def test_help_shows_the_essential_options_before_the_groups_of_others(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = help_of("finetune", capsys)
+    places = [shown.index(f"─ {title} ─") for title in ("Arguments", "Required", "Options", "LoRA", "Hardware")]
+    assert places == sorted(places)
+    assert places[2] < shown.index("--epochs") < places[3] < shown.index("--lora-dora") < places[4]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_breaks_no_option_and_no_example_at_80_columns(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = help_of(command, capsys)
+    assert max(map(len, shown.splitlines())) <= 80
+    words = shown.replace("│", " ").split()
+    for name in COMMANDS[command].fields:
+        assert COMMANDS[command].shown(name) in words
+    assert f"\nExample:\n{COMMANDS[command].example}\n" in shown
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_example_of_each_command_is_right_usage(command: str) -> None:
+    program, *line = shlex.split(COMMANDS[command].example.replace("\\\n", ""))
+    assert program == "musicgen-flows"
+    read = parse(COMMANDS, line)
+    assert read is not None and read[0] is COMMANDS[command]
+
+
+def test_every_group_holds_parameters_that_there_are() -> None:
+    names = {name for command in COMMANDS.values() for name in command.fields}
+    grouped = [name for group in GROUPS.values() for name in group]
+    assert set(grouped) <= names
+    assert len(grouped) == len(set(grouped))
+
+
+@pytest.mark.parametrize("line", ["train --help", "train T --lora-r 0 --epoch", "--version"])
+def test_help_and_usage_errors_wait_neither_for_prefect_nor_for_torch(line: str) -> None:
+    slow = {"prefect", "torch", "fsspec", "yaml", "numpy"}
+    code = f"import sys; from deployments.cli import main; main({line.split()}); print({slow} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+# Completion
+
+
+def test_a_shell_completes_commands_options_choices_and_files(tmp_path: Path) -> None:
+    (tmp_path / "first_lora.pt").touch()
+    home = {**os.environ, "HOME": str(tmp_path)}
+    install = [sys.executable, "-m", "deployments.cli", "--install-completion", "--shell", "bash"]
+    subprocess.run(install, env=home, check=True, capture_output=True, cwd=ROOT)
+    script = """
+    source ~/.bashrc
+    complete_last() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _musicgen_flows; echo "${COMPREPLY[*]}"; }
+    complete_last musicgen-flows tra
+    complete_last musicgen-flows train --lora-d
+    complete_last musicgen-flows train T R --device c
+    complete_last musicgen-flows generate O --adapter fir
+    """
+    done = subprocess.run(["bash", "-c", script], env=home, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["train", "--lora-dropout --lora-dora", "cpu cuda", "first_lora.pt"]
 
 
 # Wrong usage
@@ -180,13 +243,49 @@ def test_an_argument_too_many_is_named() -> None:
 
 
 def test_names_are_not_guessed_from_their_beginnings() -> None:
-    assert problems("train", "T", "R", "--lora", "8")[0] == "there is no option --lora"
+    assert problems("train", "T", "R", "--lora", "8") == ["there is no option --lora; did you mean --lora-r?"]
+
+
+def test_a_misspelt_options_value_is_no_argument_and_is_checked() -> None:
+    assert problems("train", "--epoch", "no", "T", "R") == [
+        "there is no option --epoch; did you mean --epochs?",
+        "--epochs: input should be a valid integer, unable to parse string as an integer, not 'no'",
+    ]
+    assert problems("train", "--epoc=no", "T", "R", "--zzz=3", "--sed", "-1", "--lora-doar=x") == [
+        "there is no option --epoc; did you mean --epochs?",
+        "there is no option --zzz",
+        "there is no option --sed; did you mean --seed?",
+        "there is no option --lora-doar; did you mean --lora-dora?",
+        "--lora-dora: expected no value, not 'x'",
+        "--epochs: input should be a valid integer, unable to parse string as an integer, not 'no'",
+        "--seed: input should be greater than or equal to 0, not '-1'",
+    ]
+    assert problems("train", "T", "R", "--comile-blocks") == [
+        "there is no option --comile-blocks; did you mean --compile-blocks?"
+    ]
+
+
+def test_a_misspelt_command_is_named_with_the_one_that_may_be_meant() -> None:
+    with pytest.raises(UsageError, match=r"there is no command 'trian'; did you mean train\?"):
+        parse(COMMANDS, ["trian", "T", "R"])
+    with pytest.raises(UsageError, match=r"there is no command 'xyz'; there are demo, finetune, .*, doctor"):
+        parse(COMMANDS, ["xyz"])
+    with pytest.raises(UsageError, match=r"there is no option --versoin; did you mean --version\?"):
+        parse(COMMANDS, ["--versoin"])
 
 
 @pytest.mark.parametrize("arguments", [["--seed"], ["--resume", "--seed", "3"]])
 def test_an_option_without_its_value_is_named(arguments: list[str]) -> None:
     (problem,) = problems("train", "T", "R", *arguments)
-    assert arguments[0] in problem and "expected one argument" in problem
+    assert problem == f"{arguments[0]}: expected a value"
+
+
+def test_a_flag_with_a_value_is_named() -> None:
+    assert problems("generate", "O", "--compare=maybe") == ["--compare: expected no value, not 'maybe'"]
+
+
+def test_of_an_option_that_is_repeated_the_last_value_counts() -> None:
+    assert parsed("train", "T", "R", "--seed", "1", "--seed", "2")["seed"] == 2
 
 
 def test_a_negative_number_is_a_value_and_no_option() -> None:
@@ -196,12 +295,13 @@ def test_a_negative_number_is_a_value_and_no_option() -> None:
 
 
 def test_an_item_of_a_list_that_is_wrong_is_told_under_the_options_name() -> None:
-    def flow(counts: Annotated[list[int] | None, Field(description="numbers")] = None) -> None: ...
+    class Counts(Settings):
+        counts: list[int] | None = Field(None, description="numbers")
 
-    options = FlowOptions(short={"counts": "--count"})
-    assert parse("x", flow, options, ["--count", "1", "--count", "2"]) == {"counts": [1, 2]}
+    command = Command("", "", (Counts,), "", short={"counts": "--count"})
+    assert given_to(command, "--count", "1", "--count", "2") == {"counts": [1, 2]}
     with pytest.raises(UsageError, match=r"--count: .*'two'"):
-        parse("x", flow, options, ["--count", "1", "--count", "two"])
+        given_to(command, "--count", "1", "--count", "two")
 
 
 # YAML
@@ -250,23 +350,19 @@ def test_only_commands_with_settings_take_yaml(config: Path) -> None:
     assert problems("tokenize", "A", "T", f"--config={config}") == ["there is no option --config"]
 
 
-# Flows that are not there yet
+# Commands that are not there yet
 
 
-def test_any_function_with_described_parameters_becomes_a_command(capsys: pytest.CaptureFixture[str]) -> None:
-    def flow(
-        *,
-        place: Annotated[str | None, Field(description="100 % of it; by default the variable x")] = None,
-        kind: Annotated[Literal["a", "b"], Field(description="which")] = "a",
-        share: Annotated[float | None, Field(gt=0, le=1)] = None,
-    ) -> None:
-        """Do it."""
+def test_any_settings_become_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    class Parameters(Settings):
+        place: str | None = Field(None, description="100 % of [it]; by default the variable x")
+        kind: Literal["a", "b"] = Field("a", description="which")
+        share: float | None = Field(None, gt=0, le=1, description="part")
 
-    options = FlowOptions(positionals=("place",))
-    assert parse("x", flow, options, ["P", "--share", "0.5"]) == {"place": "P", "share": 0.5}
+    command = Command("Do it.", "", (Parameters,), "x P", arguments=("place",))
+    assert given_to(command, "P", "--share", "0.5") == {"place": "P", "share": 0.5}
     with pytest.raises(UsageError, match="--kind: input should be 'a' or 'b', not 'c'; --share"):
-        parse("x", flow, options, ["P", "--kind", "c", "--share", "2"])
-    with pytest.raises(SystemExit):
-        parse("x", flow, options, ["--help"])
+        given_to(command, "P", "--kind", "c", "--share", "2")
+    assert parse({"x": command}, ["x", "--help"]) is None
     shown = capsys.readouterr().out
-    assert "100 % of it\n" in shown and "(default a)" in shown and "Do it." in shown
+    assert "100 % of [it] " in shown and "which [choices: a, b] [default: a]" in shown and "Do it." in shown

@@ -13,6 +13,7 @@ from prefect.client.orchestration import get_client
 
 from deployments import up
 from deployments.console import output
+from deployments.parameters import UpParameters
 from musicgen_core.errors import MusicgenError
 
 SERVER = """#!/bin/sh
@@ -57,7 +58,7 @@ def test_a_server_that_refuses_to_start_says_why() -> None:
 def test_up_goes_on_without_files_where_their_port_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        options = up._parse(["--port", "1", "--files-port", str(port)])
+        options = UpParameters(port=1, files_port=port)
         with up._files(options, "http://127.0.0.1:1/api", "http://127.0.0.1:1") as files:
             assert files is None
     told = capsys.readouterr().out
@@ -66,8 +67,8 @@ def test_up_goes_on_without_files_where_their_port_is_taken(capsys: pytest.Captu
 
 @pytest.mark.parametrize(("port", "files_port"), [(4200, 4201), (65535, 65534)])
 def test_files_are_on_the_port_beside_that_of_the_ui(port: int, files_port: int) -> None:
-    assert up._parse(["--port", str(port)]).files_port == files_port
-    assert up._parse(["--port", str(port), "--files-port", "5000"]).files_port == 5000
+    assert UpParameters(port=port).chosen_files_port == files_port
+    assert UpParameters(port=port, files_port=5000).chosen_files_port == 5000
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -1,0 +1,82 @@
+"""Parameters of the commands that run no flow. As in `flows/parameters.py`, importing them is quick."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+from flows.parameters import DEFAULT_MODEL, Device
+from musicgen_core.config import LARGEST_COUNT, MOST_WORKERS, Settings
+
+DEFAULT_HOST = "127.0.0.1"
+_MOST_PORT = 65535
+Deployment = Literal["tokenize-archives", "train-lora", "evaluate-adapter", "generate-music", "finetune"]
+
+
+class DemoParameters(Settings):
+    """Parameters of `demo`."""
+
+    workdir: str = Field("demo", description="Directory of everything that the demo makes")
+
+
+class UpParameters(Settings):
+    """Parameters of `up`."""
+
+    archives: str | None = Field(None, description="Sets the variable musicgen_archives (at first ./archives)")
+    tokens: str | None = Field(None, description="Sets the variable musicgen_tokens (at first ./tokens)")
+    runs: str | None = Field(None, description="Sets the variable musicgen_runs (at first ./runs)")
+    output: str | None = Field(None, description="Sets the variable musicgen_output (at first ./music)")
+    host: str = Field(DEFAULT_HOST, description="Address that the server listens at; 127.0.0.1 is this machine alone")
+    port: int = Field(4200, ge=1, le=_MOST_PORT, description="Port of the server")
+    files_port: int | None = Field(
+        None,
+        ge=1,
+        le=_MOST_PORT,
+        description="Port of the file server: tokens, runs and music, read-only; by default the next after --port",
+    )
+    workers: int | None = Field(
+        None, ge=1, le=MOST_WORKERS, description="Workers for training and generating, a job each; by default one a GPU"
+    )
+
+    @property
+    def chosen_files_port(self) -> int:
+        """The file server's port: `files_port`, or the one beside the server's."""
+        return self.files_port or (self.port + 1 if self.port < _MOST_PORT else self.port - 1)
+
+
+def _check_parameter(entry: str) -> str:
+    if "=" not in entry:
+        raise PydanticCustomError("parameter", "should be name=value")
+    return entry
+
+
+class RunParameters(Settings):
+    """Parameters of `run`."""
+
+    deployment: Deployment | None = Field(None, description="What to run")
+    param: list[Annotated[str, AfterValidator(_check_parameter)]] = Field(
+        [], description="A parameter of the flow, name=value; the value is JSON or text"
+    )
+    watch: bool = Field(False, description="Wait for the end; exit 1 if the run fails")
+    weekly: Literal["on", "off"] | None = Field(
+        None,
+        description="Of train-lora alone: switch its weekly schedule on or off, run nothing; with on, -p sets its "
+        "parameters",
+    )
+
+
+class DoctorParameters(Settings):
+    """Parameters of `doctor`."""
+
+    places: list[str] = Field(
+        [], description="Paths and URLs to try; by default the Prefect variables musicgen_archives and so on"
+    )
+    archives: str | None = Field(None, description="Try this place for archives")
+    tokens: str | None = Field(None, description="Try this place for tokens")
+    runs: str | None = Field(None, description="Try this place for runs")
+    output: str | None = Field(None, description="Try this place for output")
+    model: str = Field(DEFAULT_MODEL, description="Model to have room for")
+    device: Device = "auto"
+    clips: int = Field(139_000, ge=1, le=LARGEST_COUNT, description="Clips to have room for")  # of 139 archives
