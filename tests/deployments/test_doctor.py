@@ -248,6 +248,8 @@ class TestServer:
             return [finding for finding in look_at_server().findings if finding.check == "automations"]
 
         with get_client(sync_client=True) as client:
+            for one in client.read_automations():
+                client.delete_automation(one.id)  # left on this server by other tests
             automations = read_automations()
             ensure_automations(client, automations)
             created = [one for spec in automations for one in client.read_automations_by_name(spec["name"])]
