@@ -17,6 +17,9 @@ from musicgen_core.texts import MAX_CHARACTERS
 if TYPE_CHECKING:
     from musicgen_core.storage import Location
 
+DEFAULT_MODEL = "facebook/musicgen-large"
+"""The base model where none is given"""
+
 EFFECTIVE_BATCH = 16
 """Clips an optimizer update learns from, unless the user gives other numbers."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from musicgen_core.evaluation.music import Pair, decoded, music_scores, pairs_of
 from musicgen_core.evaluation.report import write_report
 from musicgen_core.evaluation.request import EvaluateRequest, Evaluation, MusicScores
 from musicgen_core.evaluation.subject import FOLDER, Subject, find_subject
+from musicgen_core.model.adapters_base import choose_model
 from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.hub_adapter import hub_name, shown
 from musicgen_core.model.lora import find_adapter
@@ -50,8 +52,9 @@ def evaluate(request: EvaluateRequest, on_progress: Progress = lambda done, tota
         MusicgenError: anything that a person can act on.
     """
     device, subject = pick_device(request.device), find_subject(request.adapter)
-    model = find_model(request.model)
+    model = find_model(choose_model(request.model, request.default_model, subject.adapter, subject.path))
     subject.adapter.check_base(model, str(subject.path))
+    request = replace(request, model=model.name)
     out = storage.as_path(request.output) if request.output else subject.output
     # The folder of an adapter from the Hub has its name alone, which others may have, too.
     _check_own(out, subject, is_default=not request.output and hub_name(subject.path) is None)

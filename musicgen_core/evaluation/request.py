@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from musicgen_core.config import LARGEST_COUNT, PromptText, Settings
+from musicgen_core.config import DEFAULT_MODEL, LARGEST_COUNT, PromptText, Settings
 from musicgen_core.wording import counted
 
 MOST_CLIPS = 500
@@ -55,17 +55,19 @@ class EvaluateRequest:
     Attributes:
         tokens: a directory of shards.
         adapter: a `*_lora.pt`, a run directory (its best), a PEFT directory, or `USER/NAME` on the Hugging Face Hub.
-        model: `demo`, `debug`, a directory or a Hugging Face id.
+        model: `demo`, `debug`, a directory or a Hugging Face id; None: the base model of the adapter.
         output: where the report goes; None: to the run directory that the adapter is of, else beside it.
         device: auto, cpu or cuda.
+        default_model: the base model of an adapter that names none.
     """
 
     tokens: str
     adapter: str
-    model: str
+    model: str | None = None
     output: str | None = None
     device: str = "auto"
     settings: EvaluateSettings = field(default_factory=EvaluateSettings)
+    default_model: str = DEFAULT_MODEL
 
 
 @dataclass(frozen=True)

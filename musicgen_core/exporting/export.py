@@ -14,13 +14,13 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import AdapterError, ConfigError, reason_of
-from musicgen_core.exporting.model_card import Format, hub_id, write_card
+from musicgen_core.exporting.model_card import Format, write_card
 from musicgen_core.exporting.origin import Origin, Sample, origin_of
 from musicgen_core.model import peft_directory
 from musicgen_core.model.adapter_values import check_merged
+from musicgen_core.model.adapters_base import base_model_of, hub_id
 from musicgen_core.model.lora import Adapter, find_adapter, load_adapter, merged_checkpoint
 from musicgen_core.model.weights import (
-    BUILT_IN,
     CODEC_FILE,
     LM_FILE,
     TEXT_ENCODER,
@@ -67,7 +67,7 @@ def export(adapter: storage.Location, out: storage.Location, kind: Format, model
     origin = origin_of(weights, loaded)
     base = None
     if kind == "audiocraft" or model is not None:
-        base = find_model(model or _base_of(loaded, origin, weights))
+        base = find_model(model or _base_of(loaded, weights))
         loaded.check_base(base, str(weights))
         if hub_id(loaded.base_model) is None:
             loaded = replace(loaded, base_model=base.identity)
@@ -140,18 +140,15 @@ def _read_unfinished(target: UPath) -> _Unfinished | None:
     return unfinished
 
 
-def _base_of(adapter: Adapter, origin: Origin, weights: UPath) -> str:
-    """The name of the base model, as far as adapter or run directory know it."""
-    name = adapter.base_model.partition("@sha256:")[0]
-    if name in BUILT_IN or hub_id(adapter.base_model):
-        return name
-    directory = str(origin.config.get("model_dir", ""))
-    if not directory or not Path(directory).is_dir():
+def _base_of(adapter: Adapter, weights: UPath) -> str:
+    """Return the name or the directory of the base model; peft's adapters may not have it."""
+    base = base_model_of(adapter, weights)
+    if base is None:
         raise AdapterError(
-            f"the adapter {weights} doesn't say where its base model is, with which it is to be merged",
+            f"the adapter {weights} doesn't name its base model, with which it is to be merged",
             "Give --model the directory or the Hugging Face id of the model that it was trained on",
         )
-    return directory
+    return base
 
 
 def _write(folder: Path, name: str, kind: Format, adapter: Adapter, origin: Origin, base: BaseModel | None) -> None:

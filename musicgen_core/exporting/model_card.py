@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from musicgen_core.escaping import markdown_code, markdown_text, one_line
 from musicgen_core.exporting.origin import Origin, Sample
+from musicgen_core.model.adapters_base import hub_id
 from musicgen_core.model.lora import PUBLISHED, Adapter, LoraSettings
 from musicgen_core.model.weights import BUILT_IN
 from musicgen_core.wording import counted, lasting
@@ -31,12 +32,6 @@ _OF_TRAINING = (  # of a run's config.json; not what tells of the machine or of 
     *("clips_per_step", "num_epochs", "max_steps", "early_stopping", "max_grad_norm", "base_precision"),
     *("segment_seconds", "validation_fraction", "cfg_dropout", "word_dropout", "seed"),
 )
-
-
-def hub_id(base_model: str) -> str | None:
-    """The base model's id on the Hub, from an adapter's `base_model`; None for a local one."""
-    name = base_model.partition("@sha256:")[0]
-    return name if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) else None
 
 
 def write_card(

@@ -12,6 +12,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.data.shards import ShardReport, shard_paths
 from musicgen_core.evaluation.subject import Subject
+from musicgen_core.model.adapters_base import run_config
 from musicgen_core.model.lora import Adapter
 from musicgen_core.tracking import read_metrics
 from musicgen_core.training.resuming import HELD_OUT
@@ -70,7 +71,7 @@ class Origin:
 def origin_of(weights: UPath, adapter: Adapter) -> Origin:
     """What the run directory around a `*_lora.pt` tells. What can't be read is left out."""
     root = weights.parent.parent
-    config = _read_json(root / "config.json") if weights.parent.name == "lora_weights" else None
+    config = run_config(weights)
     if config is None:
         return Origin()
     return Origin(

@@ -39,6 +39,7 @@ from musicgen_core.generation.plan import (
     smaller_size,
 )
 from musicgen_core.generation.request import Rendered, RenderRequest
+from musicgen_core.model.adapters_base import choose_model
 from musicgen_core.model.hub_adapter import shown
 from musicgen_core.model.lora import Adapter, find_adapter, load_adapter, load_merged
 from musicgen_core.model.text import TextEncoder
@@ -81,7 +82,7 @@ def render(
     found = None if request.adapter is None else find_adapter(request.adapter)
     adapter = None if found is None else load_adapter(found)
     check_continued(request.prompts, request.continue_from)
-    model = find_model(request.model)
+    model = find_model(choose_model(request.model, request.default_model, adapter, found))
     voices = [_Voice(None, None)] if adapter is None or request.compare else []
     if found is not None and adapter is not None:
         adapter.check_base(model, str(found))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from musicgen_core.config import Format, SamplingSettings
+from musicgen_core.config import DEFAULT_MODEL, Format, SamplingSettings
 from musicgen_core.escaping import one_line
 from musicgen_core.generation.prompts import Prompt
 
@@ -16,7 +16,7 @@ class RenderRequest:
 
     Attributes:
         out: the directory for the files.
-        model: `demo`, `debug`, a directory or a Hugging Face id.
+        model: `demo`, `debug`, a directory or a Hugging Face id; None: the base model of the adapter.
         adapter: a `*_lora.pt` or a run directory; None for the base model.
         compare: render each prompt with the base model, too, from the same seed.
         variations: pieces a prompt, each from a random stream of its own.
@@ -27,11 +27,12 @@ class RenderRequest:
         weight_bits: 16 or, on a GPU with the kernels, 8.
         cache_bits: of keys and values where several pieces are side by side, likewise.
         copy_to: a place for a second copy, or None.
+        default_model: the model without an adapter, or with one that names no base model.
     """
 
     out: str
     prompts: Sequence[Prompt]
-    model: str
+    model: str | None = None
     settings: SamplingSettings = field(default_factory=SamplingSettings)
     adapter: str | None = None
     compare: bool = False
@@ -45,6 +46,7 @@ class RenderRequest:
     cache_bits: int = 16
     device: str = "auto"
     copy_to: str | None = None
+    default_model: str = DEFAULT_MODEL
 
     @property
     def pieces_a_prompt(self) -> int:

@@ -344,7 +344,7 @@ class _Session:
         return {
             **values,
             "model": self.model.name,
-            "model_dir": str(self.model.directory),
+            "model_dir": str(self.model.directory.absolute()),
             "tokens": self.request.tokens,
             "origin": self.start.origin,
             "init_adapter": self._init_adapter() if self.start.checkpoint is None else stored_init,

@@ -119,6 +119,12 @@ def test_progress_is_told_from_the_first_clip_to_the_last_of_both_models(
     assert heard[-1] == (2 * found.clips, 2 * found.clips, "the adapter's losses")
 
 
+def test_without_a_model_the_adapters_own_is_evaluated(tokens: Path, trained: Path, tmp_path: Path) -> None:
+    settings = EvaluateSettings(max_clips=2, prompts=["jazz"], duration=0.5)
+    found = evaluate(EvaluateRequest(str(tokens), str(trained), output=str(tmp_path), device="cpu", settings=settings))
+    assert found.base_model == json.loads((trained / "config.json").read_text())["base_model"]
+
+
 # What the numbers say
 
 

@@ -305,3 +305,11 @@ def test_a_pipe_is_not_waited_for_as_a_recording(request_for: Any, tmp_path: Pat
     os.mkfifo(tmp_path / "pipe.wav")
     with pytest.raises(ConfigError, match="it is not a file"):
         render(request_for(continue_from=str(tmp_path / "pipe.wav")))
+
+
+def test_without_a_model_the_adapters_own_plays(request_for: Any, strong_adapter: Adapter, tmp_path: Path) -> None:
+    saved = tmp_path / "best_lora.pt"
+    named = strong_adapter.base_model.rpartition("@")[2]
+    save_adapter(Adapter(**{**vars(strong_adapter), "base_model": f"debug@{named}"}), storage.as_path(saved))
+    [piece] = render(request_for(prompts=["jazz"], adapter=str(saved), model=None))
+    assert sidecar_of(piece.wav)["model"].startswith("debug@")

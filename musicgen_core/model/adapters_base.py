@@ -1,0 +1,79 @@
+"""Find the base model of an adapter, from what the adapter and the run directory around it say."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.errors import AdapterError
+from musicgen_core.model.lora import Adapter
+from musicgen_core.model.weights import BUILT_IN, LM_FILE
+
+logger = logging.getLogger(__name__)
+
+
+def base_model_of(adapter: Adapter, weights: UPath) -> str | None:
+    """Return what `find_model` takes for the model that an adapter was trained on; None: the adapter doesn't say.
+
+    Args:
+        weights: the adapter's file; one in a run directory has a config.json that says where a local model is.
+
+    Raises:
+        AdapterError: it was trained on a local model whose directory isn't known or isn't there any more.
+    """
+    name, hashed, _ = adapter.base_model.partition("@sha256:")
+    if name in BUILT_IN or (not hashed and name and (Path(name).expanduser() / LM_FILE).is_file()):
+        return name
+    if hub_id(name):
+        return name
+    if not hashed:
+        return None
+    directory = str((run_config(weights) or {}).get("model_dir") or "")
+    if not directory or not Path(directory).is_dir():
+        gone = f"the base model of the adapter {weights} is not at {directory} any more"
+        raise AdapterError(
+            gone if directory else f"the adapter {weights} doesn't say where its base model is, a local directory",
+            "Give --model the directory or the Hugging Face id of the model that it was trained on",
+        )
+    return directory
+
+
+def choose_model(given: str | None, default: str, adapter: Adapter | None, weights: UPath | None) -> str:
+    """Return the model that is given, else the base model of the adapter, else the default.
+
+    Raises:
+        AdapterError: see `base_model_of`.
+    """
+    if given or adapter is None or weights is None:
+        return given or default
+    found = base_model_of(adapter, weights)
+    if found is None:
+        logger.warning(
+            "the adapter %s doesn't name its base model: %s is used; for another one, set model", weights, default
+        )
+        return default
+    logger.info("the base model is that of the adapter: %s", found)
+    return found
+
+
+def hub_id(base_model: str) -> str | None:
+    """Return the base model's id on the Hub, from an adapter's `base_model`; None for a local one."""
+    name = base_model.partition("@sha256:")[0]
+    return name if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) else None
+
+
+def run_config(weights: UPath) -> dict[str, Any] | None:
+    """Return the config.json of the run directory that a `*_lora.pt` lies in; None without one that can be read."""
+    if weights.parent.name != "lora_weights":
+        return None
+    try:
+        config = json.loads(storage.read_text(weights.parent.parent / "config.json"))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None
