@@ -8,7 +8,7 @@ from prefect.client.schemas import State
 from flows.beginning import begin
 from flows.endings import ends_with_reason
 from flows.parameters import GenerateParameters
-from flows.places import new_folder, place, run_name
+from flows.places import music_name, new_folder, place
 from flows.run_form import explained, spread
 from musicgen_core import storage
 from musicgen_core.config import DEFAULT_PROMPTS, SamplingSettings
@@ -18,7 +18,7 @@ from tasks.generating import render_prompts
 
 
 @explained
-@flow(name="generate-music", flow_run_name=run_name("generate-music", "output"))
+@flow(name="generate-music", flow_run_name=music_name("generate-music"))
 @ends_with_reason
 @spread(GenerateParameters, SamplingSettings)
 def generate_music(given: GenerateParameters, settings: SamplingSettings) -> list[Rendered] | State[list[Rendered]]:

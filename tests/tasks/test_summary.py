@@ -12,12 +12,9 @@ from uuid import UUID
 
 import pytest
 import soundfile
-from prefect import runtime
 from prefect.client.schemas.objects import Artifact, FlowRun
-from prefect.variables import Variable
 
 from flows.generate_music import generate_music
-from flows.places import run_name
 from musicgen_core.data.shards import Rejected, ShardReport
 from tasks.summary import tokenized_section
 
@@ -35,17 +32,17 @@ def test_the_summary_of_a_finetuning_says_where_all_three_parts_left_their_files
     assert state.is_completed()
     run_id = state.state_details.flow_run_id
     summary = str(shown(run_id)["summary"].data)
-    assert summary.startswith("# finetune · jazz\n")
+    assert summary.startswith("# finetune · jazz · ")
     for place in ("tokens", "runs/jazz", "runs/jazz/lora_weights/best_lora.pt", "runs/jazz/full_models/best_model.pt"):
         assert f"`{folder}/{place}`" in summary
     assert f"| `{folder}/music/generated_000.wav` | 0.5 | with the adapter | calm \\| plucked strings |" in summary
     assert "Rejected: 1." in summary
 
     parts = subflows(run_id)
-    assert {run.name for run in parts.values()} == {
+    assert {run.name.rpartition(" · ")[0] for run in parts.values()} == {  # without the time
         f"tokenize-archives · {demo_archives.name}",
         "train-lora · jazz",
-        "generate-music · music",
+        "generate-music · calm | plucked strings",
     }
     of_parts = {name: shown(run.id) for name, run in parts.items()}
     assert {name: set(found) for name, found in of_parts.items()} == {
@@ -68,34 +65,6 @@ def test_failed_archives_are_named_in_the_summary_with_what_to_do() -> None:
     assert "**1 archive failed.** Fix what is listed and retry this run" in section
     assert r"- `archive_batch_0007`: not an \| archive" in section
     assert "- a remark" in section
-
-
-@pytest.mark.parametrize(
-    ("place", "name"),
-    [
-        ("/data/jazz-2026-11-23", "jazz-2026-11-23"),
-        ("/data/jazz/", "jazz"),
-        ("/data/jazz/archive_batch_00*.zip", "jazz"),
-        ("gs://bucket/runs/first", "first"),
-        ("gs://bucket", "bucket"),
-        ("runs/first", "first"),
-        (".", Path.cwd().name),
-        ("/", "/"),
-    ],
-)
-def test_a_run_is_named_after_the_last_folder(place: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.flow_run, "parameters", {"run_dir": place}, raising=False)
-    assert run_name("train-lora", "run_dir")() == f"train-lora · {name}"
-
-
-def test_without_a_place_the_name_comes_from_the_prefect_variable_or_is_the_flow_s_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(runtime.flow_run, "parameters", {"archives": None}, raising=False)
-    name = run_name("tokenize-archives", "archives", "test_of_names")
-    assert name() == "tokenize-archives"
-    Variable.set("test_of_names", "/data/jazz")
-    assert name() == "tokenize-archives · jazz"
 
 
 def test_one_page_plays_both_voices_of_all_prompts(
