@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flows.parameters import BASE
 from musicgen_core import storage
 
 
@@ -18,7 +19,7 @@ def check_adapter(location: str | None) -> None:
     from musicgen_core.model.hub_adapter import is_on_hub
     from musicgen_core.model.lora import find_adapter, load_adapter
 
-    if location is None or (is_on_hub(location) and not _begins_here(location)):
+    if location in (None, BASE) or (is_on_hub(location) and not _begins_here(location)):
         return
     load_adapter(find_adapter(location))
 

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from flows.parameters import DEFAULT_MODEL, Device
-from musicgen_core.config import LARGEST_COUNT, MOST_WORKERS, Settings
+from flows.parameters import Device
+from musicgen_core.config import DEFAULT_MODEL, LARGEST_COUNT, MOST_WORKERS, Settings
 
 DEFAULT_HOST = "127.0.0.1"
 _MOST_PORT = 65535
@@ -28,6 +28,12 @@ class UpParameters(Settings):
     tokens: str | None = Field(None, description="Sets the variable musicgen_tokens (at first ./tokens)")
     runs: str | None = Field(None, description="Sets the variable musicgen_runs (at first ./runs)")
     output: str | None = Field(None, description="Sets the variable musicgen_output (at first ./music)")
+    model: str | None = Field(
+        None, description="Sets the variable musicgen_model, from which jobs take their model where none is given"
+    )
+    device: Literal["auto", "cpu", "cuda"] | None = Field(
+        None, description="Sets the variable musicgen_device, which stands for auto in jobs"
+    )
     host: str = Field(DEFAULT_HOST, description="Address that the server listens at; 127.0.0.1 is this machine alone")
     port: int = Field(4200, ge=1, le=_MOST_PORT, description="Port of the server")
     files_port: int | None = Field(

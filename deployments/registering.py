@@ -148,6 +148,22 @@ def _content(automation: Automation | Any) -> dict[str, Any]:
     return content
 
 
+def set_defaults(model: str | None, device: str | None) -> dict[str, str]:
+    """Set the variables that deployments take model and device from, where one is given → all that are set."""
+    from prefect.variables import Variable
+
+    if model and Path(model).expanduser().is_dir():
+        model = str(Path(model).expanduser().resolve())  # workers may be in another directory
+    defaults = {}
+    for name, chosen in {"model": model, "device": device}.items():
+        variable = f"musicgen_{name}"
+        if chosen:
+            Variable.set(variable, chosen, overwrite=True)
+        if value := Variable.get(variable):
+            defaults[variable] = str(value)
+    return defaults
+
+
 def set_places(given: Mapping[str, str | None]) -> dict[str, str]:
     """Set the variables that deployments take their places from, where one is given or none is set yet → all."""
     from prefect.variables import Variable

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flows.parameters import DEFAULT_MODEL
-from musicgen_core.config import TrainSettings
+from musicgen_core.config import DEFAULT_MODEL, TrainSettings
 from musicgen_core.data.dataset import ENOUGH_CLIPS
 from musicgen_core.wording import counted, lasting
 

@@ -24,7 +24,16 @@ from deployments.console import output, print_table
 from deployments.environment import LOCAL_API, is_healthy, is_quiet
 from deployments.parameters import DEFAULT_HOST, UpParameters
 from deployments.processes import Command, Part, Parts
-from deployments.registering import DEPLOYMENTS, PLACES, POOL, QUEUE, TOKENIZING_QUEUE, register, set_places
+from deployments.registering import (
+    DEPLOYMENTS,
+    PLACES,
+    POOL,
+    QUEUE,
+    TOKENIZING_QUEUE,
+    register,
+    set_defaults,
+    set_places,
+)
 from deployments.restarting import restart_missed
 from deployments.server_errors import LOGGING, follow_errors
 from deployments.weekly import describe_next
@@ -168,8 +177,9 @@ def _register(options: UpParameters) -> dict[str, str]:
     output.print("Registering the deployments …")
     register()
     places = set_places({name: getattr(options, name) for name in PLACES})
+    defaults = set_defaults(options.model, options.device)
     _warn_of_unlistable_runs()
-    return {**places, "next retraining": describe_next(SCHEDULER_SECONDS)}
+    return {**places, **defaults, "next retraining": describe_next(SCHEDULER_SECONDS)}
 
 
 @contextlib.contextmanager

@@ -8,11 +8,10 @@ from prefect.client.schemas import State
 from flows.beginning import begin
 from flows.endings import ends_with_reason
 from flows.parameters import EvaluateParameters
-from flows.places import place, run_name
-from flows.retraining import last_completed
+from flows.places import chosen_device, chosen_model, place, run_name
+from flows.retraining import last_trained
 from flows.run_form import explained, spread
 from musicgen_core import storage
-from musicgen_core.errors import ConfigError
 from musicgen_core.evaluation.request import EvaluateRequest, EvaluateSettings, Evaluation
 from tasks.evaluating import evaluate_adapter as evaluate_in_task
 
@@ -24,21 +23,14 @@ from tasks.evaluating import evaluate_adapter as evaluate_in_task
 def evaluate_adapter(given: EvaluateParameters, settings: EvaluateSettings) -> Evaluation | State[Evaluation]:
     """Compare an adapter with its base model on clips that it has not learned from."""
     begin()
-    chosen = given.adapter or _last_trained(given.model)
+    chosen = given.adapter or last_trained(given.model, "Train first, or give an adapter")
     request = EvaluateRequest(
         tokens=place(given.tokens, "musicgen_tokens"),
         adapter=chosen,
         model=given.model,
         output=given.output,
-        device=given.device,
+        device=chosen_device(given.device),
         settings=settings,
+        default_model=chosen_model(None),
     )
     return evaluate_in_task(name=storage.as_path(chosen).name, request=request)
-
-
-def _last_trained(model: str) -> str:
-    runs = storage.as_path(place(None, "musicgen_runs"))
-    last = last_completed(runs, model, besides=runs)
-    if last is None:
-        raise ConfigError(f"there is no completed training of {model} in {runs}", "Train first, or give an adapter")
-    return str(last.directory)

@@ -12,7 +12,7 @@ from flows.beginning import begin
 from flows.endings import ends_with_reason
 from flows.generate_music import generate_music
 from flows.parameters import FinetuneParameters
-from flows.places import new_folder, place, run_name
+from flows.places import chosen_device, chosen_model, new_folder, place, run_name
 from flows.run_form import explained, spread
 from flows.tokenize_archives import ArchivesFailed, TokenizeResult, tokenize_archives
 from flows.train_lora import train_lora
@@ -44,14 +44,15 @@ class FinetuneResult:
 def finetune(given: FinetuneParameters, settings: TrainSettings, tokenizing: TokenizeSettings) -> FinetuneResult:
     """Tokenize the archives, train an adapter on them, and make music with it."""
     begin()
-    check_model(given.model)
+    model, device = chosen_model(given.model), chosen_device(given.device)
+    check_model(model)
     directory = given.run_dir or str(storage.as_path(place(None, "musicgen_runs")) / new_folder("finetune"))
     state = tokenize_archives(
         archives=given.archives,
         tokens=given.tokens,
         metadata=given.metadata,
-        model=given.model,
-        device=given.device,
+        model=model,
+        device=device,
         limit=given.limit,
         max_workers=given.max_workers,
         task_runner=given.task_runner,
@@ -74,16 +75,16 @@ def finetune(given: FinetuneParameters, settings: TrainSettings, tokenizing: Tok
     trained = train_lora(
         tokens=tokenized.tokens,
         run_dir=directory,
-        model=given.model,
-        device=given.device,
+        model=model,
+        device=device,
         evaluate=given.evaluate,
         **settings.model_dump(),
     )
     rendered: Any = generate_music(  # raises CancelledRun for the state that its type allows for
         output=given.output,
         prompts=given.prompts,
-        model=given.model,
-        device=given.device,
+        model=model,
+        device=device,
         adapter=directory,
         duration=given.duration,
         seed=settings.seed,

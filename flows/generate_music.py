@@ -7,8 +7,9 @@ from prefect.client.schemas import State
 
 from flows.beginning import begin
 from flows.endings import ends_with_reason
-from flows.parameters import GenerateParameters
-from flows.places import music_name, new_folder, place
+from flows.parameters import BASE, GenerateParameters
+from flows.places import chosen_device, chosen_model, is_of_deployment, music_name, new_folder, place
+from flows.retraining import last_trained
 from flows.run_form import explained, spread
 from musicgen_core import storage
 from musicgen_core.config import DEFAULT_PROMPTS, SamplingSettings
@@ -22,7 +23,7 @@ from tasks.generating import render_prompts
 @ends_with_reason
 @spread(GenerateParameters, SamplingSettings)
 def generate_music(given: GenerateParameters, settings: SamplingSettings) -> list[Rendered] | State[list[Rendered]]:
-    """Make music from texts, with the adapter of a training or with the base model."""
+    """Make music from texts, with the adapter of a training or with the base model alone."""
     begin()
     wanted = [Prompt(prompt=text) for text in given.prompts or ()]
     wanted += read_prompts(given.prompts_file) if given.prompts_file else []
@@ -32,7 +33,7 @@ def generate_music(given: GenerateParameters, settings: SamplingSettings) -> lis
         prompts=wanted,
         model=given.model,
         settings=settings,
-        adapter=given.adapter,
+        adapter=_adapter(given),
         compare=given.compare,
         variations=given.variations,
         continue_from=given.continue_from,
@@ -42,7 +43,17 @@ def generate_music(given: GenerateParameters, settings: SamplingSettings) -> lis
         batch_size=given.batch_size,
         weight_bits=given.weight_bits,
         cache_bits=given.cache_bits,
-        device=given.device,
+        device=chosen_device(given.device),
         copy_to=given.copy_to,
+        default_model=chosen_model(None),
     )
     return render_prompts(count=len(wanted), request=request)
+
+
+def _adapter(given: GenerateParameters) -> str | None:
+    """Return the adapter that is given, else that of the last training in runs of deployments; None: the base model."""
+    if given.adapter:
+        return None if given.adapter == BASE else given.adapter
+    if not is_of_deployment():
+        return None
+    return last_trained(given.model, f"Train first, or give an adapter; {BASE} stands for the base model alone")

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from musicgen_core.config import (
+    DEFAULT_MODEL,
     LARGEST_COUNT,
     LONGEST_SECONDS,
     MOST_SIDE_BY_SIDE,
@@ -62,15 +63,21 @@ GROUPS = {
 }
 """By its title, each group of parameters that are not the essential ones; those of no group are."""
 
-Model = Annotated[
-    str,
-    Field(
-        description="A Hugging Face id, a directory in audiocraft's format, or a model that needs no Hub: demo (small, "
-        "trained on synthesized music) or debug (random weights)"
-    ),
+_MODELS = (
+    "A Hugging Face id, a directory in audiocraft's format, or a model that needs no Hub: demo (small, "
+    "trained on synthesized music) or debug (random weights)"
+)
+_DEFAULT = f"for a deployment the variable musicgen_model if it is set, else {DEFAULT_MODEL}"
+Model = Annotated[str | None, Field(description=f"{_MODELS}; by default {_DEFAULT}")]
+AdaptersModel = Annotated[
+    str | None, Field(description=f"{_MODELS}; by default the base model of the adapter; without one, {_DEFAULT}")
 ]
 Device = Annotated[
-    Literal["auto", "cpu", "cuda"], Field(description="Where to compute; auto takes a GPU if there is one")
+    Literal["auto", "cpu", "cuda"],
+    Field(
+        description="Where to compute; auto: for a deployment the variable musicgen_device if it is set, else a GPU "
+        "if there is one"
+    ),
 ]
 Archives = Annotated[
     str | None, Field(description="A file, a directory or a glob; by default the variable musicgen_archives")
@@ -99,7 +106,8 @@ Evaluate = Annotated[
     bool,
     Field(description="At the end compare the best adapter with the base model on up to 500 validation clips"),
 ]
-DEFAULT_MODEL = "facebook/musicgen-large"
+BASE = "base"
+"""What stands for no adapter where an adapter could be given"""
 
 
 def archives_at_a_time(max_workers: int | None) -> int:
@@ -113,7 +121,7 @@ class TokenizeParameters(Settings):
     archives: Archives = None
     tokens: Tokens = None
     metadata: Metadata = None
-    model: Model = DEFAULT_MODEL
+    model: Model = None
     device: Device = "auto"
     limit: Limit = None
     max_workers: MaxWorkers = None
@@ -128,7 +136,7 @@ class TrainParameters(Settings):
     run_dir: str | None = Field(
         None, description="Directory of this training; by default a new one under the variable musicgen_runs"
     )
-    model: Model = DEFAULT_MODEL
+    model: Model = None
     device: Device = "auto"
     resume: str = Field(
         "auto", description="auto: go on from the newest checkpoint; never: only a new training; or a checkpoint's path"
@@ -155,13 +163,13 @@ class EvaluateParameters(Settings):
     adapter: str | None = Field(
         None,
         description="A *_lora.pt, a run directory (its best), a PEFT directory, or USER/NAME on the Hub; "
-        "by default the training under the variable musicgen_runs that was completed last",
+        "by default the best of the training under the variable musicgen_runs that was completed last",
     )
     output: str | None = Field(
         None,
         description="Directory of the report; by default evaluation in the adapter's run directory, or beside it",
     )
-    model: Model = DEFAULT_MODEL
+    model: AdaptersModel = None
     device: Device = "auto"
 
 
@@ -177,8 +185,9 @@ class GenerateParameters(Settings):
     prompts: list[PromptText] | None = Field(None, description="Texts to make music from; by default a few examples")
     adapter: str | None = Field(
         None,
-        description="A *_lora.pt, a run directory (its best), a PEFT directory, or USER/NAME on the Hub; "
-        "none: the base model",
+        description="A *_lora.pt, a run directory (its best), a PEFT directory, or USER/NAME on the Hub; base: the "
+        "base model alone. By default: for a deployment the best of the training under the variable musicgen_runs that "
+        "was completed last, on the command line base",
     )
     prompts_file: str | None = Field(
         None,
@@ -189,7 +198,7 @@ class GenerateParameters(Settings):
     continue_from: str | None = Field(
         None, description="A sound file that the pieces go on from; the duration is that of the whole"
     )
-    model: Model = DEFAULT_MODEL
+    model: AdaptersModel = None
     device: Device = "auto"
     compare: bool = Field(False, description="Render each prompt with the base model, too, from the same seed")
     formats: list[Format] | None = Field(None, description="Write these beside each wav, too: flac, mp3")
@@ -218,7 +227,7 @@ class FinetuneParameters(Settings):
     )
     output: Output = None
     metadata: Metadata = None
-    model: Model = DEFAULT_MODEL
+    model: Model = None
     device: Device = "auto"
     limit: Limit = None
     max_workers: MaxWorkers = None
@@ -240,7 +249,7 @@ class EstimateParameters(Settings):
         100, ge=1, le=LARGEST_COUNT, description="Clips to encode, spread over at most 4 of the archives"
     )
     hourly_price: float | None = Field(None, gt=0, le=1e12, description="Price of this machine an hour, for the cost")
-    model: Model = DEFAULT_MODEL
+    model: str = Field(DEFAULT_MODEL, description=_MODELS)
     device: Device = "auto"
     max_workers: MaxWorkers = None
 

@@ -12,7 +12,7 @@ from prefect.client.schemas import FlowRun
 from prefect.context import FlowRunContext
 from prefect.variables import Variable
 
-from musicgen_core.config import DEFAULT_PROMPTS
+from musicgen_core.config import DEFAULT_MODEL, DEFAULT_PROMPTS
 from musicgen_core.errors import ConfigError
 from musicgen_core.escaping import one_line
 
@@ -107,6 +107,25 @@ def place(given: str | None, variable: str) -> str:
             f"Give it as a parameter, or run: prefect variable set {variable} PATH",
         )
     return str(found)
+
+
+def is_of_deployment() -> bool:
+    """Return whether the current run is one of a deployment: what its form leaves out, it finds for itself."""
+    return bool(runtime.deployment.id)
+
+
+def chosen_model(given: str | None) -> str:
+    """Return the model that is given, else that of the Prefect variable in runs of deployments, else the default."""
+    return given or _default("musicgen_model") or DEFAULT_MODEL
+
+
+def chosen_device(given: str) -> str:
+    """Return the device that is given; for auto that of the Prefect variable in runs of deployments, if it is set."""
+    return (_default("musicgen_device") if given == "auto" else "") or given
+
+
+def _default(variable: str) -> str:
+    return str(Variable.get(variable) or "") if is_of_deployment() else ""
 
 
 def new_folder(flow: str) -> str:

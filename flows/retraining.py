@@ -8,10 +8,13 @@ from typing import Any
 
 from upath import UPath
 
+from flows.places import place
 from musicgen_core import storage
 from musicgen_core.config import TrainSettings
 from musicgen_core.data.copies import copies_among
 from musicgen_core.data.shards import read_report
+from musicgen_core.errors import ConfigError
+from tasks.progress import run_logger
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,30 @@ def is_begun(directory: UPath) -> bool:
     return (directory / "config.json").exists()
 
 
-def last_completed(runs: UPath, model: str, besides: UPath) -> Training | None:
+def last_trained(model: str | None, next_step: str) -> str:
+    """Return the run directory under the variable musicgen_runs whose training was completed last.
+
+    Args:
+        model: as it was given to the training; None: any.
+        next_step: what to do where there is none.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    runs = storage.as_path(place(None, "musicgen_runs"))
+    last = last_completed(runs, model, besides=runs)
+    if last is None:
+        of = f" of {model}" if model else ""
+        raise ConfigError(f"there is no completed training{of} in {runs}", next_step)
+    run_logger().info("the adapter is the best of the training that was completed last, %s", last.directory)
+    return str(last.directory)
+
+
+def last_completed(runs: UPath, model: str | None, besides: UPath) -> Training | None:
     """The training of a model that was completed last, among the run directories in `runs`.
 
     Args:
-        model: as it was given to the training.
+        model: as it was given to the training; None: any.
         besides: a run directory that does not count.
     """
     if not runs.is_dir():
@@ -55,7 +77,7 @@ def last_completed(runs: UPath, model: str, besides: UPath) -> Training | None:
     found = []
     for directory in runs.iterdir():
         training = _completed(directory)
-        if training is not None and directory.name != besides.name and training.config.get("model") == model:
+        if training is not None and directory.name != besides.name and model in (None, training.config.get("model")):
             final = training.final_adapter
             found.append((final.fs.modified(final.path), directory.name, training))
     return max(found, key=lambda entry: entry[:2])[2] if found else None

@@ -17,7 +17,7 @@ from upath import UPath
 from flows.beginning import begin
 from flows.endings import ends_with_reason
 from flows.parameters import TokenizeParameters, archives_at_a_time
-from flows.places import place, run_name
+from flows.places import chosen_device, chosen_model, place, run_name
 from flows.run_form import explained, spread
 from flows.runners import call_everywhere
 from flows.runners import task_runner as make_task_runner
@@ -66,6 +66,7 @@ class ArchivesFailed(ArchiveError):
 def tokenize_archives(given: TokenizeParameters, settings: TokenizeSettings) -> State[TokenizeResult]:
     """Tokenize every clip of every archive with EnCodec, a task an archive; what is done already is kept."""
     begin()
+    model, device = chosen_model(given.model), chosen_device(given.device)
     found, left_out = choose_archives(_absolute(place(given.archives, "musicgen_archives")))
     _warn_in_terminal(left_out)
     target = _absolute(place(given.tokens, "musicgen_tokens"))
@@ -78,9 +79,9 @@ def tokenize_archives(given: TokenizeParameters, settings: TokenizeSettings) -> 
             "archive": str(archive),
             "stem": archive_stem(archive),
             "tokens": target,
-            "model": given.model,
+            "model": model,
             "settings": settings,
-            "device": given.device,
+            "device": device,
             "metadata": described_by,
             "limit": limits[archive],
             "flow_run": f"{runtime.flow_run.id}-{runtime.flow_run.run_count}",  # a retry isn't stopped with the first
@@ -93,7 +94,7 @@ def tokenize_archives(given: TokenizeParameters, settings: TokenizeSettings) -> 
     if captions is not None:
         check_matches(captions, ((archive.name, _names_in(archive, settings)) for archive in limits))
     if given.task_runner == "threads":  # a cluster's workers have caches and GPUs of their own
-        check_codec(given.model, given.device)
+        check_codec(model, device)
     with runner, log_tokenizing(target, [entry["stem"] for entry in work]) as log:
         reports, failed = _tokenize_all(work, runner, storage.as_path(target), log)
     are_all = given.limit is None and not failed

@@ -12,7 +12,7 @@ from upath import UPath
 from flows.beginning import begin
 from flows.endings import ends_with_reason
 from flows.parameters import TrainParameters
-from flows.places import new_folder, place, run_name
+from flows.places import chosen_device, chosen_model, new_folder, place, run_name
 from flows.retraining import Training, is_begun, last_completed, new_archives
 from flows.run_form import explained, spread
 from musicgen_core import storage
@@ -32,6 +32,7 @@ from tasks.training import outcome, train_adapter
 def train_lora(given: TrainParameters, settings: TrainSettings) -> TrainResult | State[TrainResult]:
     """Fine-tune MusicGen with LoRA on tokenized clips. Running it again goes on where it stopped."""
     begin()
+    model, device = chosen_model(given.model), chosen_device(given.device)
     directory = storage.as_path(
         given.run_dir or storage.as_path(place(None, "musicgen_runs")) / new_folder("train-lora")
     )
@@ -39,7 +40,7 @@ def train_lora(given: TrainParameters, settings: TrainSettings) -> TrainResult |
     if given.init_from_latest and given.init_adapter:
         raise ConfigError("both init_adapter and init_from_latest are given", "Give one of the two")
     asks_before = given.init_from_latest or given.only_new_tokens
-    before = last_completed(directory.parent, given.model, directory) if asks_before else None
+    before = last_completed(directory.parent, model, directory) if asks_before else None
     # A run that is tried again has found out whether it is needed when it began.
     asks = before is not None and given.only_new_tokens and not is_begun(directory)
     if before is not None and asks and not new_archives(storage.as_path(shards), before):
@@ -48,15 +49,15 @@ def train_lora(given: TrainParameters, settings: TrainSettings) -> TrainResult |
         name=directory.name,
         tokens=shards,
         run_dir=str(directory),
-        model=given.model,
+        model=model,
         settings=settings,
-        device=given.device,
+        device=device,
         resume=given.resume,
         init_adapter=_adapter_of(before, settings) if before and given.init_from_latest else given.init_adapter,
         copy_to=given.copy_to,
     )
     if given.evaluate and not isinstance(trained, State):
-        request = EvaluateRequest(tokens=shards, adapter=str(directory), model=given.model, device=given.device)
+        request = EvaluateRequest(tokens=shards, adapter=str(directory), model=model, device=device)
         trained = evaluate_training(name=directory.name, request=request, trained=trained)
     if isinstance(trained, State):
         return trained  # Cancelled

@@ -79,3 +79,7 @@ def test_a_mistyped_path_is_not_left_to_the_run_as_the_hubs_are(
     (tmp_path / "runs" / "first").mkdir(parents=True)
     with pytest.raises(AdapterError, match="there is no adapter at runs/frist, and runs/frist is not on the Hugging"):
         check_adapter("runs/frist")
+
+
+def test_the_base_model_alone_is_no_adapter_to_look_for() -> None:
+    check_adapter("base")

@@ -57,7 +57,8 @@ def up(tmp_path_factory: pytest.TempPathFactory, demo_archives: Path) -> Iterato
     places = [f"--archives={demo_archives}", f"--tokens={folder / 'tokens'}", f"--runs={folder / 'runs'}"]
     places.append(f"--output={folder / 'music'}")
     ports = ["--port", str(port), "--files-port", str(free_port())]
-    with start_up(environment, folder / "up.log", *ports, "--workers", "2", *places) as up:
+    defaults = ["--model", "debug", "--device", "cpu"]
+    with start_up(environment, folder / "up.log", *ports, "--workers", "2", *places, *defaults) as up:
         yield up
 
 
@@ -90,7 +91,7 @@ def run_deployment(up: Up, name: str, *parameters: str) -> subprocess.CompletedP
     )
 
 
-def test_deployments_run_to_completed_from_the_places_that_up_set(up: Up) -> None:
+def test_deployments_run_to_completed_with_what_up_set(up: Up) -> None:
     quick = ("batch_size=4", "gradient_accumulation_steps=1", "segment_seconds=1", "max_steps=2")
     jobs = {
         "tokenize-archives": (),
@@ -99,7 +100,7 @@ def test_deployments_run_to_completed_from_the_places_that_up_set(up: Up) -> Non
         "generate-music": ('prompts=["jazz"]', "duration=0.5"),
     }
     for name, parameters in jobs.items():
-        done = run_deployment(up, name, "model=debug", "device=cpu", *parameters)
+        done = run_deployment(up, name, *parameters)
         assert done.returncode == 0, done.stdout + done.stderr + up.log.read_text()[-3000:]
         assert f"Created the run {name}: http" in done.stdout
         assert "Completed" in done.stdout
@@ -111,6 +112,9 @@ def test_deployments_run_to_completed_from_the_places_that_up_set(up: Up) -> Non
     assert (run / "evaluation" / "report.html").exists()
     [music] = (folder / "music").iterdir()
     wav = music / "generated_000.wav"
+    sidecar = json.loads(wav.with_suffix(".json").read_text())
+    assert sidecar["adapter"]["path"] == str(run / "lora_weights" / "best_lora.pt")
+    assert sidecar["model"].startswith("debug@")
     [link] = re.findall(r"^http://127\.0\.0\.1:\d+/output/\S+\.wav$", done.stdout, re.MULTILINE)
     with urllib.request.urlopen(link, timeout=60) as answer:
         assert (answer.read(), answer.headers["content-type"]) == (wav.read_bytes(), "audio/wav")

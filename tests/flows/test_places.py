@@ -13,8 +13,8 @@ from prefect.flow_engine import run_flow
 from prefect.utilities.names import generate_slug
 from prefect.variables import Variable
 
-from flows.places import is_generated, music_name, run_name
-from musicgen_core.config import DEFAULT_PROMPTS
+from flows.places import chosen_device, chosen_model, is_generated, music_name, run_name
+from musicgen_core.config import DEFAULT_MODEL, DEFAULT_PROMPTS
 
 OF_UI = ("theta3-draconis-void", "omega-vega", "mu-canis-majoris-a", "xi87-yed", "Rustic-abcdef")
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -103,3 +103,21 @@ def test_names_that_prefect_makes_up_are_known() -> None:
 def test_a_music_run_shows_its_first_prompt(parameters: dict[str, Any], shown: str) -> None:
     run = named(music_name("generate-music"), None, parameters)
     assert run.name == f"generate-music · {shown} · {time_of(run)}"
+
+
+# Model and device
+
+
+def test_jobs_take_model_and_device_from_variables_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "of-a-test")
+    assert (chosen_model(None), chosen_device("auto")) == (DEFAULT_MODEL, "auto")
+    Variable.set("musicgen_model", "demo")
+    Variable.set("musicgen_device", "cpu")
+    try:
+        assert (chosen_model(None), chosen_device("auto")) == ("demo", "cpu")
+        assert (chosen_model("debug"), chosen_device("cuda")) == ("debug", "cuda")
+        monkeypatch.delenv("PREFECT__RUNTIME__DEPLOYMENT__ID")  # as on the command line
+        assert (chosen_model(None), chosen_device("auto")) == (DEFAULT_MODEL, "auto")
+    finally:
+        Variable.unset("musicgen_model")
+        Variable.unset("musicgen_device")

@@ -1,0 +1,79 @@
+"""Which adapter and model play: given, found by the deployment, or the base model alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.variables import Variable
+
+from flows.generate_music import generate_music
+from musicgen_core.config import DEFAULT_MODEL
+from musicgen_core.errors import ConfigError
+from musicgen_core.generation import render
+from musicgen_core.generation.request import Rendered, RenderRequest
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[RenderRequest]:
+    """What is asked of the core; nothing is rendered."""
+    asked: list[RenderRequest] = []
+
+    def rendered(request: RenderRequest, *_: Any) -> list[Rendered]:
+        asked.append(request)
+        raise ConfigError("nothing is rendered here", "Look at the request")
+
+    monkeypatch.setattr(render, "render", rendered)
+    return asked
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a deployment looks for completed trainings: the small model's is the newest."""
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "of-a-test")
+    for number, (name, model) in enumerate({"first": "debug", "second": "demo", "third": "small"}.items()):
+        final = tmp_path / name / "lora_weights" / "final_lora.pt"
+        final.parent.mkdir(parents=True)
+        final.touch()
+        os.utime(final, (number, number))
+        (tmp_path / name / "config.json").write_text(json.dumps({"model": model, "shards": {}}))
+    (tmp_path / "third" / "lora_weights" / "final_lora.pt").unlink()  # not completed
+    Variable.set("musicgen_runs", str(tmp_path), overwrite=True)
+    return tmp_path
+
+
+def asked_by(requests: list[RenderRequest], output: Path, **parameters: Any) -> RenderRequest:
+    generate_music(output=str(output), return_state=True, **parameters)
+    return requests.pop()
+
+
+def test_a_job_takes_the_adapter_of_the_training_completed_last(
+    requests: list[RenderRequest], runs: Path, tmp_path: Path
+) -> None:
+    request = asked_by(requests, tmp_path)
+    assert (request.adapter, request.model) == (str(runs / "second"), None)  # its base model is the adapter's
+    assert asked_by(requests, tmp_path, model="debug").adapter == str(runs / "first")  # of that model
+    assert asked_by(requests, tmp_path, adapter="my_lora.pt").adapter == "my_lora.pt"
+
+
+def test_a_job_plays_the_base_model_when_asked(requests: list[RenderRequest], runs: Path, tmp_path: Path) -> None:
+    request = asked_by(requests, tmp_path, adapter="base")
+    assert (request.adapter, request.model, request.default_model) == (None, None, DEFAULT_MODEL)
+
+
+def test_without_a_completed_training_a_job_says_how_to_get_the_base_model(
+    requests: list[RenderRequest], runs: Path, tmp_path: Path
+) -> None:
+    state: Any = generate_music(output=str(tmp_path), model="medium", return_state=True)
+    assert state.is_failed() and not requests
+    assert f"no completed training of medium in {runs}" in state.message
+    assert "base" in state.message
+
+
+def test_outside_of_deployments_no_adapter_is_the_base_model(requests: list[RenderRequest], tmp_path: Path) -> None:
+    assert asked_by(requests, tmp_path).adapter is None
