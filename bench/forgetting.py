@@ -157,8 +157,10 @@ def main() -> None:
             train(TrainRequest(str(tokens), str(run_dir), given.model, settings, device=given.device))
             trained = time.monotonic() - began
             adapter = load_adapter(find_adapter(str(run_dir / "lora_weights" / "final_lora.pt")))
+            if adapter.global_step != steps:
+                raise SystemExit(f"{run_dir} is at step {adapter.global_step}, past {steps}: give another WORKDIR")
             for strength in given.strengths:
-                config = {**adapter.config, "lora_alpha": strength * given.alpha}
+                config = {**adapter.config, "lora_alpha": strength * adapter.config["lora_alpha"]}
                 lm = load_merged(model, replace(adapter, config=config), device, torch.float32)
                 setting = {"learning rate": rate, "prior": fraction, "steps": steps, "strength": strength}
                 rows.append({**setting, **measures.of(lm), "seconds of training": trained})

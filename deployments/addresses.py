@@ -31,7 +31,7 @@ def files_addresses(api: str, ui: str, port: int) -> tuple[str, str]:
 
     MUSICGEN_FILES_URL is where a proxy has it.
     """
-    return _with_port(api, port), os.environ.get("MUSICGEN_FILES_URL", _with_port(ui, port)).rstrip("/")
+    return _with_port(api, port), (os.environ.get("MUSICGEN_FILES_URL") or _with_port(ui, port)).rstrip("/")
 
 
 def _with_port(url: str, port: int) -> str:

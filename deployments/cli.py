@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import signal
@@ -28,14 +27,14 @@ from flows.parameters import (
     TrainParameters,
 )
 from musicgen_core.config import SamplingSettings, TokenizeSettings, TrainSettings
-from musicgen_core.errors import ConfigError, MusicgenError, reason_of
+from musicgen_core.errors import ConfigError, MusicgenError, advice_on, reason_of
 from musicgen_core.escaping import print_logs_safely, printable
 from musicgen_core.evaluation.request import EvaluateSettings
 
 _OF_TRAINING = {"num_epochs": "--epochs", "sample_prompts": "--sample-prompt"}
 COMMANDS = {
     "demo": Command(
-        summary="Tokenize, train and generate on made-up music, on the CPU, in two minutes",
+        summary="Tokenize, train and generate on made-up music, on the CPU, in about three minutes",
         function="deployments.demo:demo",
         kinds=(DemoParameters,),
         example="musicgen-flows demo --workdir /tmp/demo",
@@ -228,19 +227,12 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-_ADVICE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room on that disk, or give a place on another"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Change its permissions, or give another place"),
-    errno.EIO: "Check the disk",
-}
-
-
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, MusicgenError):
         return text
-    if isinstance(error, OSError) and error.filename is not None and error.errno in _ADVICE:
-        return f"{reason_of(error)}. {_ADVICE[error.errno]}"
+    if advice := advice_on(error):
+        return f"{reason_of(error)}. {advice}"
     if lost := explain_lost(error):
         return str(lost)
     return f"{type(error).__name__}: {text}. This is not a mistake that is known here; --debug shows where it came from"

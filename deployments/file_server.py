@@ -69,7 +69,7 @@ class Application:
     """The ASGI application: the folders, behind HTTP's basic authentication if there is a password.
 
     Args:
-        password: `user:password`; None for none. The health is told without it.
+        password: `user:password`; None for none. `/health` is served without it.
     """
 
     def __init__(self, folders: Folders, password: str | None) -> None:
@@ -102,7 +102,7 @@ class Serving:
 
     def serve(self, places: Mapping[str, str]) -> None:
         """Serve those of the places (by Prefect variable) that are local folders, and say so on the Prefect server."""
-        found = {name: _local_folder(places[f"musicgen_{name}"]) for name in FOLDERS}
+        found = {name: _local_folder(places.get(f"musicgen_{name}", "")) for name in FOLDERS}
         local = {name: folder for name, folder in found.items() if folder is not None}
         if local != self._folders.served:
             FileServer(self._url, self._local, platform.node(), local).publish()
@@ -111,7 +111,7 @@ class Serving:
 
 def _local_folder(location: str) -> str | None:
     """Return a place without symbolic links; None if it is remote, relative, or no place at all."""
-    with contextlib.suppress(ConfigError):
+    with contextlib.suppress(ConfigError, OSError, RuntimeError):  # a symbolic link that leads back to itself
         path = storage.as_path(location)
         if storage.is_local(path) and Path(str(path)).is_absolute():
             return str(Path(str(path)).resolve())

@@ -164,6 +164,14 @@ def set_defaults(model: str | None, device: str | None) -> dict[str, str]:
     return defaults
 
 
+def stored_places() -> dict[str, str]:
+    """Return the variables that deployments take their places from, of which one may be missing."""
+    from prefect.variables import Variable
+
+    found = {f"musicgen_{name}": Variable.get(f"musicgen_{name}") for name in PLACES}
+    return {variable: str(value) for variable, value in found.items() if value}
+
+
 def set_places(given: Mapping[str, str | None]) -> dict[str, str]:
     """Set the variables that deployments take their places from, where one is given or none is set yet → all."""
     from prefect.variables import Variable

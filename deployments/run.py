@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,8 @@ def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
             if lost := explain_lost(error):
                 raise MusicgenError(lost.found, "Once it answers again, its UI shows the run") from error
             raise
-        _show_outcome(client, run.id)
+        with contextlib.suppress(httpx.HTTPError):  # the run has ended as it has, whether or not that can be shown
+            _show_outcome(client, run.id)
     return 0 if state.is_completed() else 1
 
 

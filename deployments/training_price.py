@@ -11,7 +11,7 @@ from musicgen_core.wording import counted, lasting
 if TYPE_CHECKING:
     from musicgen_core.estimate import Estimate
 
-SPEEDS = {"H200": 720.0, "H100": 703.0}
+SPEEDS = {"NVIDIA H200": 720.0, "NVIDIA H100 80GB HBM3": 703.0}
 """Seconds of audio that one GPU trains on in a second: musicgen-large, bf16, clips of 30 s (bench/RESULTS.md)"""
 _MEASURE_YOURS = "train with --max-steps 20 logs its seconds of audio per second (audio-s/s)"
 
@@ -23,15 +23,14 @@ def training_rows(found: Estimate, model: str, hourly_price: float | None) -> li
     work = f"{counted(epochs, 'epoch')} of {lasting(found.epoch_seconds)} of audio"
     if model != DEFAULT_MODEL:
         rows = [("training", f"{work}; the speed of {model} has not been measured: {_MEASURE_YOURS}")]
-    elif (gpu := next((name for name in SPEEDS if name in found.gpu), None)) is None:
+    elif (gpu := found.gpu if found.gpu in SPEEDS else None) is None:
         known, speed = next(iter(SPEEDS.items()))
-        text = f"{work}: about {lasting(seconds / speed)} on an {known}; {found.gpu or 'a CPU'} has not been measured: "
-        rows = [("training", text + _MEASURE_YOURS)]
+        text = f"{work}: about {lasting(seconds / speed)} on an {_short(known)}; {found.gpu or 'a CPU'}"
+        rows = [("training", f"{text} has not been measured: {_MEASURE_YOURS}")]
     else:
         speed = SPEEDS[gpu]
-        text = (
-            f"{work}: about {lasting(seconds / speed)} at {speed:,.0f} seconds of audio a second, measured on an {gpu}"
-        )
+        text = f"{work}: about {lasting(seconds / speed)} at {speed:,.0f} seconds of audio a second, "
+        text += f"measured on an {_short(gpu)}"
         rows = [("training", text)]
         if hourly_price is not None:
             price = seconds / speed / 3600 * hourly_price
@@ -39,3 +38,7 @@ def training_rows(found: Estimate, model: str, hourly_price: float | None) -> li
     if found.clips < ENOUGH_CLIPS:
         rows.append(("note", f"fewer than {ENOUGH_CLIPS} clips: too few are held out to judge an adapter by"))
     return rows
+
+
+def _short(gpu: str) -> str:
+    return gpu.removeprefix("NVIDIA ")

@@ -33,6 +33,7 @@ from deployments.registering import (
     register,
     set_defaults,
     set_places,
+    stored_places,
 )
 from deployments.restarting import restart_missed
 from deployments.server_errors import LOGGING, follow_errors
@@ -185,7 +186,10 @@ def _register(options: UpParameters) -> dict[str, str]:
 @contextlib.contextmanager
 def _files(options: UpParameters, api: str, ui: str) -> Iterator[Serving | None]:
     """The file server; none where its port is taken."""
+    from prefect.variables import Variable
+
     from deployments.file_server import serving
+    from tasks.served import VARIABLE
 
     local, url = files_addresses(api, ui, options.chosen_files_port)
     with contextlib.ExitStack() as stack:
@@ -199,6 +203,7 @@ def _files(options: UpParameters, api: str, ui: str) -> Iterator[Serving | None]
                 soft_wrap=True,
                 highlight=False,
             )
+            Variable.unset(VARIABLE)  # of an `up` that was killed
             server = None
         yield server
 
@@ -285,7 +290,7 @@ def _restart_missed() -> None:
 def _follow_places(files: Serving) -> None:
     # A server that is too busy to answer is asked again the next time.
     with contextlib.suppress(httpx.HTTPError):
-        files.serve(set_places({}))
+        files.serve(stored_places())
 
 
 def _watch(server: Sequence[Part], workers: Parts, files: Serving | None) -> None:

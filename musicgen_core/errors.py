@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 from musicgen_core.escaping import printable
@@ -88,6 +89,18 @@ def reason_of(error: BaseException) -> str:
         where = f": {error.filename}" if error.filename is not None else ""
         return f"{error.strerror[:1].lower()}{error.strerror[1:]}{where}"
     return f"{type(error).__name__}: {error}"
+
+
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room on that disk, or give a place on another"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Change its permissions, or give another place"),
+    errno.EIO: "Check the disk",
+}
+
+
+def advice_on(error: BaseException) -> str | None:
+    """Return what to do about an error of a file or its disk; None for others."""
+    return _ADVICE.get(error.errno or 0) if isinstance(error, OSError) and error.filename is not None else None
 
 
 def without_number(text: str) -> str:

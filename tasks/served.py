@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import platform
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -46,6 +47,8 @@ TYPES = {
 """Content types of the files that are served, by ending; no others are."""
 _DESCRIBED = (".wav", ".parquet")
 _ANSWER_SECONDS = 3.0
+CHECK_SECONDS = 60.0
+"""How long a run takes the file server to be as it found it"""
 
 
 def is_served(file: Path, folder: Path) -> bool:
@@ -109,7 +112,7 @@ def file_link(location: storage.Location | UPath) -> str:
     """Return a path as Markdown: a link if the file server of `up` serves the file to the current run's readers."""
     url = None
     try:
-        if (run := runtime.flow_run.id) and (server := _file_server(run)):
+        if (run := runtime.flow_run.id) and (server := _file_server(run, int(time.monotonic() // CHECK_SECONDS))):
             url = server.url_of(location)
     except Exception as error:  # whatever it is, a link is not worth the page that it is for
         logger.debug("%s has no link: %s", location, error)
@@ -122,8 +125,12 @@ def links_in(markdown: str) -> list[str]:
 
 
 @lru_cache(maxsize=8)
-def _file_server(flow_run: str) -> FileServer | None:
-    """Return the file server that serves this machine's files; None if there is none, or it does not answer."""
+def _file_server(flow_run: str, check: int) -> FileServer | None:
+    """Return the file server that serves this machine's files; None if there is none, or it does not answer.
+
+    Args:
+        check: a number that grows with time, so that one that was too busy to answer is asked again.
+    """
     server = stored_file_server()
     if server is None or server.machine != platform.node():
         return None

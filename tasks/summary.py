@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from prefect import runtime
 
 from musicgen_core import storage
-from musicgen_core.errors import MusicgenError, reason_of
+from musicgen_core.errors import MusicgenError, advice_on, reason_of
 from musicgen_core.escaping import markdown_code, markdown_text
 from musicgen_core.generation.request import Rendered, page_of
 from musicgen_core.wording import counted, lasting
@@ -102,6 +102,8 @@ def failed_section(error: Exception) -> str:
     if isinstance(error, MusicgenError):
         found, next_step = markdown_text(in_form(error.found)), markdown_text(in_form(error.next_step))
         parts += [f"{found}.", f"**What to do.** {next_step}" if next_step else ""]
+    elif advice := advice_on(error):
+        parts += [f"{markdown_text(reason_of(error))}.", f"**What to do.** {advice}."]
     else:
         parts += [markdown_text(reason_of(error)), "This is probably a bug: the run's log has its traceback."]
     parts.append("*Retry* runs again with the same parameters; *Copy to new run* lets you change them first.")

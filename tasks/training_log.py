@@ -109,7 +109,7 @@ class TrainingLog:
         figures = self._figures
         figures.forget_speed()
         if not figures.total:
-            message = "cancelled before its first step; Retry starts it again"
+            message = "cancelled before training began; Retry continues from the newest checkpoint, if there is one"
         elif self._is_waiting:
             message = f"cancelled at step {figures.done:,}, not saved; Retry continues from the last checkpoint"
         else:

@@ -93,8 +93,8 @@ def test_training_has_a_price_on_a_gpu_whose_speed_was_measured_and_nowhere_else
 
 def test_figures_of_training_are_those_of_the_benchmarks() -> None:
     figures = (Path(__file__).parents[2] / "bench" / "RESULTS.md").read_text()
-    assert "719, 721 → 720" in figures and SPEEDS["H200"] == 720  # one H200, micro-batch 16
-    assert "**703** (430)" in figures and SPEEDS["H100"] == 703  # one H100, micro-batch 8
+    assert "719, 721 → 720" in figures and SPEEDS["NVIDIA H200"] == 720  # one H200, micro-batch 16
+    assert "**703** (430)" in figures and SPEEDS["NVIDIA H100 80GB HBM3"] == 703  # one H100, micro-batch 8
 
 
 def test_remote_archives_have_their_download_and_scratch_disk_in_it(

@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deployments.environment import DEFAULTS
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -31,7 +33,7 @@ def test_a_temporary_server_ends_with_a_command_that_is_killed(tmp_path: Path) -
         "import time\nfrom deployments.temporary_server import start_temporary_server\n"
         "start_temporary_server()\nprint('up', flush=True)\ntime.sleep(1000)"
     )
-    environment = {**os.environ, "PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": ""}
+    environment = {**os.environ, **DEFAULTS, "PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": ""}
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None and "up\n" in iter(process.stdout.readline, "")
     started = psutil.Process(process.pid).children(recursive=True)

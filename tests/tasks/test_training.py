@@ -73,7 +73,7 @@ def test_a_training_shows_figures_and_curves_and_where_its_files_are(
 ) -> None:
     state = train(tokens, tmp_path / "runs" / "jazz-2026-11-23")
     with get_client(sync_client=True) as client:
-        assert client.read_flow_run(id_of(state)).name == "train-lora · jazz-2026-11-23"
+        assert client.read_flow_run(id_of(state)).name.startswith("train-lora · jazz-2026-11-23 · 20")
     result, found = state.result(), shown(id_of(state))
     assert set(found) == {"training-progress", "training", "summary"}
     assert found["training-progress"].data == 100.0

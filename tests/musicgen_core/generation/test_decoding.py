@@ -37,6 +37,7 @@ def interpreted(script: str, *arguments: object) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("batch", "bits", "cache_bits", "given", "distance"),
     [(1, 16, 16, 0, 1e-6), (3, 16, 16, 2, 1e-6), (1, 8, 16, 5, 0.02), (1, 8, 8, 0, 0.02), (3, 16, 8, 2, 0.005)],
@@ -50,6 +51,7 @@ def test_kernels_give_the_logits_and_greedy_codes_of_the_model(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("splits", "scaled"), [(1, False), (1, True), (2, True), (4, False), (4, True), (8, True)])
 def test_attention_over_several_blocks_is_that_of_torch_however_it_is_split(splits: int, scaled: bool) -> None:
     *_, error = interpreted("interpreted_attending.py", splits, scaled)
@@ -57,6 +59,7 @@ def test_attention_over_several_blocks_is_that_of_torch_however_it_is_split(spli
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("how", [{"greedy": True}, {"top_k": 50}, {"top_k": 0, "temperature": 0.7}, {"top_p": 0.8}])
 def test_the_kernel_chooses_the_codes_that_sample_does_from_the_same_draws(how: dict[str, float | bool]) -> None:
     settings = SamplingSettings.model_validate(how)
@@ -68,6 +71,7 @@ def test_the_kernel_chooses_the_codes_that_sample_does_from_the_same_draws(how: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("rows", "parts"), [(2, 1), (32, 4), (64, 1), (64, 2)])
 @pytest.mark.parametrize("capability", SHARED_KIB)
 def test_the_products_fit_the_gpu_whatever_it_is(capability: int, rows: int, parts: int) -> None:
