@@ -111,7 +111,7 @@ BASE = "base"
 
 
 def archives_at_a_time(max_workers: int | None) -> int:
-    """What `MaxWorkers` comes to."""
+    """Return how many archives are tokenized at a time: as given, else one a core, at most 4."""
     return max_workers or min(4, os.cpu_count() or 1)
 
 
@@ -139,7 +139,7 @@ class TrainParameters(Settings):
     model: Model = None
     device: Device = "auto"
     resume: str = Field(
-        "auto", description="auto: go on from the newest checkpoint; never: only a new training; or a checkpoint's path"
+        "auto", description="auto: resume from the newest checkpoint; never: a new training; or a checkpoint's path"
     )
     init_adapter: str | None = Field(
         None,
@@ -174,7 +174,7 @@ class EvaluateParameters(Settings):
 
 
 def _bits(default: int, description: str) -> Any:
-    """Of a parameter that is 8 or 16."""
+    """Return the field of a parameter that is 8 or 16."""
     return Field(default, ge=8, le=16, multiple_of=8, description=description)
 
 
@@ -196,7 +196,7 @@ class GenerateParameters(Settings):
     )
     variations: int = Field(1, ge=1, le=10_000, description="Samples a prompt, each from its own random stream")
     continue_from: str | None = Field(
-        None, description="A sound file that the pieces go on from; the duration is that of the whole"
+        None, description="A sound file that the pieces continue; the duration is that of the whole"
     )
     model: AdaptersModel = None
     device: Device = "auto"
@@ -208,7 +208,7 @@ class GenerateParameters(Settings):
         None,
         ge=1,
         le=MOST_SIDE_BY_SIDE,
-        description="Pieces side by side; by default 1 on a CPU, and 1, 8 or 32 on a GPU as they fit",
+        description="Pieces in one batch; by default 1 on a CPU, and 1, 8 or 32 on a GPU as they fit",
     )
     weight_bits: int = _bits(16, "Bits of weights on a GPU, 16 or 8; 8: quicker for single pieces")
     cache_bits: int = _bits(

@@ -75,7 +75,7 @@ def keep_message(flow_run: str, message: str) -> None:
     """
     if "PREFECT__WORKER_NAME" in os.environ:
         subprocess.Popen(
-            [sys.executable, "-m", "tasks.cancelling", flow_run, message],
+            [sys.executable, "-m", "tasks.cancelling", flow_run, str(runtime.flow_run.run_count), message],
             cwd=Path(__file__).parent.parent,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -84,10 +84,9 @@ def keep_message(flow_run: str, message: str) -> None:
         )
 
 
-def _put_back(flow_run: UUID, message: str) -> None:
+def _put_back(flow_run: UUID, attempt: int, message: str) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     with get_client(sync_client=True) as client:
-        attempt = client.read_flow_run(flow_run).run_count
         while time.monotonic() < deadline:
             found = client.read_flow_run(flow_run)
             state = found.state
@@ -100,4 +99,4 @@ def _put_back(flow_run: UUID, message: str) -> None:
 
 
 if __name__ == "__main__":
-    _put_back(UUID(sys.argv[1]), sys.argv[2])
+    _put_back(UUID(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -98,7 +98,7 @@ class RenderingLog:
 
     @property
     def _seconds(self) -> float:
-        """Of each piece that play in the UI."""
+        """How much of each piece can be played in the UI."""
         return longest_seconds(min(self._pieces_in_all, PLAYED), SOUND_BYTES)
 
     def _line(self, piece: Rendered) -> str:
