@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import subprocess
 import re
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
