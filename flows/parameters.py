@@ -82,6 +82,10 @@ Device = Annotated[
 Archives = Annotated[
     str | None, Field(description="A file, a directory or a glob; by default the variable musicgen_archives")
 ]
+RunDir = Annotated[
+    str | None,
+    Field(description="Directory of the training; by default a new one under the variable musicgen_runs"),
+]
 Tokens = Annotated[str | None, Field(description="Directory of the shards; by default the variable musicgen_tokens")]
 Metadata = Annotated[
     str | None, Field(description="Descriptions; by default metadata.jsonl beside the archives, if it is there")
@@ -133,9 +137,7 @@ class TrainParameters(Settings):
     """Parameters of `train-lora`, beside TrainSettings."""
 
     tokens: Tokens = None
-    run_dir: str | None = Field(
-        None, description="Directory of this training; by default a new one under the variable musicgen_runs"
-    )
+    run_dir: RunDir = None
     model: Model = None
     device: Device = "auto"
     resume: str = Field(
@@ -222,9 +224,7 @@ class FinetuneParameters(Settings):
 
     archives: Archives = None
     tokens: Tokens = None
-    run_dir: str | None = Field(
-        None, description="Directory of the training; by default a new one under the variable musicgen_runs"
-    )
+    run_dir: RunDir = None
     output: Output = None
     metadata: Metadata = None
     model: Model = None

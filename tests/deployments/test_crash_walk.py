@@ -302,7 +302,7 @@ def test_a_cancelled_run_saves_stays_cancelled_and_goes_on_at_a_persons_retry(
     group = os.getpgid(run.pid)
     site.client.set_flow_run_state(training.created.id, Cancelling())  # as the UI's button does
     training.wait_until("Cancelled")
-    psutil.wait_procs([run], timeout=120)
+    assert psutil.wait_procs([run], timeout=120)[1] == []
     with pytest.raises(ProcessLookupError):
         os.killpg(group, 0)
     lost = training.redone()

@@ -36,7 +36,7 @@ RECOMMENDED: dict[str, Any] = {
     "segment_seconds": 6.0,
     "prior_preservation": 0.5,
 }
-"""As in the README's best practices."""
+"""The learning rate and prior preservation of the curve in the README's best practices."""
 STEPS = 150
 PRIOR_SEED = 110_000_000
 CLIPS_OF_NEW_STYLE, CLIPS_OF_EACH_OLD_STYLE = 12, 2
