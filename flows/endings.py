@@ -15,7 +15,7 @@ from prefect.states import Cancelled, Failed
 from musicgen_core.errors import MusicgenError, raise_if_interrupted
 from tasks.advice import in_form
 from tasks.artifacts import artifacts_of_run
-from tasks.cancelling import cancellable, keep_message
+from tasks.cancelling import cancellable, is_ended_by_worker, leave_to_worker
 from tasks.summary import failed_section, show_summary
 
 P = ParamSpec("P")
@@ -38,9 +38,9 @@ def ends_with_reason(function: Callable[P, R]) -> Callable[P, R]:
                 raise
             return Failed(message=in_form(str(error)), data=error)  # raised, it would get Prefect's words before it
         if isinstance(result, State) and result.is_cancelled():
+            if is_ended_by_worker() and not runtime.flow_run.parent_flow_run_id:
+                leave_to_worker(str(result.message))
             result = Cancelled(message=result.message)  # a task's own state would be counted, not shown
-            if not runtime.flow_run.parent_flow_run_id:  # else nobody but the caller sets the state
-                keep_message(str(runtime.flow_run.id), str(result.message))
         return result
 
     return explained

@@ -9,14 +9,15 @@ import time
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 from uuid import UUID
 
 from prefect import runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas import State
-from prefect.exceptions import CancelledRun, TerminationSignal
-from prefect.states import Cancelled
+from prefect.context import FlowRunContext
+from prefect.exceptions import Abort, CancelledRun, TerminationSignal
+from prefect.states import Cancelled, Cancelling
 
 from musicgen_core.errors import raise_if_interrupted
 
@@ -67,32 +68,43 @@ def is_cancelling() -> bool:
     return any(state is not None and (state.is_cancelling() or state.is_cancelled()) for state in states)
 
 
-def keep_message(flow_run: str, message: str) -> None:
-    """Have the message of a Cancelled run put back once its worker has replaced it.
+def is_ended_by_worker() -> bool:
+    """Return whether the process was started by a worker, which sets the state Cancelled once the process has ended."""
+    return os.environ.get("PREFECT__ENABLE_CANCELLATION_AND_CRASHED_HOOKS", "true").lower() == "false"
 
-    A worker marks the run as Cancelled after its process has ended, with a message of its own that says nothing. So
-    a process that outlives this one, and that the worker doesn't end, waits for that.
+
+def leave_to_worker(message: str) -> NoReturn:
+    """End the current flow run, which was cancelled, without setting its state: its worker does that afterwards.
+
+    Were it Cancelled while its process is still ending, a Retry of that moment would be cancelled by the worker. The
+    worker's own message says nothing, so a process that outlives this one, and that the worker doesn't end, puts the
+    run's message in its place.
     """
-    if "PREFECT__WORKER_NAME" in os.environ:
-        subprocess.Popen(
-            [sys.executable, "-m", "tasks.cancelling", flow_run, str(runtime.flow_run.run_count), message],
-            cwd=Path(__file__).parent.parent,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+    context = FlowRunContext.get()
+    assert context is not None and context.flow_run is not None, "only inside a flow"
+    run = context.flow_run
+    subprocess.Popen(
+        [sys.executable, "-m", "tasks.cancelling", str(run.id), str(runtime.flow_run.run_count), message],
+        cwd=Path(__file__).parent.parent,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    run.state = Cancelling(message=message)  # here, not on the server: with it the log ends
+    raise Abort(message)  # of Prefect's exceptions the one that ends a run without a state
 
 
 def _put_back(flow_run: UUID, attempt: int, message: str) -> None:
+    """Wait for the worker's Cancelled, and give it the message; for a worker that has gone away, set it."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     with get_client(sync_client=True) as client:
-        while time.monotonic() < deadline:
+        while True:
             found = client.read_flow_run(flow_run)
             state = found.state
-            if found.run_count != attempt or state is None or state.is_scheduled():
+            if found.run_count != attempt or state is None or not (state.is_cancelling() or state.is_cancelled()):
                 return  # it was retried
-            if state.is_cancelled() and state.message != message:
+            if state.is_cancelled() or time.monotonic() > deadline:
                 client.set_flow_run_state(flow_run, Cancelled(message=message), force=True)
                 return
             time.sleep(0.5)

@@ -247,8 +247,8 @@ def test_a_cancelled_training_says_where_a_retry_continues_and_it_does(up: Up, d
 
     wait(lambda: len(steps(run)) > 2, log)
     ask(f"{address}/set_state", {"state": {"type": "CANCELLING"}})
-    # The worker replaces the message by its own, and it is put back.
-    wait(lambda: [name for name, _ in states()].count("Cancelled") == 3, log)
+    # The worker's, once the process has ended, and the one with the run's message in place of the worker's.
+    wait(lambda: [name for name, _ in states()].count("Cancelled") == 2, log)
     state = ask(address)["state"]
     said = re.fullmatch(r"cancelled at step ([\d,]+) of 100,000; Retry continues from there", state["message"])
     assert state["name"] == "Cancelled" and said, state
@@ -258,6 +258,7 @@ def test_a_cancelled_training_says_where_a_retry_continues_and_it_does(up: Up, d
         line["message"] for line in ask(f"{api}/logs/filter", {"logs": {"flow_run_id": {"any_": [created["id"]]}}})
     ]
     assert not any("Crash" in line or "Traceback" in line for line in logged)
+    assert any(line == f"Finished in state Cancelling({state['message']!r})" for line in logged)
 
     ask(f"{address}/set_state", {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True})
     wait(lambda: len(steps(run)) > done, log)
