@@ -31,12 +31,11 @@ from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.hub_adapter import hub_name, shown
 from musicgen_core.model.lora import find_adapter
 from musicgen_core.model.weights import BaseModel, find_model
+from musicgen_core.own_pages import REPORT
 
 logger = logging.getLogger(__name__)
 
 JSON_FILE, REPORT_FILE = "evaluation.json", "report.html"
-TITLE = "<title>Evaluation of an adapter</title>"
-"""In every report"""
 FEWEST_DESCRIBED = 2
 """Clips with a description that a Fréchet distance needs"""
 _EVALUATION = TypeAdapter(Evaluation)
@@ -108,7 +107,7 @@ def _check_own(out: UPath, subject: Subject, is_default: bool) -> None:
 def _is_report(path: UPath) -> bool:
     try:
         storage.require_file(path)
-        return TITLE in path.read_text(encoding="utf-8", errors="replace")
+        return REPORT.is_at(path)
     except OSError:
         return False
 

@@ -15,6 +15,7 @@ from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.escaping import html_page
 from musicgen_core.evaluation.music import Audio, Pair
 from musicgen_core.evaluation.request import Evaluation
+from musicgen_core.own_pages import REPORT
 
 MP3_LEVEL = 0.75
 """libsndfile's compression level for 96 kbit/s at a constant rate, 12 kB a second"""
@@ -46,6 +47,8 @@ def write_report(
     page = html_page(
         "musicgen_core.evaluation",
         "report.html.j2",
+        generator=REPORT.generator,
+        title=REPORT.title,
         evaluation=evaluation,
         pictures={text: _url("image/png", png) for text, png in pictures.items()},
         music={heading: [_prompt(pair) for pair in pairs[:MOST_PAIRS]] for heading, pairs in music.items() if pairs},

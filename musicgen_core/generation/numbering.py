@@ -13,7 +13,8 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import ConfigError, reason_of
-from musicgen_core.generation.page import PAGE, is_page
+from musicgen_core.generation.page import PAGE
+from musicgen_core.own_pages import MUSIC
 
 Sidecar = Mapping[str, Any]
 _NAME = re.compile(r"generated_(\d{3,9})\.(\w+)", re.ASCII)
@@ -128,7 +129,7 @@ class _Folder:
         self.sidecars: dict[int, Sidecar] = {}
         try:
             names = self._names()
-            if PAGE in names and not _is_ours(path / PAGE):
+            if PAGE in names and not MUSIC.is_at(path / PAGE):
                 raise ConfigError(
                     f"{path / PAGE} is not a page of generated music", "Give another folder, or move it away"
                 )
@@ -189,13 +190,6 @@ def _claimed_by(claim: UPath) -> str | None:
         return storage.read_text(claim)
     except (FileNotFoundError, ValueError):
         return None
-
-
-def _is_ours(page: UPath) -> bool:
-    try:
-        return is_page(storage.read_text(page))
-    except ValueError:
-        return False
 
 
 def _sidecar(path: UPath) -> Sidecar | None:

@@ -13,11 +13,10 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.escaping import html_page
 from musicgen_core.generation.spectrogram import PICTURE_SIZE
+from musicgen_core.own_pages import MUSIC, SAMPLES, OwnPage
 
 PAGE = "index.html"
 Sidecar = Mapping[str, Any]
-_TITLE = "Generated music"
-_MARK = f"<title>{_TITLE}</title>"
 _SHOWN_ELSEWHERE = ("duration", "seed")  # of the sampling settings: beside each piece
 
 
@@ -56,7 +55,7 @@ def write_index(out: storage.Location | UPath, pieces: Sequence[tuple[str, Sidec
     facts = {"Model": models, "Adapter": adapters, "Sampling": _words(common)}
     shown = {name: values for name, values in facts.items() if values}
     prompts = _group(pieces, common, files, many_adapters=len(adapters) > 1)
-    storage.write_text(folder / PAGE, _page(_TITLE, prompts, shown))
+    storage.write_text(folder / PAGE, _page(MUSIC, prompts, shown))
     return folder / PAGE
 
 
@@ -75,24 +74,20 @@ def write_samples_index(folder: UPath, prompts: Sequence[str], files: Mapping[in
             stem = name.removesuffix(".wav")
             of_prompts[number].append(_Version(stem, label, adapter, _links(stem, {name})))
     rows = [_Prompt(text, versions) for text, versions in zip(prompts, of_prompts, strict=True) if versions]
-    storage.write_text(folder / PAGE, _page("Samples of every epoch", rows, {}))
+    storage.write_text(folder / PAGE, _page(SAMPLES, rows, {}))
 
 
-def _page(title: str, prompts: Sequence[_Prompt], facts: Mapping[str, Sequence[str]]) -> str:
+def _page(kind: OwnPage, prompts: Sequence[_Prompt], facts: Mapping[str, Sequence[str]]) -> str:
     return html_page(
         "musicgen_core.generation",
         "index.html.j2",
-        title=title,
+        generator=kind.generator,
+        title=kind.title,
         prompts=prompts,
         count=sum(len(prompt.versions) for prompt in prompts),
         facts=facts,
         picture=PICTURE_SIZE,
     )
-
-
-def is_page(content: str) -> bool:
-    """Return whether an `index.html` was written by `write_index`, of whatever version."""
-    return _MARK in content[:2000]
 
 
 def _group(

@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -26,11 +26,12 @@ from musicgen_core.devices import compute_dtype, release_memory
 from musicgen_core.errors import Cancelled, raise_if_interrupted, reason_of
 from musicgen_core.generation.engine import Engine, decodes_fast
 from musicgen_core.generation.loudness import normalize
-from musicgen_core.generation.page import write_samples_index
+from musicgen_core.generation.page import PAGE, write_samples_index
 from musicgen_core.generation.streams import streams_of
 from musicgen_core.model.lora import Adapter, load_merged
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel
+from musicgen_core.own_pages import SAMPLES
 from musicgen_core.training.distributed import PATIENCE, World
 from musicgen_core.training.loop import Trainer
 from musicgen_core.training.run_directory import RunDirectory
@@ -53,13 +54,11 @@ class Samples:
         self, files: RunDirectory, prompts: Sequence[str], model: BaseModel, trainer: Trainer, text: TextEncoder
     ) -> None:
         self._files, self._prompts, self._model, self._trainer, self._text = files, prompts, model, trainer, text
-        self._since = 1
+        self._of_prompts: set[int] = set()  # epochs that were rendered of these prompts
         self._settings = SamplingSettings(duration=trainer.settings.sample_seconds, seed=trainer.settings.seed)
 
     def begin(self, adapter: Adapter, cancelled: Callable[[], bool]) -> list[int]:
-        """Render the base model, and the epoch that just ended, if any, where a killed training didn't come to it.
-
-        The base model anew where the samples until now are of other prompts.
+        """Render the base model, and the epoch that just ended, if any, where no sample of these prompts is there.
 
         Returns:
             the epochs of these two whose samples are there, of these prompts.
@@ -68,23 +67,21 @@ class Samples:
             return []
         trainer = self._trainer
         done = trainer.order.epochs_done(trainer.progress.step)
-        content = {"prompts": list(self._prompts), **self._settings.model_dump(mode="json")}
-        known = _read(self._files.sample("prompts.json"))
-        since = known.pop("since_epoch", None)
-        self._since = since if isinstance(since, int) else 1
-        is_same = known == content
-        there = [0] if is_same else []
-        if not is_same:
-            self._since = done + 1  # samples of earlier epochs are of other prompts
-            if self.render(0, None, cancelled):
-                self._keep_prompts({**content, "since_epoch": self._since})
-                there = [0]
+        self._of_prompts = {epoch for epoch in self._read() if epoch <= done}
+        wanted: dict[int, Adapter | None] = {0: None}
         if done and trainer.order.ends_epoch(trainer.progress.step) and trainer.progress.pending is None:
-            is_whole = all(self._files.sample(_name(done, i)) is not None for i in range(len(self._prompts)))
-            is_there = is_same if is_whole else self.render(done, adapter, cancelled)
-            there += [done] * is_there
+            wanted[done] = adapter
+        there = [
+            epoch
+            for epoch, of_epoch in wanted.items()
+            if self._is_whole(epoch) or self.render(epoch, of_epoch, cancelled)
+        ]
         self._write_page()
         return there
+
+    def _is_whole(self, epoch: int) -> bool:
+        names = [_name(epoch, i) for i in range(len(self._prompts))]
+        return epoch in self._of_prompts and all(self._files.sample(name) is not None for name in names)
 
     def render(self, epoch: int, adapter: Adapter | None, cancelled: Callable[[], bool]) -> bool:
         """Render every prompt → whether they are there. What goes wrong is logged: it is not worth the training.
@@ -103,6 +100,8 @@ class Samples:
                 wav = storage.as_path(self._files.stage / "samples" / _name(epoch, i))
                 with storage.publish(wav) as path:
                     soundfile.write(path, normalize(audio[0].numpy(), SAMPLE_RATE), SAMPLE_RATE, format="WAV")
+            self._of_prompts.add(epoch)
+            self._keep()
             self._write_page()
             return True
         except Cancelled:
@@ -118,20 +117,50 @@ class Samples:
     def _write_page(self) -> None:
         """Write the page of all epochs' samples, those of an earlier start of the run too."""
         folder = self._files.stage / "samples"
-        found: dict[int, list[tuple[int, str]]] = {}
-        for name in self._files.sample_names():
-            if (match := _NAME.fullmatch(name)) and int(match[2]) < len(self._prompts):
-                found.setdefault(int(match[1]), []).append((int(match[2]), name))
-        files = {epoch: wavs for epoch, wavs in found.items() if epoch == 0 or epoch >= self._since}
+        there = self._files.sample(PAGE)
+        try:
+            if there is not None and not SAMPLES.is_at(there):
+                logger.warning("%s is not a page of samples and is kept: move it away to get that page", there)
+                return
+        except OSError as error:
+            logger.warning("%s can't be read and is kept (%s)", there, reason_of(error))
+            return
+        files: dict[int, list[tuple[int, str]]] = {}
+        for epoch, prompt, name in self._named():
+            if epoch in self._of_prompts and prompt < len(self._prompts):
+                files.setdefault(epoch, []).append((prompt, name))
         try:
             write_samples_index(storage.as_path(folder), self._prompts, files)
         except Exception as error:  # the next epoch writes it again
             raise_if_interrupted(error)
-            logger.warning("%s could not be written (%s)", folder / "index.html", error)
+            logger.warning("%s could not be written (%s)", folder / PAGE, error)
 
-    def _keep_prompts(self, content: Mapping[str, Any]) -> None:
+    def _named(self) -> list[tuple[int, int, str]]:
+        """Return epoch, number of the prompt, and name of every sample."""
+        found = ((_NAME.fullmatch(name), name) for name in self._files.sample_names())
+        return [(int(match[1]), int(match[2]), name) for match, name in found if match is not None]
+
+    @property
+    def _content(self) -> dict[str, Any]:
+        """What makes samples comparable."""
+        return {"prompts": list(self._prompts), **self._settings.model_dump(mode="json")}
+
+    def _read(self) -> set[int]:
+        """Return the epochs of which prompts.json says that they were rendered of these prompts."""
+        known = _read(self._files.sample("prompts.json"))
+        epochs, since = known.pop("epochs", None), known.pop("since_epoch", None)
+        if known != self._content:
+            return set()
+        if isinstance(epochs, list):
+            return {epoch for epoch in epochs if isinstance(epoch, int)}
+        since = since if isinstance(since, int) else 1  # earlier versions knew no more
+        return {epoch for epoch, _, _ in self._named() if epoch == 0 or epoch >= since}
+
+    def _keep(self) -> None:
+        """Write prompts.json: what the samples of which epochs were rendered of."""
         path = self._files.stage / "samples" / "prompts.json"
         try:
+            content = {**self._content, "epochs": sorted(self._of_prompts)}
             storage.write_text(storage.as_path(path), json.dumps(content, indent=1))
         except OSError as error:  # the next start renders these samples again
             logger.warning("%s could not be written (%s)", path, reason_of(error))

@@ -197,7 +197,44 @@ def test_other_prompts_later_have_a_base_model_of_their_own_to_compare_with(requ
     assert samples_in(rest.run_dir)["epoch_000_00.wav"] != base
     told = json.loads((Path(rest.run_dir) / "samples" / "prompts.json").read_text())
     assert (told["prompts"], told["duration"], told["seed"]) == (["bells"], 0.4, 0)
-    assert page_of(rest.run_dir) == ["epoch_000_00.wav", "epoch_002_00.wav"]  # not the first epoch's, of other prompts
+    assert page_of(rest.run_dir) == [f"epoch_00{epoch}_00.wav" for epoch in (0, 1, 2)]  # all of these prompts
+
+
+def test_an_epoch_that_is_rendered_again_of_other_prompts_is_on_the_page(request_for: MakeRequest) -> None:
+    train(request_for(**SAMPLED, num_epochs=3, max_steps=6))
+    other = request_for(**{**SAMPLED, "sample_prompts": ["bells"]}, num_epochs=3)
+    train(other)
+    assert page_of(other.run_dir) == [f"epoch_00{epoch}_00.wav" for epoch in (0, 2, 3)]
+    first = Path(other.run_dir) / "full_models" / "checkpoint_epoch_1.pt"
+    train(replace(other, resume=str(first)))
+    assert page_of(other.run_dir) == [f"epoch_00{epoch}_00.wav" for epoch in (0, 1, 2, 3)]
+
+
+@pytest.mark.parametrize(("since", "epochs"), [({}, (0, 1, 2, 3)), ({"since_epoch": 2}, (0, 2, 3))])
+def test_samples_of_an_earlier_version_stay_on_the_page(
+    request_for: MakeRequest, since: dict[str, int], epochs: tuple[int, ...]
+) -> None:
+    begun = request_for(**SAMPLED, num_epochs=3, max_steps=6)
+    train(begun)
+    prompts = Path(begun.run_dir) / "samples" / "prompts.json"
+    told = json.loads(prompts.read_text())
+    assert told.pop("epochs") == [0, 1, 2]
+    prompts.write_text(json.dumps({**told, **since}))
+    train(request_for(**SAMPLED, num_epochs=3))
+    assert sorted(page_of(begun.run_dir)) == names_of(*epochs)
+
+
+@pytest.mark.parametrize("place", ["{}", "memory://{}"])
+def test_another_programs_page_among_the_samples_is_kept(
+    request_for: MakeRequest, tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    request = request_for(**SAMPLED, run_dir=place.format(tmp_path / "run"))
+    page = storage.as_path(request.run_dir) / "samples" / "index.html"
+    storage.write_text(page, "<title>My own notes</title>")
+    with caplog.at_level(logging.WARNING):
+        assert train(request).steps == 6
+    assert storage.read_text(page) == "<title>My own notes</title>"
+    assert "is not a page of samples and is kept" in caplog.text
 
 
 def test_samples_of_a_remote_run_directory_go_there_and_are_not_rendered_again(

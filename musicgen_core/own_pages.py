@@ -1,0 +1,41 @@
+"""The HTML pages that this project writes, recognised in whatever language and version: others are never replaced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from upath import UPath
+
+from musicgen_core import storage
+
+_HEAD_CHARACTERS = 2000
+
+
+@dataclass(frozen=True)
+class OwnPage:
+    """A kind of page.
+
+    Attributes:
+        generator: the content of its `<meta name="generator">`.
+        title: by which pages of earlier versions are recognised, which have no generator.
+    """
+
+    generator: str
+    title: str
+
+    def is_at(self, path: UPath) -> bool:
+        """Return whether a file is such a page.
+
+        Raises:
+            OSError: it can't be read.
+        """
+        try:
+            head = storage.read_text(path)[:_HEAD_CHARACTERS]
+        except ValueError:
+            return False
+        return f'<meta name="generator" content="{self.generator}">' in head or f"<title>{self.title}</title>" in head
+
+
+MUSIC = OwnPage("musicgen-flows: generated music", "Generated music")
+SAMPLES = OwnPage("musicgen-flows: samples of a training", "Samples of every epoch")
+REPORT = OwnPage("musicgen-flows: evaluation", "Evaluation of an adapter")
