@@ -46,6 +46,9 @@ _OF_ALL = ("--help", "--version", "--debug")
 _NAMES_WIDTH = 34
 """Of the help's column of names: the longest option with its metavar is not broken at 80 characters a line"""
 
+_SIMILARITY = 0.75
+"""How much a name must be like another (difflib's ratio, 1 if equal) to be taken for a slip of it"""
+
 
 class UsageError(Exception):
     """Wrong usage; `problems` has all of them."""
@@ -260,11 +263,7 @@ def _bind(app: App, line: list[str]) -> tuple[Callable[..., Any], inspect.BoundA
 def _without(error: CycloptsError, line: list[str]) -> tuple[list[str], list[str]]:
     """→ what is wrong, in words, and the line without it."""
     if isinstance(error, UnknownOptionError):
-        option = (error.token.keyword or error.token.value).partition("=")[0]
-        names = [name for argument in error.argument_collection for name in argument.names]
-        # Under the name that may be meant, its value is taken for what it is.
-        rest = _replaced(line, option, get_close_matches(option, names, n=1))
-        return [f"there is no option {one_line(option)}{_meant(option, [*names, *_OF_ALL])}"], rest
+        return _without_option(error, line)
     if isinstance(error, UnknownCommandError):
         assert error.app is not None and error.unused_tokens
         given = error.unused_tokens[0]
@@ -288,16 +287,40 @@ def _without(error: CycloptsError, line: list[str]) -> tuple[list[str], list[str
     return [" ".join(str(error).split())], line
 
 
+def _without_option(error: UnknownOptionError, line: list[str]) -> tuple[list[str], list[str]]:
+    """Under the name that may be meant, the option's value is taken for what it is."""
+    option, _, value = (error.token.keyword or error.token.value).partition("=")
+    names = [name for argument in error.argument_collection for name in argument.names]
+    arguments = [name for name in names if not name.startswith("-")]
+    if (argument := option.lstrip("-").replace("-", "_").upper()) in arguments:
+        usage = " ".join((PROGRAM, *error.command_chain, *arguments))
+        problem = f"{one_line(option)} is no option but the argument {argument}: {usage} [OPTIONS]"
+        return [problem], _replaced(line, option, [value] if value else [], with_value=False)
+    options = [name for name in names if name.startswith("-")]
+    return [f"there is no option {one_line(option)}{_meant(option, [*options, *_OF_ALL])}"], _replaced(
+        line, option, _similar(option, options)
+    )
+
+
 def _meant(given: str, names: Sequence[str]) -> str:
-    return "".join(f"; did you mean {name}?" for name in get_close_matches(given, names, n=1))
+    return "".join(f"; did you mean {name}?" for name in _similar(given, names))
 
 
-def _replaced(line: list[str], entry: str, names: Sequence[str]) -> list[str]:
-    """→ the line with `names` in place of the last such argument or option; a `=VALUE` stays."""
+def _similar(given: str, names: Sequence[str]) -> list[str]:
+    """Return the name that may be meant: the only one that begins so, else the most similar one, if any is."""
+    plain, by_name = given.lstrip("-"), {name.lstrip("-"): name for name in names}
+    begun = [name for name in by_name if name.startswith(plain)]
+    found = begun if len(begun) == 1 else get_close_matches(plain, by_name, n=1, cutoff=_SIMILARITY)
+    return [by_name[name] for name in found]
+
+
+def _replaced(line: list[str], entry: str, names: Sequence[str], with_value: bool = True) -> list[str]:
+    """→ the line with `names` in place of the last such argument or option, and of its `=VALUE` unless that stays."""
     for place in reversed(range(len(line))):
         option, *value = line[place].split("=", 1)
         if entry in (line[place], option):
-            return [*line[:place], *("=".join((name, *value)) for name in names), *line[place + 1 :]]
+            kept: list[str] = value if with_value else []
+            return [*line[:place], *("=".join((name, *kept)) for name in names), *line[place + 1 :]]
     return line
 
 

@@ -123,7 +123,7 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_wrong_usage_lists_every_problem_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "tokens", "--lora-r", "none", "--epochs", "0", "--colour", "red"]) == 2
+    assert main(["train", "tokens", "--lora-r", "none", "--epochs", "0", "--colour=red"]) == 2
     printed = capsys.readouterr().err
     for problem in ("RUN_DIR is missing", "--lora-r: ", "--epochs: ", "no option --colour"):
         assert problem in printed

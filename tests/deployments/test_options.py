@@ -21,11 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def parsed(command: str, *arguments: str) -> dict[str, Any]:
-    return given_to(COMMANDS[command], *arguments)
+    return given_to(COMMANDS[command], *arguments, name=command)
 
 
-def given_to(command: Command, *arguments: str) -> dict[str, Any]:
-    read = parse({"x": command}, ["x", *arguments])
+def given_to(command: Command, *arguments: str, name: str = "x") -> dict[str, Any]:
+    read = parse({name: command}, [name, *arguments])
     assert read is not None
     return read[1]
 
@@ -244,6 +244,23 @@ def test_an_argument_too_many_is_named() -> None:
 
 def test_names_are_not_guessed_from_their_beginnings() -> None:
     assert problems("train", "T", "R", "--lora", "8") == ["there is no option --lora; did you mean --lora-r?"]
+
+
+def test_only_a_slip_or_an_unfinished_name_is_taken_for_another() -> None:
+    assert problems("generate", "O", "--temp", "2") == ["there is no option --temp; did you mean --temperature?"]
+    assert problems("train", "T", "R", "--temp=2") == ["there is no option --temp"]
+    assert problems("demo", "--directory=D") == ["there is no option --directory"]
+
+
+def test_an_argument_that_is_given_as_an_option_is_told_so() -> None:
+    usage = "musicgen-flows train TOKENS RUN_DIR [OPTIONS]"
+    expected = [
+        f"--tokens is no option but the argument TOKENS: {usage}",
+        f"--run-dir is no option but the argument RUN_DIR: {usage}",
+    ]
+    assert problems("train", "--tokens", "T", "--run-dir", "R") == expected
+    assert problems("train", "--tokens=T", "--run-dir=R") == expected
+    assert problems("generate", "--output=O", "--seed=x")[0].startswith("--output is no option but the argument OUTPUT")
 
 
 def test_a_misspelt_options_value_is_no_argument_and_is_checked() -> None:
