@@ -21,7 +21,11 @@ def render_prompts(count: int, request: RenderRequest) -> list[Rendered]:
 
     with artifacts_of_run() as artifacts:
         log = RenderingLog(request.out, count, request.pieces_a_prompt, artifacts)
-        rendered = render(request, log.hear, log.add)
+        try:
+            rendered = render(request, log.hear, log.add)
+        except BaseException:
+            log.stop()
+            raise
         log.show()
         show_summary(artifacts, partial(rendered_section, rendered))
     return rendered

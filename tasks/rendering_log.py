@@ -21,6 +21,8 @@ from tasks.served import file_link
 logger = logging.getLogger(__name__)
 
 SHOW_EVERY_SECONDS = 5.0
+PAGE_EVERY_SECONDS = 30.0
+"""The page of all pieces is sent whole, up to 2 MB of it."""
 PLAYED = 32
 """Pieces that can be played in the UI"""
 SOUND_BYTES = 4 * 140_000
@@ -42,6 +44,7 @@ class RenderingLog:
         self._artifacts = artifacts
         self._logger = run_logger()
         self._showing, self._logging = Pace(SHOW_EVERY_SECONDS), Pace(LOG_EVERY_SECONDS)
+        self._paging = Pace(PAGE_EVERY_SECONDS)
         self._rendered: list[Rendered] = []
         self._previews: dict[str, str] = {}
         self._started = time.monotonic()
@@ -57,8 +60,17 @@ class RenderingLog:
             self._logger.info("rendering %s, %.0f %% of all", text, 100 * done / total)
 
     def add(self, piece: Rendered) -> None:
-        """`on_piece` of a rendering."""
+        """`on_piece` of a rendering. The page shows the first piece at once, and those after it at its own pace."""
         self._rendered.append(piece)
+        if self._paging.is_due():
+            self._show_page()
+
+    def stop(self) -> None:
+        """Show what was rendered before the rendering failed or was cancelled."""
+        if self._rendered:
+            self._show_page()
+
+    def _show_page(self) -> None:
         text = f"{len(self._rendered):,} of {counted(self._pieces_in_all, 'piece')}"
         self._artifacts.markdown("music", partial(self._page, self._in_order()), f"The music of all prompts: {text}")
 

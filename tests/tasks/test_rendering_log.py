@@ -1,0 +1,58 @@
+"""The page of a rendering: how often it is sent, and that it ends with every piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from musicgen_core.generation.request import Rendered
+from tasks import rendering_log
+from tasks.artifacts import Artifacts
+from tasks.rendering_log import RenderingLog
+
+
+class Recorded(Artifacts):
+    """Keeps what is to be shown, and shows nothing."""
+
+    def __init__(self) -> None:
+        self.pages: list[tuple[str, str]] = []
+
+    def progress(self, key: str, done: int, total: int, description: str) -> None: ...
+
+    def table(self, *_: object, **__: object) -> None: ...
+
+    def markdown(self, key: str, make: Callable[[], str], description: str) -> None:
+        self.pages.append((make(), description))
+
+
+@pytest.fixture
+def pieces(demo_wav: Callable[[Path], Path], tmp_path: Path) -> list[Rendered]:
+    wav = str(demo_wav(tmp_path))
+    return [Rendered(wav, f"prompt {number}", number, 0, 0.1, True) for number in range(20)]
+
+
+def test_the_page_is_not_sent_again_for_every_piece(pieces: list[Rendered], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering_log, "PAGE_EVERY_SECONDS", 3600.0)
+    artifacts = Recorded()
+    log = RenderingLog("music", len(pieces), 1, artifacts)
+    for piece in pieces:
+        log.add(piece)
+    assert [description for _, description in artifacts.pages] == ["The music of all prompts: 1 of 20 pieces"]
+    log.show()
+    assert len(artifacts.pages) == 2 and all(f"prompt {number}" in artifacts.pages[1][0] for number in range(20))
+
+
+def test_a_rendering_that_is_stopped_shows_what_there_is(
+    pieces: list[Rendered], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendering_log, "PAGE_EVERY_SECONDS", 3600.0)
+    artifacts = Recorded()
+    log = RenderingLog("music", len(pieces), 1, artifacts)
+    log.stop()
+    assert artifacts.pages == []
+    for piece in pieces[:5]:
+        log.add(piece)
+    log.stop()
+    assert artifacts.pages[-1][1] == "The music of all prompts: 5 of 20 pieces"
