@@ -39,14 +39,24 @@ def _with_port(url: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def warn_of_others(host: str, port: int, files_port: int) -> None:
+def warn_of_others(host: str, port: int, files_port: int, has_password: bool) -> None:
     """Say what it means if other machines reach a server that listens at `host`."""
     if not _is_of_this_machine(host):
-        output.print(
-            f"Without a password, whoever reaches port {port} of this machine can run programs on it, and whoever "
-            f"reaches port {files_port} can read tokens, runs and music. Safer: up without --host, and elsewhere "
+        safer = (
+            "Safer: up without --host, and elsewhere "
             f"ssh -L {port}:127.0.0.1:{port} -L {files_port}:127.0.0.1:{files_port} {platform.node()}. "
-            "A server with a password: deployments/team/README.md",
+        )
+        risk = (
+            f"Without a password, whoever reaches port {port} of this machine can run programs on it, and whoever "
+            f"reaches port {files_port} can read tokens, runs and music. {safer}"
+            "A server with a password: deployments/team/README.md"
+        )
+        encryption = (
+            f"Ports {port} and {files_port} ask for the password, but over HTTP: who can read the network's traffic "
+            f"reads it. {safer}Encrypted: deployments/team/README.md"
+        )
+        output.print(
+            encryption if has_password else risk,
             style="yellow",
             soft_wrap=True,
             highlight=False,

@@ -15,6 +15,7 @@ from deployments.checks.finding import Attempt, Check, Finding, redact
 from deployments.console import output
 from deployments.parameters import DoctorParameters
 from deployments.registering import PLACES
+from musicgen_core.config import DEFAULT_MODEL
 
 SECONDS = 90.0
 """For each check. Importing torch takes half of it from a cold disk; what asks a network has its own, shorter limit."""
@@ -42,11 +43,13 @@ def _silence() -> Iterator[None]:
         logging.disable(before)
 
 
-def examine(model: str, device: str, given: Mapping[str, str], others: Sequence[str], clips: int) -> list[Finding]:
+def examine(
+    model: str | None, device: str, given: Mapping[str, str], others: Sequence[str], clips: int
+) -> list[Finding]:
     """Run every check.
 
     Args:
-        model, device: as commands take them.
+        model, device: as commands take them; where none is given, those that deployments use.
         given: places by what they are for; where none and no others are given, the server's variables name them.
         others: places to try, for anything.
         clips: to have room for.
@@ -57,6 +60,10 @@ def examine(model: str, device: str, given: Mapping[str, str], others: Sequence[
     variables: Mapping[str, str] = {} if isinstance(server, Finding) else server.variables
     known = {name: variables[f"musicgen_{name}"] for name in PLACES if variables.get(f"musicgen_{name}")}
     tried = given if given or others else known
+    used = str(variables.get("musicgen_model") or DEFAULT_MODEL)
+    of_deployments = [_used_model(used, "musicgen_model" in variables)] if answers else []
+    model = model or used
+    device = (variables.get("musicgen_device") if device == "auto" else "") or device
     return [
         *_findings("packages", "packages", "check_packages"),
         *_findings("GPU", "machine", "check_machine", device),
@@ -64,9 +71,15 @@ def examine(model: str, device: str, given: Mapping[str, str], others: Sequence[
         *_capacity(model, device, {**known, **given}, clips),
         *_findings("keys", "keys", "check_keys", [] if isinstance(server, Finding) else server.keys),
         *([server] if isinstance(server, Finding) else server.findings),
+        *of_deployments,
         *_listed(services()),
         *_findings("storage", "places", "check_places", tried, others),
     ]
+
+
+def _used_model(model: str, is_set: bool) -> Finding:
+    reason = "the variable musicgen_model" if is_set else "the default; up --model NAME sets another"
+    return Finding("model of jobs", "ok", f"{model}, where their form names none ({reason})")
 
 
 def _capacity(model: str, device: str, places: Mapping[str, str], clips: int) -> list[Finding]:

@@ -1,7 +1,8 @@
 """The file server of `up`: tokens, runs and music, read-only, for the browser that shows the Prefect UI.
 
-Starlette's StaticFiles resolves paths and serves ranges of bytes, which players need to seek. Here are the password,
-the folders, and which of their files are served: `tasks/served.py`.
+Starlette's StaticFiles resolves paths and serves ranges of bytes, which players need to seek. Here are the folders and
+who is answered: requests by a name of this machine, with the password if there is one. Which files are served:
+`tasks/served.py`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from __future__ import annotations
 import base64
 import contextlib
 import hmac
+import ipaddress
 import os
 import platform
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import uvicorn
@@ -28,11 +33,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from musicgen_core import storage
 from musicgen_core.errors import ConfigError
+from musicgen_core.escaping import csp_hashes
 from tasks.served import GREETING, HEALTH, TYPES, VARIABLE, FileServer, is_served
 
 FOLDERS = ("tokens", "runs", "output")
 """Places that are served; archives are not."""
 _STOP_SECONDS = 5.0
+_TEMPLATES = {"musicgen_core.generation": "index.html.j2", "musicgen_core.evaluation": "report.html.j2"}
 
 
 class Folders(StaticFiles):
@@ -62,7 +69,44 @@ class Folders(StaticFiles):
             response.headers["content-type"] = TYPES[Path(full_path).suffix]
         response.headers["x-content-type-options"] = "nosniff"
         response.headers["cache-control"] = "no-cache"  # a page that was written again is shown as it is now
+        response.headers["content-security-policy"] = page_policy()
         return response
+
+
+@cache
+def page_policy() -> str:
+    """Return the Content-Security-Policy of whatever is served: of scripts those of this project's pages alone.
+
+    Other pages that lie in the folders could read all the files there and send them away.
+    """
+    sources = [files(package).joinpath(name).read_text("utf-8") for package, name in _TEMPLATES.items()]
+    scripts = " ".join(dict.fromkeys(csp_hashes(source, "script") for source in sources))
+    return (
+        f"default-src 'none'; img-src 'self' data:; media-src 'self' data:; style-src 'unsafe-inline'; "
+        f"script-src {scripts}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def is_own_host(host: str, names: Collection[str]) -> bool:
+    """Return whether a request's Host is this machine: an IP address, localhost, or one of its names.
+
+    A page of another site can have its own name resolve to this machine (DNS rebinding), and would read the answers.
+    """
+    try:
+        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return False
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name == "localhost" or name in names
+    return True
+
+
+def names_of_machine(url: str) -> set[str]:
+    """Return the names, in lower case, by which browsers may call this machine: its own, and that in the URL."""
+    node = platform.node().lower()
+    return {node, f"{node.partition('.')[0]}.local", urlsplit(url).hostname or node}
 
 
 class Application:
@@ -70,17 +114,22 @@ class Application:
 
     Args:
         password: `user:password`; None for none. `/health` is served without it.
+        names: see `names_of_machine`.
     """
 
-    def __init__(self, folders: Folders, password: str | None) -> None:
+    def __init__(self, folders: Folders, password: str | None, names: Collection[str] = ()) -> None:
+        self._names = names
         self._files = ExceptionMiddleware(folders)
         self._expected = base64.b64encode(password.encode()) if password else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer: ASGIApp = self._files
-        if scope["path"] == HEALTH:
+        headers = Headers(scope=scope)
+        if not is_own_host(headers.get("host", ""), self._names):
+            answer = PlainTextResponse("not a name of this machine: MUSICGEN_FILES_URL gives it one", 421)
+        elif scope["path"] == HEALTH:
             answer = PlainTextResponse(GREETING)
-        elif self._expected and not self._is_known(Headers(scope=scope).get("authorization", "")):
+        elif self._expected and not self._is_known(headers.get("authorization", "")):
             challenge = {"www-authenticate": 'Basic realm="musicgen-flows", charset="UTF-8"'}
             answer = PlainTextResponse("a password is needed", 401, challenge)
         await answer(scope, receive, send)
@@ -126,7 +175,7 @@ def serving(host: str, port: int, url: str, local: str) -> Iterator[Serving]:
         OSError: the port can't be had.
     """
     folders = Folders()
-    with listening(Application(folders, password()), host, port):
+    with listening(Application(folders, password(), names_of_machine(url)), host, port):
         try:
             yield Serving(folders, url, local)
         finally:

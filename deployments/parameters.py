@@ -12,6 +12,8 @@ from musicgen_core.config import DEFAULT_MODEL, LARGEST_COUNT, MOST_WORKERS, Set
 
 DEFAULT_HOST = "127.0.0.1"
 _MOST_PORT = 65535
+_TO_FILES_PORT = 100
+"""From the server's port to the file server's: another `up` on the next port has both its own."""
 Deployment = Literal["tokenize-archives", "train-lora", "evaluate-adapter", "generate-music", "finetune"]
 
 
@@ -40,7 +42,7 @@ class UpParameters(Settings):
         None,
         ge=1,
         le=_MOST_PORT,
-        description="Port of the file server: tokens, runs and music, read-only; by default the next after --port",
+        description="Port of the file server: tokens, runs and music, read-only; by default --port + 100",
     )
     workers: int | None = Field(
         None, ge=1, le=MOST_WORKERS, description="Workers for training and generating, a job each; by default one a GPU"
@@ -48,8 +50,9 @@ class UpParameters(Settings):
 
     @property
     def chosen_files_port(self) -> int:
-        """The file server's port: `files_port`, or the one beside the server's."""
-        return self.files_port or (self.port + 1 if self.port < _MOST_PORT else self.port - 1)
+        """The file server's port: `files_port`, or one that depends on the server's."""
+        above = self.port + _TO_FILES_PORT
+        return self.files_port or (above if above <= _MOST_PORT else self.port - _TO_FILES_PORT)
 
 
 def _check_parameter(entry: str) -> str:
@@ -83,6 +86,10 @@ class DoctorParameters(Settings):
     tokens: str | None = Field(None, description="Try this place for tokens")
     runs: str | None = Field(None, description="Try this place for runs")
     output: str | None = Field(None, description="Try this place for output")
-    model: str = Field(DEFAULT_MODEL, description="Model to have room for")
+    model: str | None = Field(
+        None,
+        description=f"Model to have room for; by default that of deployments: the variable musicgen_model if it is "
+        f"set, else {DEFAULT_MODEL}",
+    )
     device: Device = "auto"
     clips: int = Field(139_000, ge=1, le=LARGEST_COUNT, description="Clips to have room for")  # of 139 archives

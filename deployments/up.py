@@ -73,7 +73,7 @@ def up(parameters: dict[str, Any]) -> int:
                 rows = _register(options)
                 show(api, ui, {**rows, **_files_row(), "workers": "\n".join(_running_workers())})
                 return 0
-            warn_of_others(options.host, options.port, options.chosen_files_port)
+            warn_of_others(options.host, options.port, options.chosen_files_port, _has_password())
             server = stack.enter_context(_server(api, options.host, options.port))
             rows = _register(options)
             files = stack.enter_context(_files(options, api, ui))
@@ -206,6 +206,12 @@ def _files(options: UpParameters, api: str, ui: str) -> Iterator[Serving | None]
             Variable.unset(VARIABLE)  # of an `up` that was killed
             server = None
         yield server
+
+
+def _has_password() -> bool:
+    from deployments.file_server import password
+
+    return password() is not None
 
 
 def _files_row() -> dict[str, str]:

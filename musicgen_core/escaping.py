@@ -27,6 +27,8 @@ _ACTIVE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u206
 # What Markdown (CommonMark, GFM's tables and autolinks, math) takes for its own anywhere in a line, and at its start.
 # An underscore within a word is none of it: names such as archive_batch_0001 stay as they are.
 _MARKUP = re.compile(r"[\\`*\[\]<>|#~$!&@{}]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=[wW]{3})\.")
+# Underscores that may begin and end an emphasis.
+_EMPHASIS = re.compile(r"(?<![^\W_])_.*_(?![^\W_])", re.DOTALL)
 _BLOCK = re.compile(r"^(?=[-+=])|^\d+(?=[.)](?:\s|$))")
 _URL = re.compile(r"https?://(\[[0-9a-fA-F:.]+\])?[\w.:/?&=%#~+,;@-]+", re.ASCII)
 
@@ -58,9 +60,16 @@ def markdown_code(text: object) -> str:
 
 
 def markdown_link(text: str, url: str) -> str:
-    """Return a link, or where the URL is not a plain one of http, its text."""
+    """Return a link, or where the URL is not a plain one of http, its text.
+
+    Prefect's V1 UI shows the backslashes of escapes in the texts of links, so underscores have none without need.
+    """
     shown = markdown_text(text)
-    return f"[{shown}]({url})" if _URL.fullmatch(url) else f"{shown}: {markdown_text(url)}"
+    if not _URL.fullmatch(url):
+        return f"{shown}: {markdown_text(url)}"
+    if not _EMPHASIS.search(text):
+        shown = shown.replace(r"\_", "_")
+    return f"[{shown}]({url})"
 
 
 class _PrintableRecord(logging.LogRecord):
@@ -95,14 +104,14 @@ def html_page(package: str, template: str, **values: Any) -> str:
     # `file:` too: a page that is opened from a disk has an origin that 'self' doesn't stand for everywhere.
     beside = "'self' file: data:"
     policy = (
-        f"default-src 'none'; img-src {beside}; media-src {beside}; script-src {_hashes(source, 'script')}; "
-        f"style-src {_hashes(source, 'style')}; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; img-src {beside}; media-src {beside}; script-src {csp_hashes(source, 'script')}; "
+        f"style-src {csp_hashes(source, 'style')}; base-uri 'none'; form-action 'none'"
     )
     return environment.get_template(template).render(policy=policy, **values)
 
 
-def _hashes(source: str, element: str) -> str:
-    """The sources of CSP that allow a template's inline elements, which must hold no template code."""
+def csp_hashes(source: str, element: str) -> str:
+    """Return the sources of CSP that allow a template's inline elements, which must hold no template code."""
     contents = re.findall(f"<{element}>(.*?)</{element}>", source, re.DOTALL)
     digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in contents)
     return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"

@@ -57,15 +57,17 @@ def test_browsers_reach_files_by_the_name_that_they_reach_the_ui_by(
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "box"])
 def test_a_server_that_others_reach_comes_with_a_warning(host: str, capsys: pytest.CaptureFixture[str]) -> None:
-    warn_of_others(host, 4300, 4301)
-    told = capsys.readouterr().out
-    assert "can run programs" in told and "can read tokens, runs and music" in told and "deployments/team" in told
-    assert "ssh -L 4300:127.0.0.1:4300 -L 4301:127.0.0.1:4301" in told
+    for has_password in (False, True):
+        warn_of_others(host, 4300, 4301, has_password)
+        told = capsys.readouterr().out
+        assert ("Without a password" in told) == ("can run programs" in told) == (not has_password)
+        assert ("ask for the password, but over HTTP" in told) == has_password
+        assert "ssh -L 4300:127.0.0.1:4300 -L 4301:127.0.0.1:4301" in told and "deployments/team" in told
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
 def test_a_server_for_this_machine_alone_comes_without_a_warning(host: str, capsys: pytest.CaptureFixture[str]) -> None:
-    warn_of_others(host, 4300, 4301)
+    warn_of_others(host, 4300, 4301, has_password=False)
     assert capsys.readouterr().out == ""
 
 

@@ -165,19 +165,25 @@ class TestServer:
             if any(pool.name == "gpu" for pool in client.read_work_pools()):
                 client.delete_work_pool("gpu")
         Secret(value=SECRET).save("wandb-api-key", overwrite=True)
-        for name in names:
-            Variable.set(name, str(tmp_path / name), overwrite=True)
+        variables = {name: str(tmp_path / name) for name in names}
+        variables |= {
+            "musicgen_model": "debug",
+            "musicgen_device": "cpu",
+        }  # of `up --model … --device …`
+        for name, value in variables.items():
+            Variable.set(name, value, overwrite=True)
         try:
-            code, printed = run_doctor(capsys, *DEBUG, "--clips", "100")
+            code, printed = run_doctor(capsys, "--clips", "100")
         finally:
             Secret.delete("wandb-api-key")
-            for name in names:
+            for name in variables:
                 Variable.unset(name)
         assert code == 0, printed
         table = rows(printed)
         assert table["Prefect API"][0] == "ok"
         assert table["workers"][0] == "warning" and "prefect work-pool create gpu" in printed
         assert "train-lora" in table["deployments"][1]
+        assert table["model of jobs"][1].startswith("debug, ") and "--device cpu" in table["GPU"][1]
         assert table["WANDB_API_KEY"] == ("ok", "stored as the Prefect Secret block wandb-api-key")
         assert table["HF_TOKEN"] == ("ok", f"set in the environment, of {hub.user}") and TOKEN not in printed
         assert [table[f"storage: {name}"][0] for name in ("archives", "tokens", "runs", "output")] == [

@@ -6,8 +6,10 @@ import asyncio
 import http.client
 import os
 import platform
+import re
 import socket
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -23,9 +25,10 @@ from prefect.client.orchestration import get_client
 from prefect.variables import Variable
 
 from bench.servers import free_port
-from deployments.file_server import Application, Folders, listening, password, serving
+from deployments.file_server import Application, Folders, listening, names_of_machine, password, serving
 from deployments.run import WAVS, _show_outcome
 from musicgen_core.escaping import markdown_link
+from musicgen_core.generation.page import write_index
 from tasks.artifacts import Artifacts
 from tasks.served import GREETING, VARIABLE, FileServer, file_link, is_served, links_in
 
@@ -42,6 +45,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "wandb").mkdir()
     (run / ".git").mkdir()
     (top / "output").mkdir()
+    (top / "tokens").mkdir()
     tone = 0.3 * np.sin(np.arange(32_000) / 20)
     for name in ("runs/first/samples/epoch_000_00.wav", "output/a b#c%d?é.wav"):
         soundfile.write(top / name, tone, 32_000)
@@ -66,7 +70,7 @@ def folders_of(tree: Path) -> Folders:
     return folders
 
 
-def ask(app: Any, path: str) -> tuple[int, bytes]:
+def ask(app: Any, path: str, host: str = "127.0.0.1") -> tuple[int, bytes]:
     """GET a path as it stands, which HTTP clients would shorten first → status and body."""
     sent: list[dict[str, Any]] = []
 
@@ -77,7 +81,8 @@ def ask(app: Any, path: str) -> tuple[int, bytes]:
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "GET", "path": path, "root_path": "", "headers": [], "query_string": b""}
+    scope = {"type": "http", "method": "GET", "path": path, "root_path": "", "query_string": b""}
+    scope["headers"] = [(b"host", host.encode())] if host else []
     asyncio.run(app({**scope, "raw_path": path.encode(errors="replace")}, receive, send))
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent)
 
@@ -121,6 +126,46 @@ def test_a_folder_that_is_a_symbolic_link_is_served_as_its_target(tree: Path, tm
     (tmp_path / "link").symlink_to(tree / "output")
     server = FileServer("http://here", "http://here", "box", {"output": str((tmp_path / "link").resolve())})
     assert server.url_of(tmp_path / "link" / "index.html") == "http://here/output/index.html"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "127.0.0.1:4300", "[::1]:4300", "192.0.2.7:80", "localhost:4300", "LOCALHOST", "localhost."),
+        *("box", "box:4300", "Box.local:4300", "music.example.org"),
+    ],
+)
+def test_a_request_by_a_name_of_this_machine_is_answered(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setattr(platform, "node", lambda: "Box")
+    app = Application(folders_of(tree), None, names_of_machine("https://music.example.org/files"))
+    assert ask(app, "/output/index.html", host)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", "evil.example.com", "evil.example.com:4300", "box.evil.example.com", "127.0.0.1.evil.example.com", "[", "a:b"],
+)
+def test_a_request_by_another_sites_name_is_refused(tree: Path, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setattr(platform, "node", lambda: "box")
+    app = Application(folders_of(tree), None, names_of_machine("http://box:4300"))
+    for path in ("/output/index.html", "/health"):
+        status, body = ask(app, path, host)
+        assert status == 421 and b"MUSICGEN_FILES_URL" in body
+
+
+def test_of_scripts_only_those_of_our_own_pages_run(site: str, tree: Path) -> None:
+    (policy,) = {
+        httpx.get(f"{site}{path}").headers["content-security-policy"]
+        for path in ("/output/index.html", "/runs/first/samples/epoch_000_00.wav")
+    }
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules["default-src"] == "'none'" and "unsafe" not in rules["script-src"]
+    write_index(tree / "tokens", [])
+    own = unescape((tree / "tokens" / "index.html").read_text())
+    for script in re.findall("script-src ([^;]+);", own)[0].split():
+        assert script in rules["script-src"]
 
 
 @pytest.fixture

@@ -65,8 +65,8 @@ def test_up_goes_on_without_files_where_their_port_is_taken(capsys: pytest.Captu
     assert f"port {port} can't be had" in told and "--files-port PORT" in told
 
 
-@pytest.mark.parametrize(("port", "files_port"), [(4200, 4201), (65535, 65534)])
-def test_files_are_on_the_port_beside_that_of_the_ui(port: int, files_port: int) -> None:
+@pytest.mark.parametrize(("port", "files_port"), [(4200, 4300), (4201, 4301), (65435, 65535), (65436, 65336)])
+def test_files_have_a_port_that_the_ui_of_another_up_is_not_on(port: int, files_port: int) -> None:
     assert UpParameters(port=port).chosen_files_port == files_port
     assert UpParameters(port=port, files_port=5000).chosen_files_port == 5000
 

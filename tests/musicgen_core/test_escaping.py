@@ -83,6 +83,20 @@ def test_only_a_plain_address_becomes_a_link() -> None:
         assert is_inert_markdown(markdown_link("WandB run", other))
 
 
+@given(text=st.text(st.sampled_from("_a/. *[]()`é"), min_size=1, max_size=12))
+def test_a_links_text_is_literal(text: str) -> None:
+    (block,) = [token for token in MarkdownIt().parse(f"x {markdown_link(text, 'http://a/b')}") if token.children]
+    inner = [(token.type, token.content) for token in block.children or []]
+    kinds = [kind for kind, _ in inner]
+    assert set(kinds) <= {"text", "text_special", "link_open", "link_close"}
+    shown = "".join(content for _, content in inner[kinds.index("link_open") : kinds.index("link_close")])
+    assert shown == " ".join(text.split())
+
+
+def test_a_links_text_has_no_backslash_without_need() -> None:
+    assert markdown_link("/a_/b_c_/d.wav", "http://x") == "[/a_/b_c_/d.wav](http://x)"
+
+
 def test_every_log_line_is_printable() -> None:
     before, stream = logging.getLogRecordFactory(), io.StringIO()
     logger, handler = logging.getLogger("musicgen_core.test_escaping"), logging.StreamHandler(stream)
