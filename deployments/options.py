@@ -293,7 +293,7 @@ def _without_option(error: UnknownOptionError, line: list[str]) -> tuple[list[st
     names = [name for argument in error.argument_collection for name in argument.names]
     arguments = [name for name in names if not name.startswith("-")]
     if (argument := option.lstrip("-").replace("-", "_").upper()) in arguments:
-        usage = " ".join((PROGRAM, *error.command_chain, *arguments))
+        usage = " ".join((PROGRAM, *(error.command_chain or ()), *arguments))
         problem = f"{one_line(option)} is no option but the argument {argument}: {usage} [OPTIONS]"
         return [problem], _replaced(line, option, [value] if value else [], with_value=False)
     options = [name for name in names if name.startswith("-")]

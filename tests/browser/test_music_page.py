@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from bench.servers import free_port
+from deployments.file_server import Application, Folders, listening
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.generation.files import Piece, write_piece
 from musicgen_core.generation.page import write_index
@@ -72,16 +71,10 @@ def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def address(music: Path) -> Iterator[str]:
-    handler = functools.partial(_Quiet, directory=str(music))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/index.html"
-        server.shutdown()
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        pass
+    folders, port = Folders(), free_port()
+    folders.served = {"output": str(music)}
+    with listening(Application(folders, None), "127.0.0.1", port):  # as `up` serves it
+        yield f"http://127.0.0.1:{port}/output/index.html"
 
 
 @pytest.fixture
@@ -206,4 +199,22 @@ def test_a_page_that_is_tampered_with_loads_nothing_and_runs_nothing(
     assert page.title() == "Generated music" and page.locator("h1").is_visible()
     assert not [found for found in loaded if found.startswith(remote)]
     page.locator("audio[controls]").first.evaluate("audio => audio.play()")  # what belongs to the page still works
+    context.close()
+
+
+def test_another_programs_page_runs_no_scripts_and_loads_nothing_from_elsewhere(
+    chromium: Browser, address: str, music: Path
+) -> None:
+    remote = address.replace("127.0.0.1", "localhost")
+    script = f"document.title='taken over'; fetch('generated_000.wav'); fetch('{remote}')"
+    (music / "foreign.html").write_text(
+        f"<title>notes</title><script>{script}</script><img src='{remote}' onerror=\"{script}\"><h1>mine</h1>"
+    )
+    context = chromium.new_context()
+    page, asked = context.new_page(), list[str]()
+    page.on("response", lambda response: asked.append(response.url))
+    foreign = address.replace("index.html", "foreign.html")
+    page.goto(foreign, wait_until="networkidle")
+    assert page.title() == "notes" and page.locator("h1").is_visible()
+    assert [url for url in asked if not url.endswith("favicon.ico")] == [foreign]
     context.close()
