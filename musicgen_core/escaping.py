@@ -83,13 +83,15 @@ def print_logs_safely() -> None:
 
 
 def html_page(package: str, template: str, **values: Any) -> str:
-    """Render an HTML template of a package: every value is escaped.
+    """Render an HTML template of a package, in the user's language: every value is escaped.
 
     Its variable `policy` is a Content-Security-Policy under which the page runs the template's own scripts and
     styles alone, and loads only what lies beside it or stands in it as data.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
+
+    from musicgen_core.language import language, say
 
     loader = PackageLoader(package, package_path="")
     environment = Environment(
@@ -107,7 +109,7 @@ def html_page(package: str, template: str, **values: Any) -> str:
         f"default-src 'none'; img-src {beside}; media-src {beside}; script-src {csp_hashes(source, 'script')}; "
         f"style-src {csp_hashes(source, 'style')}; base-uri 'none'; form-action 'none'"
     )
-    return environment.get_template(template).render(policy=policy, **values)
+    return environment.get_template(template).render(policy=policy, say=say, language=language(), **values)
 
 
 def csp_hashes(source: str, element: str) -> str:

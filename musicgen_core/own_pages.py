@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from upath import UPath
 
 from musicgen_core import storage
+from musicgen_core.language import Message, message
 
 _HEAD_CHARACTERS = 2000
 
@@ -17,11 +18,11 @@ class OwnPage:
 
     Attributes:
         generator: the content of its `<meta name="generator">`.
-        title: by which pages of earlier versions are recognised, which have no generator.
+        title: in English; by it pages of earlier versions are recognised, which have no generator.
     """
 
     generator: str
-    title: str
+    title: Message
 
     def is_at(self, path: UPath) -> bool:
         """Return whether a file is such a page.
@@ -36,6 +37,6 @@ class OwnPage:
         return f'<meta name="generator" content="{self.generator}">' in head or f"<title>{self.title}</title>" in head
 
 
-MUSIC = OwnPage("musicgen-flows: generated music", "Generated music")
-SAMPLES = OwnPage("musicgen-flows: samples of a training", "Samples of every epoch")
-REPORT = OwnPage("musicgen-flows: evaluation", "Evaluation of an adapter")
+MUSIC = OwnPage("musicgen-flows: generated music", message("Generated music"))
+SAMPLES = OwnPage("musicgen-flows: samples of a training", message("Samples of every epoch"))
+REPORT = OwnPage("musicgen-flows: evaluation", message("Evaluation of an adapter"))

@@ -1,8 +1,10 @@
-"""Numbers in sentences: counts, durations and sizes that read right whatever their magnitude."""
+"""Numbers in sentences: counts, durations and sizes that read right whatever their magnitude, also translated."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from musicgen_core.language import as_message, message
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 _NAMED = 5
@@ -10,7 +12,8 @@ _NAMED = 5
 
 def counted(number: int, noun: str) -> str:
     """`1 archive`, `3,000 archives`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    nouns = as_message(f"{noun}{'' if number == 1 else 's'}", noun, {})
+    return message("{number:,} {noun}", number=number, noun=nouns)
 
 
 def named(names: Sequence[str]) -> str:
@@ -22,8 +25,10 @@ def named(names: Sequence[str]) -> str:
 def lasting(seconds: float) -> str:
     """`12.5 seconds`, `3.0 minutes`, `1,158.3 hours`."""
     if seconds < 60:
-        return f"{seconds:.1f} seconds"
-    return f"{seconds / 60:,.1f} minutes" if seconds < 3600 else f"{seconds / 3600:,.1f} hours"
+        return message("{seconds:.1f} seconds", seconds=seconds)
+    if seconds < 3600:
+        return message("{minutes:,.1f} minutes", minutes=seconds / 60)
+    return message("{hours:,.1f} hours", hours=seconds / 3600)
 
 
 def sized(size: float) -> str:
@@ -31,4 +36,6 @@ def sized(size: float) -> str:
     power = 0
     while size >= 1000 and power < len(_UNITS) - 1:
         size, power = size / 1000, power + 1
-    return f"{size:,.1f} {_UNITS[power]}" if power else f"{size:,.0f} bytes"
+    if power == 0:
+        return message("{size:,.0f} bytes", size=size)
+    return message("{size:,.1f} {unit}", size=size, unit=_UNITS[power])

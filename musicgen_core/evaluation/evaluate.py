@@ -26,6 +26,7 @@ from musicgen_core.evaluation.music import Pair, decoded, music_scores, pairs_of
 from musicgen_core.evaluation.report import write_report
 from musicgen_core.evaluation.request import EvaluateRequest, Evaluation, MusicScores
 from musicgen_core.evaluation.subject import FOLDER, Subject, find_subject
+from musicgen_core.language import say
 from musicgen_core.model.adapters_base import choose_model
 from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.hub_adapter import hub_name, shown
@@ -199,14 +200,16 @@ def _write(
 ) -> None:
     """The JSON last: its presence says that the page beside it is whole and of the same evaluation."""
     base, adapted = losses
+    perplexities = plots.plot_perplexities(evaluation.codebooks)
+    differences = plots.plot_differences(base.mean(axis=1), adapted.mean(axis=1))
     pictures = {
-        "Perplexity of each codebook, with and without the adapter": plots.plot_perplexities(evaluation.codebooks),
-        "Distribution of the loss's change over clips": plots.plot_differences(base.mean(axis=1), adapted.mean(axis=1)),
+        say("Perplexity of each codebook, with and without the adapter"): perplexities,
+        say("Distribution of the loss's change over clips"): differences,
     }
     if rows := subject.metrics():
-        pictures["Loss of training and validation, step by step"] = plots.plot_training(rows)
+        pictures[say("Loss of training and validation, step by step")] = plots.plot_training(rows)
     trained = pairs_of_training(subject.run_dir, subject.adapter.epoch) if subject.run_dir is not None else []
     (out / JSON_FILE).unlink(missing_ok=True)
-    music = {"Samples of the training": trained, "Rendered for this report": rendered}
+    music = {say("Samples of the training"): trained, say("Rendered for this report"): rendered}
     write_report(out / REPORT_FILE, evaluation, pictures, music)
     storage.write_text(out / JSON_FILE, _EVALUATION.dump_json(evaluation, indent=1).decode())

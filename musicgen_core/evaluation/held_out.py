@@ -13,6 +13,7 @@ from musicgen_core.config import TrainSettings
 from musicgen_core.data.dataset import Clips, split
 from musicgen_core.errors import ConfigError, TokensError
 from musicgen_core.evaluation.request import EvaluateSettings
+from musicgen_core.language import message
 from musicgen_core.training.lineage import Lineage, learned_from, lineage_of
 from musicgen_core.training.resuming import HELD_OUT
 from musicgen_core.wording import counted
@@ -98,17 +99,25 @@ def held_out(clips: Clips, settings: EvaluateSettings, trained: Mapping[str, Any
 
 def _remarks(total: int, chosen: int, left_out: int, lineage: Lineage | None) -> Iterator[str]:
     if chosen < total:
-        yield f"Of {total:,} validation clips {chosen:,} were evaluated, the same ones each time (max_clips)."
+        yield message(
+            "Of {total:,} validation clips {chosen:,} were evaluated, the same ones each time (max_clips).",
+            total=total,
+            chosen=chosen,
+        )
     if left_out:
-        yield f"{left_out:,} more clips were left out: the adapter has learned from them, or may have."
+        yield message(
+            "{clips:,} more clips were left out: the adapter has learned from them, or may have.",
+            clips=left_out,
+        )
     if lineage is None:
-        yield (
+        yield message(
             "The adapter lies in no run directory, so whether its training held these clips out is not known: "
             "on clips that it has learned from, any adapter looks better."
         )
     elif lineage.unknown is not None:
-        yield (
-            f"The training began from {lineage.unknown}, which lies in no run directory that can be read, so whether "
+        yield message(
+            "The training began from {adapter}, which lies in no run directory that can be read, so whether "
             "that one has learned from these clips is not known: on clips that it has learned from, any adapter looks "
-            "better."
+            "better.",
+            adapter=lineage.unknown,
         )

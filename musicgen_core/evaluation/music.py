@@ -26,6 +26,7 @@ from musicgen_core.generation.loudness import normalize
 from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import render
 from musicgen_core.generation.request import RenderRequest
+from musicgen_core.language import message
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Pair:
     prompt: str
     base: Audio
     adapter: Audio
-    adapter_label: str = "With adapter"
+    adapter_label: str = message("With adapter")
 
 
 def pairs_of_training(run_dir: UPath, epoch: int) -> list[Pair]:
@@ -59,7 +60,10 @@ def pairs_of_training(run_dir: UPath, epoch: int) -> list[Pair]:
         base, adapted = (
             [_read(folder / f"epoch_{number:03d}_{i:02d}.wav") for i in range(len(prompts))] for number in (0, heard)
         )
-        return [Pair(*given, f"After epoch {heard}") for given in zip(prompts, base, adapted, strict=True)]
+        return [
+            Pair(*given, message("After epoch {epoch}", epoch=heard))
+            for given in zip(prompts, base, adapted, strict=True)
+        ]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError, soundfile.LibsndfileError) as error:

@@ -15,6 +15,7 @@ from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.escaping import html_page
 from musicgen_core.evaluation.music import Audio, Pair
 from musicgen_core.evaluation.request import Evaluation
+from musicgen_core.language import say, translated
 from musicgen_core.own_pages import REPORT
 
 MP3_LEVEL = 0.75
@@ -48,16 +49,33 @@ def write_report(
         "musicgen_core.evaluation",
         "report.html.j2",
         generator=REPORT.generator,
-        title=REPORT.title,
+        title=translated(REPORT.title),
         evaluation=evaluation,
+        sentence=translated(evaluation.sentence()),
+        clips=_clips(evaluation),
+        remarks=[translated(remark) for remark in evaluation.remarks],
         pictures={text: _url("image/png", png) for text, png in pictures.items()},
         music={heading: [_prompt(pair) for pair in pairs[:MOST_PAIRS]] for heading, pairs in music.items() if pairs},
     )
     storage.write_text(target, page)
 
 
+def _clips(evaluation: Evaluation) -> str:
+    held_out = say("held out") if evaluation.is_held_out else say("that the adapter may have learned from")
+    return say(
+        "{clips:,} of {total:,} {held_out} ({percent:.3g} % of all), the first {seconds:.3g} s of each: "
+        "{tokens:,} tokens",
+        clips=evaluation.clips,
+        total=evaluation.validation_clips,
+        held_out=held_out,
+        percent=100 * evaluation.validation_fraction,
+        seconds=evaluation.segment_seconds,
+        tokens=evaluation.codes,
+    )
+
+
 def _prompt(pair: Pair) -> _Prompt:
-    heard = {"Base model": pair.base, pair.adapter_label: pair.adapter}
+    heard = {say("Base model"): pair.base, translated(pair.adapter_label): pair.adapter}
     return _Prompt(pair.prompt, [_Player(label, _url("audio/mpeg", _mp3(audio))) for label, audio in heard.items()])
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from musicgen_core.config import DEFAULT_MODEL, LARGEST_COUNT, PromptText, Settings
+from musicgen_core.language import message
 from musicgen_core.wording import counted
 
 MOST_CLIPS = 500
@@ -159,19 +160,29 @@ class Evaluation:
 
     def sentence(self) -> str:
         """Return the result in words."""
-        kind = "validation clip" if self.is_held_out else "clip"
-        clips = counted(self.clips, kind)
-        clips += "" if self.is_held_out else " that the adapter may have learned from"
+        if self.is_held_out:
+            clips = counted(self.clips, "validation clip")
+        else:
+            clips = message("{clips} that the adapter may have learned from", clips=counted(self.clips, "clip"))
         loss = self.loss
-        counts = f"loss {loss.base_loss:.4f} → {loss.adapter_loss:.4f} on {clips}"
+        counts = message(
+            "loss {base:.4f} → {adapter:.4f} on {clips}", base=loss.base_loss, adapter=loss.adapter_loss, clips=clips
+        )
         if self.interval is None:
-            return f"One clip can't tell whether the adapter is better: {counts}."
+            return message("One clip can't tell whether the adapter is better: {counts}.", counts=counts)
         low, high = self.interval
         claim = {
-            "better": "The adapter is better than the base model",
-            "worse": "The adapter is worse than the base model",
-            "undecided": "No difference between adapter and base model can be told",
+            "better": message("The adapter is better than the base model"),
+            "worse": message("The adapter is worse than the base model"),
+            "undecided": message("No difference between adapter and base model can be told"),
         }[self.verdict]
         if not self.is_held_out and high < 0:
-            claim = "Whether the adapter is better is not known"
-        return f"{claim}: {counts}, a change of {loss.difference:+.4f} (95 % interval {low:+.4f} to {high:+.4f})."
+            claim = message("Whether the adapter is better is not known")
+        return message(
+            "{claim}: {counts}, a change of {difference:+.4f} (95 % interval {low:+.4f} to {high:+.4f}).",
+            claim=claim,
+            counts=counts,
+            difference=loss.difference,
+            low=low,
+            high=high,
+        )

@@ -13,7 +13,9 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.escaping import html_page
 from musicgen_core.generation.spectrogram import PICTURE_SIZE
+from musicgen_core.language import say, translated
 from musicgen_core.own_pages import MUSIC, SAMPLES, OwnPage
+from musicgen_core.wording import counted
 
 PAGE = "index.html"
 Sidecar = Mapping[str, Any]
@@ -52,7 +54,7 @@ def write_index(out: storage.Location | UPath, pieces: Sequence[tuple[str, Sidec
     common = _common([_sampling(sidecar) for _, sidecar in pieces])
     adapters = _distinct(_adapter(sidecar["adapter"]) for _, sidecar in pieces if sidecar.get("adapter"))
     models = _distinct(str(sidecar["model"]) for _, sidecar in pieces if sidecar.get("model"))
-    facts = {"Model": models, "Adapter": adapters, "Sampling": _words(common)}
+    facts = {say("Model"): models, say("Adapter"): adapters, say("Sampling"): _words(common)}
     shown = {name: values for name, values in facts.items() if values}
     prompts = _group(pieces, common, files, many_adapters=len(adapters) > 1)
     storage.write_text(folder / PAGE, _page(MUSIC, prompts, shown))
@@ -68,7 +70,7 @@ def write_samples_index(folder: UPath, prompts: Sequence[str], files: Mapping[in
     """
     of_prompts: list[list[_Version]] = [[] for _ in prompts]
     for epoch, wavs in sorted(files.items()):
-        label = f"After epoch {epoch}" if epoch else "Base model"
+        label = say("After epoch {epoch}", epoch=epoch) if epoch else say("Base model")
         adapter = [f"lora_weights/lora_epoch_{epoch}.pt"] if epoch else []
         for number, name in wavs:
             stem = name.removesuffix(".wav")
@@ -82,9 +84,10 @@ def _page(kind: OwnPage, prompts: Sequence[_Prompt], facts: Mapping[str, Sequenc
         "musicgen_core.generation",
         "index.html.j2",
         generator=kind.generator,
-        title=kind.title,
+        title=translated(kind.title),
         prompts=prompts,
-        count=sum(len(prompt.versions) for prompt in prompts),
+        pieces=translated(counted(sum(len(prompt.versions) for prompt in prompts), "piece")),
+        texts=translated(counted(len(prompts), "prompt")),
         facts=facts,
         picture=PICTURE_SIZE,
     )
@@ -116,24 +119,28 @@ def _links(stem: str, files: set[str]) -> dict[str, str]:
 
 def _drawn(sidecar: Sidecar) -> str:
     """A seed stands for as many pieces of a prompt as it has variations."""
-    variation = sidecar.get("variation")
-    return f", variation {variation + 1}" if isinstance(variation, int) and variation > 0 else ""
+    seed, variation = sidecar["seed"], sidecar.get("variation")
+    if isinstance(variation, int) and variation > 0:
+        return say("seed {seed}, variation {number}", seed=seed, number=variation + 1)
+    return say("seed {seed}", seed=seed)
 
 
 def _label(sidecar: Sidecar, varied: bool, many_adapters: bool) -> str:
     adapter, variation = sidecar.get("adapter"), sidecar.get("variation")
-    label = "Base model"
+    label = say("Base model")
     if adapter:
-        label = _adapter(adapter) if many_adapters else "With adapter"
-    return f"{label}, variation {variation + 1}" if varied and isinstance(variation, int) else label
+        label = _adapter(adapter) if many_adapters else say("With adapter")
+    if not (varied and isinstance(variation, int)):
+        return label
+    return say("{voice}, variation {number}", voice=label, number=variation + 1)
 
 
 def _facts(sidecar: Sidecar, common: Mapping[str, Any]) -> list[str]:
     """What is told of one piece: what isn't the same for all."""
     duration, seed, before = sidecar.get("duration"), sidecar.get("seed"), sidecar.get("continued_from")
-    facts = [f"{duration:.1f} s"] if isinstance(duration, int | float) else []
-    facts += [] if seed is None else [f"seed {seed}{_drawn(sidecar)}"]
-    facts += [f"continues {_file_name(before)}"] if before else []
+    facts = [say("{seconds:.1f} s", seconds=duration)] if isinstance(duration, int | float) else []
+    facts += [] if seed is None else [_drawn(sidecar)]
+    facts += [say("continues {file}", file=_file_name(before))] if before else []
     own = {name: value for name, value in _sampling(sidecar).items() if name not in common}
     return facts + _words(own)
 
@@ -142,7 +149,10 @@ def _adapter(adapter: Any) -> str:
     if not isinstance(adapter, Mapping):
         return str(adapter)
     words = [_file_name(adapter.get("path", "?"))]
-    words += [f"{name.removeprefix('global_')} {adapter[name]}" for name in ("epoch", "global_step") if name in adapter]
+    if "epoch" in adapter:
+        words.append(say("epoch {number}", number=adapter["epoch"]))
+    if "global_step" in adapter:
+        words.append(say("step {number}", number=adapter["global_step"]))
     return ", ".join(words)
 
 

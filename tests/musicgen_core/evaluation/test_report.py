@@ -22,11 +22,14 @@ from musicgen_core.config import SamplingSettings
 from musicgen_core.evaluation import evaluate as module
 from musicgen_core.evaluation.clap import Clap
 from musicgen_core.evaluation.music import Pair, music_scores
+from musicgen_core.evaluation.report import write_report
 from musicgen_core.evaluation.request import Evaluation
 from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import render
 from musicgen_core.generation.request import RenderRequest
+from musicgen_core.language import translated
 from musicgen_core.model.weights import BaseModel
+from musicgen_core.own_pages import REPORT
 
 Evaluate = Callable[..., Evaluation]
 
@@ -61,6 +64,24 @@ def test_the_json_holds_what_was_returned(copied: Path, evaluation: Evaluation) 
     assert len(found["codebooks"]) == 4
     assert found["adapter"]["sha256"] == storage.content_sha256(UPath(copied / "lora_weights" / "best_lora.pt"))
     assert found["base_model"].startswith("local@sha256:")
+
+
+def test_a_japanese_reader_gets_a_report_in_japanese_and_a_json_in_english(
+    copied: Path, evaluation: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUSICGEN_LANGUAGE", "ja")
+    target = UPath(tmp_path / "report.html")
+    write_report(target, evaluation, {}, {})
+    page = Page(tmp_path / "report.html")
+    for text in (
+        "アダプタの評価",
+        "アダプタはベースモデルより良くなったか",
+        translated(evaluation.sentence()),
+        "トークン",
+    ):
+        assert text in page.text
+    assert evaluation.sentence() not in page.text and "コードで" not in page.text
+    assert REPORT.is_at(target)
 
 
 def test_the_page_needs_nothing_beside_it_and_shows_numbers_pictures_and_music(

@@ -16,6 +16,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.escaping import printable
 from musicgen_core.generation.page import write_index
+from musicgen_core.own_pages import MUSIC
 from tests.hostile import TEXTS, is_inert_terminal_text
 
 ADAPTER = {"path": "gs://bucket/runs/jazz/best_lora.pt", "sha256": "ab" * 32, "epoch": 4, "global_step": 1200}
@@ -60,6 +61,20 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, bucket: UPath) -> UPa
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("page")
+
+
+def test_a_japanese_reader_gets_a_page_in_japanese_that_is_recognised(
+    folder: UPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUSICGEN_LANGUAGE", "ja")
+    common = {"prompt": "jazz", "seed": 3, "duration": 2.5, "model": "demo"}
+    pieces = [("generated_000", common), ("generated_001", {**common, "adapter": ADAPTER, "variation": 1})]
+    page = page_of(folder, pieces)
+    assert page.texts("h1") == page.texts("title") == ["生成した音楽"] and page.all_of("html", "lang") == ["ja"]
+    assert page.texts("p")[0] == "1 個のプロンプトから2 曲"
+    assert page.texts("h3") == ["ベースモデル", "アダプタあり、バリエーション 2"]
+    assert page.texts("dt") == ["モデル", "アダプタ"]
+    assert MUSIC.is_at(folder / "index.html")
 
 
 def page_of(folder: Path | UPath, pieces: Sequence[tuple[str, Mapping[str, Any]]]) -> Parsed:

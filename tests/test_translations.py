@@ -1,0 +1,78 @@
+"""The catalogues have every message that a person may read, with its placeholders, and nothing else."""
+
+from __future__ import annotations
+
+import ast
+import string
+from functools import cache
+from pathlib import Path
+
+import pytest
+from babel.messages.catalog import Catalog
+from babel.messages.extract import extract_from_dir
+from babel.messages.pofile import read_po
+
+from musicgen_core.language import LANGUAGES
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("musicgen_core", "tasks", "flows", "deployments")
+MARKED = {"say": 0, "message": 0, "counted": 1}
+"""Functions, and which of their arguments is a message"""
+HOME = (ROOT / "musicgen_core" / "language.py", ROOT / "musicgen_core" / "wording.py")
+
+
+@cache
+def messages() -> set[str]:
+    """Return the messages that are marked in modules and in templates."""
+    of_templates = {
+        str(text)
+        for _, _, text, _, _ in extract_from_dir(
+            str(ROOT / "musicgen_core"), [("**.j2", "jinja2.ext.babel_extract")], keywords={"say": None}
+        )
+    }
+    return of_templates.union(*(marked_in(path) for package in PACKAGES for path in (ROOT / package).rglob("*.py")))
+
+
+def marked_in(path: Path) -> set[str]:
+    """Return the messages of a module. Unlike Babel's extraction this finds those within f-strings, too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in MARKED:
+            text = node.args[MARKED[node.func.id]]
+            if not (isinstance(text, ast.Constant) and isinstance(text.value, str)):
+                assert path in HOME, f"{path}:{node.lineno}: only a literal can be translated"
+                continue
+            found.add(text.value)
+    return found
+
+
+@cache
+def catalogue(code: str) -> Catalog:
+    with (ROOT / "musicgen_core" / "translations" / f"{code}.po").open("rb") as source:
+        return read_po(source, locale=code, abort_invalid=True)
+
+
+def placeholders(text: str) -> list[tuple[str, str]]:
+    return sorted((name, spec or "") for _, name, spec, _ in string.Formatter().parse(text) if name is not None)
+
+
+@pytest.mark.parametrize("code", LANGUAGES[1:])
+def test_every_message_is_translated_and_none_is_left_over(code: str) -> None:
+    translated = {str(entry.id) for entry in catalogue(code) if entry.id and entry.string and not entry.fuzzy}
+    missing, stale = messages() - translated, translated - messages()
+    listed = "".join(f'\nmsgid {_quoted(text)}\nmsgstr ""\n' for text in sorted(missing))
+    assert not missing, f"translations/{code}.po lacks:\n{listed}"
+    assert not stale, f"translations/{code}.po has messages that are no more: {sorted(stale)}"
+    assert not catalogue(code).obsolete and len(translated) == len(list(catalogue(code))) - 1
+
+
+@pytest.mark.parametrize("code", LANGUAGES[1:])
+def test_a_translation_has_the_placeholders_of_its_message(code: str) -> None:
+    for entry in catalogue(code):
+        if entry.id:
+            assert placeholders(str(entry.string)) == placeholders(str(entry.id)), entry.id
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
