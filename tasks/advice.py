@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from prefect.context import FlowRunContext
 
-_OPTION = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]*)")
+_QUOTED = r"""(?<!\w)(?:'[^']*'(?!\w)|"[^"]*"|`[^`]*`|“[^”]*”)"""
+_COMMAND = r"(?<![\w-])(?:musicgen-flows|uv|prefect|ssh|gcloud|hf|wandb) (?:(?![.;,:](?:\s|$)|\)).)*"
+"""A command line in a sentence, up to the next punctuation mark"""
+_OPTION = r"(?<![\w/.-])--(?P<name>[a-z][a-z0-9-]*)(?![\w/]|[.-]\w)"
+_PARTS = re.compile(f"{_QUOTED}|{_COMMAND}|{_OPTION}", re.DOTALL)
 
 
 def in_form(text: str) -> str:
     """Return a text with the options in it named as the fields of the current flow's form: `init_adapter`.
 
-    What is no parameter of the flow, such as an option of another program, stays; so does everything outside of flows.
+    What is no parameter of the flow, such as an option of another program, stays; so do quotations, command lines and
+    paths, and everything outside of flows. `--no-evaluate` is the field's value: `evaluate false`.
     """
     context = FlowRunContext.get()
     if context is None or context.flow is None:
         return text
     fields = context.flow.parameters.properties
 
-    def field(option: re.Match[str]) -> str:
-        name = option[1].replace("-", "_")
-        # The command line has short names: --epochs for num_epochs, --prompt for prompts.
-        return next((one for one in (name, f"num_{name}", f"{name}s") if one in fields), option[0])
+    def shown(part: re.Match[str]) -> str:
+        return _field(part["name"], fields) or part[0] if part["name"] else part[0]
 
-    return _OPTION.sub(field, text)
+    return _PARTS.sub(shown, text)
+
+
+def _field(option: str, fields: Collection[str]) -> str | None:
+    name = option.replace("-", "_")
+    # The command line has short names: --epochs for num_epochs, --prompt for prompts.
+    found = next((one for one in (name, f"num_{name}", f"{name}s") if one in fields), None)
+    if found is None and name.startswith("no_") and name.removeprefix("no_") in fields:
+        return f"{name.removeprefix('no_')} false"
+    return found

@@ -100,7 +100,7 @@ def held_out(clips: Clips, settings: EvaluateSettings, trained: Mapping[str, Any
 def _remarks(total: int, chosen: int, left_out: int, lineage: Lineage | None) -> Iterator[str]:
     if chosen < total:
         yield message(
-            "Of {total:,} validation clips {chosen:,} were evaluated, the same ones each time (max_clips).",
+            "Of {total:,} validation clips {chosen:,} were evaluated, as many as asked for, the same each time.",
             total=total,
             chosen=chosen,
         )

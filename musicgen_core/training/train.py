@@ -159,7 +159,7 @@ class _Session:
         if step > total:
             logger.warning(
                 "the run in %s is at step %d, past the limit of %s: nothing is trained. "
-                "Give a larger max_steps or num_epochs to continue it",
+                "Raise the number of steps or epochs to continue it",
                 self.files.root,
                 step,
                 counted(total, "step"),
@@ -384,7 +384,7 @@ class _Session:
         if seen:
             logger.warning(
                 "the adapter to start from has learned from %d of the %d validation clips: the validation loss is too "
-                "low, and the evaluation leaves them out; the same validation_fraction as there avoids that",
+                "low, and the evaluation leaves them out; holding out the same share of clips as there avoids that",
                 seen,
                 len(own),
             )

@@ -87,6 +87,31 @@ def test_short_options_are_fields_too_and_other_programs_keep_theirs() -> None:
     assert in_form(text) == text
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "there is no prompt 'piano --epochs --model' in \"a --resume b\", `--lora-r` or “--seed”",
+        "start it with musicgen-flows generate OUT --model demo --epochs 3, or uv run musicgen-flows up --model debug",
+        "/data/--model/x, ./--epochs.txt and ../a--resume can't be read",
+    ],
+)
+def test_quotations_commands_and_paths_are_not_rewritten(text: str) -> None:
+    with FlowRunContext.model_construct(flow=train_lora):
+        assert in_form(text) == text
+
+
+def test_a_switch_that_is_turned_off_is_the_value_of_its_field() -> None:
+    text = (
+        "It can't be done: give --no-evaluate (musicgen-flows train --no-evaluate), or --no-such-thing; "
+        "it doesn't --epochs."
+    )
+    with FlowRunContext.model_construct(flow=train_lora):
+        assert in_form(text) == (
+            "It can't be done: give evaluate false (musicgen-flows train --no-evaluate), or --no-such-thing; "
+            "it doesn't num_epochs."
+        )
+
+
 def test_the_log_of_a_failed_tokenizing_ends_with_its_message(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "archive_batch_0001.zip").write_bytes(b"not an archive")
     places = {"archives": str(tmp_path), "tokens": str(tmp_path / "tokens")}
