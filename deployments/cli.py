@@ -167,11 +167,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         if parsed is None:
             return 0 if given else 2
         command, parameters = parsed
-        use_local_server()  # before Prefect is imported: it reads the environment once
-        check_settings()
-        module, _, name = command.function.partition(":")
-        function: Callable[[dict[str, Any]], int] = getattr(importlib.import_module(module), name)
-        return function(parameters)
+        return _load(command)(parameters)
     except UsageError as error:
         for problem in error.problems:
             print(f"error: {printable(problem)}", file=sys.stderr)
@@ -192,6 +188,18 @@ def _main(arguments: Sequence[str] | None) -> int:
             traceback.print_exc()
         print(f"error: {printable(_one_line(error))}", file=sys.stderr)
         return 1
+
+
+def _load(command: Command) -> Callable[[dict[str, Any]], int]:
+    """Import what a command needs, which takes seconds → its function."""
+    from deployments.activity import working  # not at the top: the help waits for it
+
+    with working("loading Prefect"):
+        use_local_server()  # before Prefect is imported: it reads the environment once
+        check_settings()
+        module, _, name = command.function.partition(":")
+        function: Callable[[dict[str, Any]], int] = getattr(importlib.import_module(module), name)
+    return function
 
 
 def _check_working_directory() -> None:

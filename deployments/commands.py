@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from deployments.activity import working
 from deployments.api import ensure_api
-from deployments.console import print_table, progress_bars
+from deployments.console import print_outcome, print_rows
 from deployments.inputs import check_adapter, check_rendering, check_training
-from musicgen_core import storage
-from musicgen_core.tracking import stored_url, sync_command
 from musicgen_core.wording import counted, lasting
+from tasks import outcomes
 
 if TYPE_CHECKING:
     from flows.finetune import FinetuneResult
@@ -27,7 +27,8 @@ def tokenize(parameters: dict[str, Any]) -> int:
     from flows.tokenize_archives import tokenize_archives
 
     result: TokenizeResult = run_flow(tokenize_archives, parameters)
-    print_table("Tokenized", tokenized_rows(result))
+    print_rows("Tokenized", tokenized_rows(result))
+    print_outcome(outcomes.tokenized(result.tokens, len(result.reports), parameters, result.notice))
     return 0
 
 
@@ -36,7 +37,8 @@ def train(parameters: dict[str, Any]) -> int:
 
     check_training(parameters)
     result: TrainResult = run_flow(train_lora, parameters)
-    print_table("Trained", trained_rows(result))
+    print_rows("Trained", trained_rows(result))
+    print_outcome(outcomes.trained(result, parameters))
     return 0
 
 
@@ -45,7 +47,8 @@ def evaluate(parameters: dict[str, Any]) -> int:
 
     check_adapter(parameters["adapter"])
     result: Evaluation = run_flow(evaluate_adapter, parameters)
-    print_table("Evaluated", evaluated_rows(result))
+    print_rows("Evaluated", evaluated_rows(result))
+    print_outcome(outcomes.evaluated(result, parameters["adapter"], parameters))
     return 0
 
 
@@ -54,7 +57,7 @@ def generate(parameters: dict[str, Any]) -> int:
 
     check_rendering(parameters)
     result: list[Rendered] = run_flow(generate_music, parameters)
-    print_table("Generated", rendered_rows(result))
+    print_outcome(outcomes.rendered(result, parameters))
     return 0
 
 
@@ -63,8 +66,9 @@ def finetune(parameters: dict[str, Any]) -> int:
 
     check_training(parameters)
     result: FinetuneResult = run_flow(finetune_flow, parameters)
-    rows = [*tokenized_rows(result.tokenized), *trained_rows(result.trained), *rendered_rows(result.rendered)]
-    print_table("Fine-tuned", rows)
+    print_rows("Fine-tuned", [*tokenized_rows(result.tokenized), *trained_rows(result.trained)])
+    tokens, shards, notice = result.tokenized.tokens, len(result.tokenized.reports), result.tokenized.notice
+    print_outcome(outcomes.finetuned(tokens, shards, result.trained, result.rendered, parameters, notice))
     return 0
 
 
@@ -74,14 +78,16 @@ def run_flow(flow: Any, parameters: dict[str, Any]) -> Any:
     Raises:
         Exception: what made the flow fail; for failed archives, an ArchivesFailed that names them.
     """
+    with working() as activity:
+        ensure_api()
+        activity.say("starting the flow")
+        state = call_heard(flow, parameters, activity)
+        activity.say("")
+    result = state.result(raise_on_failure=False)
     from flows.tokenize_archives import ArchivesFailed
 
-    ensure_api()
-    with progress_bars() as bars:
-        state = call_heard(flow, parameters, bars)
-    result = state.result(raise_on_failure=False)
     if isinstance(result, ArchivesFailed):
-        print_table("Tokenized", tokenized_rows(result.result))
+        print_rows("Tokenized", tokenized_rows(result.result))
     if isinstance(result, BaseException):
         raise result
     return result
@@ -100,7 +106,7 @@ def tokenized_rows(result: TokenizeResult) -> list[tuple[str, str]]:
     rejected = [(report.archive, entry) for report in result.reports for entry in report.rejected]
     seconds = sum(report.audio_seconds for report in result.reports)
     rows = [
-        ("shards", f"{len(result.reports)} in {result.tokens}"),
+        ("shards", str(len(result.reports))),
         ("clips", f"{clips:,}, {lasting(seconds)} of audio"),
         ("rejected clips", str(len(rejected))),
     ]
@@ -113,25 +119,13 @@ def tokenized_rows(result: TokenizeResult) -> list[tuple[str, str]]:
 
 
 def trained_rows(result: TrainResult) -> list[tuple[str, str]]:
-    run_dir = storage.as_path(result.run_dir)
     best = "none" if result.best_loss is None else f"{result.best_loss:.3f} in epoch {result.best_epoch}"
     rows = [
         ("training", f"{counted(result.steps, 'step')}, {counted(result.epochs, 'epoch')}{_how(result)}"),
         ("training loss", f"{_loss(result.first_loss)} → {_loss(result.last_loss)} (first and last epoch)"),
         ("best loss", best),
     ]
-    files = {
-        "adapter": "lora_weights/best_lora.pt",
-        "full model": "full_models/best_model.pt",
-        "loss curve": "loss.png",
-        "WandB": "wandb",
-    }
-    found = {name: str(run_dir / file) for name, file in files.items() if (run_dir / file).exists()}
-    if url := result.wandb_url or stored_url(run_dir):
-        found["WandB"] = url
-    elif "WandB" in found:
-        found["WandB"] += f"\noffline; to upload it:\n{sync_command('PATH')}"
-    return [*rows, *found.items(), *(evaluated_rows(result.evaluation) if result.evaluation else ())]
+    return [*rows, *(evaluated_rows(result.evaluation) if result.evaluation else ())]
 
 
 def _how(result: TrainResult) -> str:
@@ -159,11 +153,4 @@ def evaluated_rows(evaluation: Evaluation) -> list[tuple[str, str]]:
         clap = f"{music.base_clap_score:.4f} → {music.adapter_clap_score:.4f}, {music.clips_clap_score:.4f} of clips"
         distances = f"{music.base_frechet_distance:.4f} → {music.adapter_frechet_distance:.4f}"
         rows += [("CLAP score", clap), ("Fréchet distance", distances)]
-    return [*rows, ("report", evaluation.report), *(("note", remark) for remark in evaluation.remarks)]
-
-
-def rendered_rows(pieces: Sequence[Rendered]) -> list[tuple[str, str]]:
-    from musicgen_core.generation.request import page_of
-
-    rows = [("music", f"{piece.wav}\n{piece.seconds:g} s, {piece.voice}: {piece.title}") for piece in pieces]
-    return [*rows, ("all on a page", page_of(pieces))]
+    return [*rows, *(("note", remark) for remark in evaluation.remarks)]

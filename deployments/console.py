@@ -1,4 +1,4 @@
-"""What a person sees in the terminal while flows run: a progress bar a stage, and a table at the end."""
+"""What a person sees in the terminal: text as it is, lines that are never broken, and what was made at the end."""
 
 from __future__ import annotations
 
@@ -6,23 +6,17 @@ import logging
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
-from rich.table import Table
 from rich.text import Text
 
 from musicgen_core.escaping import printable
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
-    from tasks.progress import Update
+    from tasks.next_steps import Outcome
 
 
 class Terminal(Console):
@@ -54,52 +48,15 @@ def discard_stdout() -> None:
 
 output = Terminal()
 LABEL_WIDTH = 40
-"""Of a table's first column: a long name there would leave no room for what is said of it."""
-_TITLES = {
-    "fetch": "Download, MB",
-    "tokenize": "Archives",
-    "train": "Training steps",
-    "evaluate": "Evaluation",
-    "generate": "Music",
-}
-
-
-class Bars:
-    """Draws updates of running tasks; called from any of their threads."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._lock = threading.Lock()
-        self._bars: dict[str, TaskID] = {}
-
-    def __call__(self, update: Update) -> None:
-        with self._lock:
-            if update.stage not in self._bars:
-                self._bars[update.stage] = self._progress.add_task(_TITLES[update.stage], total=None, text="")
-            bar = self._bars[update.stage]
-            self._progress.update(bar, completed=update.done, text=update.text)
-            if update.total is not None:
-                self._progress.update(bar, total=update.total)
-
-
-@contextmanager
-def progress_bars() -> Iterator[Bars]:
-    columns = (
-        TextColumn("{task.description:<14}"),
-        BarColumn(bar_width=12),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}", markup=False),
-    )
-    show_core_messages()
-    with Progress(*columns, console=output, refresh_per_second=4) as progress:
-        yield Bars(progress)
+"""Of a list's first column: a longer name there moves its own value alone."""
 
 
 class _CoreMessages(logging.Handler):
-    """Shows what the core says above the progress bars: few lines, all of them worth reading."""
+    """Shows what the core logs above the progress bars: few lines, all of them worth reading."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name == "musicgen_core.stages":
+            return  # shown beside the bars
         style = "yellow" if record.levelno >= logging.WARNING else "dim"
         output.print(record.getMessage(), style=style, soft_wrap=True)  # paths and commands in it can be copied
 
@@ -111,10 +68,30 @@ def show_core_messages() -> None:
         logger.setLevel(logging.INFO)
 
 
-def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    table = Table(title=title, title_justify="left", show_header=False, title_style="bold")
-    table.add_column(no_wrap=True, max_width=LABEL_WIDTH)
-    table.add_column(overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    output.print(table)
+def print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Print names and values, a line each, of which none is broken: paths and commands in them can be copied whole."""
+    output.print(title, style="bold")
+    width = min(LABEL_WIDTH, max((len(printable(name)) for name, _ in rows), default=0))
+    for name, value in rows:
+        print_line(f"  {printable(name):<{width}}  {value}")
+
+
+def print_outcome(outcome: Outcome, on_server: bool = False) -> None:
+    """Print what was made and what to do next, each place and each command on a line of its own.
+
+    Args:
+        on_server: whether a worker of the Prefect server is to do the next steps.
+    """
+    if outcome.notice:
+        print_line(outcome.notice, style="yellow")
+    for made in outcome.made:
+        print_line(f"{made.thing}:", style="bold")
+        print_line(made.place)
+    for number, step in enumerate(outcome.steps):
+        print_line(f"{'Next' if number == 0 else 'Or'}: {step.text}", style="bold")
+        print_line(step.command_line(on_server))
+
+
+def print_line(text: str, style: str | None = None) -> None:
+    """Print a line as it is, however narrow the terminal: what breaks it there is not copied."""
+    output.print(Text(text), style=style, soft_wrap=True)

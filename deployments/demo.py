@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deployments.activity import working
 from deployments.api import ensure_api
 from deployments.commands import call_heard, run_flow
-from deployments.console import output, progress_bars
+from deployments.console import output, print_outcome
 from deployments.parameters import DemoParameters
 from musicgen_core.wording import counted, lasting
+from tasks.next_steps import Made, Outcome, Step
 
 if TYPE_CHECKING:
     from flows.tokenize_archives import TokenizeResult
@@ -43,6 +45,9 @@ PROMPTS = (
 SECONDS = 8.0  # of each piece of music
 
 
+OWN = {"archives": "archives/"}
+
+
 class _CutOff(BaseException):
     """Stands for the machine being taken away: no code of the training expects it."""
 
@@ -63,9 +68,7 @@ def demo(parameters: dict[str, Any]) -> int:
     output.print(f"\nThe demo took {time.monotonic() - started:.0f} s:")
     for line in _summary(tokenized, trained):
         output.print(f"- {line}")
-    output.print("What to do next:")
-    for line in _next_steps(trained, rendered):
-        output.print(f"- {line}", soft_wrap=True)  # a path that is wrapped can't be copied
+    print_outcome(_outcome(trained, rendered))
     return 0
 
 
@@ -78,7 +81,8 @@ def _run(archives: str, tokens: str, run_dir: str, music: str) -> tuple[Tokenize
     output.print(f"Making music in styles that the base model knows ({', '.join(KNOWN_STYLES)})")
     output.print(f"and in one that is new to it ({NEW_STYLE}):")
     output.print(archives, soft_wrap=True)
-    make_demo_archives(Path(archives))
+    with working("synthesizing music"):
+        make_demo_archives(Path(archives))
     on = {"model": "demo", "device": "cpu"}
     tokenized = run_flow(tokenize_archives, {"archives": archives, "tokens": tokens, **on})
     training = {"tokens": tokens, "run_dir": run_dir, **on, **TRAINING}
@@ -90,10 +94,11 @@ def _run(archives: str, tokens: str, run_dir: str, music: str) -> tuple[Tokenize
 
 
 def _run_until_cut_off(flow: Any, parameters: dict[str, Any]) -> None:
-    ensure_api()
-    with progress_bars() as bars:
+    with working() as activity:
+        ensure_api()
+        activity.say("starting the flow")
         try:
-            call_heard(flow, parameters, _cutting(bars))
+            call_heard(flow, parameters, _cutting(activity))
         except _CutOff:
             return
     raise AssertionError("the training ended before it was cut off")
@@ -120,21 +125,13 @@ def _summary(tokenized: TokenizeResult, trained: TrainResult) -> list[str]:
     return lines if trained.evaluation is None else [*lines, trained.evaluation.sentence()]
 
 
-def _next_steps(trained: TrainResult, rendered: Sequence[Rendered]) -> list[str]:
+def _outcome(trained: TrainResult, rendered: Sequence[Rendered]) -> Outcome:
     from musicgen_core.generation.request import page_of
 
-    report = "no report was made" if trained.evaluation is None else trained.evaluation.report
-    server = os.environ.get("PREFECT_API_URL", "").removesuffix("/api")
-    runs = f"open {server}" if server else "uv run musicgen-flows up, and open http://127.0.0.1:4200"
-    return [
-        f"Listen to base model and adapter: {_relative(page_of(rendered))}",
-        f"Read the report: {_relative(report)}",
-        f"See the runs: {runs}",
-        "Take your own music: uv run musicgen-flows estimate ARCHIVES",
-    ]
-
-
-def _relative(path: str) -> str:
-    """The path from the current directory, if it lies below, which is shorter."""
-    here = Path.cwd()
-    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
+    made = [Made("base model and adapter, to play side by side", page_of(rendered))]
+    if trained.evaluation is not None:
+        made.append(Made("report", trained.evaluation.report))
+    if server := os.environ.get("PREFECT_API_URL", "").removesuffix("/api"):
+        made.append(Made("the runs in the Prefect UI", server))
+    own = Step("Take your own music: put zips of wavs into archives/, and see how long it takes", "estimate", OWN)
+    return Outcome(tuple(made), (own, Step("Work in a browser", "up")))

@@ -8,28 +8,36 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
+from deployments.activity import working
 from deployments.checks.finding import Attempt, Check, Finding, redact
-from deployments.console import output
+from deployments.console import output, print_outcome
 from deployments.parameters import DoctorParameters
 from deployments.registering import PLACES
 from musicgen_core.config import DEFAULT_MODEL
+from musicgen_core.stages import mention
+from tasks.next_steps import Outcome, Step
 
 SECONDS = 90.0
 """For each check. Importing torch takes half of it from a cold disk; what asks a network has its own, shorter limit."""
 
+_STEPS = (Step("Try everything, in about three minutes", "demo"), Step("Work in a browser", "up"))
+"""What a machine without problems is ready for"""
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+_LEVELS_WIDTH = max(map(len, _STYLES))
 
 
 def doctor(parameters: dict[str, Any]) -> int:
     options = DoctorParameters(**parameters)
     given = {name: value for name in PLACES if (value := getattr(options, name))}
-    with _silence(), output.status("Looking at this machine …"):
+    with _silence(), working("looking at this machine"):
         findings = examine(options.model, options.device, given, options.places, options.clips)
     show(findings)
-    return 1 if any(finding.level == "problem" for finding in findings) else 0
+    has_problems = any(finding.level == "problem" for finding in findings)
+    again = Step("Once it is fixed, check again", "doctor", parameters)
+    print_outcome(Outcome(steps=(again,) if has_problems else _STEPS))
+    return 1 if has_problems else 0
 
 
 @contextmanager
@@ -107,6 +115,7 @@ def _run(name: str, module: str, function: str, *arguments: Any) -> Any:
 
 def _start(name: str, module: str, function: str, *arguments: Any) -> Callable[[], Any]:
     """Start a check → a function that waits for what it returns."""
+    mention(f"looking at {name}")
 
     def run() -> Any:
         return getattr(importlib.import_module(f"deployments.checks.{module}"), function)(*arguments)
@@ -115,14 +124,13 @@ def _start(name: str, module: str, function: str, *arguments: Any) -> Callable[[
 
 
 def show(findings: Sequence[Finding]) -> None:
-    """Print a table of all findings, then what to do about those that aren't ok."""
-    table = Table(title="Doctor", title_justify="left", title_style="bold", show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    """Print all findings, a line each, then what to do about those that aren't ok."""
+    output.print("Doctor", style="bold")
+    names = max(len(finding.check) for finding in findings)
     for finding in findings:
-        table.add_row(Text(finding.check), Text(finding.level, _STYLES[finding.level]), Text(redact(finding.found)))
-    output.print(table)
+        level = (f"{finding.level:<{_LEVELS_WIDTH}}", _STYLES[finding.level])
+        line = Text.assemble(f"  {finding.check:<{names}}  ", level, f"  {redact(finding.found)}")
+        output.print(line, soft_wrap=True)
     problems = [finding for finding in findings if finding.level == "problem"]
     _show_fixes("To fix:" if problems else "There is nothing to fix.", problems)
     hints = [finding for finding in findings if finding.level == "warning" and finding.fix]

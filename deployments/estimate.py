@@ -6,11 +6,19 @@ from collections.abc import Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from deployments.console import output, print_table, show_core_messages
+from deployments.activity import working
+from deployments.console import print_line, print_outcome, print_rows
 from flows.parameters import EstimateParameters, archives_at_a_time
+from musicgen_core.config import DEFAULT_MODEL, TokenizeSettings
+from musicgen_core.errors import MetadataError
+from musicgen_core.stages import advance
 from musicgen_core.wording import counted, lasting, sized
+from tasks import outcomes
+from tasks.fetching import fetched
 
 if TYPE_CHECKING:
+    from upath import UPath
+
     from musicgen_core.estimate import Estimate
 
 SHOWN_REASONS = 3
@@ -32,26 +40,43 @@ def estimate_archives(given: EstimateParameters) -> None:
     from musicgen_core.model.weights import find_codec
 
     assert given.archives is not None, "the command line sees to it"
-    show_core_messages()
     picked = pick_device(given.device)
     done = count(1)
     with (
-        output.status("Looking into the archives …") as status,
-        hub.heard_by(lambda progress: status.update(f"Fetching the codec of {progress.repo}: {progress} …")),
+        working("looking into the archives") as activity,
+        hub.heard_by(lambda progress: activity(fetched(progress))),
     ):
         chosen, left_out = choose_archives(given.archives)
+        warn_of_missing_descriptions(chosen)
         found = estimate(
             chosen,
             lambda: Codec(find_codec(given.model), picked),
             given.clips,
             archives_at_a_time(given.max_workers),
-            lambda: status.update(f"Encoding clip {next(done)} of at most {given.clips} …"),
+            lambda: advance("encoding a sample of the clips", next(done), given.clips),
         )
     rows = [
         *estimated_rows(found, given.hourly_price, left_out),
         *training_rows(found, given.model, given.hourly_price),
     ]
-    print_table("Estimate", rows)
+    print_rows("Estimate", rows)
+    on = {"model": given.model if given.model != DEFAULT_MODEL else None, "device": given.device}
+    print_outcome(outcomes.estimated(given.archives, on))
+
+
+def warn_of_missing_descriptions(archives: Sequence[UPath]) -> None:
+    """Say first thing that clips have no descriptions, or that those that are there can't be used."""
+    from musicgen_core.data.captions import Captioner, load_captions, metadata_beside
+    from musicgen_core.data.undescribed import undescribed_clips
+
+    metadata = metadata_beside(archives[0])
+    try:
+        captions = load_captions(metadata) if metadata else None
+    except MetadataError as error:
+        print_line(str(error), style="yellow")
+        return
+    if undescribed := undescribed_clips(archives, Captioner(TokenizeSettings(), captions)):
+        print_line(outcomes.no_descriptions(undescribed), style="yellow")
 
 
 def estimated_rows(found: Estimate, hourly_price: float | None, left_out: Sequence[str] = ()) -> list[tuple[str, str]]:

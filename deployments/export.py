@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from deployments.console import output, print_table, show_core_messages
+from deployments.activity import working
+from deployments.console import print_outcome, print_rows
 from flows.parameters import ExportParameters
 from musicgen_core.wording import sized
+from tasks import outcomes
+from tasks.fetching import fetched
 
 
 def export(parameters: dict[str, Any]) -> int:
@@ -20,18 +23,10 @@ def export_adapter(given: ExportParameters) -> None:
     from musicgen_core.model import hub
 
     assert given.adapter and given.out and given.format, "the command line sees to it"
-    show_core_messages()
     with (
-        output.status("Exporting …") as status,
-        hub.heard_by(lambda progress: status.update(f"Fetching {progress.repo}: {progress} …")),
+        working("exporting") as activity,
+        hub.heard_by(lambda progress: activity(fetched(progress))),
     ):
         exported = export(given.adapter, given.out, given.format, given.model)
-    files = [f"{name}, {sized(size)}" for name, size in exported.files.items()]
-    print_table(
-        "Exported",
-        [
-            ("directory", str(exported.directory)),
-            ("files", "\n".join(files)),
-            ("how to load it", str(exported.directory / "README.md")),
-        ],
-    )
+    print_rows("Exported", [(name, sized(size)) for name, size in exported.files.items()])
+    print_outcome(outcomes.exported(str(exported.directory), given.format, {}))

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import httpx
 
+from deployments.activity import working
 from deployments.api import check_api, explain_lost, has_api
-from deployments.console import output
+from deployments.console import output, print_outcome
 from deployments.environment import LOCAL_API
 from deployments.options import UsageError
 from deployments.parameters import RunParameters
 from deployments.run_parameters import check, parsed
+from deployments.watching import watch_run
 from deployments.weekly import SCHEDULER_SECONDS, describe_next, set_weekly
 from musicgen_core.errors import MusicgenError
-from musicgen_core.wording import counted
+from tasks.next_steps import Made, Outcome, Step, from_comment, in_shell
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas import State
 
-WATCH_SECONDS = 2.0
 WAVS = 8
 """Of a run that are linked in the terminal"""
+_SWITCH = {
+    "on": Step("Switch it off again", "run", {"deployment": "train-lora", "weekly": "off"}),
+    "off": Step("Switch it on again", "run", {"deployment": "train-lora", "weekly": "on"}),
+}
+"""By the state of the weekly retraining, what one can do about it"""
 
 
 def run(parameters: dict[str, Any]) -> int:
@@ -50,9 +54,10 @@ def run(parameters: dict[str, Any]) -> int:
         shown = ", ".join(f"{name}={json.dumps(value)}" for name, value in parameters.items())
         output.print(f"The weekly retraining is {chosen.weekly}, its parameters: {shown}", markup=False)
         if chosen.weekly == "on":
-            with output.status("Waiting for the server to schedule it …"):
+            with working("waiting for the server to schedule it"):
                 planned = describe_next(SCHEDULER_SECONDS)
             output.print(f"Next retraining: {planned}", soft_wrap=True, markup=False)
+        print_outcome(Outcome(steps=(_SWITCH[chosen.weekly],)))
         return 0
     return _start(chosen.deployment, parsed(chosen.param), chosen.watch)
 
@@ -71,11 +76,13 @@ def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
         check(parameters, deployment)
         # Until it starts and says what it is about, it has this name.
         run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters, name=name)
-        output.print(f"Created the run {run.name}: {url_for('flow-run', obj_id=run.id)}", soft_wrap=True, markup=False)
+        page = url_for("flow-run", obj_id=run.id)
+        output.print(f"Created the run {run.name}: {page}", soft_wrap=True, markup=False)
         if not watch:
+            print_outcome(Outcome((Made("to follow it in a terminal", _prefect("watch", run.id)),)))
             return 0
         try:
-            state = _watched(client, run.id)
+            state = watch_run(client, run.id)
         except KeyboardInterrupt:
             output.print("The run goes on without this terminal: see the Prefect UI")
             return 130
@@ -84,44 +91,36 @@ def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
                 raise MusicgenError(lost.found, "Once it answers again, its UI shows the run") from error
             raise
         with contextlib.suppress(httpx.HTTPError):  # the run has ended as it has, whether or not that can be shown
-            _show_outcome(client, run.id)
+            print_outcome(_outcome(client, run.id, state.is_completed()), on_server=True)
     return 0 if state.is_completed() else 1
 
 
-def _show_outcome(client: SyncPrefectClient, run: UUID) -> None:
-    """Print where the run's summary is, and the pages and wavs that a browser can open, each on a line of its own."""
+def _outcome(client: SyncPrefectClient, run: UUID, is_completed: bool) -> Outcome:
+    """Return what the run's summary says was made, with links that a browser can open; how to retry one that failed."""
     from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
     from prefect.settings import get_current_settings
 
     from tasks.served import links_in
 
+    found, made = Outcome(), []
     of_run = ArtifactFilterFlowRunId(any_=[run])
     wanted = ArtifactFilter(key=ArtifactFilterKey(any_=["summary"]), flow_run_id=of_run)
     for summary in client.read_artifacts(artifact_filter=wanted, limit=1):
-        links = links_in(str(summary.data))
+        page = str(summary.data)
+        found = from_comment(page) or found
+        ui = get_current_settings().ui_url or str(client.api_url).rstrip("/").removesuffix("/api")
+        made.append(Made("summary", f"{ui}/artifacts/artifact/{summary.id}"))
+        links = links_in(page)
         pages = [link for link in links if link.endswith(".html")]
         wavs = [link for link in links if link.endswith(".wav")]
-        output.print("Summary:")
-        ui = get_current_settings().ui_url or str(client.api_url).rstrip("/").removesuffix("/api")
-        output.print(f"{ui}/artifacts/artifact/{summary.id}", soft_wrap=True, markup=False)
-        if pages or wavs:
-            output.print("To open in a browser:")
-        for link in (*pages, *wavs[:WAVS]):
-            output.print(link, soft_wrap=True, markup=False)
-        if len(wavs) > WAVS:
-            output.print(f"and {counted(len(wavs) - WAVS, 'more wav')}, all on the page")
+        made += [Made("to open in a browser", link) for link in (*pages, *wavs[:WAVS])]
+    if not is_completed:
+        made.append(Made("to run it again once the reason is gone", _prefect("retry", run)))
+    return Outcome((*found.made, *made), found.steps, found.notice)
 
 
-def _watched(client: SyncPrefectClient, run: UUID) -> State:
-    """Tell of a run's states until the last one, which has the reason if it failed."""
-    told = None
-    while True:
-        found = client.read_flow_run(run)
-        state = found.state
-        if state is not None and state.id != told:
-            told = state.id
-            message = f": {state.message}" if state.message else ""
-            output.print(f"{found.name} · {state.name}{message}", soft_wrap=True, markup=False)
-        if state is not None and state.is_final():
-            return state
-        time.sleep(WATCH_SECONDS)
+def _prefect(command: str, run: UUID) -> str:
+    from prefect.settings import get_current_settings
+
+    api = get_current_settings().api.url
+    return in_shell("env", f"PREFECT_API_URL={api}", "prefect", "flow-run", command, str(run))

@@ -13,10 +13,10 @@ import time
 from functools import partial
 from typing import IO
 
-from deployments.console import output
 from deployments.environment import is_healthy
 from flows.orphans import be_sent_at_parents_death
 from musicgen_core.errors import MusicgenError
+from musicgen_core.stages import mention
 
 PORTS = 3
 """Ports to try: another process may take one between the choice and the start."""
@@ -36,7 +36,7 @@ def start_temporary_server() -> None:
     server = SubprocessASGIServer()  # the one that Prefect's clients ask for
     if server.running:
         return
-    output.print("Starting a temporary Prefect server (musicgen-flows up starts a lasting one) …", style="dim")
+    mention("starting a temporary Prefect server")
     with tempfile.TemporaryFile() as log:
         for _ in range(PORTS):
             server.port = server.find_available_port()

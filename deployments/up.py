@@ -20,7 +20,7 @@ from deployments.api import check_database, check_home
 from deployments.checks.finding import redact
 from deployments.checks.machine import ask_smi
 from deployments.checks.run_lists import check_run_lists
-from deployments.console import output, print_table
+from deployments.console import output, print_outcome, print_rows
 from deployments.environment import LOCAL_API, is_healthy, is_quiet
 from deployments.parameters import DEFAULT_HOST, UpParameters
 from deployments.processes import Command, Part, Parts
@@ -40,6 +40,7 @@ from deployments.server_errors import LOGGING, follow_errors
 from deployments.weekly import describe_next
 from musicgen_core.errors import MusicgenError
 from musicgen_core.wording import counted
+from tasks.next_steps import Made, Outcome, Step
 
 if TYPE_CHECKING:
     from deployments.file_server import Serving
@@ -71,7 +72,8 @@ def up(parameters: dict[str, Any]) -> int:
                     )
                 _wait_for(api, lambda: True)
                 rows = _register(options)
-                show(api, ui, {**rows, **_files_row(), "workers": "\n".join(_running_workers())})
+                show(api, ui, {**rows, **_files_row(), "workers": "; ".join(_running_workers())})
+                print_outcome(_first_step(ui), on_server=True)
                 return 0
             warn_of_others(options.host, options.port, options.chosen_files_port, _has_password())
             server = stack.enter_context(_server(api, options.host, options.port))
@@ -81,8 +83,9 @@ def up(parameters: dict[str, Any]) -> int:
                 files.serve(rows)
             output.print(f"Starting {counted(len(workers), 'worker')} of the pool {POOL} …")
             started = stack.enter_context(Parts(workers))
-            show(api, ui, {**rows, **_files_row(), "workers": "\n".join(_described(*worker) for worker in workers)})
-            output.print("Start a job with: musicgen-flows run tokenize-archives --watch. Ctrl-C stops everything.")
+            show(api, ui, {**rows, **_files_row(), "workers": "; ".join(_described(*worker) for worker in workers)})
+            print_outcome(_first_step(ui), on_server=True)
+            output.print("Ctrl-C stops everything.")
             _watch(server, started, files)
         except KeyboardInterrupt:
             output.print("Stopping the workers and the server; a training saves where it is …")
@@ -268,10 +271,19 @@ def show(api: str, ui: str, rows: Mapping[str, str]) -> None:
         api, ui: addresses, as `addresses` has them.
         rows: more of the table.
     """
-    fixed = [("Prefect UI", ui), ("deployments", ", ".join(DEPLOYMENTS))]
-    print_table("Up", [*fixed, *rows.items()])
+    fixed = [("deployments", ", ".join(DEPLOYMENTS))]
+    print_rows("Up", [*fixed, *rows.items()])
     if api != LOCAL_API:  # which the other commands find by themselves
         output.print(f"In other terminals first: export PREFECT_API_URL={api}", soft_wrap=True, highlight=False)
+
+
+def _first_step(ui: str) -> Outcome:
+    from tasks.forms import form_link
+
+    tokenize = Step("Tokenize the archives", "tokenize")
+    form = form_link(str(tokenize.deployment), {})
+    made = [Made("Prefect UI", ui), *([Made(f"run form of {tokenize.deployment}", f"{ui}{form}")] if form else [])]
+    return Outcome(tuple(made), (tokenize,))
 
 
 def _warn_of_unlistable_runs() -> None:

@@ -21,6 +21,7 @@ from musicgen_core.config import TokenizeSettings, TrainSettings
 from musicgen_core.errors import ArchiveError
 from tasks.artifacts import artifacts_of_run
 from tasks.fetching import check_model
+from tasks.outcomes import finetuned
 from tasks.summary import rendered_section, show_summary, tokenized_section, trained_section
 
 if TYPE_CHECKING:
@@ -95,5 +96,14 @@ def finetune(given: FinetuneParameters, settings: TrainSettings, tokenizing: Tok
             partial(tokenized_section, tokenized.tokens, tokenized.reports, tokenized.failed, tokenized.remarks),
             partial(trained_section, trained),
             partial(rendered_section, rendered),
+            outcome=partial(
+                finetuned,
+                tokenized.tokens,
+                len(tokenized.reports),
+                trained,
+                rendered,
+                given.model_dump(),
+                tokenized.notice,
+            ),
         )
     return FinetuneResult(tokenized, trained, rendered)

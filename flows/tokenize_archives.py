@@ -24,12 +24,15 @@ from flows.runners import task_runner as make_task_runner
 from musicgen_core import storage
 from musicgen_core.config import TokenizeSettings
 from musicgen_core.data.archive import archive_stem, choose_archives, clip_names, limits_of
-from musicgen_core.data.captions import Captions, check_matches, load_captions
+from musicgen_core.data.captions import Captioner, Captions, check_matches, load_captions, metadata_beside
 from musicgen_core.data.match_report import match_report
 from musicgen_core.data.shards import ShardReport, described_clips, is_whole, was_mended
+from musicgen_core.data.undescribed import undescribed_clips
 from musicgen_core.errors import ArchiveError, DeviceError, MusicgenError, StorageError
+from musicgen_core.stages import announce
 from musicgen_core.wording import counted
 from tasks.artifacts import artifacts_of_run
+from tasks.outcomes import no_descriptions, tokenized
 from tasks.summary import show_summary, tokenized_section
 from tasks.tokenizing import check_codec, concerns_all, stop_tokenizing, tokenize_archive
 from tasks.tokenizing_log import TokenizingLog, log_tokenizing
@@ -38,16 +41,19 @@ _SHOWN = 3
 _core_logger = logging.getLogger("musicgen_core.tokenizing")  # the terminal shows what the core logs
 Work = dict[str, Any]
 """Parameters of one archive's task."""
+_Described = Sequence[tuple[str, str | None]]
+"""Clips of a shard and their descriptions"""
 
 
 @dataclass(frozen=True)
 class TokenizeResult:
-    """Where the shards are, each archive's report or why it failed, and what else is worth knowing."""
+    """Where the shards are, each archive's report or why it failed, and what else is worth knowing, above all."""
 
     tokens: str
     reports: list[ShardReport]
     failed: dict[str, str]
     remarks: list[str] = field(default_factory=list)
+    notice: str = ""
 
 
 class ArchivesFailed(ArchiveError):
@@ -67,6 +73,7 @@ def tokenize_archives(given: TokenizeParameters, settings: TokenizeSettings) -> 
     """Tokenize every clip of every archive with EnCodec, a task an archive; what is done already is kept."""
     begin()
     model, device = chosen_model(given.model), chosen_device(given.device)
+    announce("looking into the archives")
     found, left_out = choose_archives(_absolute(place(given.archives, "musicgen_archives")))
     _warn_in_terminal(left_out)
     target = _absolute(place(given.tokens, "musicgen_tokens"))
@@ -92,18 +99,26 @@ def tokenize_archives(given: TokenizeParameters, settings: TokenizeSettings) -> 
     get_run_logger().info("%s, metadata: %s", counted(len(work), "archive"), described_by or "none")
     captions = load_captions(storage.as_path(described_by), settings) if described_by else None
     if captions is not None:
+        announce("comparing descriptions with clips")
         check_matches(captions, ((archive.name, _names_in(archive, settings)) for archive in limits))
+    if undescribed := undescribed_clips(list(limits), Captioner(settings, captions)):
+        _core_logger.warning("%s", no_descriptions(undescribed))
     if given.task_runner == "threads":  # a cluster's workers have caches and GPUs of their own
         check_codec(model, device)
     with runner, log_tokenizing(target, [entry["stem"] for entry in work]) as log:
         reports, failed = _tokenize_all(work, runner, storage.as_path(target), log)
+    announce("looking for clips without a description")
     are_all = given.limit is None and not failed
-    remarks = list(_remarks(captions, reports, storage.as_path(target), are_all))
+    described = {report.archive: _described(report, storage.as_path(target)) for report in reports}
+    remarks = list(_remarks(captions, reports, described, are_all))
     _warn(remarks)
-    remarks = [*left_out, *remarks]
-    result = TokenizeResult(target, reports, failed, remarks)
+    result = TokenizeResult(target, reports, failed, [*left_out, *remarks], _notice(described))
     with artifacts_of_run() as artifacts:
-        show_summary(artifacts, partial(tokenized_section, target, reports, failed, remarks))
+        show_summary(
+            artifacts,
+            partial(tokenized_section, target, reports, failed, result.remarks),
+            outcome=partial(tokenized, target, len(reports), given.model_dump(), result.notice),
+        )
     if failed:
         message = f"{len(failed)} of {counted(len(work), 'archive')} failed: {_first_reasons(failed)}"
         return Failed(message=message, data=ArchivesFailed(message, result))
@@ -135,10 +150,10 @@ def _absolute(location: str) -> str:
 
 
 def _find_metadata(given: str | None, first_archive: UPath) -> str | None:
-    beside = first_archive.parent / "metadata.jsonl"
     if given:
         return _absolute(given)
-    return str(beside) if beside.exists() else None
+    beside = metadata_beside(first_archive)
+    return None if beside is None else str(beside)
 
 
 def _spread_limit(archives: Sequence[UPath], limit: int | None, settings: TokenizeSettings) -> dict[UPath, int | None]:
@@ -167,6 +182,7 @@ def _tokenize_all(
     work: Sequence[Work], runner: Any, tokens: UPath, log: TokenizingLog
 ) -> tuple[list[ShardReport], dict[str, str]]:
     """→ reports of the archives that worked, and the reasons of those that failed, by stem, both in archive order."""
+    announce("encoding the clips")
     try:
         futures = {entry["stem"]: runner.submit(tokenize_archive, entry) for entry in work}
         reports, failed, cached = _collect(futures, log)
@@ -235,14 +251,26 @@ def _is_stale(report: ShardReport, work: Work) -> bool:
         return True  # the task meets the same trouble, with its retries
 
 
-def _remarks(captions: Captions | None, reports: Sequence[ShardReport], tokens: UPath, are_all: bool) -> Iterator[str]:
+def _described(report: ShardReport, tokens: UPath) -> _Described:
+    return described_clips(tokens, archive_stem(UPath(report.archive)))
+
+
+def _notice(described: Mapping[str, _Described]) -> str:
+    """What to know first where no clip has a description; else nothing."""
+    texts = [text for clips in described.values() for _, text in clips]
+    return no_descriptions(f"none of the {counted(len(texts), 'clip')}") if texts and not any(texts) else ""
+
+
+def _remarks(
+    captions: Captions | None, reports: Sequence[ShardReport], described: Mapping[str, _Described], are_all: bool
+) -> Iterator[str]:
     """What is worth knowing of clips and their descriptions, in sentences."""
     names: list[str] = []
     undescribed = 0
     for report in reports:
         if not report.clips and not report.rejected:
             yield f"{report.archive} holds no .wav"
-        clips = described_clips(tokens, archive_stem(UPath(report.archive)))
+        clips = described[report.archive]
         names += [name for name, _ in clips] + [entry.clip for entry in report.rejected]
         undescribed += sum(description is None for _, description in clips)
     if captions is not None:
@@ -251,6 +279,6 @@ def _remarks(captions: Captions | None, reports: Sequence[ShardReport], tokens: 
     if noted:
         more = f"; and {len(noted) - _SHOWN:,} more, listed in the .json of each shard" if len(noted) > _SHOWN else ""
         yield f"descriptions, {len(noted):,} to look at: {'; '.join(noted[:_SHOWN])}{more}"
-    if undescribed:
-        total = sum(report.clips for report in reports)
+    total = sum(report.clips for report in reports)
+    if 0 < undescribed < total:
         yield f"{undescribed:,} of {counted(total, 'clip')} have no description: they are learnt without a text"

@@ -19,6 +19,7 @@ from musicgen_core.data.audio import resample
 from musicgen_core.model.compression import codec_identity, load_codec
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.resampling import resampler_of
+from musicgen_core.stages import announce
 
 Codes = NDArray[np.uint16]
 """[4, frames]"""
@@ -47,6 +48,7 @@ class Codec:
     """
 
     def __init__(self, model: BaseModel, device: torch.device | str = "cpu") -> None:
+        announce("reading the codec")
         self.device = torch.device(device)
         self.identity = codec_identity(model)
         self._model = load_codec(model, self.device)

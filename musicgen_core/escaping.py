@@ -6,7 +6,7 @@ One function for each place:
 | --- | --- |
 | terminal, log, plain text of any length | `printable` |
 | label, title, caption, cell of a terminal's table | `one_line` |
-| Markdown, also in a table's cell | `markdown_text`, `markdown_code`, `markdown_link` |
+| Markdown, also in a table's cell | `markdown_text`, `markdown_code`, `markdown_block`, `markdown_link` |
 | HTML | `html_page`, whose template escapes every value |
 """
 
@@ -50,6 +50,11 @@ def markdown_text(text: object) -> str:
     return _BLOCK.sub(r"\g<0>\\", escaped)
 
 
+def plain_text(markdown: str) -> str:
+    """Return what `markdown_text` made into Markdown."""
+    return re.sub(r"\\([^\w\s])", r"\1", markdown)
+
+
 def markdown_code(text: object) -> str:
     """Return a path or name as Markdown in a fixed-width face, or with `|` or a backtick in it as plain text.
 
@@ -57,6 +62,11 @@ def markdown_code(text: object) -> str:
     """
     plain = printable(text).replace("\n", " ")
     return markdown_text(plain) if {"`", "|"} & set(plain) else f"`{plain}`"
+
+
+def markdown_block(text: object) -> str:
+    """Return a line as an indented block of code, which shows it as it is, to be copied whole."""
+    return "    " + printable(text).replace("\n", " ")
 
 
 def markdown_link(text: str, url: str) -> str:

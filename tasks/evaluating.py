@@ -10,6 +10,8 @@ from prefect import get_run_logger, task
 
 from musicgen_core.errors import MusicgenError, raise_if_interrupted
 from musicgen_core.evaluation.request import EvaluateRequest, Evaluation
+from musicgen_core.stages import announce_torch
+from tasks import outcomes
 from tasks.artifacts import artifacts_of_run
 from tasks.cancelling import cancellable
 from tasks.progress import LOG_EVERY_SECONDS, Pace, Update, report
@@ -25,7 +27,11 @@ def evaluate_adapter(name: str, request: EvaluateRequest) -> Evaluation:
     """Compare an adapter with its base model, and write a report."""
     with artifacts_of_run() as artifacts:
         evaluation = _evaluate(name, request)
-        show_summary(artifacts, partial(evaluated_section, evaluation))
+        show_summary(
+            artifacts,
+            partial(evaluated_section, evaluation),
+            outcome=partial(outcomes.evaluated, evaluation, request.adapter, {"device": request.device}),
+        )
     return evaluation
 
 
@@ -47,11 +53,13 @@ def evaluate_training(name: str, request: EvaluateRequest, trained: TrainResult)
             warning = f"the adapter could not be compared with the base model: {error}"
             get_run_logger().warning("%s", warning, exc_info=not isinstance(error, MusicgenError))
             result = replace(trained, warnings=(*trained.warnings, warning))
-        show_summary(artifacts, partial(trained_section, result))
+        outcome = partial(outcomes.trained, result, {"device": request.device})
+        show_summary(artifacts, partial(trained_section, result), outcome=outcome)
     return result
 
 
 def _evaluate(name: str, request: EvaluateRequest) -> Evaluation:
+    announce_torch()
     from musicgen_core.evaluation.evaluate import evaluate
 
     logger, pace = get_run_logger(), Pace(LOG_EVERY_SECONDS)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from musicgen_core.model import hub
+from musicgen_core.stages import announce, announce_torch
 from tasks.progress import Update, report
 
 
 def report_downloads() -> None:
     """Report the downloads of the current run as its other progress is, in MB."""
-    hub.hear_with(_report)
+    hub.hear_with(lambda progress: report(fetched(progress)))
 
 
-def _report(progress: hub.Progress) -> None:
+def fetched(progress: hub.Progress) -> Update:
+    """Return the state of a download, in MB."""
     done, total = progress.done // 10**6, progress.total // 10**6
-    report(Update("fetch", progress.repo, done, total, f"{progress.bytes_per_sec / 1e6:.1f} MB/s, {progress.repo}"))
+    return Update("fetch", progress.repo, done, total, f"{progress.bytes_per_sec / 1e6:.1f} MB/s, {progress.repo}")
 
 
 def check_model(name: str) -> None:
@@ -22,9 +24,11 @@ def check_model(name: str) -> None:
     Raises:
         ModelError: no run could use it.
     """
+    announce_torch()
     from musicgen_core.model.text import find_text_encoder
     from musicgen_core.model.weights import find_model
 
+    announce(f"looking for the model {name}")
     model = find_model(name)
     assert model.config, "read, to find out whether it can be"
     find_text_encoder(model.text_encoder)

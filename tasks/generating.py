@@ -7,8 +7,10 @@ from functools import partial
 from prefect import task
 
 from musicgen_core.generation.request import Rendered, RenderRequest
+from musicgen_core.stages import announce_torch, heard_by
 from tasks.artifacts import artifacts_of_run
 from tasks.cancelling import cancellable
+from tasks.outcomes import rendered
 from tasks.rendering_log import RenderingLog
 from tasks.summary import rendered_section, show_summary
 
@@ -17,15 +19,18 @@ from tasks.summary import rendered_section, show_summary
 @cancellable
 def render_prompts(count: int, request: RenderRequest) -> list[Rendered]:
     """Render every prompt to a wav, all of them on one page."""
-    from musicgen_core.generation.render import render
-
     with artifacts_of_run() as artifacts:
         log = RenderingLog(request.out, count, request.pieces_a_prompt, artifacts)
         try:
-            rendered = render(request, log.hear, log.add)
+            with heard_by(log.begin_stage):
+                announce_torch()
+                from musicgen_core.generation.render import render
+
+                pieces = render(request, log.hear, log.add)
         except BaseException:
             log.stop()
             raise
         log.show()
-        show_summary(artifacts, partial(rendered_section, rendered))
-    return rendered
+        given = {**vars(request), **request.settings.model_dump(exclude_defaults=True)}
+        show_summary(artifacts, partial(rendered_section, pieces), outcome=partial(rendered, pieces, given))
+    return pieces

@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from musicgen_core import storage
 from musicgen_core.escaping import markdown_text
 from musicgen_core.generation.request import Rendered, page_of
+from musicgen_core.stages import Stage
 from musicgen_core.wording import counted
 from tasks.artifacts import Artifacts
 from tasks.previews import longest_seconds, player, thumbnail
@@ -48,13 +49,21 @@ class RenderingLog:
         self._rendered: list[Rendered] = []
         self._previews: dict[str, str] = {}
         self._started = time.monotonic()
+        self._progress, self._is_in_stage = (0, 1), False
         self._logger.info("rendering %s to %s", counted(prompts, "prompt"), output)
-        self._show_progress(0, 1, f"Rendering {counted(prompts, 'prompt')}: reading the model")
+        self._show_progress(0, 1, f"Rendering {counted(prompts, 'prompt')}")
+
+    def begin_stage(self, stage: Stage) -> None:
+        """Show what is done beside generating: reading the model, turning codes into sound."""
+        self._is_in_stage = True
+        self._show_progress(*self._progress, str(stage))
 
     def hear(self, done: int, total: int, text: str) -> None:
         """`on_progress` of a rendering."""
+        self._progress = done, total
         report(Update("generate", self._output, done, total, text))
-        if self._showing.is_due():
+        if self._showing.is_due() or self._is_in_stage:  # else the page would go on naming what is over
+            self._is_in_stage = False
             self._show_progress(done, total, f"Rendering {text}")
         if self._logging.is_due():
             self._logger.info("rendering %s, %.0f %% of all", text, 100 * done / total)

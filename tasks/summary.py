@@ -9,11 +9,14 @@ from prefect import runtime
 
 from musicgen_core import storage
 from musicgen_core.errors import MusicgenError, advice_on, reason_of
-from musicgen_core.escaping import markdown_code, markdown_text
+from musicgen_core.escaping import markdown_block, markdown_code, markdown_link, markdown_text
 from musicgen_core.generation.request import Rendered, page_of
 from musicgen_core.wording import counted, lasting
 from tasks.advice import in_form
 from tasks.artifacts import Artifacts, markdown_table
+from tasks.forms import form_link
+from tasks.next_steps import Outcome, Step, as_comment
+from tasks.outcomes import MAIN_FILES
 from tasks.progress import utc_now
 from tasks.served import file_link
 from tasks.tokenizing_table import reason_alone
@@ -28,28 +31,31 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 50
 _TRAINED = {
-    "best adapter": "lora_weights/best_lora.pt",
+    **MAIN_FILES,
     "final adapter": "lora_weights/final_lora.pt",
     "newest checkpoint": "latest.pt",
-    "best full model": "full_models/best_model.pt",
     "final full model": "full_models/final_model.pt",
     "all adapters": "lora_weights",
     "all full models": "full_models",
-    "loss curve": "loss.png",
     "metrics": "metrics.jsonl",
     "settings": "config.json",
-    "samples of every epoch, to play": "samples/index.html",
     "sample clips": "samples",
     "WandB's files": "wandb",
 }
 
 
-def show_summary(artifacts: Artifacts, *sections: Callable[[], str]) -> None:
-    """Show the summary page of the current flow run. Sections look what files there are, and not in this thread."""
+def show_summary(artifacts: Artifacts, *sections: Callable[[], str], outcome: Callable[[], Outcome] = Outcome) -> None:
+    """Show the summary page of the current flow run. Sections look what files there are, and not in this thread.
+
+    Args:
+        outcome: what the page ends with. `run --watch` reads it from there.
+    """
 
     def page() -> str:
-        name = markdown_text(runtime.flow_run.name)
-        return "\n\n".join([f"# {name}", *(section() for section in sections), f"As of {utc_now()}"])
+        name, found = markdown_text(runtime.flow_run.name), outcome()
+        notice = f"**{markdown_text(in_form(found.notice))}**" if found.notice else ""
+        parts = [f"# {name}", notice, *(section() for section in sections), outcome_section(found)]
+        return "\n\n".join(filter(None, [*parts, f"As of {utc_now()}", as_comment(found)]))
 
     artifacts.markdown("summary", page, "What came of it, and where everything is")
 
@@ -128,6 +134,28 @@ def evaluated_section(evaluation: Evaluation) -> str:
     parts.append(_places([("report, with pictures and music", file_link(evaluation.report))]))
     parts += [f"- {markdown_text(remark)}" for remark in evaluation.remarks]
     return "\n\n".join(parts)
+
+
+def outcome_section(outcome: Outcome) -> str:
+    """What was made, each place as a whole, and what to do next: a form that is filled in, or a command."""
+    parts = []
+    if outcome.made:
+        lines = [f"- {markdown_text(made.thing)}: {_place(made.place)}" for made in outcome.made]
+        parts += ["## What was made", "\n".join(lines)]
+    if outcome.steps:
+        parts += ["## What next", *map(_step, outcome.steps)]
+    return "\n\n".join(parts)
+
+
+def _place(place: str) -> str:
+    return markdown_link(place, place) if place.startswith(("http://", "https://")) else file_link(place)
+
+
+def _step(step: Step) -> str:
+    text = markdown_text(step.text)
+    if step.deployment and (link := form_link(step.deployment, step.parameters)):
+        return f"**{text}:** [open the form, filled in]({link})"
+    return f"**{text}**, in a terminal:\n\n{markdown_block(step.command_line())}"
 
 
 def _is_there(path: UPath) -> bool:

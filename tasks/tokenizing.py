@@ -15,8 +15,9 @@ from prefect.context import TaskRunContext
 from musicgen_core import storage
 from musicgen_core.config import TokenizeSettings
 from musicgen_core.data.archive import archive_stem
-from musicgen_core.errors import Cancelled, DeviceError, ModelError, MusicgenError
+from musicgen_core.errors import Cancelled, DeviceError, ModelError, MusicgenError, reason_of
 from musicgen_core.escaping import one_line
+from musicgen_core.stages import announce, announce_torch
 from musicgen_core.wording import counted
 from tasks.progress import report
 from tasks.tokenizing_log import ArchiveProgress
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 _LASTING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 """Errors of a folder that can't be written: they don't pass within the minute that retries take"""
+RETRY_SECONDS: list[float] = [2, 10, 60]
+"""What is waited before each further attempt, about"""
 _lock = threading.Lock()
 _stopping: set[str] = set()
 
@@ -70,13 +73,18 @@ def _may_help(task: Any, run: Any, state: Any) -> bool:
     """Try again after a transient error of storage or memory, not after one that will be the same next time."""
     error = state.result(raise_on_failure=False)
     is_lasting = isinstance(error, (MusicgenError, Cancelled)) or getattr(error, "errno", None) in _LASTING
-    return not is_lasting and not concerns_all(error)
+    if is_lasting or concerns_all(error):
+        return False
+    if run.run_count <= len(RETRY_SECONDS):
+        seconds = RETRY_SECONDS[run.run_count - 1]
+        announce(f"{run.name}: {reason_of(error)}; trying again in about {seconds:g} s")
+    return True
 
 
 @task(
     task_run_name="tokenize-{stem}",
-    retries=3,
-    retry_delay_seconds=[2, 10, 60],
+    retries=len(RETRY_SECONDS),
+    retry_delay_seconds=RETRY_SECONDS,
     retry_jitter_factor=0.5,
     retry_condition_fn=_may_help,
     persist_result=True,
@@ -123,6 +131,7 @@ def check_codec(model: str, device: str) -> None:
         ModelError: it can't be loaded.
         DeviceError: the device can't be used.
     """
+    announce_torch()
     _codec(model, device)
 
 

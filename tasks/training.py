@@ -10,10 +10,12 @@ from prefect.exceptions import CancelledRun, TerminationSignal
 
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import reason_of
+from musicgen_core.stages import announce_torch, heard_by
 from musicgen_core.wording import counted
 from tasks.artifacts import artifacts_of_run
 from tasks.cancelling import cancellable, is_cancelling
 from tasks.fetching import check_model
+from tasks.outcomes import trained
 from tasks.progress import quieted
 from tasks.summary import show_summary, trained_section
 from tasks.training_log import TrainingLog
@@ -50,7 +52,8 @@ def train_adapter(
     with artifacts_of_run() as artifacts, quieted("musicgen_core.training.loop"):
         log = TrainingLog(name, run_dir, artifacts)
         try:
-            result = _train(request, log)
+            with heard_by(log.begin_stage):
+                result = _train(request, log)
         except TerminationSignal as signal:
             if not is_cancelling():
                 log.stop("interrupted")
@@ -60,7 +63,7 @@ def train_adapter(
             log.stop(reason_of(error) if isinstance(error, Exception) else "interrupted")
             raise
         log.show("complete", result.wandb_url)
-        show_summary(artifacts, partial(trained_section, result))
+        show_summary(artifacts, partial(trained_section, result), outcome=partial(trained, result, {"device": device}))
     for warning in result.warnings:
         get_run_logger().warning("%s", warning)
     get_run_logger().info("%s", outcome(result))
@@ -74,6 +77,7 @@ def outcome(result: TrainResult) -> str:
 
 
 def _train(request: TrainRequest, log: TrainingLog) -> TrainResult:
+    announce_torch()
     from musicgen_core.training.launch import launch
     from musicgen_core.training.train import check_init_adapter, train
 

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from musicgen_core import storage, tracking
+from musicgen_core.stages import Stage
 from tasks.advice import in_form
 from tasks.artifacts import Artifacts
 from tasks.progress import LOG_EVERY_SECONDS, Pace, Update, report, run_logger
@@ -43,8 +44,13 @@ class TrainingLog:
         self._figures = TrainingFigures()
         self._samples: tuple[str, ...] = ()
         self._is_waiting = False
-        self._logger.info("%s: reading the model and the clips", name)
-        artifacts.progress("training-progress", 0, 1, f"{name}: reading the model and the clips")
+        self._stage = ""
+
+    def begin_stage(self, stage: Stage) -> None:
+        """Show what is done before, between and after the steps: reading the model, validating."""
+        self._stage = str(stage)
+        if stage.done is None or self._progressing.is_due():
+            self._show_progress()
 
     def generate(self, done: int, total: int) -> None:
         """`on_prior` of a training."""
@@ -62,6 +68,7 @@ class TrainingLog:
 
     def hear(self, row: dict[str, float]) -> None:
         """`on_step` of a training."""
+        self._stage = ""
         figures = self._figures
         figures.add(row)
         figures.time_step()
@@ -84,6 +91,8 @@ class TrainingLog:
 
     def show(self, state: str, wandb_url: str | None = None) -> None:
         """Bring the artifacts up to date."""
+        if state != "running":
+            self._stage = ""
         self._show_progress()
         state = in_form(state)
         table, rows = self._figures.table(state), self._figures.rows[:]
@@ -119,7 +128,8 @@ class TrainingLog:
 
     def _show_progress(self) -> None:
         figures = self._figures
-        self._artifacts.progress("training-progress", figures.done, figures.total, f"{self._name}: {figures.line()}")
+        line = ", ".join(filter(None, (figures.line() if figures.total else "", self._stage)))
+        self._artifacts.progress("training-progress", figures.done, figures.total, f"{self._name}: {line}")
 
     def _show_samples(self) -> None:
         found = newest_samples(self._run_dir)

@@ -138,6 +138,12 @@ class Captioner:
         return next((text for text in described if text is not None), None)
 
 
+def metadata_beside(archive: UPath) -> UPath | None:
+    """Return the metadata.jsonl in an archive's directory; None: there is none."""
+    beside = archive.parent / "metadata.jsonl"
+    return beside if beside.exists() else None
+
+
 def load_captions(path: UPath, settings: TokenizeSettings = _DEFAULTS) -> Captions:
     """Read `metadata.jsonl`: one JSON object a line, with `path` and `description` or the template's fields.
 

@@ -29,6 +29,7 @@ from musicgen_core.data.packing import clip_hash as clip_hash
 from musicgen_core.data.shards import ShardReport, read_report
 from musicgen_core.data.token_cache import THREADS, Lease, TokenCache
 from musicgen_core.errors import TokensError
+from musicgen_core.stages import announce
 
 LEAST_HELD_OUT = 8
 ENOUGH_CLIPS = 40
@@ -141,6 +142,7 @@ def load_clips(tokens: UPath, codec: str, folder: Path | None = None, only: Coll
     Raises:
         TokensError: no whole shards, damaged ones, or codes of another codec; no room in the cache.
     """
+    announce(f"reading the clips in {tokens}")
     reports, skipped = _find_shards(tokens)
     if not any(report.clips for report in reports.values()):
         raise TokensError(

@@ -33,6 +33,7 @@ from musicgen_core.model.hub_adapter import hub_name, shown
 from musicgen_core.model.lora import find_adapter
 from musicgen_core.model.weights import BaseModel, find_model
 from musicgen_core.own_pages import REPORT
+from musicgen_core.stages import announce
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ def evaluate(request: EvaluateRequest, on_progress: Progress = lambda done, tota
     prompts = request.settings.prompts or []
     rendered = render_pairs(request, subject.path, prompts, on_progress) if prompts else []
     scores = scoring.run(on_progress) if scoring else None
+    announce("writing the report")
     evaluation = _summarize(request, subject, model, clips, chosen, losses, scores, str(out / REPORT_FILE))
     _write(out, evaluation, subject, losses, rendered)
     return evaluation

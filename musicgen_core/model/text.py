@@ -12,6 +12,7 @@ from torch import nn
 from musicgen_core.errors import ModelError
 from musicgen_core.model import hub
 from musicgen_core.model.decoder import TextCondition
+from musicgen_core.stages import announce
 from musicgen_core.texts import shorten
 
 _MAX_TOKENS = 512  # T5 was trained on that many, and the memory of its attention grows with their square
@@ -43,6 +44,7 @@ class TextEncoder(nn.Module):
     """
 
     def __init__(self, source: str | Path, device: torch.device | str = "cpu") -> None:
+        announce("reading the text encoder")
         from transformers import AutoTokenizer, T5EncoderModel
         from transformers.utils import logging
 

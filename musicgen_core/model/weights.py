@@ -24,6 +24,7 @@ from musicgen_core.finite import names_of_non_finite
 from musicgen_core.model import hub
 from musicgen_core.model.configuration import USE_ANOTHER, LmConfig, read_lm_config
 from musicgen_core.model.decoder import MusicgenLM
+from musicgen_core.stages import announce
 
 LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"
@@ -86,8 +87,14 @@ class BaseModel:
         return f"{name}@sha256:{file_sha256(self.lm_path, stat.st_size, stat.st_mtime_ns)[:16]}"
 
 
+_LARGE_BYTES = 1 << 30
+"""Of a file whose checksum takes seconds"""
+
+
 @lru_cache(maxsize=8)
-def file_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
+def file_sha256(path: Path, size: int, _mtime_ns: int) -> str:
+    if size >= _LARGE_BYTES:
+        announce(f"computing the checksum of {path}")
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -209,6 +216,7 @@ def load_lm(
         model: a model directory, or the path of a single checkpoint such as `full_models/best_model.pt`.
     """
     path = model.lm_path if isinstance(model, BaseModel) else model
+    announce(f"reading the model {model.name if isinstance(model, BaseModel) else path}")
     checkpoint = read_checkpoint(path)
     config = read_lm_config(checkpoint["xp.cfg"], path).decoder
     with torch.device("meta"):

@@ -23,6 +23,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.errors import raise_if_interrupted
 from musicgen_core.escaping import one_line
+from musicgen_core.stages import announce
 from musicgen_core.tracking import service
 
 logger = logging.getLogger(__name__)
@@ -156,6 +157,7 @@ class Wandb:
         """Wait a while until everything is sent; a job that was interrupted has little time."""
         if self._thread is None:
             return
+        announce("sending WandB the rest of the metrics" if self._mode == "online" else "closing WandB's files")
         self._calls.put(partial(self._finish, exit_code))
         self._calls.put(None)
         patience = _seconds("WANDB_FINISH_TIMEOUT", FINISH_SECONDS) + NOTICING_SECONDS

@@ -18,6 +18,7 @@ import torch
 
 from musicgen_core import storage
 from musicgen_core.errors import Cancelled, DeviceError, MusicgenError, TrainingError
+from musicgen_core.stages import Stage, announce, pass_on
 from musicgen_core.training.reports import ReportReader, revive, revive_result, write_request
 from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.variables import python_path
@@ -57,6 +58,7 @@ def launch(
         Cancelled: `cancelled` said so, or somebody ended the workers with SIGTERM.
     """
     check_gpus(request.device, gpus)
+    announce(f"starting {gpus} processes, which load PyTorch")
     with storage.scratch_folder() as scratch:
         workers = _Workers(request, gpus, scratch, worker_module)
         try:
@@ -139,6 +141,8 @@ class _Workers:
                 case "step":
                     self._step = int(report["row"]["step"])
                     on_step(report["row"])
+                case "stage":
+                    pass_on(Stage(**report["stage"]))
                 case "wait":
                     on_wait(report["reason"])
                 case "prior":

@@ -23,6 +23,7 @@ from musicgen_core.errors import Cancelled, TrainingError
 from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.lora import LoraSettings, adapter_state, add_lora, set_adapter_state
 from musicgen_core.model.text import TextEncoder
+from musicgen_core.stages import advance, announce
 from musicgen_core.training.batching import BatchSize, DataOrder
 from musicgen_core.training.checkpoint import Progress
 from musicgen_core.training.distributed import World
@@ -34,6 +35,7 @@ from musicgen_core.wording import counted
 
 logger = logging.getLogger(__name__)
 
+VALIDATING = "validating"
 MOST_SKIPPED = 10
 """Steps in a row with a loss or gradients that aren't finite, after which going on makes no sense."""
 FIRST_LOSS_SCALE = 2.0**15
@@ -176,6 +178,8 @@ class Trainer:
                         )
                         break
                     self._wait(hooks)
+                    if step == started + 1:
+                        announce("computing the first step; on a GPU the model is compiled for it")
                     self._step(step, own)
                     self._finish_step(hooks)
                     self._rest(hooks)
@@ -379,7 +383,8 @@ class Trainer:
         parts = [own[number * micro : (number + 1) * micro] for number in range(rounds)]
         making = (partial(self._validation_batch, part) for part in parts if part)
         with prefetched(making, device=self.computation.device) as batches:
-            for part in parts:
+            for number, part in enumerate(parts):
+                advance(VALIDATING, number, rounds)
                 if self.world.any(cancelled()):
                     raise Cancelled(f"the training was cancelled while it validated after step {self.progress.step}")
                 if part:

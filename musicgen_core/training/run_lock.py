@@ -30,6 +30,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import RunDirectoryError
+from musicgen_core.stages import mention
 
 logger = logging.getLogger(__name__)
 NAME = ".lock"
@@ -235,6 +236,7 @@ class RunLock:
     def _is_stale(self, found: Holder) -> bool:
         """Watch a lock until it beats or has not for long enough. True: no one holds it any more."""
         logger.info("%s is locked by %s; waiting up to %.0f s for a sign of life", self.root, found, STALE_AFTER_S)
+        mention(f"waiting for a sign of life of {found}")
         deadline = time.monotonic() + STALE_AFTER_S
         while time.monotonic() < deadline:
             time.sleep(min(1.0, BEAT_S / 4))

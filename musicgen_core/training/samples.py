@@ -32,6 +32,7 @@ from musicgen_core.model.lora import Adapter, load_merged
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.own_pages import SAMPLES
+from musicgen_core.stages import announce
 from musicgen_core.training.distributed import PATIENCE, World
 from musicgen_core.training.loop import Trainer
 from musicgen_core.training.run_directory import RunDirectory
@@ -94,6 +95,7 @@ class Samples:
         """
         if not self._prompts:
             return False
+        announce(f"rendering the samples of {f'epoch {epoch}' if epoch else 'the base model'}")
         try:
             codes = self._generate(adapter, _until(self._deadline(), cancelled))
             for i, audio in enumerate(self._codec.decode(torch.stack(codes))):

@@ -17,6 +17,7 @@ from musicgen_core.config import TrainSettings
 from musicgen_core.errors import RunDirectoryError, raise_if_interrupted, reason_of
 from musicgen_core.model.lora import Adapter, save_adapter
 from musicgen_core.model.weights import BaseModel
+from musicgen_core.stages import announce
 from musicgen_core.training.background import RETRY_DELAYS_S, Failures, attempt
 from musicgen_core.training.checkpoint import Checkpoint, save_checkpoint, snapshot
 from musicgen_core.training.copying import SecondCopy
@@ -175,6 +176,7 @@ class Saver:
         Raises:
             RunDirectoryError: a file that belongs to the end can't be written.
         """
+        announce("writing the final files")
         adapter = self._checkpoint().adapter
         self._plot()
         self._write_or_raise({str(self.files.stage): self.files.upload_stage})

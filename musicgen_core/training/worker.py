@@ -25,10 +25,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from musicgen_core.errors import Cancelled, MusicgenError
+from musicgen_core.stages import Stage, heard_by
 from musicgen_core.training.reports import ReportHandler, Reports, read_request
 
 if TYPE_CHECKING:
@@ -136,7 +138,12 @@ def _train(path: Path, reports: Reports | None, stop: _Stop, train: Callable[...
             if sender is not None:
                 sender.send("prior", done=done, total=total)
 
-        result = train(request, on_start, on_step, stop.is_asked, world=world, on_wait=on_wait, on_prior=on_prior)
+        def on_stage(stage: Stage) -> None:
+            if sender is not None:
+                sender.send("stage", stage=asdict(stage))
+
+        with heard_by(on_stage):
+            result = train(request, on_start, on_step, stop.is_asked, world=world, on_wait=on_wait, on_prior=on_prior)
         if sender is not None:
             sender.send_result(result)
 

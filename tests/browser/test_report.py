@@ -46,7 +46,7 @@ def write(target: UPath) -> None:
         interval=interval,
         verdict=verdict_of(interval),
         music=MusicScores("laion/larger_clap_music", 64, 10.0, 0.41, 0.33, 0.38, 0.42, 0.31),
-        remarks=["Of 6,950 validation clips 500 were evaluated, as many as were asked for, the same ones each time."],
+        remarks=["Of 6,950 validation clips 500 were evaluated, as many as asked for, the same each time."],
         report=str(target),
     )
     steps = range(1, 400)

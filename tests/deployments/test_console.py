@@ -8,12 +8,15 @@ import logging
 import pytest
 
 from deployments import console
+from deployments.activity import working
 from deployments.cli import main
-from deployments.commands import rendered_rows, tokenized_rows
+from deployments.commands import tokenized_rows
 from flows.tokenize_archives import TokenizeResult
 from musicgen_core.data.shards import Rejected, ShardReport
 from musicgen_core.generation.request import Rendered
 from musicgen_core.tracking import sync_command
+from tasks.next_steps import Made, Outcome, Step
+from tasks.outcomes import rendered
 from tasks.progress import Update
 from tests.hostile import ALL, ESCAPES, LONG, TEXTS, is_inert_terminal_text
 
@@ -27,19 +30,20 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 
 
 @pytest.mark.parametrize("text", [*TEXTS, "[red]x[/red] :smile:"])
-def test_a_table_shows_hostile_names_as_text(text: str, shown: io.StringIO) -> None:
+def test_a_list_shows_hostile_names_as_text(text: str, shown: io.StringIO) -> None:
     report = ShardReport(text, 1, "f", "c", 7, 180.0, [Rejected(text, text)])
     result = TokenizeResult("/tokens", [report], {text: text}, [text])
     pieces = [Rendered(f"/a/{text}/x.wav", text + LONG, 0, 0, 1.0, True)]
-    console.print_table(text, [*tokenized_rows(result), *rendered_rows(pieces)])
+    console.print_rows(text, tokenized_rows(result))
+    console.print_outcome(rendered(pieces, {}))
     assert is_inert_terminal_text(shown.getvalue()) and "3.0 minutes" in shown.getvalue()
     assert len(shown.getvalue()) < 12_000  # of a prompt of 15,000 characters the beginning
 
 
 def test_lines_bars_and_log_messages_show_hostile_names_as_text(shown: io.StringIO) -> None:
     console.output.print(f"In {ALL} [bold]all[/bold]", soft_wrap=True)
-    with console.progress_bars() as bars:
-        bars(Update("generate", ALL, 1, 2, f"{ESCAPES} [bold]of[/bold]"))
+    with working("reading " + ESCAPES) as activity:
+        activity(Update("generate", ALL, 1, 2, f"{ESCAPES} [bold]of[/bold]"))
         logging.getLogger("musicgen_core.test").warning("%s", ALL)
     assert is_inert_terminal_text(shown.getvalue())
     assert "[bold]all[/bold]" in shown.getvalue() and r"\x1b[31mred" in shown.getvalue()
@@ -47,9 +51,25 @@ def test_lines_bars_and_log_messages_show_hostile_names_as_text(shown: io.String
 
 def test_a_command_in_a_log_message_stays_on_its_line(shown: io.StringIO) -> None:
     command = sync_command(f"/{'folder/' * 20}wandb")
-    with console.progress_bars():
+    with working():
         logging.getLogger("musicgen_core.test").info("WandB runs offline. Later:\n%s", command)
     assert command in shown.getvalue().splitlines()
+
+
+def test_places_and_commands_are_lines_of_their_own_in_a_narrow_terminal(
+    shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console.output, "_width", 80)
+    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
+    folder = f"/home/{'somebody/' * 12}a b"
+    step = Step("Train on them", "train", {"tokens": folder, "model": "demo"}, {"run_dir": f"{folder}/run"})
+    console.print_outcome(Outcome((Made("tokens", folder),), (step,), "Look at this first " * 8))
+    notice, thing, place, text, command = shown.getvalue().splitlines()
+    assert notice.startswith("Look at this first") and thing == "tokens:" and place == folder
+    assert text == "Next: Train on them"
+    assert command == f"musicgen-flows train '{folder}' '{folder}/run' --model demo"
+    console.print_rows("Title", [("a name", f"{folder} and {command}")])
+    assert shown.getvalue().splitlines()[-1] == f"  a name  {folder} and {command}"
 
 
 @pytest.mark.parametrize("arguments", [[ESCAPES + LONG], ["export", ESCAPES, "--format", "peft"], ["train", ESCAPES]])

@@ -40,21 +40,21 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     return stream
 
 
-def test_what_to_do_next_is_four_lines_with_whole_paths(printed: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_ends_with_places_and_commands_on_lines_of_their_own(
+    printed: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rejected = [Rejected("audio/broken.wav", "not decodable")]
     tokenized = TokenizeResult("/tokens", [ShardReport("a.zip", 1, "f", "c", 96, 768.0, rejected)], {}, [])
     trained = TrainResult(FOLDER, 110, 5, 2.0, 5, 2.2, 1.9, 44, None)
     rendered = [Rendered(f"{FOLDER}/music/generated_000.wav", "theremin", 0, 0, 8.0, True)]
     monkeypatch.setattr(demo_command, "_run", lambda *places: (tokenized, trained, rendered))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
     assert main(["demo"]) == 0
-    *_, heading, listen, report, runs, own = printed.getvalue().splitlines()
-    assert heading == "What to do next:"
-    assert listen.endswith(f": {FOLDER}/music/index.html")
-    assert "report" in report
-    assert runs.endswith("uv run musicgen-flows up, and open http://127.0.0.1:4200")
-    assert own.endswith("uv run musicgen-flows estimate ARCHIVES")
-    assert max(map(len, (report, runs, own))) <= 80
+    *_, page, own, estimate, _, up = printed.getvalue().splitlines()
+    assert page == f"{FOLDER}/music/index.html"
+    assert own.startswith("Next: Take your own music")
+    assert (estimate, up) == ("uv run musicgen-flows estimate archives/", "uv run musicgen-flows up")
 
 
 def test_the_demo_says_once_that_wandb_stays_offline(
@@ -70,7 +70,7 @@ def test_the_demo_says_once_that_wandb_stays_offline(
     monkeypatch.setattr(demo_command, "_run", run)
     monkeypatch.setattr(Wandb, "_work", lambda self: None)
     assert main(["demo"]) == 1
-    assert printed.getvalue().splitlines() == ["WandB stays offline: the demo uploads nothing."]
+    assert printed.getvalue().splitlines() == ["loading Prefect …", "WandB stays offline: the demo uploads nothing."]
 
 
 @pytest.mark.slow

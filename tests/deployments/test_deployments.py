@@ -228,9 +228,11 @@ def test_run_tells_what_a_run_came_to_and_refuses_what_the_flow_does_not_take(
         created.append(UUID(capsys.readouterr().out.partition("/runs/flow-run/")[2].split()[0]))
         client.set_flow_run_state(created[0], Failed(message="2 of 3 archives failed"), force=True)
 
-    monkeypatch.setattr("deployments.run.time.sleep", fail)
+    monkeypatch.setattr("deployments.watching.time.sleep", fail)
     assert main(["run", "tokenize-archives", "-p", "limit=3", "--watch"]) == 1
-    assert "Failed: 2 of 3 archives failed" in capsys.readouterr().out
+    *_, retry = told = capsys.readouterr().out.splitlines()
+    assert any(line.endswith("Failed: 2 of 3 archives failed") for line in told)
+    assert retry.endswith(f" prefect flow-run retry {created[0]}")
     assert client.read_flow_run(created[0]).parameters == {"limit": 3}
 
 
@@ -240,7 +242,7 @@ def test_a_watched_run_is_not_to_be_started_again_when_its_server_stops(
     def stop(*_: object) -> None:
         raise httpx.ConnectError("connection refused")
 
-    monkeypatch.setattr("deployments.run._watched", stop)
+    monkeypatch.setattr("deployments.run.watch_run", stop)
     assert main(["run", "tokenize-archives", "--watch"]) == 1
     printed = capsys.readouterr()
     client.delete_flow_run(UUID(printed.out.partition("/runs/flow-run/")[2].split()[0]))

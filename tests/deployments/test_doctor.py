@@ -45,8 +45,8 @@ def without_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def rows(printed: str) -> dict[str, tuple[str, str]]:
     """check → level and what was found; a check that stands there twice keeps its last row."""
-    lines = (line.strip("│").split("│") for line in printed.splitlines() if line.startswith("│"))
-    return {name.strip(): (level.strip(), found.strip()) for name, level, found in lines}
+    lines = re.findall(r"^  (\S.*?) +(ok|warning|problem) +(.*)$", printed, re.MULTILINE)
+    return {name: (level, found) for name, level, found in lines}
 
 
 def fixes(printed: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import uuid
 from pathlib import Path
@@ -48,9 +49,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def table(printed: str) -> dict[str, str]:
-    """Cells of the printed table."""
-    rows = (line.strip("│").split("│") for line in printed.splitlines() if line.startswith("│"))
-    return {name.strip(): text.strip() for name, text in rows}
+    """Names and values of the printed list."""
+    return dict(re.findall(r"^ +(\S.*?)  +(\S.*)$", printed, re.MULTILINE))
 
 
 def test_the_table_has_all_that_was_promised(

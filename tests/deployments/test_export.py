@@ -47,7 +47,7 @@ def test_a_run_directory_is_exported_in_both_formats_with_its_card(
         out = tmp_path / kind
         assert main(["export", str(run_dir), str(out), "--format", kind]) == 0
         printed = capsys.readouterr().out
-        assert str(out / "README.md") in printed and f"{weights}, " in printed
+        assert str(out / "README.md") in printed.splitlines() and f"  {weights}  " in printed
         card = (out / "README.md").read_text()
         validated = [row for row in read_metrics(run_dir / "metrics.jsonl") if "val/loss" in row][-1]
         for name in ("val/loss", *(f"val/perplexity_codebook_{k}" for k in range(4))):

@@ -226,15 +226,19 @@ def test_what_the_metadata_lack_or_have_too_much_is_told(archives: Path, tmp_pat
     ]
 
 
-def test_archives_without_wavs_and_clips_without_descriptions_are_told(archives: Path, tmp_path: Path) -> None:
+def test_archives_without_wavs_and_clips_without_descriptions_are_told(
+    archives: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "musicgen_core")
     (archives / "metadata.jsonl").unlink()
     with zipfile.ZipFile(archives / "archive_batch_0002.zip", "w") as archive:
         archive.writestr("a.mp3", b"no wav")
     result: TokenizeResult = run(archives, tmp_path / "tokens").result()
-    assert result.remarks == [
-        "archive_batch_0002.zip holds no .wav",
-        "8 of 8 clips have no description: they are learnt without a text",
-    ]
+    assert result.remarks == ["archive_batch_0002.zip holds no .wav"]
+    assert result.notice.startswith("None of the 8 clips has a description")
+    beginning = next(text for text in caplog.messages if "has a description" in text)
+    assert beginning.startswith("None of the 8 clips in archive_batch_0001.zip has a description")
+    assert caplog.messages.index(beginning) < caplog.messages.index("encoding the clips")
 
 
 def test_archives_left_out_are_logged_and_in_the_summary(

@@ -24,4 +24,4 @@ from tasks.tokenizing import _may_help
 )
 def test_only_what_can_pass_is_tried_again(error: Exception, is_tried_again: bool) -> None:
     state = SimpleNamespace(result=lambda raise_on_failure: error)
-    assert _may_help(None, None, state) == is_tried_again
+    assert _may_help(None, SimpleNamespace(name="tokenize-a", run_count=1), state) == is_tried_again

@@ -95,7 +95,7 @@ def test_a_training_shows_figures_and_curves_and_where_its_files_are(
     assert "full_models" not in summary and "samples" not in summary  # there are none
 
     lines = log_lines(id_of(state))
-    assert result.steps >= 30 and len(lines) < 12, lines
+    assert result.steps >= 30 and len(lines) < 25, lines
     assert any(re.match(rf"step 1 of {result.steps}, epoch 1, loss \d", line) for line in lines)
 
 

@@ -102,7 +102,7 @@ def test_clips_at_most_are_the_same_ones_whatever_is_evaluated(trained: Path, ru
     assert (few.clips, few.loss.standard_error is not None) == (4, True)
     assert few.validation_clips > 4
     assert few.remarks == [
-        f"Of {few.validation_clips} validation clips 4 were evaluated, as many as were asked for, the same ones each time."
+        f"Of {few.validation_clips} validation clips 4 were evaluated, as many as asked for, the same each time."
     ]
     again = run(trained / "lora_weights" / "lora_epoch_1.pt", tmp_path / "again", max_clips=4)
     assert again.loss.base_loss == few.loss.base_loss  # bit for bit: the same clips in the same batches

@@ -1,0 +1,141 @@
+"""What a command shows while it works: what it does now, and a bar for each part whose end is known.
+
+In a terminal both are drawn four times a second. Elsewhere (a pipe, a log file) each stage is a line, and progress a
+line every five seconds, less and less often the longer the work takes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.spinner import Spinner
+from rich.text import Text
+
+from deployments.console import output, print_line, show_core_messages
+from musicgen_core.escaping import printable
+from musicgen_core.stages import Stage, heard_by
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from tasks.progress import Update
+
+_TITLES = {
+    "fetch": "Download, MB",
+    "tokenize": "Archives",
+    "train": "Training steps",
+    "evaluate": "Evaluation",
+    "generate": "Music",
+}
+_COLUMNS = (
+    TextColumn("{task.description:<14}"),
+    BarColumn(bar_width=12),
+    MofNCompleteColumn(),
+    TimeRemainingColumn(),
+    TextColumn("{task.fields[text]}", markup=False),
+)
+FRAMES_PER_SECOND = 4
+SHOW_SECONDS_AFTER = 5
+"""How long a stage lasts before its seconds are shown"""
+LINE_SECONDS, LINE_SHARE = 5.0, 0.05
+"""Between two lines of progress where there is no terminal, at least: seconds, and a share of the time so far"""
+
+
+class Activity:
+    """What is being done. Called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._progress = Progress(*_COLUMNS, console=output, auto_refresh=False)
+        self._bars: dict[str, TaskID] = {}
+        self._text, self._since = "", 0.0
+        self._started = time.monotonic()
+        self._next_line = 0.0
+        self._spinner = Spinner("dots" if (output.encoding or "").lower().startswith("utf") else "line")
+
+    def say(self, text: str) -> None:
+        """Show what is being done from here on; nothing: what the bars say is enough."""
+        with self._lock:
+            if text == self._text:
+                return
+            self._text, self._since = text, time.monotonic()
+        if text and not output.is_terminal:
+            print_line(f"{text} …", style="dim")
+
+    def hear(self, stage: Stage) -> None:
+        """Show a stage of the core's work; how far it is counts as the same stage."""
+        if stage.total is None:
+            self.say(stage.text)
+            return
+        with self._lock:
+            self._since = self._since if self._text.startswith(stage.text) else time.monotonic()
+            self._text = str(stage)
+
+    def __call__(self, update: Update) -> None:
+        """Show the progress of a task."""
+        title = _TITLES.get(update.stage, update.stage)
+        with self._lock:
+            if update.stage not in self._bars:
+                self._bars[update.stage] = self._progress.add_task(title, total=None, text="")
+            bar = self._bars[update.stage]
+            self._progress.update(bar, completed=update.done, text=update.text)
+            if update.total is not None:
+                self._progress.update(bar, total=update.total)
+            if update.done:  # until then what comes before it goes on
+                self._text = ""
+        if not output.is_terminal and self._is_line_due(update.done == update.total):
+            of = "" if update.total is None else f" of {update.total:,}"
+            print_line(f"{title}: {update.done:,}{of}{', ' if update.text else ''}{update.text}")
+
+    def _is_line_due(self, is_last: bool) -> bool:
+        now = time.monotonic()
+        with self._lock:
+            if now < self._next_line and not is_last:
+                return False
+            self._next_line = now + max(LINE_SECONDS, LINE_SHARE * (now - self._started))
+            return True
+
+    def __rich__(self) -> RenderableType:
+        parts: list[RenderableType] = [self._progress] if self._bars else []
+        if text := self._text:
+            now = time.monotonic()
+            lasted = f"{now - self._since:.0f} s, " if now - self._since >= SHOW_SECONDS_AFTER else ""
+            frame = self._spinner.render(now)
+            line = Text(no_wrap=True, overflow="ellipsis").append(str(frame)).append(f" {lasted}{printable(text)} …")
+            parts.append(line)
+        return Group(*parts)
+
+
+_shown: list[Activity] = []
+
+
+@contextmanager
+def working(text: str = "") -> Iterator[Activity]:
+    """Show what is done in this block, at first `text`; a block inside of another shows it in the same place."""
+    if _shown:
+        if text:
+            _shown[0].say(text)
+        yield _shown[0]
+        return
+    activity = Activity()
+    _shown.append(activity)
+    show_core_messages()
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(heard_by(activity.hear))
+            if output.is_terminal:
+                stack.enter_context(
+                    Live(activity, console=output, refresh_per_second=FRAMES_PER_SECOND, redirect_stderr=False)
+                )
+            activity.say(text)
+            yield activity
+            activity.say("")
+    finally:
+        _shown.clear()

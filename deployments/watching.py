@@ -1,0 +1,63 @@
+"""Following a run of a deployment in the terminal: its states, and the progress of all of its parts."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from deployments.activity import Activity, working
+from deployments.console import print_line
+from musicgen_core.escaping import plain_text
+from tasks.progress import Update
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas import State
+    from prefect.client.schemas.objects import Artifact
+
+WATCH_SECONDS = 2.0
+DOING = {
+    "SCHEDULED": "waiting for a worker: one that musicgen-flows up starts takes it within some seconds",
+    "PENDING": "the worker starts a process for it",
+    "RUNNING": "running; its process loads what it needs",
+    "CANCELLING": "being cancelled; a training saves first",
+}
+"""What happens in each type of state that is not the last, before the run's own progress says more"""
+
+
+def watch_run(client: SyncPrefectClient, run: UUID) -> State:
+    """Tell of a run's states and progress until the last state, which has the reason if it failed."""
+    told = None
+    with working() as activity:
+        while True:
+            found = client.read_flow_run(run)
+            state = found.state
+            if state is not None and state.id != told:
+                told = state.id
+                message = f": {state.message}" if state.message else ""
+                print_line(f"{found.name} · {state.name}{message}")
+                activity.say(DOING.get(state.type.value, ""))
+            if state is not None and state.is_final():
+                return state
+            _show_progress(client, run, activity)
+            time.sleep(WATCH_SECONDS)
+
+
+def _show_progress(client: SyncPrefectClient, run: UUID, activity: Activity) -> None:
+    for artifact in _progress(client, run):
+        percent = float(artifact.data) if isinstance(artifact.data, int | float) else 0.0
+        text = plain_text(artifact.description or "")
+        activity(Update(str(artifact.key), "", round(percent), 100, text))
+
+
+def _progress(client: SyncPrefectClient, run: UUID) -> list[Artifact]:
+    """Return the progress artifacts of a run and of the flows that it calls, the oldest first."""
+    from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter, FlowRunFilterParentFlowRunId
+    from prefect.client.schemas.sorting import ArtifactSort
+
+    called = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run]))
+    runs = [run, *(one.id for one in client.read_flow_runs(flow_run_filter=called))]
+    wanted = {"type": {"any_": ["progress"]}, "flow_run_id": {"any_": runs}}
+    found = client.read_artifacts(artifact_filter=ArtifactFilter.model_validate(wanted), sort=ArtifactSort.ID_DESC)
+    return sorted(found, key=lambda artifact: artifact.created or 0)

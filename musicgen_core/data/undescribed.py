@@ -1,0 +1,34 @@
+"""Whether clips have descriptions, found out before hours of encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from upath import UPath
+
+from musicgen_core.data.archive import limits_of, read_archive
+from musicgen_core.data.captions import Captioner
+from musicgen_core.data.members import sidecar_key
+from musicgen_core.data.zip_archive import ZipArchive
+from musicgen_core.errors import ArchiveError
+from musicgen_core.wording import counted
+
+
+def undescribed_clips(archives: Sequence[UPath], captioner: Captioner) -> str | None:
+    """Return `none of the 8 clips in a.zip` where that is so in the first zip that can be read and holds clips.
+
+    Tars are passed over: what is beside their clips is known only once all of them is read.
+    """
+    encoding, limits = captioner.settings.name_encoding, limits_of(captioner.settings)
+    for archive in archives:
+        try:
+            with archive.open("rb") as file:
+                opened = read_archive(file, archive.name, limits, encoding)
+                names = list(opened.clip_names()) if isinstance(opened, ZipArchive) else []
+                sidecars = opened.read_sidecars() if names and captioner.uses_sidecars else {}
+        except (ArchiveError, OSError):
+            continue  # its task says what is wrong with it
+        if names:
+            described = any(captioner.describe(name, *sidecars.get(sidecar_key(name), ())) for name in names)
+            return None if described else f"none of the {counted(len(names), 'clip')} in {archive.name}"
+    return None

@@ -1,0 +1,73 @@
+"""What long work does before, between and after its own progress: announced when it begins, to whoever listens.
+
+The terminal shows it beside a spinner, a run's page as its state, and a log has a line for each.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Work that has begun.
+
+    Attributes:
+        text: what is done, as a participle: `reading the model`.
+        done, total: how far it is, where its end is known.
+    """
+
+    text: str
+    done: int | None = None
+    total: int | None = None
+
+    def __str__(self) -> str:
+        return self.text if self.total is None else f"{self.text}, {self.done:,} of {self.total:,}"
+
+
+Listener = Callable[[Stage], None]
+_listeners: list[Listener] = []
+
+
+@contextmanager
+def heard_by(listener: Listener) -> Iterator[None]:
+    """Have what any thread of this process announces passed to `listener`, too."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def announce(text: str) -> None:
+    """Say what is about to be done, before it is begun."""
+    logger.info("%s", text)
+    mention(text)
+
+
+def mention(text: str) -> None:
+    """As `announce`, of what happens so often that a log would be full of it, or is logged in other words."""
+    pass_on(Stage(text))
+
+
+def advance(text: str, done: int, total: int) -> None:
+    """Say how far the work is; its end is known."""
+    pass_on(Stage(text, done, total))
+
+
+def announce_torch() -> None:
+    """Announce the import of PyTorch, which takes seconds, where it has not been imported yet."""
+    if "torch" not in sys.modules:
+        announce("loading PyTorch")
+
+
+def pass_on(stage: Stage) -> None:
+    """Tell whoever listens in this process."""
+    for listener in list(_listeners):
+        listener(stage)

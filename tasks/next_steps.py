@@ -1,0 +1,163 @@
+"""What a command or a flow run made and what to do next: one definition for the terminal and for the Prefect UI.
+
+Nothing here imports Prefect: the command line's commands without a server use it, too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+PROGRAM = "musicgen-flows"
+DEPLOYMENTS = {
+    "tokenize": "tokenize-archives",
+    "train": "train-lora",
+    "evaluate": "evaluate-adapter",
+    "generate": "generate-music",
+    "finetune": "finetune",
+}
+"""The deployment that does what a command does"""
+_ARGUMENTS = {
+    "estimate": ("archives",),
+    "tokenize": ("archives", "tokens"),
+    "train": ("tokens", "run_dir"),
+    "generate": ("output",),
+    "evaluate": ("tokens",),
+    "export": ("adapter", "out"),
+    "run": ("deployment",),
+    "doctor": ("places",),
+}
+"""Parameters that stand on the command line without a name"""
+_OPTIONS = {"prompts": "--prompt", "param": "-p"}
+
+
+@dataclass(frozen=True)
+class Made:
+    """Something that was made, and its path or URL."""
+
+    thing: str
+    place: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """A next step.
+
+    Attributes:
+        text: what it does, without a full stop.
+        command: the command that does it.
+        parameters: of the command or of its deployment, by their flat names.
+        places: more of them that only the command needs: a deployment has its own places.
+    """
+
+    text: str
+    command: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def deployment(self) -> str | None:
+        """The deployment that does it; None: there is none."""
+        return DEPLOYMENTS.get(self.command)
+
+    def command_line(self, on_server: bool = False) -> str:
+        """Return the command, to be pasted into a shell.
+
+        Args:
+            on_server: let a worker of the Prefect server do it, where there is a deployment.
+        """
+        if on_server and self.deployment is not None:
+            param = [f"{name}={_json(value)}" for name, value in self.parameters.items()]
+            return command_line("run", {"deployment": self.deployment, "param": param, "watch": True})
+        return command_line(self.command, {**self.parameters, **self.places})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a command or a flow run.
+
+    Attributes:
+        made: what was made.
+        steps: what to do next.
+        notice: what a person should know before anything else; or nothing.
+    """
+
+    made: tuple[Made, ...] = ()
+    steps: tuple[Step, ...] = ()
+    notice: str = ""
+
+    def __add__(self, later: Outcome) -> Outcome:
+        """What both made, with the steps that the later one leads to."""
+        notice = " ".join(filter(None, (self.notice, later.notice)))
+        return Outcome((*self.made, *later.made), later.steps, notice)
+
+
+def command_line(command: str, parameters: Mapping[str, Any]) -> str:
+    """Return a command of this project, to be pasted into a shell."""
+    words = [PROGRAM, command]
+    arguments = _ARGUMENTS.get(command, ())
+    for name in arguments:
+        value = parameters.get(name, [])
+        words += map(_argument, map(str, value if isinstance(value, list) else [value]))
+    for name, value in parameters.items():
+        if name not in arguments:
+            words += _option(name, value)
+    return in_shell(*words)
+
+
+def in_shell(*words: str) -> str:
+    """Return a command of this environment, quoted, as it is started here: under `uv run` if this process was."""
+    return shlex.join([*(("uv", "run") if "UV_RUN_RECURSION_DEPTH" in os.environ else ()), *words])
+
+
+def _argument(value: str) -> str:
+    return f"./{value}" if value.startswith("-") else value  # else it would be an option
+
+
+def _option(name: str, value: Any) -> Iterable[str]:
+    option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
+    if value is True:
+        return [option]
+    if value is False:
+        return [f"--no-{option.removeprefix('--')}"]
+    values = value if isinstance(value, list | tuple) else [value]
+    # A value that begins with a hyphen would be taken for an option.
+    return [
+        word for one in map(str, values) for word in ([f"{option}={one}"] if one.startswith("-") else [option, one])
+    ]
+
+
+def _json(value: Any) -> str:
+    """Return a value as `run -p name=value` reads it: JSON, or a text that is none."""
+    if not isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    try:
+        json.loads(value)
+    except ValueError:
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def as_comment(outcome: Outcome) -> str:
+    """Return the outcome as a comment of Markdown, which no page shows."""
+    text = json.dumps(asdict(outcome))
+    return f"<!-- outcome {text.replace('<', chr(92) + 'u003c').replace('>', chr(92) + 'u003e')} -->"
+
+
+def from_comment(page: str) -> Outcome | None:
+    """Return the outcome in a page of Markdown; None: there is none."""
+    found = re.search(r"<!-- outcome (\{.*\}) -->$", page, re.MULTILINE)
+    try:
+        stored = json.loads(found[1]) if found else None
+        return stored and Outcome(
+            made=tuple(Made(**made) for made in stored["made"]),
+            steps=tuple(Step(**step) for step in stored["steps"]),
+            notice=stored["notice"],
+        )
+    except (ValueError, TypeError, KeyError):  # a page of another version
+        return None

@@ -1,0 +1,195 @@
+"""What each flow and command made, and the steps that it leads to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from musicgen_core import storage
+from musicgen_core.config import DEFAULT_PROMPTS
+from musicgen_core.escaping import one_line
+from musicgen_core.tracking import stored_url, sync_command
+from tasks.next_steps import Made, Outcome, Step
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+    from musicgen_core.evaluation.request import Evaluation
+    from musicgen_core.generation.request import Rendered
+    from musicgen_core.training.request import TrainResult
+
+DESCRIBE = (
+    'Put a metadata.jsonl with lines such as {"path": "track1.wav", "description": "calm piano, 80 bpm"} beside the '
+    "archives, a track1.txt beside each track1.wav in them, or give one caption for all of them. Tokenizing again then "
+    "encodes nothing twice"
+)
+"""How clips get descriptions"""
+MAIN_FILES = {
+    "best adapter": "lora_weights/best_lora.pt",
+    "best full model": "full_models/best_model.pt",
+    "loss curve": "loss.png",
+    "samples of every epoch, to play": "samples/index.html",
+}
+"""What a person looks for first in a run directory"""
+MOST_PIECES, MOST_PROMPTS = 8, 4
+"""Pieces that are listed, and prompts that are repeated in a command, at most; longer than a label is none of them"""
+
+
+def no_descriptions(clips: str) -> str:
+    """Return what it means that no clip has a description, and what to do: `none of the 8 clips in a.zip` has one."""
+    beginning = clips[:1].upper() + clips[1:]
+    return f"{beginning} has a description, so that an adapter trained on them learns nothing of words. {DESCRIBE}"
+
+
+def tokenized(tokens: str, shards: int, on: Mapping[str, Any], notice: str = "") -> Outcome:
+    """Return what tokenizing leads to.
+
+    Args:
+        shards: how many there are.
+        on: parameters of the tokenizing, of which model and device go on.
+        notice: see `Outcome`.
+    """
+    if not shards:
+        return Outcome(notice=notice)
+    place = _absolute(tokens)
+    run_dir = _free(place.parent / "runs" / "run")
+    train = Step("Train an adapter on them", "train", {"tokens": str(place), **_on(on)}, {"run_dir": run_dir})
+    return Outcome((Made("tokens", str(place)),), (train,), notice)
+
+
+def trained(result: TrainResult, on: Mapping[str, Any]) -> Outcome:
+    """Return what a training leads to: music, and a comparison where there is none yet."""
+    run_dir = _absolute(result.run_dir)
+    found = [(name, run_dir / file) for name, file in MAIN_FILES.items()]
+    made = [Made("run directory", str(run_dir)), *(Made(name, str(path)) for name, path in found if path.exists())]
+    made += _wandb(run_dir, result.wandb_url)
+    adapter = {"adapter": str(run_dir)}
+    listen = Step(
+        "Make music with the adapter, and with the base model to compare",
+        "generate",
+        {**adapter, "compare": True, "prompts": list(DEFAULT_PROMPTS[:1]), **_device(on)},
+        {"output": _free(_home(run_dir) / "music" / run_dir.name)},
+    )
+    if result.evaluation is None:
+        return Outcome(tuple(made), (listen,))
+    return Outcome((*made, Made("report", result.evaluation.report)), (listen, _export(run_dir)))
+
+
+def evaluated(evaluation: Evaluation, adapter: str, on: Mapping[str, Any]) -> Outcome:
+    """Return what an evaluation leads to."""
+    place = _absolute(adapter) if _is_here(adapter) else None
+    listen = Step(
+        "Hear both models",
+        "generate",
+        {"adapter": str(place or adapter), "compare": True, "prompts": list(DEFAULT_PROMPTS[:1]), **_device(on)},
+        {"output": _free((_home(place) if place else _absolute(evaluation.report).parent) / "music" / "comparison")},
+    )
+    return Outcome((Made("report", evaluation.report),), (listen,))
+
+
+def rendered(pieces: Sequence[Rendered], given: Mapping[str, Any]) -> Outcome:
+    """Return what a rendering leads to: other takes of the same prompts, and sharing the adapter.
+
+    Args:
+        given: its parameters.
+    """
+    from musicgen_core.generation.request import page_of
+
+    made = [Made("all music, to play", page_of(pieces))]
+    made += [Made(f"{piece.seconds:g} s, {piece.voice}: {piece.title}", piece.wav) for piece in pieces[:MOST_PIECES]]
+    adapter = given.get("adapter")
+    prompts = [text for text in dict.fromkeys(piece.prompt for piece in pieces) if one_line(text) == text]
+    again = {name: given[name] for name in ("adapter", "model", "compare", "duration") if given.get(name)}
+    if adapter and _is_here(adapter):
+        again["adapter"] = str(_absolute(adapter))
+    takes = {"prompts": prompts[:MOST_PROMPTS], **again, "seed": int(given.get("seed") or 0) + 1, **_device(given)}
+    folder = str(storage.as_path(pieces[0].wav).parent)
+    steps = [Step("Other takes of the same prompts", "generate", takes, {"output": folder})] if prompts else []
+    if adapter and _is_here(adapter):
+        steps.append(_export(_absolute(adapter)))
+    return Outcome(tuple(made), tuple(steps))
+
+
+def finetuned(
+    tokens: str,
+    shards: int,
+    result: TrainResult,
+    pieces: Sequence[Rendered],
+    on: Mapping[str, Any],
+    notice: str = "",
+) -> Outcome:
+    """Return what all three parts made, and what the music leads to."""
+    rendering = {"adapter": result.run_dir, "duration": on.get("duration"), "device": on.get("device")}
+    return tokenized(tokens, shards, on, notice) + trained(result, on) + rendered(pieces, rendering)
+
+
+def exported(directory: str, kind: str, on: Mapping[str, Any]) -> Outcome:
+    """Return what an export leads to."""
+    place = _absolute(directory)
+    made = (Made(f"export for {kind}", str(place)), Made("how to load it", str(place / "README.md")))
+    source = "adapter" if kind == "peft" else "model"
+    listen = Step(
+        "Make music with it here, too",
+        "generate",
+        {source: str(place), "prompts": list(DEFAULT_PROMPTS[:1]), **_device(on)},
+        {"output": _free(place.parent / "music")},
+    )
+    return Outcome(made, (listen,))
+
+
+def estimated(archives: str, on: Mapping[str, Any]) -> Outcome:
+    """Return what an estimate leads to."""
+    place = _absolute(archives)
+    folder = (place if place.is_dir() else place.parent).parent
+    if storage.is_local(folder) and not os.access(str(folder), os.W_OK):
+        folder = _absolute(".")
+    places = {"tokens": str(folder / "tokens")}  # shards that are there already are kept
+    return Outcome((), (Step("Tokenize them", "tokenize", {"archives": str(place), **_on(on)}, places),))
+
+
+def _export(adapter: UPath) -> Step:
+    text = "Share the adapter, as a directory that Hugging Face's peft loads"
+    out = _free(_home(adapter) / "shared" / adapter.stem)
+    return Step(text, "export", {"adapter": str(adapter), "out": out, "format": "peft"})
+
+
+def _on(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {**({"model": given["model"]} if given.get("model") else {}), **_device(given)}
+
+
+def _device(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {"device": given["device"]} if given.get("device") not in (None, "auto") else {}
+
+
+def _absolute(location: str) -> UPath:
+    return storage.as_path(location).absolute()  # a command may be pasted elsewhere
+
+
+def _is_here(location: str) -> bool:
+    """Return whether it is a local path; adapters may also be URLs, or names on the Hub."""
+    return "://" not in location and Path(location).exists()
+
+
+def _home(adapter: UPath) -> UPath:
+    """Return the folder where what is made with an adapter goes: beside `runs`, or beside the adapter."""
+    run = adapter.parent.parent if adapter.parent.name == "lora_weights" else adapter
+    return run.parent.parent if run.parent.name == "runs" else run.parent
+
+
+def _free(wanted: UPath) -> str:
+    """Return a path where nothing is yet: `music/first`, or `music/first-2`."""
+    found, number = wanted, 1
+    while storage.is_local(found) and found.exists():
+        number += 1
+        found = wanted.with_name(f"{wanted.name}-{number}")
+    return str(found)
+
+
+def _wandb(run_dir: UPath, url: str | None) -> list[Made]:
+    if url := url or stored_url(run_dir):
+        return [Made("WandB run", url)]
+    if (run_dir / "wandb").exists():
+        return [Made("WandB is offline; this uploads what it has", sync_command(run_dir / "wandb"))]
+    return []

@@ -1,0 +1,115 @@
+"""What is said while a command works, before each of its parts begins."""
+
+from __future__ import annotations
+
+import io
+import sys
+import threading
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from deployments import cli, console
+from deployments.activity import Activity, working
+from deployments.cli import main
+from musicgen_core import stages
+from musicgen_core.stages import Stage, advance, announce
+from tasks.progress import Update
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What a pipe gets."""
+    stream = io.StringIO()
+    monkeypatch.setattr(console.output, "_file", stream)
+    return stream
+
+
+def test_what_a_command_imports_is_announced_before_it_is_imported(
+    shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    module = ModuleType("slow_to_import")
+    module.doctor = lambda parameters: 0  # type: ignore[attr-defined]
+
+    def slow(name: str) -> Any:
+        said.append(shown.getvalue())
+        return module
+
+    monkeypatch.setattr(cli.importlib, "import_module", slow)
+    assert main(["doctor"]) == 0
+    assert said == ["loading Prefect …\n"]
+
+
+def test_a_stage_is_said_when_it_begins_from_any_thread(shown: io.StringIO) -> None:
+    with working("beginning"):
+        thread = threading.Thread(target=announce, args=("reading the model",))
+        thread.start()
+        thread.join()
+        assert shown.getvalue().splitlines() == ["beginning …", "reading the model …"]
+        announce("reading the model")  # a second one, as of another process
+    assert shown.getvalue().count("reading the model") == 1
+    announce("nobody listens")
+    assert "nobody" not in shown.getvalue()
+
+
+def frame(activity: Activity) -> str:
+    terminal = console.Terminal()
+    terminal._width = 80
+    with terminal.capture() as captured:
+        terminal.print(activity)
+    return captured.get()
+
+
+def test_a_terminal_shows_the_stage_until_progress_is_made() -> None:
+    activity = Activity()
+    activity.say("reading the model")
+    assert "reading the model …" in frame(activity)
+    activity(Update("generate", "music", 0, 10))
+    assert "reading the model …" in frame(activity) and "0/10" in frame(activity)
+    activity(Update("generate", "music", 1, 10, "piece 1 of 2"))
+    assert "reading the model" not in frame(activity) and "piece 1 of 2" in frame(activity)
+    activity.hear(Stage("validating", 3, 40))
+    assert "validating, 3 of 40 …" in frame(activity)
+    activity.say("")
+    assert "…" not in frame(activity)
+
+
+def test_a_long_stage_takes_one_line_of_a_narrow_terminal() -> None:
+    activity = Activity()
+    activity.say("reading " + "a long name " * 20)
+    assert len(frame(activity).rstrip("\n").splitlines()) == 1
+
+
+def test_a_pipe_gets_fewer_lines_the_longer_the_work_takes(shown: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("deployments.activity.time.monotonic", lambda: now[0])
+    activity = Activity()
+    hours = 8
+    for second in range(hours * 3600):
+        now[0] += 1
+        activity(Update("train", "run", second, hours * 3600, f"step {second}"))
+    lines = shown.getvalue().splitlines()
+    assert lines[1].startswith("Training steps: 5 of 28,800, step 5")
+    assert len(lines) < 150
+
+
+def test_progress_with_a_known_end_is_told_but_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    heard: list[Stage] = []
+    with stages.heard_by(heard.append), caplog.at_level("INFO", "musicgen_core.stages"):
+        announce("reading")
+        advance("validating", 1, 2)
+    assert [str(stage) for stage in heard] == ["reading", "validating, 1 of 2"]
+    assert [record.getMessage() for record in caplog.records] == ["reading"]
+
+
+def test_the_import_of_torch_is_announced_only_where_it_is_still_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[Stage] = []
+    with stages.heard_by(heard.append):
+        monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
+        stages.announce_torch()
+        assert heard == []
+        monkeypatch.delitem(sys.modules, "torch")
+        stages.announce_torch()
+    assert heard == [Stage("loading PyTorch")]

@@ -1,0 +1,99 @@
+"""What each command and flow made, and where it leads: every step is a command that is understood."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from deployments.cli import COMMANDS
+from deployments.options import parse
+from musicgen_core.generation.request import Rendered
+from musicgen_core.training.request import TrainResult
+from tasks import outcomes
+from tasks.next_steps import Outcome, Step
+from tasks.outcomes import no_descriptions
+
+ON = {"model": "debug", "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def _without_uv(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
+
+
+def assert_understood(outcome: Outcome) -> list[Step]:
+    """Every step's command is one of the command line, with the same parameters."""
+    assert outcome.steps
+    for step in outcome.steps:
+        for line in (step.command_line(), step.command_line(on_server=True)):
+            assert parse(COMMANDS, shlex.split(line)[1:]) is not None
+    return list(outcome.steps)
+
+
+def trained(run_dir: Path) -> TrainResult:
+    for file in ("lora_weights/best_lora.pt", "loss.png"):
+        (run_dir / file).parent.mkdir(parents=True, exist_ok=True)
+        (run_dir / file).touch()
+    return TrainResult(str(run_dir), 10, 1, 2.0, 1, 2.2, 1.9, 0)
+
+
+def test_from_archives_to_a_shared_adapter_each_step_leads_to_the_next(tmp_path: Path) -> None:
+    (tmp_path / "archives").mkdir()
+    [tokenize] = assert_understood(outcomes.estimated(str(tmp_path / "archives"), ON))
+    assert tokenize.parameters == {"archives": str(tmp_path / "archives"), **ON}
+    tokens = tokenize.places["tokens"]
+    assert tokens == str(tmp_path / "tokens")
+    [train] = assert_understood(outcomes.tokenized(tokens, 1, ON))
+    assert train.parameters == {"tokens": tokens, **ON}
+    run_dir = Path(train.places["run_dir"])
+    made = outcomes.trained(trained(run_dir), ON)
+    assert [one.place for one in made.made] == [
+        str(run_dir),
+        f"{run_dir}/lora_weights/best_lora.pt",
+        f"{run_dir}/loss.png",
+    ]
+    [listen] = assert_understood(made)
+    assert listen.parameters["adapter"] == str(run_dir) and listen.parameters["compare"]
+    music = listen.places["output"]
+    assert music == f"{tmp_path}/music/run"
+    pieces = [Rendered(f"{music}/generated_000.wav", "calm piano", 0, 0, 8.0, True)]
+    takes, export = assert_understood(outcomes.rendered(pieces, {"adapter": str(run_dir), **ON}))
+    assert takes.parameters["prompts"] == ["calm piano"] and takes.parameters["seed"] == 1
+    assert (export.command, export.parameters["out"]) == ("export", f"{tmp_path}/shared/run")
+    [here] = assert_understood(outcomes.exported(str(export.parameters["out"]), "peft", ON))
+    assert here.parameters["adapter"] == export.parameters["out"]
+
+
+def test_a_suggested_place_is_one_where_nothing_is_yet(tmp_path: Path) -> None:
+    for name in ("run", "run-2"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    [train] = outcomes.tokenized(str(tmp_path / "tokens"), 1, {}).steps
+    assert train.places == {"run_dir": f"{tmp_path}/runs/run-3"}
+
+
+def test_relative_places_are_whole_so_that_they_can_be_pasted_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = outcomes.tokenized("tokens", 1, {})
+    assert found.made[0].place == f"{tmp_path}/tokens" == found.steps[0].parameters["tokens"]
+    assert outcomes.tokenized("gs://bucket/tokens", 1, {}).made[0].place == "gs://bucket/tokens"
+
+
+def test_an_adapter_of_the_hub_keeps_its_name_and_is_not_exported() -> None:
+    pieces = [Rendered("/music/generated_000.wav", "calm piano", 0, 0, 8.0, True)]
+    [takes] = outcomes.rendered(pieces, {"adapter": "someone/jazz"}).steps
+    assert takes.parameters["adapter"] == "someone/jazz"
+
+
+def test_prompts_that_no_command_should_hold_lead_to_none() -> None:
+    for prompt in ("a\nb", "long " * 100, "\x1b[31m"):
+        assert outcomes.rendered([Rendered("/music/x.wav", prompt, 0, 0, 8.0, False)], {}).steps == ()
+
+
+def test_what_clips_without_descriptions_mean_and_need_is_one_text() -> None:
+    text = no_descriptions("none of the 8 clips in a.zip")
+    assert text.startswith("None of the 8 clips in a.zip has a description")
+    assert "metadata.jsonl" in text and "one caption for all" in text
