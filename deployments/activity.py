@@ -88,7 +88,7 @@ class Activity:
             self._progress.update(bar, completed=update.done, text=update.text)
             if update.total is not None:
                 self._progress.update(bar, total=update.total)
-            if update.done:  # until then what comes before it goes on
+            if update.done:  # until then the stage before it lasts
                 self._text = ""
         if not output.is_terminal and self._is_line_due(update.done == update.total):
             of = "" if update.total is None else f" of {update.total:,}"

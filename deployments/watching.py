@@ -28,13 +28,13 @@ DOING = {
 
 def watch_run(client: SyncPrefectClient, run: UUID) -> State:
     """Tell of a run's states and progress until the last state, which has the reason if it failed."""
-    told = None
+    shown = None
     with working() as activity:
         while True:
             found = client.read_flow_run(run)
             state = found.state
-            if state is not None and state.id != told:
-                told = state.id
+            if state is not None and state.id != shown:
+                shown = state.id
                 message = f": {state.message}" if state.message else ""
                 print_line(f"{found.name} · {state.name}{message}")
                 activity.say(DOING.get(state.type.value, ""))

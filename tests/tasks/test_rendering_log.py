@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from musicgen_core.generation.request import Rendered
+from musicgen_core.stages import Stage
 from tasks import rendering_log
 from tasks.artifacts import Artifacts
 from tasks.rendering_log import RenderingLog
@@ -18,8 +19,10 @@ class Recorded(Artifacts):
 
     def __init__(self) -> None:
         self.pages: list[tuple[str, str]] = []
+        self.lines: list[str] = []
 
-    def progress(self, key: str, done: int, total: int, description: str) -> None: ...
+    def progress(self, key: str, done: int, total: int, description: str) -> None:
+        self.lines.append(description)
 
     def table(self, *_: object, **__: object) -> None: ...
 
@@ -56,3 +59,22 @@ def test_a_rendering_that_is_stopped_shows_what_there_is(
         log.add(piece)
     log.stop()
     assert artifacts.pages[-1][1] == "The music of all prompts: 5 of 20 pieces"
+
+
+def test_the_page_names_what_is_done_and_nothing_that_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering_log, "SHOW_EVERY_SECONDS", 3600.0)
+    artifacts = Recorded()
+    log = RenderingLog("music", 2, 1, artifacts)
+    log.begin_stage(Stage("reading the model"))
+    for done in (1, 2):
+        log.hear(done, 4, "piece 1 of 2")
+    log.begin_stage(Stage("turning the codes into sound"))
+    for done in (3, 4):
+        log.hear(done, 4, "piece 2 of 2")
+    assert artifacts.lines == [
+        "Rendering 2 prompts",
+        "reading the model",
+        "Rendering piece 1 of 2",
+        "turning the codes into sound",
+        "Rendering piece 2 of 2",
+    ]
