@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from musicgen_core.errors import ConfigError, MusicgenError
+from musicgen_core.language import message
 
 ANSWER_SECONDS = 15.0
 """For a server that is busy. One that is not there is noticed at once."""
@@ -57,15 +58,17 @@ def explain_lost(error: Exception) -> MusicgenError | None:
     from deployments.checks.finding import describe, redact
 
     url = get_current_settings().api.url
-    server = f"the Prefect server at {redact(url)}" if url else "the temporary Prefect server"
+    server = message("the Prefect server at {url}", url=redact(url)) if url else message("the temporary Prefect server")
     if isinstance(error, httpx.HTTPStatusError) and error.response.is_server_error:
-        found, step = f"{server} fails (HTTP {error.response.status_code})", "musicgen-flows doctor tries its services"
+        found = message("{server} fails (HTTP {status})", server=server, status=error.response.status_code)
+        step = message("musicgen-flows doctor tries its services")
     elif isinstance(error, httpx.TransportError):
-        found, step = f"{server} stopped answering ({describe(error)})", "Start it again with musicgen-flows up"
+        found = message("{server} stopped answering ({reason})", server=server, reason=describe(error))
+        step = message("Start it again with musicgen-flows up")
     else:
         return None
-    again = "Run the same command again: it continues where it stopped"
-    return MusicgenError(found, f"{step}. {again}" if url else again)
+    again = message("Run the same command again: it continues where it stopped")
+    return MusicgenError(found, message("{found}. {next_step}", found=step, next_step=again) if url else again)
 
 
 def check_home() -> None:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from deployments.api import check_settings, explain_lost
 from deployments.checks.finding import Attempt
 from deployments.environment import prepare, print_in_any_encoding, use_local_server
-from deployments.options import BROKEN_PIPE, Command, UsageError, parse
+from deployments.options import BROKEN_PIPE, Command, UsageError, choose_language, parse
 from deployments.parameters import DemoParameters, DoctorParameters, RunParameters, UpParameters
 from flows.parameters import (
     EstimateParameters,
@@ -27,9 +27,10 @@ from flows.parameters import (
     TrainParameters,
 )
 from musicgen_core.config import SamplingSettings, TokenizeSettings, TrainSettings
-from musicgen_core.errors import ConfigError, MusicgenError, advice_on, reason_of
+from musicgen_core.errors import ConfigError, MusicgenError, advice_on, reason_of, translated_error
 from musicgen_core.escaping import print_logs_safely, printable
 from musicgen_core.evaluation.request import EvaluateSettings
+from musicgen_core.language import say, translated
 
 _OF_TRAINING = {"num_epochs": "--epochs", "sample_prompts": "--sample-prompt"}
 COMMANDS = {
@@ -158,6 +159,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     try:
+        given = choose_language(given)
         _check_working_directory()
         prepare(quiet=not debug)
         print_logs_safely()
@@ -170,9 +172,9 @@ def _main(arguments: Sequence[str] | None) -> int:
         return _load(command)(parameters)
     except UsageError as error:
         for problem in error.problems:
-            print(f"error: {printable(problem)}", file=sys.stderr)
-        of = f" {given[0]}" if given[0] in COMMANDS else ""
-        print(f"usage: musicgen-flows{of} --help shows what there is", file=sys.stderr)
+            print(f"error: {printable(translated(problem))}", file=sys.stderr)
+        called = f"musicgen-flows {given[0]}" if given and given[0] in COMMANDS else "musicgen-flows"
+        print(say("usage: {command} --help shows what there is", command=called), file=sys.stderr)
         return 2
     except SystemExit as error:  # of --install-completion, or of help that nobody reads
         return int(error.code or 0)
@@ -181,7 +183,8 @@ def _main(arguments: Sequence[str] | None) -> int:
 
         if output.is_broken:
             return BROKEN_PIPE
-        print("error: interrupted. What was finished is kept: run the same command again for the rest", file=sys.stderr)
+        kept = say("interrupted. What was finished is kept: run the same command again for the rest")
+        print(f"error: {kept}", file=sys.stderr)
         return 130
     except Exception as error:
         if debug:
@@ -236,14 +239,17 @@ def _interrupt(*_: object) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, MusicgenError):
-        return text
+        return " ".join(translated_error(error).split())
     if advice := advice_on(error):
-        return f"{reason_of(error)}. {advice}"
+        return say("{found}. {next_step}", found=reason_of(error), next_step=advice)
     if lost := explain_lost(error):
-        return str(lost)
-    return f"{type(error).__name__}: {text}. This is not a mistake that is known here; --debug shows where it came from"
+        return translated_error(lost)
+    return say(
+        "{kind}: {text}. Unexpected error, probably a bug; --debug shows where it came from",
+        kind=type(error).__name__,
+        text=" ".join(str(error).split()) or type(error).__name__,
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ from flows.parameters import GROUPS
 from musicgen_core.config import Settings, describe_problems, read_yaml
 from musicgen_core.errors import ConfigError
 from musicgen_core.escaping import one_line
+from musicgen_core.language import LANGUAGES, message
+from musicgen_core.language import VARIABLE as LANGUAGE_VARIABLE
 
 PROGRAM = "musicgen-flows"
 BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -40,7 +43,8 @@ _ARGUMENTS, _REQUIRED, _ESSENTIAL, *_others = (
     Group(title, sort_key=number) for number, title in enumerate(("Arguments", "Required", "Options", *GROUPS))
 )
 _GROUPS = {name: group for group in _others for name in GROUPS[group.name]}
-_OF_ALL = ("--help", "--version", "--debug")
+_LANGUAGE = "--language"
+_OF_ALL = ("--help", "--version", "--debug", _LANGUAGE)
 """Options of every command"""
 
 _NAMES_WIDTH = 34
@@ -100,6 +104,29 @@ class Command:
 class _Console(Console):
     def on_broken_pipe(self) -> None:  # of rich, which would exit with 1
         raise SystemExit(BROKEN_PIPE)
+
+
+def choose_language(line: Sequence[str]) -> list[str]:
+    """Take `--language` out of a command line, for this process and those that it starts → the rest of the line.
+
+    Raises:
+        UsageError: there is no such language.
+    """
+    rest: list[str] = []
+    entries = iter(line)
+    for entry in entries:
+        option, _, value = entry.partition("=")
+        if option != _LANGUAGE:
+            rest.append(entry)
+            continue
+        value = value or next(entries, "")
+        if value not in LANGUAGES:
+            known = ", ".join(LANGUAGES)
+            raise UsageError(
+                [message("{option}: expected {choices}, not {given!r}", option=option, choices=known, given=value)]
+            )
+        os.environ[LANGUAGE_VARIABLE] = value
+    return rest
 
 
 def parse(commands: Mapping[str, Command], line: Sequence[str]) -> tuple[Command, dict[str, Any]] | None:

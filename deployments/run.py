@@ -19,6 +19,7 @@ from deployments.run_parameters import check, parsed
 from deployments.watching import watch_run
 from deployments.weekly import SCHEDULER_SECONDS, describe_next, set_weekly
 from musicgen_core.errors import MusicgenError
+from musicgen_core.language import message
 from tasks.next_steps import Made, Outcome, Step, from_comment, in_shell
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ def run(parameters: dict[str, Any]) -> int:
         raise UsageError(problems)
     if not has_api():
         raise MusicgenError(
-            f"no Prefect server answers at {LOCAL_API}, and PREFECT_API_URL is not set",
-            "Start one with musicgen-flows up",
+            message("no Prefect server answers at {local_api}, and PREFECT_API_URL is not set", local_api=LOCAL_API),
+            message("Start one with musicgen-flows up"),
         )
     check_api()
     if chosen.weekly:
@@ -72,7 +73,7 @@ def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
             deployment = client.read_deployment_by_name(f"{name}/{name}")
         except ObjectNotFound as error:
             found = f"the deployment {name} is not on this server"
-            raise MusicgenError(found, "Start musicgen-flows up first") from error
+            raise MusicgenError(found, message("Start musicgen-flows up first")) from error
         check(parameters, deployment)
         # Until it starts and says what it is about, it has this name.
         run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters, name=name)
@@ -88,7 +89,7 @@ def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
             return 130
         except httpx.HTTPError as error:
             if lost := explain_lost(error):
-                raise MusicgenError(lost.found, "Once it answers again, its UI shows the run") from error
+                raise MusicgenError(lost.found, message("Once it answers again, its UI shows the run")) from error
             raise
         with contextlib.suppress(httpx.HTTPError):  # the run has ended as it has, whether or not that can be shown
             print_outcome(_outcome(client, run.id, state.is_completed()), on_server=True)

@@ -39,6 +39,7 @@ from deployments.restarting import restart_missed
 from deployments.server_errors import LOGGING, follow_errors
 from deployments.weekly import describe_next
 from musicgen_core.errors import MusicgenError
+from musicgen_core.language import message
 from musicgen_core.wording import counted
 from tasks.next_steps import Made, Outcome, Step
 
@@ -162,7 +163,7 @@ def _wait_for(api: str, may_come: Callable[[], bool], printed: IO[bytes] | None 
             reason = _refusal(printed)
             raise MusicgenError(
                 f"the Prefect server did not start at {api}" + (f" ({reason})" if reason else ""),
-                "Run prefect server start to see why; another program may hold the port: try --port",
+                message("Run prefect server start to see why; another program may hold the port: try --port"),
             )
         time.sleep(0.5)
 
@@ -323,4 +324,4 @@ def _watch(server: Sequence[Part], workers: Parts, files: Serving | None) -> Non
                 _follow_places(files)
             looked = time.monotonic()
         time.sleep(0.5)
-    raise MusicgenError("the Prefect server ended by itself", "Its last lines above say why")
+    raise MusicgenError(message("the Prefect server ended by itself"), message("Its last lines above say why"))

@@ -15,6 +15,7 @@ from prefect.variables import Variable
 from musicgen_core.config import DEFAULT_MODEL, DEFAULT_PROMPTS
 from musicgen_core.errors import ConfigError
 from musicgen_core.escaping import one_line
+from musicgen_core.language import message
 
 PROMPT_CHARACTERS = 60
 
@@ -103,8 +104,12 @@ def place(given: str | None, variable: str) -> str:
     found = given or Variable.get(variable)
     if not found:
         raise ConfigError(
-            f"no {variable.removeprefix('musicgen_')} given, and the Prefect variable {variable} is not set",
-            f"Give it as a parameter, or run: prefect variable set {variable} PATH",
+            message(
+                "no {place} given, and the Prefect variable {variable} is not set",
+                place=variable.removeprefix("musicgen_"),
+                variable=variable,
+            ),
+            message("Give it as a parameter, or run: prefect variable set {variable} PATH", variable=variable),
         )
     return str(found)
 

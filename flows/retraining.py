@@ -14,6 +14,7 @@ from musicgen_core.config import TrainSettings
 from musicgen_core.data.copies import copies_among
 from musicgen_core.data.shards import read_report
 from musicgen_core.errors import ConfigError
+from musicgen_core.language import message
 from tasks.progress import run_logger
 
 
@@ -58,7 +59,7 @@ def last_trained(model: str | None, next_step: str) -> str:
     last = last_completed(runs, model, besides=runs)
     if last is None:
         of = f" of {model}" if model else ""
-        raise ConfigError(f"there is no completed training{of} in {runs}", next_step)
+        raise ConfigError(message("there is no completed training{of} in {runs}", of=of, runs=runs), next_step)
     run_logger().info("the adapter is the best of the training that was completed last, %s", last.directory)
     return str(last.directory)
 

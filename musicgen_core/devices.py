@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from musicgen_core.errors import DeviceError
+from musicgen_core.language import message
 
 logger = logging.getLogger(__name__)
 
@@ -24,14 +25,21 @@ def pick_device(name: str) -> torch.device:
         DeviceError: `cuda` was asked for and there is no usable GPU.
     """
     if name not in ("auto", "cpu", "cuda"):
-        raise DeviceError(f"there is no device {name!r}", "Use auto, cpu or cuda")
+        raise DeviceError(message("there is no device {name!r}", name=name), message("Use auto, cpu or cuda"))
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
         raise DeviceError(
-            f"cuda was asked for, but torch {torch.__version__} (built for {build}) finds no GPU on this machine",
-            "Check with nvidia-smi that there is one and its driver is new enough for that CUDA, or use --device cpu",
+            message(
+                "cuda was asked for, but torch {version} (built for {build}) finds no GPU on this machine",
+                version=torch.__version__,
+                build=build,
+            ),
+            message(
+                "Check with nvidia-smi that there is one and its driver is new enough for that CUDA, or use "
+                "--device cpu"
+            ),
         )
     return torch.device("cuda")
 
@@ -49,13 +57,20 @@ def check_fp8(device: torch.device) -> None:
         DeviceError: the device can't multiply in FP8.
     """
     if device.type != "cuda":
-        raise DeviceError("base_precision fp8 needs a GPU, and the device is a CPU", "Give --base-precision bf16")
+        raise DeviceError(
+            message("base_precision fp8 needs a GPU, and the device is a CPU"), message("Give --base-precision bf16")
+        )
     capability = torch.cuda.get_device_capability(device)
     if capability < (8, 9):
         raise DeviceError(
-            f"base_precision fp8 needs compute capability 8.9 (H100, L4, RTX 4090 and newer), and "
-            f"{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}",
-            "Give --base-precision bf16",
+            message(
+                "base_precision fp8 needs compute capability 8.9 (H100, L4, RTX 4090 and newer), and {gpu} has "
+                "{major}.{minor}",
+                gpu=torch.cuda.get_device_name(device),
+                major=capability[0],
+                minor=capability[1],
+            ),
+            message("Give --base-precision bf16"),
         )
 
 

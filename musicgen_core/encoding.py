@@ -18,6 +18,7 @@ from musicgen_core.codec import PIECE_SECONDS, Codec, Codes
 from musicgen_core.codes import FRAME_RATE
 from musicgen_core.data.audio import Clip
 from musicgen_core.errors import ClipRejected, DeviceError
+from musicgen_core.language import message
 
 logger = logging.getLogger(__name__)
 K = TypeVar("K")
@@ -242,8 +243,10 @@ class _InFlight:
         torch.cuda.empty_cache()
         if len(pieces) == 1:
             raise DeviceError(
-                f"{pieces[0].seconds:.0f} s of audio don't fit the memory that is free on the GPU",
-                "Stop other programs on the GPU, or tokenize with --device cpu",
+                message(
+                    "{seconds:.0f} s of audio don't fit the memory that is free on the GPU", seconds=pieces[0].seconds
+                ),
+                message("Stop other programs on the GPU, or tokenize with --device cpu"),
             )
         half = math.ceil(len(pieces) / 2)
         fits = half * max(piece.seconds for piece in pieces)

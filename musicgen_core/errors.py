@@ -6,6 +6,7 @@ import errno
 import re
 
 from musicgen_core.escaping import printable
+from musicgen_core.language import Message, message, say, translated
 
 
 class MusicgenError(Exception):
@@ -23,6 +24,15 @@ class MusicgenError(Exception):
 
     def __str__(self) -> str:
         return printable(f"{self.found}. {self.next_step}" if self.next_step else self.found)
+
+
+def translated_error(error: MusicgenError) -> str:
+    """Return an error in the user's language. One whose finding has no translation stays whole in English."""
+    if not isinstance(error.found, Message):
+        return str(error)
+    if not error.next_step:
+        return printable(translated(error.found))
+    return printable(say("{found}. {next_step}", found=error.found, next_step=error.next_step))
 
 
 class ConfigError(MusicgenError):
@@ -92,9 +102,9 @@ def reason_of(error: BaseException) -> str:
 
 
 _ADVICE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room on that disk, or give a place on another"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Change its permissions, or give another place"),
-    errno.EIO: "Check the disk",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), message("Make room on that disk, or give a place on another")),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), message("Change its permissions, or give another place")),
+    errno.EIO: message("Check the disk"),
 }
 
 

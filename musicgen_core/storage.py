@@ -23,6 +23,7 @@ from upath import UPath
 
 from musicgen_core import mounted
 from musicgen_core.errors import ConfigError
+from musicgen_core.language import message
 
 fsspec.register_implementation("gs", "musicgen_core.google_storage.GoogleStorage", clobber=True)
 fsspec.register_implementation("gcs", "musicgen_core.google_storage.GoogleStorage", clobber=True)
@@ -46,14 +47,18 @@ def as_path(location: Location | UPath) -> UPath:
         path = UPath(location)
     except ValueError as error:
         raise ConfigError(
-            f"{location} can't be used as a path ({error})", "Give a local path or a URL such as gs://…"
+            message("{location} can't be used as a path ({error})", location=location, error=error),
+            message("Give a local path or a URL such as gs://…"),
         ) from error
     if is_local(path):
         return UPath(Path(path.path).expanduser())
     try:
         path.fs  # noqa: B018  loads what the kind of URL needs
     except ImportError as error:
-        raise ConfigError(f"{location} can't be used: {error}", "Install it, or use another place") from error
+        raise ConfigError(
+            message("{location} can't be used: {error}", location=location, error=error),
+            message("Install it, or use another place"),
+        ) from error
     return path
 
 
@@ -71,7 +76,10 @@ def make_folder(path: UPath) -> None:
         try:
             Path(str(path)).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"{path} can't be a folder ({error.strerror})", "Give another place") from error
+            raise ConfigError(
+                message("{path} can't be a folder ({strerror})", path=path, strerror=error.strerror),
+                message("Give another place"),
+            ) from error
 
 
 @contextmanager
@@ -348,6 +356,9 @@ def glob(location: Location) -> list[UPath]:
             return sorted(as_path(path) for path in root.glob(relative) if path.is_file())
         found = pattern.fs.glob(pattern.path, detail=True)
     except ValueError as error:
-        raise ConfigError(f"{location} can't be used as a pattern ({error})", "Use * within a name") from error
+        raise ConfigError(
+            message("{location} can't be used as a pattern ({error})", location=location, error=error),
+            message("Use * within a name"),
+        ) from error
     files = (path.removeprefix("/") for path, info in found.items() if info["type"] == "file")
     return sorted(as_path(f"{pattern.protocol}://{path}") for path in files)

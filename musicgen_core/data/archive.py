@@ -22,6 +22,7 @@ from musicgen_core.data.tar_archive import TarArchive, is_tar
 from musicgen_core.data.zip_archive import ZipArchive, names_of, unpacked
 from musicgen_core.data.zip_directory import Entry, RandomReader, read_directory
 from musicgen_core.errors import ArchiveError, ClipRejected
+from musicgen_core.language import message
 
 __all__ = [
     "DAMAGED",
@@ -204,7 +205,9 @@ def _is_zip(file: BinaryIO, name: str) -> bool:
     """
     head = _head(file)
     if known := recognise(head):
-        raise ArchiveError(f"{name} can't be read as a zip or tar archive: {known[0]}", known[1])
+        raise ArchiveError(
+            message("{name} can't be read as a zip or tar archive: {known}", name=name, known=known[0]), known[1]
+        )
     return not is_tar(head)
 
 
@@ -259,4 +262,7 @@ def _names_missing(archive: UPath) -> Iterator[None]:
         yield
     except _NO_FILE as error:
         reason = error.strerror or type(error).__name__
-        raise ArchiveError(f"{archive} can't be opened ({reason})", "Check the path and its permissions") from error
+        raise ArchiveError(
+            message("{archive} can't be opened ({reason})", archive=archive, reason=reason),
+            message("Check the path and its permissions"),
+        ) from error

@@ -26,6 +26,7 @@ from musicgen_core.data.descriptions import (
     problem_of,
 )
 from musicgen_core.errors import MetadataError, reason_of
+from musicgen_core.language import message
 from musicgen_core.texts import MAX_CHARACTERS, decode_text, marked_encoding, shorten
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def load_captions(path: UPath, settings: TokenizeSettings = _DEFAULTS) -> Captio
         raise MetadataError(
             f"none of the lines of {path} is a JSON object with a path"
             + (f" (lines {listed(broken)})" if broken else ""),
-            'Write one object a line, in UTF-8: {"path": "audio/track1.wav", "description": "…"}',
+            message('Write one object a line, in UTF-8: {"path": "audio/track1.wav", "description": "…"}'),
         )
     if template and len(incomplete) == len(by_path):
         raise _no_line_fits(path, template_fields(template), list(fields))
@@ -199,7 +200,8 @@ def _read_entries(path: UPath) -> Iterator[tuple[int, Entry | None]]:
                     yield number, _parse_line(line)
     except OSError as error:
         raise MetadataError(
-            f"the metadata file {path} can't be read ({reason_of(error)})", "Check the path given"
+            message("the metadata file {path} can't be read ({reason})", path=path, reason=reason_of(error)),
+            message("Check the path given"),
         ) from error
 
 
@@ -229,9 +231,13 @@ def listed(things: Sequence[object], count: int = 0) -> str:
 def _no_line_fits(path: UPath, wanted: Sequence[str], present: Sequence[str]) -> MetadataError:
     absent = [name for name in wanted if name not in present]
     return MetadataError(
-        f"no line of {path} has {', '.join(absent) or ', '.join(wanted) + ' together'}, as caption_template asks; "
-        f"the fields are {listed(present)}",
-        "Name fields that are there, or leave caption_template out",
+        message(
+            "no line of {path} has {value}, as caption_template asks; the fields are {present}",
+            path=path,
+            value=", ".join(absent) or ", ".join(wanted) + " together",
+            present=listed(present),
+        ),
+        message("Name fields that are there, or leave caption_template out"),
     )
 
 
@@ -261,7 +267,12 @@ def check_matches(captions: Captions, names_by_archive: Iterable[tuple[str, list
         example = example or next(iter(names), None)
     if example is not None:
         raise MetadataError(
-            f"{captions.source} matches none of the {seen:,} clips: it has, for one, "
-            f"{next(iter(captions.by_path))!r}, the archives {example!r}",
-            "Make the paths, file names or stems agree, or leave the metadata out",
+            message(
+                "{source} matches none of the {seen:,} clips: it has, for one, {next!r}, the archives {example!r}",
+                source=captions.source,
+                seen=seen,
+                next=next(iter(captions.by_path)),
+                example=example,
+            ),
+            message("Make the paths, file names or stems agree, or leave the metadata out"),
         )

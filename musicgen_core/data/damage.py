@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from musicgen_core.errors import ArchiveError
+from musicgen_core.language import message
 
 DAMAGED = "damaged in the archive"
 """What the reason of a clip begins with that another copy of the archive may hold whole."""
@@ -39,5 +40,6 @@ def damage_named(archive_name: str) -> Iterator[None]:
         if not is_damage(error):
             raise
         raise ArchiveError(
-            f"{archive_name} can't be read as a zip or tar archive ({error})", "Copy or pack the archive again"
+            message("{archive} can't be read as a zip or tar archive ({error})", archive=archive_name, error=error),
+            message("Copy or pack the archive again"),
         ) from error

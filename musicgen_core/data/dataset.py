@@ -29,6 +29,7 @@ from musicgen_core.data.packing import clip_hash as clip_hash
 from musicgen_core.data.shards import ShardReport, read_report
 from musicgen_core.data.token_cache import THREADS, Lease, TokenCache
 from musicgen_core.errors import TokensError
+from musicgen_core.language import message
 from musicgen_core.stages import announce
 
 LEAST_HELD_OUT = 8
@@ -146,9 +147,12 @@ def load_clips(tokens: UPath, codec: str, folder: Path | None = None, only: Coll
     reports, skipped = _find_shards(tokens)
     if not any(report.clips for report in reports.values()):
         raise TokensError(
-            f"there are no tokenized clips in {tokens}"
-            + (f" (not whole: {', '.join(skipped[:5])})" if skipped else ""),
-            "Run musicgen-flows tokenize first, or check the path",
+            message(
+                "there are no tokenized clips in {tokens}{skipped}",
+                tokens=tokens,
+                skipped=message(" (not whole: {shards})", shards=", ".join(skipped[:5])) if skipped else "",
+            ),
+            message("Run musicgen-flows tokenize first, or check the path"),
         )
     added = [stem for stem in reports if only is not None and stem not in only]
     if len(added) == len(reports):

@@ -9,6 +9,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import ArchiveError
+from musicgen_core.language import message
 from musicgen_core.wording import named
 
 _READ = r"\.(zip|tar|tar\.gz|tgz|tar\.bz2|tbz2|tar\.xz|txz|tar\.zst|tzst)"
@@ -45,16 +46,29 @@ def find_archives(location: storage.Location) -> list[UPath]:
         found = _visible(storage.glob(location)) if re.search(r"[*?\[]", str(location)) else []
     if not found:
         raise ArchiveError(
-            "; ".join([f"no archives found at {location}", *passed_over(location)]),
-            "Give a file, a directory that holds .zip or .tar archives, or a glob such as 'data/archive_batch_*.zip'",
+            message(
+                "no archives found at {location}{others}",
+                location=location,
+                others="".join(f"; {each}" for each in passed_over(location)),
+            ),
+            message(
+                "Give a file, a directory that holds .zip or .tar archives, or a glob such as "
+                "'data/archive_batch_*.zip'"
+            ),
         )
     stems: dict[str, UPath] = {}
     for archive in found:
         twin = stems.setdefault(archive_stem(archive), archive)
         if twin is not archive:
             raise ArchiveError(
-                f"{twin.name} and {archive.name} at {location} would both make the shard {archive_stem(archive)}",
-                "Rename or move one of them",
+                message(
+                    "{first} and {second} at {location} would both make the shard {stem}",
+                    first=twin.name,
+                    second=archive.name,
+                    location=location,
+                    stem=archive_stem(archive),
+                ),
+                message("Rename or move one of them"),
             )
     return sorted(found, key=lambda archive: (_natural(archive.name), archive.name))
 

@@ -26,7 +26,7 @@ from musicgen_core.evaluation.music import Pair, decoded, music_scores, pairs_of
 from musicgen_core.evaluation.report import write_report
 from musicgen_core.evaluation.request import EvaluateRequest, Evaluation, MusicScores
 from musicgen_core.evaluation.subject import FOLDER, Subject, find_subject
-from musicgen_core.language import say
+from musicgen_core.language import message, say
 from musicgen_core.model.adapters_base import choose_model
 from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.hub_adapter import hub_name, shown
@@ -102,9 +102,15 @@ def _check_own(out: UPath, subject: Subject, is_default: bool) -> None:
         ):
             return
         of = f"of another adapter, {adapter.get('path')}" if adapter is not None else "not of this program"
-        raise ConfigError(f"{evaluation} is {of}, and would be written over", "Give another --output")
+        raise ConfigError(
+            message("{evaluation} is {of}, and would be written over", evaluation=evaluation, of=of),
+            message("Give another --output"),
+        )
     if report.exists() and not _is_report(report):
-        raise ConfigError(f"{report} is not of this program, and would be written over", "Give another --output")
+        raise ConfigError(
+            message("{report} is not of this program, and would be written over", report=report),
+            message("Give another --output"),
+        )
 
 
 def _is_report(path: UPath) -> bool:
@@ -144,9 +150,13 @@ class _Scoring:
         described = [index for index in chosen.indices if clips.descriptions[index]]
         if len(described) < FEWEST_DESCRIBED:
             raise ConfigError(
-                f"{len(described)} of the {len(chosen.indices)} clips to evaluate on have a description, which is too "
-                "little for CLAP's scores",
-                "Leave out --clap-weights, or tokenize with --metadata",
+                message(
+                    "{number} of the {number2} clips to evaluate on have a description, which is too little "
+                    "for CLAP's scores",
+                    number=len(described),
+                    number2=len(chosen.indices),
+                ),
+                message("Leave out --clap-weights, or tokenize with --metadata"),
             )
         self._indices = described[: request.settings.clap_clips]
         self._clap = Clap(str(request.settings.clap_weights))

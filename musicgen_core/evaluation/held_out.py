@@ -66,13 +66,14 @@ def held_out(clips: Clips, settings: EvaluateSettings, trained: Mapping[str, Any
         seconds = config.get("segment_seconds", TrainSettings.model_fields["segment_seconds"].default)
     if not fraction:
         raise ConfigError(
-            "the training of this adapter held no clips out (its validation_fraction is 0)",
-            "Give --validation-fraction with tokens that it has not learned from",
+            message("the training of this adapter held no clips out (its validation_fraction is 0)"),
+            message("Give --validation-fraction with tokens that it has not learned from"),
         )
     _, everything = split(clips.hashes, fraction)
     if not len(everything):
         raise TokensError(
-            "there is a single clip in these tokens, so none is held out for validation", "Tokenize more clips"
+            message("there is a single clip in these tokens, so none is held out for validation"),
+            message("Tokenize more clips"),
         )
     lineage = lineage_of(trained) if trained is not None else None
     unseen = everything
@@ -80,9 +81,13 @@ def held_out(clips: Clips, settings: EvaluateSettings, trained: Mapping[str, Any
         unseen = everything[~learned_from(clips, lineage.configs)[everything]]
         if not len(unseen):
             raise ConfigError(
-                f"the adapter has learned from all of the {counted(len(everything), 'clip')} that it would be "
-                f"judged by: its training held out {lineage.fraction:.3g} of the clips of these archives",
-                "Give tokens of archives that it has not learned from, or train with --validation-fraction",
+                message(
+                    "the adapter has learned from all of the {clips} that it would be judged by: its training "
+                    "held out {fraction:.3g} of the clips of these archives",
+                    clips=counted(len(everything), "clip"),
+                    fraction=lineage.fraction,
+                ),
+                message("Give tokens of archives that it has not learned from, or train with --validation-fraction"),
             )
     # Hashes are as good as random: the lowest are a fair choice, and stay it when clips are added.
     chosen = unseen[np.argsort(clips.hashes[unseen])][: settings.max_clips]

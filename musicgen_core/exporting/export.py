@@ -16,6 +16,7 @@ from musicgen_core import storage
 from musicgen_core.errors import AdapterError, ConfigError, reason_of
 from musicgen_core.exporting.model_card import Format, write_card
 from musicgen_core.exporting.origin import Origin, Sample, origin_of
+from musicgen_core.language import message
 from musicgen_core.model import peft_directory
 from musicgen_core.model.adapter_values import check_merged
 from musicgen_core.model.adapters_base import base_model_of, hub_id
@@ -76,8 +77,8 @@ def export(adapter: storage.Location, out: storage.Location, kind: Format, model
     source = {"adapter": storage.content_sha256(weights), "format": kind, "base_model": loaded.base_model}
     if unfinished is not None and unfinished.source != source:
         raise ConfigError(
-            f"{target} has the unfinished export of another adapter, base model or format in it",
-            "Give a directory that is not there yet, or delete it first",
+            message("{target} has the unfinished export of another adapter, base model or format in it", target=target),
+            message("Give a directory that is not there yet, or delete it first"),
         )
     try:
         with _whole(target, _DECIDING[kind], source, unfinished) as folder:
@@ -85,7 +86,8 @@ def export(adapter: storage.Location, out: storage.Location, kind: Format, model
             files = _sizes(folder, _DECIDING[kind])
     except OSError as error:
         raise ConfigError(
-            f"the export can't be written to {target} ({reason_of(error)})", "Make room or give another place"
+            message("the export can't be written to {target} ({reason})", target=target, reason=reason_of(error)),
+            message("Make room or give another place"),
         ) from error
     return Exported(target, files)
 
@@ -119,9 +121,14 @@ def _check_free(target: UPath) -> _Unfinished | None:
             return unfinished
     if target.is_dir():
         if any(target.iterdir()):
-            raise ConfigError(f"{target} has files in it", "Give a directory that is not there yet, or delete it first")
+            raise ConfigError(
+                message("{target} has files in it", target=target),
+                message("Give a directory that is not there yet, or delete it first"),
+            )
     elif target.exists():
-        raise ConfigError(f"{target} is a file", "Give a directory that is not there yet")
+        raise ConfigError(
+            message("{target} is a file", target=target), message("Give a directory that is not there yet")
+        )
     return None
 
 
@@ -136,8 +143,10 @@ def _read_unfinished(target: UPath) -> _Unfinished | None:
     others = [name for name, size in sizes.items() if name != _UNFINISHED and unfinished.files.get(name) != size]
     if others:
         raise ConfigError(
-            f"{target} has files in it beside an unfinished export: {named(others)}",
-            "Give a directory that is not there yet, or move them away",
+            message(
+                "{target} has files in it beside an unfinished export: {others}", target=target, others=named(others)
+            ),
+            message("Give a directory that is not there yet, or move them away"),
         )
     return unfinished
 
@@ -147,8 +156,10 @@ def _base_of(adapter: Adapter, weights: UPath) -> str:
     base = base_model_of(adapter, weights)
     if base is None:
         raise AdapterError(
-            f"the adapter {weights} doesn't name its base model, with which it is to be merged",
-            "Give --model the directory or the Hugging Face id of the model that it was trained on",
+            message(
+                "the adapter {weights} doesn't name its base model, with which it is to be merged", weights=weights
+            ),
+            message("Give --model the directory or the Hugging Face id of the model that it was trained on"),
         )
     return base
 

@@ -14,6 +14,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.errors import ConfigError, reason_of
 from musicgen_core.generation.page import PAGE
+from musicgen_core.language import message
 from musicgen_core.own_pages import MUSIC
 
 Sidecar = Mapping[str, Any]
@@ -131,14 +132,16 @@ class _Folder:
             names = self._names()
             if PAGE in names and not MUSIC.is_at(path / PAGE):
                 raise ConfigError(
-                    f"{path / PAGE} is not a page of generated music", "Give another folder, or move it away"
+                    message("{place} is not a page of generated music", place=path / PAGE),
+                    message("Give another folder, or move it away"),
                 )
             self.taken = _numbers(names)
             claims = {number: _claimed_by(self.claim(number)) for number in _numbers(names, _CLAIM)}
             self._read(_numbers(names, "json"))
         except OSError as error:
             raise ConfigError(
-                f"the folder {path} can't be read ({reason_of(error)})", "Check the path, or give another"
+                message("the folder {path} can't be read ({reason})", path=path, reason=reason_of(error)),
+                message("Check the path, or give another"),
             ) from error
         self.pieces = {number: piece for number, piece in claims.items() if piece is not None}
         self.pieces |= {number: identity(sidecar) for number, sidecar in self.sidecars.items()}

@@ -21,6 +21,7 @@ from musicgen_core.errors import ClipRejected, ConfigError, DeviceError
 from musicgen_core.generation.engine import frames_of
 from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.streams import repetitions, stream_seed
+from musicgen_core.language import message
 from musicgen_core.model.decoder import DecoderConfig
 
 ENGINE_BATCH_SIZES = (1, 8, 32)
@@ -130,14 +131,21 @@ def _naming(wav: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ClipRejected) as error:
-        raise ConfigError(f"{wav} can't be continued: {error}", "Give the path of a sound file") from error
+        raise ConfigError(
+            message("{wav} can't be continued: {error}", wav=wav, error=error), message("Give the path of a sound file")
+        ) from error
 
 
 def _check_longer(seconds: float, source: str | None, given: float) -> None:
     if given >= seconds:
         raise ConfigError(
-            f"{source} lasts {given:g} s, and the piece that goes on from it {seconds:g} s",
-            "Give a longer duration: it is that of the whole piece",
+            message(
+                "{source} lasts {given:g} s, and the piece that goes on from it {seconds:g} s",
+                source=source,
+                given=given,
+                seconds=seconds,
+            ),
+            message("Give a longer duration: it is that of the whole piece"),
         )
 
 
@@ -178,8 +186,10 @@ def smaller_size(size: int) -> int:
     found = [smaller for smaller in ENGINE_BATCH_SIZES if smaller < size]
     if not found:
         raise DeviceError(
-            "one piece at a time doesn't fit the GPU's memory",
-            "Stop other programs on the GPU (nvidia-smi shows them), give a shorter --duration, or use --device cpu",
+            message("one piece at a time doesn't fit the GPU's memory"),
+            message(
+                "Stop other programs on the GPU (nvidia-smi shows them), give a shorter --duration, or use --device cpu"
+            ),
         )
     return found[-1]
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from musicgen_core import storage
 from musicgen_core.config import LONGEST_SECONDS, PromptText, Settings, validate
 from musicgen_core.errors import ConfigError, reason_of
+from musicgen_core.language import message
 from musicgen_core.texts import decode_text
 from musicgen_core.wording import counted
 
@@ -37,13 +38,19 @@ def read_prompts(path: str) -> list[Prompt]:
     try:
         text = decode_text(storage.as_path(path).read_bytes())
     except OSError as error:
-        raise ConfigError(f"the prompts file {path} can't be read ({reason_of(error)})", "Check the path") from error
+        raise ConfigError(
+            message("the prompts file {path} can't be read ({reason})", path=path, reason=reason_of(error)),
+            message("Check the path"),
+        ) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"the prompts file {path} can't be read ({error})", "Save it as UTF-8") from error
+        raise ConfigError(
+            message("the prompts file {path} can't be read ({error})", path=path, error=error),
+            message("Save it as UTF-8"),
+        ) from error
     # Not splitlines, which takes characters for ends of lines that JSON may have in a string.
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
-        raise ConfigError(f"the prompts file {path} holds no prompts", "Write one a line")
+        raise ConfigError(message("the prompts file {path} holds no prompts", path=path), message("Write one a line"))
     is_plain = PurePath(path).suffix.lower() != ".jsonl"
     prompts, problems = [], []
     for number, line in lines:
@@ -55,8 +62,13 @@ def read_prompts(path: str) -> list[Prompt]:
     if problems:
         more = f"; and {counted(len(problems) - _SHOWN, 'more line')}" if len(problems) > _SHOWN else ""
         raise ConfigError(
-            f"the prompts file {path} is wrong: {'; '.join(problems[:_SHOWN])}{more}",
-            'Write lines such as {"prompt": "slow jazz", "duration": 20, "seed": 1}',
+            message(
+                "the prompts file {path} is wrong: {names}{more}",
+                path=path,
+                names="; ".join(problems[:_SHOWN]),
+                more=more,
+            ),
+            message('Write lines such as {"prompt": "slow jazz", "duration": 20, "seed": 1}'),
         )
     return prompts
 
@@ -65,11 +77,11 @@ def _parse(line: str, origin: str) -> Prompt:
     try:
         value = json.loads(line)
     except ValueError as error:
-        raise ConfigError(f"{origin} is no JSON ({error})") from error
+        raise ConfigError(message("{origin} is no JSON ({error})", origin=origin, error=error)) from error
     if isinstance(value, str):
         value = {"prompt": value}
     if not isinstance(value, dict):
-        raise ConfigError(f"{origin} is neither a text nor an object")
+        raise ConfigError(message("{origin} is neither a text nor an object", origin=origin))
     return _prompt(value, origin)
 
 

@@ -39,6 +39,7 @@ from musicgen_core.generation.plan import (
     smaller_size,
 )
 from musicgen_core.generation.request import Rendered, RenderRequest
+from musicgen_core.language import message
 from musicgen_core.model.adapters_base import choose_model
 from musicgen_core.model.hub_adapter import shown
 from musicgen_core.model.lora import Adapter, find_adapter, load_adapter, load_merged
@@ -75,9 +76,11 @@ def render(
         Cancelled: `cancelled` said so. Pieces that were finished stay.
     """
     if not request.prompts:
-        raise ConfigError("there are no prompts", "Give --prompt 'some text' or --prompts-file FILE")
+        raise ConfigError(message("there are no prompts"), message("Give --prompt 'some text' or --prompts-file FILE"))
     if request.compare and request.adapter is None:
-        raise ConfigError("--compare needs an adapter to compare with the base model", "Give --adapter")
+        raise ConfigError(
+            message("--compare needs an adapter to compare with the base model"), message("Give --adapter")
+        )
     numbering = Numbering(*_places(request))
     device = pick_device(request.device)
     found = None if request.adapter is None else find_adapter(request.adapter)

@@ -12,6 +12,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import AdapterError
+from musicgen_core.language import message
 from musicgen_core.model.lora import Adapter
 from musicgen_core.model.weights import BUILT_IN, LM_FILE
 
@@ -39,7 +40,7 @@ def base_model_of(adapter: Adapter, weights: UPath) -> str | None:
         gone = f"the base model of the adapter {weights} is not at {directory} any more"
         raise AdapterError(
             gone if directory else f"the adapter {weights} doesn't say where its base model is, a local directory",
-            "Give --model the directory or the Hugging Face id of the model that it was trained on",
+            message("Give --model the directory or the Hugging Face id of the model that it was trained on"),
         )
     return directory
 

@@ -17,6 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from musicgen_core.errors import ModelError
+from musicgen_core.language import message
 from musicgen_core.model.hub_errors import Attempts, give_up
 from musicgen_core.model.hub_transfer import bytes_here, delete_abandoned, transfer
 from musicgen_core.wording import sized
@@ -179,8 +180,15 @@ def _is_there(snapshot: Path, name: str) -> bool:
 def _offline(repo: str, wanted: Wanted) -> ModelError:
     missing = ", ".join(" or ".join(_names(entry)) for entry in wanted.required)
     return ModelError(
-        f"{repo} is not complete in the cache {_folder(repo).parent} (it takes {missing}), and HF_HUB_OFFLINE is set",
-        f"Unset HF_HUB_OFFLINE, or copy {_folder(repo).name} from the cache of a machine that has it",
+        message(
+            "{repo} is not complete in the cache {parent} (it takes {missing}), and HF_HUB_OFFLINE is set",
+            repo=repo,
+            parent=_folder(repo).parent,
+            missing=missing,
+        ),
+        message(
+            "Unset HF_HUB_OFFLINE, or copy {name} from the cache of a machine that has it", name=_folder(repo).name
+        ),
     )
 
 
@@ -268,8 +276,13 @@ def _choose(listing: _Listing, wanted: Sequence[Wanted]) -> list[_File]:
     lacking = " or ".join(" and ".join("/".join(_names(entry)) for entry in one.required) for one in wanted)
     some = ", ".join(sorted(listing.files)[:6]) or "nothing"
     raise ModelError(
-        f"{listing.repo} on the Hugging Face Hub has no {lacking} (it has {some})",
-        "Give another name, or a local directory",
+        message(
+            "{repo} on the Hugging Face Hub has no {lacking} (it has {some})",
+            repo=listing.repo,
+            lacking=lacking,
+            some=some,
+        ),
+        message("Give another name, or a local directory"),
     )
 
 
@@ -307,9 +320,14 @@ def _check_room(repo: str, blobs: Path, files: Sequence[_File]) -> None:
     free = shutil.disk_usage(blobs).free
     if needed > free:
         raise ModelError(
-            f"no space left for {repo}: {sized(needed)} are to be fetched into {blobs.parent.parent}, "
-            f"where {sized(free)} are free",
-            "Make room there, or set HF_HOME to a directory with more",
+            message(
+                "no space left for {repo}: {needed} are to be fetched into {parent}, where {free} are free",
+                repo=repo,
+                needed=sized(needed),
+                parent=blobs.parent.parent,
+                free=sized(free),
+            ),
+            message("Make room there, or set HF_HOME to a directory with more"),
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from musicgen_core.errors import ModelError, without_number
+from musicgen_core.language import message
 from musicgen_core.stages import mention
 
 logger = logging.getLogger(__name__)
@@ -126,31 +127,50 @@ def give_up(repo: str, error: Exception, cache: Path | None = None, attempts: in
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ModelError(
-            f"no space left for {repo} in {cache}",
-            "Make room there, or set HF_HOME to a directory with more. What came so far is kept",
+            message("no space left for {repo} in {cache}", repo=repo, cache=cache),
+            message("Make room there, or set HF_HOME to a directory with more. What came so far is kept"),
         )
     if isinstance(error, OSError) and error.errno is not None and cache is not None:
         return ModelError(
-            f"{repo} can't be written to {cache} ({error.strerror})", "Set HF_HOME to a directory that can be written"
+            message("{repo} can't be written to {cache} ({strerror})", repo=repo, cache=cache, strerror=error.strerror),
+            message("Set HF_HOME to a directory that can be written"),
         )
     if isinstance(error, errors.GatedRepoError):
         return ModelError(
-            f"{repo} is gated, and {'the account of HF_TOKEN has no access' if has_token else 'no HF_TOKEN is set'}",
-            f"Ask for access on its page on the Hugging Face Hub{'' if has_token else ', and set HF_TOKEN'}",
+            message(
+                "{repo} is gated, and {value}",
+                repo=repo,
+                value=message("the account of HF_TOKEN has no access") if has_token else message("no HF_TOKEN is set"),
+            ),
+            message(
+                "Ask for access on its page on the Hugging Face Hub{value}",
+                value="" if has_token else message(", and set HF_TOKEN"),
+            ),
         )
     if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError) or status == 404:
         access = "private without access for HF_TOKEN" if has_token else "private, and no HF_TOKEN is set"
-        return ModelError(f"{repo} is not on the Hugging Face Hub, or {access}", "Check the name and HF_TOKEN")
+        return ModelError(
+            message("{repo} is not on the Hugging Face Hub, or {access}", repo=repo, access=access),
+            message("Check the name and HF_TOKEN"),
+        )
     if status in (401, 403):
         what = "HF_TOKEN" if has_token else "access without HF_TOKEN"
         return ModelError(
-            f"the Hugging Face Hub refuses {what} for {repo} ({status})",
+            message("the Hugging Face Hub refuses {what} for {repo} ({status})", what=what, repo=repo, status=status),
             "Set a valid one, or unset it: facebook's models need none" if has_token else "Set HF_TOKEN",
         )
     if isinstance(error, errors.HFValidationError):
-        return ModelError(f"{repo} is no name on the Hugging Face Hub", "Give USER/NAME, or a local path that exists")
+        return ModelError(
+            message("{repo} is no name on the Hugging Face Hub", repo=repo),
+            message("Give USER/NAME, or a local path that exists"),
+        )
     tried = f", {attempts} times in a row" if attempts > 1 else ""
     return ModelError(
-        f"{repo} can't be fetched from the Hugging Face Hub: {_reason(error)}{tried}",
-        "Run the same command again later: what came so far is kept. Or give a local directory",
+        message(
+            "{repo} can't be fetched from the Hugging Face Hub: {reason}{tried}",
+            repo=repo,
+            reason=_reason(error),
+            tried=tried,
+        ),
+        message("Run the same command again later: what came so far is kept. Or give a local directory"),
     )

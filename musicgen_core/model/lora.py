@@ -13,6 +13,7 @@ from upath import UPath
 from musicgen_core import storage, tensor_files
 from musicgen_core.config import LORA_TARGETS
 from musicgen_core.errors import AdapterError, ConfigError, ModelError
+from musicgen_core.language import message
 from musicgen_core.model import hub_adapter, peft_directory
 from musicgen_core.model.adapter_values import check_adapter_values, check_merged
 from musicgen_core.model.decoder import MusicgenLM
@@ -102,7 +103,12 @@ class Adapter:
             differs = content != model.identity.rpartition("@sha256:")[2]
         if differs:
             raise AdapterError(
-                f"the adapter {where} was trained on {self.base_model}, but the model is {model.identity}",
+                message(
+                    "the adapter {where} was trained on {base_model}, but the model is {identity}",
+                    where=where,
+                    base_model=self.base_model,
+                    identity=model.identity,
+                ),
                 "Give --model the directory that it was trained with" if name == "local" else f"Give --model {name}",
             )
 
@@ -115,9 +121,13 @@ class Adapter:
             options = " ".join(filter(None, (_option(name, own[name]) for name in names)))
             without = "".join(f", without {_flag(name)}" for name in names if own[name] is False)
             raise AdapterError(
-                f"the adapter {where} has {has}, "
-                f"but the settings say {' and '.join(_value(given[name]) for name in names)}",
-                f"Give {options}{without}",
+                message(
+                    "the adapter {where} has {has}, but the settings say {names}",
+                    where=where,
+                    has=has,
+                    names=" and ".join(_value(given[name]) for name in names),
+                ),
+                message("Give {options}{without}", options=options, without=without),
             )
 
 
@@ -178,7 +188,7 @@ def _check_targets(lm: MusicgenLM, targets: Sequence[str]) -> None:
         found = f"lora_targets {', '.join(missing)}: no linear layer of the model's blocks is called so"
         raise ConfigError(
             found if missing else "lora_targets is empty",
-            f"Give names or ends of names of {', '.join(there)}, each in an option of its own",
+            message("Give names or ends of names of {names}, each in an option of its own", names=", ".join(there)),
         )
 
 
@@ -209,9 +219,16 @@ def _check_shapes(peft_model: Any, state: Mapping[str, Tensor], where: str) -> N
     if wanted != given:
         differing = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
         raise AdapterError(
-            f"the adapter {where} doesn't fit the model: {len(differing)} tensors differ, such as {differing[0]} "
-            f"(the adapter has {_shape(given.get(differing[0]))}, the model needs {_shape(wanted.get(differing[0]))})",
-            "Use the model that it was trained on",
+            message(
+                "the adapter {where} doesn't fit the model: {number} tensors differ, such as {differing} (the "
+                "adapter has {shape}, the model needs {shape2})",
+                where=where,
+                number=len(differing),
+                differing=differing[0],
+                shape=_shape(given.get(differing[0])),
+                shape2=_shape(wanted.get(differing[0])),
+            ),
+            message("Use the model that it was trained on"),
         )
 
 
@@ -221,8 +238,8 @@ def _check_layers(lm: MusicgenLM, adapter: Adapter) -> None:
     adapted = {name.removeprefix("base_model.model.").rpartition(".lora_")[0] for name in adapter.lora}
     if missing := sorted(adapted - there):
         raise AdapterError(
-            f"the adapter given doesn't fit the model, which has no {missing[0]}",
-            "Use the model that it was trained on",
+            message("the adapter given doesn't fit the model, which has no {missing}", missing=missing[0]),
+            message("Use the model that it was trained on"),
         )
 
 
@@ -249,16 +266,20 @@ def find_adapter(location: storage.Location) -> UPath:
         try:
             path = storage.as_path(hub_adapter.fetch_adapter(str(location)))
         except ModelError as error:
-            raise AdapterError(f"there is no adapter at {path}, and {error.found}", error.next_step) from error
+            raise AdapterError(
+                message("there is no adapter at {path}, and {found}", path=path, found=error.found), error.next_step
+            ) from error
     if path.name in peft_directory.FILES:
         path = path.parent
     best = path / "lora_weights" / "best_lora.pt"
     found = path if path.suffix == ".pt" else best if best.exists() else peft_directory.find_weights(path)
     if found is None or not found.exists():
         raise AdapterError(
-            f"there is no adapter at {path}",
-            "Give a *_lora.pt file, the run directory of a training, a directory with peft's adapter_config.json, or "
-            "USER/NAME on the Hugging Face Hub",
+            message("there is no adapter at {path}", path=path),
+            message(
+                "Give a *_lora.pt file, the run directory of a training, a directory with peft's "
+                "adapter_config.json, or USER/NAME on the Hugging Face Hub"
+            ),
         )
     return found
 
@@ -280,14 +301,20 @@ def load_adapter(path: UPath) -> Adapter:
                 values = {name: loaded[name] for name in Adapter.__dataclass_fields__}
             except Exception as error:  # torch.load raises many kinds on a damaged file
                 raise AdapterError(
-                    f"{path} can't be read as an adapter ({type(error).__name__}: {error})",
-                    "Give a *_lora.pt that a training wrote",
+                    message(
+                        "{path} can't be read as an adapter ({name}: {error})",
+                        path=path,
+                        name=type(error).__name__,
+                        error=error,
+                    ),
+                    message("Give a *_lora.pt that a training wrote"),
                 ) from error
     try:
         check_adapter_values(values)
     except ValueError as error:
         raise AdapterError(
-            f"the adapter {path} can't be used: {error}", "Give another one, or train it again"
+            message("the adapter {path} can't be used: {error}", path=path, error=error),
+            message("Give another one, or train it again"),
         ) from error
     return Adapter(**values)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from musicgen_core import tensor_files
 from musicgen_core.errors import ModelError
 from musicgen_core.finite import names_of_non_finite
+from musicgen_core.language import message
 from musicgen_core.model import hub
 from musicgen_core.model.configuration import USE_ANOTHER, LmConfig, read_lm_config
 from musicgen_core.model.decoder import MusicgenLM
@@ -117,8 +118,10 @@ def find_model(name: str, files: tuple[str, ...] = (LM_FILE, CODEC_FILE)) -> Bas
     missing = [file for file in files if not (directory / file).is_file()]
     if missing:
         raise ModelError(
-            f"the model directory {directory} has no {' and no '.join(missing)}",
-            f"Give {CHOICES}",
+            message(
+                "the model directory {directory} has no {names}", directory=directory, names=" and no ".join(missing)
+            ),
+            message("Give {choices}", choices=CHOICES),
         )
     model = BaseModel(name, directory)
     if model.lm_path.is_file():
@@ -136,8 +139,14 @@ def _demo_directory() -> Path:
     files = (LM_FILE, CODEC_FILE, f"{TEXT_ENCODER}/model.safetensors")
     if missing := [file for file in files if not (DEMO_DIRECTORY / file).is_file()]:
         raise ModelError(
-            f"the model demo is not complete: {DEMO_DIRECTORY} has no {' and no '.join(missing)}",
-            "Restore the files from the repository, with git checkout in that directory, or give another model",
+            message(
+                "the model demo is not complete: {demo_directory} has no {names}",
+                demo_directory=DEMO_DIRECTORY,
+                names=" and no ".join(missing),
+            ),
+            message(
+                "Restore the files from the repository, with git checkout in that directory, or give another model"
+            ),
         )
     return DEMO_DIRECTORY
 
@@ -155,7 +164,9 @@ def refuse_unsupported(name: str) -> None:
     match = _UNSUPPORTED.fullmatch(name)
     if match is not None and not Path(name).is_dir():
         kind = {"audiogen": "an AudioGen", "magnet": "a MAGNeT"}.get(match["kind"], f"a {match['kind']}")
-        raise ModelError(f"{name} is {kind} checkpoint, which is not supported yet", USE_ANOTHER)
+        raise ModelError(
+            message("{name} is {kind} checkpoint, which is not supported yet", name=name, kind=kind), USE_ANOTHER
+        )
 
 
 def find_codec(name: str) -> BaseModel:
@@ -165,7 +176,9 @@ def find_codec(name: str) -> BaseModel:
 
 def _download(name: str, files: tuple[str, ...]) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ModelError(f"there is no model directory {name}", f"Give {CHOICES}")
+        raise ModelError(
+            message("there is no model directory {name}", name=name), message("Give {choices}", choices=CHOICES)
+        )
     return hub.fetch(name, MODEL if LM_FILE in files else hub.Wanted(files))
 
 
@@ -179,7 +192,9 @@ def read_file(path: Path) -> dict[str, Any]:
         checkpoint = tensor_files.load(path, mmap=True, verify="pickle")
     except Exception as error:  # torch.load raises many kinds on a damaged file
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
-        raise ModelError(f"{path} can't be read ({reason})", "Fetch the file again") from error
+        raise ModelError(
+            message("{path} can't be read ({reason})", path=path, reason=reason), message("Fetch the file again")
+        ) from error
     if not isinstance(checkpoint, dict):
         raise _foreign(path, f"it holds a {type(checkpoint).__name__}")
     return checkpoint
@@ -202,8 +217,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def _foreign(path: Path, reason: str) -> ModelError:
     return ModelError(
-        f"{path} is not a checkpoint of audiocraft ({reason})",
-        "Give the directory of a checkpoint that audiocraft exported",
+        message("{path} is not a checkpoint of audiocraft ({reason})", path=path, reason=reason),
+        message("Give the directory of a checkpoint that audiocraft exported"),
     )
 
 
@@ -229,13 +244,20 @@ def load_lm(
     except RuntimeError as error:
         reason = textwrap.shorten(str(error), 300)
         raise ModelError(
-            f"{path} does not hold what its xp.cfg describes ({reason})", "Fetch the file again"
+            message("{path} does not hold what its xp.cfg describes ({reason})", path=path, reason=reason),
+            message("Fetch the file again"),
         ) from error
     if not lm.enc_to_dec_proj.weight.is_meta and (broken := names_of_non_finite(state)):
         raise ModelError(
-            f"{len(broken)} of the {len(state)} tensors in {path} hold NaN or infinite values as {dtype}, "
-            f"such as {broken[0]}",
-            "Fetch the file again",
+            message(
+                "{number} of the {number2} tensors in {path} hold NaN or infinite values as {dtype}, such as {broken}",
+                number=len(broken),
+                number2=len(state),
+                path=path,
+                dtype=dtype,
+                broken=broken[0],
+            ),
+            message("Fetch the file again"),
         )
     return lm.eval()
 
@@ -277,7 +299,7 @@ def _rename_outside_layers(name: str) -> str:
 
 def _unknown_name(name: str) -> ModelError:
     return ModelError(
-        f"the weights hold {name}, which a text-to-music MusicGen does not have",
+        message("the weights hold {name}, which a text-to-music MusicGen does not have", name=name),
         USE_ANOTHER,
     )
 

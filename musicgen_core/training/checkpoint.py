@@ -11,6 +11,7 @@ from upath import UPath
 
 from musicgen_core import storage, tensor_files
 from musicgen_core.errors import RunDirectoryError
+from musicgen_core.language import message
 from musicgen_core.model.adapter_values import check_adapter_values, check_tensors
 from musicgen_core.model.lora import Adapter
 
@@ -93,7 +94,10 @@ def load_checkpoint(path: UPath) -> Checkpoint:
         RunDirectoryError: damaged, or a file that can't be resumed from.
     """
     if not path.exists():
-        raise RunDirectoryError(f"there is no checkpoint {path}", "Give the path of a checkpoint_*.pt or latest.pt")
+        raise RunDirectoryError(
+            message("there is no checkpoint {path}", path=path),
+            message("Give the path of a checkpoint_*.pt or latest.pt"),
+        )
     with storage.staged(path) as local:
         try:
             storage.require_file(path)
@@ -102,15 +106,21 @@ def load_checkpoint(path: UPath) -> Checkpoint:
             checkpoint = Checkpoint.from_plain(values) if "optimizer" in values else None
         except Exception as error:  # torch.load raises many kinds on a damaged file
             raise RunDirectoryError(
-                f"the checkpoint {path} is damaged ({type(error).__name__}: {error})", "Resume from another checkpoint"
+                message(
+                    "the checkpoint {path} is damaged ({name}: {error})",
+                    path=path,
+                    name=type(error).__name__,
+                    error=error,
+                ),
+                message("Resume from another checkpoint"),
             ) from error
         if checkpoint is not None:
             # Copies: the file may be replaced while the training that it started still runs.
             adapter = replace(checkpoint.adapter, lora=snapshot(checkpoint.adapter.lora))
             return replace(checkpoint, adapter=adapter, optimizer=snapshot(checkpoint.optimizer))
     raise RunDirectoryError(
-        f"{path} holds weights but not what resuming needs",
-        "Resume from latest.pt or a checkpoint_*.pt, or start a new training with --init-adapter",
+        message("{path} holds weights but not what resuming needs", path=path),
+        message("Resume from latest.pt or a checkpoint_*.pt, or start a new training with --init-adapter"),
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from musicgen_core.data.dataset import Batch
 from musicgen_core.errors import DeviceError
+from musicgen_core.language import message
 from musicgen_core.model.decoder import TextCondition
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.training.distributed import World
@@ -115,8 +116,11 @@ class StepGradients:
             logger.warning("out of GPU memory: activations are computed twice from here on")
         else:
             raise DeviceError(
-                "one clip at a time, with activations computed twice, doesn't fit the memory that is free on the GPU",
-                "Stop other programs on the GPU, or give a smaller --segment-seconds or --model",
+                message(
+                    "one clip at a time, with activations computed twice, doesn't fit the memory that is free "
+                    "on the GPU"
+                ),
+                message("Stop other programs on the GPU, or give a smaller --segment-seconds or --model"),
             )
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ import torch
 
 from musicgen_core import storage
 from musicgen_core.errors import Cancelled, DeviceError, MusicgenError, TrainingError
+from musicgen_core.language import message
 from musicgen_core.stages import Stage, announce, pass_on
 from musicgen_core.training.reports import ReportReader, revive, revive_result, write_request
 from musicgen_core.training.request import TrainRequest, TrainResult
@@ -86,8 +87,10 @@ def check_gpus(device: str, gpus: int) -> None:
         found = f"{visible} GPU is" if visible == 1 else f"{visible} GPUs are" if visible else "no GPU is"
         fewer = f"--gpus {visible}" if visible else "--device cpu"
         raise DeviceError(
-            f"--gpus {gpus} was asked for, and {found} visible on this machine",
-            f"Use {fewer}, or check with nvidia-smi and CUDA_VISIBLE_DEVICES why there are not more",
+            message("--gpus {gpus} was asked for, and {found} visible on this machine", gpus=gpus, found=found),
+            message(
+                "Use {fewer}, or check with nvidia-smi and CUDA_VISIBLE_DEVICES why there are not more", fewer=fewer
+            ),
         )
 
 
@@ -166,7 +169,12 @@ class _Workers:
             self._death()
             or self._lost()
             or TrainingError(
-                f"torchrun ended with {_ending(self._torchrun.returncode)}{self._when()}: {_tail(self._torchrun_log)}",
+                message(
+                    "torchrun ended with {ending}{when}: {tail}",
+                    ending=_ending(self._torchrun.returncode),
+                    when=self._when(),
+                    tail=_tail(self._torchrun_log),
+                ),
                 RESUME,
             )
         )

@@ -12,6 +12,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import RunDirectoryError
+from musicgen_core.language import message
 from musicgen_core.training.checkpoint import Checkpoint, load_checkpoint
 from musicgen_core.training.run_directory import RunDirectory
 from musicgen_core.wording import named
@@ -57,8 +58,8 @@ def find_start(files: RunDirectory, resume: str) -> Start:
     if resume == "never":
         if files.has_training():
             raise RunDirectoryError(
-                f"{files.root} has a training in it, and resume is never",
-                "Give another run directory, or --resume auto to go on with it",
+                message("{root} has a training in it, and resume is never", root=files.root),
+                message("Give another run directory, or --resume auto to go on with it"),
             )
         return Start(None)
     if resume != "auto":
@@ -70,8 +71,12 @@ def find_start(files: RunDirectory, resume: str) -> Start:
                 return Start(load_checkpoint(path), wanted, goes_back=True)
             if not is_origin:
                 raise RunDirectoryError(
-                    f"{files.root} has a training of its own, and {path} is of another run directory",
-                    "Give a run directory without a training, or a checkpoint of this one",
+                    message(
+                        "{root} has a training of its own, and {path} is of another run directory",
+                        root=files.root,
+                        path=path,
+                    ),
+                    message("Give a run directory without a training, or a checkpoint of this one"),
                 )
         elif not is_origin or not files.latest.exists():
             return Start(load_checkpoint(path), wanted, goes_back=True)
@@ -111,9 +116,11 @@ def check_same(then: Mapping[str, Any], now: Mapping[str, Any], where: str) -> N
             different.append(f"{name} is {before} there and {after} here")
     if different:
         raise RunDirectoryError(
-            f"{where} is of another training: {'; '.join(different)}",
-            "Give another run directory (with --init-adapter to start from this one's best), "
-            "or the same model, tokens and settings",
+            message("{where} is of another training: {names}", where=where, names="; ".join(different)),
+            message(
+                "Give another run directory (with --init-adapter to start from this one's best), or the same "
+                "model, tokens and settings"
+            ),
         )
 
 

@@ -13,6 +13,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import RunDirectoryError
+from musicgen_core.language import message
 from musicgen_core.training.run_directory import RunDirectory
 from musicgen_core.wording import sized
 
@@ -60,7 +61,12 @@ def check_room(
             if (other_needed := bytes_to_write(files, other, sizes, plan, set_aside)) < needed
         ]
         raise RunDirectoryError(
-            f"the training will write {sized(needed)} to {files.root}, where {sized(free)} are free",
+            message(
+                "the training will write {needed} to {root}, where {free} are free",
+                needed=sized(needed),
+                root=files.root,
+                free=sized(free),
+            ),
             f"Make room, use another disk, or write less: {', '.join(others)}" if others else "Make room",
         )
 
@@ -72,9 +78,14 @@ def _check_scratch(files: RunDirectory, settings: TrainSettings, sizes: Sizes) -
     needed = 2 * _CHECKPOINT * sizes.adapter + (sizes.full_model if settings.full_models != "none" else 0)
     if needed > free:
         raise RunDirectoryError(
-            f"{sized(needed)} at a time are written to {scratch} on their way to {files.root}, "
-            f"and {sized(free)} are free",
-            "Set TMPDIR to a folder on a larger disk, or give --full-models none",
+            message(
+                "{needed} at a time are written to {scratch} on their way to {root}, and {free} are free",
+                needed=sized(needed),
+                scratch=scratch,
+                root=files.root,
+                free=sized(free),
+            ),
+            message("Set TMPDIR to a folder on a larger disk, or give --full-models none"),
         )
 
 

@@ -14,6 +14,7 @@ from upath import UPath
 
 from musicgen_core import mounted, storage, tensor_files
 from musicgen_core.errors import RunDirectoryError
+from musicgen_core.language import message
 from musicgen_core.strict_json import strict_json
 from musicgen_core.training.checkpoint import Checkpoint, load_checkpoint
 
@@ -96,8 +97,12 @@ class RunDirectory:
         foreign = self.config if config is not None else self._first_of_run()
         if foreign is not None:
             raise RunDirectoryError(
-                f"{self.root} is not the directory of a run: the run would write over {foreign}",
-                "Give a directory that is empty, or not there yet",
+                message(
+                    "{root} is not the directory of a run: the run would write over {foreign}",
+                    root=self.root,
+                    foreign=foreign,
+                ),
+                message("Give a directory that is empty, or not there yet"),
             )
 
     def _check_folders(self) -> None:
@@ -106,7 +111,8 @@ class RunDirectory:
         for folder in (*(self.root / name for name in (*FOLDERS, "samples", "superseded")), self.prior):
             if folder.exists() and not folder.is_dir():
                 raise RunDirectoryError(
-                    f"{folder} is not a directory, but a run writes into it", "Rename it, or give another run directory"
+                    message("{folder} is not a directory, but a run writes into it", folder=folder),
+                    message("Rename it, or give another run directory"),
                 )
 
     def _first_of_run(self) -> UPath | None:
@@ -193,8 +199,8 @@ class RunDirectory:
             found = max(filter(None, older), key=lambda one: one[0].progress.step, default=None)
         if found is None and damaged:
             raise RunDirectoryError(
-                f"no checkpoint in {self.root} can be read: {damaged[0]}",
-                "Start again in another run directory, with --init-adapter if a *_lora.pt is whole",
+                message("no checkpoint in {root} can be read: {damaged}", root=self.root, damaged=damaged[0]),
+                message("Start again in another run directory, with --init-adapter if a *_lora.pt is whole"),
             )
         return found
 

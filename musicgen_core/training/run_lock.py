@@ -30,6 +30,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import RunDirectoryError
+from musicgen_core.language import message
 from musicgen_core.stages import mention
 
 logger = logging.getLogger(__name__)
@@ -144,8 +145,12 @@ class RunLock:
         """Raises RunDirectoryError if the lock was lost: another took it for stale while this machine hung."""
         if self._lost_to is not None:
             raise RunDirectoryError(
-                f"another training took over {self.root} while this one hung ({self._lost_to})",
-                "Leave the directory to it, or stop it and run again",
+                message(
+                    "another training took over {root} while this one hung ({lost_to})",
+                    root=self.root,
+                    lost_to=self._lost_to,
+                ),
+                message("Leave the directory to it, or stop it and run again"),
             )
 
     @property
@@ -193,7 +198,8 @@ class RunLock:
         path = Path(str(self._path))
         found = f"a symbolic link to {path.readlink()}" if path.is_symlink() else "not the lock of a training"
         return RunDirectoryError(
-            f"{path} is {found}", "Move or delete it if you don't need it, or give another run directory"
+            message("{path} is {found}", path=path, found=found),
+            message("Move or delete it if you don't need it, or give another run directory"),
         )
 
     def _write_new(self, descriptor: int) -> None:
@@ -255,8 +261,12 @@ class RunLock:
 
     def _held(self, by: Holder | None) -> RunDirectoryError:
         return RunDirectoryError(
-            f"a training is already running in {self.root} ({by or 'it does not say which'})",
-            "Wait for it or stop it, or give another run directory",
+            message(
+                "a training is already running in {root} ({holder})",
+                root=self.root,
+                holder=by or "it does not say which",
+            ),
+            message("Wait for it or stop it, or give another run directory"),
         )
 
     def _beat(self) -> None:

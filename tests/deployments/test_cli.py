@@ -238,3 +238,21 @@ def test_tokenize_train_and_generate_one_after_the_other(
 
     assert main(["train", tokens, run, "--config", str(settings), "--lora-r", "4", *QUICK, *DEBUG_CPU]) == 1
     assert "is of another training: lora_r is 2 there and 4 here" in error_of(capsys)
+
+
+def test_errors_are_in_the_language_that_is_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MUSICGEN_LANGUAGE", "en")  # put back at the end
+    none = str(tmp_path / "none")
+    assert main(["estimate", none, "--language", "ja"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {none} にアーカイブが見つかりません。ファイル、") and told.count("\n") == 1
+    assert main(["--language=en", "estimate", none]) == 1
+    assert capsys.readouterr().err.startswith(f"error: no archives found at {none}. Give a file")
+
+
+@pytest.mark.parametrize("given", [["--language", "fr"], ["--language=fr"], ["estimate", "--language=fr", "x"]])
+def test_another_language_is_wrong_usage(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(given) == 2
+    assert "--language: expected en, ja, not 'fr'" in capsys.readouterr().err
