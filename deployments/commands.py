@@ -9,13 +9,14 @@ from deployments.activity import working
 from deployments.api import ensure_api
 from deployments.console import print_outcome, print_rows
 from deployments.inputs import check_adapter, check_rendering, check_training
+from musicgen_core.language import message
 from musicgen_core.wording import counted, lasting
 from tasks import outcomes
 
 if TYPE_CHECKING:
     from flows.finetune import FinetuneResult
     from flows.tokenize_archives import TokenizeResult
-    from musicgen_core.evaluation.request import Evaluation
+    from musicgen_core.evaluation.request import Comparison, Evaluation
     from musicgen_core.generation.request import Rendered
     from musicgen_core.training.request import TrainResult
     from tasks.progress import Update
@@ -27,7 +28,7 @@ def tokenize(parameters: dict[str, Any]) -> int:
     from flows.tokenize_archives import tokenize_archives
 
     result: TokenizeResult = run_flow(tokenize_archives, parameters)
-    print_rows("Tokenized", tokenized_rows(result))
+    print_rows(message("Tokenized"), tokenized_rows(result))
     print_outcome(outcomes.tokenized(result.tokens, len(result.reports), parameters, result.notice))
     return 0
 
@@ -37,7 +38,7 @@ def train(parameters: dict[str, Any]) -> int:
 
     check_training(parameters)
     result: TrainResult = run_flow(train_lora, parameters)
-    print_rows("Trained", trained_rows(result))
+    print_rows(message("Trained"), trained_rows(result))
     print_outcome(outcomes.trained(result, parameters))
     return 0
 
@@ -47,7 +48,7 @@ def evaluate(parameters: dict[str, Any]) -> int:
 
     check_adapter(parameters["adapter"])
     result: Evaluation = run_flow(evaluate_adapter, parameters)
-    print_rows("Evaluated", evaluated_rows(result))
+    print_rows(message("Evaluated"), evaluated_rows(result))
     print_outcome(outcomes.evaluated(result, parameters["adapter"], parameters))
     return 0
 
@@ -66,7 +67,7 @@ def finetune(parameters: dict[str, Any]) -> int:
 
     check_training(parameters)
     result: FinetuneResult = run_flow(finetune_flow, parameters)
-    print_rows("Fine-tuned", [*tokenized_rows(result.tokenized), *trained_rows(result.trained)])
+    print_rows(message("Fine-tuned"), [*tokenized_rows(result.tokenized), *trained_rows(result.trained)])
     tokens, shards, notice = result.tokenized.tokens, len(result.tokenized.reports), result.tokenized.notice
     print_outcome(outcomes.finetuned(tokens, shards, result.trained, result.rendered, parameters, notice))
     return 0
@@ -87,7 +88,7 @@ def run_flow(flow: Any, parameters: dict[str, Any]) -> Any:
     from flows.tokenize_archives import ArchivesFailed
 
     if isinstance(result, ArchivesFailed):
-        print_rows("Tokenized", tokenized_rows(result.result))
+        print_rows(message("Tokenized"), tokenized_rows(result.result))
     if isinstance(result, BaseException):
         raise result
     return result
@@ -105,52 +106,66 @@ def tokenized_rows(result: TokenizeResult) -> list[tuple[str, str]]:
     clips = sum(report.clips for report in result.reports)
     rejected = [(report.archive, entry) for report in result.reports for entry in report.rejected]
     seconds = sum(report.audio_seconds for report in result.reports)
-    rows = [
-        ("shards", str(len(result.reports))),
-        ("clips", f"{clips:,}, {lasting(seconds)} of audio"),
-        ("rejected clips", str(len(rejected))),
+    rows: list[tuple[str, str]] = [
+        (message("shards"), str(len(result.reports))),
+        (message("clips"), message("{clips:,}, {time} of audio", clips=clips, time=lasting(seconds))),
+        (message("rejected clips"), str(len(rejected))),
     ]
     rows += [(f"  {archive}", f"{entry.clip}: {entry.reason}") for archive, entry in rejected[:_SHOWN]]
-    rows += [(f"  failed: {stem}", reason) for stem, reason in list(result.failed.items())[:_SHOWN]]
-    if len(result.failed) > _SHOWN:
-        rows.append(("  failed", f"and {counted(len(result.failed) - _SHOWN, 'more archive')}"))
-    rows += [("note", remark) for remark in result.remarks]
-    return rows
+    failed = list(result.failed.items())[:_SHOWN]
+    rows += [(message("  failed: {archive}", archive=stem), reason) for stem, reason in failed]
+    if (more := len(result.failed) - _SHOWN) > 0:
+        rows.append(("  …", message("and {archives}", archives=counted(more, "more archive"))))
+    return [*rows, *((message("note"), remark) for remark in result.remarks)]
 
 
 def trained_rows(result: TrainResult) -> list[tuple[str, str]]:
-    best = "none" if result.best_loss is None else f"{result.best_loss:.3f} in epoch {result.best_epoch}"
+    if result.best_loss is None:
+        best = message("none")
+    else:
+        best = message("{loss:.3f} in epoch {epoch}", loss=result.best_loss, epoch=result.best_epoch)
+    steps, epochs = counted(result.steps, "step"), counted(result.epochs, "epoch")
+    first, last = _loss(result.first_loss), _loss(result.last_loss)
     rows = [
-        ("training", f"{counted(result.steps, 'step')}, {counted(result.epochs, 'epoch')}{_how(result)}"),
-        ("training loss", f"{_loss(result.first_loss)} → {_loss(result.last_loss)} (first and last epoch)"),
-        ("best loss", best),
+        (message("training"), message("{steps}, {epochs}{ending}", steps=steps, epochs=epochs, ending=_how(result))),
+        (message("training loss"), message("{first} → {last} (first and last epoch)", first=first, last=last)),
+        (message("best loss"), best),
     ]
     return [*rows, *(evaluated_rows(result.evaluation) if result.evaluation else ())]
 
 
 def _how(result: TrainResult) -> str:
     if result.ending == "complete before":
-        return (
-            ": complete already, nothing was trained. More --epochs or --max-steps go on from here, "
+        return message(
+            ": complete already, nothing was trained. More --epochs or --max-steps continue from here, "
             "after an early stop a larger --early-stopping"
         )
-    resumed = f", resumed at step {result.resumed_from}" if result.resumed_from else ""
-    stopped = ", stopped early: no validation since then was better" if result.ending == "stopped early" else ""
-    return resumed + stopped
+    resumed = message(", resumed at step {step}", step=result.resumed_from) if result.resumed_from else ""
+    if result.ending != "stopped early":
+        return resumed
+    return message("{resumed}, stopped early: no validation since then was better", resumed=resumed)
 
 
 def _loss(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3f}"
+    return message("unknown") if value is None else f"{value:.3f}"
 
 
 def evaluated_rows(evaluation: Evaluation) -> list[tuple[str, str]]:
-    loss, each = evaluation.loss, evaluation.codebooks
-    perplexities = [(f"  codebook {k}", one.base_perplexity, one.adapter_perplexity) for k, one in enumerate(each)]
-    rows = [("is it better?", evaluation.sentence())]
-    for name, base, adapter in [("perplexity", loss.base_perplexity, loss.adapter_perplexity), *perplexities]:
-        rows.append((name, f"{base:,.2f} → {adapter:,.2f} (base model and adapter)"))
+    perplexities: list[tuple[str, Comparison]] = [(message("perplexity"), evaluation.loss)]
+    perplexities += [(message("  codebook {number}", number=k), one) for k, one in enumerate(evaluation.codebooks)]
+    rows: list[tuple[str, str]] = [(message("is it better?"), evaluation.sentence())]
+    for name, one in perplexities:
+        base, adapter = one.base_perplexity, one.adapter_perplexity
+        rows.append(
+            (name, message("{base:,.2f} → {adapter:,.2f} (base model and adapter)", base=base, adapter=adapter))
+        )
     if (music := evaluation.music) is not None:
-        clap = f"{music.base_clap_score:.4f} → {music.adapter_clap_score:.4f}, {music.clips_clap_score:.4f} of clips"
+        clap = message(
+            "{base:.4f} → {adapter:.4f}, {clips:.4f} of clips",
+            base=music.base_clap_score,
+            adapter=music.adapter_clap_score,
+            clips=music.clips_clap_score,
+        )
         distances = f"{music.base_frechet_distance:.4f} → {music.adapter_frechet_distance:.4f}"
-        rows += [("CLAP score", clap), ("Fréchet distance", distances)]
-    return [*rows, *(("note", remark) for remark in evaluation.remarks)]
+        rows += [(message("CLAP score"), clap), (message("Fréchet distance"), distances)]
+    return [*rows, *((message("note"), remark) for remark in evaluation.remarks)]

@@ -9,11 +9,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
 from musicgen_core.escaping import printable
+from musicgen_core.language import say, translated
 
 if TYPE_CHECKING:
     from tasks.next_steps import Outcome
@@ -70,10 +72,11 @@ def show_core_messages() -> None:
 
 def print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
     """Print names and values, a line each, of which none is broken: paths and commands in them can be copied whole."""
-    output.print(title, style="bold")
-    width = min(LABEL_WIDTH, max((len(printable(name)) for name, _ in rows), default=0))
-    for name, value in rows:
-        print_line(f"  {printable(name):<{width}}  {value}")
+    output.print(translated(title), style="bold")
+    names = [printable(translated(name)) for name, _ in rows]
+    width = min(LABEL_WIDTH, max(map(cell_len, names), default=0))
+    for name, (_, value) in zip(names, rows, strict=True):
+        print_line(f"  {name}{' ' * (width - cell_len(name))}  {translated(value)}")
 
 
 def print_outcome(outcome: Outcome, on_server: bool = False) -> None:
@@ -83,12 +86,13 @@ def print_outcome(outcome: Outcome, on_server: bool = False) -> None:
         on_server: whether a worker of the Prefect server is to do the next steps.
     """
     if outcome.notice:
-        print_line(outcome.notice, style="yellow")
+        print_line(translated(outcome.notice), style="yellow")
     for made in outcome.made:
-        print_line(f"{made.thing}:", style="bold")
+        print_line(f"{translated(made.thing)}:", style="bold")
         print_line(made.place)
     for number, step in enumerate(outcome.steps):
-        print_line(f"{'Next' if number == 0 else 'Or'}: {step.text}", style="bold")
+        text = translated(step.text)
+        print_line(say("Or: {step}", step=text) if number else say("Next: {step}", step=text), style="bold")
         print_line(step.command_line(on_server))
 
 

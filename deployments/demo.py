@@ -14,6 +14,7 @@ from deployments.api import ensure_api
 from deployments.commands import call_heard, run_flow
 from deployments.console import output, print_outcome
 from deployments.parameters import DemoParameters
+from musicgen_core.language import message, say
 from musicgen_core.wording import counted, lasting
 from tasks.next_steps import Made, Outcome, Step
 
@@ -57,7 +58,7 @@ def demo(parameters: dict[str, Any]) -> int:
     # The demo's runs never go to anyone's WandB account.
     if os.environ.get("WANDB_MODE") != "disabled":
         os.environ["WANDB_MODE"] = "offline"
-        output.print("WandB stays offline: the demo uploads nothing.")
+        output.print(say("WandB stays offline: the demo uploads nothing."))
         logging.getLogger("musicgen_core.tracking").setLevel(logging.WARNING)  # each run would say so again
     started = time.monotonic()
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -65,7 +66,7 @@ def demo(parameters: dict[str, Any]) -> int:
         str(workdir.resolve() / name) for name in ("archives", "tokens", f"runs/{stamp}", f"music/{stamp}")
     )
     tokenized, trained, rendered = _run(archives, tokens, run_dir, music)
-    output.print(f"\nThe demo took {time.monotonic() - started:.0f} s:")
+    output.print(say("\nThe demo took {seconds:.0f} s:", seconds=time.monotonic() - started))
     for line in _summary(tokenized, trained):
         output.print(f"- {line}")
     print_outcome(_outcome(trained, rendered))
@@ -78,8 +79,8 @@ def _run(archives: str, tokens: str, run_dir: str, music: str) -> tuple[Tokenize
     from flows.train_lora import train_lora
     from musicgen_core.demo_data import KNOWN_STYLES, NEW_STYLE, make_demo_archives
 
-    output.print(f"Making music in styles that the base model knows ({', '.join(KNOWN_STYLES)})")
-    output.print(f"and in one that is new to it ({NEW_STYLE}):")
+    output.print(say("Making music in styles that the base model knows ({names})", names=", ".join(KNOWN_STYLES)))
+    output.print(say("and in one that is new to it ({style}):", style=NEW_STYLE))
     output.print(archives, soft_wrap=True)
     with working("synthesizing music"):
         make_demo_archives(Path(archives))
@@ -87,7 +88,12 @@ def _run(archives: str, tokens: str, run_dir: str, music: str) -> tuple[Tokenize
     tokenized = run_flow(tokenize_archives, {"archives": archives, "tokens": tokens, **on})
     training = {"tokens": tokens, "run_dir": run_dir, **on, **TRAINING}
     _run_until_cut_off(train_lora, training)
-    output.print(f"The run was cut off at step {CUT_OFF_AT_STEP}, on purpose. The same call resumes it:")
+    output.print(
+        say(
+            "The run was cut off at step {step}, on purpose. The same call resumes it:",
+            step=CUT_OFF_AT_STEP,
+        )
+    )
     trained = run_flow(train_lora, training)
     rendering = {"output": music, "prompts": list(PROMPTS), "adapter": run_dir, "compare": True, "duration": SECONDS}
     return tokenized, trained, run_flow(generate_music, {**rendering, "batch_size": len(PROMPTS), **on})
@@ -128,10 +134,12 @@ def _summary(tokenized: TokenizeResult, trained: TrainResult) -> list[str]:
 def _outcome(trained: TrainResult, rendered: Sequence[Rendered]) -> Outcome:
     from musicgen_core.generation.request import page_of
 
-    made = [Made("base model and adapter, to play side by side", page_of(rendered))]
+    made = [Made(message("base model and adapter, to play side by side"), page_of(rendered))]
     if trained.evaluation is not None:
-        made.append(Made("report", trained.evaluation.report))
+        made.append(Made(message("report"), trained.evaluation.report))
     if server := os.environ.get("PREFECT_API_URL", "").removesuffix("/api"):
-        made.append(Made("the runs in the Prefect UI", server))
-    own = Step("Take your own music: put zips of wavs into archives/, and see how long it takes", "estimate", OWN)
-    return Outcome(tuple(made), (own, Step("Work in a browser", "up")))
+        made.append(Made(message("the runs in the Prefect UI"), server))
+    own = Step(
+        message("Take your own music: put zips of wavs into archives/, and see how long it takes"), "estimate", OWN
+    )
+    return Outcome(tuple(made), (own, Step(message("Work in a browser"), "up")))

@@ -16,13 +16,14 @@ from deployments.console import output, print_outcome
 from deployments.parameters import DoctorParameters
 from deployments.registering import PLACES
 from musicgen_core.config import DEFAULT_MODEL
+from musicgen_core.language import message
 from musicgen_core.stages import mention
 from tasks.next_steps import Outcome, Step
 
 SECONDS = 90.0
 """For each check. Importing torch takes half of it from a cold disk; what asks a network has its own, shorter limit."""
 
-_STEPS = (Step("Try everything, in about three minutes", "demo"), Step("Work in a browser", "up"))
+_STEPS = (Step(message("Try everything, in about three minutes"), "demo"), Step(message("Work in a browser"), "up"))
 """What a machine without problems is ready for"""
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 _LEVELS_WIDTH = max(map(len, _STYLES))
@@ -35,7 +36,7 @@ def doctor(parameters: dict[str, Any]) -> int:
         findings = examine(options.model, options.device, given, options.places, options.clips)
     show(findings)
     has_problems = any(finding.level == "problem" for finding in findings)
-    again = Step("Once it is fixed, check again", "doctor", parameters)
+    again = Step(message("Once it is fixed, check again"), "doctor", parameters)
     print_outcome(Outcome(steps=(again,) if has_problems else _STEPS))
     return 1 if has_problems else 0
 

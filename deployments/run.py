@@ -19,7 +19,7 @@ from deployments.run_parameters import check, parsed
 from deployments.watching import watch_run
 from deployments.weekly import SCHEDULER_SECONDS, describe_next, set_weekly
 from musicgen_core.errors import MusicgenError
-from musicgen_core.language import message
+from musicgen_core.language import message, say
 from tasks.next_steps import Made, Outcome, Step, from_comment, in_shell
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 WAVS = 8
 """Of a run that are linked in the terminal"""
 _SWITCH = {
-    "on": Step("Switch it off again", "run", {"deployment": "train-lora", "weekly": "off"}),
-    "off": Step("Switch it on again", "run", {"deployment": "train-lora", "weekly": "on"}),
+    "on": Step(message("Switch it off again"), "run", {"deployment": "train-lora", "weekly": "off"}),
+    "off": Step(message("Switch it on again"), "run", {"deployment": "train-lora", "weekly": "on"}),
 }
 """By the state of the weekly retraining, what one can do about it"""
 
@@ -53,11 +53,14 @@ def run(parameters: dict[str, Any]) -> int:
     if chosen.weekly:
         parameters = set_weekly(chosen.weekly == "on", parsed(chosen.param))
         shown = ", ".join(f"{name}={json.dumps(value)}" for name, value in parameters.items())
-        output.print(f"The weekly retraining is {chosen.weekly}, its parameters: {shown}", markup=False)
+        output.print(
+            say("The weekly retraining is {weekly}, its parameters: {shown}", weekly=chosen.weekly, shown=shown),
+            markup=False,
+        )
         if chosen.weekly == "on":
             with working("waiting for the server to schedule it"):
                 planned = describe_next(SCHEDULER_SECONDS)
-            output.print(f"Next retraining: {planned}", soft_wrap=True, markup=False)
+            output.print(say("Next retraining: {planned}", planned=planned), soft_wrap=True, markup=False)
         print_outcome(Outcome(steps=(_SWITCH[chosen.weekly],)))
         return 0
     return _start(chosen.deployment, parsed(chosen.param), chosen.watch)
@@ -78,14 +81,14 @@ def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
         # Until it starts and says what it is about, it has this name.
         run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters, name=name)
         page = url_for("flow-run", obj_id=run.id)
-        output.print(f"Created the run {run.name}: {page}", soft_wrap=True, markup=False)
+        output.print(say("Created the run {name}: {page}", name=run.name, page=page), soft_wrap=True, markup=False)
         if not watch:
-            print_outcome(Outcome((Made("to follow it in a terminal", _prefect("watch", run.id)),)))
+            print_outcome(Outcome((Made(message("to follow it in a terminal"), _prefect("watch", run.id)),)))
             return 0
         try:
             state = watch_run(client, run.id)
         except KeyboardInterrupt:
-            output.print("The run goes on without this terminal: see the Prefect UI")
+            output.print(say("The run goes on without this terminal: see the Prefect UI"))
             return 130
         except httpx.HTTPError as error:
             if lost := explain_lost(error):
@@ -110,13 +113,13 @@ def _outcome(client: SyncPrefectClient, run: UUID, is_completed: bool) -> Outcom
         page = str(summary.data)
         found = from_comment(page) or found
         ui = get_current_settings().ui_url or str(client.api_url).rstrip("/").removesuffix("/api")
-        made.append(Made("summary", f"{ui}/artifacts/artifact/{summary.id}"))
+        made.append(Made(message("summary"), f"{ui}/artifacts/artifact/{summary.id}"))
         links = links_in(page)
         pages = [link for link in links if link.endswith(".html")]
         wavs = [link for link in links if link.endswith(".wav")]
-        made += [Made("to open in a browser", link) for link in (*pages, *wavs[:WAVS])]
+        made += [Made(message("to open in a browser"), link) for link in (*pages, *wavs[:WAVS])]
     if not is_completed:
-        made.append(Made("to run it again once the reason is gone", _prefect("retry", run)))
+        made.append(Made(message("to run it again once the reason is gone"), _prefect("retry", run)))
     return Outcome((*found.made, *made), found.steps, found.notice)
 
 

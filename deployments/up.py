@@ -39,7 +39,7 @@ from deployments.restarting import restart_missed
 from deployments.server_errors import LOGGING, follow_errors
 from deployments.weekly import describe_next
 from musicgen_core.errors import MusicgenError
-from musicgen_core.language import message
+from musicgen_core.language import message, say
 from musicgen_core.wording import counted
 from tasks.next_steps import Made, Outcome, Step
 
@@ -66,10 +66,10 @@ def up(parameters: dict[str, Any]) -> int:
             if host is not None:
                 api, ui = addresses(host, options.port)
                 stack.enter_context(_calling(api))
-                output.print(f"musicgen-flows up runs already, with its server at {api}: that one is used")
+                output.print(say("musicgen-flows up runs already, with its server at {api}: that one is used", api=api))
                 if options.workers is not None or options.host not in (DEFAULT_HOST, host):
                     output.print(
-                        "--host and --workers count when it starts: stop the one that runs first (Ctrl-C there)"
+                        say("--host and --workers count when it starts: stop the one that runs first (Ctrl-C there)")
                     )
                 _wait_for(api, lambda: True)
                 rows = _register(options)
@@ -82,15 +82,17 @@ def up(parameters: dict[str, Any]) -> int:
             files = stack.enter_context(_files(options, api, ui))
             if files is not None:
                 files.serve(rows)
-            output.print(f"Starting {counted(len(workers), 'worker')} of the pool {POOL} …")
+            output.print(
+                say("Starting {workers} of the pool {pool} …", workers=counted(len(workers), "worker"), pool=POOL)
+            )
             started = stack.enter_context(Parts(workers))
             show(api, ui, {**rows, **_files_row(), "workers": "; ".join(_described(*worker) for worker in workers)})
             print_outcome(_first_step(ui), on_server=True)
-            output.print("Ctrl-C stops everything.")
+            output.print(say("Ctrl-C stops everything."))
             _watch(server, started, files)
         except KeyboardInterrupt:
-            output.print("Stopping the workers and the server; a training saves where it is …")
-    output.print("Stopped.")
+            output.print(say("Stopping the workers and the server; a training saves where it is …"))
+    output.print(say("Stopped."))
     return 0
 
 
@@ -126,11 +128,11 @@ def _calling(api: str) -> Iterator[None]:
 def _server(api: str, host: str, port: int) -> Iterator[list[Part]]:
     """A server of our own; none where one is running already: that one is used and left running."""
     if is_healthy(api):
-        output.print(f"Using the Prefect server that runs at {api}")
+        output.print(say("Using the Prefect server that runs at {api}", api=api))
         yield []
         return
     check_database()
-    output.print("Starting the Prefect server. Its first start makes a database and takes a while …")
+    output.print(say("Starting the Prefect server. Its first start makes a database and takes a while …"))
     command = ["server", "start", "--host", host, "--port", str(port)]
     with contextlib.ExitStack() as stack:
         printed = None
@@ -179,7 +181,7 @@ def _refusal(printed: IO[bytes] | None) -> str:
 
 def _register(options: UpParameters) -> dict[str, str]:
     """Register everything → rows for `show`."""
-    output.print("Registering the deployments …")
+    output.print(say("Registering the deployments …"))
     register()
     places = set_places({name: getattr(options, name) for name in PLACES})
     defaults = set_defaults(options.model, options.device)
@@ -201,8 +203,12 @@ def _files(options: UpParameters, api: str, ui: str) -> Iterator[Serving | None]
             server = stack.enter_context(serving(options.host, options.chosen_files_port, url, local))
         except OSError as error:
             output.print(
-                f"Tokens, runs and music can't be opened in the browser: port {options.chosen_files_port} can't be had "
-                f"({error.strerror}). Another one: up --files-port PORT",
+                say(
+                    "Tokens, runs and music can't be opened in the browser: port {port} can't be had "
+                    "({reason}). Another one: up --files-port PORT",
+                    port=options.chosen_files_port,
+                    reason=error.strerror,
+                ),
                 style="yellow",
                 soft_wrap=True,
                 highlight=False,
@@ -272,18 +278,23 @@ def show(api: str, ui: str, rows: Mapping[str, str]) -> None:
         api, ui: addresses, as `addresses` has them.
         rows: more of the table.
     """
-    fixed = [("deployments", ", ".join(DEPLOYMENTS))]
+    fixed = [(message("deployments"), ", ".join(DEPLOYMENTS))]
     print_rows("Up", [*fixed, *rows.items()])
     if api != LOCAL_API:  # which the other commands find by themselves
-        output.print(f"In other terminals first: export PREFECT_API_URL={api}", soft_wrap=True, highlight=False)
+        output.print(
+            say("In other terminals first: export PREFECT_API_URL={api}", api=api), soft_wrap=True, highlight=False
+        )
 
 
 def _first_step(ui: str) -> Outcome:
     from tasks.forms import form_link
 
-    tokenize = Step("Tokenize the archives", "tokenize")
+    tokenize = Step(message("Tokenize the archives"), "tokenize")
     form = form_link(str(tokenize.deployment), {})
-    made = [Made("Prefect UI", ui), *([Made(f"run form of {tokenize.deployment}", f"{ui}{form}")] if form else [])]
+    made = [Made(message("Prefect UI"), ui)]
+    if form:
+        name = message("run form of {deployment}", deployment=tokenize.deployment)
+        made.append(Made(name, f"{ui}{form}"))
     return Outcome(tuple(made), (tokenize,))
 
 
@@ -303,7 +314,7 @@ def _restart_missed() -> None:
     # A server that is too busy to answer is asked again the next time.
     with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
         for name in restart_missed(client):
-            output.print(f"Crashed, and starts again: {name}")
+            output.print(say("Crashed, and starts again: {name}", name=name))
 
 
 def _follow_places(files: Serving) -> None:
@@ -317,7 +328,7 @@ def _watch(server: Sequence[Part], workers: Parts, files: Serving | None) -> Non
     looked = time.monotonic()
     while all(process.poll() is None for process in server):
         for command in workers.restart_ended():
-            output.print(f"A worker ended by itself and was started again: {_described(*command)}")
+            output.print(say("A worker ended by itself and was started again: {worker}", worker=_described(*command)))
         if time.monotonic() - looked > LOOK_SECONDS:
             _restart_missed()
             if files is not None:

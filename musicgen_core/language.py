@@ -46,6 +46,11 @@ def as_message(english: str, msgid: str, values: Mapping[str, object]) -> Messag
     return made
 
 
+def stored_message(text: str) -> Message:
+    """Return a text that was stored in English as a message again; one that has values has no translation any more."""
+    return as_message(text, text, {})
+
+
 def translated(text: str) -> str:
     """Return a message in the user's language; any other text stays as it is."""
     if not isinstance(text, Message):

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from musicgen_core.language import stored_message
+
 PROGRAM = "musicgen-flows"
 DEPLOYMENTS = {
     "tokenize": "tokenize-archives",
@@ -155,8 +157,8 @@ def from_comment(page: str) -> Outcome | None:
     try:
         stored = json.loads(found[1]) if found else None
         return stored and Outcome(
-            made=tuple(Made(**made) for made in stored["made"]),
-            steps=tuple(Step(**step) for step in stored["steps"]),
+            made=tuple(Made(**{**made, "thing": stored_message(made["thing"])}) for made in stored["made"]),
+            steps=tuple(Step(**{**step, "text": stored_message(step["text"])}) for step in stored["steps"]),
             notice=stored["notice"],
         )
     except (ValueError, TypeError, KeyError):  # a page of another version

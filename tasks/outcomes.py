@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from musicgen_core import storage
 from musicgen_core.config import DEFAULT_PROMPTS
 from musicgen_core.escaping import one_line
+from musicgen_core.language import message
 from musicgen_core.tracking import stored_url, sync_command
 from tasks.next_steps import Made, Outcome, Step
 
@@ -26,11 +27,11 @@ DESCRIBE = (
     "encodes nothing twice"
 )
 """How clips get descriptions"""
-MAIN_FILES = {
-    "best adapter": "lora_weights/best_lora.pt",
-    "best full model": "full_models/best_model.pt",
-    "loss curve": "loss.png",
-    "samples of every epoch, to play": "samples/index.html",
+MAIN_FILES: dict[str, str] = {
+    message("best adapter"): "lora_weights/best_lora.pt",
+    message("best full model"): "full_models/best_model.pt",
+    message("loss curve"): "loss.png",
+    message("samples of every epoch, to play"): "samples/index.html",
 }
 """What a person looks for first in a run directory"""
 MOST_PIECES, MOST_PROMPTS = 8, 4
@@ -55,38 +56,41 @@ def tokenized(tokens: str, shards: int, on: Mapping[str, Any], notice: str = "")
         return Outcome(notice=notice)
     place = _absolute(tokens)
     run_dir = _free(place.parent / "runs" / "run")
-    train = Step("Train an adapter on them", "train", {"tokens": str(place), **_on(on)}, {"run_dir": run_dir})
-    return Outcome((Made("tokens", str(place)),), (train,), notice)
+    train = Step(message("Train an adapter on them"), "train", {"tokens": str(place), **_on(on)}, {"run_dir": run_dir})
+    return Outcome((Made(message("tokens"), str(place)),), (train,), notice)
 
 
 def trained(result: TrainResult, on: Mapping[str, Any]) -> Outcome:
     """Return what a training leads to: music, and a comparison where there is none yet."""
     run_dir = _absolute(result.run_dir)
     found = [(name, run_dir / file) for name, file in MAIN_FILES.items()]
-    made = [Made("run directory", str(run_dir)), *(Made(name, str(path)) for name, path in found if path.exists())]
+    made = [
+        Made(message("run directory"), str(run_dir)),
+        *(Made(name, str(path)) for name, path in found if path.exists()),
+    ]
     made += _wandb(run_dir, result.wandb_url)
     adapter = {"adapter": str(run_dir)}
     listen = Step(
-        "Make music with the adapter, and with the base model to compare",
+        message("Make music with the adapter, and with the base model to compare"),
         "generate",
         {**adapter, "compare": True, "prompts": list(DEFAULT_PROMPTS[:1]), **_device(on)},
         {"output": _free(_home(run_dir) / "music" / run_dir.name)},
     )
     if result.evaluation is None:
         return Outcome(tuple(made), (listen,))
-    return Outcome((*made, Made("report", result.evaluation.report)), (listen, _export(run_dir)))
+    return Outcome((*made, Made(message("report"), result.evaluation.report)), (listen, _export(run_dir)))
 
 
 def evaluated(evaluation: Evaluation, adapter: str, on: Mapping[str, Any]) -> Outcome:
     """Return what an evaluation leads to."""
     place = _absolute(adapter) if _is_here(adapter) else None
     listen = Step(
-        "Hear both models",
+        message("Hear both models"),
         "generate",
         {"adapter": str(place or adapter), "compare": True, "prompts": list(DEFAULT_PROMPTS[:1]), **_device(on)},
         {"output": _free((_home(place) if place else _absolute(evaluation.report).parent) / "music" / "comparison")},
     )
-    return Outcome((Made("report", evaluation.report),), (listen,))
+    return Outcome((Made(message("report"), evaluation.report),), (listen,))
 
 
 def rendered(pieces: Sequence[Rendered], given: Mapping[str, Any]) -> Outcome:
@@ -97,8 +101,8 @@ def rendered(pieces: Sequence[Rendered], given: Mapping[str, Any]) -> Outcome:
     """
     from musicgen_core.generation.request import page_of
 
-    made = [Made("all music, to play", page_of(pieces))]
-    made += [Made(f"{piece.seconds:g} s, {piece.voice}: {piece.title}", piece.wav) for piece in pieces[:MOST_PIECES]]
+    made = [Made(message("all music, to play"), page_of(pieces))]
+    made += [Made(_piece(piece), piece.wav) for piece in pieces[:MOST_PIECES]]
     adapter = given.get("adapter")
     prompts = [text for text in dict.fromkeys(piece.prompt for piece in pieces) if one_line(text) == text]
     again = {name: given[name] for name in ("adapter", "model", "compare", "duration") if given.get(name)}
@@ -106,10 +110,14 @@ def rendered(pieces: Sequence[Rendered], given: Mapping[str, Any]) -> Outcome:
         again["adapter"] = str(_absolute(adapter))
     takes = {"prompts": prompts[:MOST_PROMPTS], **again, "seed": int(given.get("seed") or 0) + 1, **_device(given)}
     folder = str(storage.as_path(pieces[0].wav).parent)
-    steps = [Step("Other takes of the same prompts", "generate", takes, {"output": folder})] if prompts else []
+    steps = [Step(message("Other takes of the same prompts"), "generate", takes, {"output": folder})] if prompts else []
     if adapter and _is_here(adapter):
         steps.append(_export(_absolute(adapter)))
     return Outcome(tuple(made), tuple(steps))
+
+
+def _piece(piece: Rendered) -> str:
+    return message("{seconds:g} s, {voice}: {title}", seconds=piece.seconds, voice=piece.voice, title=piece.title)
 
 
 def finetuned(
@@ -128,10 +136,13 @@ def finetuned(
 def exported(directory: str, kind: str, on: Mapping[str, Any]) -> Outcome:
     """Return what an export leads to."""
     place = _absolute(directory)
-    made = (Made(f"export for {kind}", str(place)), Made("how to load it", str(place / "README.md")))
+    made = (
+        Made(message("export for {program}", program=kind), str(place)),
+        Made(message("how to load it"), str(place / "README.md")),
+    )
     source = "adapter" if kind == "peft" else "model"
     listen = Step(
-        "Make music with it here, too",
+        message("Make music with it here, too"),
         "generate",
         {source: str(place), "prompts": list(DEFAULT_PROMPTS[:1]), **_device(on)},
         {"output": _free(place.parent / "music")},
@@ -146,11 +157,11 @@ def estimated(archives: str, on: Mapping[str, Any]) -> Outcome:
     if storage.is_local(folder) and not os.access(str(folder), os.W_OK):
         folder = _absolute(".")
     places = {"tokens": str(folder / "tokens")}  # shards that are there already are kept
-    return Outcome((), (Step("Tokenize them", "tokenize", {"archives": str(place), **_on(on)}, places),))
+    return Outcome((), (Step(message("Tokenize them"), "tokenize", {"archives": str(place), **_on(on)}, places),))
 
 
 def _export(adapter: UPath) -> Step:
-    text = "Share the adapter, as a directory that Hugging Face's peft loads"
+    text = message("Share the adapter, as a directory that Hugging Face's peft loads")
     out = _free(_home(adapter) / "shared" / adapter.stem)
     return Step(text, "export", {"adapter": str(adapter), "out": out, "format": "peft"})
 
@@ -189,7 +200,7 @@ def _free(wanted: UPath) -> str:
 
 def _wandb(run_dir: UPath, url: str | None) -> list[Made]:
     if url := url or stored_url(run_dir):
-        return [Made("WandB run", url)]
+        return [Made(message("WandB run"), url)]
     if (run_dir / "wandb").exists():
-        return [Made("WandB is offline; this uploads what it has", sync_command(run_dir / "wandb"))]
+        return [Made(message("WandB is offline; this uploads what it has"), sync_command(run_dir / "wandb"))]
     return []

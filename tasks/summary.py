@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from musicgen_core.training.request import TrainResult
 
 MOST_ROWS = 50
-_TRAINED = {
+_TRAINED: dict[str, str] = {
     **MAIN_FILES,
     "final adapter": "lora_weights/final_lora.pt",
     "newest checkpoint": "latest.pt",

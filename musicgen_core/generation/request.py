@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from musicgen_core.config import DEFAULT_MODEL, Format, SamplingSettings
 from musicgen_core.escaping import one_line
 from musicgen_core.generation.prompts import Prompt
+from musicgen_core.language import message
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,10 @@ class Rendered:
     @property
     def voice(self) -> str:
         """Return what played: `base model`, or `with the adapter, variation 2`."""
-        drawn = f", variation {self.variation + 1}" if self.variation else ""
-        return f"{'with the adapter' if self.with_adapter else 'base model'}{drawn}"
+        voice = message("with the adapter") if self.with_adapter else message("base model")
+        if not self.variation:
+            return voice
+        return message("{voice}, variation {number}", voice=voice, number=self.variation + 1)
 
 
 def page_of(pieces: Sequence[Rendered]) -> str:

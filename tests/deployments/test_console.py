@@ -14,8 +14,9 @@ from deployments.commands import tokenized_rows
 from flows.tokenize_archives import TokenizeResult
 from musicgen_core.data.shards import Rejected, ShardReport
 from musicgen_core.generation.request import Rendered
+from musicgen_core.language import message
 from musicgen_core.tracking import sync_command
-from tasks.next_steps import Made, Outcome, Step
+from tasks.next_steps import Made, Outcome, Step, as_comment, from_comment
 from tasks.outcomes import rendered
 from tasks.progress import Update
 from tests.hostile import ALL, ESCAPES, LONG, TEXTS, is_inert_terminal_text
@@ -27,6 +28,23 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     stream = io.StringIO()
     monkeypatch.setattr(console.output, "_file", stream)
     return stream
+
+
+def test_results_and_next_steps_are_in_japanese_for_a_japanese_reader(
+    shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = ShardReport("a", 1, "f", "c", 7, 180.0, [])
+    outcome = rendered([Rendered("/music/generated_000.wav", "calm piano", 0, 0, 2.0, True)], {})
+    stored = from_comment(as_comment(outcome))
+    assert stored is not None
+    monkeypatch.setenv("MUSICGEN_LANGUAGE", "ja")
+    console.print_rows(message("Tokenized"), tokenized_rows(TokenizeResult("/tokens", [report], {}, [])))
+    console.print_outcome(outcome)
+    console.print_outcome(stored)
+    lines = shown.getvalue().splitlines()
+    assert lines[:3] == ["トークナイズの結果", "  シャード        1", "  クリップ        7 個、音声 3.0 分"]
+    assert "2 秒、アダプタあり: calm piano:" in lines and lines.count("次の一歩: 同じプロンプトで別の曲を作る") == 2
+    assert lines.count("すべての音楽（聴けるページ）:") == 2  # also from the page of a run that another process wrote
 
 
 @pytest.mark.parametrize("text", [*TEXTS, "[red]x[/red] :smile:"])
