@@ -15,6 +15,7 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -55,7 +56,8 @@ def main() -> None:
 
     prepare(quiet=True)
     use_local_server()
-    from flows.tokenize_archives import TokenizeResult, tokenize_archives
+    from flows.parameters import Workers
+    from flows.tokenize_archives import tokenize_archives
     from musicgen_core import storage
     from musicgen_core.codec import Codec
     from musicgen_core.data.archive import find_archives
@@ -86,12 +88,12 @@ def main() -> None:
         tokens=str(tokens),
         model="debug",
         device="cpu",
-        max_workers=given.workers,
+        workers=Workers(max_workers=given.workers),
         return_state=True,
     )
     took = time.monotonic() - started
     done.set()
-    result: TokenizeResult = state.result()
+    result: Any = state.result()
     rows = sum(report.clips for report in result.reports)
     print(f"flow: {state.message}; {took:.1f} s, {rows / took:.0f} clips/s, {took / given.archives:.2f} s an archive")
     print(f"rows {rows:,}, rejected {sum(len(report.rejected) for report in result.reports)}, failed {result.failed}")

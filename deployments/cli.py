@@ -14,8 +14,9 @@ from typing import Any, NoReturn
 
 from deployments.api import check_settings, explain_lost
 from deployments.checks.finding import Attempt
+from deployments.command import Command
 from deployments.environment import prepare, print_in_any_encoding, use_local_server
-from deployments.options import BROKEN_PIPE, Command, UsageError, choose_language, parse
+from deployments.options import BROKEN_PIPE, UsageError, choose_language, parse
 from deployments.parameters import DemoParameters, DoctorParameters, RunParameters, UpParameters
 from flows.parameters import (
     EstimateParameters,
@@ -26,10 +27,8 @@ from flows.parameters import (
     TokenizeParameters,
     TrainParameters,
 )
-from musicgen_core.config import SamplingSettings, TokenizeSettings, TrainSettings
 from musicgen_core.errors import ConfigError, MusicgenError, advice_on, reason_of, translated_error
 from musicgen_core.escaping import print_logs_safely, printable
-from musicgen_core.evaluation.request import EvaluateSettings
 from musicgen_core.language import say, translated
 
 _OF_TRAINING = {"num_epochs": "--epochs", "sample_prompts": "--sample-prompt"}
@@ -37,13 +36,13 @@ COMMANDS = {
     "demo": Command(
         summary="Tokenize, train and generate on made-up music, on the CPU, in about three minutes",
         function="deployments.demo:demo",
-        kinds=(DemoParameters,),
+        form=DemoParameters,
         example="musicgen-flows demo --workdir /tmp/demo",
     ),
     "finetune": Command(
         summary="Archives to tokens to adapter to music, in a row",
         function="deployments.commands:finetune",
-        kinds=(FinetuneParameters, TrainSettings, TokenizeSettings),
+        form=FinetuneParameters,
         example="musicgen-flows finetune archives/ --tokens tokens/ --run-dir runs/first \\\n"
         '    --output music/ --epochs 3 --prompt "heavy metal with fast drums"',
         arguments=("archives",),
@@ -54,14 +53,14 @@ COMMANDS = {
     "tokenize": Command(
         summary="Archives of wavs to shards of codes",
         function="deployments.commands:tokenize",
-        kinds=(TokenizeParameters, TokenizeSettings),
+        form=TokenizeParameters,
         example="musicgen-flows tokenize archives/ tokens/ --caption-prefix mystyle",
         arguments=("archives", "tokens"),
     ),
     "train": Command(
         summary="Shards of codes to a LoRA adapter",
         function="deployments.commands:train",
-        kinds=(TrainParameters, TrainSettings),
+        form=TrainParameters,
         example="musicgen-flows train tokens/ runs/first --epochs 3 --lora-r 16",
         arguments=("tokens", "run_dir"),
         short=_OF_TRAINING,
@@ -70,7 +69,7 @@ COMMANDS = {
     "generate": Command(
         summary="Prompts to wavs",
         function="deployments.commands:generate",
-        kinds=(GenerateParameters, SamplingSettings),
+        form=GenerateParameters,
         example='musicgen-flows generate music/ --adapter runs/first --prompt "calm piano"',
         arguments=("output",),
         short={"prompts": "--prompt", "formats": "--format"},
@@ -78,13 +77,13 @@ COMMANDS = {
     "up": Command(
         summary="Prefect server, workers and deployments on this machine",
         function="deployments.up:up",
-        kinds=(UpParameters,),
+        form=UpParameters,
         example="musicgen-flows up --archives /data/archives --runs /data/runs",
     ),
     "run": Command(
         summary="Run a deployment by its short name",
         function="deployments.run:run",
-        kinds=(RunParameters,),
+        form=RunParameters,
         example="musicgen-flows run train-lora -p num_epochs=3 --watch",
         arguments=("deployment",),
         short={"param": "-p"},
@@ -92,14 +91,14 @@ COMMANDS = {
     "estimate": Command(
         summary="How long tokenizing will take, and at what price",
         function="deployments.estimate:estimate",
-        kinds=(EstimateParameters,),
+        form=EstimateParameters,
         example="musicgen-flows estimate archives/ --hourly-price 2.50",
         arguments=("archives",),
     ),
     "evaluate": Command(
         summary="Is an adapter better than the base model? A report",
         function="deployments.commands:evaluate",
-        kinds=(EvaluateParameters, EvaluateSettings),
+        form=EvaluateParameters,
         example='musicgen-flows evaluate tokens/ --adapter runs/first --prompt "calm piano"',
         arguments=("tokens",),
         required=("adapter",),
@@ -108,7 +107,7 @@ COMMANDS = {
     "export": Command(
         summary="An adapter for peft or audiocraft, with a model card",
         function="deployments.export:export",
-        kinds=(ExportParameters,),
+        form=ExportParameters,
         example="musicgen-flows export runs/first shared/ --format peft",
         arguments=("adapter", "out"),
         required=("format",),
@@ -116,7 +115,7 @@ COMMANDS = {
     "doctor": Command(
         summary="Check this machine, the server and your places",
         function="deployments.doctor:doctor",
-        kinds=(DoctorParameters,),
+        form=DoctorParameters,
         example="musicgen-flows doctor /mnt/drive/music --model facebook/musicgen-small",
         arguments=("places",),
     ),

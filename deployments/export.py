@@ -22,11 +22,10 @@ def export_adapter(given: ExportParameters) -> None:
     from musicgen_core.exporting.export import export
     from musicgen_core.model import hub
 
-    assert given.adapter and given.out and given.format, "the command line sees to it"
     with (
         working("exporting") as activity,
         hub.heard_by(lambda progress: activity(fetched(progress))),
     ):
-        exported = export(given.adapter, given.out, given.format, given.model)
+        exported = export(given.adapter, given.out, given.format, given.model or None)
     print_rows("Exported", [(name, sized(size)) for name, size in exported.files.items()])
     print_outcome(outcomes.exported(str(exported.directory), given.format, {}))

@@ -6,13 +6,10 @@ import inspect
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, get_origin
 
 from cyclopts import App, Group, Parameter, Token
 from cyclopts.exceptions import (
@@ -28,21 +25,20 @@ from pydantic import SkipValidation, ValidationError
 from pydantic.fields import FieldInfo
 from rich.console import Console, ConsoleOptions
 
-from flows.parameters import GROUPS
-from musicgen_core.config import Settings, describe_problems, read_yaml
+from deployments.command import Command, flag, is_list, is_place, kind_of
 from musicgen_core.errors import ConfigError
 from musicgen_core.escaping import one_line
 from musicgen_core.language import LANGUAGES, message
 from musicgen_core.language import VARIABLE as LANGUAGE_VARIABLE
+from musicgen_core.settings import describe_problems, read_yaml
 
 PROGRAM = "musicgen-flows"
 BROKEN_PIPE = 128 + signal.SIGPIPE
 """Exit code of Unix tools whose output nobody reads any more"""
 
-_ARGUMENTS, _REQUIRED, _ESSENTIAL, *_others = (
-    Group(title, sort_key=number) for number, title in enumerate(("Arguments", "Required", "Options", *GROUPS))
+_ARGUMENTS, _REQUIRED, _ESSENTIAL = (
+    Group(title, sort_key=number) for number, title in enumerate(("Arguments", "Required", "Options"))
 )
-_GROUPS = {name: group for group in _others for name in GROUPS[group.name]}
 _LANGUAGE = "--language"
 _OF_ALL = ("--help", "--version", "--debug", _LANGUAGE)
 """Options of every command"""
@@ -60,45 +56,6 @@ class UsageError(Exception):
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = list(problems)
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command, and how its parameters look on the command line.
-
-    Attributes:
-        summary: a line of help.
-        function: `module:name` of what is called with the parameters that were given; imported only then.
-        kinds: the models whose fields are its parameters.
-        example: a command line that works, or several.
-        arguments: parameters that are arguments. One that holds a list takes the rest; all others are required.
-        required: parameters that are options and required.
-        short: other names for options.
-        with_config: whether `--config FILE.yaml` gives settings.
-    """
-
-    summary: str
-    function: str
-    kinds: tuple[type[Settings], ...]
-    example: str
-    arguments: tuple[str, ...] = ()
-    required: tuple[str, ...] = ()
-    short: Mapping[str, str] = field(default_factory=dict)
-    with_config: bool = False
-
-    @cached_property
-    def fields(self) -> dict[str, FieldInfo]:
-        return {name: info for kind in self.kinds for name, info in kind.model_fields.items()}
-
-    @cached_property
-    def needed(self) -> list[str]:
-        return [name for name in (*self.arguments, *self.required) if not _is_list(self, name)]
-
-    def shown(self, name: str) -> str:
-        """Return what the user calls a parameter; what is none stays as it is."""
-        if name not in self.fields:
-            return name
-        return name.upper() if name in self.arguments else self.short.get(name, _flag(name))
 
 
 class _Console(Console):
@@ -177,7 +134,7 @@ def _app(functions: Mapping[Callable[..., Any], tuple[str, Command]]) -> App:
 
 
 def _usage(command: Command, name: str) -> str:
-    return f"[{name.upper()} …]" if _is_list(command, name) else name.upper()
+    return f"[{name.upper()} …]" if is_list(command.fields[name]) else name.upper()
 
 
 def _columns(console: Console, options: ConsoleOptions, entries: Sequence[HelpEntry]) -> tuple[ColumnSpec, ...]:
@@ -200,30 +157,38 @@ def _function(command: Command) -> Callable[..., Any]:
 
 
 def _parameter(command: Command, name: str, info: FieldInfo) -> inspect.Parameter:
-    kind, is_list = _kind(info), _is_list(command, name)
+    kind, several = kind_of(info), is_list(info)
     needed = name in command.needed
     common: dict[str, Any] = {
         "help": (info.description or "").split("; by default" if needed else "\0")[0],
-        "show_default": False if info.default in (None, []) else " ".join if is_list else True,
+        "show_default": False if info.default in (None, "", (), []) else " ".join if several else True,
     }
     if name in command.arguments:
-        where = inspect.Parameter.VAR_POSITIONAL if is_list else inspect.Parameter.POSITIONAL_ONLY
+        where = inspect.Parameter.VAR_POSITIONAL if several else inspect.Parameter.POSITIONAL_ONLY
         look = Parameter(group=_ARGUMENTS, **common)
-        hint = Path if kind in (str, list[str]) else kind
-        default = inspect.Parameter.empty if is_list else None
+        hint = Path if kind is str or several else kind
+        default = inspect.Parameter.empty if several else None
         return inspect.Parameter(name, where, default=default, annotation=Annotated[hint, look, *_AS_TEXT])
     names = [command.short[name]] if name in command.short else []
     if not (kind is bool and info.default is not False):
         common["negative"] = ""
-    if kind is str or is_list:
+    if kind is str or several:
         common["metavar"] = "TEXT"
     look = Parameter(
-        name=[*names, _flag(name)],
-        group=_REQUIRED if name in command.required else _GROUPS.get(name, _ESSENTIAL),
+        name=[*names, flag(name)],
+        group=_panel(command, name),
         **common,
     )
-    hint = Path if kind is str and not info.metadata else kind  # a shell completes the names of files
+    hint = Path if is_place(info) else list[str] if several else kind  # a shell completes the names of files
     return _keyword(name, Annotated[hint, look, *_AS_TEXT], info.default)
+
+
+def _panel(command: Command, name: str) -> Group:
+    """Return the panel of the help that an option is in."""
+    if name in command.required:
+        return _REQUIRED
+    title, titles = command.titles.get(name), list(dict.fromkeys(command.titles.values()))
+    return Group(title, sort_key=_ESSENTIAL.sort_key + 1 + titles.index(title)) if title else _ESSENTIAL
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
@@ -246,16 +211,6 @@ _AS_TEXT = (
     ),
     SkipValidation(),  # of each value by itself, which would end at the first problem
 )
-
-
-def _kind(info: FieldInfo) -> Any:
-    """Return a field's type without None."""
-    kinds = [kind for kind in get_args(info.annotation) if kind is not NoneType]
-    return Union[tuple(kinds)] if NoneType in get_args(info.annotation) else info.annotation  # noqa: UP007
-
-
-def _is_list(command: Command, name: str) -> bool:
-    return get_origin(_kind(command.fields[name])) is list
 
 
 def _joined(line: Sequence[str]) -> list[str]:
@@ -364,24 +319,21 @@ def _checked(command: Command, given: dict[str, Any], problems: list[str]) -> di
             problems.append(str(error))
     fields = command.fields
     for name, info in fields.items():
-        if _kind(info) is str and not info.metadata and given.get(name) == "":
+        if is_place(info) and given.get(name) == "":
             problems.append(
                 f"{command.shown(name)} is empty: give a value, and check the shell variable that it may come from"
             )
     problems += [f"{command.shown(name)} is missing" for name in command.needed if given.get(name) is None]
     checked: dict[str, Any] = {}
-    for kind in command.kinds:
-        values = {name: given[name] for name in kind.model_fields if name in given}
+    for kind in (command.form, *command.groups.values()):
+        values = {name: given[name] for name in kind.model_fields if name in given and name in fields}
         try:
             validated = kind(**values)
-            checked |= {name: getattr(validated, name) for name in values}
+            found = {name: getattr(validated, name) for name in values}
+            checked |= {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
         except ValidationError as error:
             problems += describe_problems(error, command.shown)
     problems += [f"there is no setting {name}" for name in given if name not in fields]
     if problems:
         raise UsageError(problems)
     return {name: checked[name] for name in given}
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

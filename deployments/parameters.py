@@ -8,13 +8,16 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from flows.parameters import Device
-from musicgen_core.config import DEFAULT_MODEL, LARGEST_COUNT, MOST_WORKERS, Settings
+from musicgen_core.config import DEFAULT_MODEL, LARGEST_COUNT, MOST_WORKERS
+from musicgen_core.settings import Settings
 
 DEFAULT_HOST = "127.0.0.1"
 _MOST_PORT = 65535
 _TO_FILES_PORT = 100
 """From the server's port to the file server's: another `up` on the next port has both its own."""
-Deployment = Literal["tokenize-archives", "train-lora", "evaluate-adapter", "generate-music", "finetune"]
+Deployment = Literal[
+    "tokenize-archives", "train-lora", "evaluate-adapter", "generate-music", "finetune", "estimate", "export"
+]
 
 
 class DemoParameters(Settings):

@@ -13,6 +13,7 @@ import yaml
 
 from deployments.environment import ROOT
 from deployments.parameters import Deployment
+from deployments.run_parameters import in_groups
 from musicgen_core.errors import MusicgenError
 
 if TYPE_CHECKING:
@@ -93,15 +94,20 @@ def _deploy(client: SyncPrefectClient) -> None:
             by_hand = f"prefect deploy --all --prefect-file {PREFECT_FILE} shows all of its output"
             raise MusicgenError(error.found, by_hand) from error
     for name, wanted in schedules.items():
-        _add_schedules(client, name, wanted)
+        _ensure_schedules(client, name, wanted)
 
 
-def _add_schedules(client: SyncPrefectClient, name: str, wanted: Sequence[dict[str, Any]]) -> None:
-    """Create those of a deployment that the server doesn't have."""
+def _ensure_schedules(client: SyncPrefectClient, name: str, wanted: Sequence[dict[str, Any]]) -> None:
+    """Create those of a deployment that the server doesn't have, and group the parameters of those that it has."""
     from prefect.client.schemas.actions import DeploymentScheduleCreate
     from prefect.client.schemas.schedules import CronSchedule
 
     deployment = client.read_deployment_by_name(f"{name}/{name}")
+    for schedule in deployment.schedules:
+        # Beside a group that a form fills in, a person could not see or change what earlier versions stored.
+        chosen = in_groups(schedule.parameters, deployment.parameter_openapi_schema or {})
+        if chosen != schedule.parameters:
+            client.update_deployment_schedule(deployment.id, schedule.id, active=schedule.active, parameters=chosen)
     there = {schedule.slug for schedule in deployment.schedules}
     for entry in wanted:
         if entry["slug"] not in there:

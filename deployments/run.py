@@ -15,7 +15,7 @@ from deployments.console import output, print_outcome
 from deployments.environment import LOCAL_API
 from deployments.options import UsageError
 from deployments.parameters import RunParameters
-from deployments.run_parameters import check, parsed
+from deployments.run_parameters import arranged, parsed
 from deployments.watching import watch_run
 from deployments.weekly import SCHEDULER_SECONDS, describe_next, set_weekly
 from musicgen_core.errors import MusicgenError
@@ -77,7 +77,7 @@ def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
         except ObjectNotFound as error:
             found = f"the deployment {name} is not on this server"
             raise MusicgenError(found, message("Start musicgen-flows up first")) from error
-        check(parameters, deployment)
+        parameters = arranged(parameters, deployment)
         # Until it starts and says what it is about, it has this name.
         run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters, name=name)
         page = url_for("flow-run", obj_id=run.id)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from deployments.run_parameters import check
+from deployments.run_parameters import arranged, beside_each_other, in_groups
 from musicgen_core.errors import MusicgenError
 
 if TYPE_CHECKING:
@@ -22,8 +23,10 @@ SLUG = "weekly-retrain"
 SCHEDULER_SECONDS = 75.0  # it looks once a minute
 
 
-def set_weekly(active: bool, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def set_weekly(active: bool, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """Switch it on or off, and put these parameters beside those that it has, or in their place → all of them.
+
+    They have their own names, whichever group they are in.
 
     Raises:
         UsageError: train-lora takes no such parameters; nothing is changed.
@@ -40,10 +43,13 @@ def set_weekly(active: bool, given: Mapping[str, Any] | None = None) -> dict[str
                 f"the deployment {DEPLOYMENT} with its schedule {SLUG} is not on this server",
                 "Start musicgen-flows up first",
             )
-        check(given or {}, deployment)  # the server would find it only when the schedule's next run is due
+        schema = deployment.parameter_openapi_schema or {}
+        arranged(given, deployment)  # the server would find what is wrong only when the schedule's next run is due
         # All of them each time: an update that leaves them out deletes them (PrefectHQ/prefect#17982).
-        parameters = {**schedule.parameters, **(given or {})}
-        client.update_deployment_schedule(deployment.id, schedule.id, active=active, parameters=parameters)
+        parameters = beside_each_other(schedule.parameters, schema) | beside_each_other(given, schema)
+        client.update_deployment_schedule(
+            deployment.id, schedule.id, active=active, parameters=in_groups(parameters, schema)
+        )
         # A change of the deployment itself, too: these the scheduler looks at every 5 seconds, at all others every 60.
         client.update_deployment(deployment.id, DeploymentUpdate(description=deployment.description))
         return parameters

@@ -6,18 +6,45 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 
 from flows.beginning import begin
 from flows.endings import ends_with_reason
 from flows.generate_music import generate_music
-from flows.parameters import FinetuneParameters
+from flows.parameters import (
+    Archives,
+    Device,
+    Limit,
+    Metadata,
+    Model,
+    MusicPrompts,
+    OnFailedArchives,
+    Output,
+    RunDir,
+    Saving,
+    Tokens,
+    Validation,
+    Workers,
+)
 from flows.places import chosen_device, chosen_model, new_folder, place, run_name
-from flows.run_form import explained, spread
+from flows.run_form import form_flow
 from flows.tokenize_archives import ArchivesFailed, TokenizeResult, tokenize_archives
 from flows.train_lora import train_lora
 from musicgen_core import storage
-from musicgen_core.config import TokenizeSettings, TrainSettings
+from musicgen_core.config import (
+    DataSettings,
+    DescriptionSettings,
+    Duration,
+    Epochs,
+    HardwareSettings,
+    LearningRate,
+    LoraRank,
+    LoraSettings,
+    OptimizerSettings,
+    ReadingSettings,
+    SampleSettings,
+    Seed,
+)
 from musicgen_core.errors import ArchiveError
 from tasks.artifacts import artifacts_of_run
 from tasks.fetching import check_model
@@ -38,57 +65,90 @@ class FinetuneResult:
     rendered: list[Rendered]
 
 
-@explained
-@flow(name="finetune", flow_run_name=run_name("finetune", "run_dir"))
+@form_flow(name="finetune", flow_run_name=run_name("finetune", "run_dir"))
 @ends_with_reason
-@spread(FinetuneParameters, TrainSettings, TokenizeSettings)
-def finetune(given: FinetuneParameters, settings: TrainSettings, tokenizing: TokenizeSettings) -> FinetuneResult:
+def finetune(
+    archives: Archives = "",
+    tokens: Tokens = "",
+    run_dir: RunDir = "",
+    output: Output = "",
+    metadata: Metadata = "",
+    model: Model = "",
+    device: Device = "auto",
+    limit: Limit = 0,
+    on_failed_archives: OnFailedArchives = "stop",
+    num_epochs: Epochs = 5,
+    lora_r: LoraRank = 8,
+    learning_rate: LearningRate = 1e-4,
+    seed: Seed = 0,
+    prompts: MusicPrompts = (),
+    duration: Duration = 10.0,
+    descriptions: DescriptionSettings = DescriptionSettings(),
+    reading: ReadingSettings = ReadingSettings(),
+    workers: Workers = Workers(),
+    lora: LoraSettings = LoraSettings(),
+    optimizer: OptimizerSettings = OptimizerSettings(),
+    validation: Validation = Validation(),
+    samples: SampleSettings = SampleSettings(),
+    data: DataSettings = DataSettings(),
+    saving: Saving = Saving(),
+    hardware: HardwareSettings = HardwareSettings(),
+) -> FinetuneResult:
     """Tokenize the archives, train an adapter on them, and make music with it."""
     begin()
-    model, device = chosen_model(given.model), chosen_device(given.device)
+    on = {"model": model, "device": device, "duration": duration}
+    model, device = chosen_model(model), chosen_device(device)
     check_model(model)
-    directory = given.run_dir or str(storage.as_path(place(None, "musicgen_runs")) / new_folder("finetune"))
+    directory = run_dir or str(storage.as_path(place(None, "musicgen_runs")) / new_folder("finetune"))
     state = tokenize_archives(
-        archives=given.archives,
-        tokens=given.tokens,
-        metadata=given.metadata,
+        archives=archives,
+        tokens=tokens,
+        metadata=metadata,
         model=model,
         device=device,
-        limit=given.limit,
-        max_workers=given.max_workers,
-        task_runner=given.task_runner,
-        dask_address=given.dask_address,
-        **tokenizing.model_dump(),
+        limit=limit,
+        descriptions=descriptions,
+        reading=reading,
+        workers=workers,
         return_state=True,
     )
-    outcome = state.result(raise_on_failure=False)
+    outcome: Any = state.result(raise_on_failure=False)
     tokenized = outcome.result if isinstance(outcome, ArchivesFailed) else outcome
     if not isinstance(tokenized, TokenizeResult):
         raise tokenized
     if tokenized.failed:
-        if given.on_failed_archives == "stop" or not tokenized.reports:
+        if on_failed_archives == "stop" or not tokenized.reports:
             raise ArchiveError(
                 str(state.message),
                 "Do what each reason says and run or retry again, or set on_failed_archives to continue: "
                 "finished archives are kept",
             )
         get_run_logger().warning("going on without them: %s", state.message)
-    trained = train_lora(
+    trained: Any = train_lora(  # Prefect returns what its state holds
         tokens=tokenized.tokens,
         run_dir=directory,
         model=model,
         device=device,
-        evaluate=given.evaluate,
-        **settings.model_dump(),
+        num_epochs=num_epochs,
+        lora_r=lora_r,
+        learning_rate=learning_rate,
+        seed=seed,
+        lora=lora,
+        optimizer=optimizer,
+        validation=validation,
+        samples=samples,
+        data=data,
+        saving=saving,
+        hardware=hardware,
     )
     rendered: Any = generate_music(  # raises CancelledRun for the state that its type allows for
-        output=given.output,
-        prompts=given.prompts,
+        output=output,
+        prompts=prompts,
         model=model,
         device=device,
         adapter=directory,
-        duration=given.duration,
-        seed=settings.seed,
+        duration=duration,
+        seed=seed,
     )
     with artifacts_of_run() as artifacts:
         show_summary(
@@ -102,7 +162,7 @@ def finetune(given: FinetuneParameters, settings: TrainSettings, tokenizing: Tok
                 len(tokenized.reports),
                 trained,
                 rendered,
-                given.model_dump(),
+                on,
                 tokenized.notice,
             ),
         )

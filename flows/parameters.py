@@ -1,76 +1,74 @@
-"""Parameters of the flows, of `estimate` and of `export`, defined once for the run forms and the command line.
+"""Parameters of the flows, defined once for the run forms and the command line.
 
+A model's fields are a flow's parameters: first the essential ones, then groups of the others, which the Prefect UI
+shows as sections of the form. On the command line, in YAML and with `-p` each field of a group has its own name.
 Nothing here imports Prefect or torch: the command line's help and usage errors take no longer than these definitions.
-The settings of `musicgen_core` (TrainSettings and so on) are further parameters, of equal rank.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from musicgen_core.config import (
     DEFAULT_MODEL,
     LARGEST_COUNT,
-    LONGEST_SECONDS,
     MOST_SIDE_BY_SIDE,
     MOST_WORKERS,
+    ChoiceSettings,
+    DataSettings,
+    DescriptionSettings,
+    Duration,
+    Epochs,
     Format,
-    PromptText,
-    Settings,
+    HardwareSettings,
+    LearningRate,
+    LoraRank,
+    LoraSettings,
+    MusicSeed,
+    OptimizerSettings,
+    Prompts,
+    ReadingSettings,
+    SampleSettings,
+    SavingSettings,
+    Seed,
+    ValidationSettings,
 )
+from musicgen_core.evaluation.request import (
+    ClapSettings,
+    JudgingSettings,
+    PieceDuration,
+    PieceSeed,
+    ReportPrompts,
+)
+from musicgen_core.settings import Settings
 
-GROUPS = {
-    "LoRA": ("lora_alpha", "lora_dropout", "lora_targets", "lora_rslora", "lora_dora"),
-    "Optimizer": ("gradient_accumulation_steps", "warmup_steps", "schedule", "weight_decay", "max_grad_norm"),
-    "Start": ("resume", "init_adapter", "init_from_latest", "only_new_tokens"),
-    "Validation and stopping": (
-        "max_steps",
-        "validation_fraction",
-        "validate_every_steps",
-        "early_stopping",
-        "evaluate",
-        "sample_seconds",
-    ),
-    "Training data": ("segment_seconds", "cfg_dropout", "word_dropout", "prior_preservation", "prior_prompts"),
-    "Sampling": ("overlap", "greedy", "top_k", "top_p", "temperature", "guidance"),
-    "CLAP": ("clap_weights", "clap_clips"),
-    "Descriptions": ("metadata", "caption", "caption_prefix", "caption_template"),
-    "Archives": ("name_encoding", "max_clip_gib", "max_ratio", "on_failed_archives"),
-    "Files": (
-        "save_every_steps",
-        "save_every_minutes",
-        "keep_last",
-        "full_models",
-        "formats",
-        "spectrograms",
-        "save_codes",
-        "copy_to",
-    ),
-    "Hardware": (
-        "gpus",
-        "base_precision",
-        "activation_checkpointing",
-        "compile_blocks",
-        "weight_bits",
-        "cache_bits",
-        "max_workers",
-        "task_runner",
-        "dask_address",
-    ),
-}
-"""By its title, each group of parameters that are not the essential ones; those of no group are."""
+BASE = "base"
+"""What stands for no adapter where an adapter could be given"""
+
+
+def _empty_if_null(text: Any) -> Any:
+    return "" if text is None else text
+
+
+def _zero_if_null(number: Any) -> Any:
+    return 0 if number is None else number
+
+
+_Text = Annotated[str, BeforeValidator(_empty_if_null)]
+"""A parameter that may be left out: empty, or null as earlier versions' forms sent it. A form shows a text box."""
 
 _MODELS = (
     "A Hugging Face id, a directory in audiocraft's format, or a model that needs no Hub: demo (small, "
     "trained on synthesized music) or debug (random weights)"
 )
 _DEFAULT = f"for a deployment the variable musicgen_model if it is set, else {DEFAULT_MODEL}"
-Model = Annotated[str | None, Field(description=f"{_MODELS}; by default {_DEFAULT}")]
+Model = Annotated[_Text, Field(description=f"{_MODELS}; by default {_DEFAULT}")]
 AdaptersModel = Annotated[
-    str | None, Field(description=f"{_MODELS}; by default the base model of the adapter; without one, {_DEFAULT}")
+    _Text, Field(description=f"{_MODELS}; by default the base model of the adapter; without one, {_DEFAULT}")
 ]
 Device = Annotated[
     Literal["auto", "cpu", "cuda"],
@@ -80,38 +78,77 @@ Device = Annotated[
     ),
 ]
 Archives = Annotated[
-    str | None, Field(description="A file, a directory or a glob; by default the variable musicgen_archives")
+    _Text, Field(description="A file, a directory or a glob; by default the variable musicgen_archives")
 ]
 RunDir = Annotated[
-    str | None,
+    _Text,
     Field(description="Directory of the training; by default a new one under the variable musicgen_runs"),
 ]
-Tokens = Annotated[str | None, Field(description="Directory of the shards; by default the variable musicgen_tokens")]
+Tokens = Annotated[_Text, Field(description="Directory of the shards; by default the variable musicgen_tokens")]
 Metadata = Annotated[
-    str | None, Field(description="Descriptions; by default metadata.jsonl beside the archives, if it is there")
+    _Text, Field(description="Descriptions; by default metadata.jsonl beside the archives, if it is there")
 ]
 Limit = Annotated[
-    int | None, Field(ge=1, le=LARGEST_COUNT, description="Take only the first so many clips of the whole run")
-]
-MaxWorkers = Annotated[
-    int | None,
-    Field(ge=1, le=MOST_WORKERS, description="Archives at a time in threads; by default one a core, at most 4"),
-]
-TaskRunner = Annotated[
-    Literal["threads", "dask"], Field(description="What runs the tasks: threads of this process, or a Dask cluster")
-]
-DaskAddress = Annotated[
-    str | None, Field(description="Address of the Dask cluster's scheduler, such as tcp://10.0.0.5:8786")
+    int,
+    Field(ge=0, le=LARGEST_COUNT, description="Take only the first so many clips of the whole run; 0: all"),
+    BeforeValidator(_zero_if_null),
 ]
 Output = Annotated[
-    str | None, Field(description="Directory of the wavs; by default a new one under the variable musicgen_output")
+    _Text, Field(description="Directory of the wavs; by default a new one under the variable musicgen_output")
 ]
-Evaluate = Annotated[
-    bool,
-    Field(description="At the end compare the best adapter with the base model on up to 500 validation clips"),
+OnFailedArchives = Annotated[
+    Literal["stop", "continue"], Field(description="What to do when archives could not be tokenized")
 ]
-BASE = "base"
-"""What stands for no adapter where an adapter could be given"""
+MusicPrompts = Annotated[Prompts, Field(description="Texts to make music from; by default a few examples")]
+_ADAPTER = "A *_lora.pt, a run directory (its best), a PEFT directory, or USER/NAME on the Hub"
+_LAST = "the best of the training under the variable musicgen_runs that was completed last"
+Adapter = Annotated[_Text, Field(description=f"{_ADAPTER}; by default {_LAST}")]
+AdapterOrBase = Annotated[
+    _Text,
+    Field(
+        description=f"{_ADAPTER}; base: the base model alone. By default: for a deployment {_LAST}, on the command "
+        "line base"
+    ),
+]
+Report = Annotated[
+    _Text,
+    Field(description="Directory of the report; by default evaluation in the adapter's run directory, or beside it"),
+]
+PromptsFile = Annotated[
+    _Text,
+    Field(
+        description="A text file with a prompt a line; or a .jsonl of objects with prompt and, if wanted, duration, "
+        "seed and continue_from"
+    ),
+]
+Variations = Annotated[int, Field(ge=1, le=10_000, description="Samples a prompt, each from its own random stream")]
+ContinueFrom = Annotated[
+    _Text, Field(description="A sound file that the pieces continue; the duration is that of the whole")
+]
+Compare = Annotated[bool, Field(description="Render each prompt with the base model, too, from the same seed")]
+SampledClips = Annotated[
+    int, Field(ge=1, le=LARGEST_COUNT, description="Clips to encode, spread over at most 4 of the archives")
+]
+HourlyPrice = Annotated[
+    float,
+    Field(ge=0, le=1e12, description="Price of this machine an hour, for the cost; 0: no cost is shown"),
+    BeforeValidator(_zero_if_null),
+]
+ExportFormat = Annotated[
+    Literal["peft", "audiocraft"],
+    Field(
+        description="peft: the adapter alone, for PeftModel.from_pretrained on Hugging Face's "
+        "MusicgenForConditionalGeneration. audiocraft: base and adapter merged, for MusicGen.get_pretrained"
+    ),
+]
+ExportOut = Annotated[
+    _Text,
+    Field(
+        description="Directory or URL to write; nothing may be there yet; by default a new one under the variable "
+        "musicgen_output"
+    ),
+]
+_CopyTo = Annotated[str | None, Field(description="Keep a second copy here")]
 
 
 def archives_at_a_time(max_workers: int | None) -> int:
@@ -119,27 +156,32 @@ def archives_at_a_time(max_workers: int | None) -> int:
     return max_workers or min(4, os.cpu_count() or 1)
 
 
-class TokenizeParameters(Settings):
-    """Parameters of `tokenize-archives`, beside TokenizeSettings."""
+class Threads(Settings):
+    """How many archives are worked on at a time."""
 
-    archives: Archives = None
-    tokens: Tokens = None
-    metadata: Metadata = None
-    model: Model = None
-    device: Device = "auto"
-    limit: Limit = None
-    max_workers: MaxWorkers = None
-    task_runner: TaskRunner = "threads"
-    dask_address: DaskAddress = None
+    model_config = ConfigDict(title="Workers")
+
+    max_workers: int | None = Field(
+        None, ge=1, le=MOST_WORKERS, description="Archives at a time in threads; by default one a core, at most 4"
+    )
 
 
-class TrainParameters(Settings):
-    """Parameters of `train-lora`, beside TrainSettings."""
+class Workers(Threads):
+    """Where archives are worked on, and how many at a time."""
 
-    tokens: Tokens = None
-    run_dir: RunDir = None
-    model: Model = None
-    device: Device = "auto"
+    task_runner: Literal["threads", "dask"] = Field(
+        "threads", description="What runs the tasks: threads of this process, or a Dask cluster"
+    )
+    dask_address: str | None = Field(
+        None, description="Address of the Dask cluster's scheduler, such as tcp://10.0.0.5:8786"
+    )
+
+
+class Start(Settings):
+    """What the training begins with."""
+
+    model_config = ConfigDict(title="Start")
+
     resume: str = Field(
         "auto", description="auto: resume from the newest checkpoint; never: a new training; or a checkpoint's path"
     )
@@ -154,119 +196,184 @@ class TrainParameters(Settings):
     only_new_tokens: bool = Field(
         False, description="Skip the training if the last completed one beside it has learned from all these tokens"
     )
-    copy_to: str | None = Field(None, description="Keep a second copy of the adapters here")
-    evaluate: Evaluate = True
 
 
-class EvaluateParameters(Settings):
-    """Parameters of `evaluate-adapter`, beside EvaluateSettings."""
+class Validation(ValidationSettings):
+    """Held-out clips, when the training stops, and what is compared then."""
 
-    tokens: Tokens = None
-    adapter: str | None = Field(
-        None,
-        description="A *_lora.pt, a run directory (its best), a PEFT directory, or USER/NAME on the Hub; "
-        "by default the best of the training under the variable musicgen_runs that was completed last",
+    evaluate: bool = Field(
+        True, description="At the end compare the best adapter with the base model on up to 500 validation clips"
     )
-    output: str | None = Field(
-        None,
-        description="Directory of the report; by default evaluation in the adapter's run directory, or beside it",
-    )
-    model: AdaptersModel = None
-    device: Device = "auto"
 
 
-def _bits(default: int, description: str) -> Any:
-    """Return the field of a parameter that is 8 or 16."""
-    return Field(default, ge=8, le=16, multiple_of=8, description=description)
+class Saving(SavingSettings):
+    """Checkpoints and models on disk."""
+
+    copy_to: _CopyTo = None
 
 
-class GenerateParameters(Settings):
-    """Parameters of `generate-music`, beside SamplingSettings."""
+class Files(Settings):
+    """What is written beside the wavs."""
 
-    output: Output = None
-    prompts: list[PromptText] | None = Field(None, description="Texts to make music from; by default a few examples")
-    adapter: str | None = Field(
-        None,
-        description="A *_lora.pt, a run directory (its best), a PEFT directory, or USER/NAME on the Hub; base: the "
-        "base model alone. By default: for a deployment the best of the training under the variable musicgen_runs that "
-        "was completed last, on the command line base",
-    )
-    prompts_file: str | None = Field(
-        None,
-        description="A text file with a prompt a line; or a .jsonl of objects with prompt and, if wanted, "
-        "duration, seed and continue_from",
-    )
-    variations: int = Field(1, ge=1, le=10_000, description="Samples a prompt, each from its own random stream")
-    continue_from: str | None = Field(
-        None, description="A sound file that the pieces continue; the duration is that of the whole"
-    )
-    model: AdaptersModel = None
-    device: Device = "auto"
-    compare: bool = Field(False, description="Render each prompt with the base model, too, from the same seed")
+    model_config = ConfigDict(title="Files")
+
     formats: list[Format] | None = Field(None, description="Write these beside each wav, too: flac, mp3")
     spectrograms: bool = Field(True, description="Draw each piece's spectrogram")
     save_codes: bool = Field(False, description="Keep the codes beside each wav, as .npy")
+    copy_to: _CopyTo = None
+
+
+def _read_bits(bits: Any) -> Any:
+    return int(bits) if bits in ("8", "16") else bits  # as the command line has them
+
+
+_Bits = Annotated[Literal[8, 16], BeforeValidator(_read_bits)]
+
+
+class Engine(Settings):
+    """How the GPU is used for generating."""
+
+    model_config = ConfigDict(title="Engine")
+
     batch_size: int | None = Field(
         None,
         ge=1,
         le=MOST_SIDE_BY_SIDE,
         description="Pieces in one batch; by default 1 on a CPU, and 1, 8 or 32 on a GPU as they fit",
     )
-    weight_bits: int = _bits(16, "Bits of weights on a GPU, 16 or 8; 8: quicker for single pieces")
-    cache_bits: int = _bits(
-        16, "Bits of what is kept of earlier frames, on a GPU, 16 or 8; 8: quicker for many side by side"
+    weight_bits: _Bits = Field(16, description="Bits of weights on a GPU; 8: quicker for single pieces")
+    cache_bits: _Bits = Field(
+        16, description="Bits of what is kept of earlier frames, on a GPU; 8: quicker for many side by side"
     )
-    copy_to: str | None = Field(None, description="Keep a second copy of the files here")
 
 
-class FinetuneParameters(Settings):
-    """Parameters of `finetune`, beside TrainSettings and TokenizeSettings."""
+class TokenizeParameters(Settings):
+    """Parameters of `tokenize-archives`."""
 
-    archives: Archives = None
-    tokens: Tokens = None
-    run_dir: RunDir = None
-    output: Output = None
-    metadata: Metadata = None
-    model: Model = None
+    archives: Archives = ""
+    tokens: Tokens = ""
+    metadata: Metadata = ""
+    model: Model = ""
     device: Device = "auto"
-    limit: Limit = None
-    max_workers: MaxWorkers = None
-    task_runner: TaskRunner = "threads"
-    dask_address: DaskAddress = None
-    on_failed_archives: Literal["stop", "continue"] = Field(
-        "stop", description="What to do when archives could not be tokenized"
-    )
-    prompts: list[PromptText] | None = Field(None, description="Texts to make music from at the end")
-    evaluate: Evaluate = True
-    duration: float = Field(10.0, gt=0, le=LONGEST_SECONDS, description="Seconds of music a prompt")
+    limit: Limit = 0
+    descriptions: DescriptionSettings = DescriptionSettings()
+    reading: ReadingSettings = ReadingSettings()
+    workers: Workers = Workers()
+
+
+class _Training(Settings):
+    """Parameters of a training, with or without the tokenizing before it."""
+
+    run_dir: RunDir = ""
+    model: Model = ""
+    device: Device = "auto"
+    num_epochs: Epochs = 5
+    lora_r: LoraRank = 8
+    learning_rate: LearningRate = 1e-4
+    seed: Seed = 0
+    lora: LoraSettings = LoraSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    validation: Validation = Validation()
+    samples: SampleSettings = SampleSettings()
+    data: DataSettings = DataSettings()
+    saving: Saving = Saving()
+    hardware: HardwareSettings = HardwareSettings()
+
+
+class TrainParameters(_Training):
+    """Parameters of `train-lora`."""
+
+    tokens: Tokens = ""
+    start: Start = Start()
+
+
+class FinetuneParameters(_Training, TokenizeParameters):
+    """Parameters of `finetune`."""
+
+    output: Output = ""
+    prompts: MusicPrompts = ()
+    duration: Duration = 10.0
+    on_failed_archives: OnFailedArchives = "stop"
+
+
+class EvaluateParameters(Settings):
+    """Parameters of `evaluate-adapter`."""
+
+    tokens: Tokens = ""
+    adapter: Adapter = ""
+    output: Report = ""
+    model: AdaptersModel = ""
+    device: Device = "auto"
+    prompts: ReportPrompts = ()
+    duration: PieceDuration = 10.0
+    seed: PieceSeed = 0
+    clips: JudgingSettings = JudgingSettings()
+    clap: ClapSettings = ClapSettings()
+
+
+class GenerateParameters(Settings):
+    """Parameters of `generate-music`."""
+
+    prompts: MusicPrompts = ()
+    prompts_file: PromptsFile = ""
+    adapter: AdapterOrBase = ""
+    output: Output = ""
+    duration: Duration = 10.0
+    variations: Variations = 1
+    seed: MusicSeed = 0
+    compare: Compare = False
+    continue_from: ContinueFrom = ""
+    model: AdaptersModel = ""
+    device: Device = "auto"
+    sampling: ChoiceSettings = ChoiceSettings()
+    files: Files = Files()
+    engine: Engine = Engine()
 
 
 class EstimateParameters(Settings):
     """Parameters of `estimate`."""
 
-    archives: Archives = None
-    clips: int = Field(
-        100, ge=1, le=LARGEST_COUNT, description="Clips to encode, spread over at most 4 of the archives"
-    )
-    hourly_price: float | None = Field(None, gt=0, le=1e12, description="Price of this machine an hour, for the cost")
-    model: str = Field(DEFAULT_MODEL, description=_MODELS)
+    archives: Archives = ""
+    clips: SampledClips = 100
+    hourly_price: HourlyPrice = 0.0
+    model: Model = ""
     device: Device = "auto"
-    max_workers: MaxWorkers = None
+    workers: Threads = Threads()
 
 
 class ExportParameters(Settings):
     """Parameters of `export`."""
 
-    adapter: str | None = Field(
-        None,
-        description="A *_lora.pt, a training's run directory (its best), a PEFT directory, or USER/NAME on the Hub",
-    )
-    out: str | None = Field(None, description="Directory or URL to write; nothing may be there yet")
-    format: Literal["peft", "audiocraft"] | None = Field(
-        None,
-        description="peft: the adapter alone, for PeftModel.from_pretrained on Hugging Face's "
-        "MusicgenForConditionalGeneration. audiocraft: base and adapter merged, for MusicGen.get_pretrained",
-    )
-    model: str | None = Field(
-        None, description="A Hugging Face id, a directory, demo or debug; by default the base model of its training"
-    )
+    adapter: Adapter = ""
+    out: ExportOut = ""
+    format: ExportFormat = "peft"
+    model: AdaptersModel = ""
+
+
+def groups_of(annotations: Mapping[str, Any]) -> dict[str, type[Settings]]:
+    """Return the groups among parameters, by name."""
+    return {name: kind for name, kind in annotations.items() if isinstance(kind, type) and issubclass(kind, Settings)}
+
+
+def groups_in(form: type[Settings]) -> dict[str, type[Settings]]:
+    """Return the groups among the fields of a form."""
+    return groups_of({name: field.annotation for name, field in form.model_fields.items()})
+
+
+def grouped(given: Mapping[str, Any], groups: Mapping[str, type[Settings]]) -> dict[str, Any]:
+    """Return parameters with the fields of groups inside their groups; they may stand beside them, as they once did.
+
+    Where one stands in both, the one in its group counts unless it is the default, with which forms are filled in.
+    """
+    found = dict(given)
+    for group, kind in groups.items():
+        beside = {name: found.pop(name) for name in kind.model_fields if name in found}
+        if not beside:
+            continue
+        inside = found.get(group, {})
+        inside = inside.model_dump() if isinstance(inside, Settings) else inside
+        if not isinstance(inside, Mapping):
+            continue  # validation refuses it
+        chosen = {name: value for name, value in inside.items() if value != kind.model_fields[name].default}
+        found[group] = {**inside, **beside, **chosen}
+    return found

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from prefect import runtime
 from prefect.client.schemas import FlowRun
 from prefect.context import FlowRunContext
 from prefect.variables import Variable
 
+from flows.parameters import Device
 from musicgen_core.config import DEFAULT_MODEL, DEFAULT_PROMPTS
 from musicgen_core.errors import ConfigError
 from musicgen_core.escaping import one_line
@@ -119,14 +120,14 @@ def is_of_deployment() -> bool:
     return bool(runtime.deployment.id)
 
 
-def chosen_model(given: str | None) -> str:
+def chosen_model(given: str) -> str:
     """Return the model that is given, else that of the Prefect variable in runs of deployments, else the default."""
     return given or _default("musicgen_model") or DEFAULT_MODEL
 
 
-def chosen_device(given: str) -> str:
+def chosen_device(given: Device) -> Device:
     """Return the device that is given; for auto that of the Prefect variable in runs of deployments, if it is set."""
-    return (_default("musicgen_device") if given == "auto" else "") or given
+    return cast(Device, (_default("musicgen_device") if given == "auto" else "") or given)
 
 
 def _default(variable: str) -> str:

@@ -45,18 +45,18 @@ def is_begun(directory: UPath) -> bool:
     return (directory / "config.json").exists()
 
 
-def last_trained(model: str | None, next_step: str) -> str:
+def last_trained(model: str, next_step: str) -> str:
     """Return the run directory under the variable musicgen_runs whose training was completed last.
 
     Args:
-        model: as it was given to the training; None: any.
+        model: as it was given to the training; empty: any.
         next_step: what to do where there is none.
 
     Raises:
         ConfigError: there is none.
     """
     runs = storage.as_path(place(None, "musicgen_runs"))
-    last = last_completed(runs, model, besides=runs)
+    last = last_completed(runs, model or None, besides=runs)
     if last is None:
         of = f" of {model}" if model else ""
         raise ConfigError(message("there is no completed training{of} in {runs}", of=of, runs=runs), next_step)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from prefect import flow, get_run_logger, runtime
+from prefect import get_run_logger, runtime
 from prefect.client.schemas import State
 from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Completed, Failed
@@ -16,19 +16,20 @@ from upath import UPath
 
 from flows.beginning import begin
 from flows.endings import ends_with_reason
-from flows.parameters import TokenizeParameters, archives_at_a_time
+from flows.parameters import Archives, Device, Limit, Metadata, Model, Tokens, Workers, archives_at_a_time
 from flows.places import chosen_device, chosen_model, place, run_name
-from flows.run_form import explained, spread
+from flows.run_form import form_flow
 from flows.runners import call_everywhere
 from flows.runners import task_runner as make_task_runner
 from musicgen_core import storage
-from musicgen_core.config import TokenizeSettings
+from musicgen_core.config import DescriptionSettings, ReadingSettings, TokenizeSettings
 from musicgen_core.data.archive import archive_stem, choose_archives, clip_names, limits_of
 from musicgen_core.data.captions import Captioner, Captions, check_matches, load_captions, metadata_beside
 from musicgen_core.data.match_report import match_report
 from musicgen_core.data.shards import ShardReport, described_clips, is_whole, was_mended
 from musicgen_core.data.undescribed import undescribed_clips
 from musicgen_core.errors import ArchiveError, DeviceError, MusicgenError, StorageError
+from musicgen_core.settings import collect
 from musicgen_core.stages import announce
 from musicgen_core.wording import counted
 from tasks.artifacts import artifacts_of_run
@@ -65,22 +66,34 @@ class ArchivesFailed(ArchiveError):
         self.result = result
 
 
-@explained
-@flow(name="tokenize-archives", flow_run_name=run_name("tokenize-archives", "archives", "musicgen_archives"))
+@form_flow(name="tokenize-archives", flow_run_name=run_name("tokenize-archives", "archives", "musicgen_archives"))
 @ends_with_reason
-@spread(TokenizeParameters, TokenizeSettings)
-def tokenize_archives(given: TokenizeParameters, settings: TokenizeSettings) -> State[TokenizeResult]:
+def tokenize_archives(
+    archives: Archives = "",
+    tokens: Tokens = "",
+    metadata: Metadata = "",
+    model: Model = "",
+    device: Device = "auto",
+    limit: Limit = 0,
+    descriptions: DescriptionSettings = DescriptionSettings(),
+    reading: ReadingSettings = ReadingSettings(),
+    workers: Workers = Workers(),
+) -> State[TokenizeResult]:
     """Tokenize every clip of every archive with EnCodec, a task an archive; what is done already is kept."""
     begin()
-    model, device = chosen_model(given.model), chosen_device(given.device)
+    on = {"model": model, "device": device}
+    settings = collect(TokenizeSettings, descriptions, reading)
+    model, device = chosen_model(model), chosen_device(device)
     announce("looking into the archives")
-    found, left_out = choose_archives(_absolute(place(given.archives, "musicgen_archives")))
+    found, left_out = choose_archives(_absolute(place(archives, "musicgen_archives")))
     _warn_in_terminal(left_out)
-    target = _absolute(place(given.tokens, "musicgen_tokens"))
+    target = _absolute(place(tokens, "musicgen_tokens"))
     storage.make_folder(storage.as_path(target))
-    runner = make_task_runner(given.task_runner, archives_at_a_time(given.max_workers), given.dask_address, target)
-    described_by = _find_metadata(given.metadata, found[0])
-    limits = _spread_limit(found, given.limit, settings)
+    runner = make_task_runner(
+        workers.task_runner, archives_at_a_time(workers.max_workers), workers.dask_address, target
+    )
+    described_by = _find_metadata(metadata, found[0])
+    limits = _spread_limit(found, limit or None, settings)
     work: list[Work] = [
         {
             "archive": str(archive),
@@ -103,12 +116,12 @@ def tokenize_archives(given: TokenizeParameters, settings: TokenizeSettings) -> 
         check_matches(captions, ((archive.name, _names_in(archive, settings)) for archive in limits))
     if undescribed := undescribed_clips(list(limits), Captioner(settings, captions)):
         _core_logger.warning("%s", no_descriptions(undescribed))
-    if given.task_runner == "threads":  # a cluster's workers have caches and GPUs of their own
+    if workers.task_runner == "threads":  # a cluster's workers have caches and GPUs of their own
         check_codec(model, device)
     with runner, log_tokenizing(target, [entry["stem"] for entry in work]) as log:
         reports, failed = _tokenize_all(work, runner, storage.as_path(target), log)
     announce("looking for clips without a description")
-    are_all = given.limit is None and not failed
+    are_all = not limit and not failed
     described = {report.archive: _described(report, storage.as_path(target)) for report in reports}
     remarks = list(_remarks(captions, reports, described, are_all))
     _warn(remarks)
@@ -117,7 +130,7 @@ def tokenize_archives(given: TokenizeParameters, settings: TokenizeSettings) -> 
         show_summary(
             artifacts,
             partial(tokenized_section, target, reports, failed, result.remarks),
-            outcome=partial(tokenized, target, len(reports), given.model_dump(), result.notice),
+            outcome=partial(tokenized, target, len(reports), on, result.notice),
         )
     if failed:
         message = f"{len(failed)} of {counted(len(work), 'archive')} failed: {_first_reasons(failed)}"
@@ -149,7 +162,7 @@ def _absolute(location: str) -> str:
     return str(storage.as_path(location).absolute())  # the process of a task may be in another directory
 
 
-def _find_metadata(given: str | None, first_archive: UPath) -> str | None:
+def _find_metadata(given: str, first_archive: UPath) -> str | None:
     if given:
         return _absolute(given)
     beside = metadata_beside(first_archive)

@@ -4,45 +4,71 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import flow
 from prefect.client.schemas import State
 from prefect.states import Completed
 from upath import UPath
 
 from flows.beginning import begin
 from flows.endings import ends_with_reason
-from flows.parameters import TrainParameters
+from flows.parameters import Device, Model, RunDir, Saving, Start, Tokens, Validation
 from flows.places import chosen_device, chosen_model, new_folder, place, run_name
 from flows.retraining import Training, is_begun, last_completed, new_archives
-from flows.run_form import explained, spread
+from flows.run_form import form_flow
 from musicgen_core import storage
-from musicgen_core.config import TrainSettings
+from musicgen_core.config import (
+    DataSettings,
+    Epochs,
+    HardwareSettings,
+    LearningRate,
+    LoraRank,
+    LoraSettings,
+    OptimizerSettings,
+    SampleSettings,
+    Seed,
+    TrainSettings,
+)
 from musicgen_core.errors import ConfigError
 from musicgen_core.evaluation.request import EvaluateRequest
+from musicgen_core.settings import collect
 from musicgen_core.training.request import TrainResult
 from tasks.evaluating import evaluate_training
 from tasks.progress import run_logger
 from tasks.training import outcome, train_adapter
 
 
-@explained
-@flow(name="train-lora", flow_run_name=run_name("train-lora", "run_dir"))
+@form_flow(name="train-lora", flow_run_name=run_name("train-lora", "run_dir"))
 @ends_with_reason
-@spread(TrainParameters, TrainSettings)
-def train_lora(given: TrainParameters, settings: TrainSettings) -> TrainResult | State[TrainResult]:
+def train_lora(
+    tokens: Tokens = "",
+    run_dir: RunDir = "",
+    model: Model = "",
+    device: Device = "auto",
+    num_epochs: Epochs = 5,
+    lora_r: LoraRank = 8,
+    learning_rate: LearningRate = 1e-4,
+    seed: Seed = 0,
+    start: Start = Start(),
+    lora: LoraSettings = LoraSettings(),
+    optimizer: OptimizerSettings = OptimizerSettings(),
+    validation: Validation = Validation(),
+    samples: SampleSettings = SampleSettings(),
+    data: DataSettings = DataSettings(),
+    saving: Saving = Saving(),
+    hardware: HardwareSettings = HardwareSettings(),
+) -> TrainResult | State[TrainResult]:
     """Fine-tune MusicGen with LoRA on tokenized clips. Running it again goes on where it stopped."""
     begin()
-    model, device = chosen_model(given.model), chosen_device(given.device)
-    directory = storage.as_path(
-        given.run_dir or storage.as_path(place(None, "musicgen_runs")) / new_folder("train-lora")
-    )
-    shards = place(given.tokens, "musicgen_tokens")
-    if given.init_from_latest and given.init_adapter:
+    essential = {"num_epochs": num_epochs, "lora_r": lora_r, "learning_rate": learning_rate, "seed": seed}
+    settings = collect(TrainSettings, lora, optimizer, validation, samples, data, saving, hardware, **essential)
+    model, device = chosen_model(model), chosen_device(device)
+    directory = storage.as_path(run_dir or storage.as_path(place(None, "musicgen_runs")) / new_folder("train-lora"))
+    shards = place(tokens, "musicgen_tokens")
+    if start.init_from_latest and start.init_adapter:
         raise ConfigError("both init_adapter and init_from_latest are given", "Give one of the two")
-    asks_before = given.init_from_latest or given.only_new_tokens
+    asks_before = start.init_from_latest or start.only_new_tokens
     before = last_completed(directory.parent, model, directory) if asks_before else None
     # A run that is tried again has found out whether it is needed when it began.
-    asks = before is not None and given.only_new_tokens and not is_begun(directory)
+    asks = before is not None and start.only_new_tokens and not is_begun(directory)
     if before is not None and asks and not new_archives(storage.as_path(shards), before):
         return _skipped(before.directory, shards)
     trained = train_adapter(
@@ -52,11 +78,11 @@ def train_lora(given: TrainParameters, settings: TrainSettings) -> TrainResult |
         model=model,
         settings=settings,
         device=device,
-        resume=given.resume,
-        init_adapter=_adapter_of(before, settings) if before and given.init_from_latest else given.init_adapter,
-        copy_to=given.copy_to,
+        resume=start.resume,
+        init_adapter=_adapter_of(before, settings) if before and start.init_from_latest else start.init_adapter,
+        copy_to=saving.copy_to,
     )
-    if given.evaluate and not isinstance(trained, State):
+    if validation.evaluate and not isinstance(trained, State):
         request = EvaluateRequest(tokens=shards, adapter=str(directory), model=model, device=device)
         trained = evaluate_training(name=directory.name, request=request, trained=trained)
     if isinstance(trained, State):

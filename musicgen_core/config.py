@@ -1,21 +1,19 @@
-"""Typed settings. One definition serves the YAML file, the flows' parameters and the command line."""
+"""Settings of tokenizing, training and generating, in the groups that the run forms and the command line show."""
 
 from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
 from musicgen_core.data.member_names import check_encoding
 from musicgen_core.errors import ConfigError
+from musicgen_core.settings import Settings
 from musicgen_core.texts import MAX_CHARACTERS
-
-if TYPE_CHECKING:
-    from musicgen_core.storage import Location
 
 DEFAULT_MODEL = "facebook/musicgen-large"
 """The base model where none is given"""
@@ -49,12 +47,6 @@ Format = Literal["flac", "mp3"]
 """Of the files that may stand beside a wav"""
 
 
-class Settings(BaseModel):
-    """Base of all settings: unknown names are errors, numbers are finite, and nothing changes after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
 def _check_prompt(text: str) -> str:
     try:
         text.encode()
@@ -70,37 +62,70 @@ PromptText = Annotated[str, AfterValidator(_check_prompt)]
 """Text that music is made from"""
 
 
+def _none_if_null(prompts: Any) -> Any:
+    return () if prompts is None else prompts
+
+
+Prompts = Annotated[tuple[PromptText, ...], BeforeValidator(_none_if_null)]
+"""Texts that music is made from; null, as earlier versions' forms sent it, stands for none"""
+
+
 def _check_prior_prompts(path: str | None, info: ValidationInfo) -> str | None:
     if path is not None and info.data.get("prior_preservation") == 0:
         raise PydanticCustomError("prior_prompts", "should only be given with prior_preservation, such as 0.25")
     return path
 
 
-class TrainSettings(Settings):
-    """How to train."""
+def _read_switch(value: Any) -> Any:
+    return {"auto": None, "on": True, "off": False}.get(value, value) if isinstance(value, str) else value
 
-    lora_r: int = Field(
-        8, ge=1, le=8192, description="LoRA rank: 8 is a good start, 16 learns more and takes more memory"
-    )
+
+_Switch = Annotated[
+    bool | None,
+    BeforeValidator(_read_switch),
+    WithJsonSchema({"type": "string", "enum": ["auto", "on", "off"]}),  # a form's toggle has two positions
+]
+_AUTO: dict[str, Any] = {"default": "auto"}
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)
+
+
+Epochs = Annotated[int, Field(ge=1, le=10**6, description="how often each training clip is seen")]
+LoraRank = Annotated[
+    int,
+    Field(ge=1, le=8192, description="LoRA rank: 8 is a good start, 16 learns more and takes more memory"),
+]
+LearningRate = Annotated[float, Field(gt=0, le=10, description="learning rate of AdamW, constant after the warm-up")]
+Seed = Annotated[int, Field(ge=0, lt=2**32, description="everything random derives from it")]
+
+
+class LoraSettings(Settings):
+    """Shape of the adapter, beside its rank."""
+
+    model_config = ConfigDict(title="LoRA")
+
     lora_alpha: float = Field(32, gt=0, le=1e6, description="LoRA scale; the update is multiplied by alpha / rank")
     lora_dropout: float = Field(0.1, ge=0, lt=1, description="dropout before LoRA's down-projection")
     lora_targets: list[str] = Field(
         list(LORA_TARGETS),
         min_length=1,
-        description="linear layers that get LoRA; all by default, encoder_attn.q_proj is cross-attention's alone",
+        description="linear layers that get LoRA, such as q_proj, or encoder_attn.q_proj for cross-attention's alone; "
+        "by default all",
+        json_schema_extra=_without_default,  # six rows of text in a form
     )
     lora_rslora: bool = Field(False, description="scale by alpha / √rank (rsLoRA), steadier at high ranks")
     lora_dora: bool = Field(False, description="learn the weights' magnitudes too (DoRA); slower")
-    learning_rate: float = Field(1e-4, gt=0, le=10, description="learning rate of AdamW, constant after the warm-up")
-    warmup_steps: int = Field(
-        0, ge=0, le=LARGEST_COUNT, description="optimizer steps over which the learning rate rises from 0"
-    )
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="learning rate after the warm-up: constant, or falling to 0 at the last step"
-    )
-    weight_decay: float = Field(0.01, ge=0, le=1000, description="weight decay of AdamW")
-    batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
-        "auto", description="clips in a micro-batch; auto picks it and the accumulation for the device"
+
+
+class OptimizerSettings(Settings):
+    """Batches, and how the adapter follows the gradients."""
+
+    model_config = ConfigDict(title="Optimizer")
+
+    batch_size: Annotated[int, Field(ge=1, le=4096)] | SkipJsonSchema[Literal["auto"]] = Field(
+        "auto", description="clips in a micro-batch; by default it and the accumulation are picked for the device"
     )
     gradient_accumulation_steps: int | None = Field(
         None,
@@ -108,24 +133,24 @@ class TrainSettings(Settings):
         le=10**6,
         description=f"micro-batches in an optimizer step; by default batch × accumulation is {EFFECTIVE_BATCH}",
     )
-    num_epochs: int = Field(5, ge=1, le=10**6, description="how often each training clip is seen")
+    warmup_steps: int = Field(
+        0, ge=0, le=LARGEST_COUNT, description="optimizer steps over which the learning rate rises from 0"
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="learning rate after the warm-up: constant, or falling to 0 at the last step"
+    )
+    weight_decay: float = Field(0.01, ge=0, le=1000, description="weight decay of AdamW")
+    max_grad_norm: float = Field(1.0, gt=0, le=1e9, description="gradients are clipped to this norm")
+
+
+class ValidationSettings(Settings):
+    """Held-out clips, and when the training stops."""
+
+    model_config = ConfigDict(title="Validation and stopping")
+
     max_steps: int | None = Field(
         None, ge=1, le=LARGEST_COUNT, description="stop after this many optimizer steps, if earlier"
     )
-    gpus: int = Field(
-        1, ge=1, le=MOST_WORKERS, description="GPUs of this machine to train on, each with its own micro-batches"
-    )
-    base_precision: Literal["bf16", "fp8"] = Field(
-        "bf16", description="precision of the frozen base on a GPU; fp8 is faster on an H100 and newer"
-    )
-    activation_checkpointing: bool | None = Field(
-        None, description="compute activations twice to save memory; by default where the GPU needs it"
-    )
-    compile_blocks: bool | None = Field(
-        None, description="compile the model's blocks, which takes a minute; by default on a GPU"
-    )
-    max_grad_norm: float = Field(1.0, gt=0, le=1e9, description="gradients are clipped to this norm")
-    segment_seconds: float = Field(30.0, ge=0.2, le=30, description="seconds of a clip seen at once, a random crop")
     validation_fraction: float = Field(
         0.05,
         ge=0,
@@ -144,14 +169,26 @@ class TrainSettings(Settings):
         le=LARGEST_COUNT,
         description="stop after this many validations in a row without a new best; by default never",
     )
-    save_every_steps: int = Field(500, ge=1, le=LARGEST_COUNT, description="optimizer steps between step checkpoints")
-    save_every_minutes: float = Field(5.0, gt=0, le=1e9, description="minutes between updates of latest.pt")
-    keep_last: int | None = Field(
-        None, ge=1, le=LARGEST_COUNT, description="step and epoch checkpoints to keep, the newest ones; by default all"
+
+
+class SampleSettings(Settings):
+    """Music rendered while training, to listen to."""
+
+    model_config = ConfigDict(title="Samples")
+
+    sample_prompts: list[PromptText] | None = Field(
+        None,
+        description="texts rendered at first and after each epoch; by default three on a GPU and none on a CPU",
     )
-    full_models: Literal["each_epoch", "best_and_final", "none"] = Field(
-        "each_epoch", description="when to write base and adapter merged: 6.2 GB each for musicgen-large"
-    )
+    sample_seconds: float = Field(10.0, gt=0, le=30, description="seconds of each sample")
+
+
+class DataSettings(Settings):
+    """What the model sees of the clips and their texts."""
+
+    model_config = ConfigDict(title="Training data")
+
+    segment_seconds: float = Field(30.0, ge=0.2, le=30, description="seconds of a clip seen at once, a random crop")
     cfg_dropout: float | None = Field(
         None, ge=0, le=1, description="share of clips trained without their text; by default the model's own"
     )
@@ -168,12 +205,61 @@ class TrainSettings(Settings):
     prior_prompts: Annotated[str | None, AfterValidator(_check_prior_prompts)] = Field(
         None, description="text file of these general prompts, one a line; by default a built-in list"
     )
-    sample_prompts: list[PromptText] | None = Field(
-        None,
-        description="texts rendered at first and after each epoch; by default three on a GPU and none on a CPU",
+
+
+class SavingSettings(Settings):
+    """Checkpoints and models on disk."""
+
+    model_config = ConfigDict(title="Saving")
+
+    save_every_steps: int = Field(500, ge=1, le=LARGEST_COUNT, description="optimizer steps between step checkpoints")
+    save_every_minutes: float = Field(5.0, gt=0, le=1e9, description="minutes between updates of latest.pt")
+    keep_last: int | None = Field(
+        None, ge=1, le=LARGEST_COUNT, description="step and epoch checkpoints to keep, the newest ones; by default all"
     )
-    sample_seconds: float = Field(10.0, gt=0, le=30, description="seconds of each sample")
-    seed: int = Field(0, ge=0, lt=2**32, description="everything random derives from it")
+    full_models: Literal["each_epoch", "best_and_final", "none"] = Field(
+        "each_epoch", description="when to write base and adapter merged: 6.2 GB each for musicgen-large"
+    )
+
+
+class HardwareSettings(Settings):
+    """How the GPUs are used for training."""
+
+    model_config = ConfigDict(title="Hardware")
+
+    gpus: int = Field(
+        1, ge=1, le=MOST_WORKERS, description="GPUs of this machine to train on, each with its own micro-batches"
+    )
+    base_precision: Literal["bf16", "fp8"] = Field(
+        "bf16", description="precision of the frozen base on a GPU; fp8 is faster on an H100 and newer"
+    )
+    activation_checkpointing: _Switch = Field(
+        None,
+        description="compute activations twice to save memory; by default where the GPU needs it",
+        json_schema_extra=_AUTO,
+    )
+    compile_blocks: _Switch = Field(
+        None,
+        description="compile the model's blocks, which takes a minute; by default on a GPU",
+        json_schema_extra=_AUTO,
+    )
+
+
+class TrainSettings(
+    LoraSettings,
+    OptimizerSettings,
+    ValidationSettings,
+    SampleSettings,
+    DataSettings,
+    SavingSettings,
+    HardwareSettings,
+):
+    """How to train."""
+
+    num_epochs: Epochs = 5
+    lora_r: LoraRank = 8
+    learning_rate: LearningRate = 1e-4
+    seed: Seed = 0
 
 
 def template_fields(template: str) -> list[str]:
@@ -231,14 +317,23 @@ def _check_encoding(name: str) -> str:
 _Text = Annotated[str | None, AfterValidator(_none_if_blank)]
 
 
-class TokenizeSettings(Settings):
-    """How to describe clips, and what to expect of archives."""
+class DescriptionSettings(Settings):
+    """Texts for clips in the place of the metadata's, or made from them."""
+
+    model_config = ConfigDict(title="Descriptions")
 
     caption: _Text = Field(None, description="the same description for every clip, whatever the metadata say")
     caption_prefix: _Text = Field(None, description="put before every description, such as a trigger word")
     caption_template: Annotated[_Text, AfterValidator(_check_template)] = Field(
         None, description='description made from fields of the metadata, such as "{genre}, {bpm} bpm"'
     )
+
+
+class ReadingSettings(Settings):
+    """What to expect of archives."""
+
+    model_config = ConfigDict(title="Reading archives")
+
     name_encoding: Annotated[str, AfterValidator(_check_encoding)] = Field(
         "auto", description="encoding of file names in zips without Unicode names, such as cp932"
     )
@@ -256,16 +351,27 @@ class TokenizeSettings(Settings):
     )
 
 
-class SamplingSettings(Settings):
-    """How to choose codes while generating."""
+class TokenizeSettings(DescriptionSettings, ReadingSettings):
+    """How to describe clips, and what to expect of archives."""
 
-    duration: float = Field(
-        10.0, gt=0, le=LONGEST_SECONDS, description="seconds of music a prompt; over 30 in overlapping windows"
-    )
+
+Duration = Annotated[
+    float,
+    Field(gt=0, le=LONGEST_SECONDS, description="seconds of music a prompt; over 30 in overlapping windows"),
+]
+MusicSeed = Annotated[
+    int, Field(ge=0, lt=2**32, description="each prompt draws from its own random stream of this seed")
+]
+
+
+class ChoiceSettings(Settings):
+    """How codes are chosen, one after the other."""
+
+    model_config = ConfigDict(title="Sampling")
+
     overlap: float = Field(
         12.0, gt=0, le=29, description="seconds that a window of 30 goes on from, in pieces longer than that"
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="each prompt draws from its own random stream of this seed")
     greedy: bool = Field(False, description="always take the likeliest code instead of sampling")
     top_k: int = Field(250, ge=0, le=LARGEST_COUNT, description="sample from the k likeliest codes; 0 for all")
     top_p: float = Field(
@@ -283,60 +389,8 @@ class SamplingSettings(Settings):
     )
 
 
-S = TypeVar("S", bound=Settings)
+class SamplingSettings(ChoiceSettings):
+    """How to make music from a text."""
 
-
-def validate(kind: type[S], values: Mapping[str, Any], origin: str = "the settings") -> S:
-    """Build settings of a kind.
-
-    Raises:
-        ConfigError: with every problem at once, each with the setting's name and what was given.
-    """
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        problems = describe_problems(error)
-        raise ConfigError(
-            f"{origin} have {'a problem' if len(problems) == 1 else f'{len(problems)} problems'}: "
-            + "; ".join(problems),
-            "Change or remove what is named",
-        ) from error
-
-
-def describe_problems(error: ValidationError, shown: Callable[[str], str] = str) -> list[str]:
-    """What is wrong, in words, a text for each setting; `shown` gives what the user calls it."""
-    by_name: dict[str, list[Any]] = {}
-    for problem in error.errors():  # a value that may be of two kinds has one for each kind
-        by_name.setdefault(str(problem["loc"][0]), []).append(problem)
-    return [_describe(shown(name), problems) for name, problems in by_name.items()]
-
-
-def _describe(name: str, problems: Sequence[Any]) -> str:
-    if problems[0]["type"] == "extra_forbidden":
-        return f"there is no setting {name}"
-    first, *others = dict.fromkeys(problem["msg"] for problem in problems)
-    reasons = [f"{first[0].lower()}{first[1:]}", *(other.removeprefix("Input should be ") for other in others)]
-    given = repr(problems[0]["input"])
-    return f"{name}: {' or '.join(reasons)}, not {given if len(given) <= 100 else f'{given[:100]}…'}"
-
-
-def read_yaml(path: Location) -> dict[str, Any]:
-    """Settings from a YAML file of `name: value` lines.
-
-    Raises:
-        ConfigError: the file is missing or is not such a file.
-    """
-    import yaml  # not at the top: the command line's help waits for neither
-
-    from musicgen_core import storage
-
-    try:
-        values = yaml.safe_load(storage.as_path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: of encodings, dates
-        reason = " ".join(str(error).split())  # YAML's reasons have several lines
-        raise ConfigError(f"the settings file {path} can't be read ({reason})", "Check path and file") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise ConfigError(f"the settings file {path} holds no settings", "Write one `name: value` a line")
-    return values
+    duration: Duration = 10.0
+    seed: MusicSeed = 0

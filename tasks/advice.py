@@ -23,7 +23,8 @@ def in_form(text: str) -> str:
     context = FlowRunContext.get()
     if context is None or context.flow is None:
         return text
-    fields = context.flow.parameters.properties
+    form = context.flow.parameters
+    fields = {*form.properties, *(name for group in form.definitions.values() for name in group.get("properties", ()))}
 
     def shown(part: re.Match[str]) -> str:
         return _field(part["name"], fields) or part[0] if part["name"] else part[0]

@@ -22,6 +22,8 @@ DEPLOYMENTS = {
     "evaluate": "evaluate-adapter",
     "generate": "generate-music",
     "finetune": "finetune",
+    "estimate": "estimate",
+    "export": "export",
 }
 """The deployment that does what a command does"""
 _ARGUMENTS = {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from musicgen_core import storage
 from musicgen_core.config import DEFAULT_PROMPTS
+from musicgen_core.errors import MetadataError
 from musicgen_core.escaping import one_line
 from musicgen_core.language import message
 from musicgen_core.tracking import stored_url, sync_command
@@ -42,6 +43,21 @@ def no_descriptions(clips: str) -> str:
     """Return what it means that no clip has a description, and what to do: `none of the 8 clips in a.zip` has one."""
     beginning = clips[:1].upper() + clips[1:]
     return f"{beginning} has a description, so that an adapter trained on them learns nothing of words. {DESCRIBE}"
+
+
+def missing_descriptions(archives: Sequence[UPath]) -> str:
+    """Return that no clip of some archives has a description, or why those that are there can't be used; or nothing."""
+    from musicgen_core.config import TokenizeSettings
+    from musicgen_core.data.captions import Captioner, load_captions, metadata_beside
+    from musicgen_core.data.undescribed import undescribed_clips
+
+    metadata = metadata_beside(archives[0])
+    try:
+        captions = load_captions(metadata) if metadata else None
+    except MetadataError as error:
+        return str(error)
+    undescribed = undescribed_clips(archives, Captioner(TokenizeSettings(), captions))
+    return no_descriptions(undescribed) if undescribed else ""
 
 
 def tokenized(tokens: str, shards: int, on: Mapping[str, Any], notice: str = "") -> Outcome:
@@ -150,14 +166,15 @@ def exported(directory: str, kind: str, on: Mapping[str, Any]) -> Outcome:
     return Outcome(made, (listen,))
 
 
-def estimated(archives: str, on: Mapping[str, Any]) -> Outcome:
+def estimated(archives: str, on: Mapping[str, Any], notice: str = "") -> Outcome:
     """Return what an estimate leads to."""
     place = _absolute(archives)
     folder = (place if place.is_dir() else place.parent).parent
     if storage.is_local(folder) and not os.access(str(folder), os.W_OK):
         folder = _absolute(".")
     places = {"tokens": str(folder / "tokens")}  # shards that are there already are kept
-    return Outcome((), (Step(message("Tokenize them"), "tokenize", {"archives": str(place), **_on(on)}, places),))
+    step = Step(message("Tokenize them"), "tokenize", {"archives": str(place), **_on(on)}, places)
+    return Outcome((), (step,), notice)
 
 
 def _export(adapter: UPath) -> Step:

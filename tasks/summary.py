@@ -11,7 +11,7 @@ from musicgen_core import storage
 from musicgen_core.errors import MusicgenError, advice_on, reason_of
 from musicgen_core.escaping import markdown_block, markdown_code, markdown_link, markdown_text
 from musicgen_core.generation.request import Rendered, page_of
-from musicgen_core.wording import counted, lasting
+from musicgen_core.wording import counted, lasting, sized
 from tasks.advice import in_form
 from tasks.artifacts import Artifacts, markdown_table
 from tasks.forms import form_link
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from musicgen_core.data.shards import ShardReport
     from musicgen_core.evaluation.request import Comparison, Evaluation
+    from musicgen_core.exporting.export import Exported
     from musicgen_core.training.request import TrainResult
 
 MOST_ROWS = 50
@@ -58,6 +59,23 @@ def show_summary(artifacts: Artifacts, *sections: Callable[[], str], outcome: Ca
         return "\n\n".join(filter(None, [*parts, f"As of {utc_now()}", as_comment(found)]))
 
     artifacts.markdown("summary", page, "What came of it, and where everything is")
+
+
+def estimated_section(rows: Sequence[tuple[str, str]]) -> str:
+    cells = [(markdown_text(name.strip()), markdown_text(text)) for name, text in rows]
+    return "\n\n".join(["## Estimate", markdown_table(("", ""), cells), "Nothing was written."])
+
+
+def exported_section(exported: Exported) -> str:
+    rows = [(file_link(exported.directory / name), sized(size)) for name, size in exported.files.items()]
+    return "\n\n".join(
+        [
+            "## Exported",
+            _places([("directory", markdown_code(exported.directory))]),
+            markdown_table(("file", "size"), rows),
+            f"{file_link(exported.directory / 'README.md')} says how to load it.",
+        ]
+    )
 
 
 def tokenized_section(

@@ -70,7 +70,7 @@ def evaluate(request: EvaluateRequest, on_progress: Progress = lambda done, tota
         model, subject.adapter, clips, chosen.indices, chosen.segment_frames, device, on_progress
     )
     release_memory(device)
-    prompts = request.settings.prompts or []
+    prompts = request.settings.prompts
     rendered = render_pairs(request, subject.path, prompts, on_progress) if prompts else []
     scores = scoring.run(on_progress) if scoring else None
     announce("writing the report")

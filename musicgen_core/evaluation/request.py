@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from musicgen_core.config import DEFAULT_MODEL, LARGEST_COUNT, PromptText, Settings
+from musicgen_core.config import DEFAULT_MODEL, LARGEST_COUNT, Prompts
 from musicgen_core.language import message
+from musicgen_core.settings import Settings
 from musicgen_core.wording import counted
 
 MOST_CLIPS = 500
 
 
-class EvaluateSettings(Settings):
-    """What to compare, and on how much."""
+class JudgingSettings(Settings):
+    """Clips to compute losses on."""
+
+    model_config = ConfigDict(title="Held-out clips")
 
     max_clips: int = Field(
         MOST_CLIPS,
@@ -33,9 +36,13 @@ class EvaluateSettings(Settings):
     segment_seconds: float | None = Field(
         None, ge=0.2, le=30, description="seconds of each clip; by default as in the adapter's training, or 30"
     )
-    prompts: list[PromptText] | None = Field(None, description="texts to render with both models for the report")
-    duration: float = Field(10.0, gt=0, le=30, description="seconds of each piece of music that is rendered")
-    seed: int = Field(0, ge=0, lt=2**32, description="each piece draws from its own random stream of this seed")
+
+
+class ClapSettings(Settings):
+    """CLAP score and Fréchet audio distance, of music that is rendered for them."""
+
+    model_config = ConfigDict(title="CLAP")
+
     clap_weights: str | None = Field(
         None,
         description="a CLAP model in Hugging Face's format, a directory or an id such as laion/larger_clap_music: "
@@ -47,6 +54,21 @@ class EvaluateSettings(Settings):
         le=LARGEST_COUNT,
         description="validation clips whose descriptions are rendered with both models for these two",
     )
+
+
+ReportPrompts = Annotated[Prompts, Field(description="texts to render with both models for the report")]
+PieceDuration = Annotated[float, Field(gt=0, le=30, description="seconds of each piece of music that is rendered")]
+PieceSeed = Annotated[
+    int, Field(ge=0, lt=2**32, description="each piece draws from its own random stream of this seed")
+]
+
+
+class EvaluateSettings(JudgingSettings, ClapSettings):
+    """What to compare, and on how much."""
+
+    prompts: ReportPrompts = ()
+    duration: PieceDuration = 10.0
+    seed: PieceSeed = 0
 
 
 @dataclass(frozen=True)

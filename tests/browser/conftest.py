@@ -147,15 +147,12 @@ class Ui:
     def parameter(self, name: str) -> Locator:
         """What the run form has of a parameter: label, description, fields."""
         label = self.page.get_by_text(re.compile(rf"^{name}( \(Optional\))?$"))
-        return self.page.locator(".schema-form-property").filter(has=label)
+        return self.page.locator(".schema-form-property").filter(has=label).last  # the first may be its group
 
     def fill(self, name: str, text: str) -> None:
         parameter = self.parameter(name)
         expect(parameter).to_be_visible()
-        choice = parameter.get_by_role("button", name="str", exact=True)
-        if choice.count():  # it may be None, and is at first
-            choice.click()
-        parameter.get_by_role("textbox").fill(text)
+        parameter.locator("input, textarea").fill(text)
 
     def open_choices(self, name: str) -> Locator:
         """Unfold the choices of a parameter."""

@@ -20,6 +20,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolUpdate
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events import EventTrigger
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running
 
@@ -32,7 +33,7 @@ from deployments.up import _host_of_running, visible_gpus, worker_commands
 from deployments.weekly import describe_next, set_weekly
 from flows.train_lora import train_lora
 
-NEW_TOKENS_ONLY = {"init_from_latest": True, "only_new_tokens": True}
+NEW_TOKENS_ONLY = {"start": {"init_from_latest": True, "only_new_tokens": True}}
 GPU_STACK = ("torch", "torchaudio", "audiocraft", "peft", "transformers", "wandb", "triton")
 WITHOUT_GPU_STACK = f"""
 import runpy, sys
@@ -72,14 +73,57 @@ def test_every_flow_is_deployed_to_its_own_queue_with_heartbeats(client: SyncPre
         assert "musicgen" in deployment.tags and deployment.description
 
 
-def test_the_run_form_of_train_lora_explains_every_parameter_and_offers_the_choices(client: SyncPrefectClient) -> None:
-    form = deployed(client, "train-lora").parameter_openapi_schema["properties"]
-    assert list(form)[:2] == ["tokens", "run_dir"]
-    assert [name for name, entry in form.items() if not entry.get("description")] == []
+def test_the_run_form_of_train_lora_has_essentials_then_groups_and_offers_the_choices(
+    client: SyncPrefectClient,
+) -> None:
+    schema = deployed(client, "train-lora").parameter_openapi_schema
+    form, groups = schema["properties"], schema["definitions"]
+    assert list(form)[:6] == ["tokens", "run_dir", "model", "device", "num_epochs", "lora_r"]
+    is_group = ["$ref" in entry for entry in form.values()]
+    assert is_group == sorted(is_group)
     assert form["learning_rate"]["description"] == "learning rate of AdamW, constant after the warm-up"
-    assert form["full_models"]["enum"] == ["each_epoch", "best_and_final", "none"]
     assert form["device"]["enum"] == ["auto", "cpu", "cuda"]
+    assert groups["Saving"]["properties"]["full_models"]["enum"] == ["each_epoch", "best_and_final", "none"]
+    assert groups["HardwareSettings"]["properties"]["compile_blocks"]["enum"] == ["auto", "on", "off"]
     assert "Args:" not in (train_lora.description or "")
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_every_field_of_a_run_form_has_one_type_its_name_and_a_description(
+    client: SyncPrefectClient, name: str
+) -> None:
+    schema = deployed(client, name).parameter_openapi_schema
+    groups = schema.get("definitions", {})
+    assert all(group["description"] for group in groups.values())
+    for form in (schema, *groups.values()):
+        for field, entry in form["properties"].items():
+            assert entry["title"] == field
+            assert "$ref" in entry or entry["description"]
+            assert "$ref" in entry or entry["type"] in ("string", "integer", "number", "boolean", "array")
+            assert "const" not in entry and entry.get("default", "") is not None
+
+
+def test_parameters_are_taken_by_their_own_names_and_in_groups(client: SyncPrefectClient) -> None:
+    deployment = deployed(client, "train-lora").id
+    command = [sys.executable, "-m", "prefect", "deployment", "run", "train-lora/train-lora"]
+    command += ["-p", "lora_r=16", "-p", "tokens=/t", "-p", 'lora={"lora_alpha": 64}']
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [run] = [UUID(word) for word in re.findall(r"[0-9a-f]{8}-[0-9a-f-]{27}", done.stdout)][:1]
+    assert client.read_flow_run(run).parameters == {"lora_r": 16, "tokens": "/t", "lora": {"lora_alpha": 64}}
+    # As scripts and forms of earlier versions have them; the flow puts them into their groups.
+    before = {"lora_r": 16, "lora_alpha": 64, "batch_size": "auto", "compile_blocks": True, "max_steps": None}
+    old = client.create_flow_run_from_deployment(deployment, parameters=before)
+    assert old.parameters == before
+    for each in (run, old.id):
+        client.delete_flow_run(each)
+
+
+def test_a_group_takes_no_name_and_no_value_that_its_form_does_not_offer(client: SyncPrefectClient) -> None:
+    deployment = deployed(client, "train-lora").id
+    for wrong in ({"lora": {"lora_alfa": 64}}, {"lora": {"lora_alpha": 0}}, {"hardware": {"base_precision": "fp4"}}):
+        with pytest.raises(PrefectHTTPStatusError):
+            client.create_flow_run_from_deployment(deployment, parameters=wrong)
 
 
 def test_the_weekly_schedule_is_there_and_off_at_first(client: SyncPrefectClient) -> None:
@@ -114,7 +158,7 @@ def test_registering_again_leaves_what_people_have_set_and_doubles_nothing(clien
     train, finetune = (deployed(client, name) for name in ("train-lora", "finetune"))
     [weekly] = train.schedules
     cron = CronSchedule(cron="30 22 * * 5", timezone="Europe/Berlin")
-    parameters = {**NEW_TOKENS_ONLY, "only_new_tokens": False, "seed": 7}
+    parameters = {"start": {"init_from_latest": True, "only_new_tokens": False}, "seed": 7}
     client.update_deployment_schedule(train.id, weekly.id, active=True, schedule=cron, parameters=parameters)
     own = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 1 * * *"), parameters={"model": "debug"})
     client.create_deployment_schedules(train.id, [own])  # as the UI does: without a slug
@@ -166,6 +210,24 @@ def tokenizing_limit(client: SyncPrefectClient) -> int | None:
     return client.read_work_queue_by_name("tokenizing", work_pool_name=POOL).concurrency_limit
 
 
+def test_registering_groups_the_parameters_that_earlier_versions_stored(client: SyncPrefectClient) -> None:
+    train = deployed(client, "train-lora")
+    [weekly] = train.schedules
+    before = {"init_from_latest": True, "only_new_tokens": False, "lora_r": 16, "activation_checkpointing": True}
+    client.update_deployment_schedule(train.id, weekly.id, active=True, parameters=before)
+    register()
+    [weekly] = deployed(client, "train-lora").schedules
+    assert (weekly.active, weekly.parameters) == (
+        True,
+        {
+            "lora_r": 16,
+            "start": {"init_from_latest": True, "only_new_tokens": False},
+            "hardware": {"activation_checkpointing": "on"},
+        },
+    )
+    client.update_deployment_schedule(train.id, weekly.id, active=False, parameters=NEW_TOKENS_ONLY)
+
+
 def test_weekly_on_keeps_parameters_for_each_retraining(
     client: SyncPrefectClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,15 +238,20 @@ def test_weekly_on_keeps_parameters_for_each_retraining(
         return found.active, found.parameters
 
     set_weekly(False)
-    _, flags = stored()
     given = {"model": "facebook/musicgen-small", "lora_r": 16, "sample_prompts": ["calm piano"], "copy_to": "a=b"}
     arguments = [f"-p={name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in given.items()]
     assert main(["run", "train-lora", "--weekly", "on", *arguments]) == 0
-    assert stored() == (True, flags | given)
+    grouped = {
+        "model": "facebook/musicgen-small",
+        "lora_r": 16,
+        "samples": {"sample_prompts": ["calm piano"]},
+        "saving": {"copy_to": "a=b"},
+    }
+    assert stored() == (True, NEW_TOKENS_ONLY | grouped)
     assert main(["run", "train-lora", "--weekly", "off"]) == 0
-    assert stored() == (False, flags | given)
+    assert stored() == (False, NEW_TOKENS_ONLY | grouped)
     assert main(["run", "train-lora", "--weekly", "on", "-p", "lora_r=32"]) == 0
-    assert stored() == (True, flags | given | {"lora_r": 32})
+    assert stored() == (True, NEW_TOKENS_ONLY | grouped | {"lora_r": 32})
     said = capsys.readouterr().out
     assert '"facebook/musicgen-small"' in said and "Next retraining: not scheduled by the server yet" in said
 
@@ -192,7 +259,7 @@ def test_weekly_on_keeps_parameters_for_each_retraining(
     assert main(["run", "train-lora", "--weekly", "on", *wrong]) == 2
     told = capsys.readouterr().err
     assert "no parameter 'lora_rank'" in told and "lora_r: 'many' is not of type 'integer'" in told
-    assert stored() == (True, flags | given | {"lora_r": 32})
+    assert stored() == (True, NEW_TOKENS_ONLY | grouped | {"lora_r": 32})
     set_weekly(False)
 
 

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from deployments.cli import main
-from deployments.estimate import estimated_rows
-from deployments.training_price import SPEEDS, training_rows
 from musicgen_core import storage
 from musicgen_core.data.shards import Rejected
 from musicgen_core.estimate import Estimate
+from musicgen_core.estimate_rows import SPEEDS, estimated_rows, training_rows
 
 DEBUG_CPU = ["--model", "debug", "--device", "cpu"]
 LARGE = Estimate(

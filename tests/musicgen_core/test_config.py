@@ -11,14 +11,12 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.config import (
     SamplingSettings,
-    Settings,
     TokenizeSettings,
     TrainSettings,
-    read_yaml,
     template_fields,
-    validate,
 )
 from musicgen_core.errors import ConfigError
+from musicgen_core.settings import Settings, read_yaml, validate
 
 
 def refusal(kind: type[Settings] = TrainSettings, /, **values: Any) -> ConfigError:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from musicgen_core import storage
-from musicgen_core.config import TrainSettings, validate
+from musicgen_core.config import TrainSettings
 from musicgen_core.data.dataset import Clips, load_clips
 from musicgen_core.data.shards import described_clips
 from musicgen_core.errors import Cancelled, ConfigError, RunDirectoryError
@@ -20,6 +20,7 @@ from musicgen_core.generation.engine import Engine
 from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
+from musicgen_core.settings import validate
 from musicgen_core.training import prior
 from musicgen_core.training.batching import BatchSize
 from musicgen_core.training.checkpoint import load_checkpoint

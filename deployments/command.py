@@ -1,0 +1,90 @@
+"""What a command is: its parameters, and how they look on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import NoneType
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import AfterValidator
+from pydantic.fields import FieldInfo
+
+from flows.parameters import groups_in
+from musicgen_core.settings import Settings
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command, and how its parameters look on the command line.
+
+    Attributes:
+        summary: a line of help.
+        function: `module:name` of what is called with the parameters that were given; imported only then.
+        form: the model whose fields are its parameters, and groups of them.
+        example: a command line that works, or several.
+        arguments: parameters that are arguments. One that holds a list takes the rest; all others are required.
+        required: parameters that are options and required.
+        short: other names for options.
+        with_config: whether `--config FILE.yaml` gives settings.
+    """
+
+    summary: str
+    function: str
+    form: type[Settings]
+    example: str
+    arguments: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    short: Mapping[str, str] = field(default_factory=dict)
+    with_config: bool = False
+
+    @cached_property
+    def groups(self) -> dict[str, type[Settings]]:
+        return groups_in(self.form)
+
+    @cached_property
+    def fields(self) -> dict[str, FieldInfo]:
+        """All parameters, arguments first: each field of a group has its own name here."""
+        fields = {name: info for name, info in self.form.model_fields.items() if name not in self.groups}
+        for kind in self.groups.values():
+            fields |= kind.model_fields
+        return {name: fields[name] for name in dict.fromkeys((*self.arguments, *fields))}
+
+    @cached_property
+    def titles(self) -> dict[str, str]:
+        """Of each field of a group, the group's title."""
+        return {
+            name: str(kind.model_config.get("title")) for kind in self.groups.values() for name in kind.model_fields
+        }
+
+    @cached_property
+    def needed(self) -> list[str]:
+        return [name for name in (*self.arguments, *self.required) if not is_list(self.fields[name])]
+
+    def shown(self, name: str) -> str:
+        """Return what the user calls a parameter; what is none stays as it is."""
+        if name not in self.fields:
+            return name
+        return name.upper() if name in self.arguments else self.short.get(name, flag(name))
+
+
+def kind_of(info: FieldInfo) -> Any:
+    """Return the type of a field, without None."""
+    kinds = [kind for kind in get_args(info.annotation) if kind is not NoneType]
+    return Union[tuple(kinds)] if NoneType in get_args(info.annotation) else info.annotation  # noqa: UP007
+
+
+def is_list(info: FieldInfo) -> bool:
+    """Return whether a field holds several values."""
+    return get_origin(kind_of(info)) in (list, tuple)
+
+
+def is_place(info: FieldInfo) -> bool:
+    """Return whether it is a text that names something, such as a file, and not one that may hold anything."""
+    return kind_of(info) is str and not any(isinstance(each, AfterValidator) for each in info.metadata)
+
+
+def flag(name: str) -> str:
+    """Return a parameter's option."""
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,46 @@
+"""`estimate`: how long tokenizing and training will take, on how much disk, and at what price."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect.client.schemas import State
+from prefect.states import Completed
+
+from flows.beginning import begin
+from flows.endings import ends_with_reason
+from flows.parameters import Archives, Device, HourlyPrice, Model, SampledClips, Threads, archives_at_a_time
+from flows.places import chosen_device, chosen_model, place, run_name
+from flows.run_form import form_flow
+from musicgen_core.data.archive import choose_archives
+from musicgen_core.wording import lasting
+from tasks.estimating import estimate_archives
+
+
+@form_flow(name="estimate", flow_run_name=run_name("estimate", "archives", "musicgen_archives"))
+@ends_with_reason
+def estimate(
+    archives: Archives = "",
+    clips: SampledClips = 100,
+    hourly_price: HourlyPrice = 0.0,
+    model: Model = "",
+    device: Device = "auto",
+    workers: Threads = Threads(),
+) -> State[Any]:
+    """Show how long tokenizing and training will take: a sample of the clips is encoded."""
+    begin()
+    location = place(archives, "musicgen_archives")
+    chosen, left_out = choose_archives(location)
+    found: Any = estimate_archives(
+        clips=clips,
+        location=location,
+        archives=chosen,
+        left_out=left_out,
+        model=chosen_model(model),
+        device=chosen_device(device),
+        workers=archives_at_a_time(workers.max_workers),
+        hourly_price=hourly_price or None,
+    )
+    if isinstance(found, State):
+        return found  # Cancelled
+    return Completed(message=f"tokenizing takes about {lasting(3600 * found.hours_to_go)}", data=found)

@@ -1,0 +1,36 @@
+"""`export`: an adapter in the formats of other libraries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect.client.schemas import State
+from prefect.states import Completed
+
+from flows.beginning import begin
+from flows.endings import ends_with_reason
+from flows.parameters import Adapter, AdaptersModel, ExportFormat, ExportOut
+from flows.places import new_folder, place, run_name
+from flows.retraining import last_trained
+from flows.run_form import form_flow
+from musicgen_core import storage
+from tasks.exporting import export_adapter
+
+
+@form_flow(name="export", flow_run_name=run_name("export", "adapter", "musicgen_runs"))
+@ends_with_reason
+def export(
+    adapter: Adapter = "",
+    out: ExportOut = "",
+    format: ExportFormat = "peft",
+    model: AdaptersModel = "",
+) -> State[Any]:
+    """Write an adapter as another library loads it, with a model card that says how."""
+    begin()
+    chosen = adapter or last_trained(model, "Train first, or give an adapter")
+    target = out or str(storage.as_path(place(None, "musicgen_output")) / new_folder("export"))
+    name = storage.as_path(chosen).name
+    exported: Any = export_adapter(name=name, adapter=chosen, out=target, kind=format, model=model or None)
+    if isinstance(exported, State):
+        return exported  # Cancelled
+    return Completed(message=f"{name} for {format} in {exported.directory}", data=exported)

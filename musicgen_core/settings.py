@@ -1,0 +1,104 @@
+"""What all settings have in common: one definition serves YAML, the command line, flows and their run forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from musicgen_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from musicgen_core.storage import Location
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown names are errors, numbers are finite, and nothing changes after validation.
+
+    In a JSON schema, from which the Prefect UI draws its run forms, a field has its own name for a title, and one that
+    may be None or is not of the field's type is simply left out: the form would offer a switch between the types.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, field_title_generator=lambda name, _: name
+    )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        reference = handler(schema)
+        for field in handler.resolve_ref_schema(reference).get("properties", {}).values():
+            kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
+            if len(kinds) == 1:
+                del field["anyOf"]
+                field.update(kinds[0])
+            if field.get("default") is None or (isinstance(field["default"], str) and field.get("type") != "string"):
+                field.pop("default", None)
+        return reference
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def validate(kind: type[S], values: Mapping[str, Any], origin: str = "the settings") -> S:
+    """Build settings of a kind.
+
+    Raises:
+        ConfigError: with every problem at once, each with the setting's name and what was given.
+    """
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        problems = describe_problems(error)
+        raise ConfigError(
+            f"{origin} have {'a problem' if len(problems) == 1 else f'{len(problems)} problems'}: "
+            + "; ".join(problems),
+            "Change or remove what is named",
+        ) from error
+
+
+def describe_problems(error: ValidationError, shown: Callable[[str], str] = str) -> list[str]:
+    """What is wrong, in words, a text for each setting; `shown` gives what the user calls it."""
+    by_name: dict[str, list[Any]] = {}
+    for problem in error.errors():  # a value that may be of two kinds has one for each kind
+        by_name.setdefault(str(problem["loc"][0]), []).append(problem)
+    return [_describe(shown(name), problems) for name, problems in by_name.items()]
+
+
+def _describe(name: str, problems: Sequence[Any]) -> str:
+    if problems[0]["type"] == "extra_forbidden":
+        return f"there is no setting {name}"
+    first, *others = dict.fromkeys(problem["msg"] for problem in problems)
+    reasons = [f"{first[0].lower()}{first[1:]}", *(other.removeprefix("Input should be ") for other in others)]
+    given = repr(problems[0]["input"])
+    return f"{name}: {' or '.join(reasons)}, not {given if len(given) <= 100 else f'{given[:100]}…'}"
+
+
+def read_yaml(path: Location) -> dict[str, Any]:
+    """Settings from a YAML file of `name: value` lines.
+
+    Raises:
+        ConfigError: the file is missing or is not such a file.
+    """
+    import yaml  # not at the top: the command line's help waits for neither
+
+    from musicgen_core import storage
+
+    try:
+        values = yaml.safe_load(storage.as_path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: of encodings, dates
+        reason = " ".join(str(error).split())  # YAML's reasons have several lines
+        raise ConfigError(f"the settings file {path} can't be read ({reason})", "Check path and file") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise ConfigError(f"the settings file {path} holds no settings", "Write one `name: value` a line")
+    return values
+
+
+def collect(kind: type[S], *groups: Settings, **values: Any) -> S:
+    """Build settings from groups that hold some of their fields, among others, and from further values."""
+    given = {name: getattr(group, name) for group in groups for name in type(group).model_fields} | values
+    return kind(**{name: value for name, value in given.items() if name in kind.model_fields})

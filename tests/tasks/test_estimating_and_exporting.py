@@ -1,0 +1,68 @@
+"""Runs of `estimate` and `export`, and their summaries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect.client.schemas.objects import Artifact
+from prefect.variables import Variable
+
+from flows.estimate import estimate
+from flows.export import export
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+Shown = Callable[[UUID], dict[str, Artifact]]
+
+
+def summary_of(state: Any, shown: Shown) -> str:
+    return str(shown(state.state_details.flow_run_id)["summary"].data)
+
+
+def test_the_summary_of_an_estimate_has_its_figures_and_prices(
+    demo_archives: Path, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("musicgen_core.estimate.LEAST_SECONDS", 0.0)
+    state: Any = estimate(
+        archives=str(demo_archives), clips=4, hourly_price=3.5, model="debug", device="cpu", return_state=True
+    )
+    assert state.is_completed() and state.message.startswith("tokenizing takes about ")
+    summary = summary_of(state, shown)
+    assert summary.startswith(f"# estimate · {demo_archives.name} · ")
+    for name in ("archives", "clips", "sample", "speed", "time to go", "disk", "cost", "training"):
+        assert f"| {name} | " in summary
+    assert "4 clips of 2 archives" in summary and "3.50 an hour" in summary
+
+
+def test_an_estimate_without_archives_says_what_is_missing() -> None:
+    state: Any = estimate(archives="/nowhere", model="debug", device="cpu", return_state=True)
+    assert state.is_failed() and "/nowhere" in state.message
+
+
+def test_the_summary_of_an_export_links_what_was_written(
+    finetuned: tuple[Path, Any], tmp_path: Path, shown: Shown
+) -> None:
+    folder, _ = finetuned
+    state: Any = export(adapter=str(folder / "runs" / "jazz"), out=str(tmp_path / "shared"), return_state=True)
+    assert state.is_completed() and state.message == f"jazz for peft in {tmp_path / 'shared'}"
+    summary = summary_of(state, shown)
+    assert "adapter_model.safetensors" in summary and "README.md` says how to load it" in summary
+
+
+def test_an_export_without_places_takes_the_last_adapter_and_a_new_folder(
+    finetuned: tuple[Path, Any], tmp_path: Path
+) -> None:
+    folder, _ = finetuned
+    Variable.set("musicgen_runs", str(folder / "runs"), overwrite=True)
+    Variable.set("musicgen_output", str(tmp_path), overwrite=True)
+    try:
+        state: Any = export(return_state=True)
+    finally:
+        Variable.unset("musicgen_runs")
+        Variable.unset("musicgen_output")
+    [made] = tmp_path.iterdir()
+    assert state.is_completed() and made.name.startswith("export-")
+    assert (made / "adapter_model.safetensors").exists()
