@@ -20,6 +20,7 @@ from rich.text import Text
 
 from deployments.console import output, print_line, show_core_messages
 from musicgen_core.escaping import printable
+from musicgen_core.language import message, translated
 from musicgen_core.stages import Stage, heard_by
 
 if TYPE_CHECKING:
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
     from tasks.progress import Update
 
 _TITLES = {
-    "fetch": "Download, MB",
-    "tokenize": "Archives",
-    "train": "Training steps",
-    "evaluate": "Evaluation",
-    "generate": "Music",
+    "fetch": message("Download, MB"),
+    "tokenize": message("Archives"),
+    "train": message("Training steps"),
+    "evaluate": message("Evaluation"),
+    "generate": message("Music"),
 }
 _COLUMNS = (
     TextColumn("{task.description:<14}"),
@@ -62,6 +63,7 @@ class Activity:
 
     def say(self, text: str) -> None:
         """Show what is being done from here on; nothing: what the bars say is enough."""
+        text = translated(text)
         with self._lock:
             if text == self._text:
                 return
@@ -75,12 +77,12 @@ class Activity:
             self.say(stage.text)
             return
         with self._lock:
-            self._since = self._since if self._text.startswith(stage.text) else time.monotonic()
-            self._text = str(stage)
+            self._since = self._since if self._text.startswith(translated(stage.text)) else time.monotonic()
+            self._text = translated(stage.words)
 
     def __call__(self, update: Update) -> None:
         """Show the progress of a task."""
-        title = _TITLES.get(update.stage, update.stage)
+        title = translated(_TITLES.get(update.stage, update.stage))
         with self._lock:
             if update.stage not in self._bars:
                 self._bars[update.stage] = self._progress.add_task(title, total=None, text="")

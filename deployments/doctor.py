@@ -16,7 +16,7 @@ from deployments.console import output, print_outcome
 from deployments.parameters import DoctorParameters
 from deployments.registering import PLACES
 from musicgen_core.config import DEFAULT_MODEL
-from musicgen_core.language import message
+from musicgen_core.language import message, say
 from musicgen_core.stages import mention
 from tasks.next_steps import Outcome, Step
 
@@ -32,7 +32,7 @@ _LEVELS_WIDTH = max(map(len, _STYLES))
 def doctor(parameters: dict[str, Any]) -> int:
     options = DoctorParameters(**parameters)
     given = {name: value for name in PLACES if (value := getattr(options, name))}
-    with _silence(), working("looking at this machine"):
+    with _silence(), working(message("looking at this machine")):
         findings = examine(options.model, options.device, given, options.places, options.clips)
     show(findings)
     has_problems = any(finding.level == "problem" for finding in findings)
@@ -116,7 +116,7 @@ def _run(name: str, module: str, function: str, *arguments: Any) -> Any:
 
 def _start(name: str, module: str, function: str, *arguments: Any) -> Callable[[], Any]:
     """Start a check → a function that waits for what it returns."""
-    mention(f"looking at {name}")
+    mention(message("looking at {name}", name=name))
 
     def run() -> Any:
         return getattr(importlib.import_module(f"deployments.checks.{module}"), function)(*arguments)
@@ -133,10 +133,10 @@ def show(findings: Sequence[Finding]) -> None:
         line = Text.assemble(f"  {finding.check:<{names}}  ", level, f"  {redact(finding.found)}")
         output.print(line, soft_wrap=True)
     problems = [finding for finding in findings if finding.level == "problem"]
-    _show_fixes("To fix:" if problems else "There is nothing to fix.", problems)
+    _show_fixes(say("To fix:") if problems else say("There is nothing to fix."), problems)
     hints = [finding for finding in findings if finding.level == "warning" and finding.fix]
     if hints:
-        _show_fixes("If you want what the warnings are about:", hints)
+        _show_fixes(say("If you want what the warnings are about:"), hints)
 
 
 def _show_fixes(title: str, findings: Sequence[Finding]) -> None:

@@ -16,6 +16,7 @@ from typing import IO
 from deployments.environment import is_healthy
 from flows.orphans import be_sent_at_parents_death
 from musicgen_core.errors import MusicgenError
+from musicgen_core.language import message
 from musicgen_core.stages import mention
 
 PORTS = 3
@@ -36,7 +37,7 @@ def start_temporary_server() -> None:
     server = SubprocessASGIServer()  # the one that Prefect's clients ask for
     if server.running:
         return
-    mention("starting a temporary Prefect server")
+    mention(message("starting a temporary Prefect server"))
     with tempfile.TemporaryFile() as log:
         for _ in range(PORTS):
             server.port = server.find_available_port()

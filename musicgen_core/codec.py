@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.codes import CODEBOOKS, FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 from musicgen_core.data.audio import resample
+from musicgen_core.language import message
 from musicgen_core.model.compression import codec_identity, load_codec
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.resampling import resampler_of
@@ -48,7 +49,7 @@ class Codec:
     """
 
     def __init__(self, model: BaseModel, device: torch.device | str = "cpu") -> None:
-        announce("reading the codec")
+        announce(message("reading the codec"))
         self.device = torch.device(device)
         self.identity = codec_identity(model)
         self._model = load_codec(model, self.device)

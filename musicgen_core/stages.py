@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from musicgen_core.language import message
+
 logger = logging.getLogger(__name__)
 
 
@@ -28,7 +30,14 @@ class Stage:
     total: int | None = None
 
     def __str__(self) -> str:
-        return self.text if self.total is None else f"{self.text}, {self.done:,} of {self.total:,}"
+        return str(self.words)
+
+    @property
+    def words(self) -> str:
+        """The stage and how far it is, as a message."""
+        if self.done is None or self.total is None:
+            return self.text
+        return message("{stage}, {done:,} of {total:,}", stage=self.text, done=self.done, total=self.total)
 
 
 Listener = Callable[[Stage], None]
@@ -64,7 +73,7 @@ def advance(text: str, done: int, total: int) -> None:
 def announce_torch() -> None:
     """Announce the import of PyTorch, which takes seconds, where it has not been imported yet."""
     if "torch" not in sys.modules:
-        announce("loading PyTorch")
+        announce(message("loading PyTorch"))
 
 
 def pass_on(stage: Stage) -> None:

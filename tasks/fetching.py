@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from musicgen_core.language import message
 from musicgen_core.model import hub
 from musicgen_core.stages import announce, announce_torch
 from tasks.progress import Update, report
@@ -28,7 +29,7 @@ def check_model(name: str) -> None:
     from musicgen_core.model.text import find_text_encoder
     from musicgen_core.model.weights import find_model
 
-    announce(f"looking for the model {name}")
+    announce(message("looking for the model {name}", name=name))
     model = find_model(name)
     assert model.config, "read, to find out whether it can be"
     find_text_encoder(model.text_encoder)

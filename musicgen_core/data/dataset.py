@@ -143,7 +143,7 @@ def load_clips(tokens: UPath, codec: str, folder: Path | None = None, only: Coll
     Raises:
         TokensError: no whole shards, damaged ones, or codes of another codec; no room in the cache.
     """
-    announce(f"reading the clips in {tokens}")
+    announce(message("reading the clips in {tokens}", tokens=tokens))
     reports, skipped = _find_shards(tokens)
     if not any(report.clips for report in reports.values()):
         raise TokensError(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from musicgen_core.errors import ModelError
 from musicgen_core.evaluation.frechet import Embeddings
+from musicgen_core.language import message
 from musicgen_core.model import hub
 from musicgen_core.stages import announce
 
@@ -49,7 +50,7 @@ class Clap:
     """
 
     def __init__(self, source: str) -> None:
-        announce("reading the CLAP weights")
+        announce(message("reading the CLAP weights"))
         from transformers import ClapModel, ClapProcessor
         from transformers.utils import logging
 

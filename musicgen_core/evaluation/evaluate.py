@@ -73,7 +73,7 @@ def evaluate(request: EvaluateRequest, on_progress: Progress = lambda done, tota
     prompts = request.settings.prompts
     rendered = render_pairs(request, subject.path, prompts, on_progress) if prompts else []
     scores = scoring.run(on_progress) if scoring else None
-    announce("writing the report")
+    announce(message("writing the report"))
     evaluation = _summarize(request, subject, model, clips, chosen, losses, scores, str(out / REPORT_FILE))
     _write(out, evaluation, subject, losses, rendered)
     return evaluation

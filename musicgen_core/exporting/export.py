@@ -64,7 +64,7 @@ def export(adapter: storage.Location, out: storage.Location, kind: Format, model
     if storage.is_local(target):
         target = storage.as_path(Path(str(target)).resolve())  # `.` has no name
     unfinished = _check_free(target)
-    announce("reading the adapter")
+    announce(message("reading the adapter"))
     weights = find_adapter(adapter)
     loaded = load_adapter(weights)
     origin = origin_of(weights, loaded)
@@ -170,10 +170,10 @@ def _write(folder: Path, name: str, kind: Format, adapter: Adapter, origin: Orig
         peft_directory.write(vars(adapter), hub_id(adapter.base_model), folder)
     else:
         assert base is not None, "merging needs one"
-        announce("merging the adapter into the base model")
+        announce(message("merging the adapter into the base model"))
         merged = merged_checkpoint(base, adapter)
         check_merged(merged["best_state"], "their own precision")
-        announce("writing the merged model")
+        announce(message("writing the merged model"))
         write_full_model(merged, storage.as_path(folder / LM_FILE), Event())
         shutil.copyfile(base.codec_path, folder / CODEC_FILE)
         if (base.directory / TEXT_ENCODER).is_dir():

@@ -177,7 +177,7 @@ class _Rendering:
         lm = load_merged(model, voice.adapter, self._device, compute_dtype(self._device))
         guidance = model.config.inference_coefficient
         engine = Engine(lm, self._text, guidance, request.weight_bits, request.cache_bits)
-        announce("preparing the model to generate; on a GPU it is compiled the first time")
+        announce(message("preparing the model to generate; on a GPU it is compiled the first time"))
         engine.pack()
         for batch, size in batches(self._pieces, partial(self._size_for, engine)):
             self._render(voice_number, voice, engine, batch, size)
@@ -215,7 +215,7 @@ class _Rendering:
         """Codes and audio of each piece. None: out of memory; the error would keep what had been allocated."""
         try:
             codes = self._generate(engine, batch, size)
-            mention("turning the codes into sound")
+            mention(message("turning the codes into sound"))
             return codes, self._decode(codes)
         except torch.OutOfMemoryError:
             return None

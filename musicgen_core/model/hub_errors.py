@@ -84,7 +84,7 @@ class Attempts:
             raise give_up(self._repo, error, attempts=self._failed) from error
         wait = wait if wait is not None else 2.0 ** (self._failed - 1)
         logger.warning("%s: %s; next attempt in %.0f s", self._repo, _reason(error), wait)
-        mention(f"waiting {wait:.0f} s before the next attempt to fetch {self._repo}")
+        mention(message("waiting {wait:.0f} s before the next attempt to fetch {repo}", wait=wait, repo=self._repo))
         _pause(wait)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from musicgen_core.errors import ModelError
+from musicgen_core.language import message
 from musicgen_core.model import hub
 from musicgen_core.model.decoder import TextCondition
 from musicgen_core.stages import announce
@@ -44,7 +45,7 @@ class TextEncoder(nn.Module):
     """
 
     def __init__(self, source: str | Path, device: torch.device | str = "cpu") -> None:
-        announce("reading the text encoder")
+        announce(message("reading the text encoder"))
         from transformers import AutoTokenizer, T5EncoderModel
         from transformers.utils import logging
 

@@ -95,7 +95,7 @@ _LARGE_BYTES = 1 << 30
 @lru_cache(maxsize=8)
 def file_sha256(path: Path, size: int, _mtime_ns: int) -> str:
     if size >= _LARGE_BYTES:
-        announce(f"computing the checksum of {path}")
+        announce(message("computing the checksum of {path}", path=path))
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -231,7 +231,7 @@ def load_lm(
         model: a model directory, or the path of a single checkpoint such as `full_models/best_model.pt`.
     """
     path = model.lm_path if isinstance(model, BaseModel) else model
-    announce(f"reading the model {model.name if isinstance(model, BaseModel) else path}")
+    announce(message("reading the model {name}", name=model.name if isinstance(model, BaseModel) else path))
     checkpoint = read_checkpoint(path)
     config = read_lm_config(checkpoint["xp.cfg"], path).decoder
     with torch.device("meta"):

@@ -59,7 +59,7 @@ def launch(
         Cancelled: `cancelled` said so, or somebody ended the workers with SIGTERM.
     """
     check_gpus(request.device, gpus)
-    announce(f"starting {gpus} processes, which load PyTorch")
+    announce(message("starting {gpus} processes, which load PyTorch", gpus=gpus))
     with storage.scratch_folder() as scratch:
         workers = _Workers(request, gpus, scratch, worker_module)
         try:

@@ -20,6 +20,7 @@ from musicgen_core.config import TrainSettings
 from musicgen_core.data.dataset import Batch, Clips, join, split, training_batch, validation_batch
 from musicgen_core.data.loader import prefetched
 from musicgen_core.errors import Cancelled, TrainingError
+from musicgen_core.language import message
 from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.lora import LoraSettings, adapter_state, add_lora, set_adapter_state
 from musicgen_core.model.text import TextEncoder
@@ -179,7 +180,7 @@ class Trainer:
                         break
                     self._wait(hooks)
                     if step == started + 1:
-                        announce("computing the first step; on a GPU the model is compiled for it")
+                        announce(message("computing the first step; on a GPU the model is compiled for it"))
                     self._step(step, own)
                     self._finish_step(hooks)
                     self._rest(hooks)

@@ -242,7 +242,7 @@ class RunLock:
     def _is_stale(self, found: Holder) -> bool:
         """Watch a lock until it beats or has not for long enough. True: no one holds it any more."""
         logger.info("%s is locked by %s; waiting up to %.0f s for a sign of life", self.root, found, STALE_AFTER_S)
-        mention(f"waiting for a sign of life of {found}")
+        mention(message("waiting for a sign of life of {found}", found=found))
         deadline = time.monotonic() + STALE_AFTER_S
         while time.monotonic() < deadline:
             time.sleep(min(1.0, BEAT_S / 4))

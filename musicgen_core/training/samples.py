@@ -28,6 +28,7 @@ from musicgen_core.generation.engine import Engine, decodes_fast
 from musicgen_core.generation.loudness import normalize
 from musicgen_core.generation.page import PAGE, write_samples_index
 from musicgen_core.generation.streams import streams_of
+from musicgen_core.language import message
 from musicgen_core.model.lora import Adapter, load_merged
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel
@@ -95,7 +96,10 @@ class Samples:
         """
         if not self._prompts:
             return False
-        announce(f"rendering the samples of {f'epoch {epoch}' if epoch else 'the base model'}")
+        if epoch:
+            announce(message("rendering the samples of epoch {number}", number=epoch))
+        else:
+            announce(message("rendering the samples of the base model"))
         try:
             codes = self._generate(adapter, _until(self._deadline(), cancelled))
             for i, audio in enumerate(self._codec.decode(torch.stack(codes))):

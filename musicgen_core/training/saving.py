@@ -15,6 +15,7 @@ from upath import UPath
 from musicgen_core import storage, tracking
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import RunDirectoryError, raise_if_interrupted, reason_of
+from musicgen_core.language import message
 from musicgen_core.model.lora import Adapter, save_adapter
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.stages import announce
@@ -176,7 +177,7 @@ class Saver:
         Raises:
             RunDirectoryError: a file that belongs to the end can't be written.
         """
-        announce("writing the final files")
+        announce(message("writing the final files"))
         adapter = self._checkpoint().adapter
         self._plot()
         self._write_or_raise({str(self.files.stage): self.files.upload_stage})
