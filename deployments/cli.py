@@ -34,13 +34,13 @@ from musicgen_core.language import say, translated
 _OF_TRAINING = {"num_epochs": "--epochs", "sample_prompts": "--sample-prompt"}
 COMMANDS = {
     "demo": Command(
-        summary="Tokenize, train and generate on made-up music, on the CPU, in about three minutes",
+        summary="Try everything with made-up music, on the CPU, in about three minutes",
         function="deployments.demo:demo",
         form=DemoParameters,
         example="musicgen-flows demo --workdir /tmp/demo",
     ),
     "finetune": Command(
-        summary="Archives to tokens to adapter to music, in a row",
+        summary="Learn from your music and make new music, all in a row",
         function="deployments.commands:finetune",
         form=FinetuneParameters,
         example="musicgen-flows finetune archives/ --tokens tokens/ --run-dir runs/first \\\n"
@@ -51,14 +51,14 @@ COMMANDS = {
         with_config=True,
     ),
     "tokenize": Command(
-        summary="Archives of wavs to shards of codes",
+        summary="Turn your music into tokens, the form in which the model reads it",
         function="deployments.commands:tokenize",
         form=TokenizeParameters,
         example="musicgen-flows tokenize archives/ tokens/ --caption-prefix mystyle",
         arguments=("archives", "tokens"),
     ),
     "train": Command(
-        summary="Shards of codes to a LoRA adapter",
+        summary="Teach the model your music: tokens to an adapter (LoRA)",
         function="deployments.commands:train",
         form=TrainParameters,
         example="musicgen-flows train tokens/ runs/first --epochs 3 --lora-r 16",
@@ -67,7 +67,7 @@ COMMANDS = {
         with_config=True,
     ),
     "generate": Command(
-        summary="Prompts to wavs",
+        summary="Make music from words",
         function="deployments.commands:generate",
         form=GenerateParameters,
         example='musicgen-flows generate music/ --adapter runs/first --prompt "calm piano"',
@@ -75,7 +75,7 @@ COMMANDS = {
         short={"prompts": "--prompt", "formats": "--format"},
     ),
     "up": Command(
-        summary="Prefect server, workers and deployments on this machine",
+        summary="Work in the browser: Prefect server, workers and deployments here",
         function="deployments.up:up",
         form=UpParameters,
         example="musicgen-flows up --archives /data/archives --runs /data/runs",
@@ -89,7 +89,7 @@ COMMANDS = {
         short={"param": "-p"},
     ),
     "estimate": Command(
-        summary="How long tokenizing will take, and at what price",
+        summary="How long it will take, and at what price",
         function="deployments.estimate:estimate",
         form=EstimateParameters,
         example="musicgen-flows estimate archives/ --hourly-price 2.50",
@@ -105,7 +105,7 @@ COMMANDS = {
         short={"prompts": "--prompt"},
     ),
     "export": Command(
-        summary="An adapter for peft or audiocraft, with a model card",
+        summary="Share an adapter: for peft or audiocraft, with a model card",
         function="deployments.export:export",
         form=ExportParameters,
         example="musicgen-flows export runs/first shared/ --format peft",

@@ -20,15 +20,16 @@ from cyclopts.exceptions import (
     UnknownOptionError,
     UnusedCliTokensError,
 )
-from cyclopts.help import ColumnSpec, DefaultFormatter, DescriptionRenderer, HelpEntry, NameRenderer
+from cyclopts.help import DefaultFormatter
 from pydantic import SkipValidation, ValidationError
 from pydantic.fields import FieldInfo
-from rich.console import Console, ConsoleOptions
+from rich.console import Console
 
 from deployments.command import Command, flag, is_list, is_place, kind_of
+from deployments.help import ARGUMENTS, OPTIONS, REQUIRED, columns, describe, group, in_users_language
 from musicgen_core.errors import ConfigError
 from musicgen_core.escaping import one_line
-from musicgen_core.language import LANGUAGES, message
+from musicgen_core.language import LANGUAGES, message, say
 from musicgen_core.language import VARIABLE as LANGUAGE_VARIABLE
 from musicgen_core.settings import describe_problems, read_yaml
 
@@ -36,15 +37,10 @@ PROGRAM = "musicgen-flows"
 BROKEN_PIPE = 128 + signal.SIGPIPE
 """Exit code of Unix tools whose output nobody reads any more"""
 
-_ARGUMENTS, _REQUIRED, _ESSENTIAL = (
-    Group(title, sort_key=number) for number, title in enumerate(("Arguments", "Required", "Options"))
-)
+_PANELS = (ARGUMENTS, REQUIRED, OPTIONS)
 _LANGUAGE = "--language"
 _OF_ALL = ("--help", "--version", "--debug", _LANGUAGE)
 """Options of every command"""
-
-_NAMES_WIDTH = 34
-"""Of the help's column of names: the longest option with its metavar is not broken at 80 characters a line"""
 
 _SIMILARITY = 0.75
 """How much a name must be like another (difflib's ratio, 1 if equal) to be taken for a slip of it"""
@@ -110,8 +106,13 @@ def parse(commands: Mapping[str, Command], line: Sequence[str]) -> tuple[Command
 def _app(functions: Mapping[Callable[..., Any], tuple[str, Command]]) -> App:
     app = App(
         PROGRAM,
-        help="Fine-tune MusicGen with LoRA and make music with it.",
-        help_epilogue=f"{PROGRAM} COMMAND --help shows a command's options; --debug shows tracebacks and all logs.",
+        help=say("Teach MusicGen your style of music, and make music with it."),
+        help_epilogue=say(
+            "{program} COMMAND --help shows a command's options; --debug shows tracebacks and all logs; "
+            "--language ja speaks Japanese.",
+            program=PROGRAM,
+        ),
+        group_commands=Group(say("Commands")),
         help_format="plaintext",
         version=lambda: version(PROGRAM),
         console=_Console(),
@@ -120,26 +121,23 @@ def _app(functions: Mapping[Callable[..., Any], tuple[str, Command]]) -> App:
         arguments = "".join(f" {_usage(command, each)}" for each in command.arguments)
         part = App(
             name,
-            help=command.summary,
-            help_epilogue=f"Example:\n{command.example}",
-            group_arguments=_ARGUMENTS,
-            help_formatter=DefaultFormatter(column_specs=_columns),
+            help=in_users_language(command.summary),
+            help_epilogue=say("Example:\n{example}", example=command.example),
+            group_arguments=_panel_of(ARGUMENTS),
+            help_formatter=DefaultFormatter(column_specs=columns),
             usage=f"{PROGRAM} {name}{arguments} [OPTIONS]",
             sort_key=number,
         )
         part.default(function)
         app.command(part)
-    app.register_install_completion_command(help="Let bash, zsh or fish complete commands and options")
+    app.register_install_completion_command(help=say("Let bash, zsh or fish complete commands and options"))
+    for each in (app, *(app[name] for name, _ in functions.values())):
+        each["--help"].help, each["--version"].help = say("Show this help."), say("Show the version.")
     return app
 
 
 def _usage(command: Command, name: str) -> str:
     return f"[{name.upper()} …]" if is_list(command.fields[name]) else name.upper()
-
-
-def _columns(console: Console, options: ConsoleOptions, entries: Sequence[HelpEntry]) -> tuple[ColumnSpec, ...]:
-    names = ColumnSpec(renderer=NameRenderer(_NAMES_WIDTH), style="cyclopts.name", max_width=_NAMES_WIDTH)
-    return names, ColumnSpec(renderer=DescriptionRenderer(), overflow="fold")
 
 
 def _function(command: Command) -> Callable[..., Any]:
@@ -149,7 +147,9 @@ def _function(command: Command) -> Callable[..., Any]:
 
     given = [_parameter(command, name, info) for name, info in command.fields.items()]
     if command.with_config:
-        config = Parameter(help="YAML file of settings; options override it", metavar="FILE.yaml", group=_ESSENTIAL)
+        config = Parameter(
+            help=say("YAML file of settings; options override it"), metavar="FILE.yaml", group=_panel_of(OPTIONS)
+        )
         given.append(_keyword("config", Annotated[Path, config, *_AS_TEXT], None))
     given.sort(key=lambda parameter: parameter.kind)
     function.__signature__ = inspect.Signature(given)  # type: ignore[attr-defined]
@@ -158,14 +158,13 @@ def _function(command: Command) -> Callable[..., Any]:
 
 def _parameter(command: Command, name: str, info: FieldInfo) -> inspect.Parameter:
     kind, several = kind_of(info), is_list(info)
-    needed = name in command.needed
     common: dict[str, Any] = {
-        "help": (info.description or "").split("; by default" if needed else "\0")[0],
+        "help": describe(command, name),
         "show_default": False if info.default in (None, "", (), []) else " ".join if several else True,
     }
     if name in command.arguments:
         where = inspect.Parameter.VAR_POSITIONAL if several else inspect.Parameter.POSITIONAL_ONLY
-        look = Parameter(group=_ARGUMENTS, **common)
+        look = Parameter(group=_panel_of(ARGUMENTS), **common)
         hint = Path if kind is str or several else kind
         default = inspect.Parameter.empty if several else None
         return inspect.Parameter(name, where, default=default, annotation=Annotated[hint, look, *_AS_TEXT])
@@ -186,9 +185,13 @@ def _parameter(command: Command, name: str, info: FieldInfo) -> inspect.Paramete
 def _panel(command: Command, name: str) -> Group:
     """Return the panel of the help that an option is in."""
     if name in command.required:
-        return _REQUIRED
+        return _panel_of(REQUIRED)
     title, titles = command.titles.get(name), list(dict.fromkeys(command.titles.values()))
-    return Group(title, sort_key=_ESSENTIAL.sort_key + 1 + titles.index(title)) if title else _ESSENTIAL
+    return group(title, len(_PANELS) + titles.index(title)) if title else _panel_of(OPTIONS)
+
+
+def _panel_of(title: str) -> Group:
+    return group(title, _PANELS.index(title))
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
@@ -250,21 +253,22 @@ def _without(error: CycloptsError, line: list[str]) -> tuple[list[str], list[str
         assert error.app is not None and error.unused_tokens
         given = error.unused_tokens[0]
         if given.startswith("-"):
-            return [f"there is no option {one_line(given)}{_meant(given, _OF_ALL)}"], line
+            return [_no_option(given, _OF_ALL)], line
         names = [name for name in error.app if not name.startswith("-")]
-        return [
-            f"there is no command {one_line(given)!r}{_meant(given, names) or '; there are ' + ', '.join(names)}"
-        ], line
+        others = _meant(given, names) or message("; there are {names}", names=", ".join(names))
+        return [message("there is no command {given!r}{others}", given=one_line(given), others=others)], line
     if isinstance(error, UnusedCliTokensError):
         unused = error.unused_tokens or []
         for entry in unused:
             line = _replaced(line, entry, [])
-        return [f"{one_line(entry)!r} is one argument too many" for entry in unused], line
+        return [message("{argument!r} is one argument too many", argument=one_line(entry)) for entry in unused], line
     if isinstance(error, MissingArgumentError) and error.keyword:
-        return [f"{error.keyword}: expected a value"], _replaced(line, error.keyword, [])
+        return [message("{option}: expected a value", option=error.keyword)], _replaced(line, error.keyword, [])
     if isinstance(error, CoercionError) and error.token and error.argument and error.argument.is_flag():
         flag = error.token.keyword or ""
-        return [f"{flag}: expected no value, not {one_line(error.token.value)!r}"], _replaced(line, flag, [])
+        given = one_line(error.token.value)
+        problem = message("{option}: expected no value, not {given!r}", option=flag, given=given)
+        return [problem], _replaced(line, flag, [])
     error.verbose = False
     return [" ".join(str(error).split())], line
 
@@ -276,16 +280,24 @@ def _without_option(error: UnknownOptionError, line: list[str]) -> tuple[list[st
     arguments = [name for name in names if not name.startswith("-")]
     if (argument := option.lstrip("-").replace("-", "_").upper()) in arguments:
         usage = " ".join((PROGRAM, *(error.command_chain or ()), *arguments))
-        problem = f"{one_line(option)} is no option but the argument {argument}: {usage} [OPTIONS]"
+        problem = message(
+            "{option} is no option but the argument {argument}: {usage} [OPTIONS]",
+            option=one_line(option),
+            argument=argument,
+            usage=usage,
+        )
         return [problem], _replaced(line, option, [value] if value else [], with_value=False)
     options = [name for name in names if name.startswith("-")]
-    return [f"there is no option {one_line(option)}{_meant(option, [*options, *_OF_ALL])}"], _replaced(
-        line, option, _similar(option, options)
-    )
+    return [_no_option(option, [*options, *_OF_ALL])], _replaced(line, option, _similar(option, options))
+
+
+def _no_option(given: str, names: Sequence[str]) -> str:
+    return message("there is no option {option}{meant}", option=one_line(given), meant=_meant(given, names))
 
 
 def _meant(given: str, names: Sequence[str]) -> str:
-    return "".join(f"; did you mean {name}?" for name in _similar(given, names))
+    similar = _similar(given, names)
+    return message("; did you mean {name}?", name=similar[0]) if similar else ""
 
 
 def _similar(given: str, names: Sequence[str]) -> list[str]:
@@ -321,9 +333,13 @@ def _checked(command: Command, given: dict[str, Any], problems: list[str]) -> di
     for name, info in fields.items():
         if is_place(info) and given.get(name) == "":
             problems.append(
-                f"{command.shown(name)} is empty: give a value, and check the shell variable that it may come from"
+                message(
+                    "{option} is empty: give a value, and check the shell variable that it may come from",
+                    option=command.shown(name),
+                )
             )
-    problems += [f"{command.shown(name)} is missing" for name in command.needed if given.get(name) is None]
+    missing = [name for name in command.needed if given.get(name) is None]
+    problems += [message("{option} is missing", option=command.shown(name)) for name in missing]
     checked: dict[str, Any] = {}
     for kind in (command.form, *command.groups.values()):
         values = {name: given[name] for name in kind.model_fields if name in given and name in fields}
@@ -333,7 +349,7 @@ def _checked(command: Command, given: dict[str, Any], problems: list[str]) -> di
             checked |= {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
         except ValidationError as error:
             problems += describe_problems(error, command.shown)
-    problems += [f"there is no setting {name}" for name in given if name not in fields]
+    problems += [message("there is no setting {name}", name=name) for name in given if name not in fields]
     if problems:
         raise UsageError(problems)
     return {name: checked[name] for name in given}

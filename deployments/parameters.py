@@ -23,16 +23,24 @@ Deployment = Literal[
 class DemoParameters(Settings):
     """Parameters of `demo`."""
 
-    workdir: str = Field("demo", description="Directory of everything that the demo makes")
+    workdir: str = Field("demo", description="Folder for everything that the demo makes")
 
 
 class UpParameters(Settings):
     """Parameters of `up`."""
 
-    archives: str | None = Field(None, description="Sets the variable musicgen_archives (at first ./archives)")
-    tokens: str | None = Field(None, description="Sets the variable musicgen_tokens (at first ./tokens)")
-    runs: str | None = Field(None, description="Sets the variable musicgen_runs (at first ./runs)")
-    output: str | None = Field(None, description="Sets the variable musicgen_output (at first ./music)")
+    archives: str | None = Field(
+        None, description="Where your music is: sets the variable musicgen_archives (at first ./archives)"
+    )
+    tokens: str | None = Field(
+        None, description="Where tokens go: sets the variable musicgen_tokens (at first ./tokens)"
+    )
+    runs: str | None = Field(
+        None, description="Where training runs go: sets the variable musicgen_runs (at first ./runs)"
+    )
+    output: str | None = Field(
+        None, description="Where the music goes: sets the variable musicgen_output (at first ./music)"
+    )
     model: str | None = Field(
         None, description="Sets the variable musicgen_model, from which jobs take their model where none is given"
     )
@@ -48,7 +56,10 @@ class UpParameters(Settings):
         description="Port of the file server: tokens, runs and music, read-only; by default --port + 100",
     )
     workers: int | None = Field(
-        None, ge=1, le=MOST_WORKERS, description="Workers for training and generating, a job each; by default one a GPU"
+        None,
+        ge=1,
+        le=MOST_WORKERS,
+        description="Training and generating jobs that run at the same time; by default one for each GPU",
     )
 
     @property
@@ -67,11 +78,11 @@ def _check_parameter(entry: str) -> str:
 class RunParameters(Settings):
     """Parameters of `run`."""
 
-    deployment: Deployment | None = Field(None, description="What to run")
+    deployment: Deployment | None = Field(None, description="The deployment to run")
     param: list[Annotated[str, AfterValidator(_check_parameter)]] = Field(
-        [], description="A parameter of the flow, name=value; the value is JSON or text"
+        [], description="A field of its form, name=value; the value is JSON or text"
     )
-    watch: bool = Field(False, description="Wait for the end; exit 1 if the run fails")
+    watch: bool = Field(False, description="Follow the run until it ends; exit 1 if it fails")
     weekly: Literal["on", "off"] | None = Field(
         None,
         description="Of train-lora alone: switch its weekly schedule on or off, run nothing; with on, -p sets its "
@@ -83,16 +94,18 @@ class DoctorParameters(Settings):
     """Parameters of `doctor`."""
 
     places: list[str] = Field(
-        [], description="Paths and URLs to try; by default the Prefect variables musicgen_archives and so on"
+        [], description="Folders and URLs to try; by default the Prefect variables musicgen_archives and so on"
     )
-    archives: str | None = Field(None, description="Try this place for archives")
-    tokens: str | None = Field(None, description="Try this place for tokens")
-    runs: str | None = Field(None, description="Try this place for runs")
-    output: str | None = Field(None, description="Try this place for output")
+    archives: str | None = Field(None, description="Folder of archives to try")
+    tokens: str | None = Field(None, description="Folder of tokens to try")
+    runs: str | None = Field(None, description="Folder of training runs to try")
+    output: str | None = Field(None, description="Folder of music to try")
     model: str | None = Field(
         None,
         description=f"Model to have room for; by default that of deployments: the variable musicgen_model if it is "
         f"set, else {DEFAULT_MODEL}",
     )
     device: Device = "auto"
-    clips: int = Field(139_000, ge=1, le=LARGEST_COUNT, description="Clips to have room for")  # of 139 archives
+    clips: int = Field(
+        139_000, ge=1, le=LARGEST_COUNT, description="Clips that there should be room for"
+    )  # of 139 archives

@@ -62,8 +62,8 @@ _Text = Annotated[str, BeforeValidator(_empty_if_null)]
 """A parameter that may be left out: empty, or null as earlier versions' forms sent it. A form shows a text box."""
 
 _MODELS = (
-    "A Hugging Face id, a directory in audiocraft's format, or a model that needs no Hub: demo (small, "
-    "trained on synthesized music) or debug (random weights)"
+    "Which MusicGen plays: a Hugging Face id, a directory in audiocraft's format, demo (small, comes with the project) "
+    "or debug (random weights, for tests)"
 )
 _DEFAULT = f"for a deployment the variable musicgen_model if it is set, else {DEFAULT_MODEL}"
 Model = Annotated[_Text, Field(description=f"{_MODELS}; by default {_DEFAULT}")]
@@ -78,29 +78,51 @@ Device = Annotated[
     ),
 ]
 Archives = Annotated[
-    _Text, Field(description="A file, a directory or a glob; by default the variable musicgen_archives")
+    _Text,
+    Field(
+        description="Your music: a zip or tar archive, a folder of archives, or a pattern such as "
+        "data/*.zip; by default the variable musicgen_archives"
+    ),
 ]
 RunDir = Annotated[
     _Text,
-    Field(description="Directory of the training; by default a new one under the variable musicgen_runs"),
+    Field(
+        description="Folder of this training run: adapter, samples, checkpoints; by default a new one "
+        "under the variable musicgen_runs"
+    ),
 ]
-Tokens = Annotated[_Text, Field(description="Directory of the shards; by default the variable musicgen_tokens")]
+Tokens = Annotated[
+    _Text,
+    Field(
+        description="Folder of the tokens, the form in which the model reads your music; by default the "
+        "variable musicgen_tokens"
+    ),
+]
 Metadata = Annotated[
-    _Text, Field(description="Descriptions; by default metadata.jsonl beside the archives, if it is there")
+    _Text,
+    Field(
+        description="File with a description of each clip; by default metadata.jsonl beside the archives, "
+        "if it is there"
+    ),
 ]
 Limit = Annotated[
     int,
-    Field(ge=0, le=LARGEST_COUNT, description="Take only the first so many clips of the whole run; 0: all"),
+    Field(ge=0, le=LARGEST_COUNT, description="Take only the first so many clips, to try it out; 0: all of them"),
     BeforeValidator(_zero_if_null),
 ]
 Output = Annotated[
-    _Text, Field(description="Directory of the wavs; by default a new one under the variable musicgen_output")
+    _Text, Field(description="Folder for the music; by default a new one under the variable musicgen_output")
 ]
 OnFailedArchives = Annotated[
-    Literal["stop", "continue"], Field(description="What to do when archives could not be tokenized")
+    Literal["stop", "continue"], Field(description="If some archives can't be read: stop, or continue with the others")
 ]
-MusicPrompts = Annotated[Prompts, Field(description="Texts to make music from; by default a few examples")]
-_ADAPTER = "A *_lora.pt, a run directory (its best), a PEFT directory, or USER/NAME on the Hub"
+MusicPrompts = Annotated[
+    Prompts, Field(description="Texts that say what the music should be like; by default a few examples")
+]
+_ADAPTER = (
+    "What a training run has learned: its run directory (the best), a *_lora.pt, a PEFT directory, or USER/NAME on the "
+    "Hub"
+)
 _LAST = "the best of the training under the variable musicgen_runs that was completed last"
 Adapter = Annotated[_Text, Field(description=f"{_ADAPTER}; by default {_LAST}")]
 AdapterOrBase = Annotated[
@@ -112,7 +134,7 @@ AdapterOrBase = Annotated[
 ]
 Report = Annotated[
     _Text,
-    Field(description="Directory of the report; by default evaluation in the adapter's run directory, or beside it"),
+    Field(description="Folder for the report; by default evaluation in the adapter's run directory, or beside it"),
 ]
 PromptsFile = Annotated[
     _Text,
@@ -121,17 +143,17 @@ PromptsFile = Annotated[
         "seed and continue_from"
     ),
 ]
-Variations = Annotated[int, Field(ge=1, le=10_000, description="Samples a prompt, each from its own random stream")]
+Variations = Annotated[int, Field(ge=1, le=10_000, description="Pieces from each prompt, all of them different")]
 ContinueFrom = Annotated[
-    _Text, Field(description="A sound file that the pieces continue; the duration is that of the whole")
+    _Text, Field(description="A recording that the pieces continue; the duration is that of the whole")
 ]
-Compare = Annotated[bool, Field(description="Render each prompt with the base model, too, from the same seed")]
-SampledClips = Annotated[
-    int, Field(ge=1, le=LARGEST_COUNT, description="Clips to encode, spread over at most 4 of the archives")
+Compare = Annotated[
+    bool, Field(description="Make each piece with the base model, too, from the same seed, to hear the difference")
 ]
+SampledClips = Annotated[int, Field(ge=1, le=LARGEST_COUNT, description="Clips to try, from at most 4 of the archives")]
 HourlyPrice = Annotated[
     float,
-    Field(ge=0, le=1e12, description="Price of this machine an hour, for the cost; 0: no cost is shown"),
+    Field(ge=0, le=1e12, description="Price of this machine an hour, to show the cost; 0: no cost is shown"),
     BeforeValidator(_zero_if_null),
 ]
 ExportFormat = Annotated[
@@ -144,11 +166,11 @@ ExportFormat = Annotated[
 ExportOut = Annotated[
     _Text,
     Field(
-        description="Directory or URL to write; nothing may be there yet; by default a new one under the variable "
-        "musicgen_output"
+        description="Folder or URL to write; nothing may be there yet; by default a new one under the "
+        "variable musicgen_output"
     ),
 ]
-_CopyTo = Annotated[str | None, Field(description="Keep a second copy here")]
+_CopyTo = Annotated[str | None, Field(description="Folder or URL for a second copy")]
 
 
 def archives_at_a_time(max_workers: int | None) -> int:
@@ -162,7 +184,10 @@ class Threads(Settings):
     model_config = ConfigDict(title="Workers")
 
     max_workers: int | None = Field(
-        None, ge=1, le=MOST_WORKERS, description="Archives at a time in threads; by default one a core, at most 4"
+        None,
+        ge=1,
+        le=MOST_WORKERS,
+        description="Archives worked on at the same time; by default one for each CPU core, at most 4",
     )
 
 
@@ -170,7 +195,7 @@ class Workers(Threads):
     """Where archives are worked on, and how many at a time."""
 
     task_runner: Literal["threads", "dask"] = Field(
-        "threads", description="What runs the tasks: threads of this process, or a Dask cluster"
+        "threads", description="Where archives are worked on: in this process, or on a Dask cluster"
     )
     dask_address: str | None = Field(
         None, description="Address of the Dask cluster's scheduler, such as tcp://10.0.0.5:8786"
@@ -187,14 +212,14 @@ class Start(Settings):
     )
     init_adapter: str | None = Field(
         None,
-        description="Start from this *_lora.pt, the best of this run directory, this PEFT directory, "
-        "or USER/NAME on the Hub",
+        description="Start from an adapter: a *_lora.pt, the best of a run directory, a PEFT directory, or "
+        "USER/NAME on the Hub",
     )
     init_from_latest: bool = Field(
-        False, description="Start from the final adapter of the last completed training beside this one, if any"
+        False, description="Start from the final adapter of the last completed training run beside this one, if any"
     )
     only_new_tokens: bool = Field(
-        False, description="Skip the training if the last completed one beside it has learned from all these tokens"
+        False, description="Skip the training if the last completed one beside it has learned from all of this music"
     )
 
 
@@ -202,7 +227,9 @@ class Validation(ValidationSettings):
     """Held-out clips, when the training stops, and what is compared then."""
 
     evaluate: bool = Field(
-        True, description="At the end compare the best adapter with the base model on up to 500 validation clips"
+        True,
+        description="At the end test whether the adapter is better than the base model, on up to 500 clips "
+        "that it has not learned from",
     )
 
 
@@ -218,8 +245,8 @@ class Files(Settings):
     model_config = ConfigDict(title="Files")
 
     formats: list[Format] | None = Field(None, description="Write these beside each wav, too: flac, mp3")
-    spectrograms: bool = Field(True, description="Draw each piece's spectrogram")
-    save_codes: bool = Field(False, description="Keep the codes beside each wav, as .npy")
+    spectrograms: bool = Field(True, description="Draw a picture of each piece's sound (spectrogram)")
+    save_codes: bool = Field(False, description="Keep the tokens beside each wav, as .npy")
     copy_to: _CopyTo = None
 
 
@@ -239,11 +266,11 @@ class Engine(Settings):
         None,
         ge=1,
         le=MOST_SIDE_BY_SIDE,
-        description="Pieces in one batch; by default 1 on a CPU, and 1, 8 or 32 on a GPU as they fit",
+        description="Pieces made at the same time; by default 1 on a CPU, and 1, 8 or 32 on a GPU as they fit",
     )
-    weight_bits: _Bits = Field(16, description="Bits of weights on a GPU; 8: quicker for single pieces")
+    weight_bits: _Bits = Field(16, description="Bits of the model's weights on a GPU; 8: quicker for single pieces")
     cache_bits: _Bits = Field(
-        16, description="Bits of what is kept of earlier frames, on a GPU; 8: quicker for many side by side"
+        16, description="Bits of what is remembered of the music so far, on a GPU; 8: quicker for many pieces at a time"
     )
 
 

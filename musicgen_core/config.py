@@ -92,13 +92,22 @@ def _without_default(schema: dict[str, Any]) -> None:
     schema.pop("default", None)
 
 
-Epochs = Annotated[int, Field(ge=1, le=10**6, description="how often each training clip is seen")]
+Epochs = Annotated[int, Field(ge=1, le=10**6, description="How many times the model hears each clip")]
 LoraRank = Annotated[
     int,
-    Field(ge=1, le=8192, description="LoRA rank: 8 is a good start, 16 learns more and takes more memory"),
+    Field(
+        ge=1,
+        le=8192,
+        description="Size of the adapter (LoRA rank): 8 is a good start, 16 learns more and takes more memory",
+    ),
 ]
-LearningRate = Annotated[float, Field(gt=0, le=10, description="learning rate of AdamW, constant after the warm-up")]
-Seed = Annotated[int, Field(ge=0, lt=2**32, description="everything random derives from it")]
+LearningRate = Annotated[
+    float,
+    Field(gt=0, le=10, description="How fast the adapter learns (learning rate of AdamW): lower is gentler and slower"),
+]
+Seed = Annotated[
+    int, Field(ge=0, lt=2**32, description="Number that fixes everything random: the same one gives the same result")
+]
 
 
 class LoraSettings(Settings):
@@ -106,17 +115,24 @@ class LoraSettings(Settings):
 
     model_config = ConfigDict(title="LoRA")
 
-    lora_alpha: float = Field(32, gt=0, le=1e6, description="LoRA scale; the update is multiplied by alpha / rank")
-    lora_dropout: float = Field(0.1, ge=0, lt=1, description="dropout before LoRA's down-projection")
+    lora_alpha: float = Field(
+        32, gt=0, le=1e6, description="How strongly the adapter acts: what it learns is multiplied by alpha / rank"
+    )
+    lora_dropout: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share of the adapter's inputs left out at random, against learning by heart (dropout)",
+    )
     lora_targets: list[str] = Field(
         list(LORA_TARGETS),
         min_length=1,
-        description="linear layers that get LoRA, such as q_proj, or encoder_attn.q_proj for cross-attention's alone; "
-        "by default all",
+        description="Layers of the model that get an adapter, such as q_proj, or encoder_attn.q_proj for "
+        "cross-attention's alone; by default all",
         json_schema_extra=_without_default,  # six rows of text in a form
     )
-    lora_rslora: bool = Field(False, description="scale by alpha / √rank (rsLoRA), steadier at high ranks")
-    lora_dora: bool = Field(False, description="learn the weights' magnitudes too (DoRA); slower")
+    lora_rslora: bool = Field(False, description="Multiply by alpha / √rank (rsLoRA), steadier for large adapters")
+    lora_dora: bool = Field(False, description="Learn the weights' magnitudes, too (DoRA); slower")
 
 
 class OptimizerSettings(Settings):
@@ -125,22 +141,26 @@ class OptimizerSettings(Settings):
     model_config = ConfigDict(title="Optimizer")
 
     batch_size: Annotated[int, Field(ge=1, le=4096)] | SkipJsonSchema[Literal["auto"]] = Field(
-        "auto", description="clips in a micro-batch; by default it and the accumulation are picked for the device"
+        "auto", description="Clips that the device works on at once (micro-batch); by default as many as fit"
     )
     gradient_accumulation_steps: int | None = Field(
         None,
         ge=1,
         le=10**6,
-        description=f"micro-batches in an optimizer step; by default batch × accumulation is {EFFECTIVE_BATCH}",
+        description=f"Micro-batches in one step of learning; by default the step sees {EFFECTIVE_BATCH} clips in all",
     )
     warmup_steps: int = Field(
-        0, ge=0, le=LARGEST_COUNT, description="optimizer steps over which the learning rate rises from 0"
+        0, ge=0, le=LARGEST_COUNT, description="Steps over which the learning rate rises from 0 at first"
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="learning rate after the warm-up: constant, or falling to 0 at the last step"
+        "constant", description="Learning rate after that: constant, or falling to 0 at the last step"
     )
-    weight_decay: float = Field(0.01, ge=0, le=1000, description="weight decay of AdamW")
-    max_grad_norm: float = Field(1.0, gt=0, le=1e9, description="gradients are clipped to this norm")
+    weight_decay: float = Field(
+        0.01, ge=0, le=1000, description="Pull of the adapter's weights towards 0 (weight decay of AdamW)"
+    )
+    max_grad_norm: float = Field(
+        1.0, gt=0, le=1e9, description="Limit on how far one step may go (gradients are clipped to this norm)"
+    )
 
 
 class ValidationSettings(Settings):
@@ -149,25 +169,26 @@ class ValidationSettings(Settings):
     model_config = ConfigDict(title="Validation and stopping")
 
     max_steps: int | None = Field(
-        None, ge=1, le=LARGEST_COUNT, description="stop after this many optimizer steps, if earlier"
+        None, ge=1, le=LARGEST_COUNT, description="Stop after this many steps, if that is earlier"
     )
     validation_fraction: float = Field(
         0.05,
         ge=0,
         lt=1,
-        description="share of the clips held out for validation; of 40 clips or more at least 8, unless it is 0",
+        description="Share of the clips that the adapter does not learn from and is tested on; of 40 clips "
+        "or more at least 8, unless it is 0",
     )
     validate_every_steps: int | None = Field(
         None,
         ge=1,
         le=LARGEST_COUNT,
-        description="optimizer steps between validations within an epoch; by default only at its end",
+        description="Steps between tests within an epoch; by default only at its end",
     )
     early_stopping: int | None = Field(
         None,
         ge=1,
         le=LARGEST_COUNT,
-        description="stop after this many validations in a row without a new best; by default never",
+        description="Stop after this many tests in a row without a new best; by default never",
     )
 
 
@@ -178,9 +199,10 @@ class SampleSettings(Settings):
 
     sample_prompts: list[PromptText] | None = Field(
         None,
-        description="texts rendered at first and after each epoch; by default three on a GPU and none on a CPU",
+        description="Texts to make samples from, before the training and after each epoch; by default "
+        "three on a GPU and none on a CPU",
     )
-    sample_seconds: float = Field(10.0, gt=0, le=30, description="seconds of each sample")
+    sample_seconds: float = Field(10.0, gt=0, le=30, description="Length of each sample in seconds")
 
 
 class DataSettings(Settings):
@@ -188,22 +210,31 @@ class DataSettings(Settings):
 
     model_config = ConfigDict(title="Training data")
 
-    segment_seconds: float = Field(30.0, ge=0.2, le=30, description="seconds of a clip seen at once, a random crop")
+    segment_seconds: float = Field(
+        30.0, ge=0.2, le=30, description="Seconds that the model hears at once: a random part of each clip"
+    )
     cfg_dropout: float | None = Field(
-        None, ge=0, le=1, description="share of clips trained without their text; by default the model's own"
+        None,
+        ge=0,
+        le=1,
+        description="Share of the clips heard without their description, as guidance needs it; by default "
+        "the model's own",
     )
     word_dropout: float | None = Field(
-        None, ge=0, le=1, description="share of words left out of the other texts; by default the model's own"
+        None,
+        ge=0,
+        le=1,
+        description="Share of the words left out of the other descriptions; by default the model's own",
     )
     prior_preservation: float = Field(
         0.0,
         ge=0,
         le=0.99,
-        description="share of an epoch's clips that the base model generates from general prompts before the first "
-        "step, so that the adapter forgets less of what the base model can play",
+        description="Share of an epoch's clips that the base model plays itself, from general prompts, so "
+        "that the adapter forgets less of what the base model can play",
     )
     prior_prompts: Annotated[str | None, AfterValidator(_check_prior_prompts)] = Field(
-        None, description="text file of these general prompts, one a line; by default a built-in list"
+        None, description="Text file of these general prompts, one a line; by default a built-in list"
     )
 
 
@@ -212,13 +243,19 @@ class SavingSettings(Settings):
 
     model_config = ConfigDict(title="Saving")
 
-    save_every_steps: int = Field(500, ge=1, le=LARGEST_COUNT, description="optimizer steps between step checkpoints")
-    save_every_minutes: float = Field(5.0, gt=0, le=1e9, description="minutes between updates of latest.pt")
+    save_every_steps: int = Field(500, ge=1, le=LARGEST_COUNT, description="Steps between checkpoints that are kept")
+    save_every_minutes: float = Field(
+        5.0,
+        gt=0,
+        le=1e9,
+        description="Minutes between saves of the newest state (latest.pt), from which training resumes",
+    )
     keep_last: int | None = Field(
-        None, ge=1, le=LARGEST_COUNT, description="step and epoch checkpoints to keep, the newest ones; by default all"
+        None, ge=1, le=LARGEST_COUNT, description="Checkpoints to keep, the newest ones; by default all"
     )
     full_models: Literal["each_epoch", "best_and_final", "none"] = Field(
-        "each_epoch", description="when to write base and adapter merged: 6.2 GB each for musicgen-large"
+        "each_epoch",
+        description="When to write a whole model with the adapter merged in: 6.2 GB each for musicgen-large",
     )
 
 
@@ -227,20 +264,18 @@ class HardwareSettings(Settings):
 
     model_config = ConfigDict(title="Hardware")
 
-    gpus: int = Field(
-        1, ge=1, le=MOST_WORKERS, description="GPUs of this machine to train on, each with its own micro-batches"
-    )
+    gpus: int = Field(1, ge=1, le=MOST_WORKERS, description="GPUs of this machine to train on")
     base_precision: Literal["bf16", "fp8"] = Field(
-        "bf16", description="precision of the frozen base on a GPU; fp8 is faster on an H100 and newer"
+        "bf16", description="Precision of the base model on a GPU; fp8 is faster on an H100 and newer"
     )
     activation_checkpointing: _Switch = Field(
         None,
-        description="compute activations twice to save memory; by default where the GPU needs it",
+        description="Compute activations twice to save memory; by default where the GPU needs it",
         json_schema_extra=_AUTO,
     )
     compile_blocks: _Switch = Field(
         None,
-        description="compile the model's blocks, which takes a minute; by default on a GPU",
+        description="Compile the model's blocks, which takes a minute and trains faster; by default on a GPU",
         json_schema_extra=_AUTO,
     )
 
@@ -322,10 +357,12 @@ class DescriptionSettings(Settings):
 
     model_config = ConfigDict(title="Descriptions")
 
-    caption: _Text = Field(None, description="the same description for every clip, whatever the metadata say")
-    caption_prefix: _Text = Field(None, description="put before every description, such as a trigger word")
+    caption: _Text = Field(None, description="One description for all clips, in place of their own")
+    caption_prefix: _Text = Field(
+        None, description="Words before every description, such as a name for your style that prompts can use later"
+    )
     caption_template: Annotated[_Text, AfterValidator(_check_template)] = Field(
-        None, description='description made from fields of the metadata, such as "{genre}, {bpm} bpm"'
+        None, description='Pattern that makes descriptions from fields of the metadata, such as "{genre}, {bpm} bpm"'
     )
 
 
@@ -335,19 +372,19 @@ class ReadingSettings(Settings):
     model_config = ConfigDict(title="Reading archives")
 
     name_encoding: Annotated[str, AfterValidator(_check_encoding)] = Field(
-        "auto", description="encoding of file names in zips without Unicode names, such as cp932"
+        "auto", description="Encoding of file names in old zips, such as cp932 for Japanese; auto recognises most"
     )
     max_clip_gib: float = Field(
         2.0,
         gt=0,
         le=2**20,
-        description="clips larger than this, unpacked or decoded, in GiB, are rejected",
+        description="Clips larger than this are rejected: GiB, unpacked or decoded",
     )
     max_ratio: float = Field(
         200.0,
         gt=1,
         le=1e9,
-        description="an archive that unpacks to more than this many times its size is refused as a zip bomb",
+        description="An archive that unpacks to more than this many times its size is refused as a zip bomb",
     )
 
 
@@ -357,10 +394,12 @@ class TokenizeSettings(DescriptionSettings, ReadingSettings):
 
 Duration = Annotated[
     float,
-    Field(gt=0, le=LONGEST_SECONDS, description="seconds of music a prompt; over 30 in overlapping windows"),
+    Field(
+        gt=0, le=LONGEST_SECONDS, description="Length of each piece in seconds; over 30 it is made in overlapping parts"
+    ),
 ]
 MusicSeed = Annotated[
-    int, Field(ge=0, lt=2**32, description="each prompt draws from its own random stream of this seed")
+    int, Field(ge=0, lt=2**32, description="Number that fixes everything random: the same one gives the same music")
 ]
 
 
@@ -370,22 +409,24 @@ class ChoiceSettings(Settings):
     model_config = ConfigDict(title="Sampling")
 
     overlap: float = Field(
-        12.0, gt=0, le=29, description="seconds that a window of 30 goes on from, in pieces longer than that"
+        12.0, gt=0, le=29, description="In pieces over 30 seconds: seconds that a part hears of the one before it"
     )
-    greedy: bool = Field(False, description="always take the likeliest code instead of sampling")
-    top_k: int = Field(250, ge=0, le=LARGEST_COUNT, description="sample from the k likeliest codes; 0 for all")
+    greedy: bool = Field(False, description="No chance: always take the likeliest sound token")
+    top_k: int = Field(250, ge=0, le=LARGEST_COUNT, description="Choose among the k likeliest tokens; 0: among all")
     top_p: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="sample from the likeliest codes that hold this much probability, instead of top-k; 0: off",
+        description="Choose among the likeliest tokens that hold this much probability, instead of top-k; 0: off",
     )
-    temperature: float = Field(1.0, ge=1e-5, le=1000, description="above 1 more surprising, below 1 more predictable")
+    temperature: float = Field(
+        1.0, ge=1e-5, le=1000, description="Above 1 the music is more surprising, below 1 more predictable"
+    )
     guidance: float | None = Field(
         None,
         ge=0,
         le=1000,
-        description="how strongly the text guides (classifier-free guidance); by default the model's own",
+        description="How closely the music follows the text (classifier-free guidance); by default the model's own",
     )
 
 

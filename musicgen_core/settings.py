@@ -10,6 +10,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from musicgen_core.errors import ConfigError
+from musicgen_core.language import as_message, message
 
 if TYPE_CHECKING:
     from musicgen_core.storage import Location
@@ -59,6 +60,20 @@ def validate(kind: type[S], values: Mapping[str, Any], origin: str = "the settin
         ) from error
 
 
+_PROBLEMS = {
+    "int_parsing": message("{name}: expected a whole number, not {given}"),
+    "int_from_float": message("{name}: expected a whole number, not {given}"),
+    "float_parsing": message("{name}: expected a number, not {given}"),
+    "bool_parsing": message("{name}: expected true or false, not {given}"),
+    "greater_than": message("{name}: expected a number greater than {gt}, not {given}"),
+    "greater_than_equal": message("{name}: expected {ge} or more, not {given}"),
+    "less_than": message("{name}: expected a number less than {lt}, not {given}"),
+    "less_than_equal": message("{name}: expected {le} or less, not {given}"),
+    "literal_error": message("{name}: expected {expected}, not {given}"),
+}
+"""Problems of values by pydantic's names, for translations; in English they are pydantic's own words."""
+
+
 def describe_problems(error: ValidationError, shown: Callable[[str], str] = str) -> list[str]:
     """What is wrong, in words, a text for each setting; `shown` gives what the user calls it."""
     by_name: dict[str, list[Any]] = {}
@@ -69,11 +84,17 @@ def describe_problems(error: ValidationError, shown: Callable[[str], str] = str)
 
 def _describe(name: str, problems: Sequence[Any]) -> str:
     if problems[0]["type"] == "extra_forbidden":
-        return f"there is no setting {name}"
+        return message("there is no setting {name}", name=name)
     first, *others = dict.fromkeys(problem["msg"] for problem in problems)
     reasons = [f"{first[0].lower()}{first[1:]}", *(other.removeprefix("Input should be ") for other in others)]
     given = repr(problems[0]["input"])
-    return f"{name}: {' or '.join(reasons)}, not {given if len(given) <= 100 else f'{given[:100]}…'}"
+    given = given if len(given) <= 100 else f"{given[:100]}…"
+    english = f"{name}: {' or '.join(reasons)}, not {given}"
+    kind = problems[0]["type"]
+    if others or kind not in _PROBLEMS:  # rare ones, and those of our own validators
+        return english
+    problem = {"name": name, "given": given, **problems[0].get("ctx", {})}
+    return as_message(english, _PROBLEMS[kind], problem)
 
 
 def read_yaml(path: Location) -> dict[str, Any]:

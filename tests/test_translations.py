@@ -12,6 +12,8 @@ from babel.messages.catalog import Catalog
 from babel.messages.extract import extract_from_dir
 from babel.messages.pofile import read_po
 
+from deployments.cli import COMMANDS
+from deployments.help import texts_of_help
 from musicgen_core.language import LANGUAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,14 +25,15 @@ HOME = (ROOT / "musicgen_core" / "language.py", ROOT / "musicgen_core" / "wordin
 
 @cache
 def messages() -> set[str]:
-    """Return the messages that are marked in modules and in templates."""
+    """Return the messages that are marked in modules and in templates, and the definitions that the help shows."""
     of_templates = {
         str(text)
         for _, _, text, _, _ in extract_from_dir(
             str(ROOT / "musicgen_core"), [("**.j2", "jinja2.ext.babel_extract")], keywords={"say": None}
         )
     }
-    return of_templates.union(*(marked_in(path) for package in PACKAGES for path in (ROOT / package).rglob("*.py")))
+    of_modules = (marked_in(path) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    return texts_of_help(COMMANDS).union(of_templates, *of_modules)
 
 
 def marked_in(path: Path) -> set[str]:

@@ -24,17 +24,17 @@ class JudgingSettings(Settings):
         MOST_CLIPS,
         ge=1,
         le=LARGEST_COUNT,
-        description="validation clips to compute losses on at most, always the same ones",
+        description="Clips to test on at most, always the same ones",
     )
     validation_fraction: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="share of the clips to judge by; by default as in the adapter's training, or 0.05. Clips that the "
-        "adapter has learned from are left out",
+        description="Share of the clips to test on; by default as in the adapter's training, or 0.05. "
+        "Clips that the adapter has learned from are left out",
     )
     segment_seconds: float | None = Field(
-        None, ge=0.2, le=30, description="seconds of each clip; by default as in the adapter's training, or 30"
+        None, ge=0.2, le=30, description="Seconds of each clip; by default as in the adapter's training, or 30"
     )
 
 
@@ -45,21 +45,24 @@ class ClapSettings(Settings):
 
     clap_weights: str | None = Field(
         None,
-        description="a CLAP model in Hugging Face's format, a directory or an id such as laion/larger_clap_music: "
-        "gives the CLAP score and the Fréchet audio distance",
+        description="A CLAP model, which judges how well music fits its text: a directory in Hugging "
+        "Face's format or an id such as laion/larger_clap_music. Gives the CLAP score and the "
+        "Fréchet audio distance",
     )
     clap_clips: int = Field(
         64,
         ge=2,
         le=LARGEST_COUNT,
-        description="validation clips whose descriptions are rendered with both models for these two",
+        description="Clips from whose descriptions both models make music for these two",
     )
 
 
-ReportPrompts = Annotated[Prompts, Field(description="texts to render with both models for the report")]
-PieceDuration = Annotated[float, Field(gt=0, le=30, description="seconds of each piece of music that is rendered")]
+ReportPrompts = Annotated[
+    Prompts, Field(description="Texts to make music from with both models, to hear in the report")
+]
+PieceDuration = Annotated[float, Field(gt=0, le=30, description="Length of each of these pieces in seconds")]
 PieceSeed = Annotated[
-    int, Field(ge=0, lt=2**32, description="each piece draws from its own random stream of this seed")
+    int, Field(ge=0, lt=2**32, description="Number that fixes everything random: the same one gives the same music")
 ]
 
 

@@ -15,6 +15,7 @@ from pydantic import Field
 from deployments.cli import COMMANDS
 from deployments.command import Command
 from deployments.options import UsageError, parse
+from musicgen_core.language import translated
 from musicgen_core.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,7 +121,7 @@ def test_help_has_every_parameter_with_its_choices_and_its_default(
 
 def test_help_shows_defaults_of_zero_and_false(capsys: pytest.CaptureFixture[str]) -> None:
     shown = in_one_line(help_of("train", capsys))
-    assert "everything random derives from it [default: 0]" in shown
+    assert "the same one gives the same result [default: 0]" in shown
     assert "slower [default: False]" in shown
 
 
@@ -263,6 +264,33 @@ def test_an_argument_that_is_given_as_an_option_is_told_so() -> None:
     assert problems("train", "--tokens", "T", "--run-dir", "R") == expected
     assert problems("train", "--tokens=T", "--run-dir=R") == expected
     assert problems("generate", "--output=O", "--seed=x")[0].startswith("--output is no option but the argument OUTPUT")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_in_japanese_for_a_japanese_reader(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUSICGEN_LANGUAGE", "ja")
+    shown = "".join(help_of(command, capsys).split())
+    assert "例:" in shown
+    for english in ("bydefault", "[default:", "[choices:", "Options─", "Example", "Showthe"):
+        assert english not in shown
+    for name in COMMANDS[command].fields:
+        assert name.upper() in shown if name in COMMANDS[command].arguments else COMMANDS[command].shown(name) in shown
+
+
+def test_wrong_usage_is_told_in_japanese_to_a_japanese_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUSICGEN_LANGUAGE", "ja")
+    found = problems("train", "--epoc=0", "--tokens=T", "--lora-dropout", "1", "--device=tpu", "--seed")
+    assert {translated(problem) for problem in found} == {
+        "--seed には値が必要です",
+        "オプション --epoc はありません。もしかして: --epochs",
+        "--tokens はオプションではなく引数 TOKENS です: musicgen-flows train TOKENS RUN_DIR [OPTIONS]",
+        "RUN_DIR がありません",
+        "--epochs: 1 以上を指定してください（指定: '0'）",
+        "--device: 'auto', 'cpu' or 'cuda' のどれかを指定してください（指定: 'tpu'）",
+        "--lora-dropout: 1.0 より小さい数を指定してください（指定: '1'）",
+    }
 
 
 def test_a_misspelt_options_value_is_no_argument_and_is_checked() -> None:

@@ -1,0 +1,71 @@
+"""What the command line's help says, in the user's language."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from attrs import evolve
+from cyclopts import Group
+from cyclopts.help import ColumnSpec, DescriptionRenderer, HelpEntry, NameRenderer
+from cyclopts.help.inline_text import InlineText
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.text import Text
+
+from deployments.command import Command
+from musicgen_core.language import message, say, stored_message, translated
+
+ARGUMENTS, REQUIRED, OPTIONS = message("Arguments"), message("Required"), message("Options")
+"""Titles of the first panels, in their order"""
+_NAMES_WIDTH = 34
+"""Of the column of names: the longest option with its metavar is not broken at 80 characters a line"""
+
+
+def group(title: str, place: int) -> Group:
+    """Return a panel of the help.
+
+    Args:
+        place: among the panels.
+    """
+    return Group(in_users_language(title), sort_key=place)
+
+
+def describe(command: Command, name: str) -> str:
+    """Return what a parameter is."""
+    return in_users_language(_description(command, name))
+
+
+def in_users_language(text: str) -> str:
+    """Return a text of the definitions of commands and parameters, which are in English."""
+    return translated(stored_message(text))
+
+
+def texts_of_help(commands: Mapping[str, Command]) -> set[str]:
+    """Return the texts of the definitions that the help shows: they are marked nowhere else."""
+    texts = {command.summary for command in commands.values()}
+    for command in commands.values():
+        texts |= {_description(command, name) for name in command.fields} | set(command.titles.values())
+    return texts - {""}
+
+
+def _description(command: Command, name: str) -> str:
+    text = command.fields[name].description or ""
+    return text.split("; by default")[0] if name in command.needed else text
+
+
+def columns(console: Console, options: ConsoleOptions, entries: Sequence[HelpEntry]) -> tuple[ColumnSpec, ...]:
+    """Return the columns of a panel: names, and what they are."""
+    names = ColumnSpec(renderer=NameRenderer(_NAMES_WIDTH), style="cyclopts.name", max_width=_NAMES_WIDTH)
+    return names, ColumnSpec(renderer=_Described(), overflow="fold")
+
+
+class _Described(DescriptionRenderer):
+    """Choices and default behind a description, in the user's language."""
+
+    def __call__(self, entry: HelpEntry) -> RenderableType:
+        shown = super().__call__(evolve(entry, choices=(), default=None))
+        assert isinstance(shown, InlineText)
+        if entry.choices:
+            shown.append(Text(say("[choices: {choices}]", choices=", ".join(entry.choices)), "cyclopts.choices"))
+        if entry.default is not None:
+            shown.append(Text(say("[default: {default}]", default=entry.default), "cyclopts.default"))
+        return shown
