@@ -16,12 +16,10 @@ from uuid import UUID
 
 import httpx
 import pytest
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolUpdate
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events import EventTrigger
-from prefect.exceptions import PrefectHTTPStatusError
-from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running
 
 from deployments import restarting
@@ -31,7 +29,6 @@ from deployments.registering import DEPLOYMENTS, POOL, ensure_automations, read_
 from deployments.restarting import RESTARTS, restart_missed
 from deployments.up import _host_of_running, visible_gpus, worker_commands
 from deployments.weekly import describe_next, set_weekly
-from flows.train_lora import train_lora
 
 NEW_TOKENS_ONLY = {"start": {"init_from_latest": True, "only_new_tokens": True}}
 GPU_STACK = ("torch", "torchaudio", "audiocraft", "peft", "transformers", "wandb", "triton")
@@ -41,16 +38,6 @@ sys.modules.update(dict.fromkeys({GPU_STACK}))  # an import of any of them fails
 sys.argv = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml"]
 runpy.run_module("prefect", run_name="__main__")
 """
-
-
-@pytest.fixture(scope="module")
-def client(prefect_server: None) -> Iterator[SyncPrefectClient]:
-    """A client of a server where everything is registered."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_API_URL", str(get_current_settings().api.url))  # for `prefect deploy`, a process
-        register()
-        with get_client(sync_client=True) as one:
-            yield one
 
 
 def deployed(client: SyncPrefectClient, name: str) -> Any:
@@ -71,59 +58,6 @@ def test_every_flow_is_deployed_to_its_own_queue_with_heartbeats(client: SyncPre
         assert (deployment.work_pool_name, deployment.work_queue_name) == (POOL, queue)
         assert deployment.job_variables["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
         assert "musicgen" in deployment.tags and deployment.description
-
-
-def test_the_run_form_of_train_lora_has_essentials_then_groups_and_offers_the_choices(
-    client: SyncPrefectClient,
-) -> None:
-    schema = deployed(client, "train-lora").parameter_openapi_schema
-    form, groups = schema["properties"], schema["definitions"]
-    assert list(form)[:6] == ["tokens", "run_dir", "model", "device", "num_epochs", "lora_r"]
-    is_group = ["$ref" in entry for entry in form.values()]
-    assert is_group == sorted(is_group)
-    assert form["learning_rate"]["description"].startswith("How fast the adapter learns")
-    assert form["device"]["enum"] == ["auto", "cpu", "cuda"]
-    assert groups["Saving"]["properties"]["full_models"]["enum"] == ["each_epoch", "best_and_final", "none"]
-    assert groups["HardwareSettings"]["properties"]["compile_blocks"]["enum"] == ["auto", "on", "off"]
-    assert "Args:" not in (train_lora.description or "")
-
-
-@pytest.mark.parametrize("name", DEPLOYMENTS)
-def test_every_field_of_a_run_form_has_one_type_its_name_and_a_description(
-    client: SyncPrefectClient, name: str
-) -> None:
-    schema = deployed(client, name).parameter_openapi_schema
-    groups = schema.get("definitions", {})
-    assert all(group["description"] for group in groups.values())
-    for form in (schema, *groups.values()):
-        for field, entry in form["properties"].items():
-            assert entry["title"] == field
-            assert "$ref" in entry or entry["description"]
-            assert "$ref" in entry or entry["type"] in ("string", "integer", "number", "boolean", "array")
-            assert "const" not in entry and entry.get("default", "") is not None
-
-
-def test_parameters_are_taken_by_their_own_names_and_in_groups(client: SyncPrefectClient) -> None:
-    deployment = deployed(client, "train-lora").id
-    command = [sys.executable, "-m", "prefect", "deployment", "run", "train-lora/train-lora"]
-    command += ["-p", "lora_r=16", "-p", "tokens=/t", "-p", 'lora={"lora_alpha": 64}']
-    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    [run] = [UUID(word) for word in re.findall(r"[0-9a-f]{8}-[0-9a-f-]{27}", done.stdout)][:1]
-    assert client.read_flow_run(run).parameters == {"lora_r": 16, "tokens": "/t", "lora": {"lora_alpha": 64}}
-    # As scripts and forms of earlier versions have them; the flow puts them into their groups.
-    before = {"lora_r": 16, "lora_alpha": 64, "batch_size": "auto", "compile_blocks": True, "max_steps": None}
-    old = client.create_flow_run_from_deployment(deployment, parameters=before)
-    assert old.parameters == before
-    for each in (run, old.id):
-        client.delete_flow_run(each)
-
-
-def test_a_group_takes_no_name_and_no_value_that_its_form_does_not_offer(client: SyncPrefectClient) -> None:
-    deployment = deployed(client, "train-lora").id
-    for wrong in ({"lora": {"lora_alfa": 64}}, {"lora": {"lora_alpha": 0}}, {"hardware": {"base_precision": "fp4"}}):
-        with pytest.raises(PrefectHTTPStatusError):
-            client.create_flow_run_from_deployment(deployment, parameters=wrong)
 
 
 def test_the_weekly_schedule_is_there_and_off_at_first(client: SyncPrefectClient) -> None:

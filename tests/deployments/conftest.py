@@ -1,0 +1,21 @@
+"""Shared by the tests of what is on a server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import get_current_settings
+
+from deployments.registering import register
+
+
+@pytest.fixture(scope="module")
+def client(prefect_server: None) -> Iterator[SyncPrefectClient]:
+    """A client of a server where everything is registered."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_API_URL", str(get_current_settings().api.url))  # for `prefect deploy`, a process
+        register()
+        with get_client(sync_client=True) as one:
+            yield one

@@ -1,0 +1,74 @@
+"""Run forms as the server has them, and what it takes for parameters. A real, temporary server."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.exceptions import PrefectHTTPStatusError
+
+from deployments.registering import DEPLOYMENTS
+from flows.train_lora import train_lora
+
+
+def deployed(client: SyncPrefectClient, name: str) -> Any:
+    return client.read_deployment_by_name(f"{name}/{name}")
+
+
+def test_the_run_form_of_train_lora_has_essentials_then_groups_and_offers_the_choices(
+    client: SyncPrefectClient,
+) -> None:
+    schema = deployed(client, "train-lora").parameter_openapi_schema
+    form, groups = schema["properties"], schema["definitions"]
+    assert list(form)[:6] == ["tokens", "run_dir", "model", "device", "num_epochs", "lora_r"]
+    is_group = ["$ref" in entry for entry in form.values()]
+    assert is_group == sorted(is_group)
+    assert form["learning_rate"]["description"].startswith("How fast the adapter learns")
+    assert form["device"]["enum"] == ["auto", "cpu", "cuda"]
+    assert groups["Saving"]["properties"]["full_models"]["enum"] == ["each_epoch", "best_and_final", "none"]
+    assert groups["HardwareSettings"]["properties"]["compile_blocks"]["enum"] == ["auto", "on", "off"]
+    assert "Args:" not in (train_lora.description or "")
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_every_field_of_a_run_form_has_one_type_its_name_and_a_description(
+    client: SyncPrefectClient, name: str
+) -> None:
+    schema = deployed(client, name).parameter_openapi_schema
+    groups = schema.get("definitions", {})
+    assert all(group["description"] for group in groups.values())
+    for form in (schema, *groups.values()):
+        for field, entry in form["properties"].items():
+            assert entry["title"] == field
+            assert "$ref" in entry or entry["description"]
+            assert "$ref" in entry or entry["type"] in ("string", "integer", "number", "boolean", "array")
+            assert "const" not in entry and entry.get("default", "") is not None
+
+
+def test_parameters_are_taken_by_their_own_names_and_in_groups(client: SyncPrefectClient) -> None:
+    deployment = deployed(client, "train-lora").id
+    command = [sys.executable, "-m", "prefect", "deployment", "run", "train-lora/train-lora"]
+    command += ["-p", "lora_r=16", "-p", "tokens=/t", "-p", 'lora={"lora_alpha": 64}']
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [run] = [UUID(word) for word in re.findall(r"[0-9a-f]{8}-[0-9a-f-]{27}", done.stdout)][:1]
+    assert client.read_flow_run(run).parameters == {"lora_r": 16, "tokens": "/t", "lora": {"lora_alpha": 64}}
+    # As scripts and forms of earlier versions have them; the flow puts them into their groups.
+    before = {"lora_r": 16, "lora_alpha": 64, "batch_size": "auto", "compile_blocks": True, "max_steps": None}
+    old = client.create_flow_run_from_deployment(deployment, parameters=before)
+    assert old.parameters == before
+    for each in (run, old.id):
+        client.delete_flow_run(each)
+
+
+def test_a_group_takes_no_name_and_no_value_that_its_form_does_not_offer(client: SyncPrefectClient) -> None:
+    deployment = deployed(client, "train-lora").id
+    for wrong in ({"lora": {"lora_alfa": 64}}, {"lora": {"lora_alpha": 0}}, {"hardware": {"base_precision": "fp4"}}):
+        with pytest.raises(PrefectHTTPStatusError):
+            client.create_flow_run_from_deployment(deployment, parameters=wrong)
