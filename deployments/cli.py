@@ -29,7 +29,7 @@ from flows.parameters import (
 )
 from musicgen_core.errors import ConfigError, MusicgenError, advice_on, reason_of, translated_error
 from musicgen_core.escaping import print_logs_safely, printable
-from musicgen_core.language import say, translated
+from musicgen_core.language import message, say, translated
 
 _OF_TRAINING = {"num_epochs": "--epochs", "sample_prompts": "--sample-prompt"}
 COMMANDS = {
@@ -196,7 +196,7 @@ def _load(command: Command) -> Callable[[dict[str, Any]], int]:
     """Import what a command needs, which takes seconds → its function."""
     from deployments.activity import working  # not at the top: the help waits for it
 
-    with working("loading Prefect"):
+    with working(message("loading Prefect")):
         use_local_server()  # before Prefect is imported: it reads the environment once
         check_settings()
         module, _, name = command.function.partition(":")

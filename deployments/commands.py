@@ -81,7 +81,7 @@ def run_flow(flow: Any, parameters: dict[str, Any]) -> Any:
     """
     with working() as activity:
         ensure_api()
-        activity.say("starting the flow")
+        activity.say(message("starting the flow"))
         state = call_heard(flow, parameters, activity)
         activity.say("")
     result = state.result(raise_on_failure=False)

@@ -14,7 +14,7 @@ from deployments.api import ensure_api
 from deployments.commands import call_heard, run_flow
 from deployments.console import output, print_outcome
 from deployments.parameters import DemoParameters
-from musicgen_core.language import message, say
+from musicgen_core.language import message, say, translated
 from musicgen_core.wording import counted, lasting
 from tasks.next_steps import Made, Outcome, Step
 
@@ -82,7 +82,7 @@ def _run(archives: str, tokens: str, run_dir: str, music: str) -> tuple[Tokenize
     output.print(say("Making music in styles that the base model knows ({names})", names=", ".join(KNOWN_STYLES)))
     output.print(say("and in one that is new to it ({style}):", style=NEW_STYLE))
     output.print(archives, soft_wrap=True)
-    with working("synthesizing music"):
+    with working(message("synthesizing music")):
         make_demo_archives(Path(archives))
     on = {"model": "demo", "device": "cpu"}
     tokenized = run_flow(tokenize_archives, {"archives": archives, "tokens": tokens, **on})
@@ -102,7 +102,7 @@ def _run(archives: str, tokens: str, run_dir: str, music: str) -> tuple[Tokenize
 def _run_until_cut_off(flow: Any, parameters: dict[str, Any]) -> None:
     with working() as activity:
         ensure_api()
-        activity.say("starting the flow")
+        activity.say(message("starting the flow"))
         try:
             call_heard(flow, parameters, _cutting(activity))
         except _CutOff:
@@ -123,12 +123,21 @@ def _summary(tokenized: TokenizeResult, trained: TrainResult) -> list[str]:
     clips = sum(report.clips for report in tokenized.reports)
     seconds = sum(report.audio_seconds for report in tokenized.reports)
     rejected = [entry for report in tokenized.reports for entry in report.rejected]
-    broken = "; ".join(f"{entry.clip} was rejected: {entry.reason}" for entry in rejected)
+    broken = "; ".join(say("{clip} was rejected: {reason}", clip=each.clip, reason=each.reason) for each in rejected)
     lines = [
-        f"{counted(clips, 'clip')} tokenized, {lasting(seconds)} of audio; {broken}.",
-        f"{counted(trained.steps, 'step')} trained; after the cut the run resumed at step {trained.resumed_from}.",
+        say(
+            "{clips} tokenized, {time} of audio; {broken}.",
+            clips=counted(clips, "clip"),
+            time=lasting(seconds),
+            broken=broken,
+        ),
+        say(
+            "{steps} trained; after the cut the run resumed at step {step}.",
+            steps=counted(trained.steps, "step"),
+            step=trained.resumed_from,
+        ),
     ]
-    return lines if trained.evaluation is None else [*lines, trained.evaluation.sentence()]
+    return lines if trained.evaluation is None else [*lines, translated(trained.evaluation.sentence())]
 
 
 def _outcome(trained: TrainResult, rendered: Sequence[Rendered]) -> Outcome:

@@ -9,6 +9,7 @@ from deployments.activity import working
 from deployments.console import print_line, print_outcome, print_rows
 from flows.parameters import EstimateParameters, archives_at_a_time, grouped, groups_in
 from musicgen_core.config import DEFAULT_MODEL
+from musicgen_core.language import message, translated
 from musicgen_core.stages import advance
 from tasks import outcomes
 from tasks.fetching import fetched
@@ -33,18 +34,18 @@ def estimate_archives(given: EstimateParameters) -> None:
     picked = pick_device(given.device)
     done = count(1)
     with (
-        working("looking into the archives") as activity,
+        working(message("looking into the archives")) as activity,
         hub.heard_by(lambda progress: activity(fetched(progress))),
     ):
         chosen, left_out = choose_archives(given.archives)
         if notice := outcomes.missing_descriptions(chosen):
-            print_line(notice, style="yellow")
+            print_line(translated(notice), style="yellow")
         found = estimate(
             chosen,
             lambda: Codec(find_codec(model), picked),
             given.clips,
             archives_at_a_time(given.workers.max_workers),
-            lambda: advance("encoding a sample of the clips", next(done), given.clips),
+            lambda: advance(message("encoding a sample of the clips"), next(done), given.clips),
         )
-    print_rows("Estimate", rows_of(found, model, given.hourly_price or None, left_out))
+    print_rows(message("Estimate"), rows_of(found, model, given.hourly_price or None, left_out))
     print_outcome(outcomes.estimated(given.archives, {"model": given.model, "device": given.device}))

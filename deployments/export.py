@@ -7,6 +7,7 @@ from typing import Any
 from deployments.activity import working
 from deployments.console import print_outcome, print_rows
 from flows.parameters import ExportParameters
+from musicgen_core.language import message
 from musicgen_core.wording import sized
 from tasks import outcomes
 from tasks.fetching import fetched
@@ -23,9 +24,9 @@ def export_adapter(given: ExportParameters) -> None:
     from musicgen_core.model import hub
 
     with (
-        working("exporting") as activity,
+        working(message("exporting")) as activity,
         hub.heard_by(lambda progress: activity(fetched(progress))),
     ):
         exported = export(given.adapter, given.out, given.format, given.model or None)
-    print_rows("Exported", [(name, sized(size)) for name, size in exported.files.items()])
+    print_rows(message("Exported"), [(name, sized(size)) for name, size in exported.files.items()])
     print_outcome(outcomes.exported(str(exported.directory), given.format, {}))

@@ -58,7 +58,7 @@ def run(parameters: dict[str, Any]) -> int:
             markup=False,
         )
         if chosen.weekly == "on":
-            with working("waiting for the server to schedule it"):
+            with working(message("waiting for the server to schedule it")):
                 planned = describe_next(SCHEDULER_SECONDS)
             output.print(say("Next retraining: {planned}", planned=planned), soft_wrap=True, markup=False)
         print_outcome(Outcome(steps=(_SWITCH[chosen.weekly],)))
@@ -88,7 +88,7 @@ def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
         try:
             state = watch_run(client, run.id)
         except KeyboardInterrupt:
-            output.print(say("The run goes on without this terminal: see the Prefect UI"))
+            output.print(say("The run continues without this terminal: see the Prefect UI"))
             return 130
         except httpx.HTTPError as error:
             if lost := explain_lost(error):

@@ -328,11 +328,13 @@ def _watch(server: Sequence[Part], workers: Parts, files: Serving | None) -> Non
     looked = time.monotonic()
     while all(process.poll() is None for process in server):
         for command in workers.restart_ended():
-            output.print(say("A worker ended by itself and was started again: {worker}", worker=_described(*command)))
+            output.print(
+                say("A worker ended unexpectedly and was started again: {worker}", worker=_described(*command))
+            )
         if time.monotonic() - looked > LOOK_SECONDS:
             _restart_missed()
             if files is not None:
                 _follow_places(files)
             looked = time.monotonic()
         time.sleep(0.5)
-    raise MusicgenError(message("the Prefect server ended by itself"), message("Its last lines above say why"))
+    raise MusicgenError(message("the Prefect server ended unexpectedly"), message("Its last lines above say why"))

@@ -29,6 +29,7 @@ from musicgen_core.data.match_report import match_report
 from musicgen_core.data.shards import ShardReport, described_clips, is_whole, was_mended
 from musicgen_core.data.undescribed import undescribed_clips
 from musicgen_core.errors import ArchiveError, DeviceError, MusicgenError, StorageError
+from musicgen_core.language import message
 from musicgen_core.settings import collect
 from musicgen_core.stages import announce
 from musicgen_core.wording import counted
@@ -60,9 +61,9 @@ class TokenizeResult:
 class ArchivesFailed(ArchiveError):
     """Archives that could not be tokenized; `result` has why, and what came of the others."""
 
-    def __init__(self, message: str, result: TokenizeResult) -> None:
-        super().__init__(message, "Do what each reason says, then run or retry again: finished archives are kept")
-        self.args = (message, result)  # from which unpickling makes it again
+    def __init__(self, reasons: str, result: TokenizeResult) -> None:
+        super().__init__(reasons, "Do what each reason says, then run or retry again: finished archives are kept")
+        self.args = (reasons, result)  # from which unpickling makes it again
         self.result = result
 
 
@@ -84,7 +85,7 @@ def tokenize_archives(
     on = {"model": model, "device": device}
     settings = collect(TokenizeSettings, descriptions, reading)
     model, device = chosen_model(model), chosen_device(device)
-    announce("looking into the archives")
+    announce(message("looking into the archives"))
     found, left_out = choose_archives(_absolute(place(archives, "musicgen_archives")))
     _warn_in_terminal(left_out)
     target = _absolute(place(tokens, "musicgen_tokens"))
@@ -112,7 +113,7 @@ def tokenize_archives(
     get_run_logger().info("%s, metadata: %s", counted(len(work), "archive"), described_by or "none")
     captions = load_captions(storage.as_path(described_by), settings) if described_by else None
     if captions is not None:
-        announce("comparing descriptions with clips")
+        announce(message("comparing descriptions with clips"))
         check_matches(captions, ((archive.name, _names_in(archive, settings)) for archive in limits))
     if undescribed := undescribed_clips(list(limits), Captioner(settings, captions)):
         _core_logger.warning("%s", no_descriptions(undescribed))
@@ -120,7 +121,7 @@ def tokenize_archives(
         check_codec(model, device)
     with runner, log_tokenizing(target, [entry["stem"] for entry in work]) as log:
         reports, failed = _tokenize_all(work, runner, storage.as_path(target), log)
-    announce("looking for clips without a description")
+    announce(message("looking for clips without a description"))
     are_all = not limit and not failed
     described = {report.archive: _described(report, storage.as_path(target)) for report in reports}
     remarks = list(_remarks(captions, reports, described, are_all))
@@ -133,8 +134,8 @@ def tokenize_archives(
             outcome=partial(tokenized, target, len(reports), on, result.notice),
         )
     if failed:
-        message = f"{len(failed)} of {counted(len(work), 'archive')} failed: {_first_reasons(failed)}"
-        return Failed(message=message, data=ArchivesFailed(message, result))
+        reasons = f"{len(failed)} of {counted(len(work), 'archive')} failed: {_first_reasons(failed)}"
+        return Failed(message=reasons, data=ArchivesFailed(reasons, result))
     return Completed(message=f"{counted(sum(shard.clips for shard in reports), 'clip')} in {target}", data=result)
 
 
@@ -195,7 +196,7 @@ def _tokenize_all(
     work: Sequence[Work], runner: Any, tokens: UPath, log: TokenizingLog
 ) -> tuple[list[ShardReport], dict[str, str]]:
     """→ reports of the archives that worked, and the reasons of those that failed, by stem, both in archive order."""
-    announce("encoding the clips")
+    announce(message("encoding the clips"))
     try:
         futures = {entry["stem"]: runner.submit(tokenize_archive, entry) for entry in work}
         reports, failed, cached = _collect(futures, log)
@@ -271,7 +272,11 @@ def _described(report: ShardReport, tokens: UPath) -> _Described:
 def _notice(described: Mapping[str, _Described]) -> str:
     """What to know first where no clip has a description; else nothing."""
     texts = [text for clips in described.values() for _, text in clips]
-    return no_descriptions(f"none of the {counted(len(texts), 'clip')}") if texts and not any(texts) else ""
+    return (
+        no_descriptions(message("none of the {clips}", clips=counted(len(texts), "clip")))
+        if texts and not any(texts)
+        else ""
+    )
 
 
 def _remarks(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from musicgen_core.config import DEFAULT_MODEL, TrainSettings
 from musicgen_core.data.dataset import ENOUGH_CLIPS
+from musicgen_core.language import message
 from musicgen_core.wording import counted, lasting, sized
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ SHOWN_REASONS = 3
 
 SPEEDS = {"NVIDIA H200": 720.0, "NVIDIA H100 80GB HBM3": 703.0}
 """Seconds of audio that one GPU trains on in a second: musicgen-large, bf16, clips of 30 s (bench/RESULTS.md)"""
-_MEASURE_YOURS = "train with --max-steps 20 logs its seconds of audio per second (audio-s/s)"
+_MEASURE_YOURS = message("train with --max-steps 20 logs its seconds of audio per second (audio-s/s)")
 
 
 def rows_of(
@@ -34,83 +35,124 @@ def rows_of(
 
 def estimated_rows(found: Estimate, hourly_price: float | None, left_out: Sequence[str] = ()) -> list[tuple[str, str]]:
     """Return the rows on tokenizing."""
-    about = "" if found.is_exact else "about "
-    rows = [
-        ("archives", f"{found.archives:,}, {sized(found.archive_bytes)}"),
-        *(("  can't be read", reason) for reason in found.unreadable[:SHOWN_REASONS]),
+    of_clips = {"clips": found.clips, "time": lasting(found.audio_seconds)}
+    if found.is_exact:
+        clips = message("{clips:,}, about {time} of audio", **of_clips)
+    else:
+        clips = message("about {clips:,}, about {time} of audio", **of_clips)
+    rows: list[tuple[str, str]] = [
+        (message("archives"), f"{found.archives:,}, {sized(found.archive_bytes)}"),
+        *((message("  can't be read"), reason) for reason in found.unreadable[:SHOWN_REASONS]),
         *_more(found.unreadable),
-        *(("  left out", remark) for remark in left_out[:SHOWN_REASONS]),
+        *((message("  left out"), remark) for remark in left_out[:SHOWN_REASONS]),
         *_more(left_out),
-        ("clips", f"{about}{found.clips:,}, about {lasting(found.audio_seconds)} of audio"),
-        ("sample", _sample(found)),
+        (message("clips"), clips),
+        (message("sample"), _sample(found)),
         *((f"  {entry.clip}", entry.reason) for entry in found.rejected[:SHOWN_REASONS]),
         *_more(found.rejected),
-        ("speed", _speed(found)),
-        ("time to go", _time_to_go(found)),
-        ("disk", f"about {sized(found.tokens_bytes)} of tokens"),
+        (message("speed"), _speed(found)),
+        (message("time to go"), _time_to_go(found)),
+        (message("disk"), message("about {size} of tokens", size=sized(found.tokens_bytes))),
     ]
     if found.scratch_bytes:
         at_once = counted(found.workers, "archive")
-        rows.append(("scratch disk", f"{sized(found.scratch_bytes)}, for {at_once} downloaded at a time"))
+        scratch = message(
+            "{size}, for {archives} downloaded at a time", size=sized(found.scratch_bytes), archives=at_once
+        )
+        rows.append((message("scratch disk"), scratch))
     if hourly_price is not None:
-        rows.append(("cost", f"about {found.cost(hourly_price):,.2f} at {hourly_price:,.2f} an hour"))
+        rows.append((message("cost"), _cost(found.cost(hourly_price), hourly_price)))
     return rows
+
+
+def _cost(cost: float, hourly_price: float) -> str:
+    return message("about {cost:,.2f} at {price:,.2f} an hour", cost=cost, price=hourly_price)
 
 
 def training_rows(found: Estimate, model: str, hourly_price: float | None) -> list[tuple[str, str]]:
     """Return the rows on training with default settings, on one GPU; a price only of a GPU whose speed was measured."""
     epochs = TrainSettings.model_fields["num_epochs"].default
     seconds = epochs * found.epoch_seconds
-    work = f"{counted(epochs, 'epoch')} of {lasting(found.epoch_seconds)} of audio"
+    work = message("{epochs} of {time} of audio", epochs=counted(epochs, "epoch"), time=lasting(found.epoch_seconds))
+    rows: list[tuple[str, str]]
     if model != DEFAULT_MODEL:
-        rows = [("training", f"{work}; the speed of {model} has not been measured: {_MEASURE_YOURS}")]
+        text = message(
+            "{work}; the speed of {model} has not been measured: {advice}",
+            work=work,
+            model=model,
+            advice=_MEASURE_YOURS,
+        )
+        rows = [(message("training"), text)]
     elif (gpu := found.gpu if found.gpu in SPEEDS else None) is None:
         known, speed = next(iter(SPEEDS.items()))
-        text = f"{work}: about {lasting(seconds / speed)} on an {_short(known)}; {found.gpu or 'a CPU'}"
-        rows = [("training", f"{text} has not been measured: {_MEASURE_YOURS}")]
+        text = message(
+            "{work}: about {time} on an {known}; {device} has not been measured: {advice}",
+            work=work,
+            time=lasting(seconds / speed),
+            known=_short(known),
+            device=found.gpu or message("a CPU"),
+            advice=_MEASURE_YOURS,
+        )
+        rows = [(message("training"), text)]
     else:
         speed = SPEEDS[gpu]
-        text = f"{work}: about {lasting(seconds / speed)} at {speed:,.0f} seconds of audio a second, "
-        text += f"measured on an {_short(gpu)}"
-        rows = [("training", text)]
+        text = message(
+            "{work}: about {time} at {speed:,.0f} seconds of audio a second, measured on an {gpu}",
+            work=work,
+            time=lasting(seconds / speed),
+            speed=speed,
+            gpu=_short(gpu),
+        )
+        rows = [(message("training"), text)]
         if hourly_price is not None:
-            price = seconds / speed / 3600 * hourly_price
-            rows.append(("cost of training", f"about {price:,.2f} at {hourly_price:,.2f} an hour"))
+            rows.append((message("cost of training"), _cost(seconds / speed / 3600 * hourly_price, hourly_price)))
     if found.clips < ENOUGH_CLIPS:
-        rows.append(("note", f"fewer than {ENOUGH_CLIPS} clips: too few are held out to judge an adapter by"))
+        few = message("fewer than {enough} clips: too few are held out to judge an adapter by", enough=ENOUGH_CLIPS)
+        rows.append((message("note"), few))
     return rows
 
 
 def _sample(found: Estimate) -> str:
-    text = f"{counted(found.sampled_clips, 'clip')} of {counted(found.sampled_archives, 'archive')}"
+    clips, archives = counted(found.sampled_clips, "clip"), counted(found.sampled_archives, "archive")
+    text = message("{clips} of {archives}", clips=clips, archives=archives)
     if found.sampled_clips < found.asked_clips:
-        text += f", which have no more (asked for: {found.asked_clips:,})"
+        text = message("{sample}, which have no more (asked for: {asked:,})", sample=text, asked=found.asked_clips)
     if found.rejected:
-        share = len(found.rejected) / found.sampled_clips
-        text += f"; {len(found.rejected):,} rejected ({share:.1%}), and as many are taken off the whole"
+        text = message(
+            "{sample}; {number:,} rejected ({share:.1%}), and as many are taken off the whole",
+            sample=text,
+            number=len(found.rejected),
+            share=len(found.rejected) / found.sampled_clips,
+        )
     return text
 
 
 def _speed(found: Estimate) -> str:
-    return (
-        f"{found.clips_per_sec:,.1f} clips/s, {found.audio_seconds_per_sec:,.0f} seconds of audio a second, "
-        f"on {found.device}, {counted(found.workers, 'archive')} at a time"
+    return message(
+        "{clips:,.1f} clips/s, {seconds:,.0f} seconds of audio a second, on {device}, {archives} at a time",
+        clips=found.clips_per_sec,
+        seconds=found.audio_seconds_per_sec,
+        device=found.device,
+        archives=counted(found.workers, "archive"),
     )
 
 
 def _time_to_go(found: Estimate) -> str:
-    text = f"about {lasting(3600 * found.hours_to_go)}"
+    time = lasting(3600 * found.hours_to_go)
     if found.download_bytes_per_sec is None:
-        return text
-    return (
-        f"{text} at most: {lasting(3600 * found.encoding_hours)} of encoding and "
-        f"{lasting(3600 * found.download_hours)} of downloading at {sized(found.download_bytes_per_sec)}/s, "
-        "which go on at the same time where they can"
+        return message("about {time}", time=time)
+    return message(
+        "about {time} at most: {encoding} of encoding and {downloading} of downloading at {speed}/s, "
+        "which run at the same time where they can",
+        time=time,
+        encoding=lasting(3600 * found.encoding_hours),
+        downloading=lasting(3600 * found.download_hours),
+        speed=sized(found.download_bytes_per_sec),
     )
 
 
 def _more(entries: Sequence[object]) -> list[tuple[str, str]]:
-    return [("  …", f"and {len(entries) - SHOWN_REASONS:,} more")] if len(entries) > SHOWN_REASONS else []
+    return [("  …", message("and {number:,} more", number=more))] if (more := len(entries) - SHOWN_REASONS) > 0 else []
 
 
 def _short(gpu: str) -> str:

@@ -11,7 +11,7 @@ from musicgen_core import storage
 from musicgen_core.config import DEFAULT_PROMPTS
 from musicgen_core.errors import MetadataError
 from musicgen_core.escaping import one_line
-from musicgen_core.language import message
+from musicgen_core.language import as_message, message
 from musicgen_core.tracking import stored_url, sync_command
 from tasks.next_steps import Made, Outcome, Step
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from musicgen_core.generation.request import Rendered
     from musicgen_core.training.request import TrainResult
 
-DESCRIBE = (
+DESCRIBE = message(
     'Put a metadata.jsonl with lines such as {"path": "track1.wav", "description": "calm piano, 80 bpm"} beside the '
     "archives, a track1.txt beside each track1.wav in them, or give one caption for all of them. Tokenizing again then "
     "encodes nothing twice"
@@ -41,8 +41,12 @@ MOST_PIECES, MOST_PROMPTS = 8, 4
 
 def no_descriptions(clips: str) -> str:
     """Return what it means that no clip has a description, and what to do: `none of the 8 clips in a.zip` has one."""
-    beginning = clips[:1].upper() + clips[1:]
-    return f"{beginning} has a description, so that an adapter trained on them learns nothing of words. {DESCRIBE}"
+    text = message(
+        "{clips} has a description, so that an adapter trained on them learns nothing of words. {advice}",
+        clips=clips,
+        advice=DESCRIBE,
+    )
+    return as_message(text[:1].upper() + text[1:], text.msgid, text.values)
 
 
 def missing_descriptions(archives: Sequence[UPath]) -> str:

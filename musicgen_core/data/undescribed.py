@@ -11,6 +11,7 @@ from musicgen_core.data.captions import Captioner
 from musicgen_core.data.members import sidecar_key
 from musicgen_core.data.zip_archive import ZipArchive
 from musicgen_core.errors import ArchiveError
+from musicgen_core.language import message
 from musicgen_core.wording import counted
 
 
@@ -30,5 +31,7 @@ def undescribed_clips(archives: Sequence[UPath], captioner: Captioner) -> str | 
             continue  # its task says what is wrong with it
         if names:
             described = any(captioner.describe(name, *sidecars.get(sidecar_key(name), ())) for name in names)
-            return None if described else f"none of the {counted(len(names), 'clip')} in {archive.name}"
+            if described:
+                return None
+            return message("none of the {clips} in {archive}", clips=counted(len(names), "clip"), archive=archive.name)
     return None

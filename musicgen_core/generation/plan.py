@@ -140,7 +140,7 @@ def _check_longer(seconds: float, source: str | None, given: float) -> None:
     if given >= seconds:
         raise ConfigError(
             message(
-                "{source} lasts {given:g} s, and the piece that goes on from it {seconds:g} s",
+                "{source} lasts {given:g} s, and the piece that continues it {seconds:g} s",
                 source=source,
                 given=given,
                 seconds=seconds,

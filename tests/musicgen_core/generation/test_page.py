@@ -71,7 +71,7 @@ def test_a_japanese_reader_gets_a_page_in_japanese_that_is_recognised(
     pieces = [("generated_000", common), ("generated_001", {**common, "adapter": ADAPTER, "variation": 1})]
     page = page_of(folder, pieces)
     assert page.texts("h1") == page.texts("title") == ["生成した音楽"] and page.all_of("html", "lang") == ["ja"]
-    assert page.texts("p")[0] == "1 個のプロンプトから2 曲"
+    assert page.texts("p")[0] == "1 個のプロンプトから 2 曲"
     assert page.texts("h3") == ["ベースモデル", "アダプタあり、バリエーション 2"]
     assert page.texts("dt") == ["モデル", "アダプタ"]
     assert MUSIC.is_at(folder / "index.html")
