@@ -133,9 +133,7 @@ def working(text: str = "") -> Iterator[Activity]:
         with ExitStack() as stack:
             stack.enter_context(heard_by(activity.hear))
             if output.is_terminal:
-                stack.enter_context(
-                    Live(activity, console=output, refresh_per_second=FRAMES_PER_SECOND, redirect_stderr=False)
-                )
+                stack.enter_context(Live(activity, console=output, refresh_per_second=FRAMES_PER_SECOND))
             activity.say(text)
             yield activity
             activity.say("")

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from musicgen_core.training.request import TrainResult
     from tasks.progress import Update
 
+LOADING = message("loading the flow")
 _SHOWN = 10
 
 
 def tokenize(parameters: dict[str, Any]) -> int:
-    from flows.tokenize_archives import tokenize_archives
+    with working(LOADING):
+        from flows.tokenize_archives import tokenize_archives
 
     result: TokenizeResult = run_flow(tokenize_archives, parameters)
     print_rows(message("Tokenized"), tokenized_rows(result))
@@ -34,9 +36,10 @@ def tokenize(parameters: dict[str, Any]) -> int:
 
 
 def train(parameters: dict[str, Any]) -> int:
-    from flows.train_lora import train_lora
+    with working(LOADING):
+        from flows.train_lora import train_lora
 
-    check_training(parameters)
+        check_training(parameters)
     result: TrainResult = run_flow(train_lora, parameters)
     print_rows(message("Trained"), trained_rows(result))
     print_outcome(outcomes.trained(result, parameters))
@@ -44,9 +47,10 @@ def train(parameters: dict[str, Any]) -> int:
 
 
 def evaluate(parameters: dict[str, Any]) -> int:
-    from flows.evaluate_adapter import evaluate_adapter
+    with working(LOADING):
+        from flows.evaluate_adapter import evaluate_adapter
 
-    check_adapter(parameters["adapter"])
+        check_adapter(parameters["adapter"])
     result: Evaluation = run_flow(evaluate_adapter, parameters)
     print_rows(message("Evaluated"), evaluated_rows(result))
     print_outcome(outcomes.evaluated(result, parameters["adapter"], parameters))
@@ -54,18 +58,20 @@ def evaluate(parameters: dict[str, Any]) -> int:
 
 
 def generate(parameters: dict[str, Any]) -> int:
-    from flows.generate_music import generate_music
+    with working(LOADING):
+        from flows.generate_music import generate_music
 
-    check_rendering(parameters)
+        check_rendering(parameters)
     result: list[Rendered] = run_flow(generate_music, parameters)
     print_outcome(outcomes.rendered(result, parameters))
     return 0
 
 
 def finetune(parameters: dict[str, Any]) -> int:
-    from flows.finetune import finetune as finetune_flow
+    with working(LOADING):
+        from flows.finetune import finetune as finetune_flow
 
-    check_training(parameters)
+        check_training(parameters)
     result: FinetuneResult = run_flow(finetune_flow, parameters)
     print_rows(message("Fine-tuned"), [*tokenized_rows(result.tokenized), *trained_rows(result.trained)])
     tokens, shards, notice = result.tokenized.tokens, len(result.tokenized.reports), result.tokenized.notice
@@ -79,7 +85,7 @@ def run_flow(flow: Any, parameters: dict[str, Any]) -> Any:
     Raises:
         Exception: what made the flow fail; for failed archives, an ArchivesFailed that names them.
     """
-    with working() as activity:
+    with working(message("looking for the Prefect server")) as activity:
         ensure_api()
         activity.say(message("starting the flow"))
         state = call_heard(flow, parameters, activity)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from deployments.activity import working
 from deployments.api import ensure_api
-from deployments.commands import call_heard, run_flow
+from deployments.commands import LOADING, call_heard, run_flow
 from deployments.console import output, print_outcome
 from deployments.parameters import DemoParameters
 from musicgen_core.language import message, say, translated
@@ -74,10 +74,11 @@ def demo(parameters: dict[str, Any]) -> int:
 
 
 def _run(archives: str, tokens: str, run_dir: str, music: str) -> tuple[TokenizeResult, TrainResult, list[Rendered]]:
-    from flows.generate_music import generate_music
-    from flows.tokenize_archives import tokenize_archives
-    from flows.train_lora import train_lora
-    from musicgen_core.demo_data import KNOWN_STYLES, NEW_STYLE, make_demo_archives
+    with working(LOADING):
+        from flows.generate_music import generate_music
+        from flows.tokenize_archives import tokenize_archives
+        from flows.train_lora import train_lora
+        from musicgen_core.demo_data import KNOWN_STYLES, NEW_STYLE, make_demo_archives
 
     output.print(say("Making music in styles that the base model knows ({names})", names=", ".join(KNOWN_STYLES)))
     output.print(say("and in one that is new to it ({style}):", style=NEW_STYLE))
@@ -100,7 +101,7 @@ def _run(archives: str, tokens: str, run_dir: str, music: str) -> tuple[Tokenize
 
 
 def _run_until_cut_off(flow: Any, parameters: dict[str, Any]) -> None:
-    with working() as activity:
+    with working(message("looking for the Prefect server")) as activity:
         ensure_api()
         activity.say(message("starting the flow"))
         try:

@@ -10,7 +10,8 @@ from deployments.console import print_line, print_outcome, print_rows
 from flows.parameters import EstimateParameters, archives_at_a_time, grouped, groups_in
 from musicgen_core.config import DEFAULT_MODEL
 from musicgen_core.language import message, translated
-from musicgen_core.stages import advance
+from musicgen_core.model import hub
+from musicgen_core.stages import advance, announce_torch
 from tasks import outcomes
 from tasks.fetching import fetched
 
@@ -22,21 +23,19 @@ def estimate(parameters: dict[str, Any]) -> int:
 
 def estimate_archives(given: EstimateParameters) -> None:
     """Encode a sample of the clips, and say how long all of them will take, on how much disk, and at what price."""
-    from musicgen_core.codec import Codec
-    from musicgen_core.data.archive import choose_archives
-    from musicgen_core.devices import pick_device
-    from musicgen_core.estimate import estimate
-    from musicgen_core.estimate_rows import rows_of
-    from musicgen_core.model import hub
-    from musicgen_core.model.weights import find_codec
-
     model = given.model or DEFAULT_MODEL
-    picked = pick_device(given.device)
     done = count(1)
-    with (
-        working(message("looking into the archives")) as activity,
-        hub.heard_by(lambda progress: activity(fetched(progress))),
-    ):
+    with working() as activity, hub.heard_by(lambda progress: activity(fetched(progress))):
+        announce_torch()
+        from musicgen_core.codec import Codec
+        from musicgen_core.data.archive import choose_archives
+        from musicgen_core.devices import pick_device
+        from musicgen_core.estimate import estimate
+        from musicgen_core.estimate_rows import rows_of
+        from musicgen_core.model.weights import find_codec
+
+        picked = pick_device(given.device)
+        activity.say(message("looking into the archives"))
         chosen, left_out = choose_archives(given.archives)
         if notice := outcomes.missing_descriptions(chosen):
             print_line(translated(notice), style="yellow")

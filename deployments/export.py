@@ -8,6 +8,8 @@ from deployments.activity import working
 from deployments.console import print_outcome, print_rows
 from flows.parameters import ExportParameters
 from musicgen_core.language import message
+from musicgen_core.model import hub
+from musicgen_core.stages import announce_torch
 from musicgen_core.wording import sized
 from tasks import outcomes
 from tasks.fetching import fetched
@@ -20,13 +22,10 @@ def export(parameters: dict[str, Any]) -> int:
 
 def export_adapter(given: ExportParameters) -> None:
     """Write an adapter as other libraries load it, with a model card that says how."""
-    from musicgen_core.exporting.export import export
-    from musicgen_core.model import hub
+    with working() as activity, hub.heard_by(lambda progress: activity(fetched(progress))):
+        announce_torch()
+        from musicgen_core.exporting.export import export
 
-    with (
-        working(message("exporting")) as activity,
-        hub.heard_by(lambda progress: activity(fetched(progress))),
-    ):
         exported = export(given.adapter, given.out, given.format, given.model or None)
     print_rows(message("Exported"), [(name, sized(size)) for name, size in exported.files.items()])
     print_outcome(outcomes.exported(str(exported.directory), given.format, {}))

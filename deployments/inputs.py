@@ -8,6 +8,8 @@ from typing import Any
 
 from flows.parameters import BASE
 from musicgen_core import storage
+from musicgen_core.language import message
+from musicgen_core.stages import announce, announce_torch
 
 
 def check_adapter(location: str | None) -> None:
@@ -16,11 +18,15 @@ def check_adapter(location: str | None) -> None:
     Raises:
         AdapterError: there is none, or it can't be read.
     """
+    if location in (None, BASE):
+        return
+    announce_torch()
     from musicgen_core.model.hub_adapter import is_on_hub
     from musicgen_core.model.lora import find_adapter, load_adapter
 
-    if location in (None, BASE) or (is_on_hub(location) and not _begins_here(location)):
+    if is_on_hub(location) and not _begins_here(location):
         return
+    announce(message("reading the adapter"))
     load_adapter(find_adapter(location))
 
 

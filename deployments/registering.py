@@ -13,8 +13,8 @@ import yaml
 
 from deployments.environment import ROOT
 from deployments.parameters import Deployment
-from deployments.run_parameters import in_groups
 from musicgen_core.errors import MusicgenError
+from tasks.forms import in_groups
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient

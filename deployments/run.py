@@ -49,7 +49,8 @@ def run(parameters: dict[str, Any]) -> int:
             message("no Prefect server answers at {local_api}, and PREFECT_API_URL is not set", local_api=LOCAL_API),
             message("Start one with musicgen-flows up"),
         )
-    check_api()
+    with working(message("asking the Prefect server")):
+        check_api()
     if chosen.weekly:
         parameters = set_weekly(chosen.weekly == "on", parsed(chosen.param))
         shown = ", ".join(f"{name}={json.dumps(value)}" for name, value in parameters.items())

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from deployments.options import UsageError
+from tasks.forms import groups_of_schema, in_groups
 
 if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
@@ -44,54 +45,10 @@ def arranged(given: Mapping[str, Any], deployment: DeploymentResponse) -> dict[s
     return found
 
 
-def in_groups(given: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters with each field of a group inside its group; what the schema doesn't know stays.
-
-    Null, as earlier versions' forms sent it for what is left out, is left out.
-    """
-    groups, known = _groups(schema), schema.get("properties", {})
-    found = {name: value for name, value in given.items() if name not in groups}
-    found = {name: value for name, value in found.items() if value is not None or name not in known}
-    for group, fields in groups.items():
-        inside = given.get(group) or {}
-        if not isinstance(inside, Mapping):
-            found[group] = inside  # validation refuses it
-            continue
-        inside = {**inside, **{name: found.pop(name) for name in fields if name in found}}
-        values = {name: _as_in_form(value, fields.get(name, {})) for name, value in inside.items()}
-        if values := {name: value for name, value in values.items() if value is not None}:
-            found[group] = values
-    return found
-
-
-def beside_each_other(given: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters with the fields of groups by their own names."""
-    groups = _groups(schema)
-    found = {name: value for name, value in given.items() if name not in groups}
-    for group in groups:
-        inside = given.get(group) or {}
-        found |= inside if isinstance(inside, Mapping) else {group: inside}
-    return found
-
-
-def _as_in_form(value: Any, field: Mapping[str, Any]) -> Any:
-    """Return a value as the form has it; None: it is left out there."""
-    if isinstance(value, bool) and "on" in field.get("enum", ()):
-        return "on" if value else "off"
-    return None if value == "auto" and field.get("type") == "integer" else value
-
-
-def _groups(schema: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the groups of parameters in a schema, and the schema of each field."""
-    definitions, properties = schema.get("definitions", {}), schema.get("properties", {})
-    kinds = {name: entry["$ref"].rpartition("/")[2] for name, entry in properties.items() if "$ref" in entry}
-    return {name: definitions[kind].get("properties", {}) for name, kind in kinds.items()}
-
-
 def _problems(given: Mapping[str, Any], schema: dict[str, Any], deployment: str) -> Iterator[str]:
     from prefect.utilities.schema_tools import validate
 
-    groups, properties = _groups(schema), schema.get("properties", {})
+    groups, properties = groups_of_schema(schema), schema.get("properties", {})
     known = {name: entry for name, entry in properties.items() if name not in groups}
     for fields in groups.values():
         known |= fields

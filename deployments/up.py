@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import httpx
 
+from deployments.activity import working
 from deployments.addresses import addresses, files_addresses, warn_of_others
 from deployments.api import check_database, check_home
 from deployments.checks.finding import redact
@@ -132,7 +133,6 @@ def _server(api: str, host: str, port: int) -> Iterator[list[Part]]:
         yield []
         return
     check_database()
-    output.print(say("Starting the Prefect server. Its first start makes a database and takes a while …"))
     command = ["server", "start", "--host", host, "--port", str(port)]
     with contextlib.ExitStack() as stack:
         printed = None
@@ -144,7 +144,8 @@ def _server(api: str, host: str, port: int) -> Iterator[list[Part]]:
         [server] = stack.enter_context(parts).running
         if server.stderr is not None:
             follow_errors(server.stderr)
-        _wait_for(api, lambda: server.poll() is None, printed)
+        with working(say("starting the Prefect server; its first start makes a database")):
+            _wait_for(api, lambda: server.poll() is None, printed)
         yield [server]
 
 
@@ -181,12 +182,14 @@ def _refusal(printed: IO[bytes] | None) -> str:
 
 def _register(options: UpParameters) -> dict[str, str]:
     """Register everything → rows for `show`."""
-    output.print(say("Registering the deployments …"))
-    register()
-    places = set_places({name: getattr(options, name) for name in PLACES})
-    defaults = set_defaults(options.model, options.device)
-    _warn_of_unlistable_runs()
-    return {**places, **defaults, "next retraining": describe_next(SCHEDULER_SECONDS)}
+    with working(say("registering the deployments")) as activity:
+        register()
+        activity.say(say("setting the places"))
+        places = set_places({name: getattr(options, name) for name in PLACES})
+        defaults = set_defaults(options.model, options.device)
+        _warn_of_unlistable_runs()
+        activity.say(say("looking when the next retraining is"))
+        return {**places, **defaults, "next retraining": describe_next(SCHEDULER_SECONDS)}
 
 
 @contextlib.contextmanager

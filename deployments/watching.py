@@ -9,6 +9,7 @@ from uuid import UUID
 from deployments.activity import Activity, working
 from deployments.console import print_line
 from musicgen_core.escaping import plain_text
+from musicgen_core.language import message
 from tasks.progress import Update
 
 if TYPE_CHECKING:
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
 WATCH_SECONDS = 2.0
 DOING = {
-    "SCHEDULED": "waiting for a worker: one that musicgen-flows up starts takes it within some seconds",
-    "PENDING": "the worker starts a process for it",
-    "RUNNING": "running; its process loads what it needs",
-    "CANCELLING": "being cancelled; a training saves first",
+    "SCHEDULED": message("waiting for a worker: one that musicgen-flows up starts takes it within some seconds"),
+    "PENDING": message("the worker starts a process for it"),
+    "RUNNING": message("running; its process loads what it needs"),
+    "CANCELLING": message("being cancelled; a training saves first"),
 }
 """What happens in each type of state that is not the last, before the run's own progress says more"""
 

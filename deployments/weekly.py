@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from deployments.run_parameters import arranged, beside_each_other, in_groups
+from deployments.run_parameters import arranged
 from musicgen_core.errors import MusicgenError
+from tasks.forms import beside_each_other, in_groups
 
 if TYPE_CHECKING:
     from uuid import UUID

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from prefect import task
 from upath import UPath
 
+from musicgen_core.language import message
 from musicgen_core.stages import announce, announce_torch
 from tasks import outcomes
 from tasks.artifacts import artifacts_of_run
@@ -42,7 +43,7 @@ def estimate_archives(
     from musicgen_core.model.weights import find_codec
 
     logger, pace, done = run_logger(), Pace(LOG_EVERY_SECONDS), count(1)
-    announce("looking into the archives")
+    announce(message("looking into the archives"))
     if notice := outcomes.missing_descriptions(archives):
         logger.warning("%s", notice)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from prefect import task
 
+from musicgen_core.language import message
 from musicgen_core.stages import announce, announce_torch
 from tasks import outcomes
 from tasks.artifacts import artifacts_of_run
@@ -27,7 +28,7 @@ def export_adapter(
     from musicgen_core.exporting.export import export
 
     with artifacts_of_run() as artifacts:
-        announce("exporting the adapter")
+        announce(message("exporting the adapter"))
         exported = export(adapter, out, kind, model)
         outcome = partial(outcomes.exported, str(exported.directory), kind, {})
         show_summary(artifacts, partial(exported_section, exported), outcome=outcome)

@@ -158,7 +158,7 @@ def outcome_section(outcome: Outcome) -> str:
     """What was made, each place as a whole, and what to do next: a form that is filled in, or a command."""
     parts = []
     if outcome.made:
-        lines = [f"- {markdown_text(made.thing)}: {_place(made.place)}" for made in outcome.made]
+        lines = [f"- {markdown_text(made.thing)}:  \n  {_place(made.place)}" for made in outcome.made]
         parts += ["## What was made", "\n".join(lines)]
     if outcome.steps:
         parts += ["## What next", *map(_step, outcome.steps)]

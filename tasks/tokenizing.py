@@ -17,6 +17,7 @@ from musicgen_core.config import TokenizeSettings
 from musicgen_core.data.archive import archive_stem
 from musicgen_core.errors import Cancelled, DeviceError, ModelError, MusicgenError, reason_of
 from musicgen_core.escaping import one_line
+from musicgen_core.language import message
 from musicgen_core.stages import announce, announce_torch
 from musicgen_core.wording import counted
 from tasks.progress import report
@@ -77,7 +78,14 @@ def _may_help(task: Any, run: Any, state: Any) -> bool:
         return False
     if run.run_count <= len(RETRY_SECONDS):
         seconds = RETRY_SECONDS[run.run_count - 1]
-        announce(f"{run.name}: {reason_of(error)}; trying again in about {seconds:g} s")
+        announce(
+            message(
+                "{task}: {reason}; trying again in about {seconds:g} s",
+                task=run.name,
+                reason=reason_of(error),
+                seconds=seconds,
+            )
+        )
     return True
 
 

@@ -23,6 +23,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.errors import raise_if_interrupted
 from musicgen_core.escaping import one_line
+from musicgen_core.language import message
 from musicgen_core.stages import announce
 from musicgen_core.tracking import service
 
@@ -157,7 +158,8 @@ class Wandb:
         """Wait a while until everything is sent; a job that was interrupted has little time."""
         if self._thread is None:
             return
-        announce("sending WandB the rest of the metrics" if self._mode == "online" else "closing WandB's files")
+        is_online = self._mode == "online"
+        announce(message("sending WandB the rest of the metrics") if is_online else message("closing WandB's files"))
         self._calls.put(partial(self._finish, exit_code))
         self._calls.put(None)
         patience = _seconds("WANDB_FINISH_TIMEOUT", FINISH_SECONDS) + NOTICING_SECONDS

@@ -18,7 +18,7 @@ import torch
 
 from musicgen_core import storage
 from musicgen_core.errors import Cancelled, DeviceError, MusicgenError, TrainingError
-from musicgen_core.language import message
+from musicgen_core.language import message, stored_message
 from musicgen_core.stages import Stage, announce, pass_on
 from musicgen_core.training.reports import ReportReader, revive, revive_result, write_request
 from musicgen_core.training.request import TrainRequest, TrainResult
@@ -145,7 +145,7 @@ class _Workers:
                     self._step = int(report["row"]["step"])
                     on_step(report["row"])
                 case "stage":
-                    pass_on(Stage(**report["stage"]))
+                    pass_on(Stage(**{**report["stage"], "text": stored_message(report["stage"]["text"])}))
                 case "wait":
                     on_wait(report["reason"])
                 case "prior":

@@ -12,12 +12,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolUpdate
+from prefect.client.schemas.actions import ArtifactCreate, DeploymentScheduleCreate, DeploymentUpdate, WorkPoolUpdate
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events import EventTrigger
 from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running
@@ -27,8 +28,12 @@ from deployments.cli import main
 from deployments.environment import ROOT
 from deployments.registering import DEPLOYMENTS, POOL, ensure_automations, read_automations, register
 from deployments.restarting import RESTARTS, restart_missed
+from deployments.run_parameters import arranged
 from deployments.up import _host_of_running, visible_gpus, worker_commands
 from deployments.weekly import describe_next, set_weekly
+from musicgen_core.escaping import markdown_text
+from tasks.forms import beside_each_other, form_link
+from tasks.next_steps import Made, Outcome, Step, as_comment
 
 NEW_TOKENS_ONLY = {"start": {"init_from_latest": True, "only_new_tokens": True}}
 GPU_STACK = ("torch", "torchaudio", "audiocraft", "peft", "transformers", "wandb", "triton")
@@ -235,6 +240,46 @@ def test_run_tells_what_a_run_came_to_and_refuses_what_the_flow_does_not_take(
     assert any(line.endswith("Failed: 2 of 3 archives failed") for line in told)
     assert retry.endswith(f" prefect flow-run retry {created[0]}")
     assert client.read_flow_run(created[0]).parameters == {"limit": 3}
+
+
+def test_a_link_to_a_form_has_the_deployment_s_parameters_and_those_given(client: SyncPrefectClient) -> None:
+    deployment, given = deployed(client, "generate-music"), {"adapter": "/r", "compare": True, "seed": 1, "top_k": 9}
+    link = form_link("generate-music", given)
+    assert link is not None and link.startswith(f"/deployments/deployment/{deployment.id}/run?")
+    [query] = parse_qs(urlsplit(link).query)["parameters"]
+    found = json.loads(query)
+    assert found == arranged(found, deployment) != given  # each of them is in its group
+    assert beside_each_other(found, deployment.parameter_openapi_schema) == {**deployment.parameters, **given}
+    assert form_link("no-such-deployment", {}) is None
+
+
+def test_a_watched_run_shows_its_progress_what_it_made_and_a_command_to_go_on(
+    client: SyncPrefectClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Step("Train on them", "train", {"tokens": "/a b/tokens"}, {"run_dir": "/runs/run"})
+    page = f"# Title\n\n{as_comment(Outcome((Made('tokens', '/a b/tokens'),), (step,)))}"
+    printed: list[str] = []
+
+    def work(seconds: float) -> None:
+        """As the run would: it begins with progress, and ends with a summary."""
+        printed.append(capsys.readouterr().out)
+        run = UUID("".join(printed).partition("/runs/flow-run/")[2].split()[0])
+        if len(printed) == 1:
+            progress = ArtifactCreate(key="tokenizing", type="progress", data=40.0, flow_run_id=run)
+            progress.description = markdown_text("Tokenizing: 2 of 5 archives [x]")
+            client.create_artifact(progress)
+        else:
+            client.create_artifact(ArtifactCreate(key="summary", type="markdown", data=page, flow_run_id=run))
+            client.set_flow_run_state(run, Completed(), force=True)
+
+    monkeypatch.setattr("deployments.watching.time.sleep", work)
+    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
+    assert main(["run", "tokenize-archives", "--watch"]) == 0
+    lines = ("".join(printed) + capsys.readouterr().out).splitlines()
+    assert any("waiting for a worker" in line for line in lines)
+    assert "tokenizing: 40 of 100, Tokenizing: 2 of 5 archives [x]" in lines
+    assert lines[lines.index("tokens:") + 1] == "/a b/tokens"
+    assert lines[-1] == "musicgen-flows run train-lora -p 'tokens=/a b/tokens' --watch"
 
 
 def test_a_watched_run_is_not_to_be_started_again_when_its_server_stops(

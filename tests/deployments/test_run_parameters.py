@@ -7,8 +7,9 @@ import pytest
 from prefect.utilities.callables import parameter_schema
 
 from deployments.options import UsageError
-from deployments.run_parameters import arranged, beside_each_other, in_groups, parsed
+from deployments.run_parameters import arranged, parsed
 from flows.train_lora import train_lora
+from tasks.forms import beside_each_other, in_groups
 
 SCHEMA = parameter_schema(train_lora).model_dump_for_openapi()
 TRAIN: Any = SimpleNamespace(name="train-lora", parameter_openapi_schema=SCHEMA)

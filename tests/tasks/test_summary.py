@@ -16,6 +16,8 @@ from prefect.client.schemas.objects import Artifact, FlowRun
 
 from flows.generate_music import generate_music
 from musicgen_core.data.shards import Rejected, ShardReport
+from tasks import summary
+from tasks.next_steps import Made, Outcome, Step, from_comment
 from tasks.summary import tokenized_section
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -31,12 +33,18 @@ def test_the_summary_of_a_finetuning_says_where_all_three_parts_left_their_files
     folder, state = finetuned
     assert state.is_completed()
     run_id = state.state_details.flow_run_id
-    summary = str(shown(run_id)["summary"].data)
-    assert summary.startswith("# finetune · jazz · ")
+    page = str(shown(run_id)["summary"].data)
+    assert page.startswith("# finetune · jazz · ")
     for place in ("tokens", "runs/jazz", "runs/jazz/lora_weights/best_lora.pt", "runs/jazz/full_models/best_model.pt"):
-        assert f"`{folder}/{place}`" in summary
-    assert f"| `{folder}/music/generated_000.wav` | 0.5 | with the adapter | calm \\| plucked strings |" in summary
-    assert "Rejected: 1." in summary
+        assert f"`{folder}/{place}`" in page
+    assert f"| `{folder}/music/generated_000.wav` | 0.5 | with the adapter | calm \\| plucked strings |" in page
+    assert "Rejected: 1." in page
+    outcome = from_comment(page)
+    assert outcome is not None
+    made = {one.thing: one.place for one in outcome.made}
+    assert made["tokens"] == f"{folder}/tokens" and made["best adapter"].endswith("lora_weights/best_lora.pt")
+    assert [step.command for step in outcome.steps] == ["generate", "export"]
+    assert f"- best adapter:  \n  `{made['best adapter']}`" in page.partition("## What was made")[2]
 
     parts = subflows(run_id)
     assert {run.name.rpartition(" · ")[0] for run in parts.values()} == {  # without the time
@@ -65,6 +73,18 @@ def test_failed_archives_are_named_in_the_summary_with_what_to_do() -> None:
     assert "**1 archive failed.** Fix what is listed and retry this run" in section
     assert r"- `archive_batch_0007`: not an \| archive" in section
     assert "- a remark" in section
+
+
+def test_a_step_is_a_form_where_there_is_a_deployment_and_else_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary, "form_link", lambda name, parameters: f"/{name}?{parameters['tokens']}")
+    train = Step("Train on them", "train", {"tokens": "/t"}, {"run_dir": "/runs/a`b"})
+    export = Step("Share it", "export", {"adapter": "/r", "out": "/o", "format": "peft"})
+    page = summary.outcome_section(Outcome((Made("tokens", "/t"),), (train, export)))
+    assert "**Train on them:** [open the form, filled in](/train-lora?/t)" in page
+    assert page.endswith(f"**Share it**, in a terminal:\n\n    {export.command_line()}")
+    monkeypatch.setattr(summary, "form_link", lambda name, parameters: None)
+    assert f"\n\n    {train.command_line()}" in summary.outcome_section(Outcome(steps=(train, export)))
+    assert summary.outcome_section(Outcome()) == ""
 
 
 def test_one_page_plays_both_voices_of_all_prompts(
