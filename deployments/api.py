@@ -82,8 +82,8 @@ def check_home() -> None:
             file.write(bytes(4096))
     except OSError as error:
         raise ConfigError(
-            f"Prefect can't write to its folder {home} ({error.strerror})",
-            "Name another one: export PREFECT_HOME=FOLDER",
+            message("Prefect can't write to its folder {home} ({strerror})", home=home, strerror=error.strerror),
+            message("Name another one: export PREFECT_HOME=FOLDER"),
         ) from error
 
 
@@ -106,8 +106,10 @@ def check_database() -> None:
         return
     if not revisions <= known_revisions():
         raise MusicgenError(
-            f"the Prefect server can't start: its database {database} belongs to a newer Prefect",
-            "Use another folder, export PREFECT_HOME=FOLDER, or install the newer Prefect",
+            message(
+                "the Prefect server can't start: its database {database} belongs to a newer Prefect", database=database
+            ),
+            message("Use another folder, export PREFECT_HOME=FOLDER, or install the newer Prefect"),
         )
 
 
@@ -131,9 +133,11 @@ def check_settings() -> None:
             import prefect.context  # noqa: F401
     except ValueError as error:  # also of TOML files and encodings
         raise ConfigError(
-            f"Prefect's settings can't be read ({_reason(error)})",
-            "Correct or unset them: they come from variables PREFECT_…, and from .env, prefect.toml and pyproject.toml "
-            "in the working directory",
+            message("Prefect's settings can't be read ({reason})", reason=_reason(error)),
+            message(
+                "Correct or unset them: they come from variables PREFECT_…, and from .env, prefect.toml and "
+                "pyproject.toml in the working directory"
+            ),
         ) from error
     numbers = [name for name in sorted(os.environ) if name.startswith("HF_") and name.endswith(("_TIMEOUT", "_SIZE"))]
     try:
@@ -141,7 +145,9 @@ def check_settings() -> None:
             import huggingface_hub.constants  # noqa: F401
     except ValueError as error:
         given = ", ".join(f"{name}={os.environ[name]}" for name in numbers)
-        raise ConfigError(f"a variable of the Hugging Face Hub is not a number: {given}", "Correct it") from error
+        raise ConfigError(
+            message("a variable of the Hugging Face Hub is not a number: {given}", given=given), message("Correct it")
+        ) from error
 
 
 def _reason(error: ValueError) -> str:

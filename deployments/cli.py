@@ -209,8 +209,10 @@ def _check_working_directory() -> None:
         Path.cwd()
     except FileNotFoundError as error:
         raise ConfigError(
-            "the working directory no longer exists",
-            "Go to one that does; in a notebook: %cd /content. Enter a folder that was created again by cd $PWD",
+            message("the working directory no longer exists"),
+            message(
+                "Go to one that does; in a notebook: %cd /content. Enter a folder that was created again by cd $PWD"
+            ),
         ) from error
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from deployments.run_parameters import arranged
 from musicgen_core.errors import MusicgenError
+from musicgen_core.language import message
 from tasks.forms import beside_each_other, in_groups
 
 if TYPE_CHECKING:
@@ -41,8 +42,12 @@ def set_weekly(active: bool, given: Mapping[str, Any] = MappingProxyType({})) ->
         schedule = _find_schedule(deployment)
         if deployment is None or schedule is None:
             raise MusicgenError(
-                f"the deployment {DEPLOYMENT} with its schedule {SLUG} is not on this server",
-                "Start musicgen-flows up first",
+                message(
+                    "the deployment {deployment} with its schedule {slug} is not on this server",
+                    deployment=DEPLOYMENT,
+                    slug=SLUG,
+                ),
+                message("Start musicgen-flows up first"),
             )
         schema = deployment.parameter_openapi_schema or {}
         arranged(given, deployment)  # the server would find what is wrong only when the schedule's next run is due

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from musicgen_core.errors import ConfigError
+from musicgen_core.language import message
 
 
 def task_runner(
@@ -28,8 +29,8 @@ def task_runner(
     """
     if (kind == "dask") != bool(dask_address):
         raise ConfigError(
-            f"task_runner is {kind} and dask_address is {dask_address or 'not given'}",
-            "To use a Dask cluster give both: --task-runner dask --dask-address tcp://HOST:8786",
+            message("task_runner is {kind} and dask_address is {value}", kind=kind, value=dask_address or "not given"),
+            message("To use a Dask cluster give both: --task-runner dask --dask-address tcp://HOST:8786"),
         )
     if not dask_address:
         return ThreadPoolTaskRunner(max_workers=workers)
@@ -39,7 +40,8 @@ def task_runner(
         from flows.dask_cluster import check_cluster
     except ImportError as error:
         raise ConfigError(
-            "prefect-dask is not installed", "Install it: uv sync --extra dask, or pip install prefect-dask"
+            message("prefect-dask is not installed"),
+            message("Install it: uv sync --extra dask, or pip install prefect-dask"),
         ) from error
     check_cluster(dask_address, shared)
     return DaskTaskRunner(address=dask_address)

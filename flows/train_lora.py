@@ -29,6 +29,7 @@ from musicgen_core.config import (
 )
 from musicgen_core.errors import ConfigError
 from musicgen_core.evaluation.request import EvaluateRequest
+from musicgen_core.language import message
 from musicgen_core.settings import collect
 from musicgen_core.training.request import TrainResult
 from tasks.evaluating import evaluate_training
@@ -64,7 +65,7 @@ def train_lora(
     directory = storage.as_path(run_dir or storage.as_path(place(None, "musicgen_runs")) / new_folder("train-lora"))
     shards = place(tokens, "musicgen_tokens")
     if start.init_from_latest and start.init_adapter:
-        raise ConfigError("both init_adapter and init_from_latest are given", "Give one of the two")
+        raise ConfigError(message("both init_adapter and init_from_latest are given"), message("Give one of the two"))
     asks_before = start.init_from_latest or start.only_new_tokens
     before = last_completed(directory.parent, model, directory) if asks_before else None
     # A run that is tried again has found out whether it is needed when it began.

@@ -18,6 +18,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.codes import FRAME_RATE, SAMPLE_RATE
 from musicgen_core.errors import ConfigError
+from musicgen_core.language import message
 from musicgen_core.synthesis.composing import compose
 from musicgen_core.synthesis.rendering import SoundBank
 
@@ -71,7 +72,8 @@ def _check_own(folder: Path, files: Mapping[str, list[str]]) -> None:
         path = folder / file
         if path.exists() and set(_named_in(path)) - set(names) - {_BROKEN}:
             raise ConfigError(
-                f"{path} is not the demo's, and the demo would write over it", "Give another --workdir, such as ./demo"
+                message("{path} is not the demo's, and the demo would write over it", path=path),
+                message("Give another --workdir, such as ./demo"),
             )
 
 

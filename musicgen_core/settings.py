@@ -56,7 +56,7 @@ def validate(kind: type[S], values: Mapping[str, Any], origin: str = "the settin
         raise ConfigError(
             f"{origin} have {'a problem' if len(problems) == 1 else f'{len(problems)} problems'}: "
             + "; ".join(problems),
-            "Change or remove what is named",
+            message("Change or remove what is named"),
         ) from error
 
 
@@ -111,11 +111,16 @@ def read_yaml(path: Location) -> dict[str, Any]:
         values = yaml.safe_load(storage.as_path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: of encodings, dates
         reason = " ".join(str(error).split())  # YAML's reasons have several lines
-        raise ConfigError(f"the settings file {path} can't be read ({reason})", "Check path and file") from error
+        raise ConfigError(
+            message("the settings file {path} can't be read ({reason})", path=path, reason=reason),
+            message("Check path and file"),
+        ) from error
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise ConfigError(f"the settings file {path} holds no settings", "Write one `name: value` a line")
+        raise ConfigError(
+            message("the settings file {path} holds no settings", path=path), message("Write one `name: value` a line")
+        )
     return values
 
 

@@ -19,6 +19,7 @@ from musicgen_core import storage
 from musicgen_core.data.archive import read_archive
 from musicgen_core.data.members import Archive, Member
 from musicgen_core.errors import ArchiveError, ClipRejected
+from musicgen_core.language import message
 
 SAMPLED_ARCHIVES = 4
 _AT_ONCE = 16
@@ -74,7 +75,10 @@ def list_archives(archives: Sequence[UPath]) -> tuple[list[Listed], list[str]]:
     unreadable = [entry for entry in found if isinstance(entry, str)]
     if not listed:
         others = f", nor can the other {len(unreadable) - 1}" if len(unreadable) > 1 else ""
-        raise ArchiveError(f"{unreadable[0]}{others}", "Check the archives, or copy them again")
+        raise ArchiveError(
+            message("{unreadable}{others}", unreadable=unreadable[0], others=others),
+            message("Check the archives, or copy them again"),
+        )
     return listed, unreadable
 
 
@@ -94,7 +98,7 @@ def take_samples(listed: Sequence[Listed], clips: int, folder: Path, workers: in
     with ThreadPoolExecutor(workers) as pool:
         samples = list(pool.map(lambda entry: _take(entry, shares[entry], folder), shares))
     if not any(sample.places for sample in samples):
-        raise ArchiveError("the archives hold no clips", "Clips are files whose names end in .wav")
+        raise ArchiveError(message("the archives hold no clips"), message("Clips are files whose names end in .wav"))
     return samples
 
 

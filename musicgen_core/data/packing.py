@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from musicgen_core.codes import CODEBOOKS
 from musicgen_core.data.shards import SCHEMA, shard_cardinality, shard_codec
 from musicgen_core.errors import TokensError
+from musicgen_core.language import message
 
 VERSION = 2  # of what is below: raise it when the same shard would be packed otherwise
 ROWS_READ = 64  # Arrow holds some 100 kB a row while it decodes
@@ -78,8 +79,8 @@ class PackedShard:
         if zlib.crc32(codes) != self.table.column("crc")[row].as_py():
             self.path.unlink(missing_ok=True)
             raise TokensError(
-                f"codes in {self.path}, a copy made from the tokens, are damaged",
-                "Run again: the copy is made anew. If it comes back, check the disk",
+                message("codes in {path}, a copy made from the tokens, are damaged", path=self.path),
+                message("Run again: the copy is made anew. If it comes back, check the disk"),
             )
         return codes.reshape(CODEBOOKS, -1)
 
@@ -147,7 +148,8 @@ def _read(parquet: Path, codec: str) -> Iterator[pa.RecordBatch]:
                 yield batch
     except (OSError, ValueError, pa.ArrowException) as error:
         raise TokensError(
-            f"the shard {parquet.name} can't be read ({error})", "Delete it and run tokenize again"
+            message("the shard {name} can't be read ({error})", name=parquet.name, error=error),
+            message("Delete it and run tokenize again"),
         ) from error
 
 
@@ -155,8 +157,13 @@ def _check_codec(parquet: Path, codec: str) -> None:
     found = shard_codec(parquet)
     if found != codec:
         raise TokensError(
-            f"the shard {parquet.name} was encoded with the codec {found}, but the model's codec is {codec}",
-            "Train with the model that the tokens were made for, or tokenize again into another directory",
+            message(
+                "the shard {name} was encoded with the codec {found}, but the model's codec is {codec}",
+                name=parquet.name,
+                found=found,
+                codec=codec,
+            ),
+            message("Train with the model that the tokens were made for, or tokenize again into another directory"),
         )
 
 

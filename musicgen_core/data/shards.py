@@ -19,6 +19,7 @@ from musicgen_core import storage
 from musicgen_core.codes import CARDINALITY, CODEBOOKS, FRAME_RATE
 from musicgen_core.data.archive import DAMAGED, count_damaged
 from musicgen_core.errors import TokensError
+from musicgen_core.language import message
 
 SCHEMA_VERSION = 1
 ROWS_PER_GROUP = 64
@@ -211,8 +212,8 @@ def refuse_foreign_shard(
 
 def _foreign(path: UPath, what: str) -> TokensError:
     return TokensError(
-        f"the tokens would replace {path}, {what}",
-        "Give another directory for the tokens, or move that file away if it isn't needed",
+        message("the tokens would replace {path}, {what}", path=path, what=what),
+        message("Give another directory for the tokens, or move that file away if it isn't needed"),
     )
 
 
@@ -276,7 +277,10 @@ def read_rows(parquet: Path) -> Iterator[Row]:
 
 
 def _damaged(parquet: Path | UPath, error: Exception) -> TokensError:
-    return TokensError(f"the shard {parquet} can't be read ({error})", "Delete it and run tokenize again")
+    return TokensError(
+        message("the shard {parquet} can't be read ({error})", parquet=parquet, error=error),
+        message("Delete it and run tokenize again"),
+    )
 
 
 def _rows_of(table: pa.Table) -> Iterator[Row]:

@@ -32,6 +32,7 @@ from musicgen_core.codes import CODEBOOKS, FRAME_RATE
 from musicgen_core.data.packing import VERSION, PackedShard, holds_other_data, open_packed, pack_shard
 from musicgen_core.data.shards import ShardReport, shard_paths
 from musicgen_core.errors import TokensError, reason_of
+from musicgen_core.language import message
 from musicgen_core.wording import counted, sized
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,10 @@ class TokenCache:
             return Lease(self.folder / "leases", entries)
         except OSError as error:
             raise TokensError(
-                f"packed tokens can't be written to {self.folder} ({reason_of(error)})", _ANOTHER_FOLDER
+                message(
+                    "packed tokens can't be written to {folder} ({reason})", folder=self.folder, reason=reason_of(error)
+                ),
+                _ANOTHER_FOLDER,
             ) from error
 
     def _open(self, entries: Mapping[str, Path], reports: Mapping[str, ShardReport]) -> dict[str, PackedShard]:
@@ -152,7 +156,12 @@ class TokenCache:
         free = shutil.disk_usage(self.folder).free
         if needed > (room := free + sum(size for _, size, _ in unused)):
             raise TokensError(
-                f"packing the tokens takes {sized(needed)} in {self.folder}, where {sized(room)} are free",
+                message(
+                    "packing the tokens takes {needed} in {folder}, where {room} are free",
+                    needed=sized(needed),
+                    folder=self.folder,
+                    room=sized(room),
+                ),
                 _ANOTHER_FOLDER,
             )
         for _, size, path in sorted(unused):
@@ -185,7 +194,10 @@ class TokenCache:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             places = f"{self.folder}, where tokens are packed, or {tempfile.gettempdir()}, where they are fetched to"
-            raise TokensError(f"no room is left in {places} ({reason_of(error)})", _ANOTHER_FOLDER) from error
+            raise TokensError(
+                message("no room is left in {places} ({reason})", places=places, reason=reason_of(error)),
+                _ANOTHER_FOLDER,
+            ) from error
 
 
 def _is_entry(path: Path) -> bool:
@@ -205,10 +217,14 @@ def _make(tokens: UPath, stem: str, codec: str, report: ShardReport, entry: Path
         open(beside, "wb") as file,
     ):
         if pack_shard(parquet, stem, codec, file) != report.clips:
-            raise TokensError(f"the shard {parquet.name} changed while it was read", "Run again when tokenize is done")
+            raise TokensError(
+                message("the shard {name} changed while it was read", name=parquet.name),
+                message("Run again when tokenize is done"),
+            )
     shard = open_packed(entry, report.clips)
     if shard is None:
         raise TokensError(
-            f"{entry}, just written, can't be read back", f"Check the disk, or set {FOLDER_VARIABLE} to another folder"
+            message("{entry}, just written, can't be read back", entry=entry),
+            message("Check the disk, or set {folder_variable} to another folder", folder_variable=FOLDER_VARIABLE),
         )
     return shard

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from musicgen_core.config import EFFECTIVE_BATCH, TrainSettings
 from musicgen_core.devices import can_compile, check_fp8, compute_dtype, memory_gib
 from musicgen_core.errors import ConfigError
+from musicgen_core.language import message
 from musicgen_core.training.model import Execution
 
 
@@ -72,8 +73,12 @@ def resolve_batch_size(settings: TrainSettings, device: torch.device, gpus: int 
     a_gpu, rest = divmod(EFFECTIVE_BATCH, gpus)
     if rest or not a_gpu:
         raise ConfigError(
-            f"the {EFFECTIVE_BATCH} clips of a step can't be shared evenly among {gpus} GPUs",
-            "Give both batch_size and gradient_accumulation_steps",
+            message(
+                "the {effective_batch} clips of a step can't be shared evenly among {gpus} GPUs",
+                effective_batch=EFFECTIVE_BATCH,
+                gpus=gpus,
+            ),
+            message("Give both batch_size and gradient_accumulation_steps"),
         )
     given = micro if micro != "auto" else accumulation
     if given is None:
@@ -83,8 +88,14 @@ def resolve_batch_size(settings: TrainSettings, device: torch.device, gpus: int 
         name = "batch_size" if micro != "auto" else "gradient_accumulation_steps"
         share = f"that each of {gpus} GPUs takes of a step" if gpus > 1 else "of a step"
         raise ConfigError(
-            f"{name} {given} doesn't divide the {a_gpu} clips {share}",
-            "Give both batch_size and gradient_accumulation_steps",
+            message(
+                "{name} {given} doesn't divide the {a_gpu} clips {share}",
+                name=name,
+                given=given,
+                a_gpu=a_gpu,
+                share=share,
+            ),
+            message("Give both batch_size and gradient_accumulation_steps"),
         )
     if micro == "auto" and accumulation is not None:
         return BatchSize(other, accumulation, gpus)

@@ -13,6 +13,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import ConfigError, RunDirectoryError, raise_if_interrupted, reason_of
+from musicgen_core.language import message
 from musicgen_core.training.background import Abandoned, Background, Failures
 from musicgen_core.training.run_directory import RunDirectory
 from musicgen_core.training.run_lock import RunLock
@@ -44,7 +45,10 @@ class SecondCopy:
         self, files: RunDirectory, target: UPath, failures: Failures, step: int, epochs: int, run_id: str | None
     ) -> None:
         if files.root == target or files.holds(target):
-            raise ConfigError(f"copy_to {target} lies in the run directory {files.root}", "Give another place")
+            raise ConfigError(
+                message("copy_to {target} lies in the run directory {root}", target=target, root=files.root),
+                message("Give another place"),
+            )
         self.files, self.target = files, target
         self._there, self._run_id = RunDirectory(target, files.stage), run_id
         self._lock: RunLock | None = None
@@ -118,9 +122,14 @@ class SecondCopy:
         owner = None if config is None else config.get("wandb_id")
         if (config is not None or self._there.has_training()) and owner != self._run_id:
             raise RunDirectoryError(
-                f"--copy-to {self.target} holds another run (its config.json says wandb_id {owner}, this run's is "
-                f"{self._run_id or 'not known'})",
-                "Give a directory of its own for the copy, or move what is there away",
+                message(
+                    "--copy-to {target} holds another run (its config.json says wandb_id {owner}, this run's "
+                    "is {value})",
+                    target=self.target,
+                    owner=owner,
+                    value=self._run_id or "not known",
+                ),
+                message("Give a directory of its own for the copy, or move what is there away"),
             )
 
     def _copy(self) -> None:

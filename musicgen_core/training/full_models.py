@@ -17,6 +17,7 @@ from upath import UPath
 
 from musicgen_core import storage, tensor_files
 from musicgen_core.errors import AdapterError, RunDirectoryError, reason_of
+from musicgen_core.language import message
 from musicgen_core.model.lora import Adapter, load_adapter, merged_checkpoint
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.training.background import RETRY_DELAYS_S, Abandoned, Background, Failures, attempt
@@ -59,9 +60,15 @@ class FullModels:
         )
         if error is not None:
             raise RunDirectoryError(
-                f"the training is done and saved in {self.files.latest}, but {target} can't be written "
-                f"({reason_of(error)}); the final adapter is {self.files.lora('latest_lora')}",
-                "Make room or fix the cause and run again: only the last files are written then",
+                message(
+                    "the training is done and saved in {latest}, but {target} can't be written ({reason}); the "
+                    "final adapter is {lora}",
+                    latest=self.files.latest,
+                    target=target,
+                    reason=reason_of(error),
+                    lora=self.files.lora("latest_lora"),
+                ),
+                message("Make room or fix the cause and run again: only the last files are written then"),
             ) from error
 
     def _write_owed(self) -> None:

@@ -257,8 +257,8 @@ class Trainer:
         loss, norm, scale = self._compute(step, next(batches), len(indices))
         if step == 1 and norm == 0:
             raise TrainingError(
-                "no gradient reaches the adapter, so it would learn nothing",
-                "Check lora_targets, lora_alpha and the clips: their codes may be all the same",
+                message("no gradient reaches the adapter, so it would learn nothing"),
+                message("Check lora_targets, lora_alpha and the clips: their codes may be all the same"),
             )
         row = {"step": step, "epoch": self.order.epoch_of(step), "train/lr": learning_rate}
         taken = math.isfinite(loss) and math.isfinite(norm)
@@ -306,9 +306,13 @@ class Trainer:
         found = f"step {step} gave a loss of {loss} and a gradient norm of {norm}"
         if self.progress.skipped_in_a_row >= MOST_SKIPPED:
             raise TrainingError(
-                f"{found}, the {MOST_SKIPPED}th in a row that isn't finite",
-                "Lower --learning-rate or give --warmup-steps, and go on from a checkpoint_step_*.pt or "
-                "checkpoint_epoch_*.pt of before with --resume",
+                message(
+                    "{found}, the {most_skipped}th in a row that isn't finite", found=found, most_skipped=MOST_SKIPPED
+                ),
+                message(
+                    "Lower --learning-rate or give --warmup-steps, and go on from a checkpoint_step_*.pt or "
+                    "checkpoint_epoch_*.pt of before with --resume"
+                ),
             )
         logger.warning("%s, and was skipped", found)
 

@@ -272,8 +272,12 @@ class Saver:
     def _write_or_raise(self, writes: dict[str, Callable[[], None]]) -> None:
         if not self._write(writes):
             raise RunDirectoryError(
-                f"the training is done and saved in {self.files.latest}, but not all of its files: {self._obstacle}",
-                "Make room or fix the cause and run again: only the last files are written then",
+                message(
+                    "the training is done and saved in {latest}, but not all of its files: {obstacle}",
+                    latest=self.files.latest,
+                    obstacle=self._obstacle,
+                ),
+                message("Make room or fix the cause and run again: only the last files are written then"),
             )
 
     def _write_step_checkpoint(self, checkpoint: Checkpoint) -> None:
