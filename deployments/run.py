@@ -24,6 +24,7 @@ from tasks.next_steps import Made, Outcome, Step, from_comment, in_shell
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun
 
 WAVS = 8
 """Of a run that are linked in the terminal"""
@@ -68,19 +69,13 @@ def run(parameters: dict[str, Any]) -> int:
 
 
 def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
-    from prefect.client.orchestration import get_client
-    from prefect.exceptions import ObjectNotFound
-    from prefect.utilities.urls import url_for
+    with working(message("creating the run")):
+        from prefect.client.orchestration import get_client
+        from prefect.utilities.urls import url_for
 
     with get_client(sync_client=True) as client:
-        try:
-            deployment = client.read_deployment_by_name(f"{name}/{name}")
-        except ObjectNotFound as error:
-            found = f"the deployment {name} is not on this server"
-            raise MusicgenError(found, message("Start musicgen-flows up first")) from error
-        parameters = arranged(parameters, deployment)
-        # Until it starts and says what it is about, it has this name.
-        run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters, name=name)
+        with working(message("creating the run")):
+            run = _create(client, name, parameters)
         page = url_for("flow-run", obj_id=run.id)
         output.print(say("Created the run {name}: {page}", name=run.name, page=page), soft_wrap=True, markup=False)
         if not watch:
@@ -98,6 +93,19 @@ def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
         with contextlib.suppress(httpx.HTTPError):  # the run has ended as it has, whether or not that can be shown
             print_outcome(_outcome(client, run.id, state.is_completed()), on_server=True)
     return 0 if state.is_completed() else 1
+
+
+def _create(client: SyncPrefectClient, name: str, parameters: dict[str, Any]) -> FlowRun:
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        deployment = client.read_deployment_by_name(f"{name}/{name}")
+    except ObjectNotFound as error:
+        found = f"the deployment {name} is not on this server"
+        raise MusicgenError(found, message("Start musicgen-flows up first")) from error
+    parameters = arranged(parameters, deployment)
+    # Until it starts and says what it is about, it has this name.
+    return client.create_flow_run_from_deployment(deployment.id, parameters=parameters, name=name)
 
 
 def _outcome(client: SyncPrefectClient, run: UUID, is_completed: bool) -> Outcome:
