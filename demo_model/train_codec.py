@@ -1,6 +1,6 @@
 """Train the codec: audiocraft's EnCodec at a twentieth of its size, on procedural music.
 
-    python -m demo_model.train_codec WORK [--steps 16000] [--clips 12000]
+    python -m demo_model.train_codec WORK [--steps 5000] [--clips 8000]
 
 Writes WORK/model/compression_state_dict.bin in audiocraft's format. Interrupted, it resumes from WORK/codec.pt.
 
@@ -162,8 +162,8 @@ def halved(module: nn.Module) -> dict[str, Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--steps", type=int, default=16_000)
-    parser.add_argument("--clips", type=int, default=12_000)
+    parser.add_argument("--steps", type=int, default=5_000)
+    parser.add_argument("--clips", type=int, default=8_000)
     parser.add_argument("--batch", type=int, default=64, help="crops of 1.28 s a step")
     parser.add_argument("--workers", type=int, default=1, help="processes that compose")
     given = parser.parse_args()

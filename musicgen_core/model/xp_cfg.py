@@ -21,7 +21,7 @@ transformer_lm:
    zero_bias_init: true, cross_attention: false, qk_layer_norm: false, qk_layer_norm_cross: false,
    attention_dropout: null, kv_repeat: 1, two_step_cfg: false}}
 codebooks_pattern: {{modeling: delay, delay: {{delays: [0, 1, 2, 3], flatten_first: 0, empty_initial: 0}}}}
-classifier_free_guidance: {{training_dropout: {text_dropout}, inference_coef: 3.0}}
+classifier_free_guidance: {{training_dropout: {text_dropout}, inference_coef: {guidance}}}
 attribute_dropout: {{}}
 fuser:
   {{cross_attention_pos_emb: false, cross_attention_pos_emb_scale: 1, sum: [], prepend: [], cross: [description],
@@ -46,9 +46,18 @@ rvq: {{n_q: 4, q_dropout: false, bins: {bins}, decay: 0.99, kmeans_init: false, 
 
 
 def language_model(
-    dim: int, layers: int, heads: int, hidden_scale: float = 4, cardinality: int = 2048, text_dropout: float = 0.3
+    dim: int,
+    layers: int,
+    heads: int,
+    hidden_scale: float = 4,
+    cardinality: int = 2048,
+    text_dropout: float = 0.3,
+    guidance: float = 3.0,
 ) -> str:
-    """Return the settings of a language model whose text encoder is 512 wide, as t5-small is."""
+    """Return the settings of a language model whose text encoder is 512 wide, as t5-small is.
+
+    `guidance` is the coefficient of classifier-free guidance where a request gives none.
+    """
     return _LANGUAGE_MODEL.format(
         dim=dim,
         layers=layers,
@@ -56,6 +65,7 @@ def language_model(
         hidden_scale=hidden_scale,
         cardinality=cardinality,
         text_dropout=text_dropout,
+        guidance=guidance,
     )
 
 

@@ -288,6 +288,7 @@ def ui(site: Site, chromium: Browser, screenshots: Path, request: pytest.Fixture
 def finetuned(site: Site) -> UUID:
     """A run of finetune from archives to music, completed. Its tokens are in the site's folder, in demo-tokens."""
     archives = site.folder / "demo"
+    lofi = "chill lofi beats with rhodes, 84 bpm, in c major"
     make_demo_archives(archives, archives=2, clips=8, seconds=2.0)
     run = site.start(
         "finetune",
@@ -295,11 +296,13 @@ def finetuned(site: Site) -> UUID:
         tokens=str(site.folder / "demo-tokens"),
         run_dir=str(site.folder / "runs" / "demo"),
         output=str(site.folder / "output" / "demo"),
-        prompts=["Relaxing jazz piano with soft background ambience", "Upbeat electronic dance music with strong bass"],
+        prompts=[lofi, "driving techno with synth bass, 126 bpm, in d minor"],
         duration=3.0,
-        sample_prompts=["Relaxing jazz piano"],
+        sample_prompts=[lofi],
         sample_seconds=2.0,
-        **QUICK_TRAINING | {"num_epochs": 2},
+        model="demo",
+        num_epochs=2,
+        **QUICK_TRAINING,
     )
     site.wait_for(run, "Completed")
     return run

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 from playwright.sync_api import Page, expect
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateName
 
 from deployments.registering import DEPLOYMENTS, read_automations
 from tasks.previews import NO_PLAYER
@@ -77,6 +78,12 @@ def test_the_weekly_schedule_is_switched_on_and_off_and_keeps_its_parameters(sit
     expect(switch).to_be_checked()
     site.wait_until(lambda: schedule() == (True, wanted), schedule)
     ui.screenshot("schedule-on")
+    coming = FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Scheduled"])))
+    site.wait_until(lambda: bool(site.client.read_flow_runs(flow_run_filter=coming)), lambda: "the scheduler")
+    ui.open("runs?state=scheduled")
+    expect(ui.page.get_by_role("link", name="train-lora").first).to_be_visible()
+    ui.screenshot("schedule-coming")
+    ui.open_deployment("train-lora")
     switch.click()
     expect(switch).not_to_be_checked()
     site.wait_until(lambda: schedule() == (False, wanted), schedule)
@@ -85,7 +92,7 @@ def test_the_weekly_schedule_is_switched_on_and_off_and_keeps_its_parameters(sit
 def test_music_plays_in_the_page(site: Site, ui: Ui, finetuned: UUID) -> None:
     [generated] = [run for run in site.subflows(finetuned) if run.name.startswith("generate-music")]
     ui.open_artifact(generated.id, "music")
-    for prompt in ("Relaxing jazz piano with soft background ambience", "Upbeat electronic dance music"):
+    for prompt in ("chill lofi beats with rhodes", "driving techno with synth bass"):
         expect(ui.page.get_by_role("heading", name=prompt)).to_be_visible()
     pictures = ui.page.get_by_role("img", name="Spectrogram of generated_")
     expect(pictures).to_have_count(2)

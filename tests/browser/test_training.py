@@ -23,10 +23,11 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(2400)]
 STEPS = 200
 RESTARTING = "musicgen: crashed trainings start again"
 TRAINING = {
+    "model": "demo",  # whose tokens they are
     "batch_size": 1,
     "gradient_accumulation_steps": 1,
     "segment_seconds": 2.0,
-    "learning_rate": 3e-3,
+    "learning_rate": 1e-3,
     "num_epochs": STEPS,
     "max_steps": STEPS,
     "save_every_steps": 10,
@@ -132,3 +133,18 @@ def test_cancel_in_the_ui_saves_where_the_training_is_and_retry_goes_on_there(si
     ui.retry(run)
     ui.expect_state("Completed")
     assert steps(run_dir) == list(range(1, STEPS + 1))
+
+
+@pytest.mark.usefixtures("finetuned")
+def test_a_refused_training_says_why_on_its_page_and_in_its_summary(site: Site, ui: Ui) -> None:
+    tokens, run_dir = site.folder / "demo-tokens", site.folder / "runs" / "refused"
+    run = site.start("train-lora", tokens=str(tokens), run_dir=str(run_dir), **TRAINING | {"model": "debug"})
+    ui.open(f"runs/flow-run/{run}")
+    ui.expect_state("Failed")
+    reason = re.compile("was encoded with the codec")
+    assert reason.search(str(site.run(run).state.message))
+    expect(ui.page.get_by_text(reason).first).to_be_visible()  # in its logs, without a traceback before it
+    ui.screenshot("training-refused")
+    ui.open_artifact(run, "summary")
+    expect(ui.page.get_by_text(reason).first).to_be_visible()
+    assert not run_dir.exists()

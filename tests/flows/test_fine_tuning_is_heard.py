@@ -30,14 +30,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server"), pytes
 
 ON: dict[str, Any] = {"model": "demo", "device": "cpu"}
 RECOMMENDED: dict[str, Any] = {
-    "learning_rate": 1e-3,
+    "learning_rate": 1e-4,
     "batch_size": 4,
     "gradient_accumulation_steps": 1,
     "segment_seconds": 6.0,
     "prior_preservation": 0.5,
 }
-"""The learning rate and prior preservation of the curve in the README's best practices."""
-STEPS = 150
+"""The default learning rate, and the prior preservation of the README's best practices."""
+STEPS = 100
 PRIOR_SEED = 110_000_000
 CLIPS_OF_NEW_STYLE, CLIPS_OF_EACH_OLD_STYLE = 12, 2
 SECONDS = 8.0
