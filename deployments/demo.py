@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # About a minute on two cores. A quarter of the clips is held out, so that the report has enough to judge by.
 TRAINING: dict[str, Any] = {
-    "learning_rate": 5e-4,
+    "learning_rate": 1e-3,
     "batch_size": 4,
     "gradient_accumulation_steps": 1,
     "segment_seconds": 6.0,

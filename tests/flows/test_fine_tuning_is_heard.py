@@ -37,7 +37,7 @@ RECOMMENDED: dict[str, Any] = {
     "prior_preservation": 0.5,
 }
 """The default learning rate, and the prior preservation of the README's best practices."""
-STEPS = 100
+STEPS = 125
 PRIOR_SEED = 110_000_000
 CLIPS_OF_NEW_STYLE, CLIPS_OF_EACH_OLD_STYLE = 12, 2
 SECONDS = 8.0
