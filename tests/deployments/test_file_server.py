@@ -26,7 +26,7 @@ from prefect.variables import Variable
 
 from bench.servers import free_port
 from deployments.file_server import Application, Folders, listening, names_of_machine, password, serving
-from deployments.run import WAVS, _show_outcome
+from deployments.run import WAVS, _outcome
 from musicgen_core.escaping import markdown_link
 from musicgen_core.generation.page import write_index
 from tasks.artifacts import Artifacts
@@ -326,14 +326,12 @@ def summarized(text: str) -> None:
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_a_watched_run_ends_with_its_summary_and_what_a_browser_can_open(capsys: pytest.CaptureFixture[str]) -> None:
-    wavs = [f"http://127.0.0.1:4201/output/generated_{number:03d}.wav" for number in range(WAVS + 2)]
-    report = "http://127.0.0.1:4201/runs/" + "long/" * 30 + "report.html"
+def test_a_watched_run_ends_with_its_summary_and_what_a_browser_can_open() -> None:
+    wavs = [f"http://127.0.0.1:4300/output/generated_{number:03d}.wav" for number in range(WAVS + 2)]
+    report = "http://127.0.0.1:4300/runs/" + "long/" * 30 + "report.html"
     text = "\n\n".join(markdown_link(f"/data/{number}", url) for number, url in enumerate([*wavs, report]))
     state: Any = summarized(text, return_state=True)
-    capsys.readouterr()
     with get_client(sync_client=True) as client:
-        _show_outcome(client, state.state_details.flow_run_id)
-    told = capsys.readouterr().out.splitlines()
-    assert told[0] == "Summary:" and "/artifacts/artifact/" in told[1]
-    assert told[2:] == ["To open in a browser:", report, *wavs[:WAVS], "and 2 more wavs, all on the page"]
+        summary, *links = _outcome(client, state.state_details.flow_run_id, is_completed=True).made
+    assert "/artifacts/artifact/" in summary.place
+    assert [link.place for link in links] == [report, *wavs[:WAVS]]

@@ -78,12 +78,12 @@ def test_failed_archives_are_named_in_the_summary_with_what_to_do() -> None:
 def test_a_step_is_a_form_where_there_is_a_deployment_and_else_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summary, "form_link", lambda name, parameters: f"/{name}?{parameters['tokens']}")
     train = Step("Train on them", "train", {"tokens": "/t"}, {"run_dir": "/runs/a`b"})
-    export = Step("Share it", "export", {"adapter": "/r", "out": "/o", "format": "peft"})
-    page = summary.outcome_section(Outcome((Made("tokens", "/t"),), (train, export)))
+    up = Step("Work in a browser", "up")
+    page = summary.outcome_section(Outcome((Made("tokens", "/t"),), (train, up)))
     assert "**Train on them:** [open the form, filled in](/train-lora?/t)" in page
-    assert page.endswith(f"**Share it**, in a terminal:\n\n    {export.command_line()}")
+    assert page.endswith(f"**Work in a browser**, in a terminal:\n\n    {up.command_line()}")
     monkeypatch.setattr(summary, "form_link", lambda name, parameters: None)
-    assert f"\n\n    {train.command_line()}" in summary.outcome_section(Outcome(steps=(train, export)))
+    assert f"\n\n    {train.command_line()}" in summary.outcome_section(Outcome(steps=(train, up)))
     assert summary.outcome_section(Outcome()) == ""
 
 
