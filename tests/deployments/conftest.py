@@ -1,13 +1,15 @@
-"""Shared by the tests of what is on a server."""
+"""Shared by the tests of what is on a server and of what the terminal shows."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import get_current_settings
 
+from deployments import console
 from deployments.registering import register
 
 
@@ -19,3 +21,11 @@ def client(prefect_server: None) -> Iterator[SyncPrefectClient]:
         register()
         with get_client(sync_client=True) as one:
             yield one
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What the terminal gets, which is none here but a pipe: no colours of rich's own are among it."""
+    stream = io.StringIO()
+    monkeypatch.setattr(console.output, "_file", stream)
+    return stream

@@ -18,14 +18,6 @@ from musicgen_core.stages import Stage, advance, announce
 from tasks.progress import Update
 
 
-@pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """What a pipe gets."""
-    stream = io.StringIO()
-    monkeypatch.setattr(console.output, "_file", stream)
-    return stream
-
-
 def test_what_a_command_imports_is_announced_before_it_is_imported(
     shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:

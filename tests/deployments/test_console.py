@@ -22,14 +22,6 @@ from tasks.progress import Update
 from tests.hostile import ALL, ESCAPES, LONG, TEXTS, is_inert_terminal_text
 
 
-@pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """What the terminal gets, which is none here: no colours of rich's own are among it."""
-    stream = io.StringIO()
-    monkeypatch.setattr(console.output, "_file", stream)
-    return stream
-
-
 def test_results_and_next_steps_are_in_japanese_for_a_japanese_reader(
     shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
