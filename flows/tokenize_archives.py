@@ -131,7 +131,7 @@ def tokenize_archives(
         show_summary(
             artifacts,
             partial(tokenized_section, target, reports, failed, result.remarks),
-            outcome=partial(tokenized, target, len(reports), on, result.notice),
+            outcome=partial(tokenized, target, len(reports), on, result.notice, len(failed)),
         )
     if failed:
         reasons = f"{len(failed)} of {counted(len(work), 'archive')} failed: {_first_reasons(failed)}"

@@ -64,16 +64,19 @@ def missing_descriptions(archives: Sequence[UPath]) -> str:
     return no_descriptions(undescribed) if undescribed else ""
 
 
-def tokenized(tokens: str, shards: int, on: Mapping[str, Any], notice: str = "") -> Outcome:
-    """Return what tokenizing leads to.
+def tokenized(tokens: str, shards: int, on: Mapping[str, Any], notice: str = "", failed: int = 0) -> Outcome:
+    """Return what tokenizing leads to: a training, unless archives failed, which are to be mended first.
 
     Args:
         shards: how many there are.
         on: parameters of the tokenizing, of which model and device go on.
         notice: see `Outcome`.
+        failed: how many archives failed.
     """
     if not shards:
         return Outcome(notice=notice)
+    if failed:
+        return Outcome((Made(message("tokens"), str(_absolute(tokens))),), notice=notice)
     place = _absolute(tokens)
     run_dir = _free(place.parent / "runs" / "run")
     train = Step(message("Train an adapter on them"), "train", {"tokens": str(place), **_on(on)}, {"run_dir": run_dir})
@@ -120,6 +123,7 @@ def rendered(pieces: Sequence[Rendered], given: Mapping[str, Any]) -> Outcome:
         given: its parameters.
     """
     from musicgen_core.generation.request import page_of
+    from musicgen_core.model.peft_directory import CONFIG_FILE
 
     made = [Made(message("all music, to play"), page_of(pieces))]
     made += [Made(_piece(piece), piece.wav) for piece in pieces[:MOST_PIECES]]
@@ -131,7 +135,7 @@ def rendered(pieces: Sequence[Rendered], given: Mapping[str, Any]) -> Outcome:
     takes = {"prompts": prompts[:MOST_PROMPTS], **again, "seed": int(given.get("seed") or 0) + 1, **_device(given)}
     folder = str(storage.as_path(pieces[0].wav).parent)
     steps = [Step(message("Other takes of the same prompts"), "generate", takes, {"output": folder})] if prompts else []
-    if adapter and _is_here(adapter):
+    if adapter and _is_here(adapter) and not (_absolute(adapter) / CONFIG_FILE).exists():  # else it is exported already
         steps.append(_export(_absolute(adapter)))
     return Outcome(tuple(made), tuple(steps))
 

@@ -90,13 +90,14 @@ def tokenized_section(
         places.append(("why clips were rejected", f"{markdown_code(target / 'ARCHIVE.json')}, under `rejected`"))
     if (target / "wandb").exists():
         places.append(("WandB's files", markdown_code(target / "wandb")))
-    parts = ["## Tokenized", counts, _places(places), wandb_line(target)]
+    parts = ["## Tokenized"]
     if failed:
         parts.append(
             f"**{counted(len(failed), 'archive')} failed.** Fix what is listed and retry this run: only that is done."
         )
         reasons = [(stem, reason_alone(stem, reason)) for stem, reason in list(failed.items())[:MOST_ROWS]]
         parts.append("\n".join(f"- {markdown_code(stem)}: {markdown_text(reason)}" for stem, reason in reasons))
+    parts += [counts, _places(places), wandb_line(target)]
     parts += [f"- {markdown_text(remark)}" for remark in remarks]
     return "\n\n".join(part for part in parts if part)
 

@@ -63,12 +63,10 @@ def write_report(
 def _clips(evaluation: Evaluation) -> str:
     held_out = say("held out") if evaluation.is_held_out else say("that the adapter may have learned from")
     return say(
-        "{clips:,} of {total:,} {held_out} ({percent:.3g} % of all), the first {seconds:.3g} s of each: "
-        "{tokens:,} tokens",
+        "{clips:,} of {total:,} {held_out}, at most the first {seconds:.3g} s of each: {tokens:,} tokens",
         clips=evaluation.clips,
         total=evaluation.validation_clips,
         held_out=held_out,
-        percent=100 * evaluation.validation_fraction,
         seconds=evaluation.segment_seconds,
         tokens=evaluation.codes,
     )

@@ -88,6 +88,18 @@ def test_an_adapter_of_the_hub_keeps_its_name_and_is_not_exported() -> None:
     assert takes.parameters["adapter"] == "someone/jazz"
 
 
+def test_an_exported_adapter_is_not_to_be_exported_again(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").touch()
+    pieces = [Rendered("/music/generated_000.wav", "calm piano", 0, 0, 8.0, True)]
+    [takes] = outcomes.rendered(pieces, {"adapter": str(tmp_path)}).steps
+    assert takes.command == "generate"
+
+
+def test_no_training_is_suggested_while_archives_have_failed(tmp_path: Path) -> None:
+    found = outcomes.tokenized(str(tmp_path / "tokens"), 3, ON, failed=1)
+    assert [one.place for one in found.made] == [f"{tmp_path}/tokens"] and found.steps == ()
+
+
 def test_prompts_that_no_command_should_hold_lead_to_none() -> None:
     for prompt in ("a\nb", "long " * 100, "\x1b[31m"):
         assert outcomes.rendered([Rendered("/music/x.wav", prompt, 0, 0, 8.0, False)], {}).steps == ()
