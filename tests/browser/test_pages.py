@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -66,11 +66,11 @@ def test_the_automations_are_on_and_say_what_they_do(ui: Ui) -> None:
 
 
 def test_the_weekly_schedule_is_switched_on_and_off_and_keeps_its_parameters(site: Site, ui: Ui) -> None:
-    def schedule() -> tuple[bool, dict[str, bool]]:
+    def schedule() -> tuple[bool, dict[str, Any]]:
         [found] = site.client.read_deployment_by_name("train-lora/train-lora").schedules
         return found.active, found.parameters
 
-    wanted = {"init_from_latest": True, "only_new_tokens": True}
+    wanted = {"start": {"init_from_latest": True, "only_new_tokens": True}}
     ui.open_deployment("train-lora")
     switch = ui.switch("weekly-retrain")
     expect(switch).not_to_be_checked()
