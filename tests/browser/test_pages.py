@@ -80,8 +80,9 @@ def test_the_weekly_schedule_is_switched_on_and_off_and_keeps_its_parameters(sit
     ui.screenshot("schedule-on")
     coming = FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Scheduled"])))
     site.wait_until(lambda: bool(site.client.read_flow_runs(flow_run_filter=coming)), lambda: "the scheduler")
-    ui.open("runs?state=scheduled")
-    expect(ui.page.get_by_role("link", name="train-lora").first).to_be_visible()
+    names = [run.name for run in site.client.read_flow_runs(flow_run_filter=coming)]
+    ui.page.get_by_role("tablist").get_by_text("Upcoming", exact=True).click()
+    expect(ui.page.get_by_text(re.compile("|".join(names))).first).to_be_visible()
     ui.screenshot("schedule-coming")
     ui.open_deployment("train-lora")
     switch.click()
