@@ -147,4 +147,4 @@ def test_a_refused_training_says_why_on_its_page_and_in_its_summary(site: Site, 
     ui.screenshot("training-refused")
     ui.open_artifact(run, "summary")
     expect(ui.page.get_by_text(reason).first).to_be_visible()
-    assert not run_dir.exists()
+    assert not (run_dir / "latest.pt").exists()
