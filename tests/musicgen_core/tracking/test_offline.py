@@ -198,7 +198,7 @@ def test_offline_by_choice_a_key_is_not_said_to_be_missing_and_a_malformed_one_d
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4 + "\n")
     with caplog.at_level("INFO", logger="musicgen_core.tracking"):
         log_all(run_in(tmp_path), clip, adapter)
-    said = [record.message for record in caplog.records if record.name.startswith("musicgen_core")]
+    said = [record.message for record in caplog.records if record.name.startswith("musicgen_core.tracking")]
     assert len(said) == 1 and said[0].startswith("WandB runs offline: WANDB_MODE says so. Later:\n")
     assert len(Logged(tmp_path).adapters) == 1
     assert os.environ["WANDB_API_KEY"].endswith("\n"), "it is hidden from WandB alone"
