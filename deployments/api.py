@@ -13,8 +13,8 @@ from pathlib import Path
 from musicgen_core.errors import ConfigError, MusicgenError
 from musicgen_core.language import message
 
-ANSWER_SECONDS = 15.0
-"""For a server that is busy. One that is not there is noticed at once."""
+ANSWER_SECONDS = 90.0
+"""For a server that is busy, such as while `up` starts its workers. One that is not there is noticed at once."""
 
 
 def ensure_api() -> None:

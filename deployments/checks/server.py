@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
 REQUEST_SECONDS = 5.0
+CONNECT_SECONDS = 15.0
+"""A busy server is slow to answer, not to accept a connection."""
 API = "Prefect API"
 
 
@@ -75,10 +77,13 @@ def ask_version(seconds: float) -> str | Finding:
 @contextmanager
 def _impatient_client(seconds: float) -> Iterator[SyncPrefectClient]:
     from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-    impatient = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: seconds}
-    with temporary_settings(impatient), get_client(sync_client=True) as client:
+    timeout = httpx.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
+    with (
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+        get_client(httpx_settings={"timeout": timeout}, sync_client=True) as client,
+    ):
         yield client
 
 
@@ -99,6 +104,14 @@ def _explain(error: Exception, url: str) -> Finding:
             f"{url} refuses the login (HTTP {error.response.status_code})",
             "Set the user and password that the server has in PREFECT_SERVER_API_AUTH_STRING: "
             "export PREFECT_API_AUTH_STRING=USER:PASSWORD",
+        )
+    if isinstance(error, httpx.ReadTimeout):
+        return Finding(
+            API,
+            "problem",
+            f"the server at {url} accepts connections but does not answer ({describe(error)})",
+            "It may be overloaded: look at the machine that it runs on, and try again. If that does not help, "
+            "restart the server",
         )
     if isinstance(error, httpx.TransportError):
         return Finding(

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +137,13 @@ class Training:
         return str(state.name)
 
     def history(self) -> list[str]:
-        """Names of the states that it went through, without those of waiting for a process."""
+        """Names of the states that it went through, without those of waiting for a process.
+
+        A busy server may carry out an automation's action twice (it can't note that it has): that is one AwaitingRetry.
+        """
         states = sorted(self.site.client.read_flow_run_states(self.created.id), key=lambda state: state.timestamp)
-        return [str(state.name) for state in states if state.name not in ("Scheduled", "Pending", "Late")]
+        names = [str(state.name) for state in states if state.name not in ("Scheduled", "Pending", "Late")]
+        return [name for before, name in pairwise(["", *names]) if not before == name == "AwaitingRetry"]
 
     def process(self) -> psutil.Process:
         """Of the flow, which may still be starting."""

@@ -295,7 +295,7 @@ class TestServer:
             ((401, b'{"exception_message": "Unauthorized"}'), "refuses the login (HTTP 401)"),
             ((200, b"<html>another program</html>"), "is not Prefect's API"),
             ((404, b""), "is not Prefect's API (HTTP 404)"),
-            (None, "nothing answers at"),
+            (None, "accepts connections but does not answer"),
         ],
         ids=["login", "page", "nothing there", "silence"],
     )
