@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import signal
@@ -54,13 +55,17 @@ def seeded() -> None:
 
 
 @pytest.fixture(autouse=True)
-def signals_as_before() -> Iterator[None]:
-    """Commands that tests call in this process decide for good what signals do to it."""
+def signals_and_logging_as_before() -> Iterator[None]:
+    """Commands that tests call in this process decide for good what signals do to it, and what is logged."""
     chosen = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {each: signal.getsignal(each) for each in chosen}
+    handlers = {each: signal.getsignal(each) for each in chosen}
+    loggers = [logging.getLogger(name) for name in ("musicgen_core", "musicgen_core.tracking")]
+    levels = [logger.level for logger in loggers]
     yield
-    for each, handler in before.items():
+    for each, handler in handlers.items():
         signal.signal(each, handler)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,14 +19,6 @@ from musicgen_core.tracking import Wandb
 from musicgen_core.training.request import TrainResult
 
 FOLDER = f"/home/{'somebody/' * 12}demo"
-
-
-@pytest.fixture
-def tracking_logger() -> Iterator[logging.Logger]:
-    """Has its level back afterwards."""
-    logger = logging.getLogger("musicgen_core.tracking")
-    yield logger
-    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture
@@ -58,7 +48,7 @@ def test_the_demo_ends_with_places_and_commands_on_lines_of_their_own(
 
 
 def test_the_demo_says_once_that_wandb_stays_offline(
-    printed: io.StringIO, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tracking_logger: logging.Logger
+    printed: io.StringIO, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def run(*places: str) -> None:
         console.show_core_messages()
