@@ -16,6 +16,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.spinner import Spinner
+from rich.table import Column
 from rich.text import Text
 
 from deployments.console import output, print_line, show_core_messages
@@ -36,11 +37,12 @@ _TITLES = {
     "generate": message("Music"),
 }
 _COLUMNS = (
-    TextColumn("{task.description:<14}"),
+    TextColumn("{task.description:<14}", table_column=Column(no_wrap=True, max_width=20)),
     BarColumn(bar_width=12),
     MofNCompleteColumn(),
     TimeRemainingColumn(),
-    TextColumn("{task.fields[text]}", markup=False),
+    # Long names in it are cut off: without a ratio they would take their width from all columns alike.
+    TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
 )
 FRAMES_PER_SECOND = 4
 SHOW_SECONDS_AFTER = 5
@@ -54,7 +56,7 @@ class Activity:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._progress = Progress(*_COLUMNS, console=output, auto_refresh=False)
+        self._progress = Progress(*_COLUMNS, console=output, auto_refresh=False, expand=True)
         self._bars: dict[str, TaskID] = {}
         self._text, self._since = "", 0.0
         self._started = time.monotonic()

@@ -11,7 +11,7 @@ import httpx
 
 from deployments.activity import working
 from deployments.api import check_api, explain_lost, has_api
-from deployments.console import output, print_outcome
+from deployments.console import output, print_line, print_outcome
 from deployments.environment import LOCAL_API
 from deployments.options import UsageError
 from deployments.parameters import RunParameters
@@ -76,8 +76,9 @@ def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
     with get_client(sync_client=True) as client:
         with working(message("creating the run")):
             run = _create(client, name, parameters)
-        page = url_for("flow-run", obj_id=run.id)
-        output.print(say("Created the run {name}: {page}", name=run.name, page=page), soft_wrap=True, markup=False)
+        print_line(say("Created the run {name}:", name=run.name))
+        if page := url_for("flow-run", obj_id=run.id):
+            print_line(page)
         if not watch:
             print_outcome(Outcome((Made(message("to follow it in a terminal"), _prefect("watch", run.id)),)))
             return 0

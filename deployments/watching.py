@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from deployments.activity import Activity, working
+from deployments.checks.server import check_workers
 from deployments.console import print_line
+from deployments.registering import POOL
 from musicgen_core.escaping import plain_text
-from musicgen_core.language import message
+from musicgen_core.language import message, say, translated
+from musicgen_core.wording import named
 from tasks.progress import Update
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas import State
-    from prefect.client.schemas.objects import Artifact
+    from prefect.client.schemas.objects import Artifact, FlowRun
 
 WATCH_SECONDS = 2.0
+PATIENCE = timedelta(seconds=5)
+"""How long a run that is due waits before it is said why"""
 DOING = {
-    "SCHEDULED": message("waiting for a worker: one that musicgen-flows up starts takes it within some seconds"),
+    "SCHEDULED": message("waiting for a worker, which looks for runs every few seconds"),
     "PENDING": message("the worker starts a process for it"),
     "RUNNING": message("running; its process loads what it needs"),
     "CANCELLING": message("being cancelled; a training saves first"),
@@ -29,7 +35,7 @@ DOING = {
 
 def watch_run(client: SyncPrefectClient, run: UUID) -> State:
     """Tell of a run's states and progress until the last state, which has the reason if it failed."""
-    shown = None
+    shown, reason = None, ""
     with working() as activity:
         while True:
             found = client.read_flow_run(run)
@@ -41,8 +47,39 @@ def watch_run(client: SyncPrefectClient, run: UUID) -> State:
                 activity.say(DOING.get(state.type.value, ""))
             if state is not None and state.is_final():
                 return state
+            if (now := why_waiting(client, found)) and now != reason:
+                reason = now
+                print_line(reason)
             _show_progress(client, run, activity)
             time.sleep(WATCH_SECONDS)
+
+
+def why_waiting(client: SyncPrefectClient, run: FlowRun) -> str:
+    """Return why a run that is due has not been taken by a worker: none is online, or they are busy; else nothing."""
+    state = run.state
+    due = state.state_details.scheduled_time if state is not None and state.is_scheduled() else None
+    if due is None or datetime.now(UTC) < due + PATIENCE or not run.work_queue_name:
+        return ""
+    for finding in check_workers(client, [run.work_queue_name]):
+        if finding.level != "ok":
+            return f"{translated(finding.found)}. {translated(finding.fix)}"
+    if busy := _being_done(client, run.work_queue_name):
+        runs = named([one.name for one in busy])
+        return say("Waiting: the queue {queue} is busy with {runs}", queue=run.work_queue_name, runs=runs)
+    return ""
+
+
+def _being_done(client: SyncPrefectClient, queue: str) -> list[FlowRun]:
+    """Return the runs of a work queue that workers have taken, the oldest first."""
+    from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    wanted = {"work_queue_name": {"any_": [queue]}, "state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}
+    return client.read_flow_runs(
+        flow_run_filter=FlowRunFilter.model_validate(wanted),
+        work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [POOL]}}),
+        sort=FlowRunSort.START_TIME_ASC,
+    )
 
 
 def _show_progress(client: SyncPrefectClient, run: UUID, activity: Activity) -> None:

@@ -13,6 +13,7 @@ from deployments.checks.finding import Finding, describe
 from deployments.checks.run_lists import check_run_lists
 from deployments.environment import is_healthy
 from deployments.registering import DEPLOYMENTS, POOL, QUEUE, TOKENIZING_QUEUE, read_automations
+from musicgen_core.language import message
 from tasks.keys import BLOCKS
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def look_at_server() -> Server:
         findings = [
             _check_version(version, url),
             *_check_registered(client),
-            *_check_workers(client),
+            *check_workers(client),
             *check_run_lists(client),
         ]
         variables = {variable.name: str(variable.value) for variable in client.read_variables()}
@@ -162,7 +163,8 @@ def _compare(what: str, wanted: Sequence[str], there: Collection[str], without: 
     return Finding(what, "warning", found, "Register them, on the server's machine, with musicgen-flows up")
 
 
-def _check_workers(client: SyncPrefectClient) -> Iterator[Finding]:
+def check_workers(client: SyncPrefectClient, wanted: Sequence[str] = (QUEUE, TOKENIZING_QUEUE)) -> Iterator[Finding]:
+    """Look whether workers are online that take runs from all of these queues."""
     from prefect.client.schemas.objects import WorkerStatus, WorkQueueStatus
     from prefect.exceptions import ObjectNotFound
 
@@ -171,20 +173,28 @@ def _check_workers(client: SyncPrefectClient) -> Iterator[Finding]:
         workers = client.read_workers_for_work_pool(POOL)
         queues = client.read_work_queues(POOL)
     except ObjectNotFound:
-        found = f"there is no work pool {POOL}: the UI can't start jobs, commands work"
-        yield Finding("workers", "warning", found, f"Make it: prefect work-pool create {POOL} --type process")
+        found = message("there is no work pool {pool}: the UI can't start jobs, commands work", pool=POOL)
+        fix = message("Make it: prefect work-pool create {pool} --type process", pool=POOL)
+        yield Finding("workers", "warning", found, fix)
         return
     if pool.is_paused:
-        found = f"the work pool {POOL} is paused: jobs wait"
-        yield Finding("work pool", "warning", found, f"Let them start: prefect work-pool resume {POOL}")
+        found = message("the work pool {pool} is paused: jobs wait", pool=POOL)
+        fix = message("Let them start: prefect work-pool resume {pool}", pool=POOL)
+        yield Finding("work pool", "warning", found, fix)
     online = [worker.name for worker in workers if worker.status == WorkerStatus.ONLINE]
     served = {queue.name for queue in queues if queue.status == WorkQueueStatus.READY} if online else set()
-    idle = [queue for queue in (QUEUE, TOKENIZING_QUEUE) if queue not in served]
+    idle = [queue for queue in wanted if queue not in served]
     if not idle:
         yield Finding("workers", "ok", f"online in the pool {POOL}: {', '.join(online)}")
         return
-    found = f"none online in the pool {POOL} for the queue {' and the queue '.join(idle)}: jobs there wait"
-    fix = f"Start one for each: prefect worker start --pool {POOL} --limit 1 --work-queue {idle[0]}"
+    found = message(
+        "no worker is online in the pool {pool} for the queue {queues}: jobs there wait",
+        pool=POOL,
+        queues=" and ".join(idle),
+    )
+    fix = message(
+        "Start one: prefect worker start --pool {pool} --limit 1 --work-queue {queue}", pool=POOL, queue=idle[0]
+    )
     yield Finding("workers", "warning", found, fix)
 
 

@@ -74,6 +74,15 @@ def test_a_long_stage_takes_one_line_of_a_narrow_terminal() -> None:
     assert len(frame(activity).rstrip("\n").splitlines()) == 1
 
 
+def test_long_names_leave_the_bars_as_they_are() -> None:
+    activity = Activity()
+    activity(Update("tokenize", "a", 40, 100, "of a long name " * 20))
+    activity(Update("a-key-of-a-run-that-is-very-long", "a", 40, 100, "a long name " * 20))
+    first, second = frame(activity).splitlines()
+    assert "━" * 4 in first and " 40/100 " in first and "-:--:--" in first and "of a long" in first
+    assert "━" * 4 in second and " 40/100 " in second
+
+
 def test_a_pipe_gets_fewer_lines_the_longer_the_work_takes(shown: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr("deployments.activity.time.monotonic", lambda: now[0])

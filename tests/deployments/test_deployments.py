@@ -282,6 +282,35 @@ def test_a_watched_run_shows_its_progress_what_it_made_and_a_command_to_go_on(
     assert lines[-1] == "musicgen-flows run train-lora -p 'tokens=/a b/tokens' --watch"
 
 
+def test_a_watched_run_that_waits_says_once_what_its_queue_is_busy_with_or_that_no_worker_is_online(
+    client: SyncPrefectClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = client.create_flow_run_from_deployment(deployed(client, "tokenize-archives").id, name="the-one-before")
+    shown: list[str] = []
+
+    def go_on(seconds: float) -> None:
+        """Twice each: no worker, a worker with the run before, the same worker with nothing to do; then the end."""
+        shown.append(capsys.readouterr().out)
+        if len(shown) == 2:
+            client.request("POST", f"/work_pools/{POOL}/workers/heartbeat", json={"name": "worker-of-the-test"})
+            assert offered(client)
+            client.set_flow_run_state(before.id, Running(), force=True)
+        elif len(shown) == 4:
+            client.set_flow_run_state(before.id, Completed(), force=True)
+        elif len(shown) == 6:
+            run = UUID("".join(shown).partition("/runs/flow-run/")[2].split()[0])
+            client.set_flow_run_state(run, Completed(), force=True)
+
+    monkeypatch.setattr("deployments.watching.PATIENCE", timedelta(0))
+    monkeypatch.setattr("deployments.watching.time.sleep", go_on)
+    assert main(["run", "tokenize-archives", "--watch"]) == 0
+    lines = "".join(shown).splitlines()
+    assert lines.count("Waiting: the queue tokenizing is busy with the-one-before") == 1
+    [nobody] = [line for line in lines if line.startswith("no worker is online in the pool gpu for the queue tokeniz")]
+    assert nobody.endswith("prefect worker start --pool gpu --limit 1 --work-queue tokenizing")
+    assert len([line for line in lines if line.startswith("http")]) == 1  # the run's page, to be copied
+
+
 def test_a_watched_run_is_not_to_be_started_again_when_its_server_stops(
     client: SyncPrefectClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,7 +102,7 @@ def test_deployments_run_to_completed_with_what_up_set(up: Up) -> None:
     for name, parameters in jobs.items():
         done = run_deployment(up, name, *parameters)
         assert done.returncode == 0, done.stdout + done.stderr + up.log.read_text()[-3000:]
-        assert f"Created the run {name}: http" in done.stdout
+        assert f"Created the run {name}:\nhttp" in done.stdout
         assert "Completed" in done.stdout
     folder = up.log.parent
     assert (folder / "tokens" / "archive_batch_0002.json").exists()
