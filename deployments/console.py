@@ -67,7 +67,7 @@ def show_core_messages() -> None:
     logger = logging.getLogger("musicgen_core")
     if not any(isinstance(handler, _CoreMessages) for handler in logger.handlers):
         logger.addHandler(_CoreMessages(logging.INFO))
-        logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO)
 
 
 def print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
