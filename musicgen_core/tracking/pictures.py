@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from musicgen_core.codes import CODEBOOKS
 
@@ -32,13 +32,14 @@ def plot_learning_rate(rows: Rows, target: Path | IO[bytes]) -> None:
     with _picture(target, "Learning rate", "learning rate") as axes:
         axes.plot([row["step"] for row in drawn], [row["train/lr"] for row in drawn])
         axes.set_ylim(bottom=0)
+        axes.ticklabel_format(axis="y", scilimits=(-2, 2))  # else its numbers are wider than their margin
 
 
 def plot_perplexities(rows: Rows, target: Path | IO[bytes]) -> None:
     """Draw `perplexity.png`: of each codebook, at each validation. Chance is 2,048, all codes alike."""
     validated = [row for row in rows if "val/perplexity" in row]
     steps = [row["step"] for row in validated]
-    with _picture(target, "Validation perplexity of each codebook", "perplexity (codes)") as axes:
+    with _picture(target, "Validation perplexity of each codebook", "perplexity (codes)", "constrained") as axes:
         for k in range(CODEBOOKS):
             axes.plot(steps, [row[f"val/perplexity_codebook_{k}"] for row in validated], marker="o", label=f"{k}")
         axes.set_yscale("log", base=2)
@@ -58,11 +59,17 @@ def pictures_of(rows: Rows) -> dict[str, Callable[[Rows, Path], None]]:
 
 
 @contextmanager
-def _picture(target: Path | IO[bytes], title: str, unit: str) -> Iterator[Any]:
-    """Axes over the steps, drawn to a PNG at the end."""
+def _picture(
+    target: Path | IO[bytes], title: str, unit: str, layout: Literal["constrained"] | None = None
+) -> Iterator[Any]:
+    """Axes over the steps, drawn to a PNG at the end.
+
+    Args:
+        layout: makes room for what is outside of the axes, and takes twice as long to draw.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout=layout)
     axes = figure.subplots()
     axes.set(xlabel="step", ylabel=unit, title=title)
     axes.grid(alpha=0.3)

@@ -95,7 +95,7 @@ def touch(folder: UPath, *names: str) -> None:
 # Foreign text
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(prompt=st.text(min_size=1) | st.text(alphabet="<>&\"'{}%#/!- sciptSCRIPT=\n\t", min_size=1))
 def test_any_prompt_is_shown_as_it_was_written_and_adds_no_tags(place: Path, prompt: str) -> None:
     plain = page_of(place, [("a", sidecar_of())])
@@ -105,7 +105,7 @@ def test_any_prompt_is_shown_as_it_was_written_and_adds_no_tags(place: Path, pro
 
 
 @given(text=st.text(alphabet="<>&\"'a/=#?% \u202e\u0627", min_size=1))
-@settings(max_examples=50)
+@settings(max_examples=30)
 def test_no_other_text_of_a_sidecar_adds_tags(place: Path, text: str) -> None:
     def sidecar(word: str) -> dict[str, Any]:
         return {"model": word, "adapter": {"path": word, "epoch": word}, "sampling": {word: word}, "seed": word}
@@ -125,7 +125,7 @@ def test_no_other_text_of_a_sidecar_adds_tags(place: Path, text: str) -> None:
         ),
     )
 )
-@settings(max_examples=150)
+@settings(max_examples=80)
 def test_any_json_makes_a_page(place: Path, sidecar: dict[str, Any]) -> None:
     page_of(place, [("generated_000", sidecar), ("generated_001", {})])
 
