@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich.cells import cell_len
 from rich.text import Text
 
 from deployments.activity import working
@@ -16,7 +17,7 @@ from deployments.console import output, print_outcome
 from deployments.parameters import DoctorParameters
 from deployments.registering import PLACES
 from musicgen_core.config import DEFAULT_MODEL
-from musicgen_core.language import message, say
+from musicgen_core.language import message, say, translated
 from musicgen_core.stages import mention
 from tasks.next_steps import Outcome, Step
 
@@ -25,8 +26,8 @@ SECONDS = 90.0
 
 _STEPS = (Step(message("Try everything, in about three minutes"), "demo"), Step(message("Work in a browser"), "up"))
 """What a machine without problems is ready for"""
+_LEVELS = {"ok": message("ok"), "warning": message("warning"), "problem": message("problem")}
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
-_LEVELS_WIDTH = max(map(len, _STYLES))
 
 
 def doctor(parameters: dict[str, Any]) -> int:
@@ -65,7 +66,9 @@ def examine(
     """
     server = _run("Prefect API", "server", "look_at_server")
     answers = not isinstance(server, Finding) and server.answers
-    services = _start("services", "services", "check_services") if answers else list  # meanwhile the others are run
+    services = (
+        _start(message("services"), "services", "check_services") if answers else list
+    )  # meanwhile the others are run
     variables: Mapping[str, str] = {} if isinstance(server, Finding) else server.variables
     known = {name: variables[f"musicgen_{name}"] for name in PLACES if variables.get(f"musicgen_{name}")}
     tried = given if given or others else known
@@ -74,30 +77,31 @@ def examine(
     model = model or used
     device = (variables.get("musicgen_device") if device == "auto" else "") or device
     return [
-        *_findings("packages", "packages", "check_packages"),
+        *_findings(message("packages"), "packages", "check_packages"),
         *_findings("GPU", "machine", "check_machine", device),
-        *_findings("model files", "model_files", "check_model_files", model),
+        *_findings(message("model files"), "model_files", "check_model_files", model),
         *_capacity(model, device, {**known, **given}, clips),
-        *_findings("keys", "keys", "check_keys", [] if isinstance(server, Finding) else server.keys),
+        *_findings(message("keys"), "keys", "check_keys", [] if isinstance(server, Finding) else server.keys),
         *([server] if isinstance(server, Finding) else server.findings),
         *of_deployments,
         *_listed(services()),
-        *_findings("storage", "places", "check_places", tried, others),
+        *_findings(message("storage"), "places", "check_places", tried, others),
     ]
 
 
 def _used_model(model: str, is_set: bool) -> Finding:
-    reason = "the variable musicgen_model" if is_set else "the default; up --model NAME sets another"
-    return Finding("model of jobs", "ok", f"{model}, where their form names none ({reason})")
+    reason = message("the variable musicgen_model") if is_set else message("the default; up --model NAME sets another")
+    found = message("{model}, where their form names none ({reason})", model=model, reason=reason)
+    return Finding(message("model of jobs"), "ok", found)
 
 
 def _capacity(model: str, device: str, places: Mapping[str, str], clips: int) -> list[Finding]:
-    size = _run("model", "model_size", "measure_model", model)
+    size = _run(message("model"), "model_size", "measure_model", model)
     if isinstance(size, Finding):
         return [size]
     return [
-        *_findings("memory", "memory", "check_memory", size, device),
-        *_findings("disk", "disk", "check_disk", size, places, clips),
+        *_findings(message("memory"), "memory", "check_memory", size, device),
+        *_findings(message("disk"), "disk", "check_disk", size, places, clips),
     ]
 
 
@@ -126,12 +130,11 @@ def _start(name: str, module: str, function: str, *arguments: Any) -> Callable[[
 
 def show(findings: Sequence[Finding]) -> None:
     """Print all findings, a line each, then what to do about those that aren't ok."""
-    output.print("Doctor", style="bold")
-    names = max(len(finding.check) for finding in findings)
-    for finding in findings:
-        level = (f"{finding.level:<{_LEVELS_WIDTH}}", _STYLES[finding.level])
-        line = Text.assemble(f"  {finding.check:<{names}}  ", level, f"  {redact(finding.found)}")
-        output.print(line, soft_wrap=True)
+    output.print(say("Doctor"), style="bold")
+    checks, levels = _column(finding.check for finding in findings), _column(_LEVELS.values())
+    for finding, check in zip(findings, checks, strict=True):
+        level = (levels[list(_LEVELS).index(finding.level)], _STYLES[finding.level])
+        output.print(Text.assemble(f"  {check}  ", level, f"  {_shown(finding.found)}"), soft_wrap=True)
     problems = [finding for finding in findings if finding.level == "problem"]
     _show_fixes(say("To fix:") if problems else say("There is nothing to fix."), problems)
     hints = [finding for finding in findings if finding.level == "warning" and finding.fix]
@@ -139,11 +142,22 @@ def show(findings: Sequence[Finding]) -> None:
         _show_fixes(say("If you want what the warnings are about:"), hints)
 
 
+def _column(texts: Iterable[str]) -> list[str]:
+    """Return texts in the user's language, filled up to the width of the widest."""
+    shown = list(map(translated, texts))
+    width = max(map(cell_len, shown))
+    return [text + " " * (width - cell_len(text)) for text in shown]
+
+
+def _shown(text: str) -> str:
+    return redact(translated(text))
+
+
 def _show_fixes(title: str, findings: Sequence[Finding]) -> None:
     output.print(title, style="bold")
     checks_by_fix: dict[str, list[str]] = {}
     for finding in findings:
-        checks_by_fix.setdefault(redact(finding.fix or finding.found), []).append(finding.check)
+        checks_by_fix.setdefault(_shown(finding.fix or finding.found), []).append(translated(finding.check))
     for number, (fix, checks) in enumerate(checks_by_fix.items(), 1):
         # Not wrapped by us: a command should be one line to copy.
         line = f"{number}. {', '.join(dict.fromkeys(checks))}: {fix}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 
 from musicgen_core.language import as_message, message
 
@@ -20,6 +21,11 @@ def named(names: Sequence[str]) -> str:
     """The first few, and how many more: `a, b, c, d, e and 3 more`."""
     more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
+
+
+def joined(texts: Iterable[str]) -> str:
+    """Return texts, some of which may be messages, as one message: `a; b; c`."""
+    return reduce(lambda before, text: message("{before}; {text}", before=before, text=text), texts)
 
 
 def lasting(seconds: float) -> str:

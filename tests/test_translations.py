@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import string
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("musicgen_core", "tasks", "flows", "deployments")
 MARKED = {"say": 0, "message": 0, "counted": 1}
 """Functions, and which of their arguments is a message"""
+SHOWN = {"Check", "Finding", "Made", "Step"}
+"""Functions and errors whose texts a person reads in the terminal"""
 HOME = (ROOT / "musicgen_core" / "language.py", ROOT / "musicgen_core" / "wording.py")
 
 
@@ -67,6 +70,34 @@ def test_every_message_is_translated_and_none_is_left_over(code: str) -> None:
     assert not missing, f"translations/{code}.po lacks:\n{listed}"
     assert not stale, f"translations/{code}.po has messages that are no more: {sorted(stale)}"
     assert not catalogue(code).obsolete and len(translated) == len(list(catalogue(code))) - 1
+
+
+def test_what_the_terminal_shows_is_given_as_a_message() -> None:
+    plain = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(text)}"
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in SHOWN
+        for text in (*node.args, *(keyword.value for keyword in node.keywords))
+        if is_plain(text)
+    ]
+    assert plain == []
+
+
+def is_plain(text: ast.expr) -> bool:
+    """Return whether an argument is words, and not a message: a literal of several words, or an f-string with one."""
+    if isinstance(text, ast.Constant):
+        return isinstance(text.value, str) and re.search(r"[a-z] [a-z]", text.value) is not None
+    if isinstance(text, ast.JoinedStr):
+        return any(
+            isinstance(part, ast.Constant) and re.search(r"[a-z]{2} | [a-z]{2}", part.value) for part in text.values
+        )
+    return any(
+        is_plain(part)
+        for part in ast.iter_child_nodes(text)
+        if isinstance(text, ast.IfExp | ast.BinOp) and isinstance(part, ast.expr)
+    )
 
 
 @pytest.mark.parametrize("code", LANGUAGES[1:])

@@ -13,9 +13,11 @@ from deployments.checks.finding import Finding
 from deployments.checks.model_size import ModelSize
 from musicgen_core import storage
 from musicgen_core.config import EFFECTIVE_BATCH, TrainSettings
-from musicgen_core.wording import counted, sized
+from musicgen_core.language import message
+from musicgen_core.wording import counted, joined, sized
 
-DISK = "disk"
+DISK = message("disk")
+RUN_DIRECTORY = message("a run directory")
 
 _LEAST = TrainSettings(keep_last=1, full_models="best_and_final")
 _LEAST_OPTIONS = "--keep-last 1 --full-models best_and_final"
@@ -53,15 +55,15 @@ def _needs(size: ModelSize, places: Mapping[str, str], clips: int) -> Iterator[_
     runs, tokens = (storage.as_path(places.get(name, name)) for name in ("runs", "tokens"))
     tokens_bytes = 2 * CODEBOOKS * FRAME_RATE * 30 * clips  # uint16, 30 s a clip
     if storage.is_local(runs):
-        yield _Need("a run directory", Path(str(runs)).absolute(), run_directory_bytes(size, TrainSettings(), clips))
+        yield _Need(RUN_DIRECTORY, Path(str(runs)).absolute(), run_directory_bytes(size, TrainSettings(), clips))
     else:
-        yield _Need("a full model on its way there", Path(tempfile.gettempdir()), size.file_bytes)
+        yield _Need(message("a full model on its way there"), Path(tempfile.gettempdir()), size.file_bytes)
     if storage.is_local(tokens):
         folder = Path(str(tokens)).absolute()
-        yield _Need("tokens", folder, tokens_bytes - _bytes_in(folder))
+        yield _Need(message("tokens"), folder, tokens_bytes - _bytes_in(folder))
     cache = default_folder().absolute()
-    yield _Need("their cache", cache, tokens_bytes - _bytes_in(cache))
-    yield _Need("the model", Path(constants.HF_HUB_CACHE).absolute(), size.download_bytes)
+    yield _Need(message("their cache"), cache, tokens_bytes - _bytes_in(cache))
+    yield _Need(message("the model"), Path(constants.HF_HUB_CACHE).absolute(), size.download_bytes)
 
 
 def run_directory_bytes(size: ModelSize, settings: TrainSettings, clips: int) -> int:
@@ -79,14 +81,26 @@ def run_directory_bytes(size: ModelSize, settings: TrainSettings, clips: int) ->
 def _compare(size: ModelSize, needs: Sequence[_Need], clips: int) -> Finding:
     place = _existing(needs[0].path)
     free, needed = shutil.disk_usage(place).free, sum(need.bytes for need in needs)
-    parts = ", ".join(f"{need.what} {sized(need.bytes)}" for need in needs)
-    found = f"{sized(free)} free at {place}; {counted(clips, 'clip')} take up to {sized(needed)}: {parts}"
+    found = message(
+        "{free} free at {place}; {clips} take up to {needed}: {parts}",
+        free=sized(free),
+        place=place,
+        clips=counted(clips, "clip"),
+        needed=sized(needed),
+        parts=joined(message("{what} {size}", what=need.what, size=sized(need.bytes)) for need in needs),
+    )
     if needed <= free:
         return Finding(DISK, "ok", found)
-    fix = f"Make room at {place}, or name other places: musicgen-flows up --runs PATH --tokens PATH"
-    if any(need.what == "a run directory" for need in needs):
-        least = sized(run_directory_bytes(size, _LEAST, clips))
-        fix += f"; or train with {_LEAST_OPTIONS}, where the run directory takes {least}"
+    fix = message(
+        "Make room at {place}, or name other places: musicgen-flows up --runs PATH --tokens PATH", place=place
+    )
+    if any(need.what == RUN_DIRECTORY for need in needs):
+        fix = message(
+            "{fix}; or train with {options}, where the run directory takes {least}",
+            fix=fix,
+            options=_LEAST_OPTIONS,
+            least=sized(run_directory_bytes(size, _LEAST, clips)),
+        )
     return Finding(DISK, "problem", found, fix)
 
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 from musicgen_core.errors import MusicgenError, without_number
+from musicgen_core.language import message
 
 T = TypeVar("T")
 Level = Literal["ok", "warning", "problem"]
 
-INSTALL = "Install what pyproject.toml asks for: uv sync"
+INSTALL = message("Install what pyproject.toml asks for: uv sync")
 KEYS = ("WANDB_API_KEY", "HF_TOKEN", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING")
 """Environment variables whose values are never shown."""
 
@@ -52,10 +53,11 @@ class Check(Generic[T]):
     name: str
     run: Callable[[], T]
     subject: str = ""
-    fix: str = "Run it again, and look for what is slow: disk, network or driver"
+    fix: str = message("Run it again, and look for what is slow: disk, network or driver")
 
     def problem(self, found: str, fix: str) -> Finding:
-        return Finding(self.name, "problem", f"{self.subject}: {found}" if self.subject else found, fix)
+        where = message("{subject}: {found}", subject=self.subject, found=found) if self.subject else found
+        return Finding(self.name, "problem", where, fix)
 
 
 class Attempt(threading.Thread, Generic[T]):
@@ -81,7 +83,7 @@ class Attempt(threading.Thread, Generic[T]):
     def finish(self) -> T | Finding:
         """Wait → what the check returned, or a problem if it failed or took too long."""
         self.join(max(0.0, self._deadline - time.monotonic()))
-        silent = f"no answer within {self._seconds:g} seconds"
+        silent = message("no answer within {seconds:g} seconds", seconds=self._seconds)
         return self.check.problem(silent, self.check.fix) if self.is_alive() else self._answer
 
 
@@ -97,12 +99,13 @@ def attempt(seconds: float, check: Check[T]) -> T | Finding:
 
 def _explain(check: Check[T], error: BaseException) -> Finding:
     if isinstance(error, MusicgenError):
-        where = f" ({check.subject})" if check.subject else ""  # which stands in `found` already
-        return Finding(check.name, "problem", error.found, error.next_step + where)
-    if isinstance(error, ImportError):
-        return check.problem(f"could not be checked ({describe(error)})", INSTALL)
-    unknown = "This is not a mistake that is known here: tell us, with this table"
-    return check.problem(f"could not be checked ({describe(error)})", unknown)
+        fix = error.next_step
+        if check.subject:  # which stands in `found` already
+            fix = message("{fix} ({subject})", fix=fix, subject=check.subject)
+        return Finding(check.name, "problem", error.found, fix)
+    unknown = message("Unexpected error, probably a bug: report it, with this table")
+    found = message("could not be checked ({reason})", reason=describe(error))
+    return check.problem(found, INSTALL if isinstance(error, ImportError) else unknown)
 
 
 def describe(error: BaseException) -> str:

@@ -7,12 +7,13 @@ from collections.abc import Collection
 
 from deployments.checks.finding import Finding
 from musicgen_core.errors import ModelError
+from musicgen_core.language import message
 from musicgen_core.model import hub
 from tasks.keys import BLOCKS
 
 _WITHOUT = {
-    "WANDB_API_KEY": "WandB runs offline and wandb sync uploads later",
-    "HF_TOKEN": "facebook's checkpoints need none, private models do",
+    "WANDB_API_KEY": message("WandB runs offline and wandb sync uploads later"),
+    "HF_TOKEN": message("facebook's checkpoints need none, private models do"),
 }
 
 
@@ -26,17 +27,21 @@ def check_keys(stored: Collection[str]) -> list[Finding]:
 
 def _check_key(variable: str, block: str, is_stored: bool) -> Finding:
     if os.environ.get(variable):
-        place = "set in the environment"
+        place = message("set in the environment")
         return _ask_hub(place) if variable == "HF_TOKEN" else Finding(variable, "ok", place)
     if is_stored:
-        return Finding(variable, "ok", f"stored as the Prefect Secret block {block}")
+        return Finding(variable, "ok", message("stored as the Prefect Secret block {block}", block=block))
     if variable == "HF_TOKEN" and _has_saved_token():
-        return _ask_hub("saved by hf auth login")
+        return _ask_hub(message("saved by hf auth login"))
     return Finding(
         variable,
         "warning",
-        f"not there: {_WITHOUT[variable]}",
-        f"If you have a key, export {variable}=…, or store it as the Secret block {block} in the Prefect UI",
+        message("not there: {without}", without=_WITHOUT[variable]),
+        message(
+            "If you have a key, export {variable}=…, or store it as the Secret block {block} in the Prefect UI",
+            variable=variable,
+            block=block,
+        ),
     )
 
 
@@ -45,16 +50,19 @@ def _ask_hub(place: str) -> Finding:
     from huggingface_hub import constants
 
     if constants.is_offline_mode():
-        return Finding("HF_TOKEN", "ok", f"{place}; not tried, as HF_HUB_OFFLINE is set")
+        return Finding("HF_TOKEN", "ok", message("{place}; not tried, as HF_HUB_OFFLINE is set", place=place))
     try:
-        return Finding("HF_TOKEN", "ok", f"{place}, of {hub.whoami()}")
+        return Finding("HF_TOKEN", "ok", message("{place}, of {account}", place=place, account=hub.whoami()))
     except ModelError as error:
         status = getattr(getattr(error.__cause__, "response", None), "status_code", None)
         if status in (401, 403):
-            found = f"{place}, and the Hugging Face Hub refuses it ({status})"
-            fix = "Set a valid one (https://huggingface.co/settings/tokens), or unset it: it closes public models, too"
+            found = message("{place}, and the Hugging Face Hub refuses it ({status})", place=place, status=status)
+            fix = message(
+                "Set a valid one (https://huggingface.co/settings/tokens), or unset it: it closes public models, too"
+            )
             return Finding("HF_TOKEN", "problem", found, fix)
-        return Finding("HF_TOKEN", "warning", f"{place}; not tried, as the Hugging Face Hub could not be asked")
+        found = message("{place}; not tried, as the Hugging Face Hub could not be asked", place=place)
+        return Finding("HF_TOKEN", "warning", found)
 
 
 def _has_saved_token() -> bool:

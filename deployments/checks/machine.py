@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deployments.checks.finding import Finding, describe
+from musicgen_core.language import message
 
 SMI_SECONDS = 20.0
 GPU = "GPU"
@@ -48,7 +49,7 @@ def ask_smi() -> Smi:
         return Smi("failed", reason=describe(error))
     rows = [line.split(", ", 1) for line in done.stdout.splitlines() if ", " in line]
     if done.returncode or not rows:
-        return Smi("failed", reason=" ".join((done.stdout + done.stderr).split())[:300] or "it shows no GPU")
+        return Smi("failed", reason=" ".join((done.stdout + done.stderr).split())[:300] or message("it shows no GPU"))
     return Smi("ok", tuple(name for _, name in rows), rows[0][0])
 
 
@@ -63,7 +64,7 @@ def check_machine(device: str) -> list[Finding]:
 
 def check_gpus(device: str) -> list[Finding]:
     if device == "cpu":
-        return [Finding(GPU, "ok", "not looked at: --device cpu")]
+        return [Finding(GPU, "ok", message("not looked at: --device cpu"))]
     import torch
 
     smi = ask_smi()
@@ -86,12 +87,19 @@ def _check_gpu(index: int, smi: Smi) -> Finding:
             raise RuntimeError("1 + 1 is not 2 there")
         free, total = torch.cuda.mem_get_info(index)
     except RuntimeError as error:
-        return Finding(name, "problem", f"{gpu}: can't compute ({describe(error)})", _mend(capability))
-    driver = f", driver {smi.driver}" if smi.driver else ""
-    precision = "fp16" if capability < (8, 0) else "bf16" if capability < (8, 9) else "bf16 and fp8"
-    memory = f"{total / 2**30:.1f} GiB, {free / 2**30:.1f} free"
-    cuda = f"torch {torch.__version__} with CUDA {torch.version.cuda}"
-    return Finding(name, "ok", f"{gpu}, {memory}{driver}, {cuda}; computes in {precision}")
+        found = message("{gpu}: can't compute ({reason})", gpu=gpu, reason=describe(error))
+        return Finding(name, "problem", found, _mend(capability))
+    found = message(
+        "{gpu}, {total:.1f} GiB, {free:.1f} free{driver}, torch {torch} with CUDA {cuda}; computes in {precision}",
+        gpu=gpu,
+        total=total / 2**30,
+        free=free / 2**30,
+        driver=message(", driver {version}", version=smi.driver) if smi.driver else "",
+        torch=torch.__version__,
+        cuda=torch.version.cuda,
+        precision="fp16" if capability < (8, 0) else "bf16" if capability < (8, 9) else "bf16, fp8",
+    )
+    return Finding(name, "ok", found)
 
 
 def _mend(capability: tuple[int, int]) -> str:
@@ -99,11 +107,13 @@ def _mend(capability: tuple[int, int]) -> str:
 
     built = [int(name.removeprefix("sm_")) for name in torch.cuda.get_arch_list() if name.removeprefix("sm_").isdigit()]
     if built and 10 * capability[0] + capability[1] < min(built):
-        return (
+        return message(
             "This torch is not built for a GPU that old: name the package index of a build for an older CUDA in "
             "UV_INDEX, and run uv sync"
         )
-    return "See who uses it and whether it is healthy: nvidia-smi; then stop that program or restart the machine"
+    return message(
+        "See who uses it and whether it is healthy: nvidia-smi; then stop that program or restart the machine"
+    )
 
 
 def _no_gpu(smi: Smi, needed: bool) -> Finding:
@@ -111,42 +121,56 @@ def _no_gpu(smi: Smi, needed: bool) -> Finding:
 
     cuda = torch.version.cuda
     if smi.status == "failed":
-        found = f"nvidia-smi is here but can't reach a GPU ({smi.reason})"
-        return Finding(GPU, "problem", found, "Load or reinstall NVIDIA's driver, then look again: nvidia-smi")
+        found = message("nvidia-smi is here but can't reach a GPU ({reason})", reason=smi.reason)
+        fix = message("Load or reinstall NVIDIA's driver, then look again: nvidia-smi")
+        return Finding(GPU, "problem", found, fix)
     if smi.status == "ok":
         return _unusable(smi, cuda)
-    found = (
+    found = message(
         "none. On the CPU everything works with --model demo; tokenizing and generating with a real model are slow, "
         "and training musicgen-large takes too long to be of use"
     )
     if needed:
-        fix = "Use a machine with an NVIDIA GPU and its driver (nvidia-smi shows both), or --device cpu"
+        fix = message("Use a machine with an NVIDIA GPU and its driver (nvidia-smi shows both), or --device cpu")
         return Finding(GPU, "problem", found, fix)
-    return Finding(GPU, "warning", found, "For real trainings use a machine where nvidia-smi shows a GPU")
+    return Finding(GPU, "warning", found, message("For real trainings use a machine where nvidia-smi shows a GPU"))
 
 
 def _unusable(smi: Smi, cuda: str | None) -> Finding:
     """There is a GPU, and torch can't use it: say why."""
     import torch
 
-    found = f"{', '.join(smi.gpus)} with driver {smi.driver}, which torch {torch.__version__}"
+    unusable = message(
+        "{gpus} with driver {driver}, which torch {version} can't use",
+        gpus=", ".join(smi.gpus),
+        driver=smi.driver,
+        version=torch.__version__,
+    )
+
+    def because(reason: str, fix: str) -> Finding:
+        return Finding(GPU, "problem", message("{found}: {reason}", found=unusable, reason=reason), fix)
+
     if cuda is None:
-        return Finding(GPU, "problem", f"{found}, built without CUDA, can't use", "Install a build with CUDA: uv sync")
+        return because(message("it is built without CUDA"), message("Install a build with CUDA: uv sync"))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        found = f"{found} is not let see: CUDA_VISIBLE_DEVICES is {visible!r}"
-        return Finding(GPU, "problem", found, "Name the GPUs to use, or all: unset CUDA_VISIBLE_DEVICES")
+        return because(
+            message("CUDA_VISIBLE_DEVICES is {value!r}", value=visible),
+            message("Name the GPUs to use, or all: unset CUDA_VISIBLE_DEVICES"),
+        )
     oldest = _OLDEST_DRIVER.get(cuda.partition(".")[0])
     major = smi.driver.partition(".")[0]
     if oldest is not None and major.isdigit() and int(major) < oldest:
-        return Finding(
-            GPU,
-            "problem",
-            f"{found} with CUDA {cuda} can't use: the driver is too old",
-            f"Install NVIDIA's driver {oldest} or newer, restart, and look again: nvidia-smi. Where that can't be "
-            "done, name the package index of a torch build for an older CUDA in UV_INDEX, and run uv sync",
+        return because(
+            message("the driver is too old for its CUDA {cuda}", cuda=cuda),
+            message(
+                "Install NVIDIA's driver {oldest} or newer, restart, and look again: nvidia-smi. Where that can't be "
+                "done, name the package index of a torch build for an older CUDA in UV_INDEX, and run uv sync",
+                oldest=oldest,
+            ),
         )
-    return Finding(GPU, "problem", f"{found} with CUDA {cuda} can't use ({_reason()})", "Look at it: nvidia-smi -q")
+    found = message("built for CUDA {cuda}; {reason}", cuda=cuda, reason=_reason())
+    return because(found, message("Look at it: nvidia-smi -q"))
 
 
 def _reason() -> str:
@@ -156,16 +180,16 @@ def _reason() -> str:
         torch.cuda.init()
     except Exception as error:  # RuntimeError, AssertionError
         return describe(error)
-    return "no reason is given"
+    return message("no reason is given")
 
 
 def check_compiler(on_gpu: bool) -> Finding:
     """Compile a line with Python's headers, as Triton does for each kernel."""
-    name = "C compiler"
+    name = message("C compiler")
     found = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if not found:
-        without = "none, which torch.compile needs: training on a GPU runs without it, slower"
-        return Finding(name, "warning", without, "Install one, on Debian: sudo apt install gcc")
+        without = message("none, which torch.compile needs: training on a GPU runs without it, slower")
+        return Finding(name, "warning", without, message("Install one, on Debian: sudo apt install gcc"))
     command = [*shlex.split(found), "-fsyntax-only", "-x", "c", "-I", sysconfig.get_paths()["include"], "-"]
     try:
         done = subprocess.run(
@@ -184,7 +208,13 @@ def check_compiler(on_gpu: bool) -> Finding:
     return Finding(
         name,
         "problem" if on_gpu else "warning",  # a training on a GPU relies on it and would fail at its first step
-        f"{found} can't compile with Python's headers ({' '.join(reason.split())[:200]})",
-        "Install the headers (on Debian: sudo apt install python3-dev) or correct CC; until then train with "
-        "--no-compile-blocks",
+        message(
+            "{compiler} can't compile with Python's headers ({reason})",
+            compiler=found,
+            reason=" ".join(reason.split())[:200],
+        ),
+        message(
+            "Install the headers (on Debian: sudo apt install python3-dev) or correct CC; until then train with "
+            "--no-compile-blocks"
+        ),
     )

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from deployments.checks.finding import Finding
 from deployments.checks.model_size import ModelSize
+from musicgen_core.language import message
 
 if TYPE_CHECKING:
     import torch
 
-MEMORY = "memory"
+MEMORY = message("memory")
 
 # GiB of musicgen-large for a clip of 30 s, measured on an H200 (bench/RESULTS.md, training/batching.py); on a CPU
 # 3.4 GiB a clip were measured for musicgen-small's shape, a quarter of the layers × width.
@@ -40,10 +41,17 @@ def _check_ram(size: ModelSize) -> Finding:
 
     needed = needed_gib(size, "cpu", preset_of(torch.device("cpu")).micro)
     there = main_memory_bytes() / 2**30
-    found = f"{there:.1f} GiB of main memory; training {size.name} on the CPU takes about {needed:.1f} GiB"
+    found = message(
+        "{there:.1f} GiB of main memory; training {model} on the CPU takes about {needed:.1f} GiB",
+        there=there,
+        model=size.name,
+        needed=needed,
+    )
     if needed <= there:
         return Finding(MEMORY, "ok", found)
-    fix = "Train on a GPU of 16 GB or more, or look whether another model fits: musicgen-flows doctor --model demo"
+    fix = message(
+        "Train on a GPU of 16 GB or more, or look whether another model fits: musicgen-flows doctor --model demo"
+    )
     return Finding(MEMORY, "problem", found, fix)
 
 
@@ -52,23 +60,31 @@ def _check_gpu(size: ModelSize, device: torch.device) -> Finding:
 
     from musicgen_core.training.batching import preset_of
 
-    name = MEMORY if torch.cuda.device_count() == 1 else f"{MEMORY} of GPU {device.index}"
+    name = MEMORY if torch.cuda.device_count() == 1 else message("memory of GPU {index}", index=device.index)
     preset = preset_of(device)
     kind = "fused" if torch.cuda.get_device_capability(device) >= (8, 0) else "plain"
     kind = "checkpointing" if preset.checkpointing else kind
     free, total = (count / 2**30 for count in torch.cuda.mem_get_info(device))
     best, least = (needed_gib(size, kind, micro) for micro in (preset.micro, 1))
-    found = (
-        f"{free:.1f} of {total:.1f} GiB of the GPU are free; training {size.name} takes about {best:.1f} GiB at "
-        f"micro-batch {preset.micro}, which this GPU gets, and {least:.1f} GiB at 1"
+    found = message(
+        "{free:.1f} of {total:.1f} GiB of the GPU are free; training {model} takes about {best:.1f} GiB at "
+        "micro-batch {micro}, which this GPU gets, and {least:.1f} GiB at 1",
+        free=free,
+        total=total,
+        model=size.name,
+        best=best,
+        micro=preset.micro,
+        least=least,
     )
     if best <= free:
         return Finding(name, "ok", found)
     if least <= free:
-        return Finding(name, "warning", f"{found}, which it falls back to", "Stop what holds the rest: nvidia-smi")
+        found = message("{found}, which it falls back to", found=found)
+        return Finding(name, "warning", found, message("Stop what holds the rest: nvidia-smi"))
     if least <= total:
-        return Finding(name, "problem", found, "Stop the programs that hold the rest: nvidia-smi names them")
-    return Finding(name, "problem", found, "Take a larger GPU, or a smaller model: --model facebook/musicgen-small")
+        return Finding(name, "problem", found, message("Stop the programs that hold the rest: nvidia-smi names them"))
+    fix = message("Take a larger GPU, or a smaller model: --model facebook/musicgen-small")
+    return Finding(name, "problem", found, fix)
 
 
 def needed_gib(size: ModelSize, kind: str, micro: int) -> float:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from deployments.checks.finding import Finding
 from musicgen_core.errors import ModelError
+from musicgen_core.language import message
 from musicgen_core.model import hub
 
-FILES = "model files"
+FILES = message("model files")
 _PUBLISHED_T5 = "t5-base"
 
 
@@ -23,15 +24,19 @@ def check_model_files(name: str) -> list[Finding]:
 
     missing = list(_missing(name))
     if not missing:
-        return [Finding(FILES, "ok", "language model, codec and text encoder are on this machine")]
-    names = " and ".join(missing)
+        return [Finding(FILES, "ok", message("language model, codec and text encoder are on this machine"))]
+    names = ", ".join(missing)
     if constants.is_offline_mode():
         return [
             Finding(
                 FILES,
                 "problem",
-                f"{names}: not complete in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set",
-                "Unset HF_HUB_OFFLINE, or copy the cache of a machine that has run with this model",
+                message(
+                    "{names}: not complete in {cache}, and HF_HUB_OFFLINE is set",
+                    names=names,
+                    cache=constants.HF_HUB_CACHE,
+                ),
+                message("Unset HF_HUB_OFFLINE, or copy the cache of a machine that has run with this model"),
             )
         ]
     try:
@@ -39,7 +44,8 @@ def check_model_files(name: str) -> list[Finding]:
             hub.check(repo)
     except ModelError as error:
         return [Finding(FILES, "problem", error.found, error.next_step)]
-    return [Finding(FILES, "ok", f"{names}: not on this machine yet, the Hugging Face Hub has them")]
+    found = message("{names}: not on this machine yet, the Hugging Face Hub has them", names=names)
+    return [Finding(FILES, "ok", found)]
 
 
 def _missing(name: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from musicgen_core.config import LORA_TARGETS, TrainSettings
 from musicgen_core.errors import ModelError
+from musicgen_core.language import message
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,8 +67,12 @@ def measure_model(name: str) -> ModelSize:
         return _measure_file(name, cached)
     if name not in _SHAPES:
         raise ModelError(
-            f"what {name} asks of a machine shows only once it is here",
-            f"Fetch it (hf download {name}), or take one of {', '.join(_SHAPES)}",
+            message("what {name} asks of a machine shows only once it is here", name=name),
+            message(
+                "Fetch it (hf download {name}), or take one of {names}",
+                name=name,
+                names=", ".join(_SHAPES),
+            ),
         )
     config = _known(*_SHAPES[name])
     file_bytes = 2 * _parameters(config)

@@ -11,8 +11,11 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from deployments.checks.finding import INSTALL, Finding
+from musicgen_core.language import message
+from musicgen_core.wording import joined
 
 PROJECT = Path(__file__).resolve().parent.parent.parent / "pyproject.toml"
+PACKAGES = message("packages")
 SHOWN = ("torch", "audiocraft", "peft", "transformers", "prefect", "wandb", "gcsfs")
 
 
@@ -25,17 +28,23 @@ def check_packages(project: Path = PROJECT) -> list[Finding]:
 def _check_python(wanted: str) -> Finding:
     found = platform.python_version()
     if SpecifierSet(wanted).contains(found, prereleases=True):
-        return Finding("Python", "ok", f"{found} on {platform.system()} {platform.machine()}")
-    return Finding("Python", "problem", f"{found}, not {wanted}", "Use a Python that fits: uv sync --python 3.11")
+        return Finding("Python", "ok", f"{found}, {platform.system()} {platform.machine()}")
+    return Finding(
+        "Python",
+        "problem",
+        message("{found}, not {wanted}", found=found, wanted=wanted),
+        message("Use a Python that fits: uv sync --python 3.11"),
+    )
 
 
 def _check_requirements(dependencies: list[str]) -> Finding:
     requirements = [one for text in dependencies if _applies(one := Requirement(text))]
     wrong = [found for requirement in requirements if (found := _mismatch(requirement))]
     if wrong:
-        return Finding("packages", "problem", "; ".join(wrong), INSTALL)
+        return Finding(PACKAGES, "problem", joined(wrong), INSTALL)
     shown = ", ".join(f"{one.name} {version(one.name)}" for one in requirements if one.name in SHOWN)
-    return Finding("packages", "ok", f"all {len(requirements)} as asked for: {shown}")
+    found = message("all {number} as asked for: {shown}", number=len(requirements), shown=shown)
+    return Finding(PACKAGES, "ok", found)
 
 
 def _applies(requirement: Requirement) -> bool:
@@ -46,6 +55,13 @@ def _mismatch(requirement: Requirement) -> str:
     try:
         found = version(requirement.name)
     except PackageNotFoundError:
-        return f"{requirement} is missing"
+        return message("{option} is missing", option=requirement)
     fits = requirement.specifier.contains(found, prereleases=True)
-    return "" if fits else f"{requirement.name} is {found}, not {requirement.specifier}"
+    if fits:
+        return ""
+    return message(
+        "{name} is {found}, not {wanted}",
+        name=requirement.name,
+        found=found,
+        wanted=requirement.specifier,
+    )

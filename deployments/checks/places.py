@@ -16,15 +16,25 @@ from deployments.checks.finding import Check, Finding, attempt_all, describe
 from musicgen_core import storage
 from musicgen_core.data.finding import find_archives
 from musicgen_core.errors import ArchiveError, ConfigError, MusicgenError
+from musicgen_core.language import message
 
 ARCHIVES = "archives"
+STORAGE = message("storage")
 SECONDS = 45.0
 """For all places together: gcsfs tries for 32 s before it says that there is no network or no right."""
 
 CLEAN_UP_SECONDS = 5.0
 _GOOGLE = ("gs://", "gcs://")
 _CONTENT = "musicgen-flows doctor was here and can be deleted\n"
-_LOG_IN = "Log in with gcloud auth application-default login, or export GOOGLE_APPLICATION_CREDENTIALS=KEY.json"
+_LOG_IN = message(
+    "Log in with gcloud auth application-default login, or export GOOGLE_APPLICATION_CREDENTIALS=KEY.json"
+)
+_STEPS = {
+    "write": message("write"),
+    "read": message("read"),
+    "list": message("list"),
+    "delete": message("delete"),
+}
 _RIGHTS = {
     "write": "storage.objects.create",
     "read": "storage.objects.get",
@@ -50,17 +60,17 @@ def check_places(places: Mapping[str, str], others: Sequence[str] = ()) -> list[
         others: places for anything.
     """
     if not places and not others:
-        found = "no places to try: none is given, and no server has the variables musicgen_archives and so on"
-        fix = "Name yours: musicgen-flows doctor gs://bucket/folder, or --runs PATH"
-        return [Finding("storage", "warning", found, fix)]
+        found = message("no places to try: none is given, and no server has the variables musicgen_archives and so on")
+        fix = message("Name yours: musicgen-flows doctor gs://bucket/folder, or --runs PATH")
+        return [Finding(STORAGE, "warning", found, fix)]
     probes = [
-        *(Probe(place, f"storage: {name}") for name, place in places.items() if name != ARCHIVES),
-        *(Probe(place, "storage") for place in dict.fromkeys(others)),
+        *(Probe(place, _named(name)) for name, place in places.items() if name != ARCHIVES),
+        *(Probe(place, STORAGE) for place in dict.fromkeys(others)),
     ]
     checks = [_check(probe.name, probe.place, probe.run) for probe in probes]
     if ARCHIVES in places:
         place = places[ARCHIVES]
-        checks.insert(0, _check(f"storage: {ARCHIVES}", place, partial(check_archives, place)))
+        checks.insert(0, _check(_named(ARCHIVES), place, partial(check_archives, place)))
     try:
         return attempt_all(SECONDS, checks)
     finally:
@@ -68,25 +78,32 @@ def check_places(places: Mapping[str, str], others: Sequence[str] = ()) -> list[
         attempt_all(CLEAN_UP_SECONDS, [Check(probe.name, probe.clean_up) for probe in left])
 
 
+def _named(place: str) -> str:
+    return message("storage: {place}", place=place)
+
+
 def _check(name: str, place: str, run: Callable[[], Finding]) -> Check[Finding]:
     is_google = place.startswith(_GOOGLE)
     look = f"gcloud storage ls {shlex.quote(place)}" if is_google else f"ls {shlex.quote(place)}"
-    return Check(name, run, place, f"See whether network, login and place work without this program: {look}")
+    fix = message("See whether network, login and place work without this program: {command}", command=look)
+    return Check(name, run, place, fix)
 
 
 def check_archives(place: str) -> Finding:
     """Whether archives are there and can be read. Having none yet is no problem."""
-    name = f"storage: {ARCHIVES}"
+    name = _named(ARCHIVES)
     path = _connect(place)
     try:
         archives = find_archives(place)
         with archives[0].open("rb") as file:
             file.read(4)
     except ArchiveError as error:
-        return Finding(name, "warning", f"{error.found}; training on tokens needs none", error.next_step)
+        found = message("{found}; training on tokens needs none", found=error.found)
+        return Finding(name, "warning", found, error.next_step)
     except Exception as error:  # each kind of storage has its own
         return _explain(name, path, _failed("read", error))
-    return Finding(name, "ok", f"{place}: {len(archives)} of them, the first can be read")
+    found = message("{place}: {number} of them, the first can be read", place=place, number=len(archives))
+    return Finding(name, "ok", found)
 
 
 class Probe:
@@ -112,7 +129,8 @@ class Probe:
         failed = self._try_steps(place)
         if failed is not None:
             return _explain(self.name, place, failed)
-        return Finding(self.name, "ok", f"{self.place}: written, read, listed and deleted a small file")
+        found = message("{place}: written, read, listed and deleted a small file", place=self.place)
+        return Finding(self.name, "ok", found)
 
     def clean_up(self) -> None:
         """Delete what `run` may have left. Apart from it: where nothing answers, gcsfs would take as long again."""
@@ -132,17 +150,18 @@ class Probe:
         except _Failed as error:
             return error
         try:
-            _do("read", lambda: file.read_text(encoding="utf-8"), _CONTENT, "it gives back other content")
+            _do("read", lambda: file.read_text(encoding="utf-8"), _CONTENT, message("it gives back other content"))
             pattern = f"{glob.escape(str(place))}/{self._file}*"
-            _do("list", lambda: len(storage.glob(pattern)), 1, "it does not show a file that was just written")
+            otherwise = message("it does not show a file that was just written")
+            _do("list", lambda: len(storage.glob(pattern)), 1, otherwise)
         except _Failed as error:
             failed = error
         try:
             _do("delete", lambda: file.unlink(missing_ok=True))
-            _do("delete", file.exists, False, "the file is still there")
+            _do("delete", file.exists, False, message("the file is still there"))
         except _Failed as error:
             failed = failed or error
-            failed.reason += f"; {file.name} stays there"
+            failed.reason = message("{reason}; {file} stays there", reason=failed.reason, file=file.name)
         self._remove_folders()
         self.needs_cleaning = False
         return failed
@@ -169,13 +188,17 @@ def _connect(place: str) -> UPath:
     except MusicgenError:
         raise
     except Exception as error:  # each kind of storage has its own
-        fix = "Check the address, the credentials and the network"
-        raise ConfigError(f"{place} can't be reached ({describe(error)})", fix) from error
+        raise ConfigError(
+            message("{place} can't be reached ({reason})", place=place, reason=describe(error)),
+            message("Check the address, the credentials and the network"),
+        ) from error
     if has_credentials:
         return path
-    found = f"{place} can't be used: there are no Google credentials on this machine"
+    found = message("{place} can't be used: there are no Google credentials on this machine", place=place)
     if given := os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
-        found += f", and GOOGLE_APPLICATION_CREDENTIALS names {given}, which is none"
+        found = message(
+            "{found}, and GOOGLE_APPLICATION_CREDENTIALS names {given}, which is none", found=found, given=given
+        )
     raise ConfigError(found, _LOG_IN)
 
 
@@ -211,25 +234,43 @@ def _is_login(error: Exception | None) -> bool:
 def _explain(name: str, place: UPath, failed: _Failed) -> Finding:
     if place.protocol in ("gs", "gcs"):
         return _explain_google(name, place, failed)
-    fix = f"Name another place than {place}, or mend it: this user needs the right to {failed.step} there"
+    step = _STEPS[failed.step]
+    fix = message(
+        "Name another place than {place}, or fix it: this user needs the right to {step} there",
+        place=place,
+        step=step,
+    )
     if storage.is_local(place):
-        fix += f" (ls -ld {shlex.quote(str(place))} shows whose it is)"
-    return Finding(name, "problem", f"{place}: can't {failed.step} there ({failed.reason})", fix)
+        fix = message("{fix} (ls -ld {path} shows whose it is)", fix=fix, path=shlex.quote(str(place)))
+    found = message("{place}: can't {step} there ({reason})", place=place, step=step, reason=failed.reason)
+    return Finding(name, "problem", found, fix)
 
 
 def _explain_google(name: str, place: UPath, failed: _Failed) -> Finding:
     bucket = f"gs://{place.path.partition('/')[0]}"
     if _is_login(failed.error):
-        found = f"{place}: Google refuses this machine's login ({failed.reason})"
+        found = message("{place}: Google refuses this machine's login ({reason})", place=place, reason=failed.reason)
         return Finding(name, "problem", found, _LOG_IN)
     if getattr(failed.error, "code", None) == 404:
-        found = f"{place}: there is no bucket {bucket}, or this account may not see it"
-        return Finding(name, "problem", found, f"Make it, or correct the name: gcloud storage buckets create {bucket}")
-    right = _RIGHTS[failed.step]
+        return Finding(
+            name,
+            "problem",
+            message("{place}: there is no bucket {bucket}, or this account may not see it", place=place, bucket=bucket),
+            message("Create it, or correct the name: gcloud storage buckets create {bucket}", bucket=bucket),
+        )
     return Finding(
         name,
         "problem",
-        f"{place}: can't {failed.step} there, which needs the right {right} ({failed.reason})",
-        f"Give this machine's account all four rights: gcloud storage buckets add-iam-policy-binding {bucket} "
-        "--member=serviceAccount:ACCOUNT --role=roles/storage.objectUser",
+        message(
+            "{place}: can't {step} there, which needs the right {right} ({reason})",
+            place=place,
+            step=_STEPS[failed.step],
+            right=_RIGHTS[failed.step],
+            reason=failed.reason,
+        ),
+        message(
+            "Give this machine's account all four rights: gcloud storage buckets add-iam-policy-binding {bucket} "
+            "--member=serviceAccount:ACCOUNT --role=roles/storage.objectUser",
+            bucket=bucket,
+        ),
     )

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from deployments.checks.finding import Finding
+from musicgen_core.language import message
+from musicgen_core.wording import named
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 NEWEST = {"sort": "EXPECTED_START_TIME_DESC", "limit": 200}
 """The runs that are looked at, as many as the server lists in one answer"""
 SHOWN = 5
+RUNS = message("runs")
 
 
 def check_run_lists(client: SyncPrefectClient) -> list[Finding]:
@@ -28,15 +31,18 @@ def check_run_lists(client: SyncPrefectClient) -> list[Finding]:
     newest = client.request("POST", "/ui/flow_runs/history", json=NEWEST).json()  # without their parameters
     broken = _unlistable(client, [str(run["id"]) for run in newest])
     if not broken:
-        return [Finding("runs", "problem", "the server can't list its runs (HTTP 500)", "Its log names the error")]
+        found = message("the server can't list its runs (HTTP 500)")
+        return [Finding(RUNS, "problem", found, message("Its log names the error"))]
     deleting = [f"uv run prefect flow-run delete {run}" for run in broken[:SHOWN]]
-    more = f", and {len(broken) - SHOWN:,} more" if len(broken) > SHOWN else ""
     return [
         Finding(
-            "runs",
+            RUNS,
             "problem",
-            f"the server can't list runs, in the UI either (HTTP 500), because of {', '.join(broken[:SHOWN])}{more}: "
-            "a parameter may be an integer over 64 bits",
+            message(
+                "the server can't list runs, in the UI either (HTTP 500), because of {runs}: a parameter may be an "
+                "integer over 64 bits",
+                runs=named(broken),
+            ),
             " && ".join([f"export PREFECT_API_URL={client.api_url}", *deleting]),
         )
     ]

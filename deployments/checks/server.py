@@ -23,6 +23,7 @@ REQUEST_SECONDS = 5.0
 CONNECT_SECONDS = 15.0
 """A busy server is slow to answer, not to accept a connection."""
 API = "Prefect API"
+WORKERS = message("workers")
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,10 @@ def _no_server() -> Finding:
     return Finding(
         API,
         "warning",
-        "no server is running here and none is set: commands start a temporary one, and nothing can be scheduled",
-        "For a server, a worker and the UI, run musicgen-flows up",
+        message(
+            "no server is running here and none is set: commands start a temporary one, and nothing can be scheduled"
+        ),
+        message("For a server, a worker and the UI, run musicgen-flows up"),
     )
 
 
@@ -102,33 +105,43 @@ def _explain(error: Exception, url: str) -> Finding:
         return Finding(
             API,
             "problem",
-            f"{url} refuses the login (HTTP {error.response.status_code})",
-            "Set the user and password that the server has in PREFECT_SERVER_API_AUTH_STRING: "
-            "export PREFECT_API_AUTH_STRING=USER:PASSWORD",
+            message("{url} refuses the login (HTTP {status})", url=url, status=error.response.status_code),
+            message(
+                "Set the user and password that the server has in PREFECT_SERVER_API_AUTH_STRING: "
+                "export PREFECT_API_AUTH_STRING=USER:PASSWORD"
+            ),
         )
     if isinstance(error, httpx.ReadTimeout):
         return Finding(
             API,
             "problem",
-            f"the server at {url} accepts connections but does not answer ({describe(error)})",
-            "It may be overloaded: look at the machine that it runs on, and try again. If that does not help, "
-            "restart the server",
+            message(
+                "the server at {url} accepts connections but does not answer ({reason})",
+                url=url,
+                reason=describe(error),
+            ),
+            message(
+                "It may be overloaded: look at the machine that it runs on, and try again. If that does not help, "
+                "restart the server"
+            ),
         )
     if isinstance(error, httpx.TransportError):
         return Finding(
             API,
             "problem",
-            f"nothing answers at {url} ({describe(error)})",
-            "Start the server with musicgen-flows up, name another one with export PREFECT_API_URL=…, "
-            "or do without one: unset PREFECT_API_URL",
+            message("nothing answers at {url} ({reason})", url=url, reason=describe(error)),
+            message(
+                "Start the server with musicgen-flows up, name another one with export PREFECT_API_URL=…, "
+                "or do without one: unset PREFECT_API_URL"
+            ),
         )
     api = f"{url.rstrip('/')}/api"
     said = f"HTTP {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else describe(error)
     return Finding(
         API,
         "problem",
-        f"what answers at {url} is not Prefect's API ({said})",
-        f"Name the API: export PREFECT_API_URL={api if is_healthy(api) else 'http://HOST:4200/api'}",
+        message("what answers at {url} is not Prefect's API ({reason})", url=url, reason=said),
+        message("Name the API: export PREFECT_API_URL={url}", url=api if is_healthy(api) else "http://HOST:4200/api"),
     )
 
 
@@ -136,31 +149,42 @@ def _check_version(version: str, url: str) -> Finding:
     from prefect import __version__
 
     if version == __version__:
-        return Finding(API, "ok", f"{version} at {url}")
-    found = f"{version} at {url}, and {__version__} here: other versions may not understand each other"
-    return Finding(API, "warning", found, f"Install {__version__} on the server too, from this project: uv sync")
+        return Finding(API, "ok", f"{version}, {url}")
+    return Finding(
+        API,
+        "warning",
+        message(
+            "{version} at {url}, and {here} here: other versions may not understand each other",
+            version=version,
+            url=url,
+            here=__version__,
+        ),
+        message("Install {version} on the server too, from this project: uv sync", version=__version__),
+    )
 
 
 def _check_registered(client: SyncPrefectClient) -> Iterator[Finding]:
     deployments = {deployment.name for deployment in client.read_deployments(limit=200)}
-    yield _compare("deployments", DEPLOYMENTS, deployments, "the UI can't start them, commands work")
+    unstartable = message("the UI can't start them, commands work")
+    yield _compare(message("deployments"), DEPLOYMENTS, deployments, unstartable)
     wanted = [str(automation["name"]) for automation in read_automations()]
-    without = "what crashes while nobody looks stays as it is"
+    automations, without = message("automations"), message("what crashes while nobody looks stays as it is")
     found = {name: client.read_automations_by_name(name) for name in wanted}
     paused = [name for name in wanted if found[name] and not any(automation.enabled for automation in found[name])]
     if not paused or not all(found.values()):
-        yield _compare("automations", wanted, [name for name in wanted if found[name]], without)
+        yield _compare(automations, wanted, [name for name in wanted if found[name]], without)
     if paused:
-        fix = "Switch them on again on the UI's Automations page, if nobody paused them on purpose"
-        yield Finding("automations", "warning", f"paused: {', '.join(paused)}; {without}", fix)
+        found_paused = message("paused: {names}; {without}", names=", ".join(paused), without=without)
+        fix = message("Switch them on again on the UI's Automations page, if nobody paused them on purpose")
+        yield Finding(automations, "warning", found_paused, fix)
 
 
 def _compare(what: str, wanted: Sequence[str], there: Collection[str], without: str) -> Finding:
     missing = [name for name in wanted if name not in there]
     if not missing:
         return Finding(what, "ok", ", ".join(wanted))
-    found = f"not on this server: {', '.join(missing)}; {without}"
-    return Finding(what, "warning", found, "Register them, on the server's machine, with musicgen-flows up")
+    found = message("not on this server: {names}; {without}", names=", ".join(missing), without=without)
+    return Finding(what, "warning", found, message("Register them, on the server's machine, with musicgen-flows up"))
 
 
 def check_workers(client: SyncPrefectClient, wanted: Sequence[str] = (QUEUE, TOKENIZING_QUEUE)) -> Iterator[Finding]:
@@ -174,28 +198,29 @@ def check_workers(client: SyncPrefectClient, wanted: Sequence[str] = (QUEUE, TOK
         queues = client.read_work_queues(POOL)
     except ObjectNotFound:
         found = message("there is no work pool {pool}: the UI can't start jobs, commands work", pool=POOL)
-        fix = message("Make it: prefect work-pool create {pool} --type process", pool=POOL)
-        yield Finding("workers", "warning", found, fix)
+        fix = message("Create it: prefect work-pool create {pool} --type process", pool=POOL)
+        yield Finding(WORKERS, "warning", found, fix)
         return
     if pool.is_paused:
         found = message("the work pool {pool} is paused: jobs wait", pool=POOL)
         fix = message("Let them start: prefect work-pool resume {pool}", pool=POOL)
-        yield Finding("work pool", "warning", found, fix)
+        yield Finding(message("work pool"), "warning", found, fix)
     online = [worker.name for worker in workers if worker.status == WorkerStatus.ONLINE]
     served = {queue.name for queue in queues if queue.status == WorkQueueStatus.READY} if online else set()
     idle = [queue for queue in wanted if queue not in served]
     if not idle:
-        yield Finding("workers", "ok", f"online in the pool {POOL}: {', '.join(online)}")
+        found = message("online in the pool {pool}: {names}", pool=POOL, names=", ".join(online))
+        yield Finding(WORKERS, "ok", found)
         return
     found = message(
         "no worker is online in the pool {pool} for the queue {queues}: jobs there wait",
         pool=POOL,
-        queues=" and ".join(idle),
+        queues=", ".join(idle),
     )
     fix = message(
         "Start one: prefect worker start --pool {pool} --limit 1 --work-queue {queue}", pool=POOL, queue=idle[0]
     )
-    yield Finding("workers", "warning", found, fix)
+    yield Finding(WORKERS, "warning", found, fix)
 
 
 def _stored(client: SyncPrefectClient, names: Iterable[str]) -> Iterator[str]:

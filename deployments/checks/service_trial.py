@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID, uuid4
 
 from deployments.weekly import coming_runs
+from musicgen_core.language import message
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -60,32 +61,44 @@ class Trial:
     proactive: UUID
 
     def services(self) -> list[Service]:
-        restarts = "crashed runs stay as they are"
+        restarts = message("crashed runs stay as they are")
         return [
             Service(
-                "scheduler", "scheduler", "no schedule starts a run, the weekly retraining included", self._planned
+                message("scheduler"),
+                "scheduler",
+                message("no schedule starts a run, the weekly retraining included"),
+                self._planned,
             ),
-            Service("late runs", "late_runs", "runs that no worker takes are not shown as late", self._is_late),
             Service(
-                "cancellation cleanup",
+                message("late runs"),
+                "late_runs",
+                message("runs that no worker takes are not shown as late"),
+                self._is_late,
+            ),
+            Service(
+                message("cancellation cleanup"),
                 "cancellation_cleanup",
-                "task runs of cancelled runs stay Running",
+                message("task runs of cancelled runs stay Running"),
                 lambda: self._task_state(self.child) == "CANCELLED",
             ),
             Service(
-                "task run recorder",
+                message("task run recorder"),
                 "task_run_recorder",
-                "the page of a run doesn't show its tasks",
+                message("the page of a run doesn't show its tasks"),
                 lambda: self._task_state(self.recorded) is not None,
             ),
             Service(
-                "event log",
+                message("event log"),
                 "event_persister",
-                f"events are lost, and the actions of automations can't be seen: if these are listed, too, {restarts}",
+                message(
+                    "events are lost, and the actions of automations can't be seen: if these are listed, too, "
+                    "{without}",
+                    without=restarts,
+                ),
                 lambda: self._has_event(self.name, self.name),
             ),
-            Service("automations on events", "triggers", restarts, lambda: self._has_acted(self.reactive)),
-            Service("automations on silence", "triggers", restarts, lambda: self._has_acted(self.proactive)),
+            Service(message("automations on events"), "triggers", restarts, lambda: self._has_acted(self.reactive)),
+            Service(message("automations on silence"), "triggers", restarts, lambda: self._has_acted(self.proactive)),
         ]
 
     def send(self) -> None:

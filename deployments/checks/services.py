@@ -16,6 +16,8 @@ from deployments.checks.finding import Finding
 from deployments.checks.service_trial import Service, Trial, trial
 from deployments.registering import DEPLOYMENTS
 from deployments.weekly import coming_runs
+from musicgen_core.language import message
+from musicgen_core.wording import joined
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -27,8 +29,8 @@ POLL_SECONDS = 1.0
 OVERDUE = timedelta(minutes=5)
 """How long something may have been due, such as the end of a pause, before the server should have noticed."""
 
-NAME = "services"
-FIX = (
+NAME = message("services")
+FIX = message(
     "Restart the server. If that changes nothing, its log names the error: the terminal of musicgen-flows up, or "
     "journalctl -u musicgen-server. uv sync installs the packages that it is known to work with"
 )
@@ -65,16 +67,22 @@ def _await_effects(given: Trial, services: Sequence[Service]) -> list[Service]:
 
 def _describe(working: Sequence[Service], dead: Sequence[Service]) -> Iterator[Finding]:
     if working:
-        yield Finding(NAME, "ok", f"the server's are at work: {', '.join(service.name for service in working)}")
+        found = message("the server's are at work: {names}", names=joined(service.name for service in working))
+        yield Finding(NAME, "ok", found)
     for service in dead:
-        found = f"{service.name}: did nothing within {SECONDS:g} seconds; {service.without}"
+        found = message(
+            "{service}: did nothing within {seconds:g} seconds; {without}",
+            service=service.name,
+            seconds=SECONDS,
+            without=service.without,
+        )
         yield Finding(NAME, "problem", found, FIX)
 
 
 def _switched_off(service: Service) -> Finding:
     setting = f"PREFECT_SERVER_SERVICES_{service.setting.upper()}_ENABLED"
-    found = f"{service.name}: switched off; {service.without}"
-    return Finding(NAME, "warning", found, f"Start the server with {setting}=true")
+    found = message("{service}: switched off; {without}", service=service.name, without=service.without)
+    return Finding(NAME, "warning", found, message("Start the server with {setting}=true", setting=setting))
 
 
 def _check_schedules(client: SyncPrefectClient) -> Iterator[Finding]:
@@ -86,8 +94,10 @@ def _check_schedules(client: SyncPrefectClient) -> Iterator[Finding]:
         for schedule in [] if deployment.paused or deployment.name not in DEPLOYMENTS else deployment.schedules:
             on = schedule.active and isinstance(schedule.schedule, endless) and _is_overdue(schedule.updated)
             if on and not coming_runs(client, deployment.id, schedule.id):
-                found = (
-                    f"scheduler: the schedule {schedule.slug or schedule.id} of {deployment.name} has no run to come"
+                found = message(
+                    "scheduler: the schedule {schedule} of {deployment} has no run to come",
+                    schedule=schedule.slug or schedule.id,
+                    deployment=deployment.name,
                 )
                 yield Finding(NAME, "problem", found, FIX)
 
@@ -103,7 +113,7 @@ def _check_workers(client: SyncPrefectClient) -> Iterator[Finding]:
         if worker.status == WorkerStatus.ONLINE and _is_overdue(worker.last_heartbeat_time)
     ]
     if silent:
-        found = f"foreman: workers that are silent count as online: {', '.join(silent)}"
+        found = message("foreman: workers that are silent count as online: {names}", names=", ".join(silent))
         yield Finding(NAME, "problem", found, FIX)
 
 
@@ -115,7 +125,7 @@ def _check_pauses(client: SyncPrefectClient) -> Iterator[Finding]:
     )
     expired = [run.name for run in paused if run.state and _is_overdue(run.state.state_details.pause_timeout)]
     if expired:
-        found = f"pause expirations: runs stay paused whose time is over: {', '.join(expired)}"
+        found = message("pause expirations: runs stay paused whose time is over: {names}", names=", ".join(expired))
         yield Finding(NAME, "problem", found, FIX)
 
 

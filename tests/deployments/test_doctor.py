@@ -18,6 +18,7 @@ import pytest
 from deployments.checks.finding import Check, Finding, attempt, redact
 from deployments.cli import COMMANDS, main
 from deployments.doctor import show
+from musicgen_core.language import VARIABLE
 from tests.stand_in_hub import TOKEN, StandInHub
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -108,6 +109,16 @@ class TestCommand:
         assert code == 1
         assert "has no state_dict.bin" in rows(printed)["model"][1]
         assert len(fixes(printed)) == 1
+
+    def test_findings_and_advice_are_in_the_users_language(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(VARIABLE, "ja")
+        (tmp_path / "file").write_text("not a folder")
+        _, printed = run_doctor(capsys, *DEBUG, f"--runs={tmp_path / 'file' / 'runs'}", "ftp://127.0.0.1:9/folder")
+        lines = [line for line in printed.splitlines() if not line.startswith(("  Python ", "uv run "))]
+        english = [line for line in lines if not re.search("[ぁ-んァ-ン一-龥]", line)]
+        assert english == [] and "ストレージ: runs" in printed, english
 
     def test_wrong_usage_lists_every_problem_at_once(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["doctor", "--device", "tpu", "--clips", "0", "--tokens", "", "--colour"]) == 2
