@@ -23,6 +23,7 @@ from deployments.console import output, print_line, show_core_messages
 from musicgen_core.escaping import printable
 from musicgen_core.language import message, translated
 from musicgen_core.stages import Stage, heard_by
+from musicgen_core.wording import joined
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -35,6 +36,7 @@ _TITLES = {
     "train": message("Training steps"),
     "evaluate": message("Evaluation"),
     "generate": message("Music"),
+    "estimate": message("Clips"),
 }
 _COLUMNS = (
     TextColumn("{task.description:<14}", table_column=Column(no_wrap=True, max_width=20)),
@@ -84,19 +86,21 @@ class Activity:
 
     def __call__(self, update: Update) -> None:
         """Show the progress of a task."""
-        title = translated(_TITLES.get(update.stage, update.stage))
+        title, text = translated(_TITLES.get(update.stage, update.stage)), translated(update.text)
         with self._lock:
             if update.stage not in self._bars:
                 self._bars[update.stage] = self._progress.add_task(title, total=None, text="")
             bar = self._bars[update.stage]
-            self._progress.update(bar, completed=update.done, text=update.text)
+            self._progress.update(bar, completed=update.done, text=text)
             if update.total is not None:
                 self._progress.update(bar, total=update.total)
             if update.done:  # until then the stage before it lasts
                 self._text = ""
         if not output.is_terminal and self._is_line_due(update.done == update.total):
-            of = "" if update.total is None else f" of {update.total:,}"
-            print_line(f"{title}: {update.done:,}{of}{', ' if update.text else ''}{update.text}")
+            done = f"{update.done:,}"
+            if update.total is not None:
+                done = message("{done:,} of {total:,}", done=update.done, total=update.total)
+            print_line(f"{title}: {translated(joined(filter(None, (done, text))))}")
 
     def _is_line_due(self, is_last: bool) -> bool:
         now = time.monotonic()

@@ -15,7 +15,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from musicgen_core.escaping import printable
-from musicgen_core.language import say, translated
+from musicgen_core.language import say, stored_message, translated
 
 if TYPE_CHECKING:
     from tasks.next_steps import Outcome
@@ -60,7 +60,16 @@ class _CoreMessages(logging.Handler):
         if record.name == "musicgen_core.stages":
             return  # shown beside the bars
         style = "yellow" if record.levelno >= logging.WARNING else "dim"
-        output.print(record.getMessage(), style=style, soft_wrap=True)  # paths and commands in it can be copied
+        output.print(_translated_record(record), style=style, soft_wrap=True)  # paths and commands can be copied
+
+
+def _translated_record(record: logging.LogRecord) -> str:
+    """Return a log's message in the user's language."""
+    if not isinstance(record.args, tuple):
+        return record.getMessage()
+    words = translated(stored_message(str(record.msg)))
+    args = tuple(translated(value) if isinstance(value, str) else value for value in record.args)
+    return words % args if args else words
 
 
 def show_core_messages() -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 WAVS = 8
 """Of a run that are linked in the terminal"""
+_ON_OFF = {"on": message("on"), "off": message("off")}
 _SWITCH = {
     "on": Step(message("Switch it off again"), "run", {"deployment": "train-lora", "weekly": "off"}),
     "off": Step(message("Switch it on again"), "run", {"deployment": "train-lora", "weekly": "on"}),
@@ -40,9 +41,9 @@ def run(parameters: dict[str, Any]) -> int:
     assert chosen.deployment is not None, "the command line sees to it"
     problems = []
     if chosen.weekly and (chosen.deployment != "train-lora" or chosen.watch):
-        problems.append("--weekly goes with train-lora, and not with --watch")
+        problems.append(message("--weekly goes with train-lora, and not with --watch"))
     if chosen.weekly == "off" and chosen.param:
-        problems.append("-p goes with --weekly on, not with off")
+        problems.append(message("-p goes with --weekly on, not with off"))
     if problems:
         raise UsageError(problems)
     if not has_api():
@@ -56,7 +57,9 @@ def run(parameters: dict[str, Any]) -> int:
         parameters = set_weekly(chosen.weekly == "on", parsed(chosen.param))
         shown = ", ".join(f"{name}={json.dumps(value)}" for name, value in parameters.items())
         output.print(
-            say("The weekly retraining is {weekly}, its parameters: {shown}", weekly=chosen.weekly, shown=shown),
+            say(
+                "The weekly retraining is {weekly}, its parameters: {shown}", weekly=_ON_OFF[chosen.weekly], shown=shown
+            ),
             markup=False,
         )
         if chosen.weekly == "on":
@@ -102,7 +105,7 @@ def _create(client: SyncPrefectClient, name: str, parameters: dict[str, Any]) ->
     try:
         deployment = client.read_deployment_by_name(f"{name}/{name}")
     except ObjectNotFound as error:
-        found = f"the deployment {name} is not on this server"
+        found = message("the deployment {deployment} is not on this server", deployment=name)
         raise MusicgenError(found, message("Start musicgen-flows up first")) from error
     parameters = arranged(parameters, deployment)
     # Until it starts and says what it is about, it has this name.

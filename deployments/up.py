@@ -41,7 +41,7 @@ from deployments.server_errors import LOGGING, follow_errors
 from deployments.weekly import describe_next
 from musicgen_core.errors import MusicgenError
 from musicgen_core.language import message, say
-from musicgen_core.wording import counted
+from musicgen_core.wording import counted, joined
 from tasks.next_steps import Made, Outcome, Step
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def up(parameters: dict[str, Any]) -> int:
                     )
                 _wait_for(api, lambda: True)
                 rows = _register(options)
-                show(api, ui, {**rows, **_files_row(), "workers": "; ".join(_running_workers())})
+                show(api, ui, {**rows, **_files_row(), message("workers"): "; ".join(_running_workers())})
                 print_outcome(_first_step(ui), on_server=True)
                 return 0
             warn_of_others(options.host, options.port, options.chosen_files_port, _has_password())
@@ -87,7 +87,9 @@ def up(parameters: dict[str, Any]) -> int:
                 say("Starting {workers} of the pool {pool} …", workers=counted(len(workers), "worker"), pool=POOL)
             )
             started = stack.enter_context(Parts(workers))
-            show(api, ui, {**rows, **_files_row(), "workers": "; ".join(_described(*worker) for worker in workers)})
+            show(
+                api, ui, {**rows, **_files_row(), message("workers"): joined(_described(*worker) for worker in workers)}
+            )
             print_outcome(_first_step(ui), on_server=True)
             output.print(say("Ctrl-C stops everything."))
             _watch(server, started, files)
@@ -165,7 +167,11 @@ def _wait_for(api: str, may_come: Callable[[], bool], printed: IO[bytes] | None 
         if not may_come() or time.monotonic() > deadline:
             reason = _refusal(printed)
             raise MusicgenError(
-                f"the Prefect server did not start at {api}" + (f" ({reason})" if reason else ""),
+                message(
+                    "the Prefect server did not start at {api}{reason}",
+                    api=api,
+                    reason=f" ({reason})" if reason else "",
+                ),
                 message("Run prefect server start to see why; another program may hold the port: try --port"),
             )
         time.sleep(0.5)
@@ -189,7 +195,7 @@ def _register(options: UpParameters) -> dict[str, str]:
         defaults = set_defaults(options.model, options.device)
         _warn_of_unlistable_runs()
         activity.say(say("looking when the next retraining is"))
-        return {**places, **defaults, "next retraining": describe_next(SCHEDULER_SECONDS)}
+        return {**places, **defaults, message("next retraining"): describe_next(SCHEDULER_SECONDS)}
 
 
 @contextlib.contextmanager
@@ -231,7 +237,10 @@ def _files_row() -> dict[str, str]:
     from tasks.served import stored_file_server
 
     server = stored_file_server()
-    return {"files": f"{server.url}/{{{','.join(server.folders)}}}/…, read-only"} if server else {}
+    if server is None:
+        return {}
+    folders = f"{server.url}/{{{','.join(server.folders)}}}/…"
+    return {message("files"): message("{folders}, read-only", folders=folders)}
 
 
 def visible_gpus() -> list[str]:
@@ -271,7 +280,8 @@ def _running_workers() -> list[str]:
 
 def _described(command: Sequence[str], environment: Mapping[str, str]) -> str:
     gpu = environment.get("CUDA_VISIBLE_DEVICES")
-    return f"{command[-1]}, queue {command[command.index('--work-queue') + 1]}" + (f", GPU {gpu}" if gpu else "")
+    queue = command[command.index("--work-queue") + 1]
+    return message("{worker}, queue {queue}{gpu}", worker=command[-1], queue=queue, gpu=f", GPU {gpu}" if gpu else "")
 
 
 def show(api: str, ui: str, rows: Mapping[str, str]) -> None:
@@ -282,7 +292,7 @@ def show(api: str, ui: str, rows: Mapping[str, str]) -> None:
         rows: more of the table.
     """
     fixed = [(message("deployments"), ", ".join(DEPLOYMENTS))]
-    print_rows("Up", [*fixed, *rows.items()])
+    print_rows(message("Up"), [*fixed, *rows.items()])
     if api != LOCAL_API:  # which the other commands find by themselves
         output.print(
             say("In other terminals first: export PREFECT_API_URL={api}", api=api), soft_wrap=True, highlight=False
@@ -307,8 +317,8 @@ def _warn_of_unlistable_runs() -> None:
     # A server that is too busy to answer is no reason to stop.
     with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
         for finding in check_run_lists(client):
-            text = redact(f"{finding.found}. To fix: {finding.fix}")
-            output.print(text, style="yellow", soft_wrap=True, highlight=False)
+            text = say("{found}. To fix: {fix}", found=finding.found, fix=finding.fix)
+            output.print(redact(text), style="yellow", soft_wrap=True, highlight=False)
 
 
 def _restart_missed() -> None:

@@ -31,6 +31,22 @@ DOING = {
     "CANCELLING": message("being cancelled; a training saves first"),
 }
 """What happens in each type of state that is not the last, before the run's own progress says more"""
+_STATES = {
+    "Scheduled": message("Scheduled"),
+    "Late": message("Late"),
+    "AwaitingRetry": message("AwaitingRetry"),
+    "AwaitingConcurrencySlot": message("AwaitingConcurrencySlot"),
+    "Pending": message("Pending"),
+    "Running": message("Running"),
+    "Retrying": message("Retrying"),
+    "Paused": message("Paused"),
+    "Cancelling": message("Cancelling"),
+    "Cancelled": message("Cancelled"),
+    "Completed": message("Completed"),
+    "Failed": message("Failed"),
+    "Crashed": message("Crashed"),
+}
+"""Prefect's names of states"""
 
 
 def watch_run(client: SyncPrefectClient, run: UUID) -> State:
@@ -42,8 +58,9 @@ def watch_run(client: SyncPrefectClient, run: UUID) -> State:
             state = found.state
             if state is not None and state.id != shown:
                 shown = state.id
-                message = f": {state.message}" if state.message else ""
-                print_line(f"{found.name} · {state.name}{message}")
+                name = _STATES.get(state.name or "", state.name or "")
+                said = f": {state.message}" if state.message else ""
+                print_line(f"{found.name} · {translated(name)}{said}")
                 activity.say(DOING.get(state.type.value, ""))
             if state is not None and state.is_final():
                 return state

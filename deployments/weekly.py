@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 
 DEPLOYMENT = "train-lora"
 SLUG = "weekly-retrain"
+_DAYS = (
+    message("Monday"),
+    message("Tuesday"),
+    message("Wednesday"),
+    message("Thursday"),
+    message("Friday"),
+    message("Saturday"),
+    message("Sunday"),
+)
 SCHEDULER_SECONDS = 75.0  # it looks once a minute
 
 
@@ -74,14 +83,20 @@ def describe_next(patience_s: float) -> str:
         deployment = _find_deployment(client)
         schedule = _find_schedule(deployment)
         if deployment is None or schedule is None or not schedule.active:
-            return f"none (musicgen-flows run {DEPLOYMENT} --weekly on)"
+            return message("none (musicgen-flows run {deployment} --weekly on)", deployment=DEPLOYMENT)
         if deployment.paused:
-            return f"none: the deployment {DEPLOYMENT} is paused. Resume it on its page in the UI"
+            return message(
+                "none: the deployment {deployment} is paused. Resume it on its page in the UI", deployment=DEPLOYMENT
+            )
         while not (runs := coming_runs(client, deployment.id, schedule.id)):
             if time.monotonic() > deadline:
-                return "not scheduled by the server yet: musicgen-flows doctor shows whether its scheduler works"
+                return message(
+                    "not scheduled by the server yet: musicgen-flows doctor shows whether its scheduler works"
+                )
             time.sleep(1)
-        return f"{runs[0].expected_start_time:%A %Y-%m-%d %H:%M} UTC"
+        start = runs[0].expected_start_time
+        assert start is not None, "of a run that the scheduler has made"
+        return message("{day} {time:%Y-%m-%d %H:%M} UTC", day=_DAYS[start.weekday()], time=start)
 
 
 def coming_runs(client: SyncPrefectClient, deployment: UUID, schedule: UUID | None = None) -> list[FlowRun]:

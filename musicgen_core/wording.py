@@ -24,8 +24,8 @@ def named(names: Sequence[str]) -> str:
 
 
 def joined(texts: Iterable[str]) -> str:
-    """Return texts, some of which may be messages, as one message: `a; b; c`."""
-    return reduce(lambda before, text: message("{before}; {text}", before=before, text=text), texts)
+    """Return texts, some of which may be messages, as one message: `a, b, c`."""
+    return reduce(lambda before, text: message("{before}, {text}", before=before, text=text), texts)
 
 
 def lasting(seconds: float) -> str:

@@ -49,7 +49,7 @@ def estimate_archives(
 
     def hear() -> None:
         encoded = next(done)
-        report(Update("estimate", "clips", min(encoded, clips), clips, f"{encoded} encoded"))
+        report(Update("estimate", "clips", min(encoded, clips), clips, message("{number} encoded", number=encoded)))
         if pace.is_due():
             logger.info("encoding clip %d of at most %d", encoded, clips)
 

@@ -16,8 +16,9 @@ from musicgen_core import storage
 from musicgen_core.data.shards import ShardReport
 from musicgen_core.errors import raise_if_interrupted
 from musicgen_core.escaping import markdown_link
+from musicgen_core.language import message
 from musicgen_core.tracking import Wandb, kept_run_id
-from musicgen_core.wording import counted
+from musicgen_core.wording import counted, joined
 from tasks.artifacts import Artifacts, artifacts_of_run
 from tasks.progress import (
     LOG_EVERY_SECONDS,
@@ -120,13 +121,14 @@ class TokenizingLog:
         """For who listens, and as a line that stands by itself."""
         with self._lock:
             whole = figures(self._lines.values(), self._started, time.monotonic())
-        text = counted(whole.clips, "clip")
+        parts = [counted(whole.clips, "clip")]
         if whole.clips_rejected:
-            text += f", {whole.clips_rejected:,} rejected"
+            parts.append(message("{number:,} rejected", number=whole.clips_rejected))
         if whole.archives_failed:
-            text += f", {counted(whole.archives_failed, 'archive')} failed"
+            parts.append(message("{archives} failed", archives=counted(whole.archives_failed, "archive")))
         if whole.clips_per_sec:
-            text += f", {whole.clips_per_sec:,.1f} clips/s"
+            parts.append(message("{speed:,.1f} clips/s", speed=whole.clips_per_sec))
+        text = joined(parts)
         ended, archives = whole.archives_done + whole.archives_failed, len(self._lines)
         left = f", {duration(whole.eta_seconds)} left" if whole.eta_seconds else ""
         line = f"Tokenizing: {ended} of {counted(archives, 'archive')}, {text}{left}"

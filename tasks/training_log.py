@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from musicgen_core import storage, tracking
+from musicgen_core.language import message
 from musicgen_core.stages import Stage
+from musicgen_core.wording import joined
 from tasks.advice import in_form
 from tasks.artifacts import Artifacts
 from tasks.progress import LOG_EVERY_SECONDS, Pace, Update, report, run_logger
@@ -54,7 +57,7 @@ class TrainingLog:
 
     def generate(self, done: int, total: int) -> None:
         """`on_prior` of a training."""
-        text = "generating clips with the base model"
+        text = message("generating clips with the base model")
         report(Update("generate", self._name, done, total, text))
         if self._progressing.is_due():
             self._artifacts.progress("training-progress", done, total, f"{self._name}: {text}")
@@ -72,7 +75,7 @@ class TrainingLog:
         figures = self._figures
         figures.add(row)
         figures.time_step()
-        text = f"epoch {int(row['epoch'])}, " + (f"loss {row['train/loss']:.3f}" if "train/loss" in row else "skipped")
+        text = joined((message("epoch {number}", number=int(row["epoch"])), _loss_of(row)))
         report(Update("train", self._name, figures.done, figures.total, text))
         if self._logging.is_due():
             self._logger.info("%s", figures.line())
@@ -85,8 +88,9 @@ class TrainingLog:
         """`on_wait` of a training."""
         figures = self._figures
         self._is_waiting = reason is not None
-        report(Update("train", self._name, figures.done, figures.total, f"waiting: {reason}" if reason else ""))
-        self.show(f"waiting: {reason}" if reason else "running")
+        waiting = message("waiting: {reason}", reason=reason) if reason else ""
+        report(Update("train", self._name, figures.done, figures.total, waiting))
+        self.show(waiting or "running")
         show_waiting(reason)
 
     def show(self, state: str, wandb_url: str | None = None) -> None:
@@ -137,6 +141,10 @@ class TrainingLog:
             self._samples = found
             description = f"The last sample clips of {self._name}"
             self._artifacts.markdown("training-samples", lambda: samples_page(found), description)
+
+
+def _loss_of(row: Mapping[str, float]) -> str:
+    return message("loss {loss:.3f}", loss=row["train/loss"]) if "train/loss" in row else message("skipped")
 
 
 def _earlier_rows(run_dir: UPath, done: int) -> list[dict[str, float]]:

@@ -7,6 +7,7 @@ import re
 import string
 from functools import cache
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import pytest
 from babel.messages.catalog import Catalog
@@ -21,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("musicgen_core", "tasks", "flows", "deployments")
 MARKED = {"say": 0, "message": 0, "counted": 1}
 """Functions, and which of their arguments is a message"""
+LOGGED = {"info", "warning", "error"}
 SHOWN = {"Check", "Finding", "Made", "Step"}
 """Functions and errors whose texts a person reads in the terminal"""
 HOME = (ROOT / "musicgen_core" / "language.py", ROOT / "musicgen_core" / "wording.py")
@@ -43,13 +45,28 @@ def marked_in(path: Path) -> set[str]:
     """Return the messages of a module. Unlike Babel's extraction this finds those within f-strings, too."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in MARKED:
+        if is_log(node, path):
+            found.add(node.args[0].value)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in MARKED:
             text = node.args[MARKED[node.func.id]]
             if not (isinstance(text, ast.Constant) and isinstance(text.value, str)):
                 assert path in HOME, f"{path}:{node.lineno}: only a literal can be translated"
                 continue
             found.add(text.value)
     return found
+
+
+def is_log(node: ast.AST, path: Path) -> TypeGuard[Any]:
+    """Return whether a call logs words that the terminal shows: what the core logs."""
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in LOGGED
+        and ast.unparse(node.func.value)
+        == ("logger" if path.is_relative_to(ROOT / "musicgen_core") else "_core_logger")
+        and isinstance(node.args[0], ast.Constant)
+        and re.search("[a-z]{2}", node.args[0].value) is not None
+    )
 
 
 @cache
@@ -59,6 +76,8 @@ def catalogue(code: str) -> Catalog:
 
 
 def placeholders(text: str) -> list[tuple[str, str]]:
+    if re.search(r"%[sdgr.]", text):  # of a log, in their order
+        return [(found, "") for found in re.findall(r"%[^sdgfr%]*[sdgfr%]", text)]
     return sorted((name, spec or "") for _, name, spec, _ in string.Formatter().parse(text) if name is not None)
 
 

@@ -166,11 +166,11 @@ class _Scoring:
         texts = [str(self._clips.descriptions[index]) for index in self._indices]
         pairs = render_pairs(self._request, self._subject.path, texts, on_progress)
         release_memory(self._device)
-        on_progress(0, 1, "CLAP's scores")
+        on_progress(0, 1, message("CLAP's scores"))
         sounds = list(decoded(self._clips, self._indices, settings.duration, Codec(self._model, self._device)))
         self._clap.to(self._device)
         scores = music_scores(self._clap, str(settings.clap_weights), texts, sounds, pairs)
-        on_progress(1, 1, "CLAP's scores")
+        on_progress(1, 1, message("CLAP's scores"))
         return scores
 
 

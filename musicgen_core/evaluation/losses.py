@@ -14,6 +14,7 @@ from musicgen_core.data.loader import prefetched
 from musicgen_core.devices import compute_dtype
 from musicgen_core.errors import AdapterError
 from musicgen_core.evaluation.comparison import Losses
+from musicgen_core.language import message
 from musicgen_core.model.lora import Adapter, LoraSettings, add_lora, set_adapter_state
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
@@ -57,13 +58,17 @@ def clip_losses_of_both(
         TrainingModel(peft_model, 0.0, execution), text, World.alone(device), preset_of(device).micro
     )
     measure = partial(_losses, gradients, clips, indices, segment_frames, device)
-    base = measure(lambda done: on_progress(done, 2 * len(indices), "the base model's losses"))
+    base = measure(lambda done: on_progress(done, 2 * len(indices), message("the base model's losses")))
     set_adapter_state(peft_model, adapter.lora, "to evaluate")
-    adapted = measure(lambda done: on_progress(len(indices) + done, 2 * len(indices), "the adapter's losses"))
+    adapted = measure(lambda done: on_progress(len(indices) + done, 2 * len(indices), message("the adapter's losses")))
     if broken := int((~np.isfinite(adapted)).any(axis=1).sum()):
         raise AdapterError(
-            f"with the adapter the losses of {broken} of {counted(len(indices), 'clip')} aren't finite numbers",
-            "Train it with a lower --learning-rate",
+            message(
+                "with the adapter the losses of {broken} of {clips} aren't finite numbers",
+                broken=broken,
+                clips=counted(len(indices), "clip"),
+            ),
+            message("Train it with a lower --learning-rate"),
         )
     return base, adapted
 

@@ -243,8 +243,10 @@ class _Rendering:
         known = torch.stack([piece.beginning.codes for piece in batch] + empty * [batch[0].beginning.codes])
         new, before = sum(_new_frames(piece) for piece in batch), self._frames
         first, last = self._begun + 1, self._begun + len(batch)
-        numbers = f"piece {first}" if first == last else f"pieces {first} to {last}"
-        text = f"{numbers} of {self._voices * len(self._pieces)}"
+        total = self._voices * len(self._pieces)
+        text = message("piece {number} of {total}", number=first, total=total)
+        if last > first:
+            text = message("pieces {first} to {last} of {total}", first=first, last=last, total=total)
 
         def on_step(done: int, total: int) -> None:
             self._on_progress(before + new * done // total, self._total, text)

@@ -37,9 +37,15 @@ def base_model_of(adapter: Adapter, weights: UPath) -> str | None:
         return None
     directory = str((run_config(weights) or {}).get("model_dir") or "")
     if not directory or not Path(directory).is_dir():
-        gone = f"the base model of the adapter {weights} is not at {directory} any more"
+        found = message(
+            "the base model of the adapter {weights} is not at {path} any more", weights=weights, path=directory
+        )
+        if not directory:
+            found = message(
+                "the adapter {weights} doesn't say where its base model is, a local directory", weights=weights
+            )
         raise AdapterError(
-            gone if directory else f"the adapter {weights} doesn't say where its base model is, a local directory",
+            found,
             message("Give --model the directory or the Hugging Face id of the model that it was trained on"),
         )
     return directory

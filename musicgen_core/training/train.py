@@ -266,11 +266,10 @@ class _Session:
             fraction = fraction_to_hold_out(clips.hashes, asked)
             if asked and len(clips) < ENOUGH_CLIPS and self.world.is_main:
                 logger.warning(
-                    "there %s, of which %d %s held out: too few for a validation loss that says much. "
+                    "%s, %d of them held out: too few for a validation loss that says much. "
                     "With %d clips or more at least %d are held out",
-                    f"are {len(clips):,} clips" if len(clips) > 1 else "is 1 clip",
-                    held_out := len(split(clips.hashes, asked)[1]),
-                    "is" if held_out == 1 else "are",
+                    counted(len(clips), "clip"),
+                    len(split(clips.hashes, asked)[1]),
                     ENOUGH_CLIPS,
                     LEAST_HELD_OUT,
                 )

@@ -16,6 +16,7 @@ from musicgen_core.data.shards import Rejected, ShardReport
 from musicgen_core.generation.request import Rendered
 from musicgen_core.language import message
 from musicgen_core.tracking import sync_command
+from musicgen_core.wording import counted
 from tasks.next_steps import Made, Outcome, Step, as_comment, from_comment
 from tasks.outcomes import rendered
 from tasks.progress import Update
@@ -37,6 +38,20 @@ def test_results_and_next_steps_are_in_japanese_for_a_japanese_reader(
     assert lines[:3] == ["トークナイズの結果", "  シャード        1", "  クリップ        7 個、音声 3.0 分"]
     assert "2 秒、アダプタあり: calm piano:" in lines and lines.count("次の一歩: 同じプロンプトで別の曲を作る") == 2
     assert lines.count("すべての音楽（聴けるページ）:") == 2  # also from the page of a run that another process wrote
+
+
+def test_progress_and_log_lines_are_in_japanese_for_a_japanese_reader(
+    shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUSICGEN_LANGUAGE", "ja")
+    with working() as activity:
+        activity(Update("generate", "/music", 2, 2, message("piece {number} of {total}", number=1, total=1)))
+        packing = ("packing %s of %s into %s", counted(3, "shard"), "/tokens", "/cache")
+        logging.getLogger("musicgen_core.test").info(*packing)
+    assert shown.getvalue().splitlines() == [
+        "音楽: 2 / 2、1 曲目 / 全 1 曲",
+        "3 個のシャード（/tokens）を /cache にまとめています",
+    ]
 
 
 @pytest.mark.parametrize("text", [*TEXTS, "[red]x[/red] :smile:"])

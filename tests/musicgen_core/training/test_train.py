@@ -204,7 +204,7 @@ def test_a_new_run_says_when_its_clips_are_too_few_to_judge_by(
     is_told: bool,
 ) -> None:
     train(request_for(tokens=str(make_tokens(random_clips(clips))), max_steps=1, full_models="none"))
-    hint = "there are 6 clips, of which 1 is held out: too few for a validation loss that says much."
+    hint = "6 clips, 1 of them held out: too few for a validation loss that says much."
     assert any(message.startswith(hint) for message in caplog.messages) == is_told
     assert any("too few for a validation loss" in message for message in caplog.messages) == is_told
 
