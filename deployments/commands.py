@@ -9,7 +9,7 @@ from deployments.activity import working
 from deployments.api import ensure_api
 from deployments.console import print_outcome, print_rows
 from deployments.inputs import check_adapter, check_rendering, check_training
-from musicgen_core.language import message
+from musicgen_core.language import message, stored_message
 from musicgen_core.wording import counted, lasting
 from tasks import outcomes
 
@@ -117,9 +117,12 @@ def tokenized_rows(result: TokenizeResult) -> list[tuple[str, str]]:
         (message("clips"), message("{clips:,}, {time} of audio", clips=clips, time=lasting(seconds))),
         (message("rejected clips"), str(len(rejected))),
     ]
-    rows += [(f"  {archive}", f"{entry.clip}: {entry.reason}") for archive, entry in rejected[:_SHOWN]]
+    rows += [
+        (f"  {archive}", message("{subject}: {found}", subject=entry.clip, found=stored_message(entry.reason)))
+        for archive, entry in rejected[:_SHOWN]
+    ]
     failed = list(result.failed.items())[:_SHOWN]
-    rows += [(message("  failed: {archive}", archive=stem), reason) for stem, reason in failed]
+    rows += [(message("  failed: {archive}", archive=stem), stored_message(reason)) for stem, reason in failed]
     if (more := len(result.failed) - _SHOWN) > 0:
         rows.append(("  …", message("and {archives}", archives=counted(more, "more archive"))))
     return [*rows, *((message("note"), remark) for remark in result.remarks)]

@@ -14,7 +14,7 @@ from deployments.api import ensure_api
 from deployments.commands import LOADING, call_heard, run_flow
 from deployments.console import output, print_outcome
 from deployments.parameters import DemoParameters
-from musicgen_core.language import message, say, translated
+from musicgen_core.language import message, say, stored_message, translated
 from musicgen_core.wording import counted, lasting
 from tasks.next_steps import Made, Outcome, Step
 
@@ -124,7 +124,9 @@ def _summary(tokenized: TokenizeResult, trained: TrainResult) -> list[str]:
     clips = sum(report.clips for report in tokenized.reports)
     seconds = sum(report.audio_seconds for report in tokenized.reports)
     rejected = [entry for report in tokenized.reports for entry in report.rejected]
-    broken = "; ".join(say("{clip} was rejected: {reason}", clip=each.clip, reason=each.reason) for each in rejected)
+    broken = "; ".join(
+        say("{clip} was rejected: {reason}", clip=each.clip, reason=stored_message(each.reason)) for each in rejected
+    )
     lines = [
         say(
             "{clips} tokenized, {time} of audio; {broken}.",

@@ -46,6 +46,7 @@ from musicgen_core.config import (
     Seed,
 )
 from musicgen_core.errors import ArchiveError
+from musicgen_core.language import message
 from tasks.artifacts import artifacts_of_run
 from tasks.fetching import check_model
 from tasks.outcomes import finetuned
@@ -119,9 +120,11 @@ def finetune(
     if tokenized.failed:
         if on_failed_archives == "stop" or not tokenized.reports:
             raise ArchiveError(
-                str(state.message),
-                "Do what each reason says and run or retry again, or set on_failed_archives to continue: "
-                "finished archives are kept",
+                outcome.found if isinstance(outcome, ArchivesFailed) else str(state.message),
+                message(
+                    "Do what each reason says and run or retry again, or set on_failed_archives to continue: "
+                    "finished archives are kept"
+                ),
             )
         get_run_logger().warning("going on without them: %s", state.message)
     trained: Any = train_lora(  # Prefect returns what its state holds

@@ -29,10 +29,10 @@ from musicgen_core.data.match_report import match_report
 from musicgen_core.data.shards import ShardReport, described_clips, is_whole, was_mended
 from musicgen_core.data.undescribed import undescribed_clips
 from musicgen_core.errors import ArchiveError, DeviceError, MusicgenError, StorageError
-from musicgen_core.language import message
+from musicgen_core.language import message, stored_message
 from musicgen_core.settings import collect
 from musicgen_core.stages import announce
-from musicgen_core.wording import counted
+from musicgen_core.wording import counted, joined_sentences
 from tasks.artifacts import artifacts_of_run
 from tasks.outcomes import no_descriptions, tokenized
 from tasks.summary import show_summary, tokenized_section
@@ -62,7 +62,9 @@ class ArchivesFailed(ArchiveError):
     """Archives that could not be tokenized; `result` has why, and what came of the others."""
 
     def __init__(self, reasons: str, result: TokenizeResult) -> None:
-        super().__init__(reasons, "Do what each reason says, then run or retry again: finished archives are kept")
+        super().__init__(
+            reasons, message("Do what each reason says, then run or retry again: finished archives are kept")
+        )
         self.args = (reasons, result)  # from which unpickling makes it again
         self.result = result
 
@@ -134,8 +136,13 @@ def tokenize_archives(
             outcome=partial(tokenized, target, len(reports), on, result.notice, len(failed)),
         )
     if failed:
-        reasons = f"{len(failed)} of {counted(len(work), 'archive')} failed: {_first_reasons(failed)}"
-        return Failed(message=reasons, data=ArchivesFailed(reasons, result))
+        reasons = message(
+            "{failed} of {archives} failed: {reasons}",
+            failed=len(failed),
+            archives=counted(len(work), "archive"),
+            reasons=_first_reasons(failed),
+        )
+        return Failed(message=str(reasons), data=ArchivesFailed(reasons, result))
     return Completed(message=f"{counted(sum(shard.clips for shard in reports), 'clip')} in {target}", data=result)
 
 
@@ -154,9 +161,14 @@ def _warn_in_terminal(remarks: Sequence[str]) -> None:
 
 def _first_reasons(failed: Mapping[str, str]) -> str:
     """Return why the first few archives failed, and how many more did."""
-    reasons = [reason if reason.startswith(stem) else f"{stem}: {reason}" for stem, reason in failed.items()]
-    more = f"; and {len(reasons) - _SHOWN:,} more" if len(reasons) > _SHOWN else ""
-    return "; ".join(reasons[:_SHOWN]) + more
+    reasons = [
+        stored_message(reason)
+        if reason.startswith(stem)
+        else message("{subject}: {found}", subject=stem, found=stored_message(reason))
+        for stem, reason in failed.items()
+    ]
+    more = [message("and {number:,} more", number=len(reasons) - _SHOWN)] if len(reasons) > _SHOWN else []
+    return joined_sentences([*reasons[:_SHOWN], *more])
 
 
 def _absolute(location: str) -> str:
@@ -246,14 +258,17 @@ def _outcome(future: PrefectFuture[Any]) -> Any:
 def _not_of_the_archive(error: Exception, stem: str) -> Exception:
     """Return what the run fails with, as the other archives would fail likewise."""
     if isinstance(error, OSError):
-        where = f" at {error.filename}" if error.filename else ""
+        where = message(" at {path}", path=error.filename) if error.filename else ""
         return StorageError(
-            f"no space left{where} while tokenizing {stem}",
-            "Make room and run or retry again: archives that are complete are kept",
+            message("no space left{where} while tokenizing {archive}", where=where, archive=stem),
+            message("Make room and run or retry again: archives that are complete are kept"),
         )
     if isinstance(error, MusicgenError):
         return error
-    return DeviceError(f"the GPU failed while tokenizing {stem} ({error})", "Look at nvidia-smi, and run again")
+    return DeviceError(
+        message("the GPU failed while tokenizing {archive} ({error})", archive=stem, error=error),
+        message("Check the GPU with nvidia-smi, and run again"),
+    )
 
 
 def _is_stale(report: ShardReport, work: Work) -> bool:

@@ -23,6 +23,7 @@ from musicgen_core.data.archive_sample import Sample, list_archives, take_sample
 from musicgen_core.data.shards import Rejected, Row, ShardWriter
 from musicgen_core.encoding import Encoded
 from musicgen_core.errors import ArchiveError, Cancelled, ClipRejected
+from musicgen_core.language import message, stored_message
 from musicgen_core.tokenizing import Tokenizer
 from musicgen_core.wording import counted
 
@@ -229,8 +230,13 @@ def _sorted(sample: Sequence[Result]) -> tuple[list[Row], list[Rejected]]:
     rejected = [Rejected(name, str(clip)) for name, clip in sample if isinstance(clip, ClipRejected)]
     if not rows:
         raise ArchiveError(
-            f"none of the {counted(len(sample), 'clip')} tried can be used; {rejected[0].clip}: {rejected[0].reason}",
-            "Check what the archives hold",
+            message(
+                "none of the {clips} tried can be used; {clip}: {reason}",
+                clips=counted(len(sample), "clip"),
+                clip=rejected[0].clip,
+                reason=stored_message(rejected[0].reason),
+            ),
+            message("Check what the archives hold"),
         )
     return rows, rejected
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from musicgen_core.config import DEFAULT_MODEL, TrainSettings
 from musicgen_core.data.dataset import ENOUGH_CLIPS
-from musicgen_core.language import message
+from musicgen_core.language import message, stored_message
 from musicgen_core.wording import counted, lasting, sized
 
 if TYPE_CHECKING:
@@ -42,13 +42,13 @@ def estimated_rows(found: Estimate, hourly_price: float | None, left_out: Sequen
         clips = message("about {clips:,}, about {time} of audio", **of_clips)
     rows: list[tuple[str, str]] = [
         (message("archives"), f"{found.archives:,}, {sized(found.archive_bytes)}"),
-        *((message("  can't be read"), reason) for reason in found.unreadable[:SHOWN_REASONS]),
+        *((message("  can't be read"), stored_message(reason)) for reason in found.unreadable[:SHOWN_REASONS]),
         *_more(found.unreadable),
         *((message("  left out"), remark) for remark in left_out[:SHOWN_REASONS]),
         *_more(left_out),
         (message("clips"), clips),
         (message("sample"), _sample(found)),
-        *((f"  {entry.clip}", entry.reason) for entry in found.rejected[:SHOWN_REASONS]),
+        *((f"  {entry.clip}", stored_message(entry.reason)) for entry in found.rejected[:SHOWN_REASONS]),
         *_more(found.rejected),
         (message("speed"), _speed(found)),
         (message("time to go"), _time_to_go(found)),

@@ -11,14 +11,22 @@ from __future__ import annotations
 import gettext
 import io
 import os
+import re
+import string
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from babel.messages.catalog import Catalog
 
 ENGLISH = "en"
 LANGUAGES = (ENGLISH, "ja")
 VARIABLE = "MUSICGEN_LANGUAGE"
 """Environment variable of the language; the workers of `up` inherit it."""
+_TELLING = 10
+"""Letters that a message must have beside its values, so that a stored text is known by them"""
 _LOCALE = ("LC_ALL", "LC_MESSAGES", "LANG")
 
 
@@ -47,15 +55,46 @@ def as_message(english: str, msgid: str, values: Mapping[str, object]) -> Messag
 
 
 def stored_message(text: str) -> Message:
-    """Return a text that was stored in English as a message again; one that has values has no translation any more."""
-    return as_message(text, text, {})
+    """Return a text that was stored in English, as in a shard's report, as a message again.
+
+    Its values are found by the patterns of the catalogue. A value named `reason` may be such a text itself. A text
+    that no message has made stays as it is.
+    """
+    if (code := language()) == ENGLISH or text in _texts(code):
+        return as_message(text, text, {})
+    for sentence in re.finditer(r"\. ", text):  # between what an error found and what to do about it
+        found, next_step = (_recognised(part, code) for part in (text[: sentence.start()], text[sentence.end() :]))
+        if found and next_step:
+            return as_message(text, "{found}. {next_step}", {"found": found, "next_step": next_step})
+    return _recognised(text, code) or as_message(text, text, {})
+
+
+def _recognised(text: str, code: str) -> Message | None:
+    if text in _texts(code):
+        return as_message(text, text, {})
+    for msgid, pattern in _patterns(code):
+        if match := pattern.fullmatch(text):
+            values: dict[str, str] = {name: _Value(value) for name, value in match.groupdict().items()}
+            if "reason" in values:
+                values["reason"] = stored_message(values["reason"])
+            return as_message(text, msgid, values)
+    return None
+
+
+class _Value(str):
+    """A value as it stands in a text, formatted already."""
+
+    def __format__(self, _spec: str) -> str:
+        return str(self)
+
+    __repr__ = str.__str__
 
 
 def translated(text: str) -> str:
     """Return a message in the user's language; any other text stays as it is."""
     if not isinstance(text, Message):
         return text
-    if (current := language()) == ENGLISH:
+    if (current := language()) == ENGLISH or not text:
         return str(text)
     found = _catalogue(current).gettext(text.msgid)
     values = {name: translated(value) if isinstance(value, str) else value for name, value in text.values.items()}
@@ -77,10 +116,35 @@ def language() -> str:
 @cache
 def _catalogue(code: str) -> gettext.NullTranslations:
     from babel.messages.mofile import write_mo  # not at the top: English needs none of it
-    from babel.messages.pofile import read_po
 
     compiled = io.BytesIO()
-    with files("musicgen_core").joinpath("translations", f"{code}.po").open("rb") as source:
-        write_mo(compiled, read_po(source, locale=code))
+    write_mo(compiled, _source(code))
     compiled.seek(0)
     return gettext.GNUTranslations(compiled)
+
+
+@cache
+def _source(code: str) -> Catalog:
+    from babel.messages.pofile import read_po
+
+    with files("musicgen_core").joinpath("translations", f"{code}.po").open("rb") as source:
+        return read_po(source, locale=code)
+
+
+@cache
+def _texts(code: str) -> frozenset[str]:
+    return frozenset(str(entry.id) for entry in _source(code) if entry.id)
+
+
+@cache
+def _patterns(code: str) -> list[tuple[str, re.Pattern[str]]]:
+    """Return the messages with values, as patterns of their texts; the most telling first, and none of few letters."""
+    found = []
+    for msgid in _texts(code):
+        parts = [] if "%s" in msgid else list(string.Formatter().parse(msgid))
+        letters = sum(len(re.findall("[a-z]", literal)) for literal, *_ in parts)
+        names = [name for _, name, *_ in parts if name]
+        if letters >= _TELLING and names and len(set(names)) == len(names) and all(map(str.isidentifier, names)):
+            pattern = "".join(re.escape(literal) + (f"(?P<{name}>.+)" if name else "") for literal, name, *_ in parts)
+            found.append((letters, msgid, re.compile(pattern, re.DOTALL)))
+    return [(msgid, pattern) for _, msgid, pattern in sorted(found, key=lambda one: one[0], reverse=True)]

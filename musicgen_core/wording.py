@@ -19,13 +19,20 @@ def counted(number: int, noun: str) -> str:
 
 def named(names: Sequence[str]) -> str:
     """The first few, and how many more: `a, b, c, d, e and 3 more`."""
-    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    first = ", ".join(names[:_NAMED])
+    if len(names) <= _NAMED:
+        return first
+    return message("{names} and {number:,} more", names=first, number=len(names) - _NAMED)
 
 
 def joined(texts: Iterable[str]) -> str:
     """Return texts, some of which may be messages, as one message: `a, b, c`."""
     return reduce(lambda before, text: message("{before}, {text}", before=before, text=text), texts)
+
+
+def joined_sentences(texts: Iterable[str]) -> str:
+    """Return sentences, some of which may be messages, as one message: `a; b; c`."""
+    return reduce(lambda before, text: message("{before}; {text}", before=before, text=text), texts)
 
 
 def lasting(seconds: float) -> str:

@@ -23,7 +23,7 @@ PACKAGES = ("musicgen_core", "tasks", "flows", "deployments")
 MARKED = {"say": 0, "message": 0, "counted": 1}
 """Functions, and which of their arguments is a message"""
 LOGGED = {"info", "warning", "error"}
-SHOWN = {"Check", "Finding", "Made", "Step"}
+SHOWN = {"ArchiveError", "Check", "ClipRejected", "Finding", "Made", "Step", "Unreadable"}
 """Functions and errors whose texts a person reads in the terminal"""
 HOME = (ROOT / "musicgen_core" / "language.py", ROOT / "musicgen_core" / "wording.py")
 

@@ -185,7 +185,7 @@ def read_archive(
         size = file.seek(0, os.SEEK_END)
         meter = Meter(name, size, limits)
         if not size:
-            raise Unreadable("it is empty")
+            raise Unreadable(message("it is empty"))
         if _is_zip(file, name):
             reader = RandomReader(file)
             return ZipArchive(reader, read_directory(reader), meter, name_encoding)
@@ -206,7 +206,7 @@ def _is_zip(file: BinaryIO, name: str) -> bool:
     head = _head(file)
     if known := recognise(head):
         raise ArchiveError(
-            message("{name} can't be read as a zip or tar archive: {known}", name=name, known=known[0]), known[1]
+            message("{name} can't be read as a zip or tar archive: {reason}", name=name, reason=known[0]), known[1]
         )
     return not is_tar(head)
 

@@ -14,8 +14,9 @@ from musicgen_core.data.decoder_process import decode_in_process
 from musicgen_core.data.foreign import recognise
 from musicgen_core.data.mix_down import Samples, check_size, check_sound, mix_down
 from musicgen_core.data.pcm import PcmSound, open_pcm
-from musicgen_core.data.wav_header import read_wav_header
+from musicgen_core.data.wav_header import breaks_off, read_wav_header
 from musicgen_core.errors import ClipRejected
+from musicgen_core.language import message
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,20 @@ def decode(file: BinaryIO, max_bytes: int = 2 << 30, cancelled: Callable[[], boo
     """
     descriptor = file.fileno()
     if known := recognise(os.pread(descriptor, 512, 0)):
-        raise ClipRejected(f"not decodable as audio: {known[0]}")
+        raise ClipRejected(message("not decodable as audio: {reason}", reason=known[0]))
     header = read_wav_header(descriptor)
     if header:
         header.check()
     sound = open_pcm(descriptor, header) if header else None
     clip = Clip(*(decode_in_process(descriptor, max_bytes, cancelled) if sound is None else _mono(sound, max_bytes)))
     if len(clip.samples) * FRAME_RATE < clip.rate:
-        raise ClipRejected(f"it lasts {clip.seconds:.4f} s, less than one frame of codes ({1 / FRAME_RATE} s)")
+        raise ClipRejected(
+            message(
+                "it lasts {seconds:.4f} s, less than one frame of codes ({frame} s)",
+                seconds=clip.seconds,
+                frame=1 / FRAME_RATE,
+            )
+        )
     return clip
 
 
@@ -73,7 +80,6 @@ def _mono(sound: PcmSound, max_bytes: int) -> tuple[Samples, int]:
     check_size(sound, max_bytes)
     mono = mix_down(sound)
     if len(mono.samples) < sound.frames:  # something cut the file meanwhile
-        declared, present = sound.frames, len(mono.samples)
-        raise ClipRejected(f"it breaks off: its header declares {declared:,} frames, {present:,} are there")
+        raise breaks_off(sound.frames, len(mono.samples))
     check_sound([mono])
     return mono.samples, sound.samplerate

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from musicgen_core.errors import ArchiveError
-from musicgen_core.language import message
+from musicgen_core.language import message, stored_message
 
 DAMAGED = "damaged in the archive"
 """What the reason of a clip begins with that another copy of the archive may hold whole."""
@@ -40,6 +40,10 @@ def damage_named(archive_name: str) -> Iterator[None]:
         if not is_damage(error):
             raise
         raise ArchiveError(
-            message("{archive} can't be read as a zip or tar archive ({error})", archive=archive_name, error=error),
+            message(
+                "{archive} can't be read as a zip or tar archive ({reason})",
+                archive=archive_name,
+                reason=stored_message(str(error)),
+            ),
             message("Copy or pack the archive again"),
         ) from error

@@ -27,6 +27,7 @@ import numpy as np
 from musicgen_core.data.mix_down import Mono, Samples, check_sound
 from musicgen_core.data.sndfile import decode_with_sndfile
 from musicgen_core.errors import Cancelled, ClipRejected
+from musicgen_core.language import message
 from musicgen_core.variables import python_path
 
 LEAST_SECONDS = 30
@@ -135,7 +136,9 @@ class _Worker:
         if status == -signal.SIGXCPU:
             return _too_long(seconds)
         if -status in _FAULTS:
-            return ClipRejected(f"it crashed the decoder (libsndfile, {signal.Signals(-status).name})")
+            return ClipRejected(
+                message("it crashed the decoder (libsndfile, {signal})", signal=signal.Signals(-status).name)
+            )
         ended = signal.Signals(-status).name if status < 0 else f"exit code {status}"
         return OSError(f"the decoder's process ended ({ended}); too little memory is a common reason")
 
@@ -150,7 +153,11 @@ _idle: list[_Worker] = []
 
 
 def _too_long(seconds: float) -> ClipRejected:
-    return ClipRejected(f"decoding it takes more than {seconds:.0f} s, which a sound file of its size never does")
+    return ClipRejected(
+        message(
+            "decoding it takes more than {seconds:.0f} s, which a sound file of its size never does", seconds=seconds
+        )
+    )
 
 
 def main() -> None:

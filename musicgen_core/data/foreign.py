@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import re
 
+from musicgen_core.language import message
+
 _SEVEN_ZIP, _RAR = b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07"
 _HTML = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head)\b", re.IGNORECASE | re.DOTALL)
-_REPACK = "Unpack it, and pack the files as a zip or tar"
+_REPACK = message("Unpack it, and pack the files as a zip or tar")
 
 
 def recognise(head: bytes) -> tuple[str, str] | None:
     """Return (what a file is, what to do about it), given its first bytes; None for any other."""
-    for magic, name in ((_SEVEN_ZIP, "a 7-Zip archive"), (_RAR, "a RAR archive")):
-        if head.startswith(magic):
-            return f"it is {name}, which is not supported", _REPACK
+    if head.startswith(_SEVEN_ZIP):
+        return message("it is a 7-Zip archive, which is not supported"), _REPACK
+    if head.startswith(_RAR):
+        return message("it is a RAR archive, which is not supported"), _REPACK
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
-        return "it is a Git LFS pointer, not the file itself", "Run git lfs pull where it comes from"
+        return (
+            message("it is a Git LFS pointer, not the file itself"),
+            message("Run git lfs pull where it comes from"),
+        )
     if head.startswith(b"/annex/objects/"):
-        return "it is a git-annex pointer, not the file itself", "Run git annex get where it comes from"
+        return (
+            message("it is a git-annex pointer, not the file itself"),
+            message("Run git annex get where it comes from"),
+        )
     if _HTML.match(head.removeprefix(b"\xef\xbb\xbf")):
         return (
-            "it is an HTML page, such as one that asks for a login or tells of a limit",
-            "Download the file again, logged in",
+            message("it is an HTML page, such as one that asks for a login or tells of a limit"),
+            message("Download the file again, logged in"),
         )
     return None

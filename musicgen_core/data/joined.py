@@ -8,6 +8,7 @@ import struct
 
 from musicgen_core.data.wav_header import id3_bytes, joined_files
 from musicgen_core.errors import ClipRejected
+from musicgen_core.language import message
 
 _SPARE_SECONDS = 0.5
 """What an MP3's frames may hold beyond its audio: the encoder's delay, padding, and the frame of the Xing tag."""
@@ -49,14 +50,18 @@ def check_single(descriptor: int, sound_format: str, seconds: float) -> None:
             held = _mp3_seconds(data, begin)
             if held > seconds + _SPARE_SECONDS:
                 raise ClipRejected(
-                    f"only {seconds:,.1f} of its {held:,.1f} s can be read: it is several MP3s joined into one, or one "
-                    "that doesn't declare its length",
-                    "Encode it as one file",
+                    message(
+                        "only {seconds:,.1f} of its {held:,.1f} s can be read: it is several MP3s joined into one, or "
+                        "one that doesn't declare its length",
+                        seconds=seconds,
+                        held=held,
+                    ),
+                    message("Encode it as one file"),
                 )
             return
         another = _find_another(data, begin)
     if another >= 0:
-        raise joined_files(f"another begins at byte {another:,}")
+        raise joined_files(another)
 
 
 def _find_another(data: mmap.mmap, begin: int) -> int:

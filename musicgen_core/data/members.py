@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
 from musicgen_core.data.scratch import filled
 from musicgen_core.errors import ArchiveError, ClipRejected
+from musicgen_core.language import message
 from musicgen_core.texts import decode_text
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ BLOCK = 1 << 20
 NUL = "\N{SYMBOL FOR NULL}"
 """What stands for a NUL byte in a name."""
 
-NOT_A_FILE = "not a regular file but a link or a device, which is never followed"
+NOT_A_FILE = message("not a regular file but a link or a device, which is never followed")
 
 _MAX_SIDECAR = 1 << 20
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"
@@ -119,8 +120,12 @@ class Meter:
             self._unpacked += size
         if self._unpacked > self._most:
             raise ArchiveError(
-                f"{self._name} unpacks to more than {self.limits.max_ratio:g} times its own size",
-                "Raise the setting max_ratio if it holds what it should",
+                message(
+                    "{archive} unpacks to more than {ratio:g} times its own size",
+                    archive=self._name,
+                    ratio=self.limits.max_ratio,
+                ),
+                message("Raise the setting max_ratio if it holds what it should"),
             )
 
     def refuse_large(self, size: int) -> None:
@@ -130,8 +135,11 @@ class Meter:
         """
         if size > self.limits.max_clip_bytes:
             raise ClipRejected(
-                f"it unpacks to {size / 2**30:,.2f} GiB, more than the setting max_clip_gib allows "
-                f"({self.limits.max_clip_bytes / 2**30:g})"
+                message(
+                    "it unpacks to {size:,.2f} GiB, more than the setting max_clip_gib allows ({most:g})",
+                    size=size / 2**30,
+                    most=self.limits.max_clip_bytes / 2**30,
+                )
             )
 
 
@@ -149,7 +157,7 @@ def clip_file(size: int, blocks: Iterable[bytes]) -> BinaryIO:
     file = filled(size, blocks)
     if os.pread(file.fileno(), len(_APPLE_DOUBLE), 0) == _APPLE_DOUBLE:
         file.close()
-        raise ClipRejected("not audio but attributes of a file that macOS packed beside it (AppleDouble)")
+        raise ClipRejected(message("not audio but attributes of a file that macOS packed beside it (AppleDouble)"))
     return file
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.errors import ClipRejected
+from musicgen_core.language import message
 
 Samples = NDArray[np.float32]
 
@@ -58,9 +59,14 @@ def check_size(sound: Sound, max_bytes: int) -> None:
     needed = 4 * sound.frames * max(1.0, SAMPLE_RATE / sound.samplerate)
     if needed > max_bytes:
         raise ClipRejected(
-            f"it lasts {sound.frames / sound.samplerate:,.0f} s, which takes {needed / 2**30:,.2f} GiB as mono fp32, "
-            f"more than max_clip_gib ({max_bytes / 2**30:g})",
-            "Cut it into shorter clips, or raise max_clip_gib",
+            message(
+                "it lasts {seconds:,.0f} s, which takes {needed:,.2f} GiB as mono fp32, more than max_clip_gib "
+                "({most:g})",
+                seconds=sound.frames / sound.samplerate,
+                needed=needed / 2**30,
+                most=max_bytes / 2**30,
+            ),
+            message("Cut it into shorter clips, or raise max_clip_gib"),
         )
 
 
@@ -93,15 +99,16 @@ def check_sound(parts: Sequence[Mono]) -> None:
         ClipRejected: all parts of a clip together are empty, silent, not finite, or too loud for audio.
     """
     if not sum(len(part.samples) for part in parts):
-        raise ClipRejected("it holds no samples")
+        raise ClipRejected(message("it holds no samples"))
     if not_finite := sum(part.not_finite for part in parts):
-        raise ClipRejected(f"{not_finite:,} of its samples are not finite")
+        raise ClipRejected(message("{number:,} of its samples are not finite", number=not_finite))
     peak = max(part.peak for part in parts)
     if peak > _LOUDEST:
-        raise ClipRejected(f"its samples reach {peak:.3g}, which is no audio")
+        raise ClipRejected(message("its samples reach {peak:.3g}, which is no audio", peak=peak))
     if not peak:
         cancelled = any(part.cancelled for part in parts)
-        raise ClipRejected("its channels cancel each other out" if cancelled else "all its samples are zero")
+        silent = message("its channels cancel each other out") if cancelled else message("all its samples are zero")
+        raise ClipRejected(silent)
 
 
 def _mean_of_channels(block: Samples, out: Samples) -> None:

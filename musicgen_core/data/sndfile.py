@@ -9,8 +9,9 @@ import soundfile
 from musicgen_core.data.joined import check_single
 from musicgen_core.data.mix_down import Mono, check_size, mix_down
 from musicgen_core.data.scratch import scratch
-from musicgen_core.data.wav_header import WavHeader, id3_bytes, read_wav_header
+from musicgen_core.data.wav_header import WavHeader, breaks_off, id3_bytes, read_wav_header
 from musicgen_core.errors import ClipRejected
+from musicgen_core.language import message
 
 _COPY_BYTES = 1 << 20
 _TAGS_BYTES = 4096  # what may follow the last frame of an MP3
@@ -31,7 +32,10 @@ def decode_with_sndfile(descriptor: int, max_bytes: int) -> tuple[Mono, int]:
         with _open(descriptor, read_wav_header(descriptor)) as sound:
             if sound.frames == _FRAMES_UNKNOWN:
                 raise ClipRejected(
-                    f"its header doesn't declare its length, which libsndfile needs to decode {sound.format}"
+                    message(
+                        "its header doesn't declare its length, which libsndfile needs to decode {format}",
+                        format=sound.format,
+                    )
                 )
             check_size(sound, max_bytes)
             mono = mix_down(sound)
@@ -40,7 +44,9 @@ def decode_with_sndfile(descriptor: int, max_bytes: int) -> tuple[Mono, int]:
             return mono, sound.samplerate
     except soundfile.LibsndfileError as error:
         reason = " ".join(error.error_string.split()).rstrip(". ")
-        raise ClipRejected(f"not decodable as audio ({reason}; {os.fstat(descriptor).st_size:,} bytes)") from error
+        raise ClipRejected(
+            message("not decodable as audio ({error}; {size:,} bytes)", error=reason, size=os.fstat(descriptor).st_size)
+        ) from error
 
 
 def _open(descriptor: int, header: WavHeader | None) -> soundfile.SoundFile:
@@ -63,8 +69,13 @@ def _open(descriptor: int, header: WavHeader | None) -> soundfile.SoundFile:
     if header.frames in (None, sound.frames):
         return sound
     sound.close()
-    counts = f"{header.frames:,} frames by its header, {sound.frames:,} by libsndfile"
-    raise ClipRejected(f"not decodable as audio ({counts})")
+    raise ClipRejected(
+        message(
+            "not decodable as audio ({declared:,} frames by its header, {found:,} by libsndfile)",
+            declared=header.frames,
+            found=sound.frames,
+        )
+    )
 
 
 def _open_plain_copy(descriptor: int, header: WavHeader) -> soundfile.SoundFile:
@@ -82,9 +93,13 @@ def _check_complete(sound: soundfile.SoundFile, decoded: int) -> None:
         # libsndfile guesses the length from the bitrate of the first frame, and reads no further than that.
         left = os.fstat(sound.name).st_size - os.lseek(sound.name, 0, os.SEEK_CUR)
         if left > _TAGS_BYTES:
-            raise ClipRejected(f"it is an MP3 that doesn't declare its length, and {left:,} bytes of it can't be read")
+            raise ClipRejected(
+                message(
+                    "it is an MP3 that doesn't declare its length, and {left:,} bytes of it can't be read", left=left
+                )
+            )
     elif decoded < sound.frames:
-        raise ClipRejected(f"it breaks off: its header declares {sound.frames:,} frames, {decoded:,} are there")
+        raise breaks_off(sound.frames, decoded)
 
 
 def _mp3_declares_length(descriptor: int) -> bool:

@@ -27,6 +27,7 @@ from musicgen_core.data.members import (
     is_sidecar,
 )
 from musicgen_core.errors import ClipRejected
+from musicgen_core.language import message
 
 
 class _Lent:
@@ -159,15 +160,17 @@ def _entries(stream: _Stream) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo
     with _opened(stream) as tar:
         while (entry := _next(tar)) is not None:
             if entry.size < 0:
-                raise Unreadable(f"damaged header: {entry.name} has a negative size")
+                raise Unreadable(message("damaged header: {entry} has a negative size", entry=entry.name))
             yield tar, entry
         if not tar.getmembers():  # a file of zeros, as a broken copy leaves, is an empty tar
-            raise Unreadable("it is empty")
+            raise Unreadable(message("it is empty"))
         assert tar.fileobj is not None
         while True:
             block = tar.fileobj.read(BLOCK)
             if block.strip(b"\0"):
-                raise Unreadable("more than zeros follow its end mark: it is damaged, or several tars in one file")
+                raise Unreadable(
+                    message("more than zeros follow its end mark: it is damaged, or several tars in one file")
+                )
             if len(block) < BLOCK:
                 break
 
@@ -195,7 +198,7 @@ def _damage_of_headers() -> Iterator[None]:
     try:
         yield
     except (ValueError, IndexError, OverflowError, RecursionError) as error:
-        raise Unreadable(f"damaged header: {error}") from error
+        raise Unreadable(message("damaged header: {error}", error=error)) from error
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -204,15 +207,15 @@ class _StrictTarInfo(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         if len(buf) < tarfile.BLOCKSIZE:
-            raise Unreadable("it breaks off: there is no end mark")
+            raise Unreadable(message("it breaks off: there is no end mark"))
         try:
             entry = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
             if any(buf):
-                raise Unreadable(f"damaged header: {error}") from error
+                raise Unreadable(message("damaged header: {error}", error=error)) from error
             raise  # a block of zeros, the end mark
         if entry.type in _ABOUT_NEXT and not 0 <= entry.size <= _MAX_ABOUT_NEXT:  # read into memory at once
-            raise Unreadable(f"damaged header: {entry.size} bytes about the next one")
+            raise Unreadable(message("damaged header: {size} bytes about the next one", size=entry.size))
         return entry
 
 

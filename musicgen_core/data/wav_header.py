@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from musicgen_core.errors import ClipRejected
+from musicgen_core.language import message
 
 _BYTE_ORDERS = {b"RIFF": "<", b"RIFX": ">", b"RF64": "<", b"BW64": "<"}  # as `struct` has them
 # What writers leave who can't go back to fill in the length, as into a pipe: ffmpeg 0xFFFFFFFF, sox 0x7FFFF000,
@@ -85,16 +86,19 @@ class WavHeader:
                 other.
         """
         if self.next_wav is not None:
-            raise joined_files(f"another begins at byte {self.next_wav:,}")
-        unit, name = (self.frame_bytes, "frames") if self.frame_bytes else (1, "bytes of audio")
+            raise joined_files(self.next_wav)
+        unit = self.frame_bytes or 1
         if self.declared is not None and self.declared // unit > self.present // unit:
-            declared, present = self.declared // unit, self.present // unit
-            raise ClipRejected(f"it breaks off: its header declares {declared:,} {name}, {present:,} are there")
+            raise breaks_off(self.declared // unit, self.present // unit, in_frames=bool(self.frame_bytes))
         _, channels, _, _, block_align, bits = self.format
         # Which of the bytes hold the sample differs between writers, and libsndfile guesses from the sound.
         if self.frame_bytes and block_align % channels == 0 and self.frame_bytes < block_align <= 8 * channels:
             raise ClipRejected(
-                f"its header contradicts itself: samples of {bits} bits in {block_align // channels} bytes each"
+                message(
+                    "its header contradicts itself: samples of {bits} bits in {size} bytes each",
+                    bits=bits,
+                    size=block_align // channels,
+                )
             )
 
     def plain(self) -> bytes:
@@ -139,8 +143,24 @@ def read_wav_header(descriptor: int) -> WavHeader | None:
     return WavHeader(byte_order, fmt, *data, next_wav)
 
 
-def joined_files(how: str) -> ClipRejected:
-    return ClipRejected(f"it is several sound files joined into one: {how}", "Split it, or encode it as one file")
+def breaks_off(declared: int, present: int, in_frames: bool = True) -> ClipRejected:
+    """Return the error of a clip with less audio than its header declares, in frames or in bytes."""
+    counts = {"declared": declared, "present": present}
+    if in_frames:
+        found = message("it breaks off: its header declares {declared:,} frames, {present:,} are there", **counts)
+    else:
+        found = message(
+            "it breaks off: its header declares {declared:,} bytes of audio, {present:,} are there", **counts
+        )
+    return ClipRejected(found)
+
+
+def joined_files(byte: int) -> ClipRejected:
+    """Return the error of a clip behind which, at this byte, another begins."""
+    return ClipRejected(
+        message("it is several sound files joined into one: another begins at byte {byte:,}", byte=byte),
+        message("Split it, or encode it as one file"),
+    )
 
 
 def id3_bytes(descriptor: int) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, BinaryIO
 
-from musicgen_core.data.damage import DAMAGED, Unreadable, is_damage
+from musicgen_core.data.damage import Unreadable, is_damage
 from musicgen_core.data.member_names import AUTO, decode_name, encoding_of, legible
 from musicgen_core.data.members import (
     BLOCK,
@@ -26,6 +26,7 @@ from musicgen_core.data.members import (
 )
 from musicgen_core.data.zip_directory import LOCAL_MAGIC, Entry, RandomReader
 from musicgen_core.errors import ClipRejected
+from musicgen_core.language import message
 
 _LOCAL = struct.Struct("<4s5H3L2H")
 _ENCRYPTED, _LZMA_HAS_END, _PATCHED = 1 << 0, 1 << 1, 1 << 5
@@ -100,41 +101,41 @@ def unpacked(entry: Entry, reader: RandomReader) -> Iterator[bytes]:
         for block in _decompressed(entry, _packed(entry, reader)):
             size += len(block)
             if size > entry.size:
-                raise Unreadable(f"it unpacks to more than the {entry.size} bytes of the directory")
+                raise Unreadable(message("it unpacks to more than the {size} bytes of the directory", size=entry.size))
             crc = zlib.crc32(block, crc)
             yield block
         if size < entry.size:
-            raise Unreadable(f"it unpacks to {size} of {entry.size} bytes")
+            raise Unreadable(message("it unpacks to {size} of {whole} bytes", size=size, whole=entry.size))
         if crc != entry.crc:
-            raise Unreadable("its CRC-32 is not the one of the directory")
+            raise Unreadable(message("its CRC-32 is not the one of the directory"))
     except Exception as error:  # sorted by is_damage
         if not is_damage(error):
             raise
-        raise ClipRejected(f"{DAMAGED} ({error})") from error
+        raise ClipRejected(message("damaged in the archive ({reason})", reason=error)) from error
 
 
 def _refuse_unsupported(entry: Entry) -> None:
     if entry.file_type not in (0, stat.S_IFREG):
         raise ClipRejected(NOT_A_FILE)
     if entry.flags & _ENCRYPTED:
-        raise ClipRejected("encrypted in the archive, and passwords are not supported")
+        raise ClipRejected(message("encrypted in the archive, and passwords are not supported"))
     if entry.flags & _PATCHED or entry.method not in (_STORED, _DEFLATED, _BZIP2, _LZMA):
         method = "patched" if entry.flags & _PATCHED else _UNSUPPORTED.get(entry.method, f"of kind {entry.method}")
-        raise ClipRejected(f"compressed in a way that is not supported ({method})")
+        raise ClipRejected(message("compressed in a way that is not supported ({method})", method=method))
 
 
 def _packed(entry: Entry, reader: RandomReader) -> Iterator[bytes]:
     """What the archive holds of a member, in blocks."""
     header = reader.read(entry.offset, _LOCAL.size + len(entry.raw_name))
     if len(header) < _LOCAL.size or not header.startswith(LOCAL_MAGIC):
-        raise Unreadable("it isn't where the directory says")
+        raise Unreadable(message("it isn't where the directory says"))
     _, _, _, method, _, _, _, _, _, name_size, extra_size = _LOCAL.unpack_from(header)
     if (method, name_size, header[_LOCAL.size :]) != (entry.method, len(entry.raw_name), entry.raw_name):
-        raise Unreadable("its own header and the directory disagree")
+        raise Unreadable(message("its own header and the directory disagree"))
     start = entry.offset + _LOCAL.size + name_size + extra_size
     end = start + entry.packed
     if end > reader.size:
-        raise Unreadable("it goes on behind the end of the archive")
+        raise Unreadable(message("it goes on behind the end of the archive"))
     for place in range(start, end, BLOCK):
         yield reader.read(place, min(BLOCK, end - place))
 
@@ -164,7 +165,7 @@ def _decompressor(entry: Entry, packed: Iterator[bytes]) -> tuple[Any, bytes]:
     # the content behind the properties it is a .lzma file. A dictionary larger than the content is of no use.
     head = next(packed, b"")
     if head[2:4] != b"\5\0" or len(head) < 9:
-        raise Unreadable("its LZMA header is not valid")
+        raise Unreadable(message("its LZMA header is not valid"))
     dictionary = min(int.from_bytes(head[5:9], "little"), max(entry.size, 4096))
     size = 2**64 - 1 if entry.flags & _LZMA_HAS_END else entry.size
     properties = head[4:5] + dictionary.to_bytes(4, "little") + size.to_bytes(8, "little")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from musicgen_core.data.damage import Unreadable
+from musicgen_core.language import message
 
 LOCAL_MAGIC = b"PK\3\4"
 
@@ -101,19 +102,28 @@ def read_directory(reader: RandomReader) -> list[Entry]:
     found = _find_end(reader)
     if found is None:
         begins_like_one = reader.read(0, 2) == b"PK"
-        told = "it breaks off" if begins_like_one else "it doesn't begin like one"
-        raise Unreadable(f"{told}: there is no zip directory at its end")
+        raise Unreadable(
+            message("it breaks off: there is no zip directory at its end")
+            if begins_like_one
+            else message("it doesn't begin like one: there is no zip directory at its end")
+        )
     end = _parse_end(reader, *found)
     start = end.offset - end.directory_size
     shift = start - end.directory_offset  # bytes that were put before the archive: a self-extractor, for instance
     if shift < 0:
-        raise Unreadable("its directory isn't where its end record says")
+        raise Unreadable(message("its directory isn't where its end record says"))
     entries = list(_parse_entries(reader.read(start, end.directory_size)))
     if (len(entries) - end.entries) % (2**64 if end.is_64 else 2**16):  # more than the plain record can say, too
-        raise Unreadable(f"its directory lists {len(entries)} members, and its end record {end.entries}")
+        raise Unreadable(
+            message(
+                "its directory lists {found} members, and its end record {declared}",
+                found=len(entries),
+                declared=end.entries,
+            )
+        )
     if shift and reader.read(0, 4) == LOCAL_MAGIC:
         if shift % 2**32:
-            raise Unreadable("it holds another zip before its own members, or breaks off within")
+            raise Unreadable(message("it holds another zip before its own members, or breaks off within"))
         return _unwrapped(entries)
     return [replace(entry, offset=entry.offset + shift) for entry in entries] if shift else entries
 
@@ -138,10 +148,10 @@ def _parse_end(reader: RandomReader, offset: int, record: bytes) -> _End:
         offset -= _LOCATOR64.size + _END64.size
         record = reader.read(max(0, offset), _END64.size)
         if offset < 0 or not record.startswith(b"PK\6\6"):
-            raise Unreadable("its zip64 end record is damaged")
+            raise Unreadable(message("its zip64 end record is damaged"))
         _, _, _, _, disk, first_disk, _, entries, size, directory_offset = _END64.unpack(record)
     if disk or first_disk:
-        raise Unreadable("it is one part of an archive split over several files")
+        raise Unreadable(message("it is one part of an archive split over several files"))
     return _End(offset, entries, size, directory_offset, is_64)
 
 
@@ -149,7 +159,7 @@ def _parse_entries(directory: bytes) -> Iterator[Entry]:
     place = 0
     while place < len(directory):
         if not directory.startswith(b"PK\1\2", place) or place + _ENTRY.size > len(directory):
-            raise Unreadable("its directory is damaged")
+            raise Unreadable(message("its directory is damaged"))
         (
             _,
             _,
@@ -177,7 +187,7 @@ def _parse_entries(directory: bytes) -> Iterator[Entry]:
         yield Entry(raw_name, name, flags, method, crc, packed, size, offset, stat.S_IFMT(attributes >> 16))
         place = name_end + extra_size + comment_size
     if place > len(directory):
-        raise Unreadable("its directory breaks off")
+        raise Unreadable(message("its directory breaks off"))
 
 
 def _extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:

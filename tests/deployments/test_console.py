@@ -26,16 +26,24 @@ from tests.hostile import ALL, ESCAPES, LONG, TEXTS, is_inert_terminal_text
 def test_results_and_next_steps_are_in_japanese_for_a_japanese_reader(
     shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = ShardReport("a", 1, "f", "c", 7, 180.0, [])
+    reason = "damaged in the archive (its CRC-32 is not the one of the directory)"
+    report = ShardReport("a", 1, "f", "c", 7, 180.0, [Rejected("b.wav", reason)])
     outcome = rendered([Rendered("/music/generated_000.wav", "calm piano", 0, 0, 2.0, True)], {})
     stored = from_comment(as_comment(outcome))
     assert stored is not None
     monkeypatch.setenv("MUSICGEN_LANGUAGE", "ja")
-    console.print_rows(message("Tokenized"), tokenized_rows(TokenizeResult("/tokens", [report], {}, [])))
+    console.print_rows(
+        message("Tokenized"),
+        tokenized_rows(TokenizeResult("/tokens", [report], {"c": "c.zip can't be opened (Input/output error)"}, [])),
+    )
     console.print_outcome(outcome)
     console.print_outcome(stored)
     lines = shown.getvalue().splitlines()
     assert lines[:3] == ["トークナイズの結果", "  シャード        1", "  クリップ        7 個、音声 3.0 分"]
+    assert (
+        "    a             b.wav: アーカイブの中で壊れています（CRC-32 がディレクトリのものと一致しません）" in lines
+    )
+    assert "    失敗: c       c.zip を開けません（Input/output error）" in lines
     assert "2 秒、アダプタあり: calm piano:" in lines and lines.count("次の一歩: 同じプロンプトで別の曲を作る") == 2
     assert lines.count("すべての音楽（聴けるページ）:") == 2  # also from the page of a run that another process wrote
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from musicgen_core.language import VARIABLE, language, message, say, translated
+from musicgen_core.language import VARIABLE, language, message, say, stored_message, translated
 from musicgen_core.wording import counted, lasting, sized
 
 
@@ -70,3 +70,33 @@ def test_a_text_that_is_no_message_stays_as_it_is() -> None:
 def test_english_needs_no_catalogue() -> None:
     code = "import sys; from musicgen_core.language import say; say('With adapter'); sys.exit('babel' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={VARIABLE: "en"}, check=False).returncode == 0
+
+
+@pytest.mark.usefixtures("japanese")
+def test_a_text_that_was_stored_in_english_is_translated_with_its_values() -> None:
+    stored = str(
+        message(
+            "it breaks off: its header declares {declared:,} frames, {present:,} are there", declared=16000, present=9
+        )
+    )
+    assert translated(stored_message(stored)) == (
+        "途中で切れています。ヘッダでは 16,000 フレームですが、9 フレームしかありません"
+    )
+    damaged = "damaged in the archive (its CRC-32 is not the one of the directory)"
+    assert (
+        translated(stored_message(damaged))
+        == "アーカイブの中で壊れています（CRC-32 がディレクトリのものと一致しません）"
+    )
+    joined = "it is several sound files joined into one: another begins at byte 44. Split it, or encode it as one file"
+    assert translated(stored_message(joined)) == (
+        "複数の音声ファイルがつながっています（44 バイト目から次のファイル）。"
+        "分割するか、1 つのファイルとしてエンコードし直してください"
+    )
+
+
+@pytest.mark.usefixtures("japanese")
+@pytest.mark.parametrize(
+    "text", ["", "music", "a. b", "some other program's words {and} braces. More of them", "%s: %s"]
+)
+def test_a_stored_text_that_no_message_made_stays_as_it_is(text: str) -> None:
+    assert translated(stored_message(text)) == text
