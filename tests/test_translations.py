@@ -126,6 +126,15 @@ def test_a_translation_has_the_placeholders_of_its_message(code: str) -> None:
             assert placeholders(str(entry.string)) == placeholders(str(entry.id)), entry.id
 
 
+def test_japanese_terms_are_those_of_the_readme() -> None:
+    """A run is 実行 and its directory 実行ディレクトリ; 「コード」 would be read as chords, and codes are トークン."""
+    translations = [str(entry.string) for entry in catalogue("ja")]
+    texts = [*translations, (ROOT / "README.ja.md").read_text(encoding="utf-8")]
+    others = "(?<![ァ-ヶー])ラン(?![ァ-ヶー])|ランディレクトリ|学習のディレクトリ|ワーカ(?!ー)"
+    codes = "(?<![ァ-ヶー字了])コード(?!ブック)"
+    assert [found for text in texts for found in re.findall(f"{others}|{codes}", text)] == []
+
+
 def _quoted(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'
