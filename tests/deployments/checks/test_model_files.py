@@ -42,7 +42,7 @@ def token() -> Finding:
 
 
 def test_what_is_still_to_be_fetched_is_said(filled: StandInHub) -> None:
-    assert check().level == "ok" and f"{MODEL} and t5-base: not on this machine yet" in check().found
+    assert check().level == "ok" and f"{MODEL}, t5-base: not on this machine yet" in check().found
     assert filled.fetched() == []
     find_model(MODEL)
     assert check().found.startswith("t5-small: not on this machine yet")
@@ -60,7 +60,7 @@ def test_built_in_models_need_no_hub(hub: StandInHub, name: str) -> None:
 @pytest.mark.usefixtures("filled")
 def test_offline_what_is_missing_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert check().level == "problem" and f"{MODEL} and t5-base" in check().found
+    assert check().level == "problem" and f"{MODEL}, t5-base" in check().found
 
 
 def test_offline_a_missing_text_encoder_is_a_problem(filled: StandInHub, monkeypatch: pytest.MonkeyPatch) -> None:
