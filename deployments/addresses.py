@@ -7,7 +7,7 @@ import os
 import platform
 from urllib.parse import urlsplit
 
-from deployments.console import output
+from deployments.console import print_text
 
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 """What makes a server listen at all addresses of a machine, and how it is called from that machine."""
@@ -55,12 +55,7 @@ def warn_of_others(host: str, port: int, files_port: int, has_password: bool) ->
             f"Ports {port} and {files_port} ask for the password, but over HTTP: who can read the network's traffic "
             f"reads it. {safer}Encrypted: deployments/team/README.md"
         )
-        output.print(
-            encryption if has_password else risk,
-            style="yellow",
-            soft_wrap=True,
-            highlight=False,
-        )
+        print_text(encryption if has_password else risk, "yellow")
 
 
 def _is_of_this_machine(host: str) -> bool:

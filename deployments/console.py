@@ -1,9 +1,10 @@
-"""What a person sees in the terminal: text as it is, lines that are never broken, and what was made at the end."""
+"""What a person sees in the terminal: text as it is, wrapped at words, and what was made at the end."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterable, Sequence
@@ -51,6 +52,11 @@ def discard_stdout() -> None:
 output = Terminal()
 LABEL_WIDTH = 40
 """Of a list's first column: a longer name there moves its own value alone."""
+_INDENT = 4
+"""Of what a long row continues with"""
+_COMMANDS = "musicgen-flows|uv|env|prefect|wandb|export|unset|ssh|sudo|pip|journalctl"
+_PIECES = re.compile(rf"\s*(?:(?<!\S)(?:{_COMMANDS}) .+?(?:[,;:.)]+(?=\s|$)|(?=\s\()|$)|\S+)")
+"""Of a line that is wrapped: words, and commands up to what may be their end, a punctuation mark"""
 
 
 class _CoreMessages(logging.Handler):
@@ -60,7 +66,7 @@ class _CoreMessages(logging.Handler):
         if record.name == "musicgen_core.stages":
             return  # shown beside the bars
         style = "yellow" if record.levelno >= logging.WARNING else "dim"
-        output.print(_translated_record(record), style=style, soft_wrap=True)  # paths and commands can be copied
+        print_text(_translated_record(record), style)
 
 
 def _translated_record(record: logging.LogRecord) -> str:
@@ -80,12 +86,12 @@ def show_core_messages() -> None:
 
 
 def print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """Print names and values, a line each, of which none is broken: paths and commands in them can be copied whole."""
-    output.print(translated(title), style="bold")
+    """Print names and values, a row each."""
+    print_text(translated(title), "bold")
     names = [printable(translated(name)) for name, _ in rows]
     width = min(LABEL_WIDTH, max(map(cell_len, names), default=0))
     for name, (_, value) in zip(names, rows, strict=True):
-        print_line(f"  {name}{' ' * (width - cell_len(name))}  {translated(value)}")
+        print_text(f"  {name}{' ' * (width - cell_len(name))}  {translated(value)}", indent=_INDENT)
 
 
 def print_outcome(outcome: Outcome, on_server: bool = False) -> None:
@@ -95,16 +101,43 @@ def print_outcome(outcome: Outcome, on_server: bool = False) -> None:
         on_server: whether a worker of the Prefect server is to do the next steps.
     """
     if outcome.notice:
-        print_line(translated(outcome.notice), style="yellow")
+        print_text(translated(outcome.notice), "yellow")
     for made in outcome.made:
-        print_line(f"{translated(made.thing)}:", style="bold")
+        print_text(f"{translated(made.thing)}:", "bold")
         print_line(made.place)
     for number, step in enumerate(outcome.steps):
         text = translated(step.text)
-        print_line(say("Or: {step}", step=text) if number else say("Next: {step}", step=text), style="bold")
+        print_text(say("Or: {step}", step=text) if number else say("Next: {step}", step=text), "bold")
         print_line(step.command_line(on_server))
 
 
-def print_line(text: str, style: str | None = None) -> None:
-    """Print a line as it is, however narrow the terminal: what breaks it there is not copied."""
-    output.print(Text(text), style=style, soft_wrap=True)
+def print_line(text: str | Text, style: str | None = None) -> None:
+    """Print a path, URL or command as it is, however narrow the terminal: what is broken there can't be copied."""
+    output.print(Text(text) if isinstance(text, str) else text, style=style, soft_wrap=True)
+
+
+def print_text(text: str | Text, style: str | None = None, indent: int = 0) -> None:
+    """Print prose: in a terminal wrapped at words, elsewhere each line as it is.
+
+    No word is broken, which paths and URLs are, and no command, so far as it can be told where one ends.
+
+    Args:
+        indent: blanks before what a line continues with.
+    """
+    for line in (Text(printable(text)) if isinstance(text, str) else text).split(allow_blank=True):
+        for part in _wrapped(line, output.width, indent) if output.is_terminal else [line]:
+            print_line(part, style)
+
+
+def _wrapped(line: Text, width: int, indent: int) -> list[Text]:
+    breaks, column = [], 0
+    for piece in _PIECES.finditer(line.plain):
+        word = piece[0].strip()
+        column += cell_len(piece[0])
+        if column > width and piece.start():
+            breaks.append(piece.end() - len(word))
+            column = indent + cell_len(word)
+    first, *rest = line.divide(breaks)
+    for part in (first, *rest):
+        part.rstrip()
+    return [first, *(Text(" " * indent).append_text(part) for part in rest)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from deployments.activity import working
 from deployments.api import ensure_api
 from deployments.commands import LOADING, call_heard, run_flow
-from deployments.console import output, print_outcome
+from deployments.console import print_line, print_outcome, print_text
 from deployments.parameters import DemoParameters
 from musicgen_core.language import message, say, stored_message, translated
 from musicgen_core.wording import counted, lasting
@@ -58,7 +58,7 @@ def demo(parameters: dict[str, Any]) -> int:
     # The demo's runs never go to anyone's WandB account.
     if os.environ.get("WANDB_MODE") != "disabled":
         os.environ["WANDB_MODE"] = "offline"
-        output.print(say("WandB stays offline: the demo uploads nothing."))
+        print_text(say("WandB stays offline: the demo uploads nothing."))
         logging.getLogger("musicgen_core.tracking").setLevel(logging.WARNING)  # each run would say so again
     started = time.monotonic()
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -66,9 +66,9 @@ def demo(parameters: dict[str, Any]) -> int:
         str(workdir.resolve() / name) for name in ("archives", "tokens", f"runs/{stamp}", f"music/{stamp}")
     )
     tokenized, trained, rendered = _run(archives, tokens, run_dir, music)
-    output.print(say("\nThe demo took {seconds:.0f} s:", seconds=time.monotonic() - started))
+    print_text(say("\nThe demo took {seconds:.0f} s:", seconds=time.monotonic() - started))
     for line in _summary(tokenized, trained):
-        output.print(f"- {line}")
+        print_text(f"- {line}", indent=2)
     print_outcome(_outcome(trained, rendered))
     return 0
 
@@ -80,16 +80,16 @@ def _run(archives: str, tokens: str, run_dir: str, music: str) -> tuple[Tokenize
         from flows.train_lora import train_lora
         from musicgen_core.demo_data import KNOWN_STYLES, NEW_STYLE, make_demo_archives
 
-    output.print(say("Making music in styles that the base model knows ({names})", names=", ".join(KNOWN_STYLES)))
-    output.print(say("and in one that is new to it ({style}):", style=NEW_STYLE))
-    output.print(archives, soft_wrap=True)
+    print_text(say("Making music in styles that the base model knows ({names})", names=", ".join(KNOWN_STYLES)))
+    print_text(say("and in one that is new to it ({style}):", style=NEW_STYLE))
+    print_line(archives)
     with working(message("synthesizing music")):
         make_demo_archives(Path(archives))
     on = {"model": "demo", "device": "cpu"}
     tokenized = run_flow(tokenize_archives, {"archives": archives, "tokens": tokens, **on})
     training = {"tokens": tokens, "run_dir": run_dir, **on, **TRAINING}
     _run_until_cut_off(train_lora, training)
-    output.print(
+    print_text(
         say(
             "The run was cut off at step {step}, on purpose. The same call resumes it:",
             step=CUT_OFF_AT_STEP,

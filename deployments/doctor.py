@@ -13,7 +13,7 @@ from rich.text import Text
 
 from deployments.activity import working
 from deployments.checks.finding import Attempt, Check, Finding, redact
-from deployments.console import output, print_outcome
+from deployments.console import print_outcome, print_text
 from deployments.parameters import DoctorParameters
 from deployments.registering import PLACES
 from musicgen_core.config import DEFAULT_MODEL
@@ -28,6 +28,8 @@ _STEPS = (Step(message("Try everything, in about three minutes"), "demo"), Step(
 """What a machine without problems is ready for"""
 _LEVELS = {"ok": message("ok"), "warning": message("warning"), "problem": message("problem")}
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+_INDENT = 4
+"""Of what a long line continues with"""
 
 
 def doctor(parameters: dict[str, Any]) -> int:
@@ -130,11 +132,11 @@ def _start(name: str, module: str, function: str, *arguments: Any) -> Callable[[
 
 def show(findings: Sequence[Finding]) -> None:
     """Print all findings, a line each, then what to do about those that aren't ok."""
-    output.print(say("Doctor"), style="bold")
+    print_text(say("Doctor"), "bold")
     checks, levels = _column(finding.check for finding in findings), _column(_LEVELS.values())
     for finding, check in zip(findings, checks, strict=True):
         level = (levels[list(_LEVELS).index(finding.level)], _STYLES[finding.level])
-        output.print(Text.assemble(f"  {check}  ", level, f"  {_shown(finding.found)}"), soft_wrap=True)
+        print_text(Text.assemble(f"  {check}  ", level, f"  {_shown(finding.found)}"), indent=_INDENT)
     problems = [finding for finding in findings if finding.level == "problem"]
     _show_fixes(say("To fix:") if problems else say("There is nothing to fix."), problems)
     hints = [finding for finding in findings if finding.level == "warning" and finding.fix]
@@ -154,11 +156,9 @@ def _shown(text: str) -> str:
 
 
 def _show_fixes(title: str, findings: Sequence[Finding]) -> None:
-    output.print(title, style="bold")
+    print_text(title, "bold")
     checks_by_fix: dict[str, list[str]] = {}
     for finding in findings:
         checks_by_fix.setdefault(_shown(finding.fix or finding.found), []).append(translated(finding.check))
     for number, (fix, checks) in enumerate(checks_by_fix.items(), 1):
-        # Not wrapped by us: a command should be one line to copy.
-        line = f"{number}. {', '.join(dict.fromkeys(checks))}: {fix}"
-        output.print(line, soft_wrap=True, markup=False, highlight=False)
+        print_text(f"{number}. {', '.join(dict.fromkeys(checks))}: {fix}", indent=_INDENT)

@@ -6,7 +6,7 @@ from itertools import count
 from typing import Any
 
 from deployments.activity import working
-from deployments.console import print_line, print_outcome, print_rows
+from deployments.console import print_outcome, print_rows, print_text
 from flows.parameters import EstimateParameters, archives_at_a_time, grouped, groups_in
 from musicgen_core.config import DEFAULT_MODEL
 from musicgen_core.language import message, translated
@@ -38,7 +38,7 @@ def estimate_archives(given: EstimateParameters) -> None:
         activity.say(message("looking into the archives"))
         chosen, left_out = choose_archives(given.archives)
         if notice := outcomes.missing_descriptions(chosen):
-            print_line(translated(notice), style="yellow")
+            print_text(translated(notice), "yellow")
         found = estimate(
             chosen,
             lambda: Codec(find_codec(model), picked),

@@ -11,7 +11,7 @@ import httpx
 
 from deployments.activity import working
 from deployments.api import check_api, explain_lost, has_api
-from deployments.console import output, print_line, print_outcome
+from deployments.console import print_line, print_outcome, print_text
 from deployments.environment import LOCAL_API
 from deployments.options import UsageError
 from deployments.parameters import RunParameters
@@ -56,16 +56,12 @@ def run(parameters: dict[str, Any]) -> int:
     if chosen.weekly:
         parameters = set_weekly(chosen.weekly == "on", parsed(chosen.param))
         shown = ", ".join(f"{name}={json.dumps(value)}" for name, value in parameters.items())
-        output.print(
-            say(
-                "The weekly retraining is {weekly}, its parameters: {shown}", weekly=_ON_OFF[chosen.weekly], shown=shown
-            ),
-            markup=False,
-        )
+        weekly = _ON_OFF[chosen.weekly]
+        print_text(say("The weekly retraining is {weekly}, its parameters: {shown}", weekly=weekly, shown=shown))
         if chosen.weekly == "on":
             with working(message("waiting for the server to schedule it")):
                 planned = describe_next(SCHEDULER_SECONDS)
-            output.print(say("Next retraining: {planned}", planned=planned), soft_wrap=True, markup=False)
+            print_text(say("Next retraining: {planned}", planned=planned))
         print_outcome(Outcome(steps=(_SWITCH[chosen.weekly],)))
         return 0
     return _start(chosen.deployment, parsed(chosen.param), chosen.watch)
@@ -79,7 +75,7 @@ def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
     with get_client(sync_client=True) as client:
         with working(message("creating the run")):
             run = _create(client, name, parameters)
-        print_line(say("Created the run {name}:", name=run.name))
+        print_text(say("Created the run {name}:", name=run.name))
         if page := url_for("flow-run", obj_id=run.id):
             print_line(page)
         if not watch:
@@ -88,7 +84,7 @@ def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
         try:
             state = watch_run(client, run.id)
         except KeyboardInterrupt:
-            output.print(say("The run continues without this terminal: see the Prefect UI"))
+            print_text(say("The run continues without this terminal: see the Prefect UI"))
             return 130
         except httpx.HTTPError as error:
             if lost := explain_lost(error):

@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from typing import IO, Any
 
-from deployments.console import output
+from deployments.console import print_text
 from deployments.environment import INTERNAL_LEVEL
 
 LOGGING = {
@@ -51,14 +51,12 @@ def _report(log: IO[bytes]) -> None:
         if times[kind].bit_count() > 1 or (LOCKED in error and times[kind] < MANY):  # not a power of two
             continue
         again = f" ({times[kind]} times)" if times[kind] > 1 else ""
-        _print(f"Prefect server: {error}{again}")
+        print_text(f"Prefect server: {error}{again}", "yellow")
         if not hinted:
-            _print("musicgen-flows doctor tries each service of the server; up --debug shows its whole log")
+            print_text(
+                "musicgen-flows doctor tries each service of the server; up --debug shows its whole log", "yellow"
+            )
         hinted = True
-
-
-def _print(text: str) -> None:
-    output.print(text, style="yellow", soft_wrap=True, markup=False, highlight=False)
 
 
 def describe_record(line: str) -> str:

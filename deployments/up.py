@@ -21,7 +21,7 @@ from deployments.api import check_database, check_home
 from deployments.checks.finding import redact
 from deployments.checks.machine import ask_smi
 from deployments.checks.run_lists import check_run_lists
-from deployments.console import output, print_outcome, print_rows
+from deployments.console import print_outcome, print_rows, print_text
 from deployments.environment import LOCAL_API, is_healthy, is_quiet
 from deployments.parameters import DEFAULT_HOST, UpParameters
 from deployments.processes import Command, Part, Parts
@@ -67,9 +67,9 @@ def up(parameters: dict[str, Any]) -> int:
             if host is not None:
                 api, ui = addresses(host, options.port)
                 stack.enter_context(_calling(api))
-                output.print(say("musicgen-flows up runs already, with its server at {api}: that one is used", api=api))
+                print_text(say("musicgen-flows up runs already, with its server at {api}: that one is used", api=api))
                 if options.workers is not None or options.host not in (DEFAULT_HOST, host):
-                    output.print(
+                    print_text(
                         say("--host and --workers count when it starts: stop the one that runs first (Ctrl-C there)")
                     )
                 _wait_for(api, lambda: True)
@@ -83,7 +83,7 @@ def up(parameters: dict[str, Any]) -> int:
             files = stack.enter_context(_files(options, api, ui))
             if files is not None:
                 files.serve(rows)
-            output.print(
+            print_text(
                 say("Starting {workers} of the pool {pool} …", workers=counted(len(workers), "worker"), pool=POOL)
             )
             started = stack.enter_context(Parts(workers))
@@ -91,11 +91,11 @@ def up(parameters: dict[str, Any]) -> int:
                 api, ui, {**rows, **_files_row(), message("workers"): joined(_described(*worker) for worker in workers)}
             )
             print_outcome(_first_step(ui), on_server=True)
-            output.print(say("Ctrl-C stops everything."))
+            print_text(say("Ctrl-C stops everything."))
             _watch(server, started, files)
         except KeyboardInterrupt:
-            output.print(say("Stopping the workers and the server; a training saves where it is …"))
-    output.print(say("Stopped."))
+            print_text(say("Stopping the workers and the server; a training saves where it is …"))
+    print_text(say("Stopped."))
     return 0
 
 
@@ -131,7 +131,7 @@ def _calling(api: str) -> Iterator[None]:
 def _server(api: str, host: str, port: int) -> Iterator[list[Part]]:
     """A server of our own; none where one is running already: that one is used and left running."""
     if is_healthy(api):
-        output.print(say("Using the Prefect server that runs at {api}", api=api))
+        print_text(say("Using the Prefect server that runs at {api}", api=api))
         yield []
         return
     check_database()
@@ -211,16 +211,14 @@ def _files(options: UpParameters, api: str, ui: str) -> Iterator[Serving | None]
         try:
             server = stack.enter_context(serving(options.host, options.chosen_files_port, url, local))
         except OSError as error:
-            output.print(
+            print_text(
                 say(
                     "Tokens, runs and music can't be opened in the browser: port {port} can't be had "
                     "({reason}). Another one: up --files-port PORT",
                     port=options.chosen_files_port,
                     reason=error.strerror,
                 ),
-                style="yellow",
-                soft_wrap=True,
-                highlight=False,
+                "yellow",
             )
             Variable.unset(VARIABLE)  # of an `up` that was killed
             server = None
@@ -294,9 +292,7 @@ def show(api: str, ui: str, rows: Mapping[str, str]) -> None:
     fixed = [(message("deployments"), ", ".join(DEPLOYMENTS))]
     print_rows(message("Up"), [*fixed, *rows.items()])
     if api != LOCAL_API:  # which the other commands find by themselves
-        output.print(
-            say("In other terminals first: export PREFECT_API_URL={api}", api=api), soft_wrap=True, highlight=False
-        )
+        print_text(say("In other terminals first: export PREFECT_API_URL={api}", api=api))
 
 
 def _first_step(ui: str) -> Outcome:
@@ -318,7 +314,7 @@ def _warn_of_unlistable_runs() -> None:
     with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
         for finding in check_run_lists(client):
             text = say("{found}. To fix: {fix}", found=finding.found, fix=finding.fix)
-            output.print(redact(text), style="yellow", soft_wrap=True, highlight=False)
+            print_text(redact(text), "yellow")
 
 
 def _restart_missed() -> None:
@@ -327,7 +323,7 @@ def _restart_missed() -> None:
     # A server that is too busy to answer is asked again the next time.
     with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
         for name in restart_missed(client):
-            output.print(say("Crashed, and starts again: {name}", name=name))
+            print_text(say("Crashed, and starts again: {name}", name=name))
 
 
 def _follow_places(files: Serving) -> None:
@@ -341,9 +337,7 @@ def _watch(server: Sequence[Part], workers: Parts, files: Serving | None) -> Non
     looked = time.monotonic()
     while all(process.poll() is None for process in server):
         for command in workers.restart_ended():
-            output.print(
-                say("A worker ended unexpectedly and was started again: {worker}", worker=_described(*command))
-            )
+            print_text(say("A worker ended unexpectedly and was started again: {worker}", worker=_described(*command)))
         if time.monotonic() - looked > LOOK_SECONDS:
             _restart_missed()
             if files is not None:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from deployments.activity import Activity, working
 from deployments.checks.server import check_workers
-from deployments.console import print_line
+from deployments.console import print_text
 from deployments.registering import POOL
 from musicgen_core.escaping import plain_text
 from musicgen_core.language import message, say, translated
@@ -60,13 +60,13 @@ def watch_run(client: SyncPrefectClient, run: UUID) -> State:
                 shown = state.id
                 name = _STATES.get(state.name or "", state.name or "")
                 said = f": {state.message}" if state.message else ""
-                print_line(f"{found.name} · {translated(name)}{said}")
+                print_text(f"{found.name} · {translated(name)}{said}")
                 activity.say(DOING.get(state.type.value, ""))
             if state is not None and state.is_final():
                 return state
             if (now := why_waiting(client, found)) and now != reason:
                 reason = now
-                print_line(reason)
+                print_text(reason)
             _show_progress(client, run, activity)
             time.sleep(WATCH_SECONDS)
 

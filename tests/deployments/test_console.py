@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 
 import pytest
 
@@ -101,6 +102,27 @@ def test_places_and_commands_are_lines_of_their_own_in_a_narrow_terminal(
     assert command == f"musicgen-flows train '{folder}' '{folder}/run' --model demo"
     console.print_rows("Title", [("a name", f"{folder} and {command}")])
     assert shown.getvalue().splitlines()[-1] == f"  a name  {folder} and {command}"
+
+
+def test_prose_is_wrapped_at_words_in_a_terminal_and_paths_commands_and_urls_are_whole(
+    shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, url = f"/data/{'folder/' * 8}music", f"http://127.0.0.1:4200/{'page/' * 8}"
+    command = "musicgen-flows train tokens/ runs/first --epochs 3 --lora-r 16 --model facebook/musicgen-small"
+    prose = f"What was made lies in {path} and can be opened at {url} by everybody. To make more of it: {command}; "
+    prose += "that takes about as long as the first time, and what is there already is kept."
+    monkeypatch.setattr(console.output, "_width", 40)
+    console.print_text(prose)
+    assert shown.getvalue() == f"{prose}\n"  # in a pipe a line is a line
+    monkeypatch.setattr(console.output, "_force_terminal", True)
+    console.print_text(prose)
+    console.print_rows("Title", [("a name", prose)])
+    lines = re.sub(r"\x1b\[[\d;]*m", "", shown.getvalue()).splitlines()[1:]
+    for whole in (path, url, f"{command};"):
+        assert lines.count(whole) == 1 and lines.count(f"    {whole}") == 1
+    others = [line for line in lines if line.strip() not in (path, url, f"{command};")]
+    assert all(len(line) <= 40 for line in others) and len(others) > 8
+    assert set(" ".join(lines).split()) == {"Title", "a", "name", *prose.split()}
 
 
 @pytest.mark.parametrize("arguments", [[ESCAPES + LONG], ["export", ESCAPES, "--format", "peft"], ["train", ESCAPES]])
