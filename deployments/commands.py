@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from deployments.activity import working
@@ -12,6 +13,7 @@ from deployments.inputs import check_adapter, check_rendering, check_training
 from musicgen_core.language import message, stored_message
 from musicgen_core.wording import counted, lasting
 from tasks import outcomes
+from tasks.next_steps import command_line
 
 if TYPE_CHECKING:
     from flows.finetune import FinetuneResult
@@ -94,7 +96,11 @@ def run_flow(flow: Any, parameters: dict[str, Any]) -> Any:
     from flows.tokenize_archives import ArchivesFailed
 
     if isinstance(result, ArchivesFailed):
-        print_rows(message("Tokenized"), tokenized_rows(result.result))
+        print_rows(message("Tokenized"), tokenized_rows(replace(result.result, failed=result.unnamed)))
+        result.next_step = message(
+            "Do what each reason says, then run it again, which keeps what is finished: {command}",
+            command=command_line("tokenize", parameters),
+        )
     if isinstance(result, BaseException):
         raise result
     return result

@@ -87,8 +87,12 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
 
 
 def use_local_server() -> None:
-    """Use the server that `up` runs on this machine, if one answers there and the environment names no other."""
-    if "PREFECT_API_URL" not in os.environ and is_healthy(LOCAL_API):
+    """Use the server that `up` runs on this machine, if one answers there and the environment names no other.
+
+    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE=true asks for a temporary server, whatever runs here.
+    """
+    wants_temporary = os.environ.get("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "").lower() in ("1", "true")
+    if "PREFECT_API_URL" not in os.environ and not wants_temporary and is_healthy(LOCAL_API):
         os.environ["PREFECT_API_URL"] = LOCAL_API
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
@@ -288,7 +288,7 @@ def _without_option(error: UnknownOptionError, line: list[str]) -> tuple[list[st
         )
         return [problem], _replaced(line, option, [value] if value else [], with_value=False)
     options = [name for name in names if name.startswith("-")]
-    return [_no_option(option, [*options, *_OF_ALL])], _replaced(line, option, _similar(option, options))
+    return [_no_option(option, [*options, *_OF_ALL])], _replaced(line, option, similar(option, options))
 
 
 def _no_option(given: str, names: Sequence[str]) -> str:
@@ -296,11 +296,11 @@ def _no_option(given: str, names: Sequence[str]) -> str:
 
 
 def _meant(given: str, names: Sequence[str]) -> str:
-    similar = _similar(given, names)
-    return message("; did you mean {name}?", name=similar[0]) if similar else ""
+    found = similar(given, names)
+    return message("; did you mean {name}?", name=found[0]) if found else ""
 
 
-def _similar(given: str, names: Sequence[str]) -> list[str]:
+def similar(given: str, names: Iterable[str]) -> list[str]:
     """Return the name that may be meant: the only one that begins so, else the most similar one, if any is."""
     plain, by_name = given.lstrip("-"), {name.lstrip("-"): name for name in names}
     begun = [name for name in by_name if name.startswith(plain)]

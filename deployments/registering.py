@@ -165,7 +165,7 @@ def set_defaults(model: str | None, device: str | None) -> dict[str, str]:
         variable = f"musicgen_{name}"
         if chosen:
             Variable.set(variable, chosen, overwrite=True)
-        if value := Variable.get(variable):
+        if value := chosen or Variable.get(variable):
             defaults[variable] = str(value)
     return defaults
 
@@ -185,8 +185,8 @@ def set_places(given: Mapping[str, str | None]) -> dict[str, str]:
     places = {}
     for name, folder in PLACES.items():
         variable, chosen = f"musicgen_{name}", given.get(name)
-        value = Variable.get(variable)
-        if chosen or value is None:
+        value = None if chosen else Variable.get(variable)
+        if value is None:
             value = chosen if chosen and "://" in chosen else str(Path(chosen or folder).expanduser().resolve())
             Variable.set(variable, value, overwrite=True)
         places[variable] = str(value)

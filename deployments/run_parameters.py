@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from deployments.options import UsageError
+from deployments.options import UsageError, similar
 from tasks.forms import groups_of_schema, in_groups
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def _problems(given: Mapping[str, Any], schema: dict[str, Any], deployment: str)
     for fields in groups.values():
         known |= fields
     if unknown := [name for name in given if name not in properties]:
-        near = dict.fromkeys(match for name in unknown for match in get_close_matches(name, known, n=1))
+        near = dict.fromkeys(match for name in unknown for match in similar(name, known))
         meant = f" (perhaps {', '.join(near)})" if near else ""
         yield f"{deployment} has no parameter {', '.join(map(repr, unknown))}{meant}; it has {', '.join(known)}"
     for error in validate({name: given[name] for name in given if name in properties}, schema, ignore_required=True):

@@ -68,6 +68,11 @@ class ArchivesFailed(ArchiveError):
         self.args = (reasons, result)  # from which unpickling makes it again
         self.result = result
 
+    @property
+    def unnamed(self) -> dict[str, str]:
+        """Why those archives failed that the error's text only counts."""
+        return dict(list(self.result.failed.items())[_SHOWN:])
+
 
 @form_flow(name="tokenize-archives", flow_run_name=run_name("tokenize-archives", "archives", "musicgen_archives"))
 @ends_with_reason

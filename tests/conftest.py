@@ -39,6 +39,7 @@ for _name in [name for name in os.environ if name.startswith(("PREFECT_", "WANDB
 os.environ.update(WANDB_MODE="disabled", PREFECT_SERVER_ANALYTICS_ENABLED="false", DO_NOT_TRACK="1")
 _tokens_cache = tempfile.TemporaryDirectory(prefix="tokens-cache-")
 os.environ["MUSICGEN_TOKENS_CACHE"] = _tokens_cache.name
+os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"  # whatever server runs on this machine
 os.environ["MUSICGEN_LANGUAGE"] = "en"  # whatever the locale
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # as the command line has it
 os.environ["PREFECT_LOGGING_EXTRA_LOGGERS"] = "musicgen_core"  # likewise

@@ -17,8 +17,10 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.api import explain_lost
 from deployments.cli import COMMANDS, main
+from tasks.next_steps import command_line
 
 DEBUG_CPU = ["--model", "debug", "--device", "cpu"]
+ON = {"model": "debug", "device": "cpu"}
 QUICK = ["--batch-size", "4", "--gradient-accumulation-steps", "1", "--segment-seconds", "1", "--epochs", "1"]
 
 
@@ -145,9 +147,10 @@ class TestCommonMistakes:
         assert main(["tokenize", archive, str(mine.parent), *DEBUG_CPU]) == 1
         error = error_of(capsys)
         assert f"would replace {mine}, which is no report of a shard. Give another directory" in error
+        again = command_line("tokenize", {"archives": archive, "tokens": str(mine.parent), **ON})
         assert error.endswith(
-            "move that file away if it isn't needed. Do what each reason says, then run or retry again: "
-            "finished archives are kept"
+            "move that file away if it isn't needed. Do what each reason says, then run it again, which keeps what is "
+            f"finished: {again}"
         )
         assert mine.read_text() == '{"mine": true}'
 
@@ -166,7 +169,10 @@ class TestCommonMistakes:
         printed = capsys.readouterr()
         assert "more.7z not read" in printed.out
         assert "error: 1 of 2 archives failed: archive_batch_0002" in printed.err
-        assert command == "finetune" or "failed: archive_batch_0002" in printed.out
+        if command == "tokenize":
+            assert "failed: archive_batch_0002" not in printed.out  # once is enough
+            again = command_line("tokenize", {"archives": str(archives), "tokens": places["tokenize"][0], **ON})
+            assert printed.err.endswith(f"{again}\n")
 
     def test_metadata_that_match_nothing(
         self, demo_archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -13,7 +13,7 @@ import pytest
 
 from deployments import cli
 from deployments.api import check_home, check_settings
-from deployments.environment import prepare, print_in_any_encoding
+from deployments.environment import LOCAL_API, prepare, print_in_any_encoding, use_local_server
 from musicgen_core.errors import ConfigError
 
 
@@ -40,6 +40,15 @@ def test_servers_of_this_machine_are_reached_past_a_proxy(
     for host in ("127.0.0.1", "localhost", *(["intern"] if given else [])):
         assert urllib.request.proxy_bypass(host)
     assert given == {"NO_PROXY": "*"} or not urllib.request.proxy_bypass("example.com")
+
+
+def test_the_server_of_up_is_used_unless_a_temporary_one_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.environment.is_healthy", lambda api: api == LOCAL_API)
+    use_local_server()
+    assert "PREFECT_API_URL" not in os.environ  # tests ask for it: whatever runs on the machine is not theirs
+    monkeypatch.delenv("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE")
+    use_local_server()
+    assert os.environ["PREFECT_API_URL"] == LOCAL_API
 
 
 def test_variables_set_to_nothing_count_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,12 @@ def test_a_parameter_that_there_is_not_is_named_with_the_one_that_may_be_meant()
     )
 
 
+def test_a_parameter_that_is_like_none_suggests_none_as_with_options() -> None:
+    with pytest.raises(UsageError) as refused:
+        arranged({"prompts": 3}, TRAIN)  # difflib's own limit lets prior_prompts pass
+    assert "(perhaps" not in str(refused.value)
+
+
 def test_each_parameter_is_put_into_its_group() -> None:
     given = parsed(["lora_r=16", "lora_alpha=64", "compile_blocks=true", "gpus=2", "batch_size=4", "evaluate=false"])
     assert arranged(given, TRAIN) == {
