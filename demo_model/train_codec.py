@@ -29,7 +29,7 @@ from musicgen_core.analysis.distances import si_sdr
 from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.codes import SAMPLE_RATE, SAMPLES_PER_FRAME
 from musicgen_core.model import xp_cfg
-from musicgen_core.model.weights import CODEC_FILE
+from musicgen_core.model.local_files import CODEC_FILE
 from musicgen_core.synthesis.composing import compose_many
 from musicgen_core.synthesis.rendering import SoundBank
 from musicgen_core.synthesis.styles import HELD_OUT

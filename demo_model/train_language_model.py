@@ -28,8 +28,9 @@ from demo_model.training import Run, adamw, as_graph, device_with_tf32, set_lear
 from musicgen_core.model import xp_cfg
 from musicgen_core.model.configuration import read_lm_config
 from musicgen_core.model.decoder import MusicgenLM, TextCondition
+from musicgen_core.model.local_files import LM_FILE
 from musicgen_core.model.pattern import teacher_forcing
-from musicgen_core.model.weights import LM_FILE, TEXT_ENCODER, to_audiocraft
+from musicgen_core.model.weights import TEXT_ENCODER, to_audiocraft
 
 TEXT_DROPOUT = 0.15
 GUIDANCE = 2.0  # measured: at 3, MusicGen's own, fewer notes are in key and fewer pieces in the metre asked for

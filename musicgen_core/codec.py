@@ -44,6 +44,7 @@ class Codec:
 
     Attributes:
         identity: a hash of the codec's weights, for fingerprints.
+        model: name of its model.
         cardinality: codes in each of its codebooks.
         batch_seconds: how much audio `start` should be given at once; who runs out of memory with it lowers it.
     """
@@ -51,7 +52,7 @@ class Codec:
     def __init__(self, model: BaseModel, device: torch.device | str = "cpu") -> None:
         announce(message("reading the codec"))
         self.device = torch.device(device)
-        self.identity = codec_identity(model)
+        self.identity, self.model = codec_identity(model), model.name
         self._model = load_codec(model, self.device)
         self.cardinality: int = self._model.cardinality
         self._encoder = self._model.encoder if hasattr(self._model, "encoder") else self._model.model.encoder

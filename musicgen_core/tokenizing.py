@@ -140,7 +140,7 @@ class Tokenizer:
             on_clip(Counts(0, 0, total))
             parquet = folder / f"{archive_stem(archive)}.parquet"
             with (
-                ShardWriter(parquet, self.codec.identity, self.codec.cardinality) as writer,
+                ShardWriter(parquet, self.codec.identity, self.codec.cardinality, self.codec.model) as writer,
                 closing(self.encoded_clips(islice(opened.clips(), limit), cancelled)) as clips,
             ):
                 for name, clip in clips:
@@ -227,7 +227,7 @@ def _remarks(captioner: Captioner, described: Sequence[tuple[str, str | None]], 
 def _rewrite(source: Path, target: Path, described: Sequence[tuple[str, str | None]], codec: Codec) -> Path:
     """Write the same rows with other descriptions to `target`."""
     target.parent.mkdir(exist_ok=True)
-    with ShardWriter(target, codec.identity, codec.cardinality) as writer:
+    with ShardWriter(target, codec.identity, codec.cardinality, codec.model) as writer:
         for row, (_, description) in zip(read_rows(source), described, strict=True):
             writer.add(replace(row, description=description))
     return target

@@ -56,6 +56,13 @@ def test_every_flow_imports_without_the_gpu_stack_in_a_fresh_process() -> None:
     assert done.stdout.strip() == ""
 
 
+def test_tokens_are_compared_with_a_model_without_the_gpu_stack() -> None:
+    code = "import sys; from musicgen_core.training.codec_check import check_codec; check_codec('', 'demo')"
+    code += f"; print(*sorted({GPU_STACK!r} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
 def test_no_file_carries_a_standard_modules_name() -> None:
     """With a file entrypoint its folder comes first on sys.path, and would hide the standard module."""
     ours = {path.stem for layer in LAYERS for path in sources(layer)} - {"__init__"}

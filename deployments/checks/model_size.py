@@ -54,7 +54,8 @@ def measure_model(name: str) -> ModelSize:
     """
     from musicgen_core.model.configuration import read_lm_config
     from musicgen_core.model.debug_model import LM_CONFIG
-    from musicgen_core.model.weights import DEBUG, find_model, refuse_unsupported
+    from musicgen_core.model.local_files import DEBUG
+    from musicgen_core.model.weights import find_model, refuse_unsupported
 
     if name == DEBUG:
         config = read_lm_config(LM_CONFIG, DEBUG).decoder
@@ -88,7 +89,7 @@ def _known(dim: int, layers: int, heads: int) -> DecoderConfig:
 def _cached(name: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    from musicgen_core.model.weights import LM_FILE
+    from musicgen_core.model.local_files import LM_FILE
 
     found = try_to_load_from_cache(name, LM_FILE)
     return Path(found) if isinstance(found, str) else None

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from musicgen_core.codes import CODEBOOKS
-from musicgen_core.data.shards import SCHEMA, shard_cardinality, shard_codec
+from musicgen_core.data.shards import SCHEMA, another_codec, shard_cardinality, shard_codec
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
 
@@ -154,17 +154,9 @@ def _read(parquet: Path, codec: str) -> Iterator[pa.RecordBatch]:
 
 
 def _check_codec(parquet: Path, codec: str) -> None:
-    found = shard_codec(parquet)
+    found, made_with = shard_codec(parquet)
     if found != codec:
-        raise TokensError(
-            message(
-                "the shard {name} was encoded with the codec {found}, but the model's codec is {codec}",
-                name=parquet.name,
-                found=found,
-                codec=codec,
-            ),
-            message("Train with the model that the tokens were made for, or tokenize again into another directory"),
-        )
+        raise another_codec(parquet.name, made_with, message("this run's model"))
 
 
 def _check_codes(batch: pa.RecordBatch, cardinality: int) -> None:

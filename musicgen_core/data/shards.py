@@ -100,15 +100,20 @@ def shard_paths(tokens: UPath, stem: str) -> tuple[UPath, UPath]:
 
 
 class ShardWriter:
-    """Writes rows to a local Parquet file, a row group at a time, so memory stays flat."""
+    """Writes rows to a local Parquet file, a row group at a time, so memory stays flat.
 
-    def __init__(self, path: Path, codec: str, cardinality: int = CARDINALITY) -> None:
+    Args:
+        model: name of the model that the codec is of, for people; or nothing.
+    """
+
+    def __init__(self, path: Path, codec: str, cardinality: int = CARDINALITY, model: str = "") -> None:
         metadata = {
             "schema_version": str(SCHEMA_VERSION),
             "codec": codec,
             "frame_rate": str(FRAME_RATE),
             "codebooks": str(CODEBOOKS),
             "cardinality": str(cardinality),
+            **({"model": model} if model else {}),
         }
         self._schema = SCHEMA.with_metadata(metadata)
         self._writer = pq.ParquetWriter(path, self._schema, compression="zstd", write_page_checksum=True)
@@ -306,7 +311,30 @@ def shard_cardinality(schema: pa.Schema) -> int:
     return cardinality
 
 
-def shard_codec(parquet: Path) -> str:
-    """The codec that a local shard was encoded with."""
-    metadata = pq.read_schema(parquet).metadata or {}
-    return metadata.get(b"codec", b"").decode(errors="replace")
+def shard_codec(parquet: Path | UPath) -> tuple[str, str]:
+    """Return the codec that a shard was encoded with, and the name of its model where the shard has one."""
+    with parquet.open("rb") as file:
+        metadata = pq.read_schema(file).metadata or {}
+    codec, model = (metadata.get(key, b"").decode(errors="replace") for key in (b"codec", b"model"))
+    return codec, model
+
+
+def another_codec(shard: str, made_with: str, model: str) -> TokensError:
+    """Return the error that a shard's codes mean nothing to a model.
+
+    Args:
+        made_with: name of the model that it was tokenized with, or nothing.
+    """
+    if made_with:
+        advice = message("Give --model {model}, or tokenize again into another directory", model=made_with)
+    else:
+        advice = message("Give the model that it was tokenized with, or tokenize again into another directory")
+    return TokensError(
+        message(
+            "the shard {shard} was tokenized with {made_with}, whose codec is not that of {model}",
+            shard=shard,
+            made_with=message("the model {name}", name=made_with) if made_with else message("another model"),
+            model=model,
+        ),
+        advice,
+    )

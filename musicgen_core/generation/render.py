@@ -42,9 +42,10 @@ from musicgen_core.generation.request import Rendered, RenderRequest
 from musicgen_core.language import message
 from musicgen_core.model.adapters_base import choose_model
 from musicgen_core.model.hub_adapter import shown
+from musicgen_core.model.local_files import file_sha256
 from musicgen_core.model.lora import Adapter, find_adapter, load_adapter, load_merged
 from musicgen_core.model.text import TextEncoder
-from musicgen_core.model.weights import BaseModel, file_sha256, find_model
+from musicgen_core.model.weights import BaseModel, find_model
 from musicgen_core.stages import announce, mention
 from musicgen_core.wording import counted
 

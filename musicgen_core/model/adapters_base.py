@@ -13,8 +13,9 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.errors import AdapterError
 from musicgen_core.language import message
+from musicgen_core.model.local_files import LM_FILE
 from musicgen_core.model.lora import Adapter
-from musicgen_core.model.weights import BUILT_IN, LM_FILE
+from musicgen_core.model.weights import BUILT_IN
 
 logger = logging.getLogger(__name__)
 

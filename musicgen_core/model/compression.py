@@ -20,11 +20,11 @@ from musicgen_core.codes import CARDINALITY, CODEBOOKS, FRAME_RATE, SAMPLE_RATE,
 from musicgen_core.errors import ModelError, MusicgenError
 from musicgen_core.model import hub
 from musicgen_core.model.configuration import XpConfig, shown
-from musicgen_core.model.weights import BaseModel, file_sha256, read_file
+from musicgen_core.model.local_files import MOST_BYTES_OF_POINTER, codec_checksum, file_sha256
+from musicgen_core.model.weights import BaseModel, read_file
 
 USE_ANOTHER = "Use the codec that comes with facebook/musicgen-large"
 ENCODEC = hub.Wanted(("config.json", ("model.safetensors", "pytorch_model.bin")))
-_MOST_BYTES_OF_POINTER = 100_000  # the codebooks alone take more
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 # The only values that give codes for MusicGen; audiocraft itself refuses a scale for each clip beside a language model.
 _SUPPORTED = {
@@ -72,7 +72,7 @@ def codec_identity(model: BaseModel) -> str:
     """Return a hash of the codec's weights, without loading them."""
     repo = codec_repo(model)
     if repo is None:
-        return f"sha256:{_sha256(model.codec_path)[:16]}"
+        return codec_checksum(model.codec_path)
     directory = hub.fetch(repo, ENCODEC)
     both = _sha256(directory / "config.json") + _sha256(_weights(directory))
     return f"sha256:{hashlib.sha256(both.encode()).hexdigest()[:16]}"
@@ -85,7 +85,7 @@ def codec_repo(model: BaseModel) -> str | None:
         ModelError: it points to something else.
     """
     path = model.codec_path
-    repo = read_file(path).get("pretrained") if path.stat().st_size <= _MOST_BYTES_OF_POINTER else None
+    repo = read_file(path).get("pretrained") if path.stat().st_size <= MOST_BYTES_OF_POINTER else None
     return None if repo is None else _checked_repo(repo, f"the codec {path}")
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from platformdirs import user_cache_path
 from torch import Tensor, nn
 
 from musicgen_core import storage
@@ -21,9 +20,8 @@ from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.model import xp_cfg
 from musicgen_core.model.configuration import read_lm_config
 from musicgen_core.model.decoder import MusicgenLM
-from musicgen_core.model.weights import CODEC_FILE, DEBUG, LM_FILE, TEXT_ENCODER, to_audiocraft
-
-VERSION = 1  # part of the directory's name: raise it when anything below changes the files
+from musicgen_core.model.local_files import CODEC_FILE, DEBUG, LM_FILE, debug_directory
+from musicgen_core.model.weights import TEXT_ENCODER, to_audiocraft
 
 LM_CONFIG = xp_cfg.language_model(dim=64, layers=2, heads=4)
 CODEC_CONFIG = xp_cfg.codec(dimension=16, filters=4, lstm=1)
@@ -34,11 +32,10 @@ CHARACTERS = "▁" + "".join(sorted(set(string.printable) - set(string.whitespac
 
 def debug_model_directory(cache: Path | None = None) -> Path:
     """The debug model's directory under `cache` (by default the user's cache directory), made if it is not there."""
-    cache = cache or user_cache_path("musicgen-flows")
-    directory = cache / f"debug-v{VERSION}"
+    directory = debug_directory(cache)
     if directory.is_dir():
         return directory
-    cache.mkdir(parents=True, exist_ok=True)
+    directory.parent.mkdir(parents=True, exist_ok=True)
     try:
         with storage.publish_folder(directory) as beside:
             _write(beside)

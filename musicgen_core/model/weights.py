@@ -6,12 +6,10 @@ A model directory holds `state_dict.bin` (`{"xp.cfg": yaml, "best_state": {name:
 
 from __future__ import annotations
 
-import hashlib
 import re
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +23,10 @@ from musicgen_core.language import message
 from musicgen_core.model import hub
 from musicgen_core.model.configuration import USE_ANOTHER, LmConfig, read_lm_config
 from musicgen_core.model.decoder import MusicgenLM
+from musicgen_core.model.local_files import CODEC_FILE, DEBUG, DEMO, DEMO_DIRECTORY, LM_FILE, file_sha256
 from musicgen_core.stages import announce
 
-LM_FILE = "state_dict.bin"
-CODEC_FILE = "compression_state_dict.bin"
 TEXT_ENCODER = "text_encoder"
-DEBUG, DEMO = "debug", "demo"
-DEMO_DIRECTORY = Path(__file__).parent / DEMO
 CHOICES = "a directory in audiocraft's format, a Hugging Face id such as facebook/musicgen-large, demo or debug"
 MODEL = hub.Wanted((LM_FILE, CODEC_FILE), (f"{TEXT_ENCODER}/*",))
 _TEXT_PROJECTION = "condition_provider.conditioners.description.output_proj"
@@ -86,18 +81,6 @@ class BaseModel:
         name = self.name if self.name in BUILT_IN or ("/" in self.name and not Path(self.name).exists()) else "local"
         stat = self.lm_path.stat()
         return f"{name}@sha256:{file_sha256(self.lm_path, stat.st_size, stat.st_mtime_ns)[:16]}"
-
-
-_LARGE_BYTES = 1 << 30
-"""Of a file whose checksum takes seconds"""
-
-
-@lru_cache(maxsize=8)
-def file_sha256(path: Path, size: int, _mtime_ns: int) -> str:
-    if size >= _LARGE_BYTES:
-        announce(message("computing the checksum of {path}", path=path))
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find_model(name: str, files: tuple[str, ...] = (LM_FILE, CODEC_FILE)) -> BaseModel:

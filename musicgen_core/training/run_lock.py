@@ -110,6 +110,8 @@ _UNKNOWN = Holder(host="an unknown machine", pid=0, since="an unknown time", flo
 class RunLock:
     """The right to write to a run directory, to be held in a `with` block.
 
+    A directory that it made, and in which nothing was written, it takes away again.
+
     Raises:
         RunDirectoryError: another training holds it.
     """
@@ -121,12 +123,13 @@ class RunLock:
         self._descriptor: int | None = None
         self._stop = threading.Event()
         self._lost_to: Holder | None = None
+        self._made_root = False
         self._beating = threading.Thread(target=self._beat, name="run lock", daemon=True)
         self._users: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
         if storage.is_local(self.root):
-            storage.make_folder(self.root)
+            self._made_root = not self.root.exists()
             self._take_local()
         else:
             self._take_remote()
@@ -163,7 +166,13 @@ class RunLock:
 
     def _take_local(self) -> None:
         while True:
-            descriptor = self._open()
+            storage.make_folder(self.root)
+            try:
+                descriptor = self._open()
+            except FileNotFoundError:
+                if self.root.exists():
+                    raise
+                continue  # whoever made it has just taken it away
             try:
                 self._flock(descriptor)
                 found = Holder.parse(os.pread(descriptor, _NOTE_BYTES, 0))
@@ -302,6 +311,9 @@ class RunLock:
                 self._path.unlink(missing_ok=True)  # while it is locked: the next one makes a new file
         except Exception as error:  # a lock that stays is found to be stale
             logger.warning("the lock of %s could not be taken away (%s)", self.root, error)
+        if self._made_root:
+            with suppress(OSError):  # it isn't empty: the run has left something there
+                Path(str(self.root)).rmdir()
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

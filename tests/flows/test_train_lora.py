@@ -22,6 +22,7 @@ from flows.train_lora import train_lora
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import ConfigError
 from musicgen_core.model.lora import load_adapter
+from musicgen_core.stages import heard_by
 from tests.run_directories import steps
 
 QUICK: dict[str, Any] = {
@@ -157,6 +158,15 @@ def test_a_retraining_with_lora_of_another_shape_begins_anew(
     last = last_completed(UPath(tmp_path), "debug", UPath(tmp_path / "second"))
     assert last is not None
     assert last.lora_differences(TrainSettings(lora_r=4, lora_dropout=0.5)) == ["lora_r was 8 and is 4"]
+
+
+def test_tokens_of_another_codec_are_refused_before_a_model_is_read(shards: Path, tmp_path: Path) -> None:
+    stages: list[str] = []
+    with heard_by(lambda stage: stages.append(str(stage))):
+        state = train(shards, tmp_path / "runs" / "first", model="demo")
+    assert "was tokenized with the model debug, whose codec is not that of demo" in str(state.message)
+    assert "Give model debug" in str(state.message)
+    assert not stages and not (tmp_path / "runs").exists()
 
 
 def test_two_adapters_to_begin_with_are_refused(shards: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from musicgen_core.errors import ModelError
 from musicgen_core.model.compression import ENCODEC
 from musicgen_core.model.debug_model import debug_model_directory
 from musicgen_core.model.hub import T5, fetch
-from musicgen_core.model.weights import CODEC_FILE, find_model
+from musicgen_core.model.local_files import CODEC_FILE
+from musicgen_core.model.weights import find_model
 from tests.stand_in_hub import TOKEN, Fault, Repository, StandInHub
 
 MODEL = "facebook/musicgen-large"

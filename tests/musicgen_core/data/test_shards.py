@@ -120,7 +120,7 @@ def test_the_files_metadata_tell_what_the_codes_are(scratch: Path) -> None:
         b"codebooks": b"4",
         b"cardinality": b"2048",
     }
-    assert shard_codec(path) == "sha256:abc"
+    assert shard_codec(path) == ("sha256:abc", "")
 
 
 @pytest.mark.parametrize(("rows", "groups"), [(0, []), (1, [1]), (64, [64]), (65, [64, 1]), (150, [64, 64, 22])])
@@ -248,4 +248,4 @@ def test_a_parquet_file_of_other_columns_is_refused(scratch: Path) -> None:
     pq.write_table(pa.table({"clip": ["x.wav"]}), scratch / "foreign.parquet")
     with pytest.raises(TokensError, match=r"foreign\.parquet can't be read .its columns"):
         list(read_rows(scratch / "foreign.parquet"))
-    assert shard_codec(scratch / "foreign.parquet") == ""
+    assert shard_codec(scratch / "foreign.parquet") == ("", "")

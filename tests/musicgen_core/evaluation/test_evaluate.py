@@ -342,7 +342,7 @@ def test_tokens_that_can_not_be_evaluated_on_are_named(
     codec = codec_identity(debug_model)
     for tokens, kind, words in (
         (tmp_path / "none", TokensError, "there are no tokenized clips in .*none"),
-        (write_shard(tmp_path / "foreign", "sha256:other", 3), TokensError, "was encoded with the codec sha256:other"),
+        (write_shard(tmp_path / "foreign", "sha256:other", 3), TokensError, "tokenized with another model"),
         (write_shard(tmp_path / "single", codec, 1), TokensError, "a single clip .* none is held out"),
     ):
         with pytest.raises(kind, match=words):

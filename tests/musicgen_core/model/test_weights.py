@@ -19,11 +19,10 @@ from musicgen_core.errors import ModelError
 from musicgen_core.model.configuration import read_lm_config
 from musicgen_core.model.debug_model import debug_model_directory
 from musicgen_core.model.decoder import DecoderConfig, MusicgenLM
+from musicgen_core.model.local_files import CODEC_FILE, LM_FILE
 from musicgen_core.model.pattern import delay
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import (
-    CODEC_FILE,
-    LM_FILE,
     BaseModel,
     find_codec,
     find_model,
@@ -157,7 +156,7 @@ def test_the_debug_model_is_made_once(tmp_path: Path) -> None:
     ],
 )
 def test_the_debug_models_bits_are_these(debug_model: BaseModel, part: str, sha256: str) -> None:
-    """Adapters and shards record these weights. If they must change, raise `debug_model.VERSION` as well."""
+    """Adapters and shards record these weights. If they must change, raise `local_files.DEBUG_VERSION` as well."""
     assert sha256_of_tensors(tensors_of(debug_model.directory)[part]) == sha256
 
 

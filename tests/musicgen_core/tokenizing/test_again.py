@@ -55,7 +55,7 @@ def test_another_codec_encodes_again(archive: UPath, counting: Any, tokens: UPat
     Tokenizer(counting, tokens).tokenize(archive)
     assert counting.encoded == 6
     with storage.staged(shard_paths(tokens, "batch_1")[0]) as parquet:
-        assert shard_codec(parquet) == "sha256:another"
+        assert shard_codec(parquet) == ("sha256:another", "debug")
 
 
 def damage_missing_report(tokens: UPath) -> None:

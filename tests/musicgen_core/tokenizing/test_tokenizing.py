@@ -92,7 +92,7 @@ def test_the_report_tells_what_was_read(archive: UPath, codec: Codec, tokens: UP
     assert (report.clips, report.limited_to) == (3, None)
     assert report.audio_seconds == pytest.approx(0.3 + 0.2 + 0.25, abs=0.001)
     with storage.staged(shard_paths(tokens, "batch_1")[0]) as parquet:
-        assert shard_codec(parquet) == codec.identity
+        assert shard_codec(parquet) == (codec.identity, "debug")
 
 
 @pytest.mark.parametrize("kind", ["tar", "tar.gz"])

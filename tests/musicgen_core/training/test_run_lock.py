@@ -95,6 +95,14 @@ def test_released_it_leaves_nothing_and_can_be_taken_again(root: UPath) -> None:
         assert not (root / run_lock.NAME).exists()
 
 
+def test_a_directory_made_for_it_goes_with_it_unless_something_is_there(tmp_path: Path) -> None:
+    made, used, before = (tmp_path / name for name in ("made", "used", "before"))
+    before.mkdir()
+    with RunLock(UPath(made)), RunLock(UPath(used)), RunLock(UPath(before)):
+        (used / "latest.pt").touch()
+    assert not made.exists() and (used / "latest.pt").exists() and before.is_dir()
+
+
 def test_a_training_that_ends_in_an_error_releases_it(root: UPath) -> None:
     with pytest.raises(KeyboardInterrupt), RunLock(root):
         raise KeyboardInterrupt

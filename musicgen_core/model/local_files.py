@@ -1,0 +1,52 @@
+"""A model's files on this machine, found and hashed without loading PyTorch."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from musicgen_core.language import message
+from musicgen_core.model import hub
+from musicgen_core.stages import announce
+
+LM_FILE = "state_dict.bin"
+CODEC_FILE = "compression_state_dict.bin"
+DEBUG, DEMO = "debug", "demo"
+DEMO_DIRECTORY = Path(__file__).parent / DEMO
+DEBUG_VERSION = 1  # part of the directory's name: raise it when `debug_model` writes other files
+MOST_BYTES_OF_POINTER = 100_000
+"""Of a codec's file that names a repository of the Hub; the codebooks alone take more"""
+_LARGE_BYTES = 1 << 30
+"""Of a file whose checksum takes seconds"""
+
+
+def debug_directory(cache: Path | None = None) -> Path:
+    """Return where the debug model is, or will be, under `cache`, by default the user's cache directory."""
+    return (cache or user_cache_path("musicgen-flows")) / f"debug-v{DEBUG_VERSION}"
+
+
+def codec_here(model: str) -> str | None:
+    """Return the `codec_identity` of a model by its name; None where more than reading a file here would tell it."""
+    built_in = {DEMO: DEMO_DIRECTORY, DEBUG: debug_directory()}
+    directory = built_in.get(model) or Path(model).expanduser()
+    if not directory.is_dir() and model.count("/") == 1:
+        directory = hub.cached(model, hub.Wanted((CODEC_FILE,))) or directory
+    codec = directory / CODEC_FILE
+    return codec_checksum(codec) if codec.is_file() and codec.stat().st_size > MOST_BYTES_OF_POINTER else None
+
+
+def codec_checksum(path: Path) -> str:
+    """Return the identity of a codec that is one file."""
+    stat = path.stat()
+    return f"sha256:{file_sha256(path, stat.st_size, stat.st_mtime_ns)[:16]}"
+
+
+@lru_cache(maxsize=8)
+def file_sha256(path: Path, size: int, _mtime_ns: int) -> str:
+    if size >= _LARGE_BYTES:
+        announce(message("computing the checksum of {path}", path=path))
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
