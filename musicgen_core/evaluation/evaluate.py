@@ -24,7 +24,7 @@ from musicgen_core.evaluation.held_out import HeldOut, held_out
 from musicgen_core.evaluation.losses import Progress, clip_losses_of_both
 from musicgen_core.evaluation.music import Pair, decoded, music_scores, pairs_of_training, render_pairs
 from musicgen_core.evaluation.report import write_report
-from musicgen_core.evaluation.request import EvaluateRequest, Evaluation, MusicScores
+from musicgen_core.evaluation.request import ENOUGH_CLIPS, EvaluateRequest, Evaluation, MusicScores
 from musicgen_core.evaluation.subject import FOLDER, Subject, find_subject
 from musicgen_core.language import message, say
 from musicgen_core.model.adapters_base import choose_model
@@ -213,11 +213,10 @@ def _write(
     """The JSON last: its presence says that the page beside it is whole and of the same evaluation."""
     base, adapted = losses
     perplexities = plots.plot_perplexities(evaluation.codebooks)
-    differences = plots.plot_differences(base.mean(axis=1), adapted.mean(axis=1))
-    pictures = {
-        say("Perplexity of each codebook, with and without the adapter"): perplexities,
-        say("Distribution of the loss's change over clips"): differences,
-    }
+    pictures = {say("Perplexity of each codebook, with and without the adapter"): perplexities}
+    if evaluation.clips >= ENOUGH_CLIPS:
+        differences = plots.plot_differences(base.mean(axis=1), adapted.mean(axis=1))
+        pictures[say("Distribution of the loss's change over clips")] = differences
     if rows := subject.metrics():
         pictures[say("Loss of training and validation, step by step")] = plots.plot_training(rows)
     trained = pairs_of_training(subject.run_dir, subject.adapter.epoch) if subject.run_dir is not None else []

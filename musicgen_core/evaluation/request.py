@@ -13,6 +13,8 @@ from musicgen_core.settings import Settings
 from musicgen_core.wording import counted
 
 MOST_CLIPS = 500
+ENOUGH_CLIPS = 8
+"""Of fewer clips no claim is made without a caveat, and no distribution is drawn"""
 
 
 class JudgingSettings(Settings):
@@ -201,6 +203,8 @@ class Evaluation:
             "worse": message("The adapter is worse than the base model"),
             "undecided": message("No difference between adapter and base model can be told"),
         }[self.verdict]
+        if self.clips < ENOUGH_CLIPS:
+            claim = message("{claim} on these clips, but so few prove little", claim=claim)
         if not self.is_held_out and high < 0:
             claim = message("Whether the adapter is better is not known")
         return message(

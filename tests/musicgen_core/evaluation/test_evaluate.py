@@ -145,6 +145,16 @@ def test_a_single_clip_decides_nothing(trained: Path, run: Evaluate, tmp_path: P
     assert found.sentence().startswith("One clip can't tell")
 
 
+def test_of_few_clips_the_sentence_says_that_they_prove_little(
+    trained: Path, evaluation: Evaluation, run: Evaluate, tmp_path: Path
+) -> None:
+    assert evaluation.clips >= 8 and "prove little" not in evaluation.sentence()
+    found = run(trained, tmp_path, max_clips=3)
+    assert "on these clips, but so few prove little: loss " in found.sentence()
+    pages = [Path(one.report).read_text(encoding="utf-8") for one in (evaluation, found)]
+    assert ["change over clips" in page for page in pages] == [True, False]  # a distribution of three says nothing
+
+
 def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     held = 0

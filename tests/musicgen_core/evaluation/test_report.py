@@ -145,7 +145,7 @@ def test_without_samples_or_with_broken_ones_there_is_a_report_all_the_same(
     shutil.rmtree(root / "samples")
     (root / "metrics.jsonl").unlink()
     page = Path(run(root, max_clips=2).report).read_text()
-    assert "<audio" not in page and page.count("<img ") == 2
+    assert "<audio" not in page and page.count("<img ") == 1  # of the codebooks: two clips are no distribution
 
 
 def test_clap_scores_come_with_the_numbers_and_are_the_same_each_time(
