@@ -13,13 +13,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from musicgen_core.escaping import markdown_code, markdown_text, one_line
 from musicgen_core.exporting.origin import Origin, Sample
 from musicgen_core.model.adapters_base import hub_id
+from musicgen_core.model.local_files import DEMO
 from musicgen_core.model.lora import PUBLISHED, Adapter, LoraSettings
 from musicgen_core.model.weights import BUILT_IN
 from musicgen_core.wording import counted, lasting
 
 Format = Literal["peft", "audiocraft"]
 CARD = "README.md"
-_LICENCE_OF_PUBLISHED = "cc-by-nc-4.0"
 _TAGS = ["musicgen", "lora", "text-to-music", "music"]
 _NAMES = {
     "train/loss": "training loss of the step, nats",
@@ -63,12 +63,13 @@ def write_card(
         "counted": counted,
     }
     text = environment.get_template("model_card.md.j2").render(
-        front_matter=_front_matter(kind, base),
+        front_matter=_front_matter(kind, adapter.base_model),
         name=name,
         kind=kind,
         base=base,
-        base_to_load=base or (recorded if recorded in BUILT_IN else "path/to/the/base/model"),
-        is_published=base is not None and base.startswith(PUBLISHED),
+        of=base or (f"the model {recorded}" if recorded in BUILT_IN else "a MusicGen"),
+        base_to_load=base or "path/to/the/base/model",
+        licence=_licence(adapter.base_model),
         adapter=adapter,
         variety=" and ".join([*["rsLoRA"] * settings.rslora, *["DoRA"] * settings.dora]),
         data=origin.data,
@@ -80,15 +81,22 @@ def write_card(
     (folder / CARD).write_text(text, encoding="utf-8")
 
 
-def _front_matter(kind: Format, base: str | None) -> str:
+def _licence(base_model: str) -> str | None:
+    """Return the Hub's name of the base model's licence; None: it is not known."""
+    if (hub_id(base_model) or "").startswith(PUBLISHED):
+        return "cc-by-nc-4.0"
+    return "cc0-1.0" if base_model.partition("@sha256:")[0] == DEMO else None
+
+
+def _front_matter(kind: Format, base_model: str) -> str:
     from huggingface_hub import ModelCardData
 
-    is_published = base is not None and base.startswith(PUBLISHED)
+    base, licence = hub_id(base_model), _licence(base_model)
     relation: dict[str, Any] = {"base_model_relation": "adapter" if kind == "peft" else "finetune"} if base else {}
     return ModelCardData(
         base_model=base,
-        license=_LICENCE_OF_PUBLISHED if is_published else "other",
-        license_name=None if is_published else "that-of-the-base-model",
+        license=licence or "other",
+        license_name=None if licence else "that-of-the-base-model",
         library_name=kind,
         pipeline_tag="text-to-audio",
         tags=_TAGS,

@@ -56,7 +56,8 @@ def test_the_code_for_peft_runs_and_gives_the_adapted_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     export(saved(adapter), tmp_path / "jazz", "peft")
-    (tmp_path / "debug").symlink_to(hf_directory / "debug")
+    (tmp_path / "path" / "to" / "the" / "base").mkdir(parents=True)
+    (tmp_path / "path" / "to" / "the" / "base" / "model").symlink_to(hf_directory / "debug")
     monkeypatch.chdir(tmp_path)
     model = run_the_code_in((tmp_path / "jazz" / "README.md").read_text())["model"]
     torch.testing.assert_close(hf.logits(model), our_logits(adapter), atol=1e-4, rtol=0)
@@ -95,6 +96,17 @@ def test_the_hub_reads_base_model_licence_and_library(
     }
     assert ModelCard.load(tmp_path / "out" / "README.md").data.license == "cc-by-nc-4.0"
     assert "CC-BY-NC 4.0" in text and "facebook/musicgen-large" in text.split("---\n")[2]
+
+
+def test_the_demo_model_is_named_with_its_licence_and_not_as_one_of_the_hub(
+    adapter: Adapter, saved: Save, tmp_path: Path
+) -> None:
+    source = saved(dataclasses.replace(adapter, base_model="demo@sha256:0123456789abcdef"))
+    export(source, tmp_path / "theremin", "peft")
+    text = (tmp_path / "theremin" / "README.md").read_text()
+    assert front_matter(text)["license"] == "cc0-1.0" and "base_model" not in front_matter(text)
+    assert "# theremin: a LoRA adapter for the model demo" in text and "CC0 1.0" in text
+    assert 'base = "path/to/the/base/model"' in text and "huggingface.co/demo" not in text
 
 
 def test_a_base_model_that_is_not_known_has_no_licence_made_up(adapter: Adapter, saved: Save, tmp_path: Path) -> None:
