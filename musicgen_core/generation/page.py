@@ -19,6 +19,8 @@ from musicgen_core.wording import counted
 
 PAGE = "index.html"
 Sidecar = Mapping[str, Any]
+ONE_PART_SECONDS = 30
+"""Up to this length a piece is made without overlapping parts"""
 _SHOWN_ELSEWHERE = ("duration", "seed")  # of the sampling settings: beside each piece
 
 
@@ -157,9 +159,12 @@ def _adapter(adapter: Any) -> str:
 
 
 def _sampling(sidecar: Sidecar) -> dict[str, Any]:
-    settings = sidecar.get("sampling")
+    settings, duration = sidecar.get("sampling"), sidecar.get("duration")
     settings = settings if isinstance(settings, Mapping) else {}
-    return {name: value for name, value in settings.items() if name not in _SHOWN_ELSEWHERE and value is not None}
+    elsewhere = set(_SHOWN_ELSEWHERE)
+    if isinstance(duration, int | float) and duration <= ONE_PART_SECONDS and not sidecar.get("continued_from"):
+        elsewhere.add("overlap")  # with what: the piece is made in one part
+    return {name: value for name, value in settings.items() if name not in elsewhere and value is not None}
 
 
 def _common(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

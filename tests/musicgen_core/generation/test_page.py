@@ -186,6 +186,19 @@ def test_the_head_tells_what_is_the_same_for_all_and_each_piece_what_is_its_own(
     ]
 
 
+def test_the_overlap_is_told_only_of_pieces_that_are_made_in_parts(place: Path) -> None:
+    pieces = [("short", 4.0, None), ("long", 45.0, None), ("continued", 4.0, "/music/intro.wav")]
+    parsed = page_of(
+        place,
+        [
+            (name, {**sidecar_of(sampling={"overlap": 12.0}), "duration": seconds, "continued_from": before})
+            for name, seconds, before in pieces
+        ],
+    )
+    told = [text for text in parsed.texts("p") if "overlap 12" in text]
+    assert [text.partition(" ")[0] for text in told] == ["long", "continued"]
+
+
 # What is linked to
 
 
