@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musicgen_core import storage
 from musicgen_core.config import DEFAULT_PROMPTS
-from musicgen_core.errors import MetadataError
+from musicgen_core.errors import MetadataError, TokensError
 from musicgen_core.escaping import one_line
 from musicgen_core.language import as_message, message
 from musicgen_core.tracking import stored_url, sync_command
@@ -35,6 +38,8 @@ MAIN_FILES: dict[str, str] = {
     message("samples of every epoch, to play"): "samples/index.html",
 }
 """What a person looks for first in a run directory"""
+MOST_SHARDS = 4
+"""Shards that are looked into for a prompt in the user's own words"""
 MOST_PIECES, MOST_PROMPTS = 8, 4
 """Pieces that are listed, and prompts that are repeated in a command, at most; longer than a label is none of them"""
 
@@ -96,12 +101,34 @@ def trained(result: TrainResult, on: Mapping[str, Any]) -> Outcome:
     listen = Step(
         message("Make music with the adapter, and with the base model to compare"),
         "generate",
-        {**adapter, "compare": True, "prompts": list(DEFAULT_PROMPTS[:1]), **_device(on)},
+        {**adapter, "compare": True, "prompts": own_prompts(_tokens_of(run_dir)), **_device(on)},
         {"output": _free(_home(run_dir) / "music" / run_dir.name)},
     )
     if result.evaluation is None:
         return Outcome(tuple(made), (listen,))
     return Outcome((*made, Made(message("report"), result.evaluation.report)), (listen, _export(run_dir)))
+
+
+def own_prompts(tokens: str) -> list[str]:
+    """Return the description that most clips of the first shards have, as a prompt; else a default one."""
+    from musicgen_core.data.shards import described_clips
+
+    found: Counter[str] = Counter()
+    folder = storage.as_path(tokens)
+    shards = sorted(folder.glob("*.parquet")) if tokens and storage.is_local(folder) and folder.is_dir() else []
+    for shard in shards[:MOST_SHARDS]:
+        with suppress(TokensError):  # one that is damaged or not a shard
+            found.update(text for _, text in described_clips(folder, shard.stem) if text)
+    prompts = [text for text, _ in found.most_common() if one_line(text) == text]
+    return prompts[:1] or list(DEFAULT_PROMPTS[:1])
+
+
+def _tokens_of(run_dir: UPath) -> str:
+    """Return where the shards of a run are; nothing if it doesn't say."""
+    try:
+        return str(json.loads(storage.read_text(run_dir / "config.json"))["tokens"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def evaluated(evaluation: Evaluation, adapter: str, on: Mapping[str, Any]) -> Outcome:
@@ -110,7 +137,7 @@ def evaluated(evaluation: Evaluation, adapter: str, on: Mapping[str, Any]) -> Ou
     listen = Step(
         message("Hear both models"),
         "generate",
-        {"adapter": str(place or adapter), "compare": True, "prompts": list(DEFAULT_PROMPTS[:1]), **_device(on)},
+        {"adapter": str(place or adapter), "compare": True, "prompts": own_prompts(evaluation.tokens), **_device(on)},
         {"output": _free((_home(place) if place else _absolute(evaluation.report).parent) / "music" / "comparison")},
     )
     return Outcome((Made(message("report"), evaluation.report),), (listen,))
@@ -158,8 +185,13 @@ def finetuned(
 
 
 def exported(directory: str, kind: str, on: Mapping[str, Any]) -> Outcome:
-    """Return what an export leads to."""
-    place = _absolute(directory)
+    """Return what an export leads to.
+
+    Args:
+        on: its parameters.
+    """
+    place, adapter = _absolute(directory), str(on.get("adapter", ""))
+    tokens = _tokens_of(_run_of(_absolute(adapter))) if adapter and _is_here(adapter) else ""
     made = (
         Made(message("export for {program}", program=kind), str(place)),
         Made(message("how to load it"), str(place / "README.md")),
@@ -168,7 +200,7 @@ def exported(directory: str, kind: str, on: Mapping[str, Any]) -> Outcome:
     listen = Step(
         message("Make music with it here, too"),
         "generate",
-        {source: str(place), "prompts": list(DEFAULT_PROMPTS[:1]), **_device(on)},
+        {source: str(place), "prompts": own_prompts(tokens), **_device(on)},
         {"output": _free(place.parent / "music")},
     )
     return Outcome(made, (listen,))
@@ -210,8 +242,13 @@ def _is_here(location: str) -> bool:
 
 def _home(adapter: UPath) -> UPath:
     """Return the folder where what is made with an adapter goes: beside `runs`, or beside the adapter."""
-    run = adapter.parent.parent if adapter.parent.name == "lora_weights" else adapter
+    run = _run_of(adapter)
     return run.parent.parent if run.parent.name == "runs" else run.parent
+
+
+def _run_of(adapter: UPath) -> UPath:
+    """Return the run directory of an adapter that is in one, else its own path."""
+    return adapter.parent.parent if adapter.parent.name == "lora_weights" else adapter
 
 
 def _free(wanted: UPath) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from deployments.cli import COMMANDS
 from deployments.options import parse
+from musicgen_core.config import DEFAULT_PROMPTS
+from musicgen_core.data.shards import Row, ShardWriter
 from musicgen_core.generation.request import Rendered
 from musicgen_core.training.request import TrainResult
 from tasks import outcomes
@@ -64,6 +68,28 @@ def test_from_archives_to_a_shared_adapter_each_step_leads_to_the_next(tmp_path:
     assert (export.command, export.parameters["out"]) == ("export", f"{tmp_path}/shared/run")
     [here] = assert_understood(outcomes.exported(str(export.parameters["out"]), "peft", ON))
     assert here.parameters["adapter"] == export.parameters["out"]
+
+
+def test_the_prompt_that_is_suggested_is_what_most_clips_are_called(tmp_path: Path) -> None:
+    run_dir, tokens = tmp_path / "runs" / "run", tmp_path / "tokens"
+    result = trained(run_dir)
+    [listen] = outcomes.trained(result, ON).steps
+    assert listen.parameters["prompts"] == list(DEFAULT_PROMPTS[:1])
+    tokens.mkdir()
+    for stem, texts in {
+        "a": ["mystyle, slow", None, "two\nlines"],
+        "b": ["two\nlines", "mystyle, slow", "other"],
+    }.items():
+        with ShardWriter(tokens / f"{stem}.parquet", "codec") as writer:
+            for number, text in enumerate(texts):
+                writer.add(Row(f"{number}.wav", text, 1.0, np.zeros((4, 50), dtype=np.uint16)))
+    (tokens / "c.parquet").write_bytes(b"damaged")
+    (run_dir / "config.json").write_text(json.dumps({"tokens": str(tokens)}))
+    [listen] = assert_understood(outcomes.trained(result, ON))
+    assert listen.parameters["prompts"] == ["mystyle, slow"]
+    for adapter in (run_dir, run_dir / "lora_weights" / "best_lora.pt"):
+        [listen] = outcomes.exported(str(tmp_path / "shared"), "peft", {"adapter": str(adapter)}).steps
+        assert listen.parameters["prompts"] == ["mystyle, slow"]
 
 
 def test_a_suggested_place_is_one_where_nothing_is_yet(tmp_path: Path) -> None:
