@@ -49,7 +49,13 @@ _Described = Sequence[tuple[str, str | None]]
 
 @dataclass(frozen=True)
 class TokenizeResult:
-    """Where the shards are, each archive's report or why it failed, and what else is worth knowing, above all."""
+    """Where the shards are, and what else is worth knowing, above all.
+
+    Attributes:
+        reports: of the archives that worked.
+        failed: why the others failed, by their paths.
+        remarks, notice: in sentences.
+    """
 
     tokens: str
     reports: list[ShardReport]
@@ -127,7 +133,8 @@ def tokenize_archives(
     if workers.task_runner == "threads":  # a cluster's workers have caches and GPUs of their own
         check_codec(model, device)
     with runner, log_tokenizing(target, [entry["stem"] for entry in work]) as log:
-        reports, failed = _tokenize_all(work, runner, storage.as_path(target), log)
+        reports, reasons = _tokenize_all(work, runner, storage.as_path(target), log)
+    failed = {str(entry["archive"]): reasons[entry["stem"]] for entry in work if entry["stem"] in reasons}
     announce(message("looking for clips without a description"))
     are_all = not limit and not failed
     described = {report.archive: _described(report, storage.as_path(target)) for report in reports}
@@ -167,10 +174,10 @@ def _warn_in_terminal(remarks: Sequence[str]) -> None:
 def _first_reasons(failed: Mapping[str, str]) -> str:
     """Return why the first few archives failed, and how many more did."""
     reasons = [
-        stored_message(reason)
-        if reason.startswith(stem)
-        else message("{subject}: {found}", subject=stem, found=stored_message(reason))
-        for stem, reason in failed.items()
+        stored_message(f"{path}{reason.removeprefix(name)}")
+        if reason.startswith(name := storage.as_path(path).name)
+        else message("{subject}: {found}", subject=path, found=stored_message(reason))
+        for path, reason in failed.items()
     ]
     more = [message("and {number:,} more", number=len(reasons) - _SHOWN)] if len(reasons) > _SHOWN else []
     return joined_sentences([*reasons[:_SHOWN], *more])

@@ -95,9 +95,9 @@ def tokenized_section(
         parts.append(
             f"**{counted(len(failed), 'archive')} failed.** Fix what is listed and retry this run: only that is done."
         )
-        reasons = [(stem, reason_alone(stem, reason)) for stem, reason in list(failed.items())[:MOST_ROWS]]
-        parts.append("\n".join(f"- {markdown_code(stem)}: {markdown_text(reason)}" for stem, reason in reasons))
-    parts += [counts, _places(places), wandb_line(target)]
+        reasons = [(path, reason_alone(path, reason)) for path, reason in list(failed.items())[:MOST_ROWS]]
+        parts.append("\n".join(f"- {markdown_code(path)}: {markdown_text(reason)}" for path, reason in reasons))
+    parts += [counts, _places(places) if places else "", wandb_line(target)]
     parts += [f"- {markdown_text(remark)}" for remark in remarks]
     return "\n\n".join(part for part in parts if part)
 

@@ -95,7 +95,11 @@ def _row(
     }
 
 
-def reason_alone(stem: str, reason: str) -> str:
-    """Why an archive failed, without its name, beside which it stands."""
+def reason_alone(archive: str, reason: str) -> str:
+    """Return why an archive failed without its name, beside which it stands.
+
+    Args:
+        archive: its path or stem.
+    """
     name, _, rest = reason.partition(" ")
-    return rest if name.startswith(stem) and rest else reason
+    return rest if name.startswith(archive.rpartition("/")[2]) and rest else reason

@@ -168,9 +168,10 @@ class TestCommonMistakes:
         assert main([command, str(archives), *places[command], *DEBUG_CPU]) == 1
         printed = capsys.readouterr()
         assert "more.7z not read" in printed.out
-        assert "error: 1 of 2 archives failed: archive_batch_0002" in printed.err
+        failed = str(archives / "archive_batch_0002.zip")
+        assert f"error: 1 of 2 archives failed: {failed} can't be read" in printed.err
+        assert (printed.out + printed.err).count(failed) == 1
         if command == "tokenize":
-            assert "failed: archive_batch_0002" not in printed.out  # once is enough
             again = command_line("tokenize", {"archives": str(archives), "tokens": places["tokenize"][0], **ON})
             assert printed.err.endswith(f"{again}\n")
 

@@ -72,7 +72,7 @@ def test_a_failed_archive_stops_the_job_or_is_left_out_as_the_user_decides(
         assert not (tmp_path / "run").exists()
     else:
         result: FinetuneResult = state.result()
-        assert list(result.tokenized.failed) == ["archive_batch_0002"]
+        assert list(result.tokenized.failed) == [str(archives / "archive_batch_0002.zip")]
         assert len(result.rendered) == 2
 
 

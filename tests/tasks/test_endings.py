@@ -116,7 +116,7 @@ def test_the_log_of_a_failed_tokenizing_ends_with_its_message(tmp_path: Path, ca
     (tmp_path / "archive_batch_0001.zip").write_bytes(b"not an archive")
     places = {"archives": str(tmp_path), "tokens": str(tmp_path / "tokens")}
     run = run_as_worker(tokenize_archives, ArchivesFailed, **places, model="debug", device="cpu")
-    assert message_of(run).startswith("1 of 1 archive failed: archive_batch_0001.zip can't be read")
+    assert message_of(run).startswith(f"1 of 1 archive failed: {tmp_path}/archive_batch_0001.zip can't be read")
     assert_ends_with_message(caplog, run)
 
 

@@ -68,10 +68,11 @@ def test_the_summary_of_a_finetuning_says_where_all_three_parts_left_their_files
 
 def test_failed_archives_are_named_in_the_summary_with_what_to_do() -> None:
     report = ShardReport("a.zip", 1, "f", "c", 7, 3600.0, [Rejected("x.wav", "silent")])
-    section = tokenized_section("/tokens", [report], {"archive_batch_0007": "not an | archive"}, ["a remark"])
+    failed = {"/data/archive_batch_0007.zip": "archive_batch_0007.zip is not an | archive"}
+    section = tokenized_section("/tokens", [report], failed, ["a remark"])
     assert "Archives: 1. Clips: 7, 1.0 hours of audio. Rejected: 1." in section
     assert "**1 archive failed.** Fix what is listed and retry this run" in section
-    assert r"- `archive_batch_0007`: not an \| archive" in section
+    assert r"- `/data/archive_batch_0007.zip`: is not an \| archive" in section
     assert "- a remark" in section
 
 
