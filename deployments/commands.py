@@ -144,7 +144,7 @@ def trained_rows(result: TrainResult) -> list[tuple[str, str]]:
     rows = [
         (message("training"), message("{steps}, {epochs}{ending}", steps=steps, epochs=epochs, ending=_how(result))),
         (message("training loss"), message("{first} → {last} (first and last epoch)", first=first, last=last)),
-        (message("best loss"), best),
+        (result.best_name, best),
     ]
     return [*rows, *(evaluated_rows(result.evaluation) if result.evaluation else ())]
 

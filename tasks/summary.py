@@ -107,7 +107,7 @@ def trained_section(result: TrainResult) -> str:
     ending = "" if result.ending == "trained" else f", {result.ending}"
     counts = f"Steps: {result.steps:,}, epochs: {result.epochs}{begun}{ending}."
     if result.best_loss is not None:
-        counts += f" Best loss: {result.best_loss:.4f} in epoch {result.best_epoch}."
+        counts += f" {result.best_name.capitalize()}: {result.best_loss:.4f} in epoch {result.best_epoch}."
     if result.first_loss is not None and result.last_loss is not None:
         counts += f" Training loss: {result.first_loss:.4f} in the first epoch, {result.last_loss:.4f} in the last."
     parts = ["## Trained", counts]

@@ -72,7 +72,9 @@ def train_adapter(
 
 def outcome(result: TrainResult) -> str:
     """What a training came to, in a line."""
-    best = "" if result.best_loss is None else f", best loss {result.best_loss:.4f} in epoch {result.best_epoch}"
+    best = ""
+    if result.best_loss is not None:
+        best = f", {result.best_name} {result.best_loss:.4f} in epoch {result.best_epoch}"
     return f"{result.ending}: {counted(result.steps, 'step')}{best}, in {result.run_dir}"
 
 

@@ -67,19 +67,21 @@ class TrainingLog:
         for row in _earlier_rows(self._run_dir, done):
             self._figures.add(row)
         self._figures.done, self._figures.total = done, total
+        self._stage = ""
+        self._show_progress()
         report(Update("train", self._name, done, total))
 
     def hear(self, row: dict[str, float]) -> None:
         """`on_step` of a training."""
+        figures, follows_stage = self._figures, bool(self._stage)
         self._stage = ""
-        figures = self._figures
         figures.add(row)
         figures.time_step()
         text = joined((message("epoch {number}", number=int(row["epoch"])), _loss_of(row)))
         report(Update("train", self._name, figures.done, figures.total, text))
         if self._logging.is_due():
             self._logger.info("%s", figures.line())
-        if self._progressing.is_due():
+        if self._progressing.is_due() or follows_stage:
             self._show_progress()
         if self._showing.is_due():
             self.show("running")
@@ -95,10 +97,9 @@ class TrainingLog:
 
     def show(self, state: str, wandb_url: str | None = None) -> None:
         """Bring the artifacts up to date."""
-        if state != "running":
-            self._stage = ""
-        self._show_progress()
         state = in_form(state)
+        self._stage = "" if state == "running" else state
+        self._show_progress()
         table, rows = self._figures.table(state), self._figures.rows[:]
 
         def page() -> str:
@@ -108,7 +109,7 @@ class TrainingLog:
             self._show_samples()
             return text
 
-        self._artifacts.markdown("training", page, f"{self._name}: {state}, {self._figures.line()}")
+        self._artifacts.markdown("training", page, f"{self._name}: {self._words(state)}")
 
     def stop(self, reason: str) -> None:
         """It ended before its end: told to, or by an error."""
@@ -132,8 +133,12 @@ class TrainingLog:
 
     def _show_progress(self) -> None:
         figures = self._figures
-        line = ", ".join(filter(None, (figures.line() if figures.total else "", self._stage)))
-        self._artifacts.progress("training-progress", figures.done, figures.total, f"{self._name}: {line}")
+        text = f"{self._name}: {self._words(self._stage)}"
+        self._artifacts.progress("training-progress", figures.done, figures.total, text)
+
+    def _words(self, state: str) -> str:
+        """Return what happens now, and how far the steps are."""
+        return state if state.startswith("cancelled") else "; ".join(filter(None, (state, self._figures.line())))
 
     def _show_samples(self) -> None:
         found = newest_samples(self._run_dir)

@@ -84,8 +84,8 @@ class TrainingFigures:
         return sum(values) / len(values) if values else None
 
     def line(self) -> str:
-        """`step 120 of 4,000, epoch 1, loss 3.412, …`."""
-        parts = [f"step {self.done:,} of {self.total:,}"]
+        """`step 120 of 4,000, epoch 1, loss 3.412, …`; nothing before the steps begin."""
+        parts = [f"step {self.done:,} of {self.total:,}"] if self.total else []
         if "epoch" in self.newest:
             parts.append(f"epoch {int(self.newest['epoch'])}")
         for name, metric in (("loss", self.recent("train/loss")), ("validation", self.newest.get("val/loss"))):
@@ -102,7 +102,7 @@ class TrainingFigures:
     def table(self, state: str) -> str:
         newest, speed = self.newest, self.steps_per_sec
         share = 100 * self.done / max(1, self.total)
-        rows = [("step", f"{self.done:,} of {self.total:,} ({share:.1f} %)")]
+        rows = [("step", f"{self.done:,} of {self.total:,} ({share:.1f} %)")] if self.total else []
         if "epoch" in newest:
             rows.append(("epoch", str(int(newest["epoch"]))))
         if self.eta_seconds:
@@ -117,7 +117,8 @@ class TrainingFigures:
         if self.validated is not None:
             rows.append(("validation loss", f"{newest['val/loss']:.4f} after step {self.validated:,}"))
         if "best/loss" in newest:
-            rows.append(("best so far", f"{newest['best/loss']:.4f} in epoch {self.best_epoch}"))
+            best = "best training loss" if self.validated is None else "best validation loss"
+            rows.append((best, f"{newest['best/loss']:.4f} in epoch {self.best_epoch}"))
         if "train/lr" in newest:
             rows.append(("learning rate", f"{newest['train/lr']:.3g}"))
         rows.append(("skipped steps", f"{int(newest.get('train/skipped_steps', 0)):,}"))

@@ -7,6 +7,7 @@ from typing import Literal
 
 from musicgen_core.config import TrainSettings
 from musicgen_core.evaluation.request import Evaluation  # not for the type checker alone: reports.py sends results
+from musicgen_core.language import message
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,13 @@ class TrainResult:
     """What a training came to.
 
     Attributes:
+        best_loss, best_epoch: of the validation, or of the training where no clips are held out.
         first_loss, last_loss: mean training loss of the first and of the last epoch.
         resumed_from: the step that it went on from, 0 for a new one.
         ending: trained to the last step; stopped early by its validation loss; or complete before: nothing trained.
         warnings: what could not be saved, if anything.
         evaluation: of its best adapter, where that was made.
+        is_validated: whether clips are held out.
     """
 
     run_dir: str
@@ -57,3 +60,9 @@ class TrainResult:
     warnings: tuple[str, ...] = ()
     ending: Literal["trained", "stopped early", "complete before"] = "trained"
     evaluation: Evaluation | None = None
+    is_validated: bool = True
+
+    @property
+    def best_name(self) -> str:
+        """What `best_loss` is the best of."""
+        return message("best validation loss") if self.is_validated else message("best training loss")

@@ -452,5 +452,6 @@ class _Session:
             resumed_from=self.resumed_from,
             wandb_url=url,
             warnings=tuple(self.saver.failures.texts),
+            is_validated=len(self.trainer.validation_clips) > 0,
             ending="complete before" if was_past else "stopped early" if progress.step < total else "trained",
         )

@@ -80,7 +80,7 @@ def test_a_training_shows_figures_and_curves_and_where_its_files_are(
 
     page = str(found["training"].data)
     assert "| state | complete |" in page and f"| step | {result.steps} of {result.steps} (100.0 %) |" in page
-    assert f"| best so far | {result.best_loss:.4f} in epoch {result.best_epoch} |" in page
+    assert f"| best validation loss | {result.best_loss:.4f} in epoch {result.best_epoch} |" in page
     for row in ("throughput", "training loss", "validation loss", "learning rate", "skipped steps"):
         assert f"| {row} | " in page
     losses, rates = pictures(page)
@@ -164,7 +164,7 @@ def test_a_training_that_goes_on_draws_all_of_its_steps_in_the_artifacts_it_had(
     lines = log_lines(id_of(resumed))
     assert any(line.startswith("resuming from") and line.endswith("step 10") for line in lines)
     assert resumed.message is not None and re.fullmatch(
-        rf"trained: {result.steps} steps, best loss \d\.\d{{4}} in epoch \d, in .*/run", resumed.message
+        rf"trained: {result.steps} steps, best validation loss \d\.\d{{4}} in epoch \d, in .*/run", resumed.message
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from musicgen_core import storage
+from musicgen_core.stages import Stage
 from musicgen_core.tracking import Wandb
 from tasks.artifacts import Artifacts
 from tasks.training_log import TrainingLog
@@ -43,6 +44,30 @@ def test_rows_without_their_fields_do_not_stop_a_resume(tmp_path: Path) -> None:
     assert [one["step"] for one in log._figures.rows] == [1, 4]
 
 
+def test_progress_says_what_happens_now_and_how_far_it_is(tmp_path: Path) -> None:
+    shown: list[str] = []
+    record = SimpleNamespace(progress=lambda *shows: shown.append(shows[-1]), markdown=lambda *_: None)
+    log = TrainingLog("jazz", str(tmp_path), cast(Artifacts, record))
+    log.begin_stage(Stage("reading the model demo"))
+    log.start(0, 1000)
+    log.hear(row(1, train__loss=4.0))
+    log.begin_stage(Stage("validating"))
+    log.hear(row(2, train__loss=4.0))
+    log.show("complete")
+    training = ["jazz: step 1 of 1,000, epoch 1, loss 4.000", "jazz: step 2 of 1,000, epoch 1, loss 4.000"]
+    said = [text.partition(", 800")[0] for text in dict.fromkeys(shown)]
+    assert said[:2] == ["jazz: reading the model demo", "jazz: step 0 of 1,000"]
+    assert said[-2:] == [training[1], f"jazz: complete; {training[1].removeprefix('jazz: ')}"]
+    assert f"jazz: validating; {training[0].removeprefix('jazz: ')}" in said
+
+
+def test_a_training_that_has_not_begun_has_no_step(tmp_path: Path) -> None:
+    shown: list[str] = []
+    record = SimpleNamespace(progress=lambda *_: None, markdown=lambda *shows: shown.append(shows[-1]))
+    TrainingLog("jazz", str(tmp_path), cast(Artifacts, record)).stop("no GPU")
+    assert shown == ["jazz: stopped: no GPU"]
+
+
 def test_the_best_is_the_epoch_in_which_it_changed_last() -> None:
     figures = figures_of(
         row(10, 1, val__loss=3.0, best__loss=3.0),
@@ -51,7 +76,7 @@ def test_the_best_is_the_epoch_in_which_it_changed_last() -> None:
         row(31, 4),
     )
     table = figures.table("running")
-    assert "| best so far | 2.0000 in epoch 2 |" in table
+    assert "| best validation loss | 2.0000 in epoch 2 |" in table
     assert "| validation loss | 2.5000 after step 30 |" in table
     assert "| epoch | 4 |" in table and "| learning rate | 0.0001 |" in table
 
