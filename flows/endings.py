@@ -14,9 +14,9 @@ from prefect.states import Cancelled, Failed
 
 from musicgen_core.errors import MusicgenError, raise_if_interrupted
 from tasks.advice import in_form
-from tasks.artifacts import artifacts_of_run
+from tasks.artifacts import PATIENCE_IF_INTERRUPTED_SECONDS, artifacts_of_run
 from tasks.cancelling import cancellable, is_ended_by_worker, leave_to_worker
-from tasks.summary import failed_section, show_summary
+from tasks.summary import cancelled_section, failed_section, show_summary
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,6 +38,8 @@ def ends_with_reason(function: Callable[P, R]) -> Callable[P, R]:
                 raise
             return Failed(message=in_form(str(error)), data=error)  # raised, it would get Prefect's words before it
         if isinstance(result, State) and result.is_cancelled():
+            with artifacts_of_run(PATIENCE_IF_INTERRUPTED_SECONDS) as artifacts:
+                show_summary(artifacts, partial(cancelled_section, str(result.message)))
             if is_ended_by_worker() and not runtime.flow_run.parent_flow_run_id:
                 leave_to_worker(str(result.message))
             result = Cancelled(message=result.message)  # a task's own state would be counted, not shown
@@ -49,10 +51,13 @@ def ends_with_reason(function: Callable[P, R]) -> Callable[P, R]:
 class StatesSuffice(logging.Filter):
     """Drops tracebacks of errors that a person can act on, and of cancelled runs: the log's line on the state has them.
 
-    Prefect logs such an error up to three times, the last time after the state, which should be the last word.
+    Prefect logs such an error up to three times, the last time after the state, which should be the last word. That a
+    run ended as Cancelled, which a person wanted, is logged as INFO, not as ERROR.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno == logging.ERROR and record.getMessage().startswith("Finished in state Cancel"):
+            record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
         return not (record.exc_info and isinstance(record.exc_info[1], (MusicgenError, CancelledRun)))
 
 

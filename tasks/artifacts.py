@@ -151,7 +151,7 @@ class Artifacts:
 
 
 @contextmanager
-def artifacts_of_run() -> Iterator[Artifacts]:
+def artifacts_of_run(patience: float = PATIENCE_SECONDS) -> Iterator[Artifacts]:
     """The current run's artifacts, closed at the end however it comes."""
     artifacts = Artifacts()
     try:
@@ -159,7 +159,7 @@ def artifacts_of_run() -> Iterator[Artifacts]:
     except BaseException:
         artifacts.close(PATIENCE_IF_INTERRUPTED_SECONDS)
         raise
-    artifacts.close(PATIENCE_SECONDS)
+    artifacts.close(patience)
 
 
 def _same(data: Any) -> Any:

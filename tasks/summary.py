@@ -134,6 +134,11 @@ def failed_section(error: Exception) -> str:
     parts.append("*Retry* runs again with the same parameters; *Copy to new run* lets you change them first.")
     return "\n\n".join(part for part in parts if part)
 
+def cancelled_section(message: str) -> str:
+    """What a cancelled run says, which is where a retry continues."""
+    return f"## Cancelled\n\n{markdown_text(message[:1].upper() + message[1:])}."
+
+
 
 def evaluated_section(evaluation: Evaluation) -> str:
     def row(name: str, one: Comparison) -> tuple[str, ...]:

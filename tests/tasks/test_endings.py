@@ -141,6 +141,7 @@ def deaf_to_sigterm() -> Iterator[None]:
 def test_a_training_that_is_told_to_end_says_where_a_retry_continues_if_it_was_cancelled(
     demo_tokens: Path,
     tmp_path: Path,
+    shown: Shown,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
     is_cancelled: bool,
@@ -173,6 +174,9 @@ def test_a_training_that_is_told_to_end_says_where_a_retry_continues_if_it_was_c
         )
         assert_ends_with_message(caplog, run)
         assert not any("Crash" in line for line in caplog.messages)
+        ended = [record for record in caplog.records if "Finished in state Cancelled" in record.getMessage()]
+        assert ended and {record.levelname for record in ended} == {"INFO"}
+        assert "Retry continues from there" in str(shown(run.id)["summary"].data)
         assert steps(tmp_path / "run") == [1, 2, 3]
     else:
         assert run.state.name == "Crashed"
