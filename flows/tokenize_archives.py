@@ -133,8 +133,8 @@ def tokenize_archives(
     if workers.task_runner == "threads":  # a cluster's workers have caches and GPUs of their own
         check_codec(model, device)
     with runner, log_tokenizing(target, [entry["stem"] for entry in work]) as log:
-        reports, reasons = _tokenize_all(work, runner, storage.as_path(target), log)
-    failed = {str(entry["archive"]): reasons[entry["stem"]] for entry in work if entry["stem"] in reasons}
+        reports, failed = _tokenize_all(work, runner, storage.as_path(target), log)
+    failed = {str(entry["archive"]): failed[entry["stem"]] for entry in work if entry["stem"] in failed}
     announce(message("looking for clips without a description"))
     are_all = not limit and not failed
     described = {report.archive: _described(report, storage.as_path(target)) for report in reports}

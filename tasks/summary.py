@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from prefect import runtime
@@ -16,7 +17,6 @@ from tasks.advice import in_form
 from tasks.artifacts import Artifacts, markdown_table
 from tasks.forms import form_link
 from tasks.next_steps import Outcome, Step, as_comment
-from tasks.outcomes import MAIN_FILES
 from tasks.progress import utc_now
 from tasks.served import file_link
 from tasks.tokenizing_table import reason_alone
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from musicgen_core.training.request import TrainResult
 
 MOST_ROWS = 50
-_TRAINED: dict[str, str] = {
-    **MAIN_FILES,
+_OTHER_FILES: dict[str, str] = {
     "final adapter": "lora_weights/final_lora.pt",
     "newest checkpoint": "latest.pt",
     "final full model": "full_models/final_model.pt",
@@ -43,6 +42,7 @@ _TRAINED: dict[str, str] = {
     "sample clips": "samples",
     "WandB's files": "wandb",
 }
+"""In a run directory, beside the `MAIN_FILES`"""
 
 
 def show_summary(artifacts: Artifacts, *sections: Callable[[], str], outcome: Callable[[], Outcome] = Outcome) -> None:
@@ -55,7 +55,9 @@ def show_summary(artifacts: Artifacts, *sections: Callable[[], str], outcome: Ca
     def page() -> str:
         name, found = markdown_text(runtime.flow_run.name), outcome()
         notice = f"**{markdown_text(in_form(found.notice))}**" if found.notice else ""
-        parts = [f"# {name}", notice, *(section() for section in sections), outcome_section(found)]
+        shown = [section() for section in sections]
+        unseen = [made for made in found.made if not any(_place(made.place) in section for section in shown)]
+        parts = [f"# {name}", notice, *shown, outcome_section(replace(found, made=tuple(unseen)))]
         return "\n\n".join(filter(None, [*parts, f"As of {utc_now()}", as_comment(found)]))
 
     artifacts.markdown("summary", page, "What came of it, and where everything is")
@@ -67,13 +69,12 @@ def estimated_section(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def exported_section(exported: Exported) -> str:
-    rows = [(file_link(exported.directory / name), sized(size)) for name, size in exported.files.items()]
+    files = {name: size for name, size in exported.files.items() if name != "README.md"}
+    rows = [(file_link(exported.directory / name), sized(size)) for name, size in files.items()]
     return "\n\n".join(
         [
             "## Exported",
-            _places([("directory", markdown_code(exported.directory))]),
             markdown_table(("file", "size"), rows),
-            f"{file_link(exported.directory / 'README.md')} says how to load it.",
         ]
     )
 
@@ -84,8 +85,7 @@ def tokenized_section(
     clips, rejected = sum(report.clips for report in reports), sum(len(report.rejected) for report in reports)
     seconds = sum(report.audio_seconds for report in reports)
     counts = f"Archives: {len(reports):,}. Clips: {clips:,}, {lasting(seconds)} of audio. Rejected: {rejected:,}."
-    places = [("shards", markdown_code(tokens))]
-    target = storage.as_path(tokens)
+    places, target = [], storage.as_path(tokens)
     if rejected:
         places.append(("why clips were rejected", f"{markdown_code(target / 'ARCHIVE.json')}, under `rejected`"))
     if (target / "wandb").exists():
@@ -112,9 +112,8 @@ def trained_section(result: TrainResult) -> str:
         counts += f" Training loss: {result.first_loss:.4f} in the first epoch, {result.last_loss:.4f} in the last."
     parts = ["## Trained", counts]
     run_dir = storage.as_path(result.run_dir)
-    found = [(name, file_link(run_dir / file)) for name, file in _TRAINED.items() if _is_there(run_dir / file)]
-    parts.append(_places([("run directory", markdown_code(run_dir)), *found]))
-    parts.append(wandb_line(run_dir, result.wandb_url))
+    found = [(name, file_link(run_dir / file)) for name, file in _OTHER_FILES.items() if _is_there(run_dir / file)]
+    parts.append(_places(found) if found else "")
     parts += [f"- {markdown_text(warning)}" for warning in result.warnings]
     if result.evaluation is not None:
         parts.append(evaluated_section(result.evaluation))
@@ -134,10 +133,10 @@ def failed_section(error: Exception) -> str:
     parts.append("*Retry* runs again with the same parameters; *Copy to new run* lets you change them first.")
     return "\n\n".join(part for part in parts if part)
 
+
 def cancelled_section(message: str) -> str:
     """What a cancelled run says, which is where a retry continues."""
     return f"## Cancelled\n\n{markdown_text(message[:1].upper() + message[1:])}."
-
 
 
 def evaluated_section(evaluation: Evaluation) -> str:
@@ -155,7 +154,6 @@ def evaluated_section(evaluation: Evaluation) -> str:
             ("Fréchet audio distance", f"{music.base_frechet_distance:.4f}", f"{music.adapter_frechet_distance:.4f}"),
         ]
         parts.append(markdown_table((f"of {counted(music.clips, 'piece')} each", "base model", "with adapter"), scores))
-    parts.append(_places([("report, with pictures and music", file_link(evaluation.report))]))
     parts += [f"- {markdown_text(remark)}" for remark in evaluation.remarks]
     return "\n\n".join(parts)
 

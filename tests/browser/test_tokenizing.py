@@ -83,5 +83,5 @@ def test_retry_in_the_ui_does_only_the_archives_that_failed(site: Site, ui: Ui) 
     ui.screenshot("run-retried")
     ui.open_artifact(run, "summary")
     expect(ui.page.get_by_text(f"Archives: {ARCHIVES}.")).to_be_visible()
-    expect(ui.page.get_by_text(str(tokens), exact=True).first).to_be_visible()  # the second one is what was made
+    expect(ui.page.get_by_text(str(tokens), exact=True).first).to_be_visible()
     ui.screenshot("tokenizing-summary")

@@ -268,7 +268,9 @@ def test_of_many_left_out_and_failed_archives_the_first_few_are_named(
         (archives / f"broken_{number}.zip").write_bytes(f"not an archive {number}".encode())
     state = run(archives, tmp_path / "tokens")
     message = str(state.message)
-    assert message.startswith(f"5 of 7 archives failed: {archives}/broken_0.zip can't be read") and message.endswith("; and 2 more")
+    assert message.startswith(f"5 of 7 archives failed: {archives}/broken_0.zip can't be read") and message.endswith(
+        "; and 2 more"
+    )
     assert "broken_2" in message and "broken_3" not in message
     told = [record.getMessage() for record in caplog.records if record.name == "musicgen_core.tokenizing"]
     assert told[2].startswith("archive_batch_0001 (2).zip is left out") and told[3].startswith("and 2 more")

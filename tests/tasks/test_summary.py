@@ -45,6 +45,9 @@ def test_the_summary_of_a_finetuning_says_where_all_three_parts_left_their_files
     assert made["tokens"] == f"{folder}/tokens" and made["best adapter"].endswith("lora_weights/best_lora.pt")
     assert [step.command for step in outcome.steps] == ["generate", "export"]
     assert f"- best adapter:  \n  `{made['best adapter']}`" in page.partition("## What was made")[2]
+    visible = page.partition("<!--")[0]
+    for place in made.values():
+        assert visible.count(f"`{place}`") == 1, place
 
     parts = subflows(run_id)
     assert {run.name.rpartition(" · ")[0] for run in parts.values()} == {  # without the time
