@@ -14,6 +14,7 @@ import yaml
 from deployments.environment import ROOT
 from deployments.parameters import Deployment
 from musicgen_core.errors import MusicgenError
+from musicgen_core.language import message
 from tasks.forms import in_groups
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def prefect(*command: str) -> None:
     if done.returncode:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:]
         raise MusicgenError(
-            f"prefect {' '.join(command)} failed ({' '.join(last)})", "Run it by hand to see all of its output"
+            message("prefect {names} failed ({names2})", names=" ".join(command), names2=" ".join(last)),
+            message("Run it by hand to see all of its output"),
         )
 
 

@@ -98,4 +98,7 @@ def explain_server(log: str) -> MusicgenError:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Exit)\b", line)]
     reason = (raised or lines or ["it did not answer in time and wrote nothing"])[-1]
-    return MusicgenError(f"the Prefect server can't start: {reason[:500]}", "All of its output: prefect server start")
+    return MusicgenError(
+        message("the Prefect server can't start: {reason}", reason=reason[:500]),
+        message("All of its output: prefect server start"),
+    )

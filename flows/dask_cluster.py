@@ -20,6 +20,7 @@ from prefect.settings import get_current_settings
 
 from musicgen_core import storage
 from musicgen_core.errors import ConfigError
+from musicgen_core.language import message
 
 ANSWER_SECONDS = 5
 REHEARSAL_SECONDS = 60  # a worker may have to import Prefect, from a slow disk
@@ -39,27 +40,43 @@ def check_cluster(address: str, shared: str) -> None:
     """
     if get_current_settings().api.url is None:  # each worker would start a temporary server of its own
         raise ConfigError(
-            "a Dask cluster needs a Prefect server that its workers can reach, and PREFECT_API_URL is not set",
-            "Start a server (musicgen-flows up, or prefect server start --host 0.0.0.0) and set PREFECT_API_URL",
+            message("a Dask cluster needs a Prefect server that its workers can reach, and PREFECT_API_URL is not set"),
+            message(
+                "Start a server (musicgen-flows up, or prefect server start --host 0.0.0.0) and set PREFECT_API_URL"
+            ),
         )
     try:
         found = asyncio.run(_identify(address))
     except Exception as error:  # what isn't Dask may answer with anything: HTTP reads as a frame of 3 EiB
         reason = f"no answer in {ANSWER_SECONDS} s" if isinstance(error, TimeoutError) else _one_line(error)
         raise ConfigError(
-            f"no Dask scheduler at {address}: {reason}",
-            "Start one with `dask scheduler`, and give the address that it shows, such as tcp://HOST:8786",
+            message("no Dask scheduler at {address}: {reason}", address=address, reason=reason),
+            message("Start one with `dask scheduler`, and give the address that it shows, such as tcp://HOST:8786"),
         ) from error
     if found != "Scheduler":
-        raise ConfigError(f"at {address} is a Dask {found.lower()}", "Give the address of its scheduler")
+        raise ConfigError(
+            message("at {address} is a Dask {lower}", address=address, lower=found.lower()),
+            message("Give the address of its scheduler"),
+        )
     with _marker(shared) as marker:
         problems = _rehearse_everywhere(address, marker)
     if problems:
         worker, problem = min(problems.items())
         raise ConfigError(
-            f"{len(problems)} of the Dask workers can't do the tasks; {worker}: {problem}",
-            f"A worker needs what is installed here ({_versions()}, dask {version('dask')}), the Prefect server at "
-            f"{get_current_settings().api.url}, and the same {shared}",
+            message(
+                "{number} of the Dask workers can't do the tasks; {worker}: {problem}",
+                number=len(problems),
+                worker=worker,
+                problem=problem,
+            ),
+            message(
+                "A worker needs what is installed here ({versions}, dask {version}), the Prefect "
+                "server at {url}, and the same {shared}",
+                versions=_versions(),
+                version=version("dask"),
+                url=get_current_settings().api.url,
+                shared=shared,
+            ),
         )
 
 

@@ -23,6 +23,7 @@ from google.api_core.retry import AsyncRetry
 from google.auth.exceptions import GoogleAuthError, TransportError
 
 from musicgen_core.errors import StorageError
+from musicgen_core.language import message
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,9 @@ FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 16.0
 PART_BYTES = 16 << 20
 """Of an upload of 5 MiB or more; a multiple of 256 KiB, says Google."""
 _UPLOADS = 3
-_LOG_IN = "Log in with gcloud auth application-default login, or export GOOGLE_APPLICATION_CREDENTIALS=KEY.json"
+_LOG_IN = message(
+    "Log in with gcloud auth application-default login, or export GOOGLE_APPLICATION_CREDENTIALS=KEY.json"
+)
 _WITHOUT_BUCKET = re.compile(r"(^|/upload/storage/v1/)b/[^/]+/o(\?name=|$)")
 """What was asked for when a 404 means the bucket: a listing, or the beginning of an upload."""
 _READING = ("storage.objects.get", "storage.objects.list")
@@ -102,27 +105,54 @@ def _explain(error: Exception, path: str, attempt: str, has_credentials: bool) -
         return _forbidden(str(error).partition("\n")[2], place, bucket, attempt)
     if isinstance(error, GoogleAuthError | NonRetryableError) or getattr(error, "code", None) == 401:
         reason = str(cause.__cause__ or cause)  # why a token could not be renewed
-        who = "refuses this machine's login" if has_credentials else "asks for a login, and this machine has none"
-        return StorageError(f"{place} can't be {attempt}: Google {who} ({reason})", _LOG_IN, 401)
+        who = message("Google asks for a login, and this machine has none")
+        if has_credentials:
+            who = message("Google refuses this machine's login")
+        found = message(
+            "{place} can't be {attempt}: {why} ({reason})", place=place, attempt=attempt, why=who, reason=reason
+        )
+        return StorageError(found, _LOG_IN, 401)
     if isinstance(error, FileNotFoundError) and _WITHOUT_BUCKET.search(str(error)):
-        found = f"{place} can't be {attempt}: there is no bucket {bucket}, or this account may not see it"
-        fix = f"Make it, or correct the name: gcloud storage buckets create {bucket}"
+        found = message(
+            "{place} can't be {attempt}: there is no bucket {bucket}, or this account may not see it",
+            place=place,
+            attempt=attempt,
+            bucket=bucket,
+        )
+        fix = message("Create it, or correct the name: gcloud storage buckets create {bucket}", bucket=bucket)
         return StorageError(found, fix, 404)
     if isinstance(error, RetryError | _UploadLost):
-        found = f"{place} can't be {attempt}: Google Cloud Storage did not do it after several attempts ({reason})"
-        return StorageError(found, "Look at the network, and run again: what is done is kept")
+        found = message(
+            "{place} can't be {attempt}: Google Cloud Storage did not do it after several attempts ({reason})",
+            place=place,
+            attempt=attempt,
+            reason=reason,
+        )
+        return StorageError(found, message("Check the network, and run again: what is done is kept"))
     return None
 
 
-def _forbidden(message: str, place: str, bucket: str, attempt: str) -> StorageError:
+def _forbidden(answer: str, place: str, bucket: str, attempt: str) -> StorageError:
     """The error for a 403, in whose message Google names the permission."""
-    named = re.search(r"storage\.\w+\.\w+", message)
-    permission = f" needs the permission {named[0]}, which this account does not have" if named else ""
+    named = re.search(r"storage\.\w+\.\w+", answer)
+    why = message("that is forbidden")
+    if named:
+        why = message("that needs the permission {permission}, which this account does not have", permission=named[0])
     role = "storage.objectViewer" if named and named[0] in _READING else "storage.objectUser"
     return StorageError(
-        f"{place} can't be {attempt}: that{permission or ' is forbidden'} (Google says: {message})",
-        f"Give the account the role {role} (to write: storage.objectUser): gcloud storage buckets "
-        f"add-iam-policy-binding {bucket} --member=serviceAccount:ACCOUNT --role=roles/{role}",
+        message(
+            "{place} can't be {attempt}: {why} (Google says: {answer})",
+            place=place,
+            attempt=attempt,
+            why=why,
+            answer=answer,
+        ),
+        message(
+            "Give the account the role {role} (to write: storage.objectUser): gcloud storage buckets "
+            "add-iam-policy-binding {bucket} --member=serviceAccount:ACCOUNT --role=roles/{role}",
+            role=role,
+            bucket=bucket,
+        ),
         403,
     )
 
@@ -199,17 +229,17 @@ class GoogleStorage(GCSFileSystem):
         except FileNotFoundError:
             return False
 
-    _info = _explained(GCSFileSystem._info, "looked at")
-    _ls = _explained(GCSFileSystem._ls, "listed")
-    _find = _explained(GCSFileSystem._find, "listed")
-    _cat_file = _explained(GCSFileSystem._cat_file, "read")
-    _get_file = _explained(GCSFileSystem._get_file, "read")
-    _put_file = _explained(_put_whole, "written", which=1)
-    _pipe_file = _explained(_pipe_whole, "written")
-    _cp_file = _explained(GCSFileSystem._cp_file, "copied")
-    _mv_file = _explained(GCSFileSystem._mv_file, "moved")
-    _rm_file = _explained(GCSFileSystem._rm_file, "deleted")
-    _rm = _explained(_rm_one, "deleted")
+    _info = _explained(GCSFileSystem._info, message("looked at"))
+    _ls = _explained(GCSFileSystem._ls, message("listed"))
+    _find = _explained(GCSFileSystem._find, message("listed"))
+    _cat_file = _explained(GCSFileSystem._cat_file, message("read"))
+    _get_file = _explained(GCSFileSystem._get_file, message("read"))
+    _put_file = _explained(_put_whole, message("written"), which=1)
+    _pipe_file = _explained(_pipe_whole, message("written"))
+    _cp_file = _explained(GCSFileSystem._cp_file, message("copied"))
+    _mv_file = _explained(GCSFileSystem._mv_file, message("moved"))
+    _rm_file = _explained(GCSFileSystem._rm_file, message("deleted"))
+    _rm = _explained(_rm_one, message("deleted"))
     mv_file = sync_wrapper(_mv_file)
     rm = sync_wrapper(_rm)
 

@@ -11,6 +11,7 @@ from pydantic_core import CoreSchema
 
 from musicgen_core.errors import ConfigError
 from musicgen_core.language import as_message, message
+from musicgen_core.wording import joined_sentences
 
 if TYPE_CHECKING:
     from musicgen_core.storage import Location
@@ -43,7 +44,7 @@ class Settings(BaseModel):
 S = TypeVar("S", bound=Settings)
 
 
-def validate(kind: type[S], values: Mapping[str, Any], origin: str = "the settings") -> S:
+def validate(kind: type[S], values: Mapping[str, Any], origin: str = message("the settings")) -> S:
     """Build settings of a kind.
 
     Raises:
@@ -53,9 +54,11 @@ def validate(kind: type[S], values: Mapping[str, Any], origin: str = "the settin
         return kind(**values)
     except ValidationError as error:
         problems = describe_problems(error)
+        number = message("a problem") if len(problems) == 1 else message("{number} problems", number=len(problems))
         raise ConfigError(
-            f"{origin} have {'a problem' if len(problems) == 1 else f'{len(problems)} problems'}: "
-            + "; ".join(problems),
+            message(
+                "{origin} have {problems}: {names}", origin=origin, problems=number, names=joined_sentences(problems)
+            ),
             message("Change or remove what is named"),
         ) from error
 

@@ -14,6 +14,7 @@ from uuid import UUID
 from deployments.environment import is_healthy, prepare
 from deployments.registering import PLACES, register, set_places
 from musicgen_core.errors import MusicgenError
+from musicgen_core.language import message
 
 RESULTS_BLOCK = "musicgen-results"
 START_SECONDS = 180  # the first start makes the database's tables
@@ -40,7 +41,8 @@ def _wait_for_server(api: str) -> None:
     while not is_healthy(api):
         if time.monotonic() > deadline:
             raise MusicgenError(
-                f"no Prefect server answers at {api}", "On the server, see why with journalctl -u musicgen-server"
+                message("no Prefect server answers at {api}", api=api),
+                message("On the server, see why with journalctl -u musicgen-server"),
             )
         time.sleep(1)
 
@@ -57,7 +59,8 @@ def _keep_results_in(storage: str) -> None:
         block = LocalFileSystem(basepath=f"{storage}/results")
     else:
         raise MusicgenError(
-            f"{storage!r} is no place that all machines share", "Give gs://BUCKET/FOLDER, or a mounted folder's path"
+            message("{storage!r} is no place that all machines share", storage=storage),
+            message("Give gs://BUCKET/FOLDER, or a mounted folder's path"),
         )
     with get_client(sync_client=True) as client:
         client.update_server_default_result_storage(cast(UUID, block.save(RESULTS_BLOCK, overwrite=True)))

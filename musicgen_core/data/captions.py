@@ -172,8 +172,11 @@ def load_captions(path: UPath, settings: TokenizeSettings = _DEFAULTS) -> Captio
             fields.update((name, None) for name, value in entry.items() if field_text(value) is not None)
     if not by_path:
         raise MetadataError(
-            f"none of the lines of {path} is a JSON object with a path"
-            + (f" (lines {listed(broken)})" if broken else ""),
+            message(
+                "none of the lines of {path} is a JSON object with a path{lines}",
+                path=path,
+                lines=message(" (lines {numbers})", numbers=listed(broken)) if broken else "",
+            ),
             message('Write one object a line, in UTF-8: {"path": "audio/track1.wav", "description": "…"}'),
         )
     if template and len(incomplete) == len(by_path):

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from musicgen_core.data.members import NUL
 from musicgen_core.errors import ConfigError
+from musicgen_core.language import message
 
 AUTO = "auto"
 
@@ -25,8 +26,8 @@ def check_encoding(encoding: str) -> None:
         pass
     except (LookupError, ValueError) as error:
         raise ConfigError(
-            f"the setting name_encoding is {encoding!r}, which is no known encoding",
-            "Use auto, or a name such as cp932, gbk or latin-1",
+            message("the setting name_encoding is {encoding!r}, which is no known encoding", encoding=encoding),
+            message("Use auto, or a name such as cp932, gbk or latin-1"),
         ) from error
 
 

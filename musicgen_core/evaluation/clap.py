@@ -32,9 +32,11 @@ def find_clap(source: str) -> Path:
         return directory
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise ModelError(
-            f"there is no directory {source} of CLAP weights",
-            "Give --clap-weights a directory with a ClapModel and its processor, or an id such as "
-            "laion/larger_clap_music",
+            message("there is no directory {source} of CLAP weights", source=source),
+            message(
+                "Give --clap-weights a directory with a ClapModel and its processor, or an id such as "
+                "laion/larger_clap_music"
+            ),
         )
     return hub.fetch(source, hub.CLAP)
 
@@ -61,9 +63,15 @@ class Clap:
             self._model: Any = ClapModel.from_pretrained(str(directory), dtype=torch.float32, local_files_only=True)
         except (OSError, ValueError, TypeError) as error:  # TypeError: files of another model lack what it needs
             raise ModelError(
-                f"the CLAP weights {source} can't be loaded ({textwrap.shorten(str(error), 300)})",
-                "Give --clap-weights a directory with a ClapModel and its processor, or an id such as "
-                "laion/larger_clap_music where the Hugging Face Hub can be reached",
+                message(
+                    "the CLAP weights {source} can't be loaded ({reason})",
+                    source=source,
+                    reason=textwrap.shorten(str(error), 300),
+                ),
+                message(
+                    "Give --clap-weights a directory with a ClapModel and its processor, or an id such as "
+                    "laion/larger_clap_music where the Hugging Face Hub can be reached"
+                ),
             ) from error
         self._model.eval().requires_grad_(False)
         self._extractor = self._processor.feature_extractor

@@ -12,6 +12,7 @@ from upath import UPath
 from musicgen_core import storage, tracking
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.evaluation.request import EvaluatedAdapter
+from musicgen_core.language import message
 from musicgen_core.model.hub_adapter import hub_name, shown
 from musicgen_core.model.lora import Adapter, find_adapter, load_adapter
 
@@ -78,6 +79,7 @@ def find_subject(location: storage.Location) -> Subject:
             raise ValueError(f"it holds a {type(config).__name__}")
     except (OSError, ValueError) as error:
         raise RunDirectoryError(
-            f"{run_dir}/config.json is damaged ({error})", "Copy the adapter to another place and evaluate it there"
+            message("{run_dir}/config.json is damaged ({error})", run_dir=run_dir, error=error),
+            message("Copy the adapter to another place and evaluate it there"),
         ) from error
     return Subject(path, load_adapter(path), run_dir, config)

@@ -16,6 +16,7 @@ from musicgen_core.config import SamplingSettings
 from musicgen_core.devices import can_compile
 from musicgen_core.errors import Cancelled, DeviceError
 from musicgen_core.generation.steps import EagerSteps, GraphedSteps, Steps, Window
+from musicgen_core.language import message
 from musicgen_core.model.decoder import MusicgenLM, TextCondition
 from musicgen_core.model.pattern import undelay
 from musicgen_core.model.text import TextEncoder
@@ -141,9 +142,12 @@ class Engine:
             for what, bits in (("weight", self.weight_bits), ("cache", self.cache_bits)):
                 if bits != 16:
                     raise DeviceError(
-                        f"8-bit {what}s need an NVIDIA GPU of compute capability 8.0 or newer, "
-                        "Triton, and a C compiler",
-                        f"Leave out --{what}-bits; musicgen-flows doctor says what is missing",
+                        message(
+                            "8-bit {what}s need an NVIDIA GPU of compute capability 8.0 or newer, Triton, and a "
+                            "C compiler",
+                            what=what,
+                        ),
+                        message("Leave out --{what}-bits; musicgen-flows doctor says what is missing", what=what),
                     )
             return None
         from musicgen_core.generation.decoding import Decoding  # Triton is not everywhere

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from musicgen_core.errors import AdapterError
 from musicgen_core.finite import names_of_non_finite
+from musicgen_core.language import message
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "lora": dict,
@@ -80,7 +81,13 @@ def check_merged(weights: Mapping[str, Tensor], precision: str) -> None:
     """
     if broken := names_of_non_finite(weights):
         raise AdapterError(
-            f"merged with the adapter, {len(broken)} of the model's {len(weights)} tensors hold NaN or infinite values "
-            f"in {precision}, such as {broken[0]}",
-            "Give another adapter, or train it again with a lower --learning-rate",
+            message(
+                "merged with the adapter, {number} of the model's {number2} tensors hold NaN or "
+                "infinite values in {precision}, such as {example}",
+                number=len(broken),
+                number2=len(weights),
+                precision=precision,
+                example=broken[0],
+            ),
+            message("Give another adapter, or train it again with a lower --learning-rate"),
         )

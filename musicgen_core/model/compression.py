@@ -18,6 +18,7 @@ import torch
 from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.codes import CARDINALITY, CODEBOOKS, FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 from musicgen_core.errors import ModelError, MusicgenError
+from musicgen_core.language import message
 from musicgen_core.model import hub
 from musicgen_core.model.configuration import XpConfig, shown
 from musicgen_core.model.local_files import MOST_BYTES_OF_POINTER, codec_checksum, file_sha256
@@ -57,12 +58,20 @@ def load_codec(model: BaseModel, device: torch.device) -> Any:
         raise
     except Exception as error:  # audiocraft and transformers raise many kinds on a damaged or foreign file
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
-        raise ModelError(f"{name} can't be loaded ({reason})", "Fetch the file again") from error
+        raise ModelError(
+            message("{name} can't be loaded ({reason})", name=name, reason=reason), message("Fetch the file again")
+        ) from error
     cardinality = model.config.decoder.cardinality if model.lm_path.is_file() else found[-1]
     expected = (SAMPLE_RATE, FRAME_RATE, CODEBOOKS, min(cardinality, CARDINALITY))
     if found != expected:
         raise ModelError(
-            f"{name} has sample rate, frame rate, codebooks and cardinality {found}, not {expected}", USE_ANOTHER
+            message(
+                "{name} has sample rate, frame rate, codebooks and cardinality {found}, not {expected}",
+                name=name,
+                found=found,
+                expected=expected,
+            ),
+            USE_ANOTHER,
         )
     _try(codec, device, name)
     return codec
@@ -98,13 +107,18 @@ def _from_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> Any:
     from omegaconf import OmegaConf
 
     if not {"xp.cfg", "best_state"} <= checkpoint.keys():
-        raise ModelError(f"the codec {path} is not a checkpoint of audiocraft (it has no xp.cfg or no best_state)")
+        raise ModelError(
+            message("the codec {path} is not a checkpoint of audiocraft (it has no xp.cfg or no best_state)", path=path)
+        )
     config = XpConfig(checkpoint["xp.cfg"], path)
     _refuse(f"the codec {path}", {name: config.get(name, False) for name in _SUPPORTED}, _SUPPORTED)
     sections = {name: config.section(name) for name in ("encodec", "seanet", "rvq")}
     open_ones = [found for name, section in sections.items() for found in _unresolved(name, section)]
     if open_ones:
-        raise ModelError(f"the codec {path} leaves settings open: {'; '.join(open_ones)}", USE_ANOTHER)
+        raise ModelError(
+            message("the codec {path} leaves settings open: {names}", path=path, names="; ".join(open_ones)),
+            USE_ANOTHER,
+        )
     sections["seanet"] = {"encoder": {}, "decoder": {}, **sections["seanet"]}
     built = OmegaConf.create({**sections, "compression_model": "encodec", "device": "cpu"})
     codec = import_audiocraft("audiocraft.models.builders").get_compression_model(built)
@@ -137,13 +151,21 @@ def _from_hub(repo: object, name: str) -> Any:
     )
     missing = sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])])
     if missing:  # transformers would go on with random numbers
-        raise ModelError(f"{name} lacks weights, such as {missing[0]}", "Fetch the file again")
+        raise ModelError(
+            message("{name} lacks weights, such as {example}", name=name, example=missing[0]),
+            message("Fetch the file again"),
+        )
     return import_audiocraft("audiocraft.models.encodec").HFEncodecCompressionModel(encodec)
 
 
 def _checked_repo(repo: object, name: str) -> str:
     if not isinstance(repo, str) or not _HUB_ID.fullmatch(repo):
-        raise ModelError(f"{name} points to {shown(repo)}, which is no repository of the Hugging Face Hub", USE_ANOTHER)
+        raise ModelError(
+            message(
+                "{name} points to {shown}, which is no repository of the Hugging Face Hub", name=name, shown=shown(repo)
+            ),
+            USE_ANOTHER,
+        )
     return repo
 
 
@@ -155,7 +177,7 @@ def _weights(directory: Path) -> Path:
 def _refuse(name: str, found: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
     problems = [f"{key} is {shown(found.get(key))}" for key, ours in supported.items() if found.get(key) != ours]
     if problems:
-        raise ModelError(f"{name} is not supported: {'; '.join(problems)}", USE_ANOTHER)
+        raise ModelError(message("{name} is not supported: {names}", name=name, names="; ".join(problems)), USE_ANOTHER)
 
 
 @torch.inference_mode()
@@ -168,6 +190,16 @@ def _try(codec: Any, device: torch.device, name: str) -> None:
         raise
     except Exception as error:  # whatever its layers raise
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
-        raise ModelError(f"{name} can't encode or decode ({reason})", USE_ANOTHER) from error
+        raise ModelError(
+            message("{name} can't encode or decode ({reason})", name=name, reason=reason), USE_ANOTHER
+        ) from error
     if shapes != ((1, CODEBOOKS, 1), (1, 1, SAMPLES_PER_FRAME)):
-        raise ModelError(f"{name} makes of {SAMPLES_PER_FRAME} samples codes and audio of shapes {shapes}", USE_ANOTHER)
+        raise ModelError(
+            message(
+                "{name} makes of {samples_per_frame} samples codes and audio of shapes {shapes}",
+                name=name,
+                samples_per_frame=SAMPLES_PER_FRAME,
+                shapes=shapes,
+            ),
+            USE_ANOTHER,
+        )

@@ -20,6 +20,7 @@ import yaml
 
 from musicgen_core.codes import CARDINALITY, CODEBOOKS
 from musicgen_core.errors import ModelError
+from musicgen_core.language import message
 from musicgen_core.model.decoder import DecoderConfig
 
 USE_ANOTHER = "Use facebook/musicgen-small, facebook/musicgen-medium or facebook/musicgen-large"
@@ -104,7 +105,8 @@ class XpConfig:
 
     def unreadable(self, reason: str) -> ModelError:
         return ModelError(
-            f"{self.source} can't be used ({reason})", "Give the directory of a checkpoint that audiocraft exported"
+            message("{source} can't be used ({reason})", source=self.source, reason=reason),
+            message("Give the directory of a checkpoint that audiocraft exported"),
         )
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -168,7 +170,9 @@ def read_lm_config(content: object, source: object) -> LmConfig:
     """
     config = XpConfig(content, source)
     if not config.section("transformer_lm"):
-        raise ModelError(f"{source} is not a language model (its xp.cfg has no transformer_lm)", USE_ANOTHER)
+        raise ModelError(
+            message("{source} is not a language model (its xp.cfg has no transformer_lm)", source=source), USE_ANOTHER
+        )
     kind = _kind(config)
     problems = list(_problems(config))
     if problems:

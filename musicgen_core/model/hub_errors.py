@@ -148,16 +148,20 @@ def give_up(repo: str, error: Exception, cache: Path | None = None, attempts: in
             ),
         )
     if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError) or status == 404:
-        access = "private without access for HF_TOKEN" if has_token else "private, and no HF_TOKEN is set"
+        access = (
+            message("private without access for HF_TOKEN") if has_token else message("private, and no HF_TOKEN is set")
+        )
         return ModelError(
             message("{repo} is not on the Hugging Face Hub, or {access}", repo=repo, access=access),
             message("Check the name and HF_TOKEN"),
         )
     if status in (401, 403):
-        what = "HF_TOKEN" if has_token else "access without HF_TOKEN"
+        what = "HF_TOKEN" if has_token else message("access without HF_TOKEN")
         return ModelError(
             message("the Hugging Face Hub refuses {what} for {repo} ({status})", what=what, repo=repo, status=status),
-            "Set a valid one, or unset it: facebook's models need none" if has_token else "Set HF_TOKEN",
+            message("Set a valid one, or unset it: facebook's models need none")
+            if has_token
+            else message("Set HF_TOKEN"),
         )
     if isinstance(error, errors.HFValidationError):
         return ModelError(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from musicgen_core.errors import ModelError
+from musicgen_core.language import message
 from musicgen_core.model.hub_errors import Attempts
 
 ABANDONED_SECONDS = 24 * 3600.0
@@ -60,8 +61,12 @@ def transfer(repo: str, url: str, blob: Path, size: int, sha256: str | None, cou
             if not was_resumed or not _is_right(part, sha256):
                 part.unlink(missing_ok=True)
                 raise ModelError(
-                    f"a file of {repo} came damaged from the Hugging Face Hub (its SHA-256 is not {sha256})",
-                    "Run the same command again; if it stays so, ask who runs the proxy or mirror in between",
+                    message(
+                        "a file of {repo} came damaged from the Hugging Face Hub (its SHA-256 is not {sha256})",
+                        repo=repo,
+                        sha256=sha256,
+                    ),
+                    message("Run the same command again; if it stays so, ask who runs the proxy or mirror in between"),
                 )
         part.replace(blob)
 

@@ -109,7 +109,9 @@ class Adapter:
                     base_model=self.base_model,
                     identity=model.identity,
                 ),
-                "Give --model the directory that it was trained with" if name == "local" else f"Give --model {name}",
+                message("Give --model the directory that it was trained with")
+                if name == "local"
+                else message("Give --model {name}", name=name),
             )
 
     def check_scale(self, settings: LoraSettings, where: str) -> None:
@@ -185,9 +187,12 @@ def _check_targets(lm: MusicgenLM, targets: Sequence[str]) -> None:
     blocks = [f"model.decoder.layers.{i}.{name}" for i in range(lm.config.layers) for name in there]
     missing = [one for one in targets if not any(f".{name}".endswith(f".{one}") for name in blocks)]
     if missing or not targets:
-        found = f"lora_targets {', '.join(missing)}: no linear layer of the model's blocks is called so"
         raise ConfigError(
-            found if missing else "lora_targets is empty",
+            message(
+                "lora_targets {names}: no linear layer of the model's blocks is called so", names=", ".join(missing)
+            )
+            if missing
+            else message("lora_targets is empty"),
             message("Give names or ends of names of {names}, each in an option of its own", names=", ".join(there)),
         )
 

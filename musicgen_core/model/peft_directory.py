@@ -21,6 +21,7 @@ from upath import UPath
 
 from musicgen_core import storage, tensor_files
 from musicgen_core.errors import AdapterError
+from musicgen_core.language import message
 
 logger = logging.getLogger(__name__)
 CONFIG_FILE = "adapter_config.json"
@@ -67,12 +68,23 @@ def find_weights(directory: UPath) -> UPath | None:
     found = next((path for path in (weights, pickled) if path.exists()), None)
     if config.exists() and found is None:
         raise AdapterError(
-            f"the PEFT directory {directory} has {CONFIG_FILE} but no {WEIGHTS_FILE}", "Copy it there, or save it again"
+            message(
+                "the PEFT directory {directory} has {config_file} but no {weights_file}",
+                directory=directory,
+                config_file=CONFIG_FILE,
+                weights_file=WEIGHTS_FILE,
+            ),
+            message("Copy it there, or save it again"),
         )
     if found is not None and not config.exists():
         raise AdapterError(
-            f"{directory} has {found.name} but no {CONFIG_FILE}, which says how strong the adapter is",
-            "Copy the adapter_config.json that peft wrote with it there",
+            message(
+                "{directory} has {name} but no {config_file}, which says how strong the adapter is",
+                directory=directory,
+                name=found.name,
+                config_file=CONFIG_FILE,
+            ),
+            message("Copy the adapter_config.json that peft wrote with it there"),
         )
     return found
 
@@ -99,7 +111,10 @@ def read(weights: UPath) -> dict[str, Any]:
         raise _adapts_others(directory, foreign)
     layers = _layers(state)
     if not layers or not all({"lora_A.weight", "lora_B.weight"} <= tensors.keys() for tensors in layers.values()):
-        raise AdapterError(f"{weights} lacks LoRA weights", "Save the adapter again with save_pretrained")
+        raise AdapterError(
+            message("{weights} lacks LoRA weights", weights=weights),
+            message("Save the adapter again with save_pretrained"),
+        )
     names = {name: _ours(name) for name in layers}
     rank = _make_uniform(layers, config)
     if not metadata.keys() >= set(_KEPT):  # written by another program
@@ -131,12 +146,19 @@ def _read_config(path: UPath) -> dict[str, Any]:
     try:
         config = json.loads(storage.read_text(path))
     except (OSError, ValueError) as error:
-        raise AdapterError(f"{path} can't be read ({error})", "Save the adapter again with save_pretrained") from error
+        raise AdapterError(
+            message("{path} can't be read ({error})", path=path, error=error),
+            message("Save the adapter again with save_pretrained"),
+        ) from error
     if not isinstance(config, dict) or str(config.get("peft_type")).upper() != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else None
         raise AdapterError(
-            f"the PEFT directory {path.parent} holds no LoRA adapter (its peft_type is {kind})",
-            "Give one that was trained with peft's LoraConfig",
+            message(
+                "the PEFT directory {parent} holds no LoRA adapter (its peft_type is {kind})",
+                parent=path.parent,
+                kind=kind,
+            ),
+            message("Give one that was trained with peft's LoraConfig"),
         )
     return config
 
@@ -145,26 +167,41 @@ def _check_config(config: Mapping[str, Any], directory: UPath) -> None:
     for name, kinds in (("r", int), ("lora_alpha", (int, float)), ("target_modules", (str, list))):
         if not isinstance(value := config.get(name), kinds) or not value:
             raise AdapterError(
-                f"{directory / CONFIG_FILE} has no usable {name} ({value!r})", "Save the adapter again with peft"
+                message(
+                    "{path} has no usable {name} ({value!r})", path=directory / CONFIG_FILE, name=name, value=value
+                ),
+                message("Save the adapter again with peft"),
             )
     if config.get("modules_to_save"):
         raise AdapterError(
-            f"the adapter {directory} replaces whole modules (modules_to_save {config['modules_to_save']})",
-            "Train it without modules_to_save: only LoRA on the decoder's blocks can be loaded here",
+            message(
+                "the adapter {directory} replaces whole modules (modules_to_save {example})",
+                directory=directory,
+                example=config["modules_to_save"],
+            ),
+            message("Train it without modules_to_save: only LoRA on the decoder's blocks can be loaded here"),
         )
     start = config.get("init_lora_weights", True)
     if start not in _PLAIN_STARTS:
         raise AdapterError(
-            f"the adapter {directory} stands on base weights that init_lora_weights {start!r} changed",
-            "Save it with peft's path_initial_model_for_weight_conversion, which makes plain LoRA of it",
+            message(
+                "the adapter {directory} stands on base weights that init_lora_weights {start!r} changed",
+                directory=directory,
+                start=start,
+            ),
+            message("Save it with peft's path_initial_model_for_weight_conversion, which makes plain LoRA of it"),
         )
     others = sorted(
         name for name, value in config.items() if value and name not in _WITHOUT_EFFECT and name not in _UNDERSTOOD
     )
     if others:
         raise AdapterError(
-            f"the adapter {directory} uses {', '.join(others)}, which can't be loaded here",
-            "Train it with plain LoRA, rsLoRA or DoRA",
+            message(
+                "the adapter {directory} uses {names}, which can't be loaded here",
+                directory=directory,
+                names=", ".join(others),
+            ),
+            message("Train it with plain LoRA, rsLoRA or DoRA"),
         )
 
 
@@ -189,8 +226,13 @@ def _read_tensors(weights: UPath) -> tuple[dict[str, Tensor], dict[str, str]]:
         except Exception as error:  # damaged files raise many kinds
             reason = " ".join(str(error).split())[:300]
             raise AdapterError(
-                f"{weights} can't be read as an adapter's weights ({type(error).__name__}: {reason})",
-                "Save the adapter again with save_pretrained, as safetensors",
+                message(
+                    "{weights} can't be read as an adapter's weights ({kind}: {reason})",
+                    weights=weights,
+                    kind=type(error).__name__,
+                    reason=reason,
+                ),
+                message("Save the adapter again with save_pretrained, as safetensors"),
             ) from error
 
 
@@ -242,8 +284,15 @@ def _module_of(name: str) -> str:
 def _adapts_others(directory: UPath, modules: list[str]) -> AdapterError:
     others = f" and {len(modules) - 3} more" if len(modules) > 3 else ""
     return AdapterError(
-        f"the adapter {directory} changes {', '.join(modules[:3])}{others}, which can't be adapted here",
-        f"Train it with target_modules among {', '.join(LINEARS)} of decoder.model.decoder.layers alone",
+        message(
+            "the adapter {directory} changes {names}{others}, which can't be adapted here",
+            directory=directory,
+            names=", ".join(modules[:3]),
+            others=others,
+        ),
+        message(
+            "Train it with target_modules among {names} of decoder.model.decoder.layers alone", names=", ".join(LINEARS)
+        ),
     )
 
 

@@ -30,8 +30,8 @@ def find_text_encoder(source: str | Path) -> Path:
         return directory
     if isinstance(source, Path) or directory.is_absolute():
         raise ModelError(
-            f"there is no text encoder at {source}",
-            "Put a T5 encoder and its tokenizer into text_encoder/ of the model directory",
+            message("there is no text encoder at {source}", source=source),
+            message("Put a T5 encoder and its tokenizer into text_encoder/ of the model directory"),
         )
     return hub.fetch(str(source), hub.T5)
 
@@ -57,8 +57,12 @@ class TextEncoder(nn.Module):
             self.t5 = T5EncoderModel.from_pretrained(str(directory), dtype=torch.float32, local_files_only=True)
         except (OSError, ValueError) as error:
             raise ModelError(
-                f"the text encoder {source} can't be loaded ({textwrap.shorten(str(error), 300)})",
-                f"Put a T5 encoder and its tokenizer into {directory} again",
+                message(
+                    "the text encoder {source} can't be loaded ({reason})",
+                    source=source,
+                    reason=textwrap.shorten(str(error), 300),
+                ),
+                message("Put a T5 encoder and its tokenizer into {directory} again", directory=directory),
             ) from error
         self.t5.eval().requires_grad_(False).to(device)
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from musicgen_core.errors import DeviceError, TrainingError
+from musicgen_core.language import message
 
 PATIENCE = timedelta(hours=1)
 """How long ranks wait for one another: longer than a compilation, a model's download, or a save that is tried again and
@@ -136,8 +137,12 @@ def _own_gpu(local_rank: int) -> torch.device:
     visible = torch.cuda.device_count()
     if local_rank >= visible:
         raise DeviceError(
-            f"process {local_rank + 1} of this machine finds no GPU of its own: {visible} are visible",
-            f"Start {visible} processes here, or check CUDA_VISIBLE_DEVICES and nvidia-smi",
+            message(
+                "process {number} of this machine finds no GPU of its own: {visible} are visible",
+                number=local_rank + 1,
+                visible=visible,
+            ),
+            message("Start {visible} processes here, or check CUDA_VISIBLE_DEVICES and nvidia-smi", visible=visible),
         )
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)  # NCCL and the allocator go by it

@@ -32,7 +32,7 @@ GRACE_BEFORE_START = 3.0
 """The same while there is nothing to save yet."""
 PACE = 0.1
 """Seconds between looks at what the workers report."""
-RESUME = "Run the same command again: it goes on from the last checkpoint"
+RESUME = message("Run the same command again: it goes on from the last checkpoint")
 
 
 def launch(
@@ -215,15 +215,24 @@ class _Workers:
         code, rank = int(seen[1]), int(seen[2])
         words = _tail(next(self._logs.glob(f"**/{rank}/stderr.log"), None))
         return TrainingError(
-            f"rank {rank} of {self._gpus} ended with {_ending(code)}{self._when()}" + (f": {words}" if words else ""),
-            f"{RESUME}. What sends SIGKILL is mostly the system, out of memory" if code == -signal.SIGKILL else RESUME,
+            message(
+                "rank {rank} of {gpus} ended with {ending}{when}{tail}",
+                rank=rank,
+                gpus=self._gpus,
+                ending=_ending(code),
+                when=self._when(),
+                tail=f": {words}" if words else "",
+            ),
+            message("{resume}. What sends SIGKILL is mostly the system, out of memory", resume=RESUME)
+            if code == -signal.SIGKILL
+            else RESUME,
         )
 
     def _lost(self) -> MusicgenError | Cancelled | None:
         return revive(self._errors[0]["kind"], self._errors[0]["args"]) if self._errors else None
 
     def _when(self) -> str:
-        return "" if self._step is None else f" after step {self._step}"
+        return "" if self._step is None else message(" after step {step}", step=self._step)
 
 
 def _environment(gpus: int) -> dict[str, str]:
@@ -233,7 +242,9 @@ def _environment(gpus: int) -> dict[str, str]:
 
 
 def _ending(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+    if code >= 0:
+        return message("exit code {code}", code=code)
+    return message("signal {name}", name=signal.Signals(-code).name)
 
 
 def _tail(path: Path | None, lines: int = 10) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
 from musicgen_core.errors import ConfigError
+from musicgen_core.language import message
 from musicgen_core.model.decoder import MusicgenLM, TextCondition
 from musicgen_core.model.pattern import teacher_forcing
 from musicgen_core.training import dropout
@@ -76,8 +77,10 @@ class TrainingModel:
         packed = can_pack(layers)
         if execution.precision == "fp8" and not packed:
             raise ConfigError(
-                "base_precision fp8 can't be combined with lora_dora, or with lora_targets that leave out layers",
-                "Give --base-precision bf16",
+                message(
+                    "base_precision fp8 can't be combined with lora_dora, or with lora_targets that leave out layers"
+                ),
+                message("Give --base-precision bf16"),
             )
         of_layers = [parameter for layer in layers for parameter in adapter_parameters(layer)] if packed else None
         self.flat = FlatParameters(self.parameters, of_layers or self.parameters)

@@ -28,6 +28,7 @@ from musicgen_core.errors import RunDirectoryError, reason_of
 from musicgen_core.generation.engine import Engine, frames_of
 from musicgen_core.generation.plan import bytes_of_caches, fitting_size, room_for_caches, smaller_size
 from musicgen_core.generation.streams import streams_of
+from musicgen_core.language import message
 from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.lora import load_merged
 from musicgen_core.model.text import TextEncoder
@@ -205,6 +206,8 @@ def _publish(folder: UPath, request: PriorRequest, codes: Sequence[Tensor], mode
             publish_shard(parquet, report, folder)
     except OSError as error:
         raise RunDirectoryError(
-            f"the generated clips can't be written to {folder} ({reason_of(error)})",
-            "Make room or fix the cause, and run again",
+            message(
+                "the generated clips can't be written to {folder} ({reason})", folder=folder, reason=reason_of(error)
+            ),
+            message("Make room or fix the cause, and run again"),
         ) from error

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from musicgen_core import errors
 from musicgen_core.errors import Cancelled, ConfigError, MusicgenError
+from musicgen_core.language import message
 from musicgen_core.training.request import TrainRequest, TrainResult
 
 
@@ -36,13 +37,22 @@ def read_request(path: Path) -> TrainRequest:
         text = path.read_bytes()
         request = TypeAdapter(TrainRequest).validate_json(text)
     except OSError as error:
-        raise ConfigError(f"the request {path} can't be read ({error.strerror})", "Check the path") from error
+        raise ConfigError(
+            message("the request {path} can't be read ({strerror})", path=path, strerror=error.strerror),
+            message("Check the path"),
+        ) from error
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, problem['loc'])) or 'all'}: {problem['msg']}" for problem in error.errors()]
-        raise ConfigError(f"the request {path} is wrong: {'; '.join(problems)}", "Change what is named") from error
+        raise ConfigError(
+            message("the request {path} is wrong: {names}", path=path, names="; ".join(problems)),
+            message("Change what is named"),
+        ) from error
     unknown = sorted(set(json.loads(text)) - {field.name for field in fields(TrainRequest)})
     if unknown:
-        raise ConfigError(f"the request {path} has fields that don't exist: {', '.join(unknown)}", "Remove them")
+        raise ConfigError(
+            message("the request {path} has fields that don't exist: {names}", path=path, names=", ".join(unknown)),
+            message("Remove them"),
+        )
     return request
 
 

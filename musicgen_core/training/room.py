@@ -67,7 +67,9 @@ def check_room(
                 root=files.root,
                 free=sized(free),
             ),
-            f"Make room, use another disk, or write less: {', '.join(others)}" if others else "Make room",
+            message("Make room, use another disk, or write less: {options}", options=", ".join(others))
+            if others
+            else message("Make room"),
         )
 
 

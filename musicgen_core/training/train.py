@@ -19,6 +19,7 @@ from musicgen_core.data.dataset import ENOUGH_CLIPS, LEAST_HELD_OUT, Clips, frac
 from musicgen_core.data.long_descriptions import cut_descriptions
 from musicgen_core.devices import compute_dtype, pick_device
 from musicgen_core.errors import AdapterError, Cancelled, RunDirectoryError
+from musicgen_core.language import message
 from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.lora import find_adapter, load_adapter, set_adapter_state
 from musicgen_core.model.text import TextEncoder
@@ -252,9 +253,15 @@ class _Session:
         main_step = self.world.broadcast_object(step)
         if self.world.any(step != main_step):
             raise RunDirectoryError(
-                f"the processes of the training don't find the same in {self.files.root}: "
-                f"rank {self.world.rank} begins after step {step}, the main one after step {main_step}",
-                "Give a run directory that every machine sees, and run again",
+                message(
+                    "the processes of the training don't find the same in {root}: rank {rank} begins after "
+                    "step {step}, the main one after step {main_step}",
+                    root=self.files.root,
+                    rank=self.world.rank,
+                    step=step,
+                    main_step=main_step,
+                ),
+                message("Give a run directory that every machine sees, and run again"),
             )
 
     def _with_enough_held_out(self, clips: Clips) -> TrainSettings:
