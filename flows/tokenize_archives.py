@@ -314,7 +314,7 @@ def _remarks(
     undescribed = 0
     for report in reports:
         if not report.clips and not report.rejected:
-            yield f"{report.archive} holds no .wav"
+            yield message("{archive} holds no .wav", archive=report.archive)
         clips = described[report.archive]
         names += [name for name, _ in clips] + [entry.clip for entry in report.rejected]
         undescribed += sum(description is None for _, description in clips)
@@ -322,8 +322,14 @@ def _remarks(
         yield from match_report(captions, names, are_all).lines()
     noted = [f"{report.archive}: {each.clip}: {each.remark}" for report in reports for each in report.remarks]
     if noted:
-        more = f"; and {len(noted) - _SHOWN:,} more, listed in the .json of each shard" if len(noted) > _SHOWN else ""
-        yield f"descriptions, {len(noted):,} to look at: {'; '.join(noted[:_SHOWN])}{more}"
+        shown = noted[:_SHOWN]
+        if (more := len(noted) - _SHOWN) > 0:
+            shown.append(message("and {number:,} more, listed in the .json of each shard", number=more))
+        yield message("descriptions, {number:,} to look at: {names}", number=len(noted), names=joined_sentences(shown))
     total = sum(report.clips for report in reports)
     if 0 < undescribed < total:
-        yield f"{undescribed:,} of {counted(total, 'clip')} have no description: they are learnt without a text"
+        yield message(
+            "{number:,} of {clips} have no description: they are learnt without a text",
+            number=undescribed,
+            clips=counted(total, "clip"),
+        )

@@ -112,7 +112,10 @@ def without_copies(archives: Sequence[UPath]) -> tuple[list[UPath], list[str]]:
                 copies[archive] = original
             else:
                 known.append(archive)
-    remarks = [f"{copy.name} is left out: it holds the same as {original.name}" for copy, original in copies.items()]
+    remarks: list[str] = [
+        message("{copy} is left out: it holds the same as {original}", copy=copy.name, original=original.name)
+        for copy, original in copies.items()
+    ]
     return [archive for archive in archives if archive not in copies], remarks
 
 

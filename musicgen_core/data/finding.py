@@ -9,8 +9,8 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import ArchiveError
-from musicgen_core.language import message
-from musicgen_core.wording import named
+from musicgen_core.language import as_message, message
+from musicgen_core.wording import joined_sentences, named
 
 _READ = r"\.(zip|tar|tar\.gz|tgz|tar\.bz2|tbz2|tar\.xz|txz|tar\.zst|tzst)"
 _SUFFIX = re.compile(f"{_READ}$", re.IGNORECASE)
@@ -21,8 +21,8 @@ _OTHER_KINDS = re.compile(
 )
 _INCOMPLETE = re.compile(rf"{_READ}\.(part|partial|filepart|crdownload|download|opdownload|aria2|tmp)$", re.IGNORECASE)
 _PASSED_OVER = {
-    _OTHER_KINDS: "{} not read, as only zips and tars are: unpack, and pack the files as a zip or tar",
-    _INCOMPLETE: "{} not read, as the name is that of an unfinished copy: copy or download again",
+    _OTHER_KINDS: message("{names} not read, as only zips and tars are: unpack, and pack the files as a zip or tar"),
+    _INCOMPLETE: message("{names} not read, as the name is that of an unfinished copy: copy or download again"),
 }
 
 
@@ -49,7 +49,7 @@ def find_archives(location: storage.Location) -> list[UPath]:
             message(
                 "no archives found at {location}{others}",
                 location=location,
-                others="".join(f"; {each}" for each in passed_over(location)),
+                others=joined_sentences(["", *passed_over(location)]),
             ),
             message(
                 "Give a file, a directory that holds .zip or .tar archives, or a glob such as "
@@ -79,10 +79,11 @@ def passed_over(location: storage.Location) -> list[str]:
     if not path.is_dir():
         return []
     names = sorted(entry.name for entry in _visible(path.iterdir()) if not _SUFFIX.search(entry.name))
-    remarks = []
+    remarks: list[str] = []
     for pattern, sentence in _PASSED_OVER.items():
         if found := [name for name in names if pattern.search(name) and (path / name).is_file()]:
-            remarks.append(sentence.format(named(found)))
+            values = {"names": named(found)}
+            remarks.append(as_message(sentence.format(**values), sentence, values))
     return remarks
 
 

@@ -11,6 +11,7 @@ from musicgen_core import storage
 from musicgen_core.data.dataset import Clips
 from musicgen_core.data.shards import described_clips
 from musicgen_core.errors import TokensError
+from musicgen_core.language import message
 from musicgen_core.texts import MAX_CHARACTERS
 from musicgen_core.wording import counted
 
@@ -27,10 +28,17 @@ def cut_descriptions(clips: Clips, tokens: storage.Location) -> list[str]:
     if not count:
         return []
     names = list(islice((name for stem in rows for name in _names(tokens, stem, rows[stem].to_pylist())), _NAMED))
-    more = f" and {count - len(names):,} more" if count > len(names) else ""
+    listed = ", ".join(names)
+    if count > len(names):
+        listed = message("{names} and {number:,} more", names=listed, number=count - len(names))
     return [
-        f"{counted(count, 'description')} of more than {MAX_CHARACTERS:,} characters cut to that: "
-        f"{', '.join(names)}{more}; to choose what stays, shorten them and tokenize again"
+        message(
+            "{descriptions} of more than {most:,} characters cut to that: {names}; to choose what stays, shorten them "
+            "and tokenize again",
+            descriptions=counted(count, "description"),
+            most=MAX_CHARACTERS,
+            names=listed,
+        )
     ]
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from musicgen_core.data.captions import Captions, keys, listed
+from musicgen_core.language import message
+from musicgen_core.wording import counted
 
 _EXAMPLES = 5
 
@@ -43,22 +45,31 @@ class MatchReport:
     def lines(self) -> list[str]:
         """A sentence for each thing worth knowing; none where all fits."""
         told = [
-            f"{len(numbers):,} {'line' if len(numbers) == 1 else 'lines'} {what}: {listed(numbers)}"
+            message(
+                "{lines} {what}: {numbers}", lines=counted(len(numbers), "line"), what=what, numbers=listed(numbers)
+            )
             for numbers, what in (
-                (self.captions.broken_lines, "can't be used"),
-                (self.captions.duplicate_lines, "not used, as the path stands further up"),
-                (self.captions.incomplete_lines, "without all fields of caption_template"),
+                (self.captions.broken_lines, message("can't be used")),
+                (self.captions.duplicate_lines, message("not used, as the path stands further up")),
+                (self.captions.incomplete_lines, message("without all fields of caption_template")),
             )
             if numbers
         ] + [
-            f"{sample.count:,} of {whole:,} {what}: {listed([repr(name) for name in sample.examples], sample.count)}"
+            message(
+                "{number:,} of {total:,} {what}: {names}",
+                number=sample.count,
+                total=whole,
+                what=what,
+                names=listed([repr(name) for name in sample.examples], sample.count),
+            )
             for sample, whole, what in (
-                (self.unmatched, self.captions.entries, "entries without a clip"),
-                (self.missing, self.clips, "clips without an entry"),
+                (self.unmatched, self.captions.entries, message("entries without a clip")),
+                (self.missing, self.clips, message("clips without an entry")),
             )
             if sample.count
         ]
-        return [f"{posixpath.basename(self.captions.source)}: {text}" for text in told]
+        source = posixpath.basename(self.captions.source)
+        return [message("{subject}: {found}", subject=source, found=text) for text in told]
 
 
 def match_report(captions: Captions, members: Iterable[str], are_all: bool = True) -> MatchReport:

@@ -81,9 +81,9 @@ class Wandb:
         home = home or storage.as_path(folder)
         self._is_stage = not storage.is_local(home)
         self._how_to_sync = (
-            f"Later, beside a copy of {home}/wandb:\n{sync_command('wandb')}"
+            message("Later, beside a copy of {home}/wandb:\n{command}", home=home, command=sync_command("wandb"))
             if self._is_stage
-            else f"Later:\n{sync_command(self._data)}"
+            else message("Later:\n{command}", command=sync_command(self._data))
         )
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -94,7 +94,9 @@ class Wandb:
         if mode == "disabled":
             return
         if mode == "offline":
-            why = "WANDB_MODE says so" if os.environ.get("WANDB_MODE") else f"no {service.KEY} is set"
+            why = message("no {variable} is set", variable=service.KEY)
+            if os.environ.get("WANDB_MODE"):
+                why = message("WANDB_MODE says so")
             logger.info("WandB runs offline: %s. %s", why, self._how_to_sync)
         self._mode, self._axis = mode, axis
         self._hidden = service.KEY
