@@ -53,10 +53,12 @@ def test_progress_and_log_lines_are_in_japanese_for_a_japanese_reader(
     monkeypatch.setenv("MUSICGEN_LANGUAGE", "ja")
     with working() as activity:
         activity(Update("generate", "/music", 2, 2, message("piece {number} of {total}", number=1, total=1)))
+        activity(Update("rendering", "", 100, 100))
         packing = ("packing %s of %s into %s", counted(3, "shard"), "/tokens", "/cache")
         logging.getLogger("musicgen_core.test").info(*packing)
     assert shown.getvalue().splitlines() == [
         "音楽: 2 / 2、1 曲目 / 全 1 曲",
+        "生成（%）: 100 / 100",
         "3 個のシャード（/tokens）を /cache にまとめています",
     ]
 
