@@ -53,6 +53,8 @@ _COLUMNS = (
 FRAMES_PER_SECOND = 4
 SHOW_SECONDS_AFTER = 5
 """How long a stage lasts before its seconds are shown"""
+REPEAT_SECONDS, REPEAT_LOOK_SECONDS = 4.5, 0.5
+"""Until what is being done is said once more where there is no terminal; longer, the longer the work takes"""
 LINE_SECONDS, LINE_SHARE = 5.0, 0.05
 """Between two lines of progress where there is no terminal, at least: seconds, and a share of the time so far"""
 
@@ -67,6 +69,7 @@ class Activity:
         self._text, self._since = "", 0.0
         self._started = time.monotonic()
         self._next_line = 0.0
+        self._said, self._line = self._started, ""
         self._spinner = Spinner("dots" if (output.encoding or "").lower().startswith("utf") else "line")
 
     def say(self, text: str) -> None:
@@ -77,6 +80,7 @@ class Activity:
                 return
             self._text, self._since = text, time.monotonic()
         if text and not output.is_terminal:
+            self._said = time.monotonic()
             print_line(f"{text} …", style="dim")
 
     def hear(self, stage: Stage) -> None:
@@ -100,11 +104,13 @@ class Activity:
                 self._progress.update(bar, total=update.total)
             if update.done:  # until then the stage before it lasts
                 self._text = ""
-        if not output.is_terminal and self._is_line_due(update.done == update.total):
+        if not output.is_terminal:
             done = f"{update.done:,}"
             if update.total is not None:
                 done = message("{done:,} of {total:,}", done=update.done, total=update.total)
-            print_line(f"{title}: {translated(joined(filter(None, (done, text))))}")
+            self._line = f"{title}: {translated(joined(filter(None, (done, text))))}"
+            if self._is_line_due(update.done == update.total):
+                print_line(self._line)
 
     def _is_line_due(self, is_last: bool) -> bool:
         now = time.monotonic()
@@ -112,7 +118,20 @@ class Activity:
             if now < self._next_line and not is_last:
                 return False
             self._next_line = now + max(LINE_SECONDS, LINE_SHARE * (now - self._started))
+            self._said = now
             return True
+
+    def repeat(self) -> None:
+        """Print what is being done once more where nothing has been said of it for a while."""
+        now = time.monotonic()
+        with self._lock:
+            pause = max(REPEAT_SECONDS, LINE_SHARE * (now - self._started))
+            if now - self._said < pause:
+                return
+            self._said, self._next_line = now, now + pause
+            line = f"{self._text} … {now - self._since:.0f} s" if self._text else self._line
+        if line:
+            print_line(line, style="dim")
 
     def __rich__(self) -> RenderableType:
         parts: list[RenderableType] = [self._progress] if self._bars else []
@@ -126,6 +145,23 @@ class Activity:
 
 
 _shown: list[Activity] = []
+
+
+@contextmanager
+def _repeating(activity: Activity) -> Iterator[None]:
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(REPEAT_LOOK_SECONDS):
+            activity.repeat()
+
+    thread = threading.Thread(target=repeat, name="activity", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager
@@ -144,6 +180,8 @@ def working(text: str = "") -> Iterator[Activity]:
             stack.enter_context(heard_by(activity.hear))
             if output.is_terminal:
                 stack.enter_context(Live(activity, console=output, refresh_per_second=FRAMES_PER_SECOND))
+            else:
+                stack.enter_context(_repeating(activity))
             activity.say(text)
             yield activity
             activity.say("")

@@ -11,14 +11,19 @@ import sys
 import tempfile
 import time
 from functools import partial
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
+from deployments.console import print_text
 from deployments.environment import is_healthy
 from flows.orphans import be_sent_at_parents_death
 from musicgen_core.errors import MusicgenError
-from musicgen_core.language import message
+from musicgen_core.language import message, say
 from musicgen_core.stages import mention
 
+if TYPE_CHECKING:
+    from prefect.server.api.server import SubprocessASGIServer
+
+MOMENT_SECONDS = 1.0
 PORTS = 3
 """Ports to try: another process may take one between the choice and the start."""
 
@@ -42,7 +47,7 @@ def start_temporary_server() -> None:
         for _ in range(PORTS):
             server.port = server.find_available_port()
             server.server_process = _start(server.port, log)
-            atexit.register(server.stop)
+            atexit.register(_stop, server)
             server.running = True
             if _comes_up(server.api_url, server.server_process):
                 return
@@ -75,6 +80,17 @@ def _start(port: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
         start_new_session=True,
         preexec_fn=partial(be_sent_at_parents_death, signal.SIGTERM),
     )
+
+
+def _stop(server: SubprocessASGIServer) -> None:
+    """Stop the server at this process's exit, and say so where it takes longer than a moment."""
+    if process := server.server_process:
+        process.terminate()
+        try:
+            process.wait(timeout=MOMENT_SECONDS)
+        except subprocess.TimeoutExpired:
+            print_text(say("stopping the temporary Prefect server …"), "dim")
+    server.stop()
 
 
 def _comes_up(api: str, process: subprocess.Popen[bytes]) -> bool:

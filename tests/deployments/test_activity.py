@@ -96,6 +96,28 @@ def test_a_pipe_gets_fewer_lines_the_longer_the_work_takes(shown: io.StringIO, m
     assert len(lines) < 150
 
 
+def test_a_pipe_hears_of_what_lasts_long_and_then_less_and_less_often(
+    shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("deployments.activity.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("deployments.activity.REPEAT_SECONDS", 4.5)
+    activity = Activity()
+
+    def lines_of(seconds: int) -> list[str]:
+        before = len(shown.getvalue().splitlines())
+        for _ in range(seconds):
+            now[0] += 1
+            activity.repeat()
+        return shown.getvalue().splitlines()[before:]
+
+    activity.say("reading the model")
+    assert lines_of(11) == ["reading the model … 5 s", "reading the model … 10 s"]
+    activity(Update("train", "run", 3, 10, "slow"))
+    assert lines_of(6) == ["Training steps: 3 of 10, slow"]
+    assert 20 < len(lines_of(8 * 3600)) < 150
+
+
 def test_progress_with_a_known_end_is_told_but_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     heard: list[Stage] = []
     with stages.heard_by(heard.append), caplog.at_level("INFO", "musicgen_core.stages"):
