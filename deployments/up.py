@@ -58,7 +58,7 @@ def up(parameters: dict[str, Any]) -> int:
     options = UpParameters(**parameters)
     check_home()
     api, ui = addresses(options.host, options.port)
-    os.environ["PREFECT_API_URL"] = api
+    _use_server(api)
     workers = worker_commands(options.workers, visible_gpus())
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell that starts us in the background ignores
     with contextlib.ExitStack() as stack:
@@ -66,7 +66,7 @@ def up(parameters: dict[str, Any]) -> int:
             host = stack.enter_context(_host_of_running(options.host, options.port))
             if host is not None:
                 api, ui = addresses(host, options.port)
-                stack.enter_context(_calling(api))
+                _use_server(api)
                 print_text(say("musicgen-flows up runs already, with its server at {api}: that one is used", api=api))
                 if options.workers is not None or options.host not in (DEFAULT_HOST, host):
                     print_text(
@@ -117,14 +117,12 @@ def _host_of_running(host: str, port: int) -> Iterator[str | None]:
             yield None
 
 
-@contextlib.contextmanager
-def _calling(api: str) -> Iterator[None]:
-    """Another server than the one that was named when Prefect read its settings, which a process does once."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+def _use_server(api: str) -> None:
+    """Have this process and all that it starts use a server. Prefect read its settings when it was imported."""
+    from prefect.context import refresh_global_settings_context
 
-    os.environ["PREFECT_API_URL"] = api  # for the processes that this one starts
-    with temporary_settings({PREFECT_API_URL: api}):
-        yield
+    os.environ["PREFECT_API_URL"] = api
+    refresh_global_settings_context()
 
 
 @contextlib.contextmanager
@@ -188,11 +186,11 @@ def _refusal(printed: IO[bytes] | None) -> str:
 
 def _register(options: UpParameters) -> dict[str, str]:
     """Register everything → rows for `show`."""
-    with working(say("registering the deployments")) as activity:
-        register()
-        activity.say(say("setting the places"))
+    with working(say("setting the places")) as activity:  # first: a deployment that is there can be run
         places = set_places({name: getattr(options, name) for name in PLACES})
         defaults = set_defaults(options.model, options.device)
+        activity.say(say("registering the deployments"))
+        register()
         _warn_of_unlistable_runs()
         activity.say(say("looking when the next retraining is"))
         return {**places, **defaults, message("next retraining"): describe_next(SCHEDULER_SECONDS)}

@@ -64,8 +64,9 @@ def up(tmp_path_factory: pytest.TempPathFactory, demo_archives: Path) -> Iterato
 
 @contextmanager
 def start_up(environment: dict[str, str], log: Path, *arguments: str) -> Iterator[Up]:
+    own = {name: value for name, value in environment.items() if name != "PREFECT_API_URL"}  # as a user starts it
     with open(log, "wb") as output:
-        process = subprocess.Popen(command("up", *arguments), cwd=ROOT, env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen(command("up", *arguments), cwd=ROOT, env=own, stdout=output, stderr=output)
     try:
         workers = int(arguments[arguments.index("--workers") + 1]) + 1
         deadline = time.monotonic() + 400
@@ -89,6 +90,12 @@ def run_deployment(up: Up, name: str, *parameters: str) -> subprocess.CompletedP
         timeout=500,
         check=False,
     )
+
+
+def test_up_itself_uses_the_server_that_it_starts_and_starts_no_other(up: Up) -> None:
+    processes = list(processes_of(up.environment["PREFECT_HOME"]))
+    assert sum("server start" in process for process in processes) == 1
+    assert not [process for process in processes if "server:create_app" in process]  # a temporary one
 
 
 def test_deployments_run_to_completed_with_what_up_set(up: Up) -> None:
