@@ -171,7 +171,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         return _load(command)(parameters)
     except UsageError as error:
         for problem in error.problems:
-            print(f"error: {printable(translated(problem))}", file=sys.stderr)
+            _print_error(translated(problem))
         called = f"musicgen-flows {given[0]}" if given and given[0] in COMMANDS else "musicgen-flows"
         print(say("usage: {command} --help shows what there is", command=called), file=sys.stderr)
         return 2
@@ -183,13 +183,17 @@ def _main(arguments: Sequence[str] | None) -> int:
         if output.is_broken:
             return BROKEN_PIPE
         kept = say("interrupted. What was finished is kept: run the same command again for the rest")
-        print(f"error: {kept}", file=sys.stderr)
+        _print_error(kept)
         return 130
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {printable(_one_line(error))}", file=sys.stderr)
+        _print_error(_one_line(error))
         return 1
+
+
+def _print_error(problem: str) -> None:
+    print(say("error: {problem}", problem=printable(problem)), file=sys.stderr)
 
 
 def _load(command: Command) -> Callable[[dict[str, Any]], int]:

@@ -68,12 +68,12 @@ def run(parameters: dict[str, Any]) -> int:
 
 
 def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
-    with working(message("creating the run")):
-        from prefect.client.orchestration import get_client
-        from prefect.utilities.urls import url_for
-
-    with get_client(sync_client=True) as client:
+    with contextlib.ExitStack() as stack:
         with working(message("creating the run")):
+            from prefect.client.orchestration import get_client
+            from prefect.utilities.urls import url_for
+
+            client = stack.enter_context(get_client(sync_client=True))
             run = _create(client, name, parameters)
         print_text(say("Created the run {name}:", name=run.name))
         if page := url_for("flow-run", obj_id=run.id):

@@ -110,11 +110,15 @@ def _text(log: IO[bytes]) -> str:
 
 
 def explain_server(log: str) -> MusicgenError:
-    """Make an error of what a server wrote before it ended."""
+    """Make an error of what a server wrote before it ended, or was given up."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Exit)\b", line)]
-    reason = (raised or lines or ["it did not answer in time and wrote nothing"])[-1]
+    if not lines:
+        return MusicgenError(
+            message("the Prefect server did not answer in time after its start"),
+            message("The machine may be busy: run it again, or first musicgen-flows up in another terminal"),
+        )
     return MusicgenError(
-        message("the Prefect server can't start: {reason}", reason=reason[:500]),
+        message("the Prefect server can't start: {reason}", reason=(raised or lines)[-1][:500]),
         message("All of its output: prefect server start"),
     )

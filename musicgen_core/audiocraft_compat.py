@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from musicgen_core.stages import announce_import
+
 
 class _StandIn(ModuleType):
     def __getattr__(self, name: str) -> Any:
@@ -58,6 +60,7 @@ def _missing(package: str) -> bool:
 
 def import_audiocraft(module: str = "audiocraft.models") -> ModuleType:
     """Import `module` of audiocraft with its stale dependencies stood in for, on torch's own attention."""
+    announce_import("audiocraft", "audiocraft")
     if _missing("xformers"):
         _stand_in("xformers")
         _stand_in(

@@ -50,6 +50,7 @@ class Codec:
     """
 
     def __init__(self, model: BaseModel, device: torch.device | str = "cpu") -> None:
+        import_audiocraft()  # takes most of the time, and says so
         announce(message("reading the codec"))
         self.device = torch.device(device)
         self.identity, self.model = codec_identity(model), model.name

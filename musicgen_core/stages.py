@@ -70,10 +70,10 @@ def advance(text: str, done: int, total: int) -> None:
     pass_on(Stage(text, done, total))
 
 
-def announce_torch() -> None:
-    """Announce the import of PyTorch, which takes seconds, where it has not been imported yet."""
-    if "torch" not in sys.modules:
-        announce(message("loading PyTorch"))
+def announce_import(module: str, package: str) -> None:
+    """Announce an import that takes seconds, where the module has not been imported yet."""
+    if module not in sys.modules:
+        announce(message("loading {package}", package=package))
 
 
 def pass_on(stage: Stage) -> None:

@@ -131,8 +131,8 @@ def test_the_import_of_torch_is_announced_only_where_it_is_still_to_come(monkeyp
     heard: list[Stage] = []
     with stages.heard_by(heard.append):
         monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
-        stages.announce_torch()
+        stages.announce_import("torch", "PyTorch")
         assert heard == []
         monkeypatch.delitem(sys.modules, "torch")
-        stages.announce_torch()
+        stages.announce_import("torch", "PyTorch")
     assert heard == [Stage("loading PyTorch")]
