@@ -254,7 +254,7 @@ def test_errors_are_in_the_language_that_is_asked_for(
     none = str(tmp_path / "none")
     assert main(["estimate", none, "--language", "ja"]) == 1
     told = capsys.readouterr().err
-    assert told.startswith(f"error: {none} にアーカイブが見つかりません。ファイル、") and told.count("\n") == 1
+    assert told.startswith(f"エラー: {none} にアーカイブが見つかりません。ファイル、") and told.count("\n") == 1
     assert main(["--language=en", "estimate", none]) == 1
     assert capsys.readouterr().err.startswith(f"error: no archives found at {none}. Give a file")
 
