@@ -130,7 +130,7 @@ def estimate(
         tokenizer = Tokenizer(codec, storage.as_path(folder))
         measured = _measure(tokenizer, [sample for sample in samples if sample.places], workers, on_clip)
         rows, rejected = _sorted(measured.sample)
-        shard_bytes = _shard_bytes(rows, folder / "sample.parquet", codec.identity)
+        shard_bytes = _shard_bytes(rows, folder / "sample.parquet", codec)
     total, is_exact = total_clips(listed, samples)
     usable = total * len(rows) / len(measured.sample)
     remote = [sample.listed.archive for sample in samples if not storage.is_local(sample.listed.archive)]
@@ -241,8 +241,8 @@ def _sorted(sample: Sequence[Result]) -> tuple[list[Row], list[Rejected]]:
     return rows, rejected
 
 
-def _shard_bytes(rows: Sequence[Row], path: Path, codec: str) -> int:
-    with ShardWriter(path, codec) as writer:
+def _shard_bytes(rows: Sequence[Row], path: Path, codec: Codec) -> int:
+    with ShardWriter(path, codec.identity, codec.cardinality, codec.model) as writer:
         for row in rows:
             writer.add(row)
     return path.stat().st_size

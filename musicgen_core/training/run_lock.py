@@ -311,9 +311,9 @@ class RunLock:
                 self._path.unlink(missing_ok=True)  # while it is locked: the next one makes a new file
         except Exception as error:  # a lock that stays is found to be stale
             logger.warning("the lock of %s could not be taken away (%s)", self.root, error)
+        if self._descriptor is not None:
+            os.close(self._descriptor)  # before the directory goes: a mounted drive keeps an open file in it
+            self._descriptor = None
         if self._made_root:
             with suppress(OSError):  # it isn't empty: the run has left something there
                 Path(str(self.root)).rmdir()
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None

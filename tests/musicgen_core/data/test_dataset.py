@@ -132,7 +132,7 @@ def test_a_directory_without_clips_is_named_with_the_command_to_run(
     assert "musicgen-flows tokenize" in refused.value.next_step
 
 
-def test_codes_of_another_codec_are_refused_with_both_names(
+def test_codes_of_another_models_codec_are_refused_by_the_shards_name(
     tokens: UPath, tmp_path: Path, write_shard: WriteShard, row: MakeRow
 ) -> None:
     write_shard(tokens, "a", [row("x.wav", 5)])
@@ -140,7 +140,7 @@ def test_codes_of_another_codec_are_refused_with_both_names(
     for _ in range(2):  # also when they are in the cache
         with pytest.raises(TokensError) as refused:
             load_clips(tokens, CODEC, tmp_path / "cache")
-        assert all(word in refused.value.found for word in ("b.parquet", "sha256:other", CODEC))
+        assert "b.parquet was tokenized with another model" in refused.value.found
 
 
 def test_a_clip_that_is_not_there_is_an_error(clips_of: MakeClips) -> None:

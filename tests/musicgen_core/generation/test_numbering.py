@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from upath import UPath
 
 from musicgen_core import storage
@@ -127,7 +128,17 @@ def test_numbers_go_on_in_a_bucket(bucket: UPath) -> None:
 
 
 @pytest.fixture(params=["local", "remote"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path, bucket: UPath) -> UPath:
+def folder(request: pytest.FixtureRequest, tmp_path: Path, bucket: UPath, monkeypatch: pytest.MonkeyPatch) -> UPath:
+    listed = MemoryFileSystem.ls
+
+    def ls(*given: Any, **named: Any) -> Any:
+        while True:
+            try:
+                return listed(*given, **named)
+            except KeyError:  # of a file that another thread has deleted meanwhile: an object store's lists are whole
+                continue
+
+    monkeypatch.setattr(MemoryFileSystem, "ls", ls)
     return storage.as_path(tmp_path) if request.param == "local" else bucket
 
 
