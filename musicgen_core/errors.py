@@ -124,8 +124,13 @@ def raise_if_interrupted(error: BaseException) -> None:
     Prefect's TerminationSignal is raised wherever the program is, and compiled code (pybind11, while a module is
     imported) makes an ImportError or a RuntimeError of it. Who catches those would go on, deaf to SIGTERM.
     """
-    cause = error.__cause__ or error.__context__
-    while cause is not None:
-        if not isinstance(cause, Exception):
-            raise cause
-        cause = cause.__cause__ or cause.__context__
+    behind, seen = [error], {id(error)}  # causes may lead in a circle
+    while behind:
+        reached = behind.pop()
+        for cause in (reached.__cause__, reached.__context__):
+            if cause is None or id(cause) in seen:
+                continue
+            if not isinstance(cause, Exception):
+                raise cause
+            seen.add(id(cause))
+            behind.append(cause)

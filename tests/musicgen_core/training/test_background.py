@@ -13,6 +13,7 @@ import torch
 from upath import UPath
 
 from musicgen_core import storage
+from musicgen_core.errors import raise_if_interrupted
 from musicgen_core.model.lora import load_adapter, merged_checkpoint
 from musicgen_core.model.weights import find_model
 from musicgen_core.training import background, full_models
@@ -166,3 +167,12 @@ def test_an_interruption_while_torch_writes_a_full_model_comes_out_as_itself(tmp
     with pytest.raises(KeyboardInterrupt):
         write_full_model({"w": torch.ones(9)}, storage.as_path(tmp_path / "model.pt"), Interrupts())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_behind_an_error_is_found_although_its_causes_lead_in_a_circle() -> None:
+    error, other = RuntimeError("from compiled code"), OSError("on the way")
+    error.__cause__, other.__cause__ = other, error
+    raise_if_interrupted(error)
+    other.__context__ = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        raise_if_interrupted(error)
