@@ -11,7 +11,7 @@ from flows.parameters import EstimateParameters, archives_at_a_time, grouped, gr
 from musicgen_core.config import DEFAULT_MODEL
 from musicgen_core.language import message, translated
 from musicgen_core.model import hub
-from musicgen_core.stages import advance, announce_import
+from musicgen_core.stages import advance, announce_torch
 from tasks import outcomes
 from tasks.fetching import fetched
 
@@ -26,7 +26,7 @@ def estimate_archives(given: EstimateParameters) -> None:
     model = given.model or DEFAULT_MODEL
     done = count(1)
     with working() as activity, hub.heard_by(lambda progress: activity(fetched(progress))):
-        announce_import("torch", "PyTorch")
+        announce_torch()
         from musicgen_core.codec import Codec
         from musicgen_core.data.archive import choose_archives
         from musicgen_core.devices import pick_device

@@ -9,7 +9,7 @@ from deployments.console import print_outcome, print_rows
 from flows.parameters import ExportParameters
 from musicgen_core.language import message
 from musicgen_core.model import hub
-from musicgen_core.stages import announce_import
+from musicgen_core.stages import announce_torch
 from musicgen_core.wording import sized
 from tasks import outcomes
 from tasks.fetching import fetched
@@ -23,7 +23,7 @@ def export(parameters: dict[str, Any]) -> int:
 def export_adapter(given: ExportParameters) -> None:
     """Write an adapter as other libraries load it, with a model card that says how."""
     with working() as activity, hub.heard_by(lambda progress: activity(fetched(progress))):
-        announce_import("torch", "PyTorch")
+        announce_torch()
         from musicgen_core.exporting.export import export
 
         exported = export(given.adapter, given.out, given.format, given.model or None)

@@ -9,7 +9,7 @@ from typing import Any
 from flows.parameters import BASE
 from musicgen_core import storage
 from musicgen_core.language import message
-from musicgen_core.stages import announce, announce_import
+from musicgen_core.stages import announce, announce_torch
 
 
 def check_adapter(location: str | None) -> None:
@@ -20,7 +20,7 @@ def check_adapter(location: str | None) -> None:
     """
     if location in (None, BASE):
         return
-    announce_import("torch", "PyTorch")
+    announce_torch()
     from musicgen_core.model.hub_adapter import is_on_hub
     from musicgen_core.model.lora import find_adapter, load_adapter
 

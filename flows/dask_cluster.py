@@ -55,7 +55,7 @@ def check_cluster(address: str, shared: str) -> None:
         ) from error
     if found != "Scheduler":
         raise ConfigError(
-            message("at {address} is a Dask {lower}", address=address, lower=found.lower()),
+            message("at {address} is a Dask {kind}", address=address, kind=found.lower()),
             message("Give the address of its scheduler"),
         )
     with _marker(shared) as marker:

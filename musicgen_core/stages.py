@@ -70,6 +70,11 @@ def advance(text: str, done: int, total: int) -> None:
     pass_on(Stage(text, done, total))
 
 
+def announce_torch() -> None:
+    """Announce the import of PyTorch."""
+    announce_import("torch", "PyTorch")
+
+
 def announce_import(module: str, package: str) -> None:
     """Announce an import that takes seconds, where the module has not been imported yet."""
     if module not in sys.modules:

@@ -11,7 +11,7 @@ from prefect import task
 from upath import UPath
 
 from musicgen_core.language import message
-from musicgen_core.stages import announce, announce_import
+from musicgen_core.stages import announce, announce_torch
 from tasks import outcomes
 from tasks.artifacts import artifacts_of_run
 from tasks.cancelling import cancellable
@@ -35,7 +35,7 @@ def estimate_archives(
     hourly_price: float | None,
 ) -> Estimate:
     """Encode a sample of the clips, and show how long all of them will take, on how much disk, and at what price."""
-    announce_import("torch", "PyTorch")
+    announce_torch()
     from musicgen_core.codec import Codec
     from musicgen_core.devices import pick_device
     from musicgen_core.estimate import estimate

@@ -10,7 +10,7 @@ from prefect import get_run_logger, task
 
 from musicgen_core.errors import MusicgenError, raise_if_interrupted
 from musicgen_core.evaluation.request import EvaluateRequest, Evaluation
-from musicgen_core.stages import announce_import
+from musicgen_core.stages import announce_torch
 from tasks import outcomes
 from tasks.artifacts import artifacts_of_run
 from tasks.cancelling import cancellable
@@ -59,7 +59,7 @@ def evaluate_training(name: str, request: EvaluateRequest, trained: TrainResult)
 
 
 def _evaluate(name: str, request: EvaluateRequest) -> Evaluation:
-    announce_import("torch", "PyTorch")
+    announce_torch()
     from musicgen_core.evaluation.evaluate import evaluate
 
     logger, pace = get_run_logger(), Pace(LOG_EVERY_SECONDS)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from prefect import task
 
 from musicgen_core.language import message
-from musicgen_core.stages import announce, announce_import
+from musicgen_core.stages import announce, announce_torch
 from tasks import outcomes
 from tasks.artifacts import artifacts_of_run
 from tasks.cancelling import cancellable
@@ -24,7 +24,7 @@ def export_adapter(
     name: str, adapter: str, out: str, kind: Literal["peft", "audiocraft"], model: str | None
 ) -> Exported:
     """Write an adapter as another library loads it, with a model card that says how."""
-    announce_import("torch", "PyTorch")
+    announce_torch()
     from musicgen_core.exporting.export import export
 
     with artifacts_of_run() as artifacts:

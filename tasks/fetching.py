@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from musicgen_core.language import message
 from musicgen_core.model import hub
-from musicgen_core.stages import announce, announce_import
+from musicgen_core.stages import announce, announce_torch
 from tasks.progress import Update, report
 
 
@@ -25,7 +25,7 @@ def check_model(name: str) -> None:
     Raises:
         ModelError: no run could use it.
     """
-    announce_import("torch", "PyTorch")
+    announce_torch()
     from musicgen_core.model.text import find_text_encoder
     from musicgen_core.model.weights import find_model
 

@@ -7,7 +7,7 @@ from functools import partial
 from prefect import task
 
 from musicgen_core.generation.request import Rendered, RenderRequest
-from musicgen_core.stages import announce_import, heard_by
+from musicgen_core.stages import announce_torch, heard_by
 from tasks.artifacts import artifacts_of_run
 from tasks.cancelling import cancellable
 from tasks.outcomes import rendered
@@ -23,7 +23,7 @@ def render_prompts(count: int, request: RenderRequest) -> list[Rendered]:
         log = RenderingLog(request.out, count, request.pieces_a_prompt, artifacts)
         try:
             with heard_by(log.begin_stage):
-                announce_import("torch", "PyTorch")
+                announce_torch()
                 from musicgen_core.generation.render import render
 
                 pieces = render(request, log.hear, log.add)

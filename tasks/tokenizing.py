@@ -18,7 +18,7 @@ from musicgen_core.data.archive import archive_stem
 from musicgen_core.errors import Cancelled, DeviceError, ModelError, MusicgenError, reason_of
 from musicgen_core.escaping import one_line
 from musicgen_core.language import message
-from musicgen_core.stages import announce, announce_import
+from musicgen_core.stages import announce, announce_torch
 from musicgen_core.wording import counted
 from tasks.progress import report
 from tasks.tokenizing_log import ArchiveProgress
@@ -139,7 +139,7 @@ def check_codec(model: str, device: str) -> None:
         ModelError: it can't be loaded.
         DeviceError: the device can't be used.
     """
-    announce_import("torch", "PyTorch")
+    announce_torch()
     _codec(model, device)
 
 

@@ -10,7 +10,7 @@ from prefect.exceptions import CancelledRun, TerminationSignal
 
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import reason_of
-from musicgen_core.stages import announce_import, heard_by
+from musicgen_core.stages import announce_torch, heard_by
 from musicgen_core.wording import counted
 from tasks.artifacts import artifacts_of_run
 from tasks.cancelling import cancellable, is_cancelling
@@ -82,7 +82,7 @@ def _train(request: TrainRequest, log: TrainingLog) -> TrainResult:
     from musicgen_core.training.codec_check import check_codec
 
     check_codec(request.tokens, request.model)  # before anything that takes long
-    announce_import("torch", "PyTorch")
+    announce_torch()
     from musicgen_core.training.launch import launch
     from musicgen_core.training.train import check_init_adapter, train
 
