@@ -34,7 +34,7 @@ from musicgen_core.training.train import train
 
 
 @dataclass
-class Measured:
+class Timings:
     rows: list[tuple[str, str]] = field(default_factory=list)
 
     @contextmanager
@@ -67,7 +67,7 @@ def main() -> None:
     if given.archives is None:
         given.archives = str(given.workdir / "archives")
         make_demo_archives(Path(given.archives), archives=2, clips=16, seconds=given.seconds)
-    measured = Measured()
+    measured = Timings()
     model = find_model(given.model)
     metadata = storage.as_path(given.archives) / "metadata.jsonl"
     captions = load_captions(metadata) if metadata.exists() else None

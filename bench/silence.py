@@ -34,7 +34,7 @@ _ROWS, _COLUMNS = 24, 80
 
 
 @dataclass
-class Heard:
+class OutputTiming:
     """What a command said.
 
     Attributes:
@@ -52,7 +52,7 @@ class Heard:
     before: str
 
 
-def listen(command: Sequence[str], environment: Mapping[str, str], is_pipe: bool, until: str = "") -> Heard:
+def listen(command: Sequence[str], environment: Mapping[str, str], is_pipe: bool, until: str = "") -> OutputTiming:
     """Run a command and note when it says something.
 
     Args:
@@ -91,7 +91,7 @@ def listen(command: Sequence[str], environment: Mapping[str, str], is_pipe: bool
     code = process.wait()
     if code:
         print(everything, file=sys.stderr)
-    return Heard(code, time.monotonic() - began, first, longest, before)
+    return OutputTiming(code, time.monotonic() - began, first, longest, before)
 
 
 def commands(folder: Path, model: str, port: int) -> dict[str, list[str]]:

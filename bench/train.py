@@ -42,7 +42,7 @@ Losses = Callable[[Tensor, TextCondition], Tensor]
 
 
 @dataclass
-class Subject:
+class Implementation:
     """What is measured.
 
     Attributes:
@@ -56,7 +56,7 @@ class Subject:
     zero_grad: Callable[[], None]
 
 
-def by_autograd(parameters: list[Any], losses: Losses) -> Subject:
+def by_autograd(parameters: list[Any], losses: Losses) -> Implementation:
     def step(codes: Tensor, text: TextCondition, factor: float) -> Tensor:
         of_clips = losses(codes, text)
         (of_clips.mean() * factor).backward()
@@ -66,7 +66,7 @@ def by_autograd(parameters: list[Any], losses: Losses) -> Subject:
         for parameter in parameters:
             parameter.grad = None
 
-    return Subject(parameters, step, zero_grad)
+    return Implementation(parameters, step, zero_grad)
 
 
 def large(layers: int) -> DecoderConfig:
@@ -85,7 +85,9 @@ def random_lm(layers: int, device: torch.device) -> MusicgenLM:
     return lm
 
 
-def project(layers: int, device: torch.device, precision: str, checkpointing: bool, compiled: bool = True) -> Subject:
+def project(
+    layers: int, device: torch.device, precision: str, checkpointing: bool, compiled: bool = True
+) -> Implementation:
     peft_model = add_lora(random_lm(layers, device), LoraSettings(8, 32, 0.1))
     model = TrainingModel(peft_model, 0.1, Execution(precision, compiled, checkpointing))
 
@@ -94,7 +96,7 @@ def project(layers: int, device: torch.device, precision: str, checkpointing: bo
         frames = torch.full((len(codes),), codes.shape[2], device=device)
         return model.step(codes, frames, text, seeds, factor / len(codes))
 
-    return Subject([model.flat.whole], step, model.zero_grad)
+    return Implementation([model.flat.whole], step, model.zero_grad)
 
 
 def _with_peft(model: Any, targets: list[str]) -> tuple[Any, list[Any]]:
@@ -108,7 +110,7 @@ def _pattern(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return teacher_forcing(codes, torch.full((len(codes),), codes.shape[2], device=codes.device), special=2048)
 
 
-def audiocraft(layers: int, device: torch.device) -> Subject:
+def audiocraft(layers: int, device: torch.device) -> Implementation:
     import_audiocraft("audiocraft.modules.transformer").set_efficient_attention_backend("torch")
     config = OmegaConf.create(LM_CONFIG)
     config.transformer_lm.update({"dim": 2048, "num_layers": layers, "num_heads": 32, "dropout": 0.0})
@@ -128,7 +130,7 @@ def audiocraft(layers: int, device: torch.device) -> Subject:
     return by_autograd(parameters, losses)
 
 
-def huggingface(layers: int, device: torch.device) -> Subject:
+def huggingface(layers: int, device: torch.device) -> Implementation:
     from transformers import MusicgenDecoderConfig, MusicgenForCausalLM
 
     config = MusicgenDecoderConfig(
@@ -168,7 +170,7 @@ def useful_flops(layers: int) -> float:
     return layers * (2 * linear + 3 * attention) + 2 * heads
 
 
-def measure(subject: Subject, batch: int, device: torch.device, layers: int, seconds: float) -> str:
+def measure(subject: Implementation, batch: int, device: torch.device, layers: int, seconds: float) -> str:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     optimizer = torch.optim.AdamW(subject.parameters, lr=1e-4, fused=True)
@@ -203,7 +205,7 @@ def measure(subject: Subject, batch: int, device: torch.device, layers: int, sec
     return f"{speed:8.1f} audio-s/s {tflops:7.1f} TFLOP/s {peak:6.1f} GiB {1e3 * took:8.1f} ms  first {first:5.1f} s"
 
 
-def loss_curve(subject: Subject, device: torch.device, steps: int, batch: int) -> list[float]:
+def loss_curve(subject: Implementation, device: torch.device, steps: int, batch: int) -> list[float]:
     """Losses of each step over the same four batches again and again, which are learned by heart."""
     optimizer = torch.optim.AdamW(subject.parameters, lr=1e-3, fused=True)
     losses = []
@@ -216,7 +218,7 @@ def loss_curve(subject: Subject, device: torch.device, steps: int, batch: int) -
     return losses
 
 
-def subjects(layers: int, device: torch.device, checkpointing: bool) -> dict[str, Callable[[], Subject]]:
+def subjects(layers: int, device: torch.device, checkpointing: bool) -> dict[str, Callable[[], Implementation]]:
     return {
         "bf16": partial(project, layers, device, "bf16", checkpointing),
         "fp8": partial(project, layers, device, "fp8", checkpointing),
@@ -264,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n" + "\n".join(rows))
 
 
-def print_profile(subject: Subject, batch: int, device: torch.device) -> None:
+def print_profile(subject: Implementation, batch: int, device: torch.device) -> None:
     codes, text = clips(batch, device)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         subject.step(codes, text, 1.0)

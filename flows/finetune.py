@@ -32,6 +32,7 @@ from flows.tokenize_archives import ArchivesFailed, TokenizeResult, tokenize_arc
 from flows.train_lora import train_lora
 from musicgen_core import storage
 from musicgen_core.config import (
+    AdapterSettings,
     DataSettings,
     DescriptionSettings,
     Duration,
@@ -39,7 +40,6 @@ from musicgen_core.config import (
     HardwareSettings,
     LearningRate,
     LoraRank,
-    LoraSettings,
     OptimizerSettings,
     ReadingSettings,
     SampleSettings,
@@ -87,7 +87,7 @@ def finetune(
     descriptions: DescriptionSettings = DescriptionSettings(),
     reading: ReadingSettings = ReadingSettings(),
     workers: Workers = Workers(),
-    lora: LoraSettings = LoraSettings(),
+    lora: AdapterSettings = AdapterSettings(),
     optimizer: OptimizerSettings = OptimizerSettings(),
     validation: Validation = Validation(),
     samples: SampleSettings = SampleSettings(),

@@ -18,6 +18,7 @@ from musicgen_core.config import (
     LARGEST_COUNT,
     MOST_SIDE_BY_SIDE,
     MOST_WORKERS,
+    AdapterSettings,
     ChoiceSettings,
     DataSettings,
     DescriptionSettings,
@@ -27,7 +28,6 @@ from musicgen_core.config import (
     HardwareSettings,
     LearningRate,
     LoraRank,
-    LoraSettings,
     MusicSeed,
     OptimizerSettings,
     Prompts,
@@ -298,7 +298,7 @@ class _Training(Settings):
     lora_r: LoraRank = 8
     learning_rate: LearningRate = 1e-4
     seed: Seed = 0
-    lora: LoraSettings = LoraSettings()
+    lora: AdapterSettings = AdapterSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     validation: Validation = Validation()
     samples: SampleSettings = SampleSettings()

@@ -11,7 +11,7 @@ from upath import UPath
 from flows.places import place
 from musicgen_core import storage
 from musicgen_core.config import TrainSettings
-from musicgen_core.data.copies import copies_among
+from musicgen_core.data.duplicate_shards import copies_among
 from musicgen_core.data.shards import read_report
 from musicgen_core.errors import ConfigError
 from musicgen_core.language import message

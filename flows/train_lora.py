@@ -16,12 +16,12 @@ from flows.retraining import Training, is_begun, last_completed, new_archives
 from flows.run_form import form_flow
 from musicgen_core import storage
 from musicgen_core.config import (
+    AdapterSettings,
     DataSettings,
     Epochs,
     HardwareSettings,
     LearningRate,
     LoraRank,
-    LoraSettings,
     OptimizerSettings,
     SampleSettings,
     Seed,
@@ -49,7 +49,7 @@ def train_lora(
     learning_rate: LearningRate = 1e-4,
     seed: Seed = 0,
     start: Start = Start(),
-    lora: LoraSettings = LoraSettings(),
+    lora: AdapterSettings = AdapterSettings(),
     optimizer: OptimizerSettings = OptimizerSettings(),
     validation: Validation = Validation(),
     samples: SampleSettings = SampleSettings(),

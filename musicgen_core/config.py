@@ -110,7 +110,7 @@ Seed = Annotated[
 ]
 
 
-class LoraSettings(Settings):
+class AdapterSettings(Settings):
     """Shape of the adapter, beside its rank."""
 
     model_config = ConfigDict(title="LoRA")
@@ -281,7 +281,7 @@ class HardwareSettings(Settings):
 
 
 class TrainSettings(
-    LoraSettings,
+    AdapterSettings,
     OptimizerSettings,
     ValidationSettings,
     SampleSettings,

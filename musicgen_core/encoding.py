@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from musicgen_core.codec import PIECE_SECONDS, Codec, Codes
 from musicgen_core.codes import FRAME_RATE
-from musicgen_core.data.audio import Clip
+from musicgen_core.data.audio import DecodedClip
 from musicgen_core.errors import ClipRejected, DeviceError
 from musicgen_core.language import message
 
@@ -56,7 +56,9 @@ class BatchEncoder:
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
 
-    def encode(self, clips: Iterable[tuple[K, Clip | ClipRejected]]) -> Generator[tuple[K, Encoded | ClipRejected]]:
+    def encode(
+        self, clips: Iterable[tuple[K, DecodedClip | ClipRejected]]
+    ) -> Generator[tuple[K, Encoded | ClipRejected]]:
         """Codes of each clip, in the order given; rejections pass through at their place.
 
         The codes don't depend on what a clip is batched with.
@@ -94,7 +96,7 @@ class _Track(Generic[K]):
     """
 
     key: K
-    clip: Clip | ClipRejected | None
+    clip: DecodedClip | ClipRejected | None
     begun_at: float
     codes: list[Codes | None] = field(default_factory=list)
     seconds: float = 0.0
@@ -102,7 +104,7 @@ class _Track(Generic[K]):
     def pieces(self) -> Iterator[_Piece]:
         """What of it is to be encoded: all at once, or pieces with context on both sides."""
         clip, self.clip = self.clip, None
-        if not isinstance(clip, Clip):
+        if not isinstance(clip, DecodedClip):
             self.clip = clip
             return
         self.seconds = clip.seconds

@@ -19,7 +19,7 @@ from musicgen_core import storage
 from musicgen_core.codec import Codec
 from musicgen_core.config import TrainSettings
 from musicgen_core.data.archive import open_archive
-from musicgen_core.data.archive_sample import Sample, list_archives, take_samples, total_clips
+from musicgen_core.data.archive_sample import ArchiveSample, list_archives, take_samples, total_clips
 from musicgen_core.data.shards import Rejected, Row, ShardWriter
 from musicgen_core.encoding import Encoded
 from musicgen_core.errors import ArchiveError, Cancelled, ClipRejected
@@ -166,7 +166,9 @@ class _Measured:
     audio_seconds_per_sec: float
 
 
-def _measure(tokenizer: Tokenizer, samples: Sequence[Sample], workers: int, on_clip: Callable[[], None]) -> _Measured:
+def _measure(
+    tokenizer: Tokenizer, samples: Sequence[ArchiveSample], workers: int, on_clip: Callable[[], None]
+) -> _Measured:
     """Encode the samples, as many at a time as there are workers, until it has taken long enough to tell."""
     for _ in _encode(tokenizer, replace(samples[0], places=samples[0].places[:WARM_UP_CLIPS])):
         pass
@@ -189,7 +191,11 @@ def _measure(tokenizer: Tokenizer, samples: Sequence[Sample], workers: int, on_c
 
 
 def _repeat(
-    tokenizer: Tokenizer, sample: Sample, least_seconds: float, on_clip: Callable[[], None], stop: threading.Event
+    tokenizer: Tokenizer,
+    sample: ArchiveSample,
+    least_seconds: float,
+    on_clip: Callable[[], None],
+    stop: threading.Event,
 ) -> list[Result]:
     """Encode a sample, again and again until `least_seconds` are over; less if `stop` is set."""
     results: list[Result] = []
@@ -206,7 +212,9 @@ def _repeat(
     return results
 
 
-def _encode(tokenizer: Tokenizer, sample: Sample, cancelled: Callable[[], bool] = lambda: False) -> Generator[Result]:
+def _encode(
+    tokenizer: Tokenizer, sample: ArchiveSample, cancelled: Callable[[], bool] = lambda: False
+) -> Generator[Result]:
     with (
         open_archive(sample.path) as opened,
         closing(tokenizer.encoded_clips(sample.members(opened), cancelled)) as clips,

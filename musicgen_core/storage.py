@@ -21,7 +21,7 @@ from typing import Any, cast
 import fsspec
 from upath import UPath
 
-from musicgen_core import mounted
+from musicgen_core import fuse_mounts
 from musicgen_core.errors import ConfigError
 from musicgen_core.language import message
 
@@ -100,8 +100,8 @@ def publish(target: UPath) -> Iterator[Path]:
                 yield beside
                 with open(beside, "rb") as written:
                     os.fsync(written.fileno())
-            if mounted.is_mounted(beside.parent):
-                mounted.replace(beside, Path(str(target)))
+            if fuse_mounts.is_mounted(beside.parent):
+                fuse_mounts.replace(beside, Path(str(target)))
             else:
                 os.replace(beside, str(target))
         finally:

@@ -28,7 +28,7 @@ from musicgen_core.data.archive import (
     read_sidecars,
     sidecar_key,
 )
-from musicgen_core.data.audio import Clip, decode
+from musicgen_core.data.audio import DecodedClip, decode
 from musicgen_core.data.captions import Captioner, Captions
 from musicgen_core.data.shards import (
     SCHEMA_VERSION,
@@ -65,7 +65,7 @@ class Counts:
     total: int | None
 
 
-Progress = Callable[[Counts], None]
+OnClip = Callable[[Counts], None]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Tokenizer:
         self,
         archive: UPath,
         limit: int | None = None,
-        on_clip: Progress = lambda counts: None,
+        on_clip: OnClip = lambda counts: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> ShardReport:
         """Make the shard of `archive`, or what of it is missing: nothing that is whole and current is done again.
@@ -125,7 +125,7 @@ class Tokenizer:
         refuse_foreign_shard(self.tokens, archive, archive_stem(archive), partial(self._fingerprint, archive))
 
     def _encode_archive(
-        self, archive: UPath, fingerprint: str, limit: int | None, on_clip: Progress, cancelled: Callable[[], bool]
+        self, archive: UPath, fingerprint: str, limit: int | None, on_clip: OnClip, cancelled: Callable[[], bool]
     ) -> ShardReport:
         captioner = Captioner(self.settings, self.metadata)
         described: list[tuple[str, str | None]] = []
@@ -184,7 +184,7 @@ class Tokenizer:
             Cancelled: `cancelled` said so while a clip was decoded.
         """
 
-        def load(member: Member) -> tuple[str, Clip | ClipRejected]:
+        def load(member: Member) -> tuple[str, DecodedClip | ClipRejected]:
             try:
                 with member.open() as file:
                     return member.name, decode(file, limits_of(self.settings).max_clip_bytes, cancelled)

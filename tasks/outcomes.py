@@ -58,7 +58,7 @@ def missing_descriptions(archives: Sequence[UPath]) -> str:
     """Return that no clip of some archives has a description, or why those that are there can't be used; or nothing."""
     from musicgen_core.config import TokenizeSettings
     from musicgen_core.data.captions import Captioner, load_captions, metadata_beside
-    from musicgen_core.data.undescribed import undescribed_clips
+    from musicgen_core.data.description_check import undescribed_clips
 
     metadata = metadata_beside(archives[0])
     try:

@@ -14,13 +14,13 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.data.damage import DAMAGED, Unreadable, damage_named
-from musicgen_core.data.finding import archive_stem, find_archives, passed_over
-from musicgen_core.data.foreign import recognise
+from musicgen_core.data.discovery import archive_stem, find_archives, passed_over
+from musicgen_core.data.file_signatures import recognise
 from musicgen_core.data.member_names import AUTO, check_encoding
 from musicgen_core.data.members import BLOCK, Archive, Limits, Member, Meter, Sidecar, Sidecars, limits_of, sidecar_key
 from musicgen_core.data.tar_archive import TarArchive, is_tar
 from musicgen_core.data.zip_archive import ZipArchive, names_of, unpacked
-from musicgen_core.data.zip_directory import Entry, RandomReader, read_directory
+from musicgen_core.data.zip_directory import RandomReader, ZipEntry, read_directory
 from musicgen_core.errors import ArchiveError, ClipRejected
 from musicgen_core.language import message
 
@@ -167,7 +167,7 @@ def count_damaged(archive: UPath, names: Collection[str], name_encoding: str = A
         return sum(not _is_readable(entry, reader) for entry in asked)
 
 
-def _is_readable(entry: Entry, reader: RandomReader) -> bool:
+def _is_readable(entry: ZipEntry, reader: RandomReader) -> bool:
     try:
         for _ in unpacked(entry, reader):
             pass

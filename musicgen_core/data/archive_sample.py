@@ -42,7 +42,7 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Sample:
+class ArchiveSample:
     """Clips of one archive.
 
     Attributes:
@@ -82,7 +82,7 @@ def list_archives(archives: Sequence[UPath]) -> tuple[list[Listed], list[str]]:
     return listed, unreadable
 
 
-def take_samples(listed: Sequence[Listed], clips: int, folder: Path, workers: int) -> list[Sample]:
+def take_samples(listed: Sequence[Listed], clips: int, folder: Path, workers: int) -> list[ArchiveSample]:
     """About `clips` clips of at most 4 archives, both spread evenly from the first to the last; of a tar its first.
 
     Args:
@@ -102,7 +102,7 @@ def take_samples(listed: Sequence[Listed], clips: int, folder: Path, workers: in
     return samples
 
 
-def total_clips(listed: Sequence[Listed], samples: Sequence[Sample]) -> tuple[int, bool]:
+def total_clips(listed: Sequence[Listed], samples: Sequence[ArchiveSample]) -> tuple[int, bool]:
     """Clips in all archives, and whether that is exact: those of tars are estimated from their sizes."""
     known = {entry: entry.clips for entry in listed if entry.clips is not None}
     known |= {sample.listed: len(sample.places) for sample in samples if sample.is_whole}
@@ -155,16 +155,16 @@ def _picked(opened: Archive, places: Sequence[int]) -> Iterator[Member]:
     return compress(islice(opened.clips(), end), (place in chosen for place in range(end)))
 
 
-def _take(listed: Listed, wanted: int, folder: Path) -> Sample:
+def _take(listed: Listed, wanted: int, folder: Path) -> ArchiveSample:
     archive = listed.archive
     if storage.is_local(archive) and listed.clips is not None:
-        return Sample(listed, Path(str(archive)), evenly(listed.clips, wanted))
+        return ArchiveSample(listed, Path(str(archive)), evenly(listed.clips, wanted))
     with ExitStack() as stack:
         file = stack.enter_context(archive.open("rb"))
         path = Path(str(archive))
         if not storage.is_local(archive):
             path = folder / archive.name
-            file = cast(BinaryIO, Recorder(file, stack.enter_context(open(path, "wb"))))
+            file = cast(BinaryIO, CopyingReader(file, stack.enter_context(open(path, "wb"))))
         opened = read_archive(file, archive.name)
         places = evenly(listed.clips, wanted) if listed.clips is not None else range(wanted)
         found = 0
@@ -173,11 +173,11 @@ def _take(listed: Listed, wanted: int, folder: Path) -> Sample:
                 pass
             found += 1
         if listed.clips is not None:
-            return Sample(listed, path, places)
-        return Sample(listed, path, places[:found], file.tell(), is_whole=found < wanted)
+            return ArchiveSample(listed, path, places)
+        return ArchiveSample(listed, path, places[:found], file.tell(), is_whole=found < wanted)
 
 
-class Recorder(io.BufferedIOBase):
+class CopyingReader(io.BufferedIOBase):
     """Reads a file and keeps what is read at the same place of a copy, which takes no room for the rest."""
 
     def __init__(self, source: BinaryIO, copy: BinaryIO) -> None:

@@ -11,8 +11,8 @@ import soxr
 
 from musicgen_core.codes import FRAME_RATE, SAMPLE_RATE
 from musicgen_core.data.decoder_process import decode_in_process
-from musicgen_core.data.foreign import recognise
-from musicgen_core.data.mix_down import Samples, check_size, check_sound, mix_down
+from musicgen_core.data.file_signatures import recognise
+from musicgen_core.data.mix_down import AudioArray, check_size, check_sound, mix_down
 from musicgen_core.data.pcm import PcmSound, open_pcm
 from musicgen_core.data.wav_header import breaks_off, read_wav_header
 from musicgen_core.errors import ClipRejected
@@ -20,7 +20,7 @@ from musicgen_core.language import message
 
 
 @dataclass(frozen=True)
-class Clip:
+class DecodedClip:
     """Decoded audio.
 
     Attributes:
@@ -28,7 +28,7 @@ class Clip:
         rate: Hz.
     """
 
-    samples: Samples
+    samples: AudioArray
     rate: int
 
     @property
@@ -36,7 +36,7 @@ class Clip:
         return len(self.samples) / self.rate
 
 
-def decode(file: BinaryIO, max_bytes: int = 2 << 30, cancelled: Callable[[], bool] = lambda: False) -> Clip:
+def decode(file: BinaryIO, max_bytes: int = 2 << 30, cancelled: Callable[[], bool] = lambda: False) -> DecodedClip:
     """Decode a file and mix it down by the mean of its channels. Many threads can do so at once.
 
     Uncompressed wavs are decoded here. Everything else is left to libsndfile in another process, within a bound on its
@@ -59,7 +59,9 @@ def decode(file: BinaryIO, max_bytes: int = 2 << 30, cancelled: Callable[[], boo
     if header:
         header.check()
     sound = open_pcm(descriptor, header) if header else None
-    clip = Clip(*(decode_in_process(descriptor, max_bytes, cancelled) if sound is None else _mono(sound, max_bytes)))
+    clip = DecodedClip(
+        *(decode_in_process(descriptor, max_bytes, cancelled) if sound is None else _mono(sound, max_bytes))
+    )
     if len(clip.samples) * FRAME_RATE < clip.rate:
         raise ClipRejected(
             message(
@@ -71,12 +73,12 @@ def decode(file: BinaryIO, max_bytes: int = 2 << 30, cancelled: Callable[[], boo
     return clip
 
 
-def resample(samples: Samples, rate: int) -> Samples:
+def resample(samples: AudioArray, rate: int) -> AudioArray:
     """To 32 kHz: [samples] → [samples · 32,000 / rate], by soxr's high quality."""
-    return samples if rate == SAMPLE_RATE else cast(Samples, soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ"))
+    return samples if rate == SAMPLE_RATE else cast(AudioArray, soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ"))
 
 
-def _mono(sound: PcmSound, max_bytes: int) -> tuple[Samples, int]:
+def _mono(sound: PcmSound, max_bytes: int) -> tuple[AudioArray, int]:
     check_size(sound, max_bytes)
     mono = mix_down(sound)
     if len(mono.samples) < sound.frames:  # something cut the file meanwhile

@@ -16,7 +16,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.config import TokenizeSettings, template_fields
 from musicgen_core.data.descriptions import (
-    Entry,
+    MetadataEntry,
     clean,
     describe_sidecar,
     field_text,
@@ -192,7 +192,7 @@ def load_captions(path: UPath, settings: TokenizeSettings = _DEFAULTS) -> Captio
     )
 
 
-def _read_entries(path: UPath) -> Iterator[tuple[int, Entry | None]]:
+def _read_entries(path: UPath) -> Iterator[tuple[int, MetadataEntry | None]]:
     """(number from 1, entry) of each line that isn't blank; None for one that can't be used."""
     try:
         # Staged, as fsspec reads a whole block anew for each line; in bytes, so that a bad line costs no other.
@@ -218,7 +218,7 @@ def _lines(file: BinaryIO) -> Iterable[bytes]:
     return (line.encode("utf-8", "replace") for line in text)
 
 
-def _parse_line(line: bytes) -> Entry | None:
+def _parse_line(line: bytes) -> MetadataEntry | None:
     try:
         entry = parse_entry(decode_text(line))
     except UnicodeDecodeError:

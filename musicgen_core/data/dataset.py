@@ -23,9 +23,9 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codes import CODEBOOKS
-from musicgen_core.data.copies import copies_among
-from musicgen_core.data.packing import PackedShard
-from musicgen_core.data.packing import clip_hash as clip_hash
+from musicgen_core.data.duplicate_shards import copies_among
+from musicgen_core.data.packed_shards import PackedShard
+from musicgen_core.data.packed_shards import clip_hash as clip_hash
 from musicgen_core.data.shards import ShardReport, read_report
 from musicgen_core.data.token_cache import THREADS, Lease, TokenCache
 from musicgen_core.errors import TokensError

@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from musicgen_core.data.mix_down import Mono, Samples, check_sound
+from musicgen_core.data.mix_down import AudioArray, Mono, check_sound
 from musicgen_core.data.sndfile import decode_with_sndfile
+from musicgen_core.environment import python_path
 from musicgen_core.errors import Cancelled, ClipRejected
 from musicgen_core.language import message
-from musicgen_core.variables import python_path
 
 LEAST_SECONDS = 30
 """CPU seconds that a clip may take to decode, whatever its size."""
@@ -44,7 +44,7 @@ _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.S
 
 def decode_in_process(
     descriptor: int, max_bytes: int, cancelled: Callable[[], bool] = lambda: False, seconds: float | None = None
-) -> tuple[Samples, int]:
+) -> tuple[AudioArray, int]:
     """Decode a file with libsndfile → (mono samples, rate in Hz). Many threads can do so at once.
 
     Args:
@@ -95,7 +95,7 @@ class _Worker:
 
     def decode(
         self, descriptor: int, max_bytes: int, cancelled: Callable[[], bool], seconds: float
-    ) -> tuple[Samples, int]:
+    ) -> tuple[AudioArray, int]:
         deadline = time.monotonic() + _WALL_FACTOR * seconds
 
         def receive(into: memoryview) -> None:

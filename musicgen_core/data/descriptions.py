@@ -11,10 +11,10 @@ from musicgen_core.config import template_fields
 if TYPE_CHECKING:
     from musicgen_core.data.archive import Sidecar
 
-Entry = dict[str, Any]
+MetadataEntry = dict[str, Any]
 
 
-def parse_entry(text: str) -> Entry | None:
+def parse_entry(text: str) -> MetadataEntry | None:
     """A JSON object; None for anything else."""
     try:
         entry = json.loads(text)
@@ -23,7 +23,7 @@ def parse_entry(text: str) -> Entry | None:
     return entry if isinstance(entry, dict) else None
 
 
-def own_description(entry: Entry) -> str | None:
+def own_description(entry: MetadataEntry) -> str | None:
     """The entry's `description`, if it is a text."""
     description = entry.get("description")
     return clean(description) if isinstance(description, str) else None
@@ -44,7 +44,7 @@ def problem_of(sidecar: Sidecar) -> str | None:
     return None
 
 
-def fill_template(template: str | None, entry: Entry) -> str | None:
+def fill_template(template: str | None, entry: MetadataEntry) -> str | None:
     """`"{genre}, {bpm} bpm"` → `"techno, 128 bpm"`; None if there is no template or a field is missing or blank."""
     if template is None:
         return None

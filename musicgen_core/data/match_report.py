@@ -14,7 +14,7 @@ _EXAMPLES = 5
 
 
 @dataclass
-class Sample:
+class NameExcerpt:
     """How many names there are, and the first few."""
 
     count: int = 0
@@ -39,8 +39,8 @@ class MatchReport:
 
     captions: Captions
     clips: int
-    unmatched: Sample
-    missing: Sample
+    unmatched: NameExcerpt
+    missing: NameExcerpt
 
     def lines(self) -> list[str]:
         """A sentence for each thing worth knowing; none where all fits."""
@@ -81,7 +81,7 @@ def match_report(captions: Captions, members: Iterable[str], are_all: bool = Tru
         are_all: whether there are no others; if there are, entries without a clip say nothing.
     """
     clips = 0
-    missing, unmatched = Sample(), Sample()
+    missing, unmatched = NameExcerpt(), NameExcerpt()
     used: list[set[str]] = [set() for _ in captions.tables]
     for member in members:
         clips += 1

@@ -14,7 +14,7 @@ from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.errors import ClipRejected
 from musicgen_core.language import message
 
-Samples = NDArray[np.float32]
+AudioArray = NDArray[np.float32]
 
 BLOCK = 1 << 20  # samples of all channels decoded at once: with fewer, 16 threads wait for the GIL most of the time
 _LOUDEST = 2.0**32  # floats on the scale of 32-bit integers, and some more; beyond, the codec gives nonsense
@@ -30,7 +30,7 @@ class Sound(Protocol):
     @property
     def samplerate(self) -> int: ...
 
-    def read(self, *, out: Samples) -> Samples:
+    def read(self, *, out: AudioArray) -> AudioArray:
         """Decode the next frames into `out` [frames, channels] → the part of it that was filled."""
 
 
@@ -45,7 +45,7 @@ class Mono:
         cancelled: whether sound in the channels added up to silence somewhere.
     """
 
-    samples: Samples
+    samples: AudioArray
     not_finite: int
     peak: float
     cancelled: bool
@@ -111,7 +111,7 @@ def check_sound(parts: Sequence[Mono]) -> None:
         raise ClipRejected(silent)
 
 
-def _mean_of_channels(block: Samples, out: Samples) -> None:
+def _mean_of_channels(block: AudioArray, out: AudioArray) -> None:
     """[frames, channels] → [frames]. Column by column: `mean(axis=1)` over few channels is 20 times slower."""
     channels = block.shape[1]
     if channels == 1:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from musicgen_core.data.mix_down import Samples
+from musicgen_core.data.mix_down import AudioArray
 from musicgen_core.data.wav_header import ALAW, FLOAT, MULAW, PCM, WavHeader
 
 _MAX_CHANNELS = 1024  # libsndfile's own bound
@@ -30,7 +30,7 @@ class PcmSound:
     """
 
     def __init__(
-        self, descriptor: int, header: WavHeader, convert: Callable[[NDArray[np.uint8], Samples], None]
+        self, descriptor: int, header: WavHeader, convert: Callable[[NDArray[np.uint8], AudioArray], None]
     ) -> None:
         form = header.format
         self._descriptor = descriptor
@@ -42,7 +42,7 @@ class PcmSound:
         self._end = self._position + self.frames * self.channels * self._width
         self._bytes = np.empty(0, dtype=np.uint8)
 
-    def read(self, *, out: Samples) -> Samples:
+    def read(self, *, out: AudioArray) -> AudioArray:
         frame_bytes = self.channels * self._width
         wanted = min(len(out) * frame_bytes, self._end - self._position)
         if len(self._bytes) < wanted:
@@ -73,7 +73,7 @@ def open_pcm(descriptor: int, header: WavHeader) -> PcmSound | None:
     return PcmSound(descriptor, header, convert)
 
 
-def _converter(tag: int, bits: int, byte_order: str) -> Callable[[NDArray[np.uint8], Samples], None] | None:
+def _converter(tag: int, bits: int, byte_order: str) -> Callable[[NDArray[np.uint8], AudioArray], None] | None:
     if tag == PCM and bits == 24:
         return lambda data, out: _from_24_bits(data, out, byte_order)
     if tag in (ALAW, MULAW) and bits == 8:
@@ -88,19 +88,19 @@ def _converter(tag: int, bits: int, byte_order: str) -> Callable[[NDArray[np.uin
     return lambda data, out: _from_numbers(data.view(f"{byte_order}{kind}"), out, scale)
 
 
-def _from_numbers(values: NDArray[Any], out: Samples, scale: float) -> None:
+def _from_numbers(values: NDArray[Any], out: AudioArray, scale: float) -> None:
     with np.errstate(over="ignore", invalid="ignore"):  # doubles beyond fp32; not finite ones are counted later
         np.copyto(out, values, casting="same_kind" if values.dtype.kind == "f" else "unsafe")
         if scale != 1:
             out *= np.float32(scale)
 
 
-def _from_unsigned(data: NDArray[np.uint8], out: Samples) -> None:
+def _from_unsigned(data: NDArray[np.uint8], out: AudioArray) -> None:
     np.subtract(data, np.float32(128), out=out)
     out *= np.float32(1 / 128)
 
 
-def _from_24_bits(data: NDArray[np.uint8], out: Samples, byte_order: str) -> None:
+def _from_24_bits(data: NDArray[np.uint8], out: AudioArray, byte_order: str) -> None:
     step = 1 << 14  # what is widened stays in the cache
     wide = np.zeros((step, 4), dtype=np.uint8)
     place = slice(1, 4) if byte_order == "<" else slice(0, 3)  # the upper three bytes of 32 bits
@@ -111,18 +111,18 @@ def _from_24_bits(data: NDArray[np.uint8], out: Samples, byte_order: str) -> Non
         _from_numbers(wide[: len(part)].view(f"{byte_order}i4")[:, 0], out[start : start + len(part)], 2.0**-31)
 
 
-def _look_up(table: Samples, data: NDArray[np.uint8], out: Samples) -> None:
+def _look_up(table: AudioArray, data: NDArray[np.uint8], out: AudioArray) -> None:
     np.take(table, data, out=out, mode="clip")
 
 
-def _alaw_table() -> Samples:
+def _alaw_table() -> AudioArray:
     code = np.arange(256) ^ 0x55
     exponent, mantissa = code >> 4 & 7, code & 15
     magnitude = np.where(exponent == 0, (mantissa << 4) + 8, (mantissa + 16.5) * 2.0 ** (exponent + 3))
     return (np.where(code & 0x80, magnitude, -magnitude) / 2**15).astype(np.float32)
 
 
-def _mulaw_table() -> Samples:
+def _mulaw_table() -> AudioArray:
     code = ~np.arange(256) & 0xFF
     magnitude = ((code & 15) * 8 + 132 << (code >> 4 & 7)) - 132
     return (np.where(code & 0x80, -magnitude, magnitude) / 2**15).astype(np.float32)

@@ -6,7 +6,7 @@ import os
 
 import soundfile
 
-from musicgen_core.data.joined import check_single
+from musicgen_core.data.concatenated_audio import check_single
 from musicgen_core.data.mix_down import Mono, check_size, mix_down
 from musicgen_core.data.scratch import scratch
 from musicgen_core.data.wav_header import WavHeader, breaks_off, id3_bytes, read_wav_header

@@ -29,7 +29,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codes import CODEBOOKS, FRAME_RATE
-from musicgen_core.data.packing import VERSION, PackedShard, holds_other_data, open_packed, pack_shard
+from musicgen_core.data.packed_shards import VERSION, PackedShard, holds_other_data, open_packed, pack_shard
 from musicgen_core.data.shards import ShardReport, shard_paths
 from musicgen_core.errors import TokensError, reason_of
 from musicgen_core.language import message

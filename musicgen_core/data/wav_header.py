@@ -29,7 +29,7 @@ PCM, FLOAT, ALAW, MULAW = 1, 3, 6, 7
 _EXTENSIBLE = 0xFFFE
 
 
-class Format(NamedTuple):
+class WavFormat(NamedTuple):
     """The fields of a fmt chunk. `tag` is the sub-format's where that of the chunk is "extensible"."""
 
     tag: int
@@ -110,11 +110,11 @@ class WavHeader:
         return magic + number.pack(min(len(chunks) + 4 + length, _MINUS_ONE)) + chunks + number.pack(length)
 
     @property
-    def format(self) -> Format:
+    def format(self) -> WavFormat:
         tag, *rest = struct.unpack_from(f"{self.byte_order}HHIIHH", self.fmt)
         if tag == _EXTENSIBLE and len(self.fmt) >= 28:
             (tag,) = struct.unpack_from(f"{self.byte_order}I", self.fmt, 24)  # the GUID begins with the tag
-        return Format(tag, *rest)
+        return WavFormat(tag, *rest)
 
 
 def read_wav_header(descriptor: int) -> WavHeader | None:

@@ -24,7 +24,7 @@ from musicgen_core.data.members import (
     is_clip,
     is_sidecar,
 )
-from musicgen_core.data.zip_directory import LOCAL_MAGIC, Entry, RandomReader
+from musicgen_core.data.zip_directory import LOCAL_MAGIC, RandomReader, ZipEntry
 from musicgen_core.errors import ClipRejected
 from musicgen_core.language import message
 
@@ -44,7 +44,7 @@ class ZipArchive:
         name_encoding: of names that don't say theirs.
     """
 
-    def __init__(self, reader: RandomReader, entries: list[Entry], meter: Meter, name_encoding: str) -> None:
+    def __init__(self, reader: RandomReader, entries: list[ZipEntry], meter: Meter, name_encoding: str) -> None:
         self._reader = reader
         self._meter = meter
         self._entries = list(zip(names_of(entries, name_encoding), entries, strict=True))
@@ -74,12 +74,12 @@ class ZipArchive:
     def read_sidecars(self) -> Sidecars:
         return self.sidecars()
 
-    def _open(self, entry: Entry) -> BinaryIO:
+    def _open(self, entry: ZipEntry) -> BinaryIO:
         self._meter.refuse_large(entry.size)
         return clip_file(entry.size, self._meter.count(unpacked(entry, self._reader)))
 
 
-def names_of(entries: list[Entry], name_encoding: str) -> list[str]:
+def names_of(entries: list[ZipEntry], name_encoding: str) -> list[str]:
     """Names as people meant them; which encoding fits is seen from all those that don't say theirs."""
     if name_encoding == AUTO:
         name_encoding = encoding_of(entry.raw_name for entry in entries if entry.name is None)
@@ -88,7 +88,7 @@ def names_of(entries: list[Entry], name_encoding: str) -> list[str]:
     ]
 
 
-def unpacked(entry: Entry, reader: RandomReader) -> Iterator[bytes]:
+def unpacked(entry: ZipEntry, reader: RandomReader) -> Iterator[bytes]:
     """A member's content in blocks. Only when the last one came is it whole.
 
     Raises:
@@ -114,7 +114,7 @@ def unpacked(entry: Entry, reader: RandomReader) -> Iterator[bytes]:
         raise ClipRejected(message("damaged in the archive ({reason})", reason=error)) from error
 
 
-def _refuse_unsupported(entry: Entry) -> None:
+def _refuse_unsupported(entry: ZipEntry) -> None:
     if entry.file_type not in (0, stat.S_IFREG):
         raise ClipRejected(NOT_A_FILE)
     if entry.flags & _ENCRYPTED:
@@ -124,7 +124,7 @@ def _refuse_unsupported(entry: Entry) -> None:
         raise ClipRejected(message("compressed in a way that is not supported ({method})", method=method))
 
 
-def _packed(entry: Entry, reader: RandomReader) -> Iterator[bytes]:
+def _packed(entry: ZipEntry, reader: RandomReader) -> Iterator[bytes]:
     """What the archive holds of a member, in blocks."""
     header = reader.read(entry.offset, _LOCAL.size + len(entry.raw_name))
     if len(header) < _LOCAL.size or not header.startswith(LOCAL_MAGIC):
@@ -140,7 +140,7 @@ def _packed(entry: Entry, reader: RandomReader) -> Iterator[bytes]:
         yield reader.read(place, min(BLOCK, end - place))
 
 
-def _decompressed(entry: Entry, packed: Iterator[bytes]) -> Iterator[bytes]:
+def _decompressed(entry: ZipEntry, packed: Iterator[bytes]) -> Iterator[bytes]:
     """Blocks of at most 1 MiB, however much a few bytes unpack to."""
     if entry.method == _STORED:
         yield from packed
@@ -155,7 +155,7 @@ def _decompressed(entry: Entry, packed: Iterator[bytes]) -> Iterator[bytes]:
             return
 
 
-def _decompressor(entry: Entry, packed: Iterator[bytes]) -> tuple[Any, bytes]:
+def _decompressor(entry: ZipEntry, packed: Iterator[bytes]) -> tuple[Any, bytes]:
     """The decompressor and what to give it first."""
     if entry.method == _DEFLATED:
         return zlib.decompressobj(-zlib.MAX_WBITS), b""

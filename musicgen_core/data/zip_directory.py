@@ -56,7 +56,7 @@ class RandomReader:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ZipEntry:
     """A member as the directory has it.
 
     Attributes:
@@ -93,7 +93,7 @@ class _End:
     is_64: bool
 
 
-def read_directory(reader: RandomReader) -> list[Entry]:
+def read_directory(reader: RandomReader) -> list[ZipEntry]:
     """The members in the directory's order.
 
     Raises:
@@ -155,7 +155,7 @@ def _parse_end(reader: RandomReader, offset: int, record: bytes) -> _End:
     return _End(offset, entries, size, directory_offset, is_64)
 
 
-def _parse_entries(directory: bytes) -> Iterator[Entry]:
+def _parse_entries(directory: bytes) -> Iterator[ZipEntry]:
     place = 0
     while place < len(directory):
         if not directory.startswith(b"PK\1\2", place) or place + _ENTRY.size > len(directory):
@@ -184,7 +184,7 @@ def _parse_entries(directory: bytes) -> Iterator[Entry]:
         extra = dict(_extra_fields(directory[name_end : name_end + extra_size]))
         size, packed, offset = _sizes_64(extra.get(0x0001, b""), size, packed, offset)
         name = _unicode_name(raw_name, flags, extra.get(0x7075, b""))
-        yield Entry(raw_name, name, flags, method, crc, packed, size, offset, stat.S_IFMT(attributes >> 16))
+        yield ZipEntry(raw_name, name, flags, method, crc, packed, size, offset, stat.S_IFMT(attributes >> 16))
         place = name_end + extra_size + comment_size
     if place > len(directory):
         raise Unreadable(message("its directory breaks off"))
@@ -219,7 +219,7 @@ def _unicode_name(raw_name: bytes, flags: int, field: bytes) -> str | None:
         return None
 
 
-def _unwrapped(entries: list[Entry]) -> list[Entry]:
+def _unwrapped(entries: list[ZipEntry]) -> list[ZipEntry]:
     """macOS's Finder packs more than 4 GiB without zip64: offsets, which always grow, start at 0 again."""
     unwrapped, base, before = [], 0, 0
     for entry in entries:

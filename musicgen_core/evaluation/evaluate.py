@@ -20,19 +20,19 @@ from musicgen_core.errors import ConfigError
 from musicgen_core.evaluation import plots
 from musicgen_core.evaluation.clap import Clap
 from musicgen_core.evaluation.comparison import Losses, compare, confidence_interval, verdict_of
+from musicgen_core.evaluation.evaluated_adapter import FOLDER, Subject, find_subject
 from musicgen_core.evaluation.held_out import HeldOut, held_out
-from musicgen_core.evaluation.losses import Progress, clip_losses_of_both
+from musicgen_core.evaluation.losses import OnProgress, clip_losses_of_both
 from musicgen_core.evaluation.music import Pair, decoded, music_scores, pairs_of_training, render_pairs
 from musicgen_core.evaluation.report import write_report
 from musicgen_core.evaluation.request import ENOUGH_CLIPS, EvaluateRequest, Evaluation, MusicScores
-from musicgen_core.evaluation.subject import FOLDER, Subject, find_subject
+from musicgen_core.generated_pages import REPORT
 from musicgen_core.language import message, say
 from musicgen_core.model.adapters_base import choose_model
 from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.hub_adapter import hub_name, shown
 from musicgen_core.model.lora import find_adapter
 from musicgen_core.model.weights import BaseModel, find_model
-from musicgen_core.own_pages import REPORT
 from musicgen_core.stages import announce
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ FEWEST_DESCRIBED = 2
 _EVALUATION = TypeAdapter(Evaluation)
 
 
-def evaluate(request: EvaluateRequest, on_progress: Progress = lambda done, total, text: None) -> Evaluation:
+def evaluate(request: EvaluateRequest, on_progress: OnProgress = lambda done, total, text: None) -> Evaluation:
     """Compare an adapter with its base model on clips that were held out, and write both files.
 
     Args:
@@ -161,7 +161,7 @@ class _Scoring:
         self._indices = described[: request.settings.clap_clips]
         self._clap = Clap(str(request.settings.clap_weights))
 
-    def run(self, on_progress: Progress) -> MusicScores:
+    def run(self, on_progress: OnProgress) -> MusicScores:
         settings = self._request.settings
         texts = [str(self._clips.descriptions[index]) for index in self._indices]
         pairs = render_pairs(self._request, self._subject.path, texts, on_progress)
@@ -212,7 +212,7 @@ def _write(
 ) -> None:
     """The JSON last: its presence says that the page beside it is whole and of the same evaluation."""
     base, adapted = losses
-    perplexities = plots.plot_perplexities(evaluation.codebooks)
+    perplexities = plots.plot_codebook_perplexities(evaluation.codebooks)
     pictures = {say("Perplexity of each codebook, with and without the adapter"): perplexities}
     if evaluation.clips >= ENOUGH_CLIPS:
         differences = plots.plot_differences(base.mean(axis=1), adapted.mean(axis=1))

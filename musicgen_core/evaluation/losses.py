@@ -24,7 +24,7 @@ from musicgen_core.training.gradients import StepGradients
 from musicgen_core.training.model import TrainingModel
 from musicgen_core.wording import counted
 
-Progress = Callable[[int, int, str], None]
+OnProgress = Callable[[int, int, str], None]
 
 
 def clip_losses_of_both(
@@ -34,7 +34,7 @@ def clip_losses_of_both(
     indices: Sequence[int],
     segment_frames: int,
     device: torch.device,
-    on_progress: Progress = lambda done, total, text: None,
+    on_progress: OnProgress = lambda done, total, text: None,
 ) -> tuple[Losses, Losses]:
     """The beginning of each clip, with its text, under the base model and with the adapter.
 

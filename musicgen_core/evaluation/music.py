@@ -20,7 +20,7 @@ from musicgen_core.config import SamplingSettings
 from musicgen_core.data.dataset import Clips
 from musicgen_core.evaluation.clap import Clap, clap_score
 from musicgen_core.evaluation.frechet import frechet_distance
-from musicgen_core.evaluation.losses import Progress
+from musicgen_core.evaluation.losses import OnProgress
 from musicgen_core.evaluation.request import EvaluateRequest, MusicScores
 from musicgen_core.generation.loudness import normalize
 from musicgen_core.generation.prompts import Prompt
@@ -80,7 +80,9 @@ def _epoch_with_samples(folder: UPath, epoch: int) -> int:
     return max(epochs)
 
 
-def render_pairs(request: EvaluateRequest, adapter: UPath, prompts: Sequence[str], on_progress: Progress) -> list[Pair]:
+def render_pairs(
+    request: EvaluateRequest, adapter: UPath, prompts: Sequence[str], on_progress: OnProgress
+) -> list[Pair]:
     """Render each text with both models, as `generate --compare` does."""
     settings = SamplingSettings(duration=request.settings.duration, seed=request.settings.seed)
     with storage.scratch_folder() as folder:

@@ -14,7 +14,7 @@ from musicgen_core.evaluation.comparison import Losses
 from musicgen_core.evaluation.request import Comparison
 
 
-def plot_perplexities(codebooks: Sequence[Comparison]) -> bytes:
+def plot_codebook_perplexities(codebooks: Sequence[Comparison]) -> bytes:
     """Bars of both models, side by side for each codebook."""
     with _picture("Perplexity of each codebook", "codebook", "perplexity") as (axes, target):
         places = np.arange(len(codebooks))

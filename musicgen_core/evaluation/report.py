@@ -15,8 +15,8 @@ from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.escaping import html_page
 from musicgen_core.evaluation.music import Audio, Pair
 from musicgen_core.evaluation.request import Evaluation
+from musicgen_core.generated_pages import REPORT
 from musicgen_core.language import say, translated
-from musicgen_core.own_pages import REPORT
 
 MP3_LEVEL = 0.75
 """libsndfile's compression level for 96 kbit/s at a constant rate, 12 kB a second"""
@@ -31,7 +31,7 @@ class _Player:
 
 
 @dataclass(frozen=True)
-class _Prompt:
+class _PromptPlayers:
     text: str
     players: list[_Player]
 
@@ -72,9 +72,11 @@ def _clips(evaluation: Evaluation) -> str:
     )
 
 
-def _prompt(pair: Pair) -> _Prompt:
+def _prompt(pair: Pair) -> _PromptPlayers:
     heard = {say("Base model"): pair.base, translated(pair.adapter_label): pair.adapter}
-    return _Prompt(pair.prompt, [_Player(label, _url("audio/mpeg", _mp3(audio))) for label, audio in heard.items()])
+    return _PromptPlayers(
+        pair.prompt, [_Player(label, _url("audio/mpeg", _mp3(audio))) for label, audio in heard.items()]
+    )
 
 
 def _mp3(audio: Audio) -> bytes:

@@ -14,8 +14,8 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import AdapterError, ConfigError, reason_of
-from musicgen_core.exporting.model_card import Format, write_card
-from musicgen_core.exporting.origin import Origin, Sample, origin_of
+from musicgen_core.exporting.model_card import ExportKind, write_card
+from musicgen_core.exporting.origin import Origin, RenderedSample, read_origin
 from musicgen_core.language import message
 from musicgen_core.model import peft_directory
 from musicgen_core.model.adapter_values import check_merged
@@ -27,7 +27,7 @@ from musicgen_core.stages import announce
 from musicgen_core.training.full_models import write_full_model
 from musicgen_core.wording import named
 
-_DECIDING: dict[Format, str] = {"peft": peft_directory.CONFIG_FILE, "audiocraft": LM_FILE}
+_DECIDING: dict[ExportKind, str] = {"peft": peft_directory.CONFIG_FILE, "audiocraft": LM_FILE}
 """Without this file nobody takes a directory for an export, so on object stores it comes last."""
 
 
@@ -39,7 +39,7 @@ class Exported:
     files: dict[str, int]
 
 
-def export(adapter: storage.Location, out: storage.Location, kind: Format, model: str | None = None) -> Exported:
+def export(adapter: storage.Location, out: storage.Location, kind: ExportKind, model: str | None = None) -> Exported:
     """Write an adapter for another library.
 
     Args:
@@ -62,7 +62,7 @@ def export(adapter: storage.Location, out: storage.Location, kind: Format, model
     announce(message("reading the adapter"))
     weights = find_adapter(adapter)
     loaded = load_adapter(weights)
-    origin = origin_of(weights, loaded)
+    origin = read_origin(weights, loaded)
     base = None
     if kind == "audiocraft" or model is not None:
         base = find_model(model or _base_of(loaded, weights))
@@ -159,7 +159,7 @@ def _base_of(adapter: Adapter, weights: UPath) -> str:
     return base
 
 
-def _write(folder: Path, name: str, kind: Format, adapter: Adapter, origin: Origin, base: BaseModel | None) -> None:
+def _write(folder: Path, name: str, kind: ExportKind, adapter: Adapter, origin: Origin, base: BaseModel | None) -> None:
     text_encoder = None
     if kind == "peft":
         peft_directory.write(vars(adapter), hub_id(adapter.base_model), folder)
@@ -186,7 +186,7 @@ def _copy_contents(source: Path, target: Path) -> None:
         shutil.copyfile(file, copy)
 
 
-def _copy_samples(folder: Path, origin: Origin) -> dict[str, Sample]:
+def _copy_samples(folder: Path, origin: Origin) -> dict[str, RenderedSample]:
     copied = {}
     for i, sample in enumerate(origin.samples):
         (folder / "samples").mkdir(exist_ok=True)

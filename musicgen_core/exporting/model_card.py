@@ -11,14 +11,14 @@ from typing import Any, Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from musicgen_core.escaping import markdown_code, markdown_text, one_line
-from musicgen_core.exporting.origin import Origin, Sample
+from musicgen_core.exporting.origin import Origin, RenderedSample
 from musicgen_core.model.adapters_base import hub_id
 from musicgen_core.model.local_files import DEMO
 from musicgen_core.model.lora import PUBLISHED, Adapter, LoraSettings
 from musicgen_core.model.weights import BUILT_IN
 from musicgen_core.wording import counted, lasting
 
-Format = Literal["peft", "audiocraft"]
+ExportKind = Literal["peft", "audiocraft"]
 CARD = "README.md"
 _TAGS = ["musicgen", "lora", "text-to-music", "music"]
 _NAMES = {
@@ -37,11 +37,11 @@ _OF_TRAINING = (  # of a run's config.json; not what tells of the machine or of 
 def write_card(
     folder: Path,
     name: str,
-    kind: Format,
+    kind: ExportKind,
     adapter: Adapter,
     origin: Origin,
     text_encoder: str | None,
-    samples: Mapping[str, Sample],
+    samples: Mapping[str, RenderedSample],
 ) -> None:
     """Write the card.
 
@@ -88,7 +88,7 @@ def _licence(base_model: str) -> str | None:
     return "cc0-1.0" if base_model.partition("@sha256:")[0] == DEMO else None
 
 
-def _front_matter(kind: Format, base_model: str) -> str:
+def _front_matter(kind: ExportKind, base_model: str) -> str:
     from huggingface_hub import ModelCardData
 
     base, licence = hub_id(base_model), _licence(base_model)

@@ -11,7 +11,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.data.shards import ShardReport, shard_paths
-from musicgen_core.evaluation.subject import Subject
+from musicgen_core.evaluation.evaluated_adapter import Subject
 from musicgen_core.model.adapters_base import run_config
 from musicgen_core.model.lora import Adapter
 from musicgen_core.tracking import read_metrics
@@ -23,7 +23,7 @@ _OF_CODEBOOKS = "val/perplexity_codebook_"
 
 
 @dataclass(frozen=True)
-class Measured:
+class MetricValue:
     """A metric and the step it was measured at."""
 
     value: float
@@ -31,7 +31,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Sample:
+class RenderedSample:
     """What a training rendered of one prompt: with the adapter, and of the base model if it is there."""
 
     prompt: str
@@ -62,13 +62,13 @@ class Origin:
     """Empty for an adapter outside of a run directory."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, Measured] = field(default_factory=dict)
+    metrics: Mapping[str, MetricValue] = field(default_factory=dict)
     evaluated: Evaluated | None = None
     data: Data | None = None
-    samples: tuple[Sample, ...] = ()
+    samples: tuple[RenderedSample, ...] = ()
 
 
-def origin_of(weights: UPath, adapter: Adapter) -> Origin:
+def read_origin(weights: UPath, adapter: Adapter) -> Origin:
     """What the run directory around a `*_lora.pt` tells. What can't be read is left out."""
     root = weights.parent.parent
     config = run_config(weights)
@@ -91,17 +91,17 @@ def _read_json(path: UPath) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-def _metrics(path: UPath, last_step: int) -> dict[str, Measured]:
+def _metrics(path: UPath, last_step: int) -> dict[str, MetricValue]:
     """The newest of each metric that was measured until the adapter's step."""
     if not path.exists():
         return {}
-    newest: dict[str, Measured] = {}
+    newest: dict[str, MetricValue] = {}
     with storage.staged(path) as local:
         for row in read_metrics(local):
             if row["step"] <= last_step:
                 for name, value in row.items():
                     if name in _METRICS or name.startswith(_OF_CODEBOOKS):
-                        newest[name] = Measured(value, int(row["step"]))
+                        newest[name] = MetricValue(value, int(row["step"]))
     return newest
 
 
@@ -139,12 +139,12 @@ def _data(config: Mapping[str, Any]) -> Data | None:
     return Data(len(shards), sum(report.clips for report in reports), seconds)
 
 
-def _samples(root: UPath, adapter: Adapter) -> tuple[Sample, ...]:
+def _samples(root: UPath, adapter: Adapter) -> tuple[RenderedSample, ...]:
     folder = root / "samples"
     prompts = (_read_json(folder / "prompts.json") or {}).get("prompts") or []
     found = []
     for i, prompt in enumerate(prompts[:MOST_SAMPLES]):
         adapted, base = (folder / f"epoch_{epoch:03d}_{i:02d}.wav" for epoch in (adapter.epoch, 0))
         if adapted.exists():
-            found.append(Sample(str(prompt), adapted, base if base.exists() else None))
+            found.append(RenderedSample(str(prompt), adapted, base if base.exists() else None))
     return tuple(found)

@@ -13,9 +13,9 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import ConfigError, reason_of
+from musicgen_core.generated_pages import MUSIC
 from musicgen_core.generation.page import PAGE
 from musicgen_core.language import message
-from musicgen_core.own_pages import MUSIC
 
 Sidecar = Mapping[str, Any]
 _NAME = re.compile(r"generated_(\d{3,9})\.(\w+)", re.ASCII)

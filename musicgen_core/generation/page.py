@@ -12,9 +12,9 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.escaping import html_page
+from musicgen_core.generated_pages import MUSIC, SAMPLES, OwnPage
 from musicgen_core.generation.spectrogram import PICTURE_SIZE
 from musicgen_core.language import say, translated
-from musicgen_core.own_pages import MUSIC, SAMPLES, OwnPage
 from musicgen_core.wording import counted
 
 PAGE = "index.html"

@@ -15,7 +15,7 @@ from musicgen_core import storage
 from musicgen_core.codec import Codec
 from musicgen_core.codes import FRAME_RATE
 from musicgen_core.config import SamplingSettings
-from musicgen_core.data.audio import Clip, decode
+from musicgen_core.data.audio import DecodedClip, decode
 from musicgen_core.encoding import BatchEncoder
 from musicgen_core.errors import ClipRejected, ConfigError, DeviceError
 from musicgen_core.generation.engine import frames_of
@@ -118,7 +118,7 @@ def _read(wav: str, seconds: float, codec: Codec) -> Beginning:
         return Beginning(torch.from_numpy(encoded.codes.astype(np.int64)), str(path), storage.content_sha256(path))
 
 
-def _decoded(wav: str) -> Clip:
+def _decoded(wav: str) -> DecodedClip:
     path = storage.as_path(wav)
     with _naming(wav):
         storage.require_file(path)

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from musicgen_core.errors import AdapterError
-from musicgen_core.finite import names_of_non_finite
 from musicgen_core.language import message
+from musicgen_core.non_finite import names_of_non_finite
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "lora": dict,

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from musicgen_core import tensor_files
 from musicgen_core.errors import ModelError
-from musicgen_core.finite import names_of_non_finite
 from musicgen_core.language import message
 from musicgen_core.model import hub
 from musicgen_core.model.configuration import USE_ANOTHER, LmConfig, read_lm_config
 from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.local_files import CODEC_FILE, DEBUG, DEMO, DEMO_DIRECTORY, LM_FILE, file_sha256
+from musicgen_core.non_finite import names_of_non_finite
 from musicgen_core.stages import announce
 
 TEXT_ENCODER = "text_encoder"

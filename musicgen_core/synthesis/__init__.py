@@ -4,7 +4,7 @@
 clips into audio. Everything is a function of a seed.
 
     instruments    one note of each instrument and pitch, as audio
-    piece          notes on a grid of beats: chords, bass, melody, drums
+    score          notes on a grid of beats: chords, bass, melody, drums
     styles         what is played in each style
     captions       a description of a clip in varied words
     composing      seed → clip

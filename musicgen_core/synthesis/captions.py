@@ -119,7 +119,7 @@ _COMMON = (
 )
 
 
-def describe(truth: Truth, rng: random.Random, full: bool = False) -> str:
+def caption_of(truth: Truth, rng: random.Random, full: bool = False) -> str:
     """Describe a clip, in lower case.
 
     Args:

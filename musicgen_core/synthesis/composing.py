@@ -7,8 +7,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from musicgen_core.synthesis.captions import Truth, describe
-from musicgen_core.synthesis.piece import Events, Piece
+from musicgen_core.synthesis.captions import Truth, caption_of
+from musicgen_core.synthesis.score import Events, Score
 from musicgen_core.synthesis.styles import ALL_STYLES, STYLES
 
 DEFAULT_FRAMES = 500  # 10 s
@@ -43,20 +43,20 @@ def compose(seed: int, style: str | None = None, frames: int = DEFAULT_FRAMES, f
     drawn_from = ALL_STYLES[name]
     bpm = rng.randint(drawn_from.slowest, drawn_from.fastest)
     meter = rng.choice(drawn_from.meters)
-    piece = Piece(rng, bpm, meter, root=rng.randrange(12), mode=rng.choice(("major", "minor")), frames=frames)
-    drawn_from.arrange(piece)
+    score = Score(rng, bpm, meter, root=rng.randrange(12), mode=rng.choice(("major", "minor")), frames=frames)
+    drawn_from.arrange(score)
     truth = Truth(
         style=name,
         bpm=bpm,
         meter=meter,
-        root=piece.root,
-        mode=piece.mode,
-        instruments=tuple(piece.instruments),
-        drums=piece.has_drums,
+        root=score.root,
+        mode=score.mode,
+        instruments=tuple(score.instruments),
+        drums=score.has_drums,
         beat=drawn_from.beat,
     )
-    caption = describe(truth, random.Random(f"caption {seed}"), full=full_caption)
-    return Clip(piece.events, piece.reverb, caption, truth)
+    caption = caption_of(truth, random.Random(f"caption {seed}"), full=full_caption)
+    return Clip(score.events, score.reverb, caption, truth)
 
 
 def compose_many(

@@ -223,7 +223,7 @@ NOTES: tuple[Note, ...] = (
 INDEX: dict[Note, int] = {note: index for index, note in enumerate(NOTES)}
 
 
-def frames_of(note: Note) -> NDArray[np.float32]:
+def note_frames(note: Note) -> NDArray[np.float32]:
     """Return the audio of a note in codec frames of 20 ms, [frames, 640], the last one filled with silence."""
     name, pitch, slide = note
     if name in DRUMS:

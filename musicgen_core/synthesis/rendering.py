@@ -16,7 +16,7 @@ from torch import Tensor
 
 from musicgen_core.codes import SAMPLE_RATE, SAMPLES_PER_FRAME
 from musicgen_core.synthesis.composing import Clip
-from musicgen_core.synthesis.instruments import NOTES, frames_of
+from musicgen_core.synthesis.instruments import NOTES, note_frames
 
 ROWS_AT_ONCE = 400_000  # frames of notes, 1 GB
 GAIN = 0.75
@@ -67,7 +67,7 @@ class SoundBank:
         """Make the notes that are not in the bank yet."""
         missing = [note for note, first in zip(notes, self._first[notes].tolist(), strict=True) if first < 0]
         if missing:
-            made = [frames_of(NOTES[note]) for note in missing]
+            made = [note_frames(NOTES[note]) for note in missing]
             lengths = torch.tensor([len(frames) for frames in made])
             self._first[missing] = (len(self._frames) + lengths.cumsum(0) - lengths).to(self.device)
             self._lengths[missing] = lengths.to(self.device)

@@ -1,7 +1,7 @@
 """What a job says of itself in numbers: `metrics.jsonl`, pictures of it, and WandB."""
 
+from musicgen_core.tracking.metric_plots import pictures_of, plot_learning_rate, plot_losses, plot_perplexities
 from musicgen_core.tracking.metrics import MetricsWriter, cut_metrics, read_metrics
-from musicgen_core.tracking.pictures import pictures_of, plot_learning_rate, plot_losses, plot_perplexities
 from musicgen_core.tracking.wandb_run import AudioFile, Wandb, kept_run_id, stored_url, sync_command
 
 __all__ = [

@@ -25,7 +25,7 @@ from musicgen_core.errors import raise_if_interrupted
 from musicgen_core.escaping import one_line
 from musicgen_core.language import message
 from musicgen_core.stages import announce
-from musicgen_core.tracking import service
+from musicgen_core.tracking import wandb_service
 
 logger = logging.getLogger(__name__)
 PROJECT = "musicgen-flows"
@@ -90,16 +90,16 @@ class Wandb:
         self._run: Any = None
         self._url: str | None = None
         self._misses_samples = False
-        mode = service.mode_of_environment()
+        mode = wandb_service.mode_of_environment()
         if mode == "disabled":
             return
         if mode == "offline":
-            why = message("no {variable} is set", variable=service.KEY)
+            why = message("no {variable} is set", variable=wandb_service.KEY)
             if os.environ.get("WANDB_MODE"):
                 why = message("WANDB_MODE says so")
             logger.info("WandB runs offline: %s. %s", why, self._how_to_sync)
         self._mode, self._axis = mode, axis
-        self._hidden = service.KEY
+        self._hidden = wandb_service.KEY
         self._logged = _read_json(home / "wandb" / LOGGED_FILE)
         self._init: dict[str, Any] = {
             "project": os.environ.get("WANDB_PROJECT", PROJECT),
@@ -169,7 +169,7 @@ class Wandb:
         if self._thread.is_alive():
             self._mode = "lost"
             logger.warning("WandB does not come to an end and is left alone. %s", self._how_to_sync)
-            service.end_service()
+            wandb_service.end_service()
 
     # In the thread
 
@@ -205,8 +205,8 @@ class Wandb:
             finish_timeout_raises=True,
         )
         if self._mode != "offline":
-            service.check_key()
-        with service.without_variables(self._hidden) if self._mode == "offline" else nullcontext():
+            wandb_service.check_key()
+        with wandb_service.without_variables(self._hidden) if self._mode == "offline" else nullcontext():
             run = wandb.init(mode=self._mode, settings=settings, **self._init)  # type: ignore[arg-type]
         run.define_metric(self._axis)
         run.define_metric("*", step_metric=self._axis)
@@ -220,15 +220,15 @@ class Wandb:
         was_started, self._run = self._run is not None, None
         if self._mode == "lost":  # it was left alone
             return
-        if self._mode == "offline" and not was_started and self._hidden == service.KEY:
+        if self._mode == "offline" and not was_started and self._hidden == wandb_service.KEY:
             self._hidden, self._init["project"] = "WANDB_", PROJECT
             logger.warning("WandB can't start offline with its variables (%s): it is tried without them", error)
-            service.teardown(1)
+            wandb_service.teardown(1)
             return
         if self._mode == "offline":
             self._mode = "lost"
             logger.warning("WandB failed and is left out from here on (%s); metrics.jsonl has everything", error)
-            service.teardown(1)  # else this process has no further run of this id
+            wandb_service.teardown(1)  # else this process has no further run of this id
             return
         self._mode = "offline"
         logger.warning(
@@ -237,7 +237,7 @@ class Wandb:
             error,
             self._how_to_sync,
         )
-        service.teardown(1)  # else the id stays in use
+        wandb_service.teardown(1)  # else the id stays in use
 
     def _send_audio(self, name: str, digest: str, values: dict[str, Any], clips: dict[str, AudioFile]) -> None:
         import wandb
@@ -278,16 +278,16 @@ class Wandb:
             self._run.finish(exit_code=exit_code)
         except Exception as error:
             trouble = str(error)
-        service.teardown(exit_code)  # finish() comes back before an offline run's file is written
+        wandb_service.teardown(exit_code)  # finish() comes back before an offline run's file is written
         if self._mode == "lost":  # it was left alone, and that was said
             return
-        trouble = trouble or service.trouble_of(Path(settings.log_internal), self._mode)
+        trouble = trouble or wandb_service.trouble_of(Path(settings.log_internal), self._mode)
         if trouble and self._mode == "offline":
             logger.warning("WandB's files lack a part of the run (%s); metrics.jsonl has everything", trouble)
         elif trouble:
             logger.warning("WandB has not got everything (%s). %s", trouble, self._how_to_sync)
         elif self._mode == "online":
-            service.mark_as_synced(Path(settings.sync_file))
+            wandb_service.mark_as_synced(Path(settings.sync_file))
 
 
 def sync_command(folder: object) -> str:

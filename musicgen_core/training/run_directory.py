@@ -12,7 +12,7 @@ from typing import Any
 
 from upath import UPath
 
-from musicgen_core import mounted, storage, tensor_files
+from musicgen_core import fuse_mounts, storage, tensor_files
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.language import message
 from musicgen_core.strict_json import strict_json
@@ -182,8 +182,8 @@ class RunDirectory:
                 for path in folder.glob("*.partial"):
                     if storage.is_partial(path.name) and not path.is_dir():
                         path.unlink(missing_ok=True)
-                for path in folder.glob(f"*{mounted.WHOLE}"):
-                    mounted.finish(Path(str(path)))
+                for path in folder.glob(f"*{fuse_mounts.WHOLE}"):
+                    fuse_mounts.finish(Path(str(path)))
 
     def find_checkpoint(self) -> tuple[Checkpoint, UPath] | None:
         """The newest checkpoint that can be read: latest.pt, else the one before. None: nothing was trained here.

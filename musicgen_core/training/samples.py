@@ -24,6 +24,7 @@ from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.config import DEFAULT_PROMPTS, SamplingSettings, TrainSettings
 from musicgen_core.devices import compute_dtype, release_memory
 from musicgen_core.errors import Cancelled, raise_if_interrupted, reason_of
+from musicgen_core.generated_pages import SAMPLES
 from musicgen_core.generation.engine import Engine, decodes_fast
 from musicgen_core.generation.loudness import normalize
 from musicgen_core.generation.page import PAGE, write_samples_index
@@ -32,7 +33,6 @@ from musicgen_core.language import message
 from musicgen_core.model.lora import Adapter, load_merged
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel
-from musicgen_core.own_pages import SAMPLES
 from musicgen_core.stages import announce
 from musicgen_core.training.distributed import PATIENCE, World
 from musicgen_core.training.loop import Trainer

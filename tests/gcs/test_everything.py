@@ -20,7 +20,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from tests.gcs.conftest import Proxy, names_in
-from tests.musicgen_core.test_mounted import CAN_MOUNT, mount
+from tests.musicgen_core.test_fuse_mounts import CAN_MOUNT, mount
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]

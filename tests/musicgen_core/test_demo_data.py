@@ -17,7 +17,7 @@ import torch
 from musicgen_core import storage
 from musicgen_core.analysis.harmony import slides
 from musicgen_core.data.archive import find_archives, open_archive
-from musicgen_core.data.audio import Clip, decode
+from musicgen_core.data.audio import DecodedClip, decode
 from musicgen_core.data.captions import load_captions
 from musicgen_core.demo_data import KNOWN_STYLES, NEW_STYLE, make_demo_archives
 from musicgen_core.errors import ClipRejected, ConfigError
@@ -41,7 +41,7 @@ def clips_in(folder: Path) -> Iterator[tuple[str, bytes]]:
                     yield member.name, file.read()
 
 
-def decoded(data: bytes) -> Clip:
+def decoded(data: bytes) -> DecodedClip:
     with tempfile.TemporaryFile() as file:
         file.write(data)
         file.seek(0)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from musicgen_core import encoding
 from musicgen_core.codec import Codec, Codes
 from musicgen_core.codes import SAMPLE_RATE
-from musicgen_core.data.audio import Clip, resample
+from musicgen_core.data.audio import DecodedClip, resample
 from musicgen_core.encoding import BatchEncoder, Encoded
 from musicgen_core.errors import ClipRejected, DeviceError
 
@@ -32,7 +32,7 @@ def alone(codec: Codec, samples: NDArray[np.float32], rate: int) -> Codes:
     return codec.encode(torch.from_numpy(resample(samples, rate))[None, None])[0].numpy().astype(np.uint16)
 
 
-class Recorder(Codec):
+class RecordingCodec(Codec):
     """Remembers the batches, and can run out of memory."""
 
     def __init__(self, codec: Codec, batch_seconds: float | None = None, fits: float = float("inf")) -> None:
@@ -48,11 +48,11 @@ class Recorder(Codec):
         return super().start(clips, rate)
 
 
-def one_odd_clip(odd: float, alike: float, count: int, drawn: list[int]) -> Iterator[tuple[int, Clip]]:
+def one_odd_clip(odd: float, alike: float, count: int, drawn: list[int]) -> Iterator[tuple[int, DecodedClip]]:
     """A clip of `odd` seconds and others of `alike`; which of them were asked for goes to `drawn`."""
     for index in range(count):
         drawn.append(index)
-        yield index, Clip(music(alike if index else odd), SAMPLE_RATE)
+        yield index, DecodedClip(music(alike if index else odd), SAMPLE_RATE)
 
 
 def agreement(one: Codes, other: Codes) -> float:
@@ -70,9 +70,10 @@ def test_the_codes_of_a_clip_are_those_it_has_alone(
     codec: Codec, lengths: list[float], rates: list[int], batch_seconds: float
 ) -> None:
     clips = [
-        Clip(music(length, rate := rates[index % len(rates)], seed=index), rate) for index, length in enumerate(lengths)
+        DecodedClip(music(length, rate := rates[index % len(rates)], seed=index), rate)
+        for index, length in enumerate(lengths)
     ]
-    found = list(BatchEncoder(Recorder(codec, batch_seconds)).encode(enumerate(clips)))
+    found = list(BatchEncoder(RecordingCodec(codec, batch_seconds)).encode(enumerate(clips)))
     assert [index for index, _ in found] == list(range(len(clips)))
     equal = total = 0
     for clip, (_, encoded) in zip(clips, found, strict=True):
@@ -85,9 +86,9 @@ def test_the_codes_of_a_clip_are_those_it_has_alone(
 
 
 def test_clips_of_many_lengths_share_batches_and_little_of_them_is_filling(codec: Codec) -> None:
-    recorder = Recorder(codec, 10.0)
+    recorder = RecordingCodec(codec, 10.0)
     rng = np.random.default_rng(1)
-    clips = [Clip(music(length), SAMPLE_RATE) for length in rng.uniform(0.3, 2.0, 60)]
+    clips = [DecodedClip(music(length), SAMPLE_RATE) for length in rng.uniform(0.3, 2.0, 60)]
     list(BatchEncoder(recorder).encode(enumerate(clips)))
     assert len(recorder.batches) <= 15
     filled = sum(max(batch) * len(batch) for batch in recorder.batches)
@@ -99,28 +100,28 @@ def test_a_clip_of_a_rare_length_does_not_wait_for_ever(codec: Codec, monkeypatc
     monkeypatch.setattr(encoding, "MAX_CLIPS", 4)
     drawn: list[int] = []
     clips = one_odd_clip(0.9, 0.1, 100, drawn)
-    first = next(BatchEncoder(Recorder(codec, 1000.0)).encode(clips))
+    first = next(BatchEncoder(RecordingCodec(codec, 1000.0)).encode(clips))
     assert first[0] == 0 and drawn[-1] < 30
 
 
 def test_one_clip_of_another_length_does_not_hold_up_those_behind_it(codec: Codec) -> None:
     drawn: list[int] = []
     clips = one_odd_clip(0.4, 1.0, 40, drawn)
-    assert next(BatchEncoder(Recorder(codec, 1.0)).encode(clips))[0] == 0
+    assert next(BatchEncoder(RecordingCodec(codec, 1.0)).encode(clips))[0] == 0
     assert drawn[-1] < 10
 
 
 def test_rejections_keep_their_place(codec: Codec) -> None:
-    clips = [Clip(music(0.5), SAMPLE_RATE), ClipRejected("broken"), Clip(music(0.2), SAMPLE_RATE)]
+    clips = [DecodedClip(music(0.5), SAMPLE_RATE), ClipRejected("broken"), DecodedClip(music(0.2), SAMPLE_RATE)]
     found = [value for _, value in BatchEncoder(codec).encode(enumerate(clips))]
     assert [type(value) for value in found] == [Encoded, ClipRejected, Encoded]
 
 
 @pytest.mark.parametrize("rate", [32_000, 44_100])
 def test_a_long_track_is_encoded_in_pieces_as_if_it_were_whole(codec: Codec, rate: int) -> None:
-    recorder = Recorder(codec)
+    recorder = RecordingCodec(codec)
     samples = music(125.5, rate)
-    [(_, encoded)] = BatchEncoder(recorder).encode([("track", Clip(samples, rate))])
+    [(_, encoded)] = BatchEncoder(recorder).encode([("track", DecodedClip(samples, rate))])
     assert isinstance(encoded, Encoded)
     assert max(map(max, recorder.batches)) <= encoding.PIECE_SECONDS
     whole = alone(codec, samples, rate)
@@ -134,8 +135,8 @@ def test_a_long_track_is_encoded_in_pieces_as_if_it_were_whole(codec: Codec, rat
 
 
 def test_out_of_memory_halves_the_batches_and_loses_nothing(codec: Codec) -> None:
-    recorder = Recorder(codec, 8.0, fits=2.5)
-    clips = [Clip(music(1.0, seed=seed), SAMPLE_RATE) for seed in range(9)]
+    recorder = RecordingCodec(codec, 8.0, fits=2.5)
+    clips = [DecodedClip(music(1.0, seed=seed), SAMPLE_RATE) for seed in range(9)]
     encoder = BatchEncoder(recorder)
     found = list(encoder.encode(enumerate(clips)))
     assert [index for index, _ in found] == list(range(9))
@@ -147,4 +148,4 @@ def test_out_of_memory_halves_the_batches_and_loses_nothing(codec: Codec) -> Non
 
 def test_a_clip_that_never_fits_is_a_clear_error(codec: Codec) -> None:
     with pytest.raises(DeviceError, match="--device cpu"):
-        list(BatchEncoder(Recorder(codec, fits=0.5)).encode([("clip", Clip(music(1.0), SAMPLE_RATE))]))
+        list(BatchEncoder(RecordingCodec(codec, fits=0.5)).encode([("clip", DecodedClip(music(1.0), SAMPLE_RATE))]))

@@ -14,7 +14,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.data.archive import find_archives, open_archive
-from musicgen_core.data.archive_sample import Listed, Sample, evenly, list_archives, take_samples, total_clips
+from musicgen_core.data.archive_sample import ArchiveSample, Listed, evenly, list_archives, take_samples, total_clips
 from musicgen_core.errors import ArchiveError
 
 Pack = Callable[..., Path]
@@ -46,14 +46,14 @@ def put(place: UPath, tmp_path: Path, pack: Pack) -> Callable[..., None]:
     return do
 
 
-def samples_of(place: UPath, wanted: int, folder: Path) -> tuple[list[Listed], list[Sample]]:
+def samples_of(place: UPath, wanted: int, folder: Path) -> tuple[list[Listed], list[ArchiveSample]]:
     listed, unreadable = list_archives(find_archives(place))
     assert not unreadable
     folder.mkdir(exist_ok=True)
     return listed, take_samples(listed, wanted, folder, workers=2)
 
 
-def contents(sample: Sample) -> list[tuple[str, bytes]]:
+def contents(sample: ArchiveSample) -> list[tuple[str, bytes]]:
     found = []
     with open_archive(sample.path) as opened:
         for member in sample.members(opened):

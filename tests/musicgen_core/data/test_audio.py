@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from musicgen_core.codes import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 from musicgen_core.data import mix_down
-from musicgen_core.data.audio import Clip, decode, resample
+from musicgen_core.data.audio import DecodedClip, decode, resample
 from musicgen_core.data.sndfile import decode_with_sndfile
 from musicgen_core.errors import ClipRejected
 
@@ -32,7 +32,7 @@ OTHERS = [("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("AIFF", "PCM_16"), ("MP3", "MP
           ("CAF", "PCM_16"), ("AU", "PCM_16"), ("WAV", "IMA_ADPCM"), ("WAV", "MS_ADPCM")]  # fmt: skip
 
 
-def decoded(data: bytes, **limits: int) -> Clip:
+def decoded(data: bytes, **limits: int) -> DecodedClip:
     with tempfile.TemporaryFile() as file:
         file.write(data)
         file.seek(0)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from musicgen_core.data.audio import Clip, decode
+from musicgen_core.data.audio import DecodedClip, decode
 from musicgen_core.data.wav_header import WavHeader, read_wav_header
 from musicgen_core.errors import ClipRejected
 
@@ -57,7 +57,7 @@ LIST = chunk(b"LIST", b"INFOISFT\x04\0\0\0abcd")
 ID3 = b"ID3\x04\0\0\0\0\x01\x02" + bytes(130)  # sizes of ID3 have 7 bits a byte
 
 
-def decoded(data: bytes) -> Clip:
+def decoded(data: bytes) -> DecodedClip:
     with tempfile.TemporaryFile() as file:
         file.write(data)
         file.seek(0)

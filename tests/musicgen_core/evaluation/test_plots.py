@@ -8,7 +8,7 @@ import matplotlib.figure
 import numpy as np
 import pytest
 
-from musicgen_core.evaluation.plots import plot_differences, plot_perplexities
+from musicgen_core.evaluation.plots import plot_codebook_perplexities, plot_differences
 from musicgen_core.evaluation.request import Comparison
 
 
@@ -23,7 +23,7 @@ def test_no_legend_covers_what_is_drawn(picture: str, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", savefig)
     if picture == "perplexities":
-        plot_perplexities([Comparison(6.0, 5.9, 400.0, 365.0, -0.1, 0.01)] * 4)
+        plot_codebook_perplexities([Comparison(6.0, 5.9, 400.0, 365.0, -0.1, 0.01)] * 4)
     else:
         base = np.zeros(500)
         plot_differences(base, base + np.random.default_rng(0).uniform(-1, 1, 500))  # bars over the whole width

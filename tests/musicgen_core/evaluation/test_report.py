@@ -24,12 +24,12 @@ from musicgen_core.evaluation.clap import Clap
 from musicgen_core.evaluation.music import Pair, music_scores
 from musicgen_core.evaluation.report import write_report
 from musicgen_core.evaluation.request import Evaluation
+from musicgen_core.generated_pages import REPORT
 from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import render
 from musicgen_core.generation.request import RenderRequest
 from musicgen_core.language import translated
 from musicgen_core.model.weights import BaseModel
-from musicgen_core.own_pages import REPORT
 
 Evaluate = Callable[..., Evaluation]
 

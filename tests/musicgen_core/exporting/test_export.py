@@ -127,7 +127,7 @@ def test_an_upload_that_breaks_off_is_never_taken_for_whole(
             find_model(str(tmp_path / "half"))
 
 
-class Killed(BaseException):
+class ExportKilled(BaseException):
     """Ends a test's export as SIGKILL would: nothing of it is cleaned up in the object store."""
 
 
@@ -137,12 +137,12 @@ def killed_export(bucket: Any, source: Path, files: int, patch: pytest.MonkeyPat
 
     def break_off(local: Path, target: Any) -> None:
         if next(left, None) is None:
-            raise Killed
+            raise ExportKilled
         upload(local, target)
 
     with patch.context() as patched:
         patched.setattr(storage, "upload", break_off)
-        with pytest.raises(Killed):
+        with pytest.raises(ExportKilled):
             export(source, str(bucket / "out"), kind)
     return bucket / "out"
 

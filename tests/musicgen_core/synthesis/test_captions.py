@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from musicgen_core.synthesis import captions
-from musicgen_core.synthesis.captions import Truth, describe, vocabulary, words_of
+from musicgen_core.synthesis.captions import Truth, caption_of, vocabulary, words_of
 from musicgen_core.synthesis.composing import compose_many
 from musicgen_core.synthesis.styles import ALL_STYLES, HELD_OUT, STYLES
 
@@ -87,5 +87,5 @@ def test_the_vocabulary_has_the_words_of_the_readmes_prompts() -> None:
 
 def test_a_description_depends_on_its_random_stream_only() -> None:
     truth = next(described("folk", full=False))[0]
-    assert describe(truth, random.Random(1)) == describe(truth, random.Random(1))
+    assert caption_of(truth, random.Random(1)) == caption_of(truth, random.Random(1))
     assert STYLES["folk"].beat == truth.beat

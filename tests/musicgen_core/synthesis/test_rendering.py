@@ -9,7 +9,7 @@ import torch
 
 from musicgen_core.codes import SAMPLES_PER_FRAME
 from musicgen_core.synthesis.composing import Clip, compose
-from musicgen_core.synthesis.instruments import DRUMS, INDEX, INSTRUMENTS, NOTES, frames_of
+from musicgen_core.synthesis.instruments import DRUMS, INDEX, INSTRUMENTS, NOTES, note_frames
 from musicgen_core.synthesis.rendering import SoundBank
 from musicgen_core.synthesis.styles import ALL_STYLES
 
@@ -69,7 +69,7 @@ def test_there_are_a_dozen_instruments_and_nine_drums_or_more() -> None:
 def test_notes_are_loud_in_tune_and_do_not_alias(name: str) -> None:
     indices = [index for index, note in enumerate(NOTES) if note[0] == name and note[2] == 0]
     for index in {indices[0], indices[len(indices) // 2], indices[-1]}:
-        audio = frames_of(NOTES[index]).reshape(-1).astype(float)
+        audio = note_frames(NOTES[index]).reshape(-1).astype(float)
         assert 0.1 < np.abs(audio).max() < 1.5 and np.abs(audio[-1]) < 1e-3
         if name in INSTRUMENTS:
             spectrum = np.abs(np.fft.rfft(audio[640:24_640] * np.hanning(24_000), 96_000))  # 1/3 Hz

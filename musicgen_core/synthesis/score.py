@@ -28,8 +28,8 @@ PROGRESSIONS: dict[Mode, tuple[tuple[int, int, int, int], ...]] = {
 """Four bars of chords, as degrees of the scale: I V vi IV and so on."""
 
 
-class Piece:
-    """A piece that is being written: tempo, key and chords are fixed, parts are added one by one.
+class Score:
+    """A score that is being written: tempo, key and chords are fixed, parts are added one by one.
 
     All notes lie in the key. Melody and chords repeat every four bars.
 
@@ -73,7 +73,15 @@ class Piece:
         return lowest + (self.pitch(degree, lowest) - lowest) % PITCH_CLASSES
 
     def play(
-        self, instrument: str, pitch: int, beat: float, beats: float, velocity: float, release: int = 4, slide: int = 0
+        self,
+        instrument: str,
+        pitch: int,
+        beat: float,
+        beats: float,
+        velocity: float,
+        *,
+        release: int = 4,
+        slide: int = 0,
     ) -> None:
         """Add a note; a pitch beyond the instrument's range is moved by octaves."""
         of = INSTRUMENTS[instrument]
@@ -110,7 +118,7 @@ class Piece:
                 level = velocity if beat == 0 else 0.8 * velocity
                 for voice in range(voices):
                     pitch = self.pitch_near(chord + 2 * voice, lowest)
-                    self.play(instrument, pitch, start + beat, 0.95 * beats, level, release)
+                    self.play(instrument, pitch, start + beat, 0.95 * beats, level, release=release)
 
     def arpeggio(
         self, instrument: str, lowest: int, step: float, order: Sequence[int], velocity: float, beats: float = 1.0
@@ -128,7 +136,8 @@ class Piece:
         for _, start, chord in self.bars():
             for beat, beats, degree in line:
                 level = velocity if beat == 0 else 0.7 * velocity
-                self.play(instrument, self.pitch_near(chord + degree, lowest), start + beat, 0.95 * beats, level, 3)
+                pitch = self.pitch_near(chord + degree, lowest)
+                self.play(instrument, pitch, start + beat, 0.95 * beats, level, release=3)
 
     def melody(
         self, instrument: str, lowest: int, lengths: Sequence[float], velocity: float, rests: float = 0.1, span: int = 9

@@ -9,8 +9,8 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musicgen_core.data.audio import Clip, decode
-from musicgen_core.data.joined import check_single
+from musicgen_core.data.audio import DecodedClip, decode
+from musicgen_core.data.concatenated_audio import check_single
 from musicgen_core.errors import ClipRejected
 
 KINDS = [
@@ -37,7 +37,7 @@ def sound(container: str, subtype: str, rate: int, seconds: float = 1.0, channel
     return buffer.getvalue()
 
 
-def decoded(data: bytes) -> Clip:
+def decoded(data: bytes) -> DecodedClip:
     with tempfile.TemporaryFile() as file:
         file.write(data)
         file.flush()

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musicgen_core.data import packing
-from musicgen_core.data.packing import PackedShard, clip_hash, open_packed, pack_shard
+from musicgen_core.data import packed_shards
+from musicgen_core.data.packed_shards import PackedShard, clip_hash, open_packed, pack_shard
 from musicgen_core.data.shards import SCHEMA, Row, ShardWriter
 from musicgen_core.errors import TokensError
 
@@ -59,7 +59,7 @@ def test_a_packed_shard_gives_what_was_written_to_it(
 ) -> None:
     rows = [row(f"{number}.wav", length, texts[number % len(texts)]) for number, length in enumerate(frames)]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "CLIPS_PER_BATCH", per_batch)
+        patch.setattr(packed_shards, "CLIPS_PER_BATCH", per_batch)
         shard = packed(Path(folder), rows)
         assert len(shard) == len(rows)
         assert shard.frames.tolist() == frames
