@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import Any
 
 from upath import UPath
 
@@ -15,6 +13,7 @@ from musicgen_core.data.duplicate_shards import copies_among
 from musicgen_core.data.shards import read_report
 from musicgen_core.errors import ConfigError
 from musicgen_core.language import message
+from musicgen_core.run_layout import CONFIG, FINAL_ADAPTER, RunConfig, RunLayout, find_config
 from tasks.progress import run_logger
 
 
@@ -23,26 +22,26 @@ class Training:
     """A completed training: its run directory, and what its config.json says."""
 
     directory: UPath
-    config: dict[str, Any]
+    config: RunConfig
 
     @property
     def final_adapter(self) -> UPath:
-        return self.directory / "lora_weights" / "final_lora.pt"
+        return RunLayout(self.directory).adapter(FINAL_ADAPTER)
 
     def lora_differences(self, settings: TrainSettings) -> list[str]:
         """What keeps a training with such settings from beginning with this one's adapter."""
-        wanted = settings.model_dump(mode="json")
+        wanted, given = settings.model_dump(mode="json"), self.config.values
         names = [name for name in wanted if name.startswith("lora_") and name != "lora_dropout"]
         return [
-            f"{name} was {self.config[name]} and is {wanted[name]}"
+            f"{name} was {given[name]} and is {wanted[name]}"
             for name in names
-            if name in self.config and self.config[name] != wanted[name]
+            if name in given and given[name] != wanted[name]
         ]
 
 
 def is_begun(directory: UPath) -> bool:
     """Whether a training has been at work there, so that what it begins with is decided."""
-    return (directory / "config.json").exists()
+    return (directory / CONFIG).exists()
 
 
 def last_trained(model: str, next_step: str) -> str:
@@ -78,18 +77,15 @@ def last_completed(runs: UPath, model: str | None, besides: UPath) -> Training |
     found = []
     for directory in runs.iterdir():
         training = _completed(directory)
-        if training is not None and directory.name != besides.name and model in (None, training.config.get("model")):
+        if training is not None and directory.name != besides.name and model in (None, training.config.model):
             final = training.final_adapter
             found.append((final.fs.modified(final.path), directory.name, training))
     return max(found, key=lambda entry: entry[:2])[2] if found else None
 
 
 def _completed(directory: UPath) -> Training | None:
-    try:
-        config = json.loads(storage.read_text(directory / "config.json"))
-    except (OSError, ValueError):  # no training's directory, or one whose first file was cut off
-        return None
-    if not isinstance(config, dict) or not isinstance(config.get("shards"), dict):
+    config = find_config(directory)
+    if config is None or config.shards is None:
         return None
     training = Training(directory, config)
     return training if training.final_adapter.exists() else None
@@ -100,7 +96,7 @@ def new_archives(tokens: UPath, training: Training) -> list[str]:
 
     Those that a new training would leave out, as copies of others, don't count.
     """
-    seen = training.config["shards"]
+    seen = training.config.shards or {}
     found = {path.stem: read_report(tokens, path.stem) for path in _markers(tokens)}
     reports = {stem: report for stem, report in sorted(found.items()) if report is not None}
     copies = copies_among(reports)

@@ -9,6 +9,8 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.language import Message, message
 
+PAGE = "index.html"
+"""Name of the page in a folder of music, or of a run's samples."""
 _HEAD_CHARACTERS = 2000
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,19 @@ from musicgen_core import storage
 from musicgen_core.config import DEFAULT_PROMPTS
 from musicgen_core.errors import MetadataError, TokensError
 from musicgen_core.escaping import one_line
+from musicgen_core.generated_pages import PAGE
 from musicgen_core.language import as_message, message
+from musicgen_core.run_layout import (
+    ADAPTERS,
+    BEST_ADAPTER,
+    BEST_MODEL,
+    FULL_MODELS,
+    LOSS_PLOT,
+    SAMPLES,
+    WANDB,
+    find_config,
+    run_of,
+)
 from musicgen_core.tracking import stored_url, sync_command
 from tasks.next_steps import Made, Outcome, Step
 
@@ -32,10 +43,10 @@ DESCRIBE = message(
 )
 """How clips get descriptions"""
 MAIN_FILES: dict[str, str] = {
-    message("best adapter"): "lora_weights/best_lora.pt",
-    message("best full model"): "full_models/best_model.pt",
-    message("loss curve"): "loss.png",
-    message("samples of every epoch, to play"): "samples/index.html",
+    message("best adapter"): f"{ADAPTERS}/{BEST_ADAPTER}.pt",
+    message("best full model"): f"{FULL_MODELS}/{BEST_MODEL}.pt",
+    message("loss curve"): LOSS_PLOT,
+    message("samples of every epoch, to play"): f"{SAMPLES}/{PAGE}",
 }
 """What a person looks for first in a run directory"""
 MOST_SHARDS = 4
@@ -125,10 +136,8 @@ def own_prompts(tokens: str) -> list[str]:
 
 def _tokens_of(run_dir: UPath) -> str:
     """Return where the shards of a run are; nothing if it doesn't say."""
-    try:
-        return str(json.loads(storage.read_text(run_dir / "config.json"))["tokens"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    config = find_config(run_dir)
+    return config.tokens if config is not None else ""
 
 
 def evaluated(evaluation: Evaluation, adapter: str, on: Mapping[str, Any]) -> Outcome:
@@ -248,7 +257,7 @@ def _home(adapter: UPath) -> UPath:
 
 def _run_of(adapter: UPath) -> UPath:
     """Return the run directory of an adapter that is in one, else its own path."""
-    return adapter.parent.parent if adapter.parent.name == "lora_weights" else adapter
+    return run_of(adapter) or adapter
 
 
 def _free(wanted: UPath) -> str:
@@ -263,6 +272,6 @@ def _free(wanted: UPath) -> str:
 def _wandb(run_dir: UPath, url: str | None) -> list[Made]:
     if url := url or stored_url(run_dir):
         return [Made(message("WandB run"), url)]
-    if (run_dir / "wandb").exists():
-        return [Made(message("WandB is offline; this uploads what it has"), sync_command(run_dir / "wandb"))]
+    if (run_dir / WANDB).exists():
+        return [Made(message("WandB is offline; this uploads what it has"), sync_command(run_dir / WANDB))]
     return []

@@ -12,6 +12,17 @@ from musicgen_core import storage
 from musicgen_core.errors import MusicgenError, advice_on, reason_of
 from musicgen_core.escaping import markdown_block, markdown_code, markdown_link, markdown_text
 from musicgen_core.generation.request import Rendered, page_of
+from musicgen_core.run_layout import (
+    ADAPTERS,
+    CONFIG,
+    FINAL_ADAPTER,
+    FINAL_MODEL,
+    FULL_MODELS,
+    LATEST,
+    METRICS,
+    SAMPLES,
+    WANDB,
+)
 from musicgen_core.wording import counted, lasting, sized
 from tasks.advice import in_form
 from tasks.artifacts import Artifacts, markdown_table
@@ -32,15 +43,15 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 50
 _OTHER_FILES: dict[str, str] = {
-    "final adapter": "lora_weights/final_lora.pt",
-    "newest checkpoint": "latest.pt",
-    "final full model": "full_models/final_model.pt",
-    "all adapters": "lora_weights",
-    "all full models": "full_models",
-    "metrics": "metrics.jsonl",
-    "settings": "config.json",
-    "sample clips": "samples",
-    "WandB's files": "wandb",
+    "final adapter": f"{ADAPTERS}/{FINAL_ADAPTER}.pt",
+    "newest checkpoint": LATEST,
+    "final full model": f"{FULL_MODELS}/{FINAL_MODEL}.pt",
+    "all adapters": ADAPTERS,
+    "all full models": FULL_MODELS,
+    "metrics": METRICS,
+    "settings": CONFIG,
+    "sample clips": SAMPLES,
+    "WandB's files": WANDB,
 }
 """In a run directory, beside the `MAIN_FILES`"""
 
@@ -88,8 +99,8 @@ def tokenized_section(
     places, target = [], storage.as_path(tokens)
     if rejected:
         places.append(("why clips were rejected", f"{markdown_code(target / 'ARCHIVE.json')}, under `rejected`"))
-    if (target / "wandb").exists():
-        places.append(("WandB's files", markdown_code(target / "wandb")))
+    if (target / WANDB).exists():
+        places.append(("WandB's files", markdown_code(target / WANDB)))
     parts = ["## Tokenized"]
     if failed:
         parts.append(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from musicgen_core import storage, tracking
 from musicgen_core.language import message
+from musicgen_core.run_layout import RunLayout
 from musicgen_core.stages import Stage
 from musicgen_core.wording import joined
 from tasks.advice import in_form
@@ -154,7 +155,7 @@ def _loss_of(row: Mapping[str, float]) -> str:
 
 def _earlier_rows(run_dir: UPath, done: int) -> list[dict[str, float]]:
     """What a training that goes on had logged before."""
-    metrics = run_dir / "metrics.jsonl"
+    metrics = RunLayout(run_dir).metrics
     try:
         if not done or not metrics.exists():
             return []

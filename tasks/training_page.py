@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from upath import UPath
 
 from musicgen_core import storage, tracking
 from musicgen_core.escaping import markdown_code, markdown_link, markdown_text, one_line
+from musicgen_core.generated_pages import PAGE
+from musicgen_core.run_layout import PROMPTS, WANDB, RunLayout, parse_sample_name, sample_name
 from musicgen_core.wording import counted
 from tasks.artifacts import markdown_table
 from tasks.previews import longest_seconds, picture, player
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 DRAWN = ("step", "epoch", "train/loss", "train/lr", "val/loss", "train/audio_seconds_per_sec")
 RECENT = 50
 """Steps that loss and throughput are means of."""
-SAMPLES = 2
+MOST_SAMPLES = 2
 """Prompts whose samples play in the page"""
 
 
@@ -148,31 +149,30 @@ def wandb_line(folder: UPath, url: str | None = None) -> str:
     url = url or tracking.stored_url(folder)
     if url:
         return markdown_link("WandB run", url)
-    if (folder / "wandb").exists():
-        return f"WandB is offline; to send what it has: {markdown_code(tracking.sync_command(folder / 'wandb'))}"
+    if (folder / WANDB).exists():
+        return f"WandB is offline; to send what it has: {markdown_code(tracking.sync_command(folder / WANDB))}"
     return ""
 
 
 def newest_samples(run_dir: UPath) -> tuple[str, ...]:
     """Of the first prompts of a run directory's samples: the base model's, and the newest epoch's."""
-    folder = run_dir / "samples"
-    names = (path.name for path in folder.glob("epoch_*_*.wav")) if folder.is_dir() else ()
-    found = sorted(name for name in names if re.fullmatch(r"epoch_\d+_\d+\.wav", name))
-    newest = [name for name in found if name.split("_")[1] == found[-1].split("_")[1]][:SAMPLES]
-    bases = [f"epoch_000_{name.split('_')[2]}" for name in newest]
-    chosen = dict.fromkeys(name for pair in zip(bases, newest, strict=True) for name in pair if name in found)
-    return tuple(str(folder / name) for name in chosen)
+    folder = RunLayout(run_dir).samples
+    paths = folder.glob("epoch_*.wav") if folder.is_dir() else ()
+    found = sorted(filter(None, (parse_sample_name(path.name) for path in paths)))
+    newest = [prompt for epoch, prompt in found if epoch == found[-1][0]][:MOST_SAMPLES]
+    pairs = [(epoch, prompt) for prompt in newest for epoch in (0, found[-1][0])]
+    return tuple(str(folder / sample_name(*pair)) for pair in dict.fromkeys(pairs) if pair in found)
 
 
 def samples_page(files: Sequence[str]) -> str:
     """The beginnings of samples, to play, under their prompts. One that is still being written is left out."""
     folder = storage.as_path(files[0]).parent
-    parts = [f"Samples of every epoch, in full: {file_link(folder / 'index.html')}"]
+    parts = [f"Samples of every epoch, in full: {file_link(folder / PAGE)}"]
     prompts, seconds = _prompts(folder), longest_seconds(len(files))
     for file in files:
-        _, epoch, prompt = PurePosixPath(file).stem.split("_")
-        title = f"**{'base model' if int(epoch) == 0 else f'after epoch {int(epoch)}'}**"
-        text = f" · {markdown_text(one_line(prompts[int(prompt)]))}" if int(prompt) < len(prompts) else ""
+        epoch, prompt = parse_sample_name(PurePosixPath(file).name) or (0, len(prompts))
+        title = f"**{'base model' if epoch == 0 else f'after epoch {epoch}'}**"
+        text = f" · {markdown_text(one_line(prompts[prompt]))}" if prompt < len(prompts) else ""
         try:
             parts.append(f"{title}{text} · {file_link(file)}\n\n{player(file, seconds)}")
         except (OSError, soundfile.LibsndfileError) as error:
@@ -182,6 +182,6 @@ def samples_page(files: Sequence[str]) -> str:
 
 def _prompts(folder: UPath) -> list[str]:
     try:
-        return list(json.loads(storage.read_text(folder / "prompts.json"))["prompts"])
+        return list(json.loads(storage.read_text(folder / PROMPTS))["prompts"])
     except (OSError, ValueError, KeyError, TypeError):  # it is written behind the first samples
         return []

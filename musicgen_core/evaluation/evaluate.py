@@ -20,7 +20,7 @@ from musicgen_core.errors import ConfigError
 from musicgen_core.evaluation import plots
 from musicgen_core.evaluation.clap import Clap
 from musicgen_core.evaluation.comparison import Losses, compare, confidence_interval, verdict_of
-from musicgen_core.evaluation.evaluated_adapter import FOLDER, Subject, find_subject
+from musicgen_core.evaluation.evaluated_adapter import Subject, find_subject
 from musicgen_core.evaluation.held_out import HeldOut, held_out
 from musicgen_core.evaluation.losses import OnProgress, clip_losses_of_both
 from musicgen_core.evaluation.music import Pair, decoded, music_scores, pairs_of_training, render_pairs
@@ -33,11 +33,11 @@ from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.hub_adapter import hub_name, shown
 from musicgen_core.model.lora import find_adapter
 from musicgen_core.model.weights import BaseModel, find_model
+from musicgen_core.run_layout import EVALUATION, EVALUATION_DATA, EVALUATION_REPORT
 from musicgen_core.stages import announce
 
 logger = logging.getLogger(__name__)
 
-JSON_FILE, REPORT_FILE = "evaluation.json", "report.html"
 FEWEST_DESCRIBED = 2
 """Clips with a description that a Fréchet distance needs"""
 _EVALUATION = TypeAdapter(Evaluation)
@@ -74,7 +74,7 @@ def evaluate(request: EvaluateRequest, on_progress: OnProgress = lambda done, to
     rendered = render_pairs(request, subject.path, prompts, on_progress) if prompts else []
     scores = scoring.run(on_progress) if scoring else None
     announce(message("writing the report"))
-    evaluation = _summarize(request, subject, model, clips, chosen, losses, scores, str(out / REPORT_FILE))
+    evaluation = _summarize(request, subject, model, clips, chosen, losses, scores, str(out / EVALUATION_REPORT))
     _write(out, evaluation, subject, losses, rendered)
     return evaluation
 
@@ -83,16 +83,16 @@ def stored_evaluation(run_dir: storage.Location) -> Evaluation | None:
     """The evaluation in a run directory, if it is whole and of the adapter that is the best now."""
     root = storage.as_path(run_dir)
     try:
-        found = _EVALUATION.validate_json(storage.read_text(root / FOLDER / JSON_FILE))
+        found = _EVALUATION.validate_json(storage.read_text(root / EVALUATION / EVALUATION_DATA))
     except (OSError, ValueError):
         return None
     is_current = found.adapter.sha256 == storage.content_sha256(find_adapter(str(root)))
-    return found if is_current and (root / FOLDER / REPORT_FILE).exists() else None
+    return found if is_current and (root / EVALUATION / EVALUATION_REPORT).exists() else None
 
 
 def _check_own(out: UPath, subject: Subject, is_default: bool) -> None:
     """Raises ConfigError if the evaluation of another adapter is at `out`, or files of another program."""
-    evaluation, report = out / JSON_FILE, out / REPORT_FILE
+    evaluation, report = out / EVALUATION_DATA, out / EVALUATION_REPORT
     if evaluation.exists():
         adapter = _adapter_in(evaluation)
         if adapter is not None and (
@@ -220,7 +220,7 @@ def _write(
     if rows := subject.metrics():
         pictures[say("Loss of training and validation, step by step")] = plots.plot_training(rows)
     trained = pairs_of_training(subject.run_dir, subject.adapter.epoch) if subject.run_dir is not None else []
-    (out / JSON_FILE).unlink(missing_ok=True)
+    (out / EVALUATION_DATA).unlink(missing_ok=True)
     music = {say("Samples of the training"): trained, say("Rendered for this report"): rendered}
-    write_report(out / REPORT_FILE, evaluation, pictures, music)
-    storage.write_text(out / JSON_FILE, _EVALUATION.dump_json(evaluation, indent=1).decode())
+    write_report(out / EVALUATION_REPORT, evaluation, pictures, music)
+    storage.write_text(out / EVALUATION_DATA, _EVALUATION.dump_json(evaluation, indent=1).decode())

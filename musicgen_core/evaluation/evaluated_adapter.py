@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from upath import UPath
 
@@ -15,9 +12,7 @@ from musicgen_core.evaluation.request import EvaluatedAdapter
 from musicgen_core.language import message
 from musicgen_core.model.hub_adapter import hub_name, shown
 from musicgen_core.model.lora import Adapter, find_adapter, load_adapter
-
-FOLDER = "evaluation"
-_BEST = "best_lora"
+from musicgen_core.run_layout import BEST_ADAPTER, CONFIG, EVALUATION, RunConfig, RunLayout, load_config, run_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,7 @@ class Subject:
     path: UPath
     adapter: Adapter
     run_dir: UPath | None
-    config: Mapping[str, Any] | None
+    config: RunConfig | None
 
     @property
     def output(self) -> UPath:
@@ -41,13 +36,13 @@ class Subject:
         or beside it; of one on the Hub to the working directory."""
         if self.run_dir is None:
             if (name := hub_name(self.path)) is not None:
-                return storage.as_path(f"{name.partition('@')[0].partition('/')[2]}_{FOLDER}")
+                return storage.as_path(f"{name.partition('@')[0].partition('/')[2]}_{EVALUATION}")
             if self.path.suffix == ".pt":
-                return self.path.with_name(f"{self.path.stem}_{FOLDER}")
+                return self.path.with_name(f"{self.path.stem}_{EVALUATION}")
             directory = self.path.parent  # of peft
-            return directory.with_name(f"{directory.name}_{FOLDER}")
-        folder = self.run_dir / FOLDER
-        return folder if self.path.stem == _BEST else folder / self.path.stem
+            return directory.with_name(f"{directory.name}_{EVALUATION}")
+        folder = RunLayout(self.run_dir).evaluation
+        return folder if self.path.stem == BEST_ADAPTER else folder / self.path.stem
 
     def described(self) -> EvaluatedAdapter:
         return EvaluatedAdapter(
@@ -56,9 +51,10 @@ class Subject:
 
     def metrics(self) -> list[dict[str, float]]:
         """The rows of its training's metrics.jsonl, if any."""
-        if self.run_dir is None or not (self.run_dir / "metrics.jsonl").exists():
+        metrics = RunLayout(self.run_dir).metrics if self.run_dir is not None else None
+        if metrics is None or not metrics.exists():
             return []
-        with storage.staged(self.run_dir / "metrics.jsonl") as local:
+        with storage.staged(metrics) as local:
             return tracking.read_metrics(local)
 
 
@@ -70,13 +66,11 @@ def find_subject(location: storage.Location) -> Subject:
         RunDirectoryError: its run directory's config.json is damaged.
     """
     path = find_adapter(location)
-    run_dir = path.parent.parent if path.parent.name == "lora_weights" else None
-    if run_dir is None or not (run_dir / "config.json").exists():
+    run_dir = run_of(path)
+    if run_dir is None or not (run_dir / CONFIG).exists():
         return Subject(path, load_adapter(path), None, None)
     try:
-        config = json.loads(storage.read_text(run_dir / "config.json"))
-        if not isinstance(config, dict):
-            raise ValueError(f"it holds a {type(config).__name__}")
+        config = load_config(run_dir)
     except (OSError, ValueError) as error:
         raise RunDirectoryError(
             message("{run_dir}/config.json is damaged ({error})", run_dir=run_dir, error=error),

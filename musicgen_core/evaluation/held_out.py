@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -14,8 +13,8 @@ from musicgen_core.data.dataset import Clips, split
 from musicgen_core.errors import ConfigError, TokensError
 from musicgen_core.evaluation.request import EvaluateSettings
 from musicgen_core.language import message
+from musicgen_core.run_layout import RunConfig
 from musicgen_core.training.lineage import Lineage, learned_from, lineage_of
-from musicgen_core.training.resuming import HELD_OUT
 from musicgen_core.wording import counted
 
 
@@ -44,7 +43,7 @@ class HeldOut:
         return round(self.segment_seconds * FRAME_RATE)
 
 
-def held_out(clips: Clips, settings: EvaluateSettings, trained: Mapping[str, Any] | None) -> HeldOut:
+def held_out(clips: Clips, settings: EvaluateSettings, trained: RunConfig | None) -> HeldOut:
     """Choose clips by their hashes, so that the choice changes little when archives are added.
 
     Clips that the adapter's training, or one that it began from, has learned from are never chosen.
@@ -56,14 +55,14 @@ def held_out(clips: Clips, settings: EvaluateSettings, trained: Mapping[str, Any
         ConfigError: the runs held nothing out, or have learned from all that would be chosen.
         TokensError: nothing is held out of a single clip.
     """
-    config = trained or {}
+    config = trained or RunConfig({})
     fraction = settings.validation_fraction
     if fraction is None:
         default = TrainSettings.model_fields["validation_fraction"].default
-        fraction = config.get(HELD_OUT, config.get("validation_fraction", default))
+        fraction = default if config.held_out_fraction is None else config.held_out_fraction
     seconds = settings.segment_seconds
     if seconds is None:
-        seconds = config.get("segment_seconds", TrainSettings.model_fields["segment_seconds"].default)
+        seconds = config.values.get("segment_seconds", TrainSettings.model_fields["segment_seconds"].default)
     if not fraction:
         raise ConfigError(
             message("the training of this adapter held no clips out (its validation_fraction is 0)"),

@@ -27,6 +27,7 @@ from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import render
 from musicgen_core.generation.request import RenderRequest
 from musicgen_core.language import message
+from musicgen_core.run_layout import PROMPTS, RunLayout, parse_sample_name, sample_name
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +54,11 @@ def pairs_of_training(run_dir: UPath, epoch: int) -> list[Pair]:
 
     Without any, or with samples that can't be read, there are none: they are not worth the report.
     """
-    folder = run_dir / "samples"
+    folder = RunLayout(run_dir).samples
     try:
-        prompts = json.loads(storage.read_text(folder / "prompts.json"))["prompts"]
+        prompts = json.loads(storage.read_text(folder / PROMPTS))["prompts"]
         heard = _epoch_with_samples(folder, epoch)
-        base, adapted = (
-            [_read(folder / f"epoch_{number:03d}_{i:02d}.wav") for i in range(len(prompts))] for number in (0, heard)
-        )
+        base, adapted = ([_read(folder / sample_name(number, i)) for i in range(len(prompts))] for number in (0, heard))
         return [
             Pair(*given, message("After epoch {epoch}", epoch=heard))
             for given in zip(prompts, base, adapted, strict=True)
@@ -72,9 +71,10 @@ def pairs_of_training(run_dir: UPath, epoch: int) -> list[Pair]:
 
 
 def _epoch_with_samples(folder: UPath, epoch: int) -> int:
-    if (folder / f"epoch_{epoch:03d}_00.wav").exists():
+    if (folder / sample_name(epoch, 0)).exists():
         return epoch
-    epochs = [int(path.stem.split("_")[1]) for path in folder.glob("epoch_*_00.wav")]
+    numbers = (parse_sample_name(path.name) for path in folder.glob("epoch_*.wav"))
+    epochs = [number[0] for number in numbers if number is not None and number[1] == 0]
     if not any(epochs):
         raise FileNotFoundError(f"{folder} has samples of no epoch")
     return max(epochs)

@@ -114,7 +114,7 @@ def _settings(adapter: Adapter, origin: Origin) -> dict[str, Any]:
         "lora_rslora": adapter.config.get("use_rslora", False),
         "lora_dora": adapter.config.get("use_dora", False),
     }
-    given = {name: origin.config.get(name) for name in _OF_TRAINING}
+    given = {name: origin.config.values.get(name) for name in _OF_TRAINING}
     if given["base_precision"] != "fp8":  # which says nothing then: it is fp16 or fp32 where the device has no bf16
         del given["base_precision"]
     return {**lora, **{name: value for name, value in given.items() if value is not None}}

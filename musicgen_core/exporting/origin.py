@@ -12,10 +12,9 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.data.shards import ShardReport, shard_paths
 from musicgen_core.evaluation.evaluated_adapter import Subject
-from musicgen_core.model.adapters_base import run_config
 from musicgen_core.model.lora import Adapter
+from musicgen_core.run_layout import EVALUATION_DATA, PROMPTS, RunConfig, RunLayout, find_config, run_of, sample_name
 from musicgen_core.tracking import read_metrics
-from musicgen_core.training.resuming import HELD_OUT
 
 MOST_SAMPLES = 3
 _METRICS = ("train/epoch_loss", "val/loss", "val/perplexity")  # the loss of a single step is mostly noise
@@ -61,7 +60,7 @@ class Evaluated:
 class Origin:
     """Empty for an adapter outside of a run directory."""
 
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: RunConfig = field(default_factory=lambda: RunConfig({}))
     metrics: Mapping[str, MetricValue] = field(default_factory=dict)
     evaluated: Evaluated | None = None
     data: Data | None = None
@@ -70,16 +69,17 @@ class Origin:
 
 def read_origin(weights: UPath, adapter: Adapter) -> Origin:
     """What the run directory around a `*_lora.pt` tells. What can't be read is left out."""
-    root = weights.parent.parent
-    config = run_config(weights)
-    if config is None:
+    root = run_of(weights)
+    config = find_config(root) if root is not None else None
+    if root is None or config is None:
         return Origin()
+    layout = RunLayout(root)
     return Origin(
         config=config,
-        metrics=_metrics(root / "metrics.jsonl", adapter.global_step),
+        metrics=_metrics(layout.metrics, adapter.global_step),
         evaluated=_evaluated(Subject(weights, adapter, root, config)),
         data=_data(config),
-        samples=_samples(root, adapter),
+        samples=_samples(layout.samples, adapter),
     )
 
 
@@ -107,12 +107,11 @@ def _metrics(path: UPath, last_step: int) -> dict[str, MetricValue]:
 
 def _evaluated(subject: Subject) -> Evaluated | None:
     """What the evaluation of these very weights found, if there was one."""
-    found = _read_json(subject.output / "evaluation.json") or {}
+    found = _read_json(subject.output / EVALUATION_DATA) or {}
     try:
         if found["adapter"]["sha256"] != storage.content_sha256(subject.path):
             return None
-        config = subject.config or {}
-        kept = config.get(HELD_OUT, config.get("validation_fraction", 0.0))
+        kept = (subject.config.held_out_fraction if subject.config is not None else None) or 0.0
         if not found.get("is_held_out", found.get("validation_fraction", 0.0) <= kept):  # before there was that field
             return None
         loss = found["loss"]
@@ -121,14 +120,14 @@ def _evaluated(subject: Subject) -> Evaluated | None:
         return None
 
 
-def _data(config: Mapping[str, Any]) -> Data | None:
-    shards = config.get("shards")
-    if not isinstance(shards, dict) or not shards:
+def _data(config: RunConfig) -> Data | None:
+    shards = config.shards
+    if not shards:
         return None
     reports = []
     for stem, content in shards.items():
         try:
-            _, marker = shard_paths(storage.as_path(str(config.get("tokens"))), stem)
+            _, marker = shard_paths(storage.as_path(config.tokens), stem)
             report = ShardReport.parse(storage.read_text(marker))
         except (OSError, ValueError, TypeError, KeyError):
             return Data(len(shards))
@@ -139,12 +138,11 @@ def _data(config: Mapping[str, Any]) -> Data | None:
     return Data(len(shards), sum(report.clips for report in reports), seconds)
 
 
-def _samples(root: UPath, adapter: Adapter) -> tuple[RenderedSample, ...]:
-    folder = root / "samples"
-    prompts = (_read_json(folder / "prompts.json") or {}).get("prompts") or []
+def _samples(folder: UPath, adapter: Adapter) -> tuple[RenderedSample, ...]:
+    prompts = (_read_json(folder / PROMPTS) or {}).get("prompts") or []
     found = []
     for i, prompt in enumerate(prompts[:MOST_SAMPLES]):
-        adapted, base = (folder / f"epoch_{epoch:03d}_{i:02d}.wav" for epoch in (adapter.epoch, 0))
+        adapted, base = (folder / sample_name(epoch, i) for epoch in (adapter.epoch, 0))
         if adapted.exists():
             found.append(RenderedSample(str(prompt), adapted, base if base.exists() else None))
     return tuple(found)

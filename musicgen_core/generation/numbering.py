@@ -13,8 +13,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import ConfigError, reason_of
-from musicgen_core.generated_pages import MUSIC
-from musicgen_core.generation.page import PAGE
+from musicgen_core.generated_pages import MUSIC, PAGE
 from musicgen_core.language import message
 
 Sidecar = Mapping[str, Any]

@@ -12,12 +12,12 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.escaping import html_page
-from musicgen_core.generated_pages import MUSIC, SAMPLES, OwnPage
+from musicgen_core.generated_pages import MUSIC, PAGE, SAMPLES, OwnPage
 from musicgen_core.generation.spectrogram import PICTURE_SIZE
 from musicgen_core.language import say, translated
+from musicgen_core.run_layout import ADAPTERS, epoch_adapter
 from musicgen_core.wording import counted
 
-PAGE = "index.html"
 Sidecar = Mapping[str, Any]
 ONE_PART_SECONDS = 30
 """Up to this length a piece is made without overlapping parts"""
@@ -73,7 +73,7 @@ def write_samples_index(folder: UPath, prompts: Sequence[str], files: Mapping[in
     of_prompts: list[list[_Version]] = [[] for _ in prompts]
     for epoch, wavs in sorted(files.items()):
         label = say("After epoch {epoch}", epoch=epoch) if epoch else say("Base model")
-        adapter = [f"lora_weights/lora_epoch_{epoch}.pt"] if epoch else []
+        adapter = [f"{ADAPTERS}/{epoch_adapter(epoch)}.pt"] if epoch else []
         for number, name in wavs:
             stem = name.removesuffix(".wav")
             of_prompts[number].append(_Version(stem, label, adapter, _links(stem, {name})))

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from pathlib import Path
-from typing import Any
 
 from upath import UPath
 
-from musicgen_core import storage
 from musicgen_core.errors import AdapterError
 from musicgen_core.language import message
 from musicgen_core.model.local_files import LM_FILE
 from musicgen_core.model.lora import Adapter
 from musicgen_core.model.weights import BUILT_IN
+from musicgen_core.run_layout import find_config, run_of
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +34,9 @@ def base_model_of(adapter: Adapter, weights: UPath) -> str | None:
         return name
     if not hashed:
         return None
-    directory = str((run_config(weights) or {}).get("model_dir") or "")
+    run_dir = run_of(weights)
+    config = find_config(run_dir) if run_dir is not None else None
+    directory = config.model_dir if config is not None else ""
     if not directory or not Path(directory).is_dir():
         found = message(
             "the base model of the adapter {weights} is not at {path} any more", weights=weights, path=directory
@@ -74,14 +74,3 @@ def hub_id(base_model: str) -> str | None:
     """Return the base model's id on the Hub, from an adapter's `base_model`; None for a local one."""
     name = base_model.partition("@sha256:")[0]
     return name if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) else None
-
-
-def run_config(weights: UPath) -> dict[str, Any] | None:
-    """Return the config.json of the run directory that a `*_lora.pt` lies in; None without one that can be read."""
-    if weights.parent.name != "lora_weights":
-        return None
-    try:
-        config = json.loads(storage.read_text(weights.parent.parent / "config.json"))
-    except (OSError, ValueError):
-        return None
-    return config if isinstance(config, dict) else None

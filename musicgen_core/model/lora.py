@@ -18,6 +18,7 @@ from musicgen_core.model import hub_adapter, peft_directory
 from musicgen_core.model.adapter_values import check_adapter_values, check_merged
 from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.weights import BaseModel, from_audiocraft, load_lm, read_checkpoint, to_audiocraft
+from musicgen_core.run_layout import BEST_ADAPTER, RunLayout
 
 PUBLISHED = "facebook/musicgen-"
 """How the ids of the published models begin"""
@@ -276,7 +277,7 @@ def find_adapter(location: storage.Location) -> UPath:
             ) from error
     if path.name in peft_directory.FILES:
         path = path.parent
-    best = path / "lora_weights" / "best_lora.pt"
+    best = RunLayout(path).adapter(BEST_ADAPTER)
     found = path if path.suffix == ".pt" else best if best.exists() else peft_directory.find_weights(path)
     if found is None or not found.exists():
         raise AdapterError(

@@ -14,6 +14,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.errors import ConfigError, RunDirectoryError, raise_if_interrupted, reason_of
 from musicgen_core.language import message
+from musicgen_core.run_layout import ADAPTERS, BEST_ADAPTER, FINAL_ADAPTER, LATEST_ADAPTER, LOSS_PLOT, METRICS, run_of
 from musicgen_core.training.background import Abandoned, Background, Failures
 from musicgen_core.training.run_directory import RunDirectory
 from musicgen_core.training.run_lock import RunLock
@@ -119,7 +120,7 @@ class SecondCopy:
     def _check_own(self) -> None:
         self._there.check_own()
         config = self._there.read_config()
-        owner = None if config is None else config.get("wandb_id")
+        owner = None if config is None else config.wandb_id or None
         if (config is not None or self._there.has_training()) and owner != self._run_id:
             raise RunDirectoryError(
                 message(
@@ -154,8 +155,8 @@ class SecondCopy:
                 self._upload(scratch / latest.name, latest, version)
 
     def _sources(self) -> list[UPath]:
-        local = [storage.as_path(self.files.stage / name) for name in ("metrics.jsonl", "loss.png")]
-        return [self.files.config, *local, *(self.files.lora(f"{kind}_lora") for kind in ("best", "final", "latest"))]
+        local = [storage.as_path(self.files.stage / name) for name in (METRICS, LOSS_PLOT)]
+        return [self.files.config, *local, *(map(self.files.adapter, (BEST_ADAPTER, FINAL_ADAPTER, LATEST_ADAPTER)))]
 
     def _changed(self, source: UPath) -> str | None:
         """The version of a file that is not in the copy yet."""
@@ -165,6 +166,6 @@ class SecondCopy:
     def _upload(self, local: Path, source: UPath, version: str) -> None:
         if self.background.stopping.is_set():
             raise Abandoned
-        is_adapter = source.parent.name == "lora_weights"
-        storage.upload(local, (self.target / "lora_weights" if is_adapter else self.target) / source.name)
+        folder = self.target / ADAPTERS if run_of(source) is not None else self.target
+        storage.upload(local, folder / source.name)
         self._copied[str(source)] = version

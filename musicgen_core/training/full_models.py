@@ -20,13 +20,12 @@ from musicgen_core.errors import AdapterError, RunDirectoryError, reason_of
 from musicgen_core.language import message
 from musicgen_core.model.lora import Adapter, load_adapter, merged_checkpoint
 from musicgen_core.model.weights import BaseModel
+from musicgen_core.run_layout import BEST_ADAPTER, BEST_MODEL, FINAL_MODEL, LATEST_ADAPTER
 from musicgen_core.training.background import RETRY_DELAYS_S, Abandoned, Background, Failures, attempt
 from musicgen_core.training.checkpoint import Checkpoint, load_checkpoint
 from musicgen_core.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
-BEST = "best_model"
-FINAL = "final_model"
 _MOST_FAILED = 2
 
 
@@ -53,7 +52,7 @@ class FullModels:
         Raises:
             RunDirectoryError: it can't be written.
         """
-        target = self.files.full_model(FINAL)
+        target = self.files.full_model(FINAL_MODEL)
         error = attempt(
             lambda: write_full_model(merged_checkpoint(self.model, adapter), target, self.background.stopping),
             () if self._is_failing else RETRY_DELAYS_S,
@@ -66,7 +65,7 @@ class FullModels:
                     latest=self.files.latest,
                     target=target,
                     reason=reason_of(error),
-                    lora=self.files.lora("latest_lora"),
+                    lora=self.files.adapter(LATEST_ADAPTER),
                 ),
                 message("Make room or fix the cause and run again: only the last files are written then"),
             ) from error
@@ -100,10 +99,10 @@ class FullModels:
 
     def _write(self, checkpoint: Checkpoint, owed: UPath) -> None:
         """Write the models that a checkpoint owes, and delete `owed`, its file."""
-        names = [name for name in checkpoint.owed if name != BEST or self._is_best(checkpoint)]
+        names = [name for name in checkpoint.owed if name != BEST_MODEL or self._is_best(checkpoint)]
         merged = merged_checkpoint(self.model, checkpoint.adapter) if names else {}
         for name in names:
-            resume = {} if name == BEST else {"resume": checkpoint.with_owed([]).to_plain()}
+            resume = {} if name == BEST_MODEL else {"resume": checkpoint.with_owed([]).to_plain()}
             write_full_model({**merged, **resume}, self.files.full_model(name), self.background.stopping)
         owed.unlink(missing_ok=True)
         if storage.is_local(owed):
@@ -116,7 +115,7 @@ class FullModels:
     def _is_best(self, checkpoint: Checkpoint) -> bool:
         """Whether this is still the best: a later epoch may have been better since."""
         try:
-            return load_adapter(self.files.lora("best_lora")).global_step == checkpoint.adapter.global_step
+            return load_adapter(self.files.adapter(BEST_ADAPTER)).global_step == checkpoint.adapter.global_step
         except (AdapterError, OSError):
             return True
 

@@ -13,15 +13,13 @@ from musicgen_core import storage
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.language import message
+from musicgen_core.run_layout import SHARDS
 from musicgen_core.training.checkpoint import Checkpoint, load_checkpoint
 from musicgen_core.training.run_directory import RunDirectory
 from musicgen_core.wording import named
 
 logger = logging.getLogger(__name__)
 
-SHARDS = "shards"
-HELD_OUT = "held_out_fraction"
-"""Of the clips, as it was where `validation_fraction` would have held out too few; without it that one counts"""
 _ALSO_FIXED = ("seed", "segment_seconds", "validation_fraction")  # beside every lora_ setting
 
 
@@ -52,9 +50,8 @@ def find_start(files: RunDirectory, resume: str) -> Start:
     Raises:
         RunDirectoryError: it can't be done; or the checkpoint can't be read.
     """
-    origin = (files.read_config() or {}).get("origin")
-    if not isinstance(origin, dict) or not isinstance(origin.get("checkpoint"), str):
-        origin = None
+    config = files.read_config()
+    origin = config.origin if config is not None else None
     if resume == "never":
         if files.has_training():
             raise RunDirectoryError(
@@ -147,8 +144,8 @@ def _shards_differ(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]
     return [f"in the tokens, archives {kind}: {named(sorted(stems))}" for kind, stems in kinds.items() if stems]
 
 
-def log_changes(then: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+def log_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Say which settings are others from here on; those given now count."""
     for name in TrainSettings.model_fields:
-        if then is not None and name in then and then[name] != now[name]:
+        if name in then and then[name] != now[name]:
             logger.info("%s was %s and is %s from here on", name, then[name], now[name])

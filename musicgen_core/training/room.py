@@ -14,6 +14,7 @@ from musicgen_core import storage
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.language import message
+from musicgen_core.run_layout import BEST_ADAPTER, BEST_MODEL, FINAL_ADAPTER, FINAL_MODEL, LATEST_ADAPTER, epoch_adapter
 from musicgen_core.training.run_directory import RunDirectory
 from musicgen_core.wording import sized
 
@@ -107,8 +108,8 @@ def bytes_to_write(
         checkpoints += 2  # what full models are made from: of one being written, and of one waiting
     if settings.full_models == "each_epoch":
         checkpoints += models  # each has one in it
-    names = [*(f"lora_epoch_{epoch}" for epoch in range(1, plan.epochs + 1)), "best_lora", "final_lora", "latest_lora"]
-    adapters = len(names) - there(files.lora(name) for name in names)
+    names = [*map(epoch_adapter, range(1, plan.epochs + 1)), BEST_ADAPTER, FINAL_ADAPTER, LATEST_ADAPTER]
+    adapters = len(names) - there(files.adapter(name) for name in names)
     return models * sizes.full_model + (checkpoints * _CHECKPOINT + adapters) * sizes.adapter
 
 
@@ -117,7 +118,7 @@ def _models_to_come(
 ) -> int:
     if settings.full_models == "none":
         return 0
-    singles = [files.full_model(name) for name in ("best_model", "final_model")]
+    singles = [files.full_model(name) for name in (BEST_MODEL, FINAL_MODEL)]
     to_come = len(singles) - there(singles)
     if settings.full_models == "each_epoch":
         to_come += max(0, _kept(plan.epochs, settings.keep_last) - there(files.epoch_models()))

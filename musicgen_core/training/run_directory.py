@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -15,14 +14,33 @@ from upath import UPath
 from musicgen_core import fuse_mounts, storage, tensor_files
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.language import message
+from musicgen_core.run_layout import (
+    ADAPTERS,
+    BEST_ADAPTER,
+    BEST_MODEL,
+    EPOCH_ADAPTER,
+    EPOCH_CHECKPOINT,
+    FINAL_ADAPTER,
+    FINAL_MODEL,
+    FULL_MODELS,
+    LEARNING_RATE_PLOT,
+    LOSS_PLOT,
+    METRICS,
+    OWED,
+    PERPLEXITY_PLOT,
+    SAMPLES,
+    STEP_CHECKPOINT,
+    SUPERSEDED,
+    WEIGHT_FOLDERS,
+    RunConfig,
+    RunLayout,
+    load_config,
+    parse_sample_name,
+)
 from musicgen_core.strict_json import strict_json
 from musicgen_core.training.checkpoint import Checkpoint, load_checkpoint
 
 logger = logging.getLogger(__name__)
-_STEP = "checkpoint_step_"
-_EPOCH = "checkpoint_epoch_"
-FOLDERS = ("full_models", "lora_weights", "owed")
-"""Those of weights and checkpoints"""
 
 
 def begins_new(root: UPath, resume: str) -> bool:
@@ -31,52 +49,29 @@ def begins_new(root: UPath, resume: str) -> bool:
 
 
 @dataclass(frozen=True)
-class RunDirectory:
-    """The files of one training. `stage` is local: `root` itself where that is local."""
+class RunDirectory(RunLayout):
+    """A run directory, and which of its files resuming can use.
 
-    root: UPath
+    Attributes:
+        stage: a local directory for what is written line by line: `root` itself where that is local.
+    """
+
     stage: Path
     _uploaded: dict[Path, storage.Version] = field(default_factory=dict, repr=False, compare=False)
 
     @property
-    def latest(self) -> UPath:
-        return self.root / "latest.pt"
-
-    @property
-    def config(self) -> UPath:
-        return self.root / "config.json"
-
-    @property
-    def prior(self) -> UPath:
-        """The clips that the base model generated, as a directory of tokens."""
-        return self.root / "prior"
-
-    @property
-    def metrics(self) -> Path:
-        return self.stage / "metrics.jsonl"
-
-    def lora(self, name: str) -> UPath:
-        return self.root / "lora_weights" / f"{name}.pt"
-
-    def full_model(self, name: str) -> UPath:
-        return self.root / "full_models" / f"{name}.pt"
-
-    def step_checkpoint(self, step: int) -> UPath:
-        return self.root / f"checkpoint_step_{step}.pt"
-
-    def owed(self, step: int) -> UPath:
-        """The checkpoint of a step whose full models are still to be written."""
-        return self.root / "owed" / f"checkpoint_step_{step}.pt"
+    def local_metrics(self) -> Path:
+        return self.stage / METRICS
 
     def step_checkpoints(self) -> list[UPath]:
         """The newest first, like the next two."""
-        return _numbered(self.root, _STEP)
+        return _numbered(self.root, STEP_CHECKPOINT)
 
     def epoch_models(self) -> list[UPath]:
-        return _numbered(self.root / "full_models", _EPOCH)
+        return _numbered(self.root / FULL_MODELS, EPOCH_CHECKPOINT)
 
     def owed_checkpoints(self) -> list[UPath]:
-        return _numbered(self.root / "owed", _STEP)
+        return _numbered(self.root / OWED, STEP_CHECKPOINT)
 
     def has_training(self) -> bool:
         return self.latest.exists() or any(self._older_checkpoints())
@@ -92,7 +87,7 @@ class RunDirectory:
         if self.has_training():
             return
         config = self.read_config()
-        if config is not None and "lora_r" in config:
+        if config is not None and config.is_training:
             return
         foreign = self.config if config is not None else self._first_of_run()
         if foreign is not None:
@@ -108,7 +103,7 @@ class RunDirectory:
     def _check_folders(self) -> None:
         if not storage.is_local(self.root):  # an object store has no folders
             return
-        for folder in (*(self.root / name for name in (*FOLDERS, "samples", "superseded")), self.prior):
+        for folder in (*(self.root / name for name in (*WEIGHT_FOLDERS, SAMPLES, SUPERSEDED)), self.prior):
             if folder.exists() and not folder.is_dir():
                 raise RunDirectoryError(
                     message("{folder} is not a directory, but a run writes into it", folder=folder),
@@ -117,10 +112,10 @@ class RunDirectory:
 
     def _first_of_run(self) -> UPath | None:
         """A file with a name that a run uses, if there is one."""
-        names = ("metrics.jsonl", "loss.png", "perplexity.png", "learning_rate.png")
+        names = (METRICS, LOSS_PLOT, PERPLEXITY_PLOT, LEARNING_RATE_PLOT)
         if found := next((path for name in names if (path := self.root / name).exists()), None):
             return found
-        for folder in (self.root / name for name in (*FOLDERS, "samples")):
+        for folder in (self.root / name for name in (*WEIGHT_FOLDERS, SAMPLES)):
             patterns = ("*.pt", "epoch_*.wav")
             if folder.is_dir() and (found := next((path for one in patterns for path in folder.glob(one)), None)):
                 return found
@@ -132,26 +127,20 @@ class RunDirectory:
             return Path(str(path)).resolve().is_relative_to(Path(str(self.root)).resolve())
         return str(path).startswith(f"{str(self.root).rstrip('/')}/")
 
-    def read_config(self) -> dict[str, Any] | None:
+    def read_config(self) -> RunConfig | None:
         """Return what config.json holds; None without one, and where it is damaged: it isn't worth a checkpoint."""
         try:
-            return self._parse_config()
+            return load_config(self.root)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             logger.warning("%s can't be read and counts as absent (%s)", self.config, error)
             return None
 
-    def _parse_config(self) -> dict[str, Any]:
-        values = json.loads(storage.read_text(self.config))
-        if not isinstance(values, dict):
-            raise ValueError(f"it holds a {type(values).__name__}")
-        return values
-
     def write_config(self, values: Mapping[str, Any]) -> None:
         """Write config.json; a damaged one is kept under another name."""
         try:
-            self._parse_config()
+            load_config(self.root)
         except FileNotFoundError:
             pass
         except (OSError, ValueError):
@@ -167,10 +156,9 @@ class RunDirectory:
 
     def fetch_metrics(self) -> None:
         """Bring a remote run directory's metrics to the local stage."""
-        remote = self.root / "metrics.jsonl"
-        if not self.metrics.exists() and remote.exists():
-            self.metrics.parent.mkdir(parents=True, exist_ok=True)
-            self.metrics.write_bytes(remote.read_bytes())
+        if not self.local_metrics.exists() and self.metrics.exists():
+            self.local_metrics.parent.mkdir(parents=True, exist_ok=True)
+            self.local_metrics.write_bytes(self.metrics.read_bytes())
 
     def delete_partials(self) -> None:
         """Delete what a killed training left half written, and put in place what it left whole beside its place.
@@ -178,7 +166,7 @@ class RunDirectory:
         Only for who holds the run directory's lock.
         """
         if storage.is_local(self.root):
-            for folder in (self.root, *(self.root / name for name in (*FOLDERS, "samples"))):
+            for folder in (self.root, *(self.root / name for name in (*WEIGHT_FOLDERS, SAMPLES))):
                 for path in folder.glob("*.partial"):
                     if storage.is_partial(path.name) and not path.is_dir():
                         path.unlink(missing_ok=True)
@@ -206,36 +194,36 @@ class RunDirectory:
 
     def files_after(self, step: int) -> list[UPath]:
         """Weights and checkpoints of later steps than `step`, and those that can't be read."""
-        adapters = self.root / "lora_weights"
+        adapters = self.root / ADAPTERS
         older = [path for paths in self._older_checkpoints() for path in paths]
         files = [self.latest, *older, *(adapters.glob("*.pt") if adapters.is_dir() else ())]
         later = [path for path in files if path.exists() and self._step_of(path) > step]
-        merged = [self.full_model(kind + "_model") for kind in ("best", "final") if self.lora(kind + "_lora") in later]
+        singles = ((BEST_MODEL, BEST_ADAPTER), (FINAL_MODEL, FINAL_ADAPTER))
+        merged = [self.full_model(model) for model, adapter in singles if self.adapter(adapter) in later]
         return later + [path for path in merged if path.exists()]
 
     def _samples_after(self, epochs: int) -> list[UPath]:
-        samples = self.root / "samples"
-        found = samples.glob("epoch_*.wav") if samples.is_dir() else ()
-        numbered = [(path, path.stem.split("_")[1]) for path in found]
-        return [path for path, number in numbered if number.isdecimal() and int(number) > epochs]
+        found = self.samples.glob("epoch_*.wav") if self.samples.is_dir() else ()
+        numbered = [(path, parse_sample_name(path.name)) for path in found]
+        return [path for path, numbers in numbered if numbers is not None and numbers[0] > epochs]
 
     def _step_of(self, path: UPath) -> float:
         """The step that a file is of, without a download where something smaller tells; infinity if unreadable."""
         if not storage.is_local(path):
-            if path.stem.startswith(_STEP):
-                return int(path.stem.removeprefix(_STEP))
-            beside = self.lora(path.stem.replace(_EPOCH, "lora_epoch_"))  # 78 MB that say what 6 GB would
-            path = beside if path.stem.startswith(_EPOCH) and beside.exists() else path
+            if path.stem.startswith(STEP_CHECKPOINT):
+                return int(path.stem.removeprefix(STEP_CHECKPOINT))
+            beside = self.adapter(path.stem.replace(EPOCH_CHECKPOINT, EPOCH_ADAPTER))  # 78 MB tell what 6 GB would
+            path = beside if path.stem.startswith(EPOCH_CHECKPOINT) and beside.exists() else path
         return _step_in(path)
 
     def sample(self, name: str) -> UPath | None:
         """A file of `samples/`, which may not be uploaded yet; None if there is none."""
         places = (storage.as_path(self.stage), self.root)
-        return next((path for place in places if (path := place / "samples" / name).exists()), None)
+        return next((path for place in places if (path := place / SAMPLES / name).exists()), None)
 
     def sample_names(self) -> list[str]:
         """Return the names of the files of `samples/`, those that are not uploaded yet too."""
-        folders = (place / "samples" for place in (storage.as_path(self.stage), self.root))
+        folders = (place / SAMPLES for place in (storage.as_path(self.stage), self.root))
         return sorted({path.name for folder in folders if folder.is_dir() for path in folder.iterdir()})
 
     def set_aside_after(self, step: int, epochs: int) -> UPath | None:
@@ -248,7 +236,7 @@ class RunDirectory:
         later = [*self.files_after(step), *self._samples_after(epochs)]
         if not later:
             return None
-        superseded = self.root / "superseded"
+        superseded = self.root / SUPERSEDED
         used = [int(path.name) for path in superseded.iterdir() if path.name.isdecimal()] if superseded.is_dir() else []
         folder = superseded / str(max(used, default=0) + 1)
         for path in later:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -24,22 +23,23 @@ from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.config import DEFAULT_PROMPTS, SamplingSettings, TrainSettings
 from musicgen_core.devices import compute_dtype, release_memory
 from musicgen_core.errors import Cancelled, raise_if_interrupted, reason_of
-from musicgen_core.generated_pages import SAMPLES
+from musicgen_core.generated_pages import PAGE
+from musicgen_core.generated_pages import SAMPLES as SAMPLES_PAGE
 from musicgen_core.generation.engine import Engine, decodes_fast
 from musicgen_core.generation.loudness import normalize
-from musicgen_core.generation.page import PAGE, write_samples_index
+from musicgen_core.generation.page import write_samples_index
 from musicgen_core.generation.streams import streams_of
 from musicgen_core.language import message
 from musicgen_core.model.lora import Adapter, load_merged
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel
+from musicgen_core.run_layout import PROMPTS, SAMPLES, parse_sample_name, sample_name
 from musicgen_core.stages import announce
 from musicgen_core.training.distributed import PATIENCE, World
 from musicgen_core.training.loop import Trainer
 from musicgen_core.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
-_NAME = re.compile(r"epoch_(\d+)_(\d+)\.wav")
 
 
 class Samples:
@@ -82,7 +82,7 @@ class Samples:
         return there
 
     def _is_whole(self, epoch: int) -> bool:
-        names = [_name(epoch, i) for i in range(len(self._prompts))]
+        names = [sample_name(epoch, i) for i in range(len(self._prompts))]
         return epoch in self._of_prompts and all(self._files.sample(name) is not None for name in names)
 
     def render(self, epoch: int, adapter: Adapter | None, cancelled: Callable[[], bool]) -> bool:
@@ -103,7 +103,7 @@ class Samples:
         try:
             codes = self._generate(adapter, _until(self._deadline(), cancelled))
             for i, audio in enumerate(self._codec.decode(torch.stack(codes))):
-                wav = storage.as_path(self._files.stage / "samples" / _name(epoch, i))
+                wav = storage.as_path(self._files.stage / SAMPLES / sample_name(epoch, i))
                 with storage.publish(wav) as path:
                     soundfile.write(path, normalize(audio[0].numpy(), SAMPLE_RATE), SAMPLE_RATE, format="WAV")
             self._of_prompts.add(epoch)
@@ -122,10 +122,10 @@ class Samples:
 
     def _write_page(self) -> None:
         """Write the page of all epochs' samples, those of an earlier start of the run too."""
-        folder = self._files.stage / "samples"
+        folder = self._files.stage / SAMPLES
         there = self._files.sample(PAGE)
         try:
-            if there is not None and not SAMPLES.is_at(there):
+            if there is not None and not SAMPLES_PAGE.is_at(there):
                 logger.warning("%s is not a page of samples and is kept: move it away to get that page", there)
                 return
         except OSError as error:
@@ -143,8 +143,8 @@ class Samples:
 
     def _named(self) -> list[tuple[int, int, str]]:
         """Return epoch, number of the prompt, and name of every sample."""
-        found = ((_NAME.fullmatch(name), name) for name in self._files.sample_names())
-        return [(int(match[1]), int(match[2]), name) for match, name in found if match is not None]
+        found = ((parse_sample_name(name), name) for name in self._files.sample_names())
+        return [(*numbers, name) for numbers, name in found if numbers is not None]
 
     @property
     def _content(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class Samples:
 
     def _read(self) -> set[int]:
         """Return the epochs of which prompts.json says that they were rendered of these prompts."""
-        known = _read(self._files.sample("prompts.json"))
+        known = _read(self._files.sample(PROMPTS))
         epochs, since = known.pop("epochs", None), known.pop("since_epoch", None)
         if known != self._content:
             return set()
@@ -164,7 +164,7 @@ class Samples:
 
     def _keep(self) -> None:
         """Write prompts.json: what the samples of which epochs were rendered of."""
-        path = self._files.stage / "samples" / "prompts.json"
+        path = self._files.stage / SAMPLES / PROMPTS
         try:
             content = {**self._content, "epochs": sorted(self._of_prompts)}
             storage.write_text(storage.as_path(path), json.dumps(content, indent=1))
@@ -173,8 +173,8 @@ class Samples:
 
     def there(self, epoch: int) -> list[tuple[str, Path]]:
         """Prompts and wavs of an epoch, as far as they are on this machine."""
-        folder = self._files.stage / "samples"
-        wavs = [(prompt, folder / _name(epoch, i)) for i, prompt in enumerate(self._prompts)]
+        folder = self._files.stage / SAMPLES
+        wavs = [(prompt, folder / sample_name(epoch, i)) for i, prompt in enumerate(self._prompts)]
         return [(prompt, wav) for prompt, wav in wavs if wav.exists()]
 
     def _deadline(self) -> float:
@@ -230,10 +230,6 @@ def _read(path: UPath | None) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _name(epoch: int, prompt: int) -> str:
-    return f"epoch_{epoch:03d}_{prompt:02d}.wav"
 
 
 def _until(deadline: float, cancelled: Callable[[], bool]) -> Callable[[], bool]:

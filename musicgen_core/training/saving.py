@@ -18,11 +18,19 @@ from musicgen_core.errors import RunDirectoryError, raise_if_interrupted, reason
 from musicgen_core.language import message
 from musicgen_core.model.lora import Adapter, save_adapter
 from musicgen_core.model.weights import BaseModel
+from musicgen_core.run_layout import (
+    BEST_ADAPTER,
+    BEST_MODEL,
+    EPOCH_CHECKPOINT,
+    FINAL_ADAPTER,
+    LATEST_ADAPTER,
+    epoch_adapter,
+)
 from musicgen_core.stages import announce
 from musicgen_core.training.background import RETRY_DELAYS_S, Failures, attempt
 from musicgen_core.training.checkpoint import Checkpoint, save_checkpoint, snapshot
 from musicgen_core.training.copying import SecondCopy
-from musicgen_core.training.full_models import BEST, FullModels
+from musicgen_core.training.full_models import FullModels
 from musicgen_core.training.loop import Trainer
 from musicgen_core.training.run_directory import RunDirectory
 
@@ -106,23 +114,23 @@ class Saver:
 
     def save_epoch(self, epoch: int, is_best: bool) -> None:
         """Write the adapters of an epoch, and have its full models written."""
-        owed = {"each_epoch": [f"checkpoint_epoch_{epoch}"], "best_and_final": [], "none": []}
+        owed = {"each_epoch": [f"{EPOCH_CHECKPOINT}{epoch}"], "best_and_final": [], "none": []}
         models = owed[self.settings.full_models]
         if is_best and self.settings.full_models != "none":
-            models = [BEST, *models]
+            models = [BEST_MODEL, *models]
         if time.monotonic() - self._drawn_at > PICTURES_EVERY_SECONDS:
             self._plot()
-        self._save([f"lora_epoch_{epoch}", *(["best_lora"] if is_best else [])], models)
+        self._save([epoch_adapter(epoch), *([BEST_ADAPTER] if is_best else [])], models)
 
     def save_best(self) -> None:
         """Write the best adapter so far, between two epochs' ends, and have its full model written."""
-        self._save(["best_lora"], [BEST] if self.settings.full_models != "none" else [])
+        self._save([BEST_ADAPTER], [BEST_MODEL] if self.settings.full_models != "none" else [])
 
     def save_best_again(self, adapter: Adapter) -> None:
         """Make an earlier epoch the best one again, after what came later was set aside."""
-        writes = self._adapters(adapter, ["best_lora"])
+        writes = self._adapters(adapter, [BEST_ADAPTER])
         if self.settings.full_models != "none" and not self.files.owed(adapter.global_step).exists():
-            writes |= self._owed(replace(self._checkpoint(), adapter=adapter, owed=[BEST]))
+            writes |= self._owed(replace(self._checkpoint(), adapter=adapter, owed=[BEST_MODEL]))
         self._write(writes)
 
     def write_metrics(self, write: Callable[[], None]) -> None:
@@ -133,7 +141,7 @@ class Saver:
         except OSError as error:
             if not self._misses_metrics:  # else each step of a long outage would say so
                 self.failures.report(
-                    f"{self.files.metrics} could not be written ({reason_of(error)}); its rows are kept for later"
+                    f"{self.files.local_metrics} could not be written ({reason_of(error)}); its rows are kept for later"
                 )
             self._misses_metrics = True
 
@@ -185,7 +193,7 @@ class Saver:
         self.full_models.background.drain(check)
         if self.settings.full_models != "none":
             self.full_models.write_final(adapter)
-        self._write_or_raise(self._adapters(adapter, ["final_lora"]))
+        self._write_or_raise(self._adapters(adapter, [FINAL_ADAPTER]))
         if self.copy is not None:
             self.copy.finish()
 
@@ -232,12 +240,12 @@ class Saver:
         return {str(target): partial(save_checkpoint, checkpoint, target)}
 
     def _adapters(self, adapter: Adapter, names: list[str]) -> dict[str, Callable[[], None]]:
-        return {str(self.files.lora(name)): partial(save_adapter, adapter, self.files.lora(name)) for name in names}
+        return {str(path): partial(save_adapter, adapter, path) for path in map(self.files.adapter, names)}
 
     def _latest(self, checkpoint: Checkpoint) -> dict[str, Callable[[], None]]:
         return {
             str(self.files.stage): self.files.upload_stage,
-            **self._adapters(checkpoint.adapter, ["latest_lora"]),
+            **self._adapters(checkpoint.adapter, [LATEST_ADAPTER]),
             str(self.files.latest): partial(self._save_latest, checkpoint),
         }
 
@@ -294,7 +302,7 @@ class Saver:
 
     def _plot(self) -> None:
         try:
-            rows = tracking.read_metrics(self.files.metrics)
+            rows = tracking.read_metrics(self.files.local_metrics)
             for name, plot in tracking.pictures_of(rows).items():
                 with storage.publish(storage.as_path(self.files.stage / name)) as path:
                     plot(rows, path)

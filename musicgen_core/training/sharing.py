@@ -12,10 +12,10 @@ from musicgen_core import storage
 from musicgen_core.errors import raise_if_interrupted
 from musicgen_core.model.lora import load_adapter
 from musicgen_core.model.weights import BaseModel
+from musicgen_core.run_layout import SHARDS
 from musicgen_core.tracking import AudioFile, Wandb
 from musicgen_core.training.checkpoint import Progress
 from musicgen_core.training.loop import Trainer
-from musicgen_core.training.resuming import SHARDS
 from musicgen_core.training.run_directory import RunDirectory
 from musicgen_core.training.samples import Samples
 
@@ -56,7 +56,7 @@ class Sharing:
 
     def adapter(self, alias: str) -> None:
         """The `best` or the `final` adapter, if there is one: there is no best if no validation gave a number."""
-        file = self._files.lora(f"{alias}_lora")
+        file = self._files.adapter(f"{alias}_lora")
         if not self._run.is_on:
             return
         try:

@@ -24,6 +24,7 @@ from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.lora import find_adapter, load_adapter, set_adapter_state
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, find_model, load_lm
+from musicgen_core.run_layout import BEST_ADAPTER, FINAL_ADAPTER, HELD_OUT, SAMPLES, SHARDS, RunConfig, epoch_adapter
 from musicgen_core.training.batching import BatchSize, resolve_batch_size, resolve_execution
 from musicgen_core.training.checkpoint import Checkpoint
 from musicgen_core.training.distributed import World
@@ -32,7 +33,7 @@ from musicgen_core.training.lineage import learned_from, lineage_of
 from musicgen_core.training.loop import Hooks, Trainer
 from musicgen_core.training.prior import PriorRequest, load_prior
 from musicgen_core.training.request import TrainRequest, TrainResult
-from musicgen_core.training.resuming import HELD_OUT, SHARDS, check_same, find_start, fixed_values, log_changes
+from musicgen_core.training.resuming import check_same, find_start, fixed_values, log_changes
 from musicgen_core.training.room import Plan, Sizes, check_room
 from musicgen_core.training.run_directory import RunDirectory, begins_new
 from musicgen_core.training.run_lock import RunLock
@@ -134,7 +135,7 @@ class _Session:
         self.trainer = Trainer(lm, text, clips, given, batch_size, cfg_dropout, execution, world, word_dropout, prior)
         self._load_weights(self.start.checkpoint)
         copy_to = storage.as_path(request.copy_to) if request.copy_to else None
-        stored = files.read_config() or {}
+        stored = files.read_config() or RunConfig({})
         self.saver = Saver(
             files=files,
             model=model,
@@ -142,7 +143,7 @@ class _Session:
             settings=self.settings,
             fixed=self.fixed,
             copy_to=copy_to,
-            run_id=self.config["wandb_id"] if self.start.checkpoint is None else stored.get("wandb_id"),
+            run_id=self.config["wandb_id"] if self.start.checkpoint is None else stored.wandb_id or None,
             on_wait=on_wait,
         )
         self.samples = Samples(files, sample_prompts(self.settings, world), model, self.trainer, text)
@@ -173,8 +174,8 @@ class _Session:
             return replace(self._result(None), ending="complete before")
         if self.start.checkpoint is None or self.start.goes_back:  # else the run waits for room
             self._check_room()
-        metrics = tracking.MetricsWriter(self.files.metrics)
-        (self.files.stage / "samples").mkdir(parents=True, exist_ok=True)
+        metrics = tracking.MetricsWriter(self.files.local_metrics)
+        (self.files.stage / SAMPLES).mkdir(parents=True, exist_ok=True)
         self.saver.claim_copy()
         run = tracking.Wandb(
             self.files.stage,
@@ -337,8 +338,7 @@ class _Session:
 
     def _config(self, batch_size: BatchSize) -> dict[str, Any]:
         """The run's config.json."""
-        stored = self.files.read_config()
-        stored_init = (stored or {}).get("init_adapter")
+        stored = self.files.read_config() or RunConfig({})
         values = {
             **self.request.settings.model_dump(mode="json"),
             **self._raised_fraction(),
@@ -346,15 +346,15 @@ class _Session:
             "gradient_accumulation_steps": batch_size.accumulation,
         }
         if self.start.checkpoint is not None:
-            log_changes(stored, values)
+            log_changes(stored.values, values)
         return {
             **values,
             "model": self.model.name,
             "model_dir": str(self.model.directory.absolute()),
             "tokens": self.request.tokens,
             "origin": self.start.origin,
-            "init_adapter": self._init_adapter() if self.start.checkpoint is None else stored_init,
-            "wandb_id": (stored or {}).get("wandb_id") or secrets.token_hex(4),
+            "init_adapter": self._init_adapter() if self.start.checkpoint is None else stored.init_adapter or None,
+            "wandb_id": stored.wandb_id or secrets.token_hex(4),
             "versions": {name: version(name) for name in ("torch", "peft", "transformers", "audiocraft")},
             **self.fixed,
         }
@@ -384,7 +384,7 @@ class _Session:
 
     def _warn_of_seen_clips(self) -> None:
         """Warn where the adapter to start from has learned from validation clips: their loss is too low to judge by."""
-        lineage = lineage_of(self.config)
+        lineage = lineage_of(RunConfig(self.config))
         clips, own = self.trainer.clips, self.trainer.validation_clips
         seen = int(learned_from(clips, lineage.configs[1:])[own].sum())
         if seen:
@@ -401,8 +401,8 @@ class _Session:
         set_aside = files.set_aside_after(progress.step, self.trainer.order.epochs_done(progress.step))
         if set_aside is not None:
             logger.info("what came after step %d is now in %s", progress.step, set_aside)
-        if progress.best_epoch is not None and not files.lora("best_lora").exists():
-            best = files.lora(f"lora_epoch_{progress.best_epoch}")
+        if progress.best_epoch is not None and not files.adapter(BEST_ADAPTER).exists():
+            best = files.adapter(epoch_adapter(progress.best_epoch))
             adapter = load_adapter(best) if best.exists() else None
             if adapter is not None and progress.best_step in (adapter.global_step, None):
                 self.saver.save_best_again(adapter)
@@ -419,7 +419,7 @@ class _Session:
         progress, files = self.trainer.progress, self.files
         last_step = progress.step - (progress.pending is not None)  # a pending step writes its metrics again
         return {
-            str(files.metrics): partial(tracking.cut_metrics, files.metrics, last_step),
+            str(files.local_metrics): partial(tracking.cut_metrics, files.local_metrics, last_step),
             str(files.config): partial(files.write_config, self.config),
         }
 
@@ -433,7 +433,7 @@ class _Session:
         check_room(self.files, self.settings, sizes, plan, set_aside)
 
     def _is_finished(self) -> bool:
-        progress, final = self.trainer.progress, self.files.lora("final_lora")
+        progress, final = self.trainer.progress, self.files.adapter(FINAL_ADAPTER)
         if not self.trainer.is_done or not final.exists() or self.files.owed_checkpoints():
             return False
         try:
@@ -444,7 +444,7 @@ class _Session:
 
     def _result(self, url: str | None) -> TrainResult:
         progress = self.trainer.progress
-        rows = tracking.read_metrics(self.files.metrics)
+        rows = tracking.read_metrics(self.files.local_metrics)
         losses = [row["train/epoch_loss"] for row in rows if "train/epoch_loss" in row]
         total = self.trainer.order.total_steps
         was_past = self.resumed_from > total

@@ -15,6 +15,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.model.lora import Adapter, LoraSettings, save_adapter
+from musicgen_core.run_layout import RunConfig
 from musicgen_core.training.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from musicgen_core.training.full_models import write_full_model
 from musicgen_core.training.run_directory import RunDirectory
@@ -148,7 +149,7 @@ def test_where_all_are_damaged_it_is_said_and_nothing_starts_afresh(files: RunDi
 
 @pytest.mark.parametrize("name", ["best_lora", "best_model"])
 def test_weights_alone_are_no_checkpoint_and_init_adapter_is_named(files: RunDirectory, name: str) -> None:
-    path = files.lora(name) if name == "best_lora" else files.full_model(name)
+    path = files.adapter(name) if name == "best_lora" else files.full_model(name)
     if name == "best_lora":
         save_adapter(checkpoint_of(3).adapter, path)
     else:
@@ -185,9 +186,9 @@ def test_files_of_later_steps_are_found_with_the_models_that_belong_to_them(file
     save_checkpoint(checkpoint_of(6), files.latest)
     for epoch, step in ((1, 3), (2, 6)):
         save_epoch(files, epoch, step)
-        save_adapter(checkpoint_of(step).adapter, files.lora(f"lora_epoch_{epoch}"))
+        save_adapter(checkpoint_of(step).adapter, files.adapter(f"lora_epoch_{epoch}"))
     for kind, step in (("best", 3), ("final", 6)):
-        save_adapter(checkpoint_of(step).adapter, files.lora(f"{kind}_lora"))
+        save_adapter(checkpoint_of(step).adapter, files.adapter(f"{kind}_lora"))
         write_full_model({"best_state": {}}, files.full_model(f"{kind}_model"), Event())
     damage(files.step_checkpoint(2))
     assert {path.name for path in files.files_after(4)} == {
@@ -206,12 +207,12 @@ def test_a_damaged_config_counts_as_absent_and_is_kept(
 ) -> None:
     assert files.read_config() is None
     files.write_config({"lora_r": 8})
-    assert files.read_config() == {"lora_r": 8} and not caplog.records
+    assert files.read_config() == RunConfig({"lora_r": 8}) and not caplog.records
     files.config.write_bytes(content)
     assert files.read_config() is None
     assert "config.json can't be read" in caplog.text
     for value in (9, 10):
         files.write_config({"lora_r": value, "loss": math.nan})
-    assert files.read_config() == {"lora_r": 10, "loss": None}
+    assert files.read_config() == RunConfig({"lora_r": 10, "loss": None})
     assert (files.root / "config.damaged-1.json").read_bytes() == content
     assert not (files.root / "config.damaged-2.json").exists()

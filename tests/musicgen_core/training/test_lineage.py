@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musicgen_core.data.dataset import Clips, split
+from musicgen_core.run_layout import RunConfig, load_config
+from musicgen_core.storage import as_path
 from musicgen_core.training.lineage import learned_from, lineage_of
 
 HASHES = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=8, unique=True)
@@ -32,8 +34,8 @@ def clips_of(archives: dict[str, list[int]]) -> Clips:
     return Clips(shards, {stem: f"codes-{stem} texts" for stem in archives}, [])
 
 
-def trained_on(clips: Clips, fraction: float, **more: Any) -> dict[str, Any]:
-    return {"shards": dict(clips.fingerprints), "validation_fraction": fraction, "lora_r": 8, **more}
+def trained_on(clips: Clips, fraction: float, **more: Any) -> RunConfig:
+    return RunConfig({"shards": dict(clips.fingerprints), "validation_fraction": fraction, "lora_r": 8, **more})
 
 
 @given(st.lists(HASHES, min_size=1, max_size=3), st.lists(HASHES, max_size=2), st.sampled_from([0, 0.05, 0.3, 0.9]))
@@ -82,10 +84,9 @@ def test_trainings_are_followed_to_the_first(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         init = tmp_path / "second" / before if name == "third" else before
         config = trained_on(clips, 0.1, init_adapter=str(init) if init else None, name=name)
-        (tmp_path / name / "config.json").write_text(json.dumps(config))
-    third = json.loads((tmp_path / "third" / "config.json").read_text())
-    found = lineage_of(third)
-    assert [config["name"] for config in found.configs] == ["third", "second", "first"] and found.unknown is None
+        (tmp_path / name / "config.json").write_text(json.dumps(config.values))
+    found = lineage_of(load_config(as_path(tmp_path / "third")))
+    assert [config.values["name"] for config in found.configs] == ["third", "second", "first"] and found.unknown is None
     resumed = trained_on(
         clips, 0.1, origin={"checkpoint": str(tmp_path / "third" / "checkpoint_step_4.pt")}, name="4th"
     )
