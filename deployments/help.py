@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from attrs import evolve
 from cyclopts import Group
-from cyclopts.help import ColumnSpec, DescriptionRenderer, HelpEntry, NameRenderer
+from cyclopts.help import ColumnSpec, DefaultFormatter, DescriptionRenderer, HelpEntry, NameRenderer
 from cyclopts.help.inline_text import InlineText
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
@@ -56,6 +56,14 @@ def columns(console: Console, options: ConsoleOptions, entries: Sequence[HelpEnt
     """Return the columns of a panel: names, and what they are."""
     names = ColumnSpec(renderer=NameRenderer(_NAMES_WIDTH), style="cyclopts.name", max_width=_NAMES_WIDTH)
     return names, ColumnSpec(renderer=_Described(), overflow="fold")
+
+
+class Formatter(DefaultFormatter):
+    """Shows the usage in the user's language."""
+
+    def render_usage(self, console: Console, options: ConsoleOptions, usage: object) -> None:
+        if usage:
+            console.print(Text(say("Usage: {usage}", usage=str(usage).strip()), "bold"))
 
 
 class _Described(DescriptionRenderer):

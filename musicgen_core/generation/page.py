@@ -14,13 +14,20 @@ from musicgen_core import storage
 from musicgen_core.escaping import html_page
 from musicgen_core.generated_pages import MUSIC, PAGE, SAMPLES, OwnPage
 from musicgen_core.generation.spectrogram import PICTURE_SIZE
-from musicgen_core.language import say, translated
+from musicgen_core.language import message, say, translated
 from musicgen_core.run_layout import ADAPTERS, epoch_adapter
 from musicgen_core.wording import counted
 
 Sidecar = Mapping[str, Any]
 ONE_PART_SECONDS = 30
 """Up to this length a piece is made without overlapping parts"""
+_SAMPLING = {
+    "overlap": message("overlap"),
+    "greedy": message("greedy"),
+    "temperature": message("temperature"),
+    "guidance": message("guidance"),
+}
+"""Names of sampling settings that each language has its own word for"""
 _SHOWN_ELSEWHERE = ("duration", "seed")  # of the sampling settings: beside each piece
 
 
@@ -177,7 +184,7 @@ def _words(settings: Mapping[str, Any]) -> list[str]:
     """Settings in words: what is off is left out."""
     words = []
     for name, value in settings.items():
-        shown = name.replace("_", "-")
+        shown = translated(_SAMPLING.get(name, name.replace("_", "-")))
         if value is True:
             words.append(shown)
         elif value is not False and (name, value) != ("top_p", 0):

@@ -41,11 +41,12 @@ def draw_spectrogram(audio: NDArray[np.float32], rate: int, title: str) -> bytes
     )
     ticks = [hertz for hertz in TICKS_HZ if hertz <= rate / 2]
     axes.set_yticks(np.log10(ticks), labels=[f"{hertz // 1000}k" if hertz >= 1000 else str(hertz) for hertz in ticks])
-    axes.set_xlabel("time (s)", color=ink, fontsize=12)
-    axes.set_ylabel("frequency (Hz)", color=ink, fontsize=12)
+    # Units alone: they are read in every language, for some of which Matplotlib has no glyphs.
+    axes.set_xlabel("s", color=ink, fontsize=12)
+    axes.set_ylabel("Hz", color=ink, fontsize=12)
     axes.set_title(title, color=ink, fontsize=12, loc="left", parse_math=False)
     scale = figure.colorbar(image, cax=figure.add_axes((0.88, 0.175, 0.015, 0.735)))
-    scale.set_label("level (dB)", color=ink, fontsize=12)
+    scale.set_label("dB", color=ink, fontsize=12)
     for drawn in (axes, scale.ax):
         drawn.tick_params(colors=ink, labelsize=11)
     canvas = FigureCanvasAgg(figure)

@@ -186,6 +186,13 @@ def test_the_head_tells_what_is_the_same_for_all_and_each_piece_what_is_its_own(
     ]
 
 
+def test_the_sampling_is_in_japanese_for_a_japanese_reader(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUSICGEN_LANGUAGE", "ja")
+    sampling = {"greedy": True, "top_k": 250, "temperature": 0.5, "guidance": 3.0, "overlap": 12.0}
+    parsed = page_of(place, [("a", {**sidecar_of(sampling=sampling), "duration": 45.0})])
+    assert "貪欲法 · top-k 250 · 温度 0.5 · ガイダンス 3 · オーバーラップ 12" in parsed.texts("dd")
+
+
 def test_the_overlap_is_told_only_of_pieces_that_are_made_in_parts(place: Path) -> None:
     pieces = [("short", 4.0, None), ("long", 45.0, None), ("continued", 4.0, "/music/intro.wav")]
     parsed = page_of(
