@@ -53,10 +53,10 @@ _COLUMNS = (
 FRAMES_PER_SECOND = 4
 SHOW_SECONDS_AFTER = 5
 """How long a stage lasts before its seconds are shown"""
-REPEAT_SECONDS, REPEAT_LOOK_SECONDS = 4.5, 0.5
-"""Until what is being done is said once more where there is no terminal; longer, the longer the work takes"""
-LINE_SECONDS, LINE_SHARE = 5.0, 0.05
-"""Between two lines of progress where there is no terminal, at least: seconds, and a share of the time so far"""
+LINE_SECONDS, LINE_SHARE = 4.5, 0.05
+"""Between two lines where there is no terminal, at least: seconds, and a share of the time so far"""
+LOOK_SECONDS = 0.5
+"""Between two looks at whether what is being done is to be said once more there"""
 
 
 class Activity:
@@ -68,8 +68,7 @@ class Activity:
         self._bars: dict[str, TaskID] = {}
         self._text, self._since = "", 0.0
         self._started = time.monotonic()
-        self._next_line = 0.0
-        self._said, self._line = self._started, ""
+        self._due, self._line = self._started, ""  # when the next line is, and the last one of progress
         self._spinner = Spinner("dots" if (output.encoding or "").lower().startswith("utf") else "line")
 
     def say(self, text: str) -> None:
@@ -79,8 +78,8 @@ class Activity:
             if text == self._text:
                 return
             self._text, self._since = text, time.monotonic()
-        if text and not output.is_terminal:
-            self._said = time.monotonic()
+            is_shown = bool(text) and self._is_line_due(at_once=True)
+        if is_shown:
             print_line(f"{text} …", style="dim")
 
     def hear(self, stage: Stage) -> None:
@@ -96,7 +95,8 @@ class Activity:
         """Show the progress of a task."""
         title, text = translated(_TITLES.get(update.stage, update.stage)), translated(update.text)
         with self._lock:
-            if update.stage not in self._bars:
+            is_new = update.stage not in self._bars
+            if is_new:
                 self._bars[update.stage] = self._progress.add_task(title, total=None, text="")
             bar = self._bars[update.stage]
             self._progress.update(bar, completed=update.done, text=text)
@@ -104,32 +104,29 @@ class Activity:
                 self._progress.update(bar, total=update.total)
             if update.done:  # until then the stage before it lasts
                 self._text = ""
-        if not output.is_terminal:
             done = f"{update.done:,}"
             if update.total is not None:
                 done = message("{done:,} of {total:,}", done=update.done, total=update.total)
-            self._line = f"{title}: {translated(joined(filter(None, (done, text))))}"
-            if self._is_line_due(update.done == update.total):
-                print_line(self._line)
+            line = self._line = f"{title}: {translated(joined(filter(None, (done, text))))}"
+            is_shown = self._is_line_due(at_once=is_new or update.done == update.total)
+        if is_shown:
+            print_line(line)
 
-    def _is_line_due(self, is_last: bool) -> bool:
+    def _is_line_due(self, at_once: bool = False) -> bool:
+        """Return whether a line is to be printed now, where there is no terminal. The lock is held meanwhile."""
         now = time.monotonic()
-        with self._lock:
-            if now < self._next_line and not is_last:
-                return False
-            self._next_line = now + max(LINE_SECONDS, LINE_SHARE * (now - self._started))
-            self._said = now
-            return True
+        if output.is_terminal or (now < self._due and not at_once):
+            return False
+        self._due = now + max(LINE_SECONDS, LINE_SHARE * (now - self._started))
+        return True
 
     def repeat(self) -> None:
         """Print what is being done once more where nothing has been said of it for a while."""
-        now = time.monotonic()
         with self._lock:
-            pause = max(REPEAT_SECONDS, LINE_SHARE * (now - self._started))
-            if now - self._said < pause:
+            if not self._is_line_due():
                 return
-            self._said, self._next_line = now, now + pause
-            line = f"{self._text} … {now - self._since:.0f} s" if self._text else self._line
+            lasted = time.monotonic() - self._since
+            line = f"{self._text} … {lasted:.0f} s" if self._text else self._line
         if line:
             print_line(line, style="dim")
 
@@ -152,7 +149,7 @@ def _repeating(activity: Activity) -> Iterator[None]:
     ended = threading.Event()
 
     def repeat() -> None:
-        while not ended.wait(REPEAT_LOOK_SECONDS):
+        while not ended.wait(LOOK_SECONDS):
             activity.repeat()
 
     thread = threading.Thread(target=repeat, name="activity", daemon=True)

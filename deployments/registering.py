@@ -61,7 +61,7 @@ def prefect(*command: str) -> None:
     if done.returncode:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:]
         raise MusicgenError(
-            message("prefect {names} failed ({names2})", names=" ".join(command), names2=" ".join(last)),
+            message("prefect {command} failed ({last_line})", command=" ".join(command), last_line=" ".join(last)),
             message("Run it by hand to see all of its output"),
         )
 

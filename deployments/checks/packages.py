@@ -55,7 +55,7 @@ def _mismatch(requirement: Requirement) -> str:
     try:
         found = version(requirement.name)
     except PackageNotFoundError:
-        return message("{option} is missing", option=requirement)
+        return message("{package} is not installed", package=requirement)
     fits = requirement.specifier.contains(found, prereleases=True)
     if fits:
         return ""

@@ -151,10 +151,10 @@ class _Scoring:
         if len(described) < FEWEST_DESCRIBED:
             raise ConfigError(
                 message(
-                    "{number} of the {number2} clips to evaluate on have a description, which is too little "
+                    "{number} of the {total} clips to evaluate on have a description, which is too little "
                     "for CLAP's scores",
                     number=len(described),
-                    number2=len(chosen.indices),
+                    total=len(chosen.indices),
                 ),
                 message("Leave out --clap-weights, or tokenize with --metadata"),
             )

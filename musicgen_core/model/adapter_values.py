@@ -82,10 +82,10 @@ def check_merged(weights: Mapping[str, Tensor], precision: str) -> None:
     if broken := names_of_non_finite(weights):
         raise AdapterError(
             message(
-                "merged with the adapter, {number} of the model's {number2} tensors hold NaN or "
+                "merged with the adapter, {number} of the model's {total} tensors hold NaN or "
                 "infinite values in {precision}, such as {example}",
                 number=len(broken),
-                number2=len(weights),
+                total=len(weights),
                 precision=precision,
                 example=broken[0],
             ),

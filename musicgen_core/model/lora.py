@@ -227,12 +227,12 @@ def _check_shapes(peft_model: Any, state: Mapping[str, Tensor], where: str) -> N
         raise AdapterError(
             message(
                 "the adapter {where} doesn't fit the model: {number} tensors differ, such as {differing} (the "
-                "adapter has {shape}, the model needs {shape2})",
+                "adapter has {shape}, the model needs {needed})",
                 where=where,
                 number=len(differing),
                 differing=differing[0],
                 shape=_shape(given.get(differing[0])),
-                shape2=_shape(wanted.get(differing[0])),
+                needed=_shape(wanted.get(differing[0])),
             ),
             message("Use the model that it was trained on"),
         )

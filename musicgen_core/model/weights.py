@@ -233,9 +233,9 @@ def load_lm(
     if not lm.enc_to_dec_proj.weight.is_meta and (broken := names_of_non_finite(state)):
         raise ModelError(
             message(
-                "{number} of the {number2} tensors in {path} hold NaN or infinite values as {dtype}, such as {broken}",
+                "{number} of the {total} tensors in {path} hold NaN or infinite values as {dtype}, such as {broken}",
                 number=len(broken),
-                number2=len(state),
+                total=len(state),
                 path=path,
                 dtype=dtype,
                 broken=broken[0],

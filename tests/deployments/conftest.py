@@ -28,5 +28,5 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What the terminal gets, which is none here but a pipe: no colours of rich's own are among it."""
     stream = io.StringIO()
     monkeypatch.setattr(console.output, "_file", stream)
-    monkeypatch.setattr(activity, "REPEAT_SECONDS", 1e9)  # on a busy machine any line might be said twice
+    monkeypatch.setattr(activity, "LOOK_SECONDS", 1e9)  # on a busy machine any line might be said twice
     return stream

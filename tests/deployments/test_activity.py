@@ -101,7 +101,6 @@ def test_a_pipe_hears_of_what_lasts_long_and_then_less_and_less_often(
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr("deployments.activity.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("deployments.activity.REPEAT_SECONDS", 4.5)
     activity = Activity()
 
     def lines_of(seconds: int) -> list[str]:

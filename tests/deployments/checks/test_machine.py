@@ -98,7 +98,7 @@ class TestMachine:
         python, packages = check_packages(project)
         assert python.level == "problem" and "not >=3.99" in python.found
         assert packages.level == "problem" and packages.fix.endswith("uv sync")
-        assert "prefect is 3." in packages.found and "no-such-package>=2 is missing" in packages.found
+        assert "prefect is 3." in packages.found and "no-such-package>=2 is not installed" in packages.found
         assert "rich" not in packages.found and "wandb" not in packages.found
 
 
