@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from deployments.api import check_settings, explain_lost
 from deployments.checks.finding import Attempt
 from deployments.command import Command
+from deployments.console import discard_stdout, output, print_error
 from deployments.environment import prepare, print_in_any_encoding, use_local_server
 from deployments.options import BROKEN_PIPE, UsageError, choose_language, parse
 from deployments.parameters import DemoParameters, DoctorParameters, RunParameters, UpParameters
@@ -30,6 +31,7 @@ from flows.parameters import (
 from musicgen_core.errors import ConfigError, MusicgenError, advice_on, reason_of, translated_error
 from musicgen_core.escaping import print_logs_safely, printable
 from musicgen_core.language import message, say, translated
+from tasks.next_steps import PROGRAM, in_shell
 
 _OF_TRAINING = {"num_epochs": "--epochs", "sample_prompts": "--sample-prompt"}
 COMMANDS = {
@@ -38,6 +40,7 @@ COMMANDS = {
         function="deployments.demo:demo",
         form=DemoParameters,
         example="musicgen-flows demo --workdir /tmp/demo",
+        continues=True,
     ),
     "finetune": Command(
         summary="Learn from your music and make new music, all in a row",
@@ -49,6 +52,7 @@ COMMANDS = {
         required=("tokens", "run_dir", "output"),
         short={"prompts": "--prompt", **_OF_TRAINING},
         with_config=True,
+        continues=True,
     ),
     "tokenize": Command(
         summary="Turn your music into tokens, the form in which the model reads it",
@@ -56,6 +60,7 @@ COMMANDS = {
         form=TokenizeParameters,
         example="musicgen-flows tokenize archives/ tokens/ --caption-prefix mystyle",
         arguments=("archives", "tokens"),
+        continues=True,
     ),
     "train": Command(
         summary="Teach the model your music: tokens to an adapter (LoRA)",
@@ -65,6 +70,7 @@ COMMANDS = {
         arguments=("tokens", "run_dir"),
         short=_OF_TRAINING,
         with_config=True,
+        continues=True,
     ),
     "generate": Command(
         summary="Make music from words",
@@ -73,6 +79,7 @@ COMMANDS = {
         example='musicgen-flows generate music/ --adapter runs/first --prompt "calm piano"',
         arguments=("output",),
         short={"prompts": "--prompt", "formats": "--format"},
+        continues=True,
     ),
     "up": Command(
         summary="Work in the browser: Prefect server, workers and deployments here",
@@ -146,8 +153,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _main(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
-        from deployments.console import discard_stdout  # not at the top: the help waits for it
-
         discard_stdout()
         return BROKEN_PIPE
     return code
@@ -173,17 +178,14 @@ def _main(arguments: Sequence[str] | None) -> int:
         for problem in error.problems:
             _print_error(translated(problem))
         called = f"musicgen-flows {given[0]}" if given and given[0] in COMMANDS else "musicgen-flows"
-        print(say("usage: {command} --help shows what there is", command=called), file=sys.stderr)
+        print_error(say("usage: {command} --help shows what there is", command=called))
         return 2
     except SystemExit as error:  # of --install-completion, or of help that nobody reads
         return int(error.code or 0)
     except KeyboardInterrupt:
-        from deployments.console import output
-
         if output.is_broken:
             return BROKEN_PIPE
-        kept = say("interrupted. What was finished is kept: run the same command again for the rest")
-        _print_error(kept)
+        _print_interrupted(sys.argv[1:] if arguments is None else arguments)
         return 130
     except Exception as error:
         if debug:
@@ -193,7 +195,16 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 
 def _print_error(problem: str) -> None:
-    print(say("error: {problem}", problem=printable(problem)), file=sys.stderr)
+    print_error(say("error: {problem}", problem=problem))
+
+
+def _print_interrupted(line: Sequence[str]) -> None:
+    """Print what becomes of a command that was interrupted: that is no error."""
+    if not any(entry in COMMANDS and COMMANDS[entry].continues for entry in line[:1]):
+        print_error(say("Interrupted."))
+        return
+    print_error(say("Interrupted. What was finished is kept; this does the rest:"))
+    print(printable(in_shell(PROGRAM, *line)), file=sys.stderr)
 
 
 def _load(command: Command) -> Callable[[dict[str, Any]], int]:

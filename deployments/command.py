@@ -28,6 +28,7 @@ class Command:
         required: parameters that are options and required.
         short: other names for options.
         with_config: whether `--config FILE.yaml` gives settings.
+        continues: whether the same command again does what is left after an interruption.
     """
 
     summary: str
@@ -38,6 +39,7 @@ class Command:
     required: tuple[str, ...] = ()
     short: Mapping[str, str] = field(default_factory=dict)
     with_config: bool = False
+    continues: bool = False
 
     @cached_property
     def groups(self) -> dict[str, type[Settings]]:

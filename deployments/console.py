@@ -7,7 +7,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
@@ -55,8 +56,15 @@ LABEL_WIDTH = 40
 _INDENT = 4
 """Of what a long row continues with"""
 _COMMANDS = "musicgen-flows|uv|env|prefect|wandb|export|unset|ssh|sudo|pip|journalctl"
-_PIECES = re.compile(rf"\s*(?:(?<!\S)(?:{_COMMANDS}) .+?(?:[,;:.)]+(?=\s|$)|(?=\s\()|$)|\S+)")
-"""Of a line that is wrapped: words, and commands up to what may be their end, a punctuation mark"""
+_PIECES = re.compile(
+    rf"\s*(?:(?<!\S)(?:{_COMMANDS}) .+?(?:[,;:.)]+(?=\s|$)|(?=[。、]|\s\(|（)|$)"
+    r'|\{"[^{}]*\}'
+    r"|(?<![^\s（「、。」）])[^\s（「、。」）]*/[^\s（「、。」）]*|\S)"
+)
+"""Of a line that is wrapped: commands up to what may be their end, a punctuation mark; JSON; paths and URLs; else a
+character, which `_may_break` joins with its neighbours."""
+_CLOSING, _OPENING = ("Pe", "Pf", "Po", "Pd", "Lm"), ("Ps", "Pi")
+"""Of Unicode's general categories, those of characters that begin no line, and those that end none"""
 
 
 class _CoreMessages(logging.Handler):
@@ -124,20 +132,51 @@ def print_text(text: str | Text, style: str | None = None, indent: int = 0) -> N
     Args:
         indent: blanks before what a line continues with.
     """
+    for line in _lines(text, output, indent):
+        print_line(line, style)
+
+
+def print_error(text: str) -> None:
+    """Print prose to stderr, wrapped as `print_text` does it."""
+    for line in _lines(text, Console(stderr=True)):
+        print(line.plain, file=sys.stderr)
+
+
+def _lines(text: str | Text, console: Console, indent: int = 0) -> Iterator[Text]:
     for line in (Text(printable(text)) if isinstance(text, str) else text).split(allow_blank=True):
-        for part in _wrapped(line, output.width, indent) if output.is_terminal else [line]:
-            print_line(part, style)
+        yield from _wrapped(line, console.width, indent) if console.is_terminal else [line]
 
 
 def _wrapped(line: Text, width: int, indent: int) -> list[Text]:
     breaks, column = [], 0
-    for piece in _PIECES.finditer(line.plain):
-        word = piece[0].strip()
-        column += cell_len(piece[0])
-        if column > width and piece.start():
-            breaks.append(piece.end() - len(word))
-            column = indent + cell_len(word)
+    for start, end in _words(line.plain):
+        piece = line.plain[start:end]
+        column += cell_len(piece)
+        if column > width and start:
+            breaks.append(end - len(piece.lstrip()))
+            column = indent + cell_len(piece.lstrip())
     first, *rest = line.divide(breaks)
     for part in (first, *rest):
         part.rstrip()
     return [first, *(Text(" " * indent).append_text(part) for part in rest)]
+
+
+def _words(line: str) -> Iterator[tuple[int, int]]:
+    """Return the parts of a line, each with the blanks before it, between which it may be broken."""
+    start = 0
+    for piece in _PIECES.finditer(line):
+        end = piece.end()
+        if end == len(line) or line[end].isspace() or _may_break(line[end - 1], line[end]):
+            yield start, end
+            start = end
+
+
+def _may_break(before: str, after: str) -> bool:
+    """Return whether a line may be broken between two characters without a blank: in Japanese, but for kinsoku.
+
+    No line begins with a closing mark, a long vowel or a small kana, and none ends with an opening mark.
+    """
+    if cell_len(before) < 2 and cell_len(after) < 2:
+        return False
+    is_small = "KANA LETTER SMALL" in unicodedata.name(after, "")
+    return not (is_small or unicodedata.category(after) in _CLOSING or unicodedata.category(before) in _OPENING)

@@ -20,13 +20,12 @@ from cyclopts.exceptions import (
     UnknownOptionError,
     UnusedCliTokensError,
 )
-from cyclopts.help import DefaultFormatter
 from pydantic import SkipValidation, ValidationError
 from pydantic.fields import FieldInfo
 from rich.console import Console
 
 from deployments.command import Command, flag, is_list, is_place, kind_of
-from deployments.help import ARGUMENTS, OPTIONS, REQUIRED, columns, describe, group, in_users_language
+from deployments.help import ARGUMENTS, OPTIONS, REQUIRED, Formatter, columns, describe, group, in_users_language
 from musicgen_core.errors import ConfigError
 from musicgen_core.escaping import one_line
 from musicgen_core.language import LANGUAGES, message, say
@@ -114,6 +113,7 @@ def _app(functions: Mapping[Callable[..., Any], tuple[str, Command]]) -> App:
         ),
         group_commands=Group(say("Commands")),
         help_format="plaintext",
+        help_formatter=Formatter(),
         version=lambda: version(PROGRAM),
         console=_Console(),
     )
@@ -124,7 +124,7 @@ def _app(functions: Mapping[Callable[..., Any], tuple[str, Command]]) -> App:
             help=in_users_language(command.summary),
             help_epilogue=say("Example:\n{example}", example=command.example),
             group_arguments=_panel_of(ARGUMENTS),
-            help_formatter=DefaultFormatter(column_specs=columns),
+            help_formatter=Formatter(column_specs=columns),
             usage=f"{PROGRAM} {name}{arguments} [OPTIONS]",
             sort_key=number,
         )
@@ -339,7 +339,7 @@ def _checked(command: Command, given: dict[str, Any], problems: list[str]) -> di
                 )
             )
     missing = [name for name in command.needed if given.get(name) is None]
-    problems += [message("{option} is missing", option=command.shown(name)) for name in missing]
+    problems += [message("{parameter} is missing", parameter=command.shown(name)) for name in missing]
     checked: dict[str, Any] = {}
     for kind in (command.form, *command.groups.values()):
         values = {name: given[name] for name in kind.model_fields if name in given and name in fields}

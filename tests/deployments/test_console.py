@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import re
+import sys
 
 import pytest
+from rich.cells import cell_len
 
 from deployments import console
 from deployments.activity import working
@@ -19,7 +21,7 @@ from musicgen_core.language import message
 from musicgen_core.tracking import sync_command
 from musicgen_core.wording import counted
 from tasks.next_steps import Made, Outcome, Step, as_comment, from_comment
-from tasks.outcomes import rendered
+from tasks.outcomes import DESCRIBE, rendered
 from tasks.progress import Update
 from tests.hostile import ALL, ESCAPES, LONG, TEXTS, is_inert_terminal_text
 
@@ -125,6 +127,39 @@ def test_prose_is_wrapped_at_words_in_a_terminal_and_paths_commands_and_urls_are
     others = [line for line in lines if line.strip() not in (path, url, f"{command};")]
     assert all(len(line) <= 40 for line in others) and len(others) > 8
     assert set(" ".join(lines).split()) == {"Title", "a", "name", *prose.split()}
+
+
+def wrapped(text: str, width: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the lines of an error in a terminal of this width."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # by which rich takes anything for a terminal
+    monkeypatch.setenv("COLUMNS", str(width))
+    console.print_error(text)
+    return stream.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [20, 40, 80])
+def test_errors_are_wrapped_at_words_and_the_json_of_advice_is_whole(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = wrapped(f"error: none of the clips has a description. {DESCRIBE}.", width, monkeypatch)
+    json = '{"path": "track1.wav", "description": "calm piano, 80 bpm"}'
+    assert sum(json in line for line in lines) == 1
+    assert all(cell_len(line) <= max(width, cell_len(json)) for line in lines)
+    assert " ".join(lines) == f"error: none of the clips has a description. {DESCRIBE}."
+
+
+@pytest.mark.parametrize("width", range(12, 60, 3))
+def test_japanese_is_wrapped_by_the_rules_of_kinsoku(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "/data/音楽/archive_batch_0007.zip"
+    text = f"エラー: {path} の「曲」を（何度か）読めませんでした。ディスクを確認し、ファイルをコピーしてください。"
+    lines = wrapped(text * 3, width, monkeypatch)
+    assert sum(path in line for line in lines) == 3
+    for line in lines:
+        assert line[0] not in "、。」）ァィゥェォッャュョー" and line[-1] not in "「（"
+        assert cell_len(line) <= width or path in line
+    assert "".join(lines).replace(" ", "") == (text * 3).replace(" ", "")
 
 
 @pytest.mark.parametrize("arguments", [[ESCAPES + LONG], ["export", ESCAPES, "--format", "peft"], ["train", ESCAPES]])

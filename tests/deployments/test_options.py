@@ -272,8 +272,8 @@ def test_help_is_in_japanese_for_a_japanese_reader(
 ) -> None:
     monkeypatch.setenv("MUSICGEN_LANGUAGE", "ja")
     shown = "".join(help_of(command, capsys).split())
-    assert "例:" in shown
-    for english in ("bydefault", "[default:", "[choices:", "Options─", "Example", "Showthe"):
+    assert shown.startswith("使い方:musicgen-flows") and "例:" in shown
+    for english in ("Usage", "bydefault", "[default:", "[choices:", "Options─", "Example", "Showthe"):
         assert english not in shown
     for name in COMMANDS[command].fields:
         assert name.upper() in shown if name in COMMANDS[command].arguments else COMMANDS[command].shown(name) in shown
