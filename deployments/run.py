@@ -17,7 +17,7 @@ from deployments.options import UsageError
 from deployments.parameters import RunParameters
 from deployments.run_parameters import arranged, parsed
 from deployments.watching import watch_run
-from deployments.weekly import SCHEDULER_SECONDS, describe_next, set_weekly
+from deployments.weekly import SCHEDULER_SECONDS, coming_page, describe_next, set_weekly
 from musicgen_core.errors import MusicgenError
 from musicgen_core.language import message, say
 from tasks.next_steps import Made, Outcome, Step, from_comment, in_shell
@@ -54,15 +54,17 @@ def run(parameters: dict[str, Any]) -> int:
     with working(message("asking the Prefect server")):
         check_api()
     if chosen.weekly:
+        made: tuple[Made, ...] = ()
         parameters = set_weekly(chosen.weekly == "on", parsed(chosen.param))
         shown = ", ".join(f"{name}={json.dumps(value)}" for name, value in parameters.items())
         weekly = _ON_OFF[chosen.weekly]
         print_text(say("The weekly retraining is {weekly}, its parameters: {shown}", weekly=weekly, shown=shown))
         if chosen.weekly == "on":
             with working(message("waiting for the server to schedule it")):
-                planned = describe_next(SCHEDULER_SECONDS)
+                planned, page = describe_next(SCHEDULER_SECONDS), coming_page()
             print_text(say("Next retraining: {planned}", planned=planned))
-        print_outcome(Outcome(steps=(_SWITCH[chosen.weekly],)))
+            made = (Made(message("coming retrainings, in the Prefect UI"), page),) if page else ()
+        print_outcome(Outcome(made, (_SWITCH[chosen.weekly],)))
         return 0
     return _start(chosen.deployment, parsed(chosen.param), chosen.watch)
 

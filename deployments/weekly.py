@@ -99,6 +99,17 @@ def describe_next(patience_s: float) -> str:
         return message("{day} {time:%Y-%m-%d %H:%M} UTC", day=_DAYS[start.weekday()], time=start)
 
 
+def coming_page() -> str | None:
+    """Return where the UI lists the coming runs; None: this server has no UI, or no such deployment."""
+    from prefect.client.orchestration import get_client
+    from prefect.utilities.urls import url_for
+
+    with get_client(sync_client=True) as client:
+        deployment = _find_deployment(client)
+    page = deployment and url_for("deployment", obj_id=deployment.id)
+    return f"{page}?tab=Upcoming" if page else None
+
+
 def coming_runs(client: SyncPrefectClient, deployment: UUID, schedule: UUID | None = None) -> list[FlowRun]:
     """Runs of a deployment that the server's scheduler has made, of one schedule or of all, the next one first."""
     from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter

@@ -193,6 +193,8 @@ def test_weekly_on_keeps_parameters_for_each_retraining(
     assert stored() == (True, NEW_TOKENS_ONLY | grouped | {"lora_r": 32})
     said = capsys.readouterr().out
     assert '"facebook/musicgen-small"' in said and "Next retraining: not scheduled by the server yet" in said
+    coming = f"/deployments/deployment/{deployed(client, 'train-lora').id}?tab=Upcoming\n"
+    assert coming in said and said.index(coming) < said.index("Next: Switch it off again")
 
     wrong = ["-p", "lora_rank=4", "-p", "lora_r=many", "-p", "seed=1"]
     assert main(["run", "train-lora", "--weekly", "on", *wrong]) == 2
