@@ -165,7 +165,7 @@ def main() -> None:
 def _start_up(command: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
     with open(log, "wb") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
-    while log.read_text(errors="replace").count("started!") < 2 and process.poll() is None:  # the workers' last word
+    while log.read_text(errors="replace").count("is ready") < 2 and process.poll() is None:  # the workers' last word
         time.sleep(0.5)
     return process
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO
 
 import psutil  # type: ignore[import-untyped]
@@ -19,6 +19,9 @@ from flows.orphans import be_sent_at_parents_death
 STOP_SECONDS = 40  # a training that is stopped saves a checkpoint first
 
 RESTART_SECONDS = 5
+
+PLAIN = {"PREFECT_CLI_WRAP_LINES": "false", "PREFECT_CLI_COLORS": "false"}
+"""Settings of parts whose output is read: a line is a line"""
 
 Part = subprocess.Popen[bytes]
 Command = tuple[list[str], dict[str, str]]
@@ -34,16 +37,24 @@ class Parts:
     Args:
         commands: what to run.
         stdout, stderr: as `subprocess.Popen` takes them; by default they share ours.
+        on_start: called with each part that has been started, also again.
     """
 
-    def __init__(self, commands: Sequence[Command], stdout: IO[bytes] | None = None, stderr: int | None = None) -> None:
-        self._commands, self._streams = commands, (stdout, stderr)
+    def __init__(
+        self,
+        commands: Sequence[Command],
+        stdout: IO[bytes] | int | None = None,
+        stderr: int | None = None,
+        on_start: Callable[[Part], object] = lambda part: None,
+    ) -> None:
+        self._commands, self._streams, self._on_start = commands, (stdout, stderr), on_start
         self.running: list[Part] = []
 
     def __enter__(self) -> Parts:
         try:
             for command in self._commands:
                 self.running.append(_start(*command, *self._streams))
+                self._on_start(self.running[-1])
         except BaseException:
             _stop(self.running)
             raise
@@ -58,17 +69,18 @@ class Parts:
             if part.poll() is not None:
                 time.sleep(RESTART_SECONDS)
                 self.running[number] = _start(*command, *self._streams)
+                self._on_start(self.running[number])
                 yield command
 
 
 def _start(
-    command: Sequence[str], environment: Mapping[str, str], stdout: IO[bytes] | None, stderr: int | None
+    command: Sequence[str], environment: Mapping[str, str], stdout: IO[bytes] | int | None, stderr: int | None
 ) -> Part:
     return subprocess.Popen(
         [sys.executable, "-m", "prefect", *command],
         start_new_session=True,
         cwd=ROOT,
-        env=os.environ | environment,
+        env={**os.environ, **PLAIN, **environment},
         stdout=stdout,
         stderr=stderr,
         preexec_fn=_begin,

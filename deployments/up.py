@@ -39,6 +39,7 @@ from deployments.registering import (
 from deployments.restarting import restart_missed
 from deployments.server_errors import LOGGING, follow_errors
 from deployments.weekly import describe_next
+from deployments.worker_output import follow_output
 from musicgen_core.errors import MusicgenError
 from musicgen_core.language import message, say
 from musicgen_core.wording import counted, joined
@@ -86,7 +87,9 @@ def up(parameters: dict[str, Any]) -> int:
             print_text(
                 say("Starting {workers} of the pool {pool} …", workers=counted(len(workers), "worker"), pool=POOL)
             )
-            started = stack.enter_context(Parts(workers))
+            started = stack.enter_context(
+                Parts(workers, subprocess.PIPE, on_start=follow_output) if is_quiet() else Parts(workers)
+            )
             show(
                 api, ui, {**rows, **_files_row(), message("workers"): joined(_described(*worker) for worker in workers)}
             )

@@ -240,7 +240,7 @@ def _up(folder: Path, port: int) -> Iterator[None]:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
     try:
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while log.read_text().count("started!") < 2:  # the workers' own last word
+        while log.read_text().count("is ready") < 2:  # the workers' own last word
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
         yield

@@ -70,7 +70,7 @@ def start_up(environment: dict[str, str], log: Path, *arguments: str) -> Iterato
     try:
         workers = int(arguments[arguments.index("--workers") + 1]) + 1
         deadline = time.monotonic() + 400
-        while log.read_text().count("started!") < workers:  # the workers' own last word
+        while log.read_text().count("is ready") < workers:  # the workers' own last word
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
         yield Up(process, environment, log)
