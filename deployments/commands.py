@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from deployments.activity import working
 from deployments.api import ensure_api
 from deployments.console import print_outcome, print_rows
-from deployments.inputs import check_adapter, check_rendering, check_training
+from deployments.inputs import check_evaluation, check_rendering, check_training
 from musicgen_core.language import message, stored_message
 from musicgen_core.wording import counted, lasting
 from tasks import outcomes
@@ -50,9 +50,9 @@ def train(parameters: dict[str, Any]) -> int:
 
 def evaluate(parameters: dict[str, Any]) -> int:
     with working(LOADING):
+        check_evaluation(parameters)
         from flows.evaluate_adapter import evaluate_adapter
 
-        check_adapter(parameters["adapter"])
     result: Evaluation = run_flow(evaluate_adapter, parameters)
     print_rows(message("Evaluated"), evaluated_rows(result))
     print_outcome(outcomes.evaluated(result, parameters["adapter"], parameters))

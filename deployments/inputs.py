@@ -30,6 +30,22 @@ def check_adapter(location: str | None) -> None:
     load_adapter(find_adapter(location))
 
 
+def check_evaluation(given: Mapping[str, Any]) -> None:
+    """Check the tokens and the adapter.
+
+    Args:
+        given: parameters of `evaluate-adapter`.
+
+    Raises:
+        TokensError: the tokens are of another codec than the adapter's base model; PyTorch is not loaded for that.
+        AdapterError: see `check_adapter`.
+    """
+    from musicgen_core.training.codec_check import check_codec_of_adapter
+
+    check_codec_of_adapter(given["tokens"], given["adapter"], given.get("model"))
+    check_adapter(given["adapter"])
+
+
 def check_training(given: Mapping[str, Any]) -> None:
     """Check the adapter that a new training run begins with, and the file of general prompts.
 

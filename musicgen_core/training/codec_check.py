@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pyarrow as pa
 
 from musicgen_core import storage
 from musicgen_core.data.shards import another_codec, shard_codec
 from musicgen_core.errors import TokensError
+from musicgen_core.language import message
 from musicgen_core.model.local_files import codec_here
+
+_NAMING = {"config.json": ("model", "model_dir"), "adapter_config.json": ("base_model_name_or_path",)}
+"""Files of run directories and of PEFT directories → their entries that name the base model"""
 
 
 def check_codec(tokens: str, model: str) -> None:
@@ -30,3 +36,40 @@ def check_codec(tokens: str, model: str) -> None:
         refused = refused or another_codec(parquet.name, made_with, model)
     if refused is not None:
         raise refused
+
+
+def check_codec_of_adapter(tokens: str, adapter: str, model: str | None = None) -> None:
+    """Refuse tokens that the base model of an adapter can make nothing of, as far as that can be told here.
+
+    Args:
+        model: the base model, if it is given; else the run directory or PEFT directory of the adapter names it.
+
+    Raises:
+        TokensError: see `check_codec`.
+    """
+    if model is not None:
+        check_codec(tokens, model)
+    elif named := _base_model_here(adapter):
+        try:
+            check_codec(tokens, named)
+        except TokensError as error:
+            advice = message(
+                "Give tokens of {model}, the adapter's base model: those of its training run, or tokenize again with "
+                "it into another directory",
+                model=named,
+            )
+            raise TokensError(error.found, advice) from error
+
+
+def _base_model_here(adapter: str) -> str | None:
+    """Return the base model that the files beside an adapter name, if its codec is on this machine."""
+    path = storage.as_path(adapter)
+    folder = path.parent.parent if path.parent.name == "lora_weights" else path
+    for file, names in _NAMING.items():
+        try:
+            config = json.loads(storage.read_text(folder / file))
+            found = [str(config[name]) for name in names if config.get(name)]
+        except (OSError, ValueError, TypeError, AttributeError):
+            continue  # loading the adapter says what is wrong with it
+        return next((name for name in found if codec_here(name)), None)
+    return None

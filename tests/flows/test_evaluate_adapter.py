@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
@@ -18,6 +19,7 @@ from deployments.cli import main
 from flows.evaluate_adapter import evaluate_adapter
 from flows.tokenize_archives import tokenize_archives
 from flows.train_lora import train_lora
+from musicgen_core.data.shards import Row, ShardWriter
 from musicgen_core.errors import ConfigError
 from musicgen_core.evaluation import evaluate as core
 
@@ -187,6 +189,21 @@ def test_mistakes_are_told_in_one_line(
     assert "there are no tokenized clips" in told(str(tmp_path), "--adapter", run_dir)
     assert "there is no adapter at" in told(str(tokens), "--adapter", str(tmp_path))
     assert "CLAP weights" in told(str(tokens), "--adapter", run_dir, "--clap-weights", str(tmp_path))
+
+
+def test_tokens_of_another_codec_are_refused_before_an_adapter_is_read(
+    trained: tuple[Path, State[Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = tmp_path / "other.parquet"
+    with ShardWriter(shard, "sha256:other", model="small") as writer:
+        writer.add(Row("a.wav", None, 1.0, np.zeros((4, 50), dtype=np.uint16)))
+    for location in (trained[0], trained[0] / "lora_weights" / "lora_epoch_1.pt"):
+        assert main(["evaluate", str(tmp_path), "--adapter", str(location)]) == 1
+        printed = capsys.readouterr()
+        assert "was tokenized with the model small, whose codec is not that of debug" in printed.err
+        assert "Give tokens of debug, the adapter's base model" in printed.err and "adapter …" not in printed.out
+        state: State[Any] = evaluate_adapter(tokens=str(tmp_path), adapter=str(location), return_state=True)
+        assert "whose codec is not that of debug" in str(state.message)
 
 
 def test_a_deployment_without_parameters_evaluates_the_training_that_was_completed_last(
