@@ -28,4 +28,6 @@ def export_adapter(given: ExportParameters) -> None:
 
         exported = export(given.adapter, given.out, given.format, given.model or None)
     print_rows(message("Exported"), [(name, sized(size)) for name, size in exported.files.items()])
-    print_outcome(outcomes.exported(str(exported.directory), given.format, {"adapter": given.adapter}))
+    print_outcome(
+        outcomes.exported(str(exported.directory), given.format, {"adapter": given.adapter, "model": given.model})
+    )

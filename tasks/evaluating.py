@@ -30,7 +30,9 @@ def evaluate_adapter(name: str, request: EvaluateRequest) -> Evaluation:
         show_summary(
             artifacts,
             partial(evaluated_section, evaluation),
-            outcome=partial(outcomes.evaluated, evaluation, request.adapter, {"device": request.device}),
+            outcome=partial(
+                outcomes.evaluated, evaluation, request.adapter, {"model": request.model, "device": request.device}
+            ),
         )
     return evaluation
 
@@ -59,6 +61,9 @@ def evaluate_training(name: str, request: EvaluateRequest, trained: TrainResult)
 
 
 def _evaluate(name: str, request: EvaluateRequest) -> Evaluation:
+    from musicgen_core.training.codec_check import check_codec_of_adapter
+
+    check_codec_of_adapter(request.tokens, request.adapter, request.model)  # before anything that takes long
     announce_torch()
     from musicgen_core.evaluation.evaluate import evaluate
 

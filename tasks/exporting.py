@@ -30,6 +30,6 @@ def export_adapter(
     with artifacts_of_run() as artifacts:
         announce(message("exporting the adapter"))
         exported = export(adapter, out, kind, model)
-        outcome = partial(outcomes.exported, str(exported.directory), kind, {"adapter": adapter})
+        outcome = partial(outcomes.exported, str(exported.directory), kind, {"adapter": adapter, "model": model})
         show_summary(artifacts, partial(exported_section, exported), outcome=outcome)
     return exported

@@ -42,6 +42,7 @@ DESCRIBE = message(
     "encodes nothing twice"
 )
 """How clips get descriptions"""
+_OWN_MUSIC = message("Teach the model your own music: put zips of wavs into archives/, and tokenize them")
 MAIN_FILES: dict[str, str] = {
     message("best adapter"): f"{ADAPTERS}/{BEST_ADAPTER}.pt",
     message("best full model"): f"{FULL_MODELS}/{BEST_MODEL}.pt",
@@ -85,7 +86,7 @@ def tokenized(tokens: str, shards: int, on: Mapping[str, Any], notice: str = "",
 
     Args:
         shards: how many there are.
-        on: parameters of the tokenizing, of which model and device go on.
+        on: its parameters.
         notice: see `Outcome`.
         failed: how many archives failed.
     """
@@ -95,7 +96,9 @@ def tokenized(tokens: str, shards: int, on: Mapping[str, Any], notice: str = "",
         return Outcome((Made(message("tokens"), str(_absolute(tokens))),), notice=notice)
     place = _absolute(tokens)
     run_dir = _free(place.parent / "runs" / "run")
-    train = Step(message("Train an adapter on them"), "train", {"tokens": str(place), **_on(on)}, {"run_dir": run_dir})
+    train = Step(
+        message("Train an adapter on them"), "train", {"tokens": str(place), **_kept(on, "model")}, {"run_dir": run_dir}
+    )
     return Outcome((Made(message("tokens"), str(place)),), (train,), notice)
 
 
@@ -112,7 +115,7 @@ def trained(result: TrainResult, on: Mapping[str, Any]) -> Outcome:
     listen = Step(
         message("Make music with the adapter, and with the base model to compare"),
         "generate",
-        {**adapter, "compare": True, "prompts": own_prompts(_tokens_of(run_dir)), **_device(on)},
+        {**adapter, "compare": True, "prompts": own_prompts(_tokens_of(run_dir)), **_kept(on)},
         {"output": _free(_home(run_dir) / "music" / run_dir.name)},
     )
     if result.evaluation is None:
@@ -146,14 +149,19 @@ def evaluated(evaluation: Evaluation, adapter: str, on: Mapping[str, Any]) -> Ou
     listen = Step(
         message("Hear both models"),
         "generate",
-        {"adapter": str(place or adapter), "compare": True, "prompts": own_prompts(evaluation.tokens), **_device(on)},
+        {
+            "adapter": str(place or adapter),
+            "compare": True,
+            "prompts": own_prompts(evaluation.tokens),
+            **_kept(on, "model"),
+        },
         {"output": _free((_home(place) if place else _absolute(evaluation.report).parent) / "music" / "comparison")},
     )
     return Outcome((Made(message("report"), evaluation.report),), (listen,))
 
 
 def rendered(pieces: Sequence[Rendered], given: Mapping[str, Any]) -> Outcome:
-    """Return what a rendering leads to: other takes of the same prompts, and sharing the adapter.
+    """Return what a rendering leads to: other takes of the same prompts, and sharing the adapter or training one.
 
     Args:
         given: its parameters.
@@ -165,14 +173,19 @@ def rendered(pieces: Sequence[Rendered], given: Mapping[str, Any]) -> Outcome:
     made += [Made(_piece(piece), piece.wav) for piece in pieces[:MOST_PIECES]]
     adapter = given.get("adapter")
     prompts = [text for text in dict.fromkeys(piece.prompt for piece in pieces) if one_line(text) == text]
-    again = {name: given[name] for name in ("adapter", "model", "compare", "duration") if given.get(name)}
+    again = _kept(given, "adapter", "model", "compare", "duration")
     if adapter and _is_here(adapter):
         again["adapter"] = str(_absolute(adapter))
-    takes = {"prompts": prompts[:MOST_PROMPTS], **again, "seed": int(given.get("seed") or 0) + 1, **_device(given)}
+    takes = {"prompts": prompts[:MOST_PROMPTS], **again, "seed": int(given.get("seed") or 0) + 1}
     folder = str(storage.as_path(pieces[0].wav).parent)
     steps = [Step(message("Other takes of the same prompts"), "generate", takes, {"output": folder})] if prompts else []
     if adapter and _is_here(adapter) and not (_absolute(adapter) / CONFIG_FILE).exists():  # else it is exported already
-        steps.append(_export(_absolute(adapter)))
+        steps.append(_export(_absolute(adapter), given.get("model")))
+    is_own = any(piece.with_adapter for piece in pieces) or bool(given.get("model") and _is_here(given["model"]))
+    if not is_own:  # a model that is a directory may be what was trained
+        steps.append(
+            Step(_OWN_MUSIC, "tokenize", _kept(given, "model"), {"archives": "archives/", "tokens": "tokens/"})
+        )
     return Outcome(tuple(made), tuple(steps))
 
 
@@ -209,7 +222,7 @@ def exported(directory: str, kind: str, on: Mapping[str, Any]) -> Outcome:
     listen = Step(
         message("Make music with it here, too"),
         "generate",
-        {source: str(place), "prompts": own_prompts(tokens), **_device(on)},
+        {source: str(place), "prompts": own_prompts(tokens), **_kept(on, *(["model"] if kind == "peft" else []))},
         {"output": _free(place.parent / "music")},
     )
     return Outcome(made, (listen,))
@@ -222,22 +235,24 @@ def estimated(archives: str, on: Mapping[str, Any], notice: str = "") -> Outcome
     if storage.is_local(folder) and not os.access(str(folder), os.W_OK):
         folder = _absolute(".")
     places = {"tokens": str(folder / "tokens")}  # shards that are there already are kept
-    step = Step(message("Tokenize them"), "tokenize", {"archives": str(place), **_on(on)}, places)
+    step = Step(message("Tokenize them"), "tokenize", {"archives": str(place), **_kept(on, "model")}, places)
     return Outcome((), (step,), notice)
 
 
-def _export(adapter: UPath) -> Step:
+def _export(adapter: UPath, model: str | None = None) -> Step:
     text = message("Share the adapter, as a directory that Hugging Face's peft loads")
     out = _free(_home(adapter) / "shared" / adapter.stem)
-    return Step(text, "export", {"adapter": str(adapter), "out": out, "format": "peft"})
+    given = {"model": model} if model else {}
+    return Step(text, "export", {"adapter": str(adapter), "out": out, "format": "peft", **given})
 
 
-def _on(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {**({"model": given["model"]} if given.get("model") else {}), **_device(given)}
+def _kept(given: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return what the next command is to be given as the last one was: these parameters, and the device.
 
-
-def _device(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {"device": given["device"]} if given.get("device") not in (None, "auto") else {}
+    What was left to the default stays so. An export takes no device, and a run's config.json notes none, since it may
+    be continued elsewhere: after an export the machine at hand decides.
+    """
+    return {name: given[name] for name in (*names, "device") if given.get(name) and given[name] != "auto"}
 
 
 def _absolute(location: str) -> UPath:

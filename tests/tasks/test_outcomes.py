@@ -128,7 +128,35 @@ def test_no_training_is_suggested_while_archives_have_failed(tmp_path: Path) -> 
 
 def test_prompts_that_no_command_should_hold_lead_to_none() -> None:
     for prompt in ("a\nb", "long " * 100, "\x1b[31m"):
-        assert outcomes.rendered([Rendered("/music/x.wav", prompt, 0, 0, 8.0, False)], {}).steps == ()
+        steps = outcomes.rendered([Rendered("/music/x.wav", prompt, 0, 0, 8.0, False)], {}).steps
+        assert "generate" not in [step.command for step in steps]
+
+
+def test_music_of_the_base_model_leads_to_tokenizing_and_that_of_a_local_model_does_not(tmp_path: Path) -> None:
+    pieces = [Rendered("/music/generated_000.wav", "calm piano", 0, 0, 8.0, False)]
+    takes, tokenize = assert_understood(outcomes.rendered(pieces, ON))
+    assert takes.command == "generate"
+    assert tokenize.command_line() == "musicgen-flows tokenize archives/ tokens/ --model debug --device cpu"
+    assert tokenize.command_line(on_server=True).startswith("musicgen-flows run tokenize-archives ")
+    assert assert_understood(outcomes.rendered(pieces, {}))[1].command_line() == (
+        "musicgen-flows tokenize archives/ tokens/"
+    )
+    [takes] = assert_understood(outcomes.rendered(pieces, {"model": str(tmp_path)}))
+    assert takes.command == "generate"
+
+
+def test_a_device_that_was_chosen_and_a_base_model_that_was_given_are_so_in_the_next_command(tmp_path: Path) -> None:
+    adapter = {"adapter": str(tmp_path)}
+    pieces = [Rendered("/music/generated_000.wav", "calm piano", 0, 0, 8.0, True)]
+    takes, export = assert_understood(outcomes.rendered(pieces, {**ON, **adapter}))
+    assert takes.parameters.items() >= ON.items()
+    assert export.parameters["model"] == "debug" and "device" not in export.parameters
+    [listen] = assert_understood(outcomes.exported(str(tmp_path / "shared"), "peft", {**adapter, "model": "debug"}))
+    assert listen.parameters["model"] == "debug"
+    [listen] = assert_understood(outcomes.exported(str(tmp_path / "shared"), "audiocraft", {"model": "debug"}))
+    assert listen.parameters["model"] == str(tmp_path / "shared")
+    takes, _ = outcomes.rendered(pieces, {**adapter, "device": "auto", "model": ""}).steps
+    assert not {"device", "model"} & takes.parameters.keys()
 
 
 def test_what_clips_without_descriptions_mean_and_need_is_one_text() -> None:
