@@ -11,8 +11,9 @@ from musicgen_core.data.shards import another_codec, shard_codec
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
 from musicgen_core.model.local_files import codec_here
+from musicgen_core.run_layout import ADAPTERS, CONFIG
 
-_NAMING = {"config.json": ("model", "model_dir"), "adapter_config.json": ("base_model_name_or_path",)}
+_NAMING = {CONFIG: ("model", "model_dir"), "adapter_config.json": ("base_model_name_or_path",)}
 """Files of run directories and of PEFT directories → their entries that name the base model"""
 
 
@@ -64,7 +65,7 @@ def check_codec_of_adapter(tokens: str, adapter: str, model: str | None = None) 
 def _base_model_here(adapter: str) -> str | None:
     """Return the base model that the files beside an adapter name, if its codec is on this machine."""
     path = storage.as_path(adapter)
-    folder = path.parent.parent if path.parent.name == "lora_weights" else path
+    folder = path.parent.parent if path.parent.name == ADAPTERS else path
     for file, names in _NAMING.items():
         try:
             config = json.loads(storage.read_text(folder / file))
