@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from deployments.activity import working
@@ -96,7 +95,7 @@ def run_flow(flow: Any, parameters: dict[str, Any]) -> Any:
     from flows.tokenize_archives import ArchivesFailed
 
     if isinstance(result, ArchivesFailed):
-        print_rows(message("Tokenized"), tokenized_rows(replace(result.result, failed=result.unnamed)))
+        print_rows(message("Tokenized"), tokenized_rows(result.result, result.unnamed))
         result.next_step = message(
             "Do what each reason says, then run it again, which keeps what is finished: {command}",
             command=command_line("tokenize", parameters),
@@ -114,7 +113,12 @@ def call_heard(flow: Any, parameters: dict[str, Any], listener: Callable[[Update
         return flow(**parameters, return_state=True)
 
 
-def tokenized_rows(result: TokenizeResult) -> list[tuple[str, str]]:
+def tokenized_rows(result: TokenizeResult, failed: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
+    """Return what came of tokenizing.
+
+    Args:
+        failed: those of the failed archives, with their reasons, that nothing else names; by default all.
+    """
     clips = sum(report.clips for report in result.reports)
     rejected = [(report.archive, entry) for report in result.reports for entry in report.rejected]
     seconds = sum(report.audio_seconds for report in result.reports)
@@ -127,9 +131,11 @@ def tokenized_rows(result: TokenizeResult) -> list[tuple[str, str]]:
         (f"  {archive}", message("{subject}: {found}", subject=entry.clip, found=stored_message(entry.reason)))
         for archive, entry in rejected[:_SHOWN]
     ]
-    failed = list(result.failed.items())[:_SHOWN]
-    rows += [(message("  failed: {archive}", archive=stem), stored_message(reason)) for stem, reason in failed]
-    if (more := len(result.failed) - _SHOWN) > 0:
+    if result.failed:
+        rows.append((message("failed archives"), str(len(result.failed))))
+    failed = result.failed if failed is None else failed
+    rows += [(f"  {archive}", stored_message(reason)) for archive, reason in list(failed.items())[:_SHOWN]]
+    if (more := len(failed) - _SHOWN) > 0:
         rows.append(("  …", message("and {archives}", archives=counted(more, "more archive"))))
     return [*rows, *((message("note"), remark) for remark in result.remarks)]
 

@@ -33,7 +33,7 @@ def ends_with_reason(function: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:
             raise_if_interrupted(error)
             with artifacts_of_run() as artifacts:
-                show_summary(artifacts, partial(failed_section, error))
+                show_summary(artifacts, partial(failed_section, error), again="Try again")
             if not isinstance(error, MusicgenError):
                 raise
             return Failed(message=in_form(str(error)), data=error)  # raised, it would get Prefect's words before it

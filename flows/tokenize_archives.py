@@ -146,6 +146,7 @@ def tokenize_archives(
             artifacts,
             partial(tokenized_section, target, reports, failed, result.remarks),
             outcome=partial(tokenized, target, len(reports), on, result.notice, len(failed)),
+            again="Fix what is listed, then tokenize again, which keeps finished archives" if failed else "",
         )
     if failed:
         reasons = message(

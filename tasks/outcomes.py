@@ -82,7 +82,7 @@ def missing_descriptions(archives: Sequence[UPath]) -> str:
 
 
 def tokenized(tokens: str, shards: int, on: Mapping[str, Any], notice: str = "", failed: int = 0) -> Outcome:
-    """Return what tokenizing leads to: a training, unless archives failed, which are to be mended first.
+    """Return what tokenizing leads to: a training run, unless archives failed, which are to be fixed first.
 
     Args:
         shards: how many there are.

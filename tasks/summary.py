@@ -56,11 +56,14 @@ _OTHER_FILES: dict[str, str] = {
 """In a run directory, beside the `MAIN_FILES`"""
 
 
-def show_summary(artifacts: Artifacts, *sections: Callable[[], str], outcome: Callable[[], Outcome] = Outcome) -> None:
+def show_summary(
+    artifacts: Artifacts, *sections: Callable[[], str], outcome: Callable[[], Outcome] = Outcome, again: str = ""
+) -> None:
     """Show the summary page of the current flow run. Sections look what files there are, and not in this thread.
 
     Args:
-        outcome: what the page ends with. `run --watch` reads it from there.
+        outcome: what was made and what to do next. `run --watch` reads it from the page.
+        again: of a run that failed, what to do about it: the page ends with how to run it again.
     """
 
     def page() -> str:
@@ -69,6 +72,7 @@ def show_summary(artifacts: Artifacts, *sections: Callable[[], str], outcome: Ca
         shown = [section() for section in sections]
         unseen = [made for made in found.made if not any(_place(made.place) in section for section in shown)]
         parts = [f"# {name}", notice, *shown, outcome_section(replace(found, made=tuple(unseen)))]
+        parts.append(_again_section(again) if again else "")
         return "\n\n".join(filter(None, [*parts, f"As of {utc_now()}", as_comment(found)]))
 
     artifacts.markdown("summary", page, "What came of it, and where everything is")
@@ -103,9 +107,7 @@ def tokenized_section(
         places.append(("WandB's files", markdown_code(target / WANDB)))
     parts = ["## Tokenized"]
     if failed:
-        parts.append(
-            f"**{counted(len(failed), 'archive')} failed.** Fix what is listed and retry this run: only that is done."
-        )
+        parts.append(f"**{counted(len(failed), 'archive')} failed.**")
         reasons = [(path, reason_alone(path, reason)) for path, reason in list(failed.items())[:MOST_ROWS]]
         parts.append("\n".join(f"- {markdown_code(path)}: {markdown_text(reason)}" for path, reason in reasons))
     parts += [counts, _places(places) if places else "", wandb_line(target)]
@@ -141,7 +143,6 @@ def failed_section(error: Exception) -> str:
         parts += [f"{markdown_text(reason_of(error))}.", f"**What to do.** {advice}."]
     else:
         parts += [markdown_text(reason_of(error)), "This is probably a bug: the run's log has its traceback."]
-    parts.append("*Retry* runs again with the same parameters; *Copy to new run* lets you change them first.")
     return "\n\n".join(part for part in parts if part)
 
 
@@ -178,6 +179,17 @@ def outcome_section(outcome: Outcome) -> str:
     if outcome.steps:
         parts += ["## What next", *map(_step, outcome.steps)]
     return "\n\n".join(parts)
+
+
+def _again_section(task: str) -> str:
+    way = "run the command again, with the same parameters or others."
+    if runtime.deployment.id:  # without one the page of the run has no such buttons
+        page = f"/runs/flow-run/{runtime.flow_run.root_flow_run_id}"
+        way = (
+            f"press *Retry* on [the page of the run]({page}) for the same parameters, or *Copy to new run* there to "
+            "change them first."
+        )
+    return f"## What next\n\n**{task}:** {way}"
 
 
 def _place(place: str) -> str:

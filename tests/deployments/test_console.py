@@ -42,9 +42,13 @@ def test_results_and_next_steps_are_in_japanese_for_a_japanese_reader(
     console.print_outcome(outcome)
     console.print_outcome(stored)
     lines = shown.getvalue().splitlines()
-    assert lines[:3] == ["トークナイズの結果", "  シャード        1", "  クリップ        7 個、音声 3.0 分"]
-    assert "    a             b.wav: アーカイブの中で壊れています（CRC-32 がディレクトリのものと一致しません）" in lines
-    assert "    失敗: c       c.zip を開けません（Input/output error）" in lines
+    assert lines[:3] == ["トークナイズの結果", "  シャード            1", "  クリップ            7 個、音声 3.0 分"]
+    assert (
+        "    a                 b.wav: アーカイブの中で壊れています（CRC-32 がディレクトリのものと一致しません）"
+        in lines
+    )
+    assert "  失敗したアーカイブ  1" in lines
+    assert "    c                 c.zip を開けません（Input/output error）" in lines
     assert "2 秒、アダプタあり: calm piano:" in lines and lines.count("次の一歩: 同じプロンプトで別の曲を作る") == 2
     assert lines.count("すべての音楽（聴けるページ）:") == 2  # also from the page of a run that another process wrote
 

@@ -46,6 +46,11 @@ def message_of(run: FlowRun) -> str:
     return str(run.state.message)
 
 
+def last_section(summary: str) -> str:
+    """Return a summary page's last section, without the time and the outcome that no page shows."""
+    return summary[summary.rindex("## ") :].partition("\n\nAs of ")[0]
+
+
 def assert_ends_with_message(caplog: pytest.LogCaptureFixture, run: FlowRun) -> None:
     """The log's last line is the run's state with its message, and no traceback is in it."""
     records = [record for record in caplog.records if record.name in ("prefect.flow_runs", "prefect.task_runs")]
@@ -55,7 +60,7 @@ def assert_ends_with_message(caplog: pytest.LogCaptureFixture, run: FlowRun) -> 
 
 
 def test_a_refused_training_shows_why_in_its_state_summary_and_log(
-    demo_archives: Path, tmp_path: Path, shown: Shown, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, shown: Shown, caplog: pytest.LogCaptureFixture
 ) -> None:
     quick = {"model": "debug", "device": "cpu", "tokens": str(tmp_path), "run_dir": str(tmp_path / "run")}
     run = run_as_worker(train_lora, AdapterError, **quick, init_adapter=str(tmp_path / "none_lora.pt"))
@@ -63,7 +68,8 @@ def test_a_refused_training_shows_why_in_its_state_summary_and_log(
     assert message_of(run).startswith(f"{reason}. Give a *_lora.pt file")
     found = shown(run.id)
     summary = str(found["summary"].data)
-    assert reason in summary.replace("\\", "") and "**What to do.** Give a" in summary and "Copy to new run" in summary
+    assert reason in summary.replace("\\", "") and "**What to do.** Give a" in summary
+    assert last_section(summary).startswith("## What next\n\n**Try again:** run the command again, ")
     assert reason in str(found["training"].data).replace("\\", "")
     assert_ends_with_message(caplog, run)
 
@@ -112,12 +118,20 @@ def test_a_switch_that_is_turned_off_is_the_value_of_its_field() -> None:
         )
 
 
-def test_the_log_of_a_failed_tokenizing_ends_with_its_message(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_and_summary_of_a_failed_tokenizing_end_with_its_message_and_the_next_step(
+    tmp_path: Path, shown: Shown, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "as of a worker")
     (tmp_path / "archive_batch_0001.zip").write_bytes(b"not an archive")
     places = {"archives": str(tmp_path), "tokens": str(tmp_path / "tokens")}
     run = run_as_worker(tokenize_archives, ArchivesFailed, **places, model="debug", device="cpu")
     assert message_of(run).startswith(f"1 of 1 archive failed: {tmp_path}/archive_batch_0001.zip can't be read")
     assert_ends_with_message(caplog, run)
+    last = last_section(str(shown(run.id)["summary"].data))
+    assert last.startswith(
+        "## What next\n\n**Fix what is listed, then tokenize again, which keeps finished archives:** "
+    )
+    assert f"*Retry* on [the page of the run](/runs/flow-run/{run.id})" in last and "*Copy to new run*" in last
 
 
 def test_failed_archives_reach_the_caller_from_another_process(tmp_path: Path) -> None:
