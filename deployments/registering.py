@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -15,6 +17,7 @@ from deployments.environment import ROOT
 from deployments.parameters import Deployment
 from musicgen_core.errors import MusicgenError
 from musicgen_core.language import message
+from musicgen_core.stages import advance, mention
 from tasks.forms import in_groups
 
 if TYPE_CHECKING:
@@ -27,6 +30,11 @@ DEPLOYMENTS: tuple[str, ...] = get_args(Deployment)
 PLACES = {"archives": "archives", "tokens": "tokens", "runs": "runs", "output": "music"}
 """By the name of each place, the folder that stands for it at first."""
 PREFECT_FILE = "deployments/prefect.yaml"
+_REGISTERING = message("registering the deployments")
+_DEPLOYED = "successfully created"
+"""In the line that Prefect prints of each deployment, new or not"""
+_COLUMNS = 500
+"""Width to which Prefect wraps what it prints: no line is broken"""
 
 
 def register() -> None:
@@ -35,6 +43,7 @@ def register() -> None:
     Raises:
         MusicgenError: Prefect refused something.
     """
+    mention(_REGISTERING)
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
@@ -50,18 +59,36 @@ def prefect(*command: str) -> None:
     Raises:
         MusicgenError: it failed.
     """
-    done = subprocess.run(
+    deque(_lines_of_prefect(*command), maxlen=0)
+
+
+def _lines_of_prefect(*command: str) -> Iterator[str]:
+    """Run a command of Prefect → the lines that it prints, as they come.
+
+    Raises:
+        MusicgenError: it failed.
+    """
+    last = ""
+    with subprocess.Popen(
         [sys.executable, "-m", "prefect", "--no-prompt", *command],
         cwd=ROOT,
-        capture_output=True,
+        env={**os.environ, "COLUMNS": str(_COLUMNS)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
-        check=False,
-    )
-    if done.returncode:
-        last = (done.stderr or done.stdout).strip().splitlines()[-1:]
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                last = line.strip() or last
+                yield line
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
         raise MusicgenError(
-            message("prefect {command} failed ({last_line})", command=" ".join(command), last_line=" ".join(last)),
+            message("prefect {command} failed ({last_line})", command=" ".join(command), last_line=last),
             message("Run it by hand to see all of its output"),
         )
 
@@ -91,7 +118,11 @@ def _deploy(client: SyncPrefectClient) -> None:
         without_schedules = Path(folder) / "prefect.yaml"
         without_schedules.write_text(yaml.safe_dump(definition), encoding="utf-8")
         try:
-            prefect("deploy", "--all", "--prefect-file", str(without_schedules))
+            done, total = 0, len(schedules)
+            for line in _lines_of_prefect("deploy", "--all", "--prefect-file", str(without_schedules)):
+                if _DEPLOYED in line:
+                    done += 1
+                    advance(_REGISTERING, done, total)
         except MusicgenError as error:
             by_hand = f"prefect deploy --all --prefect-file {PREFECT_FILE} shows all of its output"
             raise MusicgenError(error.found, by_hand) from error

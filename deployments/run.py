@@ -77,11 +77,19 @@ def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
 
             client = stack.enter_context(get_client(sync_client=True))
             run = _create(client, name, parameters)
-        print_text(say("Created the run {name}:", name=run.name))
+        if watch:
+            print_text(say("Created the run {name}:", name=run.name))
+        else:
+            print_text(
+                say(
+                    "Created the run {name}. Its page shows its progress and, at the end, its summary; "
+                    "with --watch the terminal shows them, too:",
+                    name=run.name,
+                )
+            )
         if page := url_for("flow-run", obj_id=run.id):
             print_line(page)
         if not watch:
-            print_outcome(Outcome((Made(message("to follow it in a terminal"), _prefect("watch", run.id)),)))
             return 0
         try:
             state = watch_run(client, run.id)
@@ -130,12 +138,12 @@ def _outcome(client: SyncPrefectClient, run: UUID, is_completed: bool) -> Outcom
         wavs = [link for link in links if link.endswith(".wav")]
         made += [Made(message("to open in a browser"), link) for link in (*pages, *wavs[:WAVS])]
     if not is_completed:
-        made.append(Made(message("to run it again once the reason is gone"), _prefect("retry", run)))
+        made.append(Made(message("to run it again once the reason is gone"), _retry_command(run)))
     return Outcome((*found.made, *made), found.steps, found.notice)
 
 
-def _prefect(command: str, run: UUID) -> str:
+def _retry_command(run: UUID) -> str:
     from prefect.settings import get_current_settings
 
     api = get_current_settings().api.url
-    return in_shell("env", f"PREFECT_API_URL={api}", "prefect", "flow-run", command, str(run))
+    return in_shell("env", f"PREFECT_API_URL={api}", "prefect", "flow-run", "retry", str(run))

@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from uuid import UUID
 
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
 logger = logging.getLogger(__name__)
+
+_SOURCES = ("archives", "tokens")
+"""Parameters whose defaults in runs of deployments are Prefect variables of the same name"""
 
 
 def form_link(deployment: str, parameters: Mapping[str, Any]) -> str | None:
     """Return the address of a deployment's run form, without the UI's host, which readers may reach by another name.
 
     Args:
-        parameters: by their flat names; the form has its own defaults for all others.
+        parameters: by their flat names. Archives and tokens that are not among them are those of the Prefect variables
+            that the deployment would take them from; the form has its own defaults for all others.
 
     Returns:
         None: the server has no such deployment, or does not answer.
@@ -26,12 +33,20 @@ def form_link(deployment: str, parameters: Mapping[str, Any]) -> str | None:
     try:
         with get_client(sync_client=True) as client:
             found = client.read_deployment_by_name(f"{deployment}/{deployment}")
+            schema = found.parameter_openapi_schema or {}
+            places = _stored_places(client, schema)
     except Exception as error:  # whatever it is, a link is not worth the page that it is for
         logger.debug("no link to the form of %s: %s", deployment, error)
         return None
-    schema = found.parameter_openapi_schema or {}
     beside = beside_each_other(found.parameters or {}, schema)
-    return form_path(found.id, in_groups({**beside, **parameters}, schema))
+    return form_path(found.id, in_groups({**places, **beside, **parameters}, schema))
+
+
+def _stored_places(client: SyncPrefectClient, schema: Mapping[str, Any]) -> dict[str, str]:
+    """Return those of a form's sources that Prefect variables have. Where something is written is new for each run."""
+    wanted = [name for name in _SOURCES if name in schema.get("properties", {})]
+    found = {name: client.read_variable_by_name(f"musicgen_{name}") for name in wanted}
+    return {name: str(variable.value) for name, variable in found.items() if variable is not None and variable.value}
 
 
 def form_path(deployment: UUID, parameters: Mapping[str, Any]) -> str:

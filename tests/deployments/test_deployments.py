@@ -22,16 +22,19 @@ from prefect.client.schemas.actions import ArtifactCreate, DeploymentScheduleCre
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events import EventTrigger
 from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running
+from prefect.variables import Variable
 
 from deployments import restarting
 from deployments.cli import main
 from deployments.environment import ROOT
-from deployments.registering import DEPLOYMENTS, POOL, ensure_automations, read_automations, register
+from deployments.registering import DEPLOYMENTS, POOL, ensure_automations, prefect, read_automations, register
 from deployments.restarting import RESTARTS, restart_missed
 from deployments.run_parameters import arranged
 from deployments.up import _host_of_running, visible_gpus, worker_commands
 from deployments.weekly import describe_next, set_weekly
+from musicgen_core.errors import MusicgenError
 from musicgen_core.escaping import markdown_text
+from musicgen_core.stages import heard_by
 from tasks.forms import beside_each_other, form_link
 from tasks.next_steps import Made, Outcome, Step, as_comment
 
@@ -242,6 +245,52 @@ def test_run_tells_what_a_run_came_to_and_refuses_what_the_flow_does_not_take(
     assert any(line.endswith("Failed: 2 of 3 archives failed") for line in told)
     assert retry.endswith(f" prefect flow-run retry {created[0]}")
     assert client.read_flow_run(created[0]).parameters == {"limit": 3}
+
+
+def test_a_run_that_is_not_watched_ends_with_its_name_and_its_page(
+    client: SyncPrefectClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "train-lora", "-p", "seed=3"]) == 0
+    *_, said, page = capsys.readouterr().out.splitlines()
+    run = client.read_flow_run(UUID(page.partition("/runs/flow-run/")[2]))
+    assert said.startswith(f"Created the run {run.name}. ") and "--watch" in said
+    assert page.startswith("http") and run.parameters == {"seed": 3}
+
+
+def test_a_link_to_a_form_has_the_places_that_up_has_set(client: SyncPrefectClient) -> None:
+    def filled_in(deployment: str, **given: str) -> Any:
+        [query] = parse_qs(urlsplit(str(form_link(deployment, given))).query)["parameters"]
+        return beside_each_other(json.loads(query), deployed(client, deployment).parameter_openapi_schema)
+
+    stored = {name: Variable.get(f"musicgen_{name}") for name in ("archives", "tokens")}
+    try:
+        Variable.set("musicgen_archives", "/my music/archives", overwrite=True)
+        Variable.unset("musicgen_tokens")
+        assert filled_in("tokenize-archives") == {"archives": "/my music/archives"}
+        Variable.set("musicgen_tokens", "gs://bucket/tokens", overwrite=True)
+        assert filled_in("tokenize-archives") == {"archives": "/my music/archives", "tokens": "gs://bucket/tokens"}
+        assert filled_in("train-lora", tokens="/t")["tokens"] == "/t"
+        assert "tokens" not in filled_in("generate-music")
+    finally:
+        for name, value in stored.items():
+            if value is None:
+                Variable.unset(f"musicgen_{name}")
+            else:
+                Variable.set(f"musicgen_{name}", value, overwrite=True)
+
+
+def test_registering_counts_the_deployments(client: SyncPrefectClient) -> None:
+    heard: list[str] = []
+    with heard_by(lambda stage: heard.append(str(stage))):
+        register()
+    count = len(DEPLOYMENTS)
+    text = "registering the deployments"
+    assert heard == [text, *(f"{text}, {number} of {count}" for number in range(1, count + 1))]
+
+
+def test_a_command_of_prefect_that_fails_is_told_with_its_last_line(client: SyncPrefectClient) -> None:
+    with pytest.raises(MusicgenError, match=r"prefect work-queue inspect no-such-queue failed \(.*no-such-queue"):
+        prefect("work-queue", "inspect", "no-such-queue")
 
 
 def test_a_link_to_a_form_has_the_deployment_s_parameters_and_those_given(client: SyncPrefectClient) -> None:
