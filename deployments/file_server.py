@@ -2,7 +2,7 @@
 
 Starlette's StaticFiles resolves paths and serves ranges of bytes, which players need to seek. Here are the folders and
 who is answered: requests by a name of this machine, with the password if there is one. Which files are served:
-`tasks/served.py`.
+`tasks/served.py`; how folders are listed: `deployments/listing.py`.
 """
 
 from __future__ import annotations
@@ -14,23 +14,28 @@ import ipaddress
 import os
 import platform
 import socket
+import stat
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
+from http import HTTPStatus
 from importlib.resources import files
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
+import anyio.to_thread
 import httpx
 import uvicorn
 from prefect.settings import get_current_settings
 from prefect.variables import Variable
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployments.listing import folder_page, is_open, places_page
 from musicgen_core import storage
 from musicgen_core.errors import ConfigError
 from musicgen_core.escaping import csp_hashes
@@ -43,23 +48,59 @@ _TEMPLATES = {"musicgen_core.generation": "index.html.j2", "musicgen_core.evalua
 
 
 class Folders(StaticFiles):
-    """The first part of a path names one of the folders, the rest a file in it. There are no listings."""
+    """The first part of a path names one of the folders, the rest a file or folder in it. Folders are listed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.served: Mapping[str, str] = {}
 
     def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
+        file, folder, found = self._find(path)
+        return (file, found) if found and is_served(Path(file), Path(folder)) else ("", None)
+
+    def _find(self, path: str) -> tuple[str, str, os.stat_result | None]:
+        """Return the path without symbolic links, that of its folder, and what is there: None for what is outside."""
         name, _, rest = path.partition(os.sep)
         if name not in self.served:
-            return "", None
+            return "", "", None
         folder = self.served[name]
         try:
             # It gives nothing for a path, or the target of a symbolic link, that is not in the folder.
             file, found = StaticFiles(directory=folder, check_dir=False).lookup_path(f"./{rest}")
         except OSError:
-            return "", None
-        return (file, found) if found and is_served(Path(file), Path(folder)) else ("", None)
+            return "", "", None
+        return file, folder, found
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        try:
+            return await super().get_response(path, scope)
+        except HTTPException as error:
+            if error.status_code != HTTPStatus.NOT_FOUND:
+                raise
+            if (listing := await anyio.to_thread.run_sync(self._listing, path, scope["path"])) is None:
+                raise
+            return listing
+
+    def _listing(self, path: str, asked: str) -> Response | None:
+        """Return the page of a folder, or that of all of them; None: there is no such folder.
+
+        Args:
+            path: as `get_path` makes it.
+            asked: the path of the URL.
+        """
+        if path == os.curdir:
+            return HTMLResponse(places_page(self.served), headers=_headers())
+        try:
+            folder, place, found = self._find(path)
+            if not (found and stat.S_ISDIR(found.st_mode) and is_open(Path(folder), Path(place))):
+                folder = place = self.served.get(path, "")  # a place that is not there yet
+            if not place:
+                return None
+            if not asked.endswith("/"):  # relative, as a proxy may have put something before the path
+                return RedirectResponse(f"./{quote(asked.rpartition('/')[2])}/")
+            return HTMLResponse(folder_page(Path(folder), Path(place), path), headers=_headers())
+        except (OSError, ValueError):  # it can't be read; no name of a file
+            return None
 
     def file_response(
         self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: Scope, status_code: int = 200
@@ -67,10 +108,16 @@ class Folders(StaticFiles):
         response = super().file_response(full_path, stat_result, scope, status_code)
         if isinstance(response, FileResponse):
             response.headers["content-type"] = TYPES[Path(full_path).suffix]
-        response.headers["x-content-type-options"] = "nosniff"
-        response.headers["cache-control"] = "no-cache"  # a page that was written again is shown as it is now
-        response.headers["content-security-policy"] = page_policy()
+        response.headers.update(_headers())
         return response
+
+
+def _headers() -> dict[str, str]:
+    return {
+        "x-content-type-options": "nosniff",
+        "cache-control": "no-cache",  # a page that was written again is shown as it is now
+        "content-security-policy": page_policy(),
+    }
 
 
 @cache

@@ -75,7 +75,7 @@ def up(parameters: dict[str, Any]) -> int:
                     )
                 _wait_for(api, lambda: True)
                 rows = _register(options)
-                show(api, ui, {**rows, **_files_row(), message("workers"): "; ".join(_running_workers())})
+                show(api, ui, {**rows, message("workers"): "; ".join(_running_workers())})
                 print_outcome(_first_step(ui), on_server=True)
                 return 0
             warn_of_others(options.host, options.port, options.chosen_files_port, _has_password())
@@ -90,9 +90,7 @@ def up(parameters: dict[str, Any]) -> int:
             started = stack.enter_context(
                 Parts(workers, subprocess.PIPE, on_start=follow_output) if is_quiet() else Parts(workers)
             )
-            show(
-                api, ui, {**rows, **_files_row(), message("workers"): joined(_described(*worker) for worker in workers)}
-            )
+            show(api, ui, {**rows, message("workers"): joined(_described(*worker) for worker in workers)})
             print_outcome(_first_step(ui), on_server=True)
             print_text(say("Ctrl-C stops everything."))
             _watch(server, started, files)
@@ -192,7 +190,6 @@ def _register(options: UpParameters) -> dict[str, str]:
     with working(say("setting the places")) as activity:  # first: a deployment that is there can be run
         places = set_places({name: getattr(options, name) for name in PLACES})
         defaults = set_defaults(options.model, options.device)
-        activity.say(say("registering the deployments"))
         register()
         _warn_of_unlistable_runs()
         activity.say(say("looking when the next retraining is"))
@@ -230,16 +227,6 @@ def _has_password() -> bool:
     from deployments.file_server import password
 
     return password() is not None
-
-
-def _files_row() -> dict[str, str]:
-    from tasks.served import stored_file_server
-
-    server = stored_file_server()
-    if server is None:
-        return {}
-    folders = f"{server.url}/{{{','.join(server.folders)}}}/…"
-    return {message("files"): message("{folders}, read-only", folders=folders)}
 
 
 def visible_gpus() -> list[str]:
@@ -298,10 +285,13 @@ def show(api: str, ui: str, rows: Mapping[str, str]) -> None:
 
 def _first_step(ui: str) -> Outcome:
     from tasks.forms import form_link
+    from tasks.served import stored_file_server
 
     tokenize = Step(message("Tokenize the archives"), "tokenize")
     form = form_link(str(tokenize.deployment), {})
     made = [Made(message("Prefect UI"), ui)]
+    if server := stored_file_server():
+        made.append(Made(message("tokens, runs and music, to open and hear"), f"{server.url}/"))
     if form:
         name = message("run form of {deployment}", deployment=tokenize.deployment)
         made.append(Made(name, f"{ui}{form}"))

@@ -36,8 +36,9 @@ def messages() -> set[str]:
     """Return the messages that are marked in modules and in templates, and the definitions that the help shows."""
     of_templates = {
         str(text)
+        for package in PACKAGES
         for _, _, text, _, _ in extract_from_dir(
-            str(ROOT / "musicgen_core"), [("**.j2", "jinja2.ext.babel_extract")], keywords={"say": None}
+            str(ROOT / package), [("**.j2", "jinja2.ext.babel_extract")], keywords={"say": None}
         )
     }
     of_modules = (marked_in(path) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))

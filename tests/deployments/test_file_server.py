@@ -9,10 +9,12 @@ import platform
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from html import unescape
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import httpx
 import numpy as np
@@ -25,12 +27,14 @@ from prefect.client.orchestration import get_client
 from prefect.variables import Variable
 
 from bench.servers import free_port
-from deployments.file_server import Application, Folders, listening, names_of_machine, password, serving
+from deployments.file_server import Application, Folders, listening, names_of_machine, page_policy, password, serving
+from deployments.listing import MOST_ROWS
 from deployments.run import WAVS, _outcome
-from musicgen_core.escaping import markdown_link
+from musicgen_core.escaping import markdown_link, printable
 from musicgen_core.generation.page import write_index
 from tasks.artifacts import Artifacts
 from tasks.served import GREETING, VARIABLE, FileServer, file_link, is_served, links_in
+from tests.hostile import TEXTS
 
 SECRET = b"not for readers"
 PASSWORD = "me:se:cret ü"
@@ -103,9 +107,9 @@ def test_no_path_leads_out_of_the_folders_or_to_what_is_hidden(tree: Path, parts
     for _ in range(decoded):
         path = unquote(path)
     status, body = ask(Application(folders_of(tree), None), path)
-    assert status in (200, 404, 405) and SECRET not in body
+    assert status in (200, 307, 404, 405) and SECRET not in body
     if status == 200 and body != GREETING.encode():
-        assert body.startswith((b"RIFF", b"<title>", b'{"prompt"'))
+        assert body.startswith((b"RIFF", b"<title>", b'{"prompt"', b"<!DOCTYPE html>"))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +118,8 @@ def test_no_path_leads_out_of_the_folders_or_to_what_is_hidden(tree: Path, parts
         *("/runs/../secret.wav", "/runs/first/out/secret.wav", "/runs/first/out.wav", "/runs/first/settings.wav"),
         *("/runs/first/config.json", "/runs/first/.env", "/runs/first/.git/secret.wav", "/runs/first/.hidden.wav"),
         *("/runs/first/wandb/wandb-metadata.json", "/runs-of-others/secret.wav", "/runs/../runs-of-others/secret.wav"),
-        *("/runs", "/runs/", "/runs/first/samples/", "/", "/etc/passwd", "//etc/passwd", "/runs//etc/passwd"),
+        *("/etc/passwd", "//etc/passwd", "/runs//etc/passwd", "/etc/", "/runs-of-others/", "/runs/../runs-of-others/"),
+        *("/runs/first/out", "/runs/first/out/", "/runs/first/.git", "/runs/first/.git/", "/runs/none/", "/archives/"),
         *("/runs/first/pipe.wav", "/runs/first/loop.wav", "/runs/first/\0.wav", "/tokens/a.wav"),
     ],
 )
@@ -182,6 +187,200 @@ def test_encoded_ways_out_are_closed_in_a_real_server(site: str, path: str) -> N
     assert connection.getresponse().status == 404
 
 
+class Listing(HTMLParser):
+    """What a page of the file server shows: its links with their texts, and all of its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.links: list[tuple[str, str]] = []
+        self.text = ""
+        self._link: str | None = None
+        self.feed(page)
+
+    @property
+    def names(self) -> list[str]:
+        """Texts of the links to what is in the folder."""
+        return [text for link, text in self.links if re.fullmatch(r"\./[^/]+/?", link)]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "img", "iframe")
+        if tag == "a":
+            self._link = dict(attrs)["href"]
+            self.links.append((str(self._link), ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "a":
+            self._link = None
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._link is not None:
+            link, text = self.links.pop()
+            self.links.append((link, text + data))
+
+
+def listing(site: str, path: str) -> Listing:
+    answer = httpx.get(f"{site}{path}")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert answer.headers["content-security-policy"] == page_policy()
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    return Listing(answer.text)
+
+
+@contextmanager
+def site_of(output: Path) -> Iterator[str]:
+    folders, port = Folders(), free_port()
+    folders.served = {"output": str(output)}
+    with listening(Application(folders, None), "127.0.0.1", port):
+        yield f"http://127.0.0.1:{port}"
+
+
+def test_from_the_root_links_lead_through_folders_to_every_file_that_is_served(site: str, tree: Path) -> None:
+    seen, files = set(), set()
+    waiting = [f"{site}/"]
+    while waiting:
+        if (url := waiting.pop()) in seen:
+            continue
+        seen.add(url)
+        if url.endswith("/"):
+            waiting += [urljoin(url, link) for link, _ in listing(site, url.removeprefix(site)).links]
+        else:
+            assert httpx.get(url).status_code == 200
+            files.add(unquote(url.removeprefix(site)))
+    expected = {
+        f"/{name}/{file.relative_to(tree / name)}"
+        for name in ("tokens", "runs", "output")
+        for file in (tree / name).rglob("*")
+        if not file.is_symlink() and file.is_file() and is_served(file, tree / name)
+    }
+    assert files == expected and "/output/a b#c%d?é.json" in files
+
+
+def test_a_listing_shows_nothing_that_is_hidden_or_elsewhere(site: str) -> None:
+    assert listing(site, "/runs/").names == ["first"]
+    page = listing(site, "/runs/first/")
+    assert set(page.names) == {"samples", "wandb"}
+    assert listing(site, "/runs/first/wandb/").names == []
+    assert [link for link, _ in listing(site, "/").links] == ["tokens/", "runs/", "output/"]
+
+
+def test_a_listing_has_folders_and_files_newest_first_with_size_and_time(tmp_path: Path) -> None:
+    for number, name in enumerate(("b.wav", "c.png", "a.wav", "x", "y")):
+        file = tmp_path / name
+        (file / "sub").mkdir(parents=True) if "." not in name else file.write_bytes(bytes(1500 * number))
+        os.utime(file, (86_400 * 365 * (30 + number),) * 2)
+    with site_of(tmp_path) as site:
+        page = listing(site, "/output/")
+    assert page.names == ["y", "x", "a.wav", "c.png", "b.wav"]
+    assert "3.0 kB" in page.text and "0 bytes" in page.text and re.search(r"2003-12-\d\d \d\d:\d\d", page.text)
+
+
+def test_the_pages_of_a_folder_are_offered_first_there_and_in_the_folder_above(tmp_path: Path) -> None:
+    music = tmp_path / "first music"
+    music.mkdir()
+    for name in ("a.wav", "report.html", "index.html"):
+        (music / name).write_bytes(b"x")
+    (tmp_path / "settings").mkdir()
+    (tmp_path / "settings" / "index.html").symlink_to("/etc/passwd")
+    with site_of(tmp_path) as site:
+        inside, above = listing(site, "/output/first%20music/"), listing(site, "/output/")
+    pages = [("index.html", "Listen to all of it"), ("report.html", "Read the report")]
+    assert [link for link in inside.links if link[0][0] != "."] == pages
+    assert inside.links.index(pages[0]) < inside.links.index(("./index.html", "index.html"))
+    assert [link for link in above.links if link[1].startswith(("Listen", "Read"))] == [
+        (f"./first%20music/{name}", text) for name, text in pages
+    ]
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+@given(text=st.one_of(st.sampled_from(TEXTS), st.text(st.characters(exclude_categories=("Cs",)), max_size=30)))
+def test_hostile_names_are_shown_as_text_and_can_be_opened(
+    tmp_path_factory: pytest.TempPathFactory, as_folder: bool, text: str
+) -> None:
+    name = f"x{text}".replace("/", "").replace("\0", "").encode(errors="ignore")[:200].decode(errors="ignore")
+    folder = tmp_path_factory.mktemp("names")
+    app = Application(served := Folders(), None)
+    served.served = {"output": str(folder)}
+    if as_folder:
+        (folder / name).mkdir()
+    else:
+        name += ".wav"
+        (folder / name).write_bytes(b"x")
+    status, body = ask(app, "/output/")
+    assert status == 200
+    [(link, shown)] = [link for link in Listing(body.decode()).links if link[0].startswith("./")]
+    assert link == f"./{quote(name)}{'/' if as_folder else ''}"
+    assert re.sub(r"\r\n?", "\n", shown) == re.sub(r"\r\n?", "\n", printable(name))
+    assert urljoin("http://here/output/", link).startswith("http://here/output/x")
+    status, body = ask(app, f"/output/{name}{'/' if as_folder else ''}")
+    assert status == 200
+    if as_folder:
+        assert Listing(body.decode()).text.count(printable(name)) >= 2
+
+
+def test_a_name_that_no_url_can_have_is_not_listed(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\xff.wav")).write_bytes(b"x")
+    (tmp_path / "a.wav").write_bytes(b"x")
+    with site_of(tmp_path) as site:
+        assert listing(site, "/output/").names == ["a.wav"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/runs", "/runs/first", "/runs/first/samples", "/runs/./first", "/runs/samples/../first"]
+)
+def test_a_folder_without_a_slash_is_redirected_to_the_one_with_it(site: str, path: str) -> None:
+    connection = http.client.HTTPConnection(urlsplit(site).netloc, timeout=60)  # sends the path as it is
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    assert answer.status == 307
+    assert urljoin(f"{site}{path}", answer.headers["location"]) == f"{urljoin(site, path)}/"
+
+
+def test_links_stay_below_what_a_proxy_has_before_the_path(site: str, tree: Path) -> None:
+    for path in ("/", "/runs/", "/runs/first/", "/output/"):
+        for link, _ in listing(site, path).links:
+            assert urljoin(f"https://proxy/files{path}", link).startswith("https://proxy/files/")
+
+
+def test_links_within_a_place_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "run-1").mkdir()
+    (tmp_path / "run-1" / "a.wav").write_bytes(b"x")
+    (tmp_path / "newest").symlink_to(tmp_path / "run-1")
+    with site_of(tmp_path) as site:
+        assert set(listing(site, "/output/").names) == {"run-1", "newest"}
+        assert listing(site, "/output/newest/").names == ["a.wav"]
+
+
+def test_of_a_folder_with_ten_thousand_files_the_newest_are_listed_and_the_others_counted(tmp_path: Path) -> None:
+    for number in range(10_000):
+        file = tmp_path / f"generated_{number:05d}.wav"
+        file.touch()
+        os.utime(file, (number, number))
+    with site_of(tmp_path) as site:
+        page = listing(site, "/output/")
+    assert page.names == [f"generated_{number:05d}.wav" for number in range(9_999, 9_999 - MOST_ROWS, -1)]
+    assert f"and {10_000 - MOST_ROWS:,} more files, older than these" in page.text
+
+
+def test_a_place_that_is_empty_or_not_there_yet_says_so(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "none"):
+        with site_of(place) as site:
+            assert "nothing to open here yet" in listing(site, "/output/").text
+    with site_of(tmp_path) as site:
+        assert httpx.get(f"{site}/output/none/").status_code == 404
+
+
+def test_without_local_places_the_root_says_why_it_is_empty() -> None:
+    status, body = ask(Application(Folders(), None), "/")
+    assert status == 200 and b"not in folders of this machine" in body
+
+
+def test_listings_are_in_japanese_for_a_japanese_reader(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUSICGEN_LANGUAGE", "ja")
+    assert '<html lang="ja">' in httpx.get(f"{site}/").text
+    assert "フォルダ" in listing(site, "/runs/").text and "更新日時" in listing(site, "/output/").text
+
+
 def test_players_can_seek(site: str, tree: Path) -> None:
     content = (tree / "runs/first/samples/epoch_000_00.wav").read_bytes()
     url = f"{site}/runs/first/samples/epoch_000_00.wav"
@@ -238,7 +437,7 @@ def test_without_the_password_nothing_but_the_health_is_told(tree: Path) -> None
     with listening(Application(folders_of(tree), PASSWORD), "127.0.0.1", port):
         assert httpx.get(f"{url}/health").text == GREETING
         for wrong in (None, (user, "other"), ("", ""), (user, word[:-1])):
-            for path in ("/output/index.html", "/output/none.html", "/", "/health/"):
+            for path in ("/output/index.html", "/output/none.html", "/", "/output/", "/runs", "/health/"):
                 answer = httpx.get(f"{url}{path}", auth=wrong)
                 assert answer.status_code == 401 and answer.headers["www-authenticate"].startswith("Basic ")
         for header in ("Basic", "Basic !", "Bearer x", "basic \u00ff"):
