@@ -27,7 +27,7 @@ from musicgen_core.data.archive import archive_stem, choose_archives, clip_names
 from musicgen_core.data.captions import Captioner, Captions, check_matches, load_captions, metadata_beside
 from musicgen_core.data.description_check import undescribed_clips
 from musicgen_core.data.match_report import match_report
-from musicgen_core.data.shards import ShardReport, described_clips, is_whole, was_mended
+from musicgen_core.data.shards import ShardReport, described_clips, is_whole, was_repaired
 from musicgen_core.errors import ArchiveError, DeviceError, MusicgenError, StorageError
 from musicgen_core.language import message, stored_message
 from musicgen_core.settings import collect
@@ -288,7 +288,7 @@ def _is_stale(report: ShardReport, work: Work) -> bool:
     archive, settings = storage.as_path(work["archive"]), work["settings"]
     try:
         whole = is_whole(storage.as_path(work["tokens"]), work["stem"], report)
-        return not whole or was_mended(archive, report, settings.name_encoding)
+        return not whole or was_repaired(archive, report, settings.name_encoding)
     except (MusicgenError, OSError):
         return True  # the task meets the same trouble, with its retries
 

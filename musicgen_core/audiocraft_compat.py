@@ -1,4 +1,4 @@
-"""The one place that makes stock audiocraft 1.3.0 importable beside a current stack.
+"""Make stock audiocraft 1.3.0 importable beside a current stack.
 
 audiocraft imports xformers, spacy and librosa at the top of modules that MusicGen needs, though MusicGen on the
 torch attention backend uses three names of them, all of `xformers.ops`. They are left out of the install, and
@@ -34,7 +34,7 @@ def _not_installed(asked_for: str) -> ImportError:
 
 
 class _LowerTriangularMask:
-    """On torch's backend audiocraft makes one only to say that attention is causal."""
+    """Marker for causal attention, which is all that audiocraft uses it for on torch's backend."""
 
 
 def _memory_efficient_attention(*_: Any, **__: Any) -> Any:
@@ -59,7 +59,7 @@ def _missing(package: str) -> bool:
 
 
 def import_audiocraft(module: str = "audiocraft.models") -> ModuleType:
-    """Import `module` of audiocraft with its stale dependencies stood in for, on torch's own attention."""
+    """Import a module of audiocraft with stand-ins for its stale dependencies and torch's own attention."""
     announce_import("audiocraft", "audiocraft")
     if _missing("xformers"):
         _stand_in("xformers")
@@ -74,11 +74,11 @@ def import_audiocraft(module: str = "audiocraft.models") -> ModuleType:
     if _missing("librosa"):
         _stand_in("librosa")
         _stand_in("librosa.filters")
-    # submitit, which dora imports, configures logging anew. That flushes every handler under logging's own lock, and
+    # submitit, which dora imports, reconfigures logging. That flushes every handler under logging's own lock, and
     # Prefect's handler waits there for threads that may be waiting for this lock: the process would hang for good.
     os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
     with warnings.catch_warnings():
-        # torch's deprecation notes about audiocraft's own code: nothing that a user could act on.
+        # torch's deprecation warnings are about audiocraft's own code; users can't act on them.
         warnings.simplefilter("ignore")
         importlib.import_module("audiocraft.modules.transformer").set_efficient_attention_backend("torch")
         return importlib.import_module(module)

@@ -25,28 +25,28 @@ from musicgen_core.stages import announce
 Codes = NDArray[np.uint16]
 """[4, frames]"""
 
-PIECE_SECONDS = 60
-"""Longer tracks are encoded in pieces of this length, so that memory doesn't grow with the track."""
+ENCODE_SECONDS = 60
+"""Longer tracks are encoded in segments of this length, so that memory doesn't grow with the track."""
 CPU_BATCH_SECONDS = 8.0
-"""Each layer already keeps all cores busy, and allocating the larger tensors of a longer batch costs more."""
+"""Small on a CPU: each layer already keeps all cores busy, and larger tensors cost more to allocate."""
 MAX_BATCH_SECONDS = 1920
-"""A batch beyond half an hour of audio gains nothing more, not even on an H200."""
+"""Batches beyond half an hour of audio are no faster, not even on an H200."""
 
 
-DECODE_SECONDS, AROUND_SECONDS = 60, 5
-"""Of a long piece, how much is decoded at once, and how much on each side so that there is nothing to hear of it"""
+DECODE_SECONDS, CONTEXT_SECONDS = 60, 5
+"""Window in which long audio is decoded, and its context on each side, which makes the seams inaudible."""
 
 
 class Codec:
-    """The codec of a model directory, in fp32, which its weights were trained to be read with.
+    """The EnCodec of a model directory, in fp32, the precision it was trained in.
 
-    One call computes at a time, whichever thread it comes from: memory holds the activations of one batch.
+    Thread-safe: calls are serialized, so memory holds the activations of one batch.
 
     Attributes:
         identity: a hash of the codec's weights, for fingerprints.
         model: name of its model.
         cardinality: codes in each of its codebooks.
-        batch_seconds: how much audio `start` should be given at once; who runs out of memory with it lowers it.
+        batch_seconds: seconds of audio to pass to `start` per batch. Callers lower it when they run out of memory.
     """
 
     def __init__(self, model: BaseModel, device: torch.device | str = "cpu") -> None:
@@ -63,31 +63,31 @@ class Codec:
         self.batch_seconds = self._fitting_seconds()
 
     def _fitting_seconds(self) -> float:
-        """On a GPU what four fifths of its free memory hold; on a CPU few."""
+        """Return the seconds of audio that fit four fifths of the free GPU memory; a small constant on a CPU."""
         if self.device.type != "cuda":
             return CPU_BATCH_SECONDS
         free, _ = torch.cuda.mem_get_info(self.device)
         channels = next(self._encoder.parameters()).shape[0]  # of the widest activations, those at 32 kHz
         bytes_per_second = 5 * channels * SAMPLE_RATE * 4  # five of them at once in fp32: 39 MiB, measured on an H200
-        return float(min(MAX_BATCH_SECONDS, max(PIECE_SECONDS, 0.8 * free // bytes_per_second)))
+        return float(min(MAX_BATCH_SECONDS, max(ENCODE_SECONDS, 0.8 * free // bytes_per_second)))
 
     @torch.inference_mode()
     def encode(self, wav: Tensor) -> Tensor:
-        """wav [B, 1, samples] at 32 kHz → codes [B, 4, frames], int64."""
+        """Encode wav [B, 1, samples] at 32 kHz to codes [B, 4, frames], int64."""
         with self._lock:
             codes, _ = self._model.encode(wav.to(self.device))
         return codes
 
     @torch.inference_mode()
     def start(self, clips: Sequence[NDArray[np.float32]], rate: int) -> Callable[[], list[Codes]]:
-        """Begin to encode a batch; on a GPU this comes back before the work is done.
+        """Start encoding a batch. On a GPU the call returns before the work is done.
 
         Args:
-            clips: [samples] each, mono, of any lengths; what fills up the shorter ones doesn't enter their codes.
-            rate: their sample rate in Hz. Resampling to 32 kHz happens here, on the GPU where there is one.
+            clips: [samples] each, mono, of any lengths; padding doesn't affect the codes.
+            rate: sample rate of the clips in Hz. They are resampled to 32 kHz, on the GPU if there is one.
 
         Returns:
-            A function that waits for the codes, [4, frames] of each clip.
+            A function that waits for and returns the codes of each clip, [4, frames].
 
         Raises:
             torch.OutOfMemoryError: the batch is too large for the GPU.
@@ -111,7 +111,7 @@ class Codec:
         return partial(_fetch, codes, ready, [math.ceil(length / SAMPLES_PER_FRAME) for length in lengths])
 
     def _encode(self, wav: Tensor, lengths: Sequence[int]) -> Tensor:
-        """wav [B, samples], of which each row's first ones count → codes [B, 4, frames]."""
+        """Encode wav [B, samples], each row valid up to its length, to codes [B, 4, frames]."""
         if self._ragged.supported or len(set(lengths)) == 1:
             with self._ragged.of(lengths, self.device):
                 return self._model.encode(wav[:, None])[0]
@@ -124,7 +124,7 @@ class Codec:
         return codes
 
     def _fill(self, clips: Sequence[NDArray[np.float32]]) -> Tensor:
-        """→ [B, longest] on the host, filled up with zeros."""
+        """Return the clips as one host tensor [B, longest], zero-padded."""
         host = torch.empty(len(clips), max(map(len, clips)), pin_memory=self._uploads is not None)
         for row, clip in zip(host, clips, strict=True):
             row[: len(clip)] = torch.from_numpy(clip)
@@ -132,7 +132,7 @@ class Codec:
         return host
 
     def _upload(self, host: Tensor) -> Tensor:
-        """The GPU goes on with the batch before meanwhile."""
+        """Copy to the device on a stream of its own, overlapping the computation of the previous batch."""
         if self._uploads is None:
             return host
         with torch.cuda.stream(self._uploads):
@@ -144,23 +144,23 @@ class Codec:
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
-        """codes [B, 4, frames] → wav [B, 1, frames × 640] at 32 kHz, fp32 on the CPU.
+        """Decode codes [B, 4, frames] to wav [B, 1, frames × 640] at 32 kHz, fp32 on the CPU.
 
-        As many rows at once as fit the memory. What is longer than a minute is decoded a minute at a time, each with
-        some seconds before and behind it that are thrown away: sound depends on codes that are near.
+        Rows are decoded in batches that fit the memory. Audio longer than a minute is decoded in windows of a minute.
+        Each window gets some seconds of context on both sides, which are dropped: only nearby codes affect the sound.
         """
         frames = codes.shape[-1]
-        window, around = DECODE_SECONDS * FRAME_RATE, AROUND_SECONDS * FRAME_RATE
+        window, context = DECODE_SECONDS * FRAME_RATE, CONTEXT_SECONDS * FRAME_RATE
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # what was free at the start may be a language model's by now, and back again
+            torch.cuda.empty_cache()  # free memory has changed since the start if a language model was loaded or freed
         fitting = min(self.batch_seconds, self._fitting_seconds())
-        rows = max(1, int(fitting * FRAME_RATE / min(frames, window + 2 * around)))
+        rows = max(1, int(fitting * FRAME_RATE / min(frames, window + 2 * context)))
         wav = torch.empty(len(codes), 1, frames * SAMPLES_PER_FRAME)
         for part, target in zip(codes.split(rows), wav.split(rows), strict=True):
             for begin in range(0, frames, window):
-                end, first = min(frames, begin + window), max(0, begin - around)
+                end, first = min(frames, begin + window), max(0, begin - context)
                 with self._lock:
-                    decoded = self._model.decode(part[:, :, first : end + around].to(self.device))
+                    decoded = self._model.decode(part[:, :, first : end + context].to(self.device))
                 skipped, taken = (begin - first) * SAMPLES_PER_FRAME, (end - begin) * SAMPLES_PER_FRAME
                 target[:, :, begin * SAMPLES_PER_FRAME : end * SAMPLES_PER_FRAME] = decoded[
                     :, :, skipped : skipped + taken
@@ -175,11 +175,11 @@ def _fetch(codes: Tensor, ready: torch.cuda.Event | None, frames: Sequence[int])
 
 
 class RaggedBatches:
-    """Lets audiocraft's SEANet encode clips of several lengths at once, each as if it were alone.
+    """Hooks that let audiocraft's SEANet encode clips of several lengths in one batch, each as if it were alone.
 
-    Every convolution pads its own input with zeros. Behind the end of a shorter clip it would find what the layer
-    before has made of the filling instead, so that is put back to zero before each convolution. The LSTM runs
-    forward in time: what is behind a clip's end doesn't reach it.
+    Every convolution pads its input with zeros. In a batch, the positions after the end of a shorter clip hold the
+    previous layer's output for the padding instead. They are reset to zero before each convolution. The LSTM runs
+    forward in time, so positions after a clip's end don't affect it.
 
     Attributes:
         supported: False for a codec that pads by reflection, normalizes over time, or isn't audiocraft's own. Its
@@ -187,9 +187,7 @@ class RaggedBatches:
     """
 
     def __init__(self, encoder: nn.Module) -> None:
-        self._lengths: Tensor | None = (
-            None  # [B] on the device: waiting for its values would keep the GPU from going on
-        )
+        self._lengths: Tensor | None = None  # [B] on the device: reading the values on the host would stall the GPU
         self._shortest = 0
         conv = import_audiocraft("audiocraft.modules.conv").StreamableConv1d
         hop = 1  # samples of the wav a step at this layer
@@ -202,7 +200,7 @@ class RaggedBatches:
 
     @contextmanager
     def of(self, lengths: Sequence[int], device: torch.device) -> Iterator[None]:
-        """Take the rows of the batch to be of these lengths, in samples, while the block runs."""
+        """Set the lengths of the batch's rows, in samples, for the duration of the block."""
         if len(set(lengths)) == 1:
             yield
             return

@@ -1,4 +1,4 @@
-"""What the codes are that everything here is about: MusicGen's EnCodec at 32 kHz (Copet et al. 2023, section 3.1)."""
+"""Constants of MusicGen's EnCodec at 32 kHz (Copet et al. 2023, section 3.1)."""
 
 from __future__ import annotations
 

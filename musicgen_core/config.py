@@ -1,4 +1,4 @@
-"""Settings of tokenizing, training and generating, in the groups that the run forms and the command line show."""
+"""Settings of tokenizing, training and generation, grouped as the run forms and the command line show them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from musicgen_core.settings import Settings
 from musicgen_core.texts import MAX_CHARACTERS
 
 DEFAULT_MODEL = "facebook/musicgen-large"
-"""The base model where none is given"""
+"""Base model if none is given"""
 
 EFFECTIVE_BATCH = 16
-"""Clips an optimizer update learns from, unless the user gives other numbers."""
+"""Clips per optimizer step by default: micro-batch × accumulation steps × GPUs"""
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 """Linear layers that get LoRA: self- and cross-attention each have the first four, so ten layers a block."""
@@ -29,10 +29,10 @@ DEFAULT_PROMPTS = (
     "Relaxing jazz piano with soft background ambience",
     "Upbeat electronic dance music with strong bass",
 )
-"""What is rendered where no prompts are given"""
+"""Default prompts"""
 
 LONGEST_SECONDS = 3600
-"""Of a piece of music"""
+"""Longest sample that can be generated"""
 
 LARGEST_COUNT = 10**9
 """Upper bound of counts without a tighter one: fits 32 bits. Integers over 64 bits break Prefect's database."""
@@ -44,7 +44,7 @@ MOST_SIDE_BY_SIDE = 64
 """Upper bound of the samples that are generated in one batch"""
 
 Format = Literal["flac", "mp3"]
-"""Of the files that may stand beside a wav"""
+"""Additional formats that can be written beside a wav"""
 
 
 def _check_prompt(text: str) -> str:
@@ -59,7 +59,7 @@ def _check_prompt(text: str) -> str:
 
 
 PromptText = Annotated[str, AfterValidator(_check_prompt)]
-"""Text that music is made from"""
+"""Text prompt for generation"""
 
 
 def _none_if_null(prompts: Any) -> Any:
@@ -67,7 +67,7 @@ def _none_if_null(prompts: Any) -> Any:
 
 
 Prompts = Annotated[tuple[PromptText, ...], BeforeValidator(_none_if_null)]
-"""Texts that music is made from; null, as earlier versions' forms sent it, stands for none"""
+"""Text prompts for generation; null, as sent by forms of earlier versions, means none"""
 
 
 def _check_prior_prompts(path: str | None, info: ValidationInfo) -> str | None:
@@ -298,10 +298,10 @@ class TrainSettings(
 
 
 def template_fields(template: str) -> list[str]:
-    """`"{genre}, {bpm} bpm"` → `["genre", "bpm"]`. There is at least one, and nothing but plain names.
+    """Return the field names of a template: `"{genre}, {bpm} bpm"` → `["genre", "bpm"]`.
 
     Raises:
-        ValueError: with what is wrong, in words.
+        ValueError: the template has no fields, or something other than plain names in braces; the message says what.
     """
     try:
         parts = list(string.Formatter().parse(template))
@@ -321,7 +321,7 @@ def template_fields(template: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-# Validators in annotations rather than methods, so that a flow's parameters and the command line have them too.
+# Validators are annotations rather than methods, so that flow parameters and the command line use them, too.
 
 
 def _none_if_blank(text: str | None) -> str | None:

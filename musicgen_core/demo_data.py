@@ -1,4 +1,4 @@
-"""A small data set in the users' layout: synthesized music, in styles that the model `demo` knows and in a new one."""
+"""Synthesized demo data set in the layout of users' archives: styles that the model `demo` knows, and a new one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from musicgen_core.synthesis.composing import compose
 from musicgen_core.synthesis.rendering import SoundBank
 
 KNOWN_STYLES = ("lofi", "techno", "folk")
-NEW_STYLE = "theremin"  # also the trigger word: all captions of the style have it, and no other
+NEW_STYLE = "theremin"  # also the trigger word, which is in all captions of the style and in no others
 RATE = 44_100  # Hz, as most people's files have it
 FIRST_SEED = 80_000_000  # of the clips; demo_model trains and measures on others
 _WIDTH = 0.2
@@ -36,7 +36,7 @@ def make_demo_archives(folder: Path, archives: int = 3, clips: int = 32, seconds
     The same arguments write the same bytes.
 
     Raises:
-        ConfigError: a file of one of these names is there, with other clips in it.
+        ConfigError: a file of one of these names exists and holds other clips.
     """
     names_in = {f"archive_batch_{batch:04d}.zip": _names(batch, clips) for batch in range(1, archives + 1)}
     _check_own(folder, {**names_in, _METADATA: [name for names in names_in.values() for name in names]})
@@ -62,12 +62,12 @@ def _names(batch: int, clips: int) -> list[str]:
 
 
 def _style(index: int) -> str:
-    """Every other clip is in the new style; the others keep the model from forgetting what it knows."""
+    """Return the style of a clip: every other one is new; the known styles in between prevent forgetting."""
     return NEW_STYLE if index % 2 == 0 else KNOWN_STYLES[index // 2 % len(KNOWN_STYLES)]
 
 
 def _check_own(folder: Path, files: Mapping[str, list[str]]) -> None:
-    """Raises ConfigError if one of `files` exists and names other clips than those given."""
+    """Raise a ConfigError if one of `files` exists and names other clips than those given."""
     for file, names in files.items():
         path = folder / file
         if path.exists() and set(_named_in(path)) - set(names) - {_BROKEN}:
@@ -78,7 +78,7 @@ def _check_own(folder: Path, files: Mapping[str, list[str]]) -> None:
 
 
 def _named_in(path: Path) -> Iterator[str]:
-    """The clips of an archive or of metadata; for another file something that no clip is called."""
+    """Yield the clip names of an archive or of metadata; for any other file, a name that no clip has."""
     try:
         storage.require_file(UPath(path))
         if path.name == _METADATA:
@@ -98,7 +98,7 @@ def _play(bank: SoundBank, batch: int, clips: int, seconds: float) -> Iterator[t
 
 
 def _member(name: str) -> zipfile.ZipInfo:
-    """A member without a time, so that equal content gives equal archives."""
+    """Return a zip member with a fixed time, so that equal content gives equal archives."""
     member = zipfile.ZipInfo(name)
     member.external_attr = 0o644 << 16
     return member
@@ -106,7 +106,7 @@ def _member(name: str) -> zipfile.ZipInfo:
 
 def _wav(mono: NDArray[np.float32], seconds: float) -> bytes:
     mono = soxr.resample(mono, SAMPLE_RATE, RATE)[: round(seconds * RATE)]
-    side = _WIDTH * np.roll(mono, RATE // 100)  # a little width, which is gone in the mean of the channels
+    side = _WIDTH * np.roll(mono, RATE // 100)  # stereo width, which cancels in the mean of the channels
     stereo: NDArray[np.float32] = np.clip(np.stack([mono + side, mono - side], axis=1), -1, 1)
     buffer = io.BytesIO()
     soundfile.write(buffer, stereo, RATE, format="WAV", subtype="PCM_16")

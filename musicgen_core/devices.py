@@ -1,4 +1,4 @@
-"""Which device to compute on, and in which precision."""
+"""Selection of the compute device and precision."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` → a device.
+    """Return the device for `auto`, `cpu` or `cuda`.
 
     Raises:
-        DeviceError: `cuda` was asked for and there is no usable GPU.
+        DeviceError: `cuda` was requested and no usable GPU was found.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise DeviceError(message("there is no device {name!r}", name=name), message("Use auto, cpu or cuda"))
@@ -45,14 +45,15 @@ def pick_device(name: str) -> torch.device:
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """bf16 on GPUs that compute in it (compute capability 8.0 and newer), fp16 on older ones, fp32 on a CPU."""
+    """Return bf16 for GPUs of compute capability 8.0 and newer, fp16 for older ones, fp32 for a CPU."""
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
 
 
 def check_fp8(device: torch.device) -> None:
-    """
+    """Check that a device has FP8 Tensor Cores.
+
     Raises:
         DeviceError: the device can't multiply in FP8.
     """
@@ -75,12 +76,12 @@ def check_fp8(device: torch.device) -> None:
 
 
 def memory_gib(device: torch.device) -> float:
-    """Memory of a GPU in GiB."""
+    """Return the total memory of a GPU in GiB."""
     return torch.cuda.get_device_properties(device).total_memory / 2**30
 
 
 def release_memory(device: torch.device) -> None:
-    """What is no longer used makes room for what is next, which may ask how much is free."""
+    """Return unused cached memory to the GPU, so that the next stage sees it as free."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -88,7 +89,7 @@ def release_memory(device: torch.device) -> None:
 
 @cache
 def shared_memory_bytes(device: torch.device) -> int:
-    """Of a GPU's multiprocessor, as much as one program of Triton may have; as an H100's where Triton interprets."""
+    """Return the shared memory per SM that one Triton program instance may use; an H100's if Triton interprets."""
     if device.type != "cuda":
         return 227 * 1024
     import triton  # not everywhere
@@ -98,7 +99,7 @@ def shared_memory_bytes(device: torch.device) -> int:
 
 
 def can_compile() -> bool:
-    """Triton needs a C compiler and Python's headers at run time. Without them, say so and compute eagerly."""
+    """Return whether Triton can compile, which takes a C compiler and Python's headers; log it if not."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler and _has_headers():
         return True

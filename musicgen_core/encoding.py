@@ -1,4 +1,4 @@
-"""Clips to codes in batches of like lengths, with the next batch begun before the last one's codes are waited for."""
+"""Encode clips to codes in batches of similar lengths. The next batch starts before the codes of the last are read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from musicgen_core.codec import PIECE_SECONDS, Codec, Codes
+from musicgen_core.codec import ENCODE_SECONDS, Codec, Codes
 from musicgen_core.codes import FRAME_RATE
 from musicgen_core.data.audio import DecodedClip
 from musicgen_core.errors import ClipRejected, DeviceError
@@ -24,23 +24,23 @@ logger = logging.getLogger(__name__)
 K = TypeVar("K")
 
 LEAD_SECONDS, TAIL_SECONDS = 5, 1
-"""Context of a piece, whose codes are dropped: what the LSTM remembers, and what the convolutions see ahead.
+"""Context of a segment, whose codes are dropped: the LSTM's memory, and the convolutions' look-ahead.
 
-All three are whole seconds: a piece then begins at a whole sample of any rate and at a whole frame of codes.
+Segment and context are whole seconds, so a segment begins at a whole sample of any rate and a whole frame of codes.
 """
 MAX_CLIPS = 1024
-"""In a batch."""
+"""Maximum clips per batch"""
 MAX_FILLING = 1.25
-"""A batch with its filling over the clips in it."""
+"""Maximum ratio of a padded batch to the audio in it"""
 WINDOW_BATCHES = 4
-"""So many batches' worth of clips may wait for others of their length."""
+"""Number of batches' worth of clips that may wait for others of their length"""
 LENGTH_STEP = 1.05
 """Clips whose lengths differ by no more than this share a bucket."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Codes [4, frames] of a clip, and its duration in seconds at the file's own rate."""
+    """Codes [4, frames] of a clip, and its duration in seconds at the file's own sample rate."""
 
     codes: Codes
     seconds: float
@@ -50,7 +50,7 @@ class BatchEncoder:
     """Encodes clips of any lengths and rates in batches.
 
     Args:
-        codec: the codec, with its `batch_seconds`; several encoders may share one.
+        codec: the codec, whose `batch_seconds` bounds a batch; several encoders may share it.
     """
 
     def __init__(self, codec: Codec) -> None:
@@ -59,12 +59,12 @@ class BatchEncoder:
     def encode(
         self, clips: Iterable[tuple[K, DecodedClip | ClipRejected]]
     ) -> Generator[tuple[K, Encoded | ClipRejected]]:
-        """Codes of each clip, in the order given; rejections pass through at their place.
+        """Yield the codes of each clip in input order; rejections pass through in place.
 
         The codes don't depend on what a clip is batched with.
 
         Raises:
-            DeviceError: not even one piece fits the GPU.
+            DeviceError: not even one segment fits the GPU.
         """
         waiting: deque[_Track[K]] = deque()  # in order; the first may still be in a bucket
         buckets = _Buckets()
@@ -72,11 +72,11 @@ class BatchEncoder:
         for key, clip in clips:
             track = _Track(key, clip, queue.started_seconds)
             waiting.append(track)
-            for piece in track.pieces():
-                full = buckets.add(piece, self._codec.batch_seconds)
+            for segment in track.segments():
+                full = buckets.add(segment, self._codec.batch_seconds)
                 if full:
                     queue.start(full)
-            # Clips of rare lengths don't wait for ever, and those behind them neither.
+            # Clips of rare lengths, and those behind them, don't wait indefinitely.
             held = max(buckets.seconds, queue.started_seconds - waiting[0].begun_at)
             if held > WINDOW_BATCHES * self._codec.batch_seconds or len(waiting) > WINDOW_BATCHES * MAX_CLIPS:
                 for batch in buckets.drain(self._codec.batch_seconds):
@@ -90,9 +90,9 @@ class BatchEncoder:
 
 @dataclass
 class _Track(Generic[K]):
-    """A clip on its way, and the codes of those of its pieces that are done.
+    """A clip in progress, with the codes of its finished segments.
 
-    `begun_at`: how many seconds of audio had been started before it.
+    `begun_at`: seconds of audio started before it.
     """
 
     key: K
@@ -101,15 +101,15 @@ class _Track(Generic[K]):
     codes: list[Codes | None] = field(default_factory=list)
     seconds: float = 0.0
 
-    def pieces(self) -> Iterator[_Piece]:
-        """What of it is to be encoded: all at once, or pieces with context on both sides."""
+    def segments(self) -> Iterator[_Segment]:
+        """Yield the segments to encode: the whole clip, or segments with context on both sides."""
         clip, self.clip = self.clip, None
         if not isinstance(clip, DecodedClip):
             self.clip = clip
             return
         self.seconds = clip.seconds
-        new = PIECE_SECONDS - LEAD_SECONDS - TAIL_SECONDS
-        starts = range(0, math.ceil(self.seconds), new) if self.seconds > PIECE_SECONDS else range(1)
+        new = ENCODE_SECONDS - LEAD_SECONDS - TAIL_SECONDS
+        starts = range(0, math.ceil(self.seconds), new) if self.seconds > ENCODE_SECONDS else range(1)
         self.codes = [None] * len(starts)
         for index, start in enumerate(starts):
             last = index == len(starts) - 1
@@ -117,10 +117,10 @@ class _Track(Generic[K]):
             end = None if last else (start + new + TAIL_SECONDS) * clip.rate
             samples = clip.samples[(start - lead) * clip.rate : end]
             keep = slice(lead * FRAME_RATE, None if last else (lead + new) * FRAME_RATE)
-            yield _Piece(samples, clip.rate, keep, partial(self.codes.__setitem__, index))
+            yield _Segment(samples, clip.rate, keep, partial(self.codes.__setitem__, index))
 
     def result(self) -> Encoded | ClipRejected | None:
-        """None while codes are missing."""
+        """Return the codes or the rejection; None while codes are missing."""
         if isinstance(self.clip, ClipRejected):
             return self.clip
         parts = [codes for codes in self.codes if codes is not None]
@@ -130,8 +130,8 @@ class _Track(Generic[K]):
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """samples [samples] fp32 at `rate`; of its codes `keep` goes to `done`."""
+class _Segment:
+    """Audio [samples], fp32 at `rate`; the slice `keep` of its codes is stored in `done`."""
 
     samples: NDArray[np.float32]
     rate: int
@@ -150,114 +150,114 @@ def _finished(waiting: deque[_Track[K]]) -> Iterator[tuple[K, Encoded | ClipReje
 
 @dataclass
 class _Bucket:
-    """Pieces of one rate, the seconds of the longest and those of all together."""
+    """Segments of one rate, with the seconds of the longest and of all together."""
 
-    pieces: list[_Piece] = field(default_factory=list)
+    segments: list[_Segment] = field(default_factory=list)
     longest: float = 0.0
     seconds: float = 0.0
 
-    def add(self, piece: _Piece) -> None:
-        self.pieces.append(piece)
-        self.longest = max(self.longest, piece.seconds)
-        self.seconds += piece.seconds
+    def add(self, segment: _Segment) -> None:
+        self.segments.append(segment)
+        self.longest = max(self.longest, segment.seconds)
+        self.seconds += segment.seconds
 
     def is_full(self, batch_seconds: float) -> bool:
-        """Whether a batch has no room for another one of the longest's length."""
-        return self.longest * (len(self.pieces) + 1) > batch_seconds or len(self.pieces) == MAX_CLIPS
+        """Return whether a batch has no room for another segment as long as the longest."""
+        return self.longest * (len(self.segments) + 1) > batch_seconds or len(self.segments) == MAX_CLIPS
 
-    def fits(self, piece: _Piece, batch_seconds: float) -> bool:
-        """Whether a piece no longer than the others can join a batch of them."""
-        filled = self.longest * (len(self.pieces) + 1)
-        alike = piece.rate == self.pieces[0].rate and filled <= MAX_FILLING * (self.seconds + piece.seconds)
+    def fits(self, segment: _Segment, batch_seconds: float) -> bool:
+        """Return whether a segment that is no longer than the others can join their batch."""
+        filled = self.longest * (len(self.segments) + 1)
+        alike = segment.rate == self.segments[0].rate and filled <= MAX_FILLING * (self.seconds + segment.seconds)
         return alike and not self.is_full(batch_seconds)
 
 
 class _Buckets:
-    """Pieces that wait for others of their rate and about their length."""
+    """Segments that wait for others of the same rate and a similar length."""
 
     def __init__(self) -> None:
         self._buckets: dict[tuple[int, int], _Bucket] = {}
         self.seconds = 0.0
 
-    def add(self, piece: _Piece, batch_seconds: float) -> list[_Piece] | None:
-        """→ a full batch, if this piece makes one."""
-        key = (piece.rate, math.floor(math.log(len(piece.samples), LENGTH_STEP)))
+    def add(self, segment: _Segment, batch_seconds: float) -> list[_Segment] | None:
+        """Add a segment; return a full batch if this completes one."""
+        key = (segment.rate, math.floor(math.log(len(segment.samples), LENGTH_STEP)))
         bucket = self._buckets.setdefault(key, _Bucket())
-        bucket.add(piece)
-        self.seconds += piece.seconds
+        bucket.add(segment)
+        self.seconds += segment.seconds
         if not bucket.is_full(batch_seconds):
             return None
         del self._buckets[key]
         self.seconds -= bucket.seconds
-        return bucket.pieces
+        return bucket.segments
 
-    def drain(self, batch_seconds: float) -> Iterator[list[_Piece]]:
-        """Everything, in batches as like as it allows."""
-        pieces = sorted(
-            (piece for bucket in self._buckets.values() for piece in bucket.pieces),
-            key=lambda piece: (piece.rate, -len(piece.samples)),
+    def drain(self, batch_seconds: float) -> Iterator[list[_Segment]]:
+        """Yield all remaining segments, in batches of lengths as similar as possible."""
+        segments = sorted(
+            (segment for bucket in self._buckets.values() for segment in bucket.segments),
+            key=lambda segment: (segment.rate, -len(segment.samples)),
         )
         self._buckets.clear()
         self.seconds = 0.0
         batch = _Bucket()
-        for piece in pieces:
-            if batch.pieces and not batch.fits(piece, batch_seconds):
-                yield batch.pieces
+        for segment in segments:
+            if batch.segments and not batch.fits(segment, batch_seconds):
+                yield batch.segments
                 batch = _Bucket()
-            batch.add(piece)
-        if batch.pieces:
-            yield batch.pieces
+            batch.add(segment)
+        if batch.segments:
+            yield batch.segments
 
 
 class _InFlight:
-    """The batch that is being encoded. Its codes are waited for once the next one has begun."""
+    """The batch that is being encoded. Its codes are read once the next batch has started."""
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
-        self._pieces: Sequence[_Piece] = ()
+        self._pieces: Sequence[_Segment] = ()
         self._fetch: Callable[[], list[Codes]] = list
         self.started_seconds = 0.0
 
-    def start(self, pieces: Sequence[_Piece]) -> None:
-        fetch = self._try(pieces)
+    def start(self, segments: Sequence[_Segment]) -> None:
+        fetch = self._try(segments)
         if fetch is None:
-            self._halve(pieces)
+            self._halve(segments)
             return
-        self.started_seconds += sum(piece.seconds for piece in pieces)
-        before, self._pieces = self._pieces, pieces
+        self.started_seconds += sum(segment.seconds for segment in segments)
+        before, self._pieces = self._pieces, segments
         fetch_before, self._fetch = self._fetch, fetch
         _deliver(before, fetch_before())
 
     def finish(self) -> None:
-        pieces, self._pieces = self._pieces, ()
+        segments, self._pieces = self._pieces, ()
         fetch, self._fetch = self._fetch, list
-        _deliver(pieces, fetch())
+        _deliver(segments, fetch())
 
-    def _try(self, pieces: Sequence[_Piece]) -> Callable[[], list[Codes]] | None:
-        """None: out of memory. The error isn't kept, since it would keep what the attempt had allocated."""
+    def _try(self, segments: Sequence[_Segment]) -> Callable[[], list[Codes]] | None:
+        """Start a batch; return None if out of memory. Keeping the error would keep the attempt's allocations."""
         try:
-            return self._codec.start([piece.samples for piece in pieces], pieces[0].rate)
+            return self._codec.start([segment.samples for segment in segments], segments[0].rate)
         except torch.OutOfMemoryError:
             return None
 
-    def _halve(self, pieces: Sequence[_Piece]) -> None:
+    def _halve(self, segments: Sequence[_Segment]) -> None:
         self.finish()
         torch.cuda.empty_cache()
-        if len(pieces) == 1:
+        if len(segments) == 1:
             raise DeviceError(
                 message(
-                    "{seconds:.0f} s of audio don't fit the memory that is free on the GPU", seconds=pieces[0].seconds
+                    "{seconds:.0f} s of audio don't fit the memory that is free on the GPU", seconds=segments[0].seconds
                 ),
                 message("Stop other programs on the GPU, or tokenize with --device cpu"),
             )
-        half = math.ceil(len(pieces) / 2)
-        fits = half * max(piece.seconds for piece in pieces)
+        half = math.ceil(len(segments) / 2)
+        fits = half * max(segment.seconds for segment in segments)
         self._codec.batch_seconds = min(fits, self._codec.batch_seconds)
         logger.warning("out of GPU memory: batches are %.0f s of audio from here on", self._codec.batch_seconds)
-        self.start(pieces[:half])
-        self.start(pieces[half:])
+        self.start(segments[:half])
+        self.start(segments[half:])
 
 
-def _deliver(pieces: Sequence[_Piece], codes: Sequence[Codes]) -> None:
-    for piece, found in zip(pieces, codes, strict=True):
-        piece.done(found[:, piece.keep])
+def _deliver(segments: Sequence[_Segment], codes: Sequence[Codes]) -> None:
+    for segment, found in zip(segments, codes, strict=True):
+        segment.done(found[:, segment.keep])

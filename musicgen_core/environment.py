@@ -1,4 +1,4 @@
-"""Environment variables: those set to nothing, as a compose file or a `.env` leaves them, and those of processes."""
+"""Environment variables of this process and its children."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 def drop_empty(*prefixes: str) -> None:
-    """Unset empty variables whose names begin so: WandB, Prefect and the Hub refuse an empty value, or stumble."""
+    """Unset empty variables with these prefixes. Compose files set them; WandB, Prefect and the Hub reject them."""
     for name in [name for name in os.environ if name.startswith(prefixes)]:
         if not os.environ[name].strip():
             del os.environ[name]
 
 
 def python_path() -> str:
-    """Return PYTHONPATH with this project first. Empty entries, which stand for the working directory, are left out."""
+    """Return PYTHONPATH with this project first and without empty entries, which mean the working directory."""
     return os.pathsep.join(filter(None, [str(_ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))

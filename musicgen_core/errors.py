@@ -1,4 +1,4 @@
-"""What can go wrong by no fault of the program. Each error says what was found, where, and what to do next."""
+"""User-facing errors. Each says what was found, where, and what to do next."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class MusicgenError(Exception):
     """An error that a person can act on.
 
     Args:
-        found: what was found and where, without a full stop at the end.
+        found: the problem and its location, without a full stop at the end.
         next_step: what to do about it.
     """
 
@@ -27,7 +27,7 @@ class MusicgenError(Exception):
 
 
 def translated_error(error: MusicgenError) -> str:
-    """Return an error in the user's language. One whose finding has no translation stays whole in English."""
+    """Return an error in the user's language, or entirely in English if its finding has no translation."""
     if not isinstance(error.found, Message):
         return str(error)
     if not error.next_step:
@@ -36,19 +36,19 @@ def translated_error(error: MusicgenError) -> str:
 
 
 class ConfigError(MusicgenError):
-    """Settings that are not valid; `found` lists every problem at once."""
+    """Invalid settings; `found` lists every problem at once."""
 
 
 class DeviceError(MusicgenError):
-    """The device asked for is not there or too small."""
+    """The requested device is missing or too small."""
 
 
 class ArchiveError(MusicgenError):
-    """An archive, or the lack of one."""
+    """An archive that is missing or can't be used."""
 
 
 class ClipRejected(MusicgenError):
-    """A clip that cannot be used. The archive goes on without it."""
+    """A clip that can't be used. The rest of its archive is processed."""
 
 
 class MetadataError(MusicgenError):
@@ -56,10 +56,10 @@ class MetadataError(MusicgenError):
 
 
 class StorageError(MusicgenError):
-    """A storage that refuses access or does not answer.
+    """A storage that refuses access or doesn't respond.
 
     Attributes:
-        code: the HTTP status that says why, if one does: 401 for the login, 403 for a permission, 404 for the bucket.
+        code: the HTTP status, if any: 401 for credentials, 403 for a permission, 404 for the bucket.
     """
 
     def __init__(self, found: str, next_step: str = "", code: int | None = None) -> None:
@@ -80,19 +80,19 @@ class AdapterError(MusicgenError):
 
 
 class RunDirectoryError(MusicgenError):
-    """A run directory that doesn't fit what is asked of it."""
+    """A run directory that can't be used as requested."""
 
 
 class TrainingError(MusicgenError):
-    """A training that can't go on."""
+    """A training run that can't continue."""
 
 
 class Cancelled(Exception):
-    """The work stopped because it was told to. What was finished before is kept."""
+    """The work was cancelled. Results finished before are kept."""
 
 
 def reason_of(error: BaseException) -> str:
-    """Return an error as a person reads it: `no space left on device: /data/latest.pt`, `ValueError: …`."""
+    """Return an error in readable form: `no space left on device: /data/latest.pt`, `ValueError: …`."""
     if isinstance(error, MusicgenError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
@@ -109,7 +109,7 @@ _ADVICE = {
 
 
 def advice_on(error: BaseException) -> str | None:
-    """Return what to do about an error of a file or its disk; None for others."""
+    """Return advice on an error of a file or its disk; None for other errors."""
     return _ADVICE.get(error.errno or 0) if isinstance(error, OSError) and error.filename is not None else None
 
 
@@ -121,10 +121,10 @@ def without_number(text: str) -> str:
 def raise_if_interrupted(error: BaseException) -> None:
     """Raise the interruption that an error hides, if any.
 
-    Prefect's TerminationSignal is raised wherever the program is, and compiled code (pybind11, while a module is
-    imported) makes an ImportError or a RuntimeError of it. Who catches those would go on, deaf to SIGTERM.
+    Prefect's TerminationSignal is raised at an arbitrary point, and compiled code (pybind11, while a module is
+    imported) turns it into an ImportError or a RuntimeError. Code that catches those would ignore SIGTERM.
     """
-    behind, seen = [error], {id(error)}  # causes may lead in a circle
+    behind, seen = [error], {id(error)}  # chains of causes may be cyclic
     while behind:
         reached = behind.pop()
         for cause in (reached.__cause__, reached.__context__):

@@ -1,8 +1,8 @@
-"""Untrusted text (prompts, descriptions, names of clips, archives, folders and models) for places that interpret text.
+"""Escaping of untrusted text: prompts, descriptions, names of clips, archives, folders and models.
 
-One function for each place:
+One function for each output:
 
-| place | function |
+| output | function |
 | --- | --- |
 | terminal, log, plain text of any length | `printable` |
 | label, title, caption, cell of a terminal's table | `one_line` |
@@ -19,13 +19,13 @@ import re
 from typing import Any
 
 LABEL_CHARACTERS = 200
-"""Length to which labels are shortened"""
+"""Maximum length of labels, in characters"""
 
 # C0 and C1 controls but tab and newline, line separators, bidi embeddings, overrides and isolates, lone surrogates.
 # Marks that scripts and emoji need (ZWJ, ZWNJ, LRM, RLM) stay.
 _ACTIVE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-# What Markdown (CommonMark, GFM's tables and autolinks, math) takes for its own anywhere in a line, and at its start.
-# An underscore within a word is none of it: names such as archive_batch_0001 stay as they are.
+# Characters that Markdown (CommonMark, GFM's tables and autolinks, math) interprets anywhere in a line, and at its
+# start. An underscore within a word isn't one of them: names such as archive_batch_0001 stay as they are.
 _MARKUP = re.compile(r"[\\`*\[\]<>|#~$!&@{}]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=[wW]{3})\.")
 # Underscores that may begin and end an emphasis.
 _EMPHASIS = re.compile(r"(?<![^\W_])_.*_(?![^\W_])", re.DOTALL)
@@ -45,34 +45,34 @@ def one_line(text: object, most: int = LABEL_CHARACTERS) -> str:
 
 
 def markdown_text(text: object) -> str:
-    """Return the text as Markdown that shows it literally, on one line: no markup, HTML, image or link comes of it."""
+    """Return the text as one line of Markdown that shows it literally, without markup, HTML, images or links."""
     escaped = _MARKUP.sub(r"\\\g<0>", printable(" ".join(str(text).split())))
     return _BLOCK.sub(r"\g<0>\\", escaped)
 
 
 def plain_text(markdown: str) -> str:
-    """Return what `markdown_text` made into Markdown."""
+    """Return the plain text of the output of `markdown_text`."""
     return re.sub(r"\\([^\w\s])", r"\1", markdown)
 
 
 def markdown_code(text: object) -> str:
-    """Return a path or name as Markdown in a fixed-width face, or with `|` or a backtick in it as plain text.
+    """Return a path or name as a Markdown code span, or as plain text if it contains `|` or a backtick.
 
-    In a fixed-width face nothing can be escaped, and a table's cell ends at `|`: what follows would be live.
+    In a code span nothing can be escaped, and `|` ends a table's cell: the rest would be interpreted as Markdown.
     """
     plain = printable(text).replace("\n", " ")
     return markdown_text(plain) if {"`", "|"} & set(plain) else f"`{plain}`"
 
 
 def markdown_block(text: object) -> str:
-    """Return a line as an indented block of code, which shows it as it is, to be copied whole."""
+    """Return a line as an indented code block, which shows it verbatim and can be copied as a whole."""
     return "    " + printable(text).replace("\n", " ")
 
 
 def markdown_link(text: str, url: str) -> str:
-    """Return a link, or where the URL is not a plain one of http, its text.
+    """Return a Markdown link, or only its text if the URL is not a plain http(s) one.
 
-    Prefect's V1 UI shows the backslashes of escapes in the texts of links, so underscores have none without need.
+    Prefect's V1 UI shows escaping backslashes in link texts, so underscores are escaped only where necessary.
     """
     shown = markdown_text(text)
     if not _URL.fullmatch(url):
@@ -88,15 +88,15 @@ class _PrintableRecord(logging.LogRecord):
 
 
 def print_logs_safely() -> None:
-    """Have every log record of this process, of whatever logger and handler, come out printable."""
+    """Make every log record of this process printable, whatever its logger and handler."""
     logging.setLogRecordFactory(_PrintableRecord)
 
 
 def html_page(package: str, template: str, **values: Any) -> str:
-    """Render an HTML template of a package, in the user's language: every value is escaped.
+    """Render an HTML template of a package in the user's language, with every value escaped.
 
-    Its variable `policy` is a Content-Security-Policy under which the page runs the template's own scripts and
-    styles alone, and loads only what lies beside it or stands in it as data.
+    The template's variable `policy` is a Content-Security-Policy that allows only the template's own scripts and
+    styles, files beside the page, and data URLs.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -113,7 +113,7 @@ def html_page(package: str, template: str, **values: Any) -> str:
         finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
     source, _, _ = loader.get_source(environment, template)
-    # `file:` too: a page that is opened from a disk has an origin that 'self' doesn't stand for everywhere.
+    # `file:` too: in some browsers 'self' doesn't match the origin of a page opened from a disk.
     beside = "'self' file: data:"
     policy = (
         f"default-src 'none'; img-src {beside}; media-src {beside}; script-src {csp_hashes(source, 'script')}; "
@@ -123,7 +123,7 @@ def html_page(package: str, template: str, **values: Any) -> str:
 
 
 def csp_hashes(source: str, element: str) -> str:
-    """Return the sources of CSP that allow a template's inline elements, which must hold no template code."""
+    """Return the CSP hash sources of a template's inline elements, which must contain no template code."""
     contents = re.findall(f"<{element}>(.*?)</{element}>", source, re.DOTALL)
     digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in contents)
     return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"

@@ -1,4 +1,4 @@
-"""How long tokenizing will take and on how much disk: a sample of the clips, encoded as all of them would be."""
+"""Estimate time and disk space of tokenizing by running a sample of the clips through the whole pipeline."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,40 +30,40 @@ from musicgen_core.wording import counted
 
 WARM_UP_CLIPS = 4
 LEAST_SECONDS = 5.0
-"""A fast GPU encodes the sample in less than a second, most of it spent on beginning and ending: it goes on again."""
+"""Minimum duration of the measurement. A fast GPU takes less than a second for the sample, so it is repeated."""
 PROBE_BYTES = 32 << 20
-"""What is read of a remote archive, in one go as staging does, to see how fast it comes."""
+"""Bytes read from a remote archive, in one read as staging does, to measure the download rate"""
 
 SEGMENT_SECONDS: float = TrainSettings.model_fields["segment_seconds"].default
-"""Of a clip, at most, in an epoch of training"""
+"""Seconds of a clip used per training epoch, at most"""
 
 Result = tuple[str, Encoded | ClipRejected]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What tokenizing will take. Only `archives`, `archive_bytes` and, if `is_exact`, `clips` are no estimates.
+    """Time and space of tokenizing. All but `archives`, `archive_bytes` and, if `is_exact`, `clips` are estimates.
 
     Attributes:
-        archives: those that can be read.
-        archive_bytes: their size.
-        unreadable: why others can't be read.
-        clips: in all of them, the ones that will be rejected included.
-        is_exact: whether they were counted; False where tars are among the archives.
-        asked_clips: how large the sample should be.
-        sampled_clips: how large it is, rejected clips included.
-        sampled_archives: archives that it was taken of.
-        rejected: those of the sample that can't be used.
-        audio_seconds: of all clips that can be used.
-        epoch_seconds: of what an epoch of training sees of them, 30 s of each clip at most.
-        clips_per_sec: from file to codes, the rejected ones included.
-        audio_seconds_per_sec: from file to codes.
-        download_bytes_per_sec: how fast remote archives come, as many at a time as there are workers; else None.
-        tokens_bytes: of all shards.
-        scratch_bytes: of staged archives, as many as there are workers; 0 if they are local.
-        workers: archives at a time; no more than there are.
-        device: that encoded the sample.
-        gpu: its name; empty if it is none.
+        archives: number of readable archives.
+        archive_bytes: total size of the readable archives.
+        unreadable: reasons why other archives can't be read.
+        clips: clips in all readable archives, including those that will be rejected.
+        is_exact: whether `clips` was counted; False if there are tars among the archives.
+        asked_clips: requested size of the sample.
+        sampled_clips: actual size of the sample, including rejected clips.
+        sampled_archives: archives that the sample was taken from.
+        rejected: rejected clips of the sample.
+        audio_seconds: duration of all usable clips.
+        epoch_seconds: duration used by one training epoch, at most 30 s of each clip.
+        clips_per_sec: throughput from file to codes, including rejected clips.
+        audio_seconds_per_sec: throughput from file to codes.
+        download_bytes_per_sec: rate of remote archives with one download per worker; None if all are local.
+        tokens_bytes: size of all shards.
+        scratch_bytes: disk space of staged archives, one per worker; 0 if all are local.
+        workers: archives processed in parallel, at most as many as there are.
+        device: the device that encoded the sample.
+        gpu: name of the GPU; empty on a CPU.
     """
 
     archives: int
@@ -95,7 +96,7 @@ class Estimate:
 
     @property
     def hours_to_go(self) -> float:
-        """At most: several archives at a time are downloaded while others are encoded."""
+        """Return an upper bound in hours, as downloads overlap with encoding if there are several workers."""
         return self.encoding_hours + self.download_hours
 
     def cost(self, hourly_price: float) -> float:
@@ -109,17 +110,17 @@ def estimate(
     workers: int = 1,
     on_clip: Callable[[], None] = lambda: None,
 ) -> Estimate:
-    """Encode a sample of the clips through the whole pipeline. Nothing but temporary files is written.
+    """Measure a sample of the clips through the whole pipeline, writing only temporary files.
 
     Args:
-        archives: zips and tars, local or remote; remote ones are not staged, only the sample is fetched.
-        load_codec: called once the archives were found to be readable, since it takes long.
-        clips: how many to encode; of at most 4 archives, so there may be fewer.
-        workers: archives at a time.
+        archives: zips and tars, local or remote. Remote ones are not staged; only the sample is fetched.
+        load_codec: loads the codec; called only once the archives have been found to be readable, since it is slow.
+        clips: size of the sample, taken from at most 4 archives; smaller if those hold fewer clips.
+        workers: archives processed in parallel.
         on_clip: called after each clip of the sample, from any thread.
 
     Raises:
-        ArchiveError: no archive can be read, one of the sampled ones is damaged, or none of the clips can be used.
+        ArchiveError: no archive is readable, a sampled one is damaged, or none of the sampled clips can be used.
         OSError: storage fails.
     """
     listed, unreadable = list_archives(archives)
@@ -159,7 +160,7 @@ def estimate(
 
 @dataclass(frozen=True)
 class _Measured:
-    """What became of the sample, each clip once, and how fast it went."""
+    """Results of the sample, each clip once, and the throughput."""
 
     sample: list[Result]
     clips_per_sec: float
@@ -169,18 +170,19 @@ class _Measured:
 def _measure(
     tokenizer: Tokenizer, samples: Sequence[ArchiveSample], workers: int, on_clip: Callable[[], None]
 ) -> _Measured:
-    """Encode the samples, as many at a time as there are workers, until it has taken long enough to tell."""
+    """Encode the samples, one per worker at a time, repeatedly until the measurement is long enough."""
     for _ in _encode(tokenizer, replace(samples[0], places=samples[0].places[:WARM_UP_CLIPS])):
         pass
     stop = threading.Event()
     least_seconds = LEAST_SECONDS * min(workers, len(samples)) / len(samples)
     started = time.monotonic()
     with ThreadPoolExecutor(workers) as pool:
-        runs = [pool.submit(_repeat, tokenizer, sample, least_seconds, on_clip, stop) for sample in samples]
+        repeat = partial(_repeat, tokenizer, least_seconds=least_seconds, on_clip=on_clip, stop=stop)
+        runs = [pool.submit(repeat, sample) for sample in samples]
         try:
             wait(runs, return_when=FIRST_EXCEPTION)
         finally:
-            stop.set()  # after Ctrl-C or an error the others would go on
+            stop.set()  # otherwise the other threads would continue after Ctrl-C or an error
     took = time.monotonic() - started
     passes = [run.result() for run in runs]
     seconds = sum(clip.seconds for results in passes for _, clip in results if isinstance(clip, Encoded))
@@ -197,7 +199,7 @@ def _repeat(
     on_clip: Callable[[], None],
     stop: threading.Event,
 ) -> list[Result]:
-    """Encode a sample, again and again until `least_seconds` are over; less if `stop` is set."""
+    """Encode a sample repeatedly for `least_seconds`, or until `stop` is set."""
     results: list[Result] = []
     started = time.monotonic()
     while not stop.is_set() and (not results or time.monotonic() - started < least_seconds):
@@ -223,16 +225,17 @@ def _encode(
 
 
 def _drop_from_memory(file: Path) -> None:
-    """Let a file be read from its disk, as each archive will be. One just downloaded stays in memory, as it will."""
+    """Evict a file from the page cache, so that it is read from disk as in a real run."""
     if sys.platform == "linux":
         with open(file, "rb") as opened:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _sorted(sample: Sequence[Result]) -> tuple[list[Row], list[Rejected]]:
-    """
+    """Split results into rows and rejections.
+
     Raises:
-        ArchiveError: everything is rejected.
+        ArchiveError: all clips are rejected.
     """
     rows = [Row(name, None, clip.seconds, clip.codes) for name, clip in sample if isinstance(clip, Encoded)]
     rejected = [Rejected(name, str(clip)) for name, clip in sample if isinstance(clip, ClipRejected)]
@@ -257,9 +260,9 @@ def _shard_bytes(rows: Sequence[Row], path: Path, codec: Codec) -> int:
 
 
 def _download_rate(archives: Sequence[UPath], workers: int) -> float:
-    """Bytes a second of remote archives, as many at a time as there are workers.
+    """Return the download rate of remote archives in bytes/s, with one download per worker.
 
-    The sample itself doesn't tell: its clips are read one by one, and each costs round trips that staging doesn't.
+    It can't be derived from the sample, whose clips are read one by one at the cost of round trips that staging avoids.
     """
     started = time.monotonic()
     with ThreadPoolExecutor(workers) as pool:

@@ -1,4 +1,4 @@
-"""An estimate in words: tokenizing as it was measured, and training at speeds that were measured before."""
+"""Format an estimate as table rows: tokenizing as measured, training at known speeds."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 SHOWN_REASONS = 3
 
 SPEEDS = {"NVIDIA H200": 720.0, "NVIDIA H100 80GB HBM3": 703.0}
-"""Seconds of audio that one GPU trains on in a second: musicgen-large, bf16, clips of 30 s (bench/RESULTS.md)"""
+"""Training throughput of one GPU in audio seconds/s: musicgen-large, bf16, 30 s clips (bench/RESULTS.md)"""
 _MEASURE_YOURS = message("train with --max-steps 20 logs its seconds of audio per second (audio-s/s)")
 
 
 def rows_of(
     found: Estimate, model: str, hourly_price: float | None, left_out: Sequence[str] = ()
 ) -> list[tuple[str, str]]:
-    """Return names and values of a table.
+    """Return the rows of a table as (name, value).
 
     Args:
-        model: the base model that is to be trained.
-        hourly_price: of this machine; None: no cost is shown.
-        left_out: why archives will not be read.
+        model: the base model to train.
+        hourly_price: price of this machine per hour; None: no cost is shown.
+        left_out: reasons why some archives are left out.
     """
     return [*estimated_rows(found, hourly_price, left_out), *training_rows(found, model, hourly_price)]
 
@@ -70,7 +70,7 @@ def _cost(cost: float, hourly_price: float) -> str:
 
 
 def training_rows(found: Estimate, model: str, hourly_price: float | None) -> list[tuple[str, str]]:
-    """Return the rows on training with default settings, on one GPU; a price only of a GPU whose speed was measured."""
+    """Return the rows on training with default settings on one GPU; the cost only for GPUs of known speed."""
     epochs = TrainSettings.model_fields["num_epochs"].default
     seconds = epochs * found.epoch_seconds
     work = message("{epochs} of {time} of audio", epochs=counted(epochs, "epoch"), time=lasting(found.epoch_seconds))

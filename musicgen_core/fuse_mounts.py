@@ -1,6 +1,6 @@
-"""Folders that look local and are not: Google Drive's in Colab, and others that a program provides through FUSE.
+"""Folders on FUSE file systems, such as Google Drive in Colab, which look local but lack atomic replacement.
 
-A rename over an existing file may leave two files of one name there, or fail. A rename to a free name works.
+A rename over an existing file may leave two files of the same name there, or fail. A rename to a free name works.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import os
 from pathlib import Path
 
 WHOLE = ".whole"
-"""The ending of a file that is complete and is about to take the place of the one without."""
+"""Suffix of a complete file that is about to replace the one without it"""
 
 
 def is_mounted(folder: Path) -> bool:
-    """Whether a folder that exists is on a file system provided by a program (of Linux)."""
+    """Return whether an existing folder is on a FUSE file system (Linux only)."""
     device = folder.stat().st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     try:
@@ -21,15 +21,15 @@ def is_mounted(folder: Path) -> bool:
     except OSError:  # not Linux
         return False
     kinds = [line.partition(" - ")[2].split()[0] for line in mounts if line.split()[2] == number]
-    # A container's own disk is through FUSE where its user may not mount others; fuseblk is a disk, too.
+    # The root disk of a rootless container may be FUSE; fuseblk is a disk, too.
     return any(kind == "fuse" or (kind.startswith("fuse.") and not kind.endswith("overlayfs")) for kind in kinds)
 
 
 def replace(new: Path, target: Path) -> None:
-    """Move a complete file to `target` in the same folder, without ever renaming over a file.
+    """Move a complete file to `target` in the same folder without renaming over a file.
 
-    For a moment there is no `target`. If the process ends then, the complete file stays as `target.whole`, and
-    `finish` or the next file for this place puts it there.
+    For a moment `target` doesn't exist. If the process ends then, the complete file remains as `target.whole`, and
+    `finish` or the next `replace` of this target renames it.
     """
     whole = target.with_name(target.name + WHOLE)
     finish(whole)
@@ -41,10 +41,10 @@ def replace(new: Path, target: Path) -> None:
 
 
 def finish(whole: Path) -> None:
-    """Put `NAME.whole`, if it is there, in the place of `NAME`."""
+    """Replace `NAME` by `NAME.whole` if the latter exists."""
     if whole.exists():
         target = whole.with_name(whole.name.removesuffix(WHOLE))
         if target.exists() and not target.is_symlink():
-            os.truncate(target, 0)  # Drive keeps what is deleted in its bin, where it takes room for a month
+            os.truncate(target, 0)  # Drive keeps deleted files in its bin, where they take up space for a month
         target.unlink(missing_ok=True)
         whole.rename(target)

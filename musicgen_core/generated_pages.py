@@ -1,4 +1,4 @@
-"""The HTML pages that this project writes, recognised in whatever language and version: others are never replaced."""
+"""Recognise the HTML pages that this project writes, in any language and version; other pages are never replaced."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class OwnPage:
 
     Attributes:
         generator: the content of its `<meta name="generator">`.
-        title: in English; by it pages of earlier versions are recognised, which have no generator.
+        title: English title, which identifies pages of earlier versions, as these have no generator.
     """
 
     generator: str
     title: Message
 
     def is_at(self, path: UPath) -> bool:
-        """Return whether a file is such a page.
+        """Return whether a file is a page of this kind.
 
         Raises:
-            OSError: it can't be read.
+            OSError: the file can't be read.
         """
         try:
             head = storage.read_text(path)[:_HEAD_CHARACTERS]

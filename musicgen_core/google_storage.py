@@ -1,8 +1,8 @@
-"""Google Cloud Storage as storage.py needs it: gcsfs, which tries passing troubles again and explains lasting ones.
+"""Google Cloud Storage for storage.py: gcsfs with retries of transient errors and explanations of permanent ones.
 
-Of itself gcsfs waits for an answer forever, gives up an upload of several parts whose answer was lost, and takes a
-folder that it may not look at for one that isn't there. Credentials are found as Google's own programs find them: those
-of `gcloud auth application-default login`, GOOGLE_APPLICATION_CREDENTIALS, or the machine's service account.
+Plain gcsfs waits for a response forever, gives up a multi-part upload whose response was lost, and reports a folder
+that may not be listed as missing. Credentials are found as Google's own tools find them: those of `gcloud auth
+application-default login`, GOOGLE_APPLICATION_CREDENTIALS, or the machine's service account.
 """
 
 from __future__ import annotations
@@ -28,56 +28,56 @@ from musicgen_core.language import message
 logger = logging.getLogger(__name__)
 
 LISTING_S = 10.0
-"""How long a listing is remembered; others may write to the same place."""
+"""Lifetime of cached listings; others may write to the same bucket"""
 FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 16.0
-"""Between two attempts, which grow apart."""
+"""Delay between two attempts, with exponential backoff"""
 PART_BYTES = 16 << 20
-"""Of an upload of 5 MiB or more; a multiple of 256 KiB, says Google."""
+"""Part size of uploads of 5 MiB or more; Google requires a multiple of 256 KiB"""
 _UPLOADS = 3
 _LOG_IN = message(
     "Log in with gcloud auth application-default login, or export GOOGLE_APPLICATION_CREDENTIALS=KEY.json"
 )
 _WITHOUT_BUCKET = re.compile(r"(^|/upload/storage/v1/)b/[^/]+/o(\?name=|$)")
-"""What was asked for when a 404 means the bucket: a listing, or the beginning of an upload."""
+"""Requests for which a 404 refers to the bucket: listings and the start of an upload"""
 _READING = ("storage.objects.get", "storage.objects.list")
 _Method = Callable[..., Awaitable[Any]]
 
 
 class _UploadLost(Exception):
-    """Google doesn't know an upload of several parts any more, or has other parts of it than were sent."""
+    """Google no longer knows a multi-part upload, or has received other parts than were sent."""
 
 
 class _Transient:
-    """Whether what went wrong with one request may go right with the next."""
+    """Predicate for transient errors: whether a failed request may succeed on a retry."""
 
     def __init__(self, attempts: int) -> None:
         self.attempts_left = attempts
         self._was_refused = False
 
     def __call__(self, error: Exception) -> bool:
-        if not self._is_passing(error):
+        if not self._is_transient(error):
             return False
         self.attempts_left -= 1
         return self.attempts_left > 0
 
-    def _is_passing(self, error: Exception) -> bool:
+    def _is_transient(self, error: Exception) -> bool:
         code = getattr(error, "code", None)
         if code == 401:
             return self._may_be_outdated(error)
         return isinstance(error, TimeoutError | TransportError) or (is_retriable(error) and code != 501)
 
     def _may_be_outdated(self, error: Exception) -> bool:
-        """A token that ran out meanwhile is renewed by the next request; it isn't if it was renewed in vain."""
+        """Return whether an expired token may be the cause; not if it has already been renewed once."""
         was_refused, self._was_refused = self._was_refused, True
         return is_retriable(error) and error.__cause__ is None and not was_refused
 
 
 def _explained(method: _Method, attempt: str, which: int = 0) -> _Method:
-    """A method of gcsfs that raises a StorageError where a person must act.
+    """Wrap a method of gcsfs so that it raises a StorageError where the user must act.
 
     Args:
         attempt: what the method does with a path, as a participle: `read`.
-        which: the place of that path among the arguments.
+        which: index of that path among the arguments.
     """
 
     @wraps(method)
@@ -87,10 +87,10 @@ def _explained(method: _Method, attempt: str, which: int = 0) -> _Method:
         except Exception as error:  # sorted by _explain
             paths = self._strip_protocol(args[which] if len(args) > which else "")
             path = (paths[0] if isinstance(paths, list) else paths).rstrip("/")
-            told = _explain(error, path, attempt, self.credentials.credentials is not None)
-            if told is None:
+            explained = _explain(error, path, attempt, self.credentials.credentials is not None)
+            if explained is None:
                 raise
-            raise told from error
+            raise explained from error
 
     return explaining
 
@@ -133,7 +133,7 @@ def _explain(error: Exception, path: str, attempt: str, has_credentials: bool) -
 
 
 def _forbidden(answer: str, place: str, bucket: str, attempt: str) -> StorageError:
-    """The error for a 403, in whose message Google names the permission."""
+    """Return the error for a 403, in whose message Google names the permission."""
     named = re.search(r"storage\.\w+\.\w+", answer)
     why = message("that is forbidden")
     if named:
@@ -158,15 +158,15 @@ def _forbidden(answer: str, place: str, bucket: str, attempt: str) -> StorageErr
 
 
 class GoogleStorage(GCSFileSystem):
-    """fsspec's file system for gs://.
+    """fsspec file system for gs://.
 
     Args (for each process in the environment: FSSPEC_GS='{"silence_s": 60}'):
-        silence_s: an answer that stops for so long is taken for lost, and asked for again.
-        request_s: the longest that one request may take, of at most 16 MiB to Google or 100 MB from there.
-        attempts: how often a request is made that fails by what may pass. Six take half a minute and their own time.
+        silence_s: a response without data for so many seconds is considered lost and requested again.
+        request_s: time limit of one request, which sends at most 16 MiB or receives at most 100 MB.
+        attempts: maximum attempts of a request with transient errors. Six add half a minute of delays.
 
     Raises (its methods):
-        StorageError: access is refused, the bucket is missing, or all attempts failed; `code` says which.
+        StorageError: access is refused, the bucket is missing, or all attempts failed; `code` tells them apart.
     """
 
     def __init__(
@@ -177,22 +177,22 @@ class GoogleStorage(GCSFileSystem):
         self.attempts = attempts
 
     async def _request(self, method: str, path: str, *args: Any, **kwargs: Any) -> Any:
-        """One request, tried again where that may help. In the place of gcsfs's own attempts, which miss timeouts."""
+        """Send one request, with retries of transient errors. Replaces gcsfs's own retries, which miss timeouts."""
         is_part = "upload_id=" in path
-        if is_part and method == "DELETE":  # after an upload failed: Google forgets its parts by itself, too
+        if is_part and method == "DELETE":  # after a failed upload, whose parts Google also deletes automatically
             return 499, {}, None, b""
         try:
             return await self._tried(partial(self._answer, is_part), method, path, *args, **kwargs)
         except (HttpError, FileNotFoundError, ValueError) as error:
             if method == "DELETE" and isinstance(error, FileNotFoundError):
-                return 204, {}, None, b""  # an attempt whose answer was lost may have deleted it
+                return 204, {}, None, b""  # an earlier attempt whose response was lost may have deleted it
             if is_part and getattr(error, "code", None) != 401:
                 raise _UploadLost(f"{type(error).__name__} {error}") from error
             raise
 
     async def _answer(self, is_part: bool, *args: Any, **kwargs: Any) -> Any:
         answer = await GCSFileSystem._request.__wrapped__(self, *args, **kwargs)
-        if is_part and answer[0] == 308 and "Range" not in answer[1]:  # which gcsfs takes for success
+        if is_part and answer[0] == 308 and "Range" not in answer[1]:  # gcsfs treats it as success
             raise aiohttp.ClientError("nothing of this part was kept")
         return answer
 
@@ -210,18 +210,18 @@ class GoogleStorage(GCSFileSystem):
         except Exception as error:
             if transient.attempts_left:
                 raise
-            raise RetryError(f"{self.attempts} attempts failed", error) from error  # which gcsfs does not try again
+            raise RetryError(f"{self.attempts} attempts failed", error) from error  # gcsfs doesn't retry this
 
     async def _put_whole(self, *args: Any, **kwargs: Any) -> Any:
-        return await _begun_again(super()._put_file, *args, **{"chunksize": PART_BYTES, **kwargs})
+        return await _restarted_if_lost(super()._put_file, *args, **{"chunksize": PART_BYTES, **kwargs})
 
     async def _pipe_whole(self, *args: Any, **kwargs: Any) -> Any:
-        return await _begun_again(super()._pipe_file, *args, **kwargs)
+        return await _restarted_if_lost(super()._pipe_file, *args, **kwargs)
 
     async def _rm_one(self, path: Any, recursive: bool = False, **kwargs: Any) -> Any:
         if recursive or not isinstance(path, str) or has_magic(path):
             return await super()._rm(path, recursive=recursive, **kwargs)
-        return await self._rm_file(path)  # without first asking what is there
+        return await self._rm_file(path)  # without a prior listing
 
     async def _isfile(self, path: str) -> bool:
         try:
@@ -244,8 +244,8 @@ class GoogleStorage(GCSFileSystem):
     rm = sync_wrapper(_rm)
 
 
-async def _begun_again(upload: _Method, *args: Any, **kwargs: Any) -> Any:
-    """An upload; from its beginning, if what was sent of it is lost."""
+async def _restarted_if_lost(upload: _Method, *args: Any, **kwargs: Any) -> Any:
+    """Run an upload, and restart it from the beginning if Google has lost its parts."""
     for left in reversed(range(_UPLOADS)):
         try:
             return await upload(*args, **kwargs)

@@ -1,9 +1,9 @@
-"""The user's language: English, or Japanese where it is asked for.
+"""The user's language: English, or Japanese if requested.
 
-`message("…")` is a text that knows its translation: as a string it is English, as logs and the Prefect UI are, and
-`translated` gives it as a person reads it on the command line and on this project's pages. `say("…")` is both at once.
-The catalogue of a language is `translations/LANGUAGE.po`. Babel compiles it in memory when it is needed, in a tenth of
-a second: so no compiled file can be older than its source.
+`message("…")` is a translatable text. As a string it is English, the language of logs and of the Prefect UI.
+`translated` returns it in the user's language, for the command line and this project's pages. `say("…")` does both.
+The catalogue of a language is `translations/LANGUAGE.po`. Babel compiles it in memory on first use, in a tenth of a
+second, so there is no compiled file that could be older than its source.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 ENGLISH = "en"
 LANGUAGES = (ENGLISH, "ja")
 VARIABLE = "MUSICGEN_LANGUAGE"
-"""Environment variable of the language; the workers of `up` inherit it."""
+"""Environment variable with the language; the workers of `up` inherit it"""
 _TELLING = 10
-"""Letters that a message must have beside its values, so that a stored text is known by them"""
+"""Letters that a message must have beside its values to be recognised in a stored text"""
 _LOCALE = ("LC_ALL", "LC_MESSAGES", "LANG")
 
 
 class Message(str):
-    """A text in English, with what its translation is made from.
+    """An English text with the msgid and values that its translation is made from.
 
     Attributes:
         msgid: the text with the names of its values in braces.
@@ -48,17 +48,17 @@ def message(msgid: str, /, **values: object) -> Message:
 
 
 def as_message(english: str, msgid: str, values: Mapping[str, object]) -> Message:
-    """Return a text whose English is more than the msgid with its values, as a plural is."""
+    """Return a message whose English text isn't simply the msgid with its values, such as a plural."""
     made = Message(english)
     made.msgid, made.values = msgid, values
     return made
 
 
 def stored_message(text: str) -> Message:
-    """Return a text that was stored in English, as in a shard's report, as a message again.
+    """Return a text stored in English, such as in a shard's report, as a message again.
 
-    Its values are found by the patterns of the catalogue. A value named `reason` may be such a text itself. A text
-    that no message has made stays as it is.
+    Its values are found by the patterns of the catalogue. A value named `reason` may be such a text itself. Texts
+    that match no message are returned unchanged.
     """
     if (code := language()) == ENGLISH or text in _texts(code):
         return as_message(text, text, {})
@@ -82,7 +82,7 @@ def _recognised(text: str, code: str) -> Message | None:
 
 
 class _Value(str):
-    """A value as it stands in a text, formatted already."""
+    """A value of a stored text, which is already formatted."""
 
     def __format__(self, _spec: str) -> str:
         return str(self)
@@ -138,7 +138,7 @@ def _texts(code: str) -> frozenset[str]:
 
 @cache
 def _patterns(code: str) -> list[tuple[str, re.Pattern[str]]]:
-    """Return the messages with values, as patterns of their texts; the most telling first, and none of few letters."""
+    """Return patterns of the messages with values, the most specific first, without those of few letters."""
     found = []
     for msgid in _texts(code):
         parts = [] if "%s" in msgid else list(string.Formatter().parse(msgid))

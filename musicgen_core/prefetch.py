@@ -1,4 +1,4 @@
-"""Work done ahead in threads, with results in order and a bound on what is held."""
+"""Compute ahead in threads, with results in order and a bound on the memory they hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 
 class _Budget:
-    """Lets work begin while the cost of what is held stays below a limit; one piece of work always may."""
+    """Admission control: work starts while the total cost held stays below a limit; a single item always may."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -22,7 +22,7 @@ class _Budget:
         self._changed = threading.Condition()
 
     def take(self, cost: int) -> bool:
-        """Wait for room. False: closed meanwhile."""
+        """Wait for room and return True, or False if closed in the meantime."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._held == 0 or self._held + cost <= self._limit)
             self._held += cost
@@ -46,12 +46,12 @@ def prefetch(
     cost: Callable[[T], int],
     limit: int,
 ) -> Generator[R]:
-    """`work(item)` of each item, in order, computed ahead in the pool while the cost held stays below `limit`.
+    """Yield `work(item)` for each item, in order, computed ahead in the pool while the cost held stays below `limit`.
 
-    Items are drawn in a thread of their own, since drawing them may be work too (a compressed stream is).
+    The iterator of items is advanced in a thread of its own, since that may be slow, too (a compressed stream is).
 
     Raises:
-        Exception: what drawing or working raised, at its place in the order. Nothing runs on behind it.
+        Exception: any exception of `items` or `work`, at its position in the order. No thread is left running.
     """
     budget = _Budget(limit)
     ahead: SimpleQueue[tuple[Future[R], int] | BaseException | None] = SimpleQueue()
@@ -74,11 +74,11 @@ def prefetch(
                 raise entry
             future, held = entry
             yield future.result()
-            del entry, future  # with what they hold, before there is room for more
+            del entry, future  # frees the result before more work is admitted
             budget.give(held)
     finally:
         budget.close()
         drawer.join()
-        while not ahead.empty():  # nothing may still read what the caller is about to close
+        while not ahead.empty():  # no thread may still read a file that the caller is about to close
             if isinstance(entry := ahead.get(), tuple) and not entry[0].cancel():
                 entry[0].exception()

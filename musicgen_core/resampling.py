@@ -1,4 +1,4 @@
-"""Resampling to 32 kHz on the GPU, many clips at once."""
+"""Batched resampling to 32 kHz on the GPU."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from musicgen_core.codes import SAMPLE_RATE
 
 MAX_TAPS = 2**21
-"""Of a filter: 44.1 kHz takes 0.2 M taps; rates that share little with 32 kHz would take gigabytes."""
+"""Limit of filter taps: 44.1 kHz takes 0.2 M; rates with a small common divisor with 32 kHz would take gigabytes."""
 
 
 class Resampler(nn.Module):
-    """Windowed-sinc resampling with the filter that librosa and resampy call kaiser_best, made by torchaudio.
+    """Windowed-sinc resampling with torchaudio's version of the kaiser_best filter of librosa and resampy.
 
-    torchaudio applies it as a convolution with one input channel, which takes cuDNN a fifth of the time that the
-    codec takes. Here it is a product of matrices: rows of overlapping samples times the filter, repeated and shifted
-    until a row holds at least as many new samples as it shares with the next.
+    torchaudio applies it as a convolution with one input channel, which takes cuDNN a fifth of the codec's time. Here
+    it is one GEMM: rows of overlapping samples times the filter. The filter is repeated and shifted until a row holds
+    at least as many new samples as it shares with the next.
     """
 
     filter: Tensor
@@ -45,7 +45,7 @@ class Resampler(nn.Module):
         self.register_buffer("filter", torch.cat(shifted).T.contiguous())  # [taps of a row, repeats · new]
 
     def forward(self, wav: Tensor) -> Tensor:
-        """wav [B, samples] → [B, ⌈samples · 32,000 / rate⌉], fp32."""
+        """Resample wav [B, samples] to [B, ⌈samples · 32,000 / rate⌉], fp32."""
         samples = wav.shape[-1]
         step = self.repeats * self.old
         rows = math.ceil((samples // self.old + 1) / self.repeats)
@@ -56,7 +56,7 @@ class Resampler(nn.Module):
 
 @lru_cache(maxsize=16)
 def resampler_of(rate: int, device: torch.device) -> Resampler | None:
-    """None where resampling on the CPU is the better way: there is no GPU, or the filter would be huge."""
+    """Return a resampler, or None if the CPU should do it: there is no GPU, or the filter would be huge."""
     common = math.gcd(rate, SAMPLE_RATE)
     taps = (rate // common) * (SAMPLE_RATE // common)
     if device.type != "cuda" or rate == SAMPLE_RATE or taps > MAX_TAPS:

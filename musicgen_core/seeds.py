@@ -6,5 +6,5 @@ import numpy as np
 
 
 def stream_of(*numbers: int) -> int:
-    """A seed of its own for each combination of numbers, in what torch's generators take."""
+    """Return a seed for each combination of numbers, in the range of torch's generators."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -1,4 +1,4 @@
-"""What all settings have in common: one definition serves YAML, the command line, flows and their run forms."""
+"""Base of all settings: one definition serves YAML, the command line, flows and their run forms."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown names are errors, numbers are finite, and nothing changes after validation.
+    """Base of all settings: unknown names are errors, numbers are finite, instances are frozen.
 
-    In a JSON schema, from which the Prefect UI draws its run forms, a field has its own name for a title, and one that
-    may be None or is not of the field's type is simply left out: the form would offer a switch between the types.
+    In the JSON schema, from which the Prefect UI draws its run forms, a field's title is its own name. Alternatives of
+    a union such as None are left out, as the form would offer a switch between the types.
     """
 
     model_config = ConfigDict(
@@ -48,7 +48,7 @@ def validate(kind: type[S], values: Mapping[str, Any], origin: str = message("th
     """Build settings of a kind.
 
     Raises:
-        ConfigError: with every problem at once, each with the setting's name and what was given.
+        ConfigError: lists every problem at once, each with the setting's name and the value given.
     """
     try:
         return kind(**values)
@@ -74,13 +74,13 @@ _PROBLEMS = {
     "less_than_equal": message("{name}: expected {le} or less, not {given}"),
     "literal_error": message("{name}: expected {expected}, not {given}"),
 }
-"""Problems of values by pydantic's names, for translations; in English they are pydantic's own words."""
+"""Messages by pydantic's error types, for translation; the English texts are pydantic's own"""
 
 
 def describe_problems(error: ValidationError, shown: Callable[[str], str] = str) -> list[str]:
-    """What is wrong, in words, a text for each setting; `shown` gives what the user calls it."""
+    """Return a description of the problems of each setting; `shown` maps a field to the name that users know."""
     by_name: dict[str, list[Any]] = {}
-    for problem in error.errors():  # a value that may be of two kinds has one for each kind
+    for problem in error.errors():  # a union has one for each of its types
         by_name.setdefault(str(problem["loc"][0]), []).append(problem)
     return [_describe(shown(name), problems) for name, problems in by_name.items()]
 
@@ -94,19 +94,19 @@ def _describe(name: str, problems: Sequence[Any]) -> str:
     given = given if len(given) <= 100 else f"{given[:100]}…"
     english = f"{name}: {' or '.join(reasons)}, not {given}"
     kind = problems[0]["type"]
-    if others or kind not in _PROBLEMS:  # rare ones, and those of our own validators
+    if others or kind not in _PROBLEMS:  # rare types, and those of our own validators
         return english
     problem = {"name": name, "given": given, **problems[0].get("ctx", {})}
     return as_message(english, _PROBLEMS[kind], problem)
 
 
 def read_yaml(path: Location) -> dict[str, Any]:
-    """Settings from a YAML file of `name: value` lines.
+    """Read settings from a YAML file of `name: value` lines.
 
     Raises:
-        ConfigError: the file is missing or is not such a file.
+        ConfigError: the file is missing or not of this form.
     """
-    import yaml  # not at the top: the command line's help waits for neither
+    import yaml  # not at the top, to keep the command line's help fast
 
     from musicgen_core import storage
 
@@ -128,6 +128,6 @@ def read_yaml(path: Location) -> dict[str, Any]:
 
 
 def collect(kind: type[S], *groups: Settings, **values: Any) -> S:
-    """Build settings from groups that hold some of their fields, among others, and from further values."""
+    """Build settings from groups, whose other fields are ignored, and from further values."""
     given = {name: getattr(group, name) for group in groups for name in type(group).model_fields} | values
     return kind(**{name: value for name, value in given.items() if name in kind.model_fields})

@@ -1,6 +1,6 @@
-"""What long work does before, between and after its own progress: announced when it begins, to whoever listens.
+"""Stages of long-running work, announced to listeners when they begin.
 
-The terminal shows it beside a spinner, a run's page as its state, and a log has a line for each.
+The terminal shows a stage beside a spinner, a run's page as its state, and the log has a line for each.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stage:
-    """Work that has begun.
+    """A stage of work that has begun.
 
     Attributes:
-        text: what is done, as a participle: `reading the model`.
-        done, total: how far it is, where its end is known.
+        text: the activity, as a participle: `reading the model`.
+        done, total: progress, if the total is known.
     """
 
     text: str
@@ -34,7 +34,7 @@ class Stage:
 
     @property
     def words(self) -> str:
-        """The stage and how far it is, as a message."""
+        """Return the stage and its progress as a message."""
         if self.done is None or self.total is None:
             return self.text
         return message("{stage}, {done:,} of {total:,}", stage=self.text, done=self.done, total=self.total)
@@ -46,7 +46,7 @@ _listeners: list[Listener] = []
 
 @contextmanager
 def heard_by(listener: Listener) -> Iterator[None]:
-    """Have what any thread of this process announces passed to `listener`, too."""
+    """Add a listener for announcements of any thread of this process while the context lasts."""
     _listeners.append(listener)
     try:
         yield
@@ -55,18 +55,18 @@ def heard_by(listener: Listener) -> Iterator[None]:
 
 
 def announce(text: str) -> None:
-    """Say what is about to be done, before it is begun."""
+    """Announce a stage before it begins, to listeners and in the log."""
     logger.info("%s", text)
     mention(text)
 
 
 def mention(text: str) -> None:
-    """As `announce`, of what happens so often that a log would be full of it, or is logged in other words."""
+    """Announce a stage to listeners only: it is frequent, or logged in other words."""
     pass_on(Stage(text))
 
 
 def advance(text: str, done: int, total: int) -> None:
-    """Say how far the work is; its end is known."""
+    """Announce the progress of a stage whose total is known."""
     pass_on(Stage(text, done, total))
 
 
@@ -76,12 +76,12 @@ def announce_torch() -> None:
 
 
 def announce_import(module: str, package: str) -> None:
-    """Announce an import that takes seconds, where the module has not been imported yet."""
+    """Announce a slow import, unless the module has been imported already."""
     if module not in sys.modules:
         announce(message("loading {package}", package=package))
 
 
 def pass_on(stage: Stage) -> None:
-    """Tell whoever listens in this process."""
+    """Pass a stage to the listeners of this process."""
     for listener in list(_listeners):
         listener(stage)

@@ -1,4 +1,4 @@
-"""Files wherever they are: local paths and fsspec URLs behind one type, written whole or not at all."""
+"""Local paths and fsspec URLs behind one type, with atomic writes."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _SCRATCH = "musicgen-scratch-"
 _LOCK = ".lock"
 _PARTIAL = re.compile(r".+\.\d+-[0-9a-f]{8}\.partial")
 _YOUNG_S = 5.0
-"""A file that is younger may not be locked yet by the process that made it."""
+"""A younger file may not be locked yet by the process that created it"""
 Location = str | os.PathLike[str]
 Version = tuple[int, int]
-"""Bytes and time of change, in ns, of a local file."""
+"""Size in bytes and modification time in ns of a local file"""
 
 
 def as_path(location: Location | UPath) -> UPath:
-    """A local path or any fsspec URL (`gs://bucket/folder`) → a path with pathlib's methods.
+    """Return a local path or fsspec URL (`gs://bucket/folder`) as a path with pathlib's methods.
 
     Raises:
-        ConfigError: a URL of a kind that is not known.
+        ConfigError: the URL's protocol is unknown.
     """
     try:
         path = UPath(location)
@@ -53,7 +53,7 @@ def as_path(location: Location | UPath) -> UPath:
     if is_local(path):
         return UPath(Path(path.path).expanduser())
     try:
-        path.fs  # noqa: B018  loads what the kind of URL needs
+        path.fs  # noqa: B018  imports the protocol's implementation
     except ImportError as error:
         raise ConfigError(
             message("{location} can't be used: {error}", location=location, error=error),
@@ -67,10 +67,10 @@ def is_local(path: UPath) -> bool:
 
 
 def make_folder(path: UPath) -> None:
-    """Make a local folder where there is none; remote ones come with their files.
+    """Create a local folder if it doesn't exist; remote ones exist through their files.
 
     Raises:
-        ConfigError: it can't be made.
+        ConfigError: the folder can't be created.
     """
     if is_local(path):
         try:
@@ -84,13 +84,13 @@ def make_folder(path: UPath) -> None:
 
 @contextmanager
 def publish(target: UPath) -> Iterator[Path]:
-    """Give a local path to write to; move it to `target` whole if the block succeeds, else leave `target` as it was.
+    """Provide a local path to write to; move it to `target` if the block succeeds, else leave `target` as it was.
 
-    A local target is written beside and renamed, so a reader sees the old file or the new one; on Google Drive's mount
-    it may see none for a moment. An object store shows an object only once its upload is complete.
+    A local target is written beside and renamed, so a reader sees the old file or the new one; on a mounted Google
+    Drive it may see none for a moment. An object store shows an object only once its upload is complete.
 
     Raises:
-        OSError: the file can't be written; `filename` says which.
+        OSError: the file can't be written; `filename` names it.
     """
     if is_local(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -116,12 +116,12 @@ def publish(target: UPath) -> Iterator[Path]:
 
 @contextmanager
 def publish_folder(target: Path) -> Iterator[Path]:
-    """Give a local folder to fill; rename it to `target` if the block succeeds, else delete it.
+    """Provide a local folder to fill; rename it to `target` if the block succeeds, else delete it.
 
-    What a process that was killed left of the same target is deleted first.
+    Leftovers of killed processes with the same target are deleted first.
 
     Raises:
-        OSError: the folder can't be made, or something is at `target` by then.
+        OSError: the folder can't be created, or `target` exists by then.
     """
     _delete_partials(target.parent, lambda path: path.is_dir() and path.name.startswith(f"{target.name}."))
     beside = _partial_of(target)
@@ -130,20 +130,20 @@ def publish_folder(target: Path) -> Iterator[Path]:
         with _locked(beside, os.O_RDONLY):
             yield beside
             if target.is_dir():
-                target.rmdir()  # fails if something has come into it since
+                target.rmdir()  # fails if it is no longer empty
             beside.rename(target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
 def delete_partials(folder: UPath) -> None:
-    """Delete the files that `publish` had begun in a local folder when its process was killed; no others."""
+    """Delete only the partial files that `publish` left in a local folder when its process was killed."""
     if is_local(folder):
         _delete_partials(Path(str(folder)), Path.is_file)
 
 
 def is_partial(name: str) -> bool:
-    """Whether a file or folder of this name is one that `publish` or `publish_folder` begins."""
+    """Return whether the name is that of a partial file or folder of `publish` or `publish_folder`."""
     return _PARTIAL.fullmatch(name) is not None
 
 
@@ -153,7 +153,7 @@ def _partial_of(target: Path) -> Path:
 
 @contextmanager
 def _locked(path: Path, flags: int) -> Iterator[None]:
-    """Hold a lock on a file or folder, which shows that its process lives."""
+    """Hold a lock on a file or folder, which shows that its process is alive."""
     descriptor = os.open(path, flags, 0o666)
     try:
         with suppress(OSError):  # not every file system has locks
@@ -166,7 +166,7 @@ def _locked(path: Path, flags: int) -> Iterator[None]:
 def _delete_partials(folder: Path, is_meant: Callable[[Path], bool]) -> None:
     for path in folder.glob("*.partial"):
         if is_partial(path.name) and not path.is_symlink():
-            with suppress(OSError):  # it is in use, another process was quicker, or there are no locks
+            with suppress(OSError):  # it is in use, another process was first, or locks aren't supported
                 if is_meant(path) and time.time() - path.stat().st_mtime > _YOUNG_S:
                     _delete_unlocked(path)
 
@@ -185,7 +185,7 @@ def _delete_unlocked(path: Path) -> None:
 
 @contextmanager
 def _naming(path: str, beside: str | None = None) -> Iterator[None]:
-    """Have an OSError name the file: a write that fails says `[Errno 28] No space left on device` and no more."""
+    """Add the file name to an OSError: a failed write reports only `[Errno 28] No space left on device`."""
     try:
         yield
     except OSError as error:
@@ -196,10 +196,10 @@ def _naming(path: str, beside: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A temporary folder, deleted at the end. Those of processes that were killed are deleted first.
+    """Provide a temporary folder and delete it at the end. Leftovers of killed processes are deleted first.
 
-    Who uses a folder holds a lock in it, which ends with the process: a staged archive of 5 GB would else stay
-    behind each time that a job is killed.
+    The user of a folder holds a lock in it, which ends with the process. Otherwise each killed job would leave a
+    staged archive of 5 GB behind.
     """
     place = Path(tempfile.gettempdir())
     for left in place.glob(f"{_SCRATCH}*"):
@@ -216,19 +216,19 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def _delete_if_left(folder: Path) -> None:
-    with suppress(OSError), open(folder / _LOCK, "r+") as lock:  # it is in use, or another process was quicker
+    with suppress(OSError), open(folder / _LOCK, "r+") as lock:  # it is in use, or another process was first
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(target: UPath, text: str) -> None:
-    """Write a small text file whole."""
+    """Write a small text file atomically."""
     with publish(target) as path:
         path.write_text(text, encoding="utf-8")
 
 
 def create(target: UPath, text: str) -> bool:
-    """Write a small text file where there is none, atomically where the storage can → whether it was written."""
+    """Create a small text file unless it exists, atomically if the storage can; return whether it was written."""
     try:
         if is_local(target):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -260,10 +260,10 @@ def move(path: UPath, target: UPath) -> None:
 
 
 def upload_tree(folder: Path, target: UPath, uploaded: dict[Path, Version] | None = None) -> None:
-    """Copy every file under a local folder to the same place under `target`; those that vanish meanwhile are left out.
+    """Copy every file under a local folder to the same relative path under `target`; files that vanish are skipped.
 
     Args:
-        uploaded: a memory of earlier calls with the same places: what has not changed since is not copied again.
+        uploaded: versions copied by earlier calls, updated in place; unchanged files are skipped.
     """
     uploaded = {} if uploaded is None else uploaded
     for file in sorted(folder.rglob("*")):
@@ -275,12 +275,12 @@ def upload_tree(folder: Path, target: UPath, uploaded: dict[Path, Version] | Non
                 uploaded[file] = version
         except FileNotFoundError:
             if file.exists():
-                raise  # the trouble is the target's
+                raise  # the target failed
 
 
 @contextmanager
 def staged(path: UPath) -> Iterator[Path]:
-    """A local view of one file: the file itself, or a download that is deleted afterwards."""
+    """Provide a file locally: the file itself, or a download that is deleted afterwards."""
     if is_local(path):
         yield Path(str(path))
         return
@@ -291,16 +291,16 @@ def staged(path: UPath) -> Iterator[Path]:
 
 
 def require_file(path: UPath) -> None:
-    """Raises OSError where a local path is a pipe, a device or a folder: opening a pipe may wait for ever."""
+    """Raise an OSError if a local path is a pipe, a device or a folder: opening a pipe may block forever."""
     if is_local(path) and not stat.S_ISREG(Path(str(path)).stat().st_mode):
         raise OSError(errno.EINVAL, "it is not a file", str(path))
 
 
 def open_file_alone(path: str, flags: int) -> int:
-    """An opener for `open` to write with: refuses symbolic links, which lead out of a folder from elsewhere, and pipes.
+    """Open a file for writing, as an `opener` of `open`: refuses symbolic links, which may leave the folder, and pipes.
 
     Raises:
-        OSError: it is a link, a pipe that nobody reads, a folder, or can't be opened.
+        OSError: the path is a link, a pipe without a reader, a folder, or can't be opened.
     """
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
 
@@ -309,30 +309,30 @@ def read_text(path: UPath) -> str:
     """Read a small text file.
 
     Raises:
-        OSError: it can't be read, or is a pipe, a device or a folder.
-        ValueError: it is not in UTF-8.
+        OSError: the file can't be read, or is a pipe, a device or a folder.
+        ValueError: the file is not UTF-8.
     """
     require_file(path)
     return path.read_text(encoding="utf-8")
 
 
 def free_name_beside(path: UPath) -> UPath:
-    """Return a name for what is set aside as damaged: `metrics.damaged-1.jsonl`, or the next number that is free."""
+    """Return a free name for a damaged file that is set aside: `metrics.damaged-1.jsonl`, or the next number."""
     names = (path.with_name(f"{path.stem}.damaged-{number}{path.suffix}") for number in itertools.count(1))
     return next(name for name in names if not (name.exists() or (is_local(name) and Path(str(name)).is_symlink())))
 
 
 def version_of(path: UPath) -> str:
-    """What the storage says of a file that changes when the file does. For memories of this process, not to keep."""
+    """Return a token that changes when the file does. Only for caches of this process, not to be stored."""
     if is_local(path):
         status = Path(str(path)).stat()
         return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
     path.fs.invalidate_cache(path.path)  # a listing made earlier may be older than the file
-    return str(path.fs.info(path.path))  # more than ukey(), which over http is the address alone
+    return str(path.fs.info(path.path))  # unlike ukey(), which over http is only the URL
 
 
 def content_sha256(path: UPath) -> str:
-    """A hash of a file's content, read once for each version of it."""
+    """Return the SHA-256 of a file's content, read once for each version of it."""
     return _content_sha256(str(path), version_of(path))
 
 
@@ -343,10 +343,10 @@ def _content_sha256(location: str, _version: str) -> str:
 
 
 def glob(location: Location) -> list[UPath]:
-    """Files that a pattern such as `gs://bucket/archive_batch_00*.zip` names, sorted.
+    """Return the files that match a pattern such as `gs://bucket/archive_batch_00*.zip`, sorted.
 
     Raises:
-        ConfigError: the pattern is not valid.
+        ConfigError: the pattern is invalid.
     """
     pattern = as_path(location)
     try:

@@ -1,4 +1,4 @@
-"""JSON that every parser takes."""
+"""Standard-conforming JSON, without NaN and infinities."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 def strict_json(value: Any, **options: Any) -> str:
-    """Return JSON that every parser takes: NaN and infinities, for which JSON has no numbers, become null.
+    """Return standard-conforming JSON, in which NaN and infinities are null.
 
     Args:
-        options: of json.dumps.
+        options: passed to json.dumps.
     """
     return json.dumps(_with_nulls(value), allow_nan=False, **options)
 

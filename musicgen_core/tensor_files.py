@@ -1,7 +1,7 @@
-"""Write torch files with errors that name the cause, and load them with their checksums compared.
+"""Write torch files with errors that name the cause, and load them with verified checksums.
 
 Such a file is a zip archive. `torch.save` stores a CRC-32 with each record (the pickle, and the bytes of each tensor),
-but `torch.load` ignores them: a flipped bit on the disk gives other weights without an error.
+but `torch.load` ignores them: a flipped bit on the disk changes weights without an error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 _FLUSH_BYTES = 256 << 20
 _ZIP = b"PK\x03\x04"
-_DIRECTORY = 0x10  # of a zip entry's attributes: torch's reader leaves such a record's memory as it was
+_DIRECTORY = 0x10  # attribute of a zip entry: torch's reader leaves such a record's memory uninitialized
 _CHUNK_BYTES = 1 << 20
 
 
@@ -26,7 +26,7 @@ def save(values: dict[str, Any], path: Path, check: Callable[[], None] = lambda:
     """Write `values` with torch.save.
 
     Args:
-        check: called before each piece is written; may raise to stop.
+        check: called before each block is written; may raise to stop.
 
     Raises:
         OSError: the file can't be written.
@@ -36,13 +36,13 @@ def save(values: dict[str, Any], path: Path, check: Callable[[], None] = lambda:
         try:
             torch.save(values, writer)  # type: ignore[arg-type]
         except RuntimeError as error:
-            raise writer.error or error from error  # torch reports each failed write as `unexpected pos`
+            raise writer.error or error from error  # torch reports any failed write as `unexpected pos`
 
 
 class _Writer:
     """A file for torch.save that keeps the first error and flushes to the disk as it grows.
 
-    Without the flushing, the small files of an interrupted run would wait for gigabytes in the page cache.
+    Without flushing, small files of an interrupted run would wait for gigabytes of dirty pages.
     """
 
     def __init__(self, file: BinaryIO, check: Callable[[], None]) -> None:
@@ -74,20 +74,22 @@ def load(path: Path, *, mmap: bool = False, verify: Literal["all", "pickle"] = "
     Args:
         path: a local file.
         mmap: map the tensors instead of reading them.
-        verify: `pickle` compares the checksum of everything but the tensors, which takes no time on a large file.
+        verify: `all` compares all checksums; `pickle` skips those of the tensors, which is instant for large files.
 
     Raises:
-        Exception: of many kinds, as torch raises them; ValueError where a checksum differs or it is no file of tensors.
+        Exception: any of torch's exceptions; ValueError if a checksum differs or the file is no torch file.
     """
     verify_records(path, verify)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (pickle.UnpicklingError, KeyError, IndexError) as error:  # torch advises to run code from the file
+    except (pickle.UnpicklingError, KeyError, IndexError) as error:  # torch's message advises weights_only=False
         raise ValueError("it is not a file of torch, or it holds more than tensors and plain values") from error
 
 
 def verify_records(path: Path, verify: Literal["all", "pickle"] = "all") -> None:
-    """Compare the checksums of a file. Files that have none pass: torch's format of before 1.6 is no zip archive, and
+    """Verify the checksums of a file.
+
+    Files without checksums pass: the format before torch 1.6 is no zip archive, and
     `torch.serialization.set_crc32_options(False)` leaves all checksums zero.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Texts of users: their encodings, and how long one that T5 reads may be."""
+"""User-provided texts: their encodings, and the maximum length of a text for T5."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import codecs
 import re
 
 MAX_CHARACTERS = 2000
-"""Longest description or prompt: about as many of English as the 512 tokens that T5 was trained on."""
+"""Maximum length of a description or prompt: about the 512 tokens that T5 was trained on, in English"""
 
-# The longer mark first: UTF-32's begins with UTF-16's.
+# Longer marks first: UTF-32's begins with UTF-16's.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -21,7 +21,7 @@ _NOT_JAPANESE = re.compile(r"[^\x00-\x7f\u3000-\u30ff\u3400-\u9fff\uff00-\uffef\
 
 
 def marked_encoding(data: bytes) -> str | None:
-    """Return the encoding that a byte order mark names, if there is one."""
+    """Return the encoding of a byte order mark, if there is one."""
     return next((encoding for mark, encoding in _MARKS if data.startswith(mark)), None)
 
 
@@ -31,7 +31,7 @@ def decode_text(data: bytes) -> str:
     Other encodings, such as cp1252, can't be distinguished, and a wrong guess would go unnoticed.
 
     Raises:
-        UnicodeDecodeError: it is none of these.
+        UnicodeDecodeError: the text is in none of these encodings.
     """
     if encoding := marked_encoding(data):
         return data.decode(encoding)
@@ -45,7 +45,7 @@ def decode_text(data: bytes) -> str:
 
 
 def shorten(text: str) -> str:
-    """Return the text, or of one that is too long its beginning, up to the end of a word."""
+    """Return the text, truncated at the end of a word if it is too long."""
     if len(text) <= MAX_CHARACTERS:
         return text
     beginning = text[: MAX_CHARACTERS + 1]

@@ -1,4 +1,4 @@
-"""One archive → one shard: every clip of it becomes a row of codes or a rejection with its reason."""
+"""Tokenize an archive to a shard: every clip becomes a row of codes or a rejection with its reason."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from musicgen_core.data.shards import (
     read_rows,
     refuse_foreign_shard,
     shard_paths,
-    was_mended,
+    was_repaired,
 )
 from musicgen_core.encoding import BatchEncoder, Encoded
 from musicgen_core.errors import Cancelled, ClipRejected, TokensError
@@ -51,14 +51,14 @@ from musicgen_core.prefetch import prefetch
 from musicgen_core.wording import counted
 
 AHEAD_BYTES = 512 << 20
-"""Clips of an archive that may be unpacked and decoded ahead of the encoder."""
+"""Bytes of an archive's clips that may be unpacked and decoded ahead of the encoder"""
 LEAST_COST = 4 << 20
-"""What a small clip counts as, so that those ahead don't use up the process's file descriptors."""
+"""Minimum cost of a clip, so that many small ones don't use up the process's file descriptors"""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How far an archive is: rows and rejections so far, and clips in it (of a tar None until its end)."""
+    """Progress in an archive: rows and rejections so far, and its total clips (None for a tar until its end)."""
 
     rows: int
     rejected: int
@@ -70,13 +70,13 @@ OnClip = Callable[[Counts], None]
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """What tokenizing needs beside the archive. Several archives may be tokenized at once, in threads.
+    """Tokenizes archives. Several may be tokenized at once, in threads.
 
     Attributes:
         codec: the loaded codec.
         tokens: the directory of shards.
-        settings: limits, and how descriptions are made.
-        metadata: descriptions by clip, or None.
+        settings: limits, and how descriptions are composed.
+        metadata: descriptions of clips, or None.
     """
 
     codec: Codec
@@ -91,29 +91,29 @@ class Tokenizer:
         on_clip: OnClip = lambda counts: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> ShardReport:
-        """Make the shard of `archive`, or what of it is missing: nothing that is whole and current is done again.
+        """Write the shard of `archive`. A complete and current shard is kept; changed descriptions are updated.
 
         Args:
-            archive: a zip or tar, local or remote; a remote one is staged and deleted.
-            limit: clips to take at most; None for all.
+            archive: a zip or tar, local or remote; a remote one is staged and deleted afterwards.
+            limit: maximum number of clips; None for all.
             on_clip: called before the first and after each clip.
-            cancelled: asked after each clip, and while a native decoder works on one.
+            cancelled: polled after each clip, and while a native decoder works on one.
 
         Raises:
-            ArchiveError: the archive can't be read. An earlier shard of it stays, in this and the other cases.
-            TokensError: a file where the shard belongs isn't this archive's.
-            Cancelled: `cancelled` said so.
-            OSError: storage fails; trying again may help.
+            ArchiveError: the archive can't be read. As with all errors, an earlier shard of it is kept.
+            TokensError: a file at the shard's path isn't this archive's.
+            Cancelled: `cancelled` returned True.
+            OSError: storage failed; a retry may help.
         """
         fingerprint = self._fingerprint(archive, limit)
         existing = read_report(self.tokens, archive_stem(archive))
         whole = self._fingerprint(archive, None)
         if (
             existing is not None
-            and existing.fingerprint in (fingerprint, whole)  # a trial doesn't cut what is whole already
-            and not was_mended(archive, existing, self.settings.name_encoding)
+            and existing.fingerprint in (fingerprint, whole)  # a limited run doesn't truncate a complete shard
+            and not was_repaired(archive, existing, self.settings.name_encoding)
         ):
-            with suppress(TokensError):  # a damaged shard is made anew
+            with suppress(TokensError):  # a damaged shard is regenerated
                 return self._refresh_captions(archive, existing)
         self._refuse_foreign(archive)
         return self._encode_archive(archive, fingerprint, limit, on_clip, cancelled)
@@ -155,7 +155,7 @@ class Tokenizer:
                         described.append((name, description))
                         seconds += clip.seconds
                     on_clip(Counts(len(described), len(rejected), total))
-            # In a tar a description may stand behind its clip.
+            # In a tar a description may follow its clip.
             final = _describe(captioner, [name for name, _ in described], opened.sidecars())
             if final != described:
                 parquet = _rewrite(parquet, folder / "described" / parquet.name, final, self.codec)
@@ -171,17 +171,17 @@ class Tokenizer:
                 remarks=_remarks(captioner, final, opened.sidecars()),
                 origin=origin_of(archive),
             )
-            self._refuse_foreign(archive)  # another job may have been quicker
+            self._refuse_foreign(archive)  # another job may have finished first
             publish_shard(parquet, report, self.tokens)
         return report
 
     def encoded_clips(
         self, members: Iterator[Member], cancelled: Callable[[], bool] = lambda: False
     ) -> Generator[tuple[str, Encoded | ClipRejected]]:
-        """Name and codes of each member, in order. They are read and decoded ahead, in threads.
+        """Yield name and codes of each member, in order. Members are read and decoded ahead, in threads.
 
         Raises:
-            Cancelled: `cancelled` said so while a clip was decoded.
+            Cancelled: `cancelled` returned True while a clip was decoded.
         """
 
         def load(member: Member) -> tuple[str, DecodedClip | ClipRejected]:
@@ -196,7 +196,7 @@ class Tokenizer:
             yield from BatchEncoder(self.codec).encode(ahead)
 
     def _refresh_captions(self, archive: UPath, report: ShardReport) -> ShardReport:
-        """Where only descriptions changed, write those again and keep the codes."""
+        """Rewrite the descriptions if they have changed, and keep the codes."""
         captioner = Captioner(self.settings, self.metadata)
         sidecars = (
             read_sidecars(archive, self.settings.name_encoding, limits_of(self.settings))
@@ -225,7 +225,7 @@ def _remarks(captioner: Captioner, described: Sequence[tuple[str, str | None]], 
 
 
 def _rewrite(source: Path, target: Path, described: Sequence[tuple[str, str | None]], codec: Codec) -> Path:
-    """Write the same rows with other descriptions to `target`."""
+    """Copy rows to `target` with new descriptions."""
     target.parent.mkdir(exist_ok=True)
     with ShardWriter(target, codec.identity, codec.cardinality, codec.model) as writer:
         for row, (_, description) in zip(read_rows(source), described, strict=True):
@@ -243,12 +243,15 @@ def _decoders() -> ThreadPoolExecutor:
 
 
 def shard_fingerprint(archive: UPath, codec: str, settings: TokenizeSettings, limit: int | None) -> str:
-    """Of the archive's content, the codec, and the settings that shape the codes; never of times or places."""
+    """Return a hash of the archive's content, the codec, and the settings that affect the codes.
+
+    Times and paths never enter it.
+    """
     shaping = settings.model_dump(include={"name_encoding", "max_clip_gib", "max_ratio"})
     parts = [content_digest(archive), codec, SCHEMA_VERSION, limit, shaping]
     return f"sha256:{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
 
 
 def captions_fingerprint(rows: Sequence[tuple[str, str | None]]) -> str:
-    """Of clips and their descriptions, in order."""
+    """Return a hash of clips and their descriptions, in order."""
     return f"sha256:{hashlib.sha256(json.dumps(rows).encode()).hexdigest()}"

@@ -1,4 +1,4 @@
-"""Numbers in sentences: counts, durations and sizes that read right whatever their magnitude, also translated."""
+"""Format counts, durations and sizes for sentences, in any magnitude and language."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _NAMED = 5
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 archive`, `3,000 archives`."""
+    """Return a count with its noun: `1 archive`, `3,000 archives`."""
     nouns = as_message(f"{noun}{'' if number == 1 else 's'}", noun, {})
     return message("{number:,} {noun}", number=number, noun=nouns)
 
 
 def named(names: Sequence[str]) -> str:
-    """The first few, and how many more: `a, b, c, d, e and 3 more`."""
+    """Return the first few names and the number of others: `a, b, c, d, e and 3 more`."""
     first = ", ".join(names[:_NAMED])
     if len(names) <= _NAMED:
         return first
@@ -36,7 +36,7 @@ def joined_sentences(texts: Iterable[str]) -> str:
 
 
 def lasting(seconds: float) -> str:
-    """`12.5 seconds`, `3.0 minutes`, `1,158.3 hours`."""
+    """Return a duration in its natural unit: `12.5 seconds`, `3.0 minutes`, `1,158.3 hours`."""
     if seconds < 60:
         return message("{seconds:.1f} seconds", seconds=seconds)
     if seconds < 3600:
@@ -45,7 +45,7 @@ def lasting(seconds: float) -> str:
 
 
 def sized(size: float) -> str:
-    """`512 bytes`, `81.7 kB`, `6.2 GB`, in powers of 1000."""
+    """Return a size with its unit, in powers of 1000: `512 bytes`, `81.7 kB`, `6.2 GB`."""
     power = 0
     while size >= 1000 and power < len(_UNITS) - 1:
         size, power = size / 1000, power + 1

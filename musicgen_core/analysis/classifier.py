@@ -1,7 +1,7 @@
 """A linear classifier of clips, fitted to reference clips of known classes.
 
-It tells apart the classes that it was fitted to, no more. Fit it also to clips that went through the codec, so that it
-doesn't take the codec's sound for a difference of classes.
+It distinguishes only the classes that it was fitted to. Fit it also to clips that went through the codec, so that it
+doesn't mistake codec artifacts for a difference between classes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LARGEST = 5.0  # standard deviations
 
 
 def features(audio: Tensor) -> Tensor:
-    """Return how loud each mel band is, how much it varies and how strong its onsets are, [B, 256]."""
+    """Return the level, variation and onset strength of each mel band, [B, 256]."""
     mel = log_mel(audio)
     rises = onsets(mel)
     return torch.cat([mel.mean(-1), mel.std(-1), rises.mean(-1), rises.std(-1)], dim=1)

@@ -1,4 +1,4 @@
-"""How far a signal is from another, and a set of clips from another."""
+"""Distances between signals, and between sets of clips."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def si_sdr(reference: Tensor, estimate: Tensor) -> Tensor:
 def frechet_distance_diagonal(first: Tensor, second: Tensor) -> float:
     """Return the Fréchet distance of Gaussians without correlations that are fitted to features [N, D] and [M, D].
 
-    It is |μ₁ - μ₂|² + |σ₁ - σ₂|², divided by D, after scaling each feature to unit deviation over `first`. Unlike the
+    It is |μ₁ - μ₂|² + |σ₁ - σ₂|² divided by D, after scaling each feature to unit deviation over `first`. Unlike the
     distance with full covariances (`evaluation.frechet`) it is meaningful for fewer clips than features.
     """
     unit = first.std(0) + 1e-3

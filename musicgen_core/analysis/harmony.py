@@ -1,4 +1,4 @@
-"""Notes, key and slides, from the peaks of spectra."""
+"""Notes, key and slides from spectral peaks."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from musicgen_core.analysis.spectra import in_parts, magnitudes
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.music_theory import A4_HZ, A4_MIDI, PITCH_CLASSES, SCALES, Mode
 
-WINDOW, HOP = 8192, 2048  # samples: 256 ms, within which notes are told apart by 4 Hz
-LOWEST_HZ, HIGHEST_HZ = 100.0, 2000.0  # of notes; fundamentals are looked for from 40 Hz on
+WINDOW, HOP = 8192, 2048  # samples: windows of 256 ms, which resolve notes 4 Hz apart
+LOWEST_HZ, HIGHEST_HZ = 100.0, 2000.0  # of notes; fundamentals are searched from 40 Hz on
 PEAKS = 16  # the loudest of each spectrum
 QUIETEST = 0.15  # of the loudest peak
 SILENT = 1e-4  # -80 dB
 HARMONICS = 10
 SLIDE_FRAMES = 7  # of 20 ms
 OFF_HARMONIC = 0.012  # a fifth of a semitone
-OFF_PITCH = 0.3  # semitones from the equal temperament of A = 440 Hz; what lies between its pitches is no note
+OFF_PITCH = 0.3  # semitones from equal temperament with A = 440 Hz; peaks farther off are not notes
 
 ROOT, TRIAD, SCALE = 5.0, 4.0, 3.0  # how often a key has its root, its third or fifth, another note of its scale
 
 
 def pitch_classes(audio: Tensor) -> Tensor:
-    """Return the share of each pitch class among the notes that are found, [B, 12]; 0 in clips without any.
+    """Return the share of each pitch class among the detected notes, [B, 12]; 0 in clips without notes.
 
-    Notes are the peaks of spectra of 256 ms, 64 ms apart, that are not harmonics of a lower peak.
+    Notes are spectral peaks, in windows of 256 ms every 64 ms, that are not harmonics of a lower peak.
     """
     counts = chromagram(audio).sum(-1)
     return counts / counts.sum(1, keepdim=True).clamp(min=1e-9)
 
 
 def chromagram(audio: Tensor) -> Tensor:
-    """Return how many notes of each pitch class, from C to B, sound in each 64 ms, [B, 12, frames]."""
+    """Return the number of notes of each pitch class, from C to B, in frames of 64 ms, [B, 12, frames]."""
     return in_parts(_chromagram, audio)
 
 
 def share_in_key(classes: Tensor, root: int, mode: Mode) -> float:
-    """Return the share of a clip's notes, [12], that lie on the scale of a key; of random notes 7/12 do."""
+    """Return the share of a clip's notes, [12], on the scale of a key; 7/12 for random notes."""
     return float(sum(classes[(root + step) % PITCH_CLASSES] for step in SCALES[mode]))
 
 
@@ -61,7 +61,7 @@ def estimate_key(classes: Tensor) -> tuple[int, Mode]:
 def slides(audio: Tensor) -> Tensor:
     """Return the share of time in which the loudest tone between 250 and 2,500 Hz slides, [B].
 
-    It does where it moves in one direction for 140 ms, by 0.025 to 1 semitone every 20 ms. Vibrato turns sooner.
+    A tone slides if it moves in one direction for 140 ms, by 0.025 to 1 semitone every 20 ms. Vibrato turns sooner.
     """
     return in_parts(_slides, audio)
 
@@ -82,7 +82,7 @@ def _chromagram(audio: Tensor) -> Tensor:
 
 
 def _peaks(audio: Tensor) -> tuple[Tensor, Tensor]:
-    """Return frequency in Hz and level of the loudest peaks of each spectrum, both [B, frames, 16]; level 0: none."""
+    """Return frequency in Hz and level of the loudest peaks, both [B, frames, 16]; missing ones have level 0."""
     bins = WINDOW / SAMPLE_RATE
     low, high = int(40 * bins), int(HIGHEST_HZ * bins)
     spectrum = magnitudes(audio, WINDOW, HOP).transpose(1, 2).clamp(min=1e-9)
@@ -109,6 +109,6 @@ def _slides(audio: Tensor) -> Tensor:
 
 
 def _exact_bins(spectrum: Tensor, peaks: Tensor) -> Tensor:
-    """Peaks [B, frames, N] of spectra [B, frames, bins] → those of the parabolas through their logarithms."""
+    """Refine peaks [B, frames, N] of spectra [B, frames, bins] by parabolic interpolation of log magnitudes."""
     a, b, c = (spectrum.gather(-1, peaks + shift).log() for shift in (-1, 0, 1))
     return peaks + (0.5 * (a - c) / (a - 2 * b + c).clamp(max=-1e-6)).clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""Tempo and metre, from how the onsets of a clip repeat.
+"""Tempo and metre from the periodicity of onsets.
 
 The onset strength of music with a beat repeats after a beat, its halves and multiples, and after a bar, so its
 autocorrelation has peaks there (Ellis 2007, "Beat tracking by dynamic programming", section 3.2).
@@ -13,7 +13,7 @@ from musicgen_core.analysis.spectra import RATE, log_mel, onsets
 
 SLOWEST_BPM, FASTEST_BPM = 55.0, 200.0
 HARMONICS = {0.25: 0.5, 0.5: 1.0, 1.0: 1.0, 2.0: 1.0, 3.0: 1.0, 4.0: 1.0}
-"""Beats after which onsets repeat, and the weight of that."""
+"""Lags in beats at which onsets repeat, and their weights"""
 LONGEST_SECONDS = 5.0
 THIRDS = ((0, 6), (6, 32), (32, 64))  # mel bands: to 250 Hz (kick, bass), to 2 kHz (chords, snare), above (hats)
 TOLERANCE = 0.05
@@ -31,7 +31,7 @@ def tempo_matches(measured_bpm: float, true_bpm: float) -> bool:
 
 
 def meters(audio: Tensor) -> Tensor:
-    """Return 3 or 4 beats in a bar for each clip, [B]: after which of them the onsets repeat better."""
+    """Return the beats per bar of each clip, [B]: 3 or 4, whichever period has the higher autocorrelation."""
     strength = onsets(log_mel(audio))
     beat = 60 * RATE / _tempos(strength)
     three, four = torch.zeros_like(beat), torch.zeros_like(beat)
@@ -43,7 +43,7 @@ def meters(audio: Tensor) -> Tensor:
 
 
 def _tempos(strength: Tensor) -> Tensor:
-    """Onset strength of bands [B, bands, frames] → bpm of the beat whose halves and multiples repeat best, [B]."""
+    """Return the bpm whose beat, halves and multiples repeat best, [B], from onset strength [B, bands, frames]."""
     repeats = _autocorrelation(strength.mean(1))
     bpm = torch.arange(SLOWEST_BPM, FASTEST_BPM, 0.5, device=strength.device)
     beats = (60 * RATE / bpm).expand(len(repeats), -1)
@@ -53,7 +53,7 @@ def _tempos(strength: Tensor) -> Tensor:
 
 
 def _autocorrelation(strength: Tensor) -> Tensor:
-    """[B, frames] → [B, lags] in frames up to 5 s or the clip's end, 1 at lag 0."""
+    """Return the autocorrelation [B, lags] of [B, frames] up to 5 s or the clip's end; 1 at lag 0."""
     centred = torch.nn.functional.avg_pool1d(strength[:, None], 3, 1, 1)[:, 0]
     centred = centred - centred.mean(-1, keepdim=True)
     length = centred.shape[-1]
@@ -64,7 +64,7 @@ def _autocorrelation(strength: Tensor) -> Tensor:
 
 
 def _at(repeats: Tensor, lags: Tensor) -> Tensor:
-    """Autocorrelation [B, lags] at fractional lags [B, N], the best within a frame; 0 beyond its end."""
+    """Return the autocorrelation [B, lags] at fractional lags [B, N], maximum within a frame; 0 beyond its end."""
     nearest = lags.round().long()
     last = repeats.shape[-1] - 1
     around = torch.stack([repeats.gather(1, (nearest + shift).clamp(0, last)) for shift in (-1, 0, 1)])

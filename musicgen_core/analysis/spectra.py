@@ -1,4 +1,4 @@
-"""Spectrograms, and what is read from them frame by frame."""
+"""Spectrograms and features per frame."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchaudio.functional import melscale_fbanks
 from musicgen_core.codes import SAMPLE_RATE
 
 HOP = 320  # samples: 10 ms
-RATE = SAMPLE_RATE // HOP  # frames/s of what is measured here
+RATE = SAMPLE_RATE // HOP  # frames/s of all features here
 WINDOW = 1024
 BANDS = 64
 FLOOR_DB = -70.0
@@ -33,7 +33,7 @@ def log_mel(audio: Tensor) -> Tensor:
 
 
 def onsets(mel_db: Tensor) -> Tensor:
-    """Return the onset strength of each band: by how many dB it rises in 10 ms, [B, bands, frames]."""
+    """Return the onset strength of each band, its rise in dB within 10 ms, [B, bands, frames]."""
     rises = mel_db.diff(dim=-1).clamp(min=0)
     return torch.nn.functional.pad(rises, (1, 0))
 
@@ -46,7 +46,7 @@ def spectral_centroid(audio: Tensor) -> Tensor:
 
 
 def in_parts(measure: Callable[[Tensor], Tensor], audio: Tensor) -> Tensor:
-    """Apply a function to a few clips at a time, so that large batches fit in memory."""
+    """Apply a function to a few clips at a time, so that large batches fit the memory."""
     return torch.cat([measure(part) for part in audio.split(CLIPS_AT_ONCE)])
 
 

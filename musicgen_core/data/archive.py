@@ -1,4 +1,4 @@
-"""Archives of clips: told apart by content, read without extracting."""
+"""Archives of clips: recognised by content, read without extracting."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def open_archive(path: Path, limits: Limits = _DEFAULT, name_encoding: str = AUT
     """Open a local archive.
 
     Args:
-        path: of a zip, a tar, or a tar compressed by gzip, bzip2, xz or Zstandard, whatever its name.
-        limits: bounds against bombs.
-        name_encoding: of members' names that don't say theirs: auto, or an encoding that Python knows.
+        path: a zip, a tar, or a tar compressed by gzip, bzip2, xz or Zstandard, whatever its name.
+        limits: limits against archive bombs.
+        name_encoding: encoding of member names that don't declare one: auto, or an encoding that Python knows.
 
     Raises:
         ArchiveError: the file is not a readable zip or tar.
-        ConfigError: `name_encoding` is not known.
+        ConfigError: `name_encoding` is unknown.
     """
     check_encoding(name_encoding)
     with _opened(storage.as_path(path)) as file:
@@ -68,11 +68,11 @@ def open_archive(path: Path, limits: Limits = _DEFAULT, name_encoding: str = AUT
 
 
 def content_digest(archive: UPath) -> str:
-    """A hash of an archive's content that doesn't depend on its name, place or times.
+    """Return a hash of an archive's content that doesn't depend on its name, location or timestamps.
 
-    A zip's directory holds the size and CRC-32 of every member, so it stands for the content and costs a few
-    reads, also over the network. A tar has no directory: the store's own checksum stands for it, or all of it is read,
-    once for each version of the file.
+    A zip's directory holds the size and CRC-32 of every member. It represents the content and costs a few reads, also
+    over the network. A tar has no directory: the storage's own checksum is used, or all of it is read once for each
+    version of the file.
 
     Raises:
         ArchiveError: the archive can't be read.
@@ -81,20 +81,20 @@ def content_digest(archive: UPath) -> str:
 
 
 def choose_archives(location: storage.Location) -> tuple[list[UPath], list[str]]:
-    """Return the archives of a location, each content once, and sentences on what is left out there.
+    """Return the archives of a location without duplicates, and sentences on what is left out.
 
     Raises:
-        ArchiveError: none found, or two of one stem.
+        ArchiveError: no archive was found, or two have the same stem.
     """
     archives, copies = without_copies(find_archives(location))
     return archives, [*passed_over(location), *copies]
 
 
 def without_copies(archives: Sequence[UPath]) -> tuple[list[UPath], list[str]]:
-    """Return archives without those that hold the same as one before, and a sentence on each that is left out.
+    """Return archives without duplicates of earlier ones, and a sentence on each that is left out.
 
-    Only archives of one size are read for it, and whole only those whose content seems to be the same: a damaged zip
-    may have the directory of its undamaged copy. A copy whose name is longer, such as `x (1).zip`, gives way.
+    Only archives of equal size are compared, and byte for byte only if their digests are equal: a damaged zip may have
+    the same directory as its undamaged copy. The copy with the longer name, such as `x (1).zip`, is dropped.
     """
     by_size: dict[int, list[UPath]] = {}
     for archive in archives:
@@ -106,7 +106,7 @@ def without_copies(archives: Sequence[UPath]) -> tuple[list[UPath], list[str]]:
             try:
                 digest = content_digest(archive)
             except ArchiveError:
-                continue  # its task says what is wrong with it
+                continue  # its task reports the problem
             known = originals.setdefault(digest, [])
             if original := next((one for one in known if _has_the_bytes_of(one, archive)), None):
                 copies[archive] = original
@@ -129,18 +129,18 @@ def _has_the_bytes_of(one: UPath, other: UPath) -> bool:
 
 
 def clip_names(archive: UPath, name_encoding: str = AUTO, limits: Limits = _DEFAULT) -> list[str]:
-    """The names of an archive's clips. Of a remote zip only its directory is read; of a tar, everything, once.
+    """Return the names of an archive's clips. Of a remote zip only the directory is read; a tar is read whole, once.
 
     Raises:
         ArchiveError: the archive can't be read.
-        ConfigError: `name_encoding` is not known.
+        ConfigError: `name_encoding` is unknown.
     """
     check_encoding(name_encoding)
     return list(_clip_names(archive, _version(archive), name_encoding, limits))
 
 
 def read_sidecars(archive: UPath, name_encoding: str = AUTO, limits: Limits = _DEFAULT) -> Sidecars:
-    """The descriptions beside an archive's clips. Of a remote zip only those and its directory are read.
+    """Return the descriptions beside an archive's clips. Of a remote zip only those and the directory are read.
 
     Raises:
         ArchiveError: the archive can't be read.
@@ -150,10 +150,10 @@ def read_sidecars(archive: UPath, name_encoding: str = AUTO, limits: Limits = _D
 
 
 def count_damaged(archive: UPath, names: Collection[str], name_encoding: str = AUTO) -> int:
-    """How many of the clips of these names can't be read whole now.
+    """Return how many of the named clips can't be read whole now.
 
-    A zip that was copied again may have the digest of its damaged copy, as its directory is the same. A tar can't:
-    of one nothing is read, and as many as asked for are taken to be damaged.
+    A fresh copy of a damaged zip may have the same digest, as its directory is the same. A tar has another digest, so
+    it isn't read, and all named clips are counted as damaged.
 
     Raises:
         ArchiveError: the archive can't be read.
@@ -179,10 +179,10 @@ def _is_readable(entry: ZipEntry, reader: RandomReader) -> bool:
 def read_archive(
     file: BinaryIO, name: str, limits: Limits = _DEFAULT, name_encoding: str = AUTO
 ) -> ZipArchive | TarArchive:
-    """The archive in an open file, which may be remote and is then to be read from one thread.
+    """Return the archive in an open file. A remote file may be read from one thread only.
 
     Raises:
-        ArchiveError: the file is no archive.
+        ArchiveError: the file is not an archive.
     """
     with damage_named(name):
         size = file.seek(0, os.SEEK_END)
@@ -201,7 +201,7 @@ def _head(file: BinaryIO) -> bytes:
 
 
 def _is_zip(file: BinaryIO, name: str) -> bool:
-    """By the beginning: a zip may begin with anything, but not with a tar, whose last member may be a zip.
+    """Return whether to read a file as a zip: it may begin with anything but a tar, whose last member may be a zip.
 
     Raises:
         ArchiveError: the file is known to be something else.
@@ -220,7 +220,7 @@ def _content_digest(archive: UPath, version: str) -> str:
     with _opened(archive) as file, damage_named(archive.name):
         if _is_zip(file, archive.name):
             for entry in read_directory(RandomReader(file)):
-                reading = f"{entry.name}\0{entry.flags}\0{entry.method}\0{entry.file_type}"  # what may reject it
+                reading = f"{entry.name}\0{entry.flags}\0{entry.method}\0{entry.file_type}"  # may lead to a rejection
                 digest.update(b"%b\0%d\0%d\0%b\n" % (entry.raw_name, entry.size, entry.crc, reading.encode()))
         elif checksum := _stored_checksum(archive):
             return checksum
@@ -232,7 +232,7 @@ def _content_digest(archive: UPath, version: str) -> str:
 
 
 def _stored_checksum(archive: UPath) -> str | None:
-    """Google Cloud Storage keeps one of every object's content."""
+    """Return the checksum that Google Cloud Storage keeps of an object's content, if any."""
     if storage.is_local(archive):
         return None
     info = archive.fs.info(archive.path)

@@ -1,4 +1,4 @@
-"""How many clips archives hold, and a few of them to try, without reading or staging the archives whole."""
+"""Count the clips of archives and take a sample of them, without reading or staging whole archives."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from musicgen_core.language import message
 
 SAMPLED_ARCHIVES = 4
 _AT_ONCE = 16
-"""Archives to look into at once: a remote one costs a few round trips and no work."""
+"""Archives to open in parallel: a remote one costs a few round trips and no computation"""
 
 
 @dataclass(frozen=True)
 class Listed:
-    """An archive that can be opened.
+    """An archive that can be opened, with its size.
 
     Attributes:
-        archive: where it is.
-        archive_bytes: its size.
-        clips: of a zip; of a tar, which has no directory, None.
+        archive: path of the archive.
+        archive_bytes: size of the archive.
+        clips: number of clips in a zip; None for a tar, which has no directory.
     """
 
     archive: UPath
@@ -43,14 +43,14 @@ class Listed:
 
 @dataclass(frozen=True)
 class ArchiveSample:
-    """Clips of one archive.
+    """Sampled clips of one archive.
 
     Attributes:
         listed: the archive.
-        path: a local file to open them from: the archive, or a copy that holds what they need of it.
-        places: which they are, counted from 0 in the archive's order.
-        covered_bytes: of a tar, its beginning up to the last of them; 0 of a zip.
-        is_whole: whether these are all clips of a tar.
+        path: local file to open them from: the archive, or a sparse copy with the bytes that they need.
+        places: positions of the clips in the archive, from 0.
+        covered_bytes: bytes of a tar up to the end of the last sampled clip; 0 for a zip.
+        is_whole: whether the sample holds all clips of a tar.
     """
 
     listed: Listed
@@ -64,10 +64,10 @@ class ArchiveSample:
 
 
 def list_archives(archives: Sequence[UPath]) -> tuple[list[Listed], list[str]]:
-    """Sizes and clips by the archives' directories, and why others can't be read.
+    """Return size and clip count of each readable archive, and the reasons why others can't be read.
 
     Raises:
-        ArchiveError: none can be read.
+        ArchiveError: no archive can be read.
     """
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         found = list(pool.map(_look, archives))
@@ -83,16 +83,16 @@ def list_archives(archives: Sequence[UPath]) -> tuple[list[Listed], list[str]]:
 
 
 def take_samples(listed: Sequence[Listed], clips: int, folder: Path, workers: int) -> list[ArchiveSample]:
-    """About `clips` clips of at most 4 archives, both spread evenly from the first to the last; of a tar its first.
+    """Sample about `clips` clips from at most 4 archives, evenly spaced; from a tar the first ones.
 
     Args:
         listed: the archives.
-        clips: how many; fewer where there aren't as many in those archives.
-        folder: where to put what is needed of remote archives.
-        workers: archives to read at once.
+        clips: size of the sample; smaller if those archives hold fewer clips.
+        folder: directory for sparse copies of remote archives.
+        workers: archives to read in parallel.
 
     Raises:
-        ArchiveError: an archive is damaged, or they hold no clips.
+        ArchiveError: an archive is damaged, or the archives hold no clips.
     """
     shares = _share(listed, clips)
     with ThreadPoolExecutor(workers) as pool:
@@ -103,7 +103,7 @@ def take_samples(listed: Sequence[Listed], clips: int, folder: Path, workers: in
 
 
 def total_clips(listed: Sequence[Listed], samples: Sequence[ArchiveSample]) -> tuple[int, bool]:
-    """Clips in all archives, and whether that is exact: those of tars are estimated from their sizes."""
+    """Return the number of clips in all archives, and whether it is exact; tars are estimated from their sizes."""
     known = {entry: entry.clips for entry in listed if entry.clips is not None}
     known |= {sample.listed: len(sample.places) for sample in samples if sample.is_whole}
     unknown_bytes = sum(entry.archive_bytes for entry in listed if entry not in known)
@@ -118,13 +118,13 @@ def total_clips(listed: Sequence[Listed], samples: Sequence[ArchiveSample]) -> t
 
 
 def evenly(count: int, wanted: int) -> list[int]:
-    """Places among `count`, from the first to the last; all of them if there aren't more than `wanted`."""
+    """Return up to `wanted` evenly spaced indices below `count`, including the first and the last."""
     wanted = min(wanted, count)
     return [number * (count - 1) // max(1, wanted - 1) for number in range(wanted)]
 
 
 def _share(listed: Sequence[Listed], clips: int) -> dict[Listed, int]:
-    """The archives to sample and how many clips to take of each. What a small one lacks falls to the others."""
+    """Return the archives to sample and the number of clips of each. Small ones leave their share to the others."""
     filled = [entry for entry in listed if entry.clips != 0]
     chosen = [filled[place] for place in evenly(len(filled), min(SAMPLED_ARCHIVES, clips))]
     shares: dict[Listed, int] = {}
@@ -149,7 +149,7 @@ def _look(archive: UPath) -> Listed | str:
 
 
 def _picked(opened: Archive, places: Sequence[int]) -> Iterator[Member]:
-    """The clips at these places. A tar isn't read beyond the last of them."""
+    """Yield the clips at these positions. A tar isn't read beyond the last of them."""
     chosen = set(places)
     end = max(places, default=-1) + 1
     return compress(islice(opened.clips(), end), (place in chosen for place in range(end)))
@@ -169,7 +169,7 @@ def _take(listed: Listed, wanted: int, folder: Path) -> ArchiveSample:
         places = evenly(listed.clips, wanted) if listed.clips is not None else range(wanted)
         found = 0
         for member in _picked(opened, places):
-            with suppress(ClipRejected), member.open():  # of a zip nothing is read before
+            with suppress(ClipRejected), member.open():  # a zip's content is read only now
                 pass
             found += 1
         if listed.clips is not None:
@@ -178,7 +178,7 @@ def _take(listed: Listed, wanted: int, folder: Path) -> ArchiveSample:
 
 
 class CopyingReader(io.BufferedIOBase):
-    """Reads a file and keeps what is read at the same place of a copy, which takes no room for the rest."""
+    """Reader that writes all bytes read to the same offset of a sparse copy."""
 
     def __init__(self, source: BinaryIO, copy: BinaryIO) -> None:
         self._source = source

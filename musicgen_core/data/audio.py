@@ -1,4 +1,4 @@
-"""From a `.wav` to what the codec takes: mono, fp32, and then 32 kHz."""
+"""Decode audio files to mono fp32, and resample to the codec's 32 kHz."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ class DecodedClip:
 def decode(file: BinaryIO, max_bytes: int = 2 << 30, cancelled: Callable[[], bool] = lambda: False) -> DecodedClip:
     """Decode a file and mix it down by the mean of its channels. Many threads can do so at once.
 
-    Uncompressed wavs are decoded here. Everything else is left to libsndfile in another process, within a bound on its
-    time; what isn't a wav but another format that libsndfile reads is decoded as what it is.
+    Uncompressed wavs are decoded here. Everything else goes to libsndfile in another process with a time limit. Files
+    in other formats that libsndfile reads are decoded whatever their names.
 
     Args:
-        file: has a real descriptor, through which it is read; so nothing else may read it meanwhile.
-        max_bytes: the most that the mono audio may take, at its own rate and at 32 kHz.
-        cancelled: asked while libsndfile decodes.
+        file: a file with a descriptor, which nothing else may read in the meantime.
+        max_bytes: maximum size of the mono audio, at its own rate and at 32 kHz.
+        cancelled: polled while libsndfile decodes.
 
     Raises:
         ClipRejected: not decodable, shorter than its header says, empty, shorter than one frame of codes, silent,
             not finite, larger than `max_bytes`, or its decoder crashed or took too long.
-        Cancelled: `cancelled` said so.
+        Cancelled: `cancelled` returned True.
     """
     descriptor = file.fileno()
     if known := recognise(os.pread(descriptor, 512, 0)):
@@ -74,14 +74,14 @@ def decode(file: BinaryIO, max_bytes: int = 2 << 30, cancelled: Callable[[], boo
 
 
 def resample(samples: AudioArray, rate: int) -> AudioArray:
-    """To 32 kHz: [samples] → [samples · 32,000 / rate], by soxr's high quality."""
+    """Resample [samples] to 32 kHz, [samples · 32,000 / rate], with soxr's high quality."""
     return samples if rate == SAMPLE_RATE else cast(AudioArray, soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ"))
 
 
 def _mono(sound: PcmSound, max_bytes: int) -> tuple[AudioArray, int]:
     check_size(sound, max_bytes)
     mono = mix_down(sound)
-    if len(mono.samples) < sound.frames:  # something cut the file meanwhile
+    if len(mono.samples) < sound.frames:  # the file was truncated in the meantime
         raise breaks_off(sound.frames, len(mono.samples))
     check_sound([mono])
     return mono.samples, sound.samplerate

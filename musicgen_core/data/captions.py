@@ -37,15 +37,16 @@ _DEFAULTS = TokenizeSettings()
 
 @dataclass(frozen=True)
 class Captions:
-    """Descriptions by member path, else by file name, else by stem.
+    """Descriptions, looked up by member path, then by file name, then by stem.
 
     Attributes:
-        source: the file that they come from.
-        by_path: the description of each entry, or None, in the file's order; by_name and by_stem likewise, without
-            names and stems that stand for different descriptions.
-        broken_lines: numbers, from 1, of lines that can't be used.
-        duplicate_lines: of lines not used because their path stands further up.
-        incomplete_lines: of entries that lack fields of the template.
+        source: the metadata file.
+        by_path: description or None of each entry, by path, in the file's order.
+        by_name: the same by file name, without names that have different descriptions.
+        by_stem: the same by stem, without stems that have different descriptions.
+        broken_lines: line numbers, from 1, of unusable lines.
+        duplicate_lines: line numbers of entries ignored because an earlier one has the same path.
+        incomplete_lines: line numbers of entries that lack fields of the template.
     """
 
     source: str
@@ -58,16 +59,16 @@ class Captions:
 
     @property
     def entries(self) -> int:
-        """How many lines are used."""
+        """Return the number of entries used."""
         return len(self.by_path)
 
     def find(self, member: str) -> tuple[bool, str | None]:
-        """(whether the metadata know this member, its description)."""
+        """Return (whether the metadata have an entry for a member, its description)."""
         match = self.match(member)
         return (False, None) if match is None else (True, self.tables[match[0]][match[1]])
 
     def match(self, member: str) -> tuple[int, str] | None:
-        """What knows this member: (which of `tables`, the key in it)."""
+        """Return the entry that matches a member as (index into `tables`, key), or None."""
         for index, (table, key) in enumerate(zip(self.tables, keys(member), strict=True)):
             if key in table:
                 return index, key
@@ -75,7 +76,7 @@ class Captions:
 
     @property
     def tables(self) -> tuple[dict[str, str | None], ...]:
-        """From the one that counts most; in the order of `keys`."""
+        """Return the lookup tables by descending precedence, in the order of `keys`."""
         return self.by_path, self.by_name, self.by_stem
 
 
@@ -84,11 +85,11 @@ _SUFFIX = re.compile(
     r"|midi?|json|txt)$",
     re.IGNORECASE,
 )
-"""What is cut off a name to get its stem. In `mix.v2` and `01. Intro` the dot belongs to the stem."""
+"""Suffixes removed from a name to get its stem. In `mix.v2` and `01. Intro` the dot belongs to the stem."""
 
 
 def keys(path: str) -> tuple[str, str, str]:
-    """What a path is found by: itself, file name and stem, however accents are composed and folders separated."""
+    """Return the lookup keys of a path: path, file name and stem, normalised in accents and separators."""
     path = unicodedata.normalize("NFC", path.replace("\\", "/"))
     while path.startswith("./"):
         path = path[2:]
@@ -98,9 +99,9 @@ def keys(path: str) -> tuple[str, str, str]:
 
 @dataclass(frozen=True)
 class Captioner:
-    """Describes clips by the settings and, where these give no caption, by `metadata` and files beside the clips.
+    """Composes descriptions from the settings or, if these have no caption, from `metadata` and sidecar files.
 
-    `metadata` are to be loaded with the same settings.
+    `metadata` must have been loaded with the same settings.
     """
 
     settings: TokenizeSettings = _DEFAULTS
@@ -108,16 +109,16 @@ class Captioner:
 
     @property
     def uses_sidecars(self) -> bool:
-        """Whether files beside the clips can matter."""
+        """Return whether sidecar files can affect descriptions."""
         return self.settings.caption is None
 
     def describe(self, member: str, *sidecars: Sidecar) -> str | None:
-        """The description of a clip, prefix included and not too long for T5, or None."""
+        """Return the description of a clip, with prefix and shortened for T5, or None."""
         text = self._with_prefix(member, sidecars)
         return text and clean(shorten(text))
 
     def remark(self, member: str, *sidecars: Sidecar) -> str | None:
-        """What is worth knowing of a clip's description: that it was cut, or that a file beside it can't be used."""
+        """Return a remark on a clip's description: it was shortened, or a sidecar file is unusable; else None."""
         text = self._with_prefix(member, sidecars)
         if text and len(text) > MAX_CHARACTERS:
             return f"its description of {len(text):,} characters was cut to {len(shorten(text)):,}"
@@ -140,15 +141,15 @@ class Captioner:
 
 
 def metadata_beside(archive: UPath) -> UPath | None:
-    """Return the metadata.jsonl in an archive's directory; None: there is none."""
+    """Return the metadata.jsonl in an archive's directory, or None."""
     beside = archive.parent / "metadata.jsonl"
     return beside if beside.exists() else None
 
 
 def load_captions(path: UPath, settings: TokenizeSettings = _DEFAULTS) -> Captions:
-    """Read `metadata.jsonl`: one JSON object a line, with `path` and `description` or the template's fields.
+    """Read `metadata.jsonl`: one JSON object per line, with `path` and `description` or the template's fields.
 
-    A file name or stem that stands for clips with different descriptions matches none of them.
+    A file name or stem shared by clips with different descriptions matches none of them.
 
     Raises:
         MetadataError: the file is missing, none of its lines can be used, or none has all fields of the template.
@@ -182,20 +183,20 @@ def load_captions(path: UPath, settings: TokenizeSettings = _DEFAULTS) -> Captio
     if template and len(incomplete) == len(by_path):
         raise _no_line_fits(path, template_fields(template), list(fields))
     return Captions(
-        str(path),
-        by_path,
-        _unambiguous(by_path, lambda key: keys(key)[1]),
-        _unambiguous(by_path, lambda key: keys(key)[2]),
-        tuple(broken),
-        tuple(duplicate),
-        tuple(incomplete),
+        source=str(path),
+        by_path=by_path,
+        by_name=_unambiguous(by_path, lambda key: keys(key)[1]),
+        by_stem=_unambiguous(by_path, lambda key: keys(key)[2]),
+        broken_lines=tuple(broken),
+        duplicate_lines=tuple(duplicate),
+        incomplete_lines=tuple(incomplete),
     )
 
 
 def _read_entries(path: UPath) -> Iterator[tuple[int, MetadataEntry | None]]:
-    """(number from 1, entry) of each line that isn't blank; None for one that can't be used."""
+    """Yield (line number from 1, entry) of each non-blank line; the entry is None if it is unusable."""
     try:
-        # Staged, as fsspec reads a whole block anew for each line; in bytes, so that a bad line costs no other.
+        # Staged, as fsspec reads a whole block again for each line. In bytes, so that a bad line affects no other.
         with storage.staged(path) as local, local.open("rb") as file:
             for number, line in enumerate(_lines(file), start=1):
                 line = line.removeprefix(codecs.BOM_UTF8)  # on any line: files with one may have been joined
@@ -209,7 +210,7 @@ def _read_entries(path: UPath) -> Iterator[tuple[int, MetadataEntry | None]]:
 
 
 def _lines(file: BinaryIO) -> Iterable[bytes]:
-    """The lines of a file of UTF-8, or of UTF-16 or UTF-32 with a byte order mark."""
+    """Return the lines of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark."""
     encoding = marked_encoding(file.read(4))
     file.seek(0)
     if encoding in (None, "utf-8-sig"):
@@ -227,7 +228,7 @@ def _parse_line(line: bytes) -> MetadataEntry | None:
 
 
 def listed(things: Sequence[object], count: int = 0) -> str:
-    """The first ten with commas, and an ellipsis if there are more, or `count` says that there are."""
+    """Return the first ten items with commas, and an ellipsis if there are more, or if `count` is larger."""
     return ", ".join(map(str, things[:10])) + (", …" if max(count, len(things)) > len(things[:10]) else "")
 
 
@@ -255,10 +256,10 @@ def _unambiguous(by_path: dict[str, str | None], key_of: Callable[[str], str]) -
 
 
 def check_matches(captions: Captions, names_by_archive: Iterable[tuple[str, list[str]]]) -> None:
-    """Look for one clip that the metadata know, and stop at the first.
+    """Check that the metadata match at least one clip.
 
     Raises:
-        MetadataError: there is none in any archive: a mistake better found before hours of encoding.
+        MetadataError: no clip of any archive matches, a mistake better found before hours of encoding.
     """
     seen = 0
     example = None

@@ -1,4 +1,4 @@
-"""Sound files that were joined into one, as by `cat`: libsndfile decodes the first and says nothing of the others."""
+"""Detect concatenated sound files (as by `cat`), of which libsndfile silently decodes only the first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from musicgen_core.errors import ClipRejected
 from musicgen_core.language import message
 
 _SPARE_SECONDS = 0.5
-"""What an MP3's frames may hold beyond its audio: the encoder's delay, padding, and the frame of the Xing tag."""
+"""Surplus of an MP3's frames over its audio: encoder delay, padding, and the frame of the Xing tag"""
 
 _SIGNATURES = (
     b"fLaC\0\0\0\x22",
@@ -21,12 +21,12 @@ _SIGNATURES = (
     b"NIST_1A\n",
     b"Creative Voice File\x1a",
 )
-"""How files of these formats begin; long enough not to be there by chance."""
+"""Signatures of these formats, too long to occur by chance"""
 
 _OGG_BEGINNING = b"OggS\0\2" + bytes(8)
 _OGG_HEADER = 27
 
-# ISO/IEC 11172-3 and 13818-3, Layer III: by the version's bits in a frame's header (MPEG 2.5, 2 and 1).
+# ISO/IEC 11172-3 and 13818-3, Layer III: by the version bits of a frame header (MPEG 2.5, 2 and 1).
 _MP3_RATES = {0: (11025, 12000, 8000), 2: (22050, 24000, 16000), 3: (44100, 48000, 32000)}
 _MP3_KBITS_1 = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 _MP3_KBITS_2 = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
@@ -34,15 +34,15 @@ _MP3_SYNC = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
 
 
 def check_single(descriptor: int, sound_format: str, seconds: float) -> None:
-    """Hold a decoded file against all that is in it. Wavs are left to `read_wav_header`.
+    """Check that a decoded file contains no second file. Wavs are checked by `read_wav_header`.
 
     Args:
-        descriptor: of the file.
-        sound_format: as libsndfile names it.
-        seconds: how long the decoded audio is.
+        descriptor: descriptor of the file.
+        sound_format: libsndfile's name of the format.
+        seconds: duration of the decoded audio.
 
     Raises:
-        ClipRejected: there is another file behind the one that was decoded.
+        ClipRejected: another file follows the decoded one.
     """
     with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data:
         begin = id3_bytes(descriptor)
@@ -65,20 +65,20 @@ def check_single(descriptor: int, sound_format: str, seconds: float) -> None:
 
 
 def _find_another(data: mmap.mmap, begin: int) -> int:
-    """Where a second file of the same format begins; -1 if none does."""
+    """Return the offset of a second file of the same format; -1 if there is none."""
     for signature in _SIGNATURES:
         if data[begin : begin + len(signature)] == signature:
             return data.find(signature, begin + len(signature))
     if data[begin : begin + 4] != b"OggS":
         return -1
-    while data[begin : begin + len(_OGG_BEGINNING)] == _OGG_BEGINNING:  # streams side by side all begin here
+    while data[begin : begin + len(_OGG_BEGINNING)] == _OGG_BEGINNING:  # multiplexed streams all begin here
         segments = data[begin + _OGG_HEADER - 1] if begin + _OGG_HEADER <= len(data) else 0
         begin += _OGG_HEADER + segments + sum(data[begin + _OGG_HEADER : begin + _OGG_HEADER + segments])
     return data.find(_OGG_BEGINNING, begin)
 
 
 def _mp3_seconds(data: mmap.mmap, position: int) -> float:
-    """How long all Layer III frames last, whatever stands between them."""
+    """Return the duration of all Layer III frames, regardless of data between them."""
     seconds = 0.0
     while position < len(data):
         length, lasting = _mp3_frame(data, position)
@@ -91,7 +91,7 @@ def _mp3_seconds(data: mmap.mmap, position: int) -> float:
 
 
 def _next_mp3_frame(data: mmap.mmap, position: int) -> int:
-    """Where two frames follow each other, or one ends the file; else the file's end."""
+    """Return the offset of a frame followed by another one or by the file's end; else the file's end."""
     for found in _MP3_SYNC.finditer(data, position):
         length, _ = _mp3_frame(data, found.start())
         after = found.start() + length
@@ -101,7 +101,7 @@ def _next_mp3_frame(data: mmap.mmap, position: int) -> int:
 
 
 def _mp3_frame(data: mmap.mmap, position: int) -> tuple[int, float]:
-    """Bytes and seconds of the frame at a place; (0, 0) where there is none, or one of a free bit rate."""
+    """Return bytes and seconds of the frame at a position; (0, 0) without one, or for a free bit rate."""
     if position + 4 > len(data):
         return 0, 0.0
     (header,) = struct.unpack_from(">I", data, position)

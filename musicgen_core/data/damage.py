@@ -1,4 +1,4 @@
-"""Damaged files told from passing troubles of reading them: a retry may help with the second only."""
+"""Distinguish damaged files from transient read errors: a retry helps only with the latter."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from musicgen_core.errors import ArchiveError
 from musicgen_core.language import message, stored_message
 
 DAMAGED = "damaged in the archive"
-"""What the reason of a clip begins with that another copy of the archive may hold whole."""
+"""Prefix of the rejection reason of a damaged clip, which may be intact in another copy of the archive"""
 
 
 class Unreadable(Exception):
-    """What was read is not what its format promises; the message says how."""
+    """Data that violates its format; the message says how."""
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether an error comes from the bytes read, and not from reading them.
+    """Return whether an error is caused by the data and not by reading it.
 
     bz2 and gzip raise a bare OSError for bad data. One with an errno (EIO, ESTALE, ENOSPC) is the system's, and
     subclasses such as TimeoutError are the network's.
@@ -33,7 +33,7 @@ def is_damage(error: Exception) -> bool:
 
 @contextmanager
 def damage_named(archive_name: str) -> Iterator[None]:
-    """Raise damage that shows within the block as an ArchiveError that names the archive."""
+    """Convert damage found within the block to an ArchiveError that names the archive."""
     try:
         yield
     except Exception as error:  # sorted by is_damage

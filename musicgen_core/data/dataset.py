@@ -1,4 +1,4 @@
-"""Clips for training: every shard memory-mapped from the local cache, a stable split, and crops that need no state.
+"""Clips for training: shards memory-mapped from the local cache, a stable split, and stateless random crops.
 
 Everything random derives from the seed, the epoch and the clip, so a position in the data is a step number and
 nothing else has to be saved.
@@ -34,7 +34,7 @@ from musicgen_core.stages import announce
 
 LEAST_HELD_OUT = 8
 ENOUGH_CLIPS = 40
-"""From which on so many are held out"""
+"""Number of clips from which on at least LEAST_HELD_OUT are held out"""
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Clips:
     """All clips of a directory of shards, in the order of stems and rows. Memory holds 12 bytes of each.
 
     Attributes:
-        shards: their codes and descriptions, memory-mapped.
-        fingerprints: `ShardReport.content` by the stem of each archive.
-        skipped: shards that are not whole, which are left out.
-        added: stems of archives that were not asked for.
-        copies: stems of shards that hold the same archive as another, which are left out, and of those others.
-        lease: keeps the shards in the cache.
+        shards: codes and descriptions, memory-mapped.
+        fingerprints: `ShardReport.content` of each archive, by stem.
+        skipped: stems of incomplete shards, which are left out.
+        added: stems of archives that were not requested.
+        copies: stems of duplicate shards, which are left out, with the stems of their originals.
+        lease: lease that keeps the shards in the cache.
     """
 
     shards: Sequence[PackedShard]
@@ -61,7 +61,7 @@ class Clips:
         return len(self.frames)
 
     def problems(self) -> Iterator[str]:
-        """A sentence on each shard that is not whole, and on each that holds the archive of another."""
+        """Yield a sentence on each incomplete or duplicate shard."""
         for stem in self.skipped:
             yield f"the shard {stem} is not whole and is left out; run tokenize again"
         for copy, original in self.copies.items():
@@ -69,7 +69,7 @@ class Clips:
         originals: dict[str, str] = {}
         for stem, content in self.fingerprints.items():
             original = originals.setdefault(content.split()[0], stem)
-            if original != stem:  # in a run that began with both
+            if original != stem:  # the run was started with both
                 yield (
                     f"the shards {original} and {stem} are of the same archive: each of their clips counts twice, as "
                     "since this run began; a new run takes one of them"
@@ -77,30 +77,30 @@ class Clips:
 
     @cached_property
     def frames(self) -> NDArray[np.int32]:
-        """[clips]."""
+        """Return the number of frames of each clip, [clips]."""
         return np.concatenate([shard.frames for shard in self.shards])
 
     @cached_property
     def hashes(self) -> NDArray[np.uint64]:
-        """[clips], a stable hash of archive and member."""
+        """Return a stable hash of archive and member for each clip, [clips]."""
         return np.concatenate([shard.hashes for shard in self.shards])
 
     @property
     def descriptions(self) -> Descriptions:
-        """[clips], read when they are asked for."""
+        """Return the descriptions as a lazy sequence, [clips]."""
         return Descriptions(self)
 
     def codes_of(self, index: int) -> NDArray[np.uint16]:
-        """[4, frames], read-only.
+        """Return the codes of a clip, [4, frames], read-only.
 
         Raises:
-            TokensError: they were damaged in the cache.
+            TokensError: the codes were damaged in the cache.
         """
         shard, row = self.place_of(index)
         return shard.codes(row)
 
     def place_of(self, index: int) -> tuple[PackedShard, int]:
-        """A clip's shard and row."""
+        """Return the shard of a clip and its row there."""
         if not 0 <= index < len(self):
             raise IndexError(f"clip {index} of {len(self)}")
         number = bisect_right(self._starts, index) - 1
@@ -113,7 +113,7 @@ class Clips:
 
 @dataclass(frozen=True)
 class Descriptions(Sequence[str | None]):
-    """The descriptions of clips."""
+    """Lazy sequence of the descriptions of clips."""
 
     clips: Clips
 
@@ -132,16 +132,16 @@ class Descriptions(Sequence[str | None]):
 
 
 def load_clips(tokens: UPath, codec: str, folder: Path | None = None, only: Collection[str] | None = None) -> Clips:
-    """Every whole shard of `tokens`, through a cache on the local disk.
+    """Load every complete shard of `tokens` through a cache on the local disk.
 
     Args:
-        codec: the identity of the model's codec; codes of another mean nothing to it.
-        folder: the cache's place; 12 kB per 30 s clip. By default the user's cache.
-        only: stems of the archives to take; by default, and where none of them is there, all. Without it, an archive
-            that is there under several names is taken once.
+        codec: identity of the model's codec; shards of another codec are refused.
+        folder: cache directory, which takes 12 kB per 30 s clip. By default the user's cache.
+        only: stems of the archives to load. All if None, or if none of them is found. If None, duplicates of an
+            archive under several names are loaded once.
 
     Raises:
-        TokensError: no whole shards, damaged ones, or codes of another codec; no room in the cache.
+        TokensError: no complete shards, damaged shards, codes of another codec, or no space in the cache.
     """
     announce(message("reading the clips in {tokens}", tokens=tokens))
     reports, skipped = _find_shards(tokens)
@@ -173,27 +173,27 @@ def load_clips(tokens: UPath, codec: str, folder: Path | None = None, only: Coll
 
 
 def _find_shards(tokens: UPath) -> tuple[dict[str, ShardReport], list[str]]:
-    """Reports of the whole shards by their stems, sorted, and stems of those that are not whole."""
+    """Return the reports of complete shards by stem, sorted, and the stems of incomplete ones."""
     if not storage.is_local(tokens):
-        tokens.fs.invalidate_cache(tokens.path)  # others may have written there since it was last listed
+        tokens.fs.invalidate_cache(tokens.path)  # the cached listing may be outdated
     stems = sorted(path.stem for path in tokens.iterdir() if path.suffix == ".parquet") if tokens.is_dir() else []
-    with ThreadPoolExecutor(THREADS) as pool:  # remote ones are a matter of waiting
+    with ThreadPoolExecutor(THREADS) as pool:  # remote reads are latency-bound
         reports = dict(zip(stems, pool.map(lambda stem: read_report(tokens, stem), stems), strict=True))
     whole = {stem: report for stem, report in reports.items() if report is not None}
     return whole, [stem for stem in stems if stem not in whole]
 
 
 def join(clips: Clips, more: Clips) -> Clips:
-    """Return the clips of both, those of `more` behind the others, as long as `more` keeps its own in the cache."""
+    """Concatenate clips. Valid as long as `more` exists, which holds the lease of its own shards."""
     return replace(
         clips, shards=[*clips.shards, *more.shards], fingerprints={**clips.fingerprints, **more.fingerprints}
     )
 
 
 def split(hashes: NDArray[np.uint64], validation_fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(training, validation) indices. A clip's side depends on its hash alone, so it stays when archives are added.
+    """Return (training, validation) indices. The split depends only on hashes, so it is stable when archives are added.
 
-    With two clips or more and a fraction above 0, each side has at least one; with one clip, it trains.
+    With two clips or more and a fraction above 0, each side has at least one. A single clip is used for training.
     """
     everything = np.arange(len(hashes))
     if validation_fraction == 0 or len(hashes) < 2:
@@ -208,7 +208,7 @@ def split(hashes: NDArray[np.uint64], validation_fraction: float) -> tuple[NDArr
 def fraction_to_hold_out(hashes: NDArray[np.uint64], asked: float) -> float:
     """Return the fraction at which `split` holds out at least 8 clips, or `asked` if that holds out more.
 
-    A loss of fewer clips says little. Of fewer than 40 clips 8 would be too many: there it is `asked`.
+    The loss of fewer clips is too noisy. With fewer than 40 clips, 8 would be too many, and `asked` is returned.
     """
     if not asked or len(hashes) < ENOUGH_CLIPS:
         return asked
@@ -218,7 +218,7 @@ def fraction_to_hold_out(hashes: NDArray[np.uint64], asked: float) -> float:
 
 @dataclass(frozen=True)
 class Batch:
-    """codes [B, 4, T] int64 padded at the end with 0, frames [B], texts or None [B], and hashes of the clips [B]."""
+    """A batch: codes [B, 4, T] int64 zero-padded at the end, frames [B], texts or None [B], and clip hashes [B]."""
 
     codes: Tensor
     frames: Tensor
@@ -226,7 +226,7 @@ class Batch:
     hashes: NDArray[np.uint64]
 
     def pinned(self) -> Batch:
-        """In page-locked memory, from which a GPU copies without the CPU waiting."""
+        """Return the batch in pinned memory, for asynchronous copies to a GPU."""
         return replace(self, codes=self.codes.pin_memory(), frames=self.frames.pin_memory())
 
 
@@ -240,13 +240,13 @@ def training_batch(
     columns: int | None = None,
     word_dropout: float = 0.0,
 ) -> Batch:
-    """Random crops, with texts and words dropped at random. The same arguments give the same batch, always.
+    """Return random crops with random text and word dropout. Deterministic in its arguments.
 
     Args:
-        cfg_dropout: share of clips without their text.
-        word_dropout: share of words that the other texts lack, as in audiocraft's `T5Conditioner`.
-        columns: T of the batch, at least `segment_frames`, so that all batches have one shape; by default the
-            longest crop's frames.
+        segment_frames: maximum frames of a crop.
+        cfg_dropout: share of clips whose text is dropped, for classifier-free guidance.
+        word_dropout: share of words dropped from the remaining texts, as in audiocraft's `T5Conditioner`.
+        columns: T of the batch, at least `segment_frames`, for a constant shape; by default the longest crop's frames.
     """
     segments, texts = [], []
     for index in indices:
@@ -262,7 +262,7 @@ def training_batch(
 
 
 def validation_batch(clips: Clips, indices: Sequence[int], segment_frames: int, columns: int | None = None) -> Batch:
-    """The beginning of each clip, with its text. `columns` as in `training_batch`."""
+    """Return the beginning of each clip, with its text. `columns` is as in `training_batch`."""
     segments = [clips.codes_of(index)[:, :segment_frames] for index in indices]
     texts = [clips.descriptions[index] for index in indices]
     return _collate(segments, texts, clips.hashes[list(indices)], columns)

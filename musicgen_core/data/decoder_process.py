@@ -1,11 +1,11 @@
-"""libsndfile in a process of its own, which the system ends when a clip takes too long.
+"""Run libsndfile in a separate process, which the system kills when a clip takes too long.
 
-A malformed file can make a native decoder loop or crash, and a thread in native code can't be stopped. Here the worker
-process limits its own CPU time before each clip (RLIMIT_CPU), so neither a busy machine nor a slow disk costs a clip;
-the caller waits without blocking cancellation, and starts another worker when one died.
+A malformed file can make a native decoder loop or crash, and a thread in native code can't be stopped. The worker
+process limits its own CPU time before each clip (RLIMIT_CPU), so a busy machine or a slow disk rejects no clip. The
+caller polls for cancellation while it waits, and starts another worker when one died.
 
-Each request is a datagram-sized header and the file's descriptor over a Unix socket. Each reply is a line of JSON and,
-of a decoded clip, its samples as fp32.
+Each request is a fixed-size header with the file's descriptor over a Unix socket. Each reply is a line of JSON and,
+for a decoded clip, its samples as fp32.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from musicgen_core.errors import Cancelled, ClipRejected
 from musicgen_core.language import message
 
 LEAST_SECONDS = 30
-"""CPU seconds that a clip may take to decode, whatever its size."""
+"""CPU seconds allowed for decoding a clip of any size"""
 SECONDS_PER_MIB = 2
-"""And more of them for each MiB of the file. An MP3 takes less than a tenth of that."""
+"""Additional CPU seconds per MiB of the file. An MP3 takes less than a tenth of that."""
 
-_WALL_FACTOR = 20  # a decoder that waits for nothing uses no CPU time
+_WALL_FACTOR = 20  # wall time per CPU time allowed: a hanging decoder uses no CPU time
 _POLL_SECONDS = 0.2
 _REQUEST = struct.Struct("<qd")  # max_bytes, CPU seconds
 _REPLY = struct.Struct("<I")  # bytes of JSON
@@ -45,18 +45,18 @@ _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.S
 def decode_in_process(
     descriptor: int, max_bytes: int, cancelled: Callable[[], bool] = lambda: False, seconds: float | None = None
 ) -> tuple[AudioArray, int]:
-    """Decode a file with libsndfile → (mono samples, rate in Hz). Many threads can do so at once.
+    """Decode a file with libsndfile to (mono samples, rate in Hz). Thread-safe.
 
     Args:
-        descriptor: of the file; nothing else may read through it meanwhile.
-        max_bytes: the most that the mono signal may take, at its own rate and at 32 kHz.
-        cancelled: asked several times a second.
-        seconds: CPU seconds that it may take; by default a generous number that grows with the file.
+        descriptor: descriptor of the file, which nothing else may read in the meantime.
+        max_bytes: maximum size of the mono signal, at its own rate and at 32 kHz.
+        cancelled: polled several times a second.
+        seconds: limit of CPU seconds; by default a generous number that grows with the file.
 
     Raises:
-        ClipRejected: it can't be used, took too long, or crashed the decoder.
-        Cancelled: `cancelled` said so.
-        OSError: no process could be started, or something else ended it.
+        ClipRejected: the file can't be used, took too long, or crashed the decoder.
+        Cancelled: `cancelled` returned True.
+        OSError: no process could be started, or it was killed from outside.
     """
     if seconds is None:
         seconds = LEAST_SECONDS + SECONDS_PER_MIB * os.fstat(descriptor).st_size / 2**20
@@ -77,7 +77,7 @@ def decode_in_process(
 
 
 class _Worker:
-    """A process that decodes one clip at a time. It ends when its socket is closed, so it never outlives the caller."""
+    """Process that decodes one clip at a time. It exits when its socket is closed, so it never outlives the caller."""
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair()
@@ -85,12 +85,12 @@ class _Worker:
         self.is_alive = True
         with theirs:
             self._process = subprocess.Popen(
-                # -P: no module of the working directory may stand for one of ours or Python's.
+                # -P: modules in the working directory must not shadow ours or Python's.
                 [sys.executable, "-P", "-m", __spec__.name, str(theirs.fileno())],
                 env={**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for the caller, which ends this process
+                start_new_session=True,  # Ctrl-C goes to the caller, which ends this process
             )
 
     def decode(
@@ -130,7 +130,7 @@ class _Worker:
             raise self._death(seconds) from None
 
     def _death(self, seconds: float) -> Exception:
-        """What ended the process, as an error."""
+        """Return the error for the way the process ended."""
         self.is_alive = False
         status = self._process.wait()
         if status == -signal.SIGXCPU:
@@ -161,7 +161,7 @@ def _too_long(seconds: float) -> ClipRejected:
 
 
 def main() -> None:
-    """Decode what comes, until the socket is closed."""
+    """Serve decoding requests until the socket is closed."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

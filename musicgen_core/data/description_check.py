@@ -1,4 +1,4 @@
-"""Whether clips have descriptions, found out before hours of encoding."""
+"""Check for missing descriptions before hours of encoding."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from musicgen_core.wording import counted
 
 
 def undescribed_clips(archives: Sequence[UPath], captioner: Captioner) -> str | None:
-    """Return `none of the 8 clips in a.zip` where that is so in the first zip that can be read and holds clips.
+    """Return `none of the 8 clips in a.zip` if the first readable zip with clips has no descriptions, else None.
 
-    Tars are passed over: what is beside their clips is known only once all of them is read.
+    Tars are skipped, as their sidecars are known only after a full read.
     """
     encoding, limits = captioner.settings.name_encoding, limits_of(captioner.settings)
     for archive in archives:
@@ -28,7 +28,7 @@ def undescribed_clips(archives: Sequence[UPath], captioner: Captioner) -> str | 
                 names = list(opened.clip_names()) if isinstance(opened, ZipArchive) else []
                 sidecars = opened.read_sidecars() if names and captioner.uses_sidecars else {}
         except (ArchiveError, OSError):
-            continue  # its task says what is wrong with it
+            continue  # its task reports the problem
         if names:
             described = any(captioner.describe(name, *sidecars.get(sidecar_key(name), ())) for name in names)
             if described:

@@ -1,4 +1,4 @@
-"""The text that a clip's own metadata give: an object's description, a template over its fields, or plain text."""
+"""Description of a clip from its metadata: an object's description, a template over its fields, or plain text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MetadataEntry = dict[str, Any]
 
 
 def parse_entry(text: str) -> MetadataEntry | None:
-    """A JSON object; None for anything else."""
+    """Parse a JSON object; return None for anything else."""
     try:
         entry = json.loads(text)
     except (ValueError, RecursionError):  # the latter for brackets nested thousands deep
@@ -24,13 +24,13 @@ def parse_entry(text: str) -> MetadataEntry | None:
 
 
 def own_description(entry: MetadataEntry) -> str | None:
-    """The entry's `description`, if it is a text."""
+    """Return the entry's `description`, if it is a string."""
     description = entry.get("description")
     return clean(description) if isinstance(description, str) else None
 
 
 def describe_sidecar(sidecar: Sidecar, template: str | None) -> str | None:
-    """What the file beside a clip says: a `.json` as an entry of metadata, a `.txt` as it is, on one line."""
+    """Return the description in a sidecar: a `.json` is read as a metadata entry, a `.txt` verbatim on one line."""
     if sidecar.suffix == ".txt":
         return clean(" ".join(sidecar.text.split()))
     entry = parse_entry(sidecar.text)
@@ -38,14 +38,14 @@ def describe_sidecar(sidecar: Sidecar, template: str | None) -> str | None:
 
 
 def problem_of(sidecar: Sidecar) -> str | None:
-    """Why a file that was read gives no description by its form."""
+    """Return why the content of a readable sidecar gives no description, or None."""
     if sidecar.suffix == ".json" and parse_entry(sidecar.text) is None:
         return "is not a JSON object"
     return None
 
 
 def fill_template(template: str | None, entry: MetadataEntry) -> str | None:
-    """`"{genre}, {bpm} bpm"` → `"techno, 128 bpm"`; None if there is no template or a field is missing or blank."""
+    """Fill `"{genre}, {bpm} bpm"` to `"techno, 128 bpm"`; None without a template or with a missing or blank field."""
     if template is None:
         return None
     values = {name: field_text(entry.get(name)) for name in template_fields(template)}
@@ -53,9 +53,9 @@ def fill_template(template: str | None, entry: MetadataEntry) -> str | None:
 
 
 def field_text(value: Any) -> str | None:
-    """A field as people write it: `120.0` → `120`, `true` → `yes`, a list with commas; None if there is nothing.
+    """Return a field as people write it: `120.0` → `120`, `true` → `yes`, a list with commas; None if empty.
 
-    Whole numbers are written in full, others with six digits. Objects and lists of lists have no such form.
+    Whole numbers are written in full, others with six digits. Objects and nested lists give None.
     """
     if isinstance(value, list):
         return ", ".join(filter(None, map(_scalar_text, value))) or None
@@ -71,5 +71,5 @@ def _scalar_text(value: Any) -> str | None:
 
 
 def clean(text: str) -> str | None:
-    """Without space around it; None if nothing is left. Half a surrogate pair, which UTF-8 can't hold, is a `?`."""
+    """Strip whitespace and replace lone surrogates, which UTF-8 can't encode, by `?`; None if nothing is left."""
     return text.strip().encode("utf-8", "replace").decode() or None

@@ -1,4 +1,4 @@
-"""Archives found by place: a file, a directory or a glob, local or remote."""
+"""Find archives at a location: a file, a directory or a glob, local or remote."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _PASSED_OVER = {
 
 
 def archive_stem(path: UPath) -> str:
-    """`archive_batch_0007.zip` → `archive_batch_0007`, the name of its shard."""
+    """Return the stem of an archive, the name of its shard: `archive_batch_0007.zip` → `archive_batch_0007`."""
     return _SUFFIX.sub("", path.name)
 
 
 def find_archives(location: storage.Location) -> list[UPath]:
-    """The archives that a file, a directory (not recursive) or a glob names, in natural order.
+    """Return the archives of a file, a directory (not recursive) or a glob, in natural order.
 
     Raises:
-        ArchiveError: none found, or two of one stem.
+        ArchiveError: no archive was found, or two have the same stem.
     """
     path = storage.as_path(location)
     if path.is_dir():
@@ -74,7 +74,7 @@ def find_archives(location: storage.Location) -> list[UPath]:
 
 
 def passed_over(location: storage.Location) -> list[str]:
-    """Sentences on the files of a directory that look like archives but are not read, and what to do about them."""
+    """Return sentences on ignored files of a directory that look like archives, with advice."""
     path = storage.as_path(location)
     if not path.is_dir():
         return []
@@ -88,7 +88,7 @@ def passed_over(location: storage.Location) -> list[str]:
 
 
 def _visible(paths: Iterable[UPath]) -> list[UPath]:
-    """Without macOS's `._archive.zip`, which hold no archives."""
+    """Return the paths without macOS's `._archive.zip` files, which aren't archives."""
     return [path for path in paths if not path.name.startswith(".")]
 
 

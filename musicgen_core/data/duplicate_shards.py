@@ -1,4 +1,4 @@
-"""Shards of the same archive under several names, whose clips would count several times."""
+"""Detection of shards of the same archive under several names, whose clips would be counted repeatedly."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from musicgen_core.data.shards import ShardReport
 
 
 def copies_among(reports: Mapping[str, ShardReport]) -> dict[str, str]:
-    """Return the stems of copies, each with that of its original: the shard of most clips, then of the shorter name.
+    """Return the original of each duplicate, by stems: the shard with most clips, then with the shorter name.
 
     Args:
-        reports: of whole shards, by their stems.
+        reports: reports of complete shards, by stem.
     """
     originals: dict[str, str] = {}
     copies = {}

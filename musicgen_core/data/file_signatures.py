@@ -1,4 +1,4 @@
-"""Files that are not what their names say, recognised by how they begin."""
+"""Recognise files that aren't audio or archives despite their names, by their first bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _REPACK = message("Unpack it, and pack the files as a zip or tar")
 
 
 def recognise(head: bytes) -> tuple[str, str] | None:
-    """Return (what a file is, what to do about it), given its first bytes; None for any other."""
+    """Return (kind of file, advice) for the first bytes of a known foreign kind; None for any other."""
     if head.startswith(_SEVEN_ZIP):
         return message("it is a 7-Zip archive, which is not supported"), _REPACK
     if head.startswith(_RAR):

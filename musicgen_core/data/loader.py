@@ -1,4 +1,4 @@
-"""Batches made ahead of their use, so that the GPU never waits for them."""
+"""Prefetching of batches, so that the GPU never waits for them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from musicgen_core.prefetch import prefetch
 def prefetched(
     batches: Iterable[Callable[[], Batch]], ahead: int = 2, device: torch.device | None = None
 ) -> Iterator[Iterator[Batch]]:
-    """The batches that `batches` make, in their order, made in threads while those before them are used.
+    """Provide the results of `batches` in order, computed ahead in threads.
 
         with prefetched((partial(training_batch, clips, step) for step in steps), device=device) as batches:
             for batch in batches: ...
 
-    Everything random in a batch derives from its arguments, so threads change nothing about it.
+    All randomness of a batch derives from its arguments, so threading doesn't affect the result.
 
     Args:
-        ahead: batches held ready beside the one in use, and how many reads the disk is asked for at once.
-        device: a CUDA device to pin the batches' memory for; others, and None, pin nothing.
+        ahead: batches held ready beside the one in use, which is also the number of concurrent disk reads.
+        device: CUDA device for which to pin the batches' memory; nothing is pinned for other devices and None.
 
     Raises:
-        Exception: what making a batch, or drawing it from `batches`, raised; in its place in the order.
+        Exception: any exception of a batch or of the iterator `batches`, at its position in the order.
     """
     pin = device is not None and device.type == "cuda"
 
@@ -43,7 +43,7 @@ def prefetched(
 
 
 def _on(device: torch.device | None) -> tuple[()] | tuple[Callable[..., None], tuple[int]]:
-    """What a thread runs first: pinning from another device than the current one would take memory on both."""
+    """Return a thread initializer that sets the device: pinning from another one would take memory on both."""
     if device is None:
         return ()
     return torch.cuda.set_device, (torch.cuda.current_device() if device.index is None else device.index,)

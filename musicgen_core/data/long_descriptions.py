@@ -1,4 +1,4 @@
-"""Descriptions in shards of earlier versions that are longer than the text encoder takes."""
+"""Report descriptions in shards of earlier versions that exceed the text encoder's limit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAMED = 3
 
 
 def cut_descriptions(clips: Clips, tokens: storage.Location) -> list[str]:
-    """Return a sentence on the clips whose descriptions are cut before they are encoded, or none."""
+    """Return a sentence on the clips whose descriptions are truncated before encoding, or none."""
     rows = {
         stem: pc.indices_nonzero(pc.greater(pc.utf8_length(shard.table.column("description")), MAX_CHARACTERS))
         for stem, shard in zip(clips.fingerprints, clips.shards, strict=True)
@@ -47,7 +47,7 @@ def _names(tokens: storage.Location, stem: str, rows: list[int]) -> Iterator[str
         return
     try:
         clips = [name for name, _ in described_clips(storage.as_path(tokens), stem)]
-    except TokensError:  # what is trained on is in the cache
+    except TokensError:  # training reads the cached copy
         clips = []
     for row in rows:
         yield f"{stem}: {clips[row]}" if row < len(clips) else f"{stem}: clip {row + 1}"

@@ -1,4 +1,4 @@
-"""How well metadata and archives fit, for people."""
+"""Report on how well metadata and archives match."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EXAMPLES = 5
 
 @dataclass
 class NameExcerpt:
-    """How many names there are, and the first few."""
+    """Number of names, and the first few of them."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
@@ -28,13 +28,13 @@ class NameExcerpt:
 
 @dataclass(frozen=True)
 class MatchReport:
-    """What was found.
+    """Result of matching metadata with clips.
 
     Attributes:
         captions: the metadata.
-        clips: how many there are.
-        unmatched: entries that match no clip, by path.
-        missing: clips that have no entry, by name.
+        clips: number of clips.
+        unmatched: paths of entries that match no clip.
+        missing: names of clips without an entry.
     """
 
     captions: Captions
@@ -43,8 +43,8 @@ class MatchReport:
     missing: NameExcerpt
 
     def lines(self) -> list[str]:
-        """A sentence for each thing worth knowing; none where all fits."""
-        told = [
+        """Return a sentence for each mismatch; none if everything matches."""
+        lines = [
             message(
                 "{lines} {what}: {numbers}", lines=counted(len(numbers), "line"), what=what, numbers=listed(numbers)
             )
@@ -69,7 +69,7 @@ class MatchReport:
             if sample.count
         ]
         source = posixpath.basename(self.captions.source)
-        return [message("{subject}: {found}", subject=source, found=text) for text in told]
+        return [message("{subject}: {found}", subject=source, found=text) for text in lines]
 
 
 def match_report(captions: Captions, members: Iterable[str], are_all: bool = True) -> MatchReport:
@@ -77,8 +77,8 @@ def match_report(captions: Captions, members: Iterable[str], are_all: bool = Tru
 
     Args:
         captions: the metadata.
-        members: the clips.
-        are_all: whether there are no others; if there are, entries without a clip say nothing.
+        members: names of the clips.
+        are_all: whether `members` is complete; otherwise entries without a clip are not reported.
     """
     clips = 0
     missing, unmatched = NameExcerpt(), NameExcerpt()

@@ -1,4 +1,4 @@
-"""Names of members as people meant them. A zip's may be in any encoding, and few say which."""
+"""Decode member names. Those of a zip may be in any encoding, which few zips declare."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from musicgen_core.language import message
 
 AUTO = "auto"
 
-# Two in a row: single ones come up by chance where accented letters of cp437 are read as cp932.
+# Two in a row: single ones occur by chance where accented letters of cp437 are decoded as cp932.
 _JAPANESE = re.compile(r"[\u3005\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f]{2}")
 
 
 def check_encoding(encoding: str) -> None:
-    """
+    """Check the name of an encoding.
+
     Raises:
-        ConfigError: neither `auto` nor an encoding that Python knows.
+        ConfigError: the name is neither `auto` nor an encoding that Python knows.
     """
     try:
         b"a".decode("ascii" if encoding == AUTO else encoding)
-    except UnicodeDecodeError:  # known, and of more than one byte a letter
+    except UnicodeDecodeError:  # a known multi-byte encoding
         pass
     except (LookupError, ValueError) as error:
         raise ConfigError(
@@ -32,7 +33,7 @@ def check_encoding(encoding: str) -> None:
 
 
 def encoding_of(names: Iterable[bytes]) -> str:
-    """What wrote these names: macOS and Linux (UTF-8), a Japanese Windows (cp932), or DOS and whoever followed it."""
+    """Guess the encoding of names: UTF-8 (macOS, Linux), cp932 (Japanese Windows), or cp437 (DOS)."""
     telling = [name for name in names if not name.isascii()]
     if all(_is(name, "utf-8") for name in telling):
         return "utf-8"
@@ -52,13 +53,13 @@ def _is(name: bytes, encoding: str) -> bool:
 
 
 def decode_name(name: bytes, encoding: str) -> str:
-    """What doesn't fit the encoding stays visible as `\\x81`."""
+    """Decode a name; bytes that are invalid in the encoding become escapes such as `\\x81`."""
     try:
         return legible(name.decode(encoding, "backslashreplace"))
-    except UnicodeError:  # a codec that can't replace, such as idna
+    except UnicodeError:  # a codec without error handlers, such as idna
         return legible(name.decode("ascii", "backslashreplace"))
 
 
 def legible(name: str) -> str:
-    """A name that can be written as UTF-8 and that no NUL cuts short."""
+    """Return a name that is valid UTF-8 and contains no NUL."""
     return name.encode("utf-8", "backslashreplace").decode().rstrip("\0").replace("\0", NUL)

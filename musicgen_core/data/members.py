@@ -1,4 +1,4 @@
-"""What an archive of any kind gives: its clips, the texts beside them, and bounds against bombs."""
+"""Interface of archives of any kind: clips, their sidecar texts, and limits against archive bombs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from musicgen_core.config import TokenizeSettings
 
 BLOCK = 1 << 20
-"""Bytes to copy at once."""
+"""Bytes per copied block"""
 
 NUL = "\N{SYMBOL FOR NULL}"
-"""What stands for a NUL byte in a name."""
+"""Replacement for a NUL byte in a name"""
 
 NOT_A_FILE = message("not a regular file but a link or a device, which is never followed")
 
@@ -32,12 +32,11 @@ _ALWAYS_ALLOWED = 256 << 20  # small archives of silence compress as well as bom
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds against bombs.
+    """Limits against archive bombs.
 
     Attributes:
-        max_clip_bytes: a member that unpacks to more is rejected.
-        max_ratio: an archive that unpacks to more than so many times its own size, and to more than 256 MiB, is
-            refused.
+        max_clip_bytes: maximum unpacked size of a member; larger ones are rejected.
+        max_ratio: maximum ratio of unpacked to packed size; an archive beyond it and beyond 256 MiB is refused.
     """
 
     max_clip_bytes: int = 2 << 30
@@ -50,14 +49,14 @@ def limits_of(settings: TokenizeSettings) -> Limits:
 
 @dataclass(frozen=True)
 class Member:
-    """A `.wav` of an archive.
+    """A `.wav` in an archive.
 
     Attributes:
-        name: its path inside the archive, decoded as people meant it.
-        size: declared unpacked bytes.
-        open: gives a binary file with a real descriptor at position 0 that holds the whole member, to be closed by
-            the caller. Call it once at most, from any thread, while the archive is open. Raises ClipRejected with
-            the reason, ArchiveError when nothing behind this point can be read, OSError for troubles of reading.
+        name: decoded path inside the archive.
+        size: declared unpacked size in bytes.
+        open: returns the whole member as a binary file with a real descriptor at position 0, to be closed by the
+            caller. Call it at most once, from any thread, while the archive is open. Raises ClipRejected with the
+            reason, ArchiveError if the rest of the archive is unreadable, OSError for transient read errors.
     """
 
     name: str
@@ -66,7 +65,7 @@ class Member:
 
 
 class Sidecar(NamedTuple):
-    """A text beside a clip: `suffix` is `.json` or `.txt`, `problem` why the text can't be used, if it can't."""
+    """Text file beside a clip: `suffix` is `.json` or `.txt`; `problem` says why the text can't be used, if so."""
 
     suffix: str
     text: str
@@ -74,7 +73,7 @@ class Sidecar(NamedTuple):
 
 
 Sidecars = dict[str, tuple[Sidecar, ...]]
-"""By `sidecar_key`; of each clip the `.json` first."""
+"""Sidecars by `sidecar_key`, with the `.json` of a clip first"""
 
 
 class Archive(Protocol):
@@ -82,21 +81,21 @@ class Archive(Protocol):
 
     @property
     def clip_count(self) -> int | None:
-        """Of a zip; of a tar, which has no directory, None."""
+        """Return the number of clips; None for a tar, which has no directory."""
 
     def clips(self) -> Iterator[Member]:
-        """Every member whose name ends in `.wav` (any case), in the archive's order. To be called once.
+        """Yield every member whose name ends in `.wav` (any case), in the archive's order. Call it only once.
 
         Raises:
-            ArchiveError: the archive is damaged, breaks off, or is a bomb.
+            ArchiveError: the archive is damaged, truncated, or a bomb.
         """
 
     def sidecars(self) -> Sidecars:
-        """The `.json` and `.txt` members: all of a zip's, and of a tar's those that `clips()` has passed."""
+        """Return the `.json` and `.txt` members: all of a zip, or those of a tar that `clips()` has passed."""
 
 
 class Meter:
-    """Counts what an archive unpacks to, from any thread, and refuses bombs."""
+    """Thread-safe counter of unpacked bytes that refuses archive bombs."""
 
     def __init__(self, archive_name: str, archive_bytes: int, limits: Limits) -> None:
         self.limits = limits
@@ -106,10 +105,10 @@ class Meter:
         self._lock = threading.Lock()
 
     def count(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
-        """Pass blocks on.
+        """Yield blocks and count their bytes.
 
         Raises:
-            ArchiveError: they are too many.
+            ArchiveError: the total exceeds the limit.
         """
         for block in blocks:
             self.add(len(block))
@@ -129,9 +128,10 @@ class Meter:
             )
 
     def refuse_large(self, size: int) -> None:
-        """
+        """Check the size of a clip.
+
         Raises:
-            ClipRejected: a clip of `size` bytes is too large.
+            ClipRejected: a clip of `size` bytes exceeds the limit.
         """
         if size > self.limits.max_clip_bytes:
             raise ClipRejected(
@@ -144,15 +144,15 @@ class Meter:
 
 
 def is_clip(name: str) -> bool:
-    """Also behind or before a NUL, where other tools may not look."""
+    """Return whether a name is that of a clip, also before or after a NUL, where other tools may not look."""
     return any(part.lower().endswith(".wav") for part in name.split(NUL))
 
 
 def clip_file(size: int, blocks: Iterable[bytes]) -> BinaryIO:
-    """A clip's content as a scratch file.
+    """Return a clip's content as a scratch file.
 
     Raises:
-        ClipRejected: it is not audio but what macOS packs beside a file.
+        ClipRejected: the content is not audio but macOS's metadata of a file.
     """
     file = filled(size, blocks)
     if os.pread(file.fileno(), len(_APPLE_DOUBLE), 0) == _APPLE_DOUBLE:
@@ -162,7 +162,7 @@ def clip_file(size: int, blocks: Iterable[bytes]) -> BinaryIO:
 
 
 def sidecar_key(name: str) -> str:
-    """A member's path without its suffix, in NFC and with `/`: the same for a clip and the text beside it."""
+    """Return a member's path without suffix, in NFC with `/`: equal for a clip and its sidecars."""
     return unicodedata.normalize("NFC", name.replace("\\", "/").rpartition(".")[0])
 
 
@@ -171,7 +171,7 @@ def is_sidecar(name: str) -> bool:
 
 
 def add_sidecar(sidecars: Sidecars, name: str, size: int, blocks: Iterable[bytes]) -> None:
-    """Add a text of `size` bytes, or why it can't be read."""
+    """Add a sidecar of `size` bytes, or the reason why it can't be read."""
     suffix, key = "." + name.lower().rpartition(".")[2], sidecar_key(name)
     sidecar = _read_sidecar(suffix, size, blocks)
     others = (other for other in sidecars.get(key, ()) if other.suffix != suffix)

@@ -1,4 +1,4 @@
-"""Blocks of decoded audio with any number of channels → one mono signal."""
+"""Mix decoded audio with any number of channels down to mono, block by block."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from musicgen_core.language import message
 AudioArray = NDArray[np.float32]
 
 BLOCK = 1 << 20  # samples of all channels decoded at once: with fewer, 16 threads wait for the GIL most of the time
-_LOUDEST = 2.0**32  # floats on the scale of 32-bit integers, and some more; beyond, the codec gives nonsense
+_LOUDEST = 2.0**32  # allows floats on the scale of 32-bit integers; for louder audio the codec's output is garbage
 
 
 class Sound(Protocol):
-    """An open sound file, with the interface of soundfile.SoundFile."""
+    """An open sound file; a subset of soundfile.SoundFile."""
 
     @property
     def frames(self) -> int: ...
@@ -31,18 +31,18 @@ class Sound(Protocol):
     def samplerate(self) -> int: ...
 
     def read(self, *, out: AudioArray) -> AudioArray:
-        """Decode the next frames into `out` [frames, channels] → the part of it that was filled."""
+        """Decode the next frames into `out` [frames, channels]; return the filled part."""
 
 
 @dataclass(frozen=True)
 class Mono:
-    """The mean of a sound's channels.
+    """Mean of a sound's channels, with checks.
 
     Attributes:
         samples: [frames], as many as could be decoded.
-        not_finite: samples of any channel that are NaN or infinite.
-        peak: the largest absolute sample of the mean.
-        cancelled: whether sound in the channels added up to silence somewhere.
+        not_finite: number of samples of any channel that are NaN or infinite.
+        peak: maximum absolute sample of the mean.
+        cancelled: whether non-silent channels cancelled to silence somewhere.
     """
 
     samples: AudioArray
@@ -52,9 +52,10 @@ class Mono:
 
 
 def check_size(sound: Sound, max_bytes: int) -> None:
-    """
+    """Check the size of the mono signal.
+
     Raises:
-        ClipRejected: the mono signal takes more than `max_bytes`, at its own rate or at 32 kHz.
+        ClipRejected: the mono signal exceeds `max_bytes`, at its own rate or at 32 kHz.
     """
     needed = 4 * sound.frames * max(1.0, SAMPLE_RATE / sound.samplerate)
     if needed > max_bytes:
@@ -71,19 +72,19 @@ def check_size(sound: Sound, max_bytes: int) -> None:
 
 
 def mix_down(sound: Sound) -> Mono:
-    """Return the mean of the channels, decoded block by block, so that memory doesn't grow with their number.
+    """Return the mean of the channels, decoded block by block, so that memory is independent of their number.
 
-    What is wrong with single samples shows in the mean too, which is quicker to search.
+    Invalid samples propagate to the mean, which is faster to check than all channels.
     """
     mono = np.empty(sound.frames, dtype=np.float32)
     buffer = np.empty((min(sound.frames, max(1, BLOCK // sound.channels)), sound.channels), dtype=np.float32)
     decoded = not_finite = 0
     peak, cancelled = 0.0, False
-    # libsndfile may have more than it declares of a damaged MP3.
+    # libsndfile may return more than it declares for a damaged MP3.
     while decoded < sound.frames and len(block := sound.read(out=buffer[: sound.frames - decoded])):
         mean = mono[decoded : decoded + len(block)]
         _mean_of_channels(block, mean)
-        low, high = float(mean.min()), float(mean.max())  # NaN where any is
+        low, high = float(mean.min()), float(mean.max())  # NaN if any sample is
         peak = max(peak, -low, high)
         if not (math.isfinite(low) and math.isfinite(high)):
             not_finite += int(np.count_nonzero(~np.isfinite(block)))
@@ -94,9 +95,10 @@ def mix_down(sound: Sound) -> Mono:
 
 
 def check_sound(parts: Sequence[Mono]) -> None:
-    """
+    """Check the parts of a clip.
+
     Raises:
-        ClipRejected: all parts of a clip together are empty, silent, not finite, or too loud for audio.
+        ClipRejected: all parts together are empty, silent, not finite, or too loud for audio.
     """
     if not sum(len(part.samples) for part in parts):
         raise ClipRejected(message("it holds no samples"))
@@ -112,7 +114,7 @@ def check_sound(parts: Sequence[Mono]) -> None:
 
 
 def _mean_of_channels(block: AudioArray, out: AudioArray) -> None:
-    """[frames, channels] → [frames]. Column by column: `mean(axis=1)` over few channels is 20 times slower."""
+    """Average [frames, channels] to [frames], column by column: `mean(axis=1)` of few channels is 20 times slower."""
     channels = block.shape[1]
     if channels == 1:
         out[:] = block[:, 0]

@@ -1,7 +1,7 @@
-"""Packed shards: a shard's clips in an uncompressed Arrow file, which is mapped into memory and read clip by clip.
+"""Packed shards: a shard's clips in an uncompressed Arrow file, memory-mapped for random access.
 
-A Parquet shard has to be decompressed 64 clips at a time; training wants one clip from anywhere. The packed file takes
-12 kB per 30 s clip, and only what is read of it takes memory, which the system can have back at any time.
+A Parquet shard is decompressed 64 clips at a time, but training needs random access to single clips. The packed file
+takes 12 kB per 30 s clip. Only pages that are read take memory, which the system can reclaim at any time.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from musicgen_core.data.shards import SCHEMA, another_codec, shard_cardinality, 
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
 
-VERSION = 2  # of what is below: raise it when the same shard would be packed otherwise
-ROWS_READ = 64  # Arrow holds some 100 kB a row while it decodes
-CLIPS_PER_BATCH = 1024  # each batch has its small columns in one place, so that opening a shard reads little
+VERSION = 2  # of the packed format: increase it when the same shard would be packed differently
+ROWS_READ = 64  # Arrow uses some 100 kB per row while it decodes
+CLIPS_PER_BATCH = 1024  # the small columns of a batch are contiguous, so opening a shard reads little
 _CHECK = b"check"
 PACKED_SCHEMA = pa.schema(
     [
@@ -41,13 +41,13 @@ PACKED_SCHEMA = pa.schema(
 
 
 def clip_hash(stem: str, member: str) -> int:
-    """A hash of archive and member, below 2**64, the same on every machine."""
+    """Return a hash of archive and member, below 2**64, that is the same on every machine."""
     return int.from_bytes(hashlib.blake2b(f"{stem}/{member}".encode(), digest_size=8).digest(), "big")
 
 
 @dataclass(frozen=True)
 class PackedShard:
-    """The clips of one shard, memory-mapped. `table` has the columns of PACKED_SCHEMA."""
+    """Memory-mapped clips of one shard. `table` has the columns of PACKED_SCHEMA."""
 
     path: Path
     table: pa.Table
@@ -57,25 +57,25 @@ class PackedShard:
 
     @property
     def frames(self) -> NDArray[np.int32]:
-        """[clips]."""
+        """Return the number of frames of each clip, [clips]."""
         return self.table.column("frames").to_numpy()
 
     @property
     def hashes(self) -> NDArray[np.uint64]:
-        """[clips]."""
+        """Return the `clip_hash` of each clip, [clips]."""
         return self.table.column("hash").to_numpy()
 
     def description(self, row: int) -> str | None:
         return self.table.column("description")[row].as_py()
 
     def codes(self, row: int) -> NDArray[np.uint16]:
-        """[4, frames], read-only.
+        """Return the codes of a clip, [4, frames], read-only.
 
         Raises:
-            TokensError: the file was damaged after it was made. It is deleted, so that it is made again.
+            TokensError: the file was damaged after it was written. It is deleted, so that it is regenerated.
         """
         codes = self.table.column("codes")[row].values.flatten().to_numpy()
-        # What waits for the disk is the check, and it waits without Python's lock.
+        # The checksum is what reads from the disk, and it does so without holding the GIL.
         if zlib.crc32(codes) != self.table.column("crc")[row].as_py():
             self.path.unlink(missing_ok=True)
             raise TokensError(
@@ -86,9 +86,9 @@ class PackedShard:
 
 
 def open_packed(path: Path, clips: int) -> PackedShard | None:
-    """A packed shard of `clips` clips, or None where there is none or it is damaged."""
+    """Open a packed shard of `clips` clips; return None if it is missing or damaged."""
     try:
-        with pa.memory_map(str(path)) as file:  # the mapping lives as long as what is read from it
+        with pa.memory_map(str(path)) as file:  # the mapping lives as long as buffers that refer to it
             reader = pa.ipc.open_file(file)
             if not reader.schema.equals(PACKED_SCHEMA):
                 return None
@@ -102,7 +102,7 @@ def open_packed(path: Path, clips: int) -> PackedShard | None:
 
 
 def holds_other_data(path: Path) -> bool:
-    """Whether a file can be read as Arrow and has other columns than a packed shard."""
+    """Return whether a file is Arrow with other columns than a packed shard."""
     try:
         with pa.memory_map(str(path)) as file:
             return not pa.ipc.open_file(file).schema.equals(PACKED_SCHEMA)
@@ -111,7 +111,7 @@ def holds_other_data(path: Path) -> bool:
 
 
 def _check_of(batch: pa.RecordBatch) -> bytes:
-    """A checksum of everything but the codes, which have their own."""
+    """Return a checksum of everything but the codes, which have their own."""
     crc = 0
     for name in ("hash", "frames", "crc"):
         crc = zlib.crc32(batch.column(name).to_numpy(), crc)
@@ -119,11 +119,11 @@ def _check_of(batch: pa.RecordBatch) -> bytes:
 
 
 def pack_shard(parquet: Path, stem: str, codec: str, file: BinaryIO) -> int:
-    """Write a local shard to `file` as a packed one → clips. Memory holds CLIPS_PER_BATCH of them at a time.
+    """Write a local shard to `file` in packed form; return its number of clips. Memory holds CLIPS_PER_BATCH at a time.
 
     Raises:
-        TokensError: the shard is damaged, or its codes are of another codec than `codec`.
-        OSError: `file` can't be written to.
+        TokensError: the shard is damaged, or was encoded by another codec than `codec`.
+        OSError: `file` can't be written.
     """
     clips = 0
     with pa.ipc.new_file(file, PACKED_SCHEMA) as writer:
@@ -136,13 +136,13 @@ def pack_shard(parquet: Path, stem: str, codec: str, file: BinaryIO) -> int:
 
 
 def _read(parquet: Path, codec: str) -> Iterator[pa.RecordBatch]:
-    """Batches of a shard whose codes are all well-formed."""
+    """Yield the batches of a shard, with validated codes."""
     try:
         _check_codec(parquet, codec)
         with pq.ParquetFile(parquet, page_checksum_verification=True) as file:
             if not file.schema_arrow.equals(SCHEMA):
                 raise ValueError("its columns are not those of a shard")
-            # In this thread: several shards are read at once, and Arrow's threads would hold more of each.
+            # Single-threaded: several shards are read in parallel, and Arrow's threads would buffer more of each.
             for batch in file.iter_batches(ROWS_READ, use_threads=False):
                 _check_codes(batch, shard_cardinality(file.schema_arrow))
                 yield batch

@@ -1,6 +1,6 @@
-"""Uncompressed wavs, decoded without libsndfile: what nearly all clips are, and nothing in them can make it loop.
+"""Decode uncompressed wavs, the format of nearly all clips, without libsndfile, which may loop on malformed files.
 
-Values are those of libsndfile, bit for bit: integers are scaled to [-1, 1), A-law and µ-law are expanded to 16 bits
+Values equal libsndfile's bit for bit: integers are scaled to [-1, 1), A-law and µ-law are expanded to 16 bits
 (ITU-T G.711).
 """
 
@@ -24,9 +24,9 @@ class PcmSound:
     """The audio of an uncompressed wav.
 
     Args:
-        descriptor: of the file, which is read at absolute offsets.
-        header: of the same file.
-        convert: bytes of whole samples [n] uint8, and [n / width] fp32 to fill.
+        descriptor: descriptor of the file, which is read at absolute offsets.
+        header: header of the same file.
+        convert: converts bytes of whole samples, [n] uint8, into an fp32 array, [n / width].
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class PcmSound:
 
 
 def open_pcm(descriptor: int, header: WavHeader) -> PcmSound | None:
-    """Return the audio of a wav of a common uncompressed format; None for any other."""
+    """Return the audio of a wav in a common uncompressed format; None for any other."""
     form = header.format
     convert = _converter(form.tag, form.bits, header.byte_order)
     if (
@@ -101,13 +101,13 @@ def _from_unsigned(data: NDArray[np.uint8], out: AudioArray) -> None:
 
 
 def _from_24_bits(data: NDArray[np.uint8], out: AudioArray, byte_order: str) -> None:
-    step = 1 << 14  # what is widened stays in the cache
+    step = 1 << 14  # the widened block fits the CPU cache
     wide = np.zeros((step, 4), dtype=np.uint8)
-    place = slice(1, 4) if byte_order == "<" else slice(0, 3)  # the upper three bytes of 32 bits
+    upper = slice(1, 4) if byte_order == "<" else slice(0, 3)  # upper three bytes of 32 bits
     samples = data.reshape(-1, 3)
     for start in range(0, len(samples), step):
         part = samples[start : start + step]
-        wide[: len(part), place] = part
+        wide[: len(part), upper] = part
         _from_numbers(wide[: len(part)].view(f"{byte_order}i4")[:, 0], out[start : start + len(part)], 2.0**-31)
 
 

@@ -1,4 +1,4 @@
-"""Scratch files: nameless, gone once closed, with a descriptor that decoders can read without Python's help."""
+"""Scratch files: anonymous, deleted on close, with a real descriptor that native decoders can read."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ _MAX_IN_MEMORY = 64 << 20
 
 
 def scratch(size: int) -> BinaryIO:
-    """An empty file to write and read, for about `size` bytes: in the temporary folder if it has more than 64 MiB and
-    there is room, else in memory.
+    """Return an empty file for about `size` bytes.
+
+    It is in the temporary folder if `size` is more than 64 MiB and there is room, else in memory.
 
     Raises:
         OSError: no descriptor or no space is left.
@@ -27,12 +28,12 @@ def scratch(size: int) -> BinaryIO:
 def _has_room(size: int) -> bool:
     try:
         return shutil.disk_usage(tempfile.gettempdir()).free >= size
-    except OSError:  # there is no folder that can be written to
+    except OSError:  # there is no writable folder
         return False
 
 
 def filled(size: int, blocks: Iterable[bytes]) -> BinaryIO:
-    """A scratch file that holds `blocks`, about `size` bytes in all; it and its descriptor stand at 0."""
+    """Return a scratch file that contains `blocks`, about `size` bytes in all, positioned at 0."""
     file = scratch(size)
     try:
         for block in blocks:

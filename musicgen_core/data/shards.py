@@ -1,4 +1,4 @@
-"""Shards: the codes of one archive as `{stem}.parquet`, and `{stem}.json`, written last, which says it is whole."""
+"""Shards: the codes of one archive in `{stem}.parquet`, and its report `{stem}.json`, written last as a marker."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Remark:
-    """What is worth knowing of the description of a clip."""
+    """A remark on the description of a clip."""
 
     clip: str
     remark: str
@@ -50,12 +50,12 @@ class Remark:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What `{stem}.json` holds.
+    """Content of `{stem}.json`.
 
     Attributes:
-        limited_to: set where `--limit` cut the archive short.
-        remarks: on descriptions that were cut or can't be read.
-        origin: the folder or URL of the archive; None in shards of earlier versions.
+        limited_to: the `--limit` that truncated the shard, if any.
+        remarks: remarks on descriptions that were shortened or can't be read.
+        origin: folder or URL of the archive; None in shards of earlier versions.
     """
 
     archive: str
@@ -71,13 +71,13 @@ class ShardReport:
 
     @property
     def content(self) -> str:
-        """What the codes and the descriptions are, as two words."""
-        # With the number of clips: a mended copy of a damaged archive has the same fingerprint.
+        """Return identifiers of the codes and of the descriptions, as two words."""
+        # Includes the number of clips, as an undamaged copy of a damaged archive has the same fingerprint.
         return f"{self.fingerprint}/{self.clips} {self.captions_fingerprint}"
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises: ValueError, TypeError or KeyError if `text` is no report."""
+        """Parse a report. Raises ValueError, TypeError or KeyError if `text` is none."""
         values = json.loads(text)
         values["rejected"] = [Rejected(**entry) for entry in values["rejected"]]
         values["remarks"] = [Remark(**entry) for entry in values.get("remarks", [])]
@@ -86,7 +86,7 @@ class ShardReport:
 
 @dataclass(frozen=True)
 class Row:
-    """One clip: codes [4, frames] uint16, duration in seconds."""
+    """One clip: name, description, duration in seconds, and codes [4, frames] uint16."""
 
     clip: str
     description: str | None
@@ -95,15 +95,18 @@ class Row:
 
 
 def shard_paths(tokens: UPath, stem: str) -> tuple[UPath, UPath]:
-    """(parquet, json)."""
+    """Return the paths of a shard as (parquet, json)."""
     return tokens / f"{stem}.parquet", tokens / f"{stem}.json"
 
 
 class ShardWriter:
-    """Writes rows to a local Parquet file, a row group at a time, so memory stays flat.
+    """Writes rows to a local Parquet file one row group at a time, in constant memory.
 
     Args:
-        model: name of the model that the codec is of, for people; or nothing.
+        path: the file to write.
+        codec: identity of the codec.
+        cardinality: number of codes per codebook.
+        model: name of the codec's model, for display; may be empty.
     """
 
     def __init__(self, path: Path, codec: str, cardinality: int = CARDINALITY, model: str = "") -> None:
@@ -155,7 +158,7 @@ def _to_batch(rows: Sequence[Row], schema: pa.Schema) -> pa.RecordBatch:
 
 
 def publish_shard(parquet: Path, report: ShardReport, tokens: UPath) -> None:
-    """Put a written shard in its place. While its parts change there is no report, so no one takes it for whole."""
+    """Publish a shard. The report is deleted first and written last, so the shard is never mistaken for complete."""
     storage.delete_partials(tokens)
     target, marker = shard_paths(tokens, Path(parquet).stem)
     marker.unlink(missing_ok=True)
@@ -164,7 +167,7 @@ def publish_shard(parquet: Path, report: ShardReport, tokens: UPath) -> None:
 
 
 def read_report(tokens: UPath, stem: str) -> ShardReport | None:
-    """The report of a shard that is whole, else None: no report, no Parquet file, or not as many rows as it says."""
+    """Return the report of a complete shard; None without report or Parquet file, or if the rows differ in number."""
     parquet, marker = shard_paths(tokens, stem)
     try:
         report = ShardReport.parse(storage.read_text(marker))
@@ -177,21 +180,21 @@ def read_report(tokens: UPath, stem: str) -> ShardReport | None:
 
 
 def origin_of(archive: UPath) -> str:
-    """Where an archive comes from, as a shard's report tells: two archives of one name differ in it."""
+    """Return the origin stored in a shard's report, which distinguishes archives of the same name."""
     return str(archive.absolute().parent)
 
 
 def refuse_foreign_shard(
     tokens: UPath, archive: UPath, stem: str, fingerprint_with: Callable[[int | None], str]
 ) -> None:
-    """Make sure that writing the shard of `archive` replaces nothing but an earlier shard of the same archive.
+    """Check that writing the shard of `archive` replaces only an earlier shard of the same archive.
 
     Args:
-        fingerprint_with: the archive's fingerprint by the limit of clips: where it is the shard's, the archive has
-            only moved.
+        fingerprint_with: returns the archive's fingerprint for a clip limit; if it equals the shard's, the archive
+            has only been moved.
 
     Raises:
-        TokensError: a file in its place isn't this project's, or is the shard of another archive of the same name.
+        TokensError: a file at its path isn't this project's, or is the shard of another archive of the same name.
     """
     parquet, marker = shard_paths(tokens, stem)
     for path in (parquet, marker):
@@ -231,7 +234,7 @@ def _is_shard(parquet: UPath) -> bool:
 
 
 def is_whole(tokens: UPath, stem: str, report: ShardReport) -> bool:
-    """Whether the shard that a report tells of is there, every page of it with its checksum."""
+    """Return whether the shard of a report exists and every page has its checksum."""
     if read_report(tokens, stem) != report:
         return False
     with storage.staged(shard_paths(tokens, stem)[0]) as parquet:
@@ -241,17 +244,17 @@ def is_whole(tokens: UPath, stem: str, report: ShardReport) -> bool:
             return False
 
 
-def was_mended(archive: UPath, report: ShardReport, name_encoding: str) -> bool:
-    """Whether a clip that was rejected as damaged can now be read.
+def was_repaired(archive: UPath, report: ShardReport, name_encoding: str) -> bool:
+    """Return whether a clip that was rejected as damaged is readable now.
 
-    A zip's fingerprint comes from its directory, which a fresh copy of a damaged zip has in common with it.
+    A zip's fingerprint is derived from its directory, which is the same in a fresh copy of a damaged zip.
     """
     damaged = [entry.clip for entry in report.rejected if entry.reason.startswith(DAMAGED)]
     return bool(damaged) and count_damaged(archive, damaged, name_encoding) < len(damaged)
 
 
 def described_clips(tokens: UPath, stem: str) -> list[tuple[str, str | None]]:
-    """A shard's clips and their descriptions, in order, without the codes.
+    """Return a shard's clips and their descriptions, in order, without reading the codes.
 
     Raises:
         TokensError: the file is damaged.
@@ -266,7 +269,7 @@ def described_clips(tokens: UPath, stem: str) -> list[tuple[str, str | None]]:
 
 
 def read_rows(parquet: Path) -> Iterator[Row]:
-    """The rows of a local shard, in order, a row group at a time.
+    """Yield the rows of a local shard, in order, one row group at a time.
 
     Raises:
         TokensError: the file is damaged.
@@ -300,10 +303,10 @@ def _rows_of(table: pa.Table) -> Iterator[Row]:
 
 
 def shard_cardinality(schema: pa.Schema) -> int:
-    """Return how many codes each codebook of a shard's codec has.
+    """Return the number of codes per codebook of a shard's codec.
 
     Raises:
-        ValueError: its schema says a number that no codec has.
+        ValueError: the number in the schema is invalid.
     """
     cardinality = int((schema.metadata or {}).get(b"cardinality", CARDINALITY))
     if not 1 <= cardinality <= CARDINALITY:
@@ -312,7 +315,7 @@ def shard_cardinality(schema: pa.Schema) -> int:
 
 
 def shard_codec(parquet: Path | UPath) -> tuple[str, str]:
-    """Return the codec that a shard was encoded with, and the name of its model where the shard has one."""
+    """Return the identity of a shard's codec, and the name of its model or an empty string."""
     with parquet.open("rb") as file:
         metadata = pq.read_schema(file).metadata or {}
     codec, model = (metadata.get(key, b"").decode(errors="replace") for key in (b"codec", b"model"))
@@ -320,10 +323,10 @@ def shard_codec(parquet: Path | UPath) -> tuple[str, str]:
 
 
 def another_codec(shard: str, made_with: str, model: str) -> TokensError:
-    """Return the error that a shard's codes mean nothing to a model.
+    """Return the error for a shard whose codes are of another codec than the model's.
 
     Args:
-        made_with: name of the model that it was tokenized with, or nothing.
+        made_with: name of the model that the shard was tokenized with; may be empty.
     """
     if made_with:
         advice = message("Give --model {model}, or tokenize again into another directory", model=made_with)

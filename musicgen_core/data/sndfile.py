@@ -1,4 +1,4 @@
-"""What libsndfile decodes. It may loop or crash on a malformed file, so it runs in a process of its own."""
+"""Decoding by libsndfile. It may loop or crash on malformed files, so it runs in a separate process."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from musicgen_core.errors import ClipRejected
 from musicgen_core.language import message
 
 _COPY_BYTES = 1 << 20
-_TAGS_BYTES = 4096  # what may follow the last frame of an MP3
+_TAGS_BYTES = 4096  # tags that may follow the last frame of an MP3
 _FRAMES_UNKNOWN = (1 << 63) - 1  # libsndfile's SF_COUNT_MAX
 
 
 def decode_with_sndfile(descriptor: int, max_bytes: int) -> tuple[Mono, int]:
-    """Decode a file → (its mono signal, its rate in Hz).
+    """Decode a file to (mono signal, rate in Hz).
 
     Args:
-        descriptor: of the file, through which it is read.
-        max_bytes: the most that the mono signal may take, at its own rate and at 32 kHz.
+        descriptor: descriptor of the file.
+        max_bytes: maximum size of the mono signal, at its own rate and at 32 kHz.
 
     Raises:
         ClipRejected: not decodable, shorter than its header says, or larger than `max_bytes`.
@@ -50,12 +50,12 @@ def decode_with_sndfile(descriptor: int, max_bytes: int) -> tuple[Mono, int]:
 
 
 def _open(descriptor: int, header: WavHeader | None) -> soundfile.SoundFile:
-    """Open by descriptor, so that libsndfile reads in C.
+    """Open a file by descriptor, so that libsndfile reads in C.
 
-    It stumbles over some wavs that are sound (a length of 0 or in a ds64 chunk of zeros, fmt behind data, an odd chunk
-    without its pad byte, BW64). Of those it gets a copy with a plain header.
+    libsndfile fails on some valid wavs (a length of 0 or in a ds64 chunk of zeros, fmt after data, an odd chunk
+    without pad byte, BW64). For those it is given a copy with a plain header.
     """
-    os.lseek(descriptor, 0, os.SEEK_SET)  # libsndfile takes the place where it stands for the beginning
+    os.lseek(descriptor, 0, os.SEEK_SET)  # libsndfile takes the current position for the beginning
     try:
         sound = soundfile.SoundFile(descriptor, closefd=False)
     except soundfile.LibsndfileError:
@@ -85,12 +85,12 @@ def _open_plain_copy(descriptor: int, header: WavHeader) -> soundfile.SoundFile:
         for position in range(header.start, end, _COPY_BYTES):
             copy.write(os.pread(descriptor, min(_COPY_BYTES, end - position), position))
         copy.seek(0)
-        return soundfile.SoundFile(os.dup(copy.fileno()))  # which closes the duplicate, and with it the file
+        return soundfile.SoundFile(os.dup(copy.fileno()))  # closes the duplicate, and with it the file
 
 
 def _check_complete(sound: soundfile.SoundFile, decoded: int) -> None:
     if sound.format == "MP3" and not _mp3_declares_length(sound.name):
-        # libsndfile guesses the length from the bitrate of the first frame, and reads no further than that.
+        # libsndfile estimates the length from the bitrate of the first frame, and reads no further.
         left = os.fstat(sound.name).st_size - os.lseek(sound.name, 0, os.SEEK_CUR)
         if left > _TAGS_BYTES:
             raise ClipRejected(
@@ -103,6 +103,6 @@ def _check_complete(sound: soundfile.SoundFile, decoded: int) -> None:
 
 
 def _mp3_declares_length(descriptor: int) -> bool:
-    """In the tag that encoders put into the first frame."""
+    """Return whether an MP3 declares its length in the tag that encoders put into the first frame."""
     head = os.pread(descriptor, 1024, id3_bytes(descriptor))
     return b"Xing" in head or b"Info" in head

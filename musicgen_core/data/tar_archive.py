@@ -1,4 +1,4 @@
-"""Members of a tar, plain or compressed, in one pass: a tar has no directory, and seeking back unpacks again."""
+"""Read a tar, plain or compressed, in one pass: it has no directory, and seeking back would decompress it again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from musicgen_core.language import message
 
 
 class _Lent:
-    """A file that its reader does not close."""
+    """Wrapper of a file that ignores `close`."""
 
     closed = False
 
@@ -43,7 +43,7 @@ class _Lent:
 
 
 def _open_zstd(file: BinaryIO) -> Any:
-    """As the others, it reads several frames and raises an OSError without an errno where the data are damaged."""
+    """Open Zstandard like the other decompressors: with several frames, and an OSError without errno for damage."""
     return pa.CompressedInputStream(pa.PythonFile(_Lent(file), mode="r"), "zstd")
 
 
@@ -59,7 +59,7 @@ _BUFFER = 1 << 16
 
 
 def is_tar(head: bytes) -> bool:
-    """By the first 512 bytes: a compressed stream or the header of a first member."""
+    """Return whether the first 512 bytes are those of a compressed stream or of a tar's first header."""
     if head.startswith(tuple(_DECOMPRESSORS)):
         return True
     try:
@@ -73,10 +73,10 @@ class TarArchive:
     """An open tar.
 
     Args:
-        file: at its beginning.
-        archive_name: for errors.
-        meter: of what it unpacks to.
-        name_encoding: of names that aren't UTF-8; auto for a guess at each.
+        file: the archive, positioned at its beginning.
+        archive_name: name for errors.
+        meter: counts the unpacked bytes.
+        name_encoding: encoding of names that aren't UTF-8; auto guesses for each name.
     """
 
     clip_count = None
@@ -97,7 +97,7 @@ class TarArchive:
                     self._keep_sidecar(tar, entry, name)
 
     def clip_names(self) -> Iterator[str]:
-        """As `clips()` gives them, without keeping their content."""
+        """Yield the names of the clips, without keeping their content."""
         with damage_named(self._name):
             yield from (name for _, _, name in self._walk() if is_clip(name))
 
@@ -131,7 +131,7 @@ class TarArchive:
                 raise ClipRejected(NOT_A_FILE)
             self._meter.refuse_large(entry.size)
             content = _content(tar, entry)
-            if entry.issparse():  # a hole takes no place in the stream, which is what is counted
+            if entry.issparse():  # holes aren't in the stream, so they must be counted here
                 content = self._meter.count(content)
             file = clip_file(entry.size, content)
             return lambda: file
@@ -144,7 +144,7 @@ def _reject(rejected: ClipRejected) -> BinaryIO:
 
 
 def _content(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> Iterator[bytes]:
-    """A regular member's content in blocks, with the holes of a sparse one. tarfile raises where it breaks off."""
+    """Yield a regular member's content in blocks, including holes. tarfile raises if it is truncated."""
     file = tar.extractfile(entry)
     assert file is not None
     while block := file.read(BLOCK):
@@ -152,17 +152,17 @@ def _content(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> Iterator[bytes]:
 
 
 def _entries(stream: _Stream) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """Every entry, and then the rest of the stream: a compressed one is checked at its end.
+    """Yield every entry, then read the rest of the stream, as a compressed one has its checksum at the end.
 
     Raises:
-        Unreadable, or one of tarfile's or the decompressors' errors: damaged, or no end mark.
+        Unreadable, or an error of tarfile or the decompressors: the tar is damaged or has no end mark.
     """
     with _opened(stream) as tar:
         while (entry := _next(tar)) is not None:
             if entry.size < 0:
                 raise Unreadable(message("damaged header: {entry} has a negative size", entry=entry.name))
             yield tar, entry
-        if not tar.getmembers():  # a file of zeros, as a broken copy leaves, is an empty tar
+        if not tar.getmembers():  # tarfile reads a file of zeros, as failed copies leave, as an empty tar
             raise Unreadable(message("it is empty"))
         assert tar.fileobj is not None
         while True:
@@ -194,7 +194,7 @@ def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
 
 @contextmanager
 def _damage_of_headers() -> Iterator[None]:
-    """tarfile lets out whatever a malformed header leads to."""
+    """Convert the various exceptions that tarfile raises for malformed headers."""
     try:
         yield
     except (ValueError, IndexError, OverflowError, RecursionError) as error:
@@ -202,7 +202,7 @@ def _damage_of_headers() -> Iterator[None]:
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """A damaged or missing header is an error. tarfile takes all but the first for the end of the archive."""
+    """TarInfo that raises on any damaged or missing header. tarfile treats all but the first as the archive's end."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -220,7 +220,7 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 
 class _Stream:
-    """The unpacked bytes, counted. At the end it says so once: tarfile would ask as often as a header lets it."""
+    """Counted stream of unpacked bytes. It raises on a second read at its end, which malformed headers cause."""
 
     def __init__(self, file: BinaryIO, meter: Meter) -> None:
         self._file = file
@@ -237,7 +237,7 @@ class _Stream:
 
 
 def _decompressed(file: BinaryIO) -> BinaryIO:
-    """tarfile's own decompression takes a stream that breaks off for its end, and reads only the first of several."""
+    """Return the decompressed file. tarfile's own decompression ignores truncation and reads only the first stream."""
     file.seek(0)
     head = file.read(6)
     file.seek(0)

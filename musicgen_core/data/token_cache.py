@@ -1,8 +1,8 @@
-"""Where packed shards are kept: a folder of the user's cache, so that a restart or a second training begins at once.
+"""Disk cache of packed shards, so that a restart or a second training run starts immediately.
 
-Each entry is a file named by what its shard's report says, so it never has to be changed: other content is another
-entry. Trainings may share the folder. What a training reads is leased to it; of the rest, the entries that were used
-longest ago give way when the folder grows beyond its limit or the disk has no room for new ones.
+Each entry is an immutable file whose name is a hash of its shard's report: other content is another entry. Runs may
+share the folder. Entries in use are leased. Of the others, the least recently used are evicted when the folder exceeds
+its limit or the disk has no room for new ones.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from musicgen_core.wording import counted, sized
 logger = logging.getLogger(__name__)
 
 FOLDER_VARIABLE = "MUSICGEN_TOKENS_CACHE"
-LIMIT = 50 * 10**9  # bytes: 30 times the users' 139 archives
-THREADS = 8  # shards fetched and packed at a time: remote ones are a matter of waiting
+LIMIT = 50 * 10**9  # bytes: some 4 million clips of 30 s
+THREADS = 8  # shards fetched and packed in parallel; remote reads are latency-bound
 _ENTRY = re.compile(r"[0-9a-f]{32}\.arrow")
 _PARTIAL = re.compile(r"[0-9a-f]{32}\.arrow\.\d+-[0-9a-f]{8}\.partial")
 _ANOTHER_FOLDER = f"Free some room, or set {FOLDER_VARIABLE} to a folder on a larger local disk"
@@ -51,11 +51,11 @@ def default_folder() -> Path:
 
 
 class Lease:
-    """Keeps entries from being removed, until this object is gone or its process has ended."""
+    """Protects entries from eviction until this object is garbage-collected or its process ends."""
 
     def __init__(self, folder: Path, entries: Iterable[Path]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor, hidden = tempfile.mkstemp(prefix=".", dir=folder)  # not to be found before it is locked
+        descriptor, hidden = tempfile.mkstemp(prefix=".", dir=folder)  # hidden until it is locked
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         Path(hidden).write_text("\n".join(entry.name for entry in entries), encoding="utf-8")
         self.path = folder / Path(hidden).name.removeprefix(".")
@@ -69,11 +69,11 @@ def _release(descriptor: int, path: Path) -> None:
 
 
 class TokenCache:
-    """The packed shards in one folder.
+    """Cache of packed shards in one folder.
 
     Args:
-        folder: made if it is not there; by default the user's cache, or what MUSICGEN_TOKENS_CACHE says.
-        limit: bytes that entries may take. Those in use may take more.
+        folder: directory, created if missing; by default MUSICGEN_TOKENS_CACHE or the user's cache.
+        limit: maximum bytes of all entries, which entries in use may exceed.
     """
 
     def __init__(self, folder: Path | None = None, limit: int = LIMIT) -> None:
@@ -81,21 +81,21 @@ class TokenCache:
         self.limit = limit
 
     def entry(self, stem: str, codec: str, report: ShardReport) -> Path:
-        """The file of a shard with this report."""
-        # All of the report: a fresh copy of a damaged archive has its fingerprint, but more clips.
+        """Return the path of the entry of a shard with this report."""
+        # The whole report: a fresh copy of a damaged archive has the same fingerprint, but more clips.
         content = json.dumps([VERSION, stem, codec, asdict(report)], sort_keys=True)
         return self.folder / f"{hashlib.blake2b(content.encode(), digest_size=16).hexdigest()}.arrow"
 
     def packed(
         self, tokens: UPath, reports: Mapping[str, ShardReport], codec: str
     ) -> tuple[dict[str, PackedShard], Lease]:
-        """The shards with these reports, by their stems and in their order; those that are not there yet are made.
+        """Return the packed shards of these reports, by stem and in order, packing those that are missing.
 
         Raises:
-            TokensError: a shard is damaged or of another codec; no room is left; the folder can't be written to.
+            TokensError: a shard is damaged or of another codec, the disk is full, or the folder isn't writable.
         """
         entries = {stem: self.entry(stem, codec, report) for stem, report in reports.items()}
-        lease = self._lease(entries.values())  # first: nothing found is then taken away
+        lease = self._lease(entries.values())  # first, so that entries found below aren't evicted
         shards = self._open(entries, reports)
         if len(shards) < len(entries):
             with self._filling():
@@ -126,12 +126,12 @@ class TokenCache:
         found = {stem: shard for stem, shard in zip(entries, shards, strict=True) if shard is not None}
         for shard in found.values():
             with suppress(OSError):
-                os.utime(shard.path)  # used last now
+                os.utime(shard.path)  # most recently used
         return found
 
     @contextmanager
     def _filling(self) -> Iterator[None]:
-        """One process at a time: the ranks of a training would each fetch and pack everything."""
+        """Hold the fill lock, so that the ranks of a run don't each fetch and pack everything."""
         with open(self.folder / ".lock", "a", opener=storage.open_file_alone) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -141,8 +141,8 @@ class TokenCache:
             yield
 
     def _make_room(self, needed: int) -> None:
-        """Remove what was used longest ago, as far as `needed` more bytes ask for it."""
-        for left in self.folder.glob("*.partial"):  # of a process that was killed: no other is writing now
+        """Evict least recently used entries until there is room for `needed` more bytes."""
+        for left in self.folder.glob("*.partial"):  # left by killed processes, as no other is writing now
             if _PARTIAL.fullmatch(left.name):
                 left.unlink(missing_ok=True)
         leased = self._leased()
@@ -171,12 +171,12 @@ class TokenCache:
             held, free = held - size, free + size
 
     def _leased(self) -> set[str]:
-        """Names of the entries in use. Leases of processes that have ended are removed."""
+        """Return the names of leased entries, and remove leases of processes that have ended."""
         names: set[str] = set()
         for path in (self.folder / "leases").glob("[!.]*"):
             with suppress(OSError, UnicodeDecodeError), open(path, "r+") as lease:
                 if not all(map(_ENTRY.fullmatch, lease.read().split("\n"))):
-                    continue  # somebody else's
+                    continue  # another program's file
                 lease.seek(0)
                 try:
                     fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -201,12 +201,12 @@ class TokenCache:
 
 
 def _is_entry(path: Path) -> bool:
-    """Whether a file of the folder is the cache's: it may be somebody else's folder, with other Arrow files in it."""
+    """Return whether a file is a cache entry: the folder may contain other programs' Arrow files."""
     return bool(_ENTRY.fullmatch(path.name)) and path.is_file() and not holds_other_data(path)
 
 
 def _packed_bytes(report: ShardReport) -> int:
-    """About what a shard takes: 2 bytes a code, and some for each clip's description and hash."""
+    """Estimate the packed size of a shard: 2 bytes per code, and some per clip for description and hash."""
     return round(report.audio_seconds * FRAME_RATE) * CODEBOOKS * 2 + 512 * report.clips
 
 

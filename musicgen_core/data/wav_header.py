@@ -1,5 +1,6 @@
-"""How much audio a wav declares and how much is there. libsndfile shortens a data chunk that is longer than its file
-without a word, so the list of chunks is read here too.
+"""Parse wav headers and compare declared with present audio.
+
+libsndfile silently truncates a data chunk that is longer than its file, so the chunks are parsed here, too.
 
 RIFF and RIFX: IBM and Microsoft, Multimedia Programming Interface and Data Specifications 1.0 (1991), chapter 3;
 RF64: EBU Tech 3306; BW64: ITU-R BS.2088.
@@ -17,12 +18,12 @@ from musicgen_core.errors import ClipRejected
 from musicgen_core.language import message
 
 _BYTE_ORDERS = {b"RIFF": "<", b"RIFX": ">", b"RF64": "<", b"BW64": "<"}  # as `struct` has them
-# What writers leave who can't go back to fill in the length, as into a pipe: ffmpeg 0xFFFFFFFF, sox 0x7FFFF000,
-# arecord 0x7FFFFF00 or 0x80000000; in a ds64 chunk, -1 or the largest signed number.
+# Placeholders of writers that can't seek back to fill in the length, as into a pipe: ffmpeg 0xFFFFFFFF, sox
+# 0x7FFFF000, arecord 0x7FFFFF00 or 0x80000000; in a ds64 chunk, -1 or the largest signed number.
 _UNKNOWN = 0x7FFF_0000
 _UNKNOWN_64 = 1 << 62
 _MINUS_ONE = 0xFFFF_FFFF
-_MAX_CHUNKS = 1000  # real files have a few; made-up ones must not keep a thread busy
+_MAX_CHUNKS = 1000  # real files have a few; crafted ones must not keep a thread busy
 _MIN_FMT_BYTES, _MAX_FMT_BYTES = 16, 1 << 16
 PCM, FLOAT, ALAW, MULAW = 1, 3, 6, 7
 """Format tags."""
@@ -30,7 +31,7 @@ _EXTENSIBLE = 0xFFFE
 
 
 class WavFormat(NamedTuple):
-    """The fields of a fmt chunk. `tag` is the sub-format's where that of the chunk is "extensible"."""
+    """Fields of a fmt chunk. `tag` is that of the sub-format if the chunk's is "extensible"."""
 
     tag: int
     channels: int
@@ -42,15 +43,15 @@ class WavFormat(NamedTuple):
 
 @dataclass(frozen=True)
 class WavHeader:
-    """Where the audio of a wav is, and how much of it there should be.
+    """Position and declared size of a wav's audio.
 
     Attributes:
-        byte_order: `<`, or `>` for RIFX, as `struct` has it.
-        fmt: the content of the fmt chunk.
-        start: where the audio begins, in bytes from the start of the file.
-        declared: bytes of audio by the header; None where its writer couldn't know.
+        byte_order: `<`, or `>` for RIFX, as in `struct`.
+        fmt: content of the fmt chunk.
+        start: offset of the audio in bytes.
+        declared: bytes of audio declared by the header; None if its writer couldn't know.
         present: bytes from `start` to the end of the file.
-        next_wav: where another wav begins behind the audio, if one does.
+        next_wav: offset of another wav after the audio, if any.
     """
 
     byte_order: str
@@ -62,12 +63,12 @@ class WavHeader:
 
     @property
     def audio_bytes(self) -> int:
-        """What is taken: what is declared, or everything to the end of the file where that is unknown."""
+        """Return the bytes of audio: as declared, or up to the end of the file if unknown."""
         return self.present if self.declared is None else min(self.declared, self.present)
 
     @property
     def frame_bytes(self) -> int | None:
-        """Bytes of one sample of all channels; None for codecs that pack samples otherwise, as ADPCM does."""
+        """Return the bytes of one sample of all channels; None for codecs such as ADPCM."""
         form = self.format
         if form.tag in (ALAW, MULAW):
             return form.channels or None
@@ -75,11 +76,11 @@ class WavHeader:
 
     @property
     def frames(self) -> int | None:
-        """Samples of one channel; None where `frame_bytes` is. A last one that isn't whole doesn't count."""
+        """Return the samples per channel, without an incomplete last one; None if `frame_bytes` is None."""
         return self.audio_bytes // self.frame_bytes if self.frame_bytes else None
 
     def check(self) -> None:
-        """Hold the header against the file.
+        """Check the header against the file.
 
         Raises:
             ClipRejected: there is less audio than it declares, another wav behind it, or its fields contradict each
@@ -102,10 +103,10 @@ class WavHeader:
             )
 
     def plain(self) -> bytes:
-        """A header with nothing in it but what the audio needs, to be followed by `audio_bytes` of the file."""
+        """Return a minimal header, to be followed by `audio_bytes` of the file."""
         number = struct.Struct(f"{self.byte_order}I")
         chunks = b"WAVEfmt " + number.pack(len(self.fmt)) + self.fmt + bytes(len(self.fmt) % 2) + b"data"
-        length = min(self.audio_bytes, _MINUS_ONE)  # libsndfile takes more than there is for all that is there
+        length = min(self.audio_bytes, _MINUS_ONE)  # libsndfile clips a length beyond the end of the file
         magic = b"RIFF" if self.byte_order == "<" else b"RIFX"
         return magic + number.pack(min(len(chunks) + 4 + length, _MINUS_ONE)) + chunks + number.pack(length)
 
@@ -118,7 +119,7 @@ class WavHeader:
 
 
 def read_wav_header(descriptor: int) -> WavHeader | None:
-    """The header of an open file, wherever that stands; None where it's no wav, or one without fmt or data."""
+    """Return the header of an open file, at any position; None if it isn't a wav, or lacks fmt or data."""
     size = os.fstat(descriptor).st_size
     begin = id3_bytes(descriptor)
     head = os.pread(descriptor, 12, begin)
@@ -144,7 +145,7 @@ def read_wav_header(descriptor: int) -> WavHeader | None:
 
 
 def breaks_off(declared: int, present: int, in_frames: bool = True) -> ClipRejected:
-    """Return the error of a clip with less audio than its header declares, in frames or in bytes."""
+    """Return the error for a clip with less audio than its header declares, in frames or in bytes."""
     counts = {"declared": declared, "present": present}
     if in_frames:
         found = message("it breaks off: its header declares {declared:,} frames, {present:,} are there", **counts)
@@ -156,7 +157,7 @@ def breaks_off(declared: int, present: int, in_frames: bool = True) -> ClipRejec
 
 
 def joined_files(byte: int) -> ClipRejected:
-    """Return the error of a clip behind which, at this byte, another begins."""
+    """Return the error for a clip that is followed by another one at this byte."""
     return ClipRejected(
         message("it is several sound files joined into one: another begins at byte {byte:,}", byte=byte),
         message("Split it, or encode it as one file"),
@@ -164,7 +165,7 @@ def joined_files(byte: int) -> ClipRejected:
 
 
 def id3_bytes(descriptor: int) -> int:
-    """The length of an ID3v2 tag that a file begins with. Some taggers put one before RIFF too; libsndfile skips it."""
+    """Return the length of a leading ID3v2 tag. Some taggers prepend one to RIFF, too; libsndfile skips it."""
     head = os.pread(descriptor, 10, 0)
     if len(head) < 10 or not head.startswith(b"ID3"):
         return 0
@@ -172,7 +173,7 @@ def id3_bytes(descriptor: int) -> int:
 
 
 def _chunks(descriptor: int, byte_order: str, position: int, size: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, start and length of each chunk; a length that stands in a ds64 chunk is that."""
+    """Yield name, start and length of each chunk, with lengths from a ds64 chunk where given."""
     long_length: int | None = None
     for _ in range(_MAX_CHUNKS):
         if position + 8 > size:
@@ -185,7 +186,7 @@ def _chunks(descriptor: int, byte_order: str, position: int, size: int) -> Itera
             length = long_length
         yield name, position, length
         position += length
-        # A zero byte pads what is odd, but some writers forget it. No name begins with a zero.
+        # A zero byte pads odd chunks, but some writers omit it. No chunk name begins with a zero.
         if length % 2 and position < size and os.pread(descriptor, 1, position) == b"\0":
             position += 1
 
@@ -198,7 +199,7 @@ def _is_sentinel(length: int, head: bytes) -> bool:
 
 
 def _are_chunks(descriptor: int, byte_order: str, position: int, size: int) -> bool:
-    """Whether a file goes on with whole chunks to its end, or is at its end, and not with audio."""
+    """Return whether the rest of a file is complete chunks or nothing, and not audio."""
     for name, start, length in _chunks(descriptor, byte_order, position, size):
         if not all(0x20 <= byte < 0x7F for byte in name):
             return False

@@ -1,4 +1,4 @@
-"""Members of a zip, at random access and from many threads at once, checked as they are unpacked."""
+"""Read members of a zip with random access, from many threads, with checksums verified."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class ZipArchive:
     """An open zip.
 
     Args:
-        reader: of the file.
-        entries: of its directory.
-        meter: of what it unpacks to.
-        name_encoding: of names that don't say theirs.
+        reader: reader of the file.
+        entries: entries of its directory.
+        meter: counts the unpacked bytes.
+        name_encoding: encoding of names that don't declare one.
     """
 
     def __init__(self, reader: RandomReader, entries: list[ZipEntry], meter: Meter, name_encoding: str) -> None:
@@ -80,7 +80,7 @@ class ZipArchive:
 
 
 def names_of(entries: list[ZipEntry], name_encoding: str) -> list[str]:
-    """Names as people meant them; which encoding fits is seen from all those that don't say theirs."""
+    """Return decoded names; the encoding is guessed from all names that don't declare one."""
     if name_encoding == AUTO:
         name_encoding = encoding_of(entry.raw_name for entry in entries if entry.name is None)
     return [
@@ -89,10 +89,10 @@ def names_of(entries: list[ZipEntry], name_encoding: str) -> list[str]:
 
 
 def unpacked(entry: ZipEntry, reader: RandomReader) -> Iterator[bytes]:
-    """A member's content in blocks. Only when the last one came is it whole.
+    """Yield a member's content in blocks. It is verified only after the last block.
 
     Raises:
-        ClipRejected: it isn't a file, can't be unpacked, or is damaged.
+        ClipRejected: the member isn't a file, can't be unpacked, or is damaged.
         OSError: the file can't be read.
     """
     _refuse_unsupported(entry)
@@ -125,7 +125,7 @@ def _refuse_unsupported(entry: ZipEntry) -> None:
 
 
 def _packed(entry: ZipEntry, reader: RandomReader) -> Iterator[bytes]:
-    """What the archive holds of a member, in blocks."""
+    """Yield the compressed bytes of a member in blocks."""
     header = reader.read(entry.offset, _LOCAL.size + len(entry.raw_name))
     if len(header) < _LOCAL.size or not header.startswith(LOCAL_MAGIC):
         raise Unreadable(message("it isn't where the directory says"))
@@ -141,14 +141,14 @@ def _packed(entry: ZipEntry, reader: RandomReader) -> Iterator[bytes]:
 
 
 def _decompressed(entry: ZipEntry, packed: Iterator[bytes]) -> Iterator[bytes]:
-    """Blocks of at most 1 MiB, however much a few bytes unpack to."""
+    """Yield decompressed blocks of at most 1 MiB, whatever the compression ratio."""
     if entry.method == _STORED:
         yield from packed
         return
     decompressor, data = _decompressor(entry, packed)
     while not decompressor.eof:
         block = decompressor.decompress(data, BLOCK)
-        data = getattr(decompressor, "unconsumed_tail", b"")  # zlib's; bz2 and lzma keep it themselves
+        data = getattr(decompressor, "unconsumed_tail", b"")  # of zlib; bz2 and lzma keep it internally
         if block:
             yield block
         elif not (data := next(packed, b"")):
@@ -156,13 +156,13 @@ def _decompressed(entry: ZipEntry, packed: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _decompressor(entry: ZipEntry, packed: Iterator[bytes]) -> tuple[Any, bytes]:
-    """The decompressor and what to give it first."""
+    """Return the decompressor and its first input."""
     if entry.method == _DEFLATED:
         return zlib.decompressobj(-zlib.MAX_WBITS), b""
     if entry.method == _BZIP2:
         return bz2.BZ2Decompressor(), b""
     # Two bytes of version, two of the size of the properties, then five of properties (APPNOTE 5.8). With the size of
-    # the content behind the properties it is a .lzma file. A dictionary larger than the content is of no use.
+    # the content after the properties it is a .lzma file. A dictionary larger than the content is useless.
     head = next(packed, b"")
     if head[2:4] != b"\5\0" or len(head) < 9:
         raise Unreadable(message("its LZMA header is not valid"))

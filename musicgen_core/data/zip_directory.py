@@ -1,6 +1,6 @@
-"""The directory at the end of a zip, read in two or three reads.
+"""Read the directory at the end of a zip, in two or three reads.
 
-zipfile isn't used for it: it takes I/O errors for "not a zip", decodes names before one can choose how, and gives up
+zipfile isn't used: it reports I/O errors as "not a zip", decodes names before an encoding can be chosen, and rejects
 the whole archive for one bad name. Source of the layouts: PKWARE's APPNOTE.TXT 6.3.10, sections 4.3.6 to 4.6.9.
 """
 
@@ -28,7 +28,7 @@ _UTF8_FLAG = 1 << 11
 
 
 class RandomReader:
-    """Reads a file at any offset: a local one from many threads at once, another from one."""
+    """Reads a file at any offset: a local file from many threads, any other from one."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -41,7 +41,7 @@ class RandomReader:
             self._is_local = True
 
     def read(self, offset: int, size: int) -> bytes:
-        """Fewer bytes than `size` only where the file ends."""
+        """Return `size` bytes, or fewer at the end of the file."""
         size = max(0, min(size, self.size - offset))
         if not self._is_local:
             self._file.seek(min(offset, self.size))
@@ -57,18 +57,18 @@ class RandomReader:
 
 @dataclass(frozen=True, slots=True)
 class ZipEntry:
-    """A member as the directory has it.
+    """Directory entry of a member.
 
     Attributes:
-        raw_name: its name's bytes.
-        name: its name where the archive says how to read it, else None.
-        flags: of APPNOTE 4.4.4.
-        method: of compression, APPNOTE 4.4.5.
+        raw_name: bytes of the name.
+        name: decoded name if the archive declares its encoding, else None.
+        flags: general purpose flags, APPNOTE 4.4.4.
+        method: compression method, APPNOTE 4.4.5.
         crc: CRC-32 of the content.
-        packed: bytes in the archive.
-        size: bytes of the content.
-        offset: of its local header, from the beginning of the file.
-        file_type: stat's S_IFMT bits; 0 where it wasn't packed on Unix.
+        packed: compressed size in bytes.
+        size: uncompressed size in bytes.
+        offset: offset of the local header from the beginning of the file.
+        file_type: stat's S_IFMT bits; 0 if it wasn't packed on Unix.
     """
 
     raw_name: bytes
@@ -84,7 +84,7 @@ class ZipEntry:
 
 @dataclass(frozen=True)
 class _End:
-    """Where the directory is: it ends at `offset`, before the end record."""
+    """End record. The directory ends at `offset`, before the record."""
 
     offset: int
     entries: int
@@ -94,10 +94,10 @@ class _End:
 
 
 def read_directory(reader: RandomReader) -> list[ZipEntry]:
-    """The members in the directory's order.
+    """Return the members in the directory's order.
 
     Raises:
-        Unreadable: there is none, or it is damaged.
+        Unreadable: the directory is missing or damaged.
     """
     found = _find_end(reader)
     if found is None:
@@ -109,11 +109,11 @@ def read_directory(reader: RandomReader) -> list[ZipEntry]:
         )
     end = _parse_end(reader, *found)
     start = end.offset - end.directory_size
-    shift = start - end.directory_offset  # bytes that were put before the archive: a self-extractor, for instance
+    shift = start - end.directory_offset  # bytes prepended to the archive, such as a self-extractor
     if shift < 0:
         raise Unreadable(message("its directory isn't where its end record says"))
     entries = list(_parse_entries(reader.read(start, end.directory_size)))
-    if (len(entries) - end.entries) % (2**64 if end.is_64 else 2**16):  # more than the plain record can say, too
+    if (len(entries) - end.entries) % (2**64 if end.is_64 else 2**16):  # the plain record's count may overflow
         raise Unreadable(
             message(
                 "its directory lists {found} members, and its end record {declared}",
@@ -129,7 +129,7 @@ def read_directory(reader: RandomReader) -> list[ZipEntry]:
 
 
 def _find_end(reader: RandomReader) -> tuple[int, bytes] | None:
-    """The last end record and its place: behind it are its comment and what a careless copy may have added."""
+    """Return offset and content of the last end record, which may be followed by its comment and trailing garbage."""
     start = max(0, reader.size - _END.size - _MAX_COMMENT)
     tail = reader.read(start, reader.size - start)
     place = len(tail)
@@ -152,7 +152,7 @@ def _parse_end(reader: RandomReader, offset: int, record: bytes) -> _End:
         _, _, _, _, disk, first_disk, _, entries, size, directory_offset = _END64.unpack(record)
     if disk or first_disk:
         raise Unreadable(message("it is one part of an archive split over several files"))
-    return _End(offset, entries, size, directory_offset, is_64)
+    return _End(offset=offset, entries=entries, directory_size=size, directory_offset=directory_offset, is_64=is_64)
 
 
 def _parse_entries(directory: bytes) -> Iterator[ZipEntry]:
@@ -184,7 +184,17 @@ def _parse_entries(directory: bytes) -> Iterator[ZipEntry]:
         extra = dict(_extra_fields(directory[name_end : name_end + extra_size]))
         size, packed, offset = _sizes_64(extra.get(0x0001, b""), size, packed, offset)
         name = _unicode_name(raw_name, flags, extra.get(0x7075, b""))
-        yield ZipEntry(raw_name, name, flags, method, crc, packed, size, offset, stat.S_IFMT(attributes >> 16))
+        yield ZipEntry(
+            raw_name=raw_name,
+            name=name,
+            flags=flags,
+            method=method,
+            crc=crc,
+            packed=packed,
+            size=size,
+            offset=offset,
+            file_type=stat.S_IFMT(attributes >> 16),
+        )
         place = name_end + extra_size + comment_size
     if place > len(directory):
         raise Unreadable(message("its directory breaks off"))
@@ -199,7 +209,7 @@ def _extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _sizes_64(field: bytes, *values: int) -> Iterator[int]:
-    """Zip64 gives, in this order, only those that don't fit into 32 bits."""
+    """Yield the values, replaced by zip64's, which has, in this order, only those that don't fit into 32 bits."""
     place = 0
     for value in values:
         if value == 0xFFFFFFFF and place + 8 <= len(field):
@@ -209,7 +219,7 @@ def _sizes_64(field: bytes, *values: int) -> Iterator[int]:
 
 
 def _unicode_name(raw_name: bytes, flags: int, field: bytes) -> str | None:
-    """By the UTF-8 flag or by Info-ZIP's field 0x7075, which holds only while it has the CRC of the plain name."""
+    """Return the name by the UTF-8 flag or Info-ZIP's field 0x7075, valid only if its CRC is that of the plain name."""
     utf8 = raw_name if flags & _UTF8_FLAG else None
     if field[:1] == b"\1" and field[1:5] == zlib.crc32(raw_name).to_bytes(4, "little"):
         utf8 = field[5:]
@@ -220,7 +230,7 @@ def _unicode_name(raw_name: bytes, flags: int, field: bytes) -> str | None:
 
 
 def _unwrapped(entries: list[ZipEntry]) -> list[ZipEntry]:
-    """macOS's Finder packs more than 4 GiB without zip64: offsets, which always grow, start at 0 again."""
+    """Undo the 32-bit overflow of offsets: macOS's Finder packs more than 4 GiB without zip64."""
     unwrapped, base, before = [], 0, 0
     for entry in entries:
         base += 2**32 if entry.offset < before else 0

@@ -1,1 +1,1 @@
-"""Is the adapter better than the base model: losses on held-out clips, scores of generated music, a report."""
+"""Compare an adapter with its base model: losses on held-out clips, scores of generated music, a report."""

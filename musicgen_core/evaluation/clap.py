@@ -1,4 +1,4 @@
-"""CLAP: texts and sounds as points of one space (Wu et al. 2023), through transformers' ClapModel."""
+"""CLAP embeddings of texts and audio in one space (Wu et al. 2023), by transformers' ClapModel."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Audio = NDArray[np.float32]
 
 
 def find_clap(source: str) -> Path:
-    """Return the directory of CLAP weights, after fetching them if `source` is a Hugging Face id.
+    """Return the directory of CLAP weights, which are downloaded if `source` is a Hugging Face id.
 
     Raises:
-        ModelError: they are not here and can't be fetched.
+        ModelError: the weights are missing and can't be downloaded.
     """
     directory = Path(source).expanduser()
     if directory.is_dir():
@@ -42,13 +42,13 @@ def find_clap(source: str) -> Path:
 
 
 class Clap:
-    """A CLAP model in fp32, on the CPU at first.
+    """A CLAP model in fp32, initially on the CPU.
 
     Args:
         source: a directory in Hugging Face's format, or an id such as `laion/larger_clap_music`.
 
     Raises:
-        ModelError: nothing that can be used is there.
+        ModelError: `source` has no usable weights.
     """
 
     def __init__(self, source: str) -> None:
@@ -56,12 +56,12 @@ class Clap:
         from transformers import ClapModel, ClapProcessor
         from transformers.utils import logging
 
-        logging.disable_progress_bar()  # its bar would break the flows' own
+        logging.disable_progress_bar()  # it would break the flows' own progress bar
         directory = find_clap(source)
         try:
             self._processor: Any = ClapProcessor.from_pretrained(str(directory), local_files_only=True)
             self._model: Any = ClapModel.from_pretrained(str(directory), dtype=torch.float32, local_files_only=True)
-        except (OSError, ValueError, TypeError) as error:  # TypeError: files of another model lack what it needs
+        except (OSError, ValueError, TypeError) as error:  # TypeError: the files are of another model
             raise ModelError(
                 message(
                     "the CLAP weights {source} can't be loaded ({reason})",
@@ -81,9 +81,9 @@ class Clap:
 
     @torch.inference_mode()
     def of_texts(self, texts: Sequence[str]) -> Embeddings:
-        """→ [texts, D], of length 1."""
+        """Return the embeddings of texts, [texts, D], of unit length."""
         tokenizer, found = self._processor.tokenizer, []
-        longest = self._model.config.text_config.max_position_embeddings - 2  # RoBERTa's positions begin at 2
+        longest = self._model.config.text_config.max_position_embeddings - 2  # RoBERTa's positions start at 2
         for text in texts:
             tokens = tokenizer(text, return_tensors="pt", truncation=True, max_length=longest).to(self._model.device)
             found.append(self._model.get_text_features(**tokens).pooler_output)
@@ -91,10 +91,10 @@ class Clap:
 
     @torch.inference_mode()
     def of_sounds(self, sounds: Sequence[Audio], rate: int) -> Embeddings:
-        """→ [sounds, D]. Of a sound longer than the model's 10 s the mean of its windows, else of length 1.
+        """Return the embeddings of sounds, [sounds, D], of unit length, or the mean over windows beyond 10 s.
 
-        One window at a time: the extractor draws at random which sound of a batch is treated as a long one, and
-        where it cuts long ones.
+        Windows are embedded one by one: the extractor picks at random which sound of a batch is treated as long, and
+        where long ones are cut.
         """
         size, own_rate, found = self._extractor.nb_max_samples, self._extractor.sampling_rate, []
         for sound in sounds:
@@ -109,10 +109,10 @@ class Clap:
 
 
 def clap_score(texts: Embeddings, sounds: Embeddings) -> float:
-    """Mean cosine between each text and its sound, from −1 to 1.
+    """Return the mean cosine similarity of each text and its sound, from −1 to 1.
 
-    It tells how well music follows texts as far as CLAP knows them, not how good it sounds. The score of real clips
-    with their own descriptions is about the best to be expected.
+    It measures how well music follows texts as far as CLAP understands them, not how good it sounds. The score of real
+    clips with their own descriptions is about the best to be expected.
     """
     lengths = np.linalg.norm(texts, axis=1) * np.linalg.norm(sounds, axis=1)
     return float(((texts * sounds).sum(axis=1) / lengths).mean())

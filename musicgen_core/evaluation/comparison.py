@@ -1,4 +1,4 @@
-"""Paired statistics: the same clips under both models, so that what is hard about a clip cancels out."""
+"""Paired statistics over the same clips under both models, so that the difficulty of each clip cancels out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Verdict = Literal["better", "worse", "undecided"]
 
 
 def compare(base: Losses, adapter: Losses) -> Comparison:
-    """Losses of the same clips, [clips] each → their means and how they differ."""
+    """Compare losses of the same clips, [clips] each: means and paired difference."""
     differences = adapter - base
     base_loss, adapter_loss = float(base.mean()), float(adapter.mean())
     return Comparison(
@@ -31,9 +31,9 @@ def compare(base: Losses, adapter: Losses) -> Comparison:
 
 
 def confidence_interval(base: Losses, adapter: Losses) -> tuple[float, float] | None:
-    """Student's t interval of the mean difference adapter − base; None with fewer than two clips.
+    """Return Student's t interval of the mean difference adapter − base; None with fewer than two clips.
 
-    It takes clips for independent. Those of one piece of music aren't quite, so it is a little too narrow then.
+    Clips are assumed to be independent. The interval is slightly too narrow if several are of the same track.
     """
     from scipy.stats import t
 

@@ -1,4 +1,4 @@
-"""One evaluation: an adapter and tokens → `evaluation.json` and `report.html`."""
+"""Evaluate an adapter on tokens, and write `evaluation.json` and `report.html`."""
 
 from __future__ import annotations
 
@@ -39,35 +39,45 @@ from musicgen_core.stages import announce
 logger = logging.getLogger(__name__)
 
 FEWEST_DESCRIBED = 2
-"""Clips with a description that a Fréchet distance needs"""
+"""Minimum number of described clips for a Fréchet distance"""
 _EVALUATION = TypeAdapter(Evaluation)
 
 
 def evaluate(request: EvaluateRequest, on_progress: OnProgress = lambda done, total, text: None) -> Evaluation:
-    """Compare an adapter with its base model on clips that were held out, and write both files.
+    """Compare an adapter with its base model on held-out clips, and write both files.
 
     Args:
-        on_progress: called with how much is done, how much there is, and of what.
+        on_progress: called with the units done, their total, and a description.
 
     Raises:
-        MusicgenError: anything that a person can act on.
+        MusicgenError: any error that the user can act on.
     """
     device, subject = pick_device(request.device), find_subject(request.adapter)
     model = find_model(choose_model(request.model, request.default_model, subject.adapter, subject.path))
     subject.adapter.check_base(model, str(subject.path))
     request = replace(request, model=model.name)
     out = storage.as_path(request.output) if request.output else subject.output
-    # The folder of an adapter from the Hub has its name alone, which others may have, too.
+    # The folder of an adapter from the Hub has only its name, which another user's adapter may share.
     _check_own(out, subject, is_default=not request.output and hub_name(subject.path) is None)
     storage.delete_partials(out)
     clips = load_clips(storage.as_path(request.tokens), codec_identity(model))
     for problem in clips.problems():
         logger.warning("%s", problem)
     chosen = held_out(clips, request.settings, subject.config)
-    release_memory(device)  # a training in this process has just ended
-    scoring = _Scoring(request, subject, model, clips, chosen, device) if request.settings.clap_weights else None
+    release_memory(device)  # a training run in this process may have just ended
+    scoring = (
+        _Scoring(request, subject=subject, model=model, clips=clips, chosen=chosen, device=device)
+        if request.settings.clap_weights
+        else None
+    )
     losses = clip_losses_of_both(
-        model, subject.adapter, clips, chosen.indices, chosen.segment_frames, device, on_progress
+        model,
+        adapter=subject.adapter,
+        clips=clips,
+        indices=chosen.indices,
+        segment_frames=chosen.segment_frames,
+        device=device,
+        on_progress=on_progress,
     )
     release_memory(device)
     prompts = request.settings.prompts
@@ -80,7 +90,7 @@ def evaluate(request: EvaluateRequest, on_progress: OnProgress = lambda done, to
 
 
 def stored_evaluation(run_dir: storage.Location) -> Evaluation | None:
-    """The evaluation in a run directory, if it is whole and of the adapter that is the best now."""
+    """Return the evaluation in a run directory if it is complete and of the current best adapter, else None."""
     root = storage.as_path(run_dir)
     try:
         found = _EVALUATION.validate_json(storage.read_text(root / EVALUATION / EVALUATION_DATA))
@@ -91,7 +101,7 @@ def stored_evaluation(run_dir: storage.Location) -> Evaluation | None:
 
 
 def _check_own(out: UPath, subject: Subject, is_default: bool) -> None:
-    """Raises ConfigError if the evaluation of another adapter is at `out`, or files of another program."""
+    """Raise a ConfigError if `out` has another adapter's evaluation, or files of another program."""
     evaluation, report = out / EVALUATION_DATA, out / EVALUATION_REPORT
     if evaluation.exists():
         adapter = _adapter_in(evaluation)
@@ -130,11 +140,11 @@ def _adapter_in(evaluation: UPath) -> dict[str, Any] | None:
 
 
 class _Scoring:
-    """CLAP's scores of music from the clips' descriptions. What is wrong with the request shows at once.
+    """CLAP scores of music generated from the clips' descriptions. Invalid requests fail in the constructor.
 
     Raises:
-        ConfigError: too few of the clips have a description.
-        ModelError: the weights can't be used.
+        ConfigError: too few clips have a description.
+        ModelError: the CLAP weights can't be used.
     """
 
     def __init__(
@@ -210,7 +220,7 @@ def _summarize(
 def _write(
     out: UPath, evaluation: Evaluation, subject: Subject, losses: tuple[Losses, Losses], rendered: list[Pair]
 ) -> None:
-    """The JSON last: its presence says that the page beside it is whole and of the same evaluation."""
+    """Write both files, the JSON last: its presence means that the page beside it is complete and matches."""
     base, adapted = losses
     perplexities = plots.plot_codebook_perplexities(evaluation.codebooks)
     pictures = {say("Perplexity of each codebook, with and without the adapter"): perplexities}

@@ -1,4 +1,4 @@
-"""The adapter that is evaluated, and the training that it comes from where that is known."""
+"""The evaluated adapter and its training run, if known."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from musicgen_core.run_layout import BEST_ADAPTER, CONFIG, EVALUATION, RunConfig
 
 @dataclass(frozen=True)
 class Subject:
-    """An adapter and where it is from.
+    """An adapter with its origin.
 
     Attributes:
-        path: of its weights.
-        run_dir: that it lies in, with
-        config: the run's config.json; None for one that lies elsewhere.
+        path: path of the weights.
+        run_dir: its run directory; None for an adapter elsewhere.
+        config: the run's config.json; None for an adapter elsewhere.
     """
 
     path: UPath
@@ -32,8 +32,11 @@ class Subject:
 
     @property
     def output(self) -> UPath:
-        """Where its evaluation goes by default: to its run directory, those of others than the best in a folder each;
-        or beside it; of one on the Hub to the working directory."""
+        """Return the default output directory.
+
+        It is the run directory for the best adapter and a subfolder of it for others; beside the adapter without a run
+        directory; the working directory for an adapter on the Hub.
+        """
         if self.run_dir is None:
             if (name := hub_name(self.path)) is not None:
                 return storage.as_path(f"{name.partition('@')[0].partition('/')[2]}_{EVALUATION}")
@@ -50,7 +53,7 @@ class Subject:
         )
 
     def metrics(self) -> list[dict[str, float]]:
-        """The rows of its training's metrics.jsonl, if any."""
+        """Return the rows of its run's metrics.jsonl, if any."""
         metrics = RunLayout(self.run_dir).metrics if self.run_dir is not None else None
         if metrics is None or not metrics.exists():
             return []
@@ -59,11 +62,11 @@ class Subject:
 
 
 def find_subject(location: storage.Location) -> Subject:
-    """What `location` names: a `*_lora.pt`, a run directory (its best) or a PEFT directory.
+    """Return the adapter at a location: a `*_lora.pt`, a run directory (its best) or a PEFT directory.
 
     Raises:
-        AdapterError: there is none.
-        RunDirectoryError: its run directory's config.json is damaged.
+        AdapterError: no adapter was found.
+        RunDirectoryError: the run directory's config.json is damaged.
     """
     path = find_adapter(location)
     run_dir = run_of(path)

@@ -10,16 +10,18 @@ Embeddings = NDArray[np.float64]
 
 
 def frechet_distance(first: Embeddings, second: Embeddings) -> float:
-    """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½), the distance of the Gaussians that fit two sets (Dowson, Landau 1982).
+    """Return the Fréchet distance of Gaussians fitted to two sets of embeddings (Dowson, Landau 1982).
 
-    Over audio embeddings it is the Fréchet audio distance (Kilgour et al. 2019). Few points make it too large, the
-    more so the more dimensions there are (Gui et al. 2024): compare only distances over equally many.
+    It is |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½). Over audio embeddings it is the Fréchet audio distance (Kilgour et
+    al. 2019). It is biased upwards for few points, the more so the more dimensions there are (Gui et al. 2024):
+    compare only distances over equally many points.
 
-    The last trace is the sum of the singular values of A Bᵀ where Σ₁ = AᵀA and Σ₂ = BᵀB. So no root of a product is
-    taken, which is singular wherever there are fewer points than dimensions.
+    The last trace is the sum of the singular values of A Bᵀ where Σ₁ = AᵀA and Σ₂ = BᵀB. This avoids the root of a
+    product that is singular if there are fewer points than dimensions.
 
     Args:
-        first, second: [N, D] and [M, D], at least two points each.
+        first: embeddings [N, D], at least two.
+        second: embeddings [M, D], at least two.
     """
     centred = [points - points.mean(axis=0) for points in (first, second)]
     roots = [points / np.sqrt(len(points) - 1) for points in centred]

@@ -1,4 +1,4 @@
-"""Choose the clips that an adapter is judged by: those that its runs held out, and the same ones each time."""
+"""Choose the clips for an evaluation: those that the adapter's training runs held out, the same ones each time."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class HeldOut:
     """Clips to evaluate on.
 
     Attributes:
-        indices: of these clips, in the order of their hashes.
-        total: validation clips, of which `indices` may be a part.
-        fraction: the share of all clips that is held out.
-        segment_seconds: to take from the beginning of each.
-        is_certain: whether it is known that the adapter has not learned from them.
-        remarks: what to know of this choice, in sentences.
+        indices: indices of the clips, in the order of their hashes.
+        total: number of validation clips, of which `indices` may be a subset.
+        fraction: share of all clips that is held out.
+        segment_seconds: seconds to use from the beginning of each clip.
+        is_certain: whether it is known that the adapter wasn't trained on these clips.
+        remarks: remarks on this choice, in sentences.
     """
 
     indices: list[int]
@@ -46,14 +46,14 @@ class HeldOut:
 def held_out(clips: Clips, settings: EvaluateSettings, trained: RunConfig | None) -> HeldOut:
     """Choose clips by their hashes, so that the choice changes little when archives are added.
 
-    Clips that the adapter's training, or one that it began from, has learned from are never chosen.
+    Clips that the adapter's training run, or an earlier run that it started from, was trained on are never chosen.
 
     Args:
-        trained: the config.json of the adapter's training, where that is known.
+        trained: the config.json of the adapter's training run, if known.
 
     Raises:
-        ConfigError: the runs held nothing out, or have learned from all that would be chosen.
-        TokensError: nothing is held out of a single clip.
+        ConfigError: the runs held nothing out, or were trained on all candidates.
+        TokensError: there is only one clip, so none is held out.
     """
     config = trained or RunConfig({})
     fraction = settings.validation_fraction
@@ -88,7 +88,7 @@ def held_out(clips: Clips, settings: EvaluateSettings, trained: RunConfig | None
                 ),
                 message("Give tokens of archives that it has not learned from, or train with --validation-fraction"),
             )
-    # Hashes are as good as random: the lowest are a fair choice, and stay it when clips are added.
+    # Hashes are effectively random: the lowest are an unbiased choice, and stable when clips are added.
     chosen = unseen[np.argsort(clips.hashes[unseen])][: settings.max_clips]
     left_out = len(everything) - len(unseen)
     return HeldOut(

@@ -1,4 +1,4 @@
-"""Losses of held-out clips under the base model and with the adapter, computed as a training's validation is."""
+"""Losses of held-out clips with and without the adapter, computed as in the validation of a training run."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def clip_losses_of_both(
     device: torch.device,
     on_progress: OnProgress = lambda done, total, text: None,
 ) -> tuple[Losses, Losses]:
-    """The beginning of each clip, with its text, under the base model and with the adapter.
+    """Return the losses of the beginning of each clip, with its text, for the base model and the adapter.
 
-    The model is loaded once: an adapter that has not been trained changes nothing, so the same model is the base at
-    first. It is never compiled, which would take longer than what it saves here.
+    The model is loaded once: an untrained adapter changes nothing, so the same model is the base model at first. It
+    isn't compiled, which would take longer than it saves here.
 
     Args:
-        on_progress: called with clips done and in all, of both models together.
+        on_progress: called with the clips done and their total, over both models.
 
     Returns:
-        [clips, codebooks] each, nats per code.
+        Losses of base model and adapter, [clips, codebooks] each, in nats per code.
 
     Raises:
-        AdapterError: the adapter doesn't fit the model, or makes its losses infinite.
+        AdapterError: the adapter doesn't fit the model, or its losses aren't finite.
         DeviceError: not even one clip fits the GPU.
     """
     text = TextEncoder(model.text_encoder, device)
@@ -57,7 +57,7 @@ def clip_losses_of_both(
     gradients = StepGradients(
         TrainingModel(peft_model, 0.0, execution), text, World.alone(device), preset_of(device).micro
     )
-    measure = partial(_losses, gradients, clips, indices, segment_frames, device)
+    measure = partial(_losses, gradients, clips=clips, indices=indices, segment_frames=segment_frames, device=device)
     base = measure(lambda done: on_progress(done, 2 * len(indices), message("the base model's losses")))
     set_adapter_state(peft_model, adapter.lora, "to evaluate")
     adapted = measure(lambda done: on_progress(len(indices) + done, 2 * len(indices), message("the adapter's losses")))
@@ -81,7 +81,7 @@ def _losses(
     device: torch.device,
     on_progress: Callable[[int], None],
 ) -> Losses:
-    """[clips, codebooks]."""
+    """Return the losses, [clips, codebooks]."""
     micro = gradients.micro
     parts = [indices[start : start + micro] for start in range(0, len(indices), micro)]
     making = (partial(validation_batch, clips, part, segment_frames) for part in parts)

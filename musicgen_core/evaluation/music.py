@@ -1,4 +1,4 @@
-"""Music of both models to compare: what the training has rendered, and what is rendered now."""
+"""Music of both models to compare: samples of the training run, and music rendered now."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ Audio = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt under both models, from the same random stream.
+    """A prompt rendered by both models, from the same random stream.
 
     Attributes:
-        adapter_label: which state of the adapter is heard.
+        adapter_label: which state of the adapter was used.
     """
 
     prompt: str
@@ -50,9 +50,9 @@ class Pair:
 
 
 def pairs_of_training(run_dir: UPath, epoch: int) -> list[Pair]:
-    """The samples that a training has rendered: of the base model, and after `epoch`, else after the last epoch.
+    """Return the samples of a training run: of the base model, and after `epoch` or else the last epoch.
 
-    Without any, or with samples that can't be read, there are none: they are not worth the report.
+    Missing or unreadable samples give an empty list, so that they don't fail the report.
     """
     folder = RunLayout(run_dir).samples
     try:
@@ -83,7 +83,7 @@ def _epoch_with_samples(folder: UPath, epoch: int) -> int:
 def render_pairs(
     request: EvaluateRequest, adapter: UPath, prompts: Sequence[str], on_progress: OnProgress
 ) -> list[Pair]:
-    """Render each text with both models, as `generate --compare` does."""
+    """Render each prompt with both models, as `generate --compare` does."""
     settings = SamplingSettings(duration=request.settings.duration, seed=request.settings.seed)
     with storage.scratch_folder() as folder:
         wanted = RenderRequest(
@@ -104,13 +104,14 @@ def render_pairs(
 def music_scores(
     clap: Clap, name: str, texts: Sequence[str], clips: Sequence[Audio], pairs: Sequence[Pair]
 ) -> MusicScores:
-    """How well clips, and music that was rendered from their descriptions, follow the texts and resemble each other.
+    """Score how well clips, and music rendered from their descriptions, follow the texts and resemble each other.
 
     Args:
-        name: of CLAP's weights.
-        texts: the descriptions of the clips.
-        clips: of the same loudness as the music.
-        pairs: rendered from each text.
+        clap: the CLAP model.
+        name: name of its weights.
+        texts: descriptions of the clips.
+        clips: audio of the clips, at the same loudness as the music.
+        pairs: music rendered from each text.
     """
     described = clap.of_texts(texts)
     real, base, adapted = (
@@ -130,7 +131,7 @@ def music_scores(
 
 
 def decoded(clips: Clips, indices: Sequence[int], seconds: float, codec: Codec) -> Iterator[Audio]:
-    """The beginnings of clips as sound, as loud as what is rendered."""
+    """Yield the audio of the beginning of each clip, at the loudness of rendered music."""
     for index in indices:
         codes = clips.codes_of(index)[:, : round(seconds * FRAME_RATE)].astype(np.int64)
         yield normalize(codec.decode(torch.from_numpy(codes)[None])[0, 0].numpy(), SAMPLE_RATE)

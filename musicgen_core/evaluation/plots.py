@@ -1,4 +1,4 @@
-"""Pictures of an evaluation, as PNGs."""
+"""Plots of an evaluation, as PNGs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from musicgen_core.evaluation.request import Comparison
 
 
 def plot_codebook_perplexities(codebooks: Sequence[Comparison]) -> bytes:
-    """Bars of both models, side by side for each codebook."""
+    """Plot the perplexity of each codebook as bars of both models, side by side."""
     with _picture("Perplexity of each codebook", "codebook", "perplexity") as (axes, target):
         places = np.arange(len(codebooks))
         for shift, name, values in (
@@ -31,7 +31,7 @@ def plot_codebook_perplexities(codebooks: Sequence[Comparison]) -> bytes:
 
 
 def plot_differences(base: Losses, adapter: Losses) -> bytes:
-    """How many clips differ by how much; [clips] each."""
+    """Plot a histogram of the loss differences, [clips] each."""
     differences = adapter - base
     with _picture("What the adapter changes, clip by clip", "loss with adapter − base (nats per code)", "clips") as (
         axes,
@@ -45,7 +45,7 @@ def plot_differences(base: Losses, adapter: Losses) -> bytes:
 
 
 def plot_training(rows: Sequence[Mapping[str, float]]) -> bytes:
-    """The losses in metrics.jsonl."""
+    """Plot the losses in metrics.jsonl."""
     target = io.BytesIO()
     tracking.plot_losses(rows, target)
     return target.getvalue()

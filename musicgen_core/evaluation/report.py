@@ -1,4 +1,4 @@
-"""`report.html`: an evaluation on one page that needs nothing beside it."""
+"""`report.html`: an evaluation on one self-contained page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from musicgen_core.language import say, translated
 MP3_LEVEL = 0.75
 """libsndfile's compression level for 96 kbit/s at a constant rate, 12 kB a second"""
 MOST_PAIRS = 24
-"""Of 10 s each they take 8 MB."""
+"""Maximum number of pairs per heading; 24 of 10 s take 8 MB"""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class _PromptPlayers:
 def write_report(
     target: UPath, evaluation: Evaluation, pictures: Mapping[str, bytes], music: Mapping[str, Sequence[Pair]]
 ) -> None:
-    """Write the page.
+    """Write the report.
 
     Args:
-        pictures: PNGs by what they show.
-        music: pairs to hear by the headings to put them under; of each the first `MOST_PAIRS`.
+        pictures: PNGs by caption.
+        music: pairs by heading, of which the first `MOST_PAIRS` each are included.
     """
     page = html_page(
         "musicgen_core.evaluation",

@@ -1,4 +1,4 @@
-"""What an evaluation is asked for, and what it came to."""
+"""Request, settings and result of an evaluation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from musicgen_core.wording import counted
 
 MOST_CLIPS = 500
 ENOUGH_CLIPS = 8
-"""Of fewer clips no claim is made without a caveat, and no distribution is drawn"""
+"""With fewer clips, results carry a caveat and no distribution is drawn"""
 
 
 class JudgingSettings(Settings):
@@ -78,15 +78,15 @@ class EvaluateSettings(JudgingSettings, ClapSettings):
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """Which adapter to compare with the base model, on what.
+    """Request for an evaluation.
 
     Attributes:
         tokens: a directory of shards.
         adapter: a `*_lora.pt`, a run directory (its best), a PEFT directory, or `USER/NAME` on the Hugging Face Hub.
-        model: `demo`, `debug`, a directory or a Hugging Face id; None: the base model of the adapter.
-        output: where the report goes; None: to the run directory that the adapter is of, else beside it.
+        model: `demo`, `debug`, a directory or a Hugging Face id; None: the adapter's base model.
+        output: directory of the report; None: the adapter's run directory, or else beside the adapter.
         device: auto, cpu or cuda.
-        default_model: the base model of an adapter that names none.
+        default_model: base model for adapters that name none.
     """
 
     tokens: str
@@ -103,9 +103,10 @@ class Comparison:
     """Mean losses of both models over the same clips, in nats per code.
 
     Attributes:
-        base_perplexity, adapter_perplexity: exp of the losses.
+        base_perplexity: exp of the base model's loss.
+        adapter_perplexity: exp of the adapter's loss.
         difference: adapter − base; below 0 the adapter is better.
-        standard_error: of the difference, over clips; None with a single one.
+        standard_error: standard error of the difference over clips; None with a single clip.
     """
 
     base_loss: float
@@ -118,14 +119,16 @@ class Comparison:
 
 @dataclass(frozen=True)
 class MusicScores:
-    """What CLAP says of music rendered from the descriptions of validation clips, and of the clips themselves.
+    """CLAP scores of validation clips and of music rendered from their descriptions.
 
     Attributes:
-        clap_weights: what computed them.
-        clips: of each kind.
-        clips_clap_score: mean cosine of a clip's and its description's embedding, about the best to be expected;
-        base_clap_score, adapter_clap_score: the same of the music rendered from the descriptions.
-        base_frechet_distance, adapter_frechet_distance: of that music to the clips, in CLAP's embeddings.
+        clap_weights: the CLAP weights.
+        clips: number of clips of each kind.
+        clips_clap_score: mean cosine of a clip's and its description's embedding, about the best to be expected.
+        base_clap_score: the same for music of the base model.
+        adapter_clap_score: the same for music of the adapter.
+        base_frechet_distance: Fréchet distance of the base model's music to the clips, in CLAP's embeddings.
+        adapter_frechet_distance: the same for music of the adapter.
     """
 
     clap_weights: str
@@ -140,7 +143,7 @@ class MusicScores:
 
 @dataclass(frozen=True)
 class EvaluatedAdapter:
-    """Which weights were evaluated."""
+    """Identification of the evaluated weights."""
 
     path: str
     sha256: str
@@ -150,22 +153,23 @@ class EvaluatedAdapter:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The content of `evaluation.json`.
+    """Content of `evaluation.json`.
 
     Attributes:
-        base_model: an id with a hash of the weights.
-        validation_fraction: the share of clips that is held out.
-        validation_clips: held out of `tokens`.
-        is_held_out: whether it is known that the adapter has not learned from the clips.
-        clips, codes: of these, the clips that were evaluated, and their codes.
-        segment_seconds: from the beginning of each clip.
-        loss: over all codebooks.
-        codebooks: the same of each.
-        interval: within which the difference is with 95 % confidence; None with a single clip.
-        verdict: better or worse where the interval leaves out 0; better only on clips that are held out.
-        music: with CLAP weights.
-        remarks: what to know of the numbers, in sentences.
-        report: the page.
+        base_model: id with a hash of the weights.
+        validation_fraction: share of clips that is held out.
+        validation_clips: number of held-out clips in `tokens`.
+        is_held_out: whether it is known that the adapter wasn't trained on the clips.
+        clips: number of these clips that were evaluated.
+        codes: number of their codes.
+        segment_seconds: seconds used from the beginning of each clip.
+        loss: comparison over all codebooks.
+        codebooks: comparison for each codebook.
+        interval: 95 % confidence interval of the difference; None with a single clip.
+        verdict: better or worse if the interval excludes 0; better only on held-out clips.
+        music: scores of music, if CLAP weights were given.
+        remarks: remarks on the numbers, in sentences.
+        report: path of the report.
     """
 
     adapter: EvaluatedAdapter

@@ -1,4 +1,4 @@
-"""An adapter as a directory that other libraries load, with a model card."""
+"""Export an adapter with a model card as a directory that other libraries load."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ from musicgen_core.training.full_models import write_full_model
 from musicgen_core.wording import named
 
 _DECIDING: dict[ExportKind, str] = {"peft": peft_directory.CONFIG_FILE, "audiocraft": LM_FILE}
-"""Without this file nobody takes a directory for an export, so on object stores it comes last."""
+"""Marker file of each format, without which a directory isn't an export; written last on object stores"""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and the files in it by their sizes in bytes."""
+    """Path of an export, and the sizes in bytes of its files."""
 
     directory: UPath
     files: dict[str, int]
 
 
 def export(adapter: storage.Location, out: storage.Location, kind: ExportKind, model: str | None = None) -> Exported:
-    """Write an adapter for another library.
+    """Export an adapter for another library.
 
     Args:
         adapter: a `*_lora.pt`, a run directory (its best), a PEFT directory, or `USER/NAME` on the Hugging Face Hub.
-        out: a place where nothing is but what an earlier call with the same arguments left in an object store when it
-            was killed; it is there whole or not at all.
+        out: directory or URL to create atomically. It must not exist, except for a partial upload of a killed call
+            with the same arguments.
         kind: `peft`: the adapter alone, for Hugging Face's `MusicgenForConditionalGeneration`;
             `audiocraft`: base and adapter merged, for `MusicGen.get_pretrained`.
-        model: the base model; by default the one that the adapter names. `peft` needs none.
+        model: the base model; by default the one named by the adapter. `peft` needs none.
 
     Raises:
-        ConfigError: something is at `out`, or it can't be written.
+        ConfigError: `out` exists or can't be written.
         AdapterError: there is no adapter, or it is of another base model.
         ModelError: the base model can't be used.
     """
@@ -77,7 +77,7 @@ def export(adapter: storage.Location, out: storage.Location, kind: ExportKind, m
         )
     try:
         with _whole(target, _DECIDING[kind], source, unfinished) as folder:
-            _write(folder, target.name or "export", kind, loaded, origin, base)
+            _write(folder, name=target.name or "export", kind=kind, adapter=loaded, origin=origin, base=base)
             files = _sizes(folder, _DECIDING[kind])
     except OSError as error:
         raise ConfigError(
@@ -89,11 +89,11 @@ def export(adapter: storage.Location, out: storage.Location, kind: ExportKind, m
 
 @dataclass(frozen=True)
 class _Unfinished:
-    """Content of `_UNFINISHED`, which is in an object store while an export is uploaded there.
+    """Content of `_UNFINISHED`, which exists in an object store during an upload.
 
     Attributes:
-        source: hash of the adapter, format and base model that are exported.
-        files: sizes in bytes of the files that are uploaded.
+        source: hash of the exported adapter, format and base model.
+        files: sizes in bytes of the uploaded files.
     """
 
     source: dict[str, str]
@@ -105,10 +105,10 @@ _UNFINISHED_JSON = TypeAdapter(_Unfinished)
 
 
 def _check_free(target: UPath) -> _Unfinished | None:
-    """Return the export that was cut off at `target`, if there is one.
+    """Return the interrupted export at `target`, if there is one.
 
     Raises:
-        ConfigError: other files are there.
+        ConfigError: there are other files.
     """
     if not storage.is_local(target):
         target.fs.invalidate_cache(target.path)
@@ -134,7 +134,7 @@ def _read_unfinished(target: UPath) -> _Unfinished | None:
         return None
     found = target.fs.find(target.path, detail=True).values()
     sizes = {info["name"].removeprefix(f"{target.path.rstrip('/')}/"): info["size"] for info in found}
-    # An object is whole or absent: one of another size is not of that export.
+    # Objects are atomic: one of another size isn't part of that export.
     others = [name for name, size in sizes.items() if name != _UNFINISHED and unfinished.files.get(name) != size]
     if others:
         raise ConfigError(
@@ -147,7 +147,7 @@ def _read_unfinished(target: UPath) -> _Unfinished | None:
 
 
 def _base_of(adapter: Adapter, weights: UPath) -> str:
-    """Return the name or the directory of the base model; peft's adapters may not have it."""
+    """Return the name or directory of the base model, which peft's adapters may lack."""
     base = base_model_of(adapter, weights)
     if base is None:
         raise AdapterError(
@@ -172,11 +172,19 @@ def _write(folder: Path, name: str, kind: ExportKind, adapter: Adapter, origin: 
         write_full_model(merged, storage.as_path(folder / LM_FILE), Event())
         shutil.copyfile(base.codec_path, folder / CODEC_FILE)
         if (base.directory / TEXT_ENCODER).is_dir():
-            # Contents alone: a mounted Drive may refuse modes and times.
+            # Contents only: a mounted Drive may refuse modes and times.
             _copy_contents(base.directory / TEXT_ENCODER, folder / TEXT_ENCODER)
             text_encoder = base.config.t5
     samples = _copy_samples(folder, origin)
-    write_card(folder, name, kind, adapter, origin, text_encoder, samples)
+    write_card(
+        folder,
+        name=name,
+        kind=kind,
+        adapter=adapter,
+        origin=origin,
+        text_encoder=text_encoder,
+        samples=samples,
+    )
 
 
 def _copy_contents(source: Path, target: Path) -> None:
@@ -199,13 +207,15 @@ def _copy_samples(folder: Path, origin: Origin) -> dict[str, RenderedSample]:
 
 @contextmanager
 def _whole(target: UPath, last: str, source: dict[str, str], unfinished: _Unfinished | None) -> Iterator[Path]:
-    """Give a local folder to fill, which becomes `target` if the block succeeds.
+    """Provide a local folder to fill, which becomes `target` if the block succeeds.
 
-    A local one is made beside and renamed. In an object store the file `last` comes last.
+    A local target is written beside and renamed. In an object store the file `last` is uploaded last.
 
     Args:
-        source: by which a later export recognises what this one uploads, if it is killed.
-        unfinished: of the same source; it is deleted.
+        target: the directory or URL to create.
+        last: name of the marker file.
+        source: values by which a later export recognises a partial upload of this one.
+        unfinished: partial upload of the same source, which is deleted.
     """
     if storage.is_local(target):
         with storage.publish_folder(Path(str(target))) as beside:

@@ -1,4 +1,4 @@
-"""`README.md` beside exported weights: a model card as the Hugging Face Hub reads them."""
+"""Model card of an export (`README.md`), in the format of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NAMES = {
     "val/loss": "validation loss, nats",
     "val/perplexity": "validation perplexity",
 }
-_OF_TRAINING = (  # of a run's config.json; not what tells of the machine or of its paths
+_OF_TRAINING = (  # fields of a run's config.json, without those about the machine or its paths
     *("learning_rate", "warmup_steps", "schedule", "weight_decay", "batch_size", "gradient_accumulation_steps"),
     *("clips_per_step", "num_epochs", "max_steps", "early_stopping", "max_grad_norm", "base_precision"),
     *("segment_seconds", "validation_fraction", "cfg_dropout", "word_dropout", "seed"),
@@ -43,12 +43,16 @@ def write_card(
     text_encoder: str | None,
     samples: Mapping[str, RenderedSample],
 ) -> None:
-    """Write the card.
+    """Write the model card.
 
     Args:
-        name: what the directory will be called.
-        text_encoder: the name under which audiocraft asks for the T5 that is exported with it; None: from the Hub.
-        samples: what is copied, by the ends of the files' names.
+        folder: directory of the export.
+        name: final name of the directory.
+        kind: format of the export.
+        adapter: the exported adapter.
+        origin: provenance of the adapter.
+        text_encoder: audiocraft's name of the T5 that is part of the export; None: it is loaded from the Hub.
+        samples: exported samples, by the suffix of their file names.
     """
     base = hub_id(adapter.base_model)
     recorded = adapter.base_model.partition("@sha256:")[0]
@@ -82,7 +86,7 @@ def write_card(
 
 
 def _licence(base_model: str) -> str | None:
-    """Return the Hub's name of the base model's licence; None: it is not known."""
+    """Return the Hub's identifier of the base model's licence, or None if unknown."""
     if (hub_id(base_model) or "").startswith(PUBLISHED):
         return "cc-by-nc-4.0"
     return "cc0-1.0" if base_model.partition("@sha256:")[0] == DEMO else None
@@ -105,7 +109,7 @@ def _front_matter(kind: ExportKind, base_model: str) -> str:
 
 
 def _settings(adapter: Adapter, origin: Origin) -> dict[str, Any]:
-    """By their names in this project."""
+    """Return the training settings by their names in this project."""
     lora = {
         "lora_r": adapter.config["r"],
         "lora_alpha": adapter.config["lora_alpha"],
@@ -115,7 +119,7 @@ def _settings(adapter: Adapter, origin: Origin) -> dict[str, Any]:
         "lora_dora": adapter.config.get("use_dora", False),
     }
     given = {name: origin.config.values.get(name) for name in _OF_TRAINING}
-    if given["base_precision"] != "fp8":  # which says nothing then: it is fp16 or fp32 where the device has no bf16
+    if given["base_precision"] != "fp8":  # bf16 may have been fp16 or fp32, depending on the device
         del given["base_precision"]
     return {**lora, **{name: value for name, value in given.items() if value is not None}}
 

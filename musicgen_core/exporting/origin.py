@@ -1,4 +1,4 @@
-"""What is known of where an adapter comes from: the settings, data, metrics and samples of its run directory."""
+"""Provenance of an adapter: settings, data, metrics and samples from its run directory."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from musicgen_core.run_layout import EVALUATION_DATA, PROMPTS, RunConfig, RunLay
 from musicgen_core.tracking import read_metrics
 
 MOST_SAMPLES = 3
-_METRICS = ("train/epoch_loss", "val/loss", "val/perplexity")  # the loss of a single step is mostly noise
+_METRICS = ("train/epoch_loss", "val/loss", "val/perplexity")  # the loss of a single step is too noisy
 _OF_CODEBOOKS = "val/perplexity_codebook_"
 
 
 @dataclass(frozen=True)
 class MetricValue:
-    """A metric and the step it was measured at."""
+    """Value of a metric, and the step at which it was measured."""
 
     value: float
     step: int
@@ -31,7 +31,7 @@ class MetricValue:
 
 @dataclass(frozen=True)
 class RenderedSample:
-    """What a training rendered of one prompt: with the adapter, and of the base model if it is there."""
+    """Samples of a training run for one prompt: with the adapter, and of the base model if available."""
 
     prompt: str
     adapted: UPath
@@ -40,7 +40,7 @@ class RenderedSample:
 
 @dataclass(frozen=True)
 class Data:
-    """What the adapter was trained on, clips held out for validation included; None: not known."""
+    """Training data of an adapter, including clips held out for validation; unknown values are None."""
 
     archives: int
     clips: int | None = None
@@ -49,7 +49,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Mean losses over the same held-out clips, in nats per code."""
+    """Mean losses of both models over the same held-out clips, in nats per code."""
 
     clips: int
     base_loss: float
@@ -58,7 +58,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Origin:
-    """Empty for an adapter outside of a run directory."""
+    """Provenance of an adapter; empty outside of a run directory."""
 
     config: RunConfig = field(default_factory=lambda: RunConfig({}))
     metrics: Mapping[str, MetricValue] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Origin:
 
 
 def read_origin(weights: UPath, adapter: Adapter) -> Origin:
-    """What the run directory around a `*_lora.pt` tells. What can't be read is left out."""
+    """Read the provenance from the run directory of a `*_lora.pt`; unreadable parts are left out."""
     root = run_of(weights)
     config = find_config(root) if root is not None else None
     if root is None or config is None:
@@ -92,7 +92,7 @@ def _read_json(path: UPath) -> dict[str, Any] | None:
 
 
 def _metrics(path: UPath, last_step: int) -> dict[str, MetricValue]:
-    """The newest of each metric that was measured until the adapter's step."""
+    """Return the newest value of each metric up to the adapter's step."""
     if not path.exists():
         return {}
     newest: dict[str, MetricValue] = {}
@@ -106,13 +106,13 @@ def _metrics(path: UPath, last_step: int) -> dict[str, MetricValue]:
 
 
 def _evaluated(subject: Subject) -> Evaluated | None:
-    """What the evaluation of these very weights found, if there was one."""
+    """Return the result of the evaluation of exactly these weights, if any."""
     found = _read_json(subject.output / EVALUATION_DATA) or {}
     try:
         if found["adapter"]["sha256"] != storage.content_sha256(subject.path):
             return None
         kept = (subject.config.held_out_fraction if subject.config is not None else None) or 0.0
-        if not found.get("is_held_out", found.get("validation_fraction", 0.0) <= kept):  # before there was that field
+        if not found.get("is_held_out", found.get("validation_fraction", 0.0) <= kept):  # older files lack the field
             return None
         loss = found["loss"]
         return Evaluated(int(found["clips"]), float(loss["base_loss"]), float(loss["adapter_loss"]))
@@ -131,7 +131,7 @@ def _data(config: RunConfig) -> Data | None:
             report = ShardReport.parse(storage.read_text(marker))
         except (OSError, ValueError, TypeError, KeyError):
             return Data(len(shards))
-        if report.content != content:  # tokenized anew since
+        if report.content != content:  # tokenized again since
             return Data(len(shards))
         reports.append(report)
     seconds = sum(report.audio_seconds for report in reports)

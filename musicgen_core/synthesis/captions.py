@@ -1,7 +1,7 @@
-"""A clip's true parameters → its description, as a person might write it.
+"""Describe a clip from its true parameters, as a person might.
 
-The words, their order and what is left out vary, since prompts do. What is said is true. The metre of a 3/4 is always
-said, so what says nothing is in 4/4.
+Words, order and omissions vary, as they do in prompts. All statements are true. A 3/4 metre is always stated, so a
+caption without one implies 4/4.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ LOWEST_BPM, HIGHEST_BPM = 60, 160
 
 @dataclass(frozen=True)
 class Truth:
-    """The parameters that a clip was composed from, to compare with what is measured from its audio.
+    """Parameters that a clip was composed from, as ground truth for audio analysis.
 
     Attributes:
         meter: beats in a bar.
         root: pitch class of the tonic, 0 for C.
-        instruments: pitched ones, by their names in `INSTRUMENTS`.
-        drums: whether there are any.
-        beat: whether there is one to be heard.
+        instruments: pitched instruments, by their names in `INSTRUMENTS`.
+        drums: whether there are drums.
+        beat: whether there is an audible beat.
     """
 
     style: str
@@ -39,7 +39,7 @@ class Truth:
 
     @property
     def pitched(self) -> bool:
-        """Whether any instrument has a pitch, so that there is a key to be heard."""
+        """Return whether any instrument has a pitch, so that there is an audible key."""
         return bool(self.instruments)
 
 
@@ -123,8 +123,8 @@ def caption_of(truth: Truth, rng: random.Random, full: bool = False) -> str:
     """Describe a clip, in lower case.
 
     Args:
-        full: state everything; otherwise the tempo is said as a number in 75 % of descriptions, the key in 70 %, the
-            metre in about half of them, instruments and moods in 60 %.
+        full: state all parameters; otherwise the tempo is given as a number in 75 % of descriptions, the key in 70 %,
+            the metre in about half of them, instruments and moods in 60 %.
     """
 
     def said(share: float) -> bool:
@@ -153,14 +153,14 @@ def speed(bpm: int) -> str:
 
 
 def key_name(truth: Truth, rng: random.Random) -> str:
-    """Return the key in words, such as `f sharp minor`; its usual name more often than others."""
+    """Return the key in words, such as `f sharp minor`, with its usual name being the most frequent."""
     usual, *others = TONICS[truth.root]
     tonic = rng.choice(others) if others and rng.random() < 0.3 else usual
     return f"{tonic} {truth.mode}"
 
 
 def vocabulary() -> list[str]:
-    """Return the words that a tokenizer should know whole: those of the base styles' captions, and all tempos.
+    """Return the words for the tokenizer's vocabulary: those of the base styles' captions, and all tempos.
 
     The words that name the held-out styles are not among them.
     """
@@ -186,7 +186,7 @@ def _moods(truth: Truth) -> tuple[str, ...]:
 
 
 def _sounds(truth: Truth, rng: random.Random, full: bool) -> list[str]:
-    """All instruments in any order, or some of them."""
+    """Return all instruments in random order, or some of them."""
     names = [*truth.instruments, *(["drums"] if truth.drums else [])]
     rng.shuffle(names)
     heard = names if full else names[: rng.randint(1, len(names))]
@@ -211,6 +211,6 @@ def _sentence(rng: random.Random, qualities: list[str], genre: str, sounds: list
 
 
 def _joined(rng: random.Random, facts: list[str]) -> Iterator[str]:
-    """`120 bpm in a minor`, or `120 bpm, in a minor`."""
+    """Yield the facts, some joined: `120 bpm in a minor`, or `120 bpm, in a minor`."""
     if facts:
         yield rng.choice((", ", " ")).join(facts)

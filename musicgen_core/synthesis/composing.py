@@ -1,4 +1,4 @@
-"""Seed → clip: notes, caption, and the parameters of both."""
+"""Compose a clip from a seed: notes, caption, and the parameters of both."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Clip:
     """Music as notes, with its description.
 
     Attributes:
-        events: what `SoundBank.render` plays, [notes, 5].
+        events: notes for `SoundBank.render`, [notes, 5].
         reverb: level of the reverberation.
-        truth: what the caption was made from.
+        truth: parameters behind notes and caption.
     """
 
     events: Events
@@ -35,7 +35,7 @@ def compose(seed: int, style: str | None = None, frames: int = DEFAULT_FRAMES, f
 
     Args:
         style: a key of `ALL_STYLES`; by default one of the base styles is drawn.
-        frames: of 20 ms. A longer clip of the same seed starts with the same music.
+        frames: length in codec frames of 20 ms. A longer clip of the same seed starts with the same music.
         full_caption: state every parameter, as in prompts whose music is measured.
     """
     rng = random.Random(seed)

@@ -38,14 +38,14 @@ class Instrument:
 
 
 def piano(pitch: int) -> Audio:
-    """A hammered string."""
+    """Play a hammered string."""
     h = _numbers(16)
     amplitudes = np.abs(np.sin(np.pi * h / 7.3)) / h**1.1
     return _fade(0.62 * _decay(2.4, 1.3) * _harmonics(pitch, 2.4, amplitudes, damping=0.55), attack=0.003)
 
 
 def electric_piano(pitch: int) -> Audio:
-    """FM of a sine by itself, with a tine that rings at the attack (Chowning 1973)."""
+    """Feedback FM of a sine, with a tine that rings at the attack (Chowning 1973)."""
     t, x = _times(2.0), _phase(pitch, 2.0)
     tine = 0.2 * np.sin(7 * x) * np.exp(-14 * t) if 7 * _hertz(pitch) < HIGHEST_HZ else 0.0
     return _fade(0.42 * np.exp(-1.8 * t) * (np.sin(x + 1.0 * np.exp(-3.5 * t) * np.sin(x)) + tine), attack=0.003)
@@ -208,17 +208,17 @@ DRUMS: dict[str, Callable[[], Audio]] = {
     "high tom": high_tom,
 }
 SLIDES = tuple(interval for interval in range(-9, 10) if interval)
-"""Semitones by which a theremin slides up into a note; negative: down."""
+"""Semitones by which a theremin slides up into a note; negative: down"""
 
 Note = tuple[str, int, int]
-"""Instrument or drum, MIDI pitch (0 for drums), semitones of the slide into it."""
+"""Instrument or drum, MIDI pitch (0 for drums), semitones of the slide into it"""
 
 NOTES: tuple[Note, ...] = (
     *((name, pitch, 0) for name, of in INSTRUMENTS.items() for pitch in range(of.lowest, of.highest + 1)),
     *(("theremin", pitch, slide) for pitch in range(57, 89) for slide in SLIDES),
     *((drum, 0, 0) for drum in DRUMS),
 )
-"""Every sound that there is; events refer to it by its index."""
+"""All sounds; events refer to them by index"""
 
 INDEX: dict[Note, int] = {note: index for index, note in enumerate(NOTES)}
 
@@ -257,13 +257,13 @@ def _numbers(count: int) -> Audio:
 
 
 def _saw(pitch: float, cutoff_hz: float) -> Audio:
-    """Amplitudes of a saw's harmonics behind a low-pass filter of 12 dB an octave."""
+    """Return the amplitudes of a saw's harmonics after a low-pass filter of 12 dB per octave."""
     h = _numbers(min(120, int(4 * cutoff_hz / _hertz(pitch)) + 2))
     return 1 / h / (1 + (h * _hertz(pitch) / cutoff_hz) ** 2)
 
 
 def _harmonics(pitch: float, seconds: float, amplitudes: Audio, damping: float = 0.0) -> Audio:
-    """Sum sines at multiples of a pitch, the h-th of which fades with exp(-(h - 1) · damping · t)."""
+    """Sum sines at multiples of a pitch, of which the h-th decays with exp(-(h - 1) · damping · t)."""
     audible = amplitudes[: max(1, int(HIGHEST_HZ / _hertz(pitch)))]
     times = _times(seconds)
     phasor = np.exp((2j * np.pi * _hertz(pitch) - damping) * times).astype(np.complex64)
@@ -275,18 +275,18 @@ def _harmonics(pitch: float, seconds: float, amplitudes: Audio, damping: float =
 
 
 def _sum_of_sines(pitch: Audio, amplitudes: tuple[float, ...]) -> Audio:
-    """Harmonics of a pitch that moves, [samples]."""
+    """Sum harmonics of a moving pitch, [samples]."""
     phase = 2 * np.pi * np.cumsum(A4_HZ * 2.0 ** ((pitch - A4_MIDI) / 12)) / SAMPLE_RATE
     return np.sum([level * np.sin(number * phase) for number, level in enumerate(amplitudes, start=1)], axis=0)
 
 
 def _noise(times: Audio, seed: int, differences: int = 0) -> Audio:
-    """White noise, or its n-th difference, which is brighter."""
+    """Return white noise, or its n-th difference, which is brighter."""
     return np.diff(np.random.default_rng(seed).normal(size=len(times) + differences), n=differences)
 
 
 def _cabinet(audio: Audio) -> Audio:
-    """Low-pass as the loudspeaker of a guitar amplifier does."""
+    """Low-pass filter like the loudspeaker of a guitar amplifier."""
     hertz = np.fft.rfftfreq(len(audio), 1 / SAMPLE_RATE)
     filtered: Audio = np.fft.irfft(np.fft.rfft(audio) / (1 + (hertz / 5000) ** 8), len(audio))
     return filtered

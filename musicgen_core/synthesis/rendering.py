@@ -1,4 +1,4 @@
-"""Clips → audio, in batches.
+"""Render clips to audio, in batches.
 
 Since every note starts on a codec frame, a clip is a sum of frames of notes: each is taken from the sound bank, scaled
 by a gain that is linear within the frame, and added to its frame of the output. On a GPU that is one gather and one
@@ -23,7 +23,7 @@ GAIN = 0.75
 
 
 class SoundBank:
-    """The notes of all instruments on a device; each is made when it is first played."""
+    """Notes of all instruments on a device, synthesized on first use."""
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
@@ -33,7 +33,7 @@ class SoundBank:
 
     @torch.no_grad()
     def render(self, clips: Sequence[Clip], frames: int) -> Tensor:
-        """Render clips, within ±1; what lies beyond `frames` is cut off.
+        """Render clips within ±1, truncated to `frames`.
 
         Returns:
             [B, frames · 640] on the bank's device, 32 kHz mono. On a GPU two renderings may differ by rounding, as the
@@ -64,7 +64,7 @@ class SoundBank:
         return mixed.view(clips, frames * SAMPLES_PER_FRAME)
 
     def _load(self, notes: Sequence[int]) -> None:
-        """Make the notes that are not in the bank yet."""
+        """Synthesize the notes that aren't in the bank yet."""
         missing = [note for note, first in zip(notes, self._first[notes].tolist(), strict=True) if first < 0]
         if missing:
             made = [note_frames(NOTES[note]) for note in missing]
@@ -75,13 +75,13 @@ class SoundBank:
 
     def _reverberate(self, dry: Tensor) -> Tensor:
         size = dry.shape[-1] + len(self._impulse_response)
-        size += -size % 6400  # sizes of small prime factors are transformed faster
+        size += -size % 6400  # FFTs are faster for sizes with small prime factors
         spectrum = torch.fft.rfft(dry, size) * torch.fft.rfft(self._impulse_response, size)
         return torch.fft.irfft(spectrum, size)[..., : dry.shape[-1]]
 
     @cached_property
     def _impulse_response(self) -> Tensor:
-        """Low-passed noise that decays by 60 dB in 1.4 s, after 12 ms of silence, of energy 1."""
+        """Return low-passed noise of energy 1 that decays by 60 dB in 1.4 s, after 12 ms of silence."""
         times = np.arange(round(1.3 * SAMPLE_RATE)) / SAMPLE_RATE
         noise = np.random.default_rng(5).normal(size=len(times)) * np.exp(-5 * times)
         response = np.convolve(noise, np.hanning(9), "same")

@@ -19,23 +19,23 @@ from musicgen_core.synthesis.instruments import INDEX, INSTRUMENTS
 Events = NDArray[np.float32]
 """[notes, 5]: index into `NOTES`, onset in frames, sustain in frames, release in frames, velocity (0 to 1)"""
 Rhythm = Sequence[tuple[float, float]]
-"""Beat of a bar at which a note starts, and its length in beats."""
+"""Beat of a bar at which each note starts, and its length in beats"""
 
 PROGRESSIONS: dict[Mode, tuple[tuple[int, int, int, int], ...]] = {
     "major": ((0, 4, 5, 3), (0, 5, 3, 4), (0, 3, 4, 0), (0, 3, 0, 4)),
     "minor": ((0, 5, 2, 6), (0, 3, 4, 0), (0, 6, 5, 6), (0, 3, 6, 2)),
 }
-"""Four bars of chords, as degrees of the scale: I V vi IV and so on."""
+"""Four bars of chords, as degrees of the scale: I V vi IV and so on"""
 
 
 class Score:
-    """A score that is being written: tempo, key and chords are fixed, parts are added one by one.
+    """A score under construction: tempo, key and chords are fixed, parts are added one by one.
 
     All notes lie in the key. Melody and chords repeat every four bars.
 
     Attributes:
         reverb: level of the reverberation.
-        instruments: what plays, in the order of entry, without drums.
+        instruments: instruments in the order of entry, without drums.
         has_drums: whether any drum plays.
     """
 
@@ -83,7 +83,7 @@ class Score:
         release: int = 4,
         slide: int = 0,
     ) -> None:
-        """Add a note; a pitch beyond the instrument's range is moved by octaves."""
+        """Add a note; a pitch outside the instrument's range is transposed by octaves."""
         of = INSTRUMENTS[instrument]
         while pitch < of.lowest:
             pitch += PITCH_CLASSES
@@ -94,7 +94,7 @@ class Score:
         self._add(INDEX[instrument, pitch, slide], beat, beats, release, velocity)
 
     def hit(self, drum: str, beat: float, velocity: float) -> None:
-        """Add a hit of a drum, which rings as long as it does."""
+        """Add a drum hit, which rings out."""
         self.has_drums = True
         self._add(INDEX[drum, 0, 0], beat, 8, 4, velocity)
 

@@ -1,4 +1,4 @@
-"""What is played in each style.
+"""Arrangement of each style.
 
 A style varies what it can without ceasing to be recognisable: instruments, rhythms, whether a part is there at all.
 Tempo, metre and key are drawn independently of the style, so that a model can't guess one from the other. In every
@@ -20,9 +20,10 @@ class Style:
 
     Attributes:
         arrange: adds all parts to a score.
-        slowest, fastest: in bpm.
-        meters: beats in a bar.
-        beat: whether there is one to be heard.
+        slowest: lowest tempo in bpm.
+        fastest: highest tempo in bpm.
+        meters: possible numbers of beats in a bar.
+        beat: whether there is an audible beat.
     """
 
     arrange: Callable[[Score], None]
@@ -70,7 +71,14 @@ def rock(score: Score) -> None:
 
 def techno(score: Score) -> None:
     """A kick on every beat, bass and open hats between them, a synthesizer."""
-    score.drums(score.steps(1), (1.0, 3.0), score.steps(1, 0.5), "clap", "open hat", (1.0, 0.7, 1.0))
+    score.drums(
+        kicks=score.steps(1),
+        snares=(1.0, 3.0),
+        hats=score.steps(1, 0.5),
+        snare="clap",
+        hat="open hat",
+        levels=(1.0, 0.7, 1.0),
+    )
     score.bass("synth bass", 31, [(beat, 0.5, 0) for beat in score.steps(1, 0.5)], 1.0)
     part = score.rng.choice(("arpeggio", "chords", "melody"))
     if part == "arpeggio":
@@ -191,12 +199,12 @@ def carillon(score: Score) -> None:
 
 
 def _strong_beats(score: Score) -> list[float]:
-    """1, and in 4/4 also 3."""
+    """Return beat 1, and in 4/4 also 3."""
     return [0.0] if score.meter == 3 else [0.0, 2.0]
 
 
 def _backbeat(score: Score) -> list[float]:
-    """2 and 3 of a waltz, else 2 and 4."""
+    """Return beats 2 and 3 of a waltz, else 2 and 4."""
     return [beat for beat in score.steps(1) if beat not in _strong_beats(score)]
 
 
@@ -206,7 +214,7 @@ def _kicks(score: Score, extra: float) -> list[float]:
 
 
 def _bass_on_strong_beats(score: Score, instrument: str, lowest: int, velocity: float) -> None:
-    """The root on 1; in 4/4 the fifth on 3."""
+    """Add the root on 1, and in 4/4 the fifth on 3."""
     line = [(beat, 1.5, degree) for beat, degree in zip(_strong_beats(score), (0, 4), strict=False)]
     score.bass(instrument, lowest, line, velocity)
 
@@ -224,10 +232,10 @@ STYLES: dict[str, Style] = {
     "bells": Style(bells, 60, 140, (4,)),
     "drums": Style(drums),
 }
-"""What the base model learns."""
+"""Styles that the base model is trained on"""
 HELD_OUT: dict[str, Style] = {
     "theremin": Style(theremin_solo, 60, 120, (4,)),
     "bellwaltz": Style(carillon, 80, 160, (3,)),
 }
-"""What it never hears: sliding notes, and bells in 3/4, of which it knows each alone."""
+"""Held-out styles: sliding notes, and the combination of bells with 3/4, both known separately"""
 ALL_STYLES: dict[str, Style] = {**STYLES, **HELD_OUT}

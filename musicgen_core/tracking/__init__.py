@@ -1,4 +1,4 @@
-"""What a job says of itself in numbers: `metrics.jsonl`, pictures of it, and WandB."""
+"""Experiment tracking: `metrics.jsonl`, plots of it, and WandB."""
 
 from musicgen_core.tracking.metric_plots import pictures_of, plot_learning_rate, plot_losses, plot_perplexities
 from musicgen_core.tracking.metrics import MetricsWriter, cut_metrics, read_metrics

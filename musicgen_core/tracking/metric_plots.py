@@ -1,4 +1,4 @@
-"""Pictures of `metrics.jsonl`, for those without WandB."""
+"""Plots of `metrics.jsonl`, for users without WandB."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Rows = Sequence[Mapping[str, float]]
 
 
 def plot_losses(rows: Rows, target: Path | IO[bytes]) -> None:
-    """Draw `loss.png`: training loss a step, its running mean, and validation loss an epoch."""
-    taken = [row for row in rows if "train/loss" in row]  # a step that was skipped has no loss
+    """Draw `loss.png`: training loss per step, its running mean, and validation loss per epoch."""
+    taken = [row for row in rows if "train/loss" in row]  # skipped steps have no loss
     steps, losses = [row["step"] for row in taken], [row["train/loss"] for row in taken]
     with _picture(target, "MusicGen LoRA training", "cross-entropy (nats per code)") as axes:
         axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1, label="training, each step")
@@ -27,16 +27,16 @@ def plot_losses(rows: Rows, target: Path | IO[bytes]) -> None:
 
 
 def plot_learning_rate(rows: Rows, target: Path | IO[bytes]) -> None:
-    """Draw `learning_rate.png`, of each step."""
+    """Draw `learning_rate.png`: the learning rate per step."""
     drawn = [row for row in rows if "train/lr" in row]
     with _picture(target, "Learning rate", "learning rate") as axes:
         axes.plot([row["step"] for row in drawn], [row["train/lr"] for row in drawn])
         axes.set_ylim(bottom=0)
-        axes.ticklabel_format(axis="y", scilimits=(-2, 2))  # else its numbers are wider than their margin
+        axes.ticklabel_format(axis="y", scilimits=(-2, 2))  # plain numbers are wider than the margin
 
 
 def plot_perplexities(rows: Rows, target: Path | IO[bytes]) -> None:
-    """Draw `perplexity.png`: of each codebook, at each validation. Chance is 2,048, all codes alike."""
+    """Draw `perplexity.png`: perplexity of each codebook at each validation. Uniform guessing has 2,048."""
     validated = [row for row in rows if "val/perplexity" in row]
     steps = [row["step"] for row in validated]
     with _picture(target, "Validation perplexity of each codebook", "perplexity (codes)", "constrained") as axes:
@@ -44,11 +44,11 @@ def plot_perplexities(rows: Rows, target: Path | IO[bytes]) -> None:
             axes.plot(steps, [row[f"val/perplexity_codebook_{k}"] for row in validated], marker="o", label=f"{k}")
         axes.set_yscale("log", base=2)
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.figure.legend(title="codebook", loc="outside right upper")  # four curves leave no corner free
+        axes.figure.legend(title="codebook", loc="outside right upper")  # four curves leave no room inside
 
 
 def pictures_of(rows: Rows) -> dict[str, Callable[[Rows, Path], None]]:
-    """What there is to draw of these rows, by the name of the file beside `metrics.jsonl`."""
+    """Return the plots available for these rows, by the name of their file beside `metrics.jsonl`."""
     pictures: dict[str, Callable[[Rows, Path], None]] = {
         "loss.png": plot_losses,
         "learning_rate.png": plot_learning_rate,
@@ -62,10 +62,10 @@ def pictures_of(rows: Rows) -> dict[str, Callable[[Rows, Path], None]]:
 def _picture(
     target: Path | IO[bytes], title: str, unit: str, layout: Literal["constrained"] | None = None
 ) -> Iterator[Any]:
-    """Axes over the steps, drawn to a PNG at the end.
+    """Provide axes over the steps, and write them as a PNG at the end.
 
     Args:
-        layout: makes room for what is outside of the axes, and takes twice as long to draw.
+        layout: `constrained` makes room for a legend outside of the axes, and takes twice as long.
     """
     from matplotlib.figure import Figure
 

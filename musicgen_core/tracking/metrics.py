@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one object a step, written so that neither a crash nor a full disk costs more than the last row."""
+"""`metrics.jsonl`: one object per step. A crash or a full disk loses at most the last row."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 
 
 def cut_metrics(path: Path, last_step: int) -> None:
-    """Drop lines after `last_step`, and a half-written last line, so that each step stands in the file once.
+    """Drop lines after `last_step` and an incomplete last line, so that each step is in the file once.
 
-    A file with lines that are no rows is kept beside as it was, and so is what is no file.
+    A file with invalid lines is kept unchanged under another name, and so is anything that isn't a regular file.
     """
     if not path.exists() and not path.is_symlink():
         return
@@ -33,25 +33,25 @@ def cut_metrics(path: Path, last_step: int) -> None:
     kept = path.resolve() if path.is_symlink() else beside
     with storage.publish(storage.as_path(path)) as new:
         new.write_text("".join(f"{strict_json(row)}\n" for row in kept_rows), encoding="utf-8")
-        if damaged and not path.is_symlink():  # else the file that it points to stays
-            with storage.publish(storage.as_path(beside)) as copy:  # last: each failed attempt would leave one
+        if damaged and not path.is_symlink():  # the target of a link is left alone
+            with storage.publish(storage.as_path(beside)) as copy:  # last, as each failed attempt would leave a copy
                 shutil.copyfile(path, copy)
     if damaged:
         logger.warning("damaged lines of %s left out: %d; the file as it was is %s", path, damaged, kept)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Return the rows of `metrics.jsonl`; lines that are none, such as a last one that a crash cut short, are left out.
+    """Return the rows of `metrics.jsonl` without invalid lines, such as a last one truncated by a crash.
 
-    A value that was NaN or infinite, null in the file, is NaN.
+    Values that were NaN or infinite, which are null in the file, are NaN.
     """
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():  # opening a pipe would block
         return []
     return _parse(path.read_bytes())[0]
 
 
 def _parse(content: bytes) -> tuple[list[dict[str, float]], int]:
-    """Return the rows, and the number of lines that are none, beside a last one that a crash cut short."""
+    """Return the rows and the number of invalid lines, not counting an incomplete last one."""
     *lines, last = content.split(b"\n")
     found = [_row(line) for line in lines if line.strip()]
     ending = _row(last)
@@ -74,20 +74,20 @@ def _is_number(value: Any) -> bool:
 
 
 class MetricsWriter:
-    """Adds rows to `metrics.jsonl`, whose last line must be whole. What can't be written waits for the next row."""
+    """Appends rows to `metrics.jsonl`, whose last line must be complete. Failed rows are retried with the next one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._length: int | None = None  # bytes of whole rows
+        self._length: int | None = None  # bytes of complete rows
         self._waiting: list[str] = []
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Raises OSError: it can't be written now."""
+        """Append a row. Raises OSError if it can't be written now."""
         self._waiting.append(strict_json(row) + "\n")
         self.flush()
 
     def flush(self) -> None:
-        """Write the rows that wait. Raises OSError: they can't be written now either."""
+        """Write the pending rows. Raises OSError if they still can't be written."""
         if not self._waiting:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ class MetricsWriter:
             if self._length is None:
                 self._length = file.tell()
             elif file.tell() > self._length:
-                file.truncate(self._length)  # what a failed attempt wrote would hide every row after it
+                file.truncate(self._length)  # a partial row of a failed attempt would corrupt the next one
             file.write("".join(self._waiting).encode())
             file.flush()
             self._length = file.tell()

@@ -1,4 +1,4 @@
-"""A run on WandB. Its troubles never become the job's: everything that may fail or wait is done in a thread."""
+"""Log a run to WandB without affecting the job: everything that may fail or block happens in a thread."""
 
 from __future__ import annotations
 
@@ -30,41 +30,42 @@ from musicgen_core.tracking import wandb_service
 logger = logging.getLogger(__name__)
 PROJECT = "musicgen-flows"
 URL_FILE = "run-url"
-"""In WandB's folder of a run that is online: where its page is, for who watches from outside."""
+"""File in WandB's folder with the page of an online run, for other processes"""
 ID_FILE = "run-id"
-"""In WandB's folder: the run's id, for who goes on with the same job later."""
+"""File in WandB's folder with the run's id, for resuming the same job"""
 LOGGED_FILE = "logged.json"
-"""In WandB's folder: what was logged of files, by name, with a digest of the content."""
+"""File in WandB's folder with the digests of logged files, by name"""
 INIT_SECONDS = 20.0
 FINISH_SECONDS = 120.0
-"""For what is still to be uploaded when a job is done. Both can be set as WandB has them: WANDB_INIT_TIMEOUT, …"""
+"""Timeout of uploads at the end of a job. WandB's own variables override timeouts: WANDB_INIT_TIMEOUT, …"""
 NOTICING_SECONDS = 30.0
-"""WandB takes 15 s to find that an artifact can't be announced; then an offline run begins."""
+"""Additional timeout for failures: WandB takes 15 s to detect one of an artifact; then an offline run starts."""
 INTERRUPTED_SECONDS = 15.0
-"""For all of it when a job was interrupted: Prefect waits 30 s before it kills."""
+"""Total timeout after an interruption: Prefect kills the process after 30 s"""
 
 
 @dataclass(frozen=True)
 class AudioFile:
-    """A wav to hear, and what it is."""
+    """A wav to log, with its caption."""
 
     path: Path
     caption: str
 
 
 class Wandb:
-    """A run of WandB under a folder: online with WANDB_API_KEY in the environment, else offline.
+    """A WandB run under a folder: online with WANDB_API_KEY in the environment, else offline.
 
-    What is logged is sent in order by a thread, so nothing but `finish` waits for WandB, and nothing of WandB's is
-    raised. A run that can't be online continues offline, where nothing is lost: `wandb sync` uploads it later.
+    A thread sends everything in order, so only `finish` waits for WandB, and WandB's errors are never raised. A run
+    that loses its connection continues offline without losing data: `wandb sync` uploads it later.
 
     Args:
-        folder: where `wandb/` goes.
-        run_id: the same for every part of one job, so that a resumed job goes on in its run.
+        folder: parent directory of `wandb/`.
+        run_id: id of the run, the same for every part of a job, so that a resumed job continues its run.
+        name: display name of the run.
         job_type: `train` or `tokenize`.
         config: settings to show with the run.
-        axis: the metric that all others are drawn over. WandB's own steps restart at 0 when an offline run is resumed.
-        home: where `folder` is kept, if it is a stage for something remote.
+        axis: metric for the x axis. WandB's own steps restart at 0 when an offline run is resumed.
+        home: final location of `folder`, if that is a stage for a remote one.
     """
 
     def __init__(
@@ -109,29 +110,29 @@ class Wandb:
             "config": dict(config),
             "dir": folder,
             "resume": "allow",
-            "allow_val_change": True,  # the settings of a resumed training may differ
+            "allow_val_change": True,  # the settings of a resumed run may differ
         }
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
 
     @property
     def url(self) -> str | None:
-        """The run's page, where it has one and is known already."""
+        """Return the URL of the run's page, if it is known already."""
         return self._url
 
     @property
     def is_on(self) -> bool:
-        """False where WandB is disabled, and nothing comes of what is logged."""
+        """Return False if WandB is disabled and logging has no effect."""
         return self._thread is not None
 
     def log(self, values: Mapping[str, Any]) -> None:
         self._do(lambda: self._run.log(dict(values)))
 
     def log_audio(self, name: str, values: Mapping[str, Any], clips: Mapping[str, AudioFile]) -> None:
-        """Log wavs to hear, each under its key, with `values` beside them, unless the same were logged as `name`.
+        """Log wavs by key together with `values`, unless the same ones have been logged as `name`.
 
         Raises:
-            OSError: one can't be read.
+            OSError: a wav can't be read.
         """
         if self._thread is None:
             return
@@ -140,24 +141,24 @@ class Wandb:
             self._do(partial(self._send_audio, name, digest, dict(values), dict(clips)))
 
     def log_adapter(self, file: Path, alias: str, metadata: Mapping[str, Any]) -> None:
-        """Keep LoRA weights as a new version of this run's artifact, unless they are what `alias` stands for already.
+        """Log LoRA weights as a new version of this run's artifact, unless `alias` already refers to them.
 
         Raises:
-            OSError: it can't be read, or there is no room for a copy.
+            OSError: the file can't be read, or the disk has no space for a copy.
         """
         if self._thread is None:
             return
         digest = _digest([file])
         if self._logged.get(alias) == digest:
             return
-        # A copy that stays: an offline run uploads it only when it is synced, and `file` may be replaced until then.
+        # A permanent copy: an offline run uploads it only when it is synced, and `file` may be replaced until then.
         copy = self._data / "adapters" / f"{alias}-{digest[:12]}{file.suffix}"
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
         self._do(partial(self._send_adapter, copy, file.name, alias, {**metadata, "sha256": digest}))
 
     def finish(self, exit_code: int = 0, is_interrupted: bool = False) -> None:
-        """Wait a while until everything is sent; a job that was interrupted has little time."""
+        """Wait until everything is sent, with a timeout that is shorter for an interrupted job."""
         if self._thread is None:
             return
         is_online = self._mode == "online"
@@ -183,7 +184,7 @@ class Wandb:
             self._attempt(call)
 
     def _attempt(self, call: Callable[[], None]) -> None:
-        """Do it in the run as it is; else in one that is offline."""
+        """Make a call in the current run, or in an offline run if that fails."""
         while self._mode != "lost":
             try:
                 if self._run is None:
@@ -218,7 +219,7 @@ class Wandb:
 
     def _fail(self, error: Exception) -> None:
         was_started, self._run = self._run is not None, None
-        if self._mode == "lost":  # it was left alone
+        if self._mode == "lost":  # it has been abandoned
             return
         if self._mode == "offline" and not was_started and self._hidden == wandb_service.KEY:
             self._hidden, self._init["project"] = "WANDB_", PROJECT
@@ -228,7 +229,7 @@ class Wandb:
         if self._mode == "offline":
             self._mode = "lost"
             logger.warning("WandB failed and is left out from here on (%s); metrics.jsonl has everything", error)
-            wandb_service.teardown(1)  # else this process has no further run of this id
+            wandb_service.teardown(1)  # otherwise this process can't start another run with this id
             return
         self._mode = "offline"
         logger.warning(
@@ -237,7 +238,7 @@ class Wandb:
             error,
             self._how_to_sync,
         )
-        wandb_service.teardown(1)  # else the id stays in use
+        wandb_service.teardown(1)  # otherwise the id remains in use
 
     def _send_audio(self, name: str, digest: str, values: dict[str, Any], clips: dict[str, AudioFile]) -> None:
         import wandb
@@ -245,11 +246,11 @@ class Wandb:
         try:
             audio = {key: wandb.Audio(str(clip.path), caption=one_line(clip.caption)) for key, clip in clips.items()}
             self._run.log({**values, **audio})  # copies them
-        except (ConnectionError, TimeoutError):  # of WandB's service, which is gone
+        except (ConnectionError, TimeoutError):  # WandB's service is gone
             raise
         except (OSError, ValueError) as error:  # a mounted Drive may refuse the copy's mode
-            told = logger.info if self._misses_samples else logger.warning
-            told("WandB misses the %s (%s)", name, error)
+            log = logger.info if self._misses_samples else logger.warning
+            log("WandB misses the %s (%s)", name, error)
             self._misses_samples = True
             return
         self._note(name, digest)
@@ -260,7 +261,7 @@ class Wandb:
         artifact = wandb.Artifact(f"lora-{self._init['id']}", type="model", metadata=metadata)
         entry = artifact.add_file(str(copy), name, policy="immutable", skip_cache=True)
         if self._is_stage and self._mode == "offline":
-            entry.local_path = f"wandb/adapters/{copy.name}"  # of where `wandb sync wandb` is told: the stage is gone
+            entry.local_path = f"wandb/adapters/{copy.name}"  # relative, as `wandb sync` runs after the stage is gone
         self._run.log_artifact(artifact, aliases=[alias])
         self._note(alias, metadata["sha256"])
 
@@ -278,8 +279,8 @@ class Wandb:
             self._run.finish(exit_code=exit_code)
         except Exception as error:
             trouble = str(error)
-        wandb_service.teardown(exit_code)  # finish() comes back before an offline run's file is written
-        if self._mode == "lost":  # it was left alone, and that was said
+        wandb_service.teardown(exit_code)  # finish() returns before an offline run's file is written
+        if self._mode == "lost":  # it has been abandoned, which was logged
             return
         trouble = trouble or wandb_service.trouble_of(Path(settings.log_internal), self._mode)
         if trouble and self._mode == "offline":
@@ -291,25 +292,25 @@ class Wandb:
 
 
 def sync_command(folder: object) -> str:
-    """Return the command line that uploads what a WandB folder holds of offline runs."""
-    # Parts that were online are passed over unless asked for; those that are uploaded whole are marked as such.
+    """Return the command line that uploads the offline runs in a WandB folder."""
+    # By default `wandb sync` skips parts that were online; completely uploaded ones are marked as synced.
     return f"uv run --no-sync wandb sync --no-skip-online {shlex.quote(str(folder))}"
 
 
 def kept_run_id(home: UPath) -> str:
-    """The id of the WandB run under `home`, or a new one."""
+    """Return the id of the WandB run under `home`, or a new one."""
     return _read(home / "wandb" / ID_FILE) or secrets.token_hex(4)
 
 
 def stored_url(home: UPath) -> str | None:
-    """The page of the WandB run whose files are under `home`, where it has one."""
+    """Return the URL of the page of the WandB run under `home`, if it has one."""
     return _read(home / "wandb" / URL_FILE)
 
 
 def _read(path: UPath) -> str | None:
     try:
         return storage.read_text(storage.as_path(path)).strip()
-    except Exception as error:  # storages raise many kinds, and none is worth a job
+    except Exception as error:  # storages raise many kinds, and none should fail the job
         raise_if_interrupted(error)
         return None
 

@@ -1,4 +1,4 @@
-"""What WandB's own program and files are asked and told, beside its Python interface."""
+"""WandB's service process, environment variables and files, as far as its Python API doesn't cover them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 KEY = "WANDB_API_KEY"
 KILLED_WITHIN_S = 5.0
 _TROUBLE = {
-    "online": ("filestream: ", "runfiles: ", "fileTransfer: ", "sender: failed"),  # what the server has not got
-    "offline": ("writer: failed",),  # what the file has not got; online the server has it all the same
+    "online": ("filestream: ", "runfiles: ", "fileTransfer: ", "sender: failed"),  # not received by the server
+    "offline": ("writer: failed",),  # not in the file; online the server receives it all the same
 }
-"""How errors begin, in WandB's log of a run, that cost a part of it. Requests that were repeated are not among them."""
+"""Prefixes of errors in WandB's run log that mean lost data. Retried requests are not among them."""
 
 
 def check_key() -> None:
-    """Raises RuntimeError: WandB would ask for a key at the terminal. In a thread that is the end of the process."""
+    """Raise a RuntimeError if WandB would prompt for a key, which in a thread would end the process."""
     import wandb
     from wandb.sdk.lib import wbauth
 
@@ -35,12 +35,12 @@ def check_key() -> None:
 
 
 def mode_of_environment() -> str:
-    """Return online, offline, shared or disabled, as WandB's variables say; an unknown WANDB_MODE means offline."""
+    """Return online, offline, shared or disabled, by WandB's variables; an unknown WANDB_MODE means offline."""
     drop_empty("WANDB_")
     if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):
         return "disabled"
     mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get(KEY) else "offline")
-    mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)  # as they were called once
+    mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)  # deprecated names
     if mode not in ("online", "offline", "shared", "disabled"):
         logger.warning("there is no WANDB_MODE %r, only online, offline and disabled: WandB runs offline", mode[:50])
         return "offline"
@@ -49,7 +49,7 @@ def mode_of_environment() -> str:
 
 @contextmanager
 def without_variables(prefix: str) -> Iterator[None]:
-    """Hide variables while an offline run starts: WandB reads them all the same, and raises if one is malformed."""
+    """Hide variables while an offline run starts: WandB reads them anyway, and raises if one is malformed."""
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(prefix)}
     try:
         yield
@@ -58,9 +58,9 @@ def without_variables(prefix: str) -> Iterator[None]:
 
 
 def trouble_of(log: Path, mode: str) -> str | None:
-    """The last error that cost a part of a run, from WandB's log of it: `finish` says nothing of them.
+    """Return the last error in WandB's run log that means lost data, or None. `finish` doesn't report these.
 
-    A key that is revoked in the middle ends the uploading, a full disk the writing, and the run seems to end well.
+    After a revoked key ends the upload, or a full disk the writing, the run still seems to finish successfully.
     """
     with suppress(OSError):
         for line in reversed(log.read_text(encoding="utf-8", errors="replace").splitlines()):
@@ -72,27 +72,27 @@ def trouble_of(log: Path, mode: str) -> str | None:
 
 
 def mark_as_synced(file: Path) -> None:
-    """Leave the mark that `wandb sync` leaves beside a part it has uploaded, and by which it passes it over."""
+    """Write the marker by which `wandb sync` skips a file that has been uploaded."""
     with suppress(OSError):
         file.with_suffix(".wandb.synced").touch()
 
 
 def end_service() -> None:
-    """End wandb-core, for which this process would wait when it exits. What it has is in its files."""
+    """End wandb-core, for which this process would wait at exit. Its data remain in its files."""
     for process in psutil.Process().children():
         with suppress(psutil.Error):
             if process.name() == "wandb-core":
                 process.kill()
                 process.wait(KILLED_WITHIN_S)
-    teardown(1)  # its hook at exit goes with it
+    teardown(1)  # also removes its atexit hook
 
 
 def teardown(exit_code: int) -> None:
-    """End WandB in this process. It exits where its own service didn't end well, and the job is not to end with it."""
+    """End WandB in this process. WandB calls `exit` if its service failed, which must not end the job."""
     core = None
-    with suppress(AttributeError, KeyError):  # it has not begun, or is of another version
+    with suppress(AttributeError, KeyError):  # it hasn't started, or is another version
         core = sys.modules["wandb.sdk.wandb_setup"]._singleton._connection._proc._process
     with suppress(Exception, SystemExit):
-        sys.modules["wandb"].teardown(exit_code)  # not imported here: another thread may be stuck in doing so
+        sys.modules["wandb"].teardown(exit_code)  # not imported here: another thread may be stuck importing it
     if core is not None:
-        core.poll()  # WandB does not wait for a wandb-core that was killed, which would stay a zombie
+        core.poll()  # WandB doesn't reap a killed wandb-core, which would remain a zombie

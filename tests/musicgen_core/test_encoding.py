@@ -123,10 +123,10 @@ def test_a_long_track_is_encoded_in_pieces_as_if_it_were_whole(codec: Codec, rat
     samples = music(125.5, rate)
     [(_, encoded)] = BatchEncoder(recorder).encode([("track", DecodedClip(samples, rate))])
     assert isinstance(encoded, Encoded)
-    assert max(map(max, recorder.batches)) <= encoding.PIECE_SECONDS
+    assert max(map(max, recorder.batches)) <= encoding.ENCODE_SECONDS
     whole = alone(codec, samples, rate)
     assert agreement(encoded.codes, whole) >= 0.999
-    new = encoding.PIECE_SECONDS - encoding.LEAD_SECONDS - encoding.TAIL_SECONDS
+    new = encoding.ENCODE_SECONDS - encoding.LEAD_SECONDS - encoding.TAIL_SECONDS
     away = np.ones(whole.shape[1], dtype=bool)
     for seam in range(new * 50, whole.shape[1], new * 50):
         away[seam - 50 : seam + 50] = False
