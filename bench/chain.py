@@ -1,8 +1,8 @@
-"""Archives to tokens to adapter to music with the core alone, each part timed.
+"""Time each stage of the pipeline, archives → tokens → adapter → music, with the core alone.
 
     python -m bench.chain MODEL --device cuda --workdir DIR [--steps 6] [--batch-size 4] [--seconds 30]
 
-Prints a table of what each part took and, on a GPU, how much memory it needed at most.
+Prints a table with the time of each stage and, on a GPU, its peak memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What comparing checksums and looking for NaN costs, at the size of musicgen-large's adapter.
+"""Cost of verifying checksums and checking for NaN, at the size of musicgen-large's adapter.
 
 python -m bench.checksums
 """
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def tensors() -> dict[str, Tensor]:
-    """An adapter of all linear layers, [r, in] and [out, r] each."""
+    """Return an adapter of all linear layers, [r, in] and [out, r] each."""
     sizes = dict.fromkeys(LINEARS, (WIDTH, WIDTH)) | {"fc1": (WIDTH, FEED_FORWARD), "fc2": (FEED_FORWARD, WIDTH)}
     found = {}
     for layer in range(LAYERS):

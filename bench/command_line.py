@@ -1,8 +1,8 @@
-"""How long the command line takes to show help or a usage error, beside the start of Python itself.
+"""Start-up time of the command line for help and usage errors, compared with Python's own.
 
     python -m bench.command_line [--runs 10]
 
-Whole processes, from start to exit, in turn, so that other work on the machine slows all of them alike.
+Whole processes are timed from start to exit, in turn, so that other load on the machine affects all of them alike.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COMMANDS = {
 
 
 def measure(arguments: Sequence[str]) -> tuple[float, float]:
-    """→ seconds from start to exit, and of CPU time."""
+    """Return wall time and CPU time of a process in seconds."""
     before, began = os.times(), time.perf_counter()
     subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, check=False)
     took, after = time.perf_counter() - began, os.times()
@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=10)
     given = parser.parse_args()
-    for arguments in COMMANDS.values():  # compiles what was not compiled yet
+    for arguments in COMMANDS.values():  # warm-up, which writes .pyc files
         measure(arguments)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in COMMANDS}
     for _ in range(given.runs):

@@ -1,10 +1,10 @@
-"""How long `generate` takes to its first music, with a Prefect server that runs and a model on the disk.
+"""Time to the first music of `generate`, with a running Prefect server and a model on disk.
 
     python -m bench.random_large LARGE
     python -m bench.first_music LARGE --workdir DIR [--prompts 1 32] [--seconds 10]
 
-The command as users give it, from its start to the first piece whose files are whole; and from the flow's start, as
-Prefect tells it. Twice each: the first compiles, if nothing was compiled before.
+Times the command as users run it, from its start and from the flow's start in Prefect to the first complete sample.
+Each is run twice, as the first run compiles if there is no compilation cache.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def measure(given: argparse.Namespace, api: str, prompts: int, out: Path) -> str
 
 
 def _newest_start(api: str) -> float:
-    """When the flow run that started last began, in seconds since 1970."""
+    """Return the start time of the newest flow run, in seconds since 1970."""
     found = httpx.post(f"{api}/flow_runs/filter", json={"sort": "START_TIME_DESC", "limit": 1}).json()
     return datetime.fromisoformat(found[0]["start_time"].replace("Z", "+00:00")).astimezone(UTC).timestamp()
 

@@ -1,11 +1,10 @@
-"""Files that others made to try decoders and archive readers: is each a row, a rejection, or a clear error?
+"""Test third-party corpora of decoders and archive readers: each file must give a row, a rejection, or a clear error.
 
     python -m bench.foreign_files FOLDER… [--show]
 
-Every archive in the folders is tokenized with all of its members taken for clips, and every other file is taken for a
-clip, packed into one zip. Prints what became of them; anything else than a row, a rejection or an ArchiveError is a
-failure. SciPy's wavs (scipy/io/tests/data), CPython's audiodata and archives (Lib/test) and Go's archives
-(src/archive/*/testdata) were tried so.
+Every archive in the folders is tokenized with all of its members as clips. All other files are packed as clips into one
+zip. Prints the results; anything else than a row, a rejection or an ArchiveError is a failure. Tested with SciPy's wavs
+(scipy/io/tests/data), CPython's audiodata and archives (Lib/test) and Go's archives (src/archive/*/testdata).
 """
 
 from __future__ import annotations
@@ -52,17 +51,17 @@ def main() -> int:
                         report = tokenizer.tokenize(storage.as_path(path))
                 except ArchiveError as error:
                     counts["archives refused"] += 1
-                    told = [f"{path.name}: {error}"]
+                    lines = [f"{path.name}: {error}"]
                 except Exception:
                     counts["FAILURES"] += 1
-                    told = [f"{path.name}: {traceback.format_exc()}"]
+                    lines = [f"{path.name}: {traceback.format_exc()}"]
                 else:
                     counts["archives read"] += 1
                     counts["rows"] += report.clips
                     counts["rejections"] += len(report.rejected)
-                    told = [f"{path.name}: {entry.clip}: {entry.reason}" for entry in report.rejected]
+                    lines = [f"{path.name}: {entry.clip}: {entry.reason}" for entry in report.rejected]
                 if given.show:
-                    print("\n".join(told) or f"{path.name}: {report.clips} rows")
+                    print("\n".join(lines) or f"{path.name}: {report.clips} rows")
     print(dict(counts))
     return 1 if counts["FAILURES"] else 0
 

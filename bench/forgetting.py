@@ -1,10 +1,10 @@
-"""Forgetting: how a style that the base model never heard is learned, and what becomes of those that it knew.
+"""Forgetting: how well a new style is learned, and how much of the known styles is retained.
 
     python -m bench.forgetting WORKDIR --model MODEL [--device auto] [--steps 50 100 200 400] [--rates 1e-4 1e-3]
         [--priors 0 0.5] [--strengths 1 0.5] [--alpha 32] [--rank 8] [--prompts 24] [--out FILE.json]
 
 Trains adapters on clips of the style `theremin`, which slides from note to note, and generates from prompts of it and
-of all styles that the base model was trained on. They are recognised by statistics of the audio alone: styles by a
+of all styles that the base model was trained on. They are recognised by audio analysis alone: styles by a
 classifier, slides by the movement of the loudest partial. Each learning rate with each share of prior preservation is
 one run, resumed from stage to stage, and each stage's adapter is heard at each strength. The prior's clips are
 generated from captions of the old styles.
@@ -50,7 +50,7 @@ CLIPS, CLIP_FRAMES = 48, 400
 
 @dataclass
 class Measures:
-    """What is generated before and after, and by what it is judged."""
+    """Prompts to generate from, and the classifiers that judge the result."""
 
     model: BaseModel
     codec: Codec
@@ -61,7 +61,7 @@ class Measures:
     seconds: float
 
     def of(self, lm: Any) -> dict[str, float]:
-        """Return the shares of clips that are recognised as of the style asked for, and of those that slide."""
+        """Return the shares of clips recognised as the requested style, and of clips that slide."""
         engine = Engine(lm, TextEncoder(self.model.text_encoder, self.device), self.model.config.inference_coefficient)
         settings = SamplingSettings(duration=self.seconds)
         new = generate(engine, self.codec, [clip.caption for clip in self.new], settings)

@@ -1,11 +1,11 @@
-"""Fuzz the readers of archives and wavs, guided by coverage: nothing may come out but what they promise.
+"""Coverage-guided fuzzing of the readers of archives and wavs: only documented exceptions may be raised.
 
     pip install atheris
     python -m bench.fuzz_readers archive|wav|walkers [CORPUS_FOLDER] [libFuzzer's options, such as -max_total_time=600]
 
-A run that ends by itself found nothing; a finding is printed with its traceback and kept as `crash-*`. The corpus
-folder is filled with seeds if it is not there: archives of each kind, and sounds of each subtype. `wav` decodes, in
-libsndfile's own process where that does it; `walkers` only looks through chunks, frames and pages, many times as fast.
+A run that exits normally found nothing; a finding is printed with its traceback and kept as `crash-*`. A missing corpus
+folder is created with seeds: archives of each kind, and sounds of each subtype. `wav` decodes, using libsndfile's
+process where needed. `walkers` only parses chunks, frames and pages, which is many times faster.
 """
 
 from __future__ import annotations

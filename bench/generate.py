@@ -1,13 +1,13 @@
-"""Music from prompts on random weights of a real shape: this project, audiocraft, Hugging Face.
+"""Generation speed with random weights of a real shape: this project, audiocraft, Hugging Face.
 
     python -m bench.random_large LARGE
     python -m bench.generate LARGE [--subjects …] [--batches 1 8 32] [--seconds 30] [--peer-seconds 5]
 
-Each generates codes with top-k 250 and a guidance of 3, and decodes them to audio; on a GPU in bf16, audiocraft in the
-fp16 that it picks. A first, short piece of the same batch is made before the clock starts: compiling is reported by
-itself. Hugging Face's model is of the same shape with weights of its own. Each subject runs in a process of its own,
-so that one that fails takes no other's rows along. Then: how far guided logits in bf16, with 8-bit weights and with
-8-bit caches are from those in fp32.
+Each generates codes with top-k 250 and a guidance of 3, and decodes them to audio; on a GPU in bf16, audiocraft in its
+default fp16. A short batch of the same size is generated before timing starts, and its compile time is reported
+separately. Hugging Face's model has the same shape and its own weights. Each subject runs in a separate process, so a
+failure doesn't affect the others. Last, guided logits in bf16, with 8-bit weights and with 8-bit caches are compared
+with those in fp32.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import TEXT_ENCODER, BaseModel, find_model
 
 PROMPT = "upbeat dance with a bass"
-"""26 tokens of the debug model's tokenizer, which spells; T5's makes as many of some 15 words."""
-SHORT_SECONDS = 1.2  # whose columns divide by 16 as those of 30 s do, which decides what is compiled
+"""26 tokens for the debug model's character tokenizer, as many as some 15 words have for T5's"""
+SHORT_SECONDS = 1.2  # its sequence length is divisible by 16 as that of 30 s, which specializes the kernels
 GUIDANCE = 3.0
 SEVERAL = 4
-"""Pieces side by side, whose logits are compared, too"""
+"""Batch size of which the logits are compared, too"""
 Make = Callable[[int, float], Any]
-"""Pieces side by side and seconds of each → their audio"""
+"""Takes batch size and seconds per sample; returns the audio"""
 
 
 def project(model: BaseModel, device: torch.device, bits: int = 16, cache_bits: int = 16) -> Make:
@@ -117,7 +117,7 @@ def huggingface(model: BaseModel, device: torch.device, is_static: bool) -> Make
 
     class Static(StaticCache):
         def get_seq_length(self, layer_idx: int = 0) -> int:
-            return int(super().get_seq_length(layer_idx))  # which is added to tensors on the CPU
+            return int(super().get_seq_length(layer_idx))  # it is added to tensors on the CPU
 
     def make(batch: int, seconds: float) -> Any:
         inputs = tokenizer([PROMPT] * batch, return_tensors="pt").to(device)
@@ -165,7 +165,7 @@ def _timed(make: Callable[[], Any], device: torch.device) -> float:
 
 @torch.inference_mode()
 def distances(model: BaseModel, device: torch.device, steps: int = 200) -> list[str]:
-    """Of the guided steps' logits from those of fp32 over the same random codes: ‖difference‖ / ‖fp32's‖, and flips."""
+    """Return the distances of guided logits from fp32 for the same random codes: ‖difference‖ / ‖fp32‖, and flips."""
     text = TextEncoder(model.text_encoder, device).encode([PROMPT] * SEVERAL)
     codes = torch.randint(2048, (SEVERAL, CODEBOOKS, steps), generator=torch.Generator().manual_seed(0)).to(device)
     kinds: list[tuple[str, int, Kernels | None]] = [
@@ -178,26 +178,26 @@ def distances(model: BaseModel, device: torch.device, steps: int = 200) -> list[
         ("8-bit weights and caches", SEVERAL, Kernels(8, 8)),
     ]
 
-    def both(pieces: int) -> TextCondition:
-        states, mask = text.states[:pieces], text.mask[:pieces]
+    def both(batch: int) -> TextCondition:
+        states, mask = text.states[:batch], text.mask[:batch]
         return TextCondition(torch.cat([states, 0 * states]), torch.cat([mask, 0 * mask]).bool())
 
     exact, lines = _logits(model, device, torch.float32, None, both(SEVERAL), codes), []
-    for name, pieces, kernels in kinds:
+    for name, batch, kernels in kinds:
         if kernels is not None and device.type != "cuda":
             continue
         found, expected = (
-            _logits(model, device, torch.bfloat16, kernels, both(pieces), codes[:pieces]),
-            exact[:, :pieces],
+            _logits(model, device, torch.bfloat16, kernels, both(batch), codes[:batch]),
+            exact[:, :batch],
         )
         distance = ((found - expected).norm() / expected.norm()).item()
         same = (found.argmax(-1) == expected.argmax(-1)).float().mean().item()
-        lines.append(f"| {name} | {pieces} | {100 * distance:.2f} % | {100 * same:.1f} % |")
+        lines.append(f"| {name} | {batch} | {100 * distance:.2f} % | {100 * same:.1f} % |")
     return lines
 
 
 class Kernels(NamedTuple):
-    """How `decoding` is asked to keep weights and caches."""
+    """Bits of weights and caches for `decoding`."""
 
     weight_bits: int = 16
     cache_bits: int = 16
@@ -211,7 +211,7 @@ def _logits(
     text: TextCondition,
     codes: torch.Tensor,
 ) -> torch.Tensor:
-    """Guided, [steps, pieces, K, cardinality]; teacher forced: every step reads the given codes."""
+    """Return guided logits [steps, samples, K, cardinality], teacher forced: every step reads the given codes."""
     lm = load_merged(model, None, device, dtype)
     steps = codes.shape[-1] - CODEBOOKS
     found = []
@@ -237,7 +237,7 @@ def _half(device: torch.device) -> torch.dtype:
 
 
 def lines_of(name: str, given: argparse.Namespace) -> Iterator[str]:
-    """Rows of the table, one a batch; of what can't be done, the reason."""
+    """Yield the rows of the table, one per batch size, or the reason of a failure."""
     device, model = pick_device(given.device), find_model(given.model)
     if name == DISTANCES:
         yield from distances(model, device)
@@ -261,7 +261,7 @@ def _reason(error: Exception) -> str:
 
 
 def in_own_process(name: str, timeout: float) -> list[str]:
-    """What `lines_of` a subject gives, as far as it gets."""
+    """Return the output of `lines_of` for a subject in a separate process, up to a failure."""
     command = [sys.executable, "-m", "bench.generate", *sys.argv[1:], "--only", name]
     with tempfile.TemporaryFile("w+") as output:
         try:

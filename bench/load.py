@@ -1,10 +1,10 @@
-"""What a Prefect server bears: workers, and task runs that do nothing, on PostgreSQL or SQLite.
+"""Load test of a Prefect server with workers and empty task runs, on PostgreSQL or SQLite.
 
     python -m bench.load --database postgres [--workers 4] [--tasks 1000] [--limit-seconds 500]
 
 Starts a server with API authentication and the project's automations, and real process workers, each of which runs a
-flow with its share of the tasks. A client asks the server for something five times a second all the while. Reports task
-runs/s, how long the client waited, what the logs of server, workers and PostgreSQL complain of, and what was lost.
+flow with its share of the tasks. Meanwhile a client sends five requests per second. Reports task runs/s, latencies of
+the client, complaints in the logs of server, workers and PostgreSQL, and lost task runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bench.servers import prefect_process, prefect_server, temporary_postgres
 AUTH = "load:secret"
 COMPLAINTS = (
     *("database is locked", "TimeoutError", "Traceback", "| ERROR", "| CRITICAL"),
-    # PostgreSQL's, in its own log and where Prefect tells of them: "database is locked" is SQLite's alone.
+    # PostgreSQL's, in its own log and in Prefect's; "database is locked" is SQLite's.
     *("ERROR:", "FATAL:", "PANIC:", "lock timeout", "could not serialize", "deadlock"),
 )
 
@@ -66,14 +66,14 @@ def _database(kind: str, folder: Path) -> Iterator[dict[str, str]]:
         "PREFECT_LOGGING_TO_API_ENABLED": "true",
     }
     if kind == "sqlite":
-        yield settings  # the server's default, in its home
+        yield settings  # the server's default database, in its home
         return
     with temporary_postgres(folder / "postgres") as postgres:
         yield settings | {"PREFECT_SERVER_DATABASE_CONNECTION_URL": postgres.url}
 
 
 def measure(folder: Path, workers: int, tasks: int, limit_seconds: float) -> Iterator[str]:
-    """Run the load → lines of the report."""
+    """Run the load, and yield the lines of the report."""
     from prefect.client.orchestration import get_client
     from prefect.deployments import run_deployment
 
@@ -111,7 +111,7 @@ def measure(folder: Path, workers: int, tasks: int, limit_seconds: float) -> Ite
 
 @contextlib.contextmanager
 def _asking() -> Iterator[list[float]]:
-    """A client of the API, five times a second → how long each answer took in s; inf for an error."""
+    """Send five API requests per second; provide the latencies in s, with inf for errors."""
     waits: list[float] = []
     ended = threading.Event()
     token = base64.b64encode(AUTH.encode()).decode()
@@ -141,7 +141,7 @@ def _counted(states: Sequence[Any]) -> Counter[str]:
 
 
 def _task_runs(client: Any, runs: list[Any], expected: int, deadline: float) -> list[Any]:
-    """Task runs as the server has them. It writes them down behind the runs, so they may come later."""
+    """Return the server's task runs, once all are stored: the server stores them asynchronously."""
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
     mine = FlowRunFilter(id=FlowRunFilterId(any_=runs))
@@ -162,7 +162,7 @@ def _describe_span(found: list[Any]) -> str:
 
 
 def _describe_waits(waits: list[float]) -> str:
-    """How long answers took, in ms."""
+    """Return a summary of the latencies in ms."""
     answered = np.array([wait for wait in waits if np.isfinite(wait)]) * 1000
     quantiles = ", ".join(f"{name} {np.quantile(answered, at):.0f}" for name, at in (("median", 0.5), ("95 %", 0.95)))
     return (
@@ -171,7 +171,7 @@ def _describe_waits(waits: list[float]) -> str:
 
 
 def complaints(log: str) -> dict[str, list[str]]:
-    """The lines of a log that hold each of COMPLAINTS, those that it doesn't hold left out."""
+    """Return the lines of a log by the entries of COMPLAINTS that they contain."""
     return {text: lines for text in COMPLAINTS if (lines := [line for line in log.splitlines() if text in line])}
 
 

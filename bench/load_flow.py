@@ -1,4 +1,4 @@
-"""What the workers of `bench.load` run: tasks that do nothing, so that only the server has work."""
+"""Flow of `bench.load`: empty tasks, so that only the server is loaded."""
 
 from prefect import flow, get_run_logger, task
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -12,5 +12,5 @@ def nothing(number: int) -> int:
 
 @flow(name="load", task_runner=ThreadPoolTaskRunner(max_workers=4))  # type: ignore[arg-type]
 def load(tasks: int) -> int:
-    """Tasks as the flows here have them: four at a time, a line of log and a persisted result each."""
+    """Run tasks like those of this project: four in parallel, with a log line and a persisted result each."""
     return sum(nothing.map(range(tasks)).result())

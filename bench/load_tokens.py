@@ -1,12 +1,11 @@
-"""Tokens from shards to batches: packing, a second start, memory, batches/s, without a model.
+"""Loading of tokens, from shards to batches, without a model: packing, warm start, memory, batches/s.
 
     python -m bench.load_tokens --workdir DIR [--shards 10 139] [--clips 1000] [--batch-size 4]
 
-Writes shards of random codes, 30 s a clip (ten of them; the others are links to these under other names), and loads
-them in a fresh process each: first with an empty cache, then with a full one, warm and cold (the system is asked to
-forget the packed files; the two orders of clips are different ones). Random codes are the hardest to compress.
-Memory is what the process holds on top of what it held after its imports: its own (anonymous), which it needs, and
-pages of mapped files, which the system takes back when it wants to.
+Writes shards of random codes, 30 s per clip (ten of them; the others are links to these under other names), and loads
+them in a new process each: first with an empty cache, then with a full one, with warm and cold page cache and different
+orders of clips. Random codes are the worst case for compression. Memory is the increase since the imports: anonymous
+memory, and pages of mapped files, which the system can reclaim.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ def memory_mib() -> dict[str, float]:
 
 @dataclass
 class Watch:
-    """How long something took, and how much more memory was held meanwhile at most."""
+    """Elapsed time of a block, and its peak increase of memory."""
 
     seconds: float = 0.0
     peak_mib: dict[str, float] = field(default_factory=dict)
@@ -94,7 +93,7 @@ def watched(before: dict[str, float]) -> Iterator[Watch]:
 
 
 def measure(tokens: Path, folder: Path, batch_size: int, seed: int) -> dict[str, Any]:
-    """Runs in a process of its own."""
+    """Load and read all clips; runs in a separate process."""
     from musicgen_core import storage
     from musicgen_core.data.dataset import Batch, load_clips, training_batch
     from musicgen_core.data.loader import prefetched

@@ -1,9 +1,9 @@
-"""The users' dataset in numbers, not in size: 139 archives of 1,000 short clips through the flow `tokenize-archives`.
+"""Many archives with short clips through the flow `tokenize-archives`: by default 139 with 1,000 clips each.
 
     python -m bench.many_archives --workdir DIR [--archives 139] [--clips 1000] [--seconds 0.1]
 
 Builds the archives, runs the flow with the debug codec on the CPU against a Prefect server (the one at PREFECT_API_URL,
-or a temporary one), and reports clips/s, what Prefect adds to an archive, rows, and how memory grows.
+or a temporary one), and reports clips/s, Prefect's overhead per archive, rows, and memory growth.
 """
 
 from __future__ import annotations

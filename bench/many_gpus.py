@@ -1,10 +1,10 @@
-"""A training on one GPU and on several: how much faster, whether the same is learned, and what a dead process does.
+"""Training on one and on several GPUs: speed-up, equality of the losses, and recovery from a killed process.
 
     python -m bench.random_large MODEL
     python -m bench.many_gpus MODEL --workdir DIR [--gpus 2] [--steps 24] [--kill-at 12]
 
-Trains on random codes, 30 s a clip, as `train --gpus N` does it, the same 16 clips a step. Then a training on all GPUs
-whose last process is killed (SIGKILL), and which goes on, on one. Losses are compared step by step.
+Trains on random codes, 30 s per clip, as `train --gpus N` does, with the same 16 clips per step. Then starts a run on
+all GPUs, kills its last process (SIGKILL), and resumes it on one. Losses are compared step by step.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def settings(gpus: int, given: argparse.Namespace) -> TrainSettings:
 
 
 def trained(gpus: int, run_dir: Path, given: argparse.Namespace, kill_at: int | None = None) -> Rows:
-    """A row a step; also of a training one of whose processes is killed at a step."""
+    """Train and return a row per step; optionally kill one of the processes at a step."""
     rows: Rows = []
 
     def on_step(row: dict[str, float]) -> None:
@@ -68,7 +68,7 @@ def trained(gpus: int, run_dir: Path, given: argparse.Namespace, kill_at: int | 
 
 
 def _worker(local_rank: int) -> int:
-    """The process of a rank on this machine; those that it started have its environment too, and come later."""
+    """Return the process id of a rank: the first with its environment, which its children inherit."""
     found = []
     for process in psutil.process_iter(["pid", "environ"]):
         if (process.info["environ"] or {}).get("LOCAL_RANK") == str(local_rank):
@@ -77,7 +77,7 @@ def _worker(local_rank: int) -> int:
 
 
 def speed(rows: Rows) -> float:
-    """audio-s/s, the median of the steps after compiling; the last one validates."""
+    """Return the median audio-s/s of the steps after compilation, without the last one, which validates."""
     return statistics.median(row["train/audio_seconds_per_sec"] for row in rows[4:-1])
 
 
@@ -105,17 +105,17 @@ def main() -> None:
     together = trained(given.gpus, runs / "all", given)
     print(f"one GPU {speed(alone):.0f} audio-s/s, {given.gpus} GPUs {speed(together):.0f}: ", end="")
     print(f"{speed(together) / speed(alone):.3f} times", flush=True)
-    tell("on all GPUs", alone, together)
+    report_losses("on all GPUs", alone, together)
     killed = trained(given.gpus, runs / "killed", given, kill_at=given.kill_at)
     resumed = trained(1, runs / "killed", given)
     print(f"killed at step {given.kill_at}; on one GPU it went on with step {resumed[0]['step']:.0f}")
-    tell("killed, then on one GPU", alone, killed + resumed)
+    report_losses("killed, then on one GPU", alone, killed + resumed)
     if given.twice:
-        tell("on one GPU again", alone, trained(1, runs / "again", given))
+        report_losses("on one GPU again", alone, trained(1, runs / "again", given))
 
 
-def tell(how: str, alone: Rows, other: Rows) -> None:
-    """The losses of both."""
+def report_losses(how: str, alone: Rows, other: Rows) -> None:
+    """Print the losses of both runs."""
     by_step = {row["step"]: row["train/loss"] for row in other}
     pairs = [(row["train/loss"], by_step[row["step"]]) for row in alone]
     print(f"losses on one GPU, and {how}:", *(f"{one:.5f} {that:.5f}" for one, that in pairs), sep="\n  ")

@@ -1,4 +1,4 @@
-"""A model directory of MusicGen-Large's exact shape with random weights, to measure with where the real can't be had.
+"""Write a model directory of MusicGen-Large's exact shape with random weights, for benchmarks without the real model.
 
 
     python -m bench.random_large OUT [--layers 48]

@@ -1,4 +1,4 @@
-"""PostgreSQL, Prefect servers and workers of a benchmark's or a test's own, which leave nothing behind."""
+"""Temporary PostgreSQL, Prefect servers and workers for benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def free_port() -> int:
 
 
 def find_postgres() -> Path | None:
-    """The folder of PostgreSQL's programs, on the path or where Debian keeps them; None if they are not installed."""
+    """Return the folder of PostgreSQL's programs, on PATH or in Debian's location; None if not installed."""
     on_path = shutil.which("initdb")
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[4]))
     found = [Path(on_path).resolve()] if on_path else debian
@@ -36,7 +36,7 @@ def find_postgres() -> Path | None:
 
 @dataclass(frozen=True)
 class Postgres:
-    """A running cluster. `user` runs its programs: they refuse to be run by root."""
+    """A running cluster. Its programs run as `user`, since they refuse to run as root."""
 
     programs: Path
     folder: Path
@@ -48,7 +48,7 @@ class Postgres:
         return f"postgresql+asyncpg://prefect:secret@127.0.0.1:{self.port}/prefect"
 
     def run(self, program: str, *arguments: str, given: str | None = None) -> str:
-        """Run one of PostgreSQL's programs → its standard output."""
+        """Run one of PostgreSQL's programs, and return its standard output."""
         command: list[str] = [str(self.programs / program), *arguments]
         if os.geteuid() == 0:
             command = ["runuser", "-u", self.user, "--", *command]
@@ -61,7 +61,7 @@ class Postgres:
 
 @contextlib.contextmanager
 def temporary_postgres(folder: Path) -> Iterator[Postgres]:
-    """A cluster in `folder`, new and short enough for a socket's path, with a role and a database `prefect`."""
+    """Provide a cluster in a new `folder`, short enough for a socket path, with a role and a database `prefect`."""
     programs = find_postgres()
     if programs is None:
         raise FileNotFoundError("PostgreSQL is not installed: apt-get install postgresql")
@@ -73,7 +73,7 @@ def temporary_postgres(folder: Path) -> Iterator[Postgres]:
     postgres.run("initdb", "--auth-local=trust", "--auth-host=scram-sha-256", "--no-sync", "-D", str(data))
     options = f"-p {postgres.port} -k {folder} -h 127.0.0.1"
     control = ["pg_ctl", "-D", str(data), "-w", "-s"]
-    # To a file: a server that keeps our pipe open would keep `run` waiting.
+    # Log to a file: a server that inherits the pipe would block `run`.
     postgres.run(*control, "-l", str(folder / "postgres.log"), "-o", options, "start")
     try:
         sql = "create role prefect login password 'secret'; create database prefect owner prefect;"
@@ -85,7 +85,7 @@ def temporary_postgres(folder: Path) -> Iterator[Postgres]:
 
 @contextlib.contextmanager
 def prefect_server(folder: Path, environment: Mapping[str, str], start_seconds: float = 240) -> Iterator[str]:
-    """A Prefect server with its home in `folder` and its output in `folder/server.log` → the address of its API."""
+    """Run a Prefect server with home and `server.log` in `folder`, and provide the URL of its API."""
     port = free_port()
     api = f"http://127.0.0.1:{port}/api"
     home = {"PREFECT_HOME": str(folder / "home"), "PREFECT_UI_STATIC_DIRECTORY": str(folder / "ui")}
@@ -103,7 +103,7 @@ def prefect_server(folder: Path, environment: Mapping[str, str], start_seconds: 
 def prefect_process(
     command: Sequence[str], environment: Mapping[str, str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A command of Prefect that runs until the block is left, when everything that it started ends with it."""
+    """Run a Prefect command during the block, and end its whole process group afterwards."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as output:
         process = subprocess.Popen(

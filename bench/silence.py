@@ -1,11 +1,10 @@
-"""How long each command says nothing, in a terminal and in a pipe.
+"""Longest silence in the output of each command, in a terminal and in a pipe.
 
     python -m bench.silence --workdir DIR [--only tokenize train …] [--pipe] [--model debug]
 
-Every command is run as users give it, on synthesized music and a small model. A terminal of 80 columns is emulated, in
-which a bar or a spinner that is redrawn counts as said; with --pipe the output goes to a pipe, as under nohup, where
-only lines count. Reported of each: all of it, what came first and when, and the longest time without a visible
-character, with what was said last before it.
+Every command is run as users run it, on synthesized music and a small model. In the emulated terminal of 80 columns a
+redrawn bar or spinner counts as output; with --pipe, as under nohup, only lines count. Reports for each command the
+total time, the first output and its time, and the longest time without a visible character, with the output before it.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ _ROWS, _COLUMNS = 24, 80
 
 @dataclass
 class OutputTiming:
-    """What a command said.
+    """Timing of a command's output.
 
     Attributes:
-        code: its exit code.
-        seconds: all of it.
+        code: exit code.
+        seconds: total duration.
         first: seconds to the first visible character.
-        longest: seconds of the longest silence, that before the first and after the last character included.
-        before: what was said last before it.
+        longest: seconds of the longest silence, including those before the first and after the last character.
+        before: last output before that silence.
     """
 
     code: int
@@ -53,10 +52,10 @@ class OutputTiming:
 
 
 def listen(command: Sequence[str], environment: Mapping[str, str], is_pipe: bool, until: str = "") -> OutputTiming:
-    """Run a command and note when it says something.
+    """Run a command and record the timing of its output.
 
     Args:
-        until: a text after which it is interrupted, as by Ctrl-C.
+        until: output after which it is interrupted, as by Ctrl-C.
     """
     reading, writing = os.pipe() if is_pipe else pty.openpty()
     if not is_pipe:
@@ -72,7 +71,7 @@ def listen(command: Sequence[str], environment: Mapping[str, str], is_pipe: bool
         ready, _, _ = select.select([reading], [], [], 1.0)
         try:
             data = os.read(reading, 65536) if ready else None
-        except OSError:  # a terminal that nobody writes to any more
+        except OSError:  # the terminal's other end is closed
             data = b""
         now = time.monotonic()
         visible = _CONTROL.sub(b"", data or b"").decode(errors="replace").replace("\r", "\n").strip()
@@ -91,11 +90,11 @@ def listen(command: Sequence[str], environment: Mapping[str, str], is_pipe: bool
     code = process.wait()
     if code:
         print(everything, file=sys.stderr)
-    return OutputTiming(code, time.monotonic() - began, first, longest, before)
+    return OutputTiming(code=code, seconds=time.monotonic() - began, first=first, longest=longest, before=before)
 
 
 def commands(folder: Path, model: str, port: int) -> dict[str, list[str]]:
-    """By its name, each command line; later ones need what earlier ones make."""
+    """Return the command lines by name, in an order in which each finds the results of the ones before."""
     archives, tokens, run_dir, music = (str(folder / name) for name in ("archives", "tokens", "runs/first", "music"))
     on = ["--model", model, "--device", "cpu"]
     quick = ["--batch-size", "2", "--gradient-accumulation-steps", "1", "--segment-seconds", "2", "--max-steps", "6"]
@@ -121,7 +120,7 @@ def commands(folder: Path, model: str, port: int) -> dict[str, list[str]]:
 
 
 SERVER = ("run", "weekly")
-"""Commands that need `up`"""
+"""Commands that need a running `up`"""
 
 
 def main() -> None:
@@ -165,7 +164,7 @@ def main() -> None:
 def _start_up(command: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
     with open(log, "wb") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
-    while log.read_text(errors="replace").count("is ready") < 2 and process.poll() is None:  # the workers' last word
+    while log.read_text(errors="replace").count("is ready") < 2 and process.poll() is None:  # last line of workers
         time.sleep(0.5)
     return process
 

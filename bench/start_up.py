@@ -1,10 +1,10 @@
-"""A training as users start it: how long to its first step, how fast its steps are, what it does out of memory.
+"""A training run as users start it: time to the first step, speed of the steps, behaviour when out of memory.
 
     python -m bench.start_up MODEL --workdir DIR [--steps 12] [--batch-size N] [--base-precision fp8]
 
-MODEL is a directory that bench.random_large makes. Trains on random codes, 30 s a clip, in a new run directory. Without
-a batch size it is that of the GPU's preset; with one, a step is one micro-batch of as many clips. Times are from the
-start of this program, torch's import included.
+MODEL is a directory written by bench.random_large. Trains on random codes, 30 s per clip, in a new run directory. The
+default batch size is the GPU's preset; a given one makes each step a single micro-batch of it. Times are from the
+start of this program, including the import of torch.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Tokenizing end to end, beside the encoder alone and beside the one-clip-at-a-time loop that people use now.
+"""Tokenizing end to end, compared with the encoder alone and with a plain loop over single clips.
 
     python -m bench.tokenize MODEL --device cuda --workdir DIR [--archives 4] [--clips 500] [--seconds 30] [--mixed]
 
 Builds zip archives of 44.1 kHz stereo 16-bit clips, then measures in one run: the encoder on audio that is already
-in its memory, at several batch sizes; the loop over some clips; and archives to shards. Last, how many codes are
-those of the same clip encoded alone.
+in its memory, at several batch sizes; the loop over some clips; and archives to shards. Last, the share of codes that
+equal those of the same clip encoded alone.
 """
 
 import sys
@@ -42,7 +42,7 @@ DISTINCT = 64
 
 
 def make_wav(seed: int, seconds: float) -> bytes:
-    """Chords with noise, stereo, 16-bit."""
+    """Return a wav of chords with noise, stereo, 16-bit."""
     rng = np.random.default_rng(seed)
     time_axis = np.arange(round(seconds * RATE), dtype=np.float32) / RATE
     audio = 0.03 * rng.standard_normal((len(time_axis), 2), dtype=np.float32)
@@ -55,7 +55,7 @@ def make_wav(seed: int, seconds: float) -> bytes:
 
 
 def make_archives(folder: Path, archives: int, clips: int, seconds: float, mixed: bool) -> float:
-    """Write the archives → seconds of audio in them."""
+    """Write the archives, and return their seconds of audio."""
     folder.mkdir(parents=True)
     lengths = np.random.default_rng(0).uniform(0.2, 2.0, DISTINCT) * seconds if mixed else np.full(DISTINCT, seconds)
     with ThreadPoolExecutor() as pool:
@@ -119,7 +119,7 @@ def measure_tokenizing(table: Table, tokenizer: Tokenizer, archives: Path, worke
 
 
 def compare_codes(tokenizer: Tokenizer, archive: Path, clips: int) -> str:
-    """Codes in the shard against those of the clip encoded in a batch of one."""
+    """Compare the codes in the shard with those of the clip encoded in a batch of one."""
     with storage.staged(shard_paths(tokenizer.tokens, archive.stem)[0]) as parquet, open_archive(archive) as opened:
         equal = total = 0
         for row, member, _ in zip(read_rows(parquet), opened.clips(), range(clips), strict=False):

@@ -1,10 +1,10 @@
-"""Training steps on MusicGen-Large's exact shape with random weights, beside audiocraft + peft and Hugging Face + peft.
+"""Training steps with random weights of MusicGen-Large's shape, beside audiocraft + peft and Hugging Face + peft.
 
     python -m bench.train [--subjects bf16 fp8 audiocraft huggingface] [--batches 1 2 4 8 16] [--checkpointing]
 
-A step is forward, loss, backward over one micro-batch of 30 s clips with LoRA of rank 8 and dropout 0.1, the
-optimizer's update included after every 16 clips. audiocraft's q, k and v can't be reached by peft: there LoRA is on
-out_proj, linear1 and linear2 alone. Ends with how the loss of fp8 follows that of bf16 over the same clips.
+A step is forward, loss and backward of one micro-batch of 30 s clips with LoRA of rank 8 and dropout 0.1, including the
+optimizer update after every 16 clips. peft can't reach audiocraft's q, k and v: there LoRA is only on out_proj, linear1
+and linear2. Last, the losses of fp8 and bf16 over the same clips are compared.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from musicgen_core.training.model import Execution, TrainingModel
 FRAMES, SECONDS = 1500, 30.0
 TEXT_LENGTH = 32
 Losses = Callable[[Tensor, TextCondition], Tensor]
-"""codes [B, K, T] and text → losses [B, K]"""
+"""Takes codes [B, K, T] and text; returns losses [B, K]"""
 
 
 @dataclass
 class Implementation:
-    """What is measured.
+    """An implementation to measure.
 
     Attributes:
-        parameters: to train.
-        step: adds the gradients of a micro-batch's mean loss times a factor → its losses.
-        zero_grad: clears gradients.
+        parameters: trainable parameters.
+        step: accumulates the gradients of a micro-batch's mean loss times a factor, and returns its losses.
+        zero_grad: clears the gradients.
     """
 
     parameters: list[Any]
@@ -162,10 +162,10 @@ def clips(batch: int, device: torch.device, seed: int = 0) -> tuple[Tensor, Text
 
 
 def useful_flops(layers: int) -> float:
-    """Of a clip's step: forwards, and backwards to the activations; the frozen weights need no gradients."""
+    """Return the FLOPs of a clip: forward, and backward to activations only, as the weights are frozen."""
     dim, ffn = 2048, 8192
     linear = 2 * (6 * dim * dim + 2 * dim * ffn) * FRAMES
-    attention = 2 * FRAMES * FRAMES * dim  # causal: half of 2 products of 2 · S² · D
+    attention = 2 * FRAMES * FRAMES * dim  # causal: half of 2 matrix multiplications of 2 · S² · D FLOPs
     heads = 2 * 4 * 2048 * dim * FRAMES
     return layers * (2 * linear + 3 * attention) + 2 * heads
 
@@ -189,7 +189,7 @@ def measure(subject: Implementation, batch: int, device: torch.device, layers: i
     step(0)
     torch.cuda.synchronize()
     first = time.monotonic() - began
-    for number in range(accumulation + 2):  # an update among them, and CUDA graphs made
+    for number in range(accumulation + 2):  # warm-up, including an update and CUDA graph capture
         step(number)
     torch.cuda.synchronize()
     began, done = time.monotonic(), 0
@@ -201,12 +201,12 @@ def measure(subject: Implementation, batch: int, device: torch.device, layers: i
     took = (time.monotonic() - began) / done
     speed = batch * SECONDS / took
     tflops = batch * useful_flops(layers) / took / 1e12
-    peak = torch.cuda.max_memory_reserved() / 2**30  # with the graphs' own
+    peak = torch.cuda.max_memory_reserved() / 2**30  # including the CUDA graphs' memory pools
     return f"{speed:8.1f} audio-s/s {tflops:7.1f} TFLOP/s {peak:6.1f} GiB {1e3 * took:8.1f} ms  first {first:5.1f} s"
 
 
 def loss_curve(subject: Implementation, device: torch.device, steps: int, batch: int) -> list[float]:
-    """Losses of each step over the same four batches again and again, which are learned by heart."""
+    """Return the loss of each step while overfitting the same four batches."""
     optimizer = torch.optim.AdamW(subject.parameters, lr=1e-3, fused=True)
     losses = []
     for step in range(steps):

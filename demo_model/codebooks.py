@@ -1,10 +1,10 @@
-"""Training of audiocraft's residual vector quantizer, without waiting for the GPU.
+"""Training of audiocraft's residual vector quantizer without GPU synchronization.
 
 The codebooks follow the encoder by exponential moving averages (van den Oord et al. 2017, appendix A.1), and a code to
-which no vector is assigned any more is replaced by a vector of the batch. audiocraft 1.3.0's own update has two faults,
-which matter in training alone: after k-means `embed_avg` lacks the factor `cluster_size`, so the first update shrinks
-every code; and the replacement of a code is undone by the average in the same step. It also reads values back to the
-host, which a CUDA graph can't. The buffers updated here are those of audiocraft's modules, which encode and decode.
+which no vector is assigned any more is replaced by a vector of the batch. audiocraft 1.3.0's own update has two bugs,
+which affect only training. After k-means `embed_avg` lacks the factor `cluster_size`, so the first update shrinks every
+code. The replacement of a code is undone by the average in the same step. It also reads values back to the host, which
+isn't possible in a CUDA graph. The buffers updated here are those of audiocraft's modules, which encode and decode.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 DECAY = 0.99
 COMMITMENT = 0.5
-SMALLEST_CLUSTER = 0.2  # vectors a step; with fewer a code is replaced
+SMALLEST_CLUSTER = 0.2  # vectors per step; a code with fewer is replaced
 KMEANS_ITERATIONS = 20
 
 
@@ -29,7 +29,7 @@ def quantize(codebooks: list[Any], latents: Tensor) -> tuple[Tensor, Tensor]:
         latents: [B, D, frames].
 
     Returns:
-        quantized [B, D, frames], through which gradients reach the latents unchanged, and the commitment loss.
+        quantized [B, D, frames], with straight-through gradients to the latents, and the commitment loss.
     """
     vectors = latents.detach().transpose(1, 2).flatten(0, 1)  # [N, D]
     residual = vectors
@@ -41,7 +41,7 @@ def quantize(codebooks: list[Any], latents: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def initialize(codebooks: list[Any], latents: Tensor) -> None:
-    """Set the codes by k-means over latents, [N, D]; each codebook takes what the ones before it leave."""
+    """Set the codes by k-means over latents, [N, D]; each codebook takes the residual of the previous ones."""
     residual = latents
     for codebook in codebooks:
         codes = residual[torch.randperm(len(residual), device=residual.device)[: codebook.codebook_size]].clone()

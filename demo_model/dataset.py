@@ -1,10 +1,10 @@
-"""Procedural music as codes: what the language model is trained on.
+"""Training data of the language model: procedural music as codes.
 
     python -m demo_model.dataset compose WORK [--clips 160000] [--long-clips 40000] [--workers 14]
     python -m demo_model.dataset encode WORK
 
-The first needs CPU cores and no GPU, so it can run beside the training of the codec. It writes WORK/composed-*.pt, the
-second WORK/codes-*.pt; both skip what is there already.
+The first command needs only CPU cores, so it can run while the codec is trained. It writes WORK/composed-*.pt, the
+second WORK/codes-*.pt; both skip existing files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from musicgen_core.model.weights import find_codec
 from musicgen_core.synthesis.composing import Clip, compose_many
 from musicgen_core.synthesis.rendering import SoundBank
 
-SHORT_FRAMES, LONG_FRAMES = 500, 1500  # 10 s, and the 30 s that MusicGen makes at once
+SHORT_FRAMES, LONG_FRAMES = 500, 1500  # 10 s, and the 30 s of MusicGen's context
 FIRST_SEEDS = {SHORT_FRAMES: 20_000_000, LONG_FRAMES: 30_000_000}
 VALIDATION_SEED = 40_000_000
 VALIDATION_CLIPS = 512
@@ -33,7 +33,7 @@ CLIPS_AT_ONCE = 256
 
 
 def compose(work: Path, clips: int, long_clips: int, workers: int) -> None:
-    """Compose the clips of both lengths, and those of the validation."""
+    """Compose the training clips of both lengths, and the validation clips."""
     parts = {
         "short": (clips, FIRST_SEEDS[SHORT_FRAMES], SHORT_FRAMES),
         "long": (long_clips, FIRST_SEEDS[LONG_FRAMES], LONG_FRAMES),

@@ -1,10 +1,10 @@
-"""Measure the small model on clips and prompts that it was not trained on, from their audio alone.
+"""Evaluate the demo model on unseen clips and prompts by audio analysis alone.
 
     uv run python -m demo_model.measure --model WORK/model [--clips 40] [--out FILE.json]
 
-The prompts state all parameters of a piece: style, tempo, metre, key, drums. What is measured of the generated audio is
-compared with them. The same is measured of the synthesized pieces, which is the most that a model can reach, of the
-pieces through the codec, and against the parameters of other pieces, which is chance.
+The prompts state all parameters of a clip: style, tempo, metre, key, drums. They are compared with measurements of the
+generated audio. For reference, the same is measured for the synthesized clips, which is the upper bound, for the clips
+through the codec, and against the parameters of other clips, which is chance.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from musicgen_core.synthesis.styles import ALL_STYLES, STYLES
 REFERENCE_SEED, PROMPT_SEED = 60_000_000, 70_000_000
 SECONDS, LONG_SECONDS = 10, 30
 PROMPTS_AT_ONCE = 64
-SLIDING = 0.1  # share of the time; of all styles only a theremin reaches it
+SLIDING = 0.1  # share of the time; of all styles only the theremin reaches it
 Figures = dict[str, float]
 
 
 class Judge:
-    """Measures music; styles and drums are recognised by classifiers that are fitted to reference clips."""
+    """Audio metrics of music; styles and drums are recognised by classifiers fitted to reference clips."""
 
     def __init__(self, truths: Sequence[Truth], *renderings: Tensor) -> None:
         """Fit to reference clips.
 
         Args:
-            truths: of the clips [N].
-            renderings: their audio, each [N, samples]: as synthesized, and as the codec decodes it.
+            truths: parameters of the clips, [N].
+            renderings: audio of the clips, each [N, samples]: as synthesized, and as decoded by the codec.
         """
         reference = [features(audio) for audio in renderings]
         self._features = reference[0]
@@ -57,15 +57,15 @@ class Judge:
         self._drums = Classifier(torch.cat(reference), [str(truth.drums) for truth in truths] * len(reference))
 
     def styles(self, audio: Tensor) -> list[str]:
-        """Return the style that each clip sounds like most."""
+        """Return the most similar style of each clip."""
         return self._styles.classify(features(audio))
 
     def measure(self, audio: Tensor, truths: Sequence[Truth]) -> Figures:
-        """Return the share of clips [B, samples] that are as they were asked for, from 0 to 1.
+        """Return the share of clips [B, samples] that match their parameters, from 0 to 1.
 
-        The tempo is measured where there is a beat, the metre in styles that have both 3/4 and 4/4, the key where there
-        are notes. `by chance` is the result of the same clips against the parameters of others. `in key` is the mean
-        share of notes on the scale. Fréchet's distance is that to the reference clips.
+        The tempo is measured if there is a beat, the metre in styles that have both 3/4 and 4/4, the key if there are
+        notes. `by chance` is the result of the same clips against the parameters of others. `in key` is the mean share
+        of notes on the scale. The Fréchet distance is that to the reference clips.
         """
         given = features(audio)
         shuffled = np.random.default_rng(0).permutation(len(truths))
@@ -92,7 +92,7 @@ class Judge:
 
 
 def compose_each(styles: Iterable[str], clips: int, first_seed: int, full_caption: bool = False) -> list[Clip]:
-    """Compose clips of 10 s, so many of each style."""
+    """Compose clips of 10 s, `clips` of each style."""
     return [
         clip
         for number, style in enumerate(styles)
@@ -125,7 +125,7 @@ def load_engine(model: BaseModel, device: torch.device | str) -> Engine:
 
 
 def generate(engine: Engine, codec: Codec, prompts: Sequence[str | None], settings: SamplingSettings) -> Tensor:
-    """Return music for prompts, each with a random stream of its own, [B, samples]."""
+    """Generate music for prompts, each with its own random stream, [B, samples]."""
     audio = []
     for start in range(0, len(prompts), PROMPTS_AT_ONCE):
         part = prompts[start : start + PROMPTS_AT_ONCE]
@@ -154,8 +154,8 @@ def measure_model(model: BaseModel, clips: int, references: int) -> dict[str, Fi
     settings = SamplingSettings(duration=SECONDS)
     rows["generated without text"] = judge.measure(generate(engine, codec, [None] * len(prompts), settings), truths)
     settings = SamplingSettings(duration=LONG_SECONDS)
-    long_pieces = generate(engine, codec, prompts, settings)[:, -SECONDS * SAMPLE_RATE :]
-    rows[f"last {SECONDS} s of {LONG_SECONDS} s"] = judge.measure(long_pieces, truths)
+    long_samples = generate(engine, codec, prompts, settings)[:, -SECONDS * SAMPLE_RATE :]
+    rows[f"last {SECONDS} s of {LONG_SECONDS} s"] = judge.measure(long_samples, truths)
     _print(rows)
     return rows
 
@@ -181,7 +181,7 @@ def main() -> None:
 
 
 def _share(figures: Iterable[float]) -> float:
-    """The mean, or NaN of none."""
+    """Return the mean, or NaN if there are no values."""
     values = list(figures)
     return sum(values) / len(values) if values else float("nan")
 

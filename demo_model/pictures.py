@@ -1,9 +1,9 @@
-"""Draw what the model's music looks like: spectrograms and chromagrams.
+"""Draw spectrograms and chromagrams of the model's music.
 
     uv run python -m demo_model.pictures FILE.png --model demo [--styles piano techno folk hymn]
 
-For each style a clip that the model was not trained on: as synthesized, through the codec, and what the model generates
-from its caption. A chromagram shows which of the twelve pitch classes sound, so chords and keys can be read from it.
+For each style an unseen clip is drawn as synthesized, through the codec, and as generated from its caption.
+A chromagram shows which of the twelve pitch classes sound, and so chords and keys.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ INCHES = (4.2, 2.6)  # of a clip
 
 
 def draw(audio: dict[str, Tensor], captions: list[str]) -> Figure:
-    """Draw clips [B, samples] by the names of their columns, a row of spectrograms and one of chromagrams a caption."""
+    """Draw clips [B, samples] by column name, with a row of spectrograms and one of chromagrams per caption."""
     rows = 2 * len(captions)
     figure = Figure(figsize=(INCHES[0] * len(audio), INCHES[1] * len(captions)), dpi=80, layout="constrained")
     axes = figure.subplots(rows, len(audio), squeeze=False, height_ratios=[2, 1] * len(captions))
@@ -61,7 +61,7 @@ def _draw_spectrogram(axes: Any, clip: np.ndarray[Any, np.dtype[np.float32]]) ->
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG of few colours, a third of the size."""
+    """Write a PNG with a small palette, at a third of the size."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     path.parent.mkdir(parents=True, exist_ok=True)

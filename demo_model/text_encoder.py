@@ -1,7 +1,8 @@
-"""A T5 of one layer with a vocabulary of whole words, trained together with the language model.
+"""One-layer T5 with a whole-word vocabulary, trained together with the language model.
 
-audiocraft knows the width of a text encoder by its name, so ours has that of t5-small. Its tokenizer lower-cases, knows
-each word of the captions and spells every other one in characters, which are words of their own to the encoder.
+audiocraft derives the width of a text encoder from its name, so this one has the width of t5-small. Its tokenizer
+lower-cases, has each word of the captions as a token, and splits other words into characters, which are tokens of
+their own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from musicgen_core.synthesis.captions import HIGHEST_BPM, LOWEST_BPM, vocabulary
 
 WIDTH = 512
-SPELLED = 0.1  # share of captions that get a word which the tokenizer doesn't know
+SPELLED = 0.1  # share of captions that get an out-of-vocabulary word
 
 
 def build() -> tuple[Any, Any]:
@@ -30,7 +31,7 @@ def build() -> tuple[Any, Any]:
     vocab += [(f"▁{word}", -1.0) for word in words] + [(character, -4.0) for character in characters]
     backend = T5Tokenizer(vocab=vocab, extra_ids=0).backend_tokenizer
     backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *filter(None, [backend.normalizer])])
-    # T5Tokenizer would build its own normalizer again when it is loaded.
+    # T5Tokenizer would replace the normalizer on loading.
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
@@ -44,7 +45,7 @@ def build() -> tuple[Any, Any]:
 
 
 def _place_numbers(tokenizer: Any, embeddings: torch.Tensor) -> None:
-    """Initialize similar tempos with similar embeddings: otherwise 100 words would be learned one by one."""
+    """Initialize similar tempos with similar embeddings, so that 100 words aren't learned independently."""
     bpm = torch.arange(LOWEST_BPM, HIGHEST_BPM + 1)
     octaves = (bpm / LOWEST_BPM).log2()
     rates = torch.logspace(math.log10(0.5), math.log10(16), WIDTH // 2)
@@ -54,7 +55,7 @@ def _place_numbers(tokenizer: Any, embeddings: torch.Tensor) -> None:
 
 
 def with_unknown_words(captions: list[str], seed: int) -> list[str]:
-    """Put a random word into some captions, so that the model learns to pass over what it doesn't know."""
+    """Insert a random word into some captions, so that the model learns to ignore unknown words."""
     rng = random.Random(seed)
     return [_with_unknown_word(caption, rng) if rng.random() < SPELLED else caption for caption in captions]
 

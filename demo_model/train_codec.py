@@ -2,12 +2,12 @@
 
     python -m demo_model.train_codec WORK [--steps 5000] [--clips 8000]
 
-Writes WORK/model/compression_state_dict.bin in audiocraft's format. Interrupted, it resumes from WORK/codec.pt.
+Writes WORK/model/compression_state_dict.bin in audiocraft's format. If interrupted, it resumes from WORK/codec.pt.
 
 A quarter of the steps train the autoencoder alone, so that k-means starts from meaningful latents; then the residual
 vector quantizer is trained with it. The loss is the scale-invariant SDR, which compares waveforms, plus mel
 spectrograms at five resolutions, which compare timbre where the waveform can't be coded (Défossez et al. 2022, section
-3.4). There is no discriminator: these notes have little noise that only a discriminator would render.
+3.4). There is no discriminator: these notes have little of the noise that only a discriminator helps to render.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from musicgen_core.synthesis.rendering import SoundBank
 from musicgen_core.synthesis.styles import HELD_OUT
 
 SETTINGS = xp_cfg.codec(dimension=64, filters=12, decoder_filters=16, bins=512)
-FIRST_SEED = 10_000_000  # of the clips; those of other scripts start elsewhere
+FIRST_SEED = 10_000_000  # of the clips; other scripts use other ranges
 CLIP_FRAMES = 300
 CROP_FRAMES = 64  # 1.28 s
 LEARNING_RATE = 1e-3
@@ -58,7 +58,7 @@ class MelLoss(nn.Module):
             self.register_buffer(f"hann_{window}", torch.hann_window(window))
 
     def forward(self, reference: Tensor, estimate: Tensor) -> Tensor:
-        """Compare audio [B, samples]; about 0.1 of the result is heard as a change of timbre."""
+        """Compare audio [B, samples]; a loss of about 0.1 is audible as a change of timbre."""
         both = torch.cat([reference, estimate])
         total = torch.zeros((), device=both.device)
         for window in self.windows:
@@ -71,10 +71,10 @@ class MelLoss(nn.Module):
 
 
 def render_clips(count: int, first_seed: int, device: torch.device, frames: int, workers: int) -> Tensor:
-    """Return clips, [count, samples] in fp16: three quarters of base styles, the others of those that are held out.
+    """Return clips, [count, samples] in fp16: three quarters in base styles, the others in held-out ones.
 
-    A codec is to code any audio; only the language model must never hear the held-out styles. A codec that has heard
-    notes of the twelve pitch classes alone turns a slide into steps.
+    A codec should generalize to any audio; only the language model must not be trained on the held-out styles. A codec
+    trained only on notes of the twelve pitch classes turns slides into steps.
     """
     held_out = count // (4 * len(HELD_OUT))
     clips = compose_many(count - held_out * len(HELD_OUT), first_seed, frames=frames, workers=workers)
@@ -97,7 +97,7 @@ def train(work: Path, steps: int, clips: int, batch: int, workers: int) -> None:
     within = torch.arange(CROP_FRAMES * SAMPLES_PER_FRAME, device=device)
 
     def draw() -> Tensor:
-        """Crops that start on a frame, as notes do, [B, 1, samples]."""
+        """Return random crops aligned to frames, as notes are, [B, 1, samples]."""
         start = torch.randint(CLIP_FRAMES - CROP_FRAMES, (batch, 1), device=device) * SAMPLES_PER_FRAME
         rows = torch.randint(clips, (batch, 1), device=device)
         return audio[rows, start + within].float()[:, None]
@@ -107,7 +107,7 @@ def train(work: Path, steps: int, clips: int, batch: int, workers: int) -> None:
         return si_sdr(wav[:, 0], decoded).mean(), mel_loss(wav[:, 0], decoded)
 
     def step_of(quantized: bool) -> Tensor:
-        """Returns the SI-SDR in dB, the mel loss and the commitment loss."""
+        """Run a step; return the SI-SDR in dB, the mel loss and the commitment loss."""
         wav = draw()
         latents = codec.encoder(wav)
         commitment = torch.zeros((), device=device)

@@ -2,12 +2,12 @@
 
     python -m demo_model.train_language_model WORK [--steps 52000]
 
-Reads WORK/codes-*.pt and writes WORK/model/state_dict.bin and WORK/model/text_encoder. Interrupted, it resumes from
-WORK/language_model.pt.
+Reads WORK/codes-*.pt and writes WORK/model/state_dict.bin and WORK/model/text_encoder. After an interruption it resumes
+from WORK/language_model.pt.
 
 The decoder, the delay pattern and the loss are those of fine-tuning: the mean over codebooks of the cross-entropy over
-valid positions. Three quarters of the steps see clips of 10 s, the rest 30 s, the longest context of MusicGen. Some
-clips' texts are dropped, so that the model is also an unconditional one, for classifier-free guidance.
+valid positions. Three quarters of the steps use clips of 10 s, the rest 30 s, MusicGen's context. The texts of some
+clips are dropped for classifier-free guidance.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from musicgen_core.model.pattern import teacher_forcing
 from musicgen_core.model.weights import TEXT_ENCODER, to_audiocraft
 
 TEXT_DROPOUT = 0.15
-GUIDANCE = 2.0  # measured: at 3, MusicGen's own, fewer notes are in key and fewer pieces in the metre asked for
+GUIDANCE = 2.0  # with MusicGen's 3, fewer notes are in key and fewer clips in the requested metre
 SETTINGS = xp_cfg.language_model(
     dim=256, layers=6, heads=8, hidden_scale=2, cardinality=512, text_dropout=TEXT_DROPOUT, guidance=GUIDANCE
 )
@@ -41,7 +41,7 @@ TOKENS_PER_STEP = 64 * 500  # frames
 LEARNING_RATE = 1.5e-3
 WEIGHT_DECAY = 0.05
 ON_SHORT_CLIPS = 0.75  # of the steps
-LONGEST_CAPTION = 64  # tokens; longer ones are cut off
+LONGEST_CAPTION = 64  # tokens; longer captions are truncated
 REPORTS = 20
 
 
@@ -75,7 +75,7 @@ class Model:
         decoder = self.lm.model.decoder
         for embedding in decoder.embed_tokens.children():
             torch.nn.init.normal_(cast(Tensor, embedding.weight), std=0.5)
-        for layer in decoder.blocks():  # residual branches start small
+        for layer in decoder.blocks():  # small initial residual branches
             for linear in (layer.self_attn.out_proj, layer.encoder_attn.out_proj, layer.fc2):
                 linear.weight.data *= (2 * len(decoder.layers)) ** -0.5
 
@@ -134,7 +134,7 @@ def _step(model: Model, optimizer: Any, examples: Examples, batch: int) -> Calla
 
 @torch.no_grad()
 def validate(model: Model, examples: Examples, text_dropout: float) -> Tensor:
-    """Return the cross-entropy of each codebook over clips that were not trained on, [4]."""
+    """Return the cross-entropy of each codebook over held-out clips, [4]."""
     rows = torch.arange(len(examples), device=model.device).split(64)
     return torch.stack([model.losses(examples, part, text_dropout) for part in rows]).mean(0)
 

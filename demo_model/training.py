@@ -1,8 +1,8 @@
-"""What both training scripts share: optimizer, learning rate, CUDA graphs, and checkpoints to resume from.
+"""Shared parts of both training scripts: optimizer, learning rate schedule, CUDA graphs, and checkpoints.
 
-The networks are so small that launching their kernels takes longer than running them. So a whole step, from drawing the
-batch to the update of the weights, is captured once as a CUDA graph and replayed: the step must not depend on values on
-the host, nor wait for the GPU.
+The networks are so small that launching their kernels takes longer than running them. A whole step, from drawing the
+batch to the weight update, is therefore captured as a CUDA graph and replayed. The step must not depend on host values,
+nor synchronize with the GPU.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from musicgen_core.devices import pick_device
 CHECKPOINT_SECONDS = 60.0
 WARMUP_STEPS = 200
 LAST_RATE = 0.02  # of the highest learning rate
-_EAGER_STEPS = 3  # before a capture, so that libraries have allocated what they need
+_EAGER_STEPS = 3  # warm-up before the capture, in which libraries allocate their workspaces
 
 
 def adamw(modules: Sequence[nn.Module], learning_rate: float, betas: tuple[float, float], weight_decay: float) -> Any:
-    """Return AdamW over the parameters of modules, of which only matrices decay."""
+    """Return AdamW over the parameters of modules, with weight decay only for matrices."""
     parameters = [parameter for module in modules for parameter in module.parameters()]
     on_gpu = parameters[0].is_cuda
     rate = torch.tensor(learning_rate, device=parameters[0].device) if on_gpu else learning_rate
@@ -40,7 +40,7 @@ def adamw(modules: Sequence[nn.Module], learning_rate: float, betas: tuple[float
 
 
 def update(optimizer: Any, loss: Tensor, largest_norm: float = 1.0) -> None:
-    """Backpropagate and update, with gradients clipped to a norm."""
+    """Backpropagate, clip gradients to a norm, and update the weights."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -49,7 +49,7 @@ def update(optimizer: Any, loss: Tensor, largest_norm: float = 1.0) -> None:
 
 
 def set_learning_rate(optimizer: Any, highest: float, step: int, steps: int) -> None:
-    """Set a linear warm-up, then half a cosine down to 2 % at the last step."""
+    """Set the learning rate: linear warm-up, then cosine decay to 2 % at the last step."""
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
     rate = highest * min(1.0, (step + 1) / WARMUP_STEPS) * (LAST_RATE + (1 - LAST_RATE) * cosine)
     for group in optimizer.param_groups:
@@ -60,7 +60,7 @@ def set_learning_rate(optimizer: Any, highest: float, step: int, steps: int) -> 
 
 
 def as_graph(step: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
-    """Return `step` as a CUDA graph, after running it three times; on a CPU the function itself.
+    """Capture `step` as a CUDA graph after three warm-up runs; on a CPU return the function itself.
 
     The result of a call is overwritten by the next one.
     """
@@ -89,9 +89,9 @@ class Run:
 
     Attributes:
         path: the checkpoint, written every minute and at the end.
-        parts: everything with a `state_dict` that changes in training.
-        steps: how many there are; a checkpoint of another number is refused.
-        step: how many are done.
+        parts: all objects with a `state_dict` that changes during training.
+        steps: total number of steps; a checkpoint with another number is refused.
+        step: number of finished steps.
     """
 
     path: Path
@@ -126,7 +126,7 @@ class Run:
                 saved = time.monotonic()
 
     def save(self) -> None:
-        """Write the checkpoint, so that there is a whole one at any moment."""
+        """Write the checkpoint atomically."""
         state = {
             "step": self.step,
             "steps": self.steps,
@@ -139,7 +139,7 @@ class Run:
 
 
 def device_with_tf32() -> torch.device:
-    """Return the GPU if there is one, with TensorFloat-32 allowed."""
+    """Return the GPU, with TensorFloat-32 enabled, or else the CPU."""
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True

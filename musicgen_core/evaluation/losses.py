@@ -58,9 +58,11 @@ def clip_losses_of_both(
         TrainingModel(peft_model, 0.0, execution), text, World.alone(device), preset_of(device).micro
     )
     measure = partial(_losses, gradients, clips=clips, indices=indices, segment_frames=segment_frames, device=device)
-    base = measure(lambda done: on_progress(done, 2 * len(indices), message("the base model's losses")))
+    base = measure(on_progress=lambda done: on_progress(done, 2 * len(indices), message("the base model's losses")))
     set_adapter_state(peft_model, adapter.lora, "to evaluate")
-    adapted = measure(lambda done: on_progress(len(indices) + done, 2 * len(indices), message("the adapter's losses")))
+    adapted = measure(
+        on_progress=lambda done: on_progress(len(indices) + done, 2 * len(indices), message("the adapter's losses"))
+    )
     if broken := int((~np.isfinite(adapted)).any(axis=1).sum()):
         raise AdapterError(
             message(
