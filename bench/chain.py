@@ -81,13 +81,21 @@ def main() -> None:
     rows: list[dict[str, float]] = []
     settings = TrainSettings(num_epochs=1000, max_steps=given.steps, batch_size=given.batch_size)
     with measured.part(f"train {given.steps} steps, batch {given.batch_size}", given.steps * 16 * given.seconds):
-        train(TrainRequest(str(tokens), str(run_dir), given.model, settings, given.device), on_step=rows.append)
+        training = TrainRequest(
+            tokens=str(tokens), run_dir=str(run_dir), model=given.model, settings=settings, device=given.device
+        )
+        train(training, on_step=rows.append)
     for row in rows:
         speed = row["train/audio_seconds_per_sec"]
         print(f"step {row['step']}: loss {row['train/loss']:.4f}, {speed:.0f} audio-seconds/s", flush=True)
     sampling = SamplingSettings(duration=given.generate_seconds)
     request = RenderRequest(
-        str(music), [Prompt(prompt="calm strings")], given.model, sampling, str(run_dir), device=given.device
+        out=str(music),
+        prompts=[Prompt(prompt="calm strings")],
+        model=given.model,
+        settings=sampling,
+        adapter=str(run_dir),
+        device=given.device,
     )
     with measured.part("generate one prompt, loading included", given.generate_seconds):
         render(request)

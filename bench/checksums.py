@@ -26,7 +26,14 @@ REPEATS = 7
 
 
 def main() -> None:
-    adapter = Adapter(tensors(), LoraSettings(RANK, 32).plain(), 1, 1, 1.0, "debug@sha256:0")
+    adapter = Adapter(
+        lora=tensors(),
+        config=LoraSettings(RANK, 32).plain(),
+        epoch=1,
+        global_step=1,
+        loss=1.0,
+        base_model="debug@sha256:0",
+    )
     moments = {i: {"exp_avg": one.clone(), "exp_avg_sq": one.square()} for i, one in enumerate(adapter.lora.values())}
     checkpoint = Checkpoint(adapter, {"state": moments, "param_groups": [{}]}, Progress(1, 1.0))
     with tempfile.TemporaryDirectory() as folder:

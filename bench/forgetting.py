@@ -88,9 +88,15 @@ def write_tokens(directory: Path, codec: Codec, bank: SoundBank) -> None:
         for number, (clip, of_clip) in enumerate(zip(clips, codes, strict=True)):
             writer.add(Row(f"{number:03d}.wav", clip.caption, CLIP_FRAMES / FRAME_RATE, of_clip))
     seconds = CLIPS * CLIP_FRAMES / FRAME_RATE
-    publish_shard(
-        parquet, ShardReport("theremin.zip", 1, "synthesized", "c", CLIPS, seconds), storage.as_path(directory)
+    report = ShardReport(
+        archive="theremin.zip",
+        archive_bytes=1,
+        fingerprint="synthesized",
+        captions_fingerprint="c",
+        clips=CLIPS,
+        audio_seconds=seconds,
     )
+    publish_shard(parquet, report, storage.as_path(directory))
 
 
 def main() -> None:

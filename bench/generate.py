@@ -182,12 +182,13 @@ def distances(model: BaseModel, device: torch.device, steps: int = 200) -> list[
         states, mask = text.states[:batch], text.mask[:batch]
         return TextCondition(torch.cat([states, 0 * states]), torch.cat([mask, 0 * mask]).bool())
 
-    exact, lines = _logits(model, device, torch.float32, None, both(SEVERAL), codes), []
+    exact = _logits(model, device, dtype=torch.float32, kernels=None, text=both(SEVERAL), codes=codes)
+    lines = []
     for name, batch, kernels in kinds:
         if kernels is not None and device.type != "cuda":
             continue
         found, expected = (
-            _logits(model, device, torch.bfloat16, kernels, both(batch), codes[:batch]),
+            _logits(model, device, dtype=torch.bfloat16, kernels=kernels, text=both(batch), codes=codes[:batch]),
             exact[:, :batch],
         )
         distance = ((found - expected).norm() / expected.norm()).item()

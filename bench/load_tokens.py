@@ -45,7 +45,14 @@ def make_shards(tokens: Path, shards: int, clips: int, codec: str = CODEC, words
                     codes = rng.integers(0, 2048, (4, 50 * SECONDS), dtype=np.uint16)
                     description = f"calm piano, number {clip}, {'slow ' * words}"
                     writer.add(Row(f"audio/{clip:04}.wav", description, SECONDS, codes))
-            report = ShardReport(f"{stem}.zip", 1, stem, stem, clips, SECONDS * clips)
+            report = ShardReport(
+                archive=f"{stem}.zip",
+                archive_bytes=1,
+                fingerprint=stem,
+                captions_fingerprint=stem,
+                clips=clips,
+                audio_seconds=SECONDS * clips,
+            )
             publish_shard(parquet, report, storage.as_path(tokens))
             parquet.unlink()
         else:
@@ -104,7 +111,15 @@ def measure(tokens: Path, folder: Path, batch_size: int, seed: int) -> dict[str,
     order = np.random.default_rng(seed).permutation(len(clips))
     chosen = [order[start : start + batch_size] for start in range(0, len(order), batch_size)][:BATCHES]
     make: list[Callable[[], Batch]] = [
-        partial(training_batch, clips, [int(index) for index in indices], 50 * SECONDS, 0.3, seed, 1)
+        partial(
+            training_batch,
+            clips,
+            [int(index) for index in indices],
+            segment_frames=50 * SECONDS,
+            cfg_dropout=0.3,
+            seed=seed,
+            epoch=1,
+        )
         for indices in chosen
     ]
     with watched(before) as use, prefetched(make) as batches:

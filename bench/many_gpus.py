@@ -56,7 +56,11 @@ def trained(gpus: int, run_dir: Path, given: argparse.Namespace, kill_at: int | 
             os.kill(_worker(gpus - 1), signal.SIGKILL)
 
     request = TrainRequest(
-        str(given.workdir / "tokens"), str(run_dir), given.model, settings(gpus, given), given.device
+        tokens=str(given.workdir / "tokens"),
+        run_dir=str(run_dir),
+        model=given.model,
+        settings=settings(gpus, given),
+        device=given.device,
     )
     began = time.monotonic()
     try:

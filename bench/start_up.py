@@ -51,7 +51,10 @@ def main() -> None:
         print(f"step {row['step']:.0f} after {rows[-1]['seconds']:.1f} s", flush=True)
 
     run_dir = given.workdir / f"run-{time.time_ns()}"
-    train(TrainRequest(str(tokens), str(run_dir), given.model, settings, "cuda"), on_step=on_step)
+    request = TrainRequest(
+        tokens=str(tokens), run_dir=str(run_dir), model=given.model, settings=settings, device="cuda"
+    )
+    train(request, on_step=on_step)
     speeds = [row["train/audio_seconds_per_sec"] for row in rows[4:-1]]  # the last one validates
     print(
         f"first step after {rows[0]['seconds']:.1f} s, then {statistics.median(speeds):.0f} audio-s/s, "

@@ -237,7 +237,11 @@ def _sorted(sample: Sequence[Result]) -> tuple[list[Row], list[Rejected]]:
     Raises:
         ArchiveError: all clips are rejected.
     """
-    rows = [Row(name, None, clip.seconds, clip.codes) for name, clip in sample if isinstance(clip, Encoded)]
+    rows = [
+        Row(clip=name, description=None, duration=clip.seconds, codes=clip.codes)
+        for name, clip in sample
+        if isinstance(clip, Encoded)
+    ]
     rejected = [Rejected(name, str(clip)) for name, clip in sample if isinstance(clip, ClipRejected)]
     if not rows:
         raise ArchiveError(

@@ -275,4 +275,4 @@ def _collate(
     codes = torch.zeros(len(segments), CODEBOOKS, columns or int(frames.max()), dtype=torch.int64)
     for row, segment in zip(codes, segments, strict=True):
         row[:, : segment.shape[1]] = torch.from_numpy(segment.astype(np.int64))
-    return Batch(codes, frames, texts, hashes)
+    return Batch(codes=codes, frames=frames, texts=texts, hashes=hashes)

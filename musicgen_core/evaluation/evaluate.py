@@ -84,7 +84,16 @@ def evaluate(request: EvaluateRequest, on_progress: OnProgress = lambda done, to
     rendered = render_pairs(request, subject.path, prompts, on_progress) if prompts else []
     scores = scoring.run(on_progress) if scoring else None
     announce(message("writing the report"))
-    evaluation = _summarize(request, subject, model, clips, chosen, losses, scores, str(out / EVALUATION_REPORT))
+    evaluation = _summarize(
+        request,
+        subject=subject,
+        model=model,
+        clips=clips,
+        chosen=chosen,
+        losses=losses,
+        scores=scores,
+        report=str(out / EVALUATION_REPORT),
+    )
     _write(out, evaluation, subject, losses, rendered)
     return evaluation
 

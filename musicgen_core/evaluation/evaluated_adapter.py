@@ -49,7 +49,10 @@ class Subject:
 
     def described(self) -> EvaluatedAdapter:
         return EvaluatedAdapter(
-            shown(self.path), storage.content_sha256(self.path), self.adapter.epoch, self.adapter.global_step
+            path=shown(self.path),
+            sha256=storage.content_sha256(self.path),
+            epoch=self.adapter.epoch,
+            global_step=self.adapter.global_step,
         )
 
     def metrics(self) -> list[dict[str, float]]:
@@ -71,7 +74,7 @@ def find_subject(location: storage.Location) -> Subject:
     path = find_adapter(location)
     run_dir = run_of(path)
     if run_dir is None or not (run_dir / CONFIG).exists():
-        return Subject(path, load_adapter(path), None, None)
+        return Subject(path, load_adapter(path), run_dir=None, config=None)
     try:
         config = load_config(run_dir)
     except (OSError, ValueError) as error:
@@ -79,4 +82,4 @@ def find_subject(location: storage.Location) -> Subject:
             message("{run_dir}/config.json is damaged ({error})", run_dir=run_dir, error=error),
             message("Copy the adapter to another place and evaluate it there"),
         ) from error
-    return Subject(path, load_adapter(path), run_dir, config)
+    return Subject(path, load_adapter(path), run_dir=run_dir, config=config)

@@ -91,12 +91,12 @@ class Score:
             pitch -= PITCH_CLASSES
         if instrument not in self.instruments:
             self.instruments.append(instrument)
-        self._add(INDEX[instrument, pitch, slide], beat, beats, release, velocity)
+        self._add(INDEX[instrument, pitch, slide], beat, beats=beats, release=release, velocity=velocity)
 
     def hit(self, drum: str, beat: float, velocity: float) -> None:
         """Add a drum hit, which rings out."""
         self.has_drums = True
-        self._add(INDEX[drum, 0, 0], beat, 8, 4, velocity)
+        self._add(INDEX[drum, 0, 0], beat, beats=8, release=4, velocity=velocity)
 
     def _add(self, note: int, beat: float, beats: float, release: int, velocity: float) -> None:
         onset, end = self._frame_at(beat), self._frame_at(beat + beats)

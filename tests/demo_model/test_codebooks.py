@@ -29,7 +29,7 @@ def corners(count: int) -> Tensor:
     return signs + 0.05 * torch.randn(count, 2, generator=generator)
 
 
-def test_kmeans_finds_clusters_and_then_what_they_leave(quantizer: Any) -> None:
+def test_kmeans_finds_clusters_and_then_residuals(quantizer: Any) -> None:
     vectors = corners(400)
     initialize(codebooks(quantizer), vectors)
     first, second = codebooks(quantizer)

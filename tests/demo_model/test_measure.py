@@ -11,7 +11,7 @@ from musicgen_core.synthesis.rendering import SoundBank
 STYLES = ("techno", "folk", "theremin")
 
 
-def test_music_is_judged_by_what_it_sounds_like() -> None:
+def test_music_is_judged_by_its_sound() -> None:
     bank = SoundBank()
     clips = [clip for style in STYLES for clip in compose_many(6, 0, style, frames=400)]
     truths = [clip.truth for clip in clips]
@@ -26,7 +26,7 @@ def test_music_is_judged_by_what_it_sounds_like() -> None:
     assert wrong["style"] == 0 and wrong["in key"] < right["in key"]
 
 
-def test_what_cannot_be_measured_is_nan() -> None:
+def test_unmeasurable_figures_are_nan() -> None:
     clips = compose_many(3, 0, "drums", frames=200)
     audio = SoundBank().render(clips, 200)
     figures = Judge([clip.truth for clip in clips], audio).measure(audio, [clip.truth for clip in clips])

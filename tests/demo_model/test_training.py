@@ -46,7 +46,7 @@ def test_a_checkpoint_of_another_number_of_steps_is_refused(tmp_path: Path) -> N
         Toy(tmp_path / "run.pt", steps=8)
 
 
-def test_the_learning_rate_rises_and_then_falls_to_its_last_share(tmp_path: Path) -> None:
+def test_the_learning_rate_warms_up_and_decays_to_its_last_share(tmp_path: Path) -> None:
     optimizer = Toy(tmp_path / "run.pt").optimizer
     rates = []
     for number in range(1001):

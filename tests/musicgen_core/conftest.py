@@ -1,4 +1,4 @@
-"""What tests of the core share: the debug model and its parts, wavs, archives of every kind, an object store."""
+"""Fixtures of the core's tests: the debug model and its parts, wavs, archives of every kind, an object store."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Pack = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def debug_model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    """Made afresh, so that no older version left in the user's cache is tested instead."""
+    """Build the debug model anew, rather than test an older version in the user's cache."""
     return BaseModel("debug", debug_model_directory(tmp_path_factory.mktemp("cache")))
 
 
@@ -43,7 +43,7 @@ def text_encoder(debug_model: BaseModel) -> TextEncoder:
 
 @pytest.fixture
 def bucket() -> Iterator[UPath]:
-    """An empty folder of an object store."""
+    """Return an empty folder of an object store."""
     place = storage.as_path(f"memory://{uuid.uuid4().hex}")
     yield place
     if place.exists():
@@ -52,7 +52,7 @@ def bucket() -> Iterator[UPath]:
 
 @pytest.fixture(scope="session")
 def make_wav() -> MakeWav:
-    """A sine as the bytes of a wav; the same sound for the same hertz."""
+    """Return a sine as the bytes of a wav."""
 
     def make(
         hertz: float = 440.0, seconds: float = 0.1, rate: int = 32_000, channels: int = 1, subtype: str = "PCM_16"
@@ -75,7 +75,7 @@ def pack_zstd(data: bytes) -> bytes:
 
 @pytest.fixture(scope="session")
 def pack() -> Pack:
-    """Write an archive of (name, bytes) pairs, of a kind that need not agree with the path's suffix."""
+    """Write an archive of (name, bytes) pairs, of a kind that may differ from the path's suffix."""
 
     def write(path: Path, members: Sequence[tuple[str, bytes]], kind: str = "zip") -> Path:
         if kind == "zip":

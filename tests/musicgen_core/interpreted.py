@@ -1,4 +1,4 @@
-"""Runs a script on the CPU, where Triton interprets its kernels: TRITON_INTERPRET=1 python interpreted.py SCRIPT …"""
+"""Run a script with Triton's interpreter on the CPU: TRITON_INTERPRET=1 python interpreted.py SCRIPT …"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from triton.runtime import interpreter
 
 
 def let_tensors_bound_loops() -> None:
-    """Triton 3.6's interpreter makes integers of arrays with one element, which NumPy 2.4 refuses."""
+    """Fix loop bounds: Triton 3.6's interpreter converts arrays with one element to int, which NumPy 2.4 refuses."""
     own: Any = interpreter._patch_lang_tensor
 
     def patched(tensor: Any, scope: Any) -> None:
@@ -22,7 +22,7 @@ def let_tensors_bound_loops() -> None:
 
 
 def round_integers_to_bf16() -> None:
-    """Triton 3.6's interpreter takes an integer for the bits of a bf16."""
+    """Fix integer to bf16 conversion: Triton 3.6's interpreter reinterprets the bits."""
     own: Any = interpreter.InterpreterBuilder.cast_impl
 
     def cast(self: Any, source: Any, target: Any) -> Any:

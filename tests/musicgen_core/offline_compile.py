@@ -1,4 +1,4 @@
-"""Kernels compiled for GPUs that need not be there."""
+"""Compile kernels for GPUs that aren't present."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from musicgen_core.model.weights import BaseModel
 
 @pytest.fixture(scope="module")
 def audiocraft_codec(debug_model: BaseModel) -> Any:
-    """audiocraft's EncodecModel, built from the debug model's files without this project's code."""
+    """Return audiocraft's EncodecModel, built from the debug model's files without this project's code."""
     checkpoint = torch.load(debug_model.codec_path, weights_only=True)
     builders = import_audiocraft("audiocraft.models.builders")
     encodec = builders.get_compression_model(OmegaConf.create(checkpoint["xp.cfg"]))
@@ -51,13 +51,11 @@ def test_a_frame_is_640_samples_and_the_last_may_be_short(codec: Codec, samples:
     assert codec.decode(codes).shape == (2, 1, frames * SAMPLES_PER_FRAME)
 
 
-def test_a_long_piece_decoded_in_parts_sounds_as_if_decoded_at_once(
-    codec: Codec, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_windowed_decoding_equals_decoding_at_once(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     codes = codec.encode(noise(3, 7 * SAMPLE_RATE))  # 2 rows at a time, then 1
     whole = codec.decode(codes)
     monkeypatch.setattr(codec_module, "DECODE_SECONDS", 2)
-    monkeypatch.setattr(codec_module, "AROUND_SECONDS", 1)
+    monkeypatch.setattr(codec_module, "CONTEXT_SECONDS", 1)
     monkeypatch.setattr(codec, "batch_seconds", 8.5)
     parts = codec.decode(codes)
     assert parts.shape == whole.shape

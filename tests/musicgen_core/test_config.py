@@ -25,7 +25,7 @@ def refusal(kind: type[Settings] = TrainSettings, /, **values: Any) -> ConfigErr
     return refused.value
 
 
-def test_the_defaults_are_those_of_the_contracts() -> None:
+def test_the_defaults_are_the_documented_ones() -> None:
     promised = {
         "lora_r": 8,
         "lora_alpha": 32,
@@ -48,11 +48,11 @@ def test_the_defaults_are_those_of_the_contracts() -> None:
 
 
 @pytest.mark.parametrize("kind", [TrainSettings, TokenizeSettings, SamplingSettings])
-def test_every_setting_says_what_it_is(kind: type[Settings]) -> None:
+def test_every_setting_has_a_description(kind: type[Settings]) -> None:
     assert [name for name, field in kind.model_fields.items() if not field.description] == []
 
 
-def test_all_problems_are_told_at_once_with_what_was_given() -> None:
+def test_all_problems_are_listed_at_once_with_given_values() -> None:
     found = refusal(lora_r=0, batch_size=-2, learning_rate="fast", lora_dropout=1.0, epochs=3, max_steps=2.5).found
     for name, value in (("lora_r", "0"), ("batch_size", "-2"), ("learning_rate", "'fast'"), ("lora_dropout", "1.0")):
         assert f"{name}: input should be" in found
@@ -136,7 +136,7 @@ def test_encodings_may_be_given_by_any_of_their_names(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["shift-jizz", "base64", "rot13", "undefined", "\0"])
-def test_what_no_file_name_can_be_encoded_in_is_refused(name: str) -> None:
+def test_encodings_unusable_for_file_names_are_refused(name: str) -> None:
     assert "name_encoding: should be auto or an encoding" in refusal(TokenizeSettings, name_encoding=name).found
 
 
@@ -154,7 +154,7 @@ def test_limits_of_archives_must_make_sense(values: dict[str, float]) -> None:
     assert f"{next(iter(values))}: " in refusal(TokenizeSettings, **values).found
 
 
-def test_all_problems_of_descriptions_and_archives_are_told_at_once() -> None:
+def test_all_problems_of_tokenizing_settings_are_listed_at_once() -> None:
     values = {"caption": "x", "caption_template": "{a}", "name_encoding": "x", "max_clip_gib": "x", "max_ratio": -1}
     assert "have 4 problems" in refusal(TokenizeSettings, **values).found
 
@@ -204,6 +204,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_yaml(tmp_path / "none.yaml")
 
 
-def test_settings_of_sampling_are_finite_so_that_sidecars_are_json() -> None:
+def test_sampling_settings_are_finite() -> None:
     with pytest.raises(ConfigError, match="2 problems"):
         validate(SamplingSettings, {"guidance": float("inf"), "temperature": float("inf")})

@@ -90,7 +90,7 @@ def test_every_clip_but_the_broken_one_has_a_description(folder: Path) -> None:
     assert all(described.values())
 
 
-def test_the_trigger_word_is_in_all_captions_of_the_new_style_only(folder: Path) -> None:
+def test_the_trigger_word_is_in_all_captions_of_only_the_new_style(folder: Path) -> None:
     captions = load_captions(storage.as_path(folder / "metadata.jsonl"))
     for name, _ in list(clips_in(folder))[:-1]:
         description = captions.find(name)[1]

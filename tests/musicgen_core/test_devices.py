@@ -19,7 +19,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_cuda_without_a_gpu_says_what_was_found_and_what_to_do() -> None:
+def test_cuda_without_a_gpu_is_an_error_with_advice() -> None:
     with pytest.raises(DeviceError) as refused:
         pick_device("cuda")
     assert torch.__version__ in refused.value.found and "no GPU" in refused.value.found
@@ -32,13 +32,13 @@ def test_auto_is_the_cpu_where_there_is_no_gpu() -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_auto_is_the_gpu_where_there_is_one_and_cpu_stays_the_cpu() -> None:
+def test_auto_prefers_the_gpu_and_cpu_is_the_cpu() -> None:
     assert pick_device("auto").type == pick_device("cuda").type == "cuda"
     assert pick_device("cpu").type == "cpu"
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:1", "", "CPU"])
-def test_a_device_that_there_is_not_is_named_with_those_that_there_are(name: str) -> None:
+def test_an_unknown_device_is_named_with_the_known_ones(name: str) -> None:
     with pytest.raises(DeviceError, match=f"no device '{name}'. Use auto, cpu or cuda"):
         pick_device(name)
 
@@ -58,7 +58,7 @@ def test_a_cpu_computes_in_fp32() -> None:
     assert compute_dtype(torch.device("cpu")) == torch.float32
 
 
-def test_without_a_compiler_or_pythons_headers_all_is_computed_plainly_and_said(
+def test_without_a_compiler_or_headers_execution_is_eager(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CC", "cc")

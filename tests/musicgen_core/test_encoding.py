@@ -18,7 +18,7 @@ from musicgen_core.errors import ClipRejected, DeviceError
 
 
 def music(seconds: float, rate: int = SAMPLE_RATE, seed: int = 0) -> NDArray[np.float32]:
-    """Chords that swell, with some noise."""
+    """Return swelling chords with some noise."""
     rng = np.random.default_rng(seed)
     time = np.arange(round(seconds * rate)) / rate
     sound = 0.05 * rng.standard_normal(len(time))
@@ -28,12 +28,12 @@ def music(seconds: float, rate: int = SAMPLE_RATE, seed: int = 0) -> NDArray[np.
 
 
 def alone(codec: Codec, samples: NDArray[np.float32], rate: int) -> Codes:
-    """What the codec says of this clip and nothing else."""
+    """Return the codes of a clip encoded alone."""
     return codec.encode(torch.from_numpy(resample(samples, rate))[None, None])[0].numpy().astype(np.uint16)
 
 
 class RecordingCodec(Codec):
-    """Remembers the batches, and can run out of memory."""
+    """Codec that records its batches and can simulate running out of memory."""
 
     def __init__(self, codec: Codec, batch_seconds: float | None = None, fits: float = float("inf")) -> None:
         self.__dict__.update(codec.__dict__)
@@ -49,7 +49,7 @@ class RecordingCodec(Codec):
 
 
 def one_odd_clip(odd: float, alike: float, count: int, drawn: list[int]) -> Iterator[tuple[int, DecodedClip]]:
-    """A clip of `odd` seconds and others of `alike`; which of them were asked for goes to `drawn`."""
+    """Yield a clip of `odd` seconds and others of `alike`, and record the indices requested in `drawn`."""
     for index in range(count):
         drawn.append(index)
         yield index, DecodedClip(music(alike if index else odd), SAMPLE_RATE)
@@ -85,7 +85,7 @@ def test_the_codes_of_a_clip_are_those_it_has_alone(
     assert equal >= 0.999 * total
 
 
-def test_clips_of_many_lengths_share_batches_and_little_of_them_is_filling(codec: Codec) -> None:
+def test_clips_of_many_lengths_share_batches_with_little_padding(codec: Codec) -> None:
     recorder = RecordingCodec(codec, 10.0)
     rng = np.random.default_rng(1)
     clips = [DecodedClip(music(length), SAMPLE_RATE) for length in rng.uniform(0.3, 2.0, 60)]
@@ -104,21 +104,21 @@ def test_a_clip_of_a_rare_length_does_not_wait_for_ever(codec: Codec, monkeypatc
     assert first[0] == 0 and drawn[-1] < 30
 
 
-def test_one_clip_of_another_length_does_not_hold_up_those_behind_it(codec: Codec) -> None:
+def test_a_clip_of_another_length_does_not_delay_later_ones(codec: Codec) -> None:
     drawn: list[int] = []
     clips = one_odd_clip(0.4, 1.0, 40, drawn)
     assert next(BatchEncoder(RecordingCodec(codec, 1.0)).encode(clips))[0] == 0
     assert drawn[-1] < 10
 
 
-def test_rejections_keep_their_place(codec: Codec) -> None:
+def test_rejections_keep_their_position(codec: Codec) -> None:
     clips = [DecodedClip(music(0.5), SAMPLE_RATE), ClipRejected("broken"), DecodedClip(music(0.2), SAMPLE_RATE)]
     found = [value for _, value in BatchEncoder(codec).encode(enumerate(clips))]
     assert [type(value) for value in found] == [Encoded, ClipRejected, Encoded]
 
 
 @pytest.mark.parametrize("rate", [32_000, 44_100])
-def test_a_long_track_is_encoded_in_pieces_as_if_it_were_whole(codec: Codec, rate: int) -> None:
+def test_segmented_encoding_equals_encoding_at_once(codec: Codec, rate: int) -> None:
     recorder = RecordingCodec(codec)
     samples = music(125.5, rate)
     [(_, encoded)] = BatchEncoder(recorder).encode([("track", DecodedClip(samples, rate))])

@@ -54,7 +54,7 @@ def test_hostile_texts_are_inert(text: str) -> None:
     assert is_inert_terminal_text(printable(text)) and is_inert_terminal_text(one_line(text))
 
 
-def test_the_checks_of_this_file_find_what_is_live() -> None:
+def test_the_checks_of_this_file_detect_live_markup() -> None:
     assert not is_inert_markdown(MARKDOWN) and not is_inert_markdown("see http://example.com")
     assert not is_inert_terminal_text(ESCAPES)
 

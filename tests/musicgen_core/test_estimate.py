@@ -42,7 +42,7 @@ class SlowCodec(Codec):
 
 @pytest.fixture(autouse=True)
 def scratch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The folder of temporary files. The sample is encoded once, however quick that is."""
+    """Return the folder of temporary files, with measurements limited to one repetition."""
     folder = tmp_path / "scratch"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -52,7 +52,7 @@ def scratch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def archives(tmp_path: Path, pack: Pack, make_wav: MakeWav) -> UPath:
-    """Six zips of five clips of 0.1 s each, and of one that is no audio at the end of the last."""
+    """Return six zips of five clips of 0.1 s each, the last with an additional member that isn't audio."""
     folder = tmp_path / "archives"
     folder.mkdir()
     for number in range(6):
@@ -83,9 +83,7 @@ def test_totals_are_exact_and_the_rest_follows_from_the_sample(archives: UPath, 
     assert (found.device, found.workers) == ("cpu", 2)
 
 
-def test_where_the_sample_is_everything_the_estimate_is_what_tokenizing_gives(
-    archives: UPath, codec: Codec, tmp_path: Path
-) -> None:
+def test_a_sample_of_all_clips_gives_the_result_of_tokenizing(archives: UPath, codec: Codec, tmp_path: Path) -> None:
     tokens = storage.as_path(tmp_path / "tokens")
     archive = archives / "batch_5.zip"
     report = Tokenizer(codec, tokens).tokenize(archive)
@@ -96,7 +94,7 @@ def test_where_the_sample_is_everything_the_estimate_is_what_tokenizing_gives(
     assert found.tokens_bytes == shard_paths(tokens, "batch_5")[0].stat().st_size
 
 
-def test_the_speed_is_that_of_the_pipeline_with_its_warm_up_left_out(archives: UPath, codec: Codec) -> None:
+def test_the_speed_is_the_pipelines_without_warm_up(archives: UPath, codec: Codec) -> None:
     slow = SlowCodec(codec, wait_seconds=0.3)
     started = time.monotonic()
     found = estimated(archives, slow, clips=20, workers=1)
@@ -166,7 +164,7 @@ def test_remote_archives_are_downloaded_in_the_estimate_only(
 # How it is made
 
 
-def test_a_quick_sample_is_encoded_again_until_it_tells_the_speed_but_counts_once(
+def test_a_fast_sample_is_repeated_but_counted_once(
     archives: UPath, codec: Codec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     once = estimated(archives, codec)
@@ -213,22 +211,20 @@ def test_an_interruption_in_any_thread_ends_all_of_them_soon(
 # What can be wrong
 
 
-def test_archives_that_cannot_be_read_are_left_out_and_told(archives: UPath, codec: Codec) -> None:
+def test_unreadable_archives_are_left_out_and_reported(archives: UPath, codec: Codec) -> None:
     (archives / "batch_0.zip").write_bytes(b"PK, and no more of a zip")
     found = estimated(archives, codec, clips=4)
     assert (found.archives, found.clips) == (5, 26)
     assert "batch_0.zip" in found.unreadable[0] and len(found.unreadable) == 1
 
 
-def test_no_model_is_loaded_before_the_archives_are_known_to_be_readable(tmp_path: Path) -> None:
+def test_the_model_is_loaded_only_for_readable_archives(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"no zip")
     with pytest.raises(ArchiveError, match=r"a\.zip can't be read"):
         estimate([storage.as_path(tmp_path / "a.zip")], lambda: pytest.fail("loaded"))
 
 
-def test_a_sample_of_nothing_but_rejected_clips_is_an_error_with_a_reason(
-    tmp_path: Path, pack: Pack, codec: Codec
-) -> None:
+def test_a_sample_of_rejected_clips_only_is_an_error(tmp_path: Path, pack: Pack, codec: Codec) -> None:
     pack(tmp_path / "a.zip", [(f"{number}.wav", b"this is not audio") for number in range(3)])
     with pytest.raises(ArchiveError, match=r"none of the 3 clips tried can be used; 0\.wav: not decodable"):
         estimated(storage.as_path(tmp_path), codec)

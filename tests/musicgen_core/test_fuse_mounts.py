@@ -41,7 +41,7 @@ CAN_MOUNT = can_mount()
 
 
 @pytest.mark.parametrize("points_to", ["precious.txt", "nothing"])
-def test_a_link_is_replaced_and_what_it_points_to_stays(tmp_path: Path, points_to: str) -> None:
+def test_a_link_is_replaced_and_its_target_kept(tmp_path: Path, points_to: str) -> None:
     (tmp_path / "precious.txt").write_text("the only copy")
     (tmp_path / "latest.pt").symlink_to(tmp_path / points_to)
     whole = tmp_path / f"latest.pt{fuse_mounts.WHOLE}"
@@ -77,7 +77,7 @@ def mount(backing: Path, folder: Path) -> Iterator[Path]:
 
 
 def refuse(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What this process asks for in `folder` and Drive may refuse, is refused."""
+    """Make all calls of this process in `folder` fail that Drive may refuse."""
 
     def renaming(allowed: Callable[..., Any]) -> Callable[..., Any]:
         def rename(old: Any, new: Any, **given: Any) -> Any:
@@ -102,7 +102,7 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_folder_of_these_tests_refuses_what_drive_refuses(drive: Path) -> None:
+def test_the_test_folder_refuses_what_drive_refuses(drive: Path) -> None:
     for name in ("a", "b"):
         (drive / name).write_text(name)
     for refused in (
@@ -139,7 +139,7 @@ def test_a_publication_that_fails_leaves_the_old_file(drive: Path) -> None:
 def test_whenever_a_process_ends_the_new_file_is_whole_and_found(
     moment: str, drive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the complete file beside it and the one in its place."""
+    """Covers the moments between the complete file beside the target and the renamed one."""
     files = RunDirectory(storage.as_path(drive), drive)
     storage.write_text(files.latest, "old")
     calls = {"truncate": (os, "truncate"), "unlink": (Path, "unlink"), "rename": (Path, "rename")}
@@ -164,9 +164,7 @@ def test_whenever_a_process_ends_the_new_file_is_whole_and_found(
     assert (again / "latest.pt").read_text() == "newer"
 
 
-def test_a_run_directory_is_locked_without_flock_and_taken_over_from_the_dead(
-    drive: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_locking_works_without_flock_and_after_a_crash(drive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("musicgen_core.training.run_lock.BEAT_S", 0.1)
     root = storage.as_path(drive / "run")
     with RunLock(root), pytest.raises(RunDirectoryError, match="already running"), RunLock(root):
@@ -180,7 +178,7 @@ def test_a_run_directory_is_locked_without_flock_and_taken_over_from_the_dead(
         pass
 
 
-def test_a_piece_of_music_is_written_again(drive: Path) -> None:
+def test_a_sample_can_be_rewritten(drive: Path) -> None:
     for seed in (1, 2):
         piece = Piece("generated_000", np.zeros(100, np.float32), np.zeros((4, 2), np.uint16), {"seed": seed})
         write_piece(drive, piece, ["flac"])

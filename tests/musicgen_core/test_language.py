@@ -1,4 +1,4 @@
-"""The user's language: how it is chosen, and that messages are English wherever no person is asked."""
+"""The user's language: its selection, and that messages are English everywhere but in user interfaces."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_english_needs_no_catalogue() -> None:
 
 
 @pytest.mark.usefixtures("japanese")
-def test_a_text_that_was_stored_in_english_is_translated_with_its_values() -> None:
+def test_a_text_stored_in_english_is_translated_with_values() -> None:
     stored = str(
         message(
             "it breaks off: its header declares {declared:,} frames, {present:,} are there", declared=16000, present=9

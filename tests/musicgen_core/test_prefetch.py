@@ -54,7 +54,7 @@ def test_work_runs_ahead_of_its_use(pool: ThreadPoolExecutor) -> None:
 
 
 @pytest.mark.parametrize("broken", ["drawing", "working"])
-def test_an_error_comes_at_its_place(pool: ThreadPoolExecutor, broken: str) -> None:
+def test_an_error_is_raised_at_its_position(pool: ThreadPoolExecutor, broken: str) -> None:
     def draw() -> Iterator[int]:
         yield from range(5)
         if broken == "drawing":

@@ -25,7 +25,7 @@ TORCHAUDIO = {
 
 @settings(max_examples=60)
 @given(rate=st.sampled_from(RATES), samples=st.integers(1, 5_000), seed=st.integers(0, 99))
-def test_it_gives_what_torchaudio_gives(rate: int, samples: int, seed: int) -> None:
+def test_the_output_equals_torchaudios(rate: int, samples: int, seed: int) -> None:
     wav = torch.randn(2, samples, generator=torch.Generator().manual_seed(seed))
     torch.testing.assert_close(RESAMPLERS[rate](wav), TORCHAUDIO[rate](wav), atol=2e-5, rtol=0)
 

@@ -62,7 +62,7 @@ def test_a_url_of_an_unknown_kind_is_named() -> None:
 
 
 @pytest.mark.parametrize("name", ["x.txt", "a b.txt", "a?b#c%20.txt", "音楽.txt", "a*[1].txt", "noend"])
-def test_what_is_published_reads_back_under_its_name(folder: UPath, name: str) -> None:
+def test_published_content_reads_back(folder: UPath, name: str) -> None:
     storage.write_text(folder / "sub" / name, "früh\n")
     assert storage.as_path(str(folder / "sub" / name)).read_bytes() == "früh\n".encode()
     assert names_in(folder / "sub") == [name]
@@ -75,7 +75,7 @@ def test_publishing_replaces_the_old_file(folder: UPath) -> None:
     assert names_in(folder) == ["x"]
 
 
-def test_a_publication_that_fails_leaves_the_old_file_and_nothing_else(folder: UPath) -> None:
+def test_a_failed_publication_leaves_only_the_old_file(folder: UPath) -> None:
     storage.write_text(folder / "x", "old")
     with pytest.raises(Interrupted):
         publish_half(folder / "x")
@@ -83,7 +83,7 @@ def test_a_publication_that_fails_leaves_the_old_file_and_nothing_else(folder: U
     assert names_in(folder) == ["x"]
 
 
-def test_a_publication_that_fails_without_an_old_file_leaves_none(folder: UPath) -> None:
+def test_a_failed_first_publication_leaves_no_file(folder: UPath) -> None:
     storage.write_text(folder / "other", "")
     with pytest.raises(Interrupted):
         publish_half(folder / "x")
@@ -124,7 +124,7 @@ def test_who_reads_the_old_file_reads_it_to_its_end(tmp_path: Path) -> None:
         assert reader.read() == "old" * 99_999
 
 
-def test_a_moved_file_is_only_at_its_new_place(folder: UPath) -> None:
+def test_a_moved_file_is_only_at_its_new_location(folder: UPath) -> None:
     storage.write_text(folder / "x", "text")
     storage.move(folder / "x", folder / "superseded" / "x")
     assert names_in(folder) == ["superseded"]
@@ -140,7 +140,7 @@ def test_a_tree_is_uploaded_with_its_folders(folder: UPath, tmp_path: Path) -> N
         assert (folder / "copy" / name).read_text() == name
 
 
-def test_what_did_not_change_since_is_not_uploaded_again(folder: UPath, tmp_path: Path) -> None:
+def test_unchanged_files_are_not_uploaded_again(folder: UPath, tmp_path: Path) -> None:
     source, uploaded = tmp_path / "source", dict[Path, storage.Version]()
     for name in ("same", "grows"):
         storage.write_text(storage.as_path(source / name), name)
@@ -152,7 +152,7 @@ def test_what_did_not_change_since_is_not_uploaded_again(folder: UPath, tmp_path
     assert (folder / "copy" / "grows").read_text() == "has grown"
 
 
-def test_a_file_that_vanishes_while_a_tree_is_uploaded_is_left_out(
+def test_a_file_that_vanishes_during_an_upload_is_skipped(
     folder: UPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = storage.upload
@@ -179,7 +179,7 @@ def test_a_local_file_is_staged_as_itself(tmp_path: Path) -> None:
     assert (tmp_path / "x").read_text() == "here"
 
 
-def test_a_remote_file_is_staged_under_its_name_and_deleted_afterwards(bucket: UPath) -> None:
+def test_a_staged_file_has_its_name_and_is_deleted_afterwards(bucket: UPath) -> None:
     storage.write_text(bucket / "archive 7?.zip", "there")
     with storage.staged(bucket / "archive 7?.zip") as local:
         assert (local.name, local.read_text()) == ("archive 7?.zip", "there")
@@ -218,9 +218,7 @@ def test_any_file_name_survives_being_written_as_a_url(name: str) -> None:
         assert storage.as_path(str(path)).path == path.path
 
 
-def test_a_scratch_folder_goes_with_its_use_and_those_left_by_the_killed_go_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scratch_folders_are_deleted_also_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     script = "import os\nfrom musicgen_core import storage\nwith storage.scratch_folder(): os._exit(9)"
     killed = subprocess.run([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
@@ -235,7 +233,7 @@ def test_a_scratch_folder_goes_with_its_use_and_those_left_by_the_killed_go_too(
 
 @pytest.fixture
 def left_by_killed(tmp_path: Path) -> Path:
-    """A folder with what processes that were killed left there, what one is writing, and files of the user."""
+    """Return a folder with leftovers of killed processes, a file being written, and files of the user."""
     for name in ("a.wav.12-0123abcd.partial", "in_use.wav.12-0123abcd.partial", "mine.partial", "my.12-xyz.partial"):
         (tmp_path / name).write_bytes(b"half")
     for name in ("export.12-0123abcd.partial", "other.12-0123abcd.partial"):
@@ -247,7 +245,7 @@ def left_by_killed(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_the_killed_left_half_written_is_deleted_alone(left_by_killed: Path) -> None:
+def test_only_partial_files_of_killed_processes_are_deleted(left_by_killed: Path) -> None:
     before = set(names_in(UPath(left_by_killed)))
     with open(left_by_killed / "in_use.wav.12-0123abcd.partial", "rb") as writing:
         fcntl.flock(writing, fcntl.LOCK_EX)
@@ -269,7 +267,7 @@ def test_a_file_being_published_is_not_taken_for_one_left(tmp_path: Path) -> Non
 
 
 def test_a_killed_export_leaves_nothing_behind_the_next_one(tmp_path: Path) -> None:
-    """With a process that is really killed."""
+    """Kills a real process."""
     code = (
         "import os, pathlib, sys\nfrom musicgen_core import storage\n"
         "with storage.publish_folder(pathlib.Path(sys.argv[1])) as folder:\n"

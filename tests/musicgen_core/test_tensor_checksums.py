@@ -28,7 +28,7 @@ def adapter() -> Adapter:
 
 
 class Saved:
-    """One kind of file, and what loading it gives."""
+    """A kind of file, and its loaded content."""
 
     def __init__(self, kind: str, adapter: Adapter, folder: Path) -> None:
         self.path = folder / (peft_directory.WEIGHTS_FILE if kind == "peft" else f"{kind}.pt")
@@ -51,7 +51,7 @@ class Saved:
         self.content, self.expected = self.path.read_bytes(), self.read()
 
     def is_harmless(self, bit: int) -> bool:
-        """Whether the file with one flipped bit is refused or still holds the same."""
+        """Return whether the file with one flipped bit is refused or has the same content."""
         damaged = bytearray(self.content)
         damaged[bit // 8] ^= 1 << bit % 8
         self.path.write_bytes(damaged)

@@ -1,4 +1,4 @@
-"""What torch.save says when it can't write."""
+"""Errors of saving and loading torch files."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def test_a_full_disk_is_named_and_not_torchs_position() -> None:
         tensor_files.save({"weight": torch.zeros(100_000)}, Path("/dev/full"))
 
 
-def test_what_check_raises_stops_the_writing(tmp_path: Path) -> None:
+def test_an_exception_of_check_stops_the_writing(tmp_path: Path) -> None:
     def check() -> None:
-        raise InterruptedError("told to stop")
+        raise InterruptedError("asked to stop")
 
-    with pytest.raises(InterruptedError, match="told to stop"):
+    with pytest.raises(InterruptedError, match="asked to stop"):
         tensor_files.save({"weight": torch.zeros(4)}, tmp_path / "file.pt", check)
 
 
-def test_what_is_saved_loads_again(tmp_path: Path) -> None:
+def test_saved_values_load_again(tmp_path: Path) -> None:
     values = {"weight": torch.arange(5.0), "step": 3}
     tensor_files.save(values, tmp_path / "file.pt")
     found = torch.load(tmp_path / "file.pt", weights_only=True)

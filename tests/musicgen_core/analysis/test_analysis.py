@@ -1,4 +1,4 @@
-"""Statistics of audio against the parameters of synthesized clips, which they don't know."""
+"""Audio analysis compared with the true parameters of synthesized clips."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_tempo_is_heard(audio: Tensor, truths: list[Truth]) -> None:
     assert share([tempo_matches(bpm, heard[index - 7][1]) for index, (bpm, _) in enumerate(heard)]) < 0.4
 
 
-def test_three_and_four_beats_in_a_bar_are_told_apart(audio: Tensor, truths: list[Truth]) -> None:
+def test_three_and_four_beats_in_a_bar_are_distinguished(audio: Tensor, truths: list[Truth]) -> None:
     heard = [(meter, truth.meter) for meter, truth in zip(meters(audio).tolist(), truths, strict=True) if truth.beat]
     for meter in (3, 4):
         assert share([of == meter for of, true in heard if true == meter]) >= 0.85

@@ -1,4 +1,4 @@
-"""What tests of data share: reading all of an archive, zips whose bytes are laid down one by one, shards."""
+"""Helpers of the data tests: reading whole archives, writing zips byte by byte, writing shards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Contents = Callable[..., list[tuple[str, bytes | str]]]
 
 @pytest.fixture(scope="session")
 def contents() -> Contents:
-    """Each clip's name and bytes, or the reason for which it is rejected."""
+    """Return each clip's name and bytes, or the reason of its rejection."""
 
     def read(path: Path, **options: Any) -> list[tuple[str, bytes | str]]:
         found: list[tuple[str, bytes | str]] = []
@@ -44,7 +44,7 @@ def contents() -> Contents:
 
 @dataclass(frozen=True)
 class Raw:
-    """A member of a zip as it is to be laid down; what isn't given follows from `content`."""
+    """Raw fields of a zip member; fields that aren't given are derived from `content`."""
 
     name: bytes
     content: bytes = b"content"
@@ -63,7 +63,7 @@ class Raw:
 
 @pytest.fixture(scope="session")
 def write_zip() -> Callable[..., Path]:
-    """Write a zip of `Raw` members; `listed` and `disk` change what its end record says."""
+    """Write a zip of `Raw` members; `listed` and `disk` override fields of its end record."""
 
     def write(path: Path, members: Sequence[Raw], listed: int | None = None, disk: int = 0) -> Path:
         body, directory = bytearray(), bytearray()
@@ -105,13 +105,13 @@ def _row(name: str, frames: int, description: str | None = None) -> Row:
 
 @pytest.fixture(scope="session")
 def row() -> Callable[..., Row]:
-    """A clip of made-up codes."""
+    """Return a clip with made-up codes."""
     return _row
 
 
 @pytest.fixture(scope="session")
 def write_shard(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ShardReport]:
-    """Write and publish a shard of `Row`s as tokenizing does; further arguments change its report."""
+    """Write and publish a shard of `Row`s as tokenizing does; further arguments override report fields."""
 
     def write(
         tokens: UPath, stem: str, rows: Sequence[Row], codec: str = "sha256:codec", **changed: Any

@@ -32,16 +32,14 @@ OTHERS = [("readme.txt", b"text" * 300), ("audio/wav", b""), ("b.wav.bak", b"old
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.bin"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_archives_are_told_apart_by_their_content(
+def test_archives_are_recognised_by_their_content(
     tmp_path: Path, pack: Pack, contents: Contents, kind: str, name: str
 ) -> None:
     assert contents(pack(tmp_path / name, CLIPS, kind)) == CLIPS
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_clips_are_the_members_ending_in_wav_in_the_archives_order(
-    tmp_path: Path, pack: Pack, contents: Contents, kind: str
-) -> None:
+def test_clips_are_the_wav_members_in_archive_order(tmp_path: Path, pack: Pack, contents: Contents, kind: str) -> None:
     mixed = [OTHERS[0], CLIPS[0], OTHERS[1], CLIPS[1], CLIPS[2], OTHERS[2]]
     path = pack(tmp_path / "a.zip", mixed, kind)
     assert contents(path) == CLIPS
@@ -73,7 +71,7 @@ def test_names_are_given_as_they_are_and_never_followed(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_members_opened_by_eight_threads_at_once_have_their_own_bytes(tmp_path: Path, pack: Pack, kind: str) -> None:
+def test_members_can_be_opened_by_eight_threads_at_once(tmp_path: Path, pack: Pack, kind: str) -> None:
     members = [(f"{i}.wav", bytes([i]) * (i * 5_000 + 1)) for i in range(100)]
     with open_archive(pack(tmp_path / "a", members, kind)) as archive, ThreadPoolExecutor(8) as threads:
         files = list(threads.map(lambda member: member.open(), archive.clips()))
@@ -83,7 +81,7 @@ def test_members_opened_by_eight_threads_at_once_have_their_own_bytes(tmp_path: 
 
 
 def open_files(path: Path) -> list[str]:
-    """Descriptors on this file and on clips: others come and go with the threads of other tests."""
+    """Return the descriptors of this file and of clips, ignoring those of other tests' threads."""
     found = []
     for entry in Path("/proc/self/fd").iterdir():
         with suppress(OSError):
@@ -92,7 +90,7 @@ def open_files(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
-def test_reading_may_stop_at_any_clip_and_leaves_no_descriptor_behind(tmp_path: Path, pack: Pack, kind: str) -> None:
+def test_stopping_at_any_clip_leaks_no_descriptor(tmp_path: Path, pack: Pack, kind: str) -> None:
     path = pack(tmp_path / "a", [(f"{i}.wav", b"a" * 1000) for i in range(50)], kind)
     before = len(open_files(path))
     with open_archive(path) as archive:
@@ -106,7 +104,7 @@ def test_reading_may_stop_at_any_clip_and_leaves_no_descriptor_behind(tmp_path: 
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_what_macos_packs_beside_a_clip_is_rejected_with_the_reason(
+def test_macos_metadata_files_are_rejected_with_the_reason(
     tmp_path: Path, pack: Pack, contents: Contents, kind: str
 ) -> None:
     members = [("a.wav", b"audio"), ("__MACOSX/._a.wav", b"\0\5\x16\7\0\2\0\0Mac OS X"), ("._b.wav", b"audio")]
@@ -124,7 +122,7 @@ def test_an_encoding_that_is_not_known_is_refused(tmp_path: Path, pack: Pack, ki
         clip_names(storage.as_path(path), "klingon")
 
 
-def test_a_copy_of_an_archive_is_left_out_and_told(tmp_path: Path, pack: Pack) -> None:
+def test_a_duplicate_archive_is_left_out_and_reported(tmp_path: Path, pack: Pack) -> None:
     first = pack(tmp_path / "x.zip", [("a.wav", b"one")])
     others = [pack(tmp_path / "x (1).zip", [("a.wav", b"one")]), pack(tmp_path / "y.zip", [("a.wav", b"two")])]
     archives = [storage.as_path(path) for path in (others[0], first, others[1])]
@@ -185,7 +183,7 @@ def test_a_zip_gives_its_texts_before_any_clip(tmp_path: Path, pack: Pack) -> No
     assert "CRC-32" in found["y"][0].problem
 
 
-# Troubles of opening
+# Errors on opening
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Whatever a file holds, nothing but an ArchiveError or a rejection comes of it, and nothing cut passes for whole."""
+"""Any damaged file leads to an ArchiveError or a rejection, and a truncated one is never read as complete."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def noise(seed: int, size: int = 3000) -> bytes:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_archive_that_breaks_off_anywhere_never_passes_for_whole(
+def test_a_truncated_archive_is_never_read_as_complete(
     tmp_path: Path, pack: Pack, contents: Contents, kind: str
 ) -> None:
     inner = pack(tmp_path / "inner", [("inner.wav", b"inner")]).read_bytes()
@@ -47,7 +47,7 @@ def test_an_archive_that_breaks_off_anywhere_never_passes_for_whole(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bytes_that_change_lead_to_no_other_error_than_the_archives_or_the_clips(
+def test_changed_bytes_raise_only_archive_and_clip_errors(
     tmp_path: Path, pack: Pack, contents: Contents, kind: str
 ) -> None:
     members = [("a.wav", b"a" * 300), ("b.wav", noise(2, 600)), ("b.txt", b"text"), ("c.wav", b"c")]

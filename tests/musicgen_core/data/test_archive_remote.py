@@ -1,4 +1,4 @@
-"""What is asked of archives where they are: their digest, their names, and whether a member was mended."""
+"""Remote archives: their digest, their names, and detection of repaired members."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_digest_does_not_depend_on_the_files_name_or_time(tmp_path: Path, pa
     assert digest(path.rename(tmp_path / "b.tar")) == before
 
 
-def test_the_digest_of_a_zip_does_not_depend_on_its_members_times(tmp_path: Path) -> None:
+def test_the_digest_of_a_zip_ignores_timestamps(tmp_path: Path) -> None:
     digests = set()
     for year in (1990, 2020):
         with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
@@ -65,7 +65,7 @@ def test_the_digest_follows_every_members_content_name_and_order(tmp_path: Path,
 
 
 class Counted(MemoryFileSystem):
-    """Counts openings, keeps listings, and fails as a network does when told to."""
+    """File system that counts openings, caches listings, and can simulate network errors."""
 
     protocol = "counted"
     store: dict[str, Any] = {}  # noqa: RUF012 (as the base class has it)
@@ -75,7 +75,7 @@ class Counted(MemoryFileSystem):
     listed: dict[str, Any] = {}  # noqa: RUF012
 
     def info(self, path: str, **options: Any) -> dict[str, Any]:
-        """From the listing, once there is one, as object stores do."""
+        """Return info from the cached listing, if any, as object stores do."""
         if path not in Counted.listed:
             Counted.listed[path] = super().info(path, **options)
         return Counted.listed[path]
@@ -106,9 +106,7 @@ def remote() -> Iterator[UPath]:
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_a_file_is_read_once_for_its_names_and_once_for_its_digest(
-    tmp_path: Path, remote: UPath, pack: Pack, kind: str
-) -> None:
+def test_names_and_digest_read_a_file_once_each(tmp_path: Path, remote: UPath, pack: Pack, kind: str) -> None:
     data = pack(tmp_path / "a", CLIPS, kind).read_bytes()
     (remote / "a.zip").write_bytes(data)
     before = Counted.opened
@@ -118,7 +116,7 @@ def test_a_file_is_read_once_for_its_names_and_once_for_its_digest(
     assert Counted.opened == before + 2
 
 
-def test_a_listing_made_earlier_does_not_hide_that_a_file_changed(tmp_path: Path, remote: UPath, pack: Pack) -> None:
+def test_a_cached_listing_does_not_hide_a_changed_file(tmp_path: Path, remote: UPath, pack: Pack) -> None:
     for name in ("a.wav", "b.wav"):
         (remote / "a.zip").write_bytes(pack(tmp_path / "a", [(name, b"")]).read_bytes())
         assert clip_names(remote / "a.zip") == [name]
@@ -145,7 +143,9 @@ def test_a_file_that_changed_is_read_again(tmp_path: Path, bucket: UPath, pack: 
 
 
 @pytest.mark.parametrize("place", ["local", "remote"])
-def test_a_mended_member_of_a_zip_is_seen_by_reading_it(tmp_path: Path, bucket: UPath, pack: Pack, place: str) -> None:
+def test_a_repaired_member_of_a_zip_is_detected_by_reading_it(
+    tmp_path: Path, bucket: UPath, pack: Pack, place: str
+) -> None:
     path = pack(tmp_path / "a", CLIPS)
     archive = storage.as_path(path) if place == "local" else bucket / "a"
     whole = path.read_bytes()
@@ -167,11 +167,11 @@ def test_an_offset_out_of_this_world_is_only_damage(bucket: UPath, write_zip: Pa
     assert count_damaged(bucket / "a", ["a.wav", "b.wav"]) == 1
 
 
-def test_a_tar_is_never_mended_unseen(tmp_path: Path, pack: Pack) -> None:
+def test_named_clips_of_a_tar_are_counted_as_damaged_unread(tmp_path: Path, pack: Pack) -> None:
     assert count_damaged(storage.as_path(pack(tmp_path / "a", CLIPS, "tar")), ["audio/b.wav"]) == 1
 
 
-# Troubles
+# Errors
 
 TROUBLES = [OSError(errno.EIO, "I/O error"), OSError(errno.ESTALE, "stale"), TimeoutError(), ConnectionResetError("x")]
 

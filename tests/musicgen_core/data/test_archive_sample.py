@@ -1,4 +1,4 @@
-"""Counting clips and taking a few of them, with archives left where they are."""
+"""Counting and sampling clips without staging the archives."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLIP_BYTES = 200_000
 
 
 def clips(count: int, size: int = 100) -> list[tuple[str, bytes]]:
-    """Members of noise, which doesn't compress, and texts between them."""
+    """Return members of noise, which doesn't compress, and texts between them."""
     return [
         member
         for number in range(count)
@@ -74,7 +74,7 @@ def test_clips_of_zips_are_counted_and_those_of_tars_are_not(place: UPath, put: 
     assert unreadable == []
 
 
-def test_an_archive_that_cannot_be_read_is_told_with_its_reason(place: UPath, put: Callable[..., None]) -> None:
+def test_an_unreadable_archive_is_reported_with_its_reason(place: UPath, put: Callable[..., None]) -> None:
     put("a.zip", clips(3))
     (place / "broken.zip").write_bytes(b"PK, and no more of a zip")
     listed, (reason,) = list_archives(find_archives(place))
@@ -101,9 +101,7 @@ def test_places_are_spread_from_the_first_to_the_last(count: int, wanted: int) -
         assert (places[0], places[-1]) == (0, count - 1)
 
 
-def test_archives_are_spread_from_the_first_to_the_last_and_so_are_the_clips_of_a_zip(
-    place: UPath, put: Callable[..., None], tmp_path: Path
-) -> None:
+def test_sampled_archives_and_clips_are_evenly_spread(place: UPath, put: Callable[..., None], tmp_path: Path) -> None:
     for number in range(7):
         put(f"{number}.zip", clips(9))
     _, samples = samples_of(place, 12, tmp_path / "copies")
@@ -111,7 +109,9 @@ def test_archives_are_spread_from_the_first_to_the_last_and_so_are_the_clips_of_
     assert [list(sample.places) for sample in samples] == [[0, 4, 8]] * 4
 
 
-def test_what_a_small_archive_lacks_falls_to_the_others(place: UPath, put: Callable[..., None], tmp_path: Path) -> None:
+def test_the_share_of_a_small_archive_goes_to_the_others(
+    place: UPath, put: Callable[..., None], tmp_path: Path
+) -> None:
     for number, count in enumerate([10, 1, 10, 0, 2]):
         put(f"{number}.zip", clips(count))
     _, samples = samples_of(place, 15, tmp_path / "copies")
@@ -146,7 +146,7 @@ def test_a_sample_opens_as_it_does_in_its_archive(
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_only_what_a_sample_needs_of_a_remote_archive_is_fetched(
+def test_only_the_sampled_bytes_of_a_remote_archive_are_fetched(
     bucket: UPath, tmp_path: Path, pack: Pack, kind: str
 ) -> None:
     storage.upload(pack(tmp_path / "packed", clips(20, CLIP_BYTES), kind), bucket / "a.zip")
@@ -172,7 +172,7 @@ def test_a_rejected_clip_of_a_remote_zip_stays_in_the_sample(bucket: UPath, tmp_
     assert list(sample.places) == [0, 1]
 
 
-def test_a_tar_that_breaks_off_within_the_sample_is_an_error_that_names_it(
+def test_a_tar_truncated_within_the_sample_is_named_in_the_error(
     place: UPath, put: Callable[..., None], tmp_path: Path
 ) -> None:
     put("whole.tar", clips(4, CLIP_BYTES), "tar")
@@ -209,7 +209,7 @@ def test_clips_of_tars_are_estimated_from_those_sampled(
     assert total == pytest.approx(sum(counts) + 5, rel=0.25)  # the 64 KiB that are read ahead are more than a clip
 
 
-def test_clips_of_tars_that_were_not_sampled_are_estimated_from_zips(
+def test_clips_of_unsampled_tars_are_estimated_from_zips(
     place: UPath, put: Callable[..., None], tmp_path: Path
 ) -> None:
     for number, kind in enumerate(["zip", "tar", "zip", "zip", "zip"]):

@@ -62,7 +62,7 @@ def strongest_hertz(samples: NDArray[np.float32]) -> float:
     return float(np.argmax(spectrum)) * SAMPLE_RATE / len(samples)
 
 
-# What a file may hold.
+# Formats.
 
 
 @pytest.mark.parametrize(("format", "endian"), CONTAINERS)
@@ -107,14 +107,14 @@ def test_uncompressed_audio_has_the_very_samples_of_libsndfile(
 
 
 @pytest.mark.parametrize(("format", "subtype"), OTHERS)
-def test_other_formats_named_wav_are_decoded_as_what_they_are(format: str, subtype: str) -> None:
+def test_other_formats_named_wav_are_decoded(format: str, subtype: str) -> None:
     mono = 0.5 * np.sin(2 * np.pi * 440 * np.arange(44_100) / 44_100)
     clip = decoded(written(np.stack([mono, mono], axis=1), 44_100, format, subtype))
     assert clip.rate == 44_100 and clip.seconds == pytest.approx(1, abs=0.05)
     assert strongest_hertz(resample(clip.samples, clip.rate)) == pytest.approx(440, abs=2)
 
 
-# How it is decoded.
+# Decoding.
 
 
 @pytest.mark.parametrize(("format", "subtype"), [("WAV", "PCM_16"), ("WAV", "FLOAT"), *OTHERS])
@@ -142,7 +142,7 @@ def test_many_channels_dont_take_as_many_times_the_memory() -> None:
     assert peak < clip.samples.nbytes + 2 * 4 * mix_down.BLOCK  # all channels at once: 32 MB
 
 
-def test_threads_decode_at_once_what_one_decodes_alone() -> None:
+def test_decoding_is_thread_safe() -> None:
     files = [written(noise(5000 + 100 * i, 2), 44_100, subtype=subtype) for i in range(4) for subtype in SUBTYPES]
     files += [written(noise(5000, 2), 44_100, *other) for other in OTHERS]
     files += [files[0][:-1]]
@@ -180,7 +180,7 @@ def test_no_descriptor_is_left_open() -> None:
     assert len(list(Path("/dev/fd").iterdir())) == before
 
 
-# What is rejected.
+# Rejections.
 
 
 def spoilt(*values: float, at: int = 100, channels: int = 1, channel: int = 0) -> Array:
@@ -215,7 +215,7 @@ opposite = np.sin(np.arange(2000)) * 0.5
     # A written wav tells its second: named by its bytes, the test would have another name in each process.
     ids=lambda value: "data" if isinstance(value, bytes) else None,
 )
-def test_what_cannot_be_used_is_rejected_with_the_reason(data: bytes, reason: str) -> None:
+def test_unusable_clips_are_rejected_with_the_reason(data: bytes, reason: str) -> None:
     assert reason in rejection(data)
 
 
@@ -238,7 +238,7 @@ def test_every_sample_that_is_not_finite_is_found_and_counted(
 
 
 @pytest.mark.parametrize("place", [0, 950, 1999])
-def test_silence_is_told_from_sound_wherever_that_is(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sound_anywhere_is_not_rejected_as_silence(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mix_down, "BLOCK", 100)
     samples = np.zeros((2000, 2))
     for loudness in (1e-30, -1e-30):
@@ -257,8 +257,8 @@ def test_other_formats_that_break_off_are_rejected(format: str, subtype: str) ->
         assert "it breaks off: its header declares 40,000 frames, " in rejection(data[: len(data) // 2])
 
 
-def test_an_mp3_without_a_declared_length_is_decoded_where_libsndfile_reads_all_of_it() -> None:
-    """What players and encoders in a pipe leave: no first frame that holds the length."""
+def test_an_mp3_without_a_declared_length_is_decoded_whole() -> None:
+    """Players and encoders in a pipe write no first frame with the length."""
     sound = 0.4 * np.sin(np.arange(100_000) / 20) + 0.02 * noise(100_000)
 
     def headless(mode: str, level: float) -> bytes:
@@ -278,7 +278,7 @@ def test_a_flac_of_unknown_length_is_rejected_with_the_reason() -> None:
 
 
 @pytest.mark.parametrize("rate", [1, 8000, 32_000, 96_000])
-def test_what_decodes_to_more_than_is_allowed_is_rejected_naming_the_setting(rate: int) -> None:
+def test_too_large_clips_are_rejected_naming_the_setting(rate: int) -> None:
     frames = 3840
     data = written(noise(frames), rate)
     needed = 4 * frames * max(SAMPLE_RATE, rate) // rate
@@ -293,7 +293,7 @@ def test_a_rate_of_one_hertz_does_not_become_gigabytes() -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(rate=st.sampled_from(RATES) | st.integers(1000, 200_000), extra=st.integers(-3, 3))
-def test_what_is_taken_is_at_least_one_frame_of_codes(rate: int, extra: int) -> None:
+def test_a_clip_has_at_least_one_frame_of_codes(rate: int, extra: int) -> None:
     frames = max(1, -(-rate // FRAME_RATE) + extra)
     data = written(np.full(frames, 0.1), rate)
     if frames / rate < 1 / FRAME_RATE:
@@ -314,7 +314,7 @@ WORDS = st.binary(min_size=4, max_size=4) | st.sampled_from([b"\0\0\0\0", b"\xff
     changes=st.lists(st.tuples(st.integers(0, 120), st.binary(min_size=1, max_size=1) | WORDS), max_size=4),
     kept=st.none() | st.integers(0, 4000),
 )
-def test_damaged_files_are_decoded_or_rejected_and_never_another_error(
+def test_damaged_files_are_decoded_or_rejected(
     original: bytes, changes: list[tuple[int, bytes]], kept: int | None
 ) -> None:
     data = bytearray(original)
@@ -329,7 +329,7 @@ MAGICS = [b"", b"RIFF\0\0\0\0WAVE", b"RIFX\0\0\0\0WAVEfmt ", b"RF64\xff\xff\xff\
 
 @settings(max_examples=100, deadline=None)
 @given(magic=st.sampled_from(MAGICS), rest=st.binary(max_size=200))
-def test_random_bytes_are_decoded_or_rejected_and_never_another_error(magic: bytes, rest: bytes) -> None:
+def test_random_bytes_are_decoded_or_rejected(magic: bytes, rest: bytes) -> None:
     assert_decoded_or_rejected(magic + rest)
 
 
@@ -345,7 +345,7 @@ def assert_decoded_or_rejected(data: bytes) -> None:
 # Resampling.
 
 
-def test_a_sound_above_the_new_rates_half_is_removed_and_not_folded_down(make_wav: MakeWav) -> None:
+def test_resampling_does_not_alias(make_wav: MakeWav) -> None:
     clip = decoded(make_wav(20_000, 0.5, 48_000))
     assert np.abs(resample(clip.samples, clip.rate)[2000:-2000]).max() < 0.01
 

@@ -45,18 +45,18 @@ def test_a_path_counts_before_a_file_name_and_that_before_a_stem() -> None:
     assert twins.find("a/x.wav") == (True, "deeper")
 
 
-def test_a_name_that_stands_for_several_descriptions_matches_nothing() -> None:
+def test_an_ambiguous_name_matches_nothing() -> None:
     captions = captions_of(clip("a/x.wav", "one"), clip("b/x.wav", "two"), clip("c/x.wav", "one"), clip("d/y.wav", "y"))
     assert captions.find("e/x.wav") == (False, None)
     assert captions.find("b/x.wav") == (True, "two")
     assert captions.find("e/y.wav") == (True, "y")
 
 
-def test_a_name_that_stands_for_a_description_and_for_none_matches_nothing() -> None:
+def test_a_name_with_and_without_a_description_matches_nothing() -> None:
     assert captions_of(clip("a/x.wav", "one"), clip("b/x.wav", None)).find("c/x.wav") == (False, None)
 
 
-def test_clips_of_one_name_with_the_same_description_match_by_name() -> None:
+def test_equal_names_with_equal_descriptions_match_by_name() -> None:
     assert captions_of(clip("a/x.wav", "same"), clip("b/x.wav", "same")).find("c/x.wav") == (True, "same")
 
 
@@ -112,7 +112,7 @@ def test_every_clip_is_found_under_its_own_path(descriptions: dict[str, str]) ->
 # Reading
 
 
-def test_broken_lines_are_told_by_number_and_the_others_used() -> None:
+def test_broken_lines_are_reported_and_the_others_used() -> None:
     captions = captions_of(
         clip("a.wav"), "{broken", "", "[1]", {"description": "no path"}, {"path": 7}, clip("b.wav"), "null"
     )
@@ -139,7 +139,7 @@ def test_no_line_is_so_bad_that_it_costs_another(line: bytes, at: int) -> None:
     assert captions.find("b.wav") == (True, "b")
 
 
-def test_of_several_lines_for_a_path_the_first_counts_and_the_others_are_told_by_number() -> None:
+def test_the_first_line_for_a_path_counts_and_others_are_reported() -> None:
     captions = captions_of(
         clip("a.wav", "first"), clip("b.wav"), clip("./a.wav", "second"), "", clip("c\\é.wav"), clip("c/e\u0301.wav")
     )
@@ -149,19 +149,19 @@ def test_of_several_lines_for_a_path_the_first_counts_and_the_others_are_told_by
 
 
 @pytest.mark.parametrize("description", [None, "", "  \n", 7, ["a"]])
-def test_a_clip_without_a_usable_description_is_known_and_has_none(description: Any) -> None:
+def test_a_clip_without_a_usable_description_matches(description: Any) -> None:
     assert captions_of(clip("a.wav", description)).find("a.wav") == (True, None)
     assert captions_of({"path": "a.wav", "duration": 3}).find("a.wav") == (True, None)
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
-def test_unicodes_line_separators_inside_a_description_break_no_line(separator: str) -> None:
+def test_unicode_line_separators_do_not_break_lines(separator: str) -> None:
     captions = captions_of(clip("a.wav", f"one{separator}two"), clip("b.wav"), ascii_only=False)
     assert captions.find("a.wav") == (True, f"one{separator}two")
     assert (captions.entries, captions.broken_lines) == (2, ())
 
 
-def test_half_a_surrogate_pair_is_replaced_so_that_the_description_can_be_stored() -> None:
+def test_lone_surrogates_in_a_description_are_replaced() -> None:
     assert captions_of(r'{"path": "a.wav", "description": "a \ud83c b"}').find("a.wav") == (True, "a ? b")
     assert captions_of(r'{"path": "a.wav", "description": "a \ud83c\udfb5"}').find("a.wav") == (True, "a 🎵")
 
@@ -174,7 +174,7 @@ def test_files_from_windows_read_the_same() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp932"])
-def test_metadata_in_any_encoding_that_can_be_told_read_the_same(encoding: str) -> None:
+def test_metadata_in_any_detectable_encoding_read_the_same(encoding: str) -> None:
     lines = [json.dumps(clip(name, "静かなピアノ"), ensure_ascii=False) for name in ("a.wav", "ピアノ.wav")]
     FILE.write_bytes("\r\n".join(lines).encode(encoding))
     captions = load_captions(FILE)
@@ -199,7 +199,7 @@ def test_files_with_byte_order_marks_may_be_joined() -> None:
         '{"title": "a.wav"}'.encode("utf-16"),
     ],
 )
-def test_a_file_that_is_no_metadata_is_named_with_what_it_should_hold(tmp_path: Path, content: bytes) -> None:
+def test_a_file_without_metadata_is_named_with_the_expected_form(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "metadata.jsonl").write_bytes(content)
     with pytest.raises(MetadataError) as refused:
         load_captions(storage.as_path(tmp_path / "metadata.jsonl"))
@@ -227,7 +227,7 @@ def test_a_template_is_filled_from_each_entrys_fields() -> None:
     assert captions.incomplete_lines == ()
 
 
-def test_entries_that_lack_fields_keep_their_description_and_are_told_by_number() -> None:
+def test_incomplete_entries_keep_their_description_and_are_reported() -> None:
     captions = captions_of(
         {"path": "a.wav", "genre": "techno"},
         {"path": "b.wav", "genre": None, "description": "own"},
@@ -245,13 +245,13 @@ def test_entries_that_lack_fields_keep_their_description_and_are_told_by_number(
     ]
 
 
-def test_names_are_as_ambiguous_as_the_descriptions_that_the_template_makes() -> None:
+def test_ambiguity_of_names_follows_the_filled_template() -> None:
     alike = [{"path": f"{folder}/x.wav", "genre": "dub", "description": folder} for folder in "ab"]
     assert captions_of(*alike).find("c/x.wav") == (False, None)
     assert captions_of(*alike, template="{genre}").find("c/x.wav") == (True, "dub")
 
 
-def test_a_template_that_no_line_can_fill_is_an_error_with_the_fields_that_are_there() -> None:
+def test_a_template_that_no_line_fills_lists_the_fields_present() -> None:
     entries = [clip("a.wav") | {"tempo": 120, "Genre": " "}, clip("b.wav") | {"key": "C", "bpm": None}]
     with pytest.raises(MetadataError) as refused:
         captions_of(*entries, "broken", entries[0], template="{genre} at {bpm} in {key}")
@@ -275,7 +275,7 @@ SIDECARS = [
 
 
 @pytest.mark.parametrize("beside", SIDECARS)
-def test_the_caption_counts_before_metadata_and_those_before_a_file_beside_the_clip(beside: Sidecar) -> None:
+def test_precedence_is_caption_then_metadata_then_sidecar(beside: Sidecar) -> None:
     metadata = captions_of(clip("a.wav", "entry"), clip("b.wav", None))
     captioner = Captioner(TokenizeSettings(), metadata)
     assert captioner.describe("a.wav", beside) == captioner.describe("a.wav") == "entry"
@@ -287,7 +287,7 @@ def test_the_caption_counts_before_metadata_and_those_before_a_file_beside_the_c
     assert captioner.uses_sidecars and not always.uses_sidecars
 
 
-def test_the_template_goes_for_metadata_and_for_json_beside_the_clip() -> None:
+def test_the_template_applies_to_metadata_and_json_sidecars() -> None:
     settings = TokenizeSettings(caption_template="all {genre}")
     metadata = captions_of({"path": "a.wav", "genre": "dub"}, clip("b.wav", "own"), template=settings.caption_template)
     captioner = Captioner(settings, metadata)
@@ -302,9 +302,7 @@ def test_the_template_goes_for_metadata_and_for_json_beside_the_clip() -> None:
     ("values", "described"),
     [({}, "TOK, entry"), ({"caption": "always"}, "TOK, always"), ({"caption_template": "a {g}"}, "TOK, a dub")],
 )
-def test_the_prefix_stands_before_every_description_and_alone_where_there_is_none(
-    values: dict[str, str], described: str
-) -> None:
+def test_the_prefix_precedes_descriptions_or_stands_alone(values: dict[str, str], described: str) -> None:
     settings = TokenizeSettings(caption_prefix="TOK", **values)
     FILE.write_bytes(b'{"path": "a.wav", "description": "entry", "g": "dub"}')
     captioner = Captioner(settings, load_captions(FILE, settings))
@@ -318,19 +316,19 @@ def test_the_prefix_stands_before_every_description_and_alone_where_there_is_non
     st.lists(st.builds(Sidecar, st.sampled_from([".json", ".txt"]), st.text(st.characters())), max_size=2),
     st.none() | st.text(st.characters(), min_size=1),
 )
-def test_a_description_is_always_a_text_that_can_be_stored_or_none(sidecars: list[Sidecar], prefix: str | None) -> None:
+def test_a_description_is_storable_text_or_none(sidecars: list[Sidecar], prefix: str | None) -> None:
     text = Captioner(TokenizeSettings(caption_prefix=prefix)).describe("a.wav", *sidecars)
     assert text is None or (text.encode() and text == text.strip())
 
 
 @pytest.mark.parametrize("empty", ["{}", '{"description": null}', "[1]", ""])
-def test_json_that_says_nothing_does_not_hide_the_text_beside_it(empty: str) -> None:
+def test_json_without_a_description_does_not_hide_the_text(empty: str) -> None:
     beside = (Sidecar(".json", empty), Sidecar(".txt", "calm piano"))
     assert Captioner().describe("a.wav", *beside) == "calm piano"
     assert Captioner().remark("a.wav", *beside) is None
 
 
-def test_what_is_too_long_is_cut_at_a_word_and_told() -> None:
+def test_too_long_descriptions_are_cut_at_a_word_and_reported() -> None:
     captioner = Captioner(TokenizeSettings(caption_prefix="TOK"))
     text = captioner.describe("a.wav", beside := Sidecar(".txt", "verse and chorus " * 600))
     assert text is not None and 1980 < len(text) <= 2000 and text.startswith("TOK, verse and")
@@ -340,7 +338,7 @@ def test_what_is_too_long_is_cut_at_a_word_and_told() -> None:
     assert Captioner().remark("a.wav", Sidecar(".txt", "x" * 2000)) is None
 
 
-def test_a_file_beside_a_clip_that_cannot_be_used_is_told_where_it_counts() -> None:
+def test_an_unusable_sidecar_is_reported_where_it_matters() -> None:
     unreadable, broken = Sidecar(".txt", "", "is neither UTF-8 nor …"), Sidecar(".json", "{broken")
     metadata = captions_of(clip("described.wav", "entry"))
     captioner = Captioner(TokenizeSettings(), metadata)
@@ -353,7 +351,7 @@ def test_a_file_beside_a_clip_that_cannot_be_used_is_told_where_it_counts() -> N
 # Checking
 
 
-def test_metadata_that_match_no_clip_are_an_error_with_an_example_of_each() -> None:
+def test_metadata_that_match_no_clip_are_refused_with_examples() -> None:
     captions = captions_of(clip("songs/one.wav"))
     with pytest.raises(MetadataError) as refused:
         check_matches(captions, [("empty", []), ("a", ["audio/two.wav", "audio/three.wav"]), ("b", ["four.wav"])])

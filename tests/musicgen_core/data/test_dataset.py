@@ -33,7 +33,7 @@ MakeClips = Callable[..., Clips]
 
 @pytest.fixture(scope="session")
 def clips_of(write_shard: WriteShard) -> MakeClips:
-    """Clips of these lengths whose codes tell their place: codebook × 500 + frame + 1."""
+    """Return clips of these lengths whose codes encode their position: codebook × 500 + frame + 1."""
 
     def make(frames: Sequence[int], descriptions: Sequence[str | None] | None = None) -> Clips:
         texts = descriptions or [f"clip {index}" for index in range(len(frames))]
@@ -55,7 +55,7 @@ def tokens(request: pytest.FixtureRequest, tmp_path: Path, bucket: UPath) -> UPa
     return storage.as_path(tmp_path / "tokens") if request.param == "local" else bucket
 
 
-def test_clips_of_all_shards_are_loaded_in_the_order_of_archives_and_members(
+def test_clips_are_loaded_in_order_of_archives_and_members(
     tokens: UPath, tmp_path: Path, write_shard: WriteShard, row: MakeRow
 ) -> None:
     second = [row("z.wav", 9, "z"), row("y.wav", 3)]
@@ -88,7 +88,7 @@ def test_the_order_is_the_same_whatever_is_in_the_cache_already(
         assert list(clips.fingerprints) == list("abcde")
 
 
-def test_shards_have_a_fingerprint_of_their_codes_and_one_of_their_captions(
+def test_shards_have_fingerprints_of_codes_and_of_captions(
     tmp_path: Path, write_shard: WriteShard, row: MakeRow
 ) -> None:
     tokens = storage.as_path(tmp_path / "tokens")
@@ -116,7 +116,7 @@ def test_shards_that_are_not_whole_are_left_out_and_named(
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "without clips", "not whole"])
-def test_a_directory_without_clips_is_named_with_the_command_to_run(
+def test_an_empty_directory_is_named_with_the_command_to_run(
     tokens: UPath, tmp_path: Path, write_shard: WriteShard, row: MakeRow, kind: str
 ) -> None:
     if kind == "empty":
@@ -132,7 +132,7 @@ def test_a_directory_without_clips_is_named_with_the_command_to_run(
     assert "musicgen-flows tokenize" in refused.value.next_step
 
 
-def test_codes_of_another_models_codec_are_refused_by_the_shards_name(
+def test_codes_of_another_codec_are_refused_naming_the_shard(
     tokens: UPath, tmp_path: Path, write_shard: WriteShard, row: MakeRow
 ) -> None:
     write_shard(tokens, "a", [row("x.wav", 5)])
@@ -165,7 +165,7 @@ def sides(values: list[int], fraction: float) -> tuple[set[int], set[int]]:
 
 
 @given(values=hashes, fraction=fractions)
-def test_each_clip_is_on_one_side_and_no_side_is_empty_that_need_not_be(values: list[int], fraction: float) -> None:
+def test_the_split_is_a_partition_with_no_empty_side(values: list[int], fraction: float) -> None:
     training, validation = sides(values, fraction)
     assert training | validation == set(values) and not training & validation
     assert training
@@ -205,7 +205,7 @@ def test_the_share_of_validation_clips_is_the_fraction_asked_for() -> None:
     assert len(sides(values, 0.05)[1]) == pytest.approx(1000, abs=120)
 
 
-def test_the_hash_of_a_clip_is_the_same_on_every_machine_and_in_every_version() -> None:
+def test_clip_hashes_are_the_same_on_every_machine() -> None:
     assert clip_hash("archive_batch_0001", "audio/x.wav") == 9874430093656066926
     assert clip_hash("a", "b.wav") != clip_hash("b", "b.wav")
 
@@ -240,9 +240,7 @@ def test_a_batch_holds_a_crop_of_each_clip_padded_at_the_end(
 
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), epoch=st.integers(1, 100))
-def test_the_same_position_in_the_data_gives_the_same_batch_whatever_is_beside_it(
-    seed: int, epoch: int, clips_of: MakeClips
-) -> None:
+def test_a_position_in_the_data_determines_its_crop(seed: int, epoch: int, clips_of: MakeClips) -> None:
     clips = clips_of([200, 300, 250])
     together = training_batch(clips, [0, 1, 2], 50, 0.5, seed, epoch)
     for index in range(3):

@@ -1,4 +1,4 @@
-"""A native decoder never runs without a bound, can be interrupted, and takes nothing with it when it dies."""
+"""A native decoder has a time limit, can be interrupted, and affects nothing else when it crashes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def sound(subtype: str, format: str = "WAV", rate: int = 32_000) -> bytes:
 
 
 def hanging(subtype: str) -> bytes:
-    """A wav whose LIST chunk has a sub-chunk of -8 bytes: libsndfile reads that for ever."""
+    """Return a wav whose LIST chunk has a sub-chunk of -8 bytes, on which libsndfile loops forever."""
     data = sound(subtype)
     fmt_end = 20 + struct.unpack("<I", data[16:20])[0]
     return data[:4] + struct.pack("<I", len(data) + 12) + data[8:fmt_end] + HANGING_LIST + data[fmt_end:]
@@ -52,7 +52,7 @@ def assert_decodes() -> None:
         assert len(decode(file).samples) == len(TONE)
 
 
-def test_a_size_that_leads_back_does_not_keep_uncompressed_audio_from_being_read() -> None:
+def test_a_negative_chunk_size_does_not_stop_pcm_decoding() -> None:
     with opened(hanging("PCM_16")) as file, opened(sound("PCM_16")) as plain:
         np.testing.assert_array_equal(decode(file).samples, decode(plain).samples)
 

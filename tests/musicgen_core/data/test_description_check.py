@@ -23,7 +23,7 @@ def found(*archives: Path, captioner: Captioner | None = None) -> str | None:
     return undescribed_clips([storage.as_path(path) for path in archives], captioner or Captioner())
 
 
-def test_clips_without_any_description_are_told_by_their_archive(tmp_path: Path) -> None:
+def test_clips_without_descriptions_are_reported_by_archive(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", x_wav="", y_wav="")
     assert found(archive) == "none of the 2 clips in a.zip"
 
@@ -43,7 +43,7 @@ def test_one_described_clip_is_enough(tmp_path: Path) -> None:
     assert found(make_zip(tmp_path / "b.zip", z_wav=""), captioner=captioner) is None
 
 
-def test_what_cannot_tell_is_passed_over(tmp_path: Path) -> None:
+def test_tars_and_unreadable_or_empty_zips_are_skipped(tmp_path: Path) -> None:
     broken = tmp_path / "a.zip"
     broken.write_bytes(b"not an archive")
     with tarfile.open(tmp_path / "b.tar", "w") as tar:

@@ -41,7 +41,7 @@ def test_fields_are_written_as_people_do(value: Any, text: str) -> None:
 @pytest.mark.parametrize(
     "value", [None, "", " \n", [], ["", None], {}, {"a": "b"}, [["a"]], float("nan"), float("inf"), -float("inf")]
 )
-def test_what_has_no_text_counts_as_missing(value: Any) -> None:
+def test_fields_without_text_count_as_missing(value: Any) -> None:
     assert field_text(value) is None
     assert fill_template("{genre} {bpm}", {"genre": value, "bpm": 120}) is None
 
@@ -55,7 +55,7 @@ def test_every_field_of_the_template_must_be_there() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(min_size=1))
-def test_what_stands_in_a_field_is_never_taken_for_a_template(text: str) -> None:
+def test_field_values_are_never_used_as_templates(text: str) -> None:
     for hostile in (text, f"{{{text}}}", "{genre.__class__}", "{0}"):
         assert fill_template("{genre}", {"genre": hostile}) == (hostile.strip() or None)
 
@@ -75,14 +75,14 @@ def test_a_text_beside_a_clip_is_taken_as_it_is_on_one_line(text: str, descripti
 
 
 @pytest.mark.parametrize("text", ["", "{broken", "[1]", "null", '"text"', "[" * 100_000, '{"description": 7}', "{}"])
-def test_json_beside_a_clip_that_says_nothing_is_no_description(text: str) -> None:
+def test_json_sidecars_without_text_give_no_description(text: str) -> None:
     assert describe_sidecar(Sidecar(".json", text), None) is None
     assert describe_sidecar(Sidecar(".json", text), "{genre}") is None
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.sampled_from(["description", "genre", "bpm"]), JSON))
-def test_an_entry_with_all_fields_is_described_by_the_template_and_any_other_by_itself(entry: dict[str, Any]) -> None:
+def test_the_template_is_used_only_for_complete_entries(entry: dict[str, Any]) -> None:
     described = describe_sidecar(Sidecar(".json", json.dumps(entry)), "{genre}, {bpm} bpm")
     genre, bpm = field_text(entry.get("genre")), field_text(entry.get("bpm"))
     own = entry.get("description")

@@ -28,7 +28,7 @@ def touch(folder: UPath, *names: str) -> None:
         storage.write_text(folder / name, "")
 
 
-def test_a_directory_gives_its_archives_in_natural_order_and_nothing_else(folder: UPath) -> None:
+def test_a_directory_gives_only_its_archives_in_natural_order(folder: UPath) -> None:
     archives = ["b_1.zip", "b_2.ZIP", "b_3.tgz", "b_10.tar.gz", "b_11.tar", "b_12.tar.zst", "b_100.txz"]
     touch(
         folder, *reversed(archives), "metadata.jsonl", "b_4.zip.part", "._b_5.zip", "sub/b_6.zip", "b_7.zip/inside.txt"
@@ -47,7 +47,7 @@ def test_a_glob_gives_the_files_that_it_matches_in_natural_order(folder: UPath) 
 
 
 @pytest.mark.parametrize("place", ["", "missing.zip", "nothing_*.zip", "missing/folder"])
-def test_nothing_found_is_an_error_that_names_the_place(folder: UPath, place: str) -> None:
+def test_nothing_found_is_an_error_that_names_the_location(folder: UPath, place: str) -> None:
     touch(folder, "metadata.jsonl")
     with pytest.raises(ArchiveError, match=re.escape(f"no archives found at {folder / place}")) as refused:
         find_archives(str(folder / place))
@@ -61,7 +61,7 @@ def test_two_archives_of_one_stem_are_an_error_that_names_both(folder: UPath) ->
     assert all(word in refused.value.found for word in ("b_1.zip", "b_1.tar.gz", "the shard b_1"))
 
 
-def test_files_that_are_not_read_are_named_with_what_to_do(folder: UPath) -> None:
+def test_ignored_files_are_named_with_advice(folder: UPath) -> None:
     others = ["a.7z", "b.RAR", "c.tar.lz4", "d.part1.rar", "e.zip.001", "f.tbz", "g.tar.Z"]
     touch(
         folder, "x.zip", *others, "y.zip.crdownload", "z.tar.gz.part", "metadata.jsonl", "README.md", "._a.7z", "s.7z/h"
@@ -73,7 +73,7 @@ def test_files_that_are_not_read_are_named_with_what_to_do(folder: UPath) -> Non
     assert names_found(folder) == ["x.zip"] and passed_over(folder / "x.zip") == []
 
 
-def test_a_directory_without_archives_names_what_it_has_instead(folder: UPath) -> None:
+def test_a_directory_without_archives_names_its_content(folder: UPath) -> None:
     touch(folder, "a.7z")
     with pytest.raises(ArchiveError, match=r"no archives found at .*; a\.7z not read, as only zips and tars are"):
         find_archives(folder)

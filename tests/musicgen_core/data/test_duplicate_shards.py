@@ -47,16 +47,14 @@ def test_a_run_keeps_the_shards_that_it_began_with(
     assert len(list(clips.problems())) == ("x" in began_with and "x (1)" in began_with)
 
 
-def test_descriptions_that_training_cuts_are_counted_and_named(
-    tmp_path: Path, write_shard: WriteShard, row: MakeRow
-) -> None:
+def test_descriptions_shortened_by_training_are_reported(tmp_path: Path, write_shard: WriteShard, row: MakeRow) -> None:
     tokens = storage.as_path(tmp_path / "tokens")
     fitting, long = "é" * 2000, "x" * 2001
     write_shard(tokens, "a", [row("fits.wav", 5, fitting), row("long.wav", 5, long), row("none.wav", 5)])
     write_shard(tokens, "b", [row(f"{number}.wav", 6, long) for number in range(3)])
     write_shard(tokens, "c", [row("short.wav", 7, "calm")])
-    [told] = cut_descriptions(load_clips(tokens, CODEC, tmp_path / "cache"), tokens)
-    assert told.startswith(
+    [sentence] = cut_descriptions(load_clips(tokens, CODEC, tmp_path / "cache"), tokens)
+    assert sentence.startswith(
         "4 descriptions of more than 2,000 characters cut to that: a: long.wav, b: 0.wav, b: 1.wav and 1"
     )
     clips = load_clips(tokens, CODEC, tmp_path / "cache")

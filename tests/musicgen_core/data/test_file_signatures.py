@@ -22,7 +22,7 @@ from musicgen_core.errors import ArchiveError
         (b"\xef\xbb\xbf\r\n<!-- x -->\n<HTML lang=en>", "HTML page"),
     ],
 )
-def test_what_is_no_archive_is_called_what_it_is(tmp_path: Path, data: bytes, told: str) -> None:
+def test_foreign_files_are_called_by_their_kind(tmp_path: Path, data: bytes, told: str) -> None:
     (tmp_path / "a.zip").write_bytes(data + bytes(100))
     with pytest.raises(ArchiveError, match=told) as refused, open_archive(tmp_path / "a.zip"):
         pass

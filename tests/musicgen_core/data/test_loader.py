@@ -41,7 +41,7 @@ def no_thread_is_left_behind() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 100])
-def test_batches_are_those_made_without_threads_and_in_their_order(batches: list[Make], ahead: int) -> None:
+def test_prefetched_batches_equal_sequential_ones_in_order(batches: list[Make], ahead: int) -> None:
     with prefetched(batches, ahead) as made:
         for expected, batch in zip((make() for make in batches), made, strict=True):
             assert torch.equal(batch.codes, expected.codes) and torch.equal(batch.frames, expected.frames)
@@ -68,7 +68,7 @@ def test_batches_are_made_while_one_is_used_and_not_too_many(batches: list[Make]
 
 
 @pytest.mark.parametrize("broken", ["making", "drawing"])
-def test_an_error_comes_at_its_place(batches: list[Make], broken: str) -> None:
+def test_an_error_is_raised_at_its_position(batches: list[Make], broken: str) -> None:
     def fail() -> Batch:
         raise OSError("gone")
 

@@ -60,7 +60,7 @@ def test_numbers_beyond_the_tenth_are_not_listed() -> None:
     assert report.lines() == ["metadata.jsonl: 1,200 lines can't be used: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, …"]
 
 
-def test_entries_that_share_a_name_and_a_description_all_match_by_that_name() -> None:
+def test_entries_with_equal_name_and_description_all_match() -> None:
     captions = captions_of(*entries(["a/x.wav", "b/x.wav"], "same"))
     assert match_report(captions, ["c/x.wav"]).unmatched.count == 0
     assert match_report(captions, ["a/x.wav"]).unmatched.examples == ["b/x.wav"]
@@ -80,9 +80,7 @@ paths = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(paths.filter(bool), paths, st.sampled_from(["", "same"]))
-def test_an_entry_matches_where_it_or_one_like_it_describes_a_clip(
-    known: list[str], clips: list[str], description: str
-) -> None:
+def test_an_entry_matches_if_it_or_an_equal_one_is_used(known: list[str], clips: list[str], description: str) -> None:
     captions = captions_of(*entries(known, description))
     matched: set[str] = set()
     for clip in clips:

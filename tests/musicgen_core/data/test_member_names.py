@@ -21,7 +21,7 @@ def test_utf8_is_known_without_a_flag(names: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", JAPANESE)
-def test_names_of_a_japanese_windows_are_known_one_by_one_and_together(name: str) -> None:
+def test_names_of_a_japanese_windows_are_recognised(name: str) -> None:
     assert encoding_of([name.encode("cp932")]) == "cp932"
     assert encoding_of([n.encode("cp932") for n in [*JAPANESE, "track 1.wav"]]) == "cp932"
 
@@ -48,7 +48,7 @@ def test_every_encoding_of_python_may_be_asked_for(encoding: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["", "klingon", "hex", "rot13", "a\0b"])
-def test_what_is_no_encoding_of_text_is_refused_with_the_setting(encoding: str) -> None:
+def test_codecs_that_are_no_text_encodings_are_refused(encoding: str) -> None:
     with pytest.raises(ConfigError, match="name_encoding"):
         check_encoding(encoding)
 

@@ -54,7 +54,7 @@ def test_a_bit_that_flipped_beside_the_codes_is_found(tmp_path: Path, row: Calla
     per_batch=st.sampled_from([64, 128, 1024]),
 )
 @settings(deadline=None, max_examples=30)
-def test_a_packed_shard_gives_what_was_written_to_it(
+def test_a_packed_shard_returns_its_clips(
     frames: list[int], texts: list[str | None], per_batch: int, row: Callable[..., Row]
 ) -> None:
     rows = [row(f"{number}.wav", length, texts[number % len(texts)]) for number, length in enumerate(frames)]
@@ -108,7 +108,7 @@ def test_codes_beyond_the_shards_own_cardinality_are_refused(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["other columns", "no parquet", "a page"])
-def test_a_damaged_shard_is_named_with_what_to_do(tmp_path: Path, row: Callable[..., Row], kind: str) -> None:
+def test_a_damaged_shard_is_named_with_advice(tmp_path: Path, row: Callable[..., Row], kind: str) -> None:
     path = write_parquet(tmp_path / "a.parquet", [row("x.wav", 500)])
     if kind == "other columns":
         table = pa.table({"clip": ["x.wav"]}).replace_schema_metadata({"codec": CODEC})
@@ -142,7 +142,7 @@ def test_damaged_codes_are_never_used(place: float, bit: int, row: Callable[...,
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "cut", "text", "a folder", "other columns", "other clips"])
-def test_what_is_no_packed_shard_is_not_opened(tmp_path: Path, row: Callable[..., Row], kind: str) -> None:
+def test_other_files_are_not_opened_as_packed_shards(tmp_path: Path, row: Callable[..., Row], kind: str) -> None:
     path = packed(tmp_path, [row("x.wav", 9)]).path
     data = path.read_bytes()
     path.unlink()

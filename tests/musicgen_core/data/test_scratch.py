@@ -17,9 +17,7 @@ from musicgen_core.data.scratch import filled, scratch
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_content_is_read_through_the_file_and_through_its_descriptor(
-    in_memory: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_content_is_readable_by_file_and_by_descriptor(in_memory: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not in_memory:
         monkeypatch.setattr(module, "_MAX_IN_MEMORY", -1)
     for blocks in ([], [b"a"], [b"ab", b"c" * 100_000], [b"x" * (1 << 20)] * 3):
@@ -32,9 +30,7 @@ def test_content_is_read_through_the_file_and_through_its_descriptor(
             assert file.read() == b"".join(blocks)
 
 
-def test_only_what_is_large_goes_to_the_disk_and_nothing_stays_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_large_files_are_on_disk_and_none_remains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with scratch(64 << 20) as small, scratch((64 << 20) + 1) as large:
         assert os.fstat(small.fileno()).st_dev != os.fstat(large.fileno()).st_dev
@@ -58,7 +54,7 @@ def no_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("fault", [no_room, no_folder])
-def test_a_clip_that_the_temporary_folder_has_no_room_for_is_read_all_the_same(
+def test_a_clip_is_read_even_if_the_temporary_folder_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Path, pytest.MonkeyPatch], None]
 ) -> None:
     content = bytes(range(250)) * 4
@@ -81,7 +77,7 @@ def test_a_folder_with_just_enough_room_is_used(tmp_path: Path, monkeypatch: pyt
 
 
 def descriptors() -> set[str]:
-    """Those on scratch files: others come and go with the threads of other tests."""
+    """Return the descriptors of scratch files, ignoring those of other tests' threads."""
     found = set()
     for entry in Path("/proc/self/fd").iterdir():
         with suppress(OSError):

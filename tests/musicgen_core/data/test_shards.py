@@ -66,7 +66,7 @@ def tokens(request: pytest.FixtureRequest, tmp_path: Path, bucket: UPath) -> UPa
 
 @pytest.fixture
 def published(tokens: UPath, scratch: Path) -> UPath:
-    """A directory with the whole shard of `a.zip`."""
+    """Return a directory with the complete shard of `a.zip`."""
     publish_shard(write(scratch / "a.parquet", [row("x.wav"), row("y.wav"), row("z.wav")]), REPORT, tokens)
     return tokens
 
@@ -92,10 +92,10 @@ def test_rows_read_back_as_they_were_written(scratch: Path, rows: list[Row]) -> 
     assert all(entry.codes.dtype == np.uint16 for entry in found)
 
 
-# The format of the contracts
+# The documented format
 
 
-def test_the_parquet_file_has_the_columns_that_other_programs_rely_on(scratch: Path) -> None:
+def test_the_parquet_file_has_the_documented_columns(scratch: Path) -> None:
     table = pq.read_table(write(scratch / "a.parquet", [row("x.wav", 7, "text"), row("y.wav", 3)]))
     assert [(field.name, field.type) for field in table.schema] == [
         ("clip", pa.string()),
@@ -110,7 +110,7 @@ def test_the_parquet_file_has_the_columns_that_other_programs_rely_on(scratch: P
     assert second["description"] is None
 
 
-def test_the_files_metadata_tell_what_the_codes_are(scratch: Path) -> None:
+def test_the_file_metadata_describe_the_codes(scratch: Path) -> None:
     path = write(scratch / "a.parquet", [row("x.wav")], codec="sha256:abc")
     metadata = pq.read_schema(path).metadata
     assert {key: metadata[key] for key in metadata if key != b"ARROW:schema"} == {
@@ -132,7 +132,7 @@ def test_row_groups_have_at_most_64_clips_and_are_zstd(scratch: Path, rows: int,
     assert {group.column(4).compression for group in found} <= {"ZSTD"}
 
 
-def test_the_report_is_json_with_the_names_of_the_contracts(published: UPath) -> None:
+def test_the_report_is_json_with_the_documented_fields(published: UPath) -> None:
     values = json.loads((published / "a.json").read_text(encoding="utf-8"))
     assert values == {
         "archive": "a.zip",
@@ -154,7 +154,7 @@ def test_reports_of_earlier_versions_are_read() -> None:
     assert ShardReport.parse(json.dumps(values)) == REPORT
 
 
-# Whole or not
+# Complete or not
 
 
 def test_a_published_shard_is_two_files_and_whole(published: UPath) -> None:
@@ -176,7 +176,7 @@ def test_a_parquet_file_that_breaks_off_anywhere_is_not_whole(published: UPath) 
         assert read_report(published, "a") is None
 
 
-def test_a_report_that_breaks_off_or_is_another_programs_does_not_count(published: UPath) -> None:
+def test_truncated_and_foreign_reports_are_ignored(published: UPath) -> None:
     _, marker = shard_paths(published, "a")
     whole = marker.read_text(encoding="utf-8")
     strange = ["", "null", "[]", "{}", "7", '{"rejected": [3]}', whole.replace('"clips"', '"clip_count"')]
@@ -185,12 +185,12 @@ def test_a_report_that_breaks_off_or_is_another_programs_does_not_count(publishe
         assert read_report(published, "a") is None
 
 
-def test_a_report_that_counts_other_rows_than_there_are_does_not_count(tokens: UPath, scratch: Path) -> None:
+def test_a_report_with_a_wrong_row_count_is_ignored(tokens: UPath, scratch: Path) -> None:
     publish_shard(write(scratch / "a.parquet", [row("x.wav")]), REPORT, tokens)
     assert read_report(tokens, "a") is None
 
 
-def test_a_publication_that_fails_half_way_leaves_no_shard_that_counts(
+def test_a_failed_publication_leaves_no_complete_shard(
     published: UPath, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(local: Path, target: UPath) -> None:
@@ -224,7 +224,7 @@ def test_a_flipped_byte_in_a_page_of_codes_is_an_error(scratch: Path) -> None:
         path.write_bytes(whole)
 
 
-def test_a_flipped_bit_anywhere_gives_no_other_codes_and_no_other_error(scratch: Path) -> None:
+def test_a_flipped_bit_is_harmless_or_a_tokens_error(scratch: Path) -> None:
     rows = [row(f"{number}.wav", 20, "text") for number in range(3)]
     path = write(scratch / "anywhere.parquet", rows)
     whole = path.read_bytes()

@@ -51,7 +51,7 @@ def write(path: Path, entries: Sequence[tuple[tarfile.TarInfo, bytes]], form: in
 
 
 def sealed(header: bytearray) -> bytes:
-    """With the checksum of what it holds."""
+    """Return the header with a valid checksum."""
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     return bytes(header)
@@ -68,7 +68,7 @@ def test_every_format_is_read(tmp_path: Path, contents: Contents, form: int) -> 
     ]
 
 
-def test_links_and_devices_are_rejected_and_the_rest_goes_on(tmp_path: Path, contents: Contents) -> None:
+def test_links_and_devices_are_rejected_and_the_rest_is_read(tmp_path: Path, contents: Contents) -> None:
     kinds = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, b"M"]
     entries = [entry(f"{i}.wav", type=kind, linkname="/etc/passwd") for i, kind in enumerate(kinds)]
     path = write(tmp_path / "a", [*entries, entry("folder.wav", type=tarfile.DIRTYPE), entry("good.wav", b"good")])
@@ -119,7 +119,7 @@ def test_names_are_read_as_they_were_meant(
     assert names == [name, "é.wav"]
 
 
-def test_the_setting_decides_but_for_names_that_are_utf8_by_the_format(tmp_path: Path, contents: Contents) -> None:
+def test_the_setting_applies_except_to_names_declared_as_utf8(tmp_path: Path, contents: Contents) -> None:
     raw_name = "音乐.wav".encode("gbk").decode("utf-8", "surrogateescape")
     path = write(tmp_path / "a", [entry(raw_name), entry("é.wav", pax_headers={"path": "é.wav"})], tarfile.GNU_FORMAT)
     assert contents(path, name_encoding="gbk")[0][0] == "音乐.wav"
@@ -150,7 +150,7 @@ def test_one_block_of_zeros_is_an_end_mark(tmp_path: Path, pack: Pack, contents:
 
 
 @pytest.mark.parametrize("module", [gzip, bz2, lzma])
-def test_a_compressed_tar_is_read_to_the_checked_end_of_its_stream(
+def test_a_compressed_tar_is_verified_to_the_end_of_its_stream(
     tmp_path: Path, pack: Pack, contents: Contents, module: ModuleType
 ) -> None:
     data = bytearray(module.compress(pack(tmp_path / "a.tar", CLIPS, "tar").read_bytes() + bytes(3_000_000)))
@@ -175,7 +175,7 @@ def test_the_checksum_of_zstandard_is_verified(tmp_path: Path, contents: Content
 def test_compression_in_several_streams_is_read_to_the_end(
     tmp_path: Path, pack: Pack, contents: Contents, compress: Callable[[bytes], bytes]
 ) -> None:
-    """As pbzip2, bgzip and pzstd write it."""
+    """Such files are written by pbzip2, bgzip and pzstd."""
     plain = pack(tmp_path / "a.tar", CLIPS, "tar").read_bytes()
     half = len(plain) // 2
     (tmp_path / "b.tar").write_bytes(compress(plain[:half]) + compress(plain[half:]))
@@ -221,7 +221,7 @@ def test_sizes_that_can_not_be_are_an_error_at_once(
         contents(tmp_path / "a", limits=Limits(max_clip_bytes=1 << 62))
 
 
-def test_headers_that_change_lead_to_no_other_error_than_the_archives(tmp_path: Path, contents: Contents) -> None:
+def test_changed_headers_raise_only_archive_errors(tmp_path: Path, contents: Contents) -> None:
     entries = [entry("y" * 120 + ".wav", b"data", pax_headers={"GNU.sparse.map": "0,2,3,1", "GNU.sparse.size": "6"})]
     whole = write(tmp_path / "whole", [*entries, entry("a.txt", b"text"), entry("é.wav", b"a" * 600)]).read_bytes()
     heads = [place for place in range(0, len(whole), 512) if whole[place + 257 : place + 262] == b"ustar"]
@@ -256,7 +256,7 @@ def test_a_header_that_tarfile_stumbles_over_is_an_error(
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
-def test_what_a_header_says_of_the_next_is_never_large(tmp_path: Path, contents: Contents, kind: bytes) -> None:
+def test_extension_headers_are_never_large(tmp_path: Path, contents: Contents, kind: bytes) -> None:
     path = write(tmp_path / "a", [entry("x", bytes(2 << 20), type=kind), entry("a.wav")])
     with pytest.raises(ArchiveError, match="about the next one"):
         contents(path)
@@ -278,7 +278,7 @@ def test_a_clip_over_the_limit_is_rejected_with_the_setting(tmp_path: Path, cont
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.bin"])
-def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused(
+def test_an_archive_bomb_is_refused(
     tmp_path: Path, pack: Pack, contents: Contents, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     path = pack(tmp_path / "a", [(name, bytes(5 << 20))] * 3 + [("b.wav", b"")], "tar.gz")
@@ -291,7 +291,7 @@ def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused(
     assert contents(path, limits=Limits(max_ratio=2000))[-1] == ("b.wav", b"")
 
 
-def test_holes_count_as_what_they_unpack_to(
+def test_holes_count_with_their_unpacked_size(
     tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, _ = entry("a.wav", pax_headers={"GNU.sparse.map": "0,0", "GNU.sparse.size": str(5 << 20)})

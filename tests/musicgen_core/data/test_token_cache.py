@@ -61,7 +61,7 @@ def load_elsewhere(tokens: UPath, folder: Path) -> Iterator[Callable[[], subproc
 
 
 def loaded(tokens: UPath, folder: Path, limit: int) -> tuple[object, object]:
-    """Load within a limit → what keeps the entries leased."""
+    """Load within a limit, and return the object that keeps the entries leased."""
     stems = sorted(path.stem for path in tokens.iterdir() if path.suffix == ".parquet")
     reports = {stem: report for stem in stems if (report := read_report(tokens, stem)) is not None}
     return TokenCache(folder, limit).packed(tokens, reports, CODEC)
@@ -98,7 +98,7 @@ def test_a_second_start_reads_no_codes_from_where_the_tokens_are(
 
 
 @pytest.mark.parametrize("changed", ["captions_fingerprint", "fingerprint"])
-def test_a_shard_with_another_report_is_read_anew(
+def test_a_shard_with_another_report_is_read_again(
     tokens: UPath, folder: Path, write_shard: WriteShard, row: MakeRow, changed: str
 ) -> None:
     write_shard(tokens, "a", [row("x.wav", 5, "before")], fingerprint="one")
@@ -107,7 +107,7 @@ def test_a_shard_with_another_report_is_read_anew(
     assert load_clips(tokens, CODEC, folder).descriptions[0] == "after"
 
 
-def test_a_mended_archive_is_read_anew_though_its_fingerprint_is_the_same(
+def test_a_repaired_archive_with_an_equal_fingerprint_is_reread(
     tokens: UPath, folder: Path, write_shard: WriteShard, row: MakeRow
 ) -> None:
     write_shard(tokens, "a", [row("x.wav", 5)], fingerprint="one")
@@ -133,7 +133,7 @@ def test_a_damaged_entry_is_made_again(
     assert np.array_equal(clips.codes_of(0), expected)
 
 
-def test_codes_that_are_damaged_in_the_cache_stop_the_run_and_the_next_one_has_them_again(
+def test_codes_damaged_in_the_cache_are_regenerated_by_the_next_run(
     tokens: UPath, folder: Path, write_shard: WriteShard, row: MakeRow
 ) -> None:
     clip = row("x.wav", 500)
@@ -147,7 +147,7 @@ def test_codes_that_are_damaged_in_the_cache_stop_the_run_and_the_next_one_has_t
     assert np.array_equal(load_clips(tokens, CODEC, folder).codes_of(0), clip.codes)
 
 
-def test_the_entry_used_longest_ago_gives_way_and_none_in_use_does(
+def test_the_least_recently_used_unleased_entry_is_evicted(
     tokens: UPath, folder: Path, write_shard: WriteShard, row: MakeRow
 ) -> None:
     def entry_of(stem: str) -> Path:
@@ -182,7 +182,7 @@ def test_tokens_larger_than_the_limit_can_be_used(
     assert len(entries(folder)) == len(shards) == 3
 
 
-def test_what_another_process_uses_stays_until_it_is_gone(
+def test_entries_used_by_another_process_stay_until_it_ends(
     tokens: UPath, folder: Path, write_shard: WriteShard, row: MakeRow, load_elsewhere: Callable[[], Any]
 ) -> None:
     write_shard(tokens, "a", [row("x.wav", 5000)])
@@ -213,7 +213,7 @@ def test_processes_that_start_together_pack_each_shard_once(
     assert len(entries(folder)) == 20
 
 
-def test_what_a_killed_process_left_half_written_is_removed(
+def test_partial_files_of_a_killed_process_are_removed(
     tokens: UPath, folder: Path, write_shard: WriteShard, row: MakeRow
 ) -> None:
     folder.mkdir()
@@ -239,7 +239,7 @@ def test_files_of_others_in_the_folder_stay(tokens: UPath, folder: Path, write_s
     assert all(path.exists() for path in theirs) and (folder / ".lock").read_text() == "of somebody else"
 
 
-def test_tokens_that_the_disk_has_no_room_for_are_refused_before_they_are_fetched(
+def test_tokens_too_large_for_the_disk_are_refused_before_fetching(
     tokens: UPath, folder: Path, write_shard: WriteShard, row: MakeRow
 ) -> None:
     write_shard(tokens, "a", [row("x.wav", 5)])
@@ -252,9 +252,7 @@ def test_tokens_that_the_disk_has_no_room_for_are_refused_before_they_are_fetche
     assert len(entries(folder)) == 1  # nothing gave way in vain
 
 
-def test_a_disk_that_fills_up_meanwhile_is_named(
-    tokens: UPath, folder: Path, write_shard: WriteShard, row: MakeRow
-) -> None:
+def test_a_disk_that_fills_up_is_named(tokens: UPath, folder: Path, write_shard: WriteShard, row: MakeRow) -> None:
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "none", folder], capture_output=True).returncode:
         pytest.skip("needs the right to mount")
@@ -268,7 +266,7 @@ def test_a_disk_that_fills_up_meanwhile_is_named(
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_a_place_that_can_hold_no_cache_is_named(
+def test_an_unwritable_cache_directory_is_named(
     tokens: UPath, folder: Path, write_shard: WriteShard, row: MakeRow
 ) -> None:
     write_shard(tokens, "a", [row("x.wav", 5)])
@@ -278,7 +276,7 @@ def test_a_place_that_can_hold_no_cache_is_named(
     assert FOLDER_VARIABLE in refused.value.next_step
 
 
-def test_the_cache_is_in_the_users_cache_or_where_the_environment_says(
+def test_the_environment_can_move_the_cache_directory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokens: UPath, write_shard: WriteShard, row: MakeRow
 ) -> None:
     monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
@@ -291,7 +289,7 @@ def test_the_cache_is_in_the_users_cache_or_where_the_environment_says(
     assert len(entries(tmp_path / "elsewhere")) == 1
 
 
-def test_a_shard_that_changes_while_it_is_read_is_not_taken_for_what_its_report_says(
+def test_a_shard_replaced_while_being_read_is_not_cached(
     tokens: UPath, folder: Path, write_shard: WriteShard, row: MakeRow
 ) -> None:
     report = write_shard(tokens, "a", [row("x.wav", 5)])

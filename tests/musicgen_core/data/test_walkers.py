@@ -1,4 +1,4 @@
-"""Whatever bytes a file holds, what walks through its structure ends, and reads nothing outside of it."""
+"""Parsers of file structures terminate on any bytes, and read nothing outside of the file."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def archives() -> list[bytes]:
 
 @st.composite
 def mutated(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
-    """A file, or any bytes, with extreme numbers put into it, and cut, joined or lengthened."""
+    """Draw a file, or random bytes, with extreme numbers inserted, truncated, concatenated or extended."""
     data = bytearray(draw(st.one_of(st.sampled_from(seeds), st.binary(max_size=700))))
     for _ in range(draw(st.integers(0, 4))):
         place = draw(st.integers(0, max(0, len(data) - 1)))
@@ -97,7 +97,7 @@ def mutated(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
 
 @contextmanager
 def watched(data: bytes) -> Iterator[int]:
-    """A descriptor of a file that counts its reads, and fails those that begin outside of it."""
+    """Provide a descriptor of a file that counts reads, and fails those that begin outside of it."""
     reads = 0
 
     def watch(read: Callable[..., object]) -> Callable[..., object]:
@@ -147,7 +147,7 @@ def test_frames_and_pages_of_any_bytes_are_walked_to_an_end(data: bytes) -> None
 
 
 class Watched(io.BytesIO):
-    """A remote file, so to speak: reads that begin outside of it fail, and so does the one too many."""
+    """Simulated remote file that fails reads that begin outside of it, and more than MOST_READS reads."""
 
     reads = 0
 

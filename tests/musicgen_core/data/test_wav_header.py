@@ -96,7 +96,7 @@ def law(codes: NDArray[np.uint8], tag: int) -> NDArray[np.float64]:
 
 
 def encoded(tag: int, bits: int, order: str) -> tuple[bytes, NDArray[Any]]:
-    """1024 samples as they stand in a file, and what they are."""
+    """Return 1024 encoded samples, and their values."""
     rng = np.random.default_rng(bits)
     codes = np.arange(1024, dtype=np.uint8)
     if tag in (6, 7):
@@ -113,7 +113,7 @@ def encoded(tag: int, bits: int, order: str) -> tuple[bytes, NDArray[Any]]:
 
 
 def wav(magic: bytes, extensible: bool, tag: int, bits: int, channels: int) -> tuple[bytes, NDArray[Any]]:
-    """A file after the specifications, and its samples, [frames, channels]."""
+    """Return a file built by the specifications, and its samples, [frames, channels]."""
     order = ">" if magic == b"RIFX" else "<"
     content, samples = encoded(tag, bits, order)
     frames = len(samples) // channels
@@ -131,7 +131,7 @@ def wav(magic: bytes, extensible: bool, tag: int, bits: int, channels: int) -> t
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("extensible", [False, True], ids=["", "extensible"])
 @pytest.mark.parametrize("magic", MAGICS)
-def test_every_sample_of_every_kind_of_wav_is_decoded_as_specified(
+def test_all_samples_of_all_wav_formats_decode_as_specified(
     magic: bytes, extensible: bool, kind: tuple[int, int]
 ) -> None:
     data, samples = wav(magic, extensible, *kind, channels=1)
@@ -179,7 +179,7 @@ def test_an_open_riff_length_opens_the_data_length_too() -> None:
     assert_decodes_to(data + LIST, np.concatenate([SAMPLES, np.frombuffer(LIST, "<i2") / np.float32(2**15)]))
 
 
-def test_a_length_like_one_left_open_counts_where_as_much_is_there() -> None:
+def test_a_placeholder_length_counts_if_the_file_is_that_long() -> None:
     with tempfile.TemporaryFile() as file:
         file.write(riff(FMT, chunk(b"data", b"", SENTINELS[-1])))
         file.truncate(44 + SENTINELS[-1] + 1000)  # sparse: takes no room
@@ -188,7 +188,7 @@ def test_a_length_like_one_left_open_counts_where_as_much_is_there() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 2**64 - 1, 2**63 - 1])
-def test_an_rf64_length_that_a_stream_left_open_means_all_there_is(length: int) -> None:
+def test_an_open_rf64_length_means_the_rest_of_the_file(length: int) -> None:
     assert_decodes_to(rf64(length), SAMPLES)
 
 
@@ -205,7 +205,7 @@ def test_rf64_and_bw64_are_read_by_the_length_in_ds64(magic: bytes, length: int,
     assert_decodes_to(rf64(len(BYTES), *before, length=length, magic=magic) + LIST, SAMPLES)
 
 
-def test_an_rf64_that_breaks_off_is_rejected_however_long_it_says_to_be() -> None:
+def test_a_truncated_rf64_is_rejected() -> None:
     assert "declares 2,001 frames, 2,000 are there" in rejection(rf64(len(BYTES) + 2))
     assert "declares 1,500,000,000 frames, 2,000 are there" in rejection(rf64(3_000_000_000))
 
@@ -224,7 +224,7 @@ def test_every_wav_that_breaks_off_is_rejected_with_both_numbers(missing: int, o
     assert reason == f"it breaks off: its header declares 2,000 frames, {there:,} are there"
 
 
-def test_a_codec_without_frames_of_fixed_size_is_held_to_its_bytes() -> None:
+def test_codecs_without_fixed_frames_are_checked_by_bytes() -> None:
     ima = fmt(tag=0x11, bits=4, block_align=1024) + struct.pack("<HH", 2, 2041)
     data = riff(chunk(b"fmt ", ima), chunk(b"data", bytes(4096)))
     assert "declares 4,096 bytes of audio, 4,095 are there" in rejection(data[:-1])
@@ -289,7 +289,7 @@ def test_unusual_orders_of_chunks_are_read(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(("bits", "tag"), [(24, 1), (16, 1), (24, 0xFFFE)])
-def test_samples_in_wider_containers_than_declared_are_rejected_rather_than_guessed(bits: int, tag: int) -> None:
+def test_samples_in_wider_containers_than_declared_are_rejected(bits: int, tag: int) -> None:
     extension = struct.pack("<HHIHHI", 22, bits, 0, 1, 0, 0x100000) + bytes.fromhex("800000aa00389b71")
     content = fmt(tag, bits, block_align=4) + (extension if tag == 0xFFFE else b"")
     reason = rejection(riff(chunk(b"fmt ", content), DATA))
@@ -312,7 +312,7 @@ def test_samples_in_wider_containers_than_declared_are_rejected_rather_than_gues
         ID3[:9],
     ],
 )
-def test_what_has_no_fmt_and_data_chunk_has_no_header(data: bytes) -> None:
+def test_files_without_fmt_and_data_chunk_have_no_header(data: bytes) -> None:
     assert header_of(data) is None
     assert rejection(data).startswith("not decodable as audio (")
 

@@ -42,7 +42,7 @@ class Pipe(io.FileIO):
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_usual_compression_is_read(tmp_path: Path, contents: Contents, method: int, streamed: bool) -> None:
-    """Streamed: sizes come behind the content, as where a zip is written to a pipe."""
+    """Includes streamed zips, in which sizes follow the content, as when written to a pipe."""
     members = [("a.wav", b"a" * 3_000_000), ("b.wav", bytes(range(256)) * 9000), ("c.wav", b"")]
     with (Pipe if streamed else open)(tmp_path / "a", "wb") as file, zipfile.ZipFile(file, "w", method) as archive:
         for name, data in members:
@@ -56,13 +56,13 @@ def test_lzma_is_read_with_and_without_its_end_mark(
     content = bytes(range(256)) * 100
     alone = lzma.compress(content, lzma.FORMAT_ALONE)  # with an end mark, which liblzma always writes
     ended = raw(b"a.wav", content, b"\x09\x14\5\0" + alone[:5] + alone[13:], method=14, flags=2)
-    silence = bytes(1000)  # of which a decoder that isn't told its size finds more
+    silence = bytes(1000)  # a decoder without the size would return more
     endless = raw(b"b.wav", silence, b"\x09\x14\5\0" + bytes([0, 0, 0, 1, 0]) + lzma_literals(silence), method=14)
     assert contents(write_zip(tmp_path / "a", [ended, endless])) == [("a.wav", content), ("b.wav", silence)]
 
 
 def lzma_literals(data: bytes) -> bytes:
-    """An LZMA stream (lc = lp = pb = 0) of nothing but literals and without an end mark, as 7-Zip writes it."""
+    """Return an LZMA stream (lc = lp = pb = 0) of literals only and without an end mark, as 7-Zip writes it."""
     low, width, out = 0, 0xFFFFFFFF, bytearray()
     is_match, literal = [1024], [1024] * 256
 
@@ -146,14 +146,14 @@ def test_members_lie_in_any_order_and_may_share_their_bytes(
 
 
 def rejections(contents: Contents, path: Path, **options: Any) -> list[str]:
-    """The reasons, of an archive whose last member is good."""
+    """Return the reasons of rejections in an archive whose last member is good."""
     *rejected, last = contents(path, **options)
     assert last[1] == b"content"
     assert all(isinstance(reason, str) for _, reason in rejected)
     return [str(reason) for _, reason in rejected]
 
 
-def test_what_can_not_be_unpacked_is_rejected_and_the_rest_goes_on(
+def test_unsupported_members_are_rejected_and_the_rest_is_read(
     tmp_path: Path, contents: Contents, write_zip: WriteZip, raw: Any
 ) -> None:
     reasons = {
@@ -204,7 +204,7 @@ DAMAGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("reason", DAMAGES)
-def test_damage_is_rejected_with_what_does_not_fit_and_the_rest_goes_on(
+def test_damaged_members_are_rejected_and_the_rest_is_read(
     tmp_path: Path, contents: Contents, write_zip: WriteZip, raw: Any, reason: str
 ) -> None:
     path = write_zip(tmp_path / "a", [raw(b"a.wav", **DAMAGES[reason]), raw(b"good.wav")])
@@ -232,7 +232,7 @@ def test_a_clip_over_the_limit_is_rejected_with_the_setting(
     ],
     ids=["deflate", "bzip2", "lzma"],
 )
-def test_what_unpacks_to_more_than_it_declares_is_stopped_at_once(
+def test_a_member_larger_than_declared_is_stopped_at_once(
     tmp_path: Path, contents: Contents, write_zip: WriteZip, raw: Any, method: int, packed: bytes
 ) -> None:
     if method == 14:
@@ -247,7 +247,7 @@ def test_what_unpacks_to_more_than_it_declares_is_stopped_at_once(
     assert peak < 8 << 20
 
 
-def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused(
+def test_an_archive_bomb_is_refused(
     tmp_path: Path, contents: Contents, write_zip: WriteZip, raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zeros = bytes(5 << 20)

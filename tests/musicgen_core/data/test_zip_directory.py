@@ -63,7 +63,7 @@ def test_a_zip_behind_a_zip_does_not_hide_the_first(
 
 
 @pytest.mark.parametrize("prepended", [b"MZ a self-extractor", b"#!/bin/sh\n" * 10_000])
-def test_what_is_put_before_a_zip_is_left_alone(
+def test_data_before_a_zip_are_ignored(
     tmp_path: Path, contents: Contents, write_zip: WriteZip, raw: Any, prepended: bytes
 ) -> None:
     path = write_zip(tmp_path / "a", [raw(b"a.wav", b"first"), raw(b"b.wav")])
@@ -95,9 +95,7 @@ def test_a_directory_whose_last_entry_goes_beyond_it_is_an_error(
         contents(tmp_path / "a")
 
 
-def test_what_a_copy_added_at_the_end_is_left_alone(
-    tmp_path: Path, contents: Contents, write_zip: WriteZip, raw: Any
-) -> None:
+def test_data_after_a_zip_are_ignored(tmp_path: Path, contents: Contents, write_zip: WriteZip, raw: Any) -> None:
     path = write_zip(tmp_path / "a", [raw(b"a.wav")])
     path.write_bytes(path.read_bytes() + bytes(4096))
     assert contents(path) == [("a.wav", b"content")]
@@ -134,7 +132,7 @@ def test_names_are_read_as_they_were_meant(
     assert [name for name, _ in contents(write_zip(tmp_path / "a", members))] == [*names, "é.wav"]
 
 
-def test_a_name_in_the_unicode_path_field_counts_while_it_belongs_to_the_plain_one(
+def test_the_unicode_path_field_counts_if_its_crc_matches(
     tmp_path: Path, contents: Contents, write_zip: WriteZip, raw: Any
 ) -> None:
     def field(of: bytes) -> bytes:
@@ -145,7 +143,7 @@ def test_a_name_in_the_unicode_path_field_counts_while_it_belongs_to_the_plain_o
     assert [name for name, _ in contents(write_zip(tmp_path / "a", members))] == ["花火.wav", "renamed.wav"]
 
 
-def test_the_setting_decides_for_names_that_do_not_say_their_encoding(
+def test_the_setting_applies_to_names_without_an_encoding(
     tmp_path: Path, contents: Contents, write_zip: WriteZip, raw: Any
 ) -> None:
     members = [raw("音乐.wav".encode("gbk")), raw("é.wav".encode(), flags=1 << 11), raw(b"\xff\xff.wav")]

@@ -1,4 +1,4 @@
-"""A real training with the debug model, its tokens, and a toy CLAP."""
+"""A real training run with the debug model, its tokens, and a toy CLAP."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLIPS = 40
 
 @pytest.fixture(scope="session")
 def tokens(debug_model: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Clips of few codes, which are soon learned, of 1 to 2 s. Every fourth has no description."""
+    """Return clips of 1 to 2 s with few codes, which are quickly learned. Every fourth has no description."""
     folder, rng = tmp_path_factory.mktemp("tokens"), np.random.default_rng(7)
     parquet = tmp_path_factory.mktemp("scratch") / "archive_batch_0000.parquet"
     with ShardWriter(parquet, codec_identity(debug_model)) as writer:
@@ -39,7 +39,7 @@ def tokens(debug_model: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def trained(debug_model: BaseModel, tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of a training that has learned something, with samples. Not to be written to."""
+    """Return the run directory of a successful training run, with samples. Read-only."""
     run_dir = tmp_path_factory.mktemp("runs") / "jazz"
     settings = TrainSettings(
         batch_size=4,
@@ -58,7 +58,7 @@ def trained(debug_model: BaseModel, tokens: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="session")
 def clap_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ClapModel of random weights at toy size, with its processor: made as transformers' own tests make theirs."""
+    """Return a toy ClapModel with random weights and its processor, built as in transformers' own tests."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import (
@@ -108,7 +108,7 @@ def run(debug_model: BaseModel, tokens: Path) -> Evaluate:
 
 @pytest.fixture(scope="session")
 def copied(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the run directory, with an evaluation of its best adapter."""
+    """Return a copy of the run directory, with an evaluation of its best adapter."""
     return Path(shutil.copytree(trained, tmp_path_factory.mktemp("copy") / "jazz"))
 
 

@@ -29,7 +29,7 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=int(seconds * 32_000)).astype(np.float32) * 0.1
 
 
-def test_texts_and_sounds_are_what_the_model_itself_computes(clap: Clap, clap_weights: Path) -> None:
+def test_embeddings_equal_those_of_the_model_itself(clap: Clap, clap_weights: Path) -> None:
     from transformers import ClapModel, ClapProcessor
 
     model, processor = ClapModel.from_pretrained(clap_weights).eval(), ClapProcessor.from_pretrained(clap_weights)
@@ -44,7 +44,7 @@ def test_texts_and_sounds_are_what_the_model_itself_computes(clap: Clap, clap_we
     assert clap_score(text, sound) == pytest.approx(float(expected.text_embeds[0] @ expected.audio_embeds[0]), abs=1e-6)
 
 
-def test_an_embedding_depends_neither_on_chance_nor_on_what_is_beside_it(clap: Clap) -> None:
+def test_embeddings_are_deterministic_and_independent_of_the_batch(clap: Clap) -> None:
     sounds, texts = [noise(0.3, 1), noise(2.6, 2), noise(1.0, 3)], ["tune", "tune 3 and 4", "5"]
     together = clap.of_sounds(sounds, 32_000)
     np.random.seed(1)  # what transformers' extractor draws from
@@ -53,7 +53,7 @@ def test_an_embedding_depends_neither_on_chance_nor_on_what_is_beside_it(clap: C
     np.testing.assert_array_equal(clap.of_texts(texts)[1], clap.of_texts(texts[1:2])[0])
 
 
-def test_a_long_sound_is_the_mean_of_its_windows_and_a_short_rest_does_not_count(clap: Clap) -> None:
+def test_a_long_sound_is_the_mean_of_its_full_windows(clap: Clap) -> None:
     long = noise(2.3)
     windows = clap.of_sounds([long[:32_000], long[32_000:64_000]], 32_000)
     np.testing.assert_allclose(clap.of_sounds([long], 32_000)[0], windows.mean(axis=0), atol=2e-3)  # resampled in parts
@@ -64,7 +64,7 @@ def test_a_text_of_any_length_has_an_embedding(clap: Clap) -> None:
 
 
 @pytest.mark.parametrize("kind", ["nothing", "another model"])
-def test_what_is_no_clap_is_named_with_what_to_give(kind: str, tmp_path: Path) -> None:
+def test_other_models_than_clap_are_refused_with_advice(kind: str, tmp_path: Path) -> None:
     if kind == "another model":
         (tmp_path / "config.json").write_text('{"model_type": "t5"}')
     with pytest.raises(ModelError, match=r"the CLAP weights .* can't be loaded .*laion/larger_clap_music"):
@@ -90,13 +90,13 @@ def test_clap_weights_that_are_nowhere_are_named_without_the_hub(hub: StandInHub
 
 @given(st.integers(2, 40), st.integers(1, 12))
 @settings(max_examples=30)
-def test_the_distance_of_a_set_to_itself_is_0_and_to_itself_moved_the_square_of_the_way(n: int, d: int) -> None:
+def test_the_distance_of_a_shifted_set_is_the_squared_shift(n: int, d: int) -> None:
     points, way = RNG.normal(size=(n, d)), RNG.normal(size=d)
     assert frechet_distance(points, points) == pytest.approx(0, abs=1e-9)
     assert frechet_distance(points, points + way) == pytest.approx(way @ way, rel=1e-9)
 
 
-def test_the_distance_of_centred_points_scaled_is_that_of_the_gaussians() -> None:
+def test_the_distance_of_scaled_points_is_that_of_the_gaussians() -> None:
     points = RNG.normal(size=(500, 6))
     points -= points.mean(axis=0)
     # Σ₂ = 9 Σ₁ commutes with Σ₁: tr Σ₁ (1 + 9 − 2 · 3).

@@ -1,4 +1,4 @@
-"""Evaluations of a real training's adapter, on the CPU: the numbers, where they go, and what can't be evaluated."""
+"""Evaluations of a trained adapter on the CPU: the numbers, their location, and errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Evaluate = Callable[..., Evaluation]
 # Losses
 
 
-def test_the_adapters_loss_is_what_its_training_has_validated(trained: Path, evaluation: Evaluation) -> None:
+def test_the_adapters_loss_equals_its_validation_loss(trained: Path, evaluation: Evaluation) -> None:
     rows = tracking.read_metrics(trained / "metrics.jsonl")
     [best] = [row for row in rows if row.get("epoch") == evaluation.adapter.epoch and "val/loss" in row]
     assert evaluation.loss.adapter_loss == pytest.approx(best["val/loss"], abs=1e-6)
@@ -48,7 +48,7 @@ def test_the_adapters_loss_is_what_its_training_has_validated(trained: Path, eva
         assert one.adapter_perplexity == pytest.approx(best[f"val/perplexity_codebook_{k}"], rel=1e-6)
 
 
-def test_the_base_models_loss_is_that_of_a_training_that_has_not_begun(
+def test_the_base_models_loss_equals_that_of_an_untrained_adapter(
     debug_model: BaseModel, tokens: Path, text_encoder: Any, evaluation: Evaluation
 ) -> None:
     clips = load_clips(storage.as_path(tokens), codec_identity(debug_model))
@@ -62,7 +62,7 @@ def test_the_base_models_loss_is_that_of_a_training_that_has_not_begun(
     assert evaluation.codes == 4 * int(np.minimum(frames, 60).sum()) < 4 * int(frames.sum())
 
 
-def test_a_training_that_learned_is_found_better_and_one_that_unlearned_worse(
+def test_verdicts_distinguish_better_from_worse_adapters(
     debug_model: BaseModel, trained: Path, evaluation: Evaluation, run: Evaluate, tmp_path: Path
 ) -> None:
     assert evaluation.verdict == "better" and evaluation.interval is not None
@@ -109,12 +109,12 @@ def test_clips_at_most_are_the_same_ones_whatever_is_evaluated(trained: Path, ru
     assert again.loss.adapter_loss != few.loss.adapter_loss
 
 
-def test_progress_is_told_from_the_first_clip_to_the_last_of_both_models(
+def test_progress_covers_all_clips_of_both_models(
     debug_model: BaseModel, tokens: Path, trained: Path, tmp_path: Path
 ) -> None:
     heard: list[tuple[int, int, str]] = []
     request = EvaluateRequest(str(tokens), str(trained), str(debug_model.directory), str(tmp_path), "cpu")
-    found = evaluate(request, lambda *told: heard.append(told))
+    found = evaluate(request, lambda *progress: heard.append(progress))
     assert [done for done, _, _ in heard] == sorted(done for done, _, _ in heard)
     assert heard[-1] == (2 * found.clips, 2 * found.clips, "the adapter's losses")
 
@@ -125,7 +125,7 @@ def test_without_a_model_the_adapters_own_is_evaluated(tokens: Path, trained: Pa
     assert found.base_model == json.loads((trained / "config.json").read_text())["base_model"]
 
 
-# What the numbers say
+# Interpretation
 
 
 def test_error_and_interval_are_those_of_paired_differences() -> None:
@@ -145,7 +145,7 @@ def test_a_single_clip_decides_nothing(trained: Path, run: Evaluate, tmp_path: P
     assert found.sentence().startswith("One clip can't tell")
 
 
-def test_of_few_clips_the_sentence_says_that_they_prove_little(
+def test_the_sentence_has_a_caveat_for_few_clips(
     trained: Path, evaluation: Evaluation, run: Evaluate, tmp_path: Path
 ) -> None:
     assert evaluation.clips >= 8 and "prove little" not in evaluation.sentence()
@@ -155,7 +155,7 @@ def test_of_few_clips_the_sentence_says_that_they_prove_little(
     assert ["change over clips" in page for page in pages] == [True, False]  # a distribution of three says nothing
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
+def test_the_confidence_interval_has_its_nominal_coverage() -> None:
     rng = np.random.default_rng(0)
     held = 0
     for _ in range(1000):
@@ -164,10 +164,10 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
     assert 925 <= held <= 975
 
 
-# Where it goes, and from where adapters come
+# Locations of reports and adapters
 
 
-def test_it_lies_in_the_run_directory_of_the_best_adapter_and_others_have_a_folder_each(
+def test_the_run_directory_holds_the_best_adapters_evaluation(
     copied: Path, evaluation: Evaluation, run: Evaluate
 ) -> None:
     assert evaluation.report == str(copied / "evaluation" / "report.html")
@@ -178,9 +178,7 @@ def test_it_lies_in_the_run_directory_of_the_best_adapter_and_others_have_a_fold
     assert other.adapter.epoch == 1 and stored_evaluation(copied) == evaluation
 
 
-def test_an_adapter_elsewhere_is_evaluated_beside_it_with_a_warning(
-    trained: Path, run: Evaluate, tmp_path: Path
-) -> None:
+def test_an_adapter_without_a_run_is_evaluated_with_a_warning(trained: Path, run: Evaluate, tmp_path: Path) -> None:
     shutil.copy(trained / "lora_weights" / "best_lora.pt", tmp_path / "sent_lora.pt")
     found = run(tmp_path / "sent_lora.pt")
     assert found.report == str(tmp_path / "sent_lora_evaluation" / "report.html")
@@ -194,7 +192,7 @@ def test_an_adapter_elsewhere_is_evaluated_beside_it_with_a_warning(
     )
 
 
-def test_a_peft_directory_is_evaluated_as_the_adapter_that_it_was_made_from(
+def test_a_peft_directory_is_evaluated_like_its_source_adapter(
     trained: Path, run: Evaluate, evaluation: Evaluation, tmp_path: Path
 ) -> None:
     export(str(trained), str(tmp_path / "jazz-1.2"), "peft")
@@ -215,10 +213,10 @@ def test_clips_that_the_adapter_has_learned_from_are_left_out(
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_clips_seen_by_an_earlier_training_alone_are_left_out(
+def test_clips_trained_on_by_an_earlier_run_are_left_out(
     there: bool, trained: Path, run: Evaluate, evaluation: Evaluation, tmp_path: Path
 ) -> None:
-    """With a run that held out more than the one that it began from."""
+    """The run held out more than the run that it started from."""
     first, second = (Path(shutil.copytree(trained, tmp_path / name)) for name in ("first", "second"))
     config = json.loads((first / "config.json").read_text())
     (first / "config.json").write_text(json.dumps(config | {"validation_fraction": 0.1}))
@@ -246,9 +244,7 @@ def test_an_object_store_holds_all_of_it(trained: Path, run: Evaluate, bucket: U
     assert page.count("<audio ") == 4 and page.count("<img ") == 3
 
 
-def test_a_stored_evaluation_counts_while_it_is_whole_and_of_the_best_adapter(
-    trained: Path, run: Evaluate, tmp_path: Path
-) -> None:
+def test_a_stored_evaluation_must_be_complete_and_of_the_best(trained: Path, run: Evaluate, tmp_path: Path) -> None:
     root = Path(shutil.copytree(trained, tmp_path / "jazz"))
     assert stored_evaluation(root) is None
     found = run(root, max_clips=3)
@@ -263,7 +259,7 @@ def test_a_stored_evaluation_counts_while_it_is_whole_and_of_the_best_adapter(
     assert stored_evaluation(root) is None
 
 
-def test_a_broken_off_evaluation_leaves_no_json_of_an_earlier_one(
+def test_an_interrupted_evaluation_leaves_no_older_json(
     trained: Path, run: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(trained, tmp_path, max_clips=2)
@@ -277,7 +273,7 @@ def test_a_broken_off_evaluation_leaves_no_json_of_an_earlier_one(
     assert not (tmp_path / "evaluation.json").exists()
 
 
-# Mistakes
+# Errors
 
 
 @pytest.mark.parametrize("name", ["evaluation.json", "report.html"])
@@ -289,7 +285,7 @@ def test_an_output_with_files_of_others_is_refused(name: str, trained: Path, run
 
 
 @pytest.mark.parametrize("name", ["evaluation.json", "report.html"])
-def test_a_pipe_in_place_of_a_report_is_refused_not_awaited(
+def test_a_pipe_at_a_reports_path_is_refused_without_blocking(
     name: str, trained: Path, run: Evaluate, tmp_path: Path
 ) -> None:
     os.mkfifo(tmp_path / name)
@@ -306,7 +302,7 @@ def test_the_evaluation_of_another_adapter_is_not_written_over(trained: Path, ru
 
 @pytest.fixture
 def request_for(debug_model: BaseModel, tokens: Path, trained: Path, tmp_path: Path) -> Callable[..., EvaluateRequest]:
-    """What could be evaluated; fields of the request and settings by name."""
+    """Return a factory of valid requests with the given fields and settings."""
 
     def make(**given: Any) -> EvaluateRequest:
         fields = {name: given.pop(name) for name in list(given) if name in EvaluateRequest.__dataclass_fields__}
@@ -382,7 +378,7 @@ def test_adapters_that_can_not_be_evaluated_are_named(
             evaluate(request_for(adapter=str(tmp_path / f"{name}_lora.pt")))
 
 
-def test_a_training_that_held_nothing_out_asks_for_other_tokens(
+def test_a_run_that_held_nothing_out_needs_other_tokens(
     trained: Path, request_for: Callable[..., EvaluateRequest], tmp_path: Path
 ) -> None:
     root = Path(shutil.copytree(trained, tmp_path / "jazz"))

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation."""
+"""Plots of an evaluation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from musicgen_core.evaluation.request import Comparison
 
 
 @pytest.mark.parametrize("picture", ["perplexities", "differences"])
-def test_no_legend_covers_what_is_drawn(picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_legend_covers_the_data(picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Any] = []
     save = matplotlib.figure.Figure.savefig
 

@@ -1,4 +1,4 @@
-"""What an evaluation leaves for people: the report with its pictures and music, and scores of the music."""
+"""The evaluation report with its plots and music, and the scores of the music."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Evaluate = Callable[..., Evaluation]
 
 
 class Page(HTMLParser):
-    """What a report has: its text, and what its elements refer to."""
+    """Parsed report: its text, and the references of its elements."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def decoded(url: str) -> io.BytesIO:
     return io.BytesIO(base64.b64decode(url.partition(";base64,")[2]))
 
 
-def test_the_json_holds_what_was_returned(copied: Path, evaluation: Evaluation) -> None:
+def test_the_json_equals_the_returned_evaluation(copied: Path, evaluation: Evaluation) -> None:
     found = json.loads((copied / "evaluation" / "evaluation.json").read_text())
     assert found["loss"]["difference"] == evaluation.loss.difference
     assert len(found["codebooks"]) == 4
@@ -66,7 +66,7 @@ def test_the_json_holds_what_was_returned(copied: Path, evaluation: Evaluation) 
     assert found["base_model"].startswith("local@sha256:")
 
 
-def test_a_japanese_reader_gets_a_report_in_japanese_and_a_json_in_english(
+def test_the_report_is_translated_and_the_json_is_english(
     copied: Path, evaluation: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MUSICGEN_LANGUAGE", "ja")
@@ -84,9 +84,7 @@ def test_a_japanese_reader_gets_a_report_in_japanese_and_a_json_in_english(
     assert REPORT.is_at(target)
 
 
-def test_the_page_needs_nothing_beside_it_and_shows_numbers_pictures_and_music(
-    copied: Path, evaluation: Evaluation
-) -> None:
+def test_the_page_is_self_contained_with_plots_and_music(copied: Path, evaluation: Evaluation) -> None:
     page = Page(copied / "evaluation" / "report.html")
     assert evaluation.sentence() in page.text
     for one in (evaluation.loss, *evaluation.codebooks):
@@ -99,7 +97,7 @@ def test_the_page_needs_nothing_beside_it_and_shows_numbers_pictures_and_music(
     assert all(len(picture.convert("RGB").getcolors(10**6) or []) > 20 for picture in pictures)
 
 
-def test_samples_of_the_training_stand_side_by_side_the_base_model_first(copied: Path, evaluation: Evaluation) -> None:
+def test_samples_of_the_run_are_paired_with_the_base_model_first(copied: Path, evaluation: Evaluation) -> None:
     page = Page(copied / "evaluation" / "report.html")
     heard = [soundfile.read(decoded(url), dtype="float32")[0] for url in page.sources["audio"]]
     epoch = evaluation.adapter.epoch
@@ -110,7 +108,7 @@ def test_samples_of_the_training_stand_side_by_side_the_base_model_first(copied:
         assert found.shape == expected.shape and np.corrcoef(found, expected)[0, 1] > 0.9
 
 
-def test_prompts_are_rendered_with_both_models_as_generate_compares_them(
+def test_prompts_are_rendered_as_by_generate_compare(
     debug_model: BaseModel, trained: Path, run: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: dict[str, Any] = {}
@@ -134,7 +132,7 @@ def test_prompts_are_rendered_with_both_models_as_generate_compares_them(
     assert not np.array_equal(first.base, first.adapter)
 
 
-def test_without_samples_or_with_broken_ones_there_is_a_report_all_the_same(
+def test_missing_or_broken_samples_do_not_fail_the_report(
     trained: Path, run: Evaluate, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = Path(shutil.copytree(trained, tmp_path / "jazz"))
@@ -148,7 +146,7 @@ def test_without_samples_or_with_broken_ones_there_is_a_report_all_the_same(
     assert "<audio" not in page and page.count("<img ") == 1  # of the codebooks: two clips are no distribution
 
 
-def test_clap_scores_come_with_the_numbers_and_are_the_same_each_time(
+def test_clap_scores_are_reported_and_reproducible(
     trained: Path, run: Evaluate, tmp_path: Path, clap_weights: Path
 ) -> None:
     def scored(name: str) -> Evaluation:
@@ -163,7 +161,7 @@ def test_clap_scores_come_with_the_numbers_and_are_the_same_each_time(
     assert f"{scores.adapter_frechet_distance:.4f}" in page.text and str(clap_weights) in page.text
 
 
-def test_music_that_is_the_clips_has_their_clap_score_and_no_distance_to_them(clap_weights: Path) -> None:
+def test_music_equal_to_the_clips_has_their_score_and_distance_0(clap_weights: Path) -> None:
     rng = np.random.default_rng(0)
     clips, other = (rng.normal(0, 0.1, size=(2, 5, 16_000)).astype(np.float32) * [[[1]], [[0.01]]]).astype(np.float32)
     texts = [f"tune {i}" for i in range(5)]

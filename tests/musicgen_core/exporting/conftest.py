@@ -1,4 +1,4 @@
-"""The debug model in Hugging Face's format, as an oracle beside stock audiocraft, and adapters of every kind."""
+"""The debug model in Hugging Face's format, as a reference beside stock audiocraft, and adapters of every kind."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HF_NAME = "debug"
 
 
 def random_adapter(model: BaseModel, settings: LoraSettings) -> Adapter:
-    """One that changes the music at once."""
+    """Return an adapter with random weights, which changes the output."""
     generator = torch.Generator().manual_seed(1)
     lora = {}
     for name, tensor in adapter_state(add_lora(load_lm(model), settings)).items():
@@ -57,7 +57,7 @@ def any_adapter(debug_model: BaseModel, request: pytest.FixtureRequest) -> Adapt
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Callable[[Adapter], Path]:
-    """Write an adapter as a training does, in no run directory → its file."""
+    """Write an adapter as a training run does, outside of a run directory, and return its path."""
 
     def save(adapter: Adapter) -> Path:
         path = tmp_path / "some_lora.pt"
@@ -69,13 +69,13 @@ def saved(tmp_path: Path) -> Callable[[Adapter], Path]:
 
 @pytest.fixture(scope="session")
 def sequence() -> Tensor:
-    """Delayed codes [1, 4, 16]."""
+    """Return delayed codes [1, 4, 16]."""
     return delay(torch.randint(2048, (1, 4, 12), generator=torch.Generator().manual_seed(0)), special=2048)
 
 
 @pytest.fixture(scope="session")
 def our_logits(debug_model: BaseModel, text_encoder: TextEncoder, sequence: Tensor) -> Callable[..., Tensor]:
-    """What this project computes with an adapter, [4, 16, 2048]."""
+    """Return this project's logits with an adapter, [4, 16, 2048]."""
 
     @torch.inference_mode()
     def compute(adapter: Adapter | None) -> Tensor:
@@ -87,7 +87,7 @@ def our_logits(debug_model: BaseModel, text_encoder: TextEncoder, sequence: Tens
 
 @pytest.fixture(scope="session")
 def our_codes(debug_model: BaseModel) -> Callable[..., Tensor]:
-    """What this project generates greedily with an adapter, [4, FRAMES], in fp64: it then hangs on no rounding."""
+    """Return this project's greedy codes with an adapter, [4, FRAMES], in fp64 to avoid ties by rounding."""
     text = TextEncoder(debug_model.text_encoder)
     text.t5.double()
 
@@ -101,7 +101,7 @@ def our_codes(debug_model: BaseModel) -> Callable[..., Tensor]:
 
 @pytest.fixture(scope="session")
 def hf_directory(debug_model: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which Hugging Face's `from_pretrained("debug")` finds the debug model and its processor."""
+    """Return a folder with the debug model and its processor for Hugging Face's `from_pretrained("debug")`."""
     from transformers import AutoTokenizer, EncodecFeatureExtractor, MusicgenProcessor
 
     directory = tmp_path_factory.mktemp("hugging-face")
@@ -114,7 +114,7 @@ def hf_directory(debug_model: BaseModel, tmp_path_factory: pytest.TempPathFactor
 
 
 def _converted(model: BaseModel) -> Any:
-    """MusicgenForConditionalGeneration with the model's text encoder and language model, and some EnCodec."""
+    """Return a MusicgenForConditionalGeneration with the model's text encoder and LM, and a random EnCodec."""
     from transformers import (
         EncodecConfig,
         EncodecModel,
@@ -158,25 +158,25 @@ def _converted(model: BaseModel) -> Any:
 
 @pytest.fixture
 def hf_model(hf_directory: Path) -> Any:
-    """Hugging Face's model, made afresh: peft changes it."""
+    """Return a new Hugging Face model, as peft modifies it in place."""
     from transformers import MusicgenForConditionalGeneration
 
     return MusicgenForConditionalGeneration.from_pretrained(hf_directory / HF_NAME).eval()
 
 
 class HfOracle:
-    """What Hugging Face's model computes, with peft's adapter on it or without."""
+    """Reference outputs of Hugging Face's model, with or without peft's adapter."""
 
     def __init__(self, tokenizer: Any, sequence: Tensor) -> None:
         self._text, self._sequence = tokenizer([PROMPT], return_tensors="pt"), sequence
 
     @torch.inference_mode()
     def logits(self, model: Any) -> Tensor:
-        """[4, 16, 2048]."""
+        """Return the logits, [4, 16, 2048]."""
         return model(**self._text, decoder_input_ids=self._sequence.flatten(0, 1)).logits
 
     def codes(self, model: Any) -> Tensor:
-        """What it generates greedily, [4, FRAMES], caught before EnCodec makes sound of it; the model is fp64 then."""
+        """Return the greedy codes, [4, FRAMES], captured before EnCodec decodes them; converts the model to fp64."""
         caught: list[Tensor] = []
 
         def decode(codes: Tensor, *_: Any, **__: Any) -> Any:

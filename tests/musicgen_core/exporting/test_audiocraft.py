@@ -22,7 +22,7 @@ PROMPT, FRAMES = "slow piano", 40
 
 @contextlib.contextmanager
 def loaded(directory: Path, beside: Path) -> Iterator[Any]:
-    """audiocraft's MusicGen of an exported directory; `beside` is where it finds the T5 that was exported with it."""
+    """Return audiocraft's MusicGen of an exported directory; `beside` is the working directory with its T5."""
     beside.mkdir()
     (beside / "t5-small").symlink_to(directory / "text_encoder")
     with contextlib.chdir(beside):
@@ -31,7 +31,7 @@ def loaded(directory: Path, beside: Path) -> Iterator[Any]:
 
 @torch.inference_mode()
 def logits_of(model: Any, sequence: Tensor) -> tuple[Tensor, Tensor]:
-    """→ [4, 12, 2048] and which of them are valid, [4, 12]."""
+    """Return logits [4, 12, 2048] and their mask, [4, 12]."""
     attributes = import_audiocraft("audiocraft.modules.conditioners").ConditioningAttributes
     codes = torch.stack([sequence[0, k, k + 1 : k + 13] for k in range(4)])[None]  # the delay undone
     output = model.lm.compute_predictions(codes, [attributes(text={"description": PROMPT})])
@@ -39,13 +39,13 @@ def logits_of(model: Any, sequence: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def codes_of(model: Any) -> Tensor:
-    """What it generates greedily, in fp64."""
+    """Return the greedy codes, in fp64."""
     model.lm.double().condition_provider.conditioners["description"].t5.double()
     model.set_generation_params(use_sampling=False, duration=FRAMES / 50)
     return model.generate([PROMPT], return_tokens=True)[1][0]
 
 
-def test_stock_audiocraft_loads_the_directory_with_our_logits_and_codes(
+def test_stock_audiocraft_gives_our_logits_and_codes(
     any_adapter: Adapter,
     saved: Save,
     sequence: Tensor,

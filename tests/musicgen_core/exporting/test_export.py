@@ -1,4 +1,4 @@
-"""An export is there whole or not at all, and only where nothing was."""
+"""An export is atomic, and never overwrites anything."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS = pytest.mark.parametrize("kind", ["peft", "audiocraft"])
 
 
 @KINDS
-def test_a_full_place_is_refused_and_left_as_it_was(adapter: Adapter, saved: Save, tmp_path: Path, kind: Any) -> None:
+def test_a_non_empty_directory_is_refused_unchanged(adapter: Adapter, saved: Save, tmp_path: Path, kind: Any) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match=f"{tmp_path / 'out'} has files in it"):
@@ -33,14 +33,16 @@ def test_a_full_place_is_refused_and_left_as_it_was(adapter: Adapter, saved: Sav
     assert [file.read_text() for file in (tmp_path / "out").iterdir()] == ["mine"]
 
 
-def test_a_file_is_no_place(adapter: Adapter, saved: Save, tmp_path: Path) -> None:
+def test_a_file_is_refused_as_the_target(adapter: Adapter, saved: Save, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(ConfigError, match="is a file"):
         export(saved(adapter), tmp_path / "out", "peft")
 
 
 @KINDS
-def test_an_empty_or_a_deep_place_serves(adapter: Adapter, saved: Save, tmp_path: Path, kind: Any) -> None:
+def test_empty_and_nested_new_directories_are_accepted(
+    adapter: Adapter, saved: Save, tmp_path: Path, kind: Any
+) -> None:
     (tmp_path / "empty").mkdir()
     for out in ("empty", "not/there/yet"):
         exported = export(saved(adapter), tmp_path / out, kind)
@@ -69,10 +71,10 @@ def test_whoever_the_umask_lets_read_can_read_every_file(
     assert set(modes.values()) == {stat.S_IMODE((tmp_path / "a new file").stat().st_mode)}, modes
 
 
-def test_a_place_that_refuses_modes_takes_a_model_of_audiocraft(
+def test_audiocraft_export_works_where_modes_are_refused(
     adapter: Adapter, saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a mounted Drive may."""
+    """A mounted Drive may refuse modes."""
     source = saved(adapter)
 
     def refuse(*_: object, **__: object) -> None:
@@ -128,11 +130,11 @@ def test_an_upload_that_breaks_off_is_never_taken_for_whole(
 
 
 class ExportKilled(BaseException):
-    """Ends a test's export as SIGKILL would: nothing of it is cleaned up in the object store."""
+    """Ends an export as SIGKILL would, without cleaning up in the object store."""
 
 
 def killed_export(bucket: Any, source: Path, files: int, patch: pytest.MonkeyPatch, kind: Any = "peft") -> Any:
-    """Export to `out`, killed after so many files → the directory."""
+    """Export to `out`, killed after `files` files, and return the directory."""
     upload, left = storage.upload, iter(range(files + 1))  # the first one is what says that it is unfinished
 
     def break_off(local: Path, target: Any) -> None:
@@ -212,11 +214,11 @@ def test_without_an_adapter_nothing_is_written(tmp_path: Path) -> None:
 
 
 def local(adapter: Adapter) -> Adapter:
-    """As trained on a model directory."""
+    """Return an adapter trained on a model directory."""
     return dataclasses.replace(adapter, base_model=adapter.base_model.replace("debug@", "local@"))
 
 
-def test_an_adapter_of_the_demo_model_is_exported_without_naming_it(saved: Save, tmp_path: Path) -> None:
+def test_the_demo_model_need_not_be_named(saved: Save, tmp_path: Path) -> None:
     source = saved(random_adapter(find_model("demo"), PLAIN))
     assert "state_dict.bin" in export(source, tmp_path / "merged", "audiocraft").files
     export(source, tmp_path / "peft", "peft")

@@ -1,4 +1,4 @@
-"""The card beside an export: what it tells, and that the code in it runs as it stands."""
+"""The model card of an export: its content, and that its code examples run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def front_matter(card: str) -> dict[str, Any]:
 
 
 def run_the_code_in(card: str) -> dict[str, Any]:
-    """Runs what a reader would copy → its variables."""
+    """Run the code examples, and return their variables."""
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     variables: dict[str, Any] = {}
     exec(code, variables)
@@ -67,7 +67,7 @@ def test_the_code_for_peft_runs_and_gives_the_adapted_model(
 def test_the_code_for_audiocraft_runs_without_the_hub(
     adapter: Adapter, saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import_audiocraft()  # beside the current stack it needs stand-ins; where it is installed by itself it doesn't
+    import_audiocraft()  # with the current stack it needs stand-ins
     export(saved(adapter), tmp_path / "jazz", "audiocraft")
     monkeypatch.chdir(tmp_path)
     model = run_the_code_in((tmp_path / "jazz" / "README.md").read_text())["model"]
@@ -98,9 +98,7 @@ def test_the_hub_reads_base_model_licence_and_library(
     assert "CC-BY-NC 4.0" in text and "facebook/musicgen-large" in text.split("---\n")[2]
 
 
-def test_the_demo_model_is_named_with_its_licence_and_not_as_one_of_the_hub(
-    adapter: Adapter, saved: Save, tmp_path: Path
-) -> None:
+def test_the_demo_model_has_its_licence_and_no_hub_id(adapter: Adapter, saved: Save, tmp_path: Path) -> None:
     source = saved(dataclasses.replace(adapter, base_model="demo@sha256:0123456789abcdef"))
     export(source, tmp_path / "theremin", "peft")
     text = (tmp_path / "theremin" / "README.md").read_text()
@@ -122,7 +120,7 @@ def test_a_base_model_that_is_not_known_has_no_licence_made_up(adapter: Adapter,
 
 @pytest.fixture
 def run_dir(adapter: Adapter, tmp_path: Path) -> Path:
-    """What a training leaves: config, metrics, samples and its best adapter, of step 30 in epoch 2."""
+    """Return a run directory: config, metrics, samples and its best adapter, of step 30 in epoch 2."""
     run, tokens = tmp_path / "run", tmp_path / "secret tokens"
     save_adapter(dataclasses.replace(adapter, base_model=LARGE), storage.as_path(run / "lora_weights/best_lora.pt"))
     reports = [ShardReport(f"a{i}.zip", 1, f"f{i}", "c", clips=1000 + i, audio_seconds=27_000.0) for i in range(2)]
@@ -168,9 +166,7 @@ def test_the_card_has_the_metrics_of_the_adapters_own_step(run_dir: Path, tmp_pa
     assert "Trained for 30 steps, until epoch 2" in card
 
 
-def test_the_card_sets_the_evaluation_beside_the_base_model_if_it_is_of_these_weights(
-    run_dir: Path, tmp_path: Path
-) -> None:
+def test_the_card_has_the_evaluation_only_of_these_weights(run_dir: Path, tmp_path: Path) -> None:
     weights = run_dir / "lora_weights/best_lora.pt"
     found = {
         "adapter": {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest()},
@@ -190,10 +186,8 @@ def test_the_card_sets_the_evaluation_beside_the_base_model_if_it_is_of_these_we
 
 
 @pytest.mark.parametrize(("given", "is_told"), [("bf16", False), ("fp8", True)])
-def test_the_bases_precision_is_told_only_where_it_is_known(
-    run_dir: Path, tmp_path: Path, given: str, is_told: bool
-) -> None:
-    """bf16 is what a GPU that has it uses; a CPU computes in fp32 all the same."""
+def test_the_base_precision_is_listed_only_if_known(run_dir: Path, tmp_path: Path, given: str, is_told: bool) -> None:
+    """bf16 in the settings may have been fp32 on a CPU."""
     config = json.loads((run_dir / "config.json").read_text())
     (run_dir / "config.json").write_text(json.dumps({**config, "base_precision": given}))
     assert ("base_precision" in card_of(run_dir, tmp_path / "out")) == is_told
@@ -204,23 +198,21 @@ def test_the_card_sums_up_the_data(run_dir: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["gone", "tokenized anew"])
-def test_where_the_tokens_are_no_longer_those_only_the_archives_are_counted(
-    run_dir: Path, tmp_path: Path, change: str
-) -> None:
+def test_changed_tokens_leave_only_the_number_of_archives(run_dir: Path, tmp_path: Path, change: str) -> None:
     marker = tmp_path / "secret tokens" / "a1.json"
     marker.unlink() if change == "gone" else marker.write_text(marker.read_text().replace('"f1"', '"other"'))
     card = card_of(run_dir, tmp_path / "out")
     assert "2 archives.\n" in card and "clips" not in card
 
 
-def test_the_card_has_the_settings_and_tells_nothing_of_the_machine(run_dir: Path, tmp_path: Path) -> None:
+def test_the_card_has_the_settings_but_no_machine_details(run_dir: Path, tmp_path: Path) -> None:
     card = card_of(run_dir, tmp_path / "out")
     for row in ("| `lora_r` | 4 |", "| `learning_rate` | 0.0002 |", "| `num_epochs` | 3 |"):
         assert f"{row}\n" in card
     assert "secret" not in card and "gpus" not in card and "None" not in card and str(tmp_path) not in card
 
 
-def test_samples_of_the_adapters_epoch_travel_beside_those_of_the_base(run_dir: Path, tmp_path: Path) -> None:
+def test_samples_of_adapter_and_base_model_are_exported(run_dir: Path, tmp_path: Path) -> None:
     (run_dir / "samples/epoch_000_01.wav").unlink()
     card = card_of(run_dir, tmp_path / "out")
     copied = {file.name: file.read_text() for file in (tmp_path / "out/samples").iterdir()}
@@ -237,7 +229,7 @@ def test_a_prompt_is_only_text_in_the_card(run_dir: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("file", ["metrics.jsonl", "samples/prompts.json", "config.json"])
-def test_what_a_run_directory_lacks_is_left_out(run_dir: Path, tmp_path: Path, file: str) -> None:
+def test_missing_parts_of_a_run_directory_are_left_out(run_dir: Path, tmp_path: Path, file: str) -> None:
     (run_dir / file).unlink()
     card = card_of(run_dir, tmp_path / "out")
     assert "| `lora_r` | 4 |" in card and "None" not in card

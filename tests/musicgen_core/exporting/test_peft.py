@@ -35,7 +35,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
 @pytest.fixture(autouse=True)
 def _peft_warns_of_nothing() -> Iterator[None]:
-    """It only warns of keys that it doesn't know or misses."""
+    """peft only warns of unexpected or missing keys; make that an error."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=r".*(missing|unexpected|Unexpected|not found).*")
         yield
@@ -50,7 +50,7 @@ def near(found: Tensor, expected: Tensor) -> bool:
 # Exported
 
 
-def test_peft_puts_an_exported_adapter_on_hugging_faces_model_with_our_logits_and_codes(
+def test_peft_loads_exported_adapters_with_our_logits_and_codes(
     any_adapter: Adapter, saved: Save, hf_model: Any, hf: Any, our_logits: LogitsOf, our_codes: LogitsOf, tmp_path: Path
 ) -> None:
     from peft import PeftModel
@@ -97,7 +97,7 @@ MadeByPeft = Callable[..., Any]
 
 @pytest.fixture
 def made_by_peft(hf_model: Any, tmp_path: Path) -> MadeByPeft:
-    """Settings of peft's LoraConfig → Hugging Face's model with such an adapter on it, saved in `tmp_path / "peft"`."""
+    """Return a factory: peft's LoraConfig settings → Hugging Face's model with such an adapter, saved in tmp_path."""
     from peft import LoraConfig, get_peft_model
 
     def make(on: Any = hf_model, pickled: bool = False, **settings: Any) -> Any:
@@ -140,7 +140,7 @@ def of(folder: Path) -> Adapter:
     ],
     ids=str,
 )
-def test_an_adapter_that_peft_made_on_hugging_faces_model_acts_the_same_here(
+def test_an_adapter_made_by_peft_gives_the_same_logits_here(
     made_by_peft: MadeByPeft, hf: Any, our_logits: LogitsOf, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     expected = hf.logits(made_by_peft(**settings))
@@ -148,7 +148,7 @@ def test_an_adapter_that_peft_made_on_hugging_faces_model_acts_the_same_here(
     assert not near(our_logits(None), expected)
 
 
-def test_an_adapter_of_the_language_model_alone_acts_the_same_here(
+def test_a_peft_adapter_of_the_lm_alone_gives_the_same_logits(
     made_by_peft: MadeByPeft, hf_model: Any, hf: Any, our_logits: LogitsOf, tmp_path: Path
 ) -> None:
     made_by_peft(on=hf_model.decoder)  # it changes hf_model's own layers
@@ -176,7 +176,7 @@ def test_a_pattern_for_every_block_is_the_same_settings_as_names(made_by_peft: M
     of(tmp_path / "peft").check_scale(LoraSettings(4, 16), "given")
 
 
-def test_training_goes_on_from_an_adapter_that_peft_made(
+def test_training_starts_from_an_adapter_made_by_peft(
     made_by_peft: MadeByPeft, debug_model: BaseModel, hf: Any, our_logits: LogitsOf, tmp_path: Path
 ) -> None:
     made_by_peft()
@@ -244,7 +244,7 @@ def change_config(folder: Path, **values: Any) -> None:
     ],
     ids=str,
 )
-def test_what_acts_otherwise_than_plain_lora_is_refused(
+def test_variants_other_than_plain_lora_are_refused(
     made_by_peft: MadeByPeft, tmp_path: Path, values: dict[str, Any], found: str
 ) -> None:
     made_by_peft()
@@ -255,9 +255,7 @@ def test_what_acts_otherwise_than_plain_lora_is_refused(
 
 
 @pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])
-def test_a_half_of_a_peft_directory_is_refused_by_what_is_missing(
-    made_by_peft: MadeByPeft, tmp_path: Path, missing: str
-) -> None:
+def test_an_incomplete_peft_directory_is_refused(made_by_peft: MadeByPeft, tmp_path: Path, missing: str) -> None:
     made_by_peft()
     (tmp_path / "peft" / missing).unlink()
     with pytest.raises(AdapterError, match=f"no {missing}") as refused:

@@ -50,7 +50,7 @@ def test_full_captions_state_every_parameter() -> None:
             assert any(name in caption for name in captions.SOUNDS[sound])
 
 
-def test_captions_leave_out_what_prompts_often_do() -> None:
+def test_captions_omit_what_prompts_often_omit() -> None:
     pairs = list(described(None, full=False))
     share = lambda pattern: sum(bool(re.search(pattern, caption)) for _, caption in pairs) / len(pairs)  # noqa: E731
     assert 0.65 < share(r"\d bpm") < 0.85
@@ -67,7 +67,7 @@ def test_the_vocabulary_has_every_word_of_the_base_styles() -> None:
             assert set(words_of(clip.caption)) <= known, clip.caption
 
 
-def test_the_vocabulary_lacks_the_words_that_name_held_out_styles() -> None:
+def test_the_vocabulary_lacks_the_names_of_held_out_styles() -> None:
     known = set(vocabulary())
     for style in HELD_OUT:
         for _, caption in described(style, full=False):

@@ -53,7 +53,7 @@ def test_all_notes_lie_on_the_scale_of_the_key(style: str) -> None:
 
 
 @pytest.mark.parametrize("style", ALL_STYLES)
-def test_the_truth_names_what_plays(style: str) -> None:
+def test_the_truth_lists_the_instruments_used(style: str) -> None:
     for clip in compose_many(10, 60, style):
         names = {NOTES[int(index)][0] for index in clip.events[:, 0]}
         assert names - DRUMS.keys() == set(clip.truth.instruments)

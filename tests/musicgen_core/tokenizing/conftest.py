@@ -1,4 +1,4 @@
-"""What tests of tokenizing share: an archive with clips that are rejected, a codec that counts, places for shards."""
+"""Fixtures of the tokenizing tests: an archive with rejected clips, a counting codec, directories for shards."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def tokens(request: pytest.FixtureRequest, tmp_path: Path, bucket: UPath) -> UPa
 
 @pytest.fixture(scope="session")
 def members(make_wav: MakeWav) -> Members:
-    """Three clips of different rates and lengths, two that can't be used, and what is no clip."""
+    """Return three clips of different rates and lengths, two unusable ones, and members that aren't clips."""
     return [
         ("audio/one.wav", make_wav(440, 0.3)),
         ("audio/broken.wav", b"RIFF\x24\x00\x00\x00WAVE this is not audio"),

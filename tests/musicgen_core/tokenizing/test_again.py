@@ -1,4 +1,4 @@
-"""What is done already is left alone, and what changed, was cut or is damaged is done again."""
+"""Finished shards are kept; changed, truncated or damaged ones are regenerated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CLIPS = ["audio/one.wav", "audio/two.WAV", "audio/three.wav"]
 REJECTED = ["audio/broken.wav", "audio/short.wav"]
 
 
-def test_what_is_whole_and_current_is_not_encoded_again(
+def test_complete_and_current_shards_are_not_encoded_again(
     archive: UPath, counting: Any, tokens: UPath, tmp_path: Path
 ) -> None:
     first = Tokenizer(counting, tokens).tokenize(archive)
@@ -79,7 +79,7 @@ def damage_codes(tokens: UPath) -> None:
 
 
 @pytest.mark.parametrize("damage", [damage_missing_report, damage_missing_codes, damage_end, damage_codes])
-def test_a_damaged_shard_is_made_anew(
+def test_a_damaged_shard_is_regenerated(
     archive: UPath, counting: Any, tokens: UPath, damage: Callable[[UPath], None]
 ) -> None:
     report = Tokenizer(counting, tokens).tokenize(archive)
@@ -91,7 +91,7 @@ def test_a_damaged_shard_is_made_anew(
     assert read_report(tokens, "batch_1") == report
 
 
-def test_a_mended_copy_of_a_damaged_zip_is_done_again(
+def test_a_repaired_copy_of_a_damaged_zip_is_tokenized_again(
     archive: UPath, counting: Any, tokens: UPath, members: Members, rows_of: RowsOf
 ) -> None:
     path = Path(str(archive))
@@ -103,22 +103,22 @@ def test_a_mended_copy_of_a_damaged_zip_is_done_again(
     assert Tokenizer(counting, tokens).tokenize(archive) == damaged
     assert counting.encoded == 2
     path.write_bytes(whole)
-    mended = Tokenizer(counting, tokens).tokenize(archive)
-    assert mended.fingerprint == damaged.fingerprint
-    assert [entry.clip for entry in mended.rejected] == REJECTED
+    repaired = Tokenizer(counting, tokens).tokenize(archive)
+    assert repaired.fingerprint == damaged.fingerprint
+    assert [entry.clip for entry in repaired.rejected] == REJECTED
     assert [row.clip for row in rows_of(tokens)] == CLIPS
 
 
-def test_a_limit_that_is_raised_takes_what_it_had_rejected(archive: UPath, codec: Codec, tokens: UPath) -> None:
+def test_a_raised_limit_accepts_clips_rejected_before(archive: UPath, codec: Codec, tokens: UPath) -> None:
     report = Tokenizer(codec, tokens, TokenizeSettings(max_clip_gib=1e-6)).tokenize(archive)
     assert report.clips == 0 and "max_clip_gib" in report.rejected[0].reason
     assert Tokenizer(codec, tokens).tokenize(archive).clips == 3
 
 
-def test_a_repacked_member_is_taken_where_its_old_packing_was_rejected(
+def test_a_member_rejected_for_its_packing_is_read_once_repacked(
     tmp_path: Path, make_wav: MakeWav, codec: Codec, tokens: UPath
 ) -> None:
-    """A zip's directory knows a member by its content: that it is no longer encrypted must count too."""
+    """The digest of a zip covers more than the content: a change of encryption must count, too."""
     path = tmp_path / "batch_1.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.wav", make_wav())

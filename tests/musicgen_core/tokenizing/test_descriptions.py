@@ -1,4 +1,4 @@
-"""Where the descriptions of a shard's clips come from, and that a change of them encodes nothing again."""
+"""Sources of a shard's descriptions, and that changing them doesn't encode clips again."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_descriptions_come_from_the_metadata(
     assert [row.description for row in rows_of(tokens)] == ["eins", None, "🎵 três"]
 
 
-def test_where_only_descriptions_changed_they_are_written_and_nothing_is_encoded(
+def test_changed_descriptions_are_rewritten_without_encoding(
     archive: UPath, counting: Any, tokens: UPath, tmp_path: Path, rows_of: RowsOf
 ) -> None:
     plain = Tokenizer(counting, tokens).tokenize(archive)
@@ -76,7 +76,7 @@ def test_descriptions_of_other_archives_leave_the_shard_alone(
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
-def test_descriptions_beside_clips_are_found_before_and_behind_them(
+def test_sidecars_are_found_before_and_after_their_clips(
     tmp_path: Path, pack: Pack, make_wav: MakeWav, counting: Any, tokens: UPath, kind: str, rows_of: RowsOf
 ) -> None:
     members = [

@@ -1,4 +1,4 @@
-"""An archive that fails or is cancelled leaves no shard, and a remote one no copy."""
+"""A failed or cancelled archive leaves no shard, and a remote one no local copy."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_file_of_somebody_else_is_never_replaced(archive: UPath, codec: Codec,
 
 
 @pytest.mark.parametrize("name", ["batch_1.json", "batch_1.parquet"])
-def test_a_pipe_in_the_place_of_a_shard_is_refused_not_awaited(
+def test_a_pipe_at_a_shards_path_is_refused_without_blocking(
     archive: UPath, codec: Codec, tmp_path: Path, name: str
 ) -> None:
     os.mkfifo(tmp_path / name)
@@ -85,7 +85,7 @@ def test_a_pipe_in_the_place_of_a_shard_is_refused_not_awaited(
         Tokenizer(codec, storage.as_path(tmp_path)).tokenize(archive)
 
 
-def test_a_shard_of_another_archive_of_the_same_name_is_never_replaced(
+def test_the_shard_of_a_namesake_archive_is_never_replaced(
     archive: UPath, codec: Codec, tokens: UPath, tmp_path: Path, pack: Pack, make_wav: MakeWav
 ) -> None:
     report = Tokenizer(codec, tokens).tokenize(archive)

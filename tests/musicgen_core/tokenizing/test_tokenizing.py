@@ -1,4 +1,4 @@
-"""What a shard holds, and what its report tells."""
+"""Content of a shard and of its report."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_every_wav_is_a_row_or_a_rejection_in_the_archives_order(
     kinds=st.lists(st.sampled_from(["good", "broken", "silent", "other"]), max_size=6),
     kind=st.sampled_from(["zip", "tar.gz"]),
 )
-def test_whatever_is_in_an_archive_each_wav_is_accounted_for_once(
+def test_every_wav_is_accounted_for_exactly_once(
     tmp_path_factory: pytest.TempPathFactory,
     pack: Pack,
     make_wav: MakeWav,
@@ -86,7 +86,7 @@ def test_a_clips_codes_are_those_of_encoding_it_alone(
         assert row.duration == len(audio) / rate
 
 
-def test_the_report_tells_what_was_read(archive: UPath, codec: Codec, tokens: UPath) -> None:
+def test_the_report_summarises_the_archive(archive: UPath, codec: Codec, tokens: UPath) -> None:
     report = Tokenizer(codec, tokens).tokenize(archive)
     assert (report.archive, report.archive_bytes) == ("batch_1.zip", Path(str(archive)).stat().st_size)
     assert (report.clips, report.limited_to) == (3, None)
@@ -122,7 +122,7 @@ def test_progress_counts_every_clip(archive: UPath, codec: Codec, tokens: UPath)
     assert seen == [Counts(*at, total=5) for at in ((0, 0), (1, 0), (1, 1), (2, 1), (2, 2), (3, 2))]
 
 
-def test_several_archives_at_once_give_what_each_gives_alone(
+def test_archives_can_be_tokenized_concurrently(
     tmp_path: Path, pack: Pack, make_wav: MakeWav, codec: Codec, rows_of: RowsOf
 ) -> None:
     archives = []

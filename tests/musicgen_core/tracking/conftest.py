@@ -19,7 +19,7 @@ def without_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def stand_in(without_key: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """WandB is here, and a key is set."""
+    """Run a stand-in of WandB's server, and set a key."""
     with running_stand_in() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
@@ -28,7 +28,7 @@ def stand_in(without_key: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sta
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where WandB fails, little time is lost."""
+    """Shorten timeouts, so that failures of WandB take little time."""
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
     monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "2")
 

@@ -1,4 +1,4 @@
-"""Reads back what WandB logged offline: no reader of its files ships with it."""
+"""Reader of WandB's offline files, as none ships with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wandb.proto import wandb_internal_pb2
 
 
 def _records(file: Path) -> Iterator[Any]:
-    """What a `.wandb` file holds: LevelDB's log, blocks of 32 KiB of fragments, after a header of 7 bytes."""
+    """Yield the records of a `.wandb` file: a LevelDB log, blocks of 32 KiB of fragments, after a 7-byte header."""
     record_type: Any = wandb_internal_pb2.Record  # type: ignore[attr-defined]
     data, position, whole = file.read_bytes(), 7, b""
     while position + 7 <= len(data):
@@ -41,7 +41,7 @@ def _values(items: Iterable[Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Logged:
-    """Everything under a folder's `wandb/`, over all parts of a resumed run, oldest first."""
+    """Logged data under a folder's `wandb/`, over all parts of a resumed run, oldest first."""
 
     folder: Path
 
@@ -56,7 +56,7 @@ class Logged:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """Rows, without those of WandB's own values."""
+        """Return the rows, without WandB's own values."""
         rows = [_values(row.item) for row in self._of("history")]
         return [{name: value for name, value in row.items() if not name.startswith("_")} for row in rows]
 
@@ -85,7 +85,7 @@ class Logged:
 
     @property
     def adapters(self) -> list[tuple[list[str], dict[str, Any], dict[str, bytes]]]:
-        """Aliases, metadata and files of each version."""
+        """Return aliases, metadata and files of each version."""
         return [
             (
                 list(one.aliases),
@@ -96,6 +96,6 @@ class Logged:
         ]
 
     def media(self, row: dict[str, Any], key: str) -> bytes:
-        """The file of a row's audio, which lies in the part that logged it."""
+        """Return the file of a row's audio, in the part that logged it."""
         (file,) = (self.folder / "wandb").glob(f"offline-run-*/files/{row[key]['path']}")
         return file.read_bytes()

@@ -1,4 +1,4 @@
-"""A small stand-in for WandB's server: what of its GraphQL, file stream and uploads wandb 0.31 can't do without."""
+"""Minimal stand-in for WandB's server: the GraphQL, file stream and uploads that wandb 0.31 requires."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROJECT = {"id": "p", "name": "musicgen-flows", "entity": {"id": "e", "name": "s
 
 
 class StandIn:
-    """Keeps what it is sent: one run's history, in order of its steps, and everything else by name.
+    """Stores received data: one run's history, in order of its steps, and everything else by name.
 
     Attributes:
         status: what every request is answered with; 401 is for a rejected key.
@@ -35,13 +35,13 @@ class StandIn:
         self.is_complete = self.is_stopped = False
 
     def stop(self) -> None:
-        """From now on connections are refused, and those that are open are of no use."""
+        """Refuse new connections, and break open ones."""
         self.is_stopped = True
         self._server.shutdown()
         self._server.server_close()
 
     def answer(self, operation: str, given: dict[str, Any]) -> dict[str, Any]:
-        """A GraphQL query or mutation → its data."""
+        """Return the data of a GraphQL query or mutation."""
         if operation == "Viewer":
             teams: dict[str, Any] = {"edges": []}
             return {"viewer": {"id": "u", "entity": "someone", "username": "s", "flags": "{}", "teams": teams}}
@@ -91,7 +91,7 @@ class StandIn:
         return {}  # what wandb asks and can do without
 
     def stream(self, content: dict[str, Any]) -> None:
-        """The lines of a run's files as they grow."""
+        """Receive the new lines of a run's files."""
         for name, part in content.get("files", {}).items():
             lines = [json.loads(line) for line in part["content"]]
             if name == "wandb-history.jsonl":
@@ -140,7 +140,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: object) -> None:
-        """wandb closes its connections when it pleases."""
+        """Ignore errors, as wandb closes its connections at any time."""
 
 
 @contextmanager

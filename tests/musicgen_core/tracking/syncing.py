@@ -1,4 +1,4 @@
-"""`wandb sync`, as a person runs it."""
+"""Run `wandb sync` as a user would."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.musicgen_core.tracking.stand_in import StandIn
 
 
 def sync(folder: Path, below: Path, server: StandIn) -> str:
-    """With nothing but the command that was told → what it says."""
+    """Run exactly the logged command, and return its output."""
     environment = {**os.environ, "WANDB_CACHE_DIR": str(below / "cache"), "WANDB_BASE_URL": server.url}
     command = [str(Path(sys.executable).with_name("wandb")), "sync", "--no-skip-online", str(folder)]
     done = subprocess.run(command, cwd=below, env=environment, capture_output=True, text=True, timeout=60)

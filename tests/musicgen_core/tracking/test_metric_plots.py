@@ -23,7 +23,7 @@ ROWS: list[dict[str, float]] = [
 
 @pytest.fixture
 def figures() -> list[Any]:
-    """Those that were drawn."""
+    """Return the figures that were drawn."""
     return []
 
 
@@ -31,7 +31,7 @@ def figures() -> list[Any]:
 def drawn(
     monkeypatch: pytest.MonkeyPatch, figures: list[Any]
 ) -> Callable[[Callable[..., None]], dict[str, tuple[list[float], list[float]]]]:
-    """The lines of the picture that a function draws, by their label."""
+    """Return the lines of the plot of a function, by label."""
     save = matplotlib.figure.Figure.savefig
 
     def savefig(figure: Any, target: Path | IO[bytes], **given: Any) -> None:
@@ -50,14 +50,14 @@ def drawn(
     return draw
 
 
-def test_losses_are_drawn_without_skipped_steps_and_with_validation(drawn: Callable[..., Any]) -> None:
+def test_losses_are_drawn_with_validation_but_no_skipped_steps(drawn: Callable[..., Any]) -> None:
     lines = drawn(plot_losses)
     assert lines["training, each step"] == ([1, 3, 6], [2.0, 1.2, 1.1])
     assert lines["validation"] == ([3, 6], [1.4, 1.3])
     assert lines["training, running mean"][1][0] == 2.0
 
 
-def test_the_perplexity_of_each_codebook_is_drawn_over_the_validations(drawn: Callable[..., Any]) -> None:
+def test_the_perplexity_of_each_codebook_is_drawn(drawn: Callable[..., Any]) -> None:
     assert drawn(plot_perplexities) == {str(k): ([3, 6], [100.0 * (k + 1), 90.0 * (k + 1)]) for k in range(4)}
 
 

@@ -78,7 +78,7 @@ def test_a_full_disk_leaves_no_copies_of_damaged_metrics(metrics: Path, monkeypa
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "link to nothing"])
-def test_what_is_no_file_is_moved_aside_without_waiting(tmp_path: Path, kind: str) -> None:
+def test_other_than_regular_files_are_moved_aside(tmp_path: Path, kind: str) -> None:
     metrics = tmp_path / "metrics.jsonl"
     make = {
         "pipe": lambda: os.mkfifo(metrics),
@@ -95,7 +95,7 @@ def test_what_is_no_file_is_moved_aside_without_waiting(tmp_path: Path, kind: st
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "metrics.damaged-1.jsonl"}
 
 
-def test_a_link_is_read_and_what_it_points_to_stays_as_it_was(metrics: Path, tmp_path: Path) -> None:
+def test_a_link_is_read_and_its_target_unchanged(metrics: Path, tmp_path: Path) -> None:
     target = metrics.rename(tmp_path / "elsewhere.jsonl")
     content = target.read_bytes()
     metrics.symlink_to(target)
@@ -107,7 +107,7 @@ def test_a_link_is_read_and_what_it_points_to_stays_as_it_was(metrics: Path, tmp
     assert target.read_bytes() == content and not metrics.is_symlink()
 
 
-def test_the_file_is_strict_json_and_what_was_not_is_still_read(tmp_path: Path) -> None:
+def test_the_file_is_strict_json_and_nan_is_still_read(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text('{"step": 1, "train/loss": NaN, "train/grad_norm": Infinity}\n')
 
@@ -123,7 +123,7 @@ def test_the_file_is_strict_json_and_what_was_not_is_still_read(tmp_path: Path) 
 
 
 @given(data=st.data())
-def test_cut_anywhere_by_a_crash_the_file_keeps_its_whole_lines_and_grows_on(
+def test_a_crash_at_any_byte_keeps_all_complete_lines(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
@@ -136,7 +136,7 @@ def test_cut_anywhere_by_a_crash_the_file_keeps_its_whole_lines_and_grows_on(
     assert [row["step"] for row in read_metrics(path)] == [*range(1, whole + 1), 9]
 
 
-def test_rows_that_a_full_disk_refused_follow_later_and_half_a_row_hides_none(metrics: Path) -> None:
+def test_rows_refused_by_a_full_disk_are_written_later(metrics: Path) -> None:
     """RLIMIT_FSIZE makes the kernel write a part of the row and then refuse, as a full disk does."""
     before, writer = read_metrics(metrics), MetricsWriter(metrics)
     writer.append({"step": 6})

@@ -1,4 +1,4 @@
-"""Without a key: everything stays in the run's folder, whence `wandb sync` takes it."""
+"""Without a key, all data stay in the run's folder, from which `wandb sync` uploads them."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def log_all(run: Wandb, clip: AudioFile, adapter: Path, first_step: int = 1) -> 
     run.finish()
 
 
-def test_without_a_key_the_run_is_kept_offline_under_the_run_directory(
+def test_without_a_key_the_run_is_offline_in_the_run_directory(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, clip: AudioFile, adapter: Path
 ) -> None:
     with caplog.at_level("INFO", logger="musicgen_core.tracking"):
         log_all(run_in(tmp_path), clip, adapter)
     said = [record.message for record in caplog.records if record.name.startswith("musicgen_core.tracking")]
-    told = f"uv run --no-sync wandb sync --no-skip-online {tmp_path / 'wandb'}"
-    assert said == [f"WandB runs offline: no WANDB_API_KEY is set. Later:\n{told}"]
+    command = f"uv run --no-sync wandb sync --no-skip-online {tmp_path / 'wandb'}"
+    assert said == [f"WandB runs offline: no WANDB_API_KEY is set. Later:\n{command}"]
     logged = Logged(tmp_path)
     assert logged.history[:2] == [{"global_step": 1, "train/loss": 1.0}, {"global_step": 2, "train/loss": 0.5}]
     assert logged.axes == {"global_step": "", "*": "global_step"}
@@ -61,9 +61,7 @@ def test_a_hostile_caption_is_shortened_text(tmp_path: Path, clip: AudioFile, ad
     assert row["samples/00"]["caption"] == one_line(ALL + LONG) and is_inert_terminal_text(one_line(ALL))
 
 
-def test_audio_is_logged_with_its_caption_over_the_axis_and_its_file_is_in_the_folder(
-    tmp_path: Path, clip: AudioFile, adapter: Path
-) -> None:
+def test_audio_is_logged_with_caption_axis_and_file(tmp_path: Path, clip: AudioFile, adapter: Path) -> None:
     log_all(run_in(tmp_path), clip, adapter)
     logged = Logged(tmp_path)
     (row,) = [row for row in logged.history if "samples/00" in row]
@@ -72,7 +70,7 @@ def test_audio_is_logged_with_its_caption_over_the_axis_and_its_file_is_in_the_f
     assert logged.media(row, "samples/00") == clip.path.read_bytes()
 
 
-def test_an_adapter_is_a_version_with_its_alias_and_stays_as_it_was(tmp_path: Path, adapter: Path) -> None:
+def test_an_adapter_is_an_immutable_version_with_its_alias(tmp_path: Path, adapter: Path) -> None:
     run = run_in(tmp_path)
     run.log_adapter(adapter, "best", {"base_model": "debug"})
     adapter.write_bytes(b"better weights")
@@ -84,9 +82,7 @@ def test_an_adapter_is_a_version_with_its_alias_and_stays_as_it_was(tmp_path: Pa
     assert about["sha256"] == hashlib.sha256(b"better weights").hexdigest()
 
 
-def test_what_was_logged_of_files_is_not_logged_again_by_a_resumed_run(
-    tmp_path: Path, clip: AudioFile, adapter: Path
-) -> None:
+def test_a_resumed_run_does_not_log_files_again(tmp_path: Path, clip: AudioFile, adapter: Path) -> None:
     log_all(run_in(tmp_path), clip, adapter)
     log_all(run_in(tmp_path), clip, adapter, first_step=3)
     logged = Logged(tmp_path)
@@ -96,7 +92,7 @@ def test_what_was_logged_of_files_is_not_logged_again_by_a_resumed_run(
     assert len(logged.adapters) == 1
 
 
-def test_what_changed_is_logged_again_by_a_resumed_run(tmp_path: Path, clip: AudioFile, adapter: Path) -> None:
+def test_a_resumed_run_logs_changed_files_again(tmp_path: Path, clip: AudioFile, adapter: Path) -> None:
     log_all(run_in(tmp_path), clip, adapter)
     adapter.write_bytes(b"better weights")
     log_all(run_in(tmp_path), AudioFile(clip.path, "fast piano"), adapter, first_step=3)
@@ -106,7 +102,7 @@ def test_what_changed_is_logged_again_by_a_resumed_run(tmp_path: Path, clip: Aud
     assert len(logged.adapters) == 2
 
 
-def test_another_axis_and_an_id_that_is_kept_for_who_goes_on(tmp_path: Path) -> None:
+def test_the_axis_can_be_set_and_the_id_is_kept_for_resuming(tmp_path: Path) -> None:
     home = storage.as_path(tmp_path)
     new = kept_run_id(home)
     assert new != kept_run_id(home)  # nothing is kept until a run has begun
@@ -117,7 +113,7 @@ def test_another_axis_and_an_id_that_is_kept_for_who_goes_on(tmp_path: Path) -> 
     assert Logged(tmp_path).axes == {"tokenize/clips": "", "*": "tokenize/clips"}
 
 
-def test_a_whole_folder_is_synced_afterwards_with_both_parts_audio_and_adapter(
+def test_syncing_uploads_all_parts_of_a_resumed_run(
     tmp_path: Path, clip: AudioFile, adapter: Path, monkeypatch: pytest.MonkeyPatch, stand_in: StandIn
 ) -> None:
     with monkeypatch.context() as patch:
@@ -133,7 +129,7 @@ def test_a_whole_folder_is_synced_afterwards_with_both_parts_audio_and_adapter(
     assert stand_in.runs == ["abcd1234"] and stand_in.config["lora_r"] == 8
 
 
-def test_the_folder_of_a_remote_run_is_synced_where_it_was_copied_to(
+def test_a_remote_runs_folder_is_synced_from_its_copy(
     tmp_path: Path, clip: AudioFile, adapter: Path, monkeypatch: pytest.MonkeyPatch, stand_in: StandIn
 ) -> None:
     stage, copied = tmp_path / "stage", tmp_path / "copied"
@@ -184,14 +180,14 @@ def test_disabled_it_is_not_even_started(
     assert set(tmp_path.iterdir()) == before
 
 
-def test_a_damaged_list_of_what_was_logged_is_begun_anew(tmp_path: Path, clip: AudioFile, adapter: Path) -> None:
+def test_a_damaged_list_of_logged_files_restarts_empty(tmp_path: Path, clip: AudioFile, adapter: Path) -> None:
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "logged.json").write_text('{"samples of')
     log_all(run_in(tmp_path), clip, adapter)
     assert set(json.loads((tmp_path / "wandb" / "logged.json").read_text())) == {"samples of epoch 1", "best"}
 
 
-def test_offline_by_choice_a_key_is_not_said_to_be_missing_and_a_malformed_one_does_no_harm(
+def test_chosen_offline_mode_ignores_missing_and_malformed_keys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, clip: AudioFile, adapter: Path
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -204,7 +200,7 @@ def test_offline_by_choice_a_key_is_not_said_to_be_missing_and_a_malformed_one_d
     assert os.environ["WANDB_API_KEY"].endswith("\n"), "it is hidden from WandB alone"
 
 
-def test_a_sample_that_the_disk_refuses_to_copy_is_missed_and_the_rest_is_logged(
+def test_a_sample_that_cannot_be_copied_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, clip: AudioFile, adapter: Path
 ) -> None:
     """A mounted Drive may refuse a file's mode, which shutil.copy sets: ENOTSUP."""
@@ -227,7 +223,7 @@ def test_a_sample_that_the_disk_refuses_to_copy_is_missed_and_the_rest_is_logged
     assert len([row for row in rows if "samples/00" in row]) == 1
 
 
-def test_after_a_run_that_failed_offline_the_same_process_can_have_it_again(
+def test_a_run_that_failed_offline_can_restart_in_the_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: AudioFile, adapter: Path
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -241,9 +237,7 @@ def test_after_a_run_that_failed_offline_the_same_process_can_have_it_again(
     assert len(Logged(tmp_path).adapters) == 1
 
 
-def test_a_file_that_could_not_be_written_whole_is_told_at_the_end(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_incomplete_offline_file_is_reported_at_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = run_in(tmp_path)
     run.log({"global_step": 1, "train/loss": 1.0})
     wait_for(lambda: (tmp_path / "wandb" / "run-id").exists())

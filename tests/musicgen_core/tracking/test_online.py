@@ -1,4 +1,4 @@
-"""With a key, against a stand-in of WandB's server: what it gets, and what becomes of a run when it fails."""
+"""With a key, against a stand-in of WandB's server: received data, and behaviour on failures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run_in(folder: Path) -> Wandb:
 
 
 def log_all(run: Wandb, clip: AudioFile, adapter: Path) -> None:
-    """None of it waits: a training goes on meanwhile."""
+    """Log everything, and check that no call blocks."""
     started = time.monotonic()
     for step in (1, 2):
         run.log({"global_step": step, "train/loss": 1 / step})
@@ -52,7 +52,7 @@ def assert_all_is_offline(folder: Path, clip: AudioFile) -> None:
     assert {run.run_id for run in logged.runs} == {"abcd1234"}
 
 
-def test_the_server_gets_history_over_the_axis_configuration_audio_and_adapter(
+def test_the_server_receives_history_config_audio_and_adapter(
     tmp_path: Path, stand_in: StandIn, clip: AudioFile, adapter: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = run_in(tmp_path)
@@ -63,7 +63,7 @@ def test_the_server_gets_history_over_the_axis_configuration_audio_and_adapter(
     rows = [{name: row.get(name) for name in ("global_step", "train/loss")} for row in stand_in.history.values()]
     assert rows[:2] == [{"global_step": 1, "train/loss": 1.0}, {"global_step": 2, "train/loss": 0.5}]
     assert {name: stand_in.config[name] for name in ("lora_r", "model")} == {"lora_r": 8, "model": "debug"}
-    metrics = json.dumps(stand_in.config["_wandb"]["m"])  # what define_metric came to
+    metrics = json.dumps(stand_in.config["_wandb"]["m"])  # the result of define_metric
     assert '"1": "global_step"' in metrics and '"2": "*"' in metrics
     assert stand_in.system_metrics and stand_in.is_complete
     (audio,) = [row["samples/00"] for row in stand_in.history.values() if "samples/00" in row]
@@ -74,7 +74,7 @@ def test_the_server_gets_history_over_the_axis_configuration_audio_and_adapter(
     assert stand_in.files["a1/best_lora.pt"] == b"weights"
 
 
-def test_a_resumed_training_goes_on_in_the_same_run_behind_what_is_there(
+def test_a_resumed_job_appends_to_the_same_run(
     tmp_path: Path, stand_in: StandIn, clip: AudioFile, adapter: Path
 ) -> None:
     for steps in ((1, 2), (3, 4)):
@@ -88,7 +88,7 @@ def test_a_resumed_training_goes_on_in_the_same_run_behind_what_is_there(
     assert len(stand_in.artifacts) == 1
 
 
-def test_what_was_uploaded_while_online_is_not_synced_again(
+def test_data_uploaded_online_are_not_synced_again(
     tmp_path: Path, stand_in: StandIn, clip: AudioFile, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = run_in(tmp_path)
@@ -106,7 +106,7 @@ def test_what_was_uploaded_while_online_is_not_synced_again(
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_key_that_is_revoked_in_the_middle_is_told_at_the_end_and_the_run_can_be_synced(
+def test_a_key_revoked_during_the_run_is_reported_at_the_end(
     tmp_path: Path, stand_in: StandIn, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = run_in(tmp_path)
@@ -122,7 +122,7 @@ def test_a_key_that_is_revoked_in_the_middle_is_told_at_the_end_and_the_run_can_
     assert [row["global_step"] for row in stand_in.history.values() if "train/loss" in row] == [1, 2]
 
 
-def test_online_by_choice_without_any_key_the_run_goes_on_offline_and_nothing_is_asked_for(
+def test_online_mode_without_a_key_falls_back_to_offline(
     tmp_path: Path,
     stand_in: StandIn,
     monkeypatch: pytest.MonkeyPatch,
@@ -142,7 +142,7 @@ def test_online_by_choice_without_any_key_the_run_goes_on_offline_and_nothing_is
     assert "there is no key" in warning and "continues offline" in warning
 
 
-def test_a_key_that_wandb_login_kept_serves_where_online_is_chosen(
+def test_online_mode_uses_the_key_of_wandb_login(
     tmp_path: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept = tmp_path / "netrc"
@@ -187,7 +187,7 @@ def hang(stand_in: StandIn) -> None:
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("break_it", [reject_the_key, refuse_connections, hang])
-def test_where_it_fails_from_the_start_the_run_goes_on_offline_and_that_is_said_once(
+def test_a_failing_start_falls_back_to_offline_with_one_message(
     break_it: Callable[[StandIn], None],
     tmp_path: Path,
     stand_in: StandIn,
@@ -208,7 +208,7 @@ def test_where_it_fails_from_the_start_the_run_goes_on_offline_and_that_is_said_
     assert run.url is None
 
 
-def test_a_run_that_loses_its_server_is_whole_on_disk_and_ends_in_time(
+def test_a_run_that_loses_its_server_is_complete_on_disk(
     tmp_path: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "2")
@@ -230,12 +230,12 @@ def test_a_run_that_loses_its_server_is_whole_on_disk_and_ends_in_time(
 
 
 def unclosed_processes() -> list[subprocess.Popen[bytes]]:
-    """Those that nobody has waited for."""
+    """Return the child processes that haven't been reaped."""
     found = [one for one in gc.get_objects() if isinstance(one, subprocess.Popen)]
     return [one for one in found if one.returncode is None and "wandb-core" in str(one.args)]
 
 
-def test_a_run_whose_service_dies_goes_on_offline(
+def test_a_run_whose_service_dies_continues_offline(
     tmp_path: Path, stand_in: StandIn, clip: AudioFile, adapter: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = run_in(tmp_path)
@@ -275,7 +275,7 @@ def test_an_interrupted_job_does_not_wait_for_a_wandb_that_hangs(
 
 
 @pytest.mark.usefixtures("without_key")
-def test_a_wandb_that_fails_even_offline_is_left_out_and_said_so_once(
+def test_wandb_failing_even_offline_is_disabled_with_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: AudioFile, adapter: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(**_: object) -> None:

@@ -1,4 +1,4 @@
-"""Waits for what is to come, however long a busy machine takes."""
+"""Wait for a condition, however long a busy machine takes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 STOP_AFTER_S = 45.0
-"""Many times what any of these needs, and less than without the limits of `impatient`."""
+"""Far longer than any of these needs, and shorter than without the timeouts of `impatient`"""
 
 
 def wait_for(condition: Callable[[], object]) -> None:
