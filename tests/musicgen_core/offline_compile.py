@@ -16,7 +16,7 @@ SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 120: 99}
 def shared_bytes(
     kernel: Any, capability: int, types: Mapping[str, str], constants: Mapping[str, Any], warps: int
 ) -> int:
-    """What a kernel takes of a multiprocessor's shared memory.
+    """Return the bytes of shared memory per SM that a kernel uses.
 
     Args:
         types: of parameters; those that are neither here nor in `constants` are pointers to bf16.

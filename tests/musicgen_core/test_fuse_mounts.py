@@ -1,4 +1,4 @@
-"""Folders as Google Drive's in Colab, where a file is not to be renamed over another, nor linked, nor locked.
+"""Folders like Google Drive's in Colab, where files can't be replaced by renaming, linked, or locked.
 
 With mfusepy, libfuse and the right to mount, a real file system that refuses all that; else, or as well, the calls of
 this process are refused.
