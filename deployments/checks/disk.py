@@ -69,7 +69,7 @@ def _needs(size: ModelSize, places: Mapping[str, str], clips: int) -> Iterator[_
 def run_directory_bytes(size: ModelSize, settings: TrainSettings, clips: int) -> int:
     """What a new run directory grows to."""
     from musicgen_core.training.batching import DataOrder
-    from musicgen_core.training.room import Plan, Sizes, bytes_to_write
+    from musicgen_core.training.disk_space import Plan, Sizes, bytes_to_write
     from musicgen_core.training.run_directory import RunDirectory
 
     steps = DataOrder(clips, EFFECTIVE_BATCH, settings.num_epochs, settings.max_steps, settings.seed).total_steps

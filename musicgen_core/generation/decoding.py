@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from musicgen_core.devices import shared_memory_bytes
 from musicgen_core.generation import decode_kernels as kernels
-from musicgen_core.generation.one_piece import OnePiece, one_piece
+from musicgen_core.generation.megakernel import Megakernel, megakernel
 from musicgen_core.generation.steps import Window
 from musicgen_core.model.decoder import Decoder, DecoderLayer, LayerCache, MusicgenLM, TextCondition, sinusoids
 
@@ -123,7 +123,7 @@ def _norms(decoder: Decoder) -> Tensor:
 
 @dataclass
 class Session:
-    """Generation of one batch: everything that a step reads and writes, but for the room that `OnePiece` has itself.
+    """Generation of one batch: everything that a step reads and writes, but for the room that `Megakernel` has itself.
 
     Attributes:
         sequence: [B, K, columns], delayed codes.
@@ -179,11 +179,11 @@ class Decoding:
         self._sinusoids = sinusoids(at, self.config.dim)
 
     @cached_property
-    def _one_piece(self) -> OnePiece | None:
+    def _megakernel(self) -> Megakernel | None:
         """Compiled in the first step of a single piece: many side by side don't wait for it."""
         matrices = [*(matrix for layer in self._layers for matrix in layer), self._heads]
         scales = [matrix.scales for matrix in matrices if matrix.scales is not None]
-        return one_piece(self.config, [matrix.weight for matrix in matrices], scales, self._norms)
+        return megakernel(self.config, [matrix.weight for matrix in matrices], scales, self._norms)
 
     @torch.inference_mode()
     def begin(self, text: TextCondition, sequence: Tensor, given: int = 0, cache_bits: int = 16) -> Session:
@@ -249,8 +249,8 @@ class Decoding:
             CODEBOOKS=config.codebooks, WORDS=config.cardinality + 1, D=config.dim,
             N=triton.next_power_of_2(config.dim),
         )  # fmt: skip
-        if rows == 2 and s.scales is None and self._one_piece is not None:
-            self._one_piece(s.x, s.caches, s.text, s.words, s.position, s.logits)
+        if rows == 2 and s.scales is None and self._megakernel is not None:
+            self._megakernel(s.x, s.caches, s.text, s.words, s.position, s.logits)
             return s.logits
         for number, layer in enumerate(self._layers):
             _norm(s, next(norms), parts if number else 0)

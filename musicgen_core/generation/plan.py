@@ -20,7 +20,7 @@ from musicgen_core.encoding import BatchEncoder
 from musicgen_core.errors import ClipRejected, ConfigError, DeviceError
 from musicgen_core.generation.engine import frames_of
 from musicgen_core.generation.prompts import Prompt
-from musicgen_core.generation.streams import repetitions, stream_seed
+from musicgen_core.generation.random_streams import repetitions, stream_seed
 from musicgen_core.language import message
 from musicgen_core.model.decoder import DecoderConfig
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 from torch.utils.checkpoint import checkpoint
 
-from musicgen_core.training.linear import LinearWeights, adapter, lora_linear, pack_linears
+from musicgen_core.training.lora_linear import LinearWeights, adapter, lora_linear, pack_linears
 
 ATTENTION = [
     SDPBackend.CUDNN_ATTENTION,

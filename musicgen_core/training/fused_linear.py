@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from musicgen_core.training import dropout, fp8, kernels
-from musicgen_core.training.linear import LinearWeights
+from musicgen_core.training.lora_linear import LinearWeights
 
 _ALIGNMENT = 16  # columns: 32 bytes, which the matrix units' loads want
 _ROWS = 128  # of a tile, at most; splits are multiples

@@ -21,7 +21,7 @@ from musicgen_core.environment import python_path
 from musicgen_core.errors import Cancelled, DeviceError, MusicgenError, TrainingError
 from musicgen_core.language import message, stored_message
 from musicgen_core.stages import Stage, announce, pass_on
-from musicgen_core.training.reports import ReportReader, revive, revive_result, write_request
+from musicgen_core.training.ipc import ReportReader, revive, revive_result, write_request
 from musicgen_core.training.request import TrainRequest, TrainResult
 
 logger = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ from musicgen_core.training.distributed import World
 from musicgen_core.training.gradients import StepGradients
 from musicgen_core.training.loss import perplexity
 from musicgen_core.training.model import Execution, TrainingModel
-from musicgen_core.training.prior import prior_share
+from musicgen_core.training.prior_preservation import prior_share
 from musicgen_core.wording import counted
 
 logger = logging.getLogger(__name__)

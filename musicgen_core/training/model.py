@@ -15,8 +15,8 @@ from musicgen_core.model.decoder import MusicgenLM, TextCondition
 from musicgen_core.model.pattern import teacher_forcing
 from musicgen_core.training import dropout
 from musicgen_core.training.blocks import ATTENTION, STREAMS, Inputs, PlainBlocks, adapter_parameters, head_losses
-from musicgen_core.training.flat import FlatParameters
-from musicgen_core.training.graphs import Graphs
+from musicgen_core.training.cuda_graphs import Graphs
+from musicgen_core.training.flat_parameters import FlatParameters
 from musicgen_core.training.peft_blocks import PeftBlocks, can_pack
 
 SHAPES = 64
@@ -86,7 +86,7 @@ class TrainingModel:
         self.flat = FlatParameters(self.parameters, of_layers or self.parameters)
         self._fused = packed and (fused_kernels_work(self.device, execution) if fused is None else fused)
         if self._fused:
-            from musicgen_core.training.fused import FusedBlocks  # Triton is not everywhere
+            from musicgen_core.training.fused_blocks import FusedBlocks  # Triton is not everywhere
 
             self._blocks: Any = FusedBlocks(layers, self.lm.config.heads, execution.precision, self.flat)
         elif packed:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from musicgen_core.config import TrainSettings
-from musicgen_core.evaluation.request import Evaluation  # not for the type checker alone: reports.py sends results
+from musicgen_core.evaluation.request import Evaluation  # not for the type checker alone: ipc.py sends results
 from musicgen_core.language import message
 
 

@@ -28,7 +28,7 @@ from musicgen_core.generated_pages import SAMPLES as SAMPLES_PAGE
 from musicgen_core.generation.engine import Engine, decodes_fast
 from musicgen_core.generation.loudness import normalize
 from musicgen_core.generation.page import write_samples_index
-from musicgen_core.generation.streams import streams_of
+from musicgen_core.generation.random_streams import streams_of
 from musicgen_core.language import message
 from musicgen_core.model.lora import Adapter, load_merged
 from musicgen_core.model.text import TextEncoder

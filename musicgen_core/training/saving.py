@@ -29,9 +29,9 @@ from musicgen_core.run_layout import (
 from musicgen_core.stages import announce
 from musicgen_core.training.background import RETRY_DELAYS_S, Failures, attempt
 from musicgen_core.training.checkpoint import Checkpoint, save_checkpoint, snapshot
-from musicgen_core.training.copying import SecondCopy
 from musicgen_core.training.full_models import FullModels
 from musicgen_core.training.loop import Trainer
+from musicgen_core.training.mirror import SecondCopy
 from musicgen_core.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)

@@ -27,19 +27,19 @@ from musicgen_core.model.weights import BaseModel, find_model, load_lm
 from musicgen_core.run_layout import BEST_ADAPTER, FINAL_ADAPTER, HELD_OUT, SAMPLES, SHARDS, RunConfig, epoch_adapter
 from musicgen_core.training.batching import BatchSize, resolve_batch_size, resolve_execution
 from musicgen_core.training.checkpoint import Checkpoint
+from musicgen_core.training.disk_space import Plan, Sizes, check_room
 from musicgen_core.training.distributed import World
 from musicgen_core.training.general_prompts import general_prompts
 from musicgen_core.training.lineage import learned_from, lineage_of
 from musicgen_core.training.loop import Hooks, Trainer
-from musicgen_core.training.prior import PriorRequest, load_prior
+from musicgen_core.training.prior_preservation import PriorRequest, load_prior
 from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.resuming import check_same, find_start, fixed_values, log_changes
-from musicgen_core.training.room import Plan, Sizes, check_room
 from musicgen_core.training.run_directory import RunDirectory, begins_new
 from musicgen_core.training.run_lock import RunLock
 from musicgen_core.training.samples import Samples, sample_prompts
 from musicgen_core.training.saving import Saver
-from musicgen_core.training.sharing import Sharing, shown_settings
+from musicgen_core.training.wandb_artifacts import Sharing, shown_settings
 from musicgen_core.wording import counted, named
 
 logger = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from musicgen_core.errors import Cancelled, MusicgenError
 from musicgen_core.stages import Stage, heard_by
-from musicgen_core.training.reports import ReportHandler, Reports, read_request
+from musicgen_core.training.ipc import ReportHandler, Reports, read_request
 
 if TYPE_CHECKING:
     from musicgen_core.training.request import TrainResult

@@ -15,7 +15,7 @@ from torch import Tensor
 from musicgen_core import storage
 from musicgen_core.config import SamplingSettings
 from musicgen_core.generation.engine import Engine
-from musicgen_core.generation.streams import streams_of
+from musicgen_core.generation.random_streams import streams_of
 from musicgen_core.model.lora import Adapter, LoraSettings, adapter_state, add_lora, load_merged, save_adapter
 from musicgen_core.model.pattern import delay
 from musicgen_core.model.text import TextEncoder

@@ -18,8 +18,8 @@ from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.config import SamplingSettings
 from musicgen_core.errors import Cancelled, DeviceError
 from musicgen_core.generation.engine import Engine, window_bounds
+from musicgen_core.generation.random_streams import stream_seed
 from musicgen_core.generation.sampling import guide
-from musicgen_core.generation.streams import stream_seed
 from musicgen_core.model.decoder import TextCondition
 from musicgen_core.model.lora import Adapter, load_merged, merged_checkpoint
 from musicgen_core.model.pattern import delay

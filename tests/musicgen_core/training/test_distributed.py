@@ -30,7 +30,7 @@ class Ranks:
             port = free.getsockname()[1]
         self.processes = [
             subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("told_rank.py")), device],
+                [sys.executable, str(Path(__file__).with_name("distributed_rank.py")), device],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={

@@ -26,8 +26,8 @@ from musicgen_core.config import TrainSettings
 from musicgen_core.errors import Cancelled, ConfigError, DeviceError, TokensError, TrainingError
 from musicgen_core.training import launch as module
 from musicgen_core.training import worker
+from musicgen_core.training.ipc import ReportReader, Reports, read_request, write_request
 from musicgen_core.training.launch import launch
-from musicgen_core.training.reports import ReportReader, Reports, read_request, write_request
 from musicgen_core.training.request import TrainRequest, TrainResult
 
 pytestmark = pytest.mark.timeout(900)
@@ -336,7 +336,7 @@ def test_workers_end_by_themselves_when_the_launcher_is_killed(
 ) -> None:
     program = (
         "import sys\nfrom pathlib import Path\n"
-        "from musicgen_core.training.launch import launch\nfrom musicgen_core.training.reports import read_request\n"
+        "from musicgen_core.training.launch import launch\nfrom musicgen_core.training.ipc import read_request\n"
         "launch(read_request(Path(sys.argv[1])), 2, worker_module='toy_worker',"
         " on_step=lambda row: print(row, flush=True))"
     )

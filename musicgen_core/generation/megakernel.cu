@@ -413,7 +413,7 @@ __device__ void attend(const float* q, const Cache& cache, Pairs& first, int fre
 // weights and biases. x [2, D], which is changed. caches bf16 [layers, 2, 2, HEADS, positions, HEAD] get a position.
 // text bf16 [layers, 2, 2, HEADS, longest, HEAD], of which words [2] count. logits [2, WIDTH]. arrived [2]: zero before
 // and after. The rest is room: q [2, D], attended [2, D], totals and stats (see `join`), z [2, FFN].
-extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) one_piece(
+extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) megakernel(
     const u64* weights, const float* scales, const u16* norms, float* x, u16* caches, const u16* text, const int* words,
     const long long* position, float* logits, float* q, u16* attended, float* totals, float* stats, u16* z,
     u32* arrived, int layers, int positions, int longest) {

@@ -17,8 +17,8 @@ from musicgen_core.config import TrainSettings
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.model.lora import load_adapter
 from musicgen_core.model.weights import BaseModel
+from musicgen_core.training.disk_space import Plan, Sizes, bytes_to_write, check_room
 from musicgen_core.training.request import TrainRequest
-from musicgen_core.training.room import Plan, Sizes, bytes_to_write, check_room
 from musicgen_core.training.run_directory import RunDirectory
 from musicgen_core.training.train import train
 

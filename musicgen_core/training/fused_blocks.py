@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from musicgen_core.training.blocks import BlockWeights, Inputs, pack, self_attention, split_heads
-from musicgen_core.training.flat import FlatParameters
+from musicgen_core.training.flat_parameters import FlatParameters
 from musicgen_core.training.fused_attention import attend_text, attend_text_grad, join_heads
 from musicgen_core.training.fused_linear import SPLITS, Activations, FusedLinear, Gradients, add_up, norm_grad
 

@@ -9,9 +9,9 @@ from musicgen_core.model.decoder import DecoderConfig, MusicgenLM, TextCondition
 
 pytest.importorskip("triton")
 pytest.importorskip("cuda.bindings")
-from musicgen_core.generation import one_piece as module
+from musicgen_core.generation import megakernel as module
 from musicgen_core.generation.decoding import Decoding
-from musicgen_core.generation.one_piece import CudaError, compiled, one_piece, sizes
+from musicgen_core.generation.megakernel import CudaError, compiled, megakernel, sizes
 
 needs_hopper = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0), reason="needs a GPU of 9.0 or newer"
@@ -26,7 +26,7 @@ HIDDEN = {"small": 1024, "medium": 1536, "large": 2048}
 def test_the_kernel_compiles_for_each_model_without_its_gpu(architecture: str, model: str, weight_bytes: int) -> None:
     binary = compiled(architecture, sizes(HIDDEN[model], 8192, weight_bytes, stages=6))
     assert binary.startswith(b"\x7fELF")
-    assert b"one_piece" in binary
+    assert b"megakernel" in binary
 
 
 @pytest.mark.slow
@@ -43,11 +43,11 @@ def test_where_the_kernel_cant_be_used_a_warning_says_so_and_the_others_are(
         raise CudaError("CUDA answered NVRTC_ERROR_COMPILATION")
 
     config, norms = DecoderConfig(1024, 2, 16, 4096, 96), torch.zeros(7, 2, 1024, dtype=torch.bfloat16)
-    assert one_piece(config, [], [], norms) is None  # not a GPU's: not even tried
+    assert megakernel(config, [], [], norms) is None  # not a GPU's: not even tried
     assert not caplog.records
     monkeypatch.setattr(module, "_fits", lambda *_: True)
-    monkeypatch.setattr(module, "OnePiece", refuse)
-    assert one_piece(config, [], [], norms) is None
+    monkeypatch.setattr(module, "Megakernel", refuse)
+    assert megakernel(config, [], [], norms) is None
     assert "NVRTC_ERROR_COMPILATION" in caplog.text
 
 
@@ -55,9 +55,7 @@ def test_where_the_kernel_cant_be_used_a_warning_says_so_and_the_others_are(
 @pytest.mark.parametrize(("dim", "words", "given"), [(512, 1, 0), (1024, 3, 0), (1536, 40, 5), (2048, 300, 5)])
 @pytest.mark.parametrize("bits", [16, 8])
 @torch.inference_mode()
-def test_one_piece_alone_gets_the_logits_that_it_gets_beside_others(
-    dim: int, words: int, given: int, bits: int
-) -> None:
+def test_a_sample_alone_gets_the_logits_that_it_gets_in_a_batch(dim: int, words: int, given: int, bits: int) -> None:
     torch.manual_seed(0)
     config = DecoderConfig(dim=dim, layers=3, heads=dim // 64, ffn_dim=4 * dim, text_dim=96)
     with torch.device("cuda"):
@@ -65,7 +63,7 @@ def test_one_piece_alone_gets_the_logits_that_it_gets_beside_others(
         states = torch.randn(1, words, 96, dtype=torch.bfloat16)
         codes = torch.randint(2048, (1, 4, 901))
     decoding = Decoding(lm, 900, bits)
-    assert decoding._one_piece is not None
+    assert decoding._megakernel is not None
 
     def conditions(pieces: int) -> TextCondition:
         both = torch.cat([states.expand(pieces, -1, -1), torch.zeros_like(states.expand(pieces, -1, -1))])

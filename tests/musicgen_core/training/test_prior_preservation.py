@@ -21,13 +21,13 @@ from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.settings import validate
-from musicgen_core.training import prior
+from musicgen_core.training import prior_preservation
 from musicgen_core.training.batching import BatchSize
 from musicgen_core.training.checkpoint import load_checkpoint
 from musicgen_core.training.distributed import World
 from musicgen_core.training.general_prompts import GENERAL_PROMPTS
 from musicgen_core.training.loop import Trainer
-from musicgen_core.training.prior import PriorRequest, load_prior, prior_share
+from musicgen_core.training.prior_preservation import PriorRequest, load_prior, prior_share
 from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.train import train
 
@@ -84,7 +84,7 @@ def test_an_epoch_holds_each_own_clip_once_and_the_fraction(
     most: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(prior, "MOST_CLIPS", most)
+    monkeypatch.setattr(prior_preservation, "MOST_CLIPS", most)
     request = request_for(max_steps=1, **WITH_PRIOR)
     train(request)
     made = prior_clips(request, debug_model)

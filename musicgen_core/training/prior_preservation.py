@@ -27,7 +27,7 @@ from musicgen_core.devices import compute_dtype, release_memory
 from musicgen_core.errors import RunDirectoryError, reason_of
 from musicgen_core.generation.engine import Engine, frames_of
 from musicgen_core.generation.plan import bytes_of_caches, fitting_size, room_for_caches, smaller_size
-from musicgen_core.generation.streams import streams_of
+from musicgen_core.generation.random_streams import streams_of
 from musicgen_core.language import message
 from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.lora import load_merged

@@ -29,14 +29,14 @@ class CudaError(RuntimeError):
     """CUDA's compiler or driver said no."""
 
 
-def one_piece(
+def megakernel(
     config: DecoderConfig, matrices: Sequence[Tensor], scales: Sequence[Tensor], norms: Tensor
-) -> OnePiece | None:
-    """The kernel for a model, if it is for such a model and such a GPU; see `OnePiece`."""
+) -> Megakernel | None:
+    """The kernel for a model, if it is for such a model and such a GPU; see `Megakernel`."""
     if not _fits(config, norms):
         return None
     try:
-        return OnePiece(config, matrices, scales, norms)
+        return Megakernel(config, matrices, scales, norms)
     except (ImportError, CudaError) as error:
         logger.warning("the GPU's kernel for single pieces can't be used, so these take a third longer: %s", error)
         return None
@@ -53,7 +53,7 @@ def _fits(config: DecoderConfig, norms: Tensor) -> bool:
     return (gpu.major, gpu.minor) >= (9, 0) and has_programs and _stages(config.dim, 1, norms.device) >= LEAST_STAGES
 
 
-class OnePiece:
+class Megakernel:
     """The kernel with the weights that it reads, and room for what its programs tell each other.
 
     One step at a time: the room is for one. All its programs wait for each other, so that each must have a
@@ -139,14 +139,14 @@ def compiled(architecture: str, defined: Mapping[str, int]) -> bytes:
     """
     from cuda.bindings import nvrtc
 
-    source = resources.files(__package__).joinpath("one_piece.cu").read_bytes()
+    source = resources.files(__package__).joinpath("megakernel.cu").read_bytes()
     options = [
         f"--gpu-architecture={architecture}",
         "--std=c++17",
         *(f"-D{key}={size}" for key, size in defined.items()),
     ]
     try:
-        (program,) = _check(nvrtc.nvrtcCreateProgram(source, b"one_piece.cu", 0, [], []))
+        (program,) = _check(nvrtc.nvrtcCreateProgram(source, b"megakernel.cu", 0, [], []))
     except RuntimeError as error:  # of cuda.bindings, where NVRTC is not installed
         raise CudaError(str(error)) from error
     try:
@@ -175,7 +175,7 @@ def _loaded(device: torch.device, dim: int, width: int, weight_bytes: int) -> tu
         major, minor = torch.cuda.get_device_capability()
         binary = compiled(f"sm_{major}{minor}", sizes(dim, width, weight_bytes, stages))
         (module,) = _check(driver.cuModuleLoadData(binary))
-        (kernel,) = _check(driver.cuModuleGetFunction(module, b"one_piece"))
+        (kernel,) = _check(driver.cuModuleGetFunction(module, b"megakernel"))
         most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         _check(driver.cuFuncSetAttribute(kernel, most, shared))
     return kernel, shared
