@@ -1,8 +1,27 @@
-"""Triton kernels for one step of generation: few rows, so what counts is how fast weights and caches are read.
+"""Triton kernels for one step of generation.
 
-R rows are prompts under their texts, then the same prompts under the null condition. The residual stream is fp32. Sums
-are split among programs and added up in a fixed order: results are the same every time. SCALED: weights or caches are
-in 8 bits, each row of them, or each head's key and value, times a scale of its own.
+A step reads every weight of the model once and the whole key-value cache once, for R rows of activations, from 2 up to
+some tens. Its GEMMs do about R operations per weight, far fewer than the Tensor Cores could, so that the step takes
+as long as memory bandwidth dictates. The kernels therefore aim at streaming weights and caches: everything else
+(norms, GELU, residual additions, sampling) is fused into kernels that touch only the small activations, and each
+reduction is split until all SMs have something to load.
+
+Rows: R is twice the number of prompts, each prompt under its text and then, in the second half, under the null
+condition of classifier-free guidance. The residual stream x [R, D] is fp32.
+
+    kernel                    grid                     a program instance computes
+    embed                     [R]                      x of one row: the sum of CODEBOOKS embeddings and the position
+    add_norm                  [R]                      one row: adds split-K partial sums to x, then layer norm
+    linear                    [N / BN, R / BM, PARTS]  a tile [BM, BN] of x Wᵀ over 1 / PARTS of the reduction
+    decode_attention          [R · HEADS, SPLITS]      one head of one row over 1 / SPLITS of the positions
+    decode_cross_attention    [R · HEADS]              one head of one row over its text
+    sample                    [prompts, CODEBOOKS]     guidance, top-k or top-p, and one sampled code
+
+Split-K: `linear` cuts its reduction into PARTS where a layer has too few output tiles for all SMs, and leaves the
+partial sums [PARTS, R, N] to the next kernel, `add_norm` or `decode_cross_attention`, which reads them anyway. Partial
+sums are added in a fixed order, so that equal inputs give equal bits.
+
+SCALED: weights or caches are int8, with a scale per row of a weight, or per key and value of each head.
 """
 
 from __future__ import annotations
@@ -13,25 +32,31 @@ import triton.language as tl
 
 @triton.jit
 def embed_kernel(  # type: ignore[no-untyped-def]
-    sequence, position, tables, sinusoids, out, prompts, columns,
-    CODEBOOKS: tl.constexpr, WORDS: tl.constexpr, D: tl.constexpr, N: tl.constexpr,
+    sequence, position, tables, sinusoids, out, prompts, steps,
+    CODEBOOKS: tl.constexpr, VOCAB: tl.constexpr, D: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """out [R, D] from a column of sequence [prompts, CODEBOOKS, columns], through tables [CODEBOOKS, WORDS, D]."""
+    """Store the embedding of step `position` of sequence [prompts, CODEBOOKS, steps] in out [R, D].
+
+    tables is [CODEBOOKS, VOCAB, D]; sinusoids [positions, D] are added.
+    """
     row = tl.program_id(0)
     d = tl.arange(0, N)
     at = tl.load(position)
     total = tl.load(sinusoids + at * D + d, mask=d < D, other=0.0)
     for k in tl.static_range(CODEBOOKS):
-        code = tl.load(sequence + ((row % prompts) * CODEBOOKS + k) * columns + at)
-        total += tl.load(tables + (k * WORDS + code) * D + d, mask=d < D, other=0.0).to(tl.float32)
+        code = tl.load(sequence + ((row % prompts) * CODEBOOKS + k) * steps + at)
+        total += tl.load(tables + (k * VOCAB + code) * D + d, mask=d < D, other=0.0).to(tl.float32)
     tl.store(out + row * D + d, total, mask=d < D)
 
 
 @triton.jit
-def norm_kernel(  # type: ignore[no-untyped-def]
+def add_norm_kernel(  # type: ignore[no-untyped-def]
     x, parts, out, gamma, beta, rows, D: tl.constexpr, N: tl.constexpr, PARTS: tl.constexpr
 ):  # fmt: skip
-    """x [R, D] += the sum of parts [PARTS, R, D]; out: its layer norm, in 16 bits. A row a program."""
+    """Add the partial sums parts [PARTS, R, D] to the residual stream x [R, D], and store its layer norm in out [R, D].
+
+    One row per program instance, which keeps it in registers between the two.
+    """
     row = tl.program_id(0)
     d = tl.arange(0, N)
     value = tl.load(x + row * D + d, mask=d < D, other=0.0)
@@ -53,202 +78,218 @@ def linear_kernel(  # type: ignore[no-untyped-def]
     N: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PARTS: tl.constexpr,
     STAGES: tl.constexpr, GELU: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    """out [PARTS, R, N]: x [R, K] times w [N, K] transposed, in PARTS sums over K. GELU: of the result."""
+    """Store x [R, K] times the transpose of w [N, K] in out [PARTS, R, N], as PARTS partial sums over K.
+
+    A program instance streams tiles [BN, BK] of w, STAGES of them in flight, and multiplies each with BM rows of x. Up
+    to 64 rows are one BM, so that each weight is read from memory exactly once. GELU applies to the result, which then
+    has one part.
+    """
     column = tl.program_id(0) * BN + tl.arange(0, BN)
     row = tl.program_id(1) * BM + tl.arange(0, BM)
-    there = (row < rows)[:, None]
+    mask = (row < rows)[:, None]
     begin = tl.program_id(2) * (K // PARTS)
-    product = tl.zeros((BM, BN), dtype=tl.float32)
+    acc = tl.zeros((BM, BN), dtype=tl.float32)
     for start in tl.range(begin, begin + K // PARTS, BK, num_stages=STAGES):
         k = start + tl.arange(0, BK)
-        tile = tl.load(x + row[:, None] * K + k[None, :], mask=there, other=0.0)
+        tile = tl.load(x + row[:, None] * K + k[None, :], mask=mask, other=0.0)
         weights = tl.load(w + column[:, None].to(tl.int64) * K + k[None, :])
-        product += tl.dot(tile, tl.trans(weights.to(tile.dtype)), input_precision="ieee")
+        acc += tl.dot(tile, tl.trans(weights.to(tile.dtype)), input_precision="ieee")
     if SCALED:
-        product *= tl.load(scales + column)[None, :]
+        acc *= tl.load(scales + column)[None, :]
     if GELU:
-        product = 0.5 * product * (1.0 + tl.erf(product * 0.7071067811865476))
-    value = product.to(out.dtype.element_ty)
-    tl.store(out + (tl.program_id(2) * rows + row[:, None]) * N + column[None, :], value, mask=there)
+        acc = 0.5 * acc * (1.0 + tl.erf(acc * 0.7071067811865476))
+    value = acc.to(out.dtype.element_ty)
+    tl.store(out + (tl.program_id(2) * rows + row[:, None]) * N + column[None, :], value, mask=mask)
 
 
 @triton.jit
-def _look(  # type: ignore[no-untyped-def]
+def _online_softmax(  # type: ignore[no-untyped-def]
     query, keys, values, key_scales, value_scales, begin, end,
     HEAD: tl.constexpr, BLOCK: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    """Attention's running softmax: largest score, sum of shares, and of shares times values.
+    """Attend from one query [HEAD] to the positions from begin to end, in one pass over their keys and values.
 
-    Keys and values are [positions, HEAD], of which those from begin to end are looked at.
+    Keys and values are [positions, HEAD]. Returns the state of the online softmax (Milakov & Gimelshein 2018): the
+    largest score so far, the sum of exp(score − largest), and the sum of exp(score − largest) · value [HEAD]. States of
+    several ranges combine to that of all.
     """
     d = tl.arange(0, HEAD)
-    most, weight = tl.full((), -1e30, tl.float32), tl.zeros((), tl.float32)  # finite: there may be nothing to look at
-    total = tl.zeros((HEAD,), tl.float32)
+    largest, denominator = tl.full((), -1e30, tl.float32), tl.zeros((), tl.float32)  # finite: the range may be empty
+    numerator = tl.zeros((HEAD,), tl.float32)
     for start in tl.range(begin, end, BLOCK, num_stages=2 if SCALED else 1):
         at = start + tl.arange(0, BLOCK)
-        place = at[:, None] * HEAD + d[None, :]
-        there = at < end
-        key = tl.load(keys + place, mask=there[:, None], other=0)
-        value = tl.load(values + place, mask=there[:, None], other=0)
-        if SCALED:  # by way of bf16, which holds them exactly: quicker than straight to fp32
+        offset = at[:, None] * HEAD + d[None, :]
+        mask = at < end
+        key = tl.load(keys + offset, mask=mask[:, None], other=0)
+        value = tl.load(values + offset, mask=mask[:, None], other=0)
+        if SCALED:  # through bf16, which holds every int8 exactly: faster than straight to fp32
             key, value = key.to(tl.bfloat16), value.to(tl.bfloat16)
         key, value = key.to(tl.float32), value.to(tl.float32)
         scores = tl.sum(key * query[None, :], 1)
         if SCALED:
-            scores *= tl.load(key_scales + at, mask=there, other=0.0).to(tl.float32)
-        scores = tl.where(there, scores, -1e30)
-        highest = tl.maximum(most, tl.max(scores, 0))
-        shares = tl.exp(scores - highest)
-        fading = tl.exp(most - highest)
-        weight = weight * fading + tl.sum(shares, 0)
+            scores *= tl.load(key_scales + at, mask=mask, other=0.0).to(tl.float32)
+        scores = tl.where(mask, scores, -1e30)
+        new_largest = tl.maximum(largest, tl.max(scores, 0))
+        weights = tl.exp(scores - new_largest)
+        rescale = tl.exp(largest - new_largest)
+        denominator = denominator * rescale + tl.sum(weights, 0)
         if SCALED:
-            shares *= tl.load(value_scales + at, mask=there, other=0.0).to(tl.float32)
-        total = total * fading + tl.sum(shares[:, None] * value, 0)
-        most = highest
-    return most, weight, total
+            weights *= tl.load(value_scales + at, mask=mask, other=0.0).to(tl.float32)
+        numerator = numerator * rescale + tl.sum(weights[:, None] * value, 0)
+        largest = new_largest
+    return largest, denominator, numerator
 
 
 @triton.jit
-def _keep(x, cache, scales, place, HEAD: tl.constexpr, SCALED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Put x [HEAD] into its place of a cache."""
+def _append_to_cache(x, cache, scales, index, HEAD: tl.constexpr, SCALED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Store x [HEAD] as entry `index` of a cache, quantized with a scale of its own if SCALED."""
     d = tl.arange(0, HEAD)
     if SCALED:
         scale = (tl.maximum(tl.max(tl.abs(x), 0), 1e-12) / 127).to(scales.dtype.element_ty)
-        tl.store(scales + place, scale)
+        tl.store(scales + index, scale)
         x = tl.floor(x / scale.to(tl.float32) + 0.5)
         x = tl.minimum(tl.maximum(x, -127.0), 127.0)  # the scale was rounded
-    tl.store(cache + place * HEAD + d, x.to(cache.dtype.element_ty))
+    tl.store(cache + index * HEAD + d, x.to(cache.dtype.element_ty))
 
 
 @triton.jit
-def attend_kernel(  # type: ignore[no-untyped-def]
-    fresh, cache, scales, position, out, totals, stats, arrived, positions, scale,
+def decode_attention_kernel(  # type: ignore[no-untyped-def]
+    qkv, cache, scales, position, out, numerators, stats, arrived, positions, scale,
     HEADS: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    """Self-attention of the newest position: out [R, HEADS · HEAD].
+    """Store the self-attention of the newest position in out [R, HEADS · HEAD], and append its key and value.
 
-    Its query, key and value are fresh [R, 3, HEADS · HEAD]; the keys and values before it are in cache
-    [2, R, HEADS, positions, HEAD] with scales [2, R, HEADS, positions], and these are put there, too. SPLITS programs
-    share a row and head, through totals [R · HEADS, SPLITS, HEAD] and stats [R · HEADS, SPLITS, 2]; the last of them to
-    be counted in arrived [R · HEADS], which is zero before and after, adds up.
+    qkv [R, 3, HEADS · HEAD] holds its query, key and value. The earlier keys and values are in cache
+    [2, R, HEADS, positions, HEAD] with scales [2, R, HEADS, positions].
+
+    Flash-decoding: SPLITS program instances share a row's head, each over a range of the positions, so that few rows
+    still occupy all SMs. Each writes its softmax state, to numerators [R · HEADS, SPLITS, HEAD] and stats
+    [R · HEADS, SPLITS, 2], and increments the counter arrived [R · HEADS]. Whichever comes last combines the states, in
+    the order of the splits, and resets the counter to zero.
     """
     head, split = tl.program_id(0), tl.program_id(1)
     d = tl.arange(0, HEAD)
-    mine = fresh + ((head // HEADS) * 3 * HEADS + head % HEADS) * HEAD + d
-    query = tl.load(mine).to(tl.float32) * scale
+    own = qkv + ((head // HEADS) * 3 * HEADS + head % HEADS) * HEAD + d
+    query = tl.load(own).to(tl.float32) * scale
     length = tl.load(position).to(tl.int32)
-    each = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK) * BLOCK
-    of_keys = head.to(tl.int64) * positions
-    of_values = of_keys + tl.num_programs(0).to(tl.int64) * positions
-    most, weight, total = _look(
-        query, cache + of_keys * HEAD, cache + of_values * HEAD, scales + of_keys, scales + of_values,
-        split * each, tl.minimum(length, (split + 1) * each),
+    per_split = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK) * BLOCK
+    first_key = head.to(tl.int64) * positions
+    first_value = first_key + tl.num_programs(0).to(tl.int64) * positions
+    largest, denominator, numerator = _online_softmax(
+        query, cache + first_key * HEAD, cache + first_value * HEAD, scales + first_key, scales + first_value,
+        split * per_split, tl.minimum(length, (split + 1) * per_split),
         HEAD, BLOCK, SCALED,
     )  # fmt: skip
     if split == SPLITS - 1:
-        key = tl.load(mine + HEADS * HEAD).to(tl.float32)
-        value = tl.load(mine + 2 * HEADS * HEAD).to(tl.float32)
+        key = tl.load(own + HEADS * HEAD).to(tl.float32)
+        value = tl.load(own + 2 * HEADS * HEAD).to(tl.float32)
         score = tl.sum(key * query, 0)
-        highest = tl.maximum(most, score)
-        share = tl.exp(score - highest)
-        fading = tl.exp(most - highest)
-        most, weight, total = highest, weight * fading + share, total * fading + share * value
-        _keep(key, cache, scales, of_keys + length, HEAD, SCALED)
-        _keep(value, cache, scales, of_values + length, HEAD, SCALED)
+        new_largest = tl.maximum(largest, score)
+        weight = tl.exp(score - new_largest)
+        rescale = tl.exp(largest - new_largest)
+        largest = new_largest
+        denominator = denominator * rescale + weight
+        numerator = numerator * rescale + weight * value
+        _append_to_cache(key, cache, scales, first_key + length, HEAD, SCALED)
+        _append_to_cache(value, cache, scales, first_value + length, HEAD, SCALED)
     if SPLITS == 1:
-        tl.store(out + head * HEAD + d, (total / weight).to(out.dtype.element_ty))
+        tl.store(out + head * HEAD + d, (numerator / denominator).to(out.dtype.element_ty))
     else:
         part = head * SPLITS + split
-        tl.store(totals + part * HEAD + d, total)
-        tl.store(stats + part * 2, most)
-        tl.store(stats + part * 2 + 1, weight)
-        tl.debug_barrier()  # all threads have written what is announced
+        tl.store(numerators + part * HEAD + d, numerator)
+        tl.store(stats + part * 2, largest)
+        tl.store(stats + part * 2 + 1, denominator)
+        tl.debug_barrier()  # all threads have stored before the counter says so
         if tl.atomic_add(arrived + head, 1) == SPLITS - 1:
             splits = head * SPLITS + tl.arange(0, SPLITS)
-            each_most = tl.load(stats + splits * 2, cache_modifier=".cg")  # past the L1, which may be older
-            shares = tl.exp(each_most - tl.max(each_most, 0))
-            sum_of_weights = tl.sum(shares * tl.load(stats + splits * 2 + 1, cache_modifier=".cg"), 0)
-            parts = tl.load(totals + splits[:, None] * HEAD + d[None, :], cache_modifier=".cg")
-            joined = tl.sum(parts * shares[:, None], 0) / sum_of_weights
-            tl.store(out + head * HEAD + d, joined.to(out.dtype.element_ty))
+            largests = tl.load(stats + splits * 2, cache_modifier=".cg")  # from the L2: the L1 may hold older values
+            weights = tl.exp(largests - tl.max(largests, 0))
+            sum_of_weights = tl.sum(weights * tl.load(stats + splits * 2 + 1, cache_modifier=".cg"), 0)
+            parts = tl.load(numerators + splits[:, None] * HEAD + d[None, :], cache_modifier=".cg")
+            combined = tl.sum(parts * weights[:, None], 0) / sum_of_weights
+            tl.store(out + head * HEAD + d, combined.to(out.dtype.element_ty))
             tl.store(arrived + head, 0)
 
 
 @triton.jit
-def attend_text_kernel(  # type: ignore[no-untyped-def]
-    q, text, words, out, longest, scale,
+def decode_cross_attention_kernel(  # type: ignore[no-untyped-def]
+    q, text_cache, text_lengths, out, max_length, scale,
     HEADS: tl.constexpr, HEAD: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Cross-attention: q is the sum of [PARTS, R, HEADS · HEAD]; out [R, HEADS · HEAD], zero for a row without words.
+    """Store the cross-attention of one head and row in out [R, HEADS · HEAD], zero for a row without text.
 
-    text [2, R, HEADS, longest, HEAD] is keys and values, of which the first words [R] count.
+    The queries are the sum of q [PARTS, R, HEADS · HEAD], the split-K partial sums of their projection. text_cache
+    [2, R, HEADS, max_length, HEAD] holds keys and values, of which the first text_lengths [R] are attended to.
     """
     head = tl.program_id(0)
     d = tl.arange(0, HEAD)
     query = tl.zeros((HEAD,), dtype=tl.float32)
     for part in tl.static_range(PARTS):
         query += tl.load(q + (part * tl.num_programs(0) + head) * HEAD + d)
-    keys = text + head.to(tl.int64) * longest * HEAD
-    values = keys + tl.num_programs(0).to(tl.int64) * longest * HEAD
-    _, weight, total = _look(
-        query * scale, keys, values, keys, values, 0, tl.load(words + head // HEADS),
+    keys = text_cache + head.to(tl.int64) * max_length * HEAD
+    values = keys + tl.num_programs(0).to(tl.int64) * max_length * HEAD
+    _, denominator, numerator = _online_softmax(
+        query * scale, keys, values, keys, values, 0, tl.load(text_lengths + head // HEADS),
         HEAD, BLOCK, False,
     )  # fmt: skip
-    # The likeliest word alone weighs 1.
-    tl.store(out + head * HEAD + d, (total / tl.maximum(weight, 1.0)).to(out.dtype.element_ty))
+    # The largest score alone contributes 1 to the denominator, which is below 1 only without text.
+    tl.store(out + head * HEAD + d, (numerator / tl.maximum(denominator, 1.0)).to(out.dtype.element_ty))
 
 
 @triton.jit
-def _pivot(order, amounts, most):  # type: ignore[no-untyped-def]
-    """The largest pivot at which the amounts whose order is no less come to more than most; 0 where none does."""
+def _pivot(order, amounts, limit):  # type: ignore[no-untyped-def]
+    """Return the largest pivot at which the amounts with order ≥ pivot sum to more than limit; 0 if there is none."""
     pivot = tl.full((), 0, tl.int32)
-    for bit in range(30):  # an order is the bits of a float up to 1
+    for bit in range(30):  # an order is the bit pattern of a float of at most 1
         higher = pivot | (1 << (29 - bit))
-        enough = tl.sum(tl.where(order >= higher, amounts, 0.0), 0) > most
-        pivot = tl.where(enough, higher, pivot)
+        exceeds = tl.sum(tl.where(order >= higher, amounts, 0.0), 0) > limit
+        pivot = tl.where(exceeds, higher, pivot)
     return pivot
 
 
 @triton.jit
-def choose_kernel(  # type: ignore[no-untyped-def]
-    logits, noise, noise_prompt, noise_codebook, frames, position, sequence, prompts, columns, given,
+def sample_kernel(  # type: ignore[no-untyped-def]
+    logits, noise, noise_prompt, noise_codebook, frames, position, sequence, prompts, steps, given,
     guidance, temperature, top_k, top_p,
-    CODEBOOKS: tl.constexpr, WORDS: tl.constexpr, GREEDY: tl.constexpr,
+    CODEBOOKS: tl.constexpr, CARDINALITY: tl.constexpr, GREEDY: tl.constexpr,
 ):  # fmt: skip
-    """The next column of sequence [prompts, CODEBOOKS, columns], as `Window.choose` fills it. A code a program.
+    """Sample the codes of the next step of sequence [prompts, CODEBOOKS, steps], as `Window.choose` does.
 
-    logits [R, CODEBOOKS, WORDS], WORDS a power of two; noise [prompts, CODEBOOKS, steps] with strides of its own, for a
-    window has a part of it; frames [prompts]. Codes are not sorted: those that a sorted list would begin with are those
-    at or above a pivot, which is searched for bit by bit. Where several are alike there, top-k and top-p keep them all.
+    A program instance samples one code from the logits of its row pair, [R, CODEBOOKS, CARDINALITY], with CARDINALITY a
+    power of two. noise [prompts, CODEBOOKS, ·] comes with its strides, as it is a slice; frames [prompts] are lengths.
+
+    Nothing is sorted. Positive floats order like their bit patterns, so the probability at which the sorted list is cut
+    off, by top-k, by top-p or by the random draw, is found by binary search over the bits: 30 sums over the codes in
+    registers. Codes of equal probability at the cut-off are all kept by top-k and top-p.
     """
     prompt, codebook = tl.program_id(0), tl.program_id(1)
-    of_code = prompt * CODEBOOKS + codebook
-    code = tl.arange(0, WORDS)
-    conditional = tl.load(logits + of_code * WORDS + code)
-    unconditional = tl.load(logits + (prompts * CODEBOOKS + of_code) * WORDS + code)
+    index = prompt * CODEBOOKS + codebook
+    code = tl.arange(0, CARDINALITY)
+    conditional = tl.load(logits + index * CARDINALITY + code)
+    unconditional = tl.load(logits + (prompts * CODEBOOKS + index) * CARDINALITY + code)
     guided = unconditional + (conditional - unconditional) * guidance
     at = tl.load(position)
     if GREEDY:
         chosen = tl.argmax(guided, 0)
     else:
         guided /= temperature
-        shares = tl.exp(guided - tl.max(guided, 0))
-        shares /= tl.sum(shares, 0)
-        order = shares.to(tl.int32, bitcast=True)
-        least = tl.full((), 0, tl.int32)
+        probabilities = tl.exp(guided - tl.max(guided, 0))
+        probabilities /= tl.sum(probabilities, 0)
+        order = probabilities.to(tl.int32, bitcast=True)
+        cutoff = tl.full((), 0, tl.int32)
         if top_p > 0:
-            least = _pivot(order, shares, top_p)
+            cutoff = _pivot(order, probabilities, top_p)
         elif top_k > 0:
-            least = _pivot(order, tl.full((WORDS,), 1.0, tl.float32), top_k - 1.0)
-        shares = tl.where(order >= least, shares, 0.0)
+            cutoff = _pivot(order, tl.full((CARDINALITY,), 1.0, tl.float32), top_k - 1.0)
+        probabilities = tl.where(order >= cutoff, probabilities, 0.0)
         draw = tl.minimum(tl.load(noise + prompt * noise_prompt + codebook * noise_codebook + at), 0.9999998)
-        threshold = draw * tl.sum(shares, 0)  # less than the sum, also when rounded
-        found = _pivot(order, shares, threshold)
-        before = tl.sum(tl.where(order > found, shares, 0.0), 0)
-        alike = (order == found).to(tl.int32)
-        share = tl.max(tl.where(order == found, shares, 0.0), 0)
-        rank = tl.minimum(((threshold - before) / share).to(tl.int32), tl.sum(alike, 0) - 1)
-        chosen = tl.sum(tl.where((tl.cumsum(alike, 0) == rank + 1) & (alike > 0), code, 0), 0)
+        threshold = draw * tl.sum(probabilities, 0)  # less than the sum, also when rounded
+        found = _pivot(order, probabilities, threshold)
+        before = tl.sum(tl.where(order > found, probabilities, 0.0), 0)
+        equal = (order == found).to(tl.int32)
+        probability = tl.max(tl.where(order == found, probabilities, 0.0), 0)
+        rank = tl.minimum(((threshold - before) / probability).to(tl.int32), tl.sum(equal, 0) - 1)
+        chosen = tl.sum(tl.where((tl.cumsum(equal, 0) == rank + 1) & (equal > 0), code, 0), 0)
     frame = at - codebook
-    is_asked = (frame >= given) & (frame < tl.load(frames + prompt))
-    tl.store(sequence + of_code * columns + at + 1, chosen.to(tl.int64), mask=is_asked)
+    mask = (frame >= given) & (frame < tl.load(frames + prompt))
+    tl.store(sequence + index * steps + at + 1, chosen.to(tl.int64), mask=mask)

@@ -1,4 +1,8 @@
-"""A language model as generation runs it on a GPU: packed, its caches in fixed places, each step the same kernels."""
+"""A language model as generation runs it on a GPU: packed weights, static caches, and the same kernels in each step.
+
+All tensors of a step have fixed addresses and shapes, and the position is read on the GPU, so that a CUDA graph of one
+step can be replayed for all. See `decode_kernels` for the kernels, and `megakernel` for a batch of one sample.
+"""
 
 from __future__ import annotations
 
@@ -20,48 +24,58 @@ from musicgen_core.model.decoder import Decoder, DecoderLayer, LayerCache, Music
 
 
 def _parts(rows: int) -> int:
-    """Of a sum over the inputs, so that a layer with few outputs has programs enough. Measured on an H100."""
+    """Return the split-K factor of layers with few outputs, so that all SMs have work; measured on an H100."""
     return 4 if rows <= 32 else 2
 
 
-class Tiles(NamedTuple):
-    """How `linear_kernel` cuts a layer: rows, outputs and inputs of a tile, how many are on their way, and warps."""
+class TileConfig(NamedTuple):
+    """How `linear_kernel` tiles a layer.
 
-    tall: int
-    wide: int
-    deep: int
+    Attributes:
+        block_m: rows of a tile.
+        block_n: outputs of a tile.
+        block_k: inputs of a tile.
+        stages: tiles in flight.
+        warps: of a program instance.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
     stages: int
     warps: int
 
 
-def tiles(rows: int, width: int, parts: int, scaled: bool, shared_bytes: int) -> Tiles:
-    """Measured on an H100 and an H200; where there is less shared memory, fewer tiles are on their way.
+def tiles(rows: int, width: int, parts: int, scaled: bool, shared_bytes: int) -> TileConfig:
+    """Return the fastest tiling as measured on an H100 and an H200; less shared memory allows fewer tiles in flight.
 
     Args:
-        width: of the inputs.
-        scaled: weights are in 8 bits.
-        shared_bytes: that a program may have.
+        rows: of the activations.
+        width: inputs of the layer.
+        parts: the split-K factor.
+        scaled: whether the weights are in 8 bits.
+        shared_bytes: shared memory of a thread block.
     """
-    tall = min(64, max(16, triton.next_power_of_2(rows)))
-    wide = 64 if tall == 64 and parts == 1 else 32
-    deep = min(128, width // parts)
-    stages = min(5, shared_bytes // ((tall + wide) * deep * 2))
-    return Tiles(tall, wide, deep, stages, warps=4 if tall == 64 or scaled else 2)
+    block_m = min(64, max(16, triton.next_power_of_2(rows)))
+    block_n = 64 if block_m == 64 and parts == 1 else 32
+    block_k = min(128, width // parts)
+    stages = min(5, shared_bytes // ((block_m + block_n) * block_k * 2))
+    return TileConfig(block_m, block_n, block_k, stages, warps=4 if block_m == 64 or scaled else 2)
 
 
-def in_eight_bits(values: Tensor, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """values [..., n] → int8 of the same shape and scales [...], whose product they nearly are."""
+def quantize_int8(values: Tensor, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return int8 values [..., n] and scales [...], whose product is close to `values` [..., n]."""
     exact = values.float()
     scales = (exact.abs().amax(dim=-1).clamp(min=1e-12) / 127).to(scale_dtype)
     return (exact / scales[..., None].float()).round().clamp(-127, 127).to(torch.int8), scales
 
 
 class _Linear:
-    """A frozen layer.
+    """A frozen linear layer.
 
     Args:
         weight: [out, in].
-        bits: 16, or 8 with a scale a row.
+        bits: 16, or 8 with a scale per row.
     """
 
     def __init__(self, weight: Tensor, bits: int) -> None:
@@ -69,14 +83,14 @@ class _Linear:
         self.weight = weight
         self.scales: Tensor | None = None
         if bits == 8:
-            self.weight, self.scales = in_eight_bits(weight, torch.float32)
+            self.weight, self.scales = quantize_int8(weight, torch.float32)
 
     def __call__(self, x: Tensor, out: Tensor, parts: int = 1, gelu: bool = False) -> None:
-        """x [R, in] → out [parts, R, out], whose sum is what the layer gives."""
+        """Store the layer's output for x [R, in] in out [parts, R, out], as partial sums over the inputs."""
         rows, scaled = len(x), self.scales is not None
-        tall, wide, deep, stages, warps = tiles(rows, self.width, parts, scaled, shared_memory_bytes(x.device))
-        kernels.linear_kernel[(self.out // wide, triton.cdiv(rows, tall), parts)](
-            x, self.weight, self.scales, out, rows, N=self.out, K=self.width, BM=tall, BN=wide, BK=deep,
+        block_m, block_n, block_k, stages, warps = tiles(rows, self.width, parts, scaled, shared_memory_bytes(x.device))
+        kernels.linear_kernel[(self.out // block_n, triton.cdiv(rows, block_m), parts)](
+            x, self.weight, self.scales, out, rows, N=self.out, K=self.width, BM=block_m, BN=block_n, BK=block_k,
             PARTS=parts, STAGES=stages, GELU=gelu, SCALED=scaled, num_warps=warps,
         )  # fmt: skip
 
@@ -90,8 +104,8 @@ class _Layer(NamedTuple):
     fc2: _Linear
 
 
-def _joined(layers: Sequence[nn.Module]) -> Tensor:
-    """The weights of several linear layers one under the other, of which memory then holds that alone."""
+def _concatenate(layers: Sequence[nn.Module]) -> Tensor:
+    """Return the concatenated weights of linear layers, which become views of it."""
     linear = cast("Sequence[nn.Linear]", layers)
     weight = torch.cat([layer.weight.data for layer in linear])
     for layer, part in zip(linear, weight.split([len(layer.weight) for layer in linear]), strict=True):
@@ -102,7 +116,7 @@ def _joined(layers: Sequence[nn.Module]) -> Tensor:
 def _pack(layer: DecoderLayer, bits: int) -> _Layer:
     own, cross = layer.self_attn, layer.encoder_attn
     return _Layer(
-        qkv=_Linear(_joined([own.q_proj, own.k_proj, own.v_proj]), bits),
+        qkv=_Linear(_concatenate([own.q_proj, own.k_proj, own.v_proj]), bits),
         out=_Linear(own.out_proj.weight.data, bits),
         text_q=_Linear(cross.q_proj.weight.data, bits),
         text_out=_Linear(cross.out_proj.weight.data, bits),
@@ -112,7 +126,7 @@ def _pack(layer: DecoderLayer, bits: int) -> _Layer:
 
 
 def _norms(decoder: Decoder) -> Tensor:
-    """[3 layers + 1, 2, dim], weights and biases in the order of their use."""
+    """Return weights and biases of all norms in the order of their use, [3 layers + 1, 2, dim]."""
     norms = [
         norm
         for layer in decoder.blocks()
@@ -122,19 +136,25 @@ def _norms(decoder: Decoder) -> Tensor:
 
 
 @dataclass
-class Session:
-    """Generation of one batch: everything that a step reads and writes, but for the room that `Megakernel` has itself.
+class DecodeState:
+    """The tensors that a step of one batch reads and writes, apart from the megakernel's own buffers.
 
     Attributes:
-        sequence: [B, K, columns], delayed codes.
-        position: [], the column that the next step reads.
-        caches: [layers, 2, R, heads, positions, dim / heads], int8 with
-        scales: [layers, 2, R, heads, positions], or in 16 bits, without.
-        text: [layers, 2, R, heads, words, dim / heads] and
-        words: [R], how many of them count; none under the null condition.
-        x: [R, dim], fp32, the residual stream, to which
-        parts: [parts, R, dim] are still to be added; between norms also the queries of cross-attention.
+        sequence: [B, K, steps], delayed codes.
+        position: [], int64, the step that is read next.
+        caches: [layers, 2, R, heads, positions, dim / heads], keys and values, in 16 bits or int8.
+        scales: [layers, 2, R, heads, positions] of int8 caches; None for caches in 16 bits.
+        text_cache: [layers, 2, R, heads, max_length, dim / heads], keys and values of the texts.
+        text_lengths: [R], int32, tokens of each text; 0 under the null condition.
+        x: [R, dim], fp32, the residual stream.
+        parts: [parts, R, dim], fp32, split-K partial sums, to be added to x or to be the queries of cross-attention.
+        y: [R, dim], the output of a norm.
         qkv: [R, 3, dim] of the newest position.
+        attended: [R, dim], the output of an attention.
+        z: [R, ffn_dim], between fc1 and fc2.
+        numerators: [R · heads, splits, dim / heads], fp32, see `decode_attention_kernel`.
+        stats: [R · heads, splits, 2], fp32, see `decode_attention_kernel`.
+        arrived: [R · heads], int32, zero between steps.
         logits: [R, K, cardinality], fp32.
     """
 
@@ -142,26 +162,27 @@ class Session:
     position: Tensor
     caches: Tensor
     scales: Tensor | None
-    text: Tensor
-    words: Tensor
+    text_cache: Tensor
+    text_lengths: Tensor
     x: Tensor
     parts: Tensor
     y: Tensor
     qkv: Tensor
     attended: Tensor
     z: Tensor
-    totals: Tensor
+    numerators: Tensor
     stats: Tensor
     arrived: Tensor
     logits: Tensor
 
 
 class Decoding:
-    """Steps of a model in 16 bits, with its frozen weights in 16 or 8.
+    """A model in 16 bits that generates step by step, with its frozen weights in 16 or 8 bits.
 
     Args:
-        lm: merged with its adapter, if any; its weights are shared with this.
-        positions: of the longest piece.
+        lm: the model, merged with its adapter if there is one; the weights are shared with it.
+        positions: steps of the longest sample.
+        bits: of the weights, 16 or 8.
     """
 
     def __init__(self, lm: MusicgenLM, positions: int, bits: int = 16) -> None:
@@ -174,92 +195,99 @@ class Decoding:
         self._heads = _Linear(torch.cat([head.weight.data for head in heads]), bits)
         self._tables = torch.stack([table.weight.data for table in tables])
         cross = [block.encoder_attn for block in blocks]
-        self._of_text = _joined([matrix for layer in cross for matrix in (layer.k_proj, layer.v_proj)])
+        self._text_weights = _concatenate([matrix for layer in cross for matrix in (layer.k_proj, layer.v_proj)])
         at = torch.arange(positions, device=self._tables.device, dtype=torch.float32)
         self._sinusoids = sinusoids(at, self.config.dim)
 
     @cached_property
     def _megakernel(self) -> Megakernel | None:
-        """Compiled in the first step of a single piece: many side by side don't wait for it."""
+        """The kernel for a batch of one sample, compiled when it is first used; None where it is not supported."""
         matrices = [*(matrix for layer in self._layers for matrix in layer), self._heads]
         scales = [matrix.scales for matrix in matrices if matrix.scales is not None]
         return megakernel(self.config, [matrix.weight for matrix in matrices], scales, self._norms)
 
     @torch.inference_mode()
-    def begin(self, text: TextCondition, sequence: Tensor, given: int = 0, cache_bits: int = 16) -> Session:
-        """Room for a sequence, with the keys and values of its first columns and of the texts in it.
+    def begin(self, text: TextCondition, sequence: Tensor, given: int = 0, cache_bits: int = 16) -> DecodeState:
+        """Return the state of a new batch, with the caches filled for the texts and the given steps.
 
         Args:
             text: [R, …], the prompts' conditions and as many null conditions.
-            sequence: [R / 2, K, columns], delayed codes; the last column is written and never read.
-            given: columns that are read here, all at once; the first step reads the next one.
+            sequence: [R / 2, K, steps], delayed codes; the last step is written and never read.
+            given: steps that are read here, all at once; the first call of `step` reads the next one.
             cache_bits: of keys and values, 16 or 8.
         """
         config, rows, steps = self.config, len(text.states), sequence.shape[-1] - 1
-        of_texts = self._read(text)
-        zeros = of_texts.new_zeros
+        text_cache = self._read(text)
+        zeros = text_cache.new_zeros
         single = partial(zeros, dtype=torch.float32)
         head, splits = config.dim // config.heads, _splits(rows * config.heads)
         of_layers = (config.layers, 2, rows, config.heads, steps)
         scaled = cache_bits == 8
-        session = Session(
+        state = DecodeState(
             sequence=sequence,
             position=torch.full((), given, dtype=torch.int64, device=sequence.device),
             caches=zeros(*of_layers, head, dtype=torch.int8 if scaled else None),
             scales=zeros(*of_layers) if scaled else None,
-            text=of_texts,
-            words=text.mask.sum(dim=1).int(),
+            text_cache=text_cache,
+            text_lengths=text.mask.sum(dim=1).int(),
             x=single(rows, config.dim),
             parts=single(_parts(rows), rows, config.dim),
             y=zeros(rows, config.dim),
             qkv=zeros(rows, 3, config.dim),
             attended=zeros(rows, config.dim),
             z=zeros(rows, config.ffn_dim),
-            totals=single(rows * config.heads, splits, head),
+            numerators=single(rows * config.heads, splits, head),
             stats=single(rows * config.heads, splits, 2),
             arrived=zeros(rows * config.heads, dtype=torch.int32),
             logits=single(rows, config.codebooks, config.cardinality),
         )
-        self.lm.prefill(torch.cat([sequence, sequence])[:, :, :given], _filled(session, given), text.attend)
-        return session
+        self.lm.prefill(torch.cat([sequence, sequence])[:, :, :given], _caches_to_fill(state, given), text.attend)
+        return state
 
     def _read(self, text: TextCondition) -> Tensor:
-        """→ keys and values [layers, 2, R, heads, words, dim / heads].
+        """Return the texts' keys and values, [layers, 2, R, heads, max_length, dim / heads]; zero for null conditions.
 
-        Each text by itself, at its own length: what a product rounds depends on how many rows it has, and a piece
-        must not depend on the others of its batch. The null condition's are zero.
+        Each text is projected separately, at its own length: the rounding of a GEMM depends on its number of rows, and
+        a sample must not depend on the others of its batch.
         """
         config = self.config
-        rows, words = text.mask.shape
+        rows, max_length = text.mask.shape
         of_heads = (config.layers, 2, config.heads, config.dim // config.heads)
-        pairs = self._tables.new_zeros(*of_heads[:2], rows, config.heads, words, of_heads[-1])
+        pairs = self._tables.new_zeros(*of_heads[:2], rows, config.heads, max_length, of_heads[-1])
         for row, count in enumerate(text.mask.sum(dim=1).tolist()):
             if count:
                 one = TextCondition(text.states[row : row + 1, :count], text.mask[row : row + 1, :count])
                 states, _ = self.lm.project_text(one)
-                found = F.linear(states[0], self._of_text).view(count, *of_heads)
+                found = F.linear(states[0], self._text_weights).view(count, *of_heads)
                 pairs[:, :, row, :, :count] = found.permute(1, 2, 3, 0, 4)
         return pairs
 
-    def step(self, s: Session) -> Tensor:
-        """Read the column at `position`, keep its keys and values → logits [R, K, cardinality] of the next column."""
+    def step(self, s: DecodeState) -> Tensor:
+        """Return the next step's logits [R, K, cardinality], from the codes at `position`; extends the caches."""
         config, rows, parts, norms = self.config, len(s.x), len(s.parts), iter(self._norms)
         kernels.embed_kernel[(rows,)](
             s.sequence, s.position, self._tables, self._sinusoids, s.x, len(s.sequence), s.sequence.shape[2],
-            CODEBOOKS=config.codebooks, WORDS=config.cardinality + 1, D=config.dim,
+            CODEBOOKS=config.codebooks, VOCAB=config.cardinality + 1, D=config.dim,
             N=triton.next_power_of_2(config.dim),
         )  # fmt: skip
         if rows == 2 and s.scales is None and self._megakernel is not None:
-            self._megakernel(s.x, s.caches, s.text, s.words, s.position, s.logits)
+            self._megakernel(
+                x=s.x,
+                caches=s.caches,
+                text_cache=s.text_cache,
+                text_lengths=s.text_lengths,
+                position=s.position,
+                logits=s.logits,
+            )
             return s.logits
         for number, layer in enumerate(self._layers):
             _norm(s, next(norms), parts if number else 0)
             layer.qkv(s.y, s.qkv)
-            _attend(s, number)
+            _self_attention(s, number)
             layer.out(s.attended, s.parts, parts)
             _norm(s, next(norms), parts)
             layer.text_q(s.y, s.parts, parts)
-            _attend_text(s, number)
+            _cross_attention(s, number)
             layer.text_out(s.attended, s.parts, parts)
             _norm(s, next(norms), parts)
             layer.fc1(s.y, s.z, gelu=True)
@@ -269,61 +297,61 @@ class Decoding:
         return s.logits
 
     @staticmethod
-    def choose(s: Session, window: Window) -> None:
-        """Write the column after `position`, as `Window.choose` fills it, and go on to it."""
-        prompts, codebooks, columns = s.sequence.shape
+    def choose(s: DecodeState, window: Window) -> None:
+        """Sample the step after `position`, as `Window.choose` does, and advance the position."""
+        prompts, codebooks, steps = s.sequence.shape
         settings = window.settings
-        kernels.choose_kernel[(prompts, codebooks)](
-            s.logits, window.noise, *window.noise.stride()[:2], window.frames, s.position, s.sequence, prompts, columns,
+        kernels.sample_kernel[(prompts, codebooks)](
+            s.logits, window.noise, *window.noise.stride()[:2], window.frames, s.position, s.sequence, prompts, steps,
             window.given, window.guidance, settings.temperature, settings.top_k, settings.top_p,
-            CODEBOOKS=codebooks, WORDS=s.logits.shape[2], GREEDY=settings.greedy,
+            CODEBOOKS=codebooks, CARDINALITY=s.logits.shape[2], GREEDY=settings.greedy,
         )  # fmt: skip
         s.position += 1
 
 
-def _filled(s: Session, given: int) -> Iterator[LayerCache]:
-    """Each layer's cache for the model itself to fill; in 8 bits, kept when the next one is asked for.
+def _caches_to_fill(s: DecodeState, given: int) -> Iterator[LayerCache]:
+    """Yield each layer's cache for the model to fill; with 8 bits, quantize it when the next one is requested.
 
-    The last one, too: who takes them takes as many as there are layers, strictly, and so asks once more.
+    The last one is quantized too, because the consumer zips strictly over the layers and so requests one more.
     """
-    for layer, (cache, text) in enumerate(zip(s.caches, s.text, strict=True)):
+    for layer, (cache, text) in enumerate(zip(s.caches, s.text_cache, strict=True)):
         if s.scales is None:
             yield LayerCache(*cache, *text)
             continue
         exact = text.new_zeros(*cache.shape[:3], given, cache.shape[4])
         yield LayerCache(*exact, *text)
-        cache[:, :, :, :given], s.scales[layer, :, :, :, :given] = in_eight_bits(exact, s.scales.dtype)
+        cache[:, :, :, :given], s.scales[layer, :, :, :, :given] = quantize_int8(exact, s.scales.dtype)
 
 
-def _norm(s: Session, norm: Tensor, parts: int) -> None:
+def _norm(s: DecodeState, norm: Tensor, parts: int) -> None:
     rows, dim = s.x.shape
     width = triton.next_power_of_2(dim)
-    kernels.norm_kernel[(rows,)](
+    kernels.add_norm_kernel[(rows,)](
         s.x, s.parts, s.y, norm[0], norm[1], rows, D=dim, N=width, PARTS=parts,
         num_warps=max(1, min(16, width // 128)),
     )  # fmt: skip
 
 
-def _attend(s: Session, layer: int) -> None:
-    cache, splits = s.caches[layer], s.totals.shape[1]
+def _self_attention(s: DecodeState, layer: int) -> None:
+    cache, splits = s.caches[layer], s.numerators.shape[1]
     _, rows, heads, positions, head = cache.shape
     few = splits == 8
-    scales = cache if s.scales is None else s.scales[layer]  # a stand-in that is not read
-    kernels.attend_kernel[(rows * heads, splits)](
-        s.qkv, cache, scales, s.position, s.attended, s.totals, s.stats, s.arrived, positions, head**-0.5,
+    scales = cache if s.scales is None else s.scales[layer]  # a placeholder that is not read
+    kernels.decode_attention_kernel[(rows * heads, splits)](
+        s.qkv, cache, scales, s.position, s.attended, s.numerators, s.stats, s.arrived, positions, head**-0.5,
         HEADS=heads, HEAD=head, BLOCK=128 if few else 64, SPLITS=splits, SCALED=s.scales is not None,
         num_warps=4 if few else 1,
     )  # fmt: skip
 
 
-def _attend_text(s: Session, layer: int) -> None:
-    _, rows, heads, longest, head = s.text[layer].shape
-    kernels.attend_text_kernel[(rows * heads,)](
-        s.parts, s.text[layer], s.words, s.attended, longest, head**-0.5,
+def _cross_attention(s: DecodeState, layer: int) -> None:
+    _, rows, heads, max_length, head = s.text_cache[layer].shape
+    kernels.decode_cross_attention_kernel[(rows * heads,)](
+        s.parts, s.text_cache[layer], s.text_lengths, s.attended, max_length, head**-0.5,
         HEADS=heads, HEAD=head, PARTS=len(s.parts), BLOCK=32, num_warps=1,
     )  # fmt: skip
 
 
 def _splits(heads: int) -> int:
-    """Of the positions, so that there are programs enough for all multiprocessors."""
+    """Return how many program instances share a row's head, so that all SMs have work."""
     return 8 if heads <= 128 else 4 if heads <= 512 else 2 if heads <= 1024 else 1

@@ -1,4 +1,7 @@
-"""A step of a single piece as one CUDA kernel, which NVRTC, a part of PyTorch's, compiles once a process."""
+"""One generation step of one sample as a single CUDA kernel, `megakernel.cu`, which explains its algorithm.
+
+NVRTC, which comes with PyTorch, compiles it once per process.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +20,23 @@ from musicgen_core.model.decoder import DecoderConfig
 
 logger = logging.getLogger(__name__)
 HEAD = 64
-"""Entries of a head; the kernel knows no other size."""
+"""Width of a head; the kernel supports no other."""
 WARPS = 8
-"""That multiply; one more asks for weights."""
+"""Consumer warps of a thread block; one more warp is the producer."""
 RESULTS = 128
-"""Slices of a matrix, [dim] each, that a program multiplies at most"""
-LEAST_STAGES = 3
+"""The most slices of a matrix, [dim] each, that a thread block owns."""
+MIN_STAGES = 3
+"""Stages of the ring below which copies and multiplications no longer overlap."""
 
 
 class CudaError(RuntimeError):
-    """CUDA's compiler or driver said no."""
+    """An error of CUDA's compiler or driver."""
 
 
 def megakernel(
     config: DecoderConfig, matrices: Sequence[Tensor], scales: Sequence[Tensor], norms: Tensor
 ) -> Megakernel | None:
-    """The kernel for a model, if it is for such a model and such a GPU; see `Megakernel`."""
+    """Return the kernel for a model, see `Megakernel`; None if it doesn't support the model or the GPU."""
     if not _fits(config, norms):
         return None
     try:
@@ -49,19 +53,20 @@ def _fits(config: DecoderConfig, norms: Tensor) -> bool:
         return False
     gpu = torch.cuda.get_device_properties(norms.device)
     widest = max(config.ffn_dim, config.codebooks * config.cardinality)
-    has_programs = widest <= RESULTS * gpu.multi_processor_count
-    return (gpu.major, gpu.minor) >= (9, 0) and has_programs and _stages(config.dim, 1, norms.device) >= LEAST_STAGES
+    has_blocks = widest <= RESULTS * gpu.multi_processor_count
+    return (gpu.major, gpu.minor) >= (9, 0) and has_blocks and _stages(config.dim, 1, norms.device) >= MIN_STAGES
 
 
 class Megakernel:
-    """The kernel with the weights that it reads, and room for what its programs tell each other.
+    """The kernel with the weights that it reads and its scratch memory, which serves one step at a time.
 
-    One step at a time: the room is for one. All its programs wait for each other, so that each must have a
-    multiprocessor to itself.
+    The kernel has grid barriers, so that all its thread blocks must be resident: it is launched cooperatively, with one
+    thread block per SM.
 
     Args:
-        matrices: of each layer [out, in] in the order of their use, then the heads'; bf16, or int8 with
-        scales: a row of each, fp32.
+        config: the shape of the model.
+        matrices: those of each layer [out, in] in the order of their use, then the output layers; bf16 or int8.
+        scales: one fp32 per row of each int8 matrix; empty for bf16.
         norms: [3 layers + 1, 2, dim], weights and biases in the order of their use, bf16.
 
     Raises:
@@ -75,52 +80,56 @@ class Megakernel:
         self._layers, self._matrices, self._norms = config.layers, list(matrices), norms
         self._addresses = torch.tensor([matrix.data_ptr() for matrix in matrices], device=device)
         self._scales = torch.cat(list(scales)) if scales else torch.empty(0, device=device)
-        self._room = [
+        self._scratch = [
             torch.empty(2, dim, device=device),  # queries
-            torch.empty(2, dim, dtype=torch.int16, device=device),  # what cross-attention gives, in bf16 or fp16
-            torch.empty(2 * config.heads, 2, HEAD, device=device),  # what each split of attention gives
-            torch.empty(2 * config.heads, 2, 2, device=device),  # and with what weight
-            torch.empty(2, config.ffn_dim, dtype=torch.int16, device=device),  # what fc2 reads, in bf16 or fp16
-            torch.zeros(2, dtype=torch.int32, device=device),  # programs that have arrived
+            torch.empty(2, dim, dtype=torch.int16, device=device),  # output of cross-attention, in bf16 or fp16
+            torch.empty(2 * config.heads, 2, HEAD, device=device),  # numerators of the splits of self-attention
+            torch.empty(2 * config.heads, 2, 2, device=device),  # their largest scores and denominators
+            torch.empty(2, config.ffn_dim, dtype=torch.int16, device=device),  # input of fc2, in bf16 or fp16
+            torch.zeros(2, dtype=torch.int32, device=device),  # counters of the grid barrier
         ]
-        self._programs = torch.cuda.get_device_properties(device).multi_processor_count
+        self._blocks = torch.cuda.get_device_properties(device).multi_processor_count
         self._kernel, self._shared = _loaded(device, dim, config.codebooks * config.cardinality, weight_bytes)
 
     def __call__(
-        self, x: Tensor, caches: Tensor, text: Tensor, words: Tensor, position: Tensor, logits: Tensor
+        self, x: Tensor, caches: Tensor, text_cache: Tensor, text_lengths: Tensor, position: Tensor, logits: Tensor
     ) -> None:
-        """Logits [2, codebooks, cardinality] of x [2, dim], both fp32; x is changed, and caches get a position.
+        """Run one step: store its logits, and add the keys and values of `position` to the caches.
 
         Args:
-            caches: [layers, 2, 2, heads, positions, 64].
-            text: [layers, 2, 2, heads, longest, 64], of which
-            words: [2] count.
+            x: [2, dim], fp32, the embedded codes; overwritten.
+            caches: [layers, 2, 2, heads, positions, 64], bf16.
+            text_cache: [layers, 2, 2, heads, max_length, 64], bf16, keys and values of the texts.
+            text_lengths: [2], int32, tokens of each text.
             position: [], int64.
+            logits: [2, codebooks, cardinality], fp32, the output.
         """
         from cuda.bindings import driver
 
-        tensors = [self._addresses, self._scales, self._norms, x, caches, text, words, position, logits, *self._room]
-        values = (*(tensor.data_ptr() for tensor in tensors), self._layers, caches.shape[4], text.shape[4])
+        inputs = [self._addresses, self._scales, self._norms, x, caches, text_cache, text_lengths, position]
+        tensors = [*inputs, logits, *self._scratch]
+        values = (*(tensor.data_ptr() for tensor in tensors), self._layers, caches.shape[4], text_cache.shape[4])
         kinds = (*(ctypes.c_void_p for _ in tensors), ctypes.c_int, ctypes.c_int, ctypes.c_int)
-        stream, grid, block = torch.cuda.current_stream(x.device).cuda_stream, self._programs, 32 * (WARPS + 1)
-        launch = driver.cuLaunchCooperativeKernel  # all programs at once or none, whoever else is on the GPU
+        stream, grid, block = torch.cuda.current_stream(x.device).cuda_stream, self._blocks, 32 * (WARPS + 1)
+        launch = driver.cuLaunchCooperativeKernel  # all blocks resident at once, or an error
         _check(launch(self._kernel, grid, 1, 1, block, 1, 1, self._shared, stream, (values, kinds)))
 
 
 def sizes(dim: int, width: int, weight_bytes: int, stages: int) -> dict[str, int]:
-    """What the kernel is compiled with; see its first lines."""
+    """Return the compile-time sizes of the kernel; see the head of `megakernel.cu`."""
     of_model = {"D": dim, "FFN": 4 * dim, "WIDTH": width}
     return of_model | {"BYTES": weight_bytes, "STAGES": stages, "WARPS": WARPS, "RESULTS": RESULTS}
 
 
 def _stage_bytes(dim: int, weight_bytes: int) -> int:
-    """Of shared memory; these two are what the kernel's text makes of it."""
+    """Return the shared memory of a stage of the ring, as `megakernel.cu` lays it out."""
     return 16 // weight_bytes * (dim * weight_bytes + 64)
 
 
 def _other_bytes(dim: int) -> int:
-    rows, shares, results, barriers = 2 * 2 * dim, WARPS * 8 * 10 * 4, WARPS * RESULTS * 2 * 4, 16 * 16
-    return rows + shares + results + barriers
+    """Return the shared memory beside the ring, as `megakernel.cu` lays it out."""
+    rows, softmax_states, results, barriers = 2 * 2 * dim, WARPS * 8 * 10 * 4, WARPS * RESULTS * 2 * 4, 16 * 16
+    return rows + softmax_states + results + barriers
 
 
 def _stages(dim: int, weight_bytes: int, device: torch.device) -> int:
@@ -128,14 +137,14 @@ def _stages(dim: int, weight_bytes: int, device: torch.device) -> int:
 
 
 def compiled(architecture: str, defined: Mapping[str, int]) -> bytes:
-    """The kernel for a GPU, which need not be there.
+    """Return the kernel's binary for a GPU, which need not be present.
 
     Args:
-        architecture: as NVIDIA's compilers name it, `sm_90`.
-        defined: see `sizes`.
+        architecture: as NVIDIA's compilers name it, such as `sm_90`.
+        defined: the result of `sizes`.
 
     Raises:
-        CudaError: with the compiler's own words.
+        CudaError: with the compiler's own text_lengths.
     """
     from cuda.bindings import nvrtc
 
@@ -147,7 +156,7 @@ def compiled(architecture: str, defined: Mapping[str, int]) -> bytes:
     ]
     try:
         (program,) = _check(nvrtc.nvrtcCreateProgram(source, b"megakernel.cu", 0, [], []))
-    except RuntimeError as error:  # of cuda.bindings, where NVRTC is not installed
+    except RuntimeError as error:  # raised by cuda.bindings if NVRTC is not installed
         raise CudaError(str(error)) from error
     try:
         _check(nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options]))
@@ -166,7 +175,7 @@ def compiled(architecture: str, defined: Mapping[str, int]) -> bytes:
 
 @cache
 def _loaded(device: torch.device, dim: int, width: int, weight_bytes: int) -> tuple[Any, int]:
-    """The kernel on a GPU and its shared memory in bytes, once a process: each epoch's samples make an engine anew."""
+    """Return the kernel on a GPU and its shared memory in bytes; cached, as each epoch's samples build an engine."""
     from cuda.bindings import driver
 
     stages = _stages(dim, weight_bytes, device)
@@ -182,7 +191,7 @@ def _loaded(device: torch.device, dim: int, width: int, weight_bytes: int) -> tu
 
 
 def _check(result: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What a call of CUDA's gives beside its error code, which must be 0."""
+    """Return the results of a CUDA call without its error code, which must be 0."""
     error, *rest = result
     if int(error):
         raise CudaError(f"CUDA answered {error.name}")

@@ -1,4 +1,4 @@
-"""The steps of one batch's generation: eagerly anywhere, and as CUDA graphs where the GPU has kernels for it."""
+"""The steps of one batch's generation: eagerly on any device, as a CUDA graph where the decoding kernels work."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Window:
-    """What one batch of pieces is to get within the model's reach.
+    """A batch of samples within the model's context, and how to generate it.
 
     Attributes:
         text: [2 B, …], the prompts' conditions and as many null conditions.
         known: [B, K, P], the codes of the first frames, which are given.
-        frames: [B], how many each piece has in the end; from P up to what `noise` has room for.
+        frames: [B], the final length of each sample, from P up to what `noise` suffices for.
         noise: [B, K, steps], see `sampling.sample`; the draws of codebook k and frame f are at step f + k.
+        settings: sampling settings.
+        guidance: the coefficient of classifier-free guidance.
     """
 
     text: TextCondition
@@ -37,33 +39,33 @@ class Window:
 
     @property
     def given(self) -> int:
-        """Frames that are known, and steps that are so spared."""
+        """Frames that are known, and so the steps that need not be generated."""
         return self.known.shape[-1]
 
-    def columns(self, special: int) -> Tensor:
-        """The delayed sequence [B, K, steps + 1] with what is known in it, and special codes elsewhere."""
-        return delay(self.known, special, columns=self.noise.shape[-1] + 1)
+    def delayed_sequence(self, special: int) -> Tensor:
+        """Return the delayed sequence [B, K, steps + 1] with the known codes in it, and special codes elsewhere."""
+        return delay(self.known, special, steps=self.noise.shape[-1] + 1)
 
-    def choose(self, logits: Tensor, noise: Tensor, position: int, column: Tensor) -> Tensor:
-        """The codes after `position`.
+    def choose(self, logits: Tensor, noise: Tensor, position: int, current: Tensor) -> Tensor:
+        """Return the codes of the step after `position`.
 
         Args:
             logits: [2 B, K, cardinality].
             noise: [B, K].
-            position: of what was read last.
-            column: [B, K], what stands in the next column until now, and stays where there is no frame to fill.
+            position: the step that was read last.
+            current: [B, K], the next step's codes so far, which are kept where there is no frame to fill.
 
         Returns:
             [B, K], int64.
         """
         conditional, unconditional = logits.chunk(2)
         chosen = sample(guide(conditional, unconditional, self.guidance), self.settings, noise)
-        frame = position - torch.arange(column.shape[1], device=column.device)  # of each codebook in that column
-        return chosen.where((frame >= self.given) & (frame < self.frames[:, None]), column)
+        frame = position - torch.arange(current.shape[1], device=current.device)  # of each codebook in that step
+        return chosen.where((frame >= self.given) & (frame < self.frames[:, None]), current)
 
 
 class Steps(Protocol):
-    """Generation of one batch; each `advance` fills the next column of `sequence` [B, K, columns]."""
+    """Generation of one batch; each `advance` fills the next step of `sequence` [B, K, steps]."""
 
     sequence: Tensor
 
@@ -71,11 +73,11 @@ class Steps(Protocol):
 
 
 class EagerSteps:
-    """On any device."""
+    """Runs the model's own forward pass, on any device."""
 
     def __init__(self, lm: MusicgenLM, window: Window) -> None:
         self._lm, self._window = lm, window
-        self.sequence = window.columns(lm.config.special)
+        self.sequence = window.delayed_sequence(lm.config.special)
         self._caches, self._mask = lm.new_cache(window.text, window.noise.shape[-1])
         self._position = window.given
         lm.prefill(_both(self.sequence[:, :, : window.given]), self._caches, self._mask)
@@ -83,21 +85,21 @@ class EagerSteps:
     def advance(self) -> None:
         at, window = self._position, self._window
         logits = self._lm.step(_both(self.sequence[:, :, at : at + 1]), self._caches, self._mask, at)
-        column = self.sequence[:, :, at + 1]
-        self.sequence[:, :, at + 1] = window.choose(logits, window.noise[:, :, at], at, column)
+        current = self.sequence[:, :, at + 1]
+        self.sequence[:, :, at + 1] = window.choose(logits, window.noise[:, :, at], at, current)
         self._position += 1
 
 
 class GraphedSteps:
-    """With `decoding`'s kernels. The first step compiles; from the second on one is recorded and replayed."""
+    """Runs the kernels of `decoding`: compiled in the first step, captured as a CUDA graph in the second one."""
 
     def __init__(self, decoding: Decoding, window: Window, cache_bits: int) -> None:
         self._decoding, self._window = decoding, window
-        sequence = window.columns(decoding.config.special)
-        self._session = decoding.begin(window.text, sequence, window.given, cache_bits)
+        sequence = window.delayed_sequence(decoding.config.special)
+        self._state = decoding.begin(window.text, sequence, window.given, cache_bits)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._begun = False
-        self.sequence = self._session.sequence
+        self.sequence = self._state.sequence
 
     def advance(self) -> None:
         if not self._begun or not self.sequence.is_cuda:
@@ -106,15 +108,15 @@ class GraphedSteps:
             return
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # which records, and doesn't run
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # captures without running
                 self._step()
         self._graph.replay()
 
     def _step(self) -> None:
-        self._decoding.step(self._session)
-        self._decoding.choose(self._session, self._window)
+        self._decoding.step(self._state)
+        self._decoding.choose(self._state, self._window)
 
 
-def _both(columns: Tensor) -> Tensor:
-    """The same sequence under the text and under the null condition."""
-    return torch.cat([columns, columns])
+def _both(sequence: Tensor) -> Tensor:
+    """Return the sequence twice: for the text and for the null condition."""
+    return torch.cat([sequence, sequence])

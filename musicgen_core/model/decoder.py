@@ -1,4 +1,4 @@
-"""MusicGen's language model with plain projections, so that LoRA reaches all of them and generation is ours to shape.
+"""MusicGen's language model with separate projections, so that LoRA can adapt each and generation can be optimized.
 
 The arithmetic is that of audiocraft's `LMModel` (pre-norm transformer, sinusoidal positions, cross-attention to
 projected T5 states). Modules are named as in Hugging Face's MusicGen, so adapters fit both.
@@ -29,26 +29,26 @@ class DecoderConfig:
 
     @property
     def special(self) -> int:
-        """The id that stands where the delay pattern has no code."""
+        """The token that fills positions where the delay pattern has no code."""
         return self.cardinality
 
 
 @dataclass
 class TextCondition:
-    """Encoded text: states [B, L, text_dim] and mask [B, L], True where text is. No True: the null condition."""
+    """Encoded texts: states [B, L, text_dim] and mask [B, L], True at tokens; all False is the null condition."""
 
     states: Tensor
     mask: Tensor
 
     @property
     def attend(self) -> Tensor:
-        """The cross-attention mask [B, 1, 1, L]: to the text, or under the null condition to all of its zeros."""
+        """The cross-attention mask [B, 1, 1, L]: the text's tokens, or under the null condition all of its zeros."""
         return (self.mask | ~self.mask.any(dim=-1, keepdim=True))[:, None, None]
 
 
 @dataclass
 class LayerCache:
-    """Keys and values of one layer while generating, each [B, heads, positions, dim / heads]."""
+    """The key-value cache of one layer, of the sequence and of the text, each [B, heads, positions, dim / heads]."""
 
     keys: Tensor
     values: Tensor
@@ -57,7 +57,10 @@ class LayerCache:
 
 
 def sinusoids(positions: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """positions [...] → [..., dim], cosines first. Source: audiocraft `create_sin_embedding`."""
+    """Return sinusoidal embeddings [..., dim] of positions [...], cosines first.
+
+    Source: audiocraft `create_sin_embedding`.
+    """
     half = dim // 2
     exponents = torch.arange(half, device=positions.device, dtype=positions.dtype) / (half - 1)
     phase = positions[..., None] / max_period**exponents
@@ -82,7 +85,7 @@ class Attention(nn.Module):
         return self.split(self.k_proj(source)), self.split(self.v_proj(source))
 
     def attend(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        """Queries from x [B, S, D] over keys and values [B, H, L, D/H] → [B, S, D]."""
+        """Return attention [B, S, D] of x [B, S, D] to keys and values [B, H, L, D/H]."""
         queries = self.split(self.q_proj(x))
         out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal)
         return self.out_proj(out.transpose(1, 2).flatten(2))
@@ -100,13 +103,16 @@ class DecoderLayer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(config.dim)
 
     def forward(self, x: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """x [B, S, D], text [B, L, D], text_mask [B, 1, 1, L] → [B, S, D]."""
+        """Return the layer's output [B, S, D] for x [B, S, D], text [B, L, D] and text_mask [B, 1, 1, L]."""
         y = self.self_attn_layer_norm(x)
         x = x + self.self_attn.attend(y, *self.self_attn.keys_values(y), mask=None, causal=True)
         return self._after_self_attention(x, *self.encoder_attn.keys_values(text), text_mask)
 
     def extend(self, x: Tensor, text_mask: Tensor, cache: LayerCache, position: int) -> Tensor:
-        """x [B, S, D], the first at `position`, whose keys and values are added to `cache`; several only at 0."""
+        """Return the output [B, S, D] for x [B, S, D] at `position`, and add its keys and values to `cache`.
+
+        S may be more than 1 only at position 0.
+        """
         y = self.self_attn_layer_norm(x)
         seen, several = position + x.shape[1], x.shape[1] > 1
         cache.keys[:, :, position:seen], cache.values[:, :, position:seen] = self.self_attn.keys_values(y)
@@ -132,24 +138,23 @@ class Decoder(nn.Module):
         self.layer_norm = nn.LayerNorm(config.dim)
 
     def blocks(self) -> list[DecoderLayer]:
-        """The layers, typed."""
+        """Return the layers, with their type."""
         return cast("list[DecoderLayer]", list(self.layers))
 
     def embed(self, sequence: Tensor, first_position: int = 0) -> Tensor:
-        """sequence [B, K, S] whose first column is at `first_position` → [B, S, D]."""
+        """Return the embedding [B, S, D] of a sequence [B, K, S] whose first step is at `first_position`."""
         # An explicit loop: sum() over a generator would start from the int 0.
         x = self.embed_tokens[0](sequence[:, 0])
         for k in range(1, len(self.embed_tokens)):
             x = x + self.embed_tokens[k](sequence[:, k])
-        exact = (
-            torch.float64 if x.dtype == torch.float64 else torch.float32
-        )  # half precision can't tell positions apart
+        # At least fp32: half precision can't distinguish neighbouring positions.
+        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
         positions = torch.arange(sequence.shape[-1], device=x.device, dtype=exact) + first_position
         return x + sinusoids(positions, x.shape[-1]).to(x.dtype)
 
 
 class _Body(nn.Module):
-    """Hugging Face's middle level, kept so that module names are the same: `model.decoder.layers.0…`."""
+    """The middle level of Hugging Face's class, kept so that module names are the same: `model.decoder.layers.0…`."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -169,17 +174,17 @@ class MusicgenLM(nn.Module):
         )
 
     def project_text(self, text: TextCondition) -> tuple[Tensor, Tensor]:
-        """→ projected states [B, L, D], zero where no text is, and the cross-attention mask [B, 1, 1, L].
+        """Return the projected states [B, L, D], zero at padding, and the cross-attention mask [B, 1, 1, L].
 
-        A prompt attends to its own text alone, whatever it is batched with. The null condition attends to its
-        zeros, which give zero: exactly what audiocraft makes of it.
+        A prompt attends to its own text alone, whatever it is batched with. The null condition attends to zeros, whose
+        output is zero, exactly as in audiocraft.
         """
         weight = self.enc_to_dec_proj.weight
         states = self.enc_to_dec_proj(text.states.to(weight.dtype)) * text.mask[..., None]
         return states.to(weight.dtype), text.attend
 
     def forward(self, sequence: Tensor, text: TextCondition) -> Tensor:
-        """Delayed codes [B, K, S] and text of the same batch → logits [B, K, S, cardinality] of the next column."""
+        """Return the logits [B, K, S, cardinality] of each next step, from delayed codes [B, K, S] and their texts."""
         states, mask = self.project_text(text)
         x = self.model.decoder.embed(sequence)
         for layer in self.model.decoder.layers:
@@ -187,7 +192,7 @@ class MusicgenLM(nn.Module):
         return self._logits(x)
 
     def new_cache(self, text: TextCondition, positions: int) -> tuple[list[LayerCache], Tensor]:
-        """Room for `positions` steps of generation, the text's keys and values in it, and the text's mask."""
+        """Return empty caches for `positions` steps that hold the text's keys and values, and the text's mask."""
         states, mask = self.project_text(text)
         caches = []
         for layer in self.model.decoder.blocks():
@@ -197,17 +202,17 @@ class MusicgenLM(nn.Module):
             caches.append(LayerCache(keys, torch.zeros_like(keys), text_keys, text_values))
         return caches, mask
 
-    def step(self, column: Tensor, caches: list[LayerCache], text_mask: Tensor, position: int) -> Tensor:
-        """One column of codes [B, K, 1] at `position` → logits [B, K, cardinality] of the next column."""
-        return self._logits(self._extend(column, caches, text_mask, position))[:, :, 0]
+    def step(self, codes: Tensor, caches: list[LayerCache], text_mask: Tensor, position: int) -> Tensor:
+        """Return the next step's logits [B, K, cardinality] from one step of codes [B, K, 1] at `position`."""
+        return self._logits(self._extend(codes, caches, text_mask, position))[:, :, 0]
 
-    def prefill(self, columns: Tensor, caches: Iterable[LayerCache], text_mask: Tensor) -> None:
-        """Put the keys and values of the first columns of a sequence [B, K, S] into the layers' caches, all at once."""
-        if columns.shape[-1]:
-            self._extend(columns, caches, text_mask, 0)
+    def prefill(self, sequence: Tensor, caches: Iterable[LayerCache], text_mask: Tensor) -> None:
+        """Fill the layers' caches with the keys and values of the first steps, sequence [B, K, S], all at once."""
+        if sequence.shape[-1]:
+            self._extend(sequence, caches, text_mask, 0)
 
-    def _extend(self, columns: Tensor, caches: Iterable[LayerCache], text_mask: Tensor, position: int) -> Tensor:
-        x = self.model.decoder.embed(columns, position)
+    def _extend(self, sequence: Tensor, caches: Iterable[LayerCache], text_mask: Tensor, position: int) -> Tensor:
+        x = self.model.decoder.embed(sequence, position)
         for layer, cache in zip(self.model.decoder.blocks(), caches, strict=True):
             x = layer.extend(x, text_mask, cache, position)
         return x

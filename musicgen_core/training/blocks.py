@@ -1,7 +1,7 @@
-"""The decoder's blocks as training computes them: whole sequences, packed projections, LoRA inside the products.
+"""The decoder's blocks as training computes them: whole sequences, packed projections, LoRA inside the GEMMs.
 
-The arithmetic is that of `model.decoder` with peft's adapter on it; a test compares both. Functions over plain tuples
-of tensors rather than modules, so that all blocks share one compilation.
+The arithmetic is that of `model.decoder` with peft's adapter on it; a test compares both. Blocks are functions of plain
+tuples of tensors rather than modules, so that all of them share one compilation.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 from torch.utils.checkpoint import checkpoint
 
-from musicgen_core.training.lora_linear import LinearWeights, adapter, lora_linear, pack_linears
+from musicgen_core.training.lora_linear import LinearWeights, lora_linear, lora_matrices, pack_linears
 
 ATTENTION = [
     SDPBackend.CUDNN_ATTENTION,
@@ -24,32 +24,32 @@ ATTENTION = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-"""Fastest first, on an H200."""
+"""Backends of self-attention, the fastest on an H200 first."""
 STREAMS = 6
-"""Places of a block that drop out rows of a clip; one more drops out rows of its text."""
+"""Inputs of a block's linear layers that dropout applies to, with a row per step; one more has a row per text token."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the blocks are given beside the activations.
+    """The inputs that all blocks share, beside the activations.
 
     Attributes:
-        text: [B · L, D], projected, zero where no text is.
-        attend: [B, 1, 1, L], True where cross-attention looks.
-        keys: [layers, STREAMS, B · S] and
-        text_keys: [layers, B · L] of LoRA's dropout.
-        p: its probability.
+        text: [B · L, D], projected text states, zero at padding.
+        attend: [B, 1, 1, L], True where cross-attention may attend.
+        dropout_seeds: [layers, STREAMS, B · S], int32, one seed per row of activations.
+        text_dropout_seeds: [layers, B · L], int32, one seed per row of text states.
+        p: probability of LoRA's dropout.
     """
 
     text: Tensor
     attend: Tensor
-    keys: Tensor
-    text_keys: Tensor
+    dropout_seeds: Tensor
+    text_dropout_seeds: Tensor
     p: float
 
 
 class BlockWeights(NamedTuple):
-    """A block's layers; the three norms as (weight, bias)."""
+    """The packed weights of a block; `norms` holds weight and bias [D] of its three layer norms."""
 
     norms: tuple[tuple[Tensor, Tensor], ...]
     qkv: LinearWeights
@@ -65,19 +65,19 @@ class BlockWeights(NamedTuple):
 
 
 def pack(layer: Any) -> BlockWeights:
-    """The weights of a `DecoderLayer` with peft's adapter on it."""
+    """Return the packed weights of a `DecoderLayer` with peft's adapter on it."""
     norms = (layer.self_attn_layer_norm, layer.encoder_attn_layer_norm, layer.final_layer_norm)
     return BlockWeights(tuple((norm.weight, norm.bias) for norm in norms), *map(pack_linears, _grouped(layer)))
 
 
 def adapter_parameters(layer: Any) -> list[nn.Parameter]:
-    """Of the layers of `BlockWeights` in turn: all of a's, then all of b's."""
-    pairs = [[adapter(linear) for linear in linears] for linears in _grouped(layer)]
+    """Return the adapter's parameters in the order of `BlockWeights`: for each packed layer all A, then all B."""
+    pairs = [[lora_matrices(linear) for linear in linears] for linears in _grouped(layer)]
     return [parameter for linears in pairs for side in zip(*linears, strict=True) for parameter in side]
 
 
 def _grouped(layer: Any) -> Sequence[Sequence[Any]]:
-    """The linear layers of a `DecoderLayer`, those over the same input together."""
+    """Return the linear layers of a `DecoderLayer`, grouped by the input that they read."""
     own, cross = layer.self_attn, layer.encoder_attn
     return [
         (own.q_proj, own.k_proj, own.v_proj),
@@ -91,14 +91,26 @@ def _grouped(layer: Any) -> Sequence[Sequence[Any]]:
 
 
 def block(
-    x: Tensor, text: Tensor, attend: Tensor, keys: Tensor, text_keys: Tensor, w: BlockWeights, heads: int, p: float
+    x: Tensor,
+    text: Tensor,
+    attend: Tensor,
+    dropout_seeds: Tensor,
+    text_dropout_seeds: Tensor,
+    w: BlockWeights,
+    heads: int,
+    p: float,
 ) -> Tensor:
-    """One block.
+    """Return the output of one block.
 
     Args:
         x: [B, S, D].
-        keys: [STREAMS, B · S] and
-        text_keys: [B · L]; they and the others are those of `Inputs`.
+        text: [B · L, D].
+        attend: [B, 1, 1, L].
+        dropout_seeds: [STREAMS, B · S].
+        text_dropout_seeds: [B · L].
+        w: the block's weights.
+        heads: D / heads is the width of one.
+        p: probability of LoRA's dropout.
 
     Returns:
         [B, S, D].
@@ -106,19 +118,19 @@ def block(
     batch = len(x)
     rows = x.flatten(0, 1)  # [B · S, D]
     y = _norm(rows, w.norms[0])
-    attended = self_attention(*split_heads(lora_linear(y, keys[0], w.qkv, p), batch, 3, heads))
-    rows = rows + lora_linear(attended, keys[1], w.out, p)
+    attended = self_attention(*split_heads(lora_linear(y, dropout_seeds[0], w.qkv, p), batch, 3, heads))
+    rows = rows + lora_linear(attended, dropout_seeds[1], w.out, p)
 
-    q = lora_linear(_norm(rows, w.norms[1]), keys[2], w.text_q, p)
-    kv = lora_linear(text, text_keys, w.text_kv, p)
-    rows = rows + lora_linear(attend_text(q, kv, attend, batch, heads), keys[3], w.text_out, p)
+    q = lora_linear(_norm(rows, w.norms[1]), dropout_seeds[2], w.text_q, p)
+    kv = lora_linear(text, text_dropout_seeds, w.text_kv, p)
+    rows = rows + lora_linear(cross_attention(q, kv, attend, batch, heads), dropout_seeds[3], w.text_out, p)
 
-    y = F.gelu(lora_linear(_norm(rows, w.norms[2]), keys[4], w.fc1, p))
-    return (rows + lora_linear(y, keys[5], w.fc2, p)).view_as(x)
+    y = F.gelu(lora_linear(_norm(rows, w.norms[2]), dropout_seeds[4], w.fc1, p))
+    return (rows + lora_linear(y, dropout_seeds[5], w.fc2, p)).view_as(x)
 
 
 class PlainBlocks:
-    """All blocks, for any device and precision; autograd differentiates them."""
+    """All blocks, for any device and precision; autograd computes their gradients."""
 
     def __init__(self, layers: Sequence[Any], heads: int, compiled: bool) -> None:
         self._weights = [pack(layer) for layer in layers]
@@ -126,14 +138,14 @@ class PlainBlocks:
         self._block: Callable[..., Tensor] = torch.compile(block, dynamic=False) if compiled else block
 
     def refresh(self) -> None:
-        """Nothing: the parameters are read where they are."""
+        """Do nothing: the parameters are read where they are."""
 
     def forward(self, x: Tensor, inputs: Inputs, checkpointing: bool) -> Tensor:
-        """[B, S, D] → [B, S, D]."""
+        """Return the last block's output [B, S, D] from x [B, S, D]."""
         if torch.is_grad_enabled():
-            x.requires_grad_()  # else the first block would be compiled for itself
-        for w, keys, text_keys in zip(self._weights, inputs.keys, inputs.text_keys, strict=True):
-            arguments = (x, inputs.text, inputs.attend, keys, text_keys, w, self._heads, inputs.p)
+            x.requires_grad_()  # else the first block would be compiled separately
+        for w, seeds, text_seeds in zip(self._weights, inputs.dropout_seeds, inputs.text_dropout_seeds, strict=True):
+            arguments = (x, inputs.text, inputs.attend, seeds, text_seeds, w, self._heads, inputs.p)
             if checkpointing and torch.is_grad_enabled():
                 x = checkpoint(self._block, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -141,19 +153,19 @@ class PlainBlocks:
         return x
 
     def differentiable(self, x: Tensor, inputs: Inputs, checkpointing: bool) -> tuple[Tensor, Callable[[Tensor], None]]:
-        """→ [B, S, D], and what takes a loss made from it and adds the adapters' gradients."""
+        """Return the output [B, S, D], and a function that takes a loss of it and adds the adapters' gradients."""
         return self.forward(x, inputs, checkpointing), torch.Tensor.backward
 
 
 def self_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """[B, H, S, D/H] each → [B · S, D]."""
+    """Return causal self-attention [B · S, D] of q, k and v, [B, H, S, D/H] each."""
     return _joined(F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
 
-def attend_text(q: Tensor, kv: Tensor, attend: Tensor, batch: int, heads: int) -> Tensor:
-    """q [B · S, D], kv [B · L, 2 D], attend [B, 1, 1, L] → [B · S, D].
+def cross_attention(q: Tensor, kv: Tensor, attend: Tensor, batch: int, heads: int) -> Tensor:
+    """Return attention [B · S, D] of q [B · S, D] to the keys and values kv [B · L, 2 D], where attend [B, 1, 1, L].
 
-    Written out: a text is short, and no fused attention takes a mask as quickly.
+    The scores are materialized: a text is short, and no fused attention is as fast with a mask.
     """
     (q,), (k, v) = split_heads(q, batch, 1, heads), split_heads(kv, batch, 2, heads)
     scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * q.shape[-1] ** -0.5
@@ -165,22 +177,24 @@ def _norm(x: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def split_heads(x: Tensor, batch: int, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """[B · S, parts · D] → parts times [B, H, S, D/H]."""
+    """Split x [B · S, parts · D] into `parts` tensors [B, H, S, D/H]."""
     return x.view(batch, -1, parts, heads, x.shape[1] // (parts * heads)).permute(2, 0, 3, 1, 4).unbind()
 
 
 def _joined(heads: Tensor) -> Tensor:
-    """[B, H, S, D/H] → [B · S, D]."""
+    """Merge heads [B, H, S, D/H] into [B · S, D]."""
     return heads.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def head_losses(x: Tensor, norm: tuple[Tensor, Tensor], heads: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-    """The loss of each clip and codebook from the last block's output, without logits in fp32 in memory.
+    """Return the loss of each clip and codebook, computed without storing the logits in fp32.
 
     Args:
-        x: [B, S, D].
-        heads: [K · cardinality, D].
-        targets, valid: [B, K, S].
+        x: [B, S, D], the last block's output.
+        norm: weight and bias [D] of the final layer norm.
+        heads: [K · cardinality, D], the output layers of all codebooks.
+        targets: [B, K, S], next codes.
+        valid: [B, K, S], True where a prediction counts.
 
     Returns:
         [B, K], nats; see `loss.clip_losses`.

@@ -1,4 +1,9 @@
-"""CUDA graphs: a micro-batch's thousands of kernels started at once, since starting them one by one takes longer."""
+"""CUDA graphs: the thousands of kernels of a micro-batch are launched as one, which spares most of the launch time.
+
+A graph records the kernels of one call together with the addresses that they read and write. To replay it, new inputs
+are copied into the tensors that were recorded (the static inputs); the result is copied out of the recorded output.
+Memory of a graph comes from a pool of its own, which all graphs here share because they never run at the same time.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +21,13 @@ Result = TypeVar("Result", Tensor, None)
 
 
 class Graphs(Generic[Result]):
-    """Runs a function of tensors, and from the third call with the same shapes on replays what it did.
+    """Calls a function of tensors, and from its third call with the same shapes on replays a CUDA graph of it.
 
-    The function must do the same for the same shapes, without waiting for the GPU, and keep what it changes in place.
+    The first call compiles and lets libraries choose algorithms, the second is captured. The function must launch the
+    same kernels for the same shapes, must not synchronize with the GPU, and must update its state in place.
 
     Args:
-        function: tensors on one GPU, or nothing → a tensor or nothing.
+        function: takes tensors on one GPU, or nothing; returns a tensor or None.
     """
 
     def __init__(self, function: Callable[..., Result]) -> None:
@@ -33,7 +39,7 @@ class Graphs(Generic[Result]):
     def __call__(self, *inputs: Tensor) -> Result:
         key = tuple((one.shape, one.dtype) for one in inputs)
         if key not in self._graphs:
-            if key not in self._seen or not self._works:  # the first call compiles, and chooses algorithms
+            if key not in self._seen or not self._works:  # the first call compiles and chooses algorithms
                 self._seen.add(key)
                 return self._function(*inputs)
             try:
@@ -47,26 +53,26 @@ class Graphs(Generic[Result]):
                 self.release()
                 logger.warning("no CUDA graph (%s): training goes on without, and slower", error)
                 return self._function(*inputs)
-        graph, places, output = self._graphs[key]
+        graph, static_inputs, output = self._graphs[key]
         if inputs:
-            torch._foreach_copy_(places, list(inputs))
+            torch._foreach_copy_(static_inputs, list(inputs))
         graph.replay()
         return None if output is None else output.clone()
 
     def release(self) -> bool:
-        """Give the graphs' memory back → whether there were any."""
+        """Free the graphs' memory, and return whether there were any."""
         held = bool(self._graphs)
         self._graphs.clear()
         torch.cuda.empty_cache()
         return held
 
     def _capture(self, *inputs: Tensor) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Result]:
-        places = [one.clone() for one in inputs]
-        torch.cuda.empty_cache()  # graphs have their own memory: what the first call took would stand beside it
+        static_inputs = [one.clone() for one in inputs]
+        torch.cuda.empty_cache()  # the graphs' pool can't use the blocks that earlier calls left in the cache
         graph = torch.cuda.CUDAGraph()
         first = next((graph for graph, *_ in self._graphs.values()), None)
         pool = None if first is None else first.pool()  # one for all: they never run at the same time
-        # Other threads may save and load meanwhile, so it is this thread alone that must not wait for the GPU.
+        # Other threads may save and load meanwhile: only this one must not synchronize with the GPU.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            output = self._function(*places)
-        return graph, places, output
+            output = self._function(*static_inputs)
+        return graph, static_inputs, output

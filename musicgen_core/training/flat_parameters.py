@@ -1,4 +1,4 @@
-"""An adapter's many small parameters as one, so that an update is a few kernels rather than a thousand."""
+"""An adapter's many small parameters as one flat tensor: an optimizer step is then a few kernels, not a thousand."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ class FlatParameters:
     """Parameters and their gradients as views of one tensor each.
 
     Args:
-        parameters: in the order that optimizer states are saved in.
+        parameters: in the order in which optimizer states are saved.
         order: the same parameters in their order in memory.
 
     Attributes:
-        whole: [total], with its gradient: what the optimizer updates.
+        whole: [total], all parameters, which the optimizer updates.
+        gradient: [total], their gradients.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], order: Sequence[nn.Parameter]) -> None:
         self._order = order
-        self._places = {id(parameter): place for place, parameter in enumerate(order)}
+        self._positions = {id(parameter): position for position, parameter in enumerate(order)}
         self._parameters = parameters
         self.whole = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in order]))
         self.gradient = torch.zeros_like(self.whole)
@@ -33,21 +34,21 @@ class FlatParameters:
             parameter.data, parameter.grad = data, gradient
 
     def split_state(self, state: dict[int, Any]) -> dict[int, Any]:
-        """The state of an optimizer of `whole` → as if each of the parameters had been its own."""
+        """Return the state of an optimizer of `whole` as that of an optimizer of the single parameters."""
         if not state:
             return {}
         parts = {
             name: self._parts(value) if value.shape == self.whole.shape else [value] * len(self._order)
             for name, value in state[0].items()
         }
-        places = [self._places[id(parameter)] for parameter in self._parameters]
-        return {i: {name: of_each[place] for name, of_each in parts.items()} for i, place in enumerate(places)}
+        positions = [self._positions[id(parameter)] for parameter in self._parameters]
+        return {i: {name: of_each[position] for name, of_each in parts.items()} for i, position in enumerate(positions)}
 
     def join_state(self, state: dict[int, Any]) -> dict[int, Any]:
-        """The other way."""
+        """Return the state of an optimizer of the single parameters as that of one of `whole`."""
         if not state:
             return {}
-        in_order = sorted(state, key=lambda i: self._places[id(self._parameters[i])])
+        in_order = sorted(state, key=lambda i: self._positions[id(self._parameters[i])])
         joined = {
             name: torch.cat([state[i][name].flatten() for i in in_order]) if value.dim() else value
             for name, value in state[0].items()

@@ -1,6 +1,23 @@
-"""Products with frozen weights in 8 bits (e4m3), scaled by row, for GPUs of compute capability 8.9 and newer.
+"""GEMMs with frozen weights in FP8 (e4m3), scaled per row, for GPUs of compute capability 8.9 and newer.
 
-Source of the recipe: Micikevicius et al. 2022, "FP8 Formats for Deep Learning"; scales by row as in torchao's
+The Tensor Cores multiply FP8 at twice the rate of bf16, and FP8 operands are half as large. e4m3 has 3 bits of mantissa
+and reaches from 2⁻⁹ to 448, so that a tensor must be scaled into that range first:
+
+    scale[row] = max |x[row, :]| / 448        one fp32 number per row of each operand
+    values     = x / scale, rounded to e4m3
+
+    x Wᵀ ≈ (values_x values_Wᵀ) · scale_x · scale_Wᵀ
+
+The hardware sums the products of the values in fp32, and the scales, an outer product, are applied to the finished
+tile. Scales per row rather than per tensor keep one row of large activations from pushing all others below 2⁻⁹ of the
+range; a reduction never mixes scales, since each row of the result sees one scale of x and each column one of W.
+
+A frozen weight is quantized once. Activations and gradients are quantized on the fly, by the kernel that produces them
+where it holds whole rows in registers (layer norm and its backward pass), else by `kernels.quantize_kernel`, which
+reads a row once, takes its maximum and writes values and scale. LoRA's own matrices and gradients stay in 16 and 32
+bits.
+
+Source of the recipe: Micikevicius et al. 2022, "FP8 Formats for Deep Learning"; scales per row as in torchao's
 `rowwise` training recipe.
 """
 
@@ -9,29 +26,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LARGEST = 448.0  # of e4m3
+E4M3_MAX = 448.0
+"""The largest finite number of e4m3."""
 
 
 Quantized = tuple[Tensor, Tensor]
-"""e4m3 [rows, columns] and fp32 scales [rows, 1]"""
+"""Values [rows, columns] in e4m3, and scales [rows, 1] in fp32."""
 
 
-def quantize(x: Tensor) -> Quantized:
-    """x [rows, columns] → values and scales, whose product is about x."""
+def quantize_rows(x: Tensor) -> Quantized:
+    """Return values and scales whose product is close to x [rows, columns]."""
     if x.is_cuda:
-        return _quantize_fused(x if x.stride(1) == 1 else x.contiguous())
-    scales = x.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12) / LARGEST
+        return _quantize_rows_on_gpu(x if x.stride(1) == 1 else x.contiguous())
+    scales = x.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12) / E4M3_MAX
     return (x.float() / scales).to(torch.float8_e4m3fn), scales
 
 
 def empty(rows: int, columns: int, device: torch.device) -> Quantized:
-    """Room for what is quantized."""
+    """Return uninitialised values and scales for a kernel to fill."""
     values = torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device=device)
     return values, torch.empty(rows, 1, dtype=torch.float32, device=device)
 
 
-def _quantize_fused(x: Tensor) -> Quantized:
-    import triton  # not everywhere
+def _quantize_rows_on_gpu(x: Tensor) -> Quantized:
+    import triton  # not installed everywhere
 
     from musicgen_core.training import kernels
 
@@ -45,8 +63,8 @@ def _quantize_fused(x: Tensor) -> Quantized:
 
 
 def multiply(x: Quantized, weight: Quantized, dtype: torch.dtype) -> Tensor:
-    """Quantized x [rows, in] times the transpose of a quantized weight [out, in] → [rows, out]."""
-    if not x[0].is_cuda:  # for tests
+    """Return x Wᵀ [rows, out] in `dtype`, from x [rows, in] and a weight W [out, in], both quantized."""
+    if not x[0].is_cuda:  # for tests: no FP8 GEMM on a CPU
         return ((x[0].float() * x[1]) @ (weight[0].float() * weight[1]).T).to(dtype)
     return torch._scaled_mm(
         x[0], weight[0].t(), scale_a=x[1], scale_b=weight[1].t(), out_dtype=dtype, use_fast_accum=True

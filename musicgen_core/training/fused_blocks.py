@@ -1,7 +1,11 @@
-"""The decoder's blocks on GPUs, forwards and backwards by hand; the arithmetic is that of `blocks.block`.
+"""The decoder's blocks on GPUs with a hand-written backward pass; the arithmetic is that of `blocks.block`.
 
-By hand, because what autograd would do between the products is most of the time that can be saved: the norms are
-computed again rather than kept, gradients of the residual are added in passing, and LoRA's come from the same kernels.
+A block is seven packed linear layers (`fused_linear`), self-attention (PyTorch's) and cross-attention. Its backward
+pass is written out because autograd would undo the fusion: it would save the output of every norm, GELU and dropout,
+and add the gradients of the residual stream and of LoRA by kernels of their own. Here only the inputs of the norms, the
+attentions' operands and z, the input of GELU, are saved; norms, GELU and dropout masks are recomputed inside the
+kernels that need them, the residual's gradient is added by the norm's backward kernel, and grad_a and grad_b come from
+kernels that read the activations anyway.
 """
 
 from __future__ import annotations
@@ -15,16 +19,16 @@ from torch import Tensor
 
 from musicgen_core.training.blocks import BlockWeights, Inputs, pack, self_attention, split_heads
 from musicgen_core.training.flat_parameters import FlatParameters
-from musicgen_core.training.fused_attention import attend_text, attend_text_grad, join_heads
-from musicgen_core.training.fused_linear import SPLITS, Activations, FusedLinear, Gradients, add_up, norm_grad
+from musicgen_core.training.fused_attention import fused_cross_attention, fused_cross_attention_grad, join_heads
+from musicgen_core.training.fused_linear import SPLITS, Activations, FusedLinear, Gradients, add_splits, layer_norm_grad
 
 
 class _SelfAttention:
-    """Left to autograd, within what is done by hand."""
+    """Self-attention differentiated by autograd, inside a backward pass that is not."""
 
-    def __init__(self, qkv: Tensor, batch: int, heads: int, keep: bool) -> None:
-        self._inputs = [part.detach().requires_grad_(keep) for part in split_heads(qkv, batch, 3, heads)]
-        with torch.set_grad_enabled(keep):
+    def __init__(self, qkv: Tensor, batch: int, heads: int, save: bool) -> None:
+        self._inputs = [part.detach().requires_grad_(save) for part in split_heads(qkv, batch, 3, heads)]
+        with torch.set_grad_enabled(save):
             self._output = self_attention(*self._inputs)
         self.output = self._output.detach()
 
@@ -33,8 +37,18 @@ class _SelfAttention:
 
 
 @dataclass
-class Kept:
-    """What a block's backward pass needs; residual: the three inputs of its norms."""
+class SavedForBackward:
+    """The tensors that a block's backward pass needs.
+
+    Attributes:
+        residual: the inputs of the three norms, [B · S, D] each.
+        own: self-attention, with the tensors that autograd saved.
+        q: [B · S, D], the queries of cross-attention.
+        kv: [B · L, 2 D], its keys and values.
+        attended: [B · S, D], its output.
+        z: [B · S, 4 D], the input of GELU.
+        activations: by linear layer; of each only h, mean and rstd.
+    """
 
     residual: list[Tensor]
     own: _SelfAttention
@@ -46,16 +60,20 @@ class Kept:
 
 
 _NORMS = {"qkv": 0, "text_q": 1, "fc1": 2}
-"""The norm before a layer"""
+"""The index of the norm in front of a linear layer."""
 
 
 class FusedBlock:
     """One block. Its weights move here.
 
     Args:
-        copies: [total], the parameters in 16 bits.
-        gradients: [total], fp32: where theirs are added up.
-        partial: [SPLITS, total], scratch that blocks share.
+        index: the block's number, from 0.
+        weights: its packed weights.
+        heads: D / heads is the width of one.
+        precision: `fp8`, or anything else for the precision of the weights.
+        copies: [total], the adapters' parameters in 16 bits.
+        gradients: [total], fp32, to which their gradients are added.
+        partial: [SPLITS, total], scratch for partial sums that all blocks share.
     """
 
     def __init__(
@@ -74,78 +92,102 @@ class FusedBlock:
         self.linears: dict[str, FusedLinear] = {}
         offset = 0
         for name, linear in weights.linears().items():
-            of_b = offset + sum(a.numel() for a in linear.a)
-            down = copies[offset:of_b].view(-1, linear.weight.shape[1])
-            self.linears[name] = FusedLinear(linear, down, Gradients(partial, offset, of_b), precision)
-            offset = of_b + sum(b.numel() for b in linear.b)
+            b_offset = offset + sum(a.numel() for a in linear.a)
+            down = copies[offset:b_offset].view(-1, linear.weight.shape[1])
+            self.linears[name] = FusedLinear(linear, down, Gradients(partial, offset, b_offset), precision)
+            offset = b_offset + sum(b.numel() for b in linear.b)
 
-    def forward(self, x: Tensor, inputs: Inputs, keep: bool) -> tuple[Tensor, Any]:
-        """[B, S, D] → [B, S, D] and what is kept for the backward pass, if one follows."""
-        of, p = self.linears, inputs.p
-        keys, text_keys = inputs.keys[self.index], inputs.text_keys[self.index]
+    def forward(self, x: Tensor, inputs: Inputs, save: bool) -> tuple[Tensor, Any]:
+        """Return the block's output [B, S, D], and if `save` the tensors for its backward pass."""
+        linears, p = self.linears, inputs.p
+        seeds, text_seeds = inputs.dropout_seeds[self.index], inputs.text_dropout_seeds[self.index]
         rows = x.flatten(0, 1)
-        made: dict[str, Activations] = {}
+        acts: dict[str, Activations] = {}
 
-        def through(name: str, kind: str, source: Tensor, key: Tensor, residual: Tensor | None = None) -> Tensor:
+        def through(name: str, kind: str, source: Tensor, row_seeds: Tensor, residual: Tensor | None = None) -> Tensor:
             norm = self.norms[_NORMS[name]] if kind == "norm" else None
-            activations = of[name].activate(kind, source, key, p, norm)
-            out = of[name].forward(activations, residual)
-            if keep:
-                made[name] = activations._replace(operand=activations.h)  # made again where it is needed
+            activations = linears[name].activate(kind, source, row_seeds, p, norm)
+            out = linears[name].forward(activations, residual)
+            if save:
+                acts[name] = activations._replace(operand=activations.h)  # the operand is recomputed
             return out
 
         residual = [rows]
-        own = _SelfAttention(through("qkv", "norm", rows, keys[0]), len(x), self.heads, keep)
-        rows = through("out", "none", own.output, keys[1], rows)
+        own = _SelfAttention(through("qkv", "norm", rows, seeds[0]), len(x), self.heads, save)
+        rows = through("out", "none", own.output, seeds[1], rows)
         residual.append(rows)
-        q = through("text_q", "norm", rows, keys[2])
-        kv = through("text_kv", "none", inputs.text, text_keys)
-        attended = attend_text(q, kv, inputs.attend, self.heads)
-        rows = through("text_out", "none", attended, keys[3], rows)
+        q = through("text_q", "norm", rows, seeds[2])
+        kv = through("text_kv", "none", inputs.text, text_seeds)
+        attended = fused_cross_attention(q, kv, inputs.attend, self.heads)
+        rows = through("text_out", "none", attended, seeds[3], rows)
         residual.append(rows)
-        z = through("fc1", "norm", rows, keys[4])
-        rows = through("fc2", "gelu", z, keys[5], rows)
-        kept = Kept(residual, own, q, kv, attended, z, made) if keep else None
-        return rows.view_as(x), kept
+        z = through("fc1", "norm", rows, seeds[4])
+        rows = through("fc2", "gelu", z, seeds[5], rows)
+        if not save:
+            return rows.view_as(x), None
+        return rows.view_as(x), SavedForBackward(
+            residual=residual, own=own, q=q, kv=kv, attended=attended, z=z, activations=acts
+        )
 
-    def backward(self, grad: Tensor, quantized: Any, kept: Kept, inputs: Inputs) -> tuple[Tensor, Any]:
-        """The gradient of the block's output [B, S, D] → of its input; those of the adapters are added up.
+    def backward(self, grad: Tensor, quantized: Any, saved: SavedForBackward, inputs: Inputs) -> tuple[Tensor, Any]:
+        """Return the gradient w.r.t. the block's input [B, S, D], and its FP8 form; add the adapters' gradients.
 
-        With FP8 both come with what `fp8.quantize` makes of them, where that is known.
+        Args:
+            grad: [B, S, D], the gradient of the block's output.
+            quantized: with FP8, the same quantized per row, if it is known.
+            saved: the result of `forward`.
+            inputs: those of `forward`.
         """
-        of, made, p, keys = self.linears, kept.activations, inputs.p, inputs.keys[self.index]
+        linears, acts, p, seeds = self.linears, saved.activations, inputs.p, inputs.dropout_seeds[self.index]
         rows = grad.flatten(0, 1)
 
-        def before_norm(name: str, grad: Tensor, residual: Tensor, x: Tensor, key: Tensor) -> tuple[Tensor, Any]:
+        def before_norm(name: str, grad: Tensor, residual: Tensor, x: Tensor, row_seeds: Tensor) -> tuple[Tensor, Any]:
             norm = self.norms[_NORMS[name]]
-            grad = of[name].down_grad("norm", of[name].backward(grad), x, made[name], key, p, norm)
-            return norm_grad(grad, x, made[name], norm[0], residual, self.fp8)
+            grad_yh = linears[name].backward(grad)
+            grad = linears[name].down_grad(
+                kind="norm", grad_yh=grad_yh, source=x, x=acts[name], dropout_seeds=row_seeds, p=p, norm=norm
+            )
+            return layer_norm_grad(grad, x, acts[name], norm[0], residual, self.fp8)
 
-        def before(name: str, grad: Tensor, x: Tensor, key: Tensor, quantized: Any = None) -> Tensor:
-            of[name].up_grad(grad, made[name].h)
-            return of[name].down_grad("none", of[name].backward(grad, quantized), x, made[name], key, p)
+        def before(name: str, grad: Tensor, x: Tensor, row_seeds: Tensor, quantized: Any = None) -> Tensor:
+            linears[name].up_grad(grad, acts[name].h)
+            grad_yh = linears[name].backward(grad, quantized)
+            return linears[name].down_grad(
+                kind="none", grad_yh=grad_yh, source=x, x=acts[name], dropout_seeds=row_seeds, p=p
+            )
 
-        of["fc2"].up_grad(rows, made["fc2"].h)
-        both = of["fc2"].backward(rows, quantized)
-        of_z = of["fc2"].down_grad("gelu", both, kept.z, made["fc2"], keys[5], p, maker=(of["fc1"], made["fc1"].h))
-        rows, quantized = before_norm("fc1", of_z, rows, kept.residual[2], keys[4])
-        of_attended = before("text_out", rows, kept.attended, keys[3], quantized)
-        of_q, of_kv = attend_text_grad(kept.q, kept.kv, inputs.attend, self.heads, of_attended)
-        before("text_kv", of_kv, inputs.text, inputs.text_keys[self.index])
-        of["text_q"].up_grad(of_q, made["text_q"].h)
-        rows, quantized = before_norm("text_q", of_q, rows, kept.residual[1], keys[2])
-        of_qkv = kept.own.backward(before("out", rows, kept.own.output, keys[1], quantized))
-        of["qkv"].up_grad(of_qkv, made["qkv"].h)
-        rows, quantized = before_norm("qkv", of_qkv, rows, kept.residual[0], keys[0])
-        add_up(self.gradients, self.partial)
+        linears["fc2"].up_grad(rows, acts["fc2"].h)
+        grad_yh = linears["fc2"].backward(rows, quantized)
+        grad_z = linears["fc2"].down_grad(
+            kind="gelu",
+            grad_yh=grad_yh,
+            source=saved.z,
+            x=acts["fc2"],
+            dropout_seeds=seeds[5],
+            p=p,
+            maker=(linears["fc1"], acts["fc1"].h),
+        )
+        rows, quantized = before_norm("fc1", grad_z, rows, saved.residual[2], seeds[4])
+        grad_attended = before("text_out", rows, saved.attended, seeds[3], quantized)
+        grad_q, grad_kv = fused_cross_attention_grad(saved.q, saved.kv, inputs.attend, self.heads, grad_attended)
+        before("text_kv", grad_kv, inputs.text, inputs.text_dropout_seeds[self.index])
+        linears["text_q"].up_grad(grad_q, acts["text_q"].h)
+        rows, quantized = before_norm("text_q", grad_q, rows, saved.residual[1], seeds[2])
+        grad_qkv = saved.own.backward(before("out", rows, saved.own.output, seeds[1], quantized))
+        linears["qkv"].up_grad(grad_qkv, acts["qkv"].h)
+        rows, quantized = before_norm("qkv", grad_qkv, rows, saved.residual[0], seeds[0])
+        add_splits(self.gradients, self.partial)
         return rows.view_as(grad), quantized
 
 
 class FusedBlocks:
-    """All blocks; the counterpart of `blocks.PlainBlocks`.
+    """All blocks, on a GPU; an alternative to `blocks.PlainBlocks`.
 
     Args:
-        flat: the adapters' parameters, those of each layer as `blocks.adapter_parameters` has them.
+        layers: the decoder's layers, with peft's adapter on them.
+        heads: D / heads is the width of one.
+        precision: `fp8`, or anything else for the precision of the weights.
+        flat: the adapters' parameters, those of each layer in the order of `blocks.adapter_parameters`.
     """
 
     def __init__(self, layers: Sequence[Any], heads: int, precision: str, flat: FlatParameters) -> None:
@@ -153,33 +195,41 @@ class FusedBlocks:
         self._copies = torch.empty_like(self._parameters, dtype=layers[0].fc1.base_layer.weight.dtype)
         copies, gradients = self._copies.view(len(layers), -1), flat.gradient.view(len(layers), -1)
         partial = gradients.new_empty(SPLITS, gradients.shape[1])
-        self._blocks = [  # one at a time: memory holds one block twice
-            FusedBlock(index, pack(layer), heads, precision, copies[index], gradients[index], partial)
+        self._blocks = [  # one after the other: memory never holds more than one block twice
+            FusedBlock(
+                index=index,
+                weights=pack(layer),
+                heads=heads,
+                precision=precision,
+                copies=copies[index],
+                gradients=gradients[index],
+                partial=partial,
+            )
             for index, layer in enumerate(layers)
         ]
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Bring the adapters' parameters to where the products read them."""
+        """Copy the adapters' parameters into the GEMMs' operands."""
         self._copies.copy_(self._parameters)
         for block in self._blocks:
             for linear in block.linears.values():
                 linear.refresh()
 
     def forward(self, x: Tensor, inputs: Inputs, checkpointing: bool) -> Tensor:
-        """[B, S, D] → [B, S, D], without gradients."""
+        """Return the last block's output [B, S, D] from x [B, S, D], without gradients."""
         with torch.no_grad():
             for block in self._blocks:
-                x, _ = block.forward(x, inputs, keep=False)
+                x, _ = block.forward(x, inputs, save=False)
         return x
 
     def differentiable(self, x: Tensor, inputs: Inputs, checkpointing: bool) -> tuple[Tensor, Callable[[Tensor], None]]:
-        """→ [B, S, D], and what takes a loss made from it and adds the adapters' gradients."""
-        kept: list[Any] = []
+        """Return the output [B, S, D], and a function that takes a loss of it and adds the adapters' gradients."""
+        saved: list[Any] = []
         for block in self._blocks:
             before = x
-            x, of_block = block.forward(x, inputs, keep=not checkpointing)
-            kept.append(before if checkpointing else of_block)
+            x, block_saved = block.forward(x, inputs, save=not checkpointing)
+            saved.append(before if checkpointing else block_saved)
         x.requires_grad_()
 
         @torch.no_grad()
@@ -187,9 +237,9 @@ class FusedBlocks:
             (grad,) = torch.autograd.grad(loss, x)
             quantized = None
             for block in reversed(self._blocks):
-                of_block = kept.pop()
+                block_saved = saved.pop()
                 if checkpointing:
-                    _, of_block = block.forward(of_block, inputs, keep=True)
-                grad, quantized = block.backward(grad, quantized, of_block, inputs)
+                    _, block_saved = block.forward(block_saved, inputs, save=True)
+                grad, quantized = block.backward(grad, quantized, block_saved, inputs)
 
         return x, backward

@@ -1,4 +1,4 @@
-"""The language model and its adapter as training runs them: packed, fused or compiled, in little memory."""
+"""The language model and its adapter as training computes them: packed, fused or compiled."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from musicgen_core.training.flat_parameters import FlatParameters
 from musicgen_core.training.peft_blocks import PeftBlocks, can_pack
 
 SHAPES = 64
-"""Compilations of a function, one for each shape of batch; torch's own limit is 8."""
+"""Limit of compilations of a function, one for each shape of batch; PyTorch's default is 8."""
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How to compute.
+    """Precision, compilation and activation checkpointing of a training run.
 
     Attributes:
-        precision: bf16, fp8 (of the frozen weights' products), fp16 or fp32.
-        compile: whether to compile, where the GPU allows to fused kernels and CUDA graphs.
-        checkpointing: whether to keep only the blocks' inputs and compute the rest again in the backward pass.
+        precision: bf16, fp8 (in the GEMMs with frozen weights), fp16 or fp32.
+        compile: whether to compile; on a GPU that supports them, use fused kernels and CUDA graphs.
+        checkpointing: whether to keep only the blocks' inputs and recompute the rest in the backward pass.
     """
 
     precision: str
@@ -41,21 +41,22 @@ class Execution:
 class TrainingModel:
     """A frozen language model with peft's adapter on it.
 
-    With fused kernels the parameters are read from copies, which `zero_grad` before each step brings up to date. With
-    FP8 the model's own forward no longer serves: its weights are given up.
+    With fused kernels the parameters are read from copies, which `zero_grad` updates before each step. With FP8 the
+    model's own forward pass no longer works, since its weights are dropped.
 
     Args:
-        peft_model: what `add_lora` made.
+        peft_model: the result of `add_lora`.
         dropout_p: probability of LoRA's dropout.
-        fused: whether to use the fused kernels; by default, where they work.
+        execution: how to compute.
+        fused: whether to use the fused kernels; by default wherever they work.
 
     Raises:
         ConfigError: FP8 with DoRA or with only some layers adapted.
 
     Attributes:
-        parameters: the adapter's, and
-        flat: all of them as one.
-        execution: its checkpointing may be changed between steps, with `release` after it.
+        parameters: the adapter's parameters.
+        flat: the same parameters and their gradients as one tensor each.
+        execution: how to compute; `checkpointing` may be changed between steps if `release` is called afterwards.
     """
 
     def __init__(self, peft_model: Any, dropout_p: float, execution: Execution, fused: bool | None = None) -> None:
@@ -99,13 +100,13 @@ class TrainingModel:
         self.zero_grad()
 
     def losses(self, codes: Tensor, frames: Tensor, text: TextCondition, seeds: Tensor | None) -> Tensor:
-        """The loss of each clip and codebook. With fused kernels there are no gradients: `step` computes them.
+        """Return the loss of each clip and codebook, with fused kernels without gradients: only `step` computes them.
 
         Args:
             codes: [B, K, T], padded at the end.
-            frames: [B].
-            text: of the same clips.
-            seeds: [B] of LoRA's dropout; None: no dropout.
+            frames: [B], the length of each clip.
+            text: the text conditions of the same clips.
+            seeds: [B], the clips' seeds of LoRA's dropout; None for no dropout.
 
         Returns:
             [B, K], nats.
@@ -119,22 +120,22 @@ class TrainingModel:
     def step(self, codes: Tensor, frames: Tensor, text: TextCondition, seeds: Tensor, scale: float) -> Tensor:
         """Add the gradients of the sum over clips of their mean losses, times `scale`.
 
-        What is computed with the same shapes again and again becomes a CUDA graph.
+        Steps of equal shapes are replayed as a CUDA graph.
 
         Returns:
-            [B, K], as `losses`, unscaled.
+            The losses [B, K] in nats, as `losses` gives them, unscaled.
         """
-        # 0-dimensional, so its precision never becomes that of the loss
+        # 0-dimensional, so that it doesn't promote the loss to its precision
         factor = torch.full((), scale, dtype=torch.float64, device=self.device)
         return self._run(codes, frames, text.states, text.mask, seeds, factor)
 
     def zero_grad(self) -> None:
-        """Forget the gradients, and take in the parameters as they are now."""
+        """Reset the gradients, and update the copies that the fused kernels read."""
         self.flat.gradient.zero_()
-        self._refresh()  # always: nothing about a tensor tells that a fused optimizer changed it
+        self._refresh()  # always: a fused optimizer changes parameters without raising their version
 
     def release(self) -> bool:
-        """Give back the memory that only speed wants → whether there were CUDA graphs that held some."""
+        """Free cached memory and CUDA graphs, and return whether there were graphs."""
         held = isinstance(self._run, Graphs) and self._run.release()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -154,7 +155,7 @@ class TrainingModel:
     def _inputs(
         self, codes: Tensor, frames: Tensor, text: TextCondition, seeds: Tensor | None
     ) -> tuple[Tensor, Inputs, Tensor, Tensor]:
-        """→ embedded [B, S, D], what the blocks share, targets and validity [B, K, S]."""
+        """Return the embedded codes [B, S, D], the blocks' shared inputs, and targets and validity [B, K, S]."""
         inputs, targets, valid = teacher_forcing(codes, frames, special=self.lm.config.special)
         states, attend = self.lm.project_text(text)
         x = self.lm.model.decoder.embed(inputs)
@@ -163,20 +164,20 @@ class TrainingModel:
         shared = Inputs(
             text=states.flatten(0, 1),
             attend=attend,
-            keys=self._keys(seeds, x.shape[1], STREAMS),
-            text_keys=self._keys(seeds, states.shape[1], 1)[:, 0],
+            dropout_seeds=self._dropout_seeds(seeds, x.shape[1], STREAMS),
+            text_dropout_seeds=self._dropout_seeds(seeds, states.shape[1], 1)[:, 0],
             p=p,
         )
         return x, shared, targets, valid
 
-    def _keys(self, seeds: Tensor, rows: int, streams: int) -> Tensor:
-        """[layers, streams, B · rows]."""
+    def _dropout_seeds(self, seeds: Tensor, rows: int, streams: int) -> Tensor:
+        """Return the seeds of dropout's masks, [layers, streams, B · rows], int32."""
         layers = self.lm.config.layers
-        return dropout.row_keys(seeds, rows, streams * layers).view(layers, streams, -1)
+        return dropout.row_seeds(seeds, rows, streams * layers).view(layers, streams, -1)
 
 
 def fused_kernels_work(device: torch.device, execution: Execution) -> bool:
-    """They want 16 bits and the matrix units of compute capability 8.0."""
+    """Return whether the fused kernels work: they require 16 bits and the Tensor Cores of compute capability 8.0."""
     if device.type != "cuda" or not execution.compile or execution.precision == "fp32":
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)

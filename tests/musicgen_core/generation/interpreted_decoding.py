@@ -1,4 +1,4 @@
-"""Compares the decoding kernels with the model itself on the CPU, where Triton interprets them; run by test_decoding.
+"""Compare the decoding kernels with the model itself on a CPU, where Triton interprets them; run by test_decoding.
 
 TRITON_INTERPRET=1 python interpreted.py interpreted_decoding.py BATCH BITS CACHE_BITS GIVEN_FRAMES → the largest
 relative error of a step's logits, and whether greedy codes are those of the eager steps
@@ -28,15 +28,15 @@ def main(batch: int, bits: int, cache_bits: int, given: int) -> None:
     mask = torch.arange(5) < torch.randint(1, 6, (batch, 1), generator=generator)
     text = TextCondition(torch.cat([states, 0 * states]), torch.cat([mask, 0 * mask]).bool())
 
-    session = decoding.begin(text, torch.full((batch, 4, FRAMES + 1), lm.config.special), cache_bits=cache_bits)
+    state = decoding.begin(text, torch.full((batch, 4, FRAMES + 1), lm.config.special), cache_bits=cache_bits)
     caches, text_mask = lm.new_cache(text, FRAMES)
-    session.sequence[:, :, :FRAMES] = torch.randint(2048, (batch, 4, FRAMES), generator=generator)
+    state.sequence[:, :, :FRAMES] = torch.randint(2048, (batch, 4, FRAMES), generator=generator)
     errors = []
     for position in range(FRAMES):
-        session.position.fill_(position)
-        column = session.sequence[:, :, position : position + 1]
-        expected = lm.step(torch.cat([column, column]), caches, text_mask, position)
-        errors.append(((decoding.step(session) - expected).norm() / expected.norm()).item())
+        state.position.fill_(position)
+        current = state.sequence[:, :, position : position + 1]
+        expected = lm.step(torch.cat([current, current]), caches, text_mask, position)
+        errors.append(((decoding.step(state) - expected).norm() / expected.norm()).item())
 
     known = torch.randint(2048, (batch, 4, given), generator=generator)
     noise = torch.rand(batch, 4, FRAMES + 3, generator=generator)

@@ -53,17 +53,17 @@ def test_kernels_give_the_logits_and_greedy_codes_of_the_model(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("splits", "scaled"), [(1, False), (1, True), (2, True), (4, False), (4, True), (8, True)])
-def test_attention_over_several_blocks_is_that_of_torch_however_it_is_split(splits: int, scaled: bool) -> None:
-    *_, error = interpreted("interpreted_attending.py", splits, scaled)
+def test_attention_is_that_of_pytorch_however_it_is_split(splits: int, scaled: bool) -> None:
+    *_, error = interpreted("interpreted_attention.py", splits, scaled)
     assert float(error) < 1e-6
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("how", [{"greedy": True}, {"top_k": 50}, {"top_k": 0, "temperature": 0.7}, {"top_p": 0.8}])
-def test_the_kernel_chooses_the_codes_that_sample_does_from_the_same_draws(how: dict[str, float | bool]) -> None:
+def test_the_kernel_samples_the_same_codes_from_the_same_draws(how: dict[str, float | bool]) -> None:
     settings = SamplingSettings.model_validate(how)
-    different, codes, written_elsewhere = interpreted("interpreted_choosing.py", settings.model_dump_json())[-3:]
+    different, codes, written_elsewhere = interpreted("interpreted_sampling.py", settings.model_dump_json())[-3:]
     # The largest draw there is, one piece's, may fall among codes too rare to change a rounded sum.
     assert int(different) <= (4 if settings.top_k == 0 else 0)
     assert int(codes) > 200
@@ -74,19 +74,19 @@ def test_the_kernel_chooses_the_codes_that_sample_does_from_the_same_draws(how: 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("rows", "parts"), [(2, 1), (32, 4), (64, 1), (64, 2)])
 @pytest.mark.parametrize("capability", SHARED_KIB)
-def test_the_products_fit_the_gpu_whatever_it_is(capability: int, rows: int, parts: int) -> None:
+def test_the_gemms_tiles_fit_the_shared_memory_of_each_gpu(capability: int, rows: int, parts: int) -> None:
     limit = 1024 * SHARED_KIB[capability]
     plain = {"PARTS": parts, "GELU": False}
     for kind in ({"SCALED": False, "scales": None}, {"SCALED": True}):
         scaled = bool(kind["SCALED"])
-        tall, wide, deep, stages, warps = tiles(rows, 2048, parts, scaled, limit)
-        shape = {"N": 2048, "K": 2048, "BM": tall, "BN": wide, "BK": deep, "STAGES": stages}
+        block_m, block_n, block_k, stages, warps = tiles(rows, 2048, parts, scaled, limit)
+        shape = {"N": 2048, "K": 2048, "BM": block_m, "BN": block_n, "BK": block_k, "STAGES": stages}
         types = {"rows": "i32", "w": "*i8" if scaled else "*bf16", "scales": "*fp32"}
         assert shared_bytes(decode_kernels.linear_kernel, capability, types, shape | plain | kind, warps) <= limit
 
 
 @needs_gpu
-def test_the_graph_gives_the_same_codes_every_time_and_other_ones_for_other_seeds(debug_model: BaseModel) -> None:
+def test_the_graph_is_deterministic_and_depends_on_the_seed(debug_model: BaseModel) -> None:
     text = TextEncoder(debug_model.text_encoder, "cuda")
     engine = Engine(load_lm(debug_model, "cuda", torch.bfloat16), text, 3.0)
     settings = SamplingSettings(duration=2.0, greedy=True)
@@ -100,7 +100,7 @@ def test_the_graph_gives_the_same_codes_every_time_and_other_ones_for_other_seed
 
 @needs_gpu
 @pytest.mark.parametrize("cache_bits", [16, 8])
-def test_a_piece_of_a_full_batch_depends_on_nothing_beside_it_on_a_gpu(debug_model: BaseModel, cache_bits: int) -> None:
+def test_a_sample_is_independent_of_its_batch_on_a_gpu(debug_model: BaseModel, cache_bits: int) -> None:
     """Nor on the others' texts, seeds, durations or beginnings; over more than one window."""
     text = TextEncoder(debug_model.text_encoder, "cuda")
     engine = Engine(load_lm(debug_model, "cuda", torch.bfloat16), text, 3.0, cache_bits=cache_bits, window=100)

@@ -1,4 +1,4 @@
-"""The kernel of a single piece computes what the kernels of many do, and those are tested against the model."""
+"""The megakernel computes the same as the decoding kernels, which are tested against the model."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def test_the_kernel_compiles_for_each_model_without_its_gpu(architecture: str, m
 
 
 @pytest.mark.slow
-def test_what_the_compiler_says_of_an_error_is_told() -> None:
+def test_an_error_shows_the_message_of_the_compiler() -> None:
     without = {name: size for name, size in sizes(1024, 8192, 2, stages=6).items() if name != "STAGES"}
     with pytest.raises(CudaError, match="STAGES"):
         compiled("sm_90", without)
 
 
-def test_where_the_kernel_cant_be_used_a_warning_says_so_and_the_others_are(
+def test_without_the_kernel_a_warning_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object) -> None:
         raise CudaError("CUDA answered NVRTC_ERROR_COMPILATION")
 
     config, norms = DecoderConfig(1024, 2, 16, 4096, 96), torch.zeros(7, 2, 1024, dtype=torch.bfloat16)
-    assert megakernel(config, [], [], norms) is None  # not a GPU's: not even tried
+    assert megakernel(config, [], [], norms) is None  # weights on a CPU: not attempted
     assert not caplog.records
     monkeypatch.setattr(module, "_fits", lambda *_: True)
     monkeypatch.setattr(module, "Megakernel", refuse)
@@ -65,15 +65,15 @@ def test_a_sample_alone_gets_the_logits_that_it_gets_in_a_batch(dim: int, words:
     decoding = Decoding(lm, 900, bits)
     assert decoding._megakernel is not None
 
-    def conditions(pieces: int) -> TextCondition:
-        both = torch.cat([states.expand(pieces, -1, -1), torch.zeros_like(states.expand(pieces, -1, -1))])
-        mask = torch.ones(pieces, words, dtype=torch.bool, device="cuda")
+    def conditions(samples: int) -> TextCondition:
+        both = torch.cat([states.expand(samples, -1, -1), torch.zeros_like(states.expand(samples, -1, -1))])
+        mask = torch.ones(samples, words, dtype=torch.bool, device="cuda")
         return TextCondition(both, torch.cat([mask, ~mask]))
 
     alone = decoding.begin(conditions(1), codes.clone(), given=given)
-    beside = decoding.begin(conditions(2), codes.expand(2, -1, -1).clone(), given=given)
+    batched = decoding.begin(conditions(2), codes.expand(2, -1, -1).clone(), given=given)
     for position in range(given, 900):
-        found, expected = decoding.step(alone), decoding.step(beside)[[0, 2]]
+        found, expected = decoding.step(alone), decoding.step(batched)[[0, 2]]
         assert (found - expected).norm() < 0.01 * expected.norm(), position
         alone.position += 1
-        beside.position += 1
+        batched.position += 1

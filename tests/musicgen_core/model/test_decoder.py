@@ -40,13 +40,13 @@ def audiocraft_predictions(audiocraft_lm: Any, codes: Tensor, prompts: list[str 
 
 @torch.inference_mode()
 def our_predictions(lm: MusicgenLM, text_encoder: TextEncoder, codes: Tensor, prompts: list[str | None]) -> Tensor:
-    """All clips in one batch → logits, by columns."""
+    """All clips in one batch → logits, by steps."""
     inputs, _, _ = teacher_forcing(codes, torch.full((len(codes),), FRAMES), lm.config.special)
     return lm(inputs, text_encoder.encode(prompts))
 
 
 def by_frames(logits: Tensor) -> Tensor:
-    """Logits by columns → by frames: codebook k's frame t is predicted in column t + k. The ends are garbage."""
+    """Logits by steps → by frames: codebook k's frame t is predicted in step t + k. The ends are garbage."""
     return torch.stack([logits[:, k].roll(-k, dims=1) for k in range(logits.shape[1])], dim=1)
 
 
@@ -93,7 +93,7 @@ def test_the_text_matters(lm: MusicgenLM, text_encoder: TextEncoder) -> None:
 def test_steps_with_a_cache_give_what_the_whole_sequence_gives(lm: MusicgenLM, text_encoder: TextEncoder) -> None:
     text = text_encoder.encode([*PROMPTS, None])
     sequence = delay(random_codes(4), lm.config.special)
-    columns = sequence.shape[-1]
-    caches, text_mask = lm.new_cache(text, columns)
-    steps = [lm.step(sequence[..., s : s + 1], caches, text_mask, s) for s in range(columns)]
+    length = sequence.shape[-1]
+    caches, text_mask = lm.new_cache(text, length)
+    steps = [lm.step(sequence[..., s : s + 1], caches, text_mask, s) for s in range(length)]
     torch.testing.assert_close(torch.stack(steps, dim=2), lm(sequence, text), atol=1e-5, rtol=0)

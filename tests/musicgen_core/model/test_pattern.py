@@ -58,7 +58,7 @@ def test_teacher_forcing_is_audiocrafts(patterns: Any, codes: Tensor) -> None:
 
     sequence, _, _ = pattern.build_pattern_sequence(codes, SPECIAL, keep_only_valid_steps=True)
     assert torch.equal(inputs, sequence[..., :-1])  # the last column predicts nothing
-    # audiocraft brings predictions back from columns to frames: our targets must come back as the codes themselves.
+    # audiocraft brings predictions back from steps to frames: our targets must come back as the codes themselves.
     stacked = torch.stack([targets, valid], dim=1).double()
     reverted, _, mask = pattern.revert_pattern_logits(stacked, float("nan"), keep_only_valid_steps=True)
     assert torch.equal(reverted[:, 0, mask], codes[:, mask].double())

@@ -1,4 +1,4 @@
-"""Compares the fused blocks with the plain ones on the CPU, where Triton interprets its kernels; run by test_kernels.
+"""Compare the fused blocks with the plain ones on a CPU, where Triton interprets its kernels; run by test_kernels.
 
 TRITON_INTERPRET=1 python interpreted.py interpreted_kernels.py RANK CHECKPOINTING PRECISION → the largest relative
 errors of a step's losses and gradients, the losses after an update, and losses without dropout

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from musicgen_core.training.dropout import clip_seeds, drop, keep, row_keys
+from musicgen_core.training.dropout import clip_seeds, drop, keep, row_seeds
 
 ROWS, WIDTH = 256, 512
 
 
 def masks(clips: list[int], epoch: int = 1, streams: int = 1, p: float = 0.1) -> torch.Tensor:
     """[streams, B, ROWS, WIDTH], fp64."""
-    keys = row_keys(clip_seeds(0, epoch, clips), ROWS, streams)
-    return keep(keys.flatten(), WIDTH, p).view(streams, len(clips), ROWS, WIDTH).double()
+    seeds = row_seeds(clip_seeds(0, epoch, clips), ROWS, streams)
+    return keep(seeds.flatten(), WIDTH, p).view(streams, len(clips), ROWS, WIDTH).double()
 
 
 @pytest.mark.parametrize("p", [0.0, 0.05, 0.1, 0.5, 0.9])
@@ -55,11 +55,11 @@ def test_a_clip_has_the_same_mask_whatever_it_is_batched_with() -> None:
 
 def test_a_longer_clip_has_the_mask_of_a_shorter_one_at_its_start() -> None:
     seeds = clip_seeds(0, 1, [5])
-    assert torch.equal(row_keys(seeds, 10, 3), row_keys(seeds, 25, 3)[:, :10])
+    assert torch.equal(row_seeds(seeds, 10, 3), row_seeds(seeds, 25, 3)[:, :10])
 
 
 def test_what_stays_is_scaled_so_that_the_mean_is_kept() -> None:
-    keys = row_keys(clip_seeds(0, 1, [1]), ROWS, 1)[0]
-    dropped = drop(torch.ones(ROWS, WIDTH, dtype=torch.float64), keys, 0.25)
+    seeds = row_seeds(clip_seeds(0, 1, [1]), ROWS, 1)[0]
+    dropped = drop(torch.ones(ROWS, WIDTH, dtype=torch.float64), seeds, 0.25)
     assert set(dropped.unique().tolist()) == {0.0, 1 / 0.75}
     assert dropped.mean().item() == pytest.approx(1, abs=0.01)

@@ -1,4 +1,4 @@
-"""The fused blocks compute what the plain ones do, and what the plain ones compute is tested in test_model."""
+"""The fused blocks compute the same as the plain ones, which test_model tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from musicgen_core.training import fp8
 
 pytest.importorskip("triton")
 from musicgen_core.training import kernels
-from musicgen_core.training.fused_attention import attend_text, attend_text_grad, fits
+from musicgen_core.training.fused_attention import (
+    cross_attention_fits,
+    fused_cross_attention,
+    fused_cross_attention_grad,
+)
 from tests.musicgen_core.offline_compile import SHARED_KIB, shared_bytes
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -41,12 +45,12 @@ def errors(rank: int, checkpointing: bool, precision: str) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rank", "checkpointing"), [(8, False), (24, True)])
-def test_fused_kernels_compute_losses_and_gradients_of_the_plain_operations(
+def test_fused_kernels_give_the_losses_and_gradients_of_plain_operations(
     debug_model: BaseModel, rank: int, checkpointing: bool
 ) -> None:
     losses, gradients, after, without_dropout = errors(rank, checkpointing, "fp32")
     assert max(losses, gradients) < 3e-6
-    assert max(after, without_dropout) < 1e-4  # an update makes much of little where a gradient is near 0
+    assert max(after, without_dropout) < 1e-4  # Adam amplifies rounding where a gradient is near 0
 
 
 @pytest.mark.slow
@@ -57,9 +61,9 @@ def test_fp8_stays_near_the_plain_operations(debug_model: BaseModel) -> None:
 
 
 @needs_gpu
-def test_quantizing_on_a_gpu_is_quantizing_on_the_cpu() -> None:
+def test_quantizing_gives_the_same_on_a_gpu_and_a_cpu() -> None:
     x = torch.randn(100, 3000, dtype=torch.bfloat16)
-    (values, scales), (expected, expected_scales) = fp8.quantize(x.cuda()), fp8.quantize(x)
+    (values, scales), (expected, expected_scales) = fp8.quantize_rows(x.cuda()), fp8.quantize_rows(x)
     torch.testing.assert_close(scales.cpu(), expected_scales)
     differing = values.cpu().float() != expected.float()  # where a quotient lies between two values of e4m3
     assert differing.float().mean() < 1e-3
@@ -68,29 +72,29 @@ def test_quantizing_on_a_gpu_is_quantizing_on_the_cpu() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", SHARED_KIB)
-def test_attention_to_a_text_is_given_to_the_kernels_only_where_they_fit(capability: int) -> None:
+def test_cross_attention_uses_the_kernels_only_where_they_fit(capability: int) -> None:
     limit = 1024 * SHARED_KIB[capability]
-    admitted = [words for words in (16, 32, 64, 128, 256, 512) if fits(words, limit)]
+    admitted = [tokens for tokens in (16, 32, 64, 128, 256, 512) if cross_attention_fits(tokens, limit)]
     assert 64 in admitted and 512 not in admitted
-    types = {"length": "i32", "texts": "i32", "scale": "fp32", "attend": "*i1"}
+    types = {"length": "i32", "text_length": "i32", "scale": "fp32", "attend": "*i1"}
     constants = {"width": 2048, "HEADS": 32, "HEAD": 64, "M": 64, "L": admitted[-1]}
-    for kernel in (kernels.attend_text_kernel, kernels.attend_text_grad_kernel):
+    for kernel in (kernels.cross_attention_kernel, kernels.cross_attention_grad_kernel):
         assert shared_bytes(kernel, capability, types, constants, warps=4) <= limit
 
 
-def test_a_text_that_is_too_long_for_the_kernels_is_attended_to_plainly() -> None:
-    batch, heads, rows, words, head = 2, 2, 5, 600, 8
+def test_a_text_too_long_for_the_kernels_uses_plain_operations() -> None:
+    batch, heads, rows, tokens, head = 2, 2, 5, 600, 8
     q = torch.randn(batch * rows, heads * head, dtype=torch.float64, requires_grad=True)
-    kv = torch.randn(batch * words, 2 * heads * head, dtype=torch.float64, requires_grad=True)
-    attend = (torch.arange(words) < torch.tensor([[600], [9]]))[:, None, None]
+    kv = torch.randn(batch * tokens, 2 * heads * head, dtype=torch.float64, requires_grad=True)
+    attend = (torch.arange(tokens) < torch.tensor([[600], [9]]))[:, None, None]
     expected = []
     for clip in range(batch):
-        own, text = q[clip * rows :][:rows], kv[clip * words :][: [600, 9][clip]]
+        own, text = q[clip * rows :][:rows], kv[clip * tokens :][: [600, 9][clip]]
         parts = (one.unflatten(1, (-1, heads, head)).permute(1, 2, 0, 3) for one in (own, text))
         (queries,), (keys, values) = parts
         expected.append(F.scaled_dot_product_attention(queries, keys, values).transpose(0, 1).flatten(1))
     whole, grad = torch.cat(expected), torch.randn(batch * rows, heads * head, dtype=torch.float64)
-    torch.testing.assert_close(attend_text(q.detach(), kv.detach(), attend, heads), whole.detach())
-    found = attend_text_grad(q.detach(), kv.detach(), attend, heads, grad)
+    torch.testing.assert_close(fused_cross_attention(q.detach(), kv.detach(), attend, heads), whole.detach())
+    found = fused_cross_attention_grad(q.detach(), kv.detach(), attend, heads, grad)
     for one, other in zip(found, torch.autograd.grad(whole, (q, kv), grad), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)

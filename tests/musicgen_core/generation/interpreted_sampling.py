@@ -1,7 +1,7 @@
-"""Compares the choosing kernel with `Window.choose` on the CPU, where Triton interprets it; run by test_decoding.
+"""Compare the sampling kernel with `Window.choose` on a CPU, where Triton interprets it; run by test_decoding.
 
-TRITON_INTERPRET=1 python interpreted.py interpreted_choosing.py SETTINGS_AS_JSON → codes that differ, different codes
-that were chosen, and whether any was written where no frame is asked for
+TRITON_INTERPRET=1 python interpreted.py interpreted_sampling.py SETTINGS_AS_JSON → codes that differ, different codes
+that were chosen, and whether any was written where no frame is generated for
 """
 
 from __future__ import annotations
@@ -30,17 +30,19 @@ def main(settings: str) -> None:
     noise[0, :, :] = 0
     noise[1, :, :] = 1 - 2**-24  # the largest draw there is
     window = Window(text, known, frames, noise, SamplingSettings.model_validate_json(settings), 3.0)
-    session: Any = SimpleNamespace(sequence=window.columns(SPECIAL), position=torch.tensor(GIVEN))
-    expected = session.sequence.clone()
+    state: Any = SimpleNamespace(sequence=window.delayed_sequence(SPECIAL), position=torch.tensor(GIVEN))
+    expected = state.sequence.clone()
     for at in range(GIVEN, STEPS):
-        session.logits = torch.randn(2 * PROMPTS, CODEBOOKS, 2048, generator=generator)
-        column = window.choose(session.logits, noise[:, :, at], at, expected[:, :, at + 1])
-        expected[:, :, at + 1] = column
-        Decoding.choose(session, window)
-    assert session.position == STEPS
-    asked = expected != window.columns(SPECIAL)
-    found = session.sequence
-    print((found != expected).sum().item(), len(found[asked].unique()), (found != expected)[~asked].any().item())
+        state.logits = torch.randn(2 * PROMPTS, CODEBOOKS, 2048, generator=generator)
+        step = window.choose(state.logits, noise[:, :, at], at, expected[:, :, at + 1])
+        expected[:, :, at + 1] = step
+        Decoding.choose(state, window)
+    assert state.position == STEPS
+    generated = expected != window.delayed_sequence(SPECIAL)
+    found = state.sequence
+    print(
+        (found != expected).sum().item(), len(found[generated].unique()), (found != expected)[~generated].any().item()
+    )
 
 
 if __name__ == "__main__":
