@@ -17,7 +17,7 @@ from upath import UPath
 
 from musicgen_core import storage, tensor_files
 from musicgen_core.model.adapter_values import check_adapter_values
-from musicgen_core.model.lora import Adapter, LoraSettings, load_adapter, save_adapter
+from musicgen_core.model.lora import Adapter, AdapterConfig, load_adapter, save_adapter
 from musicgen_core.model.peft_directory import LINEARS
 from musicgen_core.training.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 
@@ -28,7 +28,7 @@ REPEATS = 7
 def main() -> None:
     adapter = Adapter(
         lora=tensors(),
-        config=LoraSettings(RANK, 32).plain(),
+        config=AdapterConfig(RANK, 32).plain(),
         epoch=1,
         global_step=1,
         loss=1.0,

@@ -28,7 +28,7 @@ from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.codes import CODEBOOKS
 from musicgen_core.model.debug_model import LM_CONFIG
 from musicgen_core.model.decoder import DecoderConfig, MusicgenLM, TextCondition
-from musicgen_core.model.lora import LoraSettings, add_lora
+from musicgen_core.model.lora import AdapterConfig, add_lora
 from musicgen_core.model.pattern import teacher_forcing
 from musicgen_core.model.weights import TEXT_ENCODER, find_model
 from musicgen_core.training.dropout import clip_seeds
@@ -88,7 +88,7 @@ def random_lm(layers: int, device: torch.device) -> MusicgenLM:
 def project(
     layers: int, device: torch.device, precision: str, checkpointing: bool, compiled: bool = True
 ) -> Implementation:
-    peft_model = add_lora(random_lm(layers, device), LoraSettings(8, 32, 0.1))
+    peft_model = add_lora(random_lm(layers, device), AdapterConfig(8, 32, 0.1))
     model = TrainingModel(peft_model, 0.1, Execution(precision, compiled, checkpointing))
 
     def step(codes: Tensor, text: TextCondition, factor: float) -> Tensor:

@@ -25,7 +25,7 @@ def estimate_archives(given: EstimateParameters) -> None:
     """Encode a sample of the clips, and say how long all of them will take, on how much disk, and at what price."""
     model = given.model or DEFAULT_MODEL
     done = count(1)
-    with working() as activity, hub.heard_by(lambda progress: activity(fetched(progress))):
+    with working() as activity, hub.download_listener(lambda progress: activity(fetched(progress))):
         announce_torch()
         from musicgen_core.codec import Codec
         from musicgen_core.data.archive import choose_archives

@@ -22,7 +22,7 @@ def export(parameters: dict[str, Any]) -> int:
 
 def export_adapter(given: ExportParameters) -> None:
     """Write an adapter as other libraries load it, with a model card that says how."""
-    with working() as activity, hub.heard_by(lambda progress: activity(fetched(progress))):
+    with working() as activity, hub.download_listener(lambda progress: activity(fetched(progress))):
         announce_torch()
         from musicgen_core.exporting.export import export
 

@@ -10,10 +10,10 @@ from tasks.progress import Update, report
 
 def report_downloads() -> None:
     """Report the downloads of the current run as its other progress is, in MB."""
-    hub.hear_with(lambda progress: report(fetched(progress)))
+    hub.set_download_listener(lambda progress: report(fetched(progress)))
 
 
-def fetched(progress: hub.Progress) -> Update:
+def fetched(progress: hub.DownloadProgress) -> Update:
     """Return the state of a download, in MB."""
     done, total = progress.done // 10**6, progress.total // 10**6
     return Update("fetch", progress.repo, done, total, f"{progress.bytes_per_sec / 1e6:.1f} MB/s, {progress.repo}")

@@ -79,9 +79,9 @@ def outcome(result: TrainResult) -> str:
 
 
 def _train(request: TrainRequest, log: TrainingLog) -> TrainResult:
-    from musicgen_core.training.codec_check import check_codec
+    from musicgen_core.training.codec_check import check_tokens_codec
 
-    check_codec(request.tokens, request.model)  # before anything that takes long
+    check_tokens_codec(request.tokens, request.model)  # before anything that takes long
     announce_torch()
     from musicgen_core.training.launch import launch
     from musicgen_core.training.train import check_init_adapter, train

@@ -58,7 +58,7 @@ def test_every_flow_imports_without_the_gpu_stack_in_a_fresh_process() -> None:
 
 def test_tokens_are_compared_with_a_model_without_the_gpu_stack() -> None:
     code = "import sys; from deployments.inputs import check_adapter; from musicgen_core.training.codec_check import *"
-    code += "; check_codec('', 'demo'); check_codec_of_adapter('', '.')"
+    code += "; check_tokens_codec('', 'demo'); check_codec_of_adapter('', '.')"
     code += f"; print(*sorted({GPU_STACK!r} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

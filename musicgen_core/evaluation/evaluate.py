@@ -30,7 +30,7 @@ from musicgen_core.generated_pages import REPORT
 from musicgen_core.language import message, say
 from musicgen_core.model.adapters_base import choose_model
 from musicgen_core.model.compression import codec_identity
-from musicgen_core.model.hub_adapter import hub_name, shown
+from musicgen_core.model.hub_adapter import displayed_path, hub_name
 from musicgen_core.model.lora import find_adapter
 from musicgen_core.model.weights import BaseModel, find_model
 from musicgen_core.run_layout import EVALUATION, EVALUATION_DATA, EVALUATION_REPORT
@@ -116,7 +116,7 @@ def _check_own(out: UPath, subject: Subject, is_default: bool) -> None:
         adapter = _adapter_in(evaluation)
         if adapter is not None and (
             is_default
-            or adapter.get("path") == shown(subject.path)
+            or adapter.get("path") == displayed_path(subject.path)
             or adapter.get("sha256") == storage.content_sha256(subject.path)
         ):
             return

@@ -10,7 +10,7 @@ from musicgen_core import storage, tracking
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.evaluation.request import EvaluatedAdapter
 from musicgen_core.language import message
-from musicgen_core.model.hub_adapter import hub_name, shown
+from musicgen_core.model.hub_adapter import displayed_path, hub_name
 from musicgen_core.model.lora import Adapter, find_adapter, load_adapter
 from musicgen_core.run_layout import BEST_ADAPTER, CONFIG, EVALUATION, RunConfig, RunLayout, load_config, run_of
 
@@ -49,7 +49,7 @@ class Subject:
 
     def described(self) -> EvaluatedAdapter:
         return EvaluatedAdapter(
-            path=shown(self.path),
+            path=displayed_path(self.path),
             sha256=storage.content_sha256(self.path),
             epoch=self.adapter.epoch,
             global_step=self.adapter.global_step,

@@ -15,7 +15,7 @@ from musicgen_core.devices import compute_dtype
 from musicgen_core.errors import AdapterError
 from musicgen_core.evaluation.comparison import Losses
 from musicgen_core.language import message
-from musicgen_core.model.lora import Adapter, LoraSettings, add_lora, set_adapter_state
+from musicgen_core.model.lora import Adapter, AdapterConfig, add_lora, set_adapter_state
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.training.batching import preset_of, resolve_execution
@@ -52,7 +52,7 @@ def clip_losses_of_both(
         DeviceError: not even one clip fits the GPU.
     """
     text = TextEncoder(model.text_encoder, device)
-    peft_model = add_lora(load_lm(model, device, compute_dtype(device)), LoraSettings.from_plain(adapter.config))
+    peft_model = add_lora(load_lm(model, device, compute_dtype(device)), AdapterConfig.from_plain(adapter.config))
     execution = resolve_execution(TrainSettings(compile_blocks=False), device)
     gradients = StepGradients(
         TrainingModel(peft_model, 0.0, execution), text, World.alone(device), preset_of(device).micro

@@ -14,7 +14,7 @@ from musicgen_core.escaping import markdown_code, markdown_text, one_line
 from musicgen_core.exporting.origin import Origin, RenderedSample
 from musicgen_core.model.adapters_base import hub_id
 from musicgen_core.model.local_files import DEMO
-from musicgen_core.model.lora import PUBLISHED, Adapter, LoraSettings
+from musicgen_core.model.lora import PUBLISHED, Adapter, AdapterConfig
 from musicgen_core.model.weights import BUILT_IN
 from musicgen_core.wording import counted, lasting
 
@@ -56,7 +56,7 @@ def write_card(
     """
     base = hub_id(adapter.base_model)
     recorded = adapter.base_model.partition("@sha256:")[0]
-    settings = LoraSettings.from_plain(adapter.config)
+    settings = AdapterConfig.from_plain(adapter.config)
     loader = PackageLoader("musicgen_core.exporting", package_path="")
     environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {

@@ -1,4 +1,4 @@
-"""Codes from prompts, one column of the delay pattern at a time, with keys and values kept."""
+"""Generate codes from prompts, one step of the delay pattern at a time, with a key-value cache."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ if TYPE_CHECKING:
     from musicgen_core.generation.decoding import Decoding
 
 WINDOW_FRAMES = 30 * FRAME_RATE
-"""What MusicGen was trained on; of longer pieces it sees a window at a time."""
-WAIT_STEPS = 25
+"""The length that MusicGen was trained on; longer samples are generated window by window."""
+SYNC_STEPS = 25
+"""Steps between two synchronizations with the GPU."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A language model ready to generate.
+    """Generates codes with a language model.
 
     Attributes:
-        lm: the model, any adapter merged.
+        lm: the model, with any adapter merged.
         text: its text encoder.
-        guidance: the coefficient where the settings give none.
-        weight_bits: 16, or 8 with the GPU's own kernels.
-        cache_bits: of keys and values where several pieces are made, likewise.
-        eager: run the model's own forward pass even where there are kernels for it, which repack its weights.
+        guidance: the coefficient of classifier-free guidance if the settings give none.
+        weight_bits: 16, or 8 where the decoding kernels work.
+        cache_bits: bits of keys and values in batches of several samples, 16 or 8 likewise.
+        eager: run the model's own forward pass even where the decoding kernels work, which repack its weights.
         window: frames of a window.
     """
 
@@ -52,7 +53,7 @@ class Engine:
     window: int = WINDOW_FRAMES
 
     def coefficient(self, settings: SamplingSettings) -> float:
-        """How strongly the text guides with these settings."""
+        """Return the coefficient of classifier-free guidance for these settings."""
         return self.guidance if settings.guidance is None else settings.guidance
 
     @torch.inference_mode()
@@ -66,25 +67,26 @@ class Engine:
         frames: Sequence[int] | None = None,
         known: Tensor | None = None,
     ) -> list[Tensor]:
-        """Generate for prompts side by side.
+        """Generate the codes of one sample per prompt, in one batch.
 
-        A piece longer than a window goes on from its last `overlap` seconds, again and again (audiocraft's
+        A sample longer than a window is continued from the last `overlap` seconds of the window before (audiocraft's
         `extend_stride` is the rest of the window).
 
         Args:
             prompts: texts; None generates without one.
-            streams: a seed for each prompt's own random stream.
-            on_step: called after each step with the steps done and in all.
+            settings: sampling settings.
+            streams: the seed of each prompt's random stream.
+            on_step: called after each step with the steps done and in total.
             cancelled: asked before each step.
-            frames: of each piece, by default the settings' duration.
-            known: [prompts, 4, frames], codes that the pieces begin with.
+            frames: the length of each sample; by default the settings' duration.
+            known: [prompts, 4, frames], codes that the samples start with.
 
         Returns:
-            codes [4, frames] of each piece, int64, on the CPU.
+            The codes [4, frames] of each sample, int64, on the CPU.
 
         Raises:
-            Cancelled: `cancelled` said so.
-            DeviceError: 8-bit weights or caches where there are no kernels for them.
+            Cancelled: `cancelled` returned true.
+            DeviceError: 8-bit weights or caches without the decoding kernels.
         """
         device = self.lm.enc_to_dec_proj.weight.device
         frames = [frames_of(settings.duration)] * len(prompts) if frames is None else list(frames)
@@ -93,24 +95,24 @@ class Engine:
         text = self._with_null(self._encode(prompts))
         noise = _noise(streams, CODEBOOKS, max(frames) + CODEBOOKS - 1).to(device)
         windows = window_bounds(codes.shape[-1], max(frames), self.window, frames_of(settings.overlap))
-        total = sum(end - have + CODEBOOKS - 1 for _, have, end in windows)  # the last column is predicted, never fed
+        total = sum(end - have + CODEBOOKS - 1 for _, have, end in windows)  # the last step is predicted, never read
         done, reached = 0, None
         for begin, have, end in windows:
             window = Window(
-                text,
-                codes[:, :, begin:have],
-                (ends - begin).clamp(max=end - begin),
-                noise[:, :, begin : end + CODEBOOKS - 1],
-                settings,
-                self.coefficient(settings),
+                text=text,
+                known=codes[:, :, begin:have],
+                frames=(ends - begin).clamp(max=end - begin),
+                noise=noise[:, :, begin : end + CODEBOOKS - 1],
+                settings=settings,
+                guidance=self.coefficient(settings),
             )
             steps = self._steps(window)
             for _ in range(end - have + CODEBOOKS - 1):
                 if cancelled():
                     raise Cancelled(f"generating was cancelled at step {done} of {total}")
                 steps.advance()
-                if done % WAIT_STEPS == 0 and noise.is_cuda:
-                    # What is told should nearly have happened; but the GPU always has steps to go on with.
+                if done % SYNC_STEPS == 0 and noise.is_cuda:
+                    # Reported progress stays close to the GPU's, which still always has queued steps.
                     waited_for, reached = reached, torch.cuda.Event()
                     reached.record()
                     if waited_for is not None:
@@ -119,25 +121,25 @@ class Engine:
                 on_step(done, total)
             new = undelay(steps.sequence, end - begin)
             codes = torch.cat([codes, new[:, :, have - begin :]], dim=2)
-            del steps  # its caches make room for those of the next
-        return [piece[:, :count] for piece, count in zip(codes.cpu(), frames, strict=True)]
+            del steps  # frees its caches for those of the next window
+        return [sample[:, :count] for sample, count in zip(codes.cpu(), frames, strict=True)]
 
     def _steps(self, window: Window) -> Steps:
         if self._decoding is not None:
-            return GraphedSteps(self._decoding, window, self.bits_of_caches(len(window.known)))
+            return GraphedSteps(self._decoding, window, self.cache_bits_for(len(window.known)))
         return EagerSteps(self.lm, window)
 
-    def bits_of_caches(self, pieces: int) -> int:
-        """In which keys and values are kept of so many pieces; those of a single one are few beside the weights."""
-        return self.cache_bits if pieces > 1 else 16
+    def cache_bits_for(self, batch_size: int) -> int:
+        """Return the bits of keys and values; those of a single sample are small beside the weights, and stay at 16."""
+        return self.cache_bits if batch_size > 1 else 16
 
     def pack(self) -> None:
-        """Take what memory the GPU's kernels need now, so that what is free then is free for pieces."""
+        """Allocate the memory of the decoding kernels now, so that the rest can be divided among caches."""
         _ = self._decoding
 
     @cached_property
     def _decoding(self) -> Decoding | None:
-        """The model for the GPU's own kernels, where these work."""
+        """The model for the decoding kernels, or None where they don't work."""
         if self.eager or not decodes_fast(self.lm.enc_to_dec_proj.weight):
             for what, bits in (("weight", self.weight_bits), ("cache", self.cache_bits)):
                 if bits != 16:
@@ -155,7 +157,7 @@ class Engine:
         return Decoding(self.lm, self.window + CODEBOOKS, self.weight_bits)
 
     def _encode(self, prompts: Sequence[str | None]) -> TextCondition:
-        """Each text by itself: side by side with longer ones its states would be rounded in another way."""
+        """Encode each text separately: padded to longer ones, its states would be rounded differently."""
         alone = {prompt: self.text.encode([prompt]) for prompt in dict.fromkeys(prompts)}
         longest = max(one.mask.shape[1] for one in alone.values())
 
@@ -169,7 +171,7 @@ class Engine:
 
     @staticmethod
     def _with_null(text: TextCondition) -> TextCondition:
-        """The prompts' conditions followed by as many null conditions."""
+        """Return the prompts' conditions followed by as many null conditions."""
         return TextCondition(
             torch.cat([text.states, torch.zeros_like(text.states)]),
             torch.cat([text.mask, torch.zeros_like(text.mask)]),
@@ -177,12 +179,12 @@ class Engine:
 
 
 def frames_of(seconds: float) -> int:
-    """At least one."""
+    """Return the number of frames of a duration, at least one."""
     return max(1, round(seconds * FRAME_RATE))
 
 
 def window_bounds(known: int, frames: int, window: int, overlap: int) -> list[tuple[int, int, int]]:
-    """(begin, frames known before, end) of each window over a piece, in frames."""
+    """Return (begin, end of the known frames, end) of each window over a sample, in frames."""
     bounds = []
     while known < frames:
         begin = 0 if known < window else known - overlap
@@ -193,17 +195,17 @@ def window_bounds(known: int, frames: int, window: int, overlap: int) -> list[tu
 
 
 def _noise(streams: Sequence[int], codebooks: int, steps: int) -> Tensor:
-    """[streams, codebooks, steps], uniform on [0, 1), drawn on the CPU so that it is the same for every device."""
+    """Return noise [streams, codebooks, steps], uniform on [0, 1), drawn on the CPU: the same for every device."""
     draws = []
     for seed in streams:
-        # Step by step, so that a longer piece begins with the draws of a shorter one.
+        # Step by step, so that a longer sample starts with the draws of a shorter one.
         generator = torch.Generator().manual_seed(seed)
         draws.append(torch.rand(steps, codebooks, generator=generator).T)
     return torch.stack(draws)
 
 
 def decodes_fast(weight: Tensor) -> bool:
-    """Whether a model with such weights can run on `decoding`'s kernels."""
+    """Return whether the decoding kernels work for a model with such weights."""
     half = weight.dtype in (torch.bfloat16, torch.float16)
     if not weight.is_cuda or not half or torch.cuda.get_device_capability(weight.device) < (8, 0):
         return False

@@ -1,4 +1,4 @@
-"""The files of a piece of music: wav, FLAC, MP3, spectrogram, codes, and the sidecar that says that it is whole."""
+"""The files of a generated sample: wav, FLAC, MP3, spectrogram, codes, and a sidecar that marks it as complete."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from musicgen_core.generation.spectrogram import draw_spectrogram
 from musicgen_core.strict_json import strict_json
 
 COMPANIONS = ("flac", "mp3", "png", "npy")
-"""What may stand beside STEM.wav and STEM.json, as the rendering's options have it."""
+"""Endings of the optional files beside STEM.wav and STEM.json."""
 MP3_COMPRESSION = 0.4  # of libsndfile's 0 to 1: LAME's constant 192 kbit/s at 32 kHz
 FULL_SCALE = 1 << 15  # of 16 bits
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One piece of music as it was made.
+class GeneratedSample:
+    """One generated sample of music.
 
     Attributes:
-        stem: its files' name without the ending: `generated_000`.
+        stem: name of its files without the ending, such as `generated_000`.
         audio: float32 [samples], 32 kHz mono, loudness-normalised, within [-1, 1].
-        codes: uint16 [4, frames] to keep as `.npy`, or None.
+        codes: uint16 [4, frames] to save as `.npy`, or None.
         sidecar: JSON values.
     """
 
@@ -41,33 +41,40 @@ class Piece:
     sidecar: dict[str, Any]
 
 
-def write_piece(
+def write_sample(
     out: storage.Location,
-    piece: Piece,
+    sample: GeneratedSample,
     formats: Sequence[Format] = (),
     spectrogram: bool = True,
     copy_to: storage.Location | None = None,
 ) -> list[UPath]:
-    """Write a piece's files, and the same to a second place if there is one → their paths, the sidecar's the last.
+    """Write a sample's files, and a copy if `copy_to` is given, and return their paths, the sidecar's last.
 
-    An older piece of this name loses its sidecar before anything else changes, so a sidecar's presence means that
-    all that stands beside it belongs together, whenever a writer was killed. Each file appears whole.
+    The sidecar of an older sample of this name is deleted before anything else changes, so that the files beside a
+    sidecar always belong together, even if a writer was killed. Each file is written atomically.
+
+    Args:
+        out: the directory.
+        sample: the sample.
+        formats: formats beside wav.
+        spectrogram: whether to draw a spectrogram, as `.png`.
+        copy_to: a second directory, or None.
 
     Raises:
         ValueError: the audio is empty, leaves [-1, 1] or isn't finite.
     """
-    _check(piece)
-    sidecar = strict_json(piece.sidecar, indent=1, ensure_ascii=False)
-    contents = {"wav": _encode(piece.audio, "WAV")}
+    _check(sample)
+    sidecar = strict_json(sample.sidecar, indent=1, ensure_ascii=False)
+    contents = {"wav": _encode(sample.audio, "WAV")}
     for format in formats:
-        contents[format] = _encode_mp3(piece.audio) if format == "mp3" else _encode(piece.audio, format.upper())
+        contents[format] = _encode_mp3(sample.audio) if format == "mp3" else _encode(sample.audio, format.upper())
     if spectrogram:
-        contents["png"] = draw_spectrogram(piece.audio, SAMPLE_RATE, piece.stem)
-    if piece.codes is not None:
-        contents["npy"] = _encode_codes(piece.codes)
-    written = _publish(storage.as_path(out) / piece.stem, contents, sidecar)
+        contents["png"] = draw_spectrogram(sample.audio, SAMPLE_RATE, sample.stem)
+    if sample.codes is not None:
+        contents["npy"] = _encode_codes(sample.codes)
+    written = _publish(storage.as_path(out) / sample.stem, contents, sidecar)
     if copy_to is not None:
-        _publish(storage.as_path(copy_to) / piece.stem, contents, sidecar)
+        _publish(storage.as_path(copy_to) / sample.stem, contents, sidecar)
     return written
 
 
@@ -82,10 +89,10 @@ def _publish(base: UPath, contents: Mapping[str, bytes], sidecar: str) -> list[U
     return [_beside(base, ending) for ending in (*contents, "json")]
 
 
-def _check(piece: Piece) -> None:
-    peak = float(np.abs(piece.audio).max(initial=0.0))
-    if piece.audio.ndim != 1 or not len(piece.audio) or not peak <= 1:  # a peak of NaN isn't
-        raise ValueError(f"{piece.stem} is no mono audio within [-1, 1]: shape {piece.audio.shape}, peak {peak}")
+def _check(sample: GeneratedSample) -> None:
+    peak = float(np.abs(sample.audio).max(initial=0.0))
+    if sample.audio.ndim != 1 or not len(sample.audio) or not peak <= 1:  # a peak of NaN isn't
+        raise ValueError(f"{sample.stem} is no mono audio within [-1, 1]: shape {sample.audio.shape}, peak {peak}")
 
 
 def _beside(base: UPath, ending: str) -> UPath:
@@ -93,15 +100,15 @@ def _beside(base: UPath, ending: str) -> UPath:
 
 
 def _encode(audio: NDArray[np.float32], format: str) -> bytes:
-    """In 16 bits. Rounded here: from floats, libsndfile writes wavs and FLAC that differ by one."""
-    samples = np.clip(np.round(audio * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+    """Encode audio in 16 bits, rounded here: from floats, libsndfile writes wav and FLAC that differ by one."""
+    pcm = np.clip(np.round(audio * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
     buffer = io.BytesIO()
-    soundfile.write(buffer, samples, SAMPLE_RATE, subtype="PCM_16", format=format)
+    soundfile.write(buffer, pcm, SAMPLE_RATE, subtype="PCM_16", format=format)
     return buffer.getvalue()
 
 
 def _encode_mp3(audio: NDArray[np.float32]) -> bytes:
-    """With about 192 kbit/s. What is decoded differs from what was encoded: made softer until nothing clips."""
+    """Encode audio at about 192 kbit/s, attenuated until the decoded audio, which differs, doesn't clip."""
     level = 1.0
     while True:
         buffer = io.BytesIO()

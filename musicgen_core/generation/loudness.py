@@ -1,4 +1,4 @@
-"""Loudness: −14 LUFS without clipping."""
+"""Loudness normalisation to −14 LUFS without clipping."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy as np
 import pyloudnorm
 from numpy.typing import NDArray
 
-TARGET_LUFS = -14.0  # what streaming services play at, and audiocraft's `loudness_headroom_db`
+TARGET_LUFS = -14.0  # the level of streaming services, and audiocraft's `loudness_headroom_db`
 CEILING = 0.98  # of full scale
 KNEE = 0.8  # samples below this are left alone
 
 
 def normalize(samples: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
-    """Bring mono audio [samples] to −14 LUFS (ITU-R BS.1770), peaks bent smoothly under the ceiling.
+    """Return mono audio [samples] at −14 LUFS (ITU-R BS.1770), with a soft limiter below full scale.
 
-    Bending peaks takes some loudness away, so the gain is found in a few rounds. Silence stays silence.
+    The limiter reduces loudness, so the gain is found iteratively. Silence stays silent.
     """
     meter = pyloudnorm.Meter(rate, block_size=min(0.4, len(samples) / rate * 0.99))
     gain = 1.0
@@ -31,8 +31,8 @@ def normalize(samples: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
 
 
 def _limit(samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Above the knee, a tanh curve towards the ceiling, with the slope of a straight line where they meet."""
+    """Apply a soft limiter: above the knee, a tanh curve towards the ceiling whose slope at the knee is 1."""
     size = np.abs(samples)
-    room = CEILING - KNEE
-    bent = KNEE + room * np.tanh((size - KNEE) / room)
-    return np.where(size <= KNEE, samples, np.sign(samples) * bent)
+    headroom = CEILING - KNEE
+    limited = KNEE + headroom * np.tanh((size - KNEE) / headroom)
+    return np.where(size <= KNEE, samples, np.sign(samples) * limited)

@@ -1,4 +1,4 @@
-"""Numbers of pieces in a folder that may hold earlier music: a piece replaces itself alone."""
+"""Number samples in a folder that may hold earlier music: a sample replaces only an earlier rendering of itself."""
 
 from __future__ import annotations
 
@@ -7,45 +7,46 @@ import re
 import threading
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import ConfigError, reason_of
 from musicgen_core.generated_pages import MUSIC, PAGE
+from musicgen_core.generation.page import Sidecar
 from musicgen_core.language import message
 
-Sidecar = Mapping[str, Any]
 _NAME = re.compile(r"generated_(\d{3,9})\.(\w+)", re.ASCII)
 _CLAIM = "claim"
 _READERS = 8
-_DECIDING = (
+_IDENTIFYING = (
     *("prompt", "seed", "variation", "continued_from_sha256", "duration", "sampling"),
     *("weight_bits", "cache_bits"),
 )
 
 
 def identity(sidecar: Sidecar) -> str:
-    """Return what decides how a piece sounds, the same for the same piece rendered again.
+    """Return the values that determine how a sample sounds: equal for the same sample rendered again.
 
-    That is text, seed, variation, what it continues, length, model, adapter and sampling settings. Device, batch size
-    and versions are left out, so that a retry on another machine replaces the piece.
+    They are text, seed, variation, the continued file, length, model, adapter and sampling settings. Device, batch size
+    and versions are not included, so that a retry on another machine replaces the sample.
     """
     adapter, model = sidecar.get("adapter"), str(sidecar.get("model"))
     weights = adapter.get("sha256") if isinstance(adapter, Mapping) else adapter
-    return json.dumps([*(sidecar.get(name) for name in _DECIDING), model.rpartition("@")[2], weights], sort_keys=True)
+    return json.dumps(
+        [*(sidecar.get(name) for name in _IDENTIFYING), model.rpartition("@")[2], weights], sort_keys=True
+    )
 
 
 class Numbering:
-    """Gives the pieces of a run their numbers. For any thread, beside other runs into the same folders.
+    """Assigns numbers to the samples of a run. Thread-safe, also with other runs that write to the same folders.
 
-    A number is claimed by the file `generated_003.claim`, which names the piece and is created only where there is
-    none. That is atomic on local file systems and on Google Cloud Storage. It stays until the piece is written: after
-    a kill, the same rendering finds its numbers by it, and another one leaves them out.
+    A number is claimed by creating the file `generated_003.claim`, which identifies the sample, if it doesn't exist:
+    an atomic operation on local file systems and on Google Cloud Storage. It is deleted once the sample is written. If
+    a run is killed, the same rendering finds its numbers by these files, and others skip them.
 
     Args:
-        folders: where the pieces go; what the first one holds decides which pieces are there already.
+        folders: the output folders; the first one decides which samples exist already.
 
     Raises:
         ConfigError: a folder has an `index.html` that is not a page of this project, or it can't be read.
@@ -62,19 +63,20 @@ class Numbering:
         self._offset: int | None = None
 
     def sidecars(self, place: int, besides: Collection[int] = ()) -> dict[int, Sidecar]:
-        """Return the sidecars by number that the folder at this place among `folders` holds now.
+        """Return the sidecars that a folder holds now, by number.
 
         Args:
-            besides: numbers that needn't be read, as they are this run's.
+            place: the folder's index in `folders`.
+            besides: numbers that need not be read, because they are this run's.
         """
         folder = self._folders[place]
         folder.refresh(besides)
         return folder.sidecars
 
     def take(self, index: int, sidecar: Sidecar) -> int:
-        """Claim and return the number of this run's piece `index`: its own if it was rendered before, else a free one.
+        """Claim and return the number of this run's sample `index`: its earlier number if it has one, else a free one.
 
-        A rendering that is run again fills the gaps that an interruption left, in the order of its prompts.
+        A repeated rendering fills the gaps that an interruption left, in the order of its prompts.
         """
         piece = identity(sidecar)
         with self._lock:
@@ -93,7 +95,7 @@ class Numbering:
             return number
 
     def release(self, number: int) -> None:
-        """Delete the claim of a piece that is written."""
+        """Delete the claim of a sample that is written."""
         for folder in self._folders:
             folder.claim(number).unlink(missing_ok=True)
 
@@ -101,27 +103,27 @@ class Numbering:
         return max(self._taken, default=-1) + 1
 
     def _claim(self, number: int, piece: str) -> bool:
-        """Return whether the number is this piece's now, in all folders."""
+        """Claim a number in all folders, and return whether it is this sample's now."""
         created = []
         for folder in self._folders:
             claim = folder.claim(number)
             if storage.create(claim, piece):
                 created.append(claim)
-            # Without a claim of its own, a run that had the number may have written its piece meanwhile.
+            # A run that had the number may have written its sample and deleted its claim in between.
             if _claimed_by(claim) != piece or folder.is_of_another(number, piece):
-                for mine in created:
-                    mine.unlink(missing_ok=True)
+                for own in created:
+                    own.unlink(missing_ok=True)
                 return False
         return True
 
 
 class _Folder:
-    """What a folder holds of music.
+    """The generated music in a folder.
 
     Attributes:
-        sidecars: by number.
+        sidecars: sidecars by number.
         pieces: identities by number, of sidecars and of claims.
-        taken: every number that a file has.
+        taken: all numbers of files.
     """
 
     def __init__(self, path: UPath) -> None:
@@ -149,20 +151,20 @@ class _Folder:
         return self.path / f"{stem_of(number)}.{_CLAIM}"
 
     def may_hold(self, number: int, piece: str) -> bool:
-        """Return whether nothing but this piece had the number when the folder was read."""
+        """Return whether the number was free or this sample's when the folder was read."""
         return self.pieces.get(number) == piece or number not in self.taken
 
     def is_of_another(self, number: int, piece: str) -> bool:
-        """Return whether another piece has the number now."""
+        """Return whether another sample has the number now."""
         path = self.path / f"{stem_of(number)}.json"
         return (sidecar := _sidecar(path)) is not None and identity(sidecar) != piece
 
     def numbers(self) -> set[int]:
-        """Return every number that a file has now."""
+        """Return all numbers that files have now."""
         return _numbers(self._names())
 
     def refresh(self, besides: Collection[int]) -> None:
-        """Read sidecars that came since, but for these numbers."""
+        """Read new sidecars, except those of these numbers."""
         self._read(_numbers(self._names(), "json") - self.sidecars.keys() - set(besides))
 
     def _names(self) -> set[str]:
@@ -181,13 +183,13 @@ def stem_of(number: int) -> str:
 
 
 def _numbers(names: Iterable[str], ending: str = "") -> set[int]:
-    """Return the numbers in names of files; of those with an ending, if one is given."""
+    """Return the numbers in file names, if `ending` is given only of files with it."""
     found = (_NAME.fullmatch(name) for name in names)
     return {int(match[1]) for match in found if match is not None and ending in ("", match[2])}
 
 
 def _claimed_by(claim: UPath) -> str | None:
-    """Return the piece that a claim names; None for what is none."""
+    """Return the identity that a claim holds, or None if it is missing or damaged."""
     try:
         return storage.read_text(claim)
     except (FileNotFoundError, ValueError):
@@ -195,7 +197,7 @@ def _claimed_by(claim: UPath) -> str | None:
 
 
 def _sidecar(path: UPath) -> Sidecar | None:
-    """A piece's sidecar; None for what is none, or is another program's."""
+    """Return a sample's sidecar; None if it is missing, damaged, or another program's file."""
     try:
         values = json.loads(storage.read_text(path))
     except (FileNotFoundError, ValueError, RecursionError):

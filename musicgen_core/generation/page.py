@@ -1,4 +1,4 @@
-"""`index.html`: every piece of a folder, to be heard side by side; of rendered music and of a run's samples."""
+"""`index.html` plays all samples of a folder, of rendered music or of a training run, for comparison."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class _Version:
     label: str
     facts: list[str]
     links: dict[str, str]
-    """Endings of its files that exist → relative URLs."""
+    """Relative URLs of its existing files, by ending."""
 
 
 @dataclass(frozen=True)
-class _Prompt:
+class _PromptRow:
     """A prompt and everything rendered from it with one seed."""
 
     text: str
@@ -51,10 +51,11 @@ class _Prompt:
 
 
 def write_index(out: storage.Location | UPath, pieces: Sequence[tuple[str, Sidecar]]) -> UPath:
-    """Write `OUT/index.html`, which plays the pieces beside it, a row a prompt → its path.
+    """Write `OUT/index.html`, which plays the samples beside it, one row per prompt, and return its path.
 
     Args:
-        pieces: stems and sidecars in the order to show them. What a sidecar doesn't have isn't shown.
+        out: the folder.
+        pieces: stems and sidecars of the samples in their order; values that a sidecar lacks aren't shown.
     """
     folder = storage.as_path(out)
     if not storage.is_local(folder):
@@ -71,11 +72,12 @@ def write_index(out: storage.Location | UPath, pieces: Sequence[tuple[str, Sidec
 
 
 def write_samples_index(folder: UPath, prompts: Sequence[str], files: Mapping[int, Sequence[tuple[int, str]]]) -> None:
-    """Write `samples/index.html` of a run directory, which plays each prompt's samples of all epochs in a row.
+    """Write `samples/index.html` of a run directory, with one row per prompt for its samples of all epochs.
 
     Args:
-        folder: where the page goes.
-        files: numbers of epochs, 0 for the base model → numbers of prompts, and the names of their wavs in the folder.
+        folder: the folder of the page.
+        prompts: the prompts' texts.
+        files: by epoch, 0 for the base model, the prompts' numbers and the names of their wavs in the folder.
     """
     of_prompts: list[list[_Version]] = [[] for _ in prompts]
     for epoch, wavs in sorted(files.items()):
@@ -84,11 +86,11 @@ def write_samples_index(folder: UPath, prompts: Sequence[str], files: Mapping[in
         for number, name in wavs:
             stem = name.removesuffix(".wav")
             of_prompts[number].append(_Version(stem, label, adapter, _links(stem, {name})))
-    rows = [_Prompt(text, versions) for text, versions in zip(prompts, of_prompts, strict=True) if versions]
+    rows = [_PromptRow(text, versions) for text, versions in zip(prompts, of_prompts, strict=True) if versions]
     storage.write_text(folder / PAGE, _page(SAMPLES, rows, {}))
 
 
-def _page(kind: OwnPage, prompts: Sequence[_Prompt], facts: Mapping[str, Sequence[str]]) -> str:
+def _page(kind: OwnPage, prompts: Sequence[_PromptRow], facts: Mapping[str, Sequence[str]]) -> str:
     return html_page(
         "musicgen_core.generation",
         "index.html.j2",
@@ -104,8 +106,8 @@ def _page(kind: OwnPage, prompts: Sequence[_Prompt], facts: Mapping[str, Sequenc
 
 def _group(
     pieces: Sequence[tuple[str, Sidecar]], common: Mapping[str, Any], files: set[str], many_adapters: bool
-) -> list[_Prompt]:
-    """Pieces with the same prompt and seed → a row for each, in order of their first pieces."""
+) -> list[_PromptRow]:
+    """Return a row for each prompt and seed, in the order of their first samples."""
     groups: dict[tuple[str, str], list[tuple[str, Sidecar]]] = {}
     for stem, sidecar in pieces:
         key = (str(sidecar.get("prompt") or ""), str(sidecar.get("seed")))
@@ -117,7 +119,7 @@ def _group(
             _Version(stem, _label(sidecar, varied, many_adapters), _facts(sidecar, common), _links(stem, files))
             for stem, sidecar in members
         ]
-        prompts.append(_Prompt(text, versions))
+        prompts.append(_PromptRow(text, versions))
     return prompts
 
 
@@ -127,7 +129,7 @@ def _links(stem: str, files: set[str]) -> dict[str, str]:
 
 
 def _drawn(sidecar: Sidecar) -> str:
-    """A seed stands for as many pieces of a prompt as it has variations."""
+    """Return seed and variation as a text: a seed gives several samples of a prompt, its variations."""
     seed, variation = sidecar["seed"], sidecar.get("variation")
     if isinstance(variation, int) and variation > 0:
         return say("seed {seed}, variation {number}", seed=seed, number=variation + 1)
@@ -145,7 +147,7 @@ def _label(sidecar: Sidecar, varied: bool, many_adapters: bool) -> str:
 
 
 def _facts(sidecar: Sidecar, common: Mapping[str, Any]) -> list[str]:
-    """What is told of one piece: what isn't the same for all."""
+    """Return the facts shown for one sample: those that aren't the same for all."""
     duration, seed, before = sidecar.get("duration"), sidecar.get("seed"), sidecar.get("continued_from")
     facts = [say("{seconds:.1f} s", seconds=duration)] if isinstance(duration, int | float) else []
     facts += [] if seed is None else [_drawn(sidecar)]
@@ -170,18 +172,18 @@ def _sampling(sidecar: Sidecar) -> dict[str, Any]:
     settings = settings if isinstance(settings, Mapping) else {}
     elsewhere = set(_SHOWN_ELSEWHERE)
     if isinstance(duration, int | float) and duration <= ONE_PART_SECONDS and not sidecar.get("continued_from"):
-        elsewhere.add("overlap")  # with what: the piece is made in one part
+        elsewhere.add("overlap")  # a sample of one window overlaps with nothing
     return {name: value for name, value in settings.items() if name not in elsewhere and value is not None}
 
 
 def _common(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Those that are the same everywhere."""
+    """Return the settings that are the same for all samples."""
     first = settings[0] if settings else {}
     return {name: value for name, value in first.items() if all(other.get(name) == value for other in settings)}
 
 
 def _words(settings: Mapping[str, Any]) -> list[str]:
-    """Settings in words: what is off is left out."""
+    """Return settings as texts, without those that are off."""
     words = []
     for name, value in settings.items():
         shown = translated(_SAMPLING.get(name, name.replace("_", "-")))

@@ -1,4 +1,4 @@
-"""Which pieces a rendering makes, and which of them side by side."""
+"""The samples that a rendering makes, and how they are batched."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ from musicgen_core.language import message
 from musicgen_core.model.decoder import DecoderConfig
 
 ENGINE_BATCH_SIZES = (1, 8, 32)
-"""On a GPU, whose results depend on it: few sizes, so that a piece can be made again."""
+"""Batch sizes on a GPU, whose results depend on them: few, so that a sample can be reproduced."""
 SHARE_FOR_CACHES = 0.7
-"""Of the GPU's free memory; the rest is for activations and for decoding"""
+"""Fraction of the GPU's free memory for key-value caches; the rest is for activations and for decoding."""
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """What a piece goes on from.
+class Continuation:
+    """The audio that a sample continues.
 
     Attributes:
-        codes: [4, frames]; none for a piece of its own.
-        path, sha256: of the sound file.
+        codes: [4, frames], empty for a sample that continues nothing.
+        path: the sound file.
+        sha256: hash of its content.
     """
 
     codes: Tensor
@@ -49,16 +50,18 @@ class Beginning:
 
 
 @dataclass(frozen=True)
-class PlannedPiece:
-    """One piece of one prompt.
+class PlannedSample:
+    """One sample to render.
 
     Attributes:
-        number: from 0, over all prompts and variations.
-        prompt_number: of its prompt, from 0.
-        variation: how often its prompt and seed came before: `--variations` reaches it from the prompt alone.
-        seed: from which, with prompt and variation,
-        stream: the seed of its random stream is made.
-        frames: of the whole piece.
+        number: its number, from 0, over all prompts and variations.
+        prompt_number: its prompt's number, from 0.
+        prompt: its text.
+        variation: how many earlier samples have its prompt and seed; `--variations` gives it for a single prompt.
+        seed: the seed in the settings or of the prompt.
+        stream: the seed of its random stream, derived from seed, prompt and variation.
+        frames: its length, including the continued part.
+        continuation: the audio that it continues.
     """
 
     number: int
@@ -68,22 +71,22 @@ class PlannedPiece:
     seed: int
     stream: int
     frames: int
-    beginning: Beginning
+    continuation: Continuation
 
 
 def plan(
     prompts: Sequence[Prompt], settings: SamplingSettings, variations: int, continue_from: str | None, codec: Codec
-) -> list[PlannedPiece]:
-    """All pieces, prompt after prompt.
+) -> list[PlannedSample]:
+    """Return all samples to render, prompt after prompt.
 
     Raises:
-        ConfigError: what is to be continued can't be read, or is as long as its piece.
+        ConfigError: a file to continue can't be read, or isn't shorter than its sample.
     """
     numbers = [number for number in range(len(prompts)) for _ in range(variations)]
     seeds = [settings.seed if prompt.seed is None else prompt.seed for prompt in prompts]
     wanted = [(seeds[number], prompts[number].prompt) for number in numbers]
-    read: dict[str | None, Beginning] = {None: Beginning(torch.zeros(4, 0, dtype=torch.int64))}
-    pieces: list[PlannedPiece] = []
+    read: dict[str | None, Continuation] = {None: Continuation(torch.zeros(4, 0, dtype=torch.int64))}
+    pieces: list[PlannedSample] = []
     for place, (number, (seed, text), variation) in enumerate(zip(numbers, wanted, repetitions(wanted), strict=True)):
         prompt = prompts[number]
         seconds = settings.duration if prompt.duration is None else prompt.duration
@@ -91,14 +94,23 @@ def plan(
         if source not in read:
             read[source] = _read(str(source), seconds, codec)
         _check_longer(seconds, source, read[source].frames / FRAME_RATE)
-        stream = stream_seed(seed, text, variation)
-        frames = frames_of(seconds)
-        pieces.append(PlannedPiece(place, number, text, variation, seed, stream, frames, read[source]))
+        pieces.append(
+            PlannedSample(
+                number=place,
+                prompt_number=number,
+                prompt=text,
+                variation=variation,
+                seed=seed,
+                stream=stream_seed(seed, text, variation),
+                frames=frames_of(seconds),
+                continuation=read[source],
+            )
+        )
     return pieces
 
 
 def check_continued(prompts: Sequence[Prompt], continue_from: str | None) -> None:
-    """Check the sound files to continue, before a model is there that encodes them.
+    """Check the sound files to continue, before the model that encodes them is loaded.
 
     Raises:
         ConfigError: one can't be read.
@@ -108,26 +120,26 @@ def check_continued(prompts: Sequence[Prompt], continue_from: str | None) -> Non
             _decoded(wav)
 
 
-def _read(wav: str, seconds: float, codec: Codec) -> Beginning:
+def _read(wav: str, seconds: float, codec: Codec) -> Continuation:
     clip, path = _decoded(wav), storage.as_path(wav)
     _check_longer(seconds, wav, clip.seconds)  # before it is encoded
-    with _naming(wav):
+    with _error_names(wav):
         [(_, encoded)] = BatchEncoder(codec).encode([(None, clip)])
         if isinstance(encoded, ClipRejected):
             raise encoded
-        return Beginning(torch.from_numpy(encoded.codes.astype(np.int64)), str(path), storage.content_sha256(path))
+        return Continuation(torch.from_numpy(encoded.codes.astype(np.int64)), str(path), storage.content_sha256(path))
 
 
 def _decoded(wav: str) -> DecodedClip:
     path = storage.as_path(wav)
-    with _naming(wav):
+    with _error_names(wav):
         storage.require_file(path)
         with storage.staged(path) as local, open(local, "rb") as file:
             return decode(file)
 
 
 @contextmanager
-def _naming(wav: str) -> Iterator[None]:
+def _error_names(wav: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ClipRejected) as error:
@@ -150,18 +162,20 @@ def _check_longer(seconds: float, source: str | None, given: float) -> None:
 
 
 def batches(
-    pieces: Sequence[PlannedPiece], size_for: Callable[[int, int], int]
-) -> Iterator[tuple[list[PlannedPiece], int]]:
-    """Pieces side by side, and how many places their batch has.
+    pieces: Sequence[PlannedSample], size_for: Callable[[int, int], int]
+) -> Iterator[tuple[list[PlannedSample], int]]:
+    """Yield the samples of each batch, and the batch's size, which may be larger.
 
-    Those that begin with equally much, and of like durations: the shorter ones of a batch wait for its longest.
+    The samples of a batch continue equally many frames, and have similar lengths, because a batch runs until its
+    longest sample is done.
 
     Args:
-        size_for: how many places, for so many pieces of so many frames at most; asked for each batch anew.
+        pieces: the samples to render.
+        size_for: returns the batch size for a number of samples of at most so many frames; called for each batch.
     """
 
-    def given(piece: PlannedPiece) -> int:
-        return piece.beginning.frames
+    def given(piece: PlannedSample) -> int:
+        return piece.continuation.frames
 
     for _, alike in groupby(sorted(pieces, key=given), key=given):
         left = sorted(alike, key=lambda piece: piece.frames)
@@ -172,7 +186,7 @@ def batches(
 
 
 def fitting_size(pieces: int, fitting: int) -> int:
-    """The engine's batch size for so many pieces, of which so many fit the memory."""
+    """Return the engine's batch size for a number of samples, if `fitting` of them fit the memory."""
     sizes = [size for size in ENGINE_BATCH_SIZES if size <= max(1, fitting)]
     return next((size for size in sizes if size >= pieces), sizes[-1])
 
@@ -194,14 +208,17 @@ def smaller_size(size: int) -> int:
     return found[-1]
 
 
-def room_for_caches(device: torch.device) -> float:
-    """Return how many bytes of a GPU's free memory keys and values may take."""
+def cache_budget(device: torch.device) -> float:
+    """Return how many bytes of a GPU's memory key-value caches may take."""
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return SHARE_FOR_CACHES * free
 
 
-def bytes_of_caches(config: DecoderConfig, frames: int, bits: int = 16) -> int:
-    """Of one piece's keys and values, under its text and under the null condition; 8 bits have a scale a head."""
+def cache_bytes(config: DecoderConfig, frames: int, bits: int = 16) -> int:
+    """Return the bytes of one sample's key-value caches, for its text and for the null condition.
+
+    With 8 bits each head has a scale.
+    """
     of_position = config.dim * 2 if bits == 16 else config.dim + config.heads * 2
     return 2 * 2 * config.layers * (frames + config.codebooks) * of_position

@@ -1,4 +1,4 @@
-"""What to render: texts, and what each may ask for itself."""
+"""Prompts: the texts to render, and the settings of each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHOWN = 5
 
 
 class Prompt(Settings):
-    """A text to make music from; what is None is as the settings say."""
+    """A text to make music from; a field that is None has the value of the settings."""
 
     prompt: PromptText = Field(description="the text")
     duration: float | None = Field(None, gt=0, le=LONGEST_SECONDS, description="seconds of music")
@@ -29,12 +29,12 @@ class Prompt(Settings):
 
 
 def read_prompts(path: str) -> list[Prompt]:
-    """Prompts from a file, one a line; empty lines are left out.
+    """Read prompts from a file, one per line; empty lines are skipped.
 
     A line of `*.jsonl` is a JSON string or an object with the fields of `Prompt`; of any other file it is the text.
 
     Raises:
-        ConfigError: the file is missing or holds none, or lines in it are wrong; all of them are named.
+        ConfigError: the file is missing, holds no prompts, or has invalid lines, all of which are named.
     """
     try:
         text = decode_text(storage.as_path(path).read_bytes())
@@ -48,7 +48,7 @@ def read_prompts(path: str) -> list[Prompt]:
             message("the prompts file {path} can't be read ({error})", path=path, error=error),
             message("Save it as UTF-8"),
         ) from error
-    # Not splitlines, which takes characters for ends of lines that JSON may have in a string.
+    # Not splitlines, which also splits at characters that a JSON string may contain.
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise ConfigError(message("the prompts file {path} holds no prompts", path=path), message("Write one a line"))

@@ -1,4 +1,4 @@
-"""Each piece of music draws from a random stream of its own, whatever else is rendered with it."""
+"""Seeds of random streams: each sample of music has its own, whatever it is batched with."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from musicgen_core.seeds import stream_of
 
 
 def stream_seed(seed: int, prompt: str, repetition: int = 0) -> int:
-    """The seed of a prompt's own stream; a repeated prompt gets another."""
+    """Return the seed of a prompt's random stream, which differs for each repetition."""
     text = int.from_bytes(hashlib.blake2b(prompt.encode(), digest_size=8).digest(), "big")
     return stream_of(seed, text, repetition)
 
 
-def repetitions(pieces: Iterable[tuple[int, str]]) -> list[int]:
-    """How often each of these seeds and prompts came before."""
+def repetitions(samples: Iterable[tuple[int, str]]) -> list[int]:
+    """Return for each pair of seed and prompt how often it occurred before."""
     before: Counter[tuple[int, str]] = Counter()
     counts = []
-    for piece in pieces:
-        counts.append(before[piece])
-        before[piece] += 1
+    for sample in samples:
+        counts.append(before[sample])
+        before[sample] += 1
     return counts
 
 
 def streams_of(seed: int, prompts: Sequence[str]) -> list[int]:
-    """`stream_seed` of each of these prompts."""
+    """Return the seeds of the prompts' random streams."""
     numbers = repetitions((seed, prompt) for prompt in prompts)
     return [stream_seed(seed, prompt, number) for prompt, number in zip(prompts, numbers, strict=True)]

@@ -1,4 +1,4 @@
-"""Prompts → `generated_000.wav`, `generated_000.json`, …, `index.html`"""
+"""Render prompts to `generated_000.wav`, `generated_000.json`, …, and `index.html`."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from musicgen_core.config import MOST_SIDE_BY_SIDE
 from musicgen_core.devices import compute_dtype, pick_device
 from musicgen_core.errors import ConfigError
 from musicgen_core.generation.engine import Engine
-from musicgen_core.generation.files import Piece, write_piece
+from musicgen_core.generation.files import GeneratedSample, write_sample
 from musicgen_core.generation.loudness import normalize
 from musicgen_core.generation.numbering import Numbering, stem_of
 from musicgen_core.generation.page import write_index
 from musicgen_core.generation.plan import (
-    PlannedPiece,
+    PlannedSample,
     batches,
-    bytes_of_caches,
+    cache_budget,
+    cache_bytes,
     check_continued,
     fitting_size,
     plan,
-    room_for_caches,
     smaller_size,
 )
 from musicgen_core.generation.request import Rendered, RenderRequest
 from musicgen_core.language import message
 from musicgen_core.model.adapters_base import choose_model
-from musicgen_core.model.hub_adapter import shown
+from musicgen_core.model.hub_adapter import displayed_path
 from musicgen_core.model.local_files import file_sha256
 from musicgen_core.model.lora import Adapter, find_adapter, load_adapter, load_merged
 from musicgen_core.model.text import TextEncoder
@@ -51,30 +51,31 @@ from musicgen_core.wording import counted
 
 logger = logging.getLogger(__name__)
 WRITERS = 4
-"""Threads that write files: drawing and encoding several pieces at once"""
+"""Threads that encode, draw and write the files of several samples at once."""
 
-Progress = Callable[[int, int, str], None]
+OnProgress = Callable[[int, int, str], None]
 
 
 def render(
     request: RenderRequest,
-    on_progress: Progress = lambda done, total, text: None,
+    on_progress: OnProgress = lambda done, total, text: None,
     on_piece: Callable[[Rendered], None] = lambda piece: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> list[Rendered]:
     """Render every prompt.
 
     Args:
-        on_progress: called after each step with frames of music done and in all, and with what is rendered.
-        on_piece: called when a piece's files are written.
+        request: what to render.
+        on_progress: called after each step, with frames of music done and in total, and a text that names the samples.
+        on_piece: called for each sample once its files are written.
         cancelled: asked before each step.
 
     Returns:
-        The pieces in the order of their files' names.
+        The samples in the order of their files' names.
 
     Raises:
-        MusicgenError: anything that a person can act on.
-        Cancelled: `cancelled` said so. Pieces that were finished stay.
+        MusicgenError: an error that the user can act on.
+        Cancelled: `cancelled` returned true; finished samples are kept.
     """
     if not request.prompts:
         raise ConfigError(message("there are no prompts"), message("Give --prompt 'some text' or --prompts-file FILE"))
@@ -107,7 +108,16 @@ def render(
 
     with ThreadPoolExecutor(WRITERS, "writing music") as writers:
         rendering = _Rendering(
-            request, model, codec, pieces, len(voices), numbering, writers, deliver, on_progress, cancelled
+            request=request,
+            model=model,
+            codec=codec,
+            pieces=pieces,
+            voices=len(voices),
+            numbering=numbering,
+            writers=writers,
+            deliver=deliver,
+            on_progress=on_progress,
+            cancelled=cancelled,
         )
         for number, voice in enumerate(voices):
             rendering.run(number, voice)
@@ -116,7 +126,12 @@ def render(
 
 @dataclass(frozen=True)
 class _Voice:
-    """A model to render with: the base, or the base with the adapter, as the sidecar describes it."""
+    """A model to render with.
+
+    Attributes:
+        adapter: the adapter, or None for the base model alone.
+        described: the adapter's entry in sidecars.
+    """
 
     adapter: Adapter | None
     described: dict[str, Any] | None
@@ -126,7 +141,7 @@ def _described(path: UPath, adapter: Adapter) -> dict[str, Any]:
     with storage.staged(path) as local:
         stat = local.stat()
         return {
-            "path": shown(path),
+            "path": displayed_path(path),
             "sha256": file_sha256(local, stat.st_size, stat.st_mtime_ns),
             "epoch": adapter.epoch,
             "global_step": adapter.global_step,
@@ -135,7 +150,7 @@ def _described(path: UPath, adapter: Adapter) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Made:
-    """A piece whose files are written; `number` stands in their names."""
+    """A sample whose files are written, with the number in their names."""
 
     number: int
     sidecar: dict[str, Any]
@@ -143,77 +158,80 @@ class _Made:
 
 
 class _Rendering:
-    """What is the same for all pieces."""
+    """Renders batches of samples, and writes each batch while the next one is generated."""
 
     def __init__(
         self,
         request: RenderRequest,
         model: BaseModel,
         codec: Codec,
-        pieces: Sequence[PlannedPiece],
+        pieces: Sequence[PlannedSample],
         voices: int,
         numbering: Numbering,
         writers: ThreadPoolExecutor,
         deliver: Callable[[list[_Made]], None],
-        on_progress: Progress,
+        on_progress: OnProgress,
         cancelled: Callable[[], bool],
     ) -> None:
         self._request, self._model, self._codec, self._device = request, model, codec, codec.device
         self._pieces, self._voices, self._writers, self._deliver = pieces, voices, writers, deliver
         self._numbering = numbering
         self._on_progress, self._cancelled = on_progress, cancelled
-        self._identity = writers.submit(lambda: model.identity)  # reads 6 GB, while the model is loaded
+        self._identity = writers.submit(lambda: model.identity)  # reads 6 GB while the model is loaded
         self._writing: list[Future[_Made]] = []
         self._text = TextEncoder(model.text_encoder, self._device)
-        self._begun = 0  # pieces
-        self._most = MOST_SIDE_BY_SIDE
+        self._started_samples = 0
+        self._max_batch = MOST_SIDE_BY_SIDE
         self._frames, self._total = 0, voices * sum(_new_frames(piece) for piece in pieces)
 
     def run(self, voice_number: int, voice: _Voice) -> None:
-        """Render all pieces with a voice, batch after batch, each written while the next one is generated.
-
-        Only this voice's model is in memory meanwhile.
-        """
+        """Render all samples with one model, which is the only one in memory meanwhile."""
         request, model = self._request, self._model
         lm = load_merged(model, voice.adapter, self._device, compute_dtype(self._device))
         guidance = model.config.inference_coefficient
-        engine = Engine(lm, self._text, guidance, request.weight_bits, request.cache_bits)
+        engine = Engine(
+            lm=lm,
+            text=self._text,
+            guidance=guidance,
+            weight_bits=request.weight_bits,
+            cache_bits=request.cache_bits,
+        )
         announce(message("preparing the model to generate; on a GPU it is compiled the first time"))
         engine.pack()
         for batch, size in batches(self._pieces, partial(self._size_for, engine)):
             self._render(voice_number, voice, engine, batch, size)
-        self._hand_over()
+        self._deliver_written()
 
     def _render(
-        self, voice_number: int, voice: _Voice, engine: Engine, batch: Sequence[PlannedPiece], size: int
+        self, voice_number: int, voice: _Voice, engine: Engine, batch: Sequence[PlannedSample], size: int
     ) -> None:
-        """Out of memory, take fewer pieces side by side from here on."""
+        """Render a batch; if memory runs out, render it again in smaller ones, which also limits all later batches."""
         started = time.monotonic()
         try:
-            music = self._attempt(engine, batch, size)
-        finally:  # also where this batch is interrupted: those before it are finished
-            self._hand_over()
+            music = self._try_render(engine, batch, size)
+        finally:  # also if this batch is interrupted: the samples before it are finished
+            self._deliver_written()
         if music is None:
-            smaller = self._most = smaller_size(size)
+            smaller = self._max_batch = smaller_size(size)
             logger.warning("out of GPU memory: %s side by side from here on, not %d", counted(smaller, "piece"), size)
             torch.cuda.empty_cache()
             for start in range(0, len(batch), smaller):
                 self._render(voice_number, voice, engine, batch[start : start + smaller], smaller)
             return
         self._frames += sum(_new_frames(piece) for piece in batch)
-        self._begun += len(batch)
+        self._started_samples += len(batch)
         made = {
             "engine_batch_size": size,
-            "cache_bits": engine.bits_of_caches(size),
+            "cache_bits": engine.cache_bits_for(size),
             "render_seconds": round((time.monotonic() - started) / len(batch), 3),
         }
         write = partial(self._write, voice_number, voice, engine.coefficient(self._request.settings), made)
         self._writing = [self._writers.submit(write, *one) for one in zip(batch, *music, strict=True)]
 
-    def _attempt(
-        self, engine: Engine, batch: Sequence[PlannedPiece], size: int
+    def _try_render(
+        self, engine: Engine, batch: Sequence[PlannedSample], size: int
     ) -> tuple[list[Tensor], list[Tensor]] | None:
-        """Codes and audio of each piece. None: out of memory; the error would keep what had been allocated."""
+        """Return codes and audio of each sample, or None if memory ran out: the error would keep tensors alive."""
         try:
             codes = self._generate(engine, batch, size)
             mention(message("turning the codes into sound"))
@@ -221,29 +239,29 @@ class _Rendering:
         except torch.OutOfMemoryError:
             return None
 
-    def _hand_over(self) -> None:
-        """Deliver the pieces that are being written, once they are."""
+    def _deliver_written(self) -> None:
+        """Wait for the samples that are being written, and deliver them."""
         made, self._writing = [future.result() for future in self._writing], []
         if made:
             self._deliver(made)
 
     def _size_for(self, engine: Engine, left: int, frames: int) -> int:
-        """Places in the next batch, some of which may stay empty."""
+        """Return the size of the next batch, which may not be full."""
         if self._request.batch_size is not None:
-            return min(self._request.batch_size, self._most)
+            return min(self._request.batch_size, self._max_batch)
         if self._device.type != "cuda":
-            return 1  # a prompt's codes then can't depend on any other's
+            return 1  # so that a prompt's codes don't depend on the others
         window = min(frames, engine.window)
-        one = bytes_of_caches(engine.lm.config, window, engine.cache_bits)
-        fitting = int(room_for_caches(self._device) / one)
-        return fitting_size(left, min(fitting, self._most))
+        one = cache_bytes(engine.lm.config, window, engine.cache_bits)
+        fitting = int(cache_budget(self._device) / one)
+        return fitting_size(left, min(fitting, self._max_batch))
 
-    def _generate(self, engine: Engine, batch: Sequence[PlannedPiece], size: int) -> list[Tensor]:
-        """Codes [4, frames] of each piece; the batch is filled up to its size, so that it always computes alike."""
-        empty, given = size - len(batch), batch[0].beginning.frames
-        known = torch.stack([piece.beginning.codes for piece in batch] + empty * [batch[0].beginning.codes])
+    def _generate(self, engine: Engine, batch: Sequence[PlannedSample], size: int) -> list[Tensor]:
+        """Return the codes [4, frames] of each sample; the batch is padded to its size, for reproducible results."""
+        empty, given = size - len(batch), batch[0].continuation.frames
+        known = torch.stack([piece.continuation.codes for piece in batch] + empty * [batch[0].continuation.codes])
         new, before = sum(_new_frames(piece) for piece in batch), self._frames
-        first, last = self._begun + 1, self._begun + len(batch)
+        first, last = self._started_samples + 1, self._started_samples + len(batch)
         total = self._voices * len(self._pieces)
         text = message("piece {number} of {total}", number=first, total=total)
         if last > first:
@@ -252,21 +270,21 @@ class _Rendering:
         def on_step(done: int, total: int) -> None:
             self._on_progress(before + new * done // total, self._total, text)
             if all(future.done() for future in self._writing):
-                self._hand_over()
+                self._deliver_written()
 
         codes = engine.generate(
-            [*(piece.prompt for piece in batch), *(empty * [None])],
-            self._request.settings,
-            [piece.stream for piece in batch] + empty * [0],
-            on_step,
-            self._cancelled,
-            [piece.frames for piece in batch] + empty * [given + 1],
-            known,
+            prompts=[*(piece.prompt for piece in batch), *(empty * [None])],
+            settings=self._request.settings,
+            streams=[piece.stream for piece in batch] + empty * [0],
+            on_step=on_step,
+            cancelled=self._cancelled,
+            frames=[piece.frames for piece in batch] + empty * [given + 1],
+            known=known,
         )
         return codes[: len(batch)]
 
     def _decode(self, codes: Sequence[Tensor]) -> list[Tensor]:
-        """[samples] of each piece. Those of one length, which stand together, are decoded at once."""
+        """Return the audio [samples] of each sample; neighbours of the same length are decoded in one batch."""
         audio: list[Tensor] = []
         for _, alike in groupby(codes, key=lambda one: one.shape[-1]):
             audio += self._codec.decode(torch.stack(list(alike)))[:, 0].unbind()
@@ -278,7 +296,7 @@ class _Rendering:
         voice: _Voice,
         guidance: float,
         made: dict[str, Any],
-        piece: PlannedPiece,
+        piece: PlannedSample,
         codes: Tensor,
         samples: Tensor,
     ) -> _Made:
@@ -291,8 +309,8 @@ class _Rendering:
             "seed": piece.seed,
             "variation": piece.variation,
             "stream": piece.stream,
-            "continued_from": piece.beginning.path,
-            "continued_from_sha256": piece.beginning.sha256,
+            "continued_from": piece.continuation.path,
+            "continued_from_sha256": piece.continuation.sha256,
             "duration": seconds,
             "model": self._identity.result(),
             "adapter": voice.described,
@@ -304,16 +322,23 @@ class _Rendering:
         }
         kept = codes.numpy().astype(np.uint16) if request.save_codes else None
         number = self._numbering.take(index, sidecar)
-        written = write_piece(
-            request.out,
-            Piece(stem_of(number), audio, kept, sidecar),
-            request.formats,
-            request.spectrograms,
-            request.copy_to,
+        written = write_sample(
+            out=request.out,
+            sample=GeneratedSample(stem_of(number), audio, kept, sidecar),
+            formats=request.formats,
+            spectrogram=request.spectrograms,
+            copy_to=request.copy_to,
         )
-        self._numbering.release(number)  # not after a failure: what is written then is recognised by it
+        self._numbering.release(number)  # not after a failure: the claim identifies files that were already written
         with_adapter = voice.adapter is not None
-        rendered = Rendered(str(written[0]), piece.prompt, piece.prompt_number, piece.variation, seconds, with_adapter)
+        rendered = Rendered(
+            wav=str(written[0]),
+            prompt=piece.prompt,
+            prompt_number=piece.prompt_number,
+            variation=piece.variation,
+            seconds=seconds,
+            with_adapter=with_adapter,
+        )
         return _Made(number, sidecar, rendered)
 
 
@@ -322,12 +347,12 @@ def _places(request: RenderRequest) -> list[UPath]:
 
 
 def _write_pages(request: RenderRequest, numbering: Numbering, made: Sequence[_Made]) -> None:
-    """Bring the page of all pieces, those of other runs too, up to date, and its copy."""
+    """Update the page of all samples, including those of other runs, and its copy."""
     new = {piece.number: piece.sidecar for piece in made}
     for place, folder in enumerate(_places(request)):
         pieces = numbering.sidecars(place, besides=new) | new
         write_index(folder, [(stem_of(number), pieces[number]) for number in sorted(pieces)])
 
 
-def _new_frames(piece: PlannedPiece) -> int:
-    return piece.frames - piece.beginning.frames
+def _new_frames(piece: PlannedSample) -> int:
+    return piece.frames - piece.continuation.frames

@@ -1,4 +1,4 @@
-"""What a rendering is asked for, and what it came to."""
+"""The request and the results of rendering."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ from musicgen_core.language import message
 
 @dataclass(frozen=True)
 class RenderRequest:
-    """What to render, with what, and where to.
+    """A rendering of prompts.
 
     Attributes:
         out: the directory for the files.
+        prompts: the prompts to render.
         model: `demo`, `debug`, a directory or a Hugging Face id; None: the base model of the adapter.
+        settings: sampling settings.
         adapter: a `*_lora.pt` or a run directory; None for the base model.
-        compare: render each prompt with the base model, too, from the same seed.
-        variations: pieces a prompt, each from a random stream of its own.
-        continue_from: a sound file that every piece goes on from, unless its prompt says another; or None.
-        formats: beside the wav.
-        save_codes: keep the codes as `.npy`, too.
-        batch_size: pieces side by side; None: one on a CPU, and of the engine's few sizes what fits a GPU.
-        weight_bits: 16 or, on a GPU with the kernels, 8.
-        cache_bits: of keys and values where several pieces are side by side, likewise.
-        copy_to: a place for a second copy, or None.
+        compare: render each prompt with the base model as well, from the same seed.
+        variations: samples per prompt, each from a random stream of its own.
+        continue_from: a sound file that every sample continues, unless its prompt names another; or None.
+        formats: formats beside wav.
+        spectrograms: whether to draw spectrograms.
+        save_codes: whether to save the codes as `.npy`.
+        batch_size: samples in a batch; None: one on a CPU, and on a GPU the engine's batch size that fits.
+        weight_bits: bits of the weights, 16, or 8 where the decoding kernels work.
+        cache_bits: bits of keys and values in batches of several samples, 16 or 8 likewise.
+        device: auto, cpu or cuda.
+        copy_to: a second directory for the files, or None.
         default_model: the model without an adapter, or with one that names no base model.
     """
 
@@ -56,12 +60,15 @@ class RenderRequest:
 
 @dataclass(frozen=True)
 class Rendered:
-    """One piece of music.
+    """One rendered sample.
 
     Attributes:
         wav: its path.
-        prompt_number, variation: from 0.
-        with_adapter: whether the adapter played, not the base model alone.
+        prompt: its text.
+        prompt_number: its prompt's number, from 0.
+        variation: its number among the samples of its prompt and seed, from 0.
+        seconds: its duration.
+        with_adapter: whether it was rendered with the adapter rather than the base model alone.
     """
 
     wav: str
@@ -78,7 +85,7 @@ class Rendered:
 
     @property
     def voice(self) -> str:
-        """Return what played: `base model`, or `with the adapter, variation 2`."""
+        """The model and variation that it was rendered with: `base model`, or `with the adapter, variation 2`."""
         voice = message("with the adapter") if self.with_adapter else message("base model")
         if not self.variation:
             return voice
@@ -86,6 +93,6 @@ class Rendered:
 
 
 def page_of(pieces: Sequence[Rendered]) -> str:
-    """The page that plays them all."""
+    """Return the path of the page that plays these samples."""
     folder, _, _ = pieces[0].wav.rpartition("/")
     return f"{folder}/index.html"

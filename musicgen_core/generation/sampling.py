@@ -1,4 +1,4 @@
-"""How the next codes are chosen from logits."""
+"""Sample the next codes from logits: guidance, temperature, top-k and top-p."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from musicgen_core.config import SamplingSettings
 
 
 def guide(conditional: Tensor, unconditional: Tensor, coefficient: float) -> Tensor:
-    """Classifier-free guidance (Ho & Salimans 2022; audiocraft `_sample_next_token`): logits of any shape."""
+    """Return logits after classifier-free guidance, of any shape.
+
+    Source: Ho & Salimans 2022; audiocraft `_sample_next_token`.
+    """
     return unconditional + (conditional - unconditional) * coefficient
 
 
 def sample(logits: Tensor, settings: SamplingSettings, noise: Tensor) -> Tensor:
-    """Choose codes.
+    """Sample codes.
 
     Args:
         logits: [..., cardinality].
-        noise: [...], uniform on [0, 1), one draw a code. It alone decides, so a prompt's draws don't depend on
-            what else is in the batch.
+        settings: sampling settings.
+        noise: [...], uniform on [0, 1), one draw per code, the only source of randomness: a prompt's codes don't depend
+            on the rest of the batch.
 
     Returns:
         [...], int64.
@@ -37,6 +41,6 @@ def sample(logits: Tensor, settings: SamplingSettings, noise: Tensor) -> Tensor:
         ordered = ordered.masked_fill(ordered.cumsum(dim=-1) - ordered > settings.top_p, 0)
     cumulative = ordered.cumsum(dim=-1)
     threshold = noise[..., None] * cumulative[..., -1:]
-    # The first code whose cumulative probability exceeds the threshold; its own is above 0 then.
+    # The first code whose cumulative probability exceeds the threshold: its own probability is above 0.
     chosen = (cumulative <= threshold).sum(dim=-1, keepdim=True).clamp(max=ordered.shape[-1] - 1)
     return codes.gather(-1, chosen)[..., 0]

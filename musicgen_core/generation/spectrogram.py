@@ -1,4 +1,4 @@
-"""Pictures of sound: time in s, frequency in Hz on a logarithmic scale, level in dB."""
+"""Spectrograms: time in s, frequency in Hz on a logarithmic scale, level in dB."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAPER, INK = (12, 10, 20), (214, 211, 224)  # the paper is as dark as silence: f
 
 
 def draw_spectrogram(audio: NDArray[np.float32], rate: int, title: str) -> bytes:
-    """Audio [samples] → the bytes of a PNG."""
+    """Return the spectrogram of audio [samples] as a PNG."""
     from matplotlib import colormaps  # here: a third of a second
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -25,7 +25,7 @@ def draw_spectrogram(audio: NDArray[np.float32], rate: int, title: str) -> bytes
     width, height = PICTURE_SIZE
     ink = _css(INK)
     figure = Figure(figsize=(width / 100, height / 100), dpi=100, facecolor=_css(PAPER))
-    # Places by hand: a layout that measures its texts takes as long as all the rest.
+    # Fixed positions: a layout that measures its texts takes as long as all the rest.
     axes = figure.add_axes((0.105, 0.175, 0.755, 0.735))
     shown, middles = levels(audio, rate, rows=round(0.735 * height))
     bottom, top = np.log10(middles[[0, -1]])
@@ -55,12 +55,14 @@ def draw_spectrogram(audio: NDArray[np.float32], rate: int, title: str) -> bytes
 
 
 def levels(audio: NDArray[np.float32], rate: int, rows: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Audio [samples] → its level over frequency and time [rows, columns] in dB, and the rows' frequencies in Hz.
+    """Return the level of audio [samples] over frequency and time [rows, columns] in dB, and the rows' Hz.
 
     The rows are triangular bands, evenly spaced on a logarithmic scale from 40 Hz to half the rate, each reaching to
-    the next ones' middles. A sine of full scale has 0 dB, or down to -3.5 dB where it lies between two bands.
+    the centres of its neighbours. A full-scale sine has 0 dB, or down to -3.5 dB between two bands.
     """
-    hop = int(np.clip(len(audio) // PICTURE_SIZE[0], 1, WINDOW // 2))  # no sample stays unseen in a long piece
+    hop = int(
+        np.clip(len(audio) // PICTURE_SIZE[0], 1, WINDOW // 2)
+    )  # at most half a window, so that every audio sample counts
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(audio, WINDOW // 2), WINDOW)[::hop]
     window = np.hanning(WINDOW).astype(np.float32)
     power = np.abs(np.fft.rfft(frames * window)) ** 2 * 4 / (WINDOW * np.sum(window**2))  # [columns, bins]
@@ -76,7 +78,7 @@ def _css(colour: tuple[int, int, int]) -> str:
 
 
 def _pack(pixels: NDArray[np.uint8]) -> bytes:
-    """Pixels [height, width, 4] → a PNG in the colours of a spectrogram, 16 of them for the writing: half the size."""
+    """Return pixels [height, width, 4] as a PNG with a palette of 64 colours and 16 shades for text: half the size."""
     from matplotlib import colormaps
     from PIL import Image
 

@@ -23,10 +23,10 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def check_adapter_values(values: Mapping[str, Any]) -> None:
-    """Check the plain values of a `*_lora.pt`, or what a PEFT directory or a checkpoint holds of one.
+    """Check the values of an adapter, from a `*_lora.pt`, a PEFT directory or a checkpoint.
 
     Raises:
-        ValueError: a value is missing or of another kind, a number is NaN or infinite, or the rank is not
+        ValueError: a value is missing or has the wrong type, a number is NaN or infinite, or the rank differs from
             that of the tensors; the message names the value.
     """
     for name, kind in _KINDS.items():
@@ -43,7 +43,7 @@ def check_adapter_values(values: Mapping[str, Any]) -> None:
 
 
 def check_lora_config(config: Mapping[str, Any]) -> None:
-    """Check the numbers that scale an adapter.
+    """Check the rank and the scaling of an adapter.
 
     Raises:
         ValueError: one is missing, not a number, NaN or infinite.
@@ -58,10 +58,10 @@ def check_lora_config(config: Mapping[str, Any]) -> None:
 
 
 def check_tensors(tensors: Mapping[str, Any]) -> None:
-    """Check that these are tensors of finite numbers.
+    """Check that all values are tensors of finite numbers.
 
     Raises:
-        ValueError: one is something else, or holds NaN or an infinity.
+        ValueError: one is not a tensor, or holds NaN or an infinity.
     """
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():

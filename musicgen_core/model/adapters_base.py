@@ -1,4 +1,4 @@
-"""Find the base model of an adapter, from what the adapter and the run directory around it say."""
+"""Find the base model of an adapter, as recorded in the adapter and in its run directory."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ logger = logging.getLogger(__name__)
 
 
 def base_model_of(adapter: Adapter, weights: UPath) -> str | None:
-    """Return what `find_model` takes for the model that an adapter was trained on; None: the adapter doesn't say.
+    """Return the argument of `find_model` for an adapter's base model; None if the adapter doesn't record it.
 
     Args:
-        weights: the adapter's file; one in a run directory has a config.json that says where a local model is.
+        adapter: the adapter.
+        weights: its file; in a run directory, config.json records the directory of a local model.
 
     Raises:
-        AdapterError: it was trained on a local model whose directory isn't known or isn't there any more.
+        AdapterError: it was trained on a local model whose directory is unknown or no longer exists.
     """
     name, hashed, _ = adapter.base_model.partition("@sha256:")
     if name in BUILT_IN or (not hashed and name and (Path(name).expanduser() / LM_FILE).is_file()):
@@ -53,7 +54,7 @@ def base_model_of(adapter: Adapter, weights: UPath) -> str | None:
 
 
 def choose_model(given: str | None, default: str, adapter: Adapter | None, weights: UPath | None) -> str:
-    """Return the model that is given, else the base model of the adapter, else the default.
+    """Return the given model, or else the base model of the adapter, or else the default.
 
     Raises:
         AdapterError: see `base_model_of`.

@@ -1,7 +1,7 @@
 """Load EnCodec from audiocraft's checkpoint, or from the Hub repository that the checkpoint points to.
 
-audiocraft exports a codec that it took from the Hub as `{"pretrained": "facebook/encodec_32khz"}`; such a repository is
-in transformers' format. Neither way runs code from a file.
+audiocraft exports a codec from the Hub as `{"pretrained": "facebook/encodec_32khz"}`; such a repository is in
+transformers' format. Loading never runs code from a file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from musicgen_core.model.weights import BaseModel, read_file
 USE_ANOTHER = "Use the codec that comes with facebook/musicgen-large"
 ENCODEC = hub.Wanted(("config.json", ("model.safetensors", "pytorch_model.bin")))
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
-# The only values that give codes for MusicGen; audiocraft itself refuses a scale for each clip beside a language model.
+# The only values that give codes for MusicGen; audiocraft itself refuses a scale per clip with a language model.
 _SUPPORTED = {
     "compression_model": "encodec",
     "encodec.autoencoder": "seanet",
@@ -39,10 +39,10 @@ _SUPPORTED_ON_HUB = {"audio_channels": 1, "normalize": False, "chunk_length_s": 
 
 
 def load_codec(model: BaseModel, device: torch.device) -> Any:
-    """Load audiocraft's `CompressionModel` of a model directory, in evaluation mode, and try it.
+    """Load audiocraft's `CompressionModel` of a model directory in evaluation mode, and test it on one frame.
 
     Raises:
-        ModelError: it is damaged, or doesn't give MusicGen's codes.
+        ModelError: it is damaged, or its codes are not MusicGen's.
     """
     path = model.codec_path
     checkpoint = read_file(path)
@@ -51,7 +51,7 @@ def load_codec(model: BaseModel, device: torch.device) -> Any:
     try:
         codec = _from_checkpoint(checkpoint, path) if repo is None else _from_hub(repo, name)
         if codec.total_codebooks > CODEBOOKS:
-            codec.set_num_codebooks(CODEBOOKS)  # those that a language model of four was trained on
+            codec.set_num_codebooks(CODEBOOKS)  # those that MusicGen's language models were trained on
         codec = codec.to(device).eval()
         found = (codec.sample_rate, codec.frame_rate, codec.num_codebooks, codec.cardinality)
     except MusicgenError:
@@ -88,10 +88,10 @@ def codec_identity(model: BaseModel) -> str:
 
 
 def codec_repo(model: BaseModel) -> str | None:
-    """Return the Hub repository that the codec's file points to; None where the file holds the codec itself.
+    """Return the Hub repository that the codec's file points to; None if the file holds the codec itself.
 
     Raises:
-        ModelError: it points to something else.
+        ModelError: it points to something that is not a repository.
     """
     path = model.codec_path
     repo = read_file(path).get("pretrained") if path.stat().st_size <= MOST_BYTES_OF_POINTER else None
@@ -127,7 +127,7 @@ def _from_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> Any:
 
 
 def _unresolved(name: str, value: Any) -> Iterator[str]:
-    """Settings that refer to something outside the file, or that were never given."""
+    """Yield settings that refer to something outside the file, or that have no value."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _unresolved(f"{name}.{key}", inner)
@@ -150,7 +150,7 @@ def _from_hub(repo: object, name: str) -> Any:
         directory, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
     )
     missing = sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])])
-    if missing:  # transformers would go on with random numbers
+    if missing:  # transformers would initialize them randomly
         raise ModelError(
             message("{name} lacks weights, such as {example}", name=name, example=missing[0]),
             message("Fetch the file again"),
@@ -182,7 +182,7 @@ def _refuse(name: str, found: Mapping[str, Any], supported: Mapping[str, Any]) -
 
 @torch.inference_mode()
 def _try(codec: Any, device: torch.device, name: str) -> None:
-    """Encode and decode one frame, so that a codec which can't isn't taken for a damaged archive."""
+    """Encode and decode one frame, so that a broken codec isn't mistaken for damaged archives."""
     try:
         codes, _ = codec.encode(torch.zeros(1, 1, SAMPLES_PER_FRAME, device=device))
         shapes = (tuple(codes.shape), tuple(codec.decode(codes).shape))

@@ -86,11 +86,11 @@ class XpConfig:
     """The settings of an `xp.cfg`, by dotted names.
 
     Args:
-        content: YAML, or what was parsed from it.
+        content: YAML, or its parsed content.
         source: the checkpoint's name in errors.
 
     Raises:
-        ModelError: it is no mapping in YAML.
+        ModelError: the content is not a YAML mapping.
     """
 
     def __init__(self, content: object, source: object) -> None:
@@ -110,12 +110,12 @@ class XpConfig:
         )
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The setting with its references followed, or `default`. A section comes as a dictionary."""
+        """Return a setting with its references resolved, or `default`; a section is a dictionary."""
         value = self._raw(name)
         return default if value is _MISSING else self._follow(value)
 
     def section(self, name: str) -> dict[str, Any]:
-        """A section; empty if it is missing or null."""
+        """Return a section, empty if it is missing or null."""
         value = self.get(name)
         return value if isinstance(value, dict) else {}
 
@@ -133,7 +133,7 @@ class XpConfig:
         return self._refer(value)
 
     def _refer(self, value: Any) -> Any:
-        """A reference's target, unless that is a section: references to sections could nest without a bound."""
+        """Return a reference's target, unless it is a section: references to sections could nest without bound."""
         target = value
         for _ in range(_MOST_REFERENCES):
             match = _REFERENCE.fullmatch(target) if isinstance(target, str) else None
@@ -149,7 +149,7 @@ _MISSING = object()
 
 
 class _WithoutAliases(yaml.SafeLoader):
-    """Audiocraft writes none, and a few lines of aliases can stand for gigabytes."""
+    """A YAML loader that refuses aliases: audiocraft writes none, and a few lines of them can expand to gigabytes."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -158,15 +158,15 @@ class _WithoutAliases(yaml.SafeLoader):
 
 
 def shown(value: Any) -> str:
-    """A setting's value on one line, in ASCII, as an error may show what a stranger wrote."""
+    """Return a setting's value on one line, in ASCII, because errors show untrusted values."""
     return textwrap.shorten(json.dumps(value, default=str), 100)
 
 
 def read_lm_config(content: object, source: object) -> LmConfig:
-    """The language model that an `xp.cfg` describes.
+    """Return the language model that an `xp.cfg` describes.
 
     Raises:
-        ModelError: it is none, or has settings that are not supported; all of them are named with their values.
+        ModelError: it describes none, or has unsupported settings, all of which are named with their values.
     """
     config = XpConfig(content, source)
     if not config.section("transformer_lm"):
@@ -200,7 +200,7 @@ def read_lm_config(content: object, source: object) -> LmConfig:
 
 
 def _kind(config: XpConfig) -> str | None:
-    """The name of a kind of checkpoint that this project knows and doesn't support."""
+    """Return the kind of an unsupported checkpoint, if this project knows it."""
     models = {value.get("model") for value in config.section("conditioners").values() if isinstance(value, dict)}
     if config.get("interleave_stereo_codebooks.use") or config.get("transformer_lm.n_q") == 2 * CODEBOOKS:
         return "stereo"
@@ -210,7 +210,7 @@ def _kind(config: XpConfig) -> str | None:
 
 
 def _problems(config: XpConfig) -> Iterator[str]:
-    """Each setting that is not supported, with its value."""
+    """Yield each unsupported setting, with its value."""
     lm = config.section("transformer_lm")
     if config.get("lm_model") != "transformer_lm":
         yield f"lm_model is {shown(config.get('lm_model'))}"
@@ -243,7 +243,7 @@ def _differing(section: str, values: Mapping[str, Any], supported: Mapping[str, 
 
 
 def _unknown(section: str, values: Mapping[str, Any], known: set[str]) -> Iterator[str]:
-    """Settings that audiocraft doesn't have may change anything."""
+    """Yield settings that audiocraft doesn't have, because they may change anything."""
     for name in sorted(values.keys() - known):
         yield f"{section}.{name} is {shown(values[name])}"
 
@@ -263,7 +263,7 @@ def _wrong_shape(lm: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _pattern_problems(config: XpConfig) -> Iterator[str]:
-    """Without `modeling`, audiocraft takes `q_modeling` with that pattern's defaults."""
+    """Yield unsupported settings of the pattern; without `modeling`, audiocraft uses `q_modeling` with its defaults."""
     modeling = config.get("codebooks_pattern.modeling")
     settings = config.section(f"codebooks_pattern.{modeling}")
     if modeling is None:

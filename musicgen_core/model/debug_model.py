@@ -1,7 +1,7 @@
 """The `debug` model: the real architecture at toy size, random weights, the same bits on every machine.
 
-Made on first use, in audiocraft's checkpoint format, and read back by the same loader as the real one. Weights are
-NumPy PCG64 integers times a scale, so they don't depend on any library's random numbers or arithmetic.
+It is created on first use, in audiocraft's checkpoint format, and loaded like the real one. Weights are NumPy PCG64
+integers times a scale, which don't depend on any library's random numbers or arithmetic.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CHARACTERS = "▁" + "".join(sorted(set(string.printable) - set(string.whitespac
 
 
 def debug_model_directory(cache: Path | None = None) -> Path:
-    """The debug model's directory under `cache` (by default the user's cache directory), made if it is not there."""
+    """Return the debug model's directory under `cache`, by default the user's cache directory; create it if missing."""
     directory = debug_directory(cache)
     if directory.is_dir():
         return directory
@@ -40,7 +40,7 @@ def debug_model_directory(cache: Path | None = None) -> Path:
         with storage.publish_folder(directory) as beside:
             _write(beside)
     except OSError:
-        if not directory.is_dir():  # else another process was quicker: its bits are the same
+        if not directory.is_dir():  # otherwise another process was faster: its bits are the same
             raise
     return directory
 
@@ -72,7 +72,7 @@ def _write_text_encoder(directory: Path, rng: np.random.Generator) -> None:
     encoder.save_pretrained(directory)
     weights = directory / "model.safetensors"
     content = weights.read_bytes()
-    weights.unlink()  # it is made for its owner alone, whatever the umask
+    weights.unlink()  # transformers creates it readable only by its owner, whatever the umask
     weights.write_bytes(content)
     tokenizer.save_pretrained(directory)
 
@@ -94,9 +94,9 @@ def _randomize(module: nn.Module, rng: np.random.Generator) -> None:
 
 def _std(name: str, tensor: Tensor) -> float:
     if "_codebook" in name:
-        return 0.7  # wide enough that music uses some tens of codes: there is something to learn
+        return 0.7  # wide enough that music uses some tens of codes, which can be learned
     if name.startswith("lm_heads"):
-        return 2.0 / math.sqrt(tensor.shape[1])  # sharp enough for adapters to tell codes apart
+        return 2.0 / math.sqrt(tensor.shape[1])  # sharp enough for adapters to distinguish codes
     if "emb" in name or "shared" in name:
         return 1.0
     if "relative_attention_bias" in name:

@@ -17,7 +17,17 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The shape of a language model; musicgen-large's is dim 2048, layers 48, heads 32, ffn_dim 8192."""
+    """The shape of a language model; musicgen-large's is dim 2048, layers 48, heads 32, ffn_dim 8192.
+
+    Attributes:
+        dim: width of the residual stream.
+        layers: number of decoder layers.
+        heads: attention heads of a layer.
+        ffn_dim: width of the feed-forward layers.
+        text_dim: width of the text encoder's states.
+        codebooks: codebooks of the codec, K.
+        cardinality: codes of a codebook.
+    """
 
     dim: int
     layers: int
@@ -92,6 +102,8 @@ class Attention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
+    """Self-attention, cross-attention to the text and a feed-forward layer, each after a norm (pre-norm)."""
+
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.self_attn = Attention(config.dim, config.heads)

@@ -1,7 +1,7 @@
-"""Fetch files from the Hugging Face Hub into its cache on this machine, which other programs share.
+"""Download files from the Hugging Face Hub into its cache on this machine, which other programs share.
 
-huggingface_hub 2.4 deletes or abandons what it has of a file when a download ends early. Here a download resumes where
-it stopped, errors are retried for a bounded time, and what is complete in the cache is used without asking the Hub.
+huggingface_hub 2.4 deletes or abandons partial files when a download ends early. Here a download resumes where it
+stopped, errors are retried for a bounded time, and complete files in the cache are used without asking the Hub.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ REVISION = "main"
 
 @dataclass(frozen=True)
 class Wanted:
-    """Files of a repository, of which only these are fetched.
+    """The files of a repository to download.
 
     Attributes:
-        required: a file name each, or several of which the first that the repository has is fetched; a pattern stands
-            for the only file that it matches. They appear in the cache in this order after the optional ones, so it
-            is complete once they are all in it.
+        required: one entry per file: a name, or several names of which the first that the repository has is downloaded.
+            A pattern must match a single file. They are added to the cache in this order, after the optional ones, so
+            that the cache is complete once it has all of them.
         optional: patterns such as `text_encoder/*`.
     """
 
@@ -60,12 +60,14 @@ CLAP = Wanted(
 
 
 @dataclass(frozen=True)
-class Progress:
-    """State of a download.
+class DownloadProgress:
+    """Progress of a download.
 
     Attributes:
-        done, total: bytes, those that were here before included.
-        bytes_per_sec: since this download began.
+        repo: the repository.
+        done: bytes on this machine, including those of earlier attempts.
+        total: bytes of all files.
+        bytes_per_sec: average speed of this download.
     """
 
     repo: str
@@ -77,12 +79,12 @@ class Progress:
         return f"{sized(self.done)} of {sized(self.total)}, {sized(self.bytes_per_sec)}/s"
 
 
-Listener = Callable[[Progress], None]
+Listener = Callable[[DownloadProgress], None]
 _listener: ContextVar[Listener | None] = ContextVar("download_listener", default=None)
 
 
 @contextmanager
-def heard_by(listener: Listener) -> Iterator[None]:
+def download_listener(listener: Listener) -> Iterator[None]:
     """Report the progress of downloads in this context to `listener`."""
     token = _listener.set(listener)
     try:
@@ -91,22 +93,21 @@ def heard_by(listener: Listener) -> Iterator[None]:
         _listener.reset(token)
 
 
-def hear_with(listener: Listener) -> None:
-    """As `heard_by`, until this context ends."""
+def set_download_listener(listener: Listener) -> None:
+    """Report the progress of downloads to `listener` until this context ends."""
     _listener.set(listener)
 
 
 def fetch(repo: str, *wanted: Wanted, newest: bool = False) -> Path:
-    """Return the directory that holds the wanted files of a repository, after fetching those that are missing.
+    """Return the directory that holds the wanted files of a repository, after downloading missing ones.
 
     Args:
         repo: `USER/NAME`, or `NAME` for the few repositories without a user.
-        wanted: of several, the first that the repository has is fetched.
-        newest: ask the Hub whether there is a newer revision first. If it can't say, or that one can't be fetched, the
-            cached one is used, with a warning.
+        wanted: alternatives, of which the first that the repository has is downloaded.
+        newest: ask the Hub for a newer revision first. If that fails, the cached one is used, with a warning.
 
     Raises:
-        ModelError: the files can't be fetched; says why and what to do.
+        ModelError: the files can't be downloaded; says why and what to do.
     """
     from huggingface_hub import constants
 
@@ -137,10 +138,10 @@ def cached(repo: str, *wanted: Wanted) -> Path | None:
 
 
 def check(repo: str) -> None:
-    """Ask the Hub for a repository, once.
+    """Check that the Hub has a repository, with a single request.
 
     Raises:
-        ModelError: it can't be asked, or it has none that may be read.
+        ModelError: the Hub can't be reached, or has no such repository that may be read.
     """
     _limit_waiting()
     _list(repo, Attempts(repo, few=True))
@@ -150,7 +151,7 @@ def whoami() -> str:
     """Return the user that the token belongs to.
 
     Raises:
-        ModelError: the Hub refuses it (the cause has a response then), or can't be asked.
+        ModelError: the Hub refuses it (the cause then has a response), or can't be reached.
     """
     from huggingface_hub import HfApi, constants
 
@@ -193,7 +194,7 @@ def _offline(repo: str, wanted: Wanted) -> ModelError:
 
 
 def _limit_waiting() -> None:
-    """Give huggingface_hub's HTTP client a timeout; by default it waits for an answer for ever."""
+    """Give huggingface_hub's HTTP client a timeout; by default it waits forever."""
     from huggingface_hub import constants, set_client_factory
     from huggingface_hub.utils import _http
 
@@ -212,8 +213,10 @@ class _File:
     """A file on the Hub.
 
     Attributes:
+        name: its path in the repository.
+        size: bytes.
         etag: its name among the cache's blobs.
-        sha256: of its content, where the Hub knows it: that of large files.
+        sha256: hash of its content, which the Hub has for large files, or None.
     """
 
     name: str
@@ -253,7 +256,7 @@ def _list(repo: str, attempts: Attempts) -> _Listing:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Return whether a name matches a pattern, whose `*` stands for no `/`, as in `Path.glob`."""
+    """Return whether a name matches a pattern whose `*` doesn't match `/`, as in `Path.glob`."""
     return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)
 
 
@@ -266,7 +269,7 @@ def _first(names: Sequence[str], files: Mapping[str, _File]) -> str | None:
 
 
 def _choose(listing: _Listing, wanted: Sequence[Wanted]) -> list[_File]:
-    """Return the files to fetch, in the order in which they are fetched."""
+    """Return the files to download, in order."""
     for one in wanted:
         required = [_first(_names(entry), listing.files) for entry in one.required]
         if None not in required:
@@ -332,7 +335,7 @@ def _check_room(repo: str, blobs: Path, files: Sequence[_File]) -> None:
 
 
 class _Counted:
-    """Counts the bytes of a download, and reports them: to the listener as they come, to the log once a minute."""
+    """Counts the bytes of a download, and reports them to the listener as they arrive and to the log once a minute."""
 
     def __init__(self, repo: str, total: int) -> None:
         self._repo, self._total, self._listener = repo, total, _listener.get()
@@ -342,11 +345,13 @@ class _Counted:
             logger.info("fetching %s from the Hugging Face Hub, %s", repo, sized(total))
 
     def add(self, count: int, was_here: bool) -> None:
-        """Count bytes; a negative count takes some back."""
+        """Count bytes; a negative count subtracts discarded ones."""
         self._done += count
         self._fetched += 0 if was_here else count
         now = time.monotonic()
-        progress = Progress(self._repo, self._done, self._total, max(0, self._fetched) / max(now - self._start, 1e-3))
+        progress = DownloadProgress(
+            self._repo, self._done, self._total, max(0, self._fetched) / max(now - self._start, 1e-3)
+        )
         if self._listener is not None and (now - self._reported >= REPORT_EVERY_SECONDS or self._done == self._total):
             self._reported = now
             self._listener(progress)

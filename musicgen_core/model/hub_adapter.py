@@ -23,18 +23,18 @@ def may_be_on_hub(location: str) -> bool:
 
 
 def is_on_hub(location: storage.Location) -> bool:
-    """Return whether an adapter is to be fetched: `location` may be on the Hub, and no such path exists."""
+    """Return whether an adapter has to be downloaded: `location` may be on the Hub, and no such path exists."""
     return may_be_on_hub(str(location)) and not storage.as_path(location).exists()
 
 
 def fetch_adapter(location: str) -> Path:
-    """Return the directory or the file of an adapter, the newest on the Hub.
+    """Return the directory or file of an adapter, after downloading its newest revision from the Hub.
 
     Args:
         location: `USER/NAME`, `USER/NAME/DIRECTORY` with a PEFT adapter, or `USER/NAME/PATH_lora.pt`.
 
     Raises:
-        ModelError: it can't be fetched, or there is none in the repository.
+        ModelError: it can't be downloaded, or the repository has none.
     """
     match = _LOCATION.fullmatch(location)
     assert match is not None, "asked before"
@@ -58,6 +58,6 @@ def hub_name(path: UPath) -> str | None:
     return match and "{user}/{name}@{commit}/{file}".format(**match.groupdict())
 
 
-def shown(path: UPath) -> str:
-    """Return a path, or for a file of the cache its name on the Hub."""
+def displayed_path(path: UPath) -> str:
+    """Return a path as shown to users: for a file in the Hub's cache, its name on the Hub."""
     return hub_name(path) or str(path)

@@ -18,21 +18,21 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MOST_ATTEMPTS = 6
-"""In a row without a byte that came."""
+"""Consecutive attempts without a received byte."""
 FIRST_ATTEMPTS = 3
-"""Where the Hub has not answered yet: it may never, and a person waits."""
+"""Attempts while the Hub has not answered at all: it may never, and the user waits."""
 LONGEST_WAIT_SECONDS = 300.0
-"""The Hub's limits on requests are reset after five minutes."""
+"""The longest wait that is accepted: the Hub's rate limits are reset after five minutes."""
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
 _pause = time.sleep
 
 
 class Attempts:
-    """Repeats what fails transiently, with growing waits in between or those that the Hub asks for.
+    """Retries transient errors, with growing delays or those that the Hub requests.
 
     Args:
-        repo: for messages.
-        few: only one attempt, because there is an alternative.
+        repo: the repository, for messages.
+        few: make only one attempt, because there is an alternative.
     """
 
     def __init__(self, repo: str, few: bool = False) -> None:
@@ -44,10 +44,10 @@ class Attempts:
         self._failed, self._has_answered = 0, True
 
     def of(self, function: Callable[[], T]) -> T:
-        """Return what `function` returns, after as many attempts as it takes.
+        """Return the result of `function`, retrying transient errors.
 
         Raises:
-            ModelError: an error that another attempt would not change, or one attempt too many.
+            ModelError: a permanent error, or too many attempts.
             OSError: an error of this machine, such as a full disk.
         """
         while True:
@@ -60,7 +60,7 @@ class Attempts:
                 return result
 
     def failed(self, error: Exception) -> None:
-        """Wait before the next attempt, or raise what there is to say.
+        """Wait before the next attempt, or raise the error.
 
         Raises:
             ModelError: see `of`.
@@ -89,7 +89,7 @@ class Attempts:
 
 
 def _asked_wait(headers: object) -> float | None:
-    """Return the seconds that an answer asks to wait, if it does."""
+    """Return the delay in seconds that a response requests, or None."""
     from huggingface_hub.utils._http import _parse_retry_after, parse_ratelimit_headers
 
     asked = _parse_retry_after(headers)  # type: ignore[arg-type]
@@ -100,7 +100,7 @@ def _asked_wait(headers: object) -> float | None:
 
 
 def _reason(error: Exception) -> str:
-    """A few words without addresses: signed ones are secrets."""
+    """Return a short reason without URLs, because signed ones are secrets."""
     import httpx2
     from huggingface_hub import constants
 
@@ -118,7 +118,7 @@ def _reason(error: Exception) -> str:
 
 
 def give_up(repo: str, error: Exception, cache: Path | None = None, attempts: int = 1) -> ModelError:
-    """Return the error that a person can act on."""
+    """Return an error that the user can act on."""
     from huggingface_hub import errors, get_token
 
     has_token = get_token() is not None

@@ -17,11 +17,11 @@ _INCOMPLETE = ".incomplete"
 _SHA256_DIGITS = 64
 
 Count = Callable[[int, bool], None]
-"""Called with a number of bytes, and whether they were here before."""
+"""Called with a number of bytes, and whether they were on this machine before."""
 
 
 def bytes_here(blob: Path) -> int:
-    """Return how many bytes of an unfinished transfer are here."""
+    """Return how many bytes of an unfinished transfer are on this machine."""
     try:
         return _part_of(blob).stat().st_size
     except OSError:
@@ -33,12 +33,20 @@ def _part_of(blob: Path) -> Path:
 
 
 def transfer(repo: str, url: str, blob: Path, size: int, sha256: str | None, count: Count) -> None:
-    """Fetch a file, which appears at `blob` when it is complete and has the right hash.
+    """Download a file, which appears at `blob` once it is complete and has the right hash.
 
-    Other processes that fetch the same file wait for this one.
+    Other processes that download the same file wait for this one.
+
+    Args:
+        repo: the repository, for messages.
+        url: the file's URL.
+        blob: the path in the cache.
+        size: bytes of the whole file.
+        sha256: hash of its content, or None if unknown.
+        count: called for received bytes.
 
     Raises:
-        ModelError: it can't be fetched.
+        ModelError: it can't be downloaded.
         OSError: it can't be written.
     """
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
@@ -49,14 +57,14 @@ def transfer(repo: str, url: str, blob: Path, size: int, sha256: str | None, cou
         if blob.is_file():
             count(size, True)
             return
-        for abandoned in blob.parent.glob(f"{blob.name}.*{_INCOMPLETE}"):  # huggingface_hub's, which it can't resume
+        for abandoned in blob.parent.glob(f"{blob.name}.*{_INCOMPLETE}"):  # of huggingface_hub, which can't resume them
             abandoned.unlink(missing_ok=True)
         part = _part_of(blob)
         was_resumed = _receive(repo, url, part, size, count)
         if not _is_right(part, sha256):
             part.unlink()
             count(-size, False)
-            if was_resumed:  # perhaps from something else
+            if was_resumed:  # possibly from another version of the file
                 _receive(repo, url, part, size, count)
             if not was_resumed or not _is_right(part, sha256):
                 part.unlink(missing_ok=True)
@@ -72,7 +80,7 @@ def transfer(repo: str, url: str, blob: Path, size: int, sha256: str | None, cou
 
 
 def _receive(repo: str, url: str, part: Path, size: int, count: Count) -> bool:
-    """Append what is missing to `part` → whether some of it was here before."""
+    """Append the missing bytes to `part`, and return whether it had some before."""
     attempts = Attempts(repo)
     with open(part, "ab") as file:
         if file.tell() > size:
@@ -90,7 +98,7 @@ def _receive(repo: str, url: str, part: Path, size: int, count: Count) -> bool:
 
 
 def _append(url: str, target: int, size: int, count: Count, on_bytes: Callable[[], None]) -> None:
-    """One request, for what is behind the end of the file `target`."""
+    """Request the bytes after the end of the file `target`, once, and append them."""
     import httpx2
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
@@ -101,7 +109,7 @@ def _append(url: str, target: int, size: int, count: Count, on_bytes: Callable[[
         headers["Range"] = f"bytes={have}-"
     with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
         hf_raise_for_status(response)
-        if have and response.status_code != 206:  # the whole file, in spite of the range
+        if have and response.status_code != 206:  # the server ignored the range and sends the whole file
             os.ftruncate(target, 0)
             count(-have, False)
             have = 0
@@ -124,10 +132,10 @@ def _is_right(part: Path, sha256: str | None) -> bool:
 
 
 def delete_abandoned(blobs: Path) -> None:
-    """Delete what killed downloads left of other versions of a repository's files."""
+    """Delete partial files that killed downloads left of other versions of a repository's files."""
     for part in blobs.glob(f"*{_INCOMPLETE}"):
         try:
             if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
                 part.unlink()
-        except OSError:  # another process is quicker
+        except OSError:  # another process was faster
             continue

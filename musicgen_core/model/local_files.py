@@ -1,4 +1,4 @@
-"""A model's files on this machine, found and hashed without loading PyTorch."""
+"""Find and hash a model's files on this machine, without loading PyTorch."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ DEBUG, DEMO = "debug", "demo"
 DEMO_DIRECTORY = Path(__file__).parent / DEMO
 DEBUG_VERSION = 1  # part of the directory's name: raise it when `debug_model` writes other files
 MOST_BYTES_OF_POINTER = 100_000
-"""Of a codec's file that names a repository of the Hub; the codebooks alone take more"""
+"""A codec's file of at most this size points to a repository on the Hub; codebooks alone are larger."""
 _LARGE_BYTES = 1 << 30
-"""Of a file whose checksum takes seconds"""
+"""A file of at least this size takes seconds to hash."""
 
 
 def debug_directory(cache: Path | None = None) -> Path:
-    """Return where the debug model is, or will be, under `cache`, by default the user's cache directory."""
+    """Return the directory of the debug model under `cache`, by default the user's cache directory."""
     return (cache or user_cache_path("musicgen-flows")) / f"debug-v{DEBUG_VERSION}"
 
 
 def codec_here(model: str) -> str | None:
-    """Return the `codec_identity` of a model by its name; None where more than reading a file here would tell it."""
+    """Return the `codec_identity` of a model if that only takes reading a local file, else None."""
     built_in = {DEMO: DEMO_DIRECTORY, DEBUG: debug_directory()}
     directory = built_in.get(model) or Path(model).expanduser()
     if not directory.is_dir() and model.count("/") == 1:
@@ -39,7 +39,7 @@ def codec_here(model: str) -> str | None:
 
 
 def codec_checksum(path: Path) -> str:
-    """Return the identity of a codec that is one file."""
+    """Return the identity of a codec in a single file."""
     stat = path.stat()
     return f"sha256:{file_sha256(path, stat.st_size, stat.st_mtime_ns)[:16]}"
 

@@ -21,20 +21,20 @@ from musicgen_core.model.weights import BaseModel, from_audiocraft, load_lm, rea
 from musicgen_core.run_layout import BEST_ADAPTER, RunLayout
 
 PUBLISHED = "facebook/musicgen-"
-"""How the ids of the published models begin"""
+"""The prefix of the published models' ids."""
 
 
 @dataclass(frozen=True)
-class LoraSettings:
+class AdapterConfig:
     """The shape of an adapter.
 
     Attributes:
-        r: its rank.
+        r: rank.
         alpha: the update is multiplied by alpha / r.
-        dropout: probability, before the down-projection.
-        targets: names of linear layers of the blocks, or ends of their paths, such as `encoder_attn.q_proj`.
+        dropout: probability of dropout before the down-projection.
+        targets: names of linear layers of the blocks, or suffixes of their paths, such as `encoder_attn.q_proj`.
         rslora: multiply by alpha / √r instead (Kalajdzievski 2023).
-        dora: learn magnitude and direction of the weights apart (Liu et al. 2024).
+        dora: learn magnitude and direction of the weights separately (Liu et al. 2024).
     """
 
     r: int
@@ -45,7 +45,7 @@ class LoraSettings:
     dora: bool = False
 
     def plain(self) -> dict[str, Any]:
-        """peft's `LoraConfig` names with plain JSON values."""
+        """Return the values under the names of peft's `LoraConfig`, as plain JSON."""
         return {
             "peft_type": "LORA",
             "r": self.r,
@@ -58,19 +58,19 @@ class LoraSettings:
         }
 
     @classmethod
-    def from_plain(cls, config: Mapping[str, Any]) -> LoraSettings:
-        """Adapters of before there was rsLoRA and DoRA don't name them."""
+    def from_plain(cls, config: Mapping[str, Any]) -> AdapterConfig:
+        """Return the config that `plain` was called on; early adapters have no values for rsLoRA and DoRA."""
         return cls(
-            int(config["r"]),
-            float(config["lora_alpha"]),
-            float(config["lora_dropout"]),
-            tuple(config["target_modules"]),
-            bool(config.get("use_rslora", False)),
-            bool(config.get("use_dora", False)),
+            r=int(config["r"]),
+            alpha=float(config["lora_alpha"]),
+            dropout=float(config["lora_dropout"]),
+            targets=tuple(config["target_modules"]),
+            rslora=bool(config.get("use_rslora", False)),
+            dora=bool(config.get("use_dora", False)),
         )
 
     def fixed(self) -> dict[str, Any]:
-        """What makes of the same tensors another model, by the names of the training's settings."""
+        """Return the settings under which equal tensors give a different model, by their names in `TrainSettings`."""
         return {
             "lora_r": self.r,
             "lora_alpha": self.alpha,
@@ -84,7 +84,15 @@ class LoraSettings:
 class Adapter:
     """The content of a `*_lora.pt`.
 
-    One that peft made elsewhere has step 0, a loss that is no number, and at `base_model` a name or nothing.
+    An adapter of another program has step 0, a loss of NaN, and as `base_model` a name or nothing.
+
+    Attributes:
+        lora: tensors by peft's names.
+        config: `AdapterConfig.plain`.
+        epoch: epoch of its last step, from 1.
+        global_step: optimizer steps that it was trained for.
+        loss: training loss of the last step, in nats.
+        base_model: identity of the base model, see `BaseModel.identity`.
     """
 
     lora: dict[str, Tensor]
@@ -95,9 +103,13 @@ class Adapter:
     base_model: str
 
     def check_base(self, model: BaseModel, where: str) -> None:
-        """Raises AdapterError if the adapter was trained on other weights than `model`'s, as far as it says so."""
+        """Check that the adapter was trained on the weights of `model`, as far as it records that.
+
+        Raises:
+            AdapterError: it was trained on others.
+        """
         name, hashed, content = self.base_model.rpartition("@sha256:")
-        if not hashed:  # of another program: names are all there is, and only those of the published models are known
+        if not hashed:  # from another program: it has only a name, which is conclusive only for published models
             published = {name for name in (self.base_model, model.name) if name.startswith(PUBLISHED)}
             differs, name = len(published) == 2, self.base_model
         else:
@@ -115,9 +127,13 @@ class Adapter:
                 else message("Give --model {name}", name=name),
             )
 
-    def check_scale(self, settings: LoraSettings, where: str) -> None:
-        """Raises AdapterError if the adapter, trained on with `settings`, would act differently or not fit."""
-        own, given = LoraSettings.from_plain(self.config).fixed(), settings.fixed()
+    def check_scale(self, settings: AdapterConfig, where: str) -> None:
+        """Check that training can continue with `settings` from the adapter.
+
+        Raises:
+            AdapterError: its tensors would not fit, or would give a different model.
+        """
+        own, given = AdapterConfig.from_plain(self.config).fixed(), settings.fixed()
         if own != given:
             names = [name for name in own if name in ("lora_r", "lora_alpha") or own[name] != given[name]]
             has = " and ".join(f"{name} {_value(own[name])}" for name in names)
@@ -148,11 +164,11 @@ def _option(name: str, value: Any) -> str:
     return " ".join(f"{_flag(name)} {_value(one)}" for one in (value if isinstance(value, list) else [value]))
 
 
-def add_lora(lm: MusicgenLM, settings: LoraSettings, seed: int = 0) -> Any:
-    """Freeze `lm` and put an untrained adapter on it (it changes nothing yet) → peft's model.
+def add_lora(lm: MusicgenLM, settings: AdapterConfig, seed: int = 0) -> Any:
+    """Freeze `lm`, add an untrained adapter, which has no effect yet, and return peft's model.
 
     Raises:
-        ConfigError: targets that are no linear layer of the blocks.
+        ConfigError: a target is not a linear layer of the blocks.
     """
     from peft import get_peft_model
 
@@ -162,7 +178,7 @@ def add_lora(lm: MusicgenLM, settings: LoraSettings, seed: int = 0) -> Any:
         peft_model = get_peft_model(lm, _peft_config(settings.plain()))
     for layer in _adapted(peft_model).values():
         for magnitude in layer.lora_magnitude_vector.values():
-            # peft takes it in the base's precision: rounded to 16 bits it would change the model by up to 0.4 %.
+            # peft computes it in the base's precision: rounded to 16 bits it would change the model by up to 0.4 %.
             magnitude.weight.data = layer.get_base_layer().weight.data.to(magnitude.weight.dtype).norm(dim=1)
     return peft_model
 
@@ -174,7 +190,7 @@ def _peft_config(plain: Mapping[str, Any]) -> Any:
 
 
 def _adapted(peft_model: Any) -> dict[str, Any]:
-    """peft's layers by the names of those they stand for."""
+    """Return peft's layers by the names of the layers that they replace."""
     from peft.tuners.lora import LoraLayer
 
     modules = peft_model.base_model.model.named_modules()
@@ -182,10 +198,10 @@ def _adapted(peft_model: Any) -> dict[str, Any]:
 
 
 def _check_targets(lm: MusicgenLM, targets: Sequence[str]) -> None:
-    """peft itself complains only if no target matches; then the adapter would be smaller than meant."""
+    """Check that every target matches: peft itself raises only if none does, and else adapts fewer layers."""
     layer = lm.model.decoder.layers[0]
-    there = [name for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)]
-    blocks = [f"model.decoder.layers.{i}.{name}" for i in range(lm.config.layers) for name in there]
+    linears = [name for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)]
+    blocks = [f"model.decoder.layers.{i}.{name}" for i in range(lm.config.layers) for name in linears]
     missing = [one for one in targets if not any(f".{name}".endswith(f".{one}") for name in blocks)]
     if missing or not targets:
         raise ConfigError(
@@ -194,12 +210,12 @@ def _check_targets(lm: MusicgenLM, targets: Sequence[str]) -> None:
             )
             if missing
             else message("lora_targets is empty"),
-            message("Give names or ends of names of {names}, each in an option of its own", names=", ".join(there)),
+            message("Give names or ends of names of {names}, each in an option of its own", names=", ".join(linears)),
         )
 
 
 def adapter_state(peft_model: Any) -> dict[str, Tensor]:
-    """The adapter's tensors on the CPU, named as peft names them."""
+    """Return the adapter's tensors on the CPU, by peft's names."""
     from peft import get_peft_model_state_dict
 
     return {name: tensor.detach().cpu().clone() for name, tensor in get_peft_model_state_dict(peft_model).items()}
@@ -209,7 +225,7 @@ def set_adapter_state(peft_model: Any, state: Mapping[str, Tensor], where: str) 
     """Load an adapter's tensors.
 
     Raises:
-        AdapterError: names or shapes that don't fit the model: peft would only warn and leave the adapter untrained.
+        AdapterError: names or shapes don't fit the model; peft would only warn and leave the adapter untrained.
     """
     from peft import set_peft_model_state_dict
 
@@ -239,10 +255,14 @@ def _check_shapes(peft_model: Any, state: Mapping[str, Tensor], where: str) -> N
 
 
 def _check_layers(lm: MusicgenLM, adapter: Adapter) -> None:
-    """Raises AdapterError if it adapts what `lm` doesn't have: its targets would be blamed otherwise."""
-    there = {name for name, module in lm.named_modules() if isinstance(module, torch.nn.Linear)}
+    """Check that `lm` has the adapted layers; otherwise an error would name the targets.
+
+    Raises:
+        AdapterError: it doesn't have them.
+    """
+    linears = {name for name, module in lm.named_modules() if isinstance(module, torch.nn.Linear)}
     adapted = {name.removeprefix("base_model.model.").rpartition(".lora_")[0] for name in adapter.lora}
-    if missing := sorted(adapted - there):
+    if missing := sorted(adapted - linears):
         raise AdapterError(
             message("the adapter given doesn't fit the model, which has no {missing}", missing=missing[0]),
             message("Use the model that it was trained on"),
@@ -259,13 +279,14 @@ def save_adapter(adapter: Adapter, target: UPath) -> None:
 
 
 def find_adapter(location: storage.Location) -> UPath:
-    """A `*_lora.pt`, a run directory's best, or the weights in a PEFT directory.
+    """Return the path of an adapter's weights.
 
     Args:
-        location: of one of them, or `USER/NAME` on the Hugging Face Hub where no such path exists.
+        location: a `*_lora.pt`, a run directory (its best adapter), a PEFT directory, or, if there is no such path,
+            `USER/NAME` on the Hugging Face Hub.
 
     Raises:
-        AdapterError: nothing of them is there.
+        AdapterError: there is no adapter.
     """
     path = storage.as_path(location)
     if hub_adapter.is_on_hub(location):
@@ -291,10 +312,10 @@ def find_adapter(location: storage.Location) -> UPath:
 
 
 def load_adapter(path: UPath) -> Adapter:
-    """Read what `find_adapter` found.
+    """Load the adapter whose path `find_adapter` returned.
 
     Raises:
-        AdapterError: the file is something else, damaged, or holds NaN or infinite numbers.
+        AdapterError: the file is not an adapter, is damaged, or holds NaN or infinite numbers.
     """
     values: Mapping[str, Any]
     if path.name in peft_directory.FILES:
@@ -328,11 +349,11 @@ def load_adapter(path: UPath) -> Adapter:
 def load_merged(
     model: BaseModel, adapter: Adapter | None, device: torch.device | str, dtype: torch.dtype
 ) -> MusicgenLM:
-    """A language model with an adapter, if there is one, merged into it."""
+    """Load a language model and merge an adapter into it, if one is given."""
     lm = load_lm(model, device, dtype)
     if adapter is not None:
         _check_layers(lm, adapter)
-        peft_model = add_lora(lm, LoraSettings.from_plain(adapter.config))
+        peft_model = add_lora(lm, AdapterConfig.from_plain(adapter.config))
         set_adapter_state(peft_model, adapter.lora, "given")
         lm = peft_model.merge_and_unload()
         check_merged(lm.state_dict(), str(dtype))
@@ -340,21 +361,21 @@ def load_merged(
 
 
 def merged_checkpoint(model: BaseModel, adapter: Adapter) -> dict[str, Any]:
-    """Base + adapter as a checkpoint that stock audiocraft loads.
+    """Return base and adapter, merged, as a checkpoint that stock audiocraft loads.
 
-    The adapter is merged in fp32 into the original weights, not into what they were rounded to for training, and
-    the sum is kept in the original precision. One layer at a time: in memory is what the adapter changes, in that
-    precision; the rest is a view of the base model's file. Draws no random numbers, so a training may go on beside.
+    The adapter is merged in fp32 into the original weights, rather than the ones rounded for training, and the sum has
+    the original precision. Layers are merged one at a time: memory holds the adapted weights in that precision, and the
+    rest is a view of the base model's file. No random numbers are drawn, so that training may continue meanwhile.
 
     Raises:
-        AdapterError: it doesn't fit the model.
+        AdapterError: the adapter doesn't fit the model.
     """
     from peft import get_peft_model, set_peft_model_state_dict
 
     checkpoint = read_checkpoint(model.lm_path)
     state = from_audiocraft(checkpoint["best_state"])
     lm = load_lm(model, "meta")
-    # Each weight has its place, and they take no room; peft gives the adapter the device and precision of these.
+    # Expanded zeros take no memory, and give peft the device and precision of the adapter.
     lm.load_state_dict({name: torch.zeros(()).expand(tensor.shape) for name, tensor in state.items()}, assign=True)
     _check_layers(lm, adapter)
     peft_model = get_peft_model(lm, _peft_config(adapter.config), low_cpu_mem_usage=True)

@@ -1,7 +1,7 @@
 """Adapters in peft's own format, with the module names of Hugging Face's `MusicgenForConditionalGeneration`.
 
-A directory of `adapter_config.json` and `adapter_model.safetensors` (`adapter_model.bin` is read too, never its code).
-There the language model, whose names are the same otherwise, is called `decoder`.
+A directory with `adapter_config.json` and `adapter_model.safetensors` (or `adapter_model.bin`, read without running its
+code). Names of modules are the same as here, except that the language model is called `decoder`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _TENSOR = re.compile(
     rf"base_model\.model\.(?P<layer>(?:decoder\.)?model\.decoder\.layers\.\d+\.(?:{'|'.join(map(re.escape, LINEARS))}))"
     r"\.(?P<kind>lora_[AB]\.weight|lora_magnitude_vector)(?:\.weight)?"
 )
-_WITHOUT_EFFECT = {  # on what the finished adapter computes, or seen in the names of its tensors
+_WITHOUT_EFFECT = {  # on the result of a trained adapter, or implied by the names of its tensors
     *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
     *("inference_mode", "fan_in_fan_out", "bias", "megatron_core", "megatron_config", "runtime_config"),
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "velora_config", "ensure_weight_tying"),
@@ -49,20 +49,20 @@ _UNDERSTOOD = {
     *("rank_pattern", "alpha_pattern"),
 }
 _KEPT = ("base_model", "epoch", "global_step", "loss")
-"""Of a `*_lora.pt`, in the metadata of the safetensors file: peft has no place for it."""
+"""Values of a `*_lora.pt` that peft's format lacks, stored in the metadata of the safetensors file."""
 _DIGEST = "sha256_of_tensors_and_metadata"
-"""A key of the metadata. Without a checksum flipped bits would give other weights and no error."""
+"""A key of the metadata: a checksum, without which flipped bits would change weights silently."""
 _SCALING = ("r", "lora_alpha", "use_rslora", "use_dora")
-"""Settings of adapter_config.json that the metadata repeats, so that a change is noticed."""
+"""Settings of adapter_config.json that the metadata repeats, to detect changes."""
 _PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
-"""Ways to begin that leave the base's weights as they are."""
+"""Initializations that don't change the base's weights."""
 
 
 def find_weights(directory: UPath) -> UPath | None:
-    """The file of weights of a PEFT directory; None where there is nothing of one.
+    """Return the weights' file of a PEFT directory, or None if the directory isn't one.
 
     Raises:
-        AdapterError: a part is missing.
+        AdapterError: one of its files is missing.
     """
     config, weights, pickled = (directory / name for name in FILES)
     found = next((path for path in (weights, pickled) if path.exists()), None)
@@ -90,12 +90,12 @@ def find_weights(directory: UPath) -> UPath | None:
 
 
 def read(weights: UPath) -> dict[str, Any]:
-    """The adapter of a PEFT directory, as the content of a `*_lora.pt`.
+    """Return the adapter of a PEFT directory as the content of a `*_lora.pt`.
 
-    What peft doesn't keep (epoch, step, loss, a hash of the base model) is there if `write` wrote it.
+    Values that peft's format lacks (epoch, step, loss, hash of the base model) are there if `write` wrote them.
 
     Raises:
-        AdapterError: no LoRA, damaged, or one that adapts what isn't adapted here.
+        AdapterError: it isn't LoRA, is damaged, or adapts layers that can't be adapted here.
     """
     directory = weights.parent
     config = _read_config(directory / CONFIG_FILE)
@@ -206,7 +206,7 @@ def _check_config(config: Mapping[str, Any], directory: UPath) -> None:
 
 
 def _read_tensors(weights: UPath) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """→ tensors and metadata."""
+    """Return tensors and metadata."""
     from safetensors import safe_open
 
     with storage.staged(weights) as local:
@@ -237,7 +237,7 @@ def _read_tensors(weights: UPath) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _digest(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Return a hash of all that a file of weights holds, beside this hash."""
+    """Return a hash of the content of a weights' file, without the hash itself."""
     digest = hashlib.sha256(json.dumps({**metadata, _DIGEST: ""}, sort_keys=True).encode())
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -246,11 +246,11 @@ def _digest(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 
 
 def _layers(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The adapter's tensors by the name of the layer that they adapt, as the file has it, and by kind."""
+    """Return the tensors by adapted layer, named as in the file, and by kind."""
     layers: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
         if (match := _TENSOR.fullmatch(name)) is not None:
-            layers.setdefault(match["layer"], {})[match["kind"]] = tensor.float()  # as merging wants to compute
+            layers.setdefault(match["layer"], {})[match["kind"]] = tensor.float()  # the precision of merging
     return layers
 
 
@@ -259,7 +259,10 @@ def _ours(layer: str) -> str:
 
 
 def _make_uniform(layers: dict[str, dict[str, Tensor]], config: Mapping[str, Any]) -> int:
-    """Give layers of several ranks and scales the largest rank and one scale, with the same product → that rank."""
+    """Pad layers of different ranks and scales to the largest rank and one scale, and return that rank.
+
+    The product of each layer's matrices, times the scale, stays the same.
+    """
     if not config.get("rank_pattern") and not config.get("alpha_pattern"):
         return int(config["r"])
     from peft.utils.other import get_pattern_key
@@ -297,10 +300,11 @@ def _adapts_others(directory: UPath, modules: list[str]) -> AdapterError:
 
 
 def _targets(config: Mapping[str, Any], layers: set[str]) -> list[str]:
-    """`target_modules` that choose the same layers here, as short as `config` allows to say.
+    """Return the shortest `target_modules` that select the same layers here.
 
     Args:
-        layers: names of the layers that are adapted, `model.decoder.layers.0.fc1`.
+        config: the content of adapter_config.json.
+        layers: names of the adapted layers, such as `model.decoder.layers.0.fc1`.
     """
     given = config["target_modules"]
     some_layers = config.get("layers_to_transform") is not None or config.get("exclude_modules")
@@ -309,7 +313,7 @@ def _targets(config: Mapping[str, Any], layers: set[str]) -> list[str]:
         return sorted(end for end in ends if any(f".{layer}".endswith(f".{end}") for layer in layers))
     if some_layers or re.search(r"\d", str(given)):
         return sorted(layers)
-    # A pattern without numbers chooses alike in every block.
+    # A pattern without numbers selects the same layers in every block.
     inner = {layer.split(".", 4)[4] for layer in layers}
     both = {name for name in ("q_proj", "k_proj", "v_proj", "out_proj") if set(_attentions(name)) <= inner}
     return sorted(both | {name for name in inner if name.rpartition(".")[2] not in both})
@@ -320,12 +324,12 @@ def _attentions(projection: str) -> tuple[str, str]:
 
 
 def write(adapter: Mapping[str, Any], base_model: str | None, folder: Path) -> None:
-    """Write an adapter so that peft puts it on Hugging Face's `MusicgenForConditionalGeneration`.
+    """Write an adapter in peft's format, for Hugging Face's `MusicgenForConditionalGeneration`.
 
     Args:
         adapter: the content of a `*_lora.pt`.
-        base_model: the base model's id on the Hub, if it has one.
-        folder: a local one that exists.
+        base_model: the base model's id on the Hub, or None.
+        folder: an existing local directory.
     """
     from peft import LoraConfig
     from safetensors.torch import save
@@ -337,7 +341,7 @@ def write(adapter: Mapping[str, Any], base_model: str | None, folder: Path) -> N
         **settings,
         base_model_name_or_path=base_model,
         inference_mode=True,
-        # What peft itself writes for a model that has no task type: AutoPeftModel then finds the class.
+        # As peft itself writes it for a model without task type, so that AutoPeftModel finds the class.
         auto_mapping={
             "base_model_class": "MusicgenForConditionalGeneration",
             "parent_library": "transformers.models.musicgen.modeling_musicgen",

@@ -1,4 +1,4 @@
-"""T5 text conditioning."""
+"""Text conditioning with a frozen T5 encoder."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from musicgen_core.model.decoder import TextCondition
 from musicgen_core.stages import announce
 from musicgen_core.texts import shorten
 
-_MAX_TOKENS = 512  # T5 was trained on that many, and the memory of its attention grows with their square
+_MAX_TOKENS = 512  # T5's own limit; the memory of its attention grows with the square
 
 
 def find_text_encoder(source: str | Path) -> Path:
-    """Return the directory of a T5, after fetching it if `source` is a Hugging Face id such as `t5-base`.
+    """Return the directory of a T5, after downloading it if `source` is a Hugging Face id such as `t5-base`.
 
     Raises:
-        ModelError: it is not here and can't be fetched.
+        ModelError: it is not on this machine and can't be downloaded.
     """
     directory = Path(source)
     if directory.is_dir():
@@ -41,7 +41,7 @@ class TextEncoder(nn.Module):
 
     Args:
         source: a directory that holds both, or a Hugging Face id such as `t5-base`.
-        device: where the encoder runs, in fp32: it is small, and half precision shifts its states.
+        device: the device of the encoder, which runs in fp32: it is small, and half precision changes its states.
     """
 
     def __init__(self, source: str | Path, device: torch.device | str = "cpu") -> None:
@@ -72,8 +72,8 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str | None]) -> TextCondition:
-        """Texts → states [B, L, text_dim] and mask [B, L]. None and "" are the null condition (mask all False)."""
-        entries = [shorten(text or "") for text in texts]  # shards of earlier versions may hold longer ones
+        """Return the texts' states [B, L, text_dim] and mask [B, L]; None and "" give the null condition."""
+        entries = [shorten(text or "") for text in texts]  # shards of earlier versions may have longer ones
         device = self.t5.device
         tokens = self.tokenizer(entries, return_tensors="pt", padding=True, truncation=True, max_length=_MAX_TOKENS)
         tokens = tokens.to(device)

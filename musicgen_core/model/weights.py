@@ -49,8 +49,8 @@ class BaseModel:
     """A model directory on this machine.
 
     Attributes:
-        name: what the user called it: a Hugging Face id, a directory, or one of `BUILT_IN`.
-        directory: where its files are.
+        name: the name that the user gave: a Hugging Face id, a directory, or one of `BUILT_IN`.
+        directory: the directory of its files.
     """
 
     name: str
@@ -66,7 +66,7 @@ class BaseModel:
 
     @property
     def text_encoder(self) -> str:
-        """The T5 to load: the directory's own, else the one that `state_dict.bin` names."""
+        """The T5 to load: the directory's own, or else the one that `state_dict.bin` names."""
         own = self.directory / TEXT_ENCODER
         return str(own) if own.is_dir() else self.config.t5
 
@@ -84,13 +84,14 @@ class BaseModel:
 
 
 def find_model(name: str, files: tuple[str, ...] = (LM_FILE, CODEC_FILE)) -> BaseModel:
-    """Resolve a name in `BUILT_IN`, a directory or a Hugging Face id to a model directory, fetched if need be.
+    """Return the model directory of a name in `BUILT_IN`, a directory or a Hugging Face id, downloading it if needed.
 
     Args:
-        files: that it must have; only these are fetched.
+        name: the name.
+        files: files that it must have; only these are downloaded.
 
     Raises:
-        ModelError: the name is refused, nothing is there, or files are missing.
+        ModelError: the name is refused, doesn't exist, or lacks files.
     """
     if name in BUILT_IN:
         return BaseModel(name, BUILT_IN[name]())
@@ -108,7 +109,7 @@ def find_model(name: str, files: tuple[str, ...] = (LM_FILE, CODEC_FILE)) -> Bas
         )
     model = BaseModel(name, directory)
     if model.lm_path.is_file():
-        _ = model.config  # refuses what is not supported before any work begins
+        _ = model.config  # raises for unsupported models before any work starts
     return model
 
 
@@ -135,14 +136,14 @@ def _demo_directory() -> Path:
 
 
 BUILT_IN: dict[str, Callable[[], Path]] = {DEBUG: _debug_directory, DEMO: _demo_directory}
-"""Models that need neither a directory nor the Hub, and what returns their directories: `debug` has random weights and
-is made on first use, `demo` is small, trained and part of the project."""
+"""Models that need neither a directory nor the Hub, with functions that return their directories: `debug` has random
+weights and is created on first use; `demo` is small, trained and part of the project."""
 
 
 def refuse_unsupported(name: str) -> None:
-    """Refuse a Hugging Face id of Meta's that no command can use, before gigabytes are fetched.
+    """Refuse ids of Meta's unsupported models before gigabytes are downloaded.
 
-    Everything else is judged by its configuration: a name says nothing.
+    All others are checked by their configuration, because a name is not conclusive.
     """
     match = _UNSUPPORTED.fullmatch(name)
     if match is not None and not Path(name).is_dir():
@@ -153,7 +154,7 @@ def refuse_unsupported(name: str) -> None:
 
 
 def find_codec(name: str) -> BaseModel:
-    """As `find_model`, for what needs the codec alone: the language model is not fetched."""
+    """Return a model directory as `find_model` does, without downloading the language model."""
     return find_model(name, (CODEC_FILE,))
 
 
@@ -166,10 +167,10 @@ def _download(name: str, files: tuple[str, ...]) -> Path:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Read what torch saved, its tensors memory-mapped, without running code from it.
+    """Read a file that torch saved, with memory-mapped tensors and without running code from it.
 
     Raises:
-        ModelError: it can't be read, or is no dictionary.
+        ModelError: it can't be read, or is not a dictionary.
     """
     try:
         checkpoint = tensor_files.load(path, mmap=True, verify="pickle")
@@ -184,10 +185,10 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read one of audiocraft's exported checkpoints, its tensors memory-mapped.
+    """Read a checkpoint that audiocraft exported, with memory-mapped tensors.
 
     Raises:
-        ModelError: the file is no such checkpoint.
+        ModelError: the file is not such a checkpoint.
     """
     checkpoint = read_file(path)
     if not {"xp.cfg", "best_state"} <= checkpoint.keys():
@@ -208,10 +209,15 @@ def _foreign(path: Path, reason: str) -> ModelError:
 def load_lm(
     model: BaseModel | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> MusicgenLM:
-    """Load a language model, in evaluation mode, without ever holding it twice.
+    """Load a language model in evaluation mode, without holding two copies in memory.
 
     Args:
-        model: a model directory, or the path of a single checkpoint such as `full_models/best_model.pt`.
+        model: a model directory, or the path of a checkpoint such as `full_models/best_model.pt`.
+        device: the device of the weights.
+        dtype: their precision.
+
+    Raises:
+        ModelError: the file is not a supported model, or its weights are damaged or not finite.
     """
     path = model.lm_path if isinstance(model, BaseModel) else model
     announce(message("reading the model {name}", name=model.name if isinstance(model, BaseModel) else path))
@@ -246,17 +252,17 @@ def load_lm(
 
 
 def from_audiocraft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """audiocraft's names → this project's and Hugging Face's. Packed q, k, v become three views.
+    """Convert weights from audiocraft's names to Hugging Face's, which this project uses; packed q, k, v become views.
 
     Raises:
-        ModelError: a name that a text-to-music MusicGen does not have.
+        ModelError: a name doesn't exist in a text-to-music MusicGen.
     """
     converted: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if not name.startswith("transformer.layers."):
             converted[_rename_outside_layers(name)] = tensor
             continue
-        _, _, index, inner = name.replace(".mha.", ".").split(".", 3)  # torch's own attention, the same arithmetic
+        _, _, index, inner = name.replace(".mha.", ".").split(".", 3)  # `.mha.`: torch's own attention
         prefix = f"model.decoder.layers.{index}."
         if inner in _PACKED:
             for projection, part in zip("qkv", tensor.chunk(3), strict=True):
@@ -288,7 +294,7 @@ def _unknown_name(name: str) -> ModelError:
 
 
 def to_audiocraft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `from_audiocraft`."""
+    """Convert weights from Hugging Face's names to audiocraft's, the inverse of `from_audiocraft`."""
     outside = {ours: theirs for theirs, ours in _OUTSIDE_LAYERS.items()}
     inside = {ours: theirs for theirs, ours in _INSIDE_LAYERS.items()}
     packed = {ours: theirs for theirs, ours in _PACKED.items()}

@@ -1,4 +1,4 @@
-"""The `xp.cfg` of small models in audiocraft's checkpoint format, as `debug` and `demo` are made."""
+"""The `xp.cfg` of small models in audiocraft's checkpoint format, for `debug` and `demo`."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def language_model(
     text_dropout: float = 0.3,
     guidance: float = 3.0,
 ) -> str:
-    """Return the settings of a language model whose text encoder is 512 wide, as t5-small is.
+    """Return the settings of a language model with a text encoder of t5-small's width, 512.
 
-    `guidance` is the coefficient of classifier-free guidance where a request gives none.
+    `guidance` is the coefficient of classifier-free guidance if a request gives none.
     """
     return _LANGUAGE_MODEL.format(
         dim=dim,
@@ -70,7 +70,7 @@ def language_model(
 
 
 def codec(dimension: int, filters: int, bins: int = 2048, lstm: int = 0, decoder_filters: int | None = None) -> str:
-    """Return the settings of an EnCodec of 32 kHz, 50 frames/s and 4 codebooks."""
+    """Return the settings of an EnCodec with 32 kHz, 50 frames/s and 4 codebooks."""
     decoder = "" if decoder_filters is None else f"n_filters: {decoder_filters}, "
     return _CODEC.format(dimension=dimension, filters=filters, bins=bins, lstm=lstm, decoder=decoder)
 

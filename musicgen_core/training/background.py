@@ -1,4 +1,4 @@
-"""Work beside a training that must not stop it: attempts that are repeated, failures that are told, a thread."""
+"""Work beside a training run that must not end it: retries, reported failures, and a background thread."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from musicgen_core.errors import raise_if_interrupted, reason_of
 logger = logging.getLogger(__name__)
 
 RETRY_DELAYS_S = (1.0, 4.0)
-"""Before another attempt at what the training waits for."""
+"""Delays before each retry of what the training run waits for."""
 BACKGROUND_DELAYS_S = (2.0, 15.0, 60.0)
-"""Before another attempt at what nothing waits for."""
+"""Delays before each retry of background work."""
 
 
 class Abandoned(Exception):
-    """The job was told to stop."""
+    """Raised by a job that was asked to stop."""
 
 
 class Failures:
-    """What could not be written, for the log, the metrics and the result of a training."""
+    """Collects failed writes, for the log, the metrics and the result of a training run."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -35,21 +35,21 @@ class Failures:
             self.texts.append(text)
 
     def resolve(self, text: str, how: str) -> None:
-        """Add to a text that was reported how it ended."""
+        """Append to a reported failure how it was resolved."""
         self.texts = [f"{one}: {how}" if one == text else one for one in self.texts]
 
 
-def attempt(
+def retry(
     action: Callable[[], None], delays_s: Sequence[float], pause: Callable[[float], object] = time.sleep
 ) -> Exception | None:
-    """Do `action`, after an error once more after each delay → the last error, None if it was done."""
+    """Run `action`, retrying after each delay, and return the last error, or None once it succeeds."""
     for delay in (*delays_s, None):
         try:
             action()
             return None
         except Abandoned:
             raise
-        except Exception as error:  # storages raise many kinds, and none may end a training
+        except Exception as error:  # storages raise many kinds, and none may end a training run
             raise_if_interrupted(error)
             if delay is None:
                 return error
@@ -59,10 +59,10 @@ def attempt(
 
 
 class Background:
-    """A thread that does one job after the other; at most one waits.
+    """A thread that runs jobs one after the other, with at most one queued.
 
-    A job that fails is repeated, then reported. `stopping` is set when the rest is to be abandoned: long jobs look
-    at it and raise Abandoned.
+    A job that fails is retried, then reported. `stopping` is set when all jobs are to be abandoned: long jobs check it
+    and raise Abandoned.
     """
 
     def __init__(self, name: str, failures: Failures) -> None:
@@ -72,17 +72,21 @@ class Background:
         self.thread = threading.Thread(target=self._work, name=name, daemon=True)
 
     def submit_unless_waiting(self, what: str, job: Callable[[], None]) -> None:
-        """Have a job done; `what` is said if it fails. Comes back at once: where a job waits, that one will do."""
+        """Queue a job unless one is queued already, and return at once; `what` is reported if the job fails."""
         if not self.stopping.is_set() and not self._jobs.full():
             self._start()
             self._jobs.put((what, job))
 
-    def attempt(self, action: Callable[[], None], is_once: bool = False) -> Exception | None:
-        """Do a part of a job, with the delays of one or once → the last error. Raises Abandoned: it was interrupted."""
-        return attempt(action, () if is_once else BACKGROUND_DELAYS_S, self._pause)
+    def retry(self, action: Callable[[], None], is_once: bool = False) -> Exception | None:
+        """Run a part of a job, with retries unless `is_once`, and return the last error, or None if it succeeds.
+
+        Raises:
+            Abandoned: the job was asked to stop.
+        """
+        return retry(action, () if is_once else BACKGROUND_DELAYS_S, self._pause)
 
     def drain(self, check: Callable[[], None] = lambda: None) -> None:
-        """Wait until every job is done or has failed. `check` is called meanwhile, and may raise."""
+        """Wait until every job has ended; `check` is called repeatedly and may raise to stop waiting."""
         while self._jobs.unfinished_tasks:
             check()
             with self._jobs.all_tasks_done:
@@ -90,7 +94,7 @@ class Background:
                     self._jobs.all_tasks_done.wait(0.2)
 
     def abandon(self) -> None:
-        """Give up all jobs; comes back at once. The thread ends when the job that it is in has noticed."""
+        """Abandon all jobs and return at once; the thread ends when the running job checks `stopping`."""
         if self.stopping.is_set():
             return
         self.stopping.set()
@@ -102,7 +106,7 @@ class Background:
             self._jobs.put(None)
 
     def close(self, patience_s: float) -> None:
-        """End the thread, when it has done what it was given; waits for that, but no longer than this."""
+        """End the thread after its queued jobs, and wait for that, at most `patience_s` seconds."""
         if self.thread.is_alive():
             if not self.stopping.is_set():
                 self._jobs.put(None)
@@ -120,12 +124,12 @@ class Background:
                 return
             what, job = entry
             try:
-                error = self.attempt(job)
+                error = self.retry(job)
                 if error is not None:
                     self._failures.report(f"{what} ({reason_of(error)})")
             except Abandoned:
                 logger.info("abandoned: the training was interrupted")
-            except BaseException as error:  # without its thread a training would wait for it forever
+            except BaseException as error:  # if the thread died, the run would wait for it forever
                 self._failures.report(f"{what} ({reason_of(error)})")
             finally:
                 self._jobs.task_done()

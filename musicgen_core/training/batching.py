@@ -1,4 +1,4 @@
-"""How many clips a step learns from, and which: micro-batch, accumulation, and the order of the data."""
+"""The clips of an optimizer step: micro-batch, gradient accumulation, and the order of the data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ from musicgen_core.training.model import Execution
 
 @dataclass(frozen=True)
 class BatchSize:
-    """Clips in a micro-batch, micro-batches of a GPU in an optimizer step, and GPUs."""
+    """The clips of an optimizer step.
+
+    Attributes:
+        micro: clips in a micro-batch.
+        accumulation: micro-batches of a GPU in an optimizer step.
+        gpus: GPUs that share a step.
+    """
 
     micro: int
     accumulation: int
@@ -33,15 +39,21 @@ class BatchSize:
 
 @dataclass(frozen=True)
 class Preset:
-    """What fits a GPU with musicgen-large and clips of 30 s."""
+    """The micro-batch that fits a GPU, with musicgen-large and clips of 30 s.
+
+    Attributes:
+        gib: GPU memory from which this applies, in GiB.
+        micro: clips in a micro-batch.
+        checkpointing: whether activations have to be recomputed.
+    """
 
     gib: float
     micro: int
     checkpointing: bool
 
 
-# Measured on an H200: 6.5 GiB for the model and 3.7 GiB a clip with fused kernels, 6.2 GiB without; a clip whose
-# activations are computed twice takes 0.5 GiB.
+# Measured on an H200: 6.5 GiB for the model, and 3.7 GiB per clip with fused kernels, 6.2 GiB without; 0.5 GiB per
+# clip with activation checkpointing.
 PRESETS = [
     Preset(120, 16, checkpointing=False),  # H200
     Preset(70, 4, checkpointing=False),  # A100 80 GB, H100
@@ -52,20 +64,22 @@ PRESETS = [
 
 
 def preset_of(device: torch.device) -> Preset:
-    """A CPU gets micro-batches of 2, and memory enough."""
+    """Return the preset of a device; a CPU has micro-batches of 2 and no checkpointing."""
     if device.type != "cuda":
         return Preset(0, 2, checkpointing=False)
     return next(preset for preset in PRESETS if memory_gib(device) >= preset.gib)
 
 
 def resolve_batch_size(settings: TrainSettings, device: torch.device, gpus: int | None = None) -> BatchSize:
-    """Fill in what the user left open, so that a step sees 16 clips.
+    """Return the batch size, with micro-batch and accumulation chosen for 16 clips per step where they aren't set.
 
     Args:
-        gpus: of all machines; by default those of this machine, as the settings have them.
+        settings: the run's settings.
+        device: whose memory bounds the micro-batch.
+        gpus: the GPUs of all machines; by default those of this machine, from the settings.
 
     Raises:
-        ConfigError: what was given doesn't divide 16.
+        ConfigError: the given values don't divide 16.
     """
     micro, accumulation, gpus = settings.batch_size, settings.gradient_accumulation_steps, gpus or settings.gpus
     if micro != "auto" and accumulation is not None:
@@ -103,10 +117,10 @@ def resolve_batch_size(settings: TrainSettings, device: torch.device, gpus: int 
 
 
 def resolve_execution(settings: TrainSettings, device: torch.device) -> Execution:
-    """How to compute on this device.
+    """Return precision, compilation and checkpointing for a device.
 
     Raises:
-        DeviceError: FP8 was asked for where there is none.
+        DeviceError: FP8 was requested, which the device doesn't support.
     """
     if settings.base_precision == "fp8":
         check_fp8(device)
@@ -124,14 +138,14 @@ def resolve_execution(settings: TrainSettings, device: torch.device) -> Executio
 
 @dataclass(frozen=True)
 class DataOrder:
-    """Which clips each step sees: every epoch a new order, each clip once; an epoch's last step may be smaller.
+    """The clips of each step: a new permutation each epoch, each clip once; an epoch's last step may be smaller.
 
     Attributes:
-        clips: training clips.
+        clips: number of training clips.
         per_step: clips in a step.
-        epochs: how often each clip is seen.
-        max_steps: an earlier end, if any.
-        seed: of the orders.
+        epochs: epochs to train.
+        max_steps: a limit of the steps, or None.
+        seed: seed of the permutations.
     """
 
     clips: int
@@ -149,21 +163,21 @@ class DataOrder:
         return min(self.steps_per_epoch * self.epochs, self.max_steps or self.steps_per_epoch * self.epochs)
 
     def epoch_of(self, step: int) -> int:
-        """The epoch, from 1, of a step, from 1."""
+        """Return the epoch, from 1, of a step, from 1."""
         return (step - 1) // self.steps_per_epoch + 1
 
     def ends_epoch(self, step: int) -> bool:
-        """Whether the epoch's bookkeeping is due after this step; also where max_steps cuts an epoch short."""
+        """Return whether an epoch ends with this step, also one that max_steps cuts short."""
         return step % self.steps_per_epoch == 0 or step == self.total_steps
 
     def epochs_done(self, step: int) -> int:
-        """How many epochs have ended with this step."""
+        """Return how many epochs have ended after this step."""
         if not step:
             return 0
         return self.epoch_of(step) - (not self.ends_epoch(step))
 
     def positions(self, step: int) -> list[int]:
-        """Positions among the training clips that a step, from 1, sees."""
+        """Return the indices, among the training clips, of the clips of a step, from 1."""
         order = _order(self.seed, self.epoch_of(step), self.clips)
         start = (step - 1) % self.steps_per_epoch * self.per_step
         return [int(position) for position in order[start : start + self.per_step]]

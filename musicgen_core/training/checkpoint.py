@@ -1,4 +1,4 @@
-"""What resuming needs: how far a training is, its adapter, its optimizer, and what must not change."""
+"""Checkpoints: adapter, optimizer state, progress, and the values that must not change when a run resumes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ from musicgen_core.model.lora import Adapter
 
 @dataclass
 class Progress:
-    """How far a training is. Saved with every checkpoint.
+    """The progress of a training run, saved with every checkpoint.
 
     Attributes:
         step: optimizer steps done.
         loss: training loss of the last step.
-        epoch_loss_sum, epoch_clips: of the clips seen in the current epoch.
-        best_loss, best_epoch, best_step: the lowest validation loss (without validation clips, training loss of an
-            epoch), and where it was found.
-        validations_without_gain: since then.
-        pending: the metrics of the last step until they are written and, where it ends its epoch, that is done.
-        skipped, skipped_in_a_row: steps whose loss or gradients weren't finite.
-        loss_scale: of fp16's gradients; None in other precisions.
+        epoch_loss_sum: sum of the losses of the clips seen in the current epoch.
+        epoch_clips: number of those clips.
+        best_loss: the lowest validation loss, or without validation clips the lowest training loss of an epoch.
+        best_epoch: the epoch of the best loss.
+        best_step: the step of the best loss.
+        validations_without_gain: validations since the best one.
+        pending: the metrics of the last step, until they are written and the end of its epoch, if any, is processed.
+        skipped: steps skipped because loss or gradients weren't finite.
+        skipped_in_a_row: those since the last step that wasn't skipped.
+        loss_scale: loss scale of fp16; None in other precisions.
     """
 
     step: int = 0
@@ -48,11 +51,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything resuming needs beside the frozen base model.
+    """The state of a training run, without the frozen base model.
 
     Attributes:
-        fixed: what must be the same when the training goes on; see resuming.py.
-        owed: full models of this moment that may not have been written yet.
+        adapter: the adapter as of the checkpoint's step.
+        optimizer: state of the optimizer, as `Trainer.optimizer_state` returns it.
+        progress: progress as of that step.
+        fixed: values that must be the same when the run resumes; see resuming.py.
+        owed: names of full models of this step that may not have been written yet.
     """
 
     adapter: Adapter
@@ -72,7 +78,11 @@ class Checkpoint:
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Checkpoint:
-        """Raises Exception: values are missing, of another kind, or not finite."""
+        """Return the checkpoint that `to_plain` was called on.
+
+        Raises:
+            Exception: values are missing, of another type, or not finite.
+        """
         check_adapter_values(values)
         check_tensors(_tensors_in(values["optimizer"], "optimizer"))
         adapter = Adapter(**{name: values[name] for name in Adapter.__dataclass_fields__})
@@ -91,7 +101,7 @@ def load_checkpoint(path: UPath) -> Checkpoint:
     """Read `latest.pt`, `checkpoint_step_*.pt`, or what `checkpoint_epoch_*.pt` holds under `resume`.
 
     Raises:
-        RunDirectoryError: damaged, or a file that can't be resumed from.
+        RunDirectoryError: the file is missing or damaged, or a run can't resume from it.
     """
     if not path.exists():
         raise RunDirectoryError(
@@ -115,7 +125,7 @@ def load_checkpoint(path: UPath) -> Checkpoint:
                 message("Resume from another checkpoint"),
             ) from error
         if checkpoint is not None:
-            # Copies: the file may be replaced while the training that it started still runs.
+            # Copies, since the file may be replaced while the run that resumed from it continues.
             adapter = replace(checkpoint.adapter, lora=snapshot(checkpoint.adapter.lora))
             return replace(checkpoint, adapter=adapter, optimizer=snapshot(checkpoint.optimizer))
     raise RunDirectoryError(
@@ -133,7 +143,7 @@ def _tensors_in(value: Any, name: str) -> dict[str, Tensor]:
 
 
 def snapshot(value: Any) -> Any:
-    """A copy on the CPU that stays as it is while what it was made from changes."""
+    """Return a copy on the CPU that later changes of the original don't affect."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

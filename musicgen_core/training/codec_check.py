@@ -1,4 +1,4 @@
-"""Whether tokens are of a model's codec, found out in a moment: PyTorch is not loaded for it."""
+"""Check that tokens were made with a model's codec, quickly: without loading PyTorch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _NAMING = {CONFIG: ("model", "model_dir"), "adapter_config.json": ("base_model_n
 """Files of run directories and of PEFT directories → their entries that name the base model"""
 
 
-def check_codec(tokens: str, model: str) -> None:
-    """Refuse tokens of which every shard is of another codec than the model's, as far as that can be told here.
+def check_tokens_codec(tokens: str, model: str) -> None:
+    """Refuse tokens if every shard was made with another codec than the model's, as far as that is known locally.
 
-    Loading the clips compares each shard that is used, also with models that are still to be fetched.
+    Loading the clips checks each shard that is used again, also for models that are not downloaded yet.
 
     Raises:
-        TokensError: the model can make nothing of any of the codes.
+        TokensError: no shard was made with the model's codec.
     """
     folder, codec = storage.as_path(tokens), codec_here(model)
     refused: TokensError | None = None
@@ -31,7 +31,7 @@ def check_codec(tokens: str, model: str) -> None:
         try:
             found, made_with = shard_codec(parquet)
         except (OSError, ValueError, pa.ArrowException):
-            continue  # loading the clips says what is wrong with it
+            continue  # loading the clips reports what is wrong with it
         if found == codec:
             return
         refused = refused or another_codec(parquet.name, made_with, model)

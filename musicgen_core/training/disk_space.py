@@ -1,4 +1,4 @@
-"""Whether a disk has room for what a training is going to write."""
+"""Check that a disk has enough free space for the files of a training run."""
 
 from __future__ import annotations
 
@@ -19,12 +19,17 @@ from musicgen_core.training.run_directory import RunDirectory
 from musicgen_core.wording import sized
 
 _CHECKPOINT = 3
-"""Sizes of the adapter in a checkpoint: itself and AdamW's two moments."""
+"""A checkpoint is this many times as large as the adapter: its parameters and AdamW's two moments."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of a file each: base and adapter merged, and an adapter's tensors alone."""
+    """Sizes of a run's files, in bytes.
+
+    Attributes:
+        full_model: base and adapter merged.
+        adapter: the adapter's tensors.
+    """
 
     full_model: int
     adapter: int
@@ -32,22 +37,31 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Plan:
-    """How often a training saves, from its first step to its last."""
+    """The length of a run, which determines how often it saves.
+
+    Attributes:
+        epochs: epochs in total.
+        steps: optimizer steps in total.
+    """
 
     epochs: int
     steps: int
 
 
-def check_room(
+def check_disk_space(
     files: RunDirectory, settings: TrainSettings, sizes: Sizes, plan: Plan, set_aside: Collection[UPath] = ()
 ) -> None:
-    """Compare what a training will write with the free room of a local disk, or of what is its stage.
+    """Compare the size of a run's future files with the free space of its disk, or of the local stage's disk.
 
     Args:
-        set_aside: files that are about to be moved away, and will be written again.
+        files: the run directory.
+        settings: which files the run keeps.
+        sizes: sizes of its files.
+        plan: its length.
+        set_aside: files that are about to be moved to `superseded/` and will be written again.
 
     Raises:
-        RunDirectoryError: it won't fit; with what would.
+        RunDirectoryError: they don't fit; names settings that would.
     """
     if not storage.is_local(files.root):
         _check_scratch(files, settings, sizes)
@@ -75,7 +89,7 @@ def check_room(
 
 
 def _check_scratch(files: RunDirectory, settings: TrainSettings, sizes: Sizes) -> None:
-    """What goes to a remote run directory is written here first: a merged model at a time, and its checkpoint."""
+    """Check the disk on which files are staged for a remote run directory: one merged model and its checkpoint."""
     scratch = Path(tempfile.gettempdir())
     free = shutil.disk_usage(scratch).free
     needed = 2 * _CHECKPOINT * sizes.adapter + (sizes.full_model if settings.full_models != "none" else 0)
@@ -95,35 +109,35 @@ def _check_scratch(files: RunDirectory, settings: TrainSettings, sizes: Sizes) -
 def bytes_to_write(
     files: RunDirectory, settings: TrainSettings, sizes: Sizes, plan: Plan, set_aside: Collection[UPath] = ()
 ) -> int:
-    """By how much the run directory grows until its training ends. What stays there already is not counted again."""
+    """Return the bytes that a run will add to its directory; files that exist already are not counted again."""
 
-    def there(paths: Iterable[UPath]) -> int:
+    def count_existing(paths: Iterable[UPath]) -> int:
         return sum(path not in set_aside and path.exists() for path in paths)
 
-    models = _models_to_come(files, settings, plan, there)
+    models = _models_to_come(files, settings, plan, count_existing)
     kept_steps = _kept(plan.steps // settings.save_every_steps, settings.keep_last)
-    checkpoints = max(0, kept_steps - there(files.step_checkpoints())) + 1 - there([files.latest])
-    checkpoints += 1  # latest.pt is written beside before it replaces the old one
+    checkpoints = max(0, kept_steps - count_existing(files.step_checkpoints())) + 1 - count_existing([files.latest])
+    checkpoints += 1  # the new latest.pt is written before the old one is replaced
     if settings.full_models != "none":
-        checkpoints += 2  # what full models are made from: of one being written, and of one waiting
+        checkpoints += 2  # sources of full models: one being written, and one queued
     if settings.full_models == "each_epoch":
-        checkpoints += models  # each has one in it
+        checkpoints += models  # each contains one
     names = [*map(epoch_adapter, range(1, plan.epochs + 1)), BEST_ADAPTER, FINAL_ADAPTER, LATEST_ADAPTER]
-    adapters = len(names) - there(files.adapter(name) for name in names)
+    adapters = len(names) - count_existing(files.adapter(name) for name in names)
     return models * sizes.full_model + (checkpoints * _CHECKPOINT + adapters) * sizes.adapter
 
 
 def _models_to_come(
-    files: RunDirectory, settings: TrainSettings, plan: Plan, there: Callable[[Iterable[UPath]], int]
+    files: RunDirectory, settings: TrainSettings, plan: Plan, count_existing: Callable[[Iterable[UPath]], int]
 ) -> int:
     if settings.full_models == "none":
         return 0
     singles = [files.full_model(name) for name in (BEST_MODEL, FINAL_MODEL)]
-    to_come = len(singles) - there(singles)
+    to_come = len(singles) - count_existing(singles)
     if settings.full_models == "each_epoch":
-        to_come += max(0, _kept(plan.epochs, settings.keep_last) - there(files.epoch_models()))
-    # One is written beside before it replaces another; else final_model.pt, the last, takes that room later.
-    return to_come + there(singles[1:])
+        to_come += max(0, _kept(plan.epochs, settings.keep_last) - count_existing(files.epoch_models()))
+    # A new one is written before the old one is replaced; the space is later that of final_model.pt, the last.
+    return to_come + count_existing(singles[1:])
 
 
 def _kept(count: int, keep_last: int | None) -> int:
@@ -131,7 +145,7 @@ def _kept(count: int, keep_last: int | None) -> int:
 
 
 def _smaller(settings: TrainSettings) -> Iterator[tuple[str, TrainSettings]]:
-    """Settings that write less, by what to give on the command line."""
+    """Yield settings that write less, with their command-line options."""
     yield "--keep-last 1", settings.model_copy(update={"keep_last": 1})
     for value in ("best_and_final", "none"):
         yield f"--full-models {value}", settings.model_copy(update={"full_models": value})

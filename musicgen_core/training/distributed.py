@@ -1,4 +1,4 @@
-"""The processes of one training, one a GPU: who this one is, and the little that they tell one another."""
+"""The processes of a distributed training run, one per GPU, and their collective operations."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from musicgen_core.errors import DeviceError, TrainingError
 from musicgen_core.language import message
 
 PATIENCE = timedelta(hours=1)
-"""How long ranks wait for one another: longer than a compilation, a model's download, or a save that is tried again and
-again while a storage is down. Only a host that vanishes or a rank that hangs is noticed this late; a process that ends
-closes its connections, which is noticed at once."""
+"""Timeout of collective operations: longer than a compilation, a model's download, or a save that is retried while a
+storage is down. Only a lost host or a rank that hangs is noticed this late; a process that ends closes its connections,
+which is noticed at once."""
 
 T = TypeVar("T")
 _CPU = torch.device("cpu")
 
 
 class LostRank(TrainingError):
-    """The other processes can't be reached. Mostly a consequence: what ended one of them is the cause."""
+    """The other processes can't be reached: mostly a consequence of an error that ended one of them."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a training, seen from one of them. As a context it leaves the group at the end.
+    """The process group of a training run, seen from one rank. As a context manager it destroys the group at the end.
 
-    Every method but `alone` and `from_environment` is to be called by all ranks in the same order. For one process
-    they do nothing. What is no gradient travels between CPUs, so that asking `any` each step never waits for a GPU,
-    and a rank that ended shows there at once.
+    All ranks must call the methods, except `alone` and `from_environment`, in the same order. With one process they do
+    nothing. Everything but gradients is exchanged between CPUs (Gloo), so that calling `any` in each step never waits
+    for a GPU, and a rank that ended is noticed at once.
 
     Attributes:
-        rank: of this process, from 0, over all machines.
-        size: processes in all.
-        device: what this process computes on; under CUDA a GPU of its own.
+        rank: rank of this process, from 0, over all machines.
+        size: number of processes.
+        device: the device that this process computes on; with CUDA a GPU of its own.
     """
 
     rank: int
@@ -54,10 +54,10 @@ class World:
 
     @classmethod
     def from_environment(cls, device: torch.device) -> World:
-        """Join the processes that torchrun started beside this one; alone where it started none.
+        """Join the process group that torchrun started; without torchrun, return a group of this process alone.
 
         Args:
-            device: cuda or cpu; of the GPUs this process takes the one of its LOCAL_RANK.
+            device: cuda or cpu; with cuda this process takes the GPU of its LOCAL_RANK.
 
         Raises:
             DeviceError: this machine has fewer GPUs than torchrun started processes.
@@ -70,13 +70,13 @@ class World:
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             with _reaching_others(rank):
                 dist.init_process_group(backend, timeout=PATIENCE)
-                if device.type == "cuda":  # NCCL takes its memory now, while there is some
+                if device.type == "cuda":  # NCCL allocates its buffers now, while memory is free
                     dist.all_reduce(torch.zeros(1, device=device))
         return cls(rank, size, device)
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files and reports."""
+        """Whether this is rank 0, which writes files and reports."""
         return self.rank == 0
 
     def __enter__(self) -> World:
@@ -85,37 +85,37 @@ class World:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error NCCL would wait here for ranks that may never come; the process is about to end anyway.
+        # After an error NCCL would wait here for ranks that may never arrive; the process is about to end anyway.
         if self.size > 1 and error is None:
             dist.destroy_process_group()
 
-    def add_up(self, tensor: Tensor) -> None:
-        """Replace a tensor by its sum over the ranks."""
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over all ranks."""
         if self.size > 1:
             self._reduce(tensor, dist.ReduceOp.SUM)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """→ the sum over the ranks, on the same device; `tensor` stays as it is."""
+        """Return the sum over all ranks, on the same device; `tensor` is not changed."""
         if self.size == 1:
             return tensor
         total = tensor.clone()
-        self.add_up(total)
+        self.all_reduce(total)
         return total
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says so."""
+        """Return whether the flag is set on any rank."""
         return bool(self.highest(int(flag)))
 
     def highest(self, value: int) -> int:
-        """Return the highest value, 0 to 255, that any rank gives."""
+        """Return the highest value, 0 to 255, over all ranks."""
         if self.size == 1:
             return value
-        said = torch.tensor([value], dtype=torch.uint8)
-        self._reduce(said, dist.ReduceOp.MAX)
-        return int(said.item())
+        highest = torch.tensor([value], dtype=torch.uint8)
+        self._reduce(highest, dist.ReduceOp.MAX)
+        return int(highest.item())
 
     def broadcast_object(self, value: T) -> T:
-        """→ the main rank's value, which has to be picklable; what the other ranks give is not looked at."""
+        """Return the main rank's value, which must be picklable; the values of the other ranks are ignored."""
         if self.size == 1:
             return value
         box: list[Any] = [value if self.is_main else None]
@@ -125,7 +125,7 @@ class World:
         return found
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until all ranks have called this."""
         self.any(False)
 
     def _reduce(self, tensor: Tensor, operation: Any) -> None:
@@ -145,13 +145,13 @@ def _own_gpu(local_rank: int) -> torch.device:
             message("Start {visible} processes here, or check CUDA_VISIBLE_DEVICES and nvidia-smi", visible=visible),
         )
     device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)  # NCCL and the allocator go by it
+    torch.cuda.set_device(device)  # NCCL and the allocator use the current device
     return device
 
 
 @contextmanager
 def _reaching_others(rank: int) -> Iterator[None]:
-    """Gloo, NCCL and the rendezvous all raise RuntimeError, of many kinds, when another process is gone."""
+    """Raise LostRank for the RuntimeErrors of Gloo, NCCL and the rendezvous when another process has ended."""
     try:
         yield
     except RuntimeError as error:

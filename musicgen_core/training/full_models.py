@@ -1,7 +1,7 @@
-"""Base and adapter merged, 6.2 GB each for musicgen-large, written while training goes on.
+"""Full models: base and adapter merged, 6.2 GB each for musicgen-large, written in the background.
 
-A crash may come before they are written, so what they are made from, a checkpoint of some hundred MB, lies in `owed/`
-until they are. Whoever goes on with the training writes them first.
+A run may be killed before a full model is written. Its source, a checkpoint of some hundred MB, therefore lies in
+`owed/` until then, and a run that resumes writes the owed models first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from musicgen_core.language import message
 from musicgen_core.model.lora import Adapter, load_adapter, merged_checkpoint
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.run_layout import BEST_ADAPTER, BEST_MODEL, FINAL_MODEL, LATEST_ADAPTER
-from musicgen_core.training.background import RETRY_DELAYS_S, Abandoned, Background, Failures, attempt
+from musicgen_core.training.background import RETRY_DELAYS_S, Abandoned, Background, Failures, retry
 from musicgen_core.training.checkpoint import Checkpoint, load_checkpoint
 from musicgen_core.training.run_directory import RunDirectory
 
@@ -30,30 +30,33 @@ _MOST_FAILED = 2
 
 
 class FullModels:
-    """The full models of one run directory.
+    """Writes the full models of one run directory.
 
     Args:
-        keep_last: how many `checkpoint_epoch_*.pt` are kept, the newest; None: all.
+        files: the run directory.
+        model: the base model.
+        keep_last: how many of the newest `checkpoint_epoch_*.pt` are kept; None keeps all.
+        failures: where failed writes are reported.
     """
 
     def __init__(self, files: RunDirectory, model: BaseModel, keep_last: int | None, failures: Failures) -> None:
         self.files, self.model, self.keep_last = files, model, keep_last
         self.failures = failures
         self.background = Background("full models", failures)
-        self._is_failing = False  # as of the last attempt
+        self._is_failing = False  # as of the last retry
 
     def write_owed(self) -> None:
-        """Have everything written that `owed/` then holds, also what failed before. Comes back at once."""
+        """Write in the background all models that `owed/` holds, including those that failed before."""
         self.background.submit_unless_waiting("full models could not be written", self._write_owed)
 
     def write_final(self, adapter: Adapter) -> None:
-        """Write `final_model.pt`, while the caller waits.
+        """Write `final_model.pt` in the foreground.
 
         Raises:
             RunDirectoryError: it can't be written.
         """
         target = self.files.full_model(FINAL_MODEL)
-        error = attempt(
+        error = retry(
             lambda: write_full_model(merged_checkpoint(self.model, adapter), target, self.background.stopping),
             () if self._is_failing else RETRY_DELAYS_S,
         )
@@ -71,8 +74,11 @@ class FullModels:
             ) from error
 
     def _write_owed(self) -> None:
-        """Write the oldest first. Only the first failure is worth the delays, and after two in a row the rest waits:
-        with twenty models and a full disk they would hold a finished run for half an hour."""
+        """Write the owed models, the oldest first.
+
+        Only the first failure is retried with delays, and after two in a row the rest is postponed: with twenty models
+        and a full disk, retries would delay a finished run by half an hour.
+        """
         failed, left = 0, 0
         for owed in reversed(self.files.owed_checkpoints()):
             if self.background.stopping.is_set():
@@ -84,10 +90,10 @@ class FullModels:
                 checkpoint = load_checkpoint(owed)
             except RunDirectoryError as error:
                 logger.warning("%s; the full models that it stands for are left out", error)
-                if not isinstance(error.__cause__, OSError):  # else it may be readable the next time
+                if not isinstance(error.__cause__, OSError):  # an OSError may be transient
                     owed.unlink(missing_ok=True)
                 continue
-            failure = self.background.attempt(partial(self._write, checkpoint, owed), is_once=self._is_failing)
+            failure = self.background.retry(partial(self._write, checkpoint, owed), is_once=self._is_failing)
             self._is_failing, failed = failure is not None, failed + 1 if failure is not None else 0
             if failure is not None:
                 self.failures.report(
@@ -98,7 +104,7 @@ class FullModels:
             logger.warning("after these, the full models of %d later checkpoints were not tried", left)
 
     def _write(self, checkpoint: Checkpoint, owed: UPath) -> None:
-        """Write the models that a checkpoint owes, and delete `owed`, its file."""
+        """Write the models that a checkpoint owes, and delete its file, `owed`."""
         names = [name for name in checkpoint.owed if name != BEST_MODEL or self._is_best(checkpoint)]
         merged = merged_checkpoint(self.model, checkpoint.adapter) if names else {}
         for name in names:
@@ -106,14 +112,14 @@ class FullModels:
             write_full_model({**merged, **resume}, self.files.full_model(name), self.background.stopping)
         owed.unlink(missing_ok=True)
         if storage.is_local(owed):
-            with suppress(OSError):  # it is not empty, or the trainer is about to write there
+            with suppress(OSError):  # not empty, or the trainer is about to write there
                 Path(str(owed.parent)).rmdir()
         if self.keep_last is not None:
             for path in self.files.epoch_models()[self.keep_last :]:
                 path.unlink(missing_ok=True)
 
     def _is_best(self, checkpoint: Checkpoint) -> bool:
-        """Whether this is still the best: a later epoch may have been better since."""
+        """Return whether a checkpoint is still the best: a later epoch may have been better."""
         try:
             return load_adapter(self.files.adapter(BEST_ADAPTER)).global_step == checkpoint.adapter.global_step
         except (AdapterError, OSError):
@@ -125,10 +131,10 @@ def _names(checkpoint: Checkpoint) -> str:
 
 
 def write_full_model(values: dict[str, Any], target: UPath, stopping: Event) -> None:
-    """Save a full model whole, or stop between two pieces of it once `stopping` is set.
+    """Save a full model atomically; stop between two chunks once `stopping` is set.
 
     Raises:
-        Abandoned: it was stopped; nothing of it is left.
+        Abandoned: `stopping` was set; no partial file is left.
     """
 
     def check() -> None:
@@ -137,4 +143,4 @@ def write_full_model(values: dict[str, Any], target: UPath, stopping: Event) -> 
 
     with storage.publish(target) as path:
         tensor_files.save(values, path, check)
-        check()  # before an upload, which can't be stopped
+        check()  # before an upload, which can't be interrupted

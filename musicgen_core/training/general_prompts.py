@@ -1,4 +1,4 @@
-"""General prompts: what the base model generates music from where a run preserves what it knew."""
+"""General prompts, from which the base model generates clips for prior preservation."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ GENERAL_PROMPTS = (
 
 
 def general_prompts(settings: TrainSettings) -> list[str]:
-    """Return the texts that the base model generates from: those of `prior_prompts`, else the built-in ones.
+    """Return the prompts for prior preservation: those of the file `prior_prompts`, or else the built-in ones.
 
     Raises:
-        ConfigError: the file is missing or holds no prompts, or lines in it are wrong.
+        ConfigError: the file is missing, holds no prompts, or has invalid lines.
     """
     if settings.prior_prompts is None:
         return list(GENERAL_PROMPTS)

@@ -1,4 +1,4 @@
-"""The gradients of one optimizer step, from as many clips at once as the GPU's memory holds."""
+"""The gradients of one optimizer step, accumulated over micro-batches that fit the GPU's memory."""
 
 from __future__ import annotations
 
@@ -22,16 +22,22 @@ from musicgen_core.wording import counted
 
 logger = logging.getLogger(__name__)
 TEXT_STEP = 32
-"""Texts are padded to multiples of so many tokens, so that compiled code sees few shapes."""
+"""Texts are padded to a multiple of this many tokens, so that compiled code sees few shapes."""
 
 
 class StepGradients:
-    """Computes gradients micro-batch by micro-batch. Out of memory, it takes smaller ones from there on.
+    """Computes gradients micro-batch by micro-batch, and switches to smaller ones when memory runs out.
 
-    A clip's loss depends neither on its micro-batch nor on the filling, so nothing else changes.
+    A clip's loss depends neither on its micro-batch nor on padding, so that the result stays the same.
+
+    Args:
+        model: the model and its adapter.
+        text: encodes the clips' descriptions.
+        world: the processes that share a step.
+        micro: clips in a micro-batch, to begin with.
 
     Attributes:
-        micro: clips in a micro-batch.
+        micro: clips in a micro-batch now.
     """
 
     def __init__(self, model: TrainingModel, text: TextEncoder, world: World, micro: int) -> None:
@@ -39,42 +45,43 @@ class StepGradients:
         self.micro = micro
 
     def compute(self, batch: Batch, seed: int, epoch: int, clips_in_step: int, scale: float) -> Tensor:
-        """Add up the gradients of the mean loss of a step's clips, over all ranks.
+        """Compute the gradients of the mean loss of a step's clips, summed over all ranks.
 
         Args:
-            batch: this rank's clips of the step; there may be none.
-            seed, epoch: of LoRA's dropout.
-            clips_in_step: over all ranks.
-            scale: what gradients are multiplied by, so that they don't underflow in fp16.
+            batch: this rank's clips of the step; may be empty.
+            seed: seed of LoRA's dropout.
+            epoch: the epoch, from 1, on which dropout depends too.
+            clips_in_step: clips of the step over all ranks.
+            scale: loss scale, a factor of the gradients that prevents underflow in fp16.
 
         Returns:
-            The step's mean loss, [], unscaled.
+            The step's mean loss, [], in nats, unscaled.
 
         Raises:
-            DeviceError: not even one clip fits.
+            DeviceError: not even a single clip fits the GPU's memory.
         """
         while True:
-            loss = self._attempt(batch, seed, epoch, clips_in_step, scale)
+            loss = self._try_compute(batch, seed, epoch, clips_in_step, scale)
             if not self._world.any(loss is None):
                 break
             del loss
-            self._take_less(self._world.any)
+            self._reduce_memory(self._world.any)
         assert loss is not None
-        self._world.add_up(self._model.flat.gradient)
+        self._world.all_reduce(self._model.flat.gradient)
         return self._world.sum(loss)
 
     def validation_losses(self, batch: Batch) -> Tensor:
-        """→ [B, K]. Out of memory, this rank takes less from here on.
+        """Return the losses [B, K] of validation clips, in nats, on this rank alone.
 
         Raises:
-            DeviceError: not even one clip fits.
+            DeviceError: not even a single clip fits the GPU's memory.
         """
-        while (losses := self._attempt_validation(batch)) is None:
-            self._take_less(bool)
+        while (losses := self._try_validation(batch)) is None:
+            self._reduce_memory(bool)
         return losses
 
     @torch.no_grad()
-    def _attempt_validation(self, batch: Batch) -> Tensor | None:
+    def _try_validation(self, batch: Batch) -> Tensor | None:
         try:
             text = self._encode(batch.texts)
             codes, frames = self._to_device(batch)
@@ -84,8 +91,8 @@ class StepGradients:
         except torch.OutOfMemoryError:
             return None
 
-    def _attempt(self, batch: Batch, seed: int, epoch: int, clips_in_step: int, scale: float) -> Tensor | None:
-        """None: out of memory. The error isn't kept, since it would keep what the attempt had allocated."""
+    def _try_compute(self, batch: Batch, seed: int, epoch: int, clips_in_step: int, scale: float) -> Tensor | None:
+        """Return this rank's part of the loss, or None if memory ran out: the error would keep tensors alive."""
         try:
             self._model.zero_grad()
             loss = torch.zeros((), device=self._model.device)
@@ -104,8 +111,8 @@ class StepGradients:
         except torch.OutOfMemoryError:
             return None
 
-    def _take_less(self, any_rank: Callable[[bool], bool]) -> None:
-        """Make room: without CUDA graphs of other shapes first, then with smaller micro-batches."""
+    def _reduce_memory(self, any_rank: Callable[[bool], bool]) -> None:
+        """Free the CUDA graphs first; then halve the micro-batch; then checkpoint activations."""
         if any_rank(self._model.release()):
             logger.info("out of GPU memory: the CUDA graphs made so far are given up")
         elif self.micro > 1:
@@ -131,8 +138,8 @@ class StepGradients:
         condition = self._text.encode(texts)
         if not self._model.execution.compile:
             return condition
-        filling = -condition.mask.shape[1] % TEXT_STEP
-        return TextCondition(F.pad(condition.states, (0, 0, 0, filling)), F.pad(condition.mask, (0, filling)))
+        padding = -condition.mask.shape[1] % TEXT_STEP
+        return TextCondition(F.pad(condition.states, (0, 0, 0, padding)), F.pad(condition.mask, (0, padding)))
 
 
 def _rows(text: TextCondition, part: slice) -> TextCondition:

@@ -1,8 +1,8 @@
-"""What the process that launches a training and its workers tell each other, as JSON in a scratch folder.
+"""Communication between the process that launches a run and its workers: JSON files in a scratch directory.
 
-The request goes down as one file. Everything else comes up as lines of another, which all ranks append to: unlike
-`metrics.jsonl` it is there from the start, also with a remote run directory, is never cut back, and holds what is no
-metric. A pipe would do for one worker, but torchrun closes what its own workers would inherit.
+The launcher passes the request as one file. The workers append their reports, one per line, to another. Unlike
+`metrics.jsonl` that file exists from the start, is local even if the run directory isn't, is never cut back, and has
+reports that aren't metrics. A pipe is not possible, because torchrun closes inherited file descriptors.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def write_request(request: TrainRequest, path: Path) -> None:
 
 
 def read_request(path: Path) -> TrainRequest:
-    """A request as `write_request` wrote it, or as a person did: what is left out has its default.
+    """Read a request that `write_request` or a person wrote; fields that are left out have their defaults.
 
     Raises:
-        ConfigError: the file can't be read, or names or values in it are wrong; every problem is named.
+        ConfigError: the file can't be read, or names or values in it are wrong; names every problem.
     """
     try:
         text = path.read_bytes()
@@ -57,7 +57,7 @@ def read_request(path: Path) -> TrainRequest:
 
 
 class Reports:
-    """One worker's end: each report is one line, appended whole, so that ranks don't cut into each other's."""
+    """A worker's end: each report is one line, appended atomically, so that those of several ranks don't mix."""
 
     def __init__(self, path: Path, rank: int) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -67,7 +67,7 @@ class Reports:
         os.write(self._file, json.dumps({"rank": self._rank, "event": event, **values}).encode() + b"\n")
 
     def send_error(self, error: MusicgenError | Cancelled, is_consequence: bool = False) -> None:
-        """An error that `revive` makes again on the other side; of a class of errors.py, as the nearest base is."""
+        """Send an error for `revive`, as its nearest base class in errors.py."""
         kind = next(base.__name__ for base in type(error).__mro__ if base.__module__ == errors.__name__)
         self.send("error", kind=kind, args=list(error.args), is_consequence=is_consequence)
 
@@ -76,7 +76,7 @@ class Reports:
 
 
 class ReportHandler(logging.Handler):
-    """Sends log records up, where they join the log of the process that launched the training."""
+    """Sends log records to the launcher, which adds them to its own log."""
 
     def __init__(self, reports: Reports) -> None:
         super().__init__()
@@ -85,12 +85,12 @@ class ReportHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._reports.send("log", name=record.name, level=record.levelno, message=self.format(record))
-        except Exception:  # as every handler of logging: a log line is not worth a training
+        except Exception:  # like every logging handler: a log line must not end a run
             self.handleError(record)
 
 
 class ReportReader:
-    """The other end: each call of `new` gives the reports since the last one, in order."""
+    """The launcher's end: each call of `new` yields the reports since the last call, in order."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -110,7 +110,7 @@ class ReportReader:
 
 
 def revive(kind: str, args: list[str]) -> MusicgenError | Cancelled:
-    """The error that `Reports.send_error` sent."""
+    """Return the error that `Reports.send_error` sent."""
     error: MusicgenError | Cancelled = getattr(errors, kind)(*args)
     return error
 

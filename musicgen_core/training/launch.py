@@ -1,4 +1,4 @@
-"""Training on several GPUs of this machine: starts a worker for each under torchrun, and follows what they report."""
+"""Training on several GPUs of this machine: start one worker per GPU under torchrun, and follow their reports."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from musicgen_core.training.request import TrainRequest, TrainResult
 logger = logging.getLogger(__name__)
 
 GRACE = 20.0
-"""Seconds from SIGTERM to SIGKILL, in which latest.pt is saved. Prefect kills this process after 30."""
+"""Seconds from SIGTERM to SIGKILL, for saving latest.pt; Prefect kills this process after 30."""
 GRACE_BEFORE_START = 3.0
-"""The same while there is nothing to save yet."""
+"""The same before the first step, while there is nothing to save."""
 PACE = 0.1
-"""Seconds between looks at what the workers report."""
+"""Seconds between two reads of the workers' reports."""
 RESUME = message("Run the same command again: it goes on from the last checkpoint")
 
 
@@ -45,20 +45,26 @@ def launch(
     on_prior: Callable[[int, int], None] = lambda done, total: None,
     worker_module: str = "musicgen_core.training.worker",
 ) -> TrainResult:
-    """Train in `gpus` processes of this machine; the same as `train` to who calls it.
+    """Train in `gpus` processes of this machine, and return the result, as `train` does.
 
-    However this ends, no worker is left. Should this process be killed, they end by themselves within seconds.
+    No worker outlives this call. If this process is killed, the workers end automatically within seconds.
 
     Args:
-        gpus: processes, each with a GPU of its own; with device `cpu` they share the CPU.
-        worker_module: what torchrun runs.
+        request: the run to train.
+        gpus: number of processes, each with a GPU of its own; with device `cpu` they share the CPU.
+        on_start: called once, with the steps done before and the total number of steps.
+        on_step: called after each step with its metrics.
+        cancelled: asked several times a second; if true, the workers save and stop.
+        on_wait: called with the reason when the run waits because it can't save, and with None when it continues.
+        on_prior: called while the base model generates clips, with frames done and in total.
+        worker_module: the module that torchrun runs.
 
     Raises:
-        DeviceError: there are fewer GPUs.
-        MusicgenError: what a worker raised; or, where one died, TrainingError with its rank and its last words.
-        Cancelled: `cancelled` said so, or somebody ended the workers with SIGTERM.
+        DeviceError: this machine has fewer GPUs.
+        MusicgenError: the error that a worker raised; TrainingError with its rank and last lines if a worker died.
+        Cancelled: `cancelled` returned true, or the workers received SIGTERM.
     """
-    check_gpus(request.device, gpus)
+    require_gpus(request.device, gpus)
     announce(message("starting {gpus} processes, which load PyTorch", gpus=gpus))
     with storage.scratch_folder() as scratch:
         workers = _Workers(request, gpus, scratch, worker_module)
@@ -72,15 +78,15 @@ def launch(
                 time.sleep(PACE)
             workers.follow(on_start, on_step, on_wait, on_prior)
             return workers.result()
-        finally:  # also after KeyboardInterrupt, and TerminationSignal, by which Prefect ends a run
+        finally:  # also after KeyboardInterrupt, and TerminationSignal, with which Prefect ends a run
             workers.stop()
 
 
-def check_gpus(device: str, gpus: int) -> None:
-    """Whether there are as many GPUs as asked for; processes on the CPU can be as many as one likes.
+def require_gpus(device: str, gpus: int) -> None:
+    """Check that this machine has as many GPUs as requested; the number of processes on a CPU is not limited.
 
     Raises:
-        DeviceError: there are fewer.
+        DeviceError: it has fewer.
     """
     visible = torch.cuda.device_count()
     if device != "cpu" and visible < gpus:
@@ -111,7 +117,7 @@ class _Workers:
         command += ["--redirects", "3", "--log-dir", str(self._logs), "-m", module]
         command += [str(scratch / "request.json"), "--reports", str(scratch / "reports.jsonl")]
         with open(self._torchrun_log, "wb") as log:
-            # stdin is the workers' lifeline. A session of its own: Ctrl-C is for this process, which passes it on.
+            # Workers end when stdin closes. A session of its own, so that Ctrl-C reaches only this process.
             self._torchrun = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -131,7 +137,7 @@ class _Workers:
         on_wait: Callable[[str | None], None],
         on_prior: Callable[[int, int], None],
     ) -> None:
-        """Take in what was reported since the last time."""
+        """Read the reports since the last call, and pass them to the callbacks."""
         for report in self._reports.new():
             match report["event"]:
                 case "process":
@@ -156,11 +162,11 @@ class _Workers:
                     self._result = revive_result(report["result"])
 
     def result(self) -> TrainResult:
-        """What it came to, once nothing runs any more; else the error that explains it best."""
+        """Return the result once all processes have ended, or raise the error that explains the failure best."""
         if self._result is not None:
             return self._result
         causes = [error for error in self._errors if not error["is_consequence"]]
-        causes.sort(key=lambda error: error["kind"] == Cancelled.__name__)  # an error says more
+        causes.sort(key=lambda error: error["kind"] == Cancelled.__name__)  # an error explains more
         if causes:
             raise revive(causes[0]["kind"], causes[0]["args"])
         if self.was_cancelled:
@@ -180,7 +186,7 @@ class _Workers:
         )
 
     def stop(self) -> None:
-        """End every process: in peace if they do so in time. Does nothing once they have ended."""
+        """End every process: with SIGTERM, and with SIGKILL after the grace period. Idempotent."""
         try:
             if self.are_running():
                 self._torchrun.terminate()  # it passes SIGTERM on to the workers
@@ -192,10 +198,10 @@ class _Workers:
 
     def _kill(self) -> None:
         if self._torchrun.poll() is None or self._torchrun.returncode == -signal.SIGKILL:
-            # Workers lead sessions of their own, and are left when torchrun is killed; else it has waited for them.
+            # Workers have sessions of their own and survive a killed torchrun; otherwise it has waited for them.
             with suppress(ProcessLookupError):
                 self._torchrun.kill()
-            self.follow(  # for the pids of those just started
+            self.follow(  # for the pids of workers that have just started
                 lambda done, total: None, lambda row: None, lambda reason: None, lambda done, total: None
             )
             for pid in self._pids:
@@ -207,7 +213,7 @@ class _Workers:
         self._torchrun.stdin.close()
 
     def _death(self) -> MusicgenError | None:
-        """The rank that torchrun saw die first."""
+        """Return the error of the rank that died first, as torchrun logged it; None if no rank died."""
         log = self._torchrun_log.read_text(errors="replace")
         seen = re.search(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)", log)
         if seen is None or any(error["rank"] == int(seen[2]) for error in self._errors):
@@ -236,7 +242,7 @@ class _Workers:
 
 
 def _environment(gpus: int) -> dict[str, str]:
-    """This process's, with the project to import wherever it runs, and the CPU's cores divided among the workers."""
+    """Return this process's environment, with the project importable and the CPU's cores divided among the workers."""
     threads = str(max(1, (os.cpu_count() or 1) // gpus))  # torchrun's own default is 1
     return {"OMP_NUM_THREADS": threads, **os.environ, "PYTHONPATH": python_path()}
 
@@ -248,7 +254,7 @@ def _ending(code: int) -> str:
 
 
 def _tail(path: Path | None, lines: int = 10) -> str:
-    """The end of a log."""
+    """Return the last lines of a log."""
     if path is None or not path.exists():
         return ""
     return "\n".join(path.read_text(errors="replace").strip().splitlines()[-lines:])[-2000:]

@@ -1,4 +1,4 @@
-"""Which clips an adapter has learned from: in its own training, and in those that it began from."""
+"""The clips that an adapter was trained on, in its own run and in those that it was initialized from."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from musicgen_core.run_layout import WEIGHT_FOLDERS, RunConfig, find_config
 
 @dataclass(frozen=True)
 class Lineage:
-    """The training runs of an adapter.
+    """The training runs that an adapter results from.
 
     Attributes:
         configs: their config.json, the newest first.
-        unknown: an adapter or a checkpoint that one of them began from, and whose training is not known; None: none.
+        unknown: an adapter or a checkpoint that one of them started from and whose run is not known, or None.
     """
 
     configs: list[RunConfig]
@@ -28,14 +28,14 @@ class Lineage:
 
     @property
     def fraction(self) -> float:
-        """The share of clips that every one of them held out."""
+        """The fraction of clips that all of these runs held out."""
         return min(config.held_out_fraction or 0.0 for config in self.configs)
 
 
 def lineage_of(config: RunConfig) -> Lineage:
-    """Follow what a training began from, `init_adapter` or another run's checkpoint, to the base model."""
+    """Return the runs that a run was initialized from, by `init_adapter` or a checkpoint, down to the base model."""
     configs = [config]
-    for known in configs:  # grows meanwhile
+    for known in configs:  # grows during the loop
         checkpoint = known.origin["checkpoint"] if known.origin is not None else ""
         for before in filter(None, (known.init_adapter, checkpoint)):
             found = _config_around(before)
@@ -49,8 +49,8 @@ def lineage_of(config: RunConfig) -> Lineage:
 def learned_from(clips: Clips, configs: Iterable[RunConfig]) -> NDArray[np.bool_]:
     """Return for each clip whether any of the runs may have learned from it, [clips].
 
-    A clip is known by its archive's name and its own. Where that is not enough, as for an archive that was renamed
-    since, the answer is yes.
+    Clips are identified by the names of archive and member. Where that isn't conclusive, as for an archive that was
+    renamed since, the answer is true.
     """
     learned = np.zeros(len(clips), dtype=bool)
     for config in configs:
@@ -61,25 +61,25 @@ def learned_from(clips: Clips, configs: Iterable[RunConfig]) -> NDArray[np.bool_
 def _learned_in(clips: Clips, config: RunConfig) -> NDArray[np.bool_]:
     shards, fraction = config.shards, config.held_out_fraction or 0.0  # all of it learned where it is unknown
     lengths = [len(shard) for shard in clips.shards]
-    if shards is None:  # of an early version, which did not note them
+    if shards is None:  # written by an early version, which didn't record them
         shards = clips.fingerprints
     contents = Counter(map(_codes, shards.values()))
     is_own = [stem in shards for stem in clips.fingerprints]
-    # Under another name its clips have other hashes, so that what was held out of the one was learned with the other.
+    # Under another name the clips have other hashes: those held out of one archive were trained on with the other.
     is_renamed = [contents[_codes(content)] > (stem in shards) for stem, content in clips.fingerprints.items()]
     own = np.repeat(is_own, lengths).nonzero()[0]
     learned = np.repeat(is_renamed, lengths)
     hashes = clips.hashes[own]
     if shards.keys() <= clips.fingerprints.keys():
         training, _ = split(hashes, fraction)
-    else:  # the clips that `split` moves to keep both sides filled are those of all archives
+    else:  # `split` keeps both sides non-empty over all archives, not over these
         training = (hashes.astype(np.float64) / 2.0**64 >= fraction).nonzero()[0]
     learned[own[training]] = True
     return learned
 
 
 def _codes(content: str) -> str:
-    """The part of a shard's fingerprint that descriptions don't change."""
+    """Return the part of a shard's fingerprint that doesn't depend on descriptions."""
     return content.split()[0]
 
 

@@ -1,4 +1,4 @@
-"""The LoRA training loop. Resumable at any step: everything random derives from seed, step and clip."""
+"""The LoRA training loop, resumable at any step: all randomness derives from seed, step and clip."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from musicgen_core.data.loader import prefetched
 from musicgen_core.errors import Cancelled, TrainingError
 from musicgen_core.language import message
 from musicgen_core.model.decoder import MusicgenLM
-from musicgen_core.model.lora import LoraSettings, adapter_state, add_lora, set_adapter_state
+from musicgen_core.model.lora import AdapterConfig, adapter_state, add_lora, set_adapter_state
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.stages import advance, announce
 from musicgen_core.training.batching import BatchSize, DataOrder
@@ -37,30 +37,30 @@ from musicgen_core.wording import counted
 logger = logging.getLogger(__name__)
 
 VALIDATING = "validating"
-MOST_SKIPPED = 10
-"""Steps in a row with a loss or gradients that aren't finite, after which going on makes no sense."""
+MAX_SKIPPED = 10
+"""Consecutive steps with a non-finite loss or gradient after which the run fails."""
 FIRST_LOSS_SCALE = 2.0**15
 LOSS_SCALE_STEPS = 1000
-"""fp16 gradients are scaled up until they overflow, and tried at twice the scale after so many steps that did not."""
-COLUMNS_STEP = 250
-"""Sequences are padded to multiples of 5 s where code is compiled for each shape."""
+"""The loss scale of fp16 is halved when gradients overflow, and doubled after this many steps without an overflow."""
+PADDING_FRAMES = 250
+"""Sequences are padded to a multiple of this many frames, 5 s, because code is compiled for each shape."""
 _GO, _WAIT, _STOP = range(3)
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """How a training reports and is stopped.
+    """Callbacks of a training run, which report, save and stop it.
 
     Attributes:
-        on_step: called after each step with its metrics, as they stand in metrics.jsonl.
-        on_epoch: called when an epoch's validation is done, with the epoch and whether it is the best so far.
-        on_interval: called every `save_every_steps` steps (True); and every `save_every_minutes`, and when the
-            training is interrupted (False).
-        cancelled: asked before each step, and while it validates.
-        on_best: called when a validation between epochs' ends is the best so far.
-        after_epoch: called with the epoch when all that is to be saved of it is saved.
-        must_wait: asked before each step and after the last: whether what was learned could not be saved yet. The run
-            goes no further until it is; each call blocks for about a second, or tries again to save.
+        on_step: called after each step with its metrics, as written to metrics.jsonl.
+        on_epoch: called after an epoch's validation, with the epoch and whether it is the best so far.
+        on_interval: called to save: with True every `save_every_steps` steps; with False every `save_every_minutes`
+            and when the run is interrupted.
+        cancelled: asked before each step and during validation.
+        on_best: called when a validation within an epoch is the best so far.
+        after_epoch: called with the epoch once everything of it is saved.
+        must_wait: asked before each step and after the last whether the progress could not be saved yet. The run
+            waits until it is; each call blocks for about a second or retries saving.
     """
 
     on_step: Callable[[dict[str, float]], None]
@@ -73,19 +73,23 @@ class Hooks:
 
 
 class Trainer:
-    """One training of one adapter: the model, the optimizer and how far they are.
+    """Trains one adapter: holds the model, the optimizer and the progress of a run.
 
     Args:
         lm: the base model; it is frozen, gets an adapter, and is packed for training.
-        clips: every clip of the tokens; the split into training and validation is made here.
-        cfg_dropout: share of clips trained under the null condition.
-        word_dropout: share of words left out of the other clips' texts.
+        text: encodes the clips' descriptions.
+        clips: all clips of the tokens, which are split into training and validation clips here.
+        settings: the run's settings.
+        batch_size: the clips of a step.
+        cfg_dropout: fraction of clips trained under the null condition.
         execution: how to compute; by default eagerly, in the precision of `lm`.
-        world: the processes that share the training.
-        prior: clips that the base model generated, for `prior_preservation`; they train and never validate.
+        world: the processes that share the run.
+        word_dropout: fraction of words dropped from the other clips' texts.
+        prior: clips that the base model generated, for `prior_preservation`; used for training only.
 
     Attributes:
-        training_clips, validation_clips: the clips of the tokens, as indices.
+        training_clips: indices of the training clips of the tokens.
+        validation_clips: indices of the validation clips.
     """
 
     def __init__(
@@ -104,14 +108,14 @@ class Trainer:
         self.settings = settings
         self.cfg_dropout, self.word_dropout, self.batch_size = cfg_dropout, word_dropout, batch_size
         self.clips = clips if prior is None else join(clips, prior)
-        self._prior = prior  # keeps its shard in the cache
-        self.lora = LoraSettings(
-            settings.lora_r,
-            settings.lora_alpha,
-            settings.lora_dropout,
-            tuple(settings.lora_targets),
-            settings.lora_rslora,
-            settings.lora_dora,
+        self._prior = prior  # keeps its shard's cache entry alive
+        self.lora = AdapterConfig(
+            r=settings.lora_r,
+            alpha=settings.lora_alpha,
+            dropout=settings.lora_dropout,
+            targets=tuple(settings.lora_targets),
+            rslora=settings.lora_rslora,
+            dora=settings.lora_dora,
         )
         self.model: Any = add_lora(lm, self.lora, settings.seed)
         self.training_clips, self.validation_clips = split(clips.hashes, settings.validation_fraction)
@@ -120,7 +124,11 @@ class Trainer:
             share = np.arange(prior_share(len(self.training_clips), settings.prior_preservation))
             self._epoch_clips = np.concatenate([self.training_clips, len(clips) + share % len(prior)])
         self.order = DataOrder(
-            len(self._epoch_clips), batch_size.effective, settings.num_epochs, settings.max_steps, settings.seed
+            clips=len(self._epoch_clips),
+            per_step=batch_size.effective,
+            epochs=settings.num_epochs,
+            max_steps=settings.max_steps,
+            seed=settings.seed,
         )
         execution = execution or Execution("fp32", compile=False, checkpointing=False)
         self.computation = TrainingModel(self.model, settings.lora_dropout, execution)
@@ -131,13 +139,13 @@ class Trainer:
         )
         self.progress = Progress(loss_scale=FIRST_LOSS_SCALE if execution.precision == "fp16" else None)
         self.consistent = True
-        """False while an update is half done, when there is nothing to save."""
+        """False during an optimizer step, when the state must not be saved."""
         self._epoch_started = self._saved = time.monotonic()
 
     def restore(self, lora: dict[str, Tensor], optimizer: dict[str, Any], progress: Progress) -> None:
-        """Go on from what was saved: adapter, `optimizer_state`, and how far it was."""
+        """Restore a saved state: the adapter's tensors, the result of `optimizer_state`, and the progress."""
         set_adapter_state(self.model, lora, "in the checkpoint")
-        # Only its moments: weight decay and the like are those of the settings, which may have changed.
+        # Only the moments: weight decay and the like come from the settings, which may have changed.
         groups = self.optimizer.state_dict()["param_groups"]
         state = self.computation.flat.join_state(optimizer["state"])
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -145,7 +153,7 @@ class Trainer:
         self.progress = replace(progress, loss_scale=None if self.progress.loss_scale is None else scale)
 
     def optimizer_state(self) -> dict[str, Any]:
-        """As that of an optimizer of peft's parameters, each on its own."""
+        """Return the optimizer's state as that of an optimizer of peft's single parameters."""
         own = self.optimizer.state_dict()
         (group,) = own["param_groups"]
         parameters = list(range(len(self.computation.parameters)))
@@ -159,16 +167,16 @@ class Trainer:
         """Train to the end.
 
         Raises:
-            Cancelled: `cancelled` said so. Like on any interruption, `on_interval` was called to save first.
-            TrainingError: the loss isn't finite, ten steps in a row.
+            Cancelled: `cancelled` returned true. As after any interruption, `on_interval` was called to save.
+            TrainingError: the loss or gradient norm wasn't finite in ten consecutive steps.
         """
         started = self.progress.step
-        self._tell_what_trains()
+        self._log_parameters()
         try:
             self._wait(hooks)
             if self.progress.pending is not None:
                 self._finish_step(hooks)
-                self._rest(hooks)
+                self._after_epoch(hooks)
             steps = range(self.progress.step + 1, self.order.total_steps + 1)
             with prefetched((partial(self._batch_of, step) for step in steps), device=self.computation.device) as own:
                 for step in steps:
@@ -183,36 +191,36 @@ class Trainer:
                         announce(message("computing the first step; on a GPU the model is compiled for it"))
                     self._step(step, own)
                     self._finish_step(hooks)
-                    self._rest(hooks)
+                    self._after_epoch(hooks)
             self._wait(hooks)
         except BaseException:
-            # Prefect ends a run by raising TerminationSignal, a BaseException, wherever the program is.
+            # Prefect ends a run by raising TerminationSignal, a BaseException, at any point of the program.
             if self.consistent and self.progress.step > started:
                 hooks.on_interval(False)
             raise
 
     @property
     def is_done(self) -> bool:
-        """Whether there is nothing more to train: all steps done, or stopped early."""
+        """Whether all steps are done, or the run has stopped early."""
         progress, patience = self.progress, self.settings.early_stopping
         stopped = patience is not None and progress.validations_without_gain >= patience
         return progress.pending is None and (stopped or progress.step >= self.order.total_steps)
 
     def _wait(self, hooks: Hooks) -> None:
-        """Return when every rank may go on: at once, or once what was learned is saved.
+        """Return once every rank may continue: at once, or after the progress is saved.
 
         Raises:
-            Cancelled: `cancelled` said so.
+            Cancelled: `cancelled` returned true.
         """
         while True:
-            asked = _STOP if hooks.cancelled() else _WAIT if hooks.must_wait() else _GO
-            asked = self.world.highest(asked)  # in one exchange
-            if asked == _STOP:
+            decision = _STOP if hooks.cancelled() else _WAIT if hooks.must_wait() else _GO
+            decision = self.world.highest(decision)  # one collective operation for both questions
+            if decision == _STOP:
                 raise Cancelled(f"the training was cancelled after step {self.progress.step}")
-            if asked == _GO:
+            if decision == _GO:
                 return
 
-    def _tell_what_trains(self) -> None:
+    def _log_parameters(self) -> None:
         trained = sum(parameter.numel() for parameter in self.computation.parameters)
         logger.info(
             "training %s parameters in %d tensors of the adapter; the base model is frozen",
@@ -221,21 +229,19 @@ class Trainer:
         )
 
     def _batch_of(self, step: int) -> Batch:
-        """This rank's clips of a step, every `world.size`-th. It may have none of an epoch's last."""
+        """Return this rank's clips of a step, every `world.size`-th; possibly none in an epoch's last step."""
         indices = self._indices_of(step)[self.world.rank :: self.world.size]
         if not indices:
             return Batch(torch.zeros(0, CODEBOOKS, 0), torch.zeros(0), [], self.clips.hashes[:0])
-        epoch, segment = self.order.epoch_of(step), self._segment_frames
-        columns = self._columns(indices)
         return training_batch(
-            self.clips,
-            indices,
-            segment,
-            self.cfg_dropout,
-            self.settings.seed,
-            epoch,
-            columns,
-            self.word_dropout,
+            clips=self.clips,
+            indices=indices,
+            segment_frames=self._segment_frames,
+            cfg_dropout=self.cfg_dropout,
+            seed=self.settings.seed,
+            epoch=self.order.epoch_of(step),
+            columns=self._padded_frames(indices),
+            word_dropout=self.word_dropout,
         )
 
     def _indices_of(self, step: int) -> list[int]:
@@ -244,11 +250,12 @@ class Trainer:
     def _frames_of(self, indices: list[int]) -> NDArray[np.int32]:
         return np.minimum(self.clips.frames[indices], self._segment_frames)
 
-    def _columns(self, indices: list[int]) -> int | None:
+    def _padded_frames(self, indices: list[int]) -> int | None:
+        """Return the frames that a batch is padded to; None for its longest clip."""
         if not self.computation.execution.compile:
             return None
         longest = int(self._frames_of(indices).max())
-        return min(self._segment_frames, -(-longest // COLUMNS_STEP) * COLUMNS_STEP)
+        return min(self._segment_frames, -(-longest // PADDING_FRAMES) * PADDING_FRAMES)
 
     def _step(self, step: int, batches: Iterator[Batch]) -> None:
         started = time.monotonic()
@@ -273,7 +280,7 @@ class Trainer:
         else:
             progress.skipped += 1
             progress.skipped_in_a_row += 1
-        if progress.loss_scale is not None and taken:  # else no scale helped, and that of before stays
+        if progress.loss_scale is not None and taken:  # else no scale helped, and the previous one is kept
             progress.loss_scale = 2 * scale if step % LOSS_SCALE_STEPS == 0 else scale
         progress.step = step
         row["train/skipped_steps"] = progress.skipped
@@ -288,7 +295,7 @@ class Trainer:
             self._report_skipped(step, loss, norm)
 
     def _compute(self, step: int, batch: Batch, clips_in_step: int) -> tuple[float, float, float]:
-        """Leave clipped gradients in the parameters → loss, norm before clipping, and the scale that they fitted."""
+        """Compute clipped gradients, and return the loss, the norm before clipping, and the loss scale."""
         seed, epoch, scale = self.settings.seed, self.order.epoch_of(step), self.progress.loss_scale or 1.0
         while True:
             loss = self.gradients.compute(batch, seed, epoch, clips_in_step, scale)
@@ -296,18 +303,18 @@ class Trainer:
             if scale != 1.0:
                 flat.gradient.div_(scale)
             norm = torch.nn.utils.clip_grad_norm_(flat.whole, self.settings.max_grad_norm)
-            both = torch.stack([loss, norm.to(loss.dtype)]).tolist()  # once: it waits for the GPU
-            overflowed = scale > 1 and math.isfinite(both[0]) and not math.isfinite(both[1])
+            loss_value, norm_value = torch.stack([loss, norm.to(loss.dtype)]).tolist()  # one synchronization
+            overflowed = scale > 1 and math.isfinite(loss_value) and not math.isfinite(norm_value)
             if not overflowed:
-                return both[0], both[1], scale
+                return loss_value, norm_value, scale
             scale /= 2
 
     def _report_skipped(self, step: int, loss: float, norm: float) -> None:
         found = f"step {step} gave a loss of {loss} and a gradient norm of {norm}"
-        if self.progress.skipped_in_a_row >= MOST_SKIPPED:
+        if self.progress.skipped_in_a_row >= MAX_SKIPPED:
             raise TrainingError(
                 message(
-                    "{found}, the {most_skipped}th in a row that isn't finite", found=found, most_skipped=MOST_SKIPPED
+                    "{found}, the {most_skipped}th in a row that isn't finite", found=found, most_skipped=MAX_SKIPPED
                 ),
                 message(
                     "Lower --learning-rate or give --warmup-steps, and go on from a checkpoint_step_*.pt or "
@@ -317,20 +324,20 @@ class Trainer:
         logger.warning("%s, and was skipped", found)
 
     def _finish_step(self, hooks: Hooks) -> None:
-        """What follows an update: its checkpoint, its metrics, its epoch's end. All of it again if interrupted."""
+        """Save, log and validate after an optimizer step; all of it is repeated if interrupted."""
         unfinished = replace(self.progress)
         row = self.progress.pending
         assert row is not None
         try:
-            is_due = self.progress.step % self.settings.save_every_steps == 0
-            if is_due or time.monotonic() - self._saved > 60 * self.settings.save_every_minutes:
-                hooks.on_interval(is_due)
+            save_step_checkpoint = self.progress.step % self.settings.save_every_steps == 0
+            if save_step_checkpoint or time.monotonic() - self._saved > 60 * self.settings.save_every_minutes:
+                hooks.on_interval(save_step_checkpoint)
                 self._saved = time.monotonic()
             if self.order.ends_epoch(self.progress.step):
                 self._end_epoch(row, hooks)
             else:
                 every = self.settings.validate_every_steps
-                if every is not None and self.progress.step % every == 0 and self._judge(row, hooks.cancelled):
+                if every is not None and self.progress.step % every == 0 and self._validate_best(row, hooks.cancelled):
                     hooks.on_best()
                 hooks.on_step(row)
                 self.progress.pending = None
@@ -338,8 +345,8 @@ class Trainer:
             self.progress = unfinished
             raise
 
-    def _rest(self, hooks: Hooks) -> None:
-        """What is done between epochs, and need not be done again when it is interrupted."""
+    def _after_epoch(self, hooks: Hooks) -> None:
+        """Do the work between epochs that is not repeated if it is interrupted."""
         if self.order.ends_epoch(self.progress.step):
             hooks.after_epoch(self.order.epoch_of(self.progress.step))
             self._epoch_started = time.monotonic()
@@ -348,22 +355,22 @@ class Trainer:
         progress = self.progress
         if progress.epoch_clips:
             row["train/epoch_loss"] = progress.epoch_loss_sum / progress.epoch_clips
-        is_best = self._judge(row, hooks.cancelled)
+        is_best = self._validate_best(row, hooks.cancelled)
         row["epoch_seconds"] = time.monotonic() - self._epoch_started
         progress.epoch_loss_sum, progress.epoch_clips, progress.pending = 0.0, 0, None
         hooks.on_step(row)
         hooks.on_epoch(int(row["epoch"]), is_best)
         self._epoch_started = self._saved = time.monotonic()
 
-    def _judge(self, row: dict[str, float], cancelled: Callable[[], bool]) -> bool:
-        """Validate, with the metrics in `row` → whether this is the best so far."""
+    def _validate_best(self, row: dict[str, float], cancelled: Callable[[], bool]) -> bool:
+        """Validate, add the metrics to `row`, and return whether this is the best so far."""
         progress = self.progress
         row.update(self.validate(cancelled))
         if "val/loss" not in row and "train/epoch_loss" not in row:
-            return False  # nothing to judge by
+            return False  # no loss to compare
         loss = row.get("val/loss", row.get("train/epoch_loss", math.nan))
         is_new = progress.best_loss is None or loss < progress.best_loss
-        # Interrupted after it was saved as the best, it is judged again.
+        # A step that was interrupted after it was saved as the best is compared again.
         is_best = math.isfinite(loss) and (is_new or progress.best_step == progress.step)
         if is_best:
             progress.best_loss, progress.best_epoch, progress.best_step = loss, int(row["epoch"]), progress.step
@@ -373,10 +380,10 @@ class Trainer:
         return is_best
 
     def validate(self, cancelled: Callable[[], bool] = lambda: False) -> dict[str, float]:
-        """Loss and perplexity over the validation clips, as metrics; empty without validation clips.
+        """Return loss (nats) and perplexity over the validation clips, as metrics; empty without validation clips.
 
         Raises:
-            Cancelled: told to stop meanwhile.
+            Cancelled: `cancelled` returned true.
         """
         everything = [int(index) for index in self.validation_clips]
         if not everything:
@@ -384,7 +391,9 @@ class Trainer:
         total = torch.zeros(CODEBOOKS, dtype=torch.float64, device=self.computation.device)  # [K]
         micro, size = self.batch_size.micro, self.world.size
         own = everything[self.world.rank :: size]
-        rounds = -(-len(everything) // (micro * size))  # the same on all ranks, which ask one another in each
+        rounds = -(
+            -len(everything) // (micro * size)
+        )  # the same on all ranks, because each round has a collective operation
         parts = [own[number * micro : (number + 1) * micro] for number in range(rounds)]
         making = (partial(self._validation_batch, part) for part in parts if part)
         with prefetched(making, device=self.computation.device) as batches:
@@ -403,7 +412,7 @@ class Trainer:
         return metrics
 
     def _validation_batch(self, indices: list[int]) -> Batch:
-        return validation_batch(self.clips, indices, self._segment_frames, self._columns(indices))
+        return validation_batch(self.clips, indices, self._segment_frames, self._padded_frames(indices))
 
     @property
     def _segment_frames(self) -> int:
@@ -417,7 +426,7 @@ class Trainer:
 
 
 def learning_rate(settings: TrainSettings, step: int, total_steps: int) -> float:
-    """Of a step, from 1: rising over the warm-up, then as `schedule` says, to 0 behind the last step."""
+    """Return the learning rate of a step, from 1: a linear warm-up, then `schedule`, which ends at 0 after the last."""
     warmup = settings.warmup_steps
     if step <= warmup:
         return settings.learning_rate * step / warmup

@@ -1,4 +1,4 @@
-"""The training loss: cross-entropy over the delay pattern, averaged so that no batching choice changes it."""
+"""The training loss: cross-entropy over the delay pattern, averaged so that it is independent of batching."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 def clip_losses(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-    """Mean cross-entropy of each clip and codebook over its valid positions, in nats.
+    """Return the mean cross-entropy of each clip and codebook over its valid positions, in nats.
 
     Args:
         logits: [B, K, S, cardinality].
-        targets: [B, K, S], next codes; anything where not valid.
+        targets: [B, K, S], next codes; ignored where not valid.
         valid: [B, K, S], True where a prediction counts.
 
     Returns:
@@ -28,7 +28,7 @@ def clip_losses(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
 
 
 def perplexity(loss: float) -> float:
-    """exp of a loss in nats; a training that diverged has one beyond what exp can take."""
+    """Return exp(loss) of a loss in nats, which is clamped to 700, as a diverged run's would overflow."""
     return math.exp(min(loss, 700.0))
 
 

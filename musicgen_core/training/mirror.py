@@ -1,4 +1,4 @@
-"""A second copy of what matters of a run directory, kept up while the training goes on."""
+"""A mirror of the essential files of a run directory, updated while the run continues."""
 
 from __future__ import annotations
 
@@ -22,24 +22,27 @@ from musicgen_core.training.run_lock import RunLock
 logger = logging.getLogger(__name__)
 
 _ON_EXIT_S = 10.0
-"""How long an interrupted training waits for its last copy; Prefect kills after 30 s."""
+"""How long an interrupted run waits for its last copy; Prefect kills it after 30 s."""
 
 
-class SecondCopy:
-    """Copies of adapters, config.json, metrics.jsonl, loss.png and latest.pt. Its troubles never end a training.
+class Mirror:
+    """Copies of adapters, config.json, metrics.jsonl, loss.png and latest.pt; its failures never end a run.
 
-    What is in the copy of later steps, from before the training went back, is set aside in it as in a run directory,
-    before anything is copied. A place where another run or another program has written is refused.
+    Files of later steps, left in the mirror from before the run went back to an earlier checkpoint, are set aside as in
+    a run directory before anything is copied. A location that another run or another program wrote to is refused.
 
     Args:
-        step: after which this training begins or goes on, with
-        epochs: done.
-        run_id: that of config.json; None: it was lost, so a copy that is there is not touched, and the run continues
-            without one.
+        files: the run directory.
+        target: the location of the mirror.
+        failures: where failed copies are reported.
+        step: the step that this run starts or resumes after.
+        epochs: epochs done at that step.
+        run_id: the run's id in config.json; None if it was lost: an existing mirror then stays untouched, and the run
+            continues without one.
 
     Raises:
-        ConfigError: the copy is to lie in the run directory itself.
-        RunDirectoryError: the place is not this run's.
+        ConfigError: the mirror would lie in the run directory itself.
+        RunDirectoryError: the location belongs to another run.
     """
 
     def __init__(
@@ -51,19 +54,19 @@ class SecondCopy:
                 message("Give another place"),
             )
         self.files, self.target = files, target
-        self._there, self._run_id = RunDirectory(target, files.stage), run_id
+        self._directory, self._run_id = RunDirectory(target, files.stage), run_id
         self._lock: RunLock | None = None
         with self._reachable():
             self._check_own()
         self.background = Background("second copy", failures)
         self._copied: dict[str, str] = {}
-        self._begins_after: tuple[int, int] | None = (step, epochs)
+        self._starts_after: tuple[int, int] | None = (step, epochs)
 
     def claim(self) -> None:
-        """Keep others from writing there until `release`.
+        """Lock the mirror until `release`.
 
         Raises:
-            RunDirectoryError: another run does, or the place is not this run's.
+            RunDirectoryError: another run holds the lock, or the location belongs to another run.
         """
         with self._reachable():
             self._claim()
@@ -74,7 +77,7 @@ class SecondCopy:
             self._lock.__exit__(None, None, None)
 
     def update(self) -> None:
-        """Copy what changed, soon. Comes back at once: a copy that waits takes the files as they then are."""
+        """Copy changed files in the background; a queued copy takes the files as they are when it runs."""
         what = f"the copy in {self.target} could not be brought up to date; the next save tries again"
         self.background.submit_unless_waiting(what, self._copy)
 
@@ -83,7 +86,7 @@ class SecondCopy:
         self.background.drain()
 
     def abandon(self) -> None:
-        """Let the last copy end, for some seconds."""
+        """Wait some seconds for the last copy to end, then abandon it."""
         deadline = time.monotonic() + _ON_EXIT_S
 
         def check() -> None:
@@ -97,7 +100,7 @@ class SecondCopy:
 
     @contextmanager
     def _reachable(self) -> Iterator[None]:
-        """A storage that can't be reached now may be at the next save."""
+        """Log and ignore errors of the storage: it may be reachable at the next save."""
         try:
             yield
         except Exception as error:  # storages raise many kinds
@@ -115,13 +118,13 @@ class SecondCopy:
             lock.__exit__(None, None, None)
             raise
         self._lock = lock
-        self._there.delete_partials()
+        self._directory.delete_partials()
 
     def _check_own(self) -> None:
-        self._there.check_own()
-        config = self._there.read_config()
+        self._directory.check_own()
+        config = self._directory.read_config()
         owner = None if config is None else config.wandb_id or None
-        if (config is not None or self._there.has_training()) and owner != self._run_id:
+        if (config is not None or self._directory.has_training()) and owner != self._run_id:
             raise RunDirectoryError(
                 message(
                     "--copy-to {target} holds another run (its config.json says wandb_id {owner}, this run's "
@@ -138,11 +141,11 @@ class SecondCopy:
             self._claim()
         assert self._lock is not None
         self._lock.check()
-        if self._begins_after is not None:
-            self._there.set_aside_after(*self._begins_after)
-            self._begins_after = None
+        if self._starts_after is not None:
+            self._directory.set_aside_after(*self._starts_after)
+            self._starts_after = None
         with storage.scratch_folder() as scratch:
-            # As it is before the others are read and in its place after them: a copy can be resumed from, too.
+            # Read before the other files and published after them, so that a run can resume from the mirror.
             latest, version = self.files.latest, self._changed(self.files.latest)
             if version is not None:
                 with storage.staged(latest) as local:
@@ -159,7 +162,7 @@ class SecondCopy:
         return [self.files.config, *local, *(map(self.files.adapter, (BEST_ADAPTER, FINAL_ADAPTER, LATEST_ADAPTER)))]
 
     def _changed(self, source: UPath) -> str | None:
-        """The version of a file that is not in the copy yet."""
+        """Return the version of a file that the mirror doesn't have yet, or None."""
         version = storage.version_of(source) if source.exists() else None
         return version if version != self._copied.get(str(source)) else None
 

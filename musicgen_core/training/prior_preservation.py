@@ -1,7 +1,7 @@
-"""Prior preservation against forgetting: a run also trains on clips that its base model generated, as DreamBooth does.
+"""Prior preservation (as in DreamBooth) against forgetting: a run also trains on clips that its base model generated.
 
-The clips are made once a run, from general prompts and the run's seed, before its first step. They are a shard in
-`RUN_DIR/prior`, so that what reads and checks tokens reads and checks them, too; a resumed run trains on the same ones.
+The clips are generated once per run, before its first step, from general prompts and the run's seed. They are stored as
+a shard in `RUN_DIR/prior`, so that they are read and checked like other tokens; a resumed run trains on the same ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from musicgen_core.data.shards import Row, ShardReport, ShardWriter, is_whole, p
 from musicgen_core.devices import compute_dtype, release_memory
 from musicgen_core.errors import RunDirectoryError, reason_of
 from musicgen_core.generation.engine import Engine, frames_of
-from musicgen_core.generation.plan import bytes_of_caches, fitting_size, room_for_caches, smaller_size
+from musicgen_core.generation.plan import cache_budget, cache_bytes, fitting_size, smaller_size
 from musicgen_core.generation.random_streams import streams_of
 from musicgen_core.language import message
 from musicgen_core.model.compression import codec_identity
@@ -38,27 +38,28 @@ from musicgen_core.wording import counted
 
 logger = logging.getLogger(__name__)
 
-MOST_CLIPS = 256
-"""Generated clips of a run; where an epoch takes more of them, it sees each several times."""
+MAX_CLIPS = 256
+"""The most clips that are generated for a run; if an epoch needs more, it sees each several times."""
 CPU_CACHE_BYTES = 2 * 2**30
-"""For the keys and values of a batch: a constant, so that a CPU always generates the same clips."""
+"""Memory for the key-value caches of a batch on a CPU; a constant, so that a CPU always generates the same clips."""
 
 
 def prior_share(own: int, fraction: float) -> int:
-    """Return how many clips of an epoch are generated ones, beside so many own ones; at least one."""
+    """Return how many generated clips an epoch has beside its `own` clips, at least one."""
     return max(1, round(own * fraction / (1 - fraction)))
 
 
 @dataclass(frozen=True)
 class PriorRequest:
-    """What determines the generated clips of a run.
+    """The inputs that determine the generated clips of a run.
 
     Attributes:
-        base_model: hash of its weights.
-        prompts: general ones, of which the clips take turns.
-        count: of clips.
-        seed: each clip draws from a random stream of its own of this seed.
-        seconds: of each clip.
+        base_model: hash of the base model's weights.
+        codec: identity of the codec.
+        prompts: general prompts, which the clips use in turn.
+        count: number of clips.
+        seed: seed from which each clip's random stream derives.
+        seconds: length of each clip.
     """
 
     base_model: str
@@ -71,9 +72,16 @@ class PriorRequest:
     @classmethod
     def of(cls, settings: TrainSettings, model: BaseModel, prompts: Sequence[str], own: int) -> PriorRequest:
         """Return the request of a run that trains on `own` clips of its tokens."""
-        count = min(MOST_CLIPS, prior_share(own, settings.prior_preservation))
+        count = min(MAX_CLIPS, prior_share(own, settings.prior_preservation))
         base = model.identity.rpartition("@")[2]
-        return cls(base, codec_identity(model), prompts, count, settings.seed, settings.segment_seconds)
+        return cls(
+            base_model=base,
+            codec=codec_identity(model),
+            prompts=prompts,
+            count=count,
+            seed=settings.seed,
+            seconds=settings.segment_seconds,
+        )
 
     @property
     def digest(self) -> str:
@@ -82,18 +90,18 @@ class PriorRequest:
 
     @property
     def clip_prompts(self) -> list[str]:
-        """The text of each clip."""
+        """The prompt of each clip."""
         return list(islice(cycle(self.prompts), self.count))
 
     @property
     def texts(self) -> str:
-        """The prompts by number and hash, to compare with those of a checkpoint."""
+        """Number and hash of the prompts, to compare with those of a checkpoint."""
         content = hashlib.blake2b(json.dumps(list(self.prompts)).encode(), digest_size=4).hexdigest()
         return f"{counted(len(self.prompts), 'text')} ({content})"
 
     @property
     def stem(self) -> str:
-        """The shard's name, so that clips of another request are never taken for these."""
+        """The shard's name, which differs for every other request."""
         return f"prior-{self.digest[:16]}"
 
 
@@ -107,19 +115,23 @@ def load_prior(
     cancelled: Callable[[], bool],
     is_resumed: bool,
 ) -> Clips:
-    """Return the generated clips of a run, after generating them where they are missing or damaged.
+    """Return the generated clips of a run, generating them if they are missing or damaged.
 
-    The main rank generates, the others wait for it.
+    The main rank generates them while the others wait.
 
     Args:
-        folder: of their shard.
-        on_progress: called after each step of the generation with frames done and in all.
+        folder: directory of their shard.
+        request: the clips to generate.
+        model: the base model.
+        text: encodes the prompts.
+        world: the processes that share the run.
+        on_progress: called after each generated step, with frames done and in total.
         cancelled: asked before each step of the generation.
-        is_resumed: whether the run has trained on them before.
+        is_resumed: whether the run has trained on these clips before.
 
     Raises:
-        Cancelled: `cancelled` said so.
-        RunDirectoryError: they can't be written.
+        Cancelled: `cancelled` returned true.
+        RunDirectoryError: the clips can't be written.
     """
     if world.is_main and not _is_there(folder, request):
         if is_resumed:
@@ -129,10 +141,18 @@ def load_prior(
                 folder,
             )
         codes = []
-        for batch in _generate(request, model, text, world.device, on_progress, cancelled):
+        generated = _generate(
+            request=request,
+            model=model,
+            text=text,
+            device=world.device,
+            on_progress=on_progress,
+            cancelled=cancelled,
+        )
+        for batch in generated:
             codes += batch
             logger.info("generated %d of %s with the base model", len(codes), counted(request.count, "clip"))
-            world.any(True)  # the others wait an hour for the next batch, not for all of them
+            world.any(True)  # the timeout of the other ranks applies to one batch, not to all
         _publish(folder, request, codes, model)
     while world.any(False):
         pass
@@ -152,7 +172,7 @@ def _generate(
     on_progress: Callable[[int, int], None],
     cancelled: Callable[[], bool],
 ) -> Iterator[list[Tensor]]:
-    """Generate codes [4, frames] of each clip, a batch at a time. Out of memory, take smaller batches from there on."""
+    """Yield the codes [4, frames] of the clips, batch by batch, with smaller batches once memory runs out."""
     prompts = request.clip_prompts
     logger.info("generating %s with the base model for prior preservation", counted(len(prompts), "clip"))
     settings = SamplingSettings(duration=request.seconds, seed=request.seed)
@@ -161,8 +181,10 @@ def _generate(
     engine = Engine(lm, text, model.config.inference_coefficient)
     engine.pack()
     config, frames = lm.config, frames_of(request.seconds)
-    room = room_for_caches(device) if device.type == "cuda" else CPU_CACHE_BYTES / 2  # of fp32, not of 16 bits
-    size, done = fitting_size(len(prompts), int(room / bytes_of_caches(config, frames))), 0
+    room = (
+        cache_budget(device) if device.type == "cuda" else CPU_CACHE_BYTES / 2
+    )  # fp32 takes twice the bytes of 16 bits
+    size, done = fitting_size(len(prompts), int(room / cache_bytes(config, frames))), 0
     while done < len(prompts):
         part = slice(done, min(done + size, len(prompts)))
 

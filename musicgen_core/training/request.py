@@ -1,4 +1,4 @@
-"""What a training is asked for, and what it came to."""
+"""The request and the result of a training run."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from musicgen_core.language import message
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What to train, on what, and where to.
+    """A training run to start or resume.
 
     Attributes:
         tokens: a directory of shards.
         run_dir: the run directory.
         model: `demo`, `debug`, a directory or a Hugging Face id.
+        settings: the run's settings.
         device: auto, cpu or cuda.
         resume: auto, never, or the path of a checkpoint.
         init_adapter: an adapter to start from, or None.
-        copy_to: a place for a second copy of adapters, metrics and latest.pt, or None.
+        copy_to: a location for a mirror of adapters, metrics and latest.pt, or None.
     """
 
     tokens: str
@@ -36,15 +37,21 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training came to.
+    """The result of a training run.
 
     Attributes:
-        best_loss, best_epoch: of the validation, or of the training where no clips are held out.
-        first_loss, last_loss: mean training loss of the first and of the last epoch.
-        resumed_from: the step that it went on from, 0 for a new one.
+        run_dir: the run directory.
+        steps: optimizer steps done.
+        epochs: the epoch of the last step.
+        best_loss: the lowest validation loss, or the lowest training loss if no clips are held out; in nats.
+        best_epoch: its epoch.
+        first_loss: mean training loss of the first epoch.
+        last_loss: mean training loss of the last epoch.
+        resumed_from: the step that the run resumed from, 0 for a new one.
+        wandb_url: the page of the run on WandB, if it has one.
+        warnings: failures to save.
         ending: trained to the last step; stopped early by its validation loss; or complete before: nothing trained.
-        warnings: what could not be saved, if anything.
-        evaluation: of its best adapter, where that was made.
+        evaluation: the evaluation of its best adapter, if it was evaluated.
         is_validated: whether clips are held out.
     """
 
@@ -64,5 +71,5 @@ class TrainResult:
 
     @property
     def best_name(self) -> str:
-        """What `best_loss` is the best of."""
+        """The name of the loss in `best_loss`."""
         return message("best validation loss") if self.is_validated else message("best training loss")

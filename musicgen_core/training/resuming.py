@@ -1,4 +1,4 @@
-"""Where a training goes on from, and whether what it is given is still the same training."""
+"""Find the checkpoint that a run resumes from, and check that its inputs are still the same."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _ALSO_FIXED = ("seed", "segment_seconds", "validation_fraction")  # beside every
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where a training begins.
+class StartPoint:
+    """The start of a training run.
 
     Attributes:
-        checkpoint: what it goes on from; None for a new one.
-        origin: the checkpoint that the user named last; None if none was.
-        goes_back: whether that is now to be done: later files are to be set aside.
-        resumed: the checkpoint's path, where the directory's own run is resumed.
+        checkpoint: the checkpoint to resume from; None for a new run.
+        origin: the checkpoint that the user named last, or None.
+        goes_back: whether to go back to it now, setting later files aside.
+        resumed: the checkpoint's path, if the directory's own run is resumed.
     """
 
     checkpoint: Checkpoint | None
@@ -40,15 +40,15 @@ class Start:
     resumed: UPath | None = None
 
 
-def find_start(files: RunDirectory, resume: str) -> Start:
-    """What `--resume` (auto, never or a checkpoint's path) means for a run directory.
+def find_start(files: RunDirectory, resume: str) -> StartPoint:
+    """Return the start of a run, from `--resume` (auto, never or a checkpoint's path) and the run directory.
 
-    A checkpoint of another run directory begins a new one: the directory must have no training in it, except one
-    that began with the same checkpoint, which goes on. A checkpoint of the same directory is gone back to once: if
-    that was the last one gone back to, the training goes on, so that the same command can be run again.
+    A checkpoint of another run directory starts a new run: the directory must be without a run, or with one that
+    started from the same checkpoint, which is resumed. A run goes back to a checkpoint of its own directory only once:
+    if it is the last one that the run went back to, the run is resumed, so that the same command can be repeated.
 
     Raises:
-        RunDirectoryError: it can't be done; or the checkpoint can't be read.
+        RunDirectoryError: the directory holds another run, or the checkpoint can't be read.
     """
     config = files.read_config()
     origin = config.origin if config is not None else None
@@ -58,14 +58,14 @@ def find_start(files: RunDirectory, resume: str) -> Start:
                 message("{root} has a training in it, and resume is never", root=files.root),
                 message("Give another run directory, or --resume auto to go on with it"),
             )
-        return Start(None)
+        return StartPoint(None)
     if resume != "auto":
         path = storage.as_path(resume)
         wanted = {"checkpoint": str(path)}
         is_origin = origin is not None and origin["checkpoint"] == wanted["checkpoint"]
         if not files.holds(path):
             if not files.has_training():
-                return Start(load_checkpoint(path), wanted, goes_back=True)
+                return StartPoint(load_checkpoint(path), wanted, goes_back=True)
             if not is_origin:
                 raise RunDirectoryError(
                     message(
@@ -76,21 +76,21 @@ def find_start(files: RunDirectory, resume: str) -> Start:
                     message("Give a run directory without a training, or a checkpoint of this one"),
                 )
         elif not is_origin or not files.latest.exists():
-            return Start(load_checkpoint(path), wanted, goes_back=True)
+            return StartPoint(load_checkpoint(path), wanted, goes_back=True)
         logger.info("%s began with %s before: it goes on; to begin there again, move latest.pt away", files.root, path)
     found = files.find_checkpoint()
     if found is None:
-        return Start(None)
+        return StartPoint(None)
     checkpoint, path = found
     if path != files.latest:
         logger.warning("%s can't be read; going on from %s", files.latest, path)
-    return Start(checkpoint, origin, resumed=path)
+    return StartPoint(checkpoint, origin, resumed=path)
 
 
 def fixed_values(
     settings: TrainSettings, base_model: str, clips_per_step: int, shards: dict[str, str]
 ) -> dict[str, Any]:
-    """What must stay the same while a training lasts: the model, the adapter's shape, and the order of the clips."""
+    """Return the values that must not change during a run: model, shape of the adapter, and order of the clips."""
     values = settings.model_dump(mode="json")
     fixed = {name: value for name, value in values.items() if name.startswith("lora_") or name in _ALSO_FIXED}
     if settings.prior_preservation:
@@ -101,8 +101,13 @@ def fixed_values(
 def check_same(then: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
     """Compare two results of `fixed_values`.
 
+    Args:
+        then: the values of the run so far.
+        now: the values now.
+        where: the run's location, for the error.
+
     Raises:
-        RunDirectoryError: they differ; every difference is named.
+        RunDirectoryError: they differ; names every difference.
     """
     different = []
     for name in dict.fromkeys([*then, *now]):
@@ -122,13 +127,13 @@ def check_same(then: Mapping[str, Any], now: Mapping[str, Any], where: str) -> N
 
 
 def _default(name: str) -> Any:
-    """What a setting was in a run that has noted nothing of it."""
+    """Return the value of a setting in a run that didn't record it."""
     field = TrainSettings.model_fields.get(name)
     return None if field is None else field.default
 
 
 def _comparable(name: str, value: Any) -> Any:
-    """A model is the same under another name."""
+    """Return a value without what may change: a model is the same under another name."""
     return value.rpartition("@")[2] if name == "base_model" and isinstance(value, str) else value
 
 
@@ -145,7 +150,7 @@ def _shards_differ(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]
 
 
 def log_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Say which settings are others from here on; those given now count."""
+    """Log the settings that differ from the run so far; the new values apply from here on."""
     for name in TrainSettings.model_fields:
         if name in then and then[name] != now[name]:
             logger.info("%s was %s and is %s from here on", name, then[name], now[name])

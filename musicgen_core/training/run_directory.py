@@ -1,4 +1,4 @@
-"""Where the files of one training are, and which of them resuming can use."""
+"""The files of a run directory: their paths, and the checkpoints that a run can resume from."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 def begins_new(root: UPath, resume: str) -> bool:
-    """Return whether `--resume` begins a training from no checkpoint in this run directory."""
+    """Return whether `--resume` starts a new run, rather than from a checkpoint."""
     return resume in ("auto", "never") and not RunDirectory(root, Path()).has_training()
 
 
@@ -64,7 +64,7 @@ class RunDirectory(RunLayout):
         return self.stage / METRICS
 
     def step_checkpoints(self) -> list[UPath]:
-        """The newest first, like the next two."""
+        """Return the step checkpoints, the newest first, like the next two methods."""
         return _numbered(self.root, STEP_CHECKPOINT)
 
     def epoch_models(self) -> list[UPath]:
@@ -77,11 +77,11 @@ class RunDirectory(RunLayout):
         return self.latest.exists() or any(self._older_checkpoints())
 
     def check_own(self) -> None:
-        """Compare what is in the directory with what a run leaves.
+        """Check that the directory is empty or that of a run.
 
         Raises:
-            RunDirectoryError: a run would write over files that no run of this project has written, or a file lies
-                where a folder of the run belongs.
+            RunDirectoryError: the run would overwrite files that no run of this project wrote, or a file has the name
+                of one of the run's folders.
         """
         self._check_folders()
         if self.has_training():
@@ -111,7 +111,7 @@ class RunDirectory(RunLayout):
                 )
 
     def _first_of_run(self) -> UPath | None:
-        """A file with a name that a run uses, if there is one."""
+        """Return a file with a name that a run uses, or None."""
         names = (METRICS, LOSS_PLOT, PERPLEXITY_PLOT, LEARNING_RATE_PLOT)
         if found := next((path for name in names if (path := self.root / name).exists()), None):
             return found
@@ -122,13 +122,13 @@ class RunDirectory(RunLayout):
         return None
 
     def holds(self, path: UPath) -> bool:
-        """Whether a path lies in this directory."""
+        """Return whether a path lies in this directory."""
         if storage.is_local(self.root) and storage.is_local(path):
             return Path(str(path)).resolve().is_relative_to(Path(str(self.root)).resolve())
         return str(path).startswith(f"{str(self.root).rstrip('/')}/")
 
     def read_config(self) -> RunConfig | None:
-        """Return what config.json holds; None without one, and where it is damaged: it isn't worth a checkpoint."""
+        """Return the content of config.json, or None if it is missing or damaged: a run can resume without it."""
         try:
             return load_config(self.root)
         except FileNotFoundError:
@@ -138,7 +138,7 @@ class RunDirectory(RunLayout):
             return None
 
     def write_config(self, values: Mapping[str, Any]) -> None:
-        """Write config.json; a damaged one is kept under another name."""
+        """Write config.json; a damaged one is renamed first."""
         try:
             load_config(self.root)
         except FileNotFoundError:
@@ -150,20 +150,20 @@ class RunDirectory(RunLayout):
         storage.write_text(self.config, strict_json(values, indent=1, ensure_ascii=False))
 
     def upload_stage(self) -> None:
-        """Bring what is written locally (metrics, WandB's files, pictures) to a remote run directory."""
+        """Upload the stage (metrics, WandB's files, plots) to a remote run directory."""
         if not storage.is_local(self.root):
             storage.upload_tree(self.stage, self.root, self._uploaded)
 
     def fetch_metrics(self) -> None:
-        """Bring a remote run directory's metrics to the local stage."""
+        """Download a remote run directory's metrics to the stage."""
         if not self.local_metrics.exists() and self.metrics.exists():
             self.local_metrics.parent.mkdir(parents=True, exist_ok=True)
             self.local_metrics.write_bytes(self.metrics.read_bytes())
 
     def delete_partials(self) -> None:
-        """Delete what a killed training left half written, and put in place what it left whole beside its place.
+        """Delete the partial files of a killed run, and publish those that it had finished writing.
 
-        Only for who holds the run directory's lock.
+        The caller must hold the run directory's lock.
         """
         if storage.is_local(self.root):
             for folder in (self.root, *(self.root / name for name in (*WEIGHT_FOLDERS, SAMPLES))):
@@ -174,15 +174,15 @@ class RunDirectory(RunLayout):
                     fuse_mounts.finish(Path(str(path)))
 
     def find_checkpoint(self) -> tuple[Checkpoint, UPath] | None:
-        """The newest checkpoint that can be read: latest.pt, else the one before. None: nothing was trained here.
+        """Return the newest readable checkpoint and its path: latest.pt, or else the one before; None without any.
 
         Raises:
-            RunDirectoryError: there are checkpoints, and all are damaged.
+            RunDirectoryError: there are checkpoints, but all are damaged.
         """
         damaged: list[RunDirectoryError] = []
         found = _first_readable([self.latest], damaged)
         if found is None:
-            # By step, not by time: copies and some object stores don't keep times.
+            # By step, not by time: copies and some object stores don't preserve times.
             older = [_first_readable(paths, damaged) for paths in self._older_checkpoints()]
             found = max(filter(None, older), key=lambda one: one[0].progress.step, default=None)
         if found is None and damaged:
@@ -193,7 +193,7 @@ class RunDirectory(RunLayout):
         return found
 
     def files_after(self, step: int) -> list[UPath]:
-        """Weights and checkpoints of later steps than `step`, and those that can't be read."""
+        """Return weights and checkpoints of steps after `step`, and those that can't be read."""
         adapters = self.root / ADAPTERS
         older = [path for paths in self._older_checkpoints() for path in paths]
         files = [self.latest, *older, *(adapters.glob("*.pt") if adapters.is_dir() else ())]
@@ -208,7 +208,7 @@ class RunDirectory(RunLayout):
         return [path for path, numbers in numbered if numbers is not None and numbers[0] > epochs]
 
     def _step_of(self, path: UPath) -> float:
-        """The step that a file is of, without a download where something smaller tells; infinity if unreadable."""
+        """Return a file's step, read from a smaller file if that avoids a download; infinity if it is unreadable."""
         if not storage.is_local(path):
             if path.stem.startswith(STEP_CHECKPOINT):
                 return int(path.stem.removeprefix(STEP_CHECKPOINT))
@@ -227,11 +227,11 @@ class RunDirectory(RunLayout):
         return sorted({path.name for folder in folders if folder.is_dir() for path in folder.iterdir()})
 
     def set_aside_after(self, step: int, epochs: int) -> UPath | None:
-        """Move what came later to a new folder, `superseded/{number}` → that folder, None if nothing did.
+        """Move later files to a new folder, `superseded/{number}`, and return it; None if there are no such files.
 
         Args:
-            step: what `files_after` names is moved,
-            epochs: and the samples of later epochs than so many.
+            step: the files that `files_after` returns for this step are moved.
+            epochs: samples of later epochs are moved too.
         """
         later = [*self.files_after(step), *self._samples_after(epochs)]
         if not later:
@@ -244,19 +244,19 @@ class RunDirectory(RunLayout):
         return folder
 
     def _older_checkpoints(self) -> tuple[list[UPath], ...]:
-        """Checkpoints beside latest.pt, of each kind the newest first."""
+        """Return the checkpoints other than latest.pt, by kind, the newest first."""
         return self.step_checkpoints(), self.epoch_models(), self.owed_checkpoints()
 
 
 def _numbered(folder: UPath, prefix: str) -> list[UPath]:
-    """`{prefix}{number}.pt` in `folder`, the highest number first."""
+    """Return the files `{prefix}{number}.pt` of a folder, the highest number first."""
     found = folder.glob(f"{prefix}*.pt") if folder.is_dir() else ()
     numbered = [path for path in found if path.stem.removeprefix(prefix).isdecimal()]
     return sorted(numbered, key=lambda path: int(path.stem.removeprefix(prefix)), reverse=True)
 
 
 def _first_readable(paths: Sequence[UPath], damaged: list[RunDirectoryError]) -> tuple[Checkpoint, UPath] | None:
-    """The first of `paths` that can be read; the errors of those before it are added to `damaged`."""
+    """Return the first readable checkpoint of `paths`, and add the errors of those before it to `damaged`."""
     for path in paths:
         if path.exists():
             try:
@@ -267,7 +267,7 @@ def _first_readable(paths: Sequence[UPath], damaged: list[RunDirectoryError]) ->
 
 
 def _step_in(path: UPath) -> float:
-    """The step that an adapter or a checkpoint is of; infinity if it can't be read."""
+    """Return the step of an adapter or a checkpoint; infinity if it can't be read."""
     with storage.staged(path) as local:
         try:
             storage.require_file(path)

@@ -1,9 +1,9 @@
-"""One training at a time in a run directory.
+"""A lock that allows one run at a time in a run directory.
 
-`.lock` in the directory says who trains there, and its beat changes every some seconds. On a local disk the holder
-also has a `flock` on it, which ends with the process, however it ends. Elsewhere a lock is stale when its process is
-dead, where that can be seen, or when its beat stands still. That is found out by watching it: clocks of two machines
-need not agree, and a training whose machine was lost starts again by itself, a few minutes later.
+The file `.lock` names the process that holds it, and has a heartbeat counter that changes every 20 s. On a local disk
+the holder also has a `flock` on it, which the system releases when the process ends. Elsewhere a lock is stale if its
+process is known to be dead, or if its heartbeat stops. The heartbeat is compared over time rather than with a clock,
+since the clocks of two machines may differ; a run whose machine was lost can thus restart a few minutes later.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ logger = logging.getLogger(__name__)
 NAME = ".lock"
 BEAT_S = 20.0
 STALE_AFTER_S = 180.0
-"""Without a beat for so long, a holder that can't be looked at is taken for dead."""
-_NOTE_START = b'{"host": '  # by which a note, also a damaged one, is distinguished from other files
-_NOTE_BYTES = 1024  # always the same, so that one write replaces all of it
+"""Without a heartbeat for this long, a holder on another machine is considered dead."""
+_NOTE_START = b'{"host": '  # distinguishes a lock file, even a damaged one, from other files
+_NOTE_BYTES = 1024  # constant, so that one write replaces all of it
 
 
 def flow_run_id() -> str | None:
-    """The Prefect flow run that this process was started for."""
+    """Return the Prefect flow run that this process was started for, or None."""
     return os.environ.get("PREFECT__FLOW_RUN_ID") or None
 
 
@@ -63,7 +63,18 @@ def _pid_namespace() -> str:
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock. Two processes of one `kernel` see each other's flocks, of one `pids` each other's ids."""
+    """The process that holds a lock.
+
+    Attributes:
+        host: name of its machine.
+        pid: its process id.
+        since: when it took the lock.
+        flow_run: its Prefect flow run, or None.
+        kernel: processes of the same kernel see each other's flocks.
+        pids: PID namespace; processes of the same one see each other's ids.
+        token: random, different for each holder.
+        beat: heartbeat counter.
+    """
 
     host: str = field(default_factory=platform.node)
     pid: int = field(default_factory=os.getpid)
@@ -89,7 +100,7 @@ class Holder:
             return None
 
     def is_seen_dead(self) -> bool:
-        """Whether it was a process of this machine, and is no more."""
+        """Return whether the process is known to have ended: it ran on this machine, and its id no longer exists."""
         here = Holder()
         if (self.kernel, self.pids) != (here.kernel, here.pids) or self.pid <= 0:
             return False
@@ -104,16 +115,16 @@ class Holder:
 
 _HOLDER = TypeAdapter(Holder)
 _UNKNOWN = Holder(host="an unknown machine", pid=0, since="an unknown time", flow_run=None, kernel="", token="")
-"""Of an object that is no note."""
+"""The holder of an object that is not a lock file."""
 
 
 class RunLock:
-    """The right to write to a run directory, to be held in a `with` block.
+    """The exclusive right to write to a run directory, as a context manager.
 
-    A directory that it made, and in which nothing was written, it takes away again.
+    If it created the directory and nothing was written there, it removes it at the end.
 
     Raises:
-        RunDirectoryError: another training holds it.
+        RunDirectoryError: another run holds the lock.
     """
 
     def __init__(self, root: UPath) -> None:
@@ -137,7 +148,7 @@ class RunLock:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Release it; if threads still write there, when they have ended."""
+        """Release the lock, or if threads still write to the directory, once they have ended."""
         writing = [thread for thread in self._users if thread.is_alive()]
         if writing:
             threading.Thread(target=self._release_after, args=(writing,), name="run lock's end", daemon=True).start()
@@ -145,7 +156,11 @@ class RunLock:
             self._release()
 
     def check(self) -> None:
-        """Raises RunDirectoryError if the lock was lost: another took it for stale while this machine hung."""
+        """Check that the lock is still held.
+
+        Raises:
+            RunDirectoryError: another run considered it stale, because this machine hung, and took it over.
+        """
         if self._lost_to is not None:
             raise RunDirectoryError(
                 message(
@@ -161,7 +176,7 @@ class RunLock:
         return self._lost_to is not None
 
     def hold_for(self, threads: list[threading.Thread]) -> None:
-        """Not to be released before these threads have ended."""
+        """Postpone the release until these threads have ended."""
         self._users.extend(threads)
 
     def _take_local(self) -> None:
@@ -172,15 +187,15 @@ class RunLock:
             except FileNotFoundError:
                 if self.root.exists():
                     raise
-                continue  # whoever made it has just taken it away
+                continue  # its creator has just removed it
             try:
                 self._flock(descriptor)
                 found = Holder.parse(os.pread(descriptor, _NOTE_BYTES, 0))
                 if found is not None and found.kernel != self._holder.kernel and not self._is_stale(found):
-                    raise self._held(self._read() or found)  # a network's disk need not pass flocks on
+                    raise self._held(self._read() or found)  # network file systems may not share flocks
                 self._write_new(descriptor)
-                # Else its holder deleted it between the two calls, and the lock is on a file no one sees. Told by what
-                # it holds: what a program provides as a disk need not keep a file's inode number.
+                # Otherwise its holder deleted it between the two calls, and this lock is on a deleted file. Compared by
+                # content, as FUSE file systems may not keep inode numbers.
                 if self._read() == self._holder:
                     self._descriptor = descriptor
                     return
@@ -189,7 +204,7 @@ class RunLock:
                     os.close(descriptor)
 
     def _open(self) -> int:
-        """Open the lock's file, made if need be; a link would lead out of the run directory to a file to overwrite."""
+        """Open the lock file, created if missing; a symbolic link is refused, as it could lead to a file elsewhere."""
         try:
             descriptor = storage.open_file_alone(str(self._path), os.O_RDWR | os.O_CREAT)
         except OSError as error:
@@ -215,7 +230,7 @@ class RunLock:
         try:
             os.truncate(descriptor, 0)
             os.pwrite(descriptor, self._holder.to_bytes(), 0)
-        except OSError as error:  # which names no file, as on a full disk
+        except OSError as error:  # without a file name, as on a full disk
             raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def _flock(self, descriptor: int) -> None:
@@ -233,13 +248,13 @@ class RunLock:
         fs, path = self._path.fs, self._path.path
         while True:
             try:
-                fs.pipe_file(path, self._holder.to_bytes(), mode="create")  # fails if there is one, atomically
+                fs.pipe_file(path, self._holder.to_bytes(), mode="create")  # atomic; fails if it exists
                 return
             except FileExistsError:
                 found = self._read()
             if found is not None:
                 if found.token == self._holder.token:
-                    return  # an upload that was tried again met what its first attempt had left
+                    return  # a retried upload found the object that its first attempt had created
                 if not found.is_seen_dead() and not self._is_stale(found):
                     raise self._held(self._read() or found) from None
                 again = self._read()
@@ -249,7 +264,7 @@ class RunLock:
                         fs.rm_file(path)
 
     def _is_stale(self, found: Holder) -> bool:
-        """Watch a lock until it beats or has not for long enough. True: no one holds it any more."""
+        """Wait for a heartbeat, and return whether there was none for too long or the lock is gone."""
         logger.info("%s is locked by %s; waiting up to %.0f s for a sign of life", self.root, found, STALE_AFTER_S)
         mention(message("waiting for a sign of life of {found}", found=found))
         deadline = time.monotonic() + STALE_AFTER_S
@@ -288,7 +303,7 @@ class RunLock:
                     self._lost_to = found
                     return
                 self._write(replace(self._holder, beat=beat))
-            except Exception as error:  # storages raise many kinds; the next beat may get through
+            except Exception as error:  # storages raise many kinds; the next heartbeat may succeed
                 logger.warning("the lock of %s could not be renewed (%s)", self.root, error)
 
     def _write(self, note: Holder) -> None:
@@ -308,12 +323,12 @@ class RunLock:
         try:
             found = self._read()
             if found is not None and found.token == self._holder.token:
-                self._path.unlink(missing_ok=True)  # while it is locked: the next one makes a new file
-        except Exception as error:  # a lock that stays is found to be stale
+                self._path.unlink(missing_ok=True)  # while the flock is held: the next holder creates a new file
+        except Exception as error:  # a remaining lock becomes stale
             logger.warning("the lock of %s could not be taken away (%s)", self.root, error)
         if self._descriptor is not None:
-            os.close(self._descriptor)  # before the directory goes: a mounted drive keeps an open file in it
+            os.close(self._descriptor)  # before the directory is removed: a mounted drive keeps open files in it
             self._descriptor = None
         if self._made_root:
-            with suppress(OSError):  # it isn't empty: the run has left something there
+            with suppress(OSError):  # not empty: the run left files there
                 Path(str(self.root)).rmdir()

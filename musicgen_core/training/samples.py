@@ -1,4 +1,4 @@
-"""Music while it trains: the same prompts from the same seeds after each epoch, so that the change can be heard."""
+"""Samples during training: after each epoch, the same prompts are rendered from the same seeds for comparison."""
 
 from __future__ import annotations
 
@@ -43,12 +43,15 @@ logger = logging.getLogger(__name__)
 
 
 class Samples:
-    """`epoch_{n:03d}_{i:02d}.wav` of prompt i after epoch n; epoch 0 is the base model, without the adapter.
+    """Renders `samples/epoch_{n:03d}_{i:02d}.wav` of prompt i after epoch n; epoch 0 is the base model.
 
     `index.html` plays them all.
 
     Args:
-        prompts: what to render; nothing without any.
+        files: the run directory.
+        prompts: prompts to render; may be empty.
+        model: the base model.
+        trainer: holds the model that is being trained.
         text: encodes the prompts.
     """
 
@@ -56,43 +59,49 @@ class Samples:
         self, files: RunDirectory, prompts: Sequence[str], model: BaseModel, trainer: Trainer, text: TextEncoder
     ) -> None:
         self._files, self._prompts, self._model, self._trainer, self._text = files, prompts, model, trainer, text
-        self._of_prompts: set[int] = set()  # epochs that were rendered of these prompts
+        self._rendered_epochs: set[int] = set()  # with the current prompts and settings
         self._settings = SamplingSettings(duration=trainer.settings.sample_seconds, seed=trainer.settings.seed)
 
     def begin(self, adapter: Adapter, cancelled: Callable[[], bool]) -> list[int]:
-        """Render the base model, and the epoch that just ended, if any, where no sample of these prompts is there.
+        """Render the base model, and the epoch that the run resumes after, unless their samples exist.
+
+        Args:
+            adapter: the adapter as it is now.
+            cancelled: asked before each step of the generation.
 
         Returns:
-            the epochs of these two whose samples are there, of these prompts.
+            Which of these epochs have samples now.
         """
         if not self._prompts:
             return []
         trainer = self._trainer
         done = trainer.order.epochs_done(trainer.progress.step)
-        self._of_prompts = {epoch for epoch in self._read() if epoch <= done}
+        self._rendered_epochs = {epoch for epoch in self._read() if epoch <= done}
         wanted: dict[int, Adapter | None] = {0: None}
         if done and trainer.order.ends_epoch(trainer.progress.step) and trainer.progress.pending is None:
             wanted[done] = adapter
-        there = [
+        existing = [
             epoch
             for epoch, of_epoch in wanted.items()
             if self._is_whole(epoch) or self.render(epoch, of_epoch, cancelled)
         ]
         self._write_page()
-        return there
+        return existing
 
     def _is_whole(self, epoch: int) -> bool:
         names = [sample_name(epoch, i) for i in range(len(self._prompts))]
-        return epoch in self._of_prompts and all(self._files.sample(name) is not None for name in names)
+        return epoch in self._rendered_epochs and all(self._files.sample(name) is not None for name in names)
 
     def render(self, epoch: int, adapter: Adapter | None, cancelled: Callable[[], bool]) -> bool:
-        """Render every prompt → whether they are there. What goes wrong is logged: it is not worth the training.
+        """Render every prompt, and return whether that succeeded. Errors are logged: they must not end the run.
 
         Args:
-            adapter: as it is being trained; None for the base model.
+            epoch: the number in the files' names.
+            adapter: the adapter being trained; None for the base model.
+            cancelled: asked before each step of the generation.
 
         Raises:
-            Cancelled: told to stop meanwhile.
+            Cancelled: `cancelled` returned true.
         """
         if not self._prompts:
             return False
@@ -106,8 +115,8 @@ class Samples:
                 wav = storage.as_path(self._files.stage / SAMPLES / sample_name(epoch, i))
                 with storage.publish(wav) as path:
                     soundfile.write(path, normalize(audio[0].numpy(), SAMPLE_RATE), SAMPLE_RATE, format="WAV")
-            self._of_prompts.add(epoch)
-            self._keep()
+            self._rendered_epochs.add(epoch)
+            self._record_epochs()
             self._write_page()
             return True
         except Cancelled:
@@ -117,23 +126,23 @@ class Samples:
             logger.warning("no samples of epoch %d: %s: %s", epoch, type(error).__name__, error)
             return False
         finally:
-            if self._trainer.computation.device.type == "cuda":  # on a CPU it costs more time than memory
+            if self._trainer.computation.device.type == "cuda":  # on a CPU it costs time and saves little memory
                 release_memory(self._trainer.computation.device)
 
     def _write_page(self) -> None:
-        """Write the page of all epochs' samples, those of an earlier start of the run too."""
+        """Write the page of all epochs' samples, including those rendered before the run resumed."""
         folder = self._files.stage / SAMPLES
-        there = self._files.sample(PAGE)
+        existing = self._files.sample(PAGE)
         try:
-            if there is not None and not SAMPLES_PAGE.is_at(there):
-                logger.warning("%s is not a page of samples and is kept: move it away to get that page", there)
+            if existing is not None and not SAMPLES_PAGE.is_at(existing):
+                logger.warning("%s is not a page of samples and is kept: move it away to get that page", existing)
                 return
         except OSError as error:
-            logger.warning("%s can't be read and is kept (%s)", there, reason_of(error))
+            logger.warning("%s can't be read and is kept (%s)", existing, reason_of(error))
             return
         files: dict[int, list[tuple[int, str]]] = {}
         for epoch, prompt, name in self._named():
-            if epoch in self._of_prompts and prompt < len(self._prompts):
+            if epoch in self._rendered_epochs and prompt < len(self._prompts):
                 files.setdefault(epoch, []).append((prompt, name))
         try:
             write_samples_index(storage.as_path(folder), self._prompts, files)
@@ -142,43 +151,43 @@ class Samples:
             logger.warning("%s could not be written (%s)", folder / PAGE, error)
 
     def _named(self) -> list[tuple[int, int, str]]:
-        """Return epoch, number of the prompt, and name of every sample."""
+        """Return the epoch, the prompt's number, and the file name of every sample."""
         found = ((parse_sample_name(name), name) for name in self._files.sample_names())
         return [(*numbers, name) for numbers, name in found if numbers is not None]
 
     @property
     def _content(self) -> dict[str, Any]:
-        """What makes samples comparable."""
+        """The prompts and settings; samples are comparable if these are equal."""
         return {"prompts": list(self._prompts), **self._settings.model_dump(mode="json")}
 
     def _read(self) -> set[int]:
-        """Return the epochs of which prompts.json says that they were rendered of these prompts."""
+        """Return the epochs that were rendered with the current prompts and settings, according to prompts.json."""
         known = _read(self._files.sample(PROMPTS))
         epochs, since = known.pop("epochs", None), known.pop("since_epoch", None)
         if known != self._content:
             return set()
         if isinstance(epochs, list):
             return {epoch for epoch in epochs if isinstance(epoch, int)}
-        since = since if isinstance(since, int) else 1  # earlier versions knew no more
+        since = since if isinstance(since, int) else 1  # the format of earlier versions
         return {epoch for epoch, _, _ in self._named() if epoch == 0 or epoch >= since}
 
-    def _keep(self) -> None:
-        """Write prompts.json: what the samples of which epochs were rendered of."""
+    def _record_epochs(self) -> None:
+        """Write prompts.json: the prompts and settings, and the epochs rendered with them."""
         path = self._files.stage / SAMPLES / PROMPTS
         try:
-            content = {**self._content, "epochs": sorted(self._of_prompts)}
+            content = {**self._content, "epochs": sorted(self._rendered_epochs)}
             storage.write_text(storage.as_path(path), json.dumps(content, indent=1))
         except OSError as error:  # the next start renders these samples again
             logger.warning("%s could not be written (%s)", path, reason_of(error))
 
-    def there(self, epoch: int) -> list[tuple[str, Path]]:
-        """Prompts and wavs of an epoch, as far as they are on this machine."""
+    def local_files(self, epoch: int) -> list[tuple[str, Path]]:
+        """Return prompts and wavs of an epoch that are on this machine."""
         folder = self._files.stage / SAMPLES
         wavs = [(prompt, folder / sample_name(epoch, i)) for i, prompt in enumerate(self._prompts)]
         return [(prompt, wav) for prompt, wav in wavs if wav.exists()]
 
     def _deadline(self) -> float:
-        """Other processes wait meanwhile, and give up if it takes too long."""
+        """Return when rendering must end, because the other ranks time out; infinity without other ranks."""
         return time.monotonic() + (PATIENCE.total_seconds() / 2 if self._trainer.world.size > 1 else math.inf)
 
     def _generate(self, adapter: Adapter | None, cancelled: Callable[[], bool]) -> list[Tensor]:
@@ -197,7 +206,7 @@ class Samples:
         if self._merges():
             yield Engine(load_merged(self._model, adapter, device, compute_dtype(device)), self._text, guidance)
             return
-        # As it is, without a second copy of the weights: on a small GPU there is no room for one.
+        # The training model itself: a small GPU has no memory for a merged copy.
         peft_model, lm = trainer.model, trainer.computation.lm
         modes = {module: module.training for module in peft_model.modules()}
         dtype = lm.enc_to_dec_proj.weight.dtype
@@ -211,8 +220,11 @@ class Samples:
                 module.training = training
 
     def _merges(self) -> bool:
-        """Whether to render with a merged copy: with FP8, whose model can't run by itself any more, and wherever the
-        GPU has kernels for it and room, as it is many times faster there."""
+        """Return whether to render with a merged copy of the model.
+
+        With FP8 the training model has no forward pass of its own; and where the decoding kernels work and memory
+        suffices, a merged copy is many times faster.
+        """
         computation = self._trainer.computation
         if computation.execution.precision == "fp8":
             return True
@@ -224,7 +236,7 @@ class Samples:
 
 
 def _read(path: UPath | None) -> dict[str, Any]:
-    """Return what prompts.json holds; nothing without one, or where it is damaged: it is written again."""
+    """Return the content of prompts.json, empty if it is missing or damaged: it is written again."""
     try:
         content = json.loads(storage.read_text(path)) if path is not None else {}
     except (OSError, ValueError):
@@ -242,7 +254,7 @@ def _until(deadline: float, cancelled: Callable[[], bool]) -> Callable[[], bool]
 
 
 def sample_prompts(settings: TrainSettings, world: World) -> Sequence[str]:
-    """What a training renders; on a CPU only what is asked for, as it takes longer there than many a training."""
+    """Return the prompts that a run renders; on a CPU only requested ones, as rendering takes long there."""
     if settings.sample_prompts is not None:
         return [prompt for prompt in settings.sample_prompts if prompt.strip()]
     return DEFAULT_PROMPTS if world.device.type == "cuda" else ()

@@ -1,4 +1,4 @@
-"""Keeps the files of a training while it runs. Several processes that train together have one Saver among them."""
+"""Saves the files of a run while it trains; with several processes, on the main rank only."""
 
 from __future__ import annotations
 
@@ -27,36 +27,40 @@ from musicgen_core.run_layout import (
     epoch_adapter,
 )
 from musicgen_core.stages import announce
-from musicgen_core.training.background import RETRY_DELAYS_S, Failures, attempt
+from musicgen_core.training.background import RETRY_DELAYS_S, Failures, retry
 from musicgen_core.training.checkpoint import Checkpoint, save_checkpoint, snapshot
 from musicgen_core.training.full_models import FullModels
 from musicgen_core.training.loop import Trainer
-from musicgen_core.training.mirror import SecondCopy
+from musicgen_core.training.mirror import Mirror
 from musicgen_core.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
 WAITING_DELAY_S = 10.0
-"""Between two attempts to save while the run waits for it."""
+"""Seconds between two attempts to save while the run waits."""
 PICTURES_EVERY_SECONDS = 10.0
-"""The trainer waits while they are drawn, half a second or more, which short epochs are not worth."""
+"""Plots are drawn at most this often: the trainer waits for them, half a second or more."""
 
 
 class Saver:
-    """Writes what a trainer has learned.
+    """Writes the adapters, checkpoints, plots and full models of a run.
 
-    Small files are written while the trainer waits, in an order in which latest.pt is the last: what it says to be
-    done is in place. While a file can't be written, `must_wait` holds the run back, the newest state stays in memory,
-    and latest.pt as it is: if the process ends then, a restart repeats the steps after it.
+    Small files are written while the trainer waits, with latest.pt last, so that everything it refers to exists. While
+    a file can't be written, `must_wait` blocks the run, the newest state stays in memory, and latest.pt is not
+    replaced: if the process ends then, a restart repeats the steps after latest.pt.
 
     Args:
-        fixed: what must not change when the training goes on; kept in every checkpoint.
-        copy_to: the place of a second copy, or None.
-        run_id: that of config.json, by which a copy is known as this run's; None: config.json was lost.
+        files: the run directory.
+        model: the base model.
+        trainer: the trainer whose state is saved.
+        settings: which files are kept.
+        fixed: values that must not change when the run resumes; stored in every checkpoint.
+        copy_to: the location of a mirror, or None.
+        run_id: the run's id in config.json, which identifies its mirror; None if config.json was lost.
         on_wait: called with the reason when the run has to wait until it can save, and with None when it continues.
 
     Attributes:
-        saved_step: the newest step that a restart would continue from.
+        saved_step: the newest step that a restart would resume after.
     """
 
     def __init__(
@@ -74,30 +78,36 @@ class Saver:
         self.failures = Failures()
         self.full_models = FullModels(files, model, settings.keep_last, self.failures)
         step = trainer.progress.step
-        begins_after = (step, trainer.order.epochs_done(step))
-        self.copy: SecondCopy | None = None
+        self.mirror: Mirror | None = None
         if copy_to is not None:
-            self.copy = SecondCopy(files, copy_to, self.failures, *begins_after, run_id)
+            self.mirror = Mirror(
+                files=files,
+                target=copy_to,
+                failures=self.failures,
+                step=step,
+                epochs=trainer.order.epochs_done(step),
+                run_id=run_id,
+            )
         self.saved_step = step
         self._on_wait = on_wait
         self._is_waiting = False
-        self._obstacle = self._waits_for = ""  # why the first of the unwritten files is one
+        self._obstacle = self._waits_for = ""  # why the first unwritten file can't be written
         self._next_attempt = 0.0
         self._unwritten: dict[str, Callable[[], None]] = {}
-        self._owes = False  # full models, to be written once everything before them is
+        self._has_owed_models = False  # write full models once all smaller files are written
         self._misses_metrics = False
         self._drawn_at = time.monotonic()
         self._outer_error = sys.exception()
 
     def prepare(self, actions: dict[str, Callable[[], None]]) -> None:
-        """Do what must be done before the first step, by path; if one fails, `must_wait` holds the run back."""
+        """Run what the first step depends on, functions by path; if one fails, `must_wait` blocks the run."""
         self._write(actions)
 
-    def save_interval(self, is_due: bool) -> None:
-        """Update latest.pt; where a step checkpoint `is_due`, write that too."""
+    def save_interval(self, save_step_checkpoint: bool) -> None:
+        """Update latest.pt, and write a step checkpoint if `save_step_checkpoint`."""
         is_interrupted = sys.exception() is not self._outer_error
         if is_interrupted:
-            self.full_models.background.abandon()  # seconds count
+            self.full_models.background.abandon()  # only seconds are left
         checkpoint = self._checkpoint()
         is_saved = self._write(self._latest(checkpoint))
         if is_interrupted and not is_saved:
@@ -105,15 +115,15 @@ class Saver:
                 f"what was learned after step {self.saved_step} could not be saved: "
                 "running again repeats the steps after it"
             )
-        if is_due and is_saved:
+        if save_step_checkpoint and is_saved:
             self._write_step_checkpoint(checkpoint)
-        elif is_due:
+        elif save_step_checkpoint:
             self._unwritten[str(self.files.step_checkpoint(self.trainer.progress.step))] = partial(
                 self._write_step_checkpoint, checkpoint
             )
 
     def save_epoch(self, epoch: int, is_best: bool) -> None:
-        """Write the adapters of an epoch, and have its full models written."""
+        """Write the adapters of an epoch, and its full models in the background."""
         owed = {"each_epoch": [f"{EPOCH_CHECKPOINT}{epoch}"], "best_and_final": [], "none": []}
         models = owed[self.settings.full_models]
         if is_best and self.settings.full_models != "none":
@@ -123,30 +133,30 @@ class Saver:
         self._save([epoch_adapter(epoch), *([BEST_ADAPTER] if is_best else [])], models)
 
     def save_best(self) -> None:
-        """Write the best adapter so far, between two epochs' ends, and have its full model written."""
+        """Write the best adapter, found within an epoch, and its full model in the background."""
         self._save([BEST_ADAPTER], [BEST_MODEL] if self.settings.full_models != "none" else [])
 
     def save_best_again(self, adapter: Adapter) -> None:
-        """Make an earlier epoch the best one again, after what came later was set aside."""
+        """Restore an earlier epoch's adapter as the best one, after later files were set aside."""
         writes = self._adapters(adapter, [BEST_ADAPTER])
         if self.settings.full_models != "none" and not self.files.owed(adapter.global_step).exists():
             writes |= self._owed(replace(self._checkpoint(), adapter=adapter, owed=[BEST_MODEL]))
         self._write(writes)
 
     def write_metrics(self, write: Callable[[], None]) -> None:
-        """A full disk must not end a training: rows that can't be written now come with later ones."""
+        """Write metrics; if that fails, as on a full disk, the rows are written together with later ones."""
         try:
             write()
             self._misses_metrics = False
         except OSError as error:
-            if not self._misses_metrics:  # else each step of a long outage would say so
+            if not self._misses_metrics:  # report a long outage only once
                 self.failures.report(
                     f"{self.files.local_metrics} could not be written ({reason_of(error)}); its rows are kept for later"
                 )
             self._misses_metrics = True
 
     def must_wait(self) -> bool:
-        """Return whether what was learned still can't be saved; sleeps for a second at most, or tries again."""
+        """Return whether the state still can't be saved, after sleeping for up to a second or another attempt."""
         if not self._unwritten:
             return False
         if not self._is_waiting:
@@ -167,23 +177,23 @@ class Saver:
         self._on_wait(None)
         return False
 
-    def claim_copy(self) -> None:
-        """Lock the second copy until `close`.
+    def lock_mirror(self) -> None:
+        """Lock the mirror until `close`.
 
         Raises:
             RunDirectoryError: another run writes there.
         """
-        if self.copy is not None:
-            self.copy.claim()
+        if self.mirror is not None:
+            self.mirror.claim()
 
     def finish(self, check: Callable[[], None]) -> None:
-        """Write the final files, when everything before them is in place.
+        """Write the final files, after all others.
 
         Args:
             check: called while this waits; may raise to interrupt it.
 
         Raises:
-            RunDirectoryError: a file that belongs to the end can't be written.
+            RunDirectoryError: a final file can't be written.
         """
         announce(message("writing the final files"))
         adapter = self._checkpoint().adapter
@@ -194,24 +204,24 @@ class Saver:
         if self.settings.full_models != "none":
             self.full_models.write_final(adapter)
         self._write_or_raise(self._adapters(adapter, [FINAL_ADAPTER]))
-        if self.copy is not None:
-            self.copy.finish()
+        if self.mirror is not None:
+            self.mirror.finish()
 
     def close(self) -> list[Any]:
-        """Abandon what is unfinished → threads that have not noticed yet."""
+        """Abandon unfinished writes, and return the threads that have not ended yet."""
         backgrounds = [self.full_models.background]
         self.full_models.background.abandon()
-        if self.copy is not None:
-            self.copy.abandon()
-            backgrounds.append(self.copy.background)
+        if self.mirror is not None:
+            self.mirror.abandon()
+            backgrounds.append(self.mirror.background)
         for background in backgrounds:
             background.close(patience_s=5.0)
-        if self.copy is not None:
-            self.copy.release()
+        if self.mirror is not None:
+            self.mirror.release()
         return [background.thread for background in backgrounds if background.thread.is_alive()]
 
     def adapter(self) -> Adapter:
-        """What is learned so far."""
+        """Return the adapter as it is now."""
         trainer, progress = self.trainer, self.trainer.progress
         return Adapter(
             lora=trainer.adapter_tensors(),
@@ -227,7 +237,7 @@ class Saver:
         return Checkpoint(self.adapter(), snapshot(self.trainer.optimizer_state()), progress, self.fixed)
 
     def _save(self, adapters: list[str], models: list[str]) -> None:
-        """Write what is learned under these names, what these full models are made from, and latest.pt."""
+        """Write the adapter under these names, the source of these full models, and latest.pt."""
         checkpoint = self._checkpoint()
         writes = self._adapters(checkpoint.adapter, adapters)
         if models:
@@ -236,7 +246,7 @@ class Saver:
 
     def _owed(self, checkpoint: Checkpoint) -> dict[str, Callable[[], None]]:
         target = self.files.owed(checkpoint.adapter.global_step)
-        self._owes = True
+        self._has_owed_models = True
         return {str(target): partial(save_checkpoint, checkpoint, target)}
 
     def _adapters(self, adapter: Adapter, names: list[str]) -> dict[str, Callable[[], None]]:
@@ -254,27 +264,27 @@ class Saver:
         self.saved_step = checkpoint.progress.step
 
     def _write(self, writes: dict[str, Callable[[], None]], delays_s: Sequence[float] | None = None) -> bool:
-        """Write these files, after those that could not be written before; stops at the first that can't."""
+        """Write these files after those that failed before, up to the first failure; return whether all succeeded."""
         before = dict(self._unwritten)
         for target, write in writes.items():
-            self._unwritten.pop(target, None)  # an older content; what replaces it has its place in the order
+            self._unwritten.pop(target, None)  # older content; its replacement keeps the order of the new files
             self._unwritten[target] = write
         try:
             for target, write in list(self._unwritten.items()):
-                if (error := attempt(write, RETRY_DELAYS_S if delays_s is None else delays_s)) is not None:
+                if (error := retry(write, RETRY_DELAYS_S if delays_s is None else delays_s)) is not None:
                     self._obstacle = f"{target} could not be written ({reason_of(error)})"
-                    if not self._is_waiting:  # else it is known
+                    if not self._is_waiting:  # otherwise it is reported already
                         self.failures.report(self._obstacle)
                     return False
                 del self._unwritten[target]
         except BaseException:
-            self._unwritten = before  # the trainer takes back what was interrupted, and saves where it then is
+            self._unwritten = before  # the trainer undoes the interrupted step and saves again
             raise
-        if self._owes:
-            self._owes = False
+        if self._has_owed_models:
+            self._has_owed_models = False
             self.full_models.write_owed()
-        if self.copy is not None:
-            self.copy.update()
+        if self.mirror is not None:
+            self.mirror.update()
         return True
 
     def _write_or_raise(self, writes: dict[str, Callable[[], None]]) -> None:
@@ -297,7 +307,7 @@ class Saver:
                 for path in self.files.step_checkpoints()[self.settings.keep_last :]:
                     path.unlink(missing_ok=True)
 
-        if (error := attempt(write, RETRY_DELAYS_S)) is not None:
+        if (error := retry(write, RETRY_DELAYS_S)) is not None:
             self.failures.report(f"{target} could not be written and is left out ({reason_of(error)})")
 
     def _plot(self) -> None:
@@ -306,7 +316,7 @@ class Saver:
             for name, plot in tracking.pictures_of(rows).items():
                 with storage.publish(storage.as_path(self.files.stage / name)) as path:
                     plot(rows, path)
-        except Exception as error:  # a picture is not worth a training
+        except Exception as error:  # a plot must not end a run
             raise_if_interrupted(error)
             self.failures.report(f"the pictures of metrics.jsonl could not be drawn ({reason_of(error)})")
         self._drawn_at = time.monotonic()

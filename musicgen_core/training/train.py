@@ -1,4 +1,4 @@
-"""One training from tokens to a run directory: sets everything up, runs it, keeps its files, goes on where it was."""
+"""A training run from tokens to a run directory: set up, resume, train, and save the files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from musicgen_core.model.weights import BaseModel, find_model, load_lm
 from musicgen_core.run_layout import BEST_ADAPTER, FINAL_ADAPTER, HELD_OUT, SAMPLES, SHARDS, RunConfig, epoch_adapter
 from musicgen_core.training.batching import BatchSize, resolve_batch_size, resolve_execution
 from musicgen_core.training.checkpoint import Checkpoint
-from musicgen_core.training.disk_space import Plan, Sizes, check_room
+from musicgen_core.training.disk_space import Plan, Sizes, check_disk_space
 from musicgen_core.training.distributed import World
 from musicgen_core.training.general_prompts import general_prompts
 from musicgen_core.training.lineage import learned_from, lineage_of
@@ -39,7 +39,7 @@ from musicgen_core.training.run_directory import RunDirectory, begins_new
 from musicgen_core.training.run_lock import RunLock
 from musicgen_core.training.samples import Samples, sample_prompts
 from musicgen_core.training.saving import Saver
-from musicgen_core.training.wandb_artifacts import Sharing, shown_settings
+from musicgen_core.training.wandb_artifacts import WandbArtifacts, shown_settings
 from musicgen_core.wording import counted, named
 
 logger = logging.getLogger(__name__)
@@ -54,21 +54,22 @@ def train(
     on_wait: Callable[[str | None], None] = lambda reason: None,
     on_prior: Callable[[int, int], None] = lambda done, total: None,
 ) -> TrainResult:
-    """Train an adapter, or go on with a training, to the end.
+    """Train an adapter to the end, resuming the run if its directory has checkpoints, and return the result.
 
     Args:
-        on_start: called once, with the steps done before and the steps in all.
+        request: the run to train.
+        on_start: called once, with the steps done before and the total number of steps.
         on_step: called after each step with its metrics.
-        cancelled: asked before each step; the training then saves and raises Cancelled.
-        world: the processes that share the training, of which the main one alone writes files and reports; by
-            default this one.
-        on_wait: called with the reason when nothing can be saved and the run waits until it can, and with None when it
-            continues. It may be cancelled meanwhile.
-        on_prior: called while the base model generates clips, with frames done and in all; before `on_start`.
+        cancelled: asked before each step; if true, the run saves and raises Cancelled.
+        world: the processes that share the run, of which only the main one writes files and reports; by default this
+            process alone.
+        on_wait: called with the reason when the run waits because it can't save, and with None when it continues. It
+            can be cancelled while it waits.
+        on_prior: called while the base model generates clips, before `on_start`, with frames done and in total.
 
     Raises:
-        MusicgenError: anything that a person can act on.
-        Cancelled: `cancelled` said so.
+        MusicgenError: an error that the user can act on.
+        Cancelled: `cancelled` returned true.
     """
     world = world or World.alone(pick_device(request.device))
     check_init_adapter(request)
@@ -76,27 +77,36 @@ def train(
     root = storage.as_path(request.run_dir)
     with storage.scratch_folder() as scratch, RunLock(root) if world.is_main else nullcontext() as lock:
         files = RunDirectory(root, Path(str(root)) if storage.is_local(root) else scratch / "stage")
-        world.barrier()  # only now the run directory is still: what writes there was waited for
+        world.barrier()  # the main rank holds the lock: no other process writes to the directory any more
         if world.is_main:
             files.check_own()
             files.delete_partials()
-        session = _Session(request, model, world, files, lock, on_wait, on_prior, cancelled)
-        world.barrier()  # from here on the main rank changes what all of them have read
-        return session.run(on_start, on_step, cancelled) if world.is_main else session.help(cancelled)
+        session = _Session(
+            request=request,
+            model=model,
+            world=world,
+            files=files,
+            lock=lock,
+            on_wait=on_wait,
+            on_prior=on_prior,
+            cancelled=cancelled,
+        )
+        world.barrier()  # all ranks have read the directory, which the main rank changes from here on
+        return session.run(on_start, on_step, cancelled) if world.is_main else session.run_worker(cancelled)
 
 
 def check_init_adapter(request: TrainRequest) -> None:
-    """Check the adapter that a new training begins with, before its model is fetched.
+    """Check the adapter that a new run starts from, before its model is downloaded.
 
     Raises:
-        AdapterError: there is none, or it can't be read.
+        AdapterError: it is missing or can't be read.
     """
     if request.init_adapter is not None and begins_new(storage.as_path(request.run_dir), request.resume):
         load_adapter(find_adapter(request.init_adapter))
 
 
 class _Session:
-    """The part of a training that happens in this process."""
+    """This process's part of a training run."""
 
     def __init__(
         self,
@@ -115,9 +125,9 @@ class _Session:
         execution = resolve_execution(self.settings, world.device)
         self.start = find_start(files, request.resume)
         self._check_same_start()
-        # Archives may be tokenized while a training lasts: it goes on with those that it began with.
-        began_with = self.start.checkpoint.fixed[SHARDS] if self.start.checkpoint is not None else None
-        clips = load_clips(storage.as_path(request.tokens), codec_identity(model), only=began_with)
+        # A run keeps the archives that it started with; others may be tokenized meanwhile.
+        initial_shards = self.start.checkpoint.fixed[SHARDS] if self.start.checkpoint is not None else None
+        clips = load_clips(storage.as_path(request.tokens), codec_identity(model), only=initial_shards)
         if clips.added:
             logger.warning("this training leaves out archives that came after it began: %s", named(clips.added))
         for problem in [*clips.problems(), *cut_descriptions(clips, request.tokens)]:
@@ -126,13 +136,24 @@ class _Session:
         prior_request = self._prior_request(clips)
         self.fixed = self._fixed(batch_size, clips, prior_request)
         self.config = self._config(batch_size)
-        of_model, given = model.config, self.settings
-        cfg_dropout = of_model.training_dropout if given.cfg_dropout is None else given.cfg_dropout
-        word_dropout = of_model.word_dropout if given.word_dropout is None else given.word_dropout
+        lm_config, settings = model.config, self.settings
+        cfg_dropout = lm_config.training_dropout if settings.cfg_dropout is None else settings.cfg_dropout
+        word_dropout = lm_config.word_dropout if settings.word_dropout is None else settings.word_dropout
         text = TextEncoder(model.text_encoder, world.device)
         prior = None if prior_request is None else self._load_prior(prior_request, text, on_prior, cancelled)
         lm = load_lm(model, world.device, compute_dtype(world.device))
-        self.trainer = Trainer(lm, text, clips, given, batch_size, cfg_dropout, execution, world, word_dropout, prior)
+        self.trainer = Trainer(
+            lm=lm,
+            text=text,
+            clips=clips,
+            settings=settings,
+            batch_size=batch_size,
+            cfg_dropout=cfg_dropout,
+            execution=execution,
+            world=world,
+            word_dropout=word_dropout,
+            prior=prior,
+        )
         self._load_weights(self.start.checkpoint)
         copy_to = storage.as_path(request.copy_to) if request.copy_to else None
         stored = files.read_config() or RunConfig({})
@@ -146,7 +167,13 @@ class _Session:
             run_id=self.config["wandb_id"] if self.start.checkpoint is None else stored.wandb_id or None,
             on_wait=on_wait,
         )
-        self.samples = Samples(files, sample_prompts(self.settings, world), model, self.trainer, text)
+        self.samples = Samples(
+            files=files,
+            prompts=sample_prompts(self.settings, world),
+            model=model,
+            trainer=self.trainer,
+            text=text,
+        )
         self.resumed_from = self.trainer.progress.step
 
     def run(
@@ -172,11 +199,11 @@ class _Session:
             if step <= total:
                 logger.info("the training in %s is complete: %d of %d steps", self.files.root, step, total)
             return replace(self._result(None), ending="complete before")
-        if self.start.checkpoint is None or self.start.goes_back:  # else the run waits for room
-            self._check_room()
+        if self.start.checkpoint is None or self.start.goes_back:  # a resumed run waits for free space instead
+            self._check_disk_space()
         metrics = tracking.MetricsWriter(self.files.local_metrics)
         (self.files.stage / SAMPLES).mkdir(parents=True, exist_ok=True)
-        self.saver.claim_copy()
+        self.saver.lock_mirror()
         run = tracking.Wandb(
             self.files.stage,
             self.config["wandb_id"],
@@ -185,7 +212,7 @@ class _Session:
             config=shown_settings(self.config, trainer),
             home=self.files.root,
         )
-        sharing = Sharing(run, self.files, self.model, self.samples, self.config["versions"])
+        artifacts = WandbArtifacts(run, self.files, self.model, self.samples, self.config["versions"])
 
         def record(row: dict[str, float]) -> None:
             failed = len(self.saver.failures.texts)
@@ -198,13 +225,13 @@ class _Session:
             lock.check()
             return cancelled()
 
-        def save_interval(is_due: bool) -> None:
+        def save_interval(save_step_checkpoint: bool) -> None:
             if not lock.is_lost:
-                self.saver.save_interval(is_due)
+                self.saver.save_interval(save_step_checkpoint)
 
         def render_samples(epoch: int) -> None:
             self.samples.render(epoch, self.saver.adapter(), is_cancelled)
-            sharing.epoch(epoch, trainer.progress)
+            artifacts.epoch(epoch, trainer.progress)
 
         def check() -> None:
             if is_cancelled():
@@ -213,23 +240,31 @@ class _Session:
         exit_code = 1
         try:
             if self.start.goes_back:
-                self._go_back()
+                self._restart_from_checkpoint()
             elif self.start.checkpoint is not None:
-                self.saver.prepare({str(self.files.root): self._check_room, **self._side_files()})
+                self.saver.prepare({str(self.files.root): self._check_disk_space, **self._side_files()})
             else:
                 for write in self._side_files().values():
                     write()
-            trainer.progress = self.world.broadcast_object(trainer.progress)  # the best may be gone
+            trainer.progress = self.world.broadcast_object(trainer.progress)  # its best loss may have been reset
             self.saver.full_models.write_owed()
             on_start(step, max(step, total))
             for epoch in self.samples.begin(self.saver.adapter(), is_cancelled):
-                sharing.samples(epoch, trainer.progress.step if epoch else 0)
-            save_epoch, save_best = self.saver.save_epoch, self.saver.save_best
-            must_wait = self.saver.must_wait
-            trainer.run(Hooks(record, save_epoch, save_interval, is_cancelled, save_best, render_samples, must_wait))
+                artifacts.samples(epoch, trainer.progress.step if epoch else 0)
+            trainer.run(
+                Hooks(
+                    on_step=record,
+                    on_epoch=self.saver.save_epoch,
+                    on_interval=save_interval,
+                    cancelled=is_cancelled,
+                    on_best=self.saver.save_best,
+                    after_epoch=render_samples,
+                    must_wait=self.saver.must_wait,
+                )
+            )
             self.saver.finish(check)
-            sharing.adapter("best")
-            sharing.adapter("final")
+            artifacts.adapter("best")
+            artifacts.adapter("final")
             exit_code = 0
         finally:
             if not lock.is_lost:
@@ -240,16 +275,27 @@ class _Session:
                 self.files.upload_stage()
         return self._result(run.url)
 
-    def help(self, cancelled: Callable[[], bool]) -> TrainResult:
-        """Train along on another rank than the main one, which writes and reports nothing."""
-        is_finished = self.world.broadcast_object(False)  # the main rank knows
+    def run_worker(self, cancelled: Callable[[], bool]) -> TrainResult:
+        """Train on a rank other than the main one, which neither writes files nor reports."""
+        is_finished = self.world.broadcast_object(False)  # the main rank's answer
         if not is_finished:
             self.trainer.progress = self.world.broadcast_object(self.trainer.progress)
-            self.trainer.run(Hooks(lambda row: None, lambda epoch, is_best: None, lambda is_due: None, cancelled))
+            self.trainer.run(
+                Hooks(
+                    on_step=lambda row: None,
+                    on_epoch=lambda epoch, is_best: None,
+                    on_interval=lambda save_step_checkpoint: None,
+                    cancelled=cancelled,
+                )
+            )
         return self._result(None)
 
     def _check_same_start(self) -> None:
-        """Raises RunDirectoryError, on all ranks, if they would not begin at the same step."""
+        """Check that all ranks start after the same step.
+
+        Raises:
+            RunDirectoryError: they don't; raised on all ranks.
+        """
         step = self.start.checkpoint.progress.step if self.start.checkpoint is not None else 0
         main_step = self.world.broadcast_object(step)
         if self.world.any(step != main_step):
@@ -266,7 +312,7 @@ class _Session:
             )
 
     def _with_enough_held_out(self, clips: Clips) -> TrainSettings:
-        """Return the settings with the fraction of clips that this run holds out: a resumed one's stays as it was."""
+        """Return the settings with the fraction of clips to hold out; a resumed run keeps its fraction."""
         asked = self.request.settings.validation_fraction
         if self.start.checkpoint is not None:
             fraction = self.start.checkpoint.fixed.get(HELD_OUT, asked)
@@ -284,12 +330,12 @@ class _Session:
         return self.request.settings.model_copy(update={"validation_fraction": fraction})
 
     def _raised_fraction(self) -> dict[str, float]:
-        """Return the fraction of clips that is held out, where it is not the one asked for."""
+        """Return the fraction of clips that is held out, if it isn't the requested one."""
         fraction = self.settings.validation_fraction
         return {} if fraction == self.request.settings.validation_fraction else {HELD_OUT: fraction}
 
     def _prior_request(self, clips: Clips) -> PriorRequest | None:
-        """Return what the base model is to generate for prior preservation; None without it."""
+        """Return the request for the clips of prior preservation; None without it."""
         settings = self.settings
         if not settings.prior_preservation:
             return None
@@ -321,9 +367,9 @@ class _Session:
         )
 
     def _fixed(self, batch_size: BatchSize, clips: Clips, prior: PriorRequest | None) -> dict[str, Any]:
-        """What must not change in this training, after a comparison with what it goes on from."""
+        """Return the values that must not change in this run, after comparing them with the checkpoint's."""
         fixed = fixed_values(self.request.settings, self.model.identity, batch_size.effective, clips.fingerprints)
-        # Shards say what should be in them, this says what was found and in which order.
+        # Fingerprints name the expected content of shards; this is the content found, in its order.
         fixed["clip_order"] = hashlib.blake2b(clips.hashes.tobytes(), digest_size=8).hexdigest()
         fixed |= self._raised_fraction()
         if prior is not None:
@@ -337,7 +383,7 @@ class _Session:
         return fixed
 
     def _config(self, batch_size: BatchSize) -> dict[str, Any]:
-        """The run's config.json."""
+        """Return the content of the run's config.json."""
         stored = self.files.read_config() or RunConfig({})
         values = {
             **self.request.settings.model_dump(mode="json"),
@@ -360,12 +406,12 @@ class _Session:
         }
 
     def _init_adapter(self) -> str | None:
-        """Where the weights that a new training begins with lie, to be found from any working directory."""
+        """Return the location of the adapter that a new run starts from, independent of the working directory."""
         given = self.request.init_adapter
         if given is None:
             return None
         path = storage.as_path(given)
-        is_file = storage.is_local(path) and path.exists()  # else it is a URL, or an id of the Hub
+        is_file = storage.is_local(path) and path.exists()  # otherwise a URL or an id on the Hub
         return str(Path(str(path)).absolute()) if is_file else given
 
     def _load_weights(self, checkpoint: Checkpoint | None) -> None:
@@ -383,7 +429,7 @@ class _Session:
                 self._warn_of_seen_clips()
 
     def _warn_of_seen_clips(self) -> None:
-        """Warn where the adapter to start from has learned from validation clips: their loss is too low to judge by."""
+        """Warn if the adapter to start from was trained on validation clips, which makes their loss too low."""
         lineage = lineage_of(RunConfig(self.config))
         clips, own = self.trainer.clips, self.trainer.validation_clips
         seen = int(learned_from(clips, lineage.configs[1:])[own].sum())
@@ -395,8 +441,8 @@ class _Session:
                 len(own),
             )
 
-    def _go_back(self) -> None:
-        """Begin with the checkpoint that was named, out of the way of what was trained after it."""
+    def _restart_from_checkpoint(self) -> None:
+        """Restart from the checkpoint that the user named, after setting later files aside."""
         progress, files = self.trainer.progress, self.files
         set_aside = files.set_aside_after(progress.step, self.trainer.order.epochs_done(progress.step))
         if set_aside is not None:
@@ -410,27 +456,27 @@ class _Session:
                 logger.warning("the best adapter until then isn't in this run directory: the best starts anew")
                 progress.best_loss = progress.best_epoch = progress.best_step = None
                 progress.validations_without_gain = 0
-        # Only now: until latest.pt is out of the way, a restart continues after these rows.
+        # Only now: until latest.pt is set aside, a restart would continue after these rows.
         self.saver.prepare(self._side_files())
-        self.saver.save_interval(False)  # from here on a restart goes on from it
+        self.saver.save_interval(False)  # from here on a restart resumes from it
 
     def _side_files(self) -> dict[str, Callable[[], None]]:
-        """Return what writes metrics.jsonl, cut back to the start, and config.json, by path."""
+        """Return the functions that cut metrics.jsonl back to the start and write config.json, by path."""
         progress, files = self.trainer.progress, self.files
-        last_step = progress.step - (progress.pending is not None)  # a pending step writes its metrics again
+        last_step = progress.step - (progress.pending is not None)  # a pending step logs its metrics again
         return {
             str(files.local_metrics): partial(tracking.cut_metrics, files.local_metrics, last_step),
             str(files.config): partial(files.write_config, self.config),
         }
 
-    def _check_room(self) -> None:
+    def _check_disk_space(self) -> None:
         order, tensors = self.trainer.order, self.trainer.adapter_tensors().values()
         adapter_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         sizes = Sizes(self.model.lm_path.stat().st_size, adapter_bytes)
         plan = Plan(order.epoch_of(order.total_steps), order.total_steps)
-        is_local = storage.is_local(self.files.root)  # else there is nothing to check, and looking takes long
+        is_local = storage.is_local(self.files.root)  # remote storage has no limit to check, and listing it is slow
         set_aside = self.files.files_after(self.resumed_from) if self.start.goes_back and is_local else []
-        check_room(self.files, self.settings, sizes, plan, set_aside)
+        check_disk_space(self.files, self.settings, sizes, plan, set_aside)
 
     def _is_finished(self) -> bool:
         progress, final = self.trainer.progress, self.files.adapter(FINAL_ADAPTER)

@@ -1,4 +1,4 @@
-"""What WandB gets of a training beside its metrics: samples to hear, and adapters with what is needed to use them."""
+"""Upload a run's samples and adapters to WandB, beside its metrics."""
 
 from __future__ import annotations
 
@@ -22,11 +22,15 @@ from musicgen_core.training.samples import Samples
 logger = logging.getLogger(__name__)
 
 
-class Sharing:
-    """Shares files of a training. What goes wrong is logged: it is not worth the training.
+class WandbArtifacts:
+    """Uploads samples and adapters of a run. Errors are logged: they must not end the run.
 
     Args:
-        versions: of the packages that made the adapters.
+        run: the run on WandB.
+        files: the run directory.
+        model: the base model.
+        samples: the run's samples.
+        versions: versions of the packages that the adapters were trained with.
     """
 
     def __init__(
@@ -36,16 +40,17 @@ class Sharing:
         self._best_step: int | None = None
 
     def epoch(self, epoch: int, progress: Progress) -> None:
-        """Share the samples of an epoch, and the best adapter if it is another than before."""
+        """Upload the samples of an epoch, and the best adapter if it has changed."""
         self.samples(epoch, progress.step)
         if progress.best_step != self._best_step:
             self._best_step = progress.best_step
             self.adapter("best")
 
     def samples(self, epoch: int, step: int) -> None:
-        """Under a key of each prompt, so that one slider goes through the epochs."""
+        """Upload the samples of an epoch, under a key per prompt, so that one slider goes through the epochs."""
         clips = {
-            f"samples/{i:02d}": AudioFile(path, prompt) for i, (prompt, path) in enumerate(self._samples.there(epoch))
+            f"samples/{i:02d}": AudioFile(path, prompt)
+            for i, (prompt, path) in enumerate(self._samples.local_files(epoch))
         }
         if not clips:
             return
@@ -55,7 +60,7 @@ class Sharing:
             _report(error, f"the samples of epoch {epoch}")
 
     def adapter(self, alias: str) -> None:
-        """The `best` or the `final` adapter, if there is one: there is no best if no validation gave a number."""
+        """Upload the `best` or the `final` adapter, if it exists: there is no best one without a finite loss."""
         file = self._files.adapter(f"{alias}_lora")
         if not self._run.is_on:
             return
@@ -79,7 +84,7 @@ class Sharing:
 
 
 def shown_settings(config: Mapping[str, Any], trainer: Trainer) -> dict[str, Any]:
-    """A run's config.json without what is long, and what one asks of a training beside it."""
+    """Return the settings shown on WandB: config.json without long values, and the run's size."""
     device = trainer.computation.device
     return {
         **{name: value for name, value in config.items() if name != SHARDS},

@@ -1,6 +1,6 @@
-"""One process of a training on several GPUs, as torchrun starts it.
+"""One process of a training run on several GPUs, as torchrun starts it.
 
-On one machine `launch` does that. Across machines, start torchrun by hand, the same on each of them:
+On one machine `launch` starts torchrun. Across machines, start it by hand, with the same command on each:
 
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-id NAME --rdzv-endpoint FIRST_HOST:29500 \
         -m musicgen_core.training.worker REQUEST.json
@@ -9,8 +9,8 @@ REQUEST.json is a TrainRequest: `{"tokens": "gs://…", "run_dir": "gs://…", "
 "settings": {"num_epochs": 5}}`, with paths that every machine sees; `write_request` makes one from Python. Machines
 with several network interfaces may need GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME.
 
-SIGTERM, SIGINT and SIGHUP, to torchrun on any of the machines, end the training after the step in hand, with
-`latest.pt` saved. Exit code 0: done; 143: stopped so; 1: failed, with the reason as the last line on stderr.
+SIGTERM, SIGINT and SIGHUP to torchrun on any of the machines end the run after the current step, with `latest.pt`
+saved. Exit code 0: done; 143: stopped by a signal; 1: failed, with the reason as the last line on stderr.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ if TYPE_CHECKING:
     from musicgen_core.training.request import TrainResult
 
 ORPHAN_GRACE = 5.0
-"""Seconds that a worker whose launcher is gone has for the step in hand and latest.pt: its run directory is locked
-meanwhile, and whoever killed the launcher may want to start again."""
+"""Seconds that a worker without its launcher has for the current step and latest.pt: its run directory stays locked
+until then, and the run may be restarted soon."""
 CAUSE_FIRST = 5.0
-"""Seconds that a rank which lost the others stays: torchrun names the first that ends as the cause."""
+"""Seconds that a rank waits after it lost the others: torchrun reports the first rank that ends as the cause."""
 STOPPED = 128 + signal.SIGTERM
 
 logger = logging.getLogger(__name__)
 
 
 class _Stop:
-    """Whether this process is to end. No threading.Event: its lock could be held when a signal comes in."""
+    """A request to end this process. Not a threading.Event, whose lock could be held when a signal arrives."""
 
     def __init__(self) -> None:
         self._asked = False
@@ -60,11 +60,11 @@ class _Stop:
 
 
 def main(arguments: Sequence[str] | None = None, train: Callable[..., TrainResult] | None = None) -> int:
-    """Do this process's part of a training.
+    """Run this process's part of a training run.
 
     Args:
-        arguments: of the command line; by default those of this process.
-        train: what trains, with the signature of `training.train.train`, which is the default.
+        arguments: command-line arguments; by default those of this process.
+        train: the function that trains; by default `training.train.train`, whose signature it must have.
 
     Returns:
         The exit code.
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None, train: Callable[..., TrainResul
 def _run(
     request: Path, rank: int, reports: Reports | None, stop: _Stop, train: Callable[..., TrainResult] | None
 ) -> int:
-    # torch takes seconds to import: only now, when this process can be stopped and ends with its parents
+    # torch takes seconds to import: only now, when signals are handled and the process ends with its parents
     from musicgen_core.training.distributed import LostRank
 
     try:
@@ -104,7 +104,7 @@ def _run(
     except MusicgenError as error:
         _report(error, rank, reports)
         return 1
-    except Exception:  # whatever it is: its traceback goes to stderr, of which launch() shows the end
+    except Exception:  # its traceback goes to stderr, of which launch() shows the end
         traceback.print_exc()
         return 1
     return 0
@@ -116,9 +116,9 @@ def _train(path: Path, reports: Reports | None, stop: _Stop, train: Callable[...
 
     request = read_request(path)
     if train is None:
-        from musicgen_core.training import train as module
+        from musicgen_core.training import train as train_module
 
-        train = module.train
+        train = train_module.train
     with World.from_environment(pick_device(request.device)) as world:
         sender = reports if world.is_main else None
 
@@ -162,7 +162,7 @@ def _report(error: MusicgenError | Cancelled, rank: int, reports: Reports | None
 
 
 def _set_up_logging(rank: int, reports: Reports | None) -> None:
-    """Rank 0 tells what happens, the others only what is wrong, with their rank."""
+    """Log from INFO on rank 0; on the others only warnings, with their rank."""
     handler = ReportHandler(reports) if reports is not None else logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"rank {rank}: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -171,10 +171,10 @@ def _set_up_logging(rank: int, reports: Reports | None) -> None:
 
 
 def _end_with_parents(stop: _Stop, has_lifeline: bool) -> None:
-    """End this process soon after torchrun, or the process that launched torchrun, is gone, however it went.
+    """End this process soon after torchrun, or the process that launched torchrun, has ended.
 
-    torchrun gives each worker a session of its own, and passes no file on but stdin: launch() holds the other end
-    of it, which closes when that process ends.
+    torchrun gives each worker a session of its own and passes on no file but stdin, of which launch() holds the other
+    end: it closes when that process ends.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
@@ -194,7 +194,7 @@ def _end_with_parents(stop: _Stop, has_lifeline: bool) -> None:
 
 
 def end(exit_code: int) -> NoReturn:
-    """End this process; after a failure at once, since NCCL's threads may wait for ranks that are gone."""
+    """End this process; after a failure without cleaning up, since NCCL's threads may wait for ranks that ended."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 from bench.servers import free_port
 from deployments.file_server import Application, Folders, listening
 from musicgen_core.codes import SAMPLE_RATE
-from musicgen_core.generation.files import Piece, write_piece
+from musicgen_core.generation.files import GeneratedSample, write_sample
 from musicgen_core.generation.page import write_index
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
@@ -63,7 +63,7 @@ def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
             sidecar = sidecar_of(prompt, adapter, number if prompt == MARKUP else 0)
             stem = f"generated_{len(pieces):03d}"
             formats = ("flac", "mp3") if prompt == MARKUP else ()
-            write_piece(folder, Piece(stem, notes(len(pieces)), None, sidecar), formats)
+            write_sample(folder, GeneratedSample(stem, notes(len(pieces)), None, sidecar), formats)
             pieces.append((stem, sidecar))
     write_index(folder, pieces)
     return folder

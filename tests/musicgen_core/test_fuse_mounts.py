@@ -22,7 +22,7 @@ import pytest
 
 from musicgen_core import fuse_mounts, storage
 from musicgen_core.errors import RunDirectoryError
-from musicgen_core.generation.files import Piece, write_piece
+from musicgen_core.generation.files import GeneratedSample, write_sample
 from musicgen_core.training.run_directory import RunDirectory
 from musicgen_core.training.run_lock import RunLock
 
@@ -180,7 +180,7 @@ def test_locking_works_without_flock_and_after_a_crash(drive: Path, monkeypatch:
 
 def test_a_sample_can_be_rewritten(drive: Path) -> None:
     for seed in (1, 2):
-        piece = Piece("generated_000", np.zeros(100, np.float32), np.zeros((4, 2), np.uint16), {"seed": seed})
-        write_piece(drive, piece, ["flac"])
+        piece = GeneratedSample("generated_000", np.zeros(100, np.float32), np.zeros((4, 2), np.uint16), {"seed": seed})
+        write_sample(drive, piece, ["flac"])
     assert f'"seed": {seed}' in (drive / "generated_000.json").read_text()
     assert names_in(drive) == [f"generated_000.{end}" for end in ("flac", "json", "npy", "png", "wav")]

@@ -13,7 +13,7 @@ from torch import Tensor
 from musicgen_core import storage, tensor_files
 from musicgen_core.errors import MusicgenError
 from musicgen_core.model import peft_directory
-from musicgen_core.model.lora import Adapter, LoraSettings, load_adapter, save_adapter
+from musicgen_core.model.lora import Adapter, AdapterConfig, load_adapter, save_adapter
 from musicgen_core.training.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 
 LAYER = "base_model.model.model.decoder.layers.0.fc1"
@@ -24,7 +24,7 @@ def adapter() -> Adapter:
     generator = torch.Generator().manual_seed(0)
     shapes = {"lora_A": (2, 8), "lora_B": (4, 2)}
     lora = {f"{LAYER}.{kind}.weight": torch.randn(shape, generator=generator) for kind, shape in shapes.items()}
-    return Adapter(lora, LoraSettings(2, 16, targets=("fc1",)).plain(), 3, 42, 1.5, "debug@sha256:0123456789abcdef")
+    return Adapter(lora, AdapterConfig(2, 16, targets=("fc1",)).plain(), 3, 42, 1.5, "debug@sha256:0123456789abcdef")
 
 
 class Saved:

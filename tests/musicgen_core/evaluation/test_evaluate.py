@@ -26,7 +26,7 @@ from musicgen_core.evaluation.evaluate import evaluate, stored_evaluation
 from musicgen_core.evaluation.request import EvaluateRequest, EvaluateSettings, Evaluation
 from musicgen_core.exporting.export import export
 from musicgen_core.model.compression import codec_identity
-from musicgen_core.model.lora import Adapter, LoraSettings, adapter_state, add_lora, load_adapter, save_adapter
+from musicgen_core.model.lora import Adapter, AdapterConfig, adapter_state, add_lora, load_adapter, save_adapter
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.training.batching import BatchSize
 from musicgen_core.training.loop import Trainer
@@ -85,9 +85,9 @@ def test_an_adapter_that_does_nothing_makes_no_difference(
     kind: str, debug_model: BaseModel, run: Evaluate, tmp_path: Path
 ) -> None:
     settings = {
-        "plain": LoraSettings(2, 4),
-        "dora": LoraSettings(2, 4, dora=True),
-        "few targets": LoraSettings(2, 4, targets=("encoder_attn.q_proj",)),
+        "plain": AdapterConfig(2, 4),
+        "dora": AdapterConfig(2, 4, dora=True),
+        "few targets": AdapterConfig(2, 4, targets=("encoder_attn.q_proj",)),
     }[kind]
     lora = adapter_state(add_lora(load_lm(debug_model), settings))
     path = UPath(tmp_path / "idle_lora.pt")

@@ -16,12 +16,12 @@ from musicgen_core import storage
 from musicgen_core.config import SamplingSettings
 from musicgen_core.generation.engine import Engine
 from musicgen_core.generation.random_streams import streams_of
-from musicgen_core.model.lora import Adapter, LoraSettings, adapter_state, add_lora, load_merged, save_adapter
+from musicgen_core.model.lora import Adapter, AdapterConfig, adapter_state, add_lora, load_merged, save_adapter
 from musicgen_core.model.pattern import delay
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, from_audiocraft, load_lm, read_checkpoint
 
-PLAIN = LoraSettings(r=4, alpha=16, dropout=0.1)
+PLAIN = AdapterConfig(r=4, alpha=16, dropout=0.1)
 SOME = ("q_proj", "encoder_attn.v_proj", "layers.0.fc1")
 VARIANTS = {
     "LoRA": PLAIN,
@@ -35,7 +35,7 @@ PROMPT, FRAMES, GUIDANCE = "slow piano", 40, 3.0
 HF_NAME = "debug"
 
 
-def random_adapter(model: BaseModel, settings: LoraSettings) -> Adapter:
+def random_adapter(model: BaseModel, settings: AdapterConfig) -> Adapter:
     """Return an adapter with random weights, which changes the output."""
     generator = torch.Generator().manual_seed(1)
     lora = {}

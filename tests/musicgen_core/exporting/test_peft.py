@@ -18,7 +18,7 @@ from musicgen_core.errors import AdapterError
 from musicgen_core.exporting.export import export
 from musicgen_core.model.lora import (
     Adapter,
-    LoraSettings,
+    AdapterConfig,
     add_lora,
     find_adapter,
     load_adapter,
@@ -173,7 +173,7 @@ def test_an_adapter_in_half_precision_is_used_as_peft_uses_it(
 
 def test_a_pattern_for_every_block_is_the_same_settings_as_names(made_by_peft: MadeByPeft, tmp_path: Path) -> None:
     made_by_peft(target_modules=r".*\.(self_attn|encoder_attn)\.(q|k|v|out)_proj|.*\.fc.")
-    of(tmp_path / "peft").check_scale(LoraSettings(4, 16), "given")
+    of(tmp_path / "peft").check_scale(AdapterConfig(4, 16), "given")
 
 
 def test_training_starts_from_an_adapter_made_by_peft(
@@ -182,8 +182,8 @@ def test_training_starts_from_an_adapter_made_by_peft(
     made_by_peft()
     adapter = of(tmp_path / "peft")
     adapter.check_base(debug_model, "given")
-    adapter.check_scale(LoraSettings(4, 16, 0.1), "given")
-    trained = add_lora(load_lm(debug_model), LoraSettings(4, 16, 0.1))
+    adapter.check_scale(AdapterConfig(4, 16, 0.1), "given")
+    trained = add_lora(load_lm(debug_model), AdapterConfig(4, 16, 0.1))
     set_adapter_state(trained, adapter.lora, "given")  # raises where a name or a shape differs
     changed = [name for name, parameter in trained.named_parameters() if "lora_B" in name and parameter.any()]
     assert len(changed) == 20

@@ -10,14 +10,14 @@ from musicgen_core import storage
 from musicgen_core.config import SamplingSettings
 from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.request import RenderRequest
-from musicgen_core.model.lora import Adapter, LoraSettings, adapter_state, add_lora, save_adapter
+from musicgen_core.model.lora import Adapter, AdapterConfig, adapter_state, add_lora, save_adapter
 from musicgen_core.model.weights import BaseModel, load_lm
 
 
 @pytest.fixture(scope="session")
 def strong_adapter(debug_model: BaseModel) -> Adapter:
     """One that changes the music at once."""
-    settings = LoraSettings(4, 16)
+    settings = AdapterConfig(4, 16)
     generator = torch.Generator().manual_seed(0)
     state = adapter_state(add_lora(load_lm(debug_model), settings))
     lora = {name: 0.1 * torch.randn(tensor.shape, generator=generator) for name, tensor in state.items()}

@@ -256,8 +256,8 @@ def test_8_bits_are_refused_where_there_are_no_kernels_for_them(engine: Engine, 
 
 def test_8_bit_caches_are_for_pieces_side_by_side(engine: Engine) -> None:
     in_8_bits = replace(engine, cache_bits=8)
-    assert [in_8_bits.bits_of_caches(pieces) for pieces in (1, 2, 32)] == [16, 8, 8]
-    assert engine.bits_of_caches(32) == 16
+    assert [in_8_bits.cache_bits_for(pieces) for pieces in (1, 2, 32)] == [16, 8, 8]
+    assert engine.cache_bits_for(32) == 16
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codes import SAMPLE_RATE
-from musicgen_core.generation.files import Piece, write_piece
+from musicgen_core.generation.files import GeneratedSample, write_sample
 from musicgen_core.generation.spectrogram import PICTURE_SIZE
 
 Samples = NDArray[np.float32]
@@ -39,8 +39,8 @@ def noise(seconds: float, level: float = 0.9) -> Samples:
     return np.random.default_rng(0).uniform(-level, level, int(seconds * SAMPLE_RATE)).astype(np.float32)
 
 
-def piece_of(audio: Samples, codes: NDArray[np.uint16] | None = None) -> Piece:
-    return Piece("generated_000", audio, codes, dict(SIDECAR))
+def piece_of(audio: Samples, codes: NDArray[np.uint16] | None = None) -> GeneratedSample:
+    return GeneratedSample("generated_000", audio, codes, dict(SIDECAR))
 
 
 def codes_of(frames: int) -> NDArray[np.uint16]:
@@ -68,7 +68,7 @@ def test_wav_and_flac_hold_the_samples_bit_for_bit(
 ) -> None:
     drawn = np.random.default_rng(seed).integers(-(2**15), 2**15, round(seconds * SAMPLE_RATE))
     audio = (drawn / 2**15).astype(np.float32)
-    wav, flac, _ = write_piece(tmp_path_factory.mktemp("music"), piece_of(audio), ("flac",), spectrogram=False)
+    wav, flac, _ = write_sample(tmp_path_factory.mktemp("music"), piece_of(audio), ("flac",), spectrogram=False)
     for path in (wav, flac):
         assert np.array_equal(decode(path), audio)
         assert soundfile.info(str(path)).subtype == "PCM_16"
@@ -76,7 +76,7 @@ def test_wav_and_flac_hold_the_samples_bit_for_bit(
 
 def test_full_scale_does_not_turn_over(tmp_path: Path) -> None:
     audio = np.array([1.0, -1.0, 0.0, 1.0, 0.99999], dtype=np.float32)
-    wav, flac, *_ = write_piece(tmp_path, piece_of(audio), ("flac",), spectrogram=False)
+    wav, flac, *_ = write_sample(tmp_path, piece_of(audio), ("flac",), spectrogram=False)
     for path in (wav, flac):
         assert np.abs(decode(path) - audio).max() <= 2**-15
 
@@ -84,7 +84,7 @@ def test_full_scale_does_not_turn_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seconds", [0.02, 0.5, 10.0])
 def test_an_mp3_has_the_length_and_the_level_of_the_wav(tmp_path: Path, seconds: float) -> None:
     audio = tone(seconds=seconds)
-    mp3 = write_piece(tmp_path, piece_of(audio), ("mp3",), spectrogram=False)[1]
+    mp3 = write_sample(tmp_path, piece_of(audio), ("mp3",), spectrogram=False)[1]
     decoded = decode(mp3)
     assert abs(len(decoded) - len(audio)) < 0.05 * SAMPLE_RATE
     softer = 20 * np.log10(np.sqrt(np.mean(decoded**2)) / np.sqrt(np.mean(audio**2)))
@@ -92,7 +92,7 @@ def test_an_mp3_has_the_length_and_the_level_of_the_wav(tmp_path: Path, seconds:
 
 
 def test_an_mp3_has_about_192_kbit_a_second(tmp_path: Path) -> None:
-    mp3 = write_piece(tmp_path, piece_of(noise(10.0, level=0.3)), ("mp3",), spectrogram=False)[1]
+    mp3 = write_sample(tmp_path, piece_of(noise(10.0, level=0.3)), ("mp3",), spectrogram=False)[1]
     assert 180_000 < mp3.stat().st_size * 8 / 10 < 205_000
 
 
@@ -102,19 +102,19 @@ def test_an_mp3_of_loud_music_does_not_clip_when_it_is_decoded(tmp_path: Path) -
     soundfile.write(careless, loud, SAMPLE_RATE, format="MP3")
     careless.seek(0)
     assert np.abs(soundfile.read(careless)[0]).max() > 1.01  # or else this shows nothing
-    mp3 = write_piece(tmp_path, piece_of(loud), ("mp3",), spectrogram=False)[1]
+    mp3 = write_sample(tmp_path, piece_of(loud), ("mp3",), spectrogram=False)[1]
     assert 0.9 < np.abs(decode(mp3)).max() <= 1
 
 
 def test_codes_come_back_as_they_were(folder: UPath) -> None:
     codes = codes_of(50)
-    write_piece(folder, piece_of(tone(), codes), spectrogram=False)
+    write_sample(folder, piece_of(tone(), codes), spectrogram=False)
     read = np.load(io.BytesIO((folder / "generated_000.npy").read_bytes()))
     assert read.dtype == np.uint16 and np.array_equal(read, codes)
 
 
 def test_every_file_that_was_asked_for_is_there_and_named_the_sidecar_last(folder: UPath) -> None:
-    written = write_piece(folder, piece_of(tone(), codes_of(50)), ("mp3", "flac"))
+    written = write_sample(folder, piece_of(tone(), codes_of(50)), ("mp3", "flac"))
     assert sorted(path.name for path in written) == names_in(folder)
     assert {path.suffix for path in written} == {".wav", ".flac", ".mp3", ".png", ".npy", ".json"}
     assert (written[0].suffix, written[-1].suffix) == (".wav", ".json")
@@ -122,7 +122,7 @@ def test_every_file_that_was_asked_for_is_there_and_named_the_sidecar_last(folde
 
 
 def test_only_the_wav_and_the_sidecar_are_written_where_nothing_else_is_wanted(folder: UPath) -> None:
-    write_piece(folder, piece_of(tone()), spectrogram=False)
+    write_sample(folder, piece_of(tone()), spectrogram=False)
     assert names_in(folder) == ["generated_000.json", "generated_000.wav"]
 
 
@@ -130,14 +130,14 @@ def test_only_the_wav_and_the_sidecar_are_written_where_nothing_else_is_wanted(f
 
 
 def test_what_an_earlier_rendering_left_beside_the_piece_goes(folder: UPath) -> None:
-    write_piece(folder, piece_of(tone(), codes_of(50)), ("mp3", "flac"))
+    write_sample(folder, piece_of(tone(), codes_of(50)), ("mp3", "flac"))
     (folder / "generated_0001.flac").write_bytes(b"another piece's")
-    write_piece(folder, piece_of(tone(880.0)), spectrogram=False)
+    write_sample(folder, piece_of(tone(880.0)), spectrogram=False)
     assert names_in(folder) == ["generated_000.json", "generated_000.wav", "generated_0001.flac"]
 
 
 def test_the_old_sidecar_goes_first_and_the_new_one_comes_last(folder: UPath, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_piece(folder, piece_of(tone(), codes_of(50)), ("mp3",))
+    write_sample(folder, piece_of(tone(), codes_of(50)), ("mp3",))
     before = names_in(folder)
     seen: list[tuple[str, bool]] = []
     publish = storage.publish
@@ -156,16 +156,16 @@ def test_the_old_sidecar_goes_first_and_the_new_one_comes_last(folder: UPath, mo
     original = type(folder).unlink
     monkeypatch.setattr(type(folder), "unlink", unlink)
     monkeypatch.setattr(storage, "publish", spy)
-    write_piece(folder, piece_of(tone(880.0)), ("flac", "mp3"))
+    write_sample(folder, piece_of(tone(880.0)), ("flac", "mp3"))
     assert "generated_000.json" in before
     assert seen == [(ending, False) for ending in (".wav", ".flac", ".mp3", ".png", ".json")]
 
 
 def test_a_storage_that_fails_half_way_leaves_no_sidecar_and_no_half_file(tmp_path: Path) -> None:
-    write_piece(tmp_path, piece_of(tone()), spectrogram=False)
+    write_sample(tmp_path, piece_of(tone()), spectrogram=False)
     (tmp_path / "generated_000.flac").mkdir()  # where a file can't be
     with pytest.raises(OSError):
-        write_piece(tmp_path, piece_of(tone(880.0)), ("flac", "mp3"))
+        write_sample(tmp_path, piece_of(tone(880.0)), ("flac", "mp3"))
     assert names_in(storage.as_path(tmp_path)) == ["generated_000.flac", "generated_000.wav"]
     assert soundfile.read(tmp_path / "generated_000.wav")[0].shape == (SAMPLE_RATE,)
 
@@ -176,18 +176,18 @@ def test_a_storage_that_fails_half_way_leaves_no_sidecar_and_no_half_file(tmp_pa
     ids=["nothing", "loud", "deep", "nan", "inf", "two dimensions"],
 )
 def test_what_is_no_music_leaves_the_older_piece_alone(tmp_path: Path, audio: list[Any]) -> None:
-    write_piece(tmp_path, piece_of(tone()), spectrogram=False)
+    write_sample(tmp_path, piece_of(tone()), spectrogram=False)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(ValueError, match="generated_000"):
-        write_piece(tmp_path, piece_of(np.array(audio, dtype=np.float32)), ("flac",))
+        write_sample(tmp_path, piece_of(np.array(audio, dtype=np.float32)), ("flac",))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_sidecar_that_is_no_json_leaves_the_older_piece_alone(tmp_path: Path) -> None:
-    write_piece(tmp_path, piece_of(tone()), spectrogram=False)
+    write_sample(tmp_path, piece_of(tone()), spectrogram=False)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(TypeError):
-        write_piece(tmp_path, Piece("generated_000", tone(880.0), None, {"prompt": object()}))
+        write_sample(tmp_path, GeneratedSample("generated_000", tone(880.0), None, {"prompt": object()}))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -199,7 +199,7 @@ def brightest_row(png: bytes) -> int:
 def test_frequency_is_drawn_upwards_on_a_logarithmic_scale(tmp_path: Path) -> None:
     rows = []
     for hertz in (100.0, 1000.0, 10_000.0):
-        write_piece(tmp_path, piece_of(tone(hertz, 2.0)))
+        write_sample(tmp_path, piece_of(tone(hertz, 2.0)))
         rows.append(brightest_row((tmp_path / "generated_000.png").read_bytes()))
     assert rows[0] > rows[1] > rows[2] and rows[0] - rows[2] > 150
     assert abs((rows[0] - rows[1]) - (rows[1] - rows[2])) <= 3
@@ -207,18 +207,18 @@ def test_frequency_is_drawn_upwards_on_a_logarithmic_scale(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("seconds", [1 / SAMPLE_RATE, 0.1, 30.0])
 def test_a_picture_is_small_and_of_one_size_even_of_noise(tmp_path: Path, seconds: float) -> None:
-    write_piece(tmp_path, piece_of(noise(seconds)))
+    write_sample(tmp_path, piece_of(noise(seconds)))
     picture = tmp_path / "generated_000.png"
     assert picture.stat().st_size < 150_000
     assert Image.open(picture).size == PICTURE_SIZE
 
 
 def test_pictures_drawn_at_the_same_time_are_those_drawn_one_by_one(tmp_path: Path) -> None:
-    pieces = [Piece(f"piece_{number}", tone(100.0 * 2**number, 2.0), None, {}) for number in range(6)]
+    pieces = [GeneratedSample(f"piece_{number}", tone(100.0 * 2**number, 2.0), None, {}) for number in range(6)]
     for piece in pieces:
-        write_piece(tmp_path / "one by one", piece)
+        write_sample(tmp_path / "one by one", piece)
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda piece: write_piece(tmp_path / "together", piece), pieces))
+        list(threads.map(lambda piece: write_sample(tmp_path / "together", piece), pieces))
     for piece in pieces:
         one, other = (tmp_path / name / f"{piece.stem}.png" for name in ("one by one", "together"))
         assert one.read_bytes() == other.read_bytes()

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from musicgen_core.generation.plan import (
     ENGINE_BATCH_SIZES,
-    Beginning,
-    PlannedPiece,
+    Continuation,
+    PlannedSample,
     batches,
-    bytes_of_caches,
+    cache_bytes,
     fitting_size,
 )
 from musicgen_core.model.decoder import DecoderConfig
@@ -19,9 +19,9 @@ from musicgen_core.model.decoder import DecoderConfig
 LARGE = DecoderConfig(dim=2048, layers=48, heads=32, ffn_dim=8192, text_dim=1024)
 
 
-def piece(number: int, known: int, frames: int) -> PlannedPiece:
-    beginning = Beginning(torch.zeros(4, known, dtype=torch.int64))
-    return PlannedPiece(number, number, "jazz", 0, 0, number, known + frames, beginning)
+def piece(number: int, known: int, frames: int) -> PlannedSample:
+    continuation = Continuation(torch.zeros(4, known, dtype=torch.int64))
+    return PlannedSample(number, number, "jazz", 0, 0, number, known + frames, continuation)
 
 
 @given(
@@ -42,7 +42,7 @@ def test_every_piece_is_in_one_batch_with_pieces_that_begin_with_as_much(
     assert sorted(one.number for batch, _ in made for one in batch) == list(range(len(pieces)))
     for (batch, size), (left, frames) in zip(made, asked, strict=True):
         assert 1 <= len(batch) <= size == fitting_size(left, fitting)
-        assert len({one.beginning.frames for one in batch}) == 1
+        assert len({one.continuation.frames for one in batch}) == 1
         assert [one.frames for one in batch] == sorted(one.frames for one in batch)
         assert batch[-1].frames <= frames
 
@@ -60,5 +60,5 @@ def test_a_batch_is_the_smallest_of_the_few_sizes_that_holds_all_or_the_largest_
 
 
 def test_a_piece_of_30_s_takes_a_gpu_1_1_gib_with_musicgen_large_and_half_of_it_in_8_bits() -> None:
-    assert 1.1 < bytes_of_caches(LARGE, 1500) / 2**30 < 1.11
-    assert 0.56 < bytes_of_caches(LARGE, 1500, bits=8) / 2**30 < 0.58
+    assert 1.1 < cache_bytes(LARGE, 1500) / 2**30 < 1.11
+    assert 0.56 < cache_bytes(LARGE, 1500, bits=8) / 2**30 < 0.58

@@ -16,7 +16,7 @@ from musicgen_core import storage
 from musicgen_core.config import SamplingSettings
 from musicgen_core.errors import AdapterError, Cancelled, ConfigError, DeviceError, MusicgenError
 from musicgen_core.generation import render as rendering
-from musicgen_core.generation.plan import SHARE_FOR_CACHES, bytes_of_caches
+from musicgen_core.generation.plan import SHARE_FOR_CACHES, cache_bytes
 from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import render
 from musicgen_core.generation.request import Rendered, page_of
@@ -219,7 +219,7 @@ def test_memory_decides_how_many_pieces_a_gpu_makes_side_by_side(
         finally:
             self._device = here
 
-    nine_pieces = int(9.5 * bytes_of_caches(config, 5) / SHARE_FOR_CACHES)
+    nine_pieces = int(9.5 * cache_bytes(config, 5) / SHARE_FOR_CACHES)
     monkeypatch.setattr(rendering.Engine, "generate", generate)
     monkeypatch.setattr(rendering._Rendering, "_size_for", size_on_gpu)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (nine_pieces - 1000, nine_pieces))

@@ -14,7 +14,7 @@ from musicgen_core import storage
 from musicgen_core.errors import AdapterError, ModelError
 from musicgen_core.model import peft_directory
 from musicgen_core.model.adapter_values import check_merged
-from musicgen_core.model.lora import Adapter, LoraSettings, load_adapter, save_adapter
+from musicgen_core.model.lora import Adapter, AdapterConfig, load_adapter, save_adapter
 from musicgen_core.model.weights import BaseModel, load_lm, read_checkpoint
 from musicgen_core.non_finite import names_of_non_finite
 
@@ -24,7 +24,7 @@ NAME = "base_model.model.model.decoder.layers.0.fc1.lora_A.weight"
 @pytest.fixture
 def adapter() -> Adapter:
     lora = {NAME: torch.ones(2, 8), NAME.replace("lora_A", "lora_B"): torch.ones(4, 2)}
-    return Adapter(lora, LoraSettings(2, 16, targets=("fc1",)).plain(), 3, 42, 1.5, "debug@sha256:0123456789abcdef")
+    return Adapter(lora, AdapterConfig(2, 16, targets=("fc1",)).plain(), 3, 42, 1.5, "debug@sha256:0123456789abcdef")
 
 
 def save_as_pt(adapter: Adapter, folder: Path) -> Path:

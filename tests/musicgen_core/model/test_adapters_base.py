@@ -11,14 +11,14 @@ import pytest
 from musicgen_core import storage
 from musicgen_core.errors import AdapterError
 from musicgen_core.model.adapters_base import base_model_of, choose_model
-from musicgen_core.model.lora import Adapter, LoraSettings
+from musicgen_core.model.lora import Adapter, AdapterConfig
 from musicgen_core.model.weights import BaseModel
 
 DEFAULT = "facebook/musicgen-large"
 
 
 def of(base_model: str) -> Adapter:
-    return Adapter({}, LoraSettings(4, 16).plain(), 1, 1, 1.0, base_model)
+    return Adapter({}, AdapterConfig(4, 16).plain(), 1, 1, 1.0, base_model)
 
 
 def choose(adapter: Adapter, weights: Path, given: str | None = None) -> str:

@@ -16,7 +16,7 @@ import pytest
 
 from musicgen_core.errors import ModelError
 from musicgen_core.model import hub as hub_module
-from musicgen_core.model.hub import Progress, Wanted, cached, fetch, heard_by
+from musicgen_core.model.hub import DownloadProgress, Wanted, cached, download_listener, fetch
 from tests.stand_in_hub import TOKEN, Fault, Repository, StandInHub
 
 REPO = "somebody/model"
@@ -366,9 +366,9 @@ def test_what_is_no_hub_is_said(hub: StandInHub, repository: Repository, monkeyp
 
 @pytest.mark.usefixtures("repository")
 def test_progress_ends_with_every_byte(hub: StandInHub, caplog: pytest.LogCaptureFixture) -> None:
-    heard: list[Progress] = []
+    heard: list[DownloadProgress] = []
     hub.faults.append(Fault("/cdn/", sends=1_000_000))
-    with heard_by(heard.append), caplog.at_level("INFO", "musicgen_core"):
+    with download_listener(heard.append), caplog.at_level("INFO", "musicgen_core"):
         fetch(REPO, WANTED)
     total = sum(len(FILES[name]) for name in ("config.json", "weights.bin", "tokenizer/vocab.txt"))
     assert (heard[-1].done, heard[-1].total) == (total, total) and heard[-1].bytes_per_sec > 0

@@ -18,10 +18,10 @@ from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import render
 from musicgen_core.generation.request import RenderRequest
 from musicgen_core.model import peft_directory
-from musicgen_core.model.hub_adapter import may_be_on_hub, shown
+from musicgen_core.model.hub_adapter import displayed_path, may_be_on_hub
 from musicgen_core.model.lora import (
     Adapter,
-    LoraSettings,
+    AdapterConfig,
     adapter_state,
     add_lora,
     find_adapter,
@@ -36,7 +36,7 @@ REPO = "somebody/jazz"
 
 @pytest.fixture(scope="module")
 def adapter(debug_model: BaseModel) -> Adapter:
-    settings = LoraSettings(2, 4.0)
+    settings = AdapterConfig(2, 4.0)
     state = adapter_state(add_lora(load_lm(debug_model), settings))
     random = torch.Generator().manual_seed(1)
     lora = {name: 0.01 * torch.randn(tensor.shape, generator=random) for name, tensor in state.items()}
@@ -166,9 +166,9 @@ def test_a_repository_without_an_adapter_says_what_it_has(hub: StandInHub) -> No
 def test_it_is_called_by_its_name_on_the_hub(upload: Uploaded) -> None:
     commit = upload().commit
     path = find_adapter(REPO)
-    assert shown(path) == f"{REPO}@{commit}/adapter_model.safetensors"
+    assert displayed_path(path) == f"{REPO}@{commit}/adapter_model.safetensors"
     subject = find_subject(REPO)
-    assert str(subject.output) == "jazz_evaluation" and subject.described().path == shown(path)
+    assert str(subject.output) == "jazz_evaluation" and subject.described().path == displayed_path(path)
 
 
 def test_music_is_made_and_exported_with_it(

@@ -18,7 +18,7 @@ from musicgen_core.errors import AdapterError, ConfigError
 from musicgen_core.model.decoder import DecoderConfig, MusicgenLM, TextCondition
 from musicgen_core.model.lora import (
     Adapter,
-    LoraSettings,
+    AdapterConfig,
     adapter_state,
     add_lora,
     find_adapter,
@@ -33,7 +33,7 @@ from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.training.full_models import write_full_model
 
-SETTINGS = LoraSettings(r=4, alpha=16, dropout=0.1)
+SETTINGS = AdapterConfig(r=4, alpha=16, dropout=0.1)
 SOME = ("q_proj", "encoder_attn.v_proj", "layers.0.fc1")
 VARIANTS = {
     "LoRA": SETTINGS,
@@ -53,7 +53,7 @@ def random_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t * (1 + noise[name]) if "magnitude" in name else noise[name] for name, t in state.items()}
 
 
-def random_adapter(model: BaseModel, settings: LoraSettings) -> Adapter:
+def random_adapter(model: BaseModel, settings: AdapterConfig) -> Adapter:
     state = random_state(adapter_state(add_lora(load_lm(model), settings)))
     lora = {name: tensor.float() for name, tensor in state.items()}
     return Adapter(lora, settings.plain(), epoch=2, global_step=30, loss=6.5, base_model=model.identity)
@@ -106,13 +106,13 @@ def test_targets_choose_layers_by_the_ends_of_their_names(debug_model: BaseModel
 @pytest.mark.parametrize("wrong", ["q_prj", "proj", "self_attn", "lm_heads.0", "enc_to_dec_proj", "layers.2.fc1", ""])
 def test_a_target_that_matches_no_layer_is_refused_with_those_there_are(debug_model: BaseModel, wrong: str) -> None:
     with pytest.raises(ConfigError, match=f"lora_targets {wrong}: no linear") as refused:
-        add_lora(load_lm(debug_model), LoraSettings(4, 16, targets=("v_proj", wrong)))
+        add_lora(load_lm(debug_model), AdapterConfig(4, 16, targets=("v_proj", wrong)))
     assert all(name in refused.value.next_step for name in TEN_LINEARS)
 
 
 def test_an_adapter_on_no_layers_is_refused(debug_model: BaseModel) -> None:
     with pytest.raises(ConfigError, match="lora_targets is empty"):
-        add_lora(load_lm(debug_model), LoraSettings(4, 16, targets=()))
+        add_lora(load_lm(debug_model), AdapterConfig(4, 16, targets=()))
 
 
 def test_rslora_divides_by_the_root_of_the_rank(debug_model: BaseModel) -> None:
@@ -173,7 +173,7 @@ def test_merged_equals_unmerged(
 ) -> None:
     base = load_lm(debug_model, dtype=dtype)
     untouched = base(sequence, text)
-    model = add_lora(base, LoraSettings.from_plain(any_adapter.config))
+    model = add_lora(base, AdapterConfig.from_plain(any_adapter.config))
     set_adapter_state(model, any_adapter.lora, "made here")
     unmerged = model.eval()(sequence, text)
     merged = load_merged(debug_model, any_adapter, "cpu", dtype)(sequence, text)
@@ -211,13 +211,13 @@ def test_an_adapter_file_is_plain_values_under_the_contracts_names(adapter: Adap
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_settings_come_back_from_a_file(variant: str) -> None:
-    assert LoraSettings.from_plain(json.loads(json.dumps(VARIANTS[variant].plain()))) == VARIANTS[variant]
+    assert AdapterConfig.from_plain(json.loads(json.dumps(VARIANTS[variant].plain()))) == VARIANTS[variant]
 
 
 def test_an_adapter_of_before_rslora_and_dora_has_neither() -> None:
     plain = SETTINGS.plain()
     del plain["use_rslora"], plain["use_dora"]
-    assert LoraSettings.from_plain(plain) == SETTINGS
+    assert AdapterConfig.from_plain(plain) == SETTINGS
 
 
 def test_peft_itself_takes_the_saved_adapter(
@@ -235,7 +235,7 @@ def test_peft_itself_takes_the_saved_adapter(
 
 
 def test_an_adapter_of_another_rank_is_refused_with_the_difference(debug_model: BaseModel, adapter: Adapter) -> None:
-    model = add_lora(load_lm(debug_model), LoraSettings(8, 16))
+    model = add_lora(load_lm(debug_model), AdapterConfig(8, 16))
     with pytest.raises(AdapterError) as refused:
         set_adapter_state(model, adapter.lora, "old_lora.pt")
     assert "old_lora.pt" in refused.value.found and "40 tensors differ" in refused.value.found
@@ -262,9 +262,9 @@ def test_the_same_weights_under_another_name_are_the_same_model(debug_model: Bas
     adapter.check_base(elsewhere, "given")
 
 
-@pytest.mark.parametrize("other", [LoraSettings(4, 8), LoraSettings(8, 16)])
-def test_an_adapter_of_another_scale_is_refused_with_both(adapter: Adapter, other: LoraSettings) -> None:
-    adapter.check_scale(LoraSettings(4, 16, dropout=0.5), "given")
+@pytest.mark.parametrize("other", [AdapterConfig(4, 8), AdapterConfig(8, 16)])
+def test_an_adapter_of_another_scale_is_refused_with_both(adapter: Adapter, other: AdapterConfig) -> None:
+    adapter.check_scale(AdapterConfig(4, 16, dropout=0.5), "given")
     with pytest.raises(AdapterError, match=f"lora_r 4 and lora_alpha 16.*say {other.r} and {other.alpha}") as refused:
         adapter.check_scale(other, "given")
     assert refused.value.next_step == "Give --lora-r 4 --lora-alpha 16"

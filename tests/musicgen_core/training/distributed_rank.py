@@ -12,9 +12,9 @@ from torch import Tensor
 from musicgen_core.training.distributed import World
 
 
-def add_up(world: World, tensor: Tensor) -> Tensor:
+def all_reduce(world: World, tensor: Tensor) -> Tensor:
     own = tensor.to(world.device)
-    world.add_up(own)
+    world.all_reduce(own)
     return own.cpu()
 
 
@@ -31,8 +31,8 @@ def main() -> None:
                 break
             if method == "describe":
                 result = (world.rank, world.size, world.is_main, str(world.device))
-            elif method == "add_up":
-                result = add_up(world, *arguments)
+            elif method == "all_reduce":
+                result = all_reduce(world, *arguments)
             elif method == "sum":
                 result = sum_tensor(world, *arguments)
             else:

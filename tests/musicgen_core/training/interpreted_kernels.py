@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from musicgen_core.model.decoder import TextCondition
-from musicgen_core.model.lora import LoraSettings, add_lora
+from musicgen_core.model.lora import AdapterConfig, add_lora
 from musicgen_core.model.weights import find_model, load_lm
 from musicgen_core.training.dropout import clip_seeds
 from musicgen_core.training.model import Execution, TrainingModel
 
 
 def adapted(r: int) -> Any:
-    peft_model = add_lora(load_lm(find_model("debug"), "cpu", torch.float32), LoraSettings(r, 32, 0.1), 0)
+    peft_model = add_lora(load_lm(find_model("debug"), "cpu", torch.float32), AdapterConfig(r, 32, 0.1), 0)
     generator = torch.Generator().manual_seed(3)
     for name, parameter in peft_model.named_parameters():
         if "lora_B" in name:

@@ -155,7 +155,7 @@ def test_an_interruption_that_compiled_code_turned_into_an_error_is_not_swallowe
         raise hidden_in from KeyboardInterrupt()
 
     with pytest.raises(KeyboardInterrupt):
-        background.attempt(write, (0.0, 0.0))
+        background.retry(write, (0.0, 0.0))
     assert tried == 1
 
 

@@ -14,7 +14,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import RunDirectoryError
-from musicgen_core.model.lora import Adapter, LoraSettings, save_adapter
+from musicgen_core.model.lora import Adapter, AdapterConfig, save_adapter
 from musicgen_core.run_layout import RunConfig
 from musicgen_core.training.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from musicgen_core.training.full_models import write_full_model
@@ -24,7 +24,7 @@ from musicgen_core.training.run_directory import RunDirectory
 def checkpoint_of(step: int) -> Checkpoint:
     lora = {"lora_A": torch.full((2, 3), float(step))}
     adapter = Adapter(
-        lora, LoraSettings(2, 4.0).plain(), epoch=1, global_step=step, loss=0.5, base_model="debug@sha256:0"
+        lora, AdapterConfig(2, 4.0).plain(), epoch=1, global_step=step, loss=0.5, base_model="debug@sha256:0"
     )
     optimizer = {"state": {0: {"step": torch.tensor(float(step)), "exp_avg": torch.ones(2, 3)}}, "param_groups": [{}]}
     return Checkpoint(adapter, optimizer, Progress(step, 0.5, 1.5, 3, 0.4, 1, {"step": step, "train/loss": 0.5}))

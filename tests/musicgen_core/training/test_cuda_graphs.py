@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from musicgen_core.model.decoder import TextCondition
-from musicgen_core.model.lora import LoraSettings, add_lora
+from musicgen_core.model.lora import AdapterConfig, add_lora
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.training.dropout import clip_seeds
 from musicgen_core.training.model import Execution, TrainingModel
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_replays_give_the_bits_of_the_first_call(debug_model: BaseModel, checkpointing: bool) -> None:
-    peft_model = add_lora(load_lm(debug_model, "cuda", torch.bfloat16), LoraSettings(8, 32, 0.1))
+    peft_model = add_lora(load_lm(debug_model, "cuda", torch.bfloat16), AdapterConfig(8, 32, 0.1))
     for name, parameter in peft_model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(0, 0.05)

@@ -17,7 +17,7 @@ from musicgen_core.config import TrainSettings
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.model.lora import load_adapter
 from musicgen_core.model.weights import BaseModel
-from musicgen_core.training.disk_space import Plan, Sizes, bytes_to_write, check_room
+from musicgen_core.training.disk_space import Plan, Sizes, bytes_to_write, check_disk_space
 from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.run_directory import RunDirectory
 from musicgen_core.training.train import train
@@ -73,7 +73,7 @@ def test_what_going_back_moves_away_is_counted_again(
     train(request)
     files, estimates = directory(request.run_dir), list[int]()
     monkeypatch.setattr(
-        "musicgen_core.training.train.check_room",
+        "musicgen_core.training.train.check_disk_space",
         lambda files, settings, _, plan, gone: estimates.append(bytes_to_write(files, settings, sizes, plan, gone)),
     )
     train(dataclasses.replace(request, resume=f"{files.root}/checkpoint_step_2.pt"))
@@ -84,22 +84,24 @@ def test_what_going_back_moves_away_is_counted_again(
 def test_what_does_not_fit_is_refused_with_figures_and_with_what_would_write_less(tmp_path: Path) -> None:
     huge = Sizes(full_model=10**17, adapter=10**3)
     with pytest.raises(RunDirectoryError, match=r"will write 700,000\.\d TB to .* GB are free") as refused:
-        check_room(directory(tmp_path / "not" / "there"), TrainSettings(), huge, Plan(5, 1000))
+        check_disk_space(directory(tmp_path / "not" / "there"), TrainSettings(), huge, Plan(5, 1000))
     assert "--keep-last 1 (300,000.0 TB)" in refused.value.next_step
     assert "--full-models best_and_final (200,000.0 TB)" in refused.value.next_step
     assert "--full-models none (20.0 kB)" in refused.value.next_step
-    check_room(directory(tmp_path), TrainSettings(full_models="none"), huge, Plan(5, 1000))
+    check_disk_space(directory(tmp_path), TrainSettings(full_models="none"), huge, Plan(5, 1000))
 
 
 def test_a_setting_that_saves_nothing_is_not_offered(tmp_path: Path) -> None:
     huge = Sizes(full_model=1, adapter=10**17)
     with pytest.raises(RunDirectoryError) as refused:
-        check_room(directory(tmp_path), TrainSettings(full_models="none", save_every_steps=10), huge, Plan(1, 100))
+        check_disk_space(
+            directory(tmp_path), TrainSettings(full_models="none", save_every_steps=10), huge, Plan(1, 100)
+        )
     assert "--keep-last 1" in refused.value.next_step and "--full-models" not in refused.value.next_step
 
 
 def test_object_stores_have_room() -> None:
-    check_room(directory("memory://bucket/run"), TrainSettings(), Sizes(10**7, 10**5), Plan(10**9, 10**12))
+    check_disk_space(directory("memory://bucket/run"), TrainSettings(), Sizes(10**7, 10**5), Plan(10**9, 10**12))
 
 
 @given(st.integers(1, 30), st.integers(1, 5000), st.none() | st.integers(1, 9))
@@ -119,7 +121,7 @@ def test_a_remote_run_directory_needs_room_for_a_model_at_a_time_where_it_is_wri
 ) -> None:
     files = RunDirectory(storage.as_path("memory://runs/first"), tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=2_000_000_000))
-    check_room(files, TrainSettings(full_models="none"), LARGE, Plan(5, 40_000))
+    check_disk_space(files, TrainSettings(full_models="none"), LARGE, Plan(5, 40_000))
     with pytest.raises(RunDirectoryError, match=r"7\.0 GB at a time .* on their way to memory://runs/first") as refused:
-        check_room(files, TrainSettings(), LARGE, Plan(5, 40_000))
+        check_disk_space(files, TrainSettings(), LARGE, Plan(5, 40_000))
     assert "TMPDIR" in refused.value.next_step

@@ -80,7 +80,7 @@ def test_each_process_knows_its_place(ranks: Ranks) -> None:
     assert ranks.ask("describe") == [(0, 2, True, devices[0]), (1, 2, False, devices[1])]
 
 
-@pytest.mark.parametrize("how", ["sum", "add_up"])
+@pytest.mark.parametrize("how", ["sum", "all_reduce"])
 def test_sums_are_the_same_everywhere(ranks: Ranks, how: str) -> None:
     first, second = ranks.ask(how, (torch.tensor([1.0, 2.0]),), (torch.tensor([10.0, 20.0]),))
     assert first.tolist() == second.tolist() == [11.0, 22.0]
@@ -130,7 +130,7 @@ def test_alone_nothing_happens_and_no_group_is_made() -> None:
     gradient, value = torch.ones(2), object()
     with World.alone() as world:
         assert world.is_main
-        world.add_up(gradient)
+        world.all_reduce(gradient)
         world.barrier()
         assert gradient.tolist() == [1, 1]
         assert world.sum(gradient) is gradient

@@ -16,7 +16,7 @@ from upath import UPath
 
 from musicgen_core import storage, tensor_files, tracking
 from musicgen_core.errors import Cancelled, RunDirectoryError
-from musicgen_core.model.lora import Adapter, LoraSettings
+from musicgen_core.model.lora import Adapter, AdapterConfig
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.training import background
 from musicgen_core.training.background import Failures
@@ -235,7 +235,7 @@ def test_models_that_can_not_be_written_hold_a_run_once(tmp_path: Path, monkeypa
     """However many epochs they are of, and however often they are tried."""
     files = RunDirectory(UPath(tmp_path), tmp_path)
     for step in range(1, 21):
-        adapter = Adapter({}, LoraSettings(2, 4.0).plain(), step, step, 1.0, "debug")
+        adapter = Adapter({}, AdapterConfig(2, 4.0).plain(), step, step, 1.0, "debug")
         owed = Checkpoint(adapter, {}, Progress(step=step), {}, [f"checkpoint_epoch_{step}"])
         save_checkpoint(owed, files.owed(step))
     tried, pauses = list[str](), list[float]()
@@ -262,7 +262,7 @@ def test_owed_models_outlive_a_disk_that_fails_to_read_them(
     error: Exception, is_kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = RunDirectory(UPath(tmp_path), tmp_path)
-    adapter = Adapter({}, LoraSettings(2, 4.0).plain(), 1, 1, 1.0, "debug")
+    adapter = Adapter({}, AdapterConfig(2, 4.0).plain(), 1, 1, 1.0, "debug")
     save_checkpoint(Checkpoint(adapter, {}, Progress(step=1), {}, ["checkpoint_epoch_1"]), files.owed(1))
 
     def load(*_: object, **__: object) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from musicgen_core.errors import ConfigError
 from musicgen_core.model.decoder import TextCondition
-from musicgen_core.model.lora import LoraSettings, add_lora
+from musicgen_core.model.lora import AdapterConfig, add_lora
 from musicgen_core.model.pattern import teacher_forcing
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.training.dropout import clip_seeds
@@ -19,13 +19,13 @@ from musicgen_core.training.model import Execution, TrainingModel
 
 FRAMES = [24, 17, 5]
 SOME = ("q_proj", "encoder_attn.v_proj", "encoder_attn.out_proj", "layers.0.fc1")
-RANKS = [LoraSettings(r, 32) for r in (1, 8, 24)]
-RSLORA, DORA = LoraSettings(8, 32, rslora=True), LoraSettings(8, 32, dora=True)
-PARTIAL, PARTIAL_DORA = LoraSettings(8, 32, targets=SOME), LoraSettings(8, 32, targets=SOME, rslora=True, dora=True)
+RANKS = [AdapterConfig(r, 32) for r in (1, 8, 24)]
+RSLORA, DORA = AdapterConfig(8, 32, rslora=True), AdapterConfig(8, 32, dora=True)
+PARTIAL, PARTIAL_DORA = AdapterConfig(8, 32, targets=SOME), AdapterConfig(8, 32, targets=SOME, rslora=True, dora=True)
 KINDS = pytest.mark.parametrize("lora", [RANKS[1], PARTIAL, DORA, PARTIAL_DORA], ids=["all", "some", "dora", "both"])
 
 
-def adapted(model: BaseModel, lora: LoraSettings, dtype: torch.dtype = torch.float64) -> Any:
+def adapted(model: BaseModel, lora: AdapterConfig, dtype: torch.dtype = torch.float64) -> Any:
     """The debug model with an adapter that changes it."""
     peft_model = add_lora(load_lm(model, "cpu", dtype), lora, 0)
     generator = torch.Generator().manual_seed(3)
@@ -57,7 +57,7 @@ def seeds() -> Tensor:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("lora", [*RANKS, RSLORA, DORA, PARTIAL, PARTIAL_DORA], ids=str)
 def test_losses_and_gradients_are_those_of_peft(
-    debug_model: BaseModel, lora: LoraSettings, checkpointing: bool
+    debug_model: BaseModel, lora: AdapterConfig, checkpointing: bool
 ) -> None:
     codes, frames, text = batch()
     theirs = adapted(debug_model, lora)
@@ -93,7 +93,7 @@ def test_dropout_is_the_same_whichever_blocks_compute_it(
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("lora", [DORA, PARTIAL], ids=["dora", "some"])
 def test_a_base_in_half_precision_learns_like_one_in_fp32(
-    debug_model: BaseModel, lora: LoraSettings, dropout: float
+    debug_model: BaseModel, lora: AdapterConfig, dropout: float
 ) -> None:
     half, exact = adapted(debug_model, lora, torch.bfloat16), adapted(debug_model, lora, torch.float32)
     models = [training(half, True, dropout, "bf16"), training(exact, True, dropout)]
@@ -105,7 +105,7 @@ def test_a_base_in_half_precision_learns_like_one_in_fp32(
 
 
 @KINDS
-def test_a_new_adapter_is_live_and_its_base_frozen(debug_model: BaseModel, lora: LoraSettings) -> None:
+def test_a_new_adapter_is_live_and_its_base_frozen(debug_model: BaseModel, lora: AdapterConfig) -> None:
     peft_model = add_lora(load_lm(debug_model), lora)
     training(peft_model).step(*batch(torch.float32), seeds(), 1.0)
     for name, parameter in peft_model.named_parameters():
@@ -116,14 +116,14 @@ def test_a_new_adapter_is_live_and_its_base_frozen(debug_model: BaseModel, lora:
 
 
 @pytest.mark.parametrize("lora", [DORA, PARTIAL], ids=["dora", "some"])
-def test_fp8_is_refused_where_the_general_blocks_compute(debug_model: BaseModel, lora: LoraSettings) -> None:
+def test_fp8_is_refused_where_the_general_blocks_compute(debug_model: BaseModel, lora: AdapterConfig) -> None:
     with pytest.raises(ConfigError, match="fp8 can't be combined") as refused:
         training(adapted(debug_model, lora, torch.bfloat16), precision="fp8")
     assert "--base-precision bf16" in refused.value.next_step
 
 
 @KINDS
-def test_gradients_of_micro_batches_add_up_to_those_of_the_batch(debug_model: BaseModel, lora: LoraSettings) -> None:
+def test_gradients_of_micro_batches_add_up_to_those_of_the_batch(debug_model: BaseModel, lora: AdapterConfig) -> None:
     codes, frames, text = batch()
     whole, parts = training(adapted(debug_model, lora)), training(adapted(debug_model, lora))
     whole.step(codes, frames, text, seeds(), 1 / 3)
@@ -136,7 +136,7 @@ def test_gradients_of_micro_batches_add_up_to_those_of_the_batch(debug_model: Ba
 
 
 @KINDS
-def test_neither_batch_mates_nor_filling_change_a_clips_loss(debug_model: BaseModel, lora: LoraSettings) -> None:
+def test_neither_batch_mates_nor_filling_change_a_clips_loss(debug_model: BaseModel, lora: AdapterConfig) -> None:
     codes, frames, text = batch()
     model = training(adapted(debug_model, lora))
     together = model.losses(codes, frames, text, seeds())
@@ -147,7 +147,7 @@ def test_neither_batch_mates_nor_filling_change_a_clips_loss(debug_model: BaseMo
 
 
 @KINDS
-def test_activations_computed_again_are_dropped_out_alike(debug_model: BaseModel, lora: LoraSettings) -> None:
+def test_activations_computed_again_are_dropped_out_alike(debug_model: BaseModel, lora: AdapterConfig) -> None:
     kept, again = training(adapted(debug_model, lora)), training(adapted(debug_model, lora), checkpointing=True)
     for model in (kept, again):
         model.step(*batch(), seeds(), 1.0)
@@ -157,7 +157,7 @@ def test_activations_computed_again_are_dropped_out_alike(debug_model: BaseModel
 
 @KINDS
 def test_dropout_acts_in_training_alone_and_differs_from_epoch_to_epoch(
-    debug_model: BaseModel, lora: LoraSettings
+    debug_model: BaseModel, lora: AdapterConfig
 ) -> None:
     model = training(adapted(debug_model, lora))
     without, first = model.losses(*batch(), None), model.losses(*batch(), seeds())
@@ -169,7 +169,7 @@ def test_dropout_acts_in_training_alone_and_differs_from_epoch_to_epoch(
 
 
 @KINDS
-def test_a_new_adapter_changes_nothing(debug_model: BaseModel, lora: LoraSettings) -> None:
+def test_a_new_adapter_changes_nothing(debug_model: BaseModel, lora: AdapterConfig) -> None:
     codes, frames, text = batch(torch.float32)
     lm = load_lm(debug_model, "cpu", torch.float32)
     inputs, targets, valid = teacher_forcing(codes, frames, special=2048)

@@ -84,7 +84,7 @@ def test_an_epoch_holds_each_own_clip_once_and_the_fraction(
     most: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(prior_preservation, "MOST_CLIPS", most)
+    monkeypatch.setattr(prior_preservation, "MAX_CLIPS", most)
     request = request_for(max_steps=1, **WITH_PRIOR)
     train(request)
     made = prior_clips(request, debug_model)

@@ -214,7 +214,7 @@ class ThreadWorld(World):
         object.__setattr__(world, "threads", threads)
         return world
 
-    def add_up(self, tensor: Tensor) -> None:
+    def all_reduce(self, tensor: Tensor) -> None:
         tensor.copy_(self.sum(tensor))
 
     def sum(self, tensor: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ def test_samples_rendered_but_not_logged_when_it_was_killed_are_logged_by_who_go
         raise killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("musicgen_core.training.wandb_artifacts.Sharing.epoch", kill)
+        patch.setattr("musicgen_core.training.wandb_artifacts.WandbArtifacts.epoch", kill)
         with pytest.raises(killed):
             train(request)
     assert [row["epoch"] for row in Logged(Path(request.run_dir)).history if "samples/00" in row] == [0]
