@@ -29,7 +29,7 @@ def _parts(rows: int) -> int:
 
 
 class TileConfig(NamedTuple):
-    """How `linear_kernel` tiles a layer.
+    """The tiling of `linear_kernel` for a layer.
 
     Attributes:
         block_m: rows of a tile.

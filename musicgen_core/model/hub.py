@@ -303,7 +303,14 @@ def _fetch(listing: _Listing, files: Sequence[_File]) -> Path:
         counted = _Counted(listing.repo, sum(file.size for file in to_fetch.values()))
         for file in to_fetch.values():
             url = hf_hub_url(listing.repo, file.name, revision=listing.commit)
-            transfer(listing.repo, url, blobs / file.etag, file.size, file.sha256, counted.add)
+            transfer(
+                repo=listing.repo,
+                url=url,
+                blob=blobs / file.etag,
+                size=file.size,
+                sha256=file.sha256,
+                count=counted.add,
+            )
         for file in missing:
             pointer = snapshot / file.name
             pointer.parent.mkdir(parents=True, exist_ok=True)

@@ -46,13 +46,13 @@ def check_codec_of_adapter(tokens: str, adapter: str, model: str | None = None) 
         model: the base model, if it is given; else the run directory or PEFT directory of the adapter names it.
 
     Raises:
-        TokensError: see `check_codec`.
+        TokensError: see `check_tokens_codec`.
     """
     if model is not None:
-        check_codec(tokens, model)
+        check_tokens_codec(tokens, model)
     elif named := _base_model_here(adapter):
         try:
-            check_codec(tokens, named)
+            check_tokens_codec(tokens, named)
         except TokensError as error:
             advice = message(
                 "Give tokens of {model}, the adapter's base model: those of its training run, or tokenize again with "

@@ -76,7 +76,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which writes files and reports."""
+        """True on rank 0, which writes files and reports."""
         return self.rank == 0
 
     def __enter__(self) -> World:

@@ -147,7 +147,9 @@ class FusedBlock:
             grad = linears[name].down_grad(
                 kind="norm", grad_yh=grad_yh, source=x, x=acts[name], dropout_seeds=row_seeds, p=p, norm=norm
             )
-            return layer_norm_grad(grad, x, acts[name], norm[0], residual, self.fp8)
+            return layer_norm_grad(
+                grad=grad, source=x, x=acts[name], weight=norm[0], residual=residual, quantize=self.fp8
+            )
 
         def before(name: str, grad: Tensor, x: Tensor, row_seeds: Tensor, quantized: Any = None) -> Tensor:
             linears[name].up_grad(grad, acts[name].h)

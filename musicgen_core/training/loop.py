@@ -201,7 +201,7 @@ class Trainer:
 
     @property
     def is_done(self) -> bool:
-        """Whether all steps are done, or the run has stopped early."""
+        """True once all steps are done or the run has stopped early."""
         progress, patience = self.progress, self.settings.early_stopping
         stopped = patience is not None and progress.validations_without_gain >= patience
         return progress.pending is None and (stopped or progress.step >= self.order.total_steps)

@@ -1,4 +1,4 @@
-"""Generation's kernels compute what the model does, and what the model computes is tested against audiocraft."""
+"""The decoding kernels compute the same as the model, which is tested against audiocraft."""
 
 from __future__ import annotations
 

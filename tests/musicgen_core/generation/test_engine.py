@@ -99,7 +99,7 @@ def test_greedy_codes_follow_the_text(expected: dict[str | None, Tensor]) -> Non
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 5])
-def test_the_shortest_pieces_are_audiocrafts_too(exact_engine: Engine, exact_audiocraft: Any, frames: int) -> None:
+def test_the_shortest_samples_equal_audiocrafts(exact_engine: Engine, exact_audiocraft: Any, frames: int) -> None:
     settings = SamplingSettings(duration=frames / 50, greedy=True)
     codes = exact_engine.generate(PROMPTS[:1], settings, [0])
     assert_same(codes, audiocraft_greedy(exact_audiocraft, PROMPTS[0], frames))
@@ -133,7 +133,7 @@ def test_streams_of_other_seeds_and_prompts_are_other_streams() -> None:
     assert len(streams) == 50 * 3 * 10
 
 
-def test_a_longer_piece_begins_with_the_shorter_one(engine: Engine) -> None:
+def test_a_longer_sample_starts_with_the_shorter_one(engine: Engine) -> None:
     shorter = engine.generate(PROMPTS[:1], SAMPLED, [5])
     longer = engine.generate(PROMPTS[:1], SamplingSettings(duration=1), [5])
     frames = shorter[0].shape[-1]
@@ -150,7 +150,7 @@ def test_the_settings_guidance_stands_before_the_models(debug_model: BaseModel, 
 
 
 @torch.inference_mode()
-def test_each_step_with_the_cache_chooses_what_the_whole_sequence_says(exact_engine: Engine) -> None:
+def test_steps_with_the_cache_give_the_logits_of_the_whole_sequence(exact_engine: Engine) -> None:
     codes = torch.stack(exact_engine.generate(PROMPTS, SamplingSettings(duration=0.5, greedy=True), [0, 1, 2]))
     text = exact_engine.text.encode(PROMPTS)
     null = TextCondition(torch.zeros_like(text.states), torch.zeros_like(text.mask))
@@ -167,7 +167,7 @@ def test_every_step_is_reported(engine: Engine) -> None:
     assert reports == [(step, 8) for step in range(1, 9)]  # 5 frames, and 3 more columns for the delays
 
 
-def test_told_to_stop_it_raises_before_the_next_step(engine: Engine) -> None:
+def test_cancelled_it_raises_before_the_next_step(engine: Engine) -> None:
     done: list[int] = []
     with pytest.raises(Cancelled, match="step 3 of 28"):
         engine.generate(PROMPTS[:1], SAMPLED, [0], lambda step, _: done.append(step), lambda: len(done) == 3)
@@ -202,7 +202,7 @@ def short_windows(exact_engine: Engine) -> Engine:
 
 
 @pytest.mark.parametrize(("seconds", "overlap"), [(2.0, 1.0), (2.02, 1.0), (5.0, 1.5), (4.5, 0.5)])
-def test_long_pieces_are_audiocrafts_window_after_window(
+def test_long_samples_equal_audiocrafts_window_by_window(
     short_windows: Engine, exact_musicgen: Any, seconds: float, overlap: float
 ) -> None:
     settings = SamplingSettings(duration=seconds, overlap=overlap, greedy=True)
@@ -211,9 +211,7 @@ def test_long_pieces_are_audiocrafts_window_after_window(
 
 
 @pytest.mark.parametrize("given", [1, 2, 40, 99])
-def test_a_piece_goes_on_from_given_codes_as_audiocrafts_does(
-    short_windows: Engine, exact_musicgen: Any, given: int
-) -> None:
+def test_a_continuation_of_codes_equals_audiocrafts(short_windows: Engine, exact_musicgen: Any, given: int) -> None:
     known = torch.randint(2048, (1, 4, given), generator=torch.Generator().manual_seed(given))
     settings = SamplingSettings(duration=2.0, greedy=True)
     codes = short_windows.generate(PROMPTS[:1], settings, [0], known=known)
@@ -221,7 +219,7 @@ def test_a_piece_goes_on_from_given_codes_as_audiocrafts_does(
     assert_same(codes, audiocraft_long(exact_musicgen, PROMPTS[0], 2.0, 1.0, known))
 
 
-def test_pieces_of_many_durations_side_by_side_are_as_each_alone(engine: Engine) -> None:
+def test_samples_of_different_lengths_are_independent_of_their_batch(engine: Engine) -> None:
     windowed = replace(engine, window=50)
     settings, frames = SamplingSettings(overlap=0.4), [10, 130, 50, 51, 1]
     prompts, streams = [f"tune {i}" for i in frames], list(range(len(frames)))
@@ -234,7 +232,7 @@ def test_pieces_of_many_durations_side_by_side_are_as_each_alone(engine: Engine)
 
 
 @given(known=st.integers(0, 400), frames=st.integers(1, 1000), window=st.integers(2, 200), data=st.data())
-def test_windows_follow_on_each_other_see_the_overlap_and_reach_the_end(
+def test_windows_are_contiguous_overlap_and_reach_the_end(
     known: int, frames: int, window: int, data: st.DataObject
 ) -> None:
     overlap = data.draw(st.integers(1, window - 1))
@@ -254,7 +252,7 @@ def test_8_bits_are_refused_where_there_are_no_kernels_for_them(engine: Engine, 
     assert f"--{what}-bits" in str(refused.value)
 
 
-def test_8_bit_caches_are_for_pieces_side_by_side(engine: Engine) -> None:
+def test_8_bit_caches_apply_to_batches_only(engine: Engine) -> None:
     in_8_bits = replace(engine, cache_bits=8)
     assert [in_8_bits.cache_bits_for(pieces) for pieces in (1, 2, 32)] == [16, 8, 8]
     assert engine.cache_bits_for(32) == 16

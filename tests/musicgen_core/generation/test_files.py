@@ -113,7 +113,7 @@ def test_codes_come_back_as_they_were(folder: UPath) -> None:
     assert read.dtype == np.uint16 and np.array_equal(read, codes)
 
 
-def test_every_file_that_was_asked_for_is_there_and_named_the_sidecar_last(folder: UPath) -> None:
+def test_every_requested_file_is_returned_with_the_sidecar_last(folder: UPath) -> None:
     written = write_sample(folder, piece_of(tone(), codes_of(50)), ("mp3", "flac"))
     assert sorted(path.name for path in written) == names_in(folder)
     assert {path.suffix for path in written} == {".wav", ".flac", ".mp3", ".png", ".npy", ".json"}
@@ -121,7 +121,7 @@ def test_every_file_that_was_asked_for_is_there_and_named_the_sidecar_last(folde
     assert json.loads(written[-1].read_text(encoding="utf-8")) == SIDECAR
 
 
-def test_only_the_wav_and_the_sidecar_are_written_where_nothing_else_is_wanted(folder: UPath) -> None:
+def test_by_default_only_the_wav_and_the_sidecar_are_written(folder: UPath) -> None:
     write_sample(folder, piece_of(tone()), spectrogram=False)
     assert names_in(folder) == ["generated_000.json", "generated_000.wav"]
 
@@ -129,7 +129,7 @@ def test_only_the_wav_and_the_sidecar_are_written_where_nothing_else_is_wanted(f
 # Whole or not there
 
 
-def test_what_an_earlier_rendering_left_beside_the_piece_goes(folder: UPath) -> None:
+def test_files_of_an_earlier_rendering_are_deleted(folder: UPath) -> None:
     write_sample(folder, piece_of(tone(), codes_of(50)), ("mp3", "flac"))
     (folder / "generated_0001.flac").write_bytes(b"another piece's")
     write_sample(folder, piece_of(tone(880.0)), spectrogram=False)
@@ -161,7 +161,7 @@ def test_the_old_sidecar_goes_first_and_the_new_one_comes_last(folder: UPath, mo
     assert seen == [(ending, False) for ending in (".wav", ".flac", ".mp3", ".png", ".json")]
 
 
-def test_a_storage_that_fails_half_way_leaves_no_sidecar_and_no_half_file(tmp_path: Path) -> None:
+def test_a_failing_storage_leaves_no_sidecar_and_no_partial_file(tmp_path: Path) -> None:
     write_sample(tmp_path, piece_of(tone()), spectrogram=False)
     (tmp_path / "generated_000.flac").mkdir()  # where a file can't be
     with pytest.raises(OSError):
@@ -175,7 +175,7 @@ def test_a_storage_that_fails_half_way_leaves_no_sidecar_and_no_half_file(tmp_pa
     [[], [0.0, 1.01], [0.0, -1.01], [0.0, np.nan], [0.0, np.inf], [[0.0, 0.1]]],
     ids=["nothing", "loud", "deep", "nan", "inf", "two dimensions"],
 )
-def test_what_is_no_music_leaves_the_older_piece_alone(tmp_path: Path, audio: list[Any]) -> None:
+def test_invalid_audio_leaves_the_older_sample_unchanged(tmp_path: Path, audio: list[Any]) -> None:
     write_sample(tmp_path, piece_of(tone()), spectrogram=False)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(ValueError, match="generated_000"):
@@ -183,7 +183,7 @@ def test_what_is_no_music_leaves_the_older_piece_alone(tmp_path: Path, audio: li
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_sidecar_that_is_no_json_leaves_the_older_piece_alone(tmp_path: Path) -> None:
+def test_an_invalid_sidecar_leaves_the_older_sample_unchanged(tmp_path: Path) -> None:
     write_sample(tmp_path, piece_of(tone()), spectrogram=False)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(TypeError):

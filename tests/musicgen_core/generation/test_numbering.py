@@ -1,4 +1,4 @@
-"""Music in a folder that has music already: nothing is replaced but the same piece rendered again."""
+"""Rendering into a folder with earlier music replaces only earlier renderings of the same sample."""
 
 from __future__ import annotations
 
@@ -70,9 +70,7 @@ def test_a_file_of_somebody_else_keeps_its_name(request_for: Any, tmp_path: Path
 
 
 @pytest.mark.parametrize("place", ["out", "copy"])
-def test_a_page_of_somebody_else_is_refused_before_anything_is_rendered(
-    request_for: Any, tmp_path: Path, place: str
-) -> None:
+def test_a_foreign_page_is_refused_before_anything_is_rendered(request_for: Any, tmp_path: Path, place: str) -> None:
     (tmp_path / place).mkdir()
     (tmp_path / place / "index.html").write_text("<title>My homepage</title>")
     with pytest.raises(ConfigError, match=r"index\.html is not a page of generated music"):
@@ -109,16 +107,16 @@ def sidecar_of(**changed: Any) -> dict[str, Any]:
         ("cache_bits", 8),
     ],
 )
-def test_what_decides_how_a_piece_sounds_makes_it_another_one(field: str, value: Any) -> None:
+def test_values_that_change_the_sound_change_the_identity(field: str, value: Any) -> None:
     assert identity(sidecar_of()) != identity(sidecar_of(**{field: value}))
 
 
-def test_where_and_when_a_piece_was_made_does_not() -> None:
+def test_device_and_versions_do_not_change_the_identity() -> None:
     moved = sidecar_of(adapter={"path": "gs://b/best_lora.pt", "sha256": "ab", "epoch": 1}, device="cuda")
     assert identity(json.loads(json.dumps(moved))) == identity(sidecar_of(model="/models/large@sha256:1"))
 
 
-def test_numbers_go_on_in_a_bucket(bucket: UPath) -> None:
+def test_numbers_continue_in_a_bucket(bucket: UPath) -> None:
     for number in (0, 7):
         storage.write_text(bucket / f"generated_{number:03d}.json", json.dumps(sidecar_of(seed=number)))
     numbering = Numbering(bucket)
@@ -192,7 +190,7 @@ def test_music_of_a_run_at_the_same_time_is_on_the_page(request_for: Any, tmp_pa
     assert on_page(tmp_path / "out") == [f"generated_00{number}" for number in range(3)]
 
 
-def test_two_variations_of_a_seed_are_told_apart() -> None:
+def test_two_variations_of_a_seed_have_different_labels() -> None:
     pieces = [
         Rendered("/m/a.wav", "x", 0, variation, 1.0, adapter) for variation in (0, 1) for adapter in (False, True)
     ]

@@ -151,7 +151,7 @@ def test_the_versions_of_a_prompt_stand_side_by_side(folder: UPath) -> None:
     assert [name for name in parsed.all_of("section", "class") if name] == ["prompt wide", "prompt wide", "prompt"]
 
 
-def test_versions_of_one_prompt_stand_together_wherever_they_come_from(place: Path) -> None:
+def test_versions_of_a_prompt_are_grouped_across_runs(place: Path) -> None:
     parsed = page_of(place, [("a", sidecar_of("piano")), ("b", sidecar_of("drums")), ("c", sidecar_of("piano"))])
     assert parsed.texts("h2") == ["piano", "drums"]
     assert [text.split(" · ")[0] for text in parsed.texts("p")[1:]] == ["a", "c", "b"]
@@ -163,13 +163,13 @@ def test_variations_are_counted_where_there_are_several(place: Path) -> None:
     assert page_of(place, pieces[:1]).texts("h3") == ["Base model"]
 
 
-def test_several_adapters_are_told_apart(place: Path) -> None:
+def test_several_adapters_have_different_labels(place: Path) -> None:
     later = {**ADAPTER, "epoch": 5, "global_step": 1500}
     parsed = page_of(place, [("a", sidecar_of(adapter=ADAPTER)), ("b", sidecar_of(adapter=later))])
     assert parsed.texts("h3") == ["best_lora.pt, epoch 4, step 1200", "best_lora.pt, epoch 5, step 1500"]
 
 
-def test_the_head_tells_what_is_the_same_for_all_and_each_piece_what_is_its_own(place: Path) -> None:
+def test_the_head_shows_common_settings_and_each_sample_its_own(place: Path) -> None:
     sampling = {"duration": 30.0, "seed": 0, "greedy": False, "top_k": 250, "top_p": 0.0, "guidance": None}
     first = sidecar_of(sampling={**sampling, "temperature": 1.0}, adapter=ADAPTER)
     second = sidecar_of("drums", 5, sampling={**sampling, "temperature": 0.5}, continued_from="/music/intro.wav")
@@ -232,7 +232,7 @@ def test_a_link_leads_to_its_file_whatever_its_name(tmp_path: Path, stem: str) -
     assert (tmp_path / unquote(parts.path)).exists()
 
 
-def test_the_page_needs_nothing_from_elsewhere_and_loads_no_music_by_itself(folder: UPath) -> None:
+def test_the_page_is_self_contained_and_preloads_no_music(folder: UPath) -> None:
     touch(folder, "a.wav", "a.png", "a.json")
     parsed = page_of(folder, [("a", sidecar_of())])
     places = [value for _, attributes in parsed.tags for name, value in attributes.items() if name in ("src", "href")]
@@ -242,7 +242,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_loads_no_music_by_itself(fold
     assert parsed.all_of("img", "loading") == ["lazy"]
 
 
-def test_a_rendering_without_a_piece_has_a_page_too(folder: UPath) -> None:
+def test_a_rendering_without_samples_has_a_page_too(folder: UPath) -> None:
     assert page_of(folder / "new", []).texts("p") == ["0 pieces from 0 prompts"]
 
 

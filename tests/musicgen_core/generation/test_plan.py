@@ -1,4 +1,4 @@
-"""Which pieces are made, and which of them side by side."""
+"""The planned samples, and how they are batched."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ def piece(number: int, known: int, frames: int) -> PlannedSample:
     shapes=st.lists(st.tuples(st.sampled_from([0, 25, 50]), st.integers(1, 2000)), max_size=60),
     fitting=st.integers(0, 40),
 )
-def test_every_piece_is_in_one_batch_with_pieces_that_begin_with_as_much(
-    shapes: list[tuple[int, int]], fitting: int
-) -> None:
+def test_samples_of_a_batch_continue_equally_many_frames(shapes: list[tuple[int, int]], fitting: int) -> None:
     pieces = [piece(number, *shape) for number, shape in enumerate(shapes)]
     asked: list[tuple[int, int]] = []
 
@@ -48,9 +46,7 @@ def test_every_piece_is_in_one_batch_with_pieces_that_begin_with_as_much(
 
 
 @given(pieces=st.integers(1, 200), fitting=st.integers(0, 100))
-def test_a_batch_is_the_smallest_of_the_few_sizes_that_holds_all_or_the_largest_that_fits(
-    pieces: int, fitting: int
-) -> None:
+def test_the_batch_size_holds_all_samples_or_is_the_largest_that_fits(pieces: int, fitting: int) -> None:
     size = fitting_size(pieces, fitting)
     assert size in ENGINE_BATCH_SIZES and size <= max(1, fitting)
     larger = [other for other in ENGINE_BATCH_SIZES if size < other <= fitting]
@@ -59,6 +55,6 @@ def test_a_batch_is_the_smallest_of_the_few_sizes_that_holds_all_or_the_largest_
     assert all(other < pieces for other in smaller)
 
 
-def test_a_piece_of_30_s_takes_a_gpu_1_1_gib_with_musicgen_large_and_half_of_it_in_8_bits() -> None:
+def test_caches_of_30_s_take_1_1_gib_with_large_and_half_in_8_bits() -> None:
     assert 1.1 < cache_bytes(LARGE, 1500) / 2**30 < 1.11
     assert 0.56 < cache_bytes(LARGE, 1500, bits=8) / 2**30 < 0.58

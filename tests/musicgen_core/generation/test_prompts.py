@@ -86,7 +86,7 @@ def test_half_a_character_is_named_with_its_line(tmp_path: Path) -> None:
     assert "the fields of line 3 have a problem: prompt: should be whole characters" in refused.value.found
 
 
-def test_of_many_wrong_lines_the_first_are_named_and_the_others_counted(tmp_path: Path) -> None:
+def test_the_first_invalid_lines_are_named_and_the_rest_counted(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text("3\n" * 20)
     with pytest.raises(ConfigError, match=r"line 5 is neither a text nor an object; and 15 more lines\. "):

@@ -56,7 +56,9 @@ def test_the_music_is_32_khz_mono_at_minus_14_lufs(request_for: Any) -> None:
     assert np.abs(samples).max() < 1
 
 
-def test_the_sidecar_tells_how_to_make_the_piece_again(request_for: Any, adapter: Path, debug_model: BaseModel) -> None:
+def test_the_sidecar_holds_everything_to_reproduce_the_sample(
+    request_for: Any, adapter: Path, debug_model: BaseModel
+) -> None:
     request = request_for(adapter=str(adapter), settings={"seed": 7, "top_k": 100, "temperature": 0.9})
     _, piece = render(request)
     sidecar = sidecar_of(piece.wav)
@@ -75,9 +77,7 @@ def test_the_sidecar_tells_how_to_make_the_piece_again(request_for: Any, adapter
 
 
 @pytest.mark.parametrize("what", ["weight", "cache"])
-def test_8_bits_that_a_device_cant_do_are_refused_before_anything_is_written(
-    request_for: Any, tmp_path: Path, what: str
-) -> None:
+def test_unsupported_8_bits_are_refused_before_anything_is_written(request_for: Any, tmp_path: Path, what: str) -> None:
     with pytest.raises(DeviceError, match=f"8-bit {what}s"):
         render(request_for(**{f"{what}_bits": 8}))
     assert not (tmp_path / "out").exists()
@@ -104,7 +104,7 @@ def test_a_prompts_music_does_not_depend_on_the_prompts_after_it(request_for: An
     assert Path(alone[0].wav).read_bytes() == Path(beside[0].wav).read_bytes()
 
 
-def test_compare_renders_the_base_and_then_the_adapter_from_the_same_stream(request_for: Any, adapter: Path) -> None:
+def test_compare_renders_base_and_adapter_from_the_same_stream(request_for: Any, adapter: Path) -> None:
     pieces = render(request_for("both", adapter=str(adapter), compare=True, save_codes=True))
     assert [(piece.prompt, piece.with_adapter) for piece in pieces] == [
         (prompt, with_adapter) for prompt in PROMPTS for with_adapter in (False, True)
@@ -130,7 +130,7 @@ def test_a_second_copy_and_a_remote_place_get_every_file(request_for: Any, tmp_p
     assert all((remote / name).read_bytes() == (tmp_path / "copy" / name).read_bytes() for name in expected)
 
 
-def test_told_to_stop_it_keeps_the_pieces_that_are_finished(request_for: Any, tmp_path: Path) -> None:
+def test_cancelled_it_keeps_finished_samples(request_for: Any, tmp_path: Path) -> None:
     told: list[tuple[int, int, str]] = []
     with pytest.raises(Cancelled):
         render(request_for(), lambda *one: told.append(one), cancelled=lambda: len(told) == 38)  # of 33 steps each
@@ -154,7 +154,7 @@ def test_each_prompt_may_have_its_own_duration_and_seed(request_for: Any) -> Non
     assert Path(alone[0].wav).read_bytes() == Path(pieces[0].wav).read_bytes()
 
 
-def test_variations_are_other_pieces_of_the_same_prompt_and_the_first_is_the_usual_one(request_for: Any) -> None:
+def test_variations_differ_and_the_first_is_the_default_sample(request_for: Any) -> None:
     pieces = render(request_for(variations=3))
     assert [(piece.prompt, sidecar_of(piece.wav)["variation"]) for piece in pieces] == [
         (prompt, variation) for prompt in PROMPTS for variation in range(3)
@@ -164,7 +164,7 @@ def test_variations_are_other_pieces_of_the_same_prompt_and_the_first_is_the_usu
     assert [Path(piece.wav).read_bytes() for piece in usual] == [Path(pieces[i].wav).read_bytes() for i in (0, 3)]
 
 
-def test_a_batch_that_is_not_full_is_filled_up_and_gives_the_same_codes(request_for: Any) -> None:
+def test_a_padded_batch_gives_the_same_codes(request_for: Any) -> None:
     alone = render(request_for("alone", save_codes=True))
     batched = render(request_for("batched", save_codes=True, batch_size=4))
     for one, other in zip(alone, batched, strict=True):
@@ -172,7 +172,7 @@ def test_a_batch_that_is_not_full_is_filled_up_and_gives_the_same_codes(request_
     assert [sidecar_of(piece.wav)["engine_batch_size"] for piece in batched] == [4, 4]
 
 
-def test_a_piece_goes_on_from_a_wav_of_any_rate_and_says_so(request_for: Any, tmp_path: Path) -> None:
+def test_a_wav_of_any_sample_rate_is_continued_and_recorded(request_for: Any, tmp_path: Path) -> None:
     wav = tmp_path / "given.wav"
     soundfile.write(wav, 0.5 * np.sin(np.arange(22_050) / 10), 44_100)  # 0.5 s
     (piece,) = render(request_for(prompts=PROMPTS[:1], continue_from=str(wav), save_codes=True, duration=0.8))
@@ -200,7 +200,7 @@ def test_flac_mp3_and_a_picture_come_beside_the_wav_where_asked(request_for: Any
     assert names_in(tmp_path / "out") == [*(f"generated_000.{kind}" for kind in kinds), "index.html"]
 
 
-def test_memory_decides_how_many_pieces_a_gpu_makes_side_by_side(
+def test_the_batch_size_depends_on_gpu_memory(
     request_for: Any, monkeypatch: pytest.MonkeyPatch, debug_model: BaseModel
 ) -> None:
     """The arithmetic for a GPU, though the steps run here."""
@@ -229,7 +229,7 @@ def test_memory_decides_how_many_pieces_a_gpu_makes_side_by_side(
     assert sizes == [8, 8] and len(pieces) == 12
 
 
-def test_out_of_memory_fewer_pieces_are_made_side_by_side_and_all_of_them(
+def test_out_of_memory_all_samples_are_rendered_in_smaller_batches(
     request_for: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = [f"number {number}" for number in range(10)]

@@ -62,7 +62,7 @@ def test_the_likeliest_code_comes_first_and_any_kept_code_can_come(seed: int, ho
 
 
 @given(seeds, seeds)
-def test_a_draw_decides_by_itself_whatever_is_beside_it(seed: int, noise: int) -> None:
+def test_a_draw_is_independent_of_the_batch(seed: int, noise: int) -> None:
     logits, draws = logits_of(seed), torch.rand(2, 4, generator=torch.Generator().manual_seed(noise))
     for settings in (SamplingSettings(top_k=5), SamplingSettings(top_p=0.7), SamplingSettings(top_k=0)):
         together = sample(logits, settings, draws)

@@ -1,4 +1,4 @@
-"""The models that these tests share beside the debug model: stock audiocraft as the oracle."""
+"""Fixtures: models of stock audiocraft, the oracle of these tests."""
 
 from __future__ import annotations
 

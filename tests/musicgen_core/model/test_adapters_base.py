@@ -45,7 +45,7 @@ def test_without_an_adapter_the_default_is_used() -> None:
     assert choose_model(None, DEFAULT, None, None) == DEFAULT
 
 
-def test_an_adapter_that_names_no_base_model_gets_the_default_and_a_warning(
+def test_an_adapter_without_base_model_gets_the_default_and_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):

@@ -1,4 +1,4 @@
-"""Downloads from the Hub, with one on this machine that fails in every way that a real one does."""
+"""Downloads from the Hub, with a local server that fails in every way that the real one does."""
 
 from __future__ import annotations
 

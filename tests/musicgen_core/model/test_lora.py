@@ -104,7 +104,7 @@ def test_targets_choose_layers_by_the_ends_of_their_names(debug_model: BaseModel
 
 
 @pytest.mark.parametrize("wrong", ["q_prj", "proj", "self_attn", "lm_heads.0", "enc_to_dec_proj", "layers.2.fc1", ""])
-def test_a_target_that_matches_no_layer_is_refused_with_those_there_are(debug_model: BaseModel, wrong: str) -> None:
+def test_a_target_that_matches_no_layer_is_refused_with_the_layers(debug_model: BaseModel, wrong: str) -> None:
     with pytest.raises(ConfigError, match=f"lora_targets {wrong}: no linear") as refused:
         add_lora(load_lm(debug_model), AdapterConfig(4, 16, targets=("v_proj", wrong)))
     assert all(name in refused.value.next_step for name in TEN_LINEARS)
@@ -271,7 +271,7 @@ def test_an_adapter_of_another_scale_is_refused_with_both(adapter: Adapter, othe
 
 
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "LoRA"])
-def test_an_adapter_of_another_kind_is_refused_with_the_options_to_give(adapter: Adapter, variant: str) -> None:
+def test_an_adapter_of_another_shape_is_refused_with_the_options(adapter: Adapter, variant: str) -> None:
     with pytest.raises(AdapterError):
         adapter.check_scale(VARIANTS[variant], "given")
     other = dataclasses.replace(adapter, config=VARIANTS[variant].plain())

@@ -1,4 +1,4 @@
-"""Tiny trainings: the debug model, random codes as tokens, a few steps. What they leave, and ways to break them off."""
+"""Tiny runs: the debug model, random codes as tokens, a few steps; their files, and ways to interrupt them."""
 
 from __future__ import annotations
 

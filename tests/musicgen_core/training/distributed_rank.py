@@ -1,4 +1,4 @@
-"""One rank, on the device of the command line: method names and arguments come in as pickles, results go out."""
+"""One rank, on the device of the command line: reads method names and arguments as pickles, and writes results."""
 
 from __future__ import annotations
 

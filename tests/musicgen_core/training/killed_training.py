@@ -1,4 +1,4 @@
-"""Trainings in processes of their own that are killed. Run by test_killed.py: python killed_training.py PLAN.json
+"""Runs in processes of their own that are killed. Started by test_killed.py: python killed_training.py PLAN.json
 
 torch is imported once, and each training is a fork of this process: so there is time for many kills.
 """

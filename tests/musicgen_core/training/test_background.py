@@ -1,4 +1,4 @@
-"""Full models are written while the training goes on, and writing them comes to an end at once where it must."""
+"""Full models are written while the run continues, and writing them can be abandoned at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LeftIn = Callable[[str], Any]
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
 
-def test_training_goes_on_while_full_models_are_written(
+def test_training_continues_while_full_models_are_written(
     request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first_epoch_written, went_on = threading.Event(), threading.Event()
@@ -49,7 +49,7 @@ def test_training_goes_on_while_full_models_are_written(
     assert first_epoch_written.is_set() and result.warnings == ()
 
 
-def test_a_full_model_that_takes_longer_than_all_epochs_keeps_no_step_waiting(
+def test_a_slow_full_model_blocks_no_step(
     request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch, left_in: LeftIn
 ) -> None:
     trained, whole = threading.Event(), full_models.write_full_model
@@ -68,7 +68,7 @@ def test_a_full_model_that_takes_longer_than_all_epochs_keeps_no_step_waiting(
     assert {f"checkpoint_epoch_{epoch}" for epoch in range(1, 7)} < left_in(request.run_dir).full_models
 
 
-def test_waiting_for_a_thread_that_was_told_to_stop_comes_to_an_end() -> None:
+def test_waiting_for_an_abandoned_thread_ends() -> None:
     thread, started = background.Background("test", background.Failures()), threading.Event()
 
     def job() -> None:
@@ -97,7 +97,7 @@ def test_the_result_is_the_same_as_of_a_merge_while_nothing_else_runs(request_fo
     assert all(torch.equal(written[name], expected[name]) for name in expected)
 
 
-def test_interrupted_full_models_are_abandoned_at_once_and_written_when_it_goes_on(
+def test_interrupted_full_models_are_written_after_resuming(
     request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch, left_in: LeftIn
 ) -> None:
     request = request_for()
@@ -127,7 +127,7 @@ def test_interrupted_full_models_are_abandoned_at_once_and_written_when_it_goes_
     assert not (Path(request.run_dir) / "owed").exists()
 
 
-def test_a_write_that_is_told_to_stop_stops_between_two_pieces(tmp_path: Path) -> None:
+def test_an_abandoned_write_stops_between_two_chunks(tmp_path: Path) -> None:
     class StopsLater(threading.Event):
         asked = 0
 
@@ -145,7 +145,7 @@ def test_a_write_that_is_told_to_stop_stops_between_two_pieces(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("hidden_in", [ImportError("initialization failed"), RuntimeError("unexpected pos")], ids=repr)
-def test_an_interruption_that_compiled_code_turned_into_an_error_is_not_swallowed(hidden_in: Exception) -> None:
+def test_an_interruption_inside_compiled_code_is_not_swallowed(hidden_in: Exception) -> None:
     """As pybind11 does to Prefect's TerminationSignal while it imports a module."""
     tried = 0
 
@@ -159,7 +159,7 @@ def test_an_interruption_that_compiled_code_turned_into_an_error_is_not_swallowe
     assert tried == 1
 
 
-def test_an_interruption_while_torch_writes_a_full_model_comes_out_as_itself(tmp_path: Path) -> None:
+def test_an_interruption_while_torch_saves_a_model_is_raised_unchanged(tmp_path: Path) -> None:
     class Interrupts(threading.Event):
         def is_set(self) -> bool:
             raise KeyboardInterrupt
@@ -169,7 +169,7 @@ def test_an_interruption_while_torch_writes_a_full_model_comes_out_as_itself(tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interruption_behind_an_error_is_found_although_its_causes_lead_in_a_circle() -> None:
+def test_an_interruption_is_found_behind_circular_causes() -> None:
     error, other = RuntimeError("from compiled code"), OSError("on the way")
     error.__cause__, other.__cause__ = other, error
     raise_if_interrupted(error)

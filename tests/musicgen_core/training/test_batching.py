@@ -167,7 +167,7 @@ def test_max_steps_only_ends_it_earlier(order: DataOrder, max_steps: int) -> Non
 
 
 @given(orders, st.integers(1, 20))
-def test_the_order_of_the_clips_does_not_depend_on_how_many_a_step_sees(order: DataOrder, per_step: int) -> None:
+def test_the_order_of_clips_is_independent_of_the_batch_size(order: DataOrder, per_step: int) -> None:
     other = DataOrder(order.clips, per_step, order.epochs, None, order.seed)
 
     def clips_of(order: DataOrder) -> list[int]:

@@ -94,7 +94,7 @@ def test_without_latest_the_one_before_is_the_newest(files: RunDirectory, how: s
     assert found_step(files) == 3
 
 
-def test_the_one_before_is_told_by_its_step_after_a_copy_gave_all_files_one_time(tmp_path: Path) -> None:
+def test_the_checkpoint_before_is_found_by_step_not_by_time(tmp_path: Path) -> None:
     files = RunDirectory(storage.as_path(tmp_path), tmp_path)
     save_epoch(files, 1, step=12)
     for step in (2, 10):
@@ -180,7 +180,7 @@ def test_a_crash_while_publishing_keeps_the_previous_file(
     assert [path.name for path in files.root.iterdir()] == ["latest.pt"]
 
 
-def test_files_of_later_steps_are_found_with_the_models_that_belong_to_them(files: RunDirectory) -> None:
+def test_files_of_later_steps_include_their_full_models(files: RunDirectory) -> None:
     for step in (2, 4, 6):
         save_checkpoint(checkpoint_of(step), files.step_checkpoint(step))
     save_checkpoint(checkpoint_of(6), files.latest)

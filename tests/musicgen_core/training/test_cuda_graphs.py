@@ -1,4 +1,4 @@
-"""A step replayed as a CUDA graph is the step."""
+"""A step replayed as a CUDA graph gives the bits of the eager step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training will write, against what it writes and what is free."""
+"""The estimated size of a run's files, compared with their real size and with the free space."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_what_going_back_moves_away_is_counted_again(
     assert before - estimates[0] == 3
 
 
-def test_what_does_not_fit_is_refused_with_figures_and_with_what_would_write_less(tmp_path: Path) -> None:
+def test_files_that_do_not_fit_are_refused_with_smaller_options(tmp_path: Path) -> None:
     huge = Sizes(full_model=10**17, adapter=10**3)
     with pytest.raises(RunDirectoryError, match=r"will write 700,000\.\d TB to .* GB are free") as refused:
         check_disk_space(directory(tmp_path / "not" / "there"), TrainSettings(), huge, Plan(5, 1000))
@@ -116,7 +116,7 @@ def test_keeping_fewer_never_takes_more(epochs: int, steps: int, keep_last: int 
     assert needed(full_models="none") < needed(full_models="best_and_final") <= needed(keep_last=keep_last)
 
 
-def test_a_remote_run_directory_needs_room_for_a_model_at_a_time_where_it_is_written_first(
+def test_a_remote_run_directory_needs_local_space_for_one_model(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     files = RunDirectory(storage.as_path("memory://runs/first"), tmp_path)

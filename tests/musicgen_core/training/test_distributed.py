@@ -1,4 +1,4 @@
-"""Two real processes, given the same calls at the same time: over gloo, and over NCCL where there are two GPUs."""
+"""Collective operations of two real processes: over Gloo, and over NCCL where there are two GPUs."""
 
 from __future__ import annotations
 

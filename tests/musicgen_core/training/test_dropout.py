@@ -1,4 +1,4 @@
-"""LoRA's dropout is random as it should be, and repeats itself."""
+"""LoRA's dropout has the statistics of random masks, and is reproducible."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_no_row_and_no_column_is_dropped_more_than_chance_explains() -> None:
         assert z.std() == pytest.approx(1, abs=0.2)
 
 
-def test_masks_of_other_rows_columns_streams_clips_and_epochs_are_independent() -> None:
+def test_masks_of_rows_columns_streams_clips_epochs_are_independent() -> None:
     own = masks([1, 2], streams=2, p=0.5) - 0.5
     later = masks([1, 2], epoch=2, streams=2, p=0.5) - 0.5
     one = own[0, 0]

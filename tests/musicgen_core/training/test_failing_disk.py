@@ -1,4 +1,4 @@
-"""Files that can't be written: what is tried again, what waits, what is reported, and that nothing is lost."""
+"""Files that can't be written: retries, waiting, reports, and that nothing is lost."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_a_full_model_that_can_not_be_written_is_reported_and_owed(
 
 
 @pytest.mark.parametrize("name", ["final_model.pt", "final_lora.pt"])
-def test_final_files_that_can_not_be_written_end_the_training_and_running_again_writes_them(
+def test_unwritable_final_files_end_the_run_and_the_next_run_writes_them(
     request_for: MakeRequest, name: str, left_in: LeftIn
 ) -> None:
     request = request_for()

@@ -1,4 +1,4 @@
-"""Many parameters as one train as they would each on its own."""
+"""Flat parameters train exactly as the single ones would."""
 
 from __future__ import annotations
 

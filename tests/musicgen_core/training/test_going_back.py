@@ -1,4 +1,4 @@
-"""A training that begins with a checkpoint by its name: what came after it is set aside, and nothing gets lost."""
+"""A run that starts from a named checkpoint: later files are set aside, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_checkpoint_by_name_sets_later_files_aside(
     assert second.files | {"latest.pt"} == first.files
 
 
-def test_killed_before_the_files_are_set_aside_the_metrics_have_no_hole(
+def test_a_kill_before_files_are_set_aside_loses_no_metrics(
     request_for: MakeRequest,
     nothing_shows: Callable[[str], None],
     killed: type[BaseException],
@@ -75,7 +75,7 @@ def test_killed_before_the_files_are_set_aside_the_metrics_have_no_hole(
     nothing_shows(request.run_dir)
 
 
-def test_the_best_of_between_two_epochs_is_not_mistaken_for_that_of_its_epochs_end(
+def test_a_best_within_an_epoch_is_not_confused_with_its_end(
     request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     losses = iter([1.0, 2.0, 3.0, 0.5])  # after steps 2, 3, 4 and 6
@@ -148,7 +148,7 @@ def test_a_checkpoint_of_elsewhere_starts_a_new_directory(
     assert elsewhere.contents == before
 
 
-def test_a_training_that_began_with_a_named_checkpoint_goes_on_when_it_is_started_again_in_the_same_way(
+def test_repeating_a_start_from_a_named_checkpoint_resumes_the_run(
     uninterrupted: tuple[TrainRequest, TrainResult],
     request_for: MakeRequest,
     killed_after: KilledAfter,

@@ -1,4 +1,4 @@
-"""Nothing shows of an interruption: a training that is started again leaves what one in one go leaves, bit for bit."""
+"""The result of an interrupted and resumed run is identical to that of an uninterrupted run, bit for bit."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_cancelled_at_every_step_and_started_again_nothing_shows(
         ("save_checkpoint", 9),  # the second epoch
     ],
 )
-def test_killed_between_the_files_of_an_epochs_end_and_started_again_nothing_shows(
+def test_a_kill_during_an_epochs_end_changes_no_result(
     request_for: MakeRequest, killed_in: KilledIn, nothing_shows: NothingShows, function: str, call: int
 ) -> None:
     request = request_for(save_every_steps=2)
@@ -72,7 +72,7 @@ def test_killed_between_the_files_of_an_epochs_end_and_started_again_nothing_sho
 
 
 @pytest.mark.parametrize("call", range(3, 20, 4))
-def test_gone_without_a_word_at_any_file_and_started_again_nothing_shows(
+def test_a_kill_at_any_file_changes_no_result(
     request_for: MakeRequest,
     nothing_shows: NothingShows,
     monkeypatch: pytest.MonkeyPatch,
@@ -115,7 +115,7 @@ def test_a_remote_training_resumes_too(
     assert (left.files, left.untimed_rows) == (expected.files, expected.untimed_rows)
 
 
-def test_with_latest_damaged_it_goes_on_from_the_one_before(
+def test_with_latest_damaged_it_resumes_from_the_one_before(
     request_for: MakeRequest, killed_in: KilledIn, nothing_shows: NothingShows, caplog: pytest.LogCaptureFixture
 ) -> None:
     request = request_for(save_every_steps=2)
@@ -129,7 +129,7 @@ def test_with_latest_damaged_it_goes_on_from_the_one_before(
     nothing_shows(request.run_dir)
 
 
-def test_a_finished_training_whose_final_adapter_is_damaged_writes_it_again(
+def test_a_finished_run_rewrites_a_damaged_final_adapter(
     request_for: MakeRequest, nothing_shows: NothingShows, caplog: pytest.LogCaptureFixture
 ) -> None:
     request = request_for(save_every_steps=2)
@@ -141,7 +141,7 @@ def test_a_finished_training_whose_final_adapter_is_damaged_writes_it_again(
     nothing_shows(request.run_dir)
 
 
-def test_a_half_written_line_of_metrics_is_mended(
+def test_a_partial_line_of_metrics_is_repaired(
     request_for: MakeRequest, killed_in: KilledIn, nothing_shows: NothingShows
 ) -> None:
     request = request_for(save_every_steps=2)
@@ -153,7 +153,7 @@ def test_a_half_written_line_of_metrics_is_mended(
     nothing_shows(request.run_dir)
 
 
-def test_more_epochs_go_on_where_fewer_ended(request_for: MakeRequest, nothing_shows: NothingShows) -> None:
+def test_more_epochs_continue_where_fewer_ended(request_for: MakeRequest, nothing_shows: NothingShows) -> None:
     train(request_for(num_epochs=1, save_every_steps=2))
     request = request_for(num_epochs=2, save_every_steps=2)
     assert train(request).resumed_from == 3
@@ -211,7 +211,7 @@ class SecondRank(World):
         return self.told.pop(0)
 
 
-def test_a_rank_reads_the_run_directory_once_the_main_one_holds_its_lock(request_for: MakeRequest) -> None:
+def test_ranks_read_the_run_directory_after_the_main_one_locked_it(request_for: MakeRequest) -> None:
     """Another training may have gone on there until then."""
     train(request_for(num_epochs=1))
     request = request_for()

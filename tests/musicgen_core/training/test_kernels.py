@@ -45,7 +45,7 @@ def errors(rank: int, checkpointing: bool, precision: str) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rank", "checkpointing"), [(8, False), (24, True)])
-def test_fused_kernels_give_the_losses_and_gradients_of_plain_operations(
+def test_fused_kernels_give_losses_and_gradients_of_plain_operations(
     debug_model: BaseModel, rank: int, checkpointing: bool
 ) -> None:
     losses, gradients, after, without_dropout = errors(rank, checkpointing, "fp32")

@@ -1,4 +1,4 @@
-"""Trainings in real processes, killed at random moments: nothing shows in what they leave."""
+"""Runs in real processes, killed at random moments: the result is identical to that of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_killed_tens_of_times_and_started_again_nothing_shows(request_for: MakeR
 
 
 @pytest.mark.slow
-def test_killed_trainings_go_on_in_one_wandb_run(request_for: MakeRequest, tmp_path: Path) -> None:
+def test_killed_runs_continue_in_one_wandb_run(request_for: MakeRequest, tmp_path: Path) -> None:
     request = request_for("killed", num_epochs=4, save_every_steps=2)
     report = killed(
         request, tmp_path, kills=4, seed=3, life_steps=2, early_seconds=3.0, step_seconds=0.1, wandb="offline"

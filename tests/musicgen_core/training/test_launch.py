@@ -1,4 +1,4 @@
-"""Launching with real torchrun, real processes and real signals; only the training itself is a toy."""
+"""Launching with real torchrun, real processes and real signals; only the training function is a toy."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_more_gpus_than_there_are_is_an_error_before_anything_starts(processes: 
 # Runs
 
 
-def test_two_processes_train_together_and_the_launcher_hears_of_every_step(
+def test_two_processes_train_and_the_launcher_receives_every_step(
     toy: Launch, processes: Processes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     heard: list[Any] = []
@@ -225,7 +225,7 @@ def test_an_error_of_any_rank_is_the_same_error_here(toy: Launch, processes: Pro
 
 
 @pytest.mark.slow
-def test_an_unknown_error_comes_with_its_rank_and_the_end_of_its_traceback(toy: Launch, processes: Processes) -> None:
+def test_an_unknown_error_has_its_rank_and_the_end_of_its_traceback(toy: Launch, processes: Processes) -> None:
     with pytest.raises(TrainingError) as caught:
         toy("bug")
     assert caught.value.found.startswith("rank 1 of 2 ended with exit code 1 after step 2: ")
@@ -301,7 +301,7 @@ def test_whatever_ends_the_launcher_saves_and_leaves_no_process(
 
 
 @pytest.mark.slow
-def test_a_second_interrupt_does_not_wait_and_leaves_no_process_either(
+def test_a_second_interrupt_kills_all_processes_at_once(
     toy: Launch, processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "GRACE", 200.0)
@@ -382,7 +382,7 @@ def wait_for(line: str, torchrun: subprocess.Popen[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chosen", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_workers_under_a_torchrun_started_by_hand_save_when_it_is_ended(
+def test_workers_of_a_manual_torchrun_save_when_it_is_stopped(
     processes: Processes, tmp_path: Path, chosen: signal.Signals
 ) -> None:
     torchrun = start_by_hand(tmp_path, 2, "--nnodes", "1", "--rdzv-endpoint", "localhost:0")

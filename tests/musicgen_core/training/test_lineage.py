@@ -1,4 +1,4 @@
-"""What an adapter has learned from, by the settings of its runs and the hashes of clips."""
+"""The clips that an adapter was trained on, from the settings of its runs and the hashes of clips."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_renamed_archive_counts_as_seen() -> None:
     assert not learned_from(clips_of({"c": [3]}), [trained_on(then, 0.5)]).any()
 
 
-def test_an_archive_that_was_trained_on_under_two_names_counts_as_seen() -> None:
+def test_an_archive_trained_on_under_two_names_counts_as_seen() -> None:
     archives = {"a": [1, 2**63], "b": [3, 2**62]}
     twice = trained_on(Clips(clips_of(archives).shards, {"a": "codes-a texts", "a (1)": "codes-a texts"}, []), 0.5)
     now = clips_of(archives)

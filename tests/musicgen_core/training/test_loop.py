@@ -1,4 +1,4 @@
-"""The loop by itself: the trainer and its hooks, without files."""
+"""The loop in isolation: the trainer and its hooks, without files."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_descriptions_that_are_always_dropped_do_not_matter(
     assert losses_of(run(trainer_of(cfg_dropout=1.0, max_steps=2))[0]) == without != with_text
 
 
-def test_told_to_stop_it_saves_and_raises(trainer_of: MakeTrainer) -> None:
+def test_cancelled_it_saves_and_raises(trainer_of: MakeTrainer) -> None:
     trainer = trainer_of()
     calls: list[Any] = []
     hooks = Hooks(

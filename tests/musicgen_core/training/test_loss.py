@@ -30,7 +30,7 @@ def losses_of(codes: Tensor, frames: Tensor, logits: Tensor) -> Tensor:
 
 
 @given(predictions())
-def test_it_is_what_a_plain_loop_over_clips_codebooks_and_frames_gives(case: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_it_equals_a_plain_loop_over_clips_codebooks_and_frames(case: tuple[Tensor, Tensor, Tensor]) -> None:
     codes, frames, logits = case
     losses = losses_of(*case)
     for b in range(codes.shape[0]):

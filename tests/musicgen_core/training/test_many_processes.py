@@ -1,4 +1,4 @@
-"""One training in several processes under torchrun, over gloo on the CPU; the same code runs over NCCL on GPUs."""
+"""A run in several processes under torchrun, over Gloo on the CPU; the same code runs over NCCL on GPUs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MakeRequest = Callable[..., TrainRequest]
 
 
 @pytest.mark.slow
-def test_a_training_moves_from_two_processes_to_one_and_its_curve_is_that_of_one(request_for: MakeRequest) -> None:
+def test_a_run_moves_from_two_processes_to_one_with_the_same_curve(request_for: MakeRequest) -> None:
     """With dropout, and clips that two processes can't share evenly. Two processes stop after the first epoch."""
     alone = request_for("alone", batch_size=1, gradient_accumulation_steps=2)
     two = request_for("moved", batch_size=1, gpus=2, max_steps=3)
@@ -37,7 +37,7 @@ def test_a_training_moves_from_two_processes_to_one_and_its_curve_is_that_of_one
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_generated_clips_and_their_curve_is_that_of_one(request_for: MakeRequest) -> None:
+def test_two_processes_share_generated_clips_with_the_same_curve(request_for: MakeRequest) -> None:
     given = {"prior_preservation": 0.5, "segment_seconds": 0.4, "num_epochs": 1, "full_models": "none"}
     alone = request_for("alone", batch_size=1, gradient_accumulation_steps=2, **given)
     two = request_for("two", batch_size=1, gpus=2, **given)

@@ -1,4 +1,4 @@
-"""The training model computes what peft computes, and nothing about a batch changes a clip's loss."""
+"""The training model computes the same as peft, and a clip's loss is independent of its batch."""
 
 from __future__ import annotations
 
@@ -156,9 +156,7 @@ def test_activations_computed_again_are_dropped_out_alike(debug_model: BaseModel
 
 
 @KINDS
-def test_dropout_acts_in_training_alone_and_differs_from_epoch_to_epoch(
-    debug_model: BaseModel, lora: AdapterConfig
-) -> None:
+def test_dropout_applies_only_in_training_and_differs_by_epoch(debug_model: BaseModel, lora: AdapterConfig) -> None:
     model = training(adapted(debug_model, lora))
     without, first = model.losses(*batch(), None), model.losses(*batch(), seeds())
     second = model.losses(*batch(), clip_seeds(0, 2, [1, 2, 3]))

@@ -110,7 +110,7 @@ def test_an_epoch_holds_each_own_clip_once_and_the_fraction(
     assert not set(trainer.training_clips) & set(trainer.validation_clips)
 
 
-def test_generated_clips_are_of_a_segments_length_and_have_their_prompts(
+def test_generated_clips_have_a_segments_length_and_their_prompts(
     request_for: MakeRequest, debug_model: BaseModel
 ) -> None:
     request = request_for(max_steps=1, **WITH_PRIOR)

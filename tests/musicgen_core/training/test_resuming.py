@@ -1,4 +1,4 @@
-"""What is refused as another training, with every difference, and left alone."""
+"""A run of other inputs is refused, with every difference, and left unchanged."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def copied(tokens: Path, folder: Path, *stems: str) -> Path:
     return folder
 
 
-def test_archives_that_come_while_a_training_lasts_are_left_out_and_named(
+def test_archives_added_during_a_run_are_ignored_and_logged(
     request_for: MakeRequest, tokens: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     more = copied(tokens, tmp_path / "more", "archive_batch_0000")
@@ -155,7 +155,7 @@ def test_a_run_whose_archives_are_gone_is_refused_and_left_alone(
     [({"lora_r": 4}, "lora_r is 8 there and 4 here"), ({"seed": 1}, "seed is 0 there and 1 here")],
 )
 @pytest.mark.parametrize("resume", ["auto", "checkpoint_step_2.pt"])
-def test_a_run_of_other_settings_is_refused_with_the_difference_and_left_alone(
+def test_a_run_of_other_settings_is_refused_with_the_difference(
     uninterrupted: tuple[TrainRequest, TrainResult],
     request_for: MakeRequest,
     other: dict[str, Any],
@@ -198,7 +198,7 @@ def test_a_run_of_another_model_is_refused_with_both(
     assert "resuming" not in caplog.text
 
 
-def test_a_checkpoint_of_another_model_is_refused_in_a_new_directory_too(
+def test_a_checkpoint_of_another_model_is_refused_for_a_new_run(
     uninterrupted: tuple[TrainRequest, TrainResult], request_for: MakeRequest, other_model: BaseModel
 ) -> None:
     checkpoint = f"{uninterrupted[0].run_dir}/checkpoint_step_2.pt"
@@ -206,7 +206,7 @@ def test_a_checkpoint_of_another_model_is_refused_in_a_new_directory_too(
         train(request_for("new", model=str(other_model.directory), resume=checkpoint))
 
 
-def test_a_checkpoint_of_elsewhere_is_refused_where_another_training_is(
+def test_a_foreign_checkpoint_is_refused_in_the_directory_of_a_run(
     uninterrupted: tuple[TrainRequest, TrainResult], request_for: MakeRequest
 ) -> None:
     request = request_for("own", max_steps=1)

@@ -1,4 +1,4 @@
-"""One training at a time in a run directory, and none kept out by one that is gone."""
+"""One run at a time in a run directory, and no run is blocked by one that has ended."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ def test_a_full_disk_is_named_with_the_lock(tmp_path: Path, monkeypatch: pytest.
         pass
 
 
-def test_a_second_training_is_refused_with_who_holds_it_and_what_to_do(
-    root: UPath, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_run_is_refused_with_the_holder_and_a_next_step(root: UPath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "fl0w")
     with RunLock(root), pytest.raises(RunDirectoryError, match="already running") as refused, RunLock(root):
         pass
@@ -95,7 +93,7 @@ def test_released_it_leaves_nothing_and_can_be_taken_again(root: UPath) -> None:
         assert not (root / run_lock.NAME).exists()
 
 
-def test_a_directory_made_for_it_goes_with_it_unless_something_is_there(tmp_path: Path) -> None:
+def test_a_directory_created_for_the_lock_is_removed_if_empty(tmp_path: Path) -> None:
     made, used, before = (tmp_path / name for name in ("made", "used", "before"))
     before.mkdir()
     with RunLock(UPath(made)), RunLock(UPath(used)), RunLock(UPath(before)):
@@ -123,7 +121,7 @@ def test_it_beats_while_it_is_held(root: UPath) -> None:
     assert later.beat > first.beat + 1 and replace(later, beat=first.beat) == first
 
 
-def test_another_process_is_kept_out_and_its_killing_sets_the_lock_free_at_once(
+def test_another_process_is_kept_out_until_the_holder_is_killed(
     other_process: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     root = storage.as_path(tmp_path / "run")
@@ -145,9 +143,7 @@ def test_a_process_that_is_stopped_still_holds_it(other_process: subprocess.Pope
         pass
 
 
-def test_an_upload_that_is_tried_again_after_a_lost_answer_takes_the_lock(
-    bucket: UPath, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_retried_upload_after_a_lost_response_takes_the_lock(bucket: UPath, monkeypatch: pytest.MonkeyPatch) -> None:
     fs = (bucket / "run").fs
     whole = fs.pipe_file
 
@@ -235,13 +231,13 @@ def test_what_is_no_lock_is_refused_and_left_as_it_was(tmp_path: Path, make: Cal
 
 
 @pytest.mark.usefixtures("soon_stale")
-def test_a_damaged_note_in_an_object_store_is_stale_when_nothing_renews_it(bucket: UPath) -> None:
+def test_a_damaged_remote_lock_is_stale_without_a_heartbeat(bucket: UPath) -> None:
     (bucket / "run" / run_lock.NAME).write_bytes(b"half a no")
     with RunLock(bucket / "run"):
         pass
 
 
-def test_who_lost_the_lock_is_told_and_leaves_the_other_ones_alone(bucket: UPath) -> None:
+def test_a_run_that_lost_the_lock_ends_and_leaves_the_new_lock(bucket: UPath) -> None:
     other = Holder(host="elsewhere", kernel="other", pid=1)
     with RunLock(bucket) as lock:
         lock.check()

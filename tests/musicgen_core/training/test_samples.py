@@ -1,4 +1,4 @@
-"""Sample clips of a training: the base model first, then each epoch, and nothing of it touches what is learned."""
+"""Samples during training: the base model first, then each epoch, without an effect on the adapter."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def sampled(request_for: MakeRequest) -> TrainRequest:
     return request
 
 
-def test_each_epoch_leaves_a_sample_a_prompt_and_the_base_model_the_first(sampled: TrainRequest) -> None:
+def test_each_epoch_leaves_a_sample_per_prompt_after_the_base_models(sampled: TrainRequest) -> None:
     samples = samples_in(sampled.run_dir)
     assert list(samples) == names_of(0, 1, 2)
     for i in range(len(PROMPTS)):
@@ -106,7 +106,7 @@ def test_samples_change_nothing_of_what_is_learned(
         same_weights(found.adapter(name), expected.adapter(name))
 
 
-def test_what_an_interrupted_training_did_not_render_is_rendered_when_it_goes_on(
+def test_samples_missing_after_an_interruption_are_rendered_later(
     request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = request_for(**SAMPLED)
@@ -128,7 +128,7 @@ def test_what_an_interrupted_training_did_not_render_is_rendered_when_it_goes_on
     assert list(samples_in(request.run_dir)) == names_of(0, 1, 2)
 
 
-def test_told_to_stop_while_it_renders_the_training_stops_and_goes_on_later(request_for: MakeRequest) -> None:
+def test_a_run_cancelled_while_rendering_stops_and_resumes_later(request_for: MakeRequest) -> None:
     request = request_for(**SAMPLED)
     asked: list[int] = []
 
@@ -143,7 +143,7 @@ def test_told_to_stop_while_it_renders_the_training_stops_and_goes_on_later(requ
     assert list(samples_in(request.run_dir)) == names_of(0, 1, 2)
 
 
-def test_a_sample_that_can_not_be_rendered_is_told_and_costs_nothing_else(
+def test_a_sample_that_can_not_be_rendered_is_logged(
     request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def out_of_memory(*given: Any, **named: Any) -> torch.Tensor:
@@ -188,7 +188,7 @@ def test_a_training_whose_own_layers_peft_runs_samples_too(request_for: MakeRequ
     assert samples["epoch_000_00.wav"] != samples["epoch_002_00.wav"]
 
 
-def test_other_prompts_later_have_a_base_model_of_their_own_to_compare_with(request_for: MakeRequest) -> None:
+def test_new_prompts_get_samples_of_the_base_model(request_for: MakeRequest) -> None:
     first = request_for(**SAMPLED, max_steps=3)
     train(first)
     base = samples_in(first.run_dir)["epoch_000_00.wav"]
@@ -200,7 +200,7 @@ def test_other_prompts_later_have_a_base_model_of_their_own_to_compare_with(requ
     assert page_of(rest.run_dir) == [f"epoch_00{epoch}_00.wav" for epoch in (0, 1, 2)]  # all of these prompts
 
 
-def test_an_epoch_that_is_rendered_again_of_other_prompts_is_on_the_page(request_for: MakeRequest) -> None:
+def test_an_epoch_rendered_with_new_prompts_is_on_the_page(request_for: MakeRequest) -> None:
     train(request_for(**SAMPLED, num_epochs=3, max_steps=6))
     other = request_for(**{**SAMPLED, "sample_prompts": ["bells"]}, num_epochs=3)
     train(other)
@@ -237,7 +237,7 @@ def test_another_programs_page_among_the_samples_is_kept(
     assert "is not a page of samples and is kept" in caplog.text
 
 
-def test_samples_of_a_remote_run_directory_go_there_and_are_not_rendered_again(
+def test_remote_samples_are_uploaded_and_not_rendered_again(
     request_for: MakeRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rendered: list[int] = []

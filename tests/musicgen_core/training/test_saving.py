@@ -1,4 +1,4 @@
-"""What is kept of a training, where, and as a second copy."""
+"""The files of a run directory, and their mirror."""
 
 from __future__ import annotations
 
@@ -58,9 +58,7 @@ def test_full_models_are_written_as_asked(
     assert "lora_weights/final_lora.pt" in left_in(request.run_dir).files
 
 
-def test_the_trainer_waits_for_pictures_now_and_then_and_not_after_each_short_epoch(
-    request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plots_are_not_drawn_after_every_short_epoch(request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
     pictures_of = tracking.pictures_of
 
@@ -120,7 +118,7 @@ def test_half_written_files_of_a_killed_training_are_deleted(request_for: MakeRe
 # What changed
 
 
-def test_the_settings_given_now_count_and_their_change_is_told(
+def test_new_settings_apply_and_their_change_is_logged(
     request_for: MakeRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(request_for(num_epochs=1, weight_decay=0.01))
@@ -166,7 +164,7 @@ def test_the_copy_is_kept_up_while_the_training_goes_on(request_for: MakeRequest
     assert load_adapter(storage.as_path(copied)).global_step == 6
 
 
-def test_the_copy_follows_a_training_that_goes_back_and_keeps_what_was_there(
+def test_the_mirror_follows_a_run_that_goes_back_and_keeps_old_files(
     request_for: MakeRequest, bucket: UPath, left_in: LeftIn
 ) -> None:
     request = request_for(copy_to=str(bucket / "copy"), save_every_steps=2)
@@ -181,7 +179,7 @@ def test_the_copy_follows_a_training_that_goes_back_and_keeps_what_was_there(
     assert load_adapter(copy / "lora_weights" / "latest_lora.pt").global_step == 2
 
 
-def test_a_copy_that_fails_is_reported_and_the_training_ends_well(request_for: MakeRequest, tmp_path: Path) -> None:
+def test_a_failed_mirror_is_reported_and_the_run_succeeds(request_for: MakeRequest, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     result = train(request_for(copy_to=str(tmp_path / "file" / "copy"), max_steps=2))
     assert result.steps == 2

@@ -1,4 +1,4 @@
-"""What can go wrong in a step, and what is made of it: out of memory, numbers that aren't finite, several ranks."""
+"""Failures in a step and their handling: out of memory, non-finite numbers, several ranks."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_ten_skipped_in_a_row_end_the_run_with_advice(trainer_of: MakeTrainer) -
     assert "--learning-rate" in ended.value.next_step and "--resume" in ended.value.next_step
 
 
-def test_fp16_gradients_that_overflow_are_computed_again_at_half_the_scale(
+def test_fp16_overflow_repeats_the_step_at_half_the_loss_scale(
     trainer_of: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "LOSS_SCALE_STEPS", 2)
@@ -165,7 +165,7 @@ def test_fp16_gradients_that_overflow_are_computed_again_at_half_the_scale(
     assert trainer.progress.loss_scale == 2.0**13
 
 
-def test_a_batch_whose_gradients_overflow_at_any_scale_leaves_the_scale_as_it_was(trainer_of: MakeTrainer) -> None:
+def test_gradients_that_always_overflow_keep_the_loss_scale(trainer_of: MakeTrainer) -> None:
     trainer = trainer_of(ONE, Execution("fp16", False, False))
     whole, before = trainer.gradients.compute, trainer.progress.loss_scale
 
@@ -253,7 +253,7 @@ def test_the_number_of_ranks_does_not_change_the_curve(trainer_of: MakeTrainer, 
             np.testing.assert_allclose(found, [row[name] for row in alone if name in row], rtol=2e-5)
 
 
-def test_when_one_rank_runs_out_of_memory_all_of_them_take_less(trainer_of: MakeTrainer) -> None:
+def test_when_one_rank_runs_out_of_memory_all_reduce_their_batch(trainer_of: MakeTrainer) -> None:
     alone = run(trainer_of())
     asked: dict[int, list[int]] = {}
 
@@ -319,7 +319,7 @@ def calls_of(trainer: Trainer) -> tuple[list[Row], list[Any]]:
     return rows, calls
 
 
-def test_asked_for_it_validates_within_epochs_and_the_best_may_be_there(trainer_of: MakeTrainer) -> None:
+def test_validation_within_epochs_can_find_the_best(trainer_of: MakeTrainer) -> None:
     trainer = trainer_of(ONE, num_epochs=2, validate_every_steps=2)  # 5 steps an epoch
     scripted(trainer, [5.0, 4.0, 4.5, 3.0, 3.5, 3.2])
     rows, calls = calls_of(trainer)
@@ -331,7 +331,7 @@ def test_asked_for_it_validates_within_epochs_and_the_best_may_be_there(trainer_
     assert (progress.best_loss, progress.best_epoch, progress.best_step) == (3.0, 2, 6)
 
 
-def test_a_best_validation_that_was_interrupted_is_the_best_when_it_is_done_again(trainer_of: MakeTrainer) -> None:
+def test_an_interrupted_best_validation_is_the_best_when_repeated(trainer_of: MakeTrainer) -> None:
     trainer = trainer_of(ONE, validate_every_steps=2, early_stopping=1, max_steps=3)
     scripted(trainer, [5.0, 5.0, 4.0])
     with pytest.raises(ZeroDivisionError):
@@ -353,14 +353,14 @@ def test_it_stops_early_when_validations_bring_nothing_new(trainer_of: MakeTrain
     assert calls_of(trainer) == ([], [])  # started again, it is done
 
 
-def test_without_validation_clips_only_epochs_count_for_stopping_early(trainer_of: MakeTrainer) -> None:
+def test_without_validation_clips_early_stopping_counts_epochs(trainer_of: MakeTrainer) -> None:
     trainer = trainer_of(ONE, num_epochs=2, validation_fraction=0.0, validate_every_steps=1, early_stopping=2)
     rows, calls = calls_of(trainer)
     assert rows[-1]["step"] == trainer.order.total_steps
     assert [call[0] for call in calls] == ["epoch", "epoch"]
 
 
-def test_without_the_option_it_goes_on_however_long_nothing_is_gained(trainer_of: MakeTrainer) -> None:
+def test_without_early_stopping_it_trains_to_the_end(trainer_of: MakeTrainer) -> None:
     trainer = trainer_of(ONE, num_epochs=4)
     scripted(trainer, [5.0, math.nan, 7.0, 8.0])
     calls_of(trainer)
@@ -374,7 +374,7 @@ def test_validation_tells_the_loss_of_each_codebook(trainer_of: MakeTrainer) -> 
     assert [found[f"val/perplexity_codebook_{k}"] for k in range(4)] == pytest.approx([math.exp(x) for x in losses])
 
 
-def test_told_to_stop_while_it_validates_it_saves_the_step_and_validates_after_the_restart(
+def test_cancelled_while_validating_it_saves_and_validates_later(
     trainer_of: MakeTrainer,
 ) -> None:
     trainer, expected = trainer_of(ONE), run(trainer_of(ONE))

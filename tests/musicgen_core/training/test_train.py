@@ -1,4 +1,4 @@
-"""Whole trainings: the files they leave, and what is learned."""
+"""Whole runs: their files, and what the adapter learns."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_a_training_can_start_from_an_adapter(
         torch.testing.assert_close(final[name], tensor, atol=1e-7, rtol=0)
 
 
-def test_of_45_clips_8_are_held_out_and_a_run_that_held_out_fewer_resumes_as_it_was(
+def test_few_clips_hold_out_eight_and_a_resumed_run_keeps_its_split(
     request_for: MakeRequest, make_tokens: MakeTokens, debug_model: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = {"validation_fraction": 0.05, "tokens": str(make_tokens(random_clips(45))), "full_models": "none"}

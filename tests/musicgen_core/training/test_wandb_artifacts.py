@@ -1,4 +1,4 @@
-"""What WandB has of a training in the end, read from the files of a run that was offline."""
+"""The samples and adapters that WandB receives, read from the files of an offline run."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_finished_training_that_is_started_again_logs_nothing(resumed: TrainRe
     assert sorted((Path(resumed.run_dir) / "wandb").rglob("*")) == before
 
 
-def test_samples_rendered_but_not_logged_when_it_was_killed_are_logged_by_who_goes_on(
+def test_samples_not_logged_before_a_kill_are_logged_after_resuming(
     request_for: MakeRequest, killed: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = request_for("killed", **SAMPLED)
@@ -159,7 +159,7 @@ def test_other_prompts_are_heard_from_the_base_model_on(request_for: MakeRequest
     ]
 
 
-def test_of_a_remote_run_directory_wandb_and_pictures_go_up_and_nothing_is_logged_twice(
+def test_a_remote_run_directory_gets_wandb_and_plots_and_no_row_twice(
     request_for: MakeRequest, bucket: UPath, killed_after: Killing, tmp_path: Path
 ) -> None:
     request = request_for(run_dir=str(bucket / "run"), **SAMPLED)

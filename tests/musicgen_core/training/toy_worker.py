@@ -1,4 +1,4 @@
-"""A worker without a model, for the tests of launching: `tokens` of the request says what befalls it."""
+"""A worker without a model, for the tests of launching: `tokens` of the request selects its behaviour."""
 
 from __future__ import annotations
 
