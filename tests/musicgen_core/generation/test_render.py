@@ -236,10 +236,10 @@ def test_out_of_memory_all_samples_are_rendered_in_smaller_batches(
     one_by_one = render(request_for("one by one", prompts=prompts, save_codes=True))
     own, most = rendering.Engine.generate, 8
 
-    def generate(engine: Any, prompts: Any, *others: Any) -> Any:
+    def generate(engine: Any, prompts: Any, **others: Any) -> Any:
         if len(prompts) > most:
             raise torch.OutOfMemoryError("as a GPU would")
-        return own(engine, prompts, *others)
+        return own(engine, prompts, **others)
 
     monkeypatch.setattr(rendering.Engine, "generate", generate)
     made = render(request_for(prompts=prompts, save_codes=True, batch_size=32))
