@@ -83,17 +83,17 @@ def test_a_decoder_can_be_interrupted_while_it_loops() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ended_by", "error", "told"),
+    ("ended_by", "error", "expected"),
     [(signal.SIGSEGV, ClipRejected, "it crashed the decoder"), (signal.SIGKILL, OSError, "too little memory")],
 )
 def test_a_crash_costs_its_clip_alone_and_any_other_end_none(
-    ended_by: signal.Signals, error: type[Exception], told: str
+    ended_by: signal.Signals, error: type[Exception], expected: str
 ) -> None:
     assert_decodes()
     worker = decoder_process._idle[-1]
     with opened(hanging("IMA_ADPCM")) as file:
         threading.Timer(0.3, os.kill, (worker._process.pid, ended_by)).start()
-        with pytest.raises(error, match=told):
+        with pytest.raises(error, match=expected):
             decode(file)
     assert_decodes()
 

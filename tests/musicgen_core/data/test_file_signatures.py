@@ -12,7 +12,7 @@ from musicgen_core.errors import ArchiveError
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "expected"),
     [
         (b"7z\xbc\xaf\x27\x1c\0\4", "7-Zip"),
         (b"Rar!\x1a\x07\x01\0", "RAR"),
@@ -22,12 +22,12 @@ from musicgen_core.errors import ArchiveError
         (b"\xef\xbb\xbf\r\n<!-- x -->\n<HTML lang=en>", "HTML page"),
     ],
 )
-def test_foreign_files_are_called_by_their_kind(tmp_path: Path, data: bytes, told: str) -> None:
+def test_foreign_files_are_called_by_their_kind(tmp_path: Path, data: bytes, expected: str) -> None:
     (tmp_path / "a.zip").write_bytes(data + bytes(100))
-    with pytest.raises(ArchiveError, match=told) as refused, open_archive(tmp_path / "a.zip"):
+    with pytest.raises(ArchiveError, match=expected) as refused, open_archive(tmp_path / "a.zip"):
         pass
     assert "a.zip" in refused.value.found and refused.value.next_step
-    with pytest.raises(ArchiveError, match=told):  # it comes first when archives are tokenized
+    with pytest.raises(ArchiveError, match=expected):  # it comes first when archives are tokenized
         content_digest(UPath(tmp_path / "a.zip"))
 
 
