@@ -204,7 +204,13 @@ def _print_interrupted(line: Sequence[str]) -> None:
         print_error(say("Interrupted."))
         return
     print_error(say("Interrupted. What was finished is kept; this does the rest:"))
-    print(printable(in_shell(PROGRAM, *line)), file=sys.stderr)
+    print(printable(in_shell(PROGRAM, *_continuing(line))), file=sys.stderr)
+
+
+def _continuing(line: Sequence[str]) -> list[str]:
+    """Return the command line that does the rest: `--resume never` would be refused now."""
+    text = "\0".join(line)
+    return text.replace("\0--resume\0never", "").replace("\0--resume=never", "").split("\0")
 
 
 def _load(command: Command) -> Callable[[dict[str, Any]], int]:

@@ -97,6 +97,9 @@ def _describe(name: str, problems: Sequence[Any]) -> str:
     if others or kind not in _PROBLEMS:  # rare types, and those of our own validators
         return english
     problem = {"name": name, "given": given, **problems[0].get("ctx", {})}
+    if kind == "literal_error":
+        choices, _, last = problem["expected"].rpartition(" or ")
+        problem["expected"] = message("{choices} or {last}", choices=choices, last=last) if choices else last
     return as_message(english, _PROBLEMS[kind], problem)
 
 

@@ -288,7 +288,7 @@ def test_wrong_usage_is_told_in_japanese_to_a_japanese_reader(monkeypatch: pytes
         "--tokens はオプションではなく引数 TOKENS です: musicgen-flows train TOKENS RUN_DIR [OPTIONS]",
         "RUN_DIR がありません",
         "--epochs: 1 以上を指定してください（指定: '0'）",
-        "--device: 'auto', 'cpu' or 'cuda' のどれかを指定してください（指定: 'tpu'）",
+        "--device: 'auto', 'cpu'、'cuda' のどれかを指定してください（指定: 'tpu'）",
         "--lora-dropout: 1.0 より小さい数を指定してください（指定: '1'）",
     }
 

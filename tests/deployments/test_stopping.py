@@ -51,7 +51,11 @@ def test_a_training_that_is_told_to_stop_saves_and_ends_its_server(
     options = ["--model", "debug", "--epochs", "500", "--segment-seconds", "1", "--full-models", "none"]
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_API_URL": ""}
     process = subprocess.Popen(
-        [*command, *options], start_new_session=True, stderr=subprocess.PIPE, text=True, env=environment
+        [*command, "--resume", "never", *options],
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
     try:
         metrics = tmp_path / "run" / "metrics.jsonl"
