@@ -110,9 +110,9 @@ def test_of_the_trained_model_nothing_is_left_in_memory_when_the_evaluation_load
     alive: list[int] = []
     own = core.clip_losses_of_both
 
-    def counted(*given: Any) -> Any:
+    def counted(*given: Any, **named: Any) -> Any:
         alive.append(sum(all(one is not other for other in of_other_tests) for one in models()))
-        return own(*given)
+        return own(*given, **named)
 
     monkeypatch.setattr(core, "clip_losses_of_both", counted)
     assert train(tokens, tmp_path / "jazz", max_steps=2).result().warnings == ()

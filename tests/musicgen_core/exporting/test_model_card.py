@@ -22,6 +22,7 @@ from musicgen_core.exporting.export import export
 from musicgen_core.exporting.model_card import write_card
 from musicgen_core.exporting.origin import Data, Origin, RenderedSample
 from musicgen_core.model.lora import Adapter, save_adapter
+from musicgen_core.run_layout import RunConfig
 from tests.hostile import LONG, TEXTS, is_inert_markdown, is_inert_terminal_text
 
 Save = Callable[[Adapter], Path]
@@ -252,7 +253,7 @@ def test_a_remote_run_directory_tells_as_much(run_dir: Path, bucket: Any, tmp_pa
 def test_nothing_of_strangers_is_live_in_the_card(adapter: Adapter, text: str, tmp_path: Path) -> None:
     strange = dataclasses.replace(adapter, base_model=f"{text}@sha256:{text}")
     sample = RenderedSample(text + LONG, storage.as_path(tmp_path), storage.as_path(tmp_path))
-    origin = Origin({"schedule": text, "seed": text}, data=Data(2, 3, 180.0), samples=(sample,))
+    origin = Origin(RunConfig({"schedule": text, "seed": text}), data=Data(2, 3, 180.0), samples=(sample,))
     for kind in ("peft", "audiocraft"):
         write_card(tmp_path, text, kind, strange, origin, text, {"00.wav": sample})
         card = (tmp_path / "README.md").read_text()

@@ -18,6 +18,7 @@ from musicgen_core.errors import AdapterError, TokensError
 from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.lora import load_adapter
 from musicgen_core.model.weights import BaseModel
+from musicgen_core.run_layout import load_config
 from musicgen_core.training import train as train_module
 from musicgen_core.training.lineage import learned_from
 from musicgen_core.training.request import TrainRequest, TrainResult
@@ -190,8 +191,8 @@ def test_few_clips_hold_out_eight_and_a_resumed_run_keeps_its_split(
 
 def held_out_of(trained: TrainResult, model: BaseModel) -> set[int]:
     """Hashes of the clips that a run has not learned from, as its config.json says."""
-    config = json.loads((Path(trained.run_dir) / "config.json").read_text())
-    clips = load_clips(storage.as_path(config["tokens"]), codec_identity(model))
+    config = load_config(storage.as_path(trained.run_dir))
+    clips = load_clips(storage.as_path(config.tokens), codec_identity(model))
     return set(clips.hashes[~learned_from(clips, [config])].tolist())
 
 
