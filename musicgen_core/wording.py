@@ -50,5 +50,6 @@ def sized(size: float) -> str:
     while size >= 1000 and power < len(_UNITS) - 1:
         size, power = size / 1000, power + 1
     if power == 0:
-        return message("{size:,.0f} bytes", size=size)
+        english = f"{size:,.0f} byte{'' if round(size) == 1 else 's'}"
+        return as_message(english, message("{size:,.0f} bytes"), {"size": size})
     return message("{size:,.1f} {unit}", size=size, unit=_UNITS[power])

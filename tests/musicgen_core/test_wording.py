@@ -22,7 +22,7 @@ def test_a_duration_has_the_unit_that_shows_it(seconds: float, words: str) -> No
 
 @pytest.mark.parametrize(
     ("size", "words"),
-    [(12, "12 bytes"), (81_700, "81.7 kB"), (82e6, "82.0 MB"), (6.2e9, "6.2 GB"), (2e15, "2,000.0 TB")],
+    [(1, "1 byte"), (12, "12 bytes"), (81_700, "81.7 kB"), (82e6, "82.0 MB"), (6.2e9, "6.2 GB"), (2e15, "2,000.0 TB")],
 )
 def test_a_size_has_the_unit_that_shows_it(size: float, words: str) -> None:
     assert sized(size) == words
