@@ -1,1 +1,1 @@
-"""What runs the flows: the command line, the deployments, and the server and worker of one machine."""
+"""The command line, the deployments, and the Prefect server and workers of one machine."""

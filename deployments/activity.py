@@ -1,7 +1,7 @@
-"""What a command shows while it works: what it does now, and a bar for each part whose end is known.
+"""Live display of a command: its current stage, and a progress bar for each part whose total is known.
 
-In a terminal both are drawn four times a second. Elsewhere (a pipe, a log file) each stage is a line, and progress a
-line every five seconds, less and less often the longer the work takes.
+In a terminal both are redrawn four times a second. Elsewhere (a pipe, a log file) each stage is printed as a line.
+Progress is printed as a line every five seconds, at growing intervals in long jobs.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _COLUMNS = (
 )
 FRAMES_PER_SECOND = 4
 SHOW_SECONDS_AFTER = 5
-"""How long a stage lasts before its seconds are shown"""
+"""Duration of a stage after which its seconds are shown."""
 LINE_SECONDS, LINE_SHARE = 4.5, 0.05
 """Between two lines where there is no terminal, at least: seconds, and a share of the time so far"""
 LOOK_SECONDS = 0.5
@@ -60,7 +60,7 @@ LOOK_SECONDS = 0.5
 
 
 class Activity:
-    """What is being done. Called from any thread."""
+    """The current stage and the progress bars. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -68,11 +68,11 @@ class Activity:
         self._bars: dict[str, TaskID] = {}
         self._text, self._since = "", 0.0
         self._started = time.monotonic()
-        self._due, self._line = self._started, ""  # when the next line is, and the last one of progress
+        self._due, self._line = self._started, ""  # time of the next line; last progress line
         self._spinner = Spinner("dots" if (output.encoding or "").lower().startswith("utf") else "line")
 
     def say(self, text: str) -> None:
-        """Show what is being done from here on; nothing: what the bars say is enough."""
+        """Show the stage that begins now. An empty text leaves the progress bars alone."""
         text = translated(text)
         with self._lock:
             if text == self._text:
@@ -83,7 +83,7 @@ class Activity:
             print_line(f"{text} …", style="dim")
 
     def hear(self, stage: Stage) -> None:
-        """Show a stage of the core's work; how far it is counts as the same stage."""
+        """Show a stage of the core's work. Its progress counts as the same stage."""
         if stage.total is None:
             self.say(stage.text)
             return
@@ -102,7 +102,7 @@ class Activity:
             self._progress.update(bar, completed=update.done, text=text)
             if update.total is not None:
                 self._progress.update(bar, total=update.total)
-            if update.done:  # until then the stage before it lasts
+            if update.done:  # until then the previous stage is shown
                 self._text = ""
             done = f"{update.done:,}"
             if update.total is not None:
@@ -113,7 +113,7 @@ class Activity:
             print_line(line)
 
     def _is_line_due(self, at_once: bool = False) -> bool:
-        """Return whether a line is to be printed now, where there is no terminal. The lock is held meanwhile."""
+        """Return whether to print a line now if there is no terminal. The caller holds the lock."""
         now = time.monotonic()
         if output.is_terminal or (now < self._due and not at_once):
             return False
@@ -121,7 +121,7 @@ class Activity:
         return True
 
     def repeat(self) -> None:
-        """Print what is being done once more where nothing has been said of it for a while."""
+        """Print the current stage or progress again if nothing was printed for a while."""
         with self._lock:
             if not self._is_line_due():
                 return
@@ -163,7 +163,7 @@ def _repeating(activity: Activity) -> Iterator[None]:
 
 @contextmanager
 def working(text: str = "") -> Iterator[Activity]:
-    """Show what is done in this block, at first `text`; a block inside of another shows it in the same place."""
+    """Show the stages of this block, beginning with `text`. Nested blocks share one display."""
     if _shown:
         if text:
             _shown[0].say(text)

@@ -1,4 +1,4 @@
-"""Under which addresses the server of `up` is reached, and who else may reach it."""
+"""Addresses of `up`'s server, and a warning if other machines can reach it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from urllib.parse import urlsplit
 from deployments.console import print_text
 
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
-"""What makes a server listen at all addresses of a machine, and how it is called from that machine."""
+"""Wildcard addresses of a server, and the address under which processes of the same machine reach it."""
 
 
 def addresses(host: str, port: int) -> tuple[str, str]:
-    """Of the API for processes of this machine, and of the UI for people. A browser gets the API's from the server.
+    """Return the URLs of the API (for processes of this machine) and of the UI. Browsers get the API's from the server.
 
-    What listens everywhere (0.0.0.0, ::) is no address to call: here it is 127.0.0.1 or ::1, elsewhere the machine's
-    name, which the server hands to browsers (PREFECT_UI_API_URL) unless that is set already.
+    A wildcard address (0.0.0.0, ::) can't be called. Processes of this machine use 127.0.0.1 or ::1 instead. Browsers
+    use the machine's name, which the server passes to them (PREFECT_UI_API_URL) unless that is set already.
     """
     if host in EVERYWHERE:
         for_browsers = os.environ.setdefault("PREFECT_UI_API_URL", f"http://{platform.node()}:{port}/api")
@@ -27,9 +27,9 @@ def addresses(host: str, port: int) -> tuple[str, str]:
 
 
 def files_addresses(api: str, ui: str, port: int) -> tuple[str, str]:
-    """Of the file server, for processes of this machine and for browsers: as the API and the UI, on its own port.
+    """Return the file server's URLs for processes of this machine and for browsers: API's and UI's, on its own port.
 
-    MUSICGEN_FILES_URL is where a proxy has it.
+    MUSICGEN_FILES_URL is its URL behind a proxy.
     """
     return _with_port(api, port), (os.environ.get("MUSICGEN_FILES_URL") or _with_port(ui, port)).rstrip("/")
 
@@ -40,7 +40,7 @@ def _with_port(url: str, port: int) -> str:
 
 
 def warn_of_others(host: str, port: int, files_port: int, has_password: bool) -> None:
-    """Say what it means if other machines reach a server that listens at `host`."""
+    """Warn if other machines can reach a server that listens at `host`, and print the consequences."""
     if not _is_of_this_machine(host):
         safer = (
             "Safer: up without --host, and elsewhere "

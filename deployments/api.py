@@ -1,4 +1,4 @@
-"""The Prefect API that a command works with: checked where one is configured, else a temporary server."""
+"""The Prefect API of a command: the configured one, checked, or a temporary server."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ ANSWER_SECONDS = 90.0
 
 
 def ensure_api() -> None:
-    """Check the Prefect API that is configured, or start a temporary server.
+    """Check the configured Prefect API. Start a temporary server if none is configured.
 
     Raises:
-        MusicgenError: it does not answer or is not Prefect's, or the server can't start.
+        MusicgenError: the API does not answer or is not Prefect's, or the temporary server can't start.
     """
     if has_api():
         check_api()
@@ -41,7 +41,7 @@ def has_api() -> bool:
 
 
 def check_api() -> None:
-    """Raises MusicgenError: the configured API does not answer as Prefect's does, or refuses the login."""
+    """Raise MusicgenError if the configured API does not answer as Prefect's does, or refuses the login."""
     from deployments.checks.finding import Finding
     from deployments.checks.server import ask_version
 
@@ -51,7 +51,7 @@ def check_api() -> None:
 
 
 def explain_lost(error: Exception) -> MusicgenError | None:
-    """Return the error of a Prefect server that stopped answering during a command; None for any other error."""
+    """Return the error of a Prefect server that stopped answering during a command, or None for any other error."""
     import httpx
     from prefect.settings import get_current_settings
 
@@ -72,7 +72,7 @@ def explain_lost(error: Exception) -> MusicgenError | None:
 
 
 def check_home() -> None:
-    """Raises ConfigError: Prefect's folder, where its database is, can't be written."""
+    """Raise ConfigError if Prefect's home, which holds its database, can't be written to."""
     from prefect.settings import get_current_settings
 
     home = get_current_settings().home
@@ -123,10 +123,10 @@ def known_revisions() -> set[str]:
 
 
 def check_settings() -> None:
-    """Import what reads its settings from the environment while it is imported.
+    """Import the packages that read their settings from the environment at import.
 
     Raises:
-        ConfigError: one of them is wrong.
+        ConfigError: a setting is invalid.
     """
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # what is wrong is said below, or by check_home

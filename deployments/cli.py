@@ -132,7 +132,7 @@ COMMANDS = {
 def run() -> NoReturn:
     """End this process with `main`'s exit code.
 
-    While a check of `doctor` hangs, end it without finalizing the interpreter, which native code in a thread may abort.
+    While a check of `doctor` hangs, the interpreter isn't finalized: native code in the check's thread may abort that.
     """
     code = main()
     if any(isinstance(thread, Attempt) for thread in threading.enumerate()):
@@ -180,7 +180,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         called = f"musicgen-flows {given[0]}" if given and given[0] in COMMANDS else "musicgen-flows"
         print_error(say("usage: {command} --help shows what there is", command=called))
         return 2
-    except SystemExit as error:  # of --install-completion, or of help that nobody reads
+    except SystemExit as error:  # from --install-completion, or from help whose reader is gone
         return int(error.code or 0)
     except KeyboardInterrupt:
         if output.is_broken:
@@ -199,7 +199,7 @@ def _print_error(problem: str) -> None:
 
 
 def _print_interrupted(line: Sequence[str]) -> None:
-    """Print what becomes of a command that was interrupted: that is no error."""
+    """Print how to continue a command that was interrupted, which is no error."""
     if not any(entry in COMMANDS and COMMANDS[entry].continues for entry in line[:1]):
         print_error(say("Interrupted."))
         return
@@ -208,17 +208,17 @@ def _print_interrupted(line: Sequence[str]) -> None:
 
 
 def _continuing(line: Sequence[str]) -> list[str]:
-    """Return the command line that does the rest: `--resume never` would be refused now."""
+    """Return the command line that continues an interrupted one, without `--resume never`, which would be refused."""
     text = "\0".join(line)
     return text.replace("\0--resume\0never", "").replace("\0--resume=never", "").split("\0")
 
 
 def _load(command: Command) -> Callable[[dict[str, Any]], int]:
-    """Import what a command needs, which takes seconds → its function."""
-    from deployments.activity import working  # not at the top: the help waits for it
+    """Return a command's function. Its imports take seconds."""
+    from deployments.activity import working  # not at module level, where it would delay the help
 
     with working(message("loading Prefect")):
-        use_local_server()  # before Prefect is imported: it reads the environment once
+        use_local_server()  # before Prefect is imported, which reads the environment once
         check_settings()
         module, _, name = command.function.partition(":")
         function: Callable[[dict[str, Any]], int] = getattr(importlib.import_module(module), name)
@@ -238,24 +238,25 @@ def _check_working_directory() -> None:
 
 
 def _leave_backend_of_notebook() -> None:
-    """Forget matplotlib's backend of a notebook, which every command that is started from a cell inherits.
+    """Unset the notebook's Matplotlib backend, which every command started from a cell inherits.
 
-    Jupyter and Colab export MPLBACKEND=module://matplotlib_inline.backend_inline. That module is of their environment;
-    in this project's the mere `import matplotlib` would fail. Pictures are drawn to files here: no backend is needed.
+    Jupyter and Colab export MPLBACKEND=module://matplotlib_inline.backend_inline. That module exists only in their
+    environment; in this project's, `import matplotlib` itself would fail. Pictures are written to files, which needs
+    no backend.
     """
     if os.environ.get("MPLBACKEND", "").startswith("module://"):
         del os.environ["MPLBACKEND"]
 
 
 def _stop_as_by_ctrl_c() -> None:
-    """A service manager's stop, or the terminal that is closed: the work is saved and a temporary server stopped."""
+    """Treat SIGTERM and SIGHUP as Ctrl-C: the work is saved, and a temporary server is stopped."""
     for stop in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(stop) != signal.SIG_IGN:  # nohup
             signal.signal(stop, _interrupt)
 
 
 def _interrupt(*_: object) -> None:
-    for stop in (signal.SIGTERM, signal.SIGHUP):  # a second one would interrupt the saving
+    for stop in (signal.SIGTERM, signal.SIGHUP):  # a second signal would interrupt the saving
         signal.signal(stop, signal.SIG_IGN)
     raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""What a command is: its parameters, and how they look on the command line."""
+"""The definition of a command: its parameters, and their form on the command line."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from musicgen_core.settings import Settings
 
 @dataclass(frozen=True)
 class Command:
-    """A command, and how its parameters look on the command line.
+    """A command, and the form of its parameters on the command line.
 
     Attributes:
-        summary: a line of help.
-        function: `module:name` of what is called with the parameters that were given; imported only then.
-        form: the model whose fields are its parameters, and groups of them.
-        example: a command line that works, or several.
-        arguments: parameters that are arguments. One that holds a list takes the rest; all others are required.
-        required: parameters that are options and required.
-        short: other names for options.
-        with_config: whether `--config FILE.yaml` gives settings.
-        continues: whether the same command again does what is left after an interruption.
+        summary: one line of help.
+        function: `module:name` of the function to call with the given parameters. Imported when the command runs.
+        form: the model whose fields are the parameters and groups of parameters.
+        example: one or more working command lines.
+        arguments: names of the positional arguments. A list takes the rest; all others are required.
+        required: names of the required options.
+        short: alternative names of options.
+        with_config: whether `--config FILE.yaml` provides settings.
+        continues: whether the same command, run again, continues after an interruption.
     """
 
     summary: str
@@ -47,7 +47,7 @@ class Command:
 
     @cached_property
     def fields(self) -> dict[str, FieldInfo]:
-        """All parameters, arguments first: each field of a group has its own name here."""
+        """All parameters by name, arguments first. Groups are flattened."""
         fields = {name: info for name, info in self.form.model_fields.items() if name not in self.groups}
         for kind in self.groups.values():
             fields |= kind.model_fields
@@ -55,7 +55,7 @@ class Command:
 
     @cached_property
     def titles(self) -> dict[str, str]:
-        """Of each field of a group, the group's title."""
+        """The title of its group, by name of the field."""
         return {
             name: str(kind.model_config.get("title")) for kind in self.groups.values() for name in kind.model_fields
         }
@@ -65,14 +65,14 @@ class Command:
         return [name for name in (*self.arguments, *self.required) if not is_list(self.fields[name])]
 
     def shown(self, name: str) -> str:
-        """Return what the user calls a parameter; what is none stays as it is."""
+        """Return the name of a parameter on the command line. Other names are returned unchanged."""
         if name not in self.fields:
             return name
         return name.upper() if name in self.arguments else self.short.get(name, flag(name))
 
 
 def kind_of(info: FieldInfo) -> Any:
-    """Return the type of a field, without None."""
+    """Return the type of a field, without its `None`."""
     kinds = [kind for kind in get_args(info.annotation) if kind is not NoneType]
     return Union[tuple(kinds)] if NoneType in get_args(info.annotation) else info.annotation  # noqa: UP007
 
@@ -83,10 +83,10 @@ def is_list(info: FieldInfo) -> bool:
 
 
 def is_place(info: FieldInfo) -> bool:
-    """Return whether it is a text that names something, such as a file, and not one that may hold anything."""
+    """Return whether a field is the name of something, such as a file, and not free text."""
     return kind_of(info) is str and not any(isinstance(each, AfterValidator) for each in info.metadata)
 
 
 def flag(name: str) -> str:
-    """Return a parameter's option."""
+    """Return the option of a parameter."""
     return f"--{name.replace('_', '-')}"

@@ -84,7 +84,7 @@ def run_flow(flow: Any, parameters: dict[str, Any]) -> Any:
     """Run a flow here, with progress bars, against the local server if one is up, else a temporary one.
 
     Raises:
-        Exception: what made the flow fail; for failed archives, an ArchivesFailed that names them.
+        Exception: the error that made the flow fail. For failed archives, an ArchivesFailed that names them.
     """
     with working(message("looking for the Prefect server")) as activity:
         ensure_api()
@@ -106,7 +106,7 @@ def run_flow(flow: Any, parameters: dict[str, Any]) -> Any:
 
 
 def call_heard(flow: Any, parameters: dict[str, Any], listener: Callable[[Update], None]) -> Any:
-    """Run a flow with its tasks' progress going to `listener` → its final state."""
+    """Run a flow, report its tasks' progress to `listener`, and return its final state."""
     from tasks.progress import listening
 
     with listening(listener):
@@ -114,10 +114,10 @@ def call_heard(flow: Any, parameters: dict[str, Any], listener: Callable[[Update
 
 
 def tokenized_rows(result: TokenizeResult, failed: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
-    """Return what came of tokenizing.
+    """Return the results of tokenizing as rows of a table.
 
     Args:
-        failed: those of the failed archives, with their reasons, that nothing else names; by default all.
+        failed: failed archives to list, with their reasons. By default, all of the result's.
     """
     clips = sum(report.clips for report in result.reports)
     rejected = [(report.archive, entry) for report in result.reports for entry in report.rejected]

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: text as it is, wrapped at words, and what was made at the end."""
+"""Terminal output: text shown verbatim and wrapped at words, and the outputs and next steps of a command."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 class Terminal(Console):
-    """Shows text as it is: neither rich's markup in names nor control characters in them do anything.
+    """A console that shows text verbatim: rich's markup and control characters in names have no effect.
 
-    Once nobody reads a pipe that it prints to, the command ends as by Ctrl-C, so that work is saved.
+    When the reader of its pipe is gone, the command ends as by Ctrl-C, so that work is saved.
     """
 
     is_broken = False
@@ -38,23 +38,23 @@ class Terminal(Console):
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
-    def on_broken_pipe(self) -> None:  # of rich, which would exit with 1
+    def on_broken_pipe(self) -> None:  # overrides rich's, which would exit with 1
         self.quiet = self.is_broken = True
         discard_stdout()
         os.kill(os.getpid(), signal.SIGTERM)  # also from the thread that draws the progress bars
 
 
 def discard_stdout() -> None:
-    """Send what is still in stdout's buffer nowhere: at exit Python would try to write it once more."""
+    """Discard stdout's buffer, which Python would try to write again at exit."""
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 output = Terminal()
 LABEL_WIDTH = 40
-"""Of a list's first column: a longer name there moves its own value alone."""
+"""Maximum width of a list's first column. A longer name moves only its own value."""
 _INDENT = 4
-"""Of what a long row continues with"""
+"""Indent of the continuation lines of a long row."""
 _COMMANDS = "musicgen-flows|uv|env|prefect|wandb|export|unset|ssh|sudo|pip|journalctl"
 _PIECES = re.compile(
     rf"\s*(?:(?<!\S)(?:{_COMMANDS}) .+?(?:[,;:.)]+(?=\s|$)|(?=[。、]|\s\(|（)|$)"
@@ -64,11 +64,11 @@ _PIECES = re.compile(
 """Of a line that is wrapped: commands up to what may be their end, a punctuation mark; JSON; paths and URLs; else a
 character, which `_may_break` joins with its neighbours."""
 _CLOSING, _OPENING = ("Pe", "Pf", "Po", "Pd", "Lm"), ("Ps", "Pi")
-"""Of Unicode's general categories, those of characters that begin no line, and those that end none"""
+"""Unicode's general categories of characters that must not begin a line, and of those that must not end one."""
 
 
 class _CoreMessages(logging.Handler):
-    """Shows what the core logs above the progress bars: few lines, all of them worth reading."""
+    """A log handler that prints the core's messages above the progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name == "musicgen_core.stages":
@@ -78,7 +78,7 @@ class _CoreMessages(logging.Handler):
 
 
 def _translated_record(record: logging.LogRecord) -> str:
-    """Return a log's message in the user's language."""
+    """Return the message of a log record in the user's language."""
     if not isinstance(record.args, tuple):
         return record.getMessage()
     words = translated(stored_message(str(record.msg)))
@@ -94,7 +94,7 @@ def show_core_messages() -> None:
 
 
 def print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """Print names and values, a row each."""
+    """Print names and values, one row each."""
     print_text(translated(title), "bold")
     names = [printable(translated(name)) for name, _ in rows]
     width = min(LABEL_WIDTH, max(map(cell_len, names), default=0))
@@ -103,10 +103,10 @@ def print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def print_outcome(outcome: Outcome, on_server: bool = False) -> None:
-    """Print what was made and what to do next, each place and each command on a line of its own.
+    """Print the outputs and the next steps, each location and each command on its own line.
 
     Args:
-        on_server: whether a worker of the Prefect server is to do the next steps.
+        on_server: whether a worker of the Prefect server does the next steps.
     """
     if outcome.notice:
         print_text(translated(outcome.notice), "yellow")
@@ -120,24 +120,24 @@ def print_outcome(outcome: Outcome, on_server: bool = False) -> None:
 
 
 def print_line(text: str | Text, style: str | None = None) -> None:
-    """Print a path, URL or command as it is, however narrow the terminal: what is broken there can't be copied."""
+    """Print a path, URL or command without wrapping, so that it can be copied from a narrow terminal."""
     output.print(Text(text) if isinstance(text, str) else text, style=style, soft_wrap=True)
 
 
 def print_text(text: str | Text, style: str | None = None, indent: int = 0) -> None:
-    """Print prose: in a terminal wrapped at words, elsewhere each line as it is.
+    """Print prose: wrapped at words in a terminal, unwrapped elsewhere.
 
-    No word is broken, which paths and URLs are, and no command, so far as it can be told where one ends.
+    Words, and so paths and URLs, are never broken. Nor are commands, as far as their ends can be recognized.
 
     Args:
-        indent: blanks before what a line continues with.
+        indent: number of blanks before continuation lines.
     """
     for line in _lines(text, output, indent):
         print_line(line, style)
 
 
 def print_error(text: str) -> None:
-    """Print prose to stderr, wrapped as `print_text` does it."""
+    """Print prose to stderr, wrapped like `print_text`."""
     for line in _lines(text, Console(stderr=True)):
         print(line.plain, file=sys.stderr)
 
@@ -162,7 +162,7 @@ def _wrapped(line: Text, width: int, indent: int) -> list[Text]:
 
 
 def _words(line: str) -> Iterator[tuple[int, int]]:
-    """Return the parts of a line, each with the blanks before it, between which it may be broken."""
+    """Return the unbreakable parts of a line, each with the blanks before it."""
     start = 0
     for piece in _PIECES.finditer(line):
         end = piece.end()
@@ -172,7 +172,7 @@ def _words(line: str) -> Iterator[tuple[int, int]]:
 
 
 def _may_break(before: str, after: str) -> bool:
-    """Return whether a line may be broken between two characters without a blank: in Japanese, but for kinsoku.
+    """Return whether a line may be broken between two characters without a blank: in Japanese, by the kinsoku rules.
 
     No line begins with a closing mark, a long vowel or a small kana, and none ends with an opening mark.
     """

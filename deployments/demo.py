@@ -1,4 +1,4 @@
-"""`musicgen-flows demo`: fine-tuning on synthesized music, from archives to a page that plays it, resumed once."""
+"""`musicgen-flows demo`: fine-tuning on synthesized music, from archives to a page with players, resumed once."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ PROMPTS = (
     "gentle acoustic folk with flute, 100 bpm, in g major",
 )
 """The first is in the new style, the others in styles that the base model knows."""
-SECONDS = 8.0  # of each piece of music
+SECONDS = 8.0  # per generated clip
 
 
 OWN = {"archives": "archives/"}
 
 
 class _CutOff(BaseException):
-    """Stands for the machine being taken away: no code of the training expects it."""
+    """Simulates the loss of the machine: no code of the training loop handles this exception."""
 
 
 def demo(parameters: dict[str, Any]) -> int:
     workdir = Path(DemoParameters(**parameters).workdir)
-    # The demo's runs never go to anyone's WandB account.
+    # The demo's runs are never uploaded to a WandB account.
     if os.environ.get("WANDB_MODE") != "disabled":
         os.environ["WANDB_MODE"] = "offline"
         print_text(say("WandB stays offline: the demo uploads nothing."))
-        logging.getLogger("musicgen_core.tracking").setLevel(logging.WARNING)  # each run would say so again
+        logging.getLogger("musicgen_core.tracking").setLevel(logging.WARNING)  # it would be repeated for each run
     started = time.monotonic()
     stamp = time.strftime("%Y%m%d-%H%M%S")
     archives, tokens, run_dir, music = (

@@ -1,4 +1,4 @@
-"""`musicgen-flows doctor`: whether this machine can do the work, and what to fix. It needs no server and no GPU."""
+"""`musicgen-flows doctor`: check that this machine can do the work, and list what to fix. Needs no server or GPU."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SECONDS = 90.0
 """For each check. Importing torch takes half of it from a cold disk; what asks a network has its own, shorter limit."""
 
 _STEPS = (Step(message("Try everything, in about three minutes"), "demo"), Step(message("Work in a browser"), "up"))
-"""What a machine without problems is ready for"""
+"""Capability of a machine without problems."""
 _LEVELS = {"ok": message("ok"), "warning": message("warning"), "problem": message("problem")}
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 _INDENT = 4
-"""Of what a long line continues with"""
+"""Indent of the continuation lines of a long line."""
 
 
 def doctor(parameters: dict[str, Any]) -> int:
@@ -46,7 +46,7 @@ def doctor(parameters: dict[str, Any]) -> int:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Libraries tell in their logs what is told here in a table."""
+    """Silence the logs of libraries, whose problems are listed in the table."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -61,16 +61,16 @@ def examine(
     """Run every check.
 
     Args:
-        model, device: as commands take them; where none is given, those that deployments use.
-        given: places by what they are for; where none and no others are given, the server's variables name them.
-        others: places to try, for anything.
-        clips: to have room for.
+        model, device: model and device, as commands take them. By default, those of the deployments.
+        given: locations by purpose. If neither these nor others are given, the server's variables name them.
+        others: further locations to check.
+        clips: number of training clips that need disk space.
     """
     server = _run("Prefect API", "server", "look_at_server")
     answers = not isinstance(server, Finding) and server.answers
     services = (
         _start(message("services"), "services", "check_services") if answers else list
-    )  # meanwhile the others are run
+    )  # the other checks run meanwhile
     variables: Mapping[str, str] = {} if isinstance(server, Finding) else server.variables
     known = {name: variables[f"musicgen_{name}"] for name in PLACES if variables.get(f"musicgen_{name}")}
     tried = given if given or others else known
@@ -116,12 +116,12 @@ def _listed(found: Finding | list[Finding]) -> list[Finding]:
 
 
 def _run(name: str, module: str, function: str, *arguments: Any) -> Any:
-    """What a check returns, or the problem that kept it from returning. Also its imports may hang or fail."""
+    """Run a check and return its result, or a problem if the check or its imports hang or fail."""
     return _start(name, module, function, *arguments)()
 
 
 def _start(name: str, module: str, function: str, *arguments: Any) -> Callable[[], Any]:
-    """Start a check → a function that waits for what it returns."""
+    """Start a check and return a function that waits for its result."""
     mention(message("looking at {name}", name=name))
 
     def run() -> Any:
@@ -131,7 +131,7 @@ def _start(name: str, module: str, function: str, *arguments: Any) -> Callable[[
 
 
 def show(findings: Sequence[Finding]) -> None:
-    """Print all findings, a line each, then what to do about those that aren't ok."""
+    """Print all findings, one line each, then the fixes for those that aren't ok."""
     print_text(say("Doctor"), "bold")
     checks, levels = _column(finding.check for finding in findings), _column(_LEVELS.values())
     for finding, check in zip(findings, checks, strict=True):
@@ -145,7 +145,7 @@ def show(findings: Sequence[Finding]) -> None:
 
 
 def _column(texts: Iterable[str]) -> list[str]:
-    """Return texts in the user's language, filled up to the width of the widest."""
+    """Return texts in the user's language, padded to the width of the widest."""
     shown = list(map(translated, texts))
     width = max(map(cell_len, shown))
     return [text + " " * (width - cell_len(text)) for text in shown]

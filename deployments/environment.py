@@ -1,4 +1,4 @@
-"""Prepare the environment that the command line relies on. Import this before Prefect."""
+"""The environment variables that the command line relies on. Import this before Prefect."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DEFAULTS = {
     # The first start with a new PREFECT_HOME migrates a database: 20 s and more on a small machine.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
-    # Nothing is sent anywhere; on a fresh database telemetry also fails with "database is locked".
+    # No telemetry is sent. On a fresh database it would also fail with "database is locked".
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
-    # Prefect's newer UI takes <audio> out of pages, so that no music plays. Where a browser has chosen it, it stays.
+    # Prefect's newer UI removes <audio> from pages, so that no music plays. A browser that has chosen it keeps it.
     "PREFECT_SERVER_UI_V2_ENABLED": "false",
-    # What the core logs is shown in the UI with the run that it belongs to.
+    # The UI shows the core's logs on the page of their run.
     "PREFECT_LOGGING_EXTRA_LOGGERS": "musicgen_core",
-    # It also works outside of runs, and in threads that belong to none.
+    # The core also logs outside of runs, and in threads without a run.
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
-    # What automations wait for is not forgotten while the server is away: a run may have died with it.
+    # Automations keep their state while the server is down: a run may have died with it.
     "PREFECT_SERVER_EVENTS_EXPIRED_BUCKET_BUFFER": "P7D",
-    # A sign of life every so many seconds, the least that Prefect allows; deployments/automations.yaml counts on it.
+    # Seconds between heartbeats, the minimum that Prefect allows. deployments/automations.yaml relies on it.
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
 }
 
 
 _CONSOLE_LEVEL = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 INTERNAL_LEVEL = "PREFECT_INTERNAL_LOGGING_LEVEL"
-"""Of the threads that send events and logs: each of them that a stopped server misses would be a page of its own."""
+"""Log level of the threads that send events and logs: each one lost to a stopped server would print a page."""
 
 
 def prepare(quiet: bool = False) -> None:
-    """Prepare the environment of this process and of all that it starts: the defaults, where nothing else is set.
+    """Set the defaults of this process's environment, and so of its children. Variables that are set are kept.
 
     Args:
-        quiet: keep Prefect's logs and tracebacks off the terminal, where progress is shown; the UI has all of them.
+        quiet: keep Prefect's logs and tracebacks off the terminal, which shows progress. The UI has all of them.
     """
     drop_empty("PREFECT_", "WANDB_", "HF_", "MUSICGEN_", "OMP_NUM_THREADS", "TMPDIR")
     _exempt_loopback_from_proxy()
@@ -57,7 +57,7 @@ def prepare(quiet: bool = False) -> None:
     if quiet:
         os.environ.setdefault(_CONSOLE_LEVEL, "CRITICAL")
         os.environ.setdefault(INTERNAL_LEVEL, "CRITICAL")
-        logging.raiseExceptions = False  # nor is each log printed that a stopped server misses
+        logging.raiseExceptions = False  # nor is each log record printed that can't be sent to a stopped server
 
 
 def is_quiet() -> bool:
@@ -66,9 +66,9 @@ def is_quiet() -> bool:
 
 
 def print_in_any_encoding() -> None:
-    """Where output can't show a character, print the nearest that it can, or a question mark.
+    """Print the nearest available character, or a question mark, for one that the output's encoding lacks.
 
-    Of processes that this one starts, too: Prefect draws tables.
+    Also applies to child processes: Prefect draws tables.
     """
     codecs.register_error("musicgen", _replace)
     for stream in (sys.stdout, sys.stderr):
@@ -87,9 +87,9 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
 
 
 def use_local_server() -> None:
-    """Use the server that `up` runs on this machine, if one answers there and the environment names no other.
+    """Use the server of `up` on this machine if it answers and the environment names no other.
 
-    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE=true asks for a temporary server, whatever runs here.
+    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE=true always selects a temporary server.
     """
     wants_temporary = os.environ.get("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "").lower() in ("1", "true")
     if "PREFECT_API_URL" not in os.environ and not wants_temporary and is_healthy(LOCAL_API):
@@ -97,7 +97,7 @@ def use_local_server() -> None:
 
 
 def _exempt_loopback_from_proxy() -> None:
-    """An HTTP proxy can't reach the servers of this machine. The lower-case name wins where both are set."""
+    """Exempt loopback addresses from the HTTP proxy, which can't reach them. The lower-case variable wins."""
     set_already = [name for name in ("no_proxy", "NO_PROXY") if name in os.environ]
     hosts = ",".join(os.environ[name] for name in set_already[:1])
     if hosts.strip() != "*":
@@ -107,7 +107,7 @@ def _exempt_loopback_from_proxy() -> None:
 
 
 def _shut_out_working_directory() -> None:
-    """Import nothing from the working directory, whose `tokenize.py` or `tasks/` would stand in for Python's or ours.
+    """Import nothing from the working directory, whose `tokenize.py` or `tasks/` would shadow Python's or ours.
 
     `python -m` and multiprocessing put it first on the path, and so does an empty entry of PYTHONPATH.
     """
@@ -123,5 +123,5 @@ def is_healthy(api: str) -> bool:
     try:
         with urllib.request.urlopen(f"{api}/health", timeout=2) as answer:
             return bool(answer.status == 200)
-    except (OSError, ValueError, http.client.HTTPException):  # what answers may not be HTTP
+    except (OSError, ValueError, http.client.HTTPException):  # the answer may not be HTTP
         return False

@@ -1,4 +1,4 @@
-"""`musicgen-flows estimate`: how long tokenizing will take, on how much disk, and at what price."""
+"""`musicgen-flows estimate`: duration, disk space and price of tokenizing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def estimate(parameters: dict[str, Any]) -> int:
 
 
 def estimate_archives(given: EstimateParameters) -> None:
-    """Encode a sample of the clips, and say how long all of them will take, on how much disk, and at what price."""
+    """Encode a sample of the clips, and print the duration, disk space and price of tokenizing all of them."""
     model = given.model or DEFAULT_MODEL
     done = count(1)
     with working() as activity, hub.download_listener(lambda progress: activity(fetched(progress))):

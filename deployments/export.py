@@ -21,7 +21,7 @@ def export(parameters: dict[str, Any]) -> int:
 
 
 def export_adapter(given: ExportParameters) -> None:
-    """Write an adapter as other libraries load it, with a model card that says how."""
+    """Write an adapter in the formats of other libraries, with a model card that explains how to load it."""
     with working() as activity, hub.download_listener(lambda progress: activity(fetched(progress))):
         announce_torch()
         from musicgen_core.exporting.export import export

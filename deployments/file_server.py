@@ -1,8 +1,8 @@
 """The file server of `up`: tokens, runs and music, read-only, for the browser that shows the Prefect UI.
 
-Starlette's StaticFiles resolves paths and serves ranges of bytes, which players need to seek. Here are the folders and
-who is answered: requests by a name of this machine, with the password if there is one. Which files are served:
-`tasks/served.py`; how folders are listed: `deployments/listing.py`.
+Starlette's StaticFiles resolves paths and serves byte ranges, which players need to seek. This module adds the folders
+and the access rules: a request must name this machine as its host, and have the password if there is one. The served
+file types are in `tasks/served.py`, the pages of folders in `deployments/listing.py`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _TEMPLATES = {"musicgen_core.generation": "index.html.j2", "musicgen_core.evalua
 
 
 class Folders(StaticFiles):
-    """The first part of a path names one of the folders, the rest a file or folder in it. Folders are listed."""
+    """Static files below several folders. A path's first part names the folder, the rest a file or folder in it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,13 +59,13 @@ class Folders(StaticFiles):
         return (file, found) if found and is_served(Path(file), Path(folder)) else ("", None)
 
     def _find(self, path: str) -> tuple[str, str, os.stat_result | None]:
-        """Return the path without symbolic links, that of its folder, and what is there: None for what is outside."""
+        """Return the resolved path, its resolved folder, and the file's status: None outside of the folders."""
         name, _, rest = path.partition(os.sep)
         if name not in self.served:
             return "", "", None
         folder = self.served[name]
         try:
-            # It gives nothing for a path, or the target of a symbolic link, that is not in the folder.
+            # It finds nothing if the path, or the target of a symbolic link, is outside of the folder.
             file, found = StaticFiles(directory=folder, check_dir=False).lookup_path(f"./{rest}")
         except OSError:
             return "", "", None
@@ -82,24 +82,24 @@ class Folders(StaticFiles):
             return listing
 
     def _listing(self, path: str, asked: str) -> Response | None:
-        """Return the page of a folder, or that of all of them; None: there is no such folder.
+        """Return the page of a folder, or of all folders. None if there is no such folder.
 
         Args:
-            path: as `get_path` makes it.
-            asked: the path of the URL.
+            path: path as returned by `get_path`.
+            asked: path of the URL.
         """
         if path == os.curdir:
             return HTMLResponse(places_page(self.served), headers=_headers())
         try:
             folder, place, found = self._find(path)
             if not (found and stat.S_ISDIR(found.st_mode) and is_open(Path(folder), Path(place))):
-                folder = place = self.served.get(path, "")  # a place that is not there yet
+                folder = place = self.served.get(path, "")  # a folder that does not exist yet
             if not place:
                 return None
-            if not asked.endswith("/"):  # relative, as a proxy may have put something before the path
+            if not asked.endswith("/"):  # relative, since a proxy may add a prefix to the path
                 return RedirectResponse(f"./{quote(asked.rpartition('/')[2])}/")
             return HTMLResponse(folder_page(Path(folder), Path(place), path), headers=_headers())
-        except (OSError, ValueError):  # it can't be read; no name of a file
+        except (OSError, ValueError):  # unreadable; not a file name
             return None
 
     def file_response(
@@ -115,16 +115,16 @@ class Folders(StaticFiles):
 def _headers() -> dict[str, str]:
     return {
         "x-content-type-options": "nosniff",
-        "cache-control": "no-cache",  # a page that was written again is shown as it is now
+        "cache-control": "no-cache",  # a page that was rewritten is reloaded
         "content-security-policy": page_policy(),
     }
 
 
 @cache
 def page_policy() -> str:
-    """Return the Content-Security-Policy of whatever is served: of scripts those of this project's pages alone.
+    """Return the Content-Security-Policy of every response. Only scripts of this project's pages may run.
 
-    Other pages that lie in the folders could read all the files there and send them away.
+    Scripts of other pages in the folders could read all files there and send them elsewhere.
     """
     sources = [files(package).joinpath(name).read_text("utf-8") for package, name in _TEMPLATES.items()]
     scripts = " ".join(dict.fromkeys(csp_hashes(source, "script") for source in sources))
@@ -135,9 +135,9 @@ def page_policy() -> str:
 
 
 def is_own_host(host: str, names: Collection[str]) -> bool:
-    """Return whether a request's Host is this machine: an IP address, localhost, or one of its names.
+    """Return whether a request's Host is an IP address, localhost, or one of this machine's names.
 
-    A page of another site can have its own name resolve to this machine (DNS rebinding), and would read the answers.
+    Another site can let its own name resolve to this machine (DNS rebinding), and could then read the responses.
     """
     try:
         name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
@@ -151,17 +151,17 @@ def is_own_host(host: str, names: Collection[str]) -> bool:
 
 
 def names_of_machine(url: str) -> set[str]:
-    """Return the names, in lower case, by which browsers may call this machine: its own, and that in the URL."""
+    """Return the host names, in lower case, that requests may have: this machine's, and the one in the URL."""
     node = platform.node().lower()
     return {node, f"{node.partition('.')[0]}.local", urlsplit(url).hostname or node}
 
 
 class Application:
-    """The ASGI application: the folders, behind HTTP's basic authentication if there is a password.
+    """The ASGI application: the folders, behind HTTP basic authentication if there is a password.
 
     Args:
-        password: `user:password`; None for none. `/health` is served without it.
-        names: see `names_of_machine`.
+        password: `user:password`, or None. `/health` is served without it.
+        names: allowed host names, from `names_of_machine`.
     """
 
     def __init__(self, folders: Folders, password: str | None, names: Collection[str] = ()) -> None:
@@ -187,17 +187,17 @@ class Application:
 
 
 class Serving:
-    """A running file server; `serve` says which folders.
+    """A running file server. `serve` sets its folders.
 
     Args:
-        url, local: its addresses for browsers, and for processes of this machine.
+        url, local: addresses for browsers, and for processes of this machine.
     """
 
     def __init__(self, folders: Folders, url: str, local: str) -> None:
         self._folders, self._url, self._local = folders, url, local
 
     def serve(self, places: Mapping[str, str]) -> None:
-        """Serve those of the places (by Prefect variable) that are local folders, and say so on the Prefect server."""
+        """Serve the places (by Prefect variable) that are local folders, and publish them on the Prefect server."""
         found = {name: _local_folder(places.get(f"musicgen_{name}", "")) for name in FOLDERS}
         local = {name: folder for name, folder in found.items() if folder is not None}
         if local != self._folders.served:
@@ -206,8 +206,8 @@ class Serving:
 
 
 def _local_folder(location: str) -> str | None:
-    """Return a place without symbolic links; None if it is remote, relative, or no place at all."""
-    with contextlib.suppress(ConfigError, OSError, RuntimeError):  # a symbolic link that leads back to itself
+    """Return the resolved path of a place, or None if it is remote, relative or invalid."""
+    with contextlib.suppress(ConfigError, OSError, RuntimeError):  # RuntimeError: circular symbolic link
         path = storage.as_path(location)
         if storage.is_local(path) and Path(str(path)).is_absolute():
             return str(Path(str(path)).resolve())
@@ -226,7 +226,7 @@ def serving(host: str, port: int, url: str, local: str) -> Iterator[Serving]:
         try:
             yield Serving(folders, url, local)
         finally:
-            with contextlib.suppress(httpx.HTTPError):  # the Prefect server may be gone already
+            with contextlib.suppress(httpx.HTTPError):  # the Prefect server may have ended already
                 Variable.unset(VARIABLE)
 
 
@@ -249,7 +249,7 @@ def listening(app: ASGIApp, host: str, port: int) -> Iterator[None]:
 
 
 def password() -> str | None:
-    """Return the Prefect server's `user:password`, where this process knows one."""
+    """Return the Prefect server's `user:password` if it is in this process's settings."""
     settings = get_current_settings()
     found = settings.server.api.auth_string or settings.api.auth_string
     return found.get_secret_value() if found else None

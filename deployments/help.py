@@ -1,4 +1,4 @@
-"""What the command line's help says, in the user's language."""
+"""The command line's help, in the user's language."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from musicgen_core.language import message, say, stored_message, translated
 ARGUMENTS, REQUIRED, OPTIONS = message("Arguments"), message("Required"), message("Options")
 """Titles of the first panels, in their order"""
 _NAMES_WIDTH = 34
-"""Of the column of names: the longest option with its metavar is not broken at 80 characters a line"""
+"""Width of the column of names, in which the longest option with its metavar fits unbroken at 80 characters a line."""
 
 
 def group(title: str, place: int) -> Group:
-    """Return a panel of the help.
+    """Return a panel of the help page.
 
     Args:
-        place: among the panels.
+        place: position among the panels.
     """
     return Group(in_users_language(title), sort_key=place)
 
 
 def describe(command: Command, name: str) -> str:
-    """Return what a parameter is."""
+    """Return the description of a parameter."""
     return in_users_language(_description(command, name))
 
 
 def in_users_language(text: str) -> str:
-    """Return a text of the definitions of commands and parameters, which are in English."""
+    """Return the translation of a text from the definitions of commands and parameters, which are in English."""
     return translated(stored_message(text))
 
 
 def texts_of_help(commands: Mapping[str, Command]) -> set[str]:
-    """Return the texts of the definitions that the help shows: they are marked nowhere else."""
+    """Return the texts of the definitions that the help shows. No call of `message` marks them."""
     texts = {command.summary for command in commands.values()}
     for command in commands.values():
         texts |= {_description(command, name) for name in command.fields} | set(command.titles.values())
@@ -53,7 +53,7 @@ def _description(command: Command, name: str) -> str:
 
 
 def columns(console: Console, options: ConsoleOptions, entries: Sequence[HelpEntry]) -> tuple[ColumnSpec, ...]:
-    """Return the columns of a panel: names, and what they are."""
+    """Return the columns of a panel: names and descriptions."""
     names = ColumnSpec(renderer=NameRenderer(_NAMES_WIDTH), style="cyclopts.name", max_width=_NAMES_WIDTH)
     return names, ColumnSpec(renderer=_Described(), overflow="fold")
 
@@ -67,7 +67,7 @@ class Formatter(DefaultFormatter):
 
 
 class _Described(DescriptionRenderer):
-    """Choices and default behind a description, in the user's language."""
+    """Renders descriptions with choices and default, in the user's language."""
 
     def __call__(self, entry: HelpEntry) -> RenderableType:
         shown = super().__call__(evolve(entry, choices=(), default=None))

@@ -1,4 +1,4 @@
-"""Files that a command reads, checked before it starts a server or fetches a model."""
+"""Checks of a command's input files before it starts a server or downloads a model."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from musicgen_core.stages import announce, announce_torch
 
 
 def check_adapter(location: str | None) -> None:
-    """Check an adapter. One on the Hugging Face Hub, whose token Prefect may have, is left to the run.
+    """Check a local adapter. Those on the Hugging Face Hub are checked by the run, since Prefect may hold the token.
 
     Raises:
-        AdapterError: there is none, or it can't be read.
+        AdapterError: the adapter does not exist or can't be read.
     """
     if location in (None, BASE):
         return
@@ -31,13 +31,13 @@ def check_adapter(location: str | None) -> None:
 
 
 def check_evaluation(given: Mapping[str, Any]) -> None:
-    """Check the tokens and the adapter.
+    """Check the tokens and the adapter, without loading PyTorch.
 
     Args:
         given: parameters of `evaluate-adapter`.
 
     Raises:
-        TokensError: the tokens are of another codec than the adapter's base model; PyTorch is not loaded for that.
+        TokensError: the tokens are of another codec than the adapter's base model.
         AdapterError: see `check_adapter`.
     """
     from musicgen_core.training.codec_check import check_codec_of_adapter
@@ -47,7 +47,7 @@ def check_evaluation(given: Mapping[str, Any]) -> None:
 
 
 def check_training(given: Mapping[str, Any]) -> None:
-    """Check the adapter that a new training run begins with, and the file of general prompts.
+    """Check the adapter that a new training run starts from, and the file of general prompts.
 
     Args:
         given: parameters of `train-lora` or `finetune`.
@@ -86,11 +86,11 @@ def check_rendering(given: Mapping[str, Any]) -> None:
 
 
 def _begins_here(location: str) -> bool:
-    """Return whether it begins with a directory that is here, as a mistyped `runs/first` does."""
+    """Return whether the name begins with an existing directory, as a mistyped `runs/first` does."""
     return Path(Path(location).parts[0]).is_dir()
 
 
 def _is_pipe(location: str) -> bool:
-    """Return whether it can be read only once, as `<(…)` of a shell."""
+    """Return whether the file can be read only once, such as a shell's `<(…)`."""
     path = storage.as_path(location)
     return storage.is_local(path) and Path(str(path)).is_fifo()

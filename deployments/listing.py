@@ -1,4 +1,4 @@
-"""The pages of the file server that list its folders: what there is to open, the newest first."""
+"""The file server's pages that list folders: subfolders and files, newest first."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PAGES = {"index.html": message("Listen to all of it"), "report.html": message("
 
 @dataclass(frozen=True)
 class Page:
-    """A page that a folder is opened for."""
+    """A page that is the reason to open a folder, such as a report."""
 
     text: str
     link: str
@@ -38,13 +38,13 @@ class Page:
 
 @dataclass(frozen=True)
 class Entry:
-    """A sub-folder or file.
+    """A subfolder or file in a listing.
 
     Attributes:
         link: relative URL.
-        changed: when it was written last.
-        size: of a file.
-        pages: of a sub-folder.
+        changed: time of the last modification.
+        size: size of a file.
+        pages: pages of a subfolder.
     """
 
     name: str
@@ -64,12 +64,12 @@ def folder_page(directory: Path, place: Path, trail: str) -> str:
     """Return the page of a folder.
 
     Args:
-        directory: the folder, without symbolic links; one that is not there yet is empty.
-        place: the place that it is in, likewise.
-        trail: its path in URLs, `runs/first`.
+        directory: resolved path of the folder. One that does not exist yet is empty.
+        place: resolved path of the served folder that contains it.
+        trail: its path in URLs, such as `runs/first`.
 
     Raises:
-        OSError: it can't be read.
+        OSError: the folder can't be read.
     """
     found = list(_found(directory, place)) if directory.exists() else []
     folders = [each for each in found if each.size is None]
@@ -94,7 +94,7 @@ def folder_page(directory: Path, place: Path, trail: str) -> str:
 
 
 class _Found(NamedTuple):
-    """What the file server shows of a folder; folders have no size."""
+    """An entry that the file server shows. Folders have no size."""
 
     name: str
     changed: float
@@ -112,7 +112,7 @@ def _found(directory: Path, place: Path) -> Iterator[_Found]:
                 if is_shown and not entry.name.startswith("."):
                     found = entry.stat()
                     yield _Found(entry.name, found.st_mtime, None if is_folder else found.st_size)
-            except (OSError, UnicodeEncodeError):  # gone, a link that leads in a circle, or a name that no URL has
+            except (OSError, UnicodeEncodeError):  # deleted, a circular link, or a name that no URL can have
                 continue
 
 
@@ -121,7 +121,7 @@ def _newest(found: Iterable[_Found]) -> list[_Found]:
 
 
 def is_open(folder: Path, place: Path) -> bool:
-    """Return whether a folder, without symbolic links, is in a place and not hidden."""
+    """Return whether a resolved folder is inside a place and not hidden."""
     return folder.is_relative_to(place) and not any(part.startswith(".") for part in folder.relative_to(place).parts)
 
 
@@ -132,7 +132,7 @@ def _folder(found: _Found, directory: Path, place: Path) -> Entry:
 
 
 def _pages(folder: Path, place: Path) -> list[Page]:
-    """Return the pages that a folder is opened for, of those that it has."""
+    """Return the pages that a folder has."""
     return [Page(translated(text), name) for name, text in _PAGES.items() if _is_shown(folder / name, place)]
 
 

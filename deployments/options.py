@@ -1,4 +1,4 @@
-"""The command line: cyclopts reads it, from the definitions of parameters, and pydantic checks the values."""
+"""Parse the command line with cyclopts, from the definitions of parameters, and validate its values with pydantic."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ _OF_ALL = ("--help", "--version", "--debug", _LANGUAGE)
 """Options of every command"""
 
 _SIMILARITY = 0.75
-"""How much a name must be like another (difflib's ratio, 1 if equal) to be taken for a slip of it"""
+"""Minimum similarity (difflib's ratio, 1 if equal) of two names, one of which is taken for a typo of the other."""
 
 
 class UsageError(Exception):
-    """Wrong usage; `problems` has all of them."""
+    """Wrong usage. `problems` lists every problem."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("; ".join(problems))
@@ -54,15 +54,15 @@ class UsageError(Exception):
 
 
 class _Console(Console):
-    def on_broken_pipe(self) -> None:  # of rich, which would exit with 1
+    def on_broken_pipe(self) -> None:  # overrides rich's, which would exit with 1
         raise SystemExit(BROKEN_PIPE)
 
 
 def choose_language(line: Sequence[str]) -> list[str]:
-    """Take `--language` out of a command line, for this process and those that it starts → the rest of the line.
+    """Apply `--language` to this process and its children, and return the command line without it.
 
     Raises:
-        UsageError: there is no such language.
+        UsageError: the language is unknown.
     """
     rest: list[str] = []
     entries = iter(line)
@@ -82,11 +82,11 @@ def choose_language(line: Sequence[str]) -> list[str]:
 
 
 def parse(commands: Mapping[str, Command], line: Sequence[str]) -> tuple[Command, dict[str, Any]] | None:
-    """Read a command line.
+    """Parse a command line.
 
     Returns:
-        The command and the parameters that were given, checked. None: what was asked for is done (`--help`, `--version`
-        and `--install-completion`).
+        The command and the given parameters, validated. None if the request is done already: `--help`, `--version` and
+        `--install-completion`.
 
     Raises:
         UsageError: with every problem at once.
@@ -141,7 +141,7 @@ def _usage(command: Command, name: str) -> str:
 
 
 def _function(command: Command) -> Callable[..., Any]:
-    """Return a function with a command's parameters in its signature, as cyclopts reads them; it is never called."""
+    """Return a function whose signature has a command's parameters, for cyclopts to inspect. It is never called."""
 
     def function() -> None: ...
 
@@ -178,12 +178,12 @@ def _parameter(command: Command, name: str, info: FieldInfo) -> inspect.Paramete
         group=_panel(command, name),
         **common,
     )
-    hint = Path if is_place(info) else list[str] if several else kind  # a shell completes the names of files
+    hint = Path if is_place(info) else list[str] if several else kind  # shells complete file names
     return _keyword(name, Annotated[hint, look, *_AS_TEXT], info.default)
 
 
 def _panel(command: Command, name: str) -> Group:
-    """Return the panel of the help that an option is in."""
+    """Return the help panel of an option."""
     if name in command.required:
         return _panel_of(REQUIRED)
     title, titles = command.titles.get(name), list(dict.fromkeys(command.titles.values()))
@@ -199,7 +199,7 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 
 def _as_text(kind: Any, tokens: Sequence[Token]) -> Any:
-    """Leave a value as it was given: pydantic checks all of them at once."""
+    """Return a value unchanged: pydantic validates all of them together."""
     values = [token.value for token in tokens]
     return values if get_origin(kind) is list else values[-1]
 
@@ -207,12 +207,12 @@ def _as_text(kind: Any, tokens: Sequence[Token]) -> Any:
 _AS_TEXT = (
     Parameter(
         converter=_as_text,
-        required=False,  # what is missing is reported with the other problems
+        required=False,  # missing values are reported with the other problems
         allow_repeating=True,  # the last one counts
         json_list=False,
         json_dict=False,
     ),
-    SkipValidation(),  # of each value by itself, which would end at the first problem
+    SkipValidation(),  # validation value by value would stop at the first problem
 )
 
 
@@ -228,9 +228,9 @@ def _joined(line: Sequence[str]) -> list[str]:
 
 
 def _bind(app: App, line: list[str]) -> tuple[Callable[..., Any], inspect.BoundArguments, list[str]]:
-    """→ the function of the command, what was given, and what is wrong with that.
+    """Return the function of the command, its arguments, and the problems.
 
-    cyclopts stops at the first problem: what it is about is taken out, and the rest is read once more.
+    cyclopts stops at the first problem. The entry that caused it is removed, and the rest is parsed again.
     """
     problems: list[str] = []
     while True:
@@ -246,7 +246,7 @@ def _bind(app: App, line: list[str]) -> tuple[Callable[..., Any], inspect.BoundA
 
 
 def _without(error: CycloptsError, line: list[str]) -> tuple[list[str], list[str]]:
-    """→ what is wrong, in words, and the line without it."""
+    """Return descriptions of the problem, and the line without the entry that caused it."""
     if isinstance(error, UnknownOptionError):
         return _without_option(error, line)
     if isinstance(error, UnknownCommandError):
@@ -274,7 +274,7 @@ def _without(error: CycloptsError, line: list[str]) -> tuple[list[str], list[str
 
 
 def _without_option(error: UnknownOptionError, line: list[str]) -> tuple[list[str], list[str]]:
-    """Under the name that may be meant, the option's value is taken for what it is."""
+    """Describe an unknown option. A similar name replaces it in the line, so that its value is validated, too."""
     option, _, value = (error.token.keyword or error.token.value).partition("=")
     names = [name for argument in error.argument_collection for name in argument.names]
     arguments = [name for name in names if not name.startswith("-")]
@@ -301,7 +301,7 @@ def _meant(given: str, names: Sequence[str]) -> str:
 
 
 def similar(given: str, names: Iterable[str]) -> list[str]:
-    """Return the name that may be meant: the only one that begins so, else the most similar one, if any is."""
+    """Return the probably intended name, if any: the only one with this prefix, or else the most similar one."""
     plain, by_name = given.lstrip("-"), {name.lstrip("-"): name for name in names}
     begun = [name for name in by_name if name.startswith(plain)]
     found = begun if len(begun) == 1 else get_close_matches(plain, by_name, n=1, cutoff=_SIMILARITY)
@@ -309,7 +309,11 @@ def similar(given: str, names: Iterable[str]) -> list[str]:
 
 
 def _replaced(line: list[str], entry: str, names: Sequence[str], with_value: bool = True) -> list[str]:
-    """→ the line with `names` in place of the last such argument or option, and of its `=VALUE` unless that stays."""
+    """Return the line with `names` in place of the last occurrence of `entry`.
+
+    Args:
+        with_value: whether the `=VALUE` of an option is kept.
+    """
     for place in reversed(range(len(line))):
         option, *value = line[place].split("=", 1)
         if entry in (line[place], option):
@@ -319,10 +323,10 @@ def _replaced(line: list[str], entry: str, names: Sequence[str], with_value: boo
 
 
 def _checked(command: Command, given: dict[str, Any], problems: list[str]) -> dict[str, Any]:
-    """Check what was given, in YAML too.
+    """Return the validated parameters, including those of the YAML file.
 
     Raises:
-        UsageError: with these problems and all others.
+        UsageError: there are problems, these or others.
     """
     if config := given.pop("config", None):
         try:

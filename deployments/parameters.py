@@ -1,4 +1,4 @@
-"""Parameters of the commands that run no flow. As in `flows/parameters.py`, importing them is quick."""
+"""Parameters of the commands that run no flow. Like `flows/parameters.py`, this module imports quickly."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class UpParameters(Settings):
 
     @property
     def chosen_files_port(self) -> int:
-        """The file server's port: `files_port`, or one that depends on the server's."""
+        """The file server's port: `files_port`, or one derived from the server's."""
         above = self.port + _TO_FILES_PORT
         return self.files_port or (above if above <= _MOST_PORT else self.port - _TO_FILES_PORT)
 

@@ -1,4 +1,4 @@
-"""The parts of Prefect that `up` runs as processes of their own, and how they and what they started come to an end."""
+"""The child processes of `up`: Prefect's server and workers, and how they and their descendants are stopped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import psutil  # type: ignore[import-untyped]
 from deployments.environment import ROOT
 from flows.orphans import be_sent_at_parents_death
 
-STOP_SECONDS = 40  # a training that is stopped saves a checkpoint first
+STOP_SECONDS = 40  # a training run that is stopped saves a checkpoint first
 
 RESTART_SECONDS = 5
 
@@ -25,19 +25,19 @@ PLAIN = {"PREFECT_CLI_WRAP_LINES": "false", "PREFECT_CLI_COLORS": "false"}
 
 Part = subprocess.Popen[bytes]
 Command = tuple[list[str], dict[str, str]]
-"""Of Prefect, and what is added to its environment."""
+"""A command of Prefect, and additions to its environment."""
 
 
 class Parts:
-    """Commands of Prefect that run as processes of their own, until the block is left.
+    """Prefect commands that run as child processes until the block is left.
 
-    Each is in a session of its own, so that a Ctrl-C reaches us alone and we stop the parts in order. Should we be
-    killed, they are killed, too: workers that live on would be a second set beside the next `up`'s.
+    Each has its own session, so that Ctrl-C reaches only this process, which stops the parts in order. If this process
+    is killed, they are killed, too: surviving workers would run beside those of the next `up`.
 
     Args:
-        commands: what to run.
-        stdout, stderr: as `subprocess.Popen` takes them; by default they share ours.
-        on_start: called with each part that has been started, also again.
+        commands: the commands and their environments.
+        stdout, stderr: as for `subprocess.Popen`. Inherited by default.
+        on_start: called with each part that was started or restarted.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Parts:
         _stop(self.running)
 
     def restart_ended(self) -> Iterator[Command]:
-        """Start again those that have ended by themselves → their commands."""
+        """Restart the parts that have ended, and return their commands."""
         for number, (part, command) in enumerate(zip(self.running, self._commands, strict=True)):
             if part.poll() is not None:
                 time.sleep(RESTART_SECONDS)
@@ -89,13 +89,13 @@ def _start(
 
 def _begin() -> None:
     be_sent_at_parents_death(signal.SIGKILL)
-    # A worker that is asked to end sends itself a SIGINT, to which `musicgen-flows up &` would have made it deaf.
+    # On SIGTERM a worker sends itself SIGINT, which it would ignore after `musicgen-flows up &`.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _stop(running: Sequence[Part]) -> None:
-    """End parts and everything that they started, and let nothing interrupt that."""
-    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second one would leave half of it running
+    """Stop parts and all of their descendants. Further signals are ignored meanwhile."""
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second signal would leave some of them running
         signal.signal(stop, signal.SIG_IGN)
     end_runs(running, STOP_SECONDS)
     _end([process for part in running for process in _with_descendants(part.pid)])
@@ -104,11 +104,10 @@ def _stop(running: Sequence[Part]) -> None:
 
 
 def end_runs(workers: Sequence[Part], patience_s: float) -> None:
-    """End the runs of workers, which save where they are and tell the server. The workers stay halted (SIGSTOP).
+    """Stop the runs of workers. The runs save a checkpoint and report to the server; the workers stay halted (SIGSTOP).
 
-    A worker that is asked to end kills its runs at once, or waits for them however long that takes. Halted, it can do
-    neither, nor take another run, while those that it has are asked. Once: at a second SIGTERM they would leave their
-    saving, too.
+    On SIGTERM a worker kills its runs at once, or waits for them without limit. While it is halted it does neither, nor
+    does it take another run. Each run gets a single SIGTERM: a second one would interrupt the saving.
     """
     for worker in workers:
         worker.send_signal(signal.SIGSTOP)
@@ -121,7 +120,7 @@ def end_runs(workers: Sequence[Part], patience_s: float) -> None:
 
 
 def _runs(worker: Part) -> list[psutil.Process]:
-    """Its children in sessions of their own, in which workers start their runs."""
+    """Return a worker's children in other sessions: workers start each run in a new session."""
     try:
         children = psutil.Process(worker.pid).children()
         return [child for child in children if os.getsid(child.pid) != os.getsid(worker.pid)]
@@ -137,7 +136,7 @@ def _lives(process: psutil.Process) -> bool:
 
 
 def _end(processes: Sequence[psutil.Process]) -> None:
-    """Ask processes, halted ones too, to end, wait for that, and make those that have not, with what they started."""
+    """Terminate processes, halted ones too, and wait. Kill the remaining ones with their descendants."""
     for process in processes:
         _send(process, signal.SIGTERM)
         _send(process, signal.SIGCONT)

@@ -1,4 +1,7 @@
-"""What a Prefect server is told once: work pool, deployments, automations, places. Again changes what is different."""
+"""Register work pool, deployments, automations and places on a Prefect server.
+
+Idempotent: registering again updates what differs.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ _COLUMNS = 500
 
 
 def register() -> None:
-    """Bring the server that PREFECT_API_URL names up to date. Needs none of the packages that training needs.
+    """Update the registrations of the server in PREFECT_API_URL. Needs none of the packages for training.
 
     Raises:
         MusicgenError: Prefect refused something.
@@ -54,7 +57,7 @@ def register() -> None:
 
 
 def prefect(*command: str) -> None:
-    """Run a command of Prefect, showing its output only if it fails.
+    """Run a command of Prefect. Its output is shown only if it fails.
 
     Raises:
         MusicgenError: it failed.
@@ -63,7 +66,7 @@ def prefect(*command: str) -> None:
 
 
 def _lines_of_prefect(*command: str) -> Iterator[str]:
-    """Run a command of Prefect → the lines that it prints, as they come.
+    """Run a command of Prefect, and yield its output line by line.
 
     Raises:
         MusicgenError: it failed.
@@ -94,7 +97,7 @@ def _lines_of_prefect(*command: str) -> Iterator[str]:
 
 
 def _ensure_pool(client: SyncPrefectClient) -> None:
-    """Create the work pool; one that is there stays as a person has set it. Deploying creates its queues."""
+    """Create the work pool. An existing one is left as a person has set it. Deploying creates its queues."""
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectNotFound
 
@@ -111,7 +114,7 @@ def _ensure_pool(client: SyncPrefectClient) -> None:
 
 
 def _deploy(client: SyncPrefectClient) -> None:
-    """Deploy what prefect.yaml has. Its schedules apart: deployed, they would replace what people have set."""
+    """Deploy prefect.yaml without its schedules, which would replace the settings of people."""
     definition = yaml.safe_load((ROOT / PREFECT_FILE).read_text(encoding="utf-8"))
     schedules = {entry["name"]: entry.pop("schedules", []) for entry in definition["deployments"]}
     with tempfile.TemporaryDirectory() as folder:
@@ -131,13 +134,13 @@ def _deploy(client: SyncPrefectClient) -> None:
 
 
 def _ensure_schedules(client: SyncPrefectClient, name: str, wanted: Sequence[dict[str, Any]]) -> None:
-    """Create those of a deployment that the server doesn't have, and group the parameters of those that it has."""
+    """Create a deployment's missing schedules, and group the parameters of the existing ones."""
     from prefect.client.schemas.actions import DeploymentScheduleCreate
     from prefect.client.schemas.schedules import CronSchedule
 
     deployment = client.read_deployment_by_name(f"{name}/{name}")
     for schedule in deployment.schedules:
-        # Beside a group that a form fills in, a person could not see or change what earlier versions stored.
+        # The form of a group neither shows nor changes parameters that earlier versions stored outside of it.
         chosen = in_groups(schedule.parameters, deployment.parameter_openapi_schema or {})
         if chosen != schedule.parameters:
             client.update_deployment_schedule(deployment.id, schedule.id, active=schedule.active, parameters=chosen)
@@ -149,24 +152,24 @@ def _ensure_schedules(client: SyncPrefectClient, name: str, wanted: Sequence[dic
 
 
 def _ensure_one_tokenizing(client: SyncPrefectClient) -> None:
-    """Limit the queue, which deploying has created, to one run. A limit that it has stays.
+    """Limit the queue, which deploying has created, to one run. An existing limit is kept.
 
-    Two runs at a time would tokenize the same archives twice. A deployment's limit is no way: it is a lease in the
-    server's memory, and a run whose lease a new server doesn't know is crashed.
+    Two concurrent runs would tokenize the same archives twice. A deployment's limit does not work here: it is a lease
+    in the server's memory, and a restarted server marks runs whose lease it doesn't know as crashed.
     """
     if client.read_work_queue_by_name(TOKENIZING_QUEUE, work_pool_name=POOL).concurrency_limit is None:
         prefect("work-queue", "set-concurrency-limit", TOKENIZING_QUEUE, "1", "--pool", POOL)
 
 
 def read_automations() -> list[dict[str, Any]]:
-    """What automations.yaml holds."""
+    """Return the definitions of automations.yaml."""
     text = (ROOT / "deployments" / "automations.yaml").read_text(encoding="utf-8")
     automations: list[dict[str, Any]] = yaml.safe_load(text)["automations"]
     return automations
 
 
 def ensure_automations(client: SyncPrefectClient, wanted: Sequence[Mapping[str, Any]]) -> None:
-    """Have each of these automations once. One that was paused stays so; one that is the same isn't touched."""
+    """Create or update each of these automations. Paused ones stay paused; unchanged ones are not touched."""
     from prefect.events.schemas.automations import AutomationCore
 
     for definition in wanted:
@@ -181,14 +184,14 @@ def ensure_automations(client: SyncPrefectClient, wanted: Sequence[Mapping[str, 
 
 
 def _content(automation: Automation | Any) -> dict[str, Any]:
-    """What an automation does, without what the server adds to it."""
+    """Return the content of an automation without the fields that the server adds."""
     content: dict[str, Any] = automation.model_dump(include={"description", "trigger", "actions"})
     content["trigger"].pop("id", None)
     return content
 
 
 def set_defaults(model: str | None, device: str | None) -> dict[str, str]:
-    """Set the variables that deployments take model and device from, where one is given → all that are set."""
+    """Set the variables for the model and device of deployments that are given. Return all that are set."""
     from prefect.variables import Variable
 
     if model and Path(model).expanduser().is_dir():
@@ -204,7 +207,7 @@ def set_defaults(model: str | None, device: str | None) -> dict[str, str]:
 
 
 def stored_places() -> dict[str, str]:
-    """Return the variables that deployments take their places from, of which one may be missing."""
+    """Return the variables for the places of deployments. Some may be missing."""
     from prefect.variables import Variable
 
     found = {f"musicgen_{name}": Variable.get(f"musicgen_{name}") for name in PLACES}
@@ -212,7 +215,7 @@ def stored_places() -> dict[str, str]:
 
 
 def set_places(given: Mapping[str, str | None]) -> dict[str, str]:
-    """Set the variables that deployments take their places from, where one is given or none is set yet → all."""
+    """Set the variables for the places of deployments that are given or not set yet. Return all of them."""
     from prefect.variables import Variable
 
     places = {}

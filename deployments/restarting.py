@@ -1,8 +1,8 @@
-"""A net under the automation that starts crashed trainings again: `up` looks after its own server's.
+"""Restart crashed training runs that the automation missed, on the server of `up`.
 
-An event of a crash can get lost: with SQLite the server gives one up that it couldn't handle in four attempts at once
-("database is locked", mostly just after its start), and one of a run that had started less than five minutes before is
-held back for fifteen minutes by a server that was started again in between (Prefect's order of events).
+The event of a crash can get lost or delayed. With SQLite the server drops an event after four failed attempts
+("database is locked", mostly just after its start). If a run crashes less than five minutes after its start and the
+server was restarted in between, Prefect's ordering of events delays the event by fifteen minutes.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
 RESTARTS = "musicgen: crashed trainings start again"
-PATIENCE = timedelta(seconds=60)  # it is the automation's turn first
-HORIZON = timedelta(hours=1)  # what crashed before that is no surprise to anyone any more
+PATIENCE = timedelta(seconds=60)  # the automation acts first
+HORIZON = timedelta(hours=1)  # restarting runs that crashed before that would surprise people
 
 
 def restart_missed(client: SyncPrefectClient, patience: timedelta = PATIENCE) -> list[str]:
-    """Schedule runs again that the automation should have → their names. None where it is paused or not there.
+    """Reschedule runs that the automation should have restarted, and return their names.
+
+    Nothing is restarted if the automation is paused or does not exist.
 
     Args:
-        patience: how long a run is left to the automation.
+        patience: time since the crash during which a run is left to the automation.
     """
     from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
     from prefect.states import AwaitingRetry

@@ -1,4 +1,4 @@
-"""`musicgen-flows run`: `prefect deployment run` by a deployment's short name, and what came of it."""
+"""`musicgen-flows run`: `prefect deployment run` by a deployment's short name, with the outcome of the run."""
 
 from __future__ import annotations
 
@@ -114,12 +114,12 @@ def _create(client: SyncPrefectClient, name: str, parameters: dict[str, Any]) ->
         found = message("the deployment {deployment} is not on this server", deployment=name)
         raise MusicgenError(found, message("Start musicgen-flows up first")) from error
     parameters = arranged(parameters, deployment)
-    # Until it starts and says what it is about, it has this name.
+    # The name until the flow starts and sets a descriptive one.
     return client.create_flow_run_from_deployment(deployment.id, parameters=parameters, name=name)
 
 
 def _outcome(client: SyncPrefectClient, run: UUID, is_completed: bool) -> Outcome:
-    """Return what the run's summary says was made, with links that a browser can open; how to retry one that failed."""
+    """Return the outputs in the run's summary with links for a browser, or how to retry a run that failed."""
     from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
     from prefect.settings import get_current_settings
 

@@ -1,4 +1,4 @@
-"""Parameters of a deployment as they stand on a command line: each by its own name, whichever group it is in."""
+"""Parameters of a deployment on the command line: each by its own name, without its group."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def parsed(entries: Sequence[str]) -> dict[str, Any]:
-    """`name=value` entries → the parameters; a value is JSON or text, as `prefect deployment run` reads it."""
+    """Parse `name=value` entries. A value is JSON or text, as for `prefect deployment run`."""
     return dict(map(_parsed, entries))
 
 
@@ -27,15 +27,15 @@ def _parsed(entry: str) -> tuple[str, Any]:
 
 
 def _refuse(constant: str) -> None:
-    """NaN and Infinity pass every bound of a schema, and are no JSON to a server."""
+    """Reject NaN and Infinity, which pass every bound of a schema and are not valid JSON for a server."""
     raise ValueError(constant)
 
 
 def arranged(given: Mapping[str, Any], deployment: DeploymentResponse) -> dict[str, Any]:
-    """Return parameters as the deployment's run form has them: in groups.
+    """Return parameters in the groups of the deployment's run form.
 
     Raises:
-        UsageError: with every parameter that the deployment doesn't take.
+        UsageError: the deployment does not take some parameters. All of them are listed.
     """
     schema = deployment.parameter_openapi_schema or {}
     found = in_groups(given, schema)

@@ -1,4 +1,4 @@
-"""Errors that the Prefect server of `up` logs, its background services' too, as lines of `up`'s own terminal."""
+"""Print the errors that `up`'s Prefect server and its background services log, one line each."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ MANY = 8
 
 
 def follow_errors(log: IO[bytes]) -> threading.Thread:
-    """Report the errors in a server's log until it ends, and close it. The thread does not keep the process alive.
+    """Report the errors in a server's log in a daemon thread until the log ends, and close it.
 
-    A service that fails does so in each of its loops, once every few seconds: the same error is reported the 1st, 2nd,
-    4th, 8th … time.
+    A broken service fails in each of its loops, every few seconds. The same error is reported the 1st, 2nd, 4th, 8th …
+    time.
     """
     thread = threading.Thread(target=_report_and_close, args=(log,), daemon=True)
     thread.start()
@@ -60,15 +60,15 @@ def _report(log: IO[bytes]) -> None:
 
 
 def describe_record(line: str) -> str:
-    """Return a log record in one line, without its traceback or SQL; what is no record stays as it is."""
+    """Return a log record as one line, without its traceback or SQL. Other lines are returned unchanged."""
     try:
         record: dict[str, Any] = json.loads(line)
         message, arguments = str(record["msg"]), record["args"]
         if arguments:
             message %= tuple(arguments) if isinstance(arguments, list) else arguments
     except (ValueError, KeyError, TypeError):
-        return line  # printed, not logged: by Python itself, for example
+        return line  # printed and not logged, for example by Python itself
     cause = record.get("exc_info") or {}
-    # SQLAlchemy's messages go on with the statement and its parameters.
+    # SQLAlchemy's messages continue with the statement and its parameters.
     text = f"{message}: {cause['type']}: {str(cause['message']).partition('[SQL: ')[0]}" if cause else message
     return " ".join(text.split())

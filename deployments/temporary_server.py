@@ -1,4 +1,4 @@
-"""The temporary Prefect server of a command, in place of the one that Prefect would start, which hides why it fails."""
+"""A command's temporary Prefect server. Unlike the one that Prefect would start, it reports why it failed."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ PORTS = 3
 
 
 def start_temporary_server() -> None:
-    """Start the server that Prefect would start without an API, and have Prefect use it. It ends with this process.
+    """Start a server as Prefect does without a configured API, and make Prefect use it. It ends with this process.
 
-    It has a session of its own: Ctrl-C, a closed terminal and `timeout` signal whole process groups, and a run that is
-    interrupted has to report that to the server.
+    It has its own session: Ctrl-C, a closed terminal and `timeout` signal whole process groups, and an interrupted run
+    must still report to the server.
 
     Raises:
-        MusicgenError: it does not start, with the reason that it gave.
+        MusicgenError: the server does not start. The message has its reason.
     """
     from prefect.server.api.server import SubprocessASGIServer
 
@@ -83,7 +83,7 @@ def _start(port: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
 
 
 def _stop(server: SubprocessASGIServer) -> None:
-    """Stop the server at this process's exit, and say so where it takes longer than a moment."""
+    """Stop the server at this process's exit, with a message if it takes more than a moment."""
     if process := server.server_process:
         process.terminate()
         try:
@@ -110,7 +110,7 @@ def _text(log: IO[bytes]) -> str:
 
 
 def explain_server(log: str) -> MusicgenError:
-    """Make an error of what a server wrote before it ended, or was given up."""
+    """Return the error of a server that did not start, from its output."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Exit)\b", line)]
     if not lines:

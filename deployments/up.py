@@ -49,10 +49,10 @@ if TYPE_CHECKING:
     from deployments.file_server import Serving
 
 LOOK_SECONDS = 30.0
-"""How often runs are looked for that should have been started again."""
+"""Interval between checks for runs that should have been restarted."""
 
 SCHEDULER_SECONDS = 20.0
-"""How long the server may take to schedule a deployment that has just been registered; it looks every 5."""
+"""Time for the server to schedule a deployment that was just registered. It checks every 5 seconds."""
 
 
 def up(parameters: dict[str, Any]) -> int:
@@ -61,7 +61,7 @@ def up(parameters: dict[str, Any]) -> int:
     api, ui = addresses(options.host, options.port)
     _use_server(api)
     workers = worker_commands(options.workers, visible_gpus())
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell that starts us in the background ignores
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored after a start in a shell's background
     with contextlib.ExitStack() as stack:
         try:
             host = stack.enter_context(_host_of_running(options.host, options.port))
@@ -102,7 +102,7 @@ def up(parameters: dict[str, Any]) -> int:
 
 @contextlib.contextmanager
 def _host_of_running(host: str, port: int) -> Iterator[str | None]:
-    """What the `up` listens at that runs here with this port. None: there is none, and from here on it is this one."""
+    """Yield the host of the running `up` with this port. If there is none, take the port's lock and yield None."""
     from prefect.settings import get_current_settings
 
     with open(get_current_settings().home / f"musicgen-flows-up-{port}.lock", "a+") as lock:
@@ -110,7 +110,7 @@ def _host_of_running(host: str, port: int) -> Iterator[str | None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            yield lock.read() or host  # nothing yet, where it has only just begun
+            yield lock.read() or host  # empty if it has just started
         else:
             lock.truncate(0)
             lock.write(host)
@@ -119,7 +119,7 @@ def _host_of_running(host: str, port: int) -> Iterator[str | None]:
 
 
 def _use_server(api: str) -> None:
-    """Have this process and all that it starts use a server. Prefect read its settings when it was imported."""
+    """Make this process and its children use a server. Prefect has read its settings at import."""
     from prefect.context import refresh_global_settings_context
 
     os.environ["PREFECT_API_URL"] = api
@@ -128,7 +128,7 @@ def _use_server(api: str) -> None:
 
 @contextlib.contextmanager
 def _server(api: str, host: str, port: int) -> Iterator[list[Part]]:
-    """A server of our own; none where one is running already: that one is used and left running."""
+    """Start a server. If one is running already, use it and leave it running."""
     if is_healthy(api):
         print_text(say("Using the Prefect server that runs at {api}", api=api))
         yield []
@@ -137,7 +137,7 @@ def _server(api: str, host: str, port: int) -> Iterator[list[Part]]:
     command = ["server", "start", "--host", host, "--port", str(port)]
     with contextlib.ExitStack() as stack:
         printed = None
-        if is_quiet():  # then its errors alone are shown, a line each
+        if is_quiet():  # from then on only its errors are shown, one line each
             printed = stack.enter_context(tempfile.TemporaryFile())
             parts = Parts([(command, LOGGING)], printed, subprocess.PIPE)
         else:
@@ -154,12 +154,12 @@ def _wait_for(api: str, may_come: Callable[[], bool], printed: IO[bytes] | None 
     """Wait until a server answers.
 
     Args:
-        api: its address.
-        may_come: whether it is worth waiting on.
-        printed: its standard output.
+        api: URL of the API.
+        may_come: returns whether the server may still start.
+        printed: standard output of the server.
 
     Raises:
-        MusicgenError: it does not start; with the reason that it printed, if any.
+        MusicgenError: the server does not start. The message has the reason that it printed, if any.
     """
     deadline = time.monotonic() + 180
     while not is_healthy(api):
@@ -177,7 +177,7 @@ def _wait_for(api: str, may_come: Callable[[], bool], printed: IO[bytes] | None 
 
 
 def _refusal(printed: IO[bytes] | None) -> str:
-    """Return why a server refused to start: what it printed, unless that is the banner of one that did start."""
+    """Return why a server refused to start: its output, unless that is the banner of a server that did start."""
     if printed is None:
         return ""
     printed.seek(0)
@@ -186,8 +186,8 @@ def _refusal(printed: IO[bytes] | None) -> str:
 
 
 def _register(options: UpParameters) -> dict[str, str]:
-    """Register everything → rows for `show`."""
-    with working(say("setting the places")) as activity:  # first: a deployment that is there can be run
+    """Register everything, and return rows for `show`."""
+    with working(say("setting the places")) as activity:  # first, since an existing deployment can be run
         places = set_places({name: getattr(options, name) for name in PLACES})
         defaults = set_defaults(options.model, options.device)
         register()
@@ -198,7 +198,7 @@ def _register(options: UpParameters) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _files(options: UpParameters, api: str, ui: str) -> Iterator[Serving | None]:
-    """The file server; none where its port is taken."""
+    """Start the file server. Yield None if its port is taken."""
     from prefect.variables import Variable
 
     from deployments.file_server import serving
@@ -218,7 +218,7 @@ def _files(options: UpParameters, api: str, ui: str) -> Iterator[Serving | None]
                 ),
                 "yellow",
             )
-            Variable.unset(VARIABLE)  # of an `up` that was killed
+            Variable.unset(VARIABLE)  # left by an `up` that was killed
             server = None
         yield server
 
@@ -230,7 +230,7 @@ def _has_password() -> bool:
 
 
 def visible_gpus() -> list[str]:
-    """Names by which CUDA_VISIBLE_DEVICES knows this machine's GPUs, without the libraries that would use them."""
+    """Return the names of this machine's GPUs for CUDA_VISIBLE_DEVICES, without loading CUDA."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
@@ -238,9 +238,10 @@ def visible_gpus() -> list[str]:
 
 
 def worker_commands(asked: int | None, gpus: Sequence[str]) -> list[Command]:
-    """Workers with one job at a time each: `asked`, or one a GPU, for the default queue, and one for tokenizing.
+    """Return the commands of the workers: `asked`, or one per GPU, for the default queue, and one for tokenizing.
 
-    Several share the GPUs out among them, and tokenizing takes the last; a worker alone sees them all.
+    Each takes one job at a time. Several are distributed over the GPUs, and tokenizing gets the last one. A single
+    worker sees all GPUs.
     """
     count = asked or max(1, len(gpus))
 
@@ -271,15 +272,15 @@ def _described(command: Sequence[str], environment: Mapping[str, str]) -> str:
 
 
 def show(api: str, ui: str, rows: Mapping[str, str]) -> None:
-    """What a person needs to know of it.
+    """Print the table and addresses of a running `up`.
 
     Args:
-        api, ui: addresses, as `addresses` has them.
-        rows: more of the table.
+        api, ui: addresses, as returned by `addresses`.
+        rows: further rows of the table.
     """
     fixed = [(message("deployments"), ", ".join(DEPLOYMENTS))]
     print_rows(message("Up"), [*fixed, *rows.items()])
-    if api != LOCAL_API:  # which the other commands find by themselves
+    if api != LOCAL_API:  # which the other commands find automatically
         print_text(say("In other terminals first: export PREFECT_API_URL={api}", api=api))
 
 
@@ -324,7 +325,7 @@ def _follow_places(files: Serving) -> None:
 
 
 def _watch(server: Sequence[Part], workers: Parts, files: Serving | None) -> None:
-    """Until the server ends. A worker that ends by itself is started again: the others' trainings go on."""
+    """Watch the processes until the server ends. Workers that end are restarted; other workers' runs continue."""
     looked = time.monotonic()
     while all(process.poll() is None for process in server):
         for command in workers.restart_ended():

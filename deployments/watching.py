@@ -1,4 +1,4 @@
-"""Following a run of a deployment in the terminal: its states, and the progress of all of its parts."""
+"""Follow a deployment's run in the terminal: its states, and the progress of all of its parts."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 WATCH_SECONDS = 2.0
 PATIENCE = timedelta(seconds=5)
-"""How long a run that is due waits before it is said why"""
+"""Time that a run is due before the reason of its wait is shown."""
 DOING = {
     "SCHEDULED": message("waiting for a worker, which looks for runs every few seconds"),
     "PENDING": message("the worker starts a process for it"),
     "RUNNING": message("running; its process loads what it needs"),
     "CANCELLING": message("being cancelled; a training saves first"),
 }
-"""What happens in each type of state that is not the last, before the run's own progress says more"""
+"""Stage shown in each type of state that is not final, until the run reports progress."""
 _STATES = {
     "Scheduled": message("Scheduled"),
     "Late": message("Late"),
@@ -50,7 +50,7 @@ _STATES = {
 
 
 def watch_run(client: SyncPrefectClient, run: UUID) -> State:
-    """Tell of a run's states and progress until the last state, which has the reason if it failed."""
+    """Show a run's states and progress until it ends. Return its final state, which has the reason of a failure."""
     shown, reason = None, ""
     with working() as activity:
         while True:
@@ -72,7 +72,7 @@ def watch_run(client: SyncPrefectClient, run: UUID) -> State:
 
 
 def why_waiting(client: SyncPrefectClient, run: FlowRun) -> str:
-    """Return why a run that is due has not been taken by a worker: none is online, or they are busy; else nothing."""
+    """Return why no worker has taken a run that is due: none is online, or all are busy. Empty for other reasons."""
     state = run.state
     due = state.state_details.scheduled_time if state is not None and state.is_scheduled() else None
     if due is None or datetime.now(UTC) < due + PATIENCE or not run.work_queue_name:
@@ -87,7 +87,7 @@ def why_waiting(client: SyncPrefectClient, run: FlowRun) -> str:
 
 
 def _being_done(client: SyncPrefectClient, queue: str) -> list[FlowRun]:
-    """Return the runs of a work queue that workers have taken, the oldest first."""
+    """Return the runs of a work queue that workers have taken, oldest first."""
     from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
     from prefect.client.schemas.sorting import FlowRunSort
 
@@ -107,7 +107,7 @@ def _show_progress(client: SyncPrefectClient, run: UUID, activity: Activity) -> 
 
 
 def _progress(client: SyncPrefectClient, run: UUID) -> list[Artifact]:
-    """Return the progress artifacts of a run and of the flows that it calls, the oldest first."""
+    """Return the progress artifacts of a run and of its subflows, oldest first."""
     from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter, FlowRunFilterParentFlowRunId
     from prefect.client.schemas.sorting import ArtifactSort
 

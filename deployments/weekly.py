@@ -1,4 +1,4 @@
-"""The weekly retraining: a schedule of train-lora, created inactive by prefect.yaml, and a person's from then on."""
+"""The weekly retraining: a schedule of train-lora. prefect.yaml creates it inactive; people change it afterwards."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _DAYS = (
     message("Saturday"),
     message("Sunday"),
 )
-SCHEDULER_SECONDS = 75.0  # it looks once a minute
+SCHEDULER_SECONDS = 75.0  # the scheduler runs once a minute
 
 
 def set_weekly(active: bool, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-    """Switch it on or off, and put these parameters beside those that it has, or in their place → all of them.
+    """Switch the schedule on or off, add or replace parameters, and return all of them.
 
-    They have their own names, whichever group they are in.
+    Parameters have their own names, without their groups.
 
     Raises:
         UsageError: train-lora takes no such parameters; nothing is changed.
@@ -59,22 +59,22 @@ def set_weekly(active: bool, given: Mapping[str, Any] = MappingProxyType({})) ->
                 message("Start musicgen-flows up first"),
             )
         schema = deployment.parameter_openapi_schema or {}
-        arranged(given, deployment)  # the server would find what is wrong only when the schedule's next run is due
-        # All of them each time: an update that leaves them out deletes them (PrefectHQ/prefect#17982).
+        arranged(given, deployment)  # the server would find problems only when the schedule's next run is due
+        # All parameters each time: an update without them deletes them (PrefectHQ/prefect#17982).
         parameters = beside_each_other(schedule.parameters, schema) | beside_each_other(given, schema)
         client.update_deployment_schedule(
             deployment.id, schedule.id, active=active, parameters=in_groups(parameters, schema)
         )
-        # A change of the deployment itself, too: these the scheduler looks at every 5 seconds, at all others every 60.
+        # Updates the deployment, too: the scheduler looks at changed deployments every 5 seconds, at others every 60.
         client.update_deployment(deployment.id, DeploymentUpdate(description=deployment.description))
         return parameters
 
 
 def describe_next(patience_s: float) -> str:
-    """When the server will start the next retraining, or why it will not.
+    """Return the start of the next retraining, or why the server will not start one.
 
     Args:
-        patience_s: how long to wait for its scheduler.
+        patience_s: how long to wait for the scheduler.
     """
     from prefect.client.orchestration import get_client
 
@@ -100,7 +100,7 @@ def describe_next(patience_s: float) -> str:
 
 
 def coming_page() -> str | None:
-    """Return where the UI lists the coming runs; None: this server has no UI, or no such deployment."""
+    """Return the UI's page of upcoming runs. None if the server has no UI or no such deployment."""
     from prefect.client.orchestration import get_client
     from prefect.utilities.urls import url_for
 
@@ -111,7 +111,7 @@ def coming_page() -> str | None:
 
 
 def coming_runs(client: SyncPrefectClient, deployment: UUID, schedule: UUID | None = None) -> list[FlowRun]:
-    """Runs of a deployment that the server's scheduler has made, of one schedule or of all, the next one first."""
+    """Return a deployment's runs that the scheduler has created, for one schedule or all, next one first."""
     from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
     from prefect.client.schemas.sorting import FlowRunSort
 

@@ -1,4 +1,4 @@
-"""What the workers of `up` print, as lines of `up`'s own terminal, in its user's language."""
+"""Print the output of `up`'s workers in its terminal, in the user's language."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STOPPING = re.compile(r"Worker '.+' stopped!|Received SIG\w+\. Sending SIG\w+ t
 
 
 def follow_output(worker: Part) -> threading.Thread:
-    """Show what a worker prints until it ends. The thread does not keep the process alive."""
+    """Show a worker's output in a daemon thread until it ends."""
     assert worker.stdout is not None, "it is a pipe"
     thread = threading.Thread(target=_show, args=(worker.stdout,), daemon=True)
     thread.start()

@@ -1,1 +1,1 @@
-"""What `musicgen-flows doctor` looks at, a subject a file; each check gives findings and changes nothing."""
+"""The checks of `musicgen-flows doctor`, one subject per file. Each returns findings and changes nothing."""

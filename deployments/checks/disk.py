@@ -1,4 +1,4 @@
-"""Whether the disks have room for tokens, a model and a training with the default settings."""
+"""Check that the disks have room for tokens, a model and a training run with the default settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LEAST_OPTIONS = "--keep-last 1 --full-models best_and_final"
 
 @dataclass(frozen=True)
 class _Need:
-    """Bytes that something takes under a path."""
+    """Disk space that something needs under a path."""
 
     what: str
     path: Path
@@ -33,11 +33,11 @@ class _Need:
 
 
 def check_disk(size: ModelSize, places: Mapping[str, str], clips: int) -> list[Finding]:
-    """A finding for each disk of this machine that will be written to.
+    """Return a finding for each disk of this machine that jobs will write to.
 
     Args:
-        places: `tokens` and `runs`; by default folders of these names here.
-        clips: to train on.
+        places: locations of `tokens` and `runs`. By default, directories of these names in the working directory.
+        clips: number of training clips.
     """
     by_disk: dict[int, list[_Need]] = {}
     for need in _needs(size, places, clips):
@@ -67,7 +67,7 @@ def _needs(size: ModelSize, places: Mapping[str, str], clips: int) -> Iterator[_
 
 
 def run_directory_bytes(size: ModelSize, settings: TrainSettings, clips: int) -> int:
-    """What a new run directory grows to."""
+    """Return the final size of a new run directory."""
     from musicgen_core.training.batching import DataOrder
     from musicgen_core.training.disk_space import Plan, Sizes, bytes_to_write
     from musicgen_core.training.run_directory import RunDirectory
@@ -105,7 +105,7 @@ def _compare(size: ModelSize, needs: Sequence[_Need], clips: int) -> Finding:
 
 
 def _existing(path: Path) -> Path:
-    """The path itself, or the nearest folder above that is there and may be seen."""
+    """Return the path itself, or its nearest parent that exists and is accessible."""
     return next(one for one in (path, *path.parents) if _is_there(one))
 
 

@@ -1,4 +1,4 @@
-"""What a check found, and how to run checks that may hang or break."""
+"""Findings of the doctor's checks, and running checks that may hang or raise."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Finding:
     """One row of the doctor's table.
 
     Attributes:
-        check: what was looked at.
-        level: a warning doesn't stop the work that people come for; a problem does.
-        found: what was found, and for a warning what works all the same.
-        fix: what to do about it, a sentence with the command to run.
+        check: name of the check.
+        level: `problem` if the work that people come for is impossible; a `warning` doesn't prevent it.
+        found: the result. A warning's also has what works nevertheless.
+        fix: the remedy, a sentence with the command to run.
     """
 
     check: str
@@ -42,12 +42,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check(Generic[T]):
-    """Something to look at, which may hang or break.
+    """A check that may hang or raise.
 
     Attributes:
-        run: looks at it.
-        subject: said first where it hangs or breaks, such as the URL.
-        fix: what to do where it hangs.
+        run: performs the check.
+        subject: prefix of the finding if the check hangs or raises, such as the URL.
+        fix: remedy if the check hangs.
     """
 
     name: str
@@ -61,10 +61,10 @@ class Check(Generic[T]):
 
 
 class Attempt(threading.Thread, Generic[T]):
-    """A check in a thread that nobody has to wait for, within the caller's context: Prefect's settings are there.
+    """A check in a daemon thread, run in the caller's context, which holds Prefect's settings.
 
     Args:
-        seconds: from now on. What takes longer is left alone and ends with the process.
+        seconds: time limit from now on. A check that exceeds it is abandoned; its thread ends with the process.
     """
 
     def __init__(self, seconds: float, check: Check[T]) -> None:
@@ -77,18 +77,18 @@ class Attempt(threading.Thread, Generic[T]):
     def run(self) -> None:
         try:
             self._answer = self._context.run(self.check.run)
-        except BaseException as error:  # whatever a broken driver or library raises is what is looked for
+        except BaseException as error:  # any error of a broken driver or library is a finding
             self._answer = _explain(self.check, error)
 
     def finish(self) -> T | Finding:
-        """Wait → what the check returned, or a problem if it failed or took too long."""
+        """Wait for the check and return its result, or a problem if it failed or timed out."""
         self.join(max(0.0, self._deadline - time.monotonic()))
         silent = message("no answer within {seconds:g} seconds", seconds=self._seconds)
         return self.check.problem(silent, self.check.fix) if self.is_alive() else self._answer
 
 
 def attempt_all(seconds: float, checks: Sequence[Check[T]]) -> list[T | Finding]:
-    """Run checks at the same time, with `seconds` for all of them together."""
+    """Run checks concurrently, with one time limit of `seconds` for all of them."""
     attempts = [Attempt(seconds, check) for check in checks]
     return [one.finish() for one in attempts]
 
@@ -100,7 +100,7 @@ def attempt(seconds: float, check: Check[T]) -> T | Finding:
 def _explain(check: Check[T], error: BaseException) -> Finding:
     if isinstance(error, MusicgenError):
         fix = error.next_step
-        if check.subject:  # which stands in `found` already
+        if check.subject:  # `found` contains it already
             fix = message("{fix} ({subject})", fix=fix, subject=check.subject)
         return Finding(check.name, "problem", error.found, fix)
     unknown = message("Unexpected error, probably a bug: report it, with this table")
@@ -109,15 +109,15 @@ def _explain(check: Check[T], error: BaseException) -> Finding:
 
 
 def describe(error: BaseException) -> str:
-    """An error in a line, without secrets."""
-    # Redacted as a whole: of what is cut off afterwards a part would stay.
+    """Return an error as one line, without secrets."""
+    # Redacted before it is cut: part of a secret at the cut would remain otherwise.
     text = redact(without_number(" ".join(str(error).split())))
     kind = type(error).__name__
     return f"{kind}: {text if len(text) <= 300 else f'{text[:300]}…'}" if text else kind
 
 
 def redact(text: str) -> str:
-    """A text in which no key and no password shows, not even where a library put it into an error's message."""
+    """Return a text without keys and passwords, which libraries may include in error messages."""
     text = re.sub(r"://[^/@\s]+@", "://…@", text)
     for secret in sorted(_forms(_secrets()), key=len, reverse=True):
         text = text.replace(secret, "…")
@@ -130,15 +130,15 @@ def _secrets() -> Iterable[str]:
         from prefect.settings import get_current_settings
 
         api = get_current_settings().api
-    except Exception:  # settings that can't be read hold no secrets that could have been used
+    except Exception:  # unreadable settings hold no secret that could have been used
         return
     yield from (secret.get_secret_value() for secret in (api.key, api.auth_string) if secret is not None)
 
 
 def _forms(secrets: Iterable[str]) -> set[str]:
-    """How a secret may stand in a message: as it is, without the blanks around it, quoted, as an HTTP header."""
+    """Return the forms in which a message may contain a secret: verbatim, stripped, URL-quoted, as an HTTP header."""
     forms: set[str] = set()
     for secret in secrets:
         plain = " ".join(secret.split())
         forms |= {secret, plain, repr(secret)[1:-1], b64encode(secret.encode()).decode()}
-    return {form for form in forms if len(form) > 2}  # of less nothing could be read any more
+    return {form for form in forms if len(form) > 2}  # redacting shorter ones would make messages unreadable

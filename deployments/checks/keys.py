@@ -1,4 +1,4 @@
-"""WandB's and Hugging Face's keys: whether they are there and taken, never what they are."""
+"""Check that WandB's and Hugging Face's keys are set and accepted. Their values are never shown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _WITHOUT = {
 
 
 def check_keys(stored: Collection[str]) -> list[Finding]:
-    """
+    """Check the keys in the environment and on the server.
+
     Args:
         stored: names of the server's Secret blocks.
     """
@@ -46,7 +47,7 @@ def _check_key(variable: str, block: str, is_stored: bool) -> Finding:
 
 
 def _ask_hub(place: str) -> Finding:
-    """Ask the Hub whose token it is."""
+    """Ask the Hub for the token's owner."""
     from huggingface_hub import constants
 
     if constants.is_offline_mode():

@@ -1,4 +1,4 @@
-"""The GPU, its driver, and the C compiler that training on a GPU wants."""
+"""Check the GPU, its driver, and the C compiler that training on a GPU needs."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _OLDEST_DRIVER = {"11": 450, "12": 525, "13": 580}
 
 @dataclass(frozen=True)
 class Smi:
-    """What nvidia-smi says.
+    """Output of nvidia-smi.
 
     Attributes:
-        status: `missing` where there is no such program, `failed` where it can't reach the driver.
-        gpus: names, as many as there are.
-        driver: its version.
-        reason: why it failed.
+        status: `missing` if nvidia-smi is not installed, `failed` if it can't reach the driver.
+        gpus: name of each GPU.
+        driver: version of the driver.
+        reason: cause of the failure.
     """
 
     status: Literal["missing", "failed", "ok"]
@@ -38,7 +38,7 @@ class Smi:
 
 
 def ask_smi() -> Smi:
-    """nvidia-smi knows GPUs that torch can't use."""
+    """Query nvidia-smi, which also lists GPUs that torch can't use."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return Smi("missing")
@@ -54,7 +54,8 @@ def ask_smi() -> Smi:
 
 
 def check_machine(device: str) -> list[Finding]:
-    """
+    """Check the GPUs and the C compiler.
+
     Args:
         device: `auto`, `cpu` or `cuda`, as commands take it.
     """
@@ -69,7 +70,7 @@ def check_gpus(device: str) -> list[Finding]:
 
     smi = ask_smi()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of what is a finding here
+        warnings.simplefilter("ignore")  # torch warns about conditions that are findings here
         if torch.cuda.is_available():
             return [_check_gpu(index, smi) for index in range(torch.cuda.device_count())]
         return [_no_gpu(smi, needed=device == "cuda")]
@@ -88,7 +89,7 @@ def _check_gpu(index: int, smi: Smi) -> Finding:
         free, total = torch.cuda.mem_get_info(index)
     except RuntimeError as error:
         found = message("{gpu}: can't compute ({reason})", gpu=gpu, reason=describe(error))
-        return Finding(name, "problem", found, _mend(capability))
+        return Finding(name, "problem", found, _fix_for(capability))
     found = message(
         "{gpu}, {total:.1f} GiB, {free:.1f} free{driver}, torch {torch} with CUDA {cuda}; computes in {precision}",
         gpu=gpu,
@@ -102,7 +103,7 @@ def _check_gpu(index: int, smi: Smi) -> Finding:
     return Finding(name, "ok", found)
 
 
-def _mend(capability: tuple[int, int]) -> str:
+def _fix_for(capability: tuple[int, int]) -> str:
     import torch
 
     built = [int(name.removeprefix("sm_")) for name in torch.cuda.get_arch_list() if name.removeprefix("sm_").isdigit()]
@@ -137,7 +138,7 @@ def _no_gpu(smi: Smi, needed: bool) -> Finding:
 
 
 def _unusable(smi: Smi, cuda: str | None) -> Finding:
-    """There is a GPU, and torch can't use it: say why."""
+    """Return the problem of a GPU that torch can't use, with the reason."""
     import torch
 
     unusable = message(
@@ -184,7 +185,7 @@ def _reason() -> str:
 
 
 def check_compiler(on_gpu: bool) -> Finding:
-    """Compile a line with Python's headers, as Triton does for each kernel."""
+    """Compile one line with Python's headers, as Triton does for each kernel."""
     name = message("C compiler")
     found = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if not found:
@@ -207,7 +208,7 @@ def check_compiler(on_gpu: bool) -> Finding:
         return Finding(name, "ok", found)
     return Finding(
         name,
-        "problem" if on_gpu else "warning",  # a training on a GPU relies on it and would fail at its first step
+        "problem" if on_gpu else "warning",  # training on a GPU would fail at its first step
         message(
             "{compiler} can't compile with Python's headers ({reason})",
             compiler=found,

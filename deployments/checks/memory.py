@@ -1,4 +1,4 @@
-"""Whether a GPU's memory, or a machine's without one, is enough to train a model with the default settings."""
+"""Check that the memory of the GPU, or of a machine without one, suffices to train with the default settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ _LARGE_WIDTHS = 48 * 2048
 
 
 def check_memory(size: ModelSize, device: str) -> list[Finding]:
-    """
+    """Check the memory of the GPU, or of the machine.
+
     Args:
         device: `auto`, `cpu` or `cuda`.
     """
@@ -88,10 +89,10 @@ def _check_gpu(size: ModelSize, device: torch.device) -> Finding:
 
 
 def needed_gib(size: ModelSize, kind: str, micro: int) -> float:
-    """Memory of a training at a micro-batch of clips of 30 s.
+    """Return the memory in GiB of a training run with micro-batches of `micro` clips of 30 s.
 
     Args:
-        kind: `cpu`; on a GPU, how blocks are computed: `fused`, `plain`, or `checkpointing`.
+        kind: `cpu`, or the kind of blocks on a GPU: `fused`, `plain` or `checkpointing`.
     """
     where, weight_bytes = ("cpu", 4) if kind == "cpu" else ("cuda", 2)
     activations = micro * _CLIP_GIB[kind] * size.widths / _LARGE_WIDTHS
@@ -99,7 +100,7 @@ def needed_gib(size: ModelSize, kind: str, micro: int) -> float:
 
 
 def main_memory_bytes() -> int:
-    """The machine's, or what a container is allowed of it."""
+    """Return the memory of the machine, or the limit of its container."""
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()

@@ -1,4 +1,4 @@
-"""Check that a model's files are here, or can be fetched from the Hugging Face Hub."""
+"""Check that a model's files are cached, or can be downloaded from the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PUBLISHED_T5 = "t5-base"
 
 
 def check_model_files(name: str) -> list[Finding]:
-    """Look for language model, codec and text encoder.
+    """Check language model, codec and text encoder.
 
     Raises:
         ModelError: no command can use the model.
@@ -49,7 +49,7 @@ def check_model_files(name: str) -> list[Finding]:
 
 
 def _missing(name: str) -> Iterator[str]:
-    """Ids of the repositories from which files have to be fetched."""
+    """Return the ids of the repositories from which files have to be downloaded."""
     from musicgen_core.model.compression import ENCODEC, codec_repo
     from musicgen_core.model.local_files import DEBUG
     from musicgen_core.model.weights import BUILT_IN, MODEL, TEXT_ENCODER, BaseModel, find_model, refuse_unsupported

@@ -1,4 +1,4 @@
-"""How large a model is, known without fetching it."""
+"""The size of a model, determined without downloading it."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _BESIDE_LM_BYTES = 1_200_000_000  # EnCodec and T5-base
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What a model asks of a machine.
+    """Size of a model in memory, on disk and as a download.
 
     Attributes:
-        name: as the user gave it.
-        parameters: of the language model.
-        lora_parameters: of an adapter with the default settings.
-        widths: layers × width, to which activations are proportional.
-        file_bytes: of a full model.
-        download_bytes: still to be fetched from the Hub.
+        name: name or directory, as the user gave it.
+        parameters: parameters of the language model.
+        lora_parameters: parameters of an adapter with the default settings.
+        widths: layers × width, to which activation memory is proportional.
+        file_bytes: size of a full model's file.
+        download_bytes: bytes still to be downloaded from the Hub.
     """
 
     name: str
@@ -48,9 +48,10 @@ class ModelSize:
 
 
 def measure_model(name: str) -> ModelSize:
-    """
+    """Return the size of a model.
+
     Raises:
-        ModelError: a name or a directory that no command can use, or of which nothing is known here.
+        ModelError: no command can use the name or directory, or its size is unknown.
     """
     from musicgen_core.model.configuration import read_lm_config
     from musicgen_core.model.debug_model import LM_CONFIG
@@ -61,7 +62,7 @@ def measure_model(name: str) -> ModelSize:
         config = read_lm_config(LM_CONFIG, DEBUG).decoder
         return _measure(name, config, file_bytes=4 * _parameters(config))
     if Path(name).expanduser().is_dir() or not _HUB_ID.fullmatch(name):
-        return _measure_file(name, find_model(name).lm_path)  # which fetches nothing for a name of this kind
+        return _measure_file(name, find_model(name).lm_path)  # downloads nothing for a name of this kind
     refuse_unsupported(name)
     cached = _cached(name)
     if cached is not None:
@@ -120,5 +121,5 @@ def _shape(config: DecoderConfig) -> nn.Module:
 
     from musicgen_core.model.decoder import MusicgenLM
 
-    with torch.device("meta"):  # without memory
+    with torch.device("meta"):  # no memory is allocated
         return MusicgenLM(config)

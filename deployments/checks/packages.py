@@ -1,4 +1,4 @@
-"""Python and the packages that the project asks for."""
+"""Check Python and the packages that the project requires."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHOWN = ("torch", "audiocraft", "peft", "transformers", "prefect", "wandb", "gcs
 
 
 def check_packages(project: Path = PROJECT) -> list[Finding]:
-    """Compare what is installed with `pyproject.toml`: an installed project's own metadata may be older than that."""
+    """Compare the installed packages with `pyproject.toml`. The project's installed metadata may be older."""
     asked = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
     return [_check_python(asked["requires-python"]), _check_requirements(asked["dependencies"])]
 

@@ -1,4 +1,4 @@
-"""Storage: whether each place can be written to, read, listed and deleted from, tried with a small file."""
+"""Check that each storage location can be written to, read, listed and deleted from, with a small file."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _RIGHTS = {
     "list": "storage.objects.list",
     "delete": "storage.objects.delete",
 }
-"""What Google Cloud Storage calls each step's right."""
+"""Google Cloud Storage's name for the permission of each step."""
 
 
 class _Failed(Exception):
-    """A step that could not be done, and the storage's own error, if there was one."""
+    """A step that failed, and the storage's error, if there was one."""
 
     def __init__(self, step: str, reason: str, error: Exception | None = None) -> None:
         super().__init__(step, reason)
@@ -53,11 +53,11 @@ class _Failed(Exception):
 
 
 def check_places(places: Mapping[str, str], others: Sequence[str] = ()) -> list[Finding]:
-    """Try every place, all at the same time.
+    """Check all locations concurrently.
 
     Args:
-        places: by what they are for. Archives are only read.
-        others: places for anything.
+        places: locations by purpose. That of the archives is only read.
+        others: locations without a purpose.
     """
     if not places and not others:
         found = message("no places to try: none is given, and no server has the variables musicgen_archives and so on")
@@ -90,7 +90,7 @@ def _check(name: str, place: str, run: Callable[[], Finding]) -> Check[Finding]:
 
 
 def check_archives(place: str) -> Finding:
-    """Whether archives are there and can be read. Having none yet is no problem."""
+    """Check that archives exist and can be read. Having none yet is a warning."""
     name = _named(ARCHIVES)
     path = _connect(place)
     try:
@@ -107,10 +107,10 @@ def check_archives(place: str) -> Finding:
 
 
 class Probe:
-    """One place, and a small file there with a name of its own.
+    """A storage location, and a small file in it with a unique name.
 
     Attributes:
-        needs_cleaning: whether the file may be there and `run` does not delete it, since it hangs or could not write.
+        needs_cleaning: whether the file may exist because `run` hangs or failed before deleting it.
     """
 
     def __init__(self, place: str, name: str) -> None:
@@ -120,10 +120,10 @@ class Probe:
         self._made: list[Path] = []
 
     def run(self) -> Finding:
-        """Write, read, list and delete the file → what went well, or the first step that didn't.
+        """Write, read, list and delete the file. Return the outcome, or the first step that failed.
 
         Raises:
-            ConfigError: there is no getting there at all.
+            ConfigError: the location can't be reached.
         """
         place = _connect(self.place)
         failed = self._try_steps(place)
@@ -133,13 +133,13 @@ class Probe:
         return Finding(self.name, "ok", found)
 
     def clean_up(self) -> None:
-        """Delete what `run` may have left. Apart from it: where nothing answers, gcsfs would take as long again."""
-        with suppress(Exception):  # what is wrong is told already
+        """Delete what `run` may have left. Not part of `run`: gcsfs would wait as long again for a silent server."""
+        with suppress(Exception):  # the problem is reported already
             (storage.as_path(self.place) / self._file).unlink(missing_ok=True)
         self._remove_folders()
 
     def _try_steps(self, place: UPath) -> _Failed | None:
-        """The first step that failed."""
+        """Return the first step that failed, or None."""
         file = place / self._file
         self.needs_cleaning = True
         failed = None
@@ -173,14 +173,15 @@ class Probe:
 
     def _remove_folders(self) -> None:
         for folder in self._made:
-            with suppress(OSError):  # another program has put something there meanwhile
+            with suppress(OSError):  # another program has written to it meanwhile
                 folder.rmdir()
 
 
 def _connect(place: str) -> UPath:
-    """
+    """Return the path of a location whose server answers.
+
     Raises:
-        ConfigError: a URL of a kind that is not known, nobody who answers, or no credentials.
+        ConfigError: the URL's protocol is unknown, no server answers, or there are no credentials.
     """
     try:
         path = storage.as_path(place)
@@ -203,7 +204,7 @@ def _connect(place: str) -> UPath:
 
 
 def _has_credentials(path: UPath) -> bool:
-    """Whether gcsfs has found any. Without, it would try for half a minute before it says so."""
+    """Return whether gcsfs has found credentials. Without them, it would retry for half a minute before it fails."""
     if path.protocol not in ("gs", "gcs") or os.environ.get("STORAGE_EMULATOR_HOST"):
         return True
     return path.fs.credentials.credentials is not None

@@ -1,6 +1,6 @@
-"""Runs with which the Prefect server answers 500 to every list that they are in, such as those of its UI.
+"""Check for runs that make the Prefect server answer every list of runs with status 500, as its UI requests them.
 
-An integer over 64 bits among a run's parameters does that. This project refuses such numbers; plain Prefect takes them.
+An integer of more than 64 bits among a run's parameters does that. This project refuses such numbers; Prefect doesn't.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RUNS = message("runs")
 
 
 def check_run_lists(client: SyncPrefectClient) -> list[Finding]:
-    """Name the newest runs that can't be listed, with the commands that delete them; nothing where all can be."""
+    """Name the newest runs that can't be listed, with the commands that delete them. No finding if all can be."""
     if _can_list(client, NEWEST):
         return []
     newest = client.request("POST", "/ui/flow_runs/history", json=NEWEST).json()  # without their parameters
@@ -49,7 +49,7 @@ def check_run_lists(client: SyncPrefectClient) -> list[Finding]:
 
 
 def _unlistable(client: SyncPrefectClient, ids: Sequence[str]) -> list[str]:
-    """Return those of the runs that break a list, found by halving."""
+    """Return the runs that break a list, found by bisection."""
     if not ids or _can_list(client, {"flow_runs": {"id": {"any_": list(ids)}}}):
         return []
     if len(ids) == 1:
@@ -60,7 +60,7 @@ def _unlistable(client: SyncPrefectClient, ids: Sequence[str]) -> list[str]:
 
 def _can_list(client: SyncPrefectClient, chosen: Mapping[str, Any]) -> bool:
     try:
-        # The server closes a connection after an answer of 500, so none of these is used again.
+        # The server closes a connection after status 500, so each request opens a new one.
         client.request("POST", "/flow_runs/filter", json=chosen, headers={"Connection": "close"})
     except httpx.HTTPStatusError as error:
         if error.response.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:

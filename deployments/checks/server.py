@@ -1,4 +1,4 @@
-"""The Prefect API: whether it answers, and what this project needs on it."""
+"""Check that the Prefect API answers and has what this project needs."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ WORKERS = message("workers")
 
 @dataclass(frozen=True)
 class Server:
-    """What the server told.
+    """Findings about the configured server, and its variables and blocks.
 
     Attributes:
-        answers: whether it is there and can be worked with.
-        variables: Prefect's, such as `musicgen_runs`, with their values.
-        keys: names of the Secret blocks that are stored there; their content is not asked for.
+        answers: whether the server answers and can be used.
+        variables: Prefect variables, such as `musicgen_runs`, with their values.
+        keys: names of the stored Secret blocks. Their contents are not requested.
     """
 
     findings: list[Finding]
@@ -43,7 +43,7 @@ class Server:
 
 
 def look_at_server() -> Server:
-    """Ask the server that is configured, and start none."""
+    """Query the configured server. No server is started."""
     from prefect.settings import get_current_settings
 
     url = get_current_settings().api.url
@@ -71,7 +71,7 @@ def ask_version(seconds: float) -> str | Finding:
     try:
         with _impatient_client(seconds) as client:
             version = client.api_version()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # ValueError: what answers is no JSON
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # ValueError: the answer is not JSON
         return _explain(error, url)
     return version if isinstance(version, str) else _explain(ValueError("its version is no text"), url)
 
@@ -188,7 +188,7 @@ def _compare(what: str, wanted: Sequence[str], there: Collection[str], without: 
 
 
 def check_workers(client: SyncPrefectClient, wanted: Sequence[str] = (QUEUE, TOKENIZING_QUEUE)) -> Iterator[Finding]:
-    """Look whether workers are online that take runs from all of these queues."""
+    """Check that online workers take runs from all of these queues."""
     from prefect.client.schemas.objects import WorkerStatus, WorkQueueStatus
     from prefect.exceptions import ObjectNotFound
 

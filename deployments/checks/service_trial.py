@@ -1,7 +1,7 @@
-"""Something to do for each background service of the Prefect server, and what shows that it was done.
+"""A small job for each background service of the Prefect server, and the effect that shows it was done.
 
-A flow of the doctor's own, whose runs have no work pool, so that no worker takes them, and two automations that do
-nothing. All of it is deleted again; the server keeps the events for as long as it keeps any.
+The doctor creates a flow whose runs have no work pool, so that no worker takes them, and two automations that do
+nothing. All of them are deleted again. The server keeps the events for its usual retention time.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Service:
     """A background service of the server.
 
     Attributes:
-        setting: its name among Prefect's settings, `PREFECT_SERVER_SERVICES_…_ENABLED` in capitals.
-        without: what doesn't happen where it doesn't work.
-        has_worked: whether its effect is there by now.
+        setting: its name in Prefect's settings, `PREFECT_SERVER_SERVICES_…_ENABLED` in capitals.
+        without: consequence if the service doesn't work.
+        has_worked: returns whether its effect is visible.
     """
 
     name: str
@@ -45,10 +45,10 @@ class Trial:
     """Objects on the server that its services work on.
 
     Attributes:
-        name: of the flow, of the automations and of the event that they wait for.
-        late: a run that is overdue.
-        recorded, child: task runs of a cancelled run; the first is made by the server of an event.
-        reactive, proactive: automations.
+        name: name of the flow, of the automations and of the event that they wait for.
+        late: flow run that is overdue.
+        recorded, child: task runs of a cancelled run. The server creates the first from an event.
+        reactive, proactive: the two automations.
     """
 
     client: SyncPrefectClient
@@ -102,7 +102,7 @@ class Trial:
         ]
 
     def send(self) -> None:
-        """Send the event that the automations wait for. To be repeated: the server may not have loaded them yet."""
+        """Send the event that the automations wait for. Call it repeatedly: the server may not have loaded them yet."""
         _send(self.client, self.name, {"prefect.resource.id": self.name})
 
     def _planned(self) -> bool:
@@ -133,7 +133,7 @@ class Trial:
 
 @contextlib.contextmanager
 def trial(client: SyncPrefectClient) -> Iterator[Trial]:
-    """Create what the services work on, and delete it at the end, with what a killed doctor has left."""
+    """Create the objects that the services work on. Delete them at the end, and those that a killed doctor left."""
     _delete_left(client)
     name = f"{PREFIX}{uuid4()}"
     flow = client.create_flow_from_name(name)
@@ -158,7 +158,7 @@ def trial(client: SyncPrefectClient) -> Iterator[Trial]:
     finally:
         for automation in automations:
             client.delete_automation(automation)
-        client.delete_flow(flow)  # with its deployment, and all runs
+        client.delete_flow(flow)  # with its deployment and all its runs
 
 
 def _delete_left(client: SyncPrefectClient) -> None:
@@ -173,7 +173,7 @@ def _delete_left(client: SyncPrefectClient) -> None:
 
 
 def _create_automation(client: SyncPrefectClient, name: str, posture: str) -> UUID:
-    """Reactive: it acts on the event. Proactive: it acts when nothing follows the event within 10 seconds."""
+    """Create an automation. `Reactive` acts on the event, `Proactive` if nothing follows it within 10 seconds."""
     from prefect.events.schemas.automations import AutomationCore
 
     event = (
@@ -185,7 +185,7 @@ def _create_automation(client: SyncPrefectClient, name: str, posture: str) -> UU
 
 
 def _create_deployment(client: SyncPrefectClient, flow: UUID) -> UUID:
-    """A deployment without a work pool, with a schedule whose first run is a month away."""
+    """Create a deployment without a work pool, with a schedule whose first run is a month away."""
     from prefect.client.schemas.actions import DeploymentScheduleCreate
     from prefect.client.schemas.schedules import IntervalSchedule
 
@@ -203,13 +203,13 @@ def _create(
     body: dict[str, str],
     details: dict[str, str] | None = None,
 ) -> UUID:
-    """Create a flow run or a task run in this state, as if a process had reported it."""
+    """Create a flow run or task run in this state, as if a process had reported it."""
     created = {"type": state, "name": state.capitalize(), "state_details": details or {}}
     return UUID(client.request("POST", path, json={**body, "state": created}).json()["id"])
 
 
 def _report_task_run(client: SyncPrefectClient, run: UUID) -> UUID:
-    """Report a task run in the way of a flow's process: by an event alone."""
+    """Report a task run as a flow's process does: by an event alone."""
     task_run = uuid4()
     _send(
         client,

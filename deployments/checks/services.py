@@ -1,8 +1,9 @@
-"""The background services of the Prefect server: each gets something to do, and its effect is awaited.
+"""Check the background services of the Prefect server: each gets a small job, and its effect is awaited.
 
-A server whose services have died answers as healthy: only their effects tell. What would take minutes or look like a
-failure to people who are notified of those (pauses that expire, workers that went silent) is checked on what is there.
-Left out are leases of concurrency limits, the shortest of which lasts a minute: nothing here uses them.
+The health check of a server succeeds even if its services have died: only their effects show that they work. Some
+effects would take minutes, or notify people of a failure: expired pauses, and workers that went silent. Those are
+checked on existing runs and workers. Leases of concurrency limits are left out: this project uses none, and the
+shortest lasts a minute.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ SECONDS = 60.0
 
 POLL_SECONDS = 1.0
 OVERDUE = timedelta(minutes=5)
-"""How long something may have been due, such as the end of a pause, before the server should have noticed."""
+"""Time within which the server should notice something that is due, such as the end of a pause."""
 
 NAME = message("services")
 FIX = message(
@@ -37,7 +38,7 @@ FIX = message(
 
 
 def check_services() -> list[Finding]:
-    """Give each service of the configured server something to do → what works, and a problem for each that doesn't."""
+    """Give each service of the configured server a job. Return the ones that work, and a problem for each other one."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
@@ -56,7 +57,7 @@ def check_services() -> list[Finding]:
 
 
 def _await_effects(given: Trial, services: Sequence[Service]) -> list[Service]:
-    """Wait for the effects → services without one."""
+    """Wait for the effects and return the services that had none."""
     waiting, deadline = list(services), time.monotonic() + SECONDS
     while waiting and time.monotonic() < deadline:
         given.send()
@@ -86,7 +87,7 @@ def _switched_off(service: Service) -> Finding:
 
 
 def _check_schedules(client: SyncPrefectClient) -> Iterator[Finding]:
-    """Schedules of ours that are on, and have been for a while, have a run to come."""
+    """Check that this project's active schedules have an upcoming run, unless they were switched on just now."""
     from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 
     endless = CronSchedule | IntervalSchedule
@@ -103,7 +104,7 @@ def _check_schedules(client: SyncPrefectClient) -> Iterator[Finding]:
 
 
 def _check_workers(client: SyncPrefectClient) -> Iterator[Finding]:
-    """The service that notices silent workers: one that it has overlooked is shown as online."""
+    """Check the service that notices silent workers: a worker that it has overlooked is still shown as online."""
     from prefect.client.schemas.objects import WorkerStatus
 
     silent = [

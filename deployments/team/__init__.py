@@ -1,1 +1,1 @@
-"""A team's set-up: one Prefect server on PostgreSQL, and workers on several machines, under systemd."""
+"""Set-up for a team: one Prefect server on PostgreSQL, and workers on several machines, under systemd."""

@@ -1,14 +1,14 @@
-# What setup_server.sh and setup_worker.sh share; sourced by both.
+# Functions and paths of setup_server.sh and setup_worker.sh; sourced by both.
 # shellcheck shell=bash
 
-code=/opt/musicgen-flows    # the checkout: at the same place on every machine, since deployments name it
-software=/opt/musicgen      # packages, root's: the services' user can read and run them, and change nothing
-state=/var/lib/musicgen     # home of the services' user: Prefect's files, caches. Root runs nothing below it
-config=/etc/musicgen        # environment files, root's
+code=/opt/musicgen-flows    # the checkout: at the same path on every machine, since deployments name it
+software=/opt/musicgen      # packages, owned by root: the services' user can read and run them, but not change them
+state=/var/lib/musicgen     # home of the services' user: Prefect's files and caches. Root runs nothing below it
+config=/etc/musicgen        # environment files, owned by root
 units=/etc/systemd/system
-umask 022                   # the services read what root installs
-export HOME=/root           # with sudo -E it would be the caller's, whose caches and settings uv and pip would use
-export UV_PYTHON_INSTALL_DIR=$software/python # where uv puts a Python of its own if the machine has no 3.11 or 3.12
+umask 022                   # the services must be able to read what root installs
+export HOME=/root           # sudo -E keeps the caller's, and uv and pip would use its caches and settings
+export UV_PYTHON_INSTALL_DIR=$software/python # where uv installs Python if the machine has no 3.11 or 3.12
 export UV_LINK_MODE=copy DEBIAN_FRONTEND=noninteractive
 
 # Not root's own Pythons, which the services' user can't read.
@@ -27,7 +27,7 @@ check_machine() {
     cd "$code" || exit
 }
 
-# Root runs what is in the checkout: a person who can change a file there could become root.
+# Root runs the checkout's code: anyone who can change a file there could become root.
 check_checkout() {
     local foreign of_others=(! -type l '(' ! -user root -o -perm /o+w -o -perm /g+w ! -group root ')' -print -quit)
     foreign=$(find / "${code%/*}" -maxdepth 0 "${of_others[@]}" && find "$code" "${of_others[@]}")
@@ -56,7 +56,7 @@ make_user() {
     install -d -m 755 -o root -g root "$software" "$config"
 }
 
-# install_packages VENV [UV_EXPORT_OPTION...]: the pinned versions, and this checkout; nothing if they are there.
+# install_packages VENV [UV_EXPORT_OPTION...]: install the pinned versions and this checkout, unless they are there.
 install_packages() {
     local venv=$1 wanted
     shift
@@ -70,7 +70,7 @@ install_packages() {
     fi
     echo "Installing Python packages in $venv"
     "$software/uv/bin/uv" venv --quiet --allow-existing --python '>=3.11,<3.13' "$venv"
-    # Compiled now: the services' user can't write here, and every job would compile Prefect anew.
+    # Compiled now: the services' user can't write here, and every job would compile Prefect again.
     "$software/uv/bin/uv" pip sync --quiet --compile-bytecode --python "$venv/bin/python" - <<<"$wanted"
     echo "$wanted" >"$venv/installed.txt"
 }
@@ -83,7 +83,8 @@ install_unit() {
     fi
 }
 
-# start_unit UNIT FILE...: at every boot too; restarted only if a FILE is newer than its start, since that ends its jobs.
+# start_unit UNIT FILE...: start a unit, now and at every boot. A running one is restarted only if a FILE is newer than
+# its start, since a restart ends its jobs.
 start_unit() {
     local unit=$1 file since
     shift
@@ -101,7 +102,7 @@ start_unit() {
     done
 }
 
-# as_musicgen COMMAND...: in the clients' environment, which holds the password: never on a command line.
+# as_musicgen COMMAND...: run in the clients' environment, which keeps the password off the command line.
 as_musicgen() (
     set -a
     # shellcheck disable=SC1091
@@ -110,7 +111,7 @@ as_musicgen() (
     HOME=$state as_user musicgen "$@"
 )
 
-# as_user USER COMMAND...: without root's terminal, into which the command could type.
+# as_user USER COMMAND...: run without root's terminal, into which the command could inject input.
 as_user() {
     local user=$1
     shift

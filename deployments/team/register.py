@@ -1,6 +1,6 @@
-"""`python -m deployments.team.register [STORAGE]`: tell a team's server of the flows and of the storage that all share.
+"""`python -m deployments.team.register [STORAGE]`: register the flows and the shared storage on a team's server.
 
-Needs PREFECT_API_URL and PREFECT_API_AUTH_STRING. Again changes what is different.
+Needs PREFECT_API_URL and PREFECT_API_AUTH_STRING. Idempotent: registering again updates what differs.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from musicgen_core.errors import MusicgenError
 from musicgen_core.language import message
 
 RESULTS_BLOCK = "musicgen-results"
-START_SECONDS = 180  # the first start makes the database's tables
+START_SECONDS = 180  # the first start creates the database's tables
 
 
 def register_team(storage: str | None) -> None:
-    """Pool, deployments, automations, and with a storage the results' place and those places that nobody has set yet.
+    """Register the pool, deployments and automations. With a storage, also results storage and the places not set yet.
 
     Args:
-        storage: a URL of fsspec or an absolute path, which every worker can read and write.
+        storage: fsspec URL or absolute path that every worker can read and write.
 
     Raises:
-        MusicgenError: no server answers, it refuses us, or the storage is neither.
+        MusicgenError: no server answers, it refuses the login, or the storage is neither.
     """
     _wait_for_server(os.environ["PREFECT_API_URL"])
     register()
@@ -48,7 +48,7 @@ def _wait_for_server(api: str) -> None:
 
 
 def _keep_results_in(storage: str) -> None:
-    """Make the storage the server's own default, so that no worker needs a setting of its own for it."""
+    """Make the storage the server's default for results, so that workers need no setting for it."""
     from prefect.client.orchestration import get_client
     from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 

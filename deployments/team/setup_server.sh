@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # A team's Prefect server on a plain Debian machine: PostgreSQL, API authentication, systemd, and the deployments.
-# Run it as root from a checkout at /opt/musicgen-flows; again after every `git pull`. What is there is kept.
+# Run it as root from a checkout at /opt/musicgen-flows, and again after every `git pull`. Existing settings are kept.
 #
 #   deployments/team/setup_server.sh HOST STORAGE
 #
-# HOST: the name or address under which the other machines and the browsers reach this one.
-# STORAGE: what all machines can read and write, gs://BUCKET/FOLDER or a folder mounted on each at the same place.
+# HOST: name or address under which other machines and browsers reach this one.
+# STORAGE: storage that all machines can read and write: gs://BUCKET/FOLDER, or a folder mounted at the same path.
 #          Results go to STORAGE/results; jobs without parameters use STORAGE/archives, tokens, runs and music.
-# Both are needed the first time only. Another STORAGE moves the results there; the jobs' places stay as they are.
+# Both are needed the first time only. Another STORAGE applies to results; the jobs' locations are not changed.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
@@ -26,7 +26,7 @@ main() {
     as_musicgen "$software/server/bin/python" -m deployments.team.register ${2:+"$2"}
 }
 
-# Two passwords, made once. Files are complete when they appear, and only root ever can read them.
+# Two passwords, generated once. Files are complete when they appear, and only root can ever read them.
 write_environments() {
     local host=$1 port user=musicgen api database
     if [[ ! -e $config/server.env ]]; then
@@ -45,7 +45,7 @@ END
     fi
     if [[ ! -e $config/client.env ]]; then
         write_secret client.env <<END
-# What workers and people need to reach the Prefect server. The UI asks for the second value.
+# Settings with which workers and people reach the Prefect server. The UI asks for the second value.
 $(sed -n 's/^PREFECT_SERVER_UI_API_URL=/PREFECT_API_URL=/p' "$config/server.env")
 $(sed -n 's/^PREFECT_SERVER_API_AUTH_STRING=/PREFECT_API_AUTH_STRING=/p' "$config/server.env")
 END
@@ -73,7 +73,7 @@ make_database() {
     password=$(sed -n 's|^PREFECT_SERVER_DATABASE_CONNECTION_URL=.*//musicgen:\(.*\)@127.0.0.1:.*|\1|p' \
         "$config/server.env")
     if [[ -z $password ]]; then
-        return # the line was changed to a database elsewhere
+        return # the line names a database elsewhere
     fi
     as_postgres <<END
 set log_statement = 'none';

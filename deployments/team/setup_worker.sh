@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Workers of a team's Prefect server on this Debian machine, one a GPU, under systemd.
-# Run it as root from a checkout at /opt/musicgen-flows; again after every `git pull`. What is there is kept.
+# Workers of a team's Prefect server on this Debian machine, one per GPU, under systemd.
+# Run it as root from a checkout at /opt/musicgen-flows, and again after every `git pull`. Existing settings are kept.
 #
 #   deployments/team/setup_worker.sh [NAME...]
 #
-# NAME: QUEUE:GPU, the queue that the worker takes jobs from and its GPU's number, such as default:0 tokenizing:1.
-#       GPU alone: from all queues, one job after the other. Four GPUs for a job: default:0-1-2-3. None: tokenizing:none.
+# NAME: QUEUE:GPU, the queue that the worker takes jobs from and the number of its GPU, such as default:0 tokenizing:1.
+#       GPU alone: all queues, one job after the other. Four GPUs for a job: default:0-1-2-3. None: tokenizing:none.
 #       Without a NAME: a worker for each GPU that nvidia-smi lists, from all queues.
 # /etc/musicgen/client.env must be here: copy it from the server.
 set -euo pipefail
@@ -37,7 +37,7 @@ write_worker_environment() (
     if [[ ! -e $config/worker.env ]]; then
         cat >"$config/worker.env" <<END
 # Of all workers of this machine. After a change: systemctl restart 'musicgen-worker@*'
-# GOOGLE_APPLICATION_CREDENTIALS=$config/google.json      (on Google's machines the service account is found by itself)
+# GOOGLE_APPLICATION_CREDENTIALS=$config/google.json (on Google's machines the service account is found automatically)
 # WANDB_API_KEY=
 # HF_TOKEN=
 END

@@ -1,4 +1,4 @@
-"""`python -m deployments.team.worker QUEUE:GPU`: what the unit musicgen-worker@ runs."""
+"""`python -m deployments.team.worker QUEUE:GPU`: the process of the systemd unit musicgen-worker@."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deployments.processes import end_runs
 from deployments.registering import POOL
 
 RUN_SECONDS = 100
-"""How long a run may take to save and to tell the server; the unit's TimeoutStopSec is longer."""
+"""Time for a run to save and to report to the server. The unit's TimeoutStopSec is longer."""
 
 
 def main(name: str) -> int:
@@ -35,17 +35,17 @@ def main(name: str) -> int:
 
 
 def command(name: str, host: str) -> tuple[list[str], dict[str, str]]:
-    """Prefect's command for a worker, and what it needs in the environment.
+    """Return Prefect's command for a worker, and its environment variables.
 
     Args:
-        name: `QUEUE:GPU`, or `GPU` alone for all queues. GPU: a number, several joined by `-`, or `none`.
-        host: the machine, which tells workers of one name apart in the UI.
+        name: `QUEUE:GPU`, or `GPU` alone for all queues. GPU is a number, several joined by `-`, or `none`.
+        host: name of the machine, which distinguishes workers of the same name in the UI.
     """
     queue, _, gpus = name.rpartition(":")
     arguments = ["worker", "start", "--pool", POOL, "--type", "process", "--limit", "1", "--name", f"{host}-{name}"]
     if queue:
         arguments += ["--work-queue", queue]
-    # CUDA ends the list at a name that it doesn't know, such as `none`.
+    # CUDA ends the list at an unknown name, such as `none`.
     return arguments, {"CUDA_VISIBLE_DEVICES": gpus.replace("-", ",")}
 
 
