@@ -1,4 +1,4 @@
-"""docs/architecture.md: its arrows are the imports, its flows are those that there are."""
+"""docs/architecture.md: its arrows are the imports, and its flows are all that exist."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def commands() -> Iterator[str]:
 
 
 class Secrets:
-    """Of a person who has stored none, and who doesn't answer whether the notebook may read them."""
+    """Colab's secrets of a person who has stored none and doesn't answer the request for access."""
 
     class SecretNotFoundError(Exception): ...
 
@@ -92,13 +92,13 @@ def test_the_notebook_for_colab_runs_from_top_to_bottom(
 
 
 def test_the_notebook_for_colab_installs_what_a_checkout_needs() -> None:
-    told = list(commands())
-    assert any("git clone" in command for command in told)
-    assert any("uv sync --no-dev" in command for command in told)
-    assert all(" musicgen-flows " in command for command in told if command.startswith("uv run"))
+    shown = list(commands())
+    assert any("git clone" in command for command in shown)
+    assert any("uv sync --no-dev" in command for command in shown)
+    assert all(" musicgen-flows " in command for command in shown if command.startswith("uv run"))
 
 
-def test_an_empty_address_of_the_repository_is_told_before_anything_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_repository_url_is_reported_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     (cell,) = [cell for cell in code_cells() if "git clone" in cell]
     before = cell[: cell.index("!")]
     monkeypatch.setenv("REPOSITORY", "")

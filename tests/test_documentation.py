@@ -1,4 +1,4 @@
-"""What the documentation says is there, and the Japanese README says the same as the English one."""
+"""The documentation's commands and links are valid, and the Japanese README matches the English one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "dep
 
 
 def commands(page: str) -> list[str]:
-    """Of its shell blocks, without their comments."""
+    """Return the commands in a page's shell blocks, without comments."""
     blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     lines = [re.sub(r"\s+# .*", "", line).strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line]
@@ -39,7 +39,7 @@ def test_places_that_a_page_links_to_are_there(page: Path) -> None:
     assert not missing
 
 
-def test_both_readmes_have_the_same_commands_pictures_and_settings() -> None:
+def test_both_readmes_have_equal_commands_pictures_and_settings() -> None:
     english, japanese = commands("README.md"), commands("README.ja.md")
     assert japanese == english
     options = [set(re.findall(r"`(--[a-z-]+)", (ROOT / page).read_text(encoding="utf-8"))) for page in READMES]

@@ -19,5 +19,5 @@ def test_every_feature_of_the_notebook_has_a_test_that_exists() -> None:
     assert [name for file, name in named if f"def {name}(" not in file.read_text(encoding="utf-8")] == []
 
 
-def test_the_japanese_table_names_the_same_tests_in_the_same_order() -> None:
+def test_the_japanese_table_names_the_same_tests_in_order() -> None:
     assert named_in("README.ja.md") == named_in("docs/from-the-notebook.md")

@@ -49,7 +49,7 @@ def test_tasks_and_flows_import_no_gpu_stack_at_module_level(layer: str) -> None
         assert not GPU_STACK & set(imports(path, top_level_only=True)), path
 
 
-def test_every_flow_imports_without_the_gpu_stack_in_a_fresh_process() -> None:
+def test_every_flow_imports_without_the_gpu_stack() -> None:
     modules = [f"flows.{path.stem}" for path in sources("flows") if path.stem != "__init__"]
     code = f"import sys, {', '.join(modules)}; print(*sorted({GPU_STACK!r} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -61,7 +61,7 @@ def marked_in(path: Path) -> set[str]:
 
 
 def is_log(node: ast.AST, path: Path) -> TypeGuard[Any]:
-    """Return whether a call logs words that the terminal shows: what the core logs."""
+    """Return whether a call logs a message of the core, which the terminal shows."""
     return (
         isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)

@@ -1,4 +1,4 @@
-"""A `musicgen-flows up` of its own and a headless Chromium, for tests that click through the Prefect UI."""
+"""A separate `musicgen-flows up` and a headless Chromium, for tests that click through the Prefect UI."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ QUICK_TRAINING = {"batch_size": 1, "gradient_accumulation_steps": 1, "segment_se
 
 @dataclass(frozen=True)
 class Site:
-    """A running `up`: its address, its places, and a client of its server."""
+    """A running `up`: its URL, its directories, and a client of its server."""
 
     url: str
     folder: Path
     client: SyncPrefectClient
 
     def start(self, deployment: str, **parameters: Any) -> UUID:
-        """Start a run as a script would → its id."""
+        """Start a run as a script would, and return its id."""
         found = self.client.read_deployment_by_name(f"{deployment}/{deployment}")
         return self.client.create_flow_run_from_deployment(found.id, parameters=DEBUG | parameters).id
 
@@ -62,7 +62,7 @@ class Site:
             time.sleep(0.2)
 
     def wait_for(self, run: UUID, state: str) -> str:
-        """Wait for a state of a run → its message."""
+        """Wait for a state of a run, and return its message."""
         self.wait_until(lambda: self.run(run).state_name == state, lambda: self.run(run).state)
         return str(self.run(run).state.message)
 
@@ -77,7 +77,7 @@ class Site:
         return self.client.read_flow_runs(flow_run_filter=of_run)
 
     def is_put_away(self, run: UUID) -> bool:
-        """Whether its worker is through with an attempt of it."""
+        """Return whether the run's worker has cleaned up an attempt of it."""
         event = {
             "event": {"name": ["prefect.worker.executed-flow-run"]},
             "related": {"id": [f"prefect.flow-run.{run}"]},
@@ -86,7 +86,7 @@ class Site:
         return bool(found["events"])
 
     def process(self, run: UUID) -> psutil.Process:
-        """Of a flow run, without the worker that started it and without what it started."""
+        """Return the process of a flow run, without its worker and its own children."""
         found = [process for process in psutil.process_iter() if _flow_run(process) == str(run)]
         return min(found, key=psutil.Process.create_time)
 
@@ -99,7 +99,7 @@ def _flow_run(process: psutil.Process) -> str | None:
 
 
 def _again_while_locked(route: Route) -> None:
-    """A server on SQLite answers 503 now and then: Prefect's own clients try again, and a person presses again."""
+    """Retry on 503, which a server on SQLite returns now and then. Prefect's own clients and people retry, too."""
     answer = route.fetch()
     for _ in range(10):
         if answer.status != 503:
@@ -110,7 +110,7 @@ def _again_while_locked(route: Route) -> None:
 
 
 class Ui:
-    """What a person does in the pages of a site."""
+    """Actions of a person in the pages of a site."""
 
     def __init__(self, page: Page, site: Site, screenshots: Path) -> None:
         self.page = page
@@ -121,10 +121,10 @@ class Ui:
         self.page.goto(f"{self._site.url}/{path}")
 
     def screenshot(self, name: str, height: int = WINDOW["height"]) -> None:
-        """The window as it is, once nothing loads any more, as a PNG of few enough colours for a README.
+        """Save the window, after all loading has ended, as a PNG with few enough colours for a README.
 
         Args:
-            height: of the window meanwhile, for a page that is longer than others.
+            height: temporary height of the window, for a page that is longer than others.
         """
         self.page.set_viewport_size({**WINDOW, "height": height})
         self.page.wait_for_load_state("networkidle")
@@ -145,7 +145,7 @@ class Ui:
         expect(self.page.get_by_role("heading", name="Parameters")).to_be_visible()
 
     def parameter(self, name: str) -> Locator:
-        """What the run form has of a parameter: label, description, fields."""
+        """Return a parameter's part of the run form: label, description and fields."""
         label = self.page.get_by_text(re.compile(rf"^{name}( \(Optional\))?$"))
         return self.page.locator(".schema-form-property").filter(has=label).last  # the first may be its group
 
@@ -163,7 +163,7 @@ class Ui:
         self.open_choices(name).get_by_text(choice, exact=True).click()
 
     def submit(self) -> UUID:
-        """Press Submit, and open the page of the new run → its id."""
+        """Press Submit, open the page of the new run, and return its id."""
         with self.page.expect_response("**/create_flow_run") as response:
             self.page.get_by_role("button", name="Submit").click()
         assert response.value.ok, response.value.text() + (self._site.folder / "up.log").read_text()[-5000:]
@@ -172,7 +172,7 @@ class Ui:
         return run
 
     def open_run(self, run: UUID, tab: str) -> None:
-        """On one of its tabs. A click is lost while the page still works out its address, which has the tab then."""
+        """Open one of a run's tabs. Clicks are lost until the page has set its URL, which then has the tab."""
         self.open(f"runs/flow-run/{run}")
         for attempt in range(4):
             self.page.get_by_role("tablist").get_by_text(tab, exact=True).click()
@@ -184,7 +184,7 @@ class Ui:
                     raise
 
     def artifact(self, key: str) -> Locator:
-        """What the Artifacts tab shows of one."""
+        """Return an artifact's entry on the Artifacts tab."""
         return self.page.get_by_role("link", name=re.compile(rf"^\w+ {key} "))
 
     def open_artifact(self, run: UUID, key: str) -> None:
@@ -193,7 +193,7 @@ class Ui:
         self.page.wait_for_url("**/artifacts/artifact/*")
 
     def expect_state(self, state: str) -> None:
-        """The page of a run shows its state, without being loaded anew."""
+        """Expect the page of a run to show its state without being reloaded."""
         badge = self.page.get_by_role("banner").get_by_text(state, exact=True)
         expect(badge).to_be_visible(timeout=PATIENCE_SECONDS * 1000)
 
@@ -212,7 +212,7 @@ class Ui:
         expect(self.page.get_by_role("dialog")).not_to_be_visible()
 
     def switch(self, name: str) -> Locator:
-        """The switch beside a name."""
+        """Return the switch beside a name."""
         named = self.page.get_by_text(name, exact=True)
         return named.locator("xpath=ancestor::*[.//*[@role='switch']][1]").get_by_role("switch")
 
@@ -252,7 +252,7 @@ def _up(folder: Path, port: int) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        # The system's, or without one Playwright's own, where that is installed.
+        # The system's Chromium, or Playwright's if it is installed.
         system = shutil.which("chromium")
         if system is None and not Path(playwright.chromium.executable_path).exists():
             pytest.skip("there is no Chromium here")
@@ -264,7 +264,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the pictures of the pages go: MUSICGEN_SCREENSHOTS, or a temporary folder."""
+    """Return the directory of screenshots: MUSICGEN_SCREENSHOTS, or a temporary one."""
     chosen = os.environ.get("MUSICGEN_SCREENSHOTS")
     folder = Path(chosen) if chosen else tmp_path_factory.mktemp("screenshots")
     folder.mkdir(parents=True, exist_ok=True)

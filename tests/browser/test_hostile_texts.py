@@ -1,4 +1,4 @@
-"""Names and texts of strangers in the Prefect UI: shown as they were written; nothing is fetched, nothing is a link."""
+"""Untrusted names and texts in the Prefect UI are shown verbatim: nothing is fetched, nothing is a link."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of a rendering: its music plays, its pictures show, and prompts are nothing but text."""
+"""The page of generated music: its samples play, its pictures show, and prompts are only text."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def paused(page: Page) -> list[bool]:
     return found
 
 
-def test_every_piece_can_be_played(page: Page, address: str) -> None:
+def test_every_sample_can_be_played(page: Page, address: str) -> None:
     page.goto(address)
     players = page.locator("audio")
     expect(players).to_have_count(sum(map(len, PROMPTS.values())))
@@ -114,7 +114,7 @@ def test_every_piece_can_be_played(page: Page, address: str) -> None:
         assert players.nth(number).evaluate("audio => audio.duration") == SECONDS
 
 
-def test_starting_a_piece_pauses_the_one_that_plays(page: Page, address: str) -> None:
+def test_starting_a_sample_pauses_the_playing_one(page: Page, address: str) -> None:
     page.goto(address)
     for number in (0, 1, 5):
         start(page, number)
@@ -155,7 +155,7 @@ def test_links_lead_to_files(page: Page, address: str, link: str) -> None:
     assert page.request.get(url).ok
 
 
-def test_players_are_told_apart_without_seeing_them(page: Page, address: str) -> None:
+def test_players_have_distinct_accessible_names(page: Page, address: str) -> None:
     page.goto(address)
     prompt = next(iter(PROMPTS))
     for label in ("Base model", "With adapter"):
@@ -180,10 +180,8 @@ def test_the_page_fits_its_window(
 
 
 @pytest.mark.parametrize("from_disk", [False, True])
-def test_a_page_that_is_tampered_with_loads_nothing_and_runs_nothing(
-    chromium: Browser, address: str, music: Path, from_disk: bool
-) -> None:
-    """Should text ever come into the page as markup, the Content-Security-Policy holds."""
+def test_a_tampered_page_loads_and_runs_nothing(chromium: Browser, address: str, music: Path, from_disk: bool) -> None:
+    """If text got into the page as markup, the Content-Security-Policy would still block it."""
     remote = address.replace("127.0.0.1", "localhost")  # another origin that answers
     injected = (
         f"<img src='{remote}' onerror=\"document.title='taken over'\"><script>document.title='taken over'</script>"
@@ -198,13 +196,11 @@ def test_a_page_that_is_tampered_with_loads_nothing_and_runs_nothing(
     page.goto(url, wait_until="networkidle")
     assert page.title() == "Generated music" and page.locator("h1").is_visible()
     assert not [found for found in loaded if found.startswith(remote)]
-    page.locator("audio[controls]").first.evaluate("audio => audio.play()")  # what belongs to the page still works
+    page.locator("audio[controls]").first.evaluate("audio => audio.play()")  # the page's own parts still work
     context.close()
 
 
-def test_another_programs_page_runs_no_scripts_and_loads_nothing_from_elsewhere(
-    chromium: Browser, address: str, music: Path
-) -> None:
+def test_foreign_pages_run_no_scripts_and_load_nothing_remote(chromium: Browser, address: str, music: Path) -> None:
     remote = address.replace("127.0.0.1", "localhost")
     script = f"document.title='taken over'; fetch('generated_000.wav'); fetch('{remote}')"
     (music / "foreign.html").write_text(

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(2400)]
 LINK = "open the form, filled in"
 
 
-def test_a_summary_ends_with_what_was_made_and_a_form_that_is_filled_in(site: Site, ui: Ui, finetuned: UUID) -> None:
+def test_a_summary_ends_with_outputs_and_a_filled_in_form(site: Site, ui: Ui, finetuned: UUID) -> None:
     ui.open_artifact(finetuned, "summary")
     expect(ui.page.get_by_role("heading", name="What next")).to_be_visible()
     headings = ui.page.locator("article").get_by_role("heading").all_inner_texts()

@@ -1,4 +1,4 @@
-"""What the pages of the Prefect UI show of deployments, workers, automations, schedules and results."""
+"""The Prefect UI's pages of deployments, workers, automations, schedules and results."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_automations_are_on_and_say_what_they_do(ui: Ui) -> None:
     ui.screenshot("automations")
 
 
-def test_the_weekly_schedule_is_switched_on_and_off_and_keeps_its_parameters(site: Site, ui: Ui) -> None:
+def test_switching_the_weekly_schedule_keeps_its_parameters(site: Site, ui: Ui) -> None:
     def schedule() -> tuple[bool, dict[str, Any]]:
         [found] = site.client.read_deployment_by_name("train-lora/train-lora").schedules
         return found.active, found.parameters
@@ -108,7 +108,7 @@ def test_music_plays_in_the_page(site: Site, ui: Ui, finetuned: UUID) -> None:
     ui.screenshot("music", height=1250)
 
 
-def test_the_v2_ui_says_why_it_has_no_players_and_has_links_that_work(site: Site, ui: Ui, finetuned: UUID) -> None:
+def test_the_v2_ui_explains_missing_players_and_links_work(site: Site, ui: Ui, finetuned: UUID) -> None:
     [generated] = [run for run in site.subflows(finetuned) if run.name.startswith("generate-music")]
     ui.open_artifact(generated.id, "music")
     ui.open("v2" + urlsplit(ui.page.url).path)
@@ -121,7 +121,7 @@ def test_the_v2_ui_says_why_it_has_no_players_and_has_links_that_work(site: Site
 
 
 def assert_first_wav_loads(page: Page, seconds: float) -> None:
-    """A browser hears the first player's file: its length is known, and a place near its end can be played."""
+    """Expect a browser to load the first player's file, and to play it from near its end."""
     player = page.locator("audio, video").first
     expect(player).to_be_attached()
     assert player.evaluate(LOAD) == pytest.approx(seconds, abs=0.3)
@@ -142,7 +142,7 @@ def test_links_of_a_summary_lead_to_pages_and_wavs_that_play(site: Site, ui: Ui,
         opened.value.close()
 
 
-def test_from_an_artifact_its_earlier_versions_and_all_artifacts_are_reached(ui: Ui, finetuned: UUID) -> None:
+def test_an_artifact_links_to_its_versions_and_all_artifacts(ui: Ui, finetuned: UUID) -> None:
     ui.open_artifact(finetuned, "summary")
     ui.page.get_by_role("link", name="summary", exact=True).click()
     ui.page.wait_for_url("**/artifacts/key/summary")
@@ -155,7 +155,7 @@ def test_from_an_artifact_its_earlier_versions_and_all_artifacts_are_reached(ui:
     ui.screenshot("artifacts")
 
 
-def test_from_the_root_address_a_fresh_browser_gets_to_music_that_plays(ui: Ui, finetuned: UUID) -> None:
+def test_a_fresh_browser_reaches_playing_music_from_the_root(ui: Ui, finetuned: UUID) -> None:
     ui.open("")
     ui.page.get_by_text("Runs", exact=True).click()
     ui.page.get_by_role("link", name=re.compile("^generate-music · ")).first.click()

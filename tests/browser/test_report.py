@@ -25,7 +25,7 @@ def tone(hertz: float) -> np.ndarray:
 
 
 def write(target: UPath) -> None:
-    """A report as of 500 clips with musicgen-large, from made-up losses."""
+    """Write a report like that of 500 clips with musicgen-large, from invented losses."""
     rng = np.random.default_rng(0)
     base = rng.normal([3.1, 4.4, 4.9, 5.2], 0.4, size=(500, 4))
     adapted = base + rng.normal([-0.35, -0.2, -0.15, -0.1], 0.15, size=(500, 4))
@@ -64,7 +64,7 @@ def write(target: UPath) -> None:
     write_report(target, evaluation, pictures, {"Samples of the training": pairs})
 
 
-def test_the_report_shows_its_pictures_and_plays_its_music_from_a_disk(
+def test_the_report_shows_pictures_and_plays_music_from_disk(
     chromium: Browser, tmp_path: Path, screenshots: Path
 ) -> None:
     write(UPath(tmp_path / "report.html"))
@@ -98,7 +98,7 @@ def test_the_report_shows_its_pictures_and_plays_its_music_from_a_disk(
     assert complaints == []
 
 
-def test_the_policy_of_a_report_lets_it_work_and_keeps_all_else_out(chromium: Browser, tmp_path: Path) -> None:
+def test_a_reports_policy_allows_only_the_report_itself(chromium: Browser, tmp_path: Path) -> None:
     write(UPath(tmp_path / "report.html"))
     page_text = (tmp_path / "report.html").read_text()
     injected = "<script>document.title = 'taken over'</script><img src='https://localhost:9/x.png'>"

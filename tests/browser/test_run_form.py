@@ -38,7 +38,7 @@ def test_every_parameter_has_its_description_in_the_run_form(site: Site, ui: Ui,
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS)
-def test_no_form_asks_for_a_type_and_essentials_come_before_groups(site: Site, ui: Ui, deployment: str) -> None:
+def test_no_form_asks_for_a_type_and_essentials_come_first(site: Site, ui: Ui, deployment: str) -> None:
     essential, grouped = form_of(site, deployment)
     for path in ("", "v2/"):
         found = site.client.read_deployment_by_name(f"{deployment}/{deployment}")

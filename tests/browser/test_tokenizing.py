@@ -22,7 +22,7 @@ BROKEN = ("archive_batch_0017", "archive_batch_0058", "archive_batch_0101")
 
 
 def break_off(archive: Path) -> bytes:
-    """Cut an archive in half → what it was."""
+    """Truncate an archive to half its size, and return its former content."""
     whole = archive.read_bytes()
     archive.write_bytes(whole[: len(whole) // 2])
     return whole
@@ -68,7 +68,7 @@ def test_retry_in_the_ui_does_only_the_archives_that_failed(site: Site, ui: Ui) 
         ended = [task for task in site.task_runs(run) if task.flow_run_run_count == 2]
         return [task for task in ended if task.state is not None and task.state.is_final()]
 
-    # A server writes down what task runs came to when it has time.
+    # A server records the results of task runs with a delay.
     site.wait_until(lambda: len(of_retry()) == ARCHIVES, lambda: Counter(task.state_name for task in of_retry()))
     second = of_retry()
     assert Counter(task.state_name for task in second) == {"Cached": ARCHIVES - len(BROKEN), "Completed": len(BROKEN)}

@@ -1,4 +1,4 @@
-"""A training in the UI: live, killed in the middle, Retry, and what its pages show."""
+"""A training run in the UI: live, killed half-way, retried, and the pages that show it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TRAINING = {
 
 
 def start(site: Site, run_dir: Path) -> UUID:
-    """Start a training on the tokens of `finetuned`, and wait until it has saved something."""
+    """Start a training run on the tokens of `finetuned`, and wait until it has saved a checkpoint."""
     run = site.start("train-lora", tokens=str(site.folder / "demo-tokens"), run_dir=str(run_dir), **TRAINING)
     site.wait_until(lambda: (run_dir / "latest.pt").exists(), lambda: site.run(run).state)
     return run
@@ -45,7 +45,7 @@ def start(site: Site, run_dir: Path) -> UUID:
 
 @contextmanager
 def slowed(process: psutil.Process) -> Iterator[None]:
-    """It runs for a twentieth of a second in every half, and so is not over before a slow browser has shown it."""
+    """Let the process run for 0.05 s in every 0.5 s, so that it doesn't end before a slow browser has shown it."""
     over = threading.Event()
 
     def hold() -> None:
@@ -66,7 +66,7 @@ def slowed(process: psutil.Process) -> Iterator[None]:
 
 @pytest.fixture
 def _restarted_by_hand(ui: Ui) -> Iterator[None]:
-    """The automation that restarts crashed trainings is switched off in the UI: a person does it."""
+    """Switch off the automation that restarts crashed training runs, in the UI."""
     ui.open("automations")
     ui.switch(RESTARTING).click()
     expect(ui.switch(RESTARTING)).not_to_be_checked()
@@ -77,7 +77,7 @@ def _restarted_by_hand(ui: Ui) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("finetuned", "_restarted_by_hand")
-def test_retry_in_the_ui_resumes_a_killed_training_from_its_checkpoint(site: Site, ui: Ui) -> None:
+def test_retry_in_the_ui_resumes_a_killed_run_from_its_checkpoint(site: Site, ui: Ui) -> None:
     run_dir = site.folder / "runs" / "jazz-2026-11-23"
     run = start(site, run_dir)
     process = site.process(run)
@@ -87,7 +87,7 @@ def test_retry_in_the_ui_resumes_a_killed_training_from_its_checkpoint(site: Sit
         progress = ui.artifact("training-progress")
         expect(progress).to_contain_text(re.compile(r"step \d+ of"))
         before = progress.inner_text()
-        expect(progress).not_to_have_text(before, use_inner_text=True)  # without being loaded anew
+        expect(progress).not_to_have_text(before, use_inner_text=True)  # without being reloaded
         ui.screenshot("training-running")
         process.kill()
     ui.expect_state("Crashed")
@@ -116,7 +116,7 @@ def test_retry_in_the_ui_resumes_a_killed_training_from_its_checkpoint(site: Sit
 
 
 @pytest.mark.usefixtures("finetuned")
-def test_cancel_in_the_ui_saves_where_the_training_is_and_retry_goes_on_there(site: Site, ui: Ui) -> None:
+def test_cancel_in_the_ui_saves_and_retry_resumes(site: Site, ui: Ui) -> None:
     run_dir = site.folder / "runs" / "cancelled"
     run = start(site, run_dir)
     process = site.process(run)
@@ -136,7 +136,7 @@ def test_cancel_in_the_ui_saves_where_the_training_is_and_retry_goes_on_there(si
 
 
 @pytest.mark.usefixtures("finetuned")
-def test_a_refused_training_says_why_on_its_page_and_in_its_summary(site: Site, ui: Ui) -> None:
+def test_a_refused_run_shows_why_on_its_page_and_in_its_summary(site: Site, ui: Ui) -> None:
     tokens, run_dir = site.folder / "demo-tokens", site.folder / "runs" / "refused"
     run = site.start("train-lora", tokens=str(tokens), run_dir=str(run_dir), **TRAINING | {"model": "debug"})
     ui.open(f"runs/flow-run/{run}")

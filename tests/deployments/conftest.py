@@ -1,4 +1,4 @@
-"""Shared by the tests of what is on a server and of what the terminal shows."""
+"""Fixtures of a registered server and of the terminal's output."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def client(prefect_server: None) -> Iterator[SyncPrefectClient]:
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """What the terminal gets, which is none here but a pipe: no colours of rich's own are among it."""
+    """Return a function for the terminal's output. It is a pipe in tests, so rich adds no colours."""
     stream = io.StringIO()
     monkeypatch.setattr(console.output, "_file", stream)
-    monkeypatch.setattr(activity, "LOOK_SECONDS", 1e9)  # on a busy machine any line might be said twice
+    monkeypatch.setattr(activity, "LOOK_SECONDS", 1e9)  # on a busy machine any line might be repeated
     return stream

@@ -1,4 +1,4 @@
-"""What is said while a command works, before each of its parts begins."""
+"""The stages and progress that a working command shows."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from musicgen_core.stages import Stage, advance, announce
 from tasks.progress import Update
 
 
-def test_what_a_command_imports_is_announced_before_it_is_imported(
-    shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slow_imports_are_announced_before_they_begin(shown: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     module = ModuleType("slow_to_import")
     module.doctor = lambda parameters: 0  # type: ignore[attr-defined]
@@ -34,7 +32,7 @@ def test_what_a_command_imports_is_announced_before_it_is_imported(
     assert said == ["loading Prefect …\n"]
 
 
-def test_a_stage_is_said_when_it_begins_from_any_thread(shown: io.StringIO) -> None:
+def test_a_stage_is_shown_when_it_begins_in_any_thread(shown: io.StringIO) -> None:
     with working("beginning"):
         thread = threading.Thread(target=announce, args=("reading the model",))
         thread.start()
@@ -96,9 +94,7 @@ def test_a_pipe_gets_fewer_lines_the_longer_the_work_takes(shown: io.StringIO, m
     assert len(lines) < 150
 
 
-def test_a_pipe_hears_of_what_lasts_long_and_then_less_and_less_often(
-    shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pipe_gets_repeated_lines_at_growing_intervals(shown: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr("deployments.activity.time.monotonic", lambda: now[0])
     activity = Activity()
@@ -117,7 +113,7 @@ def test_a_pipe_hears_of_what_lasts_long_and_then_less_and_less_often(
     assert 20 < len(lines_of(8 * 3600)) < 150
 
 
-def test_progress_with_a_known_end_is_told_but_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_progress_with_a_known_total_is_shown_but_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     heard: list[Stage] = []
     with stages.heard_by(heard.append), caplog.at_level("INFO", "musicgen_core.stages"):
         announce("reading")
@@ -126,7 +122,7 @@ def test_progress_with_a_known_end_is_told_but_not_logged(caplog: pytest.LogCapt
     assert [record.getMessage() for record in caplog.records] == ["reading"]
 
 
-def test_the_import_of_torch_is_announced_only_where_it_is_still_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_import_of_torch_is_announced_unless_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[Stage] = []
     with stages.heard_by(heard.append):
         monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))

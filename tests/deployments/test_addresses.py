@@ -1,4 +1,4 @@
-"""Where the server of `up` and its UI are found, and by whom."""
+"""Addresses of the server of `up` and its UI, and who can reach them."""
 
 from __future__ import annotations
 
@@ -45,9 +45,7 @@ def test_a_server_for_one_address_is_called_by_it(monkeypatch: pytest.MonkeyPatc
         ("https://music.example.org", "http://music.example.org:4201"),
     ],
 )
-def test_browsers_reach_files_by_the_name_that_they_reach_the_ui_by(
-    ui: str, files: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_have_the_host_name_of_the_ui(ui: str, files: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MUSICGEN_FILES_URL", raising=False)
     assert files_addresses("http://127.0.0.1:4200/api", ui, 4201) == ("http://127.0.0.1:4201", files)
     monkeypatch.setenv("MUSICGEN_FILES_URL", "https://music.example.org/files/")
@@ -59,10 +57,10 @@ def test_browsers_reach_files_by_the_name_that_they_reach_the_ui_by(
 def test_a_server_that_others_reach_comes_with_a_warning(host: str, capsys: pytest.CaptureFixture[str]) -> None:
     for has_password in (False, True):
         warn_of_others(host, 4300, 4301, has_password)
-        told = capsys.readouterr().out
-        assert ("Without a password" in told) == ("can run programs" in told) == (not has_password)
-        assert ("ask for the password, but over HTTP" in told) == has_password
-        assert "ssh -L 4300:127.0.0.1:4300 -L 4301:127.0.0.1:4301" in told and "deployments/team" in told
+        printed = capsys.readouterr().out
+        assert ("Without a password" in printed) == ("can run programs" in printed) == (not has_password)
+        assert ("ask for the password, but over HTTP" in printed) == has_password
+        assert "ssh -L 4300:127.0.0.1:4300 -L 4301:127.0.0.1:4301" in printed and "deployments/team" in printed
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
@@ -72,9 +70,7 @@ def test_a_server_for_this_machine_alone_comes_without_a_warning(host: str, caps
 
 
 @pytest.mark.parametrize("api", ["http://127.0.0.1:4200/api", "http://127.0.0.1:4300/api"])
-def test_other_terminals_are_told_of_an_address_that_they_dont_find(
-    api: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_address_is_printed_if_commands_cannot_find_it(api: str, capsys: pytest.CaptureFixture[str]) -> None:
     show(api, api.removesuffix("/api"), {})
     assert (f"export PREFECT_API_URL={api}" in capsys.readouterr().out) == ("4300" in api)
 

@@ -47,7 +47,7 @@ def problem_with(url: str) -> MusicgenError:
     return refused.value
 
 
-def test_the_address_of_the_ui_is_no_api_and_the_right_one_is_named(prefect_like: str) -> None:
+def test_an_api_url_that_is_the_uis_is_refused_with_the_right_one(prefect_like: str) -> None:
     problem = problem_with(prefect_like)
     assert f"what answers at {prefect_like} is not Prefect's API" in problem.found
     assert problem.next_step == f"Name the API: export PREFECT_API_URL={prefect_like}/api"
@@ -79,7 +79,7 @@ def database_at(revision: str, folder: Path) -> Iterator[None]:
         yield
 
 
-def test_a_newer_prefects_database_is_reported_before_a_server_starts(tmp_path: Path) -> None:
+def test_a_newer_database_is_reported_before_a_server_starts(tmp_path: Path) -> None:
     with database_at("ffffffffffff", tmp_path):
         for start in (ensure_api, _server("http://127.0.0.1:9/api", "127.0.0.1", 9).__enter__):
             with pytest.raises(MusicgenError, match=f"database {tmp_path}/prefect.db belongs to a newer Prefect"):

@@ -25,7 +25,7 @@ QUICK = ["--batch-size", "4", "--gradient-accumulation-steps", "1", "--segment-s
 
 
 def error_of(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on stderr that is ours; no traceback."""
+    """Return this project's only line on stderr, and expect no traceback."""
     printed = capsys.readouterr().err
     assert "Traceback" not in printed
     lines = [line for line in printed.splitlines() if line.startswith("error: ")]
@@ -253,8 +253,8 @@ def test_errors_are_in_the_language_that_is_asked_for(
     monkeypatch.setenv("MUSICGEN_LANGUAGE", "en")  # put back at the end
     none = str(tmp_path / "none")
     assert main(["estimate", none, "--language", "ja"]) == 1
-    told = capsys.readouterr().err
-    assert told.startswith(f"エラー: {none} にアーカイブが見つかりません。ファイル、") and told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"エラー: {none} にアーカイブが見つかりません。ファイル、") and error.count("\n") == 1
     assert main(["--language=en", "estimate", none]) == 1
     assert capsys.readouterr().err.startswith(f"error: no archives found at {none}. Give a file")
 

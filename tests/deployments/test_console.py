@@ -1,4 +1,4 @@
-"""What the terminal shows of names and texts that strangers chose."""
+"""Untrusted names and texts in the terminal, and the wrapping of its lines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tasks.progress import Update
 from tests.hostile import ALL, ESCAPES, LONG, TEXTS, is_inert_terminal_text
 
 
-def test_results_and_next_steps_are_in_japanese_for_a_japanese_reader(
+def test_results_and_next_steps_are_translated_into_japanese(
     shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reason = "damaged in the archive (its CRC-32 is not the one of the directory)"
@@ -53,9 +53,7 @@ def test_results_and_next_steps_are_in_japanese_for_a_japanese_reader(
     assert lines.count("すべての音楽（聴けるページ）:") == 2  # also from the page of a run that another process wrote
 
 
-def test_progress_and_log_lines_are_in_japanese_for_a_japanese_reader(
-    shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_and_logs_are_translated_into_japanese(shown: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUSICGEN_LANGUAGE", "ja")
     with working() as activity:
         activity(Update("generate", "/music", 2, 2, message("piece {number} of {total}", number=1, total=1)))
@@ -96,7 +94,7 @@ def test_a_command_in_a_log_message_stays_on_its_line(shown: io.StringIO) -> Non
     assert command in shown.getvalue().splitlines()
 
 
-def test_places_and_commands_are_lines_of_their_own_in_a_narrow_terminal(
+def test_paths_and_commands_have_own_lines_in_narrow_terminals(
     shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console.output, "_width", 80)
@@ -112,7 +110,7 @@ def test_places_and_commands_are_lines_of_their_own_in_a_narrow_terminal(
     assert shown.getvalue().splitlines()[-1] == f"  a name  {folder} and {command}"
 
 
-def test_prose_is_wrapped_at_words_in_a_terminal_and_paths_commands_and_urls_are_whole(
+def test_prose_is_wrapped_without_breaking_paths_commands_or_urls(
     shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, url = f"/data/{'folder/' * 8}music", f"http://127.0.0.1:4200/{'page/' * 8}"
@@ -144,9 +142,7 @@ def wrapped(text: str, width: int, monkeypatch: pytest.MonkeyPatch) -> list[str]
 
 
 @pytest.mark.parametrize("width", [20, 40, 80])
-def test_errors_are_wrapped_at_words_and_the_json_of_advice_is_whole(
-    width: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_errors_are_wrapped_without_breaking_json(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = wrapped(f"error: none of the clips has a description. {DESCRIBE}.", width, monkeypatch)
     json = '{"path": "track1.wav", "description": "calm piano, 80 bpm"}'
     assert sum(json in line for line in lines) == 1

@@ -1,7 +1,7 @@
-"""What becomes of a training when its process, its worker, both, or the server go away: a real server, real workers.
+"""Training runs whose process, worker, both, or server go away, on a real server with real workers.
 
-Every training ends with the adapter of an undisturbed one, bit for bit. Prints a table: event, what the server shows,
-what was lost; MUSICGEN_CRASH_WALK=FILE keeps it.
+Every run ends with the adapter of an uninterrupted run, bit for bit. Prints a table of each event, the states on the
+server and the lost work; MUSICGEN_CRASH_WALK=FILE keeps it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ TRAINING = {
 
 @dataclass
 class Site:
-    """A server and a worker, which can be stopped and started again, and the trainings that ran there."""
+    """A server and a worker, which can be stopped and restarted, and the training runs there."""
 
     folder: Path
     port: int
@@ -81,12 +81,12 @@ class Site:
         )
 
     def replace_worker(self) -> None:
-        """Another worker, as a service manager would start it."""
+        """Start another worker, as a service manager would."""
         self.worker.wait(timeout=60)
         self.start_worker()
 
     def stop(self) -> None:
-        """Everything that was started here, whoever its parent is by now."""
+        """Stop everything that was started here, whoever its parent is by now."""
         for process in psutil.process_iter():
             try:
                 if process.environ().get("PREFECT_HOME") == str(self.folder / "prefect"):
@@ -137,7 +137,7 @@ class Training:
         return str(state.name)
 
     def history(self) -> list[str]:
-        """Names of the states that it went through, without those of waiting for a process.
+        """Return the names of the run's past states, without those of waiting for a process.
 
         A busy server may carry out an automation's action twice (it can't note that it has): that is one AwaitingRetry.
         """
@@ -146,7 +146,7 @@ class Training:
         return [name for before, name in pairwise(["", *names]) if not before == name == "AwaitingRetry"]
 
     def process(self) -> psutil.Process:
-        """Of the flow, which may still be starting."""
+        """Return the process of the flow, which may still be starting."""
         found = [
             process
             for process in psutil.process_iter()
@@ -161,14 +161,14 @@ class Training:
         return saved_step(self.directory)
 
     def wait_until(self, *names: str) -> None:
-        """One of these states, which may be over when this looks."""
+        """Wait for one of these states, which may have ended already."""
         wait(lambda: not set(names).isdisjoint(self.history()), f"{names}")
 
     def wait_for_steps(self) -> None:
         wait(lambda: len(self.steps()) >= KILL_AFTER, f"{KILL_AFTER} steps; {self.history()}")
 
     def redone(self) -> str:
-        """What of the work until now must be done again, with the processes gone."""
+        """Return the work that must be repeated after the processes have ended."""
         done = max(self.steps(), default=0)
         return f"nothing; {max(0, done - self.saved_step())} of {done} steps done again"
 
@@ -239,7 +239,7 @@ def undisturbed(site: Site) -> dict[str, torch.Tensor]:
 
 
 def check_whole(training: Training, undisturbed: dict[str, torch.Tensor], event: str, lost: str) -> None:
-    """Each step once, no lock left, and the same adapter; a row of the table."""
+    """Expect each step once, no lock left and the same adapter, and add a row to the table."""
     assert training.steps() == list(range(1, STEPS + 1))
     assert not (training.directory / ".lock").exists()
     adapter = training.adapter()
@@ -251,7 +251,7 @@ def check_whole(training: Training, undisturbed: dict[str, torch.Tensor], event:
 RESTARTED = ["Submitting", "Running", "Crashed", "AwaitingRetry", "Submitting", "Running", "Completed"]
 
 
-def test_a_killed_run_starts_again_and_goes_on(site: Site, undisturbed: dict[str, torch.Tensor]) -> None:
+def test_a_killed_run_is_restarted_and_resumes(site: Site, undisturbed: dict[str, torch.Tensor]) -> None:
     training = site.train("flow-killed")
     training.wait_for_steps()
     training.process().kill()
@@ -262,14 +262,14 @@ def test_a_killed_run_starts_again_and_goes_on(site: Site, undisturbed: dict[str
     check_whole(training, undisturbed, "run killed (SIGKILL)", lost)
 
 
-def test_a_run_ends_with_its_worker_and_goes_on_under_the_next(
+def test_a_run_stops_with_its_worker_and_resumes_under_the_next(
     site: Site, undisturbed: dict[str, torch.Tensor]
 ) -> None:
     training = site.train("worker-killed")
     training.wait_for_steps()
     run = training.process()
     site.worker.kill()
-    run.wait(timeout=30)  # it is told to, saves, and says so
+    run.wait(timeout=30)  # it is asked to stop, saves, and reports it
     training.wait_until("AwaitingRetry")
     lost = training.redone()
     assert_saved_where_it_was(training.directory)
@@ -279,9 +279,7 @@ def test_a_run_ends_with_its_worker_and_goes_on_under_the_next(
     check_whole(training, undisturbed, "worker killed (SIGKILL)", lost)
 
 
-def test_a_run_whose_machine_is_gone_is_found_out_and_goes_on_elsewhere(
-    site: Site, undisturbed: dict[str, torch.Tensor]
-) -> None:
+def test_a_run_whose_machine_is_lost_resumes_elsewhere(site: Site, undisturbed: dict[str, torch.Tensor]) -> None:
     training = site.train("both-killed")
     training.wait_for_steps()
     training.process().kill()
@@ -298,7 +296,7 @@ def test_a_run_whose_machine_is_gone_is_found_out_and_goes_on_elsewhere(
     check_whole(training, undisturbed, event, lost)
 
 
-def test_a_cancelled_run_saves_stays_cancelled_and_goes_on_at_a_persons_retry(
+def test_a_cancelled_run_saves_and_resumes_only_at_a_manual_retry(
     site: Site, undisturbed: dict[str, torch.Tensor]
 ) -> None:
     training = site.train("cancelled")
@@ -323,7 +321,7 @@ def test_a_cancelled_run_saves_stays_cancelled_and_goes_on_at_a_persons_retry(
     check_whole(training, undisturbed, "cancelled in the UI, then Retry", lost)
 
 
-def test_a_run_that_was_starting_when_its_worker_was_stopped_is_finished(
+def test_a_run_whose_worker_stopped_during_its_start_completes(
     site: Site, undisturbed: dict[str, torch.Tensor]
 ) -> None:
     training = site.train("worker-stopped")
@@ -336,9 +334,7 @@ def test_a_run_that_was_starting_when_its_worker_was_stopped_is_finished(
     check_whole(training, undisturbed, "worker stopped (SIGTERM) while a run starts", "nothing")
 
 
-def test_a_run_that_never_came_to_life_is_given_to_another_worker(
-    site: Site, undisturbed: dict[str, torch.Tensor]
-) -> None:
+def test_a_run_that_never_started_is_taken_by_another_worker(site: Site, undisturbed: dict[str, torch.Tensor]) -> None:
     training = site.train("stuck")
     training.wait_until("Submitting")
     wait(lambda: bool(psutil.Process(site.worker.pid).children()), "the run's process")
@@ -350,7 +346,7 @@ def test_a_run_that_never_came_to_life_is_given_to_another_worker(
     check_whole(training, undisturbed, "worker and run killed while the run starts", "nothing")
 
 
-def test_a_run_goes_on_while_the_server_is_away(site: Site, undisturbed: dict[str, torch.Tensor]) -> None:
+def test_a_run_continues_while_the_server_is_down(site: Site, undisturbed: dict[str, torch.Tensor]) -> None:
     training = site.train("server-restarted")
     training.wait_for_steps()
     site.server.terminate()
@@ -363,7 +359,7 @@ def test_a_run_goes_on_while_the_server_is_away(site: Site, undisturbed: dict[st
     check_whole(training, undisturbed, "server stopped and started again", "nothing")
 
 
-def test_a_run_whose_server_died_with_it_goes_on_once_that_is_back(
+def test_a_run_that_died_with_its_server_resumes_with_the_server(
     site: Site, undisturbed: dict[str, torch.Tensor]
 ) -> None:
     training = site.train("all-killed")
@@ -388,7 +384,7 @@ def test_a_run_whose_server_died_with_it_goes_on_once_that_is_back(
     check_whole(training, undisturbed, event, lost)
 
 
-def test_a_finetune_that_is_killed_in_its_training_does_what_is_left(
+def test_a_finetune_killed_in_training_does_only_the_rest(
     site: Site, undisturbed: dict[str, torch.Tensor], demo_archives: Path
 ) -> None:
     archives = site.folder / "archives"
@@ -408,9 +404,7 @@ def test_a_finetune_that_is_killed_in_its_training_does_what_is_left(
     check_whole(job, undisturbed, "finetune killed (SIGKILL) in its training", lost)
 
 
-def test_a_training_that_crashes_again_and_again_is_left_to_a_person_after_three_restarts(
-    site: Site, undisturbed: dict[str, torch.Tensor]
-) -> None:
+def test_a_crashing_run_is_restarted_at_most_three_times(site: Site, undisturbed: dict[str, torch.Tensor]) -> None:
     training = site.train("cursed")
 
     def has_begun(times: int) -> bool:

@@ -1,4 +1,4 @@
-"""What `musicgen-flows demo` prints, and what it teaches the model."""
+"""The output of `musicgen-flows demo`, and the style that it teaches the model."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ FOLDER = f"/home/{'somebody/' * 12}demo"
 
 @pytest.fixture
 def printed(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """What a terminal of 80 columns gets."""
+    """Return a function for the output on a terminal of 80 columns."""
     stream = io.StringIO()
     monkeypatch.setattr(console.output, "_file", stream)
     monkeypatch.setattr(console.output, "_width", 80)
     return stream
 
 
-def test_the_demo_ends_with_places_and_commands_on_lines_of_their_own(
+def test_the_demo_prints_each_path_and_command_on_its_own_line(
     printed: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rejected = [Rejected("audio/broken.wav", "not decodable")]

@@ -1,4 +1,4 @@
-"""What a server knows after `up` has registered everything, once and again. A real, temporary server."""
+"""The registrations of `up` on a real, temporary server, made once and repeated."""
 
 from __future__ import annotations
 
@@ -88,13 +88,13 @@ def test_a_second_tokenizing_waits_for_the_first_one_to_end(client: SyncPrefectC
 
 
 def offered(client: SyncPrefectClient) -> list[UUID]:
-    """Runs that a worker of the tokenizing queue gets when it asks for some."""
+    """Return the runs that a worker of the tokenizing queue gets when it polls."""
     asked = {"work_queue_names": ["tokenizing"], "scheduled_before": str(datetime.now(UTC) + timedelta(seconds=10))}
     answer = client.request("POST", f"/work_pools/{POOL}/get_scheduled_flow_runs", json=asked)
     return [UUID(found["flow_run"]["id"]) for found in answer.json()]
 
 
-def test_registering_again_leaves_what_people_have_set_and_doubles_nothing(client: SyncPrefectClient) -> None:
+def test_registering_again_keeps_settings_and_duplicates_nothing(client: SyncPrefectClient) -> None:
     client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=7, description="ours"))
     set_tokenizing_limit(client, 3)
     train, finetune = (deployed(client, name) for name in ("train-lora", "finetune"))
@@ -117,7 +117,7 @@ def test_registering_again_leaves_what_people_have_set_and_doubles_nothing(clien
 
 
 def shown(client: SyncPrefectClient) -> dict[str, list[dict[str, Any]]]:
-    """Schedules of each deployment, and the automations."""
+    """Return the schedules of each deployment, and the automations."""
     fields = {"id", "slug", "active", "schedule", "parameters"}
     found = {
         name: [schedule.model_dump(include=fields) for schedule in deployed(client, name).schedules]
@@ -129,7 +129,7 @@ def shown(client: SyncPrefectClient) -> dict[str, list[dict[str, Any]]]:
     return {**found, "automations": [automation.model_dump(include={"id", "name"}) for automation in automations]}
 
 
-def test_registering_again_makes_anew_what_is_gone_and_removes_an_old_limit(client: SyncPrefectClient) -> None:
+def test_registering_again_restores_deletions_and_drops_old_limits(client: SyncPrefectClient) -> None:
     train, tokenize = (deployed(client, name) for name in ("train-lora", "tokenize-archives"))
     client.update_deployment(tokenize.id, DeploymentUpdate(concurrency_limit=1))  # as earlier versions had it
     assert deployed(client, "tokenize-archives").global_concurrency_limit.limit == 1
@@ -152,7 +152,7 @@ def tokenizing_limit(client: SyncPrefectClient) -> int | None:
     return client.read_work_queue_by_name("tokenizing", work_pool_name=POOL).concurrency_limit
 
 
-def test_registering_groups_the_parameters_that_earlier_versions_stored(client: SyncPrefectClient) -> None:
+def test_registering_groups_parameters_of_earlier_versions(client: SyncPrefectClient) -> None:
     train = deployed(client, "train-lora")
     [weekly] = train.schedules
     before = {"init_from_latest": True, "only_new_tokens": False, "lora_r": 16, "activation_checkpointing": True}
@@ -201,13 +201,13 @@ def test_weekly_on_keeps_parameters_for_each_retraining(
 
     wrong = ["-p", "lora_rank=4", "-p", "lora_r=many", "-p", "seed=1"]
     assert main(["run", "train-lora", "--weekly", "on", *wrong]) == 2
-    told = capsys.readouterr().err
-    assert "no parameter 'lora_rank'" in told and "lora_r: 'many' is not of type 'integer'" in told
+    error = capsys.readouterr().err
+    assert "no parameter 'lora_rank'" in error and "lora_r: 'many' is not of type 'integer'" in error
     assert stored() == (True, NEW_TOKENS_ONLY | grouped | {"lora_r": 32})
     set_weekly(False)
 
 
-def test_the_next_retraining_is_the_run_that_the_server_has_scheduled(client: SyncPrefectClient) -> None:
+def test_the_next_retraining_is_the_servers_scheduled_run(client: SyncPrefectClient) -> None:
     deployment = deployed(client, "train-lora").id
     assert describe_next(0).startswith("none")
     set_weekly(True)
@@ -223,31 +223,31 @@ def test_the_next_retraining_is_the_run_that_the_server_has_scheduled(client: Sy
     assert describe_next(0).startswith("none")
 
 
-def test_run_tells_what_a_run_came_to_and_refuses_what_the_flow_does_not_take(
+def test_run_shows_the_outcome_and_refuses_unknown_parameters(
     client: SyncPrefectClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = ["-p", "lora_rank=4", "-p", "sample_prompts=calm piano"]
     assert main(["run", "train-lora", *wrong]) == 2
-    told = capsys.readouterr().err
-    assert "no parameter 'lora_rank' (perhaps lora_r); it has tokens, run_dir, model" in told
-    assert """-p 'sample_prompts=["one", "another"]'""" in told
+    error = capsys.readouterr().err
+    assert "no parameter 'lora_rank' (perhaps lora_r); it has tokens, run_dir, model" in error
+    assert """-p 'sample_prompts=["one", "another"]'""" in error
 
     created: list[UUID] = []
 
     def fail(seconds: float) -> None:
-        """As a worker would, while it is watched."""
+        """Let the watched run fail, as a worker would report it."""
         created.append(UUID(capsys.readouterr().out.partition("/runs/flow-run/")[2].split()[0]))
         client.set_flow_run_state(created[0], Failed(message="2 of 3 archives failed"), force=True)
 
     monkeypatch.setattr("deployments.watching.time.sleep", fail)
     assert main(["run", "tokenize-archives", "-p", "limit=3", "--watch"]) == 1
-    *_, retry = told = capsys.readouterr().out.splitlines()
-    assert any(line.endswith("Failed: 2 of 3 archives failed") for line in told)
+    *_, retry = printed = capsys.readouterr().out.splitlines()
+    assert any(line.endswith("Failed: 2 of 3 archives failed") for line in printed)
     assert retry.endswith(f" prefect flow-run retry {created[0]}")
     assert client.read_flow_run(created[0]).parameters == {"limit": 3}
 
 
-def test_a_run_that_is_not_watched_ends_with_its_name_and_its_page(
+def test_an_unwatched_run_prints_its_name_and_its_page(
     client: SyncPrefectClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", "train-lora", "-p", "seed=3"]) == 0
@@ -288,12 +288,12 @@ def test_registering_counts_the_deployments(client: SyncPrefectClient) -> None:
     assert heard == [text, *(f"{text}, {number} of {count}" for number in range(1, count + 1))]
 
 
-def test_a_command_of_prefect_that_fails_is_told_with_its_last_line(client: SyncPrefectClient) -> None:
+def test_a_failed_prefect_command_is_reported_with_its_last_line(client: SyncPrefectClient) -> None:
     with pytest.raises(MusicgenError, match=r"prefect work-queue inspect no-such-queue failed \(.*no-such-queue"):
         prefect("work-queue", "inspect", "no-such-queue")
 
 
-def test_a_link_to_a_form_has_the_deployment_s_parameters_and_those_given(client: SyncPrefectClient) -> None:
+def test_form_links_have_default_and_given_parameters(client: SyncPrefectClient) -> None:
     deployment, given = deployed(client, "generate-music"), {"adapter": "/r", "compare": True, "seed": 1, "top_k": 9}
     link = form_link("generate-music", given)
     assert link is not None and link.startswith(f"/deployments/deployment/{deployment.id}/run?")
@@ -304,7 +304,7 @@ def test_a_link_to_a_form_has_the_deployment_s_parameters_and_those_given(client
     assert form_link("no-such-deployment", {}) is None
 
 
-def test_a_watched_run_shows_its_progress_what_it_made_and_a_command_to_go_on(
+def test_a_watched_run_shows_progress_outputs_and_next_command(
     client: SyncPrefectClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = Step("Train on them", "train", {"tokens": "/a b/tokens"}, {"run_dir": "/runs/run"})
@@ -312,7 +312,7 @@ def test_a_watched_run_shows_its_progress_what_it_made_and_a_command_to_go_on(
     printed: list[str] = []
 
     def work(seconds: float) -> None:
-        """As the run would: it begins with progress, and ends with a summary."""
+        """Report progress and then a summary, as the run would."""
         printed.append(capsys.readouterr().out)
         run = UUID("".join(printed).partition("/runs/flow-run/")[2].split()[0])
         if len(printed) == 1:
@@ -333,7 +333,7 @@ def test_a_watched_run_shows_its_progress_what_it_made_and_a_command_to_go_on(
     assert lines[-1] == "musicgen-flows run train-lora -p 'tokens=/a b/tokens' --watch"
 
 
-def test_a_watched_run_that_waits_says_once_what_its_queue_is_busy_with_or_that_no_worker_is_online(
+def test_a_watched_run_shows_once_why_it_waits(
     client: SyncPrefectClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = client.create_flow_run_from_deployment(deployed(client, "tokenize-archives").id, name="the-one-before")
@@ -362,7 +362,7 @@ def test_a_watched_run_that_waits_says_once_what_its_queue_is_busy_with_or_that_
     assert len([line for line in lines if line.startswith("http")]) == 1  # the run's page, to be copied
 
 
-def test_a_watched_run_is_not_to_be_started_again_when_its_server_stops(
+def test_no_second_start_is_advised_when_the_server_stops(
     client: SyncPrefectClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object) -> None:
@@ -394,7 +394,7 @@ def test_an_automation_is_touched_only_when_the_file_has_changed(
     assert touched == []
 
 
-def test_each_gpu_gets_a_worker_of_one_job_and_tokenizing_has_its_own() -> None:
+def test_each_gpu_and_tokenizing_get_a_worker_with_one_job() -> None:
     first, second, tokenizing = worker_commands(None, ["0", "1"])
     gpus = [environment["CUDA_VISIBLE_DEVICES"] for _, environment in (first, second, tokenizing)]
     assert gpus == ["0", "1", "1"]
@@ -412,7 +412,7 @@ def test_a_single_worker_sees_every_gpu_and_many_share_them() -> None:
     assert len(worker_commands(None, [])) == 2
 
 
-def test_a_second_up_learns_where_the_first_one_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_up_finds_the_address_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prefect.settings.get_current_settings", lambda: SimpleNamespace(home=tmp_path))
     for host in ("10.0.0.5", "::"):  # one after the other: the second leaves nothing of the first's
         with _host_of_running(host, 4200) as first, _host_of_running("127.0.0.1", 4200) as second:
@@ -438,7 +438,7 @@ def test_weekly_goes_with_train_lora_and_off_takes_no_parameters(capsys: pytest.
 
 
 def ended(client: SyncPrefectClient, flow: str, *states: Any) -> UUID:
-    """A run that went through these states."""
+    """Create a run that went through these states."""
     run = client.create_flow_run_from_deployment(deployed(client, flow).id, state=Pending())
     for state in states:
         client.set_flow_run_state(run.id, state, force=True)
@@ -455,7 +455,7 @@ def slow_restarts(client: SyncPrefectClient) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("slow_restarts")
-def test_a_crash_that_the_automation_missed_is_restarted_and_nothing_else_is(
+def test_only_crashes_that_the_automation_missed_are_restarted(
     client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crashed = [ended(client, flow, Running(), Crashed()) for flow in ("train-lora", "finetune", "tokenize-archives")]

@@ -45,7 +45,7 @@ def without_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def rows(printed: str) -> dict[str, tuple[str, str]]:
-    """check → level and what was found; a check that stands there twice keeps its last row."""
+    """Return the level and text of each check's finding. The last row counts for a check with several."""
     lines = re.findall(r"^  (\S.*?) +(ok|warning|problem) +(.*)$", printed, re.MULTILINE)
     return {name: (level, found) for name, level, found in lines}
 
@@ -102,7 +102,7 @@ class TestCommand:
         assert level == "problem" and "SystemExit: the driver took the process with it" in found
         assert rows(printed)["storage"][0] == "ok"
 
-    def test_a_directory_that_is_no_model_is_told_once(
+    def test_a_directory_that_is_no_model_is_reported_once(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         code, printed = run_doctor(capsys, "--model", str(tmp_path), "--device", "cpu", str(tmp_path))
@@ -123,8 +123,8 @@ class TestCommand:
     def test_wrong_usage_lists_every_problem_at_once(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["doctor", "--device", "tpu", "--clips", "0", "--tokens", "", "--colour"]) == 2
         printed = capsys.readouterr().err
-        told = ("not 'tpu'", "--clips: input should be greater than", "--tokens is empty", "no option --colour")
-        assert all(text in printed for text in told)
+        expected = ("not 'tpu'", "--clips: input should be greater than", "--tokens is empty", "no option --colour")
+        assert all(text in printed for text in expected)
         assert main(["doctor", "--clips", "many"]) == 2
         assert "--clips" in capsys.readouterr().err
 
@@ -135,7 +135,7 @@ class TestCommand:
 
 @contextmanager
 def answering(answer: tuple[int, bytes] | None) -> Iterator[str]:
-    """The address of a web server that answers everything with one status and content, or not at all."""
+    """Yield the address of a web server that answers everything with one status and content, or not at all."""
     over = threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -216,7 +216,7 @@ class TestServer:
             return next(finding for finding in look_at_server().findings if finding.check == "workers")
 
         async def poll(*queues: str) -> None:
-            """What a worker asks the server for, every few seconds."""
+            """Poll the server like a worker, every few seconds."""
             async with get_client() as client:
                 await client.send_worker_heartbeat("gpu", "worker-of-the-test")
                 await client.get_scheduled_flow_runs_for_work_pool("gpu", work_queue_names=list(queues))
@@ -255,13 +255,13 @@ class TestServer:
                 client.delete_flow_run(run["id"])
 
     @pytest.mark.usefixtures("prefect_server")
-    def test_an_automation_that_is_paused_is_told(self) -> None:
+    def test_a_paused_automation_is_reported(self) -> None:
         from prefect.client.orchestration import get_client
 
         from deployments.checks.server import look_at_server
         from deployments.registering import ensure_automations, read_automations
 
-        def told() -> list[Finding]:
+        def findings() -> list[Finding]:
             return [finding for finding in look_at_server().findings if finding.check == "automations"]
 
         with get_client(sync_client=True) as client:
@@ -271,9 +271,9 @@ class TestServer:
             ensure_automations(client, automations)
             created = [one for spec in automations for one in client.read_automations_by_name(spec["name"])]
             try:
-                assert [finding.level for finding in told()] == ["ok"]
+                assert [finding.level for finding in findings()] == ["ok"]
                 client.pause_automation(created[0].id)
-                [finding] = told()
+                [finding] = findings()
                 assert finding.level == "warning" and finding.found.startswith(f"paused: {automations[0]['name']};")
             finally:
                 for one in created:
@@ -297,7 +297,7 @@ class TestServer:
             assert not [one for one in client.read_automations() if one.name.startswith(PREFIX)]
 
     def test_a_closed_port(self, capsys: pytest.CaptureFixture[str]) -> None:
-        level, found = self.told("http://127.0.0.1:9/api", capsys)
+        level, found = self.finding("http://127.0.0.1:9/api", capsys)
         assert level == "problem" and found.startswith("nothing answers at http://127.0.0.1:9/api")
 
     @pytest.mark.parametrize(
@@ -319,10 +319,10 @@ class TestServer:
     ) -> None:
         monkeypatch.setattr("deployments.checks.server.REQUEST_SECONDS", 120.0 if answer else 0.5)
         with answering(answer) as address:
-            level, found = self.told(f"http://{LOGIN}@{address}/api", capsys)
+            level, found = self.finding(f"http://{LOGIN}@{address}/api", capsys)
         assert level == "problem" and said in found
 
-    def told(self, url: str, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    def finding(self, url: str, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
         from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
         from deployments.checks.server import look_at_server
@@ -395,7 +395,7 @@ class TestSecrets:
         assert "not-to-be-seen" not in printed and encoded not in printed
         assert "Illegal header value" in printed
 
-    def test_one_thing_to_do_is_told_once(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_equal_fixes_are_listed_once(self, capsys: pytest.CaptureFixture[str]) -> None:
         show([Finding(name, "problem", "missing", "run uv sync") for name in ("packages", "keys")])
         assert fixes(capsys.readouterr().out) == ["packages, keys: run uv sync"]
 

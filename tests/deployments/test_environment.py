@@ -1,4 +1,4 @@
-"""What the environment of a command may be: proxies, empty variables, odd encodings, a directory that is gone."""
+"""Unusual environments of a command: proxies, empty variables, odd encodings, a deleted working directory."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_servers_of_this_machine_are_reached_past_a_proxy(
     assert given == {"NO_PROXY": "*"} or not urllib.request.proxy_bypass("example.com")
 
 
-def test_the_server_of_up_is_used_unless_a_temporary_one_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ups_server_is_used_unless_a_temporary_one_is_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deployments.environment.is_healthy", lambda api: api == LOCAL_API)
     use_local_server()
     assert "PREFECT_API_URL" not in os.environ  # tests ask for it: whatever runs on the machine is not theirs

@@ -76,7 +76,7 @@ def test_the_table_has_all_that_was_promised(
     assert rows["note"].startswith("fewer than 40 clips") and "cost of training" not in rows
 
 
-def test_training_has_a_price_on_a_gpu_whose_speed_was_measured_and_nowhere_else() -> None:
+def test_training_is_priced_only_on_gpus_with_measured_speed() -> None:
     rows = dict(training_rows(LARGE, "facebook/musicgen-large", 4.0))
     assert rows == {
         "training": "5 epochs of 1,158.3 hours of audio: about 8.0 hours at 720 seconds of audio a second, "
@@ -96,7 +96,7 @@ def test_figures_of_training_are_those_of_the_benchmarks() -> None:
     assert "**703** (430)" in figures and SPEEDS["NVIDIA H100 80GB HBM3"] == 703  # one H100, micro-batch 8
 
 
-def test_remote_archives_have_their_download_and_scratch_disk_in_it(
+def test_estimates_of_remote_archives_include_download_and_scratch(
     demo_archives: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bucket = storage.as_path(f"memory://{uuid.uuid4().hex}")
@@ -112,7 +112,7 @@ def test_remote_archives_have_their_download_and_scratch_disk_in_it(
     assert "cost" not in rows
 
 
-def test_numbers_are_told_in_units_that_people_think_in() -> None:
+def test_numbers_are_shown_in_familiar_units() -> None:
     rows = dict(estimated_rows(LARGE, hourly_price=4.0))
     assert rows["archives"] == "139, 751.6 GB"
     assert rows["clips"] == "139,000, about 1,158.3 hours of audio"
@@ -123,7 +123,7 @@ def test_numbers_are_told_in_units_that_people_think_in() -> None:
     assert rows["cost"] == "about 3.09 at 4.00 an hour"
 
 
-def test_what_is_estimated_remote_or_rejected_is_told() -> None:
+def test_estimates_list_unreadable_remote_and_rejected_data() -> None:
     found = dataclasses.replace(
         LARGE,
         unreadable=[f"{number}.zip can't be read" for number in range(5)],

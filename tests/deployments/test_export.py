@@ -40,7 +40,7 @@ def run_dir(demo_tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return run
 
 
-def test_a_run_directory_is_exported_in_both_formats_with_its_card(
+def test_a_run_is_exported_in_both_formats_with_a_model_card(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for kind, weights in (("peft", "adapter_model.safetensors"), ("audiocraft", "state_dict.bin")):
@@ -82,7 +82,7 @@ def test_an_exported_adapter_makes_the_same_music_here(run_dir: Path, tmp_path: 
     assert sidecar["adapter"]["global_step"] > 0
 
 
-def test_a_training_goes_on_from_an_exported_adapter(demo_tokens: Path, run_dir: Path, tmp_path: Path) -> None:
+def test_a_training_run_starts_from_an_exported_adapter(demo_tokens: Path, run_dir: Path, tmp_path: Path) -> None:
     assert main(["export", str(run_dir), str(tmp_path / "peft"), "--format", "peft"]) == 0
     given = settings(max_steps=1, learning_rate=1e-12, weight_decay=0.0, full_models="none")
     request = TrainRequest(
@@ -118,9 +118,7 @@ def test_wrong_usage_lists_every_problem_at_once(capsys: pytest.CaptureFixture[s
     ]
 
 
-def test_a_format_that_is_not_known_is_refused_with_those_there_are(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unknown_format_is_refused_with_the_known_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "run", str(tmp_path / "out"), "--format", "onnx"]) == 2
     (line,) = errors(capsys)
     assert line == "error: --format: input should be 'peft' or 'audiocraft', not 'onnx'"

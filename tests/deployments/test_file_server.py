@@ -75,7 +75,7 @@ def folders_of(tree: Path) -> Folders:
 
 
 def ask(app: Any, path: str, host: str = "127.0.0.1") -> tuple[int, bytes]:
-    """GET a path as it stands, which HTTP clients would shorten first → status and body."""
+    """GET a path verbatim, which HTTP clients would normalize first, and return status and body."""
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
@@ -123,11 +123,11 @@ def test_no_path_leads_out_of_the_folders_or_to_what_is_hidden(tree: Path, parts
         *("/runs/first/pipe.wav", "/runs/first/loop.wav", "/runs/first/\0.wav", "/tokens/a.wav"),
     ],
 )
-def test_what_is_not_for_readers_is_not_found(tree: Path, path: str) -> None:
+def test_files_that_are_not_served_are_not_found(tree: Path, path: str) -> None:
     assert ask(Application(folders_of(tree), None), path)[0] == 404
 
 
-def test_a_folder_that_is_a_symbolic_link_is_served_as_its_target(tree: Path, tmp_path: Path) -> None:
+def test_a_symlinked_folder_is_served_as_its_target(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tree / "output")
     server = FileServer("http://here", "http://here", "box", {"output": str((tmp_path / "link").resolve())})
     assert server.url_of(tmp_path / "link" / "index.html") == "http://here/output/index.html"
@@ -188,7 +188,7 @@ def test_encoded_ways_out_are_closed_in_a_real_server(site: str, path: str) -> N
 
 
 class Listing(HTMLParser):
-    """What a page of the file server shows: its links with their texts, and all of its text."""
+    """Parser of a page of the file server: its links with their texts, and all of its text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -235,7 +235,7 @@ def site_of(output: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-def test_from_the_root_links_lead_through_folders_to_every_file_that_is_served(site: str, tree: Path) -> None:
+def test_links_from_the_root_reach_every_served_file(site: str, tree: Path) -> None:
     seen, files = set(), set()
     waiting = [f"{site}/"]
     while waiting:
@@ -264,7 +264,7 @@ def test_a_listing_shows_nothing_that_is_hidden_or_elsewhere(site: str) -> None:
     assert [link for link, _ in listing(site, "/").links] == ["tokens/", "runs/", "output/"]
 
 
-def test_a_listing_has_folders_and_files_newest_first_with_size_and_time(tmp_path: Path) -> None:
+def test_a_listing_shows_size_and_time_newest_first(tmp_path: Path) -> None:
     for number, name in enumerate(("b.wav", "c.png", "a.wav", "x", "y")):
         file = tmp_path / name
         (file / "sub").mkdir(parents=True) if "." not in name else file.write_bytes(bytes(1500 * number))
@@ -275,7 +275,7 @@ def test_a_listing_has_folders_and_files_newest_first_with_size_and_time(tmp_pat
     assert "3.0 kB" in page.text and "0 bytes" in page.text and re.search(r"2003-12-\d\d \d\d:\d\d", page.text)
 
 
-def test_the_pages_of_a_folder_are_offered_first_there_and_in_the_folder_above(tmp_path: Path) -> None:
+def test_pages_are_listed_first_in_their_folder_and_its_parent(tmp_path: Path) -> None:
     music = tmp_path / "first music"
     music.mkdir()
     for name in ("a.wav", "report.html", "index.html"):
@@ -328,7 +328,7 @@ def test_a_name_that_no_url_can_have_is_not_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "path", ["/runs", "/runs/first", "/runs/first/samples", "/runs/./first", "/runs/samples/../first"]
 )
-def test_a_folder_without_a_slash_is_redirected_to_the_one_with_it(site: str, path: str) -> None:
+def test_a_folder_without_a_slash_is_redirected(site: str, path: str) -> None:
     connection = http.client.HTTPConnection(urlsplit(site).netloc, timeout=60)  # sends the path as it is
     connection.request("GET", path)
     answer = connection.getresponse()
@@ -351,7 +351,7 @@ def test_links_within_a_place_are_followed(tmp_path: Path) -> None:
         assert listing(site, "/output/newest/").names == ["a.wav"]
 
 
-def test_of_a_folder_with_ten_thousand_files_the_newest_are_listed_and_the_others_counted(tmp_path: Path) -> None:
+def test_large_folders_list_the_newest_and_count_the_rest(tmp_path: Path) -> None:
     for number in range(10_000):
         file = tmp_path / f"generated_{number:05d}.wav"
         file.touch()
@@ -430,7 +430,7 @@ def test_a_file_has_the_content_type_of_its_ending(tmp_path: Path, name: str, ki
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-def test_without_the_password_nothing_but_the_health_is_told(tree: Path) -> None:
+def test_without_the_password_only_health_is_served(tree: Path) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     user, _, word = PASSWORD.partition(":")
@@ -454,9 +454,7 @@ def test_the_password_is_that_of_the_prefect_server(name: str) -> None:
 
 
 @given(name=st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=12))
-def test_a_link_is_made_where_and_only_where_the_server_serves_the_file(
-    tmp_path_factory: pytest.TempPathFactory, name: str
-) -> None:
+def test_links_are_made_only_to_files_that_are_served(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     folder = tmp_path_factory.mktemp("names")
     server = FileServer("http://here", "http://here", "box", {"runs": str(folder)})
     folders = Folders()
@@ -472,7 +470,7 @@ def test_a_link_is_made_where_and_only_where_the_server_serves_the_file(
             assert links_in(markdown_link(str(file), url)) == [url]
 
 
-def test_what_is_elsewhere_has_no_link(tree: Path) -> None:
+def test_files_elsewhere_have_no_link(tree: Path) -> None:
     server = FileServer("http://here", "http://here", "box", {"runs": str(tree / "runs")})
     for location in (tree / "output" / "index.html", tree / "secret.wav", "gs://bucket/a.wav", tree / "runs" / "first"):
         assert server.url_of(location) is None
@@ -510,7 +508,7 @@ def test_runs_link_files_while_the_server_of_up_serves_them(tree: Path, monkeypa
         Variable.unset(VARIABLE)
 
 
-def test_a_port_that_is_taken_is_said_to_be() -> None:
+def test_a_taken_port_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(OSError), listening(Application(Folders(), None), "127.0.0.1", port):
@@ -525,7 +523,7 @@ def summarized(text: str) -> None:
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_a_watched_run_ends_with_its_summary_and_what_a_browser_can_open() -> None:
+def test_a_watched_run_ends_with_its_summary_and_browser_links() -> None:
     wavs = [f"http://127.0.0.1:4300/output/generated_{number:03d}.wav" for number in range(WAVS + 2)]
     report = "http://127.0.0.1:4300/runs/" + "long/" * 30 + "report.html"
     text = "\n\n".join(markdown_link(f"/data/{number}", url) for number, url in enumerate([*wavs, report]))

@@ -26,7 +26,7 @@ def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["generate", "OUT", "--adapter", "GONE"], "there is no adapter at GONE"),
         (["generate", "OUT", "--adapter", "TEXT"], "TEXT can't be read as an adapter"),
@@ -42,8 +42,8 @@ def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_an_input_that_cannot_be_used_is_refused_before_a_server_starts(
-    arguments: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_unusable_inputs_are_refused_before_a_server_starts(
+    arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places = {"GONE": "gone_lora.pt", "TEXT": "text_lora.pt", "PROMPTS": "p.jsonl", "OUT": "out", "TOKENS": "tokens"}
     paths = {name: str(tmp_path / file) for name, file in places.items()}
@@ -51,8 +51,8 @@ def test_an_input_that_cannot_be_used_is_refused_before_a_server_starts(
     Path(paths["PROMPTS"]).write_text(f'{{"prompt": "jazz", "continue_from": "{paths["GONE"]}"}}')
     assert main([*(paths.get(one, one) for one in arguments), *DEBUG_CPU]) == 1
     for name in ("GONE", "TEXT"):
-        told = told.replace(name, paths[name])
-    assert told in capsys.readouterr().err
+        expected = expected.replace(name, paths[name])
+    assert expected in capsys.readouterr().err
     assert not Path(paths["OUT"]).exists()
 
 

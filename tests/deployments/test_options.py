@@ -76,7 +76,7 @@ def test_options_may_stand_before_between_and_behind_arguments(groups: list[list
     }
 
 
-def test_a_short_name_and_the_settings_own_name_are_the_same_option() -> None:
+def test_short_and_full_name_are_the_same_option() -> None:
     assert parsed("train", "T", "R", "--epochs", "7") == parsed("train", "T", "R", "--num-epochs", "7")
     assert parsed("train", "T", "R", "--epochs", "7")["num_epochs"] == 7
 
@@ -90,7 +90,7 @@ def test_flags_take_no_value() -> None:
     assert parsed("generate", "--compare", "O", "--greedy") == {"compare": True, "output": "O", "greedy": True}
 
 
-def test_what_is_decided_by_itself_can_be_switched_on_and_off() -> None:
+def test_automatic_settings_can_be_switched_on_and_off() -> None:
     assert parsed("train", "--no-compile-blocks", "T", "--activation-checkpointing", "R") == {
         "tokens": "T",
         "run_dir": "R",
@@ -103,7 +103,7 @@ def test_what_is_decided_by_itself_can_be_switched_on_and_off() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_has_every_parameter_with_its_choices_and_its_default(
+def test_help_has_every_parameter_with_choices_and_default(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "400")
@@ -125,7 +125,7 @@ def test_help_shows_defaults_of_zero_and_false(capsys: pytest.CaptureFixture[str
     assert "slower [default: False]" in shown
 
 
-def test_help_shows_the_essential_options_before_the_groups_of_others(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_essential_options_before_groups(capsys: pytest.CaptureFixture[str]) -> None:
     shown = help_of("finetune", capsys)
     places = [shown.index(f"─ {title} ─") for title in ("Arguments", "Required", "Options", "LoRA", "Hardware")]
     assert places == sorted(places)
@@ -150,7 +150,7 @@ def test_the_example_of_each_command_is_right_usage(command: str) -> None:
     assert read is not None and read[0] is COMMANDS[command]
 
 
-def test_every_group_has_a_title_of_its_own_and_no_name_is_in_two() -> None:
+def test_groups_have_unique_titles_and_share_no_names() -> None:
     for command in COMMANDS.values():
         titles = [kind.model_config["title"] for kind in command.groups.values()]
         assert len(set(titles)) == len(titles)
@@ -160,7 +160,7 @@ def test_every_group_has_a_title_of_its_own_and_no_name_is_in_two() -> None:
 
 
 @pytest.mark.parametrize("line", ["train --help", "train T --lora-r 0 --epoch", "--version"])
-def test_help_and_usage_errors_wait_neither_for_prefect_nor_for_torch(line: str) -> None:
+def test_help_and_usage_errors_import_neither_prefect_nor_torch(line: str) -> None:
     slow = {"prefect", "torch", "fsspec", "yaml", "numpy"}
     code = f"import sys; from deployments.cli import main; main({line.split()}); print({slow} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -190,7 +190,7 @@ def test_a_shell_completes_commands_options_choices_and_files(tmp_path: Path) ->
 # Wrong usage
 
 
-def test_all_problems_are_told_at_once_by_the_names_that_the_user_knows() -> None:
+def test_all_problems_are_listed_together_by_the_users_names() -> None:
     found = problems(
         "train", "--frobnicate=3", "T", "--lora-r", "0", "--device", "tpu", "--epochs", "some", "--batch-size", "0"
     )
@@ -237,7 +237,7 @@ def test_texts_of_which_none_is_wanted_may_be_empty() -> None:
         ("finetune", ["ARCHIVES", "--tokens", "--run-dir", "--output"]),
     ],
 )
-def test_everything_that_is_missing_is_told(command: str, missing: list[str]) -> None:
+def test_all_missing_arguments_are_listed(command: str, missing: list[str]) -> None:
     assert problems(command) == [f"{name} is missing" for name in missing]
 
 
@@ -255,7 +255,7 @@ def test_only_a_slip_or_an_unfinished_name_is_taken_for_another() -> None:
     assert problems("demo", "--directory=D") == ["there is no option --directory"]
 
 
-def test_an_argument_that_is_given_as_an_option_is_told_so() -> None:
+def test_an_argument_given_as_an_option_is_explained() -> None:
     usage = "musicgen-flows train TOKENS RUN_DIR [OPTIONS]"
     expected = [
         f"--tokens is no option but the argument TOKENS: {usage}",
@@ -279,7 +279,7 @@ def test_help_is_in_japanese_for_a_japanese_reader(
         assert name.upper() in shown if name in COMMANDS[command].arguments else COMMANDS[command].shown(name) in shown
 
 
-def test_wrong_usage_is_told_in_japanese_to_a_japanese_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_usage_is_reported_in_japanese(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUSICGEN_LANGUAGE", "ja")
     found = problems("train", "--epoc=0", "--tokens=T", "--lora-dropout", "1", "--device=tpu", "--seed")
     assert {translated(problem) for problem in found} == {
@@ -312,7 +312,7 @@ def test_a_misspelt_options_value_is_no_argument_and_is_checked() -> None:
     ]
 
 
-def test_a_misspelt_command_is_named_with_the_one_that_may_be_meant() -> None:
+def test_a_misspelt_command_is_reported_with_a_suggestion() -> None:
     with pytest.raises(UsageError, match=r"there is no command 'trian'; did you mean train\?"):
         parse(COMMANDS, ["trian", "T", "R"])
     with pytest.raises(UsageError, match=r"there is no command 'xyz'; there are demo, finetune, .*, doctor"):
@@ -341,7 +341,7 @@ def test_a_negative_number_is_a_value_and_no_option() -> None:
     ]
 
 
-def test_an_item_of_a_list_that_is_wrong_is_told_under_the_options_name() -> None:
+def test_an_invalid_list_item_is_reported_under_its_option() -> None:
     class Counts(Settings):
         counts: list[int] | None = Field(None, description="numbers")
 
@@ -361,7 +361,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def test_options_count_more_than_yaml_and_that_more_than_the_defaults(config: Path) -> None:
+def test_options_override_yaml_and_yaml_overrides_defaults(config: Path) -> None:
     assert parsed("train", "T", "R", "--config", str(config), "--lora-r", "16") == {
         "tokens": "T",
         "run_dir": "R",
@@ -372,7 +372,7 @@ def test_options_count_more_than_yaml_and_that_more_than_the_defaults(config: Pa
     }
 
 
-def test_problems_in_yaml_are_told_with_those_of_the_command_line(config: Path) -> None:
+def test_problems_in_yaml_are_listed_with_those_of_options(config: Path) -> None:
     config.write_text("lora_r: 0\nlora_rank: 4\nseed: 5\n")
     assert problems("train", "T", "--config", str(config), "--seed", "x", "--zzz") == [
         "there is no option --zzz",
@@ -386,7 +386,7 @@ def test_problems_in_yaml_are_told_with_those_of_the_command_line(config: Path) 
 @pytest.mark.parametrize(
     "content", [b"lora_r: [", b"- a", b"7: 8", b"\xff\x80", b"seed: 2026-13-45", b"seed: !!python/name:x", b"[" * 9000]
 )
-def test_yaml_that_cannot_be_read_is_named_with_the_other_problems(config: Path, content: bytes) -> None:
+def test_unreadable_yaml_is_listed_with_the_other_problems(config: Path, content: bytes) -> None:
     config.write_bytes(content)
     found = problems("train", "T", "--config", str(config), "--lora-r", "0")
     assert len(found) == 3

@@ -21,7 +21,7 @@ def deployed(client: SyncPrefectClient, name: str) -> Any:
     return client.read_deployment_by_name(f"{name}/{name}")
 
 
-def test_the_run_form_of_train_lora_has_essentials_then_groups_and_offers_the_choices(
+def test_train_loras_form_has_essentials_then_groups_and_choices(
     client: SyncPrefectClient,
 ) -> None:
     schema = deployed(client, "train-lora").parameter_openapi_schema
@@ -37,9 +37,7 @@ def test_the_run_form_of_train_lora_has_essentials_then_groups_and_offers_the_ch
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)
-def test_every_field_of_a_run_form_has_one_type_its_name_and_a_description(
-    client: SyncPrefectClient, name: str
-) -> None:
+def test_every_form_field_has_one_type_a_name_and_a_description(client: SyncPrefectClient, name: str) -> None:
     schema = deployed(client, name).parameter_openapi_schema
     groups = schema.get("definitions", {})
     assert all(group["description"] for group in groups.values())
@@ -67,7 +65,7 @@ def test_parameters_are_taken_by_their_own_names_and_in_groups(client: SyncPrefe
         client.delete_flow_run(each)
 
 
-def test_a_group_takes_no_name_and_no_value_that_its_form_does_not_offer(client: SyncPrefectClient) -> None:
+def test_a_group_rejects_names_and_values_that_its_form_lacks(client: SyncPrefectClient) -> None:
     deployment = deployed(client, "train-lora").id
     for wrong in ({"lora": {"lora_alfa": 64}}, {"lora": {"lora_alpha": 0}}, {"hardware": {"base_precision": "fp4"}}):
         with pytest.raises(PrefectHTTPStatusError):

@@ -15,16 +15,16 @@ SCHEMA = parameter_schema(train_lora).model_dump_for_openapi()
 TRAIN: Any = SimpleNamespace(name="train-lora", parameter_openapi_schema=SCHEMA)
 
 
-def test_a_parameter_that_there_is_not_is_named_with_the_one_that_may_be_meant() -> None:
+def test_an_unknown_parameter_is_reported_with_a_suggestion() -> None:
     with pytest.raises(UsageError) as refused:
         arranged({"num_epoch": 3, "lora_alfa": 64}, TRAIN)
-    told = str(refused.value)
+    error = str(refused.value)
     assert (
-        "train-lora has no parameter 'num_epoch', 'lora_alfa' (perhaps num_epochs, lora_alpha); it has tokens" in told
+        "train-lora has no parameter 'num_epoch', 'lora_alfa' (perhaps num_epochs, lora_alpha); it has tokens" in error
     )
 
 
-def test_a_parameter_that_is_like_none_suggests_none_as_with_options() -> None:
+def test_a_parameter_similar_to_none_has_no_suggestion() -> None:
     with pytest.raises(UsageError) as refused:
         arranged({"prompts": 3}, TRAIN)  # difflib's own limit lets prior_prompts pass
     assert "(perhaps" not in str(refused.value)
@@ -44,7 +44,7 @@ def test_each_parameter_is_put_into_its_group() -> None:
     }
 
 
-def test_what_stands_for_the_default_is_left_out() -> None:
+def test_values_that_mean_the_default_are_left_out() -> None:
     assert arranged(parsed(["batch_size=auto", "max_steps=null", "tokens=null"]), TRAIN) == {}
 
 

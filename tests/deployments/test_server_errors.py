@@ -1,4 +1,4 @@
-"""What `up` shows of its server's log."""
+"""The lines of its server's log that `up` shows."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_locked_database_is_shown_when_it_is_so_often(capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("line", ["Traceback (most recent call last):", "{}", '{"msg": "%d", "args": ["x"]}', "[1]"])
-def test_what_is_no_record_is_shown_as_it_is(line: str) -> None:
+def test_other_lines_are_shown_unchanged(line: str) -> None:
     assert describe_record(line) == line
 
 

@@ -1,4 +1,4 @@
-"""A command whose process group is told to stop saves, says so, and leaves no process behind."""
+"""A command whose process group gets a signal to stop saves, reports it, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_temporary_server_ends_with_a_command_that_is_killed(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_training_that_is_told_to_stop_saves_and_ends_its_server(
+def test_a_training_run_that_is_stopped_saves_and_ends_its_server(
     stop: signal.Signals, demo_tokens: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "deployments.cli", "train", str(demo_tokens), str(tmp_path / "run")]

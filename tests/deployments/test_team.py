@@ -47,7 +47,7 @@ def test_systemd_finds_nothing_wrong_with_a_unit(name: str, tmp_path: Path) -> N
     assert name.partition(".")[0] not in done.stderr
 
 
-def test_a_stopped_worker_leaves_a_run_the_time_to_save_and_comes_back_after_a_crash() -> None:
+def test_workers_let_runs_save_and_restart_after_a_crash() -> None:
     unit = configparser.ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read(TEAM / "musicgen-worker@.service")
@@ -97,7 +97,7 @@ class Team:
     bucket: Any  # a file system of fsspec
 
     def ask(self, method: str, path: str, **body: Any) -> Any:
-        """A call of the API → its answer."""
+        """Call the API and return its answer."""
         answer = httpx.request(method, f"{self.api}{path}", auth=tuple(AUTH.split(":")), timeout=60, json=body or None)  # type: ignore[arg-type]
         answer.raise_for_status()
         return answer.json() if answer.content else None
@@ -161,7 +161,7 @@ def wait(condition: Callable[[], bool], what: str, seconds: float = 400) -> None
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[tuple[str, Any]]:
-    """→ the address of an emulated Google storage with the bucket `team`, and a file system on it."""
+    """Yield the address of an emulated Google Cloud Storage with the bucket `team`, and a file system on it."""
     emulator = pytest.importorskip("gcp_storage_emulator.server")
     from gcsfs.core import GCSFileSystem  # not the one that first asks, for a minute, what kind of bucket it is
 
@@ -226,7 +226,7 @@ def test_who_has_no_password_is_refused(team: Team) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_registering_again_changes_nothing_and_keeps_what_people_set(team: Team) -> None:
+def test_registering_again_keeps_everything_that_people_set(team: Team) -> None:
     def shown() -> dict[str, Any]:
         return {
             "automations": sorted(found["id"] for found in team.ask("POST", "/automations/filter")),
@@ -248,9 +248,7 @@ def test_registering_again_changes_nothing_and_keeps_what_people_set(team: Team)
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_a_retry_on_another_machine_does_only_what_failed_with_results_in_the_bucket(
-    team: Team, demo_archives: Path
-) -> None:
+def test_a_retry_on_another_machine_repeats_only_what_failed(team: Team, demo_archives: Path) -> None:
     archives = f"{STORAGE}/archives".removeprefix("gs://")
     good, broken = sorted(demo_archives.glob("*.zip"))
     team.bucket.pipe(f"{archives}/{good.name}", good.read_bytes())
@@ -268,7 +266,7 @@ def test_a_retry_on_another_machine_does_only_what_failed_with_results_in_the_bu
         found = team.ask("POST", "/task_runs/filter", flow_runs={"id": {"any_": [run]}})
         return {task["name"]: task["state"]["name"] for task in found if task["flow_run_run_count"] == 2}
 
-    # The server writes down what task runs came to when it has time.
+    # The server records the results of task runs with a delay.
     expected = {f"tokenize-{good.stem}": "Cached", f"tokenize-{broken.stem}": "Completed"}
     wait(lambda: of_retry() == expected, f"{expected} instead of {of_retry()}")
     assert team.bucket.exists(f"team/musicgen/tokens/{broken.stem}.json")
@@ -276,7 +274,7 @@ def test_a_retry_on_another_machine_does_only_what_failed_with_results_in_the_bu
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_stopping_a_worker_saves_its_training_and_tells_the_server_at_once(team: Team, demo_archives: Path) -> None:
+def test_stopping_a_worker_saves_its_run_and_reports_it_at_once(team: Team, demo_archives: Path) -> None:
     for name in [f"archive_batch_{number:04}" for number in (1, 2)]:
         assert team.bucket.exists(f"team/musicgen/tokens/{name}.json")
     quick = {"batch_size": 1, "gradient_accumulation_steps": 1, "segment_seconds": 1.0, "full_models": "none"}
@@ -305,7 +303,7 @@ def test_stopping_a_worker_saves_its_training_and_tells_the_server_at_once(team:
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_the_load_test_hears_what_postgres_complains_of(team: Team) -> None:
+def test_the_load_test_reports_errors_of_postgres(team: Team) -> None:
     log = team.postgres.folder / "postgres.log"
     before = complaints(log.read_text())
     sql = "create table held (); begin; lock held; \\! psql -Xd prefect -c 'set lock_timeout=1; lock held'"

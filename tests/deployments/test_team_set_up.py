@@ -87,7 +87,7 @@ def test_root_executes_nothing_that_others_can_change(tmp_path: Path) -> None:
 
 
 def _can_be_changed(mode: str, owner: str, group: str) -> bool:
-    """By others than root, from a line of namei."""
+    """Return whether others than root can change a path, from its line of namei."""
     return owner != "root" or (mode[5] == "w" and group != "root") or mode[8] == "w"
 
 
@@ -101,6 +101,6 @@ def test_a_checkout_that_others_can_change_is_refused(spoil: str, tmp_path: Path
     assert "chown -R root:root /opt/musicgen-flows" in problem
 
 
-def test_no_document_names_software_below_the_services_home() -> None:
+def test_no_document_names_software_in_the_services_home() -> None:
     named = re.compile(r"/var/lib/musicgen/\S*(?:/bin/|\.py|\.sh)")
     assert [file.name for file in TEAM.iterdir() if file.is_file() and named.search(file.read_text())] == []

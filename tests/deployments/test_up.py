@@ -92,7 +92,7 @@ def run_deployment(up: Up, name: str, *parameters: str) -> subprocess.CompletedP
     )
 
 
-def test_up_itself_uses_the_server_that_it_starts_and_starts_no_other(up: Up) -> None:
+def test_up_uses_the_server_that_it_starts_and_no_other(up: Up) -> None:
     processes = list(processes_of(up.environment["PREFECT_HOME"]))
     assert sum("server start" in process for process in processes) == 1
     assert not [process for process in processes if "server:create_app" in process]  # a temporary one
@@ -132,7 +132,7 @@ def test_a_failed_run_makes_run_watch_exit_1(up: Up) -> None:
     assert done.returncode == 1
 
 
-def test_an_error_of_a_service_of_the_server_is_a_line_in_the_terminal(up: Up) -> None:
+def test_an_error_of_a_server_service_is_printed_as_one_line(up: Up) -> None:
     """Its scheduler misses a table for one of its loops, which it has once a minute."""
     database = Path(up.environment["PREFECT_HOME"]) / "prefect.db"
     with renamed_table(database, "deployment_schedule"):
@@ -211,7 +211,7 @@ def up_again(environment: dict[str, str], *arguments: str) -> subprocess.Complet
     )
 
 
-def test_up_again_finds_a_server_that_listens_at_another_address_and_registers_there(tmp_path: Path) -> None:
+def test_up_again_finds_a_server_with_another_host(tmp_path: Path) -> None:
     port = str(free_port())
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "COLUMNS": "200"}
     environment.pop("PREFECT_API_URL", None)
@@ -223,7 +223,7 @@ def test_up_again_finds_a_server_that_listens_at_another_address_and_registers_t
     assert f"http://127.0.0.2:{port}" in again.stdout and str(tmp_path / "tokens") in again.stdout
 
 
-def test_up_again_uses_the_one_that_runs_and_doubles_nothing(up: Up) -> None:
+def test_up_again_uses_the_running_server_and_duplicates_nothing(up: Up) -> None:
     workers = [line for line in processes_of(up.environment["PREFECT_HOME"]) if "worker start" in line]
     assert sorted("--work-queue tokenizing" in line for line in workers) == [False, False, True]
     port = up.environment["PREFECT_API_URL"].rpartition(":")[2].removesuffix("/api")
@@ -239,7 +239,7 @@ def test_up_again_uses_the_one_that_runs_and_doubles_nothing(up: Up) -> None:
     )
 
 
-def test_a_cancelled_training_says_where_a_retry_continues_and_it_does(up: Up, demo_tokens: Path) -> None:
+def test_a_retry_resumes_where_the_cancelled_run_announced(up: Up, demo_tokens: Path) -> None:
     api, log, run = up.environment["PREFECT_API_URL"], up.log, up.log.parent / "runs" / "cancelled"
     deployment = ask(f"{api}/deployments/name/train-lora/train-lora")
     parameters = {"model": "debug", "device": "cpu", "batch_size": 1, "gradient_accumulation_steps": 1}
@@ -274,7 +274,7 @@ def test_a_cancelled_training_says_where_a_retry_continues_and_it_does(up: Up, d
     assert steps(run) == list(range(1, len(steps(run)) + 1))  # none is lost, none done twice
 
 
-def test_ctrl_c_has_a_training_save_and_stops_everything_and_the_next_up_resumes_it(up: Up, demo_tokens: Path) -> None:
+def test_ctrl_c_saves_training_and_the_next_up_resumes_it(up: Up, demo_tokens: Path) -> None:
     api, log = up.environment["PREFECT_API_URL"], up.log
     run = log.parent / "runs" / "stopped"
     parameters = ["model=debug", "device=cpu", "batch_size=1", "segment_seconds=1"]

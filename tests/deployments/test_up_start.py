@@ -1,4 +1,4 @@
-"""What `up` shows in its terminal while it starts."""
+"""The output of `up` in its terminal while it starts."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def test_a_server_that_refuses_to_start_says_why() -> None:
             pass
 
 
-def test_up_goes_on_without_files_where_their_port_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+def test_up_continues_without_files_if_their_port_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         options = UpParameters(port=1, files_port=port)
         with up._files(options, "http://127.0.0.1:1/api", "http://127.0.0.1:1") as files:
             assert files is None
-    told = capsys.readouterr().out
-    assert f"port {port} can't be had" in told and "--files-port PORT" in told
+    printed = capsys.readouterr().out
+    assert f"port {port} can't be had" in printed and "--files-port PORT" in printed
 
 
 @pytest.mark.parametrize(("port", "files_port"), [(4200, 4300), (4201, 4301), (65435, 65535), (65436, 65336)])

@@ -1,4 +1,4 @@
-"""What `up` shows of what its workers print."""
+"""The lines of its workers' output that `up` shows."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ def show(printed: str) -> None:
         follow_output(worker).join()
 
 
-def test_a_worker_is_said_to_be_ready_in_the_users_language_and_its_other_routine_is_silent(
-    shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_a_workers_routine_only_its_readiness_is_shown(shown: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     show(PRINTED)
     monkeypatch.setenv("MUSICGEN_LANGUAGE", "ja")
     show(PRINTED)

@@ -29,7 +29,7 @@ _PASSED_ON = ("Content-type", "Location", "Range")
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests whose `METHOD path?query Content-Range` has a match of `pattern`.
+    """A fault of the next `times` requests whose `METHOD path?query Content-Range` matches `pattern`.
 
     Attributes:
         kind: an HTTP status to answer with; `drop`: the answer breaks off in the middle; `lose`: what was asked is
@@ -136,7 +136,7 @@ def _handler(proxy: Proxy, emulator: int) -> type[http.server.BaseHTTPRequestHan
 
 @pytest.fixture(scope="session")
 def emulator() -> Iterator[int]:
-    """→ the port of an emulated Google Cloud Storage."""
+    """Yield the port of an emulated Google Cloud Storage."""
     port = free_port()
     server = create_server("127.0.0.1", port, in_memory=True)
     server.start()
@@ -146,7 +146,7 @@ def emulator() -> Iterator[int]:
 
 @pytest.fixture
 def proxy(emulator: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """What this process and those it starts take for Google."""
+    """Yield the proxy that this process and its children use as Google Cloud Storage."""
     held = Proxy("")
 
     class Server(http.server.ThreadingHTTPServer):
@@ -168,7 +168,7 @@ def proxy(emulator: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings with which a test need not wait a minute for what stalls."""
+    """Shorten the timeouts, so that tests of stalls don't take a minute."""
     settings = {"silence_s": SILENCE_S, "request_s": 3.0, "attempts": 8}  # a busy machine makes stalls of its own
     monkeypatch.setitem(fsspec.config.conf, "gs", settings)
     monkeypatch.setattr(google_storage, "FIRST_DELAY_S", 0.05)

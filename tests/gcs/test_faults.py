@@ -1,4 +1,4 @@
-"""Google Cloud Storage in trouble: what passes is tried again, and nothing partial is taken for whole."""
+"""Faults of Google Cloud Storage: transient errors are retried, and nothing partial is taken for complete."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_write_is_tried_again(kind: int | str, place: UPath, proxy: Proxy, loc
 
 @pytest.mark.parametrize("kind", [*PASSING, 404, 410, "block"])
 @pytest.mark.parametrize("part", ["0-", "4194304-", "8388608-"])
-def test_an_upload_in_parts_is_whole_whatever_happens_to_one(
+def test_a_multipart_upload_is_complete_despite_a_failed_part(
     part: str, kind: int | str, place: UPath, proxy: Proxy, local: Path
 ) -> None:
     put(b"old", local, place / "x")
@@ -72,7 +72,7 @@ def test_an_upload_in_parts_is_whole_whatever_happens_to_one(
     assert names_in(place) == ["x"]
 
 
-def test_until_an_upload_in_parts_is_done_the_old_object_is_there(
+def test_the_old_object_stays_until_a_multipart_upload_completes(
     place: UPath, proxy: Proxy, local: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(b"old", local, place / "x")
@@ -114,10 +114,10 @@ def test_deleting_and_moving_are_tried_again(kind: int | str, place: UPath, prox
     assert names_in(place) == ["superseded/y"]
 
 
-def test_who_asks_whether_something_is_there_is_not_told_no_when_nothing_answers(
+def test_a_silent_server_is_not_taken_for_a_missing_object(
     place: UPath, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a training would begin anew over the one that it should go on with."""
+    """Otherwise a training run would restart from scratch and overwrite the one that it should resume."""
     monkeypatch.setattr(place.fs, "attempts", 2)
     storage.write_text(place / "latest.pt", "text")
     for ask in ((place / "latest.pt").exists, (place / "latest.pt").is_file, place.is_dir, (place / "folder").is_dir):

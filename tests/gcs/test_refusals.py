@@ -1,4 +1,4 @@
-"""What Google Cloud Storage refuses is told at once: the URL, what was attempted, and what to do."""
+"""Refusals of Google Cloud Storage are reported at once: the URL, the attempted operation, and the fix."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_permission_that_is_missing_is_named(
     assert f"roles/storage.{role}" in error.next_step and f"gs://{place.drive}" in error.next_step
 
 
-def test_an_account_without_rights_on_the_bucket_itself_can_use_what_is_in_it(place: UPath, proxy: Proxy) -> None:
+def test_object_permissions_suffice_without_bucket_permissions(place: UPath, proxy: Proxy) -> None:
     storage.write_text(place / "a.zip", "text")
     proxy.fail(403, r"GET /storage/v1/b/[^/]+$", times=1_000, message=denied("storage.buckets.get"))
     assert [path.name for path in find_archives(place)] == ["a.zip"]

@@ -1,4 +1,4 @@
-"""What `musicgen-flows doctor` finds out about a machine: GPUs, compiler, packages, and whether a job fits."""
+"""The findings of `musicgen-flows doctor` about a machine: GPUs, compiler, packages, memory and disk space."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ class TestMachine:
             (HANGS, {}, "TimeoutExpired"),
         ],
     )
-    def test_a_gpu_that_torch_cannot_use_is_a_problem_with_its_reason(
+    def test_an_unusable_gpu_is_a_problem_with_its_reason(
         self, script: str, environment: dict[str, str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """There is no GPU here: another program says what nvidia-smi would."""
+        """A fake nvidia-smi stands in for the GPU, which the test machine lacks."""
         import torch
 
         if torch.cuda.is_available() or torch.version.cuda is None:
@@ -130,7 +130,7 @@ class TestCapacity:
         found = check_disk(size, places, clips=1000)
         assert found and all("a run directory" not in finding.found for finding in found)
 
-    def test_the_run_directory_is_as_room_reckons_it(self) -> None:
+    def test_the_run_directorys_size_is_that_of_its_checkpoints(self) -> None:
         size = measure_model("facebook/musicgen-large")
         needed = run_directory_bytes(size, TrainSettings(save_every_steps=10**6), 16 * 100)
         sizes = Sizes(size.file_bytes, 4 * size.lora_parameters)

@@ -1,4 +1,4 @@
-"""What doctor says about a model's files and the Hub's token."""
+"""The findings of `musicgen-flows doctor` about a model's files and the Hub's token."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def token() -> Finding:
     return next(finding for finding in check_keys([]) if finding.check == "HF_TOKEN")
 
 
-def test_what_is_still_to_be_fetched_is_said(filled: StandInHub) -> None:
+def test_missing_downloads_are_listed(filled: StandInHub) -> None:
     assert check().level == "ok" and f"{MODEL}, t5-base: not on this machine yet" in check().found
     assert filled.fetched() == []
     find_model(MODEL)
@@ -59,7 +59,7 @@ def test_built_in_models_need_no_hub(hub: StandInHub, name: str) -> None:
 
 
 @pytest.mark.usefixtures("filled")
-def test_offline_what_is_missing_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_files_are_a_problem_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert check().level == "problem" and f"{MODEL}, t5-base" in check().found
 

@@ -1,4 +1,4 @@
-"""What `musicgen-flows doctor` finds out about places: on disks, on stores that fail, and in a bucket."""
+"""The findings of `musicgen-flows doctor` about storage: on disks, on failing storage, and in a bucket."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class TestPlaces:
 
     @pytest.mark.filterwarnings("ignore:UPath 'failing'")
     @pytest.mark.parametrize("step", ["read", "list", "delete"])
-    def test_nothing_stays_where_a_step_fails_unless_it_is_the_deletion(self, step: str) -> None:
+    def test_a_failed_step_leaves_no_file_unless_deletion_fails(self, step: str) -> None:
         fsspec.register_implementation("failing", Failing, clobber=True)
         folder = uuid.uuid4().hex
         with Failing.at(step):
@@ -132,7 +132,7 @@ class TestPlaces:
 
 
 class Bucket(http.server.BaseHTTPRequestHandler):
-    """Answers as Google Cloud Storage does, for as much as the probe asks. Rights are refused as told."""
+    """Answers the requests of the probe like Google Cloud Storage, and refuses the given permissions."""
 
     denied: frozenset[str] = frozenset()
     is_missing = False
@@ -232,7 +232,7 @@ class TestGoogle:
         assert found.level == "problem"
         assert f"gs://bucket/folder: can't {step} there, which needs the right storage.objects.{denied}" in found.found
         assert "add-iam-policy-binding gs://bucket " in found.fix
-        if bucket.objects:  # it may not be deleted: then its name is told
+        if bucket.objects:  # deletion is refused: then the name of the file is reported
             [name] = bucket.objects
             assert f"{name.rpartition('/')[2]} stays there" in found.found
 
