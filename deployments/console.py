@@ -61,8 +61,8 @@ _PIECES = re.compile(
     r'|\{"[^{}]*\}'
     r"|(?<![^\s（「、。」）])[^\s（「、。」）]*/[^\s（「、。」）]*|\S)"
 )
-"""Of a line that is wrapped: commands up to what may be their end, a punctuation mark; JSON; paths and URLs; else a
-character, which `_may_break` joins with its neighbours."""
+"""Parts of a line to wrap: commands up to a possible end, a punctuation mark; JSON; paths and URLs; otherwise single
+characters, which `_may_break` joins with their neighbours."""
 _CLOSING, _OPENING = ("Pe", "Pf", "Po", "Pd", "Lm"), ("Ps", "Pi")
 """Unicode's general categories of characters that must not begin a line, and of those that must not end one."""
 

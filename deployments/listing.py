@@ -17,15 +17,15 @@ from musicgen_core.wording import counted, sized
 from tasks.served import is_served
 
 MOST_ROWS = 500
-"""Sub-folders and files, of each kind, that a page lists"""
+"""Maximum number of entries of each kind (subfolders, files) on a page."""
 PLACES = {
     "tokens": message("Tokens: your music as the model reads it"),
     "runs": message("Training runs: adapters, samples, loss curves, reports"),
     "output": message("Generated music"),
 }
-"""What is in each place"""
+"""Content of each place."""
 _PAGES = {"index.html": message("Listen to all of it"), "report.html": message("Read the report")}
-"""Pages that a folder is opened for, and what one does with them"""
+"""Pages that are the reason to open a folder, and their use."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 WAVS = 8
-"""Of a run that are linked in the terminal"""
+"""Maximum number of a run's WAV files that the terminal links."""
 _ON_OFF = {"on": message("on"), "off": message("off")}
 _SWITCH = {
     "on": Step(message("Switch it off again"), "run", {"deployment": "train-lora", "weekly": "off"}),

@@ -13,7 +13,7 @@ from musicgen_core.language import say
 
 _STARTED = re.compile(r"Worker '(.+)' started!")
 _STOPPING = re.compile(r"Worker '.+' stopped!|Received SIG\w+\. Sending SIG\w+ to .+")
-"""What `up` says in its own words when it stops"""
+"""Lines that `up` replaces with its own messages when it stops."""
 
 
 def follow_output(worker: Part) -> threading.Thread:

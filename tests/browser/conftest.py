@@ -86,7 +86,7 @@ class Site:
         return bool(found["events"])
 
     def process(self, run: UUID) -> psutil.Process:
-        """Return the process of a flow run, without its worker and its own children."""
+        """Return the process of a flow run itself: neither its worker nor a child."""
         found = [process for process in psutil.process_iter() if _flow_run(process) == str(run)]
         return min(found, key=psutil.Process.create_time)
 

@@ -25,7 +25,7 @@ def client(prefect_server: None) -> Iterator[SyncPrefectClient]:
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """Return a function for the terminal's output. It is a pipe in tests, so rich adds no colours."""
+    """Return the stream that receives the terminal's output. It is a pipe in tests, so rich adds no colours."""
     stream = io.StringIO()
     monkeypatch.setattr(console.output, "_file", stream)
     monkeypatch.setattr(activity, "LOOK_SECONDS", 1e9)  # on a busy machine any line might be repeated

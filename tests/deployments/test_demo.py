@@ -23,7 +23,7 @@ FOLDER = f"/home/{'somebody/' * 12}demo"
 
 @pytest.fixture
 def printed(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """Return a function for the output on a terminal of 80 columns."""
+    """Return the stream that receives the output of a terminal of 80 columns."""
     stream = io.StringIO()
     monkeypatch.setattr(console.output, "_file", stream)
     monkeypatch.setattr(console.output, "_width", 80)

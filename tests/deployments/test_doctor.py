@@ -216,7 +216,7 @@ class TestServer:
             return next(finding for finding in look_at_server().findings if finding.check == "workers")
 
         async def poll(*queues: str) -> None:
-            """Poll the server like a worker, every few seconds."""
+            """Send a heartbeat and poll the queues once, as a worker does every few seconds."""
             async with get_client() as client:
                 await client.send_worker_heartbeat("gpu", "worker-of-the-test")
                 await client.get_scheduled_flow_runs_for_work_pool("gpu", work_queue_names=list(queues))

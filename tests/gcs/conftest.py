@@ -178,7 +178,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def place(proxy: Proxy) -> UPath:
-    """A bucket of its own on the emulator."""
+    """Return the path of a new bucket on the emulator."""
     path = storage.as_path(f"gs://b{uuid4().hex[:12]}")
     path.fs.mkdir(path.path.rstrip("/"))
     proxy.requests.clear()
