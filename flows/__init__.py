@@ -1,1 +1,1 @@
-"""Prefect flows: parameters and order."""
+"""Prefect flows: their parameters, and the order of their tasks."""

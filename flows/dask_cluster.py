@@ -1,4 +1,4 @@
-"""Whether a Dask cluster can do our tasks: asked before the first one is sent, as Dask itself retries and waits."""
+"""Check a Dask cluster before the first task is submitted: Dask itself would retry and wait instead of failing."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ REHEARSAL_SECONDS = 60  # a worker may have to import Prefect, from a slow disk
 
 
 def check_cluster(address: str, shared: str) -> None:
-    """Check that a scheduler is at `address`, and that a task could begin on each of its workers.
+    """Check that a scheduler listens at `address`, and that each of its workers could start a task.
 
-    A cluster without workers passes: it may start them when there is work.
+    A cluster without workers passes: it may start them on demand.
 
     Args:
-        address: where the scheduler should be.
-        shared: a directory that this process and the workers must have in common.
+        address: the scheduler's address.
+        shared: a directory that this process and all workers must share.
 
     Raises:
-        ConfigError: it is not so.
+        ConfigError: no scheduler listens there, or a worker could not start a task.
     """
     if get_current_settings().api.url is None:  # each worker would start a temporary server of its own
         raise ConfigError(
@@ -47,7 +47,7 @@ def check_cluster(address: str, shared: str) -> None:
         )
     try:
         found = asyncio.run(_identify(address))
-    except Exception as error:  # what isn't Dask may answer with anything: HTTP reads as a frame of 3 EiB
+    except Exception as error:  # another protocol may send anything: HTTP parses as a frame of 3 EiB
         reason = f"no answer in {ANSWER_SECONDS} s" if isinstance(error, TimeoutError) else _one_line(error)
         raise ConfigError(
             message("no Dask scheduler at {address}: {reason}", address=address, reason=reason),
@@ -82,7 +82,7 @@ def check_cluster(address: str, shared: str) -> None:
 
 @contextmanager
 def _marker(folder: str) -> Iterator[str]:
-    """A new file in a local or remote directory, to see whether others see it."""
+    """Create a temporary file in a local or remote directory; workers check that they see it."""
     marker = storage.as_path(folder) / f".seen-by-dask-{uuid4().hex}"
     storage.write_text(marker, "")
     try:
@@ -92,24 +92,24 @@ def _marker(folder: str) -> Iterator[str]:
 
 
 async def _identify(address: str) -> str:
-    """→ Scheduler, Worker or Nanny."""
+    """Return the type of the Dask server at an address: Scheduler, Worker or Nanny."""
     security = distributed.Security().get_connection_args("client")
     async with asyncio.timeout(ANSWER_SECONDS), rpc(address, connection_args=security) as remote:
         return str((await remote.identity())["type"])
 
 
 def _rehearse_everywhere(address: str, marker: str) -> dict[str, str]:
-    """→ what keeps tasks from beginning, by worker."""
+    """Return the problems that keep tasks from starting, by worker."""
     with distributed.Client(address, timeout=ANSWER_SECONDS, set_as_default=False) as client:
         answers = client.run(_rehearse, serialize_context(), _versions(), marker, on_error="return")
     return {worker: _one_line(answer) for worker, answer in answers.items() if answer}
 
 
 async def _rehearse(context: dict[str, Any], versions: str, marker: str) -> str:
-    """Begin on a worker as a task does → what is in the way, or nothing.
+    """Start on a worker as a task does; return the problem, or an empty string.
 
-    To call this at all, the worker must be able to load our code and the flow. What is wrong is returned and not
-    raised: Dask would write `context`, which may hold the key of the server, into the worker's log.
+    To call this at all, the worker must be able to import this project and the flow. Problems are returned instead of
+    raised: Dask would write `context`, which may hold the server's API key, to the worker's log.
     """
     if versions != _versions():
         return f"it has {_versions()}"
@@ -127,13 +127,13 @@ def _begin(context: dict[str, Any], marker: str) -> None:
         if error is not None:
             raise OSError(f"it can't reach the Prefect server: {error}")
     try:
-        storage.as_path(marker).read_bytes()  # read, as listings may be cached
+        storage.as_path(marker).read_bytes()  # reading, because listings may be cached
     except OSError as error:
         raise OSError(f"it doesn't see a file that was just written here ({error})") from error
 
 
 def _versions() -> str:
-    """Of what must be the same on both sides: contexts are pickled, and functions with their bytecode."""
+    """Return the versions that must match: contexts are pickled, and functions travel with their bytecode."""
     return f"Python {sys.version_info.major}.{sys.version_info.minor}, prefect {prefect.__version__}"
 
 

@@ -1,4 +1,4 @@
-"""How flows end that don't complete: in a state and with a summary that say why, and what to do."""
+"""Final states and summaries of flow runs that fail or are cancelled: the reason, and what to do next."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ R = TypeVar("R")
 
 
 def ends_with_reason(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a flow that fails show why in its state and its summary, and a cancelled one where a retry continues."""
+    """Decorate a flow: its final state and summary give the reason of a failure, or where a cancelled run resumes."""
     run = cancellable(function)
 
     @wraps(function)
@@ -36,23 +36,23 @@ def ends_with_reason(function: Callable[P, R]) -> Callable[P, R]:
                 show_summary(artifacts, partial(failed_section, error), again="Try again")
             if not isinstance(error, MusicgenError):
                 raise
-            return Failed(message=in_form(str(error)), data=error)  # raised, it would get Prefect's words before it
+            return Failed(message=in_form(str(error)), data=error)  # raised, it would get Prefect's prefix
         if isinstance(result, State) and result.is_cancelled():
             with artifacts_of_run(PATIENCE_IF_INTERRUPTED_SECONDS) as artifacts:
                 show_summary(artifacts, partial(cancelled_section, str(result.message)))
             if is_ended_by_worker() and not runtime.flow_run.parent_flow_run_id:
                 leave_to_worker(str(result.message))
-            result = Cancelled(message=result.message)  # a task's own state would be counted, not shown
+            result = Cancelled(message=result.message)  # Prefect would count a task's own state instead of showing it
         return result
 
     return explained
 
 
 class StatesSuffice(logging.Filter):
-    """Drops tracebacks of errors that a person can act on, and of cancelled runs: the log's line on the state has them.
+    """Drop tracebacks of user-facing errors and of cancelled runs: the log line with the final state has the message.
 
-    Prefect logs such an error up to three times, the last time after the state, which should be the last word. That a
-    run ended as Cancelled, which a person wanted, is logged as INFO, not as ERROR.
+    Prefect logs such an error up to three times, the last time after the final state, which should be the last line.
+    A final state of Cancelled, which a person asked for, is logged as INFO instead of ERROR.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -62,7 +62,7 @@ class StatesSuffice(logging.Filter):
 
 
 def log_reasons_once() -> None:
-    """Have the logs of this process's runs end with the state, without tracebacks of user-facing errors."""
+    """End the logs of this process's runs with the final state, without tracebacks of user-facing errors."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logger = logging.getLogger(name)
         if not any(isinstance(existing, StatesSuffice) for existing in logger.filters):

@@ -7,11 +7,11 @@ from typing import Any
 from prefect.client.schemas import State
 from prefect.states import Completed
 
-from flows.beginning import begin
 from flows.endings import ends_with_reason
+from flows.locations import chosen_device, chosen_model, location_of, run_name
 from flows.parameters import Archives, Device, HourlyPrice, Model, SampledClips, Threads, archives_at_a_time
-from flows.places import chosen_device, chosen_model, place, run_name
 from flows.run_form import form_flow
+from flows.startup import set_up_run
 from musicgen_core.data.archive import choose_archives
 from musicgen_core.wording import lasting
 from tasks.estimating import estimate_archives
@@ -28,8 +28,8 @@ def estimate(
     workers: Threads = Threads(),
 ) -> State[Any]:
     """Show how long tokenizing and training will take: a sample of the clips is encoded."""
-    begin()
-    location = place(archives, "musicgen_archives")
+    set_up_run()
+    location = location_of(archives, "musicgen_archives")
     chosen, left_out = choose_archives(location)
     found: Any = estimate_archives(
         clips=clips,

@@ -1,15 +1,15 @@
-"""`evaluate-adapter`: is an adapter better than the base model? Losses on held-out clips, and a report."""
+"""`evaluate-adapter`: compare an adapter with its base model by losses on held-out clips, and write a report."""
 
 from __future__ import annotations
 
 from prefect.client.schemas import State
 
-from flows.beginning import begin
 from flows.endings import ends_with_reason
+from flows.locations import chosen_device, chosen_model, location_of, run_name
 from flows.parameters import Adapter, AdaptersModel, Device, Report, Tokens
-from flows.places import chosen_device, chosen_model, place, run_name
 from flows.retraining import last_trained
 from flows.run_form import form_flow
+from flows.startup import set_up_run
 from musicgen_core import storage
 from musicgen_core.evaluation.request import (
     ClapSettings,
@@ -39,11 +39,11 @@ def evaluate_adapter(
     clips: JudgingSettings = JudgingSettings(),
     clap: ClapSettings = ClapSettings(),
 ) -> Evaluation | State[Evaluation]:
-    """Compare an adapter with its base model on clips that it has not learned from."""
-    begin()
+    """Compare an adapter with its base model on clips that it was not trained on."""
+    set_up_run()
     chosen = adapter or last_trained(model, "Train first, or give an adapter")
     request = EvaluateRequest(
-        tokens=place(tokens, "musicgen_tokens"),
+        tokens=location_of(tokens, "musicgen_tokens"),
         adapter=chosen,
         model=model or None,
         output=output or None,

@@ -7,12 +7,12 @@ from typing import Any
 from prefect.client.schemas import State
 from prefect.states import Completed
 
-from flows.beginning import begin
 from flows.endings import ends_with_reason
+from flows.locations import location_of, new_folder, run_name
 from flows.parameters import Adapter, AdaptersModel, ExportFormat, ExportOut
-from flows.places import new_folder, place, run_name
 from flows.retraining import last_trained
 from flows.run_form import form_flow
+from flows.startup import set_up_run
 from musicgen_core import storage
 from tasks.exporting import export_adapter
 
@@ -25,10 +25,10 @@ def export(
     format: ExportFormat = "peft",
     model: AdaptersModel = "",
 ) -> State[Any]:
-    """Write an adapter as another library loads it, with a model card that says how."""
-    begin()
+    """Write an adapter in another library's format, with a model card that explains how to load it."""
+    set_up_run()
     chosen = adapter or last_trained(model, "Train first, or give an adapter")
-    target = out or str(storage.as_path(place(None, "musicgen_output")) / new_folder("export"))
+    target = out or str(storage.as_path(location_of(None, "musicgen_output")) / new_folder("export"))
     name = storage.as_path(chosen).name
     exported: Any = export_adapter(name=name, adapter=chosen, out=target, kind=format, model=model or None)
     if isinstance(exported, State):

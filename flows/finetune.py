@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger
 
-from flows.beginning import begin
 from flows.endings import ends_with_reason
 from flows.generate_music import generate_music
+from flows.locations import chosen_device, chosen_model, location_of, new_folder, run_name
 from flows.parameters import (
     Archives,
     Device,
@@ -26,8 +26,8 @@ from flows.parameters import (
     Validation,
     Workers,
 )
-from flows.places import chosen_device, chosen_model, new_folder, place, run_name
 from flows.run_form import form_flow
+from flows.startup import set_up_run
 from flows.tokenize_archives import ArchivesFailed, TokenizeResult, tokenize_archives
 from flows.train_lora import train_lora
 from musicgen_core import storage
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What each part came to."""
+    """Results of the three parts."""
 
     tokenized: TokenizeResult
     trained: TrainResult
@@ -96,11 +96,11 @@ def finetune(
     hardware: HardwareSettings = HardwareSettings(),
 ) -> FinetuneResult:
     """Tokenize the archives, train an adapter on them, and make music with it."""
-    begin()
+    set_up_run()
     on = {"model": model, "device": device, "duration": duration}
     model, device = chosen_model(model), chosen_device(device)
     check_model(model)
-    directory = run_dir or str(storage.as_path(place(None, "musicgen_runs")) / new_folder("finetune"))
+    directory = run_dir or str(storage.as_path(location_of(None, "musicgen_runs")) / new_folder("finetune"))
     state = tokenize_archives(
         archives=archives,
         tokens=tokens,
@@ -127,7 +127,7 @@ def finetune(
                 ),
             )
         get_run_logger().warning("going on without them: %s", state.message)
-    trained: Any = train_lora(  # Prefect returns what its state holds
+    trained: Any = train_lora(  # Prefect returns the data of its state
         tokens=tokenized.tokens,
         run_dir=directory,
         model=model,
@@ -144,7 +144,7 @@ def finetune(
         saving=saving,
         hardware=hardware,
     )
-    rendered: Any = generate_music(  # raises CancelledRun for the state that its type allows for
+    rendered: Any = generate_music(  # a state, which its type allows, is raised as CancelledRun
         output=output,
         prompts=prompts,
         model=model,

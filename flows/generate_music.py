@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prefect.client.schemas import State
 
-from flows.beginning import begin
 from flows.endings import ends_with_reason
+from flows.locations import chosen_device, chosen_model, is_of_deployment, location_of, music_name, new_folder
 from flows.parameters import (
     BASE,
     AdapterOrBase,
@@ -20,9 +20,9 @@ from flows.parameters import (
     PromptsFile,
     Variations,
 )
-from flows.places import chosen_device, chosen_model, is_of_deployment, music_name, new_folder, place
 from flows.retraining import last_trained
 from flows.run_form import form_flow
+from flows.startup import set_up_run
 from musicgen_core import storage
 from musicgen_core.config import DEFAULT_PROMPTS, ChoiceSettings, Duration, MusicSeed, SamplingSettings
 from musicgen_core.generation.prompts import Prompt, read_prompts
@@ -49,13 +49,13 @@ def generate_music(
     files: Files = Files(),
     engine: Engine = Engine(),
 ) -> list[Rendered] | State[list[Rendered]]:
-    """Make music from texts, with the adapter of a training or with the base model alone."""
-    begin()
+    """Generate music from text prompts, with a trained adapter or with the base model alone."""
+    set_up_run()
     wanted = [Prompt(prompt=text) for text in prompts]
     wanted += read_prompts(prompts_file) if prompts_file else []
     wanted = wanted or [Prompt(prompt=text) for text in DEFAULT_PROMPTS]
     request = RenderRequest(
-        out=output or str(storage.as_path(place(None, "musicgen_output")) / new_folder("generate-music")),
+        out=output or str(storage.as_path(location_of(None, "musicgen_output")) / new_folder("generate-music")),
         prompts=wanted,
         model=model or None,
         settings=collect(SamplingSettings, sampling, duration=duration, seed=seed),
@@ -77,7 +77,7 @@ def generate_music(
 
 
 def _chosen_adapter(given: str, model: str) -> str | None:
-    """Return the adapter that is given, else that of the last training in runs of deployments; None: the base model."""
+    """Return the given adapter; in runs of deployments, the last training run's by default. None: the base model."""
     if given:
         return None if given == BASE else given
     if not is_of_deployment():

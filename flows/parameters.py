@@ -47,7 +47,7 @@ from musicgen_core.evaluation.request import (
 from musicgen_core.settings import Settings
 
 BASE = "base"
-"""What stands for no adapter where an adapter could be given"""
+"""Value of the parameter `adapter` that selects the base model alone"""
 
 
 def _empty_if_null(text: Any) -> Any:
@@ -59,7 +59,7 @@ def _zero_if_null(number: Any) -> Any:
 
 
 _Text = Annotated[str, BeforeValidator(_empty_if_null)]
-"""A parameter that may be left out: empty, or null as earlier versions' forms sent it. A form shows a text box."""
+"""An optional text parameter: empty, or null as forms of earlier versions sent it. Forms show a text box."""
 
 _MODELS = (
     "Which MusicGen plays: a Hugging Face id, a directory in audiocraft's format, demo (small, comes with the project) "
@@ -174,7 +174,7 @@ _CopyTo = Annotated[str | None, Field(description="Folder or URL for a second co
 
 
 def archives_at_a_time(max_workers: int | None) -> int:
-    """Return how many archives are tokenized at a time: as given, else one a core, at most 4."""
+    """Return how many archives are tokenized at a time: `max_workers`, or one per core, at most 4."""
     return max_workers or min(4, os.cpu_count() or 1)
 
 
@@ -251,7 +251,7 @@ class Files(Settings):
 
 
 def _read_bits(bits: Any) -> Any:
-    return int(bits) if bits in ("8", "16") else bits  # as the command line has them
+    return int(bits) if bits in ("8", "16") else bits  # as the command line passes them
 
 
 _Bits = Annotated[Literal[8, 16], BeforeValidator(_read_bits)]
@@ -378,19 +378,20 @@ class ExportParameters(Settings):
 
 
 def groups_of(annotations: Mapping[str, Any]) -> dict[str, type[Settings]]:
-    """Return the groups among parameters, by name."""
+    """Return those parameters that are groups, by name."""
     return {name: kind for name, kind in annotations.items() if isinstance(kind, type) and issubclass(kind, Settings)}
 
 
 def groups_in(form: type[Settings]) -> dict[str, type[Settings]]:
-    """Return the groups among the fields of a form."""
+    """Return those fields of a form that are groups, by name."""
     return groups_of({name: field.annotation for name, field in form.model_fields.items()})
 
 
 def grouped(given: Mapping[str, Any], groups: Mapping[str, type[Settings]]) -> dict[str, Any]:
-    """Return parameters with the fields of groups inside their groups; they may stand beside them, as they once did.
+    """Return parameters with each field inside its group; fields may also be given flat, as in earlier versions.
 
-    Where one stands in both, the one in its group counts unless it is the default, with which forms are filled in.
+    Where a field is given both ways, the one inside the group wins unless it is the default, with which forms are
+    prefilled.
     """
     found = dict(given)
     for group, kind in groups.items():
@@ -400,7 +401,7 @@ def grouped(given: Mapping[str, Any], groups: Mapping[str, type[Settings]]) -> d
         inside = found.get(group, {})
         inside = inside.model_dump() if isinstance(inside, Settings) else inside
         if not isinstance(inside, Mapping):
-            continue  # validation refuses it
+            continue  # validation rejects it
         chosen = {name: value for name, value in inside.items() if value != kind.model_fields[name].default}
         found[group] = {**inside, **beside, **chosen}
     return found

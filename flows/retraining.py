@@ -1,4 +1,4 @@
-"""What a training that comes again and again asks: which was the last one, and is there anything new since?"""
+"""Scheduled retraining: find the last completed training run, and the archives that it was not trained on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from upath import UPath
 
-from flows.places import place
+from flows.locations import location_of
 from musicgen_core import storage
 from musicgen_core.config import TrainSettings
 from musicgen_core.data.duplicate_shards import copies_among
@@ -19,7 +19,7 @@ from tasks.progress import run_logger
 
 @dataclass(frozen=True)
 class Training:
-    """A completed training: its run directory, and what its config.json says."""
+    """A completed training run: its run directory and its `config.json`."""
 
     directory: UPath
     config: RunConfig
@@ -29,7 +29,7 @@ class Training:
         return RunLayout(self.directory).adapter(FINAL_ADAPTER)
 
     def lora_differences(self, settings: TrainSettings) -> list[str]:
-        """What keeps a training with such settings from beginning with this one's adapter."""
+        """Return the LoRA settings that differ from this run's, so that its adapter can't initialize the new run's."""
         wanted, given = settings.model_dump(mode="json"), self.config.values
         names = [name for name in wanted if name.startswith("lora_") and name != "lora_dropout"]
         return [
@@ -40,21 +40,21 @@ class Training:
 
 
 def is_begun(directory: UPath) -> bool:
-    """Whether a training has been at work there, so that what it begins with is decided."""
+    """Return whether a training run has started there, so that its initial adapter is already decided."""
     return (directory / CONFIG).exists()
 
 
 def last_trained(model: str, next_step: str) -> str:
-    """Return the run directory under the variable musicgen_runs whose training was completed last.
+    """Return the run directory of the training run that was completed last, under the variable musicgen_runs.
 
     Args:
-        model: as it was given to the training; empty: any.
-        next_step: what to do where there is none.
+        model: the run's parameter `model`; empty: any.
+        next_step: the error's advice if there is no such run.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no completed training run.
     """
-    runs = storage.as_path(place(None, "musicgen_runs"))
+    runs = storage.as_path(location_of(None, "musicgen_runs"))
     last = last_completed(runs, model or None, besides=runs)
     if last is None:
         of = f" of {model}" if model else ""
@@ -64,16 +64,17 @@ def last_trained(model: str, next_step: str) -> str:
 
 
 def last_completed(runs: UPath, model: str | None, besides: UPath) -> Training | None:
-    """The training of a model that was completed last, among the run directories in `runs`.
+    """Return the training run that was completed last among the run directories in `runs`; None: there is none.
 
     Args:
-        model: as it was given to the training; None: any.
-        besides: a run directory that does not count.
+        runs: the directory that holds the run directories.
+        model: the run's parameter `model`; None: any.
+        besides: a run directory to ignore.
     """
     if not runs.is_dir():
         return None
     if not storage.is_local(runs):
-        runs.fs.invalidate_cache(runs.path)  # other machines may have trained since it was last listed
+        runs.fs.invalidate_cache(runs.path)  # other machines may have added runs since the last listing
     found = []
     for directory in runs.iterdir():
         training = _completed(directory)
@@ -92,9 +93,9 @@ def _completed(directory: UPath) -> Training | None:
 
 
 def new_archives(tokens: UPath, training: Training) -> list[str]:
-    """Stems of whole shards that a training has not seen, or has seen with other codes or other descriptions.
+    """Return the stems of complete shards that a training run has not seen, or saw with other codes or descriptions.
 
-    Those that a new training would leave out, as copies of others, don't count.
+    Copies of other shards, which a new run would ignore, don't count.
     """
     seen = training.config.shards or {}
     found = {path.stem: read_report(tokens, path.stem) for path in _markers(tokens)}

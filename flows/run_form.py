@@ -1,4 +1,4 @@
-"""Flows with a run form that explains itself, and which take each parameter by its own name, grouped or not."""
+"""Flows with a run form that describes each parameter, and that accept parameters both grouped and flat."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _EMPTY = Field(json_schema_extra={"default": {}})
-"""Of a group: a form fills it in with the defaults of its fields, and leaves out those that have none."""
+"""Default of a group: forms prefill its fields with their own defaults, and leave the others empty."""
 
 
 class _LeftOut(Enum):
-    """What a field of a group has beside its group where it is not given."""
+    """Default of a group's field as a flat parameter: not given."""
 
     LEFT_OUT = ""
 
 
 class FormFlow(Flow[P, R]):
-    """A flow with groups of parameters, whose fields may also be given beside the groups.
+    """A flow with groups of parameters, whose fields are also accepted as flat parameters.
 
-    Scripts, schedules and runs from before there were groups give them so, and `musicgen-flows` does. Prefect looks
-    only at the signature of the function to see what a run may be given, so that has these fields, too. The flow's own
-    signature, of which the run form is made, has the groups alone.
+    `musicgen-flows` passes them flat, as do scripts, schedules and runs from versions without groups. Prefect validates
+    a run's parameters against the signature of the function, which therefore also has the flat fields. The flow's own
+    signature, from which the run form is generated, has only the groups.
     """
 
     def __init__(self, fn: Callable[P, R], name: str, flow_run_name: Callable[[], str]) -> None:
@@ -55,7 +55,7 @@ class FormFlow(Flow[P, R]):
         self.__signature__ = fn.__signature__ = form.replace(parameters=shown)  # type: ignore[attr-defined]
         super().__init__(fn, name=name, flow_run_name=flow_run_name)
         fn.__signature__ = form.replace(parameters=[*shown, *beside])  # type: ignore[attr-defined]
-        # Prefect reads the descriptions in the docstring's Args section alone. That of the function stays short.
+        # Prefect reads parameter descriptions only from a docstring's Args section. The function's stays short.
         arguments = [f"    {each}: {text}" for each, text in described.items()]
         self.__doc__ = "\n".join([inspect.getdoc(fn) or "", "", "Args:", *arguments])
 
@@ -71,7 +71,7 @@ def _given(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def form_flow(name: str, flow_run_name: Callable[[], str]) -> Callable[[Callable[P, R]], FormFlow[P, R]]:
-    """Make a flow of a function, as Prefect's `@flow` does, with a run form that describes each parameter."""
+    """Turn a function into a flow, as Prefect's `@flow` does, with a run form that describes each parameter."""
 
     def decorate(function: Callable[P, R]) -> FormFlow[P, R]:
         return FormFlow(function, name=name, flow_run_name=flow_run_name)

@@ -1,4 +1,4 @@
-"""Where mapped tasks run: in threads of the flow's process, or on a Dask cluster that is there already."""
+"""Task runners for mapped tasks: threads of the flow's process, or an existing Dask cluster."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from musicgen_core.language import message
 def task_runner(
     kind: Literal["threads", "dask"], workers: int, dask_address: str | None, shared: str
 ) -> TaskRunner[Any]:
-    """A task runner, not started yet.
+    """Return a task runner that is not started yet.
 
     Args:
         kind: threads or dask.
-        workers: tasks at a time; a Dask cluster has as many as its own threads.
-        dask_address: the cluster's scheduler.
-        shared: a directory that the cluster's workers must have in common with this process.
+        workers: tasks at a time, in threads; a Dask cluster runs one per thread of its workers.
+        dask_address: address of the cluster's scheduler.
+        shared: a directory that the cluster's workers must share with this process.
 
     Raises:
-        ConfigError: an address without dask or the other way round, prefect-dask is not installed, or the cluster
-            can't do our tasks.
+        ConfigError: an address without dask or dask without an address, prefect-dask is not installed, or the cluster
+            can't run the tasks.
     """
     if (kind == "dask") != bool(dask_address):
         raise ConfigError(
@@ -48,7 +48,7 @@ def task_runner(
 
 
 def call_everywhere(runner: Any, function: Callable[..., Any], *arguments: Any) -> None:
-    """Call `function` in every process where tasks of a started runner run. A cluster that is gone is passed over."""
+    """Call `function` in every process that runs tasks of a started runner. A cluster that is gone is ignored."""
     function(*arguments)
     if not isinstance(runner, ThreadPoolTaskRunner):
         with suppress(Exception):

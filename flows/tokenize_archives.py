@@ -1,4 +1,4 @@
-"""`tokenize-archives`: archives of wavs → shards of codes, one task an archive."""
+"""`tokenize-archives`: archives of wavs → shards of codes, one task per archive."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Completed, Failed
 from upath import UPath
 
-from flows.beginning import begin
 from flows.endings import ends_with_reason
+from flows.locations import chosen_device, chosen_model, location_of, run_name
 from flows.parameters import Archives, Device, Limit, Metadata, Model, Tokens, Workers, archives_at_a_time
-from flows.places import chosen_device, chosen_model, place, run_name
 from flows.run_form import form_flow
 from flows.runners import call_everywhere
 from flows.runners import task_runner as make_task_runner
+from flows.startup import set_up_run
 from musicgen_core import storage
 from musicgen_core.config import DescriptionSettings, ReadingSettings, TokenizeSettings
 from musicgen_core.data.archive import archive_stem, choose_archives, clip_names, limits_of
@@ -42,19 +42,20 @@ from tasks.tokenizing_log import TokenizingLog, log_tokenizing
 _SHOWN = 3
 _core_logger = logging.getLogger("musicgen_core.tokenizing")  # the terminal shows what the core logs
 Work = dict[str, Any]
-"""Parameters of one archive's task."""
+"""Parameters of one archive's task"""
 _Described = Sequence[tuple[str, str | None]]
 """Clips of a shard and their descriptions"""
 
 
 @dataclass(frozen=True)
 class TokenizeResult:
-    """Where the shards are, and what else is worth knowing, above all.
+    """The result of a `tokenize-archives` run: its shards, failed archives and remarks.
 
     Attributes:
-        reports: of the archives that worked.
-        failed: why the others failed, by their paths.
-        remarks, notice: in sentences.
+        reports: reports of the archives that were tokenized.
+        failed: reasons of the failed archives, by path.
+        remarks: sentences on clips and descriptions that need attention.
+        notice: a sentence to read before everything else; may be empty.
     """
 
     tokens: str
@@ -65,18 +66,18 @@ class TokenizeResult:
 
 
 class ArchivesFailed(ArchiveError):
-    """Archives that could not be tokenized; `result` has why, and what came of the others."""
+    """Archives could not be tokenized; `result` has the reasons, and the reports of the others."""
 
     def __init__(self, reasons: str, result: TokenizeResult) -> None:
         super().__init__(
             reasons, message("Do what each reason says, then run or retry again: finished archives are kept")
         )
-        self.args = (reasons, result)  # from which unpickling makes it again
+        self.args = (reasons, result)  # arguments for unpickling
         self.result = result
 
     @property
     def unnamed(self) -> dict[str, str]:
-        """Why those archives failed that the error's text only counts."""
+        """Return the reasons of those failed archives that the error message only counts."""
         return dict(list(self.result.failed.items())[_SHOWN:])
 
 
@@ -93,15 +94,15 @@ def tokenize_archives(
     reading: ReadingSettings = ReadingSettings(),
     workers: Workers = Workers(),
 ) -> State[TokenizeResult]:
-    """Tokenize every clip of every archive with EnCodec, a task an archive; what is done already is kept."""
-    begin()
+    """Tokenize every clip of every archive with EnCodec, one task per archive; finished shards are kept."""
+    set_up_run()
     on = {"model": model, "device": device}
     settings = collect(TokenizeSettings, descriptions, reading)
     model, device = chosen_model(model), chosen_device(device)
     announce(message("looking into the archives"))
-    found, left_out = choose_archives(_absolute(place(archives, "musicgen_archives")))
+    found, left_out = choose_archives(_absolute(location_of(archives, "musicgen_archives")))
     _warn_in_terminal(left_out)
-    target = _absolute(place(tokens, "musicgen_tokens"))
+    target = _absolute(location_of(tokens, "musicgen_tokens"))
     storage.make_folder(storage.as_path(target))
     runner = make_task_runner(
         workers.task_runner, archives_at_a_time(workers.max_workers), workers.dask_address, target
@@ -118,7 +119,7 @@ def tokenize_archives(
             "device": device,
             "metadata": described_by,
             "limit": limits[archive],
-            "flow_run": f"{runtime.flow_run.id}-{runtime.flow_run.run_count}",  # a retry isn't stopped with the first
+            "flow_run": f"{runtime.flow_run.id}-{runtime.flow_run.run_count}",  # stopping it must not stop its retry
         }
         for archive in found
         if archive in limits
@@ -130,7 +131,7 @@ def tokenize_archives(
         check_matches(captions, ((archive.name, _names_in(archive, settings)) for archive in limits))
     if undescribed := undescribed_clips(list(limits), Captioner(settings, captions)):
         _core_logger.warning("%s", no_descriptions(undescribed))
-    if workers.task_runner == "threads":  # a cluster's workers have caches and GPUs of their own
+    if workers.task_runner == "threads":  # a cluster's workers have their own caches and GPUs
         check_codec(model, device)
     with runner, log_tokenizing(target, [entry["stem"] for entry in work]) as log:
         reports, failed = _tokenize_all(work, runner, storage.as_path(target), log)
@@ -165,7 +166,7 @@ def _warn(remarks: Sequence[str]) -> None:
 
 
 def _warn_in_terminal(remarks: Sequence[str]) -> None:
-    """Log the first few, and how many more, where terminals show it, too: the run may fail before its table."""
+    """Log the first few remarks and the number of others, also in the terminal: the run may fail before its table."""
     for remark in remarks[:_SHOWN]:
         _core_logger.warning("%s", remark)
     if len(remarks) > _SHOWN:
@@ -173,7 +174,7 @@ def _warn_in_terminal(remarks: Sequence[str]) -> None:
 
 
 def _first_reasons(failed: Mapping[str, str]) -> str:
-    """Return why the first few archives failed, and how many more did."""
+    """Return the reasons of the first few failed archives, and the number of others."""
     reasons = [
         stored_message(f"{path}{reason.removeprefix(name)}")
         if reason.startswith(name := storage.as_path(path).name)
@@ -196,7 +197,7 @@ def _find_metadata(given: str, first_archive: UPath) -> str | None:
 
 
 def _spread_limit(archives: Sequence[UPath], limit: int | None, settings: TokenizeSettings) -> dict[UPath, int | None]:
-    """The archives to take and how many clips of each: None for all of them."""
+    """Return the archives to tokenize, each with its limit of clips; None: no limit."""
     if limit is None:
         return dict.fromkeys(archives)
     limits: dict[UPath, int | None] = {}
@@ -214,18 +215,18 @@ def _names_in(archive: UPath, settings: TokenizeSettings) -> list[str]:
     try:
         return clip_names(archive, settings.name_encoding, limits_of(settings))
     except ArchiveError:
-        return []  # its task says what is wrong with it
+        return []  # its task reports the error
 
 
 def _tokenize_all(
     work: Sequence[Work], runner: Any, tokens: UPath, log: TokenizingLog
 ) -> tuple[list[ShardReport], dict[str, str]]:
-    """→ reports of the archives that worked, and the reasons of those that failed, by stem, both in archive order."""
+    """Return the reports of tokenized archives, and the reasons of failed ones by stem, both in archive order."""
     announce(message("encoding the clips"))
     try:
         futures = {entry["stem"]: runner.submit(tokenize_archive, entry) for entry in work}
         reports, failed, cached = _collect(futures, log)
-        # A persisted result knows nothing of the shard that it told of: redo what is missing, damaged or out of date.
+        # A persisted result does not track its shard: redo shards that are missing, damaged or out of date.
         again = tokenize_archive.with_options(refresh_cache=True)
         stale = [entry for entry in work if entry["stem"] in cached and _is_stale(reports[entry["stem"]], entry)]
         redone, failed_again, _ = _collect({entry["stem"]: runner.submit(again, entry) for entry in stale}, log)
@@ -241,7 +242,7 @@ def _tokenize_all(
 def _collect(
     futures: Mapping[str, PrefectFuture[Any]], log: TokenizingLog
 ) -> tuple[dict[str, ShardReport], dict[str, str], set[str]]:
-    """Outcomes as they come → reports, reasons of failure, and which were cached, by stem."""
+    """Wait for all tasks; return reports and reasons of failure, both by stem, and the stems of cached results."""
     stems = {future.task_run_id: stem for stem, future in futures.items()}
     reports: dict[str, ShardReport] = {}
     failed: dict[str, str] = {}
@@ -261,15 +262,15 @@ def _collect(
 
 
 def _outcome(future: PrefectFuture[Any]) -> Any:
-    """→ what a task returned or raised."""
+    """Return the value that a task returned, or the exception that it raised."""
     try:
         return future.result(raise_on_failure=False)
-    except Exception as error:  # of Dask itself: one worker after another died of the task, or the scheduler is gone
+    except Exception as error:  # from Dask: the task killed one worker after another, or the scheduler is gone
         return error
 
 
 def _not_of_the_archive(error: Exception, stem: str) -> Exception:
-    """Return what the run fails with, as the other archives would fail likewise."""
+    """Return the error of the whole run, for an error that every other archive would meet, too."""
     if isinstance(error, OSError):
         where = message(" at {path}", path=error.filename) if error.filename else ""
         return StorageError(
@@ -290,7 +291,7 @@ def _is_stale(report: ShardReport, work: Work) -> bool:
         whole = is_whole(storage.as_path(work["tokens"]), work["stem"], report)
         return not whole or was_repaired(archive, report, settings.name_encoding)
     except (MusicgenError, OSError):
-        return True  # the task meets the same trouble, with its retries
+        return True  # the task meets the same error, and has retries
 
 
 def _described(report: ShardReport, tokens: UPath) -> _Described:
@@ -298,7 +299,7 @@ def _described(report: ShardReport, tokens: UPath) -> _Described:
 
 
 def _notice(described: Mapping[str, _Described]) -> str:
-    """What to know first where no clip has a description; else nothing."""
+    """Return the notice for shards in which no clip has a description; else an empty string."""
     texts = [text for clips in described.values() for _, text in clips]
     return (
         no_descriptions(message("none of the {clips}", clips=counted(len(texts), "clip")))
@@ -310,7 +311,7 @@ def _notice(described: Mapping[str, _Described]) -> str:
 def _remarks(
     captions: Captions | None, reports: Sequence[ShardReport], described: Mapping[str, _Described], are_all: bool
 ) -> Iterator[str]:
-    """What is worth knowing of clips and their descriptions, in sentences."""
+    """Yield remarks on clips and their descriptions, one sentence each."""
     names: list[str] = []
     undescribed = 0
     for report in reports:

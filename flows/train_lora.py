@@ -8,12 +8,12 @@ from prefect.client.schemas import State
 from prefect.states import Completed
 from upath import UPath
 
-from flows.beginning import begin
 from flows.endings import ends_with_reason
+from flows.locations import chosen_device, chosen_model, location_of, new_folder, run_name
 from flows.parameters import Device, Model, RunDir, Saving, Start, Tokens, Validation
-from flows.places import chosen_device, chosen_model, new_folder, place, run_name
 from flows.retraining import Training, is_begun, last_completed, new_archives
 from flows.run_form import form_flow
+from flows.startup import set_up_run
 from musicgen_core import storage
 from musicgen_core.config import (
     AdapterSettings,
@@ -57,18 +57,20 @@ def train_lora(
     saving: Saving = Saving(),
     hardware: HardwareSettings = HardwareSettings(),
 ) -> TrainResult | State[TrainResult]:
-    """Fine-tune MusicGen with LoRA on tokenized clips. Running it again goes on where it stopped."""
-    begin()
+    """Fine-tune MusicGen with LoRA on tokenized clips. Running it again resumes where it stopped."""
+    set_up_run()
     essential = {"num_epochs": num_epochs, "lora_r": lora_r, "learning_rate": learning_rate, "seed": seed}
     settings = collect(TrainSettings, lora, optimizer, validation, samples, data, saving, hardware, **essential)
     model, device = chosen_model(model), chosen_device(device)
-    directory = storage.as_path(run_dir or storage.as_path(place(None, "musicgen_runs")) / new_folder("train-lora"))
-    shards = place(tokens, "musicgen_tokens")
+    directory = storage.as_path(
+        run_dir or storage.as_path(location_of(None, "musicgen_runs")) / new_folder("train-lora")
+    )
+    shards = location_of(tokens, "musicgen_tokens")
     if start.init_from_latest and start.init_adapter:
         raise ConfigError(message("both init_adapter and init_from_latest are given"), message("Give one of the two"))
     asks_before = start.init_from_latest or start.only_new_tokens
     before = last_completed(directory.parent, model, directory) if asks_before else None
-    # A run that is tried again has found out whether it is needed when it began.
+    # A retry does not check again for new archives: its first attempt decided that.
     asks = before is not None and start.only_new_tokens and not is_begun(directory)
     if before is not None and asks and not new_archives(storage.as_path(shards), before):
         return _skipped(before.directory, shards)
@@ -92,7 +94,7 @@ def train_lora(
 
 
 def _adapter_of(before: Training, settings: TrainSettings) -> str | None:
-    """What a retraining begins with; None: the base model, where its LoRA has another shape than before."""
+    """Return the initial adapter of a retraining; None: the base model, because the LoRA settings differ."""
     differences = before.lora_differences(settings)
     if not differences:
         return str(before.final_adapter)

@@ -1,4 +1,4 @@
-"""Advice as the Prefect UI needs it: the core names options of the command line, a form has fields."""
+"""Rewrite advice for the Prefect UI: the core names command-line options, a run form has fields."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from prefect.context import FlowRunContext
 
 _QUOTED = r"""(?<!\w)(?:'[^']*'(?!\w)|"[^"]*"|`[^`]*`|“[^”]*”)"""
 _COMMAND = r"(?<![\w-])(?:musicgen-flows|uv|prefect|ssh|gcloud|hf|wandb) (?:(?![.;,:](?:\s|$)|\)).)*"
-"""A command line in a sentence, up to the next punctuation mark"""
+"""Pattern of a command line in a sentence, up to the next punctuation mark"""
 _OPTION = r"(?<![\w/.-])--(?P<name>[a-z][a-z0-9-]*)(?![\w/]|[.-]\w)"
 _PARTS = re.compile(f"{_QUOTED}|{_COMMAND}|{_OPTION}", re.DOTALL)
 
 
 def in_form(text: str) -> str:
-    """Return a text with the options in it named as the fields of the current flow's form: `init_adapter`.
+    """Return a text in which options are replaced by the fields of the current flow's form, such as `init_adapter`.
 
-    What is no parameter of the flow, such as an option of another program, stays; so do quotations, command lines and
-    paths, and everything outside of flows. `--no-evaluate` is the field's value: `evaluate false`.
+    Options of other programs, quotations, command lines and paths stay as they are, as does every text outside of
+    flows. `--no-evaluate` becomes the field with its value: `evaluate false`.
     """
     context = FlowRunContext.get()
     if context is None or context.flow is None:

@@ -1,4 +1,4 @@
-"""Cancelled runs: their tasks and flows end as Cancelled, and their state says where a retry continues."""
+"""Cancellation of runs: tasks and flows end as Cancelled, and the state's message names where a retry resumes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ R = TypeVar("R")
 
 CANCELLED = "cancelled; Retry continues where it stopped"
 PATIENCE_SECONDS = 120.0
-"""How long a worker may take to mark the run as Cancelled: 30 s for saving, and then it loads the flow for its hooks"""
+"""How long a worker may take to mark a run as Cancelled: 30 s for saving, and then it loads the flow for its hooks"""
 
 
 def cancellable(function: Callable[P, R]) -> Callable[P, R | State[R]]:
-    """Let the function of a task or flow end as Cancelled, not as Crashed, where a person has cancelled its run.
+    """Decorate the function of a task or flow: after a person has cancelled the run, it ends as Cancelled, not Crashed.
 
-    A flow gets that state from a task in place of its result, and a CancelledRun from another flow that it calls.
+    A flow receives that state in place of a task's result, and a CancelledRun from a subflow.
     """
 
     @wraps(function)
@@ -45,7 +45,7 @@ def cancellable(function: Callable[P, R]) -> Callable[P, R | State[R]]:
             except Exception as error:
                 raise_if_interrupted(error)
                 raise
-        except CancelledRun as cancelled:  # a task or subflow of this run has ended so
+        except CancelledRun as cancelled:  # raised by a task or subflow of this run
             message = str(cancelled)
         except TerminationSignal:
             if not is_cancelling():
@@ -57,28 +57,28 @@ def cancellable(function: Callable[P, R]) -> Callable[P, R | State[R]]:
 
 
 def is_cancelling() -> bool:
-    """Return whether a person has cancelled the current flow run, or the one that called it."""
+    """Return whether a person has cancelled the current flow run or its parent."""
     runs = (runtime.flow_run.id, runtime.flow_run.root_flow_run_id)
     try:
         with get_client(sync_client=True) as client:
             states = [client.read_flow_run(UUID(str(run))).state for run in dict.fromkeys(runs) if run]
-    except Exception as error:  # without its server a run ends as by any other SIGTERM
+    except Exception as error:  # without its server, a run ends as after any other SIGTERM
         raise_if_interrupted(error)
         return False
     return any(state is not None and (state.is_cancelling() or state.is_cancelled()) for state in states)
 
 
 def is_ended_by_worker() -> bool:
-    """Return whether the process was started by a worker, which sets the state Cancelled once the process has ended."""
+    """Return whether a worker started this process; it sets the state Cancelled after the process has ended."""
     return os.environ.get("PREFECT__ENABLE_CANCELLATION_AND_CRASHED_HOOKS", "true").lower() == "false"
 
 
 def leave_to_worker(message: str) -> NoReturn:
-    """End the current flow run, which was cancelled, without setting its state: its worker does that afterwards.
+    """End the current, cancelled flow run without setting its state: its worker does that afterwards.
 
-    Were it Cancelled while its process is still ending, a Retry of that moment would be cancelled by the worker. The
-    worker's own message says nothing, so a process that outlives this one, and that the worker doesn't end, puts the
-    run's message in its place.
+    If the state were Cancelled while the process is still ending, the worker would cancel a Retry of that moment. The
+    worker's own message is uninformative. A detached process, which the worker does not end, replaces it by the run's
+    message.
     """
     context = FlowRunContext.get()
     assert context is not None and context.flow_run is not None, "only inside a flow"
@@ -91,12 +91,12 @@ def leave_to_worker(message: str) -> NoReturn:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    run.state = Cancelling(message=message)  # here, not on the server: with it the log ends
-    raise Abort(message)  # of Prefect's exceptions the one that ends a run without a state
+    run.state = Cancelling(message=message)  # only locally, not on the server: it is the last line of the log
+    raise Abort(message)  # Prefect's exception that ends a run without setting a state
 
 
 def _put_back(flow_run: UUID, attempt: int, message: str) -> None:
-    """Wait for the worker's Cancelled, and give it the message; for a worker that has gone away, set it."""
+    """Wait for the worker to set Cancelled, and replace its message; if the worker is gone, set the state."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     with get_client(sync_client=True) as client:
         while True:

@@ -34,7 +34,7 @@ def estimate_archives(
     workers: int,
     hourly_price: float | None,
 ) -> Estimate:
-    """Encode a sample of the clips, and show how long all of them will take, on how much disk, and at what price."""
+    """Encode a sample of the clips, and show the estimated time, disk space and price of all of them."""
     announce_torch()
     from musicgen_core.codec import Codec
     from musicgen_core.devices import pick_device

@@ -40,9 +40,9 @@ def evaluate_adapter(name: str, request: EvaluateRequest) -> Evaluation:
 @task(task_run_name="evaluate-{name}", persist_result=False)
 @cancellable
 def evaluate_training(name: str, request: EvaluateRequest, trained: TrainResult) -> TrainResult:
-    """Evaluate a training's best adapter, unless that was done before → the training's result with what it came to.
+    """Evaluate a training run's best adapter unless that is done already; return the training result with the outcome.
 
-    What goes wrong is a warning: the training is complete, and `musicgen-flows evaluate` can do it again.
+    An error is only a warning: training is complete, and `musicgen-flows evaluate` can repeat the evaluation.
     """
     from musicgen_core.evaluation.evaluate import stored_evaluation
 
@@ -63,7 +63,7 @@ def evaluate_training(name: str, request: EvaluateRequest, trained: TrainResult)
 def _evaluate(name: str, request: EvaluateRequest) -> Evaluation:
     from musicgen_core.training.codec_check import check_codec_of_adapter
 
-    check_codec_of_adapter(request.tokens, request.adapter, request.model)  # before anything that takes long
+    check_codec_of_adapter(request.tokens, request.adapter, request.model)  # before any slow step
     announce_torch()
     from musicgen_core.evaluation.evaluate import evaluate
 

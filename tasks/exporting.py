@@ -1,4 +1,4 @@
-"""Write an adapter in the formats of other libraries, as one task."""
+"""Export an adapter to the format of another library, as one task."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def export_adapter(
     name: str, adapter: str, out: str, kind: Literal["peft", "audiocraft"], model: str | None
 ) -> Exported:
-    """Write an adapter as another library loads it, with a model card that says how."""
+    """Write an adapter in another library's format, with a model card that explains how to load it."""
     announce_torch()
     from musicgen_core.exporting.export import export
 

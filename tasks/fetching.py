@@ -1,4 +1,4 @@
-"""Fetch what a run needs from the Hugging Face Hub before its long work begins."""
+"""Download a run's model from the Hugging Face Hub before the long part of the run starts."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from tasks.progress import Update, report
 
 
 def report_downloads() -> None:
-    """Report the downloads of the current run as its other progress is, in MB."""
+    """Report downloads of the current run as progress updates, in MB."""
     hub.set_download_listener(lambda progress: report(fetched(progress)))
 
 
 def fetched(progress: hub.DownloadProgress) -> Update:
-    """Return the state of a download, in MB."""
+    """Return a download's progress as an update, in MB."""
     done, total = progress.done // 10**6, progress.total // 10**6
     return Update("fetch", progress.repo, done, total, f"{progress.bytes_per_sec / 1e6:.1f} MB/s, {progress.repo}")
 
 
 def check_model(name: str) -> None:
-    """Fetch a model with its text encoder, and read its configuration.
+    """Download a model with its text encoder, and read its configuration.
 
     Raises:
-        ModelError: no run could use it.
+        ModelError: the model can't be used by any run.
     """
     announce_torch()
     from musicgen_core.model.text import find_text_encoder

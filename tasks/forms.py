@@ -1,4 +1,4 @@
-"""The run forms of deployments in the Prefect UI: their groups of parameters, and links to forms that are filled in."""
+"""Run forms of deployments in the Prefect UI: groups of parameters, and links to prefilled forms."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SOURCES = ("archives", "tokens")
-"""Parameters whose defaults in runs of deployments are Prefect variables of the same name"""
+"""Parameters that runs of deployments take from Prefect variables of the same name by default"""
 
 
 def form_link(deployment: str, parameters: Mapping[str, Any]) -> str | None:
-    """Return the address of a deployment's run form, without the UI's host, which readers may reach by another name.
+    """Return the URL of a deployment's run form without the host, which differs between readers.
 
     Args:
-        parameters: by their flat names. Archives and tokens that are not among them are those of the Prefect variables
-            that the deployment would take them from; the form has its own defaults for all others.
+        deployment: the deployment's name, which is also its flow's.
+        parameters: values by flat name. Archives and tokens default to the Prefect variables that the deployment would
+            use; all others default to the form's own defaults.
 
     Returns:
-        None: the server has no such deployment, or does not answer.
+        None if the server has no such deployment or does not answer.
     """
-    from prefect.client.orchestration import get_client  # not at the top: groups are arranged without it
+    from prefect.client.orchestration import get_client  # not at the top: grouping parameters does not need Prefect
 
     try:
         with get_client(sync_client=True) as client:
             found = client.read_deployment_by_name(f"{deployment}/{deployment}")
             schema = found.parameter_openapi_schema or {}
             places = _stored_places(client, schema)
-    except Exception as error:  # whatever it is, a link is not worth the page that it is for
+    except Exception as error:  # of whatever type: the page must appear without the link
         logger.debug("no link to the form of %s: %s", deployment, error)
         return None
     beside = beside_each_other(found.parameters or {}, schema)
@@ -43,7 +44,7 @@ def form_link(deployment: str, parameters: Mapping[str, Any]) -> str | None:
 
 
 def _stored_places(client: SyncPrefectClient, schema: Mapping[str, Any]) -> dict[str, str]:
-    """Return those of a form's sources that Prefect variables have. Where something is written is new for each run."""
+    """Return a form's sources that Prefect variables define. Output locations stay empty: each run has its own."""
     wanted = [name for name in _SOURCES if name in schema.get("properties", {})]
     found = {name: client.read_variable_by_name(f"musicgen_{name}") for name in wanted}
     return {name: str(variable.value) for name, variable in found.items() if variable is not None and variable.value}
@@ -52,16 +53,16 @@ def _stored_places(client: SyncPrefectClient, schema: Mapping[str, Any]) -> dict
 def form_path(deployment: UUID, parameters: Mapping[str, Any]) -> str:
     """Return the path and query of a form with these parameters.
 
-    One UI decodes the query once, the other twice: so there is no percent sign in what is decoded.
+    One UI decodes the query once, the other twice, so the decoded text must not contain a percent sign.
     """
     text = json.dumps(parameters).replace("%", "\\u0025")
     return f"/deployments/deployment/{deployment}/run?parameters={quote(text, safe='')}"
 
 
 def in_groups(given: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters with each field of a group inside its group; what the schema doesn't know stays.
+    """Return parameters with each field inside its group; names that the schema doesn't know stay.
 
-    Null, as earlier versions' forms sent it for what is left out, is left out.
+    Null values, which forms of earlier versions sent for empty fields, are dropped.
     """
     groups, known = groups_of_schema(schema), schema.get("properties", {})
     found = {name: value for name, value in given.items() if name not in groups}
@@ -69,7 +70,7 @@ def in_groups(given: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, 
     for group, fields in groups.items():
         inside = given.get(group) or {}
         if not isinstance(inside, Mapping):
-            found[group] = inside  # validation refuses it
+            found[group] = inside  # validation rejects it
             continue
         inside = {**inside, **{name: found.pop(name) for name in fields if name in found}}
         values = {name: _as_in_form(value, fields.get(name, {})) for name, value in inside.items()}
@@ -79,7 +80,7 @@ def in_groups(given: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, 
 
 
 def beside_each_other(given: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters with the fields of groups by their own names."""
+    """Return flat parameters: the fields of each group by their own names."""
     groups = groups_of_schema(schema)
     found = {name: value for name, value in given.items() if name not in groups}
     for group in groups:
@@ -89,14 +90,14 @@ def beside_each_other(given: Mapping[str, Any], schema: Mapping[str, Any]) -> di
 
 
 def _as_in_form(value: Any, field: Mapping[str, Any]) -> Any:
-    """Return a value as the form has it; None: it is left out there."""
+    """Return a value as the form represents it; None: the field is empty."""
     if isinstance(value, bool) and "on" in field.get("enum", ()):
         return "on" if value else "off"
     return None if value == "auto" and field.get("type") == "integer" else value
 
 
 def groups_of_schema(schema: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the groups of parameters in a schema, and the schema of each field."""
+    """Return the groups of parameters in a schema, each with the schemas of its fields."""
     definitions, properties = schema.get("definitions", {}), schema.get("properties", {})
     kinds = {name: entry["$ref"].rpartition("/")[2] for name, entry in properties.items() if "$ref" in entry}
     return {name: definitions[kind].get("properties", {}) for name, kind in kinds.items()}

@@ -1,4 +1,4 @@
-"""Render prompts, as one task that loads the model once."""
+"""Generate music for prompts, as one task that loads the model once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tasks.summary import rendered_section, show_summary
 @task(task_run_name="render-{count}-prompts", persist_result=False)
 @cancellable
 def render_prompts(count: int, request: RenderRequest) -> list[Rendered]:
-    """Render every prompt to a wav, all of them on one page."""
+    """Generate a wav for every prompt, and a page that plays all of them."""
     with artifacts_of_run() as artifacts:
         log = RenderingLog(request.out, count, request.pieces_a_prompt, artifacts)
         try:

@@ -1,4 +1,4 @@
-"""WandB's and Hugging Face's keys, from the environment or from Prefect Secret blocks."""
+"""API keys of WandB and Hugging Face, from the environment or from Prefect Secret blocks."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ BLOCKS = {"WANDB_API_KEY": "wandb-api-key", "HF_TOKEN": "hf-token"}
 
 
 def export_secrets() -> None:
-    """Put each key that is stored as a Secret block, and not in the environment yet, into the environment.
+    """Export each key that is stored as a Secret block to the environment, unless it is set there already.
 
-    Spaces and line ends around a key, which come with copying it, are taken off: both services refuse it with them.
+    Whitespace around a key, as copying may add it, is stripped: both services would reject the key.
     """
     for variable, block in BLOCKS.items():
         key = os.environ.get(variable, "").strip()
         if not key:
             try:
                 key = str(Secret.load(block).get()).strip()  # type: ignore[union-attr]
-            except ValueError:  # no such block: the key is not given
+            except ValueError:  # there is no such block
                 continue
         os.environ[variable] = key

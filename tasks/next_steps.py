@@ -1,6 +1,6 @@
-"""What a command or a flow run made and what to do next: one definition for the terminal and for the Prefect UI.
+"""Outcome of a command or flow run and its next steps: one definition for the terminal and the Prefect UI.
 
-Nothing here imports Prefect: the command line's commands without a server use it, too.
+Nothing here imports Prefect, because commands that need no server use it, too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DEPLOYMENTS = {
     "estimate": "estimate",
     "export": "export",
 }
-"""The deployment that does what a command does"""
+"""The deployment that corresponds to each command"""
 _ARGUMENTS = {
     "estimate": ("archives",),
     "tokenize": ("archives", "tokens"),
@@ -36,13 +36,13 @@ _ARGUMENTS = {
     "run": ("deployment",),
     "doctor": ("places",),
 }
-"""Parameters that stand on the command line without a name"""
+"""Positional parameters of each command"""
 _OPTIONS = {"prompts": "--prompt", "param": "-p"}
 
 
 @dataclass(frozen=True)
 class Made:
-    """Something that was made, and its path or URL."""
+    """An output of a run, with its path or URL."""
 
     thing: str
     place: str
@@ -53,10 +53,10 @@ class Step:
     """A next step.
 
     Attributes:
-        text: what it does, without a full stop.
-        command: the command that does it.
-        parameters: of the command or of its deployment, by their flat names.
-        places: more of them that only the command needs: a deployment has its own places.
+        text: a short description, without a full stop.
+        command: the command to run.
+        parameters: parameters of the command and of its deployment, by flat name.
+        places: locations that only the command needs, by flat name: a deployment has its own.
     """
 
     text: str
@@ -66,14 +66,14 @@ class Step:
 
     @property
     def deployment(self) -> str | None:
-        """The deployment that does it; None: there is none."""
+        """Return the deployment that corresponds to the command; None: there is none."""
         return DEPLOYMENTS.get(self.command)
 
     def command_line(self, on_server: bool = False) -> str:
-        """Return the command, to be pasted into a shell.
+        """Return the command as shell text.
 
         Args:
-            on_server: let a worker of the Prefect server do it, where there is a deployment.
+            on_server: return the command that runs the deployment on a worker, if there is a deployment.
         """
         if on_server and self.deployment is not None:
             param = [f"{name}={_json(value)}" for name, value in self.parameters.items()]
@@ -83,12 +83,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a command or a flow run.
+    """The outcome of a command or a flow run.
 
     Attributes:
-        made: what was made.
-        steps: what to do next.
-        notice: what a person should know before anything else; or nothing.
+        made: its outputs.
+        steps: the next steps.
+        notice: a sentence to read before everything else; may be empty.
     """
 
     made: tuple[Made, ...] = ()
@@ -96,13 +96,13 @@ class Outcome:
     notice: str = ""
 
     def __add__(self, later: Outcome) -> Outcome:
-        """What both made, with the steps that the later one leads to."""
+        """Return the outputs of both, with the next steps of the later one."""
         notice = " ".join(filter(None, (self.notice, later.notice)))
         return Outcome((*self.made, *later.made), later.steps, notice)
 
 
 def command_line(command: str, parameters: Mapping[str, Any]) -> str:
-    """Return a command of this project, to be pasted into a shell."""
+    """Return a command of this project as shell text."""
     words = [PROGRAM, command]
     arguments = _ARGUMENTS.get(command, ())
     for name in arguments:
@@ -115,12 +115,12 @@ def command_line(command: str, parameters: Mapping[str, Any]) -> str:
 
 
 def in_shell(*words: str) -> str:
-    """Return a command of this environment, quoted, as it is started here: under `uv run` if this process was."""
+    """Return a quoted command of this environment, with `uv run` in front if this process was started by it."""
     return shlex.join([*(("uv", "run") if "UV_RUN_RECURSION_DEPTH" in os.environ else ()), *words])
 
 
 def _argument(value: str) -> str:
-    return f"./{value}" if value.startswith("-") else value  # else it would be an option
+    return f"./{value}" if value.startswith("-") else value  # else it would be parsed as an option
 
 
 def _option(name: str, value: Any) -> Iterable[str]:
@@ -130,14 +130,14 @@ def _option(name: str, value: Any) -> Iterable[str]:
     if value is False:
         return [f"--no-{option.removeprefix('--')}"]
     values = value if isinstance(value, list | tuple) else [value]
-    # A value that begins with a hyphen would be taken for an option.
+    # A value that begins with a hyphen would be parsed as an option.
     return [
         word for one in map(str, values) for word in ([f"{option}={one}"] if one.startswith("-") else [option, one])
     ]
 
 
 def _json(value: Any) -> str:
-    """Return a value as `run -p name=value` reads it: JSON, or a text that is none."""
+    """Return a value as `run -p name=value` parses it: JSON, or text that is not JSON."""
     if not isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     try:
@@ -148,13 +148,13 @@ def _json(value: Any) -> str:
 
 
 def as_comment(outcome: Outcome) -> str:
-    """Return the outcome as a comment of Markdown, which no page shows."""
+    """Return the outcome as a Markdown comment, which pages don't show."""
     text = json.dumps(asdict(outcome))
     return f"<!-- outcome {text.replace('<', chr(92) + 'u003c').replace('>', chr(92) + 'u003e')} -->"
 
 
 def from_comment(page: str) -> Outcome | None:
-    """Return the outcome in a page of Markdown; None: there is none."""
+    """Return the outcome in the comment of a Markdown page; None: there is none."""
     found = re.search(r"<!-- outcome (\{.*\}) -->$", page, re.MULTILINE)
     try:
         stored = json.loads(found[1]) if found else None
@@ -163,5 +163,5 @@ def from_comment(page: str) -> Outcome | None:
             steps=tuple(Step(**{**step, "text": stored_message(step["text"])}) for step in stored["steps"]),
             notice=stored["notice"],
         )
-    except (ValueError, TypeError, KeyError):  # a page of another version
+    except (ValueError, TypeError, KeyError):  # a page written by another version
         return None

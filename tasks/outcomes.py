@@ -1,4 +1,4 @@
-"""What each flow and command made, and the steps that it leads to."""
+"""Outcomes of the flows and commands: their outputs and next steps."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DESCRIBE = message(
     "archives, a track1.txt beside each track1.wav in them, or give one caption for all of them. Tokenizing again then "
     "encodes nothing twice"
 )
-"""How clips get descriptions"""
+"""Advice on how to add descriptions to clips"""
 _OWN_MUSIC = message("Teach the model your own music: put zips of wavs into archives/, and tokenize them")
 MAIN_FILES: dict[str, str] = {
     message("best adapter"): f"{ADAPTERS}/{BEST_ADAPTER}.pt",
@@ -49,15 +49,15 @@ MAIN_FILES: dict[str, str] = {
     message("loss curve"): LOSS_PLOT,
     message("samples of every epoch, to play"): f"{SAMPLES}/{PAGE}",
 }
-"""What a person looks for first in a run directory"""
+"""The files of a run directory that are listed as its outputs"""
 MOST_SHARDS = 4
-"""Shards that are looked into for a prompt in the user's own words"""
+"""Shards to search for a prompt in the user's own words"""
 MOST_PIECES, MOST_PROMPTS = 8, 4
-"""Pieces that are listed, and prompts that are repeated in a command, at most; longer than a label is none of them"""
+"""Maximum numbers of pieces to list, and of prompts to repeat in a command; prompts are no longer than a label"""
 
 
 def no_descriptions(clips: str) -> str:
-    """Return what it means that no clip has a description, and what to do: `none of the 8 clips in a.zip` has one."""
+    """Return the notice that clips lack descriptions, and the fix. `clips`: such as `none of the 8 clips in a.zip`."""
     text = message(
         "{clips} has a description, so that an adapter trained on them learns nothing of words. {advice}",
         clips=clips,
@@ -67,7 +67,7 @@ def no_descriptions(clips: str) -> str:
 
 
 def missing_descriptions(archives: Sequence[UPath]) -> str:
-    """Return that no clip of some archives has a description, or why those that are there can't be used; or nothing."""
+    """Return the notice that archives have no usable descriptions, with the reason; else an empty string."""
     from musicgen_core.config import TokenizeSettings
     from musicgen_core.data.captions import Captioner, load_captions, metadata_beside
     from musicgen_core.data.description_check import undescribed_clips
@@ -82,13 +82,14 @@ def missing_descriptions(archives: Sequence[UPath]) -> str:
 
 
 def tokenized(tokens: str, shards: int, on: Mapping[str, Any], notice: str = "", failed: int = 0) -> Outcome:
-    """Return what tokenizing leads to: a training run, unless archives failed, which are to be fixed first.
+    """Return the outcome of tokenizing. The next step is training, or to fix archives that failed.
 
     Args:
-        shards: how many there are.
-        on: its parameters.
+        tokens: the directory of the shards.
+        shards: number of shards.
+        on: parameters of the tokenizing run.
         notice: see `Outcome`.
-        failed: how many archives failed.
+        failed: number of failed archives.
     """
     if not shards:
         return Outcome(notice=notice)
@@ -103,7 +104,7 @@ def tokenized(tokens: str, shards: int, on: Mapping[str, Any], notice: str = "",
 
 
 def trained(result: TrainResult, on: Mapping[str, Any]) -> Outcome:
-    """Return what a training leads to: music, and a comparison where there is none yet."""
+    """Return the outcome of a training run. Next steps: generate music, and evaluate unless that is done already."""
     run_dir = _absolute(result.run_dir)
     found = [(name, run_dir / file) for name, file in MAIN_FILES.items()]
     made = [
@@ -124,27 +125,27 @@ def trained(result: TrainResult, on: Mapping[str, Any]) -> Outcome:
 
 
 def own_prompts(tokens: str) -> list[str]:
-    """Return the description that most clips of the first shards have, as a prompt; else a default one."""
+    """Return the most frequent description in the first shards as a prompt, or a default prompt."""
     from musicgen_core.data.shards import described_clips
 
     found: Counter[str] = Counter()
     folder = storage.as_path(tokens)
     shards = sorted(folder.glob("*.parquet")) if tokens and storage.is_local(folder) and folder.is_dir() else []
     for shard in shards[:MOST_SHARDS]:
-        with suppress(TokensError):  # one that is damaged or not a shard
+        with suppress(TokensError):  # a damaged file, or not a shard
             found.update(text for _, text in described_clips(folder, shard.stem) if text)
     prompts = [text for text, _ in found.most_common() if one_line(text) == text]
     return prompts[:1] or list(DEFAULT_PROMPTS[:1])
 
 
 def _tokens_of(run_dir: UPath) -> str:
-    """Return where the shards of a run are; nothing if it doesn't say."""
+    """Return the location of a run's shards; an empty string if its config.json does not name it."""
     config = find_config(run_dir)
     return config.tokens if config is not None else ""
 
 
 def evaluated(evaluation: Evaluation, adapter: str, on: Mapping[str, Any]) -> Outcome:
-    """Return what an evaluation leads to."""
+    """Return the outcome of an evaluation."""
     place = _absolute(adapter) if _is_here(adapter) else None
     listen = Step(
         message("Hear both models"),
@@ -161,10 +162,11 @@ def evaluated(evaluation: Evaluation, adapter: str, on: Mapping[str, Any]) -> Ou
 
 
 def rendered(pieces: Sequence[Rendered], given: Mapping[str, Any]) -> Outcome:
-    """Return what a rendering leads to: other takes of the same prompts, and sharing the adapter or training one.
+    """Return the outcome of generating. Next steps: other takes of the prompts, and exporting or training an adapter.
 
     Args:
-        given: its parameters.
+        pieces: the generated pieces.
+        given: parameters of the generation.
     """
     from musicgen_core.generation.request import page_of
     from musicgen_core.model.peft_directory import CONFIG_FILE
@@ -179,10 +181,10 @@ def rendered(pieces: Sequence[Rendered], given: Mapping[str, Any]) -> Outcome:
     takes = {"prompts": prompts[:MOST_PROMPTS], **again, "seed": int(given.get("seed") or 0) + 1}
     folder = str(storage.as_path(pieces[0].wav).parent)
     steps = [Step(message("Other takes of the same prompts"), "generate", takes, {"output": folder})] if prompts else []
-    if adapter and _is_here(adapter) and not (_absolute(adapter) / CONFIG_FILE).exists():  # else it is exported already
+    if adapter and _is_here(adapter) and not (_absolute(adapter) / CONFIG_FILE).exists():  # else an export already
         steps.append(_export(_absolute(adapter), given.get("model")))
     is_own = any(piece.with_adapter for piece in pieces) or bool(given.get("model") and _is_here(given["model"]))
-    if not is_own:  # a model that is a directory may be what was trained
+    if not is_own:  # a local model directory may be the result of training
         steps.append(
             Step(_OWN_MUSIC, "tokenize", _kept(given, "model"), {"archives": "archives/", "tokens": "tokens/"})
         )
@@ -201,16 +203,18 @@ def finetuned(
     on: Mapping[str, Any],
     notice: str = "",
 ) -> Outcome:
-    """Return what all three parts made, and what the music leads to."""
+    """Return the outputs of all three parts, with the next steps of generating."""
     rendering = {"adapter": result.run_dir, "duration": on.get("duration"), "device": on.get("device")}
     return tokenized(tokens, shards, on, notice) + trained(result, on) + rendered(pieces, rendering)
 
 
 def exported(directory: str, kind: str, on: Mapping[str, Any]) -> Outcome:
-    """Return what an export leads to.
+    """Return the outcome of an export.
 
     Args:
-        on: its parameters.
+        directory: the directory of the exported adapter.
+        kind: peft or audiocraft.
+        on: parameters of the export.
     """
     place, adapter = _absolute(directory), str(on.get("adapter", ""))
     tokens = _tokens_of(_run_of(_absolute(adapter))) if adapter and _is_here(adapter) else ""
@@ -229,12 +233,12 @@ def exported(directory: str, kind: str, on: Mapping[str, Any]) -> Outcome:
 
 
 def estimated(archives: str, on: Mapping[str, Any], notice: str = "") -> Outcome:
-    """Return what an estimate leads to."""
+    """Return the outcome of an estimate."""
     place = _absolute(archives)
     folder = (place if place.is_dir() else place.parent).parent
     if storage.is_local(folder) and not os.access(str(folder), os.W_OK):
         folder = _absolute(".")
-    places = {"tokens": str(folder / "tokens")}  # shards that are there already are kept
+    places = {"tokens": str(folder / "tokens")}  # existing shards are kept
     step = Step(message("Tokenize them"), "tokenize", {"archives": str(place), **_kept(on, "model")}, places)
     return Outcome((), (step,), notice)
 
@@ -247,36 +251,36 @@ def _export(adapter: UPath, model: str | None = None) -> Step:
 
 
 def _kept(given: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """Return what the next command is to be given as the last one was: these parameters, and the device.
+    """Return the parameters that the next command takes over from the last one: those named, and the device.
 
-    What was left to the default stays so. An export takes no device, and a run's config.json notes none, since it may
-    be continued elsewhere: after an export the machine at hand decides.
+    Defaults stay defaults. An export has no device, and a run's config.json records none, since the run may be resumed
+    on another machine; after an export the device is the next machine's default.
     """
     return {name: given[name] for name in (*names, "device") if given.get(name) and given[name] != "auto"}
 
 
 def _absolute(location: str) -> UPath:
-    return storage.as_path(location).absolute()  # a command may be pasted elsewhere
+    return storage.as_path(location).absolute()  # the command may be run from another directory
 
 
 def _is_here(location: str) -> bool:
-    """Return whether it is a local path; adapters may also be URLs, or names on the Hub."""
+    """Return whether an adapter is a local path; it may also be a URL, or a name on the Hub."""
     return "://" not in location and Path(location).exists()
 
 
 def _home(adapter: UPath) -> UPath:
-    """Return the folder where what is made with an adapter goes: beside `runs`, or beside the adapter."""
+    """Return the parent folder for outputs made with an adapter: that of `runs`, or that of the adapter."""
     run = _run_of(adapter)
     return run.parent.parent if run.parent.name == "runs" else run.parent
 
 
 def _run_of(adapter: UPath) -> UPath:
-    """Return the run directory of an adapter that is in one, else its own path."""
+    """Return the run directory that contains an adapter, or the adapter's own path."""
     return run_of(adapter) or adapter
 
 
 def _free(wanted: UPath) -> str:
-    """Return a path where nothing is yet: `music/first`, or `music/first-2`."""
+    """Return a path that does not exist yet: `music/first`, or `music/first-2`."""
     found, number = wanted, 1
     while storage.is_local(found) and found.exists():
         number += 1

@@ -1,4 +1,4 @@
-"""Pictures and sounds small enough to stand in an artifact, whose text holds them whole."""
+"""Pictures and sounds small enough to embed in the text of an artifact."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ MP3_LEVEL = 0.95
 """libsndfile's compression level for 48 kbit/s at a constant rate: of MP3's rates (320 - 288 × level), rounded."""
 BYTES_PER_SECOND = 6000
 PAGE_BYTES = 140_000
-"""Sound a page, before base64 makes 187 kB of it. The list of a run's artifacts loads them whole."""
+"""Sound per page, which base64 turns into 187 kB. The list of a run's artifacts loads all pages in full."""
 LONGEST_SECONDS = 10.0
 COLORS = 32
 THUMBNAIL = (480, 213)
 THUMBNAIL_QUALITY = 50
 NO_PLAYER = "Prefect's V2 UI shows no players: press “Switch to V1 UI”, at the bottom left."
-"""It drops the element and shows what is in it; browsers that know the element don't."""
+"""Fallback text inside the audio element: the V2 UI drops the element and shows its content."""
 
 
 def picture(draw: Callable[[IO[bytes]], None], description: str) -> str:
-    """What `draw` writes as a PNG, in Markdown; lines and letters need no more than a few colours."""
+    """Return the picture that `draw` writes, in Markdown, as a PNG with few colours, which lines and text need."""
     from PIL import Image
 
     drawn, small = io.BytesIO(), io.BytesIO()
@@ -35,10 +35,10 @@ def picture(draw: Callable[[IO[bytes]], None], description: str) -> str:
 
 
 def thumbnail(file: str, description: str) -> str:
-    """A picture file, small, in Markdown; as JPEG, since a spectrogram has more colours than a curve.
+    """Return a thumbnail of a picture file, in Markdown, as a JPEG, because spectrograms have many colours.
 
     Raises:
-        OSError: it can't be read.
+        OSError: the file can't be read.
     """
     from PIL import Image
 
@@ -49,10 +49,10 @@ def thumbnail(file: str, description: str) -> str:
 
 
 def player(file: str, seconds: float) -> str:
-    """The first seconds of a sound file, to play, as a block of its own; as MP3, which every browser plays.
+    """Return an audio player for the first seconds of a sound file, as a block; MP3, which every browser plays.
 
     Raises:
-        OSError, soundfile.LibsndfileError: it can't be read.
+        OSError, soundfile.LibsndfileError: the file can't be read.
     """
     with storage.staged(storage.as_path(file)) as local, soundfile.SoundFile(local) as sound:
         samples, rate = sound.read(int(seconds * sound.samplerate), always_2d=True), sound.samplerate
@@ -71,5 +71,5 @@ def player(file: str, seconds: float) -> str:
 
 
 def longest_seconds(of: int, page_bytes: int = PAGE_BYTES) -> float:
-    """Of each of so many players on a page."""
+    """Return the seconds of sound for each player, if a page has `of` of them."""
     return min(LONGEST_SECONDS, page_bytes / of / BYTES_PER_SECOND)

@@ -1,4 +1,4 @@
-"""Progress of running tasks, for whoever listens in this process (the command line) and for the run's log."""
+"""Progress of running tasks, for a listener in this process (the command line) and for the run's log."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from prefect import get_run_logger
 from prefect.exceptions import MissingContextError
 
 LOG_EVERY_SECONDS = 60.0
-"""Logs are read by people, after nights: a line a minute of what goes well."""
+"""Logs of a night must stay readable: one line a minute of normal progress"""
 
 
 @dataclass(frozen=True)
 class Update:
-    """How far one piece of work is.
+    """A progress update.
 
     Attributes:
         stage: fetch, tokenize, train, evaluate or generate.
-        item: what is worked on: an archive, a run directory, a piece of music.
-        done, total: in the unit of the stage: MB, archives, steps, clips, frames. A total of None is not known.
-        text: a few words to show beside it.
+        item: the archive, run directory or piece of music in progress.
+        done, total: progress in the stage's unit: MB, archives, steps, clips or frames. A total of None is unknown.
+        text: a short text to show with it.
     """
 
     stage: str
@@ -40,21 +40,21 @@ Listener = Callable[[Any], None]
 
 
 def _nobody(update: Any) -> None:
-    """Who listens where no one does."""
+    """Default listener; ignores updates."""
 
 
-# Task runners copy the context into their threads, so a listener set around a flow hears its tasks.
+# Task runners copy the context into their threads, so a listener set around a flow receives updates of its tasks.
 _listener: ContextVar[Listener] = ContextVar("progress_listener", default=_nobody)
 
 
 def listener() -> Listener:
-    """Who listens in this context."""
+    """Return the listener of this context."""
     return _listener.get()
 
 
 @contextmanager
 def listening(heard_by: Listener) -> Iterator[None]:
-    """Have what is reported in this context, from any thread, passed to `heard_by` instead of who listened before."""
+    """Replace the listener of this context by `heard_by`; it is called from any thread."""
     token = _listener.set(heard_by)
     try:
         yield
@@ -67,7 +67,7 @@ def report(update: Any) -> None:
 
 
 class Pace:
-    """Says when something is due that is to happen every so many seconds at most, at first at once. For any thread."""
+    """Rate limiter: due at once, and then at most every `seconds`. Thread-safe."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -75,7 +75,7 @@ class Pace:
         self._next = time.monotonic()
 
     def is_due(self) -> bool:
-        """Whether it is time; who hears True is the only one for the next seconds."""
+        """Return whether the interval has passed; only one caller per interval gets True."""
         with self._lock:
             now = time.monotonic()
             if now < self._next:
@@ -85,7 +85,7 @@ class Pace:
 
 
 def run_logger() -> Any:
-    """The log of the current run, or a plain one outside of runs."""
+    """Return the logger of the current run, or this module's logger outside of runs."""
     try:
         return get_run_logger()
     except MissingContextError:
@@ -103,7 +103,7 @@ class _OncePerMessage(logging.Filter):
 
 @contextmanager
 def quieted(name: str) -> Iterator[None]:
-    """Let each kind of message of a logger through once a minute only."""
+    """Limit each kind of message of a logger to one a minute."""
     logger, filter_ = logging.getLogger(name), _OncePerMessage()
     logger.addFilter(filter_)
     try:
@@ -113,11 +113,11 @@ def quieted(name: str) -> Iterator[None]:
 
 
 def duration(seconds: float) -> str:
-    """3725 → `1:02:05`."""
+    """Return seconds as a clock time: `1:02:05` for 3725."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def utc_now() -> str:
-    """2026-11-23 03:00:05 UTC."""
+    """Return the current time, such as 2026-11-23 03:00:05 UTC."""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())

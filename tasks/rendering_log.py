@@ -1,4 +1,4 @@
-"""How rendering goes, live: progress, and a page on which the music of all prompts plays as it comes."""
+"""Live progress of generation, and a page that plays the music of all prompts as it is finished."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ logger = logging.getLogger(__name__)
 
 SHOW_EVERY_SECONDS = 5.0
 PAGE_EVERY_SECONDS = 30.0
-"""The page of all pieces is sent whole, up to 2 MB of it."""
+"""The page of all pieces is sent in full each time, up to 2 MB."""
 PLAYED = 32
-"""Pieces that can be played in the UI"""
+"""Number of pieces with a player in the UI"""
 SOUND_BYTES = 4 * 140_000
 """Sound on the page of all pieces: 10 s each of nine, 3 s each of 32"""
 
 
 class RenderingLog:
-    """Shows what is rendered.
+    """Shows generated pieces and progress in the Prefect UI.
 
     Args:
-        output: where the wavs go.
-        prompts: how many.
-        pieces_a_prompt: its variations, with each voice.
-        artifacts: of the run.
+        output: directory of the wavs.
+        prompts: number of prompts.
+        pieces_a_prompt: number of pieces per prompt: its variations with each voice.
+        artifacts: artifacts of the run.
     """
 
     def __init__(self, output: str, prompts: int, pieces_a_prompt: int, artifacts: Artifacts) -> None:
@@ -54,28 +54,28 @@ class RenderingLog:
         self._show_progress(0, 1, f"Rendering {counted(prompts, 'prompt')}")
 
     def begin_stage(self, stage: Stage) -> None:
-        """Show what is done beside generating: reading the model, turning codes into sound."""
+        """Show the stages other than generating: loading the model, decoding codes to audio."""
         self._is_in_stage = True
         self._show_progress(*self._progress, str(stage))
 
     def hear(self, done: int, total: int, text: str) -> None:
-        """`on_progress` of a rendering."""
+        """Show progress; the callback `on_progress` of `render`."""
         self._progress = done, total
         report(Update("generate", self._output, done, total, text))
-        if self._showing.is_due() or self._is_in_stage:  # else the page would go on naming what is over
+        if self._showing.is_due() or self._is_in_stage:  # otherwise the page would still name a stage that has ended
             self._is_in_stage = False
             self._show_progress(done, total, f"Rendering {text}")
         if self._logging.is_due():
             self._logger.info("rendering %s, %.0f %% of all", text, 100 * done / total)
 
     def add(self, piece: Rendered) -> None:
-        """`on_piece` of a rendering. The page shows the first piece at once, and those after it at its own pace."""
+        """Add a piece to the page, which is updated at a limited rate; the callback `on_piece` of `render`."""
         self._rendered.append(piece)
         if self._paging.is_due():
             self._show_page()
 
     def stop(self) -> None:
-        """Show what was rendered before the rendering failed or was cancelled."""
+        """Show the pieces that were finished before generation failed or was cancelled."""
         if self._rendered:
             self._show_page()
 
@@ -84,7 +84,7 @@ class RenderingLog:
         self._artifacts.markdown("music", partial(self._page, self._in_order()), f"The music of all prompts: {text}")
 
     def show(self) -> None:
-        """All that was rendered."""
+        """Show all pieces."""
         pieces = self._in_order()
         self._show_progress(1, 1, f"Rendered {counted(len(pieces), 'piece')}")
         rows = [
@@ -92,7 +92,7 @@ class RenderingLog:
             for one in sorted(pieces, key=lambda piece: piece.wav)
         ]
         self._artifacts.table("generated-music", rows, "What was rendered")
-        # Once more: by now the page in the folder is written.
+        # Again, because the page in the folder is written by now.
         self._artifacts.markdown("music", partial(self._page, pieces), "The music of all prompts")
         music, taken = sum(one.seconds for one in pieces), time.monotonic() - self._started
         self._logger.info(
@@ -106,7 +106,7 @@ class RenderingLog:
         self._artifacts.progress("rendering", done, total, text)
 
     def _page(self, pieces: Sequence[Rendered]) -> str:
-        """The pieces under their prompts, the first of them with spectrogram and player."""
+        """Return the page: the first `PLAYED` pieces under their prompts, with spectrogram and player."""
         parts = [f"All of it, in full: {file_link(page_of(pieces))}"]
         for _, alike in groupby(pieces[:PLAYED], key=lambda piece: piece.prompt_number):
             group = list(alike)
@@ -119,7 +119,7 @@ class RenderingLog:
 
     @property
     def _seconds(self) -> float:
-        """How much of each piece can be played in the UI."""
+        """Return how many seconds of each piece its player holds."""
         return longest_seconds(min(self._pieces_in_all, PLAYED), SOUND_BYTES)
 
     def _line(self, piece: Rendered) -> str:
@@ -127,14 +127,14 @@ class RenderingLog:
         return f"**{piece.voice}** · {piece.seconds:.1f} s{beginning} · {file_link(piece.wav)}"
 
     def _preview(self, wav: str) -> str:
-        """Spectrogram and player of a piece, made once; nothing if it can't be read."""
+        """Return spectrogram and player of a piece, cached; an empty string if the file can't be read."""
         if wav not in self._previews:
             picture, parts = wav.removesuffix(".wav") + ".png", []
             try:
                 if storage.as_path(picture).exists():
                     parts.append(thumbnail(picture, f"Spectrogram of {markdown_text(PurePosixPath(wav).stem)}"))
                 parts.append(player(wav, self._seconds))
-            except Exception as error:  # of whatever storage: one piece is not worth the page
+            except Exception as error:  # of any storage: the page must appear without this piece
                 logger.debug("%s can't be shown: %s", wav, error)
                 return ""
             self._previews[wav] = "\n\n".join(parts)

@@ -1,7 +1,7 @@
-"""Links to files that the file server of `up` serves, and the rule of which files those are.
+"""Links to files on the file server of `up`, and the rule which files it serves.
 
-`up` keeps where its file server is in a Prefect variable, so that every run finds it, wherever it was started. Without
-one (a temporary server, a server for a team) pages show paths alone.
+`up` stores the file server's address in a Prefect variable, where every run finds it. Without a file server (on a
+temporary server or a server for a team) pages show only paths.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ TYPES = {
     ".npy": "application/octet-stream",
     ".parquet": "application/octet-stream",
 }
-"""Content types of the files that are served, by ending; no others are."""
+"""Content types by file ending; only these files are served"""
 _DESCRIBED = (".wav", ".parquet")
 _ANSWER_SECONDS = 3.0
 CHECK_SECONDS = 60.0
-"""How long a run takes the file server to be as it found it"""
+"""How long a run caches whether the file server answers"""
 
 
 def is_served(file: Path, folder: Path) -> bool:
-    """Return whether the file server shows a file: one of `TYPES` in the folder, nothing hidden, no settings.
+    """Return whether the file server serves a file: one of `TYPES` in the folder, not hidden, and no settings file.
 
-    A `.json` is served if the wav or shard that it describes is beside it. Others, such as `config.json`, WandB's
-    metadata or the key of an account, are not.
+    A `.json` is served only if the wav or shard that it describes is in the same folder. Others, such as `config.json`,
+    WandB's metadata or an account's key, are not.
 
     Args:
-        file, folder: without symbolic links, so that none leads out of the folder.
+        file, folder: resolved paths, so that no symbolic link leads out of the folder.
     """
     if not file.is_relative_to(folder) or file.suffix not in TYPES:
         return False
@@ -69,13 +69,13 @@ def is_served(file: Path, folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class FileServer:
-    """The file server of `up`, as the Prefect variable describes it.
+    """The file server of `up`, as stored in the Prefect variable.
 
     Attributes:
-        url: where browsers reach it.
-        local: where processes of its machine reach it.
-        machine: name of that machine.
-        folders: the folders that it serves, without symbolic links, by their names in URLs.
+        url: its URL for browsers.
+        local: its URL for processes on the same machine.
+        machine: name of its machine.
+        folders: resolved paths of the folders that it serves, by their names in URLs.
     """
 
     url: str
@@ -84,11 +84,11 @@ class FileServer:
     folders: Mapping[str, str]
 
     def publish(self) -> None:
-        """Store it in the Prefect variable."""
+        """Store this description in the Prefect variable."""
         Variable.set(VARIABLE, asdict(self), overwrite=True)
 
     def url_of(self, location: storage.Location | UPath) -> str | None:
-        """Return the URL of a file; None if there is no such file, or it is not served."""
+        """Return the URL of a file; None if it does not exist or is not served."""
         path = storage.as_path(location)
         if not storage.is_local(path) or not path.is_file():
             return None
@@ -100,11 +100,11 @@ class FileServer:
 
 
 def stored_file_server() -> FileServer | None:
-    """Return what the Prefect variable describes, whether or not it runs."""
+    """Return the file server that the Prefect variable describes, even if it is not running."""
     stored: Any = Variable.get(VARIABLE)
     try:
         return FileServer(**stored) if stored else None
-    except TypeError:  # of another version, or set by hand
+    except TypeError:  # written by another version, or by hand
         return None
 
 
@@ -114,22 +114,23 @@ def file_link(location: storage.Location | UPath) -> str:
     try:
         if (run := runtime.flow_run.id) and (server := _file_server(run, int(time.monotonic() // CHECK_SECONDS))):
             url = server.url_of(location)
-    except Exception as error:  # whatever it is, a link is not worth the page that it is for
+    except Exception as error:  # of whatever type: the page must appear without the link
         logger.debug("%s has no link: %s", location, error)
     return markdown_link(str(location), url) if url else markdown_code(location)
 
 
 def links_in(markdown: str) -> list[str]:
-    """Return the URLs of the links in a page, each once."""
+    """Return the unique URLs of the links in a page."""
     return list(dict.fromkeys(re.findall(r"\]\((https?://[^)\s]+)\)", markdown)))
 
 
 @lru_cache(maxsize=8)
 def _file_server(flow_run: str, check: int) -> FileServer | None:
-    """Return the file server that serves this machine's files; None if there is none, or it does not answer.
+    """Return the file server of this machine; None if there is none, or it does not answer.
 
     Args:
-        check: a number that grows with time, so that one that was too busy to answer is asked again.
+        flow_run: id of the current flow run.
+        check: cache key that grows with time, so that a server that was too busy to answer is asked again.
     """
     server = stored_file_server()
     if server is None or server.machine != platform.node():

@@ -1,4 +1,4 @@
-"""The page at the end of a flow run: what came of it, and where everything is."""
+"""The summary page at the end of a flow run: its outcome, and the location of all files."""
 
 from __future__ import annotations
 
@@ -53,17 +53,19 @@ _OTHER_FILES: dict[str, str] = {
     "sample clips": SAMPLES,
     "WandB's files": WANDB,
 }
-"""In a run directory, beside the `MAIN_FILES`"""
+"""Files of a run directory that the summary lists, besides `MAIN_FILES`"""
 
 
 def show_summary(
     artifacts: Artifacts, *sections: Callable[[], str], outcome: Callable[[], Outcome] = Outcome, again: str = ""
 ) -> None:
-    """Show the summary page of the current flow run. Sections look what files there are, and not in this thread.
+    """Show the summary page of the current flow run.
 
     Args:
-        outcome: what was made and what to do next. `run --watch` reads it from the page.
-        again: of a run that failed, what to do about it: the page ends with how to run it again.
+        artifacts: artifacts of the run.
+        sections: functions that return the sections; called in the background thread, as they list files.
+        outcome: function that returns outputs and next steps, which `run --watch` reads from the page.
+        again: for a failed run, label of the last section, which explains how to run it again.
     """
 
     def page() -> str:
@@ -134,7 +136,7 @@ def trained_section(result: TrainResult) -> str:
 
 
 def failed_section(error: Exception) -> str:
-    """Why a run failed, and what to do about it."""
+    """Return the section on a failed run: the error and its advice."""
     parts = ["## Failed"]
     if isinstance(error, MusicgenError):
         found, next_step = markdown_text(in_form(error.found)), markdown_text(in_form(error.next_step))
@@ -147,7 +149,7 @@ def failed_section(error: Exception) -> str:
 
 
 def cancelled_section(message: str) -> str:
-    """What a cancelled run says, which is where a retry continues."""
+    """Return the section on a cancelled run: its message, which names where a retry resumes."""
     return f"## Cancelled\n\n{markdown_text(message[:1].upper() + message[1:])}."
 
 
@@ -171,7 +173,7 @@ def evaluated_section(evaluation: Evaluation) -> str:
 
 
 def outcome_section(outcome: Outcome) -> str:
-    """What was made, each place as a whole, and what to do next: a form that is filled in, or a command."""
+    """Return the section of outputs with their locations, and of next steps: prefilled forms, or commands."""
     parts = []
     if outcome.made:
         lines = [f"- {markdown_text(made.thing)}:  \n  {_place(made.place)}" for made in outcome.made]
@@ -183,7 +185,7 @@ def outcome_section(outcome: Outcome) -> str:
 
 def _again_section(task: str) -> str:
     way = "run the command again, with the same parameters or others."
-    if runtime.deployment.id:  # without one the page of the run has no such buttons
+    if runtime.deployment.id:  # without a deployment, the page of the run lacks these buttons
         page = f"/runs/flow-run/{runtime.flow_run.root_flow_run_id}"
         way = (
             f"press *Retry* on [the page of the run]({page}) for the same parameters, or *Copy to new run* there to "
@@ -204,7 +206,7 @@ def _step(step: Step) -> str:
 
 
 def _is_there(path: UPath) -> bool:
-    """Whether there is a file, or a folder with something in it."""
+    """Return whether a path is a file or a folder that is not empty."""
     return any(path.iterdir()) if path.is_dir() else path.exists()
 
 

@@ -30,24 +30,24 @@ if TYPE_CHECKING:
     from musicgen_core.model.weights import BaseModel
 
 _LASTING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
-"""Errors of a folder that can't be written: they don't pass within the minute that retries take"""
+"""Errors of a folder that can't be written: not transient, so retries would not help"""
 RETRY_SECONDS: list[float] = [2, 10, 60]
-"""What is waited before each further attempt, about"""
+"""Approximate delay before each retry"""
 _lock = threading.Lock()
 _stopping: set[str] = set()
 
 
 def stop_tokenizing(flow_run: str) -> None:
-    """Make the tokenizing tasks of a flow run in this process end after their current clip."""
+    """Stop the tokenizing tasks of a flow run in this process after their current clip."""
     _stopping.add(flow_run)
 
 
 def _is_stopped(flow_run: str) -> bool:
-    return flow_run in _stopping  # not looked up by the task itself: pickled for Dask, it takes along a set of its own
+    return flow_run in _stopping  # a function, because the task, pickled for Dask, would carry its own copy of the set
 
 
 def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
-    """What the result depends on: the archive's content, codec, settings, captions, and where the shard goes."""
+    """Return the cache key: the archive's content, codec, settings, captions and the shard's location."""
     from musicgen_core.model.compression import codec_identity
     from musicgen_core.model.weights import find_codec
     from musicgen_core.tokenizing import shard_fingerprint
@@ -59,19 +59,19 @@ def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | Non
         fingerprint = shard_fingerprint(archive, codec, settings, parameters["limit"])
         metadata = storage.content_sha256(storage.as_path(parameters["metadata"])) if parameters["metadata"] else ""
     except (MusicgenError, OSError):
-        return None  # the task itself meets the same error, and says it well
+        return None  # the task itself meets the same error, and reports it
     parts = [fingerprint, metadata, settings.model_dump_json(), parameters["tokens"], archive_stem(archive)]
     return f"tokenize-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
 
 
 def concerns_all(error: BaseException) -> bool:
-    """Return whether an error is not about one archive: no model, no GPU, no room on a disk."""
+    """Return whether an error concerns all archives, such as a missing model or GPU, or a full disk."""
     is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return is_full or isinstance(error, (ModelError, DeviceError)) or type(error).__name__ == "AcceleratorError"
 
 
 def _may_help(task: Any, run: Any, state: Any) -> bool:
-    """Try again after a transient error of storage or memory, not after one that will be the same next time."""
+    """Return whether to retry: after transient errors of storage or memory, not after permanent ones."""
     error = state.result(raise_on_failure=False)
     is_lasting = isinstance(error, (MusicgenError, Cancelled)) or getattr(error, "errno", None) in _LASTING
     if is_lasting or concerns_all(error):
@@ -109,7 +109,7 @@ def tokenize_archive(
     limit: int | None = None,
     flow_run: str = "",
 ) -> ShardReport:
-    """Turn one archive into one shard of codes."""
+    """Tokenize one archive into one shard of codes."""
     from musicgen_core.tokenizing import Counts, Tokenizer
 
     tokenizer = Tokenizer(_codec(model, device), storage.as_path(tokens), settings, _captions(metadata, settings))
@@ -119,14 +119,14 @@ def tokenize_archive(
 
     result = tokenizer.tokenize(storage.as_path(archive), limit, on_clip, cancelled=lambda: _is_stopped(flow_run))
     logger = get_run_logger()
-    logger.debug(  # the run's table and its line a minute say it
+    logger.debug(  # the run's table and its line a minute show it
         "%s: %s, %.0f s of audio, %d rejected",
         stem,
         counted(result.clips, "clip"),
         result.audio_seconds,
         len(result.rejected),
     )
-    if result.rejected:  # one line: 139 archives may have thousands between them
+    if result.rejected:  # one line per archive: many archives may have thousands
         some = "; ".join(f"{one_line(entry.clip)}: {entry.reason}" for entry in result.rejected[:3])
         logger.warning("%s: rejected %s%s", stem, some, " …" if len(result.rejected) > 3 else "")
     return result
@@ -136,7 +136,7 @@ def check_codec(model: str, device: str) -> None:
     """Load the codec that tasks in this process will use.
 
     Raises:
-        ModelError: it can't be loaded.
+        ModelError: the codec can't be loaded.
         DeviceError: the device can't be used.
     """
     announce_torch()
@@ -147,7 +147,7 @@ def _codec(model: str, device: str) -> Codec:
     from musicgen_core.model.compression import codec_identity
     from musicgen_core.model.weights import find_codec
 
-    with _lock:  # several tasks start at once, and one codec serves all
+    with _lock:  # tasks start concurrently, and share one codec
         found = find_codec(model)
         return _load_codec(found, codec_identity(found), device)
 

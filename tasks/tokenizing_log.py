@@ -1,4 +1,4 @@
-"""How tokenizing goes, live: an artifact with a row an archive, a WandB run, and a line for the terminal."""
+"""Live progress of tokenizing: an artifact with one row per archive, a WandB run, and a line for the terminal."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SAY_EVERY_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class ArchiveProgress:
-    """Reported by a task after each clip; `total` is None where only the end will tell."""
+    """Progress that a task reports after each clip; `total` is None while the number of clips is unknown."""
 
     stem: str
     rows: int
@@ -49,13 +49,13 @@ class ArchiveProgress:
 
 
 class TokenizingLog:
-    """Gathers what tasks report and how they end, and shows it every few seconds. Called from any thread.
+    """Collects progress and results of tasks, and shows them every few seconds. Thread-safe.
 
     Args:
         run: the WandB run.
-        stems: the archives.
-        say: hears an `Update` on the whole of it, a few times a second.
-        artifacts: of the flow run.
+        stems: stems of the archives.
+        say: listener that receives an `Update` on all archives, a few times a second.
+        artifacts: artifacts of the flow run.
     """
 
     def __init__(self, run: Wandb, stems: Sequence[str], say: Listener, artifacts: Artifacts) -> None:
@@ -69,10 +69,10 @@ class TokenizingLog:
         self._saying, self._showing, self._logging = (
             Pace(seconds) for seconds in (SAY_EVERY_SECONDS, SHOW_EVERY_SECONDS, LOG_EVERY_SECONDS)
         )
-        self._tell()
+        self._show_due()
 
     def hear(self, update: Any) -> None:
-        """A task's report; anything else is passed on."""
+        """Record a task's progress; forward all other updates."""
         if not isinstance(update, ArchiveProgress):
             self._say(update)
             return
@@ -80,10 +80,10 @@ class TokenizingLog:
             line = self._lines[update.stem]
             line.begun = line.begun or time.monotonic()
             line.state, line.rows, line.rejected, line.total = "running", update.rows, update.rejected, update.total
-        self._tell()
+        self._show_due()
 
     def end(self, stem: str, report: ShardReport | None, cached: bool = False, problem: str = "") -> None:
-        """An archive ended: with its report, or without one and with its problem."""
+        """Record the end of an archive: its report, or the problem of a failed one."""
         with self._lock:
             line = self._lines[stem]
             line.ended = time.monotonic()
@@ -95,10 +95,10 @@ class TokenizingLog:
                 line.rows, line.rejected = report.clips, len(report.rejected)
                 line.total = line.clips
                 line.problem = "; ".join(f"{entry.clip}: {entry.reason}" for entry in report.rejected[:3])
-        self._tell(at_once=True)
+        self._show_due(report_now=True)
 
-    def _tell(self, at_once: bool = False) -> None:
-        if self._saying.is_due() or at_once:
+    def _show_due(self, report_now: bool = False) -> None:
+        if self._saying.is_due() or report_now:
             self._say(self._summary()[0])
         if self._showing.is_due():
             self.show()
@@ -106,7 +106,7 @@ class TokenizingLog:
             self._logger.info("%s", self._summary()[1])
 
     def show(self) -> None:
-        """Bring the artifacts and WandB up to date."""
+        """Update the artifacts and WandB."""
         summary, text = self._summary()
         now = time.monotonic()
         with self._lock:
@@ -118,7 +118,7 @@ class TokenizingLog:
         self._run.log(wandb_row(whole))
 
     def _summary(self) -> tuple[Update, str]:
-        """For who listens, and as a line that stands by itself."""
+        """Return the update for the listener, and the same as a line for the log."""
         with self._lock:
             whole = figures(self._lines.values(), self._started, time.monotonic())
         parts = [counted(whole.clips, "clip")]
@@ -140,7 +140,7 @@ class TokenizingLog:
 
 
 def wandb_row(whole: Figures) -> dict[str, float]:
-    """The archives as a whole, as WandB has them; `tokenize/clips`, all that were dealt with, is the axis."""
+    """Return WandB's metrics of all archives; the axis `tokenize/clips` counts tokenized and rejected clips."""
     row = {
         AXIS: whole.clips + whole.clips_rejected,
         "tokenize/clips_succeeded": whole.clips,
@@ -154,9 +154,10 @@ def wandb_row(whole: Figures) -> dict[str, float]:
 
 @contextmanager
 def log_tokenizing(tokens: str, stems: Sequence[str]) -> Iterator[TokenizingLog]:
-    """Log all that is reported inside.
+    """Yield the log that receives all updates of the block.
 
-    WandB's run lies under `TOKENS/wandb` and goes on when tokenizing does; to a remote TOKENS it goes at the end.
+    WandB's run lies under `TOKENS/wandb`, and later tokenizing resumes it. For a remote TOKENS it is uploaded at the
+    end.
     """
     target = storage.as_path(tokens)
     with storage.scratch_folder() as scratch:
@@ -186,6 +187,6 @@ def _upload(stage: Path, target: UPath) -> None:
         return
     try:
         storage.upload_tree(stage, target)
-    except Exception as error:  # the shards are what counts
+    except Exception as error:  # the shards must not depend on the log
         raise_if_interrupted(error)
         run_logger().warning("what WandB logged could not be brought to %s (%s)", target, error)

@@ -1,4 +1,4 @@
-"""What is known of each archive while a job tokenizes them, as figures and as rows of a table."""
+"""Progress of each archive during tokenizing, as figures and as rows of a table."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from tasks.progress import duration
 
 STATES = ("failed", "running", "waiting", "done", "kept")
-"""In the order of what a person looks for among 139 archives."""
+"""States in the order of the table: those that need attention come first"""
 
 
 @dataclass
 class Line:
-    """What is known of one archive. Times are of time.monotonic(), 0 where not known."""
+    """Progress of one archive. Times are from time.monotonic(); 0 if unknown."""
 
     stem: str
     state: str = "waiting"
@@ -38,7 +38,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Figures:
-    """The archives as a whole. `clips` are those with codes; `eta_seconds` is None while nothing tells the speed."""
+    """Totals of all archives. `clips` are those with codes; `eta_seconds` is None while the speed is unknown."""
 
     archives_done: int
     archives_failed: int
@@ -49,7 +49,7 @@ class Figures:
 
 
 def figures(lines: Collection[Line], started: float, now: float) -> Figures:
-    """Archives kept from before count as done and not as work: they say nothing of the speed."""
+    """Return the totals. Archives kept from earlier runs count as done, but not for the speed."""
     worked = sum(line.clips for line in lines if line.state != "kept")
     begun = min((line.begun for line in lines if line.begun), default=started)  # tasks on a cluster don't report
     speed = worked / (now - begun) if now > begun else 0.0
@@ -67,7 +67,7 @@ def figures(lines: Collection[Line], started: float, now: float) -> Figures:
 
 
 def table(lines: Mapping[str, Line], whole: Figures, now: float) -> list[dict[str, Any]]:
-    """A row for all of them, then one an archive: those that need a look first."""
+    """Return the table: a row of totals, then one row per archive, those that need attention first."""
     first = _row(
         f"all {len(lines)}",
         f"{whole.archives_done + whole.archives_failed} ended",
@@ -96,10 +96,11 @@ def _row(
 
 
 def reason_alone(archive: str, reason: str) -> str:
-    """Return why an archive failed without its name, beside which it stands.
+    """Return the reason of a failed archive without the archive's name, next to which it is shown.
 
     Args:
-        archive: its path or stem.
+        archive: path or stem of the archive.
+        reason: the error message.
     """
     name, _, rest = reason.partition(" ")
     return rest if name.startswith(archive.rpartition("/")[2]) and rest else reason

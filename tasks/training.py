@@ -1,4 +1,4 @@
-"""Train an adapter, as one task that resumes by itself whenever it runs again."""
+"""Train an adapter, as one task that resumes automatically when it runs again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def _task_run_name() -> str:
     name = str(runtime.task_run.parameters["name"])
-    return name if name.startswith("train-") else f"train-{name}"  # so begin directories that a run names itself
+    return name if name.startswith("train-") else f"train-{name}"  # as the default directories of runs do
 
 
 @task(task_run_name=_task_run_name, persist_result=False)
@@ -44,11 +44,11 @@ def train_adapter(
     init_adapter: str | None = None,
     copy_to: str | None = None,
 ) -> TrainResult:
-    """Train, or go on with the training in the run directory."""
+    """Train an adapter, or resume training in its run directory."""
     from musicgen_core.training.request import TrainRequest
 
     request = TrainRequest(tokens, run_dir, model, settings, device, resume, init_adapter, copy_to)
-    # The loop warns of each step that it skips, which may be thousands over a night.
+    # The loop warns of each skipped step, of which there may be thousands.
     with artifacts_of_run() as artifacts, quieted("musicgen_core.training.loop"):
         log = TrainingLog(name, run_dir, artifacts)
         try:
@@ -71,7 +71,7 @@ def train_adapter(
 
 
 def outcome(result: TrainResult) -> str:
-    """What a training came to, in a line."""
+    """Return the result of a training run as one line."""
     best = ""
     if result.best_loss is not None:
         best = f", {result.best_name} {result.best_loss:.4f} in epoch {result.best_epoch}"
@@ -81,13 +81,13 @@ def outcome(result: TrainResult) -> str:
 def _train(request: TrainRequest, log: TrainingLog) -> TrainResult:
     from musicgen_core.training.codec_check import check_tokens_codec
 
-    check_tokens_codec(request.tokens, request.model)  # before anything that takes long
+    check_tokens_codec(request.tokens, request.model)  # before any slow step
     announce_torch()
     from musicgen_core.training.launch import launch
     from musicgen_core.training.train import check_init_adapter, train
 
     if request.settings.gpus > 1:
         check_init_adapter(request)
-        check_model(request.model)  # once, before every process looks for it
+        check_model(request.model)  # once, before every process needs it
         return launch(request, request.settings.gpus, log.start, log.hear, on_wait=log.wait, on_prior=log.generate)
     return train(request, log.start, log.hear, on_wait=log.wait, on_prior=log.generate)

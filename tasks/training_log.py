@@ -1,4 +1,4 @@
-"""How a training goes, live: its page, progress for whoever listens, and a line a minute."""
+"""Live progress of a training run: its page, updates for the listener, and a line a minute in the log."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ logger = logging.getLogger(__name__)
 SHOW_EVERY_SECONDS = 30.0
 PROGRESS_EVERY_SECONDS = 5.0
 DRAWING_SHARE = 0.01
-"""Of this process's time at most: the training runs in it, and a drawing takes longer the more steps there are."""
+"""Maximum share of this process's time for drawing, which takes longer the more steps there are"""
 
 
 class TrainingLog:
-    """Gathers the rows of a training and shows them. Steps come from one thread; pages are made in another.
+    """Collects the metrics of a training run and shows them. One thread adds steps; another renders pages.
 
     Args:
-        name: the run directory's.
-        run_dir: where earlier rows, samples and WandB's files are.
-        artifacts: of the run.
+        name: name of the run directory.
+        run_dir: run directory with earlier metrics, samples and WandB's files.
+        artifacts: artifacts of the run.
     """
 
     def __init__(self, name: str, run_dir: str, artifacts: Artifacts) -> None:
@@ -51,20 +51,20 @@ class TrainingLog:
         self._stage = ""
 
     def begin_stage(self, stage: Stage) -> None:
-        """Show what is done before, between and after the steps: reading the model, validating."""
+        """Show the stages before, between and after steps, such as loading the model or validation."""
         self._stage = str(stage)
         if stage.done is None or self._progressing.is_due():
             self._show_progress()
 
     def generate(self, done: int, total: int) -> None:
-        """`on_prior` of a training."""
+        """Show how many clips the base model has generated; the callback `on_prior` of training."""
         text = message("generating clips with the base model")
         report(Update("generate", self._name, done, total, text))
         if self._progressing.is_due():
             self._artifacts.progress("training-progress", done, total, f"{self._name}: {text}")
 
     def start(self, done: int, total: int) -> None:
-        """`on_start` of a training."""
+        """Load earlier metrics and show the first step; the callback `on_start` of training."""
         for row in _earlier_rows(self._run_dir, done):
             self._figures.add(row)
         self._figures.done, self._figures.total = done, total
@@ -73,7 +73,7 @@ class TrainingLog:
         report(Update("train", self._name, done, total))
 
     def hear(self, row: dict[str, float]) -> None:
-        """`on_step` of a training."""
+        """Record and show a step; the callback `on_step` of training."""
         figures, follows_stage = self._figures, bool(self._stage)
         self._stage = ""
         figures.add(row)
@@ -88,7 +88,7 @@ class TrainingLog:
             self.show("running")
 
     def wait(self, reason: str | None) -> None:
-        """`on_wait` of a training."""
+        """Show that training waits, or no longer does; the callback `on_wait` of training."""
         figures = self._figures
         self._is_waiting = reason is not None
         waiting = message("waiting: {reason}", reason=reason) if reason else ""
@@ -97,7 +97,7 @@ class TrainingLog:
         show_waiting(reason)
 
     def show(self, state: str, wandb_url: str | None = None) -> None:
-        """Bring the artifacts up to date."""
+        """Update the artifacts."""
         state = in_form(state)
         self._stage = "" if state == "running" else state
         self._show_progress()
@@ -113,14 +113,14 @@ class TrainingLog:
         self._artifacts.markdown("training", page, f"{self._name}: {self._words(state)}")
 
     def stop(self, reason: str) -> None:
-        """It ended before its end: told to, or by an error."""
+        """Show that training stopped early, on request or by an error."""
         self._figures.forget_speed()
         self.show(f"stopped: {reason}")
         if self._figures.done:
             self._logger.info("stopped after step %d; a retry goes on from the last checkpoint", self._figures.done)
 
     def cancel(self) -> str:
-        """It was cancelled, and is saved → the message of its state."""
+        """Show that training was cancelled, and return the message of the run's state."""
         figures = self._figures
         figures.forget_speed()
         if not figures.total:
@@ -138,7 +138,7 @@ class TrainingLog:
         self._artifacts.progress("training-progress", figures.done, figures.total, text)
 
     def _words(self, state: str) -> str:
-        """Return what happens now, and how far the steps are."""
+        """Return the current state and the progress of the steps."""
         return state if state.startswith("cancelled") else "; ".join(filter(None, (state, self._figures.line())))
 
     def _show_samples(self) -> None:
@@ -154,7 +154,7 @@ def _loss_of(row: Mapping[str, float]) -> str:
 
 
 def _earlier_rows(run_dir: UPath, done: int) -> list[dict[str, float]]:
-    """What a training that goes on had logged before."""
+    """Return the rows that a resumed training run logged before, up to its checkpoint's step."""
     metrics = RunLayout(run_dir).metrics
     try:
         if not done or not metrics.exists():
@@ -163,6 +163,6 @@ def _earlier_rows(run_dir: UPath, done: int) -> list[dict[str, float]]:
             rows = tracking.read_metrics(local)
             whole = [row for row in rows if "train/lr" in row and math.isfinite(row.get("epoch", math.nan))]
             return [row for row in whole if row["step"] <= done]
-    except Exception:  # a picture is not worth the training
+    except Exception:  # training must not depend on the page
         logger.warning("the metrics in %s could not be read, so the page begins here", metrics, exc_info=True)
         return []

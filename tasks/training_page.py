@@ -1,4 +1,4 @@
-"""The page of a training in the Prefect UI: figures, curves, sample clips, a link to the WandB run."""
+"""The page of a training run in the Prefect UI: figures, curves, sample clips, and a link to the WandB run."""
 
 from __future__ import annotations
 
@@ -27,20 +27,21 @@ logger = logging.getLogger(__name__)
 
 DRAWN = ("step", "epoch", "train/loss", "train/lr", "val/loss", "train/audio_seconds_per_sec")
 RECENT = 50
-"""Steps that loss and throughput are means of."""
+"""Number of steps over which loss and throughput are averaged"""
 MOST_SAMPLES = 2
-"""Prompts whose samples play in the page"""
+"""Number of prompts whose samples have players on the page"""
 
 
 @dataclass
 class TrainingFigures:
-    """What the rows of a training say so far.
+    """Figures of a training run, from the rows so far.
 
     Attributes:
-        rows: of every step, as much of it as is drawn.
-        newest: the newest value of each metric.
-        done, total: steps.
-        validated, best_epoch: step of the last validation, epoch of the best.
+        rows: the row of every step, reduced to the metrics that are drawn.
+        newest: latest value of each metric.
+        done, total: numbers of steps.
+        validated: step of the last validation.
+        best_epoch: epoch of the best loss.
     """
 
     rows: list[dict[str, float]] = field(default_factory=list)
@@ -61,11 +62,11 @@ class TrainingFigures:
         self.done = int(row["step"])
 
     def time_step(self) -> None:
-        """Note when the first step was done that this process saw: what came before says nothing of the speed."""
+        """Record the time of this process's first step; earlier steps don't count for the speed."""
         self._first = self._first or (self.done, time.monotonic())
 
     def forget_speed(self) -> None:
-        """Nothing is left to be waited for."""
+        """Remove speed and ETA, as no more steps follow."""
         self._first = None
 
     @property
@@ -80,12 +81,12 @@ class TrainingFigures:
         return (self.total - self.done) / speed if speed else None
 
     def recent(self, name: str) -> float | None:
-        """Mean of a metric over the last steps that have it."""
+        """Return the mean of a metric over the last `RECENT` steps that have it; None: there are none."""
         values = [row[name] for row in self.rows[-RECENT:] if name in row]
         return sum(values) / len(values) if values else None
 
     def line(self) -> str:
-        """`step 120 of 4,000, epoch 1, loss 3.412, …`; nothing before the steps begin."""
+        """Return `step 120 of 4,000, epoch 1, loss 3.412, …`; an empty string before the first step."""
         parts = [f"step {self.done:,} of {self.total:,}"] if self.total else []
         if "epoch" in self.newest:
             parts.append(f"epoch {int(self.newest['epoch'])}")
@@ -130,12 +131,13 @@ class TrainingFigures:
 
 
 def training_page(table: str, rows: Sequence[Mapping[str, float]], run_dir: UPath, url: str | None) -> str:
-    """The page as Markdown.
+    """Return the page as Markdown.
 
     Args:
-        table: the figures.
-        rows: what to draw.
-        url: of the WandB run, where it is known.
+        table: the table of figures.
+        rows: the rows to draw as curves.
+        run_dir: the run directory, with WandB's files.
+        url: URL of the WandB run, if it is known.
     """
     parts = [f"Files in {markdown_code(run_dir)}", wandb_line(run_dir, url), table]
     if rows:
@@ -145,7 +147,7 @@ def training_page(table: str, rows: Sequence[Mapping[str, float]], run_dir: UPat
 
 
 def wandb_line(folder: UPath, url: str | None = None) -> str:
-    """A link to the WandB run of a folder, or how to send what it logged offline."""
+    """Return a link to the WandB run of a folder, or the command that uploads an offline run."""
     url = url or tracking.stored_url(folder)
     if url:
         return markdown_link("WandB run", url)
@@ -155,7 +157,7 @@ def wandb_line(folder: UPath, url: str | None = None) -> str:
 
 
 def newest_samples(run_dir: UPath) -> tuple[str, ...]:
-    """Of the first prompts of a run directory's samples: the base model's, and the newest epoch's."""
+    """Return the samples of the first prompts in a run directory: the base model's and the newest epoch's."""
     folder = RunLayout(run_dir).samples
     paths = folder.glob("epoch_*.wav") if folder.is_dir() else ()
     found = sorted(filter(None, (parse_sample_name(path.name) for path in paths)))
@@ -165,7 +167,7 @@ def newest_samples(run_dir: UPath) -> tuple[str, ...]:
 
 
 def samples_page(files: Sequence[str]) -> str:
-    """The beginnings of samples, to play, under their prompts. One that is still being written is left out."""
+    """Return a page with players for the beginnings of samples, under their prompts; incomplete files are skipped."""
     folder = storage.as_path(files[0]).parent
     parts = [f"Samples of every epoch, in full: {file_link(folder / PAGE)}"]
     prompts, seconds = _prompts(folder), longest_seconds(len(files))
@@ -183,5 +185,5 @@ def samples_page(files: Sequence[str]) -> str:
 def _prompts(folder: UPath) -> list[str]:
     try:
         return list(json.loads(storage.read_text(folder / PROMPTS))["prompts"])
-    except (OSError, ValueError, KeyError, TypeError):  # it is written behind the first samples
+    except (OSError, ValueError, KeyError, TypeError):  # it is written after the first samples
         return []

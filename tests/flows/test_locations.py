@@ -13,7 +13,7 @@ from prefect.flow_engine import run_flow
 from prefect.utilities.names import generate_slug
 from prefect.variables import Variable
 
-from flows.places import chosen_device, chosen_model, is_generated, music_name, run_name
+from flows.locations import chosen_device, chosen_model, is_generated, music_name, run_name
 from musicgen_core.config import DEFAULT_MODEL, DEFAULT_PROMPTS
 
 OF_UI = ("theta3-draconis-void", "omega-vega", "mu-canis-majoris-a", "xi87-yed", "Rustic-abcdef")

@@ -1,4 +1,4 @@
-"""Names and places of a flow run: from its parameters, else from Prefect variables."""
+"""Names and locations of flow runs, from parameters or Prefect variables."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ PROMPT_CHARACTERS = 60
 
 
 def run_name(flow: str, parameter: str, variable: str | None = None) -> Callable[[], str]:
-    """`train-lora · jazz · 2026-11-23 15:04:05`: after the last folder of the place in a parameter, and the time.
+    """Return a function that names a run by the last folder of a location: `train-lora · jazz · 2026-11-23 15:04:05`.
 
     Args:
-        variable: the Prefect variable that the place comes from where it is not given; by default it is new_folder's.
+        flow: the flow's name.
+        parameter: the parameter that holds the location.
+        variable: the Prefect variable to use if the parameter is empty; None: the folder of `new_folder`.
     """
 
     def name() -> str:
@@ -33,7 +35,7 @@ def run_name(flow: str, parameter: str, variable: str | None = None) -> Callable
             return own
         given = runtime.flow_run.parameters.get(parameter)
         if not given and not variable:
-            return f"{flow} · {new_folder(flow)}"  # which has the time in it
+            return f"{flow} · {new_folder(flow)}"  # already contains the time
         given = given or Variable.get(str(variable))
         return _with_time(f"{flow} · {one_line(_last_folder(str(given)))}" if given else flow)
 
@@ -41,7 +43,7 @@ def run_name(flow: str, parameter: str, variable: str | None = None) -> Callable
 
 
 def music_name(flow: str) -> Callable[[], str]:
-    """`generate-music · Relaxing jazz piano · 2026-11-23 15:04:05`: after the first prompt, or the file of prompts."""
+    """Return a function that names a run by its first prompt or prompts file: `generate-music · calm jazz · 2026-…`."""
 
     def name() -> str:
         if (own := _own_name(flow)) is not None:
@@ -55,15 +57,15 @@ def music_name(flow: str) -> Callable[[], str]:
 
 
 def _own_name(flow: str) -> str | None:
-    """Return the name that a person has given the current run; None: it has one that was made."""
+    """Return the name that a person gave the current run; None: its name was generated."""
     name = runtime.flow_run.name
-    # One made here may come from a copied run. `musicgen-flows run` names runs after the flow.
+    # A name made here may come from a copied run. `musicgen-flows run` names runs after the flow.
     is_made = not name or name == flow or name.startswith(f"{flow} · ") or is_generated(name)
     return None if is_made else name
 
 
 def is_generated(name: str) -> bool:
-    """Return whether Prefect made up a run's name: `keen-otter` its server, `theta3-draconis-void` its UI."""
+    """Return whether Prefect generated a run's name: `keen-otter` (its server) or `theta3-draconis-void` (its UI)."""
     from coolname.data import config
 
     if _OF_THE_UI.fullmatch(name):
@@ -84,23 +86,23 @@ _OF_THE_UI = re.compile(
 
 
 def _with_time(name: str) -> str:
-    """Tell runs of the same name apart. A retry gets the same time."""
+    """Append the creation time, which distinguishes runs of one name; a retry keeps the same time."""
     created = _current_run().created
     return f"{name} · {created.astimezone():%Y-%m-%d %H:%M:%S}" if created else name
 
 
-def _last_folder(place: str) -> str:
-    """`jazz` for /data/jazz, gs://bucket/jazz/ and /data/jazz/*.zip."""
-    parts = (place if "://" in place else str(Path(place).absolute())).rstrip("/").split("/")
+def _last_folder(location: str) -> str:
+    """Return a path's last folder: `jazz` for /data/jazz, gs://bucket/jazz/ and /data/jazz/*.zip."""
+    parts = (location if "://" in location else str(Path(location).absolute())).rstrip("/").split("/")
     plain = [part for part in parts if not set(part) & set("*?[")]
-    return plain[-1] or place
+    return plain[-1] or location
 
 
-def place(given: str | None, variable: str) -> str:
-    """A place that was given, else the one in a Prefect variable.
+def location_of(given: str | None, variable: str) -> str:
+    """Return a given location, or by default the value of a Prefect variable.
 
     Raises:
-        ConfigError: neither is there.
+        ConfigError: neither is set.
     """
     found = given or Variable.get(variable)
     if not found:
@@ -116,17 +118,17 @@ def place(given: str | None, variable: str) -> str:
 
 
 def is_of_deployment() -> bool:
-    """Return whether the current run is one of a deployment: what its form leaves out, it finds for itself."""
+    """Return whether the current run belongs to a deployment, so that empty parameters have defaults of their own."""
     return bool(runtime.deployment.id)
 
 
 def chosen_model(given: str) -> str:
-    """Return the model that is given, else that of the Prefect variable in runs of deployments, else the default."""
+    """Return the given model; in runs of deployments that of the Prefect variable, or else the default model."""
     return given or _default("musicgen_model") or DEFAULT_MODEL
 
 
 def chosen_device(given: Device) -> Device:
-    """Return the device that is given; for auto that of the Prefect variable in runs of deployments, if it is set."""
+    """Return the given device; for auto, in runs of deployments, that of the Prefect variable if it is set."""
     return cast(Device, (_default("musicgen_device") if given == "auto" else "") or given)
 
 
@@ -135,15 +137,15 @@ def _default(variable: str) -> str:
 
 
 def new_folder(flow: str) -> str:
-    """The folder that the current run of a flow makes where none is given: `train-20261123-030000-1a2b3c`."""
+    """Return the name of the folder that the current run creates by default: `train-20261123-030000-1a2b3c`."""
     return f"{flow.partition('-')[0]}-{creation_stamp()}"
 
 
 def creation_stamp() -> str:
-    """When the current flow run was created, as a file name. A restart of the run gets the same."""
+    """Return the creation time of the current flow run, as a file name; a restart of the run gets the same."""
     run = _current_run()
     assert run.created is not None  # the server sets it
-    # Scheduled runs are created many at a time; the end of the id, a UUIDv7, tells them apart.
+    # Scheduled runs are created many at a time; the end of the id, a UUIDv7, distinguishes them.
     return f"{run.created:%Y%m%d-%H%M%S}-{str(run.id)[-6:]}"
 
 

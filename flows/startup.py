@@ -1,4 +1,4 @@
-"""What every run begins with."""
+"""Setup shared by all flow runs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tasks.fetching import report_downloads
 from tasks.keys import export_secrets
 
 
-def begin() -> None:
-    """Let this run end with its worker, have its keys, and report downloads and what the core logs with it."""
+def set_up_run() -> None:
+    """Tie this run to its worker, export its keys, and forward downloads and the core's log to the run."""
     print_logs_safely()
     log_reasons_once()
     end_with_worker()
     export_secrets()
     report_downloads()
-    # Prefect gives this logger a handler of its own, but leaves its level to be that of the root: warnings alone.
+    # Prefect adds a handler to this logger, but the level stays the root logger's: warnings only.
     logging.getLogger("musicgen_core").setLevel(logging.INFO)
