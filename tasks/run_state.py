@@ -1,4 +1,4 @@
-"""A named Running state, which shows in the list of runs that a flow run waits for a person."""
+"""A named Running state, which shows in the list of runs that a flow run is waiting for disk space."""
 
 from __future__ import annotations
 

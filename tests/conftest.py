@@ -1,4 +1,4 @@
-"""Shared by all tests: no test sees a server, a WandB account, a Prefect home or a cache of the machine it runs on."""
+"""Fixtures of all tests. They isolate tests from the machine's servers, WandB account, Prefect home and caches."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-# Threads of torch wait for each other by spinning: for the toy's small matrices they cost more than they bring, and
-# on a busy machine many times as much. Before torch is imported anywhere; other processes that tests start have it too.
+# torch's threads synchronize by spinning, which costs more than it gains for the debug model's small matrices, most of
+# all on a busy machine. Set before torch is imported anywhere; processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Tests start hundreds of processes; without bytecode each compiles anew all that it imports, for as long as it runs.
+# Tests start hundreds of processes; without cached bytecode each would compile all its imports again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-# Examples are the same in every run and take as long as a busy machine needs. To search for new ones:
-# HYPOTHESIS_PROFILE=explore.
+# Examples are the same in every run, without a deadline. To search for new ones: HYPOTHESIS_PROFILE=explore.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=2_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or "repeatable")
 
-# A shell starts what it runs in the background deaf to Ctrl-C, and so would be all processes that tests start.
+# A shell starts background processes with SIGINT ignored, which all processes that tests start would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Before Prefect is imported anywhere: it reads its settings once. And what a terminal says of its width and colours.
+# Set before Prefect is imported anywhere, as it reads its settings once. Width and colours of terminals likewise.
 _TERMINAL = ("COLUMNS", "LINES", "FORCE_COLOR", "TTY_COMPATIBLE", "NO_COLOR")
 for _name in [name for name in os.environ if name.startswith(("PREFECT_", "WANDB_")) or name in _TERMINAL]:
     del os.environ[_name]
@@ -41,14 +40,14 @@ _tokens_cache = tempfile.TemporaryDirectory(prefix="tokens-cache-")
 os.environ["MUSICGEN_TOKENS_CACHE"] = _tokens_cache.name
 os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"  # whatever server runs on this machine
 os.environ["MUSICGEN_LANGUAGE"] = "en"  # whatever the locale
-os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # as the command line has it
+os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # as on the command line
 os.environ["PREFECT_LOGGING_EXTRA_LOGGERS"] = "musicgen_core"  # likewise
 os.environ["PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW"] = "ignore"
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Every test draws the same numbers, in whatever order and process it runs."""
+    """Seed all random generators, so that tests are independent of order and process."""
     random.seed(0)
     np.random.seed(0)
     if torch := sys.modules.get("torch"):
@@ -57,7 +56,7 @@ def seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def signals_and_logging_as_before() -> Iterator[None]:
-    """Commands that tests call in this process decide for good what signals do to it, and what is logged."""
+    """Restore signal handlers and logging, which commands called in this process change permanently."""
     chosen = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = {each: signal.getsignal(each) for each in chosen}
     loggers = [logging.getLogger(name) for name in ("musicgen_core", "musicgen_core.tracking")]
@@ -71,9 +70,9 @@ def signals_and_logging_as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A real, temporary Prefect server for the flows of this process; its results stay in a temporary folder.
+    """Run a real, temporary Prefect server for flows of this process, with results in a temporary folder.
 
-    Flows wait for their artifacts however slow the machine is: the first drawing makes Matplotlib's cache of fonts.
+    Flows wait long enough for their artifacts on a slow machine: the first picture builds Matplotlib's font cache.
     """
     from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
     from prefect.testing.utilities import prefect_test_harness
@@ -93,7 +92,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def demo_archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two archives of eight 2 s clips each and one broken clip, with metadata. Not to be written to."""
+    """Return two archives of eight 2 s clips each and one broken clip, with metadata. Read-only."""
     from musicgen_core.demo_data import make_demo_archives
 
     folder = tmp_path_factory.mktemp("archives")
@@ -103,7 +102,7 @@ def demo_archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def demo_tokens(demo_archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo archives' shards, for the debug model. Not to be written to."""
+    """Return the demo archives' shards, for the debug model. Read-only."""
     from musicgen_core.codec import Codec
     from musicgen_core.config import TokenizeSettings
     from musicgen_core.model.weights import find_model
@@ -119,7 +118,7 @@ def demo_tokens(demo_archives: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def finetuned(prefect_server: None, demo_archives: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A real run of everything, from archives to music → what it left, not to be written to, and its state."""
+    """Run `finetune`, from archives to music; return its files, which are read-only, and its state."""
     from flows.finetune import finetune
 
     folder = tmp_path_factory.mktemp("finetuned")
@@ -143,7 +142,7 @@ def finetuned(prefect_server: None, demo_archives: Path, tmp_path_factory: pytes
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An empty Hugging Face Hub on this machine, with an empty cache; waits between attempts take no time."""
+    """Run an empty stand-in for the Hugging Face Hub, with an empty cache and no delay between retries."""
     from huggingface_hub import constants
 
     from tests.stand_in_hub import stand_in_hub, use_hub

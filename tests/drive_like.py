@@ -1,6 +1,6 @@
-"""A folder as restrictive as Google Drive's, through FUSE: python drive_like.py BACKING MOUNT, until it is unmounted.
+"""Mount a FUSE folder with Google Drive's restrictions until it is unmounted: python drive_like.py BACKING MOUNT
 
-No rename over a file that is there, no links, no locks, and no inode number that lasts.
+It has no rename over an existing file, no links, no locks and no stable inode numbers.
 """
 
 from __future__ import annotations

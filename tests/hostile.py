@@ -1,4 +1,4 @@
-"""Texts that do harm where a place takes them for markup, HTML or commands of a terminal."""
+"""Texts that do harm if they are interpreted as markup, HTML or terminal control sequences."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def is_inert_terminal_text(text: str) -> bool:
 
 
 def is_inert_markdown(text: str) -> bool:
-    """Whether a renderer of Markdown, here of CommonMark and tables, makes nothing live of a page."""
+    """Return whether a Markdown renderer (CommonMark with tables) produces no active content from a page."""
     from markdown_it import MarkdownIt
 
     parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
     tokens = [inner for token in parser.parse(text) for inner in (token, *(token.children or ()))]
-    # What renderers with autolinks would take, in what is left as text.
+    # Renderers with autolinks would also link addresses in the remaining text.
     bare = [found for found in ("http://", "www.", "a@") if found in _without_code_and_escapes(text)]
     return not bare and not {"image", "link_open", "html_inline", "html_block"} & {token.type for token in tokens}
 

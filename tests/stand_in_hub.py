@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on this machine: its protocol over HTTP, as much as downloads need, and faults on demand."""
+"""A local stand-in for the Hugging Face Hub: the part of its HTTP protocol for downloads, with faults on demand."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _FILE = re.compile(r"/(?P<repo>[^/]+(?:/[^/]+)?)/resolve/[^/]+/(?P<name>.+)")
 
 @dataclass
 class Repository:
-    """Files by name; those of `lfs` bytes or more are large files, as the Hub calls them."""
+    """A repository: files by name. Those of `lfs` bytes or more are served as LFS files."""
 
     files: dict[str, bytes]
     access: str = "public"
-    """Or private, or gated."""
+    """public, private or gated"""
     lfs: int = 1000
 
     @property
@@ -44,15 +44,15 @@ class Repository:
 
 @dataclass
 class Fault:
-    """What the next requests get instead of an answer.
+    """A fault of the next requests.
 
     Attributes:
-        path: part of the paths that it concerns.
-        times: how many requests.
-        status, headers: of the answer.
-        hangs: accepts the request and never answers.
-        sends: bytes of the body that are sent before the connection is dropped.
-        spoils: sends wrong bytes.
+        path: substring of the affected paths.
+        times: number of affected requests.
+        status, headers: status and headers of the response.
+        hangs: whether the request is accepted and never answered.
+        sends: bytes of the body to send before the connection is dropped.
+        spoils: whether wrong bytes are sent.
     """
 
     path: str = ""
@@ -70,10 +70,10 @@ class StandInHub:
     repositories: dict[str, Repository] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str, str]] = field(default_factory=list)
-    """Method, path and range of each."""
+    """Method, path and range of each request"""
     user: str = "somebody"
     has_metadata: bool = True
-    """A mirror may not know `?blobs=true`."""
+    """Whether `?blobs=true` is supported; mirrors may lack it"""
     ignores_ranges: bool = False
     released: threading.Event = field(default_factory=threading.Event)
 
@@ -83,7 +83,7 @@ class StandInHub:
         return self.repositories[repo]
 
     def fetched(self) -> list[str]:
-        """Names of the files that were asked for, in order, each request once."""
+        """Return the names of the requested files, in order, one per request."""
         return [match["name"] for method, path, _ in self.requests if method == "GET" if (match := _FILE.match(path))]
 
     def fault_of(self, path: str) -> Fault | None:
@@ -230,7 +230,7 @@ def stand_in_hub() -> Iterator[StandInHub]:
 
 
 def use_hub(url: str, cache: Path, set_attribute: Callable[..., None]) -> None:
-    """Let huggingface_hub in this process ask the Hub at `url` and keep files in `cache`.
+    """Make huggingface_hub in this process use the Hub at `url` and the given cache.
 
     Args:
         set_attribute: pytest's `monkeypatch.setattr`.

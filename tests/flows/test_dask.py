@@ -1,4 +1,4 @@
-"""Tokenizing over a Dask cluster: a scheduler and two workers, each a process of its own."""
+"""Tokenizing on a Dask cluster of a scheduler and two workers, each in its own process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server"), pytes
 
 @dataclass
 class Worker:
-    """A Dask worker; what it writes on the way to a shard lies under `scratch`."""
+    """A Dask worker; its unfinished shards lie under `scratch`."""
 
     process: subprocess.Popen[bytes]
     scratch: Path
@@ -43,7 +43,7 @@ class Worker:
         return list(self.scratch.glob("musicgen-*/*.parquet"))
 
     def is_caught_in_mid_work(self) -> bool:
-        """Halt it if it has begun to write a shard: on a fast machine the shard may be whole before one has looked."""
+        """Pause the worker if it is writing a shard; return whether it is. Otherwise a fast one may finish first."""
         if not self.half_written or self.process.poll() is not None:
             return False
         self.process.send_signal(signal.SIGSTOP)
@@ -65,7 +65,7 @@ class Cluster:
         return str(json.loads((self.folder / "scheduler.json").read_text())["address"])
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
-        # Nothing of Prefect's settings: workers get them with each task.
+        # Without Prefect's settings, which workers receive with each task.
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         file = str(self.folder / "scheduler.json")
         with (self.folder / "log").open("ab") as log:
@@ -89,12 +89,12 @@ class Cluster:
 
 @contextmanager
 def started(folder: Path) -> Iterator[Cluster]:
-    """A scheduler; workers are started later."""
+    """Start a scheduler without workers."""
     cluster = Cluster(folder)
     try:
         cluster.start("scheduler", "--port", "0", "--host", "127.0.0.1")
         file = folder / "scheduler.json"
-        wait_for(lambda: file.exists() and file.read_text().endswith("}"))  # it is written in place
+        wait_for(lambda: file.exists() and file.read_text().endswith("}"))  # written in place, so it may be incomplete
         yield cluster
     finally:
         for process in cluster.processes:
@@ -116,7 +116,7 @@ def lone_scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster
 
 @pytest.fixture
 def cluster(started_cluster: Cluster) -> Cluster:
-    """With a worker at least."""
+    """Return the cluster with at least one worker."""
     return with_workers(started_cluster, 1)
 
 
@@ -144,9 +144,9 @@ def wait_for(condition: Callable[[], Any], seconds: float = 240.0) -> Any:
 
 @contextmanager
 def in_mid_work(cluster: Cluster, then: Callable[[Worker], None]) -> Iterator[list[Worker]]:
-    """While the block runs, do something as soon as a worker has begun to write a shard → that worker, in the end.
+    """During the block, call `then` once a worker is writing a shard; yield a list that receives the worker.
 
-    The worker is halted until that is done.
+    The worker is paused until `then` returns.
     """
     struck: list[Worker] = []
 
@@ -178,13 +178,13 @@ def task_runs(state: State[Any]) -> list[TaskRun]:
 
 
 def wait_for_states(state: State[Any], expected: list[str]) -> None:
-    """What the server shows of the task runs: it hears it from the workers, a little later."""
+    """Wait until the server shows these states of the task runs, which workers report with a delay."""
     wait_for(lambda: sorted(each.state_name or "" for each in task_runs(state)) == expected)
 
 
 @dataclass
 class Killed:
-    """A run of which one worker was killed while it wrote a shard."""
+    """A run during which one worker was killed while writing a shard."""
 
     state: State[Any]
     tokens: Path
@@ -200,11 +200,9 @@ def killed(started_cluster: Cluster, archives: Path, tmp_path_factory: pytest.Te
     return Killed(state, tokens, struck[0])
 
 
-def test_a_killed_workers_archive_is_done_by_the_other_and_no_shard_is_lost_or_doubled(
-    killed: Killed, archives: Path, tmp_path: Path
-) -> None:
+def test_another_worker_tokenizes_the_archive_of_a_killed_one(killed: Killed, archives: Path, tmp_path: Path) -> None:
     assert killed.state.is_completed(), killed.state.message
-    assert killed.worker.half_written  # it was killed before the shard was whole
+    assert killed.worker.half_written  # killed before the shard was complete
     reports = killed.state.result().reports
     assert [report.clips for report in reports] == [16] * 4
     wait_for_states(killed.state, ["Completed"] * 4)
@@ -216,14 +214,14 @@ def test_a_killed_workers_archive_is_done_by_the_other_and_no_shard_is_lost_or_d
         assert (killed.tokens / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
-def test_a_second_run_finds_the_results_of_the_workers(killed: Killed, cluster: Cluster, archives: Path) -> None:
+def test_a_second_run_reuses_the_results_of_the_workers(killed: Killed, cluster: Cluster, archives: Path) -> None:
     again = run(archives, killed.tokens, cluster)
     assert again.is_completed()
     assert again.result().reports == killed.state.result().reports
     wait_for_states(again, ["Cached"] * 4)
 
 
-def test_an_archive_that_fails_on_a_worker_is_reported_with_its_reason(
+def test_an_archive_failed_on_a_worker_is_reported_with_its_reason(
     cluster: Cluster, archives: Path, tmp_path: Path
 ) -> None:
     source = (archives / "archive_batch_0001.zip").read_bytes()
@@ -236,7 +234,7 @@ def test_an_archive_that_fails_on_a_worker_is_reported_with_its_reason(
 
 
 def functions_of_main_thread() -> list[str]:
-    """Those that it is in, the innermost first."""
+    """Return the functions on the main thread's stack, innermost first."""
     frame: FrameType | None = sys._current_frames()[threading.main_thread().ident or 0]
     found = []
     while frame is not None:
@@ -245,14 +243,14 @@ def functions_of_main_thread() -> list[str]:
     return found
 
 
-def test_a_cancelled_run_stops_what_its_workers_do_and_begins_nothing_more(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_cancelled_run_stops_its_workers(cluster: Cluster, tmp_path: Path) -> None:
     make_demo_archives(tmp_path / "archives", archives=4, clips=48, seconds=1.0)
 
     def interrupt(_: Worker) -> None:
         with distributed.Client(cluster.address, set_as_default=False) as client:
             wait_for(lambda: client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) >= 4)
         wait_for(lambda: "_collect" in functions_of_main_thread())
-        time.sleep(0.3)  # now the run does nothing but wait
+        time.sleep(0.3)  # the run is now only waiting
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     with in_mid_work(cluster, interrupt), pytest.raises(KeyboardInterrupt):
@@ -260,10 +258,10 @@ def test_a_cancelled_run_stops_what_its_workers_do_and_begins_nothing_more(clust
     wait_for(lambda: not any(worker.half_written for worker in cluster.workers))
     time.sleep(0.5)
     assert not any(worker.half_written for worker in cluster.workers)
-    assert len(list((tmp_path / "tokens").glob("*.json"))) < 4  # one may have been done before
+    assert len(list((tmp_path / "tokens").glob("*.json"))) < 4  # one may have been finished before
 
 
-def test_relative_places_mean_the_same_to_workers_in_another_directory(
+def test_relative_paths_are_the_same_for_workers_elsewhere(
     cluster: Cluster, archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(archives.parent)
@@ -273,16 +271,14 @@ def test_relative_places_mean_the_same_to_workers_in_another_directory(
     assert (tmp_path / "tokens" / "archive_batch_0001.json").exists()
 
 
-def test_a_place_that_workers_do_not_share_is_found_before_anything_is_tokenized(
-    cluster: Cluster, archives: Path
-) -> None:
+def test_a_directory_that_workers_do_not_share_is_refused_first(cluster: Cluster, archives: Path) -> None:
     state = run(archives, "memory://tokens-of-this-process", cluster)
     with pytest.raises(ConfigError, match=r"it doesn't see a file .* and the same memory://tokens-of-this-process"):
         state.result()
     assert task_runs(state) == []
 
 
-def test_workers_without_our_code_are_named_before_anything_is_tokenized(
+def test_workers_without_our_code_are_named_before_tokenizing(
     lone_scheduler: Cluster, archives: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "elsewhere" / "tasks").mkdir(parents=True)
@@ -298,7 +294,7 @@ def test_workers_without_our_code_are_named_before_anything_is_tokenized(
         task_runner("dask", 1, worker, str(tmp_path))
 
 
-def test_a_scheduler_that_dies_fails_the_run_and_does_not_hang_it(
+def test_a_dead_scheduler_fails_the_run_instead_of_hanging(
     lone_scheduler: Cluster, archives: Path, tmp_path: Path
 ) -> None:
     def kill_when_busy() -> None:

@@ -1,4 +1,4 @@
-"""Evaluating as a person does it: by itself from the command line, and at the end of trainings."""
+"""Evaluation from the command line, and at the end of training runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def tokens(prefect_server: None, tmp_path_factory: pytest.TempPathFactory, demo_
 
 @pytest.fixture(scope="module")
 def trained(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, State[Any]]:
-    """A training with its evaluation. Not to be written to."""
+    """Return an evaluated training run: its directory, which is read-only, and its state."""
     run_dir = tmp_path_factory.mktemp("runs") / "jazz"
     return run_dir, train(tokens, run_dir)
 
@@ -78,7 +78,7 @@ def test_a_training_ends_with_its_evaluation(trained: tuple[Path, State[Any]]) -
     assert f"`{found.report}`" in page
 
 
-def test_the_same_training_again_does_not_evaluate_again_and_a_longer_one_does(
+def test_only_a_longer_training_run_is_evaluated_again(
     tokens: Path, trained: tuple[Path, State[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = Path(shutil.copytree(trained[0], tmp_path / "jazz"))
@@ -98,7 +98,7 @@ def test_the_same_training_again_does_not_evaluate_again_and_a_longer_one_does(
     assert len(evaluated) == 2
 
 
-def test_of_the_trained_model_nothing_is_left_in_memory_when_the_evaluation_loads_its_own(
+def test_the_trained_model_is_freed_before_the_evaluation(
     tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from musicgen_core.model.decoder import MusicgenLM
@@ -119,7 +119,7 @@ def test_of_the_trained_model_nothing_is_left_in_memory_when_the_evaluation_load
     assert alive == [0]
 
 
-def test_an_evaluation_that_fails_is_a_warning_of_a_training_that_is_complete(
+def test_a_failed_evaluation_is_a_warning_of_a_completed_run(
     tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: Any) -> None:
@@ -134,11 +134,11 @@ def test_an_evaluation_that_fails_is_a_warning_of_a_training_that_is_complete(
     assert not (tmp_path / "jazz" / "evaluation").exists()
 
 
-def test_a_training_that_is_ended_while_it_is_evaluated_is_not_said_to_be_complete(
+def test_a_run_ended_during_evaluation_is_not_shown_as_complete(
     tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Terminated(BaseException):
-        """As Prefect's TerminationSignal."""
+        """A BaseException such as Prefect's TerminationSignal."""
 
     def ended(*_: Any) -> None:
         try:
@@ -157,7 +157,7 @@ def test_without_evaluate_there_is_none(tokens: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "jazz" / "evaluation").exists()
 
 
-def test_a_training_that_holds_nothing_out_says_why_it_is_not_evaluated(tokens: Path, tmp_path: Path) -> None:
+def test_without_held_out_clips_the_run_says_why_none_is_evaluated(tokens: Path, tmp_path: Path) -> None:
     result = train(tokens, tmp_path / "jazz", max_steps=1, validation_fraction=0).result()
     assert "held no clips out" in result.warnings[0]
 
@@ -177,21 +177,21 @@ def test_the_command_line_evaluates_any_adapter(
     assert "calm strings" in page and page.count("<audio ") == 2
 
 
-def test_mistakes_are_told_in_one_line(
+def test_mistakes_are_reported_in_one_line(
     tokens: Path, trained: tuple[Path, State[Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def told(*arguments: str) -> str:
+    def error_of(*arguments: str) -> str:
         assert main(["evaluate", *arguments, "--model", "debug", "--device", "cpu"]) == 1
         [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         return line
 
     run_dir = str(trained[0])
-    assert "there are no tokenized clips" in told(str(tmp_path), "--adapter", run_dir)
-    assert "there is no adapter at" in told(str(tokens), "--adapter", str(tmp_path))
-    assert "CLAP weights" in told(str(tokens), "--adapter", run_dir, "--clap-weights", str(tmp_path))
+    assert "there are no tokenized clips" in error_of(str(tmp_path), "--adapter", run_dir)
+    assert "there is no adapter at" in error_of(str(tokens), "--adapter", str(tmp_path))
+    assert "CLAP weights" in error_of(str(tokens), "--adapter", run_dir, "--clap-weights", str(tmp_path))
 
 
-def test_tokens_of_another_codec_are_refused_before_an_adapter_is_read(
+def test_tokens_of_another_codec_are_refused_before_the_adapter(
     trained: tuple[Path, State[Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shard = tmp_path / "other.parquet"
@@ -206,7 +206,7 @@ def test_tokens_of_another_codec_are_refused_before_an_adapter_is_read(
         assert "whose codec is not that of debug" in str(state.message)
 
 
-def test_a_deployment_without_parameters_evaluates_the_training_that_was_completed_last(
+def test_a_deployment_evaluates_the_last_completed_training_run(
     tokens: Path, trained: tuple[Path, State[Any]], tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"

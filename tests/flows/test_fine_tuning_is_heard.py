@@ -1,8 +1,8 @@
-"""Fine-tuning changes the music in the way that was asked for and leaves the rest as it was, by what is heard of it.
+"""End-to-end proof that fine-tuning teaches a new style and keeps the old ones, judged from the generated audio.
 
-The real flows tokenize archives with a style that the base model never heard, train an adapter, and generate with and
-without it from the same seeds. The pieces are recognised by a classifier of spectra and rhythms that is fitted to
-synthesized clips: it knows nothing of the models, and none of its clips is one of those trained on.
+The real flows tokenize archives of a style that is new to the base model, train an adapter, and generate with and
+without it from the same seeds. A classifier of spectra and rhythms recognizes the pieces. It is fitted to synthesized
+clips, independent of the models, and shares no clips with the training data.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ REFERENCES_OF_EACH_STYLE = 30
 
 @dataclass(frozen=True)
 class Heard:
-    """The shares of clips that are recognised as of the style that their prompt asks for."""
+    """Shares of clips recognized as the style that their prompt asks for."""
 
     new_style: float
     old_styles: float
@@ -54,7 +54,7 @@ class Heard:
 
 @pytest.fixture(scope="module")
 def heard(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Heard]:
-    """What is heard of the base model's music (False) and of the adapter's (True)."""
+    """Return the shares for the base model's music (False) and the adapter's (True)."""
     folder = tmp_path_factory.mktemp("heard")
     make_demo_archives(folder / "archives")
     general = folder / "general.txt"
@@ -98,7 +98,7 @@ def heard(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 def _audio(pieces: list[Rendered], with_adapter: bool) -> torch.Tensor:
-    """The pieces of one voice in the order of their prompts, [B, samples]."""
+    """Return the pieces of one voice in the order of their prompts, [B, samples]."""
     chosen = sorted((piece for piece in pieces if piece.with_adapter == with_adapter), key=lambda p: p.prompt_number)
     return torch.stack([torch.from_numpy(soundfile.read(Path(piece.wav), dtype="float32")[0]) for piece in chosen])
 
@@ -107,7 +107,7 @@ def _share(right: list[bool]) -> float:
     return sum(right) / len(right)
 
 
-def test_the_base_model_does_not_play_a_style_that_it_never_heard(heard: dict[bool, Heard]) -> None:
+def test_the_base_model_does_not_play_an_unknown_style(heard: dict[bool, Heard]) -> None:
     assert heard[False].new_style <= 0.1
 
 
@@ -115,6 +115,6 @@ def test_with_the_adapter_the_trigger_word_calls_the_new_style(heard: dict[bool,
     assert heard[True].new_style >= 0.9
 
 
-def test_with_the_adapter_prompts_of_old_styles_still_sound_as_they_ask(heard: dict[bool, Heard]) -> None:
+def test_with_the_adapter_old_styles_still_follow_their_prompts(heard: dict[bool, Heard]) -> None:
     assert heard[False].old_styles >= 0.9  # of the base model, else nothing could be kept
     assert heard[True].old_styles >= 0.8

@@ -60,7 +60,7 @@ def test_archives_become_an_adapter_and_music_in_one_run(finetuned: tuple[Path, 
 
 
 @pytest.mark.parametrize("decision", ["stop", "continue"])
-def test_a_failed_archive_stops_the_job_or_is_left_out_as_the_user_decides(
+def test_a_failed_archive_stops_the_run_or_is_skipped_as_chosen(
     demo_archives: Path, tmp_path: Path, decision: str
 ) -> None:
     archives = Path(shutil.copytree(demo_archives, tmp_path / "archives"))
@@ -90,7 +90,7 @@ def test_options_of_generating_reach_the_engine(tmp_path: Path) -> None:
     assert "Leave out cache_bits" in str(state.message)
 
 
-def test_without_a_place_the_error_names_the_variable_to_set(tmp_path: Path) -> None:
+def test_without_a_location_the_error_names_the_variable(tmp_path: Path) -> None:
     state = generate_music(model="debug", return_state=True)
     with pytest.raises(ConfigError, match="prefect variable set musicgen_output"):
         state.result()

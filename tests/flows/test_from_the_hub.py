@@ -1,4 +1,4 @@
-"""Runs whose model comes from the Hub: fetched once, before the work, and what fails there fails once."""
+"""Runs with a model from the Hub: it is downloaded once, before the work starts, and errors fail the run once."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_tokenizing_fetches_the_codec_alone_and_reports_it(
     assert downloads[-1].done == downloads[-1].total and MODEL in downloads[-1].text and "MB/s" in downloads[-1].text
 
 
-def test_a_hub_that_is_away_fails_the_run_once_and_blames_no_archive(
+def test_an_unreachable_hub_fails_the_run_once_and_no_archive(
     hub: StandInHub, demo_archives: Path, tmp_path: Path
 ) -> None:
     hub.faults.append(Fault(status=503, times=99))
@@ -59,7 +59,7 @@ def test_a_hub_that_is_away_fails_the_run_once_and_blames_no_archive(
     ],
     ids=["disk", "memory", "GPU"],
 )
-def test_an_error_that_concerns_all_archives_ends_the_run_with_its_reason(
+def test_an_error_of_all_archives_ends_the_run_with_its_reason(
     error: Exception,
     kind: type[Exception],
     said: str,
@@ -81,9 +81,7 @@ def test_an_error_that_concerns_all_archives_ends_the_run_with_its_reason(
     assert len(attempts) == len(set(attempts))
 
 
-def test_a_model_that_cannot_be_used_stops_everything_before_it_begins(
-    hub: StandInHub, demo_archives: Path, tmp_path: Path
-) -> None:
+def test_an_unusable_model_fails_the_run_before_it_starts(hub: StandInHub, demo_archives: Path, tmp_path: Path) -> None:
     repository = hub.add(MODEL, debug_model_directory())
     repository.files = {name: data for name, data in repository.files.items() if not name.startswith("text_encoder/")}
     state = finetune(

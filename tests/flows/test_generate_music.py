@@ -1,4 +1,4 @@
-"""Which adapter and model play: given, found by the deployment, or the base model alone."""
+"""The choice of adapter and model: given, found by the deployment, or the base model alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[RenderRequest]:
-    """What is asked of the core; nothing is rendered."""
+    """Return the list that receives requests to the core, which renders nothing."""
     asked: list[RenderRequest] = []
 
     def rendered(request: RenderRequest, *_: Any) -> list[Rendered]:
@@ -34,7 +34,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[RenderRequest]:
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a deployment looks for completed trainings: the small model's is the newest."""
+    """Return a directory with completed training runs, the newest of the small model, as deployments search it."""
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "of-a-test")
     for number, (name, model) in enumerate({"first": "debug", "second": "demo", "third": "small"}.items()):
         final = tmp_path / name / "lora_weights" / "final_lora.pt"
@@ -66,7 +66,7 @@ def test_a_job_plays_the_base_model_when_asked(requests: list[RenderRequest], ru
     assert (request.adapter, request.model, request.default_model) == (None, None, DEFAULT_MODEL)
 
 
-def test_without_a_completed_training_a_job_says_how_to_get_the_base_model(
+def test_without_a_training_run_the_error_names_the_base_model(
     requests: list[RenderRequest], runs: Path, tmp_path: Path
 ) -> None:
     state: Any = generate_music(output=str(tmp_path), model="medium", return_state=True)

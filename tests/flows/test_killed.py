@@ -1,4 +1,4 @@
-"""A tokenizing job that is killed at any moment and started again."""
+"""Tokenizing that is killed at any moment and restarted."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(archives: Path, tokens: Path, home: Path) -> subprocess.Popen[bytes]:
-    """The command as a user runs it, in a process group of its own."""
+    """Start the command in its own process group."""
     environment = {
         **os.environ,
         "PREFECT_API_URL": str(get_current_settings().api.url),
@@ -55,16 +55,16 @@ def start(archives: Path, tokens: Path, home: Path) -> subprocess.Popen[bytes]:
 
 
 def begin(archives: Path, tokens: Path, home: Path) -> subprocess.Popen[bytes]:
-    """Start it, and wait until an archive is in work, or until it has ended."""
+    """Start the command, and wait until it processes an archive or has ended."""
     before = set(home.glob("musicgen-scratch-*"))
     process = start(archives, tokens, home)
     while len(set(home.glob("musicgen-scratch-*")) - before) < 2 and process.poll() is None:
-        time.sleep(0.02)  # one is the flow's, the second means that an archive is in work
+        time.sleep(0.02)  # one is the flow's; a second one shows that an archive is being processed
     return process
 
 
 def shards(tokens: Path) -> dict[str, list[tuple[str, bytes]]]:
-    """Every clip and its codes, by shard; rejections have none."""
+    """Return every clip and its codes, by shard; rejected clips have no codes."""
     place = storage.as_path(tokens)
     found = {}
     for marker in sorted(tokens.glob("*.json")):
@@ -75,7 +75,7 @@ def shards(tokens: Path) -> dict[str, list[tuple[str, bytes]]]:
     return found
 
 
-def test_killing_the_job_at_random_moments_loses_and_doubles_nothing(archives: Path, tmp_path: Path) -> None:
+def test_killing_at_random_moments_loses_and_duplicates_nothing(archives: Path, tmp_path: Path) -> None:
     undisturbed = begin(archives, tmp_path / "undisturbed", tmp_path)
     begun = time.monotonic()
     undisturbed.communicate(timeout=900)
@@ -95,7 +95,7 @@ def test_killing_the_job_at_random_moments_loses_and_doubles_nothing(archives: P
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         finished.append(len(shards(tokens)))
-        if finished[-1] == ARCHIVES:  # all done before the kills were: begin again
+        if finished[-1] == ARCHIVES:  # all done before the last kill: restart from scratch
             for file in tokens.iterdir():
                 if file.is_file():
                     file.unlink()

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 def named(template: Callable[[], str], given: str | None, parameters: dict[str, Any]) -> FlowRun:
-    """→ a run of a flow that is named by `template`; a person, a UI or the server gave the name `given` before."""
+    """Run a flow that is named by `template`; return its run. `given` is a name from a person, a UI or the server."""
 
     @flow(name="train-lora", flow_run_name=template)
     def train(
@@ -65,7 +65,7 @@ def test_a_run_in_a_new_folder_is_named_after_it() -> None:
     assert re.fullmatch(r"train-lora · train-\d{8}-\d{6}-[0-9a-f]{6}", run.name)
 
 
-def test_without_a_place_the_name_comes_from_the_prefect_variable() -> None:
+def test_by_default_the_name_comes_from_the_prefect_variable() -> None:
     name = run_name("tokenize-archives", "archives", "test_of_names")
     run = named(name, None, {})
     assert run.name == f"tokenize-archives · {time_of(run)}"
@@ -81,12 +81,12 @@ def test_a_name_that_a_person_gave_is_kept(given: str) -> None:
 
 
 @pytest.mark.parametrize("given", ["keen-otter", OF_UI[0], "train-lora", "train-lora · jazz · 2026-11-23 15:04:05"])
-def test_a_name_that_was_made_up_is_replaced(given: str) -> None:
+def test_a_generated_name_is_replaced(given: str) -> None:
     run = named(run_name("train-lora", "run_dir"), given, {"run_dir": "/data/jazz"})
     assert run.name == f"train-lora · jazz · {time_of(run)}"
 
 
-def test_names_that_prefect_makes_up_are_known() -> None:
+def test_names_that_prefect_generates_are_recognized() -> None:
     made = [generate_slug(2) for _ in range(300)]
     assert [name for name in (*made, *OF_UI) if not is_generated(name)] == []
 
@@ -108,7 +108,7 @@ def test_a_music_run_shows_its_first_prompt(parameters: dict[str, Any], shown: s
 # Model and device
 
 
-def test_jobs_take_model_and_device_from_variables_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_and_device_default_to_prefect_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "of-a-test")
     assert (chosen_model(None), chosen_device("auto")) == (DEFAULT_MODEL, "auto")
     Variable.set("musicgen_model", "demo")

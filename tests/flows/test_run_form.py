@@ -1,4 +1,4 @@
-"""Flows take each parameter by its own name and in its group, and their signatures are those of the forms."""
+"""Flows accept parameters both flat and grouped, and their signatures are those of the forms."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_flow_takes_what_the_command_line_offers(flow: Any, form: type[Setting
     ],
     ids=["by their own names", "in groups", "both"],
 )
-def test_runs_of_deployments_take_fields_beside_groups_and_in_them(given: dict[str, Any]) -> None:
+def test_deployments_accept_fields_flat_and_in_their_groups(given: dict[str, Any]) -> None:
     expected = ("", Start(init_from_latest=True), HardwareSettings(compile_blocks=True))
     with get_client(sync_client=True) as client:
         run = client.create_flow_run(PROBE, parameters=given, state=Pending())
@@ -95,7 +95,7 @@ def test_a_run_shows_what_it_was_given_and_its_groups() -> None:
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_null_stands_for_a_text_that_is_left_out_as_it_did_in_earlier_forms() -> None:
+def test_null_is_an_empty_text_as_in_earlier_forms() -> None:
     assert PROBE(tokens=None)[0] == ""
 
 
@@ -105,9 +105,9 @@ def test_a_field_in_its_group_counts_unless_it_is_the_default() -> None:
     assert grouped({"gpus": 4, "hardware": HardwareSettings(gpus=2)}, GROUPS)["hardware"]["gpus"] == 2
 
 
-def test_a_group_that_is_no_group_is_left_to_validation() -> None:
+def test_an_invalid_group_is_left_to_validation() -> None:
     assert grouped({"gpus": 4, "hardware": "all"}, GROUPS)["hardware"] == "all"
 
 
-def test_what_is_in_no_group_stays() -> None:
+def test_parameters_without_a_group_stay() -> None:
     assert grouped({"lora_r": 4, "unknown": 1}, GROUPS) == {"lora_r": 4, "unknown": 1}

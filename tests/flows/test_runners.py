@@ -18,7 +18,7 @@ from musicgen_core.errors import ConfigError
 
 @pytest.fixture
 def api_url() -> Iterator[None]:
-    """A server is set; none of these tests gets as far as asking it."""
+    """Set a server's URL, which no test here contacts."""
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         yield
 
@@ -31,7 +31,7 @@ def silent_port() -> Iterator[int]:
 
 @pytest.fixture
 def http_port() -> Iterator[int]:
-    """A server that answers whatever is sent to it as web servers do."""
+    """Start a server that answers any request as web servers do."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -44,7 +44,7 @@ def http_port() -> Iterator[int]:
 
 
 def dask_error(address: str | None, tmp_path: Path) -> str:
-    """What is said of an address: one line, long before Dask itself would give up (after 30 s), once it is imported."""
+    """Return the error for an address: one line, long before Dask itself would give up, after 30 s."""
     begun = time.monotonic()
     with pytest.raises(ConfigError) as raised:
         task_runner("dask", 1, address, str(tmp_path))
@@ -69,7 +69,9 @@ def test_dask_without_an_address_is_refused(address: str | None, tmp_path: Path)
     assert "task_runner is dask and dask_address is not given" in dask_error(address, tmp_path)
 
 
-def test_a_missing_prefect_dask_is_said_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_prefect_dask_names_the_command_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setitem(sys.modules, "prefect_dask", None)
     assert dask_error("tcp://h:1", tmp_path).startswith("prefect-dask is not installed. Install it: ")
 
@@ -80,7 +82,7 @@ def test_dask_without_a_lasting_prefect_server_is_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("api_url")
-def test_an_address_where_nothing_listens_is_said_soon(
+def test_an_address_where_nothing_listens_fails_soon(
     silent_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert dask_cluster.ANSWER_SECONDS <= 5
@@ -90,18 +92,18 @@ def test_an_address_where_nothing_listens_is_said_soon(
 
 
 @pytest.mark.usefixtures("api_url")
-def test_a_server_that_is_no_dask_scheduler_is_said_to_be_none(http_port: int, tmp_path: Path) -> None:
+def test_a_server_other_than_a_dask_scheduler_is_refused(http_port: int, tmp_path: Path) -> None:
     address = f"tcp://127.0.0.1:{http_port}"
     assert dask_error(address, tmp_path).startswith(f"no Dask scheduler at {address}: ")
 
 
 @pytest.mark.usefixtures("api_url")
 @pytest.mark.parametrize("address", ["nonsense", "http://h:8786", "tcp://127.0.0.1", "tcp://127.0.0.1:80x", "tcp://"])
-def test_what_is_no_address_is_said_to_be_none(address: str, tmp_path: Path) -> None:
+def test_an_invalid_address_is_refused(address: str, tmp_path: Path) -> None:
     assert dask_error(address, tmp_path).startswith(f"no Dask scheduler at {address}: ")
 
 
-def test_with_threads_a_function_called_everywhere_is_called_once(tmp_path: Path) -> None:
+def test_threads_call_a_function_everywhere_only_once(tmp_path: Path) -> None:
     called: list[int] = []
     with task_runner("threads", 2, None, str(tmp_path)) as runner:
         call_everywhere(runner, called.append, 5)

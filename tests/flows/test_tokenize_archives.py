@@ -41,9 +41,9 @@ def run(archives: Path, tokens: Path, **parameters: Any) -> State[Any]:
 
 
 def task_states(flow_run_id: UUID | None, count: int) -> list[tuple[str, str]]:
-    """The name and the final state of each task run of a flow run, sorted.
+    """Return the sorted names and final states of a flow run's task runs.
 
-    A server writes them down when it has time: waits until there are so many, and all have ended.
+    The server records them with a delay: waits for `count` of them to end.
     """
     this_run = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
     deadline = time.monotonic() + 120
@@ -57,13 +57,13 @@ def task_states(flow_run_id: UUID | None, count: int) -> list[tuple[str, str]]:
 
 
 def two_states(state: State[Any]) -> list[str]:
-    """The final states of the task runs of both archives."""
+    """Return the final states of both archives' task runs."""
     (first, one), (second, two) = task_states(state.state_details.flow_run_id, 2)
     assert (first, second) == ("tokenize-archive_batch_0001", "tokenize-archive_batch_0002")
     return [one, two]
 
 
-def test_a_task_run_is_named_after_its_archive_and_makes_its_shard(archives: Path, tmp_path: Path) -> None:
+def test_a_task_run_is_named_after_its_archive(archives: Path, tmp_path: Path) -> None:
     state = run(archives, tmp_path / "tokens")
     assert state.is_completed()
     assert two_states(state) == ["Completed", "Completed"]
@@ -77,9 +77,7 @@ def test_a_task_run_is_named_after_its_archive_and_makes_its_shard(archives: Pat
     ]
 
 
-def test_a_failed_archive_fails_the_run_by_name_and_a_second_run_does_only_that_one(
-    archives: Path, tmp_path: Path
-) -> None:
+def test_a_second_run_tokenizes_only_the_failed_archive(archives: Path, tmp_path: Path) -> None:
     good = (archives / "archive_batch_0002.zip").read_bytes()
     (archives / "archive_batch_0002.zip").write_bytes(good[: len(good) // 2])
     failed = run(archives, tmp_path / "tokens")
@@ -93,7 +91,7 @@ def test_a_failed_archive_fails_the_run_by_name_and_a_second_run_does_only_that_
     assert two_states(again) == ["Cached", "Completed"]
 
 
-def test_a_shard_that_was_deleted_is_made_again_though_its_result_is_cached(archives: Path, tmp_path: Path) -> None:
+def test_a_deleted_shard_is_regenerated_despite_its_cached_result(archives: Path, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     first: TokenizeResult = run(archives, tokens).result()
     (tokens / "archive_batch_0001.parquet").unlink()
@@ -103,22 +101,20 @@ def test_a_shard_that_was_deleted_is_made_again_though_its_result_is_cached(arch
     assert (tokens / "archive_batch_0001.parquet").exists()
 
 
-def test_the_limit_counts_clips_over_the_whole_run_and_a_full_run_redoes_what_it_cut(
-    archives: Path, tmp_path: Path
-) -> None:
+def test_the_limit_counts_clips_over_the_whole_run(archives: Path, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     assert [report.clips for report in run(archives, tokens, limit=10).result().reports] == [8, 2]
     assert json.loads((tokens / "archive_batch_0002.json").read_text())["limited_to"] == 2
     assert [report.clips for report in run(archives, tokens).result().reports] == [8, 8]
 
 
-def test_no_archives_is_an_error_that_names_the_place(tmp_path: Path) -> None:
+def test_a_missing_archive_is_an_error_that_names_the_location(tmp_path: Path) -> None:
     state = run(tmp_path / "nothing", tmp_path / "tokens")
     with pytest.raises(ArchiveError, match=r"no archives found at .*nothing.*\. Give a file, a directory"):
         state.result()
 
 
-def test_metadata_that_match_nothing_stop_the_run_before_anything_is_encoded(archives: Path, tmp_path: Path) -> None:
+def test_metadata_without_a_match_stop_the_run_before_encoding(archives: Path, tmp_path: Path) -> None:
     (archives / "metadata.jsonl").write_text('{"path": "other/song.wav", "description": "x"}\n')
     state = run(archives, tmp_path / "tokens")
     with pytest.raises(MetadataError, match=r"matches none of the 17 clips.*other/song\.wav"):
@@ -141,7 +137,7 @@ def test_a_table_in_the_ui_shows_clips_rejections_and_reasons(archives: Path, tm
     assert "audio/broken.wav: not decodable" in rows[1]["problem"]
 
 
-def test_an_archive_adds_nothing_to_the_log_but_what_it_rejected(archives: Path, tmp_path: Path) -> None:
+def test_an_archive_logs_only_its_rejected_clips(archives: Path, tmp_path: Path) -> None:
     class Kept(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             said.append(record.getMessage())
@@ -158,7 +154,7 @@ def test_an_archive_adds_nothing_to_the_log_but_what_it_rejected(archives: Path,
     assert ours[0].startswith("archive_batch_0002: rejected audio/broken.wav")
 
 
-def test_a_shard_damaged_inside_is_made_again_though_its_result_is_cached(archives: Path, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_regenerated_despite_its_cached_result(archives: Path, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     run(archives, tokens)
     shard = tokens / "archive_batch_0001.parquet"
@@ -170,7 +166,7 @@ def test_a_shard_damaged_inside_is_made_again_though_its_result_is_cached(archiv
     assert shard.read_bytes() == whole
 
 
-def test_an_archive_replaced_by_a_new_version_is_done_again_and_the_rest_not(archives: Path, tmp_path: Path) -> None:
+def test_only_a_replaced_archive_is_tokenized_again(archives: Path, tmp_path: Path) -> None:
     run(archives, tmp_path / "tokens")
     with (
         zipfile.ZipFile(archives / "archive_batch_0002.zip") as old,
@@ -194,7 +190,7 @@ def test_a_result_is_not_reused_for_other_descriptions(archives: Path, tmp_path:
     assert {row.description for row in rows} == {"lofi"}
 
 
-def test_passing_trouble_with_storage_is_tried_again_and_a_bad_archive_is_not(
+def test_transient_errors_are_retried_and_bad_archives_are_not(
     archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (archives / "archive_batch_0002.zip").write_bytes(b"not an archive")
@@ -215,7 +211,7 @@ def test_passing_trouble_with_storage_is_tried_again_and_a_bad_archive_is_not(
     assert attempts.count("archive_batch_0001.zip") == 2
 
 
-def test_what_the_metadata_lack_or_have_too_much_is_told(archives: Path, tmp_path: Path) -> None:
+def test_missing_and_unmatched_metadata_are_reported(archives: Path, tmp_path: Path) -> None:
     with open(archives / "metadata.jsonl", "a", encoding="utf-8") as file:
         file.write('{"path": "audio/nowhere.wav", "description": "x"}\nbroken\n')
     result: TokenizeResult = run(archives, tmp_path / "tokens").result()
@@ -226,7 +222,7 @@ def test_what_the_metadata_lack_or_have_too_much_is_told(archives: Path, tmp_pat
     ]
 
 
-def test_archives_without_wavs_and_clips_without_descriptions_are_told(
+def test_missing_wavs_and_descriptions_are_reported(
     archives: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "musicgen_core")
@@ -260,7 +256,7 @@ def test_archives_left_out_are_logged_and_in_the_summary(
     assert "7z not read" in summary and "is left out" in summary
 
 
-def test_of_many_left_out_and_failed_archives_the_first_few_are_named(
+def test_the_first_few_skipped_and_failed_archives_are_named(
     archives: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(5):
@@ -272,17 +268,17 @@ def test_of_many_left_out_and_failed_archives_the_first_few_are_named(
         "; and 2 more"
     )
     assert "broken_2" in message and "broken_3" not in message
-    told = [record.getMessage() for record in caplog.records if record.name == "musicgen_core.tokenizing"]
-    assert told[2].startswith("archive_batch_0001 (2).zip is left out") and told[3].startswith("and 2 more")
+    logged = [record.getMessage() for record in caplog.records if record.name == "musicgen_core.tokenizing"]
+    assert logged[2].startswith("archive_batch_0001 (2).zip is left out") and logged[3].startswith("and 2 more")
 
 
-def test_a_place_that_can_be_no_folder_is_refused_by_name(archives: Path, tmp_path: Path) -> None:
+def test_a_location_that_cannot_be_a_folder_is_refused_by_name(archives: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="file can't be a folder"):
         run(archives, tmp_path / "file").result()
 
 
-def test_the_run_goes_on_from_the_ui_with_just_what_failed(archives: Path, tmp_path: Path) -> None:
+def test_a_retry_in_the_ui_repeats_only_failed_archives(archives: Path, tmp_path: Path) -> None:
     good = (archives / "archive_batch_0002.zip").read_bytes()
     (archives / "archive_batch_0002.zip").write_bytes(b"not an archive")
     failed = run(archives, tmp_path / "tokens")

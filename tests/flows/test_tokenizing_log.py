@@ -19,7 +19,7 @@ from tests.musicgen_core.tracking.offline_files import Logged
 
 
 class Recorder:
-    """Stands for WandB: keeps what is logged."""
+    """A stand-in for WandB that records logged values."""
 
     url = "https://wandb.test/run"
 
@@ -31,7 +31,7 @@ class Recorder:
 
 
 class Shown(Artifacts):
-    """Keeps what is to be shown, without a server."""
+    """Records artifacts, without a server."""
 
     def __init__(self) -> None:
         self.rows: Sequence[Mapping[str, Any]] = []
@@ -74,7 +74,7 @@ def test_each_archive_counts_once_however_often_it_ends() -> None:
     assert last["tokenize/eta_seconds"] > 0
 
 
-def test_archives_kept_from_before_say_nothing_of_the_speed() -> None:
+def test_archives_kept_from_earlier_runs_do_not_affect_the_speed() -> None:
     recorder = Recorder()
     log, _ = logged(["one", "two"], recorder)
     log.end("one", shard(1000, 0), cached=True)
@@ -84,7 +84,7 @@ def test_archives_kept_from_before_say_nothing_of_the_speed() -> None:
     assert "tokenize/eta_seconds" not in recorder.rows[-1]
 
 
-def test_what_tasks_report_is_summed_up_for_who_listens_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_of_tasks_is_summed_up_for_the_listener(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizing_log, "SAY_EVERY_SECONDS", 0.0)
     heard: list[Update] = []
     with listening(heard.append):
@@ -116,7 +116,7 @@ def test_the_table_is_live(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown.link == "[WandB run](https://wandb.test/run)"
 
 
-def test_among_139_archives_those_that_need_a_look_come_first() -> None:
+def test_archives_that_need_attention_come_first() -> None:
     stems = [f"archive_batch_{number:04}" for number in range(139)]
     log, shown = logged(stems)
     for stem in stems[:100]:
@@ -132,7 +132,7 @@ def test_among_139_archives_those_that_need_a_look_come_first() -> None:
     assert shown.percent == pytest.approx(100 * 100 / 139)
 
 
-def test_where_tasks_do_not_report_the_archives_that_are_done_tell_the_speed() -> None:
+def test_without_task_progress_finished_archives_give_the_speed() -> None:
     """As on a Dask cluster."""
     log, shown = logged(["one", "two", "three"])
     log.end("one", shard(10, 0))
@@ -140,7 +140,7 @@ def test_where_tasks_do_not_report_the_archives_that_are_done_tell_the_speed() -
     assert shown.rows[0]["clips/s"] > 0
 
 
-def test_a_line_a_minute_goes_to_the_log_however_many_clips_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_gets_one_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         log, _ = logged(["one"])
         for clip in range(1000):
@@ -157,7 +157,7 @@ def test_durations_read_as_clocks_do(seconds: float, text: str) -> None:
 
 @flow
 def tokenizing(tokens: str, stems: list[str], ends: int) -> None:
-    """The first archives end, the last of them not well."""
+    """Log the end of the first archives, the last of which fails."""
     with log_tokenizing(tokens, stems) as log:
         for stem in stems[: ends - 1]:
             log.end(stem, shard(5, 1))
@@ -165,9 +165,7 @@ def tokenizing(tokens: str, stems: list[str], ends: int) -> None:
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_tokenizing_has_a_wandb_run_of_its_own_beside_the_tokens_which_goes_on_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokenizing_has_its_own_wandb_run_and_resumes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE")
     assert "WANDB_API_KEY" not in os.environ
     for ends in (2, 3):
@@ -185,7 +183,7 @@ def test_tokenizing_has_a_wandb_run_of_its_own_beside_the_tokens_which_goes_on_w
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_to_remote_tokens_the_wandb_run_goes_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wandb_run_is_uploaded_to_remote_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE")
     place = storage.as_path(f"memory://{uuid.uuid4().hex}")
     for _ in range(2):
@@ -196,7 +194,7 @@ def test_to_remote_tokens_the_wandb_run_goes_up(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_wandb_does_not_fail_tokenizing_where_its_files_can_not_go_up(
+def test_a_failed_upload_of_wandb_does_not_fail_tokenizing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""Trainings that come again and again: what they begin with, and when there is nothing to do."""
+"""Scheduled retraining: its initial adapter, and when there is nothing to do."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ AGAIN = {"init_from_latest": True, "only_new_tokens": True}
 
 @pytest.fixture(scope="module")
 def tokens(prefect_server: None, tmp_path_factory: pytest.TempPathFactory, demo_archives: Path) -> Path:
-    """Two whole shards. Not to be written to."""
+    """Return two complete shards. Read-only."""
     folder = tmp_path_factory.mktemp("tokens")
     tokenize_archives(archives=str(demo_archives), tokens=str(folder), model="debug", device="cpu")
     return folder
@@ -47,7 +47,7 @@ def tokens(prefect_server: None, tmp_path_factory: pytest.TempPathFactory, demo_
 
 @pytest.fixture
 def shards(tokens: Path, tmp_path: Path) -> Path:
-    """The first of them alone."""
+    """Return a copy of the first shard alone."""
     folder = tmp_path / "tokens"
     folder.mkdir()
     return add_shard(1, tokens, folder)
@@ -55,11 +55,11 @@ def shards(tokens: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of a completed training on the first shard, to make copies of."""
+    """Return the run directory of a completed training run on the first shard; tests copy it."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "tokens").mkdir()
     state = train(add_shard(1, tokens, folder / "tokens"), folder / "first", **AGAIN)
-    assert state.name == "Completed"  # nothing before it, so it begins anew
+    assert state.name == "Completed"  # no earlier run, so it starts from the base model
     return folder / "first"
 
 
@@ -73,12 +73,12 @@ def train(shards: Path, run_dir: Path, **parameters: Any) -> State[Any]:
     return train_lora(tokens=str(shards), run_dir=str(run_dir), return_state=True, **(QUICK | parameters))
 
 
-def test_a_retraining_skips_until_there_are_new_tokens_and_then_goes_on_from_the_last_final_adapter(
+def test_a_retraining_skips_or_continues_from_the_last_adapter(
     tokens: Path, shards: Path, trained: Path, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
     shutil.copytree(trained, runs / "first")
-    for path in list(shards.iterdir()):  # the same archive under another name is nothing new
+    for path in list(shards.iterdir()):  # copies of an archive are not new
         shutil.copy(path, path.with_stem(f"{path.stem} (1)"))
     idle = train(shards, runs / "idle", **AGAIN)
     assert (idle.type.value, idle.name) == ("COMPLETED", "Skipped")
@@ -97,9 +97,7 @@ def test_a_retraining_skips_until_there_are_new_tokens_and_then_goes_on_from_the
     assert train(shards, runs / "third", **AGAIN).name == "Skipped"
 
 
-def test_a_run_that_is_tried_again_resumes_its_own_training_whatever_was_completed_meanwhile(
-    tokens: Path, shards: Path, trained: Path, tmp_path: Path
-) -> None:
+def test_a_retry_resumes_its_own_run_directory(tokens: Path, shards: Path, trained: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     shutil.copytree(trained, runs / "first")
     add_shard(2, tokens, shards)
@@ -107,7 +105,7 @@ def test_a_run_that_is_tried_again_resumes_its_own_training_whatever_was_complet
     shutil.rmtree(runs / "second" / "lora_weights")  # as if it had been killed before the end
     shutil.copytree(trained, runs / "other")
     shards_seen = json.loads((runs / "second" / "config.json").read_text())
-    (runs / "other" / "config.json").write_text(json.dumps(shards_seen))  # it has learned from everything
+    (runs / "other" / "config.json").write_text(json.dumps(shards_seen))  # it was trained on everything
 
     again = train(shards, runs / "second", **AGAIN)
     assert again.name == "Completed"
@@ -143,11 +141,11 @@ def test_a_shard_with_other_codes_or_descriptions_is_new(
     marker = shards / "archive_batch_0001.json"
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {field: "another"}))
     assert new_archives(UPath(shards), last) == ["archive_batch_0001"]
-    (shards / "archive_batch_0001.parquet").unlink()  # not whole: no one can learn from it
+    (shards / "archive_batch_0001.parquet").unlink()  # an incomplete shard is unusable
     assert new_archives(UPath(shards), last) == []
 
 
-def test_a_retraining_with_lora_of_another_shape_begins_anew(
+def test_a_retraining_with_another_lora_shape_starts_from_scratch(
     shards: Path, trained: Path, tokens: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(trained, tmp_path / "first")
@@ -160,7 +158,7 @@ def test_a_retraining_with_lora_of_another_shape_begins_anew(
     assert last.lora_differences(TrainSettings(lora_r=4, lora_dropout=0.5)) == ["lora_r was 8 and is 4"]
 
 
-def test_tokens_of_another_codec_are_refused_before_a_model_is_read(shards: Path, tmp_path: Path) -> None:
+def test_tokens_of_another_codec_are_refused_before_the_model(shards: Path, tmp_path: Path) -> None:
     stages: list[str] = []
     with heard_by(lambda stage: stages.append(str(stage))):
         state = train(shards, tmp_path / "runs" / "first", model="demo")
@@ -169,7 +167,7 @@ def test_tokens_of_another_codec_are_refused_before_a_model_is_read(shards: Path
     assert not stages and not (tmp_path / "runs").exists()
 
 
-def test_two_adapters_to_begin_with_are_refused(shards: Path, tmp_path: Path) -> None:
+def test_two_initial_adapters_are_refused(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="both init_adapter and init_from_latest"):
         train(shards, tmp_path / "run", init_adapter="x_lora.pt", init_from_latest=True).result()
 
@@ -183,7 +181,7 @@ child.wait()
 """
 CHILD = """
 import signal, sys
-signal.signal(signal.SIGTERM, lambda *_: print("told to end", flush=True))
+signal.signal(signal.SIGTERM, lambda *_: print("terminated", flush=True))
 from flows.orphans import end_with_worker
 end_with_worker()
 print("ready", flush=True)
@@ -193,7 +191,7 @@ sys.stdin.read()
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone tells children")
 @pytest.mark.parametrize("role", ["worker", "shell"])
-def test_a_run_is_told_when_its_worker_dies_and_other_parents_may_die(role: str) -> None:
+def test_a_run_is_terminated_when_its_worker_dies(role: str) -> None:
     environment = os.environ | ({"PREFECT__WORKER_NAME": "w"} if role == "worker" else {})
     command = [sys.executable, "-c", PARENT, CHILD, role]
     parent = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -202,8 +200,8 @@ def test_a_run_is_told_when_its_worker_dies_and_other_parents_may_die(role: str)
     parent.kill()
     parent.wait()
     if role == "worker":
-        assert parent.stdout.readline() == "told to end\n"
-    time.sleep(0.5)  # for what it should not be told
+        assert parent.stdout.readline() == "terminated\n"
+    time.sleep(0.5)  # in case of a signal that must not arrive
     parent.stdin.close()  # which ends the child
     assert parent.stdout.read() == ""
     parent.stdout.close()

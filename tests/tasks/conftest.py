@@ -1,4 +1,4 @@
-"""What a run shows in the Prefect UI and says in its log, read back from the server."""
+"""Read artifacts, logs and subflows of runs back from the server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Shown = Callable[[UUID], dict[str, Artifact]]
 
 @pytest.fixture
 def shown(prefect_server: None) -> Shown:
-    """A flow run's artifacts by key; two under one key would be one too many."""
+    """Return a function that reads a flow run's artifacts by key, and asserts that keys are unique."""
 
     def read(flow_run: UUID) -> dict[str, Artifact]:
         with get_client(sync_client=True) as client:
@@ -41,7 +41,7 @@ def shown(prefect_server: None) -> Shown:
 
 @pytest.fixture
 def log_lines(prefect_server: None) -> Callable[[UUID], list[str]]:
-    """A flow run's log once it is whole: its lines are sent a little later, and what it came to is its last."""
+    """Return a function that reads a flow run's log once its last line, the final state, has arrived."""
 
     def read(flow_run: UUID) -> list[str]:
         of_run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run]))
@@ -58,7 +58,7 @@ def log_lines(prefect_server: None) -> Callable[[UUID], list[str]]:
 
 @pytest.fixture
 def subflows(prefect_server: None) -> Callable[[UUID], dict[str, FlowRun]]:
-    """The subflow runs of a flow run, by the first word of their names."""
+    """Return a function that reads a flow run's subflow runs, by the first word of their names."""
 
     def read(flow_run: UUID) -> dict[str, FlowRun]:
         with get_client(sync_client=True) as client:
@@ -70,7 +70,7 @@ def subflows(prefect_server: None) -> Callable[[UUID], dict[str, FlowRun]]:
 
 @pytest.fixture
 def demo_wav() -> Callable[[Path], Path]:
-    """Writes a tenth of a second of silence into a folder."""
+    """Return a function that writes a wav of 0.1 s of silence to a folder."""
 
     def write(folder: Path) -> Path:
         soundfile.write(folder / "generated_000.wav", np.zeros(3200), 32_000)

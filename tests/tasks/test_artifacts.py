@@ -25,12 +25,12 @@ Shown = Callable[[UUID], dict[str, Artifact]]
 
 
 def run_of(job: Any) -> UUID:
-    """Run a flow → its run's id."""
+    """Run a flow; return the run's id."""
     run: UUID = job(return_state=True).state_details.flow_run_id
     return run
 
 
-def test_what_a_task_shows_last_stands_with_its_flow_run(shown: Shown) -> None:
+def test_the_last_artifact_of_a_task_belongs_to_its_flow_run(shown: Shown) -> None:
     @task
     def work() -> None:
         with artifacts_of_run() as artifacts:
@@ -49,7 +49,7 @@ def test_what_a_task_shows_last_stands_with_its_flow_run(shown: Shown) -> None:
     assert (found["test-page"].type, found["test-page"].data) == ("markdown", "# a page")
 
 
-def test_a_retry_goes_on_with_the_artifacts_of_the_run_and_another_run_makes_the_next_version(shown: Shown) -> None:
+def test_a_retry_updates_artifacts_and_another_run_adds_versions(shown: Shown) -> None:
     @task
     def work(attempt: int) -> None:
         with artifacts_of_run() as artifacts:
@@ -72,7 +72,7 @@ def test_a_retry_goes_on_with_the_artifacts_of_the_run_and_another_run_makes_the
         assert len(client.read_artifacts(artifact_filter=versions)) == 2
 
 
-def test_an_artifact_that_a_person_deleted_is_made_again(shown: Shown) -> None:
+def test_a_deleted_artifact_is_created_again(shown: Shown) -> None:
     @flow
     def job() -> None:
         run = UUID(runtime.flow_run.id)
@@ -88,7 +88,7 @@ def test_an_artifact_that_a_person_deleted_is_made_again(shown: Shown) -> None:
     assert shown(run_of(job))["test-deleted"].data == 50.0
 
 
-def test_a_page_that_can_t_be_made_costs_that_page_alone(shown: Shown) -> None:
+def test_a_page_that_fails_affects_no_other_page(shown: Shown) -> None:
     def broken() -> str:
         raise ValueError("no such file")
 
@@ -102,7 +102,7 @@ def test_a_page_that_can_t_be_made_costs_that_page_alone(shown: Shown) -> None:
 
 
 class _Silent(BaseHTTPRequestHandler):
-    """A server that takes requests and doesn't answer."""
+    """A server that accepts requests and never answers."""
 
     def do_GET(self) -> None:
         self.server.asked.set()  # type: ignore[attr-defined]
@@ -112,9 +112,7 @@ class _Silent(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_a_server_that_is_silent_or_away_costs_the_work_nothing_and_its_end_a_moment(
-    monkeypatch: pytest.MonkeyPatch, is_there: bool
-) -> None:
+def test_an_unresponsive_server_does_not_delay_the_work(monkeypatch: pytest.MonkeyPatch, is_there: bool) -> None:
     monkeypatch.setattr(artifacts_module, "PATIENCE_SECONDS", 0.5)
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), _Silent)
     server.asked, server.over, server.daemon_threads = threading.Event(), threading.Event(), True
@@ -140,7 +138,7 @@ def test_a_server_that_is_silent_or_away_costs_the_work_nothing_and_its_end_a_mo
         server.server_close()
 
 
-def test_an_update_takes_the_place_of_one_that_nobody_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_update_replaces_an_unpublished_one(monkeypatch: pytest.MonkeyPatch) -> None:
     published: list[Any] = []
     begun, go_on = threading.Event(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""Runs that don't complete: their state, summary and log say why, and what to do."""
+"""Failed and cancelled runs: state, summary and log give the reason and the next step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Shown = Callable[[UUID], dict[str, Artifact]]
 
 
 def run_as_worker(flow: Flow[..., Any], error: type[Exception], **parameters: Any) -> FlowRun:
-    """Run a flow as the process does that a worker starts: Prefect logs what the flow ends with."""
+    """Run a flow as a worker's process does, in which Prefect logs the final state."""
     with get_client(sync_client=True) as client:
         run = client.create_flow_run(flow, parameters=parameters)
         with pytest.raises(error):
@@ -52,14 +52,14 @@ def last_section(summary: str) -> str:
 
 
 def assert_ends_with_message(caplog: pytest.LogCaptureFixture, run: FlowRun) -> None:
-    """The log's last line is the run's state with its message, and no traceback is in it."""
+    """Assert that the log ends with the run's state and message, and contains no traceback."""
     records = [record for record in caplog.records if record.name in ("prefect.flow_runs", "prefect.task_runs")]
     last = records[-1].getMessage()
     assert run.state is not None and last.startswith(f"Finished in state {run.state.name}(") and message_of(run) in last
     assert not any(record.exc_info for record in records)
 
 
-def test_a_refused_training_shows_why_in_its_state_summary_and_log(
+def test_a_refused_run_shows_why_in_state_summary_and_log(
     tmp_path: Path, shown: Shown, caplog: pytest.LogCaptureFixture
 ) -> None:
     quick = {"model": "debug", "device": "cpu", "tokens": str(tmp_path), "run_dir": str(tmp_path / "run")}
@@ -74,9 +74,7 @@ def test_a_refused_training_shows_why_in_its_state_summary_and_log(
     assert_ends_with_message(caplog, run)
 
 
-def test_advice_names_fields_of_the_form_in_the_ui_and_options_on_the_command_line(
-    tmp_path: Path, shown: Shown
-) -> None:
+def test_advice_names_form_fields_in_the_ui_and_options_elsewhere(tmp_path: Path, shown: Shown) -> None:
     places = {"tokens": str(tmp_path), "run_dir": str(tmp_path / "run")}
     state: Any = train_lora(**places, model="debug", gpus=99, sample_prompts=[], return_state=True)
     assert state.message.startswith("gpus 99 was asked for") and "--" not in state.message
@@ -84,7 +82,7 @@ def test_advice_names_fields_of_the_form_in_the_ui_and_options_on_the_command_li
     assert str(state.result(raise_on_failure=False)).startswith("--gpus 99 was asked for")
 
 
-def test_short_options_are_fields_too_and_other_programs_keep_theirs() -> None:
+def test_short_options_are_fields_and_other_programs_keep_theirs() -> None:
     text = "Give --epochs 9 or --sample-prompt, or run uv sync --extra dask; a-word--model, --init-adapter."
     with FlowRunContext.model_construct(flow=train_lora):
         assert in_form(text) == (
@@ -106,7 +104,7 @@ def test_quotations_commands_and_paths_are_not_rewritten(text: str) -> None:
         assert in_form(text) == text
 
 
-def test_a_switch_that_is_turned_off_is_the_value_of_its_field() -> None:
+def test_a_negated_option_is_the_value_of_its_field() -> None:
     text = (
         "It can't be done: give --no-evaluate (musicgen-flows train --no-evaluate), or --no-such-thing; "
         "it doesn't --epochs."
@@ -118,7 +116,7 @@ def test_a_switch_that_is_turned_off_is_the_value_of_its_field() -> None:
         )
 
 
-def test_the_log_and_summary_of_a_failed_tokenizing_end_with_its_message_and_the_next_step(
+def test_failed_tokenizing_ends_with_its_message_and_next_step(
     tmp_path: Path, shown: Shown, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "as of a worker")
@@ -144,7 +142,7 @@ def test_failed_archives_reach_the_caller_from_another_process(tmp_path: Path) -
 
 @pytest.fixture
 def deaf_to_sigterm() -> Iterator[None]:
-    """Prefect sends the signal once more, to whoever handled it before."""
+    """Ignore SIGTERM, which Prefect raises again for the previous handler."""
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -152,7 +150,7 @@ def deaf_to_sigterm() -> Iterator[None]:
 
 @pytest.mark.usefixtures("deaf_to_sigterm")
 @pytest.mark.parametrize("is_cancelled", [True, False])
-def test_a_training_that_is_told_to_end_says_where_a_retry_continues_if_it_was_cancelled(
+def test_a_cancelled_training_run_says_where_a_retry_continues(
     demo_tokens: Path,
     tmp_path: Path,
     shown: Shown,

@@ -52,9 +52,7 @@ def test_the_summary_of_an_export_links_what_was_written(
     assert "adapter_model.safetensors" in summary and summary.count("README.md`") == 1
 
 
-def test_an_export_without_places_takes_the_last_adapter_and_a_new_folder(
-    finetuned: tuple[Path, Any], tmp_path: Path
-) -> None:
+def test_an_export_defaults_to_the_last_adapter_and_a_new_folder(finetuned: tuple[Path, Any], tmp_path: Path) -> None:
     folder, _ = finetuned
     Variable.set("musicgen_runs", str(folder / "runs"), overwrite=True)
     Variable.set("musicgen_output", str(tmp_path), overwrite=True)

@@ -1,4 +1,4 @@
-"""Names and texts of strangers in everything that a run shows in the Prefect UI."""
+"""Untrusted names and texts in everything that a run shows in the Prefect UI."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.hostile import ALL, LONG, TEXTS, TRACKER, is_inert_markdown, is_inert
 
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
-    """Type, data and description of each artifact that would be sent."""
+    """Return the list that receives type, data and description of each artifact."""
     found: list[tuple[str, str, str]] = []
 
     def publish(_self: Artifacts, _key: str, content: Any, data: Any) -> bool:

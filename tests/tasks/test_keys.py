@@ -1,4 +1,4 @@
-"""Keys as they reach WandB and the Hub."""
+"""API keys as WandB and the Hub receive them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def no_blocks(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return blocks
 
 
-def test_what_surrounds_a_copied_key_is_taken_off(no_blocks: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whitespace_around_a_copied_key_is_stripped(no_blocks: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", " 0123\n")
     no_blocks["hf-token"] = "hf_4567\r\n"
     export_secrets()

@@ -73,7 +73,7 @@ def test_both_uis_read_the_parameters_of_a_form_s_link() -> None:
     assert json.loads(query) == json.loads(unquote(query)) == PARAMETERS  # one decodes it once, the other twice
 
 
-def test_of_two_outcomes_everything_was_made_and_the_later_one_leads_on() -> None:
+def test_two_outcomes_add_up_with_the_next_steps_of_the_later() -> None:
     first = Outcome((Made("tokens", "/t"),), (Step("Train", "train"),), "Look.")
     second = Outcome((Made("adapter", "/r"),), (STEP,))
     assert first + second == Outcome((Made("tokens", "/t"), Made("adapter", "/r")), (STEP,), "Look.")

@@ -1,4 +1,4 @@
-"""What each command and flow made, and where it leads: every step is a command that is understood."""
+"""Outcomes of commands and flows: every next step is a valid command."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _without_uv(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def assert_understood(outcome: Outcome) -> list[Step]:
-    """Every step's command is one of the command line, with the same parameters."""
+    """Assert that every step's command parses to the same parameters; return the steps."""
     assert outcome.steps
     for step in outcome.steps:
         for line in (step.command_line(), step.command_line(on_server=True)):
@@ -43,7 +43,7 @@ def trained(run_dir: Path) -> TrainResult:
     return TrainResult(str(run_dir), 10, 1, 2.0, 1, 2.2, 1.9, 0)
 
 
-def test_from_archives_to_a_shared_adapter_each_step_leads_to_the_next(tmp_path: Path) -> None:
+def test_each_step_leads_to_the_next_up_to_a_shared_adapter(tmp_path: Path) -> None:
     (tmp_path / "archives").mkdir()
     [tokenize] = assert_understood(outcomes.estimated(str(tmp_path / "archives"), ON))
     assert tokenize.parameters == {"archives": str(tmp_path / "archives"), **ON}
@@ -70,7 +70,7 @@ def test_from_archives_to_a_shared_adapter_each_step_leads_to_the_next(tmp_path:
     assert here.parameters["adapter"] == export.parameters["out"]
 
 
-def test_the_prompt_that_is_suggested_is_what_most_clips_are_called(tmp_path: Path) -> None:
+def test_the_suggested_prompt_is_the_most_frequent_description(tmp_path: Path) -> None:
     run_dir, tokens = tmp_path / "runs" / "run", tmp_path / "tokens"
     result = trained(run_dir)
     [listen] = outcomes.trained(result, ON).steps
@@ -92,23 +92,21 @@ def test_the_prompt_that_is_suggested_is_what_most_clips_are_called(tmp_path: Pa
         assert listen.parameters["prompts"] == ["mystyle, slow"]
 
 
-def test_a_suggested_place_is_one_where_nothing_is_yet(tmp_path: Path) -> None:
+def test_a_suggested_path_does_not_exist_yet(tmp_path: Path) -> None:
     for name in ("run", "run-2"):
         (tmp_path / "runs" / name).mkdir(parents=True)
     [train] = outcomes.tokenized(str(tmp_path / "tokens"), 1, {}).steps
     assert train.places == {"run_dir": f"{tmp_path}/runs/run-3"}
 
 
-def test_relative_places_are_whole_so_that_they_can_be_pasted_anywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = outcomes.tokenized("tokens", 1, {})
     assert found.made[0].place == f"{tmp_path}/tokens" == found.steps[0].parameters["tokens"]
     assert outcomes.tokenized("gs://bucket/tokens", 1, {}).made[0].place == "gs://bucket/tokens"
 
 
-def test_an_adapter_of_the_hub_keeps_its_name_and_is_not_exported() -> None:
+def test_a_hub_adapter_keeps_its_name_and_is_not_exported() -> None:
     pieces = [Rendered("/music/generated_000.wav", "calm piano", 0, 0, 8.0, True)]
     [takes] = outcomes.rendered(pieces, {"adapter": "someone/jazz"}).steps
     assert takes.parameters["adapter"] == "someone/jazz"
@@ -126,13 +124,13 @@ def test_no_training_is_suggested_while_archives_have_failed(tmp_path: Path) -> 
     assert [one.place for one in found.made] == [f"{tmp_path}/tokens"] and found.steps == ()
 
 
-def test_prompts_that_no_command_should_hold_lead_to_none() -> None:
+def test_prompts_unfit_for_a_command_are_not_suggested() -> None:
     for prompt in ("a\nb", "long " * 100, "\x1b[31m"):
         steps = outcomes.rendered([Rendered("/music/x.wav", prompt, 0, 0, 8.0, False)], {}).steps
         assert "generate" not in [step.command for step in steps]
 
 
-def test_music_of_the_base_model_leads_to_tokenizing_and_that_of_a_local_model_does_not(tmp_path: Path) -> None:
+def test_only_music_of_the_base_model_suggests_tokenizing(tmp_path: Path) -> None:
     pieces = [Rendered("/music/generated_000.wav", "calm piano", 0, 0, 8.0, False)]
     takes, tokenize = assert_understood(outcomes.rendered(pieces, ON))
     assert takes.command == "generate"
@@ -145,7 +143,7 @@ def test_music_of_the_base_model_leads_to_tokenizing_and_that_of_a_local_model_d
     assert takes.command == "generate"
 
 
-def test_a_device_that_was_chosen_and_a_base_model_that_was_given_are_so_in_the_next_command(tmp_path: Path) -> None:
+def test_the_next_command_keeps_device_and_base_model(tmp_path: Path) -> None:
     adapter = {"adapter": str(tmp_path)}
     pieces = [Rendered("/music/generated_000.wav", "calm piano", 0, 0, 8.0, True)]
     takes, export = assert_understood(outcomes.rendered(pieces, {**ON, **adapter}))
@@ -159,7 +157,7 @@ def test_a_device_that_was_chosen_and_a_base_model_that_was_given_are_so_in_the_
     assert not {"device", "model"} & takes.parameters.keys()
 
 
-def test_what_clips_without_descriptions_mean_and_need_is_one_text() -> None:
+def test_advice_on_missing_descriptions_is_one_text() -> None:
     text = no_descriptions("none of the 8 clips in a.zip")
     assert text.startswith("None of the 8 clips in a.zip has a description")
     assert "metadata.jsonl" in text and "one caption for all" in text

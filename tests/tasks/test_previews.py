@@ -25,9 +25,7 @@ def sound_in(page: str) -> tuple[bytes, np.ndarray, int]:
 
 
 @pytest.mark.parametrize(("of", "seconds"), [(1, 10.0), (2, 10.0), (4, 5.8)])
-def test_a_preview_plays_the_beginning_and_all_of_a_page_stay_under_200_kb(
-    tmp_path: Path, of: int, seconds: float
-) -> None:
+def test_a_page_of_previews_stays_under_200_kb(tmp_path: Path, of: int, seconds: float) -> None:
     rng = np.random.default_rng(0)
     noise = 0.2 * rng.standard_normal((30 * 32_000, 2))  # nothing is harder to compress
     soundfile.write(tmp_path / "a.wav", noise, 32_000)
@@ -47,7 +45,7 @@ def test_a_preview_sounds_as_its_file_does(tmp_path: Path) -> None:
     assert np.sqrt(np.mean(samples**2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.1)
 
 
-def test_a_picture_keeps_its_size_and_its_colours_nearly() -> None:
+def test_a_picture_keeps_its_size_and_nearly_its_colours() -> None:
     drawn = io.BytesIO()
 
     def draw(target: IO[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""The page of a rendering: how often it is sent, and that it ends with every piece."""
+"""The page of a rendering: how often it is sent, and that it finally has every piece."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.rendering_log import RenderingLog
 
 
 class Recorded(Artifacts):
-    """Keeps what is to be shown, and shows nothing."""
+    """Records artifacts instead of publishing them."""
 
     def __init__(self) -> None:
         self.pages: list[tuple[str, str]] = []
@@ -47,9 +47,7 @@ def test_the_page_is_not_sent_again_for_every_piece(pieces: list[Rendered], monk
     assert len(artifacts.pages) == 2 and all(f"prompt {number}" in artifacts.pages[1][0] for number in range(20))
 
 
-def test_a_rendering_that_is_stopped_shows_what_there_is(
-    pieces: list[Rendered], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_rendering_shows_its_finished_pieces(pieces: list[Rendered], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendering_log, "PAGE_EVERY_SECONDS", 3600.0)
     artifacts = Recorded()
     log = RenderingLog("music", len(pieces), 1, artifacts)
@@ -61,7 +59,7 @@ def test_a_rendering_that_is_stopped_shows_what_there_is(
     assert artifacts.pages[-1][1] == "The music of all prompts: 5 of 20 pieces"
 
 
-def test_the_page_names_what_is_done_and_nothing_that_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_names_only_the_current_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendering_log, "SHOW_EVERY_SECONDS", 3600.0)
     artifacts = Recorded()
     log = RenderingLog("music", 2, 1, artifacts)

@@ -1,4 +1,4 @@
-"""What a person sees at the end, and of music, after a real run of everything with the debug model."""
+"""The summary and music pages after a real `finetune` run with the debug model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 Shown = Callable[[UUID], dict[str, Artifact]]
 
 
-def test_the_summary_of_a_finetuning_says_where_all_three_parts_left_their_files(
+def test_the_summary_of_finetune_lists_the_files_of_all_parts(
     demo_archives: Path,
     finetuned: tuple[Path, Any],
     shown: Shown,
@@ -69,7 +69,7 @@ def test_the_summary_of_a_finetuning_says_where_all_three_parts_left_their_files
     assert sound.duration == pytest.approx(0.5, abs=0.1) and sound.samplerate == 32_000
 
 
-def test_failed_archives_are_named_in_the_summary_with_what_to_do() -> None:
+def test_the_summary_names_failed_archives_and_the_fix() -> None:
     report = ShardReport("a.zip", 1, "f", "c", 7, 3600.0, [Rejected("x.wav", "silent")])
     failed = {"/data/archive_batch_0007.zip": "archive_batch_0007.zip is not an | archive"}
     section = tokenized_section("/tokens", [report], failed, ["a remark"])
@@ -79,7 +79,7 @@ def test_failed_archives_are_named_in_the_summary_with_what_to_do() -> None:
     assert "- a remark" in section
 
 
-def test_a_step_is_a_form_where_there_is_a_deployment_and_else_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_a_form_if_a_deployment_exists_else_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summary, "form_link", lambda name, parameters: f"/{name}?{parameters['tokens']}")
     train = Step("Train on them", "train", {"tokens": "/t"}, {"run_dir": "/runs/a`b"})
     up = Step("Work in a browser", "up")

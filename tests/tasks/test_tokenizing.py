@@ -22,6 +22,6 @@ from tasks.tokenizing import _may_help
     ],
     ids=repr,
 )
-def test_only_what_can_pass_is_tried_again(error: Exception, is_tried_again: bool) -> None:
+def test_only_transient_errors_are_retried(error: Exception, is_tried_again: bool) -> None:
     state = SimpleNamespace(result=lambda raise_on_failure: error)
     assert _may_help(None, SimpleNamespace(name="tokenize-a", run_count=1), state) == is_tried_again

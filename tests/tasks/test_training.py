@@ -1,4 +1,4 @@
-"""What a person sees of a training, after real ones with the debug model."""
+"""The pages of training runs, after real ones with the debug model."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def pictures(page: str) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(data))) for data in encoded]
 
 
-def test_a_training_shows_figures_and_curves_and_where_its_files_are(
+def test_a_training_run_shows_figures_curves_and_its_files(
     tokens: Path, tmp_path: Path, shown: Shown, log_lines: Callable[[UUID], list[str]]
 ) -> None:
     state = train(tokens, tmp_path / "runs" / "jazz-2026-11-23")
@@ -99,9 +99,7 @@ def test_a_training_shows_figures_and_curves_and_where_its_files_are(
     assert any(re.match(rf"step 1 of {result.steps}, epoch 1, loss \d", line) for line in lines)
 
 
-def test_a_training_without_a_place_is_named_after_the_folder_that_it_makes_and_keeps_the_name_when_retried(
-    tokens: Path, tmp_path: Path
-) -> None:
+def test_a_run_is_named_after_its_new_folder_also_when_retried(tokens: Path, tmp_path: Path) -> None:
     Variable.set("musicgen_runs", str(tmp_path / "runs"), overwrite=True)
     failed = train(tokens / "nowhere", None)
     assert failed.is_failed()
@@ -115,7 +113,7 @@ def test_a_training_without_a_place_is_named_after_the_folder_that_it_makes_and_
         )
         assert client.read_flow_run(run_id).name == name
         this_run = FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
-        deadline = time.monotonic() + 120  # a server writes task runs down when it has time
+        deadline = time.monotonic() + 120  # the server records task runs with a delay
         while not (tasks := client.read_task_runs(flow_run_filter=this_run)) and time.monotonic() < deadline:
             time.sleep(0.1)
     assert again.is_completed()
@@ -128,7 +126,7 @@ class Killed(BaseException):
     pass
 
 
-def test_a_training_that_goes_on_draws_all_of_its_steps_in_the_artifacts_it_had(
+def test_a_resumed_run_draws_all_steps_in_the_same_artifacts(
     tokens: Path,
     tmp_path: Path,
     shown: Shown,
@@ -141,7 +139,7 @@ def test_a_training_that_goes_on_draws_all_of_its_steps_in_the_artifacts_it_had(
 
     def kill(update: Update) -> None:
         if update.done == 5:
-            assert live.wait(120)  # a page is drawn in another thread, which may come late
+            assert live.wait(120)  # another thread renders the page, perhaps late
         if update.done == 10:
             raise Killed
 
@@ -155,7 +153,7 @@ def test_a_training_that_goes_on_draws_all_of_its_steps_in_the_artifacts_it_had(
     monkeypatch.setattr(training_log, "training_page", watched)
     with pytest.raises(Killed), listening(kill):
         train(tokens, tmp_path / "run", save_every_steps=5, num_epochs=2)
-    assert len(drawn) > 1 and drawn[-1] == 10  # live, and once more when it was stopped
+    assert len(drawn) > 1 and drawn[-1] == 10  # live, and once more after it stopped
     resumed = train(tokens, tmp_path / "run", save_every_steps=5, num_epochs=2)
     result = resumed.result()
     assert result.resumed_from == 10
@@ -170,7 +168,7 @@ def test_a_training_that_goes_on_draws_all_of_its_steps_in_the_artifacts_it_had(
 
 @pytest.fixture
 def seen_waiting(monkeypatch: pytest.MonkeyPatch) -> list[list[FlowRun]]:
-    """The flow run that trains and the one that called it, as they are while a full disk is waited for and after it."""
+    """Return the states of the training flow run and its parent, during and after waiting for disk space."""
     whole, seen = storage.publish, list[list[FlowRun]]()
 
     def publish(target: UPath) -> Any:
@@ -191,7 +189,7 @@ def seen_waiting(monkeypatch: pytest.MonkeyPatch) -> list[list[FlowRun]]:
     return seen
 
 
-def test_a_run_that_waits_for_room_shows_it_as_its_state(
+def test_a_run_that_waits_for_disk_space_shows_it_as_its_state(
     tokens: Path, tmp_path: Path, seen_waiting: list[list[FlowRun]], log_lines: Callable[[UUID], list[str]]
 ) -> None:
     state = train(tokens, tmp_path / "run", max_steps=4, save_every_steps=2)
@@ -203,7 +201,7 @@ def test_a_run_that_waits_for_room_shows_it_as_its_state(
     assert any("the run waits until it can be saved" in line for line in log_lines(id_of(state)))
 
 
-def test_a_finetune_that_waits_for_room_shows_it_too(
+def test_a_finetune_that_waits_for_disk_space_shows_it_too(
     demo_archives: Path, tmp_path: Path, seen_waiting: list[list[FlowRun]]
 ) -> None:
     state: Any = finetune(
@@ -233,7 +231,7 @@ def test_a_finetune_that_waits_for_room_shows_it_too(
     assert state.is_completed()
 
 
-def test_of_messages_that_come_at_each_step_one_a_minute_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+def test_messages_of_every_step_are_limited_to_one_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("musicgen_core.training.loop")
     with caplog.at_level("INFO"), quieted(logger.name):
         for step in range(100):
@@ -247,7 +245,7 @@ def test_of_messages_that_come_at_each_step_one_a_minute_is_kept(caplog: pytest.
     assert caplog.records[-1].getMessage() == "not quieted any more"
 
 
-def test_generated_clips_of_the_base_model_are_progress_that_listeners_hear(tokens: Path, tmp_path: Path) -> None:
+def test_generating_prior_clips_is_reported_as_progress(tokens: Path, tmp_path: Path) -> None:
     heard: list[Update] = []
     with listening(heard.append):
         train(tokens, tmp_path / "run", prior_preservation=0.3, max_steps=1, evaluate=False)

@@ -29,7 +29,7 @@ def row(step: int, epoch: int = 1, **values: float) -> dict[str, float]:
     return {"step": step, "epoch": epoch, "train/lr": 1e-4, "train/audio_seconds_per_sec": 800.0} | named
 
 
-def test_the_line_says_step_epoch_losses_skipped_steps_and_throughput() -> None:
+def test_the_line_shows_step_epoch_losses_skips_and_throughput() -> None:
     figures = figures_of(
         row(1, train__loss=4.0), row(2, train__loss=3.0, val__loss=3.25), row(3, 2, train__skipped_steps=1)
     )
@@ -44,7 +44,7 @@ def test_rows_without_their_fields_do_not_stop_a_resume(tmp_path: Path) -> None:
     assert [one["step"] for one in log._figures.rows] == [1, 4]
 
 
-def test_progress_says_what_happens_now_and_how_far_it_is(tmp_path: Path) -> None:
+def test_progress_shows_the_current_stage_and_the_steps(tmp_path: Path) -> None:
     shown: list[str] = []
     record = SimpleNamespace(progress=lambda *shows: shown.append(shows[-1]), markdown=lambda *_: None)
     log = TrainingLog("jazz", str(tmp_path), cast(Artifacts, record))
@@ -81,7 +81,7 @@ def test_the_best_is_the_epoch_in_which_it_changed_last() -> None:
     assert "| epoch | 4 |" in table and "| learning rate | 0.0001 |" in table
 
 
-def test_the_eta_comes_from_the_steps_that_were_seen_and_not_from_those_before(
+def test_the_eta_ignores_steps_of_earlier_processes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [100.0]
@@ -111,7 +111,7 @@ def test_before_the_first_step_there_is_a_page_too(tmp_path: Path) -> None:
     assert "| state | stopped |" in page and "data:image" not in page
 
 
-def test_the_newest_samples_play_and_one_half_written_is_left_out(tmp_path: Path) -> None:
+def test_the_newest_samples_play_and_partial_files_are_skipped(tmp_path: Path) -> None:
     folder = tmp_path / "samples"
     folder.mkdir()
     assert newest_samples(storage.as_path(tmp_path)) == ()
@@ -133,9 +133,7 @@ def test_the_newest_samples_play_and_one_half_written_is_left_out(tmp_path: Path
     assert [Path(file).name for file in newest_samples(storage.as_path(tmp_path))] == shown[::2]
 
 
-def test_a_run_that_is_online_leaves_its_link_where_the_page_finds_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_online_run_stores_its_link_for_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Online:
         url = "https://wandb.test/r/1"
         settings = SimpleNamespace(log_internal=tmp_path / "debug-internal.log", sync_file=tmp_path / "run.wandb")
@@ -157,7 +155,7 @@ def test_a_run_that_is_online_leaves_its_link_where_the_page_finds_it(
     assert wandb_line(storage.as_path(tmp_path)) == f"[WandB run]({Online.url})"
 
 
-def test_the_link_to_wandb_is_there_once_its_run_is_online_and_else_how_to_send_it(tmp_path: Path) -> None:
+def test_the_page_links_wandb_or_shows_how_to_upload_offline_runs(tmp_path: Path) -> None:
     folder = storage.as_path(tmp_path)
     assert wandb_line(folder) == ""
     (tmp_path / "wandb").mkdir()
