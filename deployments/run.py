@@ -49,7 +49,9 @@ def run(parameters: dict[str, Any]) -> int:
     if not has_api():
         raise MusicgenError(
             message("no Prefect server answers at {local_api}, and PREFECT_API_URL is not set", local_api=LOCAL_API),
-            message("Start one with musicgen-flows up"),
+            message(
+                "Start one with musicgen-flows up; where it has another port, export the PREFECT_API_URL that it shows"
+            ),
         )
     with working(message("asking the Prefect server")):
         check_api()

@@ -78,7 +78,7 @@ def is_generated(name: str) -> bool:
 
 _OF_THE_UI = re.compile(
     r"((alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|omicron|pi|rho|sigma|tau|upsilon|phi|chi"
-    r"|psi|omega)\d*(-[a-z]+)+"
+    r"|psi|omega)\d*(-[a-z]*)+"
     # The V2 UI
     r"|(Awesome|Rustic|Small|Gorgeous|Fantastic|Sleek|Intelligent|Unbranded|Refined|Licensed|Generic|Practical|Ergonomic"
     r"|Handcrafted|Tasty|Handmade|Incredible)-\w{1,6})"

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 DESCRIBE = message(
     'Put a metadata.jsonl with lines such as {"path": "track1.wav", "description": "calm piano, 80 bpm"} beside the '
-    "archives, a track1.txt beside each track1.wav in them, or give one caption for all of them. Tokenizing again then "
-    "encodes nothing twice"
+    "archives, a track1.txt beside each track1.wav in them, or give one for all of them with --caption. Tokenizing "
+    "again then encodes nothing twice"
 )
 """Advice on how to add descriptions to clips"""
 _OWN_MUSIC = message("Teach the model your own music: put zips of wavs into archives/, and tokenize them")
@@ -260,7 +260,8 @@ def _kept(given: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _absolute(location: str) -> UPath:
-    return storage.as_path(location).absolute()  # the command may be run from another directory
+    path = storage.as_path(location).absolute()  # the command may be run from another directory
+    return path.resolve() if ".." in path.parts else path
 
 
 def _is_here(location: str) -> bool:

@@ -13,6 +13,9 @@ from musicgen_core import tracking
 from musicgen_core.evaluation.comparison import Losses
 from musicgen_core.evaluation.request import Comparison
 
+_WIDE = 100
+"""Ratio of perplexities from which small bars would be invisible on a linear axis."""
+
 
 def plot_codebook_perplexities(codebooks: Sequence[Comparison]) -> bytes:
     """Plot the perplexity of each codebook as bars of both models, side by side."""
@@ -24,6 +27,9 @@ def plot_codebook_perplexities(codebooks: Sequence[Comparison]) -> bytes:
         ):
             bars = axes.bar(places + shift, values, width=0.38, label=name)
             axes.bar_label(bars, fmt="%.4g", padding=2)
+        perplexities = [value for one in codebooks for value in (one.base_perplexity, one.adapter_perplexity)]
+        if max(perplexities) > _WIDE * min(perplexities):
+            axes.set_yscale("log")
         axes.set_xticks(places)
         axes.margins(y=0.12)
         axes.figure.legend(loc="outside upper right", ncols=2)

@@ -106,12 +106,14 @@ def _reason(error: Exception) -> str:
 
     response = getattr(error, "response", None)
     if response is not None:
-        return f"the Hugging Face Hub answered {response.status_code} {response.reason_phrase}".rstrip()
+        status = f"{response.status_code} {response.reason_phrase}".rstrip()
+        return message("the Hugging Face Hub answered {status}", status=status)
     if isinstance(error, httpx2.ConnectTimeout | httpx2.ConnectError):
         said = without_number(textwrap.shorten(str(error), 100))
-        return f"{constants.ENDPOINT} can't be reached" + (f" ({said})" if said else "")
+        found = message("{hub} can't be reached", hub=constants.ENDPOINT)
+        return message("{found} ({reason})", found=found, reason=said) if said else found
     if isinstance(error, httpx2.TimeoutException):
-        return f"{constants.ENDPOINT} accepted the connection and did not answer in time"
+        return message("{hub} accepted the connection and did not answer in time", hub=constants.ENDPOINT)
     if isinstance(error, httpx2.RemoteProtocolError | httpx2.NetworkError | httpx2.StreamError):
         return "the connection to the Hugging Face Hub was lost"
     return f"{constants.ENDPOINT} gave no answer of the Hub's kind ({type(error).__name__})"

@@ -12,11 +12,11 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import RunDirectoryError
-from musicgen_core.language import message
+from musicgen_core.language import as_message, message
 from musicgen_core.run_layout import SHARDS
 from musicgen_core.training.checkpoint import Checkpoint, load_checkpoint
 from musicgen_core.training.run_directory import RunDirectory
-from musicgen_core.wording import named
+from musicgen_core.wording import joined_sentences, named
 
 logger = logging.getLogger(__name__)
 
@@ -109,16 +109,17 @@ def check_same(then: Mapping[str, Any], now: Mapping[str, Any], where: str) -> N
     Raises:
         RunDirectoryError: they differ; names every difference.
     """
-    different = []
+    different: list[str] = []
     for name in dict.fromkeys([*then, *now]):
         before, after = (values.get(name, _default(name)) for values in (then, now))
         if name == SHARDS:
             different += _shards_differ(before or {}, after or {})
         elif _comparable(name, before) != _comparable(name, after):
-            different.append(f"{name} is {before} there and {after} here")
+            text = message("{name} is {before} there and {after} here", name=name, before=before, after=after)
+            different.append(text)
     if different:
         raise RunDirectoryError(
-            message("{where} is of another training: {names}", where=where, names="; ".join(different)),
+            message("{where} is of another training: {names}", where=where, names=joined_sentences(different)),
             message(
                 "Give another run directory (with --init-adapter to start from this one's best), or the same "
                 "model, tokens and settings"
@@ -141,12 +142,15 @@ def _shards_differ(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]
     changed = [stem for stem in then.keys() & now.keys() if then[stem] != now[stem]]
     descriptions = [stem for stem in changed if then[stem].split()[0] == now[stem].split()[0]]
     kinds = {
-        "were added": now.keys() - then.keys(),
-        "are missing": then.keys() - now.keys(),
-        "were tokenized again with other contents": set(changed) - set(descriptions),
-        "have other descriptions": set(descriptions),
+        message("in the tokens, archives were added: {names}"): now.keys() - then.keys(),
+        message("in the tokens, archives are missing: {names}"): then.keys() - now.keys(),
+        message("in the tokens, archives were tokenized again with other contents: {names}"): (
+            set(changed) - set(descriptions)
+        ),
+        message("in the tokens, archives have other descriptions: {names}"): set(descriptions),
     }
-    return [f"in the tokens, archives {kind}: {named(sorted(stems))}" for kind, stems in kinds.items() if stems]
+    texts = ((kind, named(sorted(stems))) for kind, stems in kinds.items() if stems)
+    return [as_message(kind.format(names=names), kind, {"names": names}) for kind, names in texts]
 
 
 def log_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

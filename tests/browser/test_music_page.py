@@ -81,8 +81,8 @@ def address(music: Path) -> Iterator[str]:
 def page(chromium: Browser) -> Iterator[Page]:
     """A page that must come to its end without a word of complaint."""
     context = chromium.new_context(viewport={"width": 1200, "height": 900}, locale="en-US")
+    context.set_default_timeout(120_000)  # a busy machine loads a page slowly
     page = context.new_page()
-    page.set_default_timeout(120_000)
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -190,6 +190,7 @@ def test_a_tampered_page_loads_and_runs_nothing(chromium: Browser, address: str,
     )
     (music / "tampered.html").write_text((music / "index.html").read_text().replace("<main>", f"<main>{injected}", 1))
     context = chromium.new_context()
+    context.set_default_timeout(120_000)  # a busy machine loads a page slowly
     page, loaded = context.new_page(), list[str]()
     page.on("response", lambda response: loaded.append(response.url))
     url = (music / "tampered.html").as_uri() if from_disk else address.replace("index.html", "tampered.html")
@@ -207,6 +208,7 @@ def test_foreign_pages_run_no_scripts_and_load_nothing_remote(chromium: Browser,
         f"<title>notes</title><script>{script}</script><img src='{remote}' onerror=\"{script}\"><h1>mine</h1>"
     )
     context = chromium.new_context()
+    context.set_default_timeout(120_000)  # a busy machine loads a page slowly
     page, asked = context.new_page(), list[str]()
     page.on("response", lambda response: asked.append(response.url))
     foreign = address.replace("index.html", "foreign.html")

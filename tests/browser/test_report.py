@@ -69,6 +69,7 @@ def test_the_report_shows_pictures_and_plays_music_from_disk(
 ) -> None:
     write(UPath(tmp_path / "report.html"))
     context = chromium.new_context(viewport={"width": 1200, "height": 900}, locale="en-US")
+    context.set_default_timeout(120_000)  # a busy machine loads a page slowly
     page = context.new_page()
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text))
@@ -104,6 +105,7 @@ def test_a_reports_policy_allows_only_the_report_itself(chromium: Browser, tmp_p
     injected = "<script>document.title = 'taken over'</script><img src='https://localhost:9/x.png'>"
     (tmp_path / "report.html").write_text(page_text.replace("<main>", f"<main>{injected}", 1))
     context = chromium.new_context()
+    context.set_default_timeout(120_000)  # a busy machine loads a page slowly
     page, complaints = context.new_page(), list[str]()
     page.on("console", lambda message: complaints.append(message.text))
     page.goto((tmp_path / "report.html").as_uri(), wait_until="networkidle")

@@ -16,7 +16,7 @@ from prefect.variables import Variable
 from flows.locations import chosen_device, chosen_model, is_generated, music_name, run_name
 from musicgen_core.config import DEFAULT_MODEL, DEFAULT_PROMPTS
 
-OF_UI = ("theta3-draconis-void", "omega-vega", "mu-canis-majoris-a", "xi87-yed", "Rustic-abcdef")
+OF_UI = ("theta3-draconis-void", "omega-vega", "mu-canis-majoris-a", "xi87-yed", "mu4--c", "Rustic-abcdef")
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 

@@ -160,4 +160,4 @@ def test_the_next_command_keeps_device_and_base_model(tmp_path: Path) -> None:
 def test_advice_on_missing_descriptions_is_one_text() -> None:
     text = no_descriptions("none of the 8 clips in a.zip")
     assert text.startswith("None of the 8 clips in a.zip has a description")
-    assert "metadata.jsonl" in text and "one caption for all" in text
+    assert "metadata.jsonl" in text and "one for all of them with --caption" in text
