@@ -35,7 +35,7 @@ from deployments.registering import ensure_automations, read_automations, regist
 from deployments.restarting import restart_missed
 from tests.run_directories import assert_saved_where_it_was, saved_step, steps
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # starting a server takes minutes on a busy machine
 TITLES = [("event", "what the server shows", "lost"), ("---", "---", "---")]
 STEPS = 45
 KILL_AFTER = 8
