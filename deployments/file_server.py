@@ -35,11 +35,11 @@ from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, R
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.listing import folder_page, is_open, places_page
+from deployments.listing import folder_page, places_page
 from musicgen_core import storage
 from musicgen_core.errors import ConfigError
 from musicgen_core.escaping import csp_hashes
-from tasks.served import GREETING, HEALTH, TYPES, VARIABLE, FileServer, is_served
+from tasks.served import GREETING, HEALTH, TYPES, VARIABLE, FileServer, is_open, is_served
 
 FOLDERS = ("tokens", "runs", "output")
 """Places that are served; archives are not."""

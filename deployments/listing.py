@@ -14,7 +14,7 @@ from urllib.parse import quote
 from musicgen_core.escaping import html_page
 from musicgen_core.language import message, say, translated
 from musicgen_core.wording import counted, sized
-from tasks.served import is_served
+from tasks.served import is_open, is_served
 
 MOST_ROWS = 500
 """Maximum number of entries of each kind (subfolders, files) on a page."""
@@ -118,11 +118,6 @@ def _found(directory: Path, place: Path) -> Iterator[_Found]:
 
 def _newest(found: Iterable[_Found]) -> list[_Found]:
     return heapq.nsmallest(MOST_ROWS, found, key=lambda each: (-each.changed, each.name))
-
-
-def is_open(folder: Path, place: Path) -> bool:
-    """Return whether a resolved folder is inside a place and not hidden."""
-    return folder.is_relative_to(place) and not any(part.startswith(".") for part in folder.relative_to(place).parts)
 
 
 def _folder(found: _Found, directory: Path, place: Path) -> Entry:

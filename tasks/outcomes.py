@@ -116,7 +116,7 @@ def trained(result: TrainResult, on: Mapping[str, Any]) -> Outcome:
     listen = Step(
         message("Make music with the adapter, and with the base model to compare"),
         "generate",
-        {**adapter, "compare": True, "prompts": own_prompts(_tokens_of(run_dir)), **_kept(on)},
+        {**adapter, "compare": True, "prompts": _prompts(on.get("sample_prompts"), _tokens_of(run_dir)), **_kept(on)},
         {"output": _free(_home(run_dir) / "music" / run_dir.name)},
     )
     if result.evaluation is None:
@@ -138,6 +138,11 @@ def own_prompts(tokens: str) -> list[str]:
     return prompts[:1] or list(DEFAULT_PROMPTS[:1])
 
 
+def _prompts(given: Sequence[str] | None, tokens: str) -> list[str]:
+    """Return the first prompt given to a run, which its next command repeats; without one, see `own_prompts`."""
+    return [text for text in given or () if text.strip() and one_line(text) == text][:1] or own_prompts(tokens)
+
+
 def _tokens_of(run_dir: UPath) -> str:
     """Return the location of a run's shards; an empty string if its config.json does not name it."""
     config = find_config(run_dir)
@@ -153,7 +158,7 @@ def evaluated(evaluation: Evaluation, adapter: str, on: Mapping[str, Any]) -> Ou
         {
             "adapter": str(place or adapter),
             "compare": True,
-            "prompts": own_prompts(evaluation.tokens),
+            "prompts": _prompts(on.get("prompts"), evaluation.tokens),
             **_kept(on, "model"),
         },
         {"output": _free((_home(place) if place else _absolute(evaluation.report).parent) / "music" / "comparison")},

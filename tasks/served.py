@@ -67,6 +67,11 @@ def is_served(file: Path, folder: Path) -> bool:
     return file.suffix != ".json" or any(file.with_suffix(ending).is_file() for ending in _DESCRIBED)
 
 
+def is_open(folder: Path, place: Path) -> bool:
+    """Return whether the file server lists a folder: it, without symbolic links, is in a place and not hidden."""
+    return folder.is_relative_to(place) and not any(part.startswith(".") for part in folder.relative_to(place).parts)
+
+
 @dataclass(frozen=True)
 class FileServer:
     """The file server of `up`, as stored in the Prefect variable.
@@ -88,14 +93,15 @@ class FileServer:
         Variable.set(VARIABLE, asdict(self), overwrite=True)
 
     def url_of(self, location: storage.Location | UPath) -> str | None:
-        """Return the URL of a file; None if it does not exist or is not served."""
+        """Return the URL of a file or directory; None if it does not exist or is not served."""
         path = storage.as_path(location)
-        if not storage.is_local(path) or not path.is_file():
+        if not storage.is_local(path) or not path.exists():
             return None
-        file = Path(str(path)).resolve()
+        found = Path(str(path)).resolve()
+        is_shown, end = (is_open, "/") if found.is_dir() else (is_served, "")
         for name, folder in self.folders.items():
-            if is_served(file, Path(folder)):
-                return f"{self.url}/{name}/{quote(file.relative_to(folder).as_posix())}"
+            if is_shown(found, Path(folder)):
+                return "/".join([self.url, name, *map(quote, found.relative_to(folder).parts)]) + end
         return None
 
 

@@ -188,8 +188,8 @@ def _again_section(task: str) -> str:
     if runtime.deployment.id:  # without a deployment, the page of the run lacks these buttons
         page = f"/runs/flow-run/{runtime.flow_run.root_flow_run_id}"
         way = (
-            f"press *Retry* on [the page of the run]({page}) for the same parameters, or *Copy to new run* there to "
-            "change them first."
+            f"press *Retry* on [the page of the run]({page}) once its cause is fixed, or *Copy to new run* there to "
+            "change the parameters."
         )
     return f"## What next\n\n**{task}:** {way}"
 

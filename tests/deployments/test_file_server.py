@@ -472,8 +472,10 @@ def test_links_are_made_only_to_files_that_are_served(tmp_path_factory: pytest.T
 
 def test_files_elsewhere_have_no_link(tree: Path) -> None:
     server = FileServer("http://here", "http://here", "box", {"runs": str(tree / "runs")})
-    for location in (tree / "output" / "index.html", tree / "secret.wav", "gs://bucket/a.wav", tree / "runs" / "first"):
+    for location in (tree / "output" / "index.html", tree / "secret.wav", "gs://bucket/a.wav", tree / "output", tree):
         assert server.url_of(location) is None
+    assert server.url_of(tree / "runs" / "first") == "http://here/runs/first/"
+    assert server.url_of(tree / "runs") == "http://here/runs/"
     assert not is_served(tree / "secret.wav", tree / "runs")
 
 

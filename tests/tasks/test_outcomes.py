@@ -87,6 +87,8 @@ def test_the_suggested_prompt_is_the_most_frequent_description(tmp_path: Path) -
     (run_dir / "config.json").write_text(json.dumps({"tokens": str(tokens)}))
     [listen] = assert_understood(outcomes.trained(result, ON))
     assert listen.parameters["prompts"] == ["mystyle, slow"]
+    [listen] = assert_understood(outcomes.trained(result, {**ON, "sample_prompts": ["", "calm piano", "other"]}))
+    assert listen.parameters["prompts"] == ["calm piano"], "a prompt that was given comes first"
     for adapter in (run_dir, run_dir / "lora_weights" / "best_lora.pt"):
         [listen] = outcomes.exported(str(tmp_path / "shared"), "peft", {"adapter": str(adapter)}).steps
         assert listen.parameters["prompts"] == ["mystyle, slow"]
