@@ -9,6 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -209,8 +210,10 @@ def _print_interrupted(line: Sequence[str]) -> None:
 
 def _continuing(line: Sequence[str]) -> list[str]:
     """Return the command line that continues an interrupted one, without `--resume never`, which would be refused."""
-    text = "\0".join(line)
-    return text.replace("\0--resume\0never", "").replace("\0--resume=never", "").split("\0")
+    for number, pair in enumerate(pairwise(line)):
+        if pair == ("--resume", "never"):
+            return [*line[:number], *line[number + 2 :]]
+    return [word for word in line if word != "--resume=never"]
 
 
 def _load(command: Command) -> Callable[[dict[str, Any]], int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from deployments import cli
 from deployments.api import explain_lost
 from deployments.cli import COMMANDS, main
 from tasks.next_steps import command_line
@@ -112,6 +114,26 @@ APILogWorker.drain_all()
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path), **address}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (["--resume", "never"], []),
+        (["--resume=never"], []),
+        (["--resume", "never-ending.pt", "--epochs", "2"], ["--resume", "never-ending.pt", "--epochs", "2"]),
+        (["--resume", "never", "--sample-prompt", "never"], ["--sample-prompt", "never"]),
+    ],
+)
+def test_an_interrupted_command_ends_with_the_one_that_continues_it(
+    given: list[str], kept: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_load", interrupt)
+    assert main(["train", "tokens", "run", *given]) == 130
+    assert shlex.split(capsys.readouterr().err.splitlines()[-1])[-3 - len(kept) :] == ["train", "tokens", "run", *kept]
 
 
 def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
