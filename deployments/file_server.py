@@ -35,13 +35,13 @@ from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, R
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.listing import folder_page, places_page
+from deployments.listing import PLACES, folder_page, places_page
 from musicgen_core import storage
 from musicgen_core.errors import ConfigError
 from musicgen_core.escaping import csp_hashes
 from tasks.served import GREETING, HEALTH, TYPES, VARIABLE, FileServer, is_open, is_served
 
-FOLDERS = ("tokens", "runs", "output")
+FOLDERS = tuple(PLACES)
 """Places that are served; archives are not."""
 _STOP_SECONDS = 5.0
 _TEMPLATES = {"musicgen_core.generation": "index.html.j2", "musicgen_core.evaluation": "report.html.j2"}

@@ -12,7 +12,9 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from musicgen_core.escaping import html_page
+from musicgen_core.generated_pages import PAGE
 from musicgen_core.language import message, say, translated
+from musicgen_core.run_layout import EVALUATION_REPORT
 from musicgen_core.wording import counted, sized
 from tasks.served import is_open, is_served
 
@@ -24,7 +26,7 @@ PLACES = {
     "output": message("Generated music"),
 }
 """Content of each place."""
-_PAGES = {"index.html": message("Listen to all of it"), "report.html": message("Read the report")}
+_PAGES = {PAGE: message("Listen to all of it"), EVALUATION_REPORT: message("Read the report")}
 """Pages that are the reason to open a folder, and their use."""
 
 

@@ -81,10 +81,6 @@ class RunLayout:
     def evaluation(self) -> UPath:
         return self.root / EVALUATION
 
-    @property
-    def wandb(self) -> UPath:
-        return self.root / WANDB
-
     def adapter(self, stem: str) -> UPath:
         return self.root / ADAPTERS / f"{stem}.pt"
 

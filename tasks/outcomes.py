@@ -93,14 +93,15 @@ def tokenized(tokens: str, shards: int, on: Mapping[str, Any], notice: str = "",
     """
     if not shards:
         return Outcome(notice=notice)
-    if failed:
-        return Outcome((Made(message("tokens"), str(_absolute(tokens))),), notice=notice)
     place = _absolute(tokens)
+    made = (Made(message("tokens"), str(place)),)
+    if failed:
+        return Outcome(made, notice=notice)
     run_dir = _free(place.parent / "runs" / "run")
     train = Step(
         message("Train an adapter on them"), "train", {"tokens": str(place), **_kept(on, "model")}, {"run_dir": run_dir}
     )
-    return Outcome((Made(message("tokens"), str(place)),), (train,), notice)
+    return Outcome(made, (train,), notice)
 
 
 def trained(result: TrainResult, on: Mapping[str, Any]) -> Outcome:

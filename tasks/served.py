@@ -60,16 +60,14 @@ def is_served(file: Path, folder: Path) -> bool:
     Args:
         file, folder: resolved paths, so that no symbolic link leads out of the folder.
     """
-    if not file.is_relative_to(folder) or file.suffix not in TYPES:
-        return False
-    if any(part.startswith(".") for part in file.relative_to(folder).parts):
+    if file.suffix not in TYPES or not is_open(file, folder):
         return False
     return file.suffix != ".json" or any(file.with_suffix(ending).is_file() for ending in _DESCRIBED)
 
 
-def is_open(folder: Path, place: Path) -> bool:
-    """Return whether the file server lists a folder: it, without symbolic links, is in a place and not hidden."""
-    return folder.is_relative_to(place) and not any(part.startswith(".") for part in folder.relative_to(place).parts)
+def is_open(path: Path, place: Path) -> bool:
+    """Return whether a path, without symbolic links, is in a place and not hidden. Such folders are listed."""
+    return path.is_relative_to(place) and not any(part.startswith(".") for part in path.relative_to(place).parts)
 
 
 @dataclass(frozen=True)

@@ -115,8 +115,9 @@ def _reason(error: Exception) -> str:
     if isinstance(error, httpx2.TimeoutException):
         return message("{hub} accepted the connection and did not answer in time", hub=constants.ENDPOINT)
     if isinstance(error, httpx2.RemoteProtocolError | httpx2.NetworkError | httpx2.StreamError):
-        return "the connection to the Hugging Face Hub was lost"
-    return f"{constants.ENDPOINT} gave no answer of the Hub's kind ({type(error).__name__})"
+        return message("the connection to the Hugging Face Hub was lost")
+    kind = type(error).__name__
+    return message("{hub} gave no answer of the Hub's kind ({kind})", hub=constants.ENDPOINT, kind=kind)
 
 
 def give_up(repo: str, error: Exception, cache: Path | None = None, attempts: int = 1) -> ModelError:

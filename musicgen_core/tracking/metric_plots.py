@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from musicgen_core.codes import CODEBOOKS
+from musicgen_core.run_layout import LEARNING_RATE_PLOT, LOSS_PLOT, PERPLEXITY_PLOT
 
 Rows = Sequence[Mapping[str, float]]
 
@@ -50,11 +51,11 @@ def plot_perplexities(rows: Rows, target: Path | IO[bytes]) -> None:
 def pictures_of(rows: Rows) -> dict[str, Callable[[Rows, Path], None]]:
     """Return the plots available for these rows, by the name of their file beside `metrics.jsonl`."""
     pictures: dict[str, Callable[[Rows, Path], None]] = {
-        "loss.png": plot_losses,
-        "learning_rate.png": plot_learning_rate,
+        LOSS_PLOT: plot_losses,
+        LEARNING_RATE_PLOT: plot_learning_rate,
     }
     if any("val/perplexity" in row for row in rows):
-        pictures["perplexity.png"] = plot_perplexities
+        pictures[PERPLEXITY_PLOT] = plot_perplexities
     return pictures
 
 

@@ -11,10 +11,7 @@ from musicgen_core.data.shards import another_codec, shard_codec
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
 from musicgen_core.model.local_files import codec_here
-from musicgen_core.run_layout import ADAPTERS, CONFIG
-
-_NAMING = {CONFIG: ("model", "model_dir"), "adapter_config.json": ("base_model_name_or_path",)}
-"""Files of run directories and of PEFT directories → their entries that name the base model"""
+from musicgen_core.run_layout import find_config, run_of
 
 
 def check_tokens_codec(tokens: str, model: str) -> None:
@@ -40,7 +37,7 @@ def check_tokens_codec(tokens: str, model: str) -> None:
 
 
 def check_codec_of_adapter(tokens: str, adapter: str, model: str | None = None) -> None:
-    """Refuse tokens that the base model of an adapter can make nothing of, as far as that can be told here.
+    """Refuse tokens of another codec than that of an adapter's base model, as far as that is known locally.
 
     Args:
         model: the base model, if it is given; else the run directory or PEFT directory of the adapter names it.
@@ -65,12 +62,10 @@ def check_codec_of_adapter(tokens: str, adapter: str, model: str | None = None) 
 def _base_model_here(adapter: str) -> str | None:
     """Return the base model that the files beside an adapter name, if its codec is on this machine."""
     path = storage.as_path(adapter)
-    folder = path.parent.parent if path.parent.name == ADAPTERS else path
-    for file, names in _NAMING.items():
-        try:
-            config = json.loads(storage.read_text(folder / file))
-            found = [str(config[name]) for name in names if config.get(name)]
-        except (OSError, ValueError, TypeError, AttributeError):
-            continue  # loading the adapter says what is wrong with it
-        return next((name for name in found if codec_here(name)), None)
-    return None
+    if (config := find_config(run_of(path) or path)) is not None:
+        return next((name for name in (config.model, config.model_dir) if name and codec_here(name)), None)
+    try:
+        name = str(json.loads(storage.read_text(path / "adapter_config.json"))["base_model_name_or_path"] or "")
+    except (OSError, ValueError, TypeError, KeyError):
+        return None  # loading the adapter says what is wrong with it
+    return name if name and codec_here(name) else None

@@ -391,9 +391,8 @@ class Trainer:
         total = torch.zeros(CODEBOOKS, dtype=torch.float64, device=self.computation.device)  # [K]
         micro, size = self.batch_size.micro, self.world.size
         own = everything[self.world.rank :: size]
-        rounds = -(
-            -len(everything) // (micro * size)
-        )  # the same on all ranks, because each round has a collective operation
+        # The same number on all ranks, because each round has a collective operation.
+        rounds = -(-len(everything) // (micro * size))
         parts = [own[number * micro : (number + 1) * micro] for number in range(rounds)]
         making = (partial(self._validation_batch, part) for part in parts if part)
         with prefetched(making, device=self.computation.device) as batches:

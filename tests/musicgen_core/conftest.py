@@ -27,7 +27,7 @@ Pack = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def debug_model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    """Build the debug model anew, rather than test an older version in the user's cache."""
+    """Build the debug model from scratch, rather than test an older version in the user's cache."""
     return BaseModel("debug", debug_model_directory(tmp_path_factory.mktemp("cache")))
 
 
