@@ -24,6 +24,7 @@ from musicgen_core.language import message
 from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.lora import AdapterConfig, adapter_state, add_lora, set_adapter_state
 from musicgen_core.model.text import TextEncoder
+from musicgen_core.signals import deferred_signals
 from musicgen_core.stages import advance, announce
 from musicgen_core.training.batching import BatchSize, DataOrder
 from musicgen_core.training.checkpoint import Progress
@@ -54,13 +55,13 @@ class Hooks:
     Attributes:
         on_step: called after each step with its metrics, as written to metrics.jsonl.
         on_epoch: called after an epoch's validation, with the epoch and whether it is the best so far.
-        on_interval: called to save: with True every `save_every_steps` steps; with False every `save_every_minutes`
-            and when the run is interrupted.
+        on_interval: called to save: with True every `save_every_steps` steps; with False every `save_every_minutes`.
         cancelled: asked before each step and during validation.
         on_best: called when a validation within an epoch is the best so far.
         after_epoch: called with the epoch once everything of it is saved.
         must_wait: asked before each step and after the last whether the progress could not be saved yet. The run
             waits until it is; each call blocks for about a second or retries saving.
+        on_interruption: called to save when the run ends early, on request or by an error.
     """
 
     on_step: Callable[[dict[str, float]], None]
@@ -70,6 +71,7 @@ class Hooks:
     on_best: Callable[[], None] = lambda: None
     after_epoch: Callable[[int], None] = lambda epoch: None
     must_wait: Callable[[], bool] = lambda: False
+    on_interruption: Callable[[], None] = lambda: None
 
 
 class Trainer:
@@ -167,37 +169,48 @@ class Trainer:
         """Train to the end.
 
         Raises:
-            Cancelled: `cancelled` returned true. As after any interruption, `on_interval` was called to save.
+            Cancelled: `cancelled` returned true. As after any interruption, `on_interruption` was called.
             TrainingError: the loss or gradient norm wasn't finite in ten consecutive steps.
         """
         started = self.progress.step
         self._log_parameters()
         try:
-            self._wait(hooks)
-            if self.progress.pending is not None:
+            self._train(hooks)
+        except BaseException as error:
+            # Prefect ends a run by raising TerminationSignal, a BaseException, at any point of the program.
+            interruption = error
+        else:
+            return
+        try:
+            # Outside the handler: an error of saving would have the interruption as its context, as if it hid it.
+            if self.consistent and self.progress.step > started:
+                hooks.on_interruption()
+            raise interruption
+        finally:
+            del interruption  # its traceback refers to this frame, and so would keep the model's memory
+
+    def _train(self, hooks: Hooks) -> None:
+        self._wait(hooks)
+        if self.progress.pending is not None:
+            self._finish_step(hooks)
+            self._after_epoch(hooks)
+        first = self.progress.step + 1
+        steps = range(first, self.order.total_steps + 1)
+        with prefetched((partial(self._batch_of, step) for step in steps), device=self.computation.device) as own:
+            for step in steps:
+                if self.is_done:
+                    logger.info(
+                        "stopped early: %s without a new best",
+                        counted(self.settings.early_stopping or 0, "validation"),
+                    )
+                    break
+                self._wait(hooks)
+                if step == first:
+                    announce(message("computing the first step; on a GPU the model is compiled for it"))
+                self._step(step, own)
                 self._finish_step(hooks)
                 self._after_epoch(hooks)
-            steps = range(self.progress.step + 1, self.order.total_steps + 1)
-            with prefetched((partial(self._batch_of, step) for step in steps), device=self.computation.device) as own:
-                for step in steps:
-                    if self.is_done:
-                        logger.info(
-                            "stopped early: %s without a new best",
-                            counted(self.settings.early_stopping or 0, "validation"),
-                        )
-                        break
-                    self._wait(hooks)
-                    if step == started + 1:
-                        announce(message("computing the first step; on a GPU the model is compiled for it"))
-                    self._step(step, own)
-                    self._finish_step(hooks)
-                    self._after_epoch(hooks)
-            self._wait(hooks)
-        except BaseException:
-            # Prefect ends a run by raising TerminationSignal, a BaseException, at any point of the program.
-            if self.consistent and self.progress.step > started:
-                hooks.on_interval(False)
-            raise
+        self._wait(hooks)
 
     @property
     def is_done(self) -> bool:
@@ -250,6 +263,9 @@ class Trainer:
     def _frames_of(self, indices: list[int]) -> NDArray[np.int32]:
         return np.minimum(self.clips.frames[indices], self._segment_frames)
 
+    def _audio_seconds(self, indices: list[int]) -> float:
+        return float(self._frames_of(indices).sum()) / FRAME_RATE
+
     def _padded_frames(self, indices: list[int]) -> int | None:
         """Return the frames that a batch is padded to; None for its longest clip."""
         if not self.computation.execution.compile:
@@ -259,7 +275,7 @@ class Trainer:
 
     def _step(self, step: int, batches: Iterator[Batch]) -> None:
         started = time.monotonic()
-        progress, indices = self.progress, self._indices_of(step)
+        indices = self._indices_of(step)
         learning_rate = self._set_learning_rate(step)
         loss, norm, scale = self._compute(step, next(batches), len(indices))
         if step == 1 and norm == 0:
@@ -271,7 +287,17 @@ class Trainer:
         taken = math.isfinite(loss) and math.isfinite(norm)
         if taken:
             row |= {"train/loss": loss, "train/grad_norm": norm}
-        self.consistent = False
+        with deferred_signals():  # a half-done update can't be saved
+            self.consistent = False
+            self._update(row, loss, scale, taken, indices)
+            row["train/audio_seconds_per_sec"] = self._audio_seconds(indices) / (time.monotonic() - started)
+            self.consistent = True
+        if not taken:
+            self._report_skipped(step, loss, norm)
+
+    def _update(self, row: dict[str, float], loss: float, scale: float, taken: bool, indices: list[int]) -> None:
+        """Update the parameters if `taken`, and the progress, whose pending row becomes `row`."""
+        progress, step = self.progress, int(row["step"])
         if taken:
             self.optimizer.step()
             progress.loss, progress.skipped_in_a_row = loss, 0
@@ -282,17 +308,10 @@ class Trainer:
             progress.skipped_in_a_row += 1
         if progress.loss_scale is not None and taken:  # else no scale helped, and the previous one is kept
             progress.loss_scale = 2 * scale if step % LOSS_SCALE_STEPS == 0 else scale
-        progress.step = step
         row["train/skipped_steps"] = progress.skipped
-        row["train/audio_seconds_per_sec"] = (
-            float(self._frames_of(indices).sum()) / FRAME_RATE / (time.monotonic() - started)
-        )
         if self.computation.device.type == "cuda":
             row["train/peak_gib"] = torch.cuda.max_memory_reserved(self.computation.device) / 2**30
-        progress.pending = row
-        self.consistent = True
-        if not taken:
-            self._report_skipped(step, loss, norm)
+        progress.step, progress.pending = step, row
 
     def _compute(self, step: int, batch: Batch, clips_in_step: int) -> tuple[float, float, float]:
         """Compute clipped gradients, and return the loss, the norm before clipping, and the loss scale."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -97,7 +96,6 @@ class Saver:
         self._has_owed_models = False  # write full models once all smaller files are written
         self._misses_metrics = False
         self._drawn_at = time.monotonic()
-        self._outer_error = sys.exception()
 
     def prepare(self, actions: dict[str, Callable[[], None]]) -> None:
         """Run what the first step depends on, functions by path; if one fails, `must_wait` blocks the run."""
@@ -105,22 +103,24 @@ class Saver:
 
     def save_interval(self, save_step_checkpoint: bool) -> None:
         """Update latest.pt, and write a step checkpoint if `save_step_checkpoint`."""
-        is_interrupted = sys.exception() is not self._outer_error
-        if is_interrupted:
-            self.full_models.background.abandon()  # only seconds are left
         checkpoint = self._checkpoint()
         is_saved = self._write(self._latest(checkpoint))
-        if is_interrupted and not is_saved:
-            self.failures.report(
-                f"what was learned after step {self.saved_step} could not be saved: "
-                "running again repeats the steps after it"
-            )
         if save_step_checkpoint and is_saved:
             self._write_step_checkpoint(checkpoint)
         elif save_step_checkpoint:
             self._unwritten[str(self.files.step_checkpoint(self.trainer.progress.step))] = partial(
                 self._write_step_checkpoint, checkpoint
             )
+
+    def save_interrupted(self) -> None:
+        """Update latest.pt, for which only seconds are left."""
+        self.full_models.background.abandon()
+        if not self._write(self._latest(self._checkpoint())):
+            self.failures.report(
+                f"what was learned after step {self.saved_step} could not be saved: "
+                "running again repeats the steps after it"
+            )
+            self._on_wait(self._obstacle)
 
     def save_epoch(self, epoch: int, is_best: bool) -> None:
         """Write the adapters of an epoch, and its full models in the background."""

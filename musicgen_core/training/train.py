@@ -64,7 +64,7 @@ def train(
         world: the processes that share the run, of which only the main one writes files and reports; by default this
             process alone.
         on_wait: called with the reason when the run waits because it can't save, and with None when it continues. It
-            can be cancelled while it waits.
+            can be cancelled while it waits. Also called if an interrupted run can't save.
         on_prior: called while the base model generates clips, before `on_start`, with frames done and in total.
 
     Raises:
@@ -229,6 +229,10 @@ class _Session:
             if not lock.is_lost:
                 self.saver.save_interval(save_step_checkpoint)
 
+        def save_interrupted() -> None:
+            if not lock.is_lost:
+                self.saver.save_interrupted()
+
         def render_samples(epoch: int) -> None:
             self.samples.render(epoch, self.saver.adapter(), is_cancelled)
             artifacts.epoch(epoch, trainer.progress)
@@ -260,6 +264,7 @@ class _Session:
                     on_best=self.saver.save_best,
                     after_epoch=render_samples,
                     must_wait=self.saver.must_wait,
+                    on_interruption=save_interrupted,
                 )
             )
             self.saver.finish(check)

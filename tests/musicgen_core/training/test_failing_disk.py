@@ -102,6 +102,22 @@ def test_a_run_that_waits_can_be_cancelled_and_says_what_is_lost(
     assert train(request).resumed_from == 2
 
 
+def test_a_run_interrupted_while_it_can_not_save_announces_that(request_for: MakeRequest) -> None:
+    request, waits = request_for(), list[str | None]()
+
+    def is_full(target: UPath, before: int) -> bool:
+        return target.suffix == ".pt"
+
+    with failing(is_full), pytest.raises(KeyboardInterrupt):
+        train(request, on_step=_interrupt, on_wait=waits.append)
+    (reason,) = waits
+    assert reason and "could not be written" in reason
+
+
+def _interrupt(row: dict[str, float]) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.json"])
 def test_a_resume_on_a_full_disk_waits_for_room(
     name: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from musicgen_core.errors import Cancelled
 from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
+from musicgen_core.signals import ENDING
 from musicgen_core.training.batching import BatchSize
 from musicgen_core.training.loop import Hooks, Trainer
 
@@ -45,7 +47,7 @@ def run(trainer: Trainer, cancelled: Callable[[], bool] = lambda: False) -> tupl
         Hooks(
             on_step=on_step,
             on_epoch=lambda epoch, is_best: calls.append(("epoch", epoch)),
-            on_interval=lambda due: calls.append(("interval" if due else "interrupted", trainer.progress.step)),
+            on_interval=lambda due: calls.append(("interval", trainer.progress.step)),
             cancelled=cancelled,
         )
     )
@@ -126,15 +128,22 @@ def test_cancelled_it_saves_and_raises(trainer_of: MakeTrainer) -> None:
         lambda epoch, is_best: None,
         lambda due: calls.append(("interval", due)),
         lambda: trainer.progress.step == 2,
+        on_interruption=lambda: calls.append("interrupted"),
     )
     with pytest.raises(Cancelled, match="after step 2"):
         trainer.run(hooks)
-    assert calls == [1, 2, ("interval", False)]
+    assert calls == [1, 2, "interrupted"]
 
 
 def test_stopped_before_its_first_step_there_is_nothing_to_save(trainer_of: MakeTrainer) -> None:
-    saves: list[bool] = []
-    hooks = Hooks(lambda row: None, lambda epoch, is_best: None, saves.append, lambda: True)
+    saves: list[int] = []
+    hooks = Hooks(
+        on_step=lambda row: None,
+        on_epoch=lambda epoch, is_best: None,
+        on_interval=lambda due: saves.append(0),
+        cancelled=lambda: True,
+        on_interruption=lambda: saves.append(0),
+    )
     with pytest.raises(Cancelled):
         trainer_of().run(hooks)
     assert saves == []
@@ -144,9 +153,41 @@ class Killed(BaseException):
     """Like Prefect's TerminationSignal: no Exception, and it can come at any place."""
 
 
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_during_an_update_saves_the_whole_step(trainer_of: MakeTrainer, number: signal.Signals) -> None:
+    trainer = trainer_of()
+    saved: list[int] = []
+    whole_step = trainer.optimizer.step
+
+    def interrupted_in_the_third(*args: Any) -> None:
+        if trainer.progress.step == 2:
+            signal.raise_signal(number)
+        whole_step()
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    trainer.optimizer.step = interrupted_in_the_third  # type: ignore[assignment]
+    before = signal.signal(number, kill)
+    try:
+        with pytest.raises(Killed):
+            trainer.run(
+                Hooks(
+                    on_step=lambda row: None,
+                    on_epoch=lambda epoch, is_best: None,
+                    on_interval=lambda due: None,
+                    cancelled=lambda: False,
+                    on_interruption=lambda: saved.append(trainer.progress.step),
+                )
+            )
+    finally:
+        signal.signal(number, before)
+    assert saved == [3]
+
+
 def test_while_an_update_is_half_done_nothing_is_saved(trainer_of: MakeTrainer) -> None:
     trainer = trainer_of()
-    saves: list[bool] = []
+    saves: list[int] = []
     whole_step = trainer.optimizer.step
 
     def killed_in_the_third(*args: Any) -> None:
@@ -156,7 +197,15 @@ def test_while_an_update_is_half_done_nothing_is_saved(trainer_of: MakeTrainer) 
 
     trainer.optimizer.step = killed_in_the_third  # type: ignore[assignment]
     with pytest.raises(Killed):
-        trainer.run(Hooks(lambda row: None, lambda epoch, is_best: None, saves.append, lambda: False))
+        trainer.run(
+            Hooks(
+                on_step=lambda row: None,
+                on_epoch=lambda epoch, is_best: None,
+                on_interval=lambda due: saves.append(trainer.progress.step),
+                cancelled=lambda: False,
+                on_interruption=lambda: saves.append(trainer.progress.step),
+            )
+        )
     assert saves == []
 
 
@@ -190,7 +239,13 @@ def test_what_was_interrupted_is_done_again_and_comes_out_the_same(
         return whole_validate(cancelled)
 
     first.validate = validate  # type: ignore[assignment, method-assign]
-    hooks = Hooks(lambda row: killed("on_step"), lambda epoch, is_best: killed("on_epoch"), save, lambda: False)
+    hooks = Hooks(
+        on_step=lambda row: killed("on_step"),
+        on_epoch=lambda epoch, is_best: killed("on_epoch"),
+        on_interval=save,
+        cancelled=lambda: False,
+        on_interruption=lambda: save(False),
+    )
     with pytest.raises(Killed):
         first.run(hooks)
 

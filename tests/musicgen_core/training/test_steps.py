@@ -378,17 +378,23 @@ def test_cancelled_while_validating_it_saves_and_validates_later(
     trainer_of: MakeTrainer,
 ) -> None:
     trainer, expected = trainer_of(ONE), run(trainer_of(ONE))
-    saves: list[Any] = []
+    saves: list[int] = []
     whole = trainer.gradients.validation_losses
 
     def slow(batch: Any) -> Tensor:
         raise AssertionError("not reached: it was told to stop before")
 
     trainer.gradients.validation_losses = slow  # type: ignore[method-assign]
-    hooks = Hooks(lambda row: None, lambda epoch, best: None, saves.append, lambda: trainer.progress.step == 5)
+    hooks = Hooks(
+        on_step=lambda row: None,
+        on_epoch=lambda epoch, is_best: None,
+        on_interval=lambda due: None,
+        cancelled=lambda: trainer.progress.step == 5,
+        on_interruption=lambda: saves.append(trainer.progress.step),
+    )
     with pytest.raises(Cancelled, match="while it validated after step 5"):
         trainer.run(hooks)
-    assert saves == [False] and trainer.progress.pending is not None
+    assert saves == [5] and trainer.progress.pending is not None
     trainer.gradients.validation_losses = whole  # type: ignore[method-assign]
     assert run(trainer)[-1]["val/loss"] == expected[-1]["val/loss"]
 
