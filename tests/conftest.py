@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
@@ -43,6 +44,12 @@ os.environ["MUSICGEN_LANGUAGE"] = "en"  # whatever the locale
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # as on the command line
 os.environ["PREFECT_LOGGING_EXTRA_LOGGERS"] = "musicgen_core"  # likewise
 os.environ["PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW"] = "ignore"
+
+
+def pytest_collection_finish() -> None:
+    """Exclude what lives until the end from garbage collections, of which releasing a model's memory starts many."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
