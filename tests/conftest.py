@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -44,6 +44,12 @@ os.environ["MUSICGEN_LANGUAGE"] = "en"  # whatever the locale
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # as on the command line
 os.environ["PREFECT_LOGGING_EXTRA_LOGGERS"] = "musicgen_core"  # likewise
 os.environ["PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW"] = "ignore"
+
+ONE_PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
+    "0000000a49444154789c636000000002000148afa4710000000049454e44ae426082"
+)
+"""A PNG"""
 
 
 def pytest_collection_finish() -> None:
@@ -81,7 +87,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     Flows wait long enough for their artifacts on a slow machine: the first picture builds Matplotlib's font cache.
     """
-    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
     from prefect.testing.utilities import prefect_test_harness
 
     from tasks import artifacts
@@ -89,12 +95,28 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     results = tmp_path_factory.mktemp("results")
     with (
         prefect_test_harness(server_startup_timeout=240),
-        temporary_settings({PREFECT_LOCAL_STORAGE_PATH: results}),
+        # The end of a flow that sends heartbeats takes up to a second.
+        temporary_settings({PREFECT_LOCAL_STORAGE_PATH: results, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
         pytest.MonkeyPatch.context() as patch,
     ):
         for patience in ("PATIENCE_SECONDS", "PATIENCE_IF_INTERRUPTED_SECONDS"):
             patch.setattr(artifacts, patience, 120.0)
+        gc.freeze()
         yield
+
+
+@pytest.fixture
+def blank_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write figures of Matplotlib as one pixel: drawing those of a short training takes as long as the training."""
+    import matplotlib.figure
+
+    def savefig(figure: object, target: Path | IO[bytes], **settings: object) -> None:
+        if isinstance(target, Path):
+            target.write_bytes(ONE_PIXEL)
+        else:
+            target.write(ONE_PIXEL)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", savefig)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,8 @@ from musicgen_core.data.shards import Row, ShardWriter
 from musicgen_core.errors import ConfigError
 from musicgen_core.evaluation import evaluate as core
 
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
 DEBUG: dict[str, Any] = {"model": "debug", "device": "cpu"}
 QUICK: dict[str, Any] = {
     **DEBUG,

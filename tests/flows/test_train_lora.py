@@ -25,6 +25,8 @@ from musicgen_core.model.lora import load_adapter
 from musicgen_core.stages import heard_by
 from tests.run_directories import steps
 
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
 QUICK: dict[str, Any] = {
     "model": "debug",
     "device": "cpu",

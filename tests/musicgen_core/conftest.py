@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import tarfile
 import uuid
@@ -28,7 +29,9 @@ Pack = Callable[..., Path]
 @pytest.fixture(scope="session")
 def debug_model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     """Build the debug model from scratch, rather than test an older version in the user's cache."""
-    return BaseModel("debug", debug_model_directory(tmp_path_factory.mktemp("cache")))
+    model = BaseModel("debug", debug_model_directory(tmp_path_factory.mktemp("cache")))
+    gc.freeze()  # after audiocraft and transformers were imported
+    return model
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,8 @@ from musicgen_core.training.batching import BatchSize
 from musicgen_core.training.loop import Trainer
 from tests.stand_in_hub import StandInHub
 
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
 CLIPS = 40  # of the tokens
 Evaluate = Callable[..., Evaluation]
 

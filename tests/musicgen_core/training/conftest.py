@@ -33,6 +33,11 @@ MakeRequest = Callable[..., TrainRequest]
 Metrics = dict[str, float]
 
 
+@pytest.fixture(autouse=True)
+def plots_are_blank(blank_plots: None) -> None:
+    """Draw no plots, which tests/musicgen_core/tracking/test_metric_plots.py does."""
+
+
 def random_clips(count: int, frames: int = 24, used_codes: int = 2048) -> list[Codes]:
     rng = np.random.default_rng(count)
     return [rng.integers(used_codes, size=(4, frames + 3 * i), dtype=np.uint16) for i in range(count)]
