@@ -11,9 +11,11 @@ import secrets
 import shlex
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,7 @@ class Wandb:
         self._data = folder / "wandb"
         home = home or storage.as_path(folder)
         self._is_stage = not storage.is_local(home)
+        self._folders = [storage.as_path(self._data), *([home / "wandb"] if self._is_stage else [])]
         self._how_to_sync = (
             message("Later, beside a copy of {home}/wandb:\n{command}", home=home, command=sync_command("wandb"))
             if self._is_stage
@@ -207,6 +210,7 @@ class Wandb:
         )
         if self._mode != "offline":
             wandb_service.check_key()
+        self._await_own_second()
         with wandb_service.without_variables(self._hidden) if self._mode == "offline" else nullcontext():
             run = wandb.init(mode=self._mode, settings=settings, **self._init)  # type: ignore[arg-type]
         run.define_metric(self._axis)
@@ -216,6 +220,11 @@ class Wandb:
         if self._mode != "offline" and run.url:
             self._keep(URL_FILE, run.url)
             self._url = run.url
+
+    def _await_own_second(self) -> None:
+        """Wait until a second in which no part of this run began: WandB names a part's folder by its second."""
+        while any(any(folder.glob(f"*-{datetime.now():%Y%m%d_%H%M%S}-{self._init['id']}")) for folder in self._folders):
+            time.sleep(0.1)
 
     def _fail(self, error: Exception) -> None:
         was_started, self._run = self._run is not None, None

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,20 @@ def test_the_axis_can_be_set_and_the_id_is_kept_for_resuming(tmp_path: Path) -> 
     run.finish()
     assert kept_run_id(home) == new
     assert Logged(tmp_path).axes == {"tokenize/clips": "", "*": "tokenize/clips"}
+
+
+def test_a_part_never_shares_the_folder_of_another_one(tmp_path: Path) -> None:
+    """WandB names folders by the second; a part that began in the same second would replace the other's file."""
+    now, others = datetime.now(), tmp_path / "wandb"
+    taken = {f"offline-run-{now + timedelta(seconds=later):%Y%m%d_%H%M%S}-abcd1234" for later in range(6)}
+    for name in taken:
+        (others / name).mkdir(parents=True)
+    run = run_in(tmp_path)
+    run.log({"global_step": 1, "train/loss": 1.0})
+    run.finish()
+    for name in taken:
+        (others / name).rmdir()  # only an empty folder
+    assert [row["global_step"] for row in Logged(tmp_path).history] == [1]
 
 
 def test_syncing_uploads_all_parts_of_a_resumed_run(
