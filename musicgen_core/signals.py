@@ -34,5 +34,5 @@ def deferred_signals() -> Iterator[None]:
                     signal.signal(number, defer)
             yield
     finally:
-        for number in arrived:
-            signal.raise_signal(number)
+        for late in arrived:
+            signal.raise_signal(late)

@@ -83,7 +83,7 @@ class Wandb:
         self._data = folder / "wandb"
         home = home or storage.as_path(folder)
         self._is_stage = not storage.is_local(home)
-        self._folders = [storage.as_path(self._data), *([home / "wandb"] if self._is_stage else [])]
+        self._home = home
         self._how_to_sync = (
             message("Later, beside a copy of {home}/wandb:\n{command}", home=home, command=sync_command("wandb"))
             if self._is_stage
@@ -222,8 +222,12 @@ class Wandb:
             self._url = run.url
 
     def _await_own_second(self) -> None:
-        """Wait until a second in which no part of this run began: WandB names a part's folder by its second."""
-        while any(any(folder.glob(f"*-{datetime.now():%Y%m%d_%H%M%S}-{self._init['id']}")) for folder in self._folders):
+        """Wait until a second in which no part of this run began that has been uploaded already.
+
+        WandB names a part's folder by its second, and sees only those in the stage.
+        """
+        parts = self._home / "wandb"
+        while self._is_stage and any(parts.glob(f"*-{datetime.now():%Y%m%d_%H%M%S}-{self._init['id']}")):
             time.sleep(0.1)
 
     def _fail(self, error: Exception) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -114,18 +115,17 @@ def test_the_axis_can_be_set_and_the_id_is_kept_for_resuming(tmp_path: Path) -> 
     assert Logged(tmp_path).axes == {"tokenize/clips": "", "*": "tokenize/clips"}
 
 
-def test_a_part_never_shares_the_folder_of_another_one(tmp_path: Path) -> None:
-    """WandB names folders by the second; a part that began in the same second would replace the other's file."""
-    now, others = datetime.now(), tmp_path / "wandb"
+def test_a_part_replaces_no_other_that_is_uploaded_already(tmp_path: Path) -> None:
+    """WandB names folders by the second."""
+    now, home = datetime.now(), storage.as_path(f"memory://{uuid.uuid4().hex}")
     taken = {f"offline-run-{now + timedelta(seconds=later):%Y%m%d_%H%M%S}-abcd1234" for later in range(6)}
     for name in taken:
-        (others / name).mkdir(parents=True)
-    run = run_in(tmp_path)
+        storage.write_text(home / "wandb" / name / "run-abcd1234.wandb", "of another part")
+    run = run_in(tmp_path, home=home)
     run.log({"global_step": 1, "train/loss": 1.0})
     run.finish()
-    for name in taken:
-        (others / name).rmdir()  # only an empty folder
-    assert [row["global_step"] for row in Logged(tmp_path).history] == [1]
+    (new,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert new.name not in taken
 
 
 def test_syncing_uploads_all_parts_of_a_resumed_run(
