@@ -19,7 +19,7 @@ from musicgen_core import storage, tensor_files
 from musicgen_core.model.adapter_values import check_adapter_values
 from musicgen_core.model.lora import Adapter, AdapterConfig, load_adapter, save_adapter
 from musicgen_core.model.peft_directory import LINEARS
-from musicgen_core.training.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
+from musicgen_core.training.files.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 
 LAYERS, WIDTH, FEED_FORWARD, RANK = 48, 2048, 8192, 8
 REPEATS = 7

@@ -24,7 +24,7 @@ from musicgen_core.config import TrainSettings
 from musicgen_core.errors import MusicgenError
 from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.weights import find_model
-from musicgen_core.training.launch import launch
+from musicgen_core.training.processes.launch import launch
 from musicgen_core.training.request import TrainRequest
 
 Rows = list[dict[str, float]]

@@ -31,9 +31,9 @@ from musicgen_core.model.decoder import DecoderConfig, MusicgenLM, TextCondition
 from musicgen_core.model.lora import AdapterConfig, add_lora
 from musicgen_core.model.pattern import teacher_forcing
 from musicgen_core.model.weights import TEXT_ENCODER, find_model
-from musicgen_core.training.dropout import clip_seeds
-from musicgen_core.training.loss import clip_losses
-from musicgen_core.training.model import Execution, TrainingModel
+from musicgen_core.training.compute.dropout import clip_seeds
+from musicgen_core.training.compute.loss import clip_losses
+from musicgen_core.training.compute.model import Execution, TrainingModel
 
 FRAMES, SECONDS = 1500, 30.0
 TEXT_LENGTH = 32

@@ -57,7 +57,7 @@ def check_training(given: Mapping[str, Any]) -> None:
         ConfigError: the file can't be used.
     """
     from musicgen_core.generation.prompts import read_prompts
-    from musicgen_core.training.run_directory import begins_new
+    from musicgen_core.training.files.run_directory import begins_new
 
     if "init_adapter" in given and begins_new(storage.as_path(given["run_dir"]), given.get("resume", "auto")):
         check_adapter(given["init_adapter"])

@@ -83,7 +83,7 @@ def _train(request: TrainRequest, log: TrainingLog) -> TrainResult:
 
     check_tokens_codec(request.tokens, request.model)  # before any slow step
     announce_torch()
-    from musicgen_core.training.launch import launch
+    from musicgen_core.training.processes.launch import launch
     from musicgen_core.training.train import check_init_adapter, train
 
     if request.settings.gpus > 1:

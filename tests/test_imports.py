@@ -38,6 +38,21 @@ def test_imports_point_down_the_layers_only(layer: str) -> None:
         assert not above & set(imports(path)), path
 
 
+@pytest.mark.parametrize(
+    ("package", "allowed"),
+    [("compute", {"processes.distributed"}), ("files", set()), ("processes", {"request", "train"})],
+)
+def test_packages_of_training_import_only_what_is_below_them(package: str, allowed: set[str]) -> None:
+    prefix = "musicgen_core.training."
+    for path in sources(f"musicgen_core/training/{package}"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(prefix.rstrip(".")):
+                continue
+            names = [alias.name for alias in node.names] if f"{node.module}." == prefix else [node.module or ""]
+            for name in (each.removeprefix(prefix) for each in names):
+                assert name.split(".")[0] == package or name in allowed, f"{path} imports {name}"
+
+
 def test_the_core_does_not_know_prefect() -> None:
     for path in sources("musicgen_core"):
         assert "prefect" not in set(imports(path)), path

@@ -69,8 +69,8 @@ def _needs(size: ModelSize, places: Mapping[str, str], clips: int) -> Iterator[_
 def run_directory_bytes(size: ModelSize, settings: TrainSettings, clips: int) -> int:
     """Return the final size of a new run directory."""
     from musicgen_core.training.batching import DataOrder
-    from musicgen_core.training.disk_space import Plan, Sizes, bytes_to_write
-    from musicgen_core.training.run_directory import RunDirectory
+    from musicgen_core.training.files.disk_space import Plan, Sizes, bytes_to_write
+    from musicgen_core.training.files.run_directory import RunDirectory
 
     steps = DataOrder(clips, EFFECTIVE_BATCH, settings.num_epochs, settings.max_steps, settings.seed).total_steps
     new = Path(tempfile.gettempdir()) / f"musicgen-doctor-{os.urandom(8).hex()}"  # nothing is there

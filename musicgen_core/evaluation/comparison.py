@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musicgen_core.evaluation.request import Comparison
-from musicgen_core.training.loss import perplexity
+from musicgen_core.training.compute.loss import perplexity
 
 CONFIDENCE = 0.95
 

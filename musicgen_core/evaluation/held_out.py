@@ -14,7 +14,7 @@ from musicgen_core.errors import ConfigError, TokensError
 from musicgen_core.evaluation.request import EvaluateSettings
 from musicgen_core.language import message
 from musicgen_core.run_layout import RunConfig
-from musicgen_core.training.lineage import Lineage, learned_from, lineage_of
+from musicgen_core.training.files.lineage import Lineage, learned_from, lineage_of
 from musicgen_core.wording import counted
 
 

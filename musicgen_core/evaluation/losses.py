@@ -19,9 +19,9 @@ from musicgen_core.model.lora import Adapter, AdapterConfig, add_lora, set_adapt
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.training.batching import preset_of, resolve_execution
-from musicgen_core.training.distributed import World
-from musicgen_core.training.gradients import StepGradients
-from musicgen_core.training.model import TrainingModel
+from musicgen_core.training.compute.gradients import StepGradients
+from musicgen_core.training.compute.model import TrainingModel
+from musicgen_core.training.processes.distributed import World
 from musicgen_core.wording import counted
 
 OnProgress = Callable[[int, int, str], None]

@@ -24,7 +24,7 @@ from musicgen_core.model.local_files import CODEC_FILE, LM_FILE
 from musicgen_core.model.lora import Adapter, find_adapter, load_adapter, merged_checkpoint
 from musicgen_core.model.weights import TEXT_ENCODER, BaseModel, find_model
 from musicgen_core.stages import announce
-from musicgen_core.training.full_models import write_full_model
+from musicgen_core.training.files.full_models import write_full_model
 from musicgen_core.wording import named
 
 _DECIDING: dict[ExportKind, str] = {"peft": peft_directory.CONFIG_FILE, "audiocraft": LM_FILE}

@@ -14,7 +14,7 @@ from musicgen_core.config import EFFECTIVE_BATCH, TrainSettings
 from musicgen_core.devices import can_compile, check_fp8, compute_dtype, memory_gib
 from musicgen_core.errors import ConfigError
 from musicgen_core.language import message
-from musicgen_core.training.model import Execution
+from musicgen_core.training.compute.model import Execution
 
 
 @dataclass(frozen=True)

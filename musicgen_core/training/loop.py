@@ -22,17 +22,17 @@ from musicgen_core.data.loader import prefetched
 from musicgen_core.errors import Cancelled, TrainingError
 from musicgen_core.language import message
 from musicgen_core.model.decoder import MusicgenLM
-from musicgen_core.model.lora import AdapterConfig, adapter_state, add_lora, set_adapter_state
+from musicgen_core.model.lora import Adapter, AdapterConfig, adapter_state, add_lora, set_adapter_state
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.signals import deferred_signals
 from musicgen_core.stages import advance, announce
 from musicgen_core.training.batching import BatchSize, DataOrder
-from musicgen_core.training.checkpoint import Progress
-from musicgen_core.training.distributed import World
-from musicgen_core.training.gradients import StepGradients
-from musicgen_core.training.loss import perplexity
-from musicgen_core.training.model import Execution, TrainingModel
+from musicgen_core.training.compute.gradients import StepGradients
+from musicgen_core.training.compute.loss import perplexity
+from musicgen_core.training.compute.model import Execution, TrainingModel
+from musicgen_core.training.files.checkpoint import Progress
 from musicgen_core.training.prior_preservation import prior_share
+from musicgen_core.training.processes.distributed import World
 from musicgen_core.wording import counted
 
 logger = logging.getLogger(__name__)
@@ -164,6 +164,17 @@ class Trainer:
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         return adapter_state(self.model)
+
+    def adapter(self, base_model: str) -> Adapter:
+        """Return the adapter as it is now; `base_model` is the hash of its base model's weights."""
+        return Adapter(
+            lora=self.adapter_tensors(),
+            config=self.lora.plain(),
+            epoch=self.order.epoch_of(max(1, self.progress.step)),
+            global_step=self.progress.step,
+            loss=self.progress.loss,
+            base_model=base_model,
+        )
 
     def run(self, hooks: Hooks) -> None:
         """Train to the end.

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,21 +28,34 @@ from musicgen_core.devices import compute_dtype, release_memory
 from musicgen_core.errors import RunDirectoryError, reason_of
 from musicgen_core.generation.engine import Engine, frames_of
 from musicgen_core.generation.plan import cache_budget, cache_bytes, fitting_size, smaller_size
+from musicgen_core.generation.prompts import read_prompts
 from musicgen_core.generation.random_streams import streams_of
 from musicgen_core.language import message
 from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.lora import load_merged
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel
-from musicgen_core.training.distributed import World
+from musicgen_core.training.processes.distributed import World
 from musicgen_core.wording import counted
 
 logger = logging.getLogger(__name__)
+
+GENERAL_PROMPTS = Path(__file__).with_name("general_prompts.txt")
+"""The prompts that are used unless a run names a file of its own"""
 
 MAX_CLIPS = 256
 """The most clips that are generated for a run; if an epoch needs more, it sees each several times."""
 CPU_CACHE_BYTES = 2 * 2**30
 """Memory for the key-value caches of a batch on a CPU; a constant, so that a CPU always generates the same clips."""
+
+
+def general_prompts(settings: TrainSettings) -> list[str]:
+    """Return the prompts of the generated clips: those of the file `prior_prompts`, or else the built-in ones.
+
+    Raises:
+        ConfigError: the file is missing, holds no prompts, or has invalid lines.
+    """
+    return [prompt.prompt for prompt in read_prompts(settings.prior_prompts or str(GENERAL_PROMPTS))]
 
 
 def prior_share(own: int, fraction: float) -> int:

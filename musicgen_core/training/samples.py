@@ -35,9 +35,9 @@ from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.run_layout import PROMPTS, SAMPLES, parse_sample_name, sample_name
 from musicgen_core.stages import announce
-from musicgen_core.training.distributed import PATIENCE, World
+from musicgen_core.training.files.run_directory import RunDirectory
 from musicgen_core.training.loop import Trainer
-from musicgen_core.training.run_directory import RunDirectory
+from musicgen_core.training.processes.distributed import PATIENCE, World
 
 logger = logging.getLogger(__name__)
 

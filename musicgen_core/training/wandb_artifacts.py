@@ -14,9 +14,9 @@ from musicgen_core.model.lora import load_adapter
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.run_layout import SHARDS
 from musicgen_core.tracking import AudioFile, Wandb
-from musicgen_core.training.checkpoint import Progress
+from musicgen_core.training.files.checkpoint import Progress
+from musicgen_core.training.files.run_directory import RunDirectory
 from musicgen_core.training.loop import Trainer
-from musicgen_core.training.run_directory import RunDirectory
 from musicgen_core.training.samples import Samples
 
 logger = logging.getLogger(__name__)

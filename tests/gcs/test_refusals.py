@@ -15,8 +15,8 @@ from musicgen_core.data.archive import find_archives
 from musicgen_core.data.dataset import load_clips
 from musicgen_core.data.shards import read_report
 from musicgen_core.errors import MusicgenError, StorageError
-from musicgen_core.training.run_directory import RunDirectory
-from musicgen_core.training.run_lock import RunLock
+from musicgen_core.training.files.run_directory import RunDirectory
+from musicgen_core.training.files.run_lock import RunLock
 from tests.gcs.conftest import Proxy
 
 pytestmark = pytest.mark.timeout(60)

@@ -23,8 +23,8 @@ import pytest
 from musicgen_core import fuse_mounts, storage
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.generation.files import GeneratedSample, write_sample
-from musicgen_core.training.run_directory import RunDirectory
-from musicgen_core.training.run_lock import RunLock
+from musicgen_core.training.files.run_directory import RunDirectory
+from musicgen_core.training.files.run_lock import RunLock
 
 SCRIPT = Path(__file__).parents[1] / "drive_like.py"
 
@@ -165,12 +165,14 @@ def test_whenever_a_process_ends_the_new_file_is_whole_and_found(
 
 
 def test_locking_works_without_flock_and_after_a_crash(drive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("musicgen_core.training.run_lock.BEAT_S", 0.1)
+    monkeypatch.setattr("musicgen_core.training.files.run_lock.BEAT_S", 0.1)
     root = storage.as_path(drive / "run")
     with RunLock(root), pytest.raises(RunDirectoryError, match="already running"), RunLock(root):
         pass
     assert not list((drive / "run").glob("*"))
-    script = "import os, sys\nfrom musicgen_core import storage\nfrom musicgen_core.training.run_lock import RunLock\n"
+    script = (
+        "import os, sys\nfrom musicgen_core import storage\nfrom musicgen_core.training.files.run_lock import RunLock\n"
+    )
     script += "lock = RunLock(storage.as_path(sys.argv[1])).__enter__()\nos._exit(9)"
     assert subprocess.run([sys.executable, "-c", script, str(root)], check=False).returncode == 9
     assert names_in(drive / "run") == [".lock"]

@@ -14,7 +14,7 @@ from musicgen_core import storage, tensor_files
 from musicgen_core.errors import MusicgenError
 from musicgen_core.model import peft_directory
 from musicgen_core.model.lora import Adapter, AdapterConfig, load_adapter, save_adapter
-from musicgen_core.training.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
+from musicgen_core.training.files.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 
 LAYER = "base_model.model.model.decoder.layers.0.fc1"
 

@@ -28,7 +28,7 @@ from flows.finetune import finetune
 from flows.tokenize_archives import tokenize_archives
 from flows.train_lora import train_lora
 from musicgen_core import storage
-from musicgen_core.training import saving
+from musicgen_core.training.files import saving
 from tasks import run_state, training_log
 from tasks.progress import Update, listening, quieted
 from tasks.training_page import training_page

@@ -17,7 +17,7 @@ from deployments.checks.model_size import measure_model
 from deployments.checks.packages import check_packages
 from musicgen_core.config import TrainSettings
 from musicgen_core.model.debug_model import debug_model_directory
-from musicgen_core.training.disk_space import Sizes
+from musicgen_core.training.files.disk_space import Sizes
 
 HANGS = "exec sleep 300"
 

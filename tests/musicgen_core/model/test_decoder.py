@@ -15,7 +15,7 @@ from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.pattern import delay, teacher_forcing
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import from_audiocraft
-from musicgen_core.training.loss import clip_losses
+from musicgen_core.training.compute.loss import clip_losses
 
 FRAMES = 12
 PROMPTS = ["slow piano", "a fast breakbeat with a distorted bass line, 174 bpm", "bells"]

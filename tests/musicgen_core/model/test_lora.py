@@ -31,7 +31,7 @@ from musicgen_core.model.lora import (
 from musicgen_core.model.pattern import delay
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
-from musicgen_core.training.full_models import write_full_model
+from musicgen_core.training.files.full_models import write_full_model
 
 SETTINGS = AdapterConfig(r=4, alpha=16, dropout=0.1)
 SOME = ("q_proj", "encoder_attn.v_proj", "layers.0.fc1")

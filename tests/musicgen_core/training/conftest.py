@@ -23,7 +23,7 @@ from musicgen_core.data.shards import Row, ShardReport, ShardWriter, publish_sha
 from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.lora import load_adapter
 from musicgen_core.model.weights import BaseModel
-from musicgen_core.training import background, full_models, saving
+from musicgen_core.training.files import background, full_models, saving
 from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.train import train
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musicgen_core.training.distributed import World
+from musicgen_core.training.processes.distributed import World
 
 
 def all_reduce(world: World, tensor: Tensor) -> Tensor:

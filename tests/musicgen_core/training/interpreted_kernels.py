@@ -14,8 +14,8 @@ import torch
 from musicgen_core.model.decoder import TextCondition
 from musicgen_core.model.lora import AdapterConfig, add_lora
 from musicgen_core.model.weights import find_model, load_lm
-from musicgen_core.training.dropout import clip_seeds
-from musicgen_core.training.model import Execution, TrainingModel
+from musicgen_core.training.compute.dropout import clip_seeds
+from musicgen_core.training.compute.model import Execution, TrainingModel
 
 
 def adapted(r: int) -> Any:

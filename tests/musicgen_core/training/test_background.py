@@ -16,9 +16,9 @@ from musicgen_core import storage
 from musicgen_core.errors import raise_if_interrupted
 from musicgen_core.model.lora import load_adapter, merged_checkpoint
 from musicgen_core.model.weights import find_model
-from musicgen_core.training import background, full_models
-from musicgen_core.training.background import Abandoned
-from musicgen_core.training.full_models import write_full_model
+from musicgen_core.training.files import background, full_models
+from musicgen_core.training.files.background import Abandoned
+from musicgen_core.training.files.full_models import write_full_model
 from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.train import train
 

@@ -16,9 +16,9 @@ from musicgen_core import storage
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.model.lora import Adapter, AdapterConfig, save_adapter
 from musicgen_core.run_layout import RunConfig
-from musicgen_core.training.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
-from musicgen_core.training.full_models import write_full_model
-from musicgen_core.training.run_directory import RunDirectory
+from musicgen_core.training.files.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
+from musicgen_core.training.files.full_models import write_full_model
+from musicgen_core.training.files.run_directory import RunDirectory
 
 
 def checkpoint_of(step: int) -> Checkpoint:

@@ -8,8 +8,8 @@ import torch
 from musicgen_core.model.decoder import TextCondition
 from musicgen_core.model.lora import AdapterConfig, add_lora
 from musicgen_core.model.weights import BaseModel, load_lm
-from musicgen_core.training.dropout import clip_seeds
-from musicgen_core.training.model import Execution, TrainingModel
+from musicgen_core.training.compute.dropout import clip_seeds
+from musicgen_core.training.compute.model import Execution, TrainingModel
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

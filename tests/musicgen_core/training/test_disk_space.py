@@ -17,9 +17,9 @@ from musicgen_core.config import TrainSettings
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.model.lora import load_adapter
 from musicgen_core.model.weights import BaseModel
-from musicgen_core.training.disk_space import Plan, Sizes, bytes_to_write, check_disk_space
+from musicgen_core.training.files.disk_space import Plan, Sizes, bytes_to_write, check_disk_space
+from musicgen_core.training.files.run_directory import RunDirectory
 from musicgen_core.training.request import TrainRequest
-from musicgen_core.training.run_directory import RunDirectory
 from musicgen_core.training.train import train
 
 LARGE = Sizes(full_model=6_500_000_000, adapter=82_000_000)
@@ -73,7 +73,7 @@ def test_what_going_back_moves_away_is_counted_again(
     train(request)
     files, estimates = directory(request.run_dir), list[int]()
     monkeypatch.setattr(
-        "musicgen_core.training.train.check_disk_space",
+        "musicgen_core.training.session.check_disk_space",
         lambda files, settings, _, plan, gone: estimates.append(bytes_to_write(files, settings, sizes, plan, gone)),
     )
     train(dataclasses.replace(request, resume=f"{files.root}/checkpoint_step_2.pt"))

@@ -17,7 +17,7 @@ import torch
 
 import musicgen_core
 from musicgen_core.errors import DeviceError
-from musicgen_core.training.distributed import LostRank, World
+from musicgen_core.training.processes.distributed import LostRank, World
 
 
 class Ranks:

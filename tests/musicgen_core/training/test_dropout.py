@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from musicgen_core.training.dropout import clip_seeds, drop, keep, row_seeds
+from musicgen_core.training.compute.dropout import clip_seeds, drop, keep, row_seeds
 
 ROWS, WIDTH = 256, 512
 

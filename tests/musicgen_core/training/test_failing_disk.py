@@ -18,12 +18,12 @@ from musicgen_core import storage, tensor_files, tracking
 from musicgen_core.errors import Cancelled, RunDirectoryError
 from musicgen_core.model.lora import Adapter, AdapterConfig
 from musicgen_core.model.weights import BaseModel
-from musicgen_core.training import background
-from musicgen_core.training.background import Failures
-from musicgen_core.training.checkpoint import Checkpoint, Progress, save_checkpoint
-from musicgen_core.training.full_models import FullModels
+from musicgen_core.training.files import background
+from musicgen_core.training.files.background import Failures
+from musicgen_core.training.files.checkpoint import Checkpoint, Progress, save_checkpoint
+from musicgen_core.training.files.full_models import FullModels
+from musicgen_core.training.files.run_directory import RunDirectory
 from musicgen_core.training.request import TrainRequest, TrainResult
-from musicgen_core.training.run_directory import RunDirectory
 from musicgen_core.training.train import train
 
 MakeRequest = Callable[..., TrainRequest]

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musicgen_core.training.fp8 import multiply, quantize_rows
+from musicgen_core.training.compute.fp8 import multiply, quantize_rows
 
 
 @settings(deadline=None, max_examples=50)

@@ -16,9 +16,9 @@ import torch
 
 from musicgen_core import storage
 from musicgen_core.errors import Cancelled
+from musicgen_core.training.files.run_directory import RunDirectory
 from musicgen_core.training.loop import Trainer
 from musicgen_core.training.request import TrainRequest, TrainResult
-from musicgen_core.training.run_directory import RunDirectory
 from musicgen_core.training.train import train
 
 MakeRequest = Callable[..., TrainRequest]

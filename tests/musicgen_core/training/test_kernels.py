@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from musicgen_core.model.weights import BaseModel
-from musicgen_core.training import fp8
+from musicgen_core.training.compute import fp8
 
 pytest.importorskip("triton")
-from musicgen_core.training import kernels
-from musicgen_core.training.fused_attention import (
+from musicgen_core.training.compute import kernels
+from musicgen_core.training.compute.fused_attention import (
     cross_attention_fits,
     fused_cross_attention,
     fused_cross_attention_grad,

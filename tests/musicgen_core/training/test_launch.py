@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 import musicgen_core
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import Cancelled, ConfigError, DeviceError, TokensError, TrainingError
-from musicgen_core.training import launch as module
-from musicgen_core.training import worker
-from musicgen_core.training.ipc import ReportReader, Reports, read_request, write_request
-from musicgen_core.training.launch import launch
+from musicgen_core.training.processes import launch as module
+from musicgen_core.training.processes import worker
+from musicgen_core.training.processes.ipc import ReportReader, Reports, read_request, write_request
+from musicgen_core.training.processes.launch import launch
 from musicgen_core.training.request import TrainRequest, TrainResult
 
 pytestmark = pytest.mark.timeout(900)
@@ -336,7 +336,8 @@ def test_workers_end_by_themselves_when_the_launcher_is_killed(
 ) -> None:
     program = (
         "import sys\nfrom pathlib import Path\n"
-        "from musicgen_core.training.launch import launch\nfrom musicgen_core.training.ipc import read_request\n"
+        "from musicgen_core.training.processes.ipc import read_request\n"
+        "from musicgen_core.training.processes.launch import launch\n"
         "launch(read_request(Path(sys.argv[1])), 2, worker_module='toy_worker',"
         " on_step=lambda row: print(row, flush=True))"
     )

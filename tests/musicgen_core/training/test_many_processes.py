@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from musicgen_core.tracking import read_metrics
-from musicgen_core.training.launch import launch
+from musicgen_core.training.processes.launch import launch
 from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.train import train
 

@@ -13,9 +13,9 @@ from musicgen_core.model.decoder import TextCondition
 from musicgen_core.model.lora import AdapterConfig, add_lora
 from musicgen_core.model.pattern import teacher_forcing
 from musicgen_core.model.weights import BaseModel, load_lm
-from musicgen_core.training.dropout import clip_seeds
-from musicgen_core.training.loss import clip_losses
-from musicgen_core.training.model import Execution, TrainingModel
+from musicgen_core.training.compute.dropout import clip_seeds
+from musicgen_core.training.compute.loss import clip_losses
+from musicgen_core.training.compute.model import Execution, TrainingModel
 
 FRAMES = [24, 17, 5]
 SOME = ("q_proj", "encoder_attn.v_proj", "encoder_attn.out_proj", "layers.0.fc1")
@@ -82,7 +82,7 @@ def test_dropout_is_the_same_whichever_blocks_compute_it(
     debug_model: BaseModel, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = training(adapted(debug_model, RANKS[1]))
-    monkeypatch.setattr("musicgen_core.training.model.can_pack", lambda layers: False)
+    monkeypatch.setattr("musicgen_core.training.compute.model.can_pack", lambda layers: False)
     general = training(adapted(debug_model, RANKS[1]), checkpointing)
     losses = [model.step(*batch(), seeds(), 0.25) for model in (packed, general)]
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-10, atol=0)

@@ -23,11 +23,10 @@ from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.settings import validate
 from musicgen_core.training import prior_preservation
 from musicgen_core.training.batching import BatchSize
-from musicgen_core.training.checkpoint import load_checkpoint
-from musicgen_core.training.distributed import World
-from musicgen_core.training.general_prompts import GENERAL_PROMPTS
+from musicgen_core.training.files.checkpoint import load_checkpoint
 from musicgen_core.training.loop import Trainer
-from musicgen_core.training.prior_preservation import PriorRequest, load_prior, prior_share
+from musicgen_core.training.prior_preservation import PriorRequest, general_prompts, load_prior, prior_share
+from musicgen_core.training.processes.distributed import World
 from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.train import train
 
@@ -35,6 +34,7 @@ MakeRequest = Callable[..., TrainRequest]
 LeftIn = Callable[[str], Any]
 SHORT = {"segment_seconds": 0.4, "full_models": "none"}
 WITH_PRIOR = {"prior_preservation": 0.5, **SHORT}
+PROMPTS = general_prompts(TrainSettings())
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_generated_clips_have_a_segments_length_and_their_prompts(
     train(request)
     made = prior_clips(request, debug_model)
     assert set(made.frames.tolist()) == {20}
-    assert [made.descriptions[i] for i in range(5)] == list(GENERAL_PROMPTS[:5])
+    assert [made.descriptions[i] for i in range(5)] == PROMPTS[:5]
     assert len({made.codes_of(i).tobytes() for i in range(5)}) == 5
 
 
@@ -171,7 +171,7 @@ def test_other_ranks_wait_for_the_main_one_and_read_the_same(
     request = request_for(max_steps=1, **WITH_PRIOR)
     train(request)
     made = len(generated)
-    wanted = PriorRequest.of(request.settings, debug_model, GENERAL_PROMPTS, own=5)
+    wanted = PriorRequest.of(request.settings, debug_model, PROMPTS, own=5)
     found = load_prior(
         folder=storage.as_path(request.run_dir) / "prior",
         request=wanted,
@@ -294,5 +294,5 @@ def test_prompts_without_a_fraction_are_refused() -> None:
 
 
 def test_general_prompts_are_short_and_different() -> None:
-    assert len(set(GENERAL_PROMPTS)) == len(GENERAL_PROMPTS)
-    assert all(len(words) < 80 for words in GENERAL_PROMPTS)
+    assert len(set(PROMPTS)) == len(PROMPTS) == 64
+    assert all(len(words) < 80 for words in PROMPTS)

@@ -19,8 +19,8 @@ from musicgen_core.errors import Cancelled, RunDirectoryError
 from musicgen_core.evaluation.evaluate import stored_evaluation
 from musicgen_core.model.lora import load_adapter
 from musicgen_core.model.weights import BaseModel
+from musicgen_core.training.files.resuming import check_same, fixed_values
 from musicgen_core.training.request import TrainRequest, TrainResult
-from musicgen_core.training.resuming import check_same, fixed_values
 from musicgen_core.training.train import train
 
 MakeRequest = Callable[..., TrainRequest]

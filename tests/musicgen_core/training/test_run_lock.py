@@ -18,13 +18,13 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import RunDirectoryError
-from musicgen_core.training import run_lock
-from musicgen_core.training.run_lock import Holder, RunLock
+from musicgen_core.training.files import run_lock
+from musicgen_core.training.files.run_lock import Holder, RunLock
 
 HOLD = """
 import sys
 from musicgen_core import storage
-from musicgen_core.training.run_lock import RunLock
+from musicgen_core.training.files.run_lock import RunLock
 with RunLock(storage.as_path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

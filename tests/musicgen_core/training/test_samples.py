@@ -23,7 +23,7 @@ from musicgen_core.generation.engine import Engine
 from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import render
 from musicgen_core.generation.request import RenderRequest
-from musicgen_core.training.distributed import World
+from musicgen_core.training.processes.distributed import World
 from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.samples import Samples, sample_prompts
 from musicgen_core.training.train import train

@@ -19,10 +19,10 @@ from musicgen_core import storage, tracking
 from musicgen_core.errors import Cancelled, ConfigError, RunDirectoryError
 from musicgen_core.model.lora import load_adapter, merged_checkpoint
 from musicgen_core.model.weights import find_model
-from musicgen_core.training import saving
+from musicgen_core.training.files import saving
+from musicgen_core.training.files.run_lock import RunLock
 from musicgen_core.training.loop import Trainer
 from musicgen_core.training.request import TrainRequest
-from musicgen_core.training.run_lock import RunLock
 from musicgen_core.training.train import train
 
 MakeRequest = Callable[..., TrainRequest]

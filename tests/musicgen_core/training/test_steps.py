@@ -20,9 +20,9 @@ from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.training import loop
 from musicgen_core.training.batching import BatchSize
-from musicgen_core.training.distributed import World
+from musicgen_core.training.compute.model import Execution
 from musicgen_core.training.loop import Hooks, Trainer, learning_rate
-from musicgen_core.training.model import Execution
+from musicgen_core.training.processes.distributed import World
 
 Row = dict[str, float]
 MakeTrainer = Callable[..., Trainer]

@@ -19,8 +19,8 @@ from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.lora import load_adapter
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.run_layout import load_config
-from musicgen_core.training import train as train_module
-from musicgen_core.training.lineage import learned_from
+from musicgen_core.training import inputs
+from musicgen_core.training.files.lineage import learned_from
 from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.train import train
 from tests.musicgen_core.training.conftest import random_clips
@@ -182,7 +182,7 @@ def test_few_clips_hold_out_eight_and_a_resumed_run_keeps_its_split(
     assert held_out_of(trained, debug_model) == clips
 
     with monkeypatch.context() as before:  # there was this rule
-        before.setattr(train_module, "fraction_to_hold_out", lambda hashes, fraction: fraction)
+        before.setattr(inputs, "fraction_to_hold_out", lambda hashes, fraction: fraction)
         old = train(request_for("old", **asked, max_steps=1))
     few = held_out_of(old, debug_model)
     train(request_for("old", **asked, max_steps=2))

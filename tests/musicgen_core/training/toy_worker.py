@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from musicgen_core.errors import Cancelled, TokensError
-from musicgen_core.training.distributed import World
+from musicgen_core.training.processes.distributed import World
+from musicgen_core.training.processes.worker import end, main
 from musicgen_core.training.request import TrainRequest, TrainResult
-from musicgen_core.training.worker import end, main
 
 logger = logging.getLogger("musicgen_core.toy")
 

@@ -21,9 +21,9 @@ from musicgen_core.language import message
 from musicgen_core.model.lora import Adapter, load_adapter, merged_checkpoint
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.run_layout import BEST_ADAPTER, BEST_MODEL, FINAL_MODEL, LATEST_ADAPTER
-from musicgen_core.training.background import RETRY_DELAYS_S, Abandoned, Background, Failures, retry
-from musicgen_core.training.checkpoint import Checkpoint, load_checkpoint
-from musicgen_core.training.run_directory import RunDirectory
+from musicgen_core.training.files.background import RETRY_DELAYS_S, Abandoned, Background, Failures, retry
+from musicgen_core.training.files.checkpoint import Checkpoint, load_checkpoint
+from musicgen_core.training.files.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 _MOST_FAILED = 2

@@ -26,12 +26,12 @@ from musicgen_core.run_layout import (
     epoch_adapter,
 )
 from musicgen_core.stages import announce
-from musicgen_core.training.background import RETRY_DELAYS_S, Failures, retry
-from musicgen_core.training.checkpoint import Checkpoint, save_checkpoint, snapshot
-from musicgen_core.training.full_models import FullModels
-from musicgen_core.training.loop import Trainer
-from musicgen_core.training.mirror import Mirror
-from musicgen_core.training.run_directory import RunDirectory
+from musicgen_core.training.files.background import RETRY_DELAYS_S, Failures, retry
+from musicgen_core.training.files.checkpoint import Checkpoint, TrainingState, save_checkpoint, snapshot
+from musicgen_core.training.files.full_models import FullModels
+from musicgen_core.training.files.mirror import Mirror
+from musicgen_core.training.files.run_directory import RunDirectory
+from musicgen_core.training.files.write_queue import Write, WriteQueue
 
 logger = logging.getLogger(__name__)
 
@@ -44,14 +44,22 @@ PICTURES_EVERY_SECONDS = 10.0
 class Saver:
     """Writes the adapters, checkpoints, plots and full models of a run.
 
-    Small files are written while the trainer waits, with latest.pt last, so that everything it refers to exists. While
-    a file can't be written, `must_wait` blocks the run, the newest state stays in memory, and latest.pt is not
-    replaced: if the process ends then, a restart repeats the steps after latest.pt.
+    Small files are written while the trainer waits, with latest.pt last, so that everything it refers to exists. Full
+    models are owed: their source, a checkpoint of a few megabytes, is written with the small files, and a thread makes
+    the models of it, now or in a later process. While a file can't be written, the run waits::
+
+        saving --a file can't be written--> waiting --it can be written--> saving
+                                               |
+                                               +--interrupted--> latest.pt is of `saved_step`
+
+    In the state `waiting`, `must_wait` blocks the run, the newest state stays in memory, and latest.pt is not replaced:
+    if the process ends then, a restart repeats the steps after `saved_step`.
 
     Args:
         files: the run directory.
         model: the base model.
         trainer: the trainer whose state is saved.
+        epochs_done: epochs that ended before this process's first step.
         settings: which files are kept.
         fixed: values that must not change when the run resumes; stored in every checkpoint.
         copy_to: the location of a mirror, or None.
@@ -66,7 +74,8 @@ class Saver:
         self,
         files: RunDirectory,
         model: BaseModel,
-        trainer: Trainer,
+        trainer: TrainingState,
+        epochs_done: int,
         settings: TrainSettings,
         fixed: dict[str, Any],
         copy_to: UPath | None,
@@ -84,22 +93,22 @@ class Saver:
                 target=copy_to,
                 failures=self.failures,
                 step=step,
-                epochs=trainer.order.epochs_done(step),
+                epochs=epochs_done,
                 run_id=run_id,
             )
         self.saved_step = step
         self._on_wait = on_wait
+        self._queue = WriteQueue()
         self._is_waiting = False
-        self._obstacle = self._waits_for = ""  # why the first unwritten file can't be written
+        self._waits_for = ""  # the reason
         self._next_attempt = 0.0
-        self._unwritten: dict[str, Callable[[], None]] = {}
         self._has_owed_models = False  # write full models once all smaller files are written
         self._misses_metrics = False
         self._drawn_at = time.monotonic()
 
-    def prepare(self, actions: dict[str, Callable[[], None]]) -> None:
-        """Run what the first step depends on, functions by path; if one fails, `must_wait` blocks the run."""
-        self._write(actions)
+    def prepare(self, writes: Sequence[Write]) -> None:
+        """Write the files that the first step depends on; if one can't be written, `must_wait` blocks the run."""
+        self._write(writes)
 
     def save_interval(self, save_step_checkpoint: bool) -> None:
         """Update latest.pt, and write a step checkpoint if `save_step_checkpoint`."""
@@ -108,9 +117,8 @@ class Saver:
         if save_step_checkpoint and is_saved:
             self._write_step_checkpoint(checkpoint)
         elif save_step_checkpoint:
-            self._unwritten[str(self.files.step_checkpoint(self.trainer.progress.step))] = partial(
-                self._write_step_checkpoint, checkpoint
-            )
+            target = str(self.files.step_checkpoint(checkpoint.progress.step))
+            self._queue.put(Write(target, partial(self._write_step_checkpoint, checkpoint)))
 
     def save_interrupted(self) -> None:
         """Update latest.pt, for which only seconds are left."""
@@ -120,7 +128,7 @@ class Saver:
                 f"what was learned after step {self.saved_step} could not be saved: "
                 "running again repeats the steps after it"
             )
-            self._on_wait(self._obstacle)
+            self._on_wait(self._queue.obstacle)
 
     def save_epoch(self, epoch: int, is_best: bool) -> None:
         """Write the adapters of an epoch, and its full models in the background."""
@@ -140,7 +148,7 @@ class Saver:
         """Restore an earlier epoch's adapter as the best one, after later files were set aside."""
         writes = self._adapters(adapter, [BEST_ADAPTER])
         if self.settings.full_models != "none" and not self.files.owed(adapter.global_step).exists():
-            writes |= self._owed(replace(self._checkpoint(), adapter=adapter, owed=[BEST_MODEL]))
+            writes.append(self._owed(replace(self._checkpoint(), adapter=adapter, owed=[BEST_MODEL])))
         self._write(writes)
 
     def write_metrics(self, write: Callable[[], None]) -> None:
@@ -157,18 +165,18 @@ class Saver:
 
     def must_wait(self) -> bool:
         """Return whether the state still can't be saved, after sleeping for up to a second or another attempt."""
-        if not self._unwritten:
+        if not self._queue:
             return False
         if not self._is_waiting:
             self._is_waiting, self._next_attempt = True, time.monotonic() + WAITING_DELAY_S
-            self._waits_for = self._obstacle
-            reason = f"{self._obstacle}; the run waits until it can be saved"
+            self._waits_for = self._queue.obstacle
+            reason = f"{self._waits_for}; the run waits until it can be saved"
             logger.warning("%s, and tries again every %g s; the newest state is in memory", reason, WAITING_DELAY_S)
             self._on_wait(reason)
         if (left := self._next_attempt - time.monotonic()) > 0:
             time.sleep(min(left, 1.0))
             return True
-        if not self._write({}, delays_s=()):
+        if not self._write([], delays_s=()):
             self._next_attempt = time.monotonic() + WAITING_DELAY_S
             return True
         self._is_waiting = False
@@ -198,7 +206,7 @@ class Saver:
         announce(message("writing the final files"))
         adapter = self._checkpoint().adapter
         self._plot()
-        self._write_or_raise({str(self.files.stage): self.files.upload_stage})
+        self._write_or_raise([self._uploaded_stage()])
         self.full_models.write_owed()
         self.full_models.background.drain(check)
         if self.settings.full_models != "none":
@@ -222,15 +230,7 @@ class Saver:
 
     def adapter(self) -> Adapter:
         """Return the adapter as it is now."""
-        trainer, progress = self.trainer, self.trainer.progress
-        return Adapter(
-            lora=trainer.adapter_tensors(),
-            config=trainer.lora.plain(),
-            epoch=trainer.order.epoch_of(max(1, progress.step)),
-            global_step=progress.step,
-            loss=progress.loss,
-            base_model=self.model.identity,
-        )
+        return self.trainer.adapter(self.model.identity)
 
     def _checkpoint(self) -> Checkpoint:
         progress = replace(self.trainer.progress, pending=snapshot(self.trainer.progress.pending))
@@ -241,45 +241,37 @@ class Saver:
         checkpoint = self._checkpoint()
         writes = self._adapters(checkpoint.adapter, adapters)
         if models:
-            writes |= self._owed(checkpoint.with_owed(models))
-        self._write({**writes, **self._latest(checkpoint)})
+            writes.append(self._owed(checkpoint.with_owed(models)))
+        self._write([*writes, *self._latest(checkpoint)])
 
-    def _owed(self, checkpoint: Checkpoint) -> dict[str, Callable[[], None]]:
+    def _owed(self, checkpoint: Checkpoint) -> Write:
         target = self.files.owed(checkpoint.adapter.global_step)
         self._has_owed_models = True
-        return {str(target): partial(save_checkpoint, checkpoint, target)}
+        return Write(str(target), partial(save_checkpoint, checkpoint, target))
 
-    def _adapters(self, adapter: Adapter, names: list[str]) -> dict[str, Callable[[], None]]:
-        return {str(path): partial(save_adapter, adapter, path) for path in map(self.files.adapter, names)}
+    def _adapters(self, adapter: Adapter, names: list[str]) -> list[Write]:
+        return [Write(str(path), partial(save_adapter, adapter, path)) for path in map(self.files.adapter, names)]
 
-    def _latest(self, checkpoint: Checkpoint) -> dict[str, Callable[[], None]]:
-        return {
-            str(self.files.stage): self.files.upload_stage,
-            **self._adapters(checkpoint.adapter, [LATEST_ADAPTER]),
-            str(self.files.latest): partial(self._save_latest, checkpoint),
-        }
+    def _uploaded_stage(self) -> Write:
+        return Write(str(self.files.stage), self.files.upload_stage)
+
+    def _latest(self, checkpoint: Checkpoint) -> list[Write]:
+        return [
+            self._uploaded_stage(),
+            *self._adapters(checkpoint.adapter, [LATEST_ADAPTER]),
+            Write(str(self.files.latest), partial(self._save_latest, checkpoint)),
+        ]
 
     def _save_latest(self, checkpoint: Checkpoint) -> None:
         save_checkpoint(checkpoint, self.files.latest)
         self.saved_step = checkpoint.progress.step
 
-    def _write(self, writes: dict[str, Callable[[], None]], delays_s: Sequence[float] | None = None) -> bool:
-        """Write these files after those that failed before, up to the first failure; return whether all succeeded."""
-        before = dict(self._unwritten)
-        for target, write in writes.items():
-            self._unwritten.pop(target, None)  # older content; its replacement keeps the order of the new files
-            self._unwritten[target] = write
-        try:
-            for target, write in list(self._unwritten.items()):
-                if (error := retry(write, RETRY_DELAYS_S if delays_s is None else delays_s)) is not None:
-                    self._obstacle = f"{target} could not be written ({reason_of(error)})"
-                    if not self._is_waiting:  # otherwise it is reported already
-                        self.failures.report(self._obstacle)
-                    return False
-                del self._unwritten[target]
-        except BaseException:
-            self._unwritten = before  # the trainer undoes the interrupted step and saves again
-            raise
+    def _write(self, writes: Sequence[Write], delays_s: Sequence[float] | None = None) -> bool:
+        """Write the queued files and these, and return whether all are written now."""
+        if not self._queue.flush(writes, RETRY_DELAYS_S if delays_s is None else delays_s):
+            if not self._is_waiting:  # otherwise it is reported already
+                self.failures.report(self._queue.obstacle)
+            return False
         if self._has_owed_models:
             self._has_owed_models = False
             self.full_models.write_owed()
@@ -287,13 +279,13 @@ class Saver:
             self.mirror.update()
         return True
 
-    def _write_or_raise(self, writes: dict[str, Callable[[], None]]) -> None:
+    def _write_or_raise(self, writes: Sequence[Write]) -> None:
         if not self._write(writes):
             raise RunDirectoryError(
                 message(
                     "the training is done and saved in {latest}, but not all of its files: {obstacle}",
                     latest=self.files.latest,
-                    obstacle=self._obstacle,
+                    obstacle=self._queue.obstacle,
                 ),
                 message("Make room or fix the cause and run again: only the last files are written then"),
             )

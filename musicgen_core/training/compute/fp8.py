@@ -51,7 +51,7 @@ def empty(rows: int, columns: int, device: torch.device) -> Quantized:
 def _quantize_rows_on_gpu(x: Tensor) -> Quantized:
     import triton  # not installed everywhere
 
-    from musicgen_core.training import kernels
+    from musicgen_core.training.compute import kernels
 
     rows, width = x.shape
     values, scales = empty(rows, width, x.device)

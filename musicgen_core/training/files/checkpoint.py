@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 from upath import UPath
@@ -47,6 +47,19 @@ class Progress:
     skipped: int = 0
     skipped_in_a_row: int = 0
     loss_scale: float | None = None
+
+
+class TrainingState(Protocol):
+    """The state of a run that is saved: a trainer's."""
+
+    @property
+    def progress(self) -> Progress: ...
+
+    def adapter(self, base_model: str) -> Adapter:
+        """Return the adapter as it is now; `base_model` is the hash of its base model's weights."""
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """Return the optimizer's state, in terms of peft's single parameters."""
 
 
 @dataclass(frozen=True)

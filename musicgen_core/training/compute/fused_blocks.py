@@ -17,10 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musicgen_core.training.blocks import BlockWeights, Inputs, pack, self_attention, split_heads
-from musicgen_core.training.flat_parameters import FlatParameters
-from musicgen_core.training.fused_attention import fused_cross_attention, fused_cross_attention_grad, join_heads
-from musicgen_core.training.fused_linear import SPLITS, Activations, FusedLinear, Gradients, add_splits, layer_norm_grad
+from musicgen_core.training.compute.blocks import BlockWeights, Inputs, pack, self_attention, split_heads
+from musicgen_core.training.compute.flat_parameters import FlatParameters
+from musicgen_core.training.compute.fused_attention import fused_cross_attention, fused_cross_attention_grad, join_heads
+from musicgen_core.training.compute.fused_linear import (
+    SPLITS,
+    Activations,
+    FusedLinear,
+    Gradients,
+    add_splits,
+    layer_norm_grad,
+)
 
 
 class _SelfAttention:

@@ -38,7 +38,7 @@ from musicgen_core.run_layout import (
     parse_sample_name,
 )
 from musicgen_core.strict_json import strict_json
-from musicgen_core.training.checkpoint import Checkpoint, load_checkpoint
+from musicgen_core.training.files.checkpoint import Checkpoint, load_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from musicgen_core.training import dropout
+from musicgen_core.training.compute import dropout
 
 
 class LinearWeights(NamedTuple):

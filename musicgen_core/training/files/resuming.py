@@ -14,8 +14,8 @@ from musicgen_core.config import TrainSettings
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.language import as_message, message
 from musicgen_core.run_layout import SHARDS
-from musicgen_core.training.checkpoint import Checkpoint, load_checkpoint
-from musicgen_core.training.run_directory import RunDirectory
+from musicgen_core.training.files.checkpoint import Checkpoint, load_checkpoint
+from musicgen_core.training.files.run_directory import RunDirectory
 from musicgen_core.wording import joined_sentences, named
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,11 @@ class StartPoint:
     origin: dict[str, str] | None = None
     goes_back: bool = False
     resumed: UPath | None = None
+
+    @property
+    def step(self) -> int:
+        """The step of the checkpoint; 0 for a new run."""
+        return self.checkpoint.progress.step if self.checkpoint is not None else 0
 
 
 def find_start(files: RunDirectory, resume: str) -> StartPoint:

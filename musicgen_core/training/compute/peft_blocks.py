@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from musicgen_core.training import dropout
-from musicgen_core.training.blocks import Inputs
+from musicgen_core.training.compute import dropout
+from musicgen_core.training.compute.blocks import Inputs
 
 _STREAMS = {
     "self_attn.q_proj": 0,

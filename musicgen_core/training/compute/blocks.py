@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 from torch.utils.checkpoint import checkpoint
 
-from musicgen_core.training.lora_linear import LinearWeights, lora_linear, lora_matrices, pack_linears
+from musicgen_core.training.compute.lora_linear import LinearWeights, lora_linear, lora_matrices, pack_linears
 
 ATTENTION = [
     SDPBackend.CUDNN_ATTENTION,
@@ -199,7 +199,7 @@ def head_losses(x: Tensor, norm: tuple[Tensor, Tensor], heads: Tensor, targets: 
     Returns:
         [B, K], nats; see `loss.clip_losses`.
     """
-    from musicgen_core.training.loss import clip_losses
+    from musicgen_core.training.compute.loss import clip_losses
 
     codebooks = targets.shape[1]
     logits = F.linear(_norm(x, norm), heads).unflatten(-1, (codebooks, -1))  # [B, S, K, cardinality]

@@ -38,7 +38,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from musicgen_core.training.dropout import _MULTIPLIERS
+from musicgen_core.training.compute.dropout import _MULTIPLIERS
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 FIRST, SECOND = (tl.constexpr(value) for value in _MULTIPLIERS)

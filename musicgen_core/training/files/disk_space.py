@@ -15,7 +15,7 @@ from musicgen_core.config import TrainSettings
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.language import message
 from musicgen_core.run_layout import BEST_ADAPTER, BEST_MODEL, FINAL_ADAPTER, FINAL_MODEL, LATEST_ADAPTER, epoch_adapter
-from musicgen_core.training.run_directory import RunDirectory
+from musicgen_core.training.files.run_directory import RunDirectory
 from musicgen_core.wording import sized
 
 _CHECKPOINT = 3

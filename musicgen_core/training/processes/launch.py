@@ -21,7 +21,7 @@ from musicgen_core.environment import python_path
 from musicgen_core.errors import Cancelled, DeviceError, MusicgenError, TrainingError
 from musicgen_core.language import message, stored_message
 from musicgen_core.stages import Stage, announce, pass_on
-from musicgen_core.training.ipc import ReportReader, revive, revive_result, write_request
+from musicgen_core.training.processes.ipc import ReportReader, revive, revive_result, write_request
 from musicgen_core.training.request import TrainRequest, TrainResult
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def launch(
     cancelled: Callable[[], bool] = lambda: False,
     on_wait: Callable[[str | None], None] = lambda reason: None,
     on_prior: Callable[[int, int], None] = lambda done, total: None,
-    worker_module: str = "musicgen_core.training.worker",
+    worker_module: str = "musicgen_core.training.processes.worker",
 ) -> TrainResult:
     """Train in `gpus` processes of this machine, and return the result, as `train` does.
 

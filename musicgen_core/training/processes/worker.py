@@ -3,7 +3,7 @@
 On one machine `launch` starts torchrun. Across machines, start it by hand, with the same command on each:
 
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-id NAME --rdzv-endpoint FIRST_HOST:29500 \
-        -m musicgen_core.training.worker REQUEST.json
+        -m musicgen_core.training.processes.worker REQUEST.json
 
 REQUEST.json is a TrainRequest: `{"tokens": "gs://…", "run_dir": "gs://…", "model": "facebook/musicgen-large",
 "settings": {"num_epochs": 5}}`, with paths that every machine sees; `write_request` makes one from Python. Machines
@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from musicgen_core.errors import Cancelled, MusicgenError
 from musicgen_core.stages import Stage, heard_by
-from musicgen_core.training.ipc import ReportHandler, Reports, read_request
+from musicgen_core.training.processes.ipc import ReportHandler, Reports, read_request
 
 if TYPE_CHECKING:
     from musicgen_core.training.request import TrainResult
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None, train: Callable[..., TrainResul
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(prog="python -m musicgen_core.training.worker")
+    parser = argparse.ArgumentParser(prog="python -m musicgen_core.training.processes.worker")
     parser.add_argument("request", type=Path, help="a TrainRequest as JSON")
     parser.add_argument("--reports", type=Path, help="given by launch(), which reads this file and holds stdin open")
     given = parser.parse_args(arguments)
@@ -89,7 +89,7 @@ def _run(
     request: Path, rank: int, reports: Reports | None, stop: _Stop, train: Callable[..., TrainResult] | None
 ) -> int:
     # torch takes seconds to import: only now, when signals are handled and the process ends with its parents
-    from musicgen_core.training.distributed import LostRank
+    from musicgen_core.training.processes.distributed import LostRank
 
     try:
         _train(request, reports, stop, train)
@@ -112,7 +112,7 @@ def _run(
 
 def _train(path: Path, reports: Reports | None, stop: _Stop, train: Callable[..., TrainResult] | None) -> None:
     from musicgen_core.devices import pick_device
-    from musicgen_core.training.distributed import World
+    from musicgen_core.training.processes.distributed import World
 
     request = read_request(path)
     if train is None:

@@ -15,9 +15,9 @@ from musicgen_core.errors import DeviceError
 from musicgen_core.language import message
 from musicgen_core.model.decoder import TextCondition
 from musicgen_core.model.text import TextEncoder
-from musicgen_core.training.distributed import World
-from musicgen_core.training.dropout import clip_seeds
-from musicgen_core.training.model import TrainingModel
+from musicgen_core.training.compute.dropout import clip_seeds
+from musicgen_core.training.compute.model import TrainingModel
+from musicgen_core.training.processes.distributed import World
 from musicgen_core.wording import counted
 
 logger = logging.getLogger(__name__)

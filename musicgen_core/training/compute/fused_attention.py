@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 
 from musicgen_core.devices import shared_memory_bytes
-from musicgen_core.training import blocks, kernels
+from musicgen_core.training.compute import blocks, kernels
 
 
 def fused_cross_attention(q: Tensor, kv: Tensor, attend: Tensor, heads: int) -> Tensor:

@@ -15,9 +15,9 @@ from musicgen_core import storage
 from musicgen_core.errors import ConfigError, RunDirectoryError, raise_if_interrupted, reason_of
 from musicgen_core.language import message
 from musicgen_core.run_layout import ADAPTERS, BEST_ADAPTER, FINAL_ADAPTER, LATEST_ADAPTER, LOSS_PLOT, METRICS, run_of
-from musicgen_core.training.background import Abandoned, Background, Failures
-from musicgen_core.training.run_directory import RunDirectory
-from musicgen_core.training.run_lock import RunLock
+from musicgen_core.training.files.background import Abandoned, Background, Failures
+from musicgen_core.training.files.run_directory import RunDirectory
+from musicgen_core.training.files.run_lock import RunLock
 
 logger = logging.getLogger(__name__)
 

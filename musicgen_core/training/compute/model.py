@@ -13,11 +13,18 @@ from musicgen_core.errors import ConfigError
 from musicgen_core.language import message
 from musicgen_core.model.decoder import MusicgenLM, TextCondition
 from musicgen_core.model.pattern import teacher_forcing
-from musicgen_core.training import dropout
-from musicgen_core.training.blocks import ATTENTION, STREAMS, Inputs, PlainBlocks, adapter_parameters, head_losses
-from musicgen_core.training.cuda_graphs import Graphs
-from musicgen_core.training.flat_parameters import FlatParameters
-from musicgen_core.training.peft_blocks import PeftBlocks, can_pack
+from musicgen_core.training.compute import dropout
+from musicgen_core.training.compute.blocks import (
+    ATTENTION,
+    STREAMS,
+    Inputs,
+    PlainBlocks,
+    adapter_parameters,
+    head_losses,
+)
+from musicgen_core.training.compute.cuda_graphs import Graphs
+from musicgen_core.training.compute.flat_parameters import FlatParameters
+from musicgen_core.training.compute.peft_blocks import PeftBlocks, can_pack
 
 SHAPES = 64
 """Limit of compilations of a function, one for each shape of batch; PyTorch's default is 8."""
@@ -87,7 +94,7 @@ class TrainingModel:
         self.flat = FlatParameters(self.parameters, of_layers or self.parameters)
         self._fused = packed and (fused_kernels_work(self.device, execution) if fused is None else fused)
         if self._fused:
-            from musicgen_core.training.fused_blocks import FusedBlocks  # Triton is not everywhere
+            from musicgen_core.training.compute.fused_blocks import FusedBlocks  # Triton is not everywhere
 
             self._blocks: Any = FusedBlocks(layers, self.lm.config.heads, execution.precision, self.flat)
         elif packed:

@@ -1,0 +1,1 @@
+"""The computation of a training step: blocks, kernels, reduced precision, CUDA graphs."""

@@ -1,0 +1,1 @@
+"""What a training run keeps on disk: its directory, checkpoints, the lock, the mirror."""

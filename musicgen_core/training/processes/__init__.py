@@ -1,0 +1,1 @@
+"""A training run in several processes, one for each GPU."""

@@ -1,0 +1,256 @@
+"""The main rank's part of a training run: it saves, logs, reports and renders samples."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from musicgen_core import storage, tracking
+from musicgen_core.errors import AdapterError, Cancelled
+from musicgen_core.model.lora import load_adapter
+from musicgen_core.model.weights import BaseModel
+from musicgen_core.run_layout import BEST_ADAPTER, FINAL_ADAPTER, SAMPLES, epoch_adapter
+from musicgen_core.training.files.disk_space import Plan, Sizes, check_disk_space
+from musicgen_core.training.files.run_directory import RunDirectory
+from musicgen_core.training.files.run_lock import RunLock
+from musicgen_core.training.files.saving import Saver
+from musicgen_core.training.files.write_queue import Write
+from musicgen_core.training.inputs import TrainInputs
+from musicgen_core.training.loop import Hooks, Trainer
+from musicgen_core.training.request import TrainResult
+from musicgen_core.training.samples import Samples
+from musicgen_core.training.wandb_artifacts import WandbArtifacts, shown_settings
+from musicgen_core.wording import counted
+
+logger = logging.getLogger(__name__)
+
+
+class Session:
+    """This process's part of a training run, on the main rank.
+
+    Args:
+        inputs: the run's inputs.
+        model: the base model.
+        files: the run directory.
+        lock: the lock on the run directory, held.
+        trainer: the trainer, with the weights that the run starts with.
+        saver: saves the trainer's state.
+        samples: renders sample clips.
+        on_step: called after each step with its metrics.
+        cancelled: asked before each step; if true, the run saves and raises Cancelled.
+    """
+
+    def __init__(
+        self,
+        inputs: TrainInputs,
+        model: BaseModel,
+        files: RunDirectory,
+        lock: RunLock,
+        trainer: Trainer,
+        saver: Saver,
+        samples: Samples,
+        on_step: Callable[[dict[str, float]], None],
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self.inputs, self.start, self.model, self.files, self.lock = inputs, inputs.start, model, files, lock
+        self.trainer, self.saver, self.samples, self.world = trainer, saver, samples, trainer.world
+        self.resumed_from = trainer.progress.step
+        self._on_step, self._cancelled = on_step, cancelled
+        self._metrics: tracking.MetricsWriter
+        self._wandb: tracking.Wandb
+        self._artifacts: WandbArtifacts
+
+    def run(self, on_start: Callable[[int, int], None]) -> TrainResult:
+        """Train to the end, and return the result; a run that is complete already is left as it is.
+
+        Args:
+            on_start: called with the steps done before and the total number of steps.
+        """
+        step, total = self.resumed_from, self.trainer.order.total_steps
+        self.files.fetch_metrics()
+        is_complete = self.world.broadcast_object(self._is_complete() and not self.start.goes_back)
+        self._log_end(is_complete)
+        if is_complete:
+            on_start(step, step)
+            return replace(self._result(), ending="complete before")
+        if self.start.checkpoint is None or self.start.goes_back:  # a resumed run waits for free space instead
+            self._check_disk_space()
+        self._open_logs()
+        exit_code = 1
+        try:
+            self._prepare_directory()
+            self.trainer.progress = self.world.broadcast_object(self.trainer.progress)  # its best loss may be reset
+            self.saver.full_models.write_owed()
+            on_start(step, max(step, total))
+            self._train()
+            exit_code = 0
+        finally:
+            self._close(exit_code)
+        return self._result(self._wandb.url)
+
+    def _log_end(self, is_complete: bool) -> None:
+        step, total = self.resumed_from, self.trainer.order.total_steps
+        if step > total:
+            logger.warning(
+                "the run in %s is at step %d, past the limit of %s: nothing is trained. "
+                "Raise the number of steps or epochs to continue it",
+                self.files.root,
+                step,
+                counted(total, "step"),
+            )
+        elif is_complete:
+            logger.info("the training in %s is complete: %d of %d steps", self.files.root, step, total)
+
+    def _open_logs(self) -> None:
+        files, config = self.files, self.inputs.config
+        self._metrics = tracking.MetricsWriter(files.local_metrics)
+        (files.stage / SAMPLES).mkdir(parents=True, exist_ok=True)
+        self.saver.lock_mirror()
+        self._wandb = tracking.Wandb(
+            files.stage,
+            config["wandb_id"],
+            files.root.name,
+            job_type="train",
+            config=shown_settings(config, self.trainer),
+            home=files.root,
+        )
+        self._artifacts = WandbArtifacts(self._wandb, files, self.model, self.samples, config["versions"])
+
+    def _prepare_directory(self) -> None:
+        if self.start.goes_back:
+            self._restart_from_checkpoint()
+        elif self.start.checkpoint is not None:
+            check = Write(str(self.files.root), self._check_disk_space)
+            self.saver.prepare([check, *self._side_files()])
+        else:
+            for file in self._side_files():
+                file.write()
+
+    def _train(self) -> None:
+        for epoch in self.samples.begin(self.saver.adapter(), self._cancelled):
+            self._artifacts.samples(epoch, self.trainer.progress.step if epoch else 0)
+        self.trainer.run(
+            Hooks(
+                on_step=self._record,
+                on_epoch=self.saver.save_epoch,
+                on_interval=self._save_interval,
+                cancelled=self._cancelled,
+                on_best=self.saver.save_best,
+                after_epoch=self._render_samples,
+                must_wait=self.saver.must_wait,
+                on_interruption=self._save_interrupted,
+            )
+        )
+        self.saver.finish(self._check_cancelled)
+        self._artifacts.adapter("best")
+        self._artifacts.adapter("final")
+
+    def _close(self, exit_code: int) -> None:
+        if not self.lock.is_lost:
+            self.saver.write_metrics(self._metrics.flush)
+        self.lock.hold_for(self.saver.close())
+        self._wandb.finish(exit_code, is_interrupted=exit_code != 0)
+        if not self.lock.is_lost:
+            self.files.upload_stage()
+
+    # Hooks of the trainer
+
+    def _record(self, row: dict[str, float]) -> None:
+        failed = len(self.saver.failures.texts)
+        row = {**row, "save_failures": failed} if failed else row
+        self.saver.write_metrics(lambda: self._metrics.append(row))
+        values = {name: value for name, value in row.items() if name != "step"}
+        self._wandb.log({"global_step": row["step"], **values})
+        self._on_step(row)
+
+    def _save_interval(self, save_step_checkpoint: bool) -> None:
+        if not self.lock.is_lost:
+            self.saver.save_interval(save_step_checkpoint)
+
+    def _save_interrupted(self) -> None:
+        if not self.lock.is_lost:
+            self.saver.save_interrupted()
+
+    def _render_samples(self, epoch: int) -> None:
+        self.samples.render(epoch, self.saver.adapter(), self._cancelled)
+        self._artifacts.epoch(epoch, self.trainer.progress)
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled():
+            raise Cancelled("the training was cancelled while its last files were written")
+
+    # The run directory
+
+    def _restart_from_checkpoint(self) -> None:
+        """Restart from the checkpoint that the user named, after setting later files aside."""
+        progress, files = self.trainer.progress, self.files
+        set_aside = files.set_aside_after(progress.step, self.trainer.order.epochs_done(progress.step))
+        if set_aside is not None:
+            logger.info("what came after step %d is now in %s", progress.step, set_aside)
+        if progress.best_epoch is not None and not files.adapter(BEST_ADAPTER).exists():
+            best = files.adapter(epoch_adapter(progress.best_epoch))
+            adapter = load_adapter(best) if best.exists() else None
+            if adapter is not None and progress.best_step in (adapter.global_step, None):
+                self.saver.save_best_again(adapter)
+            else:
+                logger.warning("the best adapter until then isn't in this run directory: the best starts anew")
+                progress.best_loss = progress.best_epoch = progress.best_step = None
+                progress.validations_without_gain = 0
+        # Only now: until latest.pt is set aside, a restart would continue after these rows.
+        self.saver.prepare(self._side_files())
+        self.saver.save_interval(False)  # from here on a restart resumes from it
+
+    def _side_files(self) -> Sequence[Write]:
+        """Return metrics.jsonl, to be cut back to the start, and config.json."""
+        progress, files = self.trainer.progress, self.files
+        last_step = progress.step - (progress.pending is not None)  # a pending step logs its metrics again
+        return (
+            Write(str(files.local_metrics), partial(tracking.cut_metrics, files.local_metrics, last_step)),
+            Write(str(files.config), partial(files.write_config, self.inputs.config)),
+        )
+
+    def _check_disk_space(self) -> None:
+        order, tensors = self.trainer.order, self.trainer.adapter_tensors().values()
+        adapter_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        sizes = Sizes(self.model.lm_path.stat().st_size, adapter_bytes)
+        plan = Plan(order.epoch_of(order.total_steps), order.total_steps)
+        is_local = storage.is_local(self.files.root)  # remote storage has no limit to check, and listing it is slow
+        set_aside = self.files.files_after(self.resumed_from) if self.start.goes_back and is_local else []
+        check_disk_space(self.files, self.inputs.settings, sizes, plan, set_aside)
+
+    def _is_complete(self) -> bool:
+        progress, final = self.trainer.progress, self.files.adapter(FINAL_ADAPTER)
+        if not self.trainer.is_done or not final.exists() or self.files.owed_checkpoints():
+            return False
+        try:
+            return load_adapter(final).global_step == progress.step
+        except AdapterError as error:
+            logger.warning("%s: it is written again", error)
+            return False
+
+    def _result(self, url: str | None = None) -> TrainResult:
+        result = result_of(self.trainer, self.files, self.resumed_from)
+        return replace(result, wandb_url=url, warnings=tuple(self.saver.failures.texts))
+
+
+def result_of(trainer: Trainer, files: RunDirectory, resumed_from: int) -> TrainResult:
+    """Return the result of a run that has ended, without what only the main rank knows."""
+    progress, total = trainer.progress, trainer.order.total_steps
+    rows = tracking.read_metrics(files.local_metrics)
+    losses = [row["train/epoch_loss"] for row in rows if "train/epoch_loss" in row]
+    return TrainResult(
+        run_dir=str(files.root),
+        steps=progress.step,
+        epochs=trainer.order.epoch_of(max(1, progress.step)),
+        best_loss=progress.best_loss,
+        best_epoch=progress.best_epoch,
+        first_loss=losses[0] if losses else None,
+        last_loss=losses[-1] if losses else None,
+        resumed_from=resumed_from,
+        wandb_url=None,
+        warnings=(),
+        is_validated=len(trainer.validation_clips) > 0,
+        ending="complete before" if resumed_from > total else "stopped early" if progress.step < total else "trained",
+    )
