@@ -68,7 +68,7 @@ def _needs(size: ModelSize, places: Mapping[str, str], clips: int) -> Iterator[_
 
 def run_directory_bytes(size: ModelSize, settings: TrainSettings, clips: int) -> int:
     """Return the final size of a new run directory."""
-    from musicgen_core.training.batching import DataOrder
+    from musicgen_core.training.batches import DataOrder
     from musicgen_core.training.files.disk_space import Plan, Sizes, bytes_to_write
     from musicgen_core.training.files.run_directory import RunDirectory
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MEMORY = message("memory")
 
-# GiB of musicgen-large for a clip of 30 s, measured on an H200 (bench/RESULTS.md, training/batching.py); on a CPU
+# GiB of musicgen-large for a clip of 30 s, measured on an H200 (bench/RESULTS.md, training/batch_size.py); on a CPU
 # 3.4 GiB a clip were measured for musicgen-small's shape, a quarter of the layers × width.
 _CLIP_GIB = {"cpu": 13.4, "plain": 6.2, "fused": 3.7, "checkpointing": 0.5}
 _BESIDE_WEIGHTS_GIB = {"cpu": 1.5, "cuda": 0.5}
@@ -38,7 +38,7 @@ def check_memory(size: ModelSize, device: str) -> list[Finding]:
 def _check_ram(size: ModelSize) -> Finding:
     import torch
 
-    from musicgen_core.training.batching import preset_of
+    from musicgen_core.training.batch_size import preset_of
 
     needed = needed_gib(size, "cpu", preset_of(torch.device("cpu")).micro)
     there = main_memory_bytes() / 2**30
@@ -59,7 +59,7 @@ def _check_ram(size: ModelSize) -> Finding:
 def _check_gpu(size: ModelSize, device: torch.device) -> Finding:
     import torch
 
-    from musicgen_core.training.batching import preset_of
+    from musicgen_core.training.batch_size import preset_of
 
     name = MEMORY if torch.cuda.device_count() == 1 else message("memory of GPU {index}", index=device.index)
     preset = preset_of(device)

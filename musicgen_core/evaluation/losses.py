@@ -18,7 +18,7 @@ from musicgen_core.language import message
 from musicgen_core.model.lora import Adapter, AdapterConfig, add_lora, set_adapter_state
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
-from musicgen_core.training.batching import preset_of, resolve_execution
+from musicgen_core.training.batch_size import preset_of, resolve_execution
 from musicgen_core.training.compute.gradients import StepGradients
 from musicgen_core.training.compute.model import TrainingModel
 from musicgen_core.training.processes.distributed import World

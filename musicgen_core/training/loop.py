@@ -10,14 +10,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from musicgen_core.codes import CODEBOOKS, FRAME_RATE
+from musicgen_core.codes import CODEBOOKS
 from musicgen_core.config import TrainSettings
-from musicgen_core.data.dataset import Batch, Clips, join, split, training_batch, validation_batch
+from musicgen_core.data.dataset import Batch, Clips
 from musicgen_core.data.loader import prefetched
 from musicgen_core.errors import Cancelled, TrainingError
 from musicgen_core.language import message
@@ -26,12 +24,12 @@ from musicgen_core.model.lora import Adapter, AdapterConfig, adapter_state, add_
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.signals import deferred_signals
 from musicgen_core.stages import advance, announce
-from musicgen_core.training.batching import BatchSize, DataOrder
+from musicgen_core.training.batch_size import BatchSize
+from musicgen_core.training.batches import Batches
 from musicgen_core.training.compute.gradients import StepGradients
 from musicgen_core.training.compute.loss import perplexity
 from musicgen_core.training.compute.model import Execution, TrainingModel
 from musicgen_core.training.files.checkpoint import Progress
-from musicgen_core.training.prior_preservation import prior_share
 from musicgen_core.training.processes.distributed import World
 from musicgen_core.wording import counted
 
@@ -43,8 +41,6 @@ MAX_SKIPPED = 10
 FIRST_LOSS_SCALE = 2.0**15
 LOSS_SCALE_STEPS = 1000
 """The loss scale of fp16 is halved when gradients overflow, and doubled after this many steps without an overflow."""
-PADDING_FRAMES = 250
-"""Sequences are padded to a multiple of this many frames, 5 s, because code is compiled for each shape."""
 _GO, _WAIT, _STOP = range(3)
 
 
@@ -90,8 +86,9 @@ class Trainer:
         prior: clips that the base model generated, for `prior_preservation`; used for training only.
 
     Attributes:
-        training_clips: indices of the training clips of the tokens.
-        validation_clips: indices of the validation clips.
+        batches: the training and validation clips.
+        order: the clips of each step.
+        progress: the progress of the run, which a step changes.
     """
 
     def __init__(
@@ -107,10 +104,7 @@ class Trainer:
         word_dropout: float = 0.0,
         prior: Clips | None = None,
     ) -> None:
-        self.settings = settings
-        self.cfg_dropout, self.word_dropout, self.batch_size = cfg_dropout, word_dropout, batch_size
-        self.clips = clips if prior is None else join(clips, prior)
-        self._prior = prior  # keeps its shard's cache entry alive
+        self.settings, self.batch_size = settings, batch_size
         self.lora = AdapterConfig(
             r=settings.lora_r,
             alpha=settings.lora_alpha,
@@ -120,21 +114,20 @@ class Trainer:
             dora=settings.lora_dora,
         )
         self.model: Any = add_lora(lm, self.lora, settings.seed)
-        self.training_clips, self.validation_clips = split(clips.hashes, settings.validation_fraction)
-        self._epoch_clips = self.training_clips
-        if prior is not None:
-            share = np.arange(prior_share(len(self.training_clips), settings.prior_preservation))
-            self._epoch_clips = np.concatenate([self.training_clips, len(clips) + share % len(prior)])
-        self.order = DataOrder(
-            clips=len(self._epoch_clips),
-            per_step=batch_size.effective,
-            epochs=settings.num_epochs,
-            max_steps=settings.max_steps,
-            seed=settings.seed,
-        )
         execution = execution or Execution("fp32", compile=False, checkpointing=False)
         self.computation = TrainingModel(self.model, settings.lora_dropout, execution)
         self.world = world or World.alone(self.computation.device)
+        self.batches = Batches(
+            clips=clips,
+            prior=prior,
+            settings=settings,
+            per_step=batch_size.effective,
+            cfg_dropout=cfg_dropout,
+            word_dropout=word_dropout,
+            is_compiled=self.computation.execution.compile,
+            world=self.world,
+        )
+        self.order = self.batches.order
         self.gradients = StepGradients(self.computation, text, self.world, batch_size.micro)
         self.optimizer = torch.optim.AdamW(
             [self.computation.flat.whole], lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
@@ -207,7 +200,7 @@ class Trainer:
             self._after_epoch(hooks)
         first = self.progress.step + 1
         steps = range(first, self.order.total_steps + 1)
-        with prefetched((partial(self._batch_of, step) for step in steps), device=self.computation.device) as own:
+        with prefetched((partial(self.batches.of_step, step) for step in steps), device=self.computation.device) as own:
             for step in steps:
                 if self.is_done:
                     logger.info(
@@ -252,43 +245,11 @@ class Trainer:
             len(self.computation.parameters),
         )
 
-    def _batch_of(self, step: int) -> Batch:
-        """Return this rank's clips of a step, every `world.size`-th; possibly none in an epoch's last step."""
-        indices = self._indices_of(step)[self.world.rank :: self.world.size]
-        if not indices:
-            return Batch(torch.zeros(0, CODEBOOKS, 0), torch.zeros(0), [], self.clips.hashes[:0])
-        return training_batch(
-            clips=self.clips,
-            indices=indices,
-            segment_frames=self._segment_frames,
-            cfg_dropout=self.cfg_dropout,
-            seed=self.settings.seed,
-            epoch=self.order.epoch_of(step),
-            columns=self._padded_frames(indices),
-            word_dropout=self.word_dropout,
-        )
-
-    def _indices_of(self, step: int) -> list[int]:
-        return [int(self._epoch_clips[position]) for position in self.order.positions(step)]
-
-    def _frames_of(self, indices: list[int]) -> NDArray[np.int32]:
-        return np.minimum(self.clips.frames[indices], self._segment_frames)
-
-    def _audio_seconds(self, indices: list[int]) -> float:
-        return float(self._frames_of(indices).sum()) / FRAME_RATE
-
-    def _padded_frames(self, indices: list[int]) -> int | None:
-        """Return the frames that a batch is padded to; None for its longest clip."""
-        if not self.computation.execution.compile:
-            return None
-        longest = int(self._frames_of(indices).max())
-        return min(self._segment_frames, -(-longest // PADDING_FRAMES) * PADDING_FRAMES)
-
     def _step(self, step: int, batches: Iterator[Batch]) -> None:
         started = time.monotonic()
-        indices = self._indices_of(step)
+        clips = len(self.batches.indices_of(step))
         learning_rate = self._set_learning_rate(step)
-        loss, norm, scale = self._compute(step, next(batches), len(indices))
+        loss, norm, scale = self._compute(step, next(batches), clips)
         if step == 1 and norm == 0:
             raise TrainingError(
                 message("no gradient reaches the adapter, so it would learn nothing"),
@@ -300,20 +261,20 @@ class Trainer:
             row |= {"train/loss": loss, "train/grad_norm": norm}
         with deferred_signals():  # a half-done update can't be saved
             self.consistent = False
-            self._update(row, loss, scale, taken, indices)
-            row["train/audio_seconds_per_sec"] = self._audio_seconds(indices) / (time.monotonic() - started)
+            self._update(row, loss, scale, taken, clips)
+            row["train/audio_seconds_per_sec"] = self.batches.audio_seconds(step) / (time.monotonic() - started)
             self.consistent = True
         if not taken:
             self._report_skipped(step, loss, norm)
 
-    def _update(self, row: dict[str, float], loss: float, scale: float, taken: bool, indices: list[int]) -> None:
+    def _update(self, row: dict[str, float], loss: float, scale: float, taken: bool, clips: int) -> None:
         """Update the parameters if `taken`, and the progress, whose pending row becomes `row`."""
         progress, step = self.progress, int(row["step"])
         if taken:
             self.optimizer.step()
             progress.loss, progress.skipped_in_a_row = loss, 0
-            progress.epoch_loss_sum += loss * len(indices)
-            progress.epoch_clips += len(indices)
+            progress.epoch_loss_sum += loss * clips
+            progress.epoch_clips += clips
         else:
             progress.skipped += 1
             progress.skipped_in_a_row += 1
@@ -415,7 +376,7 @@ class Trainer:
         Raises:
             Cancelled: `cancelled` returned true.
         """
-        everything = [int(index) for index in self.validation_clips]
+        everything = [int(index) for index in self.batches.validation_clips]
         if not everything:
             return {}
         total = torch.zeros(CODEBOOKS, dtype=torch.float64, device=self.computation.device)  # [K]
@@ -424,7 +385,7 @@ class Trainer:
         # The same number on all ranks, because each round has a collective operation.
         rounds = -(-len(everything) // (micro * size))
         parts = [own[number * micro : (number + 1) * micro] for number in range(rounds)]
-        making = (partial(self._validation_batch, part) for part in parts if part)
+        making = (partial(self.batches.of_validation, part) for part in parts if part)
         with prefetched(making, device=self.computation.device) as batches:
             for number, part in enumerate(parts):
                 advance(VALIDATING, number, rounds)
@@ -439,13 +400,6 @@ class Trainer:
             metrics[f"val/loss_codebook_{k}"] = value
             metrics[f"val/perplexity_codebook_{k}"] = perplexity(value)
         return metrics
-
-    def _validation_batch(self, indices: list[int]) -> Batch:
-        return validation_batch(self.clips, indices, self._segment_frames, self._padded_frames(indices))
-
-    @property
-    def _segment_frames(self) -> int:
-        return round(self.settings.segment_seconds * FRAME_RATE)
 
     def _set_learning_rate(self, step: int) -> float:
         rate = learning_rate(self.settings, step, self.order.total_steps)

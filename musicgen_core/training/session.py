@@ -251,6 +251,6 @@ def result_of(trainer: Trainer, files: RunDirectory, resumed_from: int) -> Train
         resumed_from=resumed_from,
         wandb_url=None,
         warnings=(),
-        is_validated=len(trainer.validation_clips) > 0,
+        is_validated=len(trainer.batches.validation_clips) > 0,
         ending="complete before" if resumed_from > total else "stopped early" if progress.step < total else "trained",
     )

@@ -13,7 +13,7 @@ from musicgen_core.model.lora import find_adapter, load_adapter, set_adapter_sta
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, find_model, load_lm
 from musicgen_core.run_layout import RunConfig
-from musicgen_core.training.batching import resolve_execution
+from musicgen_core.training.batch_size import resolve_execution
 from musicgen_core.training.files.lineage import learned_from, lineage_of
 from musicgen_core.training.files.run_directory import RunDirectory, begins_new
 from musicgen_core.training.files.run_lock import RunLock
@@ -176,8 +176,8 @@ def _trainer(
 
 def _warn_of_seen_clips(trainer: Trainer, config: RunConfig) -> None:
     """Warn if the adapter to start from was trained on validation clips, which makes their loss too low."""
-    own = trainer.validation_clips
-    seen = int(learned_from(trainer.clips, lineage_of(config).configs[1:])[own].sum())
+    own = trainer.batches.validation_clips
+    seen = int(learned_from(trainer.batches.clips, lineage_of(config).configs[1:])[own].sum())
     if seen:
         logger.warning(
             "the adapter to start from has learned from %d of the %d validation clips: the validation loss is too "

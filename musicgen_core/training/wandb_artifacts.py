@@ -88,8 +88,8 @@ def shown_settings(config: Mapping[str, Any], trainer: Trainer) -> dict[str, Any
     device = trainer.computation.device
     return {
         **{name: value for name, value in config.items() if name != SHARDS},
-        "training_clips": len(trainer.training_clips),
-        "validation_clips": len(trainer.validation_clips),
+        "training_clips": len(trainer.batches.training_clips),
+        "validation_clips": len(trainer.batches.validation_clips),
         "total_steps": trainer.order.total_steps,
         "trained_parameters": sum(tensor.numel() for tensor in trainer.adapter_tensors().values()),
         "processes": trainer.world.size,

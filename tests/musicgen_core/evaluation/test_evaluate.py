@@ -28,7 +28,7 @@ from musicgen_core.exporting.export import export
 from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.lora import Adapter, AdapterConfig, adapter_state, add_lora, load_adapter, save_adapter
 from musicgen_core.model.weights import BaseModel, load_lm
-from musicgen_core.training.batching import BatchSize
+from musicgen_core.training.batch_size import BatchSize
 from musicgen_core.training.loop import Trainer
 from tests.stand_in_hub import StandInHub
 
@@ -59,8 +59,8 @@ def test_the_base_models_loss_equals_that_of_an_untrained_adapter(
     metrics = trainer.validate()
     assert evaluation.loss.base_loss == pytest.approx(metrics["val/loss"], abs=1e-6)
     assert evaluation.loss.base_perplexity == pytest.approx(metrics["val/perplexity"], rel=1e-5)
-    assert evaluation.clips == evaluation.validation_clips == len(trainer.validation_clips)
-    frames = clips.frames[trainer.validation_clips]
+    assert evaluation.clips == evaluation.validation_clips == len(trainer.batches.validation_clips)
+    frames = clips.frames[trainer.batches.validation_clips]
     assert evaluation.codes == 4 * int(np.minimum(frames, 60).sum()) < 4 * int(frames.sum())
 
 

@@ -22,7 +22,7 @@ from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.settings import validate
 from musicgen_core.training import prior_preservation
-from musicgen_core.training.batching import BatchSize
+from musicgen_core.training.batch_size import BatchSize
 from musicgen_core.training.files.checkpoint import load_checkpoint
 from musicgen_core.training.loop import Trainer
 from musicgen_core.training.prior_preservation import PriorRequest, general_prompts, load_prior, prior_share
@@ -101,13 +101,13 @@ def test_an_epoch_holds_each_own_clip_once_and_the_fraction(
     assert trainer.order.steps_per_epoch == 5
     for epoch in (0, 1):
         steps = range(5 * epoch + 1, 5 * epoch + 6)
-        seen = Counter(int(one) for step in steps for one in trainer._batch_of(step).hashes)
+        seen = Counter(int(one) for step in steps for one in trainer.batches.of_step(step).hashes)
         own, generated = (Counter({one: seen[one] for one in map(int, of)}) for of in (clips.hashes, made.hashes))
         assert own + generated == seen
         assert (own.total(), max(own.values()), generated.total()) == (5, 1, 5)
         assert max(generated.values()) - min(generated.values()) <= 1
-    assert trainer.validation_clips.max() < len(clips)
-    assert not set(trainer.training_clips) & set(trainer.validation_clips)
+    assert trainer.batches.validation_clips.max() < len(clips)
+    assert not set(trainer.batches.training_clips) & set(trainer.batches.validation_clips)
 
 
 def test_generated_clips_have_a_segments_length_and_their_prompts(

@@ -19,7 +19,7 @@ from musicgen_core.errors import Cancelled, DeviceError, TrainingError
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.training import loop
-from musicgen_core.training.batching import BatchSize
+from musicgen_core.training.batch_size import BatchSize
 from musicgen_core.training.compute.model import Execution
 from musicgen_core.training.loop import Hooks, Trainer, learning_rate
 from musicgen_core.training.processes.distributed import World

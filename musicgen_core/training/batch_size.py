@@ -1,14 +1,10 @@
-"""The clips of an optimizer step: micro-batch, gradient accumulation, and the order of the data."""
+"""The number of clips in an optimizer step, and how it is computed, by the GPU's memory."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from functools import lru_cache
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from musicgen_core.config import EFFECTIVE_BATCH, TrainSettings
 from musicgen_core.devices import can_compile, check_fp8, compute_dtype, memory_gib
@@ -134,55 +130,3 @@ def resolve_execution(settings: TrainSettings, device: torch.device) -> Executio
         compile=wanted and can_compile(),
         checkpointing=preset_of(device).checkpointing if checkpointing is None else checkpointing,
     )
-
-
-@dataclass(frozen=True)
-class DataOrder:
-    """The clips of each step: a new permutation each epoch, each clip once; an epoch's last step may be smaller.
-
-    Attributes:
-        clips: number of training clips.
-        per_step: clips in a step.
-        epochs: epochs to train.
-        max_steps: a limit of the steps, or None.
-        seed: seed of the permutations.
-    """
-
-    clips: int
-    per_step: int
-    epochs: int
-    max_steps: int | None
-    seed: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(self.clips / self.per_step)
-
-    @property
-    def total_steps(self) -> int:
-        return min(self.steps_per_epoch * self.epochs, self.max_steps or self.steps_per_epoch * self.epochs)
-
-    def epoch_of(self, step: int) -> int:
-        """Return the epoch, from 1, of a step, from 1."""
-        return (step - 1) // self.steps_per_epoch + 1
-
-    def ends_epoch(self, step: int) -> bool:
-        """Return whether an epoch ends with this step, also one that max_steps cuts short."""
-        return step % self.steps_per_epoch == 0 or step == self.total_steps
-
-    def epochs_done(self, step: int) -> int:
-        """Return how many epochs have ended after this step."""
-        if not step:
-            return 0
-        return self.epoch_of(step) - (not self.ends_epoch(step))
-
-    def positions(self, step: int) -> list[int]:
-        """Return the indices, among the training clips, of the clips of a step, from 1."""
-        order = _order(self.seed, self.epoch_of(step), self.clips)
-        start = (step - 1) % self.steps_per_epoch * self.per_step
-        return [int(position) for position in order[start : start + self.per_step]]
-
-
-@lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, clips: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch]).permutation(clips)
