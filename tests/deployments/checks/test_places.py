@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import threading
-import time
 import urllib.parse
 import uuid
 from collections.abc import Iterator
@@ -125,9 +124,8 @@ class TestPlaces:
         monkeypatch.setattr("deployments.checks.places.CLEAN_UP_SECONDS", 0.5)
         with socket.create_server(("127.0.0.1", 0)) as silent:
             place = f"ftp://127.0.0.1:{silent.getsockname()[1]}/folder"
-            begun = time.monotonic()
             [found] = check_places({}, [place])
-            assert time.monotonic() - begun < 25  # ftp itself gives up after 30
+        # Not ftp's own error, which it raises after 30 s
         assert found.level == "problem" and found.found == f"{place}: no answer within 1 seconds"
 
 
