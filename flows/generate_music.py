@@ -13,7 +13,7 @@ from flows.parameters import (
     Compare,
     ContinueFrom,
     Device,
-    Engine,
+    EngineOptions,
     Files,
     MusicPrompts,
     Output,
@@ -47,7 +47,7 @@ def generate_music(
     device: Device = "auto",
     sampling: ChoiceSettings = ChoiceSettings(),
     files: Files = Files(),
-    engine: Engine = Engine(),
+    engine: EngineOptions = EngineOptions(),
 ) -> list[Rendered] | State[list[Rendered]]:
     """Generate music from text prompts, with a trained adapter or with the base model alone."""
     set_up_run()

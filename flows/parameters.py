@@ -257,7 +257,7 @@ def _read_bits(bits: Any) -> Any:
 _Bits = Annotated[Literal[8, 16], BeforeValidator(_read_bits)]
 
 
-class Engine(Settings):
+class EngineOptions(Settings):
     """How the GPU is used for generating."""
 
     model_config = ConfigDict(title="Engine")
@@ -354,7 +354,7 @@ class GenerateParameters(Settings):
     device: Device = "auto"
     sampling: ChoiceSettings = ChoiceSettings()
     files: Files = Files()
-    engine: Engine = Engine()
+    engine: EngineOptions = EngineOptions()
 
 
 class EstimateParameters(Settings):
