@@ -34,9 +34,10 @@ from musicgen_core.devices import pick_device
 from musicgen_core.generation.engine import Engine, decodes_fast, frames_of
 from musicgen_core.generation.sampling import guide
 from musicgen_core.model.decoder import TextCondition
+from musicgen_core.model.local_files import TEXT_ENCODER
 from musicgen_core.model.lora import load_merged
 from musicgen_core.model.text import TextEncoder
-from musicgen_core.model.weights import TEXT_ENCODER, BaseModel, find_model
+from musicgen_core.model.weights import BaseModel, find_model
 
 PROMPT = "upbeat dance with a bass"
 """26 tokens for the debug model's character tokenizer, as many as some 15 words have for T5's"""

@@ -17,11 +17,12 @@ import torch
 from omegaconf import OmegaConf
 
 from musicgen_core.audiocraft_compat import import_audiocraft
+from musicgen_core.model.audiocraft_format import to_audiocraft
 from musicgen_core.model.configuration import read_lm_config
 from musicgen_core.model.debug_model import CODEC_CONFIG, LM_CONFIG
 from musicgen_core.model.decoder import MusicgenLM
-from musicgen_core.model.local_files import CODEC_FILE, LM_FILE
-from musicgen_core.model.weights import TEXT_ENCODER, find_model, to_audiocraft
+from musicgen_core.model.local_files import CODEC_FILE, LM_FILE, TEXT_ENCODER
+from musicgen_core.model.weights import find_model
 
 
 def make_random_large(directory: Path, layers: int = 48) -> None:

@@ -28,13 +28,13 @@ from demo_model.training import Run, adamw, as_graph, device_with_tf32, set_lear
 from musicgen_core.analysis.distances import si_sdr
 from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.codes import SAMPLE_RATE, SAMPLES_PER_FRAME
-from musicgen_core.model import xp_cfg
+from musicgen_core.model.audiocraft_format import codec_settings, save_checkpoint
 from musicgen_core.model.local_files import CODEC_FILE
 from musicgen_core.synthesis.composing import compose_many
 from musicgen_core.synthesis.rendering import SoundBank
 from musicgen_core.synthesis.styles import HELD_OUT
 
-SETTINGS = xp_cfg.codec(dimension=64, filters=12, decoder_filters=16, bins=512)
+SETTINGS = codec_settings(dimension=64, filters=12, decoder_filters=16, bins=512)
 FIRST_SEED = 10_000_000  # of the clips; other scripts use other ranges
 CLIP_FRAMES = 300
 CROP_FRAMES = 64  # 1.28 s
@@ -147,7 +147,7 @@ def build() -> Any:
 def save(codec: nn.Module, path: Path) -> None:
     """Write audiocraft's checkpoint, in fp16."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    xp_cfg.save(path, SETTINGS, halved(codec))
+    save_checkpoint(path, SETTINGS, halved(codec))
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB", flush=True)
 
 

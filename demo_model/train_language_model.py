@@ -25,16 +25,15 @@ from torch import Tensor
 from demo_model import dataset, text_encoder
 from demo_model.train_codec import halved
 from demo_model.training import Run, adamw, as_graph, device_with_tf32, set_learning_rate, update
-from musicgen_core.model import xp_cfg
+from musicgen_core.model.audiocraft_format import language_model_settings, save_checkpoint, to_audiocraft
 from musicgen_core.model.configuration import read_lm_config
 from musicgen_core.model.decoder import MusicgenLM, TextCondition
-from musicgen_core.model.local_files import LM_FILE
+from musicgen_core.model.local_files import LM_FILE, TEXT_ENCODER
 from musicgen_core.model.pattern import teacher_forcing
-from musicgen_core.model.weights import TEXT_ENCODER, to_audiocraft
 
 TEXT_DROPOUT = 0.15
 GUIDANCE = 2.0  # with MusicGen's 3, fewer notes are in key and fewer clips in the requested metre
-SETTINGS = xp_cfg.language_model(
+SETTINGS = language_model_settings(
     dim=256, layers=6, heads=8, hidden_scale=2, cardinality=512, text_dropout=TEXT_DROPOUT, guidance=GUIDANCE
 )
 TOKENS_PER_STEP = 64 * 500  # frames
@@ -142,7 +141,7 @@ def validate(model: Model, examples: Examples, text_dropout: float) -> Tensor:
 def save(model: Model, directory: Path) -> None:
     """Write the language model in audiocraft's format and the text encoder in Hugging Face's, in fp16."""
     directory.mkdir(parents=True, exist_ok=True)
-    xp_cfg.save(directory / LM_FILE, SETTINGS, to_audiocraft(halved(model.lm)))
+    save_checkpoint(directory / LM_FILE, SETTINGS, to_audiocraft(halved(model.lm)))
     model.encoder.half().save_pretrained(directory / TEXT_ENCODER)
     model.tokenizer.save_pretrained(directory / TEXT_ENCODER)
     total = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

@@ -8,8 +8,8 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from flows.parameters import Device
-from musicgen_core.config import DEFAULT_MODEL, LARGEST_COUNT, MOST_WORKERS
-from musicgen_core.settings import Settings
+from musicgen_core.config import DEFAULT_MODEL
+from musicgen_core.settings import LARGEST_COUNT, MOST_WORKERS, Settings
 
 DEFAULT_HOST = "127.0.0.1"
 _MOST_PORT = 65535

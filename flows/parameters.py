@@ -15,9 +15,6 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from musicgen_core.config import (
     DEFAULT_MODEL,
-    LARGEST_COUNT,
-    MOST_SIDE_BY_SIDE,
-    MOST_WORKERS,
     AdapterSettings,
     ChoiceSettings,
     DataSettings,
@@ -44,7 +41,7 @@ from musicgen_core.evaluation.request import (
     PieceSeed,
     ReportPrompts,
 )
-from musicgen_core.settings import Settings
+from musicgen_core.settings import LARGEST_COUNT, MOST_SIDE_BY_SIDE, MOST_WORKERS, Settings
 
 BASE = "base"
 """Value of the parameter `adapter` that selects the base model alone"""

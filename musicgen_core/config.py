@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import string
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
-from musicgen_core.data.member_names import check_encoding
 from musicgen_core.errors import ConfigError
-from musicgen_core.settings import Settings
-from musicgen_core.texts import MAX_CHARACTERS
+from musicgen_core.settings import LARGEST_COUNT, LONGEST_SECONDS, MOST_WORKERS, Settings
+from musicgen_core.texts import MAX_CHARACTERS, check_encoding, template_fields
 
 DEFAULT_MODEL = "facebook/musicgen-large"
 """Base model if none is given"""
@@ -30,18 +27,6 @@ DEFAULT_PROMPTS = (
     "Upbeat electronic dance music with strong bass",
 )
 """Default prompts"""
-
-LONGEST_SECONDS = 3600
-"""Longest sample that can be generated"""
-
-LARGEST_COUNT = 10**9
-"""Upper bound of counts without a tighter one: fits 32 bits. Integers over 64 bits break Prefect's database."""
-
-MOST_WORKERS = 1024
-"""Upper bound of threads and processes"""
-
-MOST_SIDE_BY_SIDE = 64
-"""Upper bound of the samples that are generated in one batch"""
 
 Format = Literal["flac", "mp3"]
 """Additional formats that can be written beside a wav"""
@@ -295,30 +280,6 @@ class TrainSettings(
     lora_r: LoraRank = 8
     learning_rate: LearningRate = 1e-4
     seed: Seed = 0
-
-
-def template_fields(template: str) -> list[str]:
-    """Return the field names of a template: `"{genre}, {bpm} bpm"` → `["genre", "bpm"]`.
-
-    Raises:
-        ValueError: the template has no fields, or something other than plain names in braces; the message says what.
-    """
-    try:
-        parts = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise ValueError(f"should hold names of fields in braces, such as {{genre}} ({error})") from error
-    names = []
-    for _, name, spec, conversion in parts:
-        if name is None:  # text behind the last placeholder
-            continue
-        if spec or conversion or not re.fullmatch(r"[^\W\d][\w -]*", name):
-            raise ValueError("should hold nothing but names of fields in braces, such as {genre}")
-        names.append(name)
-    if not names:
-        raise ValueError(
-            "should name a field in braces, such as {genre}; for the same text everywhere there is caption"
-        )
-    return list(dict.fromkeys(names))
 
 
 # Validators are annotations rather than methods, so that flow parameters and the command line use them, too.

@@ -1,4 +1,4 @@
-"""Base of all settings: one definition serves YAML, the command line, flows and their run forms."""
+"""Base of all settings, and bounds of their values: one definition serves YAML, the command line, flows and forms."""
 
 from __future__ import annotations
 
@@ -15,6 +15,19 @@ from musicgen_core.wording import joined_sentences
 
 if TYPE_CHECKING:
     from musicgen_core.storage import Location
+
+
+LONGEST_SECONDS = 3600
+"""Longest sample that can be generated"""
+
+LARGEST_COUNT = 10**9
+"""Upper bound of counts without a tighter one: fits 32 bits. Integers over 64 bits break Prefect's database."""
+
+MOST_WORKERS = 1024
+"""Upper bound of threads and processes"""
+
+MOST_SIDE_BY_SIDE = 64
+"""Upper bound of the samples that are generated in one batch"""
 
 
 class Settings(BaseModel):

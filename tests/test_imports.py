@@ -1,8 +1,9 @@
-"""The direction of imports, and what importing the flows costs."""
+"""The direction of imports, their circles, and what importing the flows costs."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -36,6 +37,25 @@ def test_imports_point_down_the_layers_only(layer: str) -> None:
     assert files
     for path in files:
         assert not above & set(imports(path)), path
+
+
+def modules_imported(path: Path, modules: set[str]) -> set[str]:
+    """Return those of `modules` that a file imports anywhere: at the top, in functions and for annotations."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= members & modules or {node.module or ""}
+    return found & modules
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    files = {path.relative_to(ROOT).with_suffix("").parts: path for layer in LAYERS for path in sources(layer)}
+    modules = {".".join(parts).removesuffix(".__init__"): path for parts, path in files.items()}
+    graph = {name: modules_imported(path, set(modules)) for name, path in modules.items()}
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which lists the circle
 
 
 @pytest.mark.parametrize(

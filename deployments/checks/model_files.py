@@ -51,8 +51,8 @@ def check_model_files(name: str) -> list[Finding]:
 def _missing(name: str) -> Iterator[str]:
     """Return the ids of the repositories from which files have to be downloaded."""
     from musicgen_core.model.compression import ENCODEC, codec_repo
-    from musicgen_core.model.local_files import DEBUG
-    from musicgen_core.model.weights import BUILT_IN, MODEL, TEXT_ENCODER, BaseModel, find_model, refuse_unsupported
+    from musicgen_core.model.local_files import DEBUG, TEXT_ENCODER
+    from musicgen_core.model.weights import BUILT_IN, MODEL, BaseModel, find_model, refuse_unsupported
 
     if name == DEBUG:
         return  # it is made on first use

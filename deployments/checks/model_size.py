@@ -97,8 +97,8 @@ def _cached(name: str) -> Path | None:
 
 
 def _measure_file(name: str, path: Path) -> ModelSize:
+    from musicgen_core.model.audiocraft_format import read_checkpoint
     from musicgen_core.model.configuration import read_lm_config
-    from musicgen_core.model.weights import read_checkpoint
 
     return _measure(name, read_lm_config(read_checkpoint(path)["xp.cfg"], path).decoder, path.stat().st_size)
 

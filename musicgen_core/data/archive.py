@@ -16,13 +16,13 @@ from musicgen_core import storage
 from musicgen_core.data.damage import DAMAGED, Unreadable, damage_named
 from musicgen_core.data.discovery import archive_stem, find_archives, passed_over
 from musicgen_core.data.file_signatures import recognise
-from musicgen_core.data.member_names import AUTO, check_encoding
 from musicgen_core.data.members import BLOCK, Archive, Limits, Member, Meter, Sidecar, Sidecars, limits_of, sidecar_key
 from musicgen_core.data.tar_archive import TarArchive, is_tar
 from musicgen_core.data.zip_archive import ZipArchive, names_of, unpacked
 from musicgen_core.data.zip_directory import RandomReader, ZipEntry, read_directory
 from musicgen_core.errors import ArchiveError, ClipRejected
 from musicgen_core.language import message
+from musicgen_core.texts import AUTO, check_encoding
 
 __all__ = [
     "DAMAGED",

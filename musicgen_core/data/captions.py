@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.config import TokenizeSettings, template_fields
+from musicgen_core.config import TokenizeSettings
 from musicgen_core.data.descriptions import (
     MetadataEntry,
     clean,
@@ -27,7 +27,7 @@ from musicgen_core.data.descriptions import (
 )
 from musicgen_core.errors import MetadataError, reason_of
 from musicgen_core.language import message
-from musicgen_core.texts import MAX_CHARACTERS, decode_text, marked_encoding, shorten
+from musicgen_core.texts import MAX_CHARACTERS, decode_text, marked_encoding, shorten, template_fields
 
 if TYPE_CHECKING:
     from musicgen_core.data.archive import Sidecar

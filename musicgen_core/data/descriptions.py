@@ -6,7 +6,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from musicgen_core.config import template_fields
+from musicgen_core.texts import template_fields
 
 if TYPE_CHECKING:
     from musicgen_core.data.archive import Sidecar

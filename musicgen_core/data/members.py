@@ -7,21 +7,16 @@ import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
+from musicgen_core.config import TokenizeSettings
 from musicgen_core.data.scratch import filled
 from musicgen_core.errors import ArchiveError, ClipRejected
 from musicgen_core.language import message
-from musicgen_core.texts import decode_text
-
-if TYPE_CHECKING:
-    from musicgen_core.config import TokenizeSettings
+from musicgen_core.texts import NUL, decode_text
 
 BLOCK = 1 << 20
 """Bytes per copied block"""
-
-NUL = "\N{SYMBOL FOR NULL}"
-"""Replacement for a NUL byte in a name"""
 
 NOT_A_FILE = message("not a regular file but a link or a device, which is never followed")
 

@@ -14,7 +14,6 @@ from typing import Any, BinaryIO, Self, cast
 import pyarrow as pa
 
 from musicgen_core.data.damage import Unreadable, damage_named
-from musicgen_core.data.member_names import AUTO, decode_name, encoding_of, legible
 from musicgen_core.data.members import (
     BLOCK,
     NOT_A_FILE,
@@ -28,6 +27,7 @@ from musicgen_core.data.members import (
 )
 from musicgen_core.errors import ClipRejected
 from musicgen_core.language import message
+from musicgen_core.texts import AUTO, decode_name, encoding_of, legible
 
 
 class _Lent:

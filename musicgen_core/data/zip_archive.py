@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from musicgen_core.data.damage import Unreadable, is_damage
-from musicgen_core.data.member_names import AUTO, decode_name, encoding_of, legible
 from musicgen_core.data.members import (
     BLOCK,
     NOT_A_FILE,
@@ -27,6 +26,7 @@ from musicgen_core.data.members import (
 from musicgen_core.data.zip_directory import LOCAL_MAGIC, RandomReader, ZipEntry
 from musicgen_core.errors import ClipRejected
 from musicgen_core.language import message
+from musicgen_core.texts import AUTO, decode_name, encoding_of, legible
 
 _LOCAL = struct.Struct("<4s5H3L2H")
 _ENCRYPTED, _LZMA_HAS_END, _PATCHED = 1 << 0, 1 << 1, 1 << 5

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from musicgen_core.config import DEFAULT_MODEL, LARGEST_COUNT, Prompts
+from musicgen_core.config import DEFAULT_MODEL, Prompts
 from musicgen_core.language import message
-from musicgen_core.settings import Settings
+from musicgen_core.settings import LARGEST_COUNT, Settings
 from musicgen_core.wording import counted
 
 MOST_CLIPS = 500

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from musicgen_core.devices import shared_memory_bytes
 from musicgen_core.generation import decode_kernels as kernels
 from musicgen_core.generation.megakernel import Megakernel, megakernel
-from musicgen_core.generation.steps import Window
+from musicgen_core.generation.sampling import Window
 from musicgen_core.model.decoder import Decoder, DecoderLayer, LayerCache, MusicgenLM, TextCondition, sinusoids
 
 

@@ -15,7 +15,8 @@ from musicgen_core.codes import CODEBOOKS, FRAME_RATE
 from musicgen_core.config import SamplingSettings
 from musicgen_core.devices import can_compile
 from musicgen_core.errors import Cancelled, DeviceError
-from musicgen_core.generation.steps import EagerSteps, GraphedSteps, Steps, Window
+from musicgen_core.generation.sampling import Window
+from musicgen_core.generation.steps import EagerSteps, GraphedSteps, Steps
 from musicgen_core.language import message
 from musicgen_core.model.decoder import MusicgenLM, TextCondition
 from musicgen_core.model.pattern import undelay

@@ -9,10 +9,10 @@ from typing import Any
 from pydantic import Field
 
 from musicgen_core import storage
-from musicgen_core.config import LONGEST_SECONDS, PromptText
+from musicgen_core.config import PromptText
 from musicgen_core.errors import ConfigError, reason_of
 from musicgen_core.language import message
-from musicgen_core.settings import Settings, validate
+from musicgen_core.settings import LONGEST_SECONDS, Settings, validate
 from musicgen_core.texts import decode_text
 from musicgen_core.wording import counted
 

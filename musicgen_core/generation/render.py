@@ -20,7 +20,6 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.codec import Codec
 from musicgen_core.codes import SAMPLE_RATE
-from musicgen_core.config import MOST_SIDE_BY_SIDE
 from musicgen_core.devices import compute_dtype, pick_device
 from musicgen_core.errors import ConfigError
 from musicgen_core.generation.engine import Engine
@@ -46,6 +45,7 @@ from musicgen_core.model.local_files import file_sha256
 from musicgen_core.model.lora import Adapter, find_adapter, load_adapter, load_merged
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, find_model
+from musicgen_core.settings import MOST_SIDE_BY_SIDE
 from musicgen_core.stages import announce, mention
 from musicgen_core.wording import counted
 

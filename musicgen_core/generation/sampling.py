@@ -1,11 +1,15 @@
-"""Sample the next codes from logits: guidance, temperature, top-k and top-p."""
+"""Sample the next codes of a batch from logits: guidance, temperature, top-k and top-p."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from musicgen_core.config import SamplingSettings
+from musicgen_core.model.decoder import TextCondition
+from musicgen_core.model.pattern import delay
 
 
 def guide(conditional: Tensor, unconditional: Tensor, coefficient: float) -> Tensor:
@@ -44,3 +48,50 @@ def sample(logits: Tensor, settings: SamplingSettings, noise: Tensor) -> Tensor:
     # The first code whose cumulative probability exceeds the threshold: its own probability is above 0.
     chosen = (cumulative <= threshold).sum(dim=-1, keepdim=True).clamp(max=ordered.shape[-1] - 1)
     return codes.gather(-1, chosen)[..., 0]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A batch of samples within the model's context, and how to generate it.
+
+    Attributes:
+        text: [2 B, …], the prompts' conditions and as many null conditions.
+        known: [B, K, P], the codes of the first frames, which are given.
+        frames: [B], the final length of each sample, from P up to what `noise` suffices for.
+        noise: [B, K, steps], see `sample`; the draws of codebook k and frame f are at step f + k.
+        settings: sampling settings.
+        guidance: the coefficient of classifier-free guidance.
+    """
+
+    text: TextCondition
+    known: Tensor
+    frames: Tensor
+    noise: Tensor
+    settings: SamplingSettings
+    guidance: float
+
+    @property
+    def given(self) -> int:
+        """Frames that are known, and so the steps that need not be generated."""
+        return self.known.shape[-1]
+
+    def delayed_sequence(self, special: int) -> Tensor:
+        """Return the delayed sequence [B, K, steps + 1] with the known codes in it, and special codes elsewhere."""
+        return delay(self.known, special, steps=self.noise.shape[-1] + 1)
+
+    def choose(self, logits: Tensor, noise: Tensor, position: int, current: Tensor) -> Tensor:
+        """Return the codes of the step after `position`.
+
+        Args:
+            logits: [2 B, K, cardinality].
+            noise: [B, K].
+            position: the step that was read last.
+            current: [B, K], the next step's codes so far, which are kept where there is no frame to fill.
+
+        Returns:
+            [B, K], int64.
+        """
+        conditional, unconditional = logits.chunk(2)
+        chosen = sample(guide(conditional, unconditional, self.guidance), self.settings, noise)
+        frame = position - torch.arange(current.shape[1], device=current.device)  # of each codebook in that step
+        return chosen.where((frame >= self.given) & (frame < self.frames[:, None]), current)

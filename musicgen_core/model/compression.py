@@ -20,9 +20,10 @@ from musicgen_core.codes import CARDINALITY, CODEBOOKS, FRAME_RATE, SAMPLE_RATE,
 from musicgen_core.errors import ModelError, MusicgenError
 from musicgen_core.language import message
 from musicgen_core.model import hub
+from musicgen_core.model.audiocraft_format import read_file
 from musicgen_core.model.configuration import XpConfig, shown
 from musicgen_core.model.local_files import MOST_BYTES_OF_POINTER, codec_checksum, file_sha256
-from musicgen_core.model.weights import BaseModel, read_file
+from musicgen_core.model.weights import BaseModel
 
 USE_ANOTHER = "Use the codec that comes with facebook/musicgen-large"
 ENCODEC = hub.Wanted(("config.json", ("model.safetensors", "pytorch_model.bin")))

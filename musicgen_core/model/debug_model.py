@@ -12,19 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from musicgen_core import storage
 from musicgen_core.audiocraft_compat import import_audiocraft
-from musicgen_core.model import xp_cfg
+from musicgen_core.model import audiocraft_format
 from musicgen_core.model.configuration import read_lm_config
 from musicgen_core.model.decoder import MusicgenLM
-from musicgen_core.model.local_files import CODEC_FILE, DEBUG, LM_FILE, debug_directory
-from musicgen_core.model.weights import TEXT_ENCODER, to_audiocraft
+from musicgen_core.model.local_files import CODEC_FILE, DEBUG, LM_FILE, TEXT_ENCODER, debug_directory
 
-LM_CONFIG = xp_cfg.language_model(dim=64, layers=2, heads=4)
-CODEC_CONFIG = xp_cfg.codec(dimension=16, filters=4, lstm=1)
+LM_CONFIG = audiocraft_format.language_model_settings(dim=64, layers=2, heads=4)
+CODEC_CONFIG = audiocraft_format.codec_settings(dimension=16, filters=4, lstm=1)
 
 # A character tokenizer: T5's Unigram model over printable ASCII. Anything else is <unk>.
 CHARACTERS = "▁" + "".join(sorted(set(string.printable) - set(string.whitespace)))
@@ -46,14 +44,16 @@ def debug_model_directory(cache: Path | None = None) -> Path:
 
 
 def _write(directory: Path) -> None:
+    from omegaconf import OmegaConf  # not at the top, to keep imports fast
+
     rng = np.random.Generator(np.random.PCG64(20260101))
     lm = MusicgenLM(read_lm_config(LM_CONFIG, DEBUG).decoder)
     _randomize(lm, rng)
-    xp_cfg.save(directory / LM_FILE, LM_CONFIG, to_audiocraft(lm.state_dict()))
+    audiocraft_format.save_checkpoint(directory / LM_FILE, LM_CONFIG, audiocraft_format.to_audiocraft(lm.state_dict()))
     builders = import_audiocraft("audiocraft.models.builders")
     codec = builders.get_compression_model(OmegaConf.create(CODEC_CONFIG))
     _randomize(codec, rng)
-    xp_cfg.save(directory / CODEC_FILE, CODEC_CONFIG, codec.state_dict())
+    audiocraft_format.save_checkpoint(directory / CODEC_FILE, CODEC_CONFIG, codec.state_dict())
     _write_text_encoder(directory / TEXT_ENCODER, rng)
 
 

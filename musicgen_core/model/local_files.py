@@ -14,6 +14,7 @@ from musicgen_core.stages import announce
 
 LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"
+TEXT_ENCODER = "text_encoder"
 DEBUG, DEMO = "debug", "demo"
 DEMO_DIRECTORY = Path(__file__).parent / DEMO
 DEBUG_VERSION = 1  # part of the directory's name: raise it when `debug_model` writes other files

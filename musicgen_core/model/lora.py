@@ -16,8 +16,9 @@ from musicgen_core.errors import AdapterError, ConfigError, ModelError
 from musicgen_core.language import message
 from musicgen_core.model import hub_adapter, peft_directory
 from musicgen_core.model.adapter_values import check_adapter_values, check_merged
+from musicgen_core.model.audiocraft_format import from_audiocraft, read_checkpoint, to_audiocraft
 from musicgen_core.model.decoder import MusicgenLM
-from musicgen_core.model.weights import BaseModel, from_audiocraft, load_lm, read_checkpoint, to_audiocraft
+from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.run_layout import BEST_ADAPTER, RunLayout
 
 PUBLISHED = "facebook/musicgen-"

@@ -1,6 +1,6 @@
-"""Find, load, convert and save MusicGen's weights in audiocraft's checkpoint format.
+"""Find model directories and load MusicGen's weights from them.
 
-A model directory holds `state_dict.bin` (`{"xp.cfg": yaml, "best_state": {name: tensor}, "version", "exported"}`),
+A model directory holds `state_dict.bin` (the language model, in audiocraft's checkpoint format),
 `compression_state_dict.bin` (the EnCodec codec, same form) and, to work without the Hub, `text_encoder/`.
 """
 
@@ -8,40 +8,34 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from musicgen_core import tensor_files
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
 from musicgen_core.model import hub
+from musicgen_core.model.audiocraft_format import from_audiocraft, read_checkpoint
 from musicgen_core.model.configuration import USE_ANOTHER, LmConfig, read_lm_config
+from musicgen_core.model.debug_model import debug_model_directory
 from musicgen_core.model.decoder import MusicgenLM
-from musicgen_core.model.local_files import CODEC_FILE, DEBUG, DEMO, DEMO_DIRECTORY, LM_FILE, file_sha256
+from musicgen_core.model.local_files import (
+    CODEC_FILE,
+    DEBUG,
+    DEMO,
+    DEMO_DIRECTORY,
+    LM_FILE,
+    TEXT_ENCODER,
+    file_sha256,
+)
 from musicgen_core.non_finite import names_of_non_finite
 from musicgen_core.stages import announce
 
-TEXT_ENCODER = "text_encoder"
 CHOICES = "a directory in audiocraft's format, a Hugging Face id such as facebook/musicgen-large, demo or debug"
 MODEL = hub.Wanted((LM_FILE, CODEC_FILE), (f"{TEXT_ENCODER}/*",))
-_TEXT_PROJECTION = "condition_provider.conditioners.description.output_proj"
-_OUTSIDE_LAYERS = {_TEXT_PROJECTION: "enc_to_dec_proj", "out_norm": "model.decoder.layer_norm"}
-_INSIDE_LAYERS = {
-    "self_attn.out_proj": "self_attn.out_proj",
-    "cross_attention.out_proj": "encoder_attn.out_proj",
-    "norm1": "self_attn_layer_norm",
-    "norm_cross": "encoder_attn_layer_norm",
-    "norm2": "final_layer_norm",
-    "linear1": "fc1",
-    "linear2": "fc2",
-}
 _UNSUPPORTED = re.compile(r"facebook/(?:musicgen-)?(?P<kind>stereo|melody|style|audiogen|magnet)\b.*")
-_PACKED = {"self_attn.in_proj_weight": "self_attn", "cross_attention.in_proj_weight": "encoder_attn"}
 
 
 @dataclass(frozen=True)
@@ -113,12 +107,6 @@ def find_model(name: str, files: tuple[str, ...] = (LM_FILE, CODEC_FILE)) -> Bas
     return model
 
 
-def _debug_directory() -> Path:
-    from musicgen_core.model.debug_model import debug_model_directory
-
-    return debug_model_directory()
-
-
 def _demo_directory() -> Path:
     files = (LM_FILE, CODEC_FILE, f"{TEXT_ENCODER}/model.safetensors")
     if missing := [file for file in files if not (DEMO_DIRECTORY / file).is_file()]:
@@ -135,7 +123,7 @@ def _demo_directory() -> Path:
     return DEMO_DIRECTORY
 
 
-BUILT_IN: dict[str, Callable[[], Path]] = {DEBUG: _debug_directory, DEMO: _demo_directory}
+BUILT_IN: dict[str, Callable[[], Path]] = {DEBUG: debug_model_directory, DEMO: _demo_directory}
 """Models that need neither a directory nor the Hub, with functions that return their directories: `debug` has random
 weights and is created on first use; `demo` is small, trained and part of the project."""
 
@@ -164,46 +152,6 @@ def _download(name: str, files: tuple[str, ...]) -> Path:
             message("there is no model directory {name}", name=name), message("Give {choices}", choices=CHOICES)
         )
     return hub.fetch(name, MODEL if LM_FILE in files else hub.Wanted(files))
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """Read a file that torch saved, with memory-mapped tensors and without running code from it.
-
-    Raises:
-        ModelError: it can't be read, or is not a dictionary.
-    """
-    try:
-        checkpoint = tensor_files.load(path, mmap=True, verify="pickle")
-    except Exception as error:  # torch.load raises many kinds on a damaged file
-        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
-        raise ModelError(
-            message("{path} can't be read ({reason})", path=path, reason=reason), message("Fetch the file again")
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise _foreign(path, f"it holds a {type(checkpoint).__name__}")
-    return checkpoint
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint that audiocraft exported, with memory-mapped tensors.
-
-    Raises:
-        ModelError: the file is not such a checkpoint.
-    """
-    checkpoint = read_file(path)
-    if not {"xp.cfg", "best_state"} <= checkpoint.keys():
-        raise _foreign(path, "it has no xp.cfg or no best_state")
-    state = checkpoint["best_state"]
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise _foreign(path, "its best_state holds more than tensors")
-    return checkpoint
-
-
-def _foreign(path: Path, reason: str) -> ModelError:
-    return ModelError(
-        message("{path} is not a checkpoint of audiocraft ({reason})", path=path, reason=reason),
-        message("Give the directory of a checkpoint that audiocraft exported"),
-    )
 
 
 def load_lm(
@@ -249,71 +197,3 @@ def load_lm(
             message("Fetch the file again"),
         )
     return lm.eval()
-
-
-def from_audiocraft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert weights from audiocraft's names to Hugging Face's, which this project uses; packed q, k, v become views.
-
-    Raises:
-        ModelError: a name doesn't exist in a text-to-music MusicGen.
-    """
-    converted: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if not name.startswith("transformer.layers."):
-            converted[_rename_outside_layers(name)] = tensor
-            continue
-        _, _, index, inner = name.replace(".mha.", ".").split(".", 3)  # `.mha.`: torch's own attention
-        prefix = f"model.decoder.layers.{index}."
-        if inner in _PACKED:
-            for projection, part in zip("qkv", tensor.chunk(3), strict=True):
-                converted[f"{prefix}{_PACKED[inner]}.{projection}_proj.weight"] = part
-            continue
-        module, _, kind = inner.rpartition(".")
-        if module not in _INSIDE_LAYERS:
-            raise _unknown_name(name)
-        converted[f"{prefix}{_INSIDE_LAYERS[module]}.{kind}"] = tensor
-    return converted
-
-
-def _rename_outside_layers(name: str) -> str:
-    module, _, kind = name.rpartition(".")
-    if module in _OUTSIDE_LAYERS:
-        return f"{_OUTSIDE_LAYERS[module]}.{kind}"
-    if module.startswith("emb."):
-        return f"model.decoder.embed_tokens.{module.removeprefix('emb.')}.{kind}"
-    if module.startswith("linears."):
-        return f"lm_heads.{module.removeprefix('linears.')}.{kind}"
-    raise _unknown_name(name)
-
-
-def _unknown_name(name: str) -> ModelError:
-    return ModelError(
-        message("the weights hold {name}, which a text-to-music MusicGen does not have", name=name),
-        USE_ANOTHER,
-    )
-
-
-def to_audiocraft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert weights from Hugging Face's names to audiocraft's, the inverse of `from_audiocraft`."""
-    outside = {ours: theirs for theirs, ours in _OUTSIDE_LAYERS.items()}
-    inside = {ours: theirs for theirs, ours in _INSIDE_LAYERS.items()}
-    packed = {ours: theirs for theirs, ours in _PACKED.items()}
-    converted: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        module, _, kind = name.rpartition(".")
-        if module in outside:
-            converted[f"{outside[module]}.{kind}"] = tensor
-        elif module.startswith("model.decoder.embed_tokens."):
-            converted[f"emb.{module.rpartition('.')[2]}.{kind}"] = tensor
-        elif module.startswith("lm_heads."):
-            converted[f"linears.{module.rpartition('.')[2]}.{kind}"] = tensor
-        else:
-            index, inner = module.removeprefix("model.decoder.layers.").split(".", 1)
-            attention, _, projection = inner.rpartition(".")
-            if projection in ("q_proj", "k_proj", "v_proj"):
-                if projection == "q_proj":
-                    parts = [state[f"{module[: -len(projection)]}{p}_proj.weight"] for p in "qkv"]
-                    converted[f"transformer.layers.{index}.{packed[attention]}"] = torch.cat(parts)
-            else:
-                converted[f"transformer.layers.{index}.{inside[inner]}.{kind}"] = tensor
-    return converted

@@ -9,14 +9,10 @@ from hypothesis import strategies as st
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.config import (
-    SamplingSettings,
-    TokenizeSettings,
-    TrainSettings,
-    template_fields,
-)
+from musicgen_core.config import SamplingSettings, TokenizeSettings, TrainSettings
 from musicgen_core.errors import ConfigError
 from musicgen_core.settings import Settings, read_yaml, validate
+from musicgen_core.texts import template_fields
 
 
 def refusal(kind: type[Settings] = TrainSettings, /, **values: Any) -> ConfigError:

@@ -14,7 +14,7 @@ import torch
 
 from musicgen_core.config import SamplingSettings
 from musicgen_core.generation.decoding import Decoding
-from musicgen_core.generation.steps import Window
+from musicgen_core.generation.sampling import Window
 from musicgen_core.model.decoder import TextCondition
 
 PROMPTS, CODEBOOKS, GIVEN, STEPS = 32, 4, 2, 9

@@ -14,8 +14,9 @@ from musicgen_core import storage
 from musicgen_core.errors import AdapterError, ModelError
 from musicgen_core.model import peft_directory
 from musicgen_core.model.adapter_values import check_merged
+from musicgen_core.model.audiocraft_format import read_checkpoint
 from musicgen_core.model.lora import Adapter, AdapterConfig, load_adapter, save_adapter
-from musicgen_core.model.weights import BaseModel, load_lm, read_checkpoint
+from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.non_finite import names_of_non_finite
 
 NAME = "base_model.model.model.decoder.layers.0.fc1.lora_A.weight"

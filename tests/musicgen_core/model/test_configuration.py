@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.errors import ModelError
 from musicgen_core.model import configuration
+from musicgen_core.model.audiocraft_format import to_audiocraft
 from musicgen_core.model.configuration import read_lm_config
 from musicgen_core.model.debug_model import CODEC_CONFIG, LM_CONFIG
 from musicgen_core.model.pattern import delay
 from musicgen_core.model.text import TextEncoder
-from musicgen_core.model.weights import load_lm, to_audiocraft
+from musicgen_core.model.weights import load_lm
 
 Export = Callable[[dict[str, Any]], tuple[Any, Path]]
 BASE: dict[str, Any] = yaml.safe_load(LM_CONFIG)

@@ -16,21 +16,14 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from musicgen_core.errors import ModelError
+from musicgen_core.model.audiocraft_format import from_audiocraft, read_checkpoint, to_audiocraft
 from musicgen_core.model.configuration import read_lm_config
 from musicgen_core.model.debug_model import debug_model_directory
 from musicgen_core.model.decoder import DecoderConfig, MusicgenLM
 from musicgen_core.model.local_files import CODEC_FILE, LM_FILE
 from musicgen_core.model.pattern import delay
 from musicgen_core.model.text import TextEncoder
-from musicgen_core.model.weights import (
-    BaseModel,
-    find_codec,
-    find_model,
-    from_audiocraft,
-    load_lm,
-    read_checkpoint,
-    to_audiocraft,
-)
+from musicgen_core.model.weights import BaseModel, find_codec, find_model, load_lm
 from tests.stand_in_hub import StandInHub
 
 

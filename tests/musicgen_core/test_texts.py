@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musicgen_core.data.member_names import check_encoding, decode_name, encoding_of, legible
 from musicgen_core.errors import ConfigError
+from musicgen_core.texts import check_encoding, decode_name, encoding_of, legible
 
 JAPANESE = ["夜の曲.wav", "カラオケ/花火.wav", "ﾋﾟｱﾉ.wav", "々々.wav"]
 EUROPEAN = ["Ünter.wav", "Schön/größer.wav", "café.wav", "señor.wav", "Ægir.wav", "Français déjà.wav"]

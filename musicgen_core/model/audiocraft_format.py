@@ -1,0 +1,215 @@
+"""Read and write audiocraft's checkpoint format, and convert its names of weights to Hugging Face's and back.
+
+A checkpoint is a file of torch: `{"xp.cfg": yaml, "best_state": {name: tensor}, "version", "exported"}`. The settings
+in `xp.cfg` are those of small models here, `debug` and `demo`; `configuration` reads those of any model.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from musicgen_core import tensor_files
+from musicgen_core.errors import ModelError
+from musicgen_core.language import message
+from musicgen_core.model.configuration import USE_ANOTHER
+
+_TEXT_PROJECTION = "condition_provider.conditioners.description.output_proj"
+_OUTSIDE_LAYERS = {_TEXT_PROJECTION: "enc_to_dec_proj", "out_norm": "model.decoder.layer_norm"}
+_INSIDE_LAYERS = {
+    "self_attn.out_proj": "self_attn.out_proj",
+    "cross_attention.out_proj": "encoder_attn.out_proj",
+    "norm1": "self_attn_layer_norm",
+    "norm_cross": "encoder_attn_layer_norm",
+    "norm2": "final_layer_norm",
+    "linear1": "fc1",
+    "linear2": "fc2",
+}
+_PACKED = {"self_attn.in_proj_weight": "self_attn", "cross_attention.in_proj_weight": "encoder_attn"}
+
+_LANGUAGE_MODEL = """
+lm_model: transformer_lm
+device: cpu
+dtype: float32
+channels: 1
+dataset: {{segment_duration: 30}}
+transformer_lm:
+  {{n_q: 4, card: {cardinality}, dim: {dim}, num_layers: {layers}, num_heads: {heads}, hidden_scale: {hidden_scale}, dropout: 0.1, activation: gelu,
+   norm_first: true, norm: layer_norm, bias_ff: false, bias_attn: false, bias_proj: false, causal: true,
+   past_context: null, custom: false, memory_efficient: true, attention_as_float32: false, layer_scale: null,
+   positional_embedding: sin, xpos: false, checkpointing: none, weight_init: gaussian, depthwise_init: current,
+   zero_bias_init: true, cross_attention: false, qk_layer_norm: false, qk_layer_norm_cross: false,
+   attention_dropout: null, kv_repeat: 1, two_step_cfg: false}}
+codebooks_pattern: {{modeling: delay, delay: {{delays: [0, 1, 2, 3], flatten_first: 0, empty_initial: 0}}}}
+classifier_free_guidance: {{training_dropout: {text_dropout}, inference_coef: {guidance}}}
+attribute_dropout: {{}}
+fuser:
+  {{cross_attention_pos_emb: false, cross_attention_pos_emb_scale: 1, sum: [], prepend: [], cross: [description],
+   input_interpolate: []}}
+conditioners:
+  description: {{model: t5, t5: {{name: t5-small, finetune: false, word_dropout: 0.0, normalize_text: false}}}}
+"""  # noqa: E501
+
+_CODEC = """
+compression_model: encodec
+device: cpu
+sample_rate: 32000
+channels: 1
+encodec: {{autoencoder: seanet, quantizer: rvq, sample_rate: 32000, channels: 1, causal: false, renormalize: false}}
+seanet:
+  {{dimension: {dimension}, channels: 1, causal: false, n_filters: {filters}, n_residual_layers: 1, ratios: [8, 5, 4, 4],
+   activation: ELU, activation_params: {{alpha: 1.0}}, norm: none, norm_params: {{}}, kernel_size: 7,
+   residual_kernel_size: 3, last_kernel_size: 7, dilation_base: 2, pad_mode: constant, true_skip: true, compress: 2,
+   lstm: {lstm}, disable_norm_outer_blocks: 0, encoder: {{}}, decoder: {{{decoder}trim_right_ratio: 1.0, final_activation: null}}}}
+rvq: {{n_q: 4, q_dropout: false, bins: {bins}, decay: 0.99, kmeans_init: false, threshold_ema_dead_code: 0}}
+"""  # noqa: E501
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read a file that torch saved, with memory-mapped tensors and without running code from it.
+
+    Raises:
+        ModelError: it can't be read, or is not a dictionary.
+    """
+    try:
+        checkpoint = tensor_files.load(path, mmap=True, verify="pickle")
+    except Exception as error:  # torch.load raises many kinds on a damaged file
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+        raise ModelError(
+            message("{path} can't be read ({reason})", path=path, reason=reason), message("Fetch the file again")
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise _foreign(path, f"it holds a {type(checkpoint).__name__}")
+    return checkpoint
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint that audiocraft exported, with memory-mapped tensors.
+
+    Raises:
+        ModelError: the file is not such a checkpoint.
+    """
+    checkpoint = read_file(path)
+    if not {"xp.cfg", "best_state"} <= checkpoint.keys():
+        raise _foreign(path, "it has no xp.cfg or no best_state")
+    state = checkpoint["best_state"]
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise _foreign(path, "its best_state holds more than tensors")
+    return checkpoint
+
+
+def _foreign(path: Path, reason: str) -> ModelError:
+    return ModelError(
+        message("{path} is not a checkpoint of audiocraft ({reason})", path=path, reason=reason),
+        message("Give the directory of a checkpoint that audiocraft exported"),
+    )
+
+
+def save_checkpoint(path: Path, settings: str, state: dict[str, Tensor]) -> None:
+    """Write a checkpoint as audiocraft exports it."""
+    torch.save({"xp.cfg": settings, "best_state": state, "version": "1.3.0", "exported": True}, path)
+
+
+def language_model_settings(
+    dim: int,
+    layers: int,
+    heads: int,
+    hidden_scale: float = 4,
+    cardinality: int = 2048,
+    text_dropout: float = 0.3,
+    guidance: float = 3.0,
+) -> str:
+    """Return the settings of a language model with a text encoder of t5-small's width, 512.
+
+    `guidance` is the coefficient of classifier-free guidance if a request gives none.
+    """
+    return _LANGUAGE_MODEL.format(
+        dim=dim,
+        layers=layers,
+        heads=heads,
+        hidden_scale=hidden_scale,
+        cardinality=cardinality,
+        text_dropout=text_dropout,
+        guidance=guidance,
+    )
+
+
+def codec_settings(
+    dimension: int, filters: int, bins: int = 2048, lstm: int = 0, decoder_filters: int | None = None
+) -> str:
+    """Return the settings of an EnCodec with 32 kHz, 50 frames/s and 4 codebooks."""
+    decoder = "" if decoder_filters is None else f"n_filters: {decoder_filters}, "
+    return _CODEC.format(dimension=dimension, filters=filters, bins=bins, lstm=lstm, decoder=decoder)
+
+
+def from_audiocraft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert weights from audiocraft's names to Hugging Face's, which this project uses; packed q, k, v become views.
+
+    Raises:
+        ModelError: a name doesn't exist in a text-to-music MusicGen.
+    """
+    converted: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if not name.startswith("transformer.layers."):
+            converted[_rename_outside_layers(name)] = tensor
+            continue
+        _, _, index, inner = name.replace(".mha.", ".").split(".", 3)  # `.mha.`: torch's own attention
+        prefix = f"model.decoder.layers.{index}."
+        if inner in _PACKED:
+            for projection, part in zip("qkv", tensor.chunk(3), strict=True):
+                converted[f"{prefix}{_PACKED[inner]}.{projection}_proj.weight"] = part
+            continue
+        module, _, kind = inner.rpartition(".")
+        if module not in _INSIDE_LAYERS:
+            raise _unknown_name(name)
+        converted[f"{prefix}{_INSIDE_LAYERS[module]}.{kind}"] = tensor
+    return converted
+
+
+def _rename_outside_layers(name: str) -> str:
+    module, _, kind = name.rpartition(".")
+    if module in _OUTSIDE_LAYERS:
+        return f"{_OUTSIDE_LAYERS[module]}.{kind}"
+    if module.startswith("emb."):
+        return f"model.decoder.embed_tokens.{module.removeprefix('emb.')}.{kind}"
+    if module.startswith("linears."):
+        return f"lm_heads.{module.removeprefix('linears.')}.{kind}"
+    raise _unknown_name(name)
+
+
+def _unknown_name(name: str) -> ModelError:
+    return ModelError(
+        message("the weights hold {name}, which a text-to-music MusicGen does not have", name=name),
+        USE_ANOTHER,
+    )
+
+
+def to_audiocraft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert weights from Hugging Face's names to audiocraft's, the inverse of `from_audiocraft`."""
+    outside = {ours: theirs for theirs, ours in _OUTSIDE_LAYERS.items()}
+    inside = {ours: theirs for theirs, ours in _INSIDE_LAYERS.items()}
+    packed = {ours: theirs for theirs, ours in _PACKED.items()}
+    converted: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        module, _, kind = name.rpartition(".")
+        if module in outside:
+            converted[f"{outside[module]}.{kind}"] = tensor
+        elif module.startswith("model.decoder.embed_tokens."):
+            converted[f"emb.{module.rpartition('.')[2]}.{kind}"] = tensor
+        elif module.startswith("lm_heads."):
+            converted[f"linears.{module.rpartition('.')[2]}.{kind}"] = tensor
+        else:
+            index, inner = module.removeprefix("model.decoder.layers.").split(".", 1)
+            attention, _, projection = inner.rpartition(".")
+            if projection in ("q_proj", "k_proj", "v_proj"):
+                if projection == "q_proj":
+                    parts = [state[f"{module[: -len(projection)]}{p}_proj.weight"] for p in "qkv"]
+                    converted[f"transformer.layers.{index}.{packed[attention]}"] = torch.cat(parts)
+            else:
+                converted[f"transformer.layers.{index}.{inside[inner]}.{kind}"] = tensor
+    return converted
