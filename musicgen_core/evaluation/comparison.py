@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ Verdict = Literal["better", "worse", "undecided"]
 
 def compare(base: Losses, adapter: Losses) -> Comparison:
     """Compare losses of the same clips, [clips] each: means and paired difference."""
-    differences = adapter - base
+    differences, clips = adapter - base, len(base)
     base_loss, adapter_loss = float(base.mean()), float(adapter.mean())
     return Comparison(
         base_loss=base_loss,
@@ -26,7 +27,7 @@ def compare(base: Losses, adapter: Losses) -> Comparison:
         base_perplexity=perplexity(base_loss),
         adapter_perplexity=perplexity(adapter_loss),
         difference=float(differences.mean()),
-        standard_error=_standard_error(differences),
+        standard_error=float(differences.std(ddof=1) / np.sqrt(clips)) if clips > 1 else None,
     )
 
 
@@ -35,22 +36,17 @@ def confidence_interval(base: Losses, adapter: Losses) -> tuple[float, float] | 
 
     Clips are assumed to be independent. The interval is slightly too narrow if several are of the same track.
     """
-    from scipy.stats import t
+    from scipy.stats import ttest_rel
 
-    differences = adapter - base
-    error = _standard_error(differences)
-    if error is None:
+    if len(base) < 2:
         return None
-    mean, half = float(differences.mean()), error * float(t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1))
-    return mean - half, mean + half
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of losses that are equal: their interval is exact
+        low, high = ttest_rel(adapter, base).confidence_interval(CONFIDENCE)
+    return float(low), float(high)
 
 
 def verdict_of(interval: tuple[float, float] | None) -> Verdict:
     if interval is None or interval[0] <= 0 <= interval[1]:
         return "undecided"
     return "better" if interval[1] < 0 else "worse"
-
-
-def _standard_error(differences: Losses) -> float | None:
-    count = len(differences)
-    return float(differences.std(ddof=1) / np.sqrt(count)) if count > 1 else None

@@ -137,8 +137,14 @@ def test_error_and_interval_are_those_of_paired_differences() -> None:
     assert found.standard_error == pytest.approx(math.sqrt(0.02 / 3 / 4))
     assert found.base_perplexity == pytest.approx(math.exp(4))
     interval = confidence_interval(base, base + change)
-    assert interval == pytest.approx((-0.2 - 3.18245 * 0.0408248, -0.2 + 3.18245 * 0.0408248), abs=1e-6)
+    half = 3.1824463052837078 * math.sqrt(0.02 / 3 / 4)  # Student's t with 3 degrees of freedom, at 97.5 %
+    assert interval == pytest.approx((-0.2 - half, -0.2 + half), abs=1e-9)
     assert (verdict_of(interval), verdict_of((0.1, 0.2)), verdict_of((-0.1, 0.2))) == ("better", "worse", "undecided")
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_interval_of_equal_differences_has_no_width() -> None:
+    assert confidence_interval(np.array([5.0, 1.0]), np.array([4.5, 0.5])) == (-0.5, -0.5)
 
 
 def test_a_single_clip_decides_nothing(trained: Path, run: Evaluate, tmp_path: Path) -> None:
