@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from deployments.api import check_settings, explain_lost
-from deployments.checks.finding import Attempt
+from deployments.checks.finding import INSTALL, Attempt
 from deployments.command import Command
 from deployments.console import discard_stdout, output, print_error
 from deployments.environment import prepare, print_in_any_encoding, use_local_server
@@ -269,6 +269,8 @@ def _one_line(error: Exception) -> str:
         return " ".join(translated_error(error).split())
     if advice := advice_on(error):
         return say("{found}. {next_step}", found=reason_of(error), next_step=advice)
+    if isinstance(error, ModuleNotFoundError):
+        return say("{found}. {next_step}", found=str(error), next_step=INSTALL)
     if lost := explain_lost(error):
         return translated_error(lost)
     return say(

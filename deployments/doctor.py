@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar, TypeVarTuple
 
 from rich.cells import cell_len
 from rich.text import Text
 
 from deployments.activity import working
+from deployments.checks import disk, keys, machine, memory, model_files, model_size, packages, places, server, services
 from deployments.checks.finding import Attempt, Check, Finding, redact
 from deployments.console import print_outcome, print_text
 from deployments.parameters import DoctorParameters
@@ -21,6 +22,8 @@ from musicgen_core.language import message, say, translated
 from musicgen_core.stages import mention
 from tasks.next_steps import Outcome, Step
 
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 SECONDS = 90.0
 """For each check. Importing torch takes half of it from a cold disk; what asks a network has its own, shorter limit."""
 
@@ -66,12 +69,12 @@ def examine(
         others: further locations to check.
         clips: number of training clips that need disk space.
     """
-    server = _run("Prefect API", "server", "look_at_server")
-    answers = not isinstance(server, Finding) and server.answers
-    services = (
-        _start(message("services"), "services", "check_services") if answers else list
-    )  # the other checks run meanwhile
-    variables: Mapping[str, str] = {} if isinstance(server, Finding) else server.variables
+    looked = _run("Prefect API", server.look_at_server)
+    configured = server.Server([looked]) if isinstance(looked, Finding) else looked
+    answers, variables = configured.answers, configured.variables
+    finish_services: Callable[[], list[Finding] | Finding] = list
+    if answers:  # the other checks run meanwhile
+        finish_services = _start(message("services"), services.check_services)
     known = {name: variables[f"musicgen_{name}"] for name in PLACES if variables.get(f"musicgen_{name}")}
     tried = given if given or others else known
     used = str(variables.get("musicgen_model") or DEFAULT_MODEL)
@@ -79,15 +82,15 @@ def examine(
     model = model or used
     device = (variables.get("musicgen_device") if device == "auto" else "") or device
     return [
-        *_findings(message("packages"), "packages", "check_packages"),
-        *_findings("GPU", "machine", "check_machine", device),
-        *_findings(message("model files"), "model_files", "check_model_files", model),
+        *_findings(message("packages"), packages.check_packages),
+        *_findings("GPU", machine.check_machine, device),
+        *_findings(message("model files"), model_files.check_model_files, model),
         *_capacity(model, device, {**known, **given}, clips),
-        *_findings(message("keys"), "keys", "check_keys", [] if isinstance(server, Finding) else server.keys),
-        *([server] if isinstance(server, Finding) else server.findings),
+        *_findings(message("keys"), keys.check_keys, configured.keys),
+        *configured.findings,
         *of_deployments,
-        *_listed(services()),
-        *_findings(message("storage"), "places", "check_places", tried, others),
+        *_listed(finish_services()),
+        *_findings(message("storage"), places.check_places, tried, others),
     ]
 
 
@@ -97,37 +100,33 @@ def _used_model(model: str, is_set: bool) -> Finding:
     return Finding(message("model of jobs"), "ok", found)
 
 
-def _capacity(model: str, device: str, places: Mapping[str, str], clips: int) -> list[Finding]:
-    size = _run(message("model"), "model_size", "measure_model", model)
+def _capacity(model: str, device: str, given: Mapping[str, str], clips: int) -> list[Finding]:
+    size = _run(message("model"), model_size.measure_model, model)
     if isinstance(size, Finding):
         return [size]
     return [
-        *_findings(message("memory"), "memory", "check_memory", size, device),
-        *_findings(message("disk"), "disk", "check_disk", size, places, clips),
+        *_findings(message("memory"), memory.check_memory, size, device),
+        *_findings(message("disk"), disk.check_disk, size, given, clips),
     ]
 
 
-def _findings(name: str, module: str, function: str, *arguments: Any) -> list[Finding]:
-    return _listed(_run(name, module, function, *arguments))
+def _findings(name: str, check: Callable[[*Arguments], list[Finding]], *arguments: *Arguments) -> list[Finding]:
+    return _listed(_run(name, check, *arguments))
 
 
 def _listed(found: Finding | list[Finding]) -> list[Finding]:
     return [found] if isinstance(found, Finding) else found
 
 
-def _run(name: str, module: str, function: str, *arguments: Any) -> Any:
-    """Run a check and return its result, or a problem if the check or its imports hang or fail."""
-    return _start(name, module, function, *arguments)()
+def _run(name: str, check: Callable[[*Arguments], T], *arguments: *Arguments) -> T | Finding:
+    """Run a check and return its result, or a problem if the check hangs or fails."""
+    return _start(name, check, *arguments)()
 
 
-def _start(name: str, module: str, function: str, *arguments: Any) -> Callable[[], Any]:
+def _start(name: str, check: Callable[[*Arguments], T], *arguments: *Arguments) -> Callable[[], T | Finding]:
     """Start a check and return a function that waits for its result."""
     mention(message("looking at {name}", name=name))
-
-    def run() -> Any:
-        return getattr(importlib.import_module(f"deployments.checks.{module}"), function)(*arguments)
-
-    return Attempt(SECONDS, Check(name, run)).finish
+    return Attempt(SECONDS, Check(name, partial(check, *arguments))).finish
 
 
 def show(findings: Sequence[Finding]) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-from prefect.blocks.system import Secret
-
 BLOCKS = {"WANDB_API_KEY": "wandb-api-key", "HF_TOKEN": "hf-token"}
 
 
@@ -14,6 +12,8 @@ def export_secrets() -> None:
 
     Whitespace around a key, as copying may add it, is stripped: both services would reject the key.
     """
+    from prefect.blocks.system import Secret  # not at module level: doctor checks whether Prefect can be imported
+
     for variable, block in BLOCKS.items():
         key = os.environ.get(variable, "").strip()
         if not key:

@@ -99,6 +99,13 @@ def test_tokens_are_compared_with_a_model_without_the_gpu_stack() -> None:
     assert done.stdout.strip() == ""
 
 
+def test_the_doctor_loads_before_anything_that_its_checks_find_broken() -> None:
+    tried = GPU_STACK | {"prefect", "huggingface_hub"}
+    code = f"import sys, deployments.doctor; print(*sorted({tried!r} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
 def test_no_file_carries_a_standard_modules_name() -> None:
     """With a file entrypoint its folder comes first on sys.path, and would hide the standard module."""
     ours = {path.stem for layer in LAYERS for path in sources(layer)} - {"__init__"}

@@ -136,6 +136,13 @@ def test_an_interrupted_command_ends_with_the_one_that_continues_it(
     assert shlex.split(capsys.readouterr().err.splitlines()[-1])[-3 - len(kept) :] == ["train", "tokens", "run", *kept]
 
 
+def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
+    code = 'import sys; sys.modules["httpx"] = None; from deployments import cli; sys.exit(cli.main(["doctor"]))'
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ") and "httpx" in done.stderr and "uv sync" in done.stderr
+
+
 def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tokenise"]) == 2
     assert "there is no command 'tokenise'; did you mean tokenize?" in error_of(capsys)
