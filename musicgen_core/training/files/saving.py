@@ -45,7 +45,7 @@ class Saver:
     """Writes the adapters, checkpoints, plots and full models of a run.
 
     Small files are written while the trainer waits, with latest.pt last, so that everything it refers to exists. Full
-    models are owed: their source, a checkpoint of a few megabytes, is written with the small files, and a thread makes
+    models are owed: their source, a checkpoint of some hundred MB, is written with the small files, and a thread makes
     the models of it, now or in a later process. While a file can't be written, the run waits::
 
         saving --a file can't be written--> waiting --it can be written--> saving
