@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
+import signal
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +25,25 @@ from musicgen_core.data.dataset import Clips, load_clips
 from musicgen_core.data.shards import Row, ShardReport, ShardWriter, publish_shard
 from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.lora import load_adapter
-from musicgen_core.model.weights import BaseModel
+from musicgen_core.model.text import TextEncoder
+from musicgen_core.model.weights import BaseModel, load_lm
+from musicgen_core.training.batch_size import BatchSize
+from musicgen_core.training.compute.model import Execution
 from musicgen_core.training.files import background, full_models, saving
+from musicgen_core.training.loop import Trainer
+from musicgen_core.training.processes.distributed import World
+from musicgen_core.training.processes.launch import launch
 from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.train import train
+from tests.musicgen_core.training.launching import HERE, MARK, Launch, Processes
+from tests.musicgen_core.training.launching import request_for as toy_request
+from tests.musicgen_core.training.trainers import FOUR, FP32, MakeTrainer
 
 Codes = NDArray[np.uint16]
 MakeTokens = Callable[..., Path]
 MakeRequest = Callable[..., TrainRequest]
+KillAfter = Callable[[TrainRequest, int], None]
+LeftIn = Callable[[str], Any]
 Metrics = dict[str, float]
 
 
@@ -100,6 +114,36 @@ def request_for(debug_model: BaseModel, tokens: Path, tmp_path: Path) -> MakeReq
         return tiny_request(debug_model, **{"tokens": str(tokens), "run_dir": str(tmp_path / name), **given})
 
     return make
+
+
+@pytest.fixture
+def trainer_of(debug_model: BaseModel, text_encoder: TextEncoder, clips: Clips) -> MakeTrainer:
+    def make(size: BatchSize = FOUR, execution: Execution = FP32, world: World | None = None, **given: Any) -> Trainer:
+        settings = TrainSettings(**{"num_epochs": 1, "learning_rate": 1e-3, **given})
+        return Trainer(load_lm(debug_model), text_encoder, clips, settings, size, 0.3, execution, world)
+
+    return make
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Processes]:
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv(MARK, mark)
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    found = Processes(mark)
+    yield found
+    for pid in found.running():  # of a test that failed
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def toy(processes: Processes, tmp_path: Path) -> Launch:
+    """Launch the toy on two processes."""
+
+    def run(scenario: str, **given: Any) -> TrainResult:
+        return launch(toy_request(scenario, tmp_path), 2, worker_module="toy_worker", **given)
+
+    return run
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.signals import ENDING
 from musicgen_core.training.batch_size import BatchSize
-from musicgen_core.training.loop import Hooks, Trainer
+from musicgen_core.training.loop import Hooks, Trainer, learning_rate
 
 Row = dict[str, float]
 MakeTrainer = Callable[..., Trainer]
@@ -92,6 +92,19 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_clips(trainer_of: MakeTrainer
 def test_the_learning_rate_rises_over_the_warm_up_and_then_stays(trainer_of: MakeTrainer) -> None:
     rows, _ = run(trainer_of(warmup_steps=4))
     assert [row["train/lr"] for row in rows] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1]),
+        ("linear", [0.5, 1, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1, 1, 0.8535534, 0.5, 0.1464466]),
+    ],
+)
+def test_the_schedule_follows_the_warm_up(schedule: Any, expected: list[float]) -> None:
+    settings = TrainSettings(learning_rate=1.0, warmup_steps=2, schedule=schedule)
+    assert [learning_rate(settings, step, 6) for step in range(1, 7)] == pytest.approx(expected)
 
 
 def test_only_the_adapter_changes(trainer_of: MakeTrainer) -> None:

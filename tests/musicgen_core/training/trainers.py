@@ -1,0 +1,48 @@
+"""Trainers of the debug model: running them, letting them run out of memory, reading their losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from musicgen_core.training.batch_size import BatchSize
+from musicgen_core.training.compute.model import Execution
+from musicgen_core.training.loop import Hooks, Trainer
+
+Row = dict[str, float]
+MakeTrainer = Callable[..., Trainer]
+FP32 = Execution("fp32", compile=False, checkpointing=False)
+FOUR, ONE = BatchSize(4, 1), BatchSize(1, 1)
+
+
+def run(trainer: Trainer) -> list[Row]:
+    rows: list[Row] = []
+    trainer.run(Hooks(lambda row: rows.append(dict(row)), lambda epoch, best: None, lambda due: None, lambda: False))
+    return rows
+
+
+def fits(trainer: Trainer, most: int) -> list[int]:
+    """Let the model run out of memory in a backward pass over more than `most` clips → the batches that it was given.
+
+    A step that fails halfway has left gradients behind.
+    """
+    asked: list[int] = []
+    whole = trainer.computation.step
+
+    def step(codes: Tensor, *arguments: Any) -> Tensor:
+        asked.append(len(codes))
+        losses = whole(codes, *arguments)
+        if len(codes) > most and not trainer.computation.execution.checkpointing:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return losses
+
+    trainer.computation.step = step  # type: ignore[assignment, method-assign]
+    return asked
+
+
+def losses_of(rows: list[Row]) -> list[float]:
+    """Those after the first step tell whether the update before was the same."""
+    return [row[name] for row in rows for name in ("train/loss", "val/loss") if name in row]
