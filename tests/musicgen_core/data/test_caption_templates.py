@@ -1,0 +1,58 @@
+"""`caption_template`, filled from the fields of the metadata."""
+
+from __future__ import annotations
+
+import pytest
+
+from musicgen_core.errors import MetadataError
+from tests.musicgen_core.data.metadata_lines import FILE, captions_of, clip
+
+
+def test_a_template_is_filled_from_each_entrys_fields() -> None:
+    entries = (
+        {"path": "a.wav", "genre": "techno", "bpm": 128.0},
+        {"path": "b/b.wav", "genre": ["dub", "ambient"], "bpm": 90},
+    )
+    captions = captions_of(*entries, template="{genre}, {bpm} bpm")
+    assert captions.find("a.wav") == (True, "techno, 128 bpm")
+    assert captions.find("b.flac") == (True, "dub, ambient, 90 bpm")
+    assert captions.incomplete_lines == ()
+
+
+def test_incomplete_entries_keep_their_description_and_are_reported() -> None:
+    captions = captions_of(
+        {"path": "a.wav", "genre": "techno"},
+        {"path": "b.wav", "genre": None, "description": "own"},
+        {"path": "c.wav"},
+        {"path": "a.wav"},
+        "broken",
+        template="all {genre}",
+    )
+    assert captions.incomplete_lines == (2, 3)
+    assert (captions.duplicate_lines, captions.broken_lines) == ((4,), (5,))
+    assert [captions.find(name) for name in ("a.wav", "b.wav", "c.wav")] == [
+        (True, "all techno"),
+        (True, "own"),
+        (True, None),
+    ]
+
+
+def test_ambiguity_of_names_follows_the_filled_template() -> None:
+    alike = [{"path": f"{folder}/x.wav", "genre": "dub", "description": folder} for folder in "ab"]
+    assert captions_of(*alike).find("c/x.wav") == (False, None)
+    assert captions_of(*alike, template="{genre}").find("c/x.wav") == (True, "dub")
+
+
+def test_a_template_that_no_line_fills_lists_the_fields_present() -> None:
+    entries = [clip("a.wav") | {"tempo": 120, "Genre": " "}, clip("b.wav") | {"key": "C", "bpm": None}]
+    with pytest.raises(MetadataError) as refused:
+        captions_of(*entries, "broken", entries[0], template="{genre} at {bpm} in {key}")
+    assert "has genre, bpm, as caption_template asks; the fields are path, description, tempo, key" in (
+        refused.value.found
+    )
+    assert str(FILE) in refused.value.found
+
+
+def test_fields_that_are_never_in_the_same_line_are_named_too() -> None:
+    with pytest.raises(MetadataError, match="has genre, bpm together"):
+        captions_of({"path": "a.wav", "genre": "x"}, {"path": "b.wav", "bpm": 1}, template="{genre} {bpm}")
