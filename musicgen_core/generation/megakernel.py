@@ -144,7 +144,7 @@ def compiled(architecture: str, defined: Mapping[str, int]) -> bytes:
         defined: the result of `sizes`.
 
     Raises:
-        CudaError: with the compiler's own text_lengths.
+        CudaError: with the compiler's own message.
     """
     from cuda.bindings import nvrtc
 
