@@ -1,14 +1,15 @@
 """The decoder's blocks as training computes them: whole sequences, packed projections, LoRA inside the GEMMs.
 
 The arithmetic is that of `model.decoder` with peft's adapter on it; a test compares both. Blocks are functions of plain
-tuples of tensors rather than modules, so that all of them share one compilation.
+tuples of tensors rather than modules, so that all of them share one compilation. Linear layers that read the same
+activations (q, k and v) are packed into one GEMM.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 from torch.utils.checkpoint import checkpoint
 
-from musicgen_core.training.compute.lora_linear import LinearWeights, lora_linear, lora_matrices, pack_linears
+from musicgen_core.model.decoder import DecoderLayer
+from musicgen_core.training.compute import dropout
+from musicgen_core.training.compute.loss import clip_losses
 
 ATTENTION = [
     SDPBackend.CUDNN_ATTENTION,
@@ -48,6 +51,48 @@ class Inputs:
     p: float
 
 
+class Blocks(Protocol):
+    """All blocks of the decoder with peft's adapter on them: `PlainBlocks`, `FusedBlocks` or `PeftBlocks`."""
+
+    def refresh(self) -> None:
+        """Update what the blocks hold of the adapter's parameters, if they don't read them where they are."""
+
+    def forward(self, x: Tensor, inputs: Inputs, checkpointing: bool) -> Tensor:
+        """Return the last block's output [B, S, D] from x [B, S, D]."""
+
+    def differentiable(self, x: Tensor, inputs: Inputs, checkpointing: bool) -> tuple[Tensor, Callable[[Tensor], None]]:
+        """Return the output [B, S, D], and a function that takes a loss of it and adds the adapters' gradients."""
+
+
+class LoraLinear(Protocol):
+    """One of peft's linear layers with LoRA on it; the only adapter in its mappings is called `default`."""
+
+    base_layer: nn.Linear
+    lora_A: Mapping[str, nn.Linear]
+    lora_B: Mapping[str, nn.Linear]
+    lora_dropout: MutableMapping[str, nn.Module]
+    lora_variant: Mapping[str, object]
+    scaling: Mapping[str, float]
+
+
+class LinearWeights(NamedTuple):
+    """The weights of one or several of peft's linear layers over the same input.
+
+    Attributes:
+        weight: [out, in], the frozen weights, concatenated along the outputs.
+        a: the adapters' down-projections, [r, in] each.
+        b: the adapters' up-projections, [out / number of layers, r] each.
+        scale: the factor of the update, alpha / r.
+        bases: the layers' own frozen weights, views of `weight`.
+    """
+
+    weight: Tensor
+    a: tuple[Tensor, ...]
+    b: tuple[Tensor, ...]
+    scale: float
+    bases: tuple[Tensor, ...]
+
+
 class BlockWeights(NamedTuple):
     """The packed weights of a block; `norms` holds weight and bias [D] of its three layer norms."""
 
@@ -64,22 +109,22 @@ class BlockWeights(NamedTuple):
         return {name: getattr(self, name) for name in self._fields if name != "norms"}
 
 
-def pack(layer: Any) -> BlockWeights:
+def pack(layer: DecoderLayer) -> BlockWeights:
     """Return the packed weights of a `DecoderLayer` with peft's adapter on it."""
     norms = (layer.self_attn_layer_norm, layer.encoder_attn_layer_norm, layer.final_layer_norm)
     return BlockWeights(tuple((norm.weight, norm.bias) for norm in norms), *map(pack_linears, _grouped(layer)))
 
 
-def adapter_parameters(layer: Any) -> list[nn.Parameter]:
+def adapter_parameters(layer: DecoderLayer) -> list[nn.Parameter]:
     """Return the adapter's parameters in the order of `BlockWeights`: for each packed layer all A, then all B."""
     pairs = [[lora_matrices(linear) for linear in linears] for linears in _grouped(layer)]
     return [parameter for linears in pairs for side in zip(*linears, strict=True) for parameter in side]
 
 
-def _grouped(layer: Any) -> Sequence[Sequence[Any]]:
+def _grouped(layer: DecoderLayer) -> list[tuple[LoraLinear, ...]]:
     """Return the linear layers of a `DecoderLayer`, grouped by the input that they read."""
     own, cross = layer.self_attn, layer.encoder_attn
-    return [
+    groups = [
         (own.q_proj, own.k_proj, own.v_proj),
         (own.out_proj,),
         (cross.q_proj,),
@@ -88,6 +133,37 @@ def _grouped(layer: Any) -> Sequence[Sequence[Any]]:
         (layer.fc1,),
         (layer.fc2,),
     ]
+    return cast("list[tuple[LoraLinear, ...]]", groups)  # peft has replaced them
+
+
+def pack_linears(layers: Sequence[LoraLinear]) -> LinearWeights:
+    """Pack linear layers over the same input: their frozen weights move into one tensor and become views of it."""
+    bases = tuple(layer.base_layer.weight for layer in layers)
+    weight = torch.cat([base.data for base in bases]) if len(bases) > 1 else bases[0].data
+    for base, part in zip(bases, weight.split([len(base) for base in bases]), strict=True):
+        base.data = part
+    a, b = zip(*map(lora_matrices, layers), strict=True)
+    return LinearWeights(weight, a, b, layers[0].scaling["default"], bases)
+
+
+def lora_matrices(layer: LoraLinear) -> tuple[nn.Parameter, nn.Parameter]:
+    """Return A [r, in] and B [out, r] of one of peft's linear layers."""
+    return cast("tuple[nn.Parameter, nn.Parameter]", (layer.lora_A["default"].weight, layer.lora_B["default"].weight))
+
+
+def lora_linear(x: Tensor, dropout_seeds: Tensor, w: LinearWeights, p: float) -> Tensor:
+    """Return the output [rows, out] of linear layers with LoRA.
+
+    Args:
+        x: [rows, in].
+        dropout_seeds: [rows], int32, one seed per row of x.
+        w: the packed layers.
+        p: probability of LoRA's dropout.
+    """
+    dropped = dropout.drop(x, dropout_seeds, p)
+    down = F.linear(dropped, torch.cat(w.a).to(x.dtype)).split([len(a) for a in w.a], dim=1)
+    updates = [F.linear(h, b.to(x.dtype)) for h, b in zip(down, w.b, strict=True)]
+    return x @ w.weight.t() + torch.cat(updates, dim=1) * w.scale
 
 
 def block(
@@ -129,10 +205,10 @@ def block(
     return (rows + lora_linear(y, dropout_seeds[5], w.fc2, p)).view_as(x)
 
 
-class PlainBlocks:
+class PlainBlocks(Blocks):
     """All blocks, for any device and precision; autograd computes their gradients."""
 
-    def __init__(self, layers: Sequence[Any], heads: int, compiled: bool) -> None:
+    def __init__(self, layers: Sequence[DecoderLayer], heads: int, compiled: bool) -> None:
         self._weights = [pack(layer) for layer in layers]
         self._heads = heads
         self._block: Callable[..., Tensor] = torch.compile(block, dynamic=False) if compiled else block
@@ -141,7 +217,6 @@ class PlainBlocks:
         """Do nothing: the parameters are read where they are."""
 
     def forward(self, x: Tensor, inputs: Inputs, checkpointing: bool) -> Tensor:
-        """Return the last block's output [B, S, D] from x [B, S, D]."""
         if torch.is_grad_enabled():
             x.requires_grad_()  # else the first block would be compiled separately
         for w, seeds, text_seeds in zip(self._weights, inputs.dropout_seeds, inputs.text_dropout_seeds, strict=True):
@@ -153,7 +228,6 @@ class PlainBlocks:
         return x
 
     def differentiable(self, x: Tensor, inputs: Inputs, checkpointing: bool) -> tuple[Tensor, Callable[[Tensor], None]]:
-        """Return the output [B, S, D], and a function that takes a loss of it and adds the adapters' gradients."""
         return self.forward(x, inputs, checkpointing), torch.Tensor.backward
 
 
@@ -199,8 +273,6 @@ def head_losses(x: Tensor, norm: tuple[Tensor, Tensor], heads: Tensor, targets: 
     Returns:
         [B, K], nats; see `loss.clip_losses`.
     """
-    from musicgen_core.training.compute.loss import clip_losses
-
     codebooks = targets.shape[1]
     logits = F.linear(_norm(x, norm), heads).unflatten(-1, (codebooks, -1))  # [B, S, K, cardinality]
     return clip_losses(logits.transpose(1, 2), targets, valid)

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from musicgen_core.training.compute.blocks import BlockWeights, Inputs, pack, self_attention, split_heads
+from musicgen_core.model.decoder import DecoderLayer
+from musicgen_core.training.compute.blocks import Blocks, BlockWeights, Inputs, pack, self_attention, split_heads
 from musicgen_core.training.compute.flat_parameters import FlatParameters
+from musicgen_core.training.compute.fp8 import Quantized
 from musicgen_core.training.compute.fused_attention import fused_cross_attention, fused_cross_attention_grad, join_heads
 from musicgen_core.training.compute.fused_linear import (
     SPLITS,
@@ -104,9 +105,9 @@ class FusedBlock:
             self.linears[name] = FusedLinear(linear, down, Gradients(partial, offset, b_offset), precision)
             offset = b_offset + sum(b.numel() for b in linear.b)
 
-    def forward(self, x: Tensor, inputs: Inputs, save: bool) -> tuple[Tensor, Any]:
-        """Return the block's output [B, S, D], and if `save` the tensors for its backward pass."""
-        linears, p = self.linears, inputs.p
+    def forward(self, x: Tensor, inputs: Inputs, saved: list[SavedForBackward] | None = None) -> Tensor:
+        """Return the block's output [B, S, D]; append the tensors for its backward pass to `saved`, if it is given."""
+        linears, p, save = self.linears, inputs.p, saved is not None
         seeds, text_seeds = inputs.dropout_seeds[self.index], inputs.text_dropout_seeds[self.index]
         rows = x.flatten(0, 1)
         acts: dict[str, Activations] = {}
@@ -130,25 +131,29 @@ class FusedBlock:
         residual.append(rows)
         z = through("fc1", "norm", rows, seeds[4])
         rows = through("fc2", "gelu", z, seeds[5], rows)
-        if not save:
-            return rows.view_as(x), None
-        return rows.view_as(x), SavedForBackward(
-            residual=residual, own=own, q=q, kv=kv, attended=attended, z=z, activations=acts
-        )
+        if saved is not None:
+            saved.append(
+                SavedForBackward(residual=residual, own=own, q=q, kv=kv, attended=attended, z=z, activations=acts)
+            )
+        return rows.view_as(x)
 
-    def backward(self, grad: Tensor, quantized: Any, saved: SavedForBackward, inputs: Inputs) -> tuple[Tensor, Any]:
+    def backward(
+        self, grad: Tensor, quantized: Quantized | None, saved: SavedForBackward, inputs: Inputs
+    ) -> tuple[Tensor, Quantized | None]:
         """Return the gradient w.r.t. the block's input [B, S, D], and its FP8 form; add the adapters' gradients.
 
         Args:
             grad: [B, S, D], the gradient of the block's output.
             quantized: with FP8, the same quantized per row, if it is known.
-            saved: the result of `forward`.
+            saved: the tensors that `forward` appended.
             inputs: those of `forward`.
         """
         linears, acts, p, seeds = self.linears, saved.activations, inputs.p, inputs.dropout_seeds[self.index]
         rows = grad.flatten(0, 1)
 
-        def before_norm(name: str, grad: Tensor, residual: Tensor, x: Tensor, row_seeds: Tensor) -> tuple[Tensor, Any]:
+        def before_norm(
+            name: str, grad: Tensor, residual: Tensor, x: Tensor, row_seeds: Tensor
+        ) -> tuple[Tensor, Quantized | None]:
             norm = self.norms[_NORMS[name]]
             grad_yh = linears[name].backward(grad)
             grad = linears[name].down_grad(
@@ -158,7 +163,7 @@ class FusedBlock:
                 grad=grad, source=x, x=acts[name], weight=norm[0], residual=residual, quantize=self.fp8
             )
 
-        def before(name: str, grad: Tensor, x: Tensor, row_seeds: Tensor, quantized: Any = None) -> Tensor:
+        def before(name: str, grad: Tensor, x: Tensor, row_seeds: Tensor, quantized: Quantized | None = None) -> Tensor:
             linears[name].up_grad(grad, acts[name].h)
             grad_yh = linears[name].backward(grad, quantized)
             return linears[name].down_grad(
@@ -189,8 +194,8 @@ class FusedBlock:
         return rows.view_as(grad), quantized
 
 
-class FusedBlocks:
-    """All blocks, on a GPU; an alternative to `blocks.PlainBlocks`.
+class FusedBlocks(Blocks):
+    """All blocks, on a GPU.
 
     Args:
         layers: the decoder's layers, with peft's adapter on them.
@@ -199,9 +204,9 @@ class FusedBlocks:
         flat: the adapters' parameters, those of each layer in the order of `blocks.adapter_parameters`.
     """
 
-    def __init__(self, layers: Sequence[Any], heads: int, precision: str, flat: FlatParameters) -> None:
+    def __init__(self, layers: Sequence[DecoderLayer], heads: int, precision: str, flat: FlatParameters) -> None:
         self._parameters = flat.whole.detach()
-        self._copies = torch.empty_like(self._parameters, dtype=layers[0].fc1.base_layer.weight.dtype)
+        self._copies = torch.empty_like(self._parameters, dtype=layers[0].fc1.weight.dtype)
         copies, gradients = self._copies.view(len(layers), -1), flat.gradient.view(len(layers), -1)
         partial = gradients.new_empty(SPLITS, gradients.shape[1])
         self._blocks = [  # one after the other: memory never holds more than one block twice
@@ -229,16 +234,16 @@ class FusedBlocks:
         """Return the last block's output [B, S, D] from x [B, S, D], without gradients."""
         with torch.no_grad():
             for block in self._blocks:
-                x, _ = block.forward(x, inputs, save=False)
+                x = block.forward(x, inputs)
         return x
 
     def differentiable(self, x: Tensor, inputs: Inputs, checkpointing: bool) -> tuple[Tensor, Callable[[Tensor], None]]:
-        """Return the output [B, S, D], and a function that takes a loss of it and adds the adapters' gradients."""
-        saved: list[Any] = []
+        block_inputs: list[Tensor] = []
+        saved: list[SavedForBackward] = []
         for block in self._blocks:
-            before = x
-            x, block_saved = block.forward(x, inputs, save=not checkpointing)
-            saved.append(before if checkpointing else block_saved)
+            if checkpointing:
+                block_inputs.append(x)
+            x = block.forward(x, inputs, None if checkpointing else saved)
         x.requires_grad_()
 
         @torch.no_grad()
@@ -246,9 +251,8 @@ class FusedBlocks:
             (grad,) = torch.autograd.grad(loss, x)
             quantized = None
             for block in reversed(self._blocks):
-                block_saved = saved.pop()
                 if checkpointing:
-                    _, block_saved = block.forward(block_saved, inputs, save=True)
-                grad, quantized = block.backward(grad, quantized, block_saved, inputs)
+                    block.forward(block_inputs.pop(), inputs, saved)
+                grad, quantized = block.backward(grad, quantized, saved.pop(), inputs)
 
         return x, backward

@@ -34,7 +34,7 @@ import triton
 from torch import Tensor
 
 from musicgen_core.training.compute import dropout, fp8, kernels
-from musicgen_core.training.compute.lora_linear import LinearWeights
+from musicgen_core.training.compute.blocks import LinearWeights
 
 _ALIGNMENT = 16  # columns: 32 bytes, which the Tensor Cores' loads require
 _ROWS = 128  # rows of a tile, at most; a split is a multiple of it

@@ -17,6 +17,7 @@ from musicgen_core.training.compute import dropout
 from musicgen_core.training.compute.blocks import (
     ATTENTION,
     STREAMS,
+    Blocks,
     Inputs,
     PlainBlocks,
     adapter_parameters,
@@ -81,7 +82,7 @@ class TrainingModel:
         if execution.compile:
             torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
         self._head_losses = torch.compile(head_losses, dynamic=False) if execution.compile else head_losses
-        layers = list(self.lm.model.decoder.layers)
+        layers = self.lm.model.decoder.blocks()
         packed = can_pack(layers)
         if execution.precision == "fp8" and not packed:
             raise ConfigError(
@@ -96,7 +97,7 @@ class TrainingModel:
         if self._fused:
             from musicgen_core.training.compute.fused_blocks import FusedBlocks  # Triton is not everywhere
 
-            self._blocks: Any = FusedBlocks(layers, self.lm.config.heads, execution.precision, self.flat)
+            self._blocks: Blocks = FusedBlocks(layers, self.lm.config.heads, execution.precision, self.flat)
         elif packed:
             self._blocks = PlainBlocks(layers, self.lm.config.heads, execution.compile)
         else:

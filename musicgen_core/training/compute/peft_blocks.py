@@ -6,14 +6,15 @@ Slower than the packed and fused blocks, but general: whatever peft computes is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from musicgen_core.model.decoder import DecoderLayer
 from musicgen_core.training.compute import dropout
-from musicgen_core.training.compute.blocks import Inputs
+from musicgen_core.training.compute.blocks import Blocks, Inputs, LoraLinear
 
 _STREAMS = {
     "self_attn.q_proj": 0,
@@ -29,16 +30,16 @@ _STREAMS = {
 _TEXT_LAYERS = ("encoder_attn.k_proj", "encoder_attn.v_proj")
 
 
-def can_pack(layers: Sequence[Any]) -> bool:
+def can_pack(layers: Sequence[DecoderLayer]) -> bool:
     """Return whether all linear layers of the blocks have plain LoRA, as the packed and fused blocks require."""
     linears = [layer.get_submodule(name) for layer in layers for name in (*_STREAMS, *_TEXT_LAYERS)]
     return all(_is_adapted(linear) and not linear.lora_variant for linear in linears)
 
 
-class PeftBlocks:
-    """All blocks, for any device and precision; autograd computes their gradients. An alternative to `PlainBlocks`."""
+class PeftBlocks(Blocks):
+    """All blocks, for any device and precision; autograd computes their gradients."""
 
-    def __init__(self, layers: Sequence[Any]) -> None:
+    def __init__(self, layers: Sequence[DecoderLayer]) -> None:
         self._layers = layers
         self._dropouts = [{name: _ClipDropout() for name in (*_STREAMS, *_TEXT_LAYERS)} for _ in layers]
         for layer, dropouts in zip(layers, self._dropouts, strict=True):
@@ -51,7 +52,6 @@ class PeftBlocks:
         """Do nothing: the parameters are read where they are."""
 
     def forward(self, x: Tensor, inputs: Inputs, checkpointing: bool) -> Tensor:
-        """Return the last block's output [B, S, D] from x [B, S, D]."""
         text = inputs.text.view(len(x), -1, x.shape[-1])
         half = x.dtype in (torch.bfloat16, torch.float16)
         with torch.autocast(x.device.type, x.dtype if half else None, enabled=half):  # the adapter is in fp32
@@ -65,7 +65,6 @@ class PeftBlocks:
         return x
 
     def differentiable(self, x: Tensor, inputs: Inputs, checkpointing: bool) -> tuple[Tensor, Callable[[Tensor], None]]:
-        """Return the output [B, S, D], and a function that takes a loss of it and adds the adapters' gradients."""
         return self.forward(x, inputs, checkpointing), torch.Tensor.backward
 
     def _set_dropout(self, index: int, inputs: Inputs) -> None:
@@ -89,5 +88,5 @@ class _ClipDropout(nn.Module):
         return x if not self.training else dropout.drop(x.flatten(0, 1), self.dropout_seeds, self.p).view_as(x)
 
 
-def _is_adapted(linear: Any) -> bool:
+def _is_adapted(linear: nn.Module) -> TypeGuard[LoraLinear]:
     return hasattr(linear, "lora_A")
