@@ -115,3 +115,17 @@ def copied(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def evaluation(copied: Path, run: Evaluate) -> Evaluation:
     return run(copied)
+
+
+@pytest.fixture
+def request_for(debug_model: BaseModel, tokens: Path, trained: Path, tmp_path: Path) -> Callable[..., EvaluateRequest]:
+    """Return a factory of valid requests with the given fields and settings."""
+
+    def make(**given: Any) -> EvaluateRequest:
+        fields = {name: given.pop(name) for name in list(given) if name in EvaluateRequest.__dataclass_fields__}
+        right = {"tokens": str(tokens), "adapter": str(trained), "model": str(debug_model.directory), "device": "cpu"}
+        return EvaluateRequest(
+            **{**right, "output": str(tmp_path / "out"), "settings": EvaluateSettings(**given), **fields}
+        )
+
+    return make

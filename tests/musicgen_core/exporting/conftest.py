@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,16 @@ from musicgen_core.config import SamplingSettings
 from musicgen_core.generation.engine import Engine
 from musicgen_core.generation.random_streams import streams_of
 from musicgen_core.model.audiocraft_format import from_audiocraft, read_checkpoint
-from musicgen_core.model.lora import Adapter, AdapterConfig, adapter_state, add_lora, load_merged, save_adapter
+from musicgen_core.model.lora import (
+    Adapter,
+    AdapterConfig,
+    adapter_state,
+    add_lora,
+    find_adapter,
+    load_adapter,
+    load_merged,
+    save_adapter,
+)
 from musicgen_core.model.pattern import delay
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
@@ -34,6 +44,10 @@ VARIANTS = {
 }
 PROMPT, FRAMES, GUIDANCE = "slow piano", 40, 3.0
 HF_NAME = "debug"
+LogitsOf = Callable[[Adapter | None], Tensor]
+Save = Callable[[Adapter], Path]
+TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+MadeByPeft = Callable[..., Any]
 
 
 def random_adapter(model: BaseModel, settings: AdapterConfig) -> Adapter:
@@ -192,3 +206,45 @@ class HfOracle:
 @pytest.fixture(scope="session")
 def hf(text_encoder: TextEncoder, sequence: Tensor) -> HfOracle:
     return HfOracle(text_encoder.tokenizer, sequence)
+
+
+@pytest.fixture(autouse=True)
+def _peft_warns_of_nothing() -> Iterator[None]:
+    """peft only warns of unexpected or missing keys; make that an error."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=r".*(missing|unexpected|Unexpected|not found).*")
+        yield
+
+
+def near(found: Tensor, expected: Tensor) -> bool:
+    difference = ((found - expected).abs().max() / expected.abs().max()).item()
+    print(f"largest difference: {difference:.1e} of the largest logit")  # what bench/RESULTS.md tells; -rP shows it
+    return difference < 1e-5
+
+
+@pytest.fixture
+def made_by_peft(hf_model: Any, tmp_path: Path) -> MadeByPeft:
+    """Return a factory: peft's LoraConfig settings → Hugging Face's model with such an adapter, saved in tmp_path."""
+    from peft import LoraConfig, get_peft_model
+
+    def make(on: Any = hf_model, pickled: bool = False, **settings: Any) -> Any:
+        model = get_peft_model(on, LoraConfig(**{"r": 4, "lora_alpha": 16, "target_modules": TARGETS, **settings}))
+        generator = torch.Generator().manual_seed(2)
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                noise = 0.1 * torch.randn(parameter.shape, generator=generator)
+                parameter.data = parameter.data * (1 + noise) if "magnitude" in name else noise
+        model.save_pretrained(str(tmp_path / "peft"))
+        if pickled:  # as older versions of peft wrote it
+            from safetensors.torch import load_file
+
+            weights = tmp_path / "peft" / "adapter_model.safetensors"
+            torch.save(load_file(weights), weights.with_name("adapter_model.bin"))
+            weights.unlink()
+        return model.eval()
+
+    return make
+
+
+def of(folder: Path) -> Adapter:
+    return load_adapter(find_adapter(folder))

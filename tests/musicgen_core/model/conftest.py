@@ -1,19 +1,29 @@
-"""Fixtures: models of stock audiocraft, the oracle of these tests."""
+"""Fixtures: models of stock audiocraft, the oracle of these tests; random adapters; a repository on the Hub."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from musicgen_core.audiocraft_compat import import_audiocraft
+from musicgen_core.errors import ModelError
 from musicgen_core.model.debug_model import LM_CONFIG
-from musicgen_core.model.decoder import MusicgenLM
+from musicgen_core.model.decoder import MusicgenLM, TextCondition
+from musicgen_core.model.lora import Adapter
+from musicgen_core.model.pattern import delay
+from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
+from tests.musicgen_core.model.adapters import SETTINGS, VARIANTS, random_adapter
+from tests.musicgen_core.model.hub_downloads import FILES, REPO
+from tests.stand_in_hub import Repository, StandInHub
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +63,49 @@ def other_audiocraft_lm(t5_directory: Path) -> Any:
             parameter.copy_(1 + 0.2 * noise if parameter.ndim == 1 else noise / parameter.shape[-1] ** 0.5)
     model.cfg = config
     return model
+
+
+@pytest.fixture
+def repository(hub: StandInHub) -> Repository:
+    hub.repositories[REPO] = Repository(dict(FILES))
+    return hub.repositories[REPO]
+
+
+@pytest.fixture(scope="session")
+def adapter(debug_model: BaseModel) -> Adapter:
+    return random_adapter(debug_model, SETTINGS)
+
+
+@pytest.fixture(scope="session", params=VARIANTS)
+def any_adapter(debug_model: BaseModel, request: pytest.FixtureRequest) -> Adapter:
+    return random_adapter(debug_model, VARIANTS[request.param])
+
+
+@pytest.fixture(scope="session")
+def sequence() -> Tensor:
+    return delay(torch.randint(2048, (2, 4, 10), generator=torch.Generator().manual_seed(0)), special=2048)
+
+
+@pytest.fixture(scope="session")
+def text(text_encoder: TextEncoder) -> TextCondition:
+    return text_encoder.encode(["slow piano", None])
+
+
+@contextlib.contextmanager
+def refused(*found: str, next_step: str) -> Iterator[None]:
+    """A ModelError of one line that says what was found and what to do."""
+    with pytest.raises(ModelError) as error:
+        yield
+    assert [word for word in found if word not in error.value.found] == []
+    assert next_step in error.value.next_step
+    assert "\n" not in str(error.value)
+
+
+def assert_same_state(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert state.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(state[name], expected[name])] == []
+
+
+@pytest.fixture
+def model_directory(debug_model: BaseModel, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(debug_model.directory, tmp_path / "model"))
