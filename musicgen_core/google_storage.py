@@ -12,10 +12,10 @@ import re
 from collections.abc import Awaitable, Callable
 from functools import partial, wraps
 from glob import has_magic
+from pathlib import Path
 from typing import Any
 
 import aiohttp
-from fsspec.asyn import sync_wrapper
 from gcsfs.core import GCSFileSystem
 from gcsfs.retry import HttpError, NonRetryableError, is_retriable
 from google.api_core.exceptions import RetryError
@@ -33,6 +33,8 @@ FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 16.0
 """Delay between two attempts, with exponential backoff"""
 PART_BYTES = 16 << 20
 """Part size of uploads of 5 MiB or more; Google requires a multiple of 256 KiB"""
+WHOLE_BYTES = 100 << 20
+"""Size up to which a file is downloaded in one request; gcsfs reads larger ones in concurrent ranges"""
 _UPLOADS = 3
 _LOG_IN = message(
     "Log in with gcloud auth application-default login, or export GOOGLE_APPLICATION_CREDENTIALS=KEY.json"
@@ -177,7 +179,12 @@ class GoogleStorage(GCSFileSystem):
         self.attempts = attempts
 
     async def _request(self, method: str, path: str, *args: Any, **kwargs: Any) -> Any:
-        """Send one request, with retries of transient errors. Replaces gcsfs's own retries, which miss timeouts."""
+        """Send one request, with retries of transient errors.
+
+        The only private method of gcsfs that is overridden: its retries miss timeouts, repeat a refused login for half
+        a minute, and can't be set. Nor could a middleware of aiohttp replace them (`session_kwargs`): it sees neither
+        the renewal of a token nor a response that breaks off.
+        """
         is_part = "upload_id=" in path
         if is_part and method == "DELETE":  # after a failed upload, whose parts Google also deletes automatically
             return 499, {}, None, b""
@@ -191,13 +198,10 @@ class GoogleStorage(GCSFileSystem):
             raise
 
     async def _answer(self, is_part: bool, *args: Any, **kwargs: Any) -> Any:
-        answer = await GCSFileSystem._request.__wrapped__(self, *args, **kwargs)
+        answer = await GCSFileSystem._request.__wrapped__(self, *args, **kwargs)  # without gcsfs's retries
         if is_part and answer[0] == 308 and "Range" not in answer[1]:  # gcsfs treats it as success
             raise aiohttp.ClientError("nothing of this part was kept")
         return answer
-
-    async def _get_file_request(self, *args: Any, **kwargs: Any) -> Any:
-        return await self._tried(partial(GCSFileSystem._get_file_request.__wrapped__, self), *args, **kwargs)
 
     async def _tried(self, request: _Method, *args: Any, **kwargs: Any) -> Any:
         def log(error: Exception) -> None:
@@ -212,36 +216,43 @@ class GoogleStorage(GCSFileSystem):
                 raise
             raise RetryError(f"{self.attempts} attempts failed", error) from error  # gcsfs doesn't retry this
 
-    async def _put_whole(self, *args: Any, **kwargs: Any) -> Any:
+    async def _download(self, rpath: str, lpath: str, **kwargs: Any) -> None:
+        if (await self._info(rpath))["size"] > WHOLE_BYTES:
+            await super()._get_file(rpath, lpath, **kwargs)  # in ranges
+        else:  # gcsfs would use a request of its own, which `_request` doesn't see
+            Path(lpath).write_bytes(await self._cat_file(rpath))
+
+    async def _upload(self, *args: Any, **kwargs: Any) -> Any:
         return await _restarted_if_lost(super()._put_file, *args, **{"chunksize": PART_BYTES, **kwargs})
 
-    async def _pipe_whole(self, *args: Any, **kwargs: Any) -> Any:
+    async def _write(self, *args: Any, **kwargs: Any) -> Any:
         return await _restarted_if_lost(super()._pipe_file, *args, **kwargs)
 
-    async def _rm_one(self, path: Any, recursive: bool = False, **kwargs: Any) -> Any:
-        if recursive or not isinstance(path, str) or has_magic(path):
-            return await super()._rm(path, recursive=recursive, **kwargs)
-        return await self._rm_file(path)  # without a prior listing
+    # The methods of fsspec's interface for asynchronous file systems (fsspec.asyn.async_methods), which gcsfs
+    # implements. They raise what a user should read: requests don't know what they are for.
+    _info = _explained(GCSFileSystem._info, message("looked at"))
+    _ls = _explained(GCSFileSystem._ls, message("listed"))
+    _find = _explained(GCSFileSystem._find, message("listed"))
+    _cat_file = _explained(GCSFileSystem._cat_file, message("read"))
+    _get_file = _explained(_download, message("read"))
+    _put_file = _explained(_upload, message("written"), which=1)
+    _pipe_file = _explained(_write, message("written"))
+    _cp_file = _explained(GCSFileSystem._cp_file, message("copied"))
+    _rm_file = _explained(GCSFileSystem._rm_file, message("deleted"))
 
     async def _isfile(self, path: str) -> bool:
+        """Return whether a file exists. fsspec's own takes any error, such as a missing permission, for no file."""
         try:
             return bool((await self._info(path))["type"] == "file")
         except FileNotFoundError:
             return False
 
-    _info = _explained(GCSFileSystem._info, message("looked at"))
-    _ls = _explained(GCSFileSystem._ls, message("listed"))
-    _find = _explained(GCSFileSystem._find, message("listed"))
-    _cat_file = _explained(GCSFileSystem._cat_file, message("read"))
-    _get_file = _explained(GCSFileSystem._get_file, message("read"))
-    _put_file = _explained(_put_whole, message("written"), which=1)
-    _pipe_file = _explained(_pipe_whole, message("written"))
-    _cp_file = _explained(GCSFileSystem._cp_file, message("copied"))
-    _mv_file = _explained(GCSFileSystem._mv_file, message("moved"))
-    _rm_file = _explained(GCSFileSystem._rm_file, message("deleted"))
-    _rm = _explained(_rm_one, message("deleted"))
-    mv_file = sync_wrapper(_mv_file)
-    rm = sync_wrapper(_rm)
+    def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
+        """Delete files. A single one is deleted without a prior listing, which needs a permission of its own."""
+        if recursive or not isinstance(path, str) or has_magic(path):
+            super().rm(path, recursive=recursive, maxdepth=maxdepth)
+        else:
+            self.rm_file(path)
 
 
 async def _restarted_if_lost(upload: _Method, *args: Any, **kwargs: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -10,10 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from fsspec.asyn import async_methods
+from gcsfs.core import GCSFileSystem
 from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import StorageError
+from musicgen_core.google_storage import WHOLE_BYTES, GoogleStorage
 from tests.gcs.conftest import Proxy, names_in, random_bytes
 
 # The emulator drops a carriage return at the end of a body: the last byte is fixed, too.
@@ -149,3 +153,54 @@ def test_how_long_is_waited_is_set_in_the_environment(place: UPath, proxy: Proxy
         timeout=100,  # by default, six attempts of 30 s each
     )
     assert done.stderr.splitlines()[-1].startswith(f"musicgen_core.errors.StorageError: {place}x can't be looked at")
+
+
+# What is overridden in gcsfs. Read google_storage.py again where one of these fails.
+
+OVERRIDDEN = {
+    "_request": "method, path, *args, headers=None, json=None, data=None, cache_type=None, cache_source=None, **kwargs",
+    "_info": "path, generation=None, **kwargs",
+    "_ls": "path, detail=False, prefix='', versions=False, refresh=False, **kwargs",
+    "_find": "path, withdirs=False, detail=False, prefix='', versions=False, maxdepth=None, "
+    "update_cache=True, **kwargs",
+    "_cat_file": "path, start=None, end=None, **kwargs",
+    "_get_file": "rpath, lpath, callback=None, **kwargs",
+    "_put_file": "lpath, rpath, metadata=None, consistency=None, content_type=None, chunksize=52428800, callback=None, "
+    "fixed_key_metadata=None, mode='overwrite', **kwargs",
+    "_pipe_file": "path, data, metadata=None, consistency=None, content_type='application/octet-stream', "
+    "fixed_key_metadata=None, chunksize=52428800, mode='overwrite'",
+    "_cp_file": "path1, path2, acl=None, **kwargs",
+    "_rm_file": "path, **kwargs",
+    "_isfile": "path",
+    "rm": "path, recursive=False, maxdepth=None, batchsize=100",
+}
+
+
+@pytest.mark.parametrize("name", OVERRIDDEN)
+def test_gcsfs_has_the_method_that_is_overridden(name: str) -> None:
+    method = inspect.unwrap(getattr(GCSFileSystem, name))
+    assert str(inspect.signature(method)) == f"(self, {OVERRIDDEN[name]})"
+
+
+def test_one_private_method_of_gcsfs_is_overridden() -> None:
+    own = [name for name, value in vars(GoogleStorage).items() if callable(value) and not name.startswith("__")]
+    ours = {name for name in own if hasattr(GCSFileSystem, name)}
+    assert ours == set(OVERRIDDEN)
+    assert {name for name in ours if name.startswith("_")} - set(async_methods) == {"_request"}
+    assert inspect.iscoroutinefunction(GCSFileSystem._request.__wrapped__)
+
+
+@pytest.mark.parametrize("size", [1, WHOLE_BYTES, WHOLE_BYTES + 1])
+def test_downloads_of_any_size_are_requests_that_are_tried_again(
+    size: int, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stub(GoogleStorage):
+        async def _info(self, path: str, **_: object) -> dict[str, object]:
+            return {"name": path, "size": size, "type": "file"}
+
+        async def _request(self, method: str, _path: str, *_: object, headers: dict[str, str], **__: object) -> object:
+            first, _, last = headers.get("Range", f"bytes=0-{size - 1}").removeprefix("bytes=").partition("-")
+            return 200, {}, None, bytes(int(last) - int(first) + 1)
+
+    Stub(token="anon", skip_instance_cache=True).get_file("bucket/x", str(local))
+    assert local.stat().st_size == size
