@@ -61,10 +61,10 @@ def explain_lost(error: Exception) -> MusicgenError | None:
     server = message("the Prefect server at {url}", url=redact(url)) if url else message("the temporary Prefect server")
     if isinstance(error, httpx.HTTPStatusError) and error.response.is_server_error:
         found = message("{server} fails (HTTP {status})", server=server, status=error.response.status_code)
-        step = message("musicgen-flows doctor tries its services")
+        step = message("Check its services: uv run musicgen-flows doctor")
     elif isinstance(error, httpx.TransportError):
         found = message("{server} stopped answering ({reason})", server=server, reason=describe(error))
-        step = message("Start it again with musicgen-flows up")
+        step = message("Start it again: uv run musicgen-flows up")
     else:
         return None
     again = message("Run the same command again: it continues where it stopped")

@@ -18,7 +18,7 @@ from deployments.checks.finding import INSTALL, Attempt
 from deployments.command import Command
 from deployments.console import discard_stdout, output, print_error
 from deployments.environment import prepare, print_in_any_encoding, use_local_server
-from deployments.options import BROKEN_PIPE, UsageError, choose_language, parse
+from deployments.options import BROKEN_PIPE, COMMAND_LINE, UsageError, choose_language, parse
 from deployments.parameters import DemoParameters, DoctorParameters, RunParameters, UpParameters
 from flows.parameters import (
     EstimateParameters,
@@ -40,14 +40,14 @@ COMMANDS = {
         summary="Try everything with made-up music, on the CPU, in about three minutes",
         function="deployments.demo:demo",
         form=DemoParameters,
-        example="musicgen-flows demo --workdir /tmp/demo",
+        example="uv run musicgen-flows demo --workdir /tmp/demo",
         continues=True,
     ),
     "finetune": Command(
         summary="Learn from your music and make new music, all in a row",
         function="deployments.commands:finetune",
         form=FinetuneParameters,
-        example="musicgen-flows finetune archives/ --tokens tokens/ --run-dir runs/first \\\n"
+        example="uv run musicgen-flows finetune archives/ --tokens tokens/ --run-dir runs/first \\\n"
         '    --output music/ --epochs 3 --prompt "heavy metal with fast drums"',
         arguments=("archives",),
         required=("tokens", "run_dir", "output"),
@@ -59,7 +59,7 @@ COMMANDS = {
         summary="Turn your music into tokens, the form in which the model reads it",
         function="deployments.commands:tokenize",
         form=TokenizeParameters,
-        example="musicgen-flows tokenize archives/ tokens/ --caption-prefix mystyle",
+        example="uv run musicgen-flows tokenize archives/ tokens/ --caption-prefix mystyle",
         arguments=("archives", "tokens"),
         continues=True,
     ),
@@ -67,7 +67,7 @@ COMMANDS = {
         summary="Teach the model your music: tokens to an adapter (LoRA)",
         function="deployments.commands:train",
         form=TrainParameters,
-        example="musicgen-flows train tokens/ runs/first --epochs 3 --lora-r 16",
+        example="uv run musicgen-flows train tokens/ runs/first --epochs 3 --lora-r 16",
         arguments=("tokens", "run_dir"),
         short=_OF_TRAINING,
         with_config=True,
@@ -77,7 +77,7 @@ COMMANDS = {
         summary="Make music from words",
         function="deployments.commands:generate",
         form=GenerateParameters,
-        example='musicgen-flows generate music/ --adapter runs/first --prompt "calm piano"',
+        example='uv run musicgen-flows generate music/ --adapter runs/first --prompt "calm piano"',
         arguments=("output",),
         short={"prompts": "--prompt", "formats": "--format"},
         continues=True,
@@ -86,13 +86,13 @@ COMMANDS = {
         summary="Work in the browser: Prefect server, workers and deployments here",
         function="deployments.up:up",
         form=UpParameters,
-        example="musicgen-flows up --archives /data/archives --runs /data/runs",
+        example="uv run musicgen-flows up --archives /data/archives --runs /data/runs",
     ),
     "run": Command(
         summary="Run a deployment by its short name",
         function="deployments.run:run",
         form=RunParameters,
-        example="musicgen-flows run train-lora -p num_epochs=3 --watch",
+        example="uv run musicgen-flows run train-lora -p num_epochs=3 --watch",
         arguments=("deployment",),
         short={"param": "-p"},
     ),
@@ -100,14 +100,14 @@ COMMANDS = {
         summary="How long it will take, and at what price",
         function="deployments.estimate:estimate",
         form=EstimateParameters,
-        example="musicgen-flows estimate archives/ --hourly-price 2.50",
+        example="uv run musicgen-flows estimate archives/ --hourly-price 2.50",
         arguments=("archives",),
     ),
     "evaluate": Command(
         summary="Is an adapter better than the base model? A report",
         function="deployments.commands:evaluate",
         form=EvaluateParameters,
-        example='musicgen-flows evaluate tokens/ --adapter runs/first --prompt "calm piano"',
+        example='uv run musicgen-flows evaluate tokens/ --adapter runs/first \\\n    --prompt "calm piano"',
         arguments=("tokens",),
         required=("adapter",),
         short={"prompts": "--prompt"},
@@ -116,7 +116,7 @@ COMMANDS = {
         summary="Share an adapter: for peft or audiocraft, with a model card",
         function="deployments.export:export",
         form=ExportParameters,
-        example="musicgen-flows export runs/first shared/ --format peft",
+        example="uv run musicgen-flows export runs/first shared/ --format peft",
         arguments=("adapter", "out"),
         required=("format",),
     ),
@@ -124,7 +124,7 @@ COMMANDS = {
         summary="Check this machine, the server and your places",
         function="deployments.doctor:doctor",
         form=DoctorParameters,
-        example="musicgen-flows doctor /mnt/drive/music --model facebook/musicgen-small",
+        example="uv run musicgen-flows doctor /mnt/drive/music --model facebook/musicgen-small",
         arguments=("places",),
     ),
 }
@@ -178,7 +178,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     except UsageError as error:
         for problem in error.problems:
             _print_error(translated(problem))
-        called = f"musicgen-flows {given[0]}" if given and given[0] in COMMANDS else "musicgen-flows"
+        called = f"{COMMAND_LINE} {given[0]}" if given and given[0] in COMMANDS else COMMAND_LINE
         print_error(say("usage: {command} --help shows what there is", command=called))
         return 2
     except SystemExit as error:  # from --install-completion, or from help whose reader is gone

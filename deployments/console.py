@@ -55,14 +55,14 @@ LABEL_WIDTH = 40
 """Maximum width of a list's first column. A longer name moves only its own value."""
 _INDENT = 4
 """Indent of the continuation lines of a long row."""
-_COMMANDS = "musicgen-flows|uv|env|prefect|wandb|export|unset|ssh|sudo|pip|journalctl"
+_COMMANDS = "musicgen-flows|uv|env|prefect|wandb|export|unset|ssh|sudo|pip|journalctl|gcloud"
 _PIECES = re.compile(
-    rf"\s*(?:(?<!\S)(?:{_COMMANDS}) .+?(?:[,;:.)]+(?=\s|$)|(?=[。、]|\s\(|（)|$)"
+    rf"\s*(?:(?<![^\s(（「])(?:{_COMMANDS}) .+?(?:[,;:.)]+(?=\s|$)|(?=[。、）」]|\s\(|（|\s[ぁ-ん])|$)"
     r'|\{"[^{}]*\}'
     r"|(?<![^\s（「、。」）])[^\s（「、。」）]*/[^\s（「、。」）]*|\S)"
 )
-"""Parts of a line to wrap: commands up to a possible end, a punctuation mark; JSON; paths and URLs; otherwise single
-characters, which `_may_break` joins with their neighbours."""
+"""Parts of a line to wrap: commands up to a possible end, a punctuation mark or a Japanese particle; JSON; paths and
+URLs; otherwise single characters, which `_may_break` joins with their neighbours."""
 _CLOSING, _OPENING = ("Pe", "Pf", "Po", "Pd", "Lm"), ("Ps", "Pi")
 """Unicode's general categories of characters that must not begin a line, and of those that must not end one."""
 

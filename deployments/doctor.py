@@ -95,7 +95,11 @@ def examine(
 
 
 def _used_model(model: str, is_set: bool) -> Finding:
-    reason = message("the variable musicgen_model") if is_set else message("the default; up --model NAME sets another")
+    reason = (
+        message("the variable musicgen_model")
+        if is_set
+        else message("the default; to set another: uv run musicgen-flows up --model NAME")
+    )
     found = message("{model}, where their form names none ({reason})", model=model, reason=reason)
     return Finding(message("model of jobs"), "ok", found)
 

@@ -33,6 +33,8 @@ from musicgen_core.language import VARIABLE as LANGUAGE_VARIABLE
 from musicgen_core.settings import describe_problems, read_yaml
 
 PROGRAM = "musicgen-flows"
+COMMAND_LINE = f"uv run {PROGRAM}"
+"""How users call this program, which is installed in the project's environment"""
 BROKEN_PIPE = 128 + signal.SIGPIPE
 """Exit code of Unix tools whose output nobody reads any more"""
 
@@ -109,8 +111,9 @@ def _app(functions: Mapping[Callable[..., Any], tuple[str, Command]]) -> App:
         help_epilogue=say(
             "{program} COMMAND --help shows a command's options; --debug shows tracebacks and all logs; "
             "--language ja speaks Japanese.",
-            program=PROGRAM,
+            program=COMMAND_LINE,
         ),
+        usage=f"{COMMAND_LINE} COMMAND",
         group_commands=Group(say("Commands")),
         help_format="plaintext",
         help_formatter=Formatter(),
@@ -125,7 +128,7 @@ def _app(functions: Mapping[Callable[..., Any], tuple[str, Command]]) -> App:
             help_epilogue=say("Example:\n{example}", example=command.example),
             group_arguments=_panel_of(ARGUMENTS),
             help_formatter=Formatter(column_specs=columns),
-            usage=f"{PROGRAM} {name}{arguments} [OPTIONS]",
+            usage=f"{COMMAND_LINE} {name}{arguments} [OPTIONS]",
             sort_key=number,
         )
         part.default(function)
@@ -279,7 +282,7 @@ def _without_option(error: UnknownOptionError, line: list[str]) -> tuple[list[st
     names = [name for argument in error.argument_collection for name in argument.names]
     arguments = [name for name in names if not name.startswith("-")]
     if (argument := option.lstrip("-").replace("-", "_").upper()) in arguments:
-        usage = " ".join((PROGRAM, *(error.command_chain or ()), *arguments))
+        usage = " ".join((COMMAND_LINE, *(error.command_chain or ()), *arguments))
         problem = message(
             "{option} is no option but the argument {argument}: {usage} [OPTIONS]",
             option=one_line(option),

@@ -50,7 +50,8 @@ def run(parameters: dict[str, Any]) -> int:
         raise MusicgenError(
             message("no Prefect server answers at {local_api}, and PREFECT_API_URL is not set", local_api=LOCAL_API),
             message(
-                "Start one with musicgen-flows up; where it has another port, export the PREFECT_API_URL that it shows"
+                "Start one with uv run musicgen-flows up; where it has another port, "
+                "export the PREFECT_API_URL that it shows"
             ),
         )
     with working(message("asking the Prefect server")):
@@ -114,7 +115,7 @@ def _create(client: SyncPrefectClient, name: str, parameters: dict[str, Any]) ->
         deployment = client.read_deployment_by_name(f"{name}/{name}")
     except ObjectNotFound as error:
         found = message("the deployment {deployment} is not on this server", deployment=name)
-        raise MusicgenError(found, message("Start musicgen-flows up first")) from error
+        raise MusicgenError(found, message("Register it first: uv run musicgen-flows up")) from error
     parameters = arranged(parameters, deployment)
     # The name until the flow starts and sets a descriptive one.
     return client.create_flow_run_from_deployment(deployment.id, parameters=parameters, name=name)

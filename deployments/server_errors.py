@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from deployments.console import print_text
 from deployments.environment import INTERNAL_LEVEL
+from musicgen_core.language import say
 
 LOGGING = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
@@ -54,7 +55,11 @@ def _report(log: IO[bytes]) -> None:
         print_text(f"Prefect server: {error}{again}", "yellow")
         if not hinted:
             print_text(
-                "musicgen-flows doctor tries each service of the server; up --debug shows its whole log", "yellow"
+                say(
+                    "To try each service of the server: uv run musicgen-flows doctor. To see its whole log: "
+                    "uv run musicgen-flows up --debug"
+                ),
+                "yellow",
             )
         hinted = True
 

@@ -116,9 +116,12 @@ def explain_server(log: str) -> MusicgenError:
     if not lines:
         return MusicgenError(
             message("the Prefect server did not answer in time after its start"),
-            message("The machine may be busy: run it again, or first musicgen-flows up in another terminal"),
+            message(
+                "The machine may be busy: run it again, or first start a server in another terminal: "
+                "uv run musicgen-flows up"
+            ),
         )
     return MusicgenError(
         message("the Prefect server can't start: {reason}", reason=(raised or lines)[-1][:500]),
-        message("All of its output: prefect server start"),
+        message("All of its output: uv run prefect server start"),
     )

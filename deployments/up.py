@@ -171,7 +171,7 @@ def _wait_for(api: str, may_come: Callable[[], bool], printed: IO[bytes] | None 
                     api=api,
                     reason=f" ({reason})" if reason else "",
                 ),
-                message("Run prefect server start to see why; another program may hold the port: try --port"),
+                message("Another program may hold the port: try --port. To see why: uv run prefect server start"),
             )
         time.sleep(0.5)
 
@@ -212,7 +212,7 @@ def _files(options: UpParameters, api: str, ui: str) -> Iterator[Serving | None]
             print_text(
                 say(
                     "Tokens, runs and music can't be opened in the browser: port {port} can't be had "
-                    "({reason}). Another one: up --files-port PORT",
+                    "({reason}). Another one: uv run musicgen-flows up --files-port PORT",
                     port=options.chosen_files_port,
                     reason=error.strerror,
                 ),

@@ -56,7 +56,7 @@ def set_weekly(active: bool, given: Mapping[str, Any] = MappingProxyType({})) ->
                     deployment=DEPLOYMENT,
                     slug=SLUG,
                 ),
-                message("Start musicgen-flows up first"),
+                message("Register it first: uv run musicgen-flows up"),
             )
         schema = deployment.parameter_openapi_schema or {}
         arranged(given, deployment)  # the server would find problems only when the schedule's next run is due
@@ -83,7 +83,7 @@ def describe_next(patience_s: float) -> str:
         deployment = _find_deployment(client)
         schedule = _find_schedule(deployment)
         if deployment is None or schedule is None or not schedule.active:
-            return message("none (musicgen-flows run {deployment} --weekly on)", deployment=DEPLOYMENT)
+            return message("none (uv run musicgen-flows run {deployment} --weekly on)", deployment=DEPLOYMENT)
         if deployment.paused:
             return message(
                 "none: the deployment {deployment} is paused. Resume it on its page in the UI", deployment=DEPLOYMENT
@@ -91,7 +91,7 @@ def describe_next(patience_s: float) -> str:
         while not (runs := coming_runs(client, deployment.id, schedule.id)):
             if time.monotonic() > deadline:
                 return message(
-                    "not scheduled by the server yet: musicgen-flows doctor shows whether its scheduler works"
+                    "not scheduled by the server yet. To see whether its scheduler works: uv run musicgen-flows doctor"
                 )
             time.sleep(1)
         start = runs[0].expected_start_time

@@ -42,7 +42,8 @@ def check_cluster(address: str, shared: str) -> None:
         raise ConfigError(
             message("a Dask cluster needs a Prefect server that its workers can reach, and PREFECT_API_URL is not set"),
             message(
-                "Start a server (musicgen-flows up, or prefect server start --host 0.0.0.0) and set PREFECT_API_URL"
+                "Start a server (uv run musicgen-flows up, or uv run prefect server start --host 0.0.0.0) "
+                "and set PREFECT_API_URL"
             ),
         )
     try:

@@ -112,7 +112,7 @@ def location_of(given: str | None, variable: str) -> str:
                 place=variable.removeprefix("musicgen_"),
                 variable=variable,
             ),
-            message("Give it as a parameter, or run: prefect variable set {variable} PATH", variable=variable),
+            message("Give it as a parameter, or run: uv run prefect variable set {variable} PATH", variable=variable),
         )
     return str(found)
 

@@ -123,6 +123,15 @@ def is_plain(text: ast.expr) -> bool:
     )
 
 
+def test_a_command_in_a_message_can_be_copied() -> None:
+    """This program and Prefect's are in the project's environment, from which `uv run` starts them."""
+    program = f"musicgen-flows (?:{'|'.join(COMMANDS)})|prefect (?:server|worker|work-pool|variable) [a-z]|hf download"
+    texts = [*messages(), *(str(entry.string) for code in LANGUAGES[1:] for entry in catalogue(code))]
+    mentioned = "musicgen-flows up (?:runs already|はすでに)"
+    bare = rf"(?<!uv run )(?<![\w-])(?!{mentioned})(?:{program})\b"
+    assert [text for text in texts if re.search(bare, text)] == []
+
+
 @pytest.mark.parametrize("code", LANGUAGES[1:])
 def test_a_translation_has_the_placeholders_of_its_message(code: str) -> None:
     for entry in catalogue(code):

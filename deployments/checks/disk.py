@@ -92,7 +92,7 @@ def _compare(size: ModelSize, needs: Sequence[_Need], clips: int) -> Finding:
     if needed <= free:
         return Finding(DISK, "ok", found)
     fix = message(
-        "Make room at {place}, or name other places: musicgen-flows up --runs PATH --tokens PATH", place=place
+        "Make room at {place}, or name other places: uv run musicgen-flows up --runs PATH --tokens PATH", place=place
     )
     if any(need.what == RUN_DIRECTORY for need in needs):
         fix = message(

@@ -51,7 +51,7 @@ def _check_ram(size: ModelSize) -> Finding:
     if needed <= there:
         return Finding(MEMORY, "ok", found)
     fix = message(
-        "Train on a GPU of 16 GB or more, or look whether another model fits: musicgen-flows doctor --model demo"
+        "Train on a GPU of 16 GB or more, or look whether another model fits: uv run musicgen-flows doctor --model demo"
     )
     return Finding(MEMORY, "problem", found, fix)
 

@@ -71,7 +71,7 @@ def measure_model(name: str) -> ModelSize:
         raise ModelError(
             message("what {name} asks of a machine shows only once it is here", name=name),
             message(
-                "Fetch it (hf download {name}), or take one of {names}",
+                "Fetch it (uv run hf download {name}), or take one of {names}",
                 name=name,
                 names=", ".join(_SHAPES),
             ),

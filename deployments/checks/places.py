@@ -61,7 +61,7 @@ def check_places(places: Mapping[str, str], others: Sequence[str] = ()) -> list[
     """
     if not places and not others:
         found = message("no places to try: none is given, and no server has the variables musicgen_archives and so on")
-        fix = message("Name yours: musicgen-flows doctor gs://bucket/folder, or --runs PATH")
+        fix = message("Name yours: uv run musicgen-flows doctor gs://bucket/folder, or --runs PATH")
         return [Finding(STORAGE, "warning", found, fix)]
     probes = [
         *(Probe(place, _named(name)) for name, place in places.items() if name != ARCHIVES),

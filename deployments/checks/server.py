@@ -96,7 +96,7 @@ def _no_server() -> Finding:
         message(
             "no server is running here and none is set: commands start a temporary one, and nothing can be scheduled"
         ),
-        message("For a server, a worker and the UI, run musicgen-flows up"),
+        message("For a server, a worker and the UI: uv run musicgen-flows up"),
     )
 
 
@@ -131,7 +131,7 @@ def _explain(error: Exception, url: str) -> Finding:
             "problem",
             message("nothing answers at {url} ({reason})", url=url, reason=describe(error)),
             message(
-                "Start the server with musicgen-flows up, name another one with export PREFECT_API_URL=…, "
+                "Start the server with uv run musicgen-flows up, name another one with export PREFECT_API_URL=…, "
                 "or do without one: unset PREFECT_API_URL"
             ),
         )
@@ -184,7 +184,7 @@ def _compare(what: str, wanted: Sequence[str], there: Collection[str], without: 
     if not missing:
         return Finding(what, "ok", ", ".join(wanted))
     found = message("not on this server: {names}; {without}", names=", ".join(missing), without=without)
-    return Finding(what, "warning", found, message("Register them, on the server's machine, with musicgen-flows up"))
+    return Finding(what, "warning", found, message("Register them on the server's machine: uv run musicgen-flows up"))
 
 
 def check_workers(client: SyncPrefectClient, wanted: Sequence[str] = (QUEUE, TOKENIZING_QUEUE)) -> Iterator[Finding]:
@@ -198,12 +198,12 @@ def check_workers(client: SyncPrefectClient, wanted: Sequence[str] = (QUEUE, TOK
         queues = client.read_work_queues(POOL)
     except ObjectNotFound:
         found = message("there is no work pool {pool}: the UI can't start jobs, commands work", pool=POOL)
-        fix = message("Create it: prefect work-pool create {pool} --type process", pool=POOL)
+        fix = message("Create it: uv run prefect work-pool create {pool} --type process", pool=POOL)
         yield Finding(WORKERS, "warning", found, fix)
         return
     if pool.is_paused:
         found = message("the work pool {pool} is paused: jobs wait", pool=POOL)
-        fix = message("Let them start: prefect work-pool resume {pool}", pool=POOL)
+        fix = message("Let them start: uv run prefect work-pool resume {pool}", pool=POOL)
         yield Finding(message("work pool"), "warning", found, fix)
     online = [worker.name for worker in workers if worker.status == WorkerStatus.ONLINE]
     served = {queue.name for queue in queues if queue.status == WorkQueueStatus.READY} if online else set()
@@ -218,7 +218,7 @@ def check_workers(client: SyncPrefectClient, wanted: Sequence[str] = (QUEUE, TOK
         queues=", ".join(idle),
     )
     fix = message(
-        "Start one: prefect worker start --pool {pool} --limit 1 --work-queue {queue}", pool=POOL, queue=idle[0]
+        "Start one: uv run prefect worker start --pool {pool} --limit 1 --work-queue {queue}", pool=POOL, queue=idle[0]
     )
     yield Finding(WORKERS, "warning", found, fix)
 

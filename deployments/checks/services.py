@@ -32,8 +32,8 @@ OVERDUE = timedelta(minutes=5)
 
 NAME = message("services")
 FIX = message(
-    "Restart the server. If that changes nothing, its log names the error: the terminal of musicgen-flows up, or "
-    "journalctl -u musicgen-server. uv sync installs the packages that it is known to work with"
+    "Restart the server. If that changes nothing, its log names the error: the terminal of uv run musicgen-flows up, "
+    "or journalctl -u musicgen-server. uv sync installs the packages that it is known to work with"
 )
 
 

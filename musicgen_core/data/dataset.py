@@ -152,7 +152,7 @@ def load_clips(tokens: UPath, codec: str, folder: Path | None = None, only: Coll
                 tokens=tokens,
                 skipped=message(" (not whole: {shards})", shards=", ".join(skipped[:5])) if skipped else "",
             ),
-            message("Run musicgen-flows tokenize first, or check the path"),
+            message("Tokenize first (uv run musicgen-flows tokenize), or check the path"),
         )
     added = [stem for stem in reports if only is not None and stem not in only]
     if len(added) == len(reports):

@@ -150,7 +150,9 @@ class Engine:
                             "C compiler",
                             what=what,
                         ),
-                        message("Leave out --{what}-bits; musicgen-flows doctor says what is missing", what=what),
+                        message(
+                            "Leave out --{what}-bits. To see what is missing: uv run musicgen-flows doctor", what=what
+                        ),
                     )
             return None
         from musicgen_core.generation.decoding import Decoding  # Triton is not everywhere

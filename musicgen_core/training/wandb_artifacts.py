@@ -79,7 +79,7 @@ class WandbArtifacts:
             "model": self._model.name,
             "run": self._files.root.name,
             "versions": dict(self._versions),
-            "load": f'musicgen-flows generate OUT --model {self._model.name} --adapter {name} --prompt "…"',
+            "load": f'uv run musicgen-flows generate OUT --model {self._model.name} --adapter {name} --prompt "…"',
         }
 
 

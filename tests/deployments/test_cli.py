@@ -44,7 +44,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_explains_its_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
-    assert f"musicgen-flows {command}" in capsys.readouterr().out
+    assert f"uv run musicgen-flows {command}" in capsys.readouterr().out
 
 
 def test_a_notebooks_backend_of_matplotlib_is_left_behind() -> None:
@@ -93,7 +93,9 @@ def test_a_server_that_stops_is_named_with_what_to_do(
         assert main(["export", "runs/first", "shared", "--format", "peft"]) == 1
     line = error_of(capsys)
     assert line.startswith(f"error: the Prefect server at http://…@host:4200/api {reason}")
-    assert "musicgen-flows " in line and line.endswith("Run the same command again: it continues where it stopped")
+    assert "uv run musicgen-flows " in line and line.endswith(
+        "Run the same command again: it continues where it stopped"
+    )
 
 
 def test_a_refused_request_is_no_stopped_server() -> None:

@@ -150,6 +150,26 @@ def test_errors_are_wrapped_without_breaking_json(width: int, monkeypatch: pytes
     assert " ".join(lines) == f"error: none of the clips has a description. {DESCRIBE}."
 
 
+@pytest.mark.parametrize("width", [20, 40, 60])
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        ("The model may be too large: look whether another one fits: {command}", "{command}"),
+        ("Look first whether another model fits ({command}), or whether there is a GPU at all", "({command}),"),
+        ("ほかのモデルが収まるか {command} で調べてください。収まらなければ、別のマシンを使います。", "{command}"),
+        ("ほかのモデルが収まるか調べるか（{command}）、別のマシンで実行してください。", "（{command}）、"),
+    ],
+)
+def test_a_command_is_one_unbroken_line_within_prose(
+    text: str, command: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = "uv run musicgen-flows doctor --model facebook/musicgen-small"
+    lines = wrapped(text.format(command=shown), width, monkeypatch)
+    [whole] = [line for line in lines if shown in line]
+    assert all(cell_len(line) <= width for line in lines if line != whole)
+    assert cell_len(whole) <= max(width, cell_len(command.format(command=shown)) + 4)
+
+
 @pytest.mark.parametrize("width", range(12, 60, 3))
 def test_japanese_is_wrapped_by_the_rules_of_kinsoku(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     path = "/data/音楽/archive_batch_0007.zip"

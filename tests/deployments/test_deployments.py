@@ -358,7 +358,7 @@ def test_a_watched_run_shows_once_why_it_waits(
     lines = "".join(shown).splitlines()
     assert lines.count("Waiting: the queue tokenizing is busy with the-one-before") == 1
     [nobody] = [line for line in lines if line.startswith("no worker is online in the pool gpu for the queue tokeniz")]
-    assert nobody.endswith("prefect worker start --pool gpu --limit 1 --work-queue tokenizing")
+    assert nobody.endswith("uv run prefect worker start --pool gpu --limit 1 --work-queue tokenizing")
     assert len([line for line in lines if line.startswith("http")]) == 1  # the run's page, to be copied
 
 

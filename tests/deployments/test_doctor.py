@@ -76,7 +76,7 @@ class TestCommand:
         for check in ("Python", "packages", "GPU", "C compiler", "memory", "disk", "HF_TOKEN", "storage"):
             assert check in table
         assert table["Prefect API"][0] == "warning" and "temporary" in table["Prefect API"][1]
-        assert "musicgen-flows up" in printed
+        assert "uv run musicgen-flows up" in printed
 
     def test_a_problem_makes_it_fail_and_says_what_to_run(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -192,7 +192,7 @@ class TestServer:
         assert code == 0, printed
         table = rows(printed)
         assert table["Prefect API"][0] == "ok"
-        assert table["workers"][0] == "warning" and "prefect work-pool create gpu" in printed
+        assert table["workers"][0] == "warning" and "uv run prefect work-pool create gpu" in printed
         assert "train-lora" in table["deployments"][1]
         assert table["model of jobs"][1].startswith("debug, ") and "--device cpu" in table["GPU"][1]
         assert table["WANDB_API_KEY"] == ("ok", "stored as the Prefect Secret block wandb-api-key")

@@ -144,8 +144,8 @@ def test_help_breaks_no_option_and_no_example_at_80_columns(command: str, capsys
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_example_of_each_command_is_right_usage(command: str) -> None:
-    program, *line = shlex.split(COMMANDS[command].example.replace("\\\n", ""))
-    assert program == "musicgen-flows"
+    uv, run, program, *line = shlex.split(COMMANDS[command].example.replace("\\\n", ""))
+    assert (uv, run, program) == ("uv", "run", "musicgen-flows")
     read = parse(COMMANDS, line)
     assert read is not None and read[0] is COMMANDS[command]
 
@@ -256,7 +256,7 @@ def test_only_a_slip_or_an_unfinished_name_is_taken_for_another() -> None:
 
 
 def test_an_argument_given_as_an_option_is_explained() -> None:
-    usage = "musicgen-flows train TOKENS RUN_DIR [OPTIONS]"
+    usage = "uv run musicgen-flows train TOKENS RUN_DIR [OPTIONS]"
     expected = [
         f"--tokens is no option but the argument TOKENS: {usage}",
         f"--run-dir is no option but the argument RUN_DIR: {usage}",
@@ -272,7 +272,7 @@ def test_help_is_in_japanese_for_a_japanese_reader(
 ) -> None:
     monkeypatch.setenv("MUSICGEN_LANGUAGE", "ja")
     shown = "".join(help_of(command, capsys).split())
-    assert shown.startswith("使い方:musicgen-flows") and "例:" in shown
+    assert shown.startswith("使い方:uvrunmusicgen-flows") and "例:" in shown
     for english in ("Usage", "bydefault", "[default:", "[choices:", "Options─", "Example", "Showthe"):
         assert english not in shown
     for name in COMMANDS[command].fields:
@@ -285,7 +285,7 @@ def test_wrong_usage_is_reported_in_japanese(monkeypatch: pytest.MonkeyPatch) ->
     assert {translated(problem) for problem in found} == {
         "--seed には値が必要です",
         "オプション --epoc はありません。もしかして: --epochs",
-        "--tokens はオプションではなく引数 TOKENS です: musicgen-flows train TOKENS RUN_DIR [OPTIONS]",
+        "--tokens はオプションではなく引数 TOKENS です: uv run musicgen-flows train TOKENS RUN_DIR [OPTIONS]",
         "RUN_DIR がありません",
         "--epochs: 1 以上を指定してください（指定: '0'）",
         "--device: 'auto', 'cpu'、'cuda' のどれかを指定してください（指定: 'tpu'）",

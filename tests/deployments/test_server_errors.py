@@ -36,7 +36,7 @@ def test_a_services_error_is_one_line_with_its_cause(capsys: pytest.CaptureFixtu
     error = logged("↩ [%s] %s", "113ms", "schedule_deployments()", error=ValueError("no\nbulk DML"))
     first, hint = shown(capsys, error)
     assert first == "Prefect server: ↩ [113ms] schedule_deployments(): ValueError: no bulk DML"
-    assert "musicgen-flows doctor" in hint
+    assert "uv run musicgen-flows doctor" in hint
 
 
 def test_an_error_in_each_loop_is_shown_ever_more_rarely(capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,7 +139,7 @@ def test_an_error_of_a_server_service_is_printed_as_one_line(up: Up) -> None:
         wait(lambda: bool(service_errors(up, "schedule_deployments()")), up.log)
     assert "prefect config set" not in up.log.read_text()  # of the server's banner
     assert service_errors(up, "schedule_deployments()")[0].endswith("no such table: deployment_schedule")
-    assert "musicgen-flows doctor tries each service" in up.log.read_text()
+    assert "To try each service of the server: uv run musicgen-flows doctor" in up.log.read_text()
 
 
 def service_errors(up: Up, service: str) -> list[str]:

@@ -92,5 +92,5 @@ def test_options_of_generating_reach_the_engine(tmp_path: Path) -> None:
 
 def test_without_a_location_the_error_names_the_variable(tmp_path: Path) -> None:
     state = generate_music(model="debug", return_state=True)
-    with pytest.raises(ConfigError, match="prefect variable set musicgen_output"):
+    with pytest.raises(ConfigError, match="uv run prefect variable set musicgen_output"):
         state.result()

@@ -96,6 +96,7 @@ def test_short_options_are_fields_and_other_programs_keep_theirs() -> None:
     [
         "there is no prompt 'piano --epochs --model' in \"a --resume b\", `--lora-r` or “--seed”",
         "start it with musicgen-flows generate OUT --model demo --epochs 3, or uv run musicgen-flows up --model debug",
+        "look whether it fits (uv run musicgen-flows doctor --model demo), or run uv run musicgen-flows run -p seed=1",
         "/data/--model/x, ./--epochs.txt and ../a--resume can't be read",
     ],
 )
@@ -106,12 +107,12 @@ def test_quotations_commands_and_paths_are_not_rewritten(text: str) -> None:
 
 def test_a_negated_option_is_the_value_of_its_field() -> None:
     text = (
-        "It can't be done: give --no-evaluate (musicgen-flows train --no-evaluate), or --no-such-thing; "
+        "It can't be done: give --no-evaluate (uv run musicgen-flows train --no-evaluate), or --no-such-thing; "
         "it doesn't --epochs."
     )
     with FlowRunContext.model_construct(flow=train_lora):
         assert in_form(text) == (
-            "It can't be done: give evaluate false (musicgen-flows train --no-evaluate), or --no-such-thing; "
+            "It can't be done: give evaluate false (uv run musicgen-flows train --no-evaluate), or --no-such-thing; "
             "it doesn't num_epochs."
         )
 

@@ -129,7 +129,7 @@ def test_an_empty_directory_is_named_with_the_command_to_run(
         load_clips(tokens, CODEC, tmp_path / "cache")
     assert str(tokens) in refused.value.found
     assert ("(not whole: a)" in refused.value.found) == (kind == "not whole")
-    assert "musicgen-flows tokenize" in refused.value.next_step
+    assert "uv run musicgen-flows tokenize" in refused.value.next_step
 
 
 def test_codes_of_another_codec_are_refused_naming_the_shard(
