@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -19,13 +21,17 @@ from deployments.run_parameters import arranged, parsed
 from deployments.watching import watch_run
 from deployments.weekly import SCHEDULER_SECONDS, coming_page, describe_next, set_weekly
 from musicgen_core.errors import MusicgenError
-from musicgen_core.language import message, say
+from musicgen_core.language import message, say, translated
+from tasks.advice import with_fields
 from tasks.next_steps import Made, Outcome, Step, from_comment, in_shell
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas import State
     from prefect.client.schemas.objects import FlowRun
 
+_INVALID = "Validation of flow parameters failed"
+"""Beginning of Prefect's message on a run whose parameters don't fit, which ends without a summary"""
 WAVS = 8
 """Maximum number of a run's WAV files that the terminal links."""
 _ON_OFF = {"on": message("on"), "off": message("off")}
@@ -79,7 +85,7 @@ def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
             from prefect.utilities.urls import url_for
 
             client = stack.enter_context(get_client(sync_client=True))
-            run = _create(client, name, parameters)
+            run, form = _create(client, name, parameters)
         if watch:
             print_text(say("Created the run {name}:", name=run.name))
         else:
@@ -95,7 +101,7 @@ def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
         if not watch:
             return 0
         try:
-            state = watch_run(client, run.id)
+            state = watch_run(client, run.id, form)
         except KeyboardInterrupt:
             print_text(say("The run continues without this terminal: see the Prefect UI"))
             return 130
@@ -104,11 +110,14 @@ def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
                 raise MusicgenError(lost.found, message("Once it answers again, its UI shows the run")) from error
             raise
         with contextlib.suppress(httpx.HTTPError):  # the run has ended as it has, whether or not that can be shown
-            print_outcome(_outcome(client, run.id, state.is_completed()), on_server=True)
+            outcome = _outcome(client, run.id, state)
+            notice = with_fields(translated(outcome.notice), form)
+            print_outcome(replace(outcome, notice=notice), on_server=True)
     return 0 if state.is_completed() else 1
 
 
-def _create(client: SyncPrefectClient, name: str, parameters: dict[str, Any]) -> FlowRun:
+def _create(client: SyncPrefectClient, name: str, parameters: dict[str, Any]) -> tuple[FlowRun, Mapping[str, Any]]:
+    """Create a run, and return it with the schema of its deployment's parameters."""
     from prefect.exceptions import ObjectNotFound
 
     try:
@@ -118,13 +127,15 @@ def _create(client: SyncPrefectClient, name: str, parameters: dict[str, Any]) ->
         raise MusicgenError(found, message("Register it first: uv run musicgen-flows up")) from error
     parameters = arranged(parameters, deployment)
     # The name until the flow starts and sets a descriptive one.
-    return client.create_flow_run_from_deployment(deployment.id, parameters=parameters, name=name)
+    run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters, name=name)
+    return run, deployment.parameter_openapi_schema or {}
 
 
-def _outcome(client: SyncPrefectClient, run: UUID, is_completed: bool) -> Outcome:
-    """Return the outputs in the run's summary with links for a browser, or how to retry a run that failed."""
+def _outcome(client: SyncPrefectClient, run: UUID, state: State) -> Outcome:
+    """Return the outputs in the run's summary with links for a browser, or how to repeat a run that failed."""
     from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
     from prefect.settings import get_current_settings
+    from prefect.utilities.urls import url_for
 
     from tasks.served import links_in
 
@@ -140,7 +151,10 @@ def _outcome(client: SyncPrefectClient, run: UUID, is_completed: bool) -> Outcom
         pages = [link for link in links if link.endswith(".html")]
         wavs = [link for link in links if link.endswith(".wav")]
         made += [Made(message("to open in a browser"), link) for link in (*pages, *wavs[:WAVS])]
-    if not is_completed:
+    if found.is_refused or str(state.message).startswith(_INVALID):
+        page = url_for("flow-run", obj_id=run) or str(run)
+        made.append(Made(message("to correct its parameters, press Copy to new run on its page"), page))
+    elif not state.is_completed():
         made.append(Made(message("to run it again once the reason is gone"), _retry_command(run)))
     return Outcome((*found.made, *made), found.steps, found.notice)
 

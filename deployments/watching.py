@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from deployments.activity import Activity, working
@@ -12,8 +14,9 @@ from deployments.checks.server import check_workers
 from deployments.console import print_text
 from deployments.registering import POOL
 from musicgen_core.escaping import plain_text
-from musicgen_core.language import message, say, translated
+from musicgen_core.language import message, say, stored_message, translated
 from musicgen_core.wording import named
+from tasks.advice import with_fields
 from tasks.progress import Update
 
 if TYPE_CHECKING:
@@ -45,12 +48,33 @@ _STATES = {
     "Completed": message("Completed"),
     "Failed": message("Failed"),
     "Crashed": message("Crashed"),
+    "Suspended": message("Suspended"),
+    "TimedOut": message("TimedOut"),
+    "Skipped": message("Skipped"),
+    "WaitingForDisk": message("WaitingForDisk"),
 }
-"""Prefect's names of states"""
+"""Names of states: Prefect's, and those of `flows/train_lora.py` and `tasks/run_state.py`"""
+_ENDINGS = (
+    message("{failed} of {archives} failed: {reasons}"),
+    message("{ending}: {steps}, {best} {loss:.4f} in epoch {epoch}, in {run_dir}"),
+    message("{ending}: {steps}, in {run_dir}"),
+)
+"""Messages of final states that have few letters of their own"""
+AUTOMATIC = (
+    message("No heartbeat for a while. The process or its machine is gone."),
+    message("Crashed; starts again and goes on from its newest checkpoint, or with the archives that are left."),
+    message("Its worker was stopped while it started; another one takes it."),
+)
+"""Messages of states that automations.yaml sets"""
 
 
-def watch_run(client: SyncPrefectClient, run: UUID) -> State:
-    """Show a run's states and progress until it ends. Return its final state, which has the reason of a failure."""
+def watch_run(client: SyncPrefectClient, run: UUID, form: Mapping[str, Any] | None = None) -> State:
+    """Show a run's states and progress until it ends. Return its final state, which has the reason of a failure.
+
+    Args:
+        form: schema of the deployment's parameters.
+    """
+    form = form or {}
     shown, reason = None, ""
     with working() as activity:
         while True:
@@ -59,7 +83,7 @@ def watch_run(client: SyncPrefectClient, run: UUID) -> State:
             if state is not None and state.id != shown:
                 shown = state.id
                 name = _STATES.get(state.name or "", state.name or "")
-                said = f": {state.message}" if state.message else ""
+                said = f": {in_users_language(state.message, form)}" if state.message else ""
                 print_text(f"{found.name} · {translated(name)}{said}")
                 activity.say(DOING.get(state.type.value, ""))
             if state is not None and state.is_final():
@@ -69,6 +93,14 @@ def watch_run(client: SyncPrefectClient, run: UUID) -> State:
                 print_text(reason)
             _show_progress(client, run, activity)
             time.sleep(WATCH_SECONDS)
+
+
+def in_users_language(text: str, form: Mapping[str, Any]) -> str:
+    """Return the message of a run's state, or a notice of its summary, translated if this project made it.
+
+    Advice in it names the fields of the run's form, as the message itself does.
+    """
+    return with_fields(translated(stored_message(text, _ENDINGS)), form)
 
 
 def why_waiting(client: SyncPrefectClient, run: FlowRun) -> str:
@@ -102,8 +134,13 @@ def _being_done(client: SyncPrefectClient, queue: str) -> list[FlowRun]:
 def _show_progress(client: SyncPrefectClient, run: UUID, activity: Activity) -> None:
     for artifact in _progress(client, run):
         percent = float(artifact.data) if isinstance(artifact.data, int | float) else 0.0
-        text = plain_text(artifact.description or "")
+        text = in_parts(plain_text(artifact.description or ""))
         activity(Update(str(artifact.key), "", round(percent), 100, text))
+
+
+def in_parts(text: str) -> str:
+    """Return a description of progress, such as `first: loading PyTorch`, with its known parts translated."""
+    return "".join(translated(stored_message(part)) for part in re.split("(: |; )", text))
 
 
 def _progress(client: SyncPrefectClient, run: UUID) -> list[Artifact]:

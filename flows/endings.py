@@ -12,10 +12,19 @@ from prefect.client.schemas import State
 from prefect.exceptions import CancelledRun
 from prefect.states import Cancelled, Failed
 
-from musicgen_core.errors import MusicgenError, raise_if_interrupted
+from musicgen_core.errors import (
+    AdapterError,
+    ConfigError,
+    DeviceError,
+    MusicgenError,
+    RunDirectoryError,
+    RunDirectoryUnavailable,
+    raise_if_interrupted,
+)
 from tasks.advice import in_form
 from tasks.artifacts import PATIENCE_IF_INTERRUPTED_SECONDS, artifacts_of_run
 from tasks.cancelling import cancellable, is_ended_by_worker, leave_to_worker
+from tasks.next_steps import Outcome
 from tasks.summary import cancelled_section, failed_section, show_summary
 
 P = ParamSpec("P")
@@ -33,7 +42,8 @@ def ends_with_reason(function: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:
             raise_if_interrupted(error)
             with artifacts_of_run() as artifacts:
-                show_summary(artifacts, partial(failed_section, error), again="Try again")
+                refused = Outcome(is_refused=_is_refusal(error))
+                show_summary(artifacts, partial(failed_section, error), outcome=lambda: refused, again="Try again")
             if not isinstance(error, MusicgenError):
                 raise
             return Failed(message=in_form(str(error)), data=error)  # raised, it would get Prefect's prefix
@@ -46,6 +56,12 @@ def ends_with_reason(function: Callable[P, R]) -> Callable[P, R]:
         return result
 
     return explained
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Return whether a run was refused for its parameters. Another error may be over at the next attempt."""
+    refusals = (ConfigError, RunDirectoryError, AdapterError, DeviceError)
+    return isinstance(error, refusals) and not isinstance(error, RunDirectoryUnavailable)
 
 
 class StatesSuffice(logging.Filter):

@@ -13,6 +13,7 @@ from flows.parameters import Archives, Device, HourlyPrice, Model, SampledClips,
 from flows.run_form import form_flow
 from flows.startup import set_up_run
 from musicgen_core.data.archive import choose_archives
+from musicgen_core.language import message
 from musicgen_core.wording import lasting
 from tasks.estimating import estimate_archives
 
@@ -43,4 +44,5 @@ def estimate(
     )
     if isinstance(found, State):
         return found  # Cancelled
-    return Completed(message=f"tokenizing takes about {lasting(3600 * found.hours_to_go)}", data=found)
+    takes = message("tokenizing takes about {time}", time=lasting(3600 * found.hours_to_go))
+    return Completed(message=takes, data=found)

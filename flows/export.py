@@ -14,6 +14,7 @@ from flows.retraining import last_trained
 from flows.run_form import form_flow
 from flows.startup import set_up_run
 from musicgen_core import storage
+from musicgen_core.language import message
 from tasks.exporting import export_adapter
 
 
@@ -33,4 +34,7 @@ def export(
     exported: Any = export_adapter(name=name, adapter=chosen, out=target, kind=format, model=model or None)
     if isinstance(exported, State):
         return exported  # Cancelled
-    return Completed(message=f"{name} for {format} in {exported.directory}", data=exported)
+    done = message(
+        "exported {name} for {program} to {directory}", name=name, program=format, directory=exported.directory
+    )
+    return Completed(message=done, data=exported)

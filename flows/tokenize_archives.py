@@ -157,7 +157,8 @@ def tokenize_archives(
             reasons=_first_reasons(failed),
         )
         return Failed(message=str(reasons), data=ArchivesFailed(reasons, result))
-    return Completed(message=f"{counted(sum(shard.clips for shard in reports), 'clip')} in {target}", data=result)
+    clips = counted(sum(shard.clips for shard in reports), "clip")
+    return Completed(message=message("tokenized {clips} into {target}", clips=clips, target=target), data=result)
 
 
 def _warn(remarks: Sequence[str]) -> None:

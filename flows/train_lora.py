@@ -105,5 +105,5 @@ def _adapter_of(before: Training, settings: TrainSettings) -> str | None:
 def _skipped(last: UPath, tokens: str) -> State[TrainResult]:
     nothing: dict[str, Any] = dict.fromkeys(("best_loss", "best_epoch", "first_loss", "last_loss"))
     result = TrainResult(run_dir=str(last), steps=0, epochs=0, resumed_from=0, **nothing)
-    message = f"Nothing to do: {last.name} has learned from everything in {tokens}"
-    return Completed(name="Skipped", message=message, data=result)
+    why = message("Nothing to do: {run} has learned from everything in {tokens}", run=last.name, tokens=tokens)
+    return Completed(name="Skipped", message=why, data=result)

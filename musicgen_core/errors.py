@@ -83,6 +83,10 @@ class RunDirectoryError(MusicgenError):
     """A run directory that can't be used as requested."""
 
 
+class RunDirectoryUnavailable(RunDirectoryError):
+    """A run directory that can't be used at the moment: another training is in it, or its disk is full."""
+
+
 class TrainingError(MusicgenError):
     """A training run that can't continue."""
 

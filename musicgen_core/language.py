@@ -13,8 +13,8 @@ import io
 import os
 import re
 import string
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Iterable, Mapping
+from functools import cache, reduce
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -25,8 +25,11 @@ ENGLISH = "en"
 LANGUAGES = (ENGLISH, "ja")
 VARIABLE = "MUSICGEN_LANGUAGE"
 """Environment variable with the language; the workers of `up` inherit it"""
-_TELLING = 10
+_TELLING = 9
 """Letters that a message must have beside its values to be recognised in a stored text"""
+_LONGEST = 1000
+"""Maximum length of a value of a stored text that may itself be a message"""
+_OPTION = re.compile(r"--([a-z][a-z-]*[a-z])")
 _LOCALE = ("LC_ALL", "LC_MESSAGES", "LANG")
 
 
@@ -54,31 +57,62 @@ def as_message(english: str, msgid: str, values: Mapping[str, object]) -> Messag
     return made
 
 
-def stored_message(text: str) -> Message:
+def stored_message(text: str, known: Iterable[str] = ()) -> Message:
     """Return a text stored in English, such as in a shard's report, as a message again.
 
-    Its values are found by the patterns of the catalogue. A value named `reason` may be such a text itself. Texts
-    that match no message are returned unchanged.
+    Its values are found by the patterns of the catalogue, and may be such texts themselves. Where a message names an
+    option, the text may name the field of a run form instead. Texts that match no message are returned unchanged.
+
+    Args:
+        known: messages to try first, which may have few letters; they are recognised by a value that is a message.
     """
     if (code := language()) == ENGLISH or text in _texts(code):
         return as_message(text, text, {})
+    for msgid in known:
+        values = _values(match, code) if (match := _pattern(msgid).fullmatch(text)) else {}
+        if any(isinstance(value, Message) and value.msgid in _texts(code) for value in values.values()):
+            return as_message(text, msgid, values)
+    candidates = [_recognised(text, code)]
     for sentence in re.finditer(r"\. ", text):  # between what an error found and what to do about it
         found, next_step = (_recognised(part, code) for part in (text[: sentence.start()], text[sentence.end() :]))
         if found and next_step:
-            return as_message(text, "{found}. {next_step}", {"found": found, "next_step": next_step})
-    return _recognised(text, code) or as_message(text, text, {})
+            candidates.append(as_message(text, "{found}. {next_step}", {"found": found, "next_step": next_step}))
+    return max(filter(None, candidates), key=_letters, default=as_message(text, text, {}))
 
 
 def _recognised(text: str, code: str) -> Message | None:
-    if text in _texts(code):
-        return as_message(text, text, {})
-    for msgid, pattern in _patterns(code):
-        if match := pattern.fullmatch(text):
-            values: dict[str, str] = {name: _Value(value) for name, value in match.groupdict().items()}
-            if "reason" in values:
-                values["reason"] = stored_message(values["reason"])
-            return as_message(text, msgid, values)
+    for form in dict.fromkeys((text, text[:1].lower() + text[1:])):  # it may have become the beginning of a sentence
+        if form in _texts(code):
+            return as_message(text, form, {})
+        for msgid, pattern in _patterns(code):
+            if match := pattern.fullmatch(form):
+                return as_message(text, msgid, _values(match, code))
     return None
+
+
+def _letters(text: object) -> int:
+    """Return how many letters of a recognised message are its own or those of messages in it."""
+    if not isinstance(text, Message):
+        return 0
+    own = "".join(literal for literal, *_ in string.Formatter().parse(text.msgid)) if text.values else text.msgid
+    return len(re.findall("[a-z]", own)) + sum(map(_letters, text.values.values()))
+
+
+def _values(match: re.Match[str], code: str) -> dict[str, str]:
+    return {name: _value(name, text, code) for name, text in match.groupdict().items()}
+
+
+def _value(name: str, text: str, code: str) -> str:
+    """Return a value of a stored text; as a message, if it is one."""
+    if name in ("reason", "ending"):
+        return stored_message(text)
+    if name == "reasons":
+        parts = map(stored_message, text.split("; "))
+        return reduce(lambda before, part: message("{before}; {text}", before=before, text=part), parts)
+    if (count := re.fullmatch(r"([\d,]+) (.+?)s?", text)) and count[2] in _texts(code):
+        return as_message(text, "{number:,} {noun}", {"number": _Value(count[1]), "noun": message(count[2])})
+    is_telling = _TELLING <= len(re.findall("[a-z]", text)) and len(text) <= _LONGEST
+    return (is_telling and _recognised(text, code)) or _Value(text)
 
 
 class _Value(str):
@@ -97,8 +131,12 @@ def translated(text: str) -> str:
     if (current := language()) == ENGLISH or not text:
         return str(text)
     found = _catalogue(current).gettext(text.msgid)
-    values = {name: translated(value) if isinstance(value, str) else value for name, value in text.values.items()}
+    values = {name: _in_language(value) for name, value in text.values.items()}
     return found.format(**values) if values else found
+
+
+def _in_language(value: object) -> object:
+    return _Value(translated(value)) if isinstance(value, Message) else value
 
 
 def say(msgid: str, /, **values: object) -> str:
@@ -144,7 +182,26 @@ def _patterns(code: str) -> list[tuple[str, re.Pattern[str]]]:
         parts = [] if "%s" in msgid else list(string.Formatter().parse(msgid))
         letters = sum(len(re.findall("[a-z]", literal)) for literal, *_ in parts)
         names = [name for _, name, *_ in parts if name]
-        if letters >= _TELLING and names and len(set(names)) == len(names) and all(map(str.isidentifier, names)):
-            pattern = "".join(re.escape(literal) + (f"(?P<{name}>.+)" if name else "") for literal, name, *_ in parts)
-            found.append((letters, msgid, re.compile(pattern, re.DOTALL)))
+        is_variable = bool(names) or _OPTION.search(msgid) is not None
+        if letters >= _TELLING and is_variable and len(set(names)) == len(names) and all(map(str.isidentifier, names)):
+            found.append((letters, msgid, _pattern(msgid)))
     return [(msgid, pattern) for _, msgid, pattern in sorted(found, key=lambda one: one[0], reverse=True)]
+
+
+def _pattern(msgid: str) -> re.Pattern[str]:
+    whole = ""
+    for literal, name, *_ in string.Formatter().parse(msgid):
+        is_optional = literal[-1:].isalnum() or (not literal and bool(whole))  # glued to what is before it
+        whole += _literal(literal) + (f"(?P<{name}>.{'*' if is_optional else '+'})" if name else "")
+    return re.compile(whole, re.DOTALL)
+
+
+def _literal(text: str) -> str:
+    """Return the pattern of a text in which options may have become fields of a form, as `tasks/advice.py` does it."""
+    between, options = _OPTION.split(text)[::2], _OPTION.findall(text)
+    fields = [option.replace("-", "_") for option in options]
+    found = [
+        f"(?:--{option}|(?:num_)?{field}s?|{field.removeprefix('no_')} false)"
+        for option, field in zip(options, fields, strict=True)
+    ]
+    return re.escape(between[0]) + "".join(map("".join, zip(found, map(re.escape, between[1:]), strict=True)))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from prefect.context import FlowRunContext
 
@@ -24,7 +25,13 @@ def in_form(text: str) -> str:
     if context is None or context.flow is None:
         return text
     form = context.flow.parameters
-    fields = {*form.properties, *(name for group in form.definitions.values() for name in group.get("properties", ()))}
+    return with_fields(text, {"properties": form.properties, "definitions": form.definitions})
+
+
+def with_fields(text: str, schema: Mapping[str, Any]) -> str:
+    """Return a text in which options are replaced by the fields of a form, whose schema of parameters is given."""
+    groups = schema.get("definitions", {}).values()
+    fields = {*schema.get("properties", ()), *(name for group in groups for name in group.get("properties", ()))}
 
     def shown(part: re.Match[str]) -> str:
         return _field(part["name"], fields) or part[0] if part["name"] else part[0]

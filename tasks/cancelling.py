@@ -20,11 +20,12 @@ from prefect.exceptions import Abort, CancelledRun, TerminationSignal
 from prefect.states import Cancelled, Cancelling
 
 from musicgen_core.errors import raise_if_interrupted
+from musicgen_core.language import message
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-CANCELLED = "cancelled; Retry continues where it stopped"
+CANCELLED = message("cancelled; Retry continues where it stopped")
 PATIENCE_SECONDS = 120.0
 """How long a worker may take to mark a run as Cancelled: 30 s for saving, and then it loads the flow for its hooks"""
 

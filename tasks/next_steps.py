@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from musicgen_core.language import stored_message
+from musicgen_core.language import message, stored_message
 
 PROGRAM = "musicgen-flows"
 DEPLOYMENTS = {
@@ -38,6 +38,10 @@ _ARGUMENTS = {
 }
 """Positional parameters of each command"""
 _OPTIONS = {"prompts": "--prompt", "param": "-p"}
+
+
+PIECE = message("{seconds:g} s, {voice}: {title}")
+"""What a piece of music is called as an output"""
 
 
 @dataclass(frozen=True)
@@ -89,15 +93,18 @@ class Outcome:
         made: its outputs.
         steps: the next steps.
         notice: a sentence to read before everything else; may be empty.
+        is_refused: whether the run was refused for its parameters, so that the same ones would be refused again.
     """
 
     made: tuple[Made, ...] = ()
     steps: tuple[Step, ...] = ()
     notice: str = ""
+    is_refused: bool = False
 
     def __add__(self, later: Outcome) -> Outcome:
         """Return the outputs of both, with the next steps of the later one."""
-        notice = " ".join(filter(None, (self.notice, later.notice)))
+        both = self.notice and later.notice
+        notice = f"{self.notice} {later.notice}" if both else self.notice or later.notice  # else as a message
         return Outcome((*self.made, *later.made), later.steps, notice)
 
 
@@ -159,9 +166,10 @@ def from_comment(page: str) -> Outcome | None:
     try:
         stored = json.loads(found[1]) if found else None
         return stored and Outcome(
-            made=tuple(Made(**{**made, "thing": stored_message(made["thing"])}) for made in stored["made"]),
+            made=tuple(Made(**{**made, "thing": stored_message(made["thing"], (PIECE,))}) for made in stored["made"]),
             steps=tuple(Step(**{**step, "text": stored_message(step["text"])}) for step in stored["steps"]),
-            notice=stored["notice"],
+            notice=stored_message(stored["notice"]),
+            is_refused=bool(stored.get("is_refused")),  # older pages have none
         )
     except (ValueError, TypeError, KeyError):  # a page written by another version
         return None

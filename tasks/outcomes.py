@@ -76,7 +76,7 @@ def missing_descriptions(archives: Sequence[UPath]) -> str:
     try:
         captions = load_captions(metadata) if metadata else None
     except MetadataError as error:
-        return str(error)
+        return message("{found}. {next_step}", found=error.found, next_step=error.next_step)
     undescribed = undescribed_clips(archives, Captioner(TokenizeSettings(), captions))
     return no_descriptions(undescribed) if undescribed else ""
 

@@ -10,6 +10,7 @@ from prefect.exceptions import CancelledRun, TerminationSignal
 
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import reason_of
+from musicgen_core.language import message
 from musicgen_core.stages import announce_torch, heard_by
 from musicgen_core.wording import counted
 from tasks.artifacts import artifacts_of_run
@@ -23,6 +24,11 @@ from tasks.training_log import TrainingLog
 if TYPE_CHECKING:
     from musicgen_core.training.request import TrainRequest, TrainResult
 
+_ENDINGS = {
+    "trained": message("trained"),
+    "stopped early": message("stopped early"),
+    "complete before": message("complete before"),
+}
 # Not cached: whether a training is complete is read from its run directory, never from a stored result.
 
 
@@ -72,10 +78,18 @@ def train_adapter(
 
 def outcome(result: TrainResult) -> str:
     """Return the result of a training run as one line."""
-    best = ""
-    if result.best_loss is not None:
-        best = f", {result.best_name} {result.best_loss:.4f} in epoch {result.best_epoch}"
-    return f"{result.ending}: {counted(result.steps, 'step')}{best}, in {result.run_dir}"
+    steps, ending = counted(result.steps, "step"), _ENDINGS[result.ending]
+    if result.best_loss is None:
+        return message("{ending}: {steps}, in {run_dir}", ending=ending, steps=steps, run_dir=result.run_dir)
+    return message(
+        "{ending}: {steps}, {best} {loss:.4f} in epoch {epoch}, in {run_dir}",
+        ending=ending,
+        steps=steps,
+        best=result.best_name,
+        loss=result.best_loss,
+        epoch=result.best_epoch,
+        run_dir=result.run_dir,
+    )
 
 
 def _train(request: TrainRequest, log: TrainingLog) -> TrainResult:

@@ -124,13 +124,21 @@ class TrainingLog:
         figures = self._figures
         figures.forget_speed()
         if not figures.total:
-            message = "cancelled before training began; Retry continues from the newest checkpoint, if there is one"
+            text = message(
+                "cancelled before training began; Retry continues from the newest checkpoint, if there is one"
+            )
         elif self._is_waiting:
-            message = f"cancelled at step {figures.done:,}, not saved; Retry continues from the last checkpoint"
+            text = message(
+                "cancelled at step {step:,}, not saved; Retry continues from the last checkpoint", step=figures.done
+            )
         else:
-            message = f"cancelled at step {figures.done:,} of {figures.total:,}; Retry continues from there"
-        self.show(message)
-        return message
+            text = message(
+                "cancelled at step {step:,} of {steps:,}; Retry continues from there",
+                step=figures.done,
+                steps=figures.total,
+            )
+        self.show(text)
+        return text
 
     def _show_progress(self) -> None:
         figures = self._figures

@@ -16,7 +16,7 @@ from babel.messages.pofile import read_po
 
 from deployments.cli import COMMANDS
 from deployments.help import texts_of_help
-from musicgen_core.errors import MusicgenError
+from musicgen_core.errors import MusicgenError, RunDirectoryError
 from musicgen_core.language import LANGUAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,7 +25,7 @@ MARKED = {"say": 0, "message": 0, "counted": 1}
 """Functions, and which of their arguments is a message"""
 LOGGED = {"info", "warning", "error"}
 SHOWN = {"Check", "Finding", "Made", "Step", "Unreadable"} | {
-    kind.__name__ for kind in (MusicgenError, *MusicgenError.__subclasses__())
+    kind.__name__ for kind in (MusicgenError, *MusicgenError.__subclasses__(), *RunDirectoryError.__subclasses__())
 }
 """Functions and errors whose texts a person reads in the terminal"""
 HOME = (ROOT / "musicgen_core" / "language.py", ROOT / "musicgen_core" / "wording.py")

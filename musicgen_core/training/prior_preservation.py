@@ -25,7 +25,7 @@ from musicgen_core.config import SamplingSettings, TrainSettings
 from musicgen_core.data.dataset import Clips, load_clips
 from musicgen_core.data.shards import Row, ShardReport, ShardWriter, is_whole, publish_shard, read_report
 from musicgen_core.devices import compute_dtype, release_memory
-from musicgen_core.errors import RunDirectoryError, reason_of
+from musicgen_core.errors import RunDirectoryUnavailable, reason_of
 from musicgen_core.generation.engine import Engine, frames_of
 from musicgen_core.generation.plan import cache_budget, cache_bytes, fitting_size, smaller_size
 from musicgen_core.generation.prompts import read_prompts
@@ -241,7 +241,7 @@ def _publish(folder: UPath, request: PriorRequest, codes: Sequence[Tensor], mode
             storage.make_folder(folder)
             publish_shard(parquet, report, folder)
     except OSError as error:
-        raise RunDirectoryError(
+        raise RunDirectoryUnavailable(
             message(
                 "the generated clips can't be written to {folder} ({reason})", folder=folder, reason=reason_of(error)
             ),

@@ -8,17 +8,16 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
-import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import ArtifactCreate, DeploymentScheduleCreate, DeploymentUpdate, WorkPoolUpdate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolUpdate
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events import EventTrigger
 from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running
@@ -33,10 +32,9 @@ from deployments.run_parameters import arranged
 from deployments.up import _host_of_running, visible_gpus, worker_commands
 from deployments.weekly import describe_next, set_weekly
 from musicgen_core.errors import MusicgenError
-from musicgen_core.escaping import markdown_text
 from musicgen_core.stages import heard_by
 from tasks.forms import beside_each_other, form_link
-from tasks.next_steps import Made, Outcome, Step, as_comment
+from tests.deployments.registered import deployed, offered
 
 NEW_TOKENS_ONLY = {"start": {"init_from_latest": True, "only_new_tokens": True}}
 GPU_STACK = ("torch", "torchaudio", "audiocraft", "peft", "transformers", "wandb", "triton")
@@ -46,10 +44,6 @@ sys.modules.update(dict.fromkeys({GPU_STACK}))  # an import of any of them fails
 sys.argv = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml"]
 runpy.run_module("prefect", run_name="__main__")
 """
-
-
-def deployed(client: SyncPrefectClient, name: str) -> Any:
-    return client.read_deployment_by_name(f"{name}/{name}")
 
 
 def test_registering_needs_no_gpu_packages(client: SyncPrefectClient) -> None:
@@ -85,13 +79,6 @@ def test_a_second_tokenizing_waits_for_the_first_one_to_end(client: SyncPrefectC
     [second] = offered(client)
     assert {first, second} == runs
     client.set_flow_run_state(second, Cancelled())
-
-
-def offered(client: SyncPrefectClient) -> list[UUID]:
-    """Return the runs that a worker of the tokenizing queue gets when it polls."""
-    asked = {"work_queue_names": ["tokenizing"], "scheduled_before": str(datetime.now(UTC) + timedelta(seconds=10))}
-    answer = client.request("POST", f"/work_pools/{POOL}/get_scheduled_flow_runs", json=asked)
-    return [UUID(found["flow_run"]["id"]) for found in answer.json()]
 
 
 def test_registering_again_keeps_settings_and_duplicates_nothing(client: SyncPrefectClient) -> None:
@@ -223,40 +210,6 @@ def test_the_next_retraining_is_the_servers_scheduled_run(client: SyncPrefectCli
     assert describe_next(0).startswith("none")
 
 
-def test_run_shows_the_outcome_and_refuses_unknown_parameters(
-    client: SyncPrefectClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wrong = ["-p", "lora_rank=4", "-p", "sample_prompts=calm piano"]
-    assert main(["run", "train-lora", *wrong]) == 2
-    error = capsys.readouterr().err
-    assert "no parameter 'lora_rank' (perhaps lora_r); it has tokens, run_dir, model" in error
-    assert """-p 'sample_prompts=["one", "another"]'""" in error
-
-    created: list[UUID] = []
-
-    def fail(seconds: float) -> None:
-        """Let the watched run fail, as a worker would report it."""
-        created.append(UUID(capsys.readouterr().out.partition("/runs/flow-run/")[2].split()[0]))
-        client.set_flow_run_state(created[0], Failed(message="2 of 3 archives failed"), force=True)
-
-    monkeypatch.setattr("deployments.watching.time.sleep", fail)
-    assert main(["run", "tokenize-archives", "-p", "limit=3", "--watch"]) == 1
-    *_, retry = printed = capsys.readouterr().out.splitlines()
-    assert any(line.endswith("Failed: 2 of 3 archives failed") for line in printed)
-    assert retry.endswith(f" prefect flow-run retry {created[0]}")
-    assert client.read_flow_run(created[0]).parameters == {"limit": 3}
-
-
-def test_an_unwatched_run_prints_its_name_and_its_page(
-    client: SyncPrefectClient, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["run", "train-lora", "-p", "seed=3"]) == 0
-    *_, said, page = capsys.readouterr().out.splitlines()
-    run = client.read_flow_run(UUID(page.partition("/runs/flow-run/")[2]))
-    assert said.startswith(f"Created the run {run.name}. ") and "--watch" in said
-    assert page.startswith("http") and run.parameters == {"seed": 3}
-
-
 def test_a_link_to_a_form_has_the_places_that_up_has_set(client: SyncPrefectClient) -> None:
     def filled_in(deployment: str, **given: str) -> Any:
         [query] = parse_qs(urlsplit(str(form_link(deployment, given))).query)["parameters"]
@@ -302,78 +255,6 @@ def test_form_links_have_default_and_given_parameters(client: SyncPrefectClient)
     assert found == arranged(found, deployment) != given  # each of them is in its group
     assert beside_each_other(found, deployment.parameter_openapi_schema) == {**deployment.parameters, **given}
     assert form_link("no-such-deployment", {}) is None
-
-
-def test_a_watched_run_shows_progress_outputs_and_next_command(
-    client: SyncPrefectClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step = Step("Train on them", "train", {"tokens": "/a b/tokens"}, {"run_dir": "/runs/run"})
-    page = f"# Title\n\n{as_comment(Outcome((Made('tokens', '/a b/tokens'),), (step,)))}"
-    printed: list[str] = []
-
-    def work(seconds: float) -> None:
-        """Report progress and then a summary, as the run would."""
-        printed.append(capsys.readouterr().out)
-        run = UUID("".join(printed).partition("/runs/flow-run/")[2].split()[0])
-        if len(printed) == 1:
-            progress = ArtifactCreate(key="tokenizing", type="progress", data=40.0, flow_run_id=run)
-            progress.description = markdown_text("Tokenizing: 2 of 5 archives [x]")
-            client.create_artifact(progress)
-        else:
-            client.create_artifact(ArtifactCreate(key="summary", type="markdown", data=page, flow_run_id=run))
-            client.set_flow_run_state(run, Completed(), force=True)
-
-    monkeypatch.setattr("deployments.watching.time.sleep", work)
-    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
-    assert main(["run", "tokenize-archives", "--watch"]) == 0
-    lines = ("".join(printed) + capsys.readouterr().out).splitlines()
-    assert any("waiting for a worker" in line for line in lines)
-    assert "tokenizing: 40 of 100, Tokenizing: 2 of 5 archives [x]" in lines
-    assert lines[lines.index("tokens:") + 1] == "/a b/tokens"
-    assert lines[-1] == "musicgen-flows run train-lora -p 'tokens=/a b/tokens' --watch"
-
-
-def test_a_watched_run_shows_once_why_it_waits(
-    client: SyncPrefectClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = client.create_flow_run_from_deployment(deployed(client, "tokenize-archives").id, name="the-one-before")
-    shown: list[str] = []
-
-    def go_on(seconds: float) -> None:
-        """Twice each: no worker, a worker with the run before, the same worker with nothing to do; then the end."""
-        shown.append(capsys.readouterr().out)
-        if len(shown) == 2:
-            client.request("POST", f"/work_pools/{POOL}/workers/heartbeat", json={"name": "worker-of-the-test"})
-            assert offered(client)
-            client.set_flow_run_state(before.id, Running(), force=True)
-        elif len(shown) == 4:
-            client.set_flow_run_state(before.id, Completed(), force=True)
-        elif len(shown) == 6:
-            run = UUID("".join(shown).partition("/runs/flow-run/")[2].split()[0])
-            client.set_flow_run_state(run, Completed(), force=True)
-
-    monkeypatch.setattr("deployments.watching.PATIENCE", timedelta(0))
-    monkeypatch.setattr("deployments.watching.time.sleep", go_on)
-    assert main(["run", "tokenize-archives", "--watch"]) == 0
-    lines = "".join(shown).splitlines()
-    assert lines.count("Waiting: the queue tokenizing is busy with the-one-before") == 1
-    [nobody] = [line for line in lines if line.startswith("no worker is online in the pool gpu for the queue tokeniz")]
-    assert nobody.endswith("uv run prefect worker start --pool gpu --limit 1 --work-queue tokenizing")
-    assert len([line for line in lines if line.startswith("http")]) == 1  # the run's page, to be copied
-
-
-def test_no_second_start_is_advised_when_the_server_stops(
-    client: SyncPrefectClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(*_: object) -> None:
-        raise httpx.ConnectError("connection refused")
-
-    monkeypatch.setattr("deployments.run.watch_run", stop)
-    assert main(["run", "tokenize-archives", "--watch"]) == 1
-    printed = capsys.readouterr()
-    client.delete_flow_run(UUID(printed.out.partition("/runs/flow-run/")[2].split()[0]))
-    assert "stopped answering" in printed.err and "its UI shows the run" in printed.err
-    assert "Run the same command again" not in printed.err
 
 
 def test_an_automation_is_touched_only_when_the_file_has_changed(

@@ -25,6 +25,7 @@ from flows.train_lora import train_lora
 from musicgen_core.errors import AdapterError
 from tasks import training
 from tasks.advice import in_form
+from tasks.next_steps import from_comment
 from tasks.progress import Update, listening
 from tests.run_directories import steps
 
@@ -70,6 +71,7 @@ def test_a_refused_run_shows_why_in_state_summary_and_log(
     summary = str(found["summary"].data)
     assert reason in summary.replace("\\", "") and "**What to do.** Give a" in summary
     assert last_section(summary).startswith("## What next\n\n**Try again:** run the command again, ")
+    assert (outcome := from_comment(summary)) is not None and outcome.is_refused
     assert reason in str(found["training"].data).replace("\\", "")
     assert_ends_with_message(caplog, run)
 

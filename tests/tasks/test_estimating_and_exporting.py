@@ -47,7 +47,7 @@ def test_the_summary_of_an_export_links_what_was_written(
 ) -> None:
     folder, _ = finetuned
     state: Any = export(adapter=str(folder / "runs" / "jazz"), out=str(tmp_path / "shared"), return_state=True)
-    assert state.is_completed() and state.message == f"jazz for peft in {tmp_path / 'shared'}"
+    assert state.is_completed() and state.message == f"exported jazz for peft to {tmp_path / 'shared'}"
     summary = summary_of(state, shown)
     assert "adapter_model.safetensors" in summary and summary.count("README.md`") == 1
 

@@ -12,7 +12,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.config import TrainSettings
-from musicgen_core.errors import RunDirectoryError
+from musicgen_core.errors import RunDirectoryUnavailable
 from musicgen_core.language import message
 from musicgen_core.run_layout import BEST_ADAPTER, BEST_MODEL, FINAL_ADAPTER, FINAL_MODEL, LATEST_ADAPTER, epoch_adapter
 from musicgen_core.training.files.run_directory import RunDirectory
@@ -75,7 +75,7 @@ def check_disk_space(
             for option, other in _smaller(settings)
             if (other_needed := bytes_to_write(files, other, sizes, plan, set_aside)) < needed
         ]
-        raise RunDirectoryError(
+        raise RunDirectoryUnavailable(
             message(
                 "the training will write {needed} to {root}, where {free} are free",
                 needed=sized(needed),
@@ -94,7 +94,7 @@ def _check_scratch(files: RunDirectory, settings: TrainSettings, sizes: Sizes) -
     free = shutil.disk_usage(scratch).free
     needed = 2 * _CHECKPOINT * sizes.adapter + (sizes.full_model if settings.full_models != "none" else 0)
     if needed > free:
-        raise RunDirectoryError(
+        raise RunDirectoryUnavailable(
             message(
                 "{needed} at a time are written to {scratch} on their way to {root}, and {free} are free",
                 needed=sized(needed),

@@ -16,7 +16,7 @@ from typing import Any
 from upath import UPath
 
 from musicgen_core import storage, tensor_files
-from musicgen_core.errors import AdapterError, RunDirectoryError, reason_of
+from musicgen_core.errors import AdapterError, RunDirectoryError, RunDirectoryUnavailable, reason_of
 from musicgen_core.language import message
 from musicgen_core.model.lora import Adapter, load_adapter, merged_checkpoint
 from musicgen_core.model.weights import BaseModel
@@ -61,7 +61,7 @@ class FullModels:
             () if self._is_failing else RETRY_DELAYS_S,
         )
         if error is not None:
-            raise RunDirectoryError(
+            raise RunDirectoryUnavailable(
                 message(
                     "the training is done and saved in {latest}, but {target} can't be written ({reason}); the "
                     "final adapter is {lora}",

@@ -29,7 +29,7 @@ from pydantic import TypeAdapter
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.errors import RunDirectoryError
+from musicgen_core.errors import RunDirectoryError, RunDirectoryUnavailable
 from musicgen_core.language import message
 from musicgen_core.stages import mention
 
@@ -162,7 +162,7 @@ class RunLock:
             RunDirectoryError: another run considered it stale, because this machine hung, and took it over.
         """
         if self._lost_to is not None:
-            raise RunDirectoryError(
+            raise RunDirectoryUnavailable(
                 message(
                     "another training took over {root} while this one hung ({lost_to})",
                     root=self.root,
@@ -284,7 +284,7 @@ class RunLock:
             return None
 
     def _held(self, by: Holder | None) -> RunDirectoryError:
-        return RunDirectoryError(
+        return RunDirectoryUnavailable(
             message(
                 "a training is already running in {root} ({holder})",
                 root=self.root,

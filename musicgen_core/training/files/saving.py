@@ -13,7 +13,7 @@ from upath import UPath
 
 from musicgen_core import storage, tracking
 from musicgen_core.config import TrainSettings
-from musicgen_core.errors import RunDirectoryError, raise_if_interrupted, reason_of
+from musicgen_core.errors import RunDirectoryUnavailable, raise_if_interrupted, reason_of
 from musicgen_core.language import message
 from musicgen_core.model.lora import Adapter, save_adapter
 from musicgen_core.model.weights import BaseModel
@@ -281,7 +281,7 @@ class Saver:
 
     def _write_or_raise(self, writes: Sequence[Write]) -> None:
         if not self._write(writes):
-            raise RunDirectoryError(
+            raise RunDirectoryUnavailable(
                 message(
                     "the training is done and saved in {latest}, but not all of its files: {obstacle}",
                     latest=self.files.latest,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from musicgen_core import storage
 from musicgen_core.config import TrainSettings
-from musicgen_core.errors import RunDirectoryError
+from musicgen_core.errors import RunDirectoryError, RunDirectoryUnavailable
 from musicgen_core.model.lora import load_adapter
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.training.files.disk_space import Plan, Sizes, bytes_to_write, check_disk_space
@@ -83,7 +83,7 @@ def test_what_going_back_moves_away_is_counted_again(
 
 def test_files_that_do_not_fit_are_refused_with_smaller_options(tmp_path: Path) -> None:
     huge = Sizes(full_model=10**17, adapter=10**3)
-    with pytest.raises(RunDirectoryError, match=r"will write 700,000\.\d TB to .* GB are free") as refused:
+    with pytest.raises(RunDirectoryUnavailable, match=r"will write 700,000\.\d TB to .* GB are free") as refused:
         check_disk_space(directory(tmp_path / "not" / "there"), TrainSettings(), huge, Plan(5, 1000))
     assert "--keep-last 1 (300,000.0 TB)" in refused.value.next_step
     assert "--full-models best_and_final (200,000.0 TB)" in refused.value.next_step

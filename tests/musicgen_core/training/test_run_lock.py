@@ -17,7 +17,7 @@ import pytest
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.errors import RunDirectoryError
+from musicgen_core.errors import RunDirectoryError, RunDirectoryUnavailable
 from musicgen_core.training.files import run_lock
 from musicgen_core.training.files.run_lock import Holder, RunLock
 
@@ -80,7 +80,7 @@ def test_a_full_disk_is_named_with_the_lock(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_second_run_is_refused_with_the_holder_and_a_next_step(root: UPath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "fl0w")
-    with RunLock(root), pytest.raises(RunDirectoryError, match="already running") as refused, RunLock(root):
+    with RunLock(root), pytest.raises(RunDirectoryUnavailable, match="already running") as refused, RunLock(root):
         pass
     assert all(word in refused.value.found for word in (str(os.getpid()), os.uname().nodename, "fl0w", "since 20"))
     assert "another run directory" in refused.value.next_step
