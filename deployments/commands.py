@@ -32,7 +32,7 @@ def tokenize(parameters: dict[str, Any]) -> int:
 
     result: TokenizeResult = run_flow(tokenize_archives, parameters)
     print_rows(message("Tokenized"), tokenized_rows(result))
-    print_outcome(outcomes.tokenized(result.tokens, len(result.reports), parameters, result.notice))
+    print_outcome(outcomes.tokenized(result.tokens, len(result.reports), parameters, _new_notice(result)))
     return 0
 
 
@@ -75,9 +75,14 @@ def finetune(parameters: dict[str, Any]) -> int:
         check_training(parameters)
     result: FinetuneResult = run_flow(finetune_flow, parameters)
     print_rows(message("Fine-tuned"), [*tokenized_rows(result.tokenized), *trained_rows(result.trained)])
-    tokens, shards, notice = result.tokenized.tokens, len(result.tokenized.reports), result.tokenized.notice
+    tokens, shards, notice = result.tokenized.tokens, len(result.tokenized.reports), _new_notice(result.tokenized)
     print_outcome(outcomes.finetuned(tokens, shards, result.trained, result.rendered, parameters, notice))
     return 0
+
+
+def _new_notice(result: TokenizeResult) -> str:
+    """Return the notice of tokenizing, unless the terminal has shown it at the start."""
+    return "" if result.is_announced else result.notice
 
 
 def run_flow(flow: Any, parameters: dict[str, Any]) -> Any:

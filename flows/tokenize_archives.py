@@ -55,7 +55,8 @@ class TokenizeResult:
         reports: reports of the archives that were tokenized.
         failed: reasons of the failed archives, by path.
         remarks: sentences on clips and descriptions that need attention.
-        notice: a sentence to read before everything else; may be empty.
+        notice: that no clip has a description; may be empty.
+        is_announced: whether a warning at the start said so already.
     """
 
     tokens: str
@@ -63,6 +64,7 @@ class TokenizeResult:
     failed: dict[str, str]
     remarks: list[str] = field(default_factory=list)
     notice: str = ""
+    is_announced: bool = False
 
 
 class ArchivesFailed(ArchiveError):
@@ -141,7 +143,9 @@ def tokenize_archives(
     described = {report.archive: _described(report, storage.as_path(target)) for report in reports}
     remarks = list(_remarks(captions, reports, described, are_all))
     _warn(remarks)
-    result = TokenizeResult(target, reports, failed, [*left_out, *remarks], _notice(described))
+    result = TokenizeResult(
+        target, reports, failed, [*left_out, *remarks], _notice(described), is_announced=bool(undescribed)
+    )
     with artifacts_of_run() as artifacts:
         show_summary(
             artifacts,

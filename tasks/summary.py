@@ -73,7 +73,8 @@ def show_summary(
         notice = f"**{markdown_text(in_form(found.notice))}**" if found.notice else ""
         shown = [section() for section in sections]
         unseen = [made for made in found.made if not any(_place(made.place) in section for section in shown)]
-        parts = [f"# {name}", notice, *shown, outcome_section(replace(found, made=tuple(unseen)))]
+        first = [*shown, notice] if again else [notice, *shown]  # the reason of a failure comes first
+        parts = [f"# {name}", *first, outcome_section(replace(found, made=tuple(unseen)))]
         parts.append(_again_section(again) if again else "")
         return "\n\n".join(filter(None, [*parts, f"As of {utc_now()}", as_comment(found)]))
 

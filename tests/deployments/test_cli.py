@@ -19,6 +19,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from deployments import cli
 from deployments.api import explain_lost
 from deployments.cli import COMMANDS, main
+from flows.tokenize_archives import TokenizeResult
 from tasks.next_steps import command_line
 
 DEBUG_CPU = ["--model", "debug", "--device", "cpu"]
@@ -143,6 +144,16 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ") and "httpx" in done.stderr and "uv sync" in done.stderr
+
+
+@pytest.mark.parametrize("is_announced", [True, False])
+def test_the_notice_on_descriptions_is_shown_once(
+    is_announced: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = TokenizeResult("/tokens", [], {}, [], "None of the 8 clips has a description", is_announced)
+    monkeypatch.setattr("deployments.commands.run_flow", lambda *_: result)
+    assert main(["tokenize", "archives", "/tokens"]) == 0
+    assert capsys.readouterr().out.count(result.notice) == (not is_announced)
 
 
 def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

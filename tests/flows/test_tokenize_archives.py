@@ -231,7 +231,7 @@ def test_missing_wavs_and_descriptions_are_reported(
         archive.writestr("a.mp3", b"no wav")
     result: TokenizeResult = run(archives, tmp_path / "tokens").result()
     assert result.remarks == ["archive_batch_0002.zip holds no .wav"]
-    assert result.notice.startswith("None of the 8 clips has a description")
+    assert result.notice.startswith("None of the 8 clips has a description") and result.is_announced
     beginning = next(text for text in caplog.messages if "has a description" in text)
     assert beginning.startswith("None of the 8 clips in archive_batch_0001.zip has a description")
     assert caplog.messages.index(beginning) < caplog.messages.index("encoding the clips")

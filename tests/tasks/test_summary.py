@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -122,3 +123,16 @@ def test_one_page_plays_both_voices_of_all_prompts(
     assert places == sorted(places)
     voices = re.findall(r"\*\*(base model|with the adapter)\*\*", page)
     assert voices == ["base model", "with the adapter"] * 2
+
+
+@pytest.mark.parametrize("again", ["", "Fix what is listed"])
+def test_a_failure_comes_before_the_notice_on_descriptions(again: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__NAME", "tokenizing")
+    pages: list[str] = []
+    artifacts: Any = SimpleNamespace(markdown=lambda key, page, description: pages.append(page()))
+    outcome = Outcome(notice="None of the 8 clips has a description")
+    summary.show_summary(artifacts, lambda: "**1 archive failed.**", outcome=lambda: outcome, again=again)
+    [page] = pages
+    visible = page.partition("<!--")[0]
+    assert visible.count(outcome.notice) == 1
+    assert (visible.index("1 archive failed") < visible.index(outcome.notice)) == bool(again)
