@@ -47,4 +47,5 @@ def estimate_archives(given: EstimateParameters) -> None:
             lambda: advance(message("encoding a sample of the clips"), next(done), given.clips),
         )
     print_rows(message("Estimate"), rows_of(found, model, given.hourly_price or None, left_out))
-    print_outcome(outcomes.estimated(given.archives, {"model": given.model, "device": given.device}))
+    on = {"model": given.model, "device": given.device}
+    print_outcome(outcomes.estimated(given.archives, on, unreadable=len(found.unreadable)))

@@ -44,5 +44,5 @@ def estimate(
     )
     if isinstance(found, State):
         return found  # Cancelled
-    takes = message("tokenizing takes about {time}", time=lasting(3600 * found.hours_to_go))
+    takes = message("tokenizing takes about {time}, plus start-up", time=lasting(3600 * found.hours_to_go))
     return Completed(message=takes, data=found)

@@ -47,7 +47,7 @@ class Estimate:
     Attributes:
         archives: number of readable archives.
         archive_bytes: total size of the readable archives.
-        unreadable: reasons why other archives can't be read.
+        unreadable: why other archives can't be read, and how to repair them.
         clips: clips in all readable archives, including those that will be rejected.
         is_exact: whether `clips` was counted; False if there are tars among the archives.
         asked_clips: requested size of the sample.

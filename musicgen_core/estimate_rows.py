@@ -140,10 +140,10 @@ def _speed(found: Estimate) -> str:
 def _time_to_go(found: Estimate) -> str:
     time = lasting(3600 * found.hours_to_go)
     if found.download_bytes_per_sec is None:
-        return message("about {time}", time=time)
+        return message("about {time}, plus start-up (loading, compiling)", time=time)
     return message(
-        "about {time} at most: {encoding} of encoding and {downloading} of downloading at {speed}/s, "
-        "which run at the same time where they can",
+        "about {time} at most, plus start-up (loading, compiling): {encoding} of encoding and {downloading} of "
+        "downloading at {speed}/s, which run at the same time where they can",
         time=time,
         encoding=lasting(3600 * found.encoding_hours),
         downloading=lasting(3600 * found.download_hours),

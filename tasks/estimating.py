@@ -56,6 +56,7 @@ def estimate_archives(
     with artifacts_of_run() as artifacts:
         found = estimate(archives, lambda: Codec(find_codec(model), pick_device(device)), clips, workers, hear)
         rows = rows_of(found, model, hourly_price, left_out)
-        outcome = partial(outcomes.estimated, location, {"model": model, "device": device}, notice)
+        on = {"model": model, "device": device}
+        outcome = partial(outcomes.estimated, location, on, notice, len(found.unreadable))
         show_summary(artifacts, partial(estimated_section, rows), outcome=outcome)
     return found

@@ -238,14 +238,24 @@ def exported(directory: str, kind: str, on: Mapping[str, Any]) -> Outcome:
     return Outcome(made, (listen,))
 
 
-def estimated(archives: str, on: Mapping[str, Any], notice: str = "") -> Outcome:
-    """Return the outcome of an estimate."""
+def estimated(archives: str, on: Mapping[str, Any], notice: str = "", unreadable: int = 0) -> Outcome:
+    """Return the outcome of an estimate. The next step is to tokenize, after repairing archives that can't be read.
+
+    Args:
+        archives: location of the archives.
+        on: parameters of the estimate.
+        notice: see `Outcome`.
+        unreadable: number of archives that can't be read.
+    """
     place = _absolute(archives)
     folder = (place if place.is_dir() else place.parent).parent
     if storage.is_local(folder) and not os.access(str(folder), os.W_OK):
         folder = _absolute(".")
     places = {"tokens": str(folder / "tokens")}  # existing shards are kept
-    step = Step(message("Tokenize them"), "tokenize", {"archives": str(place), **_kept(on, "model")}, places)
+    text = message("Tokenize them")
+    if unreadable:
+        text = message("Repair what can't be read, as is said above, or move it away; then tokenize")
+    step = Step(text, "tokenize", {"archives": str(place), **_kept(on, "model")}, places)
     return Outcome((), (step,), notice)
 
 

@@ -19,7 +19,7 @@ from musicgen_core import storage
 from musicgen_core.data.archive import read_archive
 from musicgen_core.data.members import Archive, Member
 from musicgen_core.errors import ArchiveError, ClipRejected
-from musicgen_core.language import message
+from musicgen_core.language import message, stored_message
 
 SAMPLED_ARCHIVES = 4
 _AT_ONCE = 16
@@ -64,7 +64,7 @@ class ArchiveSample:
 
 
 def list_archives(archives: Sequence[UPath]) -> tuple[list[Listed], list[str]]:
-    """Return size and clip count of each readable archive, and the reasons why others can't be read.
+    """Return size and clip count of each readable archive, and why others can't be read and how to repair them.
 
     Raises:
         ArchiveError: no archive can be read.
@@ -72,14 +72,12 @@ def list_archives(archives: Sequence[UPath]) -> tuple[list[Listed], list[str]]:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         found = list(pool.map(_look, archives))
     listed = [entry for entry in found if isinstance(entry, Listed)]
-    unreadable = [entry for entry in found if isinstance(entry, str)]
+    unreadable = [entry for entry in found if isinstance(entry, ArchiveError)]
     if not listed:
-        others = f", nor can the other {len(unreadable) - 1}" if len(unreadable) > 1 else ""
-        raise ArchiveError(
-            message("{unreadable}{others}", unreadable=unreadable[0], others=others),
-            message("Check the archives, or copy them again"),
-        )
-    return listed, unreadable
+        first, more = unreadable[0], len(unreadable) - 1
+        others = message(", nor can the other {number:,}", number=more) if more else ""
+        raise ArchiveError(message("{unreadable}{others}", unreadable=first.found, others=others), first.next_step)
+    return listed, [str(error) for error in unreadable]
 
 
 def take_samples(listed: Sequence[Listed], clips: int, folder: Path, workers: int) -> list[ArchiveSample]:
@@ -138,14 +136,19 @@ def _known_clips(entry: Listed) -> float:
     return math.inf if entry.clips is None else entry.clips
 
 
-def _look(archive: UPath) -> Listed | str:
+def _look(archive: UPath) -> Listed | ArchiveError:
     try:
         with archive.open("rb") as file:
             return Listed(archive, archive.stat().st_size, read_archive(file, archive.name).clip_count)
     except ArchiveError as error:
-        return error.found
+        found = f"{archive}{error.found.removeprefix(archive.name)}" if error.found.startswith(archive.name) else ""
+        return ArchiveError(stored_message(found) if found else error.found, error.next_step)
     except OSError as error:
-        return f"{archive.name} can't be opened ({error.strerror or error or type(error).__name__})"
+        reason = str(error.strerror or error or type(error).__name__)
+        return ArchiveError(
+            message("{archive} can't be opened ({reason})", archive=archive, reason=reason),
+            message("Check the path and its permissions"),
+        )
 
 
 def _picked(opened: Archive, places: Sequence[int]) -> Iterator[Member]:

@@ -68,7 +68,7 @@ def test_the_table_has_all_that_was_promised(
     assert rows["sample"].startswith("17 clips of 2 archives, which have no more (asked for: 100); 1 rejected (5.9%)")
     assert rows["audio/broken.wav"].startswith("not decodable as audio")
     assert "clips/s" in rows["speed"] and rows["speed"].endswith("on cpu, 1 archive at a time")
-    assert rows["time to go"].startswith("about ")
+    assert rows["time to go"].startswith("about ") and rows["time to go"].endswith("plus start-up (loading, compiling)")
     assert rows["disk"].endswith("of tokens")
     assert rows["cost"].endswith(" at 3.50 an hour")
     assert "scratch disk" not in rows
@@ -118,7 +118,7 @@ def test_numbers_are_shown_in_familiar_units() -> None:
     assert rows["clips"] == "139,000, about 1,158.3 hours of audio"
     assert rows["sample"] == "100 clips of 4 archives"
     assert rows["speed"] == "50.0 clips/s, 1,500 seconds of audio a second, on cuda, 4 archives at a time"
-    assert rows["time to go"] == "about 46.3 minutes"
+    assert rows["time to go"] == "about 46.3 minutes, plus start-up (loading, compiling)"
     assert rows["disk"] == "about 1.4 GB of tokens"
     assert rows["cost"] == "about 3.09 at 4.00 an hour"
 
@@ -141,7 +141,8 @@ def test_estimates_list_unreadable_remote_and_rejected_data() -> None:
     assert [name for name, text in rows if text == "silent"] == ["  0.wav", "  1.wav", "  2.wav"]
     assert "4 rejected (4.0%)" in dict(rows)["sample"]
     assert dict(rows)["time to go"].startswith(
-        "about 2.8 hours at most: 46.3 minutes of encoding and 2.0 hours of downloading at 104.9 MB/s"
+        "about 2.8 hours at most, plus start-up (loading, compiling): 46.3 minutes of encoding and 2.0 hours of "
+        "downloading at 104.9 MB/s"
     )
     assert dict(rows)["scratch disk"] == "21.5 GB, for 4 archives downloaded at a time"
     assert "cost" not in dict(rows)
@@ -160,4 +161,19 @@ def test_a_mistake_is_one_line_and_exit_1(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "a.zip").write_bytes(b"PK, and no more of a zip")
     assert main(["estimate", str(tmp_path), *DEBUG_CPU]) == 1
     printed = capsys.readouterr().err
-    assert printed.startswith("error: a.zip can't be read as a zip or tar archive") and printed.count("\n") == 1
+    assert printed.startswith(f"error: {tmp_path}/a.zip can't be read as a zip or tar archive")
+    assert printed.endswith("). Copy or pack the archive again\n") and printed.count("\n") == 1
+
+
+def test_an_archive_that_cant_be_read_is_named_with_its_repair_before_tokenizing(
+    demo_archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archives = Path(shutil.copytree(demo_archives, tmp_path / "archives"))
+    broken = archives / "archive_batch_0003.zip"
+    broken.write_bytes(b"PK, and no more of a zip")
+    assert main(["estimate", str(archives), "--clips", "4", *DEBUG_CPU]) == 0
+    printed = capsys.readouterr().out
+    reason = table(printed)["can't be read"]
+    assert reason.startswith(f"{broken} can't be read as a zip") and reason.endswith("Copy or pack the archive again")
+    step = next(line for line in printed.splitlines() if line.startswith("Next: "))
+    assert step.startswith("Next: Repair what can't be read") and step.endswith("then tokenize")
