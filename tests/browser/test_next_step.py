@@ -9,7 +9,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 if TYPE_CHECKING:
-    from tests.browser.conftest import Site, Ui
+    from tests.browser.site import Site
+    from tests.browser.ui import Ui
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(2400)]
 LINK = "open the form, filled in"

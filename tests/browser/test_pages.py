@@ -16,7 +16,8 @@ from deployments.registering import DEPLOYMENTS, read_automations
 from tasks.previews import NO_PLAYER
 
 if TYPE_CHECKING:
-    from tests.browser.conftest import Site, Ui
+    from tests.browser.site import Site
+    from tests.browser.ui import Ui
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(2400)]
 PLAY = "async audio => { await audio.play(); return audio.duration }"

@@ -12,7 +12,8 @@ from deployments.registering import DEPLOYMENTS
 from musicgen_core.config import HardwareSettings, OptimizerSettings
 
 if TYPE_CHECKING:
-    from tests.browser.conftest import Site, Ui
+    from tests.browser.site import Site
+    from tests.browser.ui import Ui
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(2400)]
 

@@ -14,7 +14,8 @@ from musicgen_core.demo_data import make_demo_archives
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import TaskRun
 
-    from tests.browser.conftest import Site, Ui
+    from tests.browser.site import Site
+    from tests.browser.ui import Ui
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(2400)]
 ARCHIVES = 139

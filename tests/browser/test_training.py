@@ -17,7 +17,8 @@ from playwright.sync_api import expect
 from tests.run_directories import assert_saved_where_it_was, saved_step, steps
 
 if TYPE_CHECKING:
-    from tests.browser.conftest import Site, Ui
+    from tests.browser.site import Site
+    from tests.browser.ui import Ui
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(2400)]
 STEPS = 200
