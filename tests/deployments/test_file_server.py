@@ -531,6 +531,6 @@ def test_a_watched_run_ends_with_its_summary_and_browser_links() -> None:
     text = "\n\n".join(markdown_link(f"/data/{number}", url) for number, url in enumerate([*wavs, report]))
     state: Any = summarized(text, return_state=True)
     with get_client(sync_client=True) as client:
-        summary, *links = _outcome(client, state.state_details.flow_run_id, is_completed=True).made
+        summary, *links = _outcome(client, state.state_details.flow_run_id, state).made
     assert "/artifacts/artifact/" in summary.place
     assert [link.place for link in links] == [report, *wavs[:WAVS]]
