@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -104,6 +105,13 @@ def test_the_doctor_loads_before_anything_that_its_checks_find_broken() -> None:
     code = f"import sys, deployments.doctor; print(*sorted({tried!r} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_nothing_of_wandb_is_used_but_its_public_module(layer: str) -> None:
+    for path in sources(layer):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"wandb\.(sdk|proto|apis|errors|util|env)\b|from wandb\b", text), path
 
 
 def test_no_file_carries_a_standard_modules_name() -> None:

@@ -27,10 +27,9 @@ _TROUBLE = {
 def check_key() -> None:
     """Raise a RuntimeError if WandB would prompt for a key, which in a thread would end the process."""
     import wandb
-    from wandb.sdk.lib import wbauth
 
-    host = wandb.setup().settings.base_url
-    if wbauth.authenticate_session(host=host, source="wandb.init()", prompt=False, update_session=False) is None:
+    wandb.setup(wandb.Settings(silent=True))  # otherwise login prints the account, which it asks the server for
+    if not wandb.login(verify=False, prompt=False):
         raise RuntimeError(f"there is no key: neither {KEY} nor one that `wandb login` has kept")
 
 
@@ -79,20 +78,24 @@ def mark_as_synced(file: Path) -> None:
 
 def end_service() -> None:
     """End wandb-core, for which this process would wait at exit. Its data remain in its files."""
-    for process in psutil.Process().children():
+    for process in _service_processes():
         with suppress(psutil.Error):
-            if process.name() == "wandb-core":
-                process.kill()
-                process.wait(KILLED_WITHIN_S)
+            process.kill()
+            process.wait(KILLED_WITHIN_S)
     teardown(1)  # also removes its atexit hook
 
 
 def teardown(exit_code: int) -> None:
     """End WandB in this process. WandB calls `exit` if its service failed, which must not end the job."""
-    core = None
-    with suppress(AttributeError, KeyError):  # it hasn't started, or is another version
-        core = sys.modules["wandb.sdk.wandb_setup"]._singleton._connection._proc._process
     with suppress(Exception, SystemExit):
         sys.modules["wandb"].teardown(exit_code)  # not imported here: another thread may be stuck importing it
-    if core is not None:
-        core.poll()  # WandB doesn't reap a killed wandb-core, which would remain a zombie
+    for process in _service_processes():
+        with suppress(psutil.Error):
+            process.wait(0)  # WandB doesn't reap a killed one, which would remain a zombie
+
+
+def _service_processes() -> Iterator[psutil.Process]:
+    for process in psutil.Process().children():
+        with suppress(psutil.Error):  # it has just ended
+            if process.name() == "wandb-core":
+                yield process

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import re
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -229,10 +227,9 @@ def test_a_run_that_loses_its_server_is_complete_on_disk(
         assert [row["global_step"] for row in back.history.values() if "train/loss" in row] == [1, 2]
 
 
-def unclosed_processes() -> list[subprocess.Popen[bytes]]:
-    """Return the child processes that haven't been reaped."""
-    found = [one for one in gc.get_objects() if isinstance(one, subprocess.Popen)]
-    return [one for one in found if one.returncode is None and "wandb-core" in str(one.args)]
+def service_processes() -> list[psutil.Process]:
+    """Return WandB's services of this process, zombies included."""
+    return [child for child in psutil.Process().children() if child.name() == "wandb-core"]
 
 
 def test_a_run_whose_service_dies_continues_offline(
@@ -240,15 +237,15 @@ def test_a_run_whose_service_dies_continues_offline(
 ) -> None:
     run = run_in(tmp_path)
     wait_for(lambda: run.url)
-    (service,) = [child for child in psutil.Process().children() if child.name() == "wandb-core"]
+    (service,) = service_processes()
     service.kill()
-    service.wait()
+    wait_for(lambda: service.status() == psutil.STATUS_ZOMBIE)
     time.sleep(0.2)  # until the connection is seen to be closed
     log_all(run, clip, adapter)
     run.finish()
     assert_all_is_offline(tmp_path, clip)
     assert len(warnings(caplog)) == 1
-    assert unclosed_processes() == []
+    assert service_processes() == []
 
 
 def test_an_interrupted_job_does_not_wait_for_a_wandb_that_hangs(
@@ -264,14 +261,13 @@ def test_an_interrupted_job_does_not_wait_for_a_wandb_that_hangs(
     hang(stand_in)
     run = run_in(tmp_path)
     log_all(run, clip, adapter)
-    wait_for(lambda: any(child.name() == "wandb-core" for child in psutil.Process().children()))
+    wait_for(service_processes)
     started = time.monotonic()
     run.finish(1, is_interrupted=True)
     assert time.monotonic() - started < STOP_AFTER_S  # WANDB_INIT_TIMEOUT is longer
     (warning,) = warnings(caplog)
     assert "left alone" in warning
-    wait_for(lambda: "wandb-core" not in [child.name() for child in psutil.Process().children()])
-    wait_for(lambda: not unclosed_processes())
+    wait_for(lambda: not service_processes())
 
 
 @pytest.mark.usefixtures("without_key")
