@@ -217,7 +217,9 @@ def test_partial_files_of_a_killed_process_are_removed(
     tokens: UPath, folder: Path, write_shard: WriteShard, row: MakeRow
 ) -> None:
     folder.mkdir()
-    (folder / f"{'0123' * 8}.arrow.99-0123abcd.partial").write_bytes(b"half")
+    partial = folder / f"{'0123' * 8}.arrow.99-0123abcd.partial"
+    partial.write_bytes(b"half")
+    os.utime(partial, (1, 1))  # a file of this moment may not be locked yet by the process that writes it
     write_shard(tokens, "a", [row("x.wav", 5)])
     load_clips(tokens, CODEC, folder)
     assert not list(folder.glob("*.partial"))
