@@ -23,7 +23,7 @@ from flows.runners import task_runner as make_task_runner
 from flows.startup import set_up_run
 from musicgen_core import storage
 from musicgen_core.config import DescriptionSettings, ReadingSettings, TokenizeSettings
-from musicgen_core.data.archive import archive_stem, choose_archives, clip_names, limits_of
+from musicgen_core.data.archive import ArchiveFile, archive_stem, choose_archives, clip_names, limits_of
 from musicgen_core.data.captions import Captioner, Captions, check_matches, load_captions, metadata_beside
 from musicgen_core.data.description_check import undescribed_clips
 from musicgen_core.data.match_report import match_report
@@ -294,7 +294,8 @@ def _is_stale(report: ShardReport, work: Work) -> bool:
     archive, settings = storage.as_path(work["archive"]), work["settings"]
     try:
         whole = is_whole(storage.as_path(work["tokens"]), work["stem"], report)
-        return not whole or was_repaired(archive, report, settings.name_encoding)
+        with ArchiveFile(archive, limits_of(settings), settings.name_encoding) as file:
+            return not whole or was_repaired(file, report)
     except (MusicgenError, OSError):
         return True  # the task meets the same error, and has retries
 

@@ -18,16 +18,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.codec import Codec
 from musicgen_core.config import TokenizeSettings
-from musicgen_core.data.archive import (
-    Member,
-    Sidecars,
-    archive_stem,
-    content_digest,
-    limits_of,
-    open_archive,
-    read_sidecars,
-    sidecar_key,
-)
+from musicgen_core.data.archive import ArchiveFile, Member, Sidecars, archive_stem, limits_of, sidecar_key
 from musicgen_core.data.audio import DecodedClip, decode
 from musicgen_core.data.captions import Captioner, Captions
 from musicgen_core.data.shards import (
@@ -105,37 +96,34 @@ class Tokenizer:
             Cancelled: `cancelled` returned True.
             OSError: storage failed; a retry may help.
         """
-        fingerprint = self._fingerprint(archive, limit)
-        existing = read_report(self.tokens, archive_stem(archive))
-        whole = self._fingerprint(archive, None)
-        if (
-            existing is not None
-            and existing.fingerprint in (fingerprint, whole)  # a limited run doesn't truncate a complete shard
-            and not was_repaired(archive, existing, self.settings.name_encoding)
-        ):
-            with suppress(TokensError):  # a damaged shard is regenerated
-                return self._refresh_captions(archive, existing)
-        self._refuse_foreign(archive)
-        return self._encode_archive(archive, fingerprint, limit, on_clip, cancelled)
+        with ArchiveFile(archive, limits_of(self.settings), self.settings.name_encoding) as file:
+            fingerprint, whole = self._fingerprint(file, limit), self._fingerprint(file, None)
+            existing = read_report(self.tokens, archive_stem(archive))
+            if (
+                existing is not None
+                and existing.fingerprint in (fingerprint, whole)  # a limited run doesn't truncate a complete shard
+                and not was_repaired(file, existing)
+            ):
+                with suppress(TokensError):  # a damaged shard is regenerated
+                    return self._refresh_captions(file, existing)
+            self._refuse_foreign(file)
+            return self._encode_archive(file, fingerprint, limit, on_clip, cancelled)
 
-    def _fingerprint(self, archive: UPath, limit: int | None) -> str:
-        return shard_fingerprint(archive, self.codec.identity, self.settings, limit)
+    def _fingerprint(self, file: ArchiveFile, limit: int | None) -> str:
+        return shard_fingerprint(file.digest, self.codec.identity, self.settings, limit)
 
-    def _refuse_foreign(self, archive: UPath) -> None:
-        refuse_foreign_shard(self.tokens, archive, archive_stem(archive), partial(self._fingerprint, archive))
+    def _refuse_foreign(self, file: ArchiveFile) -> None:
+        refuse_foreign_shard(self.tokens, file.path, archive_stem(file.path), partial(self._fingerprint, file))
 
     def _encode_archive(
-        self, archive: UPath, fingerprint: str, limit: int | None, on_clip: OnClip, cancelled: Callable[[], bool]
+        self, file: ArchiveFile, fingerprint: str, limit: int | None, on_clip: OnClip, cancelled: Callable[[], bool]
     ) -> ShardReport:
+        archive = file.path
         captioner = Captioner(self.settings, self.metadata)
         described: list[tuple[str, str | None]] = []
         rejected: list[Rejected] = []
         seconds = 0.0
-        with (
-            storage.staged(archive) as local,
-            storage.scratch_folder() as folder,
-            open_archive(local, limits_of(self.settings), self.settings.name_encoding) as opened,
-        ):
+        with file.staged() as (local, opened), storage.scratch_folder() as folder:
             total = opened.clip_count if limit is None or opened.clip_count is None else min(limit, opened.clip_count)
             on_clip(Counts(0, 0, total))
             parquet = folder / f"{archive_stem(archive)}.parquet"
@@ -171,7 +159,7 @@ class Tokenizer:
                 remarks=_remarks(captioner, final, opened.sidecars()),
                 origin=origin_of(archive),
             )
-            self._refuse_foreign(archive)  # another job may have finished first
+            self._refuse_foreign(file)  # another job may have finished first
             publish_shard(parquet, report, self.tokens)
         return report
 
@@ -195,15 +183,11 @@ class Tokenizer:
         with closing(ahead):
             yield from BatchEncoder(self.codec).encode(ahead)
 
-    def _refresh_captions(self, archive: UPath, report: ShardReport) -> ShardReport:
+    def _refresh_captions(self, file: ArchiveFile, report: ShardReport) -> ShardReport:
         """Rewrite the descriptions if they have changed, and keep the codes."""
         captioner = Captioner(self.settings, self.metadata)
-        sidecars = (
-            read_sidecars(archive, self.settings.name_encoding, limits_of(self.settings))
-            if captioner.uses_sidecars
-            else {}
-        )
-        source, _ = shard_paths(self.tokens, archive_stem(archive))
+        sidecars = file.opened.read_sidecars() if captioner.uses_sidecars else {}
+        source, _ = shard_paths(self.tokens, archive_stem(file.path))
         with storage.staged(source) as local, storage.scratch_folder() as folder:
             described = _describe(captioner, [row.clip for row in read_rows(local)], sidecars)
             fingerprint, remarks = captions_fingerprint(described), _remarks(captioner, described, sidecars)
@@ -242,13 +226,13 @@ def _decoders() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(os.cpu_count() or 1, 8), thread_name_prefix="decode")
 
 
-def shard_fingerprint(archive: UPath, codec: str, settings: TokenizeSettings, limit: int | None) -> str:
-    """Return a hash of the archive's content, the codec, and the settings that affect the codes.
+def shard_fingerprint(digest: str, codec: str, settings: TokenizeSettings, limit: int | None) -> str:
+    """Return a hash of the digest of the archive's content, the codec, and the settings that affect the codes.
 
     Times and paths never enter it.
     """
     shaping = settings.model_dump(include={"name_encoding", "max_clip_gib", "max_ratio"})
-    parts = [content_digest(archive), codec, SCHEMA_VERSION, limit, shaping]
+    parts = [digest, codec, SCHEMA_VERSION, limit, shaping]
     return f"sha256:{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
 
 

@@ -48,6 +48,7 @@ def _is_stopped(flow_run: str) -> bool:
 
 def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
     """Return the cache key: the archive's content, codec, settings, captions and the shard's location."""
+    from musicgen_core.data.archive import content_digest
     from musicgen_core.model.compression import codec_identity
     from musicgen_core.model.weights import find_codec
     from musicgen_core.tokenizing import shard_fingerprint
@@ -56,7 +57,7 @@ def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | Non
     archive = storage.as_path(parameters["archive"])
     try:
         codec = codec_identity(find_codec(parameters["model"]))
-        fingerprint = shard_fingerprint(archive, codec, settings, parameters["limit"])
+        fingerprint = shard_fingerprint(content_digest(archive), codec, settings, parameters["limit"])
         metadata = storage.content_sha256(storage.as_path(parameters["metadata"])) if parameters["metadata"] else ""
     except (MusicgenError, OSError):
         return None  # the task itself meets the same error, and reports it

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from upath import UPath
 
@@ -18,15 +17,16 @@ from musicgen_core.data.discovery import archive_stem, find_archives, passed_ove
 from musicgen_core.data.file_signatures import recognise
 from musicgen_core.data.members import BLOCK, Archive, Limits, Member, Meter, Sidecar, Sidecars, limits_of, sidecar_key
 from musicgen_core.data.tar_archive import TarArchive, is_tar
-from musicgen_core.data.zip_archive import ZipArchive, names_of, unpacked
-from musicgen_core.data.zip_directory import RandomReader, ZipEntry, read_directory
-from musicgen_core.errors import ArchiveError, ClipRejected
+from musicgen_core.data.zip_archive import ZipArchive
+from musicgen_core.data.zip_directory import RandomReader, read_directory
+from musicgen_core.errors import ArchiveError
 from musicgen_core.language import message
 from musicgen_core.texts import AUTO, check_encoding
 
 __all__ = [
     "DAMAGED",
     "Archive",
+    "ArchiveFile",
     "Limits",
     "Member",
     "Sidecar",
@@ -35,23 +35,23 @@ __all__ = [
     "choose_archives",
     "clip_names",
     "content_digest",
-    "count_damaged",
     "find_archives",
     "limits_of",
     "open_archive",
     "read_archive",
-    "read_sidecars",
     "sidecar_key",
     "without_copies",
 ]
 
 _NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _DEFAULT = Limits()
+_digests: dict[tuple[UPath, str], str] = {}
+"""Digests by archive and version"""
 
 
 @contextmanager
-def open_archive(path: Path, limits: Limits = _DEFAULT, name_encoding: str = AUTO) -> Iterator[Archive]:
-    """Open a local archive.
+def open_archive(path: Path | UPath, limits: Limits = _DEFAULT, name_encoding: str = AUTO) -> Iterator[Archive]:
+    """Open an archive. A remote one may be read from one thread only.
 
     Args:
         path: a zip, a tar, or a tar compressed by gzip, bzip2, xz or Zstandard, whatever its name.
@@ -67,17 +67,69 @@ def open_archive(path: Path, limits: Limits = _DEFAULT, name_encoding: str = AUT
         yield read_archive(file, path.name, limits, name_encoding)
 
 
-def content_digest(archive: UPath) -> str:
-    """Return a hash of an archive's content that doesn't depend on its name, location or timestamps.
+class ArchiveFile:
+    """An archive of a task, opened once, when it is first read.
 
-    A zip's directory holds the size and CRC-32 of every member. It represents the content and costs a few reads, also
-    over the network. A tar has no directory: the storage's own checksum is used, or all of it is read once for each
-    version of the file.
+    Args:
+        path: the archive, local or remote.
+        limits: as for `open_archive`.
+        name_encoding: as for `open_archive`.
+    """
+
+    def __init__(self, path: UPath, limits: Limits = _DEFAULT, name_encoding: str = AUTO) -> None:
+        self.path = path
+        self._reading = limits, name_encoding
+        self._files = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    @cached_property
+    def opened(self) -> Archive:
+        """Return the archive, opened where it is.
+
+        Raises:
+            ArchiveError: the archive can't be read.
+        """
+        return self._files.enter_context(open_archive(self.path, *self._reading))
+
+    @cached_property
+    def digest(self) -> str:
+        """Return the archive's `Archive.digest`, computed once for each version of the file.
+
+        Raises:
+            ArchiveError: the archive can't be read.
+        """
+        version = self.path, _version(self.path)
+        if version not in _digests:
+            _digests[version] = self.opened.digest(partial(_stored_checksum, self.path))
+        return _digests[version]
+
+    @contextmanager
+    def staged(self) -> Iterator[tuple[Path, Archive]]:
+        """Yield a local file and the archive opened from it; a remote one is downloaded and deleted afterwards.
+
+        Raises:
+            ArchiveError: the archive can't be read.
+        """
+        if storage.is_local(self.path):
+            yield Path(str(self.path)), self.opened
+            return
+        with storage.staged(self.path) as local, open_archive(local, *self._reading) as opened:
+            yield local, opened
+
+
+def content_digest(archive: UPath) -> str:
+    """Return a hash of an archive's content, as `Archive.digest` does.
 
     Raises:
         ArchiveError: the archive can't be read.
     """
-    return _content_digest(archive, _version(archive))
+    with ArchiveFile(archive) as file:
+        return file.digest
 
 
 def choose_archives(location: storage.Location) -> tuple[list[UPath], list[str]]:
@@ -135,100 +187,31 @@ def clip_names(archive: UPath, name_encoding: str = AUTO, limits: Limits = _DEFA
         ArchiveError: the archive can't be read.
         ConfigError: `name_encoding` is unknown.
     """
-    check_encoding(name_encoding)
     return list(_clip_names(archive, _version(archive), name_encoding, limits))
 
 
-def read_sidecars(archive: UPath, name_encoding: str = AUTO, limits: Limits = _DEFAULT) -> Sidecars:
-    """Return the descriptions beside an archive's clips. Of a remote zip only those and the directory are read.
+def read_archive(file: BinaryIO, name: str, limits: Limits = _DEFAULT, name_encoding: str = AUTO) -> Archive:
+    """Return the archive in an open file, recognised by its first bytes: whatever is no tar is read as a zip.
 
-    Raises:
-        ArchiveError: the archive can't be read.
-    """
-    with _opened(archive) as file:
-        return read_archive(file, archive.name, limits, name_encoding).read_sidecars()
-
-
-def count_damaged(archive: UPath, names: Collection[str], name_encoding: str = AUTO) -> int:
-    """Return how many of the named clips can't be read whole now.
-
-    A fresh copy of a damaged zip may have the same digest, as its directory is the same. A tar has another digest, so
-    it isn't read, and all named clips are counted as damaged.
-
-    Raises:
-        ArchiveError: the archive can't be read.
-    """
-    with _opened(archive) as file, damage_named(archive.name):
-        if not _is_zip(file, archive.name):
-            return len(names)
-        reader = RandomReader(file)
-        entries = read_directory(reader)
-        asked = [e for name, e in zip(names_of(entries, name_encoding), entries, strict=True) if name in names]
-        return sum(not _is_readable(entry, reader) for entry in asked)
-
-
-def _is_readable(entry: ZipEntry, reader: RandomReader) -> bool:
-    try:
-        for _ in unpacked(entry, reader):
-            pass
-    except ClipRejected:
-        return False
-    return True
-
-
-def read_archive(
-    file: BinaryIO, name: str, limits: Limits = _DEFAULT, name_encoding: str = AUTO
-) -> ZipArchive | TarArchive:
-    """Return the archive in an open file. A remote file may be read from one thread only.
+    A zip may begin with anything but a tar, whose last member may be a zip.
 
     Raises:
         ArchiveError: the file is not an archive.
     """
     with damage_named(name):
-        size = file.seek(0, os.SEEK_END)
-        meter = Meter(name, size, limits)
-        if not size:
+        meter = Meter(name, file.seek(0, os.SEEK_END), limits)
+        file.seek(0)
+        head = file.read(512)
+        if not head:
             raise Unreadable(message("it is empty"))
-        if _is_zip(file, name):
-            reader = RandomReader(file)
-            return ZipArchive(reader, read_directory(reader), meter, name_encoding)
-        return TarArchive(file, name, meter, name_encoding)
-
-
-def _head(file: BinaryIO) -> bytes:
-    file.seek(0)
-    return file.read(512)
-
-
-def _is_zip(file: BinaryIO, name: str) -> bool:
-    """Return whether to read a file as a zip: it may begin with anything but a tar, whose last member may be a zip.
-
-    Raises:
-        ArchiveError: the file is known to be something else.
-    """
-    head = _head(file)
-    if known := recognise(head):
-        raise ArchiveError(
-            message("{name} can't be read as a zip or tar archive: {reason}", name=name, reason=known[0]), known[1]
-        )
-    return not is_tar(head)
-
-
-@lru_cache(maxsize=1024)
-def _content_digest(archive: UPath, version: str) -> str:
-    digest = hashlib.sha256()
-    with _opened(archive) as file, damage_named(archive.name):
-        if _is_zip(file, archive.name):
-            for entry in read_directory(RandomReader(file)):
-                reading = f"{entry.name}\0{entry.flags}\0{entry.method}\0{entry.file_type}"  # may lead to a rejection
-                digest.update(b"%b\0%d\0%d\0%b\n" % (entry.raw_name, entry.size, entry.crc, reading.encode()))
-        elif checksum := _stored_checksum(archive):
-            return checksum
-        else:
-            file.seek(0)
-            while block := file.read(BLOCK):
-                digest.update(block)
-    return f"sha256:{digest.hexdigest()}"
+        if known := recognise(head):
+            raise ArchiveError(
+                message("{name} can't be read as a zip or tar archive: {reason}", name=name, reason=known[0]), known[1]
+            )
+        if is_tar(head):
+            return TarArchive(file, head, name, meter, name_encoding)
+        reader = RandomReader(file)
+        return ZipArchive(reader, read_directory(reader), meter, name_encoding)
 
 
 def _stored_checksum(archive: UPath) -> str | None:
@@ -242,8 +225,8 @@ def _stored_checksum(archive: UPath) -> str | None:
 
 @lru_cache(maxsize=256)
 def _clip_names(archive: UPath, version: str, name_encoding: str, limits: Limits) -> tuple[str, ...]:
-    with _opened(archive) as file:
-        return tuple(read_archive(file, archive.name, limits, name_encoding).clip_names())
+    with open_archive(archive, limits, name_encoding) as opened:
+        return tuple(opened.clip_names())
 
 
 def _version(archive: UPath) -> str:

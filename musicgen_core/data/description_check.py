@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from upath import UPath
 
-from musicgen_core.data.archive import limits_of, read_archive
+from musicgen_core.data.archive import limits_of, open_archive
 from musicgen_core.data.captions import Captioner
 from musicgen_core.data.members import sidecar_key
-from musicgen_core.data.zip_archive import ZipArchive
 from musicgen_core.errors import ArchiveError
 from musicgen_core.language import message
 from musicgen_core.wording import counted
@@ -23,9 +22,8 @@ def undescribed_clips(archives: Sequence[UPath], captioner: Captioner) -> str | 
     encoding, limits = captioner.settings.name_encoding, limits_of(captioner.settings)
     for archive in archives:
         try:
-            with archive.open("rb") as file:
-                opened = read_archive(file, archive.name, limits, encoding)
-                names = list(opened.clip_names()) if isinstance(opened, ZipArchive) else []
+            with open_archive(archive, limits, encoding) as opened:
+                names = list(opened.clip_names()) if opened.clip_count else []
                 sidecars = opened.read_sidecars() if names and captioner.uses_sidecars else {}
         except (ArchiveError, OSError):
             continue  # its task reports the problem

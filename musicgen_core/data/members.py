@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple, Protocol
 
@@ -72,11 +72,21 @@ Sidecars = dict[str, tuple[Sidecar, ...]]
 
 
 class Archive(Protocol):
-    """An open archive."""
+    """An open archive: a `ZipArchive` or a `TarArchive`."""
 
     @property
     def clip_count(self) -> int | None:
         """Return the number of clips; None for a tar, which has no directory."""
+
+    def digest(self, stored_checksum: Callable[[], str | None]) -> str:
+        """Return a hash of the content that doesn't depend on the file's name, location or timestamps.
+
+        A zip's directory represents its content, with the size and CRC-32 of every member, and costs a few reads, also
+        over the network. A tar has no directory, so all of it is read, unless the storage keeps a checksum.
+
+        Args:
+            stored_checksum: returns the storage's own checksum of the file, if it keeps one.
+        """
 
     def clips(self) -> Iterator[Member]:
         """Yield every member whose name ends in `.wav` (any case), in the archive's order. Call it only once.
@@ -85,8 +95,29 @@ class Archive(Protocol):
             ArchiveError: the archive is damaged, truncated, or a bomb.
         """
 
+    def clip_names(self) -> Iterator[str]:
+        """Yield the names of the clips, without keeping their content. Of a zip only the directory is read.
+
+        Raises:
+            ArchiveError: the archive is damaged, truncated, or a bomb.
+        """
+
     def sidecars(self) -> Sidecars:
         """Return the `.json` and `.txt` members: all of a zip, or those of a tar that `clips()` has passed."""
+
+    def read_sidecars(self) -> Sidecars:
+        """Return all `.json` and `.txt` members; a tar is read whole.
+
+        Raises:
+            ArchiveError: the archive is damaged, truncated, or a bomb.
+        """
+
+    def count_damaged(self, names: Collection[str]) -> int:
+        """Return how many of the named clips can't be read whole now.
+
+        A fresh copy of a damaged zip may have the same digest, as its directory is the same. A tar has another digest,
+        so it isn't read, and all named clips are counted as damaged.
+        """
 
 
 class Meter:
@@ -98,6 +129,11 @@ class Meter:
         self._most = max(_ALWAYS_ALLOWED, limits.max_ratio * archive_bytes)
         self._unpacked = 0
         self._lock = threading.Lock()
+
+    def restart(self) -> None:
+        """Count from 0 again, for another pass over the archive."""
+        with self._lock:
+            self._unpacked = 0
 
     def count(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
         """Yield blocks and count their bytes.

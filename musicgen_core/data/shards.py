@@ -17,7 +17,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codes import CARDINALITY, CODEBOOKS, FRAME_RATE
-from musicgen_core.data.archive import DAMAGED, count_damaged
+from musicgen_core.data.archive import DAMAGED, ArchiveFile
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
 
@@ -244,13 +244,13 @@ def is_whole(tokens: UPath, stem: str, report: ShardReport) -> bool:
             return False
 
 
-def was_repaired(archive: UPath, report: ShardReport, name_encoding: str) -> bool:
+def was_repaired(archive: ArchiveFile, report: ShardReport) -> bool:
     """Return whether a clip that was rejected as damaged is readable now.
 
     A zip's fingerprint is derived from its directory, which is the same in a fresh copy of a damaged zip.
     """
     damaged = [entry.clip for entry in report.rejected if entry.reason.startswith(DAMAGED)]
-    return bool(damaged) and count_damaged(archive, damaged, name_encoding) < len(damaged)
+    return bool(damaged) and archive.opened.count_damaged(damaged) < len(damaged)
 
 
 def described_clips(tokens: UPath, stem: str) -> list[tuple[str, str | None]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import lzma
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, BinaryIO, Self, cast
@@ -17,6 +18,7 @@ from musicgen_core.data.damage import Unreadable, damage_named
 from musicgen_core.data.members import (
     BLOCK,
     NOT_A_FILE,
+    Archive,
     Member,
     Meter,
     Sidecars,
@@ -69,11 +71,12 @@ def is_tar(head: bytes) -> bool:
     return True
 
 
-class TarArchive:
+class TarArchive(Archive):
     """An open tar.
 
     Args:
-        file: the archive, positioned at its beginning.
+        file: the archive.
+        head: its first bytes.
         archive_name: name for errors.
         meter: counts the unpacked bytes.
         name_encoding: encoding of names that aren't UTF-8; auto guesses for each name.
@@ -81,12 +84,22 @@ class TarArchive:
 
     clip_count = None
 
-    def __init__(self, file: BinaryIO, archive_name: str, meter: Meter, name_encoding: str) -> None:
+    def __init__(self, file: BinaryIO, head: bytes, archive_name: str, meter: Meter, name_encoding: str) -> None:
         self._file = file
+        self._head = head
         self._name = archive_name
         self._meter = meter
         self._name_encoding = name_encoding
         self._sidecars: Sidecars = {}
+
+    def digest(self, stored_checksum: Callable[[], str | None]) -> str:
+        if checksum := stored_checksum():
+            return checksum
+        digest = hashlib.sha256()
+        self._file.seek(0)
+        while block := self._file.read(BLOCK):
+            digest.update(block)
+        return f"sha256:{digest.hexdigest()}"
 
     def clips(self) -> Iterator[Member]:
         with damage_named(self._name):
@@ -97,7 +110,6 @@ class TarArchive:
                     self._keep_sidecar(tar, entry, name)
 
     def clip_names(self) -> Iterator[str]:
-        """Yield the names of the clips, without keeping their content."""
         with damage_named(self._name):
             yield from (name for _, _, name in self._walk() if is_clip(name))
 
@@ -110,12 +122,16 @@ class TarArchive:
                 self._keep_sidecar(tar, entry, name)
         return self._sidecars
 
+    def count_damaged(self, names: Collection[str]) -> int:
+        return len(names)
+
     def _keep_sidecar(self, tar: tarfile.TarFile, entry: tarfile.TarInfo, name: str) -> None:
         if is_sidecar(name) and entry.isreg():
             add_sidecar(self._sidecars, name, entry.size, _content(tar, entry))
 
     def _walk(self) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str]]:
-        for tar, entry in _entries(_Stream(_decompressed(self._file), self._meter)):
+        self._meter.restart()
+        for tar, entry in _entries(_Stream(_decompressed(self._file, self._head), self._meter)):
             if not entry.isdir():
                 yield tar, entry, self._decoded(entry)
 
@@ -236,10 +252,8 @@ class _Stream:
         return data
 
 
-def _decompressed(file: BinaryIO) -> BinaryIO:
+def _decompressed(file: BinaryIO, head: bytes) -> BinaryIO:
     """Return the decompressed file. tarfile's own decompression ignores truncation and reads only the first stream."""
-    file.seek(0)
-    head = file.read(6)
     file.seek(0)
     for magic, open_stream in _DECOMPRESSORS.items():
         if head.startswith(magic):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import bz2
+import hashlib
 import lzma
 import stat
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -15,6 +16,7 @@ from musicgen_core.data.damage import Unreadable, is_damage
 from musicgen_core.data.members import (
     BLOCK,
     NOT_A_FILE,
+    Archive,
     Member,
     Meter,
     Sidecars,
@@ -34,7 +36,7 @@ _STORED, _DEFLATED, _BZIP2, _LZMA = 0, 8, 12, 14
 _UNSUPPORTED = {1: "shrink", 6: "implode", 9: "deflate64", 93: "zstd", 95: "xz", 97: "WavPack", 98: "PPMd"}
 
 
-class ZipArchive:
+class ZipArchive(Archive):
     """An open zip.
 
     Args:
@@ -55,6 +57,14 @@ class ZipArchive:
     def clip_count(self) -> int:
         return len(self._clips)
 
+    def digest(self, stored_checksum: Callable[[], str | None]) -> str:
+        """Return a hash of the directory, which holds the size and CRC-32 of every member; see `Archive`."""
+        digest = hashlib.sha256()
+        for _, entry in self._entries:
+            reading = f"{entry.name}\0{entry.flags}\0{entry.method}\0{entry.file_type}"  # may lead to a rejection
+            digest.update(b"%b\0%d\0%d\0%b\n" % (entry.raw_name, entry.size, entry.crc, reading.encode()))
+        return f"sha256:{digest.hexdigest()}"
+
     def clips(self) -> Iterator[Member]:
         for name, entry in self._clips:
             yield Member(name, entry.size, partial(self._open, entry))
@@ -74,6 +84,9 @@ class ZipArchive:
     def read_sidecars(self) -> Sidecars:
         return self.sidecars()
 
+    def count_damaged(self, names: Collection[str]) -> int:
+        return sum(not _is_readable(entry, self._reader) for name, entry in self._entries if name in names)
+
     def _open(self, entry: ZipEntry) -> BinaryIO:
         self._meter.refuse_large(entry.size)
         return clip_file(entry.size, self._meter.count(unpacked(entry, self._reader)))
@@ -86,6 +99,15 @@ def names_of(entries: list[ZipEntry], name_encoding: str) -> list[str]:
     return [
         decode_name(entry.raw_name, name_encoding) if entry.name is None else legible(entry.name) for entry in entries
     ]
+
+
+def _is_readable(entry: ZipEntry, reader: RandomReader) -> bool:
+    try:
+        for _ in unpacked(entry, reader):
+            pass
+    except ClipRejected:
+        return False
+    return True
 
 
 def unpacked(entry: ZipEntry, reader: RandomReader) -> Iterator[bytes]:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from upath import UPath
 
 from flows.finetune import finetune
 from flows.tokenize_archives import TokenizeResult, tokenize_archives
+from musicgen_core.data.archive import ArchiveFile
 from musicgen_core.data.shards import ShardReport
 from musicgen_core.errors import DeviceError, ModelError, StorageError
 from musicgen_core.model.debug_model import debug_model_directory
@@ -69,8 +69,8 @@ def test_an_error_of_all_archives_ends_the_run_with_its_reason(
 ) -> None:
     attempts: list[str] = []
 
-    def failing(self: Tokenizer, archive: UPath, *_: Any) -> ShardReport:
-        attempts.append(archive.name)
+    def failing(self: Tokenizer, file: ArchiveFile, *_: Any) -> ShardReport:
+        attempts.append(file.path.name)
         raise error
 
     monkeypatch.setattr(Tokenizer, "_encode_archive", failing)

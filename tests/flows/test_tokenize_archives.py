@@ -17,10 +17,10 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, Fl
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.flow_engine import run_flow
 from prefect.states import AwaitingRetry
-from upath import UPath
 
 from flows.tokenize_archives import TokenizeResult, tokenize_archives
 from musicgen_core import storage
+from musicgen_core.data.archive import ArchiveFile
 from musicgen_core.data.shards import ShardReport, read_rows, shard_paths
 from musicgen_core.errors import ArchiveError, ConfigError, MetadataError
 from musicgen_core.tokenizing import Tokenizer
@@ -197,11 +197,11 @@ def test_transient_errors_are_retried_and_bad_archives_are_not(
     attempts: list[str] = []
     encode = Tokenizer._encode_archive
 
-    def shaky(self: Tokenizer, archive: UPath, *others: Any) -> ShardReport:
-        attempts.append(archive.name)
-        if attempts.count(archive.name) == 1 and archive.name == "archive_batch_0001.zip":
+    def shaky(self: Tokenizer, file: ArchiveFile, *others: Any) -> ShardReport:
+        attempts.append(file.path.name)
+        if attempts.count(file.path.name) == 1 and file.path.name == "archive_batch_0001.zip":
             raise OSError(errno.EIO, "Input/output error")
-        return encode(self, archive, *others)
+        return encode(self, file, *others)
 
     monkeypatch.setattr(Tokenizer, "_encode_archive", shaky)
     monkeypatch.setattr(tokenize_archive, "retry_delay_seconds", [0, 0, 0])

@@ -18,7 +18,7 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.data.archive import clip_names, content_digest, count_damaged
+from musicgen_core.data.archive import ArchiveFile, clip_names, content_digest
 from musicgen_core.errors import ArchiveError
 
 Pack = Callable[..., Path]
@@ -28,6 +28,11 @@ CLIPS = [("audio/b.wav", b"beta" * 700), ("audio/a.WAV", b"alpha"), ("deep/er/c.
 
 def digest(path: Path) -> str:
     return content_digest(storage.as_path(path))
+
+
+def count_damaged(path: UPath, names: list[str]) -> int:
+    with ArchiveFile(path) as file:
+        return file.opened.count_damaged(names)
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from musicgen_core.data.archive import open_archive
+from musicgen_core.data.archive import Limits, open_archive
 from tests.musicgen_core.conftest import Pack
 from tests.musicgen_core.data.conftest import Contents
 from tests.musicgen_core.data.tar_entries import CLIPS, entry, sealed, write
@@ -93,3 +93,14 @@ def test_a_member_is_kept_until_it_is_opened_from_wherever(tmp_path: Path, pack:
         for member, (name, data) in reversed(list(zip(members, CLIPS, strict=True))):
             with member.open() as file:
                 assert (member.name, file.read()) == (name, data)
+
+
+def test_each_pass_over_a_tar_is_measured_on_its_own(
+    tmp_path: Path, pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("musicgen_core.data.members._ALWAYS_ALLOWED", 0)
+    path = pack(tmp_path / "a.tar", CLIPS, "tar")
+    with open_archive(path, Limits(max_ratio=1.5)) as archive:
+        for _ in range(2):
+            assert archive.read_sidecars() == {}
+            assert [member.name for member in archive.clips()] == [name for name, _ in CLIPS]
