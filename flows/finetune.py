@@ -50,7 +50,7 @@ from musicgen_core.language import message
 from tasks.artifacts import artifacts_of_run
 from tasks.fetching import check_model
 from tasks.outcomes import finetuned
-from tasks.summary import rendered_section, show_summary, tokenized_section, trained_section
+from tasks.summary import rendered_files, rendered_section, show_summary, tokenized_section, trained_section
 
 if TYPE_CHECKING:
     from musicgen_core.generation.request import Rendered
@@ -158,7 +158,7 @@ def finetune(
             artifacts,
             partial(tokenized_section, tokenized.tokens, tokenized.reports, tokenized.failed, tokenized.remarks),
             partial(trained_section, trained),
-            partial(rendered_section, rendered),
+            partial(rendered_section, rendered, names_adapter=False),
             outcome=partial(
                 finetuned,
                 tokenized.tokens,
@@ -168,5 +168,6 @@ def finetune(
                 on,
                 tokenized.notice,
             ),
+            listed=rendered_files(rendered),
         )
     return FinetuneResult(tokenized, trained, rendered)

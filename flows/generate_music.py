@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prefect.client.schemas import State
+from prefect.states import Completed
 
 from flows.endings import ends_with_reason
 from flows.locations import chosen_device, chosen_model, is_of_deployment, location_of, music_name, new_folder
@@ -26,7 +27,7 @@ from flows.startup import set_up_run
 from musicgen_core import storage
 from musicgen_core.config import DEFAULT_PROMPTS, ChoiceSettings, Duration, MusicSeed, SamplingSettings
 from musicgen_core.generation.prompts import Prompt, read_prompts
-from musicgen_core.generation.request import Rendered, RenderRequest
+from musicgen_core.generation.request import Rendered, RenderRequest, outcome_of
 from musicgen_core.settings import collect
 from tasks.generating import render_prompts
 
@@ -73,7 +74,10 @@ def generate_music(
         copy_to=files.copy_to,
         default_model=chosen_model(""),
     )
-    return render_prompts(count=len(wanted), request=request)
+    pieces = render_prompts(count=len(wanted), request=request)
+    if isinstance(pieces, State):
+        return pieces  # Cancelled
+    return Completed(message=str(outcome_of(pieces)), data=pieces)
 
 
 def _chosen_adapter(given: str, model: str) -> str | None:

@@ -15,6 +15,7 @@ from musicgen_core.stages import announce, announce_torch
 from tasks import outcomes
 from tasks.artifacts import artifacts_of_run
 from tasks.cancelling import cancellable
+from tasks.names import counted_name
 from tasks.progress import LOG_EVERY_SECONDS, Pace, Update, report, run_logger
 from tasks.summary import estimated_section, show_summary
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from musicgen_core.estimate import Estimate
 
 
-@task(task_run_name="estimate-{clips}-clips", persist_result=False)
+@task(task_run_name=counted_name("estimate", "clips", "clip"), persist_result=False)
 @cancellable
 def estimate_archives(
     clips: int,

@@ -10,12 +10,13 @@ from musicgen_core.generation.request import Rendered, RenderRequest
 from musicgen_core.stages import announce_torch, heard_by
 from tasks.artifacts import artifacts_of_run
 from tasks.cancelling import cancellable
+from tasks.names import counted_name
 from tasks.outcomes import rendered
 from tasks.rendering_log import RenderingLog
-from tasks.summary import rendered_section, show_summary
+from tasks.summary import rendered_files, rendered_section, show_summary
 
 
-@task(task_run_name="render-{count}-prompts", persist_result=False)
+@task(task_run_name=counted_name("render", "count", "prompt"), persist_result=False)
 @cancellable
 def render_prompts(count: int, request: RenderRequest) -> list[Rendered]:
     """Generate a wav for every prompt, and a page that plays all of them."""
@@ -32,5 +33,10 @@ def render_prompts(count: int, request: RenderRequest) -> list[Rendered]:
             raise
         log.show()
         given = {**vars(request), **request.settings.model_dump(exclude_defaults=True)}
-        show_summary(artifacts, partial(rendered_section, pieces), outcome=partial(rendered, pieces, given))
+        show_summary(
+            artifacts,
+            partial(rendered_section, pieces),
+            outcome=partial(rendered, pieces, given),
+            listed=rendered_files(pieces),
+        )
     return pieces

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from musicgen_core import storage
 from musicgen_core.escaping import markdown_text
-from musicgen_core.generation.request import Rendered, page_of
+from musicgen_core.generation.request import Rendered, folder_of, page_of
 from musicgen_core.stages import Stage
 from musicgen_core.wording import counted
 from tasks.artifacts import Artifacts
@@ -88,10 +88,10 @@ class RenderingLog:
         pieces = self._in_order()
         self._show_progress(1, 1, f"Rendered {counted(len(pieces), 'piece')}")
         rows = [
-            {"file": one.wav, "prompt": one.title, "seconds": one.seconds, "played by": one.voice}
+            {"file": PurePosixPath(one.wav).name, "prompt": one.title, "seconds": one.seconds, "played by": one.voice}
             for one in sorted(pieces, key=lambda piece: piece.wav)
         ]
-        self._artifacts.table("generated-music", rows, "What was rendered")
+        self._artifacts.table("generated-music", rows, f"What was rendered, in {folder_of(pieces)}")
         # Again, because the page in the folder is written by now.
         self._artifacts.markdown("music", partial(self._page, pieces), "The music of all prompts")
         music, taken = sum(one.seconds for one in pieces), time.monotonic() - self._started
@@ -124,7 +124,8 @@ class RenderingLog:
 
     def _line(self, piece: Rendered) -> str:
         beginning = f", of which the first {self._seconds:.1f} s play here" if piece.seconds > self._seconds else ""
-        return f"**{piece.voice}** · {piece.seconds:.1f} s{beginning} · {file_link(piece.wav)}"
+        wav = file_link(piece.wav, PurePosixPath(piece.wav).name)
+        return f"**{piece.voice}** · {piece.seconds:.1f} s{beginning} · {wav}"
 
     def _preview(self, wav: str) -> str:
         """Return spectrogram and player of a piece, cached; an empty string if the file can't be read."""

@@ -112,15 +112,20 @@ def stored_file_server() -> FileServer | None:
         return None
 
 
-def file_link(location: storage.Location | UPath) -> str:
-    """Return a path as Markdown: a link if the file server of `up` serves the file to the current run's readers."""
-    url = None
+def file_link(location: storage.Location | UPath, text: str = "") -> str:
+    """Return a path as Markdown: a link if the file server of `up` serves the file to the current run's readers.
+
+    Args:
+        location: the path.
+        text: the text to show; by default the whole path.
+    """
+    url, text = None, text or str(location)
     try:
         if (run := runtime.flow_run.id) and (server := _file_server(run, int(time.monotonic() // CHECK_SECONDS))):
             url = server.url_of(location)
     except Exception as error:  # of whatever type: the page must appear without the link
         logger.debug("%s has no link: %s", location, error)
-    return markdown_link(str(location), url) if url else markdown_code(location)
+    return markdown_link(text, url) if url else markdown_code(text)
 
 
 def links_in(markdown: str) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from prefect import runtime
@@ -11,7 +12,8 @@ from prefect import runtime
 from musicgen_core import storage
 from musicgen_core.errors import MusicgenError, advice_on, reason_of
 from musicgen_core.escaping import markdown_block, markdown_code, markdown_link, markdown_text
-from musicgen_core.generation.request import Rendered, page_of
+from musicgen_core.generated_pages import PAGE
+from musicgen_core.generation.request import Rendered, adapter_of, folder_of, page_of
 from musicgen_core.run_layout import (
     ADAPTERS,
     CONFIG,
@@ -57,7 +59,11 @@ _OTHER_FILES: dict[str, str] = {
 
 
 def show_summary(
-    artifacts: Artifacts, *sections: Callable[[], str], outcome: Callable[[], Outcome] = Outcome, again: str = ""
+    artifacts: Artifacts,
+    *sections: Callable[[], str],
+    outcome: Callable[[], Outcome] = Outcome,
+    listed: Collection[str] = (),
+    again: str = "",
 ) -> None:
     """Show the summary page of the current flow run.
 
@@ -65,6 +71,7 @@ def show_summary(
         artifacts: artifacts of the run.
         sections: functions that return the sections; called in the background thread, as they list files.
         outcome: function that returns outputs and next steps, which `run --watch` reads from the page.
+        listed: outputs that a section lists by other names than their whole paths, which aren't listed again.
         again: for a failed run, label of the last section, which explains how to run it again.
     """
 
@@ -72,7 +79,11 @@ def show_summary(
         name, found = markdown_text(runtime.flow_run.name), outcome()
         notice = f"**{markdown_text(in_form(found.notice))}**" if found.notice else ""
         shown = [section() for section in sections]
-        unseen = [made for made in found.made if not any(_place(made.place) in section for section in shown)]
+        unseen = [
+            made
+            for made in found.made
+            if made.place not in listed and not any(_place(made.place) in section for section in shown)
+        ]
         first = [*shown, notice] if again else [notice, *shown]  # the reason of a failure comes first
         parts = [f"# {name}", *first, outcome_section(replace(found, made=tuple(unseen)))]
         parts.append(_again_section(again) if again else "")
@@ -211,10 +222,16 @@ def _is_there(path: UPath) -> bool:
     return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
-def rendered_section(pieces: Sequence[Rendered]) -> str:
+def rendered_section(pieces: Sequence[Rendered], names_adapter: bool = True) -> str:
+    """Return the section on generated music.
+
+    Args:
+        names_adapter: whether to name the adapter; the summary of `finetune` has it among what was trained.
+    """
+    folder, page = folder_of(pieces), page_of(pieces)
     rows = [
         (
-            file_link(piece.wav),
+            file_link(piece.wav, PurePosixPath(piece.wav).name),
             f"{piece.seconds:.1f}",
             piece.voice,
             markdown_text(piece.title),
@@ -224,12 +241,25 @@ def rendered_section(pieces: Sequence[Rendered]) -> str:
     more = len(pieces) - len(rows)
     parts = [
         "## Music",
-        f"{file_link(page_of(pieces))} plays all of them side by side. "
+        _players(pieces) if names_adapter else "",
+        f"In {file_link(folder)}: {file_link(page, PAGE)} plays all of them side by side. "
         "Beside each wav lies a `.json` with its prompt, seed and settings.",
         markdown_table(("file", "seconds", "played by", "prompt"), rows),
         f"and {more:,} more in the same folder" if more else "",
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def rendered_files(pieces: Sequence[Rendered]) -> list[str]:
+    """Return the outputs that `rendered_section` lists."""
+    return [page_of(pieces), *(piece.wav for piece in pieces)]
+
+
+def _players(pieces: Sequence[Rendered]) -> str:
+    adapter, is_compared = adapter_of(pieces), not all(piece.with_adapter for piece in pieces)
+    if not adapter:
+        return "Played by the base model." if is_compared else ""
+    return f"Played by the adapter {file_link(adapter)}{' and by the base model' if is_compared else ''}."
 
 
 def _places(rows: Sequence[tuple[str, str]]) -> str:

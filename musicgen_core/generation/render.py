@@ -330,14 +330,14 @@ class _Rendering:
             copy_to=request.copy_to,
         )
         self._numbering.release(number)  # not after a failure: the claim identifies files that were already written
-        with_adapter = voice.adapter is not None
         rendered = Rendered(
             wav=str(written[0]),
             prompt=piece.prompt,
             prompt_number=piece.prompt_number,
             variation=piece.variation,
             seconds=seconds,
-            with_adapter=with_adapter,
+            with_adapter=voice.adapter is not None,
+            adapter=str(voice.described["path"]) if voice.described else "",
         )
         return _Made(number, sidecar, rendered)
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 from musicgen_core.config import DEFAULT_MODEL, Format, SamplingSettings
 from musicgen_core.escaping import one_line
+from musicgen_core.generated_pages import PAGE
 from musicgen_core.generation.prompts import Prompt
 from musicgen_core.language import message
+from musicgen_core.wording import counted
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Rendered:
         variation: its number among the samples of its prompt and seed, from 0.
         seconds: its duration.
         with_adapter: whether it was rendered with the adapter rather than the base model alone.
+        adapter: path of that adapter's file, or its name on the Hub; empty for the base model alone.
     """
 
     wav: str
@@ -77,6 +80,7 @@ class Rendered:
     variation: int
     seconds: float
     with_adapter: bool
+    adapter: str = ""
 
     @property
     def title(self) -> str:
@@ -92,7 +96,25 @@ class Rendered:
         return message("{voice}, variation {number}", voice=voice, number=self.variation + 1)
 
 
+def adapter_of(pieces: Sequence[Rendered]) -> str:
+    """Return the adapter that these samples were rendered with; an empty string for the base model alone."""
+    return next((piece.adapter for piece in pieces if piece.adapter), "")
+
+
+def outcome_of(pieces: Sequence[Rendered]) -> str:
+    """Return the result of a rendering as one line: `2 pieces made with runs/jazz/…/best_lora.pt, in music`."""
+    player = adapter_of(pieces) or message("the base model")
+    if adapter_of(pieces) and not all(piece.with_adapter for piece in pieces):
+        player = message("{adapter} and the base model", adapter=player)
+    count = counted(len(pieces), "piece")
+    return message("{pieces} made with {player}, in {folder}", pieces=count, player=player, folder=folder_of(pieces))
+
+
+def folder_of(pieces: Sequence[Rendered]) -> str:
+    """Return the path of the folder of these samples."""
+    return pieces[0].wav.rpartition("/")[0]
+
+
 def page_of(pieces: Sequence[Rendered]) -> str:
     """Return the path of the page that plays these samples."""
-    folder, _, _ = pieces[0].wav.rpartition("/")
-    return f"{folder}/index.html"
+    return f"{folder_of(pieces)}/{PAGE}"

@@ -17,9 +17,10 @@ from prefect.client.schemas.objects import Artifact, FlowRun
 
 from flows.generate_music import generate_music
 from musicgen_core.data.shards import Rejected, ShardReport
+from musicgen_core.generation.request import Rendered, RenderRequest, outcome_of
 from tasks import summary
 from tasks.next_steps import Made, Outcome, Step, from_comment
-from tasks.summary import tokenized_section
+from tasks.summary import rendered_section, tokenized_section
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 Shown = Callable[[UUID], dict[str, Artifact]]
@@ -38,7 +39,8 @@ def test_the_summary_of_finetune_lists_the_files_of_all_parts(
     assert page.startswith("# finetune · jazz · ")
     for place in ("tokens", "runs/jazz", "runs/jazz/lora_weights/best_lora.pt", "runs/jazz/full_models/best_model.pt"):
         assert f"`{folder}/{place}`" in page
-    assert f"| `{folder}/music/generated_000.wav` | 0.5 | with the adapter | calm \\| plucked strings |" in page
+    assert "| `generated_000.wav` | 0.5 | with the adapter | calm \\| plucked strings |" in page
+    assert page.count(f"`{folder}/music`") == 1
     assert "Rejected: 1." in page
     outcome = from_comment(page)
     assert outcome is not None
@@ -48,7 +50,7 @@ def test_the_summary_of_finetune_lists_the_files_of_all_parts(
     assert f"- best adapter:  \n  `{made['best adapter']}`" in page.partition("## What was made")[2]
     visible = page.partition("<!--")[0]
     for place in made.values():
-        assert visible.count(f"`{place}`") == 1, place
+        assert visible.count(f"`{place.removeprefix(f'{folder}/music/')}`") == 1, place
 
     parts = subflows(run_id)
     assert {run.name.rpartition(" · ")[0] for run in parts.values()} == {  # without the time
@@ -62,12 +64,34 @@ def test_the_summary_of_finetune_lists_the_files_of_all_parts(
         "train-lora": {"training-progress", "training", "summary"},
         "generate-music": {"rendering", "music", "generated-music", "summary"},
     }
+    best = f"{folder}/runs/jazz/lora_weights/best_lora.pt"
+    page = str(of_parts["generate-music"]["summary"].data)
+    assert f"Played by the adapter `{best}`." in page and page.count(f"`{folder}/music`") == 1
+    message = str(parts["generate-music"].state and parts["generate-music"].state.message)
+    assert message == f"2 pieces made with {best}, in {folder}/music"
     page = str(of_parts["generate-music"]["music"].data)
     encoded = re.search(r'src="data:audio/mpeg;base64,([^"]+)"', page)
     assert encoded is not None and page.index(r"### calm \| plucked strings") < page.index("### energetic drums")
     assert page.count("<audio controls") == page.count("![Spectrogram of generated_") == 2
     sound = soundfile.info(io.BytesIO(base64.b64decode(encoded[1])))
     assert sound.duration == pytest.approx(0.5, abs=0.1) and sound.samplerate == 32_000
+
+
+@pytest.mark.parametrize(
+    ("voices", "section", "outcome"),
+    [
+        ([False], "Played by the base model.", "1 piece made with the base model, in music"),
+        ([True, True], "Played by the adapter `a_lora.pt`.", "2 pieces made with a_lora.pt, in music"),
+        (
+            [False, True],
+            "Played by the adapter `a_lora.pt` and by the base model.",
+            "2 pieces made with a_lora.pt and the base model, in music",
+        ),
+    ],
+)
+def test_summary_and_state_name_the_models_that_played(voices: list[bool], section: str, outcome: str) -> None:
+    pieces = [Rendered("music/a.wav", "calm", 0, 0, 1.0, own, "a_lora.pt" if own else "") for own in voices]
+    assert section in rendered_section(pieces) and outcome_of(pieces) == outcome
 
 
 def test_the_summary_names_failed_archives_and_the_fix() -> None:
@@ -96,7 +120,6 @@ def test_one_page_plays_both_voices_of_all_prompts(
     tmp_path: Path, shown: Shown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from musicgen_core.generation import render
-    from musicgen_core.generation.request import Rendered, RenderRequest
 
     def rendered(request: RenderRequest, on_progress: Any, on_piece: Any) -> list[Rendered]:
         pieces = []
