@@ -35,7 +35,7 @@ from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, R
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.listing import PLACES, folder_page, places_page
+from deployments.listing import PLACES, folder_page, missing_page, places_page
 from musicgen_core import storage
 from musicgen_core.errors import ConfigError
 from musicgen_core.escaping import csp_hashes
@@ -77,9 +77,8 @@ class Folders(StaticFiles):
         except HTTPException as error:
             if error.status_code != HTTPStatus.NOT_FOUND:
                 raise
-            if (listing := await anyio.to_thread.run_sync(self._listing, path, scope["path"])) is None:
-                raise
-            return listing
+            listing = await anyio.to_thread.run_sync(self._listing, path, scope["path"])
+            return listing or await anyio.to_thread.run_sync(self._missing, path, scope)
 
     def _listing(self, path: str, asked: str) -> Response | None:
         """Return the page of a folder, or of all folders. None if there is no such folder.
@@ -91,9 +90,7 @@ class Folders(StaticFiles):
         if path == os.curdir:
             return HTMLResponse(places_page(self.served), headers=_headers())
         try:
-            folder, place, found = self._find(path)
-            if not (found and stat.S_ISDIR(found.st_mode) and is_open(Path(folder), Path(place))):
-                folder = place = self.served.get(path, "")  # a folder that does not exist yet
+            folder, place = self._folder(path)
             if not place:
                 return None
             if not asked.endswith("/"):  # relative, since a proxy may add a prefix to the path
@@ -101,6 +98,32 @@ class Folders(StaticFiles):
             return HTMLResponse(folder_page(Path(folder), Path(place), path), headers=_headers())
         except (OSError, ValueError):  # unreadable; not a file name
             return None
+
+    def _folder(self, path: str) -> tuple[str, str]:
+        """Return the resolved path of a folder that is listed, and its served folder; empty if there is none.
+
+        Raises:
+            ValueError: the path is not a file name.
+        """
+        folder, place, found = self._find(path)
+        if found and stat.S_ISDIR(found.st_mode) and is_open(Path(folder), Path(place)):
+            return folder, place
+        own = self.served.get(path, "")  # it may not exist yet
+        return own, own
+
+    def _missing(self, path: str, scope: Scope) -> Response:
+        """Return the page for a path that leads to nothing: the same whether it does not exist or is not served."""
+        parts, trail = Path(path).parts, ""
+        with contextlib.suppress(ValueError):
+            # From the top, so that a long path costs no more than what exists of it.
+            for number in range(1, len(parts)):
+                above = "/".join(parts[:number])
+                if not self._folder(above)[1]:
+                    break
+                trail = above
+        asked = scope.get("raw_path") or scope["path"].encode(errors="replace")  # undecoded, as browsers resolve links
+        page = missing_page(scope["path"], trail, root="../" * (asked.count(b"/") - 1) or "./")
+        return HTMLResponse(page, HTTPStatus.NOT_FOUND, headers=_headers())
 
     def file_response(
         self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: Scope, status_code: int = 200

@@ -1,4 +1,4 @@
-"""The file server's pages that list folders: subfolders and files, newest first."""
+"""The file server's pages: those that list folders, newest entries first, and the one for a path to nothing."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from musicgen_core.escaping import html_page
+from musicgen_core.escaping import html_page, one_line
 from musicgen_core.generated_pages import PAGE
 from musicgen_core.language import message, say, translated
-from musicgen_core.run_layout import EVALUATION_REPORT
+from musicgen_core.run_layout import EVALUATION, EVALUATION_REPORT, SAMPLES
 from musicgen_core.wording import counted, sized
 from tasks.served import is_open, is_served
 
@@ -26,8 +26,13 @@ PLACES = {
     "output": message("Generated music"),
 }
 """Content of each place."""
-_PAGES = {PAGE: message("Listen to all of it"), EVALUATION_REPORT: message("Read the report")}
-"""Pages that are the reason to open a folder, and their use."""
+_PAGES = {
+    PAGE: message("Listen to all of it"),
+    f"{SAMPLES}/{PAGE}": message("Listen to its samples"),
+    EVALUATION_REPORT: message("Read the report"),
+    f"{EVALUATION}/{EVALUATION_REPORT}": message("Read the report"),
+}
+"""Pages that are the reason to open a folder, and their use. Those of a run directory are one level deeper."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,19 @@ def folder_page(directory: Path, place: Path, trail: str) -> str:
         more_folders=_more(len(folders), counted(len(folders) - MOST_ROWS, "more folder")),
         more_files=_more(len(files), counted(len(files) - MOST_ROWS, "more file")),
     )
+
+
+def missing_page(asked: str, trail: str, root: str) -> str:
+    """Return the page for a path that leads to nothing.
+
+    Args:
+        asked: the path.
+        trail: path of the nearest folder above it that is listed; empty if there is none.
+        root: relative URL of the page of all places.
+    """
+    above = [Page(say("Open the folder {folder}", folder=one_line(trail)), f"{root}{quote(trail)}/")] if trail else []
+    links = [*above, Page(say("Files of musicgen-flows"), root)]
+    return html_page("deployments", "missing.html.j2", asked=one_line(asked), links=links)
 
 
 class _Found(NamedTuple):

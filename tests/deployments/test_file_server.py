@@ -220,7 +220,7 @@ class Listing(HTMLParser):
 
 
 def listing(site: str, path: str) -> Listing:
-    answer = httpx.get(f"{site}{path}")
+    answer = httpx.get(f"{site}{path}", timeout=60)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert answer.headers["content-security-policy"] == page_policy()
     assert answer.headers["x-content-type-options"] == "nosniff"
@@ -290,6 +290,94 @@ def test_pages_are_listed_first_in_their_folder_and_its_parent(tmp_path: Path) -
     assert [link for link in above.links if link[1].startswith(("Listen", "Read"))] == [
         (f"./first%20music/{name}", text) for name, text in pages
     ]
+
+
+def test_pages_of_a_run_are_listed_beside_its_name(tmp_path: Path) -> None:
+    pages = {"samples/index.html": "Listen to its samples", "evaluation/report.html": "Read the report"}
+    for name in pages:
+        (tmp_path / "first" / name).parent.mkdir(parents=True)
+        (tmp_path / "first" / name).write_bytes(b"x")
+    (tmp_path / "second" / "samples").mkdir(parents=True)
+    (tmp_path / "second" / "samples" / "index.html").symlink_to("/etc/passwd")
+    with site_of(tmp_path) as site:
+        above, inside = listing(site, "/output/"), listing(site, "/output/first/")
+        for link, text in [
+            ("samples/index.html", "Listen to its samples"),
+            ("evaluation/report.html", "Read the report"),
+        ]:
+            assert above.links.count((f"./first/{link}", text)) == inside.links.count((link, text)) == 1
+            assert httpx.get(f"{site}/output/first/{link}").content == b"x"
+    assert not any(link.startswith("./second/") and link != "./second/" for link, _ in above.links)
+
+
+def test_pages_of_many_runs_are_listed_for_those_that_are_shown(tmp_path: Path) -> None:
+    for number in range(10_000):
+        (tmp_path / f"run-{number:05d}").mkdir()
+    newest = tmp_path / "run-04321"
+    (newest / "evaluation").mkdir()
+    (newest / "evaluation" / "report.html").touch()
+    os.utime(newest, (2e9, 2e9))
+    with site_of(tmp_path) as site:
+        page = listing(site, "/output/")
+    assert len(page.names) == MOST_ROWS and page.names[0] == newest.name
+    assert ("./run-04321/evaluation/report.html", "Read the report") in page.links
+
+
+def as_in_a_browser(path: str, link: str) -> str:
+    """Return the path that a relative link leads to. Unlike `urljoin`, browsers keep empty parts of a path."""
+    parts = path.split("/")[1:-1]
+    for part in link.split("/")[:-1]:
+        if part == "..":
+            parts.pop()  # fails above the root, where a proxy may have other pages
+        elif part != ".":
+            parts.append(part)
+    return "".join(f"/{part}" for part in parts) + "/"
+
+
+@pytest.mark.parametrize(
+    ("path", "above"),
+    [
+        ("/runs/first/none.wav", "/runs/first/"),
+        ("/runs/first/none/at/all/", "/runs/first/"),
+        ("/runs/first/config.json", "/runs/first/"),
+        ("/runs/first/.git/secret.wav", "/runs/first/"),
+        ("/runs/first/out/secret.wav", "/runs/first/"),
+        ("/runs/first%2Fnone.wav", "/runs/first/"),
+        ("/runs//first//none", "/runs/first/"),
+        ("/output/a%20b.wav", "/output/"),
+        ("/archives/none.wav", None),
+        ("/none", None),
+        ("//etc/passwd", None),
+        ("/runs/first/%00.wav", "/runs/first/"),
+        ("/" + "a/" * 3000, None),
+    ],
+)
+def test_a_path_to_nothing_names_it_and_links_to_what_there_is(site: str, path: str, above: str | None) -> None:
+    connection = http.client.HTTPConnection(urlsplit(site).netloc, timeout=60)  # sends the path as it is
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    page, headers = Listing(answer.read().decode()), answer.headers
+    assert (answer.status, headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert headers["content-security-policy"] == page_policy() and headers["x-content-type-options"] == "nosniff"
+    assert printable(unquote(path))[:100] in page.text
+    assert [as_in_a_browser(path, link) for link, _ in page.links] == [target for target in (above, "/") if target]
+    for target in (above, "/"):
+        assert target is None or httpx.get(f"{site}{target}").status_code == 200
+
+
+def test_a_page_of_what_is_hidden_is_that_of_what_is_not_there(tree: Path) -> None:
+    app = Application(folders_of(tree), None)
+    for hidden, none in [("config.json", "confif.json"), (".git/secret.wav", ".gi_/secret.wav"), ("out/", "ouu/")]:
+        (_, one), (_, other) = (ask(app, f"/runs/first/{name}") for name in (hidden, none))
+        assert one.replace(hidden.encode(), b"") == other.replace(none.encode(), b"")
+
+
+@given(text=st.one_of(st.sampled_from(TEXTS), st.text(max_size=30)))
+def test_hostile_paths_to_nothing_are_shown_as_text(tree: Path, text: str) -> None:
+    status, body = ask(Application(folders_of(tree), None), f"/runs/first/none/{text}/x")
+    page = Listing(body.decode())  # asserts that nothing was added
+    assert status == 404 and len(body) < 10_000
+    assert [shown for _, shown in page.links] == ["Open the folder runs/first", "Files of musicgen-flows"]
 
 
 @pytest.mark.parametrize("as_folder", [True, False])
@@ -379,6 +467,7 @@ def test_listings_are_in_japanese_for_a_japanese_reader(site: str, monkeypatch: 
     monkeypatch.setenv("MUSICGEN_LANGUAGE", "ja")
     assert '<html lang="ja">' in httpx.get(f"{site}/").text
     assert "フォルダ" in listing(site, "/runs/").text and "更新日時" in listing(site, "/output/").text
+    assert "見つかりません" in httpx.get(f"{site}/runs/none").text
 
 
 def test_players_can_seek(site: str, tree: Path) -> None:
