@@ -32,6 +32,7 @@ from flows.parameters import (
 from musicgen_core.errors import ConfigError, MusicgenError, advice_on, reason_of, translated_error
 from musicgen_core.escaping import print_logs_safely, printable
 from musicgen_core.language import message, say, translated
+from tasks.interruption import interruptible
 from tasks.next_steps import PROGRAM, in_shell
 
 _OF_TRAINING = {"num_epochs": "--epochs", "sample_prompts": "--sample-prompt"}
@@ -160,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    line = given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     try:
@@ -174,7 +175,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         if parsed is None:
             return 0 if given else 2
         command, parameters = parsed
-        return _load(command)(parameters)
+        with interruptible(_again(line)):
+            return _load(command)(parameters)
     except UsageError as error:
         for problem in error.problems:
             _print_error(translated(problem))
@@ -186,7 +188,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         if output.is_broken:
             return BROKEN_PIPE
-        _print_interrupted(sys.argv[1:] if arguments is None else arguments)
+        _print_interrupted(_again(line))
         return 130
     except Exception as error:
         if debug:
@@ -199,13 +201,20 @@ def _print_error(problem: str) -> None:
     print_error(say("error: {problem}", problem=problem))
 
 
-def _print_interrupted(line: Sequence[str]) -> None:
+def _print_interrupted(again: str) -> None:
     """Print how to continue a command that was interrupted, which is no error."""
-    if not any(entry in COMMANDS and COMMANDS[entry].continues for entry in line[:1]):
+    if not again:
         print_error(say("Interrupted."))
         return
     print_error(say("Interrupted. What was finished is kept; this does the rest:"))
-    print(printable(in_shell(PROGRAM, *_continuing(line))), file=sys.stderr)
+    print(printable(again), file=sys.stderr)
+
+
+def _again(line: Sequence[str]) -> str:
+    """Return the command that continues an interrupted one; an empty string if it would begin from scratch."""
+    if not any(entry in COMMANDS and COMMANDS[entry].continues for entry in line[:1]):
+        return ""
+    return in_shell(PROGRAM, *_continuing(line))
 
 
 def _continuing(line: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from deployments.inputs import check_evaluation, check_rendering, check_training
 from musicgen_core.language import message, stored_message
 from musicgen_core.wording import counted, lasting
 from tasks import outcomes
+from tasks.interruption import terminal_command
 from tasks.next_steps import command_line
 
 if TYPE_CHECKING:
@@ -111,11 +112,18 @@ def run_flow(flow: Any, parameters: dict[str, Any]) -> Any:
 
 
 def call_heard(flow: Any, parameters: dict[str, Any], listener: Callable[[Update], None]) -> Any:
-    """Run a flow, report its tasks' progress to `listener`, and return its final state."""
+    """Run a flow, report its tasks' progress to `listener`, and return its final state.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C has ended the run.
+    """
     from tasks.progress import listening
 
     with listening(listener):
-        return flow(**parameters, return_state=True)
+        state = flow(**parameters, return_state=True)
+    if (command := terminal_command()) is not None and command.is_interrupted:
+        raise KeyboardInterrupt
+    return state
 
 
 def tokenized_rows(result: TokenizeResult, failed: Mapping[str, str] | None = None) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -12,18 +13,11 @@ from prefect.client.schemas import State
 from prefect.exceptions import CancelledRun
 from prefect.states import Cancelled, Failed
 
-from musicgen_core.errors import (
-    AdapterError,
-    ConfigError,
-    DeviceError,
-    MusicgenError,
-    RunDirectoryError,
-    RunDirectoryUnavailable,
-    raise_if_interrupted,
-)
+from musicgen_core.errors import MusicgenError, is_refusal, raise_if_interrupted
 from tasks.advice import in_form
 from tasks.artifacts import PATIENCE_IF_INTERRUPTED_SECONDS, artifacts_of_run
 from tasks.cancelling import cancellable, is_ended_by_worker, leave_to_worker
+from tasks.interruption import terminal_command
 from tasks.next_steps import Outcome
 from tasks.summary import cancelled_section, failed_section, show_summary
 
@@ -42,26 +36,22 @@ def ends_with_reason(function: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:
             raise_if_interrupted(error)
             with artifacts_of_run() as artifacts:
-                refused = Outcome(is_refused=_is_refusal(error))
+                refused = Outcome(is_refused=is_refusal(error))
                 show_summary(artifacts, partial(failed_section, error), outcome=lambda: refused, again="Try again")
             if not isinstance(error, MusicgenError):
                 raise
             return Failed(message=in_form(str(error)), data=error)  # raised, it would get Prefect's prefix
         if isinstance(result, State) and result.is_cancelled():
-            with artifacts_of_run(PATIENCE_IF_INTERRUPTED_SECONDS) as artifacts:
-                show_summary(artifacts, partial(cancelled_section, str(result.message)))
+            again = command.again if (command := terminal_command()) is not None else ""
+            # Ctrl-C pressed twice: the summary is not worth the state.
+            with suppress(KeyboardInterrupt), artifacts_of_run(PATIENCE_IF_INTERRUPTED_SECONDS) as artifacts:
+                show_summary(artifacts, partial(cancelled_section, str(result.message), again))
             if is_ended_by_worker() and not runtime.flow_run.parent_flow_run_id:
                 leave_to_worker(str(result.message))
             result = Cancelled(message=result.message)  # Prefect would count a task's own state instead of showing it
         return result
 
     return explained
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Return whether a run was refused for its parameters. Another error may be over at the next attempt."""
-    refusals = (ConfigError, RunDirectoryError, AdapterError, DeviceError)
-    return isinstance(error, refusals) and not isinstance(error, RunDirectoryUnavailable)
 
 
 class StatesSuffice(logging.Filter):

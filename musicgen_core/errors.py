@@ -95,6 +95,12 @@ class Cancelled(Exception):
     """The work was cancelled. Results finished before are kept."""
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Return whether a run was refused for its parameters. Another error may be over at the next attempt."""
+    refusals = (ConfigError, RunDirectoryError, AdapterError, DeviceError)
+    return isinstance(error, refusals) and not isinstance(error, RunDirectoryUnavailable)
+
+
 def reason_of(error: BaseException) -> str:
     """Return an error in readable form: `no space left on device: /data/latest.pt`, `ValueError: …`."""
     if isinstance(error, MusicgenError):

@@ -21,6 +21,7 @@ from prefect.states import Cancelled, Cancelling
 
 from musicgen_core.errors import raise_if_interrupted
 from musicgen_core.language import message
+from tasks.interruption import terminal_command
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,7 +34,8 @@ PATIENCE_SECONDS = 120.0
 def cancellable(function: Callable[P, R]) -> Callable[P, R | State[R]]:
     """Decorate the function of a task or flow: after a person has cancelled the run, it ends as Cancelled, not Crashed.
 
-    A flow receives that state in place of a task's result, and a CancelledRun from a subflow.
+    A person cancels a run in the UI, or by Ctrl-C in the terminal of its command. A flow receives that state in place
+    of a task's result, and a CancelledRun from a subflow.
     """
 
     @wraps(function)
@@ -52,6 +54,10 @@ def cancellable(function: Callable[P, R]) -> Callable[P, R | State[R]]:
             if not is_cancelling():
                 raise
             message = CANCELLED
+        except KeyboardInterrupt:
+            if (command := terminal_command()) is None:
+                raise
+            message = command.ended()
         return Cancelled(message=message)
 
     return ended

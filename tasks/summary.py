@@ -160,9 +160,16 @@ def failed_section(error: Exception) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def cancelled_section(message: str) -> str:
-    """Return the section on a cancelled run: its message, which names where a retry resumes."""
-    return f"## Cancelled\n\n{markdown_text(message[:1].upper() + message[1:])}."
+def cancelled_section(message: str, again: str = "") -> str:
+    """Return the section on a cancelled run.
+
+    Args:
+        message: the message of its state, which names where it resumes.
+        again: the command with which the message ends, shown so that it can be copied; empty if there is none.
+    """
+    has_command = bool(again) and message.endswith(again)
+    text = markdown_text(message[:1].upper() + message[1:].removesuffix(again))
+    return f"## Cancelled\n\n{text}\n\n{markdown_block(again)}" if has_command else f"## Cancelled\n\n{text}."
 
 
 def evaluated_section(evaluation: Evaluation) -> str:

@@ -9,13 +9,13 @@ from prefect import get_run_logger, runtime, task
 from prefect.exceptions import CancelledRun, TerminationSignal
 
 from musicgen_core.config import TrainSettings
-from musicgen_core.errors import reason_of
 from musicgen_core.language import message
 from musicgen_core.stages import announce_torch, heard_by
 from musicgen_core.wording import counted
 from tasks.artifacts import artifacts_of_run
 from tasks.cancelling import cancellable, is_cancelling
 from tasks.fetching import check_model
+from tasks.interruption import terminal_command
 from tasks.outcomes import trained
 from tasks.progress import quieted
 from tasks.summary import show_summary, trained_section
@@ -65,8 +65,16 @@ def train_adapter(
                 log.stop("interrupted")
                 raise
             raise CancelledRun(log.cancel()) from signal
+        except KeyboardInterrupt as signal:
+            if (command := terminal_command()) is None:
+                log.stop("interrupted")
+                raise
+            raise CancelledRun(log.cancel(command)) from signal
         except BaseException as error:
-            log.stop(reason_of(error) if isinstance(error, Exception) else "interrupted")
+            if isinstance(error, Exception):
+                log.fail(error)
+            else:
+                log.stop("interrupted")
             raise
         log.show("complete", result.wandb_url)
         show_summary(artifacts, partial(trained_section, result), outcome=partial(trained, result, {"device": device}))

@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from musicgen_core import storage, tracking
+from musicgen_core.errors import is_refusal, reason_of
+from musicgen_core.escaping import markdown_block, markdown_text
 from musicgen_core.language import message
 from musicgen_core.run_layout import RunLayout
 from musicgen_core.stages import Stage
 from musicgen_core.wording import joined
 from tasks.advice import in_form
 from tasks.artifacts import Artifacts
+from tasks.interruption import INTERRUPTED, TerminalCommand
 from tasks.progress import LOG_EVERY_SECONDS, Pace, Update, report, run_logger
 from tasks.run_state import show_waiting
 from tasks.training_page import TrainingFigures, newest_samples, samples_page, training_page
@@ -96,49 +99,72 @@ class TrainingLog:
         self.show(waiting or "running")
         show_waiting(reason)
 
-    def show(self, state: str, wandb_url: str | None = None) -> None:
-        """Update the artifacts."""
+    def show(self, state: str, wandb_url: str | None = None, note: str = "") -> None:
+        """Update the artifacts. `note`: what to read below the figures, as Markdown."""
         state = in_form(state)
         self._stage = "" if state == "running" else state
         self._show_progress()
-        table, rows = self._figures.table(state), self._figures.rows[:]
+        table, rows, has_begun = self._figures.table(state), self._figures.rows[:], self._has_begun
 
         def page() -> str:
             started = time.thread_time()
-            text = training_page(table, rows, self._run_dir, wandb_url)
+            text = training_page(table, rows, self._run_dir, wandb_url, note, has_begun)
             self._showing.seconds = max(SHOW_EVERY_SECONDS, (time.thread_time() - started) / DRAWING_SHARE)
             self._show_samples()
             return text
 
         self._artifacts.markdown("training", page, f"{self._name}: {self._words(state)}")
 
-    def stop(self, reason: str) -> None:
-        """Show that training stopped early, on request or by an error."""
+    def fail(self, error: Exception) -> None:
+        """Show the error that ended training, or for which it was refused before the first step."""
+        self.stop("refused" if is_refusal(error) and not self._has_begun else "failed", reason_of(error))
+
+    def stop(self, state: str, reason: str = "") -> None:
+        """Show that training stopped early, and the reason."""
         self._figures.forget_speed()
-        self.show(f"stopped: {reason}")
+        self.show(state, note=f"**Reason.** {markdown_text(in_form(reason))}" if reason else "")
         if self._figures.done:
             self._logger.info("stopped after step %d; a retry goes on from the last checkpoint", self._figures.done)
 
-    def cancel(self) -> str:
-        """Show that training was cancelled, and return the message of the run's state."""
+    def cancel(self, command: TerminalCommand | None = None) -> str:
+        """Show that training was cancelled, and return the message of the run's state.
+
+        Args:
+            command: the command that was interrupted in the terminal; None: it was cancelled in the UI.
+        """
         figures = self._figures
         figures.forget_speed()
-        if not figures.total:
-            text = message(
-                "cancelled before training began; Retry continues from the newest checkpoint, if there is one"
-            )
+        if command is None:
+            if not self._has_begun:
+                text = message(
+                    "cancelled before training began; Retry continues from the newest checkpoint, if there is one"
+                )
+            elif self._is_waiting:
+                text = message(
+                    "cancelled at step {step:,}, not saved; Retry continues from the last checkpoint", step=figures.done
+                )
+            else:
+                text = message(
+                    "cancelled at step {step:,} of {steps:,}; Retry continues from there",
+                    step=figures.done,
+                    steps=figures.total,
+                )
+            self.show(text)
+            return text
+        if not self._has_begun:
+            where, start = "before training began", "the newest checkpoint, if there is one"
         elif self._is_waiting:
-            text = message(
-                "cancelled at step {step:,}, not saved; Retry continues from the last checkpoint", step=figures.done
-            )
+            where, start = f"at step {figures.done:,}, not saved", "the last checkpoint"
         else:
-            text = message(
-                "cancelled at step {step:,} of {steps:,}; Retry continues from there",
-                step=figures.done,
-                steps=figures.total,
-            )
-        self.show(text)
-        return text
+            where, start = f"at step {figures.done:,} of {figures.total:,}", "there"
+        state = f"{INTERRUPTED} {where}"
+        self.show(state, note=f"To continue from {start}:\n\n{markdown_block(command.again)}" if command.again else "")
+        return command.ended(state, f" from {start}")
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether training has come to its steps, so that it has a run at WandB."""
+        return self._figures.total > 0
 
     def _show_progress(self) -> None:
         figures = self._figures
@@ -147,7 +173,11 @@ class TrainingLog:
 
     def _words(self, state: str) -> str:
         """Return the current state and the progress of the steps."""
-        return state if state.startswith("cancelled") else "; ".join(filter(None, (state, self._figures.line())))
+        return (
+            state
+            if state.startswith(("cancelled", INTERRUPTED))
+            else "; ".join(filter(None, (state, self._figures.line())))
+        )
 
     def _show_samples(self) -> None:
         found = newest_samples(self._run_dir)

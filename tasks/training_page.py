@@ -130,7 +130,14 @@ class TrainingFigures:
         return markdown_table(("state", markdown_text(state)), [(name, markdown_text(value)) for name, value in rows])
 
 
-def training_page(table: str, rows: Sequence[Mapping[str, float]], run_dir: UPath, url: str | None) -> str:
+def training_page(
+    table: str,
+    rows: Sequence[Mapping[str, float]],
+    run_dir: UPath,
+    url: str | None,
+    note: str = "",
+    has_begun: bool = True,
+) -> str:
     """Return the page as Markdown.
 
     Args:
@@ -138,8 +145,10 @@ def training_page(table: str, rows: Sequence[Mapping[str, float]], run_dir: UPat
         rows: the rows to draw as curves.
         run_dir: the run directory, with WandB's files.
         url: URL of the WandB run, if it is known.
+        note: what to read below the table, as Markdown; may be empty.
+        has_begun: whether training has begun; else what the run directory has of WandB is that of an earlier run.
     """
-    parts = [f"Files in {markdown_code(run_dir)}", wandb_line(run_dir, url), table]
+    parts = [f"Files in {markdown_code(run_dir)}", wandb_line(run_dir, url) if has_begun else "", table, note]
     if rows:
         parts.append(picture(partial(tracking.plot_losses, rows), "Loss of training and validation"))
         parts.append(picture(partial(tracking.plot_learning_rate, rows), "Learning rate of each step"))

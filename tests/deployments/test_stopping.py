@@ -6,6 +6,7 @@ import contextlib
 import os
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -27,6 +28,13 @@ def in_session(session: int) -> list[int]:
             if os.getsid(pid) == session:
                 found.append(pid)
     return found
+
+
+def states_in(home: Path) -> list[tuple[str, str]]:
+    """Return type and message of the state of each flow run in a server's database."""
+    with contextlib.closing(sqlite3.connect(home / "prefect.db")) as database:
+        of_runs = "FROM flow_run JOIN flow_run_state AS state ON state.id = flow_run.state_id"
+        return database.execute(f"SELECT state.type, state.message {of_runs}").fetchall()
 
 
 def test_a_temporary_server_ends_with_a_command_that_is_killed(tmp_path: Path) -> None:
@@ -77,6 +85,12 @@ def test_a_training_run_that_is_stopped_saves_and_ends_its_server(
             time.sleep(0.2)
         assert in_session(process.pid) == []
         assert psutil.wait_procs(started, timeout=120)[1] == []
+        [(state, message)] = states_in(tmp_path / "prefect")
+        if stop == signal.SIGTERM:  # of `timeout` or a service manager: nobody decided about the run
+            assert state == "CRASHED"
+        else:
+            assert state == "CANCELLED" and message.startswith("interrupted in the terminal at step ")
+            assert message.endswith(f"; to continue from there: {again}")
     finally:
         for pid in in_session(process.pid):
             os.kill(pid, signal.SIGKILL)

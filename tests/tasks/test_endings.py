@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from prefect import Flow, runtime
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import Artifact, FlowRun
+from prefect.client.schemas.objects import Artifact, FlowRun, StateType
 from prefect.context import FlowRunContext
 from prefect.exceptions import CancelledRun, TerminationSignal
 from prefect.flow_engine import run_flow
@@ -25,15 +25,18 @@ from flows.train_lora import train_lora
 from musicgen_core.errors import AdapterError
 from tasks import training
 from tasks.advice import in_form
+from tasks.interruption import interruptible
 from tasks.next_steps import from_comment
 from tasks.progress import Update, listening
 from tests.run_directories import steps
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 Shown = Callable[[UUID], dict[str, Artifact]]
+QUICK: dict[str, Any] = {"batch_size": 2, "gradient_accumulation_steps": 1, "segment_seconds": 0.5, "max_steps": 40}
+AGAIN = "uv run musicgen-flows train tokens run --max-steps 40"
 
 
-def run_as_worker(flow: Flow[..., Any], error: type[Exception], **parameters: Any) -> FlowRun:
+def run_as_worker(flow: Flow[..., Any], error: type[BaseException], **parameters: Any) -> FlowRun:
     """Run a flow as a worker's process does, in which Prefect logs the final state."""
     with get_client(sync_client=True) as client:
         run = client.create_flow_run(flow, parameters=parameters)
@@ -72,8 +75,32 @@ def test_a_refused_run_shows_why_in_state_summary_and_log(
     assert reason in summary.replace("\\", "") and "**What to do.** Give a" in summary
     assert last_section(summary).startswith("## What next\n\n**Try again:** run the command again, ")
     assert (outcome := from_comment(summary)) is not None and outcome.is_refused
-    assert reason in str(found["training"].data).replace("\\", "")
+    page = str(found["training"].data).replace("\\", "")
+    assert "| state | refused |" in page and page.count(reason) == 1
+    assert page.index(f"**Reason.** {reason}") > page.index("| state |")
+    assert str(found["training"].description).endswith(": refused")
     assert_ends_with_message(caplog, run)
+
+
+def test_a_refused_run_has_no_line_on_an_earlier_wandb_run(tmp_path: Path, shown: Shown) -> None:
+    (tmp_path / "run" / "wandb").mkdir(parents=True)
+    places = {"tokens": str(tmp_path), "run_dir": str(tmp_path / "run"), "init_adapter": str(tmp_path / "none_lora.pt")}
+    state: Any = train_lora(**places, model="debug", device="cpu", return_state=True)
+    assert "WandB" not in str(shown(state.state_details.flow_run_id)["training"].data)
+
+
+def test_a_training_run_that_fails_in_its_steps_is_no_refusal(demo_tokens: Path, tmp_path: Path, shown: Shown) -> None:
+    def fail(update: Update) -> None:
+        if update.stage == "train" and update.done == 2:
+            raise OSError(5, "Input/output error", "/data/latest.pt")
+
+    (tmp_path / "run" / "wandb").mkdir(parents=True)
+    places = {"tokens": str(demo_tokens), "run_dir": str(tmp_path / "run"), "model": "debug", "device": "cpu"}
+    with listening(fail):
+        state: Any = train_lora(**places, **QUICK, return_state=True)
+    page = str(shown(state.state_details.flow_run_id)["training"].data)
+    assert "| state | failed |" in page and page.count("input/output error: /data/latest.pt") == 1
+    assert "WandB is offline" in page
 
 
 def test_advice_names_form_fields_in_the_ui_and_options_elsewhere(tmp_path: Path, shown: Shown) -> None:
@@ -216,3 +243,55 @@ def test_a_cancelled_finetune_says_where_its_training_continues(
     assert (run.state_name, message_of(run)) == ("Cancelled", "cancelled at step 2 of 4; Retry continues from there")
     assert_ends_with_message(caplog, run)
     assert not (tmp_path / "music").exists()
+
+
+def interrupt(update: Update) -> None:
+    """Do what Ctrl-C does in the third step."""
+    if update.stage == "train" and update.done >= 3:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("parts", ["train", "finetune"])
+def test_ctrl_c_in_a_terminal_cancels_and_names_the_next_command(
+    demo_archives: Path,
+    demo_tokens: Path,
+    tmp_path: Path,
+    shown: Shown,
+    subflows: Callable[[UUID], dict[str, FlowRun]],
+    caplog: pytest.LogCaptureFixture,
+    parts: str,
+) -> None:
+    places = {"tokens": str(demo_tokens), "run_dir": str(tmp_path / "run"), "model": "debug", "device": "cpu"}
+    with listening(interrupt), interruptible(AGAIN) as command:
+        if parts == "train":
+            run = run_as_worker(train_lora, CancelledRun, **places, **QUICK)
+        else:
+            places |= {"archives": str(demo_archives), "tokens": str(tmp_path / "tokens"), "output": str(tmp_path)}
+            run = run_as_worker(finetune, CancelledRun, **places, **QUICK)
+    assert command.is_interrupted and run.state is not None
+    state = "interrupted in the terminal at step 3 of 40"
+    assert (run.state.type, run.state.name) == (StateType.CANCELLED, "Cancelled")
+    assert run.state.message == f"{state}; to continue from there: {AGAIN}"
+    assert_ends_with_message(caplog, run)
+    assert not any("Crash" in line for line in caplog.messages)
+    assert steps(tmp_path / "run") == [1, 2, 3]
+    section = last_section(str(shown(run.id)["summary"].data))
+    assert section == f"## Cancelled\n\n{state.capitalize()}; to continue from there:\n\n    {AGAIN}"
+    trained = run.id if parts == "train" else subflows(run.id)["train-lora"].id
+    page = str(shown(trained)["training"].data)
+    assert f"| state | {state} |" in page and page.count(f"To continue from there:\n\n    {AGAIN}") == 1
+
+
+def test_a_command_that_cannot_continue_suggests_none(demo_tokens: Path, tmp_path: Path) -> None:
+    places = {"tokens": str(demo_tokens), "run_dir": str(tmp_path / "run"), "model": "debug", "device": "cpu"}
+    with listening(interrupt), interruptible(""):
+        run = run_as_worker(train_lora, CancelledRun, **places, **QUICK)
+    assert message_of(run) == "interrupted in the terminal at step 3 of 40"
+
+
+def test_the_same_signal_in_any_other_process_is_a_crash(demo_tokens: Path, tmp_path: Path, shown: Shown) -> None:
+    places = {"tokens": str(demo_tokens), "run_dir": str(tmp_path / "run"), "model": "debug", "device": "cpu"}
+    with listening(interrupt):
+        run = run_as_worker(train_lora, KeyboardInterrupt, **places, **QUICK)
+    assert run.state is not None and run.state.type == StateType.CRASHED
+    assert "| state | interrupted |" in str(shown(run.id)["training"].data)

@@ -79,7 +79,7 @@ def test_pages_of_a_rendering_are_inert(
 def test_the_training_page_is_inert(text: str, published: list[tuple[str, str, str]], tmp_path: Path) -> None:
     artifacts = Artifacts()
     log = TrainingLog(text, str(tmp_path), artifacts)
-    log.stop(text)
+    log.stop(text, text)
     artifacts.close(120)
     check(published)
 

@@ -64,8 +64,8 @@ def test_progress_shows_the_current_stage_and_the_steps(tmp_path: Path) -> None:
 def test_a_training_that_has_not_begun_has_no_step(tmp_path: Path) -> None:
     shown: list[str] = []
     record = SimpleNamespace(progress=lambda *_: None, markdown=lambda *shows: shown.append(shows[-1]))
-    TrainingLog("jazz", str(tmp_path), cast(Artifacts, record)).stop("no GPU")
-    assert shown == ["jazz: stopped: no GPU"]
+    TrainingLog("jazz", str(tmp_path), cast(Artifacts, record)).stop("refused", "no GPU")
+    assert shown == ["jazz: refused"]
 
 
 def test_the_best_is_the_epoch_in_which_it_changed_last() -> None:
