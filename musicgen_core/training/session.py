@@ -11,7 +11,7 @@ from musicgen_core import storage, tracking
 from musicgen_core.errors import AdapterError, Cancelled
 from musicgen_core.model.lora import load_adapter
 from musicgen_core.model.weights import BaseModel
-from musicgen_core.run_layout import BEST_ADAPTER, FINAL_ADAPTER, SAMPLES, epoch_adapter
+from musicgen_core.run_layout import BEST_ADAPTER, FINAL_ADAPTER, epoch_adapter
 from musicgen_core.training.files.disk_space import Plan, Sizes, check_disk_space
 from musicgen_core.training.files.run_directory import RunDirectory
 from musicgen_core.training.files.run_lock import RunLock
@@ -106,7 +106,7 @@ class Session:
     def _open_logs(self) -> None:
         files, config = self.files, self.inputs.config
         self._metrics = tracking.MetricsWriter(files.local_metrics)
-        (files.stage / SAMPLES).mkdir(parents=True, exist_ok=True)
+        files.stage.mkdir(parents=True, exist_ok=True)
         self.saver.lock_mirror()
         self._wandb = tracking.Wandb(
             files.stage,

@@ -52,7 +52,7 @@ def test_the_run_directory_holds_exactly_these_files(
 ) -> None:
     run_dir = uninterrupted[0].run_dir
     assert left_in(run_dir).files == FILES
-    assert (Path(run_dir) / "samples").is_dir()
+    assert not (Path(run_dir) / "samples").exists()  # no sample was asked for
 
 
 def test_each_step_stands_in_the_metrics_once_with_these_names(
