@@ -1,4 +1,4 @@
-"""Plots of an evaluation, as PNGs."""
+"""Plots of an evaluation, as PNGs, in the user's language if there is a font for it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import numpy as np
 from musicgen_core import tracking
 from musicgen_core.evaluation.comparison import Losses
 from musicgen_core.evaluation.request import Comparison
+from musicgen_core.language import message
+from musicgen_core.lettering import plot_text, set_fonts
 
 _WIDE = 100
 """Ratio of perplexities from which small bars would be invisible on a linear axis."""
@@ -19,11 +21,12 @@ _WIDE = 100
 
 def plot_codebook_perplexities(codebooks: Sequence[Comparison]) -> bytes:
     """Plot the perplexity of each codebook as bars of both models, side by side."""
-    with _picture("Perplexity of each codebook", "codebook", "perplexity") as (axes, target):
+    title, x, y = message("Perplexity of each codebook"), message("codebook"), message("perplexity")
+    with _picture(title, x, y) as (axes, target):
         places = np.arange(len(codebooks))
         for shift, name, values in (
-            (-0.2, "base model", [one.base_perplexity for one in codebooks]),
-            (0.2, "with adapter", [one.adapter_perplexity for one in codebooks]),
+            (-0.2, plot_text(message("base model")), [one.base_perplexity for one in codebooks]),
+            (0.2, plot_text(message("with adapter")), [one.adapter_perplexity for one in codebooks]),
         ):
             bars = axes.bar(places + shift, values, width=0.38, label=name)
             axes.bar_label(bars, fmt="%.4g", padding=2)
@@ -39,13 +42,12 @@ def plot_codebook_perplexities(codebooks: Sequence[Comparison]) -> bytes:
 def plot_differences(base: Losses, adapter: Losses) -> bytes:
     """Plot a histogram of the loss differences, [clips] each."""
     differences = adapter - base
-    with _picture("What the adapter changes, clip by clip", "loss with adapter − base (nats per code)", "clips") as (
-        axes,
-        target,
-    ):
+    title, x = message("What the adapter changes, clip by clip"), message("loss with adapter − base (nats per code)")
+    with _picture(title, x, message("clips")) as (axes, target):
         axes.hist(differences, bins=min(40, max(5, len(differences) // 5)))
         axes.axvline(0, color="tab:gray", linewidth=1)
-        axes.axvline(differences.mean(), color="tab:orange", label=f"mean {differences.mean():+.4f}")
+        mean = plot_text(message("mean {value:+.4f}", value=differences.mean()))
+        axes.axvline(differences.mean(), color="tab:orange", label=mean)
         axes.figure.legend(loc="outside upper right")
     return target.getvalue()
 
@@ -53,7 +55,7 @@ def plot_differences(base: Losses, adapter: Losses) -> bytes:
 def plot_training(rows: Sequence[Mapping[str, float]]) -> bytes:
     """Plot the losses in metrics.jsonl."""
     target = io.BytesIO()
-    tracking.plot_losses(rows, target)
+    tracking.plot_losses(rows, target, plot_text)
     return target.getvalue()
 
 
@@ -63,8 +65,9 @@ def _picture(title: str, x: str, y: str) -> Iterator[tuple[Any, io.BytesIO]]:
 
     figure, target = Figure(figsize=(8, 4.5), layout="constrained"), io.BytesIO()
     axes = figure.subplots()
-    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.set(title=plot_text(title), xlabel=plot_text(x), ylabel=plot_text(y))
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     yield axes, target
+    set_fonts(figure)
     figure.savefig(target, dpi=120, format="png")

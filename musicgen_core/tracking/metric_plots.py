@@ -8,22 +8,31 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from musicgen_core.codes import CODEBOOKS
+from musicgen_core.language import as_message, message
+from musicgen_core.lettering import set_fonts
 from musicgen_core.run_layout import LEARNING_RATE_PLOT, LOSS_PLOT, PERPLEXITY_PLOT
 
 Rows = Sequence[Mapping[str, float]]
 
 
-def plot_losses(rows: Rows, target: Path | IO[bytes]) -> None:
-    """Draw `loss.png`: training loss per step, its running mean, and validation loss per epoch."""
+def plot_losses(rows: Rows, target: Path | IO[bytes], text: Callable[[str], str] = str) -> None:
+    """Draw `loss.png`: training loss per step, its running mean, and validation loss per epoch.
+
+    Args:
+        text: returns a message as it is to be drawn; by default in English.
+    """
     taken = [row for row in rows if "train/loss" in row]  # skipped steps have no loss
     steps, losses = [row["step"] for row in taken], [row["train/loss"] for row in taken]
-    with _picture(target, "MusicGen LoRA training", "cross-entropy (nats per code)") as axes:
-        axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1, label="training, each step")
-        axes.plot(steps, _running_mean(losses), color="tab:blue", label="training, running mean")
+    title, unit = text(message("MusicGen LoRA training")), text(message("cross-entropy (nats per code)"))
+    with _picture(target, title, unit, step=text(message("step"))) as axes:
+        each, mean = text(message("training, each step")), text(message("training, running mean"))
+        axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1, label=each)
+        axes.plot(steps, _running_mean(losses), color="tab:blue", label=mean)
         validated = [row for row in rows if "val/loss" in row]
         if validated:
             x, y = [row["step"] for row in validated], [row["val/loss"] for row in validated]
-            axes.plot(x, y, color="tab:orange", marker="o", label="validation")
+            validation = text(as_message("validation", message("validation loss"), {}))
+            axes.plot(x, y, color="tab:orange", marker="o", label=validation)
         axes.legend()
 
 
@@ -61,20 +70,22 @@ def pictures_of(rows: Rows) -> dict[str, Callable[[Rows, Path], None]]:
 
 @contextmanager
 def _picture(
-    target: Path | IO[bytes], title: str, unit: str, layout: Literal["constrained"] | None = None
+    target: Path | IO[bytes], title: str, unit: str, layout: Literal["constrained"] | None = None, step: str = "step"
 ) -> Iterator[Any]:
     """Provide axes over the steps, and write them as a PNG at the end.
 
     Args:
         layout: `constrained` makes room for a legend outside of the axes, and takes twice as long.
+        step: label of the steps.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout=layout)
     axes = figure.subplots()
-    axes.set(xlabel="step", ylabel=unit, title=title)
+    axes.set(xlabel=step, ylabel=unit, title=title)
     axes.grid(alpha=0.3)
     yield axes
+    set_fonts(figure)
     figure.savefig(target, dpi=120, format="png")
 
 

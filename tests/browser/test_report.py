@@ -53,7 +53,7 @@ def write(target: UPath) -> None:
     losses = 4.4 - 0.3 * (1 - np.exp(-np.arange(1, 400) / 80)) + rng.normal(0, 0.05, size=399)
     rows = [{"step": float(step), "train/loss": float(loss)} for step, loss in zip(steps, losses, strict=True)]
     pictures = {
-        "Perplexity of each codebook": plots.plot_perplexities(evaluation.codebooks),
+        "Perplexity of each codebook": plots.plot_codebook_perplexities(evaluation.codebooks),
         "Change of the loss": plots.plot_differences(*means),
         "Loss of the training": plots.plot_training(rows),
     }
