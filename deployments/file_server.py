@@ -77,8 +77,9 @@ class Folders(StaticFiles):
         except HTTPException as error:
             if error.status_code != HTTPStatus.NOT_FOUND:
                 raise
-            listing = await anyio.to_thread.run_sync(self._listing, path, scope["path"])
-            return listing or await anyio.to_thread.run_sync(self._missing, path, scope)
+            if (listing := await anyio.to_thread.run_sync(self._listing, path, scope["path"])) is not None:
+                return listing
+            return await anyio.to_thread.run_sync(self._missing, path, scope)
 
     def _listing(self, path: str, asked: str) -> Response | None:
         """Return the page of a folder, or of all folders. None if there is no such folder.
