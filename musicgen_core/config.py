@@ -202,8 +202,8 @@ class DataSettings(Settings):
         None,
         ge=0,
         le=1,
-        description="Share of the clips heard without their description, as guidance needs it; by default "
-        "the model's own",
+        description="Share of the clips trained without their description, as guidance needs it; by default the "
+        "model's own",
     )
     word_dropout: float | None = Field(
         None,
@@ -219,7 +219,7 @@ class DataSettings(Settings):
         "that the adapter forgets less of what the base model can play",
     )
     prior_prompts: Annotated[str | None, AfterValidator(_check_prior_prompts)] = Field(
-        None, description="Text file of these general prompts, one a line; by default a built-in list"
+        None, description="Text file of these general prompts, one per line; by default a built-in list"
     )
 
 
@@ -356,7 +356,9 @@ class TokenizeSettings(DescriptionSettings, ReadingSettings):
 Duration = Annotated[
     float,
     Field(
-        gt=0, le=LONGEST_SECONDS, description="Length of each piece in seconds; over 30 it is made in overlapping parts"
+        gt=0,
+        le=LONGEST_SECONDS,
+        description="Length of each sample in seconds; over 30 it is generated in overlapping parts",
     ),
 ]
 MusicSeed = Annotated[
@@ -370,7 +372,7 @@ class ChoiceSettings(Settings):
     model_config = ConfigDict(title="Sampling")
 
     overlap: float = Field(
-        12.0, gt=0, le=29, description="In pieces over 30 seconds: seconds that a part hears of the one before it"
+        12.0, gt=0, le=29, description="In samples over 30 seconds: seconds of the previous part that a part continues"
     )
     greedy: bool = Field(False, description="No chance: always take the likeliest sound token")
     top_k: int = Field(250, ge=0, le=LARGEST_COUNT, description="Choose among the k likeliest tokens; 0: among all")

@@ -112,8 +112,10 @@ def reason_of(error: BaseException) -> str:
 
 
 _ADVICE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), message("Make room on that disk, or give a place on another")),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), message("Change its permissions, or give another place")),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), message("Make room on that disk, or give a location on another")),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS), message("Change its permissions, or give another location")
+    ),
     errno.EIO: message("Check the disk"),
 }
 

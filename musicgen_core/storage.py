@@ -57,7 +57,7 @@ def as_path(location: Location | UPath) -> UPath:
     except ImportError as error:
         raise ConfigError(
             message("{location} can't be used: {error}", location=location, error=error),
-            message("Install it, or use another place"),
+            message("Install it, or use another location"),
         ) from error
     return path
 
@@ -78,7 +78,7 @@ def make_folder(path: UPath) -> None:
         except OSError as error:
             raise ConfigError(
                 message("{path} can't be a folder ({strerror})", path=path, strerror=error.strerror),
-                message("Give another place"),
+                message("Give another location"),
             ) from error
 
 

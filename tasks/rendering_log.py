@@ -80,13 +80,13 @@ class RenderingLog:
             self._show_page()
 
     def _show_page(self) -> None:
-        text = f"{len(self._rendered):,} of {counted(self._pieces_in_all, 'piece')}"
+        text = f"{len(self._rendered):,} of {counted(self._pieces_in_all, 'sample')}"
         self._artifacts.markdown("music", partial(self._page, self._in_order()), f"The music of all prompts: {text}")
 
     def show(self) -> None:
         """Show all pieces."""
         pieces = self._in_order()
-        self._show_progress(1, 1, f"Rendered {counted(len(pieces), 'piece')}")
+        self._show_progress(1, 1, f"Rendered {counted(len(pieces), 'sample')}")
         rows = [
             {"file": PurePosixPath(one.wav).name, "prompt": one.title, "seconds": one.seconds, "played by": one.voice}
             for one in sorted(pieces, key=lambda piece: piece.wav)
@@ -96,7 +96,7 @@ class RenderingLog:
         self._artifacts.markdown("music", partial(self._page, pieces), "The music of all prompts")
         music, taken = sum(one.seconds for one in pieces), time.monotonic() - self._started
         self._logger.info(
-            "rendered %s, %.1f s of music in %.0f s: %s", counted(len(pieces), "piece"), music, taken, page_of(pieces)
+            "rendered %s, %.1f s of music in %.0f s: %s", counted(len(pieces), "sample"), music, taken, page_of(pieces)
         )
 
     def _in_order(self) -> list[Rendered]:
@@ -114,7 +114,7 @@ class RenderingLog:
             for piece in group:
                 parts += [self._line(piece), self._preview(piece.wav)]
         if len(pieces) > PLAYED:
-            parts.append(f"and {counted(len(pieces) - PLAYED, 'more piece')} in the same folder")
+            parts.append(f"and {counted(len(pieces) - PLAYED, 'more sample')} in the same folder")
         return "\n\n".join(part for part in parts if part)
 
     @property

@@ -186,7 +186,9 @@ def evaluated_section(evaluation: Evaluation) -> str:
             ("CLAP score", f"{music.base_clap_score:.4f}", f"{music.adapter_clap_score:.4f}"),
             ("Fréchet audio distance", f"{music.base_frechet_distance:.4f}", f"{music.adapter_frechet_distance:.4f}"),
         ]
-        parts.append(markdown_table((f"of {counted(music.clips, 'piece')} each", "base model", "with adapter"), scores))
+        parts.append(
+            markdown_table((f"of {counted(music.clips, 'sample')} each", "base model", "with adapter"), scores)
+        )
     parts += [f"- {markdown_text(remark)}" for remark in evaluation.remarks]
     return "\n\n".join(parts)
 

@@ -81,7 +81,7 @@ class PackedShard:
             self.path.unlink(missing_ok=True)
             raise TokensError(
                 message("codes in {path}, a copy made from the tokens, are damaged", path=self.path),
-                message("Run again: the copy is made anew. If it comes back, check the disk"),
+                message("Run again: the copy is regenerated. If the error comes back, check the disk"),
             )
         return codes.reshape(CODEBOOKS, -1)
 

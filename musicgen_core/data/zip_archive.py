@@ -157,7 +157,7 @@ def _packed(entry: ZipEntry, reader: RandomReader) -> Iterator[bytes]:
     start = entry.offset + _LOCAL.size + name_size + extra_size
     end = start + entry.packed
     if end > reader.size:
-        raise Unreadable(message("it goes on behind the end of the archive"))
+        raise Unreadable(message("it extends beyond the end of the archive"))
     for place in range(start, end, BLOCK):
         yield reader.read(place, min(BLOCK, end - place))
 

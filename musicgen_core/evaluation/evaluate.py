@@ -240,6 +240,6 @@ def _write(
         pictures[say("Loss of training and validation, step by step")] = plots.plot_training(rows)
     trained = pairs_of_training(subject.run_dir, subject.adapter.epoch) if subject.run_dir is not None else []
     (out / EVALUATION_DATA).unlink(missing_ok=True)
-    music = {say("Samples of the training"): trained, say("Rendered for this report"): rendered}
+    music = {say("Samples of the training run"): trained, say("Rendered for this report"): rendered}
     write_report(out / EVALUATION_REPORT, evaluation, pictures, music)
     storage.write_text(out / EVALUATION_DATA, _EVALUATION.dump_json(evaluation, indent=1).decode())

@@ -80,6 +80,6 @@ def find_subject(location: storage.Location) -> Subject:
     except (OSError, ValueError) as error:
         raise RunDirectoryError(
             message("{run_dir}/config.json is damaged ({error})", run_dir=run_dir, error=error),
-            message("Copy the adapter to another place and evaluate it there"),
+            message("Copy the adapter to another directory and evaluate it there"),
         ) from error
     return Subject(path, load_adapter(path), run_dir=run_dir, config=config)

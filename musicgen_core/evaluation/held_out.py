@@ -65,7 +65,7 @@ def held_out(clips: Clips, settings: EvaluateSettings, trained: RunConfig | None
         seconds = config.values.get("segment_seconds", TrainSettings.model_fields["segment_seconds"].default)
     if not fraction:
         raise ConfigError(
-            message("the training of this adapter held no clips out (its validation_fraction is 0)"),
+            message("the run of this adapter held no clips out (its validation_fraction is 0)"),
             message("Give --validation-fraction with tokens that it has not learned from"),
         )
     _, everything = split(clips.hashes, fraction)

@@ -62,7 +62,7 @@ class ClapSettings(Settings):
 ReportPrompts = Annotated[
     Prompts, Field(description="Texts to make music from with both models, to hear in the report")
 ]
-PieceDuration = Annotated[float, Field(gt=0, le=30, description="Length of each of these pieces in seconds")]
+PieceDuration = Annotated[float, Field(gt=0, le=30, description="Length of each of these samples in seconds")]
 PieceSeed = Annotated[
     int, Field(ge=0, lt=2**32, description="Number that fixes everything random: the same one gives the same music")
 ]
@@ -205,7 +205,7 @@ class Evaluation:
         claim = {
             "better": message("The adapter is better than the base model"),
             "worse": message("The adapter is worse than the base model"),
-            "undecided": message("No difference between adapter and base model can be told"),
+            "undecided": message("No significant difference between adapter and base model"),
         }[self.verdict]
         if self.clips < ENOUGH_CLIPS:
             claim = message("{claim} on these clips, but so few prove little", claim=claim)

@@ -82,7 +82,7 @@ def export(adapter: storage.Location, out: storage.Location, kind: ExportKind, m
     except OSError as error:
         raise ConfigError(
             message("the export can't be written to {target} ({reason})", target=target, reason=reason_of(error)),
-            message("Make room or give another place"),
+            message("Make room or give another location"),
         ) from error
     return Exported(target, files)
 

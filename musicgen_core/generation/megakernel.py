@@ -42,7 +42,7 @@ def megakernel(
     try:
         return Megakernel(config, matrices, scales, norms)
     except (ImportError, CudaError) as error:
-        logger.warning("the GPU's kernel for single pieces can't be used, so these take a third longer: %s", error)
+        logger.warning("the GPU's kernel for single samples can't be used, so these take a third longer: %s", error)
         return None
 
 

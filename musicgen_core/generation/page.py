@@ -97,7 +97,7 @@ def _page(kind: OwnPage, prompts: Sequence[_PromptRow], facts: Mapping[str, Sequ
         generator=kind.generator,
         title=translated(kind.title),
         prompts=prompts,
-        pieces=translated(counted(sum(len(prompt.versions) for prompt in prompts), "piece")),
+        pieces=translated(counted(sum(len(prompt.versions) for prompt in prompts), "sample")),
         texts=translated(counted(len(prompts), "prompt")),
         facts=facts,
         picture=PICTURE_SIZE,

@@ -152,12 +152,12 @@ def _check_longer(seconds: float, source: str | None, given: float) -> None:
     if given >= seconds:
         raise ConfigError(
             message(
-                "{source} lasts {given:g} s, and the piece that continues it {seconds:g} s",
+                "{source} lasts {given:g} s, and the sample that continues it {seconds:g} s",
                 source=source,
                 given=given,
                 seconds=seconds,
             ),
-            message("Give a longer duration: it is that of the whole piece"),
+            message("Give a longer duration: it includes the recording"),
         )
 
 
@@ -200,7 +200,7 @@ def smaller_size(size: int) -> int:
     found = [smaller for smaller in ENGINE_BATCH_SIZES if smaller < size]
     if not found:
         raise DeviceError(
-            message("one piece at a time doesn't fit the GPU's memory"),
+            message("not even one sample at a time fits the GPU's memory"),
             message(
                 "Stop other programs on the GPU (nvidia-smi shows them), give a shorter --duration, or use --device cpu"
             ),

@@ -213,7 +213,7 @@ class _Rendering:
             self._deliver_written()
         if music is None:
             smaller = self._max_batch = smaller_size(size)
-            logger.warning("out of GPU memory: %s side by side from here on, not %d", counted(smaller, "piece"), size)
+            logger.warning("out of GPU memory: a batch has %s from here on, not %d", counted(smaller, "sample"), size)
             torch.cuda.empty_cache()
             for start in range(0, len(batch), smaller):
                 self._render(voice_number, voice, engine, batch[start : start + smaller], smaller)
@@ -263,9 +263,9 @@ class _Rendering:
         new, before = sum(_new_frames(piece) for piece in batch), self._frames
         first, last = self._started_samples + 1, self._started_samples + len(batch)
         total = self._voices * len(self._pieces)
-        text = message("piece {number} of {total}", number=first, total=total)
+        text = message("sample {number} of {total}", number=first, total=total)
         if last > first:
-            text = message("pieces {first} to {last} of {total}", first=first, last=last, total=total)
+            text = message("samples {first} to {last} of {total}", first=first, last=last, total=total)
 
         def on_step(done: int, total: int) -> None:
             self._on_progress(before + new * done // total, self._total, text)

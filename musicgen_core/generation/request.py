@@ -102,11 +102,11 @@ def adapter_of(pieces: Sequence[Rendered]) -> str:
 
 
 def outcome_of(pieces: Sequence[Rendered]) -> str:
-    """Return the result of a rendering as one line: `2 pieces made with runs/jazz/…/best_lora.pt, in music`."""
+    """Return the result of a rendering as one line: `2 samples made with runs/jazz/…/best_lora.pt, in music`."""
     player = adapter_of(pieces) or message("the base model")
     if adapter_of(pieces) and not all(piece.with_adapter for piece in pieces):
         player = message("{adapter} and the base model", adapter=player)
-    count = counted(len(pieces), "piece")
+    count = counted(len(pieces), "sample")
     return message("{pieces} made with {player}, in {folder}", pieces=count, player=player, folder=folder_of(pieces))
 
 

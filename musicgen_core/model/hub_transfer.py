@@ -70,7 +70,8 @@ def transfer(repo: str, url: str, blob: Path, size: int, sha256: str | None, cou
                 part.unlink(missing_ok=True)
                 raise ModelError(
                     message(
-                        "a file of {repo} came damaged from the Hugging Face Hub (its SHA-256 is not {sha256})",
+                        "a file of {repo} was damaged on its way from the Hugging Face Hub (its SHA-256 is not "
+                        "{sha256})",
                         repo=repo,
                         sha256=sha256,
                     ),

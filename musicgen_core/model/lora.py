@@ -305,8 +305,8 @@ def find_adapter(location: storage.Location) -> UPath:
         raise AdapterError(
             message("there is no adapter at {path}", path=path),
             message(
-                "Give a *_lora.pt file, the run directory of a training, a directory with peft's "
-                "adapter_config.json, or USER/NAME on the Hugging Face Hub"
+                "Give a *_lora.pt file, a run directory, a directory with peft's adapter_config.json, or "
+                "USER/NAME on the Hugging Face Hub"
             ),
         )
     return found
@@ -335,7 +335,7 @@ def load_adapter(path: UPath) -> Adapter:
                         name=type(error).__name__,
                         error=error,
                     ),
-                    message("Give a *_lora.pt that a training wrote"),
+                    message("Give a *_lora.pt that a training run wrote"),
                 ) from error
     try:
         check_adapter_values(values)

@@ -119,8 +119,8 @@ def _check_same_start(start: StartPoint, world: World, files: RunDirectory) -> N
     if world.any(start.step != main_step):
         raise RunDirectoryError(
             message(
-                "the processes of the training don't find the same in {root}: rank {rank} begins after "
-                "step {step}, the main one after step {main_step}",
+                "the processes of the run don't find the same in {root}: rank {rank} begins after step {step}, "
+                "the main one after step {main_step}",
                 root=files.root,
                 rank=world.rank,
                 step=start.step,
@@ -135,7 +135,7 @@ def _load_clips(request: TrainRequest, model: BaseModel, start: StartPoint) -> C
     initial_shards = start.checkpoint.fixed[SHARDS] if start.checkpoint is not None else None
     clips = load_clips(storage.as_path(request.tokens), codec_identity(model), only=initial_shards)
     if clips.added:
-        logger.warning("this training leaves out archives that came after it began: %s", named(clips.added))
+        logger.warning("archives added since this run began are ignored until the next run: %s", named(clips.added))
     for problem in [*clips.problems(), *cut_descriptions(clips, request.tokens)]:
         logger.warning("%s", problem)
     return clips

@@ -308,8 +308,8 @@ class Trainer:
                     "{found}, the {most_skipped}th in a row that isn't finite", found=found, most_skipped=MAX_SKIPPED
                 ),
                 message(
-                    "Lower --learning-rate or give --warmup-steps, and go on from a checkpoint_step_*.pt or "
-                    "checkpoint_epoch_*.pt of before with --resume"
+                    "Lower --learning-rate or give --warmup-steps, and resume from an earlier "
+                    "checkpoint_step_*.pt or checkpoint_epoch_*.pt with --resume"
                 ),
             )
         logger.warning("%s, and was skipped", found)

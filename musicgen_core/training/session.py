@@ -101,7 +101,7 @@ class Session:
                 counted(total, "step"),
             )
         elif is_complete:
-            logger.info("the training in %s is complete: %d of %d steps", self.files.root, step, total)
+            logger.info("the run in %s is complete: %d of %d steps", self.files.root, step, total)
 
     def _open_logs(self) -> None:
         files, config = self.files, self.inputs.config
@@ -195,7 +195,7 @@ class Session:
             if adapter is not None and progress.best_step in (adapter.global_step, None):
                 self.saver.save_best_again(adapter)
             else:
-                logger.warning("the best adapter until then isn't in this run directory: the best starts anew")
+                logger.warning("the best adapter until then isn't in this run directory: the best is determined afresh")
                 progress.best_loss = progress.best_epoch = progress.best_step = None
                 progress.validations_without_gain = 0
         # Only now: until latest.pt is set aside, a restart would continue after these rows.

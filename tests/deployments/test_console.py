@@ -56,7 +56,7 @@ def test_results_and_next_steps_are_translated_into_japanese(
 def test_progress_and_logs_are_translated_into_japanese(shown: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUSICGEN_LANGUAGE", "ja")
     with working() as activity:
-        activity(Update("generate", "/music", 2, 2, message("piece {number} of {total}", number=1, total=1)))
+        activity(Update("generate", "/music", 2, 2, message("sample {number} of {total}", number=1, total=1)))
         activity(Update("rendering", "", 100, 100))
         packing = ("packing %s of %s into %s", counted(3, "shard"), "/tokens", "/cache")
         logging.getLogger("musicgen_core.test").info(*packing)

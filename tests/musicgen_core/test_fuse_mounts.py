@@ -167,7 +167,7 @@ def test_whenever_a_process_ends_the_new_file_is_whole_and_found(
 def test_locking_works_without_flock_and_after_a_crash(drive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("musicgen_core.training.files.run_lock.BEAT_S", 0.1)
     root = storage.as_path(drive / "run")
-    with RunLock(root), pytest.raises(RunDirectoryError, match="already running"), RunLock(root):
+    with RunLock(root), pytest.raises(RunDirectoryError, match="already active"), RunLock(root):
         pass
     assert not list((drive / "run").glob("*"))
     script = (

@@ -51,8 +51,8 @@ def test_a_message_is_english_until_it_is_translated() -> None:
 
 @pytest.mark.usefixtures("japanese")
 def test_values_that_are_messages_are_translated_too() -> None:
-    text = message("{pieces} from {prompts}", pieces=counted(2000, "piece"), prompts=counted(1, "prompt"))
-    assert (text, translated(text)) == ("2,000 pieces from 1 prompt", "1 個のプロンプトから 2,000 曲")
+    text = message("{pieces} from {prompts}", pieces=counted(2000, "sample"), prompts=counted(1, "prompt"))
+    assert (text, translated(text)) == ("2,000 samples from 1 prompt", "1 個のプロンプトから 2,000 曲")
     assert [translated(one) for one in (lasting(90), sized(10), sized(2e6))] == ["1.5 分", "10 バイト", "2.0 MB"]
 
 

@@ -42,7 +42,7 @@ def test_the_page_is_not_sent_again_for_every_piece(pieces: list[Rendered], monk
     log = RenderingLog("music", len(pieces), 1, artifacts)
     for piece in pieces:
         log.add(piece)
-    assert [description for _, description in artifacts.pages] == ["The music of all prompts: 1 of 20 pieces"]
+    assert [description for _, description in artifacts.pages] == ["The music of all prompts: 1 of 20 samples"]
     log.show()
     assert len(artifacts.pages) == 2 and all(f"prompt {number}" in artifacts.pages[1][0] for number in range(20))
 
@@ -56,7 +56,7 @@ def test_a_stopped_rendering_shows_its_finished_pieces(pieces: list[Rendered], m
     for piece in pieces[:5]:
         log.add(piece)
     log.stop()
-    assert artifacts.pages[-1][1] == "The music of all prompts: 5 of 20 pieces"
+    assert artifacts.pages[-1][1] == "The music of all prompts: 5 of 20 samples"
 
 
 def test_the_page_names_only_the_current_stage(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,14 +65,14 @@ def test_the_page_names_only_the_current_stage(monkeypatch: pytest.MonkeyPatch) 
     log = RenderingLog("music", 2, 1, artifacts)
     log.begin_stage(Stage("reading the model"))
     for done in (1, 2):
-        log.hear(done, 4, "piece 1 of 2")
+        log.hear(done, 4, "sample 1 of 2")
     log.begin_stage(Stage("turning the codes into sound"))
     for done in (3, 4):
-        log.hear(done, 4, "piece 2 of 2")
+        log.hear(done, 4, "sample 2 of 2")
     assert artifacts.lines == [
         "Rendering 2 prompts",
         "reading the model",
-        "Rendering piece 1 of 2",
+        "Rendering sample 1 of 2",
         "turning the codes into sound",
-        "Rendering piece 2 of 2",
+        "Rendering sample 2 of 2",
     ]

@@ -68,7 +68,7 @@ def test_the_summary_of_finetune_lists_the_files_of_all_parts(
     page = str(of_parts["generate-music"]["summary"].data)
     assert f"Played by the adapter `{best}`." in page and page.count(f"`{folder}/music`") == 1
     message = str(parts["generate-music"].state and parts["generate-music"].state.message)
-    assert message == f"2 pieces made with {best}, in {folder}/music"
+    assert message == f"2 samples made with {best}, in {folder}/music"
     page = str(of_parts["generate-music"]["music"].data)
     encoded = re.search(r'src="data:audio/mpeg;base64,([^"]+)"', page)
     assert encoded is not None and page.index(r"### calm \| plucked strings") < page.index("### energetic drums")
@@ -80,12 +80,12 @@ def test_the_summary_of_finetune_lists_the_files_of_all_parts(
 @pytest.mark.parametrize(
     ("voices", "section", "outcome"),
     [
-        ([False], "Played by the base model.", "1 piece made with the base model, in music"),
-        ([True, True], "Played by the adapter `a_lora.pt`.", "2 pieces made with a_lora.pt, in music"),
+        ([False], "Played by the base model.", "1 sample made with the base model, in music"),
+        ([True, True], "Played by the adapter `a_lora.pt`.", "2 samples made with a_lora.pt, in music"),
         (
             [False, True],
             "Played by the adapter `a_lora.pt` and by the base model.",
-            "2 pieces made with a_lora.pt and the base model, in music",
+            "2 samples made with a_lora.pt and the base model, in music",
         ),
     ],
 )
@@ -129,7 +129,7 @@ def test_one_page_plays_both_voices_of_all_prompts(
             wav.parent.mkdir(exist_ok=True)
             soundfile.write(wav, [0.0] * 3200, 32_000)
             pieces.append(Rendered(str(wav), prompt, number // 2, 0, 0.1, with_adapter=bool(number % 2)))
-            on_progress(number + 1, 4, f"piece {number + 1} of 4")
+            on_progress(number + 1, 4, f"sample {number + 1} of 4")
             on_piece(pieces[-1])
         return pieces
 

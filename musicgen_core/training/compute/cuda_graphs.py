@@ -51,7 +51,7 @@ class Graphs(Generic[Result]):
                 raise_if_interrupted(error)
                 self._works = False
                 self.release()
-                logger.warning("no CUDA graph (%s): training goes on without, and slower", error)
+                logger.warning("no CUDA graph (%s): training continues without, and slower", error)
                 return self._function(*inputs)
         graph, static_inputs, output = self._graphs[key]
         if inputs:

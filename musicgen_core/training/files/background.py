@@ -128,7 +128,7 @@ class Background:
                 if error is not None:
                     self._failures.report(f"{what} ({reason_of(error)})")
             except Abandoned:
-                logger.info("abandoned: the training was interrupted")
+                logger.info("abandoned: the training run was interrupted")
             except BaseException as error:  # if the thread died, the run would wait for it forever
                 self._failures.report(f"{what} ({reason_of(error)})")
             finally:

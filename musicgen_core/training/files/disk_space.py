@@ -77,7 +77,7 @@ def check_disk_space(
         ]
         raise RunDirectoryUnavailable(
             message(
-                "the training will write {needed} to {root}, where {free} are free",
+                "the run will write {needed} to {root}, where {free} are free",
                 needed=sized(needed),
                 root=files.root,
                 free=sized(free),

@@ -63,7 +63,7 @@ class FullModels:
         if error is not None:
             raise RunDirectoryUnavailable(
                 message(
-                    "the training is done and saved in {latest}, but {target} can't be written ({reason}); the "
+                    "the run is complete and saved in {latest}, but {target} can't be written ({reason}); the "
                     "final adapter is {lora}",
                     latest=self.files.latest,
                     target=target,

@@ -51,7 +51,7 @@ class Mirror:
         if files.root == target or files.holds(target):
             raise ConfigError(
                 message("copy_to {target} lies in the run directory {root}", target=target, root=files.root),
-                message("Give another place"),
+                message("Give another location"),
             )
         self.files, self.target = files, target
         self._directory, self._run_id = RunDirectory(target, files.stage), run_id
@@ -107,7 +107,7 @@ class Mirror:
             raise_if_interrupted(error)
             if isinstance(error, RunDirectoryError) and self._run_id is not None:
                 raise
-            logger.warning("the place of the copy, %s, can't be used yet (%s)", self.target, reason_of(error))
+            logger.warning("the location of the copy, %s, can't be used yet (%s)", self.target, reason_of(error))
 
     def _claim(self) -> None:
         lock = RunLock(self.target)

@@ -60,8 +60,8 @@ def find_start(files: RunDirectory, resume: str) -> StartPoint:
     if resume == "never":
         if files.has_training():
             raise RunDirectoryError(
-                message("{root} has a training in it, and resume is never", root=files.root),
-                message("Give another run directory, or --resume auto to go on with it"),
+                message("{root} holds a training run, and resume is never", root=files.root),
+                message("Give another run directory, or --resume auto to resume this one"),
             )
         return StartPoint(None)
     if resume != "auto":
@@ -74,21 +74,23 @@ def find_start(files: RunDirectory, resume: str) -> StartPoint:
             if not is_origin:
                 raise RunDirectoryError(
                     message(
-                        "{root} has a training of its own, and {path} is of another run directory",
+                        "{root} holds a training run of its own, and {path} is of another run directory",
                         root=files.root,
                         path=path,
                     ),
-                    message("Give a run directory without a training, or a checkpoint of this one"),
+                    message("Give an empty run directory, or a checkpoint of this one"),
                 )
         elif not is_origin or not files.latest.exists():
             return StartPoint(load_checkpoint(path), wanted, goes_back=True)
-        logger.info("%s began with %s before: it goes on; to begin there again, move latest.pt away", files.root, path)
+        logger.info(
+            "%s began from %s before and is resumed; to restart from there, move latest.pt away", files.root, path
+        )
     found = files.find_checkpoint()
     if found is None:
         return StartPoint(None)
     checkpoint, path = found
     if path != files.latest:
-        logger.warning("%s can't be read; going on from %s", files.latest, path)
+        logger.warning("%s can't be read; resuming from %s", files.latest, path)
     return StartPoint(checkpoint, origin, resumed=path)
 
 

@@ -239,7 +239,7 @@ class RunLock:
         except BlockingIOError:
             raise self._held(self._read()) from None
         except OSError as error:
-            logger.info("%s has no flock (%s): a lock there is told by its beat alone", self.root, error)
+            logger.info("%s has no flock (%s): a lock there is recognised by its heartbeat alone", self.root, error)
             found = self._read()
             if found is not None and not found.is_seen_dead() and not self._is_stale(found):
                 raise self._held(self._read() or found) from None
@@ -286,7 +286,7 @@ class RunLock:
     def _held(self, by: Holder | None) -> RunDirectoryError:
         return RunDirectoryUnavailable(
             message(
-                "a training is already running in {root} ({holder})",
+                "a training run is already active in {root} ({holder})",
                 root=self.root,
                 holder=by or "it does not say which",
             ),

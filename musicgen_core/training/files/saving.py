@@ -283,7 +283,7 @@ class Saver:
         if not self._write(writes):
             raise RunDirectoryUnavailable(
                 message(
-                    "the training is done and saved in {latest}, but not all of its files: {obstacle}",
+                    "the run is complete and saved in {latest}, but not all of its files: {obstacle}",
                     latest=self.files.latest,
                     obstacle=self._queue.obstacle,
                 ),

@@ -158,5 +158,5 @@ def _reaching_others(rank: int) -> Iterator[None]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LostRank(
             f"rank {rank} can't reach the other processes of the training ({reason})",
-            "Run the same command again: it goes on from the last checkpoint",
+            "Run the same command again: it resumes from the last checkpoint",
         ) from error

@@ -32,7 +32,7 @@ GRACE_BEFORE_START = 3.0
 """The same before the first step, while there is nothing to save."""
 PACE = 0.1
 """Seconds between two reads of the workers' reports."""
-RESUME = message("Run the same command again: it goes on from the last checkpoint")
+RESUME = message("Run the same command again: it resumes from the last checkpoint")
 
 
 def launch(

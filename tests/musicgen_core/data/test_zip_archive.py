@@ -199,7 +199,7 @@ DAMAGES: dict[str, dict[str, Any]] = {
     "LZMA header": {"method": 14, "packed": b"\0\0\7\0" + bytes(50)},
     "LZMA header is not valid": {"method": 14, "packed": b""},
     "Corrupt input data": {"method": 14, "packed": b"\0\0\5\0\x5d" + b"\xff" * 50},
-    "behind the end of the archive": {"method": 8, "packed_size": 500},
+    "beyond the end of the archive": {"method": 8, "packed_size": 500},
 }
 
 

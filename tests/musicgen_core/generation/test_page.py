@@ -180,7 +180,7 @@ def test_the_head_shows_common_settings_and_each_sample_its_own(place: Path) -> 
         "Sampling": "top-k 250",
     }
     assert parsed.texts("p") == [
-        "2 pieces from 2 prompts",
+        "2 samples from 2 prompts",
         "a · 30.0 s · seed 0 · temperature 1",
         "b · 12.3 s · seed 5 · continues intro.wav · temperature 0.5",
     ]
@@ -243,7 +243,7 @@ def test_the_page_is_self_contained_and_preloads_no_music(folder: UPath) -> None
 
 
 def test_a_rendering_without_samples_has_a_page_too(folder: UPath) -> None:
-    assert page_of(folder / "new", []).texts("p") == ["0 pieces from 0 prompts"]
+    assert page_of(folder / "new", []).texts("p") == ["0 samples from 0 prompts"]
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -95,7 +95,7 @@ def test_out_of_memory_all_samples_are_rendered_in_smaller_batches(
     for piece, alone in zip(made, one_by_one, strict=True):
         assert np.array_equal(codes_of(piece.wav), codes_of(alone.wav))
     most = 0
-    with pytest.raises(DeviceError, match="one piece at a time doesn't fit"):
+    with pytest.raises(DeviceError, match="not even one sample at a time fits"):
         render(request_for(batch_size=8))
 
 

@@ -85,7 +85,7 @@ def test_a_best_within_an_epoch_is_not_confused_with_its_end(
     losses = iter([7.0])
     by_name = dataclasses.replace(request, resume=f"{request.run_dir}/checkpoint_step_5.pt")
     assert train(by_name).best_loss == 7.0
-    assert "the best starts anew" in caplog.text
+    assert "the best is determined afresh" in caplog.text
 
 
 def test_the_best_of_before_a_named_checkpoint_is_the_best_again(
@@ -162,6 +162,6 @@ def test_repeating_a_start_from_a_named_checkpoint_resumes_the_run(
         assert train(request).resumed_from == 5
     caplog.set_level(logging.INFO)
     assert train(own).resumed_from == 6
-    assert "to begin there again, move latest.pt away" in caplog.text
+    assert "to restart from there, move latest.pt away" in caplog.text
     (Path(own.run_dir) / "latest.pt").unlink()
     assert train(own).resumed_from == 4

@@ -69,7 +69,7 @@ def test_an_unknown_error_has_its_rank_and_the_end_of_its_traceback(toy: Launch,
         toy("bug")
     assert caught.value.found.startswith("rank 1 of 2 ended with exit code 1 after step 2: ")
     assert caught.value.found.endswith("ValueError: what nobody thought of")
-    assert "goes on from the last checkpoint" in caught.value.next_step
+    assert "resumes from the last checkpoint" in caught.value.next_step
     assert not processes.running()
 
 
@@ -80,7 +80,7 @@ def test_a_killed_rank_ends_the_run_within_seconds_and_is_named(toy: Launch, pro
         toy("killed", on_step=lambda row: died.append(time.monotonic()))
     assert time.monotonic() - died[-1] < 120  # gloo itself would wait for half an hour
     assert caught.value.found == "rank 1 of 2 ended with signal SIGKILL after step 2"
-    assert "goes on from the last checkpoint" in caught.value.next_step
+    assert "resumes from the last checkpoint" in caught.value.next_step
     assert not processes.running()
 
 

@@ -44,7 +44,7 @@ def test_unwritable_final_files_end_the_run_and_the_next_run_writes_them(
     request = request_for()
     with (
         failing(lambda target, before: target.name == name),
-        pytest.raises(RunDirectoryError, match=f"training is done.*{name}.*no space left"),
+        pytest.raises(RunDirectoryError, match=f"run is complete.*{name}.*no space left"),
     ):
         train(request)
     assert train(request).resumed_from == 6

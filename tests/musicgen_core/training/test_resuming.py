@@ -101,7 +101,7 @@ def test_archives_added_during_a_run_are_ignored_and_logged(
     for file in (tmp_path / "new").iterdir():
         file.rename(more / file.name)
     assert train(interrupted).resumed_from > 0
-    assert "leaves out archives that came after it began: archive_batch_0001" in caplog.text
+    assert "archives added since this run began are ignored until the next run: archive_batch_0001" in caplog.text
     whole = request_for("whole", max_steps=4)
     train(dataclasses.replace(whole, tokens=str(copied(tokens, tmp_path / "as before", "archive_batch_0000"))))
     one, other = (
@@ -212,14 +212,14 @@ def test_a_foreign_checkpoint_is_refused_in_the_directory_of_a_run(
     request = request_for("own", max_steps=1)
     train(request)
     elsewhere = f"{uninterrupted[0].run_dir}/checkpoint_step_2.pt"
-    with pytest.raises(RunDirectoryError, match="has a training of its own"):
+    with pytest.raises(RunDirectoryError, match="holds a training run of its own"):
         train(dataclasses.replace(request, resume=elsewhere))
 
 
 def test_resume_never_refuses_a_directory_with_a_training_in_it(
     uninterrupted: tuple[TrainRequest, TrainResult], request_for: MakeRequest
 ) -> None:
-    with pytest.raises(RunDirectoryError, match="has a training in it") as refused:
+    with pytest.raises(RunDirectoryError, match="holds a training run, and resume is never") as refused:
         train(request_for(run_dir=uninterrupted[0].run_dir, resume="never"))
     assert "--resume auto" in refused.value.next_step
     assert train(request_for("fresh", resume="never", max_steps=1)).steps == 1

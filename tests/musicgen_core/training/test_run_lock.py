@@ -80,7 +80,7 @@ def test_a_full_disk_is_named_with_the_lock(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_second_run_is_refused_with_the_holder_and_a_next_step(root: UPath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "fl0w")
-    with RunLock(root), pytest.raises(RunDirectoryUnavailable, match="already running") as refused, RunLock(root):
+    with RunLock(root), pytest.raises(RunDirectoryUnavailable, match="already active") as refused, RunLock(root):
         pass
     assert all(word in refused.value.found for word in (str(os.getpid()), os.uname().nodename, "fl0w", "since 20"))
     assert "another run directory" in refused.value.next_step
@@ -139,7 +139,7 @@ def test_a_process_that_is_stopped_still_holds_it(other_process: subprocess.Pope
     """No beat for longer than a stale lock's, but a live process all the same."""
     other_process.send_signal(signal.SIGSTOP)
     time.sleep(1.0)
-    with pytest.raises(RunDirectoryError, match="already running"), RunLock(storage.as_path(tmp_path / "run")):
+    with pytest.raises(RunDirectoryError, match="already active"), RunLock(storage.as_path(tmp_path / "run")):
         pass
 
 
@@ -254,7 +254,7 @@ def test_it_is_held_until_the_last_thread_that_writes_has_ended(root: UPath) -> 
     thread.start()
     with RunLock(root) as lock:
         lock.hold_for([thread])
-    with pytest.raises(RunDirectoryError, match="already running"), RunLock(root):
+    with pytest.raises(RunDirectoryError, match="already active"), RunLock(root):
         pass
     writing.set()
     thread.join()

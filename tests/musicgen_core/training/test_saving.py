@@ -228,13 +228,13 @@ def test_a_copy_is_locked_while_the_run_lasts(request_for: MakeRequest, tmp_path
 
     def on_step(row: dict[str, float]) -> None:
         if row["step"] == 1:
-            with pytest.raises(RunDirectoryError, match=r"already running in .*copy"), RunLock(UPath(copy)):
+            with pytest.raises(RunDirectoryError, match=r"already active in .*copy"), RunLock(UPath(copy)):
                 pass
 
     request = request_for(copy_to=str(copy), max_steps=2)
     train(request, on_step=on_step)
     assert not (copy / ".lock").exists()
-    with RunLock(UPath(copy)), pytest.raises(RunDirectoryError, match=r"already running in .*copy"):
+    with RunLock(UPath(copy)), pytest.raises(RunDirectoryError, match=r"already active in .*copy"):
         train(request_for(copy_to=str(copy), max_steps=3))
     assert train(request_for(copy_to=str(copy), max_steps=3)).warnings == ()
 
