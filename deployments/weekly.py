@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from deployments.run_parameters import arranged
 from musicgen_core.errors import MusicgenError
 from musicgen_core.language import message
+from musicgen_core.wording import dated
 from tasks.forms import beside_each_other, in_groups
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def describe_next(patience_s: float) -> str:
             time.sleep(1)
         start = runs[0].expected_start_time
         assert start is not None, "of a run that the scheduler has made"
-        return message("{day} {time:%Y-%m-%d %H:%M} UTC", day=_DAYS[start.weekday()], time=start)
+        return message("{day} {time}", day=_DAYS[start.astimezone().weekday()], time=dated(start))
 
 
 def coming_page() -> str | None:

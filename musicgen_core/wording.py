@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from functools import reduce
 
 from musicgen_core.language import as_message, message
@@ -42,6 +43,11 @@ def lasting(seconds: float) -> str:
     if seconds < 3600:
         return message("{minutes:,.1f} minutes", minutes=seconds / 60)
     return message("{hours:,.1f} hours", hours=seconds / 3600)
+
+
+def dated(moment: datetime) -> str:
+    """Return a time of this machine's zone with the zone's name: `2026-11-23 12:00 JST`."""
+    return f"{moment.astimezone():%Y-%m-%d %H:%M %Z}"
 
 
 def sized(size: float) -> str:

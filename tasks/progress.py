@@ -118,6 +118,6 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def utc_now() -> str:
-    """Return the current time, such as 2026-11-23 03:00:05 UTC."""
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+def local_now() -> str:
+    """Return the current time with its zone, such as 2026-11-23 03:00:05 JST."""
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z")

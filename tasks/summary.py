@@ -30,7 +30,7 @@ from tasks.advice import in_form
 from tasks.artifacts import Artifacts, markdown_table
 from tasks.forms import form_link
 from tasks.next_steps import Outcome, Step, as_comment
-from tasks.progress import utc_now
+from tasks.progress import local_now
 from tasks.served import file_link
 from tasks.tokenizing_table import reason_alone
 from tasks.training_page import wandb_line
@@ -87,7 +87,7 @@ def show_summary(
         first = [*shown, notice] if again else [notice, *shown]  # the reason of a failure comes first
         parts = [f"# {name}", *first, outcome_section(replace(found, made=tuple(unseen)))]
         parts.append(_again_section(again) if again else "")
-        return "\n\n".join(filter(None, [*parts, f"As of {utc_now()}", as_comment(found)]))
+        return "\n\n".join(filter(None, [*parts, f"As of {local_now()}", as_comment(found)]))
 
     artifacts.markdown("summary", page, "What came of it, and where everything is")
 

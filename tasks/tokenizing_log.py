@@ -28,8 +28,8 @@ from tasks.progress import (
     duration,
     listener,
     listening,
+    local_now,
     run_logger,
-    utc_now,
 )
 from tasks.tokenizing_table import Figures, Line, figures, reason_alone, table
 
@@ -114,7 +114,7 @@ class TokenizingLog:
             rows = table(self._lines, whole, now)
         self._artifacts.progress("tokenizing", summary.done, summary.total or 0, text)
         link = markdown_link("WandB run", self._run.url) if self._run.url else ""
-        self._artifacts.table("tokenized-archives", rows, f"{text} · {utc_now()}", link)
+        self._artifacts.table("tokenized-archives", rows, f"{text} · {local_now()}", link)
         self._run.log(wandb_row(whole))
 
     def _summary(self) -> tuple[Update, str]:

@@ -20,7 +20,7 @@ from musicgen_core.run_layout import PROMPTS, WANDB, RunLayout, parse_sample_nam
 from musicgen_core.wording import counted
 from tasks.artifacts import markdown_table
 from tasks.previews import longest_seconds, picture, player
-from tasks.progress import duration, utc_now
+from tasks.progress import duration, local_now
 from tasks.served import file_link
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class TrainingFigures:
         rows.append(("skipped steps", f"{int(newest.get('train/skipped_steps', 0)):,}"))
         if "train/peak_gib" in newest:
             rows.append(("GPU memory", f"{newest['train/peak_gib']:.1f} GiB at most"))
-        rows.append(("as of", utc_now()))
+        rows.append(("as of", local_now()))
         return markdown_table(("state", markdown_text(state)), [(name, markdown_text(value)) for name, value in rows])
 
 

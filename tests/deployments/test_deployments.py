@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -194,14 +195,21 @@ def test_weekly_on_keeps_parameters_for_each_retraining(
     set_weekly(False)
 
 
-def test_the_next_retraining_is_the_servers_scheduled_run(client: SyncPrefectClient) -> None:
+def test_the_next_retraining_is_the_servers_scheduled_run_in_local_time(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     deployment = deployed(client, "train-lora").id
     assert describe_next(0).startswith("none")
     set_weekly(True)
     try:
         # What the scheduler does in its loop: the same code of the server's, and the same statement.
         client.request("POST", "/deployments/{id}/schedule", path_params={"id": deployment}, json={"min_runs": 2})
-        assert re.fullmatch(r"Monday \d{4}-\d\d-\d\d 03:00 UTC", describe_next(0))
+        for zone, shown in (("UTC", "Monday DATE 03:00 UTC"), ("Pacific/Honolulu", "Sunday DATE 17:00 HST")):
+            with monkeypatch.context() as patch:
+                patch.setenv("TZ", zone)
+                time.tzset()
+                assert re.fullmatch(shown.replace("DATE", r"\d{4}-\d\d-\d\d"), describe_next(0))
+        time.tzset()
         client.pause_deployment(deployment)
         assert "train-lora is paused" in describe_next(0)
     finally:

@@ -120,7 +120,7 @@ def test_the_weekly_schedule_starts_a_training_without_a_person(up: Up, demo_tok
     parameters = ["model=debug", "device=cpu", "batch_size=4", "gradient_accumulation_steps=1", "segment_seconds=1"]
     parameters += ["max_steps=2", "evaluate=false", "only_new_tokens=false", f"tokens={demo_tokens}"]
     switched_on = weekly(up, "on", *parameters)
-    assert f"Next retraining: {next_monday():%A %Y-%m-%d} 03:00 UTC" in switched_on
+    assert f"Next retraining: {next_monday().astimezone():%A %Y-%m-%d %H:%M %Z}" in switched_on
 
     # The same schedule, with a next time that is soon.
     deployment = ask(f"{api}/deployments/name/train-lora/train-lora")

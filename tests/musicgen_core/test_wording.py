@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
 import pytest
 
-from musicgen_core.wording import counted, lasting, sized
+from musicgen_core.wording import counted, dated, lasting, sized
 
 
 @pytest.mark.parametrize(
@@ -26,3 +30,22 @@ def test_a_duration_has_the_unit_that_shows_it(seconds: float, words: str) -> No
 )
 def test_a_size_has_the_unit_that_shows_it(size: float, words: str) -> None:
     assert sized(size) == words
+
+
+@pytest.fixture
+def zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", request.param)
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("zone", "shown"),
+    [("Asia/Tokyo", "2026-11-23 12:00 JST"), ("UTC", "2026-11-23 03:00 UTC"), ("Asia/Dubai", "2026-11-23 07:00 +04")],
+    indirect=["zone"],
+)
+@pytest.mark.usefixtures("zone")
+def test_a_time_is_local_and_has_its_zones_name(shown: str) -> None:
+    assert dated(datetime(2026, 11, 23, 3, tzinfo=UTC)) == shown

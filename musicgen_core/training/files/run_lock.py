@@ -32,6 +32,7 @@ from musicgen_core import storage
 from musicgen_core.errors import RunDirectoryError, RunDirectoryUnavailable
 from musicgen_core.language import message
 from musicgen_core.stages import mention
+from musicgen_core.wording import dated
 
 logger = logging.getLogger(__name__)
 NAME = ".lock"
@@ -87,7 +88,7 @@ class Holder:
 
     def __str__(self) -> str:
         flow_run = f", flow run {self.flow_run}" if self.flow_run else ""
-        return f"process {self.pid} on {self.host}{flow_run}, since {self.since}"
+        return f"process {self.pid} on {self.host}{flow_run}, since {_shown(self.since)}"
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self)).ljust(_NOTE_BYTES).encode()
@@ -111,6 +112,13 @@ class Holder:
         except PermissionError:
             pass
         return False
+
+
+def _shown(since: str) -> str:
+    try:
+        return dated(datetime.fromisoformat(since))
+    except ValueError:
+        return since
 
 
 _HOLDER = TypeAdapter(Holder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -83,6 +84,7 @@ def test_a_second_run_is_refused_with_the_holder_and_a_next_step(root: UPath, mo
     with RunLock(root), pytest.raises(RunDirectoryUnavailable, match="already active") as refused, RunLock(root):
         pass
     assert all(word in refused.value.found for word in (str(os.getpid()), os.uname().nodename, "fl0w", "since 20"))
+    assert re.search(r"since [\d-]+ \d\d:\d\d [A-Z+-]", refused.value.found)
     assert "another run directory" in refused.value.next_step
 
 
