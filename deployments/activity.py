@@ -82,6 +82,13 @@ class Activity:
         if is_shown:
             print_line(f"{text} …", style="dim")
 
+    def clear(self) -> None:
+        """Remove the progress bars, which an interrupted command will not continue."""
+        with self._lock:
+            for bar in self._bars.values():
+                self._progress.remove_task(bar)
+            self._bars.clear()
+
     def hear(self, stage: Stage) -> None:
         """Show a stage of the core's work. Its progress counts as the same stage."""
         if stage.total is None:
@@ -180,7 +187,12 @@ def working(text: str = "") -> Iterator[Activity]:
             else:
                 stack.enter_context(_repeating(activity))
             activity.say(text)
-            yield activity
-            activity.say("")
+            try:
+                yield activity
+            except KeyboardInterrupt:
+                activity.clear()
+                raise
+            finally:
+                activity.say("")
     finally:
         _shown.clear()

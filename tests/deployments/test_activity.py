@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import re
 import sys
 import threading
 from types import ModuleType
@@ -64,6 +66,41 @@ def test_a_terminal_shows_the_stage_until_progress_is_made() -> None:
     assert "validating, 3 of 40 …" in frame(activity)
     activity.say("")
     assert "…" not in frame(activity)
+
+
+def screen(written: str) -> list[str]:
+    """Return the lines that a terminal shows after these characters, as far as rich's live display uses them."""
+    lines, row = [""], 0
+    for piece in re.findall(r"\x1b\[[?\d;]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", written):
+        if piece == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif up := re.fullmatch(r"\x1b\[(\d+)A", piece):
+            row -= int(up[1])
+        elif piece == "\x1b[2K":
+            lines[row] = ""
+        elif not piece.startswith(("\x1b", "\r")):
+            lines[row] += piece  # the display writes at the beginning of an erased line
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, None])
+def test_an_interrupted_command_leaves_no_bars_and_no_spinner(
+    error: type[BaseException] | None, shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console.output, "_force_terminal", True)
+    monkeypatch.setattr(console.output, "_width", 80)
+    with contextlib.suppress(KeyboardInterrupt, ValueError), working("loading the flow") as activity:
+        console.print_line("before")
+        activity(Update("train", "run", 3, 10, "epoch 1"))
+        activity.say("reading the model")
+        console.output.print("kept")
+        if error is not None:
+            raise error
+    console.print_line("Interrupted.")
+    lines = screen(shown.getvalue())
+    assert [line for line in lines if "Training steps" not in line] == ["before", "kept", "Interrupted."]
+    assert any("Training steps" in line for line in lines) == (error is not KeyboardInterrupt)
 
 
 def test_a_long_stage_takes_one_line_of_a_narrow_terminal() -> None:
