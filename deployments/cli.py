@@ -119,7 +119,6 @@ COMMANDS = {
         form=ExportParameters,
         example="uv run musicgen-flows export runs/first shared/ --format peft",
         arguments=("adapter", "out"),
-        required=("format",),
     ),
     "doctor": Command(
         summary="Check this machine, the server and your places",

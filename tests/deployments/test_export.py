@@ -114,7 +114,6 @@ def test_wrong_usage_lists_every_problem_at_once(capsys: pytest.CaptureFixture[s
         "error: there is no option --kind",
         "error: ADAPTER is missing",
         "error: OUT is missing",
-        "error: --format is missing",
     ]
 
 

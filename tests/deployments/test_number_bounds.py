@@ -43,8 +43,7 @@ def _kinds(annotation: Any) -> set[Any]:
 
 def refused(command: str, options: list[str]) -> list[str]:
     """Problems of these options; the arguments are there."""
-    needed = [f"{COMMANDS[command].shown(name)}=x" for name in COMMANDS[command].required if name != "format"]
-    needed += ["--format=peft"] if command == "export" else []
+    needed = [f"{COMMANDS[command].shown(name)}=x" for name in COMMANDS[command].required]
     arguments = [value for value in ("train-lora",) if command == "run"] or ["x"] * len(COMMANDS[command].arguments)
     with pytest.raises(UsageError) as error:
         parse(COMMANDS, [command, *arguments, *needed, *options])

@@ -150,6 +150,12 @@ def test_the_example_of_each_command_is_right_usage(command: str) -> None:
     assert read is not None and read[0] is COMMANDS[command]
 
 
+def test_no_required_option_has_a_default() -> None:
+    for command in COMMANDS.values():
+        assert all(command.fields[name].default in (None, "") for name in command.required)
+    assert parsed("export", "A", "O") == {"adapter": "A", "out": "O"}
+
+
 def test_groups_have_unique_titles_and_share_no_names() -> None:
     for command in COMMANDS.values():
         titles = [kind.model_config["title"] for kind in command.groups.values()]
