@@ -59,7 +59,7 @@ def _silence() -> Iterator[None]:
 
 
 def examine(
-    model: str | None, device: str, given: Mapping[str, str], others: Sequence[str], clips: int
+    model: str | None, device: str, given: Mapping[str, str], others: Sequence[str], clips: int | None
 ) -> list[Finding]:
     """Run every check.
 
@@ -67,7 +67,7 @@ def examine(
         model, device: model and device, as commands take them. By default, those of the deployments.
         given: locations by purpose. If neither these nor others are given, the server's variables name them.
         others: further locations to check.
-        clips: number of training clips that need disk space.
+        clips: number of training clips that need disk space; None: unknown.
     """
     looked = _run("Prefect API", server.look_at_server)
     configured = server.Server([looked]) if isinstance(looked, Finding) else looked
@@ -104,7 +104,7 @@ def _used_model(model: str, is_set: bool) -> Finding:
     return Finding(message("model of jobs"), "ok", found)
 
 
-def _capacity(model: str, device: str, given: Mapping[str, str], clips: int) -> list[Finding]:
+def _capacity(model: str, device: str, given: Mapping[str, str], clips: int | None) -> list[Finding]:
     size = _run(message("model"), model_size.measure_model, model)
     if isinstance(size, Finding):
         return [size]

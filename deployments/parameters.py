@@ -13,6 +13,8 @@ from musicgen_core.settings import LARGEST_COUNT, MOST_WORKERS, Settings
 
 DEFAULT_HOST = "127.0.0.1"
 _MOST_PORT = 65535
+ASSUMED_CLIPS = 139_000
+"""Clips that `doctor` looks for room for if their number is unknown: those of 139 archives"""
 _TO_FILES_PORT = 100
 """From the server's port to the file server's: another `up` on the next port has both its own."""
 Deployment = Literal[
@@ -106,6 +108,9 @@ class DoctorParameters(Settings):
         f"set, else {DEFAULT_MODEL}",
     )
     device: Device = "auto"
-    clips: int = Field(
-        139_000, ge=1, le=LARGEST_COUNT, description="Clips that there should be room for"
-    )  # of 139 archives
+    clips: int | None = Field(
+        None,
+        ge=1,
+        le=LARGEST_COUNT,
+        description=f"Clips that there should be room for; {ASSUMED_CLIPS:,} are assumed where none are given",
+    )

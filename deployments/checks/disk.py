@@ -11,6 +11,7 @@ from pathlib import Path
 
 from deployments.checks.finding import Finding
 from deployments.checks.model_size import ModelSize
+from deployments.parameters import ASSUMED_CLIPS
 from musicgen_core import storage
 from musicgen_core.config import EFFECTIVE_BATCH, TrainSettings
 from musicgen_core.language import message
@@ -32,18 +33,27 @@ class _Need:
     bytes: int
 
 
-def check_disk(size: ModelSize, places: Mapping[str, str], clips: int) -> list[Finding]:
+def check_disk(size: ModelSize, places: Mapping[str, str], clips: int | None) -> list[Finding]:
     """Return a finding for each disk of this machine that jobs will write to.
 
     Args:
         places: locations of `tokens` and `runs`. By default, directories of these names in the working directory.
-        clips: number of training clips.
+        clips: number of training clips. None: unknown; a disk without room for the assumed number is no problem as
+            long as it has room for a single clip.
     """
+    wanted, least = ASSUMED_CLIPS if clips is None else clips, _by_disk(size, places, 1)
+    return [
+        _compare(size, needs, wanted, clips is None and _fits(least.get(disk, ())))
+        for disk, needs in _by_disk(size, places, wanted).items()
+    ]
+
+
+def _by_disk(size: ModelSize, places: Mapping[str, str], clips: int) -> dict[int, list[_Need]]:
     by_disk: dict[int, list[_Need]] = {}
     for need in _needs(size, places, clips):
         if need.bytes > 0:
             by_disk.setdefault(_existing(need.path).stat().st_dev, []).append(need)
-    return [_compare(size, needs, clips) for needs in by_disk.values()]
+    return by_disk
 
 
 def _needs(size: ModelSize, places: Mapping[str, str], clips: int) -> Iterator[_Need]:
@@ -78,14 +88,19 @@ def run_directory_bytes(size: ModelSize, settings: TrainSettings, clips: int) ->
     return bytes_to_write(RunDirectory(storage.as_path(new), new), settings, sizes, Plan(settings.num_epochs, steps))
 
 
-def _compare(size: ModelSize, needs: Sequence[_Need], clips: int) -> Finding:
-    place = _existing(needs[0].path)
+def _fits(needs: Sequence[_Need]) -> bool:
+    free = [shutil.disk_usage(_existing(need.path)).free for need in needs[:1]]
+    return sum(need.bytes for need in needs) <= sum(free)
+
+
+def _compare(size: ModelSize, needs: Sequence[_Need], clips: int, is_assumed: bool) -> Finding:
+    place, shown = _existing(needs[0].path), counted(clips, "clip")
     free, needed = shutil.disk_usage(place).free, sum(need.bytes for need in needs)
     found = message(
         "{free} free at {place}; {clips} take up to {needed}: {parts}",
         free=sized(free),
         place=place,
-        clips=counted(clips, "clip"),
+        clips=message("{clips} (assumed; --clips N for yours)", clips=shown) if is_assumed else shown,
         needed=sized(needed),
         parts=joined(message("{what} {size}", what=need.what, size=sized(need.bytes)) for need in needs),
     )
@@ -101,7 +116,7 @@ def _compare(size: ModelSize, needs: Sequence[_Need], clips: int) -> Finding:
             options=_LEAST_OPTIONS,
             least=sized(run_directory_bytes(size, _LEAST, clips)),
         )
-    return Finding(DISK, "problem", found, fix)
+    return Finding(DISK, "warning" if is_assumed else "problem", found, fix)
 
 
 def _existing(path: Path) -> Path:

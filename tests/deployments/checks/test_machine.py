@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,7 @@ from deployments.checks.machine import check_compiler, check_gpus
 from deployments.checks.memory import needed_gib
 from deployments.checks.model_size import measure_model
 from deployments.checks.packages import check_packages
+from deployments.parameters import ASSUMED_CLIPS
 from musicgen_core.config import TrainSettings
 from musicgen_core.model.debug_model import debug_model_directory
 from musicgen_core.training.files.disk_space import Sizes
@@ -120,6 +122,22 @@ class TestCapacity:
         assert [finding.level for finding in check_disk(size, places, clips=100)] == ["ok"]
         [found] = check_disk(size, places, clips=10**12)
         assert found.level == "problem" and "--keep-last 1" in found.fix and "a run directory" in found.found
+
+    def test_a_disk_without_room_for_an_assumed_number_of_clips_is_no_problem(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        size = measure_model("debug")
+        places = {"runs": str(tmp_path / "runs"), "tokens": str(tmp_path / "tokens")}
+        room = 100 * size.file_bytes  # for a run directory of few clips, and not for the tokens of many
+        monkeypatch.setattr("deployments.checks.disk.shutil.disk_usage", lambda path: SimpleNamespace(free=room))
+        [found] = check_disk(size, places, clips=None)
+        assert found.level == "warning" and found.fix
+        assert f"{ASSUMED_CLIPS:,} clips (assumed; --clips N for yours) take up to" in found.found
+        [found] = check_disk(size, places, clips=ASSUMED_CLIPS)
+        assert found.level == "problem" and "assumed" not in found.found
+        room = 0
+        [found] = check_disk(size, places, clips=None)
+        assert found.level == "problem"
 
     def test_a_remote_run_directory_takes_no_room_here(self) -> None:
         size = measure_model("facebook/musicgen-large")
