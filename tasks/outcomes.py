@@ -309,5 +309,5 @@ def _wandb(run_dir: UPath, url: str | None) -> list[Made]:
     if url := url or stored_url(run_dir):
         return [Made(message("WandB run"), url)]
     if (run_dir / WANDB).exists():
-        return [Made(message("WandB is offline; this uploads what it has"), sync_command(run_dir / WANDB))]
+        return [Made(message("WandB runs offline. To upload it later"), sync_command(run_dir / WANDB))]
     return []

@@ -161,7 +161,7 @@ def wandb_line(folder: UPath, url: str | None = None) -> str:
     if url:
         return markdown_link("WandB run", url)
     if (folder / WANDB).exists():
-        return f"WandB is offline; to send what it has: {markdown_code(tracking.sync_command(folder / WANDB))}"
+        return f"WandB runs offline. To upload it later: {markdown_code(tracking.sync_command(folder / WANDB))}"
     return ""
 
 

@@ -9,10 +9,13 @@ from deployments.checks.finding import Finding
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
 from musicgen_core.model import hub
+from musicgen_core.tracking import sync_command
 from tasks.keys import BLOCKS
 
 _WITHOUT = {
-    "WANDB_API_KEY": message("WandB runs offline and wandb sync uploads later"),
+    "WANDB_API_KEY": message(
+        "WandB runs offline. To upload it later: {command}", command=sync_command("RUN_DIR/wandb")
+    ),
     "HF_TOKEN": message("facebook's checkpoints need none, private models do"),
 }
 

@@ -85,9 +85,13 @@ class Wandb:
         self._is_stage = not storage.is_local(home)
         self._home = home
         self._how_to_sync = (
-            message("Later, beside a copy of {home}/wandb:\n{command}", home=home, command=sync_command("wandb"))
+            message(
+                "To upload it later, beside a copy of {home}/wandb:\n{command}",
+                home=home,
+                command=sync_command("wandb"),
+            )
             if self._is_stage
-            else message("Later:\n{command}", command=sync_command(self._data))
+            else message("To upload it later:\n{command}", command=sync_command(self._data))
         )
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None

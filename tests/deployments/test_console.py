@@ -90,7 +90,7 @@ def test_lines_bars_and_log_messages_show_hostile_names_as_text(shown: io.String
 def test_a_command_in_a_log_message_stays_on_its_line(shown: io.StringIO) -> None:
     command = sync_command(f"/{'folder/' * 20}wandb")
     with working():
-        logging.getLogger("musicgen_core.test").info("WandB runs offline. Later:\n%s", command)
+        logging.getLogger("musicgen_core.test").info("WandB runs offline. To upload it later:\n%s", command)
     assert command in shown.getvalue().splitlines()
 
 

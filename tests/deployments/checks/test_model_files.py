@@ -1,4 +1,4 @@
-"""The findings of `musicgen-flows doctor` about a model's files and the Hub's token."""
+"""The findings of `musicgen-flows doctor` about a model's files and the keys of the Hub and of WandB."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from deployments.checks.finding import Finding
 from deployments.checks.keys import check_keys
 from deployments.checks.model_files import check_model_files
 from deployments.checks.model_size import measure_model
+from musicgen_core import storage
 from musicgen_core.errors import ModelError
 from musicgen_core.model.compression import ENCODEC
 from musicgen_core.model.debug_model import debug_model_directory
 from musicgen_core.model.hub import T5, fetch
 from musicgen_core.model.local_files import CODEC_FILE
 from musicgen_core.model.weights import find_model
+from musicgen_core.training.request import TrainResult
+from tasks.outcomes import trained
+from tasks.training_page import wandb_line
 from tests.stand_in_hub import TOKEN, Fault, Repository, StandInHub
 
 MODEL = "facebook/musicgen-large"
@@ -103,3 +107,19 @@ def test_a_right_token_is_ok_and_a_wrong_one_a_problem(hub: StandInHub, monkeypa
     assert "not-to-be-seen" not in f"{token()}"
     hub.faults.append(Fault(status=503, times=99))
     assert token().level == "warning" and "could not be asked" in token().found
+
+
+def test_the_hint_on_uploading_wandbs_files_has_the_same_words_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("deployments.checks.keys._has_saved_token", lambda: False)
+    (tmp_path / "first" / "wandb").mkdir(parents=True)
+    run = storage.as_path(tmp_path / "first")
+    result = TrainResult(str(run), 2, 1, None, None, None, None, 0)
+    outcome = next(f"{made.thing}: {made.place}" for made in trained(result, {}).made if "WandB" in made.thing)
+    key = next(finding.found for finding in check_keys([]) if finding.check == "WANDB_API_KEY")
+    hint = "WandB runs offline. To upload it later: uv run --no-sync wandb sync --no-skip-online "
+    assert outcome == wandb_line(run).replace("`", "") == f"{hint}{run}/wandb"
+    assert key == f"not there: {hint}RUN_DIR/wandb"

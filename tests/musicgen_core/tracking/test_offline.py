@@ -46,7 +46,7 @@ def test_without_a_key_the_run_is_offline_in_the_run_directory(
         log_all(run_in(tmp_path), clip, adapter)
     said = [record.message for record in caplog.records if record.name.startswith("musicgen_core.tracking")]
     command = f"uv run --no-sync wandb sync --no-skip-online {tmp_path / 'wandb'}"
-    assert said == [f"WandB runs offline: no WANDB_API_KEY is set. Later:\n{command}"]
+    assert said == [f"WandB runs offline: no WANDB_API_KEY is set. To upload it later:\n{command}"]
     logged = Logged(tmp_path)
     assert logged.history[:2] == [{"global_step": 1, "train/loss": 1.0}, {"global_step": 2, "train/loss": 0.5}]
     assert logged.axes == {"global_step": "", "*": "global_step"}
@@ -210,7 +210,7 @@ def test_chosen_offline_mode_ignores_missing_and_malformed_keys(
     with caplog.at_level("INFO", logger="musicgen_core.tracking"):
         log_all(run_in(tmp_path), clip, adapter)
     said = [record.message for record in caplog.records if record.name.startswith("musicgen_core.tracking")]
-    assert len(said) == 1 and said[0].startswith("WandB runs offline: WANDB_MODE says so. Later:\n")
+    assert len(said) == 1 and said[0].startswith("WandB runs offline: WANDB_MODE says so. To upload it later:\n")
     assert len(Logged(tmp_path).adapters) == 1
     assert os.environ["WANDB_API_KEY"].endswith("\n"), "it is hidden from WandB alone"
 
