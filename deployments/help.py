@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from attrs import evolve
@@ -49,7 +50,12 @@ def texts_of_help(commands: Mapping[str, Command]) -> set[str]:
 
 def _description(command: Command, name: str) -> str:
     text = command.fields[name].description or ""
-    return text.split("; by default")[0] if name in command.needed else text
+    return without_default(text) if name in command.needed else text
+
+
+def without_default(text: str) -> str:
+    """Return a description without its default, which only forms have if the command line requires a value."""
+    return re.split(r"; by default|\. Default:", text)[0]
 
 
 def columns(console: Console, options: ConsoleOptions, entries: Sequence[HelpEntry]) -> tuple[ColumnSpec, ...]:

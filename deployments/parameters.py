@@ -104,8 +104,8 @@ class DoctorParameters(Settings):
     output: str | None = Field(None, description="Folder of music to try")
     model: str | None = Field(
         None,
-        description=f"Model to have room for; by default that of deployments: the variable musicgen_model if it is "
-        f"set, else {DEFAULT_MODEL}",
+        description=f"Model to have room for. Default: that of deployments, the variable musicgen_model; else "
+        f"{DEFAULT_MODEL}",
     )
     device: Device = "auto"
     clips: int | None = Field(

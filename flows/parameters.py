@@ -59,19 +59,19 @@ _Text = Annotated[str, BeforeValidator(_empty_if_null)]
 """An optional text parameter: empty, or null as forms of earlier versions sent it. Forms show a text box."""
 
 _MODELS = (
-    "Which MusicGen plays: a Hugging Face id, a directory in audiocraft's format, demo (small, comes with the project) "
-    "or debug (random weights, for tests)"
+    "MusicGen model: a Hugging Face id, a directory in audiocraft's format, demo (small, comes with the project) or "
+    "debug (random weights, for tests)"
 )
-_DEFAULT = f"for a deployment the variable musicgen_model if it is set, else {DEFAULT_MODEL}"
-Model = Annotated[_Text, Field(description=f"{_MODELS}; by default {_DEFAULT}")]
+_DEFAULT = f"{DEFAULT_MODEL} (deployments: the variable musicgen_model)"
+Model = Annotated[_Text, Field(description=f"{_MODELS}. Default: {_DEFAULT}")]
 AdaptersModel = Annotated[
-    _Text, Field(description=f"{_MODELS}; by default the base model of the adapter; without one, {_DEFAULT}")
+    _Text, Field(description=f"{_MODELS}. Default: the adapter's base model; without an adapter {_DEFAULT}")
 ]
 Device = Annotated[
     Literal["auto", "cpu", "cuda"],
     Field(
-        description="Where to compute; auto: for a deployment the variable musicgen_device if it is set, else a GPU "
-        "if there is one"
+        description="Where to compute. auto: the GPU if there is one, else the CPU (deployments: the variable "
+        "musicgen_device first)"
     ),
 ]
 Archives = Annotated[
@@ -120,14 +120,11 @@ _ADAPTER = (
     "What a training run has learned: its run directory (the best), a *_lora.pt, a PEFT directory, or USER/NAME on the "
     "Hub"
 )
-_LAST = "the best of the training under the variable musicgen_runs that was completed last"
-Adapter = Annotated[_Text, Field(description=f"{_ADAPTER}; by default {_LAST}")]
+_LAST = "the best of the training completed last under the variable musicgen_runs"
+Adapter = Annotated[_Text, Field(description=f"{_ADAPTER}. Default: {_LAST}")]
 AdapterOrBase = Annotated[
     _Text,
-    Field(
-        description=f"{_ADAPTER}; base: the base model alone. By default: for a deployment {_LAST}, on the command "
-        "line base"
-    ),
+    Field(description=f"{_ADAPTER}; or base, the base model alone. Default: base (deployments: {_LAST})"),
 ]
 Report = Annotated[
     _Text,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pydantic import Field
 
 from deployments.cli import COMMANDS
 from deployments.command import Command
+from deployments.help import without_default
 from deployments.options import UsageError, parse
 from musicgen_core.language import translated
 from musicgen_core.settings import Settings
@@ -111,12 +113,21 @@ def test_help_has_every_parameter_with_choices_and_default(
     for name, field in COMMANDS[command].fields.items():
         shown = COMMANDS[command].shown(name)
         line, *_ = [line for line in lines if shown in line.split()]
-        assert field.description is not None and field.description.split("; by default")[0] in line
+        assert field.description is not None and without_default(field.description) in line
         if field.default not in (None, "", (), []):
             default = " ".join(field.default) if isinstance(field.default, list) else field.default
             assert f"[default: {default}]" in line
         for choice in ("auto", "cpu", "cuda") if name == "device" else ():
             assert choice in line.partition("[choices: ")[2]
+
+
+def test_a_default_of_deployments_stands_in_brackets_behind_the_default_itself() -> None:
+    texts = {str(field.description) for command in COMMANDS.values() for field in command.fields.values()}
+    of_deployments = [text for text in texts if "deployments: " in text]
+    assert len(of_deployments) >= 4
+    for text in of_deployments:
+        assert re.search(r"(Default: |auto: )[^;.]+.* \(deployments: [^()]+\)$", text), text
+    assert not [text for text in texts if re.search("[Bb]y default,? for a deployment|for a deployment the", text)]
 
 
 def test_help_shows_defaults_of_zero_and_false(capsys: pytest.CaptureFixture[str]) -> None:
