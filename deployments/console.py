@@ -144,10 +144,11 @@ def print_error(text: str) -> None:
 
 def _lines(text: str | Text, console: Console, indent: int = 0) -> Iterator[Text]:
     for line in (Text(printable(text)) if isinstance(text, str) else text).split(allow_blank=True):
-        yield from _wrapped(line, console.width, indent) if console.is_terminal else [line]
+        yield from wrapped(line, console.width, indent) if console.is_terminal else [line]
 
 
-def _wrapped(line: Text, width: int, indent: int) -> list[Text]:
+def wrapped(line: Text, width: int, indent: int = 0) -> list[Text]:
+    """Break a line between its words, where that is allowed. A word that is longer than the width stays whole."""
     breaks, column = [], 0
     for start, end in _words(line.plain):
         piece = line.plain[start:end]

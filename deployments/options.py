@@ -22,10 +22,20 @@ from cyclopts.exceptions import (
 )
 from pydantic import SkipValidation, ValidationError
 from pydantic.fields import FieldInfo
-from rich.console import Console
 
 from deployments.command import Command, flag, is_list, is_place, kind_of
-from deployments.help import ARGUMENTS, OPTIONS, REQUIRED, Formatter, columns, describe, group, in_users_language
+from deployments.help import (
+    ARGUMENTS,
+    OPTIONS,
+    REQUIRED,
+    Formatter,
+    HelpConsole,
+    columns,
+    columns_of_commands,
+    describe,
+    group,
+    in_users_language,
+)
 from musicgen_core.errors import ConfigError
 from musicgen_core.escaping import one_line
 from musicgen_core.language import LANGUAGES, message, say
@@ -55,7 +65,7 @@ class UsageError(Exception):
         self.problems = list(problems)
 
 
-class _Console(Console):
+class _Console(HelpConsole):
     def on_broken_pipe(self) -> None:  # overrides rich's, which would exit with 1
         raise SystemExit(BROKEN_PIPE)
 
@@ -116,7 +126,7 @@ def _app(functions: Mapping[Callable[..., Any], tuple[str, Command]]) -> App:
         usage=f"{COMMAND_LINE} COMMAND",
         group_commands=Group(say("Commands")),
         help_format="plaintext",
-        help_formatter=Formatter(),
+        help_formatter=Formatter(column_specs=columns_of_commands),
         version=lambda: version(PROGRAM),
         console=_Console(),
     )
