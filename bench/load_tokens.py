@@ -102,8 +102,7 @@ def watched(before: dict[str, float]) -> Iterator[Watch]:
 def measure(tokens: Path, folder: Path, batch_size: int, seed: int) -> dict[str, Any]:
     """Load and read all clips; runs in a separate process."""
     from musicgen_core import storage
-    from musicgen_core.data.dataset import Batch, load_clips, training_batch
-    from musicgen_core.data.loader import prefetched
+    from musicgen_core.data.dataset import Batch, load_clips, prefetched, training_batch
 
     before = memory_mib()
     with watched(before) as load:

@@ -9,8 +9,7 @@ from upath import UPath
 from flows.locations import location_of
 from musicgen_core import storage
 from musicgen_core.config import TrainSettings
-from musicgen_core.data.duplicate_shards import copies_among
-from musicgen_core.data.shards import read_report
+from musicgen_core.data.shards import copies_among, read_report
 from musicgen_core.errors import ConfigError
 from musicgen_core.language import message
 from musicgen_core.run_layout import CONFIG, FINAL_ADAPTER, RunConfig, RunLayout, find_config

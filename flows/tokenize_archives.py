@@ -25,8 +25,7 @@ from musicgen_core import storage
 from musicgen_core.config import DescriptionSettings, ReadingSettings, TokenizeSettings
 from musicgen_core.data.archive import ArchiveFile, archive_stem, choose_archives, clip_names, limits_of
 from musicgen_core.data.captions import Captioner, Captions, check_matches, load_captions, metadata_beside
-from musicgen_core.data.description_check import undescribed_clips
-from musicgen_core.data.match_report import match_report
+from musicgen_core.data.match_report import match_report, undescribed_clips
 from musicgen_core.data.shards import ShardReport, described_clips, is_whole, was_repaired
 from musicgen_core.errors import ArchiveError, DeviceError, MusicgenError, StorageError
 from musicgen_core.language import message, stored_message

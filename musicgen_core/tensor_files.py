@@ -1,7 +1,8 @@
 """Write torch files with errors that name the cause, and load them with verified checksums.
 
 Such a file is a zip archive. `torch.save` stores a CRC-32 with each record (the pickle, and the bytes of each tensor),
-but `torch.load` ignores them: a flipped bit on the disk changes weights without an error.
+but `torch.load` ignores them: a flipped bit on the disk changes weights without an error. NaN and infinities,
+which damaged files without checksums may hold, are found by `names_of_non_finite`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import os
 import pickle
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import torch
+from torch import Tensor
 
 _FLUSH_BYTES = 256 << 20
 _ZIP = b"PK\x03\x04"
@@ -112,3 +114,16 @@ def verify_records(path: Path, verify: Literal["all", "pickle"] = "all") -> None
                                 pass
         except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
             raise ValueError(f"its content does not match its checksums: {error}") from error
+
+
+def names_of_non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors that hold NaN or an infinity.
+
+    Each tensor is read once, nothing of its size is allocated, and a GPU is synchronized once for all of them.
+    """
+    floats = {name: one for name, one in tensors.items() if one.is_floating_point() and one.numel()}
+    if not floats:
+        return []
+    extremes = [torch.stack(one.detach().flatten().aminmax()).double() for one in floats.values()]  # propagate NaN
+    finite = torch.stack(extremes).isfinite().all(dim=1).tolist()
+    return [name for name, is_finite in zip(floats, finite, strict=True) if not is_finite]

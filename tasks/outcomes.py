@@ -70,7 +70,7 @@ def missing_descriptions(archives: Sequence[UPath]) -> str:
     """Return the notice that archives have no usable descriptions, with the reason; else an empty string."""
     from musicgen_core.config import TokenizeSettings
     from musicgen_core.data.captions import Captioner, load_captions, metadata_beside
-    from musicgen_core.data.description_check import undescribed_clips
+    from musicgen_core.data.match_report import undescribed_clips
 
     metadata = metadata_beside(archives[0])
     try:

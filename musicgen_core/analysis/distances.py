@@ -18,7 +18,7 @@ def frechet_distance_diagonal(first: Tensor, second: Tensor) -> float:
     """Return the Fréchet distance of Gaussians without correlations that are fitted to features [N, D] and [M, D].
 
     It is |μ₁ - μ₂|² + |σ₁ - σ₂|² divided by D, after scaling each feature to unit deviation over `first`. Unlike the
-    distance with full covariances (`evaluation.frechet`) it is meaningful for fewer clips than features.
+    distance with full covariances (`evaluation.clap`) it is meaningful for fewer clips than features.
     """
     unit = first.std(0) + 1e-3
     first, second = first / unit, second / unit

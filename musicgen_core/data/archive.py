@@ -12,9 +12,8 @@ from typing import BinaryIO, Self
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.data.damage import DAMAGED, Unreadable, damage_named
+from musicgen_core.data.damage import DAMAGED, Unreadable, damage_named, recognise
 from musicgen_core.data.discovery import archive_stem, find_archives, passed_over
-from musicgen_core.data.file_signatures import recognise
 from musicgen_core.data.members import BLOCK, Archive, Limits, Member, Meter, Sidecar, Sidecars, limits_of, sidecar_key
 from musicgen_core.data.tar_archive import TarArchive, is_tar
 from musicgen_core.data.zip_archive import ZipArchive

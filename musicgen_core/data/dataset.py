@@ -1,14 +1,15 @@
 """Clips for training: shards memory-mapped from the local cache, a stable split, and stateless random crops.
 
 Everything random derives from the seed, the epoch and the clip, so a position in the data is a step number and
-nothing else has to be saved.
+nothing else has to be saved. Batches are prefetched, so that the GPU never waits for them.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -23,13 +24,13 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codes import CODEBOOKS
-from musicgen_core.data.duplicate_shards import copies_among
 from musicgen_core.data.packed_shards import PackedShard
 from musicgen_core.data.packed_shards import clip_hash as clip_hash
-from musicgen_core.data.shards import ShardReport, read_report
+from musicgen_core.data.shards import ShardReport, copies_among, read_report
 from musicgen_core.data.token_cache import THREADS, Lease, TokenCache
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
+from musicgen_core.prefetch import prefetch
 from musicgen_core.stages import announce
 
 LEAST_HELD_OUT = 8
@@ -276,3 +277,40 @@ def _collate(
     for row, segment in zip(codes, segments, strict=True):
         row[:, : segment.shape[1]] = torch.from_numpy(segment.astype(np.int64))
     return Batch(codes=codes, frames=frames, texts=texts, hashes=hashes)
+
+
+@contextmanager
+def prefetched(
+    batches: Iterable[Callable[[], Batch]], ahead: int = 2, device: torch.device | None = None
+) -> Iterator[Iterator[Batch]]:
+    """Provide the results of `batches` in order, computed ahead in threads.
+
+        with prefetched((partial(training_batch, clips, step) for step in steps), device=device) as batches:
+            for batch in batches: ...
+
+    All randomness of a batch derives from its arguments, so threading doesn't affect the result.
+
+    Args:
+        ahead: batches held ready beside the one in use, which is also the number of concurrent disk reads.
+        device: CUDA device for which to pin the batches' memory; nothing is pinned for other devices and None.
+
+    Raises:
+        Exception: any exception of a batch or of the iterator `batches`, at its position in the order.
+    """
+    pin = device is not None and device.type == "cuda"
+
+    def make(batch: Callable[[], Batch]) -> Batch:
+        return batch().pinned() if pin else batch()
+
+    with (
+        ThreadPoolExecutor(ahead, "batches", *_on(device if pin else None)) as pool,
+        closing(prefetch(pool, batches, make, lambda _: 1, limit=ahead + 1)) as results,
+    ):
+        yield results
+
+
+def _on(device: torch.device | None) -> tuple[()] | tuple[Callable[..., None], tuple[int]]:
+    """Return a thread initializer that sets the device: pinning from another one would take memory on both."""
+    if device is None:
+        return ()
+    return torch.cuda.set_device, (torch.cuda.current_device() if device.index is None else device.index,)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -341,3 +341,18 @@ def another_codec(shard: str, made_with: str, model: str) -> TokensError:
         ),
         advice,
     )
+
+
+def copies_among(reports: Mapping[str, ShardReport]) -> dict[str, str]:
+    """Return the original of each duplicate, by stems: the shard with most clips, then with the shorter name.
+
+    Args:
+        reports: reports of complete shards, by stem.
+    """
+    originals: dict[str, str] = {}
+    copies = {}
+    for stem in sorted(reports, key=lambda stem: (-reports[stem].clips, len(stem), stem)):
+        original = originals.setdefault(reports[stem].fingerprint, stem)
+        if original != stem:
+            copies[stem] = original
+    return copies

@@ -1,4 +1,4 @@
-"""CLAP embeddings of texts and audio in one space (Wu et al. 2023), by transformers' ClapModel."""
+"""CLAP embeddings of texts and audio in one space (Wu et al. 2023), by transformers' ClapModel, and their distance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from musicgen_core.errors import ModelError
-from musicgen_core.evaluation.frechet import Embeddings
 from musicgen_core.language import message
 from musicgen_core.model import hub
 from musicgen_core.stages import announce
@@ -121,3 +120,29 @@ def clap_score(texts: Embeddings, sounds: Embeddings) -> float:
 def _points(tensors: Sequence[torch.Tensor]) -> Embeddings:
     points: Embeddings = torch.cat(list(tensors)).double().cpu().numpy()
     return points
+
+
+Embeddings = NDArray[np.float64]
+"""[N, D]"""
+
+
+def frechet_distance(first: Embeddings, second: Embeddings) -> float:
+    """Return the Fréchet distance of Gaussians fitted to two sets of embeddings (Dowson, Landau 1982).
+
+    It is |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½). Over audio embeddings it is the Fréchet audio distance (Kilgour et
+    al. 2019). It is biased upwards for few points, the more so the more dimensions there are (Gui et al. 2024):
+    compare only distances over equally many points.
+
+    The last trace is the sum of the singular values of A Bᵀ where Σ₁ = AᵀA and Σ₂ = BᵀB. This avoids the root of a
+    product that is singular if there are fewer points than dimensions.
+
+    Args:
+        first: embeddings [N, D], at least two.
+        second: embeddings [M, D], at least two.
+    """
+    centred = [points - points.mean(axis=0) for points in (first, second)]
+    roots = [points / np.sqrt(len(points) - 1) for points in centred]
+    between = ((first.mean(axis=0) - second.mean(axis=0)) ** 2).sum()
+    within = sum((root**2).sum() for root in roots)
+    shared = np.linalg.norm(roots[0] @ roots[1].T, "nuc")
+    return max(0.0, float(between + within - 2 * shared))

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from musicgen_core.config import TrainSettings
-from musicgen_core.data.dataset import Clips, validation_batch
-from musicgen_core.data.loader import prefetched
+from musicgen_core.data.dataset import Clips, prefetched, validation_batch
 from musicgen_core.devices import compute_dtype
 from musicgen_core.errors import AdapterError
 from musicgen_core.evaluation.comparison import Losses

@@ -18,8 +18,7 @@ from musicgen_core.codec import Codec
 from musicgen_core.codes import FRAME_RATE, SAMPLE_RATE
 from musicgen_core.config import SamplingSettings
 from musicgen_core.data.dataset import Clips
-from musicgen_core.evaluation.clap import Clap, clap_score
-from musicgen_core.evaluation.frechet import frechet_distance
+from musicgen_core.evaluation.clap import Clap, clap_score, frechet_distance
 from musicgen_core.evaluation.losses import OnProgress
 from musicgen_core.evaluation.request import EvaluateRequest, MusicScores
 from musicgen_core.generation.loudness import normalize

@@ -20,9 +20,9 @@ from musicgen_core.encoding import BatchEncoder
 from musicgen_core.errors import ClipRejected, ConfigError, DeviceError
 from musicgen_core.generation.engine import frames_of
 from musicgen_core.generation.prompts import Prompt
-from musicgen_core.generation.random_streams import repetitions, stream_seed
 from musicgen_core.language import message
 from musicgen_core.model.decoder import DecoderConfig
+from musicgen_core.seeds import repetitions, stream_seed
 
 ENGINE_BATCH_SIZES = (1, 8, 32)
 """Batch sizes on a GPU, whose results depend on them: few, so that a sample can be reproduced."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from musicgen_core.errors import AdapterError
 from musicgen_core.language import message
-from musicgen_core.non_finite import names_of_non_finite
+from musicgen_core.tensor_files import names_of_non_finite
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "lora": dict,

@@ -30,8 +30,8 @@ from musicgen_core.model.local_files import (
     TEXT_ENCODER,
     file_sha256,
 )
-from musicgen_core.non_finite import names_of_non_finite
 from musicgen_core.stages import announce
+from musicgen_core.tensor_files import names_of_non_finite
 
 CHOICES = "a directory in audiocraft's format, a Hugging Face id such as facebook/musicgen-large, demo or debug"
 MODEL = hub.Wanted((LM_FILE, CODEC_FILE), (f"{TEXT_ENCODER}/*",))

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from musicgen_core.codes import CODEBOOKS
 from musicgen_core.config import TrainSettings
-from musicgen_core.data.dataset import Batch, Clips
-from musicgen_core.data.loader import prefetched
+from musicgen_core.data.dataset import Batch, Clips, prefetched
 from musicgen_core.errors import Cancelled, TrainingError
 from musicgen_core.language import message
 from musicgen_core.model.decoder import MusicgenLM

@@ -29,12 +29,12 @@ from musicgen_core.errors import RunDirectoryUnavailable, reason_of
 from musicgen_core.generation.engine import Engine, frames_of
 from musicgen_core.generation.plan import cache_budget, cache_bytes, fitting_size, smaller_size
 from musicgen_core.generation.prompts import read_prompts
-from musicgen_core.generation.random_streams import streams_of
 from musicgen_core.language import message
 from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.lora import load_merged
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel
+from musicgen_core.seeds import streams_of
 from musicgen_core.training.processes.distributed import World
 from musicgen_core.wording import counted
 

@@ -28,12 +28,12 @@ from musicgen_core.generated_pages import SAMPLES as SAMPLES_PAGE
 from musicgen_core.generation.engine import Engine, decodes_fast
 from musicgen_core.generation.loudness import normalize
 from musicgen_core.generation.page import write_samples_index
-from musicgen_core.generation.random_streams import streams_of
 from musicgen_core.language import message
 from musicgen_core.model.lora import Adapter, load_merged
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.run_layout import PROMPTS, SAMPLES, parse_sample_name, sample_name
+from musicgen_core.seeds import streams_of
 from musicgen_core.stages import announce
 from musicgen_core.training.files.run_directory import RunDirectory
 from musicgen_core.training.loop import Trainer

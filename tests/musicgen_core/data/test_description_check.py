@@ -9,7 +9,7 @@ import pytest
 from musicgen_core import storage
 from musicgen_core.config import TokenizeSettings
 from musicgen_core.data.captions import Captioner, load_captions
-from musicgen_core.data.description_check import undescribed_clips
+from musicgen_core.data.match_report import undescribed_clips
 
 
 def make_zip(path: Path, **files: str) -> Path:

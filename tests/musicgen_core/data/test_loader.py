@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from musicgen_core import storage
-from musicgen_core.data.dataset import Batch, Clips, load_clips, training_batch
-from musicgen_core.data.loader import prefetched
+from musicgen_core.data.dataset import Batch, Clips, load_clips, prefetched, training_batch
 from musicgen_core.data.shards import Row, ShardReport
 from musicgen_core.errors import Cancelled
 

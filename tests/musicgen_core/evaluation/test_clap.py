@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musicgen_core.errors import ModelError
-from musicgen_core.evaluation.clap import Clap, clap_score
-from musicgen_core.evaluation.frechet import frechet_distance
+from musicgen_core.evaluation.clap import Clap, clap_score, frechet_distance
 from tests.stand_in_hub import StandInHub
 
 RNG = np.random.default_rng(0)

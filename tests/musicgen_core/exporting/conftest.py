@@ -16,7 +16,6 @@ from torch import Tensor
 from musicgen_core import storage
 from musicgen_core.config import SamplingSettings
 from musicgen_core.generation.engine import Engine
-from musicgen_core.generation.random_streams import streams_of
 from musicgen_core.model.audiocraft_format import from_audiocraft, read_checkpoint
 from musicgen_core.model.lora import (
     Adapter,
@@ -31,6 +30,7 @@ from musicgen_core.model.lora import (
 from musicgen_core.model.pattern import delay
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
+from musicgen_core.seeds import streams_of
 
 PLAIN = AdapterConfig(r=4, alpha=16, dropout=0.1)
 SOME = ("q_proj", "encoder_attn.v_proj", "layers.0.fc1")

@@ -18,13 +18,13 @@ from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.config import SamplingSettings
 from musicgen_core.errors import Cancelled, DeviceError
 from musicgen_core.generation.engine import Engine, window_bounds
-from musicgen_core.generation.random_streams import stream_seed
 from musicgen_core.generation.sampling import guide
 from musicgen_core.model.decoder import TextCondition
 from musicgen_core.model.lora import Adapter, load_merged, merged_checkpoint
 from musicgen_core.model.pattern import delay
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
+from musicgen_core.seeds import stream_seed
 
 GUIDANCE = 3.0
 PROMPTS = ["slow piano", "a fast breakbeat with a distorted bass line, 174 bpm", "bells"]

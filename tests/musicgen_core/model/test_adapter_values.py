@@ -17,7 +17,7 @@ from musicgen_core.model.adapter_values import check_merged
 from musicgen_core.model.audiocraft_format import read_checkpoint
 from musicgen_core.model.lora import Adapter, AdapterConfig, load_adapter, save_adapter
 from musicgen_core.model.weights import BaseModel, load_lm
-from musicgen_core.non_finite import names_of_non_finite
+from musicgen_core.tensor_files import names_of_non_finite
 
 NAME = "base_model.model.model.decoder.layers.0.fc1.lora_A.weight"
 

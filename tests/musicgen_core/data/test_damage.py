@@ -7,7 +7,7 @@ import pytest
 from upath import UPath
 
 from musicgen_core.data.archive import content_digest, open_archive
-from musicgen_core.data.file_signatures import recognise
+from musicgen_core.data.damage import recognise
 from musicgen_core.errors import ArchiveError
 
 
