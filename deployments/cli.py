@@ -121,7 +121,7 @@ COMMANDS = {
         arguments=("adapter", "out"),
     ),
     "doctor": Command(
-        summary="Check this machine, the server and your places",
+        summary="Check this machine, the server and your locations",
         function="deployments.doctor:doctor",
         form=DoctorParameters,
         example="uv run musicgen-flows doctor /mnt/drive/music --model facebook/musicgen-small",

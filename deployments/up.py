@@ -95,7 +95,7 @@ def up(parameters: dict[str, Any]) -> int:
             print_text(say("Ctrl-C stops everything."))
             _watch(server, started, files)
         except KeyboardInterrupt:
-            print_text(say("Stopping the workers and the server; a training saves where it is …"))
+            print_text(say("Stopping the workers and the server; training runs save first …"))
     print_text(say("Stopped."))
     return 0
 
@@ -187,7 +187,7 @@ def _refusal(printed: IO[bytes] | None) -> str:
 
 def _register(options: UpParameters) -> dict[str, str]:
     """Register everything, and return rows for `show`."""
-    with working(say("setting the places")) as activity:  # first, since an existing deployment can be run
+    with working(say("setting the locations")) as activity:  # first, since an existing deployment can be run
         places = set_places({name: getattr(options, name) for name in PLACES})
         defaults = set_defaults(options.model, options.device)
         register()

@@ -31,7 +31,7 @@ DOING = {
     "SCHEDULED": message("waiting for a worker, which looks for runs every few seconds"),
     "PENDING": message("the worker starts a process for it"),
     "RUNNING": message("running; its process loads what it needs"),
-    "CANCELLING": message("being cancelled; a training saves first"),
+    "CANCELLING": message("being cancelled; a training run saves first"),
 }
 """Stage shown in each type of state that is not final, until the run reports progress."""
 _STATES = {

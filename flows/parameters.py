@@ -137,12 +137,10 @@ PromptsFile = Annotated[
         "seed and continue_from"
     ),
 ]
-Variations = Annotated[int, Field(ge=1, le=10_000, description="Pieces from each prompt, all of them different")]
-ContinueFrom = Annotated[
-    _Text, Field(description="A recording that the pieces continue; the duration is that of the whole")
-]
+Variations = Annotated[int, Field(ge=1, le=10_000, description="Samples of each prompt, all of them different")]
+ContinueFrom = Annotated[_Text, Field(description="A recording that the samples continue; the duration includes it")]
 Compare = Annotated[
-    bool, Field(description="Make each piece with the base model, too, from the same seed, to hear the difference")
+    bool, Field(description="Also generate each sample with the base model, from the same seed, to hear the difference")
 ]
 SampledClips = Annotated[int, Field(ge=1, le=LARGEST_COUNT, description="Clips to try, from at most 4 of the archives")]
 HourlyPrice = Annotated[
@@ -239,7 +237,7 @@ class Files(Settings):
     model_config = ConfigDict(title="Files")
 
     formats: list[Format] | None = Field(None, description="Write these beside each wav, too: flac, mp3")
-    spectrograms: bool = Field(True, description="Draw a picture of each piece's sound (spectrogram)")
+    spectrograms: bool = Field(True, description="Draw a spectrogram of each sample")
     save_codes: bool = Field(False, description="Keep the tokens beside each wav, as .npy")
     copy_to: _CopyTo = None
 
@@ -260,11 +258,12 @@ class EngineOptions(Settings):
         None,
         ge=1,
         le=MOST_SIDE_BY_SIDE,
-        description="Pieces made at the same time; by default 1 on a CPU, and 1, 8 or 32 on a GPU as they fit",
+        description="Samples generated at the same time (batch size); by default 1 on a CPU, and 1, 8 or 32 on a"
+        " GPU as they fit",
     )
-    weight_bits: _Bits = Field(16, description="Bits of the model's weights on a GPU; 8: quicker for single pieces")
+    weight_bits: _Bits = Field(16, description="Bits of the model's weights on a GPU; 8: faster for single samples")
     cache_bits: _Bits = Field(
-        16, description="Bits of what is remembered of the music so far, on a GPU; 8: quicker for many pieces at a time"
+        16, description="Bits of the key-value cache on a GPU; 8: faster for many samples at a time"
     )
 
 

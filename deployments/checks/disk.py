@@ -107,7 +107,7 @@ def _compare(size: ModelSize, needs: Sequence[_Need], clips: int, is_assumed: bo
     if needed <= free:
         return Finding(DISK, "ok", found)
     fix = message(
-        "Make room at {place}, or name other places: uv run musicgen-flows up --runs PATH --tokens PATH", place=place
+        "Make room at {place}, or name other locations: uv run musicgen-flows up --runs PATH --tokens PATH", place=place
     )
     if any(need.what == RUN_DIRECTORY for need in needs):
         fix = message(

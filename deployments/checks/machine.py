@@ -134,7 +134,7 @@ def _no_gpu(smi: Smi, needed: bool) -> Finding:
     if needed:
         fix = message("Use a machine with an NVIDIA GPU and its driver (nvidia-smi shows both), or --device cpu")
         return Finding(GPU, "problem", found, fix)
-    return Finding(GPU, "warning", found, message("For real trainings use a machine where nvidia-smi shows a GPU"))
+    return Finding(GPU, "warning", found, message("For real training runs use a machine where nvidia-smi shows a GPU"))
 
 
 def _unusable(smi: Smi, cuda: str | None) -> Finding:

@@ -60,7 +60,9 @@ def check_places(places: Mapping[str, str], others: Sequence[str] = ()) -> list[
         others: locations without a purpose.
     """
     if not places and not others:
-        found = message("no places to try: none is given, and no server has the variables musicgen_archives and so on")
+        found = message(
+            "no locations to try: none is given, and no server has the variables musicgen_archives and so on"
+        )
         fix = message("Name yours: uv run musicgen-flows doctor gs://bucket/folder, or --runs PATH")
         return [Finding(STORAGE, "warning", found, fix)]
     probes = [
@@ -85,7 +87,7 @@ def _named(place: str) -> str:
 def _check(name: str, place: str, run: Callable[[], Finding]) -> Check[Finding]:
     is_google = place.startswith(_GOOGLE)
     look = f"gcloud storage ls {shlex.quote(place)}" if is_google else f"ls {shlex.quote(place)}"
-    fix = message("See whether network, login and place work without this program: {command}", command=look)
+    fix = message("See whether network, login and location work without this program: {command}", command=look)
     return Check(name, run, place, fix)
 
 
@@ -237,7 +239,7 @@ def _explain(name: str, place: UPath, failed: _Failed) -> Finding:
         return _explain_google(name, place, failed)
     step = _STEPS[failed.step]
     fix = message(
-        "Name another place than {place}, or fix it: this user needs the right to {step} there",
+        "Name another location than {place}, or fix it: this user needs the right to {step} there",
         place=place,
         step=step,
     )

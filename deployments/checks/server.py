@@ -168,7 +168,7 @@ def _check_registered(client: SyncPrefectClient) -> Iterator[Finding]:
     unstartable = message("the UI can't start them, commands work")
     yield _compare(message("deployments"), DEPLOYMENTS, deployments, unstartable)
     wanted = [str(automation["name"]) for automation in read_automations()]
-    automations, without = message("automations"), message("what crashes while nobody looks stays as it is")
+    automations, without = message("automations"), message("runs that crash while nobody looks are not restarted")
     found = {name: client.read_automations_by_name(name) for name in wanted}
     paused = [name for name in wanted if found[name] and not any(automation.enabled for automation in found[name])]
     if not paused or not all(found.values()):

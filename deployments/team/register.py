@@ -59,7 +59,7 @@ def _keep_results_in(storage: str) -> None:
         block = LocalFileSystem(basepath=f"{storage}/results")
     else:
         raise MusicgenError(
-            message("{storage!r} is no place that all machines share", storage=storage),
+            message("{storage!r} is no location that all machines share", storage=storage),
             message("Give gs://BUCKET/FOLDER, or a mounted folder's path"),
         )
     with get_client(sync_client=True) as client:
