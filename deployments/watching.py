@@ -62,7 +62,7 @@ _ENDINGS = (
 """Messages of final states that have few letters of their own"""
 AUTOMATIC = (
     message("No heartbeat for a while. The process or its machine is gone."),
-    message("Crashed; starts again and goes on from its newest checkpoint, or with the archives that are left."),
+    message("Crashed; restarts and resumes from its newest checkpoint, or with the remaining archives."),
     message("Its worker was stopped while it started; another one takes it."),
 )
 """Messages of states that automations.yaml sets"""

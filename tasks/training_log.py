@@ -124,7 +124,7 @@ class TrainingLog:
         self._figures.forget_speed()
         self.show(state, note=f"**Reason.** {markdown_text(in_form(reason))}" if reason else "")
         if self._figures.done:
-            self._logger.info("stopped after step %d; a retry goes on from the last checkpoint", self._figures.done)
+            self._logger.info("stopped after step %d; a retry resumes from the last checkpoint", self._figures.done)
 
     def cancel(self, command: TerminalCommand | None = None) -> str:
         """Show that training was cancelled, and return the message of the run's state.

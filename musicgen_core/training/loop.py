@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ from musicgen_core.training.compute.gradients import StepGradients
 from musicgen_core.training.compute.loss import perplexity
 from musicgen_core.training.compute.model import Execution, TrainingModel
 from musicgen_core.training.files.checkpoint import Progress
+from musicgen_core.training.hooks import Hooks
 from musicgen_core.training.processes.distributed import World
 from musicgen_core.wording import counted
 
@@ -41,32 +42,6 @@ FIRST_LOSS_SCALE = 2.0**15
 LOSS_SCALE_STEPS = 1000
 """The loss scale of fp16 is halved when gradients overflow, and doubled after this many steps without an overflow."""
 _GO, _WAIT, _STOP = range(3)
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """Callbacks of a training run, which report, save and stop it.
-
-    Attributes:
-        on_step: called after each step with its metrics, as written to metrics.jsonl.
-        on_epoch: called after an epoch's validation, with the epoch and whether it is the best so far.
-        on_interval: called to save: with True every `save_every_steps` steps; with False every `save_every_minutes`.
-        cancelled: asked before each step and during validation.
-        on_best: called when a validation within an epoch is the best so far.
-        after_epoch: called with the epoch once everything of it is saved.
-        must_wait: asked before each step and after the last whether the progress could not be saved yet. The run
-            waits until it is; each call blocks for about a second or retries saving.
-        on_interruption: called to save when the run ends early, on request or by an error.
-    """
-
-    on_step: Callable[[dict[str, float]], None]
-    on_epoch: Callable[[int, bool], None]
-    on_interval: Callable[[bool], None]
-    cancelled: Callable[[], bool]
-    on_best: Callable[[], None] = lambda: None
-    after_epoch: Callable[[int], None] = lambda epoch: None
-    must_wait: Callable[[], bool] = lambda: False
-    on_interruption: Callable[[], None] = lambda: None
 
 
 class Trainer:

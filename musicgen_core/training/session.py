@@ -17,8 +17,9 @@ from musicgen_core.training.files.run_directory import RunDirectory
 from musicgen_core.training.files.run_lock import RunLock
 from musicgen_core.training.files.saving import Saver
 from musicgen_core.training.files.write_queue import Write
+from musicgen_core.training.hooks import Hooks
 from musicgen_core.training.inputs import TrainInputs
-from musicgen_core.training.loop import Hooks, Trainer
+from musicgen_core.training.loop import Trainer
 from musicgen_core.training.request import TrainResult
 from musicgen_core.training.samples import Samples
 from musicgen_core.training.wandb_artifacts import WandbArtifacts, shown_settings

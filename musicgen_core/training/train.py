@@ -18,8 +18,9 @@ from musicgen_core.training.files.lineage import learned_from, lineage_of
 from musicgen_core.training.files.run_directory import RunDirectory, begins_new
 from musicgen_core.training.files.run_lock import RunLock
 from musicgen_core.training.files.saving import Saver
+from musicgen_core.training.hooks import Hooks
 from musicgen_core.training.inputs import TrainInputs, read_inputs
-from musicgen_core.training.loop import Hooks, Trainer
+from musicgen_core.training.loop import Trainer
 from musicgen_core.training.prior_preservation import load_prior
 from musicgen_core.training.processes.distributed import World
 from musicgen_core.training.request import TrainRequest, TrainResult

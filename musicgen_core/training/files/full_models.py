@@ -98,7 +98,7 @@ class FullModels:
             if failure is not None:
                 self.failures.report(
                     f"{_names(checkpoint)} could not be written ({reason_of(failure)}): "
-                    "it is tried again with the next ones, at the end of the training and when it goes on"
+                    "it is tried again with the next ones, at the end of the run and when it is resumed"
                 )
         if left:
             logger.warning("after these, the full models of %d later checkpoints were not tried", left)

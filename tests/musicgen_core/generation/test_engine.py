@@ -78,7 +78,7 @@ def audiocraft_greedy(lm: Any, prompt: str | None, frames: int) -> Tensor:
 
 @pytest.fixture(scope="module")
 def expected(exact_audiocraft: Any) -> dict[str | None, Tensor]:
-    """audiocraft's codes of 200 frames for each prompt by itself, [1, 4, 200]."""
+    """audiocraft's codes of 200 frames for each prompt alone, [1, 4, 200]."""
     return {prompt: audiocraft_greedy(exact_audiocraft, prompt, 200) for prompt in [*PROMPTS, None, ""]}
 
 

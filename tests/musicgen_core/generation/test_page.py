@@ -202,8 +202,8 @@ def test_the_overlap_is_told_only_of_pieces_that_are_made_in_parts(place: Path) 
             for name, seconds, before in pieces
         ],
     )
-    told = [text for text in parsed.texts("p") if "overlap 12" in text]
-    assert [text.partition(" ")[0] for text in told] == ["long", "continued"]
+    reported = [text for text in parsed.texts("p") if "overlap 12" in text]
+    assert [text.partition(" ")[0] for text in reported] == ["long", "continued"]
 
 
 # What is linked to

@@ -107,12 +107,14 @@ def test_a_second_copy_and_a_remote_place_get_every_file(request_for: Any, tmp_p
 
 
 def test_cancelled_it_keeps_finished_samples(request_for: Any, tmp_path: Path) -> None:
-    told: list[tuple[int, int, str]] = []
+    reported: list[tuple[int, int, str]] = []
     with pytest.raises(Cancelled):
-        render(request_for(), lambda *one: told.append(one), cancelled=lambda: len(told) == 38)  # of 33 steps each
-    assert [text for _, _, text in told] == 33 * ["sample 1 of 2"] + 5 * ["sample 2 of 2"]
-    frames = [done for done, _, _ in told]
-    assert frames == sorted(frames) and frames[32] == 30 and {total for _, total, _ in told} == {60}
+        render(
+            request_for(), lambda *one: reported.append(one), cancelled=lambda: len(reported) == 38
+        )  # of 33 steps each
+    assert [text for _, _, text in reported] == 33 * ["sample 1 of 2"] + 5 * ["sample 2 of 2"]
+    frames = [done for done, _, _ in reported]
+    assert frames == sorted(frames) and frames[32] == 30 and {total for _, total, _ in reported} == {60}
     assert names_in(tmp_path / "out") == ["generated_000.json", "generated_000.wav", "index.html"]
 
 

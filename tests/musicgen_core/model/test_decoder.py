@@ -27,7 +27,7 @@ def random_codes(batch: int) -> Tensor:
 
 @torch.inference_mode()
 def audiocraft_predictions(audiocraft_lm: Any, codes: Tensor, prompts: list[str | None]) -> tuple[Tensor, Tensor]:
-    """Each clip by itself, as audiocraft's prompts change with the texts beside them → logits and mask, by frames."""
+    """Each clip alone, as audiocraft's prompts change with the texts beside them → logits and mask, by frames."""
     conditioners = import_audiocraft("audiocraft.modules.conditioners")
     outputs = [
         audiocraft_lm.compute_predictions(

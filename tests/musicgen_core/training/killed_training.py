@@ -74,11 +74,11 @@ def main(plan: dict[str, Any]) -> None:
             live(reading, rng, plan, early)
             done, status = os.waitpid(pid, os.WNOHANG)
             if not done:
-                told = time.monotonic()
+                reported = time.monotonic()
                 os.kill(pid, number)
                 _, status = os.waitpid(pid, 0)
                 if number == signal.SIGTERM and status:
-                    terminations.append(time.monotonic() - told)
+                    terminations.append(time.monotonic() - reported)
                 kills += 1
         else:
             _, status = os.waitpid(pid, 0)

@@ -196,10 +196,10 @@ def test_a_run_past_a_smaller_limit_says_that_nothing_is_trained(
 
 @dataclasses.dataclass(frozen=True)
 class SecondRank(World):
-    """The second of two processes. `waits` happens while it waits for the first, which says what is in `told`."""
+    """The second of two processes. `waits` happens while it waits for the first, which says what is in `reported`."""
 
     waits: Callable[[], object] = lambda: None
-    told: list[Any] = dataclasses.field(default_factory=list)
+    reported: list[Any] = dataclasses.field(default_factory=list)
 
     def barrier(self) -> None:
         self.waits()
@@ -208,7 +208,7 @@ class SecondRank(World):
         return flag
 
     def broadcast_object(self, value: Any) -> Any:
-        return self.told.pop(0)
+        return self.reported.pop(0)
 
 
 def test_ranks_read_the_run_directory_after_the_main_one_locked_it(request_for: MakeRequest) -> None:
@@ -222,6 +222,6 @@ def test_ranks_read_the_run_directory_after_the_main_one_locked_it(request_for: 
 def test_ranks_that_would_begin_at_different_steps_refuse(request_for: MakeRequest) -> None:
     request = request_for(num_epochs=1)
     train(request)
-    world = SecondRank(1, 2, torch.device("cpu"), told=[2])
+    world = SecondRank(1, 2, torch.device("cpu"), reported=[2])
     with pytest.raises(RunDirectoryError, match="rank 1 begins after step 3, the main one after step 2"):
         train(request, world=world)

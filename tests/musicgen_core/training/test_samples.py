@@ -152,8 +152,8 @@ def test_a_sample_that_can_not_be_rendered_is_logged(
     monkeypatch.setattr(Engine, "generate", out_of_memory)
     with caplog.at_level(logging.WARNING):
         assert train(request_for(**SAMPLED)).steps == 6
-    told = [record.message for record in caplog.records if "no samples" in record.message]
-    assert [text.split(":")[0] for text in told] == [f"no samples of epoch {epoch}" for epoch in (0, 1, 2)]
+    reported = [record.message for record in caplog.records if "no samples" in record.message]
+    assert [text.split(":")[0] for text in reported] == [f"no samples of epoch {epoch}" for epoch in (0, 1, 2)]
 
 
 def test_prompts_that_a_full_disk_refuses_cost_nothing_else(
@@ -195,8 +195,8 @@ def test_new_prompts_get_samples_of_the_base_model(request_for: MakeRequest) -> 
     rest = request_for(**{**SAMPLED, "sample_prompts": ["bells"]})
     train(rest)
     assert samples_in(rest.run_dir)["epoch_000_00.wav"] != base
-    told = json.loads((Path(rest.run_dir) / "samples" / "prompts.json").read_text())
-    assert (told["prompts"], told["duration"], told["seed"]) == (["bells"], 0.4, 0)
+    reported = json.loads((Path(rest.run_dir) / "samples" / "prompts.json").read_text())
+    assert (reported["prompts"], reported["duration"], reported["seed"]) == (["bells"], 0.4, 0)
     assert page_of(rest.run_dir) == [f"epoch_00{epoch}_00.wav" for epoch in (0, 1, 2)]  # all of these prompts
 
 
@@ -217,9 +217,9 @@ def test_samples_of_an_earlier_version_stay_on_the_page(
     begun = request_for(**SAMPLED, num_epochs=3, max_steps=6)
     train(begun)
     prompts = Path(begun.run_dir) / "samples" / "prompts.json"
-    told = json.loads(prompts.read_text())
-    assert told.pop("epochs") == [0, 1, 2]
-    prompts.write_text(json.dumps({**told, **since}))
+    reported = json.loads(prompts.read_text())
+    assert reported.pop("epochs") == [0, 1, 2]
+    prompts.write_text(json.dumps({**reported, **since}))
     train(request_for(**SAMPLED, num_epochs=3))
     assert sorted(page_of(begun.run_dir)) == names_of(*epochs)
 

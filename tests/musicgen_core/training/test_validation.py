@@ -9,7 +9,8 @@ import pytest
 from torch import Tensor
 
 from musicgen_core.errors import Cancelled
-from musicgen_core.training.loop import Hooks, Trainer
+from musicgen_core.training.hooks import Hooks
+from musicgen_core.training.loop import Trainer
 from tests.musicgen_core.training.trainers import ONE, MakeTrainer, Row, run
 
 
@@ -97,7 +98,7 @@ def test_cancelled_while_validating_it_saves_and_validates_later(
     whole = trainer.gradients.validation_losses
 
     def slow(batch: Any) -> Tensor:
-        raise AssertionError("not reached: it was told to stop before")
+        raise AssertionError("not reached: it was asked to stop before")
 
     trainer.gradients.validation_losses = slow  # type: ignore[method-assign]
     hooks = Hooks(

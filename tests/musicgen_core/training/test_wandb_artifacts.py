@@ -45,7 +45,7 @@ def killed_after(killed_after: Killing) -> Killing:
 
 
 def wait_for_the_next_second() -> None:
-    """By its second WandB names each part of a run; a process that goes on takes longer to start than these tests."""
+    """By its second WandB names each part of a run; a resumed process takes longer to start than these tests."""
     time.sleep(1 - time.time() % 1)
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from musicgen_core.training.batch_size import BatchSize
 from musicgen_core.training.compute.model import Execution
-from musicgen_core.training.loop import Hooks, Trainer
+from musicgen_core.training.hooks import Hooks
+from musicgen_core.training.loop import Trainer
 
 Row = dict[str, float]
 MakeTrainer = Callable[..., Trainer]
