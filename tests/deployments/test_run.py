@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from types import SimpleNamespace
 from uuid import UUID
 
 import httpx
@@ -34,7 +35,7 @@ def test_run_shows_the_outcome_and_refuses_unknown_parameters(
         created.append(UUID(capsys.readouterr().out.partition("/runs/flow-run/")[2].split()[0]))
         client.set_flow_run_state(created[0], Failed(message="2 of 3 archives failed"), force=True)
 
-    monkeypatch.setattr("deployments.watching.time.sleep", fail)
+    monkeypatch.setattr("deployments.watching.time", SimpleNamespace(sleep=fail))  # others sleep, too
     assert main(["run", "tokenize-archives", "-p", "limit=3", "--watch"]) == 1
     *_, retry = printed = capsys.readouterr().out.splitlines()
     assert any(line.endswith("Failed: 2 of 3 archives failed") for line in printed)
@@ -58,7 +59,7 @@ def test_a_watched_run_that_is_refused_advises_to_correct_its_parameters(
             client.create_artifact(ArtifactCreate(key="summary", type="markdown", data=page, flow_run_id=run))
         client.set_flow_run_state(run, Failed(message=messages.get(ending, "it can't")), force=True)
 
-    monkeypatch.setattr("deployments.watching.time.sleep", end)
+    monkeypatch.setattr("deployments.watching.time", SimpleNamespace(sleep=end))  # others sleep, too
     assert main(["run", "train-lora", "--watch"]) == 1
     *_, advice, place = capsys.readouterr().out.splitlines()
     if ending == "failed":
@@ -96,7 +97,7 @@ def test_a_watched_run_shows_progress_outputs_and_next_command(
             client.create_artifact(ArtifactCreate(key="summary", type="markdown", data=page, flow_run_id=run))
             client.set_flow_run_state(run, Completed(), force=True)
 
-    monkeypatch.setattr("deployments.watching.time.sleep", work)
+    monkeypatch.setattr("deployments.watching.time", SimpleNamespace(sleep=work))  # others sleep, too
     monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
     assert main(["run", "tokenize-archives", "--watch"]) == 0
     lines = ("".join(printed) + capsys.readouterr().out).splitlines()
@@ -126,7 +127,7 @@ def test_a_watched_run_shows_once_why_it_waits(
             client.set_flow_run_state(run, Completed(), force=True)
 
     monkeypatch.setattr("deployments.watching.PATIENCE", timedelta(0))
-    monkeypatch.setattr("deployments.watching.time.sleep", go_on)
+    monkeypatch.setattr("deployments.watching.time", SimpleNamespace(sleep=go_on))  # others sleep, too
     assert main(["run", "tokenize-archives", "--watch"]) == 0
     lines = "".join(shown).splitlines()
     assert lines.count("Waiting: the queue tokenizing is busy with the-one-before") == 1

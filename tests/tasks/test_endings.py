@@ -100,7 +100,7 @@ def test_a_training_run_that_fails_in_its_steps_is_no_refusal(demo_tokens: Path,
         state: Any = train_lora(**places, **QUICK, return_state=True)
     page = str(shown(state.state_details.flow_run_id)["training"].data)
     assert "| state | failed |" in page and page.count("input/output error: /data/latest.pt") == 1
-    assert "WandB is offline" in page
+    assert "WandB runs offline" in page
 
 
 def test_advice_names_form_fields_in_the_ui_and_options_elsewhere(tmp_path: Path, shown: Shown) -> None:
