@@ -45,11 +45,21 @@ os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # as on the c
 os.environ["PREFECT_LOGGING_EXTRA_LOGGERS"] = "musicgen_core"  # likewise
 os.environ["PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW"] = "ignore"
 
+LONG_TESTS_SECONDS = 1800
+"""After so long a slow test has failed; those that take longest take some minutes where nothing else runs."""
 ONE_PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
     "0000000a49444154789c636000000002000148afa4710000000049454e44ae426082"
 )
 """A PNG"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give slow tests and those in a browser the time that they take on a busy machine, unless they have their own."""
+    for item in items:
+        is_long = item.get_closest_marker("slow") or item.get_closest_marker("browser")
+        if is_long and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(LONG_TESTS_SECONDS))
 
 
 def pytest_collection_finish() -> None:
