@@ -10,10 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 import pytest
@@ -22,23 +19,21 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentU
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events import EventTrigger
 from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running
-from prefect.variables import Variable
 
 from deployments import restarting
 from deployments.cli import main
 from deployments.environment import ROOT
 from deployments.registering import DEPLOYMENTS, POOL, ensure_automations, prefect, read_automations, register
 from deployments.restarting import RESTARTS, restart_missed
-from deployments.run_parameters import arranged
-from deployments.up import _host_of_running, visible_gpus, worker_commands
 from deployments.weekly import describe_next, set_weekly
 from musicgen_core.errors import MusicgenError
 from musicgen_core.stages import heard_by
-from tasks.forms import beside_each_other, form_link
 from tests.deployments.registered import deployed, offered
 
 NEW_TOKENS_ONLY = {"start": {"init_from_latest": True, "only_new_tokens": True}}
+
 GPU_STACK = ("torch", "torchaudio", "audiocraft", "peft", "transformers", "wandb", "triton")
+
 WITHOUT_GPU_STACK = f"""
 import runpy, sys
 sys.modules.update(dict.fromkeys({GPU_STACK}))  # an import of any of them fails
@@ -218,28 +213,6 @@ def test_the_next_retraining_is_the_servers_scheduled_run_in_local_time(
     assert describe_next(0).startswith("none")
 
 
-def test_a_link_to_a_form_has_the_places_that_up_has_set(client: SyncPrefectClient) -> None:
-    def filled_in(deployment: str, **given: str) -> Any:
-        [query] = parse_qs(urlsplit(str(form_link(deployment, given))).query)["parameters"]
-        return beside_each_other(json.loads(query), deployed(client, deployment).parameter_openapi_schema)
-
-    stored = {name: Variable.get(f"musicgen_{name}") for name in ("archives", "tokens")}
-    try:
-        Variable.set("musicgen_archives", "/my music/archives", overwrite=True)
-        Variable.unset("musicgen_tokens")
-        assert filled_in("tokenize-archives") == {"archives": "/my music/archives"}
-        Variable.set("musicgen_tokens", "gs://bucket/tokens", overwrite=True)
-        assert filled_in("tokenize-archives") == {"archives": "/my music/archives", "tokens": "gs://bucket/tokens"}
-        assert filled_in("train-lora", tokens="/t")["tokens"] == "/t"
-        assert "tokens" not in filled_in("generate-music")
-    finally:
-        for name, value in stored.items():
-            if value is None:
-                Variable.unset(f"musicgen_{name}")
-            else:
-                Variable.set(f"musicgen_{name}", value, overwrite=True)
-
-
 def test_registering_counts_the_deployments(client: SyncPrefectClient) -> None:
     heard: list[str] = []
     with heard_by(lambda stage: heard.append(str(stage))):
@@ -252,17 +225,6 @@ def test_registering_counts_the_deployments(client: SyncPrefectClient) -> None:
 def test_a_failed_prefect_command_is_reported_with_its_last_line(client: SyncPrefectClient) -> None:
     with pytest.raises(MusicgenError, match=r"prefect work-queue inspect no-such-queue failed \(.*no-such-queue"):
         prefect("work-queue", "inspect", "no-such-queue")
-
-
-def test_form_links_have_default_and_given_parameters(client: SyncPrefectClient) -> None:
-    deployment, given = deployed(client, "generate-music"), {"adapter": "/r", "compare": True, "seed": 1, "top_k": 9}
-    link = form_link("generate-music", given)
-    assert link is not None and link.startswith(f"/deployments/deployment/{deployment.id}/run?")
-    [query] = parse_qs(urlsplit(link).query)["parameters"]
-    found = json.loads(query)
-    assert found == arranged(found, deployment) != given  # each of them is in its group
-    assert beside_each_other(found, deployment.parameter_openapi_schema) == {**deployment.parameters, **given}
-    assert form_link("no-such-deployment", {}) is None
 
 
 def test_an_automation_is_touched_only_when_the_file_has_changed(
@@ -281,49 +243,6 @@ def test_an_automation_is_touched_only_when_the_file_has_changed(
     monkeypatch.setattr(client, "update_automation", lambda *arguments: touched.append(arguments))
     ensure_automations(client, changed)  # an update would forget the heartbeats that are waited for
     assert touched == []
-
-
-def test_each_gpu_and_tokenizing_get_a_worker_with_one_job() -> None:
-    first, second, tokenizing = worker_commands(None, ["0", "1"])
-    gpus = [environment["CUDA_VISIBLE_DEVICES"] for _, environment in (first, second, tokenizing)]
-    assert gpus == ["0", "1", "1"]
-    for command, _ in (first, second, tokenizing):
-        assert command[command.index("--limit") + 1] == "1"
-    queues = [command[command.index("--work-queue") + 1] for command, _ in (first, second, tokenizing)]
-    assert queues == ["default", "default", "tokenizing"]
-    assert len({command[-1] for command, _ in (first, second, tokenizing)}) == 3  # names
-
-
-def test_a_single_worker_sees_every_gpu_and_many_share_them() -> None:
-    [alone, _] = worker_commands(1, ["0", "1", "2", "3"])
-    assert alone[1] == {}
-    assert [environment for _, environment in worker_commands(3, ["5"])[:3]] == [{"CUDA_VISIBLE_DEVICES": "5"}] * 3
-    assert len(worker_commands(None, [])) == 2
-
-
-def test_a_second_up_finds_the_address_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefect.settings.get_current_settings", lambda: SimpleNamespace(home=tmp_path))
-    for host in ("10.0.0.5", "::"):  # one after the other: the second leaves nothing of the first's
-        with _host_of_running(host, 4200) as first, _host_of_running("127.0.0.1", 4200) as second:
-            assert (first, second) == (None, host)
-            with _host_of_running("127.0.0.1", 4201) as at_another_port:
-                assert at_another_port is None
-
-
-def test_gpus_are_those_that_were_made_visible(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-8f3a")
-    assert visible_gpus() == ["2", "GPU-8f3a"]
-    for hidden in ("", "-1"):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-        assert visible_gpus() == []
-
-
-def test_weekly_goes_with_train_lora_and_off_takes_no_parameters(capsys: pytest.CaptureFixture[str]) -> None:
-    for wrong in (["tokenize-archives"], ["train-lora", "--watch"]):
-        assert main(["run", *wrong, "--weekly", "on"]) == 2
-        assert "--weekly goes with train-lora, and not with --watch" in capsys.readouterr().err
-    assert main(["run", "train-lora", "--weekly", "off", "-p", "seed=1"]) == 2
-    assert "-p goes with --weekly on, not with off" in capsys.readouterr().err
 
 
 def ended(client: SyncPrefectClient, flow: str, *states: Any) -> UUID:

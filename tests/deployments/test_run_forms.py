@@ -1,24 +1,26 @@
-"""Run forms as the server has them, and what it takes for parameters. A real, temporary server."""
+"""Run forms, links to them, and the parameters that they accept, on a real, temporary server."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.variables import Variable
 
 from deployments.registering import DEPLOYMENTS
+from deployments.run_parameters import arranged
 from flows.train_lora import train_lora
-
-
-def deployed(client: SyncPrefectClient, name: str) -> Any:
-    return client.read_deployment_by_name(f"{name}/{name}")
+from tasks.forms import beside_each_other, form_link
+from tests.deployments.registered import deployed
 
 
 def test_train_loras_form_has_essentials_then_groups_and_choices(
@@ -70,3 +72,36 @@ def test_a_group_rejects_names_and_values_that_its_form_lacks(client: SyncPrefec
     for wrong in ({"lora": {"lora_alfa": 64}}, {"lora": {"lora_alpha": 0}}, {"hardware": {"base_precision": "fp4"}}):
         with pytest.raises(PrefectHTTPStatusError):
             client.create_flow_run_from_deployment(deployment, parameters=wrong)
+
+
+def test_a_link_to_a_form_has_the_places_that_up_has_set(client: SyncPrefectClient) -> None:
+    def filled_in(deployment: str, **given: str) -> Any:
+        [query] = parse_qs(urlsplit(str(form_link(deployment, given))).query)["parameters"]
+        return beside_each_other(json.loads(query), deployed(client, deployment).parameter_openapi_schema)
+
+    stored = {name: Variable.get(f"musicgen_{name}") for name in ("archives", "tokens")}
+    try:
+        Variable.set("musicgen_archives", "/my music/archives", overwrite=True)
+        Variable.unset("musicgen_tokens")
+        assert filled_in("tokenize-archives") == {"archives": "/my music/archives"}
+        Variable.set("musicgen_tokens", "gs://bucket/tokens", overwrite=True)
+        assert filled_in("tokenize-archives") == {"archives": "/my music/archives", "tokens": "gs://bucket/tokens"}
+        assert filled_in("train-lora", tokens="/t")["tokens"] == "/t"
+        assert "tokens" not in filled_in("generate-music")
+    finally:
+        for name, value in stored.items():
+            if value is None:
+                Variable.unset(f"musicgen_{name}")
+            else:
+                Variable.set(f"musicgen_{name}", value, overwrite=True)
+
+
+def test_form_links_have_default_and_given_parameters(client: SyncPrefectClient) -> None:
+    deployment, given = deployed(client, "generate-music"), {"adapter": "/r", "compare": True, "seed": 1, "top_k": 9}
+    link = form_link("generate-music", given)
+    assert link is not None and link.startswith(f"/deployments/deployment/{deployment.id}/run?")
+    [query] = parse_qs(urlsplit(link).query)["parameters"]
+    found = json.loads(query)
+    assert found == arranged(found, deployment) != given  # each of them is in its group
+    assert beside_each_other(found, deployment.parameter_openapi_schema) == {**deployment.parameters, **given}
+    assert form_link("no-such-deployment", {}) is None

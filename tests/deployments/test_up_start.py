@@ -1,4 +1,4 @@
-"""The output of `up` in its terminal while it starts."""
+"""The start of `up`: its output in the terminal, its ports, and the address of an `up` that runs already."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -14,6 +15,7 @@ from prefect.client.orchestration import get_client
 from deployments import up
 from deployments.console import output
 from deployments.parameters import UpParameters
+from deployments.up import _host_of_running
 from musicgen_core.errors import MusicgenError
 
 SERVER = """#!/bin/sh
@@ -84,3 +86,12 @@ def test_up_names_a_run_that_breaks_lists_with_what_deletes_it(capsys: pytest.Ca
     assert "can't list runs" in line and line.endswith(f"uv run prefect flow-run delete {run['id']}")
     up._warn_of_unlistable_runs()
     assert capsys.readouterr().out == ""
+
+
+def test_a_second_up_finds_the_address_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefect.settings.get_current_settings", lambda: SimpleNamespace(home=tmp_path))
+    for host in ("10.0.0.5", "::"):  # one after the other: the second leaves nothing of the first's
+        with _host_of_running(host, 4200) as first, _host_of_running("127.0.0.1", 4200) as second:
+            assert (first, second) == (None, host)
+            with _host_of_running("127.0.0.1", 4201) as at_another_port:
+                assert at_another_port is None

@@ -1,11 +1,10 @@
-"""`musicgen-flows doctor` as a person meets it: a table, what to fix, an exit code, and nothing left behind."""
+"""Findings of `doctor` about the Prefect server: one that works, and others that don't."""
 
 from __future__ import annotations
 
 import base64
 import http.server
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -15,122 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from deployments.checks.finding import Check, Finding, attempt, redact
-from deployments.cli import COMMANDS, main
+from deployments.checks.finding import Finding
 from deployments.doctor import show
-from musicgen_core.language import VARIABLE
+from deployments.environment import ROOT
+from tests.deployments.doctor.printed import DEBUG, LOGIN, SECRET, fixes, rows, run_doctor
 from tests.stand_in_hub import TOKEN, StandInHub
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-DEBUG = ["--model", "debug", "--device", "cpu"]
-LOGIN = "admin:login-not-to-be-seen"
-SECRET = "wandb-0123456789-not-to-be-seen"
-
-
-@pytest.fixture(autouse=True)
-def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deployments.console.output.width", 400)
-    for name in ("WANDB_API_KEY", "HF_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def without_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As on a machine where no server is set: also in a session where other tests have one."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    monkeypatch.setenv("PREFECT_API_URL", "")  # nor is one looked for
-    with temporary_settings(restore_defaults={PREFECT_API_URL}):
-        yield
-
-
-def rows(printed: str) -> dict[str, tuple[str, str]]:
-    """Return the level and text of each check's finding. The last row counts for a check with several."""
-    lines = re.findall(r"^  (\S.*?) +(ok|warning|problem) +(.*)$", printed, re.MULTILINE)
-    return {name: (level, found) for name, level, found in lines}
-
-
-def fixes(printed: str) -> list[str]:
-    """The numbered list under `To fix:`."""
-    return re.findall(r"^\d+\. (.*)$", printed.partition("To fix:")[2].partition("If you want")[0], re.MULTILINE)
-
-
-def run_doctor(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    capsys.readouterr()
-    code = main(["doctor", *arguments])
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.out + captured.err and captured.err == ""
-    return code, captured.out
-
-
-@pytest.mark.usefixtures("without_server")
-class TestCommand:
-    def test_a_machine_that_is_fine_for_the_debug_model(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        code, printed = run_doctor(capsys, *DEBUG, "--clips", "100", str(tmp_path))
-        assert code == 0, printed
-        assert "There is nothing to fix." in printed
-        table = rows(printed)
-        assert {level for level, _ in table.values()} <= {"ok", "warning"}
-        for check in ("Python", "packages", "GPU", "C compiler", "memory", "disk", "HF_TOKEN", "storage"):
-            assert check in table
-        assert table["Prefect API"][0] == "warning" and "temporary" in table["Prefect API"][1]
-        assert "uv run musicgen-flows up" in printed
-
-    def test_a_problem_makes_it_fail_and_says_what_to_run(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        (tmp_path / "file").write_text("not a folder")
-        code, printed = run_doctor(capsys, *DEBUG, f"--runs={tmp_path / 'file' / 'runs'}")
-        assert code == 1
-        level, found = rows(printed)["storage: runs"]
-        assert level == "problem" and f"{tmp_path}/file/runs: can't write there" in found
-        [fix] = fixes(printed)
-        assert "ls -ld" in fix
-
-    def test_an_error_in_one_check_is_that_checks_problem(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def broken(_device: str) -> list[Finding]:
-            raise SystemExit("the driver took the process with it")
-
-        monkeypatch.setattr("deployments.checks.machine.check_machine", broken)
-        code, printed = run_doctor(capsys, *DEBUG, str(tmp_path))
-        assert code == 1
-        level, found = rows(printed)["GPU"]
-        assert level == "problem" and "SystemExit: the driver took the process with it" in found
-        assert rows(printed)["storage"][0] == "ok"
-
-    def test_a_directory_that_is_no_model_is_reported_once(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        code, printed = run_doctor(capsys, "--model", str(tmp_path), "--device", "cpu", str(tmp_path))
-        assert code == 1
-        assert "has no state_dict.bin" in rows(printed)["model"][1]
-        assert len(fixes(printed)) == 1
-
-    def test_findings_and_advice_are_in_the_users_language(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv(VARIABLE, "ja")
-        (tmp_path / "file").write_text("not a folder")
-        _, printed = run_doctor(capsys, *DEBUG, f"--runs={tmp_path / 'file' / 'runs'}", "ftp://127.0.0.1:9/folder")
-        lines = [line for line in printed.splitlines() if "Python" not in line and "musicgen-flows doctor" not in line]
-        english = [line for line in lines if not re.search("[ぁ-んァ-ン一-龥]", line)]
-        assert english == [] and "ストレージ: runs" in printed, english
-
-    def test_wrong_usage_lists_every_problem_at_once(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["doctor", "--device", "tpu", "--clips", "0", "--tokens", "", "--colour"]) == 2
-        printed = capsys.readouterr().err
-        expected = ("not 'tpu'", "--clips: input should be greater than", "--tokens is empty", "no option --colour")
-        assert all(text in printed for text in expected)
-        assert main(["doctor", "--clips", "many"]) == 2
-        assert "--clips" in capsys.readouterr().err
-
-    def test_help_explains_it(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["doctor", "--help"]) == 0
-        assert "--model" in capsys.readouterr().out and "not there" not in COMMANDS["doctor"].summary
 
 
 @contextmanager
@@ -358,49 +246,3 @@ class TestServer:
         assert rows(done.stdout)["WANDB_API_KEY"] == ("ok", "set in the environment")
         assert rows(done.stdout)["storage"][0] == "ok" and not (tmp_path / "runs").exists()
         assert "not-to-be-seen" not in done.stdout
-
-
-def test_a_check_that_never_returns_does_not_abort_the_process(tmp_path: Path) -> None:
-    code = f"""
-import atexit, os, sys, threading
-from deployments import cli, doctor
-from deployments.checks import machine
-machine.check_machine = lambda device: threading.Event().wait()
-doctor.SECONDS = 1.0
-atexit.register(os.abort)  # stands for native code that aborts when the interpreter is finalized
-sys.argv = ["musicgen-flows", "doctor", *{DEBUG}, {str(tmp_path)!r}]
-cli.run()
-"""
-    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "COLUMNS": "400"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
-    assert rows(done.stdout)["GPU"] == ("problem", "no answer within 1 seconds")
-    assert "To fix:" in done.stdout
-
-
-class TestSecrets:
-    @pytest.mark.parametrize("secret", [SECRET, f"{SECRET}\n", f" two\twords {SECRET} ", "päss'wörd-" + SECRET])
-    def test_no_form_of_a_key_is_shown(
-        self, secret: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("WANDB_API_KEY", secret)
-        encoded = base64.b64encode(secret.encode()).decode()
-
-        def leaks() -> Finding:
-            raise RuntimeError(f"Illegal header value {f'Bearer {secret}'!r}, {secret}, Basic {encoded} {'x' * 300}")
-
-        found = attempt(5, Check("network", leaks))
-        show([found, Finding("other", "warning", f"found {secret}", f"run it with {secret}")])
-        printed = capsys.readouterr().out
-        assert "not-to-be-seen" not in printed and encoded not in printed
-        assert "Illegal header value" in printed
-
-    def test_equal_fixes_are_listed_once(self, capsys: pytest.CaptureFixture[str]) -> None:
-        show([Finding(name, "problem", "missing", "run uv sync") for name in ("packages", "keys")])
-        assert fixes(capsys.readouterr().out) == ["packages, keys: run uv sync"]
-
-    def test_the_login_in_a_url_is_not_shown(self) -> None:
-        assert (
-            redact("at https://user:pass@host/folder, and gs://bucket/a@b")
-            == "at https://…@host/folder, and gs://bucket/a@b"
-        )
