@@ -143,9 +143,9 @@ class Batches:
         """Return the indices of the clips of a step, on all ranks."""
         return [int(self._epoch_clips[position]) for position in self.order.positions(step)]
 
-    def audio_seconds(self, step: int) -> float:
-        """Return the seconds of audio in a step, on all ranks."""
-        return float(self._frames_of(self.indices_of(step)).sum()) / FRAME_RATE
+    def audio_seconds(self, indices: list[int]) -> float:
+        """Return the seconds of audio that a step takes from these clips."""
+        return float(self._frames_of(indices).sum()) / FRAME_RATE
 
     @property
     def _segment_frames(self) -> int:

@@ -221,9 +221,9 @@ class Trainer:
 
     def _step(self, step: int, batches: Iterator[Batch]) -> None:
         started = time.monotonic()
-        clips = len(self.batches.indices_of(step))
+        indices = self.batches.indices_of(step)
         learning_rate = self._set_learning_rate(step)
-        loss, norm, scale = self._compute(step, next(batches), clips)
+        loss, norm, scale = self._compute(step, next(batches), len(indices))
         if step == 1 and norm == 0:
             raise TrainingError(
                 message("no gradient reaches the adapter, so it would learn nothing"),
@@ -235,8 +235,8 @@ class Trainer:
             row |= {"train/loss": loss, "train/grad_norm": norm}
         with deferred_signals():  # a half-done update can't be saved
             self.consistent = False
-            self._update(row, loss, scale, taken, clips)
-            row["train/audio_seconds_per_sec"] = self.batches.audio_seconds(step) / (time.monotonic() - started)
+            self._update(row, loss, scale, taken, len(indices))
+            row["train/audio_seconds_per_sec"] = self.batches.audio_seconds(indices) / (time.monotonic() - started)
             self.consistent = True
         if not taken:
             self._report_skipped(step, loss, norm)

@@ -128,7 +128,8 @@ class Saver:
                 f"what was learned after step {self.saved_step} could not be saved: "
                 "running again repeats the steps after it"
             )
-            self._on_wait(self._queue.obstacle)
+            if not self._is_waiting:  # otherwise it is announced already
+                self._on_wait(self._queue.obstacle)
 
     def save_epoch(self, epoch: int, is_best: bool) -> None:
         """Write the adapters of an epoch, and its full models in the background."""

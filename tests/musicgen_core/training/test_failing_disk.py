@@ -64,6 +64,7 @@ def test_a_run_that_waits_can_be_cancelled_and_says_what_is_lost(
 
     with failing(is_full), pytest.raises(Cancelled, match="after step 3"):
         train(request, cancelled=lambda: bool(waits), on_wait=waits.append)
+    assert len(waits) == 1
     assert "what was learned after step 2 could not be saved" in caplog.text
     assert train(request).resumed_from == 2
 
