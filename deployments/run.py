@@ -72,7 +72,7 @@ def run(parameters: dict[str, Any]) -> int:
             with working(message("waiting for the server to schedule it")):
                 planned, page = describe_next(SCHEDULER_SECONDS), coming_page()
             print_text(say("Next retraining: {planned}", planned=planned))
-            made = (Made(message("coming retrainings, in the Prefect UI"), page),) if page else ()
+            made = (Made(message("coming retraining runs, in the Prefect UI"), page),) if page else ()
         print_outcome(Outcome(made, (_SWITCH[chosen.weekly],)))
         return 0
     return _start(chosen.deployment, parsed(chosen.param), chosen.watch)

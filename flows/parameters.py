@@ -282,7 +282,7 @@ class TokenizeParameters(Settings):
 
 
 class _Training(Settings):
-    """Parameters of a training, with or without the tokenizing before it."""
+    """Parameters of a training run, with or without the tokenizing before it."""
 
     run_dir: RunDir = ""
     model: Model = ""

@@ -84,7 +84,7 @@ class RunDirectoryError(MusicgenError):
 
 
 class RunDirectoryUnavailable(RunDirectoryError):
-    """A run directory that can't be used at the moment: another training is in it, or its disk is full."""
+    """A run directory that can't be used at the moment: another run is active in it, or its disk is full."""
 
 
 class TrainingError(MusicgenError):

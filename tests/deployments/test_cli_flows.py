@@ -130,4 +130,4 @@ def test_tokenize_train_and_generate_one_after_the_other(
     capsys.readouterr()
 
     assert main(["train", tokens, run, "--config", str(settings), "--lora-r", "4", *QUICK, *DEBUG_CPU]) == 1
-    assert "is of another training: lora_r is 2 there and 4 here" in error_of(capsys)
+    assert "belongs to another run: lora_r is 2 there and 4 here" in error_of(capsys)

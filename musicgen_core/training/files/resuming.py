@@ -126,7 +126,7 @@ def check_same(then: Mapping[str, Any], now: Mapping[str, Any], where: str) -> N
             different.append(text)
     if different:
         raise RunDirectoryError(
-            message("{where} is of another training: {names}", where=where, names=joined_sentences(different)),
+            message("{where} belongs to another run: {names}", where=where, names=joined_sentences(different)),
             message(
                 "Give another run directory (with --init-adapter to start from this one's best), or the same "
                 "model, tokens and settings"

@@ -172,7 +172,7 @@ class RunLock:
         if self._lost_to is not None:
             raise RunDirectoryUnavailable(
                 message(
-                    "another training took over {root} while this one hung ({lost_to})",
+                    "another run took over {root} while this one hung ({lost_to})",
                     root=self.root,
                     lost_to=self._lost_to,
                 ),
@@ -228,7 +228,7 @@ class RunLock:
 
     def _foreign(self) -> RunDirectoryError:
         path = Path(str(self._path))
-        found = f"a symbolic link to {path.readlink()}" if path.is_symlink() else "not the lock of a training"
+        found = f"a symbolic link to {path.readlink()}" if path.is_symlink() else "not the lock of a run"
         return RunDirectoryError(
             message("{path} is {found}", path=path, found=found),
             message("Move or delete it if you don't need it, or give another run directory"),

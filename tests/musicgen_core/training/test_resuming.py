@@ -202,7 +202,7 @@ def test_a_checkpoint_of_another_model_is_refused_for_a_new_run(
     uninterrupted: tuple[TrainRequest, TrainResult], request_for: MakeRequest, other_model: BaseModel
 ) -> None:
     checkpoint = f"{uninterrupted[0].run_dir}/checkpoint_step_2.pt"
-    with pytest.raises(RunDirectoryError, match=r"checkpoint_step_2\.pt is of another training: base_model is"):
+    with pytest.raises(RunDirectoryError, match=r"checkpoint_step_2\.pt belongs to another run: base_model is"):
         train(request_for("new", model=str(other_model.directory), resume=checkpoint))
 
 

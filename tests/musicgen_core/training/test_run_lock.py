@@ -205,17 +205,17 @@ def link_to_nothing(path: Path) -> str:
 
 def make_a_folder(path: Path) -> str:
     path.mkdir()
-    return "not the lock of a training"
+    return "not the lock of a run"
 
 
 def make_a_pipe(path: Path) -> str:
     os.mkfifo(path)
-    return "not the lock of a training"
+    return "not the lock of a run"
 
 
 def write_notes_of_another_program(path: Path) -> str:
     path.write_text("uv.lock of 2024\n" * 100)
-    return "not the lock of a training"
+    return "not the lock of a run"
 
 
 @pytest.mark.parametrize(
