@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from demo_model.training import device_with_tf32
-from musicgen_core.analysis.classifier import Classifier, features
-from musicgen_core.analysis.distances import frechet_distance_diagonal, si_sdr
+from musicgen_core.analysis.features import Classifier, features, frechet_distance_diagonal, si_sdr
 from musicgen_core.analysis.harmony import estimate_key, pitch_classes, share_in_key, slides
 from musicgen_core.analysis.rhythm import meters, tempo_matches, tempos
 from musicgen_core.codec import Codec

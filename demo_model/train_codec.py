@@ -25,7 +25,7 @@ from torchaudio.functional import melscale_fbanks
 
 from demo_model import codebooks
 from demo_model.training import Run, adamw, as_graph, device_with_tf32, set_learning_rate, update
-from musicgen_core.analysis.distances import si_sdr
+from musicgen_core.analysis.features import si_sdr
 from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.codes import SAMPLE_RATE, SAMPLES_PER_FRAME
 from musicgen_core.model.audiocraft_format import codec_settings, save_checkpoint

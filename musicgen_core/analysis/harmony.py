@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from musicgen_core.analysis.spectra import in_parts, magnitudes
+from musicgen_core.analysis.features import in_parts, magnitudes
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.music_theory import A4_HZ, A4_MIDI, PITCH_CLASSES, SCALES, Mode
 

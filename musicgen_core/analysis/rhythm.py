@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from musicgen_core.analysis.spectra import RATE, log_mel, onsets
+from musicgen_core.analysis.features import RATE, log_mel, onsets
 
 SLOWEST_BPM, FASTEST_BPM = 55.0, 200.0
 HARMONICS = {0.25: 0.5, 0.5: 1.0, 1.0: 1.0, 2.0: 1.0, 3.0: 1.0, 4.0: 1.0}
@@ -47,8 +47,7 @@ def _tempos(strength: Tensor) -> Tensor:
     repeats = _autocorrelation(strength.mean(1))
     bpm = torch.arange(SLOWEST_BPM, FASTEST_BPM, 0.5, device=strength.device)
     beats = (60 * RATE / bpm).expand(len(repeats), -1)
-    scores = sum(weight * _at(repeats, number * beats) for number, weight in HARMONICS.items())
-    assert isinstance(scores, Tensor)
+    scores = torch.stack([weight * _at(repeats, number * beats) for number, weight in HARMONICS.items()]).sum(0)
     return bpm[scores.argmax(1)]
 
 
