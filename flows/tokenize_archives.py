@@ -24,8 +24,8 @@ from flows.startup import set_up_run
 from musicgen_core import storage
 from musicgen_core.config import DescriptionSettings, ReadingSettings, TokenizeSettings
 from musicgen_core.data.archive import ArchiveFile, archive_stem, choose_archives, clip_names, limits_of
-from musicgen_core.data.captions import Captioner, Captions, check_matches, load_captions, metadata_beside
-from musicgen_core.data.match_report import match_report, undescribed_clips
+from musicgen_core.data.captions import Captioner, Captions, load_captions, metadata_beside
+from musicgen_core.data.match_report import check_matches, match_report, undescribed_clips
 from musicgen_core.data.shards import ShardReport, described_clips, is_whole, was_repaired
 from musicgen_core.errors import ArchiveError, DeviceError, MusicgenError, StorageError
 from musicgen_core.language import message, stored_message
@@ -129,7 +129,7 @@ def tokenize_archives(
     captions = load_captions(storage.as_path(described_by), settings) if described_by else None
     if captions is not None:
         announce(message("comparing descriptions with clips"))
-        check_matches(captions, ((archive.name, _names_in(archive, settings)) for archive in limits))
+        check_matches(captions, (_names_in(archive, settings) for archive in limits))
     if undescribed := undescribed_clips(list(limits), Captioner(settings, captions)):
         _core_logger.warning("%s", no_descriptions(undescribed))
     if workers.task_runner == "threads":  # a cluster's workers have their own caches and GPUs

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import codecs
 import io
+import json
+import math
 import posixpath
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.config import TokenizeSettings
-from musicgen_core.data.descriptions import (
-    MetadataEntry,
-    clean,
-    describe_sidecar,
-    field_text,
-    fill_template,
-    own_description,
-    parse_entry,
-    problem_of,
-)
 from musicgen_core.errors import MetadataError, reason_of
 from musicgen_core.language import message
 from musicgen_core.texts import MAX_CHARACTERS, decode_text, marked_encoding, shorten, template_fields
@@ -33,6 +25,7 @@ if TYPE_CHECKING:
     from musicgen_core.data.archive import Sidecar
 
 _DEFAULTS = TokenizeSettings()
+MetadataEntry = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -123,7 +116,7 @@ class Captioner:
         if text and len(text) > MAX_CHARACTERS:
             return f"its description of {len(text):,} characters was cut to {len(shorten(text)):,}"
         if self.uses_sidecars and self._described(member, sidecars) is None:
-            problems = ((sidecar.suffix, sidecar.problem or problem_of(sidecar)) for sidecar in sidecars)
+            problems = ((sidecar.suffix, problem_of(sidecar)) for sidecar in sidecars)
             return next((f"the {suffix} beside it {problem}" for suffix, problem in problems if problem), None)
         return None
 
@@ -185,8 +178,8 @@ def load_captions(path: UPath, settings: TokenizeSettings = _DEFAULTS) -> Captio
     return Captions(
         source=str(path),
         by_path=by_path,
-        by_name=_unambiguous(by_path, lambda key: keys(key)[1]),
-        by_stem=_unambiguous(by_path, lambda key: keys(key)[2]),
+        by_name=_unambiguous((keys(path)[1], text) for path, text in by_path.items()),
+        by_stem=_unambiguous((keys(path)[2], text) for path, text in by_path.items()),
         broken_lines=tuple(broken),
         duplicate_lines=tuple(duplicate),
         incomplete_lines=tuple(incomplete),
@@ -224,7 +217,7 @@ def _parse_line(line: bytes) -> MetadataEntry | None:
         entry = parse_entry(decode_text(line))
     except UnicodeDecodeError:
         return None
-    return entry if entry is not None and isinstance(entry.get("path"), str) else None
+    return entry if entry and isinstance(entry.get("path"), str) else None
 
 
 def listed(things: Sequence[object], count: int = 0) -> str:
@@ -245,38 +238,70 @@ def _no_line_fits(path: UPath, wanted: Sequence[str], present: Sequence[str]) ->
     )
 
 
-def _unambiguous(by_path: dict[str, str | None], key_of: Callable[[str], str]) -> dict[str, str | None]:
+def _unambiguous(entries: Iterable[tuple[str, str | None]]) -> dict[str, str | None]:
     table: dict[str, str | None] = {}
     ambiguous = set()
-    for path, description in by_path.items():
-        key = key_of(path)
+    for key, description in entries:
         if table.setdefault(key, description) != description:
             ambiguous.add(key)
     return {key: description for key, description in table.items() if key not in ambiguous}
 
 
-def check_matches(captions: Captions, names_by_archive: Iterable[tuple[str, list[str]]]) -> None:
-    """Check that the metadata match at least one clip.
+def parse_entry(text: str) -> MetadataEntry | None:
+    """Parse a JSON object; return None for anything else."""
+    try:
+        entry = json.loads(text)
+    except (ValueError, RecursionError):  # the latter for brackets nested thousands deep
+        return None
+    return entry if isinstance(entry, dict) else None
 
-    Raises:
-        MetadataError: no clip of any archive matches, a mistake better found before hours of encoding.
+
+def own_description(entry: MetadataEntry) -> str | None:
+    """Return the entry's `description`, if it is a string."""
+    description = entry.get("description")
+    return clean(description) if isinstance(description, str) else None
+
+
+def describe_sidecar(sidecar: Sidecar, template: str | None) -> str | None:
+    """Return the description in a sidecar: a `.json` is read as a metadata entry, a `.txt` verbatim on one line."""
+    if sidecar.suffix == ".txt":
+        return clean(" ".join(sidecar.text.split()))
+    entry = parse_entry(sidecar.text)
+    return None if entry is None else fill_template(template, entry) or own_description(entry)
+
+
+def problem_of(sidecar: Sidecar) -> str:
+    """Return why a sidecar gives no description; empty if it may give one."""
+    is_no_entry = sidecar.suffix == ".json" and parse_entry(sidecar.text) is None
+    return sidecar.problem or ("is not a JSON object" if is_no_entry else "")
+
+
+def fill_template(template: str | None, entry: MetadataEntry) -> str | None:
+    """Fill `"{genre}, {bpm} bpm"` to `"techno, 128 bpm"`; None without a template or with a missing or blank field."""
+    if template is None:
+        return None
+    values = {name: field_text(entry.get(name)) for name in template_fields(template)}
+    return None if None in values.values() else clean(template.format_map(values))
+
+
+def field_text(value: Any) -> str | None:
+    """Return a field as people write it: `120.0` → `120`, `true` → `yes`, a list with commas; None if empty.
+
+    Whole numbers are written in full, others with six digits. Objects and nested lists give None.
     """
-    seen = 0
-    example = None
-    for _, names in names_by_archive:
-        for name in names:
-            if captions.find(name)[0]:
-                return
-        seen += len(names)
-        example = example or next(iter(names), None)
-    if example is not None:
-        raise MetadataError(
-            message(
-                "{source} matches none of the {seen:,} clips: it has, for one, {next!r}, the archives {example!r}",
-                source=captions.source,
-                seen=seen,
-                next=next(iter(captions.by_path)),
-                example=example,
-            ),
-            message("Make the paths, file names or stems agree, or leave the metadata out"),
-        )
+    if isinstance(value, list):
+        return ", ".join(filter(None, map(_scalar_text, value))) or None
+    return _scalar_text(value)
+
+
+def _scalar_text(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}" if math.isfinite(value) else None  # NaN is pandas' null
+    return clean(str(value)) if isinstance(value, int | str) else None
+
+
+def clean(text: str) -> str | None:
+    """Strip whitespace and replace lone surrogates, which UTF-8 can't encode, by `?`; None if nothing is left."""
+    return text.strip().encode("utf-8", "replace").decode() or None

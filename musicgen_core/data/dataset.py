@@ -12,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import overload
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -26,16 +27,19 @@ from musicgen_core import storage
 from musicgen_core.codes import CODEBOOKS
 from musicgen_core.data.packed_shards import PackedShard
 from musicgen_core.data.packed_shards import clip_hash as clip_hash
-from musicgen_core.data.shards import ShardReport, copies_among, read_report
+from musicgen_core.data.shards import ShardReport, copies_among, described_clips, read_report
 from musicgen_core.data.token_cache import THREADS, Lease, TokenCache
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
 from musicgen_core.prefetch import prefetch
 from musicgen_core.stages import announce
+from musicgen_core.texts import MAX_CHARACTERS
+from musicgen_core.wording import counted
 
 LEAST_HELD_OUT = 8
 ENOUGH_CLIPS = 40
 """Number of clips from which on at least LEAST_HELD_OUT are held out"""
+_NAMED_CLIPS = 3
 
 
 @dataclass(frozen=True)
@@ -182,6 +186,41 @@ def _find_shards(tokens: UPath) -> tuple[dict[str, ShardReport], list[str]]:
         reports = dict(zip(stems, pool.map(lambda stem: read_report(tokens, stem), stems), strict=True))
     whole = {stem: report for stem, report in reports.items() if report is not None}
     return whole, [stem for stem in stems if stem not in whole]
+
+
+def cut_descriptions(clips: Clips, tokens: storage.Location) -> list[str]:
+    """Return a sentence on the clips whose descriptions are truncated before encoding, or none."""
+    rows = {
+        stem: pc.indices_nonzero(pc.greater(pc.utf8_length(shard.table.column("description")), MAX_CHARACTERS))
+        for stem, shard in zip(clips.fingerprints, clips.shards, strict=True)
+    }
+    count = sum(map(len, rows.values()))
+    if not count:
+        return []
+    names = list(islice((name for stem in rows for name in _names(tokens, stem, rows[stem].to_pylist())), _NAMED_CLIPS))
+    listed = ", ".join(names)
+    if count > len(names):
+        listed = message("{names} and {number:,} more", names=listed, number=count - len(names))
+    return [
+        message(
+            "{descriptions} of more than {most:,} characters cut to that: {names}; to choose what stays, shorten them "
+            "and tokenize again",
+            descriptions=counted(count, "description"),
+            most=MAX_CHARACTERS,
+            names=listed,
+        )
+    ]
+
+
+def _names(tokens: storage.Location, stem: str, rows: list[int]) -> Iterator[str]:
+    if not rows:
+        return
+    try:
+        clips = [name for name, _ in described_clips(storage.as_path(tokens), stem)]
+    except TokensError:  # training reads the cached copy
+        clips = []
+    for row in rows:
+        yield f"{stem}: {clips[row]}" if row < len(clips) else f"{stem}: clip {row + 1}"
 
 
 def join(clips: Clips, more: Clips) -> Clips:

@@ -11,7 +11,7 @@ from upath import UPath
 from musicgen_core.data.archive import limits_of, open_archive
 from musicgen_core.data.captions import Captioner, Captions, keys, listed
 from musicgen_core.data.members import sidecar_key
-from musicgen_core.errors import ArchiveError
+from musicgen_core.errors import ArchiveError, MetadataError
 from musicgen_core.language import message
 from musicgen_core.wording import counted
 
@@ -90,15 +90,40 @@ def match_report(captions: Captions, members: Iterable[str], are_all: bool = Tru
     used: list[set[str]] = [set() for _ in captions.tables]
     for member in members:
         clips += 1
-        match = captions.match(member)
-        if match is None:
-            missing.add(member)
-        else:
+        if match := captions.match(member):
             used[match[0]].add(match[1])
+        else:
+            missing.add(member)
     for path in captions.by_path if are_all else ():
         if not any(key in matched for key, matched in zip(keys(path), used, strict=True)):
             unmatched.add(path)
     return MatchReport(captions, clips, unmatched, missing)
+
+
+def check_matches(captions: Captions, names_by_archive: Iterable[Sequence[str]]) -> None:
+    """Check that the metadata match at least one clip.
+
+    Raises:
+        MetadataError: no clip of any archive matches, a mistake better found before hours of encoding.
+    """
+    seen = 0
+    example = None
+    for names in names_by_archive:
+        if any(captions.match(name) for name in names):
+            return
+        seen += len(names)
+        example = example or next(iter(names), None)
+    if example is not None:
+        raise MetadataError(
+            message(
+                "{source} matches none of the {seen:,} clips: it has, for one, {next!r}, the archives {example!r}",
+                source=captions.source,
+                seen=seen,
+                next=next(iter(captions.by_path)),
+                example=example,
+            ),
+            message("Make the paths, file names or stems agree, or leave the metadata out"),
+        )
 
 
 def undescribed_clips(archives: Sequence[UPath], captioner: Captioner) -> str | None:
@@ -115,8 +140,7 @@ def undescribed_clips(archives: Sequence[UPath], captioner: Captioner) -> str | 
         except (ArchiveError, OSError):
             continue  # its task reports the problem
         if names:
-            described = any(captioner.describe(name, *sidecars.get(sidecar_key(name), ())) for name in names)
-            if described:
+            if any(captioner.describe(name, *sidecars.get(sidecar_key(name), ())) for name in names):
                 return None
             return message("none of the {clips} in {archive}", clips=counted(len(names), "clip"), archive=archive.name)
     return None

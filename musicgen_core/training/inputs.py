@@ -12,8 +12,15 @@ from typing import Any
 
 from musicgen_core import storage
 from musicgen_core.config import TrainSettings
-from musicgen_core.data.dataset import ENOUGH_CLIPS, LEAST_HELD_OUT, Clips, fraction_to_hold_out, load_clips, split
-from musicgen_core.data.long_descriptions import cut_descriptions
+from musicgen_core.data.dataset import (
+    ENOUGH_CLIPS,
+    LEAST_HELD_OUT,
+    Clips,
+    cut_descriptions,
+    fraction_to_hold_out,
+    load_clips,
+    split,
+)
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.language import message
 from musicgen_core.model.compression import codec_identity

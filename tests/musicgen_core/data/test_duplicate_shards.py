@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from musicgen_core import storage
-from musicgen_core.data.dataset import clip_hash, load_clips
-from musicgen_core.data.long_descriptions import cut_descriptions
+from musicgen_core.data.dataset import clip_hash, cut_descriptions, load_clips
 from musicgen_core.data.shards import Row, ShardReport, shard_paths
 
 CODEC = "sha256:codec"
