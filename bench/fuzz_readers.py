@@ -23,11 +23,10 @@ import atheris
 with atheris.instrument_imports(include=["musicgen_core", "zipfile", "tarfile"]):
     from musicgen_core.data.archive import Limits, open_archive
     from musicgen_core.data.audio import decode
-    from musicgen_core.data.concatenated_audio import check_single
     from musicgen_core.data.damage import recognise
     from musicgen_core.data.mix_down import mix_down
-    from musicgen_core.data.pcm import open_pcm
-    from musicgen_core.data.wav_header import read_wav_header
+    from musicgen_core.data.sndfile import check_single
+    from musicgen_core.data.wav import open_pcm, read_wav_header
     from musicgen_core.errors import ArchiveError, ClipRejected
 
 LIMITS = Limits(max_clip_bytes=1 << 24)

@@ -13,8 +13,7 @@ from musicgen_core.codes import FRAME_RATE, SAMPLE_RATE
 from musicgen_core.data.damage import recognise
 from musicgen_core.data.decoder_process import decode_in_process
 from musicgen_core.data.mix_down import AudioArray, check_size, check_sound, mix_down
-from musicgen_core.data.pcm import PcmSound, open_pcm
-from musicgen_core.data.wav_header import breaks_off, read_wav_header
+from musicgen_core.data.wav import PcmSound, breaks_off, open_pcm, read_wav_header
 from musicgen_core.errors import ClipRejected
 from musicgen_core.language import message
 
@@ -83,5 +82,5 @@ def _mono(sound: PcmSound, max_bytes: int) -> tuple[AudioArray, int]:
     mono = mix_down(sound)
     if len(mono.samples) < sound.frames:  # the file was truncated in the meantime
         raise breaks_off(sound.frames, len(mono.samples))
-    check_sound([mono])
+    check_sound(mono)
     return mono.samples, sound.samplerate

@@ -191,7 +191,7 @@ def _answer(caller: socket.socket, descriptor: int, max_bytes: int) -> None:
     mono: Mono | None = None
     try:
         mono, rate = decode_with_sndfile(descriptor, max_bytes)
-        check_sound([mono])
+        check_sound(mono)
         reply: dict[str, Any] = {"samples": len(mono.samples), "rate": rate}
     except ClipRejected as rejected:
         reply = {"rejected": [rejected.found, rejected.next_step]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -94,23 +93,22 @@ def mix_down(sound: Sound) -> Mono:
     return Mono(mono[:decoded], not_finite, peak, cancelled)
 
 
-def check_sound(parts: Sequence[Mono]) -> None:
-    """Check the parts of a clip.
+def check_sound(mono: Mono) -> None:
+    """Check the samples of a clip.
 
     Raises:
-        ClipRejected: all parts together are empty, silent, not finite, or too loud for audio.
+        ClipRejected: the clip is empty, silent, not finite, or too loud for audio.
     """
-    if not sum(len(part.samples) for part in parts):
+    if not len(mono.samples):
         raise ClipRejected(message("it holds no samples"))
-    if not_finite := sum(part.not_finite for part in parts):
-        raise ClipRejected(message("{number:,} of its samples are not finite", number=not_finite))
-    peak = max(part.peak for part in parts)
-    if peak > _LOUDEST:
-        raise ClipRejected(message("its samples reach {peak:.3g}, which is no audio", peak=peak))
-    if not peak:
-        cancelled = any(part.cancelled for part in parts)
-        silent = message("its channels cancel each other out") if cancelled else message("all its samples are zero")
-        raise ClipRejected(silent)
+    if mono.not_finite:
+        raise ClipRejected(message("{number:,} of its samples are not finite", number=mono.not_finite))
+    if mono.peak > _LOUDEST:
+        raise ClipRejected(message("its samples reach {peak:.3g}, which is no audio", peak=mono.peak))
+    if mono.cancelled and not mono.peak:
+        raise ClipRejected(message("its channels cancel each other out"))
+    if not mono.peak:
+        raise ClipRejected(message("all its samples are zero"))
 
 
 def _mean_of_channels(block: AudioArray, out: AudioArray) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musicgen_core.data.audio import DecodedClip, decode
-from musicgen_core.data.concatenated_audio import check_single
+from musicgen_core.data.sndfile import check_single
 from musicgen_core.errors import ClipRejected
 
 KINDS = [

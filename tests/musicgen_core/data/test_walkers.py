@@ -18,11 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musicgen_core.data.archive import read_archive
-from musicgen_core.data.concatenated_audio import check_single
 from musicgen_core.data.damage import recognise
 from musicgen_core.data.mix_down import mix_down
-from musicgen_core.data.pcm import open_pcm
-from musicgen_core.data.wav_header import read_wav_header
+from musicgen_core.data.sndfile import check_single
+from musicgen_core.data.wav import open_pcm, read_wav_header
 from musicgen_core.errors import ArchiveError, ClipRejected
 
 MOST_READS = 5000  # chunks are at most 1,000, of up to three reads each, looked through twice

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musicgen_core.data.wav_header import WavHeader
+from musicgen_core.data.wav import WavHeader
 from tests.musicgen_core.data.audio_files import rejection
 from tests.musicgen_core.data.wav_bytes import (
     BYTES,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musicgen_core.data.wav_header import read_wav_header
+from musicgen_core.data.wav import read_wav_header
 from tests.musicgen_core.data.audio_files import rejection
 from tests.musicgen_core.data.wav_bytes import (
     BYTES,

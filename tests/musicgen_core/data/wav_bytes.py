@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from musicgen_core.data.wav_header import WavHeader, read_wav_header
+from musicgen_core.data.wav import WavHeader, read_wav_header
 from tests.musicgen_core.data.audio_files import decoded
 
 RATE = 5000  # so that 1024 samples of 8 channels are long enough
