@@ -1,7 +1,15 @@
 """Experiment tracking: `metrics.jsonl`, plots of it, and WandB."""
 
-from musicgen_core.tracking.metric_plots import pictures_of, plot_learning_rate, plot_losses, plot_perplexities
-from musicgen_core.tracking.metrics import MetricsWriter, cut_metrics, read_metrics
+from musicgen_core.tracking.metrics import (
+    MetricsWriter,
+    cut_metrics,
+    picture,
+    pictures_of,
+    plot_learning_rate,
+    plot_losses,
+    plot_perplexities,
+    read_metrics,
+)
 from musicgen_core.tracking.wandb_run import AudioFile, Wandb, kept_run_id, stored_url, sync_command
 
 __all__ = [
@@ -10,6 +18,7 @@ __all__ = [
     "Wandb",
     "cut_metrics",
     "kept_run_id",
+    "picture",
     "pictures_of",
     "plot_learning_rate",
     "plot_losses",

@@ -68,6 +68,9 @@ class Wandb:
         config: settings to show with the run.
         axis: metric for the x axis. WandB's own steps restart at 0 when an offline run is resumed.
         home: final location of `folder`, if that is a stage for a remote one.
+
+    Attributes:
+        url: URL of the run's page, if it is known already.
     """
 
     def __init__(
@@ -96,7 +99,7 @@ class Wandb:
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._run: Any = None
-        self._url: str | None = None
+        self.url: str | None = None
         self._misses_samples = False
         mode = wandb_service.mode_of_environment()
         if mode == "disabled":
@@ -121,11 +124,6 @@ class Wandb:
         }
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
-
-    @property
-    def url(self) -> str | None:
-        """Return the URL of the run's page, if it is known already."""
-        return self._url
 
     @property
     def is_on(self) -> bool:
@@ -223,7 +221,7 @@ class Wandb:
         self._keep(ID_FILE, self._init["id"])
         if self._mode != "offline" and run.url:
             self._keep(URL_FILE, run.url)
-            self._url = run.url
+            self.url = run.url
 
     def _await_own_second(self) -> None:
         """Wait until a second in which no part of this run began that has been uploaded already.
@@ -238,24 +236,21 @@ class Wandb:
         was_started, self._run = self._run is not None, None
         if self._mode == "lost":  # it has been abandoned
             return
-        if self._mode == "offline" and not was_started and self._hidden == wandb_service.KEY:
+        if self._mode != "offline":
+            self._mode = "offline"
+            logger.warning(
+                "WandB continues offline: it can't be reached, or refuses the key (%s). Check WANDB_API_KEY, "
+                "WANDB_PROJECT and the network. %s",
+                error,
+                self._how_to_sync,
+            )
+        elif not was_started and self._hidden == wandb_service.KEY:
             self._hidden, self._init["project"] = "WANDB_", PROJECT
             logger.warning("WandB can't start offline with its variables (%s): it is tried without them", error)
-            wandb_service.teardown(1)
-            return
-        if self._mode == "offline":
+        else:
             self._mode = "lost"
             logger.warning("WandB failed and is left out from here on (%s); metrics.jsonl has everything", error)
-            wandb_service.teardown(1)  # otherwise this process can't start another run with this id
-            return
-        self._mode = "offline"
-        logger.warning(
-            "WandB continues offline: it can't be reached, or refuses the key (%s). Check WANDB_API_KEY, "
-            "WANDB_PROJECT and the network. %s",
-            error,
-            self._how_to_sync,
-        )
-        wandb_service.teardown(1)  # otherwise the id remains in use
+        wandb_service.teardown(1)  # otherwise this process can't start another run with this id
 
     def _send_audio(self, name: str, digest: str, values: dict[str, Any], clips: dict[str, AudioFile]) -> None:
         import wandb
