@@ -33,7 +33,8 @@ from musicgen_core.config import SamplingSettings, TrainSettings
 from musicgen_core.data.shards import Row, ShardReport, ShardWriter, publish_shard
 from musicgen_core.devices import pick_device
 from musicgen_core.generation.engine import Engine
-from musicgen_core.model.lora import find_adapter, load_adapter, load_merged
+from musicgen_core.model.adapters import find_adapter, load_adapter
+from musicgen_core.model.lora import load_merged
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, find_model, load_lm
 from musicgen_core.synthesis.composing import Clip, compose_many

@@ -26,11 +26,11 @@ from torch import Tensor
 
 from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.codes import CODEBOOKS
+from musicgen_core.model.adapters import AdapterConfig
 from musicgen_core.model.debug_model import LM_CONFIG
-from musicgen_core.model.decoder import DecoderConfig, MusicgenLM, TextCondition
+from musicgen_core.model.decoder import DecoderConfig, MusicgenLM, TextCondition, teacher_forcing
 from musicgen_core.model.local_files import TEXT_ENCODER
-from musicgen_core.model.lora import AdapterConfig, add_lora
-from musicgen_core.model.pattern import teacher_forcing
+from musicgen_core.model.lora import add_lora
 from musicgen_core.model.weights import find_model
 from musicgen_core.training.compute.dropout import clip_seeds
 from musicgen_core.training.compute.loss import clip_losses

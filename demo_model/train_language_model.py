@@ -27,9 +27,8 @@ from demo_model.train_codec import halved
 from demo_model.training import Run, adamw, as_graph, device_with_tf32, set_learning_rate, update
 from musicgen_core.model.audiocraft_format import language_model_settings, save_checkpoint, to_audiocraft
 from musicgen_core.model.configuration import read_lm_config
-from musicgen_core.model.decoder import MusicgenLM, TextCondition
+from musicgen_core.model.decoder import MusicgenLM, TextCondition, teacher_forcing
 from musicgen_core.model.local_files import LM_FILE, TEXT_ENCODER
-from musicgen_core.model.pattern import teacher_forcing
 
 TEXT_DROPOUT = 0.15
 GUIDANCE = 2.0  # with MusicGen's 3, fewer notes are in key and fewer clips in the requested metre

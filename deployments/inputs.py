@@ -21,8 +21,7 @@ def check_adapter(location: str | None) -> None:
     if location in (None, BASE):
         return
     announce_torch()
-    from musicgen_core.model.hub_adapter import is_on_hub
-    from musicgen_core.model.lora import find_adapter, load_adapter
+    from musicgen_core.model.adapters import find_adapter, is_on_hub, load_adapter
 
     if is_on_hub(location) and not _begins_here(location):
         return

@@ -191,5 +191,5 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.delenv("HF_TOKEN", raising=False)
         for timeout in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
             monkeypatch.setattr(constants, timeout, 5)
-        monkeypatch.setattr("musicgen_core.model.hub_errors._pause", lambda seconds: None)
+        monkeypatch.setattr("musicgen_core.model.hub_transfer._pause", lambda seconds: None)
         yield hub

@@ -28,10 +28,8 @@ from musicgen_core.evaluation.report import write_report
 from musicgen_core.evaluation.request import ENOUGH_CLIPS, EvaluateRequest, Evaluation, MusicScores
 from musicgen_core.generated_pages import REPORT
 from musicgen_core.language import message, say
-from musicgen_core.model.adapters_base import choose_model
+from musicgen_core.model.adapters import choose_model, displayed_path, find_adapter, hub_name
 from musicgen_core.model.compression import codec_identity
-from musicgen_core.model.hub_adapter import displayed_path, hub_name
-from musicgen_core.model.lora import find_adapter
 from musicgen_core.model.weights import BaseModel, find_model
 from musicgen_core.run_layout import EVALUATION, EVALUATION_DATA, EVALUATION_REPORT
 from musicgen_core.stages import announce

@@ -10,8 +10,7 @@ from musicgen_core import storage, tracking
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.evaluation.request import EvaluatedAdapter
 from musicgen_core.language import message
-from musicgen_core.model.hub_adapter import displayed_path, hub_name
-from musicgen_core.model.lora import Adapter, find_adapter, load_adapter
+from musicgen_core.model.adapters import Adapter, displayed_path, find_adapter, hub_name, load_adapter
 from musicgen_core.run_layout import BEST_ADAPTER, CONFIG, EVALUATION, RunConfig, RunLayout, load_config, run_of
 
 

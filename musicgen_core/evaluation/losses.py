@@ -14,7 +14,8 @@ from musicgen_core.devices import compute_dtype
 from musicgen_core.errors import AdapterError
 from musicgen_core.evaluation.comparison import Losses
 from musicgen_core.language import message
-from musicgen_core.model.lora import Adapter, AdapterConfig, add_lora, set_adapter_state
+from musicgen_core.model.adapters import Adapter, AdapterConfig
+from musicgen_core.model.lora import add_lora, set_adapter_state
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.training.batch_size import preset_of, resolve_execution

@@ -18,10 +18,9 @@ from musicgen_core.exporting.model_card import ExportKind, write_card
 from musicgen_core.exporting.origin import Origin, RenderedSample, read_origin
 from musicgen_core.language import message
 from musicgen_core.model import peft_directory
-from musicgen_core.model.adapter_values import check_merged
-from musicgen_core.model.adapters_base import base_model_of, hub_id
+from musicgen_core.model.adapters import Adapter, base_model_of, find_adapter, hub_id, load_adapter
 from musicgen_core.model.local_files import CODEC_FILE, LM_FILE, TEXT_ENCODER
-from musicgen_core.model.lora import Adapter, find_adapter, load_adapter, merged_checkpoint
+from musicgen_core.model.lora import check_merged, merged_checkpoint
 from musicgen_core.model.weights import BaseModel, find_model
 from musicgen_core.stages import announce
 from musicgen_core.training.files.full_models import write_full_model

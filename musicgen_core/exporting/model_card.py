@@ -12,9 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from musicgen_core.escaping import markdown_code, markdown_text, one_line
 from musicgen_core.exporting.origin import Origin, RenderedSample
-from musicgen_core.model.adapters_base import hub_id
+from musicgen_core.model.adapters import PUBLISHED, Adapter, AdapterConfig, hub_id
 from musicgen_core.model.local_files import DEMO
-from musicgen_core.model.lora import PUBLISHED, Adapter, AdapterConfig
 from musicgen_core.model.weights import BUILT_IN
 from musicgen_core.wording import counted, lasting
 

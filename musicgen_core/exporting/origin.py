@@ -12,7 +12,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.data.shards import ShardReport, shard_paths
 from musicgen_core.evaluation.evaluated_adapter import Subject
-from musicgen_core.model.lora import Adapter
+from musicgen_core.model.adapters import Adapter
 from musicgen_core.run_layout import EVALUATION_DATA, PROMPTS, RunConfig, RunLayout, find_config, run_of, sample_name
 from musicgen_core.tracking import read_metrics
 

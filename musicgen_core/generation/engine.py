@@ -18,8 +18,7 @@ from musicgen_core.errors import Cancelled, DeviceError
 from musicgen_core.generation.sampling import Window
 from musicgen_core.generation.steps import EagerSteps, GraphedSteps, Steps
 from musicgen_core.language import message
-from musicgen_core.model.decoder import MusicgenLM, TextCondition
-from musicgen_core.model.pattern import undelay
+from musicgen_core.model.decoder import MusicgenLM, TextCondition, undelay
 from musicgen_core.model.text import TextEncoder
 
 if TYPE_CHECKING:

@@ -39,10 +39,9 @@ from musicgen_core.generation.plan import (
 )
 from musicgen_core.generation.request import Rendered, RenderRequest
 from musicgen_core.language import message
-from musicgen_core.model.adapters_base import choose_model
-from musicgen_core.model.hub_adapter import displayed_path
+from musicgen_core.model.adapters import Adapter, choose_model, displayed_path, find_adapter, load_adapter
 from musicgen_core.model.local_files import file_sha256
-from musicgen_core.model.lora import Adapter, find_adapter, load_adapter, load_merged
+from musicgen_core.model.lora import load_merged
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, find_model
 from musicgen_core.settings import MOST_SIDE_BY_SIDE

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from musicgen_core.config import SamplingSettings
-from musicgen_core.model.decoder import TextCondition
-from musicgen_core.model.pattern import delay
+from musicgen_core.model.decoder import TextCondition, delay
 
 
 def guide(conditional: Tensor, unconditional: Tensor, coefficient: float) -> Tensor:

@@ -18,8 +18,7 @@ from pathlib import Path
 
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
-from musicgen_core.model.hub_errors import Attempts, give_up
-from musicgen_core.model.hub_transfer import bytes_here, delete_abandoned, transfer
+from musicgen_core.model.hub_transfer import Attempts, bytes_here, delete_abandoned, give_up, transfer
 from musicgen_core.wording import sized
 
 logger = logging.getLogger(__name__)

@@ -1,23 +1,194 @@
-"""Transfer one file over HTTP into the Hugging Face cache, resuming by ranges."""
+"""Transfer files into the Hugging Face cache: resume by ranges, retry transient errors, explain the others."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
 import os
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from musicgen_core.errors import ModelError
+from musicgen_core.errors import ModelError, without_number
 from musicgen_core.language import message
-from musicgen_core.model.hub_errors import Attempts
+from musicgen_core.stages import mention
 
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+MOST_ATTEMPTS = 6
+"""Consecutive attempts without a received byte."""
+FIRST_ATTEMPTS = 3
+"""Attempts while the Hub has not answered at all: it may never, and the user waits."""
+LONGEST_WAIT_SECONDS = 300.0
+"""The longest wait that is accepted: the Hub's rate limits are reset after five minutes."""
+_TRANSIENT = (408, 429, 500, 502, 503, 504)
+_pause = time.sleep
 ABANDONED_SECONDS = 24 * 3600.0
 _INCOMPLETE = ".incomplete"
 _SHA256_DIGITS = 64
 
 Count = Callable[[int, bool], None]
 """Called with a number of bytes, and whether they were on this machine before."""
+
+
+class Attempts:
+    """Retries transient errors, with growing delays or those that the Hub requests.
+
+    Args:
+        repo: the repository, for messages.
+        few: make only one attempt, because there is an alternative.
+    """
+
+    def __init__(self, repo: str, few: bool = False) -> None:
+        self._repo, self._few = repo, few
+        self._failed = 0
+        self._has_answered = False
+
+    def succeeded(self) -> None:
+        self._failed, self._has_answered = 0, True
+
+    def of(self, function: Callable[[], T]) -> T:
+        """Return the result of `function`, retrying transient errors.
+
+        Raises:
+            ModelError: a permanent error, or too many attempts.
+            OSError: an error of this machine, such as a full disk.
+        """
+        while True:
+            try:
+                result = function()
+            except Exception as error:
+                self.failed(error)
+            else:
+                self.succeeded()
+                return result
+
+    def failed(self, error: Exception) -> None:
+        """Wait before the next attempt, or raise the error.
+
+        Raises:
+            ModelError: see `of`.
+            OSError: see `of`.
+        """
+        import httpx2
+
+        if not isinstance(error, (httpx2.HTTPError, httpx2.StreamError)):
+            if isinstance(error, (OSError, MemoryError)):
+                raise error
+            raise give_up(self._repo, error) from error
+        response = getattr(error, "response", None)
+        status = response.status_code if response is not None else None
+        if status is not None and status not in _TRANSIENT:
+            raise give_up(self._repo, error) from error
+        self._failed += 1
+        self._has_answered |= status is not None
+        most = 1 if self._few else MOST_ATTEMPTS if self._has_answered else FIRST_ATTEMPTS
+        wait = _asked_wait(response.headers) if response is not None else None
+        if self._failed >= most or (wait or 0) > LONGEST_WAIT_SECONDS:
+            raise give_up(self._repo, error, attempts=self._failed) from error
+        wait = wait if wait is not None else 2.0 ** (self._failed - 1)
+        logger.warning("%s: %s; next attempt in %.0f s", self._repo, _reason(error), wait)
+        mention(message("waiting {wait:.0f} s before the next attempt to fetch {repo}", wait=wait, repo=self._repo))
+        _pause(wait)
+
+
+def _asked_wait(headers: object) -> float | None:
+    """Return the delay in seconds that a response requests, or None."""
+    from huggingface_hub.utils._http import _parse_retry_after, parse_ratelimit_headers
+
+    asked = _parse_retry_after(headers)  # type: ignore[arg-type]
+    if asked is not None:
+        return float(asked)
+    limit = parse_ratelimit_headers(headers)  # type: ignore[arg-type]
+    return float(limit.reset_in_seconds) if limit is not None and limit.remaining == 0 else None
+
+
+def _reason(error: Exception) -> str:
+    """Return a short reason without URLs, because signed ones are secrets."""
+    import httpx2
+    from huggingface_hub import constants
+
+    response = getattr(error, "response", None)
+    if response is not None:
+        status = f"{response.status_code} {response.reason_phrase}".rstrip()
+        return message("the Hugging Face Hub answered {status}", status=status)
+    if isinstance(error, httpx2.ConnectTimeout | httpx2.ConnectError):
+        said = without_number(textwrap.shorten(str(error), 100))
+        found = message("{hub} can't be reached", hub=constants.ENDPOINT)
+        return message("{found} ({reason})", found=found, reason=said) if said else found
+    if isinstance(error, httpx2.TimeoutException):
+        return message("{hub} accepted the connection and did not answer in time", hub=constants.ENDPOINT)
+    if isinstance(error, httpx2.RemoteProtocolError | httpx2.NetworkError | httpx2.StreamError):
+        return message("the connection to the Hugging Face Hub was lost")
+    kind = type(error).__name__
+    return message("{hub} gave no answer of the Hub's kind ({kind})", hub=constants.ENDPOINT, kind=kind)
+
+
+def give_up(repo: str, error: Exception, cache: Path | None = None, attempts: int = 1) -> ModelError:
+    """Return an error that the user can act on."""
+    from huggingface_hub import errors, get_token
+
+    has_token = get_token() is not None
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, ModelError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ModelError(
+            message("no space left for {repo} in {cache}", repo=repo, cache=cache),
+            message("Make room there, or set HF_HOME to a directory with more. What came so far is kept"),
+        )
+    if isinstance(error, OSError) and error.errno is not None and cache is not None:
+        return ModelError(
+            message("{repo} can't be written to {cache} ({strerror})", repo=repo, cache=cache, strerror=error.strerror),
+            message("Set HF_HOME to a directory that can be written"),
+        )
+    if isinstance(error, errors.GatedRepoError):
+        return ModelError(
+            message(
+                "{repo} is gated, and {value}",
+                repo=repo,
+                value=message("the account of HF_TOKEN has no access") if has_token else message("no HF_TOKEN is set"),
+            ),
+            message(
+                "Ask for access on its page on the Hugging Face Hub{value}",
+                value="" if has_token else message(", and set HF_TOKEN"),
+            ),
+        )
+    if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError) or status == 404:
+        access = (
+            message("private without access for HF_TOKEN") if has_token else message("private, and no HF_TOKEN is set")
+        )
+        return ModelError(
+            message("{repo} is not on the Hugging Face Hub, or {access}", repo=repo, access=access),
+            message("Check the name and HF_TOKEN"),
+        )
+    if status in (401, 403):
+        what = "HF_TOKEN" if has_token else message("access without HF_TOKEN")
+        return ModelError(
+            message("the Hugging Face Hub refuses {what} for {repo} ({status})", what=what, repo=repo, status=status),
+            message("Set a valid one, or unset it: facebook's models need none")
+            if has_token
+            else message("Set HF_TOKEN"),
+        )
+    if isinstance(error, errors.HFValidationError):
+        return ModelError(
+            message("{repo} is no name on the Hugging Face Hub", repo=repo),
+            message("Give USER/NAME, or a local path that exists"),
+        )
+    tried = f", {attempts} times in a row" if attempts > 1 else ""
+    return ModelError(
+        message(
+            "{repo} can't be fetched from the Hugging Face Hub: {reason}{tried}",
+            repo=repo,
+            reason=_reason(error),
+            tried=tried,
+        ),
+        message("Run the same command again later: what came so far is kept. Or give a local directory"),
+    )
 
 
 def bytes_here(blob: Path) -> int:

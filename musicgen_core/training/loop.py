@@ -18,8 +18,9 @@ from musicgen_core.config import TrainSettings
 from musicgen_core.data.dataset import Batch, Clips, prefetched
 from musicgen_core.errors import Cancelled, TrainingError
 from musicgen_core.language import message
+from musicgen_core.model.adapters import Adapter, AdapterConfig
 from musicgen_core.model.decoder import MusicgenLM
-from musicgen_core.model.lora import Adapter, AdapterConfig, adapter_state, add_lora, set_adapter_state
+from musicgen_core.model.lora import adapter_state, add_lora, set_adapter_state
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.signals import deferred_signals
 from musicgen_core.stages import advance, announce

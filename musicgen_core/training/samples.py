@@ -29,7 +29,8 @@ from musicgen_core.generation.engine import Engine, decodes_fast
 from musicgen_core.generation.loudness import normalize
 from musicgen_core.generation.page import write_samples_index
 from musicgen_core.language import message
-from musicgen_core.model.lora import Adapter, load_merged
+from musicgen_core.model.adapters import Adapter
+from musicgen_core.model.lora import load_merged
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.run_layout import PROMPTS, SAMPLES, parse_sample_name, sample_name

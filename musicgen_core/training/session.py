@@ -9,7 +9,7 @@ from functools import partial
 
 from musicgen_core import storage, tracking
 from musicgen_core.errors import AdapterError, Cancelled
-from musicgen_core.model.lora import load_adapter
+from musicgen_core.model.adapters import load_adapter
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.run_layout import BEST_ADAPTER, FINAL_ADAPTER, epoch_adapter
 from musicgen_core.training.files.disk_space import Plan, Sizes, check_disk_space

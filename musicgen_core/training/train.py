@@ -9,7 +9,8 @@ from pathlib import Path
 
 from musicgen_core import storage
 from musicgen_core.devices import compute_dtype, pick_device
-from musicgen_core.model.lora import find_adapter, load_adapter, set_adapter_state
+from musicgen_core.model.adapters import find_adapter, load_adapter
+from musicgen_core.model.lora import set_adapter_state
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, find_model, load_lm
 from musicgen_core.run_layout import RunConfig

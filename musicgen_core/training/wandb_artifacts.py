@@ -10,7 +10,7 @@ import torch
 
 from musicgen_core import storage
 from musicgen_core.errors import raise_if_interrupted
-from musicgen_core.model.lora import load_adapter
+from musicgen_core.model.adapters import load_adapter
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.run_layout import SHARDS
 from musicgen_core.tracking import AudioFile, Wandb

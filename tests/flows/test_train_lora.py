@@ -21,7 +21,7 @@ from flows.tokenize_archives import tokenize_archives
 from flows.train_lora import train_lora
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import ConfigError
-from musicgen_core.model.lora import load_adapter
+from musicgen_core.model.adapters import load_adapter
 from musicgen_core.stages import heard_by
 from tests.run_directories import steps
 

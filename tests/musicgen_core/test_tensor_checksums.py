@@ -13,7 +13,7 @@ from torch import Tensor
 from musicgen_core import storage, tensor_files
 from musicgen_core.errors import MusicgenError
 from musicgen_core.model import peft_directory
-from musicgen_core.model.lora import Adapter, AdapterConfig, load_adapter, save_adapter
+from musicgen_core.model.adapters import Adapter, AdapterConfig, load_adapter, save_adapter
 from musicgen_core.training.files.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 
 LAYER = "base_model.model.model.decoder.layers.0.fc1"

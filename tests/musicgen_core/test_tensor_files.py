@@ -10,7 +10,7 @@ from upath import UPath
 
 from musicgen_core import storage, tensor_files
 from musicgen_core.errors import reason_of
-from musicgen_core.model.lora import Adapter, save_adapter
+from musicgen_core.model.adapters import Adapter, save_adapter
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -11,8 +11,7 @@ from torch.nn.attention import sdpa_kernel
 
 from musicgen_core.errors import ConfigError
 from musicgen_core.language import message
-from musicgen_core.model.decoder import MusicgenLM, TextCondition
-from musicgen_core.model.pattern import teacher_forcing
+from musicgen_core.model.decoder import MusicgenLM, TextCondition, teacher_forcing
 from musicgen_core.training.compute import dropout
 from musicgen_core.training.compute.blocks import (
     ATTENTION,

@@ -18,7 +18,8 @@ from upath import UPath
 from musicgen_core import storage, tensor_files
 from musicgen_core.errors import AdapterError, RunDirectoryError, RunDirectoryUnavailable, reason_of
 from musicgen_core.language import message
-from musicgen_core.model.lora import Adapter, load_adapter, merged_checkpoint
+from musicgen_core.model.adapters import Adapter, load_adapter
+from musicgen_core.model.lora import merged_checkpoint
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.run_layout import BEST_ADAPTER, BEST_MODEL, FINAL_MODEL, LATEST_ADAPTER
 from musicgen_core.training.files.background import RETRY_DELAYS_S, Abandoned, Background, Failures, retry

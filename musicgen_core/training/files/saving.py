@@ -15,7 +15,7 @@ from musicgen_core import storage, tracking
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import RunDirectoryUnavailable, raise_if_interrupted, reason_of
 from musicgen_core.language import message
-from musicgen_core.model.lora import Adapter, save_adapter
+from musicgen_core.model.adapters import Adapter, save_adapter
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.run_layout import (
     BEST_ADAPTER,

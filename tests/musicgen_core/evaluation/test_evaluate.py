@@ -16,8 +16,9 @@ from musicgen_core.data.dataset import load_clips
 from musicgen_core.evaluation.evaluate import evaluate
 from musicgen_core.evaluation.request import EvaluateRequest, EvaluateSettings, Evaluation
 from musicgen_core.exporting.export import export
+from musicgen_core.model.adapters import Adapter, AdapterConfig, save_adapter
 from musicgen_core.model.compression import codec_identity
-from musicgen_core.model.lora import Adapter, AdapterConfig, adapter_state, add_lora, save_adapter
+from musicgen_core.model.lora import adapter_state, add_lora
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.training.batch_size import BatchSize
 from musicgen_core.training.loop import Trainer

@@ -15,8 +15,8 @@ from musicgen_core.data.shards import Row, ShardReport, ShardWriter, publish_sha
 from musicgen_core.errors import AdapterError, ConfigError, ModelError, TokensError
 from musicgen_core.evaluation.evaluate import evaluate
 from musicgen_core.evaluation.request import EvaluateRequest
+from musicgen_core.model.adapters import Adapter, load_adapter, save_adapter
 from musicgen_core.model.compression import codec_identity
-from musicgen_core.model.lora import Adapter, load_adapter, save_adapter
 from musicgen_core.model.weights import BaseModel
 
 pytestmark = pytest.mark.usefixtures("blank_plots")

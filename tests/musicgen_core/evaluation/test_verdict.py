@@ -11,7 +11,7 @@ from upath import UPath
 
 from musicgen_core.evaluation.comparison import compare, confidence_interval, verdict_of
 from musicgen_core.evaluation.request import Evaluation
-from musicgen_core.model.lora import Adapter, load_adapter, save_adapter
+from musicgen_core.model.adapters import Adapter, load_adapter, save_adapter
 from musicgen_core.model.weights import BaseModel
 from tests.musicgen_core.evaluation.conftest import Evaluate
 

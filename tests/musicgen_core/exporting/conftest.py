@@ -16,18 +16,10 @@ from torch import Tensor
 from musicgen_core import storage
 from musicgen_core.config import SamplingSettings
 from musicgen_core.generation.engine import Engine
+from musicgen_core.model.adapters import Adapter, AdapterConfig, find_adapter, load_adapter, save_adapter
 from musicgen_core.model.audiocraft_format import from_audiocraft, read_checkpoint
-from musicgen_core.model.lora import (
-    Adapter,
-    AdapterConfig,
-    adapter_state,
-    add_lora,
-    find_adapter,
-    load_adapter,
-    load_merged,
-    save_adapter,
-)
-from musicgen_core.model.pattern import delay
+from musicgen_core.model.decoder import delay
+from musicgen_core.model.lora import adapter_state, add_lora, load_merged
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.seeds import streams_of

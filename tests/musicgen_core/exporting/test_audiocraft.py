@@ -13,7 +13,7 @@ from torch import Tensor
 from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.codec import Codec
 from musicgen_core.exporting.export import export
-from musicgen_core.model.lora import Adapter
+from musicgen_core.model.adapters import Adapter
 from musicgen_core.model.weights import BaseModel, find_model, load_lm
 
 Save = Callable[[Adapter], Path]

@@ -16,7 +16,7 @@ from musicgen_core import storage
 from musicgen_core.errors import AdapterError, ConfigError, ModelError
 from musicgen_core.exporting import export as exporting
 from musicgen_core.exporting.export import export
-from musicgen_core.model.lora import Adapter, find_adapter, load_adapter, save_adapter
+from musicgen_core.model.adapters import Adapter, find_adapter, load_adapter, save_adapter
 from musicgen_core.model.weights import BaseModel, find_model
 from tests.musicgen_core.exporting.conftest import PLAIN, random_adapter
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from musicgen_core.exporting.export import export
-from musicgen_core.model.lora import Adapter, find_adapter, load_adapter
+from musicgen_core.model.adapters import Adapter, find_adapter, load_adapter
 from tests.musicgen_core.exporting.conftest import LogitsOf, Save, near
 
 

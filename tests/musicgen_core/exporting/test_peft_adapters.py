@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from musicgen_core import storage
-from musicgen_core.model.lora import AdapterConfig, add_lora, find_adapter, load_adapter, set_adapter_state
+from musicgen_core.model.adapters import AdapterConfig, find_adapter, load_adapter
+from musicgen_core.model.lora import add_lora, set_adapter_state
 from musicgen_core.model.weights import BaseModel, load_lm
 from tests.musicgen_core.exporting.conftest import LogitsOf, MadeByPeft, near, of
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from musicgen_core.errors import AdapterError
-from musicgen_core.model.lora import find_adapter, load_merged, merged_checkpoint
+from musicgen_core.model.adapters import find_adapter
+from musicgen_core.model.lora import load_merged, merged_checkpoint
 from musicgen_core.model.weights import BaseModel
 from tests.musicgen_core.exporting.conftest import MadeByPeft, of
 

@@ -10,7 +10,8 @@ from musicgen_core import storage
 from musicgen_core.config import SamplingSettings
 from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.request import RenderRequest
-from musicgen_core.model.lora import Adapter, AdapterConfig, adapter_state, add_lora, save_adapter
+from musicgen_core.model.adapters import Adapter, AdapterConfig, save_adapter
+from musicgen_core.model.lora import adapter_state, add_lora
 from musicgen_core.model.weights import BaseModel, load_lm
 
 

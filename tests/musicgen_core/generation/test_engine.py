@@ -19,9 +19,9 @@ from musicgen_core.config import SamplingSettings
 from musicgen_core.errors import Cancelled, DeviceError
 from musicgen_core.generation.engine import Engine, window_bounds
 from musicgen_core.generation.sampling import guide
-from musicgen_core.model.decoder import TextCondition
-from musicgen_core.model.lora import Adapter, load_merged, merged_checkpoint
-from musicgen_core.model.pattern import delay
+from musicgen_core.model.adapters import Adapter
+from musicgen_core.model.decoder import TextCondition, delay
+from musicgen_core.model.lora import load_merged, merged_checkpoint
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.seeds import stream_seed

@@ -16,7 +16,7 @@ from musicgen_core.config import SamplingSettings
 from musicgen_core.errors import Cancelled
 from musicgen_core.generation.render import render
 from musicgen_core.generation.request import Rendered, page_of
-from musicgen_core.model.lora import Adapter, save_adapter
+from musicgen_core.model.adapters import Adapter, save_adapter
 from musicgen_core.model.weights import BaseModel
 from tests.musicgen_core.generation.rendered_files import PROMPTS, codes_of, names_in, sidecar_of
 

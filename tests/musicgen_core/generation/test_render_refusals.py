@@ -11,7 +11,7 @@ import torch
 from musicgen_core import storage
 from musicgen_core.errors import AdapterError, ConfigError, DeviceError, MusicgenError
 from musicgen_core.generation.render import render
-from musicgen_core.model.lora import Adapter, save_adapter
+from musicgen_core.model.adapters import Adapter, save_adapter
 
 
 @pytest.mark.parametrize("what", ["weight", "cache"])

@@ -7,7 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from musicgen_core.model.lora import Adapter, AdapterConfig, adapter_state, add_lora
+from musicgen_core.model.adapters import Adapter, AdapterConfig
+from musicgen_core.model.lora import adapter_state, add_lora
 from musicgen_core.model.weights import BaseModel, load_lm
 
 SETTINGS = AdapterConfig(r=4, alpha=16, dropout=0.1)

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.errors import ModelError
+from musicgen_core.model.adapters import Adapter
 from musicgen_core.model.debug_model import LM_CONFIG
-from musicgen_core.model.decoder import MusicgenLM, TextCondition
-from musicgen_core.model.lora import Adapter
-from musicgen_core.model.pattern import delay
+from musicgen_core.model.decoder import MusicgenLM, TextCondition, delay
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 from tests.musicgen_core.model.adapters import SETTINGS, VARIANTS, random_adapter

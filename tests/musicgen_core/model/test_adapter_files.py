@@ -13,8 +13,9 @@ from torch import Tensor
 
 from musicgen_core import storage
 from musicgen_core.errors import AdapterError
+from musicgen_core.model.adapters import Adapter, AdapterConfig, find_adapter, load_adapter, save_adapter
 from musicgen_core.model.decoder import TextCondition
-from musicgen_core.model.lora import Adapter, AdapterConfig, find_adapter, load_adapter, load_merged, save_adapter
+from musicgen_core.model.lora import load_merged
 from musicgen_core.model.weights import BaseModel, load_lm
 from tests.musicgen_core.model.adapters import SETTINGS, VARIANTS
 

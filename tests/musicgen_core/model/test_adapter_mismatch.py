@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 
 from musicgen_core.errors import AdapterError
+from musicgen_core.model.adapters import Adapter, AdapterConfig
 from musicgen_core.model.decoder import DecoderConfig, MusicgenLM
-from musicgen_core.model.lora import Adapter, AdapterConfig, add_lora, set_adapter_state
+from musicgen_core.model.lora import add_lora, set_adapter_state
 from musicgen_core.model.weights import BaseModel, load_lm
 from tests.musicgen_core.model.adapters import SETTINGS, SOME, VARIANTS
 

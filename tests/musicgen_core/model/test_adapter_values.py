@@ -13,9 +13,9 @@ import torch
 from musicgen_core import storage
 from musicgen_core.errors import AdapterError, ModelError
 from musicgen_core.model import peft_directory
-from musicgen_core.model.adapter_values import check_merged
+from musicgen_core.model.adapters import Adapter, AdapterConfig, load_adapter, save_adapter
 from musicgen_core.model.audiocraft_format import read_checkpoint
-from musicgen_core.model.lora import Adapter, AdapterConfig, load_adapter, save_adapter
+from musicgen_core.model.lora import check_merged
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.tensor_files import names_of_non_finite
 

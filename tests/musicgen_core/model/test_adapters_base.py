@@ -10,8 +10,7 @@ import pytest
 
 from musicgen_core import storage
 from musicgen_core.errors import AdapterError
-from musicgen_core.model.adapters_base import base_model_of, choose_model
-from musicgen_core.model.lora import Adapter, AdapterConfig
+from musicgen_core.model.adapters import Adapter, AdapterConfig, base_model_of, choose_model
 from musicgen_core.model.weights import BaseModel
 
 DEFAULT = "facebook/musicgen-large"

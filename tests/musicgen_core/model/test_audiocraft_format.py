@@ -12,8 +12,7 @@ from omegaconf import OmegaConf
 
 from musicgen_core.model.audiocraft_format import from_audiocraft, to_audiocraft
 from musicgen_core.model.configuration import read_lm_config
-from musicgen_core.model.decoder import DecoderConfig, MusicgenLM
-from musicgen_core.model.pattern import delay
+from musicgen_core.model.decoder import DecoderConfig, MusicgenLM, delay
 from musicgen_core.model.text import TextEncoder
 from tests.musicgen_core.model.conftest import assert_same_state, refused
 

@@ -21,7 +21,7 @@ from musicgen_core.model import configuration
 from musicgen_core.model.audiocraft_format import to_audiocraft
 from musicgen_core.model.configuration import read_lm_config
 from musicgen_core.model.debug_model import CODEC_CONFIG, LM_CONFIG
-from musicgen_core.model.pattern import delay
+from musicgen_core.model.decoder import delay
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import load_lm
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.model.audiocraft_format import from_audiocraft
 from musicgen_core.model.configuration import read_lm_config
-from musicgen_core.model.decoder import MusicgenLM
-from musicgen_core.model.pattern import delay, teacher_forcing
+from musicgen_core.model.decoder import MusicgenLM, delay, teacher_forcing
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.training.compute.loss import clip_losses
 

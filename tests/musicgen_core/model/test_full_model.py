@@ -12,8 +12,9 @@ import torch
 
 from musicgen_core import storage
 from musicgen_core.audiocraft_compat import import_audiocraft
-from musicgen_core.model.lora import Adapter, load_merged, merged_checkpoint
-from musicgen_core.model.pattern import delay
+from musicgen_core.model.adapters import Adapter
+from musicgen_core.model.decoder import delay
+from musicgen_core.model.lora import load_merged, merged_checkpoint
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.training.files.full_models import write_full_model

@@ -18,16 +18,16 @@ from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import render
 from musicgen_core.generation.request import RenderRequest
 from musicgen_core.model import peft_directory
-from musicgen_core.model.hub_adapter import displayed_path, may_be_on_hub
-from musicgen_core.model.lora import (
+from musicgen_core.model.adapters import (
     Adapter,
     AdapterConfig,
-    adapter_state,
-    add_lora,
+    displayed_path,
     find_adapter,
     load_adapter,
+    may_be_on_hub,
     save_adapter,
 )
+from musicgen_core.model.lora import adapter_state, add_lora
 from musicgen_core.model.weights import BaseModel, load_lm
 from tests.stand_in_hub import TOKEN, Fault, Repository, StandInHub
 

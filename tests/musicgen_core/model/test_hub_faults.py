@@ -26,7 +26,7 @@ def test_one_busy_answer_does_not_end_it(hub: StandInHub, path: str, status: int
 @pytest.fixture
 def waits(hub: StandInHub, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     seconds: list[float] = []
-    monkeypatch.setattr("musicgen_core.model.hub_errors._pause", seconds.append)
+    monkeypatch.setattr("musicgen_core.model.hub_transfer._pause", seconds.append)
     return seconds
 
 

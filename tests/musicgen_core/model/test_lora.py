@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from musicgen_core.errors import ConfigError
+from musicgen_core.model.adapters import Adapter, AdapterConfig
 from musicgen_core.model.decoder import TextCondition
-from musicgen_core.model.lora import Adapter, AdapterConfig, adapter_state, add_lora, load_merged, set_adapter_state
+from musicgen_core.model.lora import adapter_state, add_lora, load_merged, set_adapter_state
 from musicgen_core.model.weights import BaseModel, load_lm
 from tests.musicgen_core.model.adapters import SETTINGS, VARIANTS
 

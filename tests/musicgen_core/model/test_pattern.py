@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from musicgen_core.audiocraft_compat import import_audiocraft
-from musicgen_core.model.pattern import delay, teacher_forcing, undelay
+from musicgen_core.model.decoder import delay, teacher_forcing, undelay
 
 SPECIAL = 2048
 

@@ -23,8 +23,8 @@ from musicgen_core import storage
 from musicgen_core.config import TrainSettings
 from musicgen_core.data.dataset import Clips, load_clips
 from musicgen_core.data.shards import Row, ShardReport, ShardWriter, publish_shard
+from musicgen_core.model.adapters import load_adapter
 from musicgen_core.model.compression import codec_identity
-from musicgen_core.model.lora import load_adapter
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.training.batch_size import BatchSize

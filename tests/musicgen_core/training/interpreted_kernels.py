@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from musicgen_core.model.adapters import AdapterConfig
 from musicgen_core.model.decoder import TextCondition
-from musicgen_core.model.lora import AdapterConfig, add_lora
+from musicgen_core.model.lora import add_lora
 from musicgen_core.model.weights import find_model, load_lm
 from musicgen_core.training.compute.dropout import clip_seeds
 from musicgen_core.training.compute.model import Execution, TrainingModel

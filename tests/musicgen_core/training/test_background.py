@@ -14,7 +14,8 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import raise_if_interrupted
-from musicgen_core.model.lora import load_adapter, merged_checkpoint
+from musicgen_core.model.adapters import load_adapter
+from musicgen_core.model.lora import merged_checkpoint
 from musicgen_core.model.weights import find_model
 from musicgen_core.training.files import background, full_models
 from musicgen_core.training.files.background import Abandoned

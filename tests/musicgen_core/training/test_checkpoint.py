@@ -14,7 +14,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import RunDirectoryError
-from musicgen_core.model.lora import Adapter, AdapterConfig, save_adapter
+from musicgen_core.model.adapters import Adapter, AdapterConfig, save_adapter
 from musicgen_core.run_layout import RunConfig
 from musicgen_core.training.files.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from musicgen_core.training.files.full_models import write_full_model

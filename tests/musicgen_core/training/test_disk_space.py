@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from musicgen_core import storage
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import RunDirectoryError, RunDirectoryUnavailable
-from musicgen_core.model.lora import load_adapter
+from musicgen_core.model.adapters import load_adapter
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.training.files.disk_space import Plan, Sizes, bytes_to_write, check_disk_space
 from musicgen_core.training.files.run_directory import RunDirectory

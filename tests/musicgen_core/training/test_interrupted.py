@@ -15,7 +15,7 @@ import torch
 
 from musicgen_core import storage
 from musicgen_core.errors import Cancelled, RunDirectoryError
-from musicgen_core.model.lora import find_adapter
+from musicgen_core.model.adapters import find_adapter
 from musicgen_core.training.processes.distributed import World
 from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.train import train

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from musicgen_core import storage, tracking
-from musicgen_core.model.lora import load_adapter
+from musicgen_core.model.adapters import load_adapter
 from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.train import train
 

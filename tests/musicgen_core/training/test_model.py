@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from musicgen_core.errors import ConfigError
-from musicgen_core.model.decoder import TextCondition
-from musicgen_core.model.lora import AdapterConfig, add_lora
-from musicgen_core.model.pattern import teacher_forcing
+from musicgen_core.model.adapters import AdapterConfig
+from musicgen_core.model.decoder import TextCondition, teacher_forcing
+from musicgen_core.model.lora import add_lora
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.training.compute.dropout import clip_seeds
 from musicgen_core.training.compute.loss import clip_losses

@@ -9,7 +9,7 @@ from upath import UPath
 
 from musicgen_core import tensor_files
 from musicgen_core.errors import RunDirectoryError
-from musicgen_core.model.lora import Adapter, AdapterConfig
+from musicgen_core.model.adapters import Adapter, AdapterConfig
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.training.files import background
 from musicgen_core.training.files.background import Failures

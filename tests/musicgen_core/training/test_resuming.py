@@ -17,7 +17,7 @@ from musicgen_core import storage
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import Cancelled, RunDirectoryError
 from musicgen_core.evaluation.evaluate import stored_evaluation
-from musicgen_core.model.lora import load_adapter
+from musicgen_core.model.adapters import load_adapter
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.training.files.resuming import check_same, fixed_values
 from musicgen_core.training.request import TrainRequest, TrainResult

@@ -17,7 +17,8 @@ from upath import UPath
 
 from musicgen_core import storage, tracking
 from musicgen_core.errors import Cancelled, ConfigError, RunDirectoryError
-from musicgen_core.model.lora import load_adapter, merged_checkpoint
+from musicgen_core.model.adapters import load_adapter
+from musicgen_core.model.lora import merged_checkpoint
 from musicgen_core.model.weights import find_model
 from musicgen_core.training.files import saving
 from musicgen_core.training.files.run_lock import RunLock

@@ -15,8 +15,8 @@ import torch
 from musicgen_core import storage
 from musicgen_core.data.dataset import load_clips
 from musicgen_core.errors import AdapterError, TokensError
+from musicgen_core.model.adapters import load_adapter
 from musicgen_core.model.compression import codec_identity
-from musicgen_core.model.lora import load_adapter
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.run_layout import load_config
 from musicgen_core.training import inputs

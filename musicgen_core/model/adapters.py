@@ -1,0 +1,399 @@
+"""Adapters: their content, its checks, their files, and the base model that they record."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from upath import UPath
+
+from musicgen_core import storage, tensor_files
+from musicgen_core.config import LORA_TARGETS
+from musicgen_core.errors import AdapterError, ModelError
+from musicgen_core.language import message
+from musicgen_core.model import hub, peft_directory
+from musicgen_core.model.local_files import LM_FILE
+from musicgen_core.model.weights import BUILT_IN, BaseModel
+from musicgen_core.run_layout import BEST_ADAPTER, RunLayout, find_config, run_of
+from musicgen_core.tensor_files import names_of_non_finite
+
+logger = logging.getLogger(__name__)
+
+PUBLISHED = "facebook/musicgen-"
+"""The prefix of the published models' ids."""
+_LOCATION = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:/(?P<inside>\w[\w./-]*))?")
+_CACHED = re.compile(r"models--(?P<user>.+?)--(?P<name>.+?)/snapshots/(?P<commit>[0-9a-f]{40})/(?P<file>.+)")
+_BY_PREFERENCE = tuple(
+    f"{folder}{name}_lora.pt" for name in ("best", "final", "latest") for folder in ("", "lora_weights/")
+)
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "lora": dict,
+    "config": dict,
+    "epoch": int,
+    "global_step": int,
+    "loss": (int, float),
+    "base_model": str,
+}
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The shape of an adapter.
+
+    Attributes:
+        r: rank.
+        alpha: the update is multiplied by alpha / r.
+        dropout: probability of dropout before the down-projection.
+        targets: names of linear layers of the blocks, or suffixes of their paths, such as `encoder_attn.q_proj`.
+        rslora: multiply by alpha / √r instead (Kalajdzievski 2023).
+        dora: learn magnitude and direction of the weights separately (Liu et al. 2024).
+    """
+
+    r: int
+    alpha: float
+    dropout: float = 0.0
+    targets: tuple[str, ...] = LORA_TARGETS
+    rslora: bool = False
+    dora: bool = False
+
+    def plain(self) -> dict[str, Any]:
+        """Return the values under the names of peft's `LoraConfig`, as plain JSON."""
+        return {
+            "peft_type": "LORA",
+            "r": self.r,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "target_modules": list(self.targets),
+            "bias": "none",
+            "use_rslora": self.rslora,
+            "use_dora": self.dora,
+        }
+
+    @classmethod
+    def from_plain(cls, config: Mapping[str, Any]) -> AdapterConfig:
+        """Return the config that `plain` was called on; early adapters have no values for rsLoRA and DoRA."""
+        return cls(
+            r=int(config["r"]),
+            alpha=float(config["lora_alpha"]),
+            dropout=float(config["lora_dropout"]),
+            targets=tuple(config["target_modules"]),
+            rslora=bool(config.get("use_rslora", False)),
+            dora=bool(config.get("use_dora", False)),
+        )
+
+    def fixed(self) -> dict[str, Any]:
+        """Return the settings under which equal tensors give a different model, by their names in `TrainSettings`."""
+        return {
+            "lora_r": self.r,
+            "lora_alpha": self.alpha,
+            "lora_targets": sorted(set(self.targets)),
+            "lora_rslora": self.rslora,
+            "lora_dora": self.dora,
+        }
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The content of a `*_lora.pt`.
+
+    An adapter of another program has step 0, a loss of NaN, and as `base_model` a name or nothing.
+
+    Attributes:
+        lora: tensors by peft's names.
+        config: `AdapterConfig.plain`.
+        epoch: epoch of its last step, from 1.
+        global_step: optimizer steps that it was trained for.
+        loss: training loss of the last step, in nats.
+        base_model: identity of the base model, see `BaseModel.identity`.
+    """
+
+    lora: dict[str, Tensor]
+    config: dict[str, Any]
+    epoch: int
+    global_step: int
+    loss: float
+    base_model: str
+
+    def check_base(self, model: BaseModel, where: str) -> None:
+        """Check that the adapter was trained on the weights of `model`, as far as it records that.
+
+        Raises:
+            AdapterError: it was trained on others.
+        """
+        name, hashed, content = self.base_model.rpartition("@sha256:")
+        if not hashed:  # from another program: it has only a name, which is conclusive only for published models
+            published = {name for name in (self.base_model, model.name) if name.startswith(PUBLISHED)}
+            differs, name = len(published) == 2, self.base_model
+        else:
+            differs = content != model.identity.rpartition("@sha256:")[2]
+        if differs:
+            raise AdapterError(
+                message(
+                    "the adapter {where} was trained on {base_model}, but the model is {identity}",
+                    where=where,
+                    base_model=self.base_model,
+                    identity=model.identity,
+                ),
+                message("Give --model the directory that it was trained with")
+                if name == "local"
+                else message("Give --model {name}", name=name),
+            )
+
+    def check_scale(self, settings: AdapterConfig, where: str) -> None:
+        """Check that training can continue with `settings` from the adapter.
+
+        Raises:
+            AdapterError: its tensors would not fit, or would give a different model.
+        """
+        own, given = AdapterConfig.from_plain(self.config).fixed(), settings.fixed()
+        if own != given:
+            names = [name for name in own if name in ("lora_r", "lora_alpha") or own[name] != given[name]]
+            has = " and ".join(f"{name} {_value(own[name])}" for name in names)
+            options = " ".join(filter(None, (_option(name, own[name]) for name in names)))
+            without = "".join(f", without {_flag(name)}" for name in names if own[name] is False)
+            raise AdapterError(
+                message(
+                    "the adapter {where} has {has}, but the settings say {names}",
+                    where=where,
+                    has=has,
+                    names=" and ".join(_value(given[name]) for name in names),
+                ),
+                message("Give {options}{without}", options=options, without=without),
+            )
+
+
+def _value(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _option(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return _flag(name) if value else ""
+    return " ".join(f"{_flag(name)} {_value(one)}" for one in (value if isinstance(value, list) else [value]))
+
+
+def check_adapter_values(values: Mapping[str, Any]) -> None:
+    """Check the values of an adapter, from a `*_lora.pt`, a PEFT directory or a checkpoint.
+
+    Raises:
+        ValueError: names a value that is missing, has the wrong type, is not finite, or doesn't fit the others.
+    """
+    for name, kind in _KINDS.items():
+        if name not in values:
+            raise ValueError(f"it has no {name}")
+        if not isinstance(values[name], kind):
+            raise ValueError(f"its {name} is a {type(values[name]).__name__}")
+    config = values["config"]
+    rank = config.get("r")
+    if not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"its r is {rank!r}, not a rank")
+    for name in ("lora_alpha", "lora_dropout"):
+        value = config.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"its {name} is {value!r}, not a finite number")
+    check_tensors(values["lora"])
+    for name, tensor in values["lora"].items():
+        if name.endswith("lora_A.weight") and tensor.shape[:1] != (rank,):
+            raise ValueError(f"its r is {rank}, but the shape of {name} is {list(tensor.shape)}")
+
+
+def check_tensors(tensors: Mapping[str, Any]) -> None:
+    """Check that all values are tensors of finite numbers.
+
+    Raises:
+        ValueError: one is not a tensor, or holds NaN or an infinity.
+    """
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"its {name} is a {kind}, not a tensor of floating-point numbers")
+    if broken := names_of_non_finite(tensors):
+        raise ValueError(
+            f"{len(broken)} of its {len(tensors)} tensors hold NaN or infinite values, such as {broken[0]}"
+        )
+
+
+def save_adapter(adapter: Adapter, target: UPath) -> None:
+    with storage.publish(target) as path:
+        tensor_files.save(vars(adapter), path)
+
+
+def find_adapter(location: storage.Location) -> UPath:
+    """Return the path of an adapter's weights.
+
+    Args:
+        location: a `*_lora.pt`, a run directory (its best adapter), a PEFT directory, or, if there is no such path,
+            `USER/NAME` on the Hugging Face Hub.
+
+    Raises:
+        AdapterError: there is no adapter.
+    """
+    path = storage.as_path(location)
+    if is_on_hub(location):
+        try:
+            path = storage.as_path(fetch_adapter(str(location)))
+        except ModelError as error:
+            raise AdapterError(
+                message("there is no adapter at {path}, and {found}", path=path, found=error.found), error.next_step
+            ) from error
+    if path.name in peft_directory.FILES:
+        path = path.parent
+    best = RunLayout(path).adapter(BEST_ADAPTER)
+    found = path if path.suffix == ".pt" else best if best.exists() else peft_directory.find_weights(path)
+    if found is None or not found.exists():
+        raise AdapterError(
+            message("there is no adapter at {path}", path=path),
+            message(
+                "Give a *_lora.pt file, a run directory, a directory with peft's adapter_config.json, or "
+                "USER/NAME on the Hugging Face Hub"
+            ),
+        )
+    return found
+
+
+def load_adapter(path: UPath) -> Adapter:
+    """Load the adapter whose path `find_adapter` returned.
+
+    Raises:
+        AdapterError: the file is not an adapter, is damaged, or holds NaN or infinite numbers.
+    """
+    values: Mapping[str, Any]
+    if path.name in peft_directory.FILES:
+        values = peft_directory.read(path)
+    else:
+        with storage.staged(path) as local:
+            try:
+                storage.require_file(path)
+                loaded = tensor_files.load(local)
+                values = {name: loaded[name] for name in Adapter.__dataclass_fields__}
+            except Exception as error:  # torch.load raises many kinds on a damaged file
+                raise AdapterError(
+                    message(
+                        "{path} can't be read as an adapter ({name}: {error})",
+                        path=path,
+                        name=type(error).__name__,
+                        error=error,
+                    ),
+                    message("Give a *_lora.pt that a training run wrote"),
+                ) from error
+    try:
+        check_adapter_values(values)
+    except ValueError as error:
+        raise AdapterError(
+            message("the adapter {path} can't be used: {error}", path=path, error=error),
+            message("Give another one, or train it again"),
+        ) from error
+    return Adapter(**values)
+
+
+def may_be_on_hub(location: str) -> bool:
+    """Return whether `location` has the form of `USER/NAME`, or of a file or a directory in it."""
+    return _LOCATION.fullmatch(location) is not None
+
+
+def is_on_hub(location: storage.Location) -> bool:
+    """Return whether an adapter has to be downloaded: `location` may be on the Hub, and no such path exists."""
+    return may_be_on_hub(str(location)) and not storage.as_path(location).exists()
+
+
+def fetch_adapter(location: str) -> Path:
+    """Return the directory or file of an adapter, after downloading its newest revision from the Hub.
+
+    Args:
+        location: `USER/NAME`, `USER/NAME/DIRECTORY` with a PEFT adapter, or `USER/NAME/PATH_lora.pt`.
+
+    Raises:
+        ModelError: it can't be downloaded, or the repository has none.
+    """
+    match = _LOCATION.fullmatch(location)
+    assert match is not None, "asked before"
+    repo, inside = match["repo"], (match["inside"] or "").rstrip("/")
+    if inside.endswith(".pt"):
+        return hub.fetch(repo, hub.Wanted((inside,)), newest=True) / inside
+    config, weights, pickled = (f"{inside}/{name}".lstrip("/") for name in peft_directory.FILES)
+    wanted = [hub.Wanted((config, (weights, pickled)))]
+    if not inside:
+        wanted += [hub.Wanted((_BY_PREFERENCE,)), hub.Wanted(("*_lora.pt",))]
+    folder = hub.fetch(repo, *wanted, newest=True)
+    if (folder / config).is_file():
+        return folder / inside
+    found = [folder / name for name in _BY_PREFERENCE if (folder / name).is_file()]
+    return found[0] if found else next(folder.glob("*_lora.pt"))
+
+
+def hub_name(path: UPath) -> str | None:
+    """Return what a file in the cache is called on the Hub, `USER/NAME@COMMIT/FILE`; None for other files."""
+    match = _CACHED.search(str(path))
+    return match and "{user}/{name}@{commit}/{file}".format(**match.groupdict())
+
+
+def displayed_path(path: UPath) -> str:
+    """Return a path as shown to users: for a file in the Hub's cache, its name on the Hub."""
+    return hub_name(path) or str(path)
+
+
+def base_model_of(adapter: Adapter, weights: UPath) -> str | None:
+    """Return the argument of `find_model` for an adapter's base model; None if the adapter doesn't record it.
+
+    Args:
+        adapter: the adapter.
+        weights: its file; in a run directory, config.json records the directory of a local model.
+
+    Raises:
+        AdapterError: it was trained on a local model whose directory is unknown or no longer exists.
+    """
+    name, hashed, _ = adapter.base_model.partition("@sha256:")
+    is_directory = not hashed and name and (Path(name).expanduser() / LM_FILE).is_file()
+    if name in BUILT_IN or is_directory or hub_id(name):
+        return name
+    if not hashed:
+        return None
+    run_dir = run_of(weights)
+    config = find_config(run_dir) if run_dir is not None else None
+    directory = config.model_dir if config is not None else ""
+    if not directory or not Path(directory).is_dir():
+        gone = message(
+            "the base model of the adapter {weights} is not at {path} any more", weights=weights, path=directory
+        )
+        unknown = message(
+            "the adapter {weights} doesn't say where its base model is, a local directory", weights=weights
+        )
+        raise AdapterError(
+            gone if directory else unknown,
+            message("Give --model the directory or the Hugging Face id of the model that it was trained on"),
+        )
+    return directory
+
+
+def choose_model(given: str | None, default: str, adapter: Adapter | None, weights: UPath | None) -> str:
+    """Return the given model, or else the base model of the adapter, or else the default.
+
+    Raises:
+        AdapterError: see `base_model_of`.
+    """
+    if given or adapter is None or weights is None:
+        return given or default
+    found = base_model_of(adapter, weights)
+    if found is None:
+        logger.warning(
+            "the adapter %s doesn't name its base model: %s is used; for another one, set model", weights, default
+        )
+        return default
+    logger.info("the base model is that of the adapter: %s", found)
+    return found
+
+
+def hub_id(base_model: str) -> str | None:
+    """Return the base model's id on the Hub, from an adapter's `base_model`; None for a local one."""
+    name = base_model.partition("@sha256:")[0]
+    return name if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) else None
