@@ -21,9 +21,9 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["musicgen_core", "zipfile", "tarfile"]):
-    from musicgen_core.data.archive import Limits, open_archive
+    from musicgen_core.data.archive import open_archive
     from musicgen_core.data.audio import decode
-    from musicgen_core.data.damage import recognise
+    from musicgen_core.data.members import Limits, recognise
     from musicgen_core.data.mix_down import mix_down
     from musicgen_core.data.sndfile import check_single
     from musicgen_core.data.wav import open_pcm, read_wav_header

@@ -23,9 +23,10 @@ from flows.runners import task_runner as make_task_runner
 from flows.startup import set_up_run
 from musicgen_core import storage
 from musicgen_core.config import DescriptionSettings, ReadingSettings, TokenizeSettings
-from musicgen_core.data.archive import ArchiveFile, archive_stem, choose_archives, clip_names, limits_of
+from musicgen_core.data.archive import ArchiveFile, archive_stem, choose_archives, clip_names
 from musicgen_core.data.captions import Captioner, Captions, load_captions, metadata_beside
 from musicgen_core.data.match_report import check_matches, match_report, undescribed_clips
+from musicgen_core.data.members import limits_of
 from musicgen_core.data.shards import ShardReport, described_clips, is_whole, was_repaired
 from musicgen_core.errors import ArchiveError, DeviceError, MusicgenError, StorageError
 from musicgen_core.language import message, stored_message

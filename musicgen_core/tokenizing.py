@@ -18,9 +18,10 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.codec import Codec
 from musicgen_core.config import TokenizeSettings
-from musicgen_core.data.archive import ArchiveFile, Member, Sidecars, archive_stem, limits_of, sidecar_key
+from musicgen_core.data.archive import ArchiveFile, archive_stem
 from musicgen_core.data.audio import DecodedClip, decode
 from musicgen_core.data.captions import Captioner, Captions
+from musicgen_core.data.members import Member, Sidecars, limits_of, sidecar_key
 from musicgen_core.data.shards import (
     SCHEMA_VERSION,
     Rejected,

@@ -14,7 +14,7 @@ from upath import UPath
 
 from deployments.checks.finding import Check, Finding, attempt_all, describe
 from musicgen_core import storage
-from musicgen_core.data.discovery import find_archives
+from musicgen_core.data.archive import find_archives
 from musicgen_core.errors import ArchiveError, ConfigError, MusicgenError
 from musicgen_core.language import message
 

@@ -1,9 +1,10 @@
-"""Archives of clips: recognised by content, read without extracting."""
+"""Archives of clips: found at a location, recognised by content, read without extracting."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -12,36 +13,27 @@ from typing import BinaryIO, Self
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.data.damage import DAMAGED, Unreadable, damage_named, recognise
-from musicgen_core.data.discovery import archive_stem, find_archives, passed_over
-from musicgen_core.data.members import BLOCK, Archive, Limits, Member, Meter, Sidecar, Sidecars, limits_of, sidecar_key
+from musicgen_core.data.members import BLOCK, Archive, Limits, Meter, Unreadable, damage_named, recognise
 from musicgen_core.data.tar_archive import TarArchive, is_tar
 from musicgen_core.data.zip_archive import ZipArchive
 from musicgen_core.data.zip_directory import RandomReader, read_directory
 from musicgen_core.errors import ArchiveError
-from musicgen_core.language import message
+from musicgen_core.language import as_message, message
 from musicgen_core.texts import AUTO, check_encoding
+from musicgen_core.wording import joined_sentences, named
 
-__all__ = [
-    "DAMAGED",
-    "Archive",
-    "ArchiveFile",
-    "Limits",
-    "Member",
-    "Sidecar",
-    "Sidecars",
-    "archive_stem",
-    "choose_archives",
-    "clip_names",
-    "content_digest",
-    "find_archives",
-    "limits_of",
-    "open_archive",
-    "read_archive",
-    "sidecar_key",
-    "without_copies",
-]
-
+_READ = r"\.(zip|tar|tar\.gz|tgz|tar\.bz2|tbz2|tar\.xz|txz|tar\.zst|tzst)"
+_SUFFIX = re.compile(f"{_READ}$", re.IGNORECASE)
+_OTHER_KINDS = re.compile(
+    r"\.(7z|rar|r\d\d|z\d\d|(zip|7z|rar|tar)\.\d{3}|zst|lz4?|lzma|tlz|lzh|lha|br|z|taz|gz|bz2|tbz|tb2|xz"
+    r"|arj|ace|cab|sitx?|iso|dmg)$",
+    re.IGNORECASE,
+)
+_INCOMPLETE = re.compile(rf"{_READ}\.(part|partial|filepart|crdownload|download|opdownload|aria2|tmp)$", re.IGNORECASE)
+_PASSED_OVER = {
+    _OTHER_KINDS: message("{names} not read, as only zips and tars are: unpack, and pack the files as a zip or tar"),
+    _INCOMPLETE: message("{names} not read, as the name is that of an unfinished copy: copy or download again"),
+}
 _NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _DEFAULT = Limits()
 _digests: dict[tuple[UPath, str], str] = {}
@@ -129,6 +121,76 @@ def content_digest(archive: UPath) -> str:
     """
     with ArchiveFile(archive) as file:
         return file.digest
+
+
+def archive_stem(path: UPath) -> str:
+    """Return the stem of an archive, the name of its shard: `archive_batch_0007.zip` → `archive_batch_0007`."""
+    return _SUFFIX.sub("", path.name)
+
+
+def find_archives(location: storage.Location) -> list[UPath]:
+    """Return the archives of a file, a directory (not recursive) or a glob, in natural order.
+
+    Raises:
+        ArchiveError: no archive was found, or two have the same stem.
+    """
+    path = storage.as_path(location)
+    if path.is_dir():
+        found = _visible(entry for entry in path.iterdir() if _SUFFIX.search(entry.name) and entry.is_file())
+    elif path.is_file():
+        found = [path]
+    else:
+        found = _visible(storage.glob(location)) if re.search(r"[*?\[]", str(location)) else []
+    if not found:
+        raise ArchiveError(
+            message(
+                "no archives found at {location}{others}",
+                location=location,
+                others=joined_sentences(["", *passed_over(location)]),
+            ),
+            message(
+                "Give a file, a directory that holds .zip or .tar archives, or a glob such as "
+                "'data/archive_batch_*.zip'"
+            ),
+        )
+    stems: dict[str, UPath] = {}
+    for archive in found:
+        twin = stems.setdefault(archive_stem(archive), archive)
+        if twin is not archive:
+            raise ArchiveError(
+                message(
+                    "{first} and {second} at {location} would both make the shard {stem}",
+                    first=twin.name,
+                    second=archive.name,
+                    location=location,
+                    stem=archive_stem(archive),
+                ),
+                message("Rename or move one of them"),
+            )
+    return sorted(found, key=lambda archive: (_natural(archive.name), archive.name))
+
+
+def passed_over(location: storage.Location) -> list[str]:
+    """Return sentences on ignored files of a directory that look like archives, with advice."""
+    path = storage.as_path(location)
+    if not path.is_dir():
+        return []
+    names = sorted(entry.name for entry in _visible(path.iterdir()) if not _SUFFIX.search(entry.name))
+    remarks: list[str] = []
+    for pattern, sentence in _PASSED_OVER.items():
+        if found := [name for name in names if pattern.search(name) and (path / name).is_file()]:
+            values = {"names": named(found)}
+            remarks.append(as_message(sentence.format(**values), sentence, values))
+    return remarks
+
+
+def _visible(paths: Iterable[UPath]) -> list[UPath]:
+    """Return the paths without macOS's `._archive.zip` files, which aren't archives."""
+    return [path for path in paths if not path.name.startswith(".")]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def choose_archives(location: storage.Location) -> tuple[list[UPath], list[str]]:

@@ -10,8 +10,8 @@ from typing import BinaryIO, cast
 import soxr
 
 from musicgen_core.codes import FRAME_RATE, SAMPLE_RATE
-from musicgen_core.data.damage import recognise
 from musicgen_core.data.decoder_process import decode_in_process
+from musicgen_core.data.members import recognise
 from musicgen_core.data.mix_down import AudioArray, check_size, check_sound, mix_down
 from musicgen_core.data.wav import PcmSound, breaks_off, open_pcm, read_wav_header
 from musicgen_core.errors import ClipRejected

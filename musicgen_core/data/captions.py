@@ -22,7 +22,7 @@ from musicgen_core.language import message
 from musicgen_core.texts import MAX_CHARACTERS, decode_text, marked_encoding, shorten, template_fields
 
 if TYPE_CHECKING:
-    from musicgen_core.data.archive import Sidecar
+    from musicgen_core.data.members import Sidecar
 
 _DEFAULTS = TokenizeSettings()
 MetadataEntry = dict[str, Any]

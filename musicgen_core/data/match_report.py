@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from upath import UPath
 
-from musicgen_core.data.archive import limits_of, open_archive
+from musicgen_core.data.archive import open_archive
 from musicgen_core.data.captions import Captioner, Captions, keys, listed
-from musicgen_core.data.members import sidecar_key
+from musicgen_core.data.members import limits_of, sidecar_key
 from musicgen_core.errors import ArchiveError, MetadataError
 from musicgen_core.language import message
 from musicgen_core.wording import counted

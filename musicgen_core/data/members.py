@@ -1,28 +1,45 @@
-"""Interface of archives of any kind: clips, their sidecar texts, and limits against archive bombs."""
+"""What archives of any kind share: clips, sidecar texts, limits against archive bombs, scratch files, and damage."""
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import os
+import re
+import shutil
+import sys
+import tarfile
+import tempfile
 import threading
 import unicodedata
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol, cast
 
-from musicgen_core.config import TokenizeSettings
-from musicgen_core.data.scratch import filled
 from musicgen_core.errors import ArchiveError, ClipRejected
-from musicgen_core.language import message
+from musicgen_core.language import message, stored_message
 from musicgen_core.texts import NUL, decode_text
+
+if TYPE_CHECKING:
+    from musicgen_core.config import TokenizeSettings
 
 BLOCK = 1 << 20
 """Bytes per copied block"""
 
 NOT_A_FILE = message("not a regular file but a link or a device, which is never followed")
 
+DAMAGED = "damaged in the archive"
+"""Prefix of the rejection reason of a damaged clip, which may be intact in another copy of the archive"""
+
 _MAX_SIDECAR = 1 << 20
+_MAX_IN_MEMORY = 64 << 20
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"
 _ALWAYS_ALLOWED = 256 << 20  # small archives of silence compress as well as bombs
+_SEVEN_ZIP, _RAR = b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07"
+_HTML = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head)\b", re.IGNORECASE | re.DOTALL)
+_REPACK = message("Unpack it, and pack the files as a zip or tar")
 
 
 @dataclass(frozen=True)
@@ -179,6 +196,39 @@ def is_clip(name: str) -> bool:
     return any(part.lower().endswith(".wav") for part in name.split(NUL))
 
 
+def scratch(size: int) -> BinaryIO:
+    """Return an empty file for about `size` bytes, with a descriptor that native decoders can read; deleted on close.
+
+    It is in the temporary folder if `size` is more than 64 MiB and there is room, else in memory.
+
+    Raises:
+        OSError: no descriptor or no space is left.
+    """
+    if sys.platform == "linux" and (size <= _MAX_IN_MEMORY or not _has_room(size)):
+        return open(os.memfd_create("musicgen-clip"), "w+b")
+    return cast(BinaryIO, tempfile.TemporaryFile(prefix="musicgen-"))
+
+
+def _has_room(size: int) -> bool:
+    try:
+        return shutil.disk_usage(tempfile.gettempdir()).free >= size
+    except OSError:  # there is no writable folder
+        return False
+
+
+def filled(size: int, blocks: Iterable[bytes]) -> BinaryIO:
+    """Return a scratch file that contains `blocks`, about `size` bytes in all, positioned at 0."""
+    file = scratch(size)
+    try:
+        for block in blocks:
+            file.write(block)
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
 def clip_file(size: int, blocks: Iterable[bytes]) -> BinaryIO:
     """Return a clip's content as a scratch file.
 
@@ -218,3 +268,60 @@ def _read_sidecar(suffix: str, size: int, blocks: Iterable[bytes]) -> Sidecar:
         return Sidecar(suffix, "", "is neither UTF-8 nor another encoding that is recognised: save it as UTF-8")
     except ClipRejected as error:
         return Sidecar(suffix, "", f"can't be read: {error}")
+
+
+class Unreadable(Exception):
+    """Data that violates its format; the message says how."""
+
+
+def is_damage(error: Exception) -> bool:
+    """Return whether an error is caused by the data and not by reading it.
+
+    bz2 and gzip raise a bare OSError for bad data. One with an errno (EIO, ESTALE, ENOSPC) is the system's, and
+    subclasses such as TimeoutError are the network's.
+    """
+    if isinstance(error, Unreadable | tarfile.TarError | zlib.error | lzma.LZMAError | EOFError):
+        return True
+    return type(error) in (OSError, gzip.BadGzipFile) and getattr(error, "errno", None) is None
+
+
+@contextmanager
+def damage_named(archive_name: str) -> Iterator[None]:
+    """Convert damage found within the block to an ArchiveError that names the archive."""
+    try:
+        yield
+    except Exception as error:  # sorted by is_damage
+        if not is_damage(error):
+            raise
+        raise ArchiveError(
+            message(
+                "{archive} can't be read as a zip or tar archive ({reason})",
+                archive=archive_name,
+                reason=stored_message(str(error)),
+            ),
+            message("Copy or pack the archive again"),
+        ) from error
+
+
+def recognise(head: bytes) -> tuple[str, str] | None:
+    """Return (kind of file, advice) for the first bytes of a known foreign kind; None for any other."""
+    if head.startswith(_SEVEN_ZIP):
+        return message("it is a 7-Zip archive, which is not supported"), _REPACK
+    if head.startswith(_RAR):
+        return message("it is a RAR archive, which is not supported"), _REPACK
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        return (
+            message("it is a Git LFS pointer, not the file itself"),
+            message("Run git lfs pull where it comes from"),
+        )
+    if head.startswith(b"/annex/objects/"):
+        return (
+            message("it is a git-annex pointer, not the file itself"),
+            message("Run git annex get where it comes from"),
+        )
+    if _HTML.match(head.removeprefix(b"\xef\xbb\xbf")):
+        return (
+            message("it is an HTML page, such as one that asks for a login or tells of a limit"),
+            message("Download the file again, logged in"),
+        )
+    return None

@@ -17,7 +17,8 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codes import CARDINALITY, CODEBOOKS, FRAME_RATE
-from musicgen_core.data.archive import DAMAGED, ArchiveFile
+from musicgen_core.data.archive import ArchiveFile
+from musicgen_core.data.members import DAMAGED
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
 

@@ -9,8 +9,8 @@ import struct
 
 import soundfile
 
+from musicgen_core.data.members import scratch
 from musicgen_core.data.mix_down import Mono, check_size, mix_down
-from musicgen_core.data.scratch import scratch
 from musicgen_core.data.wav import WavHeader, breaks_off, id3_bytes, joined_files, read_wav_header
 from musicgen_core.errors import ClipRejected
 from musicgen_core.language import message

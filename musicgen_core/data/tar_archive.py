@@ -14,7 +14,6 @@ from typing import Any, BinaryIO, Self, cast
 
 import pyarrow as pa
 
-from musicgen_core.data.damage import Unreadable, damage_named
 from musicgen_core.data.members import (
     BLOCK,
     NOT_A_FILE,
@@ -22,8 +21,10 @@ from musicgen_core.data.members import (
     Member,
     Meter,
     Sidecars,
+    Unreadable,
     add_sidecar,
     clip_file,
+    damage_named,
     is_clip,
     is_sidecar,
 )

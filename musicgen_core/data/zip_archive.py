@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any, BinaryIO
 
-from musicgen_core.data.damage import Unreadable, is_damage
 from musicgen_core.data.members import (
     BLOCK,
     NOT_A_FILE,
@@ -20,9 +19,11 @@ from musicgen_core.data.members import (
     Member,
     Meter,
     Sidecars,
+    Unreadable,
     add_sidecar,
     clip_file,
     is_clip,
+    is_damage,
     is_sidecar,
 )
 from musicgen_core.data.zip_directory import LOCAL_MAGIC, RandomReader, ZipEntry
@@ -30,7 +31,7 @@ from musicgen_core.errors import ClipRejected
 from musicgen_core.language import message
 from musicgen_core.texts import AUTO, decode_name, encoding_of, legible
 
-_LOCAL = struct.Struct("<4s5H3L2H")
+_LOCAL = struct.Struct("<8xH16x2H")  # a member's own header: method, bytes of the name and of the extra fields
 _ENCRYPTED, _LZMA_HAS_END, _PATCHED = 1 << 0, 1 << 1, 1 << 5
 _STORED, _DEFLATED, _BZIP2, _LZMA = 0, 8, 12, 14
 _UNSUPPORTED = {1: "shrink", 6: "implode", 9: "deflate64", 93: "zstd", 95: "xz", 97: "WavPack", 98: "PPMd"}
@@ -151,7 +152,7 @@ def _packed(entry: ZipEntry, reader: RandomReader) -> Iterator[bytes]:
     header = reader.read(entry.offset, _LOCAL.size + len(entry.raw_name))
     if len(header) < _LOCAL.size or not header.startswith(LOCAL_MAGIC):
         raise Unreadable(message("it isn't where the directory says"))
-    _, _, _, method, _, _, _, _, _, name_size, extra_size = _LOCAL.unpack_from(header)
+    method, name_size, extra_size = _LOCAL.unpack_from(header)
     if (method, name_size, header[_LOCAL.size :]) != (entry.method, len(entry.raw_name), entry.raw_name):
         raise Unreadable(message("its own header and the directory disagree"))
     start = entry.offset + _LOCAL.size + name_size + extra_size

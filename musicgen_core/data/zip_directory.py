@@ -14,15 +14,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from musicgen_core.data.damage import Unreadable
+from musicgen_core.data.members import Unreadable
 from musicgen_core.language import message
 
 LOCAL_MAGIC = b"PK\3\4"
 
-_END = struct.Struct("<4s4H2LH")
-_LOCATOR64 = struct.Struct("<4sLQL")
-_END64 = struct.Struct("<4sQ2H2L4Q")
-_ENTRY = struct.Struct("<4s6H3L5H2L")
+# Only the fields that are used; `x` skips a byte.
+_END = struct.Struct("<4x2H2xH2LH")
+_LOCATOR64_BYTES = 20
+_END64 = struct.Struct("<16x2L8x3Q")
+_ENTRY = struct.Struct("<8x2H4x3L3H4x2L")
 _MAX_COMMENT = 0xFFFF
 _UTF8_FLAG = 1 << 11
 
@@ -135,21 +136,21 @@ def _find_end(reader: RandomReader) -> tuple[int, bytes] | None:
     place = len(tail)
     while (place := tail.rfind(b"PK\5\6", 0, place)) >= 0:
         record = tail[place : place + _END.size]
-        if len(record) == _END.size and place + _END.size + _END.unpack(record)[7] <= len(tail):
+        if len(record) == _END.size and place + _END.size + _END.unpack(record)[-1] <= len(tail):
             return start + place, record
     return None
 
 
 def _parse_end(reader: RandomReader, offset: int, record: bytes) -> _End:
-    _, disk, first_disk, _, entries, size, directory_offset, _ = _END.unpack(record)
-    locator = reader.read(offset - _LOCATOR64.size, _LOCATOR64.size) if offset >= _LOCATOR64.size else b""
+    disk, first_disk, entries, size, directory_offset, _ = _END.unpack(record)
+    locator = reader.read(offset - _LOCATOR64_BYTES, _LOCATOR64_BYTES) if offset >= _LOCATOR64_BYTES else b""
     is_64 = locator.startswith(b"PK\6\7")
     if is_64:
-        offset -= _LOCATOR64.size + _END64.size
+        offset -= _LOCATOR64_BYTES + _END64.size
         record = reader.read(max(0, offset), _END64.size)
         if offset < 0 or not record.startswith(b"PK\6\6"):
             raise Unreadable(message("its zip64 end record is damaged"))
-        _, _, _, _, disk, first_disk, _, entries, size, directory_offset = _END64.unpack(record)
+        disk, first_disk, entries, size, directory_offset = _END64.unpack(record)
     if disk or first_disk:
         raise Unreadable(message("it is one part of an archive split over several files"))
     return _End(offset=offset, entries=entries, directory_size=size, directory_offset=directory_offset, is_64=is_64)
@@ -160,33 +161,15 @@ def _parse_entries(directory: bytes) -> Iterator[ZipEntry]:
     while place < len(directory):
         if not directory.startswith(b"PK\1\2", place) or place + _ENTRY.size > len(directory):
             raise Unreadable(message("its directory is damaged"))
-        (
-            _,
-            _,
-            _,
-            flags,
-            method,
-            _,
-            _,
-            crc,
-            packed,
-            size,
-            name_size,
-            extra_size,
-            comment_size,
-            _,
-            _,
-            attributes,
-            offset,
-        ) = _ENTRY.unpack_from(directory, place)
+        fields = _ENTRY.unpack_from(directory, place)
+        flags, method, crc, packed, size, name_size, extra_size, comment_size, attributes, offset = fields
         name_end = place + _ENTRY.size + name_size
         raw_name = directory[place + _ENTRY.size : name_end]
         extra = dict(_extra_fields(directory[name_end : name_end + extra_size]))
         size, packed, offset = _sizes_64(extra.get(0x0001, b""), size, packed, offset)
-        name = _unicode_name(raw_name, flags, extra.get(0x7075, b""))
         yield ZipEntry(
             raw_name=raw_name,
-            name=name,
+            name=_unicode_name(raw_name, flags, extra.get(0x7075, b"")),
             flags=flags,
             method=method,
             crc=crc,

@@ -10,14 +10,8 @@ import pytest
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.data.archive import (
-    Sidecar,
-    clip_names,
-    content_digest,
-    open_archive,
-    sidecar_key,
-    without_copies,
-)
+from musicgen_core.data.archive import clip_names, content_digest, open_archive, without_copies
+from musicgen_core.data.members import Sidecar, sidecar_key
 from musicgen_core.errors import ArchiveError, ConfigError
 
 Pack = Callable[..., Path]

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musicgen_core.config import TokenizeSettings
-from musicgen_core.data.archive import Sidecar
 from musicgen_core.data.captions import Captioner, load_captions
+from musicgen_core.data.members import Sidecar
 from tests.musicgen_core.data.metadata_lines import FILE, captions_of, clip
 
 SIDECARS = [

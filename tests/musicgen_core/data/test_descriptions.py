@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musicgen_core.data.archive import Sidecar
 from musicgen_core.data.captions import describe_sidecar, field_text, fill_template
+from musicgen_core.data.members import Sidecar
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.data.discovery import archive_stem, find_archives, passed_over
+from musicgen_core.data.archive import archive_stem, find_archives, passed_over
 from musicgen_core.errors import ArchiveError
 
 

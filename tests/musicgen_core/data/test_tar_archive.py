@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from musicgen_core.data.archive import Limits, open_archive
+from musicgen_core.data.archive import open_archive
+from musicgen_core.data.members import Limits
 from tests.musicgen_core.conftest import Pack
 from tests.musicgen_core.data.conftest import Contents
 from tests.musicgen_core.data.tar_entries import CLIPS, entry, sealed, write

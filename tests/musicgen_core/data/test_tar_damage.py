@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from musicgen_core import storage
 from musicgen_core.data import members as members_module
-from musicgen_core.data.archive import Limits, clip_names
+from musicgen_core.data.archive import clip_names
+from musicgen_core.data.members import Limits
 from musicgen_core.errors import ArchiveError
 from tests.musicgen_core.conftest import Pack
 from tests.musicgen_core.data.conftest import Contents

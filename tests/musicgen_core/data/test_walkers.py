@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musicgen_core.data.archive import read_archive
-from musicgen_core.data.damage import recognise
+from musicgen_core.data.members import recognise
 from musicgen_core.data.mix_down import mix_down
 from musicgen_core.data.sndfile import check_single
 from musicgen_core.data.wav import open_pcm, read_wav_header

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musicgen_core.data import members as members_module
-from musicgen_core.data.archive import DAMAGED, Limits, open_archive
+from musicgen_core.data.archive import open_archive
+from musicgen_core.data.members import DAMAGED, Limits
 from musicgen_core.errors import ArchiveError
 
 Contents = Callable[..., list[tuple[str, bytes | str]]]
