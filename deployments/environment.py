@@ -12,7 +12,7 @@ import unicodedata
 import urllib.request
 from pathlib import Path
 
-from musicgen_core.environment import drop_empty
+from musicgen_core.process import drop_empty
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL_API = "http://127.0.0.1:4200/api"

@@ -26,9 +26,9 @@ import numpy as np
 
 from musicgen_core.data.mix_down import AudioArray, Mono, check_sound
 from musicgen_core.data.sndfile import decode_with_sndfile
-from musicgen_core.environment import python_path
 from musicgen_core.errors import Cancelled, ClipRejected
 from musicgen_core.language import message
+from musicgen_core.process import python_path
 
 LEAST_SECONDS = 30
 """CPU seconds allowed for decoding a clip of any size"""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-from musicgen_core.environment import drop_empty
+from musicgen_core.process import drop_empty
 
 logger = logging.getLogger(__name__)
 KEY = "WANDB_API_KEY"

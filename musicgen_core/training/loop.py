@@ -22,7 +22,7 @@ from musicgen_core.model.adapters import Adapter, AdapterConfig
 from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.lora import adapter_state, add_lora, set_adapter_state
 from musicgen_core.model.text import TextEncoder
-from musicgen_core.signals import deferred_signals
+from musicgen_core.process import deferred_signals
 from musicgen_core.stages import advance, announce
 from musicgen_core.training.batch_size import BatchSize
 from musicgen_core.training.batches import Batches

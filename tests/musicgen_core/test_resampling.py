@@ -6,7 +6,7 @@ import torchaudio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musicgen_core.resampling import MAX_TAPS, Resampler, resampler_of
+from musicgen_core.codec import MAX_TAPS, Resampler, resampler_of
 
 RATES = [8_000, 11_025, 16_000, 22_050, 24_000, 44_100, 48_000, 88_200, 96_000, 192_000]
 RESAMPLERS = {rate: Resampler(rate) for rate in RATES}

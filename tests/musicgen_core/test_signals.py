@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from musicgen_core.signals import ENDING, deferred_signals
+from musicgen_core.process import ENDING, deferred_signals
 
 
 class Ended(BaseException):
@@ -65,7 +65,7 @@ def test_ignored_signals_stay_ignored() -> None:
 def test_without_a_handler_the_process_ends_after_the_block() -> None:
     program = (
         "import signal\n"
-        "from musicgen_core.signals import deferred_signals\n"
+        "from musicgen_core.process import deferred_signals\n"
         "with deferred_signals():\n"
         "    signal.raise_signal(signal.SIGTERM)\n"
         "    print('whole', flush=True)\n"

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from musicgen_core import storage
-from musicgen_core.environment import python_path
 from musicgen_core.errors import Cancelled, DeviceError, MusicgenError, TrainingError
 from musicgen_core.language import message, stored_message
+from musicgen_core.process import python_path
 from musicgen_core.stages import Stage, announce, pass_on
 from musicgen_core.training.processes.ipc import ReportReader, revive, revive_result, write_request
 from musicgen_core.training.request import TrainRequest, TrainResult

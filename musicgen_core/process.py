@@ -1,14 +1,29 @@
-"""Signals that end a run, deferred while its state is inconsistent."""
+"""This process: the environment variables that it passes on, and signals deferred while its state is inconsistent."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import FrameType
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def drop_empty(*prefixes: str) -> None:
+    """Unset empty variables with these prefixes. Compose files set them; WandB, Prefect and the Hub reject them."""
+    for name in [name for name in os.environ if name.startswith(prefixes)]:
+        if not os.environ[name].strip():
+            del os.environ[name]
+
+
+def python_path() -> str:
+    """Return PYTHONPATH with this project first and without empty entries, which mean the working directory."""
+    return os.pathsep.join(filter(None, [str(_ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))
 
 
 @contextmanager
