@@ -77,9 +77,10 @@ class RunLayout:
         """The base model's own clips, as a directory of tokens."""
         return self.root / PRIOR
 
-    @property
-    def evaluation(self) -> UPath:
-        return self.root / EVALUATION
+    def evaluation(self, adapter: str) -> UPath:
+        """The directory of an adapter's evaluation: a subdirectory for any but the best."""
+        folder = self.root / EVALUATION
+        return folder if adapter == BEST_ADAPTER else folder / adapter
 
     def adapter(self, stem: str) -> UPath:
         return self.root / ADAPTERS / f"{stem}.pt"

@@ -4,41 +4,109 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter
 from upath import UPath
 
-from musicgen_core import storage
-from musicgen_core.codec import Codec
+from musicgen_core import storage, tracking
 from musicgen_core.codes import CODEBOOKS
 from musicgen_core.data.dataset import Clips, load_clips
 from musicgen_core.devices import pick_device, release_memory
-from musicgen_core.errors import ConfigError
-from musicgen_core.evaluation import plots
-from musicgen_core.evaluation.clap import Clap
-from musicgen_core.evaluation.comparison import Losses, compare, confidence_interval, verdict_of
-from musicgen_core.evaluation.evaluated_adapter import Subject, find_subject
-from musicgen_core.evaluation.held_out import HeldOut, held_out
-from musicgen_core.evaluation.losses import OnProgress, clip_losses_of_both
-from musicgen_core.evaluation.music import Pair, decoded, music_scores, pairs_of_training, render_pairs
-from musicgen_core.evaluation.report import write_report
-from musicgen_core.evaluation.request import ENOUGH_CLIPS, EvaluateRequest, Evaluation, MusicScores
+from musicgen_core.errors import ConfigError, RunDirectoryError
+from musicgen_core.evaluation.held_out import (
+    HeldOut,
+    Losses,
+    clip_losses_of_both,
+    compare,
+    confidence_interval,
+    held_out,
+    verdict_of,
+)
+from musicgen_core.evaluation.music import ClapScoring, Pair, pairs_of_training, render_pairs
+from musicgen_core.evaluation.report import (
+    plot_codebook_perplexities,
+    plot_differences,
+    plot_training,
+    write_report,
+)
+from musicgen_core.evaluation.request import (
+    ENOUGH_CLIPS,
+    EvaluatedAdapter,
+    EvaluateRequest,
+    Evaluation,
+    MusicScores,
+)
 from musicgen_core.generated_pages import REPORT
+from musicgen_core.generation.render import OnProgress
 from musicgen_core.language import message, say
-from musicgen_core.model.adapters import choose_model, displayed_path, find_adapter, hub_name
+from musicgen_core.model.adapters import Adapter, choose_model, displayed_path, find_adapter, hub_name, load_adapter
 from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.weights import BaseModel, find_model
-from musicgen_core.run_layout import EVALUATION, EVALUATION_DATA, EVALUATION_REPORT
+from musicgen_core.run_layout import (
+    CONFIG,
+    EVALUATION,
+    EVALUATION_DATA,
+    EVALUATION_REPORT,
+    RunConfig,
+    RunLayout,
+    load_config,
+    run_of,
+)
 from musicgen_core.stages import announce
 
 logger = logging.getLogger(__name__)
 
-FEWEST_DESCRIBED = 2
-"""Minimum number of described clips for a Fréchet distance"""
 _EVALUATION = TypeAdapter(Evaluation)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An adapter with its origin.
+
+    Attributes:
+        path: path of the weights.
+        run_dir: its run directory; None for an adapter elsewhere.
+        config: the run's config.json; None for an adapter elsewhere.
+    """
+
+    path: UPath
+    adapter: Adapter
+    run_dir: UPath | None
+    config: RunConfig | None
+
+    @property
+    def output(self) -> UPath:
+        """Return the default output directory.
+
+        It is the run directory for the best adapter and a subfolder of it for others; beside the adapter without a run
+        directory; the working directory for an adapter on the Hub.
+        """
+        if self.run_dir is None:
+            if (name := hub_name(self.path)) is not None:
+                return storage.as_path(f"{name.partition('@')[0].partition('/')[2]}_{EVALUATION}")
+            if self.path.suffix == ".pt":
+                return self.path.with_name(f"{self.path.stem}_{EVALUATION}")
+            directory = self.path.parent  # of peft
+            return directory.with_name(f"{directory.name}_{EVALUATION}")
+        return RunLayout(self.run_dir).evaluation(self.path.stem)
+
+    def described(self) -> EvaluatedAdapter:
+        return EvaluatedAdapter(
+            path=displayed_path(self.path),
+            sha256=storage.content_sha256(self.path),
+            epoch=self.adapter.epoch,
+            global_step=self.adapter.global_step,
+        )
+
+    def metrics(self) -> list[dict[str, float]]:
+        """Return the rows of its run's metrics.jsonl, if any."""
+        metrics = RunLayout(self.run_dir).metrics if self.run_dir is not None else None
+        if metrics is None or not metrics.exists():
+            return []
+        with storage.staged(metrics) as local:
+            return tracking.read_metrics(local)
 
 
 def evaluate(request: EvaluateRequest, on_progress: OnProgress = lambda done, total, text: None) -> Evaluation:
@@ -64,7 +132,7 @@ def evaluate(request: EvaluateRequest, on_progress: OnProgress = lambda done, to
     chosen = held_out(clips, request.settings, subject.config)
     release_memory(device)  # a training run in this process may have just ended
     scoring = (
-        _Scoring(request, subject=subject, model=model, clips=clips, chosen=chosen, device=device)
+        ClapScoring(request, adapter=subject.path, model=model, clips=clips, indices=chosen.indices, device=device)
         if request.settings.clap_weights
         else None
     )
@@ -94,6 +162,27 @@ def evaluate(request: EvaluateRequest, on_progress: OnProgress = lambda done, to
     )
     _write(out, evaluation, subject, losses, rendered)
     return evaluation
+
+
+def find_subject(location: storage.Location) -> Subject:
+    """Return the adapter at a location: a `*_lora.pt`, a run directory (its best) or a PEFT directory.
+
+    Raises:
+        AdapterError: no adapter was found.
+        RunDirectoryError: the run directory's config.json is damaged.
+    """
+    path = find_adapter(location)
+    run_dir = run_of(path)
+    if run_dir is None or not (run_dir / CONFIG).exists():
+        return Subject(path, load_adapter(path), run_dir=None, config=None)
+    try:
+        config = load_config(run_dir)
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(
+            message("{run_dir}/config.json is damaged ({error})", run_dir=run_dir, error=error),
+            message("Copy the adapter to another directory and evaluate it there"),
+        ) from error
+    return Subject(path, load_adapter(path), run_dir=run_dir, config=config)
 
 
 def stored_evaluation(run_dir: storage.Location) -> Evaluation | None:
@@ -146,51 +235,6 @@ def _adapter_in(evaluation: UPath) -> dict[str, Any] | None:
     return adapter if isinstance(adapter, dict) else None
 
 
-class _Scoring:
-    """CLAP scores of music generated from the clips' descriptions. Invalid requests fail in the constructor.
-
-    Raises:
-        ConfigError: too few clips have a description.
-        ModelError: the CLAP weights can't be used.
-    """
-
-    def __init__(
-        self,
-        request: EvaluateRequest,
-        subject: Subject,
-        model: BaseModel,
-        clips: Clips,
-        chosen: HeldOut,
-        device: torch.device,
-    ) -> None:
-        self._request, self._subject, self._model, self._clips, self._device = request, subject, model, clips, device
-        described = [index for index in chosen.indices if clips.descriptions[index]]
-        if len(described) < FEWEST_DESCRIBED:
-            raise ConfigError(
-                message(
-                    "{number} of the {total} clips to evaluate on have a description, which is too little "
-                    "for CLAP's scores",
-                    number=len(described),
-                    total=len(chosen.indices),
-                ),
-                message("Leave out --clap-weights, or tokenize with --metadata"),
-            )
-        self._indices = described[: request.settings.clap_clips]
-        self._clap = Clap(str(request.settings.clap_weights))
-
-    def run(self, on_progress: OnProgress) -> MusicScores:
-        settings = self._request.settings
-        texts = [str(self._clips.descriptions[index]) for index in self._indices]
-        pairs = render_pairs(self._request, self._subject.path, texts, on_progress)
-        release_memory(self._device)
-        on_progress(0, 1, message("CLAP's scores"))
-        sounds = list(decoded(self._clips, self._indices, settings.duration, Codec(self._model, self._device)))
-        self._clap.to(self._device)
-        scores = music_scores(self._clap, str(settings.clap_weights), texts, sounds, pairs)
-        on_progress(1, 1, message("CLAP's scores"))
-        return scores
-
-
 def _summarize(
     request: EvaluateRequest,
     subject: Subject,
@@ -229,13 +273,13 @@ def _write(
 ) -> None:
     """Write both files, the JSON last: its presence means that the page beside it is complete and matches."""
     base, adapted = losses
-    perplexities = plots.plot_codebook_perplexities(evaluation.codebooks)
+    perplexities = plot_codebook_perplexities(evaluation.codebooks)
     pictures = {say("Perplexity of each codebook, with and without the adapter"): perplexities}
     if evaluation.clips >= ENOUGH_CLIPS:
-        differences = plots.plot_differences(base.mean(axis=1), adapted.mean(axis=1))
+        differences = plot_differences(base.mean(axis=1), adapted.mean(axis=1))
         pictures[say("Distribution of the loss's change over clips")] = differences
     if rows := subject.metrics():
-        pictures[say("Loss of training and validation, step by step")] = plots.plot_training(rows)
+        pictures[say("Loss of training and validation, step by step")] = plot_training(rows)
     trained = pairs_of_training(subject.run_dir, subject.adapter.epoch) if subject.run_dir is not None else []
     (out / EVALUATION_DATA).unlink(missing_ok=True)
     music = {say("Samples of the training run"): trained, say("Rendered for this report"): rendered}

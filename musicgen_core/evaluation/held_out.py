@@ -1,21 +1,41 @@
-"""Choose the clips for an evaluation: those that the adapter's training runs held out, the same ones each time."""
+"""Held-out clips: which ones, their losses with and without the adapter, and the statistics of these."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from musicgen_core.codes import FRAME_RATE
 from musicgen_core.config import TrainSettings
-from musicgen_core.data.dataset import Clips, split
-from musicgen_core.errors import ConfigError, TokensError
-from musicgen_core.evaluation.request import EvaluateSettings
+from musicgen_core.data.dataset import Clips, prefetched, split, validation_batch
+from musicgen_core.devices import compute_dtype
+from musicgen_core.errors import AdapterError, ConfigError, TokensError
+from musicgen_core.evaluation.request import Comparison, EvaluateSettings
+from musicgen_core.generation.render import OnProgress
 from musicgen_core.language import message
+from musicgen_core.model.adapters import Adapter, AdapterConfig
+from musicgen_core.model.lora import add_lora, set_adapter_state
+from musicgen_core.model.text import TextEncoder
+from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.run_layout import RunConfig
+from musicgen_core.training.batch_size import preset_of, resolve_execution
+from musicgen_core.training.compute.gradients import StepGradients
+from musicgen_core.training.compute.loss import perplexity
+from musicgen_core.training.compute.model import TrainingModel
 from musicgen_core.training.files.lineage import Lineage, learned_from, lineage_of
+from musicgen_core.training.processes.distributed import World
 from musicgen_core.wording import counted
+
+CONFIDENCE = 0.95
+Losses = NDArray[np.float64]
+Verdict = Literal["better", "worse", "undecided"]
 
 
 @dataclass(frozen=True)
@@ -125,3 +145,109 @@ def _remarks(total: int, chosen: int, left_out: int, lineage: Lineage | None) ->
             "better.",
             adapter=lineage.unknown,
         )
+
+
+def clip_losses_of_both(
+    model: BaseModel,
+    adapter: Adapter,
+    clips: Clips,
+    indices: Sequence[int],
+    segment_frames: int,
+    device: torch.device,
+    on_progress: OnProgress = lambda done, total, text: None,
+) -> tuple[Losses, Losses]:
+    """Return the losses of the beginning of each clip, with its text, for the base model and the adapter.
+
+    The model is loaded once: an untrained adapter changes nothing, so the same model is the base model at first. It
+    isn't compiled, which would take longer than it saves here.
+
+    Args:
+        on_progress: called with the clips done and their total, over both models.
+
+    Returns:
+        Losses of base model and adapter, [clips, codebooks] each, in nats per code.
+
+    Raises:
+        AdapterError: the adapter doesn't fit the model, or its losses aren't finite.
+        DeviceError: not even one clip fits the GPU.
+    """
+    text = TextEncoder(model.text_encoder, device)
+    peft_model = add_lora(load_lm(model, device, compute_dtype(device)), AdapterConfig.from_plain(adapter.config))
+    execution = resolve_execution(TrainSettings(compile_blocks=False), device)
+    gradients = StepGradients(
+        TrainingModel(peft_model, 0.0, execution), text, World.alone(device), preset_of(device).micro
+    )
+    measure = partial(_losses, gradients, clips=clips, indices=indices, segment_frames=segment_frames, device=device)
+    base = measure(on_progress=lambda done: on_progress(done, 2 * len(indices), message("the base model's losses")))
+    set_adapter_state(peft_model, adapter.lora, "to evaluate")
+    adapted = measure(
+        on_progress=lambda done: on_progress(len(indices) + done, 2 * len(indices), message("the adapter's losses"))
+    )
+    if broken := int((~np.isfinite(adapted)).any(axis=1).sum()):
+        raise AdapterError(
+            message(
+                "with the adapter the losses of {broken} of {clips} aren't finite numbers",
+                broken=broken,
+                clips=counted(len(indices), "clip"),
+            ),
+            message("Train it with a lower --learning-rate"),
+        )
+    return base, adapted
+
+
+def _losses(
+    gradients: StepGradients,
+    clips: Clips,
+    indices: Sequence[int],
+    segment_frames: int,
+    device: torch.device,
+    on_progress: Callable[[int], None],
+) -> Losses:
+    """Return the losses, [clips, codebooks]."""
+    micro = gradients.micro
+    parts = [indices[start : start + micro] for start in range(0, len(indices), micro)]
+    making = (partial(validation_batch, clips, part, segment_frames) for part in parts)
+    found: list[Losses] = []
+    with prefetched(making, device=device) as batches:
+        for batch in batches:
+            found.append(gradients.validation_losses(batch).double().cpu().numpy())
+            on_progress(sum(map(len, found)))
+    return np.concatenate(found)
+
+
+def compare(base: Losses, adapter: Losses) -> Comparison:
+    """Compare losses of the same clips, [clips] each: means and paired difference.
+
+    The difference is paired, so that the difficulty of each clip cancels out.
+    """
+    differences, clips = adapter - base, len(base)
+    base_loss, adapter_loss = float(base.mean()), float(adapter.mean())
+    return Comparison(
+        base_loss=base_loss,
+        adapter_loss=adapter_loss,
+        base_perplexity=perplexity(base_loss),
+        adapter_perplexity=perplexity(adapter_loss),
+        difference=float(differences.mean()),
+        standard_error=float(differences.std(ddof=1) / np.sqrt(clips)) if clips > 1 else None,
+    )
+
+
+def confidence_interval(base: Losses, adapter: Losses) -> tuple[float, float] | None:
+    """Return Student's t interval of the mean difference adapter − base; None with fewer than two clips.
+
+    Clips are assumed to be independent. The interval is slightly too narrow if several are of the same track.
+    """
+    from scipy.stats import ttest_rel
+
+    if len(base) < 2:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of losses that are equal: their interval is exact
+        low, high = ttest_rel(adapter, base).confidence_interval(CONFIDENCE)
+    return float(low), float(high)
+
+
+def verdict_of(interval: tuple[float, float] | None) -> Verdict:
+    if interval is None or interval[0] <= 0 <= interval[1]:
+        return "undecided"
+    return "better" if interval[1] < 0 else "worse"

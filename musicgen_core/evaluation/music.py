@@ -1,4 +1,4 @@
-"""Music of both models to compare: samples of the training run, and music rendered now."""
+"""Music of both models to compare: samples of the training run, music rendered now, and CLAP scores of it."""
 
 from __future__ import annotations
 
@@ -18,20 +18,24 @@ from musicgen_core.codec import Codec
 from musicgen_core.codes import FRAME_RATE, SAMPLE_RATE
 from musicgen_core.config import SamplingSettings
 from musicgen_core.data.dataset import Clips
+from musicgen_core.devices import release_memory
+from musicgen_core.errors import ConfigError
 from musicgen_core.evaluation.clap import Clap, clap_score, frechet_distance
-from musicgen_core.evaluation.losses import OnProgress
 from musicgen_core.evaluation.request import EvaluateRequest, MusicScores
 from musicgen_core.generation.loudness import normalize
 from musicgen_core.generation.prompts import Prompt
-from musicgen_core.generation.render import render
+from musicgen_core.generation.render import OnProgress, render
 from musicgen_core.generation.request import RenderRequest
 from musicgen_core.language import message
+from musicgen_core.model.weights import BaseModel
 from musicgen_core.run_layout import PROMPTS, RunLayout, parse_sample_name, sample_name
 
 logger = logging.getLogger(__name__)
 
 Audio = NDArray[np.float32]
 """[samples], 32 kHz mono"""
+FEWEST_DESCRIBED = 2
+"""Minimum number of described clips for a Fréchet distance"""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,51 @@ def render_pairs(
         pieces = render(wanted, on_progress)
         audio = [_read(storage.as_path(piece.wav)) for piece in pieces]
     return [Pair(text, audio[2 * i], audio[2 * i + 1]) for i, text in enumerate(prompts)]
+
+
+class ClapScoring:
+    """CLAP scores of music generated from the clips' descriptions. Invalid requests fail in the constructor.
+
+    Raises:
+        ConfigError: too few clips have a description.
+        ModelError: the CLAP weights can't be used.
+    """
+
+    def __init__(
+        self,
+        request: EvaluateRequest,
+        adapter: UPath,
+        model: BaseModel,
+        clips: Clips,
+        indices: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self._request, self._adapter, self._model, self._clips, self._device = request, adapter, model, clips, device
+        described = [index for index in indices if clips.descriptions[index]]
+        if len(described) < FEWEST_DESCRIBED:
+            raise ConfigError(
+                message(
+                    "{number} of the {total} clips to evaluate on have a description, which is too little "
+                    "for CLAP's scores",
+                    number=len(described),
+                    total=len(indices),
+                ),
+                message("Leave out --clap-weights, or tokenize with --metadata"),
+            )
+        self._indices = described[: request.settings.clap_clips]
+        self._clap = Clap(str(request.settings.clap_weights))
+
+    def run(self, on_progress: OnProgress) -> MusicScores:
+        settings = self._request.settings
+        texts = [str(self._clips.descriptions[index]) for index in self._indices]
+        pairs = render_pairs(self._request, self._adapter, texts, on_progress)
+        release_memory(self._device)
+        on_progress(0, 1, message("CLAP's scores"))
+        sounds = list(decoded(self._clips, self._indices, settings.duration, Codec(self._model, self._device)))
+        self._clap.to(self._device)
+        scores = music_scores(self._clap, str(settings.clap_weights), texts, sounds, pairs)
+        on_progress(1, 1, message("CLAP's scores"))
+        return scores
 
 
 def music_scores(

@@ -1,4 +1,7 @@
-"""`report.html`: an evaluation on one self-contained page."""
+"""`report.html`: an evaluation on one self-contained page.
+
+Its plots are in the user's language if there is a font for it.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,26 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import soundfile
 from upath import UPath
 
-from musicgen_core import storage
+from musicgen_core import storage, tracking
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.escaping import html_page
+from musicgen_core.evaluation.held_out import Losses
 from musicgen_core.evaluation.music import Audio, Pair
-from musicgen_core.evaluation.request import Evaluation
+from musicgen_core.evaluation.request import Comparison, Evaluation
 from musicgen_core.generated_pages import REPORT
-from musicgen_core.language import say, translated
+from musicgen_core.language import message, say, translated
+from musicgen_core.lettering import plot_text
 
 MP3_LEVEL = 0.75
 """libsndfile's compression level for 96 kbit/s at a constant rate, 12 kB a second"""
 MOST_PAIRS = 24
 """Maximum number of pairs per heading; 24 of 10 s take 8 MB"""
+_WIDE = 100
+"""Ratio of perplexities from which small bars would be invisible on a linear axis"""
 
 
 @dataclass(frozen=True)
@@ -95,3 +103,44 @@ def _mp3(audio: Audio) -> bytes:
 
 def _url(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def plot_codebook_perplexities(codebooks: Sequence[Comparison]) -> bytes:
+    """Plot the perplexity of each codebook as bars of both models, side by side."""
+    target, words = io.BytesIO(), (message("Perplexity of each codebook"), message("perplexity"), message("codebook"))
+    with tracking.picture(target, *map(plot_text, words), layout="constrained") as axes:
+        places = np.arange(len(codebooks))
+        for shift, name, values in (
+            (-0.2, plot_text(message("base model")), [one.base_perplexity for one in codebooks]),
+            (0.2, plot_text(message("with adapter")), [one.adapter_perplexity for one in codebooks]),
+        ):
+            bars = axes.bar(places + shift, values, width=0.38, label=name)
+            axes.bar_label(bars, fmt="%.4g", padding=2)
+        perplexities = [value for one in codebooks for value in (one.base_perplexity, one.adapter_perplexity)]
+        if max(perplexities) > _WIDE * min(perplexities):
+            axes.set_yscale("log")
+        axes.set_xticks(places)
+        axes.margins(y=0.12)
+        axes.figure.legend(loc="outside upper right", ncols=2)
+    return target.getvalue()
+
+
+def plot_differences(base: Losses, adapter: Losses) -> bytes:
+    """Plot a histogram of the loss differences, [clips] each."""
+    differences = adapter - base
+    title, x = message("What the adapter changes, clip by clip"), message("loss with adapter − base (nats per code)")
+    target, words = io.BytesIO(), (title, message("clips"), x)
+    with tracking.picture(target, *map(plot_text, words), layout="constrained") as axes:
+        axes.hist(differences, bins=min(40, max(5, len(differences) // 5)))
+        axes.axvline(0, color="tab:gray", linewidth=1)
+        mean = plot_text(message("mean {value:+.4f}", value=differences.mean()))
+        axes.axvline(differences.mean(), color="tab:orange", label=mean)
+        axes.figure.legend(loc="outside upper right")
+    return target.getvalue()
+
+
+def plot_training(rows: Sequence[Mapping[str, float]]) -> bytes:
+    """Plot the losses in metrics.jsonl."""
+    target = io.BytesIO()
+    tracking.plot_losses(rows, target, plot_text)
+    return target.getvalue()

@@ -11,7 +11,6 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.data.shards import ShardReport, shard_paths
-from musicgen_core.evaluation.evaluated_adapter import Subject
 from musicgen_core.model.adapters import Adapter
 from musicgen_core.run_layout import EVALUATION_DATA, PROMPTS, RunConfig, RunLayout, find_config, run_of, sample_name
 from musicgen_core.tracking import read_metrics
@@ -77,7 +76,7 @@ def read_origin(weights: UPath, adapter: Adapter) -> Origin:
     return Origin(
         config=config,
         metrics=_metrics(layout.metrics, adapter.global_step),
-        evaluated=_evaluated(Subject(weights, adapter, root, config)),
+        evaluated=_evaluated(layout, weights, config),
         data=_data(config),
         samples=_samples(layout.samples, adapter),
     )
@@ -105,13 +104,13 @@ def _metrics(path: UPath, last_step: int) -> dict[str, MetricValue]:
     return newest
 
 
-def _evaluated(subject: Subject) -> Evaluated | None:
+def _evaluated(layout: RunLayout, weights: UPath, config: RunConfig) -> Evaluated | None:
     """Return the result of the evaluation of exactly these weights, if any."""
-    found = _read_json(subject.output / EVALUATION_DATA) or {}
+    found = _read_json(layout.evaluation(weights.stem) / EVALUATION_DATA) or {}
     try:
-        if found["adapter"]["sha256"] != storage.content_sha256(subject.path):
+        if found["adapter"]["sha256"] != storage.content_sha256(weights):
             return None
-        kept = (subject.config.held_out_fraction if subject.config is not None else None) or 0.0
+        kept = config.held_out_fraction or 0.0
         if not found.get("is_held_out", found.get("validation_fraction", 0.0) <= kept):  # older files lack the field
             return None
         loss = found["loss"]

@@ -10,10 +10,14 @@ from playwright.sync_api import Browser, expect
 from upath import UPath
 
 from musicgen_core.codes import SAMPLE_RATE
-from musicgen_core.evaluation import plots
-from musicgen_core.evaluation.comparison import compare, confidence_interval, verdict_of
+from musicgen_core.evaluation.held_out import compare, confidence_interval, verdict_of
 from musicgen_core.evaluation.music import Pair
-from musicgen_core.evaluation.report import write_report
+from musicgen_core.evaluation.report import (
+    plot_codebook_perplexities,
+    plot_differences,
+    plot_training,
+    write_report,
+)
 from musicgen_core.evaluation.request import EvaluatedAdapter, Evaluation, MusicScores
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(2400)]
@@ -53,9 +57,9 @@ def write(target: UPath) -> None:
     losses = 4.4 - 0.3 * (1 - np.exp(-np.arange(1, 400) / 80)) + rng.normal(0, 0.05, size=399)
     rows = [{"step": float(step), "train/loss": float(loss)} for step, loss in zip(steps, losses, strict=True)]
     pictures = {
-        "Perplexity of each codebook": plots.plot_codebook_perplexities(evaluation.codebooks),
-        "Change of the loss": plots.plot_differences(*means),
-        "Loss of the training": plots.plot_training(rows),
+        "Perplexity of each codebook": plot_codebook_perplexities(evaluation.codebooks),
+        "Change of the loss": plot_differences(*means),
+        "Loss of the training": plot_training(rows),
     }
     pairs = [
         Pair("Relaxing jazz piano", tone(220), tone(330), "After epoch 4"),

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.text import Text
 
 from musicgen_core import lettering
-from musicgen_core.evaluation.plots import plot_codebook_perplexities, plot_differences, plot_training
+from musicgen_core.evaluation.report import plot_codebook_perplexities, plot_differences, plot_training
 from musicgen_core.evaluation.request import Comparison
 
 LOSS_AXIS = "loss with adapter − base (nats per code)"

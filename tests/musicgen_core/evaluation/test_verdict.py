@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from upath import UPath
 
-from musicgen_core.evaluation.comparison import compare, confidence_interval, verdict_of
+from musicgen_core.evaluation.held_out import compare, confidence_interval, verdict_of
 from musicgen_core.evaluation.request import Evaluation
 from musicgen_core.model.adapters import Adapter, load_adapter, save_adapter
 from musicgen_core.model.weights import BaseModel

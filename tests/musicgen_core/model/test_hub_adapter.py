@@ -12,7 +12,7 @@ import torch
 from musicgen_core import storage
 from musicgen_core.config import SamplingSettings
 from musicgen_core.errors import AdapterError
-from musicgen_core.evaluation.evaluated_adapter import find_subject
+from musicgen_core.evaluation.evaluate import find_subject
 from musicgen_core.exporting.export import export
 from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import render
