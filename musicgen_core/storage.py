@@ -21,12 +21,13 @@ from typing import Any, cast
 import fsspec
 from upath import UPath
 
-from musicgen_core import fuse_mounts
 from musicgen_core.errors import ConfigError
 from musicgen_core.language import message
 
-fsspec.register_implementation("gs", "musicgen_core.google_storage.GoogleStorage", clobber=True)
-fsspec.register_implementation("gcs", "musicgen_core.google_storage.GoogleStorage", clobber=True)
+for _protocol in ("gs", "gcs"):
+    fsspec.register_implementation(_protocol, "musicgen_core.google_storage.GoogleStorage", clobber=True)
+WHOLE = ".whole"
+"""Suffix of a complete file on a FUSE file system that is about to replace the one without it"""
 _SCRATCH = "musicgen-scratch-"
 _LOCK = ".lock"
 _PARTIAL = re.compile(r".+\.\d+-[0-9a-f]{8}\.partial")
@@ -100,8 +101,8 @@ def publish(target: UPath) -> Iterator[Path]:
                 yield beside
                 with open(beside, "rb") as written:
                     os.fsync(written.fileno())
-            if fuse_mounts.is_mounted(beside.parent):
-                fuse_mounts.replace(beside, Path(str(target)))
+            if is_on_fuse(beside.parent):
+                _replace_on_fuse(beside, Path(str(target)))
             else:
                 os.replace(beside, str(target))
         finally:
@@ -136,6 +137,44 @@ def publish_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def is_on_fuse(folder: Path) -> bool:
+    """Return whether an existing folder is on a FUSE file system (Linux only), such as Google Drive in Colab."""
+    device = folder.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        return False
+    kinds = [line.partition(" - ")[2].split()[0] for line in mounts if line.split()[2] == number]
+    # The root disk of a rootless container may be FUSE; fuseblk is a disk, too.
+    return any(kind == "fuse" or (kind.startswith("fuse.") and not kind.endswith("overlayfs")) for kind in kinds)
+
+
+def _replace_on_fuse(new: Path, target: Path) -> None:
+    """Move a complete file to `target` in the same folder; on Drive a rename over a file may fail or leave both.
+
+    For a moment `target` doesn't exist. If the process ends then, the complete file remains as `target.whole`, and
+    `finish_replacement` or the next replacement of this target renames it.
+    """
+    whole = target.with_name(target.name + WHOLE)
+    finish_replacement(whole)
+    if target.exists():
+        new.rename(whole)
+        finish_replacement(whole)
+    else:
+        new.rename(target)
+
+
+def finish_replacement(whole: Path) -> None:
+    """Replace `NAME` by `NAME.whole` if the latter exists."""
+    if whole.exists():
+        target = whole.with_name(whole.name.removesuffix(WHOLE))
+        if target.exists() and not target.is_symlink():
+            os.truncate(target, 0)  # Drive keeps deleted files in its bin, where they take up space for a month
+        target.unlink(missing_ok=True)
+        whole.rename(target)
+
+
 def delete_partials(folder: UPath) -> None:
     """Delete only the partial files that `publish` left in a local folder when its process was killed."""
     if is_local(folder):
@@ -168,11 +207,12 @@ def _delete_partials(folder: Path, is_meant: Callable[[Path], bool]) -> None:
         if is_partial(path.name) and not path.is_symlink():
             with suppress(OSError):  # it is in use, another process was first, or locks aren't supported
                 if is_meant(path) and time.time() - path.stat().st_mtime > _YOUNG_S:
-                    _delete_unlocked(path)
+                    _delete_unlocked(path, path)
 
 
-def _delete_unlocked(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+def _delete_unlocked(path: Path, lock: Path) -> None:
+    """Delete a file or folder unless another process holds a lock on `lock`; raise an OSError then."""
+    descriptor = os.open(lock, os.O_RDONLY if lock.is_dir() else os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if path.is_dir():
@@ -203,7 +243,8 @@ def scratch_folder() -> Iterator[Path]:
     """
     place = Path(tempfile.gettempdir())
     for left in place.glob(f"{_SCRATCH}*"):
-        _delete_if_left(left)
+        with suppress(OSError):  # it is in use, or another process was first
+            _delete_unlocked(left, left / _LOCK)
     hidden = Path(tempfile.mkdtemp(prefix=".musicgen-", dir=place))  # not to be found before it is locked
     folder = hidden.with_name(f"{_SCRATCH}{hidden.name.removeprefix('.musicgen-')}")
     with open(hidden / _LOCK, "w") as lock:
@@ -213,12 +254,6 @@ def scratch_folder() -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _delete_if_left(folder: Path) -> None:
-    with suppress(OSError), open(folder / _LOCK, "r+") as lock:  # it is in use, or another process was first
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(target: UPath, text: str) -> None:
@@ -351,9 +386,9 @@ def glob(location: Location) -> list[UPath]:
     pattern = as_path(location)
     try:
         if is_local(pattern):
-            root = Path(pattern.anchor) if pattern.is_absolute() else Path()
-            relative = str(pattern)[len(pattern.anchor) :] if pattern.is_absolute() else str(pattern)
-            return sorted(as_path(path) for path in root.glob(relative) if path.is_file())
+            local = Path(str(pattern))
+            found_here = Path(local.anchor).glob(str(local.relative_to(local.anchor)))
+            return sorted(as_path(path) for path in found_here if path.is_file())
         found = pattern.fs.glob(pattern.path, detail=True)
     except ValueError as error:
         raise ConfigError(

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from musicgen_core import fuse_mounts, storage
+from musicgen_core import storage
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.generation.files import GeneratedSample, write_sample
 from musicgen_core.training.files.run_directory import RunDirectory
@@ -44,9 +44,9 @@ CAN_MOUNT = can_mount()
 def test_a_link_is_replaced_and_its_target_kept(tmp_path: Path, points_to: str) -> None:
     (tmp_path / "precious.txt").write_text("the only copy")
     (tmp_path / "latest.pt").symlink_to(tmp_path / points_to)
-    whole = tmp_path / f"latest.pt{fuse_mounts.WHOLE}"
+    whole = tmp_path / f"latest.pt{storage.WHOLE}"
     whole.write_text("new")
-    fuse_mounts.finish(whole)
+    storage.finish_replacement(whole)
     assert (tmp_path / "precious.txt").read_text() == "the only copy"
     assert (tmp_path / "latest.pt").read_text() == "new" and not (tmp_path / "latest.pt").is_symlink()
 
@@ -94,8 +94,8 @@ def refuse(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "rename", renaming(os.rename))
     monkeypatch.setattr(os, "link", unsupported)
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    is_mounted = fuse_mounts.is_mounted
-    monkeypatch.setattr(fuse_mounts, "is_mounted", lambda path: path.is_relative_to(folder) or is_mounted(path))
+    is_on_fuse = storage.is_on_fuse
+    monkeypatch.setattr(storage, "is_on_fuse", lambda path: path.is_relative_to(folder) or is_on_fuse(path))
 
 
 def names_in(folder: Path) -> list[str]:
@@ -112,11 +112,11 @@ def test_the_test_folder_refuses_what_drive_refuses(drive: Path) -> None:
     ):
         with open(drive / "a", "r+") as file, pytest.raises(OSError, match=r"exists|supported"):
             refused()
-    assert fuse_mounts.is_mounted(drive)
+    assert storage.is_on_fuse(drive)
 
 
 def test_a_disk_is_no_mounted_folder(tmp_path: Path) -> None:
-    assert not fuse_mounts.is_mounted(tmp_path)
+    assert not storage.is_on_fuse(tmp_path)
 
 
 def test_files_are_written_and_written_again(drive: Path) -> None:
@@ -147,7 +147,7 @@ def test_whenever_a_process_ends_the_new_file_is_whole_and_found(
     whole = getattr(owner, name)
 
     def killed(path: Any, *args: Any, **given: Any) -> Any:
-        if str(path).endswith(f"latest.pt{fuse_mounts.WHOLE}" if moment == "rename" else "latest.pt"):
+        if str(path).endswith(f"latest.pt{storage.WHOLE}" if moment == "rename" else "latest.pt"):
             raise KeyboardInterrupt
         return whole(path, *args, **given)
 
@@ -155,7 +155,7 @@ def test_whenever_a_process_ends_the_new_file_is_whole_and_found(
         patch.setattr(owner, name, killed)
         with pytest.raises(KeyboardInterrupt):
             storage.write_text(files.latest, "new")
-    assert (drive / f"latest.pt{fuse_mounts.WHOLE}").read_text() == "new"
+    assert (drive / f"latest.pt{storage.WHOLE}").read_text() == "new"
     again = shutil.copytree(drive, drive.parent / "again")
     files.delete_partials()
     assert files.latest.read_text() == "new"

@@ -11,7 +11,7 @@ from typing import Any
 
 from upath import UPath
 
-from musicgen_core import fuse_mounts, storage, tensor_files
+from musicgen_core import storage, tensor_files
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.language import message
 from musicgen_core.run_layout import (
@@ -170,8 +170,8 @@ class RunDirectory(RunLayout):
                 for path in folder.glob("*.partial"):
                     if storage.is_partial(path.name) and not path.is_dir():
                         path.unlink(missing_ok=True)
-                for path in folder.glob(f"*{fuse_mounts.WHOLE}"):
-                    fuse_mounts.finish(Path(str(path)))
+                for path in folder.glob(f"*{storage.WHOLE}"):
+                    storage.finish_replacement(Path(str(path)))
 
     def find_checkpoint(self) -> tuple[Checkpoint, UPath] | None:
         """Return the newest readable checkpoint and its path: latest.pt, or else the one before; None without any.
