@@ -30,8 +30,7 @@ def estimate_archives(given: EstimateParameters) -> None:
         from musicgen_core.codec import Codec
         from musicgen_core.data.archive import choose_archives
         from musicgen_core.devices import pick_device
-        from musicgen_core.estimate import estimate
-        from musicgen_core.estimate_rows import rows_of
+        from musicgen_core.estimate import estimate, rows_of
         from musicgen_core.model.weights import find_codec
 
         picked = pick_device(given.device)

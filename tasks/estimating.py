@@ -39,8 +39,7 @@ def estimate_archives(
     announce_torch()
     from musicgen_core.codec import Codec
     from musicgen_core.devices import pick_device
-    from musicgen_core.estimate import estimate
-    from musicgen_core.estimate_rows import rows_of
+    from musicgen_core.estimate import estimate, rows_of
     from musicgen_core.model.weights import find_codec
 
     logger, pace, done = run_logger(), Pace(LOG_EVERY_SECONDS), count(1)

@@ -13,8 +13,7 @@ import pytest
 from deployments.cli import main
 from musicgen_core import storage
 from musicgen_core.data.shards import Rejected
-from musicgen_core.estimate import Estimate
-from musicgen_core.estimate_rows import SPEEDS, estimated_rows, training_rows
+from musicgen_core.estimate import SPEEDS, Estimate, estimated_rows, training_rows
 
 DEBUG_CPU = ["--model", "debug", "--device", "cpu"]
 LARGE = Estimate(
