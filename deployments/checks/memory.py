@@ -38,7 +38,7 @@ def check_memory(size: ModelSize, device: str) -> list[Finding]:
 def _check_ram(size: ModelSize) -> Finding:
     import torch
 
-    from musicgen_core.training.batch_size import preset_of
+    from musicgen_core.training.batches import preset_of
 
     needed = needed_gib(size, "cpu", preset_of(torch.device("cpu")).micro)
     there = main_memory_bytes() / 2**30
@@ -59,7 +59,7 @@ def _check_ram(size: ModelSize) -> Finding:
 def _check_gpu(size: ModelSize, device: torch.device) -> Finding:
     import torch
 
-    from musicgen_core.training.batch_size import preset_of
+    from musicgen_core.training.batches import preset_of
 
     name = MEMORY if torch.cuda.device_count() == 1 else message("memory of GPU {index}", index=device.index)
     preset = preset_of(device)

@@ -25,11 +25,10 @@ from musicgen_core.model.lora import add_lora, set_adapter_state
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.run_layout import RunConfig
-from musicgen_core.training.batch_size import preset_of, resolve_execution
-from musicgen_core.training.compute.gradients import StepGradients
-from musicgen_core.training.compute.loss import perplexity
+from musicgen_core.training.batches import preset_of, resolve_execution
+from musicgen_core.training.compute.gradients import StepGradients, perplexity
 from musicgen_core.training.compute.model import TrainingModel
-from musicgen_core.training.files.lineage import Lineage, learned_from, lineage_of
+from musicgen_core.training.files.resuming import Lineage, learned_from, lineage_of
 from musicgen_core.training.processes.distributed import World
 from musicgen_core.wording import counted
 

@@ -26,7 +26,7 @@ from musicgen_core.language import message
 from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.run_layout import HELD_OUT, SHARDS, RunConfig
-from musicgen_core.training.batch_size import BatchSize, resolve_batch_size
+from musicgen_core.training.batches import BatchSize, resolve_batch_size
 from musicgen_core.training.files.resuming import StartPoint, check_same, find_start, fixed_values, log_changes
 from musicgen_core.training.files.run_directory import RunDirectory
 from musicgen_core.training.prior_preservation import PriorRequest, general_prompts

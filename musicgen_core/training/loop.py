@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,13 +24,10 @@ from musicgen_core.model.lora import adapter_state, add_lora, set_adapter_state
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.process import deferred_signals
 from musicgen_core.stages import advance, announce
-from musicgen_core.training.batch_size import BatchSize
-from musicgen_core.training.batches import Batches
-from musicgen_core.training.compute.gradients import StepGradients
-from musicgen_core.training.compute.loss import perplexity
+from musicgen_core.training.batches import Batches, BatchSize
+from musicgen_core.training.compute.gradients import StepGradients, perplexity
 from musicgen_core.training.compute.model import Execution, TrainingModel
 from musicgen_core.training.files.checkpoint import Progress
-from musicgen_core.training.hooks import Hooks
 from musicgen_core.training.processes.distributed import World
 from musicgen_core.wording import counted
 
@@ -43,6 +40,32 @@ FIRST_LOSS_SCALE = 2.0**15
 LOSS_SCALE_STEPS = 1000
 """The loss scale of fp16 is halved when gradients overflow, and doubled after this many steps without an overflow."""
 _GO, _WAIT, _STOP = range(3)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Callbacks of a training run, which report, save and stop it.
+
+    Attributes:
+        on_step: called after each step with its metrics, as written to metrics.jsonl.
+        on_epoch: called after an epoch's validation, with the epoch and whether it is the best so far.
+        on_interval: called to save: with True every `save_every_steps` steps; with False every `save_every_minutes`.
+        cancelled: asked before each step and during validation.
+        on_best: called when a validation within an epoch is the best so far.
+        after_epoch: called with the epoch once everything of it is saved.
+        must_wait: asked before each step and after the last whether the progress could not be saved yet. The run
+            waits until it is; each call blocks for about a second or retries saving.
+        on_interruption: called to save when the run ends early, on request or by an error.
+    """
+
+    on_step: Callable[[dict[str, float]], None] = lambda row: None
+    on_epoch: Callable[[int, bool], None] = lambda epoch, is_best: None
+    on_interval: Callable[[bool], None] = lambda save_step_checkpoint: None
+    cancelled: Callable[[], bool] = lambda: False
+    on_best: Callable[[], None] = lambda: None
+    after_epoch: Callable[[int], None] = lambda epoch: None
+    must_wait: Callable[[], bool] = lambda: False
+    on_interruption: Callable[[], None] = lambda: None
 
 
 class Trainer:
@@ -152,7 +175,11 @@ class Trainer:
             TrainingError: the loss or gradient norm wasn't finite in ten consecutive steps.
         """
         started = self.progress.step
-        self._log_parameters()
+        logger.info(
+            "training %s parameters in %d tensors of the adapter; the base model is frozen",
+            f"{self.computation.flat.whole.numel():,}",
+            len(self.computation.parameters),
+        )
         try:
             self._train(hooks)
         except BaseException as error:
@@ -172,7 +199,6 @@ class Trainer:
         self._wait(hooks)
         if self.progress.pending is not None:
             self._finish_step(hooks)
-            self._after_epoch(hooks)
         first = self.progress.step + 1
         steps = range(first, self.order.total_steps + 1)
         with prefetched((partial(self.batches.of_step, step) for step in steps), device=self.computation.device) as own:
@@ -188,7 +214,6 @@ class Trainer:
                     announce(message("computing the first step; on a GPU the model is compiled for it"))
                 self._step(step, own)
                 self._finish_step(hooks)
-                self._after_epoch(hooks)
         self._wait(hooks)
 
     @property
@@ -212,25 +237,19 @@ class Trainer:
             if decision == _GO:
                 return
 
-    def _log_parameters(self) -> None:
-        trained = sum(parameter.numel() for parameter in self.computation.parameters)
-        logger.info(
-            "training %s parameters in %d tensors of the adapter; the base model is frozen",
-            f"{trained:,}",
-            len(self.computation.parameters),
-        )
-
     def _step(self, step: int, batches: Iterator[Batch]) -> None:
         started = time.monotonic()
         indices = self.batches.indices_of(step)
-        learning_rate = self._set_learning_rate(step)
+        rate = learning_rate(self.settings, step, self.order.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         loss, norm, scale = self._compute(step, next(batches), len(indices))
         if step == 1 and norm == 0:
             raise TrainingError(
                 message("no gradient reaches the adapter, so it would learn nothing"),
                 message("Check lora_targets, lora_alpha and the clips: their codes may be all the same"),
             )
-        row = {"step": step, "epoch": self.order.epoch_of(step), "train/lr": learning_rate}
+        row = {"step": step, "epoch": self.order.epoch_of(step), "train/lr": rate}
         taken = math.isfinite(loss) and math.isfinite(norm)
         if taken:
             row |= {"train/loss": loss, "train/grad_norm": norm}
@@ -262,18 +281,16 @@ class Trainer:
 
     def _compute(self, step: int, batch: Batch, clips_in_step: int) -> tuple[float, float, float]:
         """Compute clipped gradients, and return the loss, the norm before clipping, and the loss scale."""
-        seed, epoch, scale = self.settings.seed, self.order.epoch_of(step), self.progress.loss_scale or 1.0
+        epoch, scale, flat = self.order.epoch_of(step), self.progress.loss_scale or 1.0, self.computation.flat
         while True:
-            loss = self.gradients.compute(batch, seed, epoch, clips_in_step, scale)
-            flat = self.computation.flat
+            loss = self.gradients.compute(batch, self.settings.seed, epoch, clips_in_step, scale)
             if scale != 1.0:
                 flat.gradient.div_(scale)
             norm = torch.nn.utils.clip_grad_norm_(flat.whole, self.settings.max_grad_norm)
             loss_value, norm_value = torch.stack([loss, norm.to(loss.dtype)]).tolist()  # one synchronization
-            overflowed = scale > 1 and math.isfinite(loss_value) and not math.isfinite(norm_value)
-            if not overflowed:
+            if scale <= 1 or not math.isfinite(loss_value) or math.isfinite(norm_value):
                 return loss_value, norm_value, scale
-            scale /= 2
+            scale /= 2  # the gradients overflowed
 
     def _report_skipped(self, step: int, loss: float, norm: float) -> None:
         found = f"step {step} gave a loss of {loss} and a gradient norm of {norm}"
@@ -290,31 +307,27 @@ class Trainer:
         logger.warning("%s, and was skipped", found)
 
     def _finish_step(self, hooks: Hooks) -> None:
-        """Save, log and validate after an optimizer step; all of it is repeated if interrupted."""
-        unfinished = replace(self.progress)
-        row = self.progress.pending
+        """Save, log and validate after an optimizer step, which is repeated if interrupted; then end the epoch."""
+        unfinished, row, step = replace(self.progress), self.progress.pending, self.progress.step
         assert row is not None
         try:
-            save_step_checkpoint = self.progress.step % self.settings.save_every_steps == 0
+            validate_every = self.settings.validate_every_steps
+            save_step_checkpoint = step % self.settings.save_every_steps == 0
             if save_step_checkpoint or time.monotonic() - self._saved > 60 * self.settings.save_every_minutes:
                 hooks.on_interval(save_step_checkpoint)
                 self._saved = time.monotonic()
-            if self.order.ends_epoch(self.progress.step):
+            if self.order.ends_epoch(step):
                 self._end_epoch(row, hooks)
             else:
-                every = self.settings.validate_every_steps
-                if every is not None and self.progress.step % every == 0 and self._validate_best(row, hooks.cancelled):
+                if validate_every and step % validate_every == 0 and self._validate_best(row, hooks.cancelled):
                     hooks.on_best()
                 hooks.on_step(row)
                 self.progress.pending = None
         except BaseException:
             self.progress = unfinished
             raise
-
-    def _after_epoch(self, hooks: Hooks) -> None:
-        """Do the work between epochs that is not repeated if it is interrupted."""
-        if self.order.ends_epoch(self.progress.step):
-            hooks.after_epoch(self.order.epoch_of(self.progress.step))
+        if self.order.ends_epoch(step):
+            hooks.after_epoch(self.order.epoch_of(step))  # not repeated if it is interrupted
             self._epoch_started = time.monotonic()
 
     def _end_epoch(self, row: dict[str, float], hooks: Hooks) -> None:
@@ -375,12 +388,6 @@ class Trainer:
             metrics[f"val/loss_codebook_{k}"] = value
             metrics[f"val/perplexity_codebook_{k}"] = perplexity(value)
         return metrics
-
-    def _set_learning_rate(self, step: int) -> float:
-        rate = learning_rate(self.settings, step, self.order.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        return rate
 
 
 def learning_rate(settings: TrainSettings, step: int, total_steps: int) -> float:

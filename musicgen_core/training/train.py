@@ -14,14 +14,13 @@ from musicgen_core.model.lora import set_adapter_state
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, find_model, load_lm
 from musicgen_core.run_layout import RunConfig
-from musicgen_core.training.batch_size import resolve_execution
-from musicgen_core.training.files.lineage import learned_from, lineage_of
+from musicgen_core.training.batches import resolve_execution
+from musicgen_core.training.files.resuming import learned_from, lineage_of
 from musicgen_core.training.files.run_directory import RunDirectory, begins_new
 from musicgen_core.training.files.run_lock import RunLock
 from musicgen_core.training.files.saving import Saver
-from musicgen_core.training.hooks import Hooks
 from musicgen_core.training.inputs import TrainInputs, read_inputs
-from musicgen_core.training.loop import Trainer
+from musicgen_core.training.loop import Hooks, Trainer
 from musicgen_core.training.prior_preservation import load_prior
 from musicgen_core.training.processes.distributed import World
 from musicgen_core.training.request import TrainRequest, TrainResult
@@ -195,12 +194,5 @@ def _train_worker(trainer: Trainer, world: World, files: RunDirectory, cancelled
     is_finished = world.broadcast_object(False)  # the main rank's answer
     if not is_finished:
         trainer.progress = world.broadcast_object(trainer.progress)
-        trainer.run(
-            Hooks(
-                on_step=lambda row: None,
-                on_epoch=lambda epoch, is_best: None,
-                on_interval=lambda save_step_checkpoint: None,
-                cancelled=cancelled,
-            )
-        )
+        trainer.run(Hooks(cancelled=cancelled))
     return result_of(trainer, files, resumed_from)

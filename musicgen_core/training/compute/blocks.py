@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,6 @@ from torch.utils.checkpoint import checkpoint
 
 from musicgen_core.model.decoder import DecoderLayer
 from musicgen_core.training.compute import dropout
-from musicgen_core.training.compute.loss import clip_losses
 
 ATTENTION = [
     SDPBackend.CUDNN_ATTENTION,
@@ -30,6 +29,18 @@ ATTENTION = [
 """Backends of self-attention, the fastest on an H200 first."""
 STREAMS = 6
 """Inputs of a block's linear layers that dropout applies to, with a row per step; one more has a row per text token."""
+_STREAMS = {
+    "self_attn.q_proj": 0,
+    "self_attn.k_proj": 0,
+    "self_attn.v_proj": 0,
+    "self_attn.out_proj": 1,
+    "encoder_attn.q_proj": 2,
+    "encoder_attn.out_proj": 3,
+    "fc1": 4,
+    "fc2": 5,
+}
+"""The index in `Inputs.dropout_seeds` of each layer's dropout, as in `block`."""
+_TEXT_LAYERS = ("encoder_attn.k_proj", "encoder_attn.v_proj")
 
 
 @dataclass(frozen=True)
@@ -231,6 +242,71 @@ class PlainBlocks(Blocks):
         return self.forward(x, inputs, checkpointing), torch.Tensor.backward
 
 
+def can_pack(layers: Sequence[DecoderLayer]) -> bool:
+    """Return whether all linear layers of the blocks have plain LoRA, as the packed and fused blocks require."""
+    linears = [layer.get_submodule(name) for layer in layers for name in (*_STREAMS, *_TEXT_LAYERS)]
+    return all(_is_adapted(linear) and not linear.lora_variant for linear in linears)
+
+
+class PeftBlocks(Blocks):
+    """All blocks as peft itself runs them: slower, but whatever peft computes is trained.
+
+    For DoRA, and for adapters on only some of the linear layers.
+    """
+
+    def __init__(self, layers: Sequence[DecoderLayer]) -> None:
+        self._layers = layers
+        self._dropouts = [{name: _ClipDropout() for name in (*_STREAMS, *_TEXT_LAYERS)} for _ in layers]
+        for layer, dropouts in zip(layers, self._dropouts, strict=True):
+            for name, own in dropouts.items():
+                linear = layer.get_submodule(name)
+                if _is_adapted(linear):
+                    linear.lora_dropout["default"] = own
+
+    def refresh(self) -> None:
+        """Do nothing: the parameters are read where they are."""
+
+    def forward(self, x: Tensor, inputs: Inputs, checkpointing: bool) -> Tensor:
+        text = inputs.text.view(len(x), -1, x.shape[-1])
+        half = x.dtype in (torch.bfloat16, torch.float16)
+        with torch.autocast(x.device.type, x.dtype if half else None, enabled=half):  # the adapter is in fp32
+            for index, layer in enumerate(self._layers):
+                self._set_dropout(index, inputs)
+                if checkpointing and torch.is_grad_enabled():
+                    arguments = (layer, x, text, inputs.attend)
+                    x = checkpoint(*arguments, use_reentrant=False, preserve_rng_state=False)
+                else:
+                    x = layer(x, text, inputs.attend)
+        return x
+
+    def differentiable(self, x: Tensor, inputs: Inputs, checkpointing: bool) -> tuple[Tensor, Callable[[Tensor], None]]:
+        return self.forward(x, inputs, checkpointing), torch.Tensor.backward
+
+    def _set_dropout(self, index: int, inputs: Inputs) -> None:
+        """Set the seeds of a block's dropout until the next forward pass; recomputed activations get the same masks."""
+        for name, own in self._dropouts[index].items():
+            own.dropout_seeds = (
+                inputs.dropout_seeds[index, _STREAMS[name]] if name in _STREAMS else inputs.text_dropout_seeds[index]
+            )
+            own.p = inputs.p
+        self._layers[index].train(inputs.p > 0)  # read by dropout and by peft's DoRA
+
+
+class _ClipDropout(nn.Module):
+    """Replaces peft's dropout by a function of the clips' seeds, as in the other blocks."""
+
+    dropout_seeds: Tensor
+    p = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return dropout of x [B, S or L, D], which has as many rows as there are seeds."""
+        return x if not self.training else dropout.drop(x.flatten(0, 1), self.dropout_seeds, self.p).view_as(x)
+
+
+def _is_adapted(linear: nn.Module) -> TypeGuard[LoraLinear]:
+    return hasattr(linear, "lora_A")
+
+
 def self_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return causal self-attention [B · S, D] of q, k and v, [B, H, S, D/H] each."""
     return _joined(F.scaled_dot_product_attention(q, k, v, is_causal=True))
@@ -271,8 +347,25 @@ def head_losses(x: Tensor, norm: tuple[Tensor, Tensor], heads: Tensor, targets: 
         valid: [B, K, S], True where a prediction counts.
 
     Returns:
-        [B, K], nats; see `loss.clip_losses`.
+        [B, K], nats; see `clip_losses`.
     """
     codebooks = targets.shape[1]
     logits = F.linear(_norm(x, norm), heads).unflatten(-1, (codebooks, -1))  # [B, S, K, cardinality]
     return clip_losses(logits.transpose(1, 2), targets, valid)
+
+
+def clip_losses(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+    """Return the mean cross-entropy of each clip and codebook over its valid positions, in nats.
+
+    Args:
+        logits: [B, K, S, cardinality].
+        targets: [B, K, S], next codes; ignored where not valid.
+        valid: [B, K, S], True where a prediction counts.
+
+    Returns:
+        [B, K], fp32 (fp64 from fp64). The loss of a clip is its mean over codebooks; that of a batch, over its clips.
+    """
+    safe = targets.masked_fill(~valid, 0)
+    exact = logits.flatten(0, 2).to(torch.promote_types(logits.dtype, torch.float32))
+    losses = F.cross_entropy(exact, safe.flatten(), reduction="none").view_as(safe)
+    return (losses * valid).sum(dim=-1) / valid.sum(dim=-1).clamp(min=1)

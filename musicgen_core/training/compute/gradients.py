@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -144,3 +145,8 @@ class StepGradients:
 
 def _rows(text: TextCondition, part: slice) -> TextCondition:
     return TextCondition(text.states[part], text.mask[part])
+
+
+def perplexity(loss: float) -> float:
+    """Return exp(loss) of a loss in nats, which is clamped to 700, as a diverged run's would overflow."""
+    return math.exp(min(loss, 700.0))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import sdpa_kernel
 
-from musicgen_core.errors import ConfigError
+from musicgen_core.errors import ConfigError, raise_if_interrupted
 from musicgen_core.language import message
 from musicgen_core.model.decoder import MusicgenLM, TextCondition, teacher_forcing
 from musicgen_core.training.compute import dropout
@@ -18,13 +20,15 @@ from musicgen_core.training.compute.blocks import (
     STREAMS,
     Blocks,
     Inputs,
+    PeftBlocks,
     PlainBlocks,
     adapter_parameters,
+    can_pack,
     head_losses,
 )
-from musicgen_core.training.compute.cuda_graphs import Graphs
-from musicgen_core.training.compute.flat_parameters import FlatParameters
-from musicgen_core.training.compute.peft_blocks import PeftBlocks, can_pack
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result", Tensor, None)
 
 SHAPES = 64
 """Limit of compilations of a function, one for each shape of batch; PyTorch's default is 8."""
@@ -96,7 +100,13 @@ class TrainingModel:
         if self._fused:
             from musicgen_core.training.compute.fused_blocks import FusedBlocks  # Triton is not everywhere
 
-            self._blocks: Blocks = FusedBlocks(layers, self.lm.config.heads, execution.precision, self.flat)
+            self._blocks: Blocks = FusedBlocks(
+                layers=layers,
+                heads=self.lm.config.heads,
+                precision=execution.precision,
+                parameters=self.flat.whole.detach(),
+                gradients=self.flat.gradient,
+            )
         elif packed:
             self._blocks = PlainBlocks(layers, self.lm.config.heads, execution.compile)
         else:
@@ -188,3 +198,118 @@ def fused_kernels_work(device: torch.device, execution: Execution) -> bool:
     if device.type != "cuda" or not execution.compile or execution.precision == "fp32":
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+class FlatParameters:
+    """An adapter's many small parameters and their gradients as views of one tensor each.
+
+    An optimizer step is then a few kernels, not a thousand.
+
+    Args:
+        parameters: in the order in which optimizer states are saved.
+        order: the same parameters in their order in memory.
+
+    Attributes:
+        whole: [total], all parameters, which the optimizer updates.
+        gradient: [total], their gradients.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], order: Sequence[nn.Parameter]) -> None:
+        self._order = order
+        self._positions = {id(parameter): position for position, parameter in enumerate(order)}
+        self._parameters = parameters
+        self.whole = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in order]))
+        self.gradient = torch.zeros_like(self.whole)
+        self.whole.grad = self.gradient
+        for parameter, data, gradient in zip(
+            order, self._parts(self.whole.data), self._parts(self.gradient), strict=True
+        ):
+            parameter.data, parameter.grad = data, gradient
+
+    def split_state(self, state: dict[int, Any]) -> dict[int, Any]:
+        """Return the state of an optimizer of `whole` as that of an optimizer of the single parameters."""
+        if not state:
+            return {}
+        parts = {
+            name: self._parts(value) if value.shape == self.whole.shape else [value] * len(self._order)
+            for name, value in state[0].items()
+        }
+        positions = [self._positions[id(parameter)] for parameter in self._parameters]
+        return {i: {name: of_each[position] for name, of_each in parts.items()} for i, position in enumerate(positions)}
+
+    def join_state(self, state: dict[int, Any]) -> dict[int, Any]:
+        """Return the state of an optimizer of the single parameters as that of one of `whole`."""
+        if not state:
+            return {}
+        in_order = sorted(state, key=lambda i: self._positions[id(self._parameters[i])])
+        joined = {
+            name: torch.cat([state[i][name].flatten() for i in in_order]) if value.dim() else value
+            for name, value in state[0].items()
+        }
+        return {0: joined}
+
+    def _parts(self, whole: Tensor) -> list[Tensor]:
+        parts = whole.split([parameter.numel() for parameter in self._order])
+        return [part.view_as(parameter) for part, parameter in zip(parts, self._order, strict=True)]
+
+
+class Graphs(Generic[Result]):
+    """Calls a function of tensors, and from its third call with the same shapes on replays a CUDA graph of it.
+
+    The thousands of kernels of a micro-batch are launched as one, which spares most of the launch time. A graph records
+    the kernels of one call together with the addresses that they read and write: to replay it, new inputs are copied
+    into the recorded tensors (the static inputs), and the result is copied out of the recorded output.
+
+    The first call compiles and lets libraries choose algorithms, the second is captured. The function must launch the
+    same kernels for the same shapes, must not synchronize with the GPU, and must update its state in place.
+
+    Args:
+        function: takes tensors on one GPU, or nothing; returns a tensor or None.
+    """
+
+    def __init__(self, function: Callable[..., Result]) -> None:
+        self._function: Callable[..., Result] = function
+        self._seen: set[object] = set()
+        self._graphs: dict[object, tuple[torch.cuda.CUDAGraph, list[Tensor], Result]] = {}
+        self._works = True
+
+    def __call__(self, *inputs: Tensor) -> Result:
+        key = tuple((one.shape, one.dtype) for one in inputs)
+        if key not in self._graphs:
+            if key not in self._seen or not self._works:  # the first call compiles and chooses algorithms
+                self._seen.add(key)
+                return self._function(*inputs)
+            try:
+                self._graphs[key] = self._capture(*inputs)
+            except torch.OutOfMemoryError:
+                self.release()
+                raise
+            except RuntimeError as error:
+                raise_if_interrupted(error)
+                self._works = False
+                self.release()
+                logger.warning("no CUDA graph (%s): training continues without, and slower", error)
+                return self._function(*inputs)
+        graph, static_inputs, output = self._graphs[key]
+        if inputs:
+            torch._foreach_copy_(static_inputs, list(inputs))
+        graph.replay()
+        return None if output is None else output.clone()
+
+    def release(self) -> bool:
+        """Free the graphs' memory, and return whether there were any."""
+        held = bool(self._graphs)
+        self._graphs.clear()
+        torch.cuda.empty_cache()
+        return held
+
+    def _capture(self, *inputs: Tensor) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Result]:
+        static_inputs = [one.clone() for one in inputs]
+        torch.cuda.empty_cache()  # the graphs' pool can't use the blocks that earlier calls left in the cache
+        graph = torch.cuda.CUDAGraph()
+        first = next((graph for graph, *_ in self._graphs.values()), None)
+        pool = None if first is None else first.pool()  # one for all: they never run at the same time
+        # Other threads may save and load meanwhile: only this one must not synchronize with the GPU.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            output = self._function(*static_inputs)
+        return graph, static_inputs, output

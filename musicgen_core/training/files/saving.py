@@ -26,12 +26,11 @@ from musicgen_core.run_layout import (
     epoch_adapter,
 )
 from musicgen_core.stages import announce
-from musicgen_core.training.files.background import RETRY_DELAYS_S, Failures, retry
+from musicgen_core.training.files.background import RETRY_DELAYS_S, Failures, Write, WriteQueue, retry
 from musicgen_core.training.files.checkpoint import Checkpoint, TrainingState, save_checkpoint, snapshot
 from musicgen_core.training.files.full_models import FullModels
 from musicgen_core.training.files.mirror import Mirror
 from musicgen_core.training.files.run_directory import RunDirectory
-from musicgen_core.training.files.write_queue import Write, WriteQueue
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from musicgen_core.model.adapters import Adapter, AdapterConfig, save_adapter
 from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.lora import adapter_state, add_lora
 from musicgen_core.model.weights import BaseModel, load_lm
-from musicgen_core.training.batch_size import BatchSize
+from musicgen_core.training.batches import BatchSize
 from musicgen_core.training.loop import Trainer
 from tests.musicgen_core.evaluation.conftest import Evaluate
 

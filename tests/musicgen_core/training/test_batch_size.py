@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import ConfigError, DeviceError
-from musicgen_core.training import batch_size
-from musicgen_core.training.batch_size import BatchSize, resolve_batch_size, resolve_execution
-from musicgen_core.training.batches import DataOrder
+from musicgen_core.training import batches
+from musicgen_core.training.batches import BatchSize, DataOrder, resolve_batch_size, resolve_execution
 from musicgen_core.training.compute.model import Execution
 
 CPU = torch.device("cpu")
@@ -47,7 +46,7 @@ def test_a_step_sees_16_clips_unless_both_numbers_are_given(
 def test_the_micro_batch_of_a_gpu_follows_its_memory(
     monkeypatch: pytest.MonkeyPatch, memory_gib: float, expected: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr(batch_size, "memory_gib", lambda device: memory_gib)  # there may be no GPU here
+    monkeypatch.setattr(batches, "memory_gib", lambda device: memory_gib)  # there may be no GPU here
     assert resolve_batch_size(TrainSettings(), torch.device("cuda")) == BatchSize(*expected)
 
 
@@ -67,7 +66,7 @@ def test_gpus_that_cannot_share_16_clips_evenly_are_refused() -> None:
 
 
 def a_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], gib: float) -> torch.device:
-    monkeypatch.setattr(batch_size, "memory_gib", lambda device: gib)  # there may be no GPU here
+    monkeypatch.setattr(batches, "memory_gib", lambda device: gib)  # there may be no GPU here
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     return torch.device("cuda")

@@ -16,7 +16,7 @@ from musicgen_core.training.compute import fp8
 
 pytest.importorskip("triton")
 from musicgen_core.training.compute import kernels
-from musicgen_core.training.compute.fused_attention import (
+from musicgen_core.training.compute.fused_blocks import (
     cross_attention_fits,
     fused_cross_attention,
     fused_cross_attention_grad,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from musicgen_core.data.dataset import Clips, split
 from musicgen_core.run_layout import RunConfig, load_config
 from musicgen_core.storage import as_path
-from musicgen_core.training.files.lineage import learned_from, lineage_of
+from musicgen_core.training.files.resuming import learned_from, lineage_of
 
 HASHES = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=8, unique=True)
 

@@ -18,7 +18,7 @@ from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.process import ENDING
-from musicgen_core.training.batch_size import BatchSize
+from musicgen_core.training.batches import BatchSize
 from musicgen_core.training.loop import Hooks, Trainer, learning_rate
 
 Row = dict[str, float]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from musicgen_core.model.decoder import teacher_forcing
-from musicgen_core.training.compute.loss import clip_losses
+from musicgen_core.training.compute.blocks import clip_losses
 
 SPECIAL = 11
 

@@ -13,8 +13,8 @@ from musicgen_core.model.adapters import AdapterConfig
 from musicgen_core.model.decoder import TextCondition, teacher_forcing
 from musicgen_core.model.lora import add_lora
 from musicgen_core.model.weights import BaseModel, load_lm
+from musicgen_core.training.compute.blocks import clip_losses
 from musicgen_core.training.compute.dropout import clip_seeds
-from musicgen_core.training.compute.loss import clip_losses
 from musicgen_core.training.compute.model import Execution, TrainingModel
 
 FRAMES = [24, 17, 5]

@@ -22,7 +22,7 @@ from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.settings import validate
 from musicgen_core.training import prior_preservation
-from musicgen_core.training.batch_size import BatchSize
+from musicgen_core.training.batches import BatchSize
 from musicgen_core.training.files.checkpoint import load_checkpoint
 from musicgen_core.training.loop import Trainer
 from musicgen_core.training.prior_preservation import PriorRequest, general_prompts, load_prior, prior_share

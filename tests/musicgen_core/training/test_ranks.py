@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from musicgen_core.training.batch_size import BatchSize
+from musicgen_core.training.batches import BatchSize
 from musicgen_core.training.loop import Trainer
 from musicgen_core.training.processes.distributed import World
 from tests.musicgen_core.training.trainers import FOUR, FP32, MakeTrainer, Row, fits, losses_of, run

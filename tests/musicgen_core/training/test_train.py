@@ -20,7 +20,7 @@ from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.run_layout import load_config
 from musicgen_core.training import inputs
-from musicgen_core.training.files.lineage import learned_from
+from musicgen_core.training.files.resuming import learned_from
 from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.train import train
 from tests.musicgen_core.training.conftest import random_clips

@@ -138,7 +138,7 @@ def test_samples_not_logged_before_a_kill_are_logged_after_resuming(
         raise killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("musicgen_core.training.wandb_artifacts.WandbArtifacts.epoch", kill)
+        patch.setattr("musicgen_core.training.session.WandbArtifacts.epoch", kill)
         with pytest.raises(killed):
             train(request)
     assert [row["epoch"] for row in Logged(Path(request.run_dir)).history if "samples/00" in row] == [0]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from musicgen_core.training.files.write_queue import Write, WriteQueue
+from musicgen_core.training.files.background import Write, WriteQueue
 
 
 class Disk:

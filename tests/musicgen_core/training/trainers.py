@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musicgen_core.training.batch_size import BatchSize
+from musicgen_core.training.batches import BatchSize
 from musicgen_core.training.compute.model import Execution
-from musicgen_core.training.hooks import Hooks
-from musicgen_core.training.loop import Trainer
+from musicgen_core.training.loop import Hooks, Trainer
 
 Row = dict[str, float]
 MakeTrainer = Callable[..., Trainer]
