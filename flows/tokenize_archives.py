@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from prefect import get_run_logger, runtime
@@ -130,7 +131,7 @@ def tokenize_archives(
     captions = load_captions(storage.as_path(described_by), settings) if described_by else None
     if captions is not None:
         announce(message("comparing descriptions with clips"))
-        check_matches(captions, (_names_in(archive, settings) for archive in limits))
+        check_matches(captions, ((archive_stem(archive), _names_in(archive, settings)) for archive in limits))
     if undescribed := undescribed_clips(list(limits), Captioner(settings, captions)):
         _core_logger.warning("%s", no_descriptions(undescribed))
     if workers.task_runner == "threads":  # a cluster's workers have their own caches and GPUs
@@ -318,13 +319,14 @@ def _remarks(
     captions: Captions | None, reports: Sequence[ShardReport], described: Mapping[str, _Described], are_all: bool
 ) -> Iterator[str]:
     """Yield remarks on clips and their descriptions, one sentence each."""
-    names: list[str] = []
+    names: list[tuple[str, str]] = []
     undescribed = 0
     for report in reports:
         if not report.clips and not report.rejected:
             yield message("{archive} holds no .wav", archive=report.archive)
         clips = described[report.archive]
-        names += [name for name, _ in clips] + [entry.clip for entry in report.rejected]
+        stem = archive_stem(UPath(report.archive))
+        names += [(stem, name) for name in chain((name for name, _ in clips), (each.clip for each in report.rejected))]
         undescribed += sum(description is None for _, description in clips)
     if captions is not None:
         yield from match_report(captions, names, are_all).lines()

@@ -211,6 +211,19 @@ class DataSettings(Settings):
         le=1,
         description="Share of the words left out of the other descriptions; by default the model's own",
     )
+    merge_text_p: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="Share of the descriptions that get fields of the metadata added, such as genre and bpm; which "
+        "ones changes from epoch to epoch",
+    )
+    drop_desc_p: float = Field(
+        0.5, ge=0, le=1, description="Share of these in which the fields stand alone, without the description"
+    )
+    drop_other_p: float = Field(
+        0.5, ge=0, le=1, description="Share of the fields that are left out where they are added"
+    )
     prior_preservation: float = Field(
         0.0,
         ge=0,

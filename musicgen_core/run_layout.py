@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from upath import UPath
 
@@ -44,6 +44,7 @@ WEIGHT_FOLDERS = (FULL_MODELS, ADAPTERS, OWED)
 
 SHARDS = "shards"
 HELD_OUT = "held_out_fraction"
+SPLIT_BY = "split_by"
 """Keys of config.json: fingerprints of the shards by stem, and the held-out fraction of the clips where
 `validation_fraction` would have held out too few."""
 
@@ -160,6 +161,11 @@ class RunConfig:
         """Fraction of the clips that was held out; None if unknown."""
         found = self.values.get(HELD_OUT, self.values.get("validation_fraction"))
         return found if isinstance(found, int | float) and 0 <= found < 1 else None
+
+    @property
+    def split_by(self) -> Literal["groups", "clips"]:
+        """What validation held out as a whole: groups of clips, or single clips in runs of earlier versions."""
+        return "groups" if self.values.get(SPLIT_BY) == "groups" else "clips"
 
     @property
     def wandb_id(self) -> str:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -19,11 +17,10 @@ from musicgen_core import storage
 from musicgen_core.codec import Codec
 from musicgen_core.config import TokenizeSettings
 from musicgen_core.data.archive import ArchiveFile, archive_stem
-from musicgen_core.data.audio import DecodedClip, decode
-from musicgen_core.data.captions import Captioner, Captions
+from musicgen_core.data.captions import Captioner, Captions, ClipTexts
+from musicgen_core.data.decoding import decoded_clips
 from musicgen_core.data.members import Member, Sidecars, limits_of, sidecar_key
 from musicgen_core.data.shards import (
-    SCHEMA_VERSION,
     Rejected,
     Remark,
     Row,
@@ -39,13 +36,10 @@ from musicgen_core.data.shards import (
 )
 from musicgen_core.encoding import BatchEncoder, Encoded
 from musicgen_core.errors import Cancelled, ClipRejected, TokensError
-from musicgen_core.prefetch import prefetch
 from musicgen_core.wording import counted
 
-AHEAD_BYTES = 512 << 20
-"""Bytes of an archive's clips that may be unpacked and decoded ahead of the encoder"""
-LEAST_COST = 4 << 20
-"""Minimum cost of a clip, so that many small ones don't use up the process's file descriptors"""
+CODES_VERSION = 1
+"""Version of how codes are made: increase it when the same clip would get other codes"""
 
 
 @dataclass(frozen=True)
@@ -58,6 +52,8 @@ class Counts:
 
 
 OnClip = Callable[[Counts], None]
+_Described = list[tuple[str, ClipTexts]]
+"""Clips and their texts, in order"""
 
 
 @dataclass(frozen=True)
@@ -120,8 +116,8 @@ class Tokenizer:
         self, file: ArchiveFile, fingerprint: str, limit: int | None, on_clip: OnClip, cancelled: Callable[[], bool]
     ) -> ShardReport:
         archive = file.path
-        captioner = Captioner(self.settings, self.metadata)
-        described: list[tuple[str, str | None]] = []
+        captioner = Captioner(self.settings, self.metadata, archive_stem(archive))
+        described: _Described = []
         rejected: list[Rejected] = []
         seconds = 0.0
         with file.staged() as (local, opened), storage.scratch_folder() as folder:
@@ -139,9 +135,9 @@ class Tokenizer:
                     if isinstance(clip, ClipRejected):
                         rejected.append(Rejected(name, str(clip)))
                     else:
-                        description = captioner.describe(name, *opened.sidecars().get(sidecar_key(name), ()))
-                        writer.add(Row(name, description, clip.seconds, clip.codes))
-                        described.append((name, description))
+                        texts = captioner.texts(name, *opened.sidecars().get(sidecar_key(name), ()))
+                        writer.add(Row(name, texts.description, clip.seconds, clip.codes, texts.fields, texts.group))
+                        described.append((name, texts))
                         seconds += clip.seconds
                     on_clip(Counts(len(described), len(rejected), total))
             # In a tar a description may follow its clip.
@@ -172,21 +168,12 @@ class Tokenizer:
         Raises:
             Cancelled: `cancelled` returned True while a clip was decoded.
         """
-
-        def load(member: Member) -> tuple[str, DecodedClip | ClipRejected]:
-            try:
-                with member.open() as file:
-                    return member.name, decode(file, limits_of(self.settings).max_clip_bytes, cancelled)
-            except ClipRejected as error:
-                return member.name, error
-
-        ahead = prefetch(_decoders(), members, load, lambda member: max(LEAST_COST, member.size), AHEAD_BYTES)
-        with closing(ahead):
+        with closing(decoded_clips(members, limits_of(self.settings).max_clip_bytes, cancelled)) as ahead:
             yield from BatchEncoder(self.codec).encode(ahead)
 
     def _refresh_captions(self, file: ArchiveFile, report: ShardReport) -> ShardReport:
         """Rewrite the descriptions if they have changed, and keep the codes."""
-        captioner = Captioner(self.settings, self.metadata)
+        captioner = Captioner(self.settings, self.metadata, archive_stem(file.path))
         sidecars = file.opened.read_sidecars() if captioner.uses_sidecars else {}
         source, _ = shard_paths(self.tokens, archive_stem(file.path))
         with storage.staged(source) as local, storage.scratch_folder() as folder:
@@ -200,31 +187,22 @@ class Tokenizer:
         return report
 
 
-def _describe(captioner: Captioner, names: Sequence[str], sidecars: Sidecars) -> list[tuple[str, str | None]]:
-    return [(name, captioner.describe(name, *sidecars.get(sidecar_key(name), ()))) for name in names]
+def _describe(captioner: Captioner, names: Sequence[str], sidecars: Sidecars) -> _Described:
+    return [(name, captioner.texts(name, *sidecars.get(sidecar_key(name), ()))) for name in names]
 
 
-def _remarks(captioner: Captioner, described: Sequence[tuple[str, str | None]], sidecars: Sidecars) -> list[Remark]:
+def _remarks(captioner: Captioner, described: _Described, sidecars: Sidecars) -> list[Remark]:
     found = ((name, captioner.remark(name, *sidecars.get(sidecar_key(name), ()))) for name, _ in described)
     return [Remark(name, remark) for name, remark in found if remark]
 
 
-def _rewrite(source: Path, target: Path, described: Sequence[tuple[str, str | None]], codec: Codec) -> Path:
-    """Copy rows to `target` with new descriptions."""
+def _rewrite(source: Path, target: Path, described: _Described, codec: Codec) -> Path:
+    """Copy rows to `target` with new texts."""
     target.parent.mkdir(exist_ok=True)
     with ShardWriter(target, codec.identity, codec.cardinality, codec.model) as writer:
-        for row, (_, description) in zip(read_rows(source), described, strict=True):
-            writer.add(replace(row, description=description))
+        for row, (_, texts) in zip(read_rows(source), described, strict=True):
+            writer.add(replace(row, **vars(texts)))
     return target
-
-
-@cache
-def _decoders() -> ThreadPoolExecutor:
-    """Return the decoding threads, shared by all archives of the process.
-
-    With more than eight, threads wait for the GIL between NumPy's calls and decode less in total (bench/RESULTS.md).
-    """
-    return ThreadPoolExecutor(min(os.cpu_count() or 1, 8), thread_name_prefix="decode")
 
 
 def shard_fingerprint(digest: str, codec: str, settings: TokenizeSettings, limit: int | None) -> str:
@@ -233,10 +211,16 @@ def shard_fingerprint(digest: str, codec: str, settings: TokenizeSettings, limit
     Times and paths never enter it.
     """
     shaping = settings.model_dump(include={"name_encoding", "max_clip_gib", "max_ratio"})
-    parts = [digest, codec, SCHEMA_VERSION, limit, shaping]
+    parts = [digest, codec, CODES_VERSION, limit, shaping]
     return f"sha256:{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
 
 
-def captions_fingerprint(rows: Sequence[tuple[str, str | None]]) -> str:
-    """Return a hash of clips and their descriptions, in order."""
-    return f"sha256:{hashlib.sha256(json.dumps(rows).encode()).hexdigest()}"
+def captions_fingerprint(rows: _Described) -> str:
+    """Return a hash of clips and their texts, in order; of clip and description alone where there are no others."""
+    parts = [
+        (clip, texts.description, texts.fields, texts.group)
+        if texts.fields or texts.group
+        else (clip, texts.description)
+        for clip, texts in rows
+    ]
+    return f"sha256:{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"

@@ -123,6 +123,11 @@ def content_digest(archive: UPath) -> str:
         return file.digest
 
 
+def is_archive_name(name: str) -> bool:
+    """Return whether a file name has the suffix of an archive."""
+    return bool(_SUFFIX.search(name))
+
+
 def archive_stem(path: UPath) -> str:
     """Return the stem of an archive, the name of its shard: `archive_batch_0007.zip` → `archive_batch_0007`."""
     return _SUFFIX.sub("", path.name)

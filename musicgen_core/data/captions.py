@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import codecs
 import io
-import json
-import math
 import posixpath
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING, BinaryIO
 
 from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.config import TokenizeSettings
+from musicgen_core.data.archive import archive_stem, is_archive_name
+from musicgen_core.data.caption_fields import (
+    GROUP,
+    PREFIX,
+    MetadataEntry,
+    clean,
+    field_text,
+    own_description,
+    parse_entry,
+    texts_for_training,
+    with_categories,
+)
 from musicgen_core.errors import MetadataError, reason_of
 from musicgen_core.language import message
 from musicgen_core.texts import MAX_CHARACTERS, decode_text, marked_encoding, shorten, template_fields
@@ -25,16 +36,31 @@ if TYPE_CHECKING:
     from musicgen_core.data.members import Sidecar
 
 _DEFAULTS = TokenizeSettings()
-MetadataEntry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ClipTexts:
+    """The texts of a clip.
+
+    Attributes:
+        description: what the clip sounds like; None if there is no description.
+        fields: texts that training may add to it (`texts_for_training`).
+        group: clips of one group, such as a song, are never on both sides of the validation split.
+    """
+
+    description: str | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)
+    group: str | None = None
 
 
 @dataclass(frozen=True)
 class Captions:
-    """Descriptions, looked up by member path, then by file name, then by stem.
+    """Texts of clips, looked up by archive and path, then by path, by file name, and by stem.
 
     Attributes:
         source: the metadata file.
-        by_path: description or None of each entry, by path, in the file's order.
+        by_archive: texts of entries that name their archive, by `STEM/PATH`, in the file's order.
+        by_path: texts of the other entries, by path, in the file's order.
         by_name: the same by file name, without names that have different descriptions.
         by_stem: the same by stem, without stems that have different descriptions.
         broken_lines: line numbers, from 1, of unusable lines.
@@ -43,9 +69,10 @@ class Captions:
     """
 
     source: str
-    by_path: dict[str, str | None]
-    by_name: dict[str, str | None]
-    by_stem: dict[str, str | None]
+    by_archive: dict[str, ClipTexts]
+    by_path: dict[str, ClipTexts]
+    by_name: dict[str, ClipTexts]
+    by_stem: dict[str, ClipTexts]
     broken_lines: tuple[int, ...] = ()
     duplicate_lines: tuple[int, ...] = ()
     incomplete_lines: tuple[int, ...] = ()
@@ -53,24 +80,30 @@ class Captions:
     @property
     def entries(self) -> int:
         """Return the number of entries used."""
-        return len(self.by_path)
+        return len(self.by_archive) + len(self.by_path)
 
-    def find(self, member: str) -> tuple[bool, str | None]:
-        """Return (whether the metadata have an entry for a member, its description)."""
-        match = self.match(member)
-        return (False, None) if match is None else (True, self.tables[match[0]][match[1]])
+    @property
+    def paths(self) -> Iterator[str]:
+        """Return the path of each entry, after its archive's stem if it names one."""
+        return chain(self.by_archive, self.by_path)
 
-    def match(self, member: str) -> tuple[int, str] | None:
+    def find(self, member: str, archive: str = "") -> ClipTexts | None:
+        """Return the texts of a member of the archive with this stem, or None without an entry."""
+        match = self.match(member, archive)
+        return None if match is None else self.tables[match[0]][match[1]]
+
+    def match(self, member: str, archive: str = "") -> tuple[int, str] | None:
         """Return the entry that matches a member as (index into `tables`, key), or None."""
-        for index, (table, key) in enumerate(zip(self.tables, keys(member), strict=True)):
+        path, name, stem = keys(member)
+        for index, (table, key) in enumerate(zip(self.tables, (f"{archive}/{path}", path, name, stem), strict=True)):
             if key in table:
                 return index, key
         return None
 
     @property
-    def tables(self) -> tuple[dict[str, str | None], ...]:
-        """Return the lookup tables by descending precedence, in the order of `keys`."""
-        return self.by_path, self.by_name, self.by_stem
+    def tables(self) -> tuple[dict[str, ClipTexts], ...]:
+        """Return the lookup tables by descending precedence."""
+        return self.by_archive, self.by_path, self.by_name, self.by_stem
 
 
 _SUFFIX = re.compile(
@@ -92,13 +125,17 @@ def keys(path: str) -> tuple[str, str, str]:
 
 @dataclass(frozen=True)
 class Captioner:
-    """Composes descriptions from the settings or, if these have no caption, from `metadata` and sidecar files.
+    """Composes the texts of an archive's clips from the settings, `metadata` and sidecar files.
 
-    `metadata` must have been loaded with the same settings.
+    Attributes:
+        settings: a caption for all clips, or how descriptions are made from fields.
+        metadata: loaded with the same settings.
+        archive: stem of the archive.
     """
 
     settings: TokenizeSettings = _DEFAULTS
     metadata: Captions | None = None
+    archive: str = ""
 
     @property
     def uses_sidecars(self) -> bool:
@@ -107,30 +144,38 @@ class Captioner:
 
     def describe(self, member: str, *sidecars: Sidecar) -> str | None:
         """Return the description of a clip, with prefix and shortened for T5, or None."""
-        text = self._with_prefix(member, sidecars)
-        return text and clean(shorten(text))
+        return self.texts(member, *sidecars).description
+
+    def texts(self, member: str, *sidecars: Sidecar) -> ClipTexts:
+        """Return the texts of a clip: the description has the prefix, and is shortened for T5."""
+        found, prefix = self._found(member, sidecars), self.settings.caption_prefix
+        text = self._with_prefix(found.description)
+        fields = {**found.fields, PREFIX: prefix} if found.fields and prefix else found.fields
+        return ClipTexts(text and clean(shorten(text)), fields, found.group)
 
     def remark(self, member: str, *sidecars: Sidecar) -> str | None:
         """Return a remark on a clip's description: it was shortened, or a sidecar file is unusable; else None."""
-        text = self._with_prefix(member, sidecars)
+        description = self._found(member, sidecars).description
+        text = self._with_prefix(description)
         if text and len(text) > MAX_CHARACTERS:
             return f"its description of {len(text):,} characters was cut to {len(shorten(text)):,}"
-        if self.uses_sidecars and self._described(member, sidecars) is None:
+        if self.uses_sidecars and description is None:
             problems = ((sidecar.suffix, problem_of(sidecar)) for sidecar in sidecars)
             return next((f"the {suffix} beside it {problem}" for suffix, problem in problems if problem), None)
         return None
 
-    def _with_prefix(self, member: str, sidecars: Sequence[Sidecar]) -> str | None:
-        return clean(", ".join(filter(None, (self.settings.caption_prefix, self._described(member, sidecars)))))
+    def _with_prefix(self, description: str | None) -> str | None:
+        return clean(", ".join(filter(None, (self.settings.caption_prefix, description))))
 
-    def _described(self, member: str, sidecars: Sequence[Sidecar]) -> str | None:
+    def _found(self, member: str, sidecars: Sequence[Sidecar]) -> ClipTexts:
+        found = (self.metadata.find(member, self.archive) if self.metadata else None) or ClipTexts()
         if self.settings.caption:
-            return self.settings.caption
-        found = self.metadata.find(member)[1] if self.metadata else None
-        if found is not None:
+            return ClipTexts(self.settings.caption, group=found.group)
+        if found.description is not None:
             return found
-        described = (describe_sidecar(sidecar, self.settings.caption_template) for sidecar in sidecars)
-        return next((text for text in described if text is not None), None)
+        texts = (describe_sidecar(sidecar, self.settings.caption_template) for sidecar in sidecars)
+        beside = next((each for each in texts if each.description is not None), ClipTexts())
+        return ClipTexts(beside.description, {**beside.fields, **found.fields}, found.group or beside.group)
 
 
 def metadata_beside(archive: UPath) -> UPath | None:
@@ -148,23 +193,24 @@ def load_captions(path: UPath, settings: TokenizeSettings = _DEFAULTS) -> Captio
         MetadataError: the file is missing, none of its lines can be used, or none has all fields of the template.
     """
     template = settings.caption_template
-    by_path: dict[str, str | None] = {}
+    by_archive: dict[str, ClipTexts] = {}
+    by_path: dict[str, ClipTexts] = {}
     broken, duplicate, incomplete = [], [], []
     fields: dict[str, None] = {}  # in order, of entries that lack some of the template's
-    for number, entry in _read_entries(path):
+    for number, _, entry in read_lines(path):
         if entry is None:
             broken.append(number)
             continue
-        key = keys(entry["path"])[0]
-        if key in by_path:
+        archive, key = named_archive(entry), keys(entry["path"])[0]
+        table, key = (by_path, key) if archive is None else (by_archive, f"{archive}/{key}")
+        if key in table:
             duplicate.append(number)
             continue
-        filled = fill_template(template, entry)
-        by_path[key] = filled or own_description(entry)
-        if template and filled is None:
+        table[key] = _texts_of(entry, template)
+        if template and fill_template(template, entry) is None:
             incomplete.append(number)
             fields.update((name, None) for name, value in entry.items() if field_text(value) is not None)
-    if not by_path:
+    if not by_archive and not by_path:
         raise MetadataError(
             message(
                 "none of the lines of {path} is a JSON object with a path{lines}",
@@ -173,28 +219,44 @@ def load_captions(path: UPath, settings: TokenizeSettings = _DEFAULTS) -> Captio
             ),
             message('Write one object a line, in UTF-8: {"path": "audio/track1.wav", "description": "…"}'),
         )
-    if template and len(incomplete) == len(by_path):
+    if template and len(incomplete) == len(by_archive) + len(by_path):
         raise _no_line_fits(path, template_fields(template), list(fields))
     return Captions(
         source=str(path),
+        by_archive=by_archive,
         by_path=by_path,
-        by_name=_unambiguous((keys(path)[1], text) for path, text in by_path.items()),
-        by_stem=_unambiguous((keys(path)[2], text) for path, text in by_path.items()),
+        by_name=_unambiguous((keys(path)[1], texts) for path, texts in by_path.items()),
+        by_stem=_unambiguous((keys(path)[2], texts) for path, texts in by_path.items()),
         broken_lines=tuple(broken),
         duplicate_lines=tuple(duplicate),
         incomplete_lines=tuple(incomplete),
     )
 
 
-def _read_entries(path: UPath) -> Iterator[tuple[int, MetadataEntry | None]]:
-    """Yield (line number from 1, entry) of each non-blank line; the entry is None if it is unusable."""
+def named_archive(entry: MetadataEntry) -> str | None:
+    """Return the stem of the archive that an entry names in `archive`; None if it names none."""
+    name = entry.get("archive")
+    return archive_stem(UPath(name)) if isinstance(name, str) and is_archive_name(name) else None
+
+
+def _texts_of(entry: MetadataEntry, template: str | None) -> ClipTexts:
+    description = fill_template(template, entry) or own_description(entry)
+    return ClipTexts(description, texts_for_training(entry), field_text(entry.get(GROUP)))
+
+
+def read_lines(path: UPath) -> Iterator[tuple[int, bytes, MetadataEntry | None]]:
+    """Yield (line number from 1, line in UTF-8, entry) of each line with text; the entry is None if it is unusable.
+
+    Raises:
+        MetadataError: the file can't be read.
+    """
     try:
         # Staged, as fsspec reads a whole block again for each line. In bytes, so that a bad line affects no other.
         with storage.staged(path) as local, local.open("rb") as file:
             for number, line in enumerate(_lines(file), start=1):
                 line = line.removeprefix(codecs.BOM_UTF8)  # on any line: files with one may have been joined
-                if line.strip():
-                    yield number, _parse_line(line)
+                if line := line.strip():
+                    yield number, line, _parse_line(line)
     except OSError as error:
         raise MetadataError(
             message("the metadata file {path} can't be read ({reason})", path=path, reason=reason_of(error)),
@@ -238,36 +300,24 @@ def _no_line_fits(path: UPath, wanted: Sequence[str], present: Sequence[str]) ->
     )
 
 
-def _unambiguous(entries: Iterable[tuple[str, str | None]]) -> dict[str, str | None]:
-    table: dict[str, str | None] = {}
+def _unambiguous(entries: Iterable[tuple[str, ClipTexts]]) -> dict[str, ClipTexts]:
+    table: dict[str, ClipTexts] = {}
     ambiguous = set()
-    for key, description in entries:
-        if table.setdefault(key, description) != description:
+    for key, texts in entries:
+        known = table.setdefault(key, texts)
+        if known.description != texts.description:
             ambiguous.add(key)
-    return {key: description for key, description in table.items() if key not in ambiguous}
+        elif known != texts:
+            table[key] = ClipTexts(texts.description)
+    return {key: texts for key, texts in table.items() if key not in ambiguous}
 
 
-def parse_entry(text: str) -> MetadataEntry | None:
-    """Parse a JSON object; return None for anything else."""
-    try:
-        entry = json.loads(text)
-    except (ValueError, RecursionError):  # the latter for brackets nested thousands deep
-        return None
-    return entry if isinstance(entry, dict) else None
-
-
-def own_description(entry: MetadataEntry) -> str | None:
-    """Return the entry's `description`, if it is a string."""
-    description = entry.get("description")
-    return clean(description) if isinstance(description, str) else None
-
-
-def describe_sidecar(sidecar: Sidecar, template: str | None) -> str | None:
-    """Return the description in a sidecar: a `.json` is read as a metadata entry, a `.txt` verbatim on one line."""
+def describe_sidecar(sidecar: Sidecar, template: str | None) -> ClipTexts:
+    """Return the texts in a sidecar: a `.json` is read as a metadata entry, a `.txt` verbatim on one line."""
     if sidecar.suffix == ".txt":
-        return clean(" ".join(sidecar.text.split()))
+        return ClipTexts(clean(" ".join(sidecar.text.split())))
     entry = parse_entry(sidecar.text)
-    return None if entry is None else fill_template(template, entry) or own_description(entry)
+    return ClipTexts() if entry is None else _texts_of(entry, template)
 
 
 def problem_of(sidecar: Sidecar) -> str:
@@ -280,28 +330,6 @@ def fill_template(template: str | None, entry: MetadataEntry) -> str | None:
     """Fill `"{genre}, {bpm} bpm"` to `"techno, 128 bpm"`; None without a template or with a missing or blank field."""
     if template is None:
         return None
-    values = {name: field_text(entry.get(name)) for name in template_fields(template)}
+    whole = with_categories(entry)
+    values = {name: field_text(whole.get(name)) for name in template_fields(template)}
     return None if None in values.values() else clean(template.format_map(values))
-
-
-def field_text(value: Any) -> str | None:
-    """Return a field as people write it: `120.0` → `120`, `true` → `yes`, a list with commas; None if empty.
-
-    Whole numbers are written in full, others with six digits. Objects and nested lists give None.
-    """
-    if isinstance(value, list):
-        return ", ".join(filter(None, map(_scalar_text, value))) or None
-    return _scalar_text(value)
-
-
-def _scalar_text(value: Any) -> str | None:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:g}" if math.isfinite(value) else None  # NaN is pandas' null
-    return clean(str(value)) if isinstance(value, int | str) else None
-
-
-def clean(text: str) -> str | None:
-    """Strip whitespace and replace lone surrogates, which UTF-8 can't encode, by `?`; None if nothing is left."""
-    return text.strip().encode("utf-8", "replace").decode() or None

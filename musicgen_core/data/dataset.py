@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import overload
+from typing import Literal, overload
 
 import numpy as np
 import pyarrow.compute as pc
@@ -26,9 +26,9 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.codes import CODEBOOKS
 from musicgen_core.data.packed_shards import PackedShard
-from musicgen_core.data.packed_shards import clip_hash as clip_hash
 from musicgen_core.data.shards import ShardReport, copies_among, described_clips, read_report
 from musicgen_core.data.token_cache import THREADS, Lease, TokenCache
+from musicgen_core.data.training_text import TextVariation
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
 from musicgen_core.prefetch import prefetch
@@ -39,6 +39,13 @@ from musicgen_core.wording import counted
 LEAST_HELD_OUT = 8
 ENOUGH_CLIPS = 40
 """Number of clips from which on at least LEAST_HELD_OUT are held out"""
+
+_TEXT_STREAM = 1
+"""Distinguishes the random numbers of texts from those of crops"""
+_AS_DESCRIBED = TextVariation()
+
+SplitBy = Literal["groups", "clips"]
+"""What the validation split holds out as a whole; runs of earlier versions held out single clips"""
 _NAMED_CLIPS = 3
 
 
@@ -90,10 +97,23 @@ class Clips:
         """Return a stable hash of archive and member for each clip, [clips]."""
         return np.concatenate([shard.hashes for shard in self.shards])
 
+    def split_keys(self, by: SplitBy) -> NDArray[np.uint64]:
+        """Return the hashes that `split` decides by: those of groups, or of clips as in runs of earlier versions."""
+        return self.hashes if by == "clips" else np.concatenate([shard.groups for shard in self.shards])
+
     @property
     def descriptions(self) -> Descriptions:
         """Return the descriptions as a lazy sequence, [clips]."""
         return Descriptions(self)
+
+    def text_of(self, index: int, variation: TextVariation, seed: int, epoch: int) -> str | None:
+        """Return the text of a clip in an epoch, with fields added at random. Deterministic in its arguments."""
+        shard, row = self.place_of(index)
+        description, fields = shard.description(row), shard.fields(row)
+        if not fields:
+            return description
+        rng = np.random.default_rng([seed, epoch, int(self.hashes[index]), _TEXT_STREAM])
+        return variation.apply(description, fields, rng)
 
     def codes_of(self, index: int) -> NDArray[np.uint16]:
         """Return the codes of a clip, [4, frames], read-only.
@@ -230,29 +250,33 @@ def join(clips: Clips, more: Clips) -> Clips:
     )
 
 
-def split(hashes: NDArray[np.uint64], validation_fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return (training, validation) indices. The split depends only on hashes, so it is stable when archives are added.
+def split(keys: NDArray[np.uint64], validation_fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return (training, validation) indices. The split depends only on keys, so it is stable when archives are added.
 
-    With two clips or more and a fraction above 0, each side has at least one. A single clip is used for training.
+    Clips with equal keys are on one side. With two keys or more and a fraction above 0, each side has at least one.
+    Otherwise all clips are used for training.
+
+    Args:
+        keys: `Clips.split_keys`, [clips].
     """
-    everything = np.arange(len(hashes))
-    if validation_fraction == 0 or len(hashes) < 2:
+    everything = np.arange(len(keys))
+    if validation_fraction == 0 or len(keys) < 2 or keys.min() == keys.max():
         return everything, everything[:0]
-    held_out = hashes.astype(np.float64) / 2.0**64 < validation_fraction
-    held_out[np.argmin(hashes)] = True
+    held_out = keys.astype(np.float64) / 2.0**64 < validation_fraction
+    held_out[keys == keys.min()] = True
     if held_out.all():
-        held_out[np.argmax(hashes)] = False
+        held_out[keys == keys.max()] = False
     return everything[~held_out], everything[held_out]
 
 
-def fraction_to_hold_out(hashes: NDArray[np.uint64], asked: float) -> float:
+def fraction_to_hold_out(keys: NDArray[np.uint64], asked: float) -> float:
     """Return the fraction at which `split` holds out at least 8 clips, or `asked` if that holds out more.
 
     The loss of fewer clips is too noisy. With fewer than 40 clips, 8 would be too many, and `asked` is returned.
     """
-    if not asked or len(hashes) < ENOUGH_CLIPS:
+    if not asked or len(keys) < ENOUGH_CLIPS:
         return asked
-    last = np.partition(hashes, LEAST_HELD_OUT - 1)[LEAST_HELD_OUT - 1]
+    last = np.partition(keys, LEAST_HELD_OUT - 1)[LEAST_HELD_OUT - 1]
     return max(asked, float(np.nextafter(float(last) / 2.0**64, 1.0)))
 
 
@@ -279,6 +303,7 @@ def training_batch(
     epoch: int,
     columns: int | None = None,
     word_dropout: float = 0.0,
+    variation: TextVariation = _AS_DESCRIBED,
 ) -> Batch:
     """Return random crops with random text and word dropout. Deterministic in its arguments.
 
@@ -286,6 +311,7 @@ def training_batch(
         segment_frames: maximum frames of a crop.
         cfg_dropout: share of clips whose text is dropped, for classifier-free guidance.
         word_dropout: share of words dropped from the remaining texts, as in audiocraft's `T5Conditioner`.
+        variation: how fields are added to the descriptions.
         columns: T of the batch, at least `segment_frames`, for a constant shape; by default the longest crop's frames.
     """
     segments, texts = [], []
@@ -294,7 +320,7 @@ def training_batch(
         codes = clips.codes_of(index)
         start = int(rng.integers(0, max(0, codes.shape[1] - segment_frames) + 1))
         segments.append(codes[:, start : start + segment_frames])
-        text = None if rng.random() < cfg_dropout else clips.descriptions[index]
+        text = None if rng.random() < cfg_dropout else clips.text_of(index, variation, seed, epoch)
         if text and word_dropout:
             text = " ".join(word for word in text.split(" ") if rng.random() >= word_dropout)
         texts.append(text)

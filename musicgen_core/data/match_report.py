@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from upath import UPath
 
-from musicgen_core.data.archive import open_archive
+from musicgen_core.data.archive import archive_stem, open_archive
 from musicgen_core.data.captions import Captioner, Captions, keys, listed
 from musicgen_core.data.members import limits_of, sidecar_key
 from musicgen_core.errors import ArchiveError, MetadataError
@@ -77,39 +77,44 @@ class MatchReport:
         return [message("{subject}: {found}", subject=source, found=text) for text in lines]
 
 
-def match_report(captions: Captions, members: Iterable[str], are_all: bool = True) -> MatchReport:
+def match_report(captions: Captions, members: Iterable[tuple[str, str]], are_all: bool = True) -> MatchReport:
     """Compare metadata with the names of clips, which are read once and not kept.
 
     Args:
         captions: the metadata.
-        members: names of the clips.
+        members: stem of the archive and name of each clip.
         are_all: whether `members` is complete; otherwise entries without a clip are not reported.
     """
     clips = 0
     missing, unmatched = NameExcerpt(), NameExcerpt()
     used: list[set[str]] = [set() for _ in captions.tables]
-    for member in members:
+    for archive, member in members:
         clips += 1
-        if match := captions.match(member):
+        if match := captions.match(member, archive):
             used[match[0]].add(match[1])
         else:
             missing.add(member)
-    for path in captions.by_path if are_all else ():
-        if not any(key in matched for key, matched in zip(keys(path), used, strict=True)):
-            unmatched.add(path)
+    of_archives, *of_paths = used
+    if are_all:
+        for path in captions.by_archive:
+            if path not in of_archives:
+                unmatched.add(path)
+        for path in captions.by_path:
+            if not any(key in matched for key, matched in zip(keys(path), of_paths, strict=True)):
+                unmatched.add(path)
     return MatchReport(captions, clips, unmatched, missing)
 
 
-def check_matches(captions: Captions, names_by_archive: Iterable[Sequence[str]]) -> None:
-    """Check that the metadata match at least one clip.
+def check_matches(captions: Captions, names_by_archive: Iterable[tuple[str, Sequence[str]]]) -> None:
+    """Check that the metadata match at least one clip, given the stem of each archive and the names of its clips.
 
     Raises:
         MetadataError: no clip of any archive matches, a mistake better found before hours of encoding.
     """
     seen = 0
     example = None
-    for names in names_by_archive:
-        if any(captions.match(name) for name in names):
+    for archive, names in names_by_archive:
+        if any(captions.match(name, archive) for name in names):
             return
         seen += len(names)
         example = example or next(iter(names), None)
@@ -119,7 +124,7 @@ def check_matches(captions: Captions, names_by_archive: Iterable[Sequence[str]])
                 "{source} matches none of the {seen:,} clips: it has, for one, {next!r}, the archives {example!r}",
                 source=captions.source,
                 seen=seen,
-                next=next(iter(captions.by_path)),
+                next=next(captions.paths),
                 example=example,
             ),
             message("Make the paths, file names or stems agree, or leave the metadata out"),
@@ -140,6 +145,7 @@ def undescribed_clips(archives: Sequence[UPath], captioner: Captioner) -> str | 
         except (ArchiveError, OSError):
             continue  # its task reports the problem
         if names:
+            captioner = replace(captioner, archive=archive_stem(archive))
             if any(captioner.describe(name, *sidecars.get(sidecar_key(name), ())) for name in names):
                 return None
             return message("none of the {clips} in {archive}", clips=counted(len(names), "clip"), archive=archive.name)

@@ -7,10 +7,10 @@ for each, against 0.013 ms from the packed file, whose codes were validated when
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,11 +22,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from musicgen_core.codes import CODEBOOKS
-from musicgen_core.data.shards import SCHEMA, another_codec, shard_cardinality, shard_codec
+from musicgen_core.data.groups import clip_hash, group_hashes
+from musicgen_core.data.shards import (
+    another_codec,
+    check_columns,
+    column_of,
+    parse_fields,
+    shard_cardinality,
+    shard_codec,
+)
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
 
-VERSION = 2  # of the packed format: increase it when the same shard would be packed differently
+VERSION = 3  # of the packed format: increase it when the same shard would be packed differently
 ROWS_READ = 64  # Arrow uses some 100 kB per row while it decodes
 CLIPS_PER_BATCH = 1024  # the small columns of a batch are contiguous, so opening a shard reads little
 _CHECK = b"check"
@@ -36,14 +44,11 @@ PACKED_SCHEMA = pa.schema(
         pa.field("description", pa.string()),
         pa.field("frames", pa.int32(), nullable=False),
         pa.field("crc", pa.uint32(), nullable=False),  # of the codes' bytes
+        pa.field("fields", pa.string()),
+        pa.field("group", pa.uint64(), nullable=False),
         pa.field("codes", pa.list_(pa.list_(pa.uint16())), nullable=False),
     ]
 )
-
-
-def clip_hash(stem: str, member: str) -> int:
-    """Return a hash of archive and member, below 2**64, that is the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(f"{stem}/{member}".encode(), digest_size=8).digest(), "big")
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,17 @@ class PackedShard:
         """Return the `clip_hash` of each clip, [clips]."""
         return self.table.column("hash").to_numpy()
 
+    @property
+    def groups(self) -> NDArray[np.uint64]:
+        """Return the `group_hashes` of the clips, [clips]."""
+        return self.table.column("group").to_numpy()
+
     def description(self, row: int) -> str | None:
         return self.table.column("description")[row].as_py()
+
+    def fields(self, row: int) -> dict[str, str]:
+        """Return the texts that training may add to the description, by name."""
+        return parse_fields(self.table.column("fields")[row].as_py())
 
     def codes(self, row: int) -> NDArray[np.uint16]:
         """Return the codes of a clip, [4, frames], read-only.
@@ -114,9 +128,10 @@ def holds_other_data(path: Path) -> bool:
 def _check_of(batch: pa.RecordBatch) -> bytes:
     """Return a checksum of everything but the codes, which have their own."""
     crc = 0
-    for name in ("hash", "frames", "crc"):
+    for name in ("hash", "frames", "crc", "group"):
         crc = zlib.crc32(batch.column(name).to_numpy(), crc)
-    return b"%08x" % zlib.crc32(json.dumps(batch.column("description").to_pylist()).encode(), crc)
+    texts = [batch.column(name).to_pylist() for name in ("description", "fields")]
+    return b"%08x" % zlib.crc32(json.dumps(texts).encode(), crc)
 
 
 def pack_shard(parquet: Path, stem: str, codec: str, file: BinaryIO) -> int:
@@ -128,7 +143,8 @@ def pack_shard(parquet: Path, stem: str, codec: str, file: BinaryIO) -> int:
     """
     clips = 0
     with pa.ipc.new_file(file, PACKED_SCHEMA) as writer:
-        batches = (_to_packed(batch, stem) for batch in _read(parquet, codec))
+        groups = iter(_groups(parquet, stem, codec))
+        batches = (_to_packed(batch, stem, list(islice(groups, len(batch)))) for batch in _read(parquet))
         while group := list(islice(batches, CLIPS_PER_BATCH // ROWS_READ)):
             together = pa.concat_batches(group)
             writer.write_batch(together, custom_metadata={_CHECK: _check_of(together)})
@@ -136,17 +152,31 @@ def pack_shard(parquet: Path, stem: str, codec: str, file: BinaryIO) -> int:
     return clips
 
 
-def _read(parquet: Path, codec: str) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of a shard, with validated codes."""
-    try:
+def _groups(parquet: Path, stem: str, codec: str) -> list[int]:
+    with _reading(parquet):
         _check_codec(parquet, codec)
         with pq.ParquetFile(parquet, page_checksum_verification=True) as file:
-            if not file.schema_arrow.equals(SCHEMA):
-                raise ValueError("its columns are not those of a shard")
-            # Single-threaded: several shards are read in parallel, and Arrow's threads would buffer more of each.
-            for batch in file.iter_batches(ROWS_READ, use_threads=False):
-                _check_codes(batch, shard_cardinality(file.schema_arrow))
-                yield batch
+            check_columns(file.schema_arrow)
+            names = [name for name in ("clip", "group") if name in file.schema_arrow.names]
+            table = file.read(columns=names, use_threads=False)
+    return group_hashes(stem, *(column_of(table, name).to_pylist() for name in ("clip", "group")))
+
+
+def _read(parquet: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a shard, with validated codes."""
+    with _reading(parquet), pq.ParquetFile(parquet, page_checksum_verification=True) as file:
+        # Single-threaded: several shards are read in parallel, and Arrow's threads would buffer more of each.
+        for batch in file.iter_batches(ROWS_READ, use_threads=False):
+            _check_codes(batch, shard_cardinality(file.schema_arrow))
+            for fields in column_of(batch, "fields").to_pylist():
+                parse_fields(fields)
+            yield batch
+
+
+@contextmanager
+def _reading(parquet: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, pa.ArrowException) as error:
         raise TokensError(
             message("the shard {name} can't be read ({error})", name=parquet.name, error=error),
@@ -171,7 +201,7 @@ def _check_codes(batch: pa.RecordBatch, cardinality: int) -> None:
         raise ValueError(f"its codes are not all below {cardinality}")
 
 
-def _to_packed(batch: pa.RecordBatch, stem: str) -> pa.RecordBatch:
+def _to_packed(batch: pa.RecordBatch, stem: str, groups: Sequence[int]) -> pa.RecordBatch:
     codes, frames = batch.column("codes"), batch.column("frames")
     flat = codes.flatten().flatten().to_numpy()
     stops = (frames.to_numpy().astype(np.int64) * CODEBOOKS).cumsum()
@@ -181,6 +211,8 @@ def _to_packed(batch: pa.RecordBatch, stem: str) -> pa.RecordBatch:
         batch.column("description"),
         frames,
         pa.array([zlib.crc32(flat[start:stop]) for start, stop in zip(starts, stops, strict=True)], pa.uint32()),
+        column_of(batch, "fields"),
+        pa.array(groups, pa.uint64()),
         codes,
     ]
     return pa.RecordBatch.from_arrays(columns, schema=PACKED_SCHEMA)

@@ -21,8 +21,9 @@ from musicgen_core.data.archive import ArchiveFile
 from musicgen_core.data.members import DAMAGED
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
+from musicgen_core.texts import shorten
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ROWS_PER_GROUP = 64
 SCHEMA = pa.schema(
     [
@@ -31,8 +32,12 @@ SCHEMA = pa.schema(
         pa.field("duration", pa.float64(), nullable=False),
         pa.field("frames", pa.int32(), nullable=False),
         pa.field("codes", pa.list_(pa.list_(pa.uint16())), nullable=False),
+        pa.field("fields", pa.string()),  # JSON object of texts
+        pa.field("group", pa.string()),
     ]
 )
+_ADDED = ("fields", "group")
+"""Columns that shards of schema version 1 don't have"""
 
 
 @dataclass(frozen=True)
@@ -87,12 +92,19 @@ class ShardReport:
 
 @dataclass(frozen=True)
 class Row:
-    """One clip: name, description, duration in seconds, and codes [4, frames] uint16."""
+    """One clip: name, description, duration in seconds, and codes [4, frames] uint16.
+
+    Attributes:
+        fields: texts that training may add to the description, by name, such as `genre`.
+        group: clips of one group, such as a song, are never on both sides of the validation split.
+    """
 
     clip: str
     description: str | None
     duration: float
     codes: NDArray[np.uint16]
+    fields: Mapping[str, str] = field(default_factory=dict)
+    group: str | None = None
 
 
 def shard_paths(tokens: UPath, stem: str) -> tuple[UPath, UPath]:
@@ -154,6 +166,8 @@ def _to_batch(rows: Sequence[Row], schema: pa.Schema) -> pa.RecordBatch:
         pa.array([row.duration for row in rows], pa.float64()),
         pa.array(frames),
         codes,
+        pa.array([json.dumps(row.fields, ensure_ascii=False) if row.fields else None for row in rows], pa.string()),
+        pa.array([row.group for row in rows], pa.string()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
@@ -277,8 +291,7 @@ def read_rows(parquet: Path) -> Iterator[Row]:
     """
     try:
         with pq.ParquetFile(parquet, page_checksum_verification=True) as file:
-            if not file.schema_arrow.equals(SCHEMA):
-                raise ValueError("its columns are not those of a shard")
+            check_columns(file.schema_arrow)
             for group in range(file.num_row_groups):
                 yield from _rows_of(file.read_row_group(group))
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
@@ -296,11 +309,44 @@ def _rows_of(table: pa.Table) -> Iterator[Row]:
     codes = table.column("codes").combine_chunks()
     flat = codes.flatten().flatten().to_numpy()
     start = 0
-    columns = (table.column(name).to_pylist() for name in ("clip", "description", "duration", "frames"))
-    for clip, description, duration, frames in zip(*columns, strict=True):
+    names = ("clip", "description", "duration", "frames", *_ADDED)
+    for clip, description, duration, frames, fields, group in zip(
+        *(column_of(table, name).to_pylist() for name in names), strict=True
+    ):
         stop = start + CODEBOOKS * frames
-        yield Row(clip, description, duration, flat[start:stop].reshape(CODEBOOKS, frames))
+        codes_of_clip = flat[start:stop].reshape(CODEBOOKS, frames)
+        yield Row(clip, description, duration, codes_of_clip, parse_fields(fields), group)
         start = stop
+
+
+def check_columns(schema: pa.Schema) -> None:
+    """Check that the columns are those of a shard of any schema version.
+
+    Raises:
+        ValueError: they are not.
+    """
+    known = {SCHEMA, pa.schema([column for column in SCHEMA if column.name not in _ADDED])}
+    if not any(schema.equals(each) for each in known):
+        raise ValueError("its columns are not those of a shard")
+
+
+def column_of(table: pa.Table | pa.RecordBatch, name: str) -> pa.Array | pa.ChunkedArray:
+    """Return a column of a shard; nulls for one that its schema version doesn't have."""
+    if name in _ADDED and name not in table.schema.names:
+        return pa.nulls(table.num_rows, pa.string())
+    return table.column(name)
+
+
+def parse_fields(text: str | None) -> dict[str, str]:
+    """Return the fields of a clip from the column `fields`.
+
+    Raises:
+        ValueError: the text isn't a JSON object of texts.
+    """
+    fields = json.loads(text) if text else {}
+    if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
+        raise ValueError(f"the fields of a clip are {shorten(str(text))}, not a JSON object of texts")
+    return fields
 
 
 def shard_cardinality(schema: pa.Schema) -> int:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from musicgen_core.codes import CODEBOOKS, FRAME_RATE
 from musicgen_core.config import EFFECTIVE_BATCH, TrainSettings
-from musicgen_core.data.dataset import Batch, Clips, join, split, training_batch, validation_batch
+from musicgen_core.data.dataset import Batch, Clips, SplitBy, join, split, training_batch, validation_batch
+from musicgen_core.data.training_text import TextVariation
 from musicgen_core.devices import can_compile, check_fp8, compute_dtype, memory_gib
 from musicgen_core.errors import ConfigError
 from musicgen_core.language import message
@@ -202,6 +203,7 @@ class Batches:
         clips: all clips of the tokens, which are split into training and validation clips here.
         prior: clips that the base model generated, for `prior_preservation`; used for training only.
         settings: the run's settings.
+        split_by: what the validation split holds out as a whole.
         per_step: clips in a step, on all ranks.
         cfg_dropout: fraction of clips trained under the null condition.
         word_dropout: fraction of words dropped from the other clips' texts.
@@ -219,6 +221,7 @@ class Batches:
         clips: Clips,
         prior: Clips | None,
         settings: TrainSettings,
+        split_by: SplitBy,
         per_step: int,
         cfg_dropout: float,
         word_dropout: float,
@@ -229,7 +232,7 @@ class Batches:
         self._prior = prior  # keeps its shard's cache entry alive
         self._settings, self._is_compiled, self._world = settings, is_compiled, world
         self._cfg_dropout, self._word_dropout = cfg_dropout, word_dropout
-        self.training_clips, self.validation_clips = split(clips.hashes, settings.validation_fraction)
+        self.training_clips, self.validation_clips = split(clips.split_keys(split_by), settings.validation_fraction)
         self._epoch_clips = self.training_clips
         if prior is not None:
             share = np.arange(prior_share(len(self.training_clips), settings.prior_preservation))
@@ -256,6 +259,9 @@ class Batches:
             epoch=self.order.epoch_of(step),
             columns=self._padded_frames(indices),
             word_dropout=self._word_dropout,
+            variation=TextVariation(
+                self._settings.merge_text_p, self._settings.drop_desc_p, self._settings.drop_other_p
+            ),
         )
 
     def of_validation(self, indices: list[int]) -> Batch:

@@ -10,12 +10,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from musicgen_core import storage
 from musicgen_core.config import TrainSettings
 from musicgen_core.data.dataset import (
     ENOUGH_CLIPS,
     LEAST_HELD_OUT,
     Clips,
+    SplitBy,
     cut_descriptions,
     fraction_to_hold_out,
     load_clips,
@@ -25,7 +29,7 @@ from musicgen_core.errors import RunDirectoryError
 from musicgen_core.language import message
 from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.weights import BaseModel
-from musicgen_core.run_layout import HELD_OUT, SHARDS, RunConfig
+from musicgen_core.run_layout import HELD_OUT, SHARDS, SPLIT_BY, RunConfig
 from musicgen_core.training.batches import BatchSize, resolve_batch_size
 from musicgen_core.training.files.resuming import StartPoint, check_same, find_start, fixed_values, log_changes
 from musicgen_core.training.files.run_directory import RunDirectory
@@ -45,6 +49,7 @@ class TrainInputs:
         start: the checkpoint that the run resumes from, if any.
         clips: training and validation clips.
         settings: those of the request, with the fraction of clips that is really held out.
+        split_by: what the validation split holds out as a whole.
         batch_size: clips of a step.
         prior: the request for the clips of prior preservation; None without it.
         fixed: values that must not change when the run resumes.
@@ -55,6 +60,7 @@ class TrainInputs:
     start: StartPoint
     clips: Clips
     settings: TrainSettings
+    split_by: SplitBy
     batch_size: BatchSize
     prior: PriorRequest | None
     fixed: dict[str, Any]
@@ -72,14 +78,18 @@ def read_inputs(request: TrainRequest, model: BaseModel, world: World, files: Ru
     start = find_start(files, request.resume)
     _check_same_start(start, world, files)
     clips = _load_clips(request, model, start)
-    settings = _with_enough_held_out(request.settings, start, clips, world)
+    split_by = _split_by(start)
+    keys = clips.split_keys(split_by)
+    settings = _with_enough_held_out(request.settings, start, keys, world)
     fraction = settings.validation_fraction
     raised = {} if fraction == request.settings.validation_fraction else {HELD_OUT: fraction}
-    prior = _prior_request(settings, model, clips, world)
+    prior = _prior_request(settings, model, keys, world)
     fixed = fixed_values(request.settings, model.identity, batch_size.effective, clips.fingerprints)
     # Fingerprints name the expected content of shards; this is the content found, in its order.
     fixed["clip_order"] = hashlib.blake2b(clips.hashes.tobytes(), digest_size=8).hexdigest()
     fixed |= raised
+    if split_by == "groups":
+        fixed[SPLIT_BY] = split_by
     if prior is not None:
         fixed["general_prompts"] = prior.texts
     stored = files.read_config() or RunConfig({})
@@ -108,6 +118,7 @@ def read_inputs(request: TrainRequest, model: BaseModel, world: World, files: Ru
         start=start,
         clips=clips,
         settings=settings,
+        split_by=split_by,
         batch_size=batch_size,
         prior=prior,
         fixed=fixed,
@@ -148,30 +159,39 @@ def _load_clips(request: TrainRequest, model: BaseModel, start: StartPoint) -> C
     return clips
 
 
-def _with_enough_held_out(asked: TrainSettings, start: StartPoint, clips: Clips, world: World) -> TrainSettings:
+def _split_by(start: StartPoint) -> SplitBy:
+    """Return what the split holds out as a whole; a run of an earlier version resumes with its own split."""
+    return "groups" if start.checkpoint is None else start.checkpoint.fixed.get(SPLIT_BY, "clips")
+
+
+def _with_enough_held_out(
+    asked: TrainSettings, start: StartPoint, keys: NDArray[np.uint64], world: World
+) -> TrainSettings:
     """Return the settings with the fraction of clips to hold out; a resumed run keeps its fraction."""
     share = asked.validation_fraction
     if start.checkpoint is not None:
         fraction = start.checkpoint.fixed.get(HELD_OUT, share)
     else:
-        fraction = fraction_to_hold_out(clips.hashes, share)
-        if share and len(clips) < ENOUGH_CLIPS and world.is_main:
+        fraction = fraction_to_hold_out(keys, share)
+        if share and len(keys) < ENOUGH_CLIPS and world.is_main:
             logger.warning(
                 "%s, %d of them held out: too few for a validation loss that says much. "
                 "With %d clips or more at least %d are held out",
-                counted(len(clips), "clip"),
-                len(split(clips.hashes, share)[1]),
+                counted(len(keys), "clip"),
+                len(split(keys, share)[1]),
                 ENOUGH_CLIPS,
                 LEAST_HELD_OUT,
             )
     return asked.model_copy(update={"validation_fraction": fraction})
 
 
-def _prior_request(settings: TrainSettings, model: BaseModel, clips: Clips, world: World) -> PriorRequest | None:
+def _prior_request(
+    settings: TrainSettings, model: BaseModel, keys: NDArray[np.uint64], world: World
+) -> PriorRequest | None:
     if not settings.prior_preservation:
         return None
     prompts = world.broadcast_object(general_prompts(settings) if world.is_main else [])
-    own, _ = split(clips.hashes, settings.validation_fraction)
+    own, _ = split(keys, settings.validation_fraction)
     return PriorRequest.of(settings, model, prompts, len(own))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from musicgen_core.codes import CODEBOOKS
 from musicgen_core.config import TrainSettings
-from musicgen_core.data.dataset import Batch, Clips, prefetched
+from musicgen_core.data.dataset import Batch, Clips, SplitBy, prefetched
 from musicgen_core.errors import Cancelled, TrainingError
 from musicgen_core.language import message
 from musicgen_core.model.adapters import Adapter, AdapterConfig
@@ -82,6 +82,7 @@ class Trainer:
         world: the processes that share the run.
         word_dropout: fraction of words dropped from the other clips' texts.
         prior: clips that the base model generated, for `prior_preservation`; used for training only.
+        split_by: what the validation split holds out as a whole.
 
     Attributes:
         batches: the training and validation clips.
@@ -101,6 +102,7 @@ class Trainer:
         world: World | None = None,
         word_dropout: float = 0.0,
         prior: Clips | None = None,
+        split_by: SplitBy = "groups",
     ) -> None:
         self.settings, self.batch_size = settings, batch_size
         self.lora = AdapterConfig(
@@ -119,6 +121,7 @@ class Trainer:
             clips=clips,
             prior=prior,
             settings=settings,
+            split_by=split_by,
             per_step=batch_size.effective,
             cfg_dropout=cfg_dropout,
             word_dropout=word_dropout,

@@ -158,6 +158,7 @@ def _trainer(
         world=world,
         word_dropout=defaults.word_dropout if settings.word_dropout is None else settings.word_dropout,
         prior=prior,
+        split_by=inputs.split_by,
     )
     checkpoint = inputs.start.checkpoint
     if checkpoint is not None:

@@ -226,11 +226,11 @@ def _learned_in(clips: Clips, config: RunConfig) -> NDArray[np.bool_]:
     is_renamed = [contents[_codes(content)] > (stem in shards) for stem, content in clips.fingerprints.items()]
     own = np.repeat(is_own, lengths).nonzero()[0]
     learned = np.repeat(is_renamed, lengths)
-    hashes = clips.hashes[own]
+    keys = clips.split_keys(config.split_by)[own]
     if shards.keys() <= clips.fingerprints.keys():
-        training, _ = split(hashes, fraction)
+        training, _ = split(keys, fraction)
     else:  # `split` keeps both sides non-empty over all archives, not over these
-        training = (hashes.astype(np.float64) / 2.0**64 >= fraction).nonzero()[0]
+        training = (keys.astype(np.float64) / 2.0**64 >= fraction).nonzero()[0]
     learned[own[training]] = True
     return learned
 

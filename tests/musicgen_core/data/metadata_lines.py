@@ -20,3 +20,9 @@ def captions_of(*entries: Any, ascii_only: bool = True, template: str | None = N
 
 def clip(path: str, description: Any = "a description") -> dict[str, Any]:
     return {"path": path, "description": description}
+
+
+def found(captions: Captions, member: str, archive: str = "") -> tuple[bool, str | None]:
+    """Return (whether the metadata have an entry for a member, its description)."""
+    texts = captions.find(member, archive)
+    return texts is not None, texts and texts.description

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from musicgen_core.errors import MetadataError
-from tests.musicgen_core.data.metadata_lines import FILE, captions_of, clip
+from tests.musicgen_core.data.metadata_lines import FILE, captions_of, clip, found
 
 
 def test_a_template_is_filled_from_each_entrys_fields() -> None:
@@ -14,8 +14,8 @@ def test_a_template_is_filled_from_each_entrys_fields() -> None:
         {"path": "b/b.wav", "genre": ["dub", "ambient"], "bpm": 90},
     )
     captions = captions_of(*entries, template="{genre}, {bpm} bpm")
-    assert captions.find("a.wav") == (True, "techno, 128 bpm")
-    assert captions.find("b.flac") == (True, "dub, ambient, 90 bpm")
+    assert found(captions, "a.wav") == (True, "techno, 128 bpm")
+    assert found(captions, "b.flac") == (True, "dub, ambient, 90 bpm")
     assert captions.incomplete_lines == ()
 
 
@@ -30,7 +30,7 @@ def test_incomplete_entries_keep_their_description_and_are_reported() -> None:
     )
     assert captions.incomplete_lines == (2, 3)
     assert (captions.duplicate_lines, captions.broken_lines) == ((4,), (5,))
-    assert [captions.find(name) for name in ("a.wav", "b.wav", "c.wav")] == [
+    assert [found(captions, name) for name in ("a.wav", "b.wav", "c.wav")] == [
         (True, "all techno"),
         (True, "own"),
         (True, None),
@@ -39,8 +39,8 @@ def test_incomplete_entries_keep_their_description_and_are_reported() -> None:
 
 def test_ambiguity_of_names_follows_the_filled_template() -> None:
     alike = [{"path": f"{folder}/x.wav", "genre": "dub", "description": folder} for folder in "ab"]
-    assert captions_of(*alike).find("c/x.wav") == (False, None)
-    assert captions_of(*alike, template="{genre}").find("c/x.wav") == (True, "dub")
+    assert found(captions_of(*alike), "c/x.wav") == (False, None)
+    assert found(captions_of(*alike, template="{genre}"), "c/x.wav") == (True, "dub")
 
 
 def test_a_template_that_no_line_fills_lists_the_fields_present() -> None:

@@ -15,13 +15,13 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.data.dataset import (
     Clips,
-    clip_hash,
     fraction_to_hold_out,
     load_clips,
     split,
     training_batch,
     validation_batch,
 )
+from musicgen_core.data.groups import clip_hash
 from musicgen_core.data.shards import Row, ShardReport, shard_paths
 from musicgen_core.errors import TokensError
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musicgen_core.data.captions import describe_sidecar, field_text, fill_template
+from musicgen_core.data.caption_fields import field_text
+from musicgen_core.data.captions import describe_sidecar, fill_template
 from musicgen_core.data.members import Sidecar
 
 JSON = st.recursive(
@@ -71,19 +72,19 @@ def test_field_values_are_never_used_as_templates(text: str) -> None:
     ],
 )
 def test_a_text_beside_a_clip_is_taken_as_it_is_on_one_line(text: str, description: str | None) -> None:
-    assert describe_sidecar(Sidecar(".txt", text), "{genre}") == description
+    assert describe_sidecar(Sidecar(".txt", text), "{genre}").description == description
 
 
 @pytest.mark.parametrize("text", ["", "{broken", "[1]", "null", '"text"', "[" * 100_000, '{"description": 7}', "{}"])
 def test_json_sidecars_without_text_give_no_description(text: str) -> None:
-    assert describe_sidecar(Sidecar(".json", text), None) is None
-    assert describe_sidecar(Sidecar(".json", text), "{genre}") is None
+    assert describe_sidecar(Sidecar(".json", text), None).description is None
+    assert describe_sidecar(Sidecar(".json", text), "{genre}").description is None
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.sampled_from(["description", "genre", "bpm"]), JSON))
 def test_the_template_is_used_only_for_complete_entries(entry: dict[str, Any]) -> None:
-    described = describe_sidecar(Sidecar(".json", json.dumps(entry)), "{genre}, {bpm} bpm")
+    described = describe_sidecar(Sidecar(".json", json.dumps(entry)), "{genre}, {bpm} bpm").description
     genre, bpm = field_text(entry.get("genre")), field_text(entry.get("bpm"))
     own = entry.get("description")
     if genre and bpm:

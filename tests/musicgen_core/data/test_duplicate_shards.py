@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from musicgen_core import storage
-from musicgen_core.data.dataset import clip_hash, cut_descriptions, load_clips
+from musicgen_core.data.dataset import cut_descriptions, load_clips
+from musicgen_core.data.groups import clip_hash
 from musicgen_core.data.shards import Row, ShardReport, shard_paths
 
 CODEC = "sha256:codec"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from musicgen_core import storage
 from musicgen_core.config import TokenizeSettings
 from musicgen_core.data.captions import Captions, load_captions
-from musicgen_core.data.match_report import match_report
+from musicgen_core.data.match_report import MatchReport, match_report
 
 FILE = storage.as_path("memory://matches/metadata.jsonl")
 
@@ -19,13 +19,18 @@ def captions_of(*lines: str, template: str | None = None) -> Captions:
     return load_captions(FILE, TokenizeSettings(caption_template=template))
 
 
+def report_on(captions: Captions, members: Iterable[str], are_all: bool = True) -> MatchReport:
+    """Match members of one archive."""
+    return match_report(captions, (("archive", member) for member in members), are_all)
+
+
 def entries(paths: Iterable[str], description: str = "") -> list[str]:
     return [f'{{"path": "{path}", "description": "{description or path}"}}' for path in paths]
 
 
 def test_metadata_that_fit_leave_nothing_to_say() -> None:
     captions = captions_of(*entries(["a/x.wav", "b/y.wav", "c/z.flac"]))
-    report = match_report(captions, iter(["a/x.wav", "y.wav", "elsewhere/z.wav"]))
+    report = report_on(captions, iter(["a/x.wav", "y.wav", "elsewhere/z.wav"]))
     assert (report.clips, report.unmatched.count, report.missing.count) == (3, 0, 0)
     assert report.lines() == []
 
@@ -39,7 +44,7 @@ def test_everything_that_does_not_fit_is_counted_with_examples() -> None:
         *entries(f"lost/{number}.wav" for number in range(7)),
         "[]",
     ]
-    report = match_report(
+    report = report_on(
         captions_of(*lines, template="{genre}"),
         ["a.wav", "b.wav", "new/o'clock.wav", *(f"new/{letter}.wav" for letter in "cdefghi")],
     )
@@ -56,18 +61,18 @@ def test_everything_that_does_not_fit_is_counted_with_examples() -> None:
 
 
 def test_numbers_beyond_the_tenth_are_not_listed() -> None:
-    report = match_report(captions_of(*["x"] * 1_200, *entries(["a.wav"])), ["a.wav"])
+    report = report_on(captions_of(*["x"] * 1_200, *entries(["a.wav"])), ["a.wav"])
     assert report.lines() == ["metadata.jsonl: 1,200 lines can't be used: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, …"]
 
 
 def test_entries_with_equal_name_and_description_all_match() -> None:
     captions = captions_of(*entries(["a/x.wav", "b/x.wav"], "same"))
-    assert match_report(captions, ["c/x.wav"]).unmatched.count == 0
-    assert match_report(captions, ["a/x.wav"]).unmatched.examples == ["b/x.wav"]
+    assert report_on(captions, ["c/x.wav"]).unmatched.count == 0
+    assert report_on(captions, ["a/x.wav"]).unmatched.examples == ["b/x.wav"]
 
 
 def test_an_ambiguous_name_matches_neither_way() -> None:
-    report = match_report(captions_of(*entries(["a/x.wav", "b/x.wav"])), ["c/x.wav"])
+    report = report_on(captions_of(*entries(["a/x.wav", "b/x.wav"])), ["c/x.wav"])
     assert (report.unmatched.count, report.missing.examples) == (2, ["c/x.wav"])
 
 
@@ -85,18 +90,18 @@ def test_an_entry_matches_if_it_or_an_equal_one_is_used(known: list[str], clips:
     matched: set[str] = set()
     for clip in clips:
         for alike in (str, lambda path: PurePosixPath(path).name, lambda path: PurePosixPath(path).stem):
-            found = {path for path in known if alike(path) == alike(clip)}
-            if len({captions.by_path[path] for path in found}) == 1:  # else none, or an ambiguous name
-                matched |= found
+            equal = {path for path in known if alike(path) == alike(clip)}
+            if len({captions.by_path[path].description for path in equal}) == 1:  # else none, or an ambiguous name
+                matched |= equal
                 break
-    report = match_report(captions, iter(clips))
+    report = report_on(captions, iter(clips))
     assert report.unmatched.count == len(set(known) - matched)
     assert set(report.unmatched.examples) <= set(known) - matched
     assert report.clips == len(clips)
-    assert report.missing.count == sum(not captions.find(clip)[0] for clip in clips)
+    assert report.missing.count == sum(captions.find(clip) is None for clip in clips)
 
 
 def test_with_some_of_the_clips_only_those_are_judged() -> None:
     captions = captions_of(*entries(["x.wav", "y.wav"]))
-    assert match_report(captions, ["x.wav"], are_all=False).lines() == []
-    assert len(match_report(captions, ["x.wav", "z.wav"], are_all=False).lines()) == 1
+    assert report_on(captions, ["x.wav"], are_all=False).lines() == []
+    assert len(report_on(captions, ["x.wav", "z.wav"], are_all=False).lines()) == 1

@@ -12,7 +12,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.data.captions import load_captions
 from musicgen_core.errors import MetadataError
-from tests.musicgen_core.data.metadata_lines import FILE, captions_of, clip
+from tests.musicgen_core.data.metadata_lines import FILE, captions_of, clip, found
 
 
 def test_broken_lines_are_reported_and_the_others_used() -> None:
@@ -21,7 +21,7 @@ def test_broken_lines_are_reported_and_the_others_used() -> None:
     )
     assert captions.broken_lines == (2, 4, 5, 6, 8)
     assert captions.entries == 2
-    assert captions.find("b.wav")[0]
+    assert found(captions, "b.wav")[0]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_no_line_is_so_bad_that_it_costs_another(line: bytes, at: int) -> None:
     FILE.write_bytes(b"\n".join([*lines[:at], line, *lines[at:]]))
     captions = load_captions(FILE)
     assert (captions.entries, captions.broken_lines) == (2, (at + 1,))
-    assert captions.find("b.wav") == (True, "b")
+    assert found(captions, "b.wav") == (True, "b")
 
 
 def test_the_first_line_for_a_path_counts_and_others_are_reported() -> None:
@@ -48,32 +48,32 @@ def test_the_first_line_for_a_path_counts_and_others_are_reported() -> None:
     )
     assert captions.duplicate_lines == (3, 6)
     assert (captions.entries, captions.broken_lines) == (3, ())
-    assert captions.find("a.wav") == (True, "first")
+    assert found(captions, "a.wav") == (True, "first")
 
 
 @pytest.mark.parametrize("description", [None, "", "  \n", 7, ["a"]])
 def test_a_clip_without_a_usable_description_matches(description: Any) -> None:
-    assert captions_of(clip("a.wav", description)).find("a.wav") == (True, None)
-    assert captions_of({"path": "a.wav", "duration": 3}).find("a.wav") == (True, None)
+    assert found(captions_of(clip("a.wav", description)), "a.wav") == (True, None)
+    assert found(captions_of({"path": "a.wav", "duration": 3}), "a.wav") == (True, None)
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
 def test_unicode_line_separators_do_not_break_lines(separator: str) -> None:
     captions = captions_of(clip("a.wav", f"one{separator}two"), clip("b.wav"), ascii_only=False)
-    assert captions.find("a.wav") == (True, f"one{separator}two")
+    assert found(captions, "a.wav") == (True, f"one{separator}two")
     assert (captions.entries, captions.broken_lines) == (2, ())
 
 
 def test_lone_surrogates_in_a_description_are_replaced() -> None:
-    assert captions_of(r'{"path": "a.wav", "description": "a \ud83c b"}').find("a.wav") == (True, "a ? b")
-    assert captions_of(r'{"path": "a.wav", "description": "a \ud83c\udfb5"}').find("a.wav") == (True, "a 🎵")
+    assert found(captions_of(r'{"path": "a.wav", "description": "a \ud83c b"}'), "a.wav") == (True, "a ? b")
+    assert found(captions_of(r'{"path": "a.wav", "description": "a \ud83c\udfb5"}'), "a.wav") == (True, "a 🎵")
 
 
 def test_files_from_windows_read_the_same() -> None:
     FILE.write_bytes(b"\xef\xbb\xbf" + b'{"path": "a.wav", "description": "x"}\r\n{"path": "b.wav"}\r\n')
     captions = load_captions(FILE)
     assert (captions.entries, captions.broken_lines) == (2, ())
-    assert captions.find("a.wav") == (True, "x")
+    assert found(captions, "a.wav") == (True, "x")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp932"])
@@ -82,7 +82,7 @@ def test_metadata_in_any_detectable_encoding_read_the_same(encoding: str) -> Non
     FILE.write_bytes("\r\n".join(lines).encode(encoding))
     captions = load_captions(FILE)
     assert (captions.entries, captions.broken_lines) == (2, ())
-    assert captions.find("ピアノ.wav") == (True, "静かなピアノ")
+    assert found(captions, "ピアノ.wav") == (True, "静かなピアノ")
 
 
 def test_files_with_byte_order_marks_may_be_joined() -> None:

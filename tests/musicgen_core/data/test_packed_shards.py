@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musicgen_core.data import packed_shards
-from musicgen_core.data.packed_shards import PackedShard, clip_hash, open_packed, pack_shard
+from musicgen_core.data.groups import clip_hash
+from musicgen_core.data.packed_shards import PackedShard, open_packed, pack_shard
 from musicgen_core.data.shards import SCHEMA, Row, ShardWriter
 from musicgen_core.errors import TokensError
 
@@ -37,9 +39,15 @@ def packed(folder: Path, rows: list[Row]) -> PackedShard:
     return shard
 
 
-@pytest.mark.parametrize("column", ["hash", "description", "frames", "crc"])
+@pytest.mark.parametrize("column", ["hash", "description", "frames", "crc", "fields", "group"])
 def test_a_bit_that_flipped_beside_the_codes_is_found(tmp_path: Path, row: Callable[..., Row], column: str) -> None:
-    shard = packed(tmp_path, [row(f"{number}.wav", 7, f"description {number}") for number in range(70)])
+    shard = packed(
+        tmp_path,
+        [
+            replace(row(f"{number}.wav", 7, f"description {number}"), fields={"bpm": f"{number}"})
+            for number in range(70)
+        ],
+    )
     buffer = shard.table.column(column).chunk(0).buffers()[-1]
     values = buffer.to_pybytes()[:13]
     data = bytearray(shard.path.read_bytes())
@@ -76,6 +84,8 @@ def columns(**changed: Any) -> dict[str, Any]:
         "duration": [0.04],
         "frames": [2],
         "codes": [[[1, 2]] * 4],
+        "fields": [None],
+        "group": [None],
     } | changed
 
 

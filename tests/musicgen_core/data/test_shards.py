@@ -15,6 +15,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.data.shards import (
+    SCHEMA,
     Rejected,
     Row,
     ShardReport,
@@ -103,6 +104,8 @@ def test_the_parquet_file_has_the_documented_columns(scratch: Path) -> None:
         ("duration", pa.float64()),
         ("frames", pa.int32()),
         ("codes", pa.list_(pa.list_(pa.uint16()))),
+        ("fields", pa.string()),
+        ("group", pa.string()),
     ]
     first, second = table.to_pylist()
     assert (first["clip"], first["description"], first["duration"], first["frames"]) == ("x.wav", "text", 0.14, 7)
@@ -110,11 +113,45 @@ def test_the_parquet_file_has_the_documented_columns(scratch: Path) -> None:
     assert second["description"] is None
 
 
+def as_version_1(path: Path) -> Path:
+    """Rewrite a shard as earlier versions wrote it, without the columns `fields` and `group`."""
+    table = pq.read_table(path).drop_columns(["fields", "group"])
+    metadata = {**table.schema.metadata, b"schema_version": b"1"}
+    schema = pa.schema([field for field in SCHEMA if field.name in table.column_names], metadata)
+    pq.write_table(table.cast(schema), path)
+    return path
+
+
+def test_fields_and_groups_are_read_as_they_were_written(scratch: Path) -> None:
+    written = [replace(row("x.wav"), fields={"genre": "ダブ"}, group="live"), row("y.wav")]
+    found = list(read_rows(write(scratch / "a.parquet", written)))
+    assert [(each.fields, each.group) for each in found] == [({"genre": "ダブ"}, "live"), ({}, None)]
+
+
+def test_shards_of_version_1_have_neither_fields_nor_groups(scratch: Path) -> None:
+    path = as_version_1(write(scratch / "a.parquet", [row("x.wav", 7, "text"), row("y.wav", 3)]))
+    found = list(read_rows(path))
+    assert [(each.clip, each.description, each.fields, each.group) for each in found] == [
+        ("x.wav", "text", {}, None),
+        ("y.wav", None, {}, None),
+    ]
+    assert found[0].codes.tolist() == row("x.wav", 7).codes.tolist()
+
+
+@pytest.mark.parametrize("fields", ["{broken", "[]", '{"bpm": 70}', "null x"])
+def test_fields_that_are_no_texts_are_refused(scratch: Path, fields: str) -> None:
+    table = pq.read_table(write(scratch / "a.parquet", [row("x.wav")]))
+    position = table.column_names.index("fields")
+    pq.write_table(table.set_column(position, SCHEMA.field("fields"), pa.array([fields])), scratch / "a.parquet")
+    with pytest.raises(TokensError, match="can't be read"):
+        list(read_rows(scratch / "a.parquet"))
+
+
 def test_the_file_metadata_describe_the_codes(scratch: Path) -> None:
     path = write(scratch / "a.parquet", [row("x.wav")], codec="sha256:abc")
     metadata = pq.read_schema(path).metadata
     assert {key: metadata[key] for key in metadata if key != b"ARROW:schema"} == {
-        b"schema_version": b"1",
+        b"schema_version": b"2",
         b"codec": b"sha256:abc",
         b"frame_rate": b"50",
         b"codebooks": b"4",

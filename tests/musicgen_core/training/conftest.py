@@ -59,12 +59,21 @@ def random_clips(count: int, frames: int = 24, used_codes: int = 2048) -> list[C
 
 def write_tokens(directory: Path, clips: Sequence[Codes], codec: str, scratch: Path) -> Path:
     """One shard of these clips; every third has no description."""
+    rows = [
+        Row(f"clip_{i}.wav", None if i % 3 == 2 else f"tune {i}", codes.shape[1] / 50, codes)
+        for i, codes in enumerate(clips)
+    ]
+    return write_rows(directory, rows, codec, scratch)
+
+
+def write_rows(directory: Path, rows: Sequence[Row], codec: str, scratch: Path) -> Path:
+    """One shard of these rows."""
     parquet = scratch / "archive_batch_0000.parquet"
     with ShardWriter(parquet, codec) as writer:
-        for i, codes in enumerate(clips):
-            writer.add(Row(f"clip_{i}.wav", None if i % 3 == 2 else f"tune {i}", codes.shape[1] / 50, codes))
+        for row in rows:
+            writer.add(row)
     content = hashlib.sha256(parquet.read_bytes()).hexdigest()
-    report = ShardReport("archive_batch_0000.zip", 1, content, "c", len(clips), 1.0)
+    report = ShardReport("archive_batch_0000.zip", 1, content, "c", len(rows), 1.0)
     publish_shard(parquet, report, storage.as_path(directory))
     return directory
 
@@ -78,6 +87,13 @@ def make_tokens(debug_model: BaseModel, tmp_path_factory: pytest.TempPathFactory
         return write_tokens(directory, clips, codec or codec_identity(debug_model), tmp_path_factory.mktemp("scratch"))
 
     return make
+
+
+@pytest.fixture
+def tokens_of(debug_model: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[Row]], Path]:
+    """Rows → a directory of tokens for the debug model."""
+    codec = codec_identity(debug_model)
+    return lambda rows: write_rows(tmp_path_factory.mktemp("tokens"), rows, codec, tmp_path_factory.mktemp("scratch"))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,119 @@
+"""Fields of `metadata.jsonl` that describe a clip, beside its `path` and `description`.
+
+Captioning writes them, people may correct them or write their own, and training may add them to the descriptions:
+
+    tags          names of instruments, genres, moods and vocals, the likeliest first
+    tempo         beats per minute; null if the clip has no clear beat
+    tempo_steady  whether the tempo is the same throughout the clip
+    key           tonic and mode, such as "A minor"; null if unclear
+    loudness      LUFS (ITU-R BS.1770); null if the clip is silent or shorter than 0.4 s
+    silence       share of the clip's time that is silent
+    clipping      share of the clip's samples that are clipped
+    speech        share of the clip's time with speech
+    confidence    of tags, tempo, key and speech, from 0 to 1; the other fields are measured directly
+    captioned_by  the programs that composed the description; absent if a person wrote it
+    group         clips of one group, such as a song, are never on both sides of the validation split
+
+`genre`, `instruments`, `mood` and `vocals` need not be written: they are the tags of these categories. Where they are
+written, they take precedence.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from musicgen_core.music_tags import CATEGORIES, Category
+
+TAGS, CONFIDENCE, CAPTIONED_BY, GROUP = "tags", "confidence", "captioned_by", "group"
+MEASURED = (TAGS, "tempo", "tempo_steady", "key", "loudness", "silence", "clipping", "speech", CONFIDENCE)
+
+PREFIX = "prefix"
+"""Among the texts for training: `caption_prefix`, which stays where the description is left out"""
+_TEXTS = {
+    "key": ("key",),
+    "bpm": ("bpm", "tempo"),
+    "genre": ("genre",),
+    "moods": ("moods", "mood"),
+    "instrument": ("instrument", "instruments"),
+    "keywords": ("keywords", "vocals"),
+}
+"""Names under which audiocraft's `MusicInfo` adds fields to descriptions, and the fields of the metadata"""
+
+MetadataEntry = dict[str, Any]
+
+
+def parse_entry(text: str) -> MetadataEntry | None:
+    """Parse a JSON object; return None for anything else."""
+    try:
+        entry = json.loads(text)
+    except (ValueError, RecursionError):  # the latter for brackets nested thousands deep
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def with_categories(entry: Mapping[str, Any]) -> MetadataEntry:
+    """Return an entry with `genre`, `instruments`, `mood` and `vocals`, from its tags where it doesn't have them.
+
+    Tags of no known category, such as those that a person added, are `keywords`.
+    """
+    found: dict[str, list[str]] = {}
+    for tag in texts_of(entry.get(TAGS)):
+        category: Category | str = CATEGORIES.get(tag.lower(), "keywords")
+        found.setdefault(category, []).append(tag)
+    return {**found, **entry}
+
+
+def texts_for_training(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Return the texts that training may add to a clip's description, under audiocraft's names."""
+    whole = with_categories(entry)
+    if whole.get("tempo_steady") is False:
+        whole.pop("tempo", None)
+    found = {}
+    for name, sources in _TEXTS.items():
+        text = next((text for source in sources if (text := field_text(_rounded(source, whole.get(source))))), None)
+        if text:
+            found[name] = text
+    return found
+
+
+def _rounded(name: str, value: Any) -> Any:
+    is_tempo = name in ("bpm", "tempo") and isinstance(value, float) and math.isfinite(value)
+    return round(value) if is_tempo else value
+
+
+def texts_of(value: Any) -> list[str]:
+    """Return the texts of a field: of a list, or of a text with commas, as people write it."""
+    values = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
+    return [text for each in values if (text := field_text(each))]
+
+
+def own_description(entry: Mapping[str, Any]) -> str | None:
+    """Return the entry's `description`, if it is a string."""
+    description = entry.get("description")
+    return clean(description) if isinstance(description, str) else None
+
+
+def field_text(value: Any) -> str | None:
+    """Return a field as people write it: `120.0` → `120`, `true` → `yes`, a list with commas; None if empty.
+
+    Whole numbers are written in full, others with six digits. Objects and nested lists give None.
+    """
+    if isinstance(value, list):
+        return ", ".join(filter(None, map(_scalar_text, value))) or None
+    return _scalar_text(value)
+
+
+def _scalar_text(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}" if math.isfinite(value) else None  # NaN is pandas' null
+    return clean(str(value)) if isinstance(value, int | str) else None
+
+
+def clean(text: str) -> str | None:
+    """Strip whitespace and replace lone surrogates, which UTF-8 can't encode, by `?`; None if nothing is left."""
+    return text.strip().encode("utf-8", "replace").decode() or None

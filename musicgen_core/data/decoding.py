@@ -1,0 +1,51 @@
+"""Read and decode the clips of an archive ahead of their use, in threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+from musicgen_core.data.audio import DecodedClip, decode
+from musicgen_core.data.members import Member
+from musicgen_core.errors import ClipRejected
+from musicgen_core.prefetch import prefetch
+
+AHEAD_BYTES = 512 << 20
+"""Bytes of an archive's clips that may be unpacked and decoded ahead of their use"""
+LEAST_COST = 4 << 20
+"""Minimum cost of a clip, so that many small ones don't use up the process's file descriptors"""
+
+
+def decoded_clips(
+    members: Iterator[Member], max_bytes: int, cancelled: Callable[[], bool] = lambda: False
+) -> Generator[tuple[str, DecodedClip | ClipRejected]]:
+    """Yield name and audio, or the rejection, of each member, in order.
+
+    Args:
+        members: clips of an archive.
+        max_bytes: maximum size of a clip's audio, as for `decode`.
+        cancelled: polled while libsndfile decodes.
+
+    Raises:
+        Cancelled: `cancelled` returned True while a clip was decoded.
+    """
+
+    def load(member: Member) -> tuple[str, DecodedClip | ClipRejected]:
+        try:
+            with member.open() as file:
+                return member.name, decode(file, max_bytes, cancelled)
+        except ClipRejected as error:
+            return member.name, error
+
+    return prefetch(_decoders(), members, load, lambda member: max(LEAST_COST, member.size), AHEAD_BYTES)
+
+
+@cache
+def _decoders() -> ThreadPoolExecutor:
+    """Return the decoding threads, shared by all archives of the process.
+
+    With more than eight, threads wait for the GIL between NumPy's calls and decode less in total (bench/RESULTS.md).
+    """
+    return ThreadPoolExecutor(min(os.cpu_count() or 1, 8), thread_name_prefix="decode")
