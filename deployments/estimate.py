@@ -13,7 +13,7 @@ from musicgen_core.language import message, translated
 from musicgen_core.model import hub
 from musicgen_core.stages import advance, announce_torch
 from tasks import outcomes
-from tasks.fetching import fetched
+from tasks.progress import fetched
 
 
 def estimate(parameters: dict[str, Any]) -> int:

@@ -12,7 +12,7 @@ from musicgen_core.model import hub
 from musicgen_core.stages import announce_torch
 from musicgen_core.wording import sized
 from tasks import outcomes
-from tasks.fetching import fetched
+from tasks.progress import fetched
 
 
 def export(parameters: dict[str, Any]) -> int:

@@ -14,7 +14,7 @@ from typing import IO
 import psutil  # type: ignore[import-untyped]
 
 from deployments.environment import ROOT
-from flows.orphans import be_sent_at_parents_death
+from flows.startup import be_sent_at_parents_death
 
 STOP_SECONDS = 40  # a training run that is stopped saves a checkpoint first
 

@@ -22,7 +22,7 @@ from deployments.watching import watch_run
 from deployments.weekly import SCHEDULER_SECONDS, coming_page, describe_next, set_weekly
 from musicgen_core.errors import MusicgenError
 from musicgen_core.language import message, say, translated
-from tasks.advice import with_fields
+from tasks.forms import with_fields
 from tasks.next_steps import Made, Outcome, Step, from_comment, in_shell
 
 if TYPE_CHECKING:

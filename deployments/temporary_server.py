@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING
 
 from deployments.console import print_text
 from deployments.environment import is_healthy
-from flows.orphans import be_sent_at_parents_death
+from flows.startup import be_sent_at_parents_death
 from musicgen_core.errors import MusicgenError
 from musicgen_core.language import message, say
 from musicgen_core.stages import mention

@@ -16,7 +16,7 @@ from deployments.registering import POOL
 from musicgen_core.escaping import plain_text
 from musicgen_core.language import message, say, stored_message, translated
 from musicgen_core.wording import named
-from tasks.advice import with_fields
+from tasks.forms import with_fields
 from tasks.progress import Update
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ _STATES = {
     "Skipped": message("Skipped"),
     "WaitingForDisk": message("WaitingForDisk"),
 }
-"""Names of states: Prefect's, and those of `flows/train_lora.py` and `tasks/run_state.py`"""
+"""Names of states: Prefect's, and those of `flows/train_lora.py` and `tasks/runs.py`"""
 _ENDINGS = (
     message("{failed} of {archives} failed: {reasons}"),
     message("{ending}: {steps}, {best} {loss:.4f} in epoch {epoch}, in {run_dir}"),

@@ -7,11 +7,9 @@ from typing import Any
 from prefect.client.schemas import State
 from prefect.states import Completed
 
-from flows.endings import ends_with_reason
+from flows.decorator import form_flow
 from flows.locations import chosen_device, chosen_model, location_of, run_name
 from flows.parameters import Archives, Device, HourlyPrice, Model, SampledClips, Threads, archives_at_a_time
-from flows.run_form import form_flow
-from flows.startup import set_up_run
 from musicgen_core.data.archive import choose_archives
 from musicgen_core.language import message
 from musicgen_core.wording import lasting
@@ -19,7 +17,6 @@ from tasks.estimating import estimate_archives
 
 
 @form_flow(name="estimate", flow_run_name=run_name("estimate", "archives", "musicgen_archives"))
-@ends_with_reason
 def estimate(
     archives: Archives = "",
     clips: SampledClips = 100,
@@ -29,7 +26,6 @@ def estimate(
     workers: Threads = Threads(),
 ) -> State[Any]:
     """Show how long tokenizing and training will take: a sample of the clips is encoded."""
-    set_up_run()
     location = location_of(archives, "musicgen_archives")
     chosen, left_out = choose_archives(location)
     found: Any = estimate_archives(

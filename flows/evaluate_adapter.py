@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from prefect.client.schemas import State
 
-from flows.endings import ends_with_reason
+from flows.decorator import form_flow
 from flows.locations import chosen_device, chosen_model, location_of, run_name
 from flows.parameters import Adapter, AdaptersModel, Device, Report, Tokens
 from flows.retraining import last_trained
-from flows.run_form import form_flow
-from flows.startup import set_up_run
 from musicgen_core import storage
 from musicgen_core.evaluation.request import (
     ClapSettings,
@@ -26,7 +24,6 @@ from tasks.evaluating import evaluate_adapter as evaluate_in_task
 
 
 @form_flow(name="evaluate-adapter", flow_run_name=run_name("evaluate-adapter", "adapter", "musicgen_runs"))
-@ends_with_reason
 def evaluate_adapter(
     tokens: Tokens = "",
     adapter: Adapter = "",
@@ -40,7 +37,6 @@ def evaluate_adapter(
     clap: ClapSettings = ClapSettings(),
 ) -> Evaluation | State[Evaluation]:
     """Compare an adapter with its base model on clips that it was not trained on."""
-    set_up_run()
     chosen = adapter or last_trained(model, "Train first, or give an adapter")
     request = EvaluateRequest(
         tokens=location_of(tokens, "musicgen_tokens"),

@@ -7,19 +7,16 @@ from typing import Any
 from prefect.client.schemas import State
 from prefect.states import Completed
 
-from flows.endings import ends_with_reason
+from flows.decorator import form_flow
 from flows.locations import location_of, new_folder, run_name
 from flows.parameters import Adapter, AdaptersModel, ExportFormat, ExportOut
 from flows.retraining import last_trained
-from flows.run_form import form_flow
-from flows.startup import set_up_run
 from musicgen_core import storage
 from musicgen_core.language import message
 from tasks.exporting import export_adapter
 
 
 @form_flow(name="export", flow_run_name=run_name("export", "adapter", "musicgen_runs"))
-@ends_with_reason
 def export(
     adapter: Adapter = "",
     out: ExportOut = "",
@@ -27,7 +24,6 @@ def export(
     model: AdaptersModel = "",
 ) -> State[Any]:
     """Write an adapter in another library's format, with a model card that explains how to load it."""
-    set_up_run()
     chosen = adapter or last_trained(model, "Train first, or give an adapter")
     target = out or str(storage.as_path(location_of(None, "musicgen_output")) / new_folder("export"))
     name = storage.as_path(chosen).name

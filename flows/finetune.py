@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger
 
-from flows.endings import ends_with_reason
+from flows.decorator import form_flow
 from flows.generate_music import generate_music
 from flows.locations import chosen_device, chosen_model, location_of, new_folder, run_name
 from flows.parameters import (
@@ -26,8 +26,6 @@ from flows.parameters import (
     Validation,
     Workers,
 )
-from flows.run_form import form_flow
-from flows.startup import set_up_run
 from flows.tokenize_archives import ArchivesFailed, TokenizeResult, tokenize_archives
 from flows.train_lora import train_lora
 from musicgen_core import storage
@@ -48,9 +46,9 @@ from musicgen_core.config import (
 from musicgen_core.errors import ArchiveError
 from musicgen_core.language import message
 from tasks.artifacts import artifacts_of_run
-from tasks.fetching import check_model
 from tasks.outcomes import finetuned
 from tasks.summary import rendered_files, rendered_section, show_summary, tokenized_section, trained_section
+from tasks.training import check_model
 
 if TYPE_CHECKING:
     from musicgen_core.generation.request import Rendered
@@ -67,7 +65,6 @@ class FinetuneResult:
 
 
 @form_flow(name="finetune", flow_run_name=run_name("finetune", "run_dir"))
-@ends_with_reason
 def finetune(
     archives: Archives = "",
     tokens: Tokens = "",
@@ -96,7 +93,6 @@ def finetune(
     hardware: HardwareSettings = HardwareSettings(),
 ) -> FinetuneResult:
     """Tokenize the archives, train an adapter on them, and make music with it."""
-    set_up_run()
     on = {"model": model, "device": device, "duration": duration}
     model, device = chosen_model(model), chosen_device(device)
     check_model(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect.client.schemas import State
 from prefect.states import Completed
 
-from flows.endings import ends_with_reason
+from flows.decorator import form_flow
 from flows.locations import chosen_device, chosen_model, is_of_deployment, location_of, music_name, new_folder
 from flows.parameters import (
     BASE,
@@ -22,8 +22,6 @@ from flows.parameters import (
     Variations,
 )
 from flows.retraining import last_trained
-from flows.run_form import form_flow
-from flows.startup import set_up_run
 from musicgen_core import storage
 from musicgen_core.config import DEFAULT_PROMPTS, ChoiceSettings, Duration, MusicSeed, SamplingSettings
 from musicgen_core.generation.prompts import Prompt, read_prompts
@@ -33,7 +31,6 @@ from tasks.generating import render_prompts
 
 
 @form_flow(name="generate-music", flow_run_name=music_name("generate-music"))
-@ends_with_reason
 def generate_music(
     prompts: MusicPrompts = (),
     prompts_file: PromptsFile = "",
@@ -51,7 +48,6 @@ def generate_music(
     engine: EngineOptions = EngineOptions(),
 ) -> list[Rendered] | State[list[Rendered]]:
     """Generate music from text prompts, with a trained adapter or with the base model alone."""
-    set_up_run()
     wanted = [Prompt(prompt=text) for text in prompts]
     wanted += read_prompts(prompts_file) if prompts_file else []
     wanted = wanted or [Prompt(prompt=text) for text in DEFAULT_PROMPTS]

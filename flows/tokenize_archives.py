@@ -15,13 +15,11 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Completed, Failed
 from upath import UPath
 
-from flows.endings import ends_with_reason
+from flows.decorator import form_flow
 from flows.locations import chosen_device, chosen_model, location_of, run_name
 from flows.parameters import Archives, Device, Limit, Metadata, Model, Tokens, Workers, archives_at_a_time
-from flows.run_form import form_flow
 from flows.runners import call_everywhere
 from flows.runners import task_runner as make_task_runner
-from flows.startup import set_up_run
 from musicgen_core import storage
 from musicgen_core.config import DescriptionSettings, ReadingSettings, TokenizeSettings
 from musicgen_core.data.archive import ArchiveFile, archive_stem, choose_archives, clip_names
@@ -85,7 +83,6 @@ class ArchivesFailed(ArchiveError):
 
 
 @form_flow(name="tokenize-archives", flow_run_name=run_name("tokenize-archives", "archives", "musicgen_archives"))
-@ends_with_reason
 def tokenize_archives(
     archives: Archives = "",
     tokens: Tokens = "",
@@ -98,7 +95,6 @@ def tokenize_archives(
     workers: Workers = Workers(),
 ) -> State[TokenizeResult]:
     """Tokenize every clip of every archive with EnCodec, one task per archive; finished shards are kept."""
-    set_up_run()
     on = {"model": model, "device": device}
     settings = collect(TokenizeSettings, descriptions, reading)
     model, device = chosen_model(model), chosen_device(device)

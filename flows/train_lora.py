@@ -8,12 +8,10 @@ from prefect.client.schemas import State
 from prefect.states import Completed
 from upath import UPath
 
-from flows.endings import ends_with_reason
+from flows.decorator import form_flow
 from flows.locations import chosen_device, chosen_model, location_of, new_folder, run_name
 from flows.parameters import Device, Model, RunDir, Saving, Start, Tokens, Validation
 from flows.retraining import Training, is_begun, last_completed, new_archives
-from flows.run_form import form_flow
-from flows.startup import set_up_run
 from musicgen_core import storage
 from musicgen_core.config import (
     AdapterSettings,
@@ -38,7 +36,6 @@ from tasks.training import outcome, train_adapter
 
 
 @form_flow(name="train-lora", flow_run_name=run_name("train-lora", "run_dir"))
-@ends_with_reason
 def train_lora(
     tokens: Tokens = "",
     run_dir: RunDir = "",
@@ -58,7 +55,6 @@ def train_lora(
     hardware: HardwareSettings = HardwareSettings(),
 ) -> TrainResult | State[TrainResult]:
     """Fine-tune MusicGen with LoRA on tokenized clips. Running it again resumes where it stopped."""
-    set_up_run()
     essential = {"num_epochs": num_epochs, "lora_r": lora_r, "learning_rate": learning_rate, "seed": seed}
     settings = collect(TrainSettings, lora, optimizer, validation, samples, data, saving, hardware, **essential)
     model, device = chosen_model(model), chosen_device(device)

@@ -197,7 +197,7 @@ def _pattern(msgid: str) -> re.Pattern[str]:
 
 
 def _literal(text: str) -> str:
-    """Return the pattern of a text in which options may have become fields of a form, as `tasks/advice.py` does it."""
+    """Return the pattern of a text in which options may have become fields of a form, as `tasks/forms.py` does it."""
     between, options = _OPTION.split(text)[::2], _OPTION.findall(text)
     fields = [option.replace("-", "_") for option in options]
     found = [

@@ -14,9 +14,8 @@ from musicgen_core.language import message
 from musicgen_core.stages import announce, announce_torch
 from tasks import outcomes
 from tasks.artifacts import artifacts_of_run
-from tasks.cancelling import cancellable
-from tasks.names import counted_name
 from tasks.progress import LOG_EVERY_SECONDS, Pace, Update, report, run_logger
+from tasks.runs import cancellable, counted_name
 from tasks.summary import estimated_section, show_summary
 
 if TYPE_CHECKING:

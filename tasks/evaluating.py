@@ -13,8 +13,8 @@ from musicgen_core.evaluation.request import EvaluateRequest, Evaluation
 from musicgen_core.stages import announce_torch
 from tasks import outcomes
 from tasks.artifacts import artifacts_of_run
-from tasks.cancelling import cancellable
 from tasks.progress import LOG_EVERY_SECONDS, Pace, Update, report
+from tasks.runs import cancellable
 from tasks.summary import evaluated_section, show_summary, trained_section
 
 if TYPE_CHECKING:

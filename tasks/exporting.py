@@ -11,7 +11,7 @@ from musicgen_core.language import message
 from musicgen_core.stages import announce, announce_torch
 from tasks import outcomes
 from tasks.artifacts import artifacts_of_run
-from tasks.cancelling import cancellable
+from tasks.runs import cancellable
 from tasks.summary import exported_section, show_summary
 
 if TYPE_CHECKING:

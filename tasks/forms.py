@@ -1,16 +1,63 @@
-"""Run forms of deployments in the Prefect UI: groups of parameters, and links to prefilled forms."""
+"""Run forms of deployments in the Prefect UI: groups of parameters, links to prefilled forms, and advice on fields.
+
+Messages of the core name command-line options; in the UI they name the fields of the form. Nothing here imports Prefect
+at module level.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from uuid import UUID
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+
+_QUOTED = r"""(?<!\w)(?:'[^']*'(?!\w)|"[^"]*"|`[^`]*`|“[^”]*”)"""
+_COMMAND = r"(?<![\w-])(?:musicgen-flows|uv|prefect|ssh|gcloud|hf|wandb) (?:(?![.;,:](?:\s|$)|\)).)*"
+"""Pattern of a command line in a sentence, up to the next punctuation mark"""
+_OPTION = r"(?<![\w/.-])--(?P<name>[a-z][a-z0-9-]*)(?![\w/]|[.-]\w)"
+_PARTS = re.compile(f"{_QUOTED}|{_COMMAND}|{_OPTION}", re.DOTALL)
+
+
+def in_form(text: str) -> str:
+    """Return a text in which options are replaced by the fields of the current flow's form, such as `init_adapter`.
+
+    Options of other programs, quotations, command lines and paths stay as they are, as does every text outside of
+    flows. `--no-evaluate` becomes the field with its value: `evaluate false`.
+    """
+    from prefect.context import FlowRunContext
+
+    context = FlowRunContext.get()
+    if context is None or context.flow is None:
+        return text
+    form = context.flow.parameters
+    return with_fields(text, {"properties": form.properties, "definitions": form.definitions})
+
+
+def with_fields(text: str, schema: Mapping[str, Any]) -> str:
+    """Return a text in which options are replaced by the fields of a form, whose schema of parameters is given."""
+    groups = schema.get("definitions", {}).values()
+    fields = {*schema.get("properties", ()), *(name for group in groups for name in group.get("properties", ()))}
+
+    def shown(part: re.Match[str]) -> str:
+        return _field(part["name"], fields) or part[0] if part["name"] else part[0]
+
+    return _PARTS.sub(shown, text)
+
+
+def _field(option: str, fields: Collection[str]) -> str | None:
+    name = option.replace("-", "_")
+    # The command line has short names: --epochs for num_epochs, --prompt for prompts.
+    found = next((one for one in (name, f"num_{name}", f"{name}s") if one in fields), None)
+    if found is None and name.startswith("no_") and name.removeprefix("no_") in fields:
+        return f"{name.removeprefix('no_')} false"
+    return found
+
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +76,7 @@ def form_link(deployment: str, parameters: Mapping[str, Any]) -> str | None:
     Returns:
         None if the server has no such deployment or does not answer.
     """
-    from prefect.client.orchestration import get_client  # not at the top: grouping parameters does not need Prefect
+    from prefect.client.orchestration import get_client
 
     try:
         with get_client(sync_client=True) as client:

@@ -9,10 +9,9 @@ from prefect import task
 from musicgen_core.generation.request import Rendered, RenderRequest
 from musicgen_core.stages import announce_torch, heard_by
 from tasks.artifacts import artifacts_of_run
-from tasks.cancelling import cancellable
-from tasks.names import counted_name
 from tasks.outcomes import rendered
 from tasks.rendering_log import RenderingLog
+from tasks.runs import cancellable, counted_name
 from tasks.summary import rendered_files, rendered_section, show_summary
 
 

@@ -1,4 +1,4 @@
-"""Progress of running tasks, for a listener in this process (the command line) and for the run's log."""
+"""Progress of running tasks and downloads, for a listener in this process (the command line) and for the run's log."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 
 from prefect import get_run_logger
 from prefect.exceptions import MissingContextError
+
+from musicgen_core.model import hub
 
 LOG_EVERY_SECONDS = 60.0
 """Logs of a night must stay readable: one line a minute of normal progress"""
@@ -121,3 +123,14 @@ def duration(seconds: float) -> str:
 def local_now() -> str:
     """Return the current time with its zone, such as 2026-11-23 03:00:05 JST."""
     return time.strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
+def report_downloads() -> None:
+    """Report downloads of the current run as progress updates, in MB."""
+    hub.set_download_listener(lambda progress: report(fetched(progress)))
+
+
+def fetched(progress: hub.DownloadProgress) -> Update:
+    """Return a download's progress as an update, in MB."""
+    done, total = progress.done // 10**6, progress.total // 10**6
+    return Update("fetch", progress.repo, done, total, f"{progress.bytes_per_sec / 1e6:.1f} MB/s, {progress.repo}")

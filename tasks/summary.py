@@ -26,13 +26,12 @@ from musicgen_core.run_layout import (
     WANDB,
 )
 from musicgen_core.wording import counted, lasting, sized
-from tasks.advice import in_form
 from tasks.artifacts import Artifacts, markdown_table
-from tasks.forms import form_link
+from tasks.forms import form_link, in_form
 from tasks.next_steps import Outcome, Step, as_comment
 from tasks.progress import local_now
 from tasks.served import file_link
-from tasks.tokenizing_table import reason_alone
+from tasks.tokenizing_log import reason_alone
 from tasks.training_page import wandb_line
 
 if TYPE_CHECKING:

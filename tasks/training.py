@@ -10,14 +10,13 @@ from prefect.exceptions import CancelledRun, TerminationSignal
 
 from musicgen_core.config import TrainSettings
 from musicgen_core.language import message
-from musicgen_core.stages import announce_torch, heard_by
+from musicgen_core.stages import announce, announce_torch, heard_by
 from musicgen_core.wording import counted
 from tasks.artifacts import artifacts_of_run
-from tasks.cancelling import cancellable, is_cancelling
-from tasks.fetching import check_model
 from tasks.interruption import terminal_command
 from tasks.outcomes import trained
 from tasks.progress import quieted
+from tasks.runs import cancellable, is_cancelling
 from tasks.summary import show_summary, trained_section
 from tasks.training_log import TrainingLog
 
@@ -113,3 +112,19 @@ def _train(request: TrainRequest, log: TrainingLog) -> TrainResult:
         check_model(request.model)  # once, before every process needs it
         return launch(request, request.settings.gpus, log.start, log.hear, on_wait=log.wait, on_prior=log.generate)
     return train(request, log.start, log.hear, on_wait=log.wait, on_prior=log.generate)
+
+
+def check_model(name: str) -> None:
+    """Download a model with its text encoder, and read its configuration.
+
+    Raises:
+        ModelError: the model can't be used by any run.
+    """
+    announce_torch()
+    from musicgen_core.model.text import find_text_encoder
+    from musicgen_core.model.weights import find_model
+
+    announce(message("looking for the model {name}", name=name))
+    model = find_model(name)
+    assert model.config, "read, to find out whether it can be"
+    find_text_encoder(model.text_encoder)

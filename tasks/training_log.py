@@ -15,11 +15,11 @@ from musicgen_core.language import message
 from musicgen_core.run_layout import RunLayout
 from musicgen_core.stages import Stage
 from musicgen_core.wording import joined
-from tasks.advice import in_form
 from tasks.artifacts import Artifacts
+from tasks.forms import in_form
 from tasks.interruption import INTERRUPTED, TerminalCommand
 from tasks.progress import LOG_EVERY_SECONDS, Pace, Update, report, run_logger
-from tasks.run_state import show_waiting
+from tasks.runs import show_waiting
 from tasks.training_page import TrainingFigures, newest_samples, samples_page, training_page
 
 if TYPE_CHECKING:
@@ -132,31 +132,24 @@ class TrainingLog:
         Args:
             command: the command that was interrupted in the terminal; None: it was cancelled in the UI.
         """
-        figures = self._figures
-        figures.forget_speed()
-        if command is None:
-            if not self._has_begun:
-                text = message(
-                    "cancelled before training began; Retry continues from the newest checkpoint, if there is one"
-                )
-            elif self._is_waiting:
-                text = message(
-                    "cancelled at step {step:,}, not saved; Retry continues from the last checkpoint", step=figures.done
-                )
-            else:
-                text = message(
-                    "cancelled at step {step:,} of {steps:,}; Retry continues from there",
-                    step=figures.done,
-                    steps=figures.total,
-                )
-            self.show(text)
-            return text
+        self._figures.forget_speed()
+        step, steps = self._figures.done, self._figures.total
         if not self._has_begun:
             where, start = "before training began", "the newest checkpoint, if there is one"
+            text = message(
+                "cancelled before training began; Retry continues from the newest checkpoint, if there is one"
+            )
         elif self._is_waiting:
-            where, start = f"at step {figures.done:,}, not saved", "the last checkpoint"
+            where, start = f"at step {step:,}, not saved", "the last checkpoint"
+            text = message("cancelled at step {step:,}, not saved; Retry continues from the last checkpoint", step=step)
         else:
-            where, start = f"at step {figures.done:,} of {figures.total:,}", "there"
+            where, start = f"at step {step:,} of {steps:,}", "there"
+            text = message(
+                "cancelled at step {step:,} of {steps:,}; Retry continues from there", step=step, steps=steps
+            )
+        if command is None:
+            self.show(text)
+            return text
         state = f"{INTERRUPTED} {where}"
         self.show(state, note=f"To continue from {start}:\n\n{markdown_block(command.again)}" if command.again else "")
         return command.ended(state, f" from {start}")

@@ -6,11 +6,11 @@ import os
 from collections.abc import Collection
 
 from deployments.checks.finding import Finding
+from flows.startup import BLOCKS
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
 from musicgen_core.model import hub
 from musicgen_core.tracking import sync_command
-from tasks.keys import BLOCKS
 
 _WITHOUT = {
     "WANDB_API_KEY": message(

@@ -13,8 +13,8 @@ from deployments.checks.finding import Finding, describe
 from deployments.checks.run_lists import check_run_lists
 from deployments.environment import is_healthy
 from deployments.registering import DEPLOYMENTS, POOL, QUEUE, TOKENIZING_QUEUE, read_automations
+from flows.startup import BLOCKS
 from musicgen_core.language import message
-from tasks.keys import BLOCKS
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient

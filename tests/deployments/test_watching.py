@@ -14,10 +14,10 @@ from musicgen_core.errors import ConfigError, MusicgenError, translated_error
 from musicgen_core.language import VARIABLE, message, say, translated
 from musicgen_core.training.request import TrainResult
 from musicgen_core.wording import counted
-from tasks.advice import with_fields
-from tasks.cancelling import CANCELLED
+from tasks.forms import with_fields
 from tasks.next_steps import Made, Outcome, as_comment, from_comment
 from tasks.outcomes import no_descriptions
+from tasks.runs import CANCELLED
 from tasks.training import outcome
 
 FORM = {"properties": train_lora.parameters.properties, "definitions": train_lora.parameters.definitions}

@@ -10,7 +10,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import dask_cluster
+from flows import runners
 from flows.runners import call_everywhere, task_runner
 from musicgen_core.errors import ConfigError
 
@@ -82,8 +82,8 @@ def test_dask_without_a_lasting_prefect_server_is_refused(tmp_path: Path) -> Non
 def test_an_address_where_nothing_listens_fails_soon(
     silent_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert dask_cluster.ANSWER_SECONDS <= 5
-    monkeypatch.setattr(dask_cluster, "ANSWER_SECONDS", 0.5)
+    assert runners.ANSWER_SECONDS <= 5
+    monkeypatch.setattr(runners, "ANSWER_SECONDS", 0.5)
     for address in ("tcp://127.0.0.1:9", f"tcp://127.0.0.1:{silent_port}"):
         assert dask_error(address, tmp_path).startswith(f"no Dask scheduler at {address}: no answer in 0.5 s. Start")
 

@@ -184,7 +184,7 @@ child.wait()
 CHILD = """
 import signal, sys
 signal.signal(signal.SIGTERM, lambda *_: print("terminated", flush=True))
-from flows.orphans import end_with_worker
+from flows.startup import end_with_worker
 end_with_worker()
 print("ready", flush=True)
 sys.stdin.read()

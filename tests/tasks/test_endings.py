@@ -24,7 +24,7 @@ from flows.tokenize_archives import ArchivesFailed, tokenize_archives
 from flows.train_lora import train_lora
 from musicgen_core.errors import AdapterError
 from tasks import training
-from tasks.advice import in_form
+from tasks.forms import in_form
 from tasks.interruption import interruptible
 from tasks.next_steps import from_comment
 from tasks.progress import Update, listening

@@ -29,7 +29,7 @@ from flows.tokenize_archives import tokenize_archives
 from flows.train_lora import train_lora
 from musicgen_core import storage
 from musicgen_core.training.files import saving
-from tasks import run_state, training_log
+from tasks import runs, training_log
 from tasks.progress import Update, listening, quieted
 from tasks.training_page import training_page
 
@@ -177,7 +177,7 @@ def seen_waiting(monkeypatch: pytest.MonkeyPatch) -> list[list[FlowRun]]:
         return whole(target)
 
     def show_waiting(reason: str | None) -> None:
-        run_state.show_waiting(reason)
+        runs.show_waiting(reason)
         ids = dict.fromkeys(UUID(str(run)) for run in (runtime.flow_run.id, runtime.flow_run.root_flow_run_id))
         with get_client(sync_client=True) as client:
             seen.append([client.read_flow_run(run) for run in ids])

@@ -1,17 +1,33 @@
-"""Flows with a run form that describes each parameter, and that accept parameters both grouped and flat."""
+"""The decorator of the flows.
+
+The run form describes each parameter; a run accepts parameters both grouped and flat; its final state and summary give
+the reason of a failure, or where a cancelled run resumes.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum
+from functools import partial, wraps
 from typing import Annotated, Any, ParamSpec, TypeVar
 
-from prefect import Flow
+from prefect import Flow, runtime
+from prefect.client.schemas import State
+from prefect.states import Cancelled, Failed
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from flows.parameters import grouped, groups_of
+from flows.startup import set_up_run
+from musicgen_core.errors import MusicgenError, is_refusal, raise_if_interrupted
+from tasks.artifacts import PATIENCE_IF_INTERRUPTED_SECONDS, artifacts_of_run
+from tasks.forms import in_form
+from tasks.interruption import terminal_command
+from tasks.next_steps import Outcome
+from tasks.runs import cancellable, is_ended_by_worker, leave_to_worker
+from tasks.summary import cancelled_section, failed_section, show_summary
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -71,9 +87,42 @@ def _given(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def form_flow(name: str, flow_run_name: Callable[[], str]) -> Callable[[Callable[P, R]], FormFlow[P, R]]:
-    """Turn a function into a flow, as Prefect's `@flow` does, with a run form that describes each parameter."""
+    """Turn a function into a flow, as Prefect's `@flow` does, with set-up, a run form, and reasons of failures."""
 
     def decorate(function: Callable[P, R]) -> FormFlow[P, R]:
-        return FormFlow(function, name=name, flow_run_name=flow_run_name)
+        return FormFlow(_ends_with_reason(function), name=name, flow_run_name=flow_run_name)
 
     return decorate
+
+
+def _ends_with_reason(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate the function of a flow, which gets the set-up, and a final state with the reason of its end."""
+
+    @cancellable
+    def run(*arguments: P.args, **parameters: P.kwargs) -> R:
+        set_up_run()
+        return function(*arguments, **parameters)
+
+    @wraps(function)
+    def explained(*arguments: P.args, **parameters: P.kwargs) -> Any:
+        try:
+            result = run(*arguments, **parameters)
+        except Exception as error:
+            raise_if_interrupted(error)
+            with artifacts_of_run() as artifacts:
+                refused = Outcome(is_refused=is_refusal(error))
+                show_summary(artifacts, partial(failed_section, error), outcome=lambda: refused, again="Try again")
+            if not isinstance(error, MusicgenError):
+                raise
+            return Failed(message=in_form(str(error)), data=error)  # raised, it would get Prefect's prefix
+        if isinstance(result, State) and result.is_cancelled():
+            again = command.again if (command := terminal_command()) is not None else ""
+            # Ctrl-C pressed twice: the summary is not worth the state.
+            with suppress(KeyboardInterrupt), artifacts_of_run(PATIENCE_IF_INTERRUPTED_SECONDS) as artifacts:
+                show_summary(artifacts, partial(cancelled_section, str(result.message), again))
+            if is_ended_by_worker() and not runtime.flow_run.parent_flow_run_id:
+                leave_to_worker(str(result.message))
+            result = Cancelled(message=result.message)  # Prefect would count a task's own state instead of showing it
+        return result
+
+    return explained

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from prefect import runtime
 
-from tasks.names import counted_name
+from tasks.runs import counted_name
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from prefect.flow_engine import run_flow
 from prefect.states import Pending
 from pydantic.fields import FieldInfo
 
+from flows.decorator import form_flow
 from flows.estimate import estimate
 from flows.evaluate_adapter import evaluate_adapter
 from flows.export import export
@@ -29,7 +30,6 @@ from flows.parameters import (
     grouped,
     groups_in,
 )
-from flows.run_form import form_flow
 from flows.tokenize_archives import tokenize_archives
 from flows.train_lora import train_lora
 from musicgen_core.config import HardwareSettings

@@ -7,7 +7,7 @@ import os
 import pytest
 from prefect.blocks.system import Secret
 
-from tasks.keys import export_secrets
+from flows.startup import export_secrets
 
 
 @pytest.fixture(autouse=True)
