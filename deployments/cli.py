@@ -99,7 +99,7 @@ COMMANDS = {
     ),
     "estimate": Command(
         summary="How long it will take, and at what price",
-        function="deployments.estimate:estimate",
+        function="deployments.commands:estimate",
         form=EstimateParameters,
         example="uv run musicgen-flows estimate archives/ --hourly-price 2.50",
         arguments=("archives",),
@@ -115,7 +115,7 @@ COMMANDS = {
     ),
     "export": Command(
         summary="Share an adapter: for peft or audiocraft, with a model card",
-        function="deployments.export:export",
+        function="deployments.commands:export",
         form=ExportParameters,
         example="uv run musicgen-flows export runs/first shared/ --format peft",
         arguments=("adapter", "out"),

@@ -1,19 +1,25 @@
-"""The commands that run one flow each, with the flow's own parameters."""
+"""The commands that run one flow each, and those that do the same work without a Prefect server."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from deployments.activity import working
 from deployments.api import ensure_api
-from deployments.console import print_outcome, print_rows
+from deployments.console import print_outcome, print_rows, print_text
 from deployments.inputs import check_evaluation, check_rendering, check_training
-from musicgen_core.language import message, stored_message
-from musicgen_core.wording import counted, lasting
+from flows.parameters import EstimateParameters, ExportParameters, archives_at_a_time, grouped, groups_in
+from musicgen_core.config import DEFAULT_MODEL
+from musicgen_core.language import message, stored_message, translated
+from musicgen_core.model import hub
+from musicgen_core.stages import advance, announce_torch
+from musicgen_core.wording import counted, lasting, sized
 from tasks import outcomes
 from tasks.interruption import terminal_command
 from tasks.next_steps import command_line
+from tasks.progress import fetched
 
 if TYPE_CHECKING:
     from flows.finetune import FinetuneResult
@@ -78,6 +84,49 @@ def finetune(parameters: dict[str, Any]) -> int:
     print_rows(message("Fine-tuned"), [*tokenized_rows(result.tokenized), *trained_rows(result.trained)])
     tokens, shards, notice = result.tokenized.tokens, len(result.tokenized.reports), _new_notice(result.tokenized)
     print_outcome(outcomes.finetuned(tokens, shards, result.trained, result.rendered, parameters, notice))
+    return 0
+
+
+def estimate(parameters: dict[str, Any]) -> int:
+    given = EstimateParameters(**grouped(parameters, groups_in(EstimateParameters)))
+    model = given.model or DEFAULT_MODEL
+    done = count(1)
+    with working() as activity, hub.download_listener(lambda progress: activity(fetched(progress))):
+        announce_torch()
+        from musicgen_core import estimate as estimating
+        from musicgen_core.codec import Codec
+        from musicgen_core.data.archive import choose_archives
+        from musicgen_core.devices import pick_device
+        from musicgen_core.model.weights import find_codec
+
+        picked = pick_device(given.device)
+        activity.say(message("looking into the archives"))
+        chosen, left_out = choose_archives(given.archives)
+        if notice := outcomes.missing_descriptions(chosen):
+            print_text(translated(notice), "yellow")
+        found = estimating.estimate(
+            chosen,
+            lambda: Codec(find_codec(model), picked),
+            given.clips,
+            archives_at_a_time(given.workers.max_workers),
+            lambda: advance(message("encoding a sample of the clips"), next(done), given.clips),
+        )
+    print_rows(message("Estimate"), estimating.rows_of(found, model, given.hourly_price or None, left_out))
+    on = {"model": given.model, "device": given.device}
+    print_outcome(outcomes.estimated(given.archives, on, unreadable=len(found.unreadable)))
+    return 0
+
+
+def export(parameters: dict[str, Any]) -> int:
+    given = ExportParameters(**parameters)
+    with working() as activity, hub.download_listener(lambda progress: activity(fetched(progress))):
+        announce_torch()
+        from musicgen_core.exporting import export as exporting
+
+        exported = exporting.export(given.adapter, given.out, given.format, given.model or None)
+    print_rows(message("Exported"), [(name, sized(size)) for name, size in exported.files.items()])
+    on = {"adapter": given.adapter, "model": given.model}
+    print_outcome(outcomes.exported(str(exported.directory), given.format, on))
     return 0
 
 

@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from deployments.activity import working
-from deployments.checks import disk, keys, machine, memory, model_files, model_size, packages, places, server, services
+from deployments.checks import capacity, keys, machine, models, places, server, services
 from deployments.checks.finding import Attempt, Check, Finding, redact
 from deployments.console import print_outcome, print_text
 from deployments.parameters import DoctorParameters
@@ -82,9 +82,9 @@ def examine(
     model = model or used
     device = (variables.get("musicgen_device") if device == "auto" else "") or device
     return [
-        *_findings(message("packages"), packages.check_packages),
+        *_findings(message("packages"), machine.check_packages),
         *_findings("GPU", machine.check_machine, device),
-        *_findings(message("model files"), model_files.check_model_files, model),
+        *_findings(message("model files"), models.check_model_files, model),
         *_capacity(model, device, {**known, **given}, clips),
         *_findings(message("keys"), keys.check_keys, configured.keys),
         *configured.findings,
@@ -105,12 +105,12 @@ def _used_model(model: str, is_set: bool) -> Finding:
 
 
 def _capacity(model: str, device: str, given: Mapping[str, str], clips: int | None) -> list[Finding]:
-    size = _run(message("model"), model_size.measure_model, model)
+    size = _run(message("model"), models.measure_model, model)
     if isinstance(size, Finding):
         return [size]
     return [
-        *_findings(message("memory"), memory.check_memory, size, device),
-        *_findings(message("disk"), disk.check_disk, size, given, clips),
+        *_findings(message("memory"), capacity.check_memory, size, device),
+        *_findings(message("disk"), capacity.check_disk, size, given, clips),
     ]
 
 

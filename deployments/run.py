@@ -15,9 +15,9 @@ from deployments.activity import working
 from deployments.api import check_api, explain_lost, has_api
 from deployments.console import print_line, print_outcome, print_text
 from deployments.environment import LOCAL_API
+from deployments.inputs import arranged, parsed
 from deployments.options import UsageError
 from deployments.parameters import RunParameters
-from deployments.run_parameters import arranged, parsed
 from deployments.watching import watch_run
 from deployments.weekly import SCHEDULER_SECONDS, coming_page, describe_next, set_weekly
 from musicgen_core.errors import MusicgenError

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import IO, TYPE_CHECKING, Any
 
 import httpx
@@ -20,10 +21,11 @@ from deployments.addresses import addresses, files_addresses, warn_of_others
 from deployments.api import check_database, check_home
 from deployments.checks.finding import redact
 from deployments.checks.machine import ask_smi
-from deployments.checks.run_lists import check_run_lists
+from deployments.checks.server import check_run_lists
 from deployments.console import print_outcome, print_rows, print_text
 from deployments.environment import LOCAL_API, is_healthy, is_quiet
 from deployments.parameters import DEFAULT_HOST, UpParameters
+from deployments.process_output import LOGGING, follow_errors, follow_output
 from deployments.processes import Command, Part, Parts
 from deployments.registering import (
     DEPLOYMENTS,
@@ -31,21 +33,21 @@ from deployments.registering import (
     POOL,
     QUEUE,
     TOKENIZING_QUEUE,
+    read_automations,
     register,
     set_defaults,
     set_places,
     stored_places,
 )
-from deployments.restarting import restart_missed
-from deployments.server_errors import LOGGING, follow_errors
 from deployments.weekly import describe_next
-from deployments.worker_output import follow_output
 from musicgen_core.errors import MusicgenError
 from musicgen_core.language import message, say
 from musicgen_core.wording import counted, joined
 from tasks.next_steps import Made, Outcome, Step
 
 if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
     from deployments.file_server import Serving
 
 LOOK_SECONDS = 30.0
@@ -53,6 +55,11 @@ LOOK_SECONDS = 30.0
 
 SCHEDULER_SECONDS = 20.0
 """Time for the server to schedule a deployment that was just registered. It checks every 5 seconds."""
+
+RESTARTS = "musicgen: crashed trainings start again"
+"""Name of the automation that restarts crashed training runs"""
+PATIENCE = timedelta(seconds=60)  # the automation acts first
+HORIZON = timedelta(hours=1)  # restarting runs that crashed before that would surprise people
 
 
 def up(parameters: dict[str, Any]) -> int:
@@ -307,6 +314,42 @@ def _warn_of_unlistable_runs() -> None:
         for finding in check_run_lists(client):
             text = say("{found}. To fix: {fix}", found=finding.found, fix=finding.fix)
             print_text(redact(text), "yellow")
+
+
+def restart_missed(client: SyncPrefectClient, patience: timedelta = PATIENCE) -> list[str]:
+    """Reschedule runs that the automation should have restarted, and return their names.
+
+    The event of a crash can get lost or delayed. With SQLite the server drops an event after four failed attempts
+    ("database is locked", mostly just after its start). If a run crashes less than five minutes after its start and the
+    server was restarted in between, Prefect's ordering of events delays the event by fifteen minutes. Nothing is
+    restarted if the automation is paused or does not exist.
+
+    Args:
+        patience: time since the crash during which a run is left to the automation.
+    """
+    from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
+    from prefect.states import AwaitingRetry
+
+    if not any(automation.enabled for automation in client.read_automations_by_name(RESTARTS)):
+        return []
+    definition = next(automation for automation in read_automations() if automation["name"] == RESTARTS)
+    trigger, action = definition["trigger"], definition["actions"][0]
+    now = datetime.now(UTC)
+    crashed = client.read_flow_runs(
+        flow_run_filter=FlowRunFilter.model_validate(
+            {
+                "state": {"type": {"any_": ["CRASHED"]}},
+                "end_time": {"after_": now - HORIZON, "before_": now - patience},
+            }
+        ),
+        deployment_filter=DeploymentFilter.model_validate(
+            {"name": {"any_": trigger["match_related"]["prefect.resource.name"]}}
+        ),
+    )
+    missed = [run for run in crashed if str(run.run_count) in trigger["match"]["prefect.run-count"]]
+    for run in missed:
+        client.set_flow_run_state(run.id, AwaitingRetry(message=action["message"]))
+    return [run.name for run in missed]
 
 
 def _restart_missed() -> None:

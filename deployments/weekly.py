@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from deployments.run_parameters import arranged
+from deployments.inputs import arranged
 from musicgen_core.errors import MusicgenError
 from musicgen_core.language import message
 from musicgen_core.wording import dated

@@ -16,8 +16,7 @@ import pytest
 from alembic.script import ScriptDirectory
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, PREFECT_API_URL, temporary_settings
 
-from deployments.api import check_api, check_database, ensure_api, known_revisions
-from deployments.temporary_server import explain_server
+from deployments.api import check_api, check_database, ensure_api, explain_server, known_revisions
 from deployments.up import _server
 from musicgen_core.errors import MusicgenError
 

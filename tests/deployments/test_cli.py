@@ -49,7 +49,7 @@ def test_a_full_disk_is_named_with_the_file(
     def full(arguments: object) -> int:
         raise OSError(28, "No space left on device", "/music/generated_000.wav")
 
-    monkeypatch.setattr("deployments.export.export", full)
+    monkeypatch.setattr("deployments.commands.export", full)
     assert main(["export", "runs/first", "shared", "--format", "peft"]) == 1
     assert error_of(capsys).startswith("error: no space left on device: /music/generated_000.wav. Make room")
 
@@ -74,7 +74,7 @@ def test_a_server_that_stops_is_named_with_what_to_do(
     def lose_server(arguments: object) -> int:
         raise error
 
-    monkeypatch.setattr("deployments.export.export", lose_server)
+    monkeypatch.setattr("deployments.commands.export", lose_server)
     with temporary_settings({PREFECT_API_URL: "http://user:secret@host:4200/api"}):
         assert main(["export", "runs/first", "shared", "--format", "peft"]) == 1
     line = error_of(capsys)

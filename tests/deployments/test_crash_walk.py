@@ -27,7 +27,7 @@ from prefect.states import AwaitingRetry, Cancelling
 from bench.servers import free_port
 from deployments.environment import DEFAULTS, ROOT
 from deployments.registering import ensure_automations, read_automations, register
-from deployments.restarting import restart_missed
+from deployments.up import restart_missed
 from tests.deployments.restartable_site import STEPS, Site, Training, wait
 from tests.run_directories import assert_saved_where_it_was
 

@@ -20,11 +20,11 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.events import EventTrigger
 from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running
 
-from deployments import restarting
+from deployments import up
 from deployments.cli import main
 from deployments.environment import ROOT
 from deployments.registering import DEPLOYMENTS, POOL, ensure_automations, prefect, read_automations, register
-from deployments.restarting import RESTARTS, restart_missed
+from deployments.up import RESTARTS, restart_missed
 from deployments.weekly import describe_next, set_weekly
 from musicgen_core.errors import MusicgenError
 from musicgen_core.stages import heard_by
@@ -277,7 +277,7 @@ def test_only_crashes_that_the_automation_missed_are_restarted(
     before = [client.read_flow_run(run).state for run in left]
     assert restart_missed(client, timedelta(minutes=30)) == [], "the automation comes first"
     with monkeypatch.context() as patch:
-        patch.setattr(restarting, "HORIZON", timedelta(0))
+        patch.setattr(up, "HORIZON", timedelta(0))
         assert restart_missed(client, timedelta(0)) == [], "it is long ago"
     automation = client.read_automations_by_name(RESTARTS)[0]
     client.pause_automation(automation.id)

@@ -1,17 +1,22 @@
-"""Files that a command reads are checked before it starts a server."""
+"""Files that a command reads, and parameters of a deployment, are checked before a server or a run starts."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prefect.utilities.callables import parameter_schema
 
 from deployments import commands
 from deployments.cli import main
-from deployments.inputs import check_adapter, check_rendering, check_training
+from deployments.inputs import arranged, check_adapter, check_rendering, check_training, parsed
+from deployments.options import UsageError
+from flows.train_lora import train_lora
 from musicgen_core.errors import AdapterError
+from tasks.forms import beside_each_other, in_groups
 from tests.stand_in_hub import StandInHub
 
 DEBUG_CPU = ["--model", "debug", "--device", "cpu"]
@@ -83,3 +88,62 @@ def test_a_mistyped_path_is_not_left_to_the_run_as_the_hubs_are(
 
 def test_the_base_model_alone_is_no_adapter_to_look_for() -> None:
     check_adapter("base")
+
+
+SCHEMA = parameter_schema(train_lora).model_dump_for_openapi()
+TRAIN: Any = SimpleNamespace(name="train-lora", parameter_openapi_schema=SCHEMA)
+
+
+def test_an_unknown_parameter_is_reported_with_a_suggestion() -> None:
+    with pytest.raises(UsageError) as refused:
+        arranged({"num_epoch": 3, "lora_alfa": 64}, TRAIN)
+    error = str(refused.value)
+    assert (
+        "train-lora has no parameter 'num_epoch', 'lora_alfa' (perhaps num_epochs, lora_alpha); it has tokens" in error
+    )
+
+
+def test_a_parameter_similar_to_none_has_no_suggestion() -> None:
+    with pytest.raises(UsageError) as refused:
+        arranged({"prompts": 3}, TRAIN)  # difflib's own limit lets prior_prompts pass
+    assert "(perhaps" not in str(refused.value)
+
+
+def test_each_parameter_is_put_into_its_group() -> None:
+    given = parsed(["lora_r=16", "lora_alpha=64", "compile_blocks=true", "gpus=2", "batch_size=4", "evaluate=false"])
+    assert arranged(given, TRAIN) == {
+        "lora_r": 16,
+        "lora": {"lora_alpha": 64},
+        "hardware": {"compile_blocks": "on", "gpus": 2},
+        "optimizer": {"batch_size": 4},
+        "validation": {"evaluate": False},
+    }
+    assert arranged({"lora": {"lora_dora": True}, "lora_alpha": 8}, TRAIN) == {
+        "lora": {"lora_dora": True, "lora_alpha": 8}
+    }
+
+
+def test_values_that_mean_the_default_are_left_out() -> None:
+    assert arranged(parsed(["batch_size=auto", "max_steps=null", "tokens=null"]), TRAIN) == {}
+
+
+def test_problems_name_the_parameter_and_not_its_group() -> None:
+    with pytest.raises(UsageError) as refused:
+        arranged(parsed(["lora_alpha=0", "sample_prompts=calm piano", "schedule=cubic"]), TRAIN)
+    names = {problem.partition(":")[0] for problem in refused.value.problems}
+    assert names == {"lora_alpha", "schedule", "sample_prompts"}
+    assert """-p 'sample_prompts=["one", "another"]'""" in str(refused.value)
+
+
+@pytest.mark.parametrize("value", ["5", "calm", "[1]"])
+def test_a_group_that_is_no_group_is_refused(value: str) -> None:
+    with pytest.raises(UsageError, match=r"lora: .* is not of type 'object'"):
+        arranged(parsed([f"lora={value}"]), TRAIN)
+
+
+def test_grouped_parameters_can_be_shown_by_their_own_names() -> None:
+    own = {"seed": 7, "init_from_latest": True, "lora_alpha": 8}
+    stored = in_groups(own, SCHEMA)
+    assert stored == {"seed": 7, "start": {"init_from_latest": True}, "lora": {"lora_alpha": 8}}
+    assert beside_each_other(stored, SCHEMA) == own
+    assert in_groups(stored, SCHEMA) == stored

@@ -11,8 +11,8 @@ from prefect.utilities.callables import parameter_schema
 from pydantic.fields import FieldInfo
 
 from deployments.cli import COMMANDS
+from deployments.inputs import arranged, parsed
 from deployments.options import UsageError, parse
-from deployments.run_parameters import arranged, parsed
 from flows.evaluate_adapter import evaluate_adapter
 from flows.finetune import finetune
 from flows.generate_music import generate_music

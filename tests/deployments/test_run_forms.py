@@ -16,8 +16,8 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.variables import Variable
 
+from deployments.inputs import arranged
 from deployments.registering import DEPLOYMENTS
-from deployments.run_parameters import arranged
 from flows.train_lora import train_lora
 from tasks.forms import beside_each_other, form_link
 from tests.deployments.registered import deployed

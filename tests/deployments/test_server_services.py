@@ -22,7 +22,7 @@ import pytest
 from bench.servers import find_postgres, prefect_server, temporary_postgres
 from deployments.checks.services import check_services
 from deployments.environment import DEFAULTS
-from deployments.server_errors import LOCKED, LOGGING, describe_record
+from deployments.process_output import LOCKED, LOGGING, describe_record
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

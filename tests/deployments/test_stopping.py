@@ -39,7 +39,7 @@ def states_in(home: Path) -> list[tuple[str, str]]:
 
 def test_a_temporary_server_ends_with_a_command_that_is_killed(tmp_path: Path) -> None:
     script = (
-        "import time\nfrom deployments.temporary_server import start_temporary_server\n"
+        "import time\nfrom deployments.api import start_temporary_server\n"
         "start_temporary_server()\nprint('up', flush=True)\ntime.sleep(1000)"
     )
     environment = {**os.environ, **DEFAULTS, "PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": ""}

@@ -11,8 +11,8 @@ from uuid import UUID
 import pytest
 
 from deployments.cli import COMMANDS
+from deployments.inputs import parsed
 from deployments.options import parse
-from deployments.run_parameters import parsed
 from tasks.forms import form_path
 from tasks.next_steps import Made, Outcome, Step, as_comment, from_comment
 

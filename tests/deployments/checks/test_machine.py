@@ -9,12 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from deployments.checks.disk import check_disk, run_directory_bytes
+from deployments.checks.capacity import check_disk, needed_gib, run_directory_bytes
 from deployments.checks.finding import Check, Finding, attempt_all
-from deployments.checks.machine import check_compiler, check_gpus
-from deployments.checks.memory import needed_gib
-from deployments.checks.model_size import measure_model
-from deployments.checks.packages import check_packages
+from deployments.checks.machine import check_compiler, check_gpus, check_packages
+from deployments.checks.models import measure_model
 from deployments.parameters import ASSUMED_CLIPS
 from musicgen_core.config import TrainSettings
 from musicgen_core.model.debug_model import debug_model_directory
@@ -129,7 +127,7 @@ class TestCapacity:
         size = measure_model("debug")
         places = {"runs": str(tmp_path / "runs"), "tokens": str(tmp_path / "tokens")}
         room = 100 * size.file_bytes  # for a run directory of few clips, and not for the tokens of many
-        monkeypatch.setattr("deployments.checks.disk.shutil.disk_usage", lambda path: SimpleNamespace(free=room))
+        monkeypatch.setattr("deployments.checks.capacity.shutil.disk_usage", lambda path: SimpleNamespace(free=room))
         [found] = check_disk(size, places, clips=None)
         assert found.level == "warning" and found.fix
         assert f"{ASSUMED_CLIPS:,} clips (assumed; --clips N for yours) take up to" in found.found

@@ -18,8 +18,8 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from deployments.checks.disk import check_disk
-from deployments.checks.model_size import measure_model
+from deployments.checks.capacity import check_disk
+from deployments.checks.models import measure_model
 from deployments.checks.places import check_places
 from musicgen_core import storage
 

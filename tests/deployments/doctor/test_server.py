@@ -125,7 +125,7 @@ class TestServer:
     def test_a_run_that_breaks_lists_is_named_with_what_deletes_it(self) -> None:
         from prefect.client.orchestration import get_client
 
-        from deployments.checks.run_lists import check_run_lists
+        from deployments.checks.server import check_run_lists
 
         with get_client(sync_client=True) as client:
             flow = str(client.create_flow_from_name("lists"))
@@ -172,7 +172,7 @@ class TestServer:
         from prefect.client.orchestration import get_client
 
         from deployments.checks import services
-        from deployments.checks.service_trial import PREFIX
+        from deployments.checks.services import PREFIX
 
         monkeypatch.setattr(services, "SECONDS", 0.0)  # too little for any
         found = services.check_services()

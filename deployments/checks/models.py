@@ -1,15 +1,18 @@
-"""The size of a model, determined without downloading it."""
+"""The size of a model, without downloading it, and whether its files are cached or can be downloaded from the Hub."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deployments.checks.finding import Finding
 from musicgen_core.config import LORA_TARGETS, TrainSettings
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
+from musicgen_core.model import hub
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +27,9 @@ _SHAPES = {  # dim, layers, heads. Source: audiocraft, config/model/lm/model_sca
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _TEXT_DIM = 768  # T5-base
 _BESIDE_LM_BYTES = 1_200_000_000  # EnCodec and T5-base
+
+FILES = message("model files")
+_PUBLISHED_T5 = "t5-base"
 
 
 @dataclass(frozen=True)
@@ -123,3 +129,65 @@ def _shape(config: DecoderConfig) -> nn.Module:
 
     with torch.device("meta"):  # no memory is allocated
         return MusicgenLM(config)
+
+
+def check_model_files(name: str) -> list[Finding]:
+    """Check language model, codec and text encoder.
+
+    Raises:
+        ModelError: no command can use the model.
+    """
+    from huggingface_hub import constants
+
+    missing = list(_missing(name))
+    if not missing:
+        return [Finding(FILES, "ok", message("language model, codec and text encoder are on this machine"))]
+    names = ", ".join(missing)
+    if constants.is_offline_mode():
+        return [
+            Finding(
+                FILES,
+                "problem",
+                message(
+                    "{names}: not complete in {cache}, and HF_HUB_OFFLINE is set",
+                    names=names,
+                    cache=constants.HF_HUB_CACHE,
+                ),
+                message("Unset HF_HUB_OFFLINE, or copy the cache of a machine that has run with this model"),
+            )
+        ]
+    try:
+        for repo in missing:
+            hub.check(repo)
+    except ModelError as error:
+        return [Finding(FILES, "problem", error.found, error.next_step)]
+    found = message("{names}: not on this machine yet, the Hugging Face Hub has them", names=names)
+    return [Finding(FILES, "ok", found)]
+
+
+def _missing(name: str) -> Iterator[str]:
+    """Return the ids of the repositories from which files have to be downloaded."""
+    from musicgen_core.model.compression import ENCODEC, codec_repo
+    from musicgen_core.model.local_files import DEBUG, TEXT_ENCODER
+    from musicgen_core.model.weights import BUILT_IN, MODEL, BaseModel, find_model, refuse_unsupported
+
+    if name == DEBUG:
+        return  # it is made on first use
+    if name in BUILT_IN or Path(name).expanduser().is_dir():
+        found: Path | None = find_model(name).directory
+    else:
+        refuse_unsupported(name)
+        found = hub.cached(name, MODEL)
+    if found is None:
+        yield name
+        text_encoder = _PUBLISHED_T5
+    else:
+        model = BaseModel(name, found)
+        codec = codec_repo(model)
+        if codec is not None and hub.cached(codec, ENCODEC) is None:
+            yield codec
+        if (found / TEXT_ENCODER).is_dir():
+            return
+        text_encoder = model.text_encoder
+    if hub.cached(text_encoder, hub.T5) is None:
+        yield text_encoder

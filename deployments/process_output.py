@@ -1,4 +1,4 @@
-"""Print the errors that `up`'s Prefect server and its background services log, one line each."""
+"""Print what `up`'s child processes print: the errors of its Prefect server, one line each, and its workers' lines."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import threading
 from collections import Counter
 from typing import IO, Any
 
-from deployments.console import print_text
+from deployments.console import print_line, print_text
 from deployments.environment import INTERNAL_LEVEL
+from deployments.processes import Part
+from musicgen_core.escaping import printable
 from musicgen_core.language import say
 
 LOGGING = {
@@ -22,6 +24,10 @@ LOGGING = {
 LOCKED = "database is locked"
 """SQLite lets one writer in at a time. Prefect tries again, so only many of these are worth a line."""
 MANY = 8
+
+_STARTED = re.compile(r"Worker '(.+)' started!")
+_STOPPING = re.compile(r"Worker '.+' stopped!|Received SIG\w+\. Sending SIG\w+ to .+")
+"""Lines that `up` replaces with its own messages when it stops."""
 
 
 def follow_errors(log: IO[bytes]) -> threading.Thread:
@@ -77,3 +83,21 @@ def describe_record(line: str) -> str:
     # SQLAlchemy's messages continue with the statement and its parameters.
     text = f"{message}: {cause['type']}: {str(cause['message']).partition('[SQL: ')[0]}" if cause else message
     return " ".join(text.split())
+
+
+def follow_output(worker: Part) -> threading.Thread:
+    """Show a worker's output in a daemon thread until it ends."""
+    assert worker.stdout is not None, "it is a pipe"
+    thread = threading.Thread(target=_show, args=(worker.stdout,), daemon=True)
+    thread.start()
+    return thread
+
+
+def _show(output: IO[bytes]) -> None:
+    with output:
+        for line in output:
+            text = line.decode(errors="replace").strip()
+            if started := _STARTED.fullmatch(text):
+                print_text(say("Worker {name} is ready", name=started[1]), "dim")
+            elif text and not _STOPPING.fullmatch(text):
+                print_line(printable(text))

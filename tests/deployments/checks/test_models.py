@@ -10,8 +10,7 @@ import torch
 
 from deployments.checks.finding import Finding
 from deployments.checks.keys import check_keys
-from deployments.checks.model_files import check_model_files
-from deployments.checks.model_size import measure_model
+from deployments.checks.models import check_model_files, measure_model
 from musicgen_core import storage
 from musicgen_core.errors import ModelError
 from musicgen_core.model.compression import ENCODEC
