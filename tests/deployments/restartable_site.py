@@ -36,7 +36,7 @@ TRAINING = {
 
 
 @dataclass
-class Site:
+class RestartableSite:
     """A server and a worker, which can be stopped and restarted, and the training runs there."""
 
     folder: Path
@@ -103,7 +103,7 @@ class Site:
 
 @dataclass
 class Training:
-    site: Site
+    site: RestartableSite
     created: FlowRun
     directory: Path
 

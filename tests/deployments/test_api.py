@@ -25,7 +25,7 @@ from musicgen_core.errors import MusicgenError
 def prefect_like() -> Iterator[str]:
     """Answers as Prefect does: the API under /api, and the UI's page at every other address."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class PrefectLike(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             answers = {"/api/health": b"true", "/api/admin/version": json.dumps("3.8.8").encode()}
             self.send_response(200)
@@ -34,7 +34,7 @@ def prefect_like() -> Iterator[str]:
 
         def log_message(self, *_: object) -> None: ...
 
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+    with HTTPServer(("127.0.0.1", 0), PrefectLike) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()

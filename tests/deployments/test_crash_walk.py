@@ -28,7 +28,7 @@ from bench.servers import free_port
 from deployments.environment import DEFAULTS, ROOT
 from deployments.registering import ensure_automations, read_automations, register
 from deployments.up import restart_missed
-from tests.deployments.restartable_site import STEPS, Site, Training, wait
+from tests.deployments.restartable_site import STEPS, RestartableSite, Training, wait
 from tests.run_directories import assert_saved_where_it_was
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # starting a server takes minutes on a busy machine
@@ -46,9 +46,9 @@ def shortened() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, demo_tokens: Path) -> Iterator[Site]:
+def site(tmp_path_factory: pytest.TempPathFactory, demo_tokens: Path) -> Iterator[RestartableSite]:
     folder = tmp_path_factory.mktemp("walk")
-    site = Site(folder, free_port(), demo_tokens)
+    site = RestartableSite(folder, free_port(), demo_tokens)
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         for name, value in {
@@ -74,7 +74,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, demo_tokens: Path) -> Iterato
 
 
 @pytest.fixture(scope="module")
-def undisturbed(site: Site) -> dict[str, torch.Tensor]:
+def undisturbed(site: RestartableSite) -> dict[str, torch.Tensor]:
     training = site.train("undisturbed")
     training.wait_until("Completed")
     assert training.history() == ["Submitting", "Running", "Completed"]
@@ -94,7 +94,7 @@ def check_whole(training: Training, undisturbed: dict[str, torch.Tensor], event:
 RESTARTED = ["Submitting", "Running", "Crashed", "AwaitingRetry", "Submitting", "Running", "Completed"]
 
 
-def test_a_killed_run_is_restarted_and_resumes(site: Site, undisturbed: dict[str, torch.Tensor]) -> None:
+def test_a_killed_run_is_restarted_and_resumes(site: RestartableSite, undisturbed: dict[str, torch.Tensor]) -> None:
     training = site.train("flow-killed")
     training.wait_for_steps()
     training.process().kill()
@@ -106,7 +106,7 @@ def test_a_killed_run_is_restarted_and_resumes(site: Site, undisturbed: dict[str
 
 
 def test_a_run_stops_with_its_worker_and_resumes_under_the_next(
-    site: Site, undisturbed: dict[str, torch.Tensor]
+    site: RestartableSite, undisturbed: dict[str, torch.Tensor]
 ) -> None:
     training = site.train("worker-killed")
     training.wait_for_steps()
@@ -122,7 +122,9 @@ def test_a_run_stops_with_its_worker_and_resumes_under_the_next(
     check_whole(training, undisturbed, "worker killed (SIGKILL)", lost)
 
 
-def test_a_run_whose_machine_is_lost_resumes_elsewhere(site: Site, undisturbed: dict[str, torch.Tensor]) -> None:
+def test_a_run_whose_machine_is_lost_resumes_elsewhere(
+    site: RestartableSite, undisturbed: dict[str, torch.Tensor]
+) -> None:
     training = site.train("both-killed")
     training.wait_for_steps()
     training.process().kill()
@@ -140,7 +142,7 @@ def test_a_run_whose_machine_is_lost_resumes_elsewhere(site: Site, undisturbed: 
 
 
 def test_a_cancelled_run_saves_and_resumes_only_at_a_manual_retry(
-    site: Site, undisturbed: dict[str, torch.Tensor]
+    site: RestartableSite, undisturbed: dict[str, torch.Tensor]
 ) -> None:
     training = site.train("cancelled")
     training.wait_for_steps()
@@ -165,7 +167,7 @@ def test_a_cancelled_run_saves_and_resumes_only_at_a_manual_retry(
 
 
 def test_a_run_whose_worker_stopped_during_its_start_completes(
-    site: Site, undisturbed: dict[str, torch.Tensor]
+    site: RestartableSite, undisturbed: dict[str, torch.Tensor]
 ) -> None:
     training = site.train("worker-stopped")
     training.wait_until("Submitting")
@@ -177,7 +179,9 @@ def test_a_run_whose_worker_stopped_during_its_start_completes(
     check_whole(training, undisturbed, "worker stopped (SIGTERM) while a run starts", "nothing")
 
 
-def test_a_run_that_never_started_is_taken_by_another_worker(site: Site, undisturbed: dict[str, torch.Tensor]) -> None:
+def test_a_run_that_never_started_is_taken_by_another_worker(
+    site: RestartableSite, undisturbed: dict[str, torch.Tensor]
+) -> None:
     training = site.train("stuck")
     training.wait_until("Submitting")
     wait(lambda: bool(psutil.Process(site.worker.pid).children()), "the run's process")
@@ -189,7 +193,7 @@ def test_a_run_that_never_started_is_taken_by_another_worker(site: Site, undistu
     check_whole(training, undisturbed, "worker and run killed while the run starts", "nothing")
 
 
-def test_a_run_continues_while_the_server_is_down(site: Site, undisturbed: dict[str, torch.Tensor]) -> None:
+def test_a_run_continues_while_the_server_is_down(site: RestartableSite, undisturbed: dict[str, torch.Tensor]) -> None:
     training = site.train("server-restarted")
     training.wait_for_steps()
     site.server.terminate()
@@ -203,7 +207,7 @@ def test_a_run_continues_while_the_server_is_down(site: Site, undisturbed: dict[
 
 
 def test_a_run_that_died_with_its_server_resumes_with_the_server(
-    site: Site, undisturbed: dict[str, torch.Tensor]
+    site: RestartableSite, undisturbed: dict[str, torch.Tensor]
 ) -> None:
     training = site.train("all-killed")
     training.wait_for_steps()
@@ -228,7 +232,7 @@ def test_a_run_that_died_with_its_server_resumes_with_the_server(
 
 
 def test_a_finetune_killed_in_training_does_only_the_rest(
-    site: Site, undisturbed: dict[str, torch.Tensor], demo_archives: Path
+    site: RestartableSite, undisturbed: dict[str, torch.Tensor], demo_archives: Path
 ) -> None:
     archives = site.folder / "archives"
     archives.mkdir()
@@ -247,7 +251,9 @@ def test_a_finetune_killed_in_training_does_only_the_rest(
     check_whole(job, undisturbed, "finetune killed (SIGKILL) in its training", lost)
 
 
-def test_a_crashing_run_is_restarted_at_most_three_times(site: Site, undisturbed: dict[str, torch.Tensor]) -> None:
+def test_a_crashing_run_is_restarted_at_most_three_times(
+    site: RestartableSite, undisturbed: dict[str, torch.Tensor]
+) -> None:
     training = site.train("cursed")
 
     def has_begun(times: int) -> bool:

@@ -72,7 +72,7 @@ def wait_for_states(state: State[Any], expected: list[str]) -> None:
 
 
 @dataclass
-class Killed:
+class RunWithKilledWorker:
     """A run during which one worker was killed while writing a shard."""
 
     state: State[Any]
@@ -81,15 +81,17 @@ class Killed:
 
 
 @pytest.fixture(scope="module")
-def killed(started_cluster: Cluster, archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Killed:
+def killed(started_cluster: Cluster, archives: Path, tmp_path_factory: pytest.TempPathFactory) -> RunWithKilledWorker:
     tokens = tmp_path_factory.mktemp("killed")
     two = with_workers(started_cluster, 2)
     with in_mid_work(two, lambda worker: worker.process.kill()) as struck:
         state = run(archives, tokens, two)
-    return Killed(state, tokens, struck[0])
+    return RunWithKilledWorker(state, tokens, struck[0])
 
 
-def test_another_worker_tokenizes_the_archive_of_a_killed_one(killed: Killed, archives: Path, tmp_path: Path) -> None:
+def test_another_worker_tokenizes_the_archive_of_a_killed_one(
+    killed: RunWithKilledWorker, archives: Path, tmp_path: Path
+) -> None:
     assert killed.state.is_completed(), killed.state.message
     assert killed.worker.half_written  # killed before the shard was complete
     reports = killed.state.result().reports
@@ -103,7 +105,9 @@ def test_another_worker_tokenizes_the_archive_of_a_killed_one(killed: Killed, ar
         assert (killed.tokens / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
-def test_a_second_run_reuses_the_results_of_the_workers(killed: Killed, cluster: Cluster, archives: Path) -> None:
+def test_a_second_run_reuses_the_results_of_the_workers(
+    killed: RunWithKilledWorker, cluster: Cluster, archives: Path
+) -> None:
     again = run(archives, killed.tokens, cluster)
     assert again.is_completed()
     assert again.result().reports == killed.state.result().reports

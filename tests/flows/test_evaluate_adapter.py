@@ -22,6 +22,7 @@ from flows.train_lora import train_lora
 from musicgen_core.data.shards import Row, ShardWriter
 from musicgen_core.errors import ConfigError
 from musicgen_core.evaluation import evaluate as core
+from tests.killing import Killed
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
 
@@ -139,17 +140,14 @@ def test_a_failed_evaluation_is_a_warning_of_a_completed_run(
 def test_a_run_ended_during_evaluation_is_not_shown_as_complete(
     tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Terminated(BaseException):
-        """A BaseException such as Prefect's TerminationSignal."""
-
     def ended(*_: Any) -> None:
         try:
-            raise Terminated
-        except Terminated:
+            raise Killed
+        except Killed:
             raise RuntimeError("from compiled code")  # noqa: B904  which is how compiled code hides it
 
     monkeypatch.setattr(core, "evaluate", ended)
-    with pytest.raises(Terminated):
+    with pytest.raises(Killed):
         train(tokens, tmp_path / "jazz", max_steps=1)
 
 

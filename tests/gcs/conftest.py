@@ -28,7 +28,7 @@ _PASSED_ON = ("Content-type", "Location", "Range")
 
 
 @dataclass
-class Fault:
+class StorageFault:
     """A fault of the next `times` requests whose `METHOD path?query Content-Range` matches `pattern`.
 
     Attributes:
@@ -54,16 +54,16 @@ class Proxy:
     """
 
     address: str
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[StorageFault] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     ended: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)
     over: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fail(self, kind: int | str, pattern: str, times: int = 1, message: str = "made to fail") -> None:
-        self.faults.append(Fault(kind, pattern, times, message))
+        self.faults.append(StorageFault(kind, pattern, times, message))
 
-    def next_fault(self, request: str) -> Fault | None:
+    def next_fault(self, request: str) -> StorageFault | None:
         with self.lock:
             self.requests.append(request)
             fault = next((one for one in self.faults if one.times and re.search(one.pattern, request)), None)
@@ -80,7 +80,7 @@ class Proxy:
 
 
 def _handler(proxy: Proxy, emulator: int) -> type[http.server.BaseHTTPRequestHandler]:
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class ProxyHandler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def log_message(self, *_args: object) -> None:
@@ -131,7 +131,7 @@ def _handler(proxy: Proxy, emulator: int) -> type[http.server.BaseHTTPRequestHan
 
         do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _serve
 
-    return Handler
+    return ProxyHandler
 
 
 @pytest.fixture(scope="session")
@@ -149,14 +149,14 @@ def proxy(emulator: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """Yield the proxy that this process and its children use as Google Cloud Storage."""
     held = Proxy("")
 
-    class Server(http.server.ThreadingHTTPServer):
+    class QuietServer(http.server.ThreadingHTTPServer):
         daemon_threads = True
         request_queue_size = 64
 
         def handle_error(self, *_args: object) -> None:
             pass  # clients that hang up are meant to
 
-    with Server(("127.0.0.1", 0), _handler(held, emulator)) as server:
+    with QuietServer(("127.0.0.1", 0), _handler(held, emulator)) as server:
         threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
         held.address = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", held.address)

@@ -7,7 +7,7 @@ import io
 import tarfile
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +21,7 @@ from musicgen_core.codec import Codec
 from musicgen_core.model.debug_model import debug_model_directory
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel
-
-MakeWav = Callable[..., bytes]
-Pack = Callable[..., Path]
+from tests.fixture_types import MakeWav, Pack
 
 
 @pytest.fixture(scope="session")

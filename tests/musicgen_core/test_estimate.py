@@ -21,9 +21,7 @@ from musicgen_core.data.shards import shard_paths
 from musicgen_core.errors import ArchiveError
 from musicgen_core.estimate import Estimate, estimate
 from musicgen_core.tokenizing import Tokenizer
-
-MakeWav = Callable[..., bytes]
-Pack = Callable[..., Path]
+from tests.fixture_types import MakeWav, Pack
 
 
 class SlowCodec(Codec):

@@ -21,7 +21,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import Artifact, FlowRun
 
-Shown = Callable[[UUID], dict[str, Artifact]]
+from tests.fixture_types import Shown
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from uuid import UUID
@@ -11,7 +10,6 @@ import pytest
 from prefect import flow, runtime, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
-from prefect.client.schemas.objects import Artifact
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import AwaitingRetry
@@ -19,9 +17,9 @@ from prefect.states import AwaitingRetry
 from musicgen_core.escaping import markdown_code, markdown_text
 from tasks import artifacts as artifacts_module
 from tasks.artifacts import Artifacts, artifacts_of_run, markdown_table
+from tests.fixture_types import Shown
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
-Shown = Callable[[UUID], dict[str, Artifact]]
 
 
 def run_of(job: Any) -> UUID:

@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from prefect import Flow, runtime
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import Artifact, FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.context import FlowRunContext
 from prefect.exceptions import CancelledRun, TerminationSignal
 from prefect.flow_engine import run_flow
@@ -28,10 +28,10 @@ from tasks.forms import in_form
 from tasks.interruption import interruptible
 from tasks.next_steps import from_comment
 from tasks.progress import Update, listening
+from tests.fixture_types import Shown
 from tests.run_directories import steps
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
-Shown = Callable[[UUID], dict[str, Artifact]]
 QUICK: dict[str, Any] = {"batch_size": 2, "gradient_accumulation_steps": 1, "segment_seconds": 0.5, "max_steps": 40}
 AGAIN = "uv run musicgen-flows train tokens run --max-steps 40"
 

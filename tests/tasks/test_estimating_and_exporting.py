@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
-from prefect.client.schemas.objects import Artifact
 from prefect.variables import Variable
 
 from flows.estimate import estimate
 from flows.export import export
+from tests.fixture_types import Shown
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
-Shown = Callable[[UUID], dict[str, Artifact]]
 
 
 def summary_of(state: Any, shown: Shown) -> str:

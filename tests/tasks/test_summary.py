@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 import soundfile
-from prefect.client.schemas.objects import Artifact, FlowRun
+from prefect.client.schemas.objects import FlowRun
 
 from flows.generate_music import generate_music
 from musicgen_core.data.shards import Rejected, ShardReport
@@ -21,9 +21,9 @@ from musicgen_core.generation.request import Rendered, RenderRequest, outcome_of
 from tasks import summary
 from tasks.next_steps import Made, Outcome, Step, from_comment
 from tasks.summary import rendered_section, tokenized_section
+from tests.fixture_types import Shown
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
-Shown = Callable[[UUID], dict[str, Artifact]]
 
 
 def test_the_summary_of_finetune_lists_the_files_of_all_parts(

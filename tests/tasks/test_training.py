@@ -18,7 +18,7 @@ from PIL import Image
 from prefect import runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import Artifact, FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.flow_engine import run_flow
 from prefect.states import AwaitingRetry
 from prefect.variables import Variable
@@ -32,9 +32,10 @@ from musicgen_core.training.files import saving
 from tasks import runs, training_log
 from tasks.progress import Update, listening, quieted
 from tasks.training_page import training_page
+from tests.fixture_types import Shown
+from tests.killing import Killed
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
-Shown = Callable[[UUID], dict[str, Artifact]]
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +121,6 @@ def test_a_run_is_named_after_its_new_folder_also_when_retried(tokens: Path, tmp
     assert {f"train-lora · {task.name}" for task in tasks if task.name.startswith("train-")} == {name}
     [made] = (tmp_path / "runs").iterdir()
     assert name == f"train-lora · {made.name}" and re.fullmatch(r"train-\d{8}-\d{6}-\w{6}", made.name)
-
-
-class Killed(BaseException):
-    pass
 
 
 def test_a_resumed_run_draws_all_steps_in_the_same_artifacts(

@@ -26,7 +26,7 @@ def answering(answer: tuple[int, bytes] | None) -> Iterator[str]:
     """Yield the address of a web server that answers everything with one status and content, or not at all."""
     over = threading.Event()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class OneAnswer(http.server.BaseHTTPRequestHandler):
         def log_message(self, *_args: object) -> None:
             pass
 
@@ -39,7 +39,7 @@ def answering(answer: tuple[int, bytes] | None) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(answer[1])
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OneAnswer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             yield f"127.0.0.1:{server.server_port}"

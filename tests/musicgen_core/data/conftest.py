@@ -19,8 +19,7 @@ from upath import UPath
 from musicgen_core.data.archive import open_archive
 from musicgen_core.data.shards import Row, ShardReport, ShardWriter, publish_shard
 from musicgen_core.errors import ClipRejected
-
-Contents = Callable[..., list[tuple[str, bytes | str]]]
+from tests.fixture_types import Contents
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,9 +13,8 @@ from musicgen_core import storage
 from musicgen_core.data.archive import clip_names, content_digest, open_archive, without_copies
 from musicgen_core.data.members import Sidecar, sidecar_key
 from musicgen_core.errors import ArchiveError, ConfigError
+from tests.fixture_types import Contents, Pack
 
-Pack = Callable[..., Path]
-Contents = Callable[..., list[tuple[str, bytes | str]]]
 KINDS = ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz", "tar.zst"]
 CLIPS = [("audio/b.wav", b"beta" * 700), ("audio/a.WAV", b"alpha"), ("deep/er/c.wav", b"")]
 OTHERS = [("readme.txt", b"text" * 300), ("audio/wav", b""), ("b.wav.bak", b"old")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,9 +14,8 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.data.archive import clip_names, content_digest, open_archive
 from musicgen_core.errors import ArchiveError
+from tests.fixture_types import Contents, Pack
 
-Pack = Callable[..., Path]
-Contents = Callable[..., list[tuple[str, bytes | str]]]
 KINDS = ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz", "tar.zst"]
 
 

@@ -8,7 +8,7 @@ import time
 import uuid
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.data.archive import ArchiveFile, clip_names, content_digest
 from musicgen_core.errors import ArchiveError
+from tests.fixture_types import Pack
 
-Pack = Callable[..., Path]
 KINDS = ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz", "tar.zst"]
 CLIPS = [("audio/b.wav", b"beta" * 700), ("audio/a.WAV", b"alpha"), ("deep/er/c.wav", b"")]
 

@@ -16,8 +16,8 @@ from musicgen_core import storage
 from musicgen_core.data.archive import find_archives, open_archive
 from musicgen_core.data.archive_sample import ArchiveSample, Listed, evenly, list_archives, take_samples, total_clips
 from musicgen_core.errors import ArchiveError
+from tests.fixture_types import Pack
 
-Pack = Callable[..., Path]
 KINDS = ["zip", "tar", "tar.gz", "tar.xz", "tar.zst"]
 CLIP_BYTES = 200_000
 

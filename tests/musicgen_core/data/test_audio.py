@@ -15,7 +15,7 @@ from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.data import mix_down
 from musicgen_core.data.audio import decode, resample
 from musicgen_core.errors import ClipRejected
-from tests.musicgen_core.conftest import MakeWav
+from tests.fixture_types import MakeWav
 from tests.musicgen_core.data.audio_files import OTHERS, RATES, SUBTYPES, decoded, noise, rejection, written
 
 

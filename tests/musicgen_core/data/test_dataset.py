@@ -22,12 +22,11 @@ from musicgen_core.data.dataset import (
     validation_batch,
 )
 from musicgen_core.data.groups import clip_hash
-from musicgen_core.data.shards import Row, ShardReport, shard_paths
+from musicgen_core.data.shards import Row, shard_paths
 from musicgen_core.errors import TokensError
+from tests.fixture_types import MakeRow, WriteShard
 
 CODEC = "sha256:codec"
-WriteShard = Callable[..., ShardReport]
-MakeRow = Callable[..., Row]
 MakeClips = Callable[..., Clips]
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,11 +7,10 @@ import pytest
 from musicgen_core import storage
 from musicgen_core.data.dataset import cut_descriptions, load_clips
 from musicgen_core.data.groups import clip_hash
-from musicgen_core.data.shards import Row, ShardReport, shard_paths
+from musicgen_core.data.shards import shard_paths
+from tests.fixture_types import MakeRow, WriteShard
 
 CODEC = "sha256:codec"
-WriteShard = Callable[..., ShardReport]
-MakeRow = Callable[..., Row]
 
 
 def test_a_copy_of_a_shard_is_left_out_and_named(tmp_path: Path, write_shard: WriteShard, row: MakeRow) -> None:

@@ -11,8 +11,7 @@ import pytest
 
 from musicgen_core.data.archive import open_archive
 from musicgen_core.data.members import Limits
-from tests.musicgen_core.conftest import Pack
-from tests.musicgen_core.data.conftest import Contents
+from tests.fixture_types import Contents, Pack
 from tests.musicgen_core.data.tar_entries import CLIPS, entry, sealed, write
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]

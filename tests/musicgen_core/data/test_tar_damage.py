@@ -15,8 +15,7 @@ from musicgen_core.data import members as members_module
 from musicgen_core.data.archive import clip_names
 from musicgen_core.data.members import Limits
 from musicgen_core.errors import ArchiveError
-from tests.musicgen_core.conftest import Pack
-from tests.musicgen_core.data.conftest import Contents
+from tests.fixture_types import Contents, Pack
 from tests.musicgen_core.data.tar_entries import entry, sealed, write
 
 

@@ -15,8 +15,8 @@ import pytest
 from musicgen_core import storage
 from musicgen_core.data.archive import clip_names
 from musicgen_core.errors import ArchiveError
-from tests.musicgen_core.conftest import Pack, pack_zstd
-from tests.musicgen_core.data.conftest import Contents
+from tests.fixture_types import Contents, Pack
+from tests.musicgen_core.conftest import pack_zstd
 from tests.musicgen_core.data.tar_entries import CLIPS
 
 ZSTD = base64.b64decode(

@@ -15,13 +15,12 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.data.dataset import load_clips
-from musicgen_core.data.shards import Row, ShardReport, read_report, shard_paths
+from musicgen_core.data.shards import read_report, shard_paths
 from musicgen_core.data.token_cache import FOLDER_VARIABLE, TokenCache, default_folder
 from musicgen_core.errors import TokensError
+from tests.fixture_types import MakeRow, WriteShard
 
 CODEC = "sha256:codec"
-WriteShard = Callable[..., ShardReport]
-MakeRow = Callable[..., Row]
 LOAD = """
 import logging, sys, time
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)

@@ -7,7 +7,6 @@ import stat
 import tracemalloc
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ from musicgen_core.data import members as members_module
 from musicgen_core.data.archive import open_archive
 from musicgen_core.data.members import DAMAGED, Limits
 from musicgen_core.errors import ArchiveError
+from tests.fixture_types import Contents, WriteZip
 
-Contents = Callable[..., list[tuple[str, bytes | str]]]
-WriteZip = Callable[..., Path]
 METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
 ZEROS = 20 << 20
 CONTENT = st.binary(max_size=50).filter(lambda content: not content.startswith(b"\0\5\x16\7"))

@@ -2,16 +2,13 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from musicgen_core.errors import ArchiveError
-
-Contents = Callable[..., list[tuple[str, bytes | str]]]
-WriteZip = Callable[..., Path]
+from tests.fixture_types import Contents, WriteZip
 
 
 def test_more_than_4_gib_packed_by_macos_without_zip64_are_read(tmp_path: Path, contents: Contents) -> None:

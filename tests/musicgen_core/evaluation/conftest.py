@@ -19,8 +19,8 @@ from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.train import train
+from tests.fixture_types import Evaluate
 
-Evaluate = Callable[..., Evaluation]
 CLIPS = 40
 
 

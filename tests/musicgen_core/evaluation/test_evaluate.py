@@ -22,7 +22,7 @@ from musicgen_core.model.lora import adapter_state, add_lora
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.training.batches import BatchSize
 from musicgen_core.training.loop import Trainer
-from tests.musicgen_core.evaluation.conftest import Evaluate
+from tests.fixture_types import Evaluate
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
 

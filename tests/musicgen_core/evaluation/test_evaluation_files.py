@@ -17,7 +17,7 @@ from musicgen_core.errors import ConfigError
 from musicgen_core.evaluation import evaluate as module
 from musicgen_core.evaluation.evaluate import evaluate, stored_evaluation
 from musicgen_core.evaluation.request import EvaluateRequest, Evaluation
-from tests.musicgen_core.evaluation.conftest import Evaluate
+from tests.fixture_types import Evaluate
 from tests.stand_in_hub import StandInHub
 
 pytestmark = pytest.mark.usefixtures("blank_plots")

@@ -12,7 +12,8 @@ import pytest
 from musicgen_core.errors import ConfigError
 from musicgen_core.evaluation.evaluate import evaluate
 from musicgen_core.evaluation.request import EvaluateRequest, Evaluation
-from tests.musicgen_core.evaluation.conftest import CLIPS, Evaluate
+from tests.fixture_types import Evaluate
+from tests.musicgen_core.evaluation.conftest import CLIPS
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
 

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import shutil
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,7 @@ from musicgen_core.generation.render import render
 from musicgen_core.generation.request import RenderRequest
 from musicgen_core.language import translated
 from musicgen_core.model.weights import BaseModel
-
-Evaluate = Callable[..., Evaluation]
+from tests.fixture_types import Evaluate
 
 
 class Page(HTMLParser):

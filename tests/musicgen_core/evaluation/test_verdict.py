@@ -13,7 +13,7 @@ from musicgen_core.evaluation.held_out import compare, confidence_interval, verd
 from musicgen_core.evaluation.request import Evaluation
 from musicgen_core.model.adapters import Adapter, load_adapter, save_adapter
 from musicgen_core.model.weights import BaseModel
-from tests.musicgen_core.evaluation.conftest import Evaluate
+from tests.fixture_types import Evaluate
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
 

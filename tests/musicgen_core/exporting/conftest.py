@@ -37,7 +37,6 @@ VARIANTS = {
 PROMPT, FRAMES, GUIDANCE = "slow piano", 40, 3.0
 HF_NAME = "debug"
 LogitsOf = Callable[[Adapter | None], Tensor]
-Save = Callable[[Adapter], Path]
 TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 MadeByPeft = Callable[..., Any]
 

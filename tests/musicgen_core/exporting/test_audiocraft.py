@@ -15,8 +15,8 @@ from musicgen_core.codec import Codec
 from musicgen_core.exporting.export import export
 from musicgen_core.model.adapters import Adapter
 from musicgen_core.model.weights import BaseModel, find_model, load_lm
+from tests.fixture_types import Save
 
-Save = Callable[[Adapter], Path]
 PROMPT, FRAMES = "slow piano", 40
 
 

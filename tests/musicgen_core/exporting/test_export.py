@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from musicgen_core.exporting import export as exporting
 from musicgen_core.exporting.export import export
 from musicgen_core.model.adapters import Adapter, find_adapter, load_adapter, save_adapter
 from musicgen_core.model.weights import BaseModel, find_model
+from tests.fixture_types import Save
 from tests.musicgen_core.exporting.conftest import PLAIN, random_adapter
 
-Save = Callable[[Adapter], Path]
 KINDS = pytest.mark.parametrize("kind", ["peft", "audiocraft"])
 
 

@@ -23,9 +23,9 @@ from musicgen_core.exporting.model_card import write_card
 from musicgen_core.exporting.origin import Data, Origin, RenderedSample
 from musicgen_core.model.adapters import Adapter, save_adapter
 from musicgen_core.run_layout import RunConfig
+from tests.fixture_types import Save
 from tests.hostile import LONG, TEXTS, is_inert_markdown, is_inert_terminal_text
 
-Save = Callable[[Adapter], Path]
 LARGE = "facebook/musicgen-large@sha256:0123456789abcdef"
 PROMPTS = ["calm *piano*, | <b>soft</b>\nand [slow](x)", "drums", "strings", "a fourth"]
 

@@ -12,7 +12,8 @@ import torch
 
 from musicgen_core.exporting.export import export
 from musicgen_core.model.adapters import Adapter, find_adapter, load_adapter
-from tests.musicgen_core.exporting.conftest import LogitsOf, Save, near
+from tests.fixture_types import Save
+from tests.musicgen_core.exporting.conftest import LogitsOf, near
 
 
 def test_peft_loads_exported_adapters_with_our_logits_and_codes(

@@ -13,10 +13,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.codec import Codec, Codes
 from musicgen_core.data.shards import Row, read_rows, shard_paths
-
-MakeWav = Callable[..., bytes]
-Pack = Callable[..., Path]
-Members = list[tuple[str, bytes]]
+from tests.fixture_types import MakeWav, Members, Pack
 
 
 class CountingCodec(Codec):

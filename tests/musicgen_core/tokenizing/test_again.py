@@ -14,13 +14,10 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.codec import Codec
 from musicgen_core.config import TokenizeSettings
-from musicgen_core.data.shards import Row, read_report, shard_codec, shard_paths
+from musicgen_core.data.shards import read_report, shard_codec, shard_paths
 from musicgen_core.tokenizing import Tokenizer
+from tests.fixture_types import MakeWav, Members, Pack, RowsOf
 
-MakeWav = Callable[..., bytes]
-Pack = Callable[..., Path]
-Members = list[tuple[str, bytes]]
-RowsOf = Callable[..., list[Row]]
 CLIPS = ["audio/one.wav", "audio/two.WAV", "audio/three.wav"]
 REJECTED = ["audio/broken.wav", "audio/short.wav"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,9 @@ from musicgen_core import storage
 from musicgen_core.codec import Codec
 from musicgen_core.config import TokenizeSettings
 from musicgen_core.data.captions import load_captions
-from musicgen_core.data.shards import Row, ShardReport, read_report, shard_paths
+from musicgen_core.data.shards import ShardReport, read_report, shard_paths
 from musicgen_core.tokenizing import Tokenizer
-
-MakeWav = Callable[..., bytes]
-Pack = Callable[..., Path]
-Members = list[tuple[str, bytes]]
-RowsOf = Callable[..., list[Row]]
+from tests.fixture_types import MakeWav, Pack, RowsOf
 
 
 def captions_in(folder: Path, **descriptions: str) -> Path:

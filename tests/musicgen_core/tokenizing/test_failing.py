@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,14 +14,10 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codec import Codec
-from musicgen_core.data.shards import Row, read_report
+from musicgen_core.data.shards import read_report
 from musicgen_core.errors import ArchiveError, Cancelled, TokensError
 from musicgen_core.tokenizing import Counts, Tokenizer
-
-MakeWav = Callable[..., bytes]
-Pack = Callable[..., Path]
-Members = list[tuple[str, bytes]]
-RowsOf = Callable[..., list[Row]]
+from tests.fixture_types import MakeWav, Members, Pack
 
 
 def names_in(folder: UPath) -> list[str]:

@@ -18,9 +18,7 @@ from musicgen_core.codec import Codec
 from musicgen_core.data import archive as archives
 from musicgen_core.data.shards import shard_paths
 from musicgen_core.tokenizing import Tokenizer
-
-Pack = Callable[..., Path]
-Members = list[tuple[str, bytes]]
+from tests.fixture_types import Members, Pack
 
 
 @dataclass

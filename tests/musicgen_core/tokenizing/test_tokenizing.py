@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,13 +18,10 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.codec import Codec
 from musicgen_core.data.audio import resample
-from musicgen_core.data.shards import Row, read_report, shard_codec, shard_paths
+from musicgen_core.data.shards import read_report, shard_codec, shard_paths
 from musicgen_core.tokenizing import Counts, Tokenizer
+from tests.fixture_types import MakeWav, Members, Pack, RowsOf
 
-MakeWav = Callable[..., bytes]
-Pack = Callable[..., Path]
-Members = list[tuple[str, bytes]]
-RowsOf = Callable[..., list[Row]]
 CLIPS = ["audio/one.wav", "audio/two.WAV", "audio/three.wav"]
 REJECTED = ["audio/broken.wav", "audio/short.wav"]
 

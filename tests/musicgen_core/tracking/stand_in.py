@@ -102,7 +102,7 @@ class StandIn:
 
 
 def _handler(stand_in: StandIn) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
+    class WandbHandler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def log_message(self, *_: object) -> None:
@@ -133,7 +133,7 @@ def _handler(stand_in: StandIn) -> type[BaseHTTPRequestHandler]:
 
         do_GET = do_PUT = do_POST
 
-    return Handler
+    return WandbHandler
 
 
 class _Server(ThreadingHTTPServer):

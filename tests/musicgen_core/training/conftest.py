@@ -35,15 +35,13 @@ from musicgen_core.training.processes.distributed import World
 from musicgen_core.training.processes.launch import launch
 from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.train import train
+from tests.fixture_types import MakeRequest, MakeTokens
+from tests.killing import Killed
 from tests.musicgen_core.training.launching import HERE, MARK, Launch, Processes
 from tests.musicgen_core.training.launching import request_for as toy_request
 from tests.musicgen_core.training.trainers import FOUR, FP32, MakeTrainer
 
 Codes = NDArray[np.uint16]
-MakeTokens = Callable[..., Path]
-MakeRequest = Callable[..., TrainRequest]
-KillAfter = Callable[[TrainRequest, int], None]
-LeftIn = Callable[[str], Any]
 Metrics = dict[str, float]
 
 
@@ -252,10 +250,6 @@ def nothing_shows(uninterrupted: tuple[TrainRequest, TrainResult]) -> Callable[[
             assert_same_weights(found.full_model(name), expected.full_model(name))
 
     return check
-
-
-class Killed(BaseException):
-    """Like Prefect's TerminationSignal: no Exception, and it can come at any place."""
 
 
 @pytest.fixture(scope="session")

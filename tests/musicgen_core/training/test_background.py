@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,9 @@ from musicgen_core.model.weights import find_model
 from musicgen_core.training.files import background, full_models
 from musicgen_core.training.files.background import Abandoned
 from musicgen_core.training.files.full_models import write_full_model
-from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.train import train
+from tests.fixture_types import LeftIn, MakeRequest
 
-MakeRequest = Callable[..., TrainRequest]
-LeftIn = Callable[[str], Any]
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
 

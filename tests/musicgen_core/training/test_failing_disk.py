@@ -10,7 +10,7 @@ from upath import UPath
 from musicgen_core import tracking
 from musicgen_core.errors import Cancelled
 from musicgen_core.training.train import train
-from tests.musicgen_core.training.conftest import LeftIn, MakeRequest
+from tests.fixture_types import LeftIn, MakeRequest
 from tests.musicgen_core.training.failing_writes import failing
 
 pytestmark = pytest.mark.usefixtures("quick_retries")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from musicgen_core.training.train import train
-from tests.musicgen_core.training.conftest import KillAfter, LeftIn, MakeRequest
+from tests.fixture_types import KillAfter, LeftIn, MakeRequest
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import time
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from musicgen_core import storage
 from musicgen_core.errors import Cancelled
@@ -20,12 +18,7 @@ from musicgen_core.training.files.run_directory import RunDirectory
 from musicgen_core.training.loop import Trainer
 from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.train import train
-
-MakeRequest = Callable[..., TrainRequest]
-KilledAfter = Callable[[TrainRequest, int], None]
-KilledIn = Callable[[str, int], contextlib.AbstractContextManager[None]]
-LeftIn = Callable[[str], Any]
-SameWeights = Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], None]
+from tests.fixture_types import KillAfter, KilledIn, LeftIn, MakeRequest, SameWeights
 
 
 def test_a_checkpoint_by_name_sets_later_files_aside(
@@ -151,7 +144,7 @@ def test_a_checkpoint_of_elsewhere_starts_a_new_directory(
 def test_repeating_a_start_from_a_named_checkpoint_resumes_the_run(
     uninterrupted: tuple[TrainRequest, TrainResult],
     request_for: MakeRequest,
-    killed_after: KilledAfter,
+    killed_after: KillAfter,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Whether the checkpoint was of elsewhere or of its own directory."""

@@ -19,17 +19,14 @@ from musicgen_core.model.adapters import find_adapter
 from musicgen_core.training.processes.distributed import World
 from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.train import train
+from tests.fixture_types import KillAfter, KilledIn, LeftIn, MakeRequest
 
-MakeRequest = Callable[..., TrainRequest]
 NothingShows = Callable[[str], None]
-KilledAfter = Callable[[TrainRequest, int], None]
-KilledIn = Callable[[str, int], contextlib.AbstractContextManager[None]]
-LeftIn = Callable[[str], Any]
 
 
 @pytest.mark.parametrize("steps", [[2], [3], [1, 4, 5], [6]], ids=str)
 def test_killed_after_a_step_and_started_again_nothing_shows(
-    request_for: MakeRequest, killed_after: KilledAfter, nothing_shows: NothingShows, steps: list[int]
+    request_for: MakeRequest, killed_after: KillAfter, nothing_shows: NothingShows, steps: list[int]
 ) -> None:
     request = request_for(save_every_steps=2)
     for step in steps:
@@ -104,7 +101,7 @@ def test_a_remote_training_resumes_too(
     uninterrupted: tuple[TrainRequest, TrainResult],
     request_for: MakeRequest,
     tmp_path: Path,
-    killed_after: KilledAfter,
+    killed_after: KillAfter,
     left_in: LeftIn,
 ) -> None:
     request = request_for(run_dir=f"memory://{tmp_path.name}/run", save_every_steps=2)
@@ -176,7 +173,7 @@ def test_a_finished_training_says_so_and_changes_nothing(
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_a_run_past_a_smaller_limit_says_that_nothing_is_trained(
-    request_for: MakeRequest, killed_after: KilledAfter, caplog: pytest.LogCaptureFixture, epochs: int
+    request_for: MakeRequest, killed_after: KillAfter, caplog: pytest.LogCaptureFixture, epochs: int
 ) -> None:
     if epochs == 1:  # complete at step 3
         train(request_for(num_epochs=1))

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from musicgen_core import storage, tracking
 from musicgen_core.model.adapters import load_adapter
 from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.train import train
+from tests.fixture_types import MakeRequest
 
-MakeRequest = Callable[..., TrainRequest]
 SCRIPT = Path(__file__).with_name("killed_training.py")
 
 

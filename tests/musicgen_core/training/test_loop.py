@@ -20,13 +20,12 @@ from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.process import ENDING
 from musicgen_core.training.batches import BatchSize
 from musicgen_core.training.loop import Hooks, Trainer, learning_rate
-
-Row = dict[str, float]
-MakeTrainer = Callable[..., Trainer]
+from tests.killing import Killed
+from tests.musicgen_core.training.trainers import MakeTrainer, Row
 
 
 @pytest.fixture
-def trainer_of(debug_model: BaseModel, text_encoder: TextEncoder, clips: Clips) -> MakeTrainer:
+def make_trainer(debug_model: BaseModel, text_encoder: TextEncoder, clips: Clips) -> MakeTrainer:
     def make(micro: int = 2, accumulation: int = 1, cfg_dropout: float = 0.3, **given: Any) -> Trainer:
         settings = TrainSettings(**{"num_epochs": 2, "learning_rate": 1e-3, **given})
         return Trainer(load_lm(debug_model), text_encoder, clips, settings, BatchSize(micro, accumulation), cfg_dropout)
@@ -59,16 +58,18 @@ def losses_of(rows: list[Row]) -> list[float]:
 
 
 @pytest.mark.parametrize(("micro", "accumulation"), [(4, 1), (1, 4)])
-def test_the_micro_batch_does_not_change_the_loss_curve(trainer_of: MakeTrainer, micro: int, accumulation: int) -> None:
+def test_the_micro_batch_does_not_change_the_loss_curve(
+    make_trainer: MakeTrainer, micro: int, accumulation: int
+) -> None:
     """Not even with dropout: a clip's masks are its own."""
-    expected, _ = run(trainer_of(2, 2))
-    rows, _ = run(trainer_of(micro, accumulation))
+    expected, _ = run(make_trainer(2, 2))
+    rows, _ = run(make_trainer(micro, accumulation))
     np.testing.assert_allclose(losses_of(rows), losses_of(expected), rtol=1e-5)
     assert rows[-1]["val/loss"] == pytest.approx(expected[-1]["val/loss"], rel=1e-5)
 
 
-def test_everything_happens_once_and_in_order(trainer_of: MakeTrainer) -> None:
-    _, calls = run(trainer_of(save_every_steps=3))
+def test_everything_happens_once_and_in_order(make_trainer: MakeTrainer) -> None:
+    _, calls = run(make_trainer(save_every_steps=3))
     assert calls == [
         *[("step", 1), ("step", 2)],
         *[("interval", 3), ("step", 3), ("epoch", 1)],
@@ -77,20 +78,20 @@ def test_everything_happens_once_and_in_order(trainer_of: MakeTrainer) -> None:
     ]
 
 
-def test_max_steps_ends_its_epoch_early(trainer_of: MakeTrainer) -> None:
-    rows, calls = run(trainer_of(max_steps=4))
+def test_max_steps_ends_its_epoch_early(make_trainer: MakeTrainer) -> None:
+    rows, calls = run(make_trainer(max_steps=4))
     assert calls[-2:] == [("step", 4), ("epoch", 2)]
     assert rows[-1]["train/epoch_loss"] == rows[-1]["train/loss"]
 
 
-def test_the_loss_of_an_epoch_is_the_mean_over_its_clips(trainer_of: MakeTrainer) -> None:
-    rows, _ = run(trainer_of(micro=2, num_epochs=1))  # 5 clips: 2 + 2 + 1
+def test_the_loss_of_an_epoch_is_the_mean_over_its_clips(make_trainer: MakeTrainer) -> None:
+    rows, _ = run(make_trainer(micro=2, num_epochs=1))  # 5 clips: 2 + 2 + 1
     mean = (2 * rows[0]["train/loss"] + 2 * rows[1]["train/loss"] + rows[2]["train/loss"]) / 5
     assert rows[2]["train/epoch_loss"] == pytest.approx(mean)
 
 
-def test_the_learning_rate_rises_over_the_warm_up_and_then_stays(trainer_of: MakeTrainer) -> None:
-    rows, _ = run(trainer_of(warmup_steps=4))
+def test_the_learning_rate_rises_over_the_warm_up_and_then_stays(make_trainer: MakeTrainer) -> None:
+    rows, _ = run(make_trainer(warmup_steps=4))
     assert [row["train/lr"] for row in rows] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3])
 
 
@@ -107,8 +108,8 @@ def test_the_schedule_follows_the_warm_up(schedule: Any, expected: list[float]) 
     assert [learning_rate(settings, step, 6) for step in range(1, 7)] == pytest.approx(expected)
 
 
-def test_only_the_adapter_changes(trainer_of: MakeTrainer) -> None:
-    trainer = trainer_of()
+def test_only_the_adapter_changes(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
     lm: MusicgenLM = trainer.model
     before = {name: tensor.clone() for name, tensor in lm.state_dict().items()}
     run(trainer)
@@ -116,25 +117,25 @@ def test_only_the_adapter_changes(trainer_of: MakeTrainer) -> None:
     assert changed == {name for name in before if ".lora_" in name}
 
 
-def test_the_seed_decides(trainer_of: MakeTrainer) -> None:
+def test_the_seed_decides(make_trainer: MakeTrainer) -> None:
     torch.manual_seed(1)
-    first, _ = run(trainer_of(seed=3))
+    first, _ = run(make_trainer(seed=3))
     torch.manual_seed(2)
-    assert losses_of(run(trainer_of(seed=3))[0]) == losses_of(first)
-    assert losses_of(run(trainer_of(seed=4))[0]) != losses_of(first)
+    assert losses_of(run(make_trainer(seed=3))[0]) == losses_of(first)
+    assert losses_of(run(make_trainer(seed=4))[0]) != losses_of(first)
 
 
 def test_descriptions_that_are_always_dropped_do_not_matter(
-    trainer_of: MakeTrainer, clips: Clips, monkeypatch: pytest.MonkeyPatch
+    make_trainer: MakeTrainer, clips: Clips, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_text = losses_of(run(trainer_of(cfg_dropout=0.0, max_steps=2))[0])
-    without = losses_of(run(trainer_of(cfg_dropout=1.0, max_steps=2))[0])
+    with_text = losses_of(run(make_trainer(cfg_dropout=0.0, max_steps=2))[0])
+    without = losses_of(run(make_trainer(cfg_dropout=1.0, max_steps=2))[0])
     monkeypatch.setitem(vars(clips), "descriptions", ["something else"] * len(clips))
-    assert losses_of(run(trainer_of(cfg_dropout=1.0, max_steps=2))[0]) == without != with_text
+    assert losses_of(run(make_trainer(cfg_dropout=1.0, max_steps=2))[0]) == without != with_text
 
 
-def test_cancelled_it_saves_and_raises(trainer_of: MakeTrainer) -> None:
-    trainer = trainer_of()
+def test_cancelled_it_saves_and_raises(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
     calls: list[Any] = []
     hooks = Hooks(
         lambda row: calls.append(row["step"]),
@@ -148,7 +149,7 @@ def test_cancelled_it_saves_and_raises(trainer_of: MakeTrainer) -> None:
     assert calls == [1, 2, "interrupted"]
 
 
-def test_stopped_before_its_first_step_there_is_nothing_to_save(trainer_of: MakeTrainer) -> None:
+def test_stopped_before_its_first_step_there_is_nothing_to_save(make_trainer: MakeTrainer) -> None:
     saves: list[int] = []
     hooks = Hooks(
         on_step=lambda row: None,
@@ -158,17 +159,13 @@ def test_stopped_before_its_first_step_there_is_nothing_to_save(trainer_of: Make
         on_interruption=lambda: saves.append(0),
     )
     with pytest.raises(Cancelled):
-        trainer_of().run(hooks)
+        make_trainer().run(hooks)
     assert saves == []
 
 
-class Killed(BaseException):
-    """Like Prefect's TerminationSignal: no Exception, and it can come at any place."""
-
-
 @pytest.mark.parametrize("number", ENDING)
-def test_a_signal_during_an_update_saves_the_whole_step(trainer_of: MakeTrainer, number: signal.Signals) -> None:
-    trainer = trainer_of()
+def test_a_signal_during_an_update_saves_the_whole_step(make_trainer: MakeTrainer, number: signal.Signals) -> None:
+    trainer = make_trainer()
     saved: list[int] = []
     whole_step = trainer.optimizer.step
 
@@ -198,8 +195,8 @@ def test_a_signal_during_an_update_saves_the_whole_step(trainer_of: MakeTrainer,
     assert saved == [3]
 
 
-def test_while_an_update_is_half_done_nothing_is_saved(trainer_of: MakeTrainer) -> None:
-    trainer = trainer_of()
+def test_while_an_update_is_half_done_nothing_is_saved(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
     saves: list[int] = []
     whole_step = trainer.optimizer.step
 
@@ -226,14 +223,14 @@ def test_while_an_update_is_half_done_nothing_is_saved(trainer_of: MakeTrainer) 
     ("step", "where"), [(2, "on_interval"), (2, "on_step"), (3, "on_step"), (3, "validate"), (3, "on_epoch")]
 )
 def test_what_was_interrupted_is_done_again_and_comes_out_the_same(
-    trainer_of: MakeTrainer, step: int, where: str
+    make_trainer: MakeTrainer, step: int, where: str
 ) -> None:
     """Steps 2 and 4 save, step 3 ends the first epoch."""
     settings = {"save_every_steps": 2}
-    uninterrupted = trainer_of(**settings)
+    uninterrupted = make_trainer(**settings)
     expected, _ = run(uninterrupted)
 
-    first = trainer_of(**settings)
+    first = make_trainer(**settings)
     saved: list[Any] = []
 
     def killed(name: str) -> None:
@@ -262,7 +259,7 @@ def test_what_was_interrupted_is_done_again_and_comes_out_the_same(
     with pytest.raises(Killed):
         first.run(hooks)
 
-    second = trainer_of(**settings)
+    second = make_trainer(**settings)
     second.restore(*saved[-1])
     assert second.progress.step == step and second.progress.pending is not None
     rows, calls = run(second)

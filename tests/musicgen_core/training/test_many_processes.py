@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +9,8 @@ import pytest
 
 from musicgen_core.tracking import read_metrics
 from musicgen_core.training.processes.launch import launch
-from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.train import train
-
-MakeRequest = Callable[..., TrainRequest]
+from tests.fixture_types import MakeRequest
 
 
 @pytest.mark.slow

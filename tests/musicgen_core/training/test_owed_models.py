@@ -17,7 +17,7 @@ from musicgen_core.training.files.checkpoint import Checkpoint, Progress, save_c
 from musicgen_core.training.files.full_models import FullModels
 from musicgen_core.training.files.run_directory import RunDirectory
 from musicgen_core.training.train import train
-from tests.musicgen_core.training.conftest import LeftIn, MakeRequest
+from tests.fixture_types import LeftIn, MakeRequest
 from tests.musicgen_core.training.failing_writes import failing
 
 pytestmark = pytest.mark.usefixtures("quick_retries")

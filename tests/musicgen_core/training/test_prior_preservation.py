@@ -29,9 +29,8 @@ from musicgen_core.training.prior_preservation import PriorRequest, general_prom
 from musicgen_core.training.processes.distributed import World
 from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.train import train
+from tests.fixture_types import LeftIn, MakeRequest
 
-MakeRequest = Callable[..., TrainRequest]
-LeftIn = Callable[[str], Any]
 SHORT = {"segment_seconds": 0.4, "full_models": "none"}
 WITH_PRIOR = {"prior_preservation": 0.5, **SHORT}
 PROMPTS = general_prompts(TrainSettings())

@@ -22,8 +22,8 @@ from musicgen_core.model.weights import BaseModel
 from musicgen_core.training.files.resuming import check_same, fixed_values
 from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.train import train
+from tests.fixture_types import MakeRequest
 
-MakeRequest = Callable[..., TrainRequest]
 SHARDS = {f"archive_batch_{i:04d}": f"codes{i} captions{i}" for i in range(9)}
 
 

@@ -10,7 +10,7 @@ import pytest
 from musicgen_core.errors import Cancelled
 from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.train import train
-from tests.musicgen_core.training.conftest import KillAfter, LeftIn, MakeRequest
+from tests.fixture_types import KillAfter, LeftIn, MakeRequest
 from tests.musicgen_core.training.failing_writes import failing
 
 pytestmark = pytest.mark.usefixtures("quick_retries")

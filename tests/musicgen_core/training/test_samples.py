@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,8 @@ from musicgen_core.training.processes.distributed import World
 from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.samples import Samples, sample_prompts
 from musicgen_core.training.train import train
+from tests.fixture_types import LeftIn, MakeRequest, SameWeights
 
-MakeRequest = Callable[..., TrainRequest]
-LeftIn = Callable[[str], Any]
-SameWeights = Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], None]
 PROMPTS = ["slow piano", "a fast breakbeat", "bells"]
 SAMPLED: dict[str, Any] = {"sample_prompts": PROMPTS, "sample_seconds": 0.4}
 

@@ -7,7 +7,6 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,9 @@ from musicgen_core.model.weights import find_model
 from musicgen_core.training.files import saving
 from musicgen_core.training.files.run_lock import RunLock
 from musicgen_core.training.loop import Trainer
-from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.train import train
+from tests.fixture_types import LeftIn, MakeRequest
 
-MakeRequest = Callable[..., TrainRequest]
-LeftIn = Callable[[str], Any]
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,8 @@ from musicgen_core.training import inputs
 from musicgen_core.training.files.resuming import learned_from
 from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.train import train
+from tests.fixture_types import LeftIn, MakeRequest, MakeTokens, SameWeights
 from tests.musicgen_core.training.conftest import random_clips
-
-MakeRequest = Callable[..., TrainRequest]
-MakeTokens = Callable[..., Path]
-LeftIn = Callable[[str], Any]
-SameWeights = Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], None]
 
 FILES = {
     "config.json",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,10 @@ from musicgen_core.model.weights import BaseModel
 from musicgen_core.tracking import wandb_run
 from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.train import train
+from tests.fixture_types import KillAfter, LeftIn, MakeRequest
 from tests.musicgen_core.tracking.offline_files import Logged
 from tests.musicgen_core.training.conftest import tiny_request
 
-MakeRequest = Callable[..., TrainRequest]
-LeftIn = Callable[[str], Any]
-Killing = Callable[[TrainRequest, int], None]
 PROMPTS = ["slow piano", "a fast breakbeat"]
 SAMPLED: dict[str, Any] = {"sample_prompts": PROMPTS, "sample_seconds": 0.4, "learning_rate": 3e-2}
 
@@ -36,7 +34,7 @@ def offline() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def killed_after(killed_after: Killing) -> Killing:
+def killed_after(killed_after: KillAfter) -> KillAfter:
     def run(request: TrainRequest, step: int) -> None:
         killed_after(request, step)
         wait_for_the_next_second()
@@ -55,7 +53,7 @@ def resumed(
     debug_model: BaseModel,
     tokens: Path,
     tmp_path_factory: pytest.TempPathFactory,
-    killed_after: Killing,
+    killed_after: KillAfter,
 ) -> TrainRequest:
     """Two epochs of three steps, killed in the second one and gone on with to its end. Not to be written to."""
     run_dir = str(tmp_path_factory.mktemp("runs") / "resumed")
@@ -147,7 +145,7 @@ def test_samples_not_logged_before_a_kill_are_logged_after_resuming(
     assert [row["epoch"] for row in Logged(Path(request.run_dir)).history if "samples/00" in row] == [0, 1, 2]
 
 
-def test_other_prompts_are_heard_from_the_base_model_on(request_for: MakeRequest, killed_after: Killing) -> None:
+def test_other_prompts_are_heard_from_the_base_model_on(request_for: MakeRequest, killed_after: KillAfter) -> None:
     killed_after(request_for("other", **SAMPLED), 4)
     train(request_for("other", **{**SAMPLED, "sample_prompts": ["a choir"]}))
     rows = [row for row in Logged(Path(request_for("other").run_dir)).history if "samples/00" in row]
@@ -160,7 +158,7 @@ def test_other_prompts_are_heard_from_the_base_model_on(request_for: MakeRequest
 
 
 def test_a_remote_run_directory_gets_wandb_and_plots_and_no_row_twice(
-    request_for: MakeRequest, bucket: UPath, killed_after: Killing, tmp_path: Path
+    request_for: MakeRequest, bucket: UPath, killed_after: KillAfter, tmp_path: Path
 ) -> None:
     request = request_for(run_dir=str(bucket / "run"), **SAMPLED)
     killed_after(request, 5)
