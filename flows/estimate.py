@@ -9,34 +9,29 @@ from prefect.states import Completed
 
 from flows.decorator import form_flow
 from flows.locations import chosen_device, chosen_model, location_of, run_name
-from flows.parameters import Archives, Device, HourlyPrice, Model, SampledClips, Threads, archives_at_a_time
+from flows.parameters import EstimateParameters, archives_at_a_time
 from musicgen_core.data.archive import choose_archives
 from musicgen_core.language import message
 from musicgen_core.wording import lasting
 from tasks.estimating import estimate_archives
 
 
-@form_flow(name="estimate", flow_run_name=run_name("estimate", "archives", "musicgen_archives"))
-def estimate(
-    archives: Archives = "",
-    clips: SampledClips = 100,
-    hourly_price: HourlyPrice = 0.0,
-    model: Model = "",
-    device: Device = "auto",
-    workers: Threads = Threads(),
-) -> State[Any]:
+@form_flow(
+    name="estimate", form=EstimateParameters, flow_run_name=run_name("estimate", "archives", "musicgen_archives")
+)
+def estimate(given: EstimateParameters) -> State[Any]:
     """Show how long tokenizing and training will take: a sample of the clips is encoded."""
-    location = location_of(archives, "musicgen_archives")
+    location = location_of(given.archives, "musicgen_archives")
     chosen, left_out = choose_archives(location)
     found: Any = estimate_archives(
-        clips=clips,
+        clips=given.clips,
         location=location,
         archives=chosen,
         left_out=left_out,
-        model=chosen_model(model),
-        device=chosen_device(device),
-        workers=archives_at_a_time(workers.max_workers),
-        hourly_price=hourly_price or None,
+        model=chosen_model(given.model),
+        device=chosen_device(given.device),
+        workers=archives_at_a_time(given.workers.max_workers),
+        hourly_price=given.hourly_price or None,
     )
     if isinstance(found, State):
         return found  # Cancelled

@@ -10,41 +10,13 @@ from prefect import get_run_logger
 
 from flows.decorator import form_flow
 from flows.generate_music import generate_music
-from flows.locations import chosen_device, chosen_model, location_of, new_folder, run_name
-from flows.parameters import (
-    Archives,
-    Device,
-    Limit,
-    Metadata,
-    Model,
-    MusicPrompts,
-    OnFailedArchives,
-    Output,
-    RunDir,
-    Saving,
-    Tokens,
-    Validation,
-    Workers,
-)
+from flows.locations import chosen_device, chosen_model, new_location, run_name
+from flows.parameters import FinetuneParameters, GenerateParameters, TokenizeParameters, TrainParameters
 from flows.tokenize_archives import ArchivesFailed, TokenizeResult, tokenize_archives
 from flows.train_lora import train_lora
-from musicgen_core import storage
-from musicgen_core.config import (
-    AdapterSettings,
-    DataSettings,
-    DescriptionSettings,
-    Duration,
-    Epochs,
-    HardwareSettings,
-    LearningRate,
-    LoraRank,
-    OptimizerSettings,
-    ReadingSettings,
-    SampleSettings,
-    Seed,
-)
 from musicgen_core.errors import ArchiveError
 from musicgen_core.language import message
+from musicgen_core.settings import Settings
 from tasks.artifacts import artifacts_of_run
 from tasks.outcomes import finetuned
 from tasks.summary import rendered_files, rendered_section, show_summary, tokenized_section, trained_section
@@ -64,57 +36,20 @@ class FinetuneResult:
     rendered: list[Rendered]
 
 
-@form_flow(name="finetune", flow_run_name=run_name("finetune", "run_dir"))
-def finetune(
-    archives: Archives = "",
-    tokens: Tokens = "",
-    run_dir: RunDir = "",
-    output: Output = "",
-    metadata: Metadata = "",
-    model: Model = "",
-    device: Device = "auto",
-    limit: Limit = 0,
-    on_failed_archives: OnFailedArchives = "stop",
-    num_epochs: Epochs = 5,
-    lora_r: LoraRank = 8,
-    learning_rate: LearningRate = 1e-4,
-    seed: Seed = 0,
-    prompts: MusicPrompts = (),
-    duration: Duration = 10.0,
-    descriptions: DescriptionSettings = DescriptionSettings(),
-    reading: ReadingSettings = ReadingSettings(),
-    workers: Workers = Workers(),
-    lora: AdapterSettings = AdapterSettings(),
-    optimizer: OptimizerSettings = OptimizerSettings(),
-    validation: Validation = Validation(),
-    samples: SampleSettings = SampleSettings(),
-    data: DataSettings = DataSettings(),
-    saving: Saving = Saving(),
-    hardware: HardwareSettings = HardwareSettings(),
-) -> FinetuneResult:
+@form_flow(name="finetune", form=FinetuneParameters, flow_run_name=run_name("finetune", "run_dir"))
+def finetune(given: FinetuneParameters) -> FinetuneResult:
     """Tokenize the archives, train an adapter on them, and make music with it."""
-    on = {"model": model, "device": device, "duration": duration}
-    model, device = chosen_model(model), chosen_device(device)
-    check_model(model)
-    directory = run_dir or str(storage.as_path(location_of(None, "musicgen_runs")) / new_folder("finetune"))
-    state = tokenize_archives(
-        archives=archives,
-        tokens=tokens,
-        metadata=metadata,
-        model=model,
-        device=device,
-        limit=limit,
-        descriptions=descriptions,
-        reading=reading,
-        workers=workers,
-        return_state=True,
-    )
+    on = {"model": given.model, "device": given.device, "duration": given.duration}
+    chosen = {"model": chosen_model(given.model), "device": chosen_device(given.device)}
+    check_model(chosen["model"])
+    directory = given.run_dir or new_location("musicgen_runs", "finetune")
+    state = tokenize_archives(**_part(given, TokenizeParameters) | chosen, return_state=True)
     outcome: Any = state.result(raise_on_failure=False)
     tokenized = outcome.result if isinstance(outcome, ArchivesFailed) else outcome
     if not isinstance(tokenized, TokenizeResult):
         raise tokenized
     if tokenized.failed:
-        if on_failed_archives == "stop" or not tokenized.reports:
+        if given.on_failed_archives == "stop" or not tokenized.reports:
             raise ArchiveError(
                 outcome.found if isinstance(outcome, ArchivesFailed) else str(state.message),
                 message(
@@ -123,32 +58,10 @@ def finetune(
                 ),
             )
         get_run_logger().warning("going on without them: %s", state.message)
-    trained: Any = train_lora(  # Prefect returns the data of its state
-        tokens=tokenized.tokens,
-        run_dir=directory,
-        model=model,
-        device=device,
-        num_epochs=num_epochs,
-        lora_r=lora_r,
-        learning_rate=learning_rate,
-        seed=seed,
-        lora=lora,
-        optimizer=optimizer,
-        validation=validation,
-        samples=samples,
-        data=data,
-        saving=saving,
-        hardware=hardware,
-    )
-    rendered: Any = generate_music(  # a state, which its type allows, is raised as CancelledRun
-        output=output,
-        prompts=prompts,
-        model=model,
-        device=device,
-        adapter=directory,
-        duration=duration,
-        seed=seed,
-    )
+    places = {"tokens": tokenized.tokens, "run_dir": directory}
+    trained: Any = train_lora(**_part(given, TrainParameters) | chosen | places)  # Prefect returns its state's data
+    # A state, which its type allows, is raised as CancelledRun.
+    rendered: Any = generate_music(**_part(given, GenerateParameters) | chosen, adapter=directory)
     with artifacts_of_run() as artifacts:
         show_summary(
             artifacts,
@@ -167,3 +80,8 @@ def finetune(
             listed=rendered_files(rendered),
         )
     return FinetuneResult(tokenized, trained, rendered)
+
+
+def _part(given: FinetuneParameters, form: type[Settings]) -> dict[str, Any]:
+    """Return those parameters that the flow of another form takes, too."""
+    return {name: value for name, value in given if name in form.model_fields}

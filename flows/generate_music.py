@@ -6,68 +6,39 @@ from prefect.client.schemas import State
 from prefect.states import Completed
 
 from flows.decorator import form_flow
-from flows.locations import chosen_device, chosen_model, is_of_deployment, location_of, music_name, new_folder
-from flows.parameters import (
-    BASE,
-    AdapterOrBase,
-    AdaptersModel,
-    Compare,
-    ContinueFrom,
-    Device,
-    EngineOptions,
-    Files,
-    MusicPrompts,
-    Output,
-    PromptsFile,
-    Variations,
-)
+from flows.locations import chosen_device, chosen_model, is_of_deployment, music_name, new_location
+from flows.parameters import BASE, GenerateParameters
 from flows.retraining import last_trained
-from musicgen_core import storage
-from musicgen_core.config import DEFAULT_PROMPTS, ChoiceSettings, Duration, MusicSeed, SamplingSettings
+from musicgen_core.config import DEFAULT_PROMPTS, SamplingSettings
 from musicgen_core.generation.prompts import Prompt, read_prompts
 from musicgen_core.generation.request import Rendered, RenderRequest, outcome_of
 from musicgen_core.settings import collect
 from tasks.generating import render_prompts
 
 
-@form_flow(name="generate-music", flow_run_name=music_name("generate-music"))
-def generate_music(
-    prompts: MusicPrompts = (),
-    prompts_file: PromptsFile = "",
-    adapter: AdapterOrBase = "",
-    output: Output = "",
-    duration: Duration = 10.0,
-    variations: Variations = 1,
-    seed: MusicSeed = 0,
-    compare: Compare = False,
-    continue_from: ContinueFrom = "",
-    model: AdaptersModel = "",
-    device: Device = "auto",
-    sampling: ChoiceSettings = ChoiceSettings(),
-    files: Files = Files(),
-    engine: EngineOptions = EngineOptions(),
-) -> list[Rendered] | State[list[Rendered]]:
+@form_flow(name="generate-music", form=GenerateParameters, flow_run_name=music_name("generate-music"))
+def generate_music(given: GenerateParameters) -> list[Rendered] | State[list[Rendered]]:
     """Generate music from text prompts, with a trained adapter or with the base model alone."""
-    wanted = [Prompt(prompt=text) for text in prompts]
-    wanted += read_prompts(prompts_file) if prompts_file else []
+    wanted = [Prompt(prompt=text) for text in given.prompts]
+    wanted += read_prompts(given.prompts_file) if given.prompts_file else []
     wanted = wanted or [Prompt(prompt=text) for text in DEFAULT_PROMPTS]
     request = RenderRequest(
-        out=output or str(storage.as_path(location_of(None, "musicgen_output")) / new_folder("generate-music")),
+        out=given.output or new_location("musicgen_output", "generate-music"),
         prompts=wanted,
-        model=model or None,
-        settings=collect(SamplingSettings, sampling, duration=duration, seed=seed),
-        adapter=_chosen_adapter(adapter, model),
-        compare=compare,
-        variations=variations,
-        continue_from=continue_from or None,
-        formats=files.formats or (),
-        spectrograms=files.spectrograms,
-        save_codes=files.save_codes,
-        batch_size=engine.batch_size,
-        weight_bits=engine.weight_bits,
-        cache_bits=engine.cache_bits,
-        device=chosen_device(device),
-        copy_to=files.copy_to,
+        model=given.model or None,
+        settings=collect(SamplingSettings, given),
+        adapter=_chosen_adapter(given.adapter, given.model),
+        compare=given.compare,
+        variations=given.variations,
+        continue_from=given.continue_from or None,
+        formats=given.files.formats or (),
+        spectrograms=given.files.spectrograms,
+        save_codes=given.files.save_codes,
+        batch_size=given.engine.batch_size,
+        weight_bits=given.engine.weight_bits,
+        cache_bits=given.engine.cache_bits,
+        device=chosen_device(given.device),
+        copy_to=given.files.copy_to,
         default_model=chosen_model(""),
     )
     pieces = render_prompts(count=len(wanted), request=request)

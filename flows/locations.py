@@ -13,6 +13,7 @@ from prefect.context import FlowRunContext
 from prefect.variables import Variable
 
 from flows.parameters import Device
+from musicgen_core import storage
 from musicgen_core.config import DEFAULT_MODEL, DEFAULT_PROMPTS
 from musicgen_core.errors import ConfigError
 from musicgen_core.escaping import one_line
@@ -139,6 +140,11 @@ def _default(variable: str) -> str:
 def new_folder(flow: str) -> str:
     """Return the name of the folder that the current run creates by default: `train-20261123-030000-1a2b3c`."""
     return f"{flow.partition('-')[0]}-{creation_stamp()}"
+
+
+def new_location(variable: str, flow: str) -> str:
+    """Return the path of the folder that the current run creates by default, under the location of a variable."""
+    return str(storage.as_path(location_of(None, variable)) / new_folder(flow))
 
 
 def creation_stamp() -> str:

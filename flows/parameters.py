@@ -34,30 +34,16 @@ from musicgen_core.config import (
     Seed,
     ValidationSettings,
 )
-from musicgen_core.evaluation.request import (
-    ClapSettings,
-    JudgingSettings,
-    PieceDuration,
-    PieceSeed,
-    ReportPrompts,
-)
+from musicgen_core.evaluation.request import ClapSettings, JudgingSettings, PieceDuration, PieceSeed, ReportPrompts
 from musicgen_core.settings import LARGEST_COUNT, MOST_SIDE_BY_SIDE, MOST_WORKERS, Settings
 
 BASE = "base"
 """Value of the parameter `adapter` that selects the base model alone"""
 
-
-def _empty_if_null(text: Any) -> Any:
-    return "" if text is None else text
-
-
-def _zero_if_null(number: Any) -> Any:
-    return 0 if number is None else number
-
-
-_Text = Annotated[str, BeforeValidator(_empty_if_null)]
+_Text = Annotated[str, BeforeValidator(lambda text: "" if text is None else text)]
 """An optional text parameter: empty, or null as forms of earlier versions sent it. Forms show a text box."""
 
+_ZERO_IF_NULL = BeforeValidator(lambda number: 0 if number is None else number)
 _MODELS = (
     "MusicGen model: a Hugging Face id, a directory in audiocraft's format, demo (small, comes with the project) or "
     "debug (random weights, for tests)"
@@ -105,7 +91,7 @@ Metadata = Annotated[
 Limit = Annotated[
     int,
     Field(ge=0, le=LARGEST_COUNT, description="Take only the first so many clips, to try it out; 0: all of them"),
-    BeforeValidator(_zero_if_null),
+    _ZERO_IF_NULL,
 ]
 Output = Annotated[
     _Text, Field(description="Folder for the music; by default a new one under the variable musicgen_output")
@@ -146,7 +132,7 @@ SampledClips = Annotated[int, Field(ge=1, le=LARGEST_COUNT, description="Clips t
 HourlyPrice = Annotated[
     float,
     Field(ge=0, le=1e12, description="Price of this machine an hour, to show the cost; 0: no cost is shown"),
-    BeforeValidator(_zero_if_null),
+    _ZERO_IF_NULL,
 ]
 ExportFormat = Annotated[
     Literal["peft", "audiocraft"],
@@ -242,11 +228,8 @@ class Files(Settings):
     copy_to: _CopyTo = None
 
 
-def _read_bits(bits: Any) -> Any:
-    return int(bits) if bits in ("8", "16") else bits  # as the command line passes them
-
-
-_Bits = Annotated[Literal[8, 16], BeforeValidator(_read_bits)]
+# The command line passes text.
+_Bits = Annotated[Literal[8, 16], BeforeValidator(lambda bits: int(bits) if bits in ("8", "16") else bits)]
 
 
 class EngineOptions(Settings):
@@ -281,9 +264,10 @@ class TokenizeParameters(Settings):
     workers: Workers = Workers()
 
 
-class _Training(Settings):
-    """Parameters of a training run, with or without the tokenizing before it."""
+class TrainParameters(Settings):
+    """Parameters of `train-lora`."""
 
+    tokens: Tokens = ""
     run_dir: RunDir = ""
     model: Model = ""
     device: Device = "auto"
@@ -291,6 +275,7 @@ class _Training(Settings):
     lora_r: LoraRank = 8
     learning_rate: LearningRate = 1e-4
     seed: Seed = 0
+    start: Start = Start()
     lora: AdapterSettings = AdapterSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     validation: Validation = Validation()
@@ -300,20 +285,34 @@ class _Training(Settings):
     hardware: HardwareSettings = HardwareSettings()
 
 
-class TrainParameters(_Training):
-    """Parameters of `train-lora`."""
-
-    tokens: Tokens = ""
-    start: Start = Start()
-
-
-class FinetuneParameters(_Training, TokenizeParameters):
+class FinetuneParameters(Settings):
     """Parameters of `finetune`."""
 
+    archives: Archives = ""
+    tokens: Tokens = ""
+    run_dir: RunDir = ""
     output: Output = ""
+    metadata: Metadata = ""
+    model: Model = ""
+    device: Device = "auto"
+    limit: Limit = 0
+    on_failed_archives: OnFailedArchives = "stop"
+    num_epochs: Epochs = 5
+    lora_r: LoraRank = 8
+    learning_rate: LearningRate = 1e-4
+    seed: Seed = 0
     prompts: MusicPrompts = ()
     duration: Duration = 10.0
-    on_failed_archives: OnFailedArchives = "stop"
+    descriptions: DescriptionSettings = DescriptionSettings()
+    reading: ReadingSettings = ReadingSettings()
+    workers: Workers = Workers()
+    lora: AdapterSettings = AdapterSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    validation: Validation = Validation()
+    samples: SampleSettings = SampleSettings()
+    data: DataSettings = DataSettings()
+    saving: Saving = Saving()
+    hardware: HardwareSettings = HardwareSettings()
 
 
 class EvaluateParameters(Settings):
@@ -370,14 +369,10 @@ class ExportParameters(Settings):
     model: AdaptersModel = ""
 
 
-def groups_of(annotations: Mapping[str, Any]) -> dict[str, type[Settings]]:
-    """Return those parameters that are groups, by name."""
-    return {name: kind for name, kind in annotations.items() if isinstance(kind, type) and issubclass(kind, Settings)}
-
-
 def groups_in(form: type[Settings]) -> dict[str, type[Settings]]:
     """Return those fields of a form that are groups, by name."""
-    return groups_of({name: field.annotation for name, field in form.model_fields.items()})
+    kinds = {name: field.annotation for name, field in form.model_fields.items()}
+    return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Settings)}
 
 
 def grouped(given: Mapping[str, Any], groups: Mapping[str, type[Settings]]) -> dict[str, Any]:

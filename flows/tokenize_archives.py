@@ -17,11 +17,11 @@ from upath import UPath
 
 from flows.decorator import form_flow
 from flows.locations import chosen_device, chosen_model, location_of, run_name
-from flows.parameters import Archives, Device, Limit, Metadata, Model, Tokens, Workers, archives_at_a_time
+from flows.parameters import TokenizeParameters, archives_at_a_time
 from flows.runners import call_everywhere
 from flows.runners import task_runner as make_task_runner
 from musicgen_core import storage
-from musicgen_core.config import DescriptionSettings, ReadingSettings, TokenizeSettings
+from musicgen_core.config import TokenizeSettings
 from musicgen_core.data.archive import ArchiveFile, archive_stem, choose_archives, clip_names
 from musicgen_core.data.captions import Captioner, Captions, load_captions, metadata_beside
 from musicgen_core.data.match_report import check_matches, match_report, undescribed_clips
@@ -82,32 +82,26 @@ class ArchivesFailed(ArchiveError):
         return dict(list(self.result.failed.items())[_SHOWN:])
 
 
-@form_flow(name="tokenize-archives", flow_run_name=run_name("tokenize-archives", "archives", "musicgen_archives"))
-def tokenize_archives(
-    archives: Archives = "",
-    tokens: Tokens = "",
-    metadata: Metadata = "",
-    model: Model = "",
-    device: Device = "auto",
-    limit: Limit = 0,
-    descriptions: DescriptionSettings = DescriptionSettings(),
-    reading: ReadingSettings = ReadingSettings(),
-    workers: Workers = Workers(),
-) -> State[TokenizeResult]:
+@form_flow(
+    name="tokenize-archives",
+    form=TokenizeParameters,
+    flow_run_name=run_name("tokenize-archives", "archives", "musicgen_archives"),
+)
+def tokenize_archives(given: TokenizeParameters) -> State[TokenizeResult]:
     """Tokenize every clip of every archive with EnCodec, one task per archive; finished shards are kept."""
-    on = {"model": model, "device": device}
-    settings = collect(TokenizeSettings, descriptions, reading)
-    model, device = chosen_model(model), chosen_device(device)
+    on = {"model": given.model, "device": given.device}
+    settings = collect(TokenizeSettings, given)
+    model, device = chosen_model(given.model), chosen_device(given.device)
     announce(message("looking into the archives"))
-    found, left_out = choose_archives(_absolute(location_of(archives, "musicgen_archives")))
+    found, left_out = choose_archives(_absolute(location_of(given.archives, "musicgen_archives")))
     _warn_in_terminal(left_out)
-    target = _absolute(location_of(tokens, "musicgen_tokens"))
+    target = _absolute(location_of(given.tokens, "musicgen_tokens"))
     storage.make_folder(storage.as_path(target))
     runner = make_task_runner(
-        workers.task_runner, archives_at_a_time(workers.max_workers), workers.dask_address, target
+        given.workers.task_runner, archives_at_a_time(given.workers.max_workers), given.workers.dask_address, target
     )
-    described_by = _find_metadata(metadata, found[0])
-    limits = _spread_limit(found, limit or None, settings)
+    described_by = _find_metadata(given.metadata, found[0])
+    limits = _spread_limit(found, given.limit or None, settings)
     work: list[Work] = [
         {
             "archive": str(archive),
@@ -130,13 +124,13 @@ def tokenize_archives(
         check_matches(captions, ((archive_stem(archive), _names_in(archive, settings)) for archive in limits))
     if undescribed := undescribed_clips(list(limits), Captioner(settings, captions)):
         _core_logger.warning("%s", no_descriptions(undescribed))
-    if workers.task_runner == "threads":  # a cluster's workers have their own caches and GPUs
+    if given.workers.task_runner == "threads":  # a cluster's workers have their own caches and GPUs
         check_codec(model, device)
     with runner, log_tokenizing(target, [entry["stem"] for entry in work]) as log:
         reports, failed = _tokenize_all(work, runner, storage.as_path(target), log)
     failed = {str(entry["archive"]): failed[entry["stem"]] for entry in work if entry["stem"] in failed}
     announce(message("looking for clips without a description"))
-    are_all = not limit and not failed
+    are_all = not given.limit and not failed
     described = {report.archive: _described(report, storage.as_path(target)) for report in reports}
     remarks = list(_remarks(captions, reports, described, are_all))
     _warn(remarks)

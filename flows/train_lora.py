@@ -9,22 +9,11 @@ from prefect.states import Completed
 from upath import UPath
 
 from flows.decorator import form_flow
-from flows.locations import chosen_device, chosen_model, location_of, new_folder, run_name
-from flows.parameters import Device, Model, RunDir, Saving, Start, Tokens, Validation
+from flows.locations import chosen_device, chosen_model, location_of, new_location, run_name
+from flows.parameters import TrainParameters
 from flows.retraining import Training, is_begun, last_completed, new_archives
 from musicgen_core import storage
-from musicgen_core.config import (
-    AdapterSettings,
-    DataSettings,
-    Epochs,
-    HardwareSettings,
-    LearningRate,
-    LoraRank,
-    OptimizerSettings,
-    SampleSettings,
-    Seed,
-    TrainSettings,
-)
+from musicgen_core.config import TrainSettings
 from musicgen_core.errors import ConfigError
 from musicgen_core.evaluation.request import EvaluateRequest
 from musicgen_core.language import message
@@ -35,33 +24,13 @@ from tasks.progress import run_logger
 from tasks.training import outcome, train_adapter
 
 
-@form_flow(name="train-lora", flow_run_name=run_name("train-lora", "run_dir"))
-def train_lora(
-    tokens: Tokens = "",
-    run_dir: RunDir = "",
-    model: Model = "",
-    device: Device = "auto",
-    num_epochs: Epochs = 5,
-    lora_r: LoraRank = 8,
-    learning_rate: LearningRate = 1e-4,
-    seed: Seed = 0,
-    start: Start = Start(),
-    lora: AdapterSettings = AdapterSettings(),
-    optimizer: OptimizerSettings = OptimizerSettings(),
-    validation: Validation = Validation(),
-    samples: SampleSettings = SampleSettings(),
-    data: DataSettings = DataSettings(),
-    saving: Saving = Saving(),
-    hardware: HardwareSettings = HardwareSettings(),
-) -> TrainResult | State[TrainResult]:
+@form_flow(name="train-lora", form=TrainParameters, flow_run_name=run_name("train-lora", "run_dir"))
+def train_lora(given: TrainParameters) -> TrainResult | State[TrainResult]:
     """Fine-tune MusicGen with LoRA on tokenized clips. Running it again resumes where it stopped."""
-    essential = {"num_epochs": num_epochs, "lora_r": lora_r, "learning_rate": learning_rate, "seed": seed}
-    settings = collect(TrainSettings, lora, optimizer, validation, samples, data, saving, hardware, **essential)
-    model, device = chosen_model(model), chosen_device(device)
-    directory = storage.as_path(
-        run_dir or storage.as_path(location_of(None, "musicgen_runs")) / new_folder("train-lora")
-    )
-    shards = location_of(tokens, "musicgen_tokens")
+    settings = collect(TrainSettings, given)
+    model, device, start = chosen_model(given.model), chosen_device(given.device), given.start
+    directory = storage.as_path(given.run_dir or new_location("musicgen_runs", "train-lora"))
+    shards = location_of(given.tokens, "musicgen_tokens")
     if start.init_from_latest and start.init_adapter:
         raise ConfigError(message("both init_adapter and init_from_latest are given"), message("Give one of the two"))
     asks_before = start.init_from_latest or start.only_new_tokens
@@ -79,9 +48,9 @@ def train_lora(
         device=device,
         resume=start.resume,
         init_adapter=_adapter_of(before, settings) if before and start.init_from_latest else start.init_adapter,
-        copy_to=saving.copy_to,
+        copy_to=given.saving.copy_to,
     )
-    if validation.evaluate and not isinstance(trained, State):
+    if given.validation.evaluate and not isinstance(trained, State):
         request = EvaluateRequest(tokens=shards, adapter=str(directory), model=model, device=device)
         trained = evaluate_training(name=directory.name, request=request, trained=trained)
     if isinstance(trained, State):

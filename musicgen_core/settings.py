@@ -143,7 +143,9 @@ def read_yaml(path: Location) -> dict[str, Any]:
     return values
 
 
-def collect(kind: type[S], *groups: Settings, **values: Any) -> S:
-    """Build settings from groups, whose other fields are ignored, and from further values."""
-    given = {name: getattr(group, name) for group in groups for name in type(group).model_fields} | values
+def collect(kind: type[S], form: Settings) -> S:
+    """Build settings from the fields of a form and of its groups. Other fields are ignored."""
+    given = dict(form)
+    for group in dict(form).values():
+        given |= dict(group) if isinstance(group, Settings) else {}
     return kind(**{name: value for name, value in given.items() if name in kind.model_fields})

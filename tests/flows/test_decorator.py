@@ -38,12 +38,18 @@ from musicgen_core.settings import Settings
 GROUPS = groups_in(TrainParameters)
 
 
-def probe(tokens: Tokens = "", start: Start = Start(), hardware: HardwareSettings = HardwareSettings()) -> Any:  # noqa: B008
+class Probe(Settings):
+    tokens: Tokens = ""
+    start: Start = Start()
+    hardware: HardwareSettings = HardwareSettings()
+
+
+def probe(given: Probe) -> Any:
     """Return what was given."""
-    return tokens, start, hardware
+    return given.tokens, given.start, given.hardware
 
 
-PROBE = form_flow(name="probe", flow_run_name=lambda: "probe")(probe)
+PROBE = form_flow(name="probe", form=Probe, flow_run_name=lambda: "probe")(probe)
 
 
 @pytest.mark.parametrize(
