@@ -12,7 +12,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from musicgen_core.escaping import html_page, one_line
-from musicgen_core.generated_pages import PAGE
+from musicgen_core.generation.page import PAGE
 from musicgen_core.language import message, say, translated
 from musicgen_core.run_layout import EVALUATION, EVALUATION_REPORT, SAMPLES
 from musicgen_core.wording import counted, sized

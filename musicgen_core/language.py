@@ -3,7 +3,8 @@
 `message("…")` is a translatable text. As a string it is English, the language of logs and of the Prefect UI.
 `translated` returns it in the user's language, for the command line and this project's pages. `say("…")` does both.
 The catalogue of a language is `translations/LANGUAGE.po`. Babel compiles it in memory on first use, in a tenth of a
-second, so there is no compiled file that could be older than its source.
+second, so there is no compiled file that could be older than its source. Plots are in the user's language if
+Matplotlib finds a font that has its letters, else in English.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from babel.messages.catalog import Catalog
+    from matplotlib.figure import Figure
 
 ENGLISH = "en"
 LANGUAGES = (ENGLISH, "ja")
@@ -31,6 +33,29 @@ _LONGEST = 1000
 """Maximum length of a value of a stored text that may itself be a message"""
 _OPTION = re.compile(r"--([a-z][a-z-]*[a-z])")
 _LOCALE = ("LC_ALL", "LC_MESSAGES", "LANG")
+_LATIN = "DejaVu Sans"  # Matplotlib's own, which has digits and signs in the usual look
+_FONTS = {
+    "ja": (
+        "Noto Sans CJK JP",
+        "Noto Sans JP",
+        "Source Han Sans JP",
+        "IPAexGothic",
+        "IPAPGothic",
+        "IPAGothic",
+        "TakaoPGothic",
+        "TakaoGothic",
+        "VL PGothic",
+        "VL Gothic",
+        "BIZ UDPGothic",
+        "Hiragino Sans",
+        "Hiragino Kaku Gothic ProN",
+        "Yu Gothic",
+        "YuGothic",
+        "Meiryo",
+        "MS Gothic",
+    )
+}
+"""Fonts for languages that Matplotlib's own font can't write, by preference: those that systems usually have"""
 
 
 class Message(str):
@@ -149,6 +174,30 @@ def language() -> str:
     chosen = next((value for name in (VARIABLE, *_LOCALE) if (value := os.environ.get(name))), ENGLISH)
     code = chosen.partition(".")[0].partition("_")[0].lower()
     return code if code in LANGUAGES else ENGLISH
+
+
+def plot_text(text: str) -> str:
+    """Return a message in the language in which plots can be written."""
+    return translated(text) if _plot_font(language()) else str(text)
+
+
+def set_fonts(figure: Figure) -> None:
+    """Set the fonts of all texts of a figure, some of which are from `plot_text`."""
+    from matplotlib.text import Text
+
+    if font := _plot_font(language()):
+        for text in figure.findobj(Text):
+            text.set_fontfamily([_LATIN, font])
+
+
+def _plot_font(code: str) -> str | None:
+    """Return the first font for a language that Matplotlib knows; None for English, which needs none."""
+    if code not in _FONTS:
+        return None
+    from matplotlib.font_manager import fontManager
+
+    known = {font.name for font in fontManager.ttflist}
+    return next((name for name in _FONTS[code] if name in known), None)
 
 
 @cache

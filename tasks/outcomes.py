@@ -13,7 +13,7 @@ from musicgen_core import storage
 from musicgen_core.config import DEFAULT_PROMPTS
 from musicgen_core.errors import MetadataError, TokensError
 from musicgen_core.escaping import one_line
-from musicgen_core.generated_pages import PAGE
+from musicgen_core.generation.page import PAGE
 from musicgen_core.language import as_message, message
 from musicgen_core.run_layout import (
     ADAPTERS,

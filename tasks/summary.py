@@ -12,7 +12,7 @@ from prefect import runtime
 from musicgen_core import storage
 from musicgen_core.errors import MusicgenError, advice_on, reason_of
 from musicgen_core.escaping import markdown_block, markdown_code, markdown_link, markdown_text
-from musicgen_core.generated_pages import PAGE
+from musicgen_core.generation.page import PAGE
 from musicgen_core.generation.request import Rendered, adapter_of, folder_of, page_of
 from musicgen_core.run_layout import (
     ADAPTERS,

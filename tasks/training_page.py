@@ -15,7 +15,7 @@ from upath import UPath
 
 from musicgen_core import storage, tracking
 from musicgen_core.escaping import markdown_code, markdown_link, markdown_text, one_line
-from musicgen_core.generated_pages import PAGE
+from musicgen_core.generation.page import PAGE
 from musicgen_core.run_layout import PROMPTS, WANDB, RunLayout, parse_sample_name, sample_name
 from musicgen_core.wording import counted
 from tasks.artifacts import markdown_table

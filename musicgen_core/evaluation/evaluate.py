@@ -26,6 +26,7 @@ from musicgen_core.evaluation.held_out import (
 )
 from musicgen_core.evaluation.music import ClapScoring, Pair, pairs_of_training, render_pairs
 from musicgen_core.evaluation.report import (
+    REPORT,
     plot_codebook_perplexities,
     plot_differences,
     plot_training,
@@ -38,7 +39,6 @@ from musicgen_core.evaluation.request import (
     Evaluation,
     MusicScores,
 )
-from musicgen_core.generated_pages import REPORT
 from musicgen_core.generation.render import OnProgress
 from musicgen_core.language import message, say
 from musicgen_core.model.adapters import Adapter, choose_model, displayed_path, find_adapter, hub_name, load_adapter

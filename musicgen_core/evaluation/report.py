@@ -20,14 +20,14 @@ from musicgen_core.escaping import html_page
 from musicgen_core.evaluation.held_out import Losses
 from musicgen_core.evaluation.music import Audio, Pair
 from musicgen_core.evaluation.request import Comparison, Evaluation
-from musicgen_core.generated_pages import REPORT
-from musicgen_core.language import message, say, translated
-from musicgen_core.lettering import plot_text
+from musicgen_core.generation.page import OwnPage
+from musicgen_core.language import message, plot_text, say, translated
 
 MP3_LEVEL = 0.75
 """libsndfile's compression level for 96 kbit/s at a constant rate, 12 kB a second"""
 MOST_PAIRS = 24
 """Maximum number of pairs per heading; 24 of 10 s take 8 MB"""
+REPORT = OwnPage("musicgen-flows: evaluation", message("Evaluation of an adapter"))
 _WIDE = 100
 """Ratio of perplexities from which small bars would be invisible on a linear axis"""
 

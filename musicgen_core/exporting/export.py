@@ -14,8 +14,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import AdapterError, ConfigError, reason_of
-from musicgen_core.exporting.model_card import ExportKind, write_card
-from musicgen_core.exporting.origin import Origin, RenderedSample, read_origin
+from musicgen_core.exporting.model_card import ExportKind, Origin, RenderedSample, read_origin, write_card
 from musicgen_core.language import message
 from musicgen_core.model import peft_directory
 from musicgen_core.model.adapters import Adapter, base_model_of, find_adapter, hub_id, load_adapter

@@ -1,36 +1,170 @@
-"""Model card of an export (`README.md`), in the format of the Hugging Face Hub."""
+"""Model card of an export (`README.md`), in the format of the Hugging Face Hub, with the adapter's provenance."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from upath import UPath
 
+from musicgen_core import storage
+from musicgen_core.data.shards import ShardReport, shard_paths
 from musicgen_core.escaping import markdown_code, markdown_text, one_line
-from musicgen_core.exporting.origin import Origin, RenderedSample
 from musicgen_core.model.adapters import PUBLISHED, Adapter, AdapterConfig, hub_id
 from musicgen_core.model.local_files import DEMO
 from musicgen_core.model.weights import BUILT_IN
+from musicgen_core.run_layout import EVALUATION_DATA, PROMPTS, RunConfig, RunLayout, find_config, run_of, sample_name
+from musicgen_core.tracking import read_metrics
 from musicgen_core.wording import counted, lasting
 
 ExportKind = Literal["peft", "audiocraft"]
 CARD = "README.md"
+MOST_SAMPLES = 3
 _TAGS = ["musicgen", "lora", "text-to-music", "music"]
-_NAMES = {
-    "train/loss": "training loss of the step, nats",
+_NAMES = {  # of metrics; the loss of a single step is too noisy
     "train/epoch_loss": "training loss of the epoch, nats",
     "val/loss": "validation loss, nats",
     "val/perplexity": "validation perplexity",
 }
+_OF_CODEBOOK = re.compile(r"val/perplexity_codebook_\d+")
 _OF_TRAINING = (  # fields of a run's config.json, without those about the machine or its paths
     *("learning_rate", "warmup_steps", "schedule", "weight_decay", "batch_size", "gradient_accumulation_steps"),
     *("clips_per_step", "num_epochs", "max_steps", "early_stopping", "max_grad_norm", "base_precision"),
     *("segment_seconds", "validation_fraction", "cfg_dropout", "word_dropout", "seed"),
 )
+
+
+@dataclass(frozen=True)
+class MetricValue:
+    """Value of a metric, and the step at which it was measured."""
+
+    value: float
+    step: int
+
+
+@dataclass(frozen=True)
+class RenderedSample:
+    """Samples of a training run for one prompt: with the adapter, and of the base model if available."""
+
+    prompt: str
+    adapted: UPath
+    base: UPath | None
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training data of an adapter, including clips held out for validation; unknown values are None."""
+
+    archives: int
+    clips: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Mean losses of both models over the same held-out clips, in nats per code."""
+
+    clips: int
+    base_loss: float
+    adapter_loss: float
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Provenance of an adapter; empty outside of a run directory."""
+
+    config: RunConfig = field(default_factory=lambda: RunConfig({}))
+    metrics: Mapping[str, MetricValue] = field(default_factory=dict)
+    evaluated: Evaluated | None = None
+    data: Data | None = None
+    samples: tuple[RenderedSample, ...] = ()
+
+
+def read_origin(weights: UPath, adapter: Adapter) -> Origin:
+    """Read the provenance from the run directory of a `*_lora.pt`; unreadable parts are left out."""
+    root = run_of(weights)
+    config = find_config(root) if root is not None else None
+    if root is None or config is None:
+        return Origin()
+    layout = RunLayout(root)
+    return Origin(
+        config=config,
+        metrics=_read_metrics(layout.metrics, adapter.global_step),
+        evaluated=_read_evaluation(layout, weights, config),
+        data=_read_data(config),
+        samples=_read_samples(layout.samples, adapter),
+    )
+
+
+def _read_json(path: UPath) -> dict[str, Any]:
+    try:
+        values = json.loads(storage.read_text(path))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _read_metrics(path: UPath, last_step: int) -> dict[str, MetricValue]:
+    """Return the newest value of each metric up to the adapter's step."""
+    if not path.exists():
+        return {}
+    newest: dict[str, MetricValue] = {}
+    with storage.staged(path) as local:
+        for row in read_metrics(local):
+            if row["step"] <= last_step:
+                for name, value in row.items():
+                    if name in _NAMES or _OF_CODEBOOK.fullmatch(name):
+                        newest[name] = MetricValue(value, int(row["step"]))
+    return newest
+
+
+def _read_evaluation(layout: RunLayout, weights: UPath, config: RunConfig) -> Evaluated | None:
+    """Return the result of the evaluation of exactly these weights, if any."""
+    found = _read_json(layout.evaluation(weights.stem) / EVALUATION_DATA)
+    try:
+        if found["adapter"]["sha256"] != storage.content_sha256(weights):
+            return None
+        kept = config.held_out_fraction or 0.0
+        if not found.get("is_held_out", found.get("validation_fraction", 0.0) <= kept):  # older files lack the field
+            return None
+        loss = found["loss"]
+        return Evaluated(int(found["clips"]), float(loss["base_loss"]), float(loss["adapter_loss"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _read_data(config: RunConfig) -> Data | None:
+    shards = config.shards
+    if not shards:
+        return None
+    reports = []
+    for stem, content in shards.items():
+        try:
+            _, marker = shard_paths(storage.as_path(config.tokens), stem)
+            report = ShardReport.parse(storage.read_text(marker))
+        except (OSError, ValueError, TypeError, KeyError):
+            return Data(len(shards))
+        if report.content != content:  # tokenized again since
+            return Data(len(shards))
+        reports.append(report)
+    seconds = sum(report.audio_seconds for report in reports)
+    return Data(len(shards), sum(report.clips for report in reports), seconds)
+
+
+def _read_samples(folder: UPath, adapter: Adapter) -> tuple[RenderedSample, ...]:
+    prompts = _read_json(folder / PROMPTS).get("prompts") or []
+    found = []
+    for i, prompt in enumerate(prompts[:MOST_SAMPLES]):
+        adapted, base = (folder / sample_name(epoch, i) for epoch in (adapter.epoch, 0))
+        if adapted.exists():
+            found.append(RenderedSample(str(prompt), adapted, base if base.exists() else None))
+    return tuple(found)
 
 
 def write_card(
@@ -58,13 +192,8 @@ def write_card(
     settings = AdapterConfig.from_plain(adapter.config)
     loader = PackageLoader("musicgen_core.exporting", package_path="")
     environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "plain": markdown_text,
-        "code": markdown_code,
-        "label": one_line,
-        "lasting": lasting,
-        "counted": counted,
-    }
+    environment.filters |= {"plain": markdown_text, "code": markdown_code, "label": one_line}
+    environment.filters |= {"lasting": lasting, "counted": counted}
     text = environment.get_template("model_card.md.j2").render(
         front_matter=_front_matter(kind, adapter.base_model),
         name=name,
@@ -77,7 +206,7 @@ def write_card(
         variety=" and ".join([*["rsLoRA"] * settings.rslora, *["DoRA"] * settings.dora]),
         data=origin.data,
         settings=_settings(adapter, origin),
-        metrics=_metrics(adapter, origin),
+        metrics=_metric_rows(adapter, origin),
         samples=samples,
         text_encoder=text_encoder,
     )
@@ -123,13 +252,12 @@ def _settings(adapter: Adapter, origin: Origin) -> dict[str, Any]:
     return {**lora, **{name: value for name, value in given.items() if value is not None}}
 
 
-def _metrics(adapter: Adapter, origin: Origin) -> dict[str, str]:
+def _metric_rows(adapter: Adapter, origin: Origin) -> dict[str, str]:
     if not origin.metrics and not origin.evaluated and math.isfinite(adapter.loss):
-        return {_NAMES["train/loss"]: f"{adapter.loss:.4g}"}
+        return {"training loss of the step, nats": f"{adapter.loss:.4g}"}
     rows = {}
     for name, measured in origin.metrics.items():
-        codebook = re.fullmatch(r"val/perplexity_codebook_(\d+)", name)
-        words = f"validation perplexity of codebook {codebook[1]}" if codebook else _NAMES[name]
+        words = _NAMES.get(name) or f"validation perplexity of codebook {name.rpartition('_')[2]}"
         earlier = f", at step {measured.step:,}" if measured.step != adapter.global_step else ""
         rows[words + earlier] = f"{measured.value:.4g}"
     if found := origin.evaluated:

@@ -12,8 +12,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import ConfigError, reason_of
-from musicgen_core.generated_pages import MUSIC, PAGE
-from musicgen_core.generation.page import Sidecar
+from musicgen_core.generation.page import MUSIC, PAGE, Sidecar
 from musicgen_core.language import message
 
 _NAME = re.compile(r"generated_(\d{3,9})\.(\w+)", re.ASCII)

@@ -12,12 +12,13 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.escaping import html_page
-from musicgen_core.generated_pages import MUSIC, PAGE, SAMPLES, OwnPage
 from musicgen_core.generation.spectrogram import PICTURE_SIZE
-from musicgen_core.language import message, say, translated
+from musicgen_core.language import Message, message, say, translated
 from musicgen_core.run_layout import ADAPTERS, epoch_adapter
 from musicgen_core.wording import counted
 
+PAGE = "index.html"
+"""Name of the page in a folder of music, or of a run's samples"""
 Sidecar = Mapping[str, Any]
 ONE_PART_SECONDS = 30
 """Up to this length a piece is made without overlapping parts"""
@@ -28,7 +29,37 @@ _SAMPLING = {
     "guidance": message("guidance"),
 }
 """Names of sampling settings that each language has its own word for"""
+_HEAD_CHARACTERS = 2000
 _SHOWN_ELSEWHERE = ("duration", "seed")  # of the sampling settings: beside each piece
+
+
+@dataclass(frozen=True)
+class OwnPage:
+    """A kind of HTML page that this project writes, recognised in any language and version; others are never replaced.
+
+    Attributes:
+        generator: the content of its `<meta name="generator">`.
+        title: English title, which identifies pages of earlier versions, as these have no generator.
+    """
+
+    generator: str
+    title: Message
+
+    def is_at(self, path: UPath) -> bool:
+        """Return whether a file is a page of this kind.
+
+        Raises:
+            OSError: the file can't be read.
+        """
+        try:
+            head = storage.read_text(path)[:_HEAD_CHARACTERS]
+        except ValueError:
+            return False
+        return f'<meta name="generator" content="{self.generator}">' in head or f"<title>{self.title}</title>" in head
+
+
+MUSIC = OwnPage("musicgen-flows: generated music", message("Generated music"))
+SAMPLES = OwnPage("musicgen-flows: samples of a training", message("Samples of every epoch"))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from musicgen_core.config import DEFAULT_MODEL, Format, SamplingSettings
 from musicgen_core.escaping import one_line
-from musicgen_core.generated_pages import PAGE
+from musicgen_core.generation.page import PAGE
 from musicgen_core.generation.prompts import Prompt
 from musicgen_core.language import message
 from musicgen_core.wording import counted

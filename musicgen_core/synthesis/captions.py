@@ -7,10 +7,10 @@ caption without one implies 4/4.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from musicgen_core.music_theory import Mode
+from musicgen_core.synthesis.styles import STYLES
 
 SLOW_BELOW, FAST_FROM = 88, 116  # bpm
 LOWEST_BPM, HIGHEST_BPM = 60, 160
@@ -143,7 +143,9 @@ def caption_of(truth: Truth, rng: random.Random, full: bool = False) -> str:
         facts.append(rng.choice(_METERS[truth.meter]))
     rng.shuffle(facts)
     if not full and rng.random() < 0.25:
-        return _tags(rng, [genre, *qualities, *sounds, *facts])
+        tags = [genre, *qualities, *sounds, *facts]
+        rng.shuffle(tags)
+        return ", ".join(tags)
     return _sentence(rng, qualities, genre, sounds, facts)
 
 
@@ -164,8 +166,6 @@ def vocabulary() -> list[str]:
 
     The words that name the held-out styles are not among them.
     """
-    from musicgen_core.synthesis.styles import STYLES
-
     phrases = [_COMMON, *(phrase.format("") for phrase in (*_TEMPOS, *_KEYS))]
     phrases += [phrase for style in STYLES for phrase in (*GENRES[style], *MOODS[style])]
     for table in (MODE_MOODS, TEMPO_WORDS, _METERS):
@@ -197,20 +197,11 @@ def _sounds(truth: Truth, rng: random.Random, full: bool) -> list[str]:
     ]
 
 
-def _tags(rng: random.Random, tags: list[str]) -> str:
-    rng.shuffle(tags)
-    return ", ".join(tags)
-
-
 def _sentence(rng: random.Random, qualities: list[str], genre: str, sounds: list[str], facts: list[str]) -> str:
     sentence = " ".join([*qualities, genre])
     if sounds:
         listed = " and ".join([*([", ".join(sounds[:-1])] if sounds[1:] else []), sounds[-1]])
         sentence = f"{listed} playing {sentence}" if rng.random() < 0.15 else f"{sentence} with {listed}"
-    return ", ".join([sentence, *_joined(rng, facts)])
-
-
-def _joined(rng: random.Random, facts: list[str]) -> Iterator[str]:
-    """Yield the facts, some joined: `120 bpm in a minor`, or `120 bpm, in a minor`."""
-    if facts:
-        yield rng.choice((", ", " ")).join(facts)
+    if not facts:
+        return sentence
+    return f"{sentence}, {rng.choice((', ', ' ')).join(facts)}"  # 120 bpm in a minor, or 120 bpm, in a minor

@@ -16,8 +16,7 @@ from typing import IO, Any, Literal
 
 from musicgen_core import storage
 from musicgen_core.codes import CODEBOOKS
-from musicgen_core.language import as_message, message
-from musicgen_core.lettering import set_fonts
+from musicgen_core.language import as_message, message, set_fonts
 from musicgen_core.run_layout import LEARNING_RATE_PLOT, LOSS_PLOT, PERPLEXITY_PLOT
 from musicgen_core.strict_json import strict_json
 

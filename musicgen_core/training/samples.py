@@ -23,11 +23,10 @@ from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.config import DEFAULT_PROMPTS, SamplingSettings, TrainSettings
 from musicgen_core.devices import compute_dtype, release_memory
 from musicgen_core.errors import Cancelled, raise_if_interrupted, reason_of
-from musicgen_core.generated_pages import PAGE
-from musicgen_core.generated_pages import SAMPLES as SAMPLES_PAGE
 from musicgen_core.generation.engine import Engine, decodes_fast
 from musicgen_core.generation.loudness import normalize
-from musicgen_core.generation.page import write_samples_index
+from musicgen_core.generation.page import PAGE, write_samples_index
+from musicgen_core.generation.page import SAMPLES as SAMPLES_PAGE
 from musicgen_core.language import message
 from musicgen_core.model.adapters import Adapter
 from musicgen_core.model.lora import load_merged

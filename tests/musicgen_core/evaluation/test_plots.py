@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from musicgen_core import lettering
+from musicgen_core import language
 from musicgen_core.evaluation.report import plot_codebook_perplexities, plot_differences, plot_training
 from musicgen_core.evaluation.request import Comparison
 
@@ -50,7 +50,7 @@ def test_plots_are_in_japanese_only_if_there_is_a_font_for_it(
 ) -> None:
     monkeypatch.setenv("MUSICGEN_LANGUAGE", "ja")
     # Any font stands for one of Japanese, which this machine may lack.
-    monkeypatch.setattr(lettering, "_FONTS", {"ja": ("none", "STIXGeneral" if has_font else "none")})
+    monkeypatch.setattr(language, "_FONTS", {"ja": ("none", "STIXGeneral" if has_font else "none")})
     draw_all()
     for figure in figures:
         texts = texts_of(figure)
@@ -62,7 +62,7 @@ def test_plots_are_in_japanese_only_if_there_is_a_font_for_it(
 
 
 def test_an_english_reader_gets_matplotlibs_own_font(figures: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lettering, "_FONTS", {"ja": ("STIXGeneral",)})
+    monkeypatch.setattr(language, "_FONTS", {"ja": ("STIXGeneral",)})
     draw_all()
     assert {"Perplexity of each codebook", "base model", "with adapter"} <= texts_of(figures[0])
     assert all(text.get_fontfamily() == ["sans-serif"] for text in figures[0].findobj(Text))

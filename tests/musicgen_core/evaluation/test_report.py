@@ -21,9 +21,8 @@ from musicgen_core.config import SamplingSettings
 from musicgen_core.evaluation import evaluate as module
 from musicgen_core.evaluation.clap import Clap
 from musicgen_core.evaluation.music import Pair, music_scores
-from musicgen_core.evaluation.report import write_report
+from musicgen_core.evaluation.report import REPORT, write_report
 from musicgen_core.evaluation.request import Evaluation
-from musicgen_core.generated_pages import REPORT
 from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import render
 from musicgen_core.generation.request import RenderRequest

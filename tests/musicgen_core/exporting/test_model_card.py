@@ -19,8 +19,7 @@ from musicgen_core import storage
 from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.data.shards import ShardReport
 from musicgen_core.exporting.export import export
-from musicgen_core.exporting.model_card import write_card
-from musicgen_core.exporting.origin import Data, Origin, RenderedSample
+from musicgen_core.exporting.model_card import Data, Origin, RenderedSample, write_card
 from musicgen_core.model.adapters import Adapter, save_adapter
 from musicgen_core.run_layout import RunConfig
 from tests.fixture_types import Save

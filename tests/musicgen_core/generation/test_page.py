@@ -15,8 +15,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.escaping import printable
-from musicgen_core.generated_pages import MUSIC
-from musicgen_core.generation.page import write_index
+from musicgen_core.generation.page import MUSIC, write_index
 from tests.hostile import TEXTS, is_inert_terminal_text
 
 ADAPTER = {"path": "gs://bucket/runs/jazz/best_lora.pt", "sha256": "ab" * 32, "epoch": 4, "global_step": 1200}
