@@ -6,10 +6,17 @@ import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas import State
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import get_current_settings
+from prefect.utilities.urls import url_for
 
 from deployments.activity import working
 from deployments.api import check_api, explain_lost, has_api
@@ -24,11 +31,7 @@ from musicgen_core.errors import MusicgenError
 from musicgen_core.language import message, say, translated
 from tasks.forms import with_fields
 from tasks.next_steps import Made, Outcome, Step, from_comment, in_shell
-
-if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas import State
-    from prefect.client.schemas.objects import FlowRun
+from tasks.served import links_in
 
 _INVALID = "Validation of flow parameters failed"
 """Beginning of Prefect's message on a run whose parameters don't fit, which ends without a summary"""
@@ -81,9 +84,6 @@ def run(parameters: dict[str, Any]) -> int:
 def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
     with contextlib.ExitStack() as stack:
         with working(message("creating the run")):
-            from prefect.client.orchestration import get_client
-            from prefect.utilities.urls import url_for
-
             client = stack.enter_context(get_client(sync_client=True))
             run, form = _create(client, name, parameters)
         if watch:
@@ -118,8 +118,6 @@ def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
 
 def _create(client: SyncPrefectClient, name: str, parameters: dict[str, Any]) -> tuple[FlowRun, Mapping[str, Any]]:
     """Create a run, and return it with the schema of its deployment's parameters."""
-    from prefect.exceptions import ObjectNotFound
-
     try:
         deployment = client.read_deployment_by_name(f"{name}/{name}")
     except ObjectNotFound as error:
@@ -133,12 +131,6 @@ def _create(client: SyncPrefectClient, name: str, parameters: dict[str, Any]) ->
 
 def _outcome(client: SyncPrefectClient, run: UUID, state: State) -> Outcome:
     """Return the outputs in the run's summary with links for a browser, or how to repeat a run that failed."""
-    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
-    from prefect.settings import get_current_settings
-    from prefect.utilities.urls import url_for
-
-    from tasks.served import links_in
-
     found, made = Outcome(), []
     of_run = ArtifactFilterFlowRunId(any_=[run])
     wanted = ArtifactFilter(key=ArtifactFilterKey(any_=["summary"]), flow_run_id=of_run)
@@ -155,12 +147,7 @@ def _outcome(client: SyncPrefectClient, run: UUID, state: State) -> Outcome:
         page = url_for("flow-run", obj_id=run) or str(run)
         made.append(Made(message("to correct its parameters, press Copy to new run on its page"), page))
     elif not state.is_completed():
-        made.append(Made(message("to run it again once the reason is gone"), _retry_command(run)))
+        api = get_current_settings().api.url
+        retry = in_shell("env", f"PREFECT_API_URL={api}", "prefect", "flow-run", "retry", str(run))
+        made.append(Made(message("to run it again once the reason is gone"), retry))
     return Outcome((*found.made, *made), found.steps, found.notice)
-
-
-def _retry_command(run: UUID) -> str:
-    from prefect.settings import get_current_settings
-
-    api = get_current_settings().api.url
-    return in_shell("env", f"PREFECT_API_URL={api}", "prefect", "flow-run", "retry", str(run))

@@ -12,9 +12,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
+from prefect.client.schemas.objects import WorkerStatus
+from prefect.context import refresh_global_settings_context
+from prefect.settings import get_current_settings
+from prefect.states import AwaitingRetry
+from prefect.variables import Variable
 
 from deployments.activity import working
 from deployments.addresses import addresses, files_addresses, warn_of_others
@@ -24,6 +31,7 @@ from deployments.checks.machine import ask_smi
 from deployments.checks.server import check_run_lists
 from deployments.console import print_outcome, print_rows, print_text
 from deployments.environment import LOCAL_API, is_healthy, is_quiet
+from deployments.file_server import Serving, password, serving
 from deployments.parameters import DEFAULT_HOST, UpParameters
 from deployments.process_output import LOGGING, follow_errors, follow_output
 from deployments.processes import Command, Part, Parts
@@ -43,12 +51,9 @@ from deployments.weekly import describe_next
 from musicgen_core.errors import MusicgenError
 from musicgen_core.language import message, say
 from musicgen_core.wording import counted, joined
+from tasks.forms import form_link
 from tasks.next_steps import Made, Outcome, Step
-
-if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
-
-    from deployments.file_server import Serving
+from tasks.served import VARIABLE, stored_file_server
 
 LOOK_SECONDS = 30.0
 """Interval between checks for runs that should have been restarted."""
@@ -82,10 +87,10 @@ def up(parameters: dict[str, Any]) -> int:
                     )
                 _wait_for(api, lambda: True)
                 rows = _register(options)
-                show(api, ui, {**rows, message("workers"): "; ".join(_running_workers())})
+                show(api, {**rows, message("workers"): "; ".join(_running_workers())})
                 print_outcome(_first_step(ui), on_server=True)
                 return 0
-            warn_of_others(options.host, options.port, options.chosen_files_port, _has_password())
+            warn_of_others(options.host, options.port, options.chosen_files_port, password() is not None)
             server = stack.enter_context(_server(api, options.host, options.port))
             rows = _register(options)
             files = stack.enter_context(_files(options, api, ui))
@@ -97,7 +102,7 @@ def up(parameters: dict[str, Any]) -> int:
             started = stack.enter_context(
                 Parts(workers, subprocess.PIPE, on_start=follow_output) if is_quiet() else Parts(workers)
             )
-            show(api, ui, {**rows, message("workers"): joined(_described(*worker) for worker in workers)})
+            show(api, {**rows, message("workers"): joined(_described(*worker) for worker in workers)})
             print_outcome(_first_step(ui), on_server=True)
             print_text(say("Ctrl-C stops everything."))
             _watch(server, started, files)
@@ -110,8 +115,6 @@ def up(parameters: dict[str, Any]) -> int:
 @contextlib.contextmanager
 def _host_of_running(host: str, port: int) -> Iterator[str | None]:
     """Yield the host of the running `up` with this port. If there is none, take the port's lock and yield None."""
-    from prefect.settings import get_current_settings
-
     with open(get_current_settings().home / f"musicgen-flows-up-{port}.lock", "a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -127,8 +130,6 @@ def _host_of_running(host: str, port: int) -> Iterator[str | None]:
 
 def _use_server(api: str) -> None:
     """Make this process and its children use a server. Prefect has read its settings at import."""
-    from prefect.context import refresh_global_settings_context
-
     os.environ["PREFECT_API_URL"] = api
     refresh_global_settings_context()
 
@@ -206,11 +207,6 @@ def _register(options: UpParameters) -> dict[str, str]:
 @contextlib.contextmanager
 def _files(options: UpParameters, api: str, ui: str) -> Iterator[Serving | None]:
     """Start the file server. Yield None if its port is taken."""
-    from prefect.variables import Variable
-
-    from deployments.file_server import serving
-    from tasks.served import VARIABLE
-
     local, url = files_addresses(api, ui, options.chosen_files_port)
     with contextlib.ExitStack() as stack:
         try:
@@ -228,12 +224,6 @@ def _files(options: UpParameters, api: str, ui: str) -> Iterator[Serving | None]
             Variable.unset(VARIABLE)  # left by an `up` that was killed
             server = None
         yield server
-
-
-def _has_password() -> bool:
-    from deployments.file_server import password
-
-    return password() is not None
 
 
 def visible_gpus() -> list[str]:
@@ -265,9 +255,6 @@ def _worker(name: str, queue: str, environment: dict[str, str]) -> Command:
 
 
 def _running_workers() -> list[str]:
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.objects import WorkerStatus
-
     with get_client(sync_client=True) as client:
         return sorted(one.name for one in client.read_workers_for_work_pool(POOL) if one.status == WorkerStatus.ONLINE)
 
@@ -278,13 +265,8 @@ def _described(command: Sequence[str], environment: Mapping[str, str]) -> str:
     return message("{worker}, queue {queue}{gpu}", worker=command[-1], queue=queue, gpu=f", GPU {gpu}" if gpu else "")
 
 
-def show(api: str, ui: str, rows: Mapping[str, str]) -> None:
-    """Print the table and addresses of a running `up`.
-
-    Args:
-        api, ui: addresses, as returned by `addresses`.
-        rows: further rows of the table.
-    """
+def show(api: str, rows: Mapping[str, str]) -> None:
+    """Print the table of a running `up`, to which rows are added, and how other terminals find its server."""
     fixed = [(message("deployments"), ", ".join(DEPLOYMENTS))]
     print_rows(message("Up"), [*fixed, *rows.items()])
     if api != LOCAL_API:  # which the other commands find automatically
@@ -292,9 +274,6 @@ def show(api: str, ui: str, rows: Mapping[str, str]) -> None:
 
 
 def _first_step(ui: str) -> Outcome:
-    from tasks.forms import form_link
-    from tasks.served import stored_file_server
-
     tokenize = Step(message("Tokenize the archives"), "tokenize")
     form = form_link(str(tokenize.deployment), {})
     made = [Made(message("Prefect UI"), ui)]
@@ -307,8 +286,6 @@ def _first_step(ui: str) -> Outcome:
 
 
 def _warn_of_unlistable_runs() -> None:
-    from prefect.client.orchestration import get_client
-
     # A server that is too busy to answer is no reason to stop.
     with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
         for finding in check_run_lists(client):
@@ -327,9 +304,6 @@ def restart_missed(client: SyncPrefectClient, patience: timedelta = PATIENCE) ->
     Args:
         patience: time since the crash during which a run is left to the automation.
     """
-    from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
-    from prefect.states import AwaitingRetry
-
     if not any(automation.enabled for automation in client.read_automations_by_name(RESTARTS)):
         return []
     definition = next(automation for automation in read_automations() if automation["name"] == RESTARTS)
@@ -353,8 +327,6 @@ def restart_missed(client: SyncPrefectClient, patience: timedelta = PATIENCE) ->
 
 
 def _restart_missed() -> None:
-    from prefect.client.orchestration import get_client
-
     # A server that is too busy to answer is asked again the next time.
     with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
         for name in restart_missed(client):

@@ -6,8 +6,14 @@ import re
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas import State
+from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter, FlowRunFilterParentFlowRunId, WorkPoolFilter
+from prefect.client.schemas.objects import Artifact, FlowRun
+from prefect.client.schemas.sorting import ArtifactSort, FlowRunSort
 
 from deployments.activity import Activity, working
 from deployments.checks.server import check_workers
@@ -18,11 +24,6 @@ from musicgen_core.language import message, say, stored_message, translated
 from musicgen_core.wording import named
 from tasks.forms import with_fields
 from tasks.progress import Update
-
-if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas import State
-    from prefect.client.schemas.objects import Artifact, FlowRun
 
 WATCH_SECONDS = 2.0
 PATIENCE = timedelta(seconds=5)
@@ -71,8 +72,7 @@ AUTOMATIC = (
 def watch_run(client: SyncPrefectClient, run: UUID, form: Mapping[str, Any] | None = None) -> State:
     """Show a run's states and progress until it ends. Return its final state, which has the reason of a failure.
 
-    Args:
-        form: schema of the deployment's parameters.
+    `form` is the schema of the deployment's parameters.
     """
     form = form or {}
     shown, reason = None, ""
@@ -120,9 +120,6 @@ def why_waiting(client: SyncPrefectClient, run: FlowRun) -> str:
 
 def _being_done(client: SyncPrefectClient, queue: str) -> list[FlowRun]:
     """Return the runs of a work queue that workers have taken, oldest first."""
-    from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
-    from prefect.client.schemas.sorting import FlowRunSort
-
     wanted = {"work_queue_name": {"any_": [queue]}, "state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}
     return client.read_flow_runs(
         flow_run_filter=FlowRunFilter.model_validate(wanted),
@@ -145,9 +142,6 @@ def in_parts(text: str) -> str:
 
 def _progress(client: SyncPrefectClient, run: UUID) -> list[Artifact]:
     """Return the progress artifacts of a run and of its subflows, oldest first."""
-    from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter, FlowRunFilterParentFlowRunId
-    from prefect.client.schemas.sorting import ArtifactSort
-
     called = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run]))
     runs = [run, *(one.id for one in client.read_flow_runs(flow_run_filter=called))]
     wanted = {"type": {"any_": ["progress"]}, "flow_run_id": {"any_": runs}}

@@ -68,13 +68,8 @@ _SOURCES = ("archives", "tokens")
 def form_link(deployment: str, parameters: Mapping[str, Any]) -> str | None:
     """Return the URL of a deployment's run form without the host, which differs between readers.
 
-    Args:
-        deployment: the deployment's name, which is also its flow's.
-        parameters: values by flat name. Archives and tokens default to the Prefect variables that the deployment would
-            use; all others default to the form's own defaults.
-
-    Returns:
-        None if the server has no such deployment or does not answer.
+    Values are given by flat name. Archives and tokens default to the Prefect variables that the deployment would use,
+    all others to the form's own defaults. None: the server has no such deployment or does not answer.
     """
     from prefect.client.orchestration import get_client
 

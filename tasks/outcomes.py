@@ -82,14 +82,9 @@ def missing_descriptions(archives: Sequence[UPath]) -> str:
 
 
 def tokenized(tokens: str, shards: int, on: Mapping[str, Any], notice: str = "", failed: int = 0) -> Outcome:
-    """Return the outcome of tokenizing. The next step is training, or to fix archives that failed.
+    """Return the outcome of tokenizing into so many shards. The next step is training, unless archives failed.
 
-    Args:
-        tokens: the directory of the shards.
-        shards: number of shards.
-        on: parameters of the tokenizing run.
-        notice: see `Outcome`.
-        failed: number of failed archives.
+    Here and below, `on` are the parameters that the run was given.
     """
     if not shards:
         return Outcome(notice=notice)
@@ -168,17 +163,14 @@ def evaluated(evaluation: Evaluation, adapter: str, on: Mapping[str, Any]) -> Ou
 
 
 def rendered(pieces: Sequence[Rendered], given: Mapping[str, Any]) -> Outcome:
-    """Return the outcome of generating. Next steps: other takes of the prompts, and exporting or training an adapter.
-
-    Args:
-        pieces: the generated pieces.
-        given: parameters of the generation.
-    """
+    """Return the outcome of generating. Next steps: other takes of the prompts, exporting or training an adapter."""
     from musicgen_core.generation.request import page_of
     from musicgen_core.model.peft_directory import CONFIG_FILE
 
     made = [Made(message("all music, to play"), page_of(pieces))]
-    made += [Made(_piece(piece), piece.wav) for piece in pieces[:MOST_PIECES]]
+    for piece in pieces[:MOST_PIECES]:
+        named = {"seconds": piece.seconds, "voice": piece.voice, "title": piece.title}
+        made.append(Made(message("{seconds:g} s, {voice}: {title}", **named), piece.wav))
     adapter = given.get("adapter")
     prompts = [text for text in dict.fromkeys(piece.prompt for piece in pieces) if one_line(text) == text]
     again = _kept(given, "adapter", "model", "compare", "duration")
@@ -197,10 +189,6 @@ def rendered(pieces: Sequence[Rendered], given: Mapping[str, Any]) -> Outcome:
     return Outcome(tuple(made), tuple(steps))
 
 
-def _piece(piece: Rendered) -> str:
-    return message("{seconds:g} s, {voice}: {title}", seconds=piece.seconds, voice=piece.voice, title=piece.title)
-
-
 def finetuned(
     tokens: str,
     shards: int,
@@ -215,15 +203,10 @@ def finetuned(
 
 
 def exported(directory: str, kind: str, on: Mapping[str, Any]) -> Outcome:
-    """Return the outcome of an export.
-
-    Args:
-        directory: the directory of the exported adapter.
-        kind: peft or audiocraft.
-        on: parameters of the export.
-    """
+    """Return the outcome of an export to a directory; `kind`: peft or audiocraft."""
     place, adapter = _absolute(directory), str(on.get("adapter", ""))
-    tokens = _tokens_of(_run_of(_absolute(adapter))) if adapter and _is_here(adapter) else ""
+    here = _absolute(adapter) if adapter and _is_here(adapter) else None
+    tokens = _tokens_of(run_of(here) or here) if here else ""
     made = (
         Made(message("export for {program}", program=kind), str(place)),
         Made(message("how to load it"), str(place / "README.md")),
@@ -239,14 +222,7 @@ def exported(directory: str, kind: str, on: Mapping[str, Any]) -> Outcome:
 
 
 def estimated(archives: str, on: Mapping[str, Any], notice: str = "", unreadable: int = 0) -> Outcome:
-    """Return the outcome of an estimate. The next step is to tokenize, after repairing archives that can't be read.
-
-    Args:
-        archives: location of the archives.
-        on: parameters of the estimate.
-        notice: see `Outcome`.
-        unreadable: number of archives that can't be read.
-    """
+    """Return the outcome of an estimate. The next step is to tokenize, after repairing archives that can't be read."""
     place = _absolute(archives)
     folder = (place if place.is_dir() else place.parent).parent
     if storage.is_local(folder) and not os.access(str(folder), os.W_OK):
@@ -261,16 +237,14 @@ def estimated(archives: str, on: Mapping[str, Any], notice: str = "", unreadable
 
 def _export(adapter: UPath, model: str | None = None) -> Step:
     text = message("Share the adapter, as a directory that Hugging Face's peft loads")
-    out = _free(_home(adapter) / "shared" / adapter.stem)
-    given = {"model": model} if model else {}
-    return Step(text, "export", {"adapter": str(adapter), "out": out, "format": "peft", **given})
+    given = {"adapter": str(adapter), "out": _free(_home(adapter) / "shared" / adapter.stem), "format": "peft"}
+    return Step(text, "export", given | ({"model": model} if model else {}))
 
 
 def _kept(given: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """Return the parameters that the next command takes over from the last one: those named, and the device.
 
-    Defaults stay defaults. An export has no device, and a run's config.json records none, since the run may be resumed
-    on another machine; after an export the device is the next machine's default.
+    Defaults stay defaults. After an export, which has no device, it is the next machine's default.
     """
     return {name: given[name] for name in (*names, "device") if given.get(name) and given[name] != "auto"}
 
@@ -287,13 +261,8 @@ def _is_here(location: str) -> bool:
 
 def _home(adapter: UPath) -> UPath:
     """Return the parent folder for outputs made with an adapter: that of `runs`, or that of the adapter."""
-    run = _run_of(adapter)
+    run = run_of(adapter) or adapter
     return run.parent.parent if run.parent.name == "runs" else run.parent
-
-
-def _run_of(adapter: UPath) -> UPath:
-    """Return the run directory that contains an adapter, or the adapter's own path."""
-    return run_of(adapter) or adapter
 
 
 def _free(wanted: UPath) -> str:

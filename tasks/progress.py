@@ -39,14 +39,8 @@ class Update:
 
 
 Listener = Callable[[Any], None]
-
-
-def _nobody(update: Any) -> None:
-    """Default listener; ignores updates."""
-
-
 # Task runners copy the context into their threads, so a listener set around a flow receives updates of its tasks.
-_listener: ContextVar[Listener] = ContextVar("progress_listener", default=_nobody)
+_listener: ContextVar[Listener] = ContextVar("progress_listener", default=lambda update: None)
 
 
 def listener() -> Listener:

@@ -54,11 +54,8 @@ CHECK_SECONDS = 60.0
 def is_served(file: Path, folder: Path) -> bool:
     """Return whether the file server serves a file: one of `TYPES` in the folder, not hidden, and no settings file.
 
-    A `.json` is served only if the wav or shard that it describes is in the same folder. Others, such as `config.json`,
-    WandB's metadata or an account's key, are not.
-
-    Args:
-        file, folder: resolved paths, so that no symbolic link leads out of the folder.
+    Paths must be resolved, so that no symbolic link leads out of the folder. A `.json` is served only if the wav or
+    shard that it describes is in the same folder. Others, such as `config.json` or an account's key, are not.
     """
     if file.suffix not in TYPES or not is_open(file, folder):
         return False
@@ -113,12 +110,7 @@ def stored_file_server() -> FileServer | None:
 
 
 def file_link(location: storage.Location | UPath, text: str = "") -> str:
-    """Return a path as Markdown: a link if the file server of `up` serves the file to the current run's readers.
-
-    Args:
-        location: the path.
-        text: the text to show; by default the whole path.
-    """
+    """Return a path, or a text in its place, as Markdown: a link if the file server of `up` serves the file."""
     url, text = None, text or str(location)
     try:
         if (run := runtime.flow_run.id) and (server := _file_server(run, int(time.monotonic() // CHECK_SECONDS))):
@@ -137,9 +129,7 @@ def links_in(markdown: str) -> list[str]:
 def _file_server(flow_run: str, check: int) -> FileServer | None:
     """Return the file server of this machine; None if there is none, or it does not answer.
 
-    Args:
-        flow_run: id of the current flow run.
-        check: cache key that grows with time, so that a server that was too busy to answer is asked again.
+    The arguments are keys of the cache. `check` grows with time: a server that was too busy to answer is asked again.
     """
     server = stored_file_server()
     if server is None or server.machine != platform.node():

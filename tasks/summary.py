@@ -99,12 +99,7 @@ def estimated_section(rows: Sequence[tuple[str, str]]) -> str:
 def exported_section(exported: Exported) -> str:
     files = {name: size for name, size in exported.files.items() if name != "README.md"}
     rows = [(file_link(exported.directory / name), sized(size)) for name, size in files.items()]
-    return "\n\n".join(
-        [
-            "## Exported",
-            markdown_table(("file", "size"), rows),
-        ]
-    )
+    return f"## Exported\n\n{markdown_table(('file', 'size'), rows)}"
 
 
 def tokenized_section(
@@ -160,12 +155,7 @@ def failed_section(error: Exception) -> str:
 
 
 def cancelled_section(message: str, again: str = "") -> str:
-    """Return the section on a cancelled run.
-
-    Args:
-        message: the message of its state, which names where it resumes.
-        again: the command with which the message ends, shown so that it can be copied; empty if there is none.
-    """
+    """Return the section on a cancelled run, whose message may end with the command that continues it, `again`."""
     has_command = bool(again) and message.endswith(again)
     text = markdown_text(message[:1].upper() + message[1:].removesuffix(again))
     return f"## Cancelled\n\n{text}\n\n{markdown_block(again)}" if has_command else f"## Cancelled\n\n{text}."
@@ -231,11 +221,7 @@ def _is_there(path: UPath) -> bool:
 
 
 def rendered_section(pieces: Sequence[Rendered], names_adapter: bool = True) -> str:
-    """Return the section on generated music.
-
-    Args:
-        names_adapter: whether to name the adapter; the summary of `finetune` has it among what was trained.
-    """
+    """Return the section on generated music. The summary of `finetune` names the adapter elsewhere."""
     folder, page = folder_of(pieces), page_of(pieces)
     rows = [
         (

@@ -120,12 +120,7 @@ def _row(
 
 
 def reason_alone(archive: str, reason: str) -> str:
-    """Return the reason of a failed archive without the archive's name, next to which it is shown.
-
-    Args:
-        archive: path or stem of the archive.
-        reason: the error message.
-    """
+    """Return the reason of a failed archive without its name, a path or stem, next to which the reason is shown."""
     name, _, rest = reason.partition(" ")
     return rest if name.startswith(archive.rpartition("/")[2]) and rest else reason
 

@@ -34,13 +34,7 @@ DRAWING_SHARE = 0.01
 
 
 class TrainingLog:
-    """Collects the metrics of a training run and shows them. One thread adds steps; another renders pages.
-
-    Args:
-        name: name of the run directory.
-        run_dir: run directory with earlier metrics, samples and WandB's files.
-        artifacts: artifacts of the run.
-    """
+    """Collects the metrics of a training run and shows them. One thread adds steps; another renders pages."""
 
     def __init__(self, name: str, run_dir: str, artifacts: Artifacts) -> None:
         self._name, self._run_dir = name, storage.as_path(run_dir)
@@ -127,11 +121,7 @@ class TrainingLog:
             self._logger.info("stopped after step %d; a retry resumes from the last checkpoint", self._figures.done)
 
     def cancel(self, command: TerminalCommand | None = None) -> str:
-        """Show that training was cancelled, and return the message of the run's state.
-
-        Args:
-            command: the command that was interrupted in the terminal; None: it was cancelled in the UI.
-        """
+        """Show that training was cancelled in the UI, or by interrupting a command; return the state's message."""
         self._figures.forget_speed()
         step, steps = self._figures.done, self._figures.total
         if not self._has_begun:
@@ -156,8 +146,7 @@ class TrainingLog:
 
     @property
     def _has_begun(self) -> bool:
-        """Whether training has come to its steps, so that it has a run at WandB."""
-        return self._figures.total > 0
+        return self._figures.total > 0  # it has come to its steps, and has a run at WandB
 
     def _show_progress(self) -> None:
         figures = self._figures
@@ -166,11 +155,8 @@ class TrainingLog:
 
     def _words(self, state: str) -> str:
         """Return the current state and the progress of the steps."""
-        return (
-            state
-            if state.startswith(("cancelled", INTERRUPTED))
-            else "; ".join(filter(None, (state, self._figures.line())))
-        )
+        is_ended = state.startswith(("cancelled", INTERRUPTED))
+        return state if is_ended else "; ".join(filter(None, (state, self._figures.line())))
 
     def _show_samples(self) -> None:
         found = newest_samples(self._run_dir)

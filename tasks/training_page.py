@@ -138,14 +138,10 @@ def training_page(
     note: str = "",
     has_begun: bool = True,
 ) -> str:
-    """Return the page as Markdown.
+    """Return the page as Markdown: the table of figures, a note below it, and the rows as curves.
 
     Args:
-        table: the table of figures.
-        rows: the rows to draw as curves.
-        run_dir: the run directory, with WandB's files.
         url: URL of the WandB run, if it is known.
-        note: what to read below the table, as Markdown; may be empty.
         has_begun: whether training has begun; else what the run directory has of WandB is that of an earlier run.
     """
     parts = [f"Files in {markdown_code(run_dir)}", wandb_line(run_dir, url) if has_begun else "", table, note]
