@@ -176,11 +176,7 @@ def call_heard(flow: Any, parameters: dict[str, Any], listener: Callable[[Update
 
 
 def tokenized_rows(result: TokenizeResult, failed: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
-    """Return the results of tokenizing as rows of a table.
-
-    Args:
-        failed: failed archives to list, with their reasons. By default, all of the result's.
-    """
+    """Return the results of tokenizing as rows of a table, with the reasons of all failed archives, or of some."""
     clips = sum(report.clips for report in result.reports)
     rejected = [(report.archive, entry) for report in result.reports for entry in report.rejected]
     seconds = sum(report.audio_seconds for report in result.reports)
@@ -203,9 +199,8 @@ def tokenized_rows(result: TokenizeResult, failed: Mapping[str, str] | None = No
 
 
 def trained_rows(result: TrainResult) -> list[tuple[str, str]]:
-    if result.best_loss is None:
-        best = message("none")
-    else:
+    best = message("none")
+    if result.best_loss is not None:
         best = message("{loss:.3f} in epoch {epoch}", loss=result.best_loss, epoch=result.best_epoch)
     steps, epochs = counted(result.steps, "step"), counted(result.epochs, "epoch")
     first, last = _loss(result.first_loss), _loss(result.last_loss)
@@ -238,10 +233,8 @@ def evaluated_rows(evaluation: Evaluation) -> list[tuple[str, str]]:
     perplexities += [(message("  codebook {number}", number=k), one) for k, one in enumerate(evaluation.codebooks)]
     rows: list[tuple[str, str]] = [(message("is it better?"), evaluation.sentence())]
     for name, one in perplexities:
-        base, adapter = one.base_perplexity, one.adapter_perplexity
-        rows.append(
-            (name, message("{base:,.2f} → {adapter:,.2f} (base model and adapter)", base=base, adapter=adapter))
-        )
+        both = {"base": one.base_perplexity, "adapter": one.adapter_perplexity}
+        rows.append((name, message("{base:,.2f} → {adapter:,.2f} (base model and adapter)", **both)))
     if (music := evaluation.music) is not None:
         clap = message(
             "{base:.4f} → {adapter:.4f}, {clips:.4f} of clips",

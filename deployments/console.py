@@ -103,11 +103,7 @@ def print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def print_outcome(outcome: Outcome, on_server: bool = False) -> None:
-    """Print the outputs and the next steps, each location and each command on its own line.
-
-    Args:
-        on_server: whether a worker of the Prefect server does the next steps.
-    """
+    """Print the outputs and the next steps, which a worker may do, each location and command on its own line."""
     if outcome.notice:
         print_text(translated(outcome.notice), "yellow")
     for made in outcome.made:
@@ -128,9 +124,7 @@ def print_text(text: str | Text, style: str | None = None, indent: int = 0) -> N
     """Print prose: wrapped at words in a terminal, unwrapped elsewhere.
 
     Words, and so paths and URLs, are never broken. Nor are commands, as far as their ends can be recognized.
-
-    Args:
-        indent: number of blanks before continuation lines.
+    Continuation lines begin with `indent` blanks.
     """
     for line in _lines(text, output, indent):
         print_line(line, style)

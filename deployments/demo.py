@@ -89,12 +89,7 @@ def _run(archives: str, tokens: str, run_dir: str, music: str) -> tuple[Tokenize
     tokenized = run_flow(tokenize_archives, {"archives": archives, "tokens": tokens, **on})
     training = {"tokens": tokens, "run_dir": run_dir, **on, **TRAINING}
     _run_until_cut_off(train_lora, training)
-    print_text(
-        say(
-            "The run was cut off at step {step}, on purpose. The same call resumes it:",
-            step=CUT_OFF_AT_STEP,
-        )
-    )
+    print_text(say("The run was cut off at step {step}, on purpose. The same call resumes it:", step=CUT_OFF_AT_STEP))
     trained = run_flow(train_lora, training)
     rendering = {"output": music, "prompts": list(PROMPTS), "adapter": run_dir, "compare": True, "duration": SECONDS}
     return tokenized, trained, run_flow(generate_music, {**rendering, "batch_size": len(PROMPTS), **on})
@@ -127,18 +122,11 @@ def _summary(tokenized: TokenizeResult, trained: TrainResult) -> list[str]:
     broken = "; ".join(
         say("{clip} was rejected: {reason}", clip=each.clip, reason=stored_message(each.reason)) for each in rejected
     )
+    music = {"clips": counted(clips, "clip"), "time": lasting(seconds)}
+    steps = {"steps": counted(trained.steps, "step"), "step": trained.resumed_from}
     lines = [
-        say(
-            "{clips} tokenized, {time} of audio; {broken}.",
-            clips=counted(clips, "clip"),
-            time=lasting(seconds),
-            broken=broken,
-        ),
-        say(
-            "{steps} trained; after the cut the run resumed at step {step}.",
-            steps=counted(trained.steps, "step"),
-            step=trained.resumed_from,
-        ),
+        say("{clips} tokenized, {time} of audio; {broken}.", broken=broken, **music),
+        say("{steps} trained; after the cut the run resumed at step {step}.", **steps),
     ]
     return lines if trained.evaluation is None else [*lines, translated(trained.evaluation.sentence())]
 

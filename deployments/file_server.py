@@ -82,12 +82,7 @@ class Folders(StaticFiles):
             return await anyio.to_thread.run_sync(self._missing, path, scope)
 
     def _listing(self, path: str, asked: str) -> Response | None:
-        """Return the page of a folder, or of all folders. None if there is no such folder.
-
-        Args:
-            path: path as returned by `get_path`.
-            asked: path of the URL.
-        """
+        """Return the page of a folder, or of all folders; `asked`: the URL's path. None if there is no such folder."""
         if path == os.curdir:
             return HTMLResponse(places_page(self.served), headers=_headers())
         try:

@@ -27,11 +27,7 @@ _NAMES_WIDTH = 34
 
 
 def group(title: str, place: int) -> Group:
-    """Return a panel of the help page.
-
-    Args:
-        place: position among the panels.
-    """
+    """Return a panel of the help page, at a position among the panels."""
     return Group(in_users_language(title), sort_key=place)
 
 

@@ -36,10 +36,7 @@ def check_adapter(location: str | None) -> None:
 
 
 def check_evaluation(given: Mapping[str, Any]) -> None:
-    """Check the tokens and the adapter, without loading PyTorch.
-
-    Args:
-        given: parameters of `evaluate-adapter`.
+    """Check the tokens and the adapter among the parameters of `evaluate-adapter`.
 
     Raises:
         TokensError: the tokens are of another codec than the adapter's base model.
@@ -52,10 +49,7 @@ def check_evaluation(given: Mapping[str, Any]) -> None:
 
 
 def check_training(given: Mapping[str, Any]) -> None:
-    """Check the adapter that a new training run starts from, and the file of general prompts.
-
-    Args:
-        given: parameters of `train-lora` or `finetune`.
+    """Check the adapter that a new run of `train-lora` or `finetune` starts from, and the file of general prompts.
 
     Raises:
         AdapterError: see `check_adapter`.
@@ -72,10 +66,7 @@ def check_training(given: Mapping[str, Any]) -> None:
 
 
 def check_rendering(given: Mapping[str, Any]) -> None:
-    """Check the adapter, the file of prompts and the sound files to continue.
-
-    Args:
-        given: parameters of `generate-music`.
+    """Check the adapter, the file of prompts and the sound files to continue of `generate-music`.
 
     Raises:
         AdapterError: see `check_adapter`.

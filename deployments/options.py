@@ -186,11 +186,7 @@ def _parameter(command: Command, name: str, info: FieldInfo) -> inspect.Paramete
         common["negative"] = ""
     if kind is str or several:
         common["metavar"] = "TEXT"
-    look = Parameter(
-        name=[*names, flag(name)],
-        group=_panel(command, name),
-        **common,
-    )
+    look = Parameter(name=[*names, flag(name)], group=_panel(command, name), **common)
     hint = Path if is_place(info) else list[str] if several else kind  # shells complete file names
     return _keyword(name, Annotated[hint, look, *_AS_TEXT], info.default)
 

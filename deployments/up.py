@@ -311,10 +311,7 @@ def restart_missed(client: SyncPrefectClient, patience: timedelta = PATIENCE) ->
     now = datetime.now(UTC)
     crashed = client.read_flow_runs(
         flow_run_filter=FlowRunFilter.model_validate(
-            {
-                "state": {"type": {"any_": ["CRASHED"]}},
-                "end_time": {"after_": now - HORIZON, "before_": now - patience},
-            }
+            {"state": {"type": {"any_": ["CRASHED"]}}, "end_time": {"after_": now - HORIZON, "before_": now - patience}}
         ),
         deployment_filter=DeploymentFilter.model_validate(
             {"name": {"any_": trigger["match_related"]["prefect.resource.name"]}}

@@ -88,9 +88,7 @@ def _parameter(name: str, default: Any, kind: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
 
-def form_flow(
-    name: str, form: type[F], flow_run_name: Callable[[], str]
-) -> Callable[[Callable[[F], R]], FormFlow[R]]:
+def form_flow(name: str, form: type[F], flow_run_name: Callable[[], str]) -> Callable[[Callable[[F], R]], FormFlow[R]]:
     """Turn a function of a form into a flow, with set-up, a run form, and the reason in its final state.
 
     Args:

@@ -69,13 +69,7 @@ def finetune(given: FinetuneParameters) -> FinetuneResult:
             partial(trained_section, trained),
             partial(rendered_section, rendered, names_adapter=False),
             outcome=partial(
-                finetuned,
-                tokenized.tokens,
-                len(tokenized.reports),
-                trained,
-                rendered,
-                on,
-                tokenized.notice,
+                finetuned, tokenized.tokens, len(tokenized.reports), trained, rendered, on, tokenized.notice
             ),
             listed=rendered_files(rendered),
         )

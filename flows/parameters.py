@@ -109,8 +109,7 @@ _ADAPTER = (
 _LAST = "the best of the training completed last under the variable musicgen_runs"
 Adapter = Annotated[_Text, Field(description=f"{_ADAPTER}. Default: {_LAST}")]
 AdapterOrBase = Annotated[
-    _Text,
-    Field(description=f"{_ADAPTER}; or base, the base model alone. Default: base (deployments: {_LAST})"),
+    _Text, Field(description=f"{_ADAPTER}; or base, the base model alone. Default: base (deployments: {_LAST})")
 ]
 Report = Annotated[
     _Text,

@@ -190,12 +190,7 @@ def rendered(pieces: Sequence[Rendered], given: Mapping[str, Any]) -> Outcome:
 
 
 def finetuned(
-    tokens: str,
-    shards: int,
-    result: TrainResult,
-    pieces: Sequence[Rendered],
-    on: Mapping[str, Any],
-    notice: str = "",
+    tokens: str, shards: int, result: TrainResult, pieces: Sequence[Rendered], on: Mapping[str, Any], notice: str = ""
 ) -> Outcome:
     """Return the outputs of all three parts, with the next steps of generating."""
     rendering = {"adapter": result.run_dir, "duration": on.get("duration"), "device": on.get("device")}

@@ -151,11 +151,7 @@ def _bytes_in(folder: Path) -> int:
 
 
 def check_memory(size: ModelSize, device: str) -> list[Finding]:
-    """Check the memory of the GPU, or of the machine.
-
-    Args:
-        device: `auto`, `cpu` or `cuda`.
-    """
+    """Check the memory of each GPU, or of the machine."""
     import torch
 
     if torch.cuda.is_available() and device != "cpu":
@@ -219,8 +215,7 @@ def _check_gpu(size: ModelSize, device: torch.device) -> Finding:
 def needed_gib(size: ModelSize, kind: str, micro: int) -> float:
     """Return the memory in GiB of a training run with micro-batches of `micro` clips of 30 s.
 
-    Args:
-        kind: `cpu`, or the kind of blocks on a GPU: `fused`, `plain` or `checkpointing`.
+    `kind` is `cpu`, or the kind of blocks on a GPU: `fused`, `plain` or `checkpointing`.
     """
     where, weight_bytes = ("cpu", 4) if kind == "cpu" else ("cuda", 2)
     activations = micro * _CLIP_GIB[kind] * size.widths / _LARGE_WIDTHS

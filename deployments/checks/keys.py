@@ -21,11 +21,7 @@ _WITHOUT = {
 
 
 def check_keys(stored: Collection[str]) -> list[Finding]:
-    """Check the keys in the environment and on the server.
-
-    Args:
-        stored: names of the server's Secret blocks.
-    """
+    """Check the keys in the environment and in the server's Secret blocks, whose names are given."""
     return [_check_key(variable, block, block in stored) for variable, block in BLOCKS.items()]
 
 

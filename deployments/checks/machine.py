@@ -51,7 +51,8 @@ def _check_python(wanted: str) -> Finding:
 
 
 def _check_requirements(dependencies: list[str]) -> Finding:
-    requirements = [one for text in dependencies if _applies(one := Requirement(text))]
+    asked = map(Requirement, dependencies)
+    requirements = [one for one in asked if one.marker is None or one.marker.evaluate()]
     wrong = [found for requirement in requirements if (found := _mismatch(requirement))]
     if wrong:
         return Finding(PACKAGES, "problem", joined(wrong), INSTALL)
@@ -60,24 +61,14 @@ def _check_requirements(dependencies: list[str]) -> Finding:
     return Finding(PACKAGES, "ok", found)
 
 
-def _applies(requirement: Requirement) -> bool:
-    return requirement.marker is None or requirement.marker.evaluate()
-
-
 def _mismatch(requirement: Requirement) -> str:
     try:
         found = version(requirement.name)
     except PackageNotFoundError:
         return message("{package} is not installed", package=requirement)
-    fits = requirement.specifier.contains(found, prereleases=True)
-    if fits:
+    if requirement.specifier.contains(found, prereleases=True):
         return ""
-    return message(
-        "{name} is {found}, not {wanted}",
-        name=requirement.name,
-        found=found,
-        wanted=requirement.specifier,
-    )
+    return message("{name} is {found}, not {wanted}", name=requirement.name, found=found, wanted=requirement.specifier)
 
 
 @dataclass(frozen=True)
@@ -114,11 +105,7 @@ def ask_smi() -> Smi:
 
 
 def check_machine(device: str) -> list[Finding]:
-    """Check the GPUs and the C compiler.
-
-    Args:
-        device: `auto`, `cpu` or `cuda`, as commands take it.
-    """
+    """Check the GPUs and the C compiler."""
     gpus = check_gpus(device)
     return [*gpus, check_compiler(on_gpu=any(gpu.level == "ok" for gpu in gpus) and device != "cpu")]
 
@@ -230,18 +217,13 @@ def _unusable(smi: Smi, cuda: str | None) -> Finding:
                 oldest=oldest,
             ),
         )
-    found = message("built for CUDA {cuda}; {reason}", cuda=cuda, reason=_reason())
-    return because(found, message("Look at it: nvidia-smi -q"))
-
-
-def _reason() -> str:
-    import torch
-
+    reason: str = message("no reason is given")
     try:
         torch.cuda.init()
     except Exception as error:  # RuntimeError, AssertionError
-        return describe(error)
-    return message("no reason is given")
+        reason = describe(error)
+    found = message("built for CUDA {cuda}; {reason}", cuda=cuda, reason=reason)
+    return because(found, message("Look at it: nvidia-smi -q"))
 
 
 def check_compiler(on_gpu: bool) -> Finding:

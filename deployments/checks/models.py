@@ -59,9 +59,12 @@ def measure_model(name: str) -> ModelSize:
     Raises:
         ModelError: no command can use the name or directory, or its size is unknown.
     """
+    from huggingface_hub import try_to_load_from_cache
+
     from musicgen_core.model.configuration import read_lm_config
     from musicgen_core.model.debug_model import LM_CONFIG
-    from musicgen_core.model.local_files import DEBUG
+    from musicgen_core.model.decoder import DecoderConfig
+    from musicgen_core.model.local_files import DEBUG, LM_FILE
     from musicgen_core.model.weights import find_model, refuse_unsupported
 
     if name == DEBUG:
@@ -70,36 +73,20 @@ def measure_model(name: str) -> ModelSize:
     if Path(name).expanduser().is_dir() or not _HUB_ID.fullmatch(name):
         return _measure_file(name, find_model(name).lm_path)  # downloads nothing for a name of this kind
     refuse_unsupported(name)
-    cached = _cached(name)
-    if cached is not None:
-        return _measure_file(name, cached)
+    cached = try_to_load_from_cache(name, LM_FILE)
+    if isinstance(cached, str):
+        return _measure_file(name, Path(cached))
     if name not in _SHAPES:
         raise ModelError(
             message("what {name} asks of a machine shows only once it is here", name=name),
             message(
-                "Fetch it (uv run hf download {name}), or take one of {names}",
-                name=name,
-                names=", ".join(_SHAPES),
+                "Fetch it (uv run hf download {name}), or take one of {names}", name=name, names=", ".join(_SHAPES)
             ),
         )
-    config = _known(*_SHAPES[name])
+    dim, layers, heads = _SHAPES[name]
+    config = DecoderConfig(dim, layers, heads, ffn_dim=4 * dim, text_dim=_TEXT_DIM)
     file_bytes = 2 * _parameters(config)
     return _measure(name, config, file_bytes, file_bytes + _BESIDE_LM_BYTES)
-
-
-def _known(dim: int, layers: int, heads: int) -> DecoderConfig:
-    from musicgen_core.model.decoder import DecoderConfig
-
-    return DecoderConfig(dim, layers, heads, ffn_dim=4 * dim, text_dim=_TEXT_DIM)
-
-
-def _cached(name: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    from musicgen_core.model.local_files import LM_FILE
-
-    found = try_to_load_from_cache(name, LM_FILE)
-    return Path(found) if isinstance(found, str) else None
 
 
 def _measure_file(name: str, path: Path) -> ModelSize:

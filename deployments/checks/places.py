@@ -29,19 +29,9 @@ _CONTENT = "musicgen-flows doctor was here and can be deleted\n"
 _LOG_IN = message(
     "Log in with gcloud auth application-default login, or export GOOGLE_APPLICATION_CREDENTIALS=KEY.json"
 )
-_STEPS = {
-    "write": message("write"),
-    "read": message("read"),
-    "list": message("list"),
-    "delete": message("delete"),
-}
-_RIGHTS = {
-    "write": "storage.objects.create",
-    "read": "storage.objects.get",
-    "list": "storage.objects.list",
-    "delete": "storage.objects.delete",
-}
-"""Google Cloud Storage's name for the permission of each step."""
+_STEPS = {"write": message("write"), "read": message("read"), "list": message("list"), "delete": message("delete")}
+_RIGHTS = {"write": "create", "read": "get", "list": "list", "delete": "delete"}
+"""Google Cloud Storage's name for the permission of each step, after `storage.objects.`"""
 
 
 class _Failed(Exception):
@@ -255,25 +245,21 @@ def _explain_google(name: str, place: UPath, failed: _Failed) -> Finding:
         found = message("{place}: Google refuses this machine's login ({reason})", place=place, reason=failed.reason)
         return Finding(name, "problem", found, _LOG_IN)
     if getattr(failed.error, "code", None) == 404:
-        return Finding(
-            name,
-            "problem",
-            message("{place}: there is no bucket {bucket}, or this account may not see it", place=place, bucket=bucket),
-            message("Create it, or correct the name: gcloud storage buckets create {bucket}", bucket=bucket),
+        found = message(
+            "{place}: there is no bucket {bucket}, or this account may not see it", place=place, bucket=bucket
         )
-    return Finding(
-        name,
-        "problem",
-        message(
-            "{place}: can't {step} there, which needs the right {right} ({reason})",
-            place=place,
-            step=_STEPS[failed.step],
-            right=_RIGHTS[failed.step],
-            reason=failed.reason,
-        ),
-        message(
-            "Give this machine's account all four rights: gcloud storage buckets add-iam-policy-binding {bucket} "
-            "--member=serviceAccount:ACCOUNT --role=roles/storage.objectUser",
-            bucket=bucket,
-        ),
+        fix = message("Create it, or correct the name: gcloud storage buckets create {bucket}", bucket=bucket)
+        return Finding(name, "problem", found, fix)
+    found = message(
+        "{place}: can't {step} there, which needs the right {right} ({reason})",
+        place=place,
+        step=_STEPS[failed.step],
+        right=f"storage.objects.{_RIGHTS[failed.step]}",
+        reason=failed.reason,
     )
+    fix = message(
+        "Give this machine's account all four rights: gcloud storage buckets add-iam-policy-binding {bucket} "
+        "--member=serviceAccount:ACCOUNT --role=roles/storage.objectUser",
+        bucket=bucket,
+    )
+    return Finding(name, "problem", found, fix)

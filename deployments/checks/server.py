@@ -54,7 +54,11 @@ def look_at_server() -> Server:
 
     url = get_current_settings().api.url
     if url is None:
-        return Server([_no_server()])
+        found = message(
+            "no server is running here and none is set: commands start a temporary one, and nothing can be scheduled"
+        )
+        fix = message("For a server, a worker and the UI: uv run musicgen-flows up")
+        return Server([Finding(API, "warning", found, fix)])
     version = ask_version(REQUEST_SECONDS)
     if isinstance(version, Finding):
         return Server([version])
@@ -95,60 +99,35 @@ def _impatient_client(seconds: float) -> Iterator[SyncPrefectClient]:
         yield client
 
 
-def _no_server() -> Finding:
-    return Finding(
-        API,
-        "warning",
-        message(
-            "no server is running here and none is set: commands start a temporary one, and nothing can be scheduled"
-        ),
-        message("For a server, a worker and the UI: uv run musicgen-flows up"),
-    )
-
-
 def _explain(error: Exception, url: str) -> Finding:
-    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (401, 403):
-        return Finding(
-            API,
-            "problem",
-            message("{url} refuses the login (HTTP {status})", url=url, status=error.response.status_code),
-            message(
-                "Set the user and password that the server has in PREFECT_SERVER_API_AUTH_STRING: "
-                "export PREFECT_API_AUTH_STRING=USER:PASSWORD"
-            ),
+    status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
+    if status in (401, 403):
+        found = message("{url} refuses the login (HTTP {status})", url=url, status=status)
+        fix = message(
+            "Set the user and password that the server has in PREFECT_SERVER_API_AUTH_STRING: "
+            "export PREFECT_API_AUTH_STRING=USER:PASSWORD"
         )
-    if isinstance(error, httpx.ReadTimeout):
-        return Finding(
-            API,
-            "problem",
-            message(
-                "the server at {url} accepts connections but does not answer ({reason})",
-                url=url,
-                reason=describe(error),
-            ),
-            message(
-                "It may be overloaded: look at the machine that it runs on, and try again. If that does not help, "
-                "restart the server"
-            ),
+    elif isinstance(error, httpx.ReadTimeout):
+        found = message(
+            "the server at {url} accepts connections but does not answer ({reason})", url=url, reason=describe(error)
         )
-    if isinstance(error, httpx.TransportError):
-        return Finding(
-            API,
-            "problem",
-            message("nothing answers at {url} ({reason})", url=url, reason=describe(error)),
-            message(
-                "Start the server with uv run musicgen-flows up, name another one with export PREFECT_API_URL=…, "
-                "or do without one: unset PREFECT_API_URL"
-            ),
+        fix = message(
+            "It may be overloaded: look at the machine that it runs on, and try again. If that does not help, "
+            "restart the server"
         )
-    api = f"{url.rstrip('/')}/api"
-    said = f"HTTP {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else describe(error)
-    return Finding(
-        API,
-        "problem",
-        message("what answers at {url} is not Prefect's API ({reason})", url=url, reason=said),
-        message("Name the API: export PREFECT_API_URL={url}", url=api if is_healthy(api) else "http://HOST:4200/api"),
-    )
+    elif isinstance(error, httpx.TransportError):
+        found = message("nothing answers at {url} ({reason})", url=url, reason=describe(error))
+        fix = message(
+            "Start the server with uv run musicgen-flows up, name another one with export PREFECT_API_URL=…, "
+            "or do without one: unset PREFECT_API_URL"
+        )
+    else:
+        said, api = f"HTTP {status}" if status else describe(error), f"{url.rstrip('/')}/api"
+        found = message("what answers at {url} is not Prefect's API ({reason})", url=url, reason=said)
+        fix = message(
+            "Name the API: export PREFECT_API_URL={url}", url=api if is_healthy(api) else "http://HOST:4200/api"
+        )
+    return Finding(API, "problem", found, fix)
 
 
 def _check_version(version: str, url: str) -> Finding:
