@@ -208,7 +208,8 @@ def start_temporary_server() -> None:
             if _comes_up(server.api_url, server.server_process):
                 return
             server.stop()
-            text = _read(log)
+            log.seek(0)
+            text = log.read().decode(errors="replace")
             if "address already in use" not in text.lower():
                 break
     raise explain_server(text)
@@ -258,11 +259,6 @@ def _comes_up(api: str, process: subprocess.Popen[bytes]) -> bool:
             return True
         time.sleep(0.1)
     return False
-
-
-def _read(log: IO[bytes]) -> str:
-    log.seek(0)
-    return log.read().decode(errors="replace")
 
 
 def explain_server(log: str) -> MusicgenError:

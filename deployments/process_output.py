@@ -36,38 +36,31 @@ def follow_errors(log: IO[bytes]) -> threading.Thread:
     A broken service fails in each of its loops, every few seconds. The same error is reported the 1st, 2nd, 4th, 8th …
     time.
     """
-    thread = threading.Thread(target=_report_and_close, args=(log,), daemon=True)
+    thread = threading.Thread(target=_report, args=(log,), daemon=True)
     thread.start()
     return thread
 
 
-def _report_and_close(log: IO[bytes]) -> None:
-    with log:
-        _report(log)
-
-
 def _report(log: IO[bytes]) -> None:
     times: Counter[str] = Counter()
-    hinted = False
-    for line in log:
-        error = describe_record(line.decode(errors="replace").rstrip())
-        if not error:
-            continue
-        kind = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|\d+", "…", error)
-        times[kind] += 1
-        if times[kind].bit_count() > 1 or (LOCKED in error and times[kind] < MANY):  # not a power of two
-            continue
-        again = f" ({times[kind]} times)" if times[kind] > 1 else ""
-        print_text(f"Prefect server: {error}{again}", "yellow")
-        if not hinted:
-            print_text(
-                say(
-                    "To try each service of the server: uv run musicgen-flows doctor. To see its whole log: "
-                    "uv run musicgen-flows up --debug"
-                ),
-                "yellow",
-            )
-        hinted = True
+    hint = say(
+        "To try each service of the server: uv run musicgen-flows doctor. To see its whole log: "
+        "uv run musicgen-flows up --debug"
+    )
+    with log:
+        for line in log:
+            error = describe_record(line.decode(errors="replace").rstrip())
+            if not error:
+                continue
+            kind = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|\d+", "…", error)
+            times[kind] += 1
+            if times[kind].bit_count() > 1 or (LOCKED in error and times[kind] < MANY):  # not a power of two
+                continue
+            again = f" ({times[kind]} times)" if times[kind] > 1 else ""
+            print_text(f"Prefect server: {error}{again}", "yellow")
+            if hint:
+                print_text(hint, "yellow")
+                hint = ""  # once
 
 
 def describe_record(line: str) -> str:

@@ -323,17 +323,14 @@ def restart_missed(client: SyncPrefectClient, patience: timedelta = PATIENCE) ->
     return [run.name for run in missed]
 
 
-def _restart_missed() -> None:
+def _look(files: Serving | None) -> None:
+    """Restart missed runs, and serve the locations that the variables name by now."""
     # A server that is too busy to answer is asked again the next time.
     with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+        if files is not None:
+            files.serve(stored_places())
         for name in restart_missed(client):
             print_text(say("Crashed, and starts again: {name}", name=name))
-
-
-def _follow_places(files: Serving) -> None:
-    # A server that is too busy to answer is asked again the next time.
-    with contextlib.suppress(httpx.HTTPError):
-        files.serve(stored_places())
 
 
 def _watch(server: Sequence[Part], workers: Parts, files: Serving | None) -> None:
@@ -343,9 +340,7 @@ def _watch(server: Sequence[Part], workers: Parts, files: Serving | None) -> Non
         for command in workers.restart_ended():
             print_text(say("A worker ended unexpectedly and was started again: {worker}", worker=_described(*command)))
         if time.monotonic() - looked > LOOK_SECONDS:
-            _restart_missed()
-            if files is not None:
-                _follow_places(files)
+            _look(files)
             looked = time.monotonic()
         time.sleep(0.5)
     raise MusicgenError(message("the Prefect server ended unexpectedly"), message("Its last lines above say why"))

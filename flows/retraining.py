@@ -97,13 +97,10 @@ def new_archives(tokens: UPath, training: Training) -> list[str]:
     Copies of other shards, which a new run would ignore, don't count.
     """
     seen = training.config.shards or {}
-    found = {path.stem: read_report(tokens, path.stem) for path in _markers(tokens)}
+    if not storage.is_local(tokens):
+        tokens.fs.invalidate_cache(tokens.path)
+    markers = [path for path in tokens.iterdir() if path.suffix == ".json"] if tokens.is_dir() else []
+    found = {path.stem: read_report(tokens, path.stem) for path in markers}
     reports = {stem: report for stem, report in sorted(found.items()) if report is not None}
     copies = copies_among(reports)
     return [stem for stem, report in reports.items() if stem not in copies and seen.get(stem) != report.content]
-
-
-def _markers(tokens: UPath) -> list[UPath]:
-    if not storage.is_local(tokens):
-        tokens.fs.invalidate_cache(tokens.path)
-    return [path for path in tokens.iterdir() if path.suffix == ".json"] if tokens.is_dir() else []

@@ -131,9 +131,11 @@ def tokenize_archives(given: TokenizeParameters) -> State[TokenizeResult]:
     failed = {str(entry["archive"]): failed[entry["stem"]] for entry in work if entry["stem"] in failed}
     announce(message("looking for clips without a description"))
     are_all = not given.limit and not failed
-    described = {report.archive: _described(report, storage.as_path(target)) for report in reports}
+    folder = storage.as_path(target)
+    described = {report.archive: described_clips(folder, archive_stem(UPath(report.archive))) for report in reports}
     remarks = list(_remarks(captions, reports, described, are_all))
-    _warn(remarks)
+    for remark in remarks:
+        get_run_logger().warning("%s", remark)
     result = TokenizeResult(
         target, reports, failed, [*left_out, *remarks], _notice(described), is_announced=bool(undescribed)
     )
@@ -154,11 +156,6 @@ def tokenize_archives(given: TokenizeParameters) -> State[TokenizeResult]:
         return Failed(message=str(reasons), data=ArchivesFailed(reasons, result))
     clips = counted(sum(shard.clips for shard in reports), "clip")
     return Completed(message=message("tokenized {clips} into {target}", clips=clips, target=target), data=result)
-
-
-def _warn(remarks: Sequence[str]) -> None:
-    for remark in remarks:
-        get_run_logger().warning("%s", remark)
 
 
 def _warn_in_terminal(remarks: Sequence[str]) -> None:
@@ -291,18 +288,12 @@ def _is_stale(report: ShardReport, work: Work) -> bool:
         return True  # the task meets the same error, and has retries
 
 
-def _described(report: ShardReport, tokens: UPath) -> _Described:
-    return described_clips(tokens, archive_stem(UPath(report.archive)))
-
-
 def _notice(described: Mapping[str, _Described]) -> str:
     """Return the notice for shards in which no clip has a description; else an empty string."""
     texts = [text for clips in described.values() for _, text in clips]
-    return (
-        no_descriptions(message("none of the {clips}", clips=counted(len(texts), "clip")))
-        if texts and not any(texts)
-        else ""
-    )
+    if not texts or any(texts):
+        return ""
+    return no_descriptions(message("none of the {clips}", clips=counted(len(texts), "clip")))
 
 
 def _remarks(
