@@ -25,7 +25,7 @@ from musicgen_core.analysis.harmony import chromagram
 from musicgen_core.codec import Codec
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.config import SamplingSettings
-from musicgen_core.generation.spectrogram import FLOOR_DB, levels
+from musicgen_core.generation.files import FLOOR_DB, levels
 from musicgen_core.model.weights import find_model
 from musicgen_core.synthesis.rendering import SoundBank
 from musicgen_core.synthesis.styles import STYLES

@@ -55,7 +55,7 @@ def check_training(given: Mapping[str, Any]) -> None:
         AdapterError: see `check_adapter`.
         ConfigError: the file can't be used.
     """
-    from musicgen_core.generation.prompts import read_prompts
+    from musicgen_core.generation.request import read_prompts
     from musicgen_core.training.files.run_directory import begins_new
 
     if "init_adapter" in given and begins_new(storage.as_path(given["run_dir"]), given.get("resume", "auto")):
@@ -73,7 +73,7 @@ def check_rendering(given: Mapping[str, Any]) -> None:
         ConfigError: one of the files can't be used.
     """
     from musicgen_core.generation.plan import check_continued
-    from musicgen_core.generation.prompts import read_prompts
+    from musicgen_core.generation.request import read_prompts
 
     check_adapter(given.get("adapter"))
     prompts_file = given.get("prompts_file")

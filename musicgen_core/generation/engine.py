@@ -6,23 +6,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from musicgen_core.codes import CODEBOOKS, FRAME_RATE
 from musicgen_core.config import SamplingSettings
 from musicgen_core.devices import can_compile
 from musicgen_core.errors import Cancelled, DeviceError
 from musicgen_core.generation.sampling import Window
-from musicgen_core.generation.steps import EagerSteps, GraphedSteps, Steps
 from musicgen_core.language import message
 from musicgen_core.model.decoder import MusicgenLM, TextCondition, undelay
 from musicgen_core.model.text import TextEncoder
 
 if TYPE_CHECKING:
-    from musicgen_core.generation.decoding import Decoding
+    from musicgen_core.generation.decoding import Decoding  # Triton is not everywhere
 
 WINDOW_FRAMES = 30 * FRAME_RATE
 """The length that MusicGen was trained on; longer samples are generated window by window."""
@@ -92,8 +92,8 @@ class Engine:
         frames = [frames_of(settings.duration)] * len(prompts) if frames is None else list(frames)
         codes = torch.zeros(len(prompts), CODEBOOKS, 0, dtype=torch.int64) if known is None else known.long()
         codes, ends = codes.to(device), torch.tensor(frames, device=device)
-        text = self._with_null(self._encode(prompts))
-        noise = _noise(streams, CODEBOOKS, max(frames) + CODEBOOKS - 1).to(device)
+        text = self._encode(prompts)
+        noise = _noise(streams, max(frames) + CODEBOOKS - 1).to(device)
         windows = window_bounds(codes.shape[-1], max(frames), self.window, frames_of(settings.overlap))
         total = sum(end - have + CODEBOOKS - 1 for _, have, end in windows)  # the last step is predicted, never read
         done, reached = 0, None
@@ -154,30 +154,19 @@ class Engine:
                         ),
                     )
             return None
-        from musicgen_core.generation.decoding import Decoding  # Triton is not everywhere
+        from musicgen_core.generation.decoding import Decoding
 
         return Decoding(self.lm, self.window + CODEBOOKS, self.weight_bits)
 
     def _encode(self, prompts: Sequence[str | None]) -> TextCondition:
-        """Encode each text separately: padded to longer ones, its states would be rounded differently."""
+        """Return the prompts' conditions followed by as many null conditions.
+
+        Each text is encoded separately: padded to longer ones, its states would be rounded differently.
+        """
         alone = {prompt: self.text.encode([prompt]) for prompt in dict.fromkeys(prompts)}
-        longest = max(one.mask.shape[1] for one in alone.values())
-
-        def padded(tensor: Tensor) -> Tensor:
-            return torch.cat([tensor, tensor.new_zeros(1, longest - tensor.shape[1], *tensor.shape[2:])], dim=1)
-
-        return TextCondition(
-            torch.cat([padded(alone[prompt].states) for prompt in prompts]),
-            torch.cat([padded(alone[prompt].mask) for prompt in prompts]),
-        )
-
-    @staticmethod
-    def _with_null(text: TextCondition) -> TextCondition:
-        """Return the prompts' conditions followed by as many null conditions."""
-        return TextCondition(
-            torch.cat([text.states, torch.zeros_like(text.states)]),
-            torch.cat([text.mask, torch.zeros_like(text.mask)]),
-        )
+        states = pad_sequence([alone[prompt].states[0] for prompt in prompts], batch_first=True)
+        mask = pad_sequence([alone[prompt].mask[0] for prompt in prompts], batch_first=True)
+        return TextCondition(torch.cat([states, torch.zeros_like(states)]), torch.cat([mask, torch.zeros_like(mask)]))
 
 
 def frames_of(seconds: float) -> int:
@@ -196,14 +185,11 @@ def window_bounds(known: int, frames: int, window: int, overlap: int) -> list[tu
     return bounds
 
 
-def _noise(streams: Sequence[int], codebooks: int, steps: int) -> Tensor:
-    """Return noise [streams, codebooks, steps], uniform on [0, 1), drawn on the CPU: the same for every device."""
-    draws = []
-    for seed in streams:
-        # Step by step, so that a longer sample starts with the draws of a shorter one.
-        generator = torch.Generator().manual_seed(seed)
-        draws.append(torch.rand(steps, codebooks, generator=generator).T)
-    return torch.stack(draws)
+def _noise(streams: Sequence[int], steps: int) -> Tensor:
+    """Return noise [streams, 4, steps], uniform on [0, 1), drawn on the CPU: the same for every device."""
+    generators = [torch.Generator().manual_seed(seed) for seed in streams]
+    # Step by step, so that a longer sample starts with the draws of a shorter one.
+    return torch.stack([torch.rand(steps, CODEBOOKS, generator=generator).T for generator in generators])
 
 
 def decodes_fast(weight: Tensor) -> bool:
@@ -212,3 +198,61 @@ def decodes_fast(weight: Tensor) -> bool:
     if not weight.is_cuda or not half or torch.cuda.get_device_capability(weight.device) < (8, 0):
         return False
     return find_spec("triton") is not None and can_compile()
+
+
+class Steps(Protocol):
+    """Generation of one batch; each `advance` fills the next step of `sequence` [B, K, steps]."""
+
+    sequence: Tensor
+
+    def advance(self) -> None: ...
+
+
+class EagerSteps:
+    """Runs the model's own forward pass, on any device."""
+
+    def __init__(self, lm: MusicgenLM, window: Window) -> None:
+        self._lm, self._window = lm, window
+        self.sequence = window.delayed_sequence(lm.config.special)
+        self._caches, self._mask = lm.new_cache(window.text, window.noise.shape[-1])
+        self._position = window.given
+        lm.prefill(_both(self.sequence[:, :, : window.given]), self._caches, self._mask)
+
+    def advance(self) -> None:
+        at, window = self._position, self._window
+        logits = self._lm.step(_both(self.sequence[:, :, at : at + 1]), self._caches, self._mask, at)
+        current = self.sequence[:, :, at + 1]
+        self.sequence[:, :, at + 1] = window.choose(logits, window.noise[:, :, at], at, current)
+        self._position += 1
+
+
+class GraphedSteps:
+    """Runs the kernels of `decoding`: compiled in the first step, captured as a CUDA graph in the second one."""
+
+    def __init__(self, decoding: Decoding, window: Window, cache_bits: int) -> None:
+        self._decoding, self._window = decoding, window
+        sequence = window.delayed_sequence(decoding.config.special)
+        self._state = decoding.begin(window.text, sequence, window.given, cache_bits)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._begun = False
+        self.sequence = self._state.sequence
+
+    def advance(self) -> None:
+        if not self._begun or not self.sequence.is_cuda:
+            self._step()
+            self._begun = True
+            return
+        if self._graph is None:
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # captures without running
+                self._step()
+        self._graph.replay()
+
+    def _step(self) -> None:
+        self._decoding.step(self._state)
+        self._decoding.choose(self._state, self._window)
+
+
+def _both(sequence: Tensor) -> Tensor:
+    """Return the sequence twice: for the text and for the null condition."""
+    return torch.cat([sequence, sequence])

@@ -12,15 +12,21 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import ConfigError, reason_of
-from musicgen_core.generation.page import MUSIC, PAGE, Sidecar
+from musicgen_core.generation.page import MUSIC, PAGE, Sidecar, file_names
 from musicgen_core.language import message
 
 _NAME = re.compile(r"generated_(\d{3,9})\.(\w+)", re.ASCII)
 _CLAIM = "claim"
 _READERS = 8
 _IDENTIFYING = (
-    *("prompt", "seed", "variation", "continued_from_sha256", "duration", "sampling"),
-    *("weight_bits", "cache_bits"),
+    "prompt",
+    "seed",
+    "variation",
+    "continued_from_sha256",
+    "duration",
+    "sampling",
+    "weight_bits",
+    "cache_bits",
 )
 
 
@@ -129,7 +135,7 @@ class _Folder:
         self.path = path
         self.sidecars: dict[int, Sidecar] = {}
         try:
-            names = self._names()
+            names = file_names(self.path)
             if PAGE in names and not MUSIC.is_at(path / PAGE):
                 raise ConfigError(
                     message("{place} is not a page of generated music", place=path / PAGE),
@@ -160,16 +166,11 @@ class _Folder:
 
     def numbers(self) -> set[int]:
         """Return all numbers that files have now."""
-        return _numbers(self._names())
+        return _numbers(file_names(self.path))
 
     def refresh(self, besides: Collection[int]) -> None:
         """Read new sidecars, except those of these numbers."""
-        self._read(_numbers(self._names(), "json") - self.sidecars.keys() - set(besides))
-
-    def _names(self) -> set[str]:
-        if not storage.is_local(self.path):
-            self.path.fs.invalidate_cache(self.path.path)  # another process may have written beside an older listing
-        return {path.name for path in self.path.iterdir()} if self.path.exists() else set()
+        self._read(_numbers(file_names(self.path), "json") - self.sidecars.keys() - set(besides))
 
     def _read(self, numbers: Collection[int]) -> None:
         with ThreadPoolExecutor(_READERS, "reading sidecars") as readers:

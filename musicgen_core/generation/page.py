@@ -12,7 +12,6 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.escaping import html_page
-from musicgen_core.generation.spectrogram import PICTURE_SIZE
 from musicgen_core.language import Message, message, say, translated
 from musicgen_core.run_layout import ADAPTERS, epoch_adapter
 from musicgen_core.wording import counted
@@ -20,6 +19,7 @@ from musicgen_core.wording import counted
 PAGE = "index.html"
 """Name of the page in a folder of music, or of a run's samples"""
 Sidecar = Mapping[str, Any]
+PICTURE_SIZE = (720, 320)  # pixels of a spectrogram, which can still be read at half the size
 ONE_PART_SECONDS = 30
 """Up to this length a piece is made without overlapping parts"""
 _SAMPLING = {
@@ -89,9 +89,7 @@ def write_index(out: storage.Location | UPath, pieces: Sequence[tuple[str, Sidec
         pieces: stems and sidecars of the samples in their order; values that a sidecar lacks aren't shown.
     """
     folder = storage.as_path(out)
-    if not storage.is_local(folder):
-        folder.fs.invalidate_cache(folder.path)  # another process may have written beside an older listing
-    files = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    files = file_names(folder)
     common = _common([_sampling(sidecar) for _, sidecar in pieces])
     adapters = _distinct(_adapter(sidecar["adapter"]) for _, sidecar in pieces if sidecar.get("adapter"))
     models = _distinct(str(sidecar["model"]) for _, sidecar in pieces if sidecar.get("model"))
@@ -100,6 +98,13 @@ def write_index(out: storage.Location | UPath, pieces: Sequence[tuple[str, Sidec
     prompts = _group(pieces, common, files, many_adapters=len(adapters) > 1)
     storage.write_text(folder / PAGE, _page(MUSIC, prompts, shown))
     return folder / PAGE
+
+
+def file_names(folder: UPath) -> set[str]:
+    """Return the names of the files in a folder that need not exist."""
+    if not storage.is_local(folder):
+        folder.fs.invalidate_cache(folder.path)  # another process may have written beside an older listing
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
 
 
 def write_samples_index(folder: UPath, prompts: Sequence[str], files: Mapping[int, Sequence[tuple[int, str]]]) -> None:

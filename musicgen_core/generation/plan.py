@@ -19,7 +19,7 @@ from musicgen_core.data.audio import DecodedClip, decode
 from musicgen_core.encoding import BatchEncoder
 from musicgen_core.errors import ClipRejected, ConfigError, DeviceError
 from musicgen_core.generation.engine import frames_of
-from musicgen_core.generation.prompts import Prompt
+from musicgen_core.generation.request import Prompt
 from musicgen_core.language import message
 from musicgen_core.model.decoder import DecoderConfig
 from musicgen_core.seeds import repetitions, stream_seed

@@ -12,7 +12,7 @@ import soundfile
 from matplotlib.figure import Figure
 from PIL import Image
 
-from musicgen_core.generation.spectrogram import draw_spectrogram
+from musicgen_core.generation.files import draw_spectrogram
 from tasks.previews import PAGE_BYTES, THUMBNAIL, longest_seconds, picture, player, thumbnail
 
 

@@ -12,8 +12,8 @@ import torch
 
 from musicgen_core.config import SamplingSettings
 from musicgen_core.generation.decoding import Decoding
+from musicgen_core.generation.engine import EagerSteps, GraphedSteps
 from musicgen_core.generation.sampling import Window
-from musicgen_core.generation.steps import EagerSteps, GraphedSteps
 from musicgen_core.model.decoder import TextCondition
 from musicgen_core.model.weights import find_model, load_lm
 

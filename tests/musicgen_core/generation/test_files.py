@@ -20,7 +20,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.generation.files import GeneratedSample, write_sample
-from musicgen_core.generation.spectrogram import PICTURE_SIZE
+from musicgen_core.generation.page import PICTURE_SIZE
 
 Samples = NDArray[np.float32]
 SIDECAR = {"prompt": "Blasmusik für Anfänger, 静か", "seed": 7, "adapter": None, "sampling": {"top_k": 250}}

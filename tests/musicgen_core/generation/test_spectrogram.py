@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from musicgen_core.codes import SAMPLE_RATE
-from musicgen_core.generation.spectrogram import PICTURE_SIZE, draw_spectrogram, levels
+from musicgen_core.generation.files import draw_spectrogram, levels
+from musicgen_core.generation.page import PICTURE_SIZE
 
 
 def tone(
