@@ -46,46 +46,36 @@ class Encoded:
     seconds: float
 
 
-class BatchEncoder:
-    """Encodes clips of any lengths and rates in batches.
+def encode_clips(
+    codec: Codec, clips: Iterable[tuple[K, DecodedClip | ClipRejected]]
+) -> Generator[tuple[K, Encoded | ClipRejected]]:
+    """Encode clips of any lengths and rates in batches of at most `codec.batch_seconds`; several callers may share it.
 
-    Args:
-        codec: the codec, whose `batch_seconds` bounds a batch; several encoders may share it.
+    Yields the codes of each clip in input order, whatever it is batched with; rejections pass through in place.
+
+    Raises:
+        DeviceError: not even one segment fits the GPU.
     """
-
-    def __init__(self, codec: Codec) -> None:
-        self._codec = codec
-
-    def encode(
-        self, clips: Iterable[tuple[K, DecodedClip | ClipRejected]]
-    ) -> Generator[tuple[K, Encoded | ClipRejected]]:
-        """Yield the codes of each clip in input order; rejections pass through in place.
-
-        The codes don't depend on what a clip is batched with.
-
-        Raises:
-            DeviceError: not even one segment fits the GPU.
-        """
-        waiting: deque[_Track[K]] = deque()  # in order; the first may still be in a bucket
-        buckets = _Buckets()
-        queue = _InFlight(self._codec)
-        for key, clip in clips:
-            track = _Track(key, clip, queue.started_seconds)
-            waiting.append(track)
-            for segment in track.segments():
-                full = buckets.add(segment, self._codec.batch_seconds)
-                if full:
-                    queue.start(full)
-            # Clips of rare lengths, and those behind them, don't wait indefinitely.
-            held = max(buckets.seconds, queue.started_seconds - waiting[0].begun_at)
-            if held > WINDOW_BATCHES * self._codec.batch_seconds or len(waiting) > WINDOW_BATCHES * MAX_CLIPS:
-                for batch in buckets.drain(self._codec.batch_seconds):
-                    queue.start(batch)
-            yield from _finished(waiting)
-        for batch in buckets.drain(self._codec.batch_seconds):
-            queue.start(batch)
-        queue.finish()
+    waiting: deque[_Track[K]] = deque()  # in order; the first may still be in a bucket
+    buckets = _Buckets()
+    queue = _InFlight(codec)
+    for key, clip in clips:
+        track = _Track(key, clip, queue.started_seconds)
+        waiting.append(track)
+        for segment in track.segments():
+            full = buckets.add(segment, codec.batch_seconds)
+            if full:
+                queue.start(full)
+        # Clips of rare lengths, and those behind them, don't wait indefinitely.
+        held = max(buckets.seconds, queue.started_seconds - waiting[0].begun_at)
+        if held > WINDOW_BATCHES * codec.batch_seconds or len(waiting) > WINDOW_BATCHES * MAX_CLIPS:
+            for batch in buckets.drain(codec.batch_seconds):
+                queue.start(batch)
         yield from _finished(waiting)
+    for batch in buckets.drain(codec.batch_seconds):
+        queue.start(batch)
+    queue.finish()
+    yield from _finished(waiting)
 
 
 @dataclass
@@ -214,7 +204,7 @@ class _InFlight:
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
-        self._pieces: Sequence[_Segment] = ()
+        self._segments: Sequence[_Segment] = ()
         self._fetch: Callable[[], list[Codes]] = list
         self.started_seconds = 0.0
 
@@ -224,12 +214,12 @@ class _InFlight:
             self._halve(segments)
             return
         self.started_seconds += sum(segment.seconds for segment in segments)
-        before, self._pieces = self._pieces, segments
+        before, self._segments = self._segments, segments
         fetch_before, self._fetch = self._fetch, fetch
         _deliver(before, fetch_before())
 
     def finish(self) -> None:
-        segments, self._pieces = self._pieces, ()
+        segments, self._segments = self._segments, ()
         fetch, self._fetch = self._fetch, list
         _deliver(segments, fetch())
 

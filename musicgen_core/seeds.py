@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 
 import numpy as np
 
@@ -22,12 +23,8 @@ def stream_seed(seed: int, prompt: str, repetition: int = 0) -> int:
 
 def repetitions(samples: Iterable[tuple[int, str]]) -> list[int]:
     """Return for each pair of seed and prompt how often it occurred before."""
-    before: Counter[tuple[int, str]] = Counter()
-    counts = []
-    for sample in samples:
-        counts.append(before[sample])
-        before[sample] += 1
-    return counts
+    counters: defaultdict[tuple[int, str], Iterator[int]] = defaultdict(count)
+    return [next(counters[sample]) for sample in samples]
 
 
 def streams_of(seed: int, prompts: Sequence[str]) -> list[int]:

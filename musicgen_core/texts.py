@@ -9,6 +9,7 @@ import codecs
 import re
 import string
 from collections.abc import Iterable
+from contextlib import suppress
 
 from musicgen_core.errors import ConfigError
 from musicgen_core.language import message
@@ -54,10 +55,11 @@ def decode_text(data: bytes) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError:
-        text = _japanese(data)
-        if text is None:
-            raise
-        return text
+        with suppress(UnicodeDecodeError):
+            text = data.decode("cp932")
+            if len(_KANA.findall(text)) >= 2 and not _NOT_JAPANESE.search(text):
+                return text
+        raise
 
 
 def shorten(text: str) -> str:
@@ -67,14 +69,6 @@ def shorten(text: str) -> str:
     beginning = text[: MAX_CHARACTERS + 1]
     words = beginning.rsplit(maxsplit=1)[0] if re.search(r"\s", beginning.strip()) else beginning
     return (words if len(words) > MAX_CHARACTERS // 2 else beginning)[:MAX_CHARACTERS].rstrip()
-
-
-def _japanese(data: bytes) -> str | None:
-    try:
-        text = data.decode("cp932")
-    except UnicodeDecodeError:
-        return None
-    return text if len(_KANA.findall(text)) >= 2 and not _NOT_JAPANESE.search(text) else None
 
 
 def template_fields(template: str) -> list[str]:

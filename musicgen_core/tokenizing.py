@@ -34,7 +34,7 @@ from musicgen_core.data.shards import (
     shard_paths,
     was_repaired,
 )
-from musicgen_core.encoding import BatchEncoder, Encoded
+from musicgen_core.encoding import Encoded, encode_clips
 from musicgen_core.errors import Cancelled, ClipRejected, TokensError
 from musicgen_core.wording import counted
 
@@ -110,7 +110,7 @@ class Tokenizer:
         return shard_fingerprint(file.digest, self.codec.identity, self.settings, limit)
 
     def _refuse_foreign(self, file: ArchiveFile) -> None:
-        refuse_foreign_shard(self.tokens, file.path, archive_stem(file.path), partial(self._fingerprint, file))
+        refuse_foreign_shard(self.tokens, file.path, partial(self._fingerprint, file))
 
     def _encode_archive(
         self, file: ArchiveFile, fingerprint: str, limit: int | None, on_clip: OnClip, cancelled: Callable[[], bool]
@@ -169,7 +169,7 @@ class Tokenizer:
             Cancelled: `cancelled` returned True while a clip was decoded.
         """
         with closing(decoded_clips(members, limits_of(self.settings).max_clip_bytes, cancelled)) as ahead:
-            yield from BatchEncoder(self.codec).encode(ahead)
+            yield from encode_clips(self.codec, ahead)
 
     def _refresh_captions(self, file: ArchiveFile, report: ShardReport) -> ShardReport:
         """Rewrite the descriptions if they have changed, and keep the codes."""

@@ -19,7 +19,7 @@ from musicgen_core import storage
 from musicgen_core.data.archive import read_archive
 from musicgen_core.data.members import Archive, Member
 from musicgen_core.errors import ArchiveError, ClipRejected
-from musicgen_core.language import message, stored_message
+from musicgen_core.language import message
 
 SAMPLED_ARCHIVES = 4
 _AT_ONCE = 16
@@ -139,10 +139,9 @@ def _known_clips(entry: Listed) -> float:
 def _look(archive: UPath) -> Listed | ArchiveError:
     try:
         with archive.open("rb") as file:
-            return Listed(archive, archive.stat().st_size, read_archive(file, archive.name).clip_count)
+            return Listed(archive, archive.stat().st_size, read_archive(file, str(archive)).clip_count)
     except ArchiveError as error:
-        found = f"{archive}{error.found.removeprefix(archive.name)}" if error.found.startswith(archive.name) else ""
-        return ArchiveError(stored_message(found) if found else error.found, error.next_step)
+        return error
     except OSError as error:
         reason = str(error.strerror or error or type(error).__name__)
         return ArchiveError(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Literal, overload
+from typing import Literal
 
 import numpy as np
 import pyarrow.compute as pc
@@ -101,14 +101,13 @@ class Clips:
         """Return the hashes that `split` decides by: those of groups, or of clips as in runs of earlier versions."""
         return self.hashes if by == "clips" else np.concatenate([shard.groups for shard in self.shards])
 
-    @property
-    def descriptions(self) -> Descriptions:
-        """Return the descriptions as a lazy sequence, [clips]."""
-        return Descriptions(self)
+    def description(self, index: int) -> str | None:
+        shard, row = self._find(index)
+        return shard.description(row)
 
     def text_of(self, index: int, variation: TextVariation, seed: int, epoch: int) -> str | None:
         """Return the text of a clip in an epoch, with fields added at random. Deterministic in its arguments."""
-        shard, row = self.place_of(index)
+        shard, row = self._find(index)
         description, fields = shard.description(row), shard.fields(row)
         if not fields:
             return description
@@ -121,10 +120,10 @@ class Clips:
         Raises:
             TokensError: the codes were damaged in the cache.
         """
-        shard, row = self.place_of(index)
+        shard, row = self._find(index)
         return shard.codes(row)
 
-    def place_of(self, index: int) -> tuple[PackedShard, int]:
+    def _find(self, index: int) -> tuple[PackedShard, int]:
         """Return the shard of a clip and its row there."""
         if not 0 <= index < len(self):
             raise IndexError(f"clip {index} of {len(self)}")
@@ -134,26 +133,6 @@ class Clips:
     @cached_property
     def _starts(self) -> list[int]:
         return list(accumulate((len(shard) for shard in self.shards[:-1]), initial=0))
-
-
-@dataclass(frozen=True)
-class Descriptions(Sequence[str | None]):
-    """Lazy sequence of the descriptions of clips."""
-
-    clips: Clips
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    @overload
-    def __getitem__(self, index: int) -> str | None: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str | None]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str | None] | None:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
-        shard, row = self.clips.place_of(int(index))
-        return shard.description(row)
 
 
 def load_clips(tokens: UPath, codec: str, folder: Path | None = None, only: Collection[str] | None = None) -> Clips:
@@ -330,7 +309,7 @@ def training_batch(
 def validation_batch(clips: Clips, indices: Sequence[int], segment_frames: int, columns: int | None = None) -> Batch:
     """Return the beginning of each clip, with its text. `columns` is as in `training_batch`."""
     segments = [clips.codes_of(index)[:, :segment_frames] for index in indices]
-    texts = [clips.descriptions[index] for index in indices]
+    texts = [clips.description(index) for index in indices]
     return _collate(segments, texts, clips.hashes[list(indices)], columns)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from musicgen_core.data.mix_down import AudioArray, Mono, check_sound
+from musicgen_core.data.mix_down import AudioArray, check_sound
 from musicgen_core.data.sndfile import decode_with_sndfile
 from musicgen_core.errors import Cancelled, ClipRejected
 from musicgen_core.language import message
@@ -188,11 +188,12 @@ def _limit_cpu(seconds: float) -> None:
 
 
 def _answer(caller: socket.socket, descriptor: int, max_bytes: int) -> None:
-    mono: Mono | None = None
+    content: bytes | memoryview = b""
     try:
         mono, rate = decode_with_sndfile(descriptor, max_bytes)
         check_sound(mono)
         reply: dict[str, Any] = {"samples": len(mono.samples), "rate": rate}
+        content = mono.samples.data.cast("B")
     except ClipRejected as rejected:
         reply = {"rejected": [rejected.found, rejected.next_step]}
     except (OSError, MemoryError) as error:
@@ -200,8 +201,7 @@ def _answer(caller: socket.socket, descriptor: int, max_bytes: int) -> None:
         reply = {"failed": [str(error)] if code is None else [code, os.strerror(code)]}
     line = json.dumps(reply).encode()
     caller.sendall(_REPLY.pack(len(line)) + line)
-    if "samples" in reply and mono is not None:
-        caller.sendall(mono.samples.data.cast("B"))
+    caller.sendall(content)
 
 
 if __name__ == "__main__":

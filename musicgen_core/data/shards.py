@@ -17,7 +17,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codes import CARDINALITY, CODEBOOKS, FRAME_RATE
-from musicgen_core.data.archive import ArchiveFile
+from musicgen_core.data.archive import ArchiveFile, archive_stem
 from musicgen_core.data.members import DAMAGED
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
@@ -199,9 +199,7 @@ def origin_of(archive: UPath) -> str:
     return str(archive.absolute().parent)
 
 
-def refuse_foreign_shard(
-    tokens: UPath, archive: UPath, stem: str, fingerprint_with: Callable[[int | None], str]
-) -> None:
+def refuse_foreign_shard(tokens: UPath, archive: UPath, fingerprint_with: Callable[[int | None], str]) -> None:
     """Check that writing the shard of `archive` replaces only an earlier shard of the same archive.
 
     Args:
@@ -211,7 +209,7 @@ def refuse_foreign_shard(
     Raises:
         TokensError: a file at its path isn't this project's, or is the shard of another archive of the same name.
     """
-    parquet, marker = shard_paths(tokens, stem)
+    parquet, marker = shard_paths(tokens, archive_stem(archive))
     for path in (parquet, marker):
         if storage.is_local(path) and path.exists() and not path.is_file():
             raise _foreign(path, "which is not a file")

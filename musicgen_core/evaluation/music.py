@@ -121,7 +121,7 @@ class ClapScoring:
         device: torch.device,
     ) -> None:
         self._request, self._adapter, self._model, self._clips, self._device = request, adapter, model, clips, device
-        described = [index for index in indices if clips.descriptions[index]]
+        described = [index for index in indices if clips.description(index)]
         if len(described) < FEWEST_DESCRIBED:
             raise ConfigError(
                 message(
@@ -137,7 +137,7 @@ class ClapScoring:
 
     def run(self, on_progress: OnProgress) -> MusicScores:
         settings = self._request.settings
-        texts = [str(self._clips.descriptions[index]) for index in self._indices]
+        texts = [str(self._clips.description(index)) for index in self._indices]
         pairs = render_pairs(self._request, self._adapter, texts, on_progress)
         release_memory(self._device)
         on_progress(0, 1, message("CLAP's scores"))

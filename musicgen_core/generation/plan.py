@@ -16,7 +16,7 @@ from musicgen_core.codec import Codec
 from musicgen_core.codes import FRAME_RATE
 from musicgen_core.config import SamplingSettings
 from musicgen_core.data.audio import DecodedClip, decode
-from musicgen_core.encoding import BatchEncoder
+from musicgen_core.encoding import encode_clips
 from musicgen_core.errors import ClipRejected, ConfigError, DeviceError
 from musicgen_core.generation.engine import frames_of
 from musicgen_core.generation.request import Prompt
@@ -124,7 +124,7 @@ def _read(wav: str, seconds: float, codec: Codec) -> Continuation:
     clip, path = _decoded(wav), storage.as_path(wav)
     _check_longer(seconds, wav, clip.seconds)  # before it is encoded
     with _error_names(wav):
-        [(_, encoded)] = BatchEncoder(codec).encode([(None, clip)])
+        [(_, encoded)] = encode_clips(codec, [(None, clip)])
         if isinstance(encoded, ClipRejected):
             raise encoded
         return Continuation(torch.from_numpy(encoded.codes.astype(np.int64)), str(path), storage.content_sha256(path))

@@ -13,7 +13,7 @@ from musicgen_core import encoding
 from musicgen_core.codec import Codec, Codes
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.data.audio import DecodedClip, resample
-from musicgen_core.encoding import BatchEncoder, Encoded
+from musicgen_core.encoding import Encoded, encode_clips
 from musicgen_core.errors import ClipRejected, DeviceError
 
 
@@ -73,7 +73,7 @@ def test_the_codes_of_a_clip_are_those_it_has_alone(
         DecodedClip(music(length, rate := rates[index % len(rates)], seed=index), rate)
         for index, length in enumerate(lengths)
     ]
-    found = list(BatchEncoder(RecordingCodec(codec, batch_seconds)).encode(enumerate(clips)))
+    found = list(encode_clips(RecordingCodec(codec, batch_seconds), enumerate(clips)))
     assert [index for index, _ in found] == list(range(len(clips)))
     equal = total = 0
     for clip, (_, encoded) in zip(clips, found, strict=True):
@@ -89,7 +89,7 @@ def test_clips_of_many_lengths_share_batches_with_little_padding(codec: Codec) -
     recorder = RecordingCodec(codec, 10.0)
     rng = np.random.default_rng(1)
     clips = [DecodedClip(music(length), SAMPLE_RATE) for length in rng.uniform(0.3, 2.0, 60)]
-    list(BatchEncoder(recorder).encode(enumerate(clips)))
+    list(encode_clips(recorder, enumerate(clips)))
     assert len(recorder.batches) <= 15
     filled = sum(max(batch) * len(batch) for batch in recorder.batches)
     assert filled <= 1.25 * sum(map(sum, recorder.batches))
@@ -100,20 +100,20 @@ def test_a_clip_of_a_rare_length_does_not_wait_for_ever(codec: Codec, monkeypatc
     monkeypatch.setattr(encoding, "MAX_CLIPS", 4)
     drawn: list[int] = []
     clips = one_odd_clip(0.9, 0.1, 100, drawn)
-    first = next(BatchEncoder(RecordingCodec(codec, 1000.0)).encode(clips))
+    first = next(encode_clips(RecordingCodec(codec, 1000.0), clips))
     assert first[0] == 0 and drawn[-1] < 30
 
 
 def test_a_clip_of_another_length_does_not_delay_later_ones(codec: Codec) -> None:
     drawn: list[int] = []
     clips = one_odd_clip(0.4, 1.0, 40, drawn)
-    assert next(BatchEncoder(RecordingCodec(codec, 1.0)).encode(clips))[0] == 0
+    assert next(encode_clips(RecordingCodec(codec, 1.0), clips))[0] == 0
     assert drawn[-1] < 10
 
 
 def test_rejections_keep_their_position(codec: Codec) -> None:
     clips = [DecodedClip(music(0.5), SAMPLE_RATE), ClipRejected("broken"), DecodedClip(music(0.2), SAMPLE_RATE)]
-    found = [value for _, value in BatchEncoder(codec).encode(enumerate(clips))]
+    found = [value for _, value in encode_clips(codec, enumerate(clips))]
     assert [type(value) for value in found] == [Encoded, ClipRejected, Encoded]
 
 
@@ -121,7 +121,7 @@ def test_rejections_keep_their_position(codec: Codec) -> None:
 def test_segmented_encoding_equals_encoding_at_once(codec: Codec, rate: int) -> None:
     recorder = RecordingCodec(codec)
     samples = music(125.5, rate)
-    [(_, encoded)] = BatchEncoder(recorder).encode([("track", DecodedClip(samples, rate))])
+    [(_, encoded)] = encode_clips(recorder, [("track", DecodedClip(samples, rate))])
     assert isinstance(encoded, Encoded)
     assert max(map(max, recorder.batches)) <= encoding.ENCODE_SECONDS
     whole = alone(codec, samples, rate)
@@ -137,8 +137,7 @@ def test_segmented_encoding_equals_encoding_at_once(codec: Codec, rate: int) -> 
 def test_out_of_memory_halves_the_batches_and_loses_nothing(codec: Codec) -> None:
     recorder = RecordingCodec(codec, 8.0, fits=2.5)
     clips = [DecodedClip(music(1.0, seed=seed), SAMPLE_RATE) for seed in range(9)]
-    encoder = BatchEncoder(recorder)
-    found = list(encoder.encode(enumerate(clips)))
+    found = list(encode_clips(recorder, enumerate(clips)))
     assert [index for index, _ in found] == list(range(9))
     assert recorder.batch_seconds == 2.0
     for clip, (_, encoded) in zip(clips, found, strict=True):
@@ -148,4 +147,4 @@ def test_out_of_memory_halves_the_batches_and_loses_nothing(codec: Codec) -> Non
 
 def test_a_clip_that_never_fits_is_a_clear_error(codec: Codec) -> None:
     with pytest.raises(DeviceError, match="--device cpu"):
-        list(BatchEncoder(RecordingCodec(codec, fits=0.5)).encode([("clip", DecodedClip(music(1.0), SAMPLE_RATE))]))
+        list(encode_clips(RecordingCodec(codec, fits=0.5), [("clip", DecodedClip(music(1.0), SAMPLE_RATE))]))

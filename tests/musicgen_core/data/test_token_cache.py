@@ -101,9 +101,9 @@ def test_a_shard_with_another_report_is_read_again(
     tokens: UPath, folder: Path, write_shard: WriteShard, row: MakeRow, changed: str
 ) -> None:
     write_shard(tokens, "a", [row("x.wav", 5, "before")], fingerprint="one")
-    assert load_clips(tokens, CODEC, folder).descriptions[0] == "before"
+    assert load_clips(tokens, CODEC, folder).description(0) == "before"
     write_shard(tokens, "a", [row("x.wav", 5, "after")], **({"fingerprint": "one"} | {changed: "two"}))
-    assert load_clips(tokens, CODEC, folder).descriptions[0] == "after"
+    assert load_clips(tokens, CODEC, folder).description(0) == "after"
 
 
 def test_a_repaired_archive_with_an_equal_fingerprint_is_reread(

@@ -116,7 +116,7 @@ def test_generated_clips_have_a_segments_length_and_their_prompts(
     train(request)
     made = prior_clips(request, debug_model)
     assert set(made.frames.tolist()) == {20}
-    assert [made.descriptions[i] for i in range(5)] == PROMPTS[:5]
+    assert [made.description(i) for i in range(5)] == PROMPTS[:5]
     assert len({made.codes_of(i).tobytes() for i in range(5)}) == 5
 
 
