@@ -156,12 +156,10 @@ def translated(text: str) -> str:
     if (current := language()) == ENGLISH or not text:
         return str(text)
     found = _catalogue(current).gettext(text.msgid)
-    values = {name: _in_language(value) for name, value in text.values.items()}
+    values = {
+        name: _Value(translated(value)) if isinstance(value, Message) else value for name, value in text.values.items()
+    }
     return found.format(**values) if values else found
-
-
-def _in_language(value: object) -> object:
-    return _Value(translated(value)) if isinstance(value, Message) else value
 
 
 def say(msgid: str, /, **values: object) -> str:

@@ -18,12 +18,15 @@ def counted(number: int, noun: str) -> str:
     return message("{number:,} {noun}", number=number, noun=nouns)
 
 
-def named(names: Sequence[str]) -> str:
-    """Return the first few names and the number of others: `a, b, c, d, e and 3 more`."""
+def named(names: Sequence[str], count: int = 0) -> str:
+    """Return the first few names and the number of others: `a, b, c, d, e and 3 more`.
+
+    Args:
+        count: number of all names, if more than are given.
+    """
     first = ", ".join(names[:_NAMED])
-    if len(names) <= _NAMED:
-        return first
-    return message("{names} and {number:,} more", names=first, number=len(names) - _NAMED)
+    more = max(count, len(names)) - len(names[:_NAMED])
+    return message("{names} and {number:,} more", names=first, number=more) if more else first
 
 
 def joined(texts: Iterable[str]) -> str:

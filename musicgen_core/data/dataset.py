@@ -34,7 +34,7 @@ from musicgen_core.language import message
 from musicgen_core.prefetch import prefetch
 from musicgen_core.stages import announce
 from musicgen_core.texts import MAX_CHARACTERS
-from musicgen_core.wording import counted
+from musicgen_core.wording import counted, named
 
 LEAST_HELD_OUT = 8
 ENOUGH_CLIPS = 40
@@ -197,16 +197,13 @@ def cut_descriptions(clips: Clips, tokens: storage.Location) -> list[str]:
     if not count:
         return []
     names = list(islice((name for stem in rows for name in _names(tokens, stem, rows[stem].to_pylist())), _NAMED_CLIPS))
-    listed = ", ".join(names)
-    if count > len(names):
-        listed = message("{names} and {number:,} more", names=listed, number=count - len(names))
     return [
         message(
             "{descriptions} of more than {most:,} characters cut to that: {names}; to choose what stays, shorten them "
             "and tokenize again",
             descriptions=counted(count, "description"),
             most=MAX_CHARACTERS,
-            names=listed,
+            names=named(names, count),
         )
     ]
 
