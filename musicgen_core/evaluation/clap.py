@@ -18,6 +18,8 @@ from musicgen_core.model import hub
 from musicgen_core.stages import announce
 
 Audio = NDArray[np.float32]
+Embeddings = NDArray[np.float64]
+"""[N, D]"""
 
 
 def find_clap(source: str) -> Path:
@@ -86,7 +88,7 @@ class Clap:
         for text in texts:
             tokens = tokenizer(text, return_tensors="pt", truncation=True, max_length=longest).to(self._model.device)
             found.append(self._model.get_text_features(**tokens).pooler_output)
-        return _points(found)
+        return np.asarray(torch.cat(found).double().cpu())
 
     @torch.inference_mode()
     def of_sounds(self, sounds: Sequence[Audio], rate: int) -> Embeddings:
@@ -104,7 +106,7 @@ class Clap:
                 inputs = self._extractor(window, sampling_rate=own_rate, return_tensors="pt").to(self._model.device)
                 points.append(self._model.get_audio_features(**inputs).pooler_output)
             found.append(torch.cat(points).mean(dim=0, keepdim=True))
-        return _points(found)
+        return np.asarray(torch.cat(found).double().cpu())
 
 
 def clap_score(texts: Embeddings, sounds: Embeddings) -> float:
@@ -115,15 +117,6 @@ def clap_score(texts: Embeddings, sounds: Embeddings) -> float:
     """
     lengths = np.linalg.norm(texts, axis=1) * np.linalg.norm(sounds, axis=1)
     return float(((texts * sounds).sum(axis=1) / lengths).mean())
-
-
-def _points(tensors: Sequence[torch.Tensor]) -> Embeddings:
-    points: Embeddings = torch.cat(list(tensors)).double().cpu().numpy()
-    return points
-
-
-Embeddings = NDArray[np.float64]
-"""[N, D]"""
 
 
 def frechet_distance(first: Embeddings, second: Embeddings) -> float:

@@ -57,7 +57,6 @@ from musicgen_core.run_layout import (
 from musicgen_core.stages import announce
 
 logger = logging.getLogger(__name__)
-
 _EVALUATION = TypeAdapter(Evaluation)
 
 
@@ -92,18 +91,9 @@ class Subject:
             return directory.with_name(f"{directory.name}_{EVALUATION}")
         return RunLayout(self.run_dir).evaluation(self.path.stem)
 
-    def described(self) -> EvaluatedAdapter:
-        return EvaluatedAdapter(
-            path=displayed_path(self.path),
-            sha256=storage.content_sha256(self.path),
-            epoch=self.adapter.epoch,
-            global_step=self.adapter.global_step,
-        )
-
     def metrics(self) -> list[dict[str, float]]:
         """Return the rows of its run's metrics.jsonl, if any."""
-        metrics = RunLayout(self.run_dir).metrics if self.run_dir is not None else None
-        if metrics is None or not metrics.exists():
+        if self.run_dir is None or not (metrics := RunLayout(self.run_dir).metrics).exists():
             return []
         with storage.staged(metrics) as local:
             return tracking.read_metrics(local)
@@ -249,7 +239,12 @@ def _summarize(
     interval = confidence_interval(base.mean(axis=1), adapted.mean(axis=1))
     verdict = verdict_of(interval)
     return Evaluation(
-        adapter=subject.described(),
+        adapter=EvaluatedAdapter(
+            path=displayed_path(subject.path),
+            sha256=storage.content_sha256(subject.path),
+            epoch=subject.adapter.epoch,
+            global_step=subject.adapter.global_step,
+        ),
         base_model=model.identity,
         tokens=request.tokens,
         validation_fraction=chosen.fraction,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -30,7 +30,6 @@ _SAMPLING = {
 }
 """Names of sampling settings that each language has its own word for"""
 _HEAD_CHARACTERS = 2000
-_SHOWN_ELSEWHERE = ("duration", "seed")  # of the sampling settings: beside each piece
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,8 @@ def write_index(out: storage.Location | UPath, pieces: Sequence[tuple[str, Sidec
     folder = storage.as_path(out)
     files = file_names(folder)
     common = _common([_sampling(sidecar) for _, sidecar in pieces])
-    adapters = _distinct(_adapter(sidecar["adapter"]) for _, sidecar in pieces if sidecar.get("adapter"))
-    models = _distinct(str(sidecar["model"]) for _, sidecar in pieces if sidecar.get("model"))
+    adapters = list(dict.fromkeys(_adapter(sidecar["adapter"]) for _, sidecar in pieces if sidecar.get("adapter")))
+    models = list(dict.fromkeys(str(sidecar["model"]) for _, sidecar in pieces if sidecar.get("model")))
     facts = {say("Model"): models, say("Adapter"): adapters, say("Sampling"): _words(common)}
     shown = {name: values for name, values in facts.items() if values}
     prompts = _group(pieces, common, files, many_adapters=len(adapters) > 1)
@@ -164,14 +163,6 @@ def _links(stem: str, files: set[str]) -> dict[str, str]:
     return {ending: f"./{quote(name)}" for ending, name in names.items() if name in files}
 
 
-def _drawn(sidecar: Sidecar) -> str:
-    """Return seed and variation as a text: a seed gives several samples of a prompt, its variations."""
-    seed, variation = sidecar["seed"], sidecar.get("variation")
-    if isinstance(variation, int) and variation > 0:
-        return say("seed {seed}, variation {number}", seed=seed, number=variation + 1)
-    return say("seed {seed}", seed=seed)
-
-
 def _label(sidecar: Sidecar, varied: bool, many_adapters: bool) -> str:
     adapter, variation = sidecar.get("adapter"), sidecar.get("variation")
     label = say("Base model")
@@ -184,10 +175,14 @@ def _label(sidecar: Sidecar, varied: bool, many_adapters: bool) -> str:
 
 def _facts(sidecar: Sidecar, common: Mapping[str, Any]) -> list[str]:
     """Return the facts shown for one sample: those that aren't the same for all."""
-    duration, seed, before = sidecar.get("duration"), sidecar.get("seed"), sidecar.get("continued_from")
+    duration, seed, variation = sidecar.get("duration"), sidecar.get("seed"), sidecar.get("variation")
     facts = [say("{seconds:.1f} s", seconds=duration)] if isinstance(duration, int | float) else []
-    facts += [] if seed is None else [_drawn(sidecar)]
-    facts += [say("continues {file}", file=_file_name(before))] if before else []
+    if seed is not None and isinstance(variation, int) and variation > 0:
+        facts.append(say("seed {seed}, variation {number}", seed=seed, number=variation + 1))
+    elif seed is not None:
+        facts.append(say("seed {seed}", seed=seed))
+    if before := sidecar.get("continued_from"):
+        facts.append(say("continues {file}", file=_file_name(before)))
     own = {name: value for name, value in _sampling(sidecar).items() if name not in common}
     return facts + _words(own)
 
@@ -206,7 +201,7 @@ def _adapter(adapter: Any) -> str:
 def _sampling(sidecar: Sidecar) -> dict[str, Any]:
     settings, duration = sidecar.get("sampling"), sidecar.get("duration")
     settings = settings if isinstance(settings, Mapping) else {}
-    elsewhere = set(_SHOWN_ELSEWHERE)
+    elsewhere = {"duration", "seed"}  # beside each piece
     if isinstance(duration, int | float) and duration <= ONE_PART_SECONDS and not sidecar.get("continued_from"):
         elsewhere.add("overlap")  # a sample of one window overlaps with nothing
     return {name: value for name, value in settings.items() if name not in elsewhere and value is not None}
@@ -228,10 +223,6 @@ def _words(settings: Mapping[str, Any]) -> list[str]:
         elif value is not False and (name, value) != ("top_p", 0):
             words.append(f"{shown} {value:g}" if isinstance(value, float) else f"{shown} {value}")
     return words
-
-
-def _distinct(values: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(values))
 
 
 def _file_name(path: Any) -> str:

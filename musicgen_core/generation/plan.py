@@ -73,6 +73,10 @@ class PlannedSample:
     frames: int
     continuation: Continuation
 
+    @property
+    def new_frames(self) -> int:
+        return self.frames - self.continuation.frames
+
 
 def plan(
     prompts: Sequence[Prompt], settings: SamplingSettings, variations: int, continue_from: str | None, codec: Codec

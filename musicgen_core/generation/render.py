@@ -82,7 +82,7 @@ def render(
         raise ConfigError(
             message("--compare needs an adapter to compare with the base model"), message("Give --adapter")
         )
-    numbering = Numbering(*_places(request))
+    numbering = Numbering(*_folders(request))
     device = pick_device(request.device)
     found = None if request.adapter is None else find_adapter(request.adapter)
     adapter = None if found is None else load_adapter(found)
@@ -93,18 +93,9 @@ def render(
         adapter.check_base(model, str(found))
         voices.append(_Voice(adapter, _described(found, adapter)))
     codec = Codec(model, device)
-    for place in filter(None, (request.out, request.copy_to)):
-        storage.delete_partials(storage.as_path(place))
+    for folder in _folders(request):
+        storage.delete_partials(folder)
     pieces = plan(request.prompts, request.settings, request.variations, request.continue_from, codec)
-    done: list[_Made] = []
-
-    def deliver(made: list[_Made]) -> None:
-        done.extend(made)
-        done.sort(key=lambda piece: piece.number)
-        _write_pages(request, numbering, done)
-        for piece in made:
-            on_piece(piece.rendered)
-
     with ThreadPoolExecutor(WRITERS, "writing music") as writers:
         rendering = _Rendering(
             request=request,
@@ -114,13 +105,13 @@ def render(
             voices=len(voices),
             numbering=numbering,
             writers=writers,
-            deliver=deliver,
             on_progress=on_progress,
+            on_piece=on_piece,
             cancelled=cancelled,
         )
         for number, voice in enumerate(voices):
             rendering.run(number, voice)
-    return [piece.rendered for piece in done]
+    return [piece.rendered for piece in rendering.done]
 
 
 @dataclass(frozen=True)
@@ -157,7 +148,11 @@ class _Made:
 
 
 class _Rendering:
-    """Renders batches of samples, and writes each batch while the next one is generated."""
+    """Renders batches of samples, and writes each batch while the next one is generated.
+
+    Attributes:
+        done: the samples whose files are written, in the order of their numbers.
+    """
 
     def __init__(
         self,
@@ -168,30 +163,28 @@ class _Rendering:
         voices: int,
         numbering: Numbering,
         writers: ThreadPoolExecutor,
-        deliver: Callable[[list[_Made]], None],
         on_progress: OnProgress,
+        on_piece: Callable[[Rendered], None],
         cancelled: Callable[[], bool],
     ) -> None:
         self._request, self._model, self._codec, self._device = request, model, codec, codec.device
-        self._pieces, self._voices, self._writers, self._deliver = pieces, voices, writers, deliver
-        self._numbering = numbering
-        self._on_progress, self._cancelled = on_progress, cancelled
+        self._pieces, self._voices, self._writers, self._numbering = pieces, voices, writers, numbering
+        self._on_progress, self._on_piece, self._cancelled = on_progress, on_piece, cancelled
+        self.done: list[_Made] = []
         self._identity = writers.submit(lambda: model.identity)  # reads 6 GB while the model is loaded
         self._writing: list[Future[_Made]] = []
         self._text = TextEncoder(model.text_encoder, self._device)
         self._started_samples = 0
         self._max_batch = MOST_SIDE_BY_SIDE
-        self._frames, self._total = 0, voices * sum(_new_frames(piece) for piece in pieces)
+        self._frames, self._total = 0, voices * sum(piece.new_frames for piece in pieces)
 
     def run(self, voice_number: int, voice: _Voice) -> None:
         """Render all samples with one model, which is the only one in memory meanwhile."""
         request, model = self._request, self._model
-        lm = load_merged(model, voice.adapter, self._device, compute_dtype(self._device))
-        guidance = model.config.inference_coefficient
         engine = Engine(
-            lm=lm,
+            lm=load_merged(model, voice.adapter, self._device, compute_dtype(self._device)),
             text=self._text,
-            guidance=guidance,
+            guidance=model.config.inference_coefficient,
             weight_bits=request.weight_bits,
             cache_bits=request.cache_bits,
         )
@@ -217,7 +210,7 @@ class _Rendering:
             for start in range(0, len(batch), smaller):
                 self._render(voice_number, voice, engine, batch[start : start + smaller], smaller)
             return
-        self._frames += sum(_new_frames(piece) for piece in batch)
+        self._frames += sum(piece.new_frames for piece in batch)
         self._started_samples += len(batch)
         made = {
             "engine_batch_size": size,
@@ -239,10 +232,17 @@ class _Rendering:
             return None
 
     def _deliver_written(self) -> None:
-        """Wait for the samples that are being written, and deliver them."""
+        """Wait for the samples that are being written, and add them to the pages."""
         made, self._writing = [future.result() for future in self._writing], []
-        if made:
-            self._deliver(made)
+        if not made:
+            return
+        self.done = sorted([*self.done, *made], key=lambda piece: piece.number)
+        new = {piece.number: piece.sidecar for piece in self.done}
+        for place, folder in enumerate(_folders(self._request)):
+            pieces = self._numbering.sidecars(place, besides=new) | new  # also those of other runs
+            write_index(folder, [(stem_of(number), pieces[number]) for number in sorted(pieces)])
+        for piece in made:
+            self._on_piece(piece.rendered)
 
     def _size_for(self, engine: Engine, left: int, frames: int) -> int:
         """Return the size of the next batch, which may not be full."""
@@ -250,16 +250,14 @@ class _Rendering:
             return min(self._request.batch_size, self._max_batch)
         if self._device.type != "cuda":
             return 1  # so that a prompt's codes don't depend on the others
-        window = min(frames, engine.window)
-        one = cache_bytes(engine.lm.config, window, engine.cache_bits)
-        fitting = int(cache_budget(self._device) / one)
-        return fitting_size(left, min(fitting, self._max_batch))
+        one = cache_bytes(engine.lm.config, min(frames, engine.window), engine.cache_bits)
+        return fitting_size(left, min(int(cache_budget(self._device) / one), self._max_batch))
 
     def _generate(self, engine: Engine, batch: Sequence[PlannedSample], size: int) -> list[Tensor]:
         """Return the codes [4, frames] of each sample; the batch is padded to its size, for reproducible results."""
         empty, given = size - len(batch), batch[0].continuation.frames
         known = torch.stack([piece.continuation.codes for piece in batch] + empty * [batch[0].continuation.codes])
-        new, before = sum(_new_frames(piece) for piece in batch), self._frames
+        new, before = sum(piece.new_frames for piece in batch), self._frames
         first, last = self._started_samples + 1, self._started_samples + len(batch)
         total = self._voices * len(self._pieces)
         text = message("sample {number} of {total}", number=first, total=total)
@@ -341,17 +339,5 @@ class _Rendering:
         return _Made(number, sidecar, rendered)
 
 
-def _places(request: RenderRequest) -> list[UPath]:
-    return [storage.as_path(place) for place in (request.out, request.copy_to) if place is not None]
-
-
-def _write_pages(request: RenderRequest, numbering: Numbering, made: Sequence[_Made]) -> None:
-    """Update the page of all samples, including those of other runs, and its copy."""
-    new = {piece.number: piece.sidecar for piece in made}
-    for place, folder in enumerate(_places(request)):
-        pieces = numbering.sidecars(place, besides=new) | new
-        write_index(folder, [(stem_of(number), pieces[number]) for number in sorted(pieces)])
-
-
-def _new_frames(piece: PlannedSample) -> int:
-    return piece.frames - piece.continuation.frames
+def _folders(request: RenderRequest) -> list[UPath]:
+    return [storage.as_path(folder) for folder in (request.out, request.copy_to) if folder is not None]
