@@ -90,7 +90,7 @@ def predict(weights: Path, name: str, patches: dict[str, Audio]) -> dict[str, Au
             node.CopyFrom(tf.NodeDef(name=node.name, op="Const"))
             node.attr["dtype"].type = value.dtype
             node.attr["value"].tensor.CopyFrom(value)
-    found = {}
+    found: dict[str, Audio] = {}
     with tf.Graph().as_default(), tf.Session() as session:
         tf.import_graph_def(graph, name="")
         for clip, batch in patches.items():

@@ -11,7 +11,8 @@ takes the maximum. Here the seven frames of each row are laid out band by band, 
 input of a kernel at any band is a slice of columns, and each band is one GEMM whose output is merged into the running
 maximum. Bias, ReLU and batch norm are monotonic and come after the maximum; where batch norm has a negative scale, the
 kernel's sign is flipped, as the maximum then is the minimum. The three convolutions over time alone are GEMMs with a
-kernel repeated at `SHIFTS` positions, so that input windows overlap less. On a CPU this takes half the time of conv2d.
+kernel repeated at `SHIFTS` positions, so that input windows overlap less. All of it is fp32: cuDNN's convolutions in
+TF32 would change probabilities by 5e-4. The figures are in bench/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ FRAMES = 187
 """Frames of a patch: 3 s"""
 PATCH_SAMPLES = (FRAMES - 1) * HOP
 """Samples of the shortest clip that has a patch"""
-TIMBRAL_FRAMES = 7
+KERNEL_FRAMES = 7  # but for the temporal kernels
 SHIFTS = 11  # a divisor of FRAMES
 EPSILON = 1e-3  # of batch norm
 PATCHES_AT_ONCE = {"cpu": 32, "cuda": 512}
@@ -188,6 +189,8 @@ class _ReluNorm(nn.Module):
 class _Pooled(nn.Module):
     """A convolution over time and bands, ReLU and batch norm, and the maximum over the bands.
 
+    A kernel of as many bands as its input has no maximum to take: it is a convolution over time.
+
     Args:
         kernel: [frames, bands, channels].
     """
@@ -198,7 +201,7 @@ class _Pooled(nn.Module):
     def __init__(self, kernel: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> None:
         super().__init__()
         sign = torch.where(scale < 0, -1.0, 1.0)
-        self.frames, self.width, self.channels = kernel.shape
+        self.frames, _, self.channels = kernel.shape
         self.register_buffer("sign", sign)
         self.register_buffer("kernel", self.laid_out(kernel * sign))
         self.after = _ReluNorm(bias, scale, shift)
@@ -207,12 +210,12 @@ class _Pooled(nn.Module):
         return kernel.transpose(0, 1).flatten(0, 1).contiguous()  # [bands · frames, channels]
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Return [rows, channels] of rows [rows, 96 · frames], whose columns are the frames of band 0, of band 1, …"""
-        step = self.frames
-        highest = rows[:, : len(self.kernel)] @ self.kernel
+        """Return [N · 187, channels] of the output of `_rows`."""
+        size = len(self.kernel)
+        highest = rows[:, :size] @ self.kernel
         product = torch.empty_like(highest)
-        for band in range(1, BANDS - self.width + 1):
-            torch.mm(rows[:, band * step : band * step + len(self.kernel)], self.kernel, out=product)
+        for start in range(self.frames, rows.shape[1] - size + 1, self.frames):  # the next band
+            torch.mm(rows[:, start : start + size], self.kernel, out=product)
             torch.maximum(highest, product, out=highest)
         return self.after(self.sign * highest)
 
@@ -256,12 +259,7 @@ class _Network(nn.Module):
 
         self.timbral = nn.ModuleList(_Pooled(*convolution(number)) for number in (0, 1))
         self.temporal = nn.ModuleList(_PooledOverTime(*convolution(number)) for number in (2, 3, 4))
-        self.middle = nn.ModuleList()
-        for number in (5, 6, 7):
-            kernel, *after = convolution(number)
-            conv = nn.Conv1d(kernel.shape[1], kernel.shape[2], len(kernel), padding=len(kernel) // 2, bias=False)
-            conv.weight.data = kernel.permute(2, 1, 0).contiguous()
-            self.middle.append(nn.ModuleList((conv, _ReluNorm(*after))))
+        self.middle = nn.ModuleList(_Pooled(*convolution(number)) for number in (5, 6, 7))
         for name, norm in (("input", "batch_normalization"), ("pooled", "batch_normalization_9")):
             for part, value in zip(("scale", "shift"), weights.norm(norm), strict=True):
                 self.register_buffer(f"{name}_{part}", value)
@@ -280,22 +278,27 @@ class _Network(nn.Module):
 
     def _front_end(self, x: Tensor) -> Tensor:
         """Return [N, 187, 561]: 2 · 204 timbral and 3 · 51 temporal channels."""
-        half = TIMBRAL_FRAMES // 2
-        rows = F.pad(x, (0, 0, half, half)).unfold(1, TIMBRAL_FRAMES, 1).flatten(2).flatten(0, 1)  # [N · 187, 96 · 7]
+        rows = _rows(x)
         timbral = [layer(rows).unflatten(0, (len(x), FRAMES)) for layer in self.timbral]
         return torch.cat([*timbral, *(layer(x) for layer in self.temporal)], dim=2)
 
     def _maps(self, x: Tensor) -> Iterator[Tensor]:
         """Yield the front end's output and those of the three layers after it, the last two with residuals."""
         yield x
-        for number, (conv, after) in enumerate(self.middle):
-            found = after(conv(x.transpose(1, 2)).transpose(1, 2))
+        for number, layer in enumerate(self.middle):
+            found = layer(_rows(x)).unflatten(0, (len(x), FRAMES))
             x = x + found if number else found
             yield x
 
 
+def _rows(x: Tensor) -> Tensor:
+    """Lay out seven frames around each of [N, 187, bands]: [N · 187, bands · 7], the frames of a band side by side."""
+    half = KERNEL_FRAMES // 2
+    return F.pad(x, (0, 0, half, half)).unfold(1, KERNEL_FRAMES, 1).flatten(2).flatten(0, 1)
+
+
 def _linear(kernel: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    layer = nn.Linear(*kernel.shape, bias=bias is not None)
+    layer = nn.Linear(kernel.shape[0], kernel.shape[1], bias=bias is not None)
     layer.weight.data = kernel.T.contiguous()
     if bias is not None:
         layer.bias.data = bias
