@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import soundfile
@@ -32,18 +31,6 @@ _WIDE = 100
 """Ratio of perplexities from which small bars would be invisible on a linear axis"""
 
 
-@dataclass(frozen=True)
-class _Player:
-    label: str
-    url: str
-
-
-@dataclass(frozen=True)
-class _PromptPlayers:
-    text: str
-    players: list[_Player]
-
-
 def write_report(
     target: UPath, evaluation: Evaluation, pictures: Mapping[str, bytes], music: Mapping[str, Sequence[Pair]]
 ) -> None:
@@ -63,7 +50,11 @@ def write_report(
         clips=_clips(evaluation),
         remarks=[translated(remark) for remark in evaluation.remarks],
         pictures={text: _url("image/png", png) for text, png in pictures.items()},
-        music={heading: [_prompt(pair) for pair in pairs[:MOST_PAIRS]] for heading, pairs in music.items() if pairs},
+        music={
+            heading: [(pair.prompt, _players(pair)) for pair in pairs[:MOST_PAIRS]]
+            for heading, pairs in music.items()
+            if pairs
+        },
     )
     storage.write_text(target, page)
 
@@ -80,11 +71,10 @@ def _clips(evaluation: Evaluation) -> str:
     )
 
 
-def _prompt(pair: Pair) -> _PromptPlayers:
+def _players(pair: Pair) -> tuple[str, dict[str, str]]:
+    """Return the prompt, and the URLs of both models' music by label."""
     heard = {say("Base model"): pair.base, translated(pair.adapter_label): pair.adapter}
-    return _PromptPlayers(
-        pair.prompt, [_Player(label, _url("audio/mpeg", _mp3(audio))) for label, audio in heard.items()]
-    )
+    return pair.prompt, {label: _url("audio/mpeg", _mp3(audio)) for label, audio in heard.items()}
 
 
 def _mp3(audio: Audio) -> bytes:

@@ -176,11 +176,6 @@ def vocabulary() -> list[str]:
     return sorted({word for phrase in phrases for word in phrase.split()})
 
 
-def words_of(caption: str) -> list[str]:
-    """Split a caption into words, without commas."""
-    return caption.replace(",", " ").split()
-
-
 def _moods(truth: Truth) -> tuple[str, ...]:
     return MOODS[truth.style] + (MODE_MOODS[truth.mode] if truth.pitched else ())
 

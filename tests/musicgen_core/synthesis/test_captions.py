@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from musicgen_core.synthesis import captions
-from musicgen_core.synthesis.captions import Truth, caption_of, vocabulary, words_of
+from musicgen_core.synthesis.captions import Truth, caption_of, vocabulary
 from musicgen_core.synthesis.composing import compose_many
 from musicgen_core.synthesis.styles import ALL_STYLES, HELD_OUT, STYLES
 
@@ -19,6 +19,10 @@ def described(style: str | None, full: bool) -> Iterator[tuple[Truth, str]]:
 
 def said(phrases: tuple[str, ...], caption: str) -> bool:
     return any(re.search(rf"(^|[ ,]){re.escape(phrase)}($|[ ,])", caption) for phrase in phrases)
+
+
+def words_of(caption: str) -> list[str]:
+    return caption.replace(",", " ").split()
 
 
 @pytest.mark.parametrize("style", ALL_STYLES)
