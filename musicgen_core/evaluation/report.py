@@ -50,11 +50,7 @@ def write_report(
         clips=_clips(evaluation),
         remarks=[translated(remark) for remark in evaluation.remarks],
         pictures={text: _url("image/png", png) for text, png in pictures.items()},
-        music={
-            heading: [(pair.prompt, _players(pair)) for pair in pairs[:MOST_PAIRS]]
-            for heading, pairs in music.items()
-            if pairs
-        },
+        music={heading: list(map(_players, pairs[:MOST_PAIRS])) for heading, pairs in music.items() if pairs},
     )
     storage.write_text(target, page)
 

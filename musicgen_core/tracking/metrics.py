@@ -165,7 +165,7 @@ def pictures_of(rows: Rows) -> dict[str, Callable[[Rows, Path], None]]:
 
 @contextmanager
 def picture(
-    target: Path | IO[bytes], title: str, y: str, x: str = "step", layout: Literal["constrained"] | None = None
+    target: Path | IO[bytes], title: str, y: str, x: str = "step", *, layout: Literal["constrained"] | None = None
 ) -> Iterator[Any]:
     """Provide axes to plot on, which are written as a PNG at the end.
 
