@@ -34,7 +34,7 @@ MSD_TAGS = (
 THRESHOLDS = {"mtt": 0.2, "msd": 0.15}
 """A tag counts if one of its names reaches the threshold of its set.
 
-The threshold with the highest F1 of calibrated probabilities is half that F1 (Lipton, Elkan & Naryanaswamy 2014,
+The threshold with the highest F1 of calibrated probabilities is half that F1 (Lipton, Elkan & Narayanaswamy 2014,
 arXiv:1402.1892). The networks' F1 on their own test sets is not published; by their precision and recall (PR-AUC 0.38
 for MTT, 0.29 for MSD, in the package's `experiment.result`) it is about 0.4 and 0.3.
 """
