@@ -40,7 +40,6 @@ class World:
 
     Attributes:
         rank: rank of this process, from 0, over all machines.
-        size: number of processes.
         device: the device that this process computes on; with CUDA a GPU of its own.
     """
 

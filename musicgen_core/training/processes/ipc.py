@@ -22,6 +22,9 @@ from musicgen_core.errors import Cancelled, ConfigError, MusicgenError
 from musicgen_core.language import message
 from musicgen_core.training.request import TrainRequest, TrainResult
 
+RESULT = TypeAdapter(TrainResult)
+"""Converts the result to plain values and back."""
+
 
 def write_request(request: TrainRequest, path: Path) -> None:
     path.write_bytes(TypeAdapter(TrainRequest).dump_json(request, indent=2))
@@ -71,9 +74,6 @@ class Reports:
         kind = next(base.__name__ for base in type(error).__mro__ if base.__module__ == errors.__name__)
         self.send("error", kind=kind, args=list(error.args), is_consequence=is_consequence)
 
-    def send_result(self, result: TrainResult) -> None:
-        self.send("result", result=TypeAdapter(TrainResult).dump_python(result, mode="json"))
-
 
 class ReportHandler(logging.Handler):
     """Sends log records to the launcher, which adds them to its own log."""
@@ -109,11 +109,7 @@ class ReportReader:
             yield json.loads(line)
 
 
-def revive(kind: str, args: list[str]) -> MusicgenError | Cancelled:
+def revive(report: dict[str, Any]) -> MusicgenError | Cancelled:
     """Return the error that `Reports.send_error` sent."""
-    error: MusicgenError | Cancelled = getattr(errors, kind)(*args)
+    error: MusicgenError | Cancelled = getattr(errors, report["kind"])(*report["args"])
     return error
-
-
-def revive_result(plain: dict[str, Any]) -> TrainResult:
-    return TypeAdapter(TrainResult).validate_python(plain)

@@ -21,7 +21,7 @@ from musicgen_core.errors import Cancelled, DeviceError, MusicgenError, Training
 from musicgen_core.language import message, stored_message
 from musicgen_core.process import python_path
 from musicgen_core.stages import Stage, announce, pass_on
-from musicgen_core.training.processes.ipc import ReportReader, revive, revive_result, write_request
+from musicgen_core.training.processes.ipc import RESULT, ReportReader, revive, write_request
 from musicgen_core.training.request import TrainRequest, TrainResult
 
 logger = logging.getLogger(__name__)
@@ -45,19 +45,14 @@ def launch(
     on_prior: Callable[[int, int], None] = lambda done, total: None,
     worker_module: str = "musicgen_core.training.processes.worker",
 ) -> TrainResult:
-    """Train in `gpus` processes of this machine, and return the result, as `train` does.
+    """Train in `gpus` processes of this machine, and return the result.
 
-    No worker outlives this call. If this process is killed, the workers end automatically within seconds.
+    No worker outlives this call. If this process is killed, the workers end automatically within seconds. Arguments
+    that aren't listed are those of `train`.
 
     Args:
-        request: the run to train.
         gpus: number of processes, each with a GPU of its own; with device `cpu` they share the CPU.
-        on_start: called once, with the steps done before and the total number of steps.
-        on_step: called after each step with its metrics.
         cancelled: asked several times a second; if true, the workers save and stop.
-        on_wait: called with the reason when the run waits because it can't save, and with None when it continues.
-        on_prior: called while the base model generates clips, with frames done and in total.
-        worker_module: the module that torchrun runs.
 
     Raises:
         DeviceError: this machine has fewer GPUs.
@@ -116,6 +111,7 @@ class _Workers:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)]
         command += ["--redirects", "3", "--log-dir", str(self._logs), "-m", module]
         command += [str(scratch / "request.json"), "--reports", str(scratch / "reports.jsonl")]
+        threads = str(max(1, (os.cpu_count() or 1) // gpus))  # torchrun's own default is 1
         with open(self._torchrun_log, "wb") as log:
             # Workers end when stdin closes. A session of its own, so that Ctrl-C reaches only this process.
             self._torchrun = subprocess.Popen(
@@ -123,7 +119,7 @@ class _Workers:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=_environment(gpus),
+                env={"OMP_NUM_THREADS": threads, **os.environ, "PYTHONPATH": python_path()},
                 start_new_session=True,
             )
 
@@ -159,7 +155,7 @@ class _Workers:
                 case "error":
                     self._errors.append(report)
                 case "result":
-                    self._result = revive_result(report["result"])
+                    self._result = RESULT.validate_python(report["result"])
 
     def result(self) -> TrainResult:
         """Return the result once all processes have ended, or raise the error that explains the failure best."""
@@ -168,22 +164,20 @@ class _Workers:
         causes = [error for error in self._errors if not error["is_consequence"]]
         causes.sort(key=lambda error: error["kind"] == Cancelled.__name__)  # an error explains more
         if causes:
-            raise revive(causes[0]["kind"], causes[0]["args"])
+            raise revive(causes[0])
         if self.was_cancelled:
             raise Cancelled(f"the training was cancelled{self._when()}, before it had saved that. {RESUME}")
-        raise (
-            self._death()
-            or self._lost()
-            or TrainingError(
-                message(
-                    "torchrun ended with {ending}{when}: {tail}",
-                    ending=_ending(self._torchrun.returncode),
-                    when=self._when(),
-                    tail=_tail(self._torchrun_log),
-                ),
-                RESUME,
-            )
+        if (death := self._death()) is not None:
+            raise death
+        if self._errors:
+            raise revive(self._errors[0])
+        found = message(
+            "torchrun ended with {ending}{when}: {tail}",
+            ending=_ending(self._torchrun.returncode),
+            when=self._when(),
+            tail=_tail(self._torchrun_log),
         )
+        raise TrainingError(found, RESUME)
 
     def stop(self) -> None:
         """End every process: with SIGTERM, and with SIGKILL after the grace period. Idempotent."""
@@ -234,17 +228,8 @@ class _Workers:
             else RESUME,
         )
 
-    def _lost(self) -> MusicgenError | Cancelled | None:
-        return revive(self._errors[0]["kind"], self._errors[0]["args"]) if self._errors else None
-
     def _when(self) -> str:
         return "" if self._step is None else message(" after step {step}", step=self._step)
-
-
-def _environment(gpus: int) -> dict[str, str]:
-    """Return this process's environment, with the project importable and the CPU's cores divided among the workers."""
-    threads = str(max(1, (os.cpu_count() or 1) // gpus))  # torchrun's own default is 1
-    return {"OMP_NUM_THREADS": threads, **os.environ, "PYTHONPATH": python_path()}
 
 
 def _ending(code: int) -> str:

@@ -27,14 +27,12 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import Any, NoReturn
 
 from musicgen_core.errors import Cancelled, MusicgenError
-from musicgen_core.stages import Stage, heard_by
-from musicgen_core.training.processes.ipc import ReportHandler, Reports, read_request
-
-if TYPE_CHECKING:
-    from musicgen_core.training.request import TrainResult
+from musicgen_core.stages import heard_by
+from musicgen_core.training.processes.ipc import RESULT, ReportHandler, Reports, read_request
+from musicgen_core.training.request import TrainResult
 
 ORPHAN_GRACE = 5.0
 """Seconds that a worker without its launcher has for the current step and latest.pt: its run directory stays locked
@@ -63,7 +61,6 @@ def main(arguments: Sequence[str] | None = None, train: Callable[..., TrainResul
     """Run this process's part of a training run.
 
     Args:
-        arguments: command-line arguments; by default those of this process.
         train: the function that trains; by default `training.train.train`, whose signature it must have.
 
     Returns:
@@ -82,24 +79,20 @@ def main(arguments: Sequence[str] | None = None, train: Callable[..., TrainResul
     if reports is not None:
         reports.send("process", pid=os.getpid())
     _set_up_logging(rank, reports)
-    return _run(given.request, rank, reports, stop, train)
-
-
-def _run(
-    request: Path, rank: int, reports: Reports | None, stop: _Stop, train: Callable[..., TrainResult] | None
-) -> int:
     # torch takes seconds to import: only now, when signals are handled and the process ends with its parents
     from musicgen_core.training.processes.distributed import LostRank
 
     try:
-        _train(request, reports, stop, train)
+        _train(given.request, reports, stop, train)
     except Cancelled as error:
         _report(error, rank, reports)
         return STOPPED
     except LostRank as error:
         traceback.print_exc()
         _report(error, rank, reports, is_consequence=True)
-        _wait_for(stop, CAUSE_FIRST)
+        deadline = time.monotonic() + CAUSE_FIRST
+        while not stop.is_asked() and time.monotonic() < deadline:
+            time.sleep(0.1)
         return 1
     except MusicgenError as error:
         _report(error, rank, reports)
@@ -120,38 +113,22 @@ def _train(path: Path, reports: Reports | None, stop: _Stop, train: Callable[...
 
         train = train_module.train
     with World.from_environment(pick_device(request.device)) as world:
-        sender = reports if world.is_main else None
 
-        def on_start(done: int, total: int) -> None:
-            if sender is not None:
-                sender.send("start", done=done, total=total)
+        def send(event: str, **values: Any) -> None:
+            if reports is not None and world.is_main:
+                reports.send(event, **values)
 
-        def on_step(row: dict[str, float]) -> None:
-            if sender is not None:
-                sender.send("step", row=row)
-
-        def on_wait(reason: str | None) -> None:
-            if sender is not None:
-                sender.send("wait", reason=reason)
-
-        def on_prior(done: int, total: int) -> None:
-            if sender is not None:
-                sender.send("prior", done=done, total=total)
-
-        def on_stage(stage: Stage) -> None:
-            if sender is not None:
-                sender.send("stage", stage=asdict(stage))
-
-        with heard_by(on_stage):
-            result = train(request, on_start, on_step, stop.is_asked, world=world, on_wait=on_wait, on_prior=on_prior)
-        if sender is not None:
-            sender.send_result(result)
-
-
-def _wait_for(stop: _Stop, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not stop.is_asked() and time.monotonic() < end:
-        time.sleep(0.1)
+        with heard_by(lambda stage: send("stage", stage=asdict(stage))):
+            result = train(
+                request,
+                on_start=lambda done, total: send("start", done=done, total=total),
+                on_step=lambda row: send("step", row=row),
+                cancelled=stop.is_asked,
+                world=world,
+                on_wait=lambda reason: send("wait", reason=reason),
+                on_prior=lambda done, total: send("prior", done=done, total=total),
+            )
+        send("result", result=RESULT.dump_python(result, mode="json"))
 
 
 def _report(error: MusicgenError | Cancelled, rank: int, reports: Reports | None, is_consequence: bool = False) -> None:
