@@ -129,10 +129,9 @@ class _Voice:
 
 def _described(path: UPath, adapter: Adapter) -> dict[str, Any]:
     with storage.staged(path) as local:
-        stat = local.stat()
         return {
             "path": displayed_path(path),
-            "sha256": file_sha256(local, stat.st_size, stat.st_mtime_ns),
+            "sha256": file_sha256(local),
             "epoch": adapter.epoch,
             "global_step": adapter.global_step,
         }

@@ -47,7 +47,6 @@ class AdapterConfig:
     """The shape of an adapter.
 
     Attributes:
-        r: rank.
         alpha: the update is multiplied by alpha / r.
         dropout: probability of dropout before the down-projection.
         targets: names of linear layers of the blocks, or suffixes of their paths, such as `encoder_attn.q_proj`.
@@ -346,7 +345,6 @@ def base_model_of(adapter: Adapter, weights: UPath) -> str | None:
     """Return the argument of `find_model` for an adapter's base model; None if the adapter doesn't record it.
 
     Args:
-        adapter: the adapter.
         weights: its file; in a run directory, config.json records the directory of a local model.
 
     Raises:

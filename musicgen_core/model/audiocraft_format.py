@@ -6,6 +6,7 @@ in `xp.cfg` are those of small models here, `debug` and `demo`; `configuration` 
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,10 +20,10 @@ from musicgen_core.errors import ModelError
 from musicgen_core.language import message
 from musicgen_core.model.configuration import USE_ANOTHER
 
-_TEXT_PROJECTION = "condition_provider.conditioners.description.output_proj"
-_OUTSIDE_LAYERS = {_TEXT_PROJECTION: "enc_to_dec_proj", "out_norm": "model.decoder.layer_norm"}
 _INSIDE_LAYERS = {
+    "self_attn": "self_attn",
     "self_attn.out_proj": "self_attn.out_proj",
+    "cross_attention": "encoder_attn",
     "cross_attention.out_proj": "encoder_attn.out_proj",
     "norm1": "self_attn_layer_norm",
     "norm_cross": "encoder_attn_layer_norm",
@@ -30,7 +31,17 @@ _INSIDE_LAYERS = {
     "linear1": "fc1",
     "linear2": "fc2",
 }
-_PACKED = {"self_attn.in_proj_weight": "self_attn", "cross_attention.in_proj_weight": "encoder_attn"}
+_MODULES = {
+    "condition_provider.conditioners.description.output_proj": "enc_to_dec_proj",
+    "out_norm": "model.decoder.layer_norm",
+    "emb.#": "model.decoder.embed_tokens.#",
+    "linears.#": "lm_heads.#",
+    **{f"transformer.layers.#.{theirs}": f"model.decoder.layers.#.{ours}" for theirs, ours in _INSIDE_LAYERS.items()},
+}
+"""audiocraft's names of modules and ours; # is a number."""
+_OUR_MODULES = {ours: theirs for theirs, ours in _MODULES.items()}
+_NUMBER = re.compile(r"(?<=\.)\d+")
+_PACKED = "in_proj_weight"  # q, k and v
 
 _LANGUAGE_MODEL = """
 lm_model: transformer_lm
@@ -155,61 +166,35 @@ def from_audiocraft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     converted: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if not name.startswith("transformer.layers."):
-            converted[_rename_outside_layers(name)] = tensor
-            continue
-        _, _, index, inner = name.replace(".mha.", ".").split(".", 3)  # `.mha.`: torch's own attention
-        prefix = f"model.decoder.layers.{index}."
-        if inner in _PACKED:
+        module, _, kind = name.replace(".mha.", ".").rpartition(".")  # `.mha.`: torch's own attention
+        ours = _renamed(module, _MODULES)
+        if ours is None or (kind == _PACKED) != ours.endswith("_attn"):
+            raise ModelError(
+                message("the weights hold {name}, which a text-to-music MusicGen does not have", name=name),
+                USE_ANOTHER,
+            )
+        if kind == _PACKED:
             for projection, part in zip("qkv", tensor.chunk(3), strict=True):
-                converted[f"{prefix}{_PACKED[inner]}.{projection}_proj.weight"] = part
-            continue
-        module, _, kind = inner.rpartition(".")
-        if module not in _INSIDE_LAYERS:
-            raise _unknown_name(name)
-        converted[f"{prefix}{_INSIDE_LAYERS[module]}.{kind}"] = tensor
+                converted[f"{ours}.{projection}_proj.weight"] = part
+        else:
+            converted[f"{ours}.{kind}"] = tensor
     return converted
 
 
-def _rename_outside_layers(name: str) -> str:
-    module, _, kind = name.rpartition(".")
-    if module in _OUTSIDE_LAYERS:
-        return f"{_OUTSIDE_LAYERS[module]}.{kind}"
-    if module.startswith("emb."):
-        return f"model.decoder.embed_tokens.{module.removeprefix('emb.')}.{kind}"
-    if module.startswith("linears."):
-        return f"lm_heads.{module.removeprefix('linears.')}.{kind}"
-    raise _unknown_name(name)
-
-
-def _unknown_name(name: str) -> ModelError:
-    return ModelError(
-        message("the weights hold {name}, which a text-to-music MusicGen does not have", name=name),
-        USE_ANOTHER,
-    )
+def _renamed(module: str, names: Mapping[str, str]) -> str | None:
+    number = _NUMBER.search(module)
+    return (name := names.get(_NUMBER.sub("#", module))) and name.replace("#", number[0] if number else "")
 
 
 def to_audiocraft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert weights from Hugging Face's names to audiocraft's, the inverse of `from_audiocraft`."""
-    outside = {ours: theirs for theirs, ours in _OUTSIDE_LAYERS.items()}
-    inside = {ours: theirs for theirs, ours in _INSIDE_LAYERS.items()}
-    packed = {ours: theirs for theirs, ours in _PACKED.items()}
     converted: dict[str, Tensor] = {}
     for name, tensor in state.items():
         module, _, kind = name.rpartition(".")
-        if module in outside:
-            converted[f"{outside[module]}.{kind}"] = tensor
-        elif module.startswith("model.decoder.embed_tokens."):
-            converted[f"emb.{module.rpartition('.')[2]}.{kind}"] = tensor
-        elif module.startswith("lm_heads."):
-            converted[f"linears.{module.rpartition('.')[2]}.{kind}"] = tensor
-        else:
-            index, inner = module.removeprefix("model.decoder.layers.").split(".", 1)
-            attention, _, projection = inner.rpartition(".")
-            if projection in ("q_proj", "k_proj", "v_proj"):
-                if projection == "q_proj":
-                    parts = [state[f"{module[: -len(projection)]}{p}_proj.weight"] for p in "qkv"]
-                    converted[f"transformer.layers.{index}.{packed[attention]}"] = torch.cat(parts)
-            else:
-                converted[f"transformer.layers.{index}.{inside[inner]}.{kind}"] = tensor
+        attention, _, projection = module.rpartition(".")
+        if projection == "q_proj":
+            parts = [state[f"{attention}.{one}_proj.weight"] for one in "qkv"]
+            converted[f"{_renamed(attention, _OUR_MODULES)}.{_PACKED}"] = torch.cat(parts)
+        elif projection not in ("k_proj", "v_proj"):
+            converted[f"{_renamed(module, _OUR_MODULES)}.{kind}"] = tensor
     return converted

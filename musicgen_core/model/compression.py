@@ -84,7 +84,9 @@ def codec_identity(model: BaseModel) -> str:
     if repo is None:
         return codec_checksum(model.codec_path)
     directory = hub.fetch(repo, ENCODEC)
-    both = _sha256(directory / "config.json") + _sha256(_weights(directory))
+    safe = directory / "model.safetensors"
+    weights = safe if safe.exists() else directory / "pytorch_model.bin"
+    both = file_sha256(directory / "config.json") + file_sha256(weights)
     return f"sha256:{hashlib.sha256(both.encode()).hexdigest()[:16]}"
 
 
@@ -97,11 +99,6 @@ def codec_repo(model: BaseModel) -> str | None:
     path = model.codec_path
     repo = read_file(path).get("pretrained") if path.stat().st_size <= MOST_BYTES_OF_POINTER else None
     return None if repo is None else _checked_repo(repo, f"the codec {path}")
-
-
-def _sha256(path: Path) -> str:
-    stat = path.stat()
-    return file_sha256(path, stat.st_size, stat.st_mtime_ns)
 
 
 def _from_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> Any:
@@ -168,11 +165,6 @@ def _checked_repo(repo: object, name: str) -> str:
             USE_ANOTHER,
         )
     return repo
-
-
-def _weights(directory: Path) -> Path:
-    safe = directory / "model.safetensors"
-    return safe if safe.exists() else directory / "pytorch_model.bin"
 
 
 def _refuse(name: str, found: Mapping[str, Any], supported: Mapping[str, Any]) -> None:

@@ -68,8 +68,6 @@ class LmConfig:
     """Settings of a language model.
 
     Attributes:
-        decoder: its shape.
-        t5: the text encoder's name.
         training_dropout: share of clips that it was trained on without their text.
         word_dropout: share of words that were left out of the texts in training.
         inference_coefficient: of classifier-free guidance.

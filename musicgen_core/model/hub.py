@@ -63,7 +63,6 @@ class DownloadProgress:
     """Progress of a download.
 
     Attributes:
-        repo: the repository.
         done: bytes on this machine, including those of earlier attempts.
         total: bytes of all files.
         bytes_per_sec: average speed of this download.
@@ -115,7 +114,6 @@ def fetch(repo: str, *wanted: Wanted, newest: bool = False) -> Path:
         return found
     if constants.is_offline_mode():
         raise _offline(repo, wanted[0])
-    _limit_waiting()
     try:
         listing = _list(repo, Attempts(repo, few=found is not None))
         return _fetch(listing, _choose(listing, wanted))
@@ -142,7 +140,6 @@ def check(repo: str) -> None:
     Raises:
         ModelError: the Hub can't be reached, or has no such repository that may be read.
     """
-    _limit_waiting()
     _list(repo, Attempts(repo, few=True))
 
 
@@ -213,7 +210,6 @@ class _File:
 
     Attributes:
         name: its path in the repository.
-        size: bytes.
         etag: its name among the cache's blobs.
         sha256: hash of its content, which the Hub has for large files, or None.
     """
@@ -235,6 +231,7 @@ def _list(repo: str, attempts: Attempts) -> _Listing:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.hf_api import RepoFile
 
+    _limit_waiting()
     api = HfApi(endpoint=constants.ENDPOINT)
     timeout = constants.HF_HUB_ETAG_TIMEOUT
 

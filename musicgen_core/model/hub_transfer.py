@@ -39,7 +39,6 @@ class Attempts:
     """Retries transient errors, with growing delays or those that the Hub requests.
 
     Args:
-        repo: the repository, for messages.
         few: make only one attempt, because there is an alternative.
     """
 
@@ -209,12 +208,9 @@ def transfer(repo: str, url: str, blob: Path, size: int, sha256: str | None, cou
     Other processes that download the same file wait for this one.
 
     Args:
-        repo: the repository, for messages.
-        url: the file's URL.
         blob: the path in the cache.
         size: bytes of the whole file.
         sha256: hash of its content, or None if unknown.
-        count: called for received bytes.
 
     Raises:
         ModelError: it can't be downloaded.

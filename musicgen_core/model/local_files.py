@@ -41,12 +41,17 @@ def codec_here(model: str) -> str | None:
 
 def codec_checksum(path: Path) -> str:
     """Return the identity of a codec in a single file."""
+    return f"sha256:{file_sha256(path)[:16]}"
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal; it is computed again only if the file was changed."""
     stat = path.stat()
-    return f"sha256:{file_sha256(path, stat.st_size, stat.st_mtime_ns)[:16]}"
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=8)
-def file_sha256(path: Path, size: int, _mtime_ns: int) -> str:
+def _sha256(path: Path, size: int, _mtime_ns: int) -> str:
     if size >= _LARGE_BYTES:
         announce(message("computing the checksum of {path}", path=path))
     with open(path, "rb") as file:

@@ -38,6 +38,7 @@ _TENSOR = re.compile(
     rf"base_model\.model\.(?P<layer>(?:decoder\.)?model\.decoder\.layers\.\d+\.(?:{'|'.join(map(re.escape, LINEARS))}))"
     r"\.(?P<kind>lora_[AB]\.weight|lora_magnitude_vector)(?:\.weight)?"
 )
+_NAME_OF_MODULE = re.compile(r"\.(?:lora_|modules_to_save|base_layer|weight$|bias$)")
 _WITHOUT_EFFECT = {  # on the result of a trained adapter, or implied by the names of its tensors
     *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
     *("inference_mode", "fan_in_fan_out", "bias", "megatron_core", "megatron_config", "runtime_config"),
@@ -107,8 +108,9 @@ def read(weights: UPath) -> dict[str, Any]:
             directory / CONFIG_FILE,
             ", ".join(f"{name} was {metadata[name]} and is {config.get(name)}" for name in changed),
         )
-    if foreign := sorted({_module_of(name) for name in state if not _TENSOR.fullmatch(name)}):
-        raise _adapts_others(directory, foreign)
+    foreign = {_NAME_OF_MODULE.split(name.removeprefix(_PREFIX))[0] for name in state if not _TENSOR.fullmatch(name)}
+    if foreign:
+        raise _adapts_others(directory, sorted(foreign))
     layers = _layers(state)
     if not layers or not all({"lora_A.weight", "lora_B.weight"} <= tensors.keys() for tensors in layers.values()):
         raise AdapterError(
@@ -121,9 +123,7 @@ def read(weights: UPath) -> dict[str, Any]:
         metadata = {"base_model": config.get("base_model_name_or_path") or ""}
     return {
         "lora": {
-            f"{_PREFIX}{names[name]}.{kind}": tensor
-            for name, tensors in layers.items()
-            for kind, tensor in tensors.items()
+            f"{_PREFIX}{names[name]}.{kind}": one for name, kinds in layers.items() for kind, one in kinds.items()
         },
         "config": {
             "peft_type": "LORA",
@@ -280,10 +280,6 @@ def _make_uniform(layers: dict[str, dict[str, Tensor]], config: Mapping[str, Any
     return rank
 
 
-def _module_of(name: str) -> str:
-    return re.split(r"\.(?:lora_|modules_to_save|base_layer|weight$|bias$)", name.removeprefix(_PREFIX))[0]
-
-
 def _adapts_others(directory: UPath, modules: list[str]) -> AdapterError:
     others = f" and {len(modules) - 3} more" if len(modules) > 3 else ""
     return AdapterError(
@@ -315,12 +311,9 @@ def _targets(config: Mapping[str, Any], layers: set[str]) -> list[str]:
         return sorted(layers)
     # A pattern without numbers selects the same layers in every block.
     inner = {layer.split(".", 4)[4] for layer in layers}
-    both = {name for name in ("q_proj", "k_proj", "v_proj", "out_proj") if set(_attentions(name)) <= inner}
+    projections = ("q_proj", "k_proj", "v_proj", "out_proj")
+    both = {name for name in projections if {f"self_attn.{name}", f"encoder_attn.{name}"} <= inner}
     return sorted(both | {name for name in inner if name.rpartition(".")[2] not in both})
-
-
-def _attentions(projection: str) -> tuple[str, str]:
-    return f"self_attn.{projection}", f"encoder_attn.{projection}"
 
 
 def write(adapter: Mapping[str, Any], base_model: str | None, folder: Path) -> None:
@@ -329,7 +322,6 @@ def write(adapter: Mapping[str, Any], base_model: str | None, folder: Path) -> N
     Args:
         adapter: the content of a `*_lora.pt`.
         base_model: the base model's id on the Hub, or None.
-        folder: an existing local directory.
     """
     from peft import LoraConfig
     from safetensors.torch import save

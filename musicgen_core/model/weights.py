@@ -44,7 +44,6 @@ class BaseModel:
 
     Attributes:
         name: the name that the user gave: a Hugging Face id, a directory, or one of `BUILT_IN`.
-        directory: the directory of its files.
     """
 
     name: str
@@ -73,15 +72,13 @@ class BaseModel:
     def identity(self) -> str:
         """An id with a hash of the weights, as adapters and runs record it: `debug@sha256:0123456789abcdef`."""
         name = self.name if self.name in BUILT_IN or ("/" in self.name and not Path(self.name).exists()) else "local"
-        stat = self.lm_path.stat()
-        return f"{name}@sha256:{file_sha256(self.lm_path, stat.st_size, stat.st_mtime_ns)[:16]}"
+        return f"{name}@sha256:{file_sha256(self.lm_path)[:16]}"
 
 
 def find_model(name: str, files: tuple[str, ...] = (LM_FILE, CODEC_FILE)) -> BaseModel:
     """Return the model directory of a name in `BUILT_IN`, a directory or a Hugging Face id, downloading it if needed.
 
     Args:
-        name: the name.
         files: files that it must have; only these are downloaded.
 
     Raises:
@@ -161,8 +158,6 @@ def load_lm(
 
     Args:
         model: a model directory, or the path of a checkpoint such as `full_models/best_model.pt`.
-        device: the device of the weights.
-        dtype: their precision.
 
     Raises:
         ModelError: the file is not a supported model, or its weights are damaged or not finite.
