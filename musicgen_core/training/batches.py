@@ -82,7 +82,6 @@ def resolve_batch_size(settings: TrainSettings, device: torch.device, gpus: int 
     """Return the batch size, with micro-batch and accumulation chosen for 16 clips per step where they aren't set.
 
     Args:
-        settings: the run's settings.
         device: whose memory bounds the micro-batch.
         gpus: the GPUs of all machines; by default those of this machine, from the settings.
 
@@ -151,9 +150,7 @@ class DataOrder:
     Attributes:
         clips: number of training clips.
         per_step: clips in a step.
-        epochs: epochs to train.
         max_steps: a limit of the steps, or None.
-        seed: seed of the permutations.
     """
 
     clips: int
@@ -202,18 +199,15 @@ class Batches:
     Args:
         clips: all clips of the tokens, which are split into training and validation clips here.
         prior: clips that the base model generated, for `prior_preservation`; used for training only.
-        settings: the run's settings.
         split_by: what the validation split holds out as a whole.
         per_step: clips in a step, on all ranks.
         cfg_dropout: fraction of clips trained under the null condition.
         word_dropout: fraction of words dropped from the other clips' texts.
         is_compiled: whether lengths are padded, so that code is compiled for few shapes.
-        world: the processes that share the run.
 
     Attributes:
         training_clips: indices of the training clips of the tokens.
         validation_clips: indices of the validation clips.
-        order: the clips of each step.
     """
 
     def __init__(

@@ -47,13 +47,10 @@ class TrainInputs:
 
     Attributes:
         start: the checkpoint that the run resumes from, if any.
-        clips: training and validation clips.
         settings: those of the request, with the fraction of clips that is really held out.
         split_by: what the validation split holds out as a whole.
-        batch_size: clips of a step.
         prior: the request for the clips of prior preservation; None without it.
         fixed: values that must not change when the run resumes.
-        config: the content of config.json.
         run_id: the run's id, which identifies its mirror; None if config.json was lost.
     """
 
@@ -100,7 +97,10 @@ def read_inputs(request: TrainRequest, model: BaseModel, world: World, files: Ru
         "gradient_accumulation_steps": batch_size.accumulation,
     }
     if start.checkpoint is not None:
-        _check_resumable(start, fixed, files)
+        origin = start.origin if start.goes_back else None
+        check_same(start.checkpoint.fixed, fixed, origin["checkpoint"] if origin else str(files.root))
+        if start.resumed is not None:
+            logger.info("resuming from %s, step %d", start.resumed, start.step)
         log_changes(stored.values, values)
     config = {
         **values,
@@ -193,14 +193,6 @@ def _prior_request(
     prompts = world.broadcast_object(general_prompts(settings) if world.is_main else [])
     own, _ = split(keys, settings.validation_fraction)
     return PriorRequest.of(settings, model, prompts, len(own))
-
-
-def _check_resumable(start: StartPoint, fixed: dict[str, Any], files: RunDirectory) -> None:
-    assert start.checkpoint is not None
-    origin = start.origin if start.goes_back else None
-    check_same(start.checkpoint.fixed, fixed, str(origin["checkpoint"] if origin else files.root))
-    if start.resumed is not None:
-        logger.info("resuming from %s, step %d", start.resumed, start.step)
 
 
 def _init_adapter(request: TrainRequest) -> str | None:

@@ -73,21 +73,12 @@ class Trainer:
 
     Args:
         lm: the base model; it is frozen, gets an adapter, and is packed for training.
-        text: encodes the clips' descriptions.
         clips: all clips of the tokens, which are split into training and validation clips here.
-        settings: the run's settings.
-        batch_size: the clips of a step.
         cfg_dropout: fraction of clips trained under the null condition.
         execution: how to compute; by default eagerly, in the precision of `lm`.
-        world: the processes that share the run.
         word_dropout: fraction of words dropped from the other clips' texts.
         prior: clips that the base model generated, for `prior_preservation`; used for training only.
         split_by: what the validation split holds out as a whole.
-
-    Attributes:
-        batches: the training and validation clips.
-        order: the clips of each step.
-        progress: the progress of the run, which a step changes.
     """
 
     def __init__(

@@ -68,10 +68,7 @@ class PriorRequest:
     """The inputs that determine the generated clips of a run.
 
     Attributes:
-        base_model: hash of the base model's weights.
-        codec: identity of the codec.
         prompts: general prompts, which the clips use in turn.
-        count: number of clips.
         seed: seed from which each clip's random stream derives.
         seconds: length of each clip.
     """
@@ -134,11 +131,6 @@ def load_prior(
     The main rank generates them while the others wait.
 
     Args:
-        folder: directory of their shard.
-        request: the clips to generate.
-        model: the base model.
-        text: encodes the prompts.
-        world: the processes that share the run.
         on_progress: called after each generated step, with frames done and in total.
         cancelled: asked before each step of the generation.
         is_resumed: whether the run has trained on these clips before.

@@ -16,9 +16,7 @@ class TrainRequest:
 
     Attributes:
         tokens: a directory of shards.
-        run_dir: the run directory.
         model: `demo`, `debug`, a directory or a Hugging Face id.
-        settings: the run's settings.
         device: auto, cpu or cuda.
         resume: auto, never, or the path of a checkpoint.
         init_adapter: an adapter to start from, or None.
@@ -40,11 +38,9 @@ class TrainResult:
     """The result of a training run.
 
     Attributes:
-        run_dir: the run directory.
         steps: optimizer steps done.
         epochs: the epoch of the last step.
         best_loss: the lowest validation loss, or the lowest training loss if no clips are held out; in nats.
-        best_epoch: its epoch.
         first_loss: mean training loss of the first epoch.
         last_loss: mean training loss of the last epoch.
         resumed_from: the step that the run resumed from, 0 for a new one.

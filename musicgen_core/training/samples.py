@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import soundfile
 import torch
 from torch import Tensor
-from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codec import Codec
@@ -46,13 +45,6 @@ class Samples:
     """Renders `samples/epoch_{n:03d}_{i:02d}.wav` of prompt i after epoch n; epoch 0 is the base model.
 
     `index.html` plays them all.
-
-    Args:
-        files: the run directory.
-        prompts: prompts to render; may be empty.
-        model: the base model.
-        trainer: holds the model that is being trained.
-        text: encodes the prompts.
     """
 
     def __init__(
@@ -66,7 +58,6 @@ class Samples:
         """Render the base model, and the epoch that the run resumes after, unless their samples exist.
 
         Args:
-            adapter: the adapter as it is now.
             cancelled: asked before each step of the generation.
 
         Returns:
@@ -80,13 +71,9 @@ class Samples:
         wanted: dict[int, Adapter | None] = {0: None}
         if done and trainer.order.ends_epoch(trainer.progress.step) and trainer.progress.pending is None:
             wanted[done] = adapter
-        existing = [
-            epoch
-            for epoch, of_epoch in wanted.items()
-            if self._is_whole(epoch) or self.render(epoch, of_epoch, cancelled)
-        ]
+        rendered = [epoch for epoch, of in wanted.items() if self._is_whole(epoch) or self.render(epoch, of, cancelled)]
         self._write_page()
-        return existing
+        return rendered
 
     def _is_whole(self, epoch: int) -> bool:
         names = [sample_name(epoch, i) for i in range(len(self._prompts))]
@@ -110,7 +97,7 @@ class Samples:
         else:
             announce(message("rendering the samples of the base model"))
         try:
-            codes = self._generate(adapter, _until(self._deadline(), cancelled))
+            codes = self._generate(adapter, self._in_time(cancelled))
             for i, audio in enumerate(self._codec.decode(torch.stack(codes))):
                 wav = storage.as_path(self._files.stage / SAMPLES / sample_name(epoch, i))
                 with storage.publish(wav) as path:
@@ -162,7 +149,12 @@ class Samples:
 
     def _read(self) -> set[int]:
         """Return the epochs that were rendered with the current prompts and settings, according to prompts.json."""
-        known = _read(self._files.sample(PROMPTS))
+        path = self._files.sample(PROMPTS)
+        known: Any = {}
+        with suppress(OSError, ValueError):  # damaged: it is written again
+            known = json.loads(storage.read_text(path)) if path is not None else {}
+        if not isinstance(known, dict):
+            return set()
         epochs, since = known.pop("epochs", None), known.pop("since_epoch", None)
         if known != self._content:
             return set()
@@ -186,14 +178,25 @@ class Samples:
         wavs = [(prompt, folder / sample_name(epoch, i)) for i, prompt in enumerate(self._prompts)]
         return [(prompt, wav) for prompt, wav in wavs if wav.exists()]
 
+    def _generate(self, adapter: Adapter | None, cancelled: Callable[[], bool]) -> list[Tensor]:
+        streams = streams_of(self._settings.seed, self._prompts)
+        with self._engine(adapter) as engine:  # freed before the codes are decoded
+            return engine.generate(self._prompts, self._settings, streams, cancelled=cancelled)
+
     def _deadline(self) -> float:
         """Return when rendering must end, because the other ranks time out; infinity without other ranks."""
         return time.monotonic() + (PATIENCE.total_seconds() / 2 if self._trainer.world.size > 1 else math.inf)
 
-    def _generate(self, adapter: Adapter | None, cancelled: Callable[[], bool]) -> list[Tensor]:
-        streams = streams_of(self._settings.seed, self._prompts)
-        with self._engine(adapter) as engine:
-            return engine.generate(self._prompts, self._settings, streams, cancelled=cancelled)
+    def _in_time(self, cancelled: Callable[[], bool]) -> Callable[[], bool]:
+        """Return `cancelled`, which raises TimeoutError after the deadline."""
+        deadline = self._deadline()
+
+        def ask() -> bool:
+            if time.monotonic() > deadline:
+                raise TimeoutError("it took too long while other processes wait; give fewer or shorter ones")
+            return cancelled()
+
+        return ask
 
     @cached_property
     def _codec(self) -> Codec:
@@ -233,24 +236,6 @@ class Samples:
             return False
         free, _ = torch.cuda.mem_get_info(computation.device)
         return free > 2 * weight.element_size() * sum(one.numel() for one in computation.lm.parameters())
-
-
-def _read(path: UPath | None) -> dict[str, Any]:
-    """Return the content of prompts.json, empty if it is missing or damaged: it is written again."""
-    try:
-        content = json.loads(storage.read_text(path)) if path is not None else {}
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _until(deadline: float, cancelled: Callable[[], bool]) -> Callable[[], bool]:
-    def ask() -> bool:
-        if time.monotonic() > deadline:
-            raise TimeoutError("it took too long while other processes wait; give fewer or shorter ones")
-        return cancelled()
-
-    return ask
 
 
 def sample_prompts(settings: TrainSettings, world: World) -> Sequence[str]:

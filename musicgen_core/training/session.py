@@ -34,13 +34,7 @@ class Session:
     """This process's part of a training run, on the main rank.
 
     Args:
-        inputs: the run's inputs.
-        model: the base model.
-        files: the run directory.
         lock: the lock on the run directory, held.
-        trainer: the trainer, with the weights that the run starts with.
-        saver: saves the trainer's state.
-        samples: renders sample clips.
         on_step: called after each step with its metrics.
         cancelled: asked before each step; if true, the run saves and raises Cancelled.
     """
@@ -48,8 +42,6 @@ class Session:
     def __init__(
         self,
         inputs: TrainInputs,
-        model: BaseModel,
-        files: RunDirectory,
         lock: RunLock,
         trainer: Trainer,
         saver: Saver,
@@ -57,8 +49,9 @@ class Session:
         on_step: Callable[[dict[str, float]], None],
         cancelled: Callable[[], bool],
     ) -> None:
-        self.inputs, self.start, self.model, self.files, self.lock = inputs, inputs.start, model, files, lock
-        self.trainer, self.saver, self.samples, self.world = trainer, saver, samples, trainer.world
+        self.inputs, self.start, self.lock, self.samples = inputs, inputs.start, lock, samples
+        self.trainer, self.world, self.saver = trainer, trainer.world, saver
+        self.model, self.files = saver.model, saver.files
         self.resumed_from = trainer.progress.step
         self._on_step, self._cancelled = on_step, cancelled
         self._metrics: tracking.MetricsWriter
@@ -110,7 +103,8 @@ class Session:
         files, config = self.files, self.inputs.config
         self._metrics = tracking.MetricsWriter(files.local_metrics)
         files.stage.mkdir(parents=True, exist_ok=True)
-        self.saver.lock_mirror()
+        if self.saver.mirror is not None:
+            self.saver.mirror.claim()  # until the saver is closed
         self._wandb = tracking.Wandb(
             files.stage,
             config["wandb_id"],
@@ -125,8 +119,7 @@ class Session:
         if self.start.goes_back:
             self._restart_from_checkpoint()
         elif self.start.checkpoint is not None:
-            check = Write(str(self.files.root), self._check_disk_space)
-            self.saver.prepare([check, *self._side_files()])
+            self.saver.write([Write(str(self.files.root), self._check_disk_space), *self._side_files()])
         else:
             for file in self._side_files():
                 file.write()
@@ -202,7 +195,7 @@ class Session:
                 progress.best_loss = progress.best_epoch = progress.best_step = None
                 progress.validations_without_gain = 0
         # Only now: until latest.pt is set aside, a restart would continue after these rows.
-        self.saver.prepare(self._side_files())
+        self.saver.write(self._side_files())
         self.saver.save_interval(False)  # from here on a restart resumes from it
 
     def _side_files(self) -> Sequence[Write]:
@@ -215,9 +208,8 @@ class Session:
         )
 
     def _check_disk_space(self) -> None:
-        order, tensors = self.trainer.order, self.trainer.adapter_tensors().values()
-        adapter_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        sizes = Sizes(self.model.lm_path.stat().st_size, adapter_bytes)
+        order = self.trainer.order
+        sizes = Sizes(self.model.lm_path.stat().st_size, self.trainer.computation.flat.whole.nbytes)
         plan = Plan(order.epoch_of(order.total_steps), order.total_steps)
         is_local = storage.is_local(self.files.root)  # remote storage has no limit to check, and listing it is slow
         set_aside = self.files.files_after(self.resumed_from) if self.start.goes_back and is_local else []
@@ -263,10 +255,6 @@ class WandbArtifacts:
     """Uploads samples and adapters of a run. Errors are logged: they must not end the run.
 
     Args:
-        run: the run on WandB.
-        files: the run directory.
-        model: the base model.
-        samples: the run's samples.
         versions: versions of the packages that the adapters were trained with.
     """
 
@@ -304,20 +292,22 @@ class WandbArtifacts:
         try:
             if file.exists():
                 with storage.staged(file) as local:
-                    adapter = load_adapter(storage.as_path(local))
-                    about = {"epoch": adapter.epoch, "global_step": adapter.global_step, "loss": adapter.loss}
-                    self._run.log_adapter(local, alias, {**self._about(file.name), **about, "lora": adapter.config})
+                    adapter, model = load_adapter(storage.as_path(local)), self._model.name
+                    command = f'generate OUT --model {model} --adapter {file.name} --prompt "…"'
+                    about = {
+                        "base_model": self._model.identity,
+                        "model": model,
+                        "run": self._files.root.name,
+                        "versions": dict(self._versions),
+                        "load": f"uv run musicgen-flows {command}",
+                        "epoch": adapter.epoch,
+                        "global_step": adapter.global_step,
+                        "loss": adapter.loss,
+                        "lora": adapter.config,
+                    }
+                    self._run.log_adapter(local, alias, about)
         except Exception as error:
             _report(error, f"the {alias} adapter")
-
-    def _about(self, name: str) -> dict[str, Any]:
-        return {
-            "base_model": self._model.identity,
-            "model": self._model.name,
-            "run": self._files.root.name,
-            "versions": dict(self._versions),
-            "load": f'uv run musicgen-flows generate OUT --model {self._model.name} --adapter {name} --prompt "…"',
-        }
 
 
 def shown_settings(config: Mapping[str, Any], trainer: Trainer) -> dict[str, Any]:
@@ -328,7 +318,7 @@ def shown_settings(config: Mapping[str, Any], trainer: Trainer) -> dict[str, Any
         "training_clips": len(trainer.batches.training_clips),
         "validation_clips": len(trainer.batches.validation_clips),
         "total_steps": trainer.order.total_steps,
-        "trained_parameters": sum(tensor.numel() for tensor in trainer.adapter_tensors().values()),
+        "trained_parameters": trainer.computation.flat.whole.numel(),
         "processes": trainer.world.size,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }

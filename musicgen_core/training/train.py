@@ -42,7 +42,6 @@ def train(
     """Train an adapter to the end, resuming the run if its directory has checkpoints, and return the result.
 
     Args:
-        request: the run to train.
         on_start: called once, with the steps done before and the total number of steps.
         on_step: called after each step with its metrics.
         cancelled: asked before each step; if true, the run saves and raises Cancelled.
@@ -86,8 +85,13 @@ def train(
         )
         prompts = sample_prompts(inputs.settings, world)
         world.barrier()  # all ranks have read the directory, which the main rank changes from here on
-        if lock is None:
-            return _train_worker(trainer, world, files, cancelled)
+        if lock is None:  # another rank than the main one, which neither writes files nor reports
+            resumed_from = trainer.progress.step
+            is_complete = world.broadcast_object(False)  # the main rank's answer
+            if not is_complete:
+                trainer.progress = world.broadcast_object(trainer.progress)
+                trainer.run(Hooks(cancelled=cancelled))
+            return result_of(trainer, files, resumed_from)
         saver = Saver(
             files=files,
             model=model,
@@ -101,8 +105,6 @@ def train(
         )
         session = Session(
             inputs=inputs,
-            model=model,
-            files=files,
             lock=lock,
             trainer=trainer,
             saver=saver,
@@ -187,13 +189,3 @@ def _warn_of_seen_clips(trainer: Trainer, config: RunConfig) -> None:
             seen,
             len(own),
         )
-
-
-def _train_worker(trainer: Trainer, world: World, files: RunDirectory, cancelled: Callable[[], bool]) -> TrainResult:
-    """Train on a rank other than the main one, which neither writes files nor reports."""
-    resumed_from = trainer.progress.step
-    is_finished = world.broadcast_object(False)  # the main rank's answer
-    if not is_finished:
-        trainer.progress = world.broadcast_object(trainer.progress)
-        trainer.run(Hooks(cancelled=cancelled))
-    return result_of(trainer, files, resumed_from)

@@ -62,17 +62,19 @@ class Inputs:
     p: float
 
 
-class Blocks(Protocol):
+class Blocks:
     """All blocks of the decoder with peft's adapter on them: `PlainBlocks`, `FusedBlocks` or `PeftBlocks`."""
 
     def refresh(self) -> None:
-        """Update what the blocks hold of the adapter's parameters, if they don't read them where they are."""
+        """Update what the blocks hold of the adapter's parameters; by default they read them where they are."""
 
     def forward(self, x: Tensor, inputs: Inputs, checkpointing: bool) -> Tensor:
         """Return the last block's output [B, S, D] from x [B, S, D]."""
+        raise NotImplementedError
 
     def differentiable(self, x: Tensor, inputs: Inputs, checkpointing: bool) -> tuple[Tensor, Callable[[Tensor], None]]:
         """Return the output [B, S, D], and a function that takes a loss of it and adds the adapters' gradients."""
+        return self.forward(x, inputs, checkpointing), torch.Tensor.backward  # by autograd
 
 
 class LoraLinear(Protocol):
@@ -168,7 +170,6 @@ def lora_linear(x: Tensor, dropout_seeds: Tensor, w: LinearWeights, p: float) ->
     Args:
         x: [rows, in].
         dropout_seeds: [rows], int32, one seed per row of x.
-        w: the packed layers.
         p: probability of LoRA's dropout.
     """
     dropped = dropout.drop(x, dropout_seeds, p)
@@ -195,7 +196,6 @@ def block(
         attend: [B, 1, 1, L].
         dropout_seeds: [STREAMS, B · S].
         text_dropout_seeds: [B · L].
-        w: the block's weights.
         heads: D / heads is the width of one.
         p: probability of LoRA's dropout.
 
@@ -224,9 +224,6 @@ class PlainBlocks(Blocks):
         self._heads = heads
         self._block: Callable[..., Tensor] = torch.compile(block, dynamic=False) if compiled else block
 
-    def refresh(self) -> None:
-        """Do nothing: the parameters are read where they are."""
-
     def forward(self, x: Tensor, inputs: Inputs, checkpointing: bool) -> Tensor:
         if torch.is_grad_enabled():
             x.requires_grad_()  # else the first block would be compiled separately
@@ -237,9 +234,6 @@ class PlainBlocks(Blocks):
             else:
                 x = self._block(*arguments)
         return x
-
-    def differentiable(self, x: Tensor, inputs: Inputs, checkpointing: bool) -> tuple[Tensor, Callable[[Tensor], None]]:
-        return self.forward(x, inputs, checkpointing), torch.Tensor.backward
 
 
 def can_pack(layers: Sequence[DecoderLayer]) -> bool:
@@ -263,9 +257,6 @@ class PeftBlocks(Blocks):
                 if _is_adapted(linear):
                     linear.lora_dropout["default"] = own
 
-    def refresh(self) -> None:
-        """Do nothing: the parameters are read where they are."""
-
     def forward(self, x: Tensor, inputs: Inputs, checkpointing: bool) -> Tensor:
         text = inputs.text.view(len(x), -1, x.shape[-1])
         half = x.dtype in (torch.bfloat16, torch.float16)
@@ -278,9 +269,6 @@ class PeftBlocks(Blocks):
                 else:
                     x = layer(x, text, inputs.attend)
         return x
-
-    def differentiable(self, x: Tensor, inputs: Inputs, checkpointing: bool) -> tuple[Tensor, Callable[[Tensor], None]]:
-        return self.forward(x, inputs, checkpointing), torch.Tensor.backward
 
     def _set_dropout(self, index: int, inputs: Inputs) -> None:
         """Set the seeds of a block's dropout until the next forward pass; recomputed activations get the same masks."""

@@ -77,8 +77,6 @@ class FusedBlock:
     """One block. Its weights move here.
 
     Args:
-        index: the block's number, from 0.
-        weights: its packed weights.
         heads: D / heads is the width of one.
         precision: `fp8`, or anything else for the precision of the weights.
         copies: [total], the adapters' parameters in 16 bits.
@@ -148,7 +146,6 @@ class FusedBlock:
             grad: [B, S, D], the gradient of the block's output.
             quantized: with FP8, the same quantized per row, if it is known.
             saved: the tensors that `forward` appended.
-            inputs: those of `forward`.
         """
         linears, acts, p, seeds = self.linears, saved.activations, inputs.p, inputs.dropout_seeds[self.index]
         rows = grad.flatten(0, 1)

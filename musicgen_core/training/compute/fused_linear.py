@@ -85,7 +85,6 @@ class FusedLinear:
     where they are, in fp32; `refresh` copies them into the GEMMs' operands.
 
     Args:
-        weights: the packed layers.
         down: [ranks, in], the A matrices of all packed layers in 16 bits; the caller keeps it up to date.
         gradients: where the adapters' gradients are accumulated.
         precision: `fp8`, or anything else for the precision of the weights.
@@ -205,7 +204,6 @@ class FusedLinear:
         If `kind` is `norm`, the gradient w.r.t. the normalised input is returned; `layer_norm_grad` continues from it.
 
         Args:
-            kind: as in `activate`.
             grad_yh: [rows, in + ranks + padding], the result of `backward`.
             source: [rows, in], the x that `activate` was called with.
             x: the result of `activate`; only its h, mean and rstd are read.

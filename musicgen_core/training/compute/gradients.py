@@ -32,9 +32,6 @@ class StepGradients:
     A clip's loss depends neither on its micro-batch nor on padding, so that the result stays the same.
 
     Args:
-        model: the model and its adapter.
-        text: encodes the clips' descriptions.
-        world: the processes that share a step.
         micro: clips in a micro-batch, to begin with.
 
     Attributes:

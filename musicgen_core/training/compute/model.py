@@ -58,15 +58,13 @@ class TrainingModel:
     Args:
         peft_model: the result of `add_lora`.
         dropout_p: probability of LoRA's dropout.
-        execution: how to compute.
         fused: whether to use the fused kernels; by default wherever they work.
 
     Raises:
         ConfigError: FP8 with DoRA or with only some layers adapted.
 
     Attributes:
-        parameters: the adapter's parameters.
-        flat: the same parameters and their gradients as one tensor each.
+        flat: the adapter's parameters and their gradients as one tensor each.
         execution: how to compute; `checkpointing` may be changed between steps if `release` is called afterwards.
     """
 

@@ -64,7 +64,6 @@ class Write:
     """A file to write.
 
     Attributes:
-        target: its path, for errors.
         write: writes the whole file, or raises.
     """
 
@@ -132,7 +131,8 @@ class Background:
     def submit_unless_waiting(self, what: str, job: Callable[[], None]) -> None:
         """Queue a job unless one is queued already, and return at once; `what` is reported if the job fails."""
         if not self.stopping.is_set() and not self._jobs.full():
-            self._start()
+            if self.thread.ident is None:
+                self.thread.start()
             self._jobs.put((what, job))
 
     def retry(self, action: Callable[[], None], is_once: bool = False) -> Exception | None:
@@ -169,10 +169,6 @@ class Background:
             if not self.stopping.is_set():
                 self._jobs.put(None)
             self.thread.join(patience_s)
-
-    def _start(self) -> None:
-        if self.thread.ident is None:
-            self.thread.start()
 
     def _work(self) -> None:
         while True:

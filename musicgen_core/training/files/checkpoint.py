@@ -23,15 +23,11 @@ class Progress:
         step: optimizer steps done.
         loss: training loss of the last step.
         epoch_loss_sum: sum of the losses of the clips seen in the current epoch.
-        epoch_clips: number of those clips.
         best_loss: the lowest validation loss, or without validation clips the lowest training loss of an epoch.
-        best_epoch: the epoch of the best loss.
-        best_step: the step of the best loss.
         validations_without_gain: validations since the best one.
         pending: the metrics of the last step, until they are written and the end of its epoch, if any, is processed.
         skipped: steps skipped because loss or gradients weren't finite.
         skipped_in_a_row: those since the last step that wasn't skipped.
-        loss_scale: loss scale of fp16; None in other precisions.
     """
 
     step: int = 0
@@ -66,9 +62,7 @@ class Checkpoint:
     """The state of a training run, without the frozen base model.
 
     Attributes:
-        adapter: the adapter as of the checkpoint's step.
         optimizer: state of the optimizer, as `Trainer.optimizer_state` returns it.
-        progress: progress as of that step.
         fixed: values that must be the same when the run resumes; see resuming.py.
         owed: names of full models of this step that may not have been written yet.
     """
@@ -99,9 +93,6 @@ class Checkpoint:
         check_tensors(_tensors_in(values["optimizer"], "optimizer"))
         adapter = Adapter(**{name: values[name] for name in Adapter.__dataclass_fields__})
         return cls(adapter, values["optimizer"], Progress(**values["progress"]), values["fixed"], values["owed"])
-
-    def with_owed(self, names: list[str]) -> Checkpoint:
-        return replace(self, owed=names)
 
 
 def save_checkpoint(checkpoint: Checkpoint, target: UPath) -> None:

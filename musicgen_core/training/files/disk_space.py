@@ -37,12 +37,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Plan:
-    """The length of a run, which determines how often it saves.
-
-    Attributes:
-        epochs: epochs in total.
-        steps: optimizer steps in total.
-    """
+    """The length of a run, which determines how often it saves."""
 
     epochs: int
     steps: int
@@ -54,10 +49,7 @@ def check_disk_space(
     """Compare the size of a run's future files with the free space of its disk, or of the local stage's disk.
 
     Args:
-        files: the run directory.
         settings: which files the run keeps.
-        sizes: sizes of its files.
-        plan: its length.
         set_aside: files that are about to be moved to `superseded/` and will be written again.
 
     Raises:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -34,10 +35,7 @@ class FullModels:
     """Writes the full models of one run directory.
 
     Args:
-        files: the run directory.
-        model: the base model.
         keep_last: how many of the newest `checkpoint_epoch_*.pt` are kept; None keeps all.
-        failures: where failed writes are reported.
     """
 
     def __init__(self, files: RunDirectory, model: BaseModel, keep_last: int | None, failures: Failures) -> None:
@@ -109,7 +107,7 @@ class FullModels:
         names = [name for name in checkpoint.owed if name != BEST_MODEL or self._is_best(checkpoint)]
         merged = merged_checkpoint(self.model, checkpoint.adapter) if names else {}
         for name in names:
-            resume = {} if name == BEST_MODEL else {"resume": checkpoint.with_owed([]).to_plain()}
+            resume = {} if name == BEST_MODEL else {"resume": replace(checkpoint, owed=[]).to_plain()}
             write_full_model({**merged, **resume}, self.files.full_model(name), self.background.stopping)
         owed.unlink(missing_ok=True)
         if storage.is_local(owed):

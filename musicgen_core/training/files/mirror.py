@@ -32,9 +32,6 @@ class Mirror:
     a run directory before anything is copied. A location that another run or another program wrote to is refused.
 
     Args:
-        files: the run directory.
-        target: the location of the mirror.
-        failures: where failed copies are reported.
         step: the step that this run starts or resumes after.
         epochs: epochs done at that step.
         run_id: the run's id in config.json; None if it was lost: an existing mirror then stays untouched, and the run

@@ -112,17 +112,13 @@ def fixed_values(
 def check_same(then: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
     """Compare two results of `fixed_values`.
 
-    Args:
-        then: the values of the run so far.
-        now: the values now.
-        where: the run's location, for the error.
-
     Raises:
         RunDirectoryError: they differ; names every difference.
     """
     different: list[str] = []
     for name in dict.fromkeys([*then, *now]):
-        before, after = (values.get(name, _default(name)) for values in (then, now))
+        default = getattr(TrainSettings.model_fields.get(name), "default", None)  # of a run that didn't record it
+        before, after = then.get(name, default), now.get(name, default)
         if name == SHARDS:
             different += _shards_differ(before or {}, after or {})
         elif _comparable(name, before) != _comparable(name, after):
@@ -138,12 +134,6 @@ def check_same(then: Mapping[str, Any], now: Mapping[str, Any], where: str) -> N
         )
 
 
-def _default(name: str) -> Any:
-    """Return the value of a setting in a run that didn't record it."""
-    field = TrainSettings.model_fields.get(name)
-    return None if field is None else field.default
-
-
 def _comparable(name: str, value: Any) -> Any:
     """Return a value without what may change: a model is the same under another name."""
     return value.rpartition("@")[2] if name == "base_model" and isinstance(value, str) else value
@@ -151,7 +141,7 @@ def _comparable(name: str, value: Any) -> Any:
 
 def _shards_differ(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     changed = [stem for stem in then.keys() & now.keys() if then[stem] != now[stem]]
-    descriptions = [stem for stem in changed if then[stem].split()[0] == now[stem].split()[0]]
+    descriptions = [stem for stem in changed if _codes(then[stem]) == _codes(now[stem])]
     kinds = {
         message("in the tokens, archives were added: {names}"): now.keys() - then.keys(),
         message("in the tokens, archives are missing: {names}"): then.keys() - now.keys(),

@@ -67,14 +67,9 @@ class Holder:
     """The process that holds a lock.
 
     Attributes:
-        host: name of its machine.
-        pid: its process id.
-        since: when it took the lock.
-        flow_run: its Prefect flow run, or None.
         kernel: processes of the same kernel see each other's flocks.
         pids: PID namespace; processes of the same one see each other's ids.
         token: random, different for each holder.
-        beat: heartbeat counter.
     """
 
     host: str = field(default_factory=platform.node)
@@ -310,15 +305,13 @@ class RunLock:
                 if found is not None and found.token != self._holder.token:
                     self._lost_to = found
                     return
-                self._write(replace(self._holder, beat=beat))
+                note = replace(self._holder, beat=beat).to_bytes()
+                if self._descriptor is not None:
+                    os.pwrite(self._descriptor, note, 0)
+                else:
+                    self._path.fs.pipe_file(self._path.path, note)
             except Exception as error:  # storages raise many kinds; the next heartbeat may succeed
                 logger.warning("the lock of %s could not be renewed (%s)", self.root, error)
-
-    def _write(self, note: Holder) -> None:
-        if self._descriptor is not None:
-            os.pwrite(self._descriptor, note.to_bytes(), 0)
-        else:
-            self._path.fs.pipe_file(self._path.path, note.to_bytes())
 
     def _release_after(self, threads: list[threading.Thread]) -> None:
         for thread in threads:

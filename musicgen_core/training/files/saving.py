@@ -55,13 +55,9 @@ class Saver:
     if the process ends then, a restart repeats the steps after `saved_step`.
 
     Args:
-        files: the run directory.
-        model: the base model.
-        trainer: the trainer whose state is saved.
         epochs_done: epochs that ended before this process's first step.
         settings: which files are kept.
         fixed: values that must not change when the run resumes; stored in every checkpoint.
-        copy_to: the location of a mirror, or None.
         run_id: the run's id in config.json, which identifies its mirror; None if config.json was lost.
         on_wait: called with the reason when the run has to wait until it can save, and with None when it continues.
 
@@ -105,14 +101,10 @@ class Saver:
         self._misses_metrics = False
         self._drawn_at = time.monotonic()
 
-    def prepare(self, writes: Sequence[Write]) -> None:
-        """Write the files that the first step depends on; if one can't be written, `must_wait` blocks the run."""
-        self._write(writes)
-
     def save_interval(self, save_step_checkpoint: bool) -> None:
         """Update latest.pt, and write a step checkpoint if `save_step_checkpoint`."""
         checkpoint = self._checkpoint()
-        is_saved = self._write(self._latest(checkpoint))
+        is_saved = self.write(self._latest(checkpoint))
         if save_step_checkpoint and is_saved:
             self._write_step_checkpoint(checkpoint)
         elif save_step_checkpoint:
@@ -122,7 +114,7 @@ class Saver:
     def save_interrupted(self) -> None:
         """Update latest.pt, for which only seconds are left."""
         self.full_models.background.abandon()
-        if not self._write(self._latest(self._checkpoint())):
+        if not self.write(self._latest(self._checkpoint())):
             self.failures.report(
                 f"what was learned after step {self.saved_step} could not be saved: "
                 "running again repeats the steps after it"
@@ -149,7 +141,7 @@ class Saver:
         writes = self._adapters(adapter, [BEST_ADAPTER])
         if self.settings.full_models != "none" and not self.files.owed(adapter.global_step).exists():
             writes.append(self._owed(replace(self._checkpoint(), adapter=adapter, owed=[BEST_MODEL])))
-        self._write(writes)
+        self.write(writes)
 
     def write_metrics(self, write: Callable[[], None]) -> None:
         """Write metrics; if that fails, as on a full disk, the rows are written together with later ones."""
@@ -176,7 +168,7 @@ class Saver:
         if (left := self._next_attempt - time.monotonic()) > 0:
             time.sleep(min(left, 1.0))
             return True
-        if not self._write([], delays_s=()):
+        if not self.write([], delays_s=()):
             self._next_attempt = time.monotonic() + WAITING_DELAY_S
             return True
         self._is_waiting = False
@@ -184,15 +176,6 @@ class Saver:
         logger.info("saved as of step %d: the run continues", self.saved_step)
         self._on_wait(None)
         return False
-
-    def lock_mirror(self) -> None:
-        """Lock the mirror until `close`.
-
-        Raises:
-            RunDirectoryError: another run writes there.
-        """
-        if self.mirror is not None:
-            self.mirror.claim()
 
     def finish(self, check: Callable[[], None]) -> None:
         """Write the final files, after all others.
@@ -206,7 +189,7 @@ class Saver:
         announce(message("writing the final files"))
         adapter = self._checkpoint().adapter
         self._plot()
-        self._write_or_raise([self._uploaded_stage()])
+        self._write_or_raise([Write(str(self.files.stage), self.files.upload_stage)])
         self.full_models.write_owed()
         self.full_models.background.drain(check)
         if self.settings.full_models != "none":
@@ -241,8 +224,8 @@ class Saver:
         checkpoint = self._checkpoint()
         writes = self._adapters(checkpoint.adapter, adapters)
         if models:
-            writes.append(self._owed(checkpoint.with_owed(models)))
-        self._write([*writes, *self._latest(checkpoint)])
+            writes.append(self._owed(replace(checkpoint, owed=models)))
+        self.write([*writes, *self._latest(checkpoint)])
 
     def _owed(self, checkpoint: Checkpoint) -> Write:
         target = self.files.owed(checkpoint.adapter.global_step)
@@ -252,12 +235,9 @@ class Saver:
     def _adapters(self, adapter: Adapter, names: list[str]) -> list[Write]:
         return [Write(str(path), partial(save_adapter, adapter, path)) for path in map(self.files.adapter, names)]
 
-    def _uploaded_stage(self) -> Write:
-        return Write(str(self.files.stage), self.files.upload_stage)
-
     def _latest(self, checkpoint: Checkpoint) -> list[Write]:
         return [
-            self._uploaded_stage(),
+            Write(str(self.files.stage), self.files.upload_stage),
             *self._adapters(checkpoint.adapter, [LATEST_ADAPTER]),
             Write(str(self.files.latest), partial(self._save_latest, checkpoint)),
         ]
@@ -266,8 +246,8 @@ class Saver:
         save_checkpoint(checkpoint, self.files.latest)
         self.saved_step = checkpoint.progress.step
 
-    def _write(self, writes: Sequence[Write], delays_s: Sequence[float] | None = None) -> bool:
-        """Write the queued files and these, and return whether all are written now."""
+    def write(self, writes: Sequence[Write], delays_s: Sequence[float] | None = None) -> bool:
+        """Write the queued files and these, and return whether all are written now; else `must_wait` blocks the run."""
         if not self._queue.flush(writes, RETRY_DELAYS_S if delays_s is None else delays_s):
             if not self._is_waiting:  # otherwise it is reported already
                 self.failures.report(self._queue.obstacle)
@@ -280,7 +260,7 @@ class Saver:
         return True
 
     def _write_or_raise(self, writes: Sequence[Write]) -> None:
-        if not self._write(writes):
+        if not self.write(writes):
             raise RunDirectoryUnavailable(
                 message(
                     "the run is complete and saved in {latest}, but not all of its files: {obstacle}",
