@@ -167,7 +167,7 @@ def test_it_is_called_by_its_name_on_the_hub(upload: Uploaded) -> None:
     path = find_adapter(REPO)
     assert displayed_path(path) == f"{REPO}@{commit}/adapter_model.safetensors"
     subject = find_subject(REPO)
-    assert str(subject.output) == "jazz_evaluation" and subject.described().path == displayed_path(path)
+    assert str(subject.output) == "jazz_evaluation" and displayed_path(subject.path) == displayed_path(path)
 
 
 def test_music_is_made_and_exported_with_it(
