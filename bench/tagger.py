@@ -18,8 +18,8 @@ import torch
 
 from bench.tagger_reference import RATE
 from musicgen_core.captioning.musicnn import Musicnn, log_mel
-from musicgen_core.captioning.tags import MSD_TAGS, MTT_TAGS, choose_tags
 from musicgen_core.devices import pick_device
+from musicgen_core.music_tags import MSD_TAGS, MTT_TAGS, choose_tags
 
 SHOWN = 8  # raw tags
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _TITLES = {
     "fetch": message("Download, MB"),
+    "caption": message("Archives"),
     "tokenize": message("Archives"),
     "train": message("Training steps"),
     "evaluate": message("Evaluation"),

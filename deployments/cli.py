@@ -21,6 +21,7 @@ from deployments.environment import prepare, print_in_any_encoding, use_local_se
 from deployments.options import BROKEN_PIPE, COMMAND_LINE, UsageError, choose_language, parse
 from deployments.parameters import DemoParameters, DoctorParameters, RunParameters, UpParameters
 from flows.parameters import (
+    CaptionParameters,
     EstimateParameters,
     EvaluateParameters,
     ExportParameters,
@@ -54,6 +55,14 @@ COMMANDS = {
         required=("tokens", "run_dir", "output"),
         short={"prompts": "--prompt", **_OF_TRAINING},
         with_config=True,
+        continues=True,
+    ),
+    "caption": Command(
+        summary="Describe each clip by its audio, in a metadata.jsonl to look through and correct",
+        function="deployments.commands:caption",
+        form=CaptionParameters,
+        example="uv run musicgen-flows caption archives/ archives/metadata.jsonl",
+        arguments=("archives", "metadata"),
         continues=True,
     ),
     "tokenize": Command(

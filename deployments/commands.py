@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from musicgen_core.evaluation.request import Comparison, Evaluation
     from musicgen_core.generation.request import Rendered
     from musicgen_core.training.request import TrainResult
+    from tasks.captioning import CaptionResult
     from tasks.progress import Update
 
 LOADING = message("loading the flow")
@@ -40,6 +41,16 @@ def tokenize(parameters: dict[str, Any]) -> int:
     result: TokenizeResult = run_flow(tokenize_archives, parameters)
     print_rows(message("Tokenized"), tokenized_rows(result))
     print_outcome(outcomes.tokenized(result.tokens, len(result.reports), parameters, _new_notice(result)))
+    return 0
+
+
+def caption(parameters: dict[str, Any]) -> int:
+    with working(LOADING):
+        from flows.caption_archives import caption_archives
+
+    result: CaptionResult = run_flow(caption_archives, parameters)
+    print_rows(message("Captioned"), captioned_rows(result))
+    print_outcome(outcomes.captioned(result.metadata, parameters["archives"]))
     return 0
 
 
@@ -147,13 +158,18 @@ def run_flow(flow: Any, parameters: dict[str, Any]) -> Any:
         state = call_heard(flow, parameters, activity)
         activity.say("")
     result = state.result(raise_on_failure=False)
+    from flows.caption_archives import CaptionsFailed
     from flows.tokenize_archives import ArchivesFailed
 
     if isinstance(result, ArchivesFailed):
         print_rows(message("Tokenized"), tokenized_rows(result.result, result.unnamed))
+    if isinstance(result, CaptionsFailed):
+        print_rows(message("Captioned"), captioned_rows(result.result))
+    if isinstance(result, (ArchivesFailed, CaptionsFailed)):
+        command = "tokenize" if isinstance(result, ArchivesFailed) else "caption"
         result.next_step = message(
             "Do what each reason says, then run it again, which keeps what is finished: {command}",
-            command=command_line("tokenize", parameters),
+            command=command_line(command, parameters),
         )
     if isinstance(result, BaseException):
         raise result
@@ -196,6 +212,20 @@ def tokenized_rows(result: TokenizeResult, failed: Mapping[str, str] | None = No
     if (more := len(failed) - _SHOWN) > 0:
         rows.append(("  …", message("and {archives}", archives=counted(more, "more archive"))))
     return [*rows, *((message("note"), remark) for remark in result.remarks)]
+
+
+def captioned_rows(result: CaptionResult) -> list[tuple[str, str]]:
+    """Return the results of captioning as rows of a table."""
+    rows: list[tuple[str, str]] = [
+        (message("new descriptions"), f"{result.new:,}"),
+        (message("descriptions kept"), f"{result.kept:,}"),
+        (message("clips without one"), f"{result.missing:,}"),
+        (message("rejected clips"), f"{len(result.rejected):,}"),
+        *(("  ", stored_message(rejected)) for rejected in result.rejected[:_SHOWN]),
+    ]
+    if result.failed:
+        rows.append((message("failed archives"), str(len(result.failed))))
+    return [row for row in rows if row[1] != "0" or row[0] == message("new descriptions")]
 
 
 def trained_rows(result: TrainResult) -> list[tuple[str, str]]:

@@ -18,7 +18,14 @@ ASSUMED_CLIPS = 139_000
 _TO_FILES_PORT = 100
 """From the server's port to the file server's: another `up` on the next port has both its own."""
 Deployment = Literal[
-    "tokenize-archives", "train-lora", "evaluate-adapter", "generate-music", "finetune", "estimate", "export"
+    "caption-archives",
+    "tokenize-archives",
+    "train-lora",
+    "evaluate-adapter",
+    "generate-music",
+    "finetune",
+    "estimate",
+    "export",
 ]
 
 

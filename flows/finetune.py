@@ -8,16 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger
 
+from flows.caption_archives import CaptionsFailed, caption_archives, lacks_descriptions
 from flows.decorator import form_flow
 from flows.generate_music import generate_music
 from flows.locations import chosen_device, chosen_model, new_location, run_name
-from flows.parameters import FinetuneParameters, GenerateParameters, TokenizeParameters, TrainParameters
+from flows.parameters import (
+    CaptionParameters,
+    FinetuneParameters,
+    GenerateParameters,
+    TokenizeParameters,
+    TrainParameters,
+)
 from flows.tokenize_archives import ArchivesFailed, TokenizeResult, tokenize_archives
 from flows.train_lora import train_lora
 from musicgen_core.errors import ArchiveError
 from musicgen_core.language import message
 from musicgen_core.settings import Settings
+from musicgen_core.stages import announce
 from tasks.artifacts import artifacts_of_run
+from tasks.captioning import CaptionResult
 from tasks.outcomes import finetuned
 from tasks.summary import rendered_files, rendered_section, show_summary, tokenized_section, trained_section
 from tasks.training import check_model
@@ -43,7 +52,8 @@ def finetune(given: FinetuneParameters) -> FinetuneResult:
     chosen = {"model": chosen_model(given.model), "device": chosen_device(given.device)}
     check_model(chosen["model"])
     directory = given.run_dir or new_location("musicgen_runs", "finetune")
-    state = tokenize_archives(**_part(given, TokenizeParameters) | chosen, return_state=True)
+    described = _captioned(given, chosen["device"])
+    state = tokenize_archives(**_part(given, TokenizeParameters) | chosen | described, return_state=True)
     outcome: Any = state.result(raise_on_failure=False)
     tokenized = outcome.result if isinstance(outcome, ArchivesFailed) else outcome
     if not isinstance(tokenized, TokenizeResult):
@@ -74,6 +84,23 @@ def finetune(given: FinetuneParameters) -> FinetuneResult:
             listed=rendered_files(rendered),
         )
     return FinetuneResult(tokenized, trained, rendered)
+
+
+def _captioned(given: FinetuneParameters, device: str) -> dict[str, str]:
+    """Describe the clips without a description, and return where the descriptions are."""
+    if given.captions == "none" or given.descriptions.caption:
+        return {}
+    announce(message("looking for clips without a description"))
+    if not lacks_descriptions(given.archives, given.metadata, given.reading):
+        return {}
+    announce(message("describing the clips that have no description by their audio first (--captions none: not)"))
+    result: Any = caption_archives(
+        **_part(given, CaptionParameters) | {"device": device, "only_missing": True}, return_state=True
+    ).result(raise_on_failure=False)
+    captioned = result.result if isinstance(result, CaptionsFailed) else result
+    if not isinstance(captioned, CaptionResult):
+        raise captioned
+    return {"metadata": captioned.metadata}
 
 
 def _part(given: FinetuneParameters, form: type[Settings]) -> dict[str, Any]:

@@ -88,6 +88,26 @@ Metadata = Annotated[
         "if it is there"
     ),
 ]
+CaptionFile = Annotated[
+    _Text,
+    Field(
+        description="File for the descriptions, one line per clip, which you may correct; by default metadata.jsonl "
+        "beside the archives"
+    ),
+]
+Overwrite = Annotated[
+    bool, Field(description="Also replace descriptions and measurements that are there already, whoever wrote them")
+]
+OnlyMissing = Annotated[
+    bool, Field(description="Leave out archives in which every clip has a description, even if it is not measured")
+]
+CaptionMissing = Annotated[
+    Literal["auto", "none"],
+    Field(
+        description="auto: describe clips without a description by their audio first, in metadata.jsonl beside the "
+        "archives or the file given; none: train on them without a text"
+    ),
+]
 Limit = Annotated[
     int,
     Field(ge=0, le=LARGEST_COUNT, description="Take only the first so many clips, to try it out; 0: all of them"),
@@ -263,6 +283,19 @@ class TokenizeParameters(Settings):
     workers: Workers = Workers()
 
 
+class CaptionParameters(Settings):
+    """Parameters of `caption-archives`."""
+
+    archives: Archives = ""
+    metadata: CaptionFile = ""
+    device: Device = "auto"
+    limit: Limit = 0
+    overwrite: Overwrite = False
+    only_missing: OnlyMissing = False
+    reading: ReadingSettings = ReadingSettings()
+    workers: Workers = Workers()
+
+
 class TrainParameters(Settings):
     """Parameters of `train-lora`."""
 
@@ -295,6 +328,7 @@ class FinetuneParameters(Settings):
     model: Model = ""
     device: Device = "auto"
     limit: Limit = 0
+    captions: CaptionMissing = "auto"
     on_failed_archives: OnFailedArchives = "stop"
     num_epochs: Epochs = 5
     lora_r: LoraRank = 8

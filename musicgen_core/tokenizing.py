@@ -18,7 +18,7 @@ from musicgen_core.codec import Codec
 from musicgen_core.config import TokenizeSettings
 from musicgen_core.data.archive import ArchiveFile, archive_stem
 from musicgen_core.data.captions import Captioner, Captions, ClipTexts
-from musicgen_core.data.decoding import decoded_clips
+from musicgen_core.data.decoding import Counts, OnClip, decoded_clips
 from musicgen_core.data.members import Member, Sidecars, limits_of, sidecar_key
 from musicgen_core.data.shards import (
     Rejected,
@@ -42,16 +42,6 @@ CODES_VERSION = 1
 """Version of how codes are made: increase it when the same clip would get other codes"""
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Progress in an archive: rows and rejections so far, and its total clips (None for a tar until its end)."""
-
-    rows: int
-    rejected: int
-    total: int | None
-
-
-OnClip = Callable[[Counts], None]
 _Described = list[tuple[str, ClipTexts]]
 """Clips and their texts, in order"""
 

@@ -17,6 +17,7 @@ from musicgen_core.language import message, stored_message
 
 PROGRAM = "musicgen-flows"
 DEPLOYMENTS = {
+    "caption": "caption-archives",
     "tokenize": "tokenize-archives",
     "train": "train-lora",
     "evaluate": "evaluate-adapter",
@@ -27,6 +28,7 @@ DEPLOYMENTS = {
 }
 """The deployment that corresponds to each command"""
 _ARGUMENTS = {
+    "caption": ("archives", "metadata"),
     "estimate": ("archives",),
     "tokenize": ("archives", "tokens"),
     "train": ("tokens", "run_dir"),

@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from musicgen_core.training.request import TrainResult
 
 DESCRIBE = message(
-    'Put a metadata.jsonl with lines such as {"path": "track1.wav", "description": "calm piano, 80 bpm"} beside the '
-    "archives, a track1.txt beside each track1.wav in them, or give one for all of them with --caption. Tokenizing "
+    "Describe them by their audio first with uv run musicgen-flows caption. Or put a metadata.jsonl with lines such as "
+    '{"path": "track1.wav", "description": "calm piano, 80 bpm"} beside the archives, a track1.txt beside each '
+    "track1.wav in them, or give one for all of them with --caption. Tokenizing "
     "again then encodes nothing twice"
 )
 """Advice on how to add descriptions to clips"""
@@ -97,6 +98,29 @@ def tokenized(tokens: str, shards: int, on: Mapping[str, Any], notice: str = "",
         message("Train an adapter on them"), "train", {"tokens": str(place), **_kept(on, "model")}, {"run_dir": run_dir}
     )
     return Outcome(made, (train,), notice)
+
+
+def captioned(metadata: str, archives: str, failed: int = 0) -> Outcome:
+    """Return the outcome of captioning. The next step is tokenizing, unless archives failed."""
+    made = (Made(message("descriptions, to look through and correct"), metadata),)
+    if failed:
+        return Outcome(made)
+    given = {} if storage.as_path(metadata) == metadata_of(archives) else {"metadata": metadata}
+    step = Step(
+        message("Look through the descriptions, then tokenize"),
+        "tokenize",
+        {"archives": archives, **given},
+        {"tokens": _free(_absolute(metadata).parent / "tokens")},
+    )
+    return Outcome(made, (step,))
+
+
+def metadata_of(archives: str) -> UPath:
+    """Return the location of `metadata.jsonl` beside the archives of a location: a folder, a file or a pattern."""
+    from musicgen_core.data.captions import METADATA
+
+    path = storage.as_path(archives)
+    return (path if path.is_dir() else path.parent).absolute() / METADATA
 
 
 def trained(result: TrainResult, on: Mapping[str, Any]) -> Outcome:

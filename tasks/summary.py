@@ -26,12 +26,12 @@ from musicgen_core.run_layout import (
     WANDB,
 )
 from musicgen_core.wording import counted, lasting, sized
+from tasks.archives_log import reason_alone
 from tasks.artifacts import Artifacts, markdown_table
 from tasks.forms import form_link, in_form
 from tasks.next_steps import Outcome, Step, as_comment
 from tasks.progress import local_now
 from tasks.served import file_link
-from tasks.tokenizing_log import reason_alone
 from tasks.training_page import wandb_line
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from musicgen_core.evaluation.request import Comparison, Evaluation
     from musicgen_core.exporting.export import Exported
     from musicgen_core.training.request import TrainResult
+    from tasks.captioning import CaptionResult
 
 MOST_ROWS = 50
 _OTHER_FILES: dict[str, str] = {
@@ -113,14 +114,30 @@ def tokenized_section(
         places.append(("why clips were rejected", f"{markdown_code(target / 'ARCHIVE.json')}, under `rejected`"))
     if (target / WANDB).exists():
         places.append(("WandB's files", markdown_code(target / WANDB)))
-    parts = ["## Tokenized"]
-    if failed:
-        parts.append(f"**{counted(len(failed), 'archive')} failed.**")
-        reasons = [(path, reason_alone(path, reason)) for path, reason in list(failed.items())[:MOST_ROWS]]
-        parts.append("\n".join(f"- {markdown_code(path)}: {markdown_text(reason)}" for path, reason in reasons))
+    parts = ["## Tokenized", *_failed_archives(failed)]
     parts += [counts, _places(places) if places else "", wandb_line(target)]
     parts += [f"- {markdown_text(remark)}" for remark in remarks]
     return "\n\n".join(part for part in parts if part)
+
+
+def _failed_archives(failed: Mapping[str, str]) -> list[str]:
+    if not failed:
+        return []
+    reasons = [(path, reason_alone(path, reason)) for path, reason in list(failed.items())[:MOST_ROWS]]
+    return [
+        f"**{counted(len(failed), 'archive')} failed.**",
+        "\n".join(f"- {markdown_code(path)}: {markdown_text(reason)}" for path, reason in reasons),
+    ]
+
+
+def captioned_section(result: CaptionResult) -> str:
+    counts = (
+        f"Archives: {result.archives:,}. New descriptions: {result.new:,}. Kept: {result.kept:,}. "
+        f"Without one, as nothing is certain: {result.missing:,}. Rejected clips: {len(result.rejected):,}."
+    )
+    parts = ["## Captioned", *_failed_archives(result.failed), counts]
+    parts += [f"- {markdown_text(text)}" for text in [*result.remarks, *result.rejected[:MOST_ROWS]]]
+    return "\n\n".join(parts)
 
 
 def trained_section(result: TrainResult) -> str:

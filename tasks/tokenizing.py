@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from prefect import get_run_logger, task
+from prefect import get_run_logger
 from prefect.context import TaskRunContext
 
 from musicgen_core import storage
 from musicgen_core.config import TokenizeSettings
 from musicgen_core.data.archive import archive_stem
-from musicgen_core.errors import Cancelled, DeviceError, ModelError, MusicgenError, reason_of
-from musicgen_core.escaping import one_line
-from musicgen_core.language import message
-from musicgen_core.stages import announce, announce_torch
-from musicgen_core.wording import counted
-from tasks.progress import report
-from tasks.tokenizing_log import ArchiveProgress
+from musicgen_core.errors import MusicgenError
+from musicgen_core.stages import announce_torch
+from tasks.archive_tasks import archive_task, is_stopped, log_result, progress_of
 
 if TYPE_CHECKING:
     from musicgen_core.codec import Codec
@@ -29,21 +24,7 @@ if TYPE_CHECKING:
     from musicgen_core.data.shards import ShardReport
     from musicgen_core.model.weights import BaseModel
 
-_LASTING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
-"""Errors of a folder that can't be written: not transient, so retries would not help"""
-RETRY_SECONDS: list[float] = [2, 10, 60]
-"""Approximate delay before each retry"""
 _lock = threading.Lock()
-_stopping: set[str] = set()
-
-
-def stop_tokenizing(flow_run: str) -> None:
-    """Stop the tokenizing tasks of a flow run in this process after their current clip."""
-    _stopping.add(flow_run)
-
-
-def _is_stopped(flow_run: str) -> bool:
-    return flow_run in _stopping  # a function, because the task, pickled for Dask, would carry its own copy of the set
 
 
 def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
@@ -65,40 +46,7 @@ def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | Non
     return f"tokenize-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
 
 
-def concerns_all(error: BaseException) -> bool:
-    """Return whether an error concerns all archives, such as a missing model or GPU, or a full disk."""
-    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return is_full or isinstance(error, (ModelError, DeviceError)) or type(error).__name__ == "AcceleratorError"
-
-
-def _may_help(task: Any, run: Any, state: Any) -> bool:
-    """Return whether to retry: after transient errors of storage or memory, not after permanent ones."""
-    error = state.result(raise_on_failure=False)
-    is_lasting = isinstance(error, (MusicgenError, Cancelled)) or getattr(error, "errno", None) in _LASTING
-    if is_lasting or concerns_all(error):
-        return False
-    if run.run_count <= len(RETRY_SECONDS):
-        seconds = RETRY_SECONDS[run.run_count - 1]
-        announce(
-            message(
-                "{task}: {reason}; trying again in about {seconds:g} s",
-                task=run.name,
-                reason=reason_of(error),
-                seconds=seconds,
-            )
-        )
-    return True
-
-
-@task(
-    task_run_name="tokenize-{stem}",
-    retries=len(RETRY_SECONDS),
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_jitter_factor=0.5,
-    retry_condition_fn=_may_help,
-    persist_result=True,
-    cache_key_fn=_cache_key,
-)
+@archive_task("tokenize", _cache_key)
 def tokenize_archive(
     archive: str,
     stem: str,
@@ -111,25 +59,14 @@ def tokenize_archive(
     flow_run: str = "",
 ) -> ShardReport:
     """Tokenize one archive into one shard of codes."""
-    from musicgen_core.tokenizing import Counts, Tokenizer
+    from musicgen_core.tokenizing import Tokenizer
 
     tokenizer = Tokenizer(_codec(model, device), storage.as_path(tokens), settings, _captions(metadata, settings))
-
-    def on_clip(counts: Counts) -> None:
-        report(ArchiveProgress(stem, counts.rows, counts.rejected, counts.total))
-
-    result = tokenizer.tokenize(storage.as_path(archive), limit, on_clip, cancelled=lambda: _is_stopped(flow_run))
-    logger = get_run_logger()
-    logger.debug(  # the run's table and its line a minute show it
-        "%s: %s, %.0f s of audio, %d rejected",
-        stem,
-        counted(result.clips, "clip"),
-        result.audio_seconds,
-        len(result.rejected),
+    result = tokenizer.tokenize(
+        storage.as_path(archive), limit, progress_of(stem), cancelled=lambda: is_stopped(flow_run)
     )
-    if result.rejected:  # one line per archive: many archives may have thousands
-        some = "; ".join(f"{one_line(entry.clip)}: {entry.reason}" for entry in result.rejected[:3])
-        logger.warning("%s: rejected %s%s", stem, some, " …" if len(result.rejected) > 3 else "")
+    get_run_logger().debug("%s: %.0f s of audio", stem, result.audio_seconds)
+    log_result(stem, result)
     return result
 
 

@@ -168,6 +168,7 @@ def finetuned(prefect_server: None, demo_archives: Path, tmp_path_factory: pytes
         output=str(folder / "music"),
         model="debug",
         device="cpu",
+        captions="none",  # the archives are shared, and one has a broken clip without a description
         prompts=["calm | plucked strings", "energetic drums"],
         duration=0.5,
         batch_size=4,

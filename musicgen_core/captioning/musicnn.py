@@ -51,8 +51,8 @@ class Tagging:
     """What the two networks give for B clips: means over a clip's patches.
 
     Attributes:
-        mtt: probabilities of `tags.MTT_TAGS`, [B, 50].
-        msd: probabilities of `tags.MSD_TAGS`, [B, 50].
+        mtt: probabilities of `music_tags.MTT_TAGS`, [B, 50].
+        msd: probabilities of `music_tags.MSD_TAGS`, [B, 50].
         features: activations of the penultimate layers, [B, 400]: 200 of MTT, then 200 of MSD.
     """
 

@@ -35,6 +35,7 @@ from musicgen_core.texts import MAX_CHARACTERS, decode_text, marked_encoding, sh
 if TYPE_CHECKING:
     from musicgen_core.data.members import Sidecar
 
+METADATA = "metadata.jsonl"
 _DEFAULTS = TokenizeSettings()
 
 
@@ -180,7 +181,7 @@ class Captioner:
 
 def metadata_beside(archive: UPath) -> UPath | None:
     """Return the metadata.jsonl in an archive's directory, or None."""
-    beside = archive.parent / "metadata.jsonl"
+    beside = archive.parent / METADATA
     return beside if beside.exists() else None
 
 

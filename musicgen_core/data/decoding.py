@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 
 from musicgen_core.data.audio import DecodedClip, decode
@@ -16,6 +17,18 @@ AHEAD_BYTES = 512 << 20
 """Bytes of an archive's clips that may be unpacked and decoded ahead of their use"""
 LEAST_COST = 4 << 20
 """Minimum cost of a clip, so that many small ones don't use up the process's file descriptors"""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Progress in an archive: rows and rejections so far, and its total clips (None for a tar until its end)."""
+
+    rows: int
+    rejected: int
+    total: int | None
+
+
+OnClip = Callable[[Counts], None]
 
 
 def decoded_clips(

@@ -23,7 +23,7 @@ from musicgen_core.language import message, stored_message
 from musicgen_core.texts import NUL, decode_text
 
 if TYPE_CHECKING:
-    from musicgen_core.config import TokenizeSettings
+    from musicgen_core.config import ReadingSettings
 
 BLOCK = 1 << 20
 """Bytes per copied block"""
@@ -55,7 +55,7 @@ class Limits:
     max_ratio: float = 200.0
 
 
-def limits_of(settings: TokenizeSettings) -> Limits:
+def limits_of(settings: ReadingSettings) -> Limits:
     return Limits(round(settings.max_clip_gib * 2**30), settings.max_ratio)
 
 

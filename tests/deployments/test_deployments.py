@@ -52,7 +52,7 @@ def test_registering_needs_no_gpu_packages(client: SyncPrefectClient) -> None:
 def test_every_flow_is_deployed_to_its_own_queue_with_heartbeats(client: SyncPrefectClient) -> None:
     for name in DEPLOYMENTS:
         deployment = deployed(client, name)
-        queue = "tokenizing" if name == "tokenize-archives" else "default"
+        queue = "tokenizing" if name in ("caption-archives", "tokenize-archives") else "default"
         assert (deployment.work_pool_name, deployment.work_queue_name) == (POOL, queue)
         assert deployment.job_variables["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
         assert "musicgen" in deployment.tags and deployment.description

@@ -11,6 +11,7 @@ from prefect.client.schemas.objects import State
 from flows.finetune import FinetuneResult, finetune
 from flows.generate_music import generate_music
 from flows.train_lora import train_lora
+from musicgen_core.data.shards import read_rows
 from musicgen_core.errors import ArchiveError, ConfigError
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -57,6 +58,19 @@ def test_archives_become_an_adapter_and_music_in_one_run(finetuned: tuple[Path, 
     for piece in result.rendered:
         info = soundfile.info(piece.wav)
         assert (info.samplerate, info.frames, info.channels) == (32_000, 16_000, 1)
+
+
+@pytest.mark.parametrize("captions", ["auto", "none"])
+def test_clips_without_descriptions_are_described_first_unless_asked_not_to(
+    demo_archives: Path, tmp_path: Path, captions: str
+) -> None:
+    archives = Path(shutil.copytree(demo_archives, tmp_path / "archives"))
+    (archives / "metadata.jsonl").unlink()
+    state = run(archives, tmp_path, captions=captions, evaluate=False, max_steps=1)
+    assert state.is_completed()
+    rows = list(read_rows(tmp_path / "tokens" / "archive_batch_0001.parquet"))
+    assert (archives / "metadata.jsonl").exists() == (captions == "auto")
+    assert any(row.description for row in rows) == any(row.fields for row in rows) == (captions == "auto")
 
 
 @pytest.mark.parametrize("decision", ["stop", "continue"])

@@ -268,7 +268,7 @@ def test_the_first_few_skipped_and_failed_archives_are_named(
         "; and 2 more"
     )
     assert "broken_2" in message and "broken_3" not in message
-    logged = [record.getMessage() for record in caplog.records if record.name == "musicgen_core.tokenizing"]
+    logged = [record.getMessage() for record in caplog.records if record.name == "musicgen_core.archives"]
     assert logged[2].startswith("archive_batch_0001 (2).zip is left out") and logged[3].startswith("and 2 more")
 
 

@@ -14,10 +14,10 @@ from upath import UPath
 from musicgen_core.data.shards import Rejected, ShardReport
 from musicgen_core.generation.request import Rendered
 from musicgen_core.tracking import Wandb
+from tasks.archives_log import TOKENIZING, ArchivesLog
 from tasks.artifacts import Artifacts, markdown_table
 from tasks.rendering_log import RenderingLog
 from tasks.summary import rendered_section, tokenized_section
-from tasks.tokenizing_log import TokenizingLog
 from tasks.training_log import TrainingLog
 from tasks.training_page import samples_page, wandb_line
 from tests.hostile import ALL, LONG, TEXTS, TRACKER, is_inert_markdown, is_inert_terminal_text
@@ -51,7 +51,7 @@ def test_tables_and_descriptions_of_tokenizing_are_inert(
     text: str, published: list[tuple[str, str, str]], tmp_path: Path
 ) -> None:
     run, artifacts = Wandb(tmp_path, "id", text, "tokenize", {}), Artifacts()
-    log = TokenizingLog(run, [text], lambda update: None, artifacts)
+    log = ArchivesLog(TOKENIZING, run, [text], lambda update: None, artifacts)
     log.end(text, ShardReport(text, 1, "f", "c", 7, 3600.0, [Rejected(text, text)]))
     log.show()
     log.end(text, None, problem=text)

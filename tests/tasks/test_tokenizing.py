@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from musicgen_core.errors import ArchiveError
-from tasks.tokenizing import _may_help
+from tasks.archive_tasks import _may_help
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Live progress of tokenizing: an artifact with one row per archive, a WandB run, and a line for the terminal."""
+"""Live progress of work on archives: an artifact with one row per archive, a line for the terminal, and WandB."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.data.shards import ShardReport
+from musicgen_core.data.shards import Rejected
 from musicgen_core.errors import raise_if_interrupted
 from musicgen_core.escaping import markdown_link
 from musicgen_core.language import message
@@ -125,9 +125,40 @@ def reason_alone(archive: str, reason: str) -> str:
     return rest if name.startswith(archive.rpartition("/")[2]) and rest else reason
 
 
+@dataclass(frozen=True)
+class Activity:
+    """What is done with the archives.
+
+    Attributes:
+        stage: its name for the terminal (`Update.stage`).
+        title: the same as a participle, for logs and pages.
+        table: key of the artifact with a row per archive.
+    """
+
+    stage: str
+    title: str
+    table: str
+
+
+TOKENIZING = Activity("tokenize", "Tokenizing", "tokenized-archives")
+CAPTIONING = Activity("caption", "Captioning", "captioned-archives")
 AXIS = "tokenize/clips"
 SHOW_EVERY_SECONDS = 10.0
 SAY_EVERY_SECONDS = 0.25
+
+
+class ArchiveReport(Protocol):
+    """The result of an archive's task."""
+
+    @property
+    def clips(self) -> int:
+        """Number of clips that were used."""
+        ...
+
+    @property
+    def rejected(self) -> Sequence[Rejected]:
+        """The other clips, with the reasons."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -140,17 +171,21 @@ class ArchiveProgress:
     total: int | None
 
 
-class TokenizingLog:
-    """Collects progress and results of tasks, and shows them every few seconds. Thread-safe.
+class ArchivesLog:
+    """Collects progress and results of the archives' tasks, and shows them every few seconds. Thread-safe.
 
     Args:
-        run: the WandB run.
+        activity: what the tasks do.
+        run: the WandB run, if any.
         stems: stems of the archives.
         say: listener that receives an `Update` on all archives, a few times a second.
         artifacts: artifacts of the flow run.
     """
 
-    def __init__(self, run: Wandb, stems: Sequence[str], say: Listener, artifacts: Artifacts) -> None:
+    def __init__(
+        self, activity: Activity, run: Wandb | None, stems: Sequence[str], say: Listener, artifacts: Artifacts
+    ) -> None:
+        self._activity = activity
         self._run = run
         self._say = say
         self._artifacts = artifacts
@@ -174,8 +209,8 @@ class TokenizingLog:
             line.state, line.rows, line.rejected, line.total = "running", update.rows, update.rejected, update.total
         self._show_due()
 
-    def end(self, stem: str, report: ShardReport | None, cached: bool = False, problem: str = "") -> None:
-        """Record the end of an archive: its report, or the problem of a failed one."""
+    def end(self, stem: str, report: ArchiveReport | None, cached: bool = False, problem: str = "") -> None:
+        """Record the end of an archive: the result of its task, or the problem of a failed one."""
         with self._lock:
             line = self._lines[stem]
             line.ended = time.monotonic()
@@ -204,10 +239,11 @@ class TokenizingLog:
         with self._lock:
             whole = figures(self._lines.values(), self._started, now)
             rows = table(self._lines, whole, now)
-        self._artifacts.progress("tokenizing", summary.done, summary.total or 0, text)
-        link = markdown_link("WandB run", self._run.url) if self._run.url else ""
-        self._artifacts.table("tokenized-archives", rows, f"{text} · {local_now()}", link)
-        self._run.log(wandb_row(whole))
+        self._artifacts.progress(self._activity.title.lower(), summary.done, summary.total or 0, text)
+        link = markdown_link("WandB run", self._run.url) if self._run and self._run.url else ""
+        self._artifacts.table(self._activity.table, rows, f"{text} · {local_now()}", link)
+        if self._run:
+            self._run.log(wandb_row(whole))
 
     def _summary(self) -> tuple[Update, str]:
         """Return the update for the listener, and the same as a line for the log."""
@@ -223,8 +259,8 @@ class TokenizingLog:
         text = joined(parts)
         ended, archives = whole.archives_done + whole.archives_failed, len(self._lines)
         left = f", {duration(whole.eta_seconds)} left" if whole.eta_seconds else ""
-        line = f"Tokenizing: {ended} of {counted(archives, 'archive')}, {text}{left}"
-        return Update("tokenize", "", ended, archives, text), line
+        line = f"{self._activity.title}: {ended} of {counted(archives, 'archive')}, {text}{left}"
+        return Update(self._activity.stage, "", ended, archives, text), line
 
     @property
     def failed(self) -> bool:
@@ -245,7 +281,19 @@ def wandb_row(whole: Figures) -> dict[str, float]:
 
 
 @contextmanager
-def log_tokenizing(tokens: str, stems: Sequence[str]) -> Iterator[TokenizingLog]:
+def log_archives(activity: Activity, stems: Sequence[str], run: Wandb | None = None) -> Iterator[ArchivesLog]:
+    """Yield the log that receives all updates of the block."""
+    with artifacts_of_run() as artifacts:
+        log = ArchivesLog(activity, run, stems, listener(), artifacts)
+        with listening(log.hear):
+            try:
+                yield log
+            finally:
+                log.show()
+
+
+@contextmanager
+def log_tokenizing(tokens: str, stems: Sequence[str]) -> Iterator[ArchivesLog]:
     """Yield the log that receives all updates of the block.
 
     WandB's run lies under `TOKENS/wandb`, and later tokenizing resumes it. For a remote TOKENS it is uploaded at the
@@ -258,13 +306,8 @@ def log_tokenizing(tokens: str, stems: Sequence[str]) -> Iterator[TokenizingLog]
         config = {"tokens": tokens, "archives": len(stems)}
         run = Wandb(stage, kept_run_id(target), f"tokenize {target.name}", "tokenize", config, axis=AXIS, home=target)
         try:
-            with artifacts_of_run() as artifacts:
-                log = TokenizingLog(run, stems, listener(), artifacts)
-                with listening(log.hear):
-                    try:
-                        yield log
-                    finally:
-                        log.show()
+            with log_archives(TOKENIZING, stems, run) as log:
+                yield log
         except BaseException:
             run.finish(1, is_interrupted=True)
             raise

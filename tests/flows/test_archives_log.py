@@ -11,10 +11,10 @@ from prefect import flow
 
 from musicgen_core import storage
 from musicgen_core.data.shards import Rejected, ShardReport
-from tasks import tokenizing_log
+from tasks import archives_log
+from tasks.archives_log import TOKENIZING, ArchiveProgress, ArchivesLog, log_tokenizing
 from tasks.artifacts import Artifacts
 from tasks.progress import Update, duration, listening, report
-from tasks.tokenizing_log import ArchiveProgress, TokenizingLog, log_tokenizing
 from tests.musicgen_core.tracking.offline_files import Logged
 
 
@@ -47,10 +47,10 @@ class Shown(Artifacts):
 
 def logged(
     stems: Sequence[str], recorder: Recorder | None = None, heard: list[Update] | None = None
-) -> tuple[TokenizingLog, Shown]:
+) -> tuple[ArchivesLog, Shown]:
     shown = Shown()
     say = heard.append if heard is not None else lambda update: None
-    return TokenizingLog(recorder or Recorder(), stems, say, shown), shown  # type: ignore[arg-type]
+    return ArchivesLog(TOKENIZING, recorder or Recorder(), stems, say, shown), shown  # type: ignore[arg-type]
 
 
 def shard(clips: int, rejected: int) -> ShardReport:
@@ -85,7 +85,7 @@ def test_archives_kept_from_earlier_runs_do_not_affect_the_speed() -> None:
 
 
 def test_progress_of_tasks_is_summed_up_for_the_listener(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizing_log, "SAY_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(archives_log, "SAY_EVERY_SECONDS", 0.0)
     heard: list[Update] = []
     with listening(heard.append):
         log, _ = logged(["one", "two"], heard=heard)
@@ -100,7 +100,7 @@ def test_progress_of_tasks_is_summed_up_for_the_listener(monkeypatch: pytest.Mon
 
 
 def test_the_table_is_live(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizing_log, "SHOW_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(archives_log, "SHOW_EVERY_SECONDS", 0.0)
     log, shown = logged(["one", "two"])
     log.hear(ArchiveProgress("one", 0, 0, 4))
     log.hear(ArchiveProgress("one", 2, 1, 4))

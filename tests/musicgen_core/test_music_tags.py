@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from musicgen_core.captioning.musicnn import Tagging
-from musicgen_core.captioning.tags import DROPPED, MSD_TAGS, MTT_TAGS, THRESHOLDS, VOCABULARY, choose_tags
+from musicgen_core.music_tags import DROPPED, MSD_TAGS, MTT_TAGS, THRESHOLDS, VOCABULARY, choose_tags
 
 
 def chosen(**probabilities: float) -> dict[str, list[str]]:

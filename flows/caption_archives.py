@@ -1,0 +1,173 @@
+"""`caption-archives`: archives of wavs → `metadata.jsonl` with a description of each clip, one task per archive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from prefect import get_run_logger
+from prefect.client.schemas import State
+from prefect.states import Completed, Failed
+from upath import UPath
+
+from flows.archive_runs import (
+    Work,
+    absolute,
+    reasons_of_failure,
+    run_on_archives,
+    spread_limit,
+    this_run,
+    warn_in_terminal,
+)
+from flows.decorator import form_flow
+from flows.locations import chosen_device, location_of, run_name
+from flows.parameters import CaptionParameters, archives_at_a_time
+from flows.runners import task_runner as make_task_runner
+from musicgen_core import storage
+from musicgen_core.captioning.metadata import ExistingMetadata, MeasuredArchive, MeasuredClip, Merged, merge, write
+from musicgen_core.captioning.versions import measured_by
+from musicgen_core.config import ReadingSettings
+from musicgen_core.data.archive import archive_stem, choose_archives, open_archive
+from musicgen_core.data.captions import METADATA, Captioner
+from musicgen_core.data.members import limits_of, sidecar_key
+from musicgen_core.errors import ArchiveError
+from musicgen_core.language import message
+from musicgen_core.settings import collect
+from musicgen_core.stages import announce
+from musicgen_core.wording import counted
+from tasks.archives_log import CAPTIONING, log_archives
+from tasks.artifacts import artifacts_of_run
+from tasks.captioning import CaptionResult, load_measurer, measure_clips
+from tasks.outcomes import captioned
+from tasks.summary import captioned_section, show_summary
+
+
+class CaptionsFailed(ArchiveError):
+    """Archives could not be captioned; `result` has the reasons, and the results of the others."""
+
+    def __init__(self, reasons: str, result: CaptionResult) -> None:
+        super().__init__(
+            reasons, message("Do what each reason says, then run or retry again: finished archives are kept")
+        )
+        self.args = (reasons, result)  # arguments for unpickling
+        self.result = result
+
+
+@form_flow(
+    name="caption-archives",
+    form=CaptionParameters,
+    flow_run_name=run_name("caption-archives", "archives", "musicgen_archives"),
+)
+def caption_archives(given: CaptionParameters) -> State[CaptionResult]:
+    """Measure every clip of every archive, and write a metadata.jsonl with descriptions; those that are there stay."""
+    reading, device = collect(ReadingSettings, given), chosen_device(given.device)
+    announce(message("looking into the archives"))
+    location = absolute(location_of(given.archives, "musicgen_archives"))
+    found, left_out = choose_archives(location)
+    warn_in_terminal(left_out)
+    target = _target(given.metadata, found[0])
+    runner = make_task_runner(
+        given.workers.task_runner,
+        archives_at_a_time(given.workers.max_workers),
+        given.workers.dask_address,
+        str(storage.as_path(target).parent),
+    )
+    limits = spread_limit(found, given.limit or None, reading)
+    existing = ExistingMetadata(storage.as_path(target))
+    complete = [] if given.overwrite else list(_complete(existing, list(limits), reading, given.only_missing))
+    done = {each.archive for each in complete}
+    work: list[Work] = [
+        {
+            "archive": str(archive),
+            "stem": archive_stem(archive),
+            "reading": reading,
+            "device": device,
+            "limit": limits[archive],
+            "flow_run": this_run(),
+        }
+        for archive in limits
+        if archive.name not in done
+    ]
+    get_run_logger().info(
+        "%s to measure, %d with captions already; metadata: %s", counted(len(work), "archive"), len(complete), target
+    )
+    measured: list[MeasuredArchive] = []
+    failed: dict[str, str] = {}
+    if work:
+        if given.workers.task_runner == "threads":  # a cluster's workers have their own GPUs
+            load_measurer(device)
+        with runner, log_archives(CAPTIONING, [entry["stem"] for entry in work]) as log:
+            announce(message("measuring the clips"))
+            measured, failed = run_on_archives(measure_clips, work, runner, log)
+    failed = {str(entry["archive"]): failed[entry["stem"]] for entry in work if entry["stem"] in failed}
+    announce(message("writing the captions"))
+    by_name = {each.archive: each for each in [*complete, *measured]}
+    in_order = [by_name[archive.name] for archive in limits if archive.name in by_name]
+    merged = merge(existing, in_order, measured_by(), given.overwrite)
+    if measured:
+        write(storage.as_path(target), merged.lines)
+    result = _result(target, len(limits) - len(failed), merged, measured, failed, left_out)
+    with artifacts_of_run() as artifacts:
+        show_summary(
+            artifacts,
+            partial(captioned_section, result),
+            outcome=partial(captioned, target, location, len(failed)),
+            again="Fix what is listed, then caption again, which keeps finished archives" if failed else "",
+        )
+    if failed:
+        reasons = reasons_of_failure(failed, counted(len(limits), "archive"))
+        return Failed(message=str(reasons), data=CaptionsFailed(reasons, result))
+    clips = counted(merged.new + merged.kept + merged.missing, "clip")
+    return Completed(message=message("captioned {clips} in {target}", clips=clips, target=target), data=result)
+
+
+def lacks_descriptions(archives: str, metadata: str, reading: ReadingSettings) -> bool:
+    """Return whether an archive has clips without a description, in the metadata or beside them."""
+    found, _ = choose_archives(absolute(location_of(archives, "musicgen_archives")))
+    existing = ExistingMetadata(storage.as_path(_target(metadata, found[0])))
+    return len(list(_complete(existing, found, reading, only_missing=True))) < len(found)
+
+
+def _target(metadata: str, first_archive: UPath) -> str:
+    return absolute(metadata) if metadata else str(first_archive.parent / METADATA)
+
+
+def _complete(
+    existing: ExistingMetadata, archives: Sequence[UPath], reading: ReadingSettings, only_missing: bool
+) -> Iterator[MeasuredArchive]:
+    """Yield the archives that need not be measured: every clip has a description, and measurements if they matter."""
+    for archive in archives:
+        try:
+            with open_archive(archive, limits_of(reading), reading.name_encoding) as opened:
+                names = list(opened.clip_names())
+                sidecars = opened.read_sidecars() if only_missing and opened.clip_count is not None else {}
+        except (ArchiveError, OSError):
+            continue  # its task reports the problem
+        captioner = Captioner()
+        clips = [
+            MeasuredClip(name, {}, captioner.describe(name, *sidecars.get(sidecar_key(name), ()))) for name in names
+        ]
+        whole = MeasuredArchive(archive.name, clips, [])
+        if clips and existing.is_complete(whole, needs_measurements=not only_missing):
+            yield whole
+
+
+def _result(
+    target: str,
+    archives: int,
+    merged: Merged,
+    measured: Sequence[MeasuredArchive],
+    failed: dict[str, str],
+    left_out: list[str],
+) -> CaptionResult:
+    rejected = [f"{archive.archive}: {each.clip}: {each.reason}" for archive in measured for each in archive.rejected]
+    return CaptionResult(
+        metadata=target,
+        archives=archives,
+        new=merged.new,
+        kept=merged.kept,
+        missing=merged.missing,
+        rejected=rejected,
+        failed=failed,
+        remarks=left_out,
+    )

@@ -1,0 +1,183 @@
+"""Merge measurements into `metadata.jsonl`: one line per clip, in the order of archives and clips.
+
+A line with a description and measurements is kept as it is, byte for byte. What a person wrote or corrected is never
+replaced, unless all captions are to be made anew; measured fields are added where they are missing, and a missing
+description is composed from the fields as they are then. Lines that belong to no clip of these archives, such as those
+of an archive that failed, follow at the end in their order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from upath import UPath
+
+from musicgen_core import storage
+from musicgen_core.captioning.sentences import compose
+from musicgen_core.data.archive import archive_stem
+from musicgen_core.data.caption_fields import CAPTIONED_BY, CONFIDENCE, MEASURED, MetadataEntry, own_description
+from musicgen_core.data.captions import keys, named_archive, read_lines
+from musicgen_core.data.shards import Rejected
+
+_ARCHIVE, _PATH, _DESCRIPTION = "archive", "path", "description"
+
+
+@dataclass(frozen=True)
+class MeasuredClip:
+    """A clip with its measured fields, and the description beside it in the archive, if any.
+
+    Without fields it was not measured, and what the metadata have of it is kept.
+    """
+
+    path: str
+    fields: MetadataEntry
+    description: str | None = None
+
+
+@dataclass(frozen=True)
+class MeasuredArchive:
+    """The clips of an archive in order, and those that were rejected."""
+
+    archive: str
+    measured: Sequence[MeasuredClip]
+    rejected: Sequence[Rejected]
+
+    @property
+    def clips(self) -> int:
+        """Return the number of clips that were measured."""
+        return len(self.measured)
+
+
+@dataclass
+class Merged:
+    """The lines of the new metadata file, and how many descriptions are new, were kept, and are missing."""
+
+    lines: list[bytes] = field(default_factory=list)
+    new: int = 0
+    kept: int = 0
+    missing: int = 0
+
+
+@dataclass(frozen=True)
+class _Line:
+    text: bytes
+    entry: MetadataEntry | None
+
+
+class ExistingMetadata:
+    """The lines of a metadata file, which may not exist yet.
+
+    Raises:
+        MetadataError: the file can't be read.
+    """
+
+    def __init__(self, path: UPath) -> None:
+        self._lines = [_Line(text, entry) for _, text, entry in read_lines(path)] if path.exists() else []
+        self._by_archive: dict[tuple[str, str], int] = {}
+        self._by_path: dict[str, int] = {}
+        self._by_name: dict[str, int | None] = {}
+        self._by_stem: dict[str, int | None] = {}
+        for number, line in enumerate(self._lines):
+            if line.entry is None:
+                continue
+            path_, name, stem = keys(line.entry[_PATH])
+            if archive := named_archive(line.entry):
+                self._by_archive.setdefault((archive, path_), number)
+            elif path_ not in self._by_path:
+                self._by_path[path_] = number
+                for table, key in ((self._by_name, name), (self._by_stem, stem)):
+                    table[key] = None if key in table else number
+
+    def find(self, archive: str, member: str) -> int | None:
+        """Return the number of a clip's line, or None: by archive and path, path, or a file name or stem of one line.
+
+        Args:
+            archive: the archive's stem.
+        """
+        path, name, stem = keys(member)
+        if (number := self._by_archive.get((archive, path))) is not None:
+            return number
+        for table, key in ((self._by_path, path), (self._by_name, name), (self._by_stem, stem)):
+            if key in table:
+                return table[key]  # None for a name of several lines
+        return None
+
+    def is_complete(self, archive: MeasuredArchive, needs_measurements: bool = True) -> bool:
+        """Return whether all clips of an archive have a description, here or beside them, and measurements here."""
+        stem = archive_stem(UPath(archive.archive))
+        for clip in archive.measured:
+            number = self.find(stem, clip.path)
+            entry = {} if number is None else self[number][1]
+            if own_description(entry) is None and (needs_measurements or clip.description is None):
+                return False
+            if needs_measurements and CONFIDENCE not in entry:
+                return False
+        return True
+
+    def __getitem__(self, number: int) -> tuple[bytes, MetadataEntry]:
+        line = self._lines[number]
+        return line.text, line.entry or {}
+
+    def without(self, used: set[int]) -> Iterator[bytes]:
+        """Yield the lines that belong to no clip, in order."""
+        return (line.text for number, line in enumerate(self._lines) if number not in used)
+
+
+def merge(existing: ExistingMetadata, archives: Iterable[MeasuredArchive], made_by: str, overwrite: bool) -> Merged:
+    """Return the lines of the metadata file after captioning.
+
+    Args:
+        existing: the file as it is.
+        archives: measurements, in the order of the archives.
+        made_by: what composes the descriptions, with versions, for `captioned_by`.
+        overwrite: whether to replace descriptions and measurements that are there already.
+    """
+    merged = Merged()
+    used: set[int] = set()
+    for archive in archives:
+        stem = archive_stem(UPath(archive.archive))
+        for clip in archive.measured:
+            number = existing.find(stem, clip.path)
+            text, entry = (b"", {}) if number is None else existing[number]
+            if number is not None:
+                used.add(number)
+            had = own_description(entry) or clip.description
+            if not clip.fields or (text and had and CONFIDENCE in entry and not overwrite):
+                merged.lines += [text] if text else []
+                merged.kept += 1
+                continue
+            new = _updated(archive.archive, clip, entry, made_by, overwrite)
+            merged.lines.append(json.dumps(new, ensure_ascii=False).encode("utf-8", "replace"))
+            if _DESCRIPTION not in new:
+                merged.missing += 1
+            elif had is None or (overwrite and CAPTIONED_BY in new):
+                merged.new += 1
+            else:
+                merged.kept += 1
+    merged.lines += existing.without(used)
+    return merged
+
+
+def _updated(
+    archive: str, clip: MeasuredClip, entry: Mapping[str, object], made_by: str, overwrite: bool
+) -> MetadataEntry:
+    """Return a clip's entry with the fields that it lacked, or with new ones."""
+    had = own_description(entry) or clip.description
+    own = {_ARCHIVE: archive, _PATH: clip.path}
+    kept = {name: value for name, value in entry.items() if not (overwrite and name in {*MEASURED, CAPTIONED_BY})}
+    new: MetadataEntry = {**own, _DESCRIPTION: had, **clip.fields} | kept | own
+    if (overwrite or had is None) and (composed := compose(new, f"{archive}/{clip.path}")):
+        new |= {_DESCRIPTION: composed, CAPTIONED_BY: made_by}
+    elif had is None:
+        del new[_DESCRIPTION]
+    else:
+        new[_DESCRIPTION] = had
+    return new
+
+
+def write(path: UPath, lines: Sequence[bytes]) -> None:
+    """Write the metadata file atomically."""
+    with storage.publish(path) as local:
+        local.write_bytes(b"".join(line + b"\n" for line in lines))

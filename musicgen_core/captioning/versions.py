@@ -1,0 +1,14 @@
+"""The programs that measure clips and compose captions, with their versions."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+MEASURING = 1
+"""Version of the measurements: increase it when the same clip would be measured differently"""
+
+
+def measured_by() -> str:
+    """Return what measures the clips, for keys of persisted results and `captioned_by`."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("musicnn", "silero-vad"))
+    return f"musicgen-flows {version('musicgen-flows')} (measurements {MEASURING}, {packages})"

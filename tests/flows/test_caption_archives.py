@@ -1,0 +1,88 @@
+"""The flow `caption-archives` with a real Prefect server: archives without descriptions get a metadata.jsonl."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.schemas.objects import State
+
+from flows import caption_archives as flow_module
+from flows.caption_archives import caption_archives
+from flows.tokenize_archives import tokenize_archives
+from musicgen_core.data.shards import read_rows
+from tasks.captioning import CaptionResult
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture
+def archives(demo_archives: Path, tmp_path: Path) -> Path:
+    """Two archives of 8 clips each, and a broken clip, without metadata."""
+    copied = Path(shutil.copytree(demo_archives, tmp_path / "archives"))
+    (copied / "metadata.jsonl").unlink()
+    return copied
+
+
+def run(archives: Path, **parameters: Any) -> State[Any]:
+    return caption_archives(archives=str(archives), device="cpu", return_state=True, **parameters)
+
+
+def entries_in(archives: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (archives / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_captions_are_written_corrected_kept_and_tokenized(
+    archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result: CaptionResult = run(archives).result()
+    assert (result.archives, result.new, result.kept + result.missing) == (2, 16 - result.missing, result.missing)
+    assert len(result.rejected) == 1 and "audio/broken.wav" in result.rejected[0]
+    entries = entries_in(archives)
+    assert len(entries) == 16 and [entry["archive"] for entry in entries] == [
+        *["archive_batch_0001.zip"] * 8,
+        *["archive_batch_0002.zip"] * 8,
+    ]
+    assert all(entry["loudness"] is not None and "speech" in entry["confidence"] for entry in entries)
+
+    lines = (archives / "metadata.jsonl").read_text().splitlines()
+    corrected = json.dumps(entries[3] | {"description": "corrected by hand", "tags": ["piano"]})
+    (archives / "metadata.jsonl").write_text("\n".join([*lines[:3], corrected, *lines[4:]]) + "\n")
+    assert run(archives).is_completed()
+    assert (archives / "metadata.jsonl").read_text().splitlines() == [*lines[:3], corrected, *lines[4:]]
+
+    tokens = tmp_path / "tokens"
+    state: Any = tokenize_archives(
+        archives=str(archives), tokens=str(tokens), model="debug", device="cpu", return_state=True
+    )
+    assert state.is_completed()
+    rows = list(read_rows(tokens / "archive_batch_0001.parquet"))
+    assert rows[3].description == "corrected by hand" and rows[3].fields["instrument"] == "piano"
+    assert [row.description for row in rows[:3]] == [entry.get("description") for entry in entries[:3]]
+
+
+def test_archives_that_fail_are_named_and_the_others_captioned(archives: Path) -> None:
+    whole = (archives / "archive_batch_0002.zip").read_bytes()
+    (archives / "archive_batch_0002.zip").write_bytes(whole[: len(whole) // 2])
+    failed = run(archives)
+    assert failed.is_failed()
+    assert f"1 of 2 archives failed: {archives}/archive_batch_0002.zip can't be read" in str(failed.message)
+    assert len(entries_in(archives)) == 8
+    (archives / "archive_batch_0002.zip").write_bytes(whole)
+    assert run(archives).is_completed()
+    assert len(entries_in(archives)) == 16
+
+
+def test_with_only_missing_no_archive_is_measured_whose_clips_are_described(
+    demo_archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = Path(shutil.copytree(demo_archives, tmp_path / "archives"))
+    before = (copied / "metadata.jsonl").read_bytes()
+    (copied / "archive_batch_0002.zip").unlink()  # it holds the broken clip, which has no description
+    monkeypatch.setattr(flow_module, "load_measurer", lambda device: pytest.fail("it was measured"))
+    result: CaptionResult = run(copied, only_missing=True).result()
+    assert (result.new, result.kept) == (0, 8)
+    assert (copied / "metadata.jsonl").read_bytes() == before
