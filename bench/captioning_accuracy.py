@@ -15,16 +15,16 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bench.captioning_clips import Known, synthesized, varied
-from musicgen_core.captioning.key import measure_key
+from musicgen_core.captioning.key import Key, measure_key
 from musicgen_core.captioning.levels import clipped_share, integrated_loudness, silent_share
 from musicgen_core.captioning.speech import RATE as SPEECH_RATE
 from musicgen_core.captioning.speech import load_vad, measure_speech
@@ -33,6 +33,7 @@ from musicgen_core.codes import SAMPLE_RATE
 
 CUT_SECONDS = 7
 TOLERANCE = 0.04
+CONFIDENCES = (0.0, 0.25, 0.5, 0.75, 1.0, 2.0)
 
 
 def make_clips(folder: Path, seed: int, count: int, seconds: float) -> None:
@@ -46,17 +47,36 @@ def make_clips(folder: Path, seed: int, count: int, seconds: float) -> None:
 def measure(folder: Path, device: str) -> None:
     print("| clips | tempo within 4 % | twice or half | no tempo | right key | cut: right key | relative | no key |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    by_confidence: dict[str, list[str]] = {}
     for name in ("synthesized", "varied"):
         audio = torch.from_numpy(np.load(folder / f"{name}.npy")).to(device)
         known = [Known(**each) for each in json.loads((folder / f"{name}.json").read_text())]
         tempos = measure_tempo(audio).bpm.tolist()
-        keys, cut_keys = _keys(audio), _keys(audio[:, CUT_SECONDS * SAMPLE_RATE :])
+        whole, cut = measure_key(audio), measure_key(audio[:, CUT_SECONDS * SAMPLE_RATE :])
+        keys, cut_keys = _keys(whole), _keys(cut)
         print(f"| {name} | {tempo_row(tempos, known)} | {key_row(keys, cut_keys, known)} |")
+        by_confidence[name] = list(confidence_rows(whole, cut, known))
         theirs = folder / f"{name}_librosa.json"
         if theirs.exists():
-            found = json.loads(theirs.read_text())
-            keys, cut_keys = ([(root, mode) for root, mode in found[each]] for each in ("keys", "cut_keys"))
-            print(f"| {name}, librosa | {tempo_row(found['tempos'], known)} | {key_row(keys, cut_keys, known)} |")
+            librosa = json.loads(theirs.read_text())
+            keys, cut_keys = ([(root, mode) for root, mode in librosa[each]] for each in ("keys", "cut_keys"))
+            print(f"| {name}, librosa | {tempo_row(librosa['tempos'], known)} | {key_row(keys, cut_keys, known)} |")
+    for name, rows in by_confidence.items():
+        print(f"\n| {name}: confidence of the key | right | cut: right |\n| --- | ---: | ---: |", *rows, sep="\n")
+
+
+def confidence_rows(keys: Key, cut_keys: Key, known: Sequence[Known]) -> Iterator[str]:
+    """Yield for each range of the key's confidence how many pitched clips have it and how many of these are right."""
+    truth = [(of.root, of.mode == "minor") for of in known]
+    for low, high in pairwise(CONFIDENCES):
+        cells = []
+        for found in (keys, cut_keys):
+            values = zip(found.root.tolist(), found.minor.tolist(), found.confidence.tolist(), truth, strict=True)
+            right = [
+                (root, minor) == of for root, minor, sure, of in values if of[0] is not None and low <= sure < high
+            ]
+            cells.append(f"{sum(right)} of {len(right)}")
+        yield f"| {low:g} to {min(high, 1):g} | {' | '.join(cells)} |"
 
 
 def tempo_row(tempos: Sequence[float], known: Sequence[Known]) -> str:
@@ -85,8 +105,7 @@ def _relative(known: Known) -> tuple[int, str]:
     return (known.root + (9 if major else 3)) % 12, "minor" if major else "major"
 
 
-def _keys(audio: Tensor) -> Keys:
-    found = measure_key(audio)
+def _keys(found: Key) -> Keys:
     modes = ("minor" if minor else "major" for minor in found.minor.tolist())
     return list(zip(found.root.tolist(), modes, strict=True))
 
