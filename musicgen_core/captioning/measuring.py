@@ -36,8 +36,8 @@ CLIPS_IN_WINDOW = 1024
 LENGTH_SECONDS = 0.5
 """Clips are measured up to a multiple of this length, so that lengths which hardly differ are equal"""
 
-KEY_CONFIDENCE = 0.1
-"""Below this confidence a clip has no key: several fit as well"""
+KEY_CONFIDENCE = 0.5
+"""Below this confidence a clip has no key: half of those keys are wrong, mostly the relative one (bench/RESULTS.md)"""
 MAJOR = ("C", "Db", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 MINOR = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "G#", "A", "Bb", "B")
 """Names of the keys with the fewest accidentals, by pitch class of the tonic"""
