@@ -126,7 +126,7 @@ def reason_alone(archive: str, reason: str) -> str:
 
 
 @dataclass(frozen=True)
-class Activity:
+class ArchiveJob:
     """What is done with the archives.
 
     Attributes:
@@ -140,8 +140,8 @@ class Activity:
     table: str
 
 
-TOKENIZING = Activity("tokenize", "Tokenizing", "tokenized-archives")
-CAPTIONING = Activity("caption", "Captioning", "captioned-archives")
+TOKENIZING = ArchiveJob("tokenize", "Tokenizing", "tokenized-archives")
+CAPTIONING = ArchiveJob("caption", "Captioning", "captioned-archives")
 AXIS = "tokenize/clips"
 SHOW_EVERY_SECONDS = 10.0
 SAY_EVERY_SECONDS = 0.25
@@ -175,7 +175,7 @@ class ArchivesLog:
     """Collects progress and results of the archives' tasks, and shows them every few seconds. Thread-safe.
 
     Args:
-        activity: what the tasks do.
+        job: what the tasks do.
         run: the WandB run, if any.
         stems: stems of the archives.
         say: listener that receives an `Update` on all archives, a few times a second.
@@ -183,9 +183,9 @@ class ArchivesLog:
     """
 
     def __init__(
-        self, activity: Activity, run: Wandb | None, stems: Sequence[str], say: Listener, artifacts: Artifacts
+        self, job: ArchiveJob, run: Wandb | None, stems: Sequence[str], say: Listener, artifacts: Artifacts
     ) -> None:
-        self._activity = activity
+        self._job = job
         self._run = run
         self._say = say
         self._artifacts = artifacts
@@ -239,9 +239,9 @@ class ArchivesLog:
         with self._lock:
             whole = figures(self._lines.values(), self._started, now)
             rows = table(self._lines, whole, now)
-        self._artifacts.progress(self._activity.title.lower(), summary.done, summary.total or 0, text)
+        self._artifacts.progress(self._job.title.lower(), summary.done, summary.total or 0, text)
         link = markdown_link("WandB run", self._run.url) if self._run and self._run.url else ""
-        self._artifacts.table(self._activity.table, rows, f"{text} · {local_now()}", link)
+        self._artifacts.table(self._job.table, rows, f"{text} · {local_now()}", link)
         if self._run:
             self._run.log(wandb_row(whole))
 
@@ -259,8 +259,8 @@ class ArchivesLog:
         text = joined(parts)
         ended, archives = whole.archives_done + whole.archives_failed, len(self._lines)
         left = f", {duration(whole.eta_seconds)} left" if whole.eta_seconds else ""
-        line = f"{self._activity.title}: {ended} of {counted(archives, 'archive')}, {text}{left}"
-        return Update(self._activity.stage, "", ended, archives, text), line
+        line = f"{self._job.title}: {ended} of {counted(archives, 'archive')}, {text}{left}"
+        return Update(self._job.stage, "", ended, archives, text), line
 
     @property
     def failed(self) -> bool:
@@ -281,10 +281,10 @@ def wandb_row(whole: Figures) -> dict[str, float]:
 
 
 @contextmanager
-def log_archives(activity: Activity, stems: Sequence[str], run: Wandb | None = None) -> Iterator[ArchivesLog]:
+def log_archives(job: ArchiveJob, stems: Sequence[str], run: Wandb | None = None) -> Iterator[ArchivesLog]:
     """Yield the log that receives all updates of the block."""
     with artifacts_of_run() as artifacts:
-        log = ArchivesLog(activity, run, stems, listener(), artifacts)
+        log = ArchivesLog(job, run, stems, listener(), artifacts)
         with listening(log.hear):
             try:
                 yield log
