@@ -103,6 +103,7 @@ def caption_archives(given: CaptionParameters) -> State[CaptionResult]:
     announce(message("writing the captions"))
     by_name = {each.archive: each for each in [*complete, *measured]}
     in_order = [by_name[archive.name] for archive in limits if archive.name in by_name]
+    existing = ExistingMetadata(storage.as_path(target))  # again: it may have been corrected in the meantime
     merged = merge(existing, in_order, measured_by(), given.overwrite)
     if measured:
         write(storage.as_path(target), merged.lines)

@@ -64,6 +64,21 @@ def test_captions_are_written_corrected_kept_and_tokenized(
     assert [row.description for row in rows[:3]] == [entry.get("description") for entry in entries[:3]]
 
 
+def test_corrections_that_are_made_during_a_run_are_kept(archives: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = flow_module.run_on_archives
+
+    def corrected_meanwhile(*given: Any) -> Any:
+        measured = measure(*given)
+        line = json.dumps({"path": "audio/theremin_01_000.wav", "description": "written meanwhile"})
+        (archives / "metadata.jsonl").write_text(line + "\n")
+        return measured
+
+    monkeypatch.setattr(flow_module, "run_on_archives", corrected_meanwhile)
+    assert run(archives).is_completed()
+    described = {entry["path"]: entry.get("description") for entry in entries_in(archives)}
+    assert len(described) == 16 and described["audio/theremin_01_000.wav"] == "written meanwhile"
+
+
 def test_archives_that_fail_are_named_and_the_others_captioned(archives: Path) -> None:
     whole = (archives / "archive_batch_0002.zip").read_bytes()
     (archives / "archive_batch_0002.zip").write_bytes(whole[: len(whole) // 2])
