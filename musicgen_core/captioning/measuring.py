@@ -35,6 +35,8 @@ WINDOW_SECONDS = {"cpu": 480, "cuda": 7680}
 CLIPS_IN_WINDOW = 1024
 LENGTH_SECONDS = 0.5
 """Clips are measured up to a multiple of this length, so that lengths which hardly differ are equal"""
+MOST_SECONDS = 600.0
+"""Of longer clips the beginning is measured: a spectrogram of hours wouldn't fit the memory"""
 
 KEY_CONFIDENCE = 0.5
 """Below this confidence a clip has no key: half of those keys are wrong, mostly the relative one (bench/RESULTS.md)"""
@@ -148,8 +150,8 @@ class Measurer:
 
 
 def _used_samples(clip: DecodedClip) -> int:
-    step = round(LENGTH_SECONDS * clip.rate)
-    return len(clip.samples) // step * step or len(clip.samples)
+    step, samples = round(LENGTH_SECONDS * clip.rate), min(len(clip.samples), round(MOST_SECONDS * clip.rate))
+    return samples // step * step or samples
 
 
 def _fields(measured: dict[str, float], tags: Sequence[Tag]) -> Fields:
