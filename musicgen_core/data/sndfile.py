@@ -11,6 +11,7 @@ import soundfile
 
 from musicgen_core.data.members import scratch
 from musicgen_core.data.mix_down import Mono, check_size, mix_down
+from musicgen_core.data.truncation import check_aiff, check_ogg
 from musicgen_core.data.wav import WavHeader, breaks_off, id3_bytes, joined_files, read_wav_header
 from musicgen_core.errors import ClipRejected
 from musicgen_core.language import message
@@ -112,6 +113,8 @@ def _open_plain_copy(descriptor: int, header: WavHeader) -> soundfile.SoundFile:
 
 
 def _check_complete(sound: soundfile.SoundFile, decoded: int) -> None:
+    if sound.format == "OGG":  # libsndfile takes the length from the last page that it finds
+        check_ogg(sound.name)
     head = os.pread(sound.name, 1024, id3_bytes(sound.name))
     if sound.format == "MP3" and not (b"Xing" in head or b"Info" in head):  # the tag of encoders declares the length
         # libsndfile estimates the length from the bitrate of the first frame, and reads no further.
@@ -124,6 +127,8 @@ def _check_complete(sound: soundfile.SoundFile, decoded: int) -> None:
             )
     elif decoded < sound.frames:
         raise breaks_off(sound.frames, decoded)
+    elif sound.format == "AIFF":
+        check_aiff(sound.name, decoded)
 
 
 def check_single(descriptor: int, sound_format: str, seconds: float) -> None:

@@ -135,7 +135,7 @@ def read_wav_header(descriptor: int) -> WavHeader | None:
     if byte_order is None or head[8:] != b"WAVE":
         return None
     fmt = data = next_wav = None
-    for name, start, length in _chunks(descriptor, byte_order, begin + 12, size):
+    for name, start, length in chunks(descriptor, byte_order, begin + 12, size):
         if name == b"fmt " and fmt is None:
             fmt = os.pread(descriptor, min(length, _MAX_FMT_BYTES), start)
         elif name == b"data" and data is None:
@@ -180,8 +180,15 @@ def id3_bytes(descriptor: int) -> int:
     return 10 + sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
 
 
-def _chunks(descriptor: int, byte_order: str, position: int, size: int) -> Iterator[tuple[bytes, int, int]]:
-    """Yield name, start and length of each chunk, with lengths from a ds64 chunk where given."""
+def chunks(descriptor: int, byte_order: str, position: int, size: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield name, start and length of each chunk, with lengths from a ds64 chunk where given.
+
+    Args:
+        descriptor: descriptor of the file, which is read at absolute offsets.
+        byte_order: `<` or `>`, as in `struct`.
+        position: offset of the first chunk.
+        size: size of the file.
+    """
     long_length: int | None = None
     for _ in range(_MAX_CHUNKS):
         if position + 8 > size:
@@ -208,7 +215,7 @@ def _is_sentinel(length: int, head: bytes) -> bool:
 
 def _are_chunks(descriptor: int, byte_order: str, position: int, size: int) -> bool:
     """Return whether the rest of a file is complete chunks or nothing, and not audio."""
-    for name, start, length in _chunks(descriptor, byte_order, position, size):
+    for name, start, length in chunks(descriptor, byte_order, position, size):
         if not all(0x20 <= byte < 0x7F for byte in name):
             return False
         position = start + length
