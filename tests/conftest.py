@@ -140,6 +140,14 @@ def demo_archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def clap_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a toy CLAP with random weights. Read-only."""
+    from tests.toy_clap import make_clap
+
+    return make_clap(tmp_path_factory.mktemp("clap"))
+
+
+@pytest.fixture(scope="session")
 def demo_tokens(demo_archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the demo archives' shards, for the debug model. Read-only."""
     from musicgen_core.codec import Codec

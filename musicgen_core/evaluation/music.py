@@ -20,12 +20,13 @@ from musicgen_core.config import SamplingSettings
 from musicgen_core.data.dataset import Clips
 from musicgen_core.devices import release_memory
 from musicgen_core.errors import ConfigError
-from musicgen_core.evaluation.clap import Clap, clap_score, frechet_distance
+from musicgen_core.evaluation.clap import clap_score, frechet_distance
 from musicgen_core.evaluation.request import EvaluateRequest, MusicScores
 from musicgen_core.generation.loudness import normalize
 from musicgen_core.generation.render import OnProgress, render
 from musicgen_core.generation.request import Prompt, RenderRequest
 from musicgen_core.language import message
+from musicgen_core.model.clap import Clap
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.run_layout import PROMPTS, RunLayout, parse_sample_name, sample_name
 

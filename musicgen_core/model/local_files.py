@@ -8,6 +8,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from musicgen_core.errors import ModelError
 from musicgen_core.language import message
 from musicgen_core.model import hub
 from musicgen_core.stages import announce
@@ -42,6 +43,30 @@ def codec_here(model: str) -> str | None:
 def codec_checksum(path: Path) -> str:
     """Return the identity of a codec in a single file."""
     return f"sha256:{file_sha256(path)[:16]}"
+
+
+def find_clap(source: str, option: str) -> Path:
+    """Return the directory of CLAP weights, which are downloaded if `source` is a Hugging Face id.
+
+    Args:
+        option: the option that gave the source, for the advice of an error.
+
+    Raises:
+        ModelError: the weights are missing and can't be downloaded.
+    """
+    directory = Path(source).expanduser()
+    if directory.is_dir():
+        return directory
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise ModelError(
+            message("there is no directory {source} of CLAP weights", source=source),
+            message(
+                "Give {option} a directory with a ClapModel and its processor, or an id such as "
+                "laion/larger_clap_music",
+                option=option,
+            ),
+        )
+    return hub.fetch(source, hub.CLAP)
 
 
 def file_sha256(path: Path) -> str:

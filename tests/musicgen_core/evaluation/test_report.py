@@ -19,13 +19,13 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.config import SamplingSettings
 from musicgen_core.evaluation import evaluate as module
-from musicgen_core.evaluation.clap import Clap
 from musicgen_core.evaluation.music import Pair, music_scores
 from musicgen_core.evaluation.report import REPORT, write_report
 from musicgen_core.evaluation.request import Evaluation
 from musicgen_core.generation.render import render
 from musicgen_core.generation.request import Prompt, RenderRequest
 from musicgen_core.language import translated
+from musicgen_core.model.clap import Clap
 from musicgen_core.model.weights import BaseModel
 from tests.fixture_types import Evaluate
 
