@@ -1,7 +1,7 @@
 """Merge measurements into `metadata.jsonl`: one line per clip, in the order of archives and clips.
 
 A line with a description and measurements is kept as it is, byte for byte. What a person wrote or corrected is never
-replaced, unless all captions are to be made anew; measured fields are added where they are missing, and a missing
+replaced, unless all captions are to be regenerated; measured fields are added where they are missing, and a missing
 description is composed from the fields as they are then. Lines that belong to no clip of these archives, such as those
 of an archive that failed, follow at the end in their order.
 """

@@ -336,11 +336,7 @@ def column_of(table: pa.Table | pa.RecordBatch, name: str) -> pa.Array | pa.Chun
 
 
 def parse_fields(text: str | None) -> dict[str, str]:
-    """Return the fields of a clip from the column `fields`.
-
-    Raises:
-        ValueError: the text isn't a JSON object of texts.
-    """
+    """Return the fields in a value of the column `fields`. Raises ValueError if it isn't a JSON object of texts."""
     fields = json.loads(text) if text else {}
     if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
         raise ValueError(f"the fields of a clip are {shorten(str(text))}, not a JSON object of texts")
