@@ -134,9 +134,7 @@ class OptimizerSettings(Settings):
         le=10**6,
         description=f"Micro-batches in one step of learning; by default the step sees {EFFECTIVE_BATCH} clips in all",
     )
-    warmup_steps: int = Field(
-        0, ge=0, le=LARGEST_COUNT, description="Steps over which the learning rate rises from 0 at first"
-    )
+    warmup_steps: int = Field(0, ge=0, le=LARGEST_COUNT, description="Steps in which the learning rate rises from 0")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="Learning rate after that: constant, or falling to 0 at the last step"
     )
@@ -164,10 +162,7 @@ class ValidationSettings(Settings):
         "or more at least 8, unless it is 0",
     )
     validate_every_steps: int | None = Field(
-        None,
-        ge=1,
-        le=LARGEST_COUNT,
-        description="Steps between tests within an epoch; by default only at its end",
+        None, ge=1, le=LARGEST_COUNT, description="Steps between tests within an epoch; by default only at its end"
     )
     early_stopping: int | None = Field(
         None,
@@ -211,19 +206,9 @@ class DataSettings(Settings):
         le=1,
         description="Share of the words left out of the other descriptions; by default the model's own",
     )
-    merge_text_p: float = Field(
-        0.25,
-        ge=0,
-        le=1,
-        description="Share of the descriptions that get fields of the metadata added, such as genre and bpm; which "
-        "ones changes from epoch to epoch",
-    )
-    drop_desc_p: float = Field(
-        0.5, ge=0, le=1, description="Share of these in which the fields stand alone, without the description"
-    )
-    drop_other_p: float = Field(
-        0.5, ge=0, le=1, description="Share of the fields that are left out where they are added"
-    )
+    merge_text_p: float = Field(0.25, ge=0, le=1, description="Share of texts with fields added, such as genre and bpm")
+    drop_desc_p: float = Field(0.5, ge=0, le=1, description="Share of these texts without the description itself")
+    drop_other_p: float = Field(0.5, ge=0, le=1, description="Share of the fields left out of these texts")
     prior_preservation: float = Field(
         0.0,
         ge=0,
