@@ -25,6 +25,8 @@ from flows.parameters import CaptionParameters, archives_at_a_time
 from flows.runners import task_runner as make_task_runner
 from musicgen_core import storage
 from musicgen_core.captioning.metadata import ExistingMetadata, MeasuredArchive, MeasuredClip, Merged, merge, write
+from musicgen_core.captioning.tagger_settings import TaggerSettings
+from musicgen_core.captioning.taggers import find_tagger
 from musicgen_core.captioning.versions import measured_by
 from musicgen_core.config import ReadingSettings
 from musicgen_core.data.archive import archive_stem, choose_archives, open_archive
@@ -65,6 +67,7 @@ def caption_archives(given: CaptionParameters) -> State[CaptionResult]:
     location = absolute(location_of(given.archives, "musicgen_archives"))
     found, left_out = choose_archives(location)
     warn_in_terminal(left_out)
+    tagger = find_tagger(collect(TaggerSettings, given))
     target = _target(given.metadata, found[0])
     runner = make_task_runner(
         given.workers.task_runner,
@@ -81,6 +84,7 @@ def caption_archives(given: CaptionParameters) -> State[CaptionResult]:
             "archive": str(archive),
             "stem": archive_stem(archive),
             "reading": reading,
+            "tagger": tagger,
             "device": device,
             "limit": limits[archive],
             "flow_run": this_run(),
@@ -95,7 +99,7 @@ def caption_archives(given: CaptionParameters) -> State[CaptionResult]:
     failed: dict[str, str] = {}
     if work:
         if given.workers.task_runner == "threads":  # a cluster's workers have their own GPUs
-            load_measurer(device)
+            load_measurer(device, tagger)
         with runner, log_archives(CAPTIONING, [entry["stem"] for entry in work]) as log:
             announce(message("measuring the clips"))
             measured, failed = run_on_archives(measure_clips, work, runner, log)
@@ -104,7 +108,7 @@ def caption_archives(given: CaptionParameters) -> State[CaptionResult]:
     by_name = {each.archive: each for each in [*complete, *measured]}
     in_order = [by_name[archive.name] for archive in limits if archive.name in by_name]
     existing = ExistingMetadata(storage.as_path(target))  # again: it may have been corrected in the meantime
-    merged = merge(existing, in_order, measured_by(), given.overwrite)
+    merged = merge(existing, in_order, measured_by(tagger.name), given.overwrite)
     if measured:
         write(storage.as_path(target), merged.lines)
     result = _result(target, len(limits) - len(failed), merged, measured, failed, left_out)

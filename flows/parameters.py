@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
+from musicgen_core.captioning.tagger_settings import TaggerSettings
 from musicgen_core.config import (
     DEFAULT_MODEL,
     AdapterSettings,
@@ -292,6 +293,7 @@ class CaptionParameters(Settings):
     limit: Limit = 0
     overwrite: Overwrite = False
     only_missing: OnlyMissing = False
+    tags: TaggerSettings = TaggerSettings()
     reading: ReadingSettings = ReadingSettings()
     workers: Workers = Workers()
 

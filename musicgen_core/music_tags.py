@@ -6,6 +6,7 @@ mapped to a name that captions use, or dropped.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -128,7 +129,8 @@ class Tag:
 
     Attributes:
         name: the canonical name.
-        probability: the highest that either network gives for one of its names.
+        probability: the highest that either network of musicnn gives for one of its names, or that of a CLAP model
+            among the category's labels.
     """
 
     category: Category
@@ -155,7 +157,15 @@ def _chosen(category: Category, mtt: list[float], msd: list[float]) -> list[Tag]
         for name, values in ((name, _values(raw, mtt, msd)) for name, raw in VOCABULARY[category].items())
         if any(probability >= threshold for probability, threshold in values)
     ]
-    found.sort(key=lambda tag: -tag.probability)
+    return without_contradictions(category, found)
+
+
+def without_contradictions(category: Category, tags: Iterable[Tag]) -> list[Tag]:
+    """Return the tags of a category, the most probable first, without those that contradict others.
+
+    These are genres far below the first (`GENRE_SHARE`), vocals below `no vocals`, and `no vocals` below vocals.
+    """
+    found = sorted(tags, key=lambda tag: -tag.probability)
     if category == "genre":
         return [tag for tag in found if tag.probability >= GENRE_SHARE * found[0].probability]
     if found and found[0].name == NO_VOCALS:

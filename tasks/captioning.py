@@ -21,6 +21,7 @@ from tasks.archive_tasks import archive_task, is_stopped, log_result, progress_o
 if TYPE_CHECKING:
     from musicgen_core.captioning.measuring import Measurer
     from musicgen_core.captioning.metadata import MeasuredArchive
+    from musicgen_core.captioning.taggers import ChosenTagger
 
 _lock = threading.Lock()
 
@@ -58,7 +59,13 @@ def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | Non
     except (MusicgenError, OSError):
         return None  # the task itself meets the same error, and reports it
     reading: ReadingSettings = parameters["reading"]
-    parts = [digest, reading.model_dump_json(), parameters["limit"], parameters["stem"], measured_by()]
+    parts = [
+        digest,
+        reading.model_dump_json(),
+        parameters["limit"],
+        parameters["stem"],
+        measured_by(parameters["tagger"].name),
+    ]
     return f"caption-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
 
 
@@ -67,6 +74,7 @@ def measure_clips(
     archive: str,
     stem: str,
     reading: ReadingSettings,
+    tagger: ChosenTagger,
     device: str = "auto",
     limit: int | None = None,
     flow_run: str = "",
@@ -76,7 +84,7 @@ def measure_clips(
 
     result = measure_archive(
         archive=storage.as_path(archive),
-        measurer=load_measurer(device),
+        measurer=load_measurer(device, tagger),
         settings=collect(TokenizeSettings, reading),
         limit=limit,
         on_clip=progress_of(stem),
@@ -86,7 +94,7 @@ def measure_clips(
     return result
 
 
-def load_measurer(device: str) -> Measurer:
+def load_measurer(device: str, tagger: ChosenTagger) -> Measurer:
     """Return the measurer that all tasks of this process share.
 
     Raises:
@@ -95,12 +103,14 @@ def load_measurer(device: str) -> Measurer:
     """
     announce_torch()
     with _lock:  # tasks start concurrently
-        return _load(device)
+        return _load(device, tagger)
 
 
 @lru_cache(maxsize=1)
-def _load(device: str) -> Measurer:
+def _load(device: str, tagger: ChosenTagger) -> Measurer:
+    from musicgen_core.captioning.clap import ClapTagger
     from musicgen_core.captioning.measuring import Measurer
     from musicgen_core.devices import pick_device
 
-    return Measurer(pick_device(device))
+    chosen = pick_device(device)
+    return Measurer(chosen, ClapTagger(tagger, chosen) if tagger.clap else None)

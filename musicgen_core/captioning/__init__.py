@@ -4,7 +4,9 @@ All functions take batches of clips of equal length on any device, mono, [B, sam
 
 musicnn                music taggers: the networks, in batches
 tensorflow_checkpoint  their weights, read without TensorFlow
-tags                   the taggers' tags as one vocabulary of genres, instruments, moods and vocals
+clap                   tagger for any labels, by a CLAP model
+labels                 its labels
+taggers                the tagger that settings choose, and what identifies it
 tempo                  beats a minute, and whether they are steady
 key                    root and mode
 levels                 loudness, silence, clipping

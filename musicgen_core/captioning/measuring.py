@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torchaudio.functional import resample as resample_tensor
 
+from musicgen_core.captioning import musicnn, taggers
 from musicgen_core.captioning.key import measure_key
 from musicgen_core.captioning.levels import clipped_share, integrated_loudness, silent_share
-from musicgen_core.captioning.musicnn import Musicnn
 from musicgen_core.captioning.speech import load_vad, measure_speech
 from musicgen_core.captioning.tempo import measure_tempo
 from musicgen_core.codec import resampler_of
@@ -22,11 +22,11 @@ from musicgen_core.data.audio import DecodedClip, resample
 from musicgen_core.data.caption_fields import CONFIDENCE, TAGS
 from musicgen_core.data.mix_down import AudioArray
 from musicgen_core.errors import ClipRejected
-from musicgen_core.music_tags import Tag, choose_tags
+from musicgen_core.music_tags import CATEGORIES, VOCABULARY, Tag, choose_tags
 from musicgen_core.music_theory import PITCH_CLASSES
 
 K = TypeVar("K")
-TAGGER_RATE = 16_000
+SPEECH_RATE = 16_000
 
 BATCH_SECONDS = {"cpu": 240, "cuda": 1920}
 """Maximum audio in a batch"""
@@ -52,18 +52,22 @@ class Tagger(Protocol):
 
     name: str
     """Program and version, for `captioned_by`"""
+    rate: int
+    """Samples a second of the audio that it takes"""
 
     def tag(self, audio: Tensor) -> list[list[Tag]]:
-        """Return the tags of each clip of mono audio at 16 kHz, [B, samples]."""
+        """Return the tags of each clip of mono audio at `rate`, [B, samples]."""
         ...
 
 
 class MusicnnTagger:
     """The default tagger, whose weights are installed with the project."""
 
+    rate = musicnn.SAMPLE_RATE
+
     def __init__(self, device: torch.device) -> None:
-        self._networks = Musicnn(device)
-        self.name = f"musicnn {version('musicnn')}"
+        self._networks = musicnn.Musicnn(device)
+        self.name = taggers.musicnn().name
 
     def tag(self, audio: Tensor) -> list[list[Tag]]:
         return choose_tags(self._networks.predict(audio))
@@ -127,7 +131,8 @@ class Measurer:
             audio = resampler(own)
         else:
             audio = torch.stack([torch.from_numpy(resample(clip, rate)) for clip in clips]).to(self.device)
-        low = resample_tensor(audio, SAMPLE_RATE, TAGGER_RATE)
+        low = resample_tensor(audio, SAMPLE_RATE, SPEECH_RATE)
+        heard = low if self.tagger.rate == SPEECH_RATE else resample_tensor(audio, SAMPLE_RATE, self.tagger.rate)
         tempo, key, speech = measure_tempo(audio), measure_key(audio), measure_speech(self._vad, low)
         values = {
             "tempo": tempo.bpm,
@@ -145,8 +150,16 @@ class Measurer:
         table = torch.stack([value.double() for value in values.values()], dim=1).tolist()
         return [
             _fields(dict(zip(values, row, strict=True)), tags)
-            for row, tags in zip(table, self.tagger.tag(low), strict=True)
+            for row, tags in zip(table, self.tagger.tag(heard), strict=True)
         ]
+
+
+def _own_categories(tags: Sequence[Tag]) -> dict[str, list[str]]:
+    """Return the tags by category, of those categories that have a tag which the vocabulary hasn't in them."""
+    own = {tag.category for tag in tags if CATEGORIES.get(tag.name.lower()) != tag.category}
+    return {
+        category: [tag.name for tag in tags if tag.category == category] for category in VOCABULARY if category in own
+    }
 
 
 def _used_samples(clip: DecodedClip) -> int:
@@ -163,6 +176,7 @@ def _fields(measured: dict[str, float], tags: Sequence[Tag]) -> Fields:
     ordered = sorted(tags, key=lambda tag: -tag.probability)
     return {
         TAGS: [tag.name for tag in ordered],
+        **_own_categories(ordered),
         "tempo": round(measured["tempo"], 1) if has_tempo else None,
         "tempo_steady": bool(measured["steady"]),
         "key": f"{(MINOR if is_minor else MAJOR)[root % PITCH_CLASSES]} {mode}" if has_key else None,

@@ -17,9 +17,18 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.captioning.sentences import compose
 from musicgen_core.data.archive import archive_stem
-from musicgen_core.data.caption_fields import CAPTIONED_BY, CONFIDENCE, MEASURED, MetadataEntry, own_description
+from musicgen_core.data.caption_fields import (
+    CAPTIONED_BY,
+    CONFIDENCE,
+    MEASURED,
+    TAGS,
+    MetadataEntry,
+    own_description,
+    texts_of,
+)
 from musicgen_core.data.captions import keys, named_archive, read_lines
 from musicgen_core.data.shards import Rejected
+from musicgen_core.music_tags import VOCABULARY
 
 _ARCHIVE, _PATH, _DESCRIPTION = "archive", "path", "description"
 
@@ -166,8 +175,10 @@ def _updated(
     """Return a clip's entry with the fields that it lacked, or with new ones."""
     had = own_description(entry) or clip.description
     own = {_ARCHIVE: archive, _PATH: clip.path}
-    kept = {name: value for name, value in entry.items() if not (overwrite and name in {*MEASURED, CAPTIONED_BY})}
-    new: MetadataEntry = {**own, _DESCRIPTION: had, **clip.fields} | kept | own
+    replaced = {*MEASURED, CAPTIONED_BY, *_taggers_categories(entry)} if overwrite else set()
+    kept = {name: value for name, value in entry.items() if name not in replaced}
+    measured = {name: value for name, value in clip.fields.items() if not (name in VOCABULARY and TAGS in kept)}
+    new: MetadataEntry = {**own, _DESCRIPTION: had, **measured} | kept | own
     if (overwrite or had is None) and (composed := compose(new, f"{archive}/{clip.path}")):
         new |= {_DESCRIPTION: composed, CAPTIONED_BY: made_by}
     elif had is None:
@@ -175,6 +186,14 @@ def _updated(
     else:
         new[_DESCRIPTION] = had
     return new
+
+
+def _taggers_categories(entry: Mapping[str, object]) -> set[str]:
+    """Return those of `genre`, `instruments`, `mood` and `vocals` that a tagger wrote: with none but its own tags."""
+    confidence = entry.get(CONFIDENCE)
+    tags = confidence.get(TAGS) if isinstance(confidence, Mapping) else None
+    known = set(tags) if isinstance(tags, Mapping) else set()
+    return {name for name in VOCABULARY if name in entry and known.issuperset(texts_of(entry[name]))}
 
 
 def write(path: UPath, lines: Sequence[bytes]) -> None:

@@ -15,7 +15,7 @@ Captioning writes them, people may correct them or write their own, and training
     group         clips of one group, such as a song, are never on both sides of the validation split
 
 `genre`, `instruments`, `mood` and `vocals` need not be written: they are the tags of these categories. Where they are
-written, they take precedence.
+written, they take precedence. Captioning writes them for labels that the vocabulary doesn't have.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from musicgen_core.music_tags import CATEGORIES, Category
+from musicgen_core.music_tags import CATEGORIES, VOCABULARY, Category
 
 TAGS, CONFIDENCE, CAPTIONED_BY, GROUP = "tags", "confidence", "captioned_by", "group"
 MEASURED = (TAGS, "tempo", "tempo_steady", "key", "loudness", "silence", "clipping", "speech", CONFIDENCE)
@@ -57,10 +57,14 @@ def parse_entry(text: str) -> MetadataEntry | None:
 def with_categories(entry: Mapping[str, Any]) -> MetadataEntry:
     """Return an entry with `genre`, `instruments`, `mood` and `vocals`, from its tags where it doesn't have them.
 
-    Tags of no known category, such as those that a person added, are `keywords`.
+    Tags of no known category, such as those that a person added, are `keywords`. A tag that is written in one of these
+    fields is in no other.
     """
     found: dict[str, list[str]] = {}
+    written = {text.lower() for category in VOCABULARY for text in texts_of(entry.get(category))}
     for tag in texts_of(entry.get(TAGS)):
+        if tag.lower() in written:
+            continue
         category: Category | str = CATEGORIES.get(tag.lower(), "keywords")
         found.setdefault(category, []).append(tag)
     return {**found, **entry}

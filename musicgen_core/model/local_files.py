@@ -69,6 +69,13 @@ def find_clap(source: str, option: str) -> Path:
     return hub.fetch(source, hub.CLAP)
 
 
+def directory_digest(directory: Path) -> str:
+    """Return a hash of the names and contents of the files of a model in Hugging Face's format, in hexadecimal."""
+    files = sorted(path for path in directory.iterdir() if path.suffix in (".json", ".txt", ".safetensors", ".bin"))
+    parts = "".join(f"{path.name} {file_sha256(path)}\n" for path in files)
+    return hashlib.sha256(parts.encode()).hexdigest()
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal; it is computed again only if the file was changed."""
     stat = path.stat()

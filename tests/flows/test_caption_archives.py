@@ -15,6 +15,7 @@ from flows.caption_archives import caption_archives
 from flows.tokenize_archives import tokenize_archives
 from musicgen_core.data.shards import read_rows
 from tasks.captioning import CaptionResult
+from tests.toy_clap import make_clap
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -97,7 +98,43 @@ def test_with_only_missing_no_archive_is_measured_whose_clips_are_described(
     copied = Path(shutil.copytree(demo_archives, tmp_path / "archives"))
     before = (copied / "metadata.jsonl").read_bytes()
     (copied / "archive_batch_0002.zip").unlink()  # it holds the broken clip, which has no description
-    monkeypatch.setattr(flow_module, "load_measurer", lambda device: pytest.fail("it was measured"))
+    monkeypatch.setattr(flow_module, "load_measurer", lambda *_: pytest.fail("it was measured"))
     result: CaptionResult = run(copied, only_missing=True).result()
     assert (result.new, result.kept) == (0, 8)
     assert (copied / "metadata.jsonl").read_bytes() == before
+
+
+def test_clips_are_tagged_by_clap_with_labels_of_a_file(
+    demo_archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("musicgen_core.captioning.clap.LEAST_RATIO", 0.0)  # random weights prefer no label
+    copied = tmp_path / "archives"
+    copied.mkdir()
+    shutil.copy(demo_archives / "archive_batch_0001.zip", copied)
+    (tmp_path / "clap").mkdir()
+    weights = make_clap(tmp_path / "clap", ["koto", "shamisen", "enka", "rock"])
+    labels = tmp_path / "labels.yaml"
+    labels.write_text("instruments: [koto, shamisen]\n")
+    clap = {"tagger": "clap", "tagger_model": str(weights), "tagger_labels": str(labels)}
+    result: CaptionResult = run(copied, limit=2, **clap).result()
+    assert result.new == 2
+    before = entries_in(copied)
+    for entry in before:
+        assert sorted(entry["instruments"]) == ["koto", "shamisen"] and set(entry["instruments"]) <= set(entry["tags"])
+        assert "koto" in entry["description"] and "shamisen" in entry["description"]
+        assert "CLAP clap sha256:" in entry["captioned_by"] and "musicnn" not in entry["captioned_by"]
+    labels.write_text("instruments: [koto, taiko]\n")
+    run(copied, limit=2, overwrite=True, **clap).result()  # other labels have results of their own
+    for entry, old in zip(entries_in(copied), before, strict=True):
+        assert sorted(entry["instruments"]) == ["koto", "taiko"] and entry["captioned_by"] != old["captioned_by"]
+    run(copied, limit=2, overwrite=True).result()
+    for entry in entries_in(copied):
+        assert "instruments" not in entry and "musicnn" in entry["captioned_by"]
+
+
+def test_wrong_labels_are_refused_before_anything_is_measured(archives: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.yaml"
+    labels.write_text("instrument: [koto]\nmood: []\n")
+    state = run(archives, tagger="clap", tagger_labels=str(labels))
+    assert state.is_failed() and "have 2 problems: mood: should be a list of two or more labels" in str(state.message)
+    assert not (archives / "metadata.jsonl").exists()

@@ -90,6 +90,34 @@ def test_overwriting_replaces_descriptions_and_measurements_but_nothing_else(met
     assert entry["captioned_by"] == MADE_BY and result.new == 1
 
 
+OWN_LABELS = FIELDS | {
+    "tags": ["koto", "piano"],
+    "instruments": ["koto", "piano"],
+    "confidence": FIELDS["confidence"] | {"tags": {"koto": 0.9, "piano": 0.8}},
+}
+"""Fields of a tagger with a label that the vocabulary doesn't have"""
+
+
+def test_overwriting_replaces_the_instruments_of_a_tagger_but_not_a_persons(metadata: UPath) -> None:
+    by_tagger = MeasuredArchive("a.zip", [MeasuredClip("x.wav", OWN_LABELS)], [])
+    [entry], _ = merged(metadata, by_tagger)
+    assert entry["instruments"] == ["koto", "piano"] and "koto" in entry["description"]
+    [entry], _ = merged(metadata, archive("a.zip", "x.wav"), overwrite=True)
+    assert "instruments" not in entry and "koto" not in entry["description"] and "piano" in entry["description"]
+    metadata.write_text(json.dumps(entry | {"instruments": ["harp"]}) + "\n")
+    [entry], _ = merged(metadata, by_tagger, overwrite=True)
+    assert entry["instruments"] == ["harp"] and "harp" in entry["description"]
+
+
+def test_tags_that_are_there_are_not_mixed_with_those_of_another_tagger(metadata: UPath) -> None:
+    merged(metadata, archive("a.zip", "x.wav"))
+    entry = json.loads(metadata.read_text())
+    del entry["description"]
+    metadata.write_text(json.dumps(entry) + "\n")
+    [again], _ = merged(metadata, MeasuredArchive("a.zip", [MeasuredClip("x.wav", OWN_LABELS)], []))
+    assert again["tags"] == ["piano"] and "instruments" not in again
+
+
 def test_a_description_is_not_lost_to_a_clip_of_which_nothing_is_known(metadata: UPath) -> None:
     metadata.write_text('{"path": "x.wav", "description": "my noise"}\n')
     unknown = FIELDS | {"tags": [], "tempo": None}
