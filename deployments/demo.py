@@ -140,6 +140,8 @@ def _outcome(trained: TrainResult, rendered: Sequence[Rendered]) -> Outcome:
     if server := os.environ.get("PREFECT_API_URL", "").removesuffix("/api"):
         made.append(Made(message("the runs in the Prefect UI"), server))
     own = Step(
-        message("Take your own music: put zips of wavs into archives/, and see how long it takes"), "estimate", OWN
+        message("Take your own music: put zips of sound files into archives/, and see how long it takes"),
+        "estimate",
+        OWN,
     )
     return Outcome(tuple(made), (own, Step(message("Work in a browser"), "up")))

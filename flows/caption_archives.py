@@ -1,4 +1,4 @@
-"""`caption-archives`: archives of wavs → `metadata.jsonl` with a description of each clip, one task per archive."""
+"""`caption-archives`: archives of clips → `metadata.jsonl` with a description of each clip, one task per archive."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from upath import UPath
 from flows.archive_runs import (
     Work,
     absolute,
+    names_in,
     reasons_of_failure,
     run_on_archives,
     spread_limit,
@@ -102,7 +103,7 @@ def caption_archives(given: CaptionParameters) -> State[CaptionResult]:
             load_measurer(device, tagger)
         with runner, log_archives(CAPTIONING, [entry["stem"] for entry in work]) as log:
             announce(message("measuring the clips"))
-            measured, failed = run_on_archives(measure_clips, work, runner, log)
+            measured, failed = run_on_archives(measure_clips, work, runner, log, _lacks_clips)
     failed = {str(entry["archive"]): failed[entry["stem"]] for entry in work if entry["stem"] in failed}
     announce(message("writing the captions"))
     by_name = {each.archive: each for each in [*complete, *measured]}
@@ -155,6 +156,15 @@ def _complete(
         whole = MeasuredArchive(archive.name, clips, [])
         if clips and existing.is_complete(whole, needs_measurements=not only_missing):
             yield whole
+
+
+def _lacks_clips(result: MeasuredArchive, work: Work) -> bool:
+    """Return whether an archive has clips that a persisted result lacks, as an earlier version read only `.wav`."""
+    try:
+        names = names_in(storage.as_path(work["archive"]), work["reading"])[: work["limit"]]
+    except OSError:
+        return True  # the task meets the same error, and has retries
+    return not {*(each.path for each in result.measured), *(each.clip for each in result.rejected)}.issuperset(names)
 
 
 def _result(

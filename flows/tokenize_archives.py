@@ -1,4 +1,4 @@
-"""`tokenize-archives`: archives of wavs → shards of codes, one task per archive."""
+"""`tokenize-archives`: archives of clips → shards of codes, one task per archive."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ from musicgen_core.data.archive import ArchiveFile, archive_stem, choose_archive
 from musicgen_core.data.captions import Captioner, Captions, load_captions, metadata_beside
 from musicgen_core.data.match_report import check_matches, match_report, undescribed_clips
 from musicgen_core.data.members import limits_of
-from musicgen_core.data.shards import ShardReport, described_clips, is_whole, was_repaired
+from musicgen_core.data.outdated_shards import lacks_clips
+from musicgen_core.data.shards import ShardReport, described_clips, is_whole
 from musicgen_core.errors import ArchiveError, MusicgenError
 from musicgen_core.language import message
 from musicgen_core.settings import collect
@@ -172,7 +173,7 @@ def _is_stale(report: ShardReport, work: Work) -> bool:
     try:
         whole = is_whole(storage.as_path(work["tokens"]), work["stem"], report)
         with ArchiveFile(archive, limits_of(settings), settings.name_encoding) as file:
-            return not whole or was_repaired(file, report)
+            return not whole or lacks_clips(file, report)
     except (MusicgenError, OSError):
         return True  # the task meets the same error, and has retries
 
@@ -193,7 +194,7 @@ def _remarks(
     undescribed = 0
     for report in reports:
         if not report.clips and not report.rejected:
-            yield message("{archive} holds no .wav", archive=report.archive)
+            yield message("{archive} holds no clips", archive=report.archive)
         clips = described[report.archive]
         stem = archive_stem(UPath(report.archive))
         names += [(stem, name) for name in chain((name for name, _ in clips), (each.clip for each in report.rejected))]

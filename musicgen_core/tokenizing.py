@@ -19,7 +19,8 @@ from musicgen_core.config import TokenizeSettings
 from musicgen_core.data.archive import ArchiveFile, archive_stem
 from musicgen_core.data.captions import Captioner, Captions, ClipTexts
 from musicgen_core.data.decoding import Counts, OnClip, decoded_clips
-from musicgen_core.data.members import Member, Sidecars, limits_of, sidecar_key
+from musicgen_core.data.members import CLIP_SUFFIXES, Member, Sidecars, limits_of, sidecar_key
+from musicgen_core.data.outdated_shards import lacks_clips, was_repaired
 from musicgen_core.data.shards import (
     Rejected,
     Remark,
@@ -32,7 +33,6 @@ from musicgen_core.data.shards import (
     read_rows,
     refuse_foreign_shard,
     shard_paths,
-    was_repaired,
 )
 from musicgen_core.encoding import Encoded, encode_clips
 from musicgen_core.errors import Cancelled, ClipRejected, TokensError
@@ -84,17 +84,19 @@ class Tokenizer:
             OSError: storage failed; a retry may help.
         """
         with ArchiveFile(archive, limits_of(self.settings), self.settings.name_encoding) as file:
-            fingerprint, whole = self._fingerprint(file, limit), self._fingerprint(file, None)
+            fingerprint = self._fingerprint(file, limit)
             existing = read_report(self.tokens, archive_stem(archive))
-            if (
-                existing is not None
-                and existing.fingerprint in (fingerprint, whole)  # a limited run doesn't truncate a complete shard
-                and not was_repaired(file, existing)
-            ):
+            if existing is not None and self._is_current(file, existing, fingerprint, limit):
                 with suppress(TokensError):  # a damaged shard is regenerated
                     return self._refresh_captions(file, existing)
             self._refuse_foreign(file)
             return self._encode_archive(file, fingerprint, limit, on_clip, cancelled)
+
+    def _is_current(self, file: ArchiveFile, report: ShardReport, fingerprint: str, limit: int | None) -> bool:
+        """Return whether to keep a shard. A limited run doesn't truncate a complete one."""
+        if report.fingerprint == fingerprint:
+            return not lacks_clips(file, report)
+        return report.fingerprint == self._fingerprint(file, None) and not was_repaired(file, report)
 
     def _fingerprint(self, file: ArchiveFile, limit: int | None) -> str:
         return shard_fingerprint(file.digest, self.codec.identity, self.settings, limit)
@@ -145,6 +147,7 @@ class Tokenizer:
                 limited_to=limit,
                 remarks=_remarks(captioner, final, opened.sidecars()),
                 origin=origin_of(archive),
+                clip_suffixes=CLIP_SUFFIXES,
             )
             self._refuse_foreign(file)  # another job may have finished first
             publish_shard(parquet, report, self.tokens)

@@ -43,7 +43,7 @@ DESCRIBE = message(
     "again then encodes nothing twice"
 )
 """Advice on how to add descriptions to clips"""
-_OWN_MUSIC = message("Teach the model your own music: put zips of wavs into archives/, and tokenize them")
+_OWN_MUSIC = message("Teach the model your own music: put zips of sound files into archives/, and tokenize them")
 MAIN_FILES: dict[str, str] = {
     message("best adapter"): f"{ADAPTERS}/{BEST_ADAPTER}.pt",
     message("best full model"): f"{FULL_MODELS}/{BEST_MODEL}.pt",

@@ -17,7 +17,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.data.archive import read_archive
-from musicgen_core.data.members import Archive, Member
+from musicgen_core.data.members import CLIP_SUFFIXES, Archive, Member
 from musicgen_core.errors import ArchiveError, ClipRejected
 from musicgen_core.language import message
 
@@ -96,7 +96,10 @@ def take_samples(listed: Sequence[Listed], clips: int, folder: Path, workers: in
     with ThreadPoolExecutor(workers) as pool:
         samples = list(pool.map(lambda entry: _take(entry, shares[entry], folder), shares))
     if not any(sample.places for sample in samples):
-        raise ArchiveError(message("the archives hold no clips"), message("Clips are files whose names end in .wav"))
+        raise ArchiveError(
+            message("the archives hold no clips"),
+            message("Clips are files whose names end in {suffixes}", suffixes=", ".join(CLIP_SUFFIXES)),
+        )
     return samples
 
 

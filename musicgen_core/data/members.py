@@ -33,6 +33,9 @@ NOT_A_FILE = message("not a regular file but a link or a device, which is never 
 DAMAGED = "damaged in the archive"
 """Prefix of the rejection reason of a damaged clip, which may be intact in another copy of the archive"""
 
+CLIP_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aif", ".aiff")
+"""Suffixes of clips, in any case"""
+
 _MAX_SIDECAR = 1 << 20
 _MAX_IN_MEMORY = 64 << 20
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"
@@ -61,7 +64,7 @@ def limits_of(settings: ReadingSettings) -> Limits:
 
 @dataclass(frozen=True)
 class Member:
-    """A `.wav` in an archive.
+    """A clip in an archive.
 
     Attributes:
         name: decoded path inside the archive.
@@ -106,7 +109,7 @@ class Archive(Protocol):
         """
 
     def clips(self) -> Iterator[Member]:
-        """Yield every member whose name ends in `.wav` (any case), in the archive's order. Call it only once.
+        """Yield every member whose name ends in one of `CLIP_SUFFIXES`, in the archive's order. Call it only once.
 
         Raises:
             ArchiveError: the archive is damaged, truncated, or a bomb.
@@ -191,9 +194,9 @@ class Meter:
             )
 
 
-def is_clip(name: str) -> bool:
+def is_clip(name: str, suffixes: tuple[str, ...] = CLIP_SUFFIXES) -> bool:
     """Return whether a name is that of a clip, also before or after a NUL, where other tools may not look."""
-    return any(part.lower().endswith(".wav") for part in name.split(NUL))
+    return any(part.lower().endswith(suffixes) for part in name.split(NUL))
 
 
 def scratch(size: int) -> BinaryIO:

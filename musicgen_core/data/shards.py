@@ -17,8 +17,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codes import CARDINALITY, CODEBOOKS, FRAME_RATE
-from musicgen_core.data.archive import ArchiveFile, archive_stem
-from musicgen_core.data.members import DAMAGED
+from musicgen_core.data.archive import archive_stem
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
 from musicgen_core.texts import shorten
@@ -62,6 +61,7 @@ class ShardReport:
         limited_to: the `--limit` that truncated the shard, if any.
         remarks: remarks on descriptions that were shortened or can't be read.
         origin: folder or URL of the archive; None in shards of earlier versions.
+        clip_suffixes: suffixes of the members that were clips when the shard was written, first of all only `.wav`.
     """
 
     archive: str
@@ -74,12 +74,16 @@ class ShardReport:
     limited_to: int | None = None
     remarks: list[Remark] = field(default_factory=list)
     origin: str | None = None
+    clip_suffixes: tuple[str, ...] = (".wav",)
 
     @property
     def content(self) -> str:
         """Return identifiers of the codes and of the descriptions, as two words."""
         # Includes the number of clips, as an undamaged copy of a damaged archive has the same fingerprint.
-        return f"{self.fingerprint}/{self.clips} {self.captions_fingerprint}"
+        codes = f"{self.fingerprint}/{self.clips}"
+        if self.limited_to is not None and self.clip_suffixes != ShardReport.clip_suffixes:
+            codes += f"/{''.join(self.clip_suffixes)}"  # the first clips are others if more members are clips
+        return f"{codes} {self.captions_fingerprint}"
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -87,6 +91,7 @@ class ShardReport:
         values = json.loads(text)
         values["rejected"] = [Rejected(**entry) for entry in values["rejected"]]
         values["remarks"] = [Remark(**entry) for entry in values.get("remarks", [])]
+        values["clip_suffixes"] = tuple(values.get("clip_suffixes", cls.clip_suffixes))
         return cls(**values)
 
 
@@ -255,15 +260,6 @@ def is_whole(tokens: UPath, stem: str, report: ShardReport) -> bool:
             return sum(1 for _ in read_rows(parquet)) == report.clips
         except TokensError:
             return False
-
-
-def was_repaired(archive: ArchiveFile, report: ShardReport) -> bool:
-    """Return whether a clip that was rejected as damaged is readable now.
-
-    A zip's fingerprint is derived from its directory, which is the same in a fresh copy of a damaged zip.
-    """
-    damaged = [entry.clip for entry in report.rejected if entry.reason.startswith(DAMAGED)]
-    return bool(damaged) and archive.opened.count_damaged(damaged) < len(damaged)
 
 
 def described_clips(tokens: UPath, stem: str) -> list[tuple[str, str | None]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from prefect.client.schemas.objects import State
 from flows import caption_archives as flow_module
 from flows.caption_archives import caption_archives
 from flows.tokenize_archives import tokenize_archives
+from musicgen_core.data.archive import _clip_names as clip_names_in_archive
 from musicgen_core.data.shards import read_rows
 from tasks.captioning import CaptionResult
 from tests.toy_clap import make_clap
@@ -138,3 +140,21 @@ def test_wrong_labels_are_refused_before_anything_is_measured(archives: Path, tm
     state = run(archives, tagger="clap", tagger_labels=str(labels))
     assert state.is_failed() and "have 2 problems: mood: should be a list of two or more labels" in str(state.message)
     assert not (archives / "metadata.jsonl").exists()
+
+
+def test_clips_that_a_persisted_result_lacks_are_measured(
+    demo_archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier version measured only wavs."""
+    with zipfile.ZipFile(demo_archives / "archive_batch_0001.zip") as source:
+        names = source.namelist()[:2]
+        with zipfile.ZipFile(tmp_path / "archive_batch_0001.zip", "w") as archive:
+            for name, target in zip(names, ("a.wav", "b.flac"), strict=True):
+                archive.writestr(target, source.read(name))
+    with monkeypatch.context() as patch:
+        patch.setattr("musicgen_core.data.zip_archive.is_clip", lambda name: name.endswith(".wav"))
+        assert run(tmp_path).is_completed()
+    assert [entry["path"] for entry in entries_in(tmp_path)] == ["a.wav"]
+    clip_names_in_archive.cache_clear()
+    assert run(tmp_path).is_completed()
+    assert [entry["path"] for entry in entries_in(tmp_path)] == ["a.wav", "b.flac"]

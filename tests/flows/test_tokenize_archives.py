@@ -101,6 +101,22 @@ def test_a_deleted_shard_is_regenerated_despite_its_cached_result(archives: Path
     assert (tokens / "archive_batch_0001.parquet").exists()
 
 
+def test_a_cached_result_that_lacks_clips_of_other_formats_is_redone(
+    archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier version read only wavs."""
+    path, tokens = archives / "archive_batch_0001.zip", tmp_path / "tokens"
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("audio/more.flac", archive.read(archive.namelist()[0]))
+    with monkeypatch.context() as patch:
+        patch.setattr("musicgen_core.data.zip_archive.is_clip", lambda name: name.endswith(".wav"))
+        patch.setattr("musicgen_core.tokenizing.CLIP_SUFFIXES", (".wav",))
+        assert [report.clips for report in run(archives, tokens).result().reports] == [8, 8]
+    state = run(archives, tokens)
+    assert [report.clips for report in state.result().reports] == [9, 8]
+    assert [row.clip for row in read_rows(tokens / "archive_batch_0001.parquet")][-1] == "audio/more.flac"
+
+
 def test_the_limit_counts_clips_over_the_whole_run(archives: Path, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     assert [report.clips for report in run(archives, tokens, limit=10).result().reports] == [8, 2]
@@ -222,15 +238,15 @@ def test_missing_and_unmatched_metadata_are_reported(archives: Path, tmp_path: P
     ]
 
 
-def test_missing_wavs_and_descriptions_are_reported(
+def test_missing_clips_and_descriptions_are_reported(
     archives: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "musicgen_core")
     (archives / "metadata.jsonl").unlink()
     with zipfile.ZipFile(archives / "archive_batch_0002.zip", "w") as archive:
-        archive.writestr("a.mp3", b"no wav")
+        archive.writestr("a.jpg", b"no clip")
     result: TokenizeResult = run(archives, tmp_path / "tokens").result()
-    assert result.remarks == ["archive_batch_0002.zip holds no .wav"]
+    assert result.remarks == ["archive_batch_0002.zip holds no clips"]
     assert result.notice.startswith("None of the 8 clips has a description") and result.is_announced
     beginning = next(text for text in caplog.messages if "has a description" in text)
     assert beginning.startswith("None of the 8 clips in archive_batch_0001.zip has a description")

@@ -17,7 +17,8 @@ from tests.fixture_types import Contents, Pack
 
 KINDS = ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz", "tar.zst"]
 CLIPS = [("audio/b.wav", b"beta" * 700), ("audio/a.WAV", b"alpha"), ("deep/er/c.wav", b"")]
-OTHERS = [("readme.txt", b"text" * 300), ("audio/wav", b""), ("b.wav.bak", b"old")]
+FORMATS = ["b.wav", "b.flac", "a.Mp3", "x/d.ogg", "e.OPUS", "b.AIF", "g.aiff", "b.txt.flac"]
+OTHERS = [("readme.txt", b"text" * 300), ("audio/wav", b""), ("b.wav.bak", b"old"), ("flac", b""), ("c.m4a", b"other")]
 
 
 # Reading
@@ -40,6 +41,14 @@ def test_clips_are_the_wav_members_in_archive_order(tmp_path: Path, pack: Pack, 
     with open_archive(path) as archive:
         assert archive.clip_count == (3 if kind == "zip" else None)
         assert [member.size for member in archive.clips()] == [2800, 5, 0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_clips_of_every_format_are_in_archive_order(tmp_path: Path, pack: Pack, contents: Contents, kind: str) -> None:
+    clips = [(name, name.encode()) for name in FORMATS]
+    path = pack(tmp_path / "a.zip", [clips[0], *OTHERS, *clips[1:]], kind)
+    assert contents(path) == clips
+    assert clip_names(storage.as_path(path)) == FORMATS
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")

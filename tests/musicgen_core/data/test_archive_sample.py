@@ -125,8 +125,16 @@ def test_the_share_of_a_small_archive_goes_to_the_others(
 def test_archives_without_clips_are_an_error(place: UPath, put: Callable[..., None], tmp_path: Path) -> None:
     put("a.zip", [("cover.jpg", b"none")])
     put("b.tar", [("cover.jpg", b"none")], "tar")
-    with pytest.raises(ArchiveError, match="no clips"):
+    with pytest.raises(ArchiveError, match=r"no clips.* end in \.wav, \.flac, "):
         samples_of(place, 10, tmp_path / "copies")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_clips_of_every_format_are_sampled(place: UPath, put: Callable[..., None], tmp_path: Path, kind: str) -> None:
+    members = [("a.wav", b"a"), ("a.txt", b"text"), ("b.flac", b"b"), ("c.OPUS", b"c"), ("d.aif", b"d")]
+    put("a.zip", members, kind)
+    _, (sample,) = samples_of(place, 10, tmp_path / "copies")
+    assert contents(sample) == [member for member in members if member[0] != "a.txt"]
 
 
 # Taking

@@ -182,12 +182,13 @@ def test_the_report_is_json_with_the_documented_fields(published: UPath) -> None
         "limited_to": None,
         "remarks": [],
         "origin": None,
+        "clip_suffixes": [".wav"],
     }
 
 
 def test_reports_of_earlier_versions_are_read() -> None:
     values = asdict(REPORT)
-    del values["remarks"], values["origin"]
+    del values["remarks"], values["origin"], values["clip_suffixes"]
     assert ShardReport.parse(json.dumps(values)) == REPORT
 
 

@@ -1,0 +1,35 @@
+"""Recognise shards whose archive, with the same fingerprint, has clips that they lack."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from musicgen_core.data.archive import ArchiveFile
+from musicgen_core.data.members import CLIP_SUFFIXES, DAMAGED, is_clip
+from musicgen_core.data.shards import ShardReport
+
+
+def lacks_clips(archive: ArchiveFile, report: ShardReport) -> bool:
+    """Return whether the archive has clips that can be read now, but could not when its shard was written.
+
+    Raises:
+        ArchiveError: the archive can't be read.
+    """
+    return was_repaired(archive, report) or _has_other_suffixes(archive, report)
+
+
+def was_repaired(archive: ArchiveFile, report: ShardReport) -> bool:
+    """Return whether a clip that was rejected as damaged is readable now.
+
+    A zip's fingerprint is derived from its directory, which is the same in a fresh copy of a damaged zip.
+    """
+    damaged = [entry.clip for entry in report.rejected if entry.reason.startswith(DAMAGED)]
+    return bool(damaged) and archive.opened.count_damaged(damaged) < len(damaged)
+
+
+def _has_other_suffixes(archive: ArchiveFile, report: ShardReport) -> bool:
+    """Return whether members are clips now that an earlier version ignored. A tar is read for it."""
+    if report.clip_suffixes == CLIP_SUFFIXES:
+        return False
+    names = islice(archive.opened.clip_names(), report.limited_to)
+    return any(not is_clip(name, report.clip_suffixes) for name in names)
