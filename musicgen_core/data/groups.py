@@ -11,6 +11,8 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+from musicgen_core.data.members import CLIP_SUFFIXES
+
 LONGEST_SONG = 32
 """Maximum clips of a song that is recognised by its clips' names; longer sequences are rather numbered songs"""
 WIDEST = 1.5
@@ -35,8 +37,8 @@ def group_hashes(stem: str, members: Sequence[str], groups: Sequence[str | None]
     Clips to which the metadata give the same group are one, in any archive. Other clips are one if they look like the
     clips of a song: in one folder of the archive, under one name with consecutive numbers, such as `song_000.wav` and
     `song_001.wav`. If all numbered clips of the folder have the same name, or more than 32, the numbers are taken for
-    those of songs. All other clips are a group of their own, with their `clip_hash`. Archives that are added don't
-    change the groups of others.
+    those of songs. All other clips are a group of their own, with their `clip_hash`, or one with the same sound in
+    other formats, such as `a.wav` and `a.flac`. Archives that are added don't change the groups of others.
 
     Args:
         stem: the archive's stem.
@@ -49,6 +51,9 @@ def group_hashes(stem: str, members: Sequence[str], groups: Sequence[str | None]
         numbers[folder, song].append(number)
     songs_of_folder = Counter(folder for folder, _ in numbers)
     songs = {song for song, found in numbers.items() if songs_of_folder[song[0]] > 1 and _are_consecutive(found)}
+    formats: dict[str, set[str]] = defaultdict(set)
+    for member in members:
+        formats[_stem(member)].add(member)
     hashes = []
     for member, group, name in zip(members, groups, names, strict=True):
         if group:
@@ -56,8 +61,16 @@ def group_hashes(stem: str, members: Sequence[str], groups: Sequence[str | None]
         elif name and name[:2] in songs:
             hashes.append(stable_hash("\0".join(("song", stem, *name[:2]))))
         else:
-            hashes.append(clip_hash(stem, member))
+            twins = formats[_stem(member)]
+            is_one = len({twin.lower() for twin in twins}) == 1  # also a.wav and a.WAV, which may be two sounds
+            hashes.append(clip_hash(stem, member if is_one else min(twins)))
     return hashes
+
+
+def _stem(member: str) -> str:
+    """Return a name without the suffix of a clip."""
+    stem, suffix = posixpath.splitext(member)
+    return stem if suffix.lower() in CLIP_SUFFIXES else member
 
 
 def _numbered(member: str) -> tuple[str, str, int] | None:

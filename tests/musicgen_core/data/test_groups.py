@@ -56,6 +56,13 @@ def test_numbers_of_songs_are_not_taken_for_numbers_of_clips() -> None:
     assert groups_of("000.wav", "001.wav", "02 - x.wav", "03 - x.wav") == []
 
 
+def test_one_sound_in_several_formats_is_one_group() -> None:
+    members = ["x/a.wav", "x/b.mp3", "x/a.FLAC", "y/a.wav", "b.ogg", "b.v2", "b.v3"]
+    assert groups_of(*members) == [{"x/a.wav", "x/a.FLAC"}]
+    alone = group_hashes("a", ["x/b.wav", "x/b.WAV", "b.v2"], [None] * 3)
+    assert alone == [clip_hash("a", "x/b.wav"), clip_hash("a", "x/b.WAV"), clip_hash("a", "b.v2")]
+
+
 def test_a_group_in_the_metadata_comes_before_names_and_spans_archives() -> None:
     members = ["song_0.wav", "song_1.wav", "b_0.wav", "b_1.wav"]
     named = {"song_0.wav": "live", "b_0.wav": "live"}
