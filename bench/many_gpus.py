@@ -112,7 +112,7 @@ def main() -> None:
     report_losses("on all GPUs", alone, together)
     killed = trained(given.gpus, runs / "killed", given, kill_at=given.kill_at)
     resumed = trained(1, runs / "killed", given)
-    print(f"killed at step {given.kill_at}; on one GPU it went on with step {resumed[0]['step']:.0f}")
+    print(f"killed at step {given.kill_at}; on one GPU it resumed at step {resumed[0]['step']:.0f}")
     report_losses("killed, then on one GPU", alone, killed + resumed)
     if given.twice:
         report_losses("on one GPU again", alone, trained(1, runs / "again", given))

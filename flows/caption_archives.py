@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 
 from prefect import get_run_logger
@@ -25,13 +26,21 @@ from flows.locations import chosen_device, location_of, run_name
 from flows.parameters import CaptionParameters, archives_at_a_time
 from flows.runners import task_runner as make_task_runner
 from musicgen_core import storage
-from musicgen_core.captioning.metadata import ExistingMetadata, MeasuredArchive, MeasuredClip, Merged, merge, write
+from musicgen_core.captioning.metadata import (
+    ExistingMetadata,
+    MeasuredArchive,
+    MeasuredClip,
+    Merged,
+    check_writable,
+    merge,
+    write,
+)
 from musicgen_core.captioning.tagger_settings import TaggerSettings
 from musicgen_core.captioning.taggers import find_tagger
 from musicgen_core.captioning.versions import measured_by
-from musicgen_core.config import ReadingSettings
+from musicgen_core.config import ReadingSettings, TokenizeSettings
 from musicgen_core.data.archive import archive_stem, choose_archives, open_archive
-from musicgen_core.data.captions import METADATA, Captioner
+from musicgen_core.data.captions import METADATA, Captioner, load_captions
 from musicgen_core.data.members import limits_of, sidecar_key
 from musicgen_core.errors import ArchiveError
 from musicgen_core.language import message
@@ -40,7 +49,7 @@ from musicgen_core.stages import announce
 from musicgen_core.wording import counted
 from tasks.archives_log import CAPTIONING, log_archives
 from tasks.artifacts import artifacts_of_run
-from tasks.captioning import CaptionResult, load_measurer, measure_clips
+from tasks.captioning import CaptionResult, measure_clips
 from tasks.outcomes import captioned
 from tasks.summary import captioned_section, show_summary
 
@@ -76,10 +85,11 @@ def caption_archives(given: CaptionParameters) -> State[CaptionResult]:
         given.workers.dask_address,
         str(storage.as_path(target).parent),
     )
+    check_writable(storage.as_path(target))
     limits = spread_limit(found, given.limit or None, reading)
     existing = ExistingMetadata(storage.as_path(target))
     complete = [] if given.overwrite else list(_complete(existing, list(limits), reading, given.only_missing))
-    done = {each.archive for each in complete}
+    done = {archive_stem(UPath(each.archive)) for each in complete}
     work: list[Work] = [
         {
             "archive": str(archive),
@@ -91,7 +101,7 @@ def caption_archives(given: CaptionParameters) -> State[CaptionResult]:
             "flow_run": this_run(),
         }
         for archive in limits
-        if archive.name not in done
+        if archive_stem(archive) not in done
     ]
     get_run_logger().info(
         "%s to measure, %d with captions already; metadata: %s", counted(len(work), "archive"), len(complete), target
@@ -99,18 +109,17 @@ def caption_archives(given: CaptionParameters) -> State[CaptionResult]:
     measured: list[MeasuredArchive] = []
     failed: dict[str, str] = {}
     if work:
-        if given.workers.task_runner == "threads":  # a cluster's workers have their own GPUs
-            load_measurer(device, tagger)
         with runner, log_archives(CAPTIONING, [entry["stem"] for entry in work]) as log:
             announce(message("measuring the clips"))
             measured, failed = run_on_archives(measure_clips, work, runner, log, _lacks_clips)
     failed = {str(entry["archive"]): failed[entry["stem"]] for entry in work if entry["stem"] in failed}
     announce(message("writing the captions"))
-    by_name = {each.archive: each for each in [*complete, *measured]}
-    in_order = [by_name[archive.name] for archive in limits if archive.name in by_name]
+    by_stem = {archive_stem(UPath(each.archive)): each for each in [*complete, *measured]}
+    stems = [archive_stem(archive) for archive in limits]
+    in_order = [by_stem[stem] for stem in stems if stem in by_stem]
     existing = ExistingMetadata(storage.as_path(target))  # again: it may have been corrected in the meantime
     merged = merge(existing, in_order, measured_by(tagger.name), given.overwrite)
-    if measured:
+    if measured and merged.lines:
         write(storage.as_path(target), merged.lines)
     result = _result(target, len(limits) - len(failed), merged, measured, failed, left_out)
     with artifacts_of_run() as artifacts:
@@ -127,11 +136,21 @@ def caption_archives(given: CaptionParameters) -> State[CaptionResult]:
     return Completed(message=message("captioned {clips} in {target}", clips=clips, target=target), data=result)
 
 
-def lacks_descriptions(archives: str, metadata: str, reading: ReadingSettings) -> bool:
-    """Return whether an archive has clips without a description, in the metadata or beside them."""
-    found, _ = choose_archives(absolute(location_of(archives, "musicgen_archives")))
-    existing = ExistingMetadata(storage.as_path(_target(metadata, found[0])))
-    return len(list(_complete(existing, found, reading, only_missing=True))) < len(found)
+def lacks_descriptions(archives: Sequence[UPath], metadata: UPath, settings: TokenizeSettings) -> bool:
+    """Return whether an archive has clips to which the settings, the metadata and the files beside give no description.
+
+    Raises:
+        MetadataError: the metadata can't be used with these settings.
+    """
+    captions = load_captions(metadata, settings) if metadata.exists() else None
+    own = settings.model_copy(update={"caption_prefix": None})
+    for archive in archives:
+        with suppress(ArchiveError, OSError), open_archive(archive, limits_of(own), own.name_encoding) as opened:
+            names, sidecars = list(opened.clip_names()), opened.read_sidecars()
+            captioner = Captioner(own, captions, archive_stem(archive))
+            if not all(captioner.describe(name, *sidecars.get(sidecar_key(name), ())) for name in names):
+                return True
+    return False
 
 
 def _target(metadata: str, first_archive: UPath) -> str:
@@ -146,7 +165,7 @@ def _complete(
         try:
             with open_archive(archive, limits_of(reading), reading.name_encoding) as opened:
                 names = list(opened.clip_names())
-                sidecars = opened.read_sidecars() if only_missing and opened.clip_count is not None else {}
+                sidecars = opened.read_sidecars() if only_missing else {}
         except (ArchiveError, OSError):
             continue  # its task reports the problem
         captioner = Captioner()

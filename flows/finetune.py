@@ -1,17 +1,20 @@
-"""`finetune`: archives → shards → adapter → music, all three flows in a row."""
+"""`finetune`: archives → captions → shards → adapter → music, all flows in a row."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger
+from upath import UPath
 
+from flows.archive_runs import absolute
 from flows.caption_archives import CaptionsFailed, caption_archives, lacks_descriptions
 from flows.decorator import form_flow
 from flows.generate_music import generate_music
-from flows.locations import chosen_device, chosen_model, new_location, run_name
+from flows.locations import chosen_device, chosen_model, location_of, new_location, run_name
 from flows.parameters import (
     CaptionParameters,
     FinetuneParameters,
@@ -21,9 +24,14 @@ from flows.parameters import (
 )
 from flows.tokenize_archives import ArchivesFailed, TokenizeResult, tokenize_archives
 from flows.train_lora import train_lora
-from musicgen_core.errors import ArchiveError
+from musicgen_core import storage
+from musicgen_core.captioning.metadata import check_writable
+from musicgen_core.config import TokenizeSettings
+from musicgen_core.data.archive import choose_archives
+from musicgen_core.data.captions import METADATA
+from musicgen_core.errors import ArchiveError, MetadataError
 from musicgen_core.language import message
-from musicgen_core.settings import Settings
+from musicgen_core.settings import Settings, collect
 from musicgen_core.stages import announce
 from tasks.artifacts import artifacts_of_run
 from tasks.captioning import CaptionResult
@@ -38,7 +46,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """Results of the three parts."""
+    """Results of tokenizing, training and generating."""
 
     tokenized: TokenizeResult
     trained: TrainResult
@@ -67,7 +75,7 @@ def finetune(given: FinetuneParameters) -> FinetuneResult:
                     "finished archives are kept"
                 ),
             )
-        get_run_logger().warning("going on without them: %s", state.message)
+        get_run_logger().warning("continuing without them: %s", state.message)
     places = {"tokens": tokenized.tokens, "run_dir": directory}
     trained: Any = train_lora(**_part(given, TrainParameters) | chosen | places)  # Prefect returns its state's data
     # A state, which its type allows, is raised as CancelledRun.
@@ -87,20 +95,36 @@ def finetune(given: FinetuneParameters) -> FinetuneResult:
 
 
 def _captioned(given: FinetuneParameters, device: str) -> dict[str, str]:
-    """Describe the clips without a description, and return where the descriptions are."""
+    """Describe the clips without a description, and return where the descriptions are, if there are any."""
     if given.captions == "none" or given.descriptions.caption:
         return {}
+    archives, _ = choose_archives(absolute(location_of(given.archives, "musicgen_archives")))
+    metadata = storage.as_path(given.metadata) if given.metadata else _metadata_for(archives[0], given.tokens)
+    if given.metadata and not metadata.exists():
+        return {}  # tokenizing reports it
     announce(message("looking for clips without a description"))
-    if not lacks_descriptions(given.archives, given.metadata, given.reading):
-        return {}
-    announce(message("describing the clips that have no description by their audio first (--captions none: not)"))
-    result: Any = caption_archives(
-        **_part(given, CaptionParameters) | {"device": device, "only_missing": True}, return_state=True
-    ).result(raise_on_failure=False)
+    settings = collect(TokenizeSettings, given)
+    if not lacks_descriptions(archives, metadata, settings):
+        return {"metadata": str(metadata)} if metadata.exists() else {}
+    announce(message("describing the clips that have no description by their audio first (--captions none skips this)"))
+    asked = {"metadata": str(metadata), "device": device, "only_missing": settings.caption_template is None}
+    result: Any = caption_archives(**_part(given, CaptionParameters) | asked, return_state=True).result(
+        raise_on_failure=False
+    )
     captioned = result.result if isinstance(result, CaptionsFailed) else result
     if not isinstance(captioned, CaptionResult):
         raise captioned
-    return {"metadata": captioned.metadata}
+    return {"metadata": captioned.metadata} if metadata.exists() else {}
+
+
+def _metadata_for(archive: UPath, tokens: str) -> UPath:
+    """Return the metadata file beside the archives, or with the tokens if the folder of the archives is read-only."""
+    beside = archive.parent / METADATA
+    with suppress(MetadataError):
+        if not beside.exists():
+            check_writable(beside)
+        return beside
+    return storage.as_path(absolute(location_of(tokens, "musicgen_tokens"))) / METADATA
 
 
 def _part(given: FinetuneParameters, form: type[Settings]) -> dict[str, Any]:

@@ -210,7 +210,7 @@ def _remarks(
     total = sum(report.clips for report in reports)
     if 0 < undescribed < total:
         yield message(
-            "{number:,} of {clips} have no description: they are learnt without a text",
+            "{number:,} of {clips} have no description: they are trained on without a text",
             number=undescribed,
             clips=counted(total, "clip"),
         )

@@ -63,7 +63,7 @@ def _adapter_of(before: Training, settings: TrainSettings) -> str | None:
     differences = before.lora_differences(settings)
     if not differences:
         return str(before.final_adapter)
-    run_logger().warning("it begins anew, not from %s: %s", before.directory.name, "; ".join(differences))
+    run_logger().warning("it restarts from scratch, not from %s: %s", before.directory.name, "; ".join(differences))
     return None
 
 

@@ -66,7 +66,7 @@ def clipped_share(audio: Tensor) -> Tensor:
     because quantization flattens the peaks of low notes, only if the last step is larger than there.
 
     Give the samples of the file: resampling, and lossy compression even more, turn flat tops into ripples, and the mean
-    of two channels hides the clipping of one.
+    of two channels hides the clipping of one, as it does for a model that is trained on the mean.
     """
     return (_flat_top_samples(audio) + _flat_top_samples(-audio)) / audio.shape[-1]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Generator, Iterable, Sequence
-from importlib.metadata import version
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -21,7 +22,8 @@ from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.data.audio import DecodedClip, resample
 from musicgen_core.data.caption_fields import CONFIDENCE, TAGS
 from musicgen_core.data.mix_down import AudioArray
-from musicgen_core.errors import ClipRejected
+from musicgen_core.errors import ClipRejected, DeviceError
+from musicgen_core.language import message
 from musicgen_core.music_tags import CATEGORIES, VOCABULARY, Tag, choose_tags
 from musicgen_core.music_theory import PITCH_CLASSES
 
@@ -83,13 +85,9 @@ class Measurer:
 
     def __init__(self, device: torch.device, tagger: Tagger | None = None) -> None:
         self.device = device
+        self._lock = threading.Lock()  # archives are measured in several threads: their batches share the memory
         self.tagger = tagger or MusicnnTagger(device)
         self._vad = load_vad(device)
-
-    @property
-    def made_by(self) -> str:
-        """Return the programs that measure, with their versions."""
-        return f"{self.tagger.name}, silero-vad {version('silero-vad')}"
 
     def measure(
         self, clips: Iterable[tuple[K, DecodedClip | ClipRejected]]
@@ -118,9 +116,31 @@ class Measurer:
             indices, at_once = list(clips), max(1, int(BATCH_SECONDS[self.device.type] * rate / samples))
             for start in range(0, len(indices), at_once):
                 batch = indices[start : start + at_once]
-                found |= zip(batch, self._measure_batch([clips[index] for index in batch], rate), strict=True)
+                found |= zip(batch, self._measure_fitting([clips[index] for index in batch], rate), strict=True)
         for index, (key, clip) in enumerate(window):
             yield key, clip if isinstance(clip, ClipRejected) else found[index]
+
+    def _measure_fitting(self, clips: Sequence[AudioArray], rate: int) -> list[Fields]:
+        """Measure a batch in halves if the GPU's memory doesn't suffice.
+
+        Raises:
+            DeviceError: not even one clip fits.
+        """
+        if self.device.type != "cuda":
+            return self._measure_batch(clips, rate)
+        with self._lock, suppress(torch.OutOfMemoryError):
+            return self._measure_batch(clips, rate)
+        torch.cuda.empty_cache()
+        if len(clips) == 1:
+            raise DeviceError(
+                message(
+                    "{seconds:.0f} s of audio don't fit the memory that is free on the GPU",
+                    seconds=len(clips[0]) / rate,
+                ),
+                message("Stop other programs on the GPU, or caption with --device cpu"),
+            )
+        half = len(clips) // 2
+        return self._measure_fitting(clips[:half], rate) + self._measure_fitting(clips[half:], rate)
 
     @torch.inference_mode()
     def _measure_batch(self, clips: Sequence[AudioArray], rate: int) -> list[Fields]:

@@ -8,7 +8,10 @@ of an archive that failed, follow at the end in their order.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -28,6 +31,8 @@ from musicgen_core.data.caption_fields import (
 )
 from musicgen_core.data.captions import keys, named_archive, read_lines
 from musicgen_core.data.shards import Rejected
+from musicgen_core.errors import MetadataError, reason_of
+from musicgen_core.language import message
 from musicgen_core.music_tags import VOCABULARY
 
 _ARCHIVE, _PATH, _DESCRIPTION = "archive", "path", "description"
@@ -97,10 +102,17 @@ class ExistingMetadata:
             elif path_ not in self._by_path:
                 self._by_path[path_] = number
                 for table, key in ((self._by_name, name), (self._by_stem, stem)):
-                    table[key] = None if key in table else number
+                    known = table.setdefault(key, number)
+                    if known is not None and not self._say_the_same(known, number):
+                        table[key] = None
+
+    def _say_the_same(self, one: int, other: int) -> bool:
+        return own_description(self[one][1]) == own_description(self[other][1])
 
     def find(self, archive: str, member: str) -> int | None:
-        """Return the number of a clip's line, or None: by archive and path, path, or a file name or stem of one line.
+        """Return the number of a clip's line, or None, by archive and path, by path, by file name or by stem.
+
+        As in `Captions`, a name or stem of several lines counts if their descriptions are the same.
 
         Args:
             archive: the archive's stem.
@@ -110,7 +122,7 @@ class ExistingMetadata:
             return number
         for table, key in ((self._by_path, path), (self._by_name, name), (self._by_stem, stem)):
             if key in table:
-                return table[key]  # None for a name of several lines
+                return table[key]  # None for an ambiguous name
         return None
 
     def is_complete(self, archive: MeasuredArchive, needs_measurements: bool = True) -> bool:
@@ -150,11 +162,12 @@ def merge(existing: ExistingMetadata, archives: Iterable[MeasuredArchive], made_
         for clip in archive.measured:
             number = existing.find(stem, clip.path)
             text, entry = (b"", {}) if number is None else existing[number]
+            is_own = number not in used  # other clips that match the same line get lines of their own
             if number is not None:
                 used.add(number)
             had = own_description(entry) or clip.description
-            if not clip.fields or (text and had and CONFIDENCE in entry and not overwrite):
-                merged.lines += [text] if text else []
+            if not clip.fields or (text and had and CONFIDENCE in entry and is_own and not overwrite):
+                merged.lines += [text] if text and is_own else []
                 merged.kept += 1
                 continue
             new = _updated(archive.archive, clip, entry, made_by, overwrite)
@@ -174,7 +187,8 @@ def _updated(
 ) -> MetadataEntry:
     """Return a clip's entry with the fields that it lacked, or with new ones."""
     had = own_description(entry) or clip.description
-    own = {_ARCHIVE: archive, _PATH: clip.path}
+    is_others = _ARCHIVE in entry and named_archive(dict(entry)) is None  # a field of that name with another meaning
+    own = {**({} if is_others else {_ARCHIVE: archive}), _PATH: clip.path}
     replaced = {*MEASURED, CAPTIONED_BY, *_taggers_categories(entry)} if overwrite else set()
     kept = {name: value for name, value in entry.items() if name not in replaced}
     measured = {name: value for name, value in clip.fields.items() if not (name in VOCABULARY and TAGS in kept)}
@@ -194,6 +208,25 @@ def _taggers_categories(entry: Mapping[str, object]) -> set[str]:
     tags = confidence.get(TAGS) if isinstance(confidence, Mapping) else None
     known = set(tags) if isinstance(tags, Mapping) else set()
     return {name for name in VOCABULARY if name in entry and known.issuperset(texts_of(entry[name]))}
+
+
+def check_writable(metadata: UPath) -> None:
+    """Check that the metadata file can be written, before hours of measuring.
+
+    Raises:
+        MetadataError: its folder can't be written, or it is a folder.
+    """
+    probe = metadata.parent / f".{metadata.name}.{secrets.token_hex(4)}"
+    try:
+        if metadata.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(metadata))
+        storage.write_text(probe, "")
+        probe.unlink()
+    except OSError as error:
+        raise MetadataError(
+            message("the descriptions can't be written to {path} ({reason})", path=metadata, reason=reason_of(error)),
+            message("Give another file for them, such as one beside the tokens"),
+        ) from error
 
 
 def write(path: UPath, lines: Sequence[bytes]) -> None:

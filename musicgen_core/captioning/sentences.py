@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from musicgen_core.data.caption_fields import field_text, texts_of, with_categories
+from musicgen_core.data.caption_fields import field_text, tempo_of, texts_of, with_categories
 from musicgen_core.music_tags import NO_VOCALS
 
 SLOW_BPM, FAST_BPM = 80.0, 140.0
@@ -46,16 +46,14 @@ def compose(fields: Mapping[str, Any], clip: str) -> str | None:
 
 def _parts(fields: Mapping[str, Any]) -> _Parts:
     moods = texts_of(fields.get("mood"))[:MOST_MOODS]
-    tempo = fields.get("tempo")
-    bpm = tempo if isinstance(tempo, int | float) and not isinstance(tempo, bool) and tempo > 0 else None
+    bpm = tempo_of(fields)
     pace = "" if bpm is None or _PACES & set(moods) else "slow" if bpm < SLOW_BPM else "fast" if bpm > FAST_BPM else ""
-    is_steady = fields.get("tempo_steady") is not False
     return _Parts(
         adjectives=_words([pace, *moods]),
         genre=_words(_distinct(texts_of(fields.get("genre")))[:MOST_GENRES]),
         instruments=texts_of(fields.get("instruments"))[:MOST_INSTRUMENTS],
         vocals=_vocals(texts_of(fields.get("vocals"))),
-        tempo="" if bpm is None or not is_steady else f"{bpm:.0f} bpm",
+        tempo="" if bpm is None else f"{bpm:.0f} bpm",
         key=field_text(fields.get("key")) or "",
     )
 

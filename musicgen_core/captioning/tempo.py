@@ -127,7 +127,7 @@ def _peak_offset(scores: Tensor, peak: Tensor) -> Tensor:
 
 def _agreeing_share(onsets: Tensor, bpm: Tensor) -> Tensor:
     """Return the share of parts with a beat of the given tempo [B] within 3 %, [B], among the parts with onsets."""
-    length = min(round(PART_SECONDS * RATE), onsets.shape[-1] // 2)
+    length = max(2, min(round(PART_SECONDS * RATE), onsets.shape[-1] // 2))
     pieces = onsets.unfold(-1, length, length // 2).transpose(1, 2)  # [B, parts, groups, length]
     ratios = torch.linspace(1 - DRIFTS, 1 + DRIFTS, 41, device=onsets.device)
     beats = (60 * RATE / (bpm[:, None] * ratios)).repeat_interleave(pieces.shape[1], 0)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, lru_cache, partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO, Self
 
 from upath import UPath
@@ -128,7 +128,7 @@ def is_archive_name(name: str) -> bool:
     return bool(_SUFFIX.search(name))
 
 
-def archive_stem(path: UPath) -> str:
+def archive_stem(path: UPath | PurePath) -> str:
     """Return the stem of an archive, the name of its shard: `archive_batch_0007.zip` → `archive_batch_0007`."""
     return _SUFFIX.sub("", path.name)
 

@@ -6,9 +6,9 @@ Captioning writes them, people may correct them or write their own, and training
     tempo         beats per minute; null if the clip has no clear beat
     tempo_steady  whether the tempo is the same throughout the clip
     key           tonic and mode, such as "A minor"; null if unclear
-    loudness      LUFS (ITU-R BS.1770); null if the clip is silent or shorter than 0.4 s
+    loudness      LUFS (ITU-R BS.1770); null if the clip is silent
     silence       share of the clip's time that is silent
-    clipping      share of the clip's samples that are clipped
+    clipping      share of the samples that are clipped, of the mono mix, which is what the model is trained on
     speech        share of the clip's time with speech
     confidence    of tags, tempo, key and speech, from 0 to 1; the other fields are measured directly
     captioned_by  the programs that composed the description; absent if a person wrote it
@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from musicgen_core.music_tags import CATEGORIES, VOCABULARY, Category
@@ -34,13 +35,17 @@ PREFIX = "prefix"
 """Among the texts for training: `caption_prefix`, which stays where the description is left out"""
 _TEXTS = {
     "key": ("key",),
-    "bpm": ("bpm", "tempo"),
+    "bpm": ("bpm",),
     "genre": ("genre",),
-    "moods": ("moods", "mood"),
-    "instrument": ("instrument", "instruments"),
+    "moods": ("mood",),
+    "instrument": ("instruments",),
     "keywords": ("keywords", "vocals"),
 }
 """Names under which audiocraft's `MusicInfo` adds fields to descriptions, and the fields of the metadata"""
+
+_OTHER_NAMES = {"mood": "moods", "instruments": "instrument"}
+"""audiocraft's names of fields"""
+FASTEST_BPM = 1000.0
 
 MetadataEntry = dict[str, Any]
 
@@ -58,34 +63,39 @@ def with_categories(entry: Mapping[str, Any]) -> MetadataEntry:
     """Return an entry with `genre`, `instruments`, `mood` and `vocals`, from its tags where it doesn't have them.
 
     Tags of no known category, such as those that a person added, are `keywords`. A tag that is written in one of these
-    fields is in no other.
+    fields is in no other. audiocraft's names `moods` and `instrument` count, too.
     """
-    found: dict[str, list[str]] = {}
+    found: dict[str, Any] = {}
     written = {text.lower() for category in VOCABULARY for text in texts_of(entry.get(category))}
     for tag in texts_of(entry.get(TAGS)):
         if tag.lower() in written:
             continue
         category: Category | str = CATEGORIES.get(tag.lower(), "keywords")
         found.setdefault(category, []).append(tag)
+    found |= {name: entry[other] for name, other in _OTHER_NAMES.items() if entry.get(other)}
     return {**found, **entry}
+
+
+def tempo_of(entry: Mapping[str, Any]) -> float | None:
+    """Return the tempo in bpm, from `bpm` or a steady `tempo`, as a number or a text; None if there is none."""
+    steady = None if entry.get("tempo_steady") is False else entry.get("tempo")
+    for value in (entry.get("bpm"), steady):
+        with suppress(TypeError, ValueError, OverflowError):
+            if not isinstance(value, bool) and 0 < (bpm := float(value or 0)) < FASTEST_BPM:
+                return bpm
+    return None
 
 
 def texts_for_training(entry: Mapping[str, Any]) -> dict[str, str]:
     """Return the texts that training may add to a clip's description, under audiocraft's names."""
     whole = with_categories(entry)
-    if whole.get("tempo_steady") is False:
-        whole.pop("tempo", None)
+    tempo = tempo_of(entry)
+    whole["bpm"] = None if tempo is None else round(tempo)
     found = {}
     for name, sources in _TEXTS.items():
-        text = next((text for source in sources if (text := field_text(_rounded(source, whole.get(source))))), None)
-        if text:
+        if text := next((text for source in sources if (text := field_text(whole.get(source)))), None):
             found[name] = text
     return found
-
-
-def _rounded(name: str, value: Any) -> Any:
-    is_tempo = name in ("bpm", "tempo") and isinstance(value, float) and math.isfinite(value)
-    return round(value) if is_tempo else value
 
 
 def texts_of(value: Any) -> list[str]:

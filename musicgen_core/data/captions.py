@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
 from upath import UPath
@@ -237,7 +238,7 @@ def load_captions(path: UPath, settings: TokenizeSettings = _DEFAULTS) -> Captio
 def named_archive(entry: MetadataEntry) -> str | None:
     """Return the stem of the archive that an entry names in `archive`; None if it names none."""
     name = entry.get("archive")
-    return archive_stem(UPath(name)) if isinstance(name, str) and is_archive_name(name) else None
+    return archive_stem(PurePosixPath(name)) if isinstance(name, str) and is_archive_name(name) else None
 
 
 def _texts_of(entry: MetadataEntry, template: str | None) -> ClipTexts:

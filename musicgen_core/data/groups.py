@@ -15,10 +15,12 @@ from musicgen_core.data.members import CLIP_SUFFIXES
 
 LONGEST_SONG = 32
 """Maximum clips of a song that is recognised by its clips' names; longer sequences are rather numbered songs"""
+LONGEST_NUMBER = 16
+"""Characters at the end of a name in which its number is searched, with separators"""
 WIDEST = 1.5
 """Maximum ratio of the span of numbers of a song to its clips: the numbers of rejected clips are missing"""
-_NUMBERED = re.compile(r"(?P<song>.*[^\W\d_].*?)[\W_]*(?P<number>\d{1,9})", re.DOTALL)
-"""A name that ends in a number, with a letter before it"""
+_NUMBER = re.compile(r"[\W_]*(?<!\d)(\d{1,9})\Z")
+"""The number at the end of a name, with what separates it"""
 
 
 def stable_hash(text: str) -> int:
@@ -76,8 +78,10 @@ def _stem(member: str) -> str:
 def _numbered(member: str) -> tuple[str, str, int] | None:
     """Return folder, name and number of a clip whose name ends in a number, else None."""
     folder, name = posixpath.split(member.replace("\\", "/"))
-    match = _NUMBERED.fullmatch(posixpath.splitext(name)[0])
-    return match and (folder, match["song"], int(match["number"]))
+    stem = posixpath.splitext(name)[0]
+    match = _NUMBER.search(stem, max(0, len(stem) - LONGEST_NUMBER))
+    song = stem[: match.start()] if match else ""
+    return (folder, song, int(match[1])) if match and any(map(str.isalpha, song)) else None
 
 
 def _are_consecutive(numbers: Sequence[int]) -> bool:

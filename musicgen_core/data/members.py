@@ -324,7 +324,7 @@ def recognise(head: bytes) -> tuple[str, str] | None:
         )
     if _HTML.match(head.removeprefix(b"\xef\xbb\xbf")):
         return (
-            message("it is an HTML page, such as one that asks for a login or tells of a limit"),
+            message("it is an HTML page, such as one that asks for a login or reports a quota"),
             message("Download the file again, logged in"),
         )
     return None

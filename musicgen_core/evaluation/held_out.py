@@ -139,7 +139,7 @@ def _remarks(total: int, chosen: int, left_out: int, lineage: Lineage | None) ->
         )
     elif lineage.unknown is not None:
         yield message(
-            "The training began from {adapter}, which lies in no run directory that can be read, so whether "
+            "The run started from {adapter}, which lies in no run directory that can be read, so whether "
             "that one has learned from these clips is not known: on clips that it has learned from, any adapter looks "
             "better.",
             adapter=lineage.unknown,

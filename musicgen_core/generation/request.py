@@ -29,7 +29,7 @@ class Prompt(Settings):
     prompt: PromptText = Field(description="the text")
     duration: float | None = Field(None, gt=0, le=LONGEST_SECONDS, description="seconds of music")
     seed: int | None = Field(None, ge=0, lt=2**32, description="the seed of its random stream")
-    continue_from: str | None = Field(None, description="a wav to go on from")
+    continue_from: str | None = Field(None, description="a recording to continue")
 
 
 def read_prompts(path: str) -> list[Prompt]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from flows.finetune import FinetuneResult, finetune
 from flows.generate_music import generate_music
 from flows.train_lora import train_lora
 from musicgen_core.data.shards import read_rows
-from musicgen_core.errors import ArchiveError, ConfigError
+from musicgen_core.errors import ArchiveError, ConfigError, MetadataError
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 QUICK: dict[str, Any] = {
@@ -71,6 +72,35 @@ def test_clips_without_descriptions_are_described_first_unless_asked_not_to(
     rows = list(read_rows(tmp_path / "tokens" / "archive_batch_0001.parquet"))
     assert (archives / "metadata.jsonl").exists() == (captions == "auto")
     assert any(row.description for row in rows) == any(row.fields for row in rows) == (captions == "auto")
+
+
+def test_an_archive_that_cannot_be_captioned_fails_with_its_own_reason(tmp_path: Path) -> None:
+    (tmp_path / "archives").mkdir()
+    (tmp_path / "archives" / "a.zip").write_bytes(b"not an archive")
+    with pytest.raises(ArchiveError, match=r"a\.zip can't be read"):
+        run(tmp_path / "archives", tmp_path).result()
+    assert not (tmp_path / "archives" / "metadata.jsonl").exists()
+
+
+def test_metadata_that_are_given_and_missing_are_an_error(demo_archives: Path, tmp_path: Path) -> None:
+    with pytest.raises(MetadataError, match=r"typo\.jsonl can't be read"):
+        run(demo_archives, tmp_path, metadata=str(tmp_path / "typo.jsonl")).result()
+    assert not (tmp_path / "typo.jsonl").exists()
+
+
+def test_clips_that_a_template_describes_are_not_captioned(demo_archives: Path, tmp_path: Path) -> None:
+    archives = tmp_path / "archives"
+    archives.mkdir()
+    shutil.copy(demo_archives / "archive_batch_0001.zip", archives)
+    lines = (demo_archives / "metadata.jsonl").read_text().splitlines()
+    entries = [{"path": json.loads(line)["path"], "genre": "dub", "bpm": 70} for line in lines]
+    (archives / "metadata.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    before = (archives / "metadata.jsonl").read_bytes()
+    template = {"caption_template": "{genre}, {bpm} bpm"}
+    assert run(archives, tmp_path, evaluate=False, max_steps=1, **template).is_completed()
+    assert (archives / "metadata.jsonl").read_bytes() == before
+    rows = list(read_rows(tmp_path / "tokens" / "archive_batch_0001.parquet"))
+    assert {row.description for row in rows} == {"dub, 70 bpm"}
 
 
 @pytest.mark.parametrize("decision", ["stop", "continue"])

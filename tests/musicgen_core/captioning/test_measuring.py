@@ -76,3 +76,9 @@ def test_of_a_very_long_clip_the_beginning_is_measured(measurer: Measurer, monke
     beginning = DecodedClip(beginning.samples[: 4 * 32_000], 32_000)
     [(_, long), (_, short)] = measurer.measure([("long", whole), ("short", beginning)])
     assert long == short
+
+
+@pytest.mark.parametrize("samples", [640, 700, 959, 960, 1_600, 3_200])
+def test_the_shortest_clips_that_are_no_rejections_are_measured(measurer: Measurer, samples: int) -> None:
+    [(_, fields)] = measurer.measure([("short", clip(samples / 32_000))])
+    assert not isinstance(fields, ClipRejected) and fields["tempo"] is None

@@ -9,8 +9,17 @@ from typing import Any
 import pytest
 from upath import UPath
 
-from musicgen_core.captioning.metadata import ExistingMetadata, MeasuredArchive, MeasuredClip, Merged, merge, write
+from musicgen_core.captioning.metadata import (
+    ExistingMetadata,
+    MeasuredArchive,
+    MeasuredClip,
+    Merged,
+    check_writable,
+    merge,
+    write,
+)
 from musicgen_core.data.captions import load_captions
+from musicgen_core.errors import MetadataError
 
 FIELDS: dict[str, Any] = {
     "tags": ["piano"],
@@ -170,3 +179,39 @@ def test_descriptions_alone_are_enough_where_measurements_do_not_matter(metadata
     assert existing.is_complete(whole, needs_measurements=False)
     assert not existing.is_complete(whole)
     assert not existing.is_complete(archive("a.zip", "x.wav", "y.wav"), needs_measurements=False)
+
+
+def test_equal_descriptions_of_one_name_are_kept_for_other_clips_of_the_name(metadata: UPath) -> None:
+    metadata.write_text("".join(f'{{"path": "{folder}/x.wav", "description": "mine"}}\n' for folder in "ab"))
+    [entry, *_], result = merged(metadata, archive("a.zip", "c/x.wav"))
+    assert entry["description"] == "mine" and "captioned_by" not in entry
+    assert (result.new, result.kept) == (0, 1)
+
+
+def test_a_line_that_several_clips_match_does_not_multiply(metadata: UPath) -> None:
+    line = {"path": "x.wav", "description": "mine", **FIELDS}
+    metadata.write_text(json.dumps(line) + "\n")
+    archives = [archive("a.zip", "x.wav"), archive("b.zip", "x.wav")]
+    counts = [len(merged(metadata, *archives)[0]) for _ in range(3)]
+    assert counts == [2, 2, 2]
+    assert {entry["description"] for entry in merged(metadata, *archives)[0]} == {"mine"}
+
+
+def test_a_field_archive_of_another_meaning_is_kept(metadata: UPath) -> None:
+    metadata.write_text('{"path": "x.wav", "archive": "BBC"}\n')
+    [entry], _ = merged(metadata, archive("a.zip", "x.wav"))
+    assert entry["archive"] == "BBC" and "piano" in entry["description"]
+    metadata.write_text('{"path": "x.wav", "archive": "foo://b/a.zip", "description": "mine"}\n')
+    [entry], _ = merged(metadata, archive("a.zip", "x.wav"))
+    assert entry["description"] == "mine"
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_measuring(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for place in (tmp_path / "folder", tmp_path / "folder" / "x" / "metadata.jsonl"):
+        if place.name != "folder":
+            (tmp_path / "folder" / "x").write_text("a file where a folder belongs")
+        with pytest.raises(MetadataError, match="can't be written to"):
+            check_writable(UPath(place))
+    check_writable(UPath(tmp_path / "metadata.jsonl"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]

@@ -63,6 +63,11 @@ def test_one_sound_in_several_formats_is_one_group() -> None:
     assert alone == [clip_hash("a", "x/b.wav"), clip_hash("a", "x/b.WAV"), clip_hash("a", "b.v2")]
 
 
+def test_the_longest_names_of_a_zip_take_no_time() -> None:
+    names = [f"{'x1-' * 21_000}{number:03}.wav" for number in range(3)] + ["-" * 65_000 + "x.wav", "b_1.wav"]
+    assert groups_of(*names) == [set(names[:3])]
+
+
 def test_a_group_in_the_metadata_comes_before_names_and_spans_archives() -> None:
     members = ["song_0.wav", "song_1.wav", "b_0.wav", "b_1.wav"]
     named = {"song_0.wav": "live", "b_0.wav": "live"}

@@ -72,6 +72,15 @@ def test_fields_have_audiocrafts_names() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("tempo", "text"),
+    [(69.6, "70"), ("69.6", "70"), (10**400, None), (float("inf"), None), (-3, None), (True, None), ("fast", None)],
+    ids=["number", "text", "huge", "infinite", "negative", "switch", "word"],
+)
+def test_only_a_possible_tempo_is_a_text(tempo: object, text: str | None) -> None:
+    assert texts_for_training({"tempo": tempo}).get("bpm") == text
+
+
 def test_a_tempo_that_is_not_steady_is_no_text() -> None:
     assert texts_for_training({"tempo": 120, "tempo_steady": False}) == {}
     assert texts_for_training({"bpm": 120, "tempo": 60, "tempo_steady": False}) == {"bpm": "120"}
