@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deployments.options import UsageError, similar
-from flows.parameters import BASE
+from flows.fields import BASE
 from musicgen_core import storage
 from musicgen_core.language import message
 from musicgen_core.stages import announce, announce_torch

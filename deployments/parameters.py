@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from flows.parameters import Device
+from flows.fields import Device
 from musicgen_core.config import DEFAULT_MODEL
 from musicgen_core.settings import LARGEST_COUNT, MOST_WORKERS, Settings
 

@@ -6,8 +6,9 @@ from prefect.client.schemas import State
 from prefect.states import Completed
 
 from flows.decorator import form_flow
+from flows.fields import BASE
 from flows.locations import chosen_device, chosen_model, is_of_deployment, music_name, new_location
-from flows.parameters import BASE, GenerateParameters
+from flows.parameters import GenerateParameters
 from flows.retraining import last_trained
 from musicgen_core.config import DEFAULT_PROMPTS, SamplingSettings
 from musicgen_core.generation.request import Prompt, Rendered, RenderRequest, outcome_of, read_prompts

@@ -12,7 +12,7 @@ from prefect.client.schemas import FlowRun
 from prefect.context import FlowRunContext
 from prefect.variables import Variable
 
-from flows.parameters import Device
+from flows.fields import Device
 from musicgen_core import storage
 from musicgen_core.config import DEFAULT_MODEL, DEFAULT_PROMPTS
 from musicgen_core.errors import ConfigError

@@ -100,7 +100,7 @@ def test_with_only_missing_no_archive_is_measured_whose_clips_are_described(
     copied = Path(shutil.copytree(demo_archives, tmp_path / "archives"))
     before = (copied / "metadata.jsonl").read_bytes()
     (copied / "archive_batch_0002.zip").unlink()  # it holds the broken clip, which has no description
-    monkeypatch.setattr(flow_module, "load_measurer", lambda *_: pytest.fail("it was measured"))
+    monkeypatch.setattr(flow_module, "run_on_archives", lambda *_: pytest.fail("it was measured"))
     result: CaptionResult = run(copied, only_missing=True).result()
     assert (result.new, result.kept) == (0, 8)
     assert (copied / "metadata.jsonl").read_bytes() == before
