@@ -61,7 +61,7 @@ def test_clips_trained_on_by_an_earlier_run_are_left_out(
         assert found.clips < evaluation.clips and "learned from them" in found.remarks[0]
     else:
         assert found.clips == evaluation.clips and found.verdict == "undecided"
-        assert f"began from {init}" in found.remarks[0] and "may have learned from" in found.sentence()
+        assert f"started from {init}" in found.remarks[0] and "may have learned from" in found.sentence()
 
 
 def test_a_run_that_held_nothing_out_needs_other_tokens(
