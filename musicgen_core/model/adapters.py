@@ -185,7 +185,7 @@ def check_adapter_values(values: Mapping[str, Any]) -> None:
     """Check the values of an adapter, from a `*_lora.pt`, a PEFT directory or a checkpoint.
 
     Raises:
-        ValueError: names a value that is missing, has the wrong type, is not finite, or doesn't fit the others.
+        ValueError: a value is missing, has the wrong type, is not finite, or doesn't fit the others; it is named.
     """
     for name, kind in _KINDS.items():
         if name not in values:

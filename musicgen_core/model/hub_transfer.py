@@ -211,6 +211,7 @@ def transfer(repo: str, url: str, blob: Path, size: int, sha256: str | None, cou
         blob: the path in the cache.
         size: bytes of the whole file.
         sha256: hash of its content, or None if unknown.
+        count: called with bytes that are there, and whether they were there before.
 
     Raises:
         ModelError: it can't be downloaded.

@@ -79,6 +79,11 @@ class Trainer:
         word_dropout: fraction of words dropped from the other clips' texts.
         prior: clips that the base model generated, for `prior_preservation`; used for training only.
         split_by: what the validation split holds out as a whole.
+
+    Attributes:
+        batches: the training and validation clips.
+        order: the clips of each step.
+        progress: the progress of the run, which a step changes.
     """
 
     def __init__(

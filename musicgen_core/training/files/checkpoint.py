@@ -23,11 +23,13 @@ class Progress:
         step: optimizer steps done.
         loss: training loss of the last step.
         epoch_loss_sum: sum of the losses of the clips seen in the current epoch.
+        epoch_clips: number of those clips.
         best_loss: the lowest validation loss, or without validation clips the lowest training loss of an epoch.
         validations_without_gain: validations since the best one.
         pending: the metrics of the last step, until they are written and the end of its epoch, if any, is processed.
         skipped: steps skipped because loss or gradients weren't finite.
         skipped_in_a_row: those since the last step that wasn't skipped.
+        loss_scale: loss scale of fp16; None in other precisions.
     """
 
     step: int = 0
