@@ -88,7 +88,7 @@ class RestartableSite:
         folder = self.folder / name
         places = {"archives": archives, "tokens": folder / "tokens", "output": folder / "music"}
         given = {place: str(path) for place, path in places.items()}
-        return self._run("finetune", name, **given, prompts=["calm strings"], duration=0.2)
+        return self._run("finetune", name, **given, captions="none", prompts=["calm strings"], duration=0.2)
 
     def _run(self, flow: str, name: str, **parameters: Any) -> Training:
         if self.worker.poll() is not None:  # an earlier test failed half-way
