@@ -92,9 +92,12 @@ def finetune(parameters: dict[str, Any]) -> int:
 
         check_training(parameters)
     result: FinetuneResult = run_flow(finetune_flow, parameters)
-    print_rows(message("Fine-tuned"), [*tokenized_rows(result.tokenized), *trained_rows(result.trained)])
+    captioned = result.captioned
+    rows = [*(captioned_rows(captioned) if captioned else ()), *tokenized_rows(result.tokenized)]
+    print_rows(message("Fine-tuned"), [*rows, *trained_rows(result.trained)])
     tokens, shards, notice = result.tokenized.tokens, len(result.tokenized.reports), _new_notice(result.tokenized)
-    print_outcome(outcomes.finetuned(tokens, shards, result.trained, result.rendered, parameters, notice))
+    new_captions = captioned.metadata if captioned else ""
+    print_outcome(outcomes.finetuned(tokens, shards, result.trained, result.rendered, parameters, notice, new_captions))
     return 0
 
 

@@ -40,7 +40,7 @@ from musicgen_core.captioning.taggers import find_tagger
 from musicgen_core.captioning.versions import measured_by
 from musicgen_core.config import ReadingSettings, TokenizeSettings
 from musicgen_core.data.archive import archive_stem, choose_archives, open_archive
-from musicgen_core.data.captions import METADATA, Captioner, load_captions
+from musicgen_core.data.captions import METADATA, Captioner, listed, load_captions
 from musicgen_core.data.members import limits_of, sidecar_key
 from musicgen_core.errors import ArchiveError
 from musicgen_core.language import message
@@ -88,6 +88,8 @@ def caption_archives(given: CaptionParameters) -> State[CaptionResult]:
     check_writable(storage.as_path(target))
     limits = spread_limit(found, given.limit or None, reading)
     existing = ExistingMetadata(storage.as_path(target))
+    left_out += _broken_lines(target, existing.broken)
+    warn_in_terminal(left_out[-1:] if existing.broken else [])
     complete = [] if given.overwrite else list(_complete(existing, list(limits), reading, given.only_missing))
     done = {archive_stem(UPath(each.archive)) for each in complete}
     work: list[Work] = [
@@ -134,6 +136,21 @@ def caption_archives(given: CaptionParameters) -> State[CaptionResult]:
         return Failed(message=str(reasons), data=CaptionsFailed(reasons, result))
     clips = counted(merged.new + merged.kept + merged.missing, "clip")
     return Completed(message=message("captioned {clips} in {target}", clips=clips, target=target), data=result)
+
+
+def _broken_lines(target: str, broken: Sequence[int]) -> list[str]:
+    """Return a remark on the lines of the metadata file that are no JSON objects with a path."""
+    if not broken:
+        return []
+    return [
+        message(
+            "{path}: {lines} can't be used: no JSON object with a path ({numbers}); the clips get new lines, and these "
+            "stay at the end",
+            path=target,
+            lines=counted(len(broken), "line"),
+            numbers=listed(broken),
+        )
+    ]
 
 
 def lacks_descriptions(archives: Sequence[UPath], metadata: UPath, settings: TokenizeSettings) -> bool:

@@ -36,7 +36,14 @@ from musicgen_core.stages import announce
 from tasks.artifacts import artifacts_of_run
 from tasks.captioning import CaptionResult
 from tasks.outcomes import finetuned
-from tasks.summary import rendered_files, rendered_section, show_summary, tokenized_section, trained_section
+from tasks.summary import (
+    captioned_section,
+    rendered_files,
+    rendered_section,
+    show_summary,
+    tokenized_section,
+    trained_section,
+)
 from tasks.training import check_model
 
 if TYPE_CHECKING:
@@ -46,11 +53,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """Results of tokenizing, training and generating."""
+    """Results of the parts; `captioned` is None if no clip had to be described."""
 
     tokenized: TokenizeResult
     trained: TrainResult
     rendered: list[Rendered]
+    captioned: CaptionResult | None = None
 
 
 @form_flow(name="finetune", form=FinetuneParameters, flow_run_name=run_name("finetune", "run_dir"))
@@ -60,7 +68,8 @@ def finetune(given: FinetuneParameters) -> FinetuneResult:
     chosen = {"model": chosen_model(given.model), "device": chosen_device(given.device)}
     check_model(chosen["model"])
     directory = given.run_dir or new_location("musicgen_runs", "finetune")
-    described = _captioned(given, chosen["device"])
+    metadata, captioned = _captioned(given, chosen["device"])
+    described = {"metadata": str(metadata)} if metadata is not None and metadata.exists() else {}
     state = tokenize_archives(**_part(given, TokenizeParameters) | chosen | described, return_state=True)
     outcome: Any = state.result(raise_on_failure=False)
     tokenized = outcome.result if isinstance(outcome, ArchivesFailed) else outcome
@@ -83,29 +92,37 @@ def finetune(given: FinetuneParameters) -> FinetuneResult:
     with artifacts_of_run() as artifacts:
         show_summary(
             artifacts,
+            *([partial(captioned_section, captioned)] if captioned else []),
             partial(tokenized_section, tokenized.tokens, tokenized.reports, tokenized.failed, tokenized.remarks),
             partial(trained_section, trained),
             partial(rendered_section, rendered, names_adapter=False),
             outcome=partial(
-                finetuned, tokenized.tokens, len(tokenized.reports), trained, rendered, on, tokenized.notice
+                finetuned,
+                tokens=tokenized.tokens,
+                shards=len(tokenized.reports),
+                result=trained,
+                pieces=rendered,
+                on=on,
+                notice=tokenized.notice,
+                new_captions=captioned.metadata if captioned else "",
             ),
             listed=rendered_files(rendered),
         )
-    return FinetuneResult(tokenized, trained, rendered)
+    return FinetuneResult(tokenized, trained, rendered, captioned)
 
 
-def _captioned(given: FinetuneParameters, device: str) -> dict[str, str]:
-    """Describe the clips without a description, and return where the descriptions are, if there are any."""
+def _captioned(given: FinetuneParameters, device: str) -> tuple[UPath | None, CaptionResult | None]:
+    """Describe the clips without a description; return where the descriptions are, and the result if any were made."""
     if given.captions == "none" or given.descriptions.caption:
-        return {}
+        return None, None
     archives, _ = choose_archives(absolute(location_of(given.archives, "musicgen_archives")))
     metadata = storage.as_path(given.metadata) if given.metadata else _metadata_for(archives[0], given.tokens)
     if given.metadata and not metadata.exists():
-        return {}  # tokenizing reports it
+        return None, None  # tokenizing reports it
     announce(message("looking for clips without a description"))
     settings = collect(TokenizeSettings, given)
     if not lacks_descriptions(archives, metadata, settings):
-        return {"metadata": str(metadata)} if metadata.exists() else {}
+        return metadata, None
     announce(message("describing the clips that have no description by their audio first (--captions none skips this)"))
     asked = {"metadata": str(metadata), "device": device, "only_missing": settings.caption_template is None}
     result: Any = caption_archives(**_part(given, CaptionParameters) | asked, return_state=True).result(
@@ -114,7 +131,7 @@ def _captioned(given: FinetuneParameters, device: str) -> dict[str, str]:
     captioned = result.result if isinstance(result, CaptionsFailed) else result
     if not isinstance(captioned, CaptionResult):
         raise captioned
-    return {"metadata": captioned.metadata} if metadata.exists() else {}
+    return metadata, captioned if captioned.new else None
 
 
 def _metadata_for(archive: UPath, tokens: str) -> UPath:

@@ -43,6 +43,7 @@ DESCRIBE = message(
     "again then encodes nothing twice"
 )
 """Advice on how to add descriptions to clips"""
+_DESCRIPTIONS = message("descriptions, to look through and correct")
 _OWN_MUSIC = message("Teach the model your own music: put zips of sound files into archives/, and tokenize them")
 MAIN_FILES: dict[str, str] = {
     message("best adapter"): f"{ADAPTERS}/{BEST_ADAPTER}.pt",
@@ -102,17 +103,23 @@ def tokenized(tokens: str, shards: int, on: Mapping[str, Any], notice: str = "",
 
 def captioned(metadata: str, archives: str, failed: int = 0) -> Outcome:
     """Return the outcome of captioning. The next step is tokenizing, unless archives failed."""
-    made = (Made(message("descriptions, to look through and correct"), metadata),)
+    made = (Made(_DESCRIPTIONS, metadata),)
     if failed:
         return Outcome(made)
     given = {} if storage.as_path(metadata) == metadata_of(archives) else {"metadata": metadata}
+    places = {"tokens": _tokens_beside(_absolute(archives))}
     step = Step(
-        message("Look through the descriptions, then tokenize"),
-        "tokenize",
-        {"archives": archives, **given},
-        {"tokens": _free(_absolute(metadata).parent / "tokens")},
+        message("Look through the descriptions, then tokenize"), "tokenize", {"archives": archives, **given}, places
     )
     return Outcome(made, (step,))
+
+
+def _tokens_beside(archives: UPath) -> str:
+    """Return a location for the tokens beside the folder of the archives, or here if that can't be written."""
+    folder = (archives if archives.is_dir() else archives.parent).parent
+    if storage.is_local(folder) and not os.access(str(folder), os.W_OK):
+        folder = _absolute(".")
+    return str(folder / "tokens")
 
 
 def metadata_of(archives: str) -> UPath:
@@ -214,11 +221,22 @@ def rendered(pieces: Sequence[Rendered], given: Mapping[str, Any]) -> Outcome:
 
 
 def finetuned(
-    tokens: str, shards: int, result: TrainResult, pieces: Sequence[Rendered], on: Mapping[str, Any], notice: str = ""
+    tokens: str,
+    shards: int,
+    result: TrainResult,
+    pieces: Sequence[Rendered],
+    on: Mapping[str, Any],
+    notice: str = "",
+    new_captions: str = "",
 ) -> Outcome:
-    """Return the outputs of all three parts, with the next steps of generating."""
+    """Return the outputs of all parts, with the next steps of generating.
+
+    Args:
+        new_captions: the metadata file, if the run wrote descriptions.
+    """
     rendering = {"adapter": result.run_dir, "duration": on.get("duration"), "device": on.get("device")}
-    return tokenized(tokens, shards, on, notice) + trained(result, on) + rendered(pieces, rendering)
+    described = Outcome((Made(_DESCRIPTIONS, new_captions),) if new_captions else ())
+    return described + tokenized(tokens, shards, on, notice) + trained(result, on) + rendered(pieces, rendering)
 
 
 def exported(directory: str, kind: str, on: Mapping[str, Any]) -> Outcome:
@@ -243,10 +261,7 @@ def exported(directory: str, kind: str, on: Mapping[str, Any]) -> Outcome:
 def estimated(archives: str, on: Mapping[str, Any], notice: str = "", unreadable: int = 0) -> Outcome:
     """Return the outcome of an estimate. The next step is to tokenize, after repairing archives that can't be read."""
     place = _absolute(archives)
-    folder = (place if place.is_dir() else place.parent).parent
-    if storage.is_local(folder) and not os.access(str(folder), os.W_OK):
-        folder = _absolute(".")
-    places = {"tokens": str(folder / "tokens")}  # existing shards are kept
+    places = {"tokens": _tokens_beside(place)}  # existing shards are kept
     text = message("Tokenize them")
     if unreadable:
         text = message("Repair what can't be read, as is said above, or move it away; then tokenize")

@@ -198,7 +198,7 @@ def _fields(measured: dict[str, float], tags: Sequence[Tag]) -> Fields:
         TAGS: [tag.name for tag in ordered],
         **_own_categories(ordered),
         "tempo": round(measured["tempo"], 1) if has_tempo else None,
-        "tempo_steady": bool(measured["steady"]),
+        "tempo_steady": bool(measured["steady"]) if has_tempo else None,
         "key": f"{(MINOR if is_minor else MAJOR)[root % PITCH_CLASSES]} {mode}" if has_key else None,
         "loudness": round(measured["loudness"], 1) if math.isfinite(measured["loudness"]) else None,
         **{name: round(measured[name], 4) for name in ("silence", "clipping", "speech")},

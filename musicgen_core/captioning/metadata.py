@@ -83,12 +83,16 @@ class _Line:
 class ExistingMetadata:
     """The lines of a metadata file, which may not exist yet.
 
+    Attributes:
+        broken: numbers, from 1, of lines that are no JSON object with a path; blank lines don't count.
+
     Raises:
         MetadataError: the file can't be read.
     """
 
     def __init__(self, path: UPath) -> None:
         self._lines = [_Line(text, entry) for _, text, entry in read_lines(path)] if path.exists() else []
+        self.broken = [number for number, line in enumerate(self._lines, start=1) if line.entry is None]
         self._by_archive: dict[tuple[str, str], int] = {}
         self._by_path: dict[str, int] = {}
         self._by_name: dict[str, int | None] = {}

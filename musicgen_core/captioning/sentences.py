@@ -51,7 +51,8 @@ def _parts(fields: Mapping[str, Any]) -> _Parts:
     return _Parts(
         adjectives=_words([pace, *moods]),
         genre=_words(_distinct(texts_of(fields.get("genre")))[:MOST_GENRES]),
-        instruments=texts_of(fields.get("instruments"))[:MOST_INSTRUMENTS],
+        # tags that the vocabulary doesn't have are instruments more often than not: trumpet, vibraphone
+        instruments=[*texts_of(fields.get("instruments")), *texts_of(fields.get("keywords"))][:MOST_INSTRUMENTS],
         vocals=_vocals(texts_of(fields.get("vocals"))),
         tempo="" if bpm is None else f"{bpm:.0f} bpm",
         key=field_text(fields.get("key")) or "",

@@ -4,7 +4,7 @@ Captioning writes them, people may correct them or write their own, and training
 
     tags          names of instruments, genres, moods and vocals, the likeliest first
     tempo         beats per minute; null if the clip has no clear beat
-    tempo_steady  whether the tempo is the same throughout the clip
+    tempo_steady  whether the tempo is the same throughout the clip; null without a tempo
     key           tonic and mode, such as "A minor"; null if unclear
     loudness      LUFS (ITU-R BS.1770); null if the clip is silent
     silence       share of the clip's time that is silent

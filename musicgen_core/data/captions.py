@@ -26,6 +26,7 @@ from musicgen_core.data.caption_fields import (
     field_text,
     own_description,
     parse_entry,
+    tempo_of,
     texts_for_training,
     with_categories,
 )
@@ -333,5 +334,9 @@ def fill_template(template: str | None, entry: MetadataEntry) -> str | None:
     if template is None:
         return None
     whole = with_categories(entry)
+    if (bpm := tempo_of(entry)) is not None:
+        whole.setdefault("bpm", round(bpm))
+    if isinstance(entry.get("tempo"), float):
+        whole["tempo"] = None if entry.get("tempo_steady") is False else round(bpm or 0) or None
     values = {name: field_text(whole.get(name)) for name in template_fields(template)}
     return None if None in values.values() else clean(template.format_map(values))

@@ -82,6 +82,13 @@ def test_corrections_that_are_made_during_a_run_are_kept(archives: Path, monkeyp
     assert len(described) == 16 and described["audio/theremin_01_000.wav"] == "written meanwhile"
 
 
+def test_broken_lines_are_reported_and_kept(archives: Path) -> None:
+    (archives / "metadata.jsonl").write_text('{"path": "audio/x.wav"}\n{broken\n[]\n')
+    result: CaptionResult = run(archives).result()
+    assert any("2 lines can't be used" in remark and "2, 3" in remark for remark in result.remarks)
+    assert (archives / "metadata.jsonl").read_text().splitlines()[-2:] == ["{broken", "[]"]
+
+
 def test_archives_that_fail_are_named_and_the_others_captioned(archives: Path) -> None:
     whole = (archives / "archive_batch_0002.zip").read_bytes()
     (archives / "archive_batch_0002.zip").write_bytes(whole[: len(whole) // 2])

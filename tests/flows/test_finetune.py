@@ -71,6 +71,7 @@ def test_clips_without_descriptions_are_described_first_unless_asked_not_to(
     assert state.is_completed()
     rows = list(read_rows(tmp_path / "tokens" / "archive_batch_0001.parquet"))
     assert (archives / "metadata.jsonl").exists() == (captions == "auto")
+    assert (state.result().captioned is not None) == (captions == "auto")
     assert any(row.description for row in rows) == any(row.fields for row in rows) == (captions == "auto")
 
 

@@ -64,6 +64,11 @@ def test_only_what_is_known_is_said(fields: dict[str, Any], expected: list[str |
     assert sorted(wordings(fields), key=str) == expected
 
 
+def test_tags_of_ones_own_are_in_the_sentence() -> None:
+    assert "jazz trumpet" in wordings({"tags": ["jazz", "trumpet"]})
+    assert "90 bpm" in str(compose({"tags": ["jazz"], "tempo": 90, "tempo_steady": None}, "a.zip/x.wav"))
+
+
 def test_corrected_fields_come_before_tags() -> None:
     assert wordings({"tags": ["rock", "guitar"], "genre": "dub", "instruments": "bass, organ"}) >= {
         "dub bass with organ"

@@ -56,3 +56,15 @@ def test_a_template_that_no_line_fills_lists_the_fields_present() -> None:
 def test_fields_that_are_never_in_the_same_line_are_named_too() -> None:
     with pytest.raises(MetadataError, match="has genre, bpm together"):
         captions_of({"path": "a.wav", "genre": "x"}, {"path": "b.wav", "bpm": 1}, template="{genre} {bpm}")
+
+
+def test_measured_tempos_fill_templates_rounded_and_only_if_steady() -> None:
+    entries = [
+        {"path": "a.wav", "tags": ["dub", "piano"], "tempo": 88.4, "tempo_steady": True},
+        {"path": "b.wav", "tags": ["house"], "tempo": 88.4, "tempo_steady": False, "description": "own"},
+        {"path": "c.wav", "genre": "dub", "bpm": "128-130"},
+    ]
+    by_bpm = captions_of(*entries, template="{bpm} bpm")
+    assert [found(by_bpm, name)[1] for name in ("a.wav", "b.wav", "c.wav")] == ["88 bpm", "own", "128-130 bpm"]
+    by_tempo = captions_of(*entries, template="{instruments}, {tempo} bpm")
+    assert [found(by_tempo, name)[1] for name in ("a.wav", "b.wav", "c.wav")] == ["piano, 88 bpm", "own", None]
