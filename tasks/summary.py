@@ -89,7 +89,7 @@ def show_summary(
         parts.append(_again_section(again) if again else "")
         return "\n\n".join(filter(None, [*parts, f"As of {local_now()}", as_comment(found)]))
 
-    artifacts.markdown("summary", page, "What came of it, and where everything is")
+    artifacts.markdown("summary", page, "The outcome, and the location of every file")
 
 
 def estimated_section(rows: Sequence[tuple[str, str]]) -> str:
