@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from deployments.activity import working
 from deployments.api import ensure_api
@@ -161,15 +161,16 @@ def run_flow(flow: Any, parameters: dict[str, Any]) -> Any:
         state = call_heard(flow, parameters, activity)
         activity.say("")
     result = state.result(raise_on_failure=False)
-    from flows.caption_archives import CaptionsFailed
-    from flows.tokenize_archives import ArchivesFailed
+    from flows.archive_runs import ArchivesFailed
+    from tasks.captioning import CaptionResult
 
     if isinstance(result, ArchivesFailed):
-        print_rows(message("Tokenized"), tokenized_rows(result.result, result.unnamed))
-    if isinstance(result, CaptionsFailed):
-        print_rows(message("Captioned"), captioned_rows(result.result))
-    if isinstance(result, (ArchivesFailed, CaptionsFailed)):
-        command = "tokenize" if isinstance(result, ArchivesFailed) else "caption"
+        if isinstance(result.result, CaptionResult):
+            command = "caption"
+            print_rows(message("Captioned"), captioned_rows(result.result))
+        else:
+            command = "tokenize"
+            print_rows(message("Tokenized"), tokenized_rows(cast("TokenizeResult", result.result), result.unnamed))
         result.next_step = message(
             "Do what each reason says, then run it again, which keeps what is finished: {command}",
             command=command_line(command, parameters),

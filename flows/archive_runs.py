@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from prefect import Task, runtime
 from prefect.futures import PrefectFuture, as_completed
@@ -27,6 +27,31 @@ Work = dict[str, Any]
 """Parameters of one archive's task, with its `archive`, `stem` and `flow_run`"""
 R = TypeVar("R", bound=ArchiveReport)
 _core_logger = logging.getLogger("musicgen_core.archives")  # the terminal shows what the core logs
+
+
+class FlowResult(Protocol):
+    """The result of a flow with a task per archive."""
+
+    @property
+    def failed(self) -> Mapping[str, str]:
+        """Reasons of the failed archives, by path."""
+        ...
+
+
+class ArchivesFailed(ArchiveError):
+    """Some archives failed; `result` is the flow's, with all reasons, and with the results of the other archives."""
+
+    def __init__(self, reasons: str, result: FlowResult) -> None:
+        super().__init__(
+            reasons, message("Do what each reason says, then run or retry again: finished archives are kept")
+        )
+        self.args = (reasons, result)  # arguments for unpickling
+        self.result = result
+
+    @property
+    def unnamed(self) -> dict[str, str]:
+        """Return the reasons of those failed archives that the error message only counts."""
+        return dict(list(self.result.failed.items())[SHOWN:])
 
 
 def warn_in_terminal(remarks: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from prefect.states import Completed, Failed
 from upath import UPath
 
 from flows.archive_runs import (
+    ArchivesFailed,
     Work,
     absolute,
     names_in,
@@ -54,17 +55,6 @@ from tasks.outcomes import captioned
 from tasks.summary import captioned_section, show_summary
 
 
-class CaptionsFailed(ArchiveError):
-    """Archives could not be captioned; `result` has the reasons, and the results of the others."""
-
-    def __init__(self, reasons: str, result: CaptionResult) -> None:
-        super().__init__(
-            reasons, message("Do what each reason says, then run or retry again: finished archives are kept")
-        )
-        self.args = (reasons, result)  # arguments for unpickling
-        self.result = result
-
-
 @form_flow(
     name="caption-archives",
     form=CaptionParameters,
@@ -76,7 +66,6 @@ def caption_archives(given: CaptionParameters) -> State[CaptionResult]:
     announce(message("looking into the archives"))
     location = absolute(location_of(given.archives, "musicgen_archives"))
     found, left_out = choose_archives(location)
-    warn_in_terminal(left_out)
     tagger = find_tagger(collect(TaggerSettings, given))
     target = _target(given.metadata, found[0])
     runner = make_task_runner(
@@ -88,8 +77,8 @@ def caption_archives(given: CaptionParameters) -> State[CaptionResult]:
     check_writable(storage.as_path(target))
     limits = spread_limit(found, given.limit or None, reading)
     existing = ExistingMetadata(storage.as_path(target))
-    left_out += _broken_lines(target, existing.broken)
-    warn_in_terminal(left_out[-1:] if existing.broken else [])
+    left_out = [*_broken_lines(target, existing.broken), *left_out]
+    warn_in_terminal(left_out)
     complete = [] if given.overwrite else list(_complete(existing, list(limits), reading, given.only_missing))
     done = {archive_stem(UPath(each.archive)) for each in complete}
     work: list[Work] = [
@@ -133,7 +122,7 @@ def caption_archives(given: CaptionParameters) -> State[CaptionResult]:
         )
     if failed:
         reasons = reasons_of_failure(failed, counted(len(limits), "archive"))
-        return Failed(message=str(reasons), data=CaptionsFailed(reasons, result))
+        return Failed(message=str(reasons), data=ArchivesFailed(reasons, result))
     clips = counted(merged.new + merged.kept + merged.missing, "clip")
     return Completed(message=message("captioned {clips} in {target}", clips=clips, target=target), data=result)
 

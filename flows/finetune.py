@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from prefect import get_run_logger
 from upath import UPath
 
-from flows.archive_runs import absolute
-from flows.caption_archives import CaptionsFailed, caption_archives, lacks_descriptions
+from flows.archive_runs import ArchivesFailed, absolute
+from flows.caption_archives import caption_archives, lacks_descriptions
 from flows.decorator import form_flow
 from flows.generate_music import generate_music
 from flows.locations import chosen_device, chosen_model, location_of, new_location, run_name
@@ -22,7 +22,7 @@ from flows.parameters import (
     TokenizeParameters,
     TrainParameters,
 )
-from flows.tokenize_archives import ArchivesFailed, TokenizeResult, tokenize_archives
+from flows.tokenize_archives import TokenizeResult, tokenize_archives
 from flows.train_lora import train_lora
 from musicgen_core import storage
 from musicgen_core.captioning.metadata import check_writable
@@ -72,7 +72,7 @@ def finetune(given: FinetuneParameters) -> FinetuneResult:
     described = {"metadata": str(metadata)} if metadata is not None and metadata.exists() else {}
     state = tokenize_archives(**_part(given, TokenizeParameters) | chosen | described, return_state=True)
     outcome: Any = state.result(raise_on_failure=False)
-    tokenized = outcome.result if isinstance(outcome, ArchivesFailed) else outcome
+    tokenized: Any = outcome.result if isinstance(outcome, ArchivesFailed) else outcome
     if not isinstance(tokenized, TokenizeResult):
         raise tokenized
     if tokenized.failed:
@@ -128,7 +128,7 @@ def _captioned(given: FinetuneParameters, device: str) -> tuple[UPath | None, Ca
     result: Any = caption_archives(**_part(given, CaptionParameters) | asked, return_state=True).result(
         raise_on_failure=False
     )
-    captioned = result.result if isinstance(result, CaptionsFailed) else result
+    captioned: Any = result.result if isinstance(result, ArchivesFailed) else result
     if not isinstance(captioned, CaptionResult):
         raise captioned
     return metadata, captioned if captioned.new else None

@@ -15,6 +15,7 @@ from upath import UPath
 
 from flows.archive_runs import (
     SHOWN,
+    ArchivesFailed,
     Work,
     absolute,
     names_in,
@@ -36,7 +37,7 @@ from musicgen_core.data.match_report import check_matches, match_report, undescr
 from musicgen_core.data.members import limits_of
 from musicgen_core.data.outdated_shards import lacks_clips
 from musicgen_core.data.shards import ShardReport, described_clips, is_whole
-from musicgen_core.errors import ArchiveError, MusicgenError
+from musicgen_core.errors import MusicgenError
 from musicgen_core.language import message
 from musicgen_core.settings import collect
 from musicgen_core.stages import announce
@@ -70,22 +71,6 @@ class TokenizeResult:
     remarks: list[str] = field(default_factory=list)
     notice: str = ""
     is_announced: bool = False
-
-
-class ArchivesFailed(ArchiveError):
-    """Archives could not be tokenized; `result` has the reasons, and the reports of the others."""
-
-    def __init__(self, reasons: str, result: TokenizeResult) -> None:
-        super().__init__(
-            reasons, message("Do what each reason says, then run or retry again: finished archives are kept")
-        )
-        self.args = (reasons, result)  # arguments for unpickling
-        self.result = result
-
-    @property
-    def unnamed(self) -> dict[str, str]:
-        """Return the reasons of those failed archives that the error message only counts."""
-        return dict(list(self.result.failed.items())[SHOWN:])
 
 
 @form_flow(

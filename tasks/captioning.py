@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from prefect.context import TaskRunContext
 
 from musicgen_core import storage
-from musicgen_core.config import ReadingSettings, TokenizeSettings
+from musicgen_core.config import ReadingSettings
 from musicgen_core.errors import MusicgenError
-from musicgen_core.settings import collect
 from musicgen_core.stages import announce_torch
 from tasks.archive_tasks import archive_task, is_stopped, log_result, progress_of
 
@@ -85,7 +84,7 @@ def measure_clips(
     result = measure_archive(
         archive=storage.as_path(archive),
         measurer=load_measurer(device, tagger),
-        settings=collect(TokenizeSettings, reading),
+        settings=reading,
         limit=limit,
         on_clip=progress_of(stem),
         cancelled=lambda: is_stopped(flow_run),

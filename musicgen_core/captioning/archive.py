@@ -10,7 +10,7 @@ from upath import UPath
 
 from musicgen_core.captioning.measuring import Measurer
 from musicgen_core.captioning.metadata import MeasuredArchive, MeasuredClip
-from musicgen_core.config import TokenizeSettings
+from musicgen_core.config import ReadingSettings
 from musicgen_core.data.archive import ArchiveFile
 from musicgen_core.data.captions import Captioner
 from musicgen_core.data.decoding import Counts, OnClip, decoded_clips
@@ -23,7 +23,7 @@ from musicgen_core.wording import counted
 def measure_archive(
     archive: UPath,
     measurer: Measurer,
-    settings: TokenizeSettings,
+    settings: ReadingSettings,
     limit: int | None = None,
     on_clip: OnClip = lambda counts: None,
     cancelled: Callable[[], bool] = lambda: False,

@@ -19,8 +19,9 @@ from prefect.flow_engine import run_flow
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Cancelling
 
+from flows.archive_runs import ArchivesFailed
 from flows.finetune import finetune
-from flows.tokenize_archives import ArchivesFailed, tokenize_archives
+from flows.tokenize_archives import tokenize_archives
 from flows.train_lora import train_lora
 from musicgen_core.errors import AdapterError
 from tasks import training
