@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Callable
 from typing import IO
@@ -10,9 +9,8 @@ from typing import IO
 import soundfile
 
 from musicgen_core import storage
+from musicgen_core.embedding import SMALL_MP3_LEVEL, data_url, encode_mp3
 
-MP3_LEVEL = 0.95
-"""libsndfile's compression level for 48 kbit/s at a constant rate: of MP3's rates (320 - 288 × level), rounded."""
 BYTES_PER_SECOND = 6000
 PAGE_BYTES = 140_000
 """Sound per page, which base64 turns into 187 kB. The list of a run's artifacts loads all pages in full."""
@@ -31,7 +29,7 @@ def picture(draw: Callable[[IO[bytes]], None], description: str) -> str:
     drawn, small = io.BytesIO(), io.BytesIO()
     draw(drawn)
     Image.open(drawn).convert("RGB").quantize(COLORS).save(small, "PNG", optimize=True)
-    return f"![{description}](data:image/png;base64,{base64.b64encode(small.getvalue()).decode()})"
+    return f"![{description}]({data_url('image/png', small.getvalue())})"
 
 
 def thumbnail(file: str, description: str) -> str:
@@ -45,7 +43,7 @@ def thumbnail(file: str, description: str) -> str:
     small = io.BytesIO()
     with storage.staged(storage.as_path(file)) as local:
         Image.open(local).convert("RGB").resize(THUMBNAIL).save(small, "JPEG", quality=THUMBNAIL_QUALITY)
-    return f"![{description}](data:image/jpeg;base64,{base64.b64encode(small.getvalue()).decode()})"
+    return f"![{description}]({data_url('image/jpeg', small.getvalue())})"
 
 
 def player(file: str, seconds: float) -> str:
@@ -56,18 +54,8 @@ def player(file: str, seconds: float) -> str:
     """
     with storage.staged(storage.as_path(file)) as local, soundfile.SoundFile(local) as sound:
         samples, rate = sound.read(int(seconds * sound.samplerate), always_2d=True), sound.samplerate
-    encoded = io.BytesIO()
-    soundfile.write(
-        encoded,
-        samples.mean(axis=1),
-        rate,
-        format="MP3",
-        subtype="MPEG_LAYER_III",
-        compression_level=MP3_LEVEL,
-        bitrate_mode="CONSTANT",
-    )
-    data = base64.b64encode(encoded.getvalue()).decode()
-    return f'<audio controls src="data:audio/mpeg;base64,{data}">\n{NO_PLAYER}\n</audio>'
+    url = data_url("audio/mpeg", encode_mp3(samples.mean(axis=1), rate, SMALL_MP3_LEVEL))
+    return f'<audio controls src="{url}">\n{NO_PLAYER}\n</audio>'
 
 
 def longest_seconds(of: int, page_bytes: int = PAGE_BYTES) -> float:

@@ -5,25 +5,21 @@ Its plots are in the user's language if there is a font for it.
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import soundfile
 from upath import UPath
 
 from musicgen_core import storage, tracking
-from musicgen_core.codes import SAMPLE_RATE
+from musicgen_core.embedding import data_url, encode_mp3
 from musicgen_core.escaping import html_page
 from musicgen_core.evaluation.held_out import Losses
-from musicgen_core.evaluation.music import Audio, Pair
+from musicgen_core.evaluation.music import Pair
 from musicgen_core.evaluation.request import Comparison, Evaluation
 from musicgen_core.generation.page import OwnPage
 from musicgen_core.language import message, plot_text, say, translated
 
-MP3_LEVEL = 0.75
-"""libsndfile's compression level for 96 kbit/s at a constant rate, 12 kB a second"""
 MOST_PAIRS = 24
 """Maximum number of pairs per heading; 24 of 10 s take 8 MB"""
 REPORT = OwnPage("musicgen-flows: evaluation", message("Evaluation of an adapter"))
@@ -49,7 +45,7 @@ def write_report(
         sentence=translated(evaluation.sentence()),
         clips=_clips(evaluation),
         remarks=[translated(remark) for remark in evaluation.remarks],
-        pictures={text: _url("image/png", png) for text, png in pictures.items()},
+        pictures={text: data_url("image/png", png) for text, png in pictures.items()},
         music={heading: list(map(_players, pairs[:MOST_PAIRS])) for heading, pairs in music.items() if pairs},
     )
     storage.write_text(target, page)
@@ -70,25 +66,7 @@ def _clips(evaluation: Evaluation) -> str:
 def _players(pair: Pair) -> tuple[str, dict[str, str]]:
     """Return the prompt, and the URLs of both models' music by label."""
     heard = {say("Base model"): pair.base, translated(pair.adapter_label): pair.adapter}
-    return pair.prompt, {label: _url("audio/mpeg", _mp3(audio)) for label, audio in heard.items()}
-
-
-def _mp3(audio: Audio) -> bytes:
-    encoded = io.BytesIO()
-    soundfile.write(
-        encoded,
-        audio,
-        SAMPLE_RATE,
-        format="MP3",
-        subtype="MPEG_LAYER_III",
-        bitrate_mode="CONSTANT",
-        compression_level=MP3_LEVEL,
-    )
-    return encoded.getvalue()
-
-
-def _url(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return pair.prompt, {label: data_url("audio/mpeg", encode_mp3(audio)) for label, audio in heard.items()}
 
 
 def plot_codebook_perplexities(codebooks: Sequence[Comparison]) -> bytes:
