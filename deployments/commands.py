@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
@@ -108,9 +109,11 @@ def estimate(parameters: dict[str, Any]) -> int:
     with working() as activity, hub.download_listener(lambda progress: activity(fetched(progress))):
         announce_torch()
         from musicgen_core import estimate as estimating
+        from musicgen_core.captioning.measuring import Measurer
         from musicgen_core.codec import Codec
         from musicgen_core.data.archive import choose_archives
         from musicgen_core.devices import pick_device
+        from musicgen_core.estimate_rows import rows_of
         from musicgen_core.model.weights import find_codec
 
         picked = pick_device(given.device)
@@ -124,10 +127,11 @@ def estimate(parameters: dict[str, Any]) -> int:
             given.clips,
             archives_at_a_time(given.workers.max_workers),
             lambda: advance(message("encoding a sample of the clips"), next(done), given.clips),
+            load_measurer=partial(Measurer, picked) if notice else None,
         )
-    print_rows(message("Estimate"), estimating.rows_of(found, model, given.hourly_price or None, left_out))
+    print_rows(message("Estimate"), rows_of(found, model, given.hourly_price or None, left_out))
     on = {"model": given.model, "device": given.device}
-    print_outcome(outcomes.estimated(given.archives, on, unreadable=len(found.unreadable)))
+    print_outcome(outcomes.estimated(given.archives, on, is_undescribed=bool(notice), unreadable=len(found.unreadable)))
     return 0
 
 

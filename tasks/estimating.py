@@ -36,9 +36,11 @@ def estimate_archives(
 ) -> Estimate:
     """Encode a sample of the clips, and show the estimated time, disk space and price of all of them."""
     announce_torch()
+    from musicgen_core.captioning.measuring import Measurer
     from musicgen_core.codec import Codec
     from musicgen_core.devices import pick_device
-    from musicgen_core.estimate import estimate, rows_of
+    from musicgen_core.estimate import estimate
+    from musicgen_core.estimate_rows import rows_of
     from musicgen_core.model.weights import find_codec
 
     logger, pace, done = run_logger(), Pace(LOG_EVERY_SECONDS), count(1)
@@ -53,9 +55,16 @@ def estimate_archives(
             logger.info("encoding clip %d of at most %d", encoded, clips)
 
     with artifacts_of_run() as artifacts:
-        found = estimate(archives, lambda: Codec(find_codec(model), pick_device(device)), clips, workers, hear)
+        found = estimate(
+            archives,
+            lambda: Codec(find_codec(model), pick_device(device)),
+            clips,
+            workers,
+            hear,
+            load_measurer=partial(Measurer, pick_device(device)) if notice else None,
+        )
         rows = rows_of(found, model, hourly_price, left_out)
         on = {"model": model, "device": device}
-        outcome = partial(outcomes.estimated, location, on, notice, len(found.unreadable))
+        outcome = partial(outcomes.estimated, location, on, bool(notice), len(found.unreadable), notice)
         show_summary(artifacts, partial(estimated_section, rows), outcome=outcome)
     return found

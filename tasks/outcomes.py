@@ -258,15 +258,25 @@ def exported(directory: str, kind: str, on: Mapping[str, Any]) -> Outcome:
     return Outcome(made, (listen,))
 
 
-def estimated(archives: str, on: Mapping[str, Any], notice: str = "", unreadable: int = 0) -> Outcome:
-    """Return the outcome of an estimate. The next step is to tokenize, after repairing archives that can't be read."""
+def estimated(
+    archives: str, on: Mapping[str, Any], is_undescribed: bool = False, unreadable: int = 0, notice: str = ""
+) -> Outcome:
+    """Return the outcome of an estimate. The next step is to tokenize, or to describe the clips if none is described.
+
+    Archives that can't be read are to be repaired before.
+    """
     place = _absolute(archives)
     places = {"tokens": _tokens_beside(place)}  # existing shards are kept
+    if is_undescribed:
+        text = message("Describe the clips by their audio")
+        if unreadable:
+            text = message("Repair what can't be read, as is said above, or move it away; then describe the clips")
+        given = {"archives": str(place), "metadata": str(metadata_of(archives)), **_kept(on)}
+        return Outcome((), (Step(text, "caption", given),), notice)
     text = message("Tokenize them")
     if unreadable:
         text = message("Repair what can't be read, as is said above, or move it away; then tokenize")
-    step = Step(text, "tokenize", {"archives": str(place), **_kept(on, "model")}, places)
-    return Outcome((), (step,), notice)
+    return Outcome((), (Step(text, "tokenize", {"archives": str(place), **_kept(on, "model")}, places),), notice)
 
 
 def _export(adapter: UPath, model: str | None = None) -> Step:

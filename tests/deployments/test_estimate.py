@@ -13,7 +13,8 @@ import pytest
 from deployments.cli import main
 from musicgen_core import storage
 from musicgen_core.data.shards import Rejected
-from musicgen_core.estimate import SPEEDS, Estimate, estimated_rows, training_rows
+from musicgen_core.estimate import Estimate
+from musicgen_core.estimate_rows import SPEEDS, estimated_rows, training_rows
 
 DEBUG_CPU = ["--model", "debug", "--device", "cpu"]
 LARGE = Estimate(
@@ -30,6 +31,7 @@ LARGE = Estimate(
     epoch_seconds=139_000 * 30.0,
     clips_per_sec=50.0,
     audio_seconds_per_sec=1500.0,
+    captioned_seconds_per_sec=None,
     download_bytes_per_sec=None,
     tokens_bytes=1_400_000_000,
     scratch_bytes=0,
@@ -176,3 +178,15 @@ def test_an_archive_that_cant_be_read_is_named_with_its_repair_before_tokenizing
     assert reason.startswith(f"{broken} can't be read as a zip") and reason.endswith("Copy or pack the archive again")
     step = next(line for line in printed.splitlines() if line.startswith("Next: "))
     assert step.startswith("Next: Repair what can't be read") and step.endswith("then tokenize")
+
+
+def test_clips_without_descriptions_add_the_time_of_captioning_and_caption_is_next(
+    demo_archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archives = Path(shutil.copytree(demo_archives, tmp_path / "archives", ignore=shutil.ignore_patterns("*.jsonl")))
+    assert main(["estimate", str(archives), "--clips", "4", *DEBUG_CPU]) == 0
+    printed = capsys.readouterr().out
+    assert re.match(r"about .* of it: .*, \d+ seconds of audio a second", table(printed)["captioning"])
+    assert f"uv run musicgen-flows caption {archives} {archives / 'metadata.jsonl'}" in printed
+    assert main(["estimate", str(demo_archives), "--clips", "4", *DEBUG_CPU]) == 0
+    assert "captioning" not in table(capsys.readouterr().out)

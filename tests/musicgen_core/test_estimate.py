@@ -117,6 +117,7 @@ def test_time_and_price_add_up() -> None:
         epoch_seconds=3_000.0,
         clips_per_sec=1.0,
         audio_seconds_per_sec=5.0,
+        captioned_seconds_per_sec=None,
         download_bytes_per_sec=None,
         tokens_bytes=1,
         scratch_bytes=0,
@@ -127,6 +128,8 @@ def test_time_and_price_add_up() -> None:
     assert (found.encoding_hours, found.hours_to_go, found.cost(1.5)) == (2.0, 2.0, 3.0)
     remote = dataclasses.replace(found, download_bytes_per_sec=2000.0)
     assert (remote.download_hours, remote.hours_to_go, remote.cost(1.5)) == (1.0, 3.0, 4.5)
+    captioned = dataclasses.replace(remote, captioned_seconds_per_sec=10.0)  # downloads everything twice
+    assert (captioned.captioning_hours, captioned.download_hours, captioned.hours_to_go) == (1.0, 2.0, 5.0)
 
 
 def test_clips_of_tars_are_about_as_many_as_their_sizes_say(
