@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -32,5 +32,6 @@ RowsOf: TypeAlias = "Callable[..., list[Row]]"
 SameWeights: TypeAlias = "Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], None]"
 Save: TypeAlias = "Callable[[Adapter], Path]"
 Shown: TypeAlias = "Callable[[UUID], dict[str, Artifact]]"
+TokensOf: TypeAlias = "Callable[[Sequence[Row]], Path]"
 WriteShard: TypeAlias = "Callable[..., ShardReport]"
 WriteZip: TypeAlias = Callable[..., Path]

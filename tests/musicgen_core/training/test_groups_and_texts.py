@@ -22,9 +22,8 @@ from musicgen_core.run_layout import load_config
 from musicgen_core.training import inputs
 from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.train import train
+from tests.fixture_types import MakeRequest, TokensOf
 
-MakeRequest = Callable[..., TrainRequest]
-TokensOf = Callable[[Sequence[Row]], Path]
 SONGS = ("a", "b", "c")
 
 

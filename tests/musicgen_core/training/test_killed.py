@@ -11,14 +11,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from musicgen_core import storage, tracking
+from musicgen_core.data.shards import Row
 from musicgen_core.model.adapters import load_adapter
 from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.train import train
-from tests.fixture_types import MakeRequest
+from tests.fixture_types import MakeRequest, TokensOf
 
 SCRIPT = Path(__file__).with_name("killed_training.py")
 
@@ -74,8 +76,14 @@ def without_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_killed_a_few_times_and_started_again_nothing_shows(request_for: MakeRequest, tmp_path: Path) -> None:
-    settings = {"num_epochs": 4, "save_every_steps": 2, "save_every_minutes": 1e-3}
+def test_killed_a_few_times_and_started_again_nothing_shows_also_with_texts_that_vary_by_epoch(
+    request_for: MakeRequest, tokens_of: TokensOf, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(2048, size=(6, 4, 25), dtype=np.uint16)
+    rows = [Row(f"{n}.wav", f"tune {n}", 0.5, codes[n], {"genre": f"style {n}", "bpm": f"{70 + n}"}) for n in range(6)]
+    texts = {"tokens": str(tokens_of(rows)), "merge_text_p": 0.9, "cfg_dropout": 0.0}
+    settings = {"num_epochs": 4, "save_every_steps": 2, "save_every_minutes": 1e-3, **texts}
     train(request_for("whole", **settings))
     report = killed(request_for("killed", **settings), tmp_path, kills=3, seed=1)
     assert report["kills"] >= 2
