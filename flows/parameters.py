@@ -234,6 +234,7 @@ class FinetuneParameters(Settings):
     seed: Seed = 0
     prompts: MusicPrompts = ()
     duration: Duration = 10.0
+    tags: TaggerSettings = TaggerSettings()
     descriptions: DescriptionSettings = DescriptionSettings()
     reading: ReadingSettings = ReadingSettings()
     workers: Workers = Workers()

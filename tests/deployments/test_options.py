@@ -12,6 +12,7 @@ from pydantic import Field
 from deployments.cli import COMMANDS
 from deployments.command import Command
 from deployments.options import UsageError, parse
+from flows.parameters import CaptionParameters, FinetuneParameters
 from musicgen_core.settings import Settings
 from tests.deployments.parsing import given_to, parsed
 
@@ -96,3 +97,9 @@ def test_any_settings_become_a_command(capsys: pytest.CaptureFixture[str]) -> No
     assert parse({"x": command}, ["x", "--help"]) is None
     shown = capsys.readouterr().out
     assert "100 % of [it] " in shown and "which [choices: a, b] [default: a]" in shown and "Do it." in shown
+
+
+def test_finetune_takes_every_option_of_captioning_that_concerns_new_descriptions() -> None:
+    captioning, finetuning = CaptionParameters.model_fields, FinetuneParameters.model_fields
+    assert set(captioning) - set(finetuning) == {"overwrite", "only_missing"}
+    assert all(captioning[name].annotation == finetuning[name].annotation for name in ("tags", "reading", "workers"))
