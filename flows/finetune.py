@@ -112,8 +112,11 @@ def finetune(given: FinetuneParameters) -> FinetuneResult:
 
 
 def _captioned(given: FinetuneParameters, device: str) -> tuple[UPath | None, CaptionResult | None]:
-    """Describe the clips without a description; return where the descriptions are, and the result if any were made."""
-    if given.captions == "none" or given.descriptions.caption:
+    """Describe the clips without a description, and measure all if that says what to leave out.
+
+    Return where the descriptions are, and the result if any were made.
+    """
+    if given.captions == "none" or (given.descriptions.caption and not given.exclude):
         return None, None
     archives, _ = choose_archives(absolute(location_of(given.archives, "musicgen_archives")))
     metadata = storage.as_path(given.metadata) if given.metadata else _metadata_for(archives[0], given.tokens)
@@ -121,10 +124,18 @@ def _captioned(given: FinetuneParameters, device: str) -> tuple[UPath | None, Ca
         return None, None  # tokenizing reports it
     announce(message("looking for clips without a description"))
     settings = collect(TokenizeSettings, given)
-    if not lacks_descriptions(archives, metadata, settings):
+    if not given.exclude and not lacks_descriptions(archives, metadata, settings):
         return metadata, None
-    announce(message("describing the clips that have no description by their audio first (--captions none skips this)"))
-    asked = {"metadata": str(metadata), "device": device, "only_missing": settings.caption_template is None}
+    announce(
+        message("measuring the clips first, to find those to leave out")
+        if given.exclude
+        else message("describing the clips that have no description by their audio first (--captions none skips this)")
+    )
+    asked = {
+        "metadata": str(metadata),
+        "device": device,
+        "only_missing": settings.caption_template is None and not given.exclude,
+    }
     result: Any = caption_archives(**_part(given, CaptionParameters) | asked, return_state=True).result(
         raise_on_failure=False
     )

@@ -62,6 +62,7 @@ from musicgen_core.config import (
     ValidationSettings,
 )
 from musicgen_core.evaluation.request import ClapSettings, JudgingSettings, PieceDuration, PieceSeed, ReportPrompts
+from musicgen_core.exclusions import Exclude
 from musicgen_core.settings import MOST_SIDE_BY_SIDE, MOST_WORKERS, Settings
 
 _CopyTo = Annotated[str | None, Field(description="Folder or URL for a second copy")]
@@ -175,6 +176,7 @@ class TokenizeParameters(Settings):
     model: Model = ""
     device: Device = "auto"
     limit: Limit = 0
+    exclude: Exclude = ()
     descriptions: DescriptionSettings = DescriptionSettings()
     reading: ReadingSettings = ReadingSettings()
     workers: Workers = Workers()
@@ -226,6 +228,7 @@ class FinetuneParameters(Settings):
     model: Model = ""
     device: Device = "auto"
     limit: Limit = 0
+    exclude: Exclude = ()
     captions: CaptionMissing = "auto"
     on_failed_archives: OnFailedArchives = "stop"
     num_epochs: Epochs = 5

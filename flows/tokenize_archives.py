@@ -33,6 +33,7 @@ from musicgen_core import storage
 from musicgen_core.config import TokenizeSettings
 from musicgen_core.data.archive import ArchiveFile, archive_stem, choose_archives
 from musicgen_core.data.captions import Captioner, Captions, load_captions, metadata_beside
+from musicgen_core.data.exclusion import check_exclusions
 from musicgen_core.data.match_report import check_matches, match_report, undescribed_clips
 from musicgen_core.data.members import limits_of
 from musicgen_core.data.outdated_shards import lacks_clips
@@ -113,6 +114,12 @@ def tokenize_archives(given: TokenizeParameters) -> State[TokenizeResult]:
     if captions is not None:
         announce(message("comparing descriptions with clips"))
         check_matches(captions, ((archive_stem(archive), names_in(archive, settings)) for archive in limits))
+    unmeasured = check_exclusions(
+        captions,
+        settings.exclude,
+        ((archive_stem(archive), names_in(archive, settings)[: limits[archive]]) for archive in limits),
+    )
+    warn_in_terminal(unmeasured)
     if undescribed := undescribed_clips(list(limits), Captioner(settings, captions)):
         _core_logger.warning("%s", no_descriptions(undescribed))
     if given.workers.task_runner == "threads":  # a cluster's workers have their own caches and GPUs
@@ -130,7 +137,7 @@ def tokenize_archives(given: TokenizeParameters) -> State[TokenizeResult]:
     for remark in remarks:
         get_run_logger().warning("%s", remark)
     result = TokenizeResult(
-        target, reports, failed, [*left_out, *remarks], _notice(described), is_announced=bool(undescribed)
+        target, reports, failed, [*left_out, *unmeasured, *remarks], _notice(described), is_announced=bool(undescribed)
     )
     with artifacts_of_run() as artifacts:
         show_summary(

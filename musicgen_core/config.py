@@ -9,6 +9,7 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
 from musicgen_core.errors import ConfigError
+from musicgen_core.exclusions import Exclude
 from musicgen_core.settings import LARGEST_COUNT, LONGEST_SECONDS, MOST_WORKERS, Settings
 from musicgen_core.texts import MAX_CHARACTERS, check_encoding, template_fields
 
@@ -334,10 +335,7 @@ class ReadingSettings(Settings):
         "auto", description="Encoding of file names in old zips, such as cp932 for Japanese; auto recognises most"
     )
     max_clip_gib: float = Field(
-        2.0,
-        gt=0,
-        le=2**20,
-        description="Clips larger than this are rejected: GiB, unpacked or decoded",
+        2.0, gt=0, le=2**20, description="Clips larger than this are rejected: GiB, unpacked or decoded"
     )
     max_ratio: float = Field(
         200.0,
@@ -348,7 +346,9 @@ class ReadingSettings(Settings):
 
 
 class TokenizeSettings(DescriptionSettings, ReadingSettings):
-    """How to describe clips, and what to expect of archives."""
+    """How to describe clips, what to leave out, and what to expect of archives."""
+
+    exclude: Exclude = ()
 
 
 Duration = Annotated[

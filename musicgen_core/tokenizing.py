@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.codec import Codec
 from musicgen_core.config import TokenizeSettings
-from musicgen_core.data.archive import ArchiveFile, archive_stem
+from musicgen_core.data.archive import ArchiveFile, archive_stem, clip_names
 from musicgen_core.data.captions import Captioner, Captions, ClipTexts
 from musicgen_core.data.decoding import Counts, OnClip, decoded_clips
+from musicgen_core.data.exclusion import excluded_clips, is_excluded
 from musicgen_core.data.members import CLIP_SUFFIXES, Member, Sidecars, limits_of, sidecar_key
 from musicgen_core.data.outdated_shards import lacks_clips, was_repaired
 from musicgen_core.data.shards import (
@@ -53,8 +54,8 @@ class Tokenizer:
     Attributes:
         codec: the loaded codec.
         tokens: the directory of shards.
-        settings: limits, and how descriptions are composed.
-        metadata: descriptions of clips, or None.
+        settings: limits, how descriptions are composed, and what clips to leave out.
+        metadata: descriptions of clips, and which to leave out; or None.
     """
 
     codec: Codec
@@ -69,7 +70,9 @@ class Tokenizer:
         on_clip: OnClip = lambda counts: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> ShardReport:
-        """Write the shard of `archive`. A complete and current shard is kept; changed descriptions are updated.
+        """Write the shard of `archive`. A complete and current shard is kept.
+
+        Changed descriptions are updated, and clips that are left out now are removed, without encoding anything.
 
         Args:
             archive: a zip or tar, local or remote; a remote one is staged and deleted afterwards.
@@ -84,41 +87,62 @@ class Tokenizer:
             OSError: storage failed; a retry may help.
         """
         with ArchiveFile(archive, limits_of(self.settings), self.settings.name_encoding) as file:
-            fingerprint = self._fingerprint(file, limit)
+            excluded = self._excluded(file, limit)
+            fingerprint = self._fingerprint(file, limit, _names(excluded))
             existing = read_report(self.tokens, archive_stem(archive))
-            if existing is not None and self._is_current(file, existing, fingerprint, limit):
+            if existing is not None and self._is_current(file, existing, limit):
                 with suppress(TokensError):  # a damaged shard is regenerated
-                    return self._refresh_captions(file, existing)
+                    return self._refresh(file, existing)
             self._refuse_foreign(file)
-            return self._encode_archive(file, fingerprint, limit, on_clip, cancelled)
+            return self._encode_archive(file, fingerprint, excluded, limit, on_clip, cancelled)
 
-    def _is_current(self, file: ArchiveFile, report: ShardReport, fingerprint: str, limit: int | None) -> bool:
+    def _is_current(self, file: ArchiveFile, report: ShardReport, limit: int | None) -> bool:
         """Return whether to keep a shard. A limited run doesn't truncate a complete one."""
-        if report.fingerprint == fingerprint:
+        left_out = _names(filter(is_excluded, report.rejected))
+        if not set(left_out).issubset(_names(self._excluded(file, report.limited_to))):
+            return False  # clips that were left out come back
+        if report.fingerprint == self._fingerprint(file, limit, left_out):
             return not lacks_clips(file, report)
-        return report.fingerprint == self._fingerprint(file, None) and not was_repaired(file, report)
+        return report.fingerprint == self._fingerprint(file, None, left_out) and not was_repaired(file, report)
 
-    def _fingerprint(self, file: ArchiveFile, limit: int | None) -> str:
-        return shard_fingerprint(file.digest, self.codec.identity, self.settings, limit)
+    def _excluded(self, file: ArchiveFile, limit: int | None) -> list[Rejected]:
+        """Return the clips that the settings leave out, by the metadata."""
+        if not self.settings.exclude or self.metadata is None:
+            return []
+        names = clip_names(file.path, self.settings.name_encoding, limits_of(self.settings))
+        return excluded_clips(self.metadata, archive_stem(file.path), names[:limit])
+
+    def _fingerprint(self, file: ArchiveFile, limit: int | None, excluded: Sequence[str]) -> str:
+        return shard_fingerprint(file.digest, self.codec.identity, self.settings, limit, excluded)
 
     def _refuse_foreign(self, file: ArchiveFile) -> None:
-        refuse_foreign_shard(self.tokens, file.path, partial(self._fingerprint, file))
+        def fingerprint_of(report: ShardReport) -> str:
+            return self._fingerprint(file, report.limited_to, _names(filter(is_excluded, report.rejected)))
+
+        refuse_foreign_shard(self.tokens, file.path, fingerprint_of)
 
     def _encode_archive(
-        self, file: ArchiveFile, fingerprint: str, limit: int | None, on_clip: OnClip, cancelled: Callable[[], bool]
+        self,
+        file: ArchiveFile,
+        fingerprint: str,
+        excluded: Sequence[Rejected],
+        limit: int | None,
+        on_clip: OnClip,
+        cancelled: Callable[[], bool],
     ) -> ShardReport:
         archive = file.path
         captioner = Captioner(self.settings, self.metadata, archive_stem(archive))
         described: _Described = []
-        rejected: list[Rejected] = []
+        rejected, skipped = list(excluded), set(_names(excluded))
         seconds = 0.0
         with file.staged() as (local, opened), storage.scratch_folder() as folder:
             total = opened.clip_count if limit is None or opened.clip_count is None else min(limit, opened.clip_count)
-            on_clip(Counts(0, 0, total))
+            on_clip(Counts(0, len(rejected), total))
+            members = (member for member in islice(opened.clips(), limit) if member.name not in skipped)
             parquet = folder / f"{archive_stem(archive)}.parquet"
             with (
                 ShardWriter(parquet, self.codec.identity, self.codec.cardinality, self.codec.model) as writer,
-                closing(self.encoded_clips(islice(opened.clips(), limit), cancelled)) as clips,
+                closing(self.encoded_clips(members, cancelled)) as clips,
             ):
                 for name, clip in clips:
                     if cancelled():
@@ -164,20 +188,35 @@ class Tokenizer:
         with closing(decoded_clips(members, limits_of(self.settings).max_clip_bytes, cancelled)) as ahead:
             yield from encode_clips(self.codec, ahead)
 
-    def _refresh_captions(self, file: ArchiveFile, report: ShardReport) -> ShardReport:
-        """Rewrite the descriptions if they have changed, and keep the codes."""
+    def _refresh(self, file: ArchiveFile, report: ShardReport) -> ShardReport:
+        """Rewrite the shard if descriptions have changed or more clips are left out, and keep the other codes."""
+        excluded = self._excluded(file, report.limited_to)
+        left_out = _names(excluded)
+        skipped = set(left_out)
         captioner = Captioner(self.settings, self.metadata, archive_stem(file.path))
         sidecars = file.opened.read_sidecars() if captioner.uses_sidecars else {}
         source, _ = shard_paths(self.tokens, archive_stem(file.path))
         with storage.staged(source) as local, storage.scratch_folder() as folder:
-            described = _describe(captioner, [row.clip for row in read_rows(local)], sidecars)
-            fingerprint, remarks = captions_fingerprint(described), _remarks(captioner, described, sidecars)
-            if fingerprint == report.captions_fingerprint and remarks == report.remarks:
-                return report
-            parquet = _rewrite(local, folder / source.name, described, self.codec)
-            report = replace(report, captions_fingerprint=fingerprint, remarks=remarks)
-            publish_shard(parquet, report, self.tokens)
-        return report
+            names, seconds = [], []
+            for row in read_rows(local):
+                if row.clip not in skipped:
+                    names.append(row.clip)
+                    seconds.append(row.duration)
+            described = _describe(captioner, names, sidecars)
+            others = [each for each in report.rejected if not is_excluded(each) and each.clip not in skipped]
+            new = replace(
+                report,
+                fingerprint=self._fingerprint(file, report.limited_to, left_out),
+                captions_fingerprint=captions_fingerprint(described),
+                clips=len(names),
+                audio_seconds=report.audio_seconds if len(names) == report.clips else round(math.fsum(seconds), 6),
+                rejected=[*excluded, *others],
+                remarks=_remarks(captioner, described, sidecars),
+            )
+            if new != report:
+                parquet = _rewrite(local, folder / source.name, described, self.codec, skipped)
+                publish_shard(parquet, new, self.tokens)
+        return new
 
 
 def _describe(captioner: Captioner, names: Sequence[str], sidecars: Sidecars) -> _Described:
@@ -189,22 +228,29 @@ def _remarks(captioner: Captioner, described: _Described, sidecars: Sidecars) ->
     return [Remark(name, remark) for name, remark in found if remark]
 
 
-def _rewrite(source: Path, target: Path, described: _Described, codec: Codec) -> Path:
-    """Copy rows to `target` with new texts."""
+def _names(rejected: Iterable[Rejected]) -> list[str]:
+    return [each.clip for each in rejected]
+
+
+def _rewrite(source: Path, target: Path, described: _Described, codec: Codec, skipped: Collection[str] = ()) -> Path:
+    """Copy rows to `target` with new texts, without those of skipped clips."""
     target.parent.mkdir(exist_ok=True)
     with ShardWriter(target, codec.identity, codec.cardinality, codec.model) as writer:
-        for row, (_, texts) in zip(read_rows(source), described, strict=True):
-            writer.add(replace(row, **vars(texts)))
+        rows = (row for row in read_rows(source) if row.clip not in skipped)
+        for row, (_, texts) in zip(rows, described, strict=True):
+            writer.add(replace(row, description=texts.description, fields=texts.fields, group=texts.group))
     return target
 
 
-def shard_fingerprint(digest: str, codec: str, settings: TokenizeSettings, limit: int | None) -> str:
+def shard_fingerprint(
+    digest: str, codec: str, settings: TokenizeSettings, limit: int | None, excluded: Sequence[str] = ()
+) -> str:
     """Return a hash of the digest of the archive's content, the codec, and the settings that affect the codes.
 
-    Times and paths never enter it.
+    Times and paths never enter it. Names of clips that are left out do, if there are any.
     """
     shaping = settings.model_dump(include={"name_encoding", "max_clip_gib", "max_ratio"})
-    parts = [digest, codec, CODES_VERSION, limit, shaping]
+    parts = [digest, codec, CODES_VERSION, limit, shaping, *([sorted(excluded)] if excluded else [])]
     return f"sha256:{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
 
 

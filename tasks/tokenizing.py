@@ -42,7 +42,9 @@ def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | Non
         metadata = storage.content_sha256(storage.as_path(parameters["metadata"])) if parameters["metadata"] else ""
     except (MusicgenError, OSError):
         return None  # the task itself meets the same error, and reports it
-    parts = [fingerprint, metadata, settings.model_dump_json(), parameters["tokens"], archive_stem(archive)]
+    # Results that earlier versions persisted have no setting of what to leave out.
+    values = settings.model_dump_json(exclude=None if settings.exclude else {"exclude"})
+    parts = [fingerprint, metadata, values, parameters["tokens"], archive_stem(archive)]
     return f"tokenize-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
 
 

@@ -8,7 +8,7 @@ import posixpath
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
@@ -30,7 +30,9 @@ from musicgen_core.data.caption_fields import (
     texts_for_training,
     with_categories,
 )
+from musicgen_core.data.standing_out import traits_of
 from musicgen_core.errors import MetadataError, reason_of
+from musicgen_core.exclusions import Exclusion
 from musicgen_core.language import message
 from musicgen_core.texts import MAX_CHARACTERS, decode_text, marked_encoding, shorten, template_fields
 
@@ -49,11 +51,13 @@ class ClipTexts:
         description: what the clip sounds like; None if there is no description.
         fields: texts that training may add to it (`texts_for_training`).
         group: clips of one group, such as a song, are never on both sides of the validation split.
+        traits: reason for each kind of clip to leave out that the clip is of; an empty text for those that it isn't.
     """
 
     description: str | None = None
     fields: Mapping[str, str] = field(default_factory=dict)
     group: str | None = None
+    traits: Mapping[Exclusion, str] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -209,7 +213,7 @@ def load_captions(path: UPath, settings: TokenizeSettings = _DEFAULTS) -> Captio
         if key in table:
             duplicate.append(number)
             continue
-        table[key] = _texts_of(entry, template)
+        table[key] = replace(_texts_of(entry, template), traits=traits_of(entry, settings.exclude))
         if template and fill_template(template, entry) is None:
             incomplete.append(number)
             fields.update((name, None) for name, value in entry.items() if field_text(value) is not None)
@@ -312,6 +316,8 @@ def _unambiguous(entries: Iterable[tuple[str, ClipTexts]]) -> dict[str, ClipText
             ambiguous.add(key)
         elif known != texts:
             table[key] = ClipTexts(texts.description)
+        elif known.traits != texts.traits:
+            table[key] = replace(known, traits={})
     return {key: texts for key, texts in table.items() if key not in ambiguous}
 
 

@@ -204,12 +204,12 @@ def origin_of(archive: UPath) -> str:
     return str(archive.absolute().parent)
 
 
-def refuse_foreign_shard(tokens: UPath, archive: UPath, fingerprint_with: Callable[[int | None], str]) -> None:
+def refuse_foreign_shard(tokens: UPath, archive: UPath, fingerprint_of: Callable[[ShardReport], str]) -> None:
     """Check that writing the shard of `archive` replaces only an earlier shard of the same archive.
 
     Args:
-        fingerprint_with: returns the archive's fingerprint for a clip limit; if it equals the shard's, the archive
-            has only been moved.
+        fingerprint_of: returns the fingerprint of the archive's own shard with the limit and the clips left out of a
+            report; if it equals the report's, the archive has only been moved.
 
     Raises:
         TokensError: a file at its path isn't this project's, or is the shard of another archive of the same name.
@@ -230,7 +230,7 @@ def refuse_foreign_shard(tokens: UPath, archive: UPath, fingerprint_with: Callab
     if (
         report is not None
         and (report.archive, report.origin or origin) != (archive.name, origin)
-        and report.fingerprint != fingerprint_with(report.limited_to)
+        and report.fingerprint != fingerprint_of(report)
     ):
         other = f"{report.origin}/{report.archive}" if report.origin else report.archive
         raise _foreign(parquet, f"which holds the clips of {other}, another archive of the same name")

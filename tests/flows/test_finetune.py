@@ -75,6 +75,19 @@ def test_clips_without_descriptions_are_described_first_unless_asked_not_to(
     assert any(row.description for row in rows) == any(row.fields for row in rows) == (captions == "auto")
 
 
+def test_clips_are_measured_first_where_some_are_to_be_left_out(demo_archives: Path, tmp_path: Path) -> None:
+    archives = Path(shutil.copytree(demo_archives, tmp_path / "archives"))
+    first, *others = (archives / "metadata.jsonl").read_text().splitlines()
+    spoken = json.loads(first) | {"speech": 1.0}
+    (archives / "metadata.jsonl").write_text("\n".join([json.dumps(spoken), *others]))
+    state = run(archives, tmp_path, exclude=["speech"], evaluate=False, max_steps=1)
+    assert state.is_completed()
+    entries = [json.loads(line) for line in (archives / "metadata.jsonl").read_text().splitlines()]
+    assert all("silence" in entry for entry in entries) and entries[0]["description"] == spoken["description"]
+    report = state.result().tokenized.reports[0]
+    assert [each.reason for each in report.rejected] == ["speech: 100 % of its time"] and report.clips == 7
+
+
 def test_an_archive_that_cannot_be_captioned_fails_with_its_own_reason(tmp_path: Path) -> None:
     (tmp_path / "archives").mkdir()
     (tmp_path / "archives" / "a.zip").write_bytes(b"not an archive")
