@@ -25,6 +25,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codes import CODEBOOKS
+from musicgen_core.data.near_duplicates import Signatures, first_of_each, joined_keys
 from musicgen_core.data.packed_shards import PackedShard
 from musicgen_core.data.shards import ShardReport, copies_among, described_clips, read_report
 from musicgen_core.data.token_cache import THREADS, Lease, TokenCache
@@ -44,8 +45,9 @@ _TEXT_STREAM = 1
 """Distinguishes the random numbers of texts from those of crops"""
 _AS_DESCRIBED = TextVariation()
 
-SplitBy = Literal["groups", "clips"]
-"""What the validation split holds out as a whole; runs of earlier versions held out single clips"""
+SplitBy = Literal["near_duplicates", "groups", "clips"]
+"""What the validation split holds out as a whole: groups of clips, joined where they have near duplicates in common.
+Runs of earlier versions held out groups that were not joined, or single clips."""
 _NAMED_CLIPS = 3
 
 
@@ -97,9 +99,33 @@ class Clips:
         """Return a stable hash of archive and member for each clip, [clips]."""
         return np.concatenate([shard.hashes for shard in self.shards])
 
-    def split_keys(self, by: SplitBy) -> NDArray[np.uint64]:
-        """Return the hashes that `split` decides by: those of groups, or of clips as in runs of earlier versions."""
-        return self.hashes if by == "clips" else np.concatenate([shard.groups for shard in self.shards])
+    def split_keys(self, by: SplitBy, among: NDArray[np.int64] | None = None) -> NDArray[np.uint64]:
+        """Return the hashes that `split` decides by: those of groups, or of clips as in runs of earlier versions.
+
+        The key of groups that near duplicates join is that of their first clip. Archives that are added behind the
+        others therefore move no clip to the other side, unless a new clip joins two groups of different sides, which
+        moves the later one. An archive that is sorted before others may move the groups that it joins.
+
+        Args:
+            among: indices of the clips to use, as if there were no others; all by default.
+        """
+        some = slice(None) if among is None else among
+        if by == "clips":
+            return self.hashes[some]
+        groups = np.concatenate([shard.groups for shard in self.shards])[some]
+        if by == "groups":
+            return groups
+        return joined_keys(groups, self.near_duplicates if among is None else first_of_each(self.signatures[among]))
+
+    @cached_property
+    def near_duplicates(self) -> NDArray[np.int64]:
+        """Return for each clip the index of the first clip of its cluster of near duplicates, [clips]."""
+        return first_of_each(self.signatures)
+
+    @property
+    def signatures(self) -> Signatures:
+        """Return the `near_duplicates.signature` of each clip, [clips, PERMUTATIONS]."""
+        return np.concatenate([shard.signatures for shard in self.shards])
 
     def description(self, index: int) -> str | None:
         shard, row = self._find(index)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from musicgen_core.codes import CODEBOOKS
 from musicgen_core.data.groups import clip_hash, group_hashes
+from musicgen_core.data.near_duplicates import PERMUTATIONS, Signatures, signature
 from musicgen_core.data.shards import (
     another_codec,
     check_columns,
@@ -34,7 +35,7 @@ from musicgen_core.data.shards import (
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
 
-VERSION = 3  # of the packed format: increase it when the same shard would be packed differently
+VERSION = 4  # of the packed format: increase it when the same shard would be packed differently
 ROWS_READ = 64  # Arrow uses some 100 kB per row while it decodes
 CLIPS_PER_BATCH = 1024  # the small columns of a batch are contiguous, so opening a shard reads little
 _CHECK = b"check"
@@ -46,9 +47,11 @@ PACKED_SCHEMA = pa.schema(
         pa.field("crc", pa.uint32(), nullable=False),  # of the codes' bytes
         pa.field("fields", pa.string()),
         pa.field("group", pa.uint64(), nullable=False),
+        pa.field("signature", pa.binary(2 * PERMUTATIONS), nullable=False),
         pa.field("codes", pa.list_(pa.list_(pa.uint16())), nullable=False),
     ]
 )
+_IN_ALL_VERSIONS = {"hash", "frames", "crc", "codes"}
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,12 @@ class PackedShard:
     def groups(self) -> NDArray[np.uint64]:
         """Return the `group_hashes` of the clips, [clips]."""
         return self.table.column("group").to_numpy()
+
+    @property
+    def signatures(self) -> Signatures:
+        """Return the `near_duplicates.signature` of each clip, [clips, PERMUTATIONS]."""
+        chunks = self.table.column("signature").chunks
+        return np.concatenate([np.zeros((0, PERMUTATIONS), np.uint16), *map(_signatures_of, chunks)])
 
     def description(self, row: int) -> str | None:
         return self.table.column("description")[row].as_py()
@@ -117,10 +126,11 @@ def open_packed(path: Path, clips: int) -> PackedShard | None:
 
 
 def holds_other_data(path: Path) -> bool:
-    """Return whether a file is Arrow with other columns than a packed shard."""
+    """Return whether a file is Arrow with other columns than a packed shard of this or an earlier version."""
     try:
         with pa.memory_map(str(path)) as file:
-            return not pa.ipc.open_file(file).schema.equals(PACKED_SCHEMA)
+            schema = pa.ipc.open_file(file).schema
+            return not (_IN_ALL_VERSIONS <= set(schema.names) and all(column in PACKED_SCHEMA for column in schema))
     except (OSError, ValueError, pa.ArrowException):
         return False
 
@@ -130,8 +140,15 @@ def _check_of(batch: pa.RecordBatch) -> bytes:
     crc = 0
     for name in ("hash", "frames", "crc", "group"):
         crc = zlib.crc32(batch.column(name).to_numpy(), crc)
+    crc = zlib.crc32(_signatures_of(batch.column("signature")), crc)
     texts = [batch.column(name).to_pylist() for name in ("description", "fields")]
     return b"%08x" % zlib.crc32(json.dumps(texts).encode(), crc)
+
+
+def _signatures_of(column: pa.FixedSizeBinaryArray) -> Signatures:
+    start, stop = column.offset, column.offset + len(column)
+    values = np.frombuffer(column.buffers()[1] or b"", np.uint16, stop * PERMUTATIONS)
+    return values.reshape(-1, PERMUTATIONS)[start:]
 
 
 def pack_shard(parquet: Path, stem: str, codec: str, file: BinaryIO) -> int:
@@ -206,13 +223,16 @@ def _to_packed(batch: pa.RecordBatch, stem: str, groups: Sequence[int]) -> pa.Re
     flat = codes.flatten().flatten().to_numpy()
     stops = (frames.to_numpy().astype(np.int64) * CODEBOOKS).cumsum()
     starts = [0, *stops[:-1]]
+    parts = [flat[start:stop] for start, stop in zip(starts, stops, strict=True)]
+    signatures = [signature(part.reshape(CODEBOOKS, -1)).tobytes() for part in parts]
     columns = [
         pa.array([clip_hash(stem, clip) for clip in batch.column("clip").to_pylist()], pa.uint64()),
         batch.column("description"),
         frames,
-        pa.array([zlib.crc32(flat[start:stop]) for start, stop in zip(starts, stops, strict=True)], pa.uint32()),
+        pa.array(list(map(zlib.crc32, parts)), pa.uint32()),
         column_of(batch, "fields"),
         pa.array(groups, pa.uint64()),
+        pa.array(signatures, pa.binary(2 * PERMUTATIONS)),
         codes,
     ]
     return pa.RecordBatch.from_arrays(columns, schema=PACKED_SCHEMA)

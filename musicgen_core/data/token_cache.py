@@ -210,8 +210,8 @@ def _is_entry(path: Path) -> bool:
 
 
 def _packed_bytes(report: ShardReport) -> int:
-    """Estimate the packed size of a shard: 2 bytes per code, and some per clip for description and hash."""
-    return round(report.audio_seconds * FRAME_RATE) * CODEBOOKS * 2 + 512 * report.clips
+    """Estimate the packed size of a shard: 2 bytes per code, and some per clip for description, hash and signature."""
+    return round(report.audio_seconds * FRAME_RATE) * CODEBOOKS * 2 + 768 * report.clips
 
 
 def _make(tokens: UPath, stem: str, codec: str, report: ShardReport, entry: Path) -> PackedShard:

@@ -39,7 +39,7 @@ def packed(folder: Path, rows: list[Row]) -> PackedShard:
     return shard
 
 
-@pytest.mark.parametrize("column", ["hash", "description", "frames", "crc", "fields", "group"])
+@pytest.mark.parametrize("column", ["hash", "description", "frames", "crc", "fields", "group", "signature"])
 def test_a_bit_that_flipped_beside_the_codes_is_found(tmp_path: Path, row: Callable[..., Row], column: str) -> None:
     shard = packed(
         tmp_path,
