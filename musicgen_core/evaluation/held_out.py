@@ -87,7 +87,7 @@ def held_out(clips: Clips, settings: EvaluateSettings, trained: RunConfig | None
             message("the run of this adapter held no clips out (its validation_fraction is 0)"),
             message("Give --validation-fraction with tokens that it has not learned from"),
         )
-    _, everything = split(clips.split_keys(config.split_by if trained else "groups"), fraction)
+    _, everything = split(clips.split_keys(config.split_by if trained else "near_duplicates"), fraction)
     if not len(everything):
         raise TokensError(
             message("there is a single clip in these tokens, so none is held out for validation"),

@@ -85,7 +85,7 @@ def read_inputs(request: TrainRequest, model: BaseModel, world: World, files: Ru
     # Fingerprints name the expected content of shards; this is the content found, in its order.
     fixed["clip_order"] = hashlib.blake2b(clips.hashes.tobytes(), digest_size=8).hexdigest()
     fixed |= raised
-    if split_by == "groups":
+    if split_by != "clips":
         fixed[SPLIT_BY] = split_by
     if prior is not None:
         fixed["general_prompts"] = prior.texts
@@ -161,7 +161,7 @@ def _load_clips(request: TrainRequest, model: BaseModel, start: StartPoint) -> C
 
 def _split_by(start: StartPoint) -> SplitBy:
     """Return what the split holds out as a whole; a run of an earlier version resumes with its own split."""
-    return "groups" if start.checkpoint is None else start.checkpoint.fixed.get(SPLIT_BY, "clips")
+    return "near_duplicates" if start.checkpoint is None else start.checkpoint.fixed.get(SPLIT_BY, "clips")
 
 
 def _with_enough_held_out(

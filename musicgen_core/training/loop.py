@@ -98,7 +98,7 @@ class Trainer:
         world: World | None = None,
         word_dropout: float = 0.0,
         prior: Clips | None = None,
-        split_by: SplitBy = "groups",
+        split_by: SplitBy = "near_duplicates",
     ) -> None:
         self.settings, self.batch_size = settings, batch_size
         self.lora = AdapterConfig(

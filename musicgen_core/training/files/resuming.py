@@ -197,7 +197,8 @@ def learned_from(clips: Clips, configs: Iterable[RunConfig]) -> NDArray[np.bool_
     """Return for each clip whether any of the runs may have learned from it, [clips].
 
     Clips are identified by the names of archive and member. Where that isn't conclusive, as for an archive that was
-    renamed since, the answer is true.
+    renamed since, the answer is true. If a run held out near duplicates together, it also learned from those of its
+    clips. Which groups were joined is derived from the archives that are still there.
     """
     learned = np.zeros(len(clips), dtype=bool)
     for config in configs:
@@ -216,12 +217,14 @@ def _learned_in(clips: Clips, config: RunConfig) -> NDArray[np.bool_]:
     is_renamed = [contents[_codes(content)] > (stem in shards) for stem, content in clips.fingerprints.items()]
     own = np.repeat(is_own, lengths).nonzero()[0]
     learned = np.repeat(is_renamed, lengths)
-    keys = clips.split_keys(config.split_by)[own]
+    keys = clips.split_keys(config.split_by, own)
     if shards.keys() <= clips.fingerprints.keys():
         training, _ = split(keys, fraction)
     else:  # `split` keeps both sides non-empty over all archives, not over these
         training = (keys.astype(np.float64) / 2.0**64 >= fraction).nonzero()[0]
     learned[own[training]] = True
+    if config.split_by == "near_duplicates":
+        learned = np.isin(clips.near_duplicates, clips.near_duplicates[learned])
     return learned
 
 

@@ -42,6 +42,16 @@ def rows() -> list[Row]:
     ]
 
 
+def rows_with_near_duplicates() -> list[Row]:
+    """Twelve songs, of which the second half are the first half cut 0.3 s later."""
+    rng = np.random.default_rng(1)
+    songs = rng.integers(2048, size=(6, 4, 115), dtype=np.uint16)
+    return [
+        Row(f"song {'abcdef'[index % 6]}{'x' * (index // 6)}.wav", None, 2.0, songs[index % 6][:, start : start + 100])
+        for index, start in enumerate([0] * 6 + [15] * 6)
+    ]
+
+
 def adapter(request: TrainRequest) -> dict[str, torch.Tensor]:
     return load_adapter(storage.as_path(request.run_dir) / "lora_weights" / "final_lora.pt").lora
 
@@ -82,22 +92,42 @@ def test_a_run_with_varying_texts_resumes_bit_for_bit(
     assert any(not torch.equal(adapter(as_described)[name], tensor) for name, tensor in adapter(whole).items())
 
 
+def test_near_duplicates_are_on_one_side_of_the_split(tokens_of: TokensOf, debug_model: BaseModel) -> None:
+    clips = load_clips(storage.as_path(tokens_of(rows_with_near_duplicates())), codec_identity(debug_model))
+    for fraction in np.linspace(0.05, 0.95, 10):
+        training, validation = split(clips.split_keys("near_duplicates"), fraction)
+        assert len(training) and len(validation) and not set(training % 6) & set(validation % 6)
+    training, validation = split(clips.split_keys("groups"), 0.5)
+    assert set(training % 6) & set(validation % 6)
+
+
+def test_clips_that_are_added_behind_others_move_none(tokens_of: TokensOf, debug_model: BaseModel) -> None:
+    rows = rows_with_near_duplicates()
+    folders = [storage.as_path(tokens_of(some)) for some in (rows[:6], rows)]
+    before, after = (
+        load_clips(folder, codec_identity(debug_model)).split_keys("near_duplicates") for folder in folders
+    )
+    assert after.tolist() == [*before.tolist(), *before.tolist()]
+
+
+@pytest.mark.parametrize("split_by", ["clips", "groups"])
 def test_a_run_of_an_earlier_version_keeps_its_split(
+    split_by: str,
     tokens_of: TokensOf,
     request_for: MakeRequest,
     monkeypatch: pytest.MonkeyPatch,
     same_weights: Callable[..., None],
 ) -> None:
-    tokens = str(tokens_of(rows()))
+    tokens = str(tokens_of([*rows(), *rows_with_near_duplicates()]))
     with monkeypatch.context() as earlier:
-        earlier.setattr(inputs, "_split_by", lambda start: "clips")
+        earlier.setattr(inputs, "_split_by", lambda start: split_by)
         whole = request_for("whole", tokens=tokens)
         train(whole)
         cut = dataclasses.replace(whole, run_dir=f"{whole.run_dir}-cut")
         train(dataclasses.replace(cut, settings=cut.settings.model_copy(update={"max_steps": 2})))
     train(cut)
     same_weights(adapter(cut), adapter(whole))
-    assert load_config(storage.as_path(cut.run_dir)).split_by == "clips"
+    assert load_config(storage.as_path(cut.run_dir)).split_by == split_by
     new = request_for("new", tokens=tokens)
     train(new)
-    assert load_config(storage.as_path(new.run_dir)).split_by == "groups"
+    assert load_config(storage.as_path(new.run_dir)).split_by == "near_duplicates"

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musicgen_core.data.dataset import Clips, split
+from musicgen_core.data.near_duplicates import PERMUTATIONS
 from musicgen_core.run_layout import RunConfig, load_config
 from musicgen_core.storage import as_path
 from musicgen_core.training.files.resuming import learned_from, lineage_of
@@ -21,6 +22,8 @@ HASHES = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=8, unique=True
 
 class Shard(SimpleNamespace):
     hashes: Any
+    groups: Any
+    signatures: Any
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -36,6 +39,18 @@ def clips_of(archives: dict[str, list[int]]) -> Clips:
 
 def trained_on(clips: Clips, fraction: float, **more: Any) -> RunConfig:
     return RunConfig({"shards": dict(clips.fingerprints), "validation_fraction": fraction, "lora_r": 8, **more})
+
+
+def test_near_duplicates_of_what_was_learned_are_learned_too() -> None:
+    songs = np.random.default_rng(0).integers(1, 2**16, size=(6, PERMUTATIONS), dtype=np.uint16)
+    then = clips_of({"b": [2**60, 2**63 + 1, 2**63 + 2]})
+    now = clips_of({"a": [2**61, 2**62], "b": [2**60, 2**63 + 1, 2**63 + 2]})
+    for shards, of_songs in ((then.shards, [[0, 1, 2]]), (now.shards, [[1, 3], [0, 1, 2]])):
+        for shard, numbers in zip(shards, of_songs, strict=True):
+            shard.groups, shard.signatures = shard.hashes, songs[numbers]  # type: ignore[misc]
+    config = trained_on(then, 0.3, split_by="near_duplicates")
+    assert learned_from(then, [config]).tolist() == [False, True, True]
+    assert learned_from(now, [config]).tolist() == [True, False, False, True, True]
 
 
 @given(st.lists(HASHES, min_size=1, max_size=3), st.lists(HASHES, max_size=2), st.sampled_from([0, 0.05, 0.3, 0.9]))
