@@ -30,6 +30,7 @@ from musicgen_core.config import TokenizeSettings
 from musicgen_core.data.archive import choose_archives
 from musicgen_core.data.captions import METADATA
 from musicgen_core.errors import ArchiveError, MetadataError
+from musicgen_core.exclusions import measured
 from musicgen_core.language import message
 from musicgen_core.settings import Settings, collect
 from musicgen_core.stages import announce
@@ -116,7 +117,8 @@ def _captioned(given: FinetuneParameters, device: str) -> tuple[UPath | None, Ca
 
     Return where the descriptions are, and the result if any were made.
     """
-    if given.captions == "none" or (given.descriptions.caption and not given.exclude):
+    leaves_out = bool(measured(given.exclude))
+    if given.captions == "none" or (given.descriptions.caption and not leaves_out):
         return None, None
     archives, _ = choose_archives(absolute(location_of(given.archives, "musicgen_archives")))
     metadata = storage.as_path(given.metadata) if given.metadata else _metadata_for(archives[0], given.tokens)
@@ -124,17 +126,17 @@ def _captioned(given: FinetuneParameters, device: str) -> tuple[UPath | None, Ca
         return None, None  # tokenizing reports it
     announce(message("looking for clips without a description"))
     settings = collect(TokenizeSettings, given)
-    if not given.exclude and not lacks_descriptions(archives, metadata, settings):
+    if not leaves_out and not lacks_descriptions(archives, metadata, settings):
         return metadata, None
     announce(
         message("measuring the clips first, to find those to leave out")
-        if given.exclude
+        if leaves_out
         else message("describing the clips that have no description by their audio first (--captions none skips this)")
     )
     asked = {
         "metadata": str(metadata),
         "device": device,
-        "only_missing": settings.caption_template is None and not given.exclude,
+        "only_missing": settings.caption_template is None and not leaves_out,
     }
     result: Any = caption_archives(**_part(given, CaptionParameters) | asked, return_state=True).result(
         raise_on_failure=False

@@ -37,17 +37,18 @@ from musicgen_core.data.exclusion import check_exclusions
 from musicgen_core.data.match_report import check_matches, match_report, undescribed_clips
 from musicgen_core.data.members import limits_of
 from musicgen_core.data.outdated_shards import lacks_clips
-from musicgen_core.data.shards import ShardReport, described_clips, is_whole
+from musicgen_core.data.shards import ShardReport, described_clips, is_whole, read_report
 from musicgen_core.errors import MusicgenError
+from musicgen_core.exclusions import DUPLICATE
 from musicgen_core.language import message
 from musicgen_core.settings import collect
 from musicgen_core.stages import announce
 from musicgen_core.wording import counted, joined_sentences
-from tasks.archives_log import log_tokenizing
+from tasks.archives_log import ArchivesLog, log_tokenizing
 from tasks.artifacts import artifacts_of_run
 from tasks.outcomes import no_descriptions, tokenized
 from tasks.summary import show_summary, tokenized_section
-from tasks.tokenizing import check_codec, tokenize_archive
+from tasks.tokenizing import check_codec, exclude_near_duplicates, tokenize_archive
 
 _core_logger = logging.getLogger("musicgen_core.tokenizing")  # the terminal shows what the core logs
 _Described = Sequence[tuple[str, str | None]]
@@ -128,6 +129,10 @@ def tokenize_archives(given: TokenizeParameters) -> State[TokenizeResult]:
         announce(message("encoding the clips"))
         # A persisted result does not track its shard: redo shards that are missing, damaged or out of date.
         reports, failed = run_on_archives(tokenize_archive, work, runner, log, _is_stale)
+        if DUPLICATE in settings.exclude and not failed and any(report.clips for report in reports):
+            announce(message("looking for near duplicates"))
+            exclude_near_duplicates(target, model)
+            reports = [_after_exclusion(report, target, log) for report in reports]
     failed = {str(entry["archive"]): failed[entry["stem"]] for entry in work if entry["stem"] in failed}
     announce(message("looking for clips without a description"))
     are_all = not given.limit and not failed
@@ -158,6 +163,16 @@ def _find_metadata(given: str, first_archive: UPath) -> str | None:
         return absolute(given)
     beside = metadata_beside(first_archive)
     return None if beside is None else str(beside)
+
+
+def _after_exclusion(report: ShardReport, tokens: str, log: ArchivesLog) -> ShardReport:
+    """Return the report of a shard after near duplicates were removed from it, if any were."""
+    stem = archive_stem(UPath(report.archive))
+    found = read_report(storage.as_path(tokens), stem)
+    if found is None or found == report:
+        return report
+    log.end(stem, found)
+    return found
 
 
 def _is_stale(report: ShardReport, work: Work) -> bool:

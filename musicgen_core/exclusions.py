@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-Exclusion = Literal["silent", "clipped", "speech", "vocals"]
-"""Kinds of clips that can be left out; `musicgen_core/data/standing_out.py` has their thresholds"""
+Exclusion = Literal["silent", "clipped", "speech", "vocals", "duplicate"]
+"""Kinds of clips that can be left out; `musicgen_core/data/standing_out.py` has the thresholds of the measured ones"""
+DUPLICATE: Literal["duplicate"] = "duplicate"
+"""Near duplicates of earlier clips, which are found by the codes (`musicgen_core/data/near_duplicates.py`)"""
+
+
+def measured(kinds: Sequence[Exclusion]) -> tuple[Exclusion, ...]:
+    """Return those of the kinds that the fields of the metadata tell."""
+    return tuple(kind for kind in kinds if kind != DUPLICATE)
 
 
 def _split_at_commas(kinds: Any) -> Any:
@@ -23,7 +31,7 @@ Exclude = Annotated[
     BeforeValidator(_split_at_commas),
     AfterValidator(lambda kinds: tuple(dict.fromkeys(kinds))),
     Field(
-        description="Clips to leave out, by what caption measured: silent, clipped, speech, vocals; they are listed "
-        "with the rejected ones"
+        description="Clips to leave out: silent, clipped, speech and vocals by what caption measured, duplicate by "
+        "the codes; they are listed with the rejected ones"
     ),
 ]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from upath import UPath
 
 from musicgen_core import storage
@@ -19,7 +20,8 @@ from musicgen_core.config import TokenizeSettings
 from musicgen_core.data.archive import ArchiveFile, archive_stem, clip_names
 from musicgen_core.data.captions import Captioner, Captions, ClipTexts
 from musicgen_core.data.decoding import Counts, OnClip, decoded_clips
-from musicgen_core.data.exclusion import excluded_clips, is_excluded
+from musicgen_core.data.duplicate_clips import ClipName, repeated_clips
+from musicgen_core.data.exclusion import duplicate_of, excluded_clips, fingerprint_without, is_duplicate, is_excluded
 from musicgen_core.data.members import CLIP_SUFFIXES, Member, Sidecars, limits_of, sidecar_key
 from musicgen_core.data.outdated_shards import lacks_clips, was_repaired
 from musicgen_core.data.shards import (
@@ -33,10 +35,13 @@ from musicgen_core.data.shards import (
     read_report,
     read_rows,
     refuse_foreign_shard,
+    shard_cardinality,
+    shard_codec,
     shard_paths,
 )
 from musicgen_core.encoding import Encoded, encode_clips
 from musicgen_core.errors import Cancelled, ClipRejected, TokensError
+from musicgen_core.exclusions import DUPLICATE, measured
 from musicgen_core.wording import counted
 
 CODES_VERSION = 1
@@ -88,7 +93,7 @@ class Tokenizer:
         """
         with ArchiveFile(archive, limits_of(self.settings), self.settings.name_encoding) as file:
             excluded = self._excluded(file, limit)
-            fingerprint = self._fingerprint(file, limit, _names(excluded))
+            fingerprint = self._fingerprint(file, limit, excluded)
             existing = read_report(self.tokens, archive_stem(archive))
             if existing is not None and self._is_current(file, existing, limit):
                 with suppress(TokensError):  # a damaged shard is regenerated
@@ -99,25 +104,29 @@ class Tokenizer:
     def _is_current(self, file: ArchiveFile, report: ShardReport, limit: int | None) -> bool:
         """Return whether to keep a shard. A limited run doesn't truncate a complete one."""
         left_out = _names(filter(is_excluded, report.rejected))
-        if not set(left_out).issubset(_names(self._excluded(file, report.limited_to))):
+        is_back = DUPLICATE not in self.settings.exclude and any(map(is_duplicate, report.rejected))
+        if is_back or not set(left_out).issubset(_names(self._excluded(file, report.limited_to))):
             return False  # clips that were left out come back
-        if report.fingerprint == self._fingerprint(file, limit, left_out):
+        if report.fingerprint == self._fingerprint(file, limit, report.rejected):
             return not lacks_clips(file, report)
-        return report.fingerprint == self._fingerprint(file, None, left_out) and not was_repaired(file, report)
+        return report.fingerprint == self._fingerprint(file, None, report.rejected) and not was_repaired(file, report)
 
     def _excluded(self, file: ArchiveFile, limit: int | None) -> list[Rejected]:
         """Return the clips that the settings leave out, by the metadata."""
-        if not self.settings.exclude or self.metadata is None:
+        if not measured(self.settings.exclude) or self.metadata is None:
             return []
         names = clip_names(file.path, self.settings.name_encoding, limits_of(self.settings))
         return excluded_clips(self.metadata, archive_stem(file.path), names[:limit])
 
-    def _fingerprint(self, file: ArchiveFile, limit: int | None, excluded: Sequence[str]) -> str:
-        return shard_fingerprint(file.digest, self.codec.identity, self.settings, limit, excluded)
+    def _fingerprint(self, file: ArchiveFile, limit: int | None, rejected: Sequence[Rejected]) -> str:
+        """Return the fingerprint of a shard with these rejections, which matter where clips are left out."""
+        names = _names(filter(is_excluded, rejected))
+        whole = shard_fingerprint(file.digest, self.codec.identity, self.settings, limit, names)
+        return fingerprint_without(whole, rejected)
 
     def _refuse_foreign(self, file: ArchiveFile) -> None:
         def fingerprint_of(report: ShardReport) -> str:
-            return self._fingerprint(file, report.limited_to, _names(filter(is_excluded, report.rejected)))
+            return self._fingerprint(file, report.limited_to, report.rejected)
 
         refuse_foreign_shard(self.tokens, file.path, fingerprint_of)
 
@@ -191,8 +200,7 @@ class Tokenizer:
     def _refresh(self, file: ArchiveFile, report: ShardReport) -> ShardReport:
         """Rewrite the shard if descriptions have changed or more clips are left out, and keep the other codes."""
         excluded = self._excluded(file, report.limited_to)
-        left_out = _names(excluded)
-        skipped = set(left_out)
+        skipped = set(_names(excluded))
         captioner = Captioner(self.settings, self.metadata, archive_stem(file.path))
         sidecars = file.opened.read_sidecars() if captioner.uses_sidecars else {}
         source, _ = shard_paths(self.tokens, archive_stem(file.path))
@@ -204,19 +212,80 @@ class Tokenizer:
                     seconds.append(row.duration)
             described = _describe(captioner, names, sidecars)
             others = [each for each in report.rejected if not is_excluded(each) and each.clip not in skipped]
+            rejected = [*excluded, *others]
             new = replace(
                 report,
-                fingerprint=self._fingerprint(file, report.limited_to, left_out),
+                fingerprint=self._fingerprint(file, report.limited_to, rejected),
                 captions_fingerprint=captions_fingerprint(described),
                 clips=len(names),
                 audio_seconds=report.audio_seconds if len(names) == report.clips else round(math.fsum(seconds), 6),
-                rejected=[*excluded, *others],
+                rejected=rejected,
                 remarks=_remarks(captioner, described, sidecars),
             )
             if new != report:
                 parquet = _rewrite(local, folder / source.name, described, self.codec, skipped)
                 publish_shard(parquet, new, self.tokens)
         return new
+
+
+def exclude_duplicates(tokens: UPath, codec: str) -> None:
+    """Remove each clip that is a near duplicate of an earlier one, in the order of stems and rows, from its shard.
+
+    The shards of all archives are compared, and nothing is encoded. Shards without such clips stay as they are.
+
+    Args:
+        codec: identity of the codec; shards of others are ignored.
+
+    Raises:
+        TokensError: no shard has clips, or one is damaged or changed while it was read.
+        OSError: storage failed; a retry may help.
+    """
+    if not storage.is_local(tokens):
+        tokens.fs.invalidate_cache(tokens.path)  # the cached listing may be outdated
+    parquets = [path for path in tokens.iterdir() if path.suffix == ".parquet"]
+    stems = [path.stem for path in parquets if _is_of(path, codec)]
+    if stems:
+        for stem, originals in repeated_clips(tokens, codec, stems).items():
+            _remove(tokens, stem, originals)
+
+
+def _is_of(parquet: UPath, codec: str) -> bool:
+    try:
+        return shard_codec(parquet)[0] == codec
+    except ValueError:  # damaged, or no Parquet file
+        return False
+
+
+def _remove(tokens: UPath, stem: str, originals: Mapping[int, ClipName]) -> None:
+    """Remove clips from a shard, by row, as near duplicates of others."""
+    source, _ = shard_paths(tokens, stem)
+    report = read_report(tokens, stem)
+    if report is None:
+        return  # being written by another job, which removes them afterwards
+    described, durations, removed = [], [], []
+    with storage.staged(source) as local, storage.scratch_folder() as folder:
+        codec, model = shard_codec(local)
+        target = folder / source.name
+        with ShardWriter(target, codec, shard_cardinality(pq.read_schema(local)), model) as writer:
+            for number, row in enumerate(read_rows(local)):
+                if number in originals:
+                    removed.append(duplicate_of(row.clip, originals[number]))
+                else:
+                    writer.add(row)
+                    described.append((row.clip, ClipTexts(row.description, row.fields, row.group)))
+                    durations.append(row.duration)
+        rejected = [*report.rejected, *removed]
+        names = {name for name, _ in described}
+        report = replace(
+            report,
+            fingerprint=fingerprint_without(report.fingerprint, rejected),
+            captions_fingerprint=captions_fingerprint(described),
+            clips=len(described),
+            audio_seconds=round(math.fsum(durations), 6),
+            rejected=rejected,
+            remarks=[each for each in report.remarks if each.clip in names],
+        )
+        publish_shard(target, report, tokens)
 
 
 def _describe(captioner: Captioner, names: Sequence[str], sidecars: Sidecars) -> _Described:

@@ -42,7 +42,7 @@ def archive_task(
         retries=len(RETRY_SECONDS),
         retry_delay_seconds=RETRY_SECONDS,
         retry_jitter_factor=0.5,
-        retry_condition_fn=_may_help,
+        retry_condition_fn=may_help,
         persist_result=True,
         cache_key_fn=cache_key,
     )
@@ -64,7 +64,7 @@ def concerns_all(error: BaseException) -> bool:
     return is_full or isinstance(error, (ModelError, DeviceError)) or type(error).__name__ == "AcceleratorError"
 
 
-def _may_help(task: Any, run: Any, state: Any) -> bool:
+def may_help(task: Any, run: Any, state: Any) -> bool:
     """Return whether to retry: after transient errors of storage or memory, not after permanent ones."""
     error = state.result(raise_on_failure=False)
     is_lasting = isinstance(error, (MusicgenError, Cancelled)) or getattr(error, "errno", None) in _LASTING

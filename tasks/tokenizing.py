@@ -1,4 +1,4 @@
-"""Tokenize one archive, with retries and a persisted result."""
+"""Tokenize one archive, with retries and a persisted result; remove near duplicates from all shards."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from prefect import get_run_logger
+from prefect import get_run_logger, task
 from prefect.context import TaskRunContext
 
 from musicgen_core import storage
@@ -16,7 +16,7 @@ from musicgen_core.config import TokenizeSettings
 from musicgen_core.data.archive import archive_stem
 from musicgen_core.errors import MusicgenError
 from musicgen_core.stages import announce_torch
-from tasks.archive_tasks import archive_task, is_stopped, log_result, progress_of
+from tasks.archive_tasks import RETRY_SECONDS, archive_task, is_stopped, log_result, may_help, progress_of
 
 if TYPE_CHECKING:
     from musicgen_core.codec import Codec
@@ -70,6 +70,21 @@ def tokenize_archive(
     get_run_logger().debug("%s: %.0f s of audio", stem, result.audio_seconds)
     log_result(stem, result)
     return result
+
+
+@task(
+    task_run_name="exclude-near-duplicates",
+    retries=len(RETRY_SECONDS),
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=may_help,
+)
+def exclude_near_duplicates(tokens: str, model: str) -> None:
+    """Remove near duplicates of earlier clips from the shards in a directory."""
+    from musicgen_core.model.compression import codec_identity
+    from musicgen_core.model.weights import find_codec
+    from musicgen_core.tokenizing import exclude_duplicates
+
+    exclude_duplicates(storage.as_path(tokens), codec_identity(find_codec(model)))
 
 
 def check_codec(model: str, device: str) -> None:

@@ -32,7 +32,7 @@ from musicgen_core.data.caption_fields import (
 )
 from musicgen_core.data.standing_out import traits_of
 from musicgen_core.errors import MetadataError, reason_of
-from musicgen_core.exclusions import Exclusion
+from musicgen_core.exclusions import Exclusion, measured
 from musicgen_core.language import message
 from musicgen_core.texts import MAX_CHARACTERS, decode_text, marked_encoding, shorten, template_fields
 
@@ -213,7 +213,7 @@ def load_captions(path: UPath, settings: TokenizeSettings = _DEFAULTS) -> Captio
         if key in table:
             duplicate.append(number)
             continue
-        table[key] = replace(_texts_of(entry, template), traits=traits_of(entry, settings.exclude))
+        table[key] = replace(_texts_of(entry, template), traits=traits_of(entry, measured(settings.exclude)))
         if template and fill_template(template, entry) is None:
             incomplete.append(number)
             fields.update((name, None) for name, value in entry.items() if field_text(value) is not None)

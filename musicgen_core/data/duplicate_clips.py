@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
 from upath import UPath
 
-from musicgen_core.data.dataset import load_clips
+from musicgen_core.data.dataset import Clips, load_clips
+from musicgen_core.data.near_duplicates import originals_of
 from musicgen_core.data.shards import described_clips
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
@@ -41,7 +44,39 @@ def near_duplicates_in(tokens: UPath, codec: str, folder: Path | None = None) ->
     for index, first in enumerate(clips.near_duplicates.tolist()):
         members[first].append(index)
     clusters = [cluster for cluster in members.values() if len(cluster) > 1]
-    wanted = {index for cluster in clusters for index in cluster}
+    names = _names(tokens, clips, {index for cluster in clusters for index in cluster})
+    return [[names[index] for index in cluster] for cluster in clusters]
+
+
+def repeated_clips(
+    tokens: UPath, codec: str, stems: Collection[str], folder: Path | None = None
+) -> dict[str, dict[int, ClipName]]:
+    """Return the clips that are near duplicates of an earlier clip, which stays: its name, by stem and row.
+
+    Args:
+        codec: identity of the shards' codec.
+        stems: stems of the shards to look into.
+        folder: cache directory of the packed shards, as in `load_clips`.
+
+    Raises:
+        TokensError: as in `near_duplicates_in`.
+    """
+    clips = load_clips(tokens, codec, folder, only=stems)
+    originals = originals_of(clips.signatures)
+    repeated = np.flatnonzero(originals != np.arange(len(originals)))
+    names = _names(tokens, clips, originals[repeated].tolist())
+    found: dict[str, dict[int, ClipName]] = defaultdict(dict)
+    starts = np.cumsum([0, *map(len, clips.shards)])
+    stems = list(clips.fingerprints)
+    for index in repeated.tolist():
+        number = int(np.searchsorted(starts, index, side="right")) - 1
+        found[stems[number]][index - int(starts[number])] = names[int(originals[index])]
+    return dict(found)
+
+
+def _names(tokens: UPath, clips: Clips, indices: Iterable[int]) -> dict[int, ClipName]:
+    """Return the names of clips by index."""
+    wanted = set(indices)
     names: dict[int, ClipName] = {}
     starts = accumulate((len(shard) for shard in clips.shards), initial=0)
     for stem, shard, start in zip(clips.fingerprints, clips.shards, starts, strict=False):
@@ -53,4 +88,4 @@ def near_duplicates_in(tokens: UPath, codec: str, folder: Path | None = None) ->
                     message("Run again when tokenize is done"),
                 )
             names |= {index: ClipName(stem, rows[index - start][0]) for index in found}
-    return [[names[index] for index in cluster] for cluster in clusters]
+    return names

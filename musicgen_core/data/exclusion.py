@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from musicgen_core.data.captions import Captions
 from musicgen_core.data.shards import Rejected
 from musicgen_core.data.standing_out import needed_fields
 from musicgen_core.errors import MetadataError
-from musicgen_core.exclusions import Exclusion
+from musicgen_core.exclusions import Exclusion, measured
 from musicgen_core.language import message
 from musicgen_core.wording import counted
 
+if TYPE_CHECKING:
+    from musicgen_core.data.duplicate_clips import ClipName
+
+_NEAR_DUPLICATE = "near duplicate of "
 _PREFIXES = ("silent: ", "clipped: ", "speech: ", "vocals: ")
 _MEASURE = message("Run uv run musicgen-flows caption first, which measures every clip and keeps what is written there")
 
@@ -33,8 +40,30 @@ def excluded_clips(captions: Captions, stem: str, names: Iterable[str]) -> list[
     return found
 
 
+def is_duplicate(rejected: Rejected) -> bool:
+    """Return whether a clip was left out as a near duplicate of another."""
+    return rejected.reason.startswith(_NEAR_DUPLICATE)
+
+
+def duplicate_of(clip: str, original: ClipName) -> Rejected:
+    """Return the rejection of a clip that is a near duplicate of another."""
+    return Rejected(clip, str(message("near duplicate of {clip}", clip=original)))
+
+
+def fingerprint_without(fingerprint: str, rejected: Iterable[Rejected]) -> str:
+    """Return the fingerprint of a shard from which near duplicates are removed; the given one if none are.
+
+    Args:
+        fingerprint: the shard's, with the near duplicates or without some.
+        rejected: the rejected clips of the shard.
+    """
+    whole = fingerprint.partition("-")[0]
+    names = sorted(each.clip for each in rejected if is_duplicate(each))
+    return f"{whole}-{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]}" if names else whole
+
+
 def is_excluded(rejected: Rejected) -> bool:
-    """Return whether a clip was left out by `--exclude`, rather than because it can't be used."""
+    """Return whether a clip was left out by the metadata, rather than because it can't be used."""
     return rejected.reason.startswith(_PREFIXES)
 
 
@@ -51,6 +80,7 @@ def check_exclusions(
     Raises:
         MetadataError: the metadata tell it of no clip, for one of the kinds.
     """
+    kinds = measured(kinds)
     if not kinds:
         return []
     if captions is None:

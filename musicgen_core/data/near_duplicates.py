@@ -70,7 +70,7 @@ def first_of_each(signatures: Signatures) -> NDArray[np.int64]:
     unless they are near duplicates of clips of two clusters.
     """
     firsts = np.arange(len(signatures))
-    signed = signatures.any(axis=1).nonzero()[0]
+    signed = np.flatnonzero(signatures.any(axis=1))
     # Exact copies are collapsed first, so that thousands of them don't fill a bucket.
     _, originals, copy_of = np.unique(signatures[signed], axis=0, return_index=True, return_inverse=True)
     originals = originals[copy_of.reshape(-1)]
@@ -78,6 +78,25 @@ def first_of_each(signatures: Signatures) -> NDArray[np.int64]:
     clusters = distinct[_clusters_of_distinct(signatures[signed[distinct]])]
     firsts[signed] = signed[clusters[np.searchsorted(distinct, originals)]]
     return firsts
+
+
+def originals_of(signatures: Signatures) -> NDArray[np.int64]:
+    """Return for each clip the index of an earlier clip that it is a near duplicate of, or its own, [clips].
+
+    An original is never a near duplicate of another clip that stays: if all clips that are not their own original are
+    removed, none of the others is.
+    """
+    firsts = first_of_each(signatures)
+    originals = np.arange(len(firsts))
+    clusters: dict[int, list[int]] = {}  # the originals of each
+    for clip in np.flatnonzero(np.bincount(firsts, minlength=len(firsts))[firsts] > 1).tolist():
+        found = clusters.setdefault(int(firsts[clip]), [])
+        is_near = (signatures[found] == signatures[clip]).sum(axis=1) >= LEAST_EQUAL
+        if is_near.any():
+            originals[clip] = found[int(is_near.argmax())]
+        else:
+            found.append(clip)
+    return originals
 
 
 def joined_keys(keys: NDArray[np.uint64], firsts: NDArray[np.int64]) -> NDArray[np.uint64]:

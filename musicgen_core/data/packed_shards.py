@@ -140,7 +140,7 @@ def _check_of(batch: pa.RecordBatch) -> bytes:
     crc = 0
     for name in ("hash", "frames", "crc", "group"):
         crc = zlib.crc32(batch.column(name).to_numpy(), crc)
-    crc = zlib.crc32(_signatures_of(batch.column("signature")), crc)
+    crc = zlib.crc32(_signatures_of(batch.column("signature")).tobytes(), crc)
     texts = [batch.column(name).to_pylist() for name in ("description", "fields")]
     return b"%08x" % zlib.crc32(json.dumps(texts).encode(), crc)
 

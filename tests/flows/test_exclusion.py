@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import State
 
 from flows.tokenize_archives import TokenizeResult, tokenize_archives
 from musicgen_core.codec import Codec
 from musicgen_core.data.shards import read_rows
+from musicgen_core.demo_data import make_demo_archives
 from musicgen_core.errors import MetadataError
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -86,6 +90,42 @@ def test_exclusions_leave_a_complete_shard_without_encoding(archives: Path, tmp_
     assert sum(encoded) == 16
     assert run(archives, tokens).result().reports == whole.reports  # although its result is persisted
     assert sum(encoded) == 24
+
+
+def test_near_duplicates_are_removed_after_all_archives_are_tokenized(
+    tmp_path: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUSICGEN_TOKENS_CACHE", str(tmp_path / "cache"))
+    songs = tmp_path / "songs"
+    make_demo_archives(songs, archives=2, clips=2, seconds=6.0)
+    with zipfile.ZipFile(songs / "archive_batch_0001.zip") as first:
+        song = first.namelist()[0]
+        copied = first.read(song)
+    with zipfile.ZipFile(songs / "archive_batch_0002.zip", "a") as second:
+        second.writestr("audio/copied.wav", copied)
+    tokens = tmp_path / "tokens"
+    state = run(songs, tokens, "duplicate")
+    result: TokenizeResult = state.result()
+    assert [report.clips for report in result.reports] == [2, 2] and sum(encoded) == 5
+    with get_client(sync_client=True) as client:
+        artifacts = client.read_artifacts(
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["tokenized-archives", "summary"]))
+        )
+    shown = {each.key: str(each.data) for each in artifacts if each.flow_run_id == state.state_details.flow_run_id}
+    assert [(row["clips"], row["rejected"]) for row in json.loads(shown["tokenized-archives"])] == [
+        (4, 2),
+        (2, 0),
+        (2, 2),
+    ]
+    assert "Clips: 4" in shown["summary"] and "Rejected: 2." in shown["summary"]
+    [copy] = [each for each in result.reports[1].rejected if each.clip == "audio/copied.wav"]
+    assert copy.reason == f"near duplicate of archive_batch_0001: {song}"
+
+    encoded.clear()
+    before = (tokens / "archive_batch_0002.parquet").read_bytes()
+    assert run(songs, tokens, "duplicate").result().reports == result.reports and encoded == []
+    assert (tokens / "archive_batch_0002.parquet").read_bytes() == before
+    assert [report.clips for report in run(songs, tokens).result().reports] == [2, 3] and sum(encoded) == 3
 
 
 def test_exclusions_without_measurements_are_refused_before_encoding(archives: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from musicgen_core.errors import ArchiveError
-from tasks.archive_tasks import _may_help
+from tasks.archive_tasks import may_help
 
 
 @pytest.mark.parametrize(
@@ -24,4 +24,4 @@ from tasks.archive_tasks import _may_help
 )
 def test_only_transient_errors_are_retried(error: Exception, is_tried_again: bool) -> None:
     state = SimpleNamespace(result=lambda raise_on_failure: error)
-    assert _may_help(None, SimpleNamespace(name="tokenize-a", run_count=1), state) == is_tried_again
+    assert may_help(None, SimpleNamespace(name="tokenize-a", run_count=1), state) == is_tried_again

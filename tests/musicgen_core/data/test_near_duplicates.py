@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from musicgen_core import storage
 from musicgen_core.data import near_duplicates
 from musicgen_core.data.duplicate_clips import near_duplicates_in
-from musicgen_core.data.near_duplicates import first_of_each, joined_keys, signature
+from musicgen_core.data.near_duplicates import first_of_each, joined_keys, originals_of, signature
 from musicgen_core.data.shards import Row
 from tests.fixture_types import WriteShard
 
@@ -84,6 +84,16 @@ def test_appended_clips_leave_the_clusters_of_others(monkeypatch: pytest.MonkeyP
 def test_no_clips_have_no_clusters() -> None:
     assert first_of_each(np.zeros((0, near_duplicates.PERMUTATIONS), np.uint16)).tolist() == []
     assert first_of_each(np.zeros((3, near_duplicates.PERMUTATIONS), np.uint16)).tolist() == [0, 1, 2]
+
+
+def test_what_stays_is_no_near_duplicate_of_what_else_stays() -> None:
+    song = music(0, 1000)
+    parts = [song[:, start : start + 500] for start in range(0, 501, 125)]
+    signatures = np.stack([signature(codes) for codes in [*parts, parts[0], music(1)]])
+    originals = originals_of(signatures)
+    assert originals.tolist() == [0, 0, 2, 2, 4, 0, 6]
+    kept = np.unique(originals)
+    assert originals_of(signatures[kept]).tolist() == list(range(len(kept)))
 
 
 def test_groups_are_joined_by_near_duplicates_under_the_first_key() -> None:
