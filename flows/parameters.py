@@ -43,7 +43,6 @@ from flows.fields import (
 )
 from musicgen_core.captioning.tagger_settings import TaggerSettings
 from musicgen_core.config import (
-    AdapterSettings,
     ChoiceSettings,
     DataSettings,
     DescriptionSettings,
@@ -54,7 +53,6 @@ from musicgen_core.config import (
     LearningRate,
     LoraRank,
     MusicSeed,
-    OptimizerSettings,
     ReadingSettings,
     SampleSettings,
     SavingSettings,
@@ -63,6 +61,7 @@ from musicgen_core.config import (
 )
 from musicgen_core.evaluation.request import ClapSettings, JudgingSettings, PieceDuration, PieceSeed, ReportPrompts
 from musicgen_core.exclusions import Exclude
+from musicgen_core.learning_settings import AdapterSettings, OptimizerSettings
 from musicgen_core.settings import MOST_SIDE_BY_SIDE, MOST_WORKERS, Settings
 
 _CopyTo = Annotated[str | None, Field(description="Folder or URL for a second copy")]

@@ -5,22 +5,16 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema
-from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
 from musicgen_core.errors import ConfigError
 from musicgen_core.exclusions import Exclude
+from musicgen_core.learning_settings import AdapterSettings, OptimizerSettings
 from musicgen_core.settings import LARGEST_COUNT, LONGEST_SECONDS, MOST_WORKERS, Settings
 from musicgen_core.texts import MAX_CHARACTERS, check_encoding, template_fields
 
 DEFAULT_MODEL = "facebook/musicgen-large"
 """Base model if none is given"""
-
-EFFECTIVE_BATCH = 16
-"""Clips per optimizer step by default: micro-batch × accumulation steps × GPUs"""
-
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-"""Linear layers that get LoRA: self- and cross-attention each have the first four, so ten layers a block."""
 
 DEFAULT_PROMPTS = (
     "A dynamic heavy metal song with fast drums and guitar solo",
@@ -74,10 +68,6 @@ _Switch = Annotated[
 _AUTO: dict[str, Any] = {"default": "auto"}
 
 
-def _without_default(schema: dict[str, Any]) -> None:
-    schema.pop("default", None)
-
-
 Epochs = Annotated[int, Field(ge=1, le=10**6, description="How many times the model hears each clip")]
 LoraRank = Annotated[
     int,
@@ -94,57 +84,6 @@ LearningRate = Annotated[
 Seed = Annotated[
     int, Field(ge=0, lt=2**32, description="Number that fixes everything random: the same one gives the same result")
 ]
-
-
-class AdapterSettings(Settings):
-    """Shape of the adapter, beside its rank."""
-
-    model_config = ConfigDict(title="LoRA")
-
-    lora_alpha: float = Field(
-        32, gt=0, le=1e6, description="How strongly the adapter acts: what it learns is multiplied by alpha / rank"
-    )
-    lora_dropout: float = Field(
-        0.1,
-        ge=0,
-        lt=1,
-        description="Share of the adapter's inputs left out at random, against learning by heart (dropout)",
-    )
-    lora_targets: list[str] = Field(
-        list(LORA_TARGETS),
-        min_length=1,
-        description="Layers of the model that get an adapter, such as q_proj, or encoder_attn.q_proj for "
-        "cross-attention's alone; by default all",
-        json_schema_extra=_without_default,  # six rows of text in a form
-    )
-    lora_rslora: bool = Field(False, description="Multiply by alpha / √rank (rsLoRA), steadier for large adapters")
-    lora_dora: bool = Field(False, description="Learn the weights' magnitudes, too (DoRA); slower")
-
-
-class OptimizerSettings(Settings):
-    """Batches, and how the adapter follows the gradients."""
-
-    model_config = ConfigDict(title="Optimizer")
-
-    batch_size: Annotated[int, Field(ge=1, le=4096)] | SkipJsonSchema[Literal["auto"]] = Field(
-        "auto", description="Clips that the device works on at once (micro-batch); by default as many as fit"
-    )
-    gradient_accumulation_steps: int | None = Field(
-        None,
-        ge=1,
-        le=10**6,
-        description=f"Micro-batches in one step of learning; by default the step sees {EFFECTIVE_BATCH} clips in all",
-    )
-    warmup_steps: int = Field(0, ge=0, le=LARGEST_COUNT, description="Steps in which the learning rate rises from 0")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="Learning rate after that: constant, or falling to 0 at the last step"
-    )
-    weight_decay: float = Field(
-        0.01, ge=0, le=1000, description="Pull of the adapter's weights towards 0 (weight decay of AdamW)"
-    )
-    max_grad_norm: float = Field(
-        1.0, gt=0, le=1e9, description="Limit on how far one step may go (gradients are clipped to this norm)"
-    )
 
 
 class ValidationSettings(Settings):

@@ -14,8 +14,9 @@ from deployments.checks.finding import Finding
 from deployments.checks.models import ModelSize
 from deployments.parameters import ASSUMED_CLIPS
 from musicgen_core import storage
-from musicgen_core.config import EFFECTIVE_BATCH, TrainSettings
+from musicgen_core.config import TrainSettings
 from musicgen_core.language import message
+from musicgen_core.learning_settings import EFFECTIVE_BATCH
 from musicgen_core.wording import counted, joined, sized
 
 if TYPE_CHECKING:

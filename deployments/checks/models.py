@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deployments.checks.finding import Finding
-from musicgen_core.config import LORA_TARGETS, TrainSettings
+from musicgen_core.config import TrainSettings
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
+from musicgen_core.learning_settings import LORA_TARGETS
 from musicgen_core.model import hub
 
 if TYPE_CHECKING:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,15 @@ from torch import Tensor
 from upath import UPath
 
 from musicgen_core import storage, tensor_files
-from musicgen_core.config import LORA_TARGETS
 from musicgen_core.errors import AdapterError, ModelError
 from musicgen_core.language import message
+from musicgen_core.layer_ranges import parse_layers, parse_ranks, show_layers, show_ranks
+from musicgen_core.learning_settings import LORA_TARGETS, AdapterSettings
 from musicgen_core.model import hub, peft_directory
+from musicgen_core.model.adapter_values import check_adapter_values, pattern_of, ranks_in
 from musicgen_core.model.local_files import LM_FILE
 from musicgen_core.model.weights import BUILT_IN, BaseModel
 from musicgen_core.run_layout import BEST_ADAPTER, RunLayout, find_config, run_of
-from musicgen_core.tensor_files import names_of_non_finite
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +32,6 @@ _CACHED = re.compile(r"models--(?P<user>.+?)--(?P<name>.+?)/snapshots/(?P<commit
 _BY_PREFERENCE = tuple(
     f"{folder}{name}_lora.pt" for name in ("best", "final", "latest") for folder in ("", "lora_weights/")
 )
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "lora": dict,
-    "config": dict,
-    "epoch": int,
-    "global_step": int,
-    "loss": (int, float),
-    "base_model": str,
-}
 
 
 @dataclass(frozen=True)
@@ -52,6 +44,8 @@ class AdapterConfig:
         targets: names of linear layers of the blocks, or suffixes of their paths, such as `encoder_attn.q_proj`.
         rslora: multiply by alpha / √r instead (Kalajdzievski 2023).
         dora: learn magnitude and direction of the weights separately (Liu et al. 2024).
+        layers: numbers of the adapted blocks, from 0, ascending; None for all.
+        ranks: rank by block, where it isn't r; the update of such a block is scaled by its own rank.
     """
 
     r: int
@@ -60,9 +54,26 @@ class AdapterConfig:
     targets: tuple[str, ...] = LORA_TARGETS
     rslora: bool = False
     dora: bool = False
+    layers: tuple[int, ...] | None = None
+    ranks: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, settings: AdapterSettings, rank: int) -> AdapterConfig:
+        return cls(
+            r=rank,
+            alpha=settings.lora_alpha,
+            dropout=settings.lora_dropout,
+            targets=tuple(settings.lora_targets),
+            rslora=settings.lora_rslora,
+            dora=settings.lora_dora,
+            layers=parse_layers(settings.layers) if settings.layers else None,
+            ranks=parse_ranks(settings.ranks) if settings.ranks else {},
+        )
 
     def plain(self) -> dict[str, Any]:
         """Return the values under the names of peft's `LoraConfig`, as plain JSON."""
+        layers = {"layers_to_transform": list(self.layers), "layers_pattern": "layers"} if self.layers else {}
+        ranks = {"rank_pattern": pattern_of(self.ranks)} if self.ranks else {}
         return {
             "peft_type": "LORA",
             "r": self.r,
@@ -72,11 +83,14 @@ class AdapterConfig:
             "bias": "none",
             "use_rslora": self.rslora,
             "use_dora": self.dora,
+            **layers,
+            **ranks,
         }
 
     @classmethod
     def from_plain(cls, config: Mapping[str, Any]) -> AdapterConfig:
-        """Return the config that `plain` was called on; early adapters have no values for rsLoRA and DoRA."""
+        """Return the config that `plain` was called on; early adapters have no values for the last four."""
+        layers = config.get("layers_to_transform")
         return cls(
             r=int(config["r"]),
             alpha=float(config["lora_alpha"]),
@@ -84,6 +98,8 @@ class AdapterConfig:
             targets=tuple(config["target_modules"]),
             rslora=bool(config.get("use_rslora", False)),
             dora=bool(config.get("use_dora", False)),
+            layers=tuple(layers) if layers else None,
+            ranks=ranks_in(config),
         )
 
     def fixed(self) -> dict[str, Any]:
@@ -94,6 +110,8 @@ class AdapterConfig:
             "lora_targets": sorted(set(self.targets)),
             "lora_rslora": self.rslora,
             "lora_dora": self.dora,
+            "layers": show_layers(self.layers) if self.layers else None,
+            "ranks": show_ranks(self.ranks) or None,
         }
 
 
@@ -155,7 +173,7 @@ class Adapter:
             names = [name for name in own if name in ("lora_r", "lora_alpha") or own[name] != given[name]]
             has = " and ".join(f"{name} {_value(own[name])}" for name in names)
             options = " ".join(filter(None, (_option(name, own[name]) for name in names)))
-            without = "".join(f", without {_flag(name)}" for name in names if own[name] is False)
+            without = "".join(f", without {_flag(name)}" for name in names if own[name] in (False, None))
             raise AdapterError(
                 message(
                     "the adapter {where} has {has}, but the settings say {names}",
@@ -168,6 +186,8 @@ class Adapter:
 
 
 def _value(value: Any) -> str:
+    if value is None:
+        return "unset"
     return ", ".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -176,50 +196,9 @@ def _flag(name: str) -> str:
 
 
 def _option(name: str, value: Any) -> str:
-    if isinstance(value, bool):
+    if value is None or isinstance(value, bool):
         return _flag(name) if value else ""
     return " ".join(f"{_flag(name)} {_value(one)}" for one in (value if isinstance(value, list) else [value]))
-
-
-def check_adapter_values(values: Mapping[str, Any]) -> None:
-    """Check the values of an adapter, from a `*_lora.pt`, a PEFT directory or a checkpoint.
-
-    Raises:
-        ValueError: a value is missing, has the wrong type, is not finite, or doesn't fit the others; it is named.
-    """
-    for name, kind in _KINDS.items():
-        if name not in values:
-            raise ValueError(f"it has no {name}")
-        if not isinstance(values[name], kind):
-            raise ValueError(f"its {name} is a {type(values[name]).__name__}")
-    config = values["config"]
-    rank = config.get("r")
-    if not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"its r is {rank!r}, not a rank")
-    for name in ("lora_alpha", "lora_dropout"):
-        value = config.get(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ValueError(f"its {name} is {value!r}, not a finite number")
-    check_tensors(values["lora"])
-    for name, tensor in values["lora"].items():
-        if name.endswith("lora_A.weight") and tensor.shape[:1] != (rank,):
-            raise ValueError(f"its r is {rank}, but the shape of {name} is {list(tensor.shape)}")
-
-
-def check_tensors(tensors: Mapping[str, Any]) -> None:
-    """Check that all values are tensors of finite numbers.
-
-    Raises:
-        ValueError: one is not a tensor, or holds NaN or an infinity.
-    """
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ValueError(f"its {name} is a {kind}, not a tensor of floating-point numbers")
-    if broken := names_of_non_finite(tensors):
-        raise ValueError(
-            f"{len(broken)} of its {len(tensors)} tensors hold NaN or infinite values, such as {broken[0]}"
-        )
 
 
 def save_adapter(adapter: Adapter, target: UPath) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from musicgen_core.errors import AdapterError, ConfigError
 from musicgen_core.language import message
+from musicgen_core.layer_ranges import show_layers
 from musicgen_core.model.adapters import Adapter, AdapterConfig
 from musicgen_core.model.audiocraft_format import from_audiocraft, read_checkpoint, to_audiocraft
 from musicgen_core.model.decoder import MusicgenLM
@@ -21,11 +22,12 @@ def add_lora(lm: MusicgenLM, settings: AdapterConfig, seed: int = 0) -> Any:
     """Freeze `lm`, add an untrained adapter, which has no effect yet, and return peft's model.
 
     Raises:
-        ConfigError: a target is not a linear layer of the blocks.
+        ConfigError: a target is not a linear layer of the adapted blocks, or there is no block of a given number.
     """
     from peft import get_peft_model
 
-    _check_targets(lm, settings.targets)
+    _check_numbers(lm, settings)
+    _check_targets(lm, settings.targets, settings.layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         peft_model = get_peft_model(lm, _peft_config(settings.plain()))
@@ -50,11 +52,29 @@ def _adapted(peft_model: Any) -> dict[str, Any]:
     return {name: module for name, module in modules if isinstance(module, LoraLayer)}
 
 
-def _check_targets(lm: MusicgenLM, targets: Sequence[str]) -> None:
+def _check_numbers(lm: MusicgenLM, settings: AdapterConfig) -> None:
+    """Check that the blocks of `layers` and `ranks` exist, which peft would leave out silently."""
+    last = lm.config.layers - 1
+    given = {"layers": settings.layers or (), "ranks": settings.ranks}
+    for name, numbers in given.items():
+        if missing := [number for number in numbers if number > last]:
+            raise ConfigError(
+                message(
+                    "{name} has {missing}, but the model's layers are 0 to {last}",
+                    name=name,
+                    missing=show_layers(missing),
+                    last=last,
+                ),
+                message("Give numbers from 0 to {last}", last=last),
+            )
+
+
+def _check_targets(lm: MusicgenLM, targets: Sequence[str], layers: Sequence[int] | None) -> None:
     """Check that every target matches: peft itself raises only if none does, and else adapts fewer layers."""
     layer = lm.model.decoder.layers[0]
     linears = [name for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)]
-    blocks = [f"model.decoder.layers.{i}.{name}" for i in range(lm.config.layers) for name in linears]
+    numbers = range(lm.config.layers) if layers is None else layers
+    blocks = [f"model.decoder.layers.{i}.{name}" for i in numbers for name in linears]
     missing = [one for one in targets if not any(f".{name}".endswith(f".{one}") for name in blocks)]
     if missing or not targets:
         raise ConfigError(

@@ -22,6 +22,7 @@ from upath import UPath
 from musicgen_core import storage, tensor_files
 from musicgen_core.errors import AdapterError
 from musicgen_core.language import message
+from musicgen_core.model.adapter_values import pattern_of
 
 logger = logging.getLogger(__name__)
 CONFIG_FILE = "adapter_config.json"
@@ -118,7 +119,9 @@ def read(weights: UPath) -> dict[str, Any]:
             message("Save the adapter again with save_pretrained"),
         )
     names = {name: _ours(name) for name in layers}
-    rank = _make_uniform(layers, config)
+    own_ranks = _ranks_by_block({names[name]: tensors for name, tensors in layers.items()}, config)
+    rank = _make_uniform(layers, config) if own_ranks is None else int(config["r"])
+    blocks, targets = _blocks_and_targets(config, set(names.values()))
     if not metadata.keys() >= set(_KEPT):  # written by another program
         metadata = {"base_model": config.get("base_model_name_or_path") or ""}
     return {
@@ -130,10 +133,12 @@ def read(weights: UPath) -> dict[str, Any]:
             "r": rank,
             "lora_alpha": config["lora_alpha"],
             "lora_dropout": config.get("lora_dropout") or 0.0,
-            "target_modules": _targets(config, set(names.values())),
+            "target_modules": targets,
             "bias": "none",
             "use_rslora": bool(config.get("use_rslora")),
             "use_dora": bool(config.get("use_dora")),
+            **({"layers_to_transform": blocks, "layers_pattern": "layers"} if blocks else {}),
+            **({"rank_pattern": pattern_of(own_ranks)} if own_ranks else {}),
         },
         "epoch": int(metadata.get("epoch", 0)),
         "global_step": int(metadata.get("global_step", 0)),
@@ -258,13 +263,30 @@ def _ours(layer: str) -> str:
     return layer.removeprefix(_LM) if layer.startswith(f"{_LM}model.") else layer
 
 
+def _ranks_by_block(layers: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any]) -> dict[int, int] | None:
+    """Return the rank of each block where it isn't the config's r; None if ranks or scales differ within blocks.
+
+    Args:
+        layers: the tensors by adapted layer, such as `model.decoder.layers.0.fc1`, and by kind.
+    """
+    if not config.get("rank_pattern") and not config.get("alpha_pattern"):
+        return {}
+    if config.get("alpha_pattern"):
+        return None
+    found: dict[int, set[int]] = {}
+    for name, tensors in layers.items():
+        found.setdefault(int(name.split(".")[3]), set()).add(tensors["lora_A.weight"].shape[0])
+    if any(len(ranks) > 1 for ranks in found.values()):
+        return None
+    by_block = {block: ranks.pop() for block, ranks in sorted(found.items())}
+    return {block: rank for block, rank in by_block.items() if rank != config["r"]}
+
+
 def _make_uniform(layers: dict[str, dict[str, Tensor]], config: Mapping[str, Any]) -> int:
     """Pad layers of different ranks and scales to the largest rank and one scale, and return that rank.
 
     The product of each layer's matrices, times the scale, stays the same.
     """
-    if not config.get("rank_pattern") and not config.get("alpha_pattern"):
-        return int(config["r"])
     from peft.utils.other import get_pattern_key
 
     root = 0.5 if config.get("use_rslora") else 1.0
@@ -293,6 +315,21 @@ def _adapts_others(directory: UPath, modules: list[str]) -> AdapterError:
             "Train it with target_modules among {names} of decoder.model.decoder.layers alone", names=", ".join(LINEARS)
         ),
     )
+
+
+def _blocks_and_targets(config: Mapping[str, Any], layers: set[str]) -> tuple[list[int], list[str]]:
+    """Return the adapted blocks if `layers_to_transform` selects them, and `target_modules`; see `_targets`."""
+    given, selected = config["target_modules"], config.get("layers_to_transform")
+    by_block: dict[int, set[str]] = {}
+    for layer in layers:
+        block, name = layer.split(".", 4)[3:]
+        by_block.setdefault(int(block), set()).add(name)
+    names = set().union(*by_block.values())
+    if isinstance(given, list) and selected and all(own == names for own in by_block.values()):
+        ends = [_ours(one) for one in given]
+        if names == {name for name in LINEARS if any(f".{name}".endswith(f".{end}") for end in ends)}:
+            return sorted(by_block), sorted(ends)
+    return [], _targets(config, layers)
 
 
 def _targets(config: Mapping[str, Any], layers: set[str]) -> list[str]:

@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from musicgen_core.codes import CODEBOOKS, FRAME_RATE
-from musicgen_core.config import EFFECTIVE_BATCH, TrainSettings
+from musicgen_core.config import TrainSettings
 from musicgen_core.data.dataset import Batch, Clips, SplitBy, join, split, training_batch, validation_batch
 from musicgen_core.data.training_text import TextVariation
 from musicgen_core.devices import can_compile, check_fp8, compute_dtype, memory_gib
 from musicgen_core.errors import ConfigError
 from musicgen_core.language import message
+from musicgen_core.learning_settings import EFFECTIVE_BATCH
 from musicgen_core.training.compute.model import Execution
 from musicgen_core.training.prior_preservation import prior_share
 from musicgen_core.training.processes.distributed import World

@@ -101,14 +101,7 @@ class Trainer:
         split_by: SplitBy = "near_duplicates",
     ) -> None:
         self.settings, self.batch_size = settings, batch_size
-        self.lora = AdapterConfig(
-            r=settings.lora_r,
-            alpha=settings.lora_alpha,
-            dropout=settings.lora_dropout,
-            targets=tuple(settings.lora_targets),
-            rslora=settings.lora_rslora,
-            dora=settings.lora_dora,
-        )
+        self.lora = AdapterConfig.of(settings, settings.lora_r)
         self.model: Any = add_lora(lm, self.lora, settings.seed)
         execution = execution or Execution("fp32", compile=False, checkpointing=False)
         self.computation = TrainingModel(self.model, settings.lora_dropout, execution)

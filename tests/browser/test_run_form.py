@@ -9,7 +9,8 @@ import pytest
 from playwright.sync_api import expect
 
 from deployments.registering import DEPLOYMENTS
-from musicgen_core.config import HardwareSettings, OptimizerSettings
+from musicgen_core.config import HardwareSettings
+from musicgen_core.learning_settings import OptimizerSettings
 
 if TYPE_CHECKING:
     from tests.browser.site import Site

@@ -43,6 +43,32 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert {name: defaults[name] for name in promised} == promised
 
 
+@pytest.mark.parametrize(
+    ("given", "shown"), [("24-47", "24-47"), ("24, 0-11", "0-11,24"), (7, "7"), ("0,1,2", "0-2"), (" ", None)]
+)
+def test_layers_are_numbers_and_ranges(given: str | int, shown: str | None) -> None:
+    assert TrainSettings(layers=given).layers == shown
+
+
+def test_ranks_are_given_by_layer() -> None:
+    assert TrainSettings(ranks="24-47=16, 0-22=4,23=4").ranks == "0-23=4,24-47=16"
+    assert TrainSettings(layers="24-47", ranks="24-30=4").ranks == "24-30=4"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"layers": layers} for layers in ("a", "5-2", "1,1", "0-3,2", "1000", "-1", "1-", True)),
+        *({"ranks": ranks} for ranks in ("4", "0=0", "0=x", "0-3=4,2=8", "0=9999", "0-1")),
+        {"layers": "24-47", "ranks": "0-23=4"},
+    ],
+    ids=str,
+)
+def test_layers_and_ranks_of_another_form_are_refused(given: dict[str, Any]) -> None:
+    found = refusal(**given).found
+    assert f"{list(given)[-1]}: " in found
+
+
 @pytest.mark.parametrize("kind", [TrainSettings, TokenizeSettings, SamplingSettings])
 def test_every_setting_has_a_description(kind: type[Settings]) -> None:
     assert [name for name, field in kind.model_fields.items() if not field.description] == []

@@ -41,6 +41,8 @@ _STREAMS = {
 }
 """The index in `Inputs.dropout_seeds` of each layer's dropout, as in `block`."""
 _TEXT_LAYERS = ("encoder_attn.k_proj", "encoder_attn.v_proj")
+LINEARS = (*_STREAMS, *_TEXT_LAYERS)
+"""Names of a block's linear layers."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class LinearWeights(NamedTuple):
 
     Attributes:
         weight: [out, in], the frozen weights, concatenated along the outputs.
-        a: the adapters' down-projections, [r, in] each.
+        a: the adapters' down-projections, [r, in] each; none where the layers have no adapter.
         b: the adapters' up-projections, [out / number of layers, r] each.
         scale: the factor of the update, alpha / r.
         bases: the layers' own frozen weights, views of `weight`.
@@ -130,6 +132,8 @@ def pack(layer: DecoderLayer) -> BlockWeights:
 
 def adapter_parameters(layer: DecoderLayer) -> list[nn.Parameter]:
     """Return the adapter's parameters in the order of `BlockWeights`: for each packed layer all A, then all B."""
+    if not is_adapted(layer):
+        return []
     pairs = [[lora_matrices(linear) for linear in linears] for linears in _grouped(layer)]
     return [parameter for linears in pairs for side in zip(*linears, strict=True) for parameter in side]
 
@@ -151,10 +155,13 @@ def _grouped(layer: DecoderLayer) -> list[tuple[LoraLinear, ...]]:
 
 def pack_linears(layers: Sequence[LoraLinear]) -> LinearWeights:
     """Pack linear layers over the same input: their frozen weights move into one tensor and become views of it."""
-    bases = tuple(layer.base_layer.weight for layer in layers)
+    has_lora = all(map(_is_adapted, layers))
+    bases = tuple(layer.base_layer.weight if has_lora else cast(nn.Linear, layer).weight for layer in layers)
     weight = torch.cat([base.data for base in bases]) if len(bases) > 1 else bases[0].data
     for base, part in zip(bases, weight.split([len(base) for base in bases]), strict=True):
         base.data = part
+    if not has_lora:
+        return LinearWeights(weight, (), (), 0.0, bases)
     a, b = zip(*map(lora_matrices, layers), strict=True)
     return LinearWeights(weight, a, b, layers[0].scaling["default"], bases)
 
@@ -172,6 +179,8 @@ def lora_linear(x: Tensor, dropout_seeds: Tensor, w: LinearWeights, p: float) ->
         dropout_seeds: [rows], int32, one seed per row of x.
         p: probability of LoRA's dropout.
     """
+    if not w.a:
+        return x @ w.weight.t()
     dropped = dropout.drop(x, dropout_seeds, p)
     down = F.linear(dropped, torch.cat(w.a).to(x.dtype)).split([len(a) for a in w.a], dim=1)
     updates = [F.linear(h, b.to(x.dtype)) for h, b in zip(down, w.b, strict=True)]
@@ -220,26 +229,47 @@ class PlainBlocks(Blocks):
     """All blocks, for any device and precision; autograd computes their gradients."""
 
     def __init__(self, layers: Sequence[DecoderLayer], heads: int, compiled: bool) -> None:
+        self._first = first_adapted(layers)
         self._weights = [pack(layer) for layer in layers]
         self._heads = heads
         self._block: Callable[..., Tensor] = torch.compile(block, dynamic=False) if compiled else block
 
     def forward(self, x: Tensor, inputs: Inputs, checkpointing: bool) -> Tensor:
-        if torch.is_grad_enabled():
-            x.requires_grad_()  # else the first block would be compiled separately
-        for w, seeds, text_seeds in zip(self._weights, inputs.dropout_seeds, inputs.text_dropout_seeds, strict=True):
+        differentiates = torch.is_grad_enabled()
+        all_weights = zip(self._weights, inputs.dropout_seeds, inputs.text_dropout_seeds, strict=True)
+        for index, (w, seeds, text_seeds) in enumerate(all_weights):
+            if differentiates and index == self._first:
+                x.requires_grad_()  # else the first block would be compiled separately
             arguments = (x, inputs.text, inputs.attend, seeds, text_seeds, w, self._heads, inputs.p)
-            if checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self._block, *arguments, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = self._block(*arguments)
+            # No gradient is needed below the first adapter.
+            with torch.set_grad_enabled(differentiates and index >= self._first):
+                if checkpointing and torch.is_grad_enabled():
+                    x = checkpoint(self._block, *arguments, use_reentrant=False, preserve_rng_state=False)
+                else:
+                    x = self._block(*arguments)
         return x
 
 
 def can_pack(layers: Sequence[DecoderLayer]) -> bool:
-    """Return whether all linear layers of the blocks have plain LoRA, as the packed and fused blocks require."""
-    linears = [layer.get_submodule(name) for layer in layers for name in (*_STREAMS, *_TEXT_LAYERS)]
-    return all(_is_adapted(linear) and not linear.lora_variant for linear in linears)
+    """Return whether each block has plain LoRA on all of its linear layers or on none.
+
+    The packed and fused blocks require that.
+    """
+    of_blocks = [[layer.get_submodule(name) for name in LINEARS] for layer in layers]
+    whole = (all(_is_adapted(one) and not one.lora_variant for one in linears) for linears in of_blocks)
+    return all(
+        is_whole or not any(map(_is_adapted, linears)) for is_whole, linears in zip(whole, of_blocks, strict=True)
+    )
+
+
+def is_adapted(layer: DecoderLayer) -> bool:
+    """Return whether all linear layers of a block have an adapter."""
+    return all(_is_adapted(layer.get_submodule(name)) for name in LINEARS)
+
+
+def first_adapted(layers: Sequence[DecoderLayer]) -> int:
+    """Return the index of the first block with an adapter; the blocks before it need no backward pass."""
+    return next(index for index, layer in enumerate(layers) if is_adapted(layer))
 
 
 class PeftBlocks(Blocks):
@@ -250,7 +280,7 @@ class PeftBlocks(Blocks):
 
     def __init__(self, layers: Sequence[DecoderLayer]) -> None:
         self._layers = layers
-        self._dropouts = [{name: _ClipDropout() for name in (*_STREAMS, *_TEXT_LAYERS)} for _ in layers]
+        self._dropouts = [{name: _ClipDropout() for name in LINEARS} for _ in layers]
         for layer, dropouts in zip(layers, self._dropouts, strict=True):
             for name, own in dropouts.items():
                 linear = layer.get_submodule(name)

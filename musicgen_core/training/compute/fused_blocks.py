@@ -21,7 +21,18 @@ from torch import Tensor
 from musicgen_core.devices import shared_memory_bytes
 from musicgen_core.model.decoder import DecoderLayer
 from musicgen_core.training.compute import blocks, kernels
-from musicgen_core.training.compute.blocks import Blocks, BlockWeights, Inputs, pack, self_attention, split_heads
+from musicgen_core.training.compute.blocks import (
+    LINEARS,
+    Blocks,
+    BlockWeights,
+    Inputs,
+    LinearWeights,
+    adapter_parameters,
+    first_adapted,
+    pack,
+    self_attention,
+    split_heads,
+)
 from musicgen_core.training.compute.fp8 import Quantized
 from musicgen_core.training.compute.fused_linear import (
     SPLITS,
@@ -81,7 +92,7 @@ class FusedBlock:
         precision: `fp8`, or anything else for the precision of the weights.
         copies: [total], the adapters' parameters in 16 bits.
         gradients: [total], fp32, to which their gradients are added.
-        partial: [SPLITS, total], scratch for partial sums that all blocks share.
+        partial: [SPLITS · total or more], scratch for partial sums that all blocks share.
     """
 
     def __init__(
@@ -96,6 +107,7 @@ class FusedBlock:
     ) -> None:
         self.fp8 = precision == "fp8"
         self.index, self.norms, self.heads = index, weights.norms, heads
+        partial = partial[: SPLITS * len(gradients)].view(SPLITS, -1)
         self.gradients, self.partial = gradients, partial
         self.linears: dict[str, FusedLinear] = {}
         offset = 0
@@ -196,6 +208,9 @@ class FusedBlock:
 class FusedBlocks(Blocks):
     """All blocks, on a GPU.
 
+    A block without an adapter gets one of rank 1 that is zero and stays so, for which its kernels need no variant; it
+    has no backward pass if no block before it has an adapter.
+
     Args:
         layers: the decoder's layers, with peft's adapter on them.
         heads: D / heads is the width of one.
@@ -207,22 +222,26 @@ class FusedBlocks(Blocks):
     def __init__(
         self, layers: Sequence[DecoderLayer], heads: int, precision: str, parameters: Tensor, gradients: Tensor
     ) -> None:
-        self._parameters = parameters
+        self._parameters, self._first = parameters, first_adapted(layers)
         self._copies = torch.empty_like(parameters, dtype=layers[0].fc1.weight.dtype)
-        copies, gradients = self._copies.view(len(layers), -1), gradients.view(len(layers), -1)
-        partial = gradients.new_empty(SPLITS, gradients.shape[1])
-        self._blocks = [  # one after the other: memory never holds more than one block twice
-            FusedBlock(
+        sizes = [sum(parameter.numel() for parameter in adapter_parameters(layer)) for layer in layers]
+        idle = _idle_parameters(layers[0])
+        unused = gradients.new_empty(idle)
+        partial = gradients.new_empty(SPLITS * max(*sizes, idle))
+        self._blocks: list[FusedBlock] = []
+        parts = zip(layers, self._copies.split(sizes), gradients.split(sizes), strict=True)
+        for index, (layer, copies, own) in enumerate(parts):  # memory never holds more than one block twice
+            has_lora = len(own) > 0
+            block = FusedBlock(
                 index=index,
-                weights=pack(layer),
+                weights=pack(layer) if has_lora else _with_idle_lora(pack(layer)),
                 heads=heads,
                 precision=precision,
-                copies=copies[index],
-                gradients=gradients[index],
+                copies=copies if has_lora else self._copies.new_zeros(idle),
+                gradients=own if has_lora else unused,
                 partial=partial,
             )
-            for index, layer in enumerate(layers)
-        ]
+            self._blocks.append(block)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -242,7 +261,9 @@ class FusedBlocks(Blocks):
     def differentiable(self, x: Tensor, inputs: Inputs, checkpointing: bool) -> tuple[Tensor, Callable[[Tensor], None]]:
         block_inputs: list[Tensor] = []
         saved: list[SavedForBackward] = []
-        for block in self._blocks:
+        for block in self._blocks[: self._first]:
+            x = block.forward(x, inputs)
+        for block in self._blocks[self._first :]:
             if checkpointing:
                 block_inputs.append(x)
             x = block.forward(x, inputs, None if checkpointing else saved)
@@ -252,12 +273,30 @@ class FusedBlocks(Blocks):
         def backward(loss: Tensor) -> None:
             (grad,) = torch.autograd.grad(loss, x)
             quantized = None
-            for block in reversed(self._blocks):
+            for block in reversed(self._blocks[self._first :]):
                 if checkpointing:
                     block.forward(block_inputs.pop(), inputs, saved)
                 grad, quantized = block.backward(grad, quantized, saved.pop(), inputs)
 
         return x, backward
+
+
+def _with_idle_lora(weights: BlockWeights) -> BlockWeights:
+    """Return the weights of a block without an adapter, with one of rank 1 whose B matrices are zero."""
+
+    def idle(linear: LinearWeights) -> LinearWeights:
+        new, parts = linear.weight.new_zeros, len(linear.bases)
+        out, width = linear.weight.shape
+        a, b = [new(1, width, dtype=torch.float32)] * parts, [new(out // parts, 1, dtype=torch.float32)] * parts
+        return linear._replace(a=tuple(a), b=tuple(b))
+
+    return weights._replace(**{name: idle(linear) for name, linear in weights.linears().items()})
+
+
+def _idle_parameters(layer: DecoderLayer) -> int:
+    """Return the number of parameters of an adapter of rank 1 on all linear layers of a block."""
+    linears = [layer.get_submodule(name) for name in LINEARS]
+    return sum(sum(getattr(linear, "base_layer", linear).weight.shape) for linear in linears)
 
 
 # Self-attention is PyTorch's own fused attention. Cross-attention reads a text of some tens of tokens, far too few for

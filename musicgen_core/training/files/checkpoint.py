@@ -12,7 +12,8 @@ from upath import UPath
 from musicgen_core import storage, tensor_files
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.language import message
-from musicgen_core.model.adapters import Adapter, check_adapter_values, check_tensors
+from musicgen_core.model.adapter_values import check_adapter_values, check_tensors
+from musicgen_core.model.adapters import Adapter
 
 
 @dataclass

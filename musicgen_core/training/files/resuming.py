@@ -25,6 +25,7 @@ from musicgen_core.wording import joined_sentences, named
 logger = logging.getLogger(__name__)
 
 _ALSO_FIXED = ("seed", "segment_seconds", "validation_fraction")  # beside every lora_ setting
+_FIXED_IF_GIVEN = ("layers", "ranks", "prior_preservation")
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,7 @@ def fixed_values(
     """Return the values that must not change during a run: model, shape of the adapter, and order of the clips."""
     values = settings.model_dump(mode="json")
     fixed = {name: value for name, value in values.items() if name.startswith("lora_") or name in _ALSO_FIXED}
-    if settings.prior_preservation:
-        fixed["prior_preservation"] = settings.prior_preservation
+    fixed |= {name: values[name] for name in _FIXED_IF_GIVEN if values[name]}
     return {"base_model": base_model, **fixed, "clips_per_step": clips_per_step, SHARDS: shards}
 
 

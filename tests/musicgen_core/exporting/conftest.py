@@ -32,6 +32,8 @@ VARIANTS = {
     "rsLoRA": dataclasses.replace(PLAIN, rslora=True),
     "DoRA": dataclasses.replace(PLAIN, dora=True),
     "some layers": dataclasses.replace(PLAIN, targets=SOME),
+    "one block": dataclasses.replace(PLAIN, layers=(1,)),
+    "ranks": dataclasses.replace(PLAIN, ranks={0: 2, 1: 6}, rslora=True),
     "all of it": dataclasses.replace(PLAIN, targets=SOME, rslora=True, dora=True),
 }
 PROMPT, FRAMES, GUIDANCE = "slow piano", 40, 3.0

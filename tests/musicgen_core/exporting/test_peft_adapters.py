@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from musicgen_core import storage
+from musicgen_core.model import peft_directory
 from musicgen_core.model.adapters import AdapterConfig, find_adapter, load_adapter
 from musicgen_core.model.lora import add_lora, set_adapter_state
 from musicgen_core.model.weights import BaseModel, load_lm
-from tests.musicgen_core.exporting.conftest import LogitsOf, MadeByPeft, near, of
+from tests.musicgen_core.exporting.conftest import LogitsOf, MadeByPeft, near, of, random_adapter
 
 
 @pytest.mark.parametrize(
@@ -25,9 +26,11 @@ from tests.musicgen_core.exporting.conftest import LogitsOf, MadeByPeft, near, o
         {"target_modules": ["v_proj", "decoder.model.decoder.layers.1.fc2"]},
         {"target_modules": r".*decoder\.layers\.\d\.encoder_attn\.(q|v)_proj"},
         {"target_modules": ["fc1", "q_proj"], "layers_to_transform": [1], "layers_pattern": "layers"},
+        {"target_modules": ["fc1"], "layers_to_transform": [0], "exclude_modules": ["layers.0.fc2"]},
         {"exclude_modules": ["encoder_attn.q_proj"]},
         {"init_lora_weights": "gaussian", "lora_dropout": 0.3},
         {"rank_pattern": {"fc1": 2, "layers.0.self_attn.q_proj": 6}, "alpha_pattern": {"fc2": 3, "fc1": 5}},
+        {"rank_pattern": {r"layers\.1\..*": 2}, "use_rslora": True},
         {"rank_pattern": {"fc1": 2}, "alpha_pattern": {"k_proj": 3}, "use_rslora": True, "use_dora": True},
     ],
     ids=str,
@@ -66,6 +69,25 @@ def test_an_adapter_in_half_precision_is_used_as_peft_uses_it(
 def test_a_pattern_for_every_block_is_the_same_settings_as_names(made_by_peft: MadeByPeft, tmp_path: Path) -> None:
     made_by_peft(target_modules=r".*\.(self_attn|encoder_attn)\.(q|k|v|out)_proj|.*\.fc.")
     of(tmp_path / "peft").check_scale(AdapterConfig(4, 16), "given")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        AdapterConfig(4, 16, layers=(1,)),
+        AdapterConfig(4, 16, ranks={0: 2}),
+        AdapterConfig(3, 8, layers=(0,), ranks={0: 5}),
+    ],
+    ids=["layers", "ranks", "both"],
+)
+def test_layers_and_ranks_survive_peft_format(debug_model: BaseModel, settings: AdapterConfig, tmp_path: Path) -> None:
+    adapter = random_adapter(debug_model, settings)
+    (tmp_path / "peft").mkdir()
+    peft_directory.write(vars(adapter), None, tmp_path / "peft")
+    found = of(tmp_path / "peft")
+    found.check_scale(settings, "given")
+    assert found.lora.keys() == adapter.lora.keys()
+    assert all(torch.equal(found.lora[name], adapter.lora[name]) for name in adapter.lora)
 
 
 def test_training_starts_from_an_adapter_made_by_peft(

@@ -18,6 +18,8 @@ VARIANTS = {
     "rsLoRA": dataclasses.replace(SETTINGS, rslora=True),
     "DoRA": dataclasses.replace(SETTINGS, dora=True),
     "some layers": dataclasses.replace(SETTINGS, targets=SOME),
+    "one block": dataclasses.replace(SETTINGS, layers=(1,)),
+    "ranks": dataclasses.replace(SETTINGS, ranks={0: 2, 1: 6}, rslora=True),
     "all of it": dataclasses.replace(SETTINGS, targets=SOME, rslora=True, dora=True),
 }
 

@@ -64,6 +64,8 @@ def test_an_adapter_of_another_shape_is_refused_with_the_options(adapter: Adapte
             "rsLoRA": " --lora-rslora",
             "DoRA": " --lora-dora",
             "some layers": "".join(f" --lora-targets {one}" for one in sorted(SOME)),
+            "one block": " --layers 1",
+            "ranks": " --lora-rslora --ranks 0=2,1=6",
             "all of it": "".join(f" --lora-targets {one}" for one in sorted(SOME)) + " --lora-rslora --lora-dora",
         }[variant]
     )

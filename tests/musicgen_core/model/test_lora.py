@@ -17,6 +17,29 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 TEN_LINEARS = [f"{attention}.{p}" for attention in ("self_attn", "encoder_attn") for p in PROJECTIONS] + ["fc1", "fc2"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        (AdapterConfig(4, 16, layers=(0, 2, 3)), r"layers has 2-3, but the model's layers are 0 to 1"),
+        (AdapterConfig(4, 16, ranks={1: 2, 48: 8}), r"ranks has 48, but the model's layers are 0 to 1"),
+    ],
+    ids=["layers", "ranks"],
+)
+def test_layers_that_the_model_lacks_are_refused(debug_model: BaseModel, settings: AdapterConfig, found: str) -> None:
+    with pytest.raises(ConfigError, match=found):
+        add_lora(load_lm(debug_model), settings)
+
+
+def test_only_the_chosen_layers_get_an_adapter_of_their_rank(debug_model: BaseModel) -> None:
+    settings = AdapterConfig(4, 16, layers=(1,), ranks={1: 6})
+    model = add_lora(load_lm(debug_model), settings)
+    state = adapter_state(model)
+    assert {name.split(".")[5] for name in state} == {"1"} and len(state) == 20
+    assert {tensor.shape[0] for name, tensor in state.items() if "lora_A" in name} == {6}
+    layer = model.base_model.model.model.decoder.layers[1].fc1
+    assert layer.scaling["default"] == 16 / 6
+
+
 def test_the_ten_linears_of_each_block_and_nothing_else_are_adapted(debug_model: BaseModel) -> None:
     lm = load_lm(debug_model)
     expected = {

@@ -1,16 +1,18 @@
 """Compare the fused blocks with the plain ones on a CPU, where Triton interprets its kernels; run by test_kernels.
 
-TRITON_INTERPRET=1 python interpreted.py interpreted_kernels.py RANK CHECKPOINTING PRECISION → the largest relative
+TRITON_INTERPRET=1 python interpreted.py interpreted_kernels.py RANKS CHECKPOINTING PRECISION → the largest relative
 errors of a step's losses and gradients, the losses after an update, and losses without dropout
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import Any
 
 import torch
 
+from musicgen_core.layer_ranges import parse_ranks
 from musicgen_core.model.adapters import AdapterConfig
 from musicgen_core.model.decoder import TextCondition
 from musicgen_core.model.lora import add_lora
@@ -19,8 +21,13 @@ from musicgen_core.training.compute.dropout import clip_seeds
 from musicgen_core.training.compute.model import Execution, TrainingModel
 
 
-def adapted(r: int) -> Any:
-    peft_model = add_lora(load_lm(find_model("debug"), "cpu", torch.float32), AdapterConfig(r, 32, 0.1), 0)
+def adapted(ranks: str) -> Any:
+    """Return the debug model with an adapter: of one rank, or of the ranks given by block, such as 0=8."""
+    settings = AdapterConfig(8 if "=" in ranks else int(ranks), 32, 0.1)
+    if "=" in ranks:
+        by_block = parse_ranks(ranks)
+        settings = dataclasses.replace(settings, layers=tuple(by_block), ranks=by_block)
+    peft_model = add_lora(load_lm(find_model("debug"), "cpu", torch.float32), settings, 0)
     generator = torch.Generator().manual_seed(3)
     for name, parameter in peft_model.named_parameters():
         if "lora_B" in name:
@@ -32,9 +39,9 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours - theirs).norm() / theirs.norm()).item()
 
 
-def main(rank: str, checkpointing: str, precision: str) -> None:
-    plain = TrainingModel(adapted(int(rank)), 0.1, Execution("fp32", False, checkpointing == "True"))
-    fused = TrainingModel(adapted(int(rank)), 0.1, Execution(precision, False, checkpointing == "True"), fused=True)
+def main(ranks: str, checkpointing: str, precision: str) -> None:
+    plain = TrainingModel(adapted(ranks), 0.1, Execution("fp32", False, checkpointing == "True"))
+    fused = TrainingModel(adapted(ranks), 0.1, Execution(precision, False, checkpointing == "True"), fused=True)
     generator = torch.Generator().manual_seed(0)
     codes, frames = torch.randint(2048, (2, 4, 20), generator=generator), torch.tensor([20, 13])
     mask = torch.tensor([[1] * 5, [1] * 3 + [0] * 2]).bool()

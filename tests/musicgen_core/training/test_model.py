@@ -21,8 +21,15 @@ FRAMES = [24, 17, 5]
 SOME = ("q_proj", "encoder_attn.v_proj", "encoder_attn.out_proj", "layers.0.fc1")
 RANKS = [AdapterConfig(r, 32) for r in (1, 8, 24)]
 RSLORA, DORA = AdapterConfig(8, 32, rslora=True), AdapterConfig(8, 32, dora=True)
+BLOCKS = [
+    AdapterConfig(8, 32, layers=(1,)),
+    AdapterConfig(8, 32, layers=(0,)),
+    AdapterConfig(8, 32, ranks={0: 2, 1: 5}),
+]
 PARTIAL, PARTIAL_DORA = AdapterConfig(8, 32, targets=SOME), AdapterConfig(8, 32, targets=SOME, rslora=True, dora=True)
-KINDS = pytest.mark.parametrize("lora", [RANKS[1], PARTIAL, DORA, PARTIAL_DORA], ids=["all", "some", "dora", "both"])
+KINDS = pytest.mark.parametrize(
+    "lora", [RANKS[1], PARTIAL, DORA, PARTIAL_DORA, BLOCKS[0]], ids=["all", "some", "dora", "both", "one block"]
+)
 
 
 def adapted(model: BaseModel, lora: AdapterConfig, dtype: torch.dtype = torch.float64) -> Any:
@@ -55,7 +62,7 @@ def seeds() -> Tensor:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("lora", [*RANKS, RSLORA, DORA, PARTIAL, PARTIAL_DORA], ids=str)
+@pytest.mark.parametrize("lora", [*RANKS, RSLORA, DORA, PARTIAL, PARTIAL_DORA, *BLOCKS], ids=str)
 def test_losses_and_gradients_are_those_of_peft(
     debug_model: BaseModel, lora: AdapterConfig, checkpointing: bool
 ) -> None:

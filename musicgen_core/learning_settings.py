@@ -1,0 +1,110 @@
+"""Settings of the adapter and of the optimizer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
+
+from musicgen_core.layer_ranges import parse_layers, parse_ranks, show_layers, show_ranks
+from musicgen_core.settings import LARGEST_COUNT, Settings
+
+EFFECTIVE_BATCH = 16
+"""Clips per optimizer step by default: micro-batch × accumulation steps × GPUs"""
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+"""Linear layers that get LoRA: self- and cross-attention each have the first four, so ten layers a block."""
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value  # YAML reads 24 as a number
+
+
+def _check_layers(text: str | None) -> str | None:
+    if text is None or not text.strip():
+        return None
+    try:
+        return show_layers(parse_layers(text))
+    except ValueError as error:
+        raise PydanticCustomError("layers", "should be numbers of layers such as 24-47 or 0-11,24") from error
+
+
+def _check_ranks(text: str | None, info: ValidationInfo) -> str | None:
+    if text is None or not text.strip():
+        return None
+    try:
+        ranks = parse_ranks(text)
+    except ValueError as error:
+        raise PydanticCustomError("ranks", "should be ranks of layers such as 0-23=4,24-47=16") from error
+    layers = info.data.get("layers")
+    if layers is not None and (without := sorted(set(ranks) - set(parse_layers(layers)))):
+        context = {"without": show_layers(without), "layers": layers}
+        raise PydanticCustomError(
+            "ranks", "should not name layers {without}, which layers {layers} leaves without an adapter", context
+        )
+    return show_ranks(ranks)
+
+
+class AdapterSettings(Settings):
+    """Shape of the adapter, beside its rank."""
+
+    model_config = ConfigDict(title="LoRA")
+
+    lora_alpha: float = Field(
+        32, gt=0, le=1e6, description="How strongly the adapter acts: what it learns is multiplied by alpha / rank"
+    )
+    lora_dropout: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share of the adapter's inputs left out at random, against learning by heart (dropout)",
+    )
+    lora_targets: list[str] = Field(
+        list(LORA_TARGETS),
+        min_length=1,
+        description="Layers of the model that get an adapter, such as q_proj, or encoder_attn.q_proj for "
+        "cross-attention's alone; by default all",
+        json_schema_extra=_without_default,  # six rows of text in a form
+    )
+    layers: Annotated[str | None, BeforeValidator(_as_text), AfterValidator(_check_layers)] = Field(
+        None, description="Numbers of the blocks that get an adapter, from 0, such as 24-47 or 0-11,24; by default all"
+    )
+    ranks: Annotated[str | None, AfterValidator(_check_ranks)] = Field(
+        None,
+        description="Ranks of some blocks in place of lora_r, such as 0-23=4,24-47=16; each is scaled by alpha / its "
+        "own rank",
+    )
+    lora_rslora: bool = Field(False, description="Multiply by alpha / √rank (rsLoRA), steadier for large adapters")
+    lora_dora: bool = Field(False, description="Learn the weights' magnitudes, too (DoRA); slower")
+
+
+class OptimizerSettings(Settings):
+    """Batches, and how the adapter follows the gradients."""
+
+    model_config = ConfigDict(title="Optimizer")
+
+    batch_size: Annotated[int, Field(ge=1, le=4096)] | SkipJsonSchema[Literal["auto"]] = Field(
+        "auto", description="Clips that the device works on at once (micro-batch); by default as many as fit"
+    )
+    gradient_accumulation_steps: int | None = Field(
+        None,
+        ge=1,
+        le=10**6,
+        description=f"Micro-batches in one step of learning; by default the step sees {EFFECTIVE_BATCH} clips in all",
+    )
+    warmup_steps: int = Field(0, ge=0, le=LARGEST_COUNT, description="Steps in which the learning rate rises from 0")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="Learning rate after that: constant, or falling to 0 at the last step"
+    )
+    weight_decay: float = Field(
+        0.01, ge=0, le=1000, description="Pull of the adapter's weights towards 0 (weight decay of AdamW)"
+    )
+    max_grad_norm: float = Field(
+        1.0, gt=0, le=1e9, description="Limit on how far one step may go (gradients are clipped to this norm)"
+    )
