@@ -25,6 +25,7 @@ from tasks.progress import fetched
 if TYPE_CHECKING:
     from flows.finetune import FinetuneResult
     from flows.tokenize_archives import TokenizeResult
+    from musicgen_core.evaluation.originality import Originality
     from musicgen_core.evaluation.request import Comparison, Evaluation
     from musicgen_core.generation.request import Rendered
     from musicgen_core.training.request import TrainResult
@@ -282,4 +283,23 @@ def evaluated_rows(evaluation: Evaluation) -> list[tuple[str, str]]:
         )
         distances = f"{music.base_frechet_distance:.4f} → {music.adapter_frechet_distance:.4f}"
         rows += [(message("CLAP score"), clap), (message("Fréchet distance"), distances)]
+    if (originality := evaluation.originality) is not None:
+        rows += originality_rows(originality)
     return [*rows, *((message("note"), remark) for remark in evaluation.remarks)]
+
+
+def originality_rows(found: Originality) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = [(message("does it copy?"), found.sentence())]
+    if found.adapter.nearest is not None:
+        rows.append((message("  nearest clip"), found.adapter.nearest.sentence()))
+    repeated = message(
+        "{base:.1%} → {adapter:.1%}, {clips:.1%} of held-out clips",
+        base=found.base.repeated,
+        adapter=found.adapter.repeated,
+        clips=found.held_out.repeated,
+    )
+    rows.append((message("repetition"), repeated))
+    if (distances := found.distances) is not None:
+        values = f"{distances.base:.1f} → {distances.adapter:.1f}"
+        rows.append((message("distance to held-out clips"), values))
+    return rows

@@ -59,7 +59,14 @@ from musicgen_core.config import (
     Seed,
     ValidationSettings,
 )
-from musicgen_core.evaluation.request import ClapSettings, JudgingSettings, PieceDuration, PieceSeed, ReportPrompts
+from musicgen_core.evaluation.request import (
+    ClapSettings,
+    JudgingSettings,
+    OriginalitySettings,
+    PieceDuration,
+    PieceSeed,
+    ReportPrompts,
+)
 from musicgen_core.exclusions import Exclude
 from musicgen_core.learning_settings import AdapterSettings, OptimizerSettings
 from musicgen_core.settings import MOST_SIDE_BY_SIDE, MOST_WORKERS, Settings
@@ -261,6 +268,7 @@ class EvaluateParameters(Settings):
     duration: PieceDuration = 10.0
     seed: PieceSeed = 0
     clips: JudgingSettings = JudgingSettings()
+    originality: OriginalitySettings = OriginalitySettings()
     clap: ClapSettings = ClapSettings()
 
 

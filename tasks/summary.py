@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from musicgen_core.data.shards import ShardReport
+    from musicgen_core.evaluation.originality import Originality
     from musicgen_core.evaluation.request import Comparison, Evaluation
     from musicgen_core.exporting.export import Exported
     from musicgen_core.training.request import TrainResult
@@ -195,8 +196,27 @@ def evaluated_section(evaluation: Evaluation) -> str:
         parts.append(
             markdown_table((f"of {counted(music.clips, 'sample')} each", "base model", "with adapter"), scores)
         )
+    if (originality := evaluation.originality) is not None:
+        parts += _originality(originality)
     parts += [f"- {markdown_text(remark)}" for remark in evaluation.remarks]
     return "\n\n".join(parts)
+
+
+def _originality(found: Originality) -> list[str]:
+    columns = (found.held_out, found.base, found.adapter)
+    rows = [
+        ("n-grams in training clips", *(f"{one.shared:.2%}" for one in columns)),
+        ("longest run (s)", *(f"{one.longest_seconds:.2f}" for one in columns)),
+        ("repetition", *(f"{one.repeated:.2%}" for one in columns)),
+    ]
+    if (distances := found.distances) is not None:
+        values = (distances.held_out, distances.base, distances.adapter)
+        rows.append(("Fréchet distance", *("–" if value is None else f"{value:.2f}" for value in values)))
+    header = (f"of {counted(found.adapter.samples, 'sample')}", "held-out clips", "base model", "with adapter")
+    parts = ["### Does it copy?", markdown_text(found.sentence()), markdown_table(header, rows)]
+    if found.adapter.nearest is not None:
+        parts.append(markdown_text(f"Nearest: {found.adapter.nearest.sentence()}"))
+    return parts
 
 
 def outcome_section(outcome: Outcome) -> str:

@@ -149,6 +149,12 @@ class Clips:
         shard, row = self._find(index)
         return shard.codes(row)
 
+    def location(self, index: int) -> tuple[str, int]:
+        """Return the stem of a clip's archive and the clip's row in the shard."""
+        shard, row = self._find(index)
+        number = next(i for i, one in enumerate(self.shards) if one is shard)
+        return list(self.fingerprints)[number], row
+
     def _find(self, index: int) -> tuple[PackedShard, int]:
         """Return the shard of a clip and its row there."""
         if not 0 <= index < len(self):

@@ -11,10 +11,12 @@ from pydantic import TypeAdapter
 from upath import UPath
 
 from musicgen_core import storage, tracking
+from musicgen_core.codec import Codec
 from musicgen_core.codes import CODEBOOKS
 from musicgen_core.data.dataset import Clips, load_clips
 from musicgen_core.devices import pick_device, release_memory
 from musicgen_core.errors import ConfigError, RunDirectoryError
+from musicgen_core.evaluation.generated import DEFAULT_SAMPLES, NearestPair, compare_samples
 from musicgen_core.evaluation.held_out import (
     HeldOut,
     Losses,
@@ -24,7 +26,8 @@ from musicgen_core.evaluation.held_out import (
     held_out,
     verdict_of,
 )
-from musicgen_core.evaluation.music import ClapScoring, Pair, pairs_of_training, render_pairs
+from musicgen_core.evaluation.music import ClapScoring, Pair, pairs_of_training, render_described, render_pairs
+from musicgen_core.evaluation.originality import Originality
 from musicgen_core.evaluation.report import (
     REPORT,
     plot_codebook_perplexities,
@@ -40,6 +43,7 @@ from musicgen_core.evaluation.request import (
     MusicScores,
 )
 from musicgen_core.generation.render import OnProgress
+from musicgen_core.generation.request import Prompt
 from musicgen_core.language import message, say
 from musicgen_core.model.adapters import Adapter, choose_model, displayed_path, find_adapter, hub_name, load_adapter
 from musicgen_core.model.compression import codec_identity
@@ -121,8 +125,9 @@ def evaluate(request: EvaluateRequest, on_progress: OnProgress = lambda done, to
         logger.warning("%s", problem)
     chosen = held_out(clips, request.settings, subject.config)
     release_memory(device)  # a training run in this process may have just ended
+    described = [index for index in chosen.indices if clips.description(index)]
     scoring = (
-        ClapScoring(request, adapter=subject.path, model=model, clips=clips, indices=chosen.indices, device=device)
+        ClapScoring(request, clips=clips, described=described, total=len(chosen.indices), device=device)
         if request.settings.clap_weights
         else None
     )
@@ -136,9 +141,30 @@ def evaluate(request: EvaluateRequest, on_progress: OnProgress = lambda done, to
         on_progress=on_progress,
     )
     release_memory(device)
-    prompts = request.settings.prompts
-    rendered = render_pairs(request, subject.path, prompts, on_progress) if prompts else []
-    scores = scoring.run(on_progress) if scoring else None
+    prompts = [Prompt(prompt=text) for text in request.settings.prompts]
+    prompted = render_pairs(request, subject.path, prompts, on_progress) if prompts else []
+    samples = request.settings.samples
+    samples = DEFAULT_SAMPLES[device.type] if samples is None else samples
+    wanted = described[: max(samples, scoring.clips if scoring else 0)]
+    generated = render_described(
+        request, adapter=subject.path, model=model, clips=clips, indices=wanted, on_progress=on_progress
+    )
+    release_memory(device)
+    scores = originality = nearest = None
+    if scoring or (samples and (generated or prompted)):
+        codec = Codec(model, device)
+        scores = scoring.run(generated, codec, on_progress) if scoring else None
+        if samples and (generated or prompted):
+            unused = [index for index in chosen.indices if index not in wanted]
+            originality, nearest = compare_samples(
+                pairs=[*generated, *prompted],
+                clips=clips,
+                held_out=wanted or unused[: len(prompted)],
+                others=unused if wanted else unused[len(prompted) :],
+                training=chosen.training,
+                tokens=storage.as_path(request.tokens),
+                codec=codec,
+            )
     announce(message("writing the report"))
     evaluation = _summarize(
         request,
@@ -148,9 +174,10 @@ def evaluate(request: EvaluateRequest, on_progress: OnProgress = lambda done, to
         chosen=chosen,
         losses=losses,
         scores=scores,
+        originality=originality,
         report=str(out / EVALUATION_REPORT),
     )
-    _write(out, evaluation, subject, losses, rendered)
+    _write(out, evaluation, subject, losses, prompted, nearest)
     return evaluation
 
 
@@ -233,6 +260,7 @@ def _summarize(
     chosen: HeldOut,
     losses: tuple[Losses, Losses],
     scores: MusicScores | None,
+    originality: Originality | None,
     report: str,
 ) -> Evaluation:
     base, adapted = losses
@@ -260,11 +288,17 @@ def _summarize(
         music=scores,
         remarks=chosen.remarks,
         report=report,
+        originality=originality,
     )
 
 
 def _write(
-    out: UPath, evaluation: Evaluation, subject: Subject, losses: tuple[Losses, Losses], rendered: list[Pair]
+    out: UPath,
+    evaluation: Evaluation,
+    subject: Subject,
+    losses: tuple[Losses, Losses],
+    rendered: list[Pair],
+    nearest: NearestPair | None,
 ) -> None:
     """Write both files, the JSON last: its presence means that the page beside it is complete and matches."""
     base, adapted = losses
@@ -278,5 +312,5 @@ def _write(
     trained = pairs_of_training(subject.run_dir, subject.adapter.epoch) if subject.run_dir is not None else []
     (out / EVALUATION_DATA).unlink(missing_ok=True)
     music = {say("Samples of the training run"): trained, say("Rendered for this report"): rendered}
-    write_report(out / EVALUATION_REPORT, evaluation, pictures, music)
+    write_report(out / EVALUATION_REPORT, evaluation, pictures, music, nearest)
     storage.write_text(out / EVALUATION_DATA, _EVALUATION.dump_json(evaluation, indent=1).decode())

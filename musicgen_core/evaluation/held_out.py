@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -48,6 +48,8 @@ class HeldOut:
         segment_seconds: seconds to use from the beginning of each clip.
         is_certain: whether it is known that the adapter wasn't trained on these clips.
         remarks: remarks on this choice, in sentences.
+        training: indices of the clips that the adapter has learned from, or may have. Without a run directory, all
+            that would be used for training.
     """
 
     indices: list[int]
@@ -56,6 +58,7 @@ class HeldOut:
     segment_seconds: float
     is_certain: bool
     remarks: list[str]
+    training: NDArray[np.int64] = field(compare=False)
 
     @property
     def segment_frames(self) -> int:
@@ -87,7 +90,7 @@ def held_out(clips: Clips, settings: EvaluateSettings, trained: RunConfig | None
             message("the run of this adapter held no clips out (its validation_fraction is 0)"),
             message("Give --validation-fraction with tokens that it has not learned from"),
         )
-    _, everything = split(clips.split_keys(config.split_by if trained else "near_duplicates"), fraction)
+    training, everything = split(clips.split_keys(config.split_by if trained else "near_duplicates"), fraction)
     if not len(everything):
         raise TokensError(
             message("there is a single clip in these tokens, so none is held out for validation"),
@@ -96,7 +99,8 @@ def held_out(clips: Clips, settings: EvaluateSettings, trained: RunConfig | None
     lineage = lineage_of(trained) if trained is not None else None
     unseen = everything
     if lineage is not None:
-        unseen = everything[~learned_from(clips, lineage.configs)[everything]]
+        learned = learned_from(clips, lineage.configs)
+        training, unseen = learned.nonzero()[0], everything[~learned[everything]]
         if not len(unseen):
             raise ConfigError(
                 message(
@@ -117,6 +121,7 @@ def held_out(clips: Clips, settings: EvaluateSettings, trained: RunConfig | None
         segment_seconds=seconds,
         is_certain=lineage is not None and lineage.unknown is None,
         remarks=list(_remarks(len(unseen), len(chosen), left_out, lineage)),
+        training=training,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from upath import UPath
@@ -14,8 +15,10 @@ from upath import UPath
 from musicgen_core import storage, tracking
 from musicgen_core.embedding import data_url, encode_mp3
 from musicgen_core.escaping import html_page
+from musicgen_core.evaluation.generated import NearestPair
 from musicgen_core.evaluation.held_out import Losses
 from musicgen_core.evaluation.music import Pair
+from musicgen_core.evaluation.originality import Originality
 from musicgen_core.evaluation.request import Comparison, Evaluation
 from musicgen_core.generation.page import OwnPage
 from musicgen_core.language import message, plot_text, say, translated
@@ -28,13 +31,18 @@ _WIDE = 100
 
 
 def write_report(
-    target: UPath, evaluation: Evaluation, pictures: Mapping[str, bytes], music: Mapping[str, Sequence[Pair]]
+    target: UPath,
+    evaluation: Evaluation,
+    pictures: Mapping[str, bytes],
+    music: Mapping[str, Sequence[Pair]],
+    nearest: NearestPair | None = None,
 ) -> None:
     """Write the report.
 
     Args:
         pictures: PNGs by caption.
         music: pairs by heading, of which the first `MOST_PAIRS` each are included.
+        nearest: the sample and the training clip that have most in common.
     """
     page = html_page(
         "musicgen_core.evaluation",
@@ -47,6 +55,7 @@ def write_report(
         remarks=[translated(remark) for remark in evaluation.remarks],
         pictures={text: data_url("image/png", png) for text, png in pictures.items()},
         music={heading: list(map(_players, pairs[:MOST_PAIRS])) for heading, pairs in music.items() if pairs},
+        originality=None if evaluation.originality is None else _originality(evaluation.originality, nearest),
     )
     storage.write_text(target, page)
 
@@ -61,6 +70,34 @@ def _clips(evaluation: Evaluation) -> str:
         seconds=evaluation.segment_seconds,
         tokens=evaluation.codes,
     )
+
+
+def _originality(found: Originality, nearest: NearestPair | None) -> dict[str, Any]:
+    """Return the values of the section on copying: a sentence, rows of a table, a note and a pair to play."""
+    columns = (found.held_out, found.base, found.adapter)
+    rows = []
+    if found.training_clips:
+        rows += [
+            (say("N-grams that occur in training clips"), [f"{one.shared:.2%}" for one in columns]),
+            (say("Longest run in one training clip (s)"), [f"{one.longest_seconds:.2f}" for one in columns]),
+            (say("Longest run, mean of the samples (s)"), [f"{one.mean_longest_seconds:.2f}" for one in columns]),
+        ]
+    rows.append((say("N-grams that repeat an earlier part"), [f"{one.repeated:.2%}" for one in columns]))
+    if (distances := found.distances) is not None:
+        values = (distances.held_out, distances.base, distances.adapter)
+        cells = ["–" if value is None else f"{value:.2f}" for value in values]
+        rows.append((say("Fréchet distance to held-out clips"), cells))
+    return {
+        "sentence": translated(found.sentence()),
+        "verdict": {"copies": "worse", "more": "worse"}.get(found.verdict, ""),
+        "rows": rows,
+        "nearest": nearest and translated(nearest.excerpt.sentence()),
+        "players": nearest
+        and {
+            label: data_url("audio/mpeg", encode_mp3(audio))
+            for label, audio in ((say("Sample"), nearest.sample), (say("Training clip"), nearest.clip))
+        },
+    }
 
 
 def _players(pair: Pair) -> tuple[str, dict[str, str]]:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from musicgen_core.config import DEFAULT_MODEL, Prompts
+from musicgen_core.evaluation.originality import Originality
 from musicgen_core.language import message
 from musicgen_core.settings import LARGEST_COUNT, Settings
 from musicgen_core.wording import counted
@@ -59,6 +60,20 @@ class ClapSettings(Settings):
     )
 
 
+class OriginalitySettings(Settings):
+    """Comparison of generated samples with training clips and held-out clips."""
+
+    model_config = ConfigDict(title="Copying and repetition")
+
+    samples: int | None = Field(
+        None,
+        ge=0,
+        le=LARGEST_COUNT,
+        description="Held-out clips from whose descriptions both models make a sample each, to compare these with "
+        "training clips: 0 turns the comparison off; by default 32 on a GPU and 8 on a CPU",
+    )
+
+
 ReportPrompts = Annotated[
     Prompts, Field(description="Texts to make music from with both models, to hear in the report")
 ]
@@ -68,7 +83,7 @@ PieceSeed = Annotated[
 ]
 
 
-class EvaluateSettings(JudgingSettings, ClapSettings):
+class EvaluateSettings(JudgingSettings, OriginalitySettings, ClapSettings):
     """What to compare, and on how much."""
 
     prompts: ReportPrompts = ()
@@ -170,6 +185,7 @@ class Evaluation:
         music: scores of music, if CLAP weights were given.
         remarks: remarks on the numbers, in sentences.
         report: path of the report.
+        originality: samples beside training clips; None if there are none, and in files of earlier versions.
     """
 
     adapter: EvaluatedAdapter
@@ -188,6 +204,7 @@ class Evaluation:
     music: MusicScores | None
     remarks: list[str]
     report: str
+    originality: Originality | None = None
 
     def sentence(self) -> str:
         """Return the result in words."""

@@ -58,11 +58,11 @@ def trained(debug_model: BaseModel, tokens: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="session")
 def run(debug_model: BaseModel, tokens: Path) -> Evaluate:
-    """Evaluate an adapter; settings by name."""
+    """Evaluate an adapter; settings by name. Samples are compared with training clips only if `samples` is given."""
 
     def call(adapter: Path | UPath, output: Path | UPath | None = None, **settings: Any) -> Evaluation:
         out = str(output) if output else None
-        given = EvaluateSettings(**settings)
+        given = EvaluateSettings(**{"samples": 0, **settings})
         return evaluate(EvaluateRequest(str(tokens), str(adapter), str(debug_model.directory), out, "cpu", given))
 
     return call
@@ -76,7 +76,7 @@ def copied(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def evaluation(copied: Path, run: Evaluate) -> Evaluation:
-    return run(copied)
+    return run(copied, samples=None)
 
 
 @pytest.fixture
@@ -87,7 +87,12 @@ def request_for(debug_model: BaseModel, tokens: Path, trained: Path, tmp_path: P
         fields = {name: given.pop(name) for name in list(given) if name in EvaluateRequest.__dataclass_fields__}
         right = {"tokens": str(tokens), "adapter": str(trained), "model": str(debug_model.directory), "device": "cpu"}
         return EvaluateRequest(
-            **{**right, "output": str(tmp_path / "out"), "settings": EvaluateSettings(**given), **fields}
+            **{
+                **right,
+                "output": str(tmp_path / "out"),
+                "settings": EvaluateSettings(**{"samples": 0, **given}),
+                **fields,
+            }
         )
 
     return make

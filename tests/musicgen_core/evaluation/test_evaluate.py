@@ -83,14 +83,15 @@ def test_progress_covers_all_clips_of_both_models(
     debug_model: BaseModel, tokens: Path, trained: Path, tmp_path: Path
 ) -> None:
     heard: list[tuple[int, int, str]] = []
-    request = EvaluateRequest(str(tokens), str(trained), str(debug_model.directory), str(tmp_path), "cpu")
+    settings = EvaluateSettings(samples=0)
+    request = EvaluateRequest(str(tokens), str(trained), str(debug_model.directory), str(tmp_path), "cpu", settings)
     found = evaluate(request, lambda *progress: heard.append(progress))
     assert [done for done, _, _ in heard] == sorted(done for done, _, _ in heard)
     assert heard[-1] == (2 * found.clips, 2 * found.clips, "the adapter's losses")
 
 
 def test_without_a_model_the_adapters_own_is_evaluated(tokens: Path, trained: Path, tmp_path: Path) -> None:
-    settings = EvaluateSettings(max_clips=2, prompts=["jazz"], duration=0.5)
+    settings = EvaluateSettings(max_clips=2, prompts=["jazz"], duration=0.5, samples=0)
     found = evaluate(EvaluateRequest(str(tokens), str(trained), output=str(tmp_path), device="cpu", settings=settings))
     assert found.base_model == json.loads((trained / "config.json").read_text())["base_model"]
 
