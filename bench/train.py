@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from musicgen_core.audiocraft_compat import import_audiocraft
-from musicgen_core.codes import CODEBOOKS
+from musicgen_core.codes import CODEBOOKS, MONO
 from musicgen_core.model.adapters import AdapterConfig
 from musicgen_core.model.debug_model import LM_CONFIG
 from musicgen_core.model.decoder import DecoderConfig, MusicgenLM, TextCondition, teacher_forcing
@@ -108,7 +108,7 @@ def _with_peft(model: Any, targets: list[str]) -> tuple[Any, list[Any]]:
 
 
 def _pattern(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return teacher_forcing(codes, torch.full((len(codes),), codes.shape[2], device=codes.device), special=2048)
+    return teacher_forcing(codes, torch.full((len(codes),), codes.shape[2], device=codes.device), MONO)
 
 
 def audiocraft(layers: int, device: torch.device) -> Implementation:

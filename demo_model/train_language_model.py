@@ -81,7 +81,7 @@ class Model:
         """Return the mean cross-entropy of each codebook over valid positions, [4], in nats."""
         codes = examples.codes[rows].long()  # [B, 4, T]
         frames = torch.full((len(codes),), codes.shape[-1], device=self.device)
-        inputs, targets, valid = teacher_forcing(codes, frames, self.lm.config.special)
+        inputs, targets, valid = teacher_forcing(codes, frames, self.lm.config.codes)
         kept = torch.rand(len(codes), 1, device=self.device) >= text_dropout
         mask = examples.mask[rows]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda", cache_enabled=False):

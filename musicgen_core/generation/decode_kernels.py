@@ -249,14 +249,15 @@ def _pivot(order, amounts, limit):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def sample_kernel(  # type: ignore[no-untyped-def]
-    logits, noise, noise_prompt, noise_codebook, frames, position, sequence, prompts, steps, given,
+    logits, noise, noise_prompt, noise_codebook, frames, delays, position, sequence, prompts, steps, given,
     guidance, temperature, top_k, top_p,
     CODEBOOKS: tl.constexpr, CARDINALITY: tl.constexpr, GREEDY: tl.constexpr,
 ):  # fmt: skip
     """Sample the codes of the next step of sequence [prompts, CODEBOOKS, steps], as `Window.choose` does.
 
     A program instance samples one code from the logits of its row pair, [R, CODEBOOKS, CARDINALITY], with CARDINALITY a
-    power of two. noise [prompts, CODEBOOKS, ·] comes with its strides, as it is a slice; frames [prompts] are lengths.
+    power of two. noise [prompts, CODEBOOKS, ·] comes with its strides, as it is a slice; frames [prompts] are lengths,
+    delays [CODEBOOKS] those of the pattern.
 
     Nothing is sorted. Positive floats order like their bit patterns, so the probability at which the sorted list is cut
     off, by top-k, by top-p or by the random draw, is found by binary search over the bits: 30 sums over the codes in
@@ -290,6 +291,6 @@ def sample_kernel(  # type: ignore[no-untyped-def]
         probability = tl.max(tl.where(order == found, probabilities, 0.0), 0)
         rank = tl.minimum(((threshold - before) / probability).to(tl.int32), tl.sum(equal, 0) - 1)
         chosen = tl.sum(tl.where((tl.cumsum(equal, 0) == rank + 1) & (equal > 0), code, 0), 0)
-    frame = at - codebook
+    frame = at - tl.load(delays + codebook)
     mask = (frame >= given) & (frame < tl.load(frames + prompt))
     tl.store(sequence + index * steps + at + 1, chosen.to(tl.int64), mask=mask)

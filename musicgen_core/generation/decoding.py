@@ -198,6 +198,7 @@ class Decoding:
         self._text_weights = _concatenate([matrix for layer in cross for matrix in (layer.k_proj, layer.v_proj)])
         at = torch.arange(positions, device=self._tables.device, dtype=torch.float32)
         self._sinusoids = sinusoids(at, self.config.dim)
+        self._delays = torch.tensor(self.config.codes.delays, device=self._tables.device)
 
     @cached_property
     def _megakernel(self) -> Megakernel | None:
@@ -296,14 +297,13 @@ class Decoding:
         self._heads(s.y, s.logits)
         return s.logits
 
-    @staticmethod
-    def choose(s: DecodeState, window: Window) -> None:
+    def choose(self, s: DecodeState, window: Window) -> None:
         """Sample the step after `position`, as `Window.choose` does, and advance the position."""
         prompts, codebooks, steps = s.sequence.shape
         settings = window.settings
         kernels.sample_kernel[(prompts, codebooks)](
-            s.logits, window.noise, *window.noise.stride()[:2], window.frames, s.position, s.sequence, prompts, steps,
-            window.given, window.guidance, settings.temperature, settings.top_k, settings.top_p,
+            s.logits, window.noise, *window.noise.stride()[:2], window.frames, self._delays, s.position, s.sequence,
+            prompts, steps, window.given, window.guidance, settings.temperature, settings.top_k, settings.top_p,
             CODEBOOKS=codebooks, CARDINALITY=s.logits.shape[2], GREEDY=settings.greedy,
         )  # fmt: skip
         s.position += 1

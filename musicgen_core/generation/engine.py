@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from musicgen_core.codes import CODEBOOKS, FRAME_RATE
+from musicgen_core.codes import FRAME_RATE
 from musicgen_core.config import SamplingSettings
 from musicgen_core.devices import can_compile
 from musicgen_core.errors import Cancelled, DeviceError
@@ -79,35 +79,36 @@ class Engine:
             on_step: called after each step with the steps done and in total.
             cancelled: asked before each step.
             frames: the length of each sample; by default the settings' duration.
-            known: [prompts, 4, frames], codes that the samples start with.
+            known: [prompts, K, frames], codes that the samples start with.
 
         Returns:
-            The codes [4, frames] of each sample, int64, on the CPU.
+            The codes [K, frames] of each sample, int64, on the CPU.
 
         Raises:
             Cancelled: `cancelled` returned true.
             DeviceError: 8-bit weights or caches without the decoding kernels.
         """
-        device = self.lm.enc_to_dec_proj.weight.device
+        device, shape = self.lm.enc_to_dec_proj.weight.device, self.lm.config.codes
         frames = [frames_of(settings.duration)] * len(prompts) if frames is None else list(frames)
-        codes = torch.zeros(len(prompts), CODEBOOKS, 0, dtype=torch.int64) if known is None else known.long()
+        codes = torch.zeros(len(prompts), shape.codebooks, 0, dtype=torch.int64) if known is None else known.long()
         codes, ends = codes.to(device), torch.tensor(frames, device=device)
         text = self._encode(prompts)
-        noise = _noise(streams, max(frames) + CODEBOOKS - 1).to(device)
+        noise = _noise(streams, max(frames) + shape.most_delay, shape.codebooks).to(device)
         windows = window_bounds(codes.shape[-1], max(frames), self.window, frames_of(settings.overlap))
-        total = sum(end - have + CODEBOOKS - 1 for _, have, end in windows)  # the last step is predicted, never read
+        total = sum(end - have + shape.most_delay for _, have, end in windows)  # the last step is predicted, never read
         done, reached = 0, None
         for begin, have, end in windows:
             window = Window(
                 text=text,
                 known=codes[:, :, begin:have],
                 frames=(ends - begin).clamp(max=end - begin),
-                noise=noise[:, :, begin : end + CODEBOOKS - 1],
+                noise=noise[:, :, begin : end + shape.most_delay],
+                shape=shape,
                 settings=settings,
                 guidance=self.coefficient(settings),
             )
             steps = self._steps(window)
-            for _ in range(end - have + CODEBOOKS - 1):
+            for _ in range(end - have + shape.most_delay):
                 if cancelled():
                     raise Cancelled(f"generating was cancelled at step {done} of {total}")
                 steps.advance()
@@ -119,7 +120,7 @@ class Engine:
                         waited_for.synchronize()
                 done += 1
                 on_step(done, total)
-            new = undelay(steps.sequence, end - begin)
+            new = undelay(steps.sequence, shape, end - begin)
             codes = torch.cat([codes, new[:, :, have - begin :]], dim=2)
             del steps  # frees its caches for those of the next window
         return [sample[:, :count] for sample, count in zip(codes.cpu(), frames, strict=True)]
@@ -156,7 +157,7 @@ class Engine:
             return None
         from musicgen_core.generation.decoding import Decoding
 
-        return Decoding(self.lm, self.window + CODEBOOKS, self.weight_bits)
+        return Decoding(self.lm, self.window + self.lm.config.codes.most_delay + 1, self.weight_bits)
 
     def _encode(self, prompts: Sequence[str | None]) -> TextCondition:
         """Return the prompts' conditions followed by as many null conditions.
@@ -185,11 +186,11 @@ def window_bounds(known: int, frames: int, window: int, overlap: int) -> list[tu
     return bounds
 
 
-def _noise(streams: Sequence[int], steps: int) -> Tensor:
-    """Return noise [streams, 4, steps], uniform on [0, 1), drawn on the CPU: the same for every device."""
+def _noise(streams: Sequence[int], steps: int, codebooks: int) -> Tensor:
+    """Return noise [streams, codebooks, steps], uniform on [0, 1), drawn on the CPU: the same for every device."""
     generators = [torch.Generator().manual_seed(seed) for seed in streams]
     # Step by step, so that a longer sample starts with the draws of a shorter one.
-    return torch.stack([torch.rand(steps, CODEBOOKS, generator=generator).T for generator in generators])
+    return torch.stack([torch.rand(steps, codebooks, generator=generator).T for generator in generators])
 
 
 def decodes_fast(weight: Tensor) -> bool:
@@ -213,7 +214,7 @@ class EagerSteps:
 
     def __init__(self, lm: MusicgenLM, window: Window) -> None:
         self._lm, self._window = lm, window
-        self.sequence = window.delayed_sequence(lm.config.special)
+        self.sequence = window.delayed_sequence()
         self._caches, self._mask = lm.new_cache(window.text, window.noise.shape[-1])
         self._position = window.given
         lm.prefill(_both(self.sequence[:, :, : window.given]), self._caches, self._mask)
@@ -231,7 +232,7 @@ class GraphedSteps:
 
     def __init__(self, decoding: Decoding, window: Window, cache_bits: int) -> None:
         self._decoding, self._window = decoding, window
-        sequence = window.delayed_sequence(decoding.config.special)
+        sequence = window.delayed_sequence()
         self._state = decoding.begin(window.text, sequence, window.given, cache_bits)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._begun = False

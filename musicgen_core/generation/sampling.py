@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from musicgen_core.codes import CodeShape
 from musicgen_core.config import SamplingSettings
 from musicgen_core.model.decoder import TextCondition, delay
 
@@ -57,7 +58,8 @@ class Window:
         text: [2 B, …], the prompts' conditions and as many null conditions.
         known: [B, K, P], the codes of the first frames, which are given.
         frames: [B], the final length of each sample, from P up to what `noise` suffices for.
-        noise: [B, K, steps], see `sample`; the draws of codebook k and frame f are at step f + k.
+        noise: [B, K, steps], see `sample`; the draws of a codebook's frame f are at step f + its delay.
+        shape: of the codes.
         settings: sampling settings.
         guidance: the coefficient of classifier-free guidance.
     """
@@ -66,6 +68,7 @@ class Window:
     known: Tensor
     frames: Tensor
     noise: Tensor
+    shape: CodeShape
     settings: SamplingSettings
     guidance: float
 
@@ -74,9 +77,9 @@ class Window:
         """Frames that are known, and so the steps that need not be generated."""
         return self.known.shape[-1]
 
-    def delayed_sequence(self, special: int) -> Tensor:
+    def delayed_sequence(self) -> Tensor:
         """Return the delayed sequence [B, K, steps + 1] with the known codes in it, and special codes elsewhere."""
-        return delay(self.known, special, steps=self.noise.shape[-1] + 1)
+        return delay(self.known, self.shape, steps=self.noise.shape[-1] + 1)
 
     def choose(self, logits: Tensor, noise: Tensor, position: int, current: Tensor) -> Tensor:
         """Return the codes of the step after `position`.
@@ -92,5 +95,5 @@ class Window:
         """
         conditional, unconditional = logits.chunk(2)
         chosen = sample(guide(conditional, unconditional, self.guidance), self.settings, noise)
-        frame = position - torch.arange(current.shape[1], device=current.device)  # of each codebook in that step
+        frame = position - torch.tensor(self.shape.delays, device=current.device)  # of each codebook in that step
         return chosen.where((frame >= self.given) & (frame < self.frames[:, None]), current)

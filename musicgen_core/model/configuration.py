@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from musicgen_core.codes import CARDINALITY, CODEBOOKS
+from musicgen_core.codes import CARDINALITY, CODEBOOKS, CodeShape
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
 from musicgen_core.model.decoder import DecoderConfig
@@ -187,8 +187,7 @@ def read_lm_config(content: object, source: object) -> LmConfig:
             heads=lm["num_heads"],
             ffn_dim=int(lm.get("hidden_scale", 4) * lm["dim"]),
             text_dim=_T5_WIDTHS[_t5_size(name)],
-            codebooks=CODEBOOKS,
-            cardinality=lm.get("card", _DEFAULT_CARDINALITY),
+            codes=CodeShape(cardinality=lm.get("card", _DEFAULT_CARDINALITY)),
         ),
         t5=name,
         training_dropout=dropout,

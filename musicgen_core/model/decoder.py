@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from musicgen_core.codes import MONO, CodeShape
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -25,8 +27,7 @@ class DecoderConfig:
         heads: attention heads of a layer.
         ffn_dim: width of the feed-forward layers.
         text_dim: width of the text encoder's states.
-        codebooks: codebooks of the codec, K.
-        cardinality: codes of a codebook.
+        codes: the shape of its codes.
     """
 
     dim: int
@@ -34,13 +35,17 @@ class DecoderConfig:
     heads: int
     ffn_dim: int
     text_dim: int
-    codebooks: int = 4
-    cardinality: int = 2048
+    codes: CodeShape = MONO
 
     @property
-    def special(self) -> int:
-        """The token that fills positions where the delay pattern has no code."""
-        return self.cardinality
+    def codebooks(self) -> int:
+        """Return the number of codebooks, K."""
+        return self.codes.codebooks
+
+    @property
+    def cardinality(self) -> int:
+        """Return the number of codes of a codebook."""
+        return self.codes.cardinality
 
 
 @dataclass
@@ -235,36 +240,37 @@ class MusicgenLM(nn.Module):
 
 
 # The delay pattern of Copet et al. 2023, "Simple and Controllable Music Generation", section 2.2; audiocraft's
-# `DelayedPatternProvider`: codebook k is shifted k steps right, so that one step predicts one code of each codebook.
-# Step 0 of a sequence holds the special token alone.
+# `DelayedPatternProvider`: each codebook is shifted right by its delay, so that one step predicts one code of each.
+# Step 0 of a sequence holds the special token alone. With delays 0, 1:
 #
 #     frames       0  1  2  3            steps        0  1  2  3  4  5
 #     codebook 0   a0 a1 a2 a3     →     codebook 0   ·  a0 a1 a2 a3 ·
 #     codebook 1   b0 b1 b2 b3           codebook 1   ·  ·  b0 b1 b2 b3
 
 
-def delay(codes: Tensor, special: int, steps: int | None = None) -> Tensor:
-    """Return the delayed sequence [B, K, steps] of codes [B, K, T], padded with `special`; by default T + K steps."""
+def delay(codes: Tensor, shape: CodeShape, steps: int | None = None) -> Tensor:
+    """Return the delayed sequence [B, K, steps] of codes [B, K, T], by default with all of them."""
     batch, codebooks, frames = codes.shape
-    steps = frames + codebooks if steps is None else steps
-    sequence = codes.new_full((batch, codebooks, steps), special)
-    for k in range(codebooks):
-        sequence[:, k, k + 1 : k + 1 + frames] = codes[:, k, : max(0, steps - k - 1)]
+    steps = frames + shape.most_delay + 1 if steps is None else steps
+    sequence = codes.new_full((batch, codebooks, steps), shape.special)
+    for k, first in enumerate(shape.delays):
+        sequence[:, k, first + 1 : first + 1 + frames] = codes[:, k, : max(0, steps - first - 1)]
     return sequence
 
 
-def undelay(sequence: Tensor, frames: int) -> Tensor:
-    """Return the codes [B, K, frames] of a delayed sequence [B, K, ≥ frames + K]."""
-    return torch.stack([sequence[:, k, k + 1 : k + 1 + frames] for k in range(sequence.shape[1])], dim=1)
+def undelay(sequence: Tensor, shape: CodeShape, frames: int) -> Tensor:
+    """Return the codes [B, K, frames] of a delayed sequence [B, K, > frames + the largest delay]."""
+    parts = [sequence[:, k, first + 1 : first + 1 + frames] for k, first in enumerate(shape.delays)]
+    return torch.stack(parts, dim=1)
 
 
-def teacher_forcing(codes: Tensor, frames: Tensor, special: int) -> tuple[Tensor, Tensor, Tensor]:
+def teacher_forcing(codes: Tensor, frames: Tensor, shape: CodeShape) -> tuple[Tensor, Tensor, Tensor]:
     """Return inputs, targets and validity of next-step prediction over the pattern.
 
     Args:
         codes: [B, K, T], clips padded at the end with anything in range.
         frames: [B], the true length of each clip.
-        special: the id of the special token.
+        shape: of the codes.
 
     Returns:
         inputs [B, K, T], targets [B, K, T] and valid [B, K, T]. A position is valid where both its code exists and
@@ -272,8 +278,8 @@ def teacher_forcing(codes: Tensor, frames: Tensor, special: int) -> tuple[Tensor
         `compute_predictions` with `keep_only_valid_steps=True`.
     """
     length = codes.shape[-1]
-    sequence = delay(codes, special, steps=length + 1)
+    sequence = delay(codes, shape, steps=length + 1)
     step = torch.arange(length, device=codes.device)
-    codebook = torch.arange(codes.shape[1], device=codes.device)
-    valid = (step >= codebook[:, None])[None] & (step < frames[:, None])[:, None]  # [B, K, T]
+    delays = torch.tensor(shape.delays, device=codes.device)
+    valid = (step >= delays[:, None])[None] & (step < frames[:, None])[:, None]  # [B, K, T]
     return sequence[..., :-1], sequence[..., 1:], valid

@@ -171,7 +171,7 @@ class TrainingModel:
         self, codes: Tensor, frames: Tensor, text: TextCondition, seeds: Tensor | None
     ) -> tuple[Tensor, Inputs, Tensor, Tensor]:
         """Return the embedded codes [B, S, D], the blocks' shared inputs, and targets and validity [B, K, S]."""
-        inputs, targets, valid = teacher_forcing(codes, frames, special=self.lm.config.special)
+        inputs, targets, valid = teacher_forcing(codes, frames, self.lm.config.codes)
         states, attend = self.lm.project_text(text)
         x = self.lm.model.decoder.embed(inputs)
         p = self.dropout if seeds is not None else 0.0

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from musicgen_core import storage
+from musicgen_core.codes import MONO
 from musicgen_core.config import SamplingSettings
 from musicgen_core.generation.engine import Engine
 from musicgen_core.model.adapters import Adapter, AdapterConfig, find_adapter, load_adapter, save_adapter
@@ -78,7 +79,7 @@ def saved(tmp_path: Path) -> Callable[[Adapter], Path]:
 @pytest.fixture(scope="session")
 def sequence() -> Tensor:
     """Return delayed codes [1, 4, 16]."""
-    return delay(torch.randint(2048, (1, 4, 12), generator=torch.Generator().manual_seed(0)), special=2048)
+    return delay(torch.randint(2048, (1, 4, 12), generator=torch.Generator().manual_seed(0)), MONO)
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ def main(batch: int, bits: int, cache_bits: int, given: int) -> None:
     mask = torch.arange(5) < torch.randint(1, 6, (batch, 1), generator=generator)
     text = TextCondition(torch.cat([states, 0 * states]), torch.cat([mask, 0 * mask]).bool())
 
-    state = decoding.begin(text, torch.full((batch, 4, FRAMES + 1), lm.config.special), cache_bits=cache_bits)
+    state = decoding.begin(text, torch.full((batch, 4, FRAMES + 1), lm.config.codes.special), cache_bits=cache_bits)
     caches, text_mask = lm.new_cache(text, FRAMES)
     state.sequence[:, :, :FRAMES] = torch.randint(2048, (batch, 4, FRAMES), generator=generator)
     errors = []
@@ -42,7 +42,7 @@ def main(batch: int, bits: int, cache_bits: int, given: int) -> None:
     known = torch.randint(2048, (batch, 4, given), generator=generator)
     noise = torch.rand(batch, 4, FRAMES + 3, generator=generator)
     frames = torch.full((batch,), FRAMES)
-    window = Window(text, known, frames, noise, SamplingSettings(greedy=True), 3.0)
+    window = Window(text, known, frames, noise, lm.config.codes, SamplingSettings(greedy=True), 3.0)
     graphed, eager = GraphedSteps(decoding, window, cache_bits), EagerSteps(lm, window)
     for _ in range(FRAMES + 3 - given):
         graphed.advance()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from musicgen_core.audiocraft_compat import import_audiocraft
+from musicgen_core.codes import MONO
 from musicgen_core.config import SamplingSettings
 from musicgen_core.errors import Cancelled, DeviceError
 from musicgen_core.generation.engine import Engine, window_bounds
@@ -154,7 +155,7 @@ def test_steps_with_the_cache_give_the_logits_of_the_whole_sequence(exact_engine
     codes = torch.stack(exact_engine.generate(PROMPTS, SamplingSettings(duration=0.5, greedy=True), [0, 1, 2]))
     text = exact_engine.text.encode(PROMPTS)
     null = TextCondition(torch.zeros_like(text.states), torch.zeros_like(text.mask))
-    sequence = delay(codes, special=2048)[..., :-1]
+    sequence = delay(codes, MONO)[..., :-1]
     conditional, unconditional = exact_engine.lm(sequence, text), exact_engine.lm(sequence, null)
     chosen = (unconditional + GUIDANCE * (conditional - unconditional)).argmax(dim=-1)
     for k in range(4):

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from musicgen_core.audiocraft_compat import import_audiocraft
+from musicgen_core.codes import MONO
 from musicgen_core.errors import ModelError
 from musicgen_core.model.adapters import Adapter
 from musicgen_core.model.debug_model import LM_CONFIG
@@ -82,7 +83,7 @@ def any_adapter(debug_model: BaseModel, request: pytest.FixtureRequest) -> Adapt
 
 @pytest.fixture(scope="session")
 def sequence() -> Tensor:
-    return delay(torch.randint(2048, (2, 4, 10), generator=torch.Generator().manual_seed(0)), special=2048)
+    return delay(torch.randint(2048, (2, 4, 10), generator=torch.Generator().manual_seed(0)), MONO)
 
 
 @pytest.fixture(scope="session")

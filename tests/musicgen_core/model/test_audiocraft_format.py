@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from musicgen_core.codes import CodeShape
 from musicgen_core.model.audiocraft_format import from_audiocraft, to_audiocraft
 from musicgen_core.model.configuration import read_lm_config
 from musicgen_core.model.decoder import DecoderConfig, MusicgenLM, delay
@@ -27,8 +28,7 @@ def shapes(draw: st.DrawFn) -> DecoderConfig:
         heads=heads,
         ffn_dim=draw(small),
         text_dim=draw(small),
-        codebooks=draw(st.integers(1, 11)),
-        cardinality=draw(small),
+        codes=CodeShape(cardinality=draw(small), delays=tuple(range(draw(st.integers(1, 11))))),
     )
 
 
@@ -74,7 +74,7 @@ def test_converted_weights_make_hugging_faces_musicgen_the_same_model(
     # The text projection sits outside Hugging Face's decoder.
     theirs.load_state_dict({k: v for k, v in state.items() if not k.startswith("enc_to_dec_proj")}, strict=True)
 
-    sequence = delay(torch.randint(2048, (2, 4, 9), generator=torch.Generator().manual_seed(0)), shape.special)
+    sequence = delay(torch.randint(2048, (2, 4, 9), generator=torch.Generator().manual_seed(0)), shape.codes)
     text = text_encoder.encode(["bells", "a fast breakbeat with a distorted bass line"])
     states, _ = lm.project_text(text)
     logits = theirs(sequence.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=text.mask.long())

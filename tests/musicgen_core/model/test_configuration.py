@@ -97,7 +97,7 @@ def test_an_exported_model_has_audiocrafts_logits(
 ) -> None:
     theirs, path = export(config)
     lm = load_lm(path)
-    sequence = delay(torch.randint(2048, (1, 4, 9), generator=torch.Generator().manual_seed(0)), lm.config.special)
+    sequence = delay(torch.randint(2048, (1, 4, 9), generator=torch.Generator().manual_seed(0)), lm.config.codes)
     conditions = import_audiocraft("audiocraft.modules.conditioners")
     text = "a slow piano"
     expected = theirs(sequence, [conditions.ConditioningAttributes(text={"description": text})])

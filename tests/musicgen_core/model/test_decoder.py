@@ -40,7 +40,7 @@ def audiocraft_predictions(audiocraft_lm: Any, codes: Tensor, prompts: list[str 
 @torch.inference_mode()
 def our_predictions(lm: MusicgenLM, text_encoder: TextEncoder, codes: Tensor, prompts: list[str | None]) -> Tensor:
     """All clips in one batch → logits, by steps."""
-    inputs, _, _ = teacher_forcing(codes, torch.full((len(codes),), FRAMES), lm.config.special)
+    inputs, _, _ = teacher_forcing(codes, torch.full((len(codes),), FRAMES), lm.config.codes)
     return lm(inputs, text_encoder.encode(prompts))
 
 
@@ -68,7 +68,7 @@ def test_the_loss_is_audiocrafts(
     logits, mask = audiocraft_predictions(audiocraft_lm, codes, prompts)
     expected, expected_per_codebook = solver._compute_cross_entropy(None, logits, codes, mask)
 
-    _, targets, valid = teacher_forcing(codes, torch.full((len(codes),), FRAMES), lm.config.special)
+    _, targets, valid = teacher_forcing(codes, torch.full((len(codes),), FRAMES), lm.config.codes)
     losses = clip_losses(our_predictions(lm, text_encoder, codes, prompts), targets, valid)  # [B, K]
     torch.testing.assert_close(losses.mean(), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(losses.mean(dim=0), torch.stack(expected_per_codebook), atol=1e-5, rtol=0)
@@ -91,7 +91,7 @@ def test_the_text_matters(lm: MusicgenLM, text_encoder: TextEncoder) -> None:
 @torch.inference_mode()
 def test_steps_with_a_cache_give_what_the_whole_sequence_gives(lm: MusicgenLM, text_encoder: TextEncoder) -> None:
     text = text_encoder.encode([*PROMPTS, None])
-    sequence = delay(random_codes(4), lm.config.special)
+    sequence = delay(random_codes(4), lm.config.codes)
     length = sequence.shape[-1]
     caches, text_mask = lm.new_cache(text, length)
     steps = [lm.step(sequence[..., s : s + 1], caches, text_mask, s) for s in range(length)]

@@ -12,6 +12,7 @@ import torch
 
 from musicgen_core import storage
 from musicgen_core.audiocraft_compat import import_audiocraft
+from musicgen_core.codes import MONO
 from musicgen_core.model.adapters import Adapter
 from musicgen_core.model.decoder import delay
 from musicgen_core.model.lora import load_merged, merged_checkpoint
@@ -43,8 +44,8 @@ def test_stock_audiocraft_loads_a_full_model_with_our_logits(
     with torch.inference_mode():
         expected = theirs.compute_predictions(codes, attributes)
         text = text_encoder.encode(["slow piano"])
-        logits = load_merged(debug_model, any_adapter, "cpu", torch.float32)(delay(codes, 2048, steps=12), text)
-        from_file = load_lm(Path(str(path)))(delay(codes, 2048, steps=12), text)
+        logits = load_merged(debug_model, any_adapter, "cpu", torch.float32)(delay(codes, MONO, steps=12), text)
+        from_file = load_lm(Path(str(path)))(delay(codes, MONO, steps=12), text)
     for k in range(4):
         valid = expected.mask[0, k]
         for ours in (logits, from_file):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,17 +10,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from musicgen_core.audiocraft_compat import import_audiocraft
+from musicgen_core.codes import MONO, CodeShape
 from musicgen_core.model.decoder import delay, teacher_forcing, undelay
 
-SPECIAL = 2048
+SPECIAL = MONO.special
 
 
 @st.composite
-def codes_of_any_shape(draw: st.DrawFn) -> Tensor:
-    """codes [B, K, T]: clips shorter than the pattern's longest delay are among them."""
-    shape = draw(st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 12)))
+def codes_and_shapes(draw: st.DrawFn) -> tuple[Tensor, CodeShape]:
+    """codes [B, K, T] of one or two channels: clips shorter than the pattern's longest delay are among them."""
+    channels, each = draw(st.integers(1, 2)), draw(st.integers(1, 5))
+    delays = tuple(k for k in range(each) for _ in range(channels))
+    size = (draw(st.integers(1, 3)), len(delays), draw(st.integers(1, 12)))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    return torch.randint(SPECIAL, shape, generator=generator)
+    return torch.randint(SPECIAL, size, generator=generator), CodeShape(channels=channels, delays=delays)
+
+
+Case = tuple[Tensor, CodeShape]
 
 
 def true_lengths(codes: Tensor) -> Tensor:
@@ -27,34 +34,36 @@ def true_lengths(codes: Tensor) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def patterns() -> Any:
-    return import_audiocraft("audiocraft.modules.codebooks_patterns")
+def pattern_of() -> Callable[[Case], Any]:
+    provider = import_audiocraft("audiocraft.modules.codebooks_patterns").DelayedPatternProvider
+    return lambda case: provider(case[1].codebooks, delays=list(case[1].delays)).get_pattern(case[0].shape[-1])
 
 
-@given(codes_of_any_shape())
-def test_undelaying_gives_back_what_was_delayed(codes: Tensor) -> None:
-    assert torch.equal(undelay(delay(codes, SPECIAL), codes.shape[-1]), codes)
+@given(codes_and_shapes())
+def test_undelaying_gives_back_what_was_delayed(case: Case) -> None:
+    codes, shape = case
+    assert torch.equal(undelay(delay(codes, shape), shape, codes.shape[-1]), codes)
 
 
-@given(codes_of_any_shape())
-def test_each_code_is_delayed_once_and_the_rest_is_special(codes: Tensor) -> None:
-    sequence = delay(codes, SPECIAL)
+@given(codes_and_shapes())
+def test_each_code_is_delayed_once_and_the_rest_is_special(case: Case) -> None:
+    codes, shape = case
+    sequence = delay(codes, shape)
     batch, codebooks, _ = codes.shape
-    assert (sequence == SPECIAL).sum() == batch * codebooks * codebooks
+    assert (sequence == SPECIAL).sum() == batch * codebooks * (max(shape.delays) + 1)
     assert torch.equal(sequence[sequence != SPECIAL].sort().values, codes.flatten().sort().values)
 
 
-@given(codes=codes_of_any_shape())
-def test_the_delayed_sequence_is_audiocrafts(patterns: Any, codes: Tensor) -> None:
-    pattern = patterns.DelayedPatternProvider(codes.shape[1]).get_pattern(codes.shape[-1])
-    expected, _, _ = pattern.build_pattern_sequence(codes, SPECIAL)
-    assert torch.equal(delay(codes, SPECIAL), expected)
+@given(case=codes_and_shapes())
+def test_the_delayed_sequence_is_audiocrafts(pattern_of: Callable[[Case], Any], case: Case) -> None:
+    expected, _, _ = pattern_of(case).build_pattern_sequence(case[0], SPECIAL)
+    assert torch.equal(delay(*case), expected)
 
 
-@given(codes=codes_of_any_shape())
-def test_teacher_forcing_is_audiocrafts(patterns: Any, codes: Tensor) -> None:
-    pattern = patterns.DelayedPatternProvider(codes.shape[1]).get_pattern(codes.shape[-1])
-    inputs, targets, valid = teacher_forcing(codes, true_lengths(codes), SPECIAL)
+@given(case=codes_and_shapes())
+def test_teacher_forcing_is_audiocrafts(pattern_of: Callable[[Case], Any], case: Case) -> None:
+    (codes, shape), pattern = case, pattern_of(case)
+    inputs, targets, valid = teacher_forcing(codes, true_lengths(codes), shape)
 
     sequence, _, _ = pattern.build_pattern_sequence(codes, SPECIAL, keep_only_valid_steps=True)
     assert torch.equal(inputs, sequence[..., :-1])  # the last column predicts nothing
@@ -66,20 +75,22 @@ def test_teacher_forcing_is_audiocrafts(patterns: Any, codes: Tensor) -> None:
     assert torch.equal(valid.sum(-1), mask.sum(-1).expand_as(valid[..., 0]))
 
 
-@given(codes_of_any_shape())
-def test_codebook_k_has_k_positions_fewer_to_learn_from(codes: Tensor) -> None:
-    _, _, valid = teacher_forcing(codes, true_lengths(codes), SPECIAL)
-    fewer = codes.shape[-1] - torch.arange(codes.shape[1])
+@given(codes_and_shapes())
+def test_a_codebook_has_as_many_positions_fewer_to_learn_from_as_it_is_delayed(case: Case) -> None:
+    codes, shape = case
+    _, _, valid = teacher_forcing(codes, true_lengths(codes), shape)
+    fewer = codes.shape[-1] - torch.tensor(shape.delays)
     assert torch.equal(valid.sum(-1), fewer.clamp(min=0).expand_as(valid[..., 0]))
 
 
-@given(codes=codes_of_any_shape(), data=st.data())
-def test_a_shorter_clip_in_a_padded_batch_is_treated_as_if_alone(codes: Tensor, data: st.DataObject) -> None:
+@given(case=codes_and_shapes(), data=st.data())
+def test_a_shorter_clip_in_a_padded_batch_is_treated_as_if_alone(case: Case, data: st.DataObject) -> None:
+    codes, shape = case
     lengths = data.draw(st.lists(st.integers(1, codes.shape[-1]), min_size=len(codes), max_size=len(codes)))
-    inputs, targets, valid = teacher_forcing(codes, torch.tensor(lengths), SPECIAL)
+    inputs, targets, valid = teacher_forcing(codes, torch.tensor(lengths), shape)
     for i, frames in enumerate(lengths):
         alone = codes[i : i + 1, :, :frames]
-        own_inputs, own_targets, own_valid = teacher_forcing(alone, torch.tensor([frames]), SPECIAL)
+        own_inputs, own_targets, own_valid = teacher_forcing(alone, torch.tensor([frames]), shape)
         assert torch.equal(inputs[i, :, :frames], own_inputs[0])
         assert torch.equal(valid[i, :, :frames], own_valid[0])
         assert torch.equal(targets[i, :, :frames][own_valid[0]], own_targets[own_valid])

@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from musicgen_core.codes import CodeShape
 from musicgen_core.model.decoder import teacher_forcing
 from musicgen_core.training.compute.blocks import clip_losses
 
 SPECIAL = 11
+SHAPE = CodeShape(cardinality=SPECIAL)
 
 
 @st.composite
@@ -25,7 +27,7 @@ def predictions(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def losses_of(codes: Tensor, frames: Tensor, logits: Tensor) -> Tensor:
-    _, targets, valid = teacher_forcing(codes, frames, SPECIAL)
+    _, targets, valid = teacher_forcing(codes, frames, SHAPE)
     return clip_losses(logits, targets, valid)
 
 
@@ -59,7 +61,7 @@ def test_padding_does_not_change_it(case: tuple[Tensor, Tensor, Tensor], more: i
 @given(predictions())
 def test_only_valid_positions_get_gradients(case: tuple[Tensor, Tensor, Tensor]) -> None:
     codes, frames, logits = case
-    _, targets, valid = teacher_forcing(codes, frames, SPECIAL)
+    _, targets, valid = teacher_forcing(codes, frames, SHAPE)
     logits.requires_grad_()
     clip_losses(logits, targets, valid).sum().backward()
     assert logits.grad is not None

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from musicgen_core.codes import MONO
 from musicgen_core.errors import ConfigError
 from musicgen_core.model.adapters import AdapterConfig
 from musicgen_core.model.decoder import TextCondition, teacher_forcing
@@ -68,7 +69,7 @@ def test_losses_and_gradients_are_those_of_peft(
 ) -> None:
     codes, frames, text = batch()
     theirs = adapted(debug_model, lora)
-    inputs, targets, valid = teacher_forcing(codes, frames, special=2048)
+    inputs, targets, valid = teacher_forcing(codes, frames, MONO)
     expected = clip_losses(theirs(inputs, text), targets, valid)
     (expected.mean(dim=1).sum() * 0.25).backward()
 
@@ -177,7 +178,7 @@ def test_dropout_applies_only_in_training_and_differs_by_epoch(debug_model: Base
 def test_a_new_adapter_changes_nothing(debug_model: BaseModel, lora: AdapterConfig) -> None:
     codes, frames, text = batch(torch.float32)
     lm = load_lm(debug_model, "cpu", torch.float32)
-    inputs, targets, valid = teacher_forcing(codes, frames, special=2048)
+    inputs, targets, valid = teacher_forcing(codes, frames, MONO)
     expected = clip_losses(lm(inputs, text), targets, valid)
     losses = training(add_lora(lm, lora)).losses(codes, frames, text, seeds())
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=0)
