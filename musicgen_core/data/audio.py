@@ -1,4 +1,4 @@
-"""Decode audio files to mono fp32, and resample to the codec's 32 kHz."""
+"""Decode audio files to mono or stereo fp32, and resample them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
+import numpy as np
 import soxr
 
 from musicgen_core.codes import FRAME_RATE, SAMPLE_RATE
@@ -23,8 +24,8 @@ class DecodedClip:
     """Decoded audio.
 
     Attributes:
-        samples: [samples], fp32, mono, at the file's own rate.
-        rate: Hz.
+        samples: [samples], fp32, mono; [2, samples] if stereo was asked for.
+        rate: Hz; the file's own.
     """
 
     samples: AudioArray
@@ -32,10 +33,15 @@ class DecodedClip:
 
     @property
     def seconds(self) -> float:
-        return len(self.samples) / self.rate
+        return self.samples.shape[-1] / self.rate
 
 
-def decode(file: BinaryIO, max_bytes: int = 2 << 30, cancelled: Callable[[], bool] = lambda: False) -> DecodedClip:
+def decode(
+    file: BinaryIO,
+    max_bytes: int = 2 << 30,
+    cancelled: Callable[[], bool] = lambda: False,
+    stereo: bool = False,
+) -> DecodedClip:
     """Decode a file and mix it down by the mean of its channels. Many threads can do so at once.
 
     Uncompressed wavs are decoded here. Everything else goes to libsndfile in another process with a time limit. Files
@@ -45,6 +51,7 @@ def decode(file: BinaryIO, max_bytes: int = 2 << 30, cancelled: Callable[[], boo
         file: a file with a descriptor, which nothing else may read in the meantime.
         max_bytes: maximum size of the mono audio, at its own rate and at 32 kHz.
         cancelled: polled while libsndfile decodes.
+        stereo: keep both channels. The mean stands for both if there are not two. The same files are rejected.
 
     Raises:
         ClipRejected: not decodable, shorter than its header says, empty, shorter than one frame of codes, silent,
@@ -59,9 +66,13 @@ def decode(file: BinaryIO, max_bytes: int = 2 << 30, cancelled: Callable[[], boo
         header.check()
     sound = open_pcm(descriptor, header) if header else None
     clip = DecodedClip(
-        *(decode_in_process(descriptor, max_bytes, cancelled) if sound is None else _mono(sound, max_bytes))
+        *(
+            decode_in_process(descriptor, max_bytes, cancelled, stereo=stereo)
+            if sound is None
+            else _decode_pcm(sound, max_bytes, stereo)
+        )
     )
-    if len(clip.samples) * FRAME_RATE < clip.rate:
+    if clip.samples.shape[-1] * FRAME_RATE < clip.rate:
         raise ClipRejected(
             message(
                 "it lasts {seconds:.4f} s, less than one frame of codes ({frame} s)",
@@ -72,15 +83,21 @@ def decode(file: BinaryIO, max_bytes: int = 2 << 30, cancelled: Callable[[], boo
     return clip
 
 
-def resample(samples: AudioArray, rate: int) -> AudioArray:
-    """Resample [samples] to 32 kHz, [samples · 32,000 / rate], with soxr's high quality."""
-    return samples if rate == SAMPLE_RATE else cast(AudioArray, soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ"))
+def resample(samples: AudioArray, rate: int, new_rate: int = SAMPLE_RATE) -> AudioArray:
+    """Resample [..., samples], of up to two dimensions, to [..., samples · new_rate / rate], with soxr's high quality.
+
+    The codec's rate of 32 kHz is the default.
+    """
+    if rate == new_rate:
+        return samples
+    resampled = cast(AudioArray, soxr.resample(samples.T, rate, new_rate, quality="HQ"))
+    return np.ascontiguousarray(resampled.T)
 
 
-def _mono(sound: PcmSound, max_bytes: int) -> tuple[AudioArray, int]:
+def _decode_pcm(sound: PcmSound, max_bytes: int, stereo: bool) -> tuple[AudioArray, int]:
     check_size(sound, max_bytes)
-    mono = mix_down(sound)
+    mono = mix_down(sound, stereo)
     if len(mono.samples) < sound.frames:  # the file was truncated in the meantime
         raise breaks_off(sound.frames, len(mono.samples))
     check_sound(mono)
-    return mono.samples, sound.samplerate
+    return mono.samples if mono.stereo is None else mono.stereo, sound.samplerate

@@ -37,13 +37,17 @@ SECONDS_PER_MIB = 2
 
 _WALL_FACTOR = 20  # wall time per CPU time allowed: a hanging decoder uses no CPU time
 _POLL_SECONDS = 0.2
-_REQUEST = struct.Struct("<qd")  # max_bytes, CPU seconds
+_REQUEST = struct.Struct("<qd?")  # max_bytes, CPU seconds, stereo
 _REPLY = struct.Struct("<I")  # bytes of JSON
 _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS)
 
 
 def decode_in_process(
-    descriptor: int, max_bytes: int, cancelled: Callable[[], bool] = lambda: False, seconds: float | None = None
+    descriptor: int,
+    max_bytes: int,
+    cancelled: Callable[[], bool] = lambda: False,
+    seconds: float | None = None,
+    stereo: bool = False,
 ) -> tuple[AudioArray, int]:
     """Decode a file with libsndfile to (mono samples, rate in Hz). Thread-safe.
 
@@ -52,6 +56,7 @@ def decode_in_process(
         max_bytes: maximum size of the mono signal, at its own rate and at 32 kHz.
         cancelled: polled several times a second.
         seconds: limit of CPU seconds; by default a generous number that grows with the file.
+        stereo: return both channels, [2, samples].
 
     Raises:
         ClipRejected: the file can't be used, took too long, or crashed the decoder.
@@ -65,7 +70,7 @@ def decode_in_process(
     except IndexError:
         worker = _Worker()
     try:
-        result = worker.decode(descriptor, max_bytes, cancelled, seconds)
+        result = worker.decode(descriptor, max_bytes, cancelled, seconds, stereo)
     except ClipRejected:
         _idle.append(worker) if worker.is_alive else worker.end()
         raise
@@ -94,7 +99,7 @@ class _Worker:
             )
 
     def decode(
-        self, descriptor: int, max_bytes: int, cancelled: Callable[[], bool], seconds: float
+        self, descriptor: int, max_bytes: int, cancelled: Callable[[], bool], seconds: float, stereo: bool
     ) -> tuple[AudioArray, int]:
         deadline = time.monotonic() + _WALL_FACTOR * seconds
 
@@ -115,7 +120,7 @@ class _Worker:
                 got += count
 
         try:
-            socket.send_fds(self._socket, [_REQUEST.pack(max_bytes, seconds)], [descriptor])
+            socket.send_fds(self._socket, [_REQUEST.pack(max_bytes, seconds, stereo)], [descriptor])
             receive(memoryview(size := bytearray(_REPLY.size)))
             receive(memoryview(line := bytearray(_REPLY.unpack(size)[0])))
             reply: dict[str, Any] = json.loads(line)
@@ -123,7 +128,7 @@ class _Worker:
                 raise ClipRejected(*reply["rejected"])
             if "failed" in reply:
                 raise OSError(*reply["failed"])
-            samples = np.empty(reply["samples"], dtype=np.float32)
+            samples = np.empty(reply["shape"], dtype=np.float32)
             receive(samples.data.cast("B"))
             return samples, reply["rate"]
         except ConnectionError:
@@ -170,10 +175,10 @@ def main() -> None:
             request, descriptors, _, _ = socket.recv_fds(caller, _REQUEST.size, 1)
             if not request:
                 return
-            max_bytes, seconds = _REQUEST.unpack(request)
+            max_bytes, seconds, stereo = _REQUEST.unpack(request)
             _limit_cpu(seconds)
             try:
-                _answer(caller, descriptors[0], max_bytes)
+                _answer(caller, descriptors[0], max_bytes, stereo)
             except ConnectionError:
                 return
             finally:
@@ -187,13 +192,14 @@ def _limit_cpu(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (limit if most < 0 else min(limit, most), most))
 
 
-def _answer(caller: socket.socket, descriptor: int, max_bytes: int) -> None:
+def _answer(caller: socket.socket, descriptor: int, max_bytes: int, stereo: bool) -> None:
     content: bytes | memoryview = b""
     try:
-        mono, rate = decode_with_sndfile(descriptor, max_bytes)
+        mono, rate = decode_with_sndfile(descriptor, max_bytes, stereo)
         check_sound(mono)
-        reply: dict[str, Any] = {"samples": len(mono.samples), "rate": rate}
-        content = mono.samples.data.cast("B")
+        samples = mono.samples if mono.stereo is None else np.ascontiguousarray(mono.stereo)
+        reply: dict[str, Any] = {"shape": samples.shape, "rate": rate}
+        content = samples.data.cast("B")
     except ClipRejected as rejected:
         reply = {"rejected": [rejected.found, rejected.next_step]}
     except (OSError, MemoryError) as error:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 
-from musicgen_core.data.audio import DecodedClip, decode
+from musicgen_core.data.audio import DecodedClip, decode, resample
 from musicgen_core.data.members import Member
 from musicgen_core.errors import ClipRejected
 from musicgen_core.prefetch import prefetch
@@ -32,7 +32,10 @@ OnClip = Callable[[Counts], None]
 
 
 def decoded_clips(
-    members: Iterator[Member], max_bytes: int, cancelled: Callable[[], bool] = lambda: False
+    members: Iterator[Member],
+    max_bytes: int,
+    cancelled: Callable[[], bool] = lambda: False,
+    stereo_rate: int | None = None,
 ) -> Generator[tuple[str, DecodedClip | ClipRejected]]:
     """Yield name and audio, or the rejection, of each member, in order.
 
@@ -40,6 +43,7 @@ def decoded_clips(
         members: clips of an archive.
         max_bytes: maximum size of a clip's audio, as for `decode`.
         cancelled: polled while libsndfile decodes.
+        stereo_rate: if given, clips are decoded to stereo and resampled to this rate in Hz.
 
     Raises:
         Cancelled: `cancelled` returned True while a clip was decoded.
@@ -48,11 +52,15 @@ def decoded_clips(
     def load(member: Member) -> tuple[str, DecodedClip | ClipRejected]:
         try:
             with member.open() as file:
-                return member.name, decode(file, max_bytes, cancelled)
+                clip = decode(file, max_bytes, cancelled, stereo=stereo_rate is not None)
         except ClipRejected as error:
             return member.name, error
+        if stereo_rate is not None:
+            clip = DecodedClip(resample(clip.samples, clip.rate, stereo_rate), stereo_rate)
+        return member.name, clip
 
-    return prefetch(_decoders(), members, load, lambda member: max(LEAST_COST, member.size), AHEAD_BYTES)
+    cost = 1 if stereo_rate is None else 2  # bytes in memory for each of a stereo file of 16 bits
+    return prefetch(_decoders(), members, load, lambda member: max(LEAST_COST, cost * member.size), AHEAD_BYTES)
 
 
 @cache

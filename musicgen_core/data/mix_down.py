@@ -1,4 +1,4 @@
-"""Mix decoded audio with any number of channels down to mono, block by block."""
+"""Mix decoded audio with any number of channels down to mono, block by block; its stereo can be kept."""
 
 from __future__ import annotations
 
@@ -42,12 +42,14 @@ class Mono:
         not_finite: number of samples of any channel that are NaN or infinite.
         peak: maximum absolute sample of the mean.
         cancelled: whether non-silent channels cancelled to silence somewhere.
+        stereo: [2, frames], the two channels, or the mean twice if there are not two; None: it was not asked for.
     """
 
     samples: AudioArray
     not_finite: int
     peak: float
     cancelled: bool
+    stereo: AudioArray | None = None
 
 
 def check_size(sound: Sound, max_bytes: int) -> None:
@@ -70,12 +72,13 @@ def check_size(sound: Sound, max_bytes: int) -> None:
         )
 
 
-def mix_down(sound: Sound) -> Mono:
+def mix_down(sound: Sound, keep_stereo: bool = False) -> Mono:
     """Return the mean of the channels, decoded block by block, so that memory is independent of their number.
 
     Invalid samples propagate to the mean, which is faster to check than all channels.
     """
     mono = np.empty(sound.frames, dtype=np.float32)
+    stereo = np.empty((2, sound.frames), dtype=np.float32) if keep_stereo else None
     buffer = np.empty((min(sound.frames, max(1, BLOCK // sound.channels)), sound.channels), dtype=np.float32)
     decoded = not_finite = 0
     peak, cancelled = 0.0, False
@@ -83,6 +86,8 @@ def mix_down(sound: Sound) -> Mono:
     while decoded < sound.frames and len(block := sound.read(out=buffer[: sound.frames - decoded])):
         mean = mono[decoded : decoded + len(block)]
         _mean_of_channels(block, mean)
+        if stereo is not None:
+            stereo[:, decoded : decoded + len(block)] = block.T if sound.channels == 2 else mean
         low, high = float(mean.min()), float(mean.max())  # NaN if any sample is
         peak = max(peak, -low, high)
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -90,7 +95,7 @@ def mix_down(sound: Sound) -> Mono:
         elif low == high == 0:
             cancelled |= bool(block.any())
         decoded += len(block)
-    return Mono(mono[:decoded], not_finite, peak, cancelled)
+    return Mono(mono[:decoded], not_finite, peak, cancelled, None if stereo is None else stereo[:, :decoded])
 
 
 def check_sound(mono: Mono) -> None:

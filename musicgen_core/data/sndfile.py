@@ -42,12 +42,13 @@ _MP3_KBITS_2 = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _MP3_SYNC = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
 
 
-def decode_with_sndfile(descriptor: int, max_bytes: int) -> tuple[Mono, int]:
+def decode_with_sndfile(descriptor: int, max_bytes: int, keep_stereo: bool = False) -> tuple[Mono, int]:
     """Decode a file to (mono signal, rate in Hz).
 
     Args:
         descriptor: descriptor of the file.
         max_bytes: maximum size of the mono signal, at its own rate and at 32 kHz.
+        keep_stereo: as for `mix_down`.
 
     Raises:
         ClipRejected: not decodable, shorter than its header says, or larger than `max_bytes`.
@@ -62,7 +63,7 @@ def decode_with_sndfile(descriptor: int, max_bytes: int) -> tuple[Mono, int]:
                     )
                 )
             check_size(sound, max_bytes)
-            mono = mix_down(sound)
+            mono = mix_down(sound, keep_stereo)
             _check_complete(sound, len(mono.samples))
             check_single(descriptor, sound.format, len(mono.samples) / sound.samplerate)
             return mono, sound.samplerate

@@ -22,14 +22,14 @@ OTHERS = [("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("AIFF", "PCM_16"), ("MP3", "MP
           ("CAF", "PCM_16"), ("AU", "PCM_16"), ("WAV", "IMA_ADPCM"), ("WAV", "MS_ADPCM")]  # fmt: skip
 
 
-def decoded(data: bytes, **limits: int) -> DecodedClip:
+def decoded(data: bytes, **limits: Any) -> DecodedClip:
     with tempfile.TemporaryFile() as file:
         file.write(data)
         file.seek(0)
         return decode(file, **limits)
 
 
-def rejection(data: bytes, **limits: int) -> str:
+def rejection(data: bytes, **limits: Any) -> str:
     with pytest.raises(ClipRejected) as rejected:
         decoded(data, **limits)
     reason = str(rejected.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import tempfile
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.data import mix_down
@@ -99,3 +101,33 @@ def test_resampling_keeps_the_duration(rate: int) -> None:
     resampled = resample(noise(rate + 7).astype(np.float32), rate)
     assert resampled.dtype == np.float32 and resampled.flags.c_contiguous
     assert len(resampled) == pytest.approx((rate + 7) * SAMPLE_RATE / rate, abs=1)
+
+
+@pytest.mark.parametrize(("format", "subtype"), [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16")])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_stereo_keeps_two_channels_and_takes_the_mean_of_others(
+    channels: int, format: str, subtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mix_down, "BLOCK", channels * 997)
+    data = written(noise(7000, channels), 44_100, format, subtype)
+    stereo, mono = decoded(data, stereo=True), decoded(data)
+    whole, _ = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    assert (stereo.samples.shape, stereo.samples.dtype) == ((2, 7000), np.float32)
+    assert (stereo.rate, stereo.seconds) == (mono.rate, mono.seconds)
+    np.testing.assert_array_equal(stereo.samples, whole.T if channels == 2 else np.stack([mono.samples] * 2))
+
+
+def test_stereo_rejects_what_mono_rejects() -> None:
+    one = noise(5000, 1)
+    for samples in (np.zeros((5000, 2)), np.hstack([one, -one]), noise(10, 2), np.full((5000, 2), np.nan)):
+        for data in (written(samples, 44_100), written(samples, 44_100)[:-8]):
+            assert rejection(data, stereo=True) == rejection(data)
+
+
+def test_both_channels_are_resampled_like_one() -> None:
+    stereo = noise(2, 48_000).astype(np.float32)
+    both = resample(stereo, 48_000, 44_100)
+    assert both.shape == (2, 44_100) and both.flags.c_contiguous
+    for channel, alone in zip(both, stereo, strict=True):
+        np.testing.assert_allclose(channel, resample(alone, 48_000, 44_100), atol=1e-6)
+    assert resample(stereo, 48_000, 48_000) is stereo
