@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from musicgen_core.errors import ConfigError
 from musicgen_core.exclusions import Exclude
 from musicgen_core.learning_settings import AdapterSettings, OptimizerSettings
+from musicgen_core.separation.settings import RemoveVocals
 from musicgen_core.settings import LARGEST_COUNT, LONGEST_SECONDS, MOST_WORKERS, Settings
 from musicgen_core.texts import MAX_CHARACTERS, check_encoding, template_fields
 
@@ -285,9 +286,10 @@ class ReadingSettings(Settings):
 
 
 class TokenizeSettings(DescriptionSettings, ReadingSettings):
-    """How to describe clips, what to leave out, and what to expect of archives."""
+    """How to describe clips, what to leave out of archives and of the audio, and what to expect of archives."""
 
     exclude: Exclude = ()
+    remove_vocals: RemoveVocals = False
 
 
 Duration = Annotated[

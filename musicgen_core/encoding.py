@@ -97,9 +97,9 @@ class _Track(Generic[K]):
         if not isinstance(clip, DecodedClip):
             self.clip = clip
             return
-        self.seconds = clip.seconds
+        self.seconds = clip.duration
         new = ENCODE_SECONDS - LEAD_SECONDS - TAIL_SECONDS
-        starts = range(0, math.ceil(self.seconds), new) if self.seconds > ENCODE_SECONDS else range(1)
+        starts = range(0, math.ceil(clip.seconds), new) if clip.seconds > ENCODE_SECONDS else range(1)
         self.codes = [None] * len(starts)
         for index, start in enumerate(starts):
             last = index == len(starts) - 1

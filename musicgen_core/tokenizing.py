@@ -42,6 +42,8 @@ from musicgen_core.data.shards import (
 from musicgen_core.encoding import Encoded, encode_clips
 from musicgen_core.errors import Cancelled, ClipRejected, TokensError
 from musicgen_core.exclusions import DUPLICATE, measured
+from musicgen_core.separation.separator import Separator
+from musicgen_core.separation.vocals import remove_vocals
 from musicgen_core.wording import counted
 
 CODES_VERSION = 1
@@ -61,12 +63,14 @@ class Tokenizer:
         tokens: the directory of shards.
         settings: limits, how descriptions are composed, and what clips to leave out.
         metadata: descriptions of clips, and which to leave out; or None.
+        separator: removes the vocals of all clips, or None.
     """
 
     codec: Codec
     tokens: UPath
     settings: TokenizeSettings = field(default_factory=TokenizeSettings)
     metadata: Captions | None = None
+    separator: Separator | None = None
 
     def tokenize(
         self,
@@ -121,7 +125,8 @@ class Tokenizer:
     def _fingerprint(self, file: ArchiveFile, limit: int | None, rejected: Sequence[Rejected]) -> str:
         """Return the fingerprint of a shard with these rejections, which matter where clips are left out."""
         names = _names(filter(is_excluded, rejected))
-        whole = shard_fingerprint(file.digest, self.codec.identity, self.settings, limit, names)
+        separator = self.separator.identity if self.separator else ""
+        whole = shard_fingerprint(file.digest, self.codec.identity, self.settings, limit, names, separator)
         return fingerprint_without(whole, rejected)
 
     def _refuse_foreign(self, file: ArchiveFile) -> None:
@@ -194,8 +199,11 @@ class Tokenizer:
         Raises:
             Cancelled: `cancelled` returned True while a clip was decoded.
         """
-        with closing(decoded_clips(members, limits_of(self.settings).max_clip_bytes, cancelled)) as ahead:
-            yield from encode_clips(self.codec, ahead)
+        stereo_rate = self.separator.rate if self.separator else None
+        with closing(decoded_clips(members, limits_of(self.settings).max_clip_bytes, cancelled, stereo_rate)) as ahead:
+            yield from encode_clips(
+                self.codec, remove_vocals(self.separator, ahead, cancelled) if self.separator else ahead
+            )
 
     def _refresh(self, file: ArchiveFile, report: ShardReport) -> ShardReport:
         """Rewrite the shard if descriptions have changed or more clips are left out, and keep the other codes."""
@@ -312,14 +320,21 @@ def _rewrite(source: Path, target: Path, described: _Described, codec: Codec, sk
 
 
 def shard_fingerprint(
-    digest: str, codec: str, settings: TokenizeSettings, limit: int | None, excluded: Sequence[str] = ()
+    digest: str,
+    codec: str,
+    settings: TokenizeSettings,
+    limit: int | None,
+    excluded: Sequence[str] = (),
+    separator: str = "",
 ) -> str:
     """Return a hash of the digest of the archive's content, the codec, and the settings that affect the codes.
 
-    Times and paths never enter it. Names of clips that are left out do, if there are any.
+    Times and paths never enter it. Names of clips that are left out do, if there are any, and so does the identity of
+    the separator.
     """
     shaping = settings.model_dump(include={"name_encoding", "max_clip_gib", "max_ratio"})
     parts = [digest, codec, CODES_VERSION, limit, shaping, *([sorted(excluded)] if excluded else [])]
+    parts += [separator] if separator else []
     return f"sha256:{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
 
 

@@ -148,6 +148,15 @@ def clap_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def demucs_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a toy HTDemucs with random weights. Read-only. Tests that need it are skipped where Demucs is missing."""
+    pytest.importorskip("demucs")
+    from tests.toy_demucs import make_demucs
+
+    return make_demucs(tmp_path_factory.mktemp("demucs"))
+
+
+@pytest.fixture(scope="session")
 def demo_tokens(demo_archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the demo archives' shards, for the debug model. Read-only."""
     from musicgen_core.codec import Codec

@@ -25,15 +25,22 @@ class DecodedClip:
 
     Attributes:
         samples: [samples], fp32, mono; [2, samples] if stereo was asked for.
-        rate: Hz; the file's own.
+        rate: Hz; the file's own, unless the clip was resampled.
+        file_seconds: duration at the file's own rate, if the clip was resampled.
     """
 
     samples: AudioArray
     rate: int
+    file_seconds: float | None = None
 
     @property
     def seconds(self) -> float:
         return self.samples.shape[-1] / self.rate
+
+    @property
+    def duration(self) -> float:
+        """Seconds at the file's own rate."""
+        return self.seconds if self.file_seconds is None else self.file_seconds
 
 
 def decode(

@@ -56,7 +56,7 @@ def decoded_clips(
         except ClipRejected as error:
             return member.name, error
         if stereo_rate is not None:
-            clip = DecodedClip(resample(clip.samples, clip.rate, stereo_rate), stereo_rate)
+            clip = DecodedClip(resample(clip.samples, clip.rate, stereo_rate), stereo_rate, clip.seconds)
         return member.name, clip
 
     cost = 1 if stereo_rate is None else 2  # bytes in memory for each of a stereo file of 16 bits

@@ -1,0 +1,182 @@
+"""Remove the vocals of clips, in batches of segments of several clips.
+
+A clip is cut into segments that overlap by a quarter. Their results are faded into each other, with weights that fall
+linearly from the middle of a segment to its ends, and segments at the ends of a clip get what the clip has on the
+other side, then zeros. All this is as in `demucs.apply.apply_model` without random shifts, so that a clip always has
+the same codes. There, the segments of one clip are computed one by one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Generic, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from musicgen_core.data.audio import DecodedClip
+from musicgen_core.errors import Cancelled, ClipRejected, DeviceError
+from musicgen_core.language import message
+from musicgen_core.separation.separator import Separator
+
+logger = logging.getLogger(__name__)
+K = TypeVar("K")
+
+OVERLAP = 0.25
+SILENCE = 1e-8
+"""Added to the deviation, as demucs does, so that silence can be divided by it"""
+WINDOW_BATCHES = 4
+"""Number of batches' worth of clips that may wait for a segment of the first"""
+
+
+def remove_vocals(
+    separator: Separator,
+    clips: Iterable[tuple[K, DecodedClip | ClipRejected]],
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Generator[tuple[K, DecodedClip | ClipRejected]]:
+    """Yield each clip without its vocals, in mono, in input order; rejections pass through in place.
+
+    Args:
+        separator: several callers may share it.
+        clips: stereo at `separator.rate`.
+        cancelled: polled before each batch.
+
+    Raises:
+        Cancelled: `cancelled` returned True.
+        DeviceError: not even one segment fits the GPU.
+    """
+    waiting: deque[_Track[K]] = deque()  # in order
+    batch: list[_Segment] = []
+    for key, clip in clips:
+        track = _Track(key, clip, separator)
+        waiting.append(track)
+        for segment in track.segments():
+            batch.append(segment)
+            if len(batch) >= separator.batch_segments:
+                _separate(separator, batch, cancelled)
+                batch = []
+        if batch and len(waiting) > WINDOW_BATCHES * separator.batch_segments:  # the others were rejected
+            _separate(separator, batch, cancelled)
+            batch = []
+        yield from _finished(waiting, separator.rate)
+    if batch:
+        _separate(separator, batch, cancelled)
+    yield from _finished(waiting, separator.rate)
+
+
+class _Track(Generic[K]):
+    """A clip in progress: its audio, and the weighted sum of what its segments left of it."""
+
+    def __init__(self, key: K, clip: DecodedClip | ClipRejected, separator: Separator) -> None:
+        self.key, self.clip = key, clip
+        self._length = separator.segment_samples
+        self._open = 0
+        if isinstance(clip, ClipRejected):
+            return
+        self.audio = torch.from_numpy(clip.samples)  # [2, samples]
+        mono = self.audio.mean(dim=0)
+        self.mean, self.deviation = mono.mean(), mono.std() + SILENCE
+        self._sum, self._weights = torch.zeros_like(mono), torch.zeros_like(mono)
+
+    def segments(self) -> Iterator[_Segment]:
+        if isinstance(self.clip, ClipRejected):
+            return
+        starts = range(0, self.audio.shape[1], int((1 - OVERLAP) * self._length))
+        self._open = len(starts)
+        for start in starts:
+            yield _Segment(self, start, min(self._length, self.audio.shape[1] - start))
+
+    def window(self, start: int) -> Tensor:
+        """Return the normalised audio [2, segment_samples] from a sample on, which may be negative."""
+        end = start + self._length
+        first, last = max(0, start), min(self.audio.shape[1], end)
+        normalised = (self.audio[:, first:last] - self.mean) / self.deviation
+        return F.pad(normalised, (first - start, end - last))
+
+    def add(self, start: int, found: Tensor) -> None:
+        """Add the result of a segment, [samples]."""
+        weights = _triangle(self._length)[: len(found)]
+        part = slice(start, start + len(found))
+        self._sum[part] += weights * found
+        self._weights[part] += weights
+        self._open -= 1
+
+    def result(self, rate: int) -> DecodedClip | ClipRejected | None:
+        """Return what is left of the clip, or its rejection; None while segments are missing."""
+        if isinstance(self.clip, ClipRejected):
+            return self.clip
+        if self._open:
+            return None
+        left = self._sum.div_(self._weights).mul_(self.deviation).add_(self.mean)
+        return DecodedClip(left.numpy(), rate, self.clip.file_seconds)
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """A part of a clip, of at most `segment_samples`."""
+
+    track: _Track[Any]
+    start: int
+    samples: int
+
+    def window(self, length: int) -> Tensor:
+        """Return the segment in the middle of [2, length], amid what the clip has on both sides."""
+        return self.track.window(self.start - (length - self.samples) // 2)
+
+    def deliver(self, found: Tensor) -> None:
+        lead = (len(found) - self.samples) // 2
+        self.track.add(self.start, found[lead : lead + self.samples])
+
+
+def _finished(waiting: deque[_Track[K]], rate: int) -> Iterator[tuple[K, DecodedClip | ClipRejected]]:
+    while waiting and (result := waiting[0].result(rate)) is not None:
+        yield waiting.popleft().key, result
+
+
+def _separate(separator: Separator, batch: Sequence[_Segment], cancelled: Callable[[], bool]) -> None:
+    """Compute a batch of segments, in halves if the GPU's memory doesn't suffice."""
+    if cancelled():
+        raise Cancelled("removing vocals was cancelled")
+    found = _try(separator, batch)
+    if found is not None:
+        for segment, samples in zip(batch, found, strict=True):
+            segment.deliver(samples)
+        return
+    torch.cuda.empty_cache()
+    if len(batch) == 1:
+        raise DeviceError(
+            message(
+                "{seconds:.0f} s of audio don't fit the memory that is free on the GPU",
+                seconds=separator.segment_samples / separator.rate,
+            ),
+            message("Stop other programs on the GPU, or tokenize with --device cpu"),
+        )
+    half = math.ceil(len(batch) / 2)
+    if half < separator.batch_segments:
+        separator.batch_segments = half
+        logger.warning("out of GPU memory: batches of Demucs are %d segments from here on", half)
+    _separate(separator, batch[:half], cancelled)
+    _separate(separator, batch[half:], cancelled)
+
+
+def _try(separator: Separator, batch: Sequence[_Segment]) -> Tensor | None:
+    """Return what is left of segments; None if out of memory. Keeping the error would keep its allocations."""
+    windows = torch.stack([segment.window(separator.segment_samples) for segment in batch])
+    try:
+        return separator.without_vocals(windows)
+    except torch.OutOfMemoryError:
+        return None
+
+
+@lru_cache(maxsize=1)
+def _triangle(length: int) -> Tensor:
+    """Return the weights of a segment's samples, which are largest in its middle."""
+    half = length // 2
+    weights = torch.cat([torch.arange(1, half + 1), torch.arange(length - half, 0, -1)])
+    return weights / weights.max()
