@@ -69,6 +69,7 @@ from musicgen_core.evaluation.request import (
 )
 from musicgen_core.exclusions import Exclude
 from musicgen_core.learning_settings import AdapterSettings, OptimizerSettings
+from musicgen_core.separation.settings import RemoveVocals
 from musicgen_core.settings import MOST_SIDE_BY_SIDE, MOST_WORKERS, Settings
 
 _CopyTo = Annotated[str | None, Field(description="Folder or URL for a second copy")]
@@ -183,6 +184,7 @@ class TokenizeParameters(Settings):
     device: Device = "auto"
     limit: Limit = 0
     exclude: Exclude = ()
+    remove_vocals: RemoveVocals = False
     descriptions: DescriptionSettings = DescriptionSettings()
     reading: ReadingSettings = ReadingSettings()
     workers: Workers = Workers()
@@ -235,6 +237,7 @@ class FinetuneParameters(Settings):
     device: Device = "auto"
     limit: Limit = 0
     exclude: Exclude = ()
+    remove_vocals: RemoveVocals = False
     captions: CaptionMissing = "auto"
     on_failed_archives: OnFailedArchives = "stop"
     num_epochs: Epochs = 5

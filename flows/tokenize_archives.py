@@ -41,6 +41,7 @@ from musicgen_core.data.shards import ShardReport, described_clips, is_whole, re
 from musicgen_core.errors import MusicgenError
 from musicgen_core.exclusions import DUPLICATE
 from musicgen_core.language import message
+from musicgen_core.separation.weights import find_separator
 from musicgen_core.settings import collect
 from musicgen_core.stages import announce
 from musicgen_core.wording import counted, joined_sentences
@@ -48,7 +49,7 @@ from tasks.archives_log import ArchivesLog, log_tokenizing
 from tasks.artifacts import artifacts_of_run
 from tasks.outcomes import no_descriptions, tokenized
 from tasks.summary import show_summary, tokenized_section
-from tasks.tokenizing import check_codec, exclude_near_duplicates, tokenize_archive
+from tasks.tokenizing import exclude_near_duplicates, load_models, tokenize_archive
 
 _core_logger = logging.getLogger("musicgen_core.tokenizing")  # the terminal shows what the core logs
 _Described = Sequence[tuple[str, str | None]]
@@ -85,6 +86,8 @@ def tokenize_archives(given: TokenizeParameters) -> State[TokenizeResult]:
     on = {"model": given.model, "device": given.device}
     settings = collect(TokenizeSettings, given)
     model, device = chosen_model(given.model), chosen_device(given.device)
+    if settings.remove_vocals:
+        find_separator()  # fails before anything is read if Demucs or its weights are missing
     announce(message("looking into the archives"))
     found, left_out = choose_archives(absolute(location_of(given.archives, "musicgen_archives")))
     warn_in_terminal(left_out)
@@ -124,7 +127,7 @@ def tokenize_archives(given: TokenizeParameters) -> State[TokenizeResult]:
     if undescribed := undescribed_clips(list(limits), Captioner(settings, captions)):
         _core_logger.warning("%s", no_descriptions(undescribed))
     if given.workers.task_runner == "threads":  # a cluster's workers have their own caches and GPUs
-        check_codec(model, device)
+        load_models(model, device, settings.remove_vocals)
     with runner, log_tokenizing(target, [entry["stem"] for entry in work]) as log:
         announce(message("encoding the clips"))
         # A persisted result does not track its shard: redo shards that are missing, damaged or out of date.

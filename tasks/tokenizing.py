@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger, task
@@ -23,27 +24,32 @@ if TYPE_CHECKING:
     from musicgen_core.data.captions import Captions
     from musicgen_core.data.shards import ShardReport
     from musicgen_core.model.weights import BaseModel
+    from musicgen_core.separation.separator import Separator
 
 _lock = threading.Lock()
 
 
 def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
-    """Return the cache key: the archive's content, codec, settings, captions and the shard's location."""
+    """Return the cache key: the archive's content, codec, separator, settings, captions and the shard's location."""
     from musicgen_core.data.archive import content_digest
     from musicgen_core.model.compression import codec_identity
     from musicgen_core.model.weights import find_codec
+    from musicgen_core.separation.weights import find_separator, separator_identity
     from musicgen_core.tokenizing import shard_fingerprint
 
     settings: TokenizeSettings = parameters["settings"]
     archive = storage.as_path(parameters["archive"])
     try:
         codec = codec_identity(find_codec(parameters["model"]))
-        fingerprint = shard_fingerprint(content_digest(archive), codec, settings, parameters["limit"])
+        separator = separator_identity(find_separator()) if settings.remove_vocals else ""
+        digest, limit = content_digest(archive), parameters["limit"]
+        fingerprint = shard_fingerprint(digest, codec, settings, limit, separator=separator)
         metadata = storage.content_sha256(storage.as_path(parameters["metadata"])) if parameters["metadata"] else ""
     except (MusicgenError, OSError):
         return None  # the task itself meets the same error, and reports it
-    # Results that earlier versions persisted have no setting of what to leave out.
-    values = settings.model_dump_json(exclude=None if settings.exclude else {"exclude"})
+    # Results that earlier versions persisted have no setting of what to leave out. The fingerprint has the separator.
+    unset = {"remove_vocals"} if settings.exclude else {"remove_vocals", "exclude"}
+    values = settings.model_dump_json(exclude=unset)
     parts = [fingerprint, metadata, values, parameters["tokens"], archive_stem(archive)]
     return f"tokenize-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
 
@@ -63,7 +69,13 @@ def tokenize_archive(
     """Tokenize one archive into one shard of codes."""
     from musicgen_core.tokenizing import Tokenizer
 
-    tokenizer = Tokenizer(_codec(model, device), storage.as_path(tokens), settings, _captions(metadata, settings))
+    tokenizer = Tokenizer(
+        _codec(model, device),
+        storage.as_path(tokens),
+        settings,
+        _captions(metadata, settings),
+        _separator(device) if settings.remove_vocals else None,
+    )
     result = tokenizer.tokenize(
         storage.as_path(archive), limit, progress_of(stem), cancelled=lambda: is_stopped(flow_run)
     )
@@ -87,15 +99,18 @@ def exclude_near_duplicates(tokens: str, model: str) -> None:
     exclude_duplicates(storage.as_path(tokens), codec_identity(find_codec(model)))
 
 
-def check_codec(model: str, device: str) -> None:
-    """Load the codec that tasks in this process will use.
+def load_models(model: str, device: str, remove_vocals: bool) -> None:
+    """Load the codec that tasks in this process will use, and the separator if they remove vocals.
 
     Raises:
-        ModelError: the codec can't be loaded.
+        ConfigError: Demucs is not installed.
+        ModelError: a model can't be loaded.
         DeviceError: the device can't be used.
     """
     announce_torch()
     _codec(model, device)
+    if remove_vocals:
+        _separator(device)
 
 
 def _codec(model: str, device: str) -> Codec:
@@ -113,6 +128,22 @@ def _load_codec(model: BaseModel, _identity: str, device: str) -> Codec:
     from musicgen_core.devices import pick_device
 
     return Codec(model, pick_device(device))
+
+
+def _separator(device: str) -> Separator:
+    from musicgen_core.separation.weights import find_separator, separator_identity
+
+    with _lock:
+        directory = find_separator()
+        return _load_separator(directory, separator_identity(directory), device)
+
+
+@lru_cache(maxsize=1)
+def _load_separator(directory: Path, _identity: str, device: str) -> Separator:
+    from musicgen_core.devices import pick_device
+    from musicgen_core.separation.separator import Separator
+
+    return Separator(directory, pick_device(device))
 
 
 def _captions(metadata: str | None, settings: TokenizeSettings) -> Captions | None:

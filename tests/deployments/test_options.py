@@ -87,6 +87,13 @@ def test_texts_of_which_none_is_wanted_may_be_empty() -> None:
     assert parsed("train", "T", "R", "--sample-prompt", "")["sample_prompts"] == [""]
 
 
+def test_removing_vocals_is_an_option_of_tokenize_and_finetune() -> None:
+    assert parsed("tokenize", "A", "T", "--remove-vocals")["remove_vocals"] is True
+    places = ("--tokens", "T", "--run-dir", "R", "--output", "O")
+    assert parsed("finetune", "A", *places, "--remove-vocals")["remove_vocals"] is True
+    assert "remove_vocals" not in parsed("tokenize", "A", "T")
+
+
 def test_of_an_option_that_is_repeated_the_last_value_counts() -> None:
     assert parsed("train", "T", "R", "--seed", "1", "--seed", "2")["seed"] == 2
 
