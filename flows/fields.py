@@ -20,8 +20,8 @@ _Text = Annotated[str, BeforeValidator(lambda text: "" if text is None else text
 
 _ZERO_IF_NULL = BeforeValidator(lambda number: 0 if number is None else number)
 _MODELS = (
-    "MusicGen model: a Hugging Face id, a directory in audiocraft's format, demo (small, comes with the project) or "
-    "debug (random weights, for tests)"
+    "MusicGen model: a Hugging Face id, a directory in audiocraft's format or transformers' format, demo (small, "
+    "comes with the project) or debug (random weights, for tests)"
 )
 _DEFAULT = f"{DEFAULT_MODEL} (deployments: the variable musicgen_model)"
 Model = Annotated[_Text, Field(description=f"{_MODELS}. Default: {_DEFAULT}")]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from musicgen_core.model.decoder import DecoderConfig
+    from musicgen_core.model.weights import BaseModel
 
 _SHAPES = {  # dim, layers, heads. Source: audiocraft, config/model/lm/model_scale
     "facebook/musicgen-small": (1024, 24, 16),
@@ -60,23 +61,20 @@ def measure_model(name: str) -> ModelSize:
     Raises:
         ModelError: no command can use the name or directory, or its size is unknown.
     """
-    from huggingface_hub import try_to_load_from_cache
-
     from musicgen_core.model.configuration import read_lm_config
     from musicgen_core.model.debug_model import LM_CONFIG
     from musicgen_core.model.decoder import DecoderConfig
     from musicgen_core.model.local_files import DEBUG, LM_FILE
-    from musicgen_core.model.weights import find_model, refuse_unsupported
+    from musicgen_core.model.weights import BaseModel, find_model, refuse_unsupported, wanted_files
 
     if name == DEBUG:
         config = read_lm_config(LM_CONFIG, DEBUG).decoder
         return _measure(name, config, file_bytes=4 * _parameters(config))
     if Path(name).expanduser().is_dir() or not _HUB_ID.fullmatch(name):
-        return _measure_file(name, find_model(name).lm_path)  # downloads nothing for a name of this kind
+        return _measure_base(find_model(name))  # downloads nothing for a name of this kind
     refuse_unsupported(name)
-    cached = try_to_load_from_cache(name, LM_FILE)
-    if isinstance(cached, str):
-        return _measure_file(name, Path(cached))
+    if cached := hub.cached(name, *wanted_files(name, (LM_FILE,))):
+        return _measure_base(BaseModel(name, cached))
     if name not in _SHAPES:
         raise ModelError(
             message("what {name} asks of a machine shows only once it is here", name=name),
@@ -90,11 +88,8 @@ def measure_model(name: str) -> ModelSize:
     return _measure(name, config, file_bytes, file_bytes + _BESIDE_LM_BYTES)
 
 
-def _measure_file(name: str, path: Path) -> ModelSize:
-    from musicgen_core.model.audiocraft_format import read_checkpoint
-    from musicgen_core.model.configuration import read_lm_config
-
-    return _measure(name, read_lm_config(read_checkpoint(path)["xp.cfg"], path).decoder, path.stat().st_size)
+def _measure_base(model: BaseModel) -> ModelSize:
+    return _measure(model.name, model.config.decoder, model.lm_bytes)
 
 
 def _measure(name: str, config: DecoderConfig, file_bytes: int, download_bytes: int = 0) -> ModelSize:
@@ -157,7 +152,8 @@ def _missing(name: str) -> Iterator[str]:
     """Return the ids of the repositories from which files have to be downloaded."""
     from musicgen_core.model.compression import ENCODEC, codec_repo
     from musicgen_core.model.local_files import DEBUG, TEXT_ENCODER
-    from musicgen_core.model.weights import BUILT_IN, MODEL, BaseModel, find_model, refuse_unsupported
+    from musicgen_core.model.transformers_format import has_tokenizer
+    from musicgen_core.model.weights import BUILT_IN, BaseModel, find_model, refuse_unsupported, wanted_files
 
     if name == DEBUG:
         return  # it is made on first use
@@ -165,7 +161,7 @@ def _missing(name: str) -> Iterator[str]:
         found: Path | None = find_model(name).directory
     else:
         refuse_unsupported(name)
-        found = hub.cached(name, MODEL)
+        found = hub.cached(name, *wanted_files(name))
     if found is None:
         yield name
         text_encoder = _PUBLISHED_T5
@@ -175,6 +171,10 @@ def _missing(name: str) -> Iterator[str]:
         if codec is not None and hub.cached(codec, ENCODEC) is None:
             yield codec
         if (found / TEXT_ENCODER).is_dir():
+            return
+        if model.is_transformers:
+            if not has_tokenizer(found) and hub.cached(model.config.t5, hub.T5_TOKENIZER) is None:
+                yield model.config.t5
             return
         text_encoder = model.text_encoder
     if hub.cached(text_encoder, hub.T5) is None:

@@ -19,14 +19,11 @@ from musicgen_core.layer_ranges import parse_layers, parse_ranks, show_layers, s
 from musicgen_core.learning_settings import LORA_TARGETS, AdapterSettings
 from musicgen_core.model import hub, peft_directory
 from musicgen_core.model.adapter_values import check_adapter_values, pattern_of, ranks_in
-from musicgen_core.model.local_files import LM_FILE
-from musicgen_core.model.weights import BUILT_IN, BaseModel
+from musicgen_core.model.weights import BUILT_IN, PUBLISHED, BaseModel
 from musicgen_core.run_layout import BEST_ADAPTER, RunLayout, find_config, run_of
 
 logger = logging.getLogger(__name__)
 
-PUBLISHED = "facebook/musicgen-"
-"""The prefix of the published models' ids."""
 _LOCATION = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:/(?P<inside>\w[\w./-]*))?")
 _CACHED = re.compile(r"models--(?P<user>.+?)--(?P<name>.+?)/snapshots/(?P<commit>[0-9a-f]{40})/(?P<file>.+)")
 _BY_PREFERENCE = tuple(
@@ -330,7 +327,7 @@ def base_model_of(adapter: Adapter, weights: UPath) -> str | None:
         AdapterError: it was trained on a local model whose directory is unknown or no longer exists.
     """
     name, hashed, _ = adapter.base_model.partition("@sha256:")
-    is_directory = not hashed and name and (Path(name).expanduser() / LM_FILE).is_file()
+    is_directory = not hashed and name and BaseModel(name, Path(name).expanduser()).has_language_model
     if name in BUILT_IN or is_directory or hub_id(name):
         return name
     if not hashed:

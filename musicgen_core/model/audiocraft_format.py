@@ -63,7 +63,7 @@ fuser:
   {{cross_attention_pos_emb: false, cross_attention_pos_emb_scale: 1, sum: [], prepend: [], cross: [description],
    input_interpolate: []}}
 conditioners:
-  description: {{model: t5, t5: {{name: t5-small, finetune: false, word_dropout: 0.0, normalize_text: false}}}}
+  description: {{model: t5, t5: {{name: {t5}, finetune: false, word_dropout: {word_dropout}, normalize_text: false}}}}
 """  # noqa: E501
 
 _CODEC = """
@@ -123,7 +123,12 @@ def _foreign(path: Path, reason: str) -> ModelError:
 
 def save_checkpoint(path: Path, settings: str, state: dict[str, Tensor]) -> None:
     """Write a checkpoint as audiocraft exports it."""
-    torch.save({"xp.cfg": settings, "best_state": state, "version": "1.3.0", "exported": True}, path)
+    torch.save(checkpoint_of(settings, state), path)
+
+
+def checkpoint_of(settings: str, state: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the content of a checkpoint as audiocraft exports it."""
+    return {"xp.cfg": settings, "best_state": state, "version": "1.3.0", "exported": True}
 
 
 def language_model_settings(
@@ -134,10 +139,16 @@ def language_model_settings(
     cardinality: int = 2048,
     text_dropout: float = 0.3,
     guidance: float = 3.0,
+    word_dropout: float = 0.0,
+    t5: str = "t5-small",
 ) -> str:
-    """Return the settings of a language model with a text encoder of t5-small's width, 512.
+    """Return the settings of a language model.
 
-    `guidance` is the coefficient of classifier-free guidance if a request gives none.
+    Args:
+        text_dropout: share of clips that are trained on without their text.
+        guidance: coefficient of classifier-free guidance if a request gives none.
+        word_dropout: share of words that are left out of the texts in training.
+        t5: audiocraft's name of the text encoder.
     """
     return _LANGUAGE_MODEL.format(
         dim=dim,
@@ -147,7 +158,15 @@ def language_model_settings(
         cardinality=cardinality,
         text_dropout=text_dropout,
         guidance=guidance,
+        word_dropout=word_dropout,
+        t5=t5,
     )
+
+
+def hidden_scale(dim: int, ffn_dim: int) -> float:
+    """Return the setting from which audiocraft computes the width of the feed-forward layers, `int(scale * dim)`."""
+    scale = ffn_dim / dim
+    return scale if int(scale * dim) == ffn_dim else (ffn_dim + 0.5) / dim
 
 
 def codec_settings(

@@ -1,4 +1,4 @@
-"""Load EnCodec from audiocraft's checkpoint, or from the Hub repository that the checkpoint points to.
+"""Load EnCodec from audiocraft's checkpoint, the Hub repository that it points to, or a model in transformers' format.
 
 audiocraft exports a codec from the Hub as `{"pretrained": "facebook/encodec_32khz"}`; such a repository is in
 transformers' format. Loading never runs code from a file.
@@ -22,7 +22,13 @@ from musicgen_core.language import message
 from musicgen_core.model import hub
 from musicgen_core.model.audiocraft_format import read_file
 from musicgen_core.model.configuration import XpConfig, shown
-from musicgen_core.model.local_files import MOST_BYTES_OF_POINTER, codec_checksum, file_sha256
+from musicgen_core.model.local_files import (
+    MOST_BYTES_OF_POINTER,
+    codec_checksum,
+    file_sha256,
+    transformers_codec_checksum,
+)
+from musicgen_core.model.transformers_format import load_encodec
 from musicgen_core.model.weights import BaseModel
 
 USE_ANOTHER = "Use the codec that comes with facebook/musicgen-large"
@@ -45,12 +51,10 @@ def load_codec(model: BaseModel, device: torch.device) -> Any:
     Raises:
         ModelError: it is damaged, or its codes are not MusicGen's.
     """
-    path = model.codec_path
-    checkpoint = read_file(path)
-    repo = checkpoint.get("pretrained")
-    name = f"the codec {path}" if repo is None else f"the codec {shown(repo)}, which {path} points to,"
+    checkpoint = {} if model.is_transformers else read_file(model.codec_path)
+    name = _name(model, checkpoint)
     try:
-        codec = _from_checkpoint(checkpoint, path) if repo is None else _from_hub(repo, name)
+        codec = _load(model, checkpoint, name)
         if codec.total_codebooks > CODEBOOKS:
             codec.set_num_codebooks(CODEBOOKS)  # those that MusicGen's language models were trained on
         codec = codec.to(device).eval()
@@ -62,7 +66,7 @@ def load_codec(model: BaseModel, device: torch.device) -> Any:
         raise ModelError(
             message("{name} can't be loaded ({reason})", name=name, reason=reason), message("Fetch the file again")
         ) from error
-    cardinality = model.config.decoder.cardinality if model.lm_path.is_file() else found[-1]
+    cardinality = model.config.decoder.cardinality if model.has_language_model else found[-1]
     expected = (SAMPLE_RATE, FRAME_RATE, CODEBOOKS, min(cardinality, CARDINALITY))
     if found != expected:
         raise ModelError(
@@ -78,8 +82,25 @@ def load_codec(model: BaseModel, device: torch.device) -> Any:
     return codec
 
 
+def _name(model: BaseModel, checkpoint: Mapping[str, Any]) -> str:
+    path, repo = model.codec_path, checkpoint.get("pretrained")
+    if model.is_transformers:
+        return f"the codec of {model.directory}"
+    return f"the codec {path}" if repo is None else f"the codec {shown(repo)}, which {path} points to,"
+
+
+def _load(model: BaseModel, checkpoint: Mapping[str, Any], name: str) -> Any:
+    if model.is_transformers:
+        encodec = load_encodec(model.directory)
+        return import_audiocraft("audiocraft.models.encodec").HFEncodecCompressionModel(encodec)
+    repo = checkpoint.get("pretrained")
+    return _from_checkpoint(checkpoint, model.codec_path) if repo is None else _from_hub(repo, name)
+
+
 def codec_identity(model: BaseModel) -> str:
     """Return a hash of the codec's weights, without loading them."""
+    if model.is_transformers:
+        return transformers_codec_checksum(model.directory)
     repo = codec_repo(model)
     if repo is None:
         return codec_checksum(model.codec_path)
@@ -96,6 +117,8 @@ def codec_repo(model: BaseModel) -> str | None:
     Raises:
         ModelError: it points to something that is not a repository.
     """
+    if model.is_transformers:
+        return None
     path = model.codec_path
     repo = read_file(path).get("pretrained") if path.stat().st_size <= MOST_BYTES_OF_POINTER else None
     return None if repo is None else _checked_repo(repo, f"the codec {path}")

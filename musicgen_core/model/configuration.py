@@ -25,7 +25,7 @@ from musicgen_core.model.decoder import DecoderConfig
 
 USE_ANOTHER = "Use facebook/musicgen-small, facebook/musicgen-medium or facebook/musicgen-large"
 _DEFAULT_CARDINALITY = 1024
-_T5_WIDTHS = {"t5-small": 512, "t5-base": 768, "t5-large": 1024}  # as in audiocraft's T5Conditioner
+T5_WIDTHS = {"t5-small": 512, "t5-base": 768, "t5-large": 1024}  # as in audiocraft's T5Conditioner
 
 # Settings that change what is computed: audiocraft's default, and the only value that this decoder computes.
 _LANGUAGE_MODEL: dict[str, tuple[Any, Any]] = {
@@ -186,7 +186,7 @@ def read_lm_config(content: object, source: object) -> LmConfig:
             layers=lm["num_layers"],
             heads=lm["num_heads"],
             ffn_dim=int(lm.get("hidden_scale", 4) * lm["dim"]),
-            text_dim=_T5_WIDTHS[_t5_size(name)],
+            text_dim=T5_WIDTHS[t5_size(name)],
             codes=CodeShape(cardinality=lm.get("card", _DEFAULT_CARDINALITY)),
         ),
         t5=name,
@@ -211,12 +211,12 @@ def _problems(config: XpConfig) -> Iterator[str]:
     lm = config.section("transformer_lm")
     if config.get("lm_model") != "transformer_lm":
         yield f"lm_model is {shown(config.get('lm_model'))}"
-    yield from _differing("transformer_lm", lm, _LANGUAGE_MODEL)
+    yield from differing("transformer_lm", lm, _LANGUAGE_MODEL)
     yield from _unknown("transformer_lm", lm, {*_LANGUAGE_MODEL, *_SHAPES, *_IMPLEMENTATIONS, *_TRAINING})
     yield from _wrong_shape(lm)
     yield from _pattern_problems(config)
     fuser = config.section("fuser")
-    yield from _differing("fuser", fuser, _FUSER)
+    yield from differing("fuser", fuser, _FUSER)
     for way in ("sum", "prepend", "input_interpolate"):
         names = fuser.get(way) or []
         if not isinstance(names, list) or "description" in names:
@@ -226,12 +226,12 @@ def _problems(config: XpConfig) -> Iterator[str]:
     if codebooks not in (None, CODEBOOKS):
         yield f"compression_model_n_q is {shown(codebooks)}"
     for name in ("classifier_free_guidance.training_dropout", "attribute_dropout.text.description"):
-        yield from _not_between(name, config.get(name, 0), 1)
+        yield from not_between(name, config.get(name, 0), 1)
     coefficient = "classifier_free_guidance.inference_coef"
-    yield from _not_between(coefficient, config.get(coefficient, 3), 1000)
+    yield from not_between(coefficient, config.get(coefficient, 3), 1000)
 
 
-def _differing(section: str, values: Mapping[str, Any], supported: Mapping[str, tuple[Any, Any]]) -> Iterator[str]:
+def differing(section: str, values: Mapping[str, Any], supported: Mapping[str, tuple[Any, Any]]) -> Iterator[str]:
     for name, (default, ours) in supported.items():
         value = values.get(name, default)
         if value != ours:
@@ -270,7 +270,7 @@ def _pattern_problems(config: XpConfig) -> Iterator[str]:
         yield f"codebooks_pattern.modeling is {shown(modeling)}"
         return
     settings = {name: value for name, value in settings.items() if (name, value) != ("delays", None)}
-    yield from _differing("codebooks_pattern.delay", settings, _DELAY)
+    yield from differing("codebooks_pattern.delay", settings, _DELAY)
     yield from _unknown("codebooks_pattern.delay", settings, set(_DELAY))
 
 
@@ -284,17 +284,17 @@ def _conditioner_problems(config: XpConfig) -> Iterator[str]:
         yield f"conditioners.description.model is {shown(model)}"
         return
     t5 = config.section("conditioners.description.t5")
-    if _t5_size(t5.get("name")) not in _T5_WIDTHS:
+    if t5_size(t5.get("name")) not in T5_WIDTHS:
         yield f"conditioners.description.t5.name is {shown(t5.get('name'))}"
-    yield from _differing("conditioners.description.t5", t5, _T5)
+    yield from differing("conditioners.description.t5", t5, _T5)
     yield from _unknown("conditioners.description.t5", t5, {"name", "autocast_dtype", "word_dropout", *_T5})
-    yield from _not_between("conditioners.description.t5.word_dropout", t5.get("word_dropout", 0), 1)
+    yield from not_between("conditioners.description.t5.word_dropout", t5.get("word_dropout", 0), 1)
 
 
-def _not_between(name: str, value: Any, most: float) -> Iterator[str]:
+def not_between(name: str, value: Any, most: float) -> Iterator[str]:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
         yield f"{name} is {shown(value)}"
 
 
-def _t5_size(name: object) -> str:
+def t5_size(name: object) -> str:
     return str(name).removeprefix("google/flan-")

@@ -47,6 +47,7 @@ T5 = Wanted(
     ("config.json", ("spiece.model", "tokenizer.json"), ("model.safetensors", "pytorch_model.bin")),
     ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
+T5_TOKENIZER = Wanted((T5.required[1],), T5.optional)
 CLAP = Wanted(
     (
         "config.json",

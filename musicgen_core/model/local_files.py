@@ -11,6 +11,7 @@ from platformdirs import user_cache_path
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
 from musicgen_core.model import hub
+from musicgen_core.model.transformers_files import CONFIG_FILE, model_type, tensors_digest
 from musicgen_core.stages import announce
 
 LM_FILE = "state_dict.bin"
@@ -35,14 +36,28 @@ def codec_here(model: str) -> str | None:
     built_in = {DEMO: DEMO_DIRECTORY, DEBUG: debug_directory()}
     directory = built_in.get(model) or Path(model).expanduser()
     if not directory.is_dir() and model.count("/") == 1:
-        directory = hub.cached(model, hub.Wanted((CODEC_FILE,))) or directory
+        directory = hub.cached(model, hub.Wanted((CODEC_FILE,)), hub.Wanted((CONFIG_FILE,))) or directory
     codec = directory / CODEC_FILE
-    return codec_checksum(codec) if codec.is_file() and codec.stat().st_size > MOST_BYTES_OF_POINTER else None
+    if codec.is_file():
+        return codec_checksum(codec) if codec.stat().st_size > MOST_BYTES_OF_POINTER else None
+    try:
+        return transformers_codec_checksum(directory) if model_type(directory) is not None else None
+    except ModelError:
+        return None  # loading the codec reports what is wrong with it
 
 
 def codec_checksum(path: Path) -> str:
     """Return the identity of a codec in a single file."""
     return f"sha256:{file_sha256(path)[:16]}"
+
+
+def transformers_codec_checksum(directory: Path) -> str:
+    """Return the identity of the codec in a model in transformers' format.
+
+    Raises:
+        ModelError: the model's files are missing or damaged.
+    """
+    return f"sha256:{tensors_digest(directory, of_codec=True)[:16]}"
 
 
 def find_clap(source: str, option: str) -> Path:

@@ -12,7 +12,6 @@ from musicgen_core.errors import AdapterError, ConfigError
 from musicgen_core.language import message
 from musicgen_core.layer_ranges import show_layers
 from musicgen_core.model.adapters import Adapter, AdapterConfig
-from musicgen_core.model.audiocraft_format import from_audiocraft, read_checkpoint, to_audiocraft
 from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.tensor_files import names_of_non_finite
@@ -161,7 +160,16 @@ def load_merged(
 
 
 def merged_checkpoint(model: BaseModel, adapter: Adapter) -> dict[str, Any]:
-    """Return base and adapter, merged, as a checkpoint that stock audiocraft loads.
+    """Return base and adapter, merged as by `merged_state`, as a checkpoint that stock audiocraft loads.
+
+    Raises:
+        AdapterError: the adapter doesn't fit the model.
+    """
+    return model.checkpoint_with(merged_state(model, adapter))
+
+
+def merged_state(model: BaseModel, adapter: Adapter) -> dict[str, Tensor]:
+    """Return the weights of base and adapter, merged, by this project's names.
 
     The adapter is merged in fp32 into the original weights, rather than the ones rounded for training, and the sum has
     the original precision. Layers are merged one at a time: memory holds the adapted weights in that precision, and the
@@ -172,8 +180,7 @@ def merged_checkpoint(model: BaseModel, adapter: Adapter) -> dict[str, Any]:
     """
     from peft import get_peft_model, set_peft_model_state_dict
 
-    checkpoint = read_checkpoint(model.lm_path)
-    state = from_audiocraft(checkpoint["best_state"])
+    state = model.lm_state()
     lm = load_lm(model, "meta")
     # Expanded zeros take no memory, and give peft the device and precision of the adapter.
     lm.load_state_dict({name: torch.zeros(()).expand(tensor.shape) for name, tensor in state.items()}, assign=True)
@@ -188,7 +195,7 @@ def merged_checkpoint(model: BaseModel, adapter: Adapter) -> dict[str, Any]:
         layer.merge()
         state[f"{name}.weight"] = base.weight.detach().to(original.dtype)
         base.weight = no_room
-    return {**checkpoint, "best_state": to_audiocraft(state)}
+    return state
 
 
 def check_merged(weights: Mapping[str, Tensor], precision: str) -> None:

@@ -11,8 +11,9 @@ from torch import nn
 
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
-from musicgen_core.model import hub
+from musicgen_core.model import hub, transformers_format
 from musicgen_core.model.decoder import TextCondition
+from musicgen_core.model.transformers_configuration import read_transformers_config
 from musicgen_core.stages import announce
 from musicgen_core.texts import shorten
 
@@ -40,7 +41,8 @@ class TextEncoder(nn.Module):
     """A frozen T5 encoder and its tokenizer, in Hugging Face's format.
 
     Args:
-        source: a directory that holds both, or a Hugging Face id such as `t5-base`.
+        source: a directory that holds both, a whole MusicGen in transformers' format, or a Hugging Face id such as
+            `t5-base`.
         device: the device of the encoder, which runs in fp32: it is small, and half precision changes its states.
     """
 
@@ -52,6 +54,11 @@ class TextEncoder(nn.Module):
         super().__init__()
         logging.disable_progress_bar()  # loading takes a second; its bar would break the flows' own
         directory = find_text_encoder(source)
+        if transformers_format.is_musicgen(directory):
+            default = read_transformers_config(directory).t5
+            self.t5, self.tokenizer = transformers_format.load_text_encoder(directory, default)
+            self.t5.requires_grad_(False).to(device)
+            return
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
             self.t5 = T5EncoderModel.from_pretrained(str(directory), dtype=torch.float32, local_files_only=True)

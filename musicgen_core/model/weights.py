@@ -1,7 +1,8 @@
 """Find model directories and load MusicGen's weights from them.
 
-A model directory holds `state_dict.bin` (the language model, in audiocraft's checkpoint format),
-`compression_state_dict.bin` (the EnCodec codec, same form) and, to work without the Hub, `text_encoder/`.
+A model directory in audiocraft's format holds `state_dict.bin` (the language model), `compression_state_dict.bin` (the
+EnCodec codec) and, to work without the Hub, `text_encoder/`. One in transformers' format holds all three in
+`model.safetensors`, or in several such files, and their settings in `config.json`.
 """
 
 from __future__ import annotations
@@ -11,13 +12,22 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
-from musicgen_core.model import hub
-from musicgen_core.model.audiocraft_format import from_audiocraft, read_checkpoint
+from musicgen_core.model import hub, transformers_format
+from musicgen_core.model.audiocraft_format import (
+    checkpoint_of,
+    from_audiocraft,
+    hidden_scale,
+    language_model_settings,
+    read_checkpoint,
+    to_audiocraft,
+)
 from musicgen_core.model.configuration import USE_ANOTHER, LmConfig, read_lm_config
 from musicgen_core.model.debug_model import debug_model_directory
 from musicgen_core.model.decoder import MusicgenLM
@@ -30,10 +40,17 @@ from musicgen_core.model.local_files import (
     TEXT_ENCODER,
     file_sha256,
 )
+from musicgen_core.model.transformers_configuration import read_transformers_config
+from musicgen_core.model.transformers_files import CONFIG_FILE, model_type, tensors_digest, weight_files
 from musicgen_core.stages import announce
 from musicgen_core.tensor_files import names_of_non_finite
 
-CHOICES = "a directory in audiocraft's format, a Hugging Face id such as facebook/musicgen-large, demo or debug"
+CHOICES = (
+    "a directory in audiocraft's format or transformers' format, a Hugging Face id such as facebook/musicgen-large, "
+    "demo or debug"
+)
+PUBLISHED = "facebook/musicgen-"
+"""Meta's models on the Hub, which are there in both formats; audiocraft's is used."""
 MODEL = hub.Wanted((LM_FILE, CODEC_FILE), (f"{TEXT_ENCODER}/*",))
 _UNSUPPORTED = re.compile(r"facebook/(?:musicgen-)?(?P<kind>stereo|melody|style|audiogen|magnet)\b.*")
 
@@ -50,29 +67,82 @@ class BaseModel:
     directory: Path
 
     @property
+    def is_transformers(self) -> bool:
+        """Return whether the directory is in transformers' format; one in both formats is read as audiocraft's."""
+        return not (self.lm_path.is_file() or self.codec_path.is_file()) and model_type(self.directory) is not None
+
+    @property
     def lm_path(self) -> Path:
+        """Return the language model's file in audiocraft's format."""
         return self.directory / LM_FILE
 
     @property
     def codec_path(self) -> Path:
+        """Return the codec's file in audiocraft's format."""
         return self.directory / CODEC_FILE
+
+    @property
+    def has_language_model(self) -> bool:
+        """Return whether the language model is there, rather than the codec alone."""
+        return self.is_transformers or self.lm_path.is_file()
+
+    @property
+    def lm_bytes(self) -> int:
+        """Return the size of the language model on the disk."""
+        if self.is_transformers:
+            return transformers_format.language_model_bytes(self.directory)
+        return self.lm_path.stat().st_size
 
     @property
     def text_encoder(self) -> str:
         """The T5 to load: the directory's own, or else the one that `state_dict.bin` names."""
+        if self.is_transformers:
+            return str(self.directory)
         own = self.directory / TEXT_ENCODER
         return str(own) if own.is_dir() else self.config.t5
 
     @property
     def config(self) -> LmConfig:
-        """Return the language model's settings in `state_dict.bin`."""
+        """Return the language model's settings."""
+        if self.is_transformers:
+            return read_transformers_config(self.directory)
         return read_lm_config(read_checkpoint(self.lm_path)["xp.cfg"], self.lm_path)
 
     @property
     def identity(self) -> str:
         """An id with a hash of the weights, as adapters and runs record it: `debug@sha256:0123456789abcdef`."""
         name = self.name if self.name in BUILT_IN or ("/" in self.name and not Path(self.name).exists()) else "local"
-        return f"{name}@sha256:{file_sha256(self.lm_path)[:16]}"
+        is_transformers = self.is_transformers
+        content = tensors_digest(self.directory, of_codec=False) if is_transformers else file_sha256(self.lm_path)
+        return f"{name}@sha256:{content[:16]}"
+
+    def lm_state(self) -> dict[str, Tensor]:
+        """Return the language model's weights by this project's names, as they are stored, memory-mapped.
+
+        Raises:
+            ModelError: a file is missing, damaged or foreign.
+        """
+        if self.is_transformers:
+            return transformers_format.read_language_model(self.directory)
+        return from_audiocraft(read_checkpoint(self.lm_path)["best_state"])
+
+    def checkpoint_with(self, state: dict[str, Tensor]) -> dict[str, Any]:
+        """Return weights by this project's names as a checkpoint in audiocraft's format, with this model's settings."""
+        if not self.is_transformers:
+            return {**read_checkpoint(self.lm_path), "best_state": to_audiocraft(state)}
+        config = self.config
+        settings = language_model_settings(
+            dim=config.decoder.dim,
+            layers=config.decoder.layers,
+            heads=config.decoder.heads,
+            hidden_scale=hidden_scale(config.decoder.dim, config.decoder.ffn_dim),
+            cardinality=config.decoder.cardinality,
+            text_dropout=config.training_dropout,
+            guidance=config.inference_coefficient,
+            word_dropout=config.word_dropout,
+            t5=config.t5,
+        )
+        return checkpoint_of(settings, to_audiocraft(state))
 
 
 def find_model(name: str, files: tuple[str, ...] = (LM_FILE, CODEC_FILE)) -> BaseModel:
@@ -90,6 +160,11 @@ def find_model(name: str, files: tuple[str, ...] = (LM_FILE, CODEC_FILE)) -> Bas
     directory = Path(name).expanduser()
     if not directory.is_dir():
         directory = _download(name, files)
+    model = BaseModel(name, directory)
+    if model.is_transformers:
+        _ = model.config  # raises for unsupported models before any work starts
+        weight_files(directory)
+        return model
     missing = [file for file in files if not (directory / file).is_file()]
     if missing:
         raise ModelError(
@@ -98,9 +173,8 @@ def find_model(name: str, files: tuple[str, ...] = (LM_FILE, CODEC_FILE)) -> Bas
             ),
             message("Give {choices}", choices=CHOICES),
         )
-    model = BaseModel(name, directory)
     if model.lm_path.is_file():
-        _ = model.config  # raises for unsupported models before any work starts
+        _ = model.config
     return model
 
 
@@ -143,12 +217,29 @@ def find_codec(name: str) -> BaseModel:
     return find_model(name, (CODEC_FILE,))
 
 
+def wanted_files(name: str, files: tuple[str, ...] = (LM_FILE, CODEC_FILE)) -> tuple[hub.Wanted, ...]:
+    """Return the files of a model on the Hub that make it usable here, in each format that it may be in.
+
+    Args:
+        files: as for `find_model`.
+    """
+    wanted = MODEL if files == (LM_FILE, CODEC_FILE) else hub.Wanted(files)
+    return (wanted,) if name.startswith(PUBLISHED) else (wanted, *transformers_format.WHOLE)
+
+
 def _download(name: str, files: tuple[str, ...]) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ModelError(
             message("there is no model directory {name}", name=name), message("Give {choices}", choices=CHOICES)
         )
-    return hub.fetch(name, MODEL if LM_FILE in files else hub.Wanted(files))
+    wanted = wanted_files(name, files)
+    if wanted[1:]:
+        directory = hub.fetch(name, wanted[0], transformers_format.CONFIG)
+        if not BaseModel(name, directory).is_transformers:
+            return directory
+        read_transformers_config(directory)  # raises for unsupported models before gigabytes are downloaded
+        wanted = wanted[1:]
+    return hub.fetch(name, *wanted)
 
 
 def load_lm(
@@ -162,21 +253,29 @@ def load_lm(
     Raises:
         ModelError: the file is not a supported model, or its weights are damaged or not finite.
     """
-    path = model.lm_path if isinstance(model, BaseModel) else model
-    announce(message("reading the model {name}", name=model.name if isinstance(model, BaseModel) else path))
-    checkpoint = read_checkpoint(path)
-    config = read_lm_config(checkpoint["xp.cfg"], path).decoder
+    announce(message("reading the model {name}", name=model.name if isinstance(model, BaseModel) else model))
+    if isinstance(model, BaseModel):
+        config, stored = model.config.decoder, model.lm_state()
+        path = model.directory if model.is_transformers else model.lm_path
+        described_by = CONFIG_FILE if model.is_transformers else "xp.cfg"
+    else:
+        checkpoint = read_checkpoint(model)
+        config, stored = read_lm_config(checkpoint["xp.cfg"], model).decoder, from_audiocraft(checkpoint["best_state"])
+        path, described_by = model, "xp.cfg"
     with torch.device("meta"):
         lm = MusicgenLM(config)
-    state = {
-        name: tensor.to(device, dtype, copy=True) for name, tensor in from_audiocraft(checkpoint["best_state"]).items()
-    }
+    state = {name: tensor.to(device, dtype, copy=True) for name, tensor in stored.items()}
     try:
         lm.load_state_dict(state, assign=True)
     except RuntimeError as error:
         reason = textwrap.shorten(str(error), 300)
         raise ModelError(
-            message("{path} does not hold what its xp.cfg describes ({reason})", path=path, reason=reason),
+            message(
+                "{path} does not hold what its {settings} describes ({reason})",
+                path=path,
+                settings=described_by,
+                reason=reason,
+            ),
             message("Fetch the file again"),
         ) from error
     if not lm.enc_to_dec_proj.weight.is_meta and (broken := names_of_non_finite(state)):

@@ -209,7 +209,7 @@ class Session:
 
     def _check_disk_space(self) -> None:
         order = self.trainer.order
-        sizes = Sizes(self.model.lm_path.stat().st_size, self.trainer.computation.flat.whole.nbytes)
+        sizes = Sizes(self.model.lm_bytes, self.trainer.computation.flat.whole.nbytes)
         plan = Plan(order.epoch_of(order.total_steps), order.total_steps)
         is_local = storage.is_local(self.files.root)  # remote storage has no limit to check, and listing it is slow
         set_aside = self.files.files_after(self.resumed_from) if self.start.goes_back and is_local else []

@@ -6,7 +6,6 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,12 +17,12 @@ from musicgen_core.codes import MONO
 from musicgen_core.config import SamplingSettings
 from musicgen_core.generation.engine import Engine
 from musicgen_core.model.adapters import Adapter, AdapterConfig, find_adapter, load_adapter, save_adapter
-from musicgen_core.model.audiocraft_format import from_audiocraft, read_checkpoint
 from musicgen_core.model.decoder import delay
 from musicgen_core.model.lora import adapter_state, add_lora, load_merged
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.seeds import streams_of
+from tests.transformers_model import HfOracle, in_transformers
 
 PLAIN = AdapterConfig(r=4, alpha=16, dropout=0.1)
 SOME = ("q_proj", "encoder_attn.v_proj", "layers.0.fc1")
@@ -114,55 +113,12 @@ def hf_directory(debug_model: BaseModel, tmp_path_factory: pytest.TempPathFactor
     from transformers import AutoTokenizer, EncodecFeatureExtractor, MusicgenProcessor
 
     directory = tmp_path_factory.mktemp("hugging-face")
-    _converted(debug_model).save_pretrained(directory / HF_NAME)
+    in_transformers(debug_model).save_pretrained(directory / HF_NAME)
     features = EncodecFeatureExtractor(sampling_rate=32_000, padding_side="left")
     MusicgenProcessor(features, AutoTokenizer.from_pretrained(debug_model.text_encoder)).save_pretrained(
         directory / HF_NAME
     )
     return directory
-
-
-def _converted(model: BaseModel) -> Any:
-    """Return a MusicgenForConditionalGeneration with the model's text encoder and LM, and a random EnCodec."""
-    from transformers import (
-        EncodecConfig,
-        EncodecModel,
-        MusicgenDecoderConfig,
-        MusicgenForCausalLM,
-        MusicgenForConditionalGeneration,
-        T5EncoderModel,
-    )
-
-    shape = load_lm(model).config
-    hf = MusicgenForConditionalGeneration(
-        text_encoder=T5EncoderModel.from_pretrained(model.text_encoder),
-        audio_encoder=EncodecModel(
-            EncodecConfig(
-                target_bandwidths=[2.2],  # of 4 codebooks
-                sampling_rate=32_000,
-                upsampling_ratios=[8, 5, 4, 4],
-                codebook_size=shape.cardinality,
-                num_filters=4,
-                hidden_size=16,
-                codebook_dim=16,
-            )
-        ),
-        decoder=MusicgenForCausalLM(
-            MusicgenDecoderConfig(
-                hidden_size=shape.dim,
-                num_hidden_layers=shape.layers,
-                num_attention_heads=shape.heads,
-                ffn_dim=shape.ffn_dim,
-            )
-        ),
-    )
-    state = from_audiocraft(read_checkpoint(model.lm_path)["best_state"])
-    named = {name if name.startswith("enc_to_dec_proj") else f"decoder.{name}": state[name] for name in state}
-    missing, unexpected = hf.load_state_dict(named, strict=False)
-    assert not unexpected and all(name.startswith(("text_encoder.", "audio_encoder.")) for name in missing)
-    generation = hf.generation_config
-    generation.decoder_start_token_id = generation.pad_token_id = generation.bos_token_id = shape.special
-    return hf
 
 
 @pytest.fixture
@@ -173,33 +129,9 @@ def hf_model(hf_directory: Path) -> Any:
     return MusicgenForConditionalGeneration.from_pretrained(hf_directory / HF_NAME).eval()
 
 
-class HfOracle:
-    """Reference outputs of Hugging Face's model, with or without peft's adapter."""
-
-    def __init__(self, tokenizer: Any, sequence: Tensor) -> None:
-        self._text, self._sequence = tokenizer([PROMPT], return_tensors="pt"), sequence
-
-    @torch.inference_mode()
-    def logits(self, model: Any) -> Tensor:
-        """Return the logits, [4, 16, 2048]."""
-        return model(**self._text, decoder_input_ids=self._sequence.flatten(0, 1)).logits
-
-    def codes(self, model: Any) -> Tensor:
-        """Return the greedy codes, [4, FRAMES], captured before EnCodec decodes them; converts the model to fp64."""
-        caught: list[Tensor] = []
-
-        def decode(codes: Tensor, *_: Any, **__: Any) -> Any:
-            caught.append(codes[0, 0])
-            return SimpleNamespace(audio_values=torch.zeros(1, 1, 1))
-
-        model.double().audio_encoder.decode = decode
-        model.generate(**self._text, do_sample=False, guidance_scale=GUIDANCE, max_new_tokens=FRAMES + 3)
-        return caught[0]
-
-
 @pytest.fixture(scope="session")
 def hf(text_encoder: TextEncoder, sequence: Tensor) -> HfOracle:
-    return HfOracle(text_encoder.tokenizer, sequence)
+    return HfOracle(text_encoder.tokenizer, sequence, PROMPT, FRAMES, GUIDANCE)
 
 
 @pytest.fixture(autouse=True)
