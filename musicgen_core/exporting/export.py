@@ -18,8 +18,10 @@ from musicgen_core.exporting.model_card import ExportKind, Origin, RenderedSampl
 from musicgen_core.language import message
 from musicgen_core.model import peft_directory
 from musicgen_core.model.adapters import Adapter, base_model_of, find_adapter, hub_id, load_adapter
+from musicgen_core.model.compression import write_audiocraft_codec
 from musicgen_core.model.local_files import CODEC_FILE, LM_FILE, TEXT_ENCODER
 from musicgen_core.model.lora import check_merged, merged_checkpoint
+from musicgen_core.model.text import write_text_encoder
 from musicgen_core.model.weights import BaseModel, find_model
 from musicgen_core.stages import announce
 from musicgen_core.training.files.full_models import write_full_model
@@ -168,8 +170,11 @@ def _write(folder: Path, name: str, kind: ExportKind, adapter: Adapter, origin: 
         check_merged(merged["best_state"], "their own precision")
         announce(message("writing the merged model"))
         write_full_model(merged, storage.as_path(folder / LM_FILE), Event())
-        shutil.copyfile(base.codec_path, folder / CODEC_FILE)
-        if (base.directory / TEXT_ENCODER).is_dir():
+        write_audiocraft_codec(base, folder / CODEC_FILE)
+        if base.is_transformers:
+            write_text_encoder(base.text_encoder, folder / TEXT_ENCODER)
+            text_encoder = base.config.t5
+        elif (base.directory / TEXT_ENCODER).is_dir():
             # Contents only: a mounted Drive may refuse modes and times.
             _copy_contents(base.directory / TEXT_ENCODER, folder / TEXT_ENCODER)
             text_encoder = base.config.t5

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import Any
 
 import torch
 
+from musicgen_core import tensor_files
 from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.codes import CARDINALITY, CODEBOOKS, FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 from musicgen_core.errors import ModelError, MusicgenError
 from musicgen_core.language import message
-from musicgen_core.model import hub
+from musicgen_core.model import codec_conversion, hub
 from musicgen_core.model.audiocraft_format import read_file
 from musicgen_core.model.configuration import XpConfig, shown
 from musicgen_core.model.local_files import (
@@ -90,11 +92,40 @@ def _name(model: BaseModel, checkpoint: Mapping[str, Any]) -> str:
 
 
 def _load(model: BaseModel, checkpoint: Mapping[str, Any], name: str) -> Any:
-    if model.is_transformers:
-        encodec = load_encodec(model.directory)
+    if model.is_transformers or "pretrained" in checkpoint:
+        encodec = _encodec(model, checkpoint, name)
         return import_audiocraft("audiocraft.models.encodec").HFEncodecCompressionModel(encodec)
-    repo = checkpoint.get("pretrained")
-    return _from_checkpoint(checkpoint, model.codec_path) if repo is None else _from_hub(repo, name)
+    return _from_checkpoint(checkpoint, model.codec_path)
+
+
+def _encodec(model: BaseModel, checkpoint: Mapping[str, Any], name: str) -> Any:
+    return load_encodec(model.directory) if model.is_transformers else _from_hub(checkpoint["pretrained"], name)
+
+
+def encodec_of(model: BaseModel) -> Any:
+    """Return a model's codec as transformers' EncodecModel, converted if it is a checkpoint of audiocraft.
+
+    Raises:
+        ModelError: it is damaged, or transformers' class can't compute the same.
+    """
+    checkpoint = {} if model.is_transformers else read_file(model.codec_path)
+    name = _name(model, checkpoint)
+    if model.is_transformers or "pretrained" in checkpoint:
+        return _encodec(model, checkpoint, name)
+    load_codec(model, torch.device("cpu"))  # raises for what is damaged or foreign
+    return codec_conversion.to_transformers(checkpoint, name)
+
+
+def write_audiocraft_codec(model: BaseModel, path: Path) -> None:
+    """Write a model's codec as audiocraft's `compression_state_dict.bin`.
+
+    Raises:
+        ModelError: it is damaged, or audiocraft's class can't compute the same.
+    """
+    if model.is_transformers:
+        tensor_files.save(codec_conversion.to_audiocraft(encodec_of(model), _name(model, {})), path)
+    else:
+        shutil.copyfile(model.codec_path, path)
 
 
 def codec_identity(model: BaseModel) -> str:
@@ -160,6 +191,7 @@ def _unresolved(name: str, value: Any) -> Iterator[str]:
 
 
 def _from_hub(repo: object, name: str) -> Any:
+    """Return transformers' EncodecModel of a repository."""
     from transformers import EncodecConfig, EncodecModel
     from transformers.utils import logging
 
@@ -176,7 +208,7 @@ def _from_hub(repo: object, name: str) -> Any:
             message("{name} lacks weights, such as {example}", name=name, example=missing[0]),
             message("Fetch the file again"),
         )
-    return import_audiocraft("audiocraft.models.encodec").HFEncodecCompressionModel(encodec)
+    return encodec
 
 
 def _checked_repo(repo: object, name: str) -> str:

@@ -14,6 +14,7 @@ from musicgen_core.language import message
 from musicgen_core.model import hub, transformers_format
 from musicgen_core.model.decoder import TextCondition
 from musicgen_core.model.transformers_configuration import read_transformers_config
+from musicgen_core.model.transformers_files import as_others_may_read
 from musicgen_core.stages import announce
 from musicgen_core.texts import shorten
 
@@ -87,3 +88,15 @@ class TextEncoder(nn.Module):
         states = self.t5(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
         given = torch.tensor([bool(entry) for entry in entries], device=device)
         return TextCondition(states, tokens["attention_mask"].bool() & given[:, None])
+
+
+def write_text_encoder(source: str, directory: Path) -> None:
+    """Write a T5 encoder and its tokenizer as a directory of their own.
+
+    Args:
+        source: as for `TextEncoder`.
+    """
+    encoder = TextEncoder(source)
+    encoder.t5.save_pretrained(directory)
+    encoder.tokenizer.save_pretrained(directory)
+    as_others_may_read(directory)

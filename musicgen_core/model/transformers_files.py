@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 import textwrap
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -150,3 +152,14 @@ def tensor_bytes(directory: Path, is_counted: Callable[[str], bool]) -> int:
 
 def _is_file_name(name: object) -> bool:
     return isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name
+
+
+def as_others_may_read(directory: Path) -> None:
+    """Give files that safetensors wrote, readable only by their owner, the permissions of any new file."""
+    probe = directory / ".permissions"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for path in directory.glob("*.safetensors"):
+        with suppress(OSError):  # a mounted Drive may refuse it
+            path.chmod(stat.S_IMODE(mode))

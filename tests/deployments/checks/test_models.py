@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from deployments.checks.finding import Finding
 from deployments.checks.keys import check_keys
@@ -22,6 +23,7 @@ from musicgen_core.training.request import TrainResult
 from tasks.outcomes import trained
 from tasks.training_page import wandb_line
 from tests.stand_in_hub import TOKEN, Fault, Repository, StandInHub
+from tests.transformers_model import in_transformers
 
 MODEL = "facebook/musicgen-large"
 
@@ -83,6 +85,24 @@ def test_a_codec_that_points_to_the_hub_is_looked_for(hub: StandInHub, tmp_path:
     fetch("some/codec", ENCODEC)
     [finding] = check_model_files(str(tmp_path / "model"))
     assert finding.found.endswith("are on this machine")
+
+
+def test_a_model_in_transformers_format_is_measured_and_complete(filled: StandInHub, tmp_path: Path) -> None:
+    debug = find_model("debug")
+    in_transformers(debug).save_pretrained(tmp_path / "model")
+    local, expected = measure_model(str(tmp_path / "model")), measure_model("debug")
+    assert (local.parameters, local.widths, local.file_bytes) == (
+        expected.parameters,
+        expected.widths,
+        expected.file_bytes,
+    )
+    [finding] = check_model_files(str(tmp_path / "model"))
+    assert finding.found.startswith("t5-small: not on this machine yet")  # of which it takes the tokenizer
+    AutoTokenizer.from_pretrained(debug.text_encoder).save_pretrained(tmp_path / "model")
+    filled.add("somebody/tuned", tmp_path / "model")
+    for name in (str(tmp_path / "model"), find_model("somebody/tuned").name):
+        [finding] = check_model_files(name)
+        assert finding.found.endswith("are on this machine") and measure_model(name).parameters == local.parameters
 
 
 def test_a_hub_that_is_away_is_a_problem_where_files_are_missing(filled: StandInHub) -> None:
