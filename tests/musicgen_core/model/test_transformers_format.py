@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from musicgen_core.codec import Codec
+from musicgen_core.codes import MONO
 from musicgen_core.config import SamplingSettings
 from musicgen_core.generation.engine import Engine
 from musicgen_core.model.adapters import Adapter
@@ -94,7 +95,7 @@ def test_logits_and_greedy_codes_are_those_of_transformers(directory: Path) -> N
     reference = MusicgenForConditionalGeneration.from_pretrained(directory).eval()
     model = find_model(str(directory))
     text = TextEncoder(model.text_encoder)
-    sequence = delay(torch.randint(2048, (1, 4, 12), generator=torch.Generator().manual_seed(0)), special=2048)
+    sequence = delay(torch.randint(2048, (1, 4, 12), generator=torch.Generator().manual_seed(0)), MONO)
     oracle = HfOracle(text.tokenizer, sequence, PROMPT, FRAMES, GUIDANCE)
     with torch.inference_mode():
         ours = load_lm(model)(sequence, text.encode([PROMPT]))[0]
