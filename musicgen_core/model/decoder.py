@@ -280,6 +280,7 @@ def teacher_forcing(codes: Tensor, frames: Tensor, shape: CodeShape) -> tuple[Te
     length = codes.shape[-1]
     sequence = delay(codes, shape, steps=length + 1)
     step = torch.arange(length, device=codes.device)
-    delays = torch.tensor(shape.delays, device=codes.device)
-    valid = (step >= delays[:, None])[None] & (step < frames[:, None])[:, None]  # [B, K, T]
+    # No tensor of the delays: copying one to the GPU can't be captured in a CUDA graph.
+    after_delay = torch.stack([step >= first for first in shape.delays])  # [K, T]
+    valid = after_delay[None] & (step < frames[:, None])[:, None]  # [B, K, T]
     return sequence[..., :-1], sequence[..., 1:], valid
