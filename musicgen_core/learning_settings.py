@@ -105,6 +105,13 @@ class OptimizerSettings(Settings):
     weight_decay: float = Field(
         0.01, ge=0, le=1000, description="Pull of the adapter's weights towards 0 (weight decay of AdamW)"
     )
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Decay of a moving average of the adapter's weights, such as 0.999, which is tested and saved "
+        "beside them as ema_lora.pt; by default none",
+    )
     max_grad_norm: float = Field(
         1.0, gt=0, le=1e9, description="Limit on how far one step may go (gradients are clipped to this norm)"
     )

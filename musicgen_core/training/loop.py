@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musicgen_core.codes import CODEBOOKS
 from musicgen_core.config import TrainSettings
 from musicgen_core.data.dataset import Batch, Clips, SplitBy, prefetched
 from musicgen_core.errors import Cancelled, TrainingError
@@ -23,17 +22,18 @@ from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.lora import adapter_state, add_lora, set_adapter_state
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.process import deferred_signals
-from musicgen_core.stages import advance, announce
+from musicgen_core.stages import announce
 from musicgen_core.training.batches import Batches, BatchSize
-from musicgen_core.training.compute.gradients import StepGradients, perplexity
+from musicgen_core.training.compute.gradients import StepGradients
 from musicgen_core.training.compute.model import Execution, TrainingModel
 from musicgen_core.training.files.checkpoint import Progress
+from musicgen_core.training.optimization import AdapterOptimizer, learning_rate
 from musicgen_core.training.processes.distributed import World
+from musicgen_core.training.validation import validate
 from musicgen_core.wording import counted
 
 logger = logging.getLogger(__name__)
 
-VALIDATING = "validating"
 MAX_SKIPPED = 10
 """Consecutive steps with a non-finite loss or gradient after which the run fails."""
 FIRST_LOSS_SCALE = 2.0**15
@@ -119,34 +119,47 @@ class Trainer:
         )
         self.order = self.batches.order
         self.gradients = StepGradients(self.computation, text, self.world, batch_size.micro)
-        self.optimizer = torch.optim.AdamW(
-            [self.computation.flat.whole], lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
+        self.optimizer = AdapterOptimizer(self.computation.flat, settings)
         self.progress = Progress(loss_scale=FIRST_LOSS_SCALE if execution.precision == "fp16" else None)
         self.consistent = True
         """False during an optimizer step, when the state must not be saved."""
         self._epoch_started = self._saved = time.monotonic()
 
-    def restore(self, lora: dict[str, Tensor], optimizer: dict[str, Any], progress: Progress) -> None:
-        """Restore a saved state: the adapter's tensors, the result of `optimizer_state`, and the progress."""
+    def restore(
+        self,
+        lora: dict[str, Tensor],
+        optimizer: dict[str, Any],
+        progress: Progress,
+        average: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Restore a saved state.
+
+        Args:
+            lora: the adapter's tensors.
+            optimizer: the result of `optimizer_state`.
+            average: their moving average; without it, an average restarts from them.
+        """
         set_adapter_state(self.model, lora, "in the checkpoint")
-        # Only the moments: weight decay and the like come from the settings, which may have changed.
-        groups = self.optimizer.state_dict()["param_groups"]
-        state = self.computation.flat.join_state(optimizer["state"])
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.optimizer.restore(optimizer)
+        if average is not None and self.optimizer.average is not None:
+            with self.optimizer.loading_average():
+                set_adapter_state(self.model, average, "in the checkpoint")
         scale = progress.loss_scale if progress.loss_scale is not None else FIRST_LOSS_SCALE
         self.progress = replace(progress, loss_scale=None if self.progress.loss_scale is None else scale)
 
     def optimizer_state(self) -> dict[str, Any]:
         """Return the optimizer's state as that of an optimizer of peft's single parameters."""
-        own = self.optimizer.state_dict()
-        (group,) = own["param_groups"]
-        parameters = list(range(len(self.computation.parameters)))
-        state = self.computation.flat.split_state(own["state"])
-        return {"state": state, "param_groups": [{**group, "params": parameters}]}
+        return self.optimizer.state()
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         return adapter_state(self.model)
+
+    def average(self) -> dict[str, Tensor] | None:
+        """Return the moving average of the adapter's tensors; None without `ema`."""
+        if self.optimizer.average is None:
+            return None
+        with self.optimizer.averaged():
+            return adapter_state(self.model)
 
     def adapter(self, base_model: str) -> Adapter:
         """Return the adapter as it is now; `base_model` is the hash of its base model's weights."""
@@ -233,8 +246,7 @@ class Trainer:
         started = time.monotonic()
         indices = self.batches.indices_of(step)
         rate = learning_rate(self.settings, step, self.order.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        self.optimizer.set_rate(rate)
         loss, norm, scale = self._compute(step, next(batches), len(indices))
         if step == 1 and norm == 0:
             raise TrainingError(
@@ -258,6 +270,7 @@ class Trainer:
         progress, step = self.progress, int(row["step"])
         if taken:
             self.optimizer.step()
+            self.optimizer.update_average(step)
             progress.loss, progress.skipped_in_a_row = loss, 0
             progress.epoch_loss_sum += loss * clips
             progress.epoch_clips += clips
@@ -337,15 +350,23 @@ class Trainer:
         """Validate, add the metrics to `row`, and return whether this is the best so far."""
         progress = self.progress
         row.update(self.validate(cancelled))
+        if self.optimizer.average is not None and "val/loss" in row:
+            with self.optimizer.averaged():
+                row["val/loss_ema"] = self.validate(cancelled)["val/loss"]
         if "val/loss" not in row and "train/epoch_loss" not in row:
             return False  # no loss to compare
         loss = row.get("val/loss", row.get("train/epoch_loss", math.nan))
+        is_average = row.get("val/loss_ema", math.inf) < loss
+        loss = row["val/loss_ema"] if is_average else loss
         is_new = progress.best_loss is None or loss < progress.best_loss
         # A step that was interrupted after it was saved as the best is compared again.
         is_best = math.isfinite(loss) and (is_new or progress.best_step == progress.step)
         if is_best:
             progress.best_loss, progress.best_epoch, progress.best_step = loss, int(row["epoch"]), progress.step
+            progress.best_is_average = is_average
         progress.validations_without_gain = 0 if is_best else progress.validations_without_gain + 1
+        if self.optimizer.average is not None:
+            row["best/is_ema"] = int(progress.best_is_average)
         best = {"loss": progress.best_loss, "epoch": progress.best_epoch, "step": progress.best_step}
         row.update({f"best/{name}": value for name, value in best.items() if value is not None})
         return is_best
@@ -356,37 +377,11 @@ class Trainer:
         Raises:
             Cancelled: `cancelled` returned true.
         """
-        everything = [int(index) for index in self.batches.validation_clips]
-        if not everything:
-            return {}
-        total = torch.zeros(CODEBOOKS, dtype=torch.float64, device=self.computation.device)  # [K]
-        micro, size = self.batch_size.micro, self.world.size
-        own = everything[self.world.rank :: size]
-        # The same number on all ranks, because each round has a collective operation.
-        rounds = -(-len(everything) // (micro * size))
-        parts = [own[number * micro : (number + 1) * micro] for number in range(rounds)]
-        making = (partial(self.batches.of_validation, part) for part in parts if part)
-        with prefetched(making, device=self.computation.device) as batches:
-            for number, part in enumerate(parts):
-                advance(VALIDATING, number, rounds)
-                if self.world.any(cancelled()):
-                    raise Cancelled(f"the training was cancelled while it validated after step {self.progress.step}")
-                if part:
-                    total += self.gradients.validation_losses(next(batches)).sum(dim=0)
-        by_codebook = (self.world.sum(total) / len(everything)).tolist()
-        loss = sum(by_codebook) / len(by_codebook)
-        metrics = {"val/loss": loss, "val/perplexity": perplexity(loss)}
-        for k, value in enumerate(by_codebook):
-            metrics[f"val/loss_codebook_{k}"] = value
-            metrics[f"val/perplexity_codebook_{k}"] = perplexity(value)
-        return metrics
-
-
-def learning_rate(settings: TrainSettings, step: int, total_steps: int) -> float:
-    """Return the learning rate of a step, from 1: a linear warm-up, then `schedule`, which ends at 0 after the last."""
-    warmup = settings.warmup_steps
-    if step <= warmup:
-        return settings.learning_rate * step / warmup
-    done = (step - warmup - 1) / max(1, total_steps - warmup)
-    shape = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
-    return settings.learning_rate * shape[settings.schedule]
+        return validate(
+            self.batches,
+            self.gradients,
+            self.world,
+            self.batch_size.micro,
+            cancelled,
+            after_step=self.progress.step,
+        )

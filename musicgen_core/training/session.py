@@ -188,7 +188,8 @@ class Session:
         if progress.best_epoch is not None and not files.adapter(BEST_ADAPTER).exists():
             best = files.adapter(epoch_adapter(progress.best_epoch))
             adapter = load_adapter(best) if best.exists() else None
-            if adapter is not None and progress.best_step in (adapter.global_step, None):
+            is_saved = not progress.best_is_average  # epochs save the weights, not their average
+            if adapter is not None and is_saved and progress.best_step in (adapter.global_step, None):
                 self.saver.save_best_again(adapter)
             else:
                 logger.warning("the best adapter until then isn't in this run directory: the best is determined afresh")

@@ -164,7 +164,7 @@ def _trainer(
     )
     checkpoint = inputs.start.checkpoint
     if checkpoint is not None:
-        trainer.restore(checkpoint.adapter.lora, checkpoint.optimizer, checkpoint.progress)
+        trainer.restore(checkpoint.adapter.lora, checkpoint.optimizer, checkpoint.progress, checkpoint.average)
         if request.init_adapter is not None:
             logger.warning("the adapter to start from is ignored: %s resumes where it was", files.root)
     elif request.init_adapter is not None:

@@ -210,12 +210,13 @@ class FlatParameters:
     Attributes:
         whole: [total], all parameters, which the optimizer updates.
         gradient: [total], their gradients.
+        count: the number of single parameters.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], order: Sequence[nn.Parameter]) -> None:
         self._order = order
         self._positions = {id(parameter): position for position, parameter in enumerate(order)}
-        self._parameters = parameters
+        self._parameters, self.count = parameters, len(parameters)
         self.whole = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in order]))
         self.gradient = torch.zeros_like(self.whole)
         self.whole.grad = self.gradient

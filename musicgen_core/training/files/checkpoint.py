@@ -26,6 +26,7 @@ class Progress:
         epoch_loss_sum: sum of the losses of the clips seen in the current epoch.
         epoch_clips: number of those clips.
         best_loss: the lowest validation loss, or without validation clips the lowest training loss of an epoch.
+        best_is_average: whether the moving average of the weights was best, rather than the weights.
         validations_without_gain: validations since the best one.
         pending: the metrics of the last step, until they are written and the end of its epoch, if any, is processed.
         skipped: steps skipped because loss or gradients weren't finite.
@@ -45,6 +46,7 @@ class Progress:
     skipped: int = 0
     skipped_in_a_row: int = 0
     loss_scale: float | None = None
+    best_is_average: bool = False
 
 
 class TrainingState(Protocol):
@@ -55,6 +57,9 @@ class TrainingState(Protocol):
 
     def adapter(self, base_model: str) -> Adapter:
         """Return the adapter as it is now; `base_model` is the hash of its base model's weights."""
+
+    def average(self) -> dict[str, Tensor] | None:
+        """Return the moving average of the adapter's tensors; None without `ema`."""
 
     def optimizer_state(self) -> dict[str, Any]:
         """Return the optimizer's state, in terms of peft's single parameters."""
@@ -68,6 +73,7 @@ class Checkpoint:
         optimizer: state of the optimizer, as `Trainer.optimizer_state` returns it.
         fixed: values that must be the same when the run resumes; see resuming.py.
         owed: names of full models of this step that may not have been written yet.
+        average: moving average of the adapter's tensors; None without `ema`.
     """
 
     adapter: Adapter
@@ -75,6 +81,7 @@ class Checkpoint:
     progress: Progress
     fixed: dict[str, Any] = field(default_factory=dict)
     owed: list[str] = field(default_factory=list)
+    average: dict[str, Tensor] | None = None
 
     def to_plain(self) -> dict[str, Any]:
         return {
@@ -83,7 +90,18 @@ class Checkpoint:
             "progress": asdict(self.progress),
             "fixed": self.fixed,
             "owed": self.owed,
+            **({"average": self.average} if self.average is not None else {}),
         }
+
+    @property
+    def best(self) -> Adapter:
+        """The adapter, or its moving average if that is the best."""
+        return self.averaged if self.averaged is not None and self.progress.best_is_average else self.adapter
+
+    @property
+    def averaged(self) -> Adapter | None:
+        """The adapter with the moving average of its tensors; None without `ema`."""
+        return None if self.average is None else replace(self.adapter, lora=self.average)
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Checkpoint:
@@ -94,8 +112,17 @@ class Checkpoint:
         """
         check_adapter_values(values)
         check_tensors(_tensors_in(values["optimizer"], "optimizer"))
+        average = values.get("average")
+        check_tensors(average or {})
         adapter = Adapter(**{name: values[name] for name in Adapter.__dataclass_fields__})
-        return cls(adapter, values["optimizer"], Progress(**values["progress"]), values["fixed"], values["owed"])
+        return cls(
+            adapter=adapter,
+            optimizer=values["optimizer"],
+            progress=Progress(**values["progress"]),
+            fixed=values["fixed"],
+            owed=values["owed"],
+            average=average,
+        )
 
 
 def save_checkpoint(checkpoint: Checkpoint, target: UPath) -> None:
@@ -133,7 +160,12 @@ def load_checkpoint(path: UPath) -> Checkpoint:
         if checkpoint is not None:
             # Copies, since the file may be replaced while the run that resumed from it continues.
             adapter = replace(checkpoint.adapter, lora=snapshot(checkpoint.adapter.lora))
-            return replace(checkpoint, adapter=adapter, optimizer=snapshot(checkpoint.optimizer))
+            return replace(
+                checkpoint,
+                adapter=adapter,
+                optimizer=snapshot(checkpoint.optimizer),
+                average=snapshot(checkpoint.average),
+            )
     raise RunDirectoryError(
         message("{path} holds weights but not what resuming needs", path=path),
         message("Resume from latest.pt or a checkpoint_*.pt, or start a new training with --init-adapter"),

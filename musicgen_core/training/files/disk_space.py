@@ -14,12 +14,25 @@ from musicgen_core import storage
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import RunDirectoryUnavailable
 from musicgen_core.language import message
-from musicgen_core.run_layout import BEST_ADAPTER, BEST_MODEL, FINAL_ADAPTER, FINAL_MODEL, LATEST_ADAPTER, epoch_adapter
+from musicgen_core.run_layout import (
+    BEST_ADAPTER,
+    BEST_MODEL,
+    EMA_ADAPTER,
+    FINAL_ADAPTER,
+    FINAL_MODEL,
+    LATEST_ADAPTER,
+    epoch_adapter,
+)
 from musicgen_core.training.files.run_directory import RunDirectory
 from musicgen_core.wording import sized
 
 _CHECKPOINT = 3
 """A checkpoint is this many times as large as the adapter: its parameters and AdamW's two moments."""
+
+
+def _checkpoint_size(settings: TrainSettings) -> int:
+    """Return how many times as large as the adapter a checkpoint is."""
+    return _CHECKPOINT + (settings.ema is not None)
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,9 @@ def _check_scratch(files: RunDirectory, settings: TrainSettings, sizes: Sizes) -
     """Check the disk on which files are staged for a remote run directory: one merged model and its checkpoint."""
     scratch = Path(tempfile.gettempdir())
     free = shutil.disk_usage(scratch).free
-    needed = 2 * _CHECKPOINT * sizes.adapter + (sizes.full_model if settings.full_models != "none" else 0)
+    needed = 2 * _checkpoint_size(settings) * sizes.adapter + (
+        sizes.full_model if settings.full_models != "none" else 0
+    )
     if needed > free:
         raise RunDirectoryUnavailable(
             message(
@@ -115,8 +130,9 @@ def bytes_to_write(
     if settings.full_models == "each_epoch":
         checkpoints += models  # each contains one
     names = [*map(epoch_adapter, range(1, plan.epochs + 1)), BEST_ADAPTER, FINAL_ADAPTER, LATEST_ADAPTER]
+    names += [EMA_ADAPTER] if settings.ema is not None else []
     adapters = len(names) - count_existing(files.adapter(name) for name in names)
-    return models * sizes.full_model + (checkpoints * _CHECKPOINT + adapters) * sizes.adapter
+    return models * sizes.full_model + (checkpoints * _checkpoint_size(settings) + adapters) * sizes.adapter
 
 
 def _models_to_come(

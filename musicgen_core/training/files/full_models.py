@@ -105,10 +105,13 @@ class FullModels:
     def _write(self, checkpoint: Checkpoint, owed: UPath) -> None:
         """Write the models that a checkpoint owes, and delete its file, `owed`."""
         names = [name for name in checkpoint.owed if name != BEST_MODEL or self._is_best(checkpoint)]
-        merged = merged_checkpoint(self.model, checkpoint.adapter) if names else {}
+        merged: tuple[Adapter, dict[str, Any]] | None = None
         for name in names:
+            adapter = checkpoint.best if name == BEST_MODEL else checkpoint.adapter
+            if merged is None or merged[0] is not adapter:
+                merged = adapter, merged_checkpoint(self.model, adapter)
             resume = {} if name == BEST_MODEL else {"resume": replace(checkpoint, owed=[]).to_plain()}
-            write_full_model({**merged, **resume}, self.files.full_model(name), self.background.stopping)
+            write_full_model({**merged[1], **resume}, self.files.full_model(name), self.background.stopping)
         owed.unlink(missing_ok=True)
         if storage.is_local(owed):
             with suppress(OSError):  # not empty, or the trainer is about to write there

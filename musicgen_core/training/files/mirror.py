@@ -14,7 +14,16 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.errors import ConfigError, RunDirectoryError, raise_if_interrupted, reason_of
 from musicgen_core.language import message
-from musicgen_core.run_layout import ADAPTERS, BEST_ADAPTER, FINAL_ADAPTER, LATEST_ADAPTER, LOSS_PLOT, METRICS, run_of
+from musicgen_core.run_layout import (
+    ADAPTERS,
+    BEST_ADAPTER,
+    EMA_ADAPTER,
+    FINAL_ADAPTER,
+    LATEST_ADAPTER,
+    LOSS_PLOT,
+    METRICS,
+    run_of,
+)
 from musicgen_core.training.files.background import Abandoned, Background, Failures
 from musicgen_core.training.files.run_directory import RunDirectory
 from musicgen_core.training.files.run_lock import RunLock
@@ -156,7 +165,8 @@ class Mirror:
 
     def _sources(self) -> list[UPath]:
         local = [storage.as_path(self.files.stage / name) for name in (METRICS, LOSS_PLOT)]
-        return [self.files.config, *local, *(map(self.files.adapter, (BEST_ADAPTER, FINAL_ADAPTER, LATEST_ADAPTER)))]
+        adapters = (BEST_ADAPTER, FINAL_ADAPTER, LATEST_ADAPTER, EMA_ADAPTER)
+        return [self.files.config, *local, *map(self.files.adapter, adapters)]
 
     def _changed(self, source: UPath) -> str | None:
         """Return the version of a file that the mirror doesn't have yet, or None."""

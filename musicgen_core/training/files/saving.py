@@ -20,6 +20,7 @@ from musicgen_core.model.weights import BaseModel
 from musicgen_core.run_layout import (
     BEST_ADAPTER,
     BEST_MODEL,
+    EMA_ADAPTER,
     EPOCH_CHECKPOINT,
     FINAL_ADAPTER,
     LATEST_ADAPTER,
@@ -217,12 +218,22 @@ class Saver:
 
     def _checkpoint(self) -> Checkpoint:
         progress = replace(self.trainer.progress, pending=snapshot(self.trainer.progress.pending))
-        return Checkpoint(self.adapter(), snapshot(self.trainer.optimizer_state()), progress, self.fixed)
+        return Checkpoint(
+            adapter=self.adapter(),
+            optimizer=snapshot(self.trainer.optimizer_state()),
+            progress=progress,
+            fixed=self.fixed,
+            average=self.trainer.average(),
+        )
 
     def _save(self, adapters: list[str], models: list[str]) -> None:
         """Write the adapter under these names, the source of these full models, and latest.pt."""
         checkpoint = self._checkpoint()
-        writes = self._adapters(checkpoint.adapter, adapters)
+        writes = [
+            write
+            for name in adapters
+            for write in self._adapters(checkpoint.best if name == BEST_ADAPTER else checkpoint.adapter, [name])
+        ]
         if models:
             writes.append(self._owed(replace(checkpoint, owed=models)))
         self.write([*writes, *self._latest(checkpoint)])
@@ -239,6 +250,7 @@ class Saver:
         return [
             Write(str(self.files.stage), self.files.upload_stage),
             *self._adapters(checkpoint.adapter, [LATEST_ADAPTER]),
+            *(self._adapters(checkpoint.averaged, [EMA_ADAPTER]) if checkpoint.averaged is not None else ()),
             Write(str(self.files.latest), partial(self._save_latest, checkpoint)),
         ]
 

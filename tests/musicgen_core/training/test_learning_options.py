@@ -25,6 +25,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "layers": {"layers": "1"},
     "ranks": {"layers": "0-1", "ranks": "0=2,1=5", "lora_rslora": True},
     "ranks of DoRA": {"layers": "1", "ranks": "1=3", "lora_dora": True},
+    "average": {"ema": 0.9},
+    "average of some layers": {"ema": 0.999, "layers": "1", "validate_every_steps": 1},
 }
 
 

@@ -19,7 +19,8 @@ from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.process import ENDING
 from musicgen_core.training.batches import BatchSize
-from musicgen_core.training.loop import Hooks, Trainer, learning_rate
+from musicgen_core.training.loop import Hooks, Trainer
+from musicgen_core.training.optimization import learning_rate
 from tests.killing import Killed
 from tests.musicgen_core.training.trainers import MakeTrainer, Row
 

@@ -54,13 +54,16 @@ class ThreadWorld(World):
 def run_on(size: int, make: Callable[[int, World], Trainer]) -> list[list[Row]]:
     """Train on that many ranks → the rows of each."""
     threads = Threads(size)
-    trainers = [make(rank, ThreadWorld.of(rank, threads)) for rank in range(size)]
+    return run_all([make(rank, ThreadWorld.of(rank, threads)) for rank in range(size)])
+
+
+def run_all(trainers: list[Trainer]) -> list[list[Row]]:
     rows: list[list[Row]] = [[] for _ in trainers]
 
     def work(rank: int) -> None:
         rows[rank] = run(trainers[rank])
 
-    running = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
+    running = [threading.Thread(target=work, args=(rank,)) for rank in range(len(trainers))]
     for thread in running:
         thread.start()
     for thread in running:
@@ -78,6 +81,17 @@ def test_the_number_of_ranks_does_not_change_the_curve(trainer_of: MakeTrainer, 
         for name in ("train/loss", "train/grad_norm", "val/loss"):
             found = [row[name] for row in rows if name in row]
             np.testing.assert_allclose(found, [row[name] for row in alone if name in row], rtol=2e-5)
+
+
+@pytest.mark.parametrize("given", [{"ema": 0.9}], ids=str)
+def test_all_ranks_keep_the_same_weights_and_average(trainer_of: MakeTrainer, given: dict[str, Any]) -> None:
+    threads = Threads(2)
+    pair = [trainer_of(BatchSize(2, 1, gpus=2), FP32, ThreadWorld.of(rank, threads), **given) for rank in range(2)]
+    run_all(pair)
+    for own, others in ((trainer.adapter_tensors(), trainer.average() or {}) for trainer in pair[1:]):
+        first, average = pair[0].adapter_tensors(), pair[0].average() or {}
+        assert all(torch.equal(own[name], first[name]) for name in first)
+        assert all(torch.equal(others[name], average[name]) for name in average)
 
 
 def test_when_one_rank_runs_out_of_memory_all_reduce_their_batch(trainer_of: MakeTrainer) -> None:
