@@ -58,7 +58,7 @@ def make_weights(folder: Path) -> Path:
             default=lambda it: {"_type": "fraction", "numerator": it.numerator, "denominator": it.denominator},
         ),
     }
-    state = {name: value.contiguous() for name, value in HTDemucs(**ARGUMENTS).state_dict().items()}
+    state = {name: value.half().contiguous() for name, value in HTDemucs(**ARGUMENTS).state_dict().items()}
     save_file(state, folder / WEIGHTS_FILE, described)
     (folder / BAG_FILE).write_text(f"models: ['{SIGNATURE}']\n")
     print(f"{sum(value.numel() for value in state.values()) / 1e6:.1f} M parameters", flush=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from deployments.activity import working
 from deployments.api import ensure_api
 from deployments.console import print_outcome, print_rows, print_text
-from deployments.inputs import check_evaluation, check_rendering, check_training
+from deployments.inputs import check_evaluation, check_rendering, check_tokenizing, check_training
 from flows.parameters import EstimateParameters, ExportParameters, archives_at_a_time, grouped, groups_in
 from musicgen_core.config import DEFAULT_MODEL
 from musicgen_core.language import message, stored_message, translated
@@ -40,6 +40,7 @@ def tokenize(parameters: dict[str, Any]) -> int:
     with working(LOADING):
         from flows.tokenize_archives import tokenize_archives
 
+        check_tokenizing(parameters)
     result: TokenizeResult = run_flow(tokenize_archives, parameters)
     print_rows(message("Tokenized"), tokenized_rows(result))
     print_outcome(outcomes.tokenized(result.tokens, len(result.reports), parameters, _new_notice(result)))
@@ -92,6 +93,7 @@ def finetune(parameters: dict[str, Any]) -> int:
     with working(LOADING):
         from flows.finetune import finetune as finetune_flow
 
+        check_tokenizing(parameters)
         check_training(parameters)
     result: FinetuneResult = run_flow(finetune_flow, parameters)
     captioned = result.captioned

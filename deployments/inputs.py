@@ -48,6 +48,18 @@ def check_evaluation(given: Mapping[str, Any]) -> None:
     check_adapter(given["adapter"])
 
 
+def check_tokenizing(given: Mapping[str, Any]) -> None:
+    """Check that Demucs is installed if `tokenize-archives` or `finetune` is to remove vocals.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    from musicgen_core.separation.weights import check_installed
+
+    if given.get("remove_vocals"):
+        check_installed()
+
+
 def check_training(given: Mapping[str, Any]) -> None:
     """Check the adapter that a new run of `train-lora` or `finetune` starts from, and the file of general prompts.
 

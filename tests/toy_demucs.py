@@ -18,7 +18,7 @@ TOY: dict[str, Any] = {
 
 
 def make_demucs(folder: Path, arguments: dict[str, Any] | None = None, seed: int = 0) -> Path:
-    """Write an HTDemucs with random weights.
+    """Write an HTDemucs with random weights, in half precision as the real ones.
 
     Args:
         folder: an empty directory.
@@ -37,7 +37,7 @@ def make_demucs(folder: Path, arguments: dict[str, Any] | None = None, seed: int
     model = HTDemucs(**arguments)
     # As initialized, the residual branches hardly count (LayerScale).
     state = {
-        name: value.contiguous() if value.dim() != 1 else value + 0.1 * torch.randn_like(value)
+        name: (value if value.dim() != 1 else value + 0.1 * torch.randn_like(value)).half().contiguous()
         for name, value in model.state_dict().items()
     }
     described = {"klass": "demucs.htdemucs.HTDemucs", "args": "[]", "kwargs": json.dumps(arguments, default=_fraction)}

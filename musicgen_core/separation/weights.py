@@ -18,6 +18,19 @@ BAG_FILE, WEIGHTS_FILE = f"{NAME}.yaml", f"{SIGNATURE}.safetensors"
 _FILES = hub.Wanted((BAG_FILE, WEIGHTS_FILE))
 
 
+def check_installed() -> None:
+    """Check that Demucs is installed.
+
+    Raises:
+        ConfigError: it is not, or only an older version.
+    """
+    if find_spec("demucs") is None or find_spec("demucs.hf") is None:  # new in Demucs 4.1
+        raise ConfigError(
+            message("--remove-vocals requires Demucs 4.1 or newer, which is not installed"),
+            message("Install it: uv sync --extra vocals, or pip install 'demucs>=4.1'"),
+        )
+
+
 def find_separator() -> Path:
     """Return the directory of the weights, which are downloaded if they are missing.
 
@@ -25,11 +38,7 @@ def find_separator() -> Path:
         ConfigError: Demucs is not installed.
         ModelError: the weights are missing and can't be downloaded.
     """
-    if find_spec("demucs") is None or find_spec("demucs.hf") is None:  # new in Demucs 4.1
-        raise ConfigError(
-            message("--remove-vocals requires Demucs 4.1 or newer, which is not installed"),
-            message("Install it: uv sync --extra vocals, or pip install 'demucs>=4.1'"),
-        )
+    check_installed()
     try:
         return hub.fetch(REPO, _FILES)
     except ModelError as error:

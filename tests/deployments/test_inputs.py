@@ -61,6 +61,15 @@ def test_unusable_inputs_are_refused_before_a_server_starts(
     assert not Path(paths["OUT"]).exists()
 
 
+@pytest.mark.parametrize("command", ["tokenize ARCHIVES TOKENS", "finetune ARCHIVES --tokens T --run-dir R --output O"])
+def test_a_missing_demucs_is_reported_before_a_server_starts(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("musicgen_core.separation.weights.find_spec", {}.get)
+    assert main([*command.split(), "--remove-vocals", *DEBUG_CPU]) == 1
+    assert "Install it: uv sync --extra vocals" in capsys.readouterr().err
+
+
 def test_an_adapter_to_start_from_is_not_needed_to_resume(tmp_path: Path) -> None:
     given: dict[str, Any] = {"run_dir": str(tmp_path), "init_adapter": str(tmp_path / "gone_lora.pt")}
     with pytest.raises(AdapterError, match="there is no adapter"):
