@@ -1,9 +1,9 @@
 """Remove the vocals of clips, in batches of segments of several clips.
 
-A clip is cut into segments that overlap by a quarter. Their results are faded into each other, with weights that fall
-linearly from the middle of a segment to its ends, and segments at the ends of a clip get what the clip has on the
-other side, then zeros. All this is as in `demucs.apply.apply_model` without random shifts, so that a clip always has
-the same codes. There, the segments of one clip are computed one by one.
+A clip is split into segments of 7.8 s that overlap by a quarter. Overlapping results are averaged with weights that
+fall linearly from the middle of a segment to its ends. A shorter segment, at the end of a clip, is centred in a window
+with the audio around it, zero-padded beyond the clip. `demucs.apply.apply_model` without random shifts does the same,
+one segment at a time; random shifts would give a clip other codes in each run.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def remove_vocals(
 
 
 class _Track(Generic[K]):
-    """A clip in progress: its audio, and the weighted sum of what its segments left of it."""
+    """A clip in progress: its audio, and the weighted sum of its segments' results."""
 
     def __init__(self, key: K, clip: DecodedClip | ClipRejected, separator: Separator) -> None:
         self.key, self.clip = key, clip
@@ -93,7 +93,7 @@ class _Track(Generic[K]):
             yield _Segment(self, start, min(self._length, self.audio.shape[1] - start))
 
     def window(self, start: int) -> Tensor:
-        """Return the normalised audio [2, segment_samples] from a sample on, which may be negative."""
+        """Return the normalised audio [2, segment_samples] from a sample on, with zeros where the clip has none."""
         end = start + self._length
         first, last = max(0, start), min(self.audio.shape[1], end)
         normalised = (self.audio[:, first:last] - self.mean) / self.deviation
@@ -108,13 +108,13 @@ class _Track(Generic[K]):
         self._open -= 1
 
     def result(self, rate: int) -> DecodedClip | ClipRejected | None:
-        """Return what is left of the clip, or its rejection; None while segments are missing."""
+        """Return the clip without its vocals, or its rejection; None while segments are missing."""
         if isinstance(self.clip, ClipRejected):
             return self.clip
         if self._open:
             return None
-        left = self._sum.div_(self._weights).mul_(self.deviation).add_(self.mean)
-        return DecodedClip(left.numpy(), rate, self.clip.file_seconds)
+        samples = self._sum.div_(self._weights).mul_(self.deviation).add_(self.mean)
+        return DecodedClip(samples.numpy(), rate, self.clip.file_seconds)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class _Segment:
     samples: int
 
     def window(self, length: int) -> Tensor:
-        """Return the segment in the middle of [2, length], amid what the clip has on both sides."""
+        """Return a window [2, length] of the clip's audio with the segment in its middle."""
         return self.track.window(self.start - (length - self.samples) // 2)
 
     def deliver(self, found: Tensor) -> None:
@@ -166,7 +166,7 @@ def _separate(separator: Separator, batch: Sequence[_Segment], cancelled: Callab
 
 
 def _try(separator: Separator, batch: Sequence[_Segment]) -> Tensor | None:
-    """Return what is left of segments; None if out of memory. Keeping the error would keep its allocations."""
+    """Return the segments without vocals; None if out of memory. Keeping the error would keep its allocations."""
     windows = torch.stack([segment.window(separator.segment_samples) for segment in batch])
     try:
         return separator.without_vocals(windows)

@@ -82,7 +82,7 @@ def test_a_missing_demucs_fails_the_run_before_anything_is_read(
     assert isinstance(state.result(raise_on_failure=False), ConfigError)
 
 
-def test_weights_that_cant_be_fetched_fail_the_run_before_anything_is_read(
+def test_a_failed_download_ends_the_run_before_anything_is_read(
     hub: StandInHub, demucs_weights: Path, tmp_path: Path
 ) -> None:
     hub.faults.append(Fault(status=503, times=99))

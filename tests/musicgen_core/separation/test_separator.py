@@ -138,7 +138,7 @@ def quantized(described: dict[str, Any], _: dict[str, torch.Tensor]) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_unusable_weights_are_refused_and_foreign_code_is_not_imported(
+def test_unusable_weights_are_refused_without_foreign_imports(
     change: Callable[..., None], reason: str, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     imported: list[str] = []

@@ -95,7 +95,7 @@ def test_the_level_of_a_clip_is_that_of_its_result(separator: Separator) -> None
     np.testing.assert_allclose(soft * 1000, loud, atol=1e-4)
 
 
-def test_rejections_keep_their_position_and_do_not_hold_back_others(separator: Separator) -> None:
+def test_rejections_keep_their_position_and_hold_nothing_back(separator: Separator) -> None:
     drawn: list[int] = []
 
     def clips() -> object:

@@ -78,7 +78,7 @@ def test_the_codes_are_those_of_the_separated_audio(
         assert (row.codes != rows[row.clip].codes).mean() > 0.1
 
 
-def test_a_shard_is_regenerated_if_vocals_are_removed_or_not_or_by_others(
+def test_a_shard_is_regenerated_when_the_separator_changes(
     songs: UPath, codec: Codec, separator: Separator, tokens: UPath
 ) -> None:
     plain = Tokenizer(codec, tokens).tokenize(songs)
@@ -97,7 +97,7 @@ def test_a_shard_is_regenerated_if_vocals_are_removed_or_not_or_by_others(
     assert Tokenizer(codec, tokens).tokenize(songs) == plain
 
 
-def test_fingerprints_of_shards_with_vocals_are_those_of_earlier_versions() -> None:
+def test_fingerprints_without_a_separator_have_not_changed() -> None:
     expected = "sha256:679161119f01b430e8825bbb904ceadb4e9cfe9098f80010ef40d258162d43d6"
     assert shard_fingerprint("digest", "codec", TokenizeSettings(), 5) == expected
     assert shard_fingerprint("digest", "codec", TokenizeSettings(remove_vocals=True), 5) == expected
