@@ -117,7 +117,7 @@ def render_pairs(
         )
         pieces = render(wanted, on_progress)
         audio = [_read(storage.as_path(piece.wav)) for piece in pieces]
-        codes = [np.load(storage.as_path(piece.wav).with_suffix(".npy")) for piece in pieces]
+        codes = [np.load(str(storage.as_path(piece.wav).with_suffix(".npy"))) for piece in pieces]
     return [
         Pair(
             prompt=prompt.prompt,

@@ -188,13 +188,13 @@ def _blocks(clips: Iterable[Frames]) -> Iterator[tuple[int, list[Frames]]]:
 def _in_parts(hits: _Hits, index: _Index) -> Iterator[_Hits]:
     """Yield the hits in parts of whole clips, each with at most `MOST_PAIRS` matches unless one clip has more."""
     pairs = np.cumsum(index.starts[hits.ngrams + 1] - index.starts[hits.ngrams])
-    of_clips = np.flatnonzero(np.diff(hits.clips, append=-1)) + 1  # where the hits of each clip end
+    of_clips = (np.flatnonzero(np.diff(hits.clips, append=-1)) + 1).tolist()  # where the hits of each clip end
     start = before = 0
     for i, stop in enumerate(of_clips):
         is_last = i + 1 == len(of_clips)
         if is_last or pairs[of_clips[i + 1] - 1] - before > MOST_PAIRS:
             yield hits.part(start, stop)
-            start, before = stop, pairs[stop - 1]
+            start, before = stop, int(pairs[stop - 1])
 
 
 def _longest_runs(hits: _Hits, index: _Index, first_clip: int) -> Iterator[tuple[int, Run]]:

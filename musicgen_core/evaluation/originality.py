@@ -36,8 +36,8 @@ class Excerpt:
     def sentence(self) -> str:
         """Return the run in words."""
         return message(
-            "{seconds:.2f} s from second {start:.2f} of “{text}” are those from second {clip_start:.2f} of {clip} in "
-            "{archive}.",
+            "{seconds:.2f} s from second {start:.2f} of “{text}” match {clip} in {archive} from second "
+            "{clip_start:.2f}.",
             seconds=self.seconds,
             start=self.start,
             text=one_line(self.text),
@@ -128,8 +128,8 @@ class Originality:
             ),
         }[self.verdict]
         return message(
-            "{claim}: {shared:.1%} of their n-grams occur there and the longest run is {seconds:.1f} s, against "
-            "{held_shared:.1%} and {held_seconds:.1f} s of held-out clips.",
+            "{claim}: {shared:.1%} of the samples' n-grams occur in training clips and the longest run is "
+            "{seconds:.1f} s, against {held_shared:.1%} and {held_seconds:.1f} s of held-out clips.",
             claim=claim,
             shared=self.adapter.shared,
             seconds=self.adapter.longest_seconds,

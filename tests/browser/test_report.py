@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ from playwright.sync_api import Browser, expect
 from upath import UPath
 
 from musicgen_core.codes import SAMPLE_RATE
+from musicgen_core.evaluation.generated import NearestPair
 from musicgen_core.evaluation.held_out import compare, confidence_interval, verdict_of
 from musicgen_core.evaluation.music import Pair
+from musicgen_core.evaluation.originality import Excerpt, FeatureDistances, Originality, Overlap
 from musicgen_core.evaluation.report import (
     plot_codebook_perplexities,
     plot_differences,
@@ -26,6 +29,19 @@ SECONDS = 4.0
 
 def tone(hertz: float) -> np.ndarray:
     return (0.3 * np.sin(2 * np.pi * hertz * np.arange(int(SECONDS * SAMPLE_RATE)) / SAMPLE_RATE)).astype(np.float32)
+
+
+def originality() -> Originality:
+    nearest = Excerpt("archive_batch_0007.zip", "audio/song_012.wav", 12.4, "Relaxing jazz piano", 3.1, 4.2)
+    return Originality(
+        seconds=10.0,
+        training_clips=132_050,
+        base=Overlap(34, 0.004, 0.3, 0.08, 0.05, replace(nearest, seconds=0.3)),
+        adapter=Overlap(34, 0.031, 4.2, 0.4, 0.12, nearest),
+        held_out=Overlap(32, 0.006, 0.5, 0.1, 0.09, replace(nearest, seconds=0.5)),
+        verdict="copies",
+        distances=FeatureDistances(96, 61.2, 24.8, 9.3),
+    )
 
 
 def write(target: UPath) -> None:
@@ -52,6 +68,7 @@ def write(target: UPath) -> None:
         music=MusicScores("laion/larger_clap_music", 64, 10.0, 0.41, 0.33, 0.38, 0.42, 0.31),
         remarks=["Of 6,950 validation clips 500 were evaluated, as many as asked for, the same each time."],
         report=str(target),
+        originality=originality(),
     )
     steps = range(1, 400)
     losses = 4.4 - 0.3 * (1 - np.exp(-np.arange(1, 400) / 80)) + rng.normal(0, 0.05, size=399)
@@ -65,7 +82,9 @@ def write(target: UPath) -> None:
         Pair("Relaxing jazz piano", tone(220), tone(330), "After epoch 4"),
         Pair("静かな琴の音色", tone(247), tone(370)),
     ]
-    write_report(target, evaluation, pictures, {"Samples of the training": pairs})
+    assert evaluation.originality is not None and evaluation.originality.adapter.nearest is not None
+    nearest = NearestPair(evaluation.originality.adapter.nearest, tone(220), tone(221))
+    write_report(target, evaluation, pictures, {"Samples of the training": pairs}, nearest)
 
 
 def test_the_report_shows_pictures_and_plays_music_from_disk(
@@ -89,12 +108,12 @@ def test_the_report_shows_pictures_and_plays_music_from_disk(
     assert pictures.evaluate_all("all => all.map(one => one.naturalWidth)") == [960] * 3
 
     players = page.locator("audio")
-    expect(players).to_have_count(4)
-    for number in (0, 1):  # the base model, then the adapter
+    expect(players).to_have_count(6)
+    for number in (0, 1):  # the sample, then the training clip
         players.nth(number).focus()
         players.nth(number).press("Space")
         page.wait_for_function("number => document.querySelectorAll('audio')[number].currentTime > 0.2", arg=number)
-    assert players.evaluate_all("all => all.map(one => one.paused)") == [True, False, True, True]
+    assert players.evaluate_all("all => all.map(one => one.paused)") == [True, False, True, True, True, True]
     assert abs(players.first.evaluate("audio => audio.duration") - SECONDS) < 0.2
     page.screenshot(path=screenshots / "evaluation-report.png", full_page=True)
     page.set_viewport_size({"width": 400, "height": 900})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 from dataclasses import replace
@@ -183,7 +184,7 @@ def test_findings_are_in_the_report_the_summary_and_the_terminal(
     originality, nearest = compare(samples_of(*samples))
     shown = replace(evaluation, originality=originality)
     write_report(UPath(tmp_path / "report.html"), shown, {}, {}, nearest)
-    page = (tmp_path / "report.html").read_text()
+    page = html.unescape((tmp_path / "report.html").read_text())
     assert originality.sentence() in page and page.count("<audio ") == 2 and f"clip_{TARGET}.wav" in page
     assert "There is too little music for a Fréchet distance" in page
     section = evaluated_section(shown)
