@@ -34,3 +34,4 @@ def test_replays_give_the_bits_of_the_first_call(debug_model: BaseModel, checkpo
         assert torch.equal(seen[one][0], seen[other][0])
         assert torch.equal(seen[one][1], seen[other][1])
     assert not torch.equal(seen[0][1], seen[1][1])
+    assert model.release(), "no graph was captured"
