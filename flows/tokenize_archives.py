@@ -128,6 +128,8 @@ def tokenize_archives(given: TokenizeParameters) -> State[TokenizeResult]:
         _core_logger.warning("%s", no_descriptions(undescribed))
     if given.workers.task_runner == "threads":  # a cluster's workers have their own caches and GPUs
         load_models(model, device, settings.remove_vocals)
+    folder = storage.as_path(target)
+    before = {entry["stem"]: read_report(folder, entry["stem"]) for entry in work}
     with runner, log_tokenizing(target, [entry["stem"] for entry in work]) as log:
         announce(message("encoding the clips"))
         # A persisted result does not track its shard: redo shards that are missing, damaged or out of date.
@@ -139,13 +141,20 @@ def tokenize_archives(given: TokenizeParameters) -> State[TokenizeResult]:
     failed = {str(entry["archive"]): failed[entry["stem"]] for entry in work if entry["stem"] in failed}
     announce(message("looking for clips without a description"))
     are_all = not given.limit and not failed
-    folder = storage.as_path(target)
     described = {report.archive: described_clips(folder, archive_stem(UPath(report.archive))) for report in reports}
+    kept = list(_already_tokenized(before, reports))
+    for text in kept:
+        get_run_logger().info("%s", text)
     remarks = list(_remarks(captions, reports, described, are_all))
     for remark in remarks:
         get_run_logger().warning("%s", remark)
     result = TokenizeResult(
-        target, reports, failed, [*left_out, *unmeasured, *remarks], _notice(described), is_announced=bool(undescribed)
+        target,
+        reports,
+        failed,
+        [*left_out, *kept, *unmeasured, *remarks],
+        _notice(described),
+        is_announced=bool(undescribed),
     )
     with artifacts_of_run() as artifacts:
         show_summary(
@@ -176,6 +185,27 @@ def _after_exclusion(report: ShardReport, tokens: str, log: ArchivesLog) -> Shar
         return report
     log.end(stem, found)
     return found
+
+
+def _already_tokenized(before: Mapping[str, ShardReport | None], reports: Sequence[ShardReport]) -> Iterator[str]:
+    """Yield a remark on the archives whose codes were there already, and whether their descriptions are new."""
+    kept = [
+        (earlier, report)
+        for report in reports
+        if (earlier := before[archive_stem(UPath(report.archive))]) and earlier.fingerprint == report.fingerprint
+    ]
+    if not kept:
+        return
+    updated = sum(earlier.captions_fingerprint != report.captions_fingerprint for earlier, report in kept)
+    archives = counted(len(kept), "archive")
+    if updated:
+        yield message(
+            "{archives} tokenized before: not encoded again, but the descriptions of {updated:,} are new",
+            archives=archives,
+            updated=updated,
+        )
+    else:
+        yield message("{archives} tokenized before: not encoded again", archives=archives)
 
 
 def _is_stale(report: ShardReport, work: Work) -> bool:

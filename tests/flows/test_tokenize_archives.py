@@ -89,6 +89,7 @@ def test_a_second_run_tokenizes_only_the_failed_archive(archives: Path, tmp_path
     again = run(archives, tmp_path / "tokens")
     assert again.is_completed()
     assert two_states(again) == ["Cached", "Completed"]
+    assert "1 archive tokenized before: not encoded again" in again.result().remarks
 
 
 def test_a_deleted_shard_is_regenerated_despite_its_cached_result(archives: Path, tmp_path: Path) -> None:
@@ -201,6 +202,8 @@ def test_a_result_is_not_reused_for_other_descriptions(archives: Path, tmp_path:
     run(archives, tmp_path / "tokens")
     state = run(archives, tmp_path / "tokens", caption="lofi")
     assert two_states(state) == ["Completed", "Completed"]
+    kept = "2 archives tokenized before: not encoded again, but the descriptions of 2 are new"
+    assert kept in state.result().remarks
     place = storage.as_path(tmp_path / "tokens")
     rows = list(read_rows(Path(str(shard_paths(place, "archive_batch_0001")[0]))))
     assert {row.description for row in rows} == {"lofi"}
