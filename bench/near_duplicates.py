@@ -39,7 +39,7 @@ def versions(audio: Audio, start: int, length: int) -> Iterator[tuple[str, Audio
     """Yield the clip at `start` and its versions: name, samples and their rate."""
     clip, later = audio[start : start + length], cut(audio, start, length, 0.3)
     yield "original", clip, RATE
-    yield "rounded to 16 bits", (clip * 32767).round() / 32767, RATE
+    yield "rounded to 16 bits", ((clip * 32767).round() / 32767).astype(np.float32), RATE
     yield "resampled to 32 kHz", soxr.resample(clip, RATE, SAMPLE_RATE), SAMPLE_RATE
     yield "resampled to 22.05 kHz", soxr.resample(clip, RATE, RATE // 2), RATE // 2
     for decibels in (-1, -3, -6):

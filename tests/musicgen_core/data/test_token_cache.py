@@ -15,6 +15,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.data.dataset import load_clips
+from musicgen_core.data.packed_shards import PACKED_SCHEMA
 from musicgen_core.data.shards import read_report, shard_paths
 from musicgen_core.data.token_cache import FOLDER_VARIABLE, TokenCache, default_folder
 from musicgen_core.errors import TokensError
@@ -168,6 +169,19 @@ def test_the_least_recently_used_unleased_entry_is_evicted(
     del in_use
     loaded(tokens / "e", folder, limit)
     assert entries(folder) == {entry_of(stem) for stem in "bde"}
+
+
+def test_unused_entries_of_earlier_versions_are_evicted(
+    tokens: UPath, folder: Path, write_shard: WriteShard, row: MakeRow
+) -> None:
+    folder.mkdir()
+    earlier = folder / f"{'0a' * 16}.arrow"
+    schema = pa.schema([column for column in PACKED_SCHEMA if column.name != "signature"])
+    with pa.OSFile(str(earlier), "wb") as file, pa.ipc.new_file(file, schema):
+        pass
+    write_shard(tokens, "a", [row("x.wav", 5)])
+    loaded(tokens, folder, 1)
+    assert not earlier.exists()
 
 
 def test_tokens_larger_than_the_limit_can_be_used(
