@@ -38,10 +38,12 @@ _TITLES = {
     "evaluate": message("Evaluation"),
     "generate": message("Music"),
     "estimate": message("Clips"),
+    "push": message("Upload, MB"),
     # The progress artifacts of a watched run, in percent:
     "training-progress": message("training-progress"),
     "tokenizing": message("tokenizing"),
     "rendering": message("rendering"),
+    "pushing": message("pushing"),
 }
 _COLUMNS = (
     TextColumn("{task.description:<14}", table_column=Column(no_wrap=True, max_width=20)),

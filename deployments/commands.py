@@ -20,7 +20,7 @@ from musicgen_core.wording import counted, lasting, sized
 from tasks import outcomes
 from tasks.interruption import terminal_command
 from tasks.next_steps import command_line
-from tasks.progress import fetched
+from tasks.progress import fetched, uploaded
 
 if TYPE_CHECKING:
     from flows.finetune import FinetuneResult
@@ -142,12 +142,20 @@ def export(parameters: dict[str, Any]) -> int:
     given = ExportParameters(**parameters)
     with working() as activity, hub.download_listener(lambda progress: activity(fetched(progress))):
         announce_torch()
-        from musicgen_core.exporting import export as exporting
+        from musicgen_core.exporting.push import export_and_push
 
-        exported = exporting.export(given.adapter, given.out, given.format, given.model or None)
+        exported, pushed = export_and_push(
+            given.adapter,
+            given.out,
+            given.format,
+            given.model or None,
+            given.push_to,
+            is_public=given.public,
+            listener=lambda progress: activity(uploaded(progress)),
+        )
     print_rows(message("Exported"), [(name, sized(size)) for name, size in exported.files.items()])
-    on = {"adapter": given.adapter, "model": given.model}
-    print_outcome(outcomes.exported(str(exported.directory), given.format, on))
+    on = {"adapter": given.adapter, "model": given.model, "public": given.public}
+    print_outcome(outcomes.exported(str(exported.directory), given.format, on, pushed))
     return 0
 
 

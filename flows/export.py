@@ -18,14 +18,25 @@ from tasks.exporting import export_adapter
 
 @form_flow(name="export", form=ExportParameters, flow_run_name=run_name("export", "adapter", "musicgen_runs"))
 def export(given: ExportParameters) -> State[Any]:
-    """Write an adapter in another library's format, with a model card that explains how to load it."""
+    """Write an adapter in another library's format, with a model card, and push it to the Hub if that is wanted."""
     chosen = given.adapter or last_trained(given.model, "Train first, or give an adapter")
     target = given.out or new_location("musicgen_output", "export")
     name = storage.as_path(chosen).name
-    exported: Any = export_adapter(name=name, adapter=chosen, out=target, kind=given.format, model=given.model or None)
-    if isinstance(exported, State):
-        return exported  # Cancelled
+    result: Any = export_adapter(
+        name=name,
+        adapter=chosen,
+        out=target,
+        kind=given.format,
+        model=given.model or None,
+        push_to=given.push_to,
+        public=given.public,
+    )
+    if isinstance(result, State):
+        return result  # Cancelled
+    exported, pushed = result
     done = message(
         "exported {name} for {program} to {directory}", name=name, program=given.format, directory=exported.directory
     )
+    if pushed is not None:
+        done = message("{exported}, and pushed it to {url}", exported=done, url=pushed.url)
     return Completed(message=done, data=exported)

@@ -142,3 +142,11 @@ ExportOut = Annotated[
         "variable musicgen_output"
     ),
 ]
+PushTo = Annotated[
+    _Text,
+    Field(
+        description="USER/NAME on the Hugging Face Hub, where the export is pushed: a new repository, or one with an "
+        "earlier export of the same format; needs an HF_TOKEN with write access. Default: it is not pushed"
+    ),
+]
+Public = Annotated[bool, Field(description="Make a new repository public. By default it is private")]

@@ -35,6 +35,8 @@ from flows.fields import (
     Output,
     Overwrite,
     PromptsFile,
+    Public,
+    PushTo,
     Report,
     RunDir,
     SampledClips,
@@ -312,6 +314,8 @@ class ExportParameters(Settings):
     out: ExportOut = ""
     format: ExportFormat = "peft"
     model: AdaptersModel = ""
+    push_to: PushTo = ""
+    public: Public = False
 
 
 def groups_in(form: type[Settings]) -> dict[str, type[Settings]]:

@@ -11,25 +11,39 @@ from musicgen_core.language import message
 from musicgen_core.stages import announce, announce_torch
 from tasks import outcomes
 from tasks.artifacts import artifacts_of_run
+from tasks.progress import report, uploaded
 from tasks.runs import cancellable
 from tasks.summary import exported_section, show_summary
 
 if TYPE_CHECKING:
     from musicgen_core.exporting.export import Exported
+    from musicgen_core.model.hub_upload import Pushed, UploadProgress
 
 
 @task(task_run_name="export-{name}", persist_result=False)
 @cancellable
 def export_adapter(
-    name: str, adapter: str, out: str, kind: Literal["peft", "audiocraft"], model: str | None
-) -> Exported:
-    """Write an adapter in another library's format, with a model card that explains how to load it."""
+    name: str,
+    adapter: str,
+    out: str,
+    kind: Literal["peft", "audiocraft"],
+    model: str | None,
+    push_to: str = "",
+    public: bool = False,
+) -> tuple[Exported, Pushed | None]:
+    """Write an adapter in another library's format, with a model card, and push it to the Hub if that is wanted."""
     announce_torch()
-    from musicgen_core.exporting.export import export
+    from musicgen_core.exporting.push import export_and_push
 
     with artifacts_of_run() as artifacts:
+
+        def show(progress: UploadProgress) -> None:
+            artifacts.progress("pushing", progress.done, progress.total, f"Pushing to {progress.repo}: {progress}")
+            report(uploaded(progress))
+
         announce(message("exporting the adapter"))
-        exported = export(adapter, out, kind, model)
-        outcome = partial(outcomes.exported, str(exported.directory), kind, {"adapter": adapter, "model": model})
+        exported, pushed = export_and_push(adapter, out, kind, model, push_to, is_public=public, listener=show)
+        given = {"adapter": adapter, "model": model, "public": public}
+        outcome = partial(outcomes.exported, str(exported.directory), kind, given, pushed)
         show_summary(artifacts, partial(exported_section, exported), outcome=outcome)
-    return exported
+    return exported, pushed

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from musicgen_core.evaluation.request import Evaluation
     from musicgen_core.generation.request import Rendered
+    from musicgen_core.model.hub_upload import Pushed
     from musicgen_core.training.request import TrainResult
 
 DESCRIBE = message(
@@ -239,15 +240,21 @@ def finetuned(
     return described + tokenized(tokens, shards, on, notice) + trained(result, on) + rendered(pieces, rendering)
 
 
-def exported(directory: str, kind: str, on: Mapping[str, Any]) -> Outcome:
-    """Return the outcome of an export to a directory; `kind`: peft or audiocraft."""
+def exported(directory: str, kind: str, on: Mapping[str, Any], pushed: Pushed | None = None) -> Outcome:
+    """Return the outcome of an export to a directory, and to a repository of the Hub; `kind`: peft or audiocraft."""
     place, adapter = _absolute(directory), str(on.get("adapter", ""))
     here = _absolute(adapter) if adapter and _is_here(adapter) else None
     tokens = _tokens_of(run_of(here) or here) if here else ""
-    made = (
+    made: tuple[Made, ...] = (
         Made(message("export for {program}", program=kind), str(place)),
         Made(message("how to load it"), str(place / "README.md")),
     )
+    notice = ""
+    if pushed is not None:
+        seen = message("on the Hub, private") if pushed.is_private else message("on the Hub, public")
+        made = (*made, Made(seen, pushed.url))
+        if on.get("public") and pushed.is_private:
+            notice = message("{repo} existed and stays private; its settings on the Hub change that", repo=pushed.repo)
     source = "adapter" if kind == "peft" else "model"
     listen = Step(
         message("Make music with it here, too"),
@@ -255,7 +262,7 @@ def exported(directory: str, kind: str, on: Mapping[str, Any]) -> Outcome:
         {source: str(place), "prompts": own_prompts(tokens), **_kept(on, *(["model"] if kind == "peft" else []))},
         {"output": _free(place.parent / "music")},
     )
-    return Outcome(made, (listen,))
+    return Outcome(made, (listen,), notice)
 
 
 def estimated(

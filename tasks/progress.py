@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger
 from prefect.exceptions import MissingContextError
 
 from musicgen_core.model import hub
+
+if TYPE_CHECKING:
+    from musicgen_core.model.hub_upload import UploadProgress
 
 LOG_EVERY_SECONDS = 60.0
 """Logs of a night must stay readable: one line a minute of normal progress"""
@@ -25,7 +28,7 @@ class Update:
     """A progress update.
 
     Attributes:
-        stage: fetch, tokenize, train, evaluate or generate.
+        stage: fetch, tokenize, train, evaluate, generate or push.
         item: the archive, run directory or piece of music in progress.
         done, total: progress in the stage's unit: MB, archives, steps, clips or frames. A total of None is unknown.
         text: a short text to show with it.
@@ -128,3 +131,9 @@ def fetched(progress: hub.DownloadProgress) -> Update:
     """Return a download's progress as an update, in MB."""
     done, total = progress.done // 10**6, progress.total // 10**6
     return Update("fetch", progress.repo, done, total, f"{progress.bytes_per_sec / 1e6:.1f} MB/s, {progress.repo}")
+
+
+def uploaded(progress: UploadProgress) -> Update:
+    """Return an upload's progress as an update, in MB."""
+    done, total = progress.done // 10**6, progress.total // 10**6
+    return Update("push", progress.repo, done, total, f"{progress.bytes_per_sec / 1e6:.1f} MB/s, {progress.repo}")

@@ -1,4 +1,4 @@
-"""A local stand-in for the Hugging Face Hub: the part of its HTTP protocol for downloads, with faults on demand."""
+"""A local stand-in for the Hugging Face Hub: its HTTP protocol for downloads and uploads, with faults on demand."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
+from tests.stand_in_hub_uploads import BATCH, STORED, UPLOAD, XET_TOKEN, Uploads
+
 TOKEN = "hf_the-right-one"
-_API = re.compile(r"/api/models/(?P<repo>.+?)/(?P<what>revision|tree)/[^/]+")
+_API = re.compile(r"/api/models/(?P<repo>.+?)/(?P<what>revision|tree)/[^/]+|/api/models/(?P<bare>[^/]+/[^/]+)")
 _FILE = re.compile(r"/(?P<repo>[^/]+(?:/[^/]+)?)/resolve/[^/]+/(?P<name>.+)")
 
 
@@ -26,6 +31,12 @@ class Repository:
     access: str = "public"
     """public, private or gated"""
     lfs: int = 1000
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """Return the front matter of the model card."""
+        _, mark, text = self.files.get("README.md", b"").decode().partition("---\n")
+        return yaml.safe_load(text.partition("\n---\n")[0]) or {} if mark else {}
 
     @property
     def commit(self) -> str:
@@ -52,6 +63,7 @@ class Fault:
         status, headers: status and headers of the response.
         hangs: whether the request is accepted and never answered.
         sends: bytes of the body to send before the connection is dropped.
+        takes: bytes of an uploaded body to receive before the connection is dropped.
         spoils: whether wrong bytes are sent.
     """
 
@@ -61,6 +73,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     hangs: bool = False
     sends: int | None = None
+    takes: int | None = None
     spoils: bool = False
 
 
@@ -75,6 +88,7 @@ class StandInHub:
     has_metadata: bool = True
     """Whether `?blobs=true` is supported; mirrors may lack it"""
     ignores_ranges: bool = False
+    uploads: Uploads = field(default_factory=Uploads)
     released: threading.Event = field(default_factory=threading.Event)
 
     def add(self, repo: str, directory: Path, **more: bytes) -> Repository:
@@ -111,11 +125,20 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_POST(self) -> None:
+        self._answer()
+
+    def do_PUT(self) -> None:
+        self._answer()
+
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path, self.headers.get("Range", "")))
         fault = self.hub.fault_of(path)
-        if fault is not None and fault.hangs:
+        body = self._receive(fault) if self.command in ("POST", "PUT") else b""
+        if body is None:
+            self.close_connection = True
+        elif fault is not None and fault.hangs:
             self.hub.released.wait()
             self.close_connection = True
         elif fault is not None and fault.status:
@@ -124,6 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(401, b"{}", {"X-Error-Message": "Invalid credentials in Authorization header"})
         elif path == "/api/whoami-v2":
             self._whoami()
+        elif self.command in ("POST", "PUT") or XET_TOKEN.fullmatch(path):
+            self._take(path, body)
         elif path.startswith("/cdn/") and self._token():
             self._send(400, b"the token is of no concern to a CDN", {})
         elif path.startswith("/cdn/"):
@@ -133,20 +158,79 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _whoami(self) -> None:
         if self._token():
-            self._send_json({"name": self.hub.user, "type": "user"})
+            self._send_json(self.hub.uploads.account(self.hub.user))
         else:
             self._send(401, b"{}", {})
+
+    def _receive(self, fault: Fault | None) -> bytes | None:
+        """Return the body of a request; None: the connection was dropped in the middle of it."""
+        length = int(self.headers.get("Content-Length", "0"))
+        data = self.rfile.read(length if fault is None or fault.takes is None else min(fault.takes, length))
+        if self.path.startswith("/lfs"):
+            self.hub.uploads.received += len(data)
+        return data if len(data) == length else None
+
+    def _take(self, path: str, body: bytes) -> None:
+        uploads = self.hub.uploads
+        match = UPLOAD.fullmatch(path) or XET_TOKEN.fullmatch(path) or BATCH.fullmatch(path)
+        if stored := STORED.fullmatch(path):
+            self._store(stored["what"], stored["oid"], int(stored["part"] or 0), body)
+        elif not self._token():
+            self._send(401, b"{}", {"X-Error-Message": "Invalid username or password."})
+        elif path == "/api/validate-yaml":
+            self._send_json({"errors": [], "warnings": []})
+        elif path == "/api/repos/create":
+            self._create(json.loads(body))
+        elif match is None or match["repo"] not in self.hub.repositories:
+            self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        elif not uploads.may_write(self.hub.user, match["repo"].partition("/")[0]):
+            self._send(403, b"{}", {"X-Error-Message": "You need write access to this repository"})
+        elif match.re is BATCH:
+            self._send_json(uploads.batch(self.hub.url.replace("127.0.0.1", "localhost"), json.loads(body)))
+        elif match.re is XET_TOKEN:
+            self._send_json(uploads.xet_token())
+        elif match["what"] == "preupload":
+            self._send_json(uploads.modes(self.hub.repositories[match["repo"]], json.loads(body)))
+        else:
+            repository = self.hub.repositories[match["repo"]]
+            uploads.commit(repository, body)
+            url = f"{self.hub.url}/{match['repo']}/commit/{repository.commit}"
+            self._send_json({"success": True, "commitOid": repository.commit, "commitUrl": url, "hookOutput": ""})
+
+    def _create(self, asked: dict[str, Any]) -> None:
+        repo = f"{asked['organization']}/{asked['name']}"
+        if not self.hub.uploads.may_write(self.hub.user, asked["organization"]):
+            self._send(403, b"{}", {"X-Error-Message": "You don't have the rights to create a model there"})
+        elif repo in self.hub.repositories:
+            self._send(409, json.dumps({"error": "exists", "url": f"{self.hub.url}/{repo}"}).encode(), {})
+        else:
+            files = {".gitattributes": b"*.bin filter=lfs\n"}
+            self.hub.repositories[repo] = Repository(files, asked.get("visibility", "public"))
+            self._send_json({"url": f"{self.hub.url}/{repo}", "name": repo})
+
+    def _store(self, what: str, oid: str, part: int, body: bytes) -> None:
+        """Take a large file or a part of it; like the downloads, from an address of its own."""
+        if what in ("lfs", "lfs-part") and self._token():
+            self._send(400, b"the token is of no concern to a store", {})
+            return
+        if what in ("lfs", "lfs-part"):
+            self.hub.uploads.store(oid, part, body)
+        elif what == "lfs-end":
+            self.hub.uploads.complete(oid, json.loads(body))
+        self._send(200, b"{}", {"ETag": f'"{hashlib.md5(body).hexdigest()}"'})
 
     def _token(self) -> str:
         return self.headers.get("Authorization", "").removeprefix("Bearer ")
 
     def _answer_for_repository(self, path: str, fault: Fault | None) -> None:
         match = _API.match(path) or _FILE.match(path)
-        repository = self.hub.repositories.get(match["repo"]) if match else None
+        found = match.groupdict() if match else {}
+        repo = found.get("bare") or found.get("repo", "")
+        repository = self.hub.repositories.get(repo)
         if match is None or repository is None or (repository.access == "private" and not self._token()):
             self._send(401 if not self._token() else 404, b"{}", {"X-Error-Code": "RepoNotFound"})
         elif match.re is _API:
-            self._send_listing(match["repo"], match["what"], repository)
+            self._send_listing(repo, match["what"] or "revision", repository)
         elif repository.access == "gated" and not self._token():
             self._send(401, b"{}", {"X-Error-Code": "GatedRepo"})
         elif match["name"] not in repository.files:
@@ -165,7 +249,13 @@ class _Handler(BaseHTTPRequestHandler):
                     sha256 = repository.etag(name)
                     entry["lfs"] = {"oid": sha256, "sha256": sha256, "size": len(data), "pointerSize": 134}
             entries.append(entry)
-        self._send_json(entries if what == "tree" else {"id": repo, "sha": repository.commit, "siblings": entries})
+        if what == "tree":
+            self._send_json(entries)
+        else:
+            is_private = repository.access == "private"
+            card = repository.card
+            info = {"id": repo, "sha": repository.commit, "private": is_private, "siblings": entries, "cardData": card}
+            self._send_json(info | {name: card[name] for name in ("library_name", "tags") if name in card})
 
     def _send_file(self, repository: Repository, name: str, fault: Fault | None) -> None:
         etag = repository.etag(name)
@@ -242,3 +332,5 @@ def use_hub(url: str, cache: Path, set_attribute: Callable[..., None]) -> None:
     set_attribute(constants, "HF_HUB_CACHE", str(cache))
     set_attribute(constants, "HF_TOKEN_PATH", str(cache.with_name("no-token")))
     set_attribute(constants, "HF_HUB_OFFLINE", False)
+    # Xet's client is a binary with a protocol of its own; only a local directory stands in for it: see `Uploads.xet`.
+    set_attribute(constants, "HF_HUB_DISABLE_XET", True)

@@ -39,7 +39,13 @@ class Exported:
     files: dict[str, int]
 
 
-def export(adapter: storage.Location, out: storage.Location, kind: ExportKind, model: str | None = None) -> Exported:
+def export(
+    adapter: storage.Location,
+    out: storage.Location,
+    kind: ExportKind,
+    model: str | None = None,
+    repo: str | None = None,
+) -> Exported:
     """Export an adapter for another library.
 
     Args:
@@ -49,15 +55,14 @@ def export(adapter: storage.Location, out: storage.Location, kind: ExportKind, m
         kind: `peft`: the adapter alone, for Hugging Face's `MusicgenForConditionalGeneration`;
             `audiocraft`: base and adapter merged, for `MusicGen.get_pretrained`.
         model: the base model; by default the one named by the adapter. `peft` needs none.
+        repo: the repository of the Hub that the export is for: its card loads it from there and plays its samples.
 
     Raises:
         ConfigError: `out` exists or can't be written.
         AdapterError: there is no adapter, or it is of another base model.
         ModelError: the base model can't be used.
     """
-    target = storage.as_path(out)
-    if storage.is_local(target):
-        target = storage.as_path(Path(str(target)).resolve())  # `.` has no name
+    target = target_of(out)
     unfinished = _check_free(target)
     announce(message("reading the adapter"))
     weights = find_adapter(adapter)
@@ -77,7 +82,8 @@ def export(adapter: storage.Location, out: storage.Location, kind: ExportKind, m
         )
     try:
         with _whole(target, _DECIDING[kind], source, unfinished) as folder:
-            _write(folder, name=target.name or "export", kind=kind, adapter=loaded, origin=origin, base=base)
+            name = target.name or "export"
+            _write(folder, name=name, kind=kind, adapter=loaded, origin=origin, base=base, repo=repo)
             files = _sizes(folder, _DECIDING[kind])
     except OSError as error:
         raise ConfigError(
@@ -85,6 +91,12 @@ def export(adapter: storage.Location, out: storage.Location, kind: ExportKind, m
             message("Make room or give another location"),
         ) from error
     return Exported(target, files)
+
+
+def target_of(out: storage.Location) -> UPath:
+    """Return the directory or URL of an export, with a name: `.` has none."""
+    target = storage.as_path(out)
+    return storage.as_path(Path(str(target)).resolve()) if storage.is_local(target) else target
 
 
 @dataclass(frozen=True)
@@ -159,7 +171,15 @@ def _base_of(adapter: Adapter, weights: UPath) -> str:
     return base
 
 
-def _write(folder: Path, name: str, kind: ExportKind, adapter: Adapter, origin: Origin, base: BaseModel | None) -> None:
+def _write(
+    folder: Path,
+    name: str,
+    kind: ExportKind,
+    adapter: Adapter,
+    origin: Origin,
+    base: BaseModel | None,
+    repo: str | None,
+) -> None:
     text_encoder = None
     if kind == "peft":
         peft_directory.write(vars(adapter), hub_id(adapter.base_model), folder)
@@ -187,6 +207,7 @@ def _write(folder: Path, name: str, kind: ExportKind, adapter: Adapter, origin: 
         origin=origin,
         text_encoder=text_encoder,
         samples=samples,
+        repo=repo,
     )
 
 

@@ -26,7 +26,9 @@ from musicgen_core.wording import counted, lasting
 ExportKind = Literal["peft", "audiocraft"]
 CARD = "README.md"
 MOST_SAMPLES = 3
-_TAGS = ["musicgen", "lora", "text-to-music", "music"]
+LIBRARIES: dict[ExportKind, str] = {"peft": "peft", "audiocraft": "audiocraft"}
+"""The library that loads each format, by its name on the Hub"""
+TAGS = ["musicgen", "lora", "text-to-music", "music"]
 _NAMES = {  # of metrics; the loss of a single step is too noisy
     "train/epoch_loss": "training loss of the epoch, nats",
     "val/loss": "validation loss, nats",
@@ -175,6 +177,7 @@ def write_card(
     origin: Origin,
     text_encoder: str | None,
     samples: Mapping[str, RenderedSample],
+    repo: str | None = None,
 ) -> None:
     """Write the model card.
 
@@ -186,6 +189,7 @@ def write_card(
         origin: provenance of the adapter.
         text_encoder: audiocraft's name of the T5 that is part of the export; None: it is loaded from the Hub.
         samples: exported samples, by the suffix of their file names.
+        repo: `USER/NAME` on the Hub, if the export is for it: the card then has players, which need whole addresses.
     """
     base = hub_id(adapter.base_model)
     recorded = adapter.base_model.partition("@sha256:")[0]
@@ -195,8 +199,10 @@ def write_card(
     environment.filters |= {"plain": markdown_text, "code": markdown_code, "label": one_line}
     environment.filters |= {"lasting": lasting, "counted": counted}
     text = environment.get_template("model_card.md.j2").render(
-        front_matter=_front_matter(kind, adapter.base_model),
+        front_matter=_front_matter(kind, adapter.base_model, samples if repo else {}),
         name=name,
+        to_load=repo or name,
+        repo=repo,
         kind=kind,
         base=base,
         of=base or (f"the model {recorded}" if recorded in BUILT_IN else "a MusicGen"),
@@ -220,18 +226,23 @@ def _licence(base_model: str) -> str | None:
     return "cc0-1.0" if base_model.partition("@sha256:")[0] == DEMO else None
 
 
-def _front_matter(kind: ExportKind, base_model: str) -> str:
+def _front_matter(kind: ExportKind, base_model: str, players: Mapping[str, RenderedSample]) -> str:
     from huggingface_hub import ModelCardData
 
     base, licence = hub_id(base_model), _licence(base_model)
     relation: dict[str, Any] = {"base_model_relation": "adapter" if kind == "peft" else "finetune"} if base else {}
+    if players:
+        relation["widget"] = [
+            {"text": one_line(sample.prompt), "output": {"url": f"samples/adapter_{file}"}}
+            for file, sample in players.items()
+        ]
     return ModelCardData(
         base_model=base,
         license=licence or "other",
         license_name=None if licence else "that-of-the-base-model",
-        library_name=kind,
+        library_name=LIBRARIES[kind],
         pipeline_tag="text-to-audio",
-        tags=_TAGS,
+        tags=TAGS,
         **relation,
     ).to_yaml()
 

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
+from musicgen_core.model.hub_client import limit_waiting
+from musicgen_core.model.hub_names import nearest
 from musicgen_core.model.hub_transfer import Attempts, bytes_here, delete_abandoned, give_up, transfer
 from musicgen_core.wording import sized
 
@@ -152,7 +154,7 @@ def whoami() -> str:
     """
     from huggingface_hub import HfApi, constants
 
-    _limit_waiting()
+    limit_waiting()
     return Attempts("the user's name", few=True).of(lambda: str(HfApi(endpoint=constants.ENDPOINT).whoami()["name"]))
 
 
@@ -184,25 +186,12 @@ def _offline(repo: str, wanted: Wanted) -> ModelError:
             parent=_folder(repo).parent,
             missing=missing,
         ),
-        message(
+        message("Did you mean {near}? Otherwise unset HF_HUB_OFFLINE", near=near)
+        if (near := nearest(repo)) and not _folder(repo).exists()
+        else message(
             "Unset HF_HUB_OFFLINE, or copy {name} from the cache of a machine that has it", name=_folder(repo).name
         ),
     )
-
-
-def _limit_waiting() -> None:
-    """Give huggingface_hub's HTTP client a timeout; by default it waits forever."""
-    from huggingface_hub import constants, set_client_factory
-    from huggingface_hub.utils import _http
-
-    if _http._GLOBAL_CLIENT_FACTORY is _http.default_client_factory:  # else the user's own
-
-        def make() -> object:
-            client = _http.default_client_factory()
-            client.timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-            return client
-
-        set_client_factory(make)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -232,7 +221,7 @@ def _list(repo: str, attempts: Attempts) -> _Listing:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.hf_api import RepoFile
 
-    _limit_waiting()
+    limit_waiting()
     api = HfApi(endpoint=constants.ENDPOINT)
     timeout = constants.HF_HUB_ETAG_TIMEOUT
 

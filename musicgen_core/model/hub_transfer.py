@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from musicgen_core.errors import ModelError, without_number
+from musicgen_core.errors import ModelError, MusicgenError, without_number
 from musicgen_core.language import message
+from musicgen_core.model.hub_names import nearest
 from musicgen_core.stages import mention
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ _SHA256_DIGITS = 64
 
 Count = Callable[[int, bool], None]
 """Called with a number of bytes, and whether they were on this machine before."""
+Explain = Callable[[str, Exception, int], MusicgenError]
 
 
 class Attempts:
@@ -40,10 +42,13 @@ class Attempts:
 
     Args:
         few: make only one attempt, because there is an alternative.
+        explain: returns the error to raise for a repository, the last error and the number of attempts; by default that
+            of a download.
     """
 
-    def __init__(self, repo: str, few: bool = False) -> None:
+    def __init__(self, repo: str, few: bool = False, explain: Explain | None = None) -> None:
         self._repo, self._few = repo, few
+        self._explain = explain or (lambda repo, error, attempts: give_up(repo, error, attempts=attempts))
         self._failed = 0
         self._has_answered = False
 
@@ -54,7 +59,7 @@ class Attempts:
         """Return the result of `function`, retrying transient errors.
 
         Raises:
-            ModelError: a permanent error, or too many attempts.
+            MusicgenError: a permanent error, or too many attempts: a ModelError, or what `explain` returned.
             OSError: an error of this machine, such as a full disk.
         """
         while True:
@@ -70,7 +75,7 @@ class Attempts:
         """Wait before the next attempt, or raise the error.
 
         Raises:
-            ModelError: see `of`.
+            MusicgenError: see `of`.
             OSError: see `of`.
         """
         import httpx2
@@ -78,20 +83,20 @@ class Attempts:
         if not isinstance(error, (httpx2.HTTPError, httpx2.StreamError)):
             if isinstance(error, (OSError, MemoryError)):
                 raise error
-            raise give_up(self._repo, error) from error
+            raise self._explain(self._repo, error, 1) from error
         response = getattr(error, "response", None)
         status = response.status_code if response is not None else None
         if status is not None and status not in _TRANSIENT:
-            raise give_up(self._repo, error) from error
+            raise self._explain(self._repo, error, 1) from error
         self._failed += 1
         self._has_answered |= status is not None
         most = 1 if self._few else MOST_ATTEMPTS if self._has_answered else FIRST_ATTEMPTS
         wait = _asked_wait(response.headers) if response is not None else None
         if self._failed >= most or (wait or 0) > LONGEST_WAIT_SECONDS:
-            raise give_up(self._repo, error, attempts=self._failed) from error
+            raise self._explain(self._repo, error, self._failed) from error
         wait = wait if wait is not None else 2.0 ** (self._failed - 1)
-        logger.warning("%s: %s; next attempt in %.0f s", self._repo, _reason(error), wait)
-        mention(message("waiting {wait:.0f} s before the next attempt to fetch {repo}", wait=wait, repo=self._repo))
+        logger.warning("%s: %s; next attempt in %.0f s", self._repo, reason_of_hub(error), wait)
+        mention(message("waiting {wait:.0f} s before the next request for {repo}", wait=wait, repo=self._repo))
         _pause(wait)
 
 
@@ -106,7 +111,7 @@ def _asked_wait(headers: object) -> float | None:
     return float(limit.reset_in_seconds) if limit is not None and limit.remaining == 0 else None
 
 
-def _reason(error: Exception) -> str:
+def reason_of_hub(error: Exception) -> str:
     """Return a short reason without URLs, because signed ones are secrets."""
     import httpx2
     from huggingface_hub import constants
@@ -163,7 +168,9 @@ def give_up(repo: str, error: Exception, cache: Path | None = None, attempts: in
         )
         return ModelError(
             message("{repo} is not on the Hugging Face Hub, or {access}", repo=repo, access=access),
-            message("Check the name and HF_TOKEN"),
+            message("Did you mean {near}? Otherwise check the name and HF_TOKEN", near=near)
+            if (near := nearest(repo))
+            else message("Check the name and HF_TOKEN"),
         )
     if status in (401, 403):
         what = "HF_TOKEN" if has_token else message("access without HF_TOKEN")
@@ -183,7 +190,7 @@ def give_up(repo: str, error: Exception, cache: Path | None = None, attempts: in
         message(
             "{repo} can't be fetched from the Hugging Face Hub: {reason}{tried}",
             repo=repo,
-            reason=_reason(error),
+            reason=reason_of_hub(error),
             tried=tried,
         ),
         message("Run the same command again later: what came so far is kept. Or give a local directory"),

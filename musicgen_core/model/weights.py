@@ -31,6 +31,7 @@ from musicgen_core.model.audiocraft_format import (
 from musicgen_core.model.configuration import USE_ANOTHER, LmConfig, read_lm_config
 from musicgen_core.model.debug_model import debug_model_directory
 from musicgen_core.model.decoder import MusicgenLM
+from musicgen_core.model.hub_names import nearest
 from musicgen_core.model.local_files import (
     CODEC_FILE,
     DEBUG,
@@ -229,8 +230,12 @@ def wanted_files(name: str, files: tuple[str, ...] = (LM_FILE, CODEC_FILE)) -> t
 
 def _download(name: str, files: tuple[str, ...]) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        near = nearest(name)
         raise ModelError(
-            message("there is no model directory {name}", name=name), message("Give {choices}", choices=CHOICES)
+            message("there is no model directory {name}", name=name),
+            message("Did you mean {near}? Otherwise give {choices}", near=near, choices=CHOICES)
+            if near
+            else message("Give {choices}", choices=CHOICES),
         )
     wanted = wanted_files(name, files)
     if wanted[1:]:

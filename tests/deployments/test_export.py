@@ -17,6 +17,7 @@ from musicgen_core.model.adapters import load_adapter
 from musicgen_core.tracking import read_metrics
 from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.train import train
+from tests.stand_in_hub import TOKEN, Fault, StandInHub
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +99,43 @@ def test_a_training_run_starts_from_an_exported_adapter(demo_tokens: Path, run_d
     assert any(tensor.any() for name, tensor in after.items() if "lora_B" in name)
 
 
+def test_an_export_is_pushed_and_its_page_named(
+    run_dir: Path, tmp_path: Path, hub: StandInHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    command = ["export", str(run_dir), str(tmp_path / "out"), "--push-to", "somebody/jazz", "--public"]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert f"{hub.url}/somebody/jazz" in printed.out and "on the Hub, public" in printed.out
+    assert "Upload, MB: " in printed.out and TOKEN not in printed.out + printed.err
+    card = hub.repositories["somebody/jazz"].files["README.md"].decode()
+    assert card.count("<audio controls") == 2 and "text: calm piano" in card
+
+
 # Mistakes
+
+
+def test_a_failed_push_fails_with_one_line_and_is_made_up_for(
+    run_dir: Path, tmp_path: Path, hub: StandInHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.faults.append(Fault("/commit/", status=500, times=99))
+    command = ["export", str(run_dir), str(tmp_path / "out"), "--push-to", "somebody/jazz"]
+    assert main(command) == 1
+    (line,) = errors(capsys)
+    assert "somebody/jazz can't be pushed" in line and f"The export in {tmp_path / 'out'} is complete" in line
+    hub.faults.clear()
+    assert main(command) == 0
+    assert "on the Hub, private" in capsys.readouterr().out
+
+
+def test_a_push_without_a_token_fails_before_the_export(
+    run_dir: Path, tmp_path: Path, hub: StandInHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(run_dir), str(tmp_path / "out"), "--push-to", "somebody/jazz"]) == 1
+    (line,) = errors(capsys)
+    assert "needs an HF_TOKEN" in line and "https://huggingface.co/settings/tokens" in line
+    assert hub.requests == [] and not (tmp_path / "out").exists()
 
 
 def errors(capsys: pytest.CaptureFixture[str]) -> list[str]:

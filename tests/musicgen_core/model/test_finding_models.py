@@ -88,6 +88,12 @@ def test_an_unknown_directory_is_named_without_asking_the_hub(hub: StandInHub, n
     assert hub.requests == []
 
 
+def test_a_name_without_its_user_is_completed(hub: StandInHub) -> None:
+    with refused("musicgen-larg", next_step="Did you mean facebook/musicgen-large?"):
+        find_model("musicgen-larg")
+    assert hub.requests == []
+
+
 def test_an_unreachable_hub_is_named_with_what_works_without_it(
     hub: StandInHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -107,3 +110,28 @@ def test_what_other_programs_left_unfinished_is_deleted(repository: Repository, 
     os.utime(old, (0, 0))
     fetch(REPO, WANTED)
     assert [path for path in blobs(tmp_path) if path.suffix] == [new]
+
+
+@pytest.mark.usefixtures("repository")
+def test_two_processes_at_once_download_each_file_once(hub: StandInHub, tmp_path: Path) -> None:
+    hub.faults.append(Fault("/cdn/", sends=1_000_000))  # the second finds the first in the middle of a file
+    code = "from musicgen_core.model.hub import Wanted, fetch; import sys; wanted = Wanted(('weights.bin',))"
+    code += "; print(fetch(sys.argv[1], wanted))"
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "hub-cache")}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, REPO], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    [first, second] = [process.communicate(timeout=120)[0].strip() for process in processes]
+    assert first == second and (Path(first) / "weights.bin").read_bytes() == LARGE
+    ranges = [wanted for _, path, wanted in hub.requests if path.startswith("/cdn/")]
+    assert ranges == ["", "bytes=1000000-"], "one whole transfer, in two parts"
+    assert not [path for path in blobs(tmp_path) if path.suffix]
+
+
+@pytest.mark.usefixtures("repository")
+def test_two_threads_at_once_download_each_file_once(hub: StandInHub) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: fetch(REPO, WANTED), range(2)))
+    assert found[0] == found[1] and (found[0] / "weights.bin").read_bytes() == LARGE
+    assert sorted(hub.fetched()) == ["config.json", "tokenizer/vocab.txt", "weights.bin"]

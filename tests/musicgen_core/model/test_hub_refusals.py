@@ -73,6 +73,37 @@ def test_a_repository_that_is_not_there_is_named(hub: StandInHub) -> None:
         fetch("nobody/nothing", WANTED)
 
 
+@pytest.mark.parametrize(
+    ("typo", "near"),
+    [
+        ("facebook/musicgen-larg", "facebook/musicgen-large"),
+        ("Facebook/MusicGen-Smal", "facebook/musicgen-small"),
+        ("facebok/musicgen-medium", "facebook/musicgen-medium"),
+        ("somebody/modell", REPO),
+    ],
+)
+@pytest.mark.usefixtures("repository")
+def test_a_typo_is_named_with_the_nearest_known_name(hub: StandInHub, typo: str, near: str) -> None:
+    fetch(REPO, WANTED)  # known since then
+    with refused(typo, "not on the Hugging Face Hub", next_step=f"Did you mean {near}?"):
+        fetch(typo, WANTED)
+
+
+@pytest.mark.usefixtures("repository")
+def test_a_typo_is_named_offline_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch(REPO, WANTED)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with refused("somebody/modell", "HF_HUB_OFFLINE", next_step=f"Did you mean {REPO}?"):
+        fetch("somebody/modell", WANTED)
+
+
+def test_offline_without_a_cache_nothing_is_asked(hub: StandInHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with refused(REPO, "HF_HUB_OFFLINE", next_step="Unset HF_HUB_OFFLINE"):
+        fetch(REPO, WANTED)
+    assert hub.requests == []
+
+
 @pytest.mark.usefixtures("repository")
 def test_a_file_that_is_not_there_is_named_with_what_is() -> None:
     with refused(REPO, "model.onnx", "config.json"):
