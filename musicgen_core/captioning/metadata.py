@@ -29,7 +29,7 @@ from musicgen_core.data.caption_fields import (
     own_description,
     texts_of,
 )
-from musicgen_core.data.captions import keys, named_archive, read_lines
+from musicgen_core.data.captions import keys, named_archive, parse_line, read_lines
 from musicgen_core.data.shards import Rejected
 from musicgen_core.errors import MetadataError, reason_of
 from musicgen_core.language import message
@@ -66,18 +66,17 @@ class MeasuredArchive:
 
 @dataclass
 class Merged:
-    """The lines of the new metadata file, and how many descriptions are new, were kept, and are missing."""
+    """The lines of the new metadata file, and how many descriptions are new, were kept, and are missing.
+
+    Attributes:
+        clips: archive and path of the clip of each line; the lines after these belong to no clip.
+    """
 
     lines: list[bytes] = field(default_factory=list)
+    clips: list[tuple[str, str]] = field(default_factory=list)
     new: int = 0
     kept: int = 0
     missing: int = 0
-
-
-@dataclass(frozen=True)
-class _Line:
-    text: bytes
-    entry: MetadataEntry | None
 
 
 class ExistingMetadata:
@@ -91,17 +90,19 @@ class ExistingMetadata:
     """
 
     def __init__(self, path: UPath) -> None:
-        self._lines = [_Line(text, entry) for _, text, entry in read_lines(path)] if path.exists() else []
-        self.broken = [number for number, line in enumerate(self._lines, start=1) if line.entry is None]
+        self._lines: list[bytes] = []  # parsed again where they are used: 139,000 entries take 400 MB
+        self.broken: list[int] = []
         self._by_archive: dict[tuple[str, str], int] = {}
         self._by_path: dict[str, int] = {}
         self._by_name: dict[str, int | None] = {}
         self._by_stem: dict[str, int | None] = {}
-        for number, line in enumerate(self._lines):
-            if line.entry is None:
+        for number, (_, text, entry) in enumerate(read_lines(path) if path.exists() else ()):
+            self._lines.append(text)
+            if entry is None:
+                self.broken.append(number + 1)
                 continue
-            path_, name, stem = keys(line.entry[_PATH])
-            if archive := named_archive(line.entry):
+            path_, name, stem = keys(entry[_PATH])
+            if archive := named_archive(entry):
                 self._by_archive.setdefault((archive, path_), number)
             elif path_ not in self._by_path:
                 self._by_path[path_] = number
@@ -142,12 +143,12 @@ class ExistingMetadata:
         return True
 
     def __getitem__(self, number: int) -> tuple[bytes, MetadataEntry]:
-        line = self._lines[number]
-        return line.text, line.entry or {}
+        text = self._lines[number]
+        return text, parse_line(text) or {}
 
     def without(self, used: set[int]) -> Iterator[bytes]:
         """Yield the lines that belong to no clip, in order."""
-        return (line.text for number, line in enumerate(self._lines) if number not in used)
+        return (text for number, text in enumerate(self._lines) if number not in used)
 
 
 def merge(existing: ExistingMetadata, archives: Iterable[MeasuredArchive], made_by: str, overwrite: bool) -> Merged:
@@ -171,11 +172,14 @@ def merge(existing: ExistingMetadata, archives: Iterable[MeasuredArchive], made_
                 used.add(number)
             had = own_description(entry) or clip.description
             if not clip.fields or (text and had and CONFIDENCE in entry and is_own and not overwrite):
-                merged.lines += [text] if text and is_own else []
+                if text and is_own:
+                    merged.lines.append(text)
+                    merged.clips.append((archive.archive, clip.path))
                 merged.kept += 1
                 continue
             new = _updated(archive.archive, clip, entry, made_by, overwrite)
             merged.lines.append(json.dumps(new, ensure_ascii=False).encode("utf-8", "replace"))
+            merged.clips.append((archive.archive, clip.path))
             if _DESCRIPTION not in new:
                 merged.missing += 1
             elif had is None or (overwrite and CAPTIONED_BY in new):

@@ -263,7 +263,7 @@ def read_lines(path: UPath) -> Iterator[tuple[int, bytes, MetadataEntry | None]]
             for number, line in enumerate(_lines(file), start=1):
                 line = line.removeprefix(codecs.BOM_UTF8)  # on any line: files with one may have been joined
                 if line := line.strip():
-                    yield number, line, _parse_line(line)
+                    yield number, line, parse_line(line)
     except OSError as error:
         raise MetadataError(
             message("the metadata file {path} can't be read ({reason})", path=path, reason=reason_of(error)),
@@ -281,7 +281,8 @@ def _lines(file: BinaryIO) -> Iterable[bytes]:
     return (line.encode("utf-8", "replace") for line in text)
 
 
-def _parse_line(line: bytes) -> MetadataEntry | None:
+def parse_line(line: bytes) -> MetadataEntry | None:
+    """Return the entry in a line of metadata; None if it is no JSON object with a path."""
     try:
         entry = parse_entry(decode_text(line))
     except UnicodeDecodeError:
