@@ -43,7 +43,9 @@ def tokenize(parameters: dict[str, Any]) -> int:
         check_tokenizing(parameters)
     result: TokenizeResult = run_flow(tokenize_archives, parameters)
     print_rows(message("Tokenized"), tokenized_rows(result))
-    print_outcome(outcomes.tokenized(result.tokens, len(result.reports), parameters, _new_notice(result)))
+    print_outcome(
+        outcomes.tokenized(result.tokens, len(result.reports), parameters, _new_notice(result), page=result.page)
+    )
     return 0
 
 
@@ -53,7 +55,7 @@ def caption(parameters: dict[str, Any]) -> int:
 
     result: CaptionResult = run_flow(caption_archives, parameters)
     print_rows(message("Captioned"), captioned_rows(result))
-    print_outcome(outcomes.captioned(result.metadata, parameters["archives"]))
+    print_outcome(outcomes.captioned(result.metadata, parameters["archives"], page=result.page))
     return 0
 
 
@@ -99,9 +101,18 @@ def finetune(parameters: dict[str, Any]) -> int:
     captioned = result.captioned
     rows = [*(captioned_rows(captioned) if captioned else ()), *tokenized_rows(result.tokenized)]
     print_rows(message("Fine-tuned"), [*rows, *trained_rows(result.trained)])
-    tokens, shards, notice = result.tokenized.tokens, len(result.tokenized.reports), _new_notice(result.tokenized)
-    new_captions = captioned.metadata if captioned else ""
-    print_outcome(outcomes.finetuned(tokens, shards, result.trained, result.rendered, parameters, notice, new_captions))
+    print_outcome(
+        outcomes.finetuned(
+            tokens=result.tokenized.tokens,
+            shards=len(result.tokenized.reports),
+            result=result.trained,
+            pieces=result.rendered,
+            on=parameters,
+            notice=_new_notice(result.tokenized),
+            new_captions=captioned.metadata if captioned else "",
+            page=result.tokenized.page,
+        )
+    )
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 from prefect import get_run_logger
@@ -51,6 +52,7 @@ from musicgen_core.wording import counted
 from tasks.archives_log import CAPTIONING, log_archives
 from tasks.artifacts import artifacts_of_run
 from tasks.captioning import CaptionResult, measure_clips
+from tasks.dataset_page import DATASET, dataset_artifact, page_of_captions
 from tasks.outcomes import captioned
 from tasks.summary import captioned_section, show_summary
 
@@ -112,12 +114,18 @@ def caption_archives(given: CaptionParameters) -> State[CaptionResult]:
     merged = merge(existing, in_order, measured_by(tagger.name), given.overwrite)
     if measured and merged.lines:
         write(storage.as_path(target), merged.lines)
-    result = _result(target, len(limits) - len(failed), merged, measured, failed, left_out)
+    announce(message("looking for clips that stand out"))
+    page = page_of_captions(storage.as_path(target), merged, measured, list(limits), reading)
+    result = replace(
+        _result(target, len(limits) - len(failed), merged, measured, failed, left_out), page=page.path if page else ""
+    )
     with artifacts_of_run() as artifacts:
+        if page is not None:
+            artifacts.markdown(DATASET, partial(dataset_artifact, page), "The clips of the data set")
         show_summary(
             artifacts,
             partial(captioned_section, result),
-            outcome=partial(captioned, target, location, len(failed)),
+            outcome=partial(captioned, target, location, len(failed), result.page),
             again="Fix what is listed, then caption again, which keeps finished archives" if failed else "",
         )
     if failed:

@@ -109,6 +109,7 @@ def finetune(given: FinetuneParameters) -> FinetuneResult:
                 on=on,
                 notice=tokenized.notice,
                 new_captions=captioned.metadata if captioned else "",
+                page=tokenized.page,
             ),
             listed=rendered_files(rendered),
         )

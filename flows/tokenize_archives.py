@@ -47,6 +47,7 @@ from musicgen_core.stages import announce
 from musicgen_core.wording import counted, joined_sentences
 from tasks.archives_log import ArchivesLog, log_tokenizing
 from tasks.artifacts import artifacts_of_run
+from tasks.dataset_page import DATASET, dataset_artifact, page_of_tokens
 from tasks.outcomes import no_descriptions, tokenized
 from tasks.summary import show_summary, tokenized_section
 from tasks.tokenizing import exclude_near_duplicates, load_models, tokenize_archive
@@ -66,6 +67,7 @@ class TokenizeResult:
         remarks: sentences on clips and descriptions that need attention.
         notice: that no clip has a description; may be empty.
         is_announced: whether a warning at the start said so already.
+        page: path of the page of the clips; empty without clips.
     """
 
     tokens: str
@@ -74,6 +76,7 @@ class TokenizeResult:
     remarks: list[str] = field(default_factory=list)
     notice: str = ""
     is_announced: bool = False
+    page: str = ""
 
 
 @form_flow(
@@ -148,19 +151,24 @@ def tokenize_archives(given: TokenizeParameters) -> State[TokenizeResult]:
     remarks = list(_remarks(captions, reports, described, are_all))
     for remark in remarks:
         get_run_logger().warning("%s", remark)
+    announce(message("looking for clips that stand out"))
+    page = page_of_tokens(folder, reports, described_by, list(limits), settings)
     result = TokenizeResult(
-        target,
-        reports,
-        failed,
-        [*left_out, *kept, *unmeasured, *remarks],
-        _notice(described),
+        tokens=target,
+        reports=reports,
+        failed=failed,
+        remarks=[*left_out, *kept, *unmeasured, *remarks],
+        notice=_notice(described),
         is_announced=bool(undescribed),
+        page=page.path if page else "",
     )
     with artifacts_of_run() as artifacts:
+        if page is not None:
+            artifacts.markdown(DATASET, partial(dataset_artifact, page), "The clips of the data set")
         show_summary(
             artifacts,
             partial(tokenized_section, target, reports, failed, result.remarks),
-            outcome=partial(tokenized, target, len(reports), on, result.notice, len(failed)),
+            outcome=partial(tokenized, target, len(reports), on, result.notice, len(failed), result.page),
             again="Fix what is listed, then tokenize again, which keeps finished archives" if failed else "",
         )
     if failed:

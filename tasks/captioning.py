@@ -36,6 +36,7 @@ class CaptionResult:
         rejected: clips that can't be used, with archive and reason.
         failed: reasons of the failed archives, by path.
         remarks: sentences on files that were left out.
+        page: path of the page of the clips; empty without clips.
     """
 
     metadata: str
@@ -46,6 +47,7 @@ class CaptionResult:
     rejected: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    page: str = ""
 
 
 def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:

@@ -84,15 +84,17 @@ def missing_descriptions(archives: Sequence[UPath]) -> str:
     return no_descriptions(undescribed) if undescribed else ""
 
 
-def tokenized(tokens: str, shards: int, on: Mapping[str, Any], notice: str = "", failed: int = 0) -> Outcome:
+def tokenized(
+    tokens: str, shards: int, on: Mapping[str, Any], notice: str = "", failed: int = 0, page: str = ""
+) -> Outcome:
     """Return the outcome of tokenizing into so many shards. The next step is training, unless archives failed.
 
-    Here and below, `on` are the parameters that the run was given.
+    Here and below, `on` are the parameters that the run was given, and `page` the page of the clips, if there is one.
     """
     if not shards:
         return Outcome(notice=notice)
     place = _absolute(tokens)
-    made = (Made(message("tokens"), str(place)),)
+    made = (Made(message("tokens"), str(place)), *_page_of_clips(page))
     if failed:
         return Outcome(made, notice=notice)
     run_dir = _free(place.parent / "runs" / "run")
@@ -102,9 +104,9 @@ def tokenized(tokens: str, shards: int, on: Mapping[str, Any], notice: str = "",
     return Outcome(made, (train,), notice)
 
 
-def captioned(metadata: str, archives: str, failed: int = 0) -> Outcome:
+def captioned(metadata: str, archives: str, failed: int = 0, page: str = "") -> Outcome:
     """Return the outcome of captioning. The next step is tokenizing, unless archives failed."""
-    made = (Made(_DESCRIPTIONS, metadata),)
+    made = (Made(_DESCRIPTIONS, metadata), *_page_of_clips(page))
     if failed:
         return Outcome(made)
     given = {} if storage.as_path(metadata) == metadata_of(archives) else {"metadata": metadata}
@@ -113,6 +115,10 @@ def captioned(metadata: str, archives: str, failed: int = 0) -> Outcome:
         message("Look through the descriptions, then tokenize"), "tokenize", {"archives": archives, **given}, places
     )
     return Outcome(made, (step,))
+
+
+def _page_of_clips(page: str) -> tuple[Made, ...]:
+    return (Made(message("clips, labels and what stands out, to look at and play"), page),) if page else ()
 
 
 def _tokens_beside(archives: UPath) -> str:
@@ -229,6 +235,7 @@ def finetuned(
     on: Mapping[str, Any],
     notice: str = "",
     new_captions: str = "",
+    page: str = "",
 ) -> Outcome:
     """Return the outputs of all parts, with the next steps of generating.
 
@@ -237,7 +244,9 @@ def finetuned(
     """
     rendering = {"adapter": result.run_dir, "duration": on.get("duration"), "device": on.get("device")}
     described = Outcome((Made(_DESCRIPTIONS, new_captions),) if new_captions else ())
-    return described + tokenized(tokens, shards, on, notice) + trained(result, on) + rendered(pieces, rendering)
+    return (
+        described + tokenized(tokens, shards, on, notice, page=page) + trained(result, on) + rendered(pieces, rendering)
+    )
 
 
 def exported(directory: str, kind: str, on: Mapping[str, Any], pushed: Pushed | None = None) -> Outcome:

@@ -12,6 +12,8 @@ from musicgen_core.captioning.measuring import Measurer
 from musicgen_core.captioning.metadata import MeasuredArchive, MeasuredClip
 from musicgen_core.config import ReadingSettings
 from musicgen_core.data.archive import ArchiveFile
+from musicgen_core.data.audio import DecodedClip
+from musicgen_core.data.caption_fields import CONFIDENCE, DURATION, MetadataEntry
 from musicgen_core.data.captions import Captioner
 from musicgen_core.data.decoding import Counts, OnClip, decoded_clips
 from musicgen_core.data.members import limits_of, sidecar_key
@@ -49,14 +51,15 @@ def measure_archive(
         total = opened.clip_count if limit is None or opened.clip_count is None else min(limit, opened.clip_count)
         on_clip(Counts(0, 0, total))
         with closing(decoded_clips(islice(opened.clips(), limit), limits.max_clip_bytes, cancelled)) as decoded:
-            for name, fields in measurer.measure(decoded):
+            keyed = (((name, _seconds(clip)), clip) for name, clip in decoded)
+            for (name, seconds), fields in measurer.measure(keyed):
                 if cancelled():
                     done = counted(len(found) + len(rejected), "clip")
                     raise Cancelled(f"captioning {archive.name} was cancelled after {done}")
                 if isinstance(fields, ClipRejected):
                     rejected.append(Rejected(name, str(fields)))
                 else:
-                    found.append((name, fields))
+                    found.append((name, _with_duration(fields, seconds)))
                 on_clip(Counts(len(found), len(rejected), total))
         captioner, sidecars = Captioner(), opened.sidecars()
         clips = [
@@ -64,3 +67,13 @@ def measure_archive(
             for name, fields in found
         ]
     return MeasuredArchive(archive.name, clips, rejected)
+
+
+def _seconds(clip: DecodedClip | ClipRejected) -> float:
+    return clip.seconds if isinstance(clip, DecodedClip) else 0.0
+
+
+def _with_duration(fields: MetadataEntry, seconds: float) -> MetadataEntry:
+    """Return the fields of a clip with its whole length, before their confidence."""
+    measured = {name: value for name, value in fields.items() if name != CONFIDENCE}
+    return {**measured, DURATION: round(seconds, 3), CONFIDENCE: fields[CONFIDENCE]}

@@ -10,6 +10,7 @@ Captioning writes them, people may correct them or write their own, and training
     silence       share of the clip's time that is silent
     clipping      share of the samples that are clipped, of the mono mix, which is what the model is trained on
     speech        share of the clip's time with speech
+    duration      seconds
     confidence    of tags, tempo, key and speech, from 0 to 1; the other fields are measured directly
     captioned_by  the programs that composed the description; absent if a person wrote it
     group         clips of one group, such as a song, are never on both sides of the validation split
@@ -29,7 +30,8 @@ from typing import Any
 from musicgen_core.music_tags import CATEGORIES, VOCABULARY, Category
 
 TAGS, CONFIDENCE, CAPTIONED_BY, GROUP = "tags", "confidence", "captioned_by", "group"
-MEASURED = (TAGS, "tempo", "tempo_steady", "key", "loudness", "silence", "clipping", "speech", CONFIDENCE)
+DURATION = "duration"
+MEASURED = (TAGS, "tempo", "tempo_steady", "key", "loudness", "silence", "clipping", "speech", DURATION, CONFIDENCE)
 
 PREFIX = "prefix"
 """Among the texts for training: `caption_prefix`, which stays where the description is left out"""

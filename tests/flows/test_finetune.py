@@ -46,6 +46,7 @@ def test_archives_become_an_adapter_and_music_in_one_run(finetuned: tuple[Path, 
     adapters = ("best_lora", "final_lora", "latest_lora", "lora_epoch_1")
     assert made == {
         *(f"tokens/archive_batch_000{n}.{kind}" for n in (1, 2) for kind in ("json", "parquet")),
+        "tokens/dataset.html",
         *(f"runs/jazz/lora_weights/{name}.pt" for name in adapters),
         *(f"runs/jazz/full_models/{name}.pt" for name in ("best_model", "final_model", "checkpoint_epoch_1")),
         *(f"runs/jazz/{name}" for name in ("latest.pt", "config.json", "metrics.jsonl")),

@@ -74,6 +74,7 @@ def test_a_task_run_is_named_after_its_archive(archives: Path, tmp_path: Path) -
         "archive_batch_0001.parquet",
         "archive_batch_0002.json",
         "archive_batch_0002.parquet",
+        "dataset.html",
     ]
 
 

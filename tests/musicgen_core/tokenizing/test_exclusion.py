@@ -111,7 +111,7 @@ def test_every_clip_may_be_left_out(shard: Archive, rows_of: RowsOf) -> None:
 
 
 def test_clips_in_a_tar_are_left_out(shard: Archive, tmp_path: Path, pack: Pack, members: Members) -> None:
-    tar = UPath(pack(tmp_path / "batch_1.tar", members))
+    tar = UPath(pack(tmp_path / "batch_1.tar", members, "tar"))
     assert shard.tokenize("silent", "speech", path=tar).clips == 1
 
 

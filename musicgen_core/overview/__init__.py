@@ -1,0 +1,1 @@
+"""`dataset.html`: what a data set consists of, and its clips that stand out."""
