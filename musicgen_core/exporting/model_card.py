@@ -200,7 +200,7 @@ def write_card(
     environment.filters |= {"lasting": lasting, "counted": counted}
     text = environment.get_template("model_card.md.j2").render(
         front_matter=_front_matter(kind, adapter.base_model, samples if repo else {}),
-        name=name,
+        name=repo.rpartition("/")[2] if repo else name,
         to_load=repo or name,
         repo=repo,
         kind=kind,

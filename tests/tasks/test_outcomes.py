@@ -14,6 +14,7 @@ from deployments.options import parse
 from musicgen_core.config import DEFAULT_PROMPTS
 from musicgen_core.data.shards import Row, ShardWriter
 from musicgen_core.generation.request import Rendered
+from musicgen_core.model.hub_upload import Pushed
 from musicgen_core.training.request import TrainResult
 from tasks import outcomes
 from tasks.next_steps import Outcome, Step
@@ -163,3 +164,13 @@ def test_advice_on_missing_descriptions_is_one_text() -> None:
     text = no_descriptions("none of the 8 clips in a.zip")
     assert text.startswith("None of the 8 clips in a.zip has a description")
     assert "metadata.jsonl" in text and "one for all of them with --caption" in text
+
+
+@pytest.mark.parametrize(("is_private", "public"), [(True, False), (False, True), (True, True)])
+def test_a_pushed_export_names_its_page_and_who_sees_it(tmp_path: Path, is_private: bool, public: bool) -> None:
+    pushed = Pushed("somebody/jazz", "https://huggingface.co/somebody/jazz", "0" * 40, is_private)
+    outcome = outcomes.exported(str(tmp_path / "shared"), "peft", {**ON, "public": public}, pushed)
+    assert_understood(outcome)
+    page = {made.place: made.thing for made in outcome.made}[pushed.url]
+    assert page == ("on the Hub, private" if is_private else "on the Hub, public")
+    assert ("stays private" in outcome.notice) == (is_private and public)

@@ -22,6 +22,8 @@ from musicgen_core.exporting.model_card import ExportKind
 from musicgen_core.exporting.push import MARKER, export_and_push
 from musicgen_core.model.adapters import Adapter, find_adapter, load_adapter, save_adapter
 from musicgen_core.model.hub_upload import Pushed, UploadProgress
+from musicgen_core.model.local_files import LM_FILE, file_sha256
+from musicgen_core.model.weights import find_model
 from tests.stand_in_hub import TOKEN, Fault, Repository, StandInHub
 
 REPO = "somebody/jazz"
@@ -93,6 +95,18 @@ def test_a_pushed_adapter_is_loaded_by_its_name(push: Push, adapter: Adapter) ->
     assert all(torch.equal(found.lora[name], tensor) for name, tensor in adapter.lora.items())
 
 
+def test_a_merged_model_is_loaded_by_its_name(
+    hub: StandInHub, adapter: Adapter, saved: Callable[[Adapter], Path], tmp_path: Path
+) -> None:
+    export_and_push(saved(adapter), tmp_path / "out", "audiocraft", None, REPO, True, lambda progress: None)
+    model = find_model(REPO)
+    assert file_sha256(model.lm_path) == file_sha256(tmp_path / "out" / LM_FILE)
+    assert Path(model.text_encoder).is_relative_to(model.directory)
+    card = hub.repositories[REPO].files["README.md"].decode()
+    assert "# jazz: " in card and f'MusicGen.get_pretrained("{REPO}")' in card
+    assert f'snapshot_download("{REPO}", allow_patterns="text_encoder/*")' in card
+
+
 def test_the_card_has_what_the_hub_understands(hub: StandInHub, push: Push) -> None:
     push()
     card = hub.repositories[REPO].files["README.md"].decode()
@@ -160,6 +174,21 @@ def test_a_failed_push_is_made_up_for_without_exporting_again(
     assert hub.uploads.received == received, "the large files are there already"
     assert "adapter_model.safetensors" in hub.repositories[REPO].files and MARKER not in hub.repositories[REPO].files
     assert not (out / MARKER).exists()
+
+
+def test_an_interrupted_push_is_made_up_for_without_exporting_again(
+    hub: StandInHub, push: Push, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(progress: UploadProgress) -> None:
+        if progress.done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_and_push(run_dir, tmp_path / "out", "peft", None, REPO, False, interrupt)
+    assert hub.uploads.commits == []
+    monkeypatch.setattr("musicgen_core.exporting.push.export", lambda *_: pytest.fail("it is exported already"))
+    push()
+    assert "adapter_model.safetensors" in hub.repositories[REPO].files
 
 
 @pytest.mark.parametrize("change", ["another repository", "a damaged file", "nothing is owed"])
