@@ -59,7 +59,7 @@ def write_page(
     settings: ReadingSettings,
     left_out: str = "",
 ) -> None:
-    """Write the page.
+    """Write the page, unless it is the same already.
 
     Args:
         target: its path.
@@ -85,7 +85,8 @@ def write_page(
         remark=_remark(players),
         translate=translated,
     )
-    storage.write_text(target, page)
+    if not (target.exists() and storage.read_text(target) == page):  # a run that changes nothing writes nothing
+        storage.write_text(target, page)
 
 
 def _keys_of(example: Example) -> Iterator[tuple[str, str]]:

@@ -100,7 +100,7 @@ def test_another_worker_tokenizes_the_archive_of_a_killed_one(
 
     assert run(archives, tmp_path).result().reports == reports  # in threads
     names = {f"archive_batch_000{number}.{suffix}" for number in (1, 2, 3, 4) for suffix in ("json", "parquet")}
-    assert {path.name for path in killed.tokens.iterdir()} == names
+    assert {path.name for path in killed.tokens.iterdir()} == {*names, "dataset.html"}
     for name in names:
         assert (killed.tokens / name).read_bytes() == (tmp_path / name).read_bytes()
 

@@ -153,6 +153,7 @@ def test_everything_on_drives_mount(demo_archives: Path, tmp_path: Path) -> None
         assert [json.loads(row)["step"] for row in rows] == [1, 2, 3, 4, 5]
         stems = [path.stem for path in demo_archives.glob("*.zip")]
         assert {path.name for path in (drive / "tokens").iterdir()} == {
-            f"{s}{e}" for s in stems for e in (".json", ".parquet")
+            *(f"{s}{e}" for s in stems for e in (".json", ".parquet")),
+            "dataset.html",
         }
         assert {path.name for path in (drive / "music").glob("*.json")} == {"generated_000.json"}

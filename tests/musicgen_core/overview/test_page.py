@@ -92,6 +92,14 @@ def test_the_page_stays_small_with_all_players(tmp_path: Path, pack: Pack, make_
     assert len(page) < 55_000 * page.count("<audio")  # 7 kinds with 8 players, and their twins: below 3 MB
 
 
+def test_a_page_that_is_the_same_already_is_not_written_again(tmp_path: Path) -> None:
+    entry = {"path": "1.wav", "silence": 1}
+    page = page_of(tmp_path, [entry])
+    before = (tmp_path / "dataset.html").stat().st_ino
+    assert page_of(tmp_path, [entry]) == page and (tmp_path / "dataset.html").stat().st_ino == before
+    assert page_of(tmp_path, [entry | {"silence": 0.95}]) != page
+
+
 def test_a_page_of_clips_that_nothing_is_known_of_says_so(tmp_path: Path) -> None:
     page = page_of(tmp_path, [{"path": "1.wav"}])
     assert "Nothing is known about these clips yet" in page and "None." in page and "<audio" not in page
