@@ -220,7 +220,8 @@ def _print_interrupted(again: str) -> None:
 
 def _again(line: Sequence[str]) -> str:
     """Return the command that continues an interrupted one; an empty string if it would begin from scratch."""
-    if not any(entry in COMMANDS and COMMANDS[entry].continues for entry in line[:1]):
+    is_pushed = any(word.partition("=")[0] == "--push-to" for word in line)
+    if not any(entry in COMMANDS and (COMMANDS[entry].continues or is_pushed) for entry in line[:1]):
         return ""
     return in_shell(PROGRAM, *_continuing(line))
 

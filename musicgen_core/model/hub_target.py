@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -157,14 +158,24 @@ def _permissions(token: Mapping[str, Any], owner: str) -> Sequence[str]:
     ]
 
 
+def _answer(error: Exception) -> str:
+    """Return the status and the Hub's own words, such as those on an account without storage left."""
+    status = getattr(getattr(error, "response", None), "status_code", "")
+    said = textwrap.shorten(str(getattr(error, "server_message", None) or ""), 200)
+    return f"{status}: {said}" if said else str(status)
+
+
 def _explain(repo: str, error: Exception, attempts: int) -> MusicgenError:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401:
         return ConfigError(message("the Hugging Face Hub rejects HF_TOKEN ({status})", status=status), NEW_TOKEN)
     if status in (403, 404):
         return ConfigError(
-            message("HF_TOKEN may not write to {repo} on the Hugging Face Hub ({status})", repo=repo, status=status),
-            NEW_TOKEN,
+            message("the Hugging Face Hub refuses HF_TOKEN for {repo} ({status})", repo=repo, status=_answer(error)),
+            message(
+                "Check that the token has write access (https://huggingface.co/settings/tokens) and the account has "
+                "storage left"
+            ),
         )
     tried = message(", {attempts} times in a row", attempts=attempts) if attempts > 1 else ""
     return StorageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,19 @@ def test_a_failed_push_fails_with_one_line_and_is_made_up_for(
     hub.faults.clear()
     assert main(command) == 0
     assert "on the Hub, private" in capsys.readouterr().out
+
+
+def test_an_interrupted_push_names_the_command_that_does_the_rest(
+    run_dir: Path, tmp_path: Path, hub: StandInHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("musicgen_core.exporting.push.upload_folder", interrupt)
+    command = ["export", str(run_dir), str(tmp_path / "out"), "--push-to", "somebody/jazz"]
+    assert main(command) == 130
+    assert shlex.join(command) in capsys.readouterr().err
 
 
 def test_a_push_without_a_token_fails_before_the_export(

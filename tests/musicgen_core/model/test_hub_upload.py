@@ -278,8 +278,9 @@ def test_the_role_in_an_organisation_decides(hub: StandInHub, role: str, may: bo
 
 
 def test_a_hub_that_refuses_after_all_is_named(hub: StandInHub, push: Push) -> None:
-    hub.faults.append(Fault("/preupload/", status=403))
-    with refused(ConfigError, "may not write", REPO, "403"):
+    said = "Private repository storage limit reached"
+    hub.faults.append(Fault("/preupload/", status=403, headers={"X-Error-Message": said}))
+    with refused(ConfigError, "refuses HF_TOKEN", REPO, f"403: {said}", next_step="storage left"):
         push()
 
 
