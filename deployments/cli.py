@@ -123,7 +123,7 @@ COMMANDS = {
         short={"prompts": "--prompt"},
     ),
     "export": Command(
-        summary="Share an adapter: for peft or audiocraft, with a model card",
+        summary="Share an adapter: for peft, audiocraft or transformers, with a model card",
         function="deployments.commands:export",
         form=ExportParameters,
         example="uv run musicgen-flows export runs/first shared/ --format peft",

@@ -129,10 +129,11 @@ HourlyPrice = Annotated[
     _ZERO_IF_NULL,
 ]
 ExportFormat = Annotated[
-    Literal["peft", "audiocraft"],
+    Literal["peft", "audiocraft", "huggingface"],
     Field(
         description="peft: the adapter alone, for PeftModel.from_pretrained on Hugging Face's "
-        "MusicgenForConditionalGeneration. audiocraft: base and adapter merged, for MusicGen.get_pretrained"
+        "MusicgenForConditionalGeneration. audiocraft: base and adapter merged, for MusicGen.get_pretrained. "
+        "huggingface: the same, for MusicgenForConditionalGeneration.from_pretrained"
     ),
 ]
 ExportOut = Annotated[

@@ -26,7 +26,7 @@ def export_adapter(
     name: str,
     adapter: str,
     out: str,
-    kind: Literal["peft", "audiocraft"],
+    kind: Literal["peft", "audiocraft", "huggingface"],
     model: str | None,
     push_to: str = "",
     public: bool = False,

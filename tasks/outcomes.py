@@ -250,7 +250,7 @@ def finetuned(
 
 
 def exported(directory: str, kind: str, on: Mapping[str, Any], pushed: Pushed | None = None) -> Outcome:
-    """Return the outcome of an export to a directory, and to a repository of the Hub; `kind`: peft or audiocraft."""
+    """Return the outcome of an export to a directory, and to a repository of the Hub; `kind`: see `ExportKind`."""
     place, adapter = _absolute(directory), str(on.get("adapter", ""))
     here = _absolute(adapter) if adapter and _is_here(adapter) else None
     tokens = _tokens_of(run_of(here) or here) if here else ""

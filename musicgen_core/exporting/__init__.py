@@ -1,1 +1,1 @@
-"""Adapters for other programs: peft on Hugging Face's MusicGen, and stock audiocraft."""
+"""Adapters for other programs: peft, stock audiocraft and transformers, as directories and on the Hugging Face Hub."""

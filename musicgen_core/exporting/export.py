@@ -10,24 +10,31 @@ from pathlib import Path
 from threading import Event
 
 from pydantic import TypeAdapter
+from torch import Tensor
 from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import AdapterError, ConfigError, reason_of
+from musicgen_core.exporting import transformers_directory
 from musicgen_core.exporting.model_card import ExportKind, Origin, RenderedSample, read_origin, write_card
 from musicgen_core.language import message
 from musicgen_core.model import peft_directory
 from musicgen_core.model.adapters import Adapter, base_model_of, find_adapter, hub_id, load_adapter
 from musicgen_core.model.compression import write_audiocraft_codec
 from musicgen_core.model.local_files import CODEC_FILE, LM_FILE, TEXT_ENCODER
-from musicgen_core.model.lora import check_merged, merged_checkpoint
+from musicgen_core.model.lora import check_merged, merged_state
 from musicgen_core.model.text import write_text_encoder
+from musicgen_core.model.transformers_files import CONFIG_FILE
 from musicgen_core.model.weights import BaseModel, find_model
 from musicgen_core.stages import announce
 from musicgen_core.training.files.full_models import write_full_model
 from musicgen_core.wording import named
 
-_DECIDING: dict[ExportKind, str] = {"peft": peft_directory.CONFIG_FILE, "audiocraft": LM_FILE}
+_DECIDING: dict[ExportKind, str] = {
+    "peft": peft_directory.CONFIG_FILE,
+    "audiocraft": LM_FILE,
+    "huggingface": CONFIG_FILE,
+}
 """Marker file of each format, without which a directory isn't an export; written last on object stores"""
 
 
@@ -53,7 +60,8 @@ def export(
         out: directory or URL to create atomically. It must not exist, except for a partial upload of a killed call
             with the same arguments.
         kind: `peft`: the adapter alone, for Hugging Face's `MusicgenForConditionalGeneration`;
-            `audiocraft`: base and adapter merged, for `MusicGen.get_pretrained`.
+            `audiocraft`: base and adapter merged, for `MusicGen.get_pretrained`; `huggingface`: the same, for
+            `MusicgenForConditionalGeneration.from_pretrained`.
         model: the base model; by default the one named by the adapter. `peft` needs none.
         repo: the repository of the Hub that the export is for: its card loads it from there and plays its samples.
 
@@ -69,7 +77,7 @@ def export(
     loaded = load_adapter(weights)
     origin = read_origin(weights, loaded)
     base = None
-    if kind == "audiocraft" or model is not None:
+    if kind != "peft" or model is not None:
         base = find_model(model or _base_of(loaded, weights))
         loaded.check_base(base, str(weights))
         if hub_id(loaded.base_model) is None:
@@ -186,18 +194,13 @@ def _write(
     else:
         assert base is not None, "merging needs one"
         announce(message("merging the adapter into the base model"))
-        merged = merged_checkpoint(base, adapter)
-        check_merged(merged["best_state"], "their own precision")
+        merged = merged_state(base, adapter)
+        check_merged(merged, "their own precision")
         announce(message("writing the merged model"))
-        write_full_model(merged, storage.as_path(folder / LM_FILE), Event())
-        write_audiocraft_codec(base, folder / CODEC_FILE)
-        if base.is_transformers:
-            write_text_encoder(base.text_encoder, folder / TEXT_ENCODER)
-            text_encoder = base.config.t5
-        elif (base.directory / TEXT_ENCODER).is_dir():
-            # Contents only: a mounted Drive may refuse modes and times.
-            _copy_contents(base.directory / TEXT_ENCODER, folder / TEXT_ENCODER)
-            text_encoder = base.config.t5
+        if kind == "huggingface":
+            transformers_directory.write(folder, base, merged)
+        else:
+            text_encoder = _write_for_audiocraft(folder, base, merged)
     samples = _copy_samples(folder, origin)
     write_card(
         folder,
@@ -209,6 +212,20 @@ def _write(
         samples=samples,
         repo=repo,
     )
+
+
+def _write_for_audiocraft(folder: Path, base: BaseModel, merged: dict[str, Tensor]) -> str | None:
+    """Return audiocraft's name of the text encoder if it is written, too."""
+    write_full_model(base.checkpoint_with(merged), storage.as_path(folder / LM_FILE), Event())
+    write_audiocraft_codec(base, folder / CODEC_FILE)
+    if base.is_transformers:
+        write_text_encoder(base.text_encoder, folder / TEXT_ENCODER)
+    elif (base.directory / TEXT_ENCODER).is_dir():
+        # Contents only: a mounted Drive may refuse modes and times.
+        _copy_contents(base.directory / TEXT_ENCODER, folder / TEXT_ENCODER)
+    else:
+        return None
+    return base.config.t5
 
 
 def _copy_contents(source: Path, target: Path) -> None:

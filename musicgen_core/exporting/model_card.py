@@ -23,10 +23,10 @@ from musicgen_core.run_layout import EVALUATION_DATA, PROMPTS, RunConfig, RunLay
 from musicgen_core.tracking import read_metrics
 from musicgen_core.wording import counted, lasting
 
-ExportKind = Literal["peft", "audiocraft"]
+ExportKind = Literal["peft", "audiocraft", "huggingface"]
 CARD = "README.md"
 MOST_SAMPLES = 3
-LIBRARIES: dict[ExportKind, str] = {"peft": "peft", "audiocraft": "audiocraft"}
+LIBRARIES: dict[ExportKind, str] = {"peft": "peft", "audiocraft": "audiocraft", "huggingface": "transformers"}
 """The library that loads each format, by its name on the Hub"""
 TAGS = ["musicgen", "lora", "text-to-music", "music"]
 _NAMES = {  # of metrics; the loss of a single step is too noisy

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 LOG_EVERY_SECONDS = 60.0
 REPORT_EVERY_SECONDS = 0.1
 _REVISION = "main"
-_STALE = re.compile(r"samples/(adapter|base)_\d+\.wav|model-\d+-of-\d+\.safetensors")
+_STALE = re.compile(r"samples/(adapter|base)_\d+\.wav|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 """Files of which an earlier export may have had more; all others of the repository are left alone"""
 
 

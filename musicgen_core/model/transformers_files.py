@@ -132,11 +132,11 @@ def _read_header(path: Path) -> dict[str, tuple[str, int, int]]:
                 raise ValueError("it is truncated, or no safetensors file")
             header = json.loads(file.read(length))
         start = 8 + length
-        found = {
-            str(name): (f"{one['dtype']} {one['shape']}", *(start + int(offset) for offset in one["data_offsets"]))
-            for name, one in header.items()
-            if name != "__metadata__"
-        }
+        found = {}
+        for name, one in header.items():
+            if name != "__metadata__":
+                begin, end = (start + int(offset) for offset in one["data_offsets"])
+                found[str(name)] = (f"{one['dtype']} {one['shape']}", begin, end)
         if any(not start <= begin <= end <= size for _, begin, end in found.values()):
             raise ValueError("it is truncated")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

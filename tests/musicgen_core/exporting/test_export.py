@@ -20,7 +20,7 @@ from musicgen_core.model.weights import BaseModel, find_model
 from tests.fixture_types import Save
 from tests.musicgen_core.exporting.conftest import PLAIN, random_adapter
 
-KINDS = pytest.mark.parametrize("kind", ["peft", "audiocraft"])
+KINDS = pytest.mark.parametrize("kind", ["peft", "audiocraft", "huggingface"])
 
 
 @KINDS

@@ -76,9 +76,31 @@ def test_the_code_for_audiocraft_runs_without_the_hub(
     check_music(tmp_path / "music.wav")
 
 
-@pytest.mark.parametrize(("kind", "relation"), [("peft", "adapter"), ("audiocraft", "finetune")])
+def test_the_code_for_hugging_face_runs_without_the_hub(
+    adapter: Adapter,
+    saved: Save,
+    hf: Any,
+    our_logits: Callable[..., torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    export(saved(adapter), tmp_path / "jazz", "huggingface")
+    monkeypatch.chdir(tmp_path)
+    model = run_the_code_in((tmp_path / "jazz" / "README.md").read_text())["model"]
+    torch.testing.assert_close(hf.logits(model), our_logits(adapter), atol=1e-4, rtol=0)
+    check_music(tmp_path / "music.wav")
+
+
+@pytest.mark.parametrize(
+    ("kind", "relation", "library"),
+    [
+        ("peft", "adapter", "peft"),
+        ("audiocraft", "finetune", "audiocraft"),
+        ("huggingface", "finetune", "transformers"),
+    ],
+)
 def test_the_hub_reads_base_model_licence_and_library(
-    adapter: Adapter, saved: Save, debug_model: Any, tmp_path: Path, kind: Any, relation: str
+    adapter: Adapter, saved: Save, debug_model: Any, tmp_path: Path, kind: Any, relation: str, library: str
 ) -> None:
     from huggingface_hub import ModelCard
 
@@ -89,7 +111,7 @@ def test_the_hub_reads_base_model_licence_and_library(
     assert front_matter(text) == {
         "base_model": "facebook/musicgen-large",
         "base_model_relation": relation,
-        "library_name": kind,
+        "library_name": library,
         "license": "cc-by-nc-4.0",
         "pipeline_tag": "text-to-audio",
         "tags": ["musicgen", "lora", "text-to-music", "music"],
@@ -253,7 +275,7 @@ def test_nothing_of_strangers_is_live_in_the_card(adapter: Adapter, text: str, t
     strange = dataclasses.replace(adapter, base_model=f"{text}@sha256:{text}")
     sample = RenderedSample(text + LONG, storage.as_path(tmp_path), storage.as_path(tmp_path))
     origin = Origin(RunConfig({"schedule": text, "seed": text}), data=Data(2, 3, 180.0), samples=(sample,))
-    for kind in ("peft", "audiocraft"):
+    for kind in ("peft", "audiocraft", "huggingface"):
         write_card(tmp_path, text, kind, strange, origin, text, {"00.wav": sample})
         card = (tmp_path / "README.md").read_text()
         assert set(front_matter(card)) <= {
