@@ -60,7 +60,7 @@ def test_the_summary_of_finetune_lists_the_files_of_all_parts(
     }
     of_parts = {name: shown(run.id) for name, run in parts.items()}
     assert {name: set(found) for name, found in of_parts.items()} == {
-        "tokenize-archives": {"tokenizing", "tokenized-archives", "summary"},
+        "tokenize-archives": {"dataset", "tokenizing", "tokenized-archives", "summary"},
         "train-lora": {"training-progress", "training", "summary"},
         "generate-music": {"rendering", "music", "generated-music", "summary"},
     }
