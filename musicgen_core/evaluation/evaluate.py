@@ -164,6 +164,7 @@ def evaluate(request: EvaluateRequest, on_progress: OnProgress = lambda done, to
                 training=chosen.training,
                 tokens=storage.as_path(request.tokens),
                 codec=codec,
+                on_progress=on_progress,
             )
     announce(message("writing the report"))
     evaluation = _summarize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from musicgen_core.data.shards import described_clips, read_report
 from musicgen_core.errors import TokensError
 from musicgen_core.evaluation.feature_space import FEWEST_WINDOWS, count_windows, feature_distances
 from musicgen_core.evaluation.music import Audio, Pair
-from musicgen_core.evaluation.ngrams import Matches, Run, find_matches, repeated_share
+from musicgen_core.evaluation.ngrams import Frames, Matches, Run, find_matches, repeated_share
 from musicgen_core.evaluation.originality import (
     COPIED_SECONDS,
     Excerpt,
@@ -27,6 +27,7 @@ from musicgen_core.evaluation.originality import (
     Verdict,
 )
 from musicgen_core.generation.loudness import normalize
+from musicgen_core.generation.render import OnProgress
 from musicgen_core.language import message
 from musicgen_core.stages import announce
 
@@ -35,6 +36,7 @@ DEFAULT_SAMPLES = {"cuda": 32, "cpu": 8}
 MARGIN = FRAME_RATE
 """Frames that are played before and after a run"""
 SIGNIFICANCE = 0.05
+CLIPS_A_REPORT = 1_000
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def compare_samples(
     training: NDArray[np.int64],
     tokens: UPath,
     codec: Codec,
+    on_progress: OnProgress = lambda done, total, text: None,
 ) -> tuple[Originality, NearestPair | None]:
     """Compare samples of both models, and held-out clips, with training clips.
 
@@ -95,12 +98,12 @@ def compare_samples(
         others: indices of other held-out clips.
         training: indices of the clips that the adapter has learned from.
         tokens: directory of the shards, for the clips' names.
+        on_progress: called with the training clips done and their total, every `CLIPS_A_REPORT`.
     """
     base, adapter = map(list, zip(*map(_codes_of_both, pairs), strict=True))
     real = [clips.codes_of(i)[:, : codes.shape[1]] for i, codes in zip(held_out, adapter, strict=False)]
-    announce(message("comparing the samples with {clips:,} training clips", clips=len(training)))
     matches = find_matches(
-        [codes[0] for codes in (*base, *adapter, *real)], (clips.codes_of(int(index))[0] for index in training)
+        [codes[0] for codes in (*base, *adapter, *real)], _coarsest_codes(clips, training, on_progress)
     )
     texts = [pair.prompt for pair in pairs]
     groups = [
@@ -120,6 +123,15 @@ def compare_samples(
         distances=_distances(pairs[: len(real)], real, [clips.codes_of(i) for i in others[: len(real)]], codec),
     )
     return result, _nearest_pair(groups[1], excerpts[1], pairs, clips, training, codec)
+
+
+def _coarsest_codes(clips: Clips, indices: NDArray[np.int64], on_progress: OnProgress) -> Iterator[Frames]:
+    text = message("comparing the samples with {clips:,} training clips", clips=len(indices))
+    announce(text)
+    for done, index in enumerate(indices):
+        if done % CLIPS_A_REPORT == 0:
+            on_progress(done, len(indices), text)
+        yield clips.codes_of(int(index))[0]
 
 
 def _codes_of_both(pair: Pair) -> tuple[Codes, Codes]:

@@ -69,7 +69,19 @@ def samples_of(*adapters: Any) -> list[Pair]:
 @pytest.fixture(scope="module")
 def compare(clips: Clips, codec: Codec, tokens: Path) -> Any:
     def call(pairs: list[Pair], training: Any = TRAINING) -> tuple[Originality, NearestPair | None]:
-        return compare_samples(pairs, clips, HELD_OUT, [4, 5], training, storage.as_path(tokens), codec)
+        heard: list[tuple[int, int]] = []
+        found = compare_samples(
+            pairs=pairs,
+            clips=clips,
+            held_out=HELD_OUT,
+            others=[4, 5],
+            training=training,
+            tokens=storage.as_path(tokens),
+            codec=codec,
+            on_progress=lambda done, total, text: heard.append((done, total)),
+        )
+        assert heard == [(0, len(training))][: len(training)]
+        return found
 
     return call
 
