@@ -6,8 +6,8 @@
 
 `search` looks 96 samples of 10 s up in random clips of 30 s. `ngrams` shows which n-grams unrelated recordings, and
 synthesized clips of the same instruments, have in common, and how many of them a clip keeps when its sound is encoded
-again. `overfit` trains an adapter of the model `demo` on eight clips of the style `theremin`, from stage to stage, and
-prints the figures of `musicgen_core.evaluation.originality` after each, of samples from the descriptions of held-out
+again. `overfit` trains an adapter of the model `demo` on eight clips of one style, from stage to stage, and prints the
+figures of `musicgen_core.evaluation.originality` after each, of samples from the descriptions of held-out
 clips, and of samples from those of the training clips.
 """
 
