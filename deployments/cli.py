@@ -36,7 +36,7 @@ from musicgen_core.language import message, say, translated
 from tasks.interruption import interruptible
 from tasks.next_steps import PROGRAM, in_shell
 
-_OF_TRAINING = {"num_epochs": "--epochs", "sample_prompts": "--sample-prompt"}
+_OF_TRAINING = {"num_epochs": "--epochs", "sample_prompts": "--sample-prompt", "optimizer_name": "--optimizer"}
 COMMANDS = {
     "demo": Command(
         summary="Try everything with made-up music, on the CPU, in about three minutes",

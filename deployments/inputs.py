@@ -11,6 +11,7 @@ from deployments.options import UsageError, similar
 from flows.fields import BASE
 from musicgen_core import storage
 from musicgen_core.language import message
+from musicgen_core.learning_settings import check_optimizer
 from musicgen_core.stages import announce, announce_torch
 from tasks.forms import groups_of_schema, in_groups
 
@@ -61,15 +62,16 @@ def check_tokenizing(given: Mapping[str, Any]) -> None:
 
 
 def check_training(given: Mapping[str, Any]) -> None:
-    """Check the adapter that a new run of `train-lora` or `finetune` starts from, and the file of general prompts.
+    """Check a run of `train-lora` or `finetune`: the optimizer, the adapter to start from, the file of general prompts.
 
     Raises:
         AdapterError: see `check_adapter`.
-        ConfigError: the file can't be used.
+        ConfigError: the file can't be used, or the optimizer's package is not installed.
     """
     from musicgen_core.generation.request import read_prompts
     from musicgen_core.training.files.run_directory import begins_new
 
+    check_optimizer(given.get("optimizer_name", "adamw"))
     if "init_adapter" in given and begins_new(storage.as_path(given["run_dir"]), given.get("resume", "auto")):
         check_adapter(given["init_adapter"])
     prior_prompts = given.get("prior_prompts")

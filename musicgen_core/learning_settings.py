@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationInfo
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
+from musicgen_core.errors import ConfigError
+from musicgen_core.language import message
 from musicgen_core.layer_ranges import parse_layers, parse_ranks, show_layers, show_ranks
 from musicgen_core.settings import LARGEST_COUNT, Settings
 
@@ -84,6 +87,43 @@ class AdapterSettings(Settings):
     lora_dora: bool = Field(False, description="Learn the weights' magnitudes, too (DoRA); slower")
 
 
+OptimizerName = Literal["adamw", "prodigy", "schedulefree", "adamw8bit"]
+_PACKAGES = {"prodigy": "prodigyopt", "schedulefree": "schedulefree", "adamw8bit": "bitsandbytes"}
+"""The modules of optimizers that PyTorch doesn't have; their packages have the same names."""
+
+
+def check_optimizer(name: str) -> None:
+    """Check that the package of an optimizer is installed.
+
+    Raises:
+        ConfigError: it isn't.
+    """
+    package = _PACKAGES.get(name)
+    if package is not None and find_spec(package) is None:
+        raise ConfigError(
+            message(
+                "optimizer_name {name} needs the package {package}, which is not installed", name=name, package=package
+            ),
+            message("Install it: uv sync --extra optimizers, or pip install {package}", package=package),
+        )
+
+
+def _check_schedule(schedule: str, info: ValidationInfo) -> str:
+    if schedule != "constant" and info.data.get("optimizer_name") == "schedulefree":
+        raise PydanticCustomError(
+            "schedule", "should be constant with optimizer_name schedulefree, which needs no schedule"
+        )
+    return schedule
+
+
+def _check_ema(ema: float | None, info: ValidationInfo) -> float | None:
+    if ema is not None and info.data.get("optimizer_name") == "schedulefree":
+        raise PydanticCustomError(
+            "ema", "should not be given with optimizer_name schedulefree, which averages by itself"
+        )
+    return ema
+
+
 class OptimizerSettings(Settings):
     """Batches, and how the adapter follows the gradients."""
 
@@ -98,14 +138,20 @@ class OptimizerSettings(Settings):
         le=10**6,
         description=f"Micro-batches in one step of learning; by default the step sees {EFFECTIVE_BATCH} clips in all",
     )
+    optimizer_name: OptimizerName = Field(
+        "adamw",
+        description="How gradients change the adapter: adamw; prodigy, which finds the learning rate itself (give 1 as "
+        "learning_rate); schedulefree, with a constant learning rate and averaged weights; adamw8bit, with moments "
+        "in 8 bits",
+    )
     warmup_steps: int = Field(0, ge=0, le=LARGEST_COUNT, description="Steps in which the learning rate rises from 0")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
+    schedule: Annotated[Literal["constant", "linear", "cosine"], AfterValidator(_check_schedule)] = Field(
         "constant", description="Learning rate after that: constant, or falling to 0 at the last step"
     )
     weight_decay: float = Field(
         0.01, ge=0, le=1000, description="Pull of the adapter's weights towards 0 (weight decay of AdamW)"
     )
-    ema: float | None = Field(
+    ema: Annotated[float | None, AfterValidator(_check_ema)] = Field(
         None,
         gt=0,
         lt=1,

@@ -10,6 +10,7 @@ from prefect.exceptions import CancelledRun, TerminationSignal
 
 from musicgen_core.config import TrainSettings
 from musicgen_core.language import message
+from musicgen_core.learning_settings import check_optimizer
 from musicgen_core.stages import announce, announce_torch, heard_by
 from musicgen_core.wording import counted
 from tasks.artifacts import artifacts_of_run
@@ -108,6 +109,7 @@ def _train(request: TrainRequest, log: TrainingLog) -> TrainResult:
     from musicgen_core.training.train import check_init_adapter, train
 
     if request.settings.gpus > 1:
+        check_optimizer(request.settings.optimizer_name)
         check_init_adapter(request)
         check_model(request.model)  # once, before every process needs it
         return launch(request, request.settings.gpus, log.start, log.hear, on_wait=log.wait, on_prior=log.generate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ from musicgen_core.model.adapters import Adapter, AdapterConfig
 from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.tensor_files import names_of_non_finite
+
+# peft imports it where it is installed, and it warns that kernels are missing which nothing here uses.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def add_lora(lm: MusicgenLM, settings: AdapterConfig, seed: int = 0) -> Any:

@@ -152,7 +152,8 @@ class Trainer:
         return self.optimizer.state()
 
     def adapter_tensors(self) -> dict[str, Tensor]:
-        return adapter_state(self.model)
+        with self.optimizer.evaluated():
+            return adapter_state(self.model)
 
     def average(self) -> dict[str, Tensor] | None:
         """Return the moving average of the adapter's tensors; None without `ema`."""
@@ -377,11 +378,12 @@ class Trainer:
         Raises:
             Cancelled: `cancelled` returned true.
         """
-        return validate(
-            self.batches,
-            self.gradients,
-            self.world,
-            self.batch_size.micro,
-            cancelled,
-            after_step=self.progress.step,
-        )
+        with self.optimizer.evaluated():
+            return validate(
+                self.batches,
+                self.gradients,
+                self.world,
+                self.batch_size.micro,
+                cancelled,
+                after_step=self.progress.step,
+            )

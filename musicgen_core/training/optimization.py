@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from musicgen_core.config import TrainSettings
 from musicgen_core.training.compute.model import FlatParameters
 
+logger = logging.getLogger(__name__)
+
+_GROUP_STATE = {
+    "prodigy": ("d", "d_max", "d_hat", "d_numerator", "d_denom", "k"),
+    "schedulefree": ("k", "weight_sum", "lr_max", "scheduled_lr"),
+}
+"""What optimizers keep in their parameter group; its other values are settings, which may change when a run resumes."""
+_TRAINED = "y"
+"""Key of the schedule-free optimizer's training weights in a checkpoint, whose adapter has the averaged ones."""
+_LOW_FOR_PRODIGY = 0.1
+"""Below this, the learning rate was probably chosen for AdamW."""
+
 
 class AdapterOptimizer:
     """Updates an adapter's parameters, and their moving average if `ema` is given.
+
+    The weights to evaluate and to save are the parameters, except with the schedule-free optimizer: it computes
+    gradients at one point, y, which the parameters hold, and evaluates another, x, an average that it computes from y
+    and its state z (Defazio et al. 2024). `evaluated` sets the parameters to x.
 
     Attributes:
         average: [total], fp32, the exponential moving average of the parameters; None without `ema`.
@@ -22,9 +41,8 @@ class AdapterOptimizer:
 
     def __init__(self, flat: FlatParameters, settings: TrainSettings) -> None:
         self._flat, self._settings = flat, settings
-        self._optimizer = torch.optim.AdamW(
-            [flat.whole], lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
+        self._is_schedule_free = settings.optimizer_name == "schedulefree"
+        self._optimizer = _optimizer(flat, settings)
         self.average = None if settings.ema is None else flat.whole.detach().clone()
 
     def set_rate(self, rate: float) -> None:
@@ -39,6 +57,20 @@ class AdapterOptimizer:
         """Update the moving average, after the step of this number, from 1."""
         if self.average is not None:
             self.average.lerp_(self._flat.whole.detach(), 1 - average_decay(self._settings.ema or 0.0, step))
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """Set the parameters to the weights to evaluate and to save, and back to the same bits afterwards."""
+        if not self._is_schedule_free:
+            yield
+            return
+        optimizer: Any = self._optimizer
+        with self._restoring():
+            optimizer.eval()
+            try:
+                yield
+            finally:
+                optimizer.train()  # rounds the parameters, which are then restored
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -65,20 +97,74 @@ class AdapterOptimizer:
             self._flat.whole.data.copy_(kept)
 
     def state(self) -> dict[str, Any]:
-        """Return the state for a checkpoint, as that of an optimizer of peft's single parameters."""
+        """Return the state for a checkpoint: that of an optimizer of peft's single parameters, as far as it has one.
+
+        The rest stands under `of_all`: numbers, and 8-bit moments in blocks that don't end where parameters do.
+        """
         own = self._optimizer.state_dict()
         (group,) = own["param_groups"]
-        state = self._flat.split_state(own["state"])
-        return {"state": state, "param_groups": [{**group, "params": list(range(self._flat.count))}]}
+        groups = [{**group, "params": list(range(self._flat.count))}]
+        if self._settings.optimizer_name == "adamw":
+            return {"state": self._flat.split_state(own["state"]), "param_groups": groups}
+        values = own["state"].get(0, {})
+        of_each = {name: value for name, value in values.items() if self._is_of_each(value)}
+        of_all = {name: value for name, value in values.items() if name not in of_each}
+        if self._is_schedule_free:
+            of_each[_TRAINED] = self._flat.whole.detach()
+        state = self._flat.split_state({0: of_each} if of_each else {})
+        return {"state": state, "of_all": of_all, "param_groups": groups}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Restore the result of `state`, after the parameters; a moving average restarts from them."""
         # Only the moments: weight decay and the like come from the settings, which may have changed.
-        groups = self._optimizer.state_dict()["param_groups"]
+        (group,) = self._optimizer.state_dict()["param_groups"]
+        (group_then,) = saved["param_groups"]
+        kept = _GROUP_STATE.get(self._settings.optimizer_name, ())
+        group |= {name: group_then[name] for name in kept if name in group_then}
         state = self._flat.join_state(saved["state"])
-        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+        trained = state[0].pop(_TRAINED) if self._is_schedule_free else None
+        if of_all := saved.get("of_all"):
+            state = {0: {**state.get(0, {}), **of_all}}
+        self._optimizer.load_state_dict({"state": state, "param_groups": [group]})
+        if trained is not None:
+            self._flat.whole.data.copy_(trained)
         if self.average is not None:
             self.average.copy_(self._flat.whole.detach())
+
+    def _is_of_each(self, value: Any) -> bool:
+        """Return whether a value of the state has a number for each element of the parameters."""
+        return isinstance(value, Tensor) and value.shape == self._flat.whole.shape and value.is_floating_point()
+
+
+def _optimizer(flat: FlatParameters, settings: TrainSettings) -> torch.optim.Optimizer:
+    parameters, rate, decay = [flat.whole], settings.learning_rate, settings.weight_decay
+    optimizer: Any
+    match settings.optimizer_name:
+        case "adamw":
+            optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
+        case "prodigy":
+            from prodigyopt import Prodigy
+
+            if rate < _LOW_FOR_PRODIGY:
+                logger.warning(
+                    "prodigy finds the learning rate itself, and multiplies it by learning_rate, which is %g: 1 is "
+                    "usual",
+                    rate,
+                )
+            with redirect_stdout(io.StringIO()):  # it prints that its weight decay is decoupled
+                # Without bias correction, which keeps it near its first step size, 1e-6, for many times as many steps.
+                optimizer = Prodigy(parameters, lr=rate, weight_decay=decay, safeguard_warmup=settings.warmup_steps > 0)
+        case "schedulefree":
+            from schedulefree import AdamWScheduleFree
+
+            optimizer = AdamWScheduleFree(parameters, lr=rate, weight_decay=decay)
+            optimizer.train()
+        case "adamw8bit":
+            from bitsandbytes.optim import AdamW8bit
+
+            optimizer = AdamW8bit(parameters, lr=rate, weight_decay=decay)
+    found: torch.optim.Optimizer = optimizer
+    return found
 
 
 def average_decay(ema: float, step: int) -> float:

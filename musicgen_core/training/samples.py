@@ -216,7 +216,8 @@ class Samples:
         half = torch.autocast(device.type, dtype) if dtype in (torch.bfloat16, torch.float16) else nullcontext()
         try:
             peft_model.eval()
-            with half, peft_model.disable_adapter() if adapter is None else nullcontext():
+            base_alone = peft_model.disable_adapter() if adapter is None else nullcontext()
+            with trainer.optimizer.evaluated(), half, base_alone:
                 yield Engine(lm, self._text, guidance, eager=True)
         finally:
             for module, training in modes.items():

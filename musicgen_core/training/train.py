@@ -9,6 +9,7 @@ from pathlib import Path
 
 from musicgen_core import storage
 from musicgen_core.devices import compute_dtype, pick_device
+from musicgen_core.learning_settings import check_optimizer
 from musicgen_core.model.adapters import find_adapter, load_adapter
 from musicgen_core.model.lora import set_adapter_state
 from musicgen_core.model.text import TextEncoder
@@ -55,6 +56,7 @@ def train(
         MusicgenError: an error that the user can act on.
         Cancelled: `cancelled` returned true.
     """
+    check_optimizer(request.settings.optimizer_name)
     world = world or World.alone(pick_device(request.device))
     check_init_adapter(request)
     model = find_model(request.model)

@@ -43,6 +43,13 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert {name: defaults[name] for name in promised} == promised
 
 
+@pytest.mark.parametrize("given", [{"schedule": "cosine"}, {"ema": 0.99}], ids=str)
+def test_schedulefree_takes_neither_schedule_nor_average(given: dict[str, Any]) -> None:
+    (name,) = given
+    assert f"{name}: should" in refusal(optimizer_name="schedulefree", **given).found
+    assert getattr(TrainSettings(optimizer_name="prodigy", **given), name) == given[name]
+
+
 @pytest.mark.parametrize(
     ("given", "shown"), [("24-47", "24-47"), ("24, 0-11", "0-11,24"), (7, "7"), ("0,1,2", "0-2"), (" ", None)]
 )

@@ -153,17 +153,17 @@ def _grouped(layer: DecoderLayer) -> list[tuple[LoraLinear, ...]]:
     return cast("list[tuple[LoraLinear, ...]]", groups)  # peft has replaced them
 
 
-def pack_linears(layers: Sequence[LoraLinear]) -> LinearWeights:
+def pack_linears(layers: Sequence[LoraLinear | nn.Linear]) -> LinearWeights:
     """Pack linear layers over the same input: their frozen weights move into one tensor and become views of it."""
-    has_lora = all(map(_is_adapted, layers))
-    bases = tuple(layer.base_layer.weight if has_lora else cast(nn.Linear, layer).weight for layer in layers)
+    adapted = [layer for layer in layers if not isinstance(layer, nn.Linear)]
+    bases = tuple(layer.weight if isinstance(layer, nn.Linear) else layer.base_layer.weight for layer in layers)
     weight = torch.cat([base.data for base in bases]) if len(bases) > 1 else bases[0].data
     for base, part in zip(bases, weight.split([len(base) for base in bases]), strict=True):
         base.data = part
-    if not has_lora:
+    if not adapted:
         return LinearWeights(weight, (), (), 0.0, bases)
-    a, b = zip(*map(lora_matrices, layers), strict=True)
-    return LinearWeights(weight, a, b, layers[0].scaling["default"], bases)
+    a, b = zip(*map(lora_matrices, adapted), strict=True)
+    return LinearWeights(weight, a, b, adapted[0].scaling["default"], bases)
 
 
 def lora_matrices(layer: LoraLinear) -> tuple[nn.Parameter, nn.Parameter]:

@@ -290,12 +290,12 @@ def _with_idle_lora(weights: BlockWeights) -> BlockWeights:
         a, b = [new(1, width, dtype=torch.float32)] * parts, [new(out // parts, 1, dtype=torch.float32)] * parts
         return linear._replace(a=tuple(a), b=tuple(b))
 
-    return weights._replace(**{name: idle(linear) for name, linear in weights.linears().items()})
+    return BlockWeights(weights.norms, *map(idle, weights.linears().values()))
 
 
 def _idle_parameters(layer: DecoderLayer) -> int:
     """Return the number of parameters of an adapter of rank 1 on all linear layers of a block."""
-    linears = [layer.get_submodule(name) for name in LINEARS]
+    linears: list[Any] = [layer.get_submodule(name) for name in LINEARS]
     return sum(sum(getattr(linear, "base_layer", linear).weight.shape) for linear in linears)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from upath import UPath
 
@@ -111,7 +112,8 @@ class Checkpoint:
             Exception: values are missing, of another type, or not finite.
         """
         check_adapter_values(values)
-        check_tensors(_tensors_in(values["optimizer"], "optimizer"))
+        moments = _tensors_in(values["optimizer"], "optimizer")
+        check_tensors({name: tensor for name, tensor in moments.items() if tensor.dtype != torch.uint8})  # of 8 bits
         average = values.get("average")
         check_tensors(average or {})
         adapter = Adapter(**{name: values[name] for name in Adapter.__dataclass_fields__})

@@ -26,13 +26,14 @@ from musicgen_core.run_layout import (
 from musicgen_core.training.files.run_directory import RunDirectory
 from musicgen_core.wording import sized
 
-_CHECKPOINT = 3
-"""A checkpoint is this many times as large as the adapter: its parameters and AdamW's two moments."""
+_CHECKPOINT = {"adamw": 3, "prodigy": 6, "schedulefree": 4, "adamw8bit": 2}
+"""A checkpoint is this many times as large as the adapter: its parameters and the optimizer's state, such as AdamW's
+two moments."""
 
 
 def _checkpoint_size(settings: TrainSettings) -> int:
     """Return how many times as large as the adapter a checkpoint is."""
-    return _CHECKPOINT + (settings.ema is not None)
+    return _CHECKPOINT[settings.optimizer_name] + (settings.ema is not None)
 
 
 @dataclass(frozen=True)

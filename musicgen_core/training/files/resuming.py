@@ -25,7 +25,8 @@ from musicgen_core.wording import joined_sentences, named
 logger = logging.getLogger(__name__)
 
 _ALSO_FIXED = ("seed", "segment_seconds", "validation_fraction")  # beside every lora_ setting
-_FIXED_IF_GIVEN = ("layers", "ranks", "prior_preservation")
+_FIXED_IF_GIVEN = {"layers": None, "ranks": None, "optimizer_name": "adamw", "prior_preservation": 0.0}
+"""With the defaults, with which they aren't recorded, as in runs of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def fixed_values(
     """Return the values that must not change during a run: model, shape of the adapter, and order of the clips."""
     values = settings.model_dump(mode="json")
     fixed = {name: value for name, value in values.items() if name.startswith("lora_") or name in _ALSO_FIXED}
-    fixed |= {name: values[name] for name in _FIXED_IF_GIVEN if values[name]}
+    fixed |= {name: values[name] for name, default in _FIXED_IF_GIVEN.items() if values[name] != default}
     return {"base_model": base_model, **fixed, "clips_per_step": clips_per_step, SHARDS: shards}
 
 

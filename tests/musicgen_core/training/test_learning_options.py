@@ -20,17 +20,31 @@ from musicgen_core.model.weights import BaseModel
 from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.train import train
 from tests.fixture_types import MakeRequest
+from tests.musicgen_core.training.trainers import EIGHT_BITS
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "layers": {"layers": "1"},
     "ranks": {"layers": "0-1", "ranks": "0=2,1=5", "lora_rslora": True},
     "ranks of DoRA": {"layers": "1", "ranks": "1=3", "lora_dora": True},
     "average": {"ema": 0.9},
+    "prodigy": {"optimizer_name": "prodigy", "learning_rate": 1.0, "warmup_steps": 2, "schedule": "cosine"},
+    "schedulefree": {"optimizer_name": "schedulefree", "learning_rate": 3e-3, "warmup_steps": 2},
+    "adamw8bit": {"optimizer_name": "adamw8bit"},
+    "prodigy with an average": {"optimizer_name": "prodigy", "learning_rate": 1.0, "ema": 0.9, "layers": "1"},
+    "adamw8bit of DoRA": {"optimizer_name": "adamw8bit", "lora_dora": True},
     "average of some layers": {"ema": 0.999, "layers": "1", "validate_every_steps": 1},
 }
 
 
-@pytest.mark.parametrize("given", OPTIONS.values(), ids=OPTIONS)
+def cases() -> list[Any]:
+    marks = {True: EIGHT_BITS.marks, False: ()}
+    return [
+        pytest.param(given, id=name, marks=marks[given.get("optimizer_name") == "adamw8bit"])
+        for name, given in OPTIONS.items()
+    ]
+
+
+@pytest.mark.parametrize("given", cases())
 def test_a_killed_and_a_cancelled_run_resume_to_the_same_bits(
     request_for: MakeRequest,
     killed_after: Callable[[TrainRequest, int], None],

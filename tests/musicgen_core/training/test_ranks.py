@@ -14,7 +14,7 @@ from torch import Tensor
 from musicgen_core.training.batches import BatchSize
 from musicgen_core.training.loop import Trainer
 from musicgen_core.training.processes.distributed import World
-from tests.musicgen_core.training.trainers import FOUR, FP32, MakeTrainer, Row, fits, losses_of, run
+from tests.musicgen_core.training.trainers import EIGHT_BITS, FOUR, FP32, MakeTrainer, Row, fits, losses_of, run
 
 
 class Threads:
@@ -83,8 +83,9 @@ def test_the_number_of_ranks_does_not_change_the_curve(trainer_of: MakeTrainer, 
             np.testing.assert_allclose(found, [row[name] for row in alone if name in row], rtol=2e-5)
 
 
-@pytest.mark.parametrize("given", [{"ema": 0.9}], ids=str)
-def test_all_ranks_keep_the_same_weights_and_average(trainer_of: MakeTrainer, given: dict[str, Any]) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "prodigy", "schedulefree", EIGHT_BITS])
+def test_all_ranks_keep_the_same_weights_and_average(trainer_of: MakeTrainer, optimizer: str) -> None:
+    given = {"optimizer_name": optimizer, "ema": None if optimizer == "schedulefree" else 0.9, "learning_rate": 0.1}
     threads = Threads(2)
     pair = [trainer_of(BatchSize(2, 1, gpus=2), FP32, ThreadWorld.of(rank, threads), **given) for rank in range(2)]
     run_all(pair)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -12,6 +14,10 @@ from musicgen_core.training.batches import BatchSize
 from musicgen_core.training.compute.model import Execution
 from musicgen_core.training.loop import Hooks, Trainer
 
+EIGHT_BITS = pytest.param(
+    "adamw8bit", marks=pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs the extra `optimizers`")
+)
+"""The optimizer whose package isn't part of the environment for development: peft imports it, which takes seconds."""
 Row = dict[str, float]
 MakeTrainer = Callable[..., Trainer]
 FP32 = Execution("fp32", compile=False, checkpointing=False)
