@@ -107,6 +107,17 @@ def test_a_merged_model_is_loaded_by_its_name(
     assert f'snapshot_download("{REPO}", allow_patterns="text_encoder/*")' in card
 
 
+def test_a_pushed_model_for_transformers_is_a_base_model(
+    hub: StandInHub, adapter: Adapter, saved: Callable[[Adapter], Path], tmp_path: Path
+) -> None:
+    export_and_push(saved(adapter), tmp_path / "out", "huggingface", None, REPO, True, lambda progress: None)
+    model, local = find_model(REPO), find_model(str(tmp_path / "out"))
+    assert model.identity == local.identity.replace("local", REPO)
+    card = hub.repositories[REPO].files["README.md"].decode()
+    assert front_matter(card)["library_name"] == "transformers" and f"generate --model {REPO}" in card
+    assert f'MusicgenForConditionalGeneration.from_pretrained("{REPO}")' in card and "this directory" not in card
+
+
 def test_the_card_has_what_the_hub_understands(hub: StandInHub, push: Push) -> None:
     push()
     card = hub.repositories[REPO].files["README.md"].decode()
