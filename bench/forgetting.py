@@ -85,7 +85,7 @@ def write_tokens(directory: Path, codec: Codec, bank: SoundBank) -> None:
     codes = codec.encode(bank.render(clips, CLIP_FRAMES)[:, None]).to(torch.int16).cpu().numpy().astype("uint16")
     directory.mkdir(parents=True)
     parquet = directory.parent / "theremin.parquet"
-    with ShardWriter(parquet, codec.identity, codec.cardinality) as writer:
+    with ShardWriter(parquet, codec.identity, codec.shape) as writer:
         for number, (clip, of_clip) in enumerate(zip(clips, codes, strict=True)):
             writer.add(Row(f"{number:03d}.wav", clip.caption, CLIP_FRAMES / FRAME_RATE, of_clip))
     seconds = CLIPS * CLIP_FRAMES / FRAME_RATE

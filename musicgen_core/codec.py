@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from musicgen_core.audiocraft_compat import import_audiocraft
-from musicgen_core.codes import CODEBOOKS, FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
+from musicgen_core.codes import CODEBOOKS, FRAME_RATE, MONO, SAMPLE_RATE, SAMPLES_PER_FRAME
 from musicgen_core.data.audio import resample
 from musicgen_core.language import message
 from musicgen_core.model.compression import codec_identity, load_codec
@@ -45,7 +46,7 @@ class Codec:
     Attributes:
         identity: a hash of the codec's weights, for fingerprints.
         model: name of its model.
-        cardinality: codes in each of its codebooks.
+        shape: of its codes.
         batch_seconds: seconds of audio to pass to `start` per batch. Callers lower it when they run out of memory.
     """
 
@@ -55,7 +56,7 @@ class Codec:
         self.device = torch.device(device)
         self.identity, self.model = codec_identity(model), model.name
         self._model = load_codec(model, self.device)
-        self.cardinality: int = self._model.cardinality
+        self.shape = replace(MONO, cardinality=self._model.cardinality)
         self._encoder = self._model.encoder if hasattr(self._model, "encoder") else self._model.model.encoder
         self._ragged = RaggedBatches(self._encoder)
         self._lock = threading.Lock()

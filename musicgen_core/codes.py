@@ -35,6 +35,11 @@ class CodeShape:
         """Return the token that fills positions where the delay pattern has no code."""
         return self.cardinality
 
+    def __str__(self) -> str:
+        """Return the shape as errors show it."""
+        channels = "mono" if self.channels == 1 else "stereo"
+        return f"{channels}, {self.codebooks} codebooks of {self.cardinality:,} codes"
+
     @property
     def most_delay(self) -> int:
         """Return the largest delay in steps."""
@@ -43,4 +48,4 @@ class CodeShape:
 
 MONO = CodeShape()
 STEREO = CodeShape(channels=2, delays=tuple(k for k in range(CODEBOOKS) for _ in range(2)))
-"""Of facebook/musicgen-stereo-small, -medium and -large"""
+"""The shapes of Meta's models, whose codebooks are delayed by a step each, alike for both channels"""

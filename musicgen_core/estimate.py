@@ -157,7 +157,7 @@ def estimate(
         rows, rejected = _sorted(results)
         captioned = _measure_captioning(load_measurer(), filled) if load_measurer else None
         shard = folder / "sample.parquet"
-        with ShardWriter(shard, codec.identity, codec.cardinality, codec.model) as writer:
+        with ShardWriter(shard, codec.identity, codec.shape, codec.model) as writer:
             for row in rows:
                 writer.add(row)
         shard_bytes = shard.stat().st_size

@@ -35,9 +35,9 @@ from musicgen_core.data.shards import (
     read_report,
     read_rows,
     refuse_foreign_shard,
-    shard_cardinality,
     shard_codec,
     shard_paths,
+    shard_shape,
 )
 from musicgen_core.encoding import Encoded, encode_clips
 from musicgen_core.errors import Cancelled, ClipRejected, TokensError
@@ -155,7 +155,7 @@ class Tokenizer:
             members = (member for member in islice(opened.clips(), limit) if member.name not in skipped)
             parquet = folder / f"{archive_stem(archive)}.parquet"
             with (
-                ShardWriter(parquet, self.codec.identity, self.codec.cardinality, self.codec.model) as writer,
+                ShardWriter(parquet, self.codec.identity, self.codec.shape, self.codec.model) as writer,
                 closing(self.encoded_clips(members, cancelled)) as clips,
             ):
                 for name, clip in clips:
@@ -274,7 +274,7 @@ def _remove(tokens: UPath, stem: str, originals: Mapping[int, ClipName]) -> None
     with storage.staged(source) as local, storage.scratch_folder() as folder:
         codec, model = shard_codec(local)
         target = folder / source.name
-        with ShardWriter(target, codec, shard_cardinality(pq.read_schema(local)), model) as writer:
+        with ShardWriter(target, codec, shard_shape(pq.read_schema(local)), model) as writer:
             for number, row in enumerate(read_rows(local)):
                 if number in originals:
                     removed.append(duplicate_of(row.clip, originals[number]))
@@ -312,7 +312,7 @@ def _names(rejected: Iterable[Rejected]) -> list[str]:
 def _rewrite(source: Path, target: Path, described: _Described, codec: Codec, skipped: Collection[str] = ()) -> Path:
     """Copy rows to `target` with new texts, without those of skipped clips."""
     target.parent.mkdir(exist_ok=True)
-    with ShardWriter(target, codec.identity, codec.cardinality, codec.model) as writer:
+    with ShardWriter(target, codec.identity, codec.shape, codec.model) as writer:
         rows = (row for row in read_rows(source) if row.clip not in skipped)
         for row, (_, texts) in zip(rows, described, strict=True):
             writer.add(replace(row, description=texts.description, fields=texts.fields, group=texts.group))

@@ -24,7 +24,6 @@ from torch import Tensor
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.codes import CODEBOOKS
 from musicgen_core.data.near_duplicates import Signatures, first_of_each, joined_keys
 from musicgen_core.data.packed_shards import PackedShard
 from musicgen_core.data.shards import ShardReport, copies_among, described_clips, read_report
@@ -95,6 +94,11 @@ class Clips:
         return np.concatenate([shard.frames for shard in self.shards])
 
     @cached_property
+    def codebooks(self) -> int:
+        """Return the number of codebooks, K."""
+        return len(self.codes_of(0))
+
+    @cached_property
     def hashes(self) -> NDArray[np.uint64]:
         """Return a stable hash of archive and member for each clip, [clips]."""
         return np.concatenate([shard.hashes for shard in self.shards])
@@ -141,7 +145,7 @@ class Clips:
         return variation.apply(description, fields, rng)
 
     def codes_of(self, index: int) -> NDArray[np.uint16]:
-        """Return the codes of a clip, [4, frames], read-only.
+        """Return the codes of a clip, [K, frames], read-only.
 
         Raises:
             TokensError: the codes were damaged in the cache.
@@ -290,7 +294,7 @@ def fraction_to_hold_out(keys: NDArray[np.uint64], asked: float) -> float:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch: codes [B, 4, T] int64 zero-padded at the end, frames [B], texts or None [B], and clip hashes [B]."""
+    """A batch: codes [B, K, T] int64 zero-padded at the end, frames [B], texts or None [B], and clip hashes [B]."""
 
     codes: Tensor
     frames: Tensor
@@ -346,7 +350,7 @@ def _collate(
     segments: list[NDArray[np.uint16]], texts: list[str | None], hashes: NDArray[np.uint64], columns: int | None
 ) -> Batch:
     frames = torch.tensor([segment.shape[1] for segment in segments])
-    codes = torch.zeros(len(segments), CODEBOOKS, columns or int(frames.max()), dtype=torch.int64)
+    codes = torch.zeros(len(segments), segments[0].shape[0], columns or int(frames.max()), dtype=torch.int64)
     for row, segment in zip(codes, segments, strict=True):
         row[:, : segment.shape[1]] = torch.from_numpy(segment.astype(np.int64))
     return Batch(codes=codes, frames=frames, texts=texts, hashes=hashes)

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from musicgen_core.codes import CODEBOOKS
+from musicgen_core.codes import CodeShape
 from musicgen_core.data.groups import clip_hash, group_hashes
 from musicgen_core.data.near_duplicates import PERMUTATIONS, Signatures, signature
 from musicgen_core.data.shards import (
@@ -29,8 +29,8 @@ from musicgen_core.data.shards import (
     check_columns,
     column_of,
     parse_fields,
-    shard_cardinality,
     shard_codec,
+    shard_shape,
 )
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
@@ -93,12 +93,13 @@ class PackedShard:
         return parse_fields(self.table.column("fields")[row].as_py())
 
     def codes(self, row: int) -> NDArray[np.uint16]:
-        """Return the codes of a clip, [4, frames], read-only.
+        """Return the codes of a clip, [K, frames], read-only.
 
         Raises:
             TokensError: the file was damaged after it was written. It is deleted, so that it is regenerated.
         """
-        codes = self.table.column("codes")[row].values.flatten().to_numpy()
+        lists = self.table.column("codes")[row].values  # one of each codebook
+        codes = lists.flatten().to_numpy()
         # The checksum is what reads from the disk, and it does so without holding the GIL.
         if zlib.crc32(codes) != self.table.column("crc")[row].as_py():
             self.path.unlink(missing_ok=True)
@@ -106,7 +107,7 @@ class PackedShard:
                 message("codes in {path}, a copy made from the tokens, are damaged", path=self.path),
                 message("Run again: the copy is regenerated. If the error comes back, check the disk"),
             )
-        return codes.reshape(CODEBOOKS, -1)
+        return codes.reshape(len(lists), -1)
 
 
 def open_packed(path: Path, clips: int) -> PackedShard | None:
@@ -184,7 +185,7 @@ def _read(parquet: Path) -> Iterator[pa.RecordBatch]:
     with _reading(parquet), pq.ParquetFile(parquet, page_checksum_verification=True) as file:
         # Single-threaded: several shards are read in parallel, and Arrow's threads would buffer more of each.
         for batch in file.iter_batches(ROWS_READ, use_threads=False):
-            _check_codes(batch, shard_cardinality(file.schema_arrow))
+            _check_codes(batch, shard_shape(file.schema_arrow))
             for fields in column_of(batch, "fields").to_pylist():
                 parse_fields(fields)
             yield batch
@@ -207,12 +208,13 @@ def _check_codec(parquet: Path, codec: str) -> None:
         raise another_codec(parquet.name, made_with, message("this run's model"))
 
 
-def _check_codes(batch: pa.RecordBatch, cardinality: int) -> None:
+def _check_codes(batch: pa.RecordBatch, shape: CodeShape) -> None:
     codes = batch.column("codes")
     frames = batch.column("frames").to_numpy()
     lengths = [lists.value_lengths().to_numpy(zero_copy_only=False) for lists in (codes, codes.flatten())]
-    if (lengths[0] != CODEBOOKS).any() or not np.array_equal(lengths[1], frames.repeat(CODEBOOKS)) or 0 in frames:
-        raise ValueError("its codes are not [4, frames]")
+    codebooks, cardinality = shape.codebooks, shape.cardinality
+    if (lengths[0] != codebooks).any() or not np.array_equal(lengths[1], frames.repeat(codebooks)) or 0 in frames:
+        raise ValueError(f"its codes are not [{codebooks}, frames]")
     flat = codes.flatten().flatten()
     if flat.null_count or (len(flat) and flat.to_numpy().max() >= cardinality):
         raise ValueError(f"its codes are not all below {cardinality}")
@@ -220,11 +222,11 @@ def _check_codes(batch: pa.RecordBatch, cardinality: int) -> None:
 
 def _to_packed(batch: pa.RecordBatch, stem: str, groups: Sequence[int]) -> pa.RecordBatch:
     codes, frames = batch.column("codes"), batch.column("frames")
-    flat = codes.flatten().flatten().to_numpy()
-    stops = (frames.to_numpy().astype(np.int64) * CODEBOOKS).cumsum()
+    flat, codebooks = codes.flatten().flatten().to_numpy(), len(codes[0])
+    stops = (frames.to_numpy().astype(np.int64) * codebooks).cumsum()
     starts = [0, *stops[:-1]]
     parts = [flat[start:stop] for start, stop in zip(starts, stops, strict=True)]
-    signatures = [signature(part.reshape(CODEBOOKS, -1)).tobytes() for part in parts]
+    signatures = [signature(part.reshape(codebooks, -1)).tobytes() for part in parts]
     columns = [
         pa.array([clip_hash(stem, clip) for clip in batch.column("clip").to_pylist()], pa.uint64()),
         batch.column("description"),

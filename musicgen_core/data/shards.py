@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.codes import CARDINALITY, CODEBOOKS, FRAME_RATE
+from musicgen_core.codes import CARDINALITY, FRAME_RATE, MONO, STEREO, CodeShape
 from musicgen_core.data.archive import archive_stem
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
@@ -97,7 +97,7 @@ class ShardReport:
 
 @dataclass(frozen=True)
 class Row:
-    """One clip: name, description, duration in seconds, and codes [4, frames] uint16.
+    """One clip: name, description, duration in seconds, and codes [K, frames] uint16.
 
     Attributes:
         fields: texts that training may add to the description, by name, such as `genre`.
@@ -123,17 +123,18 @@ class ShardWriter:
     Args:
         path: the file to write.
         codec: identity of the codec.
-        cardinality: number of codes per codebook.
+        shape: of the codes.
         model: name of the codec's model, for display; may be empty.
     """
 
-    def __init__(self, path: Path, codec: str, cardinality: int = CARDINALITY, model: str = "") -> None:
+    def __init__(self, path: Path, codec: str, shape: CodeShape = MONO, model: str = "") -> None:
         metadata = {
             "schema_version": str(SCHEMA_VERSION),
             "codec": codec,
             "frame_rate": str(FRAME_RATE),
-            "codebooks": str(CODEBOOKS),
-            "cardinality": str(cardinality),
+            "codebooks": str(shape.codebooks),
+            "cardinality": str(shape.cardinality),
+            **({"channels": str(shape.channels)} if shape.channels > 1 else {}),
             **({"model": model} if model else {}),
         }
         self._schema = SCHEMA.with_metadata(metadata)
@@ -161,9 +162,10 @@ class ShardWriter:
 
 def _to_batch(rows: Sequence[Row], schema: pa.Schema) -> pa.RecordBatch:
     frames = np.array([row.codes.shape[1] for row in rows], dtype=np.int32)
+    codebooks = rows[0].codes.shape[0]
     flat = np.concatenate([row.codes.reshape(-1) for row in rows])
-    inner = np.concatenate([[0], np.repeat(frames, CODEBOOKS).cumsum()]).astype(np.int32)
-    outer = np.arange(0, CODEBOOKS * len(rows) + 1, CODEBOOKS, dtype=np.int32)
+    inner = np.concatenate([[0], np.repeat(frames, codebooks).cumsum()]).astype(np.int32)
+    outer = np.arange(0, codebooks * len(rows) + 1, codebooks, dtype=np.int32)
     codes = pa.ListArray.from_arrays(outer, pa.ListArray.from_arrays(inner, pa.array(flat, pa.uint16())))
     columns = [
         pa.array([row.clip for row in rows], pa.string()),
@@ -286,8 +288,9 @@ def read_rows(parquet: Path) -> Iterator[Row]:
     try:
         with pq.ParquetFile(parquet, page_checksum_verification=True) as file:
             check_columns(file.schema_arrow)
+            codebooks = shard_shape(file.schema_arrow).codebooks
             for group in range(file.num_row_groups):
-                yield from _rows_of(file.read_row_group(group))
+                yield from _rows_of(file.read_row_group(group), codebooks)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise _damaged(parquet, error) from error
 
@@ -299,7 +302,7 @@ def _damaged(parquet: Path | UPath, error: Exception) -> TokensError:
     )
 
 
-def _rows_of(table: pa.Table) -> Iterator[Row]:
+def _rows_of(table: pa.Table, codebooks: int) -> Iterator[Row]:
     codes = table.column("codes").combine_chunks()
     flat = codes.flatten().flatten().to_numpy()
     start = 0
@@ -307,8 +310,8 @@ def _rows_of(table: pa.Table) -> Iterator[Row]:
     for clip, description, duration, frames, fields, group in zip(
         *(column_of(table, name).to_pylist() for name in names), strict=True
     ):
-        stop = start + CODEBOOKS * frames
-        codes_of_clip = flat[start:stop].reshape(CODEBOOKS, frames)
+        stop = start + codebooks * frames
+        codes_of_clip = flat[start:stop].reshape(codebooks, frames)
         yield Row(clip, description, duration, codes_of_clip, parse_fields(fields), group)
         start = stop
 
@@ -339,16 +342,24 @@ def parse_fields(text: str | None) -> dict[str, str]:
     return fields
 
 
-def shard_cardinality(schema: pa.Schema) -> int:
-    """Return the number of codes per codebook of a shard's codec.
+def shard_shape(schema: pa.Schema) -> CodeShape:
+    """Return the shape of a shard's codes; without a number of channels it is mono.
 
     Raises:
-        ValueError: the number in the schema is invalid.
+        ValueError: the numbers in the schema are invalid.
     """
-    cardinality = int((schema.metadata or {}).get(b"cardinality", CARDINALITY))
+    metadata = schema.metadata or {}
+    channels, cardinality = (
+        int(metadata.get(name, default)) for name, default in ((b"channels", 1), (b"cardinality", CARDINALITY))
+    )
+    if channels not in (1, 2):
+        raise ValueError(f"it has {channels} channels")
+    shape = replace(MONO if channels == 1 else STEREO, cardinality=cardinality)
+    if (codebooks := int(metadata.get(b"codebooks", shape.codebooks))) != shape.codebooks:
+        raise ValueError(f"it has {codebooks} codebooks")
     if not 1 <= cardinality <= CARDINALITY:
         raise ValueError(f"its codebooks have {cardinality} codes")
-    return cardinality
+    return shape
 
 
 def shard_codec(parquet: Path | UPath) -> tuple[str, str]:

@@ -12,7 +12,6 @@ from upath import UPath
 
 from musicgen_core import storage, tracking
 from musicgen_core.codec import Codec
-from musicgen_core.codes import CODEBOOKS
 from musicgen_core.data.dataset import Clips, load_clips
 from musicgen_core.devices import pick_device, release_memory
 from musicgen_core.errors import ConfigError, RunDirectoryError
@@ -280,10 +279,10 @@ def _summarize(
         validation_clips=chosen.total,
         is_held_out=chosen.is_certain,
         clips=len(chosen.indices),
-        codes=CODEBOOKS * int(clips.frames[chosen.indices].clip(max=chosen.segment_frames).sum()),
+        codes=base.shape[1] * int(clips.frames[chosen.indices].clip(max=chosen.segment_frames).sum()),
         segment_seconds=chosen.segment_seconds,
         loss=compare(base.mean(axis=1), adapted.mean(axis=1)),
-        codebooks=[compare(base[:, k], adapted[:, k]) for k in range(CODEBOOKS)],
+        codebooks=[compare(base[:, k], adapted[:, k]) for k in range(base.shape[1])],
         interval=interval,
         verdict=verdict if chosen.is_certain or verdict != "better" else "undecided",
         music=scores,

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from musicgen_core import storage
-from musicgen_core.codes import CODEBOOKS
 from musicgen_core.language import as_message, message, set_fonts
 from musicgen_core.run_layout import LEARNING_RATE_PLOT, LOSS_PLOT, PERPLEXITY_PLOT
 from musicgen_core.strict_json import strict_json
@@ -141,11 +140,11 @@ def plot_learning_rate(rows: Rows, target: Path | IO[bytes]) -> None:
 
 
 def plot_perplexities(rows: Rows, target: Path | IO[bytes]) -> None:
-    """Draw `perplexity.png`: perplexity of each codebook at each validation. Uniform guessing has 2,048."""
+    """Draw `perplexity.png`: perplexity of each codebook at each validation."""
     validated = [row for row in rows if "val/perplexity" in row]
     steps = [row["step"] for row in validated]
     with picture(target, "Validation perplexity of each codebook", "perplexity (codes)", layout="constrained") as axes:
-        for k in range(CODEBOOKS):
+        for k in range(sum(name.startswith("val/perplexity_codebook_") for name in validated[0])):
             axes.plot(steps, [row[f"val/perplexity_codebook_{k}"] for row in validated], marker="o", label=f"{k}")
         axes.set_yscale("log", base=2)
         axes.yaxis.set_major_formatter("{x:g}")

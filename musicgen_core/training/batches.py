@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from musicgen_core.codes import CODEBOOKS, FRAME_RATE
+from musicgen_core.codes import FRAME_RATE
 from musicgen_core.config import TrainSettings
 from musicgen_core.data.dataset import Batch, Clips, SplitBy, join, split, training_batch, validation_batch
 from musicgen_core.data.training_text import TextVariation
@@ -244,7 +244,7 @@ class Batches:
         """Return this rank's clips of a step, every `world.size`-th; possibly none in an epoch's last step."""
         indices = self.indices_of(step)[self._world.rank :: self._world.size]
         if not indices:
-            return Batch(torch.zeros(0, CODEBOOKS, 0), torch.zeros(0), [], self.clips.hashes[:0])
+            return Batch(torch.zeros(0, self.clips.codebooks, 0), torch.zeros(0), [], self.clips.hashes[:0])
         return training_batch(
             clips=self.clips,
             indices=indices,

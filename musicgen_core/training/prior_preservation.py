@@ -217,7 +217,7 @@ def _publish(folder: UPath, request: PriorRequest, codes: Sequence[Tensor], mode
     try:
         with storage.scratch_folder() as scratch:
             parquet = scratch / f"{request.stem}.parquet"
-            with ShardWriter(parquet, request.codec, model.config.decoder.cardinality, model.name) as writer:
+            with ShardWriter(parquet, request.codec, model.config.decoder.codes, model.name) as writer:
                 for number, (prompt, clip) in enumerate(zip(request.clip_prompts, codes, strict=True)):
                     row = Row(f"{number:03d}", prompt, clip.shape[1] / FRAME_RATE, clip.numpy().astype(np.uint16))
                     content.update(row.codes.tobytes())

@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 
-from musicgen_core.codes import CODEBOOKS
 from musicgen_core.data.dataset import prefetched
 from musicgen_core.errors import Cancelled
 from musicgen_core.stages import advance
@@ -38,7 +37,7 @@ def validate(
     everything = [int(index) for index in batches.validation_clips]
     if not everything:
         return {}
-    total = torch.zeros(CODEBOOKS, dtype=torch.float64, device=world.device)  # [K]
+    total = torch.zeros(batches.clips.codebooks, dtype=torch.float64, device=world.device)  # [K]
     size = world.size
     own = everything[world.rank :: size]
     # The same number on all ranks, because each round has a collective operation.
