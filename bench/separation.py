@@ -85,7 +85,7 @@ def separate_archive(separator: Separator, archive: UPath) -> int:
     """Read, decode and separate all clips of an archive; return how many."""
     with open_archive(Path(str(archive))) as opened:
         decoded = decoded_clips(
-            opened.clips(), limits_of(TokenizeSettings()).max_clip_bytes, stereo_rate=separator.rate
+            opened.clips(), limits_of(TokenizeSettings()).max_clip_bytes, stereo=True, rate=separator.rate
         )
         return sum(isinstance(clip, DecodedClip) for _, clip in remove_vocals(separator, decoded))
 

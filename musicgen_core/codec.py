@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from musicgen_core.audiocraft_compat import import_audiocraft
-from musicgen_core.codes import CODEBOOKS, FRAME_RATE, MONO, SAMPLE_RATE, SAMPLES_PER_FRAME
+from musicgen_core.codes import CODEBOOKS, FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 from musicgen_core.data.audio import resample
 from musicgen_core.language import message
 from musicgen_core.model.compression import codec_identity, load_codec
@@ -56,12 +56,12 @@ class Codec:
         self.device = torch.device(device)
         self.identity, self.model = codec_identity(model), model.name
         self._model = load_codec(model, self.device)
-        self.shape = replace(MONO, cardinality=self._model.cardinality)
+        self.shape = replace(model.codes, cardinality=self._model.cardinality)
         self._encoder = self._model.encoder if hasattr(self._model, "encoder") else self._model.model.encoder
         self._ragged = RaggedBatches(self._encoder)
         self._lock = threading.Lock()
         self._uploads = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        self.batch_seconds = self._fitting_seconds()
+        self.batch_seconds = self._fitting_seconds() / self.shape.channels
 
     def _fitting_seconds(self) -> float:
         """Return the seconds of audio that fit four fifths of the free GPU memory; a small constant on a CPU."""
@@ -74,42 +74,52 @@ class Codec:
 
     @torch.inference_mode()
     def encode(self, wav: Tensor) -> Tensor:
-        """Encode wav [B, 1, samples] at 32 kHz to codes [B, 4, frames], int64."""
+        """Encode wav [B, channels, samples] at 32 kHz to codes [B, K, frames], int64."""
         with self._lock:
-            codes, _ = self._model.encode(wav.to(self.device))
-        return codes
+            codes, _ = self._model.encode(wav.to(self.device).flatten(0, 1)[:, None])
+        return self._interleave(codes)
+
+    def _interleave(self, codes: Tensor) -> Tensor:
+        """Return codes [B, K, frames] with alternating channels, from those of single channels [B · channels, 4, …]."""
+        return codes.unflatten(0, (-1, self.shape.channels)).transpose(1, 2).flatten(1, 2)
+
+    def _separate(self, codes: Tensor) -> Tensor:
+        """Return the codes of single channels [B · channels, 4, frames], from codes [B, K, frames]."""
+        return codes.unflatten(1, (-1, self.shape.channels)).transpose(1, 2).flatten(0, 1)
 
     @torch.inference_mode()
     def start(self, clips: Sequence[NDArray[np.float32]], rate: int) -> Callable[[], list[Codes]]:
         """Start encoding a batch. On a GPU the call returns before the work is done.
 
         Args:
-            clips: [samples] each, mono, of any lengths; padding doesn't affect the codes.
+            clips: [samples] each, or [2, samples] for stereo, of any lengths; padding doesn't affect the codes.
             rate: sample rate of the clips in Hz. They are resampled to 32 kHz, on the GPU if there is one.
 
         Returns:
-            A function that waits for and returns the codes of each clip, [4, frames].
+            A function that waits for and returns the codes of each clip, [K, frames].
 
         Raises:
             torch.OutOfMemoryError: the batch is too large for the GPU.
         """
         if not (resampler := resampler_of(rate, self.device)):
             clips = [resample(clip, rate) for clip in clips]
-        lengths = [len(clip) for clip in clips]
-        host = self._fill(clips)
+        channels = [channel for clip in clips for channel in np.atleast_2d(clip)]
+        lengths = [len(channel) for channel in channels]
+        host = self._fill(channels)
         with self._lock:
             wav = self._upload(host)
             if resampler:
                 wav = resampler(wav)
                 lengths = [math.ceil(length * SAMPLE_RATE / rate) for length in lengths]
-            codes = self._encode(wav, lengths).to(torch.int16)  # [B, 4, frames]
+            codes = self._interleave(self._encode(wav, lengths)).to(torch.int16)  # [B, K, frames]
             ready = None
             if self.device.type == "cuda":
                 on_host = torch.empty(codes.shape, dtype=codes.dtype, pin_memory=True)
                 codes = on_host.copy_(codes, non_blocking=True)
                 ready = torch.cuda.Event()
                 ready.record()
-        return partial(_fetch, codes, ready, [math.ceil(length / SAMPLES_PER_FRAME) for length in lengths])
+        frames = [math.ceil(length / SAMPLES_PER_FRAME) for length in lengths[:: self.shape.channels]]
+        return partial(_fetch, codes, ready, frames)
 
     def _encode(self, wav: Tensor, lengths: Sequence[int]) -> Tensor:
         """Encode wav [B, samples], each row valid up to its length, to codes [B, 4, frames]."""
@@ -145,7 +155,7 @@ class Codec:
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
-        """Decode codes [B, 4, frames] to wav [B, 1, frames × 640] at 32 kHz, fp32 on the CPU.
+        """Decode codes [B, K, frames] to wav [B, channels, frames × 640] at 32 kHz, fp32 on the CPU.
 
         Rows are decoded in batches that fit the memory. Audio longer than a minute is decoded in windows of a minute.
         Each window gets some seconds of context on both sides, which are dropped: only nearby codes affect the sound.
@@ -154,14 +164,16 @@ class Codec:
         window, context = DECODE_SECONDS * FRAME_RATE, CONTEXT_SECONDS * FRAME_RATE
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # free memory has changed since the start if a language model was loaded or freed
-        fitting = min(self.batch_seconds, self._fitting_seconds())
+        channels = self.shape.channels
+        fitting = min(self.batch_seconds, self._fitting_seconds() / channels)
         rows = max(1, int(fitting * FRAME_RATE / min(frames, window + 2 * context)))
-        wav = torch.empty(len(codes), 1, frames * SAMPLES_PER_FRAME)
+        wav = torch.empty(len(codes), channels, frames * SAMPLES_PER_FRAME)
         for part, target in zip(codes.split(rows), wav.split(rows), strict=True):
             for begin in range(0, frames, window):
                 end, first = min(frames, begin + window), max(0, begin - context)
                 with self._lock:
-                    decoded = self._model.decode(part[:, :, first : end + context].to(self.device))
+                    alone = self._separate(part[:, :, first : end + context].to(self.device))
+                    decoded = self._model.decode(alone)[:, 0].unflatten(0, (-1, channels))
                 skipped, taken = (begin - first) * SAMPLES_PER_FRAME, (end - begin) * SAMPLES_PER_FRAME
                 target[:, :, begin * SAMPLES_PER_FRAME : end * SAMPLES_PER_FRAME] = decoded[
                     :, :, skipped : skipped + taken

@@ -9,6 +9,8 @@ FRAME_RATE = 50  # frames/s
 CODEBOOKS = 4
 CARDINALITY = 2048  # codes in a codebook
 SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
+STEREO_SUFFIX = "-stereo"
+"""Ends the identity of a stereo model's codec, whose weights are those of a mono model's"""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,7 @@ class CodeShape:
 
     def __str__(self) -> str:
         """Return the shape as errors show it."""
-        channels = "mono" if self.channels == 1 else "stereo"
-        return f"{channels}, {self.codebooks} codebooks of {self.cardinality:,} codes"
+        return f"{'mono' if self.channels == 1 else 'stereo'} ({self.codebooks} codebooks)"
 
     @property
     def most_delay(self) -> int:

@@ -40,7 +40,7 @@ LENGTH_STEP = 1.05
 
 @dataclass(frozen=True)
 class Encoded:
-    """Codes [4, frames] of a clip, and its duration in seconds at the file's own sample rate."""
+    """Codes [K, frames] of a clip, and its duration in seconds at the file's own sample rate."""
 
     codes: Codes
     seconds: float
@@ -50,6 +50,8 @@ def encode_clips(
     codec: Codec, clips: Iterable[tuple[K, DecodedClip | ClipRejected]]
 ) -> Generator[tuple[K, Encoded | ClipRejected]]:
     """Encode clips of any lengths and rates in batches of at most `codec.batch_seconds`; several callers may share it.
+
+    For a stereo codec the clips are stereo, otherwise mono.
 
     Yields the codes of each clip in input order, whatever it is batched with; rejections pass through in place.
 
@@ -105,7 +107,7 @@ class _Track(Generic[K]):
             last = index == len(starts) - 1
             lead = min(start, LEAD_SECONDS)
             end = None if last else (start + new + TAIL_SECONDS) * clip.rate
-            samples = clip.samples[(start - lead) * clip.rate : end]
+            samples = clip.samples[..., (start - lead) * clip.rate : end]
             keep = slice(lead * FRAME_RATE, None if last else (lead + new) * FRAME_RATE)
             yield _Segment(samples, clip.rate, keep, partial(self.codes.__setitem__, index))
 
@@ -121,7 +123,7 @@ class _Track(Generic[K]):
 
 @dataclass(frozen=True)
 class _Segment:
-    """Audio [samples], fp32 at `rate`; the slice `keep` of its codes is stored in `done`."""
+    """Audio [samples] or [2, samples], fp32 at `rate`; the slice `keep` of its codes is stored in `done`."""
 
     samples: NDArray[np.float32]
     rate: int
@@ -130,7 +132,7 @@ class _Segment:
 
     @property
     def seconds(self) -> float:
-        return len(self.samples) / self.rate
+        return self.samples.shape[-1] / self.rate
 
 
 def _finished(waiting: deque[_Track[K]]) -> Iterator[tuple[K, Encoded | ClipRejected]]:
@@ -171,7 +173,7 @@ class _Buckets:
 
     def add(self, segment: _Segment, batch_seconds: float) -> list[_Segment] | None:
         """Add a segment; return a full batch if this completes one."""
-        key = (segment.rate, math.floor(math.log(len(segment.samples), LENGTH_STEP)))
+        key = (segment.rate, math.floor(math.log(segment.samples.shape[-1], LENGTH_STEP)))
         bucket = self._buckets.setdefault(key, _Bucket())
         bucket.add(segment)
         self.seconds += segment.seconds
@@ -185,7 +187,7 @@ class _Buckets:
         """Yield all remaining segments, in batches of lengths as similar as possible."""
         segments = sorted(
             (segment for bucket in self._buckets.values() for segment in bucket.segments),
-            key=lambda segment: (segment.rate, -len(segment.samples)),
+            key=lambda segment: (segment.rate, -segment.samples.shape[-1]),
         )
         self._buckets.clear()
         self.seconds = 0.0

@@ -199,11 +199,11 @@ class Tokenizer:
         Raises:
             Cancelled: `cancelled` returned True while a clip was decoded.
         """
-        stereo_rate = self.separator.rate if self.separator else None
-        with closing(decoded_clips(members, limits_of(self.settings).max_clip_bytes, cancelled, stereo_rate)) as ahead:
-            yield from encode_clips(
-                self.codec, remove_vocals(self.separator, ahead, cancelled) if self.separator else ahead
-            )
+        channels, separator = self.codec.shape.channels, self.separator
+        stereo, rate = separator is not None or channels == 2, separator.rate if separator else None
+        with closing(decoded_clips(members, limits_of(self.settings).max_clip_bytes, cancelled, stereo, rate)) as ahead:
+            clips = remove_vocals(separator, ahead, cancelled, channels) if separator else ahead
+            yield from encode_clips(self.codec, clips)
 
     def _refresh(self, file: ArchiveFile, report: ShardReport) -> ShardReport:
         """Rewrite the shard if descriptions have changed or more clips are left out, and keep the other codes."""

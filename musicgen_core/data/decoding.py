@@ -35,7 +35,8 @@ def decoded_clips(
     members: Iterator[Member],
     max_bytes: int,
     cancelled: Callable[[], bool] = lambda: False,
-    stereo_rate: int | None = None,
+    stereo: bool = False,
+    rate: int | None = None,
 ) -> Generator[tuple[str, DecodedClip | ClipRejected]]:
     """Yield name and audio, or the rejection, of each member, in order.
 
@@ -43,7 +44,8 @@ def decoded_clips(
         members: clips of an archive.
         max_bytes: maximum size of a clip's audio, as for `decode`.
         cancelled: polled while libsndfile decodes.
-        stereo_rate: if given, clips are decoded to stereo and resampled to this rate in Hz.
+        stereo: whether to keep both channels, see `decode`.
+        rate: if given, clips are resampled to this rate in Hz.
 
     Raises:
         Cancelled: `cancelled` returned True while a clip was decoded.
@@ -52,14 +54,14 @@ def decoded_clips(
     def load(member: Member) -> tuple[str, DecodedClip | ClipRejected]:
         try:
             with member.open() as file:
-                clip = decode(file, max_bytes, cancelled, stereo=stereo_rate is not None)
+                clip = decode(file, max_bytes, cancelled, stereo=stereo)
         except ClipRejected as error:
             return member.name, error
-        if stereo_rate is not None:
-            clip = DecodedClip(resample(clip.samples, clip.rate, stereo_rate), stereo_rate, clip.seconds)
+        if rate is not None:
+            clip = DecodedClip(resample(clip.samples, clip.rate, rate), rate, clip.seconds)
         return member.name, clip
 
-    cost = 1 if stereo_rate is None else 2  # bytes in memory for each of a stereo file of 16 bits
+    cost = 2 if stereo else 1  # bytes in memory for each of a stereo file of 16 bits
     return prefetch(_decoders(), members, load, lambda member: max(LEAST_COST, cost * member.size), AHEAD_BYTES)
 
 

@@ -21,11 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from musicgen_core.codes import CodeShape
+from musicgen_core.codes import MONO, STEREO, STEREO_SUFFIX, CodeShape
 from musicgen_core.data.groups import clip_hash, group_hashes
 from musicgen_core.data.near_duplicates import PERMUTATIONS, Signatures, signature
 from musicgen_core.data.shards import (
     another_codec,
+    another_shape,
     check_columns,
     column_of,
     parse_fields,
@@ -204,6 +205,9 @@ def _reading(parquet: Path) -> Iterator[None]:
 
 def _check_codec(parquet: Path, codec: str) -> None:
     found, made_with = shard_codec(parquet)
+    if found.removesuffix(STEREO_SUFFIX) == codec.removesuffix(STEREO_SUFFIX) and found != codec:
+        is_stereo = codec.endswith(STEREO_SUFFIX)
+        raise another_shape(parquet.name, *((MONO, STEREO) if is_stereo else (STEREO, MONO)))
     if found != codec:
         raise another_codec(parquet.name, made_with, message("this run's model"))
 

@@ -391,6 +391,16 @@ def another_codec(shard: str, made_with: str, model: str) -> TokensError:
     )
 
 
+def another_shape(shard: str, found: CodeShape, expected: CodeShape) -> TokensError:
+    """Return the error for a shard whose codes have another shape than the model's."""
+    return TokensError(
+        message(
+            "the shard {shard} is {found}, and this run's model {expected}", shard=shard, found=found, expected=expected
+        ),
+        message("Give the model that it was tokenized with, or tokenize again into another directory"),
+    )
+
+
 def copies_among(reports: Mapping[str, ShardReport]) -> dict[str, str]:
     """Return the original of each duplicate, by stems: the shard with most clips, then with the shorter name.
 

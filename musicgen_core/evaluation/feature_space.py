@@ -14,6 +14,7 @@ from musicgen_core.captioning.musicnn import Musicnn
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.evaluation.clap import frechet_distance
 from musicgen_core.evaluation.originality import FeatureDistances
+from musicgen_core.generation.loudness import mono_of
 
 WINDOW_SECONDS = 3
 """Length of musicnn's input"""
@@ -67,7 +68,7 @@ def _windows_in(sounds: Sequence[Audio]) -> int:
 def _features(tagger: Musicnn, sounds: Sequence[Audio]) -> NDArray[np.float64]:
     """Return the features of each window, [windows, 400]."""
     length = WINDOW_SECONDS * TAGGER_RATE
-    heard = [soxr.resample(sound, SAMPLE_RATE, TAGGER_RATE, quality="HQ") for sound in sounds]
+    heard = [soxr.resample(mono_of(sound), SAMPLE_RATE, TAGGER_RATE, quality="HQ") for sound in sounds]
     windows = [sound[start : start + length] for sound in heard for start in range(0, len(sound) - length + 1, length)]
     found: NDArray[np.float64] = tagger.predict(torch.from_numpy(np.stack(windows))).features.double().cpu().numpy()
     return found

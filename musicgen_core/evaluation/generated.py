@@ -26,7 +26,7 @@ from musicgen_core.evaluation.originality import (
     Overlap,
     Verdict,
 )
-from musicgen_core.generation.loudness import normalize
+from musicgen_core.generation.loudness import normalize, sound_of
 from musicgen_core.generation.render import OnProgress
 from musicgen_core.language import message
 from musicgen_core.stages import announce
@@ -171,7 +171,7 @@ def _distances(
 
 def _sound(codes: Codes, codec: Codec) -> Audio:
     """Decode codes, at the loudness of rendered music."""
-    return normalize(codec.decode(torch.from_numpy(codes.astype(np.int64))[None])[0, 0].numpy(), SAMPLE_RATE)
+    return normalize(sound_of(codec.decode(torch.from_numpy(codes.astype(np.int64))[None])[0]), SAMPLE_RATE)
 
 
 def _excerpt(group: _Group, clips: Clips, training: NDArray[np.int64], tokens: UPath) -> Excerpt | None:

@@ -22,7 +22,7 @@ from musicgen_core.devices import pick_device
 from musicgen_core.errors import ConfigError
 from musicgen_core.evaluation.clap import clap_score, frechet_distance
 from musicgen_core.evaluation.request import EvaluateRequest, MusicScores
-from musicgen_core.generation.loudness import normalize
+from musicgen_core.generation.loudness import mono_of, normalize, sound_of
 from musicgen_core.generation.plan import cache_bytes
 from musicgen_core.generation.render import OnProgress, render
 from musicgen_core.generation.request import Prompt, RenderRequest
@@ -37,7 +37,7 @@ from musicgen_core.wording import counted
 logger = logging.getLogger(__name__)
 
 Audio = NDArray[np.float32]
-"""[samples], 32 kHz mono"""
+"""[samples], or [samples, 2] of stereo, 32 kHz"""
 FEWEST_DESCRIBED = 2
 """Minimum number of described clips for a Fréchet distance"""
 MOST_ON_CPU, CPU_CACHE_BYTES = 8, 2**31
@@ -231,7 +231,7 @@ def music_scores(
     """
     described = clap.of_texts(texts)
     real, base, adapted = (
-        clap.of_sounds(sounds, SAMPLE_RATE)
+        clap.of_sounds(list(map(mono_of, sounds)), SAMPLE_RATE)
         for sounds in (clips, [pair.base for pair in pairs], [pair.adapter for pair in pairs])
     )
     return MusicScores(
@@ -250,7 +250,7 @@ def decoded(clips: Clips, indices: Sequence[int], seconds: float, codec: Codec) 
     """Yield the audio of the beginning of each clip, at the loudness of rendered music."""
     for index in indices:
         codes = clips.codes_of(index)[:, : round(seconds * FRAME_RATE)].astype(np.int64)
-        yield normalize(codec.decode(torch.from_numpy(codes)[None])[0, 0].numpy(), SAMPLE_RATE)
+        yield normalize(sound_of(codec.decode(torch.from_numpy(codes)[None])[0]), SAMPLE_RATE)
 
 
 def _read(path: UPath) -> Audio:

@@ -15,6 +15,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.config import Format
+from musicgen_core.generation.loudness import mono_of
 from musicgen_core.generation.page import PICTURE_SIZE
 from musicgen_core.strict_json import strict_json
 
@@ -36,8 +37,8 @@ class GeneratedSample:
 
     Attributes:
         stem: name of its files without the ending, such as `generated_000`.
-        audio: float32 [samples], 32 kHz mono, loudness-normalised, within [-1, 1].
-        codes: uint16 [4, frames] to save as `.npy`, or None.
+        audio: float32 [samples], or [samples, 2] of stereo, 32 kHz, loudness-normalised, within [-1, 1].
+        codes: uint16 [K, frames] to save as `.npy`, or None.
         sidecar: JSON values.
     """
 
@@ -70,14 +71,14 @@ def write_sample(
         ValueError: the audio is empty, leaves [-1, 1] or isn't finite.
     """
     peak = float(np.abs(sample.audio).max(initial=0.0))
-    if sample.audio.ndim != 1 or not len(sample.audio) or not peak <= 1:  # a peak of NaN isn't
-        raise ValueError(f"{sample.stem} is no mono audio within [-1, 1]: shape {sample.audio.shape}, peak {peak}")
+    if sample.audio.shape[1:] not in ((), (2,)) or not len(sample.audio) or not peak <= 1:  # a peak of NaN isn't
+        raise ValueError(f"{sample.stem} is no audio within [-1, 1]: shape {sample.audio.shape}, peak {peak}")
     sidecar = strict_json(sample.sidecar, indent=1, ensure_ascii=False)
     contents = {"wav": _encode(sample.audio, "WAV")}
     for format in formats:
         contents[format] = _encode_mp3(sample.audio) if format == "mp3" else _encode(sample.audio, format.upper())
     if spectrogram:
-        contents["png"] = draw_spectrogram(sample.audio, SAMPLE_RATE, sample.stem)
+        contents["png"] = draw_spectrogram(mono_of(sample.audio), SAMPLE_RATE, sample.stem)
     if sample.codes is not None:
         codes = io.BytesIO()
         np.save(codes, sample.codes)

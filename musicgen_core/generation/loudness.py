@@ -1,4 +1,4 @@
-"""Loudness normalisation to −14 LUFS without clipping."""
+"""Decoded audio as sound files have it, and its loudness normalisation to −14 LUFS without clipping."""
 
 from __future__ import annotations
 
@@ -7,14 +7,25 @@ import warnings
 import numpy as np
 import pyloudnorm
 from numpy.typing import NDArray
+from torch import Tensor
 
 TARGET_LUFS = -14.0  # the level of streaming services, and audiocraft's `loudness_headroom_db`
 CEILING = 0.98  # of full scale
 KNEE = 0.8  # samples below this are left alone
 
 
+def sound_of(wav: Tensor) -> NDArray[np.float32]:
+    """Return audio as sound files have it, [samples] or [samples, 2], from decoded wav [channels, samples]."""
+    return np.ascontiguousarray(wav.T.squeeze(-1).numpy())
+
+
+def mono_of(sound: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the mean of the channels, [samples], of audio [samples] or [samples, 2]."""
+    return sound if sound.ndim == 1 else sound.mean(axis=1)
+
+
 def normalize(samples: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
-    """Return mono audio [samples] at −14 LUFS (ITU-R BS.1770), with a soft limiter below full scale.
+    """Return audio [samples] or [samples, channels] at −14 LUFS (ITU-R BS.1770), with a soft limiter below full scale.
 
     The limiter reduces loudness, so the gain is found iteratively. Silence stays silent.
     """

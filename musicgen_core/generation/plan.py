@@ -89,7 +89,8 @@ def plan(
     numbers = [number for number in range(len(prompts)) for _ in range(variations)]
     seeds = [settings.seed if prompt.seed is None else prompt.seed for prompt in prompts]
     wanted = [(seeds[number], prompts[number].prompt) for number in numbers]
-    read: dict[str | None, Continuation] = {None: Continuation(torch.zeros(4, 0, dtype=torch.int64))}
+    nothing = torch.zeros(codec.shape.codebooks, 0, dtype=torch.int64)
+    read: dict[str | None, Continuation] = {None: Continuation(nothing)}
     pieces: list[PlannedSample] = []
     for place, (number, (seed, text), variation) in enumerate(zip(numbers, wanted, repetitions(wanted), strict=True)):
         prompt = prompts[number]
@@ -125,7 +126,7 @@ def check_continued(prompts: Sequence[Prompt], continue_from: str | None) -> Non
 
 
 def _read(wav: str, seconds: float, codec: Codec) -> Continuation:
-    clip, path = _decoded(wav), storage.as_path(wav)
+    clip, path = _decoded(wav, codec.shape.channels == 2), storage.as_path(wav)
     _check_longer(seconds, wav, clip.seconds)  # before it is encoded
     with _error_names(wav):
         [(_, encoded)] = encode_clips(codec, [(None, clip)])
@@ -134,12 +135,12 @@ def _read(wav: str, seconds: float, codec: Codec) -> Continuation:
         return Continuation(torch.from_numpy(encoded.codes.astype(np.int64)), str(path), storage.content_sha256(path))
 
 
-def _decoded(wav: str) -> DecodedClip:
+def _decoded(wav: str, stereo: bool = False) -> DecodedClip:
     path = storage.as_path(wav)
     with _error_names(wav):
         storage.require_file(path)
         with storage.staged(path) as local, open(local, "rb") as file:
-            return decode(file)
+            return decode(file, stereo=stereo)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from musicgen_core.devices import compute_dtype, pick_device
 from musicgen_core.errors import ConfigError
 from musicgen_core.generation.engine import Engine
 from musicgen_core.generation.files import GeneratedSample, write_sample
-from musicgen_core.generation.loudness import normalize
+from musicgen_core.generation.loudness import normalize, sound_of
 from musicgen_core.generation.numbering import Numbering, stem_of
 from musicgen_core.generation.page import write_index
 from musicgen_core.generation.plan import (
@@ -253,7 +253,7 @@ class _Rendering:
         return fitting_size(left, min(int(cache_budget(self._device) / one), self._max_batch))
 
     def _generate(self, engine: Engine, batch: Sequence[PlannedSample], size: int) -> list[Tensor]:
-        """Return the codes [4, frames] of each sample; the batch is padded to its size, for reproducible results."""
+        """Return the codes [K, frames] of each sample; the batch is padded to its size, for reproducible results."""
         empty, given = size - len(batch), batch[0].continuation.frames
         known = torch.stack([piece.continuation.codes for piece in batch] + empty * [batch[0].continuation.codes])
         new, before = sum(piece.new_frames for piece in batch), self._frames
@@ -280,10 +280,10 @@ class _Rendering:
         return codes[: len(batch)]
 
     def _decode(self, codes: Sequence[Tensor]) -> list[Tensor]:
-        """Return the audio [samples] of each sample; neighbours of the same length are decoded in one batch."""
+        """Return the audio [channels, samples] of each sample; neighbours of one length are decoded in one batch."""
         audio: list[Tensor] = []
         for _, alike in groupby(codes, key=lambda one: one.shape[-1]):
-            audio += self._codec.decode(torch.stack(list(alike)))[:, 0].unbind()
+            audio += self._codec.decode(torch.stack(list(alike))).unbind()
         return audio
 
     def _write(
@@ -297,7 +297,7 @@ class _Rendering:
         samples: Tensor,
     ) -> _Made:
         request = self._request
-        audio = normalize(samples.numpy(), SAMPLE_RATE)
+        audio = normalize(sound_of(samples), SAMPLE_RATE)
         index, seconds = piece.number * self._voices + voice_number, len(audio) / SAMPLE_RATE
         sampling = {**request.settings.model_dump(mode="json"), "duration": seconds, "seed": piece.seed}
         sidecar = {

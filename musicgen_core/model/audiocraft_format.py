@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from musicgen_core import tensor_files
+from musicgen_core.codes import MONO, STEREO
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
 from musicgen_core.model.configuration import USE_ANOTHER
@@ -47,16 +48,16 @@ _LANGUAGE_MODEL = """
 lm_model: transformer_lm
 device: cpu
 dtype: float32
-channels: 1
+channels: {channels}
 dataset: {{segment_duration: 30}}
 transformer_lm:
-  {{n_q: 4, card: {cardinality}, dim: {dim}, num_layers: {layers}, num_heads: {heads}, hidden_scale: {hidden_scale}, dropout: 0.1, activation: gelu,
+  {{n_q: {codebooks}, card: {cardinality}, dim: {dim}, num_layers: {layers}, num_heads: {heads}, hidden_scale: {hidden_scale}, dropout: 0.1, activation: gelu,
    norm_first: true, norm: layer_norm, bias_ff: false, bias_attn: false, bias_proj: false, causal: true,
    past_context: null, custom: false, memory_efficient: true, attention_as_float32: false, layer_scale: null,
    positional_embedding: sin, xpos: false, checkpointing: none, weight_init: gaussian, depthwise_init: current,
    zero_bias_init: true, cross_attention: false, qk_layer_norm: false, qk_layer_norm_cross: false,
    attention_dropout: null, kv_repeat: 1, two_step_cfg: false}}
-codebooks_pattern: {{modeling: delay, delay: {{delays: [0, 1, 2, 3], flatten_first: 0, empty_initial: 0}}}}
+codebooks_pattern: {{modeling: delay, delay: {{delays: {delays}, flatten_first: 0, empty_initial: 0}}}}
 classifier_free_guidance: {{training_dropout: {text_dropout}, inference_coef: {guidance}}}
 attribute_dropout: {{}}
 fuser:
@@ -65,6 +66,8 @@ fuser:
 conditioners:
   description: {{model: t5, t5: {{name: {t5}, finetune: false, word_dropout: {word_dropout}, normalize_text: false}}}}
 """  # noqa: E501
+
+_STEREO = "interleave_stereo_codebooks: {use: true, per_timestep: false}\n"
 
 _CODEC = """
 compression_model: encodec
@@ -141,6 +144,7 @@ def language_model_settings(
     guidance: float = 3.0,
     word_dropout: float = 0.0,
     t5: str = "t5-small",
+    channels: int = 1,
 ) -> str:
     """Return the settings of a language model.
 
@@ -149,8 +153,13 @@ def language_model_settings(
         guidance: coefficient of classifier-free guidance if a request gives none.
         word_dropout: share of words that are left out of the texts in training.
         t5: audiocraft's name of the text encoder.
+        channels: of the audio, 1 or 2.
     """
-    return _LANGUAGE_MODEL.format(
+    codes = STEREO if channels == 2 else MONO
+    settings = _LANGUAGE_MODEL.format(
+        channels=channels,
+        codebooks=codes.codebooks,
+        delays=list(codes.delays),
         dim=dim,
         layers=layers,
         heads=heads,
@@ -161,6 +170,7 @@ def language_model_settings(
         word_dropout=word_dropout,
         t5=t5,
     )
+    return settings + _STEREO if channels == 2 else settings
 
 
 def hidden_scale(dim: int, ffn_dim: int) -> float:

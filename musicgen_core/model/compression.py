@@ -18,7 +18,14 @@ import torch
 
 from musicgen_core import tensor_files
 from musicgen_core.audiocraft_compat import import_audiocraft
-from musicgen_core.codes import CARDINALITY, CODEBOOKS, FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
+from musicgen_core.codes import (
+    CARDINALITY,
+    CODEBOOKS,
+    FRAME_RATE,
+    SAMPLE_RATE,
+    SAMPLES_PER_FRAME,
+    STEREO_SUFFIX,
+)
 from musicgen_core.errors import ModelError, MusicgenError
 from musicgen_core.language import message
 from musicgen_core.model import codec_conversion, hub
@@ -48,7 +55,7 @@ _SUPPORTED_ON_HUB = {"audio_channels": 1, "normalize": False, "chunk_length_s": 
 
 
 def load_codec(model: BaseModel, device: torch.device) -> Any:
-    """Load audiocraft's `CompressionModel` of a model directory in evaluation mode, and test it on one frame.
+    """Load audiocraft's `CompressionModel` of one channel in evaluation mode, and test it on one frame.
 
     Raises:
         ModelError: it is damaged, or its codes are not MusicGen's.
@@ -129,7 +136,14 @@ def write_audiocraft_codec(model: BaseModel, path: Path) -> None:
 
 
 def codec_identity(model: BaseModel) -> str:
-    """Return a hash of the codec's weights, without loading them."""
+    """Return a hash of the codec's weights, without loading them; for stereo with `STEREO_SUFFIX` appended.
+
+    A stereo model's codec is that of the mono models, applied to each channel, but its codes have another shape.
+    """
+    return _weights_identity(model) + (STEREO_SUFFIX if model.codes.channels == 2 else "")
+
+
+def _weights_identity(model: BaseModel) -> str:
     if model.is_transformers:
         return transformers_codec_checksum(model.directory)
     repo = codec_repo(model)

@@ -13,23 +13,23 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
-from musicgen_core.codes import CARDINALITY, CODEBOOKS, CodeShape
+from musicgen_core.codes import CARDINALITY, CODEBOOKS, MONO, STEREO, CodeShape
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
 from musicgen_core.model.decoder import DecoderConfig
 
 USE_ANOTHER = "Use facebook/musicgen-small, facebook/musicgen-medium or facebook/musicgen-large"
 _DEFAULT_CARDINALITY = 1024
+_DEFAULT_CODEBOOKS = 8
 T5_WIDTHS = {"t5-small": 512, "t5-base": 768, "t5-large": 1024}  # as in audiocraft's T5Conditioner
 
 # Settings that change what is computed: audiocraft's default, and the only value that this decoder computes.
 _LANGUAGE_MODEL: dict[str, tuple[Any, Any]] = {
-    "n_q": (8, CODEBOOKS),
     "norm": ("layer_norm", "layer_norm"),
     "norm_first": (False, True),
     "activation": ("relu", "gelu"),
@@ -46,7 +46,7 @@ _LANGUAGE_MODEL: dict[str, tuple[Any, Any]] = {
     "qk_layer_norm_cross": (False, False),
     "kv_repeat": (1, 1),
 }
-_DELAY = {"delays": (list(range(CODEBOOKS)), list(range(CODEBOOKS))), "flatten_first": (0, 0), "empty_initial": (0, 0)}
+_INTERLEAVING = {"use": (False, True), "per_timestep": (False, False)}
 _FUSER = {"cross": ([], ["description"]), "cross_attention_pos_emb": (False, False)}
 _T5 = {"finetune": (False, False), "normalize_text": (False, False)}
 
@@ -187,7 +187,7 @@ def read_lm_config(content: object, source: object) -> LmConfig:
             heads=lm["num_heads"],
             ffn_dim=int(lm.get("hidden_scale", 4) * lm["dim"]),
             text_dim=T5_WIDTHS[t5_size(name)],
-            codes=CodeShape(cardinality=lm.get("card", _DEFAULT_CARDINALITY)),
+            codes=replace(_shape(config), cardinality=lm.get("card", _DEFAULT_CARDINALITY)),
         ),
         t5=name,
         training_dropout=dropout,
@@ -199,11 +199,14 @@ def read_lm_config(content: object, source: object) -> LmConfig:
 def _kind(config: XpConfig) -> str | None:
     """Return the kind of an unsupported checkpoint, if this project knows it."""
     models = {value.get("model") for value in config.section("conditioners").values() if isinstance(value, dict)}
-    if config.get("interleave_stereo_codebooks.use") or config.get("transformer_lm.n_q") == 2 * CODEBOOKS:
-        return "stereo"
     if config.get("lm_model") == "transformer_lm_magnet":
         return "MAGNeT"
     return "style" if "style" in models else "melody" if "chroma_stem" in models else None
+
+
+def _shape(config: XpConfig) -> CodeShape:
+    """Return the shape of the codes, but for the cardinality."""
+    return STEREO if config.get("interleave_stereo_codebooks.use") else MONO
 
 
 def _problems(config: XpConfig) -> Iterator[str]:
@@ -212,9 +215,14 @@ def _problems(config: XpConfig) -> Iterator[str]:
     if config.get("lm_model") != "transformer_lm":
         yield f"lm_model is {shown(config.get('lm_model'))}"
     yield from differing("transformer_lm", lm, _LANGUAGE_MODEL)
-    yield from _unknown("transformer_lm", lm, {*_LANGUAGE_MODEL, *_SHAPES, *_IMPLEMENTATIONS, *_TRAINING})
+    codes = _shape(config)
+    yield from differing("transformer_lm", lm, {"n_q": (_DEFAULT_CODEBOOKS, codes.codebooks)})
+    if codes.channels > 1:
+        interleaving = config.section("interleave_stereo_codebooks")
+        yield from differing("interleave_stereo_codebooks", interleaving, _INTERLEAVING)
+    yield from _unknown("transformer_lm", lm, {"n_q", *_LANGUAGE_MODEL, *_SHAPES, *_IMPLEMENTATIONS, *_TRAINING})
     yield from _wrong_shape(lm)
-    yield from _pattern_problems(config)
+    yield from _pattern_problems(config, codes)
     fuser = config.section("fuser")
     yield from differing("fuser", fuser, _FUSER)
     for way in ("sum", "prepend", "input_interpolate"):
@@ -259,7 +267,7 @@ def _wrong_shape(lm: Mapping[str, Any]) -> Iterator[str]:
         yield f"transformer_lm.hidden_scale is {shown(scale)}"
 
 
-def _pattern_problems(config: XpConfig) -> Iterator[str]:
+def _pattern_problems(config: XpConfig, codes: CodeShape) -> Iterator[str]:
     """Yield unsupported settings of the pattern; without `modeling`, audiocraft uses `q_modeling` with its defaults."""
     modeling = config.get("codebooks_pattern.modeling")
     settings = config.section(f"codebooks_pattern.{modeling}")
@@ -270,8 +278,11 @@ def _pattern_problems(config: XpConfig) -> Iterator[str]:
         yield f"codebooks_pattern.modeling is {shown(modeling)}"
         return
     settings = {name: value for name, value in settings.items() if (name, value) != ("delays", None)}
-    yield from differing("codebooks_pattern.delay", settings, _DELAY)
-    yield from _unknown("codebooks_pattern.delay", settings, set(_DELAY))
+    supported: dict[str, tuple[Any, Any]] = {
+        "delays": (list(range(codes.codebooks)), list(codes.delays)), "flatten_first": (0, 0), "empty_initial": (0, 0)
+    }  # fmt: skip
+    yield from differing("codebooks_pattern.delay", settings, supported)
+    yield from _unknown("codebooks_pattern.delay", settings, set(supported))
 
 
 def _conditioner_problems(config: XpConfig) -> Iterator[str]:

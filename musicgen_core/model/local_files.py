@@ -32,7 +32,10 @@ def debug_directory(cache: Path | None = None) -> Path:
 
 
 def codec_here(model: str) -> str | None:
-    """Return the `codec_identity` of a model if that only takes reading a local file, else None."""
+    """Return the `codec_identity` of a model if that only takes reading a local file, else None.
+
+    It is that of the weights, without the suffix of a stereo model.
+    """
     built_in = {DEMO: DEMO_DIRECTORY, DEBUG: debug_directory()}
     directory = built_in.get(model) or Path(model).expanduser()
     if not directory.is_dir() and model.count("/") == 1:

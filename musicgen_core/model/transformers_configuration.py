@@ -6,10 +6,11 @@ Source of names and defaults: transformers 5, `models/musicgen/configuration_mus
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from musicgen_core.codes import CARDINALITY, CODEBOOKS, CodeShape
+from musicgen_core.codes import CARDINALITY, CODEBOOKS, MONO, STEREO, CodeShape
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
 from musicgen_core.model.configuration import (
@@ -31,8 +32,6 @@ _KINDS = {"musicgen_melody": "a melody checkpoint"}
 # Settings that change what is computed: transformers' default, and the only value that this decoder computes.
 _DECODER: dict[str, tuple[Any, Any]] = {
     "activation_function": ("gelu", "gelu"),
-    "num_codebooks": (4, CODEBOOKS),
-    "audio_channels": (1, 1),
     "scale_embedding": (False, False),
     "tie_word_embeddings": (False, False),
     "cross_attention_hidden_size": (None, None),
@@ -67,7 +66,7 @@ def read_transformers_config(directory: Path) -> LmConfig:
     guidance = _guidance(directory)
     problems += not_between(f"guidance_scale in {GENERATION_FILE}", guidance, 1000)
     if problems:
-        known = _KINDS.get(str(kind)) or ("a stereo checkpoint" if decoder.get("audio_channels") == 2 else None)
+        known = _KINDS.get(str(kind))
         what = f"is {known}, which is not supported yet" if known else "is not supported"
         raise ModelError(f"{path} {what}: {'; '.join(problems)}", USE_ANOTHER)
     shape = {name: decoder.get(name, default) for name, default in _SHAPE.items()}
@@ -79,13 +78,18 @@ def read_transformers_config(directory: Path) -> LmConfig:
             heads=shape["num_attention_heads"],
             ffn_dim=shape["ffn_dim"],
             text_dim=width,
-            codes=CodeShape(cardinality=shape["vocab_size"]),
+            codes=replace(_codes(decoder), cardinality=shape["vocab_size"]),
         ),
         t5=_t5_name(t5, width),
         training_dropout=TRAINING_DROPOUT,
         word_dropout=WORD_DROPOUT,
         inference_coefficient=float(guidance),
     )
+
+
+def _codes(decoder: Mapping[str, Any]) -> CodeShape:
+    """Return the shape of the codes, but for the cardinality."""
+    return STEREO if decoder.get("audio_channels") == 2 else MONO
 
 
 def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -98,7 +102,9 @@ def _problems(config: Mapping[str, Any], decoder: Mapping[str, Any], t5: Mapping
     """Yield each unsupported setting, with its value."""
     if config.get("model_type") != MUSICGEN:
         yield f"model_type is {shown(config.get('model_type'))}"
-    yield from differing("decoder", decoder, _DECODER)
+    codes = _codes(decoder)
+    channels = {"num_codebooks": (CODEBOOKS, codes.codebooks), "audio_channels": (1, codes.channels)}
+    yield from differing("decoder", decoder, channels | _DECODER)
     shape = {name: decoder.get(name, default) for name, default in _SHAPE.items()}
     wrong = [
         name for name, value in shape.items() if type(value) is not int or not 1 <= value <= _MOST.get(name, 1 << 20)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from musicgen_core.codes import MONO, CodeShape
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
 from musicgen_core.model import hub, transformers_format
@@ -41,7 +42,7 @@ from musicgen_core.model.local_files import (
     TEXT_ENCODER,
     file_sha256,
 )
-from musicgen_core.model.transformers_configuration import read_transformers_config
+from musicgen_core.model.transformers_configuration import MUSICGEN, read_transformers_config
 from musicgen_core.model.transformers_files import CONFIG_FILE, model_type, tensors_digest, weight_files
 from musicgen_core.stages import announce
 from musicgen_core.tensor_files import names_of_non_finite
@@ -53,7 +54,7 @@ CHOICES = (
 PUBLISHED = "facebook/musicgen-"
 """Meta's models on the Hub, which are there in both formats; audiocraft's is used."""
 MODEL = hub.Wanted((LM_FILE, CODEC_FILE), (f"{TEXT_ENCODER}/*",))
-_UNSUPPORTED = re.compile(r"facebook/(?:musicgen-)?(?P<kind>stereo|melody|style|audiogen|magnet)\b.*")
+_UNSUPPORTED = re.compile(r"facebook/(?:musicgen-)?(?:stereo-)?(?P<kind>melody|style|audiogen|magnet)\b.*")
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,18 @@ class BaseModel:
         return read_lm_config(read_checkpoint(self.lm_path)["xp.cfg"], self.lm_path)
 
     @property
+    def codes(self) -> CodeShape:
+        """Return the shape of its codes.
+
+        Without the language model it is mono, unless there is a `config.json` that says otherwise.
+        """
+        if self.has_language_model:
+            return self.config.decoder.codes
+        if model_type(self.directory) == MUSICGEN:
+            return read_transformers_config(self.directory).decoder.codes
+        return MONO
+
+    @property
     def identity(self) -> str:
         """An id with a hash of the weights, as adapters and runs record it: `debug@sha256:0123456789abcdef`."""
         name = self.name if self.name in BUILT_IN or ("/" in self.name and not Path(self.name).exists()) else "local"
@@ -142,6 +155,7 @@ class BaseModel:
             guidance=config.inference_coefficient,
             word_dropout=config.word_dropout,
             t5=config.t5,
+            channels=config.decoder.codes.channels,
         )
         return checkpoint_of(settings, to_audiocraft(state))
 
@@ -224,7 +238,8 @@ def wanted_files(name: str, files: tuple[str, ...] = (LM_FILE, CODEC_FILE)) -> t
     Args:
         files: as for `find_model`.
     """
-    wanted = MODEL if files == (LM_FILE, CODEC_FILE) else hub.Wanted(files)
+    # With the codec alone, `config.json` says how many channels the language model has.
+    wanted = MODEL if files == (LM_FILE, CODEC_FILE) else hub.Wanted(files, (CONFIG_FILE,))
     return (wanted,) if name.startswith(PUBLISHED) else (wanted, *transformers_format.WHOLE)
 
 

@@ -53,20 +53,20 @@ class Separator:
 
     @torch.inference_mode()
     def without_vocals(self, segments: Tensor) -> Tensor:
-        """Return the sum of all sources but the vocals, mixed down to mono.
+        """Return the sum of all sources but the vocals.
 
         Args:
             segments: [B, 2, segment_samples], normalised to the mean and the deviation of their clips.
 
         Returns:
-            [B, segment_samples], on the CPU.
+            [B, 2, segment_samples], on the CPU.
 
         Raises:
             torch.OutOfMemoryError: the batch is too large for the GPU.
         """
         with self._lock:
             sources = self._model(segments.to(self.device))  # [B, sources, 2, samples]
-            remainder: Tensor = sources[:, self._kept].sum(dim=1).mean(dim=1)
+            remainder: Tensor = sources[:, self._kept].sum(dim=1)
             return remainder.cpu()
 
 

@@ -39,13 +39,15 @@ def remove_vocals(
     separator: Separator,
     clips: Iterable[tuple[K, DecodedClip | ClipRejected]],
     cancelled: Callable[[], bool] = lambda: False,
+    channels: int = 1,
 ) -> Generator[tuple[K, DecodedClip | ClipRejected]]:
-    """Yield each clip without its vocals, in mono, in input order; rejections pass through in place.
+    """Yield each clip without its vocals, in input order; rejections pass through in place.
 
     Args:
         separator: several callers may share it.
         clips: stereo at `separator.rate`.
         cancelled: polled before each batch.
+        channels: of the result, 1 or 2.
 
     Raises:
         Cancelled: `cancelled` returned True.
@@ -54,7 +56,7 @@ def remove_vocals(
     waiting: deque[_Track[K]] = deque()  # in order
     batch: list[_Segment] = []
     for key, clip in clips:
-        track = _Track(key, clip, separator)
+        track = _Track(key, clip, separator, channels)
         waiting.append(track)
         for segment in track.segments():
             batch.append(segment)
@@ -73,7 +75,7 @@ def remove_vocals(
 class _Track(Generic[K]):
     """A clip in progress: its audio, and the weighted sum of its segments' results."""
 
-    def __init__(self, key: K, clip: DecodedClip | ClipRejected, separator: Separator) -> None:
+    def __init__(self, key: K, clip: DecodedClip | ClipRejected, separator: Separator, channels: int) -> None:
         self.key, self.clip = key, clip
         self._length = separator.segment_samples
         self._open = 0
@@ -82,7 +84,8 @@ class _Track(Generic[K]):
         self.audio = torch.from_numpy(clip.samples)  # [2, samples]
         mono = self.audio.mean(dim=0)
         self.mean, self.deviation = mono.mean(), mono.std() + SILENCE
-        self._sum, self._weights = torch.zeros_like(mono), torch.zeros_like(mono)
+        self._sum = torch.zeros_like(mono if channels == 1 else self.audio)
+        self._weights = torch.zeros_like(mono)
 
     def segments(self) -> Iterator[_Segment]:
         if isinstance(self.clip, ClipRejected):
@@ -100,10 +103,11 @@ class _Track(Generic[K]):
         return F.pad(normalised, (first - start, end - last))
 
     def add(self, start: int, found: Tensor) -> None:
-        """Add the result of a segment, [samples]."""
-        weights = _triangle(self._length)[: len(found)]
-        part = slice(start, start + len(found))
-        self._sum[part] += weights * found
+        """Add the result of a segment, [2, samples]."""
+        samples = found.shape[-1]
+        weights = _triangle(self._length)[:samples]
+        part = slice(start, start + samples)
+        self._sum[..., part] += weights * (found.mean(dim=0) if self._sum.dim() == 1 else found)
         self._weights[part] += weights
         self._open -= 1
 
@@ -130,8 +134,8 @@ class _Segment:
         return self.track.window(self.start - (length - self.samples) // 2)
 
     def deliver(self, found: Tensor) -> None:
-        lead = (len(found) - self.samples) // 2
-        self.track.add(self.start, found[lead : lead + self.samples])
+        lead = (found.shape[-1] - self.samples) // 2
+        self.track.add(self.start, found[:, lead : lead + self.samples])
 
 
 def _finished(waiting: deque[_Track[K]], rate: int) -> Iterator[tuple[K, DecodedClip | ClipRejected]]:

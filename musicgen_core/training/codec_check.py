@@ -7,6 +7,7 @@ import json
 import pyarrow as pa
 
 from musicgen_core import storage
+from musicgen_core.codes import STEREO_SUFFIX
 from musicgen_core.data.shards import another_codec, shard_codec
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
@@ -29,7 +30,7 @@ def check_tokens_codec(tokens: str, model: str) -> None:
             found, made_with = shard_codec(parquet)
         except (OSError, ValueError, pa.ArrowException):
             continue  # loading the clips reports what is wrong with it
-        if found == codec:
+        if found.removesuffix(STEREO_SUFFIX) == codec:
             return
         refused = refused or another_codec(parquet.name, made_with, model)
     if refused is not None:

@@ -23,7 +23,7 @@ from musicgen_core.config import DEFAULT_PROMPTS, SamplingSettings, TrainSetting
 from musicgen_core.devices import compute_dtype, release_memory
 from musicgen_core.errors import Cancelled, raise_if_interrupted, reason_of
 from musicgen_core.generation.engine import Engine, decodes_fast
-from musicgen_core.generation.loudness import normalize
+from musicgen_core.generation.loudness import normalize, sound_of
 from musicgen_core.generation.page import PAGE, write_samples_index
 from musicgen_core.generation.page import SAMPLES as SAMPLES_PAGE
 from musicgen_core.language import message
@@ -101,7 +101,7 @@ class Samples:
             for i, audio in enumerate(self._codec.decode(torch.stack(codes))):
                 wav = storage.as_path(self._files.stage / SAMPLES / sample_name(epoch, i))
                 with storage.publish(wav) as path:
-                    soundfile.write(path, normalize(audio[0].numpy(), SAMPLE_RATE), SAMPLE_RATE, format="WAV")
+                    soundfile.write(path, normalize(sound_of(audio), SAMPLE_RATE), SAMPLE_RATE, format="WAV")
             self._rendered_epochs.add(epoch)
             self._record_epochs()
             self._write_page()
