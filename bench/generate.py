@@ -97,7 +97,8 @@ def huggingface(model: BaseModel, device: torch.device, is_static: bool) -> Make
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         ffn_dim=shape.ffn_dim,
-        num_codebooks=CODEBOOKS,
+        num_codebooks=shape.codebooks,
+        audio_channels=shape.codes.channels,
     )
     codec = EncodecConfig(
         sampling_rate=SAMPLE_RATE,
@@ -122,7 +123,7 @@ def huggingface(model: BaseModel, device: torch.device, is_static: bool) -> Make
 
     def make(batch: int, seconds: float) -> Any:
         inputs = tokenizer([PROMPT] * batch, return_tensors="pt").to(device)
-        steps, more = frames_of(seconds) + CODEBOOKS - 1, {}
+        steps, more = frames_of(seconds) + CODEBOOKS - 1, {}  # the largest delay
         if is_static:  # MusicGen's generate makes none, whatever `cache_implementation` says
             shape = hf.decoder.config
             own, of_text = Static(config=shape, max_cache_len=steps + 2), DynamicCache(config=shape)
@@ -168,7 +169,8 @@ def _timed(make: Callable[[], Any], device: torch.device) -> float:
 def distances(model: BaseModel, device: torch.device, steps: int = 200) -> list[str]:
     """Return the distances of guided logits from fp32 for the same random codes: ‖difference‖ / ‖fp32‖, and flips."""
     text = TextEncoder(model.text_encoder, device).encode([PROMPT] * SEVERAL)
-    codes = torch.randint(2048, (SEVERAL, CODEBOOKS, steps), generator=torch.Generator().manual_seed(0)).to(device)
+    size = (SEVERAL, model.codes.codebooks, steps)
+    codes = torch.randint(2048, size, generator=torch.Generator().manual_seed(0)).to(device)
     kinds: list[tuple[str, int, Kernels | None]] = [
         ("bf16, the model's own forward pass", 1, None),
         ("bf16", 1, Kernels()),

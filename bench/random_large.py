@@ -1,7 +1,7 @@
 """Write a model directory of MusicGen-Large's exact shape with random weights, for benchmarks without the real model.
 
 
-    python -m bench.random_large OUT [--layers 48]
+    python -m bench.random_large OUT [--layers 48] [--stereo]
 
 The language model is fp16 as on the Hub, T5 is t5-base's encoder with the debug model's tokenizer, and the codec
 is EnCodec 32 kHz.
@@ -17,29 +17,27 @@ import torch
 from omegaconf import OmegaConf
 
 from musicgen_core.audiocraft_compat import import_audiocraft
-from musicgen_core.model.audiocraft_format import to_audiocraft
+from musicgen_core.model.audiocraft_format import language_model_settings, to_audiocraft
 from musicgen_core.model.configuration import read_lm_config
-from musicgen_core.model.debug_model import CODEC_CONFIG, LM_CONFIG
+from musicgen_core.model.debug_model import CODEC_CONFIG
 from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.local_files import CODEC_FILE, LM_FILE, TEXT_ENCODER
 from musicgen_core.model.weights import find_model
 
 
-def make_random_large(directory: Path, layers: int = 48) -> None:
+def make_random_large(directory: Path, layers: int = 48, channels: int = 1) -> None:
     """Write the model directory: 6.5 GB at 48 layers."""
     directory.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    config = OmegaConf.create(LM_CONFIG)
-    config.transformer_lm.update({"dim": 2048, "num_layers": layers, "num_heads": 32})
-    config.conditioners.description.t5.name = "t5-base"
+    settings = language_model_settings(dim=2048, layers=layers, heads=32, t5="t5-base", channels=channels)
     with torch.device("meta"):
-        lm = MusicgenLM(read_lm_config(OmegaConf.to_yaml(config), "musicgen-large").decoder)
+        lm = MusicgenLM(read_lm_config(settings, "musicgen-large").decoder)
     state = {}
     for name, tensor in lm.state_dict().items():
         is_norm = "norm" in name and name.endswith("weight")
         state[name] = torch.ones(tensor.shape) if is_norm else torch.randn(tensor.shape) * 0.02
         state[name] = state[name].half()
-    _save(directory / LM_FILE, OmegaConf.to_yaml(config), to_audiocraft(state))
+    _save(directory / LM_FILE, settings, to_audiocraft(state))
 
     config = OmegaConf.create(CODEC_CONFIG)
     config.seanet.update({"dimension": 128, "n_filters": 64, "lstm": 2})
@@ -66,5 +64,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--layers", type=int, default=48)
+    parser.add_argument("--stereo", action="store_true", help="the shape of musicgen-stereo-large")
     arguments = parser.parse_args()
-    make_random_large(arguments.out, arguments.layers)
+    make_random_large(arguments.out, arguments.layers, 2 if arguments.stereo else 1)

@@ -1,6 +1,7 @@
-"""Training steps with random weights of MusicGen-Large's shape, beside audiocraft + peft and Hugging Face + peft.
+"""Training steps with random weights of musicgen-large's or musicgen-stereo-large's shape, beside audiocraft + peft and Hugging Face + peft.
 
     python -m bench.train [--subjects bf16 fp8 audiocraft huggingface] [--batches 1 2 4 8 16] [--checkpointing]
+                         [--stereo]
 
 A step is forward, loss and backward of one micro-batch of 30 s clips with LoRA of rank 8 and dropout 0.1, including the
 optimizer update after every 16 clips. peft can't reach audiocraft's q, k and v: there LoRA is only on out_proj, linear1
@@ -25,7 +26,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from musicgen_core.audiocraft_compat import import_audiocraft
-from musicgen_core.codes import CODEBOOKS, MONO
+from musicgen_core.codes import CODEBOOKS, MONO, STEREO, CodeShape
 from musicgen_core.model.adapters import AdapterConfig
 from musicgen_core.model.debug_model import LM_CONFIG
 from musicgen_core.model.decoder import DecoderConfig, MusicgenLM, TextCondition, teacher_forcing
@@ -70,14 +71,14 @@ def by_autograd(parameters: list[Any], losses: Losses) -> Implementation:
     return Implementation(parameters, step, zero_grad)
 
 
-def large(layers: int) -> DecoderConfig:
-    return DecoderConfig(dim=2048, layers=layers, heads=32, ffn_dim=8192, text_dim=768)
+def large(layers: int, shape: CodeShape) -> DecoderConfig:
+    return DecoderConfig(dim=2048, layers=layers, heads=32, ffn_dim=8192, text_dim=768, codes=shape)
 
 
-def random_lm(layers: int, device: torch.device) -> MusicgenLM:
+def random_lm(layers: int, device: torch.device, shape: CodeShape = MONO) -> MusicgenLM:
     torch.manual_seed(0)
     with torch.device("meta"):
-        lm = MusicgenLM(large(layers))
+        lm = MusicgenLM(large(layers, shape))
     lm = lm.to_empty(device=device).to(torch.bfloat16)
     for name, parameter in lm.named_parameters():
         parameter.data.normal_(0, 0.02)
@@ -87,9 +88,14 @@ def random_lm(layers: int, device: torch.device) -> MusicgenLM:
 
 
 def project(
-    layers: int, device: torch.device, precision: str, checkpointing: bool, compiled: bool = True
+    layers: int,
+    device: torch.device,
+    precision: str,
+    checkpointing: bool,
+    compiled: bool = True,
+    shape: CodeShape = MONO,
 ) -> Implementation:
-    peft_model = add_lora(random_lm(layers, device), AdapterConfig(8, 32, 0.1))
+    peft_model = add_lora(random_lm(layers, device, shape), AdapterConfig(8, 32, 0.1))
     model = TrainingModel(peft_model, 0.1, Execution(precision, compiled, checkpointing))
 
     def step(codes: Tensor, text: TextCondition, factor: float) -> Tensor:
@@ -107,14 +113,17 @@ def _with_peft(model: Any, targets: list[str]) -> tuple[Any, list[Any]]:
     return adapted.train(), [one for one in adapted.parameters() if one.requires_grad]
 
 
-def _pattern(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return teacher_forcing(codes, torch.full((len(codes),), codes.shape[2], device=codes.device), MONO)
+def _pattern(codes: Tensor, shape: CodeShape) -> tuple[Tensor, Tensor, Tensor]:
+    return teacher_forcing(codes, torch.full((len(codes),), codes.shape[2], device=codes.device), shape)
 
 
-def audiocraft(layers: int, device: torch.device) -> Implementation:
+def audiocraft(layers: int, device: torch.device, shape: CodeShape) -> Implementation:
     import_audiocraft("audiocraft.modules.transformer").set_efficient_attention_backend("torch")
     config = OmegaConf.create(LM_CONFIG)
-    config.transformer_lm.update({"dim": 2048, "num_layers": layers, "num_heads": 32, "dropout": 0.0})
+    config.transformer_lm.update(
+        {"dim": 2048, "num_layers": layers, "num_heads": 32, "dropout": 0.0, "n_q": shape.codebooks}
+    )
+    config.codebooks_pattern.delay.delays = list(shape.delays)
     config.device = str(device)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # its T5 by a name that it knows
         Path("t5-small").symlink_to(find_model("debug").directory / TEXT_ENCODER)
@@ -122,7 +131,7 @@ def audiocraft(layers: int, device: torch.device) -> Implementation:
     adapted, parameters = _with_peft(lm.to(torch.bfloat16), ["out_proj", "linear1", "linear2"])
 
     def losses(codes: Tensor, text: TextCondition) -> Tensor:
-        inputs, targets, valid = _pattern(codes)
+        inputs, targets, valid = _pattern(codes, shape)
         states = text.states.new_zeros(len(codes), TEXT_LENGTH, 2048, dtype=torch.bfloat16)
         with torch.autocast(codes.device.type, torch.bfloat16):
             logits = adapted(inputs, [], condition_tensors={"description": (states, text.mask)})
@@ -131,11 +140,18 @@ def audiocraft(layers: int, device: torch.device) -> Implementation:
     return by_autograd(parameters, losses)
 
 
-def huggingface(layers: int, device: torch.device) -> Implementation:
+def huggingface(layers: int, device: torch.device, shape: CodeShape) -> Implementation:
     from transformers import MusicgenDecoderConfig, MusicgenForCausalLM
 
     config = MusicgenDecoderConfig(
-        vocab_size=2048, hidden_size=2048, num_hidden_layers=layers, num_attention_heads=32, ffn_dim=8192, dropout=0.0
+        vocab_size=2048,
+        hidden_size=2048,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        ffn_dim=8192,
+        dropout=0.0,
+        num_codebooks=shape.codebooks,
+        audio_channels=shape.channels,
     )
     config._attn_implementation = "sdpa"
     with torch.device(device):
@@ -143,39 +159,41 @@ def huggingface(layers: int, device: torch.device) -> Implementation:
     adapted, parameters = _with_peft(lm, ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"])
 
     def losses(codes: Tensor, text: TextCondition) -> Tensor:
-        inputs, targets, valid = _pattern(codes)
+        inputs, targets, valid = _pattern(codes, shape)
         states = text.states.new_zeros(len(codes), TEXT_LENGTH, 2048, dtype=torch.bfloat16)
         with torch.autocast(codes.device.type, torch.bfloat16):
             logits = adapted(
                 input_ids=inputs.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=text.mask.long()
             ).logits
-        return clip_losses(logits.unflatten(0, (-1, CODEBOOKS)), targets, valid)
+        return clip_losses(logits.unflatten(0, (-1, shape.codebooks)), targets, valid)
 
     return by_autograd(parameters, losses)
 
 
-def clips(batch: int, device: torch.device, seed: int = 0) -> tuple[Tensor, TextCondition]:
+def clips(batch: int, device: torch.device, codebooks: int = CODEBOOKS, seed: int = 0) -> tuple[Tensor, TextCondition]:
     generator = torch.Generator().manual_seed(seed)
-    codes = torch.randint(0, 2048, (batch, CODEBOOKS, FRAMES), generator=generator)
+    codes = torch.randint(0, 2048, (batch, codebooks, FRAMES), generator=generator)
     states = torch.randn(batch, TEXT_LENGTH, 768, generator=generator)
     mask = torch.arange(TEXT_LENGTH) < torch.randint(4, TEXT_LENGTH, (batch, 1), generator=generator)
     return codes.to(device), TextCondition(states.to(device), mask.to(device))
 
 
-def useful_flops(layers: int) -> float:
+def useful_flops(layers: int, codebooks: int) -> float:
     """Return the FLOPs of a clip: forward, and backward to activations only, as the weights are frozen."""
     dim, ffn = 2048, 8192
     linear = 2 * (6 * dim * dim + 2 * dim * ffn) * FRAMES
     attention = 2 * FRAMES * FRAMES * dim  # causal: half of 2 matrix multiplications of 2 · S² · D FLOPs
-    heads = 2 * 4 * 2048 * dim * FRAMES
+    heads = 2 * codebooks * 2048 * dim * FRAMES
     return layers * (2 * linear + 3 * attention) + 2 * heads
 
 
-def measure(subject: Implementation, batch: int, device: torch.device, layers: int, seconds: float) -> str:
+def measure(
+    subject: Implementation, batch: int, device: torch.device, layers: int, codebooks: int, seconds: float
+) -> str:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     optimizer = torch.optim.AdamW(subject.parameters, lr=1e-4, fused=True)
-    codes, text = clips(batch, device)
+    codes, text = clips(batch, device, codebooks)
     accumulation = max(1, 16 // batch)
 
     def step(number: int) -> None:
@@ -201,7 +219,7 @@ def measure(subject: Implementation, batch: int, device: torch.device, layers: i
             torch.cuda.synchronize()
     took = (time.monotonic() - began) / done
     speed = batch * SECONDS / took
-    tflops = batch * useful_flops(layers) / took / 1e12
+    tflops = batch * useful_flops(layers, codebooks) / took / 1e12
     peak = torch.cuda.max_memory_reserved() / 2**30  # including the CUDA graphs' memory pools
     return f"{speed:8.1f} audio-s/s {tflops:7.1f} TFLOP/s {peak:6.1f} GiB {1e3 * took:8.1f} ms  first {first:5.1f} s"
 
@@ -219,12 +237,14 @@ def loss_curve(subject: Implementation, device: torch.device, steps: int, batch:
     return losses
 
 
-def subjects(layers: int, device: torch.device, checkpointing: bool) -> dict[str, Callable[[], Implementation]]:
+def subjects(
+    layers: int, device: torch.device, checkpointing: bool, shape: CodeShape
+) -> dict[str, Callable[[], Implementation]]:
     return {
-        "bf16": partial(project, layers, device, "bf16", checkpointing),
-        "fp8": partial(project, layers, device, "fp8", checkpointing),
-        "audiocraft": partial(audiocraft, layers, device),
-        "huggingface": partial(huggingface, layers, device),
+        "bf16": partial(project, layers, device, "bf16", checkpointing, shape=shape),
+        "fp8": partial(project, layers, device, "fp8", checkpointing, shape=shape),
+        "audiocraft": partial(audiocraft, layers, device, shape),
+        "huggingface": partial(huggingface, layers, device, shape),
     }
 
 
@@ -235,17 +255,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement, at least")
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--stereo", action="store_true", help="the shape of musicgen-stereo-large")
     parser.add_argument("--curve", type=int, default=0, metavar="STEPS", help="compare the losses of bf16 and fp8")
     parser.add_argument("--profile", type=int, default=0, metavar="BATCH", help="list the kernels of a step")
     given = parser.parse_args(arguments)
     device = torch.device("cuda")
-    makers = subjects(given.layers, device, given.checkpointing)
+    shape = STEREO if given.stereo else MONO
+    makers = subjects(given.layers, device, given.checkpointing, shape)
     rows: list[str] = []
     for name in given.subjects:
         subject = makers[name]()
         for batch in given.batches:
             try:
-                row = measure(subject, batch, device, given.layers, given.seconds)
+                row = measure(subject, batch, device, given.layers, shape.codebooks, given.seconds)
             except torch.OutOfMemoryError:
                 row = "out of memory"
             rows.append(f"{name:<12} batch {batch:>2} {row}")
@@ -268,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def print_profile(subject: Implementation, batch: int, device: torch.device) -> None:
-    codes, text = clips(batch, device)
+    codes, text = clips(batch, device, codebooks)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         subject.step(codes, text, 1.0)
         torch.cuda.synchronize()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deployments.checks.finding import Finding
+from musicgen_core.codes import MONO, STEREO
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
     from musicgen_core.model.decoder import DecoderConfig
     from musicgen_core.model.weights import BaseModel
 
-_SHAPES = {  # dim, layers, heads. Source: audiocraft, config/model/lm/model_scale
-    "facebook/musicgen-small": (1024, 24, 16),
-    "facebook/musicgen-medium": (1536, 48, 24),
-    "facebook/musicgen-large": (2048, 48, 32),
+_SCALES = {"small": (1024, 24, 16), "medium": (1536, 48, 24), "large": (2048, 48, 32)}
+"""dim, layers and heads. Source: audiocraft, config/model/lm/model_scale"""
+_PUBLISHED = {
+    f"facebook/musicgen-{kind}{scale}": (*shape, codes)
+    for kind, codes in (("", MONO), ("stereo-", STEREO))
+    for scale, shape in _SCALES.items()
 }
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _TEXT_DIM = 768  # T5-base
@@ -75,15 +78,15 @@ def measure_model(name: str) -> ModelSize:
     refuse_unsupported(name)
     if cached := hub.cached(name, *wanted_files(name, (LM_FILE,))):
         return _measure_base(BaseModel(name, cached))
-    if name not in _SHAPES:
+    if name not in _PUBLISHED:
         raise ModelError(
             message("what {name} asks of a machine shows only once it is here", name=name),
             message(
-                "Fetch it (uv run hf download {name}), or take one of {names}", name=name, names=", ".join(_SHAPES)
+                "Fetch it (uv run hf download {name}), or take one of {names}", name=name, names=", ".join(_PUBLISHED)
             ),
         )
-    dim, layers, heads = _SHAPES[name]
-    config = DecoderConfig(dim, layers, heads, ffn_dim=4 * dim, text_dim=_TEXT_DIM)
+    dim, layers, heads, codes = _PUBLISHED[name]
+    config = DecoderConfig(dim, layers, heads, ffn_dim=4 * dim, text_dim=_TEXT_DIM, codes=codes)
     file_bytes = 2 * _parameters(config)
     return _measure(name, config, file_bytes, file_bytes + _BESIDE_LM_BYTES)
 

@@ -87,8 +87,14 @@ def export(t5_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         changed(BASE, codebooks_pattern__delay=MISSING, n_q=4, transformer_lm__n_q="${n_q}"),
         changed(BASE, transformer_lm__memory_efficient=False, transformer_lm__custom=True, codebooks_pattern__delay={}),
         changed(BASE, transformer_lm__memory_efficient=False, fuser__cross_attention_pos_emb=MISSING),
+        changed(
+            BASE,
+            transformer_lm__n_q=8,
+            interleave_stereo_codebooks={"use": True, "per_timestep": False},
+            codebooks_pattern__delay__delays=[0, 0, 1, 1, 2, 2, 3, 3],
+        ),
     ],
-    ids=["defaults", "references", "custom attention", "torch's attention"],
+    ids=["defaults", "references", "custom attention", "torch's attention", "stereo"],
 )
 @pytest.mark.filterwarnings("ignore:Environment variable TORCH_FORCE")
 @torch.inference_mode()
@@ -97,7 +103,8 @@ def test_an_exported_model_has_audiocrafts_logits(
 ) -> None:
     theirs, path = export(config)
     lm = load_lm(path)
-    sequence = delay(torch.randint(2048, (1, 4, 9), generator=torch.Generator().manual_seed(0)), lm.config.codes)
+    codes = torch.randint(2048, (1, lm.config.codebooks, 9), generator=torch.Generator().manual_seed(0))
+    sequence = delay(codes, lm.config.codes)
     conditions = import_audiocraft("audiocraft.modules.conditioners")
     text = "a slow piano"
     expected = theirs(sequence, [conditions.ConditioningAttributes(text={"description": text})])
@@ -156,7 +163,10 @@ def test_guidance_and_dropout_are_the_checkpoints() -> None:
         ({"conditioners": None}, "conditioners.description.model is null"),
         ({"classifier_free_guidance__training_dropout": "much"}, 'training_dropout is "much"'),
         ({"compression_model_n_q": 2}, "compression_model_n_q is 2"),
-        ({"interleave_stereo_codebooks": {"use": True}, "transformer_lm__n_q": 8}, "is a stereo checkpoint"),
+        ({"interleave_stereo_codebooks": {"use": True}, "transformer_lm__n_q": 8}, "delay.delays is [0, 1, 2, 3]"),
+        ({"interleave_stereo_codebooks": {"use": True, "per_timestep": True}}, "per_timestep is true"),
+        ({"interleave_stereo_codebooks": {"use": True}}, "transformer_lm.n_q is 4"),
+        ({"transformer_lm__n_q": 8}, "transformer_lm.n_q is 8"),
         ({"conditioners__self_wav": {"model": "chroma_stem"}}, "is a melody checkpoint"),
         ({"conditioners__self_wav": {"model": "style"}}, "is a style checkpoint"),
         ({"lm_model": "transformer_lm_magnet"}, "is a MAGNeT checkpoint"),

@@ -172,7 +172,7 @@ def _without_effect(adapter: Adapter) -> Adapter:
 @pytest.mark.parametrize(
     ("sections", "named", "kind"),
     [
-        ({"decoder": {"audio_channels": 2, "num_codebooks": 8}}, "decoder.audio_channels is 2", "a stereo checkpoint"),
+        ({"decoder": {"audio_channels": 2}}, "decoder.num_codebooks is 4", "not supported"),
         ({"model_type": "musicgen_melody"}, 'model_type is "musicgen_melody"', "a melody checkpoint"),
         ({"model_type": "t5"}, 'its model_type is "t5"', "not a MusicGen"),
         ({"decoder": {"activation_function": "relu"}}, 'decoder.activation_function is "relu"', "not supported"),
@@ -266,9 +266,9 @@ def test_only_the_needed_files_come_from_the_hub(hub: StandInHub, directories: d
 
 
 def test_an_unsupported_model_of_the_hub_is_refused_before_its_weights_come(hub: StandInHub, edit: Edit) -> None:
-    hub.add("somebody/stereo", edit(decoder={"audio_channels": 2}))
-    with refused("a stereo checkpoint", next_step="musicgen-large"):
-        find_model("somebody/stereo")
+    hub.add("somebody/melody", edit(model_type="musicgen_melody"))
+    with refused("a melody checkpoint", next_step="musicgen-large"):
+        find_model("somebody/melody")
     assert hub.fetched() == ["config.json"]
 
 
