@@ -1,11 +1,12 @@
-"""Training steps with random weights of musicgen-large's or musicgen-stereo-large's shape, beside audiocraft + peft and Hugging Face + peft.
+"""Training steps with random weights of musicgen-large's shape, beside audiocraft + peft and Hugging Face + peft.
 
     python -m bench.train [--subjects bf16 fp8 audiocraft huggingface] [--batches 1 2 4 8 16] [--checkpointing]
                          [--stereo]
 
 A step is forward, loss and backward of one micro-batch of 30 s clips with LoRA of rank 8 and dropout 0.1, including the
 optimizer update after every 16 clips. peft can't reach audiocraft's q, k and v: there LoRA is only on out_proj, linear1
-and linear2. Last, the losses of fp8 and bf16 over the same clips are compared.
+and linear2. With --stereo the shape is that of musicgen-stereo-large. Last, the losses of fp8 and bf16 over the same
+clips are compared.
 """
 
 from __future__ import annotations
@@ -290,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def print_profile(subject: Implementation, batch: int, device: torch.device) -> None:
-    codes, text = clips(batch, device, codebooks)
+    codes, text = clips(batch, device)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         subject.step(codes, text, 1.0)
         torch.cuda.synchronize()
