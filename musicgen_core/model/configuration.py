@@ -209,18 +209,26 @@ def _shape(config: XpConfig) -> CodeShape:
     return STEREO if config.get("interleave_stereo_codebooks.use") else MONO
 
 
+def _language_model(codes: CodeShape) -> dict[str, tuple[Any, Any]]:
+    return {**_LANGUAGE_MODEL, "n_q": (_DEFAULT_CODEBOOKS, codes.codebooks)}
+
+
+def _delay(codes: CodeShape) -> dict[str, tuple[Any, Any]]:
+    delays = (list(range(codes.codebooks)), list(codes.delays))
+    return {"delays": delays, "flatten_first": (0, 0), "empty_initial": (0, 0)}
+
+
 def _problems(config: XpConfig) -> Iterator[str]:
     """Yield each unsupported setting, with its value."""
-    lm = config.section("transformer_lm")
+    lm, codes = config.section("transformer_lm"), _shape(config)
     if config.get("lm_model") != "transformer_lm":
         yield f"lm_model is {shown(config.get('lm_model'))}"
-    yield from differing("transformer_lm", lm, _LANGUAGE_MODEL)
-    codes = _shape(config)
-    yield from differing("transformer_lm", lm, {"n_q": (_DEFAULT_CODEBOOKS, codes.codebooks)})
+    yield from differing("transformer_lm", lm, _language_model(codes))
     if codes.channels > 1:
         interleaving = config.section("interleave_stereo_codebooks")
         yield from differing("interleave_stereo_codebooks", interleaving, _INTERLEAVING)
-    yield from _unknown("transformer_lm", lm, {"n_q", *_LANGUAGE_MODEL, *_SHAPES, *_IMPLEMENTATIONS, *_TRAINING})
+    known = {*_language_model(codes), *_SHAPES, *_IMPLEMENTATIONS, *_TRAINING}
+    yield from _unknown("transformer_lm", lm, known)
     yield from _wrong_shape(lm)
     yield from _pattern_problems(config, codes)
     fuser = config.section("fuser")
@@ -278,11 +286,8 @@ def _pattern_problems(config: XpConfig, codes: CodeShape) -> Iterator[str]:
         yield f"codebooks_pattern.modeling is {shown(modeling)}"
         return
     settings = {name: value for name, value in settings.items() if (name, value) != ("delays", None)}
-    supported: dict[str, tuple[Any, Any]] = {
-        "delays": (list(range(codes.codebooks)), list(codes.delays)), "flatten_first": (0, 0), "empty_initial": (0, 0)
-    }  # fmt: skip
-    yield from differing("codebooks_pattern.delay", settings, supported)
-    yield from _unknown("codebooks_pattern.delay", settings, set(supported))
+    yield from differing("codebooks_pattern.delay", settings, _delay(codes))
+    yield from _unknown("codebooks_pattern.delay", settings, set(_delay(codes)))
 
 
 def _conditioner_problems(config: XpConfig) -> Iterator[str]:

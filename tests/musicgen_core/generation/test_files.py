@@ -172,8 +172,8 @@ def test_a_failing_storage_leaves_no_sidecar_and_no_partial_file(tmp_path: Path)
 
 @pytest.mark.parametrize(
     "audio",
-    [[], [0.0, 1.01], [0.0, -1.01], [0.0, np.nan], [0.0, np.inf], [[0.0, 0.1]]],
-    ids=["nothing", "loud", "deep", "nan", "inf", "two dimensions"],
+    [[], [0.0, 1.01], [0.0, -1.01], [0.0, np.nan], [0.0, np.inf], [[0.0, 0.1, 0.2]]],
+    ids=["nothing", "loud", "deep", "nan", "inf", "three channels"],
 )
 def test_invalid_audio_leaves_the_older_sample_unchanged(tmp_path: Path, audio: list[Any]) -> None:
     write_sample(tmp_path, piece_of(tone()), spectrogram=False)

@@ -136,7 +136,14 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, bucket: UPath, monkey
             except KeyError:  # of a file that another thread has deleted meanwhile: an object store's lists are whole
                 continue
 
+    written, lock = MemoryFileSystem.pipe_file, threading.Lock()
+
+    def pipe_file(*given: Any, **named: Any) -> None:
+        with lock:  # an object store creates a file only once, whoever else does so at the same time
+            written(*given, **named)
+
     monkeypatch.setattr(MemoryFileSystem, "ls", ls)
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", pipe_file)
     return storage.as_path(tmp_path) if request.param == "local" else bucket
 
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musicgen_core.audiocraft_compat import import_audiocraft
+from musicgen_core.codes import MONO, STEREO, CodeShape
 from musicgen_core.errors import ModelError
 from musicgen_core.model import configuration
 from musicgen_core.model.audiocraft_format import to_audiocraft
@@ -194,7 +195,8 @@ def test_all_that_is_not_supported_is_named_at_once() -> None:
         )
 
 
-def test_every_setting_of_audiocrafts_is_known_with_its_default() -> None:
+@pytest.mark.parametrize("codes", [MONO, STEREO])
+def test_every_setting_of_audiocrafts_is_known_with_its_default(codes: CodeShape) -> None:
     """None of them is passed over: each changes the result and is checked, or is known to leave it as it is."""
 
     def parameters(module: str, name: str) -> dict[str, Any]:
@@ -209,16 +211,17 @@ def test_every_setting_of_audiocrafts_is_known_with_its_default() -> None:
     }
     built = {"self", "kwargs", "device", "dtype", "layer_class", "rope", "d_model", "dim_feedforward"}
     built |= {"pattern_provider", "condition_provider", "fuser", "cfg_dropout", "cfg_coef", "attribute_dropout"}
-    known = {*configuration._LANGUAGE_MODEL, *configuration._SHAPES}
+    known = {*configuration._language_model(codes), *configuration._SHAPES}
     known |= {*configuration._IMPLEMENTATIONS, *configuration._TRAINING} - {"q_modeling"}
     assert lm.keys() - built == known - {"q_modeling"}
     for section, theirs in (
-        (configuration._LANGUAGE_MODEL, lm),
+        (configuration._language_model(codes), lm),
         (configuration._T5, {**parameters("modules.conditioners", "T5Conditioner"), "finetune": False}),
         (configuration._FUSER, {**parameters("modules.conditioners", "ConditionFuser"), "cross": []}),
         (
-            configuration._DELAY,
-            {**parameters("modules.codebooks_patterns", "DelayedPatternProvider")} | {"delays": [0, 1, 2, 3]},
+            configuration._delay(codes),
+            {**parameters("modules.codebooks_patterns", "DelayedPatternProvider")}
+            | {"delays": list(range(codes.codebooks))},
         ),
     ):
         assert {name: default for name, (default, _) in section.items()} == {name: theirs[name] for name in section}

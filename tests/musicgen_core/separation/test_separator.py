@@ -57,7 +57,7 @@ def test_weights_are_fetched_once_and_load_as_with_demucs_itself(hub: StandInHub
     wav = torch.randn(2, 2, ours.segment_samples)
     with torch.no_grad():
         sources = theirs.eval()(wav)
-    torch.testing.assert_close(ours.without_vocals(wav), sources[:, :3].sum(1).mean(1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.without_vocals(wav), sources[:, :3].sum(1), rtol=0, atol=1e-5)
 
 
 def test_the_names_are_those_that_demucs_has() -> None:
