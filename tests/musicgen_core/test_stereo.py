@@ -25,18 +25,22 @@ from musicgen_core.data.dataset import load_clips
 from musicgen_core.data.shards import read_rows, shard_shape
 from musicgen_core.encoding import Encoded, encode_clips
 from musicgen_core.errors import TokensError
+from musicgen_core.exporting.export import export
 from musicgen_core.generation.engine import Engine
 from musicgen_core.generation.render import render
 from musicgen_core.generation.request import Prompt, RenderRequest
+from musicgen_core.model.adapters import AdapterConfig, load_adapter, save_adapter
 from musicgen_core.model.audiocraft_format import read_checkpoint
 from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.decoder import delay
+from musicgen_core.model.lora import load_merged
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, find_model, load_lm
 from musicgen_core.tokenizing import Tokenizer
 from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.train import train
 from tests.fixture_types import Pack
+from tests.musicgen_core.model.adapters import random_adapter
 from tests.stereo_model import make_stereo_model
 
 
@@ -203,3 +207,29 @@ def test_a_model_is_stereo_by_its_settings_and_mono_tokens_are_of_another_shape(
 ) -> None:
     assert (model.codes, debug_model.codes) == (STEREO, MONO)
     assert codec_identity(model) == f"{codec_identity(debug_model)}-stereo"
+
+
+@torch.inference_mode()
+def test_exports_are_stereo_models_of_hugging_face_and_audiocraft(model: BaseModel, tmp_path: Path) -> None:
+    from transformers import MusicgenForConditionalGeneration
+
+    adapter = storage.as_path(tmp_path / "some_lora.pt")
+    save_adapter(random_adapter(model, AdapterConfig(4, 16, 0.0)), adapter)
+    for kind in ("huggingface", "audiocraft", "peft"):
+        export(adapter, tmp_path / kind, kind, model.name)
+    lm = load_merged(model, load_adapter(adapter), "cpu", torch.float32)
+    codes = torch.randint(2048, (1, 8, 9), generator=torch.Generator().manual_seed(0))
+    sequence, text = delay(codes, STEREO), TextEncoder(model.text_encoder).encode(["slow piano"])
+    expected = lm(sequence, text)
+    theirs = MusicgenForConditionalGeneration.from_pretrained(tmp_path / "huggingface").eval()
+    assert theirs.config.decoder.audio_channels == 2
+    states, _ = lm.project_text(text)
+    found = theirs.decoder(
+        sequence.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=text.mask.long()
+    )
+    torch.testing.assert_close(found.logits, expected.flatten(0, 1), atol=1e-4, rtol=0)
+    for directory in ("huggingface", "audiocraft"):
+        again = find_model(str(tmp_path / directory))
+        assert again.codes == STEREO and codec_identity(again).endswith("-stereo")
+        torch.testing.assert_close(load_lm(again)(sequence, text), expected, atol=1e-4, rtol=0)
+    assert (tmp_path / "peft" / "adapter_model.safetensors").exists()
