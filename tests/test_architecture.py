@@ -1,4 +1,7 @@
-"""docs/architecture.md: its arrows are the imports, its flows are all that exist, its walks are the calls."""
+"""docs/architecture.md: its arrows are the imports, its flows are all that exist, its walks are the calls.
+
+The files and names that CONTRIBUTING.md and docs/models.md name exist.
+"""
 
 from __future__ import annotations
 
@@ -126,3 +129,15 @@ def test_files_and_names_in_contributings_table_exist() -> None:
     for file, change in rows:
         content = (ROOT / file).read_text(encoding="utf-8")
         assert [name for name in re.findall(r"`(\w+)`", change) if not re.search(rf"\b{name}\b", content)] == [], file
+
+
+def test_every_cell_of_the_table_of_models_names_a_test_that_exists() -> None:
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?!---)(\w[^|]*) \|(.*)\|$", page, re.MULTILINE)
+    assert len(rows) >= 8
+    for what, cells in rows:
+        named = [re.fullmatch(r"`([\w/.]+)::(\w+)`", cell.strip()) for cell in cells.split("|")]
+        for each in named:
+            assert each is not None, what
+            content = (ROOT / "tests" / "musicgen_core" / each[1]).read_text(encoding="utf-8")
+            assert f"def {each[2]}(" in content, each[0]

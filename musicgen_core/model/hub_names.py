@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 KNOWN = (
-    *(f"facebook/musicgen-{size}" for size in ("small", "medium", "large")),
+    *(f"facebook/musicgen-{kind}{size}" for kind in ("", "stereo-") for size in ("small", "medium", "large")),
     *(f"t5-{size}" for size in ("small", "base", "large")),
     "laion/larger_clap_music",
 )
