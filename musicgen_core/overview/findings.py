@@ -169,7 +169,7 @@ def _count(found: Findings, sure: dict[str, _Sure], clip: Clip) -> list[str]:
     values = {"tempo": tempo, "key": key, "description": clip.description}
     found.without.update(name for name, value in values.items() if not value)
     for category, counts in found.labels.items():
-        for label in {text.lower()[:100] for text in texts_of(whole.get(category))}:
+        for label in dict.fromkeys(text.lower()[:100] for text in texts_of(whole.get(category))):
             if label in counts or len(counts) < MOST_LABELS:
                 counts[label] += 1
     for label, confidence in odd_labels.confident_labels(entry):

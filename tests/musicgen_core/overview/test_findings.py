@@ -32,6 +32,11 @@ def test_fields_are_counted_and_their_absence_too() -> None:
     assert found.without == {"tempo": 1, "key": 1, "description": 1}
 
 
+def test_equally_frequent_labels_keep_their_order() -> None:
+    tags = [f"label {number}" for number in range(20)]
+    assert list(found_in({"tags": [*tags, "Label 3"]}).labels["keywords"]) == tags
+
+
 def test_of_clips_that_stand_out_the_most_extreme_are_kept() -> None:
     shares = [0.9 + number / 1000 for number in range(40)]
     found = found_in(*({"silence": share} for share in [*shares, 0.1])).kinds["silent"]
