@@ -35,7 +35,7 @@ from platformdirs import user_cache_path
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.codes import CODEBOOKS, FRAME_RATE
+from musicgen_core.codes import FRAME_RATE, MONO, STEREO, STEREO_SUFFIX
 from musicgen_core.data.packed_shards import VERSION, PackedShard, holds_other_data, open_packed, pack_shard
 from musicgen_core.data.shards import ShardReport, shard_paths
 from musicgen_core.errors import TokensError, reason_of
@@ -107,7 +107,7 @@ class TokenCache:
             with self._filling():
                 shards |= self._open({stem: entries[stem] for stem in entries if stem not in shards}, reports)
                 if missing := [stem for stem in entries if stem not in shards]:
-                    self._make_room(sum(_packed_bytes(reports[stem]) for stem in missing))
+                    self._make_room(sum(_packed_bytes(reports[stem], codec) for stem in missing))
                     logger.info("packing %s of %s into %s", counted(len(missing), "shard"), tokens, self.folder)
                     with self._explained(), ThreadPoolExecutor(THREADS, "pack") as pool:
                         made = pool.map(lambda stem: _make(tokens, stem, codec, reports[stem], entries[stem]), missing)
@@ -209,9 +209,10 @@ def _is_entry(path: Path) -> bool:
     return bool(_ENTRY.fullmatch(path.name)) and path.is_file() and not holds_other_data(path)
 
 
-def _packed_bytes(report: ShardReport) -> int:
+def _packed_bytes(report: ShardReport, codec: str) -> int:
     """Estimate the packed size of a shard: 2 bytes per code, and some per clip for description, hash and signature."""
-    return round(report.audio_seconds * FRAME_RATE) * CODEBOOKS * 2 + 768 * report.clips
+    codebooks = (STEREO if codec.endswith(STEREO_SUFFIX) else MONO).codebooks
+    return round(report.audio_seconds * FRAME_RATE) * codebooks * 2 + 768 * report.clips
 
 
 def _make(tokens: UPath, stem: str, codec: str, report: ShardReport, entry: Path) -> PackedShard:

@@ -14,6 +14,7 @@ import pytest
 from upath import UPath
 
 from musicgen_core import storage
+from musicgen_core.codes import STEREO_SUFFIX
 from musicgen_core.data.dataset import load_clips
 from musicgen_core.data.packed_shards import PACKED_SCHEMA
 from musicgen_core.data.shards import read_report, shard_paths
@@ -265,6 +266,13 @@ def test_tokens_too_large_for_the_disk_are_refused_before_fetching(
         load_clips(tokens, CODEC, folder)
     assert FOLDER_VARIABLE in refused.value.next_step
     assert len(entries(folder)) == 1  # nothing gave way in vain
+
+
+def test_stereo_codes_need_twice_the_room(tokens: UPath, folder: Path, write_shard: WriteShard, row: MakeRow) -> None:
+    codec = f"{CODEC}{STEREO_SUFFIX}"
+    write_shard(tokens, "a", [row("x.wav", 5)], codec, audio_seconds=1e13)
+    with pytest.raises(TokensError, match=r"takes 8,000\.0 TB in"):
+        load_clips(tokens, codec, folder)
 
 
 def test_a_disk_that_fills_up_is_named(tokens: UPath, folder: Path, write_shard: WriteShard, row: MakeRow) -> None:
