@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -20,7 +20,7 @@ from musicgen_core.config import TokenizeSettings
 from musicgen_core.data.archive import ArchiveFile, archive_stem, clip_names
 from musicgen_core.data.captions import Captioner, Captions, ClipTexts
 from musicgen_core.data.decoding import Counts, OnClip, decoded_clips
-from musicgen_core.data.duplicate_clips import ClipName, repeated_clips
+from musicgen_core.data.duplicate_clips import RepeatedClips, repeated_clips
 from musicgen_core.data.exclusion import duplicate_of, excluded_clips, fingerprint_without, is_duplicate, is_excluded
 from musicgen_core.data.members import CLIP_SUFFIXES, Member, Sidecars, limits_of, sidecar_key
 from musicgen_core.data.outdated_shards import lacks_clips, was_repaired
@@ -253,8 +253,8 @@ def exclude_duplicates(tokens: UPath, codec: str) -> None:
     parquets = [path for path in tokens.iterdir() if path.suffix == ".parquet"]
     stems = [path.stem for path in parquets if _is_of(path, codec)]
     if stems:
-        for stem, originals in repeated_clips(tokens, codec, stems).items():
-            _remove(tokens, stem, originals)
+        for repeated in repeated_clips(tokens, codec, stems):
+            _remove(tokens, repeated)
 
 
 def _is_of(parquet: UPath, codec: str) -> bool:
@@ -264,12 +264,14 @@ def _is_of(parquet: UPath, codec: str) -> bool:
         return False
 
 
-def _remove(tokens: UPath, stem: str, originals: Mapping[int, ClipName]) -> None:
-    """Remove clips from a shard, by row, as near duplicates of others."""
-    source, _ = shard_paths(tokens, stem)
-    report = read_report(tokens, stem)
+def _remove(tokens: UPath, repeated: RepeatedClips) -> None:
+    """Remove clips from a shard as near duplicates of others."""
+    source, _ = shard_paths(tokens, repeated.stem)
+    report = read_report(tokens, repeated.stem)
     if report is None:
         return  # being written by another job, which removes them afterwards
+    repeated.check_rows(report)
+    originals = repeated.originals
     described, durations, removed = [], [], []
     with storage.staged(source) as local, storage.scratch_folder() as folder:
         codec, model = shard_codec(local)

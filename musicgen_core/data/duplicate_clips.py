@@ -13,7 +13,7 @@ from upath import UPath
 
 from musicgen_core.data.dataset import Clips, load_clips
 from musicgen_core.data.near_duplicates import originals_of
-from musicgen_core.data.shards import described_clips
+from musicgen_core.data.shards import ShardReport, described_clips
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
 
@@ -27,6 +27,30 @@ class ClipName:
 
     def __str__(self) -> str:
         return f"{self.stem}: {self.clip}"
+
+
+@dataclass(frozen=True)
+class RepeatedClips:
+    """Clips of a shard that are near duplicates of earlier clips, which stay.
+
+    Attributes:
+        stem: stem of the shard's archive.
+        content: `ShardReport.content` of the shard in which they were found.
+        originals: the clip that each is a near duplicate of, by row.
+    """
+
+    stem: str
+    content: str
+    originals: dict[int, ClipName]
+
+    def check_rows(self, report: ShardReport) -> None:
+        """Check that the shard still has these rows: another job may have removed some.
+
+        Raises:
+            TokensError: the shard's report is another one.
+        """
+        if report.content != self.content:
+            raise _changed(self.stem)
 
 
 def near_duplicates_in(tokens: UPath, codec: str, folder: Path | None = None) -> list[list[ClipName]]:
@@ -50,8 +74,8 @@ def near_duplicates_in(tokens: UPath, codec: str, folder: Path | None = None) ->
 
 def repeated_clips(
     tokens: UPath, codec: str, stems: Collection[str], folder: Path | None = None
-) -> dict[str, dict[int, ClipName]]:
-    """Return the clips that are near duplicates of an earlier clip, which stays: its name, by stem and row.
+) -> list[RepeatedClips]:
+    """Return the clips of each shard that are near duplicates of an earlier clip, for the shards that have any.
 
     Args:
         codec: identity of the shards' codec.
@@ -65,13 +89,13 @@ def repeated_clips(
     originals = originals_of(clips.signatures)
     repeated = np.flatnonzero(originals != np.arange(len(originals)))
     names = _names(tokens, clips, originals[repeated].tolist())
-    found: dict[str, dict[int, ClipName]] = defaultdict(dict)
-    starts = np.cumsum([0, *map(len, clips.shards)])
-    stems = list(clips.fingerprints)
-    for index in repeated.tolist():
-        number = int(np.searchsorted(starts, index, side="right")) - 1
-        found[stems[number]][index - int(starts[number])] = names[int(originals[index])]
-    return dict(found)
+    starts = accumulate((len(shard) for shard in clips.shards), initial=0)
+    found = []
+    for (stem, content), shard, start in zip(clips.fingerprints.items(), clips.shards, starts, strict=False):
+        rows = repeated[(repeated >= start) & (repeated < start + len(shard))].tolist()
+        if rows:
+            found.append(RepeatedClips(stem, content, {row - start: names[int(originals[row])] for row in rows}))
+    return found
 
 
 def _names(tokens: UPath, clips: Clips, indices: Iterable[int]) -> dict[int, ClipName]:
@@ -83,9 +107,13 @@ def _names(tokens: UPath, clips: Clips, indices: Iterable[int]) -> dict[int, Cli
         if found := wanted.intersection(range(start, start + len(shard))):
             rows = described_clips(tokens, stem)
             if len(rows) != len(shard):
-                raise TokensError(
-                    message("the shard {name} changed while it was read", name=f"{stem}.parquet"),
-                    message("Run again when tokenize is done"),
-                )
+                raise _changed(stem)
             names |= {index: ClipName(stem, rows[index - start][0]) for index in found}
     return names
+
+
+def _changed(stem: str) -> TokensError:
+    return TokensError(
+        message("the shard {name} changed while it was read", name=f"{stem}.parquet"),
+        message("Run again when tokenize is done"),
+    )

@@ -12,9 +12,11 @@ import pytest
 import soundfile
 from upath import UPath
 
-from musicgen_core import storage
+from musicgen_core import storage, tokenizing
 from musicgen_core.config import TokenizeSettings
+from musicgen_core.data.duplicate_clips import repeated_clips
 from musicgen_core.data.shards import Rejected, Row, ShardReport, read_report, read_rows, shard_paths
+from musicgen_core.errors import TokensError
 from musicgen_core.tokenizing import Tokenizer, exclude_duplicates
 from tests.fixture_types import Pack
 
@@ -127,6 +129,24 @@ def test_a_kill_between_two_shards_leaves_nothing_half(
     assert [[each for each in report.rejected if "near" in each.reason] for report in reports] == REPEATED
     assert [len(rows_of(tokens, stem)) for stem in STEMS] == [2, 1]
     assert counting.encoded == {STEMS[0]: 3, STEMS[1]: 2}[lost]
+
+
+def test_clips_that_another_job_has_removed_are_not_removed_twice(
+    tokenize: Callable[..., list[ShardReport]], tokens: UPath, counting: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenize()
+
+    def found_by_both(*arguments: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(tokenizing, "repeated_clips", repeated_clips)
+            found = repeated_clips(*arguments)
+            exclude_duplicates(tokens, counting.identity)
+        return found
+
+    monkeypatch.setattr(tokenizing, "repeated_clips", found_by_both)
+    with pytest.raises(TokensError, match=r"batch_1\.parquet changed while it was read"):
+        exclude_duplicates(tokens, counting.identity)
+    assert [[row.clip for row in rows_of(tokens, stem)] for stem in STEMS] == [["a.wav", "b.wav"], ["e.wav"]]
 
 
 def test_shards_of_another_codec_are_ignored(
