@@ -12,7 +12,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.config import ReadingSettings
 from musicgen_core.data.archive import archive_stem
-from musicgen_core.errors import raise_if_interrupted, reason_of
+from musicgen_core.errors import TokensError, raise_if_interrupted, reason_of
 from musicgen_core.escaping import markdown_text
 from musicgen_core.language import message, translated
 from musicgen_core.wording import lasting
@@ -74,7 +74,10 @@ def page_of_tokens(
 
         existing = ExistingMetadata(storage.as_path(metadata)) if metadata else None
         found = findings_of(clips_of_shards(tokens, reports, existing))
-        found.duplicates = duplicates_of(_clusters(tokens, reports))
+        try:
+            found.duplicates = duplicates_of(_clusters(tokens, reports))
+        except TokensError as error:  # such as other shards that are damaged, or no room in the cache
+            run_logger().warning("near duplicates are missing from the page of the data set: %s", reason_of(error))
         return found
 
     return _write(tokens, findings, archives, settings, sum(len(report.rejected) for report in reports))

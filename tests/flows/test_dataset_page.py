@@ -15,6 +15,7 @@ from prefect.client.schemas.objects import State
 from flows.caption_archives import caption_archives
 from flows.tokenize_archives import tokenize_archives
 from musicgen_core.data.duplicate_clips import ClipName
+from musicgen_core.errors import TokensError
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -75,6 +76,19 @@ def test_tokenized_clips_have_a_page_with_near_duplicates(
     assert state.result().page == str(tokens / "dataset.html")
     assert f"near duplicate of {last} in archive_batch_0002.zip" in page and page.count("<audio") == 2
     assert "| near duplicates (clusters) | 1 |" in artifact_of(state, "dataset")
+
+
+def test_a_page_without_near_duplicates_is_written_if_they_cannot_be_found(
+    archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise TokensError("the shard other.parquet was tokenized with another model", "Tokenize again")
+
+    monkeypatch.setattr("musicgen_core.data.duplicate_clips.near_duplicates_in", fail)
+    state = tokenize(archives, tmp_path / "tokens")
+    page = (tmp_path / "tokens" / "dataset.html").read_text()
+    assert state.result().page and "Near duplicates" not in page and "<dd>16</dd>" in page
+    assert "near duplicates are missing" in caplog.text and "other.parquet" in caplog.text
 
 
 def test_a_page_of_somebody_else_is_kept(archives: Path, tmp_path: Path) -> None:
