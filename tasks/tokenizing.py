@@ -89,6 +89,7 @@ def tokenize_archive(
     retries=len(RETRY_SECONDS),
     retry_delay_seconds=RETRY_SECONDS,
     retry_condition_fn=may_help,
+    persist_result=False,
 )
 def exclude_near_duplicates(tokens: str, model: str) -> None:
     """Remove near duplicates of earlier clips from the shards in a directory."""

@@ -7,6 +7,7 @@ import pytest
 
 from musicgen_core.errors import ArchiveError
 from tasks.archive_tasks import may_help
+from tasks.tokenizing import exclude_near_duplicates
 
 
 @pytest.mark.parametrize(
@@ -25,3 +26,7 @@ from tasks.archive_tasks import may_help
 def test_only_transient_errors_are_retried(error: Exception, is_tried_again: bool) -> None:
     state = SimpleNamespace(result=lambda raise_on_failure: error)
     assert may_help(None, SimpleNamespace(name="tokenize-a", run_count=1), state) == is_tried_again
+
+
+def test_near_duplicates_are_looked_for_again_in_each_attempt() -> None:
+    assert exclude_near_duplicates.persist_result is False
