@@ -24,6 +24,7 @@ from musicgen_core.data.duplicate_clips import RepeatedClips, repeated_clips
 from musicgen_core.data.exclusion import duplicate_of, excluded_clips, fingerprint_without, is_duplicate, is_excluded
 from musicgen_core.data.members import CLIP_SUFFIXES, Member, Sidecars, limits_of, sidecar_key
 from musicgen_core.data.outdated_shards import lacks_clips, was_repaired
+from musicgen_core.data.shard_codec import shard_codec, shard_shape
 from musicgen_core.data.shards import (
     Rejected,
     Remark,
@@ -35,9 +36,7 @@ from musicgen_core.data.shards import (
     read_report,
     read_rows,
     refuse_foreign_shard,
-    shard_codec,
     shard_paths,
-    shard_shape,
 )
 from musicgen_core.encoding import Encoded, encode_clips
 from musicgen_core.errors import Cancelled, ClipRejected, TokensError

@@ -86,7 +86,8 @@ def page_of_tokens(
 def _clusters(tokens: UPath, reports: Sequence[ShardReport]) -> list[list[tuple[str, str]]]:
     """Return the clusters of near duplicates in shards, as archives and paths of their clips."""
     from musicgen_core.data.duplicate_clips import near_duplicates_in
-    from musicgen_core.data.shards import shard_codec, shard_paths
+    from musicgen_core.data.shard_codec import shard_codec
+    from musicgen_core.data.shards import shard_paths
 
     names = {archive_stem(UPath(report.archive)): report.archive for report in reports}
     filled = [stem for stem, report in zip(names, reports, strict=True) if report.clips]

@@ -24,15 +24,8 @@ from numpy.typing import NDArray
 from musicgen_core.codes import MONO, STEREO, STEREO_SUFFIX, CodeShape
 from musicgen_core.data.groups import clip_hash, group_hashes
 from musicgen_core.data.near_duplicates import PERMUTATIONS, Signatures, signature
-from musicgen_core.data.shards import (
-    another_codec,
-    another_shape,
-    check_columns,
-    column_of,
-    parse_fields,
-    shard_codec,
-    shard_shape,
-)
+from musicgen_core.data.shard_codec import another_codec, another_shape, shard_codec, shard_shape
+from musicgen_core.data.shards import check_columns, column_of, parse_fields
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
 

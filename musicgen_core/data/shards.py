@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.codes import CARDINALITY, FRAME_RATE, MONO, STEREO, CodeShape
+from musicgen_core.codes import FRAME_RATE, MONO, CodeShape
 from musicgen_core.data.archive import archive_stem
+from musicgen_core.data.shard_codec import shard_shape
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
 from musicgen_core.texts import shorten
@@ -340,65 +341,6 @@ def parse_fields(text: str | None) -> dict[str, str]:
     if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
         raise ValueError(f"the fields of a clip are {shorten(str(text))}, not a JSON object of texts")
     return fields
-
-
-def shard_shape(schema: pa.Schema) -> CodeShape:
-    """Return the shape of a shard's codes; without a number of channels it is mono.
-
-    Raises:
-        ValueError: the numbers in the schema are invalid.
-    """
-    metadata = schema.metadata or {}
-    channels, cardinality = (
-        int(metadata.get(name, default)) for name, default in ((b"channels", 1), (b"cardinality", CARDINALITY))
-    )
-    if channels not in (1, 2):
-        raise ValueError(f"it has {channels} channels")
-    shape = replace(MONO if channels == 1 else STEREO, cardinality=cardinality)
-    if (codebooks := int(metadata.get(b"codebooks", shape.codebooks))) != shape.codebooks:
-        raise ValueError(f"it has {codebooks} codebooks")
-    if not 1 <= cardinality <= CARDINALITY:
-        raise ValueError(f"its codebooks have {cardinality} codes")
-    return shape
-
-
-def shard_codec(parquet: Path | UPath) -> tuple[str, str]:
-    """Return the identity of a shard's codec, and the name of its model or an empty string."""
-    with parquet.open("rb") as file:
-        metadata = pq.read_schema(file).metadata or {}
-    codec, model = (metadata.get(key, b"").decode(errors="replace") for key in (b"codec", b"model"))
-    return codec, model
-
-
-def another_codec(shard: str, made_with: str, model: str) -> TokensError:
-    """Return the error for a shard whose codes are of another codec than the model's.
-
-    Args:
-        made_with: name of the model that the shard was tokenized with; may be empty.
-    """
-    if made_with:
-        advice = message("Give --model {model}, or tokenize again into another directory", model=made_with)
-    else:
-        advice = message("Give the model that it was tokenized with, or tokenize again into another directory")
-    return TokensError(
-        message(
-            "the shard {shard} was tokenized with {made_with}, whose codec is not that of {model}",
-            shard=shard,
-            made_with=message("the model {name}", name=made_with) if made_with else message("another model"),
-            model=model,
-        ),
-        advice,
-    )
-
-
-def another_shape(shard: str, found: CodeShape, expected: CodeShape) -> TokensError:
-    """Return the error for a shard whose codes have another shape than the model's."""
-    return TokensError(
-        message(
-            "the shard {shard} is {found}, and this run's model {expected}", shard=shard, found=found, expected=expected
-        ),
-        message("Give the model that it was tokenized with, or tokenize again into another directory"),
-    )
 
 
 def copies_among(reports: Mapping[str, ShardReport]) -> dict[str, str]:

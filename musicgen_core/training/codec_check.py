@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from musicgen_core import storage
 from musicgen_core.codes import STEREO_SUFFIX
-from musicgen_core.data.shards import another_codec, shard_codec
+from musicgen_core.data.shard_codec import another_codec, shard_codec
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
 from musicgen_core.model.local_files import codec_here

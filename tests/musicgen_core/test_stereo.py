@@ -22,7 +22,8 @@ from musicgen_core.codes import MONO, SAMPLE_RATE, STEREO
 from musicgen_core.config import SamplingSettings, TrainSettings
 from musicgen_core.data.audio import DecodedClip
 from musicgen_core.data.dataset import load_clips
-from musicgen_core.data.shards import read_rows, shard_shape
+from musicgen_core.data.shard_codec import shard_shape
+from musicgen_core.data.shards import read_rows
 from musicgen_core.encoding import Encoded, encode_clips
 from musicgen_core.errors import TokensError
 from musicgen_core.exporting.export import export

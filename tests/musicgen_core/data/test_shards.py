@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from upath import UPath
 
 from musicgen_core import storage
+from musicgen_core.data.shard_codec import shard_codec
 from musicgen_core.data.shards import (
     SCHEMA,
     Rejected,
@@ -23,7 +24,6 @@ from musicgen_core.data.shards import (
     publish_shard,
     read_report,
     read_rows,
-    shard_codec,
     shard_paths,
 )
 from musicgen_core.errors import TokensError

@@ -14,7 +14,8 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.codec import Codec
 from musicgen_core.config import TokenizeSettings
-from musicgen_core.data.shards import read_report, shard_codec, shard_paths
+from musicgen_core.data.shard_codec import shard_codec
+from musicgen_core.data.shards import read_report, shard_paths
 from musicgen_core.tokenizing import Tokenizer
 from tests.fixture_types import MakeWav, Members, Pack, RowsOf
 

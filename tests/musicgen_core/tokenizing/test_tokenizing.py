@@ -18,7 +18,8 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.codec import Codec
 from musicgen_core.data.audio import resample
-from musicgen_core.data.shards import read_report, shard_codec, shard_paths
+from musicgen_core.data.shard_codec import shard_codec
+from musicgen_core.data.shards import read_report, shard_paths
 from musicgen_core.tokenizing import Counts, Tokenizer
 from tests.fixture_types import MakeWav, Members, Pack, RowsOf
 
