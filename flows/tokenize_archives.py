@@ -36,7 +36,7 @@ from musicgen_core.data.captions import Captioner, Captions, load_captions, meta
 from musicgen_core.data.exclusion import check_exclusions
 from musicgen_core.data.match_report import check_matches, match_report, undescribed_clips
 from musicgen_core.data.members import limits_of
-from musicgen_core.data.outdated_shards import lacks_clips
+from musicgen_core.data.outdated_shards import lacks_clips, lacks_originals
 from musicgen_core.data.shards import ShardReport, described_clips, is_whole, read_report
 from musicgen_core.errors import MusicgenError
 from musicgen_core.exclusions import DUPLICATE
@@ -217,9 +217,9 @@ def _already_tokenized(before: Mapping[str, ShardReport | None], reports: Sequen
 
 
 def _is_stale(report: ShardReport, work: Work) -> bool:
-    archive, settings = storage.as_path(work["archive"]), work["settings"]
+    archive, tokens, settings = storage.as_path(work["archive"]), storage.as_path(work["tokens"]), work["settings"]
     try:
-        whole = is_whole(storage.as_path(work["tokens"]), work["stem"], report)
+        whole = is_whole(tokens, work["stem"], report) and not lacks_originals(tokens, report)
         with ArchiveFile(archive, limits_of(settings), settings.name_encoding) as file:
             return not whole or lacks_clips(file, report)
     except (MusicgenError, OSError):

@@ -23,7 +23,7 @@ from musicgen_core.data.decoding import Counts, OnClip, decoded_clips
 from musicgen_core.data.duplicate_clips import RepeatedClips, repeated_clips
 from musicgen_core.data.exclusion import duplicate_of, excluded_clips, fingerprint_without, is_duplicate, is_excluded
 from musicgen_core.data.members import CLIP_SUFFIXES, Member, Sidecars, limits_of, sidecar_key
-from musicgen_core.data.outdated_shards import lacks_clips, was_repaired
+from musicgen_core.data.outdated_shards import lacks_clips, lacks_originals, was_repaired
 from musicgen_core.data.shard_codec import shard_codec, shard_shape
 from musicgen_core.data.shards import (
     Rejected,
@@ -108,6 +108,7 @@ class Tokenizer:
         """Return whether to keep a shard. A limited run doesn't truncate a complete one."""
         left_out = _names(filter(is_excluded, report.rejected))
         is_back = DUPLICATE not in self.settings.exclude and any(map(is_duplicate, report.rejected))
+        is_back |= lacks_originals(self.tokens, report)
         if is_back or not set(left_out).issubset(_names(self._excluded(file, report.limited_to))):
             return False  # clips that were left out come back
         if report.fingerprint == self._fingerprint(file, limit, report.rejected):

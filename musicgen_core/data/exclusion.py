@@ -45,6 +45,12 @@ def is_duplicate(rejected: Rejected) -> bool:
     return rejected.reason.startswith(_NEAR_DUPLICATE)
 
 
+def stems_of_original(rejected: Rejected) -> tuple[str, ...]:
+    """Return the stem of the archive whose clip a near duplicate repeats; several if names with `: ` leave it open."""
+    parts = rejected.reason.removeprefix(_NEAR_DUPLICATE).split(": ")
+    return tuple(": ".join(parts[:end]) for end in range(1, len(parts)))
+
+
 def duplicate_of(clip: str, original: ClipName) -> Rejected:
     """Return the rejection of a clip that is a near duplicate of another."""
     return Rejected(clip, str(message("near duplicate of {clip}", clip=original)))

@@ -1,12 +1,15 @@
-"""Recognise shards whose archive, with the same fingerprint, has clips that they lack."""
+"""Recognise shards that lack clips of their archive, although its fingerprint is the same."""
 
 from __future__ import annotations
 
 from itertools import islice
 
+from upath import UPath
+
 from musicgen_core.data.archive import ArchiveFile
+from musicgen_core.data.exclusion import is_duplicate, stems_of_original
 from musicgen_core.data.members import CLIP_SUFFIXES, DAMAGED, is_clip
-from musicgen_core.data.shards import ShardReport
+from musicgen_core.data.shards import ShardReport, shard_paths
 
 
 def lacks_clips(archive: ArchiveFile, report: ShardReport) -> bool:
@@ -25,6 +28,12 @@ def was_repaired(archive: ArchiveFile, report: ShardReport) -> bool:
     """
     damaged = [entry.clip for entry in report.rejected if entry.reason.startswith(DAMAGED)]
     return bool(damaged) and archive.opened.count_damaged(damaged) < len(damaged)
+
+
+def lacks_originals(tokens: UPath, report: ShardReport) -> bool:
+    """Return whether a clip was left out as a near duplicate of one whose shard has been deleted since."""
+    originals = {stems_of_original(each) for each in report.rejected if is_duplicate(each)}
+    return any(not any(shard_paths(tokens, stem)[0].exists() for stem in stems) for stems in originals)
 
 
 def _has_other_suffixes(archive: ArchiveFile, report: ShardReport) -> bool:

@@ -127,6 +127,12 @@ def test_near_duplicates_are_removed_after_all_archives_are_tokenized(
     assert (tokens / "archive_batch_0002.parquet").read_bytes() == before
     assert [report.clips for report in run(songs, tokens).result().reports] == [2, 3] and sum(encoded) == 3
 
+    assert run(songs, tokens, "duplicate").result().reports == result.reports
+    for path in (songs / "archive_batch_0001.zip", *tokens.glob("archive_batch_0001.*")):
+        path.unlink()
+    [alone] = run(songs, tokens, "duplicate").result().reports  # although its result is persisted
+    assert alone.clips == 3 and [each.clip for each in alone.rejected] == ["audio/broken.wav"]
+
 
 def test_exclusions_without_measurements_are_refused_before_encoding(archives: Path, tmp_path: Path) -> None:
     with pytest.raises(

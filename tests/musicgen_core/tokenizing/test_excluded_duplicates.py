@@ -98,6 +98,18 @@ def test_near_duplicates_come_back_without_the_exclusion(
     assert counting.encoded == 10
 
 
+def test_near_duplicates_come_back_when_the_shard_of_the_earlier_clip_is_deleted(
+    tokenize: Callable[..., list[ShardReport]], archives: list[UPath], tokens: UPath, counting: Any
+) -> None:
+    tokenize("duplicate")
+    for path in shard_paths(tokens, STEMS[0]):
+        path.unlink()
+    del archives[0]
+    [report] = tokenize("duplicate")
+    assert [row.clip for row in rows_of(tokens, STEMS[1])] == ["d.wav", "e.wav"]
+    assert [each.clip for each in report.rejected] == ["broken.wav"] and counting.encoded == 7
+
+
 def test_shards_without_near_duplicates_stay_as_they_are(archives: list[UPath], counting: Any, tokens: UPath) -> None:
     settings = TokenizeSettings(exclude=("duplicate",))
     plain = Tokenizer(counting, tokens).tokenize(archives[1])
