@@ -55,7 +55,9 @@ def write(folder: Path, base: BaseModel, lm_state: Mapping[str, Tensor]) -> None
             )
         model.generation_config = _generation_config(base)
         model.save_pretrained(folder, state_dict=state, max_shard_size=LARGEST_FILE)
-        features = EncodecFeatureExtractor(sampling_rate=SAMPLE_RATE, padding_side="left")
+        features = EncodecFeatureExtractor(
+            feature_size=base.config.decoder.codes.channels, sampling_rate=SAMPLE_RATE, padding_side="left"
+        )
         MusicgenProcessor(features, text.tokenizer).save_pretrained(folder)
         features.save_pretrained(folder)  # for transformers before 5, which has no processor_config.json
     as_others_may_read(folder)

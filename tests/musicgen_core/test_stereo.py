@@ -212,7 +212,7 @@ def test_a_model_is_stereo_by_its_settings_and_mono_tokens_are_of_another_shape(
 
 @torch.inference_mode()
 def test_exports_are_stereo_models_of_hugging_face_and_audiocraft(model: BaseModel, tmp_path: Path) -> None:
-    from transformers import MusicgenForConditionalGeneration
+    from transformers import AutoProcessor, MusicgenForConditionalGeneration
 
     adapter = storage.as_path(tmp_path / "some_lora.pt")
     save_adapter(random_adapter(model, AdapterConfig(4, 16, 0.0)), adapter)
@@ -224,6 +224,10 @@ def test_exports_are_stereo_models_of_hugging_face_and_audiocraft(model: BaseMod
     expected = lm(sequence, text)
     theirs = MusicgenForConditionalGeneration.from_pretrained(tmp_path / "huggingface").eval()
     assert theirs.config.decoder.audio_channels == 2
+    heard = AutoProcessor.from_pretrained(tmp_path / "huggingface")(
+        text=["slow piano"], audio=[sound(0.1).T], sampling_rate=SAMPLE_RATE, return_tensors="pt"
+    )
+    assert heard["input_values"].shape == (1, 2, 3200)
     states, _ = lm.project_text(text)
     found = theirs.decoder(
         sequence.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=text.mask.long()
