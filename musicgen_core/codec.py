@@ -24,7 +24,7 @@ from musicgen_core.model.weights import BaseModel
 from musicgen_core.stages import announce
 
 Codes = NDArray[np.uint16]
-"""[4, frames]"""
+"""[K, frames]"""
 
 ENCODE_SECONDS = 60
 """Longer tracks are encoded in segments of this length, so that memory doesn't grow with the track."""

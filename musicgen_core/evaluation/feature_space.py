@@ -22,7 +22,7 @@ FEWEST_WINDOWS = 16
 """With 16 windows, distances of clips of one style are 13 ± 2, and of different styles 179 ± 20 (bench/RESULTS.md)"""
 
 Audio = NDArray[np.float32]
-"""[samples], 32 kHz mono"""
+"""[samples], or [samples, 2] of stereo, 32 kHz"""
 
 
 def count_windows(seconds: Iterable[float]) -> int:

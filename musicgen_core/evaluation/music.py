@@ -50,7 +50,7 @@ class Pair:
 
     Attributes:
         adapter_label: which state of the adapter was used.
-        base_codes: codes of the base model's music, [4, frames]; None where only the audio is known.
+        base_codes: codes of the base model's music, [K, frames]; None where only the audio is known.
         adapter_codes: likewise of the adapter's.
     """
 

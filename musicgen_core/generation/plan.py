@@ -35,7 +35,7 @@ class Continuation:
     """The audio that a sample continues.
 
     Attributes:
-        codes: [4, frames], empty for a sample that continues nothing.
+        codes: [K, frames], empty for a sample that continues nothing.
         path: the sound file.
         sha256: hash of its content.
     """

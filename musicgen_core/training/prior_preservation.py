@@ -178,7 +178,7 @@ def _generate(
     on_progress: Callable[[int, int], None],
     cancelled: Callable[[], bool],
 ) -> Iterator[list[Tensor]]:
-    """Yield the codes [4, frames] of the clips, batch by batch, with smaller batches once memory runs out."""
+    """Yield the codes [K, frames] of the clips, batch by batch, with smaller batches once memory runs out."""
     prompts = request.clip_prompts
     logger.info("generating %s with the base model for prior preservation", counted(len(prompts), "clip"))
     settings = SamplingSettings(duration=request.seconds, seed=request.seed)
