@@ -6,8 +6,10 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -38,6 +40,7 @@ from musicgen_core.data.shards import (
     refuse_foreign_shard,
     shard_paths,
 )
+from musicgen_core.data.token_cache import THREADS
 from musicgen_core.encoding import Encoded, encode_clips
 from musicgen_core.errors import Cancelled, ClipRejected, TokensError
 from musicgen_core.exclusions import DUPLICATE, measured
@@ -251,7 +254,9 @@ def exclude_duplicates(tokens: UPath, codec: str) -> None:
     if not storage.is_local(tokens):
         tokens.fs.invalidate_cache(tokens.path)  # the cached listing may be outdated
     parquets = [path for path in tokens.iterdir() if path.suffix == ".parquet"]
-    stems = [path.stem for path in parquets if _is_of(path, codec)]
+    with ThreadPoolExecutor(THREADS) as pool:  # remote reads are latency-bound
+        are_of = pool.map(partial(_is_of, codec=codec), parquets)
+    stems = [path.stem for path, is_of in zip(parquets, are_of, strict=True) if is_of]
     if stems:
         for repeated in repeated_clips(tokens, codec, stems):
             _remove(tokens, repeated)

@@ -1,12 +1,12 @@
 """Near duplicates of clips, found by MinHash over bigrams of the codes.
 
-The same audio resampled, slightly quieter or cut later by whole frames has mostly the same codes in the same order.
-The set of pairs of consecutive codes of the first codebook, which holds the coarsest structure, therefore overlaps with
-that of the original, and hardly with that of other music. Its MinHash signature (Broder 1997) estimates the Jaccard
-index of two sets as the share of equal entries. Signatures are compared only within the buckets of locality-sensitive
-hashing, which is sorting in NumPy here: 139,000 clips take a second, where `datasketch.MinHashLSH` fills dictionaries
-clip by clip. Levels that differ by 3 dB and cuts in the middle of a frame change too many codes; bench/RESULTS.md has
-figures.
+The same audio resampled, slightly quieter or cut later by whole frames has mostly the same codes in the same order. The
+set of pairs of consecutive codes of the first codebook, which holds the coarsest structure (of stereo: of the left
+channel), therefore overlaps with that of the original, and hardly with that of other music. Its MinHash signature
+(Broder 1997) estimates the Jaccard index of two sets as the share of equal entries. Signatures are compared only within
+the buckets of locality-sensitive hashing, which is sorting in NumPy here: 139,000 clips take a second, where
+`datasketch.MinHashLSH` fills dictionaries clip by clip. Levels that differ by 3 dB and cuts in the middle of a frame
+change too many codes; bench/RESULTS.md has figures.
 """
 
 from __future__ import annotations

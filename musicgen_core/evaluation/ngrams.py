@@ -1,9 +1,9 @@
 """Parts of samples that occur in training clips, found by exact matches of code n-grams.
 
-An n-gram is the codes of `NGRAM` consecutive frames in codebook 0, the coarsest, which carries the melody. MusicLM
-(Agostinelli et al. 2023, section 5.4) and MusicGen (Copet et al. 2023, section 4.4) look for memorized music in the
-same way, as equal codes at a sample and in a training clip. They compare the continuations of a clip's beginning with
-that clip; here every sample is compared with every clip, at every alignment.
+An n-gram is the codes of `NGRAM` consecutive frames in codebook 0, the coarsest, which carries the melody; of stereo,
+that of the left channel. MusicLM (Agostinelli et al. 2023, section 5.4) and MusicGen (Copet et al. 2023, section 4.4)
+look for memorized music in the same way, as equal codes at a sample and in a training clip. They compare the
+continuations of a clip's beginning with that clip; here every sample is compared with every clip, at every alignment.
 
 Figures behind the constants, of the demo model's codec on five recordings and 96 synthesized clips, are in
 bench/RESULTS.md: n-grams of 0.2 s with fewer than five distinct codes, such as silence and held notes, account for all
