@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.captioning.sentences import compose
 from musicgen_core.data.archive import archive_stem
 from musicgen_core.data.caption_fields import (
     CAPTIONED_BY,
@@ -30,6 +29,7 @@ from musicgen_core.data.caption_fields import (
     texts_of,
 )
 from musicgen_core.data.captions import keys, named_archive, parse_line, read_lines
+from musicgen_core.data.sentences import compose
 from musicgen_core.data.shards import Rejected
 from musicgen_core.errors import MetadataError, reason_of
 from musicgen_core.language import message

@@ -30,6 +30,7 @@ from musicgen_core.data.caption_fields import (
     texts_for_training,
     with_categories,
 )
+from musicgen_core.data.sentences import without_vocals
 from musicgen_core.data.standing_out import traits_of
 from musicgen_core.errors import MetadataError, reason_of
 from musicgen_core.exclusions import Exclusion, measured
@@ -213,7 +214,9 @@ def load_captions(path: UPath, settings: TokenizeSettings = _DEFAULTS) -> Captio
         if key in table:
             duplicate.append(number)
             continue
-        table[key] = replace(_texts_of(entry, template), traits=traits_of(entry, measured(settings.exclude)))
+        traits = traits_of(entry, measured(settings.exclude))
+        texts = _texts_of(without_vocals(entry) if settings.remove_vocals else entry, template)
+        table[key] = replace(texts, traits=traits)
         if template and fill_template(template, entry) is None:
             incomplete.append(number)
             fields.update((name, None) for name, value in entry.items() if field_text(value) is not None)

@@ -13,10 +13,10 @@ from musicgen_core.captioning import clap
 from musicgen_core.captioning.clap import TEMPLATES, ClapTagger, choose_labels
 from musicgen_core.captioning.labels import Labels
 from musicgen_core.captioning.measuring import Measurer
-from musicgen_core.captioning.sentences import compose
 from musicgen_core.captioning.taggers import ChosenTagger
 from musicgen_core.data.audio import DecodedClip
 from musicgen_core.data.caption_fields import texts_for_training
+from musicgen_core.data.sentences import compose
 from musicgen_core.errors import ClipRejected
 from musicgen_core.music_tags import NO_VOCALS, Category, Tag
 from tests.toy_clap import make_clap

@@ -10,8 +10,15 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from musicgen_core.data.caption_fields import field_text, tempo_of, texts_of, with_categories
-from musicgen_core.music_tags import NO_VOCALS
+from musicgen_core.data.caption_fields import (
+    TAGS,
+    MetadataEntry,
+    field_text,
+    tempo_of,
+    texts_of,
+    with_categories,
+)
+from musicgen_core.music_tags import CATEGORIES, NO_VOCALS
 
 SLOW_BPM, FAST_BPM = 80.0, 140.0
 """Tempos below and above which a clip is called slow or fast, unless its mood says so"""
@@ -42,6 +49,20 @@ def compose(fields: Mapping[str, Any], clip: str) -> str | None:
     choice = int.from_bytes(hashlib.blake2b(clip.encode("utf-8", "replace"), digest_size=4).digest(), "big")
     wording = _WORDINGS[choice % len(_WORDINGS)]
     return ", ".join(filter(None, wording(parts))) or None
+
+
+def without_vocals(entry: MetadataEntry) -> MetadataEntry:
+    """Return the metadata of a clip whose vocals are removed: without their labels.
+
+    A description is composed anew if it is what captioning composes of these fields; one that a person wrote or
+    corrected stays.
+    """
+    name = f"{entry.get('archive')}/{entry['path']}"
+    tags = [tag for tag in texts_of(entry.get(TAGS)) if CATEGORIES.get(tag.lower()) != "vocals"]
+    new = {**entry, **({TAGS: tags} if TAGS in entry else {}), "vocals": [NO_VOCALS]}
+    if entry.get("description") == compose(entry, name):
+        new["description"] = compose(new, name)
+    return new
 
 
 def _parts(fields: Mapping[str, Any]) -> _Parts:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musicgen_core.captioning.sentences import compose
+from musicgen_core.data.sentences import compose, without_vocals
 from musicgen_core.music_tags import CATEGORIES
 
 FIELDS: dict[str, Any] = {
@@ -96,3 +96,15 @@ def test_a_fast_tempo_is_called_fast_unless_the_mood_is_slow() -> None:
 def test_any_fields_give_a_clean_sentence_or_none(fields: dict[str, Any], clip: str) -> None:
     text = compose(fields, clip)
     assert text is None or (text == text.strip() and ", ," not in text and not text.endswith(" with"))
+
+
+def test_without_vocals_a_composed_description_has_none_and_a_persons_stays() -> None:
+    entry = {**FIELDS, "archive": "a.zip", "path": "x.wav", "tags": ["pop", "guitar", "female vocals"]}
+    composed = {**entry, "description": compose(entry, "a.zip/x.wav")}
+    assert "female vocals" in str(composed["description"])
+    silent = without_vocals(composed)
+    assert silent["tags"] == ["pop", "guitar"] and silent["vocals"] == ["no vocals"]
+    assert "female" not in silent["description"] and "guitar" in silent["description"]
+    corrected = {**composed, "description": "pop song of a woman"}
+    assert without_vocals(corrected)["description"] == "pop song of a woman"
+    assert "description" not in without_vocals(entry)
