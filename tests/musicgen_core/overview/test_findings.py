@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -131,13 +132,22 @@ def test_entries_may_hold_anything() -> None:
     assert found.clips == len(names) * len(hostile)
 
 
-def test_clips_are_read_once_and_not_kept() -> None:
-    alive: list[int] = []
+class Entry(dict[str, Any]):
+    """An entry that can be referred to weakly."""
+
+
+def test_clips_are_read_once_and_their_entries_are_not_kept() -> None:
+    entries: list[weakref.ref[Entry]] = []
+    kept: list[int] = []
 
     def clips() -> Iterator[Clip]:
-        for number in range(1000):
-            alive.append(number)
-            yield Clip(f"{number // 100}.zip", f"{number}.wav", {"silence": 1.0}, "x", 1.0)
+        for number in range(300):
+            label = f"label {number}"
+            entry = Entry(silence=1.0, tags=[label], confidence={"tags": {label: 0.9}})
+            entries.append(weakref.ref(entry))
+            yield Clip(f"{number // 100}.zip", f"{number}.wav", entry, "x", 1.0)
+            kept.append(sum(one() is not None for one in entries))
 
     found = findings_of(clips())
-    assert (found.clips, len(found.archives), len(alive)) == (1000, 10, 1000)
+    assert (found.clips, len(found.archives), len(kept)) == (300, 3, 300)
+    assert found.rare.count == 300 and max(kept) <= 3
