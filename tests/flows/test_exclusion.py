@@ -126,6 +126,8 @@ def test_near_duplicates_are_removed_after_all_archives_are_tokenized(
     assert run(songs, tokens, "duplicate").result().reports == result.reports and encoded == []
     assert (tokens / "archive_batch_0002.parquet").read_bytes() == before
     assert [report.clips for report in run(songs, tokens).result().reports] == [2, 3] and sum(encoded) == 3
+    page = (tokens / "dataset.html").read_text()
+    assert song in page and "near duplicate of audio/copied.wav in archive_batch_0002.zip" in page
 
     assert run(songs, tokens, "duplicate").result().reports == result.reports
     for path in (songs / "archive_batch_0001.zip", *tokens.glob("archive_batch_0001.*")):
