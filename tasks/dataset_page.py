@@ -14,8 +14,8 @@ from musicgen_core.config import ReadingSettings
 from musicgen_core.data.archive import archive_stem
 from musicgen_core.errors import TokensError, raise_if_interrupted, reason_of
 from musicgen_core.escaping import markdown_text
-from musicgen_core.language import message, translated
-from musicgen_core.wording import lasting
+from musicgen_core.language import translated
+from musicgen_core.wording import counted, lasting
 from tasks.artifacts import markdown_table
 from tasks.progress import run_logger
 from tasks.served import file_link
@@ -114,7 +114,7 @@ def _write(
         if not found.clips:
             return None
         by_name: Mapping[str, UPath] = {archive.name: archive for archive in archives}
-        left_out = message("{number:,} clips", number=rejected) if rejected else ""
+        left_out = counted(rejected, "clip") if rejected else ""
         write_page(target, found, by_name, settings, left_out)
     except Exception as error:  # of whatever type: the captions and tokens are there, and the page is not worth them
         raise_if_interrupted(error)

@@ -53,7 +53,7 @@ def test_captioned_clips_have_a_page_beside_the_metadata(archives: Path) -> None
     assert state.result().page == str(archives / "dataset.html")
     path = json.loads(lines[0])["path"]
     assert path in page and "speech: 80 % of its time" in page and "data:audio/mpeg" in page
-    assert "<dd>16</dd>" in page and "<dd>1 clips</dd>" in page  # one is broken
+    assert "<dd>16</dd>" in page and "<dd>1 clip</dd>" in page  # one is broken
     assert "Near duplicates" not in page  # there are no tokens yet
     shown = artifact_of(state, "dataset")
     assert "dataset.html" in shown and "| speech | 1 |" in shown and path in shown
