@@ -20,10 +20,13 @@ from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.data.shards import ShardReport
 from musicgen_core.exporting.export import export
 from musicgen_core.exporting.model_card import Data, Origin, RenderedSample, write_card
-from musicgen_core.model.adapters import Adapter, save_adapter
+from musicgen_core.model.adapters import Adapter, AdapterConfig, save_adapter
+from musicgen_core.model.weights import BaseModel, find_model
 from musicgen_core.run_layout import RunConfig
 from tests.fixture_types import Save
 from tests.hostile import LONG, TEXTS, is_inert_markdown, is_inert_terminal_text
+from tests.musicgen_core.model.adapters import random_adapter
+from tests.stereo_model import make_stereo_model
 
 LARGE = "facebook/musicgen-large@sha256:0123456789abcdef"
 PROMPTS = ["calm *piano*, | <b>soft</b>\nand [slow](x)", "drums", "strings", "a fourth"]
@@ -89,6 +92,19 @@ def test_the_code_for_hugging_face_runs_without_the_hub(
     model = run_the_code_in((tmp_path / "jazz" / "README.md").read_text())["model"]
     torch.testing.assert_close(hf.logits(model), our_logits(adapter), atol=1e-4, rtol=0)
     check_music(tmp_path / "music.wav")
+
+
+def test_the_code_for_a_stereo_model_writes_both_channels(
+    debug_model: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = find_model(make_stereo_model(tmp_path / "stereo", debug_model).name)
+    adapter = storage.as_path(tmp_path / "some_lora.pt")
+    save_adapter(random_adapter(model, AdapterConfig(4, 16, 0.0)), adapter)
+    export(adapter, tmp_path / "jazz", "huggingface", model.name)
+    monkeypatch.chdir(tmp_path)
+    run_the_code_in((tmp_path / "jazz" / "README.md").read_text())
+    rate, audio = wavfile.read(tmp_path / "music.wav")
+    assert rate == 32_000 and audio.shape == (5 * 32_000, 2)
 
 
 @pytest.mark.parametrize(
