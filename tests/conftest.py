@@ -130,13 +130,16 @@ def blank_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def demo_archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_archives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return two archives of eight 2 s clips each and one broken clip, with metadata. Read-only."""
     from musicgen_core.demo_data import make_demo_archives
 
     folder = tmp_path_factory.mktemp("archives")
     make_demo_archives(folder, archives=2, clips=8, seconds=2.0)
-    return folder
+    made = {path.name: path.read_bytes() for path in folder.iterdir()}
+    yield folder
+    changed = {path.name: path.read_bytes() for path in folder.iterdir()} != made
+    assert not changed, f"a test changed {folder}, which later ones relied on"
 
 
 @pytest.fixture(scope="session")

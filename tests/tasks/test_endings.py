@@ -239,7 +239,14 @@ def test_a_cancelled_finetune_says_where_its_training_continues(
     quick = {"batch_size": 2, "gradient_accumulation_steps": 1, "segment_seconds": 0.5, "max_steps": 4}
     with listening(end):
         run = run_as_worker(
-            finetune, CancelledRun, **places, **quick, run_dir=str(tmp_path / "run"), model="debug", device="cpu"
+            finetune,
+            CancelledRun,
+            **places,
+            **quick,
+            run_dir=str(tmp_path / "run"),
+            model="debug",
+            device="cpu",
+            captions="none",
         )
     assert (run.state_name, message_of(run)) == ("Cancelled", "cancelled at step 2 of 4; Retry continues from there")
     assert_ends_with_message(caplog, run)
@@ -268,7 +275,7 @@ def test_ctrl_c_in_a_terminal_cancels_and_names_the_next_command(
             run = run_as_worker(train_lora, CancelledRun, **places, **QUICK)
         else:
             places |= {"archives": str(demo_archives), "tokens": str(tmp_path / "tokens"), "output": str(tmp_path)}
-            run = run_as_worker(finetune, CancelledRun, **places, **QUICK)
+            run = run_as_worker(finetune, CancelledRun, **places, **QUICK, captions="none")
     assert command.is_interrupted and run.state is not None
     state = "interrupted in the terminal at step 3 of 40"
     assert (run.state.type, run.state.name) == (StateType.CANCELLED, "Cancelled")

@@ -93,10 +93,10 @@ def test_a_training_run_shows_figures_curves_and_its_files(
     summary = str(found["summary"].data)
     for name in ("lora_weights/best_lora.pt", "lora_weights/final_lora.pt", "latest.pt", "loss.png", "metrics.jsonl"):
         assert f"`{tmp_path}/runs/jazz-2026-11-23/{name}`" in summary
-    assert "full_models" not in summary and "samples" not in summary  # there are none
+    assert "full_models/" not in summary and "samples/" not in summary  # there are none
 
     lines = log_lines(id_of(state))
-    assert result.steps >= 30 and len(lines) < 25, lines
+    assert result.steps >= 30 and len(lines) < 30, lines
     assert any(re.match(rf"step 1 of {result.steps}, epoch 1, loss \d", line) for line in lines)
 
 
@@ -208,6 +208,7 @@ def test_a_finetune_that_waits_for_disk_space_shows_it_too(
         output=str(tmp_path / "music"),
         model="debug",
         device="cpu",
+        captions="none",
         prompts=["calm"],
         duration=0.1,
         evaluate=False,
