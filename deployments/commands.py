@@ -44,7 +44,13 @@ def tokenize(parameters: dict[str, Any]) -> int:
     result: TokenizeResult = run_flow(tokenize_archives, parameters)
     print_rows(message("Tokenized"), tokenized_rows(result))
     print_outcome(
-        outcomes.tokenized(result.tokens, len(result.reports), parameters, _new_notice(result), page=result.page)
+        outcomes.tokenized(
+            result.tokens,
+            sum(report.clips > 0 for report in result.reports),
+            parameters,
+            _new_notice(result),
+            page=result.page,
+        )
     )
     return 0
 
@@ -55,7 +61,7 @@ def caption(parameters: dict[str, Any]) -> int:
 
     result: CaptionResult = run_flow(caption_archives, parameters)
     print_rows(message("Captioned"), captioned_rows(result))
-    print_outcome(outcomes.captioned(result.metadata, parameters["archives"], page=result.page))
+    print_outcome(outcomes.captioned(result.metadata, parameters["archives"], page=result.page, clips=result.clips))
     return 0
 
 

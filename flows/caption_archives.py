@@ -125,7 +125,7 @@ def caption_archives(given: CaptionParameters) -> State[CaptionResult]:
         show_summary(
             artifacts,
             partial(captioned_section, result),
-            outcome=partial(captioned, target, location, len(failed), result.page),
+            outcome=partial(captioned, target, location, len(failed), result.page, result.clips),
             again="Fix what is listed, then caption again, which keeps finished archives" if failed else "",
         )
     if failed:

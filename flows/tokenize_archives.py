@@ -168,7 +168,15 @@ def tokenize_archives(given: TokenizeParameters) -> State[TokenizeResult]:
         show_summary(
             artifacts,
             partial(tokenized_section, target, reports, failed, result.remarks),
-            outcome=partial(tokenized, target, len(reports), on, result.notice, len(failed), result.page),
+            outcome=partial(
+                tokenized,
+                target,
+                sum(report.clips > 0 for report in reports),
+                on,
+                result.notice,
+                len(failed),
+                result.page,
+            ),
             again="Fix what is listed, then tokenize again, which keeps finished archives" if failed else "",
         )
     if failed:

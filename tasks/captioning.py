@@ -49,6 +49,11 @@ class CaptionResult:
     remarks: list[str] = field(default_factory=list)
     page: str = ""
 
+    @property
+    def clips(self) -> int:
+        """Return the number of clips that can be used."""
+        return self.new + self.kept + self.missing
+
 
 def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
     """Return the cache key: the archive's content, how it is read, and the programs that measure."""

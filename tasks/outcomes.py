@@ -87,7 +87,9 @@ def missing_descriptions(archives: Sequence[UPath]) -> str:
 def tokenized(
     tokens: str, shards: int, on: Mapping[str, Any], notice: str = "", failed: int = 0, page: str = ""
 ) -> Outcome:
-    """Return the outcome of tokenizing into so many shards. The next step is training, unless archives failed.
+    """Return the outcome of tokenizing into so many shards with clips. The next step is training, if there are any.
+
+    If archives failed there is no next step.
 
     Here and below, `on` are the parameters that the run was given, and `page` the page of the clips, if there is one.
     """
@@ -104,8 +106,10 @@ def tokenized(
     return Outcome(made, (train,), notice)
 
 
-def captioned(metadata: str, archives: str, failed: int = 0, page: str = "") -> Outcome:
-    """Return the outcome of captioning. The next step is tokenizing, unless archives failed."""
+def captioned(metadata: str, archives: str, failed: int = 0, page: str = "", clips: int = 1) -> Outcome:
+    """Return the outcome of captioning so many clips. The next step is tokenizing, unless archives failed."""
+    if not clips:
+        return Outcome(notice=message("The archives hold no clips that can be used"))
     made = (Made(_DESCRIPTIONS, metadata), *_page_of_clips(page))
     if failed:
         return Outcome(made)

@@ -114,8 +114,8 @@ def check_exclusions(
         )
     return [
         message(
-            "{number:,} of {clips} are kept whether {kind} or not: the metadata don't have their {field}, which "
-            "caption measures unless it rejects them",
+            "clips without a usable {field} in the metadata, {number:,} of {clips}: not left out as {kind}; caption "
+            "measures it, unless it rejects a clip",
             number=untold[kind],
             clips=counted(clips, "clip"),
             kind=kind,

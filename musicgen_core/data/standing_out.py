@@ -10,7 +10,6 @@ Fields count whoever wrote them, captioning or a person. `tokenize --exclude` le
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -79,11 +78,11 @@ def vocals_of(entry: Mapping[str, Any]) -> list[str]:
 
 
 def share_of(entry: Mapping[str, Any], name: str) -> float | None:
-    """Return a field that is a share from 0 to 1, as a number or a text; None if there is none."""
+    """Return a field that is a share from 0 to 1, as a number or a text; None for anything else."""
     value = entry.get(name)
     with suppress(TypeError, ValueError, OverflowError):
-        if not isinstance(value, bool) and math.isfinite(share := float(value)):  # type: ignore[arg-type]
-            return min(1.0, max(0.0, share))
+        if not isinstance(value, bool) and 0.0 <= (share := float(value)) <= 1.0:  # type: ignore[arg-type]
+            return share
     return None
 
 

@@ -10,6 +10,8 @@ from musicgen_core.language import message
 
 COPIED_SECONDS = 1.0
 """A run this much longer than any of the held-out clips counts as copied"""
+ENOUGH_SAMPLES = 8
+"""With fewer samples or held-out clips the verdict is said to say little"""
 Verdict = Literal["copies", "more", "no more", "unknown"]
 
 
@@ -127,7 +129,7 @@ class Originality:
                 "The adapter's samples have no more in common with the training clips than held-out clips do"
             ),
         }[self.verdict]
-        return message(
+        sentence = message(
             "{claim}: {shared:.1%} of the samples' n-grams occur in training clips and the longest run is "
             "{seconds:.1f} s, against {held_shared:.1%} and {held_seconds:.1f} s of held-out clips.",
             claim=claim,
@@ -136,3 +138,6 @@ class Originality:
             held_shared=self.held_out.shared,
             held_seconds=self.held_out.longest_seconds,
         )
+        if min(self.adapter.samples, self.held_out.samples) >= ENOUGH_SAMPLES:
+            return sentence
+        return message("{sentence} So few samples and clips say little.", sentence=sentence)

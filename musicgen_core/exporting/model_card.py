@@ -39,6 +39,7 @@ _OF_TRAINING = (  # fields of a run's config.json, without those about the machi
     *("learning_rate", "warmup_steps", "schedule", "weight_decay", "batch_size", "gradient_accumulation_steps"),
     *("clips_per_step", "num_epochs", "max_steps", "early_stopping", "max_grad_norm", "base_precision"),
     *("segment_seconds", "validation_fraction", "cfg_dropout", "word_dropout", "seed"),
+    *("layers", "ranks", "optimizer_name", "ema"),
 )
 
 

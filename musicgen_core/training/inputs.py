@@ -173,12 +173,13 @@ def _with_enough_held_out(
         fraction = start.checkpoint.fixed.get(HELD_OUT, share)
     else:
         fraction = fraction_to_hold_out(keys, share)
-        if share and len(keys) < ENOUGH_CLIPS and world.is_main:
+        held_out = len(split(keys, share)[1])
+        if share and held_out < LEAST_HELD_OUT and world.is_main:
             logger.warning(
                 "%s, %d of them held out: too few for a validation loss that says much. "
                 "With %d clips or more at least %d are held out",
                 counted(len(keys), "clip"),
-                len(split(keys, share)[1]),
+                held_out,
                 ENOUGH_CLIPS,
                 LEAST_HELD_OUT,
             )

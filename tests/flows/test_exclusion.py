@@ -69,7 +69,9 @@ def test_excluded_clips_are_rejections_and_come_back_when_corrected(
     assert (first.clips, second.clips) == (6, 8) and sum(encoded) == 14
     report = json.loads((tokens / "archive_batch_0001.json").read_text())
     assert [each["reason"] for each in report["rejected"]] == [each.reason for each in first.rejected]
-    assert any("1 of 17 clips are kept whether silent or not" in remark for remark in result.remarks)  # a broken one
+    assert any(
+        "a usable silence in the metadata, 1 of 17 clips: not left out as silent" in remark for remark in result.remarks
+    )  # a broken one
 
     encoded.clear()
     again = run(archives, tokens, "silent", "speech")

@@ -122,6 +122,12 @@ def test_an_exported_adapter_is_not_to_be_exported_again(tmp_path: Path) -> None
     assert takes.command == "generate"
 
 
+def test_nothing_is_suggested_after_archives_without_clips(tmp_path: Path) -> None:
+    assert outcomes.tokenized(str(tmp_path / "tokens"), 0, ON).steps == ()
+    found = outcomes.captioned(str(tmp_path / "metadata.jsonl"), str(tmp_path), clips=0)
+    assert found.steps == () and found.notice == "The archives hold no clips that can be used"
+
+
 def test_no_training_is_suggested_while_archives_have_failed(tmp_path: Path) -> None:
     found = outcomes.tokenized(str(tmp_path / "tokens"), 3, ON, failed=1)
     assert [one.place for one in found.made] == [f"{tmp_path}/tokens"] and found.steps == ()

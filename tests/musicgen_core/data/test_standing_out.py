@@ -22,7 +22,7 @@ def test_a_share_counts_from_its_threshold(kind: Exclusion, field: str, below: f
     assert is_of_kind({field: str(above)}, kind) is True  # as some programs write numbers
 
 
-@pytest.mark.parametrize("value", [None, True, "loud", [], {}, float("nan"), 10**400])
+@pytest.mark.parametrize("value", [None, True, "loud", [], {}, float("nan"), 10**400, 7, -3, "97"])
 def test_a_share_that_is_no_number_tells_nothing(value: Any) -> None:
     assert is_of_kind({"silence": value}, "silent") is None
 
