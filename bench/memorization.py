@@ -157,7 +157,7 @@ def _write_tokens(directory: Path, stem: str, seed: int, number: int, codec: Cod
     codes = codec.start(list(SoundBank().render(clips, CLIP_FRAMES).numpy()), SAMPLE_RATE)()
     directory.mkdir(parents=True, exist_ok=True)
     parquet = directory.parent / f"{stem}.parquet"
-    with ShardWriter(parquet, codec.identity, codec.cardinality) as writer:
+    with ShardWriter(parquet, codec.identity, codec.shape) as writer:
         for i, (clip, of_clip) in enumerate(zip(clips, codes, strict=True)):
             writer.add(Row(f"{i:03d}.wav", clip.caption, CLIP_FRAMES / FRAME_RATE, of_clip))
     report = ShardReport(
