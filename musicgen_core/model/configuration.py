@@ -23,6 +23,11 @@ from musicgen_core.errors import ModelError
 from musicgen_core.language import message
 from musicgen_core.model.decoder import DecoderConfig
 
+CONDITIONED_ON = {
+    "melody": message("the chroma of a melody, which this project does not compute yet"),
+    "style": message("features of a style excerpt by MERT, a network that is not part of this project"),
+}
+"""What the decoder of an unsupported kind of checkpoint reads beside the text"""
 USE_ANOTHER = "Use facebook/musicgen-small, facebook/musicgen-medium or facebook/musicgen-large"
 _DEFAULT_CARDINALITY = 1024
 _DEFAULT_CODEBOOKS = 8
@@ -174,7 +179,7 @@ def read_lm_config(content: object, source: object) -> LmConfig:
     kind = _kind(config)
     problems = list(_problems(config))
     if problems:
-        what = f"is a {kind} checkpoint, which is not supported yet" if kind else "is not supported"
+        what = f"is a {kind} checkpoint, which is not supported yet{because(kind)}" if kind else "is not supported"
         raise ModelError(f"{source} {what}: {'; '.join(problems)}", USE_ANOTHER)
     lm = config.section("transformer_lm")
     name = config.get("conditioners.description.t5.name")
@@ -194,6 +199,12 @@ def read_lm_config(content: object, source: object) -> LmConfig:
         word_dropout=float(config.get("conditioners.description.t5.word_dropout", 0.0)),
         inference_coefficient=float(config.get("classifier_free_guidance.inference_coef", 3.0)),
     )
+
+
+def because(kind: str) -> str:
+    """Return why a kind of checkpoint is not supported, as the end of a sentence; empty if that needs no reason."""
+    what = CONDITIONED_ON.get(kind)
+    return message(" (it is conditioned on {what})", what=what) if what else ""
 
 
 def _kind(config: XpConfig) -> str | None:

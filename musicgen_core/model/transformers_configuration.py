@@ -17,6 +17,7 @@ from musicgen_core.model.configuration import (
     T5_WIDTHS,
     USE_ANOTHER,
     LmConfig,
+    because,
     differing,
     not_between,
     shown,
@@ -27,7 +28,7 @@ from musicgen_core.model.transformers_files import CONFIG_FILE, read_json
 
 GENERATION_FILE = "generation_config.json"
 MUSICGEN = "musicgen"
-_KINDS = {"musicgen_melody": "a melody checkpoint"}
+_KINDS = {"musicgen_melody": "melody"}
 
 # Settings that change what is computed: transformers' default, and the only value that this decoder computes.
 _DECODER: dict[str, tuple[Any, Any]] = {
@@ -67,7 +68,7 @@ def read_transformers_config(directory: Path) -> LmConfig:
     problems += not_between(f"guidance_scale in {GENERATION_FILE}", guidance, 1000)
     if problems:
         known = _KINDS.get(str(kind))
-        what = f"is {known}, which is not supported yet" if known else "is not supported"
+        what = f"is a {known} checkpoint, which is not supported yet{because(known)}" if known else "is not supported"
         raise ModelError(f"{path} {what}: {'; '.join(problems)}", USE_ANOTHER)
     shape = {name: decoder.get(name, default) for name, default in _SHAPE.items()}
     width = t5.get("d_model", _T5_WIDTH)

@@ -29,7 +29,7 @@ from musicgen_core.model.audiocraft_format import (
     read_checkpoint,
     to_audiocraft,
 )
-from musicgen_core.model.configuration import USE_ANOTHER, LmConfig, read_lm_config
+from musicgen_core.model.configuration import USE_ANOTHER, LmConfig, because, read_lm_config
 from musicgen_core.model.debug_model import debug_model_directory
 from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.hub_names import nearest
@@ -223,7 +223,13 @@ def refuse_unsupported(name: str) -> None:
     if match is not None and not Path(name).is_dir():
         kind = {"audiogen": "an AudioGen", "magnet": "a MAGNeT"}.get(match["kind"], f"a {match['kind']}")
         raise ModelError(
-            message("{name} is {kind} checkpoint, which is not supported yet", name=name, kind=kind), USE_ANOTHER
+            message(
+                "{name} is {kind} checkpoint, which is not supported yet{because}",
+                name=name,
+                kind=kind,
+                because=because(match["kind"]),
+            ),
+            USE_ANOTHER,
         )
 
 

@@ -62,9 +62,9 @@ def test_an_unsupported_model_is_refused_by_its_contents(model_directory: Path, 
         find_model(str(model_directory), files)
 
 
-@pytest.mark.parametrize("variant", ["stereo-melody", "melody"])
-def test_unsupported_checkpoints_are_refused_by_name(hub: StandInHub, variant: str) -> None:
-    with refused(f"facebook/musicgen-{variant}-large", next_step="facebook/musicgen-large"):
+@pytest.mark.parametrize(("variant", "needs"), [("stereo-melody", "chroma"), ("melody", "chroma"), ("style", "MERT")])
+def test_unsupported_checkpoints_are_refused_by_name(hub: StandInHub, variant: str, needs: str) -> None:
+    with refused(f"facebook/musicgen-{variant}-large", "conditioned on", needs, next_step="facebook/musicgen-large"):
         find_model(f"facebook/musicgen-{variant}-large")
     assert hub.requests == []
 
