@@ -119,7 +119,7 @@ def _check_schedule(schedule: str, info: ValidationInfo) -> str:
 def _check_ema(ema: float | None, info: ValidationInfo) -> float | None:
     if ema is not None and info.data.get("optimizer_name") == "schedulefree":
         raise PydanticCustomError(
-            "ema", "should not be given with optimizer_name schedulefree, which averages by itself"
+            "ema", "should not be given with optimizer_name schedulefree, which averages the weights already"
         )
     return ema
 

@@ -54,7 +54,7 @@ def compose(fields: Mapping[str, Any], clip: str) -> str | None:
 def without_vocals(entry: MetadataEntry) -> MetadataEntry:
     """Return the metadata of a clip whose vocals are removed: without their labels.
 
-    A description is composed anew if it is what captioning composes of these fields; one that a person wrote or
+    A description is composed again if it is what captioning composes of these fields; one that a person wrote or
     corrected stays.
     """
     name = f"{entry.get('archive')}/{entry['path']}"

@@ -118,7 +118,7 @@ def upload_folder(folder: Path, names: Sequence[str], target: Target, is_public:
 
 
 def _send_by_xet(api: HfApi, repo: str, files: Sequence[CommitOperationAdd], counted: _Counted) -> None:
-    """Upload large files through Xet, whose client retries by itself and sends nothing that is stored already."""
+    """Upload large files through Xet, whose client retries, and sends nothing that is stored already."""
     import hf_xet  # type: ignore[import-untyped]
     import httpx2
     from huggingface_hub.utils import _xet

@@ -86,9 +86,9 @@ def test_a_pushed_export_shows_its_progress_and_its_page(
     assert f"{hub.url}/somebody/jazz" in str(artifacts["summary"].data) and "private" in str(artifacts["summary"].data)
     updates = [update for update in heard if isinstance(update, Update) and update.stage == "push"]
     assert updates[-1].done == updates[-1].total and "MB/s, somebody/jazz" in updates[-1].text
-    told = [state.model_dump_json(), *log_lines(state.state_details.flow_run_id)]
-    told += [one.model_dump_json() for one in artifacts.values()]
-    assert not [text for text in told if TOKEN in text or "signature" in text]
+    recorded = [state.model_dump_json(), *log_lines(state.state_details.flow_run_id)]
+    recorded += [one.model_dump_json() for one in artifacts.values()]
+    assert not [text for text in recorded if TOKEN in text or "signature" in text]
     assert hub.repositories["somebody/jazz"].access == "private"
 
 

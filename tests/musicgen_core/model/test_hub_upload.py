@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from musicgen_core.errors import ConfigError, MusicgenError, StorageError
@@ -191,14 +191,15 @@ def test_large_files_go_through_xet(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
     hub.uploads.xet = tmp_path / "xet"
-    weights, heard = os.urandom(3_000_000), list[UploadProgress]()
+    rng, heard = np.random.default_rng(0), list[UploadProgress]()
+    weights = rng.bytes(3_000_000)  # not compressible
     push({**FILES, "adapter_model.safetensors": weights}, heard)
     assert hub.uploads.commits[-1][1] == sorted(FILES) and hub.uploads.received == 0
     assert heard[-1].done == heard[-1].total
     stored = size_of(hub.uploads.xet)
     assert stored > len(weights)
     # As after a broken connection: a file of which the first part is stored already.
-    push({**FILES, "adapter_model.safetensors": weights + os.urandom(1_000_000)})
+    push({**FILES, "adapter_model.safetensors": weights + rng.bytes(1_000_000)})
     assert 1_000_000 < size_of(hub.uploads.xet) - stored < 1_500_000, "only what is new is sent"
 
 
