@@ -44,11 +44,7 @@ def find_separator() -> Path:
     except ModelError as error:
         raise ModelError(
             message("the weights for --remove-vocals can't be downloaded: {reason}", reason=error.found),
-            message(
-                "Run again where the Hugging Face Hub can be reached, or fetch them there (uv run hf download {repo}) and "
-                "copy its cache here. Or leave out --remove-vocals",
-                repo=REPO,
-            ),
+            error.next_step,
         ) from error
 
 
