@@ -15,6 +15,7 @@ from upath import UPath
 from musicgen_core import storage, tracking
 from musicgen_core.embedding import data_url, encode_mp3
 from musicgen_core.escaping import html_page
+from musicgen_core.evaluation.feature_space import FEWEST_WINDOWS, WINDOW_SECONDS
 from musicgen_core.evaluation.generated import NearestPair
 from musicgen_core.evaluation.held_out import Losses
 from musicgen_core.evaluation.music import Pair
@@ -49,6 +50,8 @@ def write_report(
         "report.html.j2",
         generator=REPORT.generator,
         title=translated(REPORT.title),
+        fewest_windows=FEWEST_WINDOWS,
+        window_seconds=WINDOW_SECONDS,
         evaluation=evaluation,
         sentence=translated(evaluation.sentence()),
         clips=_clips(evaluation),
