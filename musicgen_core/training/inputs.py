@@ -174,7 +174,7 @@ def _with_enough_held_out(
     else:
         fraction = fraction_to_hold_out(keys, share)
         held_out = len(split(keys, share)[1])
-        if share and held_out < LEAST_HELD_OUT and world.is_main:
+        if share and len(keys) < ENOUGH_CLIPS and held_out < LEAST_HELD_OUT and world.is_main:
             logger.warning(
                 "%s, %d of them held out: too few for a validation loss that says much. "
                 "With %d clips or more at least %d are held out",
