@@ -93,6 +93,7 @@ def test_everything_on_google_cloud_storage(place: UPath, proxy: Proxy, demo_arc
 
     run(tmp_path, *tokenize)
     shards = {f"tokens/{path.stem}{end}" for path in demo_archives.glob("*.zip") for end in (".parquet", ".json")}
+    shards |= {"tokens/dataset.html"}
     assert set(names_in(place)) == given | shards
 
     killed = start(tmp_path, *train)
