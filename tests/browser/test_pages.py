@@ -86,9 +86,14 @@ def test_switching_the_weekly_schedule_keeps_its_parameters(site: Site, ui: Ui) 
     expect(ui.page.get_by_text(re.compile("|".join(names))).first).to_be_visible()
     ui.screenshot("schedule-coming")
     ui.open_deployment("train-lora")
-    switch.click()
+
+    def is_off() -> bool:
+        if switch.is_checked():  # also again: on a busy machine Prefect's server may answer with an error
+            switch.click()
+        return schedule() == (False, wanted)
+
+    site.wait_until(is_off, schedule)
     expect(switch).not_to_be_checked()
-    site.wait_until(lambda: schedule() == (False, wanted), schedule)
 
 
 def test_music_plays_in_the_page(site: Site, ui: Ui, finetuned: UUID) -> None:
