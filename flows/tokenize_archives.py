@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -38,6 +39,7 @@ from musicgen_core.data.match_report import check_matches, match_report, undescr
 from musicgen_core.data.members import limits_of
 from musicgen_core.data.outdated_shards import lacks_clips, lacks_originals
 from musicgen_core.data.shards import ShardReport, described_clips, is_whole, read_report
+from musicgen_core.data.token_cache import THREADS
 from musicgen_core.errors import MusicgenError
 from musicgen_core.exclusions import DUPLICATE
 from musicgen_core.language import message
@@ -132,8 +134,10 @@ def tokenize_archives(given: TokenizeParameters) -> State[TokenizeResult]:
     if given.workers.task_runner == "threads":  # a cluster's workers have their own caches and GPUs
         load_models(model, device, settings.remove_vocals)
     folder = storage.as_path(target)
-    before = {entry["stem"]: read_report(folder, entry["stem"]) for entry in work}
-    with runner, log_tokenizing(target, [entry["stem"] for entry in work]) as log:
+    stems = [entry["stem"] for entry in work]
+    with ThreadPoolExecutor(THREADS) as pool:  # remote reads are latency-bound
+        before = dict(zip(stems, pool.map(partial(read_report, folder), stems), strict=True))
+    with runner, log_tokenizing(target, stems) as log:
         announce(message("encoding the clips"))
         # A persisted result does not track its shard: redo shards that are missing, damaged or out of date.
         reports, failed = run_on_archives(tokenize_archive, work, runner, log, _is_stale)

@@ -20,7 +20,7 @@ from musicgen_core.errors import ModelError
 from musicgen_core.language import message
 from musicgen_core.model.hub_client import limit_waiting
 from musicgen_core.model.hub_names import nearest
-from musicgen_core.model.hub_transfer import Attempts, bytes_here, delete_abandoned, give_up, transfer
+from musicgen_core.model.hub_transfer import Attempts, TransferProgress, bytes_here, delete_abandoned, give_up, transfer
 from musicgen_core.wording import sized
 
 logger = logging.getLogger(__name__)
@@ -61,23 +61,8 @@ CLAP = Wanted(
 )
 
 
-@dataclass(frozen=True)
-class DownloadProgress:
-    """Progress of a download.
-
-    Attributes:
-        done: bytes on this machine, including those of earlier attempts.
-        total: bytes of all files.
-        bytes_per_sec: average speed of this download.
-    """
-
-    repo: str
-    done: int
-    total: int
-    bytes_per_sec: float
-
-    def __str__(self) -> str:
-        return f"{sized(self.done)} of {sized(self.total)}, {sized(self.bytes_per_sec)}/s"
+class DownloadProgress(TransferProgress):
+    """Progress of a download."""
 
 
 Listener = Callable[[DownloadProgress], None]

@@ -9,6 +9,7 @@ import os
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from musicgen_core.errors import ModelError, MusicgenError, without_number
 from musicgen_core.language import message
 from musicgen_core.model.hub_names import nearest
 from musicgen_core.stages import mention
+from musicgen_core.wording import sized
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -35,6 +37,25 @@ _SHA256_DIGITS = 64
 Count = Callable[[int, bool], None]
 """Called with a number of bytes, and whether they were on this machine before."""
 Explain = Callable[[str, Exception, int], MusicgenError]
+
+
+@dataclass(frozen=True)
+class TransferProgress:
+    """Progress of a transfer from or to the Hub.
+
+    Attributes:
+        done: bytes at the destination, including those that it had before.
+        total: bytes of all files.
+        bytes_per_sec: average speed of this transfer.
+    """
+
+    repo: str
+    done: int
+    total: int
+    bytes_per_sec: float
+
+    def __str__(self) -> str:
+        return f"{sized(self.done)} of {sized(self.total)}, {sized(self.bytes_per_sec)}/s"
 
 
 class Attempts:

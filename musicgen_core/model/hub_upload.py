@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from musicgen_core.model.hub_client import uploading
 from musicgen_core.model.hub_target import Target, asked
+from musicgen_core.model.hub_transfer import TransferProgress
 from musicgen_core.wording import sized
 
 if TYPE_CHECKING:
@@ -34,23 +35,8 @@ _STALE = re.compile(r"samples/(adapter|base)_\d+\.wav|model(-\d+-of-\d+)?\.safet
 """Files of which an earlier export may have had more; all others of the repository are left alone"""
 
 
-@dataclass(frozen=True)
-class UploadProgress:
-    """Progress of an upload.
-
-    Attributes:
-        done: bytes that the Hub has, including those that it had before.
-        total: bytes of all files.
-        bytes_per_sec: average speed of this upload.
-    """
-
-    repo: str
-    done: int
-    total: int
-    bytes_per_sec: float
-
-    def __str__(self) -> str:
-        return f"{sized(self.done)} of {sized(self.total)}, {sized(self.bytes_per_sec)}/s"
+class UploadProgress(TransferProgress):
+    """Progress of an upload."""
 
 
 Listener = Callable[[UploadProgress], None]
