@@ -33,7 +33,7 @@ from musicgen_core.config import SamplingSettings
 from musicgen_core.devices import pick_device
 from musicgen_core.generation.engine import Engine, decodes_fast, frames_of
 from musicgen_core.generation.sampling import guide
-from musicgen_core.model.decoder import TextCondition
+from musicgen_core.model.decoder import Condition
 from musicgen_core.model.local_files import TEXT_ENCODER
 from musicgen_core.model.lora import load_merged
 from musicgen_core.model.text import TextEncoder
@@ -181,9 +181,9 @@ def distances(model: BaseModel, device: torch.device, steps: int = 200) -> list[
         ("8-bit weights and caches", SEVERAL, Kernels(8, 8)),
     ]
 
-    def both(batch: int) -> TextCondition:
+    def both(batch: int) -> Condition:
         states, mask = text.states[:batch], text.mask[:batch]
-        return TextCondition(torch.cat([states, 0 * states]), torch.cat([mask, 0 * mask]).bool())
+        return Condition(torch.cat([states, 0 * states]), torch.cat([mask, 0 * mask]).bool())
 
     exact = _logits(model, device, dtype=torch.float32, kernels=None, text=both(SEVERAL), codes=codes)
     lines = []
@@ -212,7 +212,7 @@ def _logits(
     device: torch.device,
     dtype: torch.dtype,
     kernels: Kernels | None,
-    text: TextCondition,
+    text: Condition,
     codes: torch.Tensor,
 ) -> torch.Tensor:
     """Return guided logits [steps, samples, K, cardinality], teacher forced: every step reads the given codes."""

@@ -20,7 +20,7 @@ from bench.train import random_lm
 from musicgen_core.config import TrainSettings
 from musicgen_core.learning_settings import OptimizerName
 from musicgen_core.model.adapters import AdapterConfig
-from musicgen_core.model.decoder import TextCondition
+from musicgen_core.model.decoder import Condition
 from musicgen_core.model.lora import add_lora
 from musicgen_core.training.compute.dropout import clip_seeds
 from musicgen_core.training.compute.model import Execution, TrainingModel
@@ -44,7 +44,7 @@ class Run:
         generator = torch.Generator().manual_seed(0)
         self.codes = torch.randint(2048, (CLIPS, 4, FRAMES), generator=generator).to(device)
         states = torch.randn(CLIPS, TOKENS, 768, generator=generator).to(device, torch.bfloat16)
-        self.text = TextCondition(states, torch.ones(CLIPS, TOKENS, dtype=torch.bool, device=device))
+        self.text = Condition(states, torch.ones(CLIPS, TOKENS, dtype=torch.bool, device=device))
         self.frames = torch.full((CLIPS,), FRAMES, device=device)
 
     def step(self, number: int) -> float:

@@ -30,7 +30,7 @@ from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.codes import CODEBOOKS, MONO, STEREO, CodeShape
 from musicgen_core.model.adapters import AdapterConfig
 from musicgen_core.model.debug_model import LM_CONFIG
-from musicgen_core.model.decoder import DecoderConfig, MusicgenLM, TextCondition, teacher_forcing
+from musicgen_core.model.decoder import Condition, DecoderConfig, MusicgenLM, teacher_forcing
 from musicgen_core.model.local_files import TEXT_ENCODER
 from musicgen_core.model.lora import add_lora
 from musicgen_core.model.weights import find_model
@@ -40,7 +40,7 @@ from musicgen_core.training.compute.model import Execution, TrainingModel
 
 FRAMES, SECONDS = 1500, 30.0
 TEXT_LENGTH = 32
-Losses = Callable[[Tensor, TextCondition], Tensor]
+Losses = Callable[[Tensor, Condition], Tensor]
 """Takes codes [B, K, T] and text; returns losses [B, K]"""
 
 
@@ -55,12 +55,12 @@ class Implementation:
     """
 
     parameters: list[Any]
-    step: Callable[[Tensor, TextCondition, float], Tensor]
+    step: Callable[[Tensor, Condition, float], Tensor]
     zero_grad: Callable[[], None]
 
 
 def by_autograd(parameters: list[Any], losses: Losses) -> Implementation:
-    def step(codes: Tensor, text: TextCondition, factor: float) -> Tensor:
+    def step(codes: Tensor, text: Condition, factor: float) -> Tensor:
         of_clips = losses(codes, text)
         (of_clips.mean() * factor).backward()
         return of_clips.detach()
@@ -99,7 +99,7 @@ def project(
     peft_model = add_lora(random_lm(layers, device, shape), AdapterConfig(8, 32, 0.1))
     model = TrainingModel(peft_model, 0.1, Execution(precision, compiled, checkpointing))
 
-    def step(codes: Tensor, text: TextCondition, factor: float) -> Tensor:
+    def step(codes: Tensor, text: Condition, factor: float) -> Tensor:
         seeds = clip_seeds(0, 1, range(len(codes))).to(device, non_blocking=True)
         frames = torch.full((len(codes),), codes.shape[2], device=device)
         return model.step(codes, frames, text, seeds, factor / len(codes))
@@ -131,7 +131,7 @@ def audiocraft(layers: int, device: torch.device, shape: CodeShape) -> Implement
         lm = import_audiocraft("audiocraft.models.builders").get_lm_model(config)
     adapted, parameters = _with_peft(lm.to(torch.bfloat16), ["out_proj", "linear1", "linear2"])
 
-    def losses(codes: Tensor, text: TextCondition) -> Tensor:
+    def losses(codes: Tensor, text: Condition) -> Tensor:
         inputs, targets, valid = _pattern(codes, shape)
         states = text.states.new_zeros(len(codes), TEXT_LENGTH, 2048, dtype=torch.bfloat16)
         with torch.autocast(codes.device.type, torch.bfloat16):
@@ -159,7 +159,7 @@ def huggingface(layers: int, device: torch.device, shape: CodeShape) -> Implemen
         lm = MusicgenForCausalLM(config).to(torch.bfloat16)
     adapted, parameters = _with_peft(lm, ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"])
 
-    def losses(codes: Tensor, text: TextCondition) -> Tensor:
+    def losses(codes: Tensor, text: Condition) -> Tensor:
         inputs, targets, valid = _pattern(codes, shape)
         states = text.states.new_zeros(len(codes), TEXT_LENGTH, 2048, dtype=torch.bfloat16)
         with torch.autocast(codes.device.type, torch.bfloat16):
@@ -171,12 +171,12 @@ def huggingface(layers: int, device: torch.device, shape: CodeShape) -> Implemen
     return by_autograd(parameters, losses)
 
 
-def clips(batch: int, device: torch.device, codebooks: int = CODEBOOKS, seed: int = 0) -> tuple[Tensor, TextCondition]:
+def clips(batch: int, device: torch.device, codebooks: int = CODEBOOKS, seed: int = 0) -> tuple[Tensor, Condition]:
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 2048, (batch, codebooks, FRAMES), generator=generator)
     states = torch.randn(batch, TEXT_LENGTH, 768, generator=generator)
     mask = torch.arange(TEXT_LENGTH) < torch.randint(4, TEXT_LENGTH, (batch, 1), generator=generator)
-    return codes.to(device), TextCondition(states.to(device), mask.to(device))
+    return codes.to(device), Condition(states.to(device), mask.to(device))
 
 
 def useful_flops(layers: int, codebooks: int) -> float:

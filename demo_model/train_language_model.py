@@ -27,7 +27,7 @@ from demo_model.train_codec import halved
 from demo_model.training import Run, adamw, as_graph, device_with_tf32, set_learning_rate, update
 from musicgen_core.model.audiocraft_format import language_model_settings, save_checkpoint, to_audiocraft
 from musicgen_core.model.configuration import read_lm_config
-from musicgen_core.model.decoder import MusicgenLM, TextCondition, teacher_forcing
+from musicgen_core.model.decoder import Condition, MusicgenLM, teacher_forcing
 from musicgen_core.model.local_files import LM_FILE, TEXT_ENCODER
 
 TEXT_DROPOUT = 0.15
@@ -86,7 +86,7 @@ class Model:
         mask = examples.mask[rows]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda", cache_enabled=False):
             states = self.encoder(input_ids=examples.ids[rows], attention_mask=mask).last_hidden_state
-            logits = self.lm(inputs, TextCondition(states, mask & kept))  # [B, 4, T, cardinality]
+            logits = self.lm(inputs, Condition(states, mask & kept))  # [B, 4, T, cardinality]
         targets = targets.masked_fill(~valid, -100)
         return torch.stack([F.cross_entropy(logits[:, k].flatten(0, 1), targets[:, k].flatten()) for k in range(4)])
 

@@ -20,7 +20,7 @@ from musicgen_core.devices import shared_memory_bytes
 from musicgen_core.generation import decode_kernels as kernels
 from musicgen_core.generation.megakernel import Megakernel, megakernel
 from musicgen_core.generation.sampling import Window
-from musicgen_core.model.decoder import Decoder, DecoderLayer, LayerCache, MusicgenLM, TextCondition, sinusoids
+from musicgen_core.model.decoder import Condition, Decoder, DecoderLayer, LayerCache, MusicgenLM, sinusoids
 
 
 def _parts(rows: int) -> int:
@@ -208,7 +208,7 @@ class Decoding:
         return megakernel(self.config, [matrix.weight for matrix in matrices], scales, self._norms)
 
     @torch.inference_mode()
-    def begin(self, text: TextCondition, sequence: Tensor, given: int = 0, cache_bits: int = 16) -> DecodeState:
+    def begin(self, text: Condition, sequence: Tensor, given: int = 0, cache_bits: int = 16) -> DecodeState:
         """Return the state of a new batch, with the caches filled for the texts and the given steps.
 
         Args:
@@ -245,7 +245,7 @@ class Decoding:
         self.lm.prefill(torch.cat([sequence, sequence])[:, :, :given], _caches_to_fill(state, given), text.attend)
         return state
 
-    def _read(self, text: TextCondition) -> Tensor:
+    def _read(self, text: Condition) -> Tensor:
         """Return the texts' keys and values, [layers, 2, R, heads, max_length, dim / heads]; zero for null conditions.
 
         Each text is projected separately, at its own length: the rounding of a GEMM depends on its number of rows, and
@@ -257,7 +257,7 @@ class Decoding:
         pairs = self._tables.new_zeros(*of_heads[:2], rows, config.heads, max_length, of_heads[-1])
         for row, count in enumerate(text.mask.sum(dim=1).tolist()):
             if count:
-                one = TextCondition(text.states[row : row + 1, :count], text.mask[row : row + 1, :count])
+                one = Condition(text.states[row : row + 1, :count], text.mask[row : row + 1, :count])
                 states, _ = self.lm.project_text(one)
                 found = F.linear(states[0], self._text_weights).view(count, *of_heads)
                 pairs[:, :, row, :, :count] = found.permute(1, 2, 3, 0, 4)

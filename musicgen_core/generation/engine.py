@@ -18,7 +18,7 @@ from musicgen_core.devices import can_compile
 from musicgen_core.errors import Cancelled, DeviceError
 from musicgen_core.generation.sampling import Window
 from musicgen_core.language import message
-from musicgen_core.model.decoder import MusicgenLM, TextCondition, undelay
+from musicgen_core.model.decoder import Condition, MusicgenLM, undelay
 from musicgen_core.model.text import TextEncoder
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Engine:
 
         return Decoding(self.lm, self.window + self.lm.config.codes.most_delay + 1, self.weight_bits)
 
-    def _encode(self, prompts: Sequence[str | None]) -> TextCondition:
+    def _encode(self, prompts: Sequence[str | None]) -> Condition:
         """Return the prompts' conditions followed by as many null conditions.
 
         Each text is encoded separately: padded to longer ones, its states would be rounded differently.
@@ -167,7 +167,7 @@ class Engine:
         alone = {prompt: self.text.encode([prompt]) for prompt in dict.fromkeys(prompts)}
         states = pad_sequence([alone[prompt].states[0] for prompt in prompts], batch_first=True)
         mask = pad_sequence([alone[prompt].mask[0] for prompt in prompts], batch_first=True)
-        return TextCondition(torch.cat([states, torch.zeros_like(states)]), torch.cat([mask, torch.zeros_like(mask)]))
+        return Condition(torch.cat([states, torch.zeros_like(states)]), torch.cat([mask, torch.zeros_like(mask)]))
 
 
 def frames_of(seconds: float) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from musicgen_core.codes import CodeShape
 from musicgen_core.config import SamplingSettings
-from musicgen_core.model.decoder import TextCondition, delay
+from musicgen_core.model.decoder import Condition, delay
 
 
 def guide(conditional: Tensor, unconditional: Tensor, coefficient: float) -> Tensor:
@@ -64,7 +64,7 @@ class Window:
         guidance: the coefficient of classifier-free guidance.
     """
 
-    text: TextCondition
+    text: Condition
     known: Tensor
     frames: Tensor
     noise: Tensor

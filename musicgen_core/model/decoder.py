@@ -49,7 +49,7 @@ class DecoderConfig:
 
 
 @dataclass
-class TextCondition:
+class Condition:
     """Encoded texts: states [B, L, text_dim] and mask [B, L], True at tokens; all False is the null condition."""
 
     states: Tensor
@@ -190,7 +190,7 @@ class MusicgenLM(nn.Module):
             nn.Linear(config.dim, config.cardinality, bias=False) for _ in range(config.codebooks)
         )
 
-    def project_text(self, text: TextCondition) -> tuple[Tensor, Tensor]:
+    def project_text(self, text: Condition) -> tuple[Tensor, Tensor]:
         """Return the projected states [B, L, D], zero at padding, and the cross-attention mask [B, 1, 1, L].
 
         A prompt attends to its own text alone, whatever it is batched with. The null condition attends to zeros, whose
@@ -200,7 +200,7 @@ class MusicgenLM(nn.Module):
         states = self.enc_to_dec_proj(text.states.to(weight.dtype)) * text.mask[..., None]
         return states.to(weight.dtype), text.attend
 
-    def forward(self, sequence: Tensor, text: TextCondition) -> Tensor:
+    def forward(self, sequence: Tensor, text: Condition) -> Tensor:
         """Return the logits [B, K, S, cardinality] of each next step, from delayed codes [B, K, S] and their texts."""
         states, mask = self.project_text(text)
         x = self.model.decoder.embed(sequence)
@@ -208,7 +208,7 @@ class MusicgenLM(nn.Module):
             x = layer(x, states, mask)
         return self._logits(x)
 
-    def new_cache(self, text: TextCondition, positions: int) -> tuple[list[LayerCache], Tensor]:
+    def new_cache(self, text: Condition, positions: int) -> tuple[list[LayerCache], Tensor]:
         """Return empty caches for `positions` steps that hold the text's keys and values, and the text's mask."""
         states, mask = self.project_text(text)
         caches = []

@@ -12,7 +12,7 @@ from torch import nn
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
 from musicgen_core.model import hub, transformers_format
-from musicgen_core.model.decoder import TextCondition
+from musicgen_core.model.decoder import Condition
 from musicgen_core.model.transformers_configuration import read_transformers_config
 from musicgen_core.model.transformers_files import as_others_may_read
 from musicgen_core.stages import announce
@@ -79,7 +79,7 @@ class TextEncoder(nn.Module):
         return self.t5.config.d_model
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[str | None]) -> TextCondition:
+    def encode(self, texts: Sequence[str | None]) -> Condition:
         """Return the texts' states [B, L, text_dim] and mask [B, L]; None and "" give the null condition."""
         entries = [shorten(text or "") for text in texts]  # shards of earlier versions may have longer ones
         device = self.t5.device
@@ -87,7 +87,7 @@ class TextEncoder(nn.Module):
         tokens = tokens.to(device)
         states = self.t5(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
         given = torch.tensor([bool(entry) for entry in entries], device=device)
-        return TextCondition(states, tokens["attention_mask"].bool() & given[:, None])
+        return Condition(states, tokens["attention_mask"].bool() & given[:, None])
 
 
 def write_text_encoder(source: str, directory: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from musicgen_core.data.dataset import Batch
 from musicgen_core.errors import DeviceError
 from musicgen_core.language import message
-from musicgen_core.model.decoder import TextCondition
+from musicgen_core.model.decoder import Condition
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.training.compute.dropout import clip_seeds
 from musicgen_core.training.compute.model import TrainingModel
@@ -132,16 +132,16 @@ class StepGradients:
         device = self._model.device
         return batch.codes.to(device, non_blocking=True), batch.frames.to(device, non_blocking=True)
 
-    def _encode(self, texts: Sequence[str | None]) -> TextCondition:
+    def _encode(self, texts: Sequence[str | None]) -> Condition:
         condition = self._text.encode(texts)
         if not self._model.execution.compile:
             return condition
         padding = -condition.mask.shape[1] % TEXT_STEP
-        return TextCondition(F.pad(condition.states, (0, 0, 0, padding)), F.pad(condition.mask, (0, padding)))
+        return Condition(F.pad(condition.states, (0, 0, 0, padding)), F.pad(condition.mask, (0, padding)))
 
 
-def _rows(text: TextCondition, part: slice) -> TextCondition:
-    return TextCondition(text.states[part], text.mask[part])
+def _rows(text: Condition, part: slice) -> Condition:
+    return Condition(text.states[part], text.mask[part])
 
 
 def perplexity(loss: float) -> float:

@@ -13,7 +13,7 @@ from torch.nn.attention import sdpa_kernel
 
 from musicgen_core.errors import ConfigError, raise_if_interrupted
 from musicgen_core.language import message
-from musicgen_core.model.decoder import MusicgenLM, TextCondition, teacher_forcing
+from musicgen_core.model.decoder import Condition, MusicgenLM, teacher_forcing
 from musicgen_core.training.compute import dropout
 from musicgen_core.training.compute.blocks import (
     ATTENTION,
@@ -114,7 +114,7 @@ class TrainingModel:
         self._refresh = Graphs(self._blocks.refresh) if with_graphs else self._blocks.refresh
         self.zero_grad()
 
-    def losses(self, codes: Tensor, frames: Tensor, text: TextCondition, seeds: Tensor | None) -> Tensor:
+    def losses(self, codes: Tensor, frames: Tensor, text: Condition, seeds: Tensor | None) -> Tensor:
         """Return the loss of each clip and codebook, with fused kernels without gradients: only `step` computes them.
 
         Args:
@@ -132,7 +132,7 @@ class TrainingModel:
             x = self._blocks.forward(x, inputs, self.execution.checkpointing)
             return self._head_losses(x, self._norm, self._heads, targets, valid)
 
-    def step(self, codes: Tensor, frames: Tensor, text: TextCondition, seeds: Tensor, scale: float) -> Tensor:
+    def step(self, codes: Tensor, frames: Tensor, text: Condition, seeds: Tensor, scale: float) -> Tensor:
         """Add the gradients of the sum over clips of their mean losses, times `scale`.
 
         Steps of equal shapes are replayed as a CUDA graph.
@@ -159,7 +159,7 @@ class TrainingModel:
     def _step(
         self, codes: Tensor, frames: Tensor, states: Tensor, mask: Tensor, seeds: Tensor, scale: Tensor
     ) -> Tensor:
-        x, inputs, targets, valid = self._inputs(codes, frames, TextCondition(states, mask), seeds)
+        x, inputs, targets, valid = self._inputs(codes, frames, Condition(states, mask), seeds)
         with sdpa_kernel(ATTENTION, set_priority=True), torch.set_grad_enabled(not self._fused):
             x, backward = self._blocks.differentiable(x, inputs, self.execution.checkpointing)
             with torch.enable_grad():
@@ -168,7 +168,7 @@ class TrainingModel:
         return losses.detach()
 
     def _inputs(
-        self, codes: Tensor, frames: Tensor, text: TextCondition, seeds: Tensor | None
+        self, codes: Tensor, frames: Tensor, text: Condition, seeds: Tensor | None
     ) -> tuple[Tensor, Inputs, Tensor, Tensor]:
         """Return the embedded codes [B, S, D], the blocks' shared inputs, and targets and validity [B, K, S]."""
         inputs, targets, valid = teacher_forcing(codes, frames, self.lm.config.codes)

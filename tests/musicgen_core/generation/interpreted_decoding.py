@@ -14,7 +14,7 @@ from musicgen_core.config import SamplingSettings
 from musicgen_core.generation.decoding import Decoding
 from musicgen_core.generation.engine import EagerSteps, GraphedSteps
 from musicgen_core.generation.sampling import Window
-from musicgen_core.model.decoder import TextCondition
+from musicgen_core.model.decoder import Condition
 from musicgen_core.model.weights import find_model, load_lm
 
 FRAMES = 6
@@ -27,7 +27,7 @@ def main(batch: int, bits: int, cache_bits: int, given: int) -> None:
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(batch, 5, lm.config.text_dim, generator=generator)
     mask = torch.arange(5) < torch.randint(1, 6, (batch, 1), generator=generator)
-    text = TextCondition(torch.cat([states, 0 * states]), torch.cat([mask, 0 * mask]).bool())
+    text = Condition(torch.cat([states, 0 * states]), torch.cat([mask, 0 * mask]).bool())
 
     state = decoding.begin(text, torch.full((batch, 4, FRAMES + 1), lm.config.codes.special), cache_bits=cache_bits)
     caches, text_mask = lm.new_cache(text, FRAMES)

@@ -16,14 +16,14 @@ from musicgen_core.codes import MONO, STEREO, CodeShape
 from musicgen_core.config import SamplingSettings
 from musicgen_core.generation.decoding import Decoding
 from musicgen_core.generation.sampling import Window
-from musicgen_core.model.decoder import TextCondition
+from musicgen_core.model.decoder import Condition
 
 PROMPTS, GIVEN, STEPS = 32, 2, 9
 
 
 def main(settings: str, shape: CodeShape) -> None:
     generator = torch.Generator().manual_seed(0)
-    text = TextCondition(torch.zeros(2 * PROMPTS, 1, 1), torch.ones(2 * PROMPTS, 1).bool())
+    text = Condition(torch.zeros(2 * PROMPTS, 1, 1), torch.ones(2 * PROMPTS, 1).bool())
     known = torch.randint(2048, (PROMPTS, shape.codebooks, GIVEN), generator=generator)
     frames = torch.randint(GIVEN + 1, STEPS - shape.most_delay, (PROMPTS,), generator=generator)
     noise = torch.rand(PROMPTS, shape.codebooks, STEPS + 7, generator=generator)[:, :, 3 : STEPS + 3]  # as of a window

@@ -21,7 +21,7 @@ from musicgen_core.errors import Cancelled, DeviceError
 from musicgen_core.generation.engine import Engine, window_bounds
 from musicgen_core.generation.sampling import guide
 from musicgen_core.model.adapters import Adapter
-from musicgen_core.model.decoder import TextCondition, delay
+from musicgen_core.model.decoder import Condition, delay
 from musicgen_core.model.lora import load_merged, merged_checkpoint
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
@@ -154,7 +154,7 @@ def test_the_settings_guidance_stands_before_the_models(debug_model: BaseModel, 
 def test_steps_with_the_cache_give_the_logits_of_the_whole_sequence(exact_engine: Engine) -> None:
     codes = torch.stack(exact_engine.generate(PROMPTS, SamplingSettings(duration=0.5, greedy=True), [0, 1, 2]))
     text = exact_engine.text.encode(PROMPTS)
-    null = TextCondition(torch.zeros_like(text.states), torch.zeros_like(text.mask))
+    null = Condition(torch.zeros_like(text.states), torch.zeros_like(text.mask))
     sequence = delay(codes, MONO)[..., :-1]
     conditional, unconditional = exact_engine.lm(sequence, text), exact_engine.lm(sequence, null)
     chosen = (unconditional + GUIDANCE * (conditional - unconditional)).argmax(dim=-1)
@@ -278,7 +278,7 @@ def test_greedy_codes_are_audiocrafts_over_30_s(
 
 def test_guided_logits_in_bf16_are_within_5_percent_of_those_in_fp32(debug_model: BaseModel) -> None:
     text = TextEncoder(debug_model.text_encoder).encode(["slow piano"])
-    both = TextCondition(torch.cat([text.states, 0 * text.states]), torch.cat([text.mask, 0 * text.mask]).bool())
+    both = Condition(torch.cat([text.states, 0 * text.states]), torch.cat([text.mask, 0 * text.mask]).bool())
     codes = torch.randint(2048, (1, 4, 20), generator=torch.Generator().manual_seed(0))
     guided = []
     for dtype in (torch.float32, torch.bfloat16):

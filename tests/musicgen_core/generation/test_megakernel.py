@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from musicgen_core.model.decoder import DecoderConfig, MusicgenLM, TextCondition
+from musicgen_core.model.decoder import Condition, DecoderConfig, MusicgenLM
 
 pytest.importorskip("triton")
 pytest.importorskip("cuda.bindings")
@@ -65,10 +65,10 @@ def test_a_sample_alone_gets_the_logits_that_it_gets_in_a_batch(dim: int, words:
     decoding = Decoding(lm, 900, bits)
     assert decoding._megakernel is not None
 
-    def conditions(samples: int) -> TextCondition:
+    def conditions(samples: int) -> Condition:
         both = torch.cat([states.expand(samples, -1, -1), torch.zeros_like(states.expand(samples, -1, -1))])
         mask = torch.ones(samples, words, dtype=torch.bool, device="cuda")
-        return TextCondition(both, torch.cat([mask, ~mask]))
+        return Condition(both, torch.cat([mask, ~mask]))
 
     alone = decoding.begin(conditions(1), codes.clone(), given=given)
     batched = decoding.begin(conditions(2), codes.expand(2, -1, -1).clone(), given=given)

@@ -18,7 +18,7 @@ from musicgen_core.codes import MONO
 from musicgen_core.errors import ModelError
 from musicgen_core.model.adapters import Adapter
 from musicgen_core.model.debug_model import LM_CONFIG
-from musicgen_core.model.decoder import MusicgenLM, TextCondition, delay
+from musicgen_core.model.decoder import Condition, MusicgenLM, delay
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 from tests.musicgen_core.model.adapters import SETTINGS, VARIANTS, random_adapter
@@ -87,7 +87,7 @@ def sequence() -> Tensor:
 
 
 @pytest.fixture(scope="session")
-def text(text_encoder: TextEncoder) -> TextCondition:
+def text(text_encoder: TextEncoder) -> Condition:
     return text_encoder.encode(["slow piano", None])
 
 

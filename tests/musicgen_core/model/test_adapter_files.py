@@ -14,7 +14,7 @@ from torch import Tensor
 from musicgen_core import storage
 from musicgen_core.errors import AdapterError
 from musicgen_core.model.adapters import Adapter, AdapterConfig, find_adapter, load_adapter, save_adapter
-from musicgen_core.model.decoder import TextCondition
+from musicgen_core.model.decoder import Condition
 from musicgen_core.model.lora import load_merged
 from musicgen_core.model.weights import BaseModel, load_lm
 from tests.musicgen_core.model.adapters import SETTINGS, VARIANTS
@@ -57,7 +57,7 @@ def test_an_adapter_of_before_rslora_and_dora_has_neither() -> None:
 
 
 def test_peft_itself_takes_the_saved_adapter(
-    debug_model: BaseModel, any_adapter: Adapter, sequence: Tensor, text: TextCondition
+    debug_model: BaseModel, any_adapter: Adapter, sequence: Tensor, text: Condition
 ) -> None:
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 

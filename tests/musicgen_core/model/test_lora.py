@@ -8,7 +8,7 @@ from torch import Tensor
 
 from musicgen_core.errors import ConfigError
 from musicgen_core.model.adapters import Adapter, AdapterConfig
-from musicgen_core.model.decoder import TextCondition
+from musicgen_core.model.decoder import Condition
 from musicgen_core.model.lora import adapter_state, add_lora, load_merged, set_adapter_state
 from musicgen_core.model.weights import BaseModel, load_lm
 from tests.musicgen_core.model.adapters import SETTINGS, VARIANTS
@@ -81,7 +81,7 @@ def test_rslora_divides_by_the_root_of_the_rank(debug_model: BaseModel) -> None:
     assert [layer.decoder.layers[1].fc2.scaling["default"] for layer in layers] == [4, 8]
 
 
-def test_only_the_adapter_learns(debug_model: BaseModel, sequence: Tensor, text: TextCondition) -> None:
+def test_only_the_adapter_learns(debug_model: BaseModel, sequence: Tensor, text: Condition) -> None:
     model = add_lora(load_lm(debug_model), SETTINGS)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad])
@@ -98,7 +98,7 @@ def test_only_the_adapter_learns(debug_model: BaseModel, sequence: Tensor, text:
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.inference_mode()
 def test_a_fresh_adapter_changes_nothing(
-    debug_model: BaseModel, sequence: Tensor, text: TextCondition, variant: str
+    debug_model: BaseModel, sequence: Tensor, text: Condition, variant: str
 ) -> None:
     lm = load_lm(debug_model)
     expected = lm(sequence, text)
@@ -128,7 +128,7 @@ def test_merged_equals_unmerged(
     debug_model: BaseModel,
     any_adapter: Adapter,
     sequence: Tensor,
-    text: TextCondition,
+    text: Condition,
     dtype: torch.dtype,
     tolerance: float,
 ) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from musicgen_core.layer_ranges import parse_ranks
 from musicgen_core.model.adapters import AdapterConfig
-from musicgen_core.model.decoder import TextCondition
+from musicgen_core.model.decoder import Condition
 from musicgen_core.model.lora import add_lora
 from musicgen_core.model.weights import find_model, load_lm
 from musicgen_core.training.compute.dropout import clip_seeds
@@ -45,7 +45,7 @@ def main(ranks: str, checkpointing: str, precision: str) -> None:
     generator = torch.Generator().manual_seed(0)
     codes, frames = torch.randint(2048, (2, 4, 20), generator=generator), torch.tensor([20, 13])
     mask = torch.tensor([[1] * 5, [1] * 3 + [0] * 2]).bool()
-    batch = codes, frames, TextCondition(torch.randn(2, 5, 512, generator=generator), mask)
+    batch = codes, frames, Condition(torch.randn(2, 5, 512, generator=generator), mask)
     losses = [model.step(*batch, clip_seeds(0, 1, [1, 2]), 0.5) for model in (fused, plain)]
     gradients = [torch.cat([one.grad.flatten() for one in model.parameters]) for model in (fused, plain)]
     for model in (fused, plain):

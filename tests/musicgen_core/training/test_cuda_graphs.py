@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from musicgen_core.model.adapters import AdapterConfig
-from musicgen_core.model.decoder import TextCondition
+from musicgen_core.model.decoder import Condition
 from musicgen_core.model.lora import add_lora
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.training.compute.dropout import clip_seeds
@@ -26,7 +26,7 @@ def test_replays_give_the_bits_of_the_first_call(debug_model: BaseModel, checkpo
     for clips in ([1, 2], [3, 4], [1, 2], [3, 4], [1, 2]):  # two batches of one shape, eagerly first
         generator = torch.Generator().manual_seed(clips[0])
         codes = torch.randint(2048, (2, 4, 40), generator=generator).cuda()
-        text = TextCondition(torch.randn(2, 5, 512, generator=generator).cuda(), torch.ones(2, 5).bool().cuda())
+        text = Condition(torch.randn(2, 5, 512, generator=generator).cuda(), torch.ones(2, 5).bool().cuda())
         model.zero_grad()
         losses = model.step(codes, torch.tensor([40, 23]).cuda(), text, clip_seeds(0, 1, clips).cuda(), 0.5)
         seen.append((losses, torch.cat([one.grad.flatten() for one in model.parameters])))

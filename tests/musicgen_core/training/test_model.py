@@ -11,7 +11,7 @@ from torch import Tensor
 from musicgen_core.codes import MONO
 from musicgen_core.errors import ConfigError
 from musicgen_core.model.adapters import AdapterConfig
-from musicgen_core.model.decoder import TextCondition, teacher_forcing
+from musicgen_core.model.decoder import Condition, teacher_forcing
 from musicgen_core.model.lora import add_lora
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.training.compute.blocks import clip_losses
@@ -50,12 +50,12 @@ def training(peft_model: Any, checkpointing: bool = False, p: float = 0.1, preci
     return TrainingModel(peft_model, p, Execution(precision, compile=False, checkpointing=checkpointing))
 
 
-def batch(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, TextCondition]:
+def batch(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Condition]:
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(2048, (3, 4, max(FRAMES)), generator=generator)
     states = torch.randn(3, 6, 512, dtype=dtype, generator=generator)
     mask = torch.tensor([[1] * 6, [1] * 3 + [0] * 3, [0] * 6]).bool()
-    return codes, torch.tensor(FRAMES), TextCondition(states, mask)
+    return codes, torch.tensor(FRAMES), Condition(states, mask)
 
 
 def seeds() -> Tensor:
@@ -137,7 +137,7 @@ def test_gradients_of_micro_batches_add_up_to_those_of_the_batch(debug_model: Ba
     whole.step(codes, frames, text, seeds(), 1 / 3)
     for i in range(3):
         one = slice(i, i + 1)
-        clip = TextCondition(text.states[one], text.mask[one])
+        clip = Condition(text.states[one], text.mask[one])
         parts.step(codes[one], frames[one], clip, seeds()[one], 1 / 3)
     for a, b in zip(whole.parameters, parts.parameters, strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-7, atol=1e-12)
@@ -149,7 +149,7 @@ def test_neither_batch_mates_nor_filling_change_a_clips_loss(debug_model: BaseMo
     model = training(adapted(debug_model, lora))
     together = model.losses(codes, frames, text, seeds())
     for i, length in enumerate(FRAMES):
-        clip = TextCondition(text.states[i : i + 1], text.mask[i : i + 1])
+        clip = Condition(text.states[i : i + 1], text.mask[i : i + 1])
         alone = model.losses(codes[i : i + 1, :, :length], frames[i : i + 1], clip, seeds()[i : i + 1])
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-10, atol=0)
 
