@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -15,11 +14,11 @@ from musicgen_core import storage
 from musicgen_core.codec import Codec
 from musicgen_core.codes import FRAME_RATE
 from musicgen_core.config import SamplingSettings
-from musicgen_core.data.audio import DecodedClip, decode
 from musicgen_core.encoding import encode_clips
 from musicgen_core.errors import ClipRejected, ConfigError, DeviceError
 from musicgen_core.generation.engine import frames_of
 from musicgen_core.generation.request import Prompt
+from musicgen_core.generation.sound_file import read_sound, refused
 from musicgen_core.language import message
 from musicgen_core.model.decoder import DecoderConfig
 from musicgen_core.seeds import repetitions, stream_seed
@@ -122,35 +121,23 @@ def check_continued(prompts: Sequence[Prompt], continue_from: str | None) -> Non
     """
     for wav in dict.fromkeys([*(prompt.continue_from for prompt in prompts), continue_from]):
         if wav:
-            _decoded(wav)
+            read_sound(wav, _cannot_be_continued)
 
 
 def _read(wav: str, seconds: float, codec: Codec) -> Continuation:
-    clip, path = _decoded(wav, codec.shape.channels == 2), storage.as_path(wav)
+    clip, path = read_sound(wav, _cannot_be_continued, codec.shape.channels == 2), storage.as_path(wav)
     _check_longer(seconds, wav, clip.seconds)  # before it is encoded
-    with _error_names(wav):
+    with refused(wav, _cannot_be_continued):
         [(_, encoded)] = encode_clips(codec, [(None, clip)])
         if isinstance(encoded, ClipRejected):
             raise encoded
         return Continuation(torch.from_numpy(encoded.codes.astype(np.int64)), str(path), storage.content_sha256(path))
 
 
-def _decoded(wav: str, stereo: bool = False) -> DecodedClip:
-    path = storage.as_path(wav)
-    with _error_names(wav):
-        storage.require_file(path)
-        with storage.staged(path) as local, open(local, "rb") as file:
-            return decode(file, stereo=stereo)
-
-
-@contextmanager
-def _error_names(wav: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ClipRejected) as error:
-        raise ConfigError(
-            message("{wav} can't be continued: {error}", wav=wav, error=error), message("Give the path of a sound file")
-        ) from error
+def _cannot_be_continued(wav: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        message("{wav} can't be continued: {error}", wav=wav, error=error), message("Give the path of a sound file")
+    )
 
 
 def _check_longer(seconds: float, source: str | None, given: float) -> None:

@@ -1,0 +1,69 @@
+"""The sound file whose melody music follows, and its chroma for each window that is generated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from musicgen_core import storage
+from musicgen_core.codes import FRAME_RATE, SAMPLE_RATE
+from musicgen_core.data.audio import resample
+from musicgen_core.errors import ConfigError
+from musicgen_core.generation.engine import WINDOW_FRAMES
+from musicgen_core.generation.sound_file import read_sound
+from musicgen_core.language import message
+from musicgen_core.melody import extract_chroma, match_length
+
+
+@dataclass(frozen=True)
+class Melody:
+    """A sound file whose melody music follows.
+
+    Attributes:
+        wav: [samples], 32 kHz mono fp32.
+        path: the sound file.
+        sha256: hash of its content.
+    """
+
+    wav: Tensor
+    path: str
+    sha256: str
+
+
+def read_melody(file: str) -> Melody:
+    """Read a sound file of any length, rate and number of channels.
+
+    Raises:
+        ConfigError: it can't be read, or is silent.
+    """
+    clip, path = read_sound(file, _not_a_melody), storage.as_path(file)
+    wav = torch.from_numpy(resample(clip.samples, clip.rate))
+    return Melody(wav, str(path), storage.content_sha256(path))
+
+
+def _not_a_melody(file: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        message("{file} can't be used as a melody: {error}", file=file, error=error),
+        message("Give the path of a sound file"),
+    )
+
+
+def window_chroma(wav: Tensor, begin_frame: int, is_only_window: bool, chroma_frames: int) -> Tensor:
+    """Return the chroma [chroma_frames], int64, that a window of a sample is generated with.
+
+    A sample of one window follows the recording as it is. In longer samples each window follows the 30 s at its own
+    position in the recording, which is repeated as often as needed. Source: audiocraft 1.3.0,
+    `MusicGen._generate_tokens`.
+
+    Args:
+        wav: the recording [samples], 32 kHz mono fp32.
+        begin_frame: the frame of codes at which the window begins.
+        is_only_window: whether the sample has no other windows.
+    """
+    if not is_only_window:
+        begin = int(begin_frame / FRAME_RATE * SAMPLE_RATE)  # rounded as in audiocraft
+        window = torch.arange(begin, begin + WINDOW_FRAMES // FRAME_RATE * SAMPLE_RATE, device=wav.device)
+        wav = wav[window % len(wav)]
+    return match_length(extract_chroma(wav[None])[0], chroma_frames).long()
