@@ -24,10 +24,13 @@ if TYPE_CHECKING:
 
 _SCALES = {"small": (1024, 24, 16), "medium": (1536, 48, 24), "large": (2048, 48, 32)}
 """dim, layers and heads. Source: audiocraft, config/model/lm/model_scale"""
+_CHROMA_FRAMES = 235  # 30 s
+_KINDS = {"": (MONO, 0), "stereo-": (STEREO, 0)}
+_MELODY_KINDS = {"melody": (MONO, _CHROMA_FRAMES), "stereo-melody": (STEREO, _CHROMA_FRAMES)}
 _PUBLISHED = {
-    f"facebook/musicgen-{kind}{scale}": (*shape, codes)
-    for kind, codes in (("", MONO), ("stereo-", STEREO))
-    for scale, shape in _SCALES.items()
+    **{f"facebook/musicgen-{kind}{scale}": (*_SCALES[scale], *of) for kind, of in _KINDS.items() for scale in _SCALES},
+    **{f"facebook/musicgen-{kind}": (*_SCALES["medium"], *of) for kind, of in _MELODY_KINDS.items()},
+    **{f"facebook/musicgen-{kind}-large": (*_SCALES["large"], *of) for kind, of in _MELODY_KINDS.items()},
 }
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _TEXT_DIM = 768  # T5-base
@@ -85,8 +88,16 @@ def measure_model(name: str) -> ModelSize:
                 "Fetch it (uv run hf download {name}), or take one of {names}", name=name, names=", ".join(_PUBLISHED)
             ),
         )
-    dim, layers, heads, codes = _PUBLISHED[name]
-    config = DecoderConfig(dim, layers, heads, ffn_dim=4 * dim, text_dim=_TEXT_DIM, codes=codes)
+    dim, layers, heads, codes, chroma_frames = _PUBLISHED[name]
+    config = DecoderConfig(
+        dim=dim,
+        layers=layers,
+        heads=heads,
+        ffn_dim=4 * dim,
+        text_dim=_TEXT_DIM,
+        codes=codes,
+        chroma_frames=chroma_frames,
+    )
     file_bytes = 2 * _parameters(config)
     return _measure(name, config, file_bytes, file_bytes + _BESIDE_LM_BYTES)
 

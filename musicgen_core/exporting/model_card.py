@@ -18,6 +18,7 @@ from musicgen_core.data.shards import ShardReport, shard_paths
 from musicgen_core.escaping import markdown_code, markdown_text, one_line
 from musicgen_core.model.adapters import Adapter, AdapterConfig, hub_id
 from musicgen_core.model.local_files import DEMO
+from musicgen_core.model.peft_directory import transformers_class
 from musicgen_core.model.weights import BUILT_IN, PUBLISHED
 from musicgen_core.run_layout import EVALUATION_DATA, PROMPTS, RunConfig, RunLayout, find_config, run_of, sample_name
 from musicgen_core.tracking import read_metrics
@@ -207,6 +208,7 @@ def write_card(
         kind=kind,
         base=base,
         of=base or (f"the model {recorded}" if recorded in BUILT_IN else "a MusicGen"),
+        model_class=transformers_class(vars(adapter)),
         base_to_load=base or "path/to/the/base/model",
         licence=_licence(adapter.base_model),
         adapter=adapter,

@@ -14,9 +14,10 @@ from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
 from musicgen_core.model.compression import encodec_of
+from musicgen_core.model.decoder import PITCH_CLASSES, DecoderConfig
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.transformers_files import CODEC_PREFIX, as_others_may_read
-from musicgen_core.model.transformers_format import LM_PREFIX, PROJECTION, TEXT_PREFIX
+from musicgen_core.model.transformers_format import LM_PREFIX, PROJECTIONS, TEXT_PREFIX
 from musicgen_core.model.weights import BaseModel
 
 _TIED = "encoder.embed_tokens.weight"
@@ -38,15 +39,18 @@ def write(folder: Path, base: BaseModel, lm_state: Mapping[str, Tensor]) -> None
     Raises:
         ModelError: transformers' class can't compute the same.
     """
-    from transformers import EncodecFeatureExtractor, MusicgenForConditionalGeneration, MusicgenProcessor
+    from transformers import MusicgenForConditionalGeneration, MusicgenMelodyForConditionalGeneration
 
+    whole_model = (
+        MusicgenMelodyForConditionalGeneration if base.config.decoder.takes_melody else MusicgenForConditionalGeneration
+    )
     text, encodec = TextEncoder(base.text_encoder), encodec_of(base)
-    state = {name if name.startswith(PROJECTION) else f"{LM_PREFIX}{name}": one for name, one in lm_state.items()}
+    state = {name if name.startswith(PROJECTIONS) else f"{LM_PREFIX}{name}": one for name, one in lm_state.items()}
     state |= {f"{TEXT_PREFIX}{name}": one for name, one in text.t5.state_dict().items() if not name.endswith(_TIED)}
     state |= {f"{CODEC_PREFIX}{name}": one for name, one in encodec.state_dict().items()}
     with _quiet():
         with torch.device("meta"):  # for its names and settings; the weights are those of `state`
-            model = MusicgenForConditionalGeneration(_config(base, text.t5.config, encodec.config))
+            model = whole_model(_config(base, text.t5.config, encodec.config))
         wanted = {name for name in model.state_dict() if not name.endswith(_TIED)}
         if differing := sorted(wanted ^ state.keys()):
             raise ModelError(
@@ -55,16 +59,28 @@ def write(folder: Path, base: BaseModel, lm_state: Mapping[str, Tensor]) -> None
             )
         model.generation_config = _generation_config(base)
         model.save_pretrained(folder, state_dict=state, max_shard_size=LARGEST_FILE)
-        features = EncodecFeatureExtractor(
-            feature_size=base.config.decoder.codes.channels, sampling_rate=SAMPLE_RATE, padding_side="left"
-        )
-        MusicgenProcessor(features, text.tokenizer).save_pretrained(folder)
-        features.save_pretrained(folder)  # for transformers before 5, which has no processor_config.json
+        _write_processor(folder, base.config.decoder, text.tokenizer)
     as_others_may_read(folder)
 
 
+def _write_processor(folder: Path, shape: DecoderConfig, tokenizer: Any) -> None:
+    from transformers import EncodecFeatureExtractor, MusicgenProcessor
+
+    if shape.takes_melody:
+        from transformers import MusicgenMelodyFeatureExtractor, MusicgenMelodyProcessor  # need torchaudio
+
+        features = MusicgenMelodyFeatureExtractor(sampling_rate=SAMPLE_RATE, padding_side="left")
+        MusicgenMelodyProcessor(features, tokenizer).save_pretrained(folder)
+    else:
+        features = EncodecFeatureExtractor(
+            feature_size=shape.codes.channels, sampling_rate=SAMPLE_RATE, padding_side="left"
+        )
+        MusicgenProcessor(features, tokenizer).save_pretrained(folder)
+    features.save_pretrained(folder)  # for transformers before 5, which has no processor_config.json
+
+
 def _config(base: BaseModel, t5: Any, encodec: Any) -> Any:
-    from transformers import MusicgenConfig, MusicgenDecoderConfig
+    from transformers import MusicgenConfig, MusicgenDecoderConfig, MusicgenMelodyConfig, MusicgenMelodyDecoderConfig
 
     config, shape = base.config, base.config.decoder
     if shape.text_dim == shape.dim:  # transformers' class then has no projection of the text
@@ -76,7 +92,8 @@ def _config(base: BaseModel, t5: Any, encodec: Any) -> Any:
             ),
             message("Give another --format"),
         )
-    decoder = MusicgenDecoderConfig(
+    decoder_config = MusicgenMelodyDecoderConfig if shape.takes_melody else MusicgenDecoderConfig
+    decoder = decoder_config(
         vocab_size=shape.cardinality,
         num_codebooks=shape.codebooks,
         audio_channels=shape.codes.channels,
@@ -89,7 +106,10 @@ def _config(base: BaseModel, t5: Any, encodec: Any) -> Any:
     )
     t5._name_or_path = config.t5  # rather than a path on this machine
     encodec._name_or_path = ""
-    return MusicgenConfig(text_encoder=t5, audio_encoder=encodec, decoder=decoder)
+    parts = {"text_encoder": t5, "audio_encoder": encodec, "decoder": decoder}
+    if shape.takes_melody:
+        return MusicgenMelodyConfig(num_chroma=PITCH_CLASSES, chroma_length=shape.chroma_frames, **parts)
+    return MusicgenConfig(**parts)
 
 
 def _generation_config(base: BaseModel) -> Any:

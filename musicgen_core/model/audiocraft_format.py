@@ -34,6 +34,7 @@ _INSIDE_LAYERS = {
 }
 _MODULES = {
     "condition_provider.conditioners.description.output_proj": "enc_to_dec_proj",
+    "condition_provider.conditioners.self_wav.output_proj": "audio_enc_to_dec_proj",
     "out_norm": "model.decoder.layer_norm",
     "emb.#": "model.decoder.embed_tokens.#",
     "linears.#": "lm_heads.#",
@@ -41,6 +42,9 @@ _MODULES = {
 }
 """audiocraft's names of modules and ours; # is a number."""
 _OUR_MODULES = {ours: theirs for theirs, ours in _MODULES.items()}
+_CHROMA_WINDOW = "condition_provider.conditioners.self_wav.chroma.spec.window"
+"""The window of a melody's spectrogram, which audiocraft stores though it is never trained"""
+_CHROMA_WINDOW_SAMPLES = 2**14
 _NUMBER = re.compile(r"(?<=\.)\d+")
 _PACKED = "in_proj_weight"  # q, k and v
 
@@ -49,7 +53,7 @@ lm_model: transformer_lm
 device: cpu
 dtype: float32
 channels: {channels}
-dataset: {{segment_duration: 30}}
+dataset: {{segment_duration: {seconds:g}}}
 transformer_lm:
   {{n_q: {codebooks}, card: {cardinality}, dim: {dim}, num_layers: {layers}, num_heads: {heads}, hidden_scale: {hidden_scale}, dropout: 0.1, activation: gelu,
    norm_first: true, norm: layer_norm, bias_ff: false, bias_attn: false, bias_proj: false, causal: true,
@@ -59,13 +63,19 @@ transformer_lm:
    attention_dropout: null, kv_repeat: 1, two_step_cfg: false}}
 codebooks_pattern: {{modeling: delay, delay: {{delays: {delays}, flatten_first: 0, empty_initial: 0}}}}
 classifier_free_guidance: {{training_dropout: {text_dropout}, inference_coef: {guidance}}}
-attribute_dropout: {{}}
+attribute_dropout: {{{attribute_dropout}}}
 fuser:
-  {{cross_attention_pos_emb: false, cross_attention_pos_emb_scale: 1, sum: [], prepend: [], cross: [description],
+  {{cross_attention_pos_emb: false, cross_attention_pos_emb_scale: 1, sum: [], prepend: {prepend}, cross: {cross},
    input_interpolate: []}}
 conditioners:
   description: {{model: t5, t5: {{name: {t5}, finetune: false, word_dropout: {word_dropout}, normalize_text: false}}}}
 """  # noqa: E501
+
+_MELODY = """\
+  self_wav:
+    {model: chroma_stem, chroma_stem: {sample_rate: 32000, n_chroma: 12, radix2_exp: 14, argmax: true,
+     match_len_on_eval: false, eval_wavs: null, n_eval_wavs: 100, cache_path: null}}
+"""  # of conditioners, which stand last
 
 _STEREO = "interleave_stereo_codebooks: {use: true, per_timestep: false}\n"
 
@@ -145,6 +155,8 @@ def language_model_settings(
     word_dropout: float = 0.0,
     t5: str = "t5-small",
     channels: int = 1,
+    melody_seconds: float | None = None,
+    melody_dropout: float = 0.5,
 ) -> str:
     """Return the settings of a language model.
 
@@ -154,7 +166,10 @@ def language_model_settings(
         word_dropout: share of words that are left out of the texts in training.
         t5: audiocraft's name of the text encoder.
         channels: of the audio, 1 or 2.
+        melody_seconds: the length of the melodies that it takes, or None for a model that takes none.
+        melody_dropout: share of clips with their text that are trained on without their melody.
     """
+    takes_melody = melody_seconds is not None
     codes = STEREO if channels == 2 else MONO
     settings = _LANGUAGE_MODEL.format(
         channels=channels,
@@ -169,7 +184,12 @@ def language_model_settings(
         guidance=guidance,
         word_dropout=word_dropout,
         t5=t5,
+        seconds=melody_seconds if takes_melody else 30,
+        attribute_dropout=f"wav: {{self_wav: {melody_dropout}}}" if takes_melody else "",
+        prepend="[self_wav, description]" if takes_melody else "[]",
+        cross="[]" if takes_melody else "[description]",
     )
+    settings += _MELODY if takes_melody else ""
     return settings + _STEREO if channels == 2 else settings
 
 
@@ -191,15 +211,17 @@ def from_audiocraft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert weights from audiocraft's names to Hugging Face's, which this project uses; packed q, k, v become views.
 
     Raises:
-        ModelError: a name doesn't exist in a text-to-music MusicGen.
+        ModelError: a name doesn't exist in a MusicGen.
     """
     converted: dict[str, Tensor] = {}
     for name, tensor in state.items():
+        if name == _CHROMA_WINDOW:
+            continue
         module, _, kind = name.replace(".mha.", ".").rpartition(".")  # `.mha.`: torch's own attention
         ours = _renamed(module, _MODULES)
         if ours is None or (kind == _PACKED) != ours.endswith("_attn"):
             raise ModelError(
-                message("the weights hold {name}, which a text-to-music MusicGen does not have", name=name),
+                message("the weights hold {name}, which a MusicGen does not have", name=name),
                 USE_ANOTHER,
             )
         if kind == _PACKED:
@@ -226,4 +248,6 @@ def to_audiocraft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             converted[f"{_renamed(attention, _OUR_MODULES)}.{_PACKED}"] = torch.cat(parts)
         elif projection not in ("k_proj", "v_proj"):
             converted[f"{_renamed(module, _OUR_MODULES)}.{kind}"] = tensor
+            if module == "audio_enc_to_dec_proj":
+                converted[_CHROMA_WINDOW] = torch.hann_window(_CHROMA_WINDOW_SAMPLES)
     return converted

@@ -18,13 +18,12 @@ from typing import Any
 
 import yaml
 
-from musicgen_core.codes import CARDINALITY, CODEBOOKS, MONO, STEREO, CodeShape
+from musicgen_core.codes import CARDINALITY, CODEBOOKS, MONO, SAMPLE_RATE, STEREO, CodeShape
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
-from musicgen_core.model.decoder import DecoderConfig
+from musicgen_core.model.decoder import PITCH_CLASSES, DecoderConfig
 
 CONDITIONED_ON = {
-    "melody": message("the chroma of a melody, which this project does not compute yet"),
     "style": message("features of a style excerpt by MERT, a network that is not part of this project"),
 }
 """What the decoder of an unsupported kind of checkpoint reads beside the text"""
@@ -53,6 +52,19 @@ _LANGUAGE_MODEL: dict[str, tuple[Any, Any]] = {
 }
 _INTERLEAVING = {"use": (False, True), "per_timestep": (False, False)}
 _FUSER = {"cross": ([], ["description"]), "cross_attention_pos_emb": (False, False)}
+_MELODY = "self_wav"
+"""The conditioner of a melody, which stands before the text, and both before the codes, whatever `prepend`'s order"""
+_CHROMA = {
+    "sample_rate": (None, SAMPLE_RATE),
+    "n_chroma": (None, PITCH_CLASSES),
+    "radix2_exp": (None, 14),
+    "argmax": (False, True),
+    "nfft": (None, None),
+    "winlen": (None, None),
+    "winhop": (None, None),
+}
+CHROMA_HOP = 2**12
+"""Samples from one frame of chroma to the next, a quarter of its window"""
 _T5 = {"finetune": (False, False), "normalize_text": (False, False)}
 
 # Settings that leave the result as it is: shapes, which are read elsewhere, …
@@ -63,6 +75,8 @@ _IMPLEMENTATIONS |= {"cross_attention", "xpos"}  # audiocraft switches on the on
 # … and how audiocraft trains a whole model, where a run here trains an adapter with settings of its own.
 _TRAINING = {"dropout", "attention_dropout", "emb_lr", "lr", "weight_decay"}
 _TRAINING |= {"weight_init", "depthwise_init", "zero_bias_init"}
+# `MusicGen.get_pretrained` sets the first; the others are how audiocraft evaluates and caches.
+_CHROMA_LOADING = {"match_len_on_eval", "eval_wavs", "n_eval_wavs", "cache_path"}
 
 _REFERENCE = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")
 _MOST_REFERENCES = 16  # from one setting to the next
@@ -76,6 +90,7 @@ class LmConfig:
         training_dropout: share of clips that it was trained on without their text.
         word_dropout: share of words that were left out of the texts in training.
         inference_coefficient: of classifier-free guidance.
+        melody_dropout: share of clips with their text that it was trained on without their melody.
     """
 
     decoder: DecoderConfig
@@ -83,6 +98,7 @@ class LmConfig:
     training_dropout: float
     word_dropout: float
     inference_coefficient: float
+    melody_dropout: float = 0.0
 
 
 class XpConfig:
@@ -179,8 +195,19 @@ def read_lm_config(content: object, source: object) -> LmConfig:
     kind = _kind(config)
     problems = list(_problems(config))
     if problems:
-        what = f"is a {kind} checkpoint, which is not supported yet{because(kind)}" if kind else "is not supported"
-        raise ModelError(f"{source} {what}: {'; '.join(problems)}", USE_ANOTHER)
+        found = "; ".join(problems)
+        if kind:
+            raise ModelError(
+                message(
+                    "{source} is a {kind} checkpoint, which is not supported yet{because}: {problems}",
+                    source=source,
+                    kind=kind,
+                    because=because(kind),
+                    problems=found,
+                ),
+                USE_ANOTHER,
+            )
+        raise ModelError(message("{source} is not supported: {problems}", source=source, problems=found), USE_ANOTHER)
     lm = config.section("transformer_lm")
     name = config.get("conditioners.description.t5.name")
     dropout = float(config.get("classifier_free_guidance.training_dropout", 0.0))
@@ -193,12 +220,25 @@ def read_lm_config(content: object, source: object) -> LmConfig:
             ffn_dim=int(lm.get("hidden_scale", 4) * lm["dim"]),
             text_dim=T5_WIDTHS[t5_size(name)],
             codes=replace(_shape(config), cardinality=lm.get("card", _DEFAULT_CARDINALITY)),
+            chroma_frames=chroma_frames(config.get("dataset.segment_duration")) if _takes_melody(config) else 0,
         ),
         t5=name,
         training_dropout=dropout,
         word_dropout=float(config.get("conditioners.description.t5.word_dropout", 0.0)),
         inference_coefficient=float(config.get("classifier_free_guidance.inference_coef", 3.0)),
+        melody_dropout=float(config.get(f"attribute_dropout.wav.{_MELODY}", 0.0)),
     )
+
+
+def chroma_frames(seconds: float) -> int:
+    """Return the frames of chroma of so many seconds: the first is at the beginning."""
+    return 1 + int(seconds * SAMPLE_RATE) // CHROMA_HOP
+
+
+def melody_seconds(frames: int) -> float:
+    """Return a duration of which `chroma_frames` returns so many frames, in whole seconds if there is one."""
+    seconds = (frames - 0.5) * CHROMA_HOP / SAMPLE_RATE
+    return round(seconds) if chroma_frames(round(seconds)) == frames else seconds
 
 
 def because(kind: str) -> str:
@@ -212,7 +252,11 @@ def _kind(config: XpConfig) -> str | None:
     models = {value.get("model") for value in config.section("conditioners").values() if isinstance(value, dict)}
     if config.get("lm_model") == "transformer_lm_magnet":
         return "MAGNeT"
-    return "style" if "style" in models else "melody" if "chroma_stem" in models else None
+    return "style" if "style" in models else None
+
+
+def _takes_melody(config: XpConfig) -> bool:
+    return config.get(f"conditioners.{_MELODY}.model") == "chroma_stem"
 
 
 def _shape(config: XpConfig) -> CodeShape:
@@ -242,12 +286,7 @@ def _problems(config: XpConfig) -> Iterator[str]:
     yield from _unknown("transformer_lm", lm, known)
     yield from _wrong_shape(lm)
     yield from _pattern_problems(config, codes)
-    fuser = config.section("fuser")
-    yield from differing("fuser", fuser, _FUSER)
-    for way in ("sum", "prepend", "input_interpolate"):
-        names = fuser.get(way) or []
-        if not isinstance(names, list) or "description" in names:
-            yield f"fuser.{way} is {shown(fuser[way])}"
+    yield from _fuser_problems(config)
     yield from _conditioner_problems(config)
     codebooks = config.get("compression_model_n_q")
     if codebooks not in (None, CODEBOOKS):
@@ -256,6 +295,34 @@ def _problems(config: XpConfig) -> Iterator[str]:
         yield from not_between(name, config.get(name, 0), 1)
     coefficient = "classifier_free_guidance.inference_coef"
     yield from not_between(coefficient, config.get(coefficient, 3), 1000)
+    if _takes_melody(config):
+        yield from _melody_problems(config)
+
+
+def _fuser_problems(config: XpConfig) -> Iterator[str]:
+    fuser, both = config.section("fuser"), {_MELODY, "description"}
+    takes_melody = _takes_melody(config)
+    yield from differing("fuser", fuser, {**_FUSER, "cross": ([], [])} if takes_melody else _FUSER)
+    for way in ("sum", "prepend", "input_interpolate"):
+        names = fuser.get(way) or []
+        if takes_melody and way == "prepend":
+            fits = isinstance(names, list) and len(names) == len(both) and both.issuperset(map(str, names))
+        else:
+            fits = isinstance(names, list) and "description" not in names and not (takes_melody and _MELODY in names)
+        if not fits:
+            yield f"fuser.{way} is {shown(fuser.get(way))}"
+
+
+def _melody_problems(config: XpConfig) -> Iterator[str]:
+    chroma = config.section(f"conditioners.{_MELODY}.chroma_stem")
+    section = f"conditioners.{_MELODY}.chroma_stem"
+    yield from differing(section, chroma, _CHROMA)
+    yield from _unknown(section, chroma, {*_CHROMA, *_CHROMA_LOADING})
+    dropout = f"attribute_dropout.wav.{_MELODY}"
+    yield from not_between(dropout, config.get(dropout, 0), 1)
+    seconds = config.get("dataset.segment_duration")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 1 <= seconds <= 600:
+        yield f"dataset.segment_duration is {shown(seconds)}"
 
 
 def differing(section: str, values: Mapping[str, Any], supported: Mapping[str, tuple[Any, Any]]) -> Iterator[str]:
@@ -303,7 +370,8 @@ def _pattern_problems(config: XpConfig, codes: CodeShape) -> Iterator[str]:
 
 def _conditioner_problems(config: XpConfig) -> Iterator[str]:
     conditioners = config.section("conditioners")
-    for name in sorted(conditioners.keys() - {"args", "description"}):
+    supported = {"args", "description", *([_MELODY] if _takes_melody(config) else [])}
+    for name in sorted(conditioners.keys() - supported):
         model = conditioners[name].get("model") if isinstance(conditioners[name], dict) else conditioners[name]
         yield f"conditioners.{name}.model is {shown(model)}"
     model = config.get("conditioners.description.model")

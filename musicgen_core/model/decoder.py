@@ -1,7 +1,8 @@
 """MusicGen's language model with separate projections, so that LoRA can adapt each and generation can be optimized.
 
 The arithmetic is that of audiocraft's `LMModel` (pre-norm transformer, sinusoidal positions, cross-attention to
-projected T5 states). Modules are named as in Hugging Face's MusicGen, so adapters fit both.
+projected T5 states; or, in a model that takes a melody, the melody and the text in front of the codes and no
+cross-attention). Modules are named as in Hugging Face's MusicGen and MusicgenMelody, so adapters fit both.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 
 from musicgen_core.codes import MONO, CodeShape
 
+PITCH_CLASSES = 12
+"""Values of a melody's chroma: the strongest pitch class of a frame, C is 0"""
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -28,6 +32,8 @@ class DecoderConfig:
         ffn_dim: width of the feed-forward layers.
         text_dim: width of the text encoder's states.
         codes: the shape of its codes.
+        chroma_frames: frames of a melody's chroma that it reads in front of text and codes, without cross-attention;
+            0 for a model that takes no melody and reads the text by cross-attention.
     """
 
     dim: int
@@ -36,6 +42,12 @@ class DecoderConfig:
     ffn_dim: int
     text_dim: int
     codes: CodeShape = MONO
+    chroma_frames: int = 0
+
+    @property
+    def takes_melody(self) -> bool:
+        """Return whether it is conditioned on a melody, too."""
+        return self.chroma_frames > 0
 
     @property
     def codebooks(self) -> int:
@@ -50,15 +62,31 @@ class DecoderConfig:
 
 @dataclass
 class Condition:
-    """Encoded texts: states [B, L, text_dim] and mask [B, L], True at tokens; all False is the null condition."""
+    """What clips or samples are conditioned on.
+
+    Attributes:
+        states: [B, L, text_dim], the encoded texts.
+        mask: [B, L], True at tokens; all False is the null condition.
+        chroma: [B, chroma_frames], int64, the melodies' pitch classes; all 0, as of silence, without a melody, and None
+            for a model that takes none.
+        text_lengths: [B], int64, the positions that each text takes in front of the codes, if a null condition should
+            take more than one, as in audiocraft's classifier-free guidance.
+    """
 
     states: Tensor
     mask: Tensor
+    chroma: Tensor | None = None
+    text_lengths: Tensor | None = None
 
     @property
     def attend(self) -> Tensor:
         """The cross-attention mask [B, 1, 1, L]: the text's tokens, or under the null condition all of its zeros."""
         return (self.mask | ~self.mask.any(dim=-1, keepdim=True))[:, None, None]
+
+    def rows(self, which: slice | Tensor) -> Condition:
+        """Return the conditions of some clips or samples."""
+        chroma, lengths = (None if part is None else part[which] for part in (self.chroma, self.text_lengths))
+        return Condition(self.states[which], self.mask[which], chroma, lengths)
 
 
 @dataclass
@@ -80,6 +108,32 @@ def sinusoids(positions: Tensor, dim: int, max_period: float = 10_000.0) -> Tens
     exponents = torch.arange(half, device=positions.device, dtype=positions.dtype) / (half - 1)
     phase = positions[..., None] / max_period**exponents
     return torch.cat([phase.cos(), phase.sin()], dim=-1)
+
+
+@dataclass
+class Prefix:
+    """What a model that takes a melody reads before the codes: the chroma and the text, padded behind.
+
+    Attributes:
+        states: [B, P, D].
+        lengths: [B], int64, the positions of each row without its padding.
+    """
+
+    states: Tensor
+    lengths: Tensor
+
+    def before(self, x: Tensor) -> Tensor:
+        """Return each row's prefix followed by its codes x [B, S, D], and padding behind them: [B, P + S, D]."""
+        (_, longest, dim), steps = self.states.shape, x.shape[1]
+        position = torch.arange(longest + steps, device=x.device)
+        step = position - self.lengths[:, None]  # negative in the prefix
+        index = torch.where(step < 0, position, longest + step.clamp(max=steps - 1))
+        return torch.cat([self.states, x], dim=1).gather(1, index[..., None].expand(-1, -1, dim))
+
+    def behind(self, x: Tensor, steps: int) -> Tensor:
+        """Return the part [B, steps, D] of x [B, P + steps, D] that is at the codes."""
+        index = self.lengths[:, None] + torch.arange(steps, device=x.device)
+        return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
 class Attention(nn.Module):
@@ -107,14 +161,19 @@ class Attention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention, cross-attention to the text and a feed-forward layer, each after a norm (pre-norm)."""
+    """Self-attention, cross-attention to the text and a feed-forward layer, each after a norm (pre-norm).
+
+    In a model that takes a melody there is no cross-attention.
+    """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
+        self.has_cross_attention = not config.takes_melody
         self.self_attn = Attention(config.dim, config.heads)
         self.self_attn_layer_norm = nn.LayerNorm(config.dim)
-        self.encoder_attn = Attention(config.dim, config.heads)
-        self.encoder_attn_layer_norm = nn.LayerNorm(config.dim)
+        if self.has_cross_attention:
+            self.encoder_attn = Attention(config.dim, config.heads)
+            self.encoder_attn_layer_norm = nn.LayerNorm(config.dim)
         self.fc1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.fc2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
         self.final_layer_norm = nn.LayerNorm(config.dim)
@@ -123,7 +182,9 @@ class DecoderLayer(nn.Module):
         """Return the layer's output [B, S, D] for x [B, S, D], text [B, L, D] and text_mask [B, 1, 1, L]."""
         y = self.self_attn_layer_norm(x)
         x = x + self.self_attn.attend(y, *self.self_attn.keys_values(y), mask=None, causal=True)
-        return self._after_self_attention(x, *self.encoder_attn.keys_values(text), text_mask)
+        if self.has_cross_attention:
+            x = self._attend_text(x, *self.encoder_attn.keys_values(text), text_mask)
+        return self._feed_forward(x)
 
     def extend(self, x: Tensor, text_mask: Tensor, cache: LayerCache, position: int) -> Tensor:
         """Return the output [B, S, D] for x [B, S, D] at `position`, and add its keys and values to `cache`.
@@ -135,11 +196,15 @@ class DecoderLayer(nn.Module):
         cache.keys[:, :, position:seen], cache.values[:, :, position:seen] = self.self_attn.keys_values(y)
         keys, values = cache.keys[:, :, :seen], cache.values[:, :, :seen]
         x = x + self.self_attn.attend(y, keys, values, mask=None, causal=several)
-        return self._after_self_attention(x, cache.text_keys, cache.text_values, text_mask)
+        if self.has_cross_attention:
+            x = self._attend_text(x, cache.text_keys, cache.text_values, text_mask)
+        return self._feed_forward(x)
 
-    def _after_self_attention(self, x: Tensor, text_keys: Tensor, text_values: Tensor, text_mask: Tensor) -> Tensor:
+    def _attend_text(self, x: Tensor, text_keys: Tensor, text_values: Tensor, text_mask: Tensor) -> Tensor:
         y = self.encoder_attn_layer_norm(x)
-        x = x + self.encoder_attn.attend(y, text_keys, text_values, mask=text_mask, causal=False)
+        return x + self.encoder_attn.attend(y, text_keys, text_values, mask=text_mask, causal=False)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
         return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
 
 
@@ -158,15 +223,24 @@ class Decoder(nn.Module):
         """Return the layers, with their type."""
         return cast("list[DecoderLayer]", list(self.layers))
 
-    def embed(self, sequence: Tensor, first_position: int = 0) -> Tensor:
-        """Return the embedding [B, S, D] of a sequence [B, K, S] whose first step is at `first_position`."""
+    def embed(self, sequence: Tensor, prefix: Prefix | None = None) -> Tensor:
+        """Return the embedding [B, S, D] of a sequence [B, K, S], or [B, P + S, D] behind a prefix."""
+        x = self.embed_codes(sequence)
+        return self.at_positions(x if prefix is None else prefix.before(x))
+
+    def embed_codes(self, sequence: Tensor) -> Tensor:
+        """Return the sum of the codes' embeddings [B, S, D] of a sequence [B, K, S]."""
         # An explicit loop: sum() over a generator would start from the int 0.
         x = self.embed_tokens[0](sequence[:, 0])
         for k in range(1, len(self.embed_tokens)):
             x = x + self.embed_tokens[k](sequence[:, k])
+        return x
+
+    def at_positions(self, x: Tensor, first: int = 0) -> Tensor:
+        """Return x [B, S, D] with the embeddings of the positions from `first` added."""
         # At least fp32: half precision can't distinguish neighbouring positions.
         exact = torch.float64 if x.dtype == torch.float64 else torch.float32
-        positions = torch.arange(sequence.shape[-1], device=x.device, dtype=exact) + first_position
+        positions = torch.arange(x.shape[1], device=x.device, dtype=exact) + first
         return x + sinusoids(positions, x.shape[-1]).to(x.dtype)
 
 
@@ -179,57 +253,85 @@ class _Body(nn.Module):
 
 
 class MusicgenLM(nn.Module):
-    """Predicts the next code of each codebook from the codes before it and a text."""
+    """Predicts the next code of each codebook from the codes before it, a text and, in some models, a melody."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
         self.enc_to_dec_proj = nn.Linear(config.text_dim, config.dim)
+        if config.takes_melody:
+            self.audio_enc_to_dec_proj = nn.Linear(PITCH_CLASSES, config.dim)
         self.model = _Body(config)
         self.lm_heads = nn.ModuleList(
             nn.Linear(config.dim, config.cardinality, bias=False) for _ in range(config.codebooks)
         )
 
-    def project_text(self, text: Condition) -> tuple[Tensor, Tensor]:
+    def project_text(self, condition: Condition) -> tuple[Tensor, Tensor]:
         """Return the projected states [B, L, D], zero at padding, and the cross-attention mask [B, 1, 1, L].
 
         A prompt attends to its own text alone, whatever it is batched with. The null condition attends to zeros, whose
         output is zero, exactly as in audiocraft.
         """
         weight = self.enc_to_dec_proj.weight
-        states = self.enc_to_dec_proj(text.states.to(weight.dtype)) * text.mask[..., None]
-        return states.to(weight.dtype), text.attend
+        states = self.enc_to_dec_proj(condition.states.to(weight.dtype)) * condition.mask[..., None]
+        return states.to(weight.dtype), condition.attend
 
-    def forward(self, sequence: Tensor, text: Condition) -> Tensor:
-        """Return the logits [B, K, S, cardinality] of each next step, from delayed codes [B, K, S] and their texts."""
-        states, mask = self.project_text(text)
-        x = self.model.decoder.embed(sequence)
+    def prefix(self, condition: Condition) -> Prefix | None:
+        """Return what stands before the codes: the chroma, then the text of each row; None if nothing does."""
+        if not self.config.takes_melody:
+            return None
+        assert condition.chroma is not None
+        text, _ = self.project_text(condition)
+        projection = self.audio_enc_to_dec_proj
+        chroma = F.embedding(condition.chroma, projection.weight.t()) + projection.bias  # of one-hot vectors
+        lengths = condition.text_lengths
+        if lengths is None:
+            lengths = condition.mask.sum(dim=-1).clamp(min=1)
+        return Prefix(torch.cat([chroma, text], dim=1), chroma.shape[1] + lengths)
+
+    def forward(self, sequence: Tensor, condition: Condition) -> Tensor:
+        """Return the logits [B, K, S, cardinality] of each next step, from delayed codes [B, K, S] and conditions."""
+        prefix = self.prefix(condition)
+        states, mask = self.project_text(condition)
+        x = self.model.decoder.embed(sequence, prefix)
         for layer in self.model.decoder.layers:
             x = layer(x, states, mask)
-        return self._logits(x)
+        return self._logits(x if prefix is None else prefix.behind(x, sequence.shape[-1]))
 
-    def new_cache(self, text: Condition, positions: int) -> tuple[list[LayerCache], Tensor]:
-        """Return empty caches for `positions` steps that hold the text's keys and values, and the text's mask."""
-        states, mask = self.project_text(text)
+    def new_cache(self, condition: Condition, positions: int) -> tuple[list[LayerCache], Tensor]:
+        """Return empty caches for `positions`, which hold the text's keys and values, and the text's mask."""
+        states, mask = self.project_text(condition)
+        decoder = self.model.decoder
+        batch, heads = len(states), self.config.heads
+        empty = states.new_zeros(batch, heads, 0, self.config.dim // heads)
         caches = []
-        for layer in self.model.decoder.blocks():
-            text_keys, text_values = layer.encoder_attn.keys_values(states)
-            batch, heads, _, head_dim = text_keys.shape
-            keys = text_keys.new_zeros(batch, heads, positions, head_dim)
-            caches.append(LayerCache(keys, torch.zeros_like(keys), text_keys, text_values))
+        for layer in decoder.blocks():
+            text = layer.encoder_attn.keys_values(states) if layer.has_cross_attention else (empty, empty)
+            keys = empty.new_zeros(batch, heads, positions, empty.shape[-1])
+            caches.append(LayerCache(keys, torch.zeros_like(keys), *text))
         return caches, mask
 
     def step(self, codes: Tensor, caches: list[LayerCache], text_mask: Tensor, position: int) -> Tensor:
         """Return the next step's logits [B, K, cardinality] from one step of codes [B, K, 1] at `position`."""
-        return self._logits(self._extend(codes, caches, text_mask, position))[:, :, 0]
+        decoder = self.model.decoder
+        x = decoder.at_positions(decoder.embed_codes(codes), position)
+        return self._logits(self._extend(x, caches, text_mask, position))[:, :, 0]
 
-    def prefill(self, sequence: Tensor, caches: Iterable[LayerCache], text_mask: Tensor) -> None:
-        """Fill the layers' caches with the keys and values of the first steps, sequence [B, K, S], all at once."""
-        if sequence.shape[-1]:
-            self._extend(sequence, caches, text_mask, 0)
+    def prefill(
+        self, sequence: Tensor, caches: Iterable[LayerCache], text_mask: Tensor, prefix: Tensor | None = None
+    ) -> None:
+        """Fill the layers' caches with the keys and values of the first positions, all at once.
 
-    def _extend(self, sequence: Tensor, caches: Iterable[LayerCache], text_mask: Tensor, position: int) -> Tensor:
-        x = self.model.decoder.embed(sequence, position)
+        Args:
+            sequence: [B, K, S], the first steps, which may be none.
+            prefix: [B, P, D], what stands before them in every row.
+        """
+        x = self.model.decoder.embed_codes(sequence)
+        x = x if prefix is None else torch.cat([prefix, x], dim=1)
+        if x.shape[1]:
+            self._extend(self.model.decoder.at_positions(x), caches, text_mask, 0)
+
+    def _extend(self, x: Tensor, caches: Iterable[LayerCache], text_mask: Tensor, position: int) -> Tensor:
         for layer, cache in zip(self.model.decoder.blocks(), caches, strict=True):
             x = layer.extend(x, text_mask, cache, position)
         return x

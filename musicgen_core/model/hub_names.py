@@ -7,6 +7,7 @@ from pathlib import Path
 
 KNOWN = (
     *(f"facebook/musicgen-{kind}{size}" for kind in ("", "stereo-") for size in ("small", "medium", "large")),
+    *(f"facebook/musicgen-{kind}{size}" for kind in ("melody", "stereo-melody") for size in ("", "-large")),
     *(f"t5-{size}" for size in ("small", "base", "large")),
     "laion/larger_clap_music",
 )

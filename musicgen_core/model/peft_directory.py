@@ -353,8 +353,31 @@ def _targets(config: Mapping[str, Any], layers: set[str]) -> list[str]:
     return sorted(both | {name for name in inner if name.rpartition(".")[2] not in both})
 
 
+_TEXT, _MELODY = "MusicgenForConditionalGeneration", "MusicgenMelodyForConditionalGeneration"
+_MODULES = {
+    _TEXT: "transformers.models.musicgen.modeling_musicgen",
+    _MELODY: "transformers.models.musicgen_melody.modeling_musicgen_melody",
+}
+
+
+def transformers_class(adapter: Mapping[str, Any]) -> str:
+    """Return the name of transformers' class for an adapter's base model: one that takes a melody or not.
+
+    A model that takes a melody lacks the cross-attention that the targets would select. Targets that select none say
+    nothing, and then the base model's name decides.
+
+    Args:
+        adapter: the content of a `*_lora.pt`.
+    """
+    cross = [f".{name}" for name in LINEARS if name.startswith("encoder_attn.")]
+    targets = adapter["config"]["target_modules"]
+    if not any(name.endswith(f".{target}") for name in cross for target in targets):
+        return _MELODY if "melody" in str(adapter["base_model"]) else _TEXT
+    return _TEXT if any(".encoder_attn." in name for name in adapter["lora"]) else _MELODY
+
+
 def write(adapter: Mapping[str, Any], base_model: str | None, folder: Path) -> None:
-    """Write an adapter in peft's format, for Hugging Face's `MusicgenForConditionalGeneration`.
+    """Write an adapter in peft's format, for Hugging Face's `transformers_class`.
 
     Args:
         adapter: the content of a `*_lora.pt`.
@@ -363,6 +386,7 @@ def write(adapter: Mapping[str, Any], base_model: str | None, folder: Path) -> N
     from peft import LoraConfig
     from safetensors.torch import save
 
+    base_class = transformers_class(adapter)
     settings = {name: value for name, value in adapter["config"].items() if name != "peft_type"}
     if float(settings["lora_alpha"]).is_integer():
         settings["lora_alpha"] = int(settings["lora_alpha"])  # as peft declares it
@@ -371,10 +395,7 @@ def write(adapter: Mapping[str, Any], base_model: str | None, folder: Path) -> N
         base_model_name_or_path=base_model,
         inference_mode=True,
         # As peft itself writes it for a model without task type, so that AutoPeftModel finds the class.
-        auto_mapping={
-            "base_model_class": "MusicgenForConditionalGeneration",
-            "parent_library": "transformers.models.musicgen.modeling_musicgen",
-        },
+        auto_mapping={"base_model_class": base_class, "parent_library": _MODULES[base_class]},
     ).save_pretrained(str(folder))
     tensors = {
         f"{_PREFIX}{_LM}{name.removeprefix(_PREFIX)}": tensor.contiguous() for name, tensor in adapter["lora"].items()

@@ -13,7 +13,7 @@ from musicgen_core.errors import ModelError
 from musicgen_core.language import message
 from musicgen_core.model import hub, transformers_format
 from musicgen_core.model.decoder import Condition
-from musicgen_core.model.transformers_configuration import read_transformers_config
+from musicgen_core.model.transformers_configuration import is_musicgen, read_transformers_config
 from musicgen_core.model.transformers_files import as_others_may_read
 from musicgen_core.stages import announce
 from musicgen_core.texts import shorten
@@ -55,7 +55,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         logging.disable_progress_bar()  # loading takes a second; its bar would break the flows' own
         directory = find_text_encoder(source)
-        if transformers_format.is_musicgen(directory):
+        if is_musicgen(directory):
             default = read_transformers_config(directory).t5
             self.t5, self.tokenizer = transformers_format.load_text_encoder(directory, default)
             self.t5.requires_grad_(False).to(device)

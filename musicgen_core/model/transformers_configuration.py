@@ -1,6 +1,7 @@
 """Read the `config.json` of MusicGen in transformers' format, and refuse by name what is not supported.
 
-Source of names and defaults: transformers 5, `models/musicgen/configuration_musicgen.py`.
+Source of names and defaults: transformers 5, `models/musicgen/configuration_musicgen.py` and
+`models/musicgen_melody/configuration_musicgen_melody.py`.
 """
 
 from __future__ import annotations
@@ -17,36 +18,41 @@ from musicgen_core.model.configuration import (
     T5_WIDTHS,
     USE_ANOTHER,
     LmConfig,
-    because,
     differing,
     not_between,
     shown,
     t5_size,
 )
-from musicgen_core.model.decoder import DecoderConfig
-from musicgen_core.model.transformers_files import CONFIG_FILE, read_json
+from musicgen_core.model.decoder import PITCH_CLASSES, DecoderConfig
+from musicgen_core.model.transformers_files import CONFIG_FILE, model_type, read_json
 
 GENERATION_FILE = "generation_config.json"
-MUSICGEN = "musicgen"
-_KINDS = {"musicgen_melody": "melody"}
+MUSICGEN, MELODY = "musicgen", "musicgen_melody"
 
 # Settings that change what is computed: transformers' default, and the only value that this decoder computes.
 _DECODER: dict[str, tuple[Any, Any]] = {
     "activation_function": ("gelu", "gelu"),
     "scale_embedding": (False, False),
     "tie_word_embeddings": (False, False),
-    "cross_attention_hidden_size": (None, None),
 }
+_CROSS_ATTENTION = {"cross_attention_hidden_size": (None, None)}
+_CHROMA = {"num_chroma": (PITCH_CLASSES, PITCH_CLASSES)}
+_CHROMA_FRAMES = 235  # transformers' default: 30 s
 _CODEC = {"audio_channels": (1, 1), "normalize": (False, False), "chunk_length_s": (None, None)}
 _SHAPE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "ffn_dim": 4096, "vocab_size": 2048}
 _MOST = {"vocab_size": CARDINALITY}
 _T5_WIDTH = 512  # transformers' default
 
 # transformers has no such settings; these are the values that Meta trained all its text-to-music models with.
-# Source: audiocraft 1.3.0, config/conditioner/text2music.yaml
-TRAINING_DROPOUT = 0.3
-WORD_DROPOUT = 0.3
+# Source: audiocraft 1.3.0, config/conditioner/text2music.yaml and, for those that take a melody, chroma2music.yaml
+TRAINING_DROPOUT, WORD_DROPOUT = 0.3, 0.3
+MELODY_TRAINING_DROPOUT, MELODY_WORD_DROPOUT, MELODY_DROPOUT = 0.2, 0.2, 0.5
 GUIDANCE = 3.0
+
+
+def is_musicgen(directory: Path) -> bool:
+    """Return whether a directory is a whole MusicGen in transformers' format, rather than one part of it."""
+    return model_type(directory) in (MUSICGEN, MELODY)
 
 
 def read_transformers_config(directory: Path) -> LmConfig:
@@ -58,7 +64,7 @@ def read_transformers_config(directory: Path) -> LmConfig:
     path = directory / CONFIG_FILE
     config = read_json(path)
     kind = config.get("model_type")
-    if kind != MUSICGEN and kind not in _KINDS:
+    if kind not in (MUSICGEN, MELODY):
         raise ModelError(
             message("{path} is not a MusicGen (its model_type is {kind})", path=path, kind=shown(kind)), USE_ANOTHER
         )
@@ -67,11 +73,11 @@ def read_transformers_config(directory: Path) -> LmConfig:
     guidance = _guidance(directory)
     problems += not_between(f"guidance_scale in {GENERATION_FILE}", guidance, 1000)
     if problems:
-        known = _KINDS.get(str(kind))
-        what = f"is a {known} checkpoint, which is not supported yet{because(known)}" if known else "is not supported"
-        raise ModelError(f"{path} {what}: {'; '.join(problems)}", USE_ANOTHER)
+        raise ModelError(
+            message("{source} is not supported: {problems}", source=path, problems="; ".join(problems)), USE_ANOTHER
+        )
     shape = {name: decoder.get(name, default) for name, default in _SHAPE.items()}
-    width = t5.get("d_model", _T5_WIDTH)
+    width, takes_melody = t5.get("d_model", _T5_WIDTH), kind == MELODY
     return LmConfig(
         decoder=DecoderConfig(
             dim=shape["hidden_size"],
@@ -80,11 +86,13 @@ def read_transformers_config(directory: Path) -> LmConfig:
             ffn_dim=shape["ffn_dim"],
             text_dim=width,
             codes=replace(_codes(decoder), cardinality=shape["vocab_size"]),
+            chroma_frames=config.get("chroma_length", _CHROMA_FRAMES) if takes_melody else 0,
         ),
         t5=_t5_name(t5, width),
-        training_dropout=TRAINING_DROPOUT,
-        word_dropout=WORD_DROPOUT,
+        training_dropout=MELODY_TRAINING_DROPOUT if takes_melody else TRAINING_DROPOUT,
+        word_dropout=MELODY_WORD_DROPOUT if takes_melody else WORD_DROPOUT,
         inference_coefficient=float(guidance),
+        melody_dropout=MELODY_DROPOUT if takes_melody else 0.0,
     )
 
 
@@ -101,11 +109,12 @@ def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _problems(config: Mapping[str, Any], decoder: Mapping[str, Any], t5: Mapping[str, Any]) -> Iterator[str]:
     """Yield each unsupported setting, with its value."""
-    if config.get("model_type") != MUSICGEN:
-        yield f"model_type is {shown(config.get('model_type'))}"
+    takes_melody = config.get("model_type") == MELODY
     codes = _codes(decoder)
     channels = {"num_codebooks": (CODEBOOKS, codes.codebooks), "audio_channels": (1, codes.channels)}
-    yield from differing("decoder", decoder, channels | _DECODER)
+    yield from differing("decoder", decoder, channels | _DECODER | ({} if takes_melody else _CROSS_ATTENTION))
+    if takes_melody:
+        yield from _melody_problems(config)
     shape = {name: decoder.get(name, default) for name, default in _SHAPE.items()}
     wrong = [
         name for name, value in shape.items() if type(value) is not int or not 1 <= value <= _MOST.get(name, 1 << 20)
@@ -124,6 +133,13 @@ def _problems(config: Mapping[str, Any], decoder: Mapping[str, Any], t5: Mapping
         yield f"text_encoder.d_model is {shown(width)}"
     elif width == dim:  # transformers then leaves the projection of the text out
         yield f"text_encoder.d_model is {width}, as is decoder.hidden_size"
+
+
+def _melody_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    yield from differing("config", config, _CHROMA)
+    frames = config.get("chroma_length", _CHROMA_FRAMES)
+    if type(frames) is not int or not 1 <= frames <= 10_000:
+        yield f"chroma_length is {shown(frames)}"
 
 
 def _guidance(directory: Path) -> Any:

@@ -17,13 +17,12 @@ from torch import Tensor
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
 from musicgen_core.model import hub
-from musicgen_core.model.transformers_configuration import MUSICGEN, section
+from musicgen_core.model.transformers_configuration import section
 from musicgen_core.model.transformers_files import (
     CONFIG_FILE,
     INDEX_FILE,
     WEIGHTS_FILE,
     damaged,
-    model_type,
     read_json,
     tensor_bytes,
     weight_files,
@@ -39,19 +38,15 @@ WHOLE = (
 """Files of a model on the Hub, in one file of weights or in several."""
 
 LM_PREFIX, TEXT_PREFIX = "decoder.", "text_encoder."
-PROJECTION = "enc_to_dec_proj."
+PROJECTIONS = ("enc_to_dec_proj.", "audio_enc_to_dec_proj.")
+"""Of the text, and of a melody's chroma"""
 _COMPUTED = "decoder.model.decoder.embed_positions."  # in files of transformers before 4.40; never trained
 _NOT_PLAIN = ("implementation", "quantization", "auto_map")  # may name code to import
 
 
-def is_musicgen(directory: Path) -> bool:
-    """Return whether a directory is a whole MusicGen in transformers' format, rather than one part of it."""
-    return model_type(directory) == MUSICGEN
-
-
 def is_of_language_model(name: str) -> bool:
     """Return whether a tensor's name in the files is one of the language model's weights."""
-    return name.startswith((LM_PREFIX, PROJECTION)) and not name.startswith(_COMPUTED)
+    return name.startswith((LM_PREFIX, *PROJECTIONS)) and not name.startswith(_COMPUTED)
 
 
 def language_model_bytes(directory: Path) -> int:
@@ -65,7 +60,7 @@ def read_language_model(directory: Path) -> dict[str, Tensor]:
     Raises:
         ModelError: a file is missing or damaged.
     """
-    found = _read(directory, (LM_PREFIX, PROJECTION))
+    found = _read(directory, (LM_PREFIX, *PROJECTIONS))
     return {name.removeprefix(LM_PREFIX): one for name, one in found.items() if is_of_language_model(name)}
 
 

@@ -29,9 +29,9 @@ from musicgen_core.model.audiocraft_format import (
     read_checkpoint,
     to_audiocraft,
 )
-from musicgen_core.model.configuration import USE_ANOTHER, LmConfig, because, read_lm_config
+from musicgen_core.model.configuration import USE_ANOTHER, LmConfig, because, melody_seconds, read_lm_config
 from musicgen_core.model.debug_model import debug_model_directory
-from musicgen_core.model.decoder import MusicgenLM
+from musicgen_core.model.decoder import DecoderConfig, MusicgenLM
 from musicgen_core.model.hub_names import nearest
 from musicgen_core.model.local_files import (
     CODEC_FILE,
@@ -42,7 +42,7 @@ from musicgen_core.model.local_files import (
     TEXT_ENCODER,
     file_sha256,
 )
-from musicgen_core.model.transformers_configuration import MUSICGEN, read_transformers_config
+from musicgen_core.model.transformers_configuration import is_musicgen, read_transformers_config
 from musicgen_core.model.transformers_files import CONFIG_FILE, model_type, tensors_digest, weight_files
 from musicgen_core.stages import announce
 from musicgen_core.tensor_files import names_of_non_finite
@@ -54,7 +54,7 @@ CHOICES = (
 PUBLISHED = "facebook/musicgen-"
 """Meta's models on the Hub, which are there in both formats; audiocraft's is used."""
 MODEL = hub.Wanted((LM_FILE, CODEC_FILE), (f"{TEXT_ENCODER}/*",))
-_UNSUPPORTED = re.compile(r"facebook/(?:musicgen-)?(?:stereo-)?(?P<kind>melody|style|audiogen|magnet)\b.*")
+_UNSUPPORTED = re.compile(r"facebook/(?:musicgen-)?(?P<kind>style|audiogen|magnet)\b.*")
 
 
 @dataclass(frozen=True)
@@ -111,16 +111,23 @@ class BaseModel:
         return read_lm_config(read_checkpoint(self.lm_path)["xp.cfg"], self.lm_path)
 
     @property
-    def codes(self) -> CodeShape:
-        """Return the shape of its codes.
-
-        Without the language model it is mono, unless there is a `config.json` that says otherwise.
-        """
+    def _shape(self) -> DecoderConfig | None:
+        """The language model's shape; without the language model that of its `config.json`, if there is one."""
         if self.has_language_model:
-            return self.config.decoder.codes
-        if model_type(self.directory) == MUSICGEN:
-            return read_transformers_config(self.directory).decoder.codes
-        return MONO
+            return self.config.decoder
+        return read_transformers_config(self.directory).decoder if is_musicgen(self.directory) else None
+
+    @property
+    def codes(self) -> CodeShape:
+        """Return the shape of its codes; mono if nothing says otherwise."""
+        shape = self._shape
+        return MONO if shape is None else shape.codes
+
+    @property
+    def chroma_frames(self) -> int:
+        """Return the frames of a melody's chroma that it takes; 0 if it takes none."""
+        shape = self._shape
+        return 0 if shape is None else shape.chroma_frames
 
     @property
     def identity(self) -> str:
@@ -156,6 +163,8 @@ class BaseModel:
             word_dropout=config.word_dropout,
             t5=config.t5,
             channels=config.decoder.codes.channels,
+            melody_seconds=melody_seconds(config.decoder.chroma_frames) if config.decoder.takes_melody else None,
+            melody_dropout=config.melody_dropout,
         )
         return checkpoint_of(settings, to_audiocraft(state))
 

@@ -92,12 +92,12 @@ class TestCommonMistakes:
             "--prompt",
             "x",
             "--model",
-            "facebook/musicgen-melody",
+            "facebook/musicgen-style",
             "--device",
             "cpu",
         ]
         assert main(arguments) == 1
-        assert "melody" in error_of(capsys)
+        assert "MERT" in error_of(capsys)
 
 
 @pytest.mark.usefixtures("prefect_server")

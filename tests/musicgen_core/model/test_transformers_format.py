@@ -173,7 +173,8 @@ def _without_effect(adapter: Adapter) -> Adapter:
     ("sections", "named", "kind"),
     [
         ({"decoder": {"audio_channels": 2}}, "decoder.num_codebooks is 4", "not supported"),
-        ({"model_type": "musicgen_melody"}, 'model_type is "musicgen_melody"', "a melody checkpoint"),
+        ({"model_type": "musicgen_melody", "num_chroma": 24}, "num_chroma is 24", "not supported"),
+        ({"model_type": "musicgen_melody", "chroma_length": 0}, "chroma_length is 0", "not supported"),
         ({"model_type": "t5"}, 'its model_type is "t5"', "not a MusicGen"),
         ({"decoder": {"activation_function": "relu"}}, 'decoder.activation_function is "relu"', "not supported"),
         ({"decoder": {"scale_embedding": True}}, "decoder.scale_embedding is true", "not supported"),
@@ -266,9 +267,9 @@ def test_only_the_needed_files_come_from_the_hub(hub: StandInHub, directories: d
 
 
 def test_an_unsupported_model_of_the_hub_is_refused_before_its_weights_come(hub: StandInHub, edit: Edit) -> None:
-    hub.add("somebody/melody", edit(model_type="musicgen_melody"))
-    with refused("a melody checkpoint", next_step="musicgen-large"):
-        find_model("somebody/melody")
+    hub.add("somebody/tuned", edit(decoder={"scale_embedding": True}))
+    with refused("decoder.scale_embedding is true", next_step="musicgen-large"):
+        find_model("somebody/tuned")
     assert hub.fetched() == ["config.json"]
 
 
