@@ -1,16 +1,14 @@
-"""A model with random weights that takes a melody, in audiocraft's format, and audiocraft without its Demucs."""
+"""A model with random weights that takes a melody, in audiocraft's format."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers.audio_utils import chroma_filter_bank
 
 from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.model import audiocraft_format
@@ -18,6 +16,7 @@ from musicgen_core.model.configuration import read_lm_config
 from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.local_files import CODEC_FILE, LM_FILE, TEXT_ENCODER
 from musicgen_core.model.weights import BaseModel
+from tests.musicgen_core.melodies import without_demucs
 
 
 def make_melody_model(folder: Path, debug_model: BaseModel, channels: int = 1) -> BaseModel:
@@ -39,25 +38,9 @@ def make_melody_model(folder: Path, debug_model: BaseModel, channels: int = 1) -
     return BaseModel(str(folder), folder)
 
 
-class _NoDemucs(torch.nn.Module):
-    """What audiocraft's conditioner reads of Demucs when it is created."""
-
-    sources = ("drums", "bass", "other", "vocals")
-    samplerate, audio_channels = 44_100, 2
-
-
-def _filter_bank(sr: int, n_fft: int, tuning: float, n_chroma: int) -> Any:
-    """librosa's `filters.chroma`, as transformers has it: librosa is not installed."""
-    bank = chroma_filter_bank(sampling_rate=sr, num_frequency_bins=n_fft, tuning=tuning, num_chroma=n_chroma)
-    return bank.astype("float32")
-
-
 def audiocraft_melody_lm(model: BaseModel, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Load audiocraft's language model as `MusicGen.get_pretrained` does; it reads melodies from the whole mix."""
-    conditioners = import_audiocraft("audiocraft.modules.conditioners")
-    monkeypatch.setattr("demucs.pretrained.get_model", lambda name: _NoDemucs())
-    monkeypatch.setattr(import_audiocraft("audiocraft.modules.chroma"), "filters", SimpleNamespace(chroma=_filter_bank))
-    monkeypatch.setattr(conditioners.ChromaStemConditioner, "_get_stemmed_wav", lambda self, wav, rate: wav)
+    without_demucs(monkeypatch)
     (folder / "t5-small").symlink_to(Path(model.text_encoder))
     with contextlib.chdir(folder):
         lm = import_audiocraft("audiocraft.models.loaders").load_lm_model(str(model.lm_path)).eval()

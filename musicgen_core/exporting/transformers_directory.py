@@ -14,11 +14,12 @@ from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
 from musicgen_core.model.compression import encodec_of
-from musicgen_core.model.decoder import PITCH_CLASSES, DecoderConfig
+from musicgen_core.model.decoder import DecoderConfig
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.transformers_files import CODEC_PREFIX, as_others_may_read
 from musicgen_core.model.transformers_format import LM_PREFIX, PROJECTIONS, TEXT_PREFIX
 from musicgen_core.model.weights import BaseModel
+from musicgen_core.music_theory import PITCH_CLASSES
 
 _TIED = "encoder.embed_tokens.weight"
 """T5's second name of its embeddings, which is not stored"""

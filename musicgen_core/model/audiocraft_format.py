@@ -19,6 +19,7 @@ from musicgen_core import tensor_files
 from musicgen_core.codes import MONO, STEREO
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
+from musicgen_core.melody import WINDOW
 from musicgen_core.model.configuration import USE_ANOTHER
 
 _INSIDE_LAYERS = {
@@ -44,7 +45,6 @@ _MODULES = {
 _OUR_MODULES = {ours: theirs for theirs, ours in _MODULES.items()}
 _CHROMA_WINDOW = "condition_provider.conditioners.self_wav.chroma.spec.window"
 """The window of a melody's spectrogram, which audiocraft stores though it is never trained"""
-_CHROMA_WINDOW_SAMPLES = 2**14
 _NUMBER = re.compile(r"(?<=\.)\d+")
 _PACKED = "in_proj_weight"  # q, k and v
 
@@ -249,5 +249,5 @@ def to_audiocraft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif projection not in ("k_proj", "v_proj"):
             converted[f"{_renamed(module, _OUR_MODULES)}.{kind}"] = tensor
             if module == "audio_enc_to_dec_proj":
-                converted[_CHROMA_WINDOW] = torch.hann_window(_CHROMA_WINDOW_SAMPLES)
+                converted[_CHROMA_WINDOW] = torch.hann_window(WINDOW)
     return converted

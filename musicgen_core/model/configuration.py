@@ -21,7 +21,9 @@ import yaml
 from musicgen_core.codes import CARDINALITY, CODEBOOKS, MONO, SAMPLE_RATE, STEREO, CodeShape
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
-from musicgen_core.model.decoder import PITCH_CLASSES, DecoderConfig
+from musicgen_core.melody import HOP, WINDOW
+from musicgen_core.model.decoder import DecoderConfig
+from musicgen_core.music_theory import PITCH_CLASSES
 
 CONDITIONED_ON = {
     "style": message("features of a style excerpt by MERT, a network that is not part of this project"),
@@ -57,14 +59,12 @@ _MELODY = "self_wav"
 _CHROMA = {
     "sample_rate": (None, SAMPLE_RATE),
     "n_chroma": (None, PITCH_CLASSES),
-    "radix2_exp": (None, 14),
+    "radix2_exp": (None, WINDOW.bit_length() - 1),
     "argmax": (False, True),
     "nfft": (None, None),
     "winlen": (None, None),
     "winhop": (None, None),
 }
-CHROMA_HOP = 2**12
-"""Samples from one frame of chroma to the next, a quarter of its window"""
 _T5 = {"finetune": (False, False), "normalize_text": (False, False)}
 
 # Settings that leave the result as it is: shapes, which are read elsewhere, …
@@ -232,12 +232,12 @@ def read_lm_config(content: object, source: object) -> LmConfig:
 
 def chroma_frames(seconds: float) -> int:
     """Return the frames of chroma of so many seconds: the first is at the beginning."""
-    return 1 + int(seconds * SAMPLE_RATE) // CHROMA_HOP
+    return 1 + int(seconds * SAMPLE_RATE) // HOP
 
 
 def melody_seconds(frames: int) -> float:
     """Return a duration of which `chroma_frames` returns so many frames, in whole seconds if there is one."""
-    seconds = (frames - 0.5) * CHROMA_HOP / SAMPLE_RATE
+    seconds = (frames - 0.5) * HOP / SAMPLE_RATE
     return round(seconds) if chroma_frames(round(seconds)) == frames else seconds
 
 

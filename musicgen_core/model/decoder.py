@@ -16,9 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from musicgen_core.codes import MONO, CodeShape
-
-PITCH_CLASSES = 12
-"""Values of a melody's chroma: the strongest pitch class of a frame, C is 0"""
+from musicgen_core.music_theory import PITCH_CLASSES
 
 
 @dataclass(frozen=True)

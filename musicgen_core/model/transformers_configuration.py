@@ -23,8 +23,9 @@ from musicgen_core.model.configuration import (
     shown,
     t5_size,
 )
-from musicgen_core.model.decoder import PITCH_CLASSES, DecoderConfig
+from musicgen_core.model.decoder import DecoderConfig
 from musicgen_core.model.transformers_files import CONFIG_FILE, model_type, read_json
+from musicgen_core.music_theory import PITCH_CLASSES
 
 GENERATION_FILE = "generation_config.json"
 MUSICGEN, MELODY = "musicgen", "musicgen_melody"

@@ -24,25 +24,32 @@ def music(seconds: int = 40, seed: int = 0) -> Tensor:
     return SoundBank().render([compose(seed, "folk", frames)], frames)[0]
 
 
-def make_conditioner(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return audiocraft's `ChromaStemConditioner` with the settings of facebook/musicgen-melody, of whole mixes."""
-    pytest.importorskip("demucs")
-    from demucs import pretrained
+def without_demucs(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let audiocraft read melodies from whole mixes, with transformers' copy of librosa's filters.
 
+    Returns:
+        audiocraft's module of conditioners.
+    """
+    pytest.importorskip("demucs")
     demucs = SimpleNamespace(sources=["drums", "bass", "other", "vocals"])
     demucs.to = lambda device: demucs
-    monkeypatch.setattr(pretrained, "get_model", lambda name: demucs)
-    conditioners = import_audiocraft("audiocraft.modules.conditioners")
+    monkeypatch.setattr("demucs.pretrained.get_model", lambda name: demucs)
 
     def chroma(sr: int, n_fft: int, tuning: float, n_chroma: int) -> Any:
-        return chroma_filter_bank(n_fft, n_chroma, sr, tuning).astype("float32")  # a copy of librosa's, which is absent
+        return chroma_filter_bank(n_fft, n_chroma, sr, tuning).astype("float32")
 
     monkeypatch.setattr(import_audiocraft("audiocraft.modules.chroma"), "filters", SimpleNamespace(chroma=chroma))
-    made = conditioners.ChromaStemConditioner(
+    conditioners = import_audiocraft("audiocraft.modules.conditioners")
+    kept = staticmethod(lambda wav, rate: wav.mean(1, keepdim=True))
+    monkeypatch.setattr(conditioners.ChromaStemConditioner, "_get_stemmed_wav", kept)
+    return conditioners
+
+
+def make_conditioner(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return audiocraft's `ChromaStemConditioner` with the settings of facebook/musicgen-melody, of whole mixes."""
+    return without_demucs(monkeypatch).ChromaStemConditioner(
         output_dim=8, sample_rate=SAMPLE_RATE, n_chroma=12, radix2_exp=14, duration=30.0, argmax=True
     )
-    monkeypatch.setattr(made, "_get_stemmed_wav", lambda wav, rate: wav.mean(1, keepdim=True))
-    return made
 
 
 def condition_of(wav: Tensor) -> Any:
