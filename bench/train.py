@@ -34,8 +34,8 @@ from musicgen_core.model.decoder import Condition, DecoderConfig, MusicgenLM, te
 from musicgen_core.model.local_files import TEXT_ENCODER
 from musicgen_core.model.lora import add_lora
 from musicgen_core.model.weights import find_model
-from musicgen_core.training.compute.blocks import clip_losses
 from musicgen_core.training.compute.dropout import clip_seeds
+from musicgen_core.training.compute.losses import clip_losses
 from musicgen_core.training.compute.model import Execution, TrainingModel
 
 FRAMES, SECONDS = 1500, 30.0

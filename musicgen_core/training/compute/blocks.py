@@ -41,8 +41,7 @@ _STREAMS = {
 }
 """The index in `Inputs.dropout_seeds` of each layer's dropout, as in `block`."""
 _TEXT_LAYERS = ("encoder_attn.k_proj", "encoder_attn.v_proj")
-LINEARS = (*_STREAMS, *_TEXT_LAYERS)
-"""Names of a block's linear layers."""
+_LINEARS = (*_STREAMS, *_TEXT_LAYERS)
 
 
 @dataclass(frozen=True)
@@ -109,48 +108,63 @@ class LinearWeights(NamedTuple):
 
 
 class BlockWeights(NamedTuple):
-    """The packed weights of a block; `norms` holds weight and bias [D] of its three layer norms."""
+    """The packed weights of a block; `norms` holds weight and bias [D] of its layer norms, in the order of their use.
+
+    A block without cross-attention has no `text_q`, `text_kv` and `text_out`, and one norm less.
+    """
 
     norms: tuple[tuple[Tensor, Tensor], ...]
     qkv: LinearWeights
     out: LinearWeights
-    text_q: LinearWeights
-    text_kv: LinearWeights
-    text_out: LinearWeights
     fc1: LinearWeights
     fc2: LinearWeights
+    text_q: LinearWeights | None = None
+    text_kv: LinearWeights | None = None
+    text_out: LinearWeights | None = None
 
     def linears(self) -> dict[str, LinearWeights]:
-        return {name: getattr(self, name) for name in self._fields if name != "norms"}
+        return {name: one for name in _PACKED if (one := getattr(self, name)) is not None}
+
+
+_PACKED = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "out": ("self_attn.out_proj",),
+    "text_q": ("encoder_attn.q_proj",),
+    "text_kv": ("encoder_attn.k_proj", "encoder_attn.v_proj"),
+    "text_out": ("encoder_attn.out_proj",),
+    "fc1": ("fc1",),
+    "fc2": ("fc2",),
+}
+"""The linear layers in each part of `BlockWeights`, in the order of their adapters in memory."""
 
 
 def pack(layer: DecoderLayer) -> BlockWeights:
     """Return the packed weights of a `DecoderLayer` with peft's adapter on it."""
-    norms = (layer.self_attn_layer_norm, layer.encoder_attn_layer_norm, layer.final_layer_norm)
-    return BlockWeights(tuple((norm.weight, norm.bias) for norm in norms), *map(pack_linears, _grouped(layer)))
+    cross = [layer.encoder_attn_layer_norm] if layer.has_cross_attention else []
+    norms = [layer.self_attn_layer_norm, *cross, layer.final_layer_norm]
+    packed = {name: pack_linears(linears) for name, linears in _grouped(layer).items()}
+    return BlockWeights(tuple((norm.weight, norm.bias) for norm in norms), **packed)
 
 
 def adapter_parameters(layer: DecoderLayer) -> list[nn.Parameter]:
-    """Return the adapter's parameters in the order of `BlockWeights`: for each packed layer all A, then all B."""
+    """Return the adapter's parameters in the order of `linears`: for each packed layer all A, then all B."""
     if not is_adapted(layer):
         return []
-    pairs = [[lora_matrices(linear) for linear in linears] for linears in _grouped(layer)]
+    pairs = [[lora_matrices(linear) for linear in linears] for linears in _grouped(layer).values()]
     return [parameter for linears in pairs for side in zip(*linears, strict=True) for parameter in side]
 
 
-def _grouped(layer: DecoderLayer) -> list[tuple[LoraLinear, ...]]:
+def linears_of(layer: DecoderLayer) -> dict[str, nn.Module]:
+    """Return a block's linear layers by their names."""
+    names = _LINEARS if layer.has_cross_attention else [one for one in _LINEARS if not one.startswith("encoder_attn.")]
+    return {name: layer.get_submodule(name) for name in names}
+
+
+def _grouped(layer: DecoderLayer) -> dict[str, tuple[LoraLinear, ...]]:
     """Return the linear layers of a `DecoderLayer`, grouped by the input that they read."""
-    own, cross = layer.self_attn, layer.encoder_attn
-    groups = [
-        (own.q_proj, own.k_proj, own.v_proj),
-        (own.out_proj,),
-        (cross.q_proj,),
-        (cross.k_proj, cross.v_proj),
-        (cross.out_proj,),
-        (layer.fc1,),
-        (layer.fc2,),
-    ]
-    return cast("list[tuple[LoraLinear, ...]]", groups)  # peft has replaced them
+    linears = cast("dict[str, LoraLinear]", linears_of(layer))  # peft has replaced them
+    groups = {name: tuple(linears[one] for one in parts if one in linears) for name, parts in _PACKED.items()}
+    return {name: group for name, group in groups.items() if group}
 
 
 def pack_linears(layers: Sequence[LoraLinear | nn.Linear]) -> LinearWeights:
@@ -217,11 +231,12 @@ def block(
     attended = self_attention(*split_heads(lora_linear(y, dropout_seeds[0], w.qkv, p), batch, 3, heads))
     rows = rows + lora_linear(attended, dropout_seeds[1], w.out, p)
 
-    q = lora_linear(_norm(rows, w.norms[1]), dropout_seeds[2], w.text_q, p)
-    kv = lora_linear(text, text_dropout_seeds, w.text_kv, p)
-    rows = rows + lora_linear(cross_attention(q, kv, attend, batch, heads), dropout_seeds[3], w.text_out, p)
+    if w.text_q is not None and w.text_kv is not None and w.text_out is not None:
+        q = lora_linear(_norm(rows, w.norms[1]), dropout_seeds[2], w.text_q, p)
+        kv = lora_linear(text, text_dropout_seeds, w.text_kv, p)
+        rows = rows + lora_linear(cross_attention(q, kv, attend, batch, heads), dropout_seeds[3], w.text_out, p)
 
-    y = F.gelu(lora_linear(_norm(rows, w.norms[2]), dropout_seeds[4], w.fc1, p))
+    y = F.gelu(lora_linear(_norm(rows, w.norms[-1]), dropout_seeds[4], w.fc1, p))
     return (rows + lora_linear(y, dropout_seeds[5], w.fc2, p)).view_as(x)
 
 
@@ -255,7 +270,7 @@ def can_pack(layers: Sequence[DecoderLayer]) -> bool:
 
     The packed and fused blocks require that.
     """
-    of_blocks = [[layer.get_submodule(name) for name in LINEARS] for layer in layers]
+    of_blocks = [list(linears_of(layer).values()) for layer in layers]
     whole = (all(_is_adapted(one) and not one.lora_variant for one in linears) for linears in of_blocks)
     return all(
         is_whole or not any(map(_is_adapted, linears)) for is_whole, linears in zip(whole, of_blocks, strict=True)
@@ -264,7 +279,7 @@ def can_pack(layers: Sequence[DecoderLayer]) -> bool:
 
 def is_adapted(layer: DecoderLayer) -> bool:
     """Return whether all linear layers of a block have an adapter."""
-    return all(_is_adapted(layer.get_submodule(name)) for name in LINEARS)
+    return all(map(_is_adapted, linears_of(layer).values()))
 
 
 def first_adapted(layers: Sequence[DecoderLayer]) -> int:
@@ -280,7 +295,7 @@ class PeftBlocks(Blocks):
 
     def __init__(self, layers: Sequence[DecoderLayer]) -> None:
         self._layers = layers
-        self._dropouts = [{name: _ClipDropout() for name in LINEARS} for _ in layers]
+        self._dropouts = [{name: _ClipDropout() for name in linears_of(layer)} for layer in layers]
         for layer, dropouts in zip(layers, self._dropouts, strict=True):
             for name, own in dropouts.items():
                 linear = layer.get_submodule(name)
@@ -352,38 +367,3 @@ def split_heads(x: Tensor, batch: int, parts: int, heads: int) -> tuple[Tensor, 
 def _joined(heads: Tensor) -> Tensor:
     """Merge heads [B, H, S, D/H] into [B · S, D]."""
     return heads.transpose(1, 2).flatten(2).flatten(0, 1)
-
-
-def head_losses(x: Tensor, norm: tuple[Tensor, Tensor], heads: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-    """Return the loss of each clip and codebook, computed without storing the logits in fp32.
-
-    Args:
-        x: [B, S, D], the last block's output.
-        norm: weight and bias [D] of the final layer norm.
-        heads: [K · cardinality, D], the output layers of all codebooks.
-        targets: [B, K, S], next codes.
-        valid: [B, K, S], True where a prediction counts.
-
-    Returns:
-        [B, K], nats; see `clip_losses`.
-    """
-    codebooks = targets.shape[1]
-    logits = F.linear(_norm(x, norm), heads).unflatten(-1, (codebooks, -1))  # [B, S, K, cardinality]
-    return clip_losses(logits.transpose(1, 2), targets, valid)
-
-
-def clip_losses(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-    """Return the mean cross-entropy of each clip and codebook over its valid positions, in nats.
-
-    Args:
-        logits: [B, K, S, cardinality].
-        targets: [B, K, S], next codes; ignored where not valid.
-        valid: [B, K, S], True where a prediction counts.
-
-    Returns:
-        [B, K], fp32 (fp64 from fp64). The loss of a clip is its mean over codebooks; that of a batch, over its clips.
-    """
-    safe = targets.masked_fill(~valid, 0)
-    exact = logits.flatten(0, 2).to(torch.promote_types(logits.dtype, torch.float32))
-    losses = F.cross_entropy(exact, safe.flatten(), reduction="none").view_as(safe)
-    return (losses * valid).sum(dim=-1) / valid.sum(dim=-1).clamp(min=1)

@@ -22,13 +22,13 @@ from musicgen_core.devices import shared_memory_bytes
 from musicgen_core.model.decoder import DecoderLayer
 from musicgen_core.training.compute import blocks, kernels
 from musicgen_core.training.compute.blocks import (
-    LINEARS,
     Blocks,
     BlockWeights,
     Inputs,
     LinearWeights,
     adapter_parameters,
     first_adapted,
+    linears_of,
     pack,
     self_attention,
     split_heads,
@@ -58,29 +58,40 @@ class _SelfAttention:
 
 
 @dataclass
+class _CrossAttention:
+    """The tensors of cross-attention that its backward pass needs.
+
+    Attributes:
+        q: [B · S, D], the queries.
+        kv: [B · L, 2 D], keys and values.
+        attended: [B · S, D], the output.
+    """
+
+    q: Tensor
+    kv: Tensor
+    attended: Tensor
+
+
+@dataclass
 class SavedForBackward:
     """The tensors that a block's backward pass needs.
 
     Attributes:
-        residual: the inputs of the three norms, [B · S, D] each.
+        residual: the inputs of the norms, [B · S, D] each.
         own: self-attention, with the tensors that autograd saved.
-        q: [B · S, D], the queries of cross-attention.
-        kv: [B · L, 2 D], its keys and values.
-        attended: [B · S, D], its output.
+        cross: cross-attention, if the block has it.
         z: [B · S, 4 D], the input of GELU.
         activations: by linear layer; of each only h, mean and rstd.
     """
 
     residual: list[Tensor]
     own: _SelfAttention
-    q: Tensor
-    kv: Tensor
-    attended: Tensor
+    cross: _CrossAttention | None
     z: Tensor
     activations: dict[str, Activations]
 
 
-_NORMS = {"qkv": 0, "text_q": 1, "fc1": 2}
+_NORMS = {"qkv": 0, "text_q": 1, "fc1": -1}
 """The index of the norm in front of a linear layer."""
 
 
@@ -136,17 +147,17 @@ class FusedBlock:
         own = _SelfAttention(through("qkv", "norm", rows, seeds[0]), len(x), self.heads, save)
         rows = through("out", "none", own.output, seeds[1], rows)
         residual.append(rows)
-        q = through("text_q", "norm", rows, seeds[2])
-        kv = through("text_kv", "none", inputs.text, text_seeds)
-        attended = fused_cross_attention(q, kv, inputs.attend, self.heads)
-        rows = through("text_out", "none", attended, seeds[3], rows)
-        residual.append(rows)
+        cross = None
+        if "text_q" in linears:
+            q = through("text_q", "norm", rows, seeds[2])
+            kv = through("text_kv", "none", inputs.text, text_seeds)
+            cross = _CrossAttention(q, kv, fused_cross_attention(q, kv, inputs.attend, self.heads))
+            rows = through("text_out", "none", cross.attended, seeds[3], rows)
+            residual.append(rows)
         z = through("fc1", "norm", rows, seeds[4])
         rows = through("fc2", "gelu", z, seeds[5], rows)
         if saved is not None:
-            saved.append(
-                SavedForBackward(residual=residual, own=own, q=q, kv=kv, attended=attended, z=z, activations=acts)
-            )
+            saved.append(SavedForBackward(residual=residual, own=own, cross=cross, z=z, activations=acts))
         return rows.view_as(x)
 
     def backward(
@@ -192,12 +203,13 @@ class FusedBlock:
             p=p,
             maker=(linears["fc1"], acts["fc1"].h),
         )
-        rows, quantized = before_norm("fc1", grad_z, rows, saved.residual[2], seeds[4])
-        grad_attended = before("text_out", rows, saved.attended, seeds[3], quantized)
-        grad_q, grad_kv = fused_cross_attention_grad(saved.q, saved.kv, inputs.attend, self.heads, grad_attended)
-        before("text_kv", grad_kv, inputs.text, inputs.text_dropout_seeds[self.index])
-        linears["text_q"].up_grad(grad_q, acts["text_q"].h)
-        rows, quantized = before_norm("text_q", grad_q, rows, saved.residual[1], seeds[2])
+        rows, quantized = before_norm("fc1", grad_z, rows, saved.residual[-1], seeds[4])
+        if (cross := saved.cross) is not None:
+            grad_attended = before("text_out", rows, cross.attended, seeds[3], quantized)
+            grad_q, grad_kv = fused_cross_attention_grad(cross.q, cross.kv, inputs.attend, self.heads, grad_attended)
+            before("text_kv", grad_kv, inputs.text, inputs.text_dropout_seeds[self.index])
+            linears["text_q"].up_grad(grad_q, acts["text_q"].h)
+            rows, quantized = before_norm("text_q", grad_q, rows, saved.residual[1], seeds[2])
         grad_qkv = saved.own.backward(before("out", rows, saved.own.output, seeds[1], quantized))
         linears["qkv"].up_grad(grad_qkv, acts["qkv"].h)
         rows, quantized = before_norm("qkv", grad_qkv, rows, saved.residual[0], seeds[0])
@@ -290,12 +302,13 @@ def _with_idle_lora(weights: BlockWeights) -> BlockWeights:
         a, b = [new(1, width, dtype=torch.float32)] * parts, [new(out // parts, 1, dtype=torch.float32)] * parts
         return linear._replace(a=tuple(a), b=tuple(b))
 
-    return BlockWeights(weights.norms, *map(idle, weights.linears().values()))
+    parts: dict[str, Any] = {name: idle(linear) for name, linear in weights.linears().items()}
+    return weights._replace(**parts)
 
 
 def _idle_parameters(layer: DecoderLayer) -> int:
     """Return the number of parameters of an adapter of rank 1 on all linear layers of a block."""
-    linears: list[Any] = [layer.get_submodule(name) for name in LINEARS]
+    linears: list[Any] = list(linears_of(layer).values())
     return sum(sum(getattr(linear, "base_layer", linear).weight.shape) for linear in linears)
 
 

@@ -13,7 +13,7 @@ from torch.nn.attention import sdpa_kernel
 
 from musicgen_core.errors import ConfigError, raise_if_interrupted
 from musicgen_core.language import message
-from musicgen_core.model.decoder import Condition, MusicgenLM, teacher_forcing
+from musicgen_core.model.decoder import Condition, MusicgenLM, Prefix, teacher_forcing
 from musicgen_core.training.compute import dropout
 from musicgen_core.training.compute.blocks import (
     ATTENTION,
@@ -24,8 +24,8 @@ from musicgen_core.training.compute.blocks import (
     PlainBlocks,
     adapter_parameters,
     can_pack,
-    head_losses,
 )
+from musicgen_core.training.compute.losses import head_losses
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result", Tensor, None)
@@ -47,6 +47,25 @@ class Execution:
     precision: str
     compile: bool
     checkpointing: bool
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """A batch as the blocks read it.
+
+    Attributes:
+        x: [B, S, D], the embedded codes, or [B, P + S, D] behind a prefix.
+        inputs: what the blocks share.
+        prefix: the prefix of a model that takes a melody.
+        targets: [B, K, S], next codes.
+        valid: [B, K, S], True where a prediction counts.
+    """
+
+    x: Tensor
+    inputs: Inputs
+    prefix: Prefix | None
+    targets: Tensor
+    valid: Tensor
 
 
 class TrainingModel:
@@ -114,25 +133,25 @@ class TrainingModel:
         self._refresh = Graphs(self._blocks.refresh) if with_graphs else self._blocks.refresh
         self.zero_grad()
 
-    def losses(self, codes: Tensor, frames: Tensor, text: Condition, seeds: Tensor | None) -> Tensor:
+    def losses(self, codes: Tensor, frames: Tensor, condition: Condition, seeds: Tensor | None) -> Tensor:
         """Return the loss of each clip and codebook, with fused kernels without gradients: only `step` computes them.
 
         Args:
             codes: [B, K, T], padded at the end.
             frames: [B], the length of each clip.
-            text: the text conditions of the same clips.
+            condition: of the same clips.
             seeds: [B], the clips' seeds of LoRA's dropout; None for no dropout.
 
         Returns:
             [B, K], nats.
         """
         self._refresh()
-        x, inputs, targets, valid = self._inputs(codes, frames, text, seeds)
+        batch = self._embed(codes, frames, condition, seeds)
         with sdpa_kernel(ATTENTION, set_priority=True):
-            x = self._blocks.forward(x, inputs, self.execution.checkpointing)
-            return self._head_losses(x, self._norm, self._heads, targets, valid)
+            x = self._blocks.forward(batch.x, batch.inputs, self.execution.checkpointing)
+            return self._losses_of(x, batch)
 
-    def step(self, codes: Tensor, frames: Tensor, text: Condition, seeds: Tensor, scale: float) -> Tensor:
+    def step(self, codes: Tensor, frames: Tensor, condition: Condition, seeds: Tensor, scale: float) -> Tensor:
         """Add the gradients of the sum over clips of their mean losses, times `scale`.
 
         Steps of equal shapes are replayed as a CUDA graph.
@@ -142,7 +161,8 @@ class TrainingModel:
         """
         # 0-dimensional, so that it doesn't promote the loss to its precision
         factor = torch.full((), scale, dtype=torch.float64, device=self.device)
-        return self._run(codes, frames, text.states, text.mask, seeds, factor)
+        chroma = () if condition.chroma is None else (condition.chroma,)
+        return self._run(codes, frames, condition.states, condition.mask, seeds, factor, *chroma)
 
     def zero_grad(self) -> None:
         """Reset the gradients, and update the copies that the fused kernels read."""
@@ -157,33 +177,44 @@ class TrainingModel:
         return held
 
     def _step(
-        self, codes: Tensor, frames: Tensor, states: Tensor, mask: Tensor, seeds: Tensor, scale: Tensor
+        self,
+        codes: Tensor,
+        frames: Tensor,
+        states: Tensor,
+        mask: Tensor,
+        seeds: Tensor,
+        scale: Tensor,
+        chroma: Tensor | None = None,
     ) -> Tensor:
-        x, inputs, targets, valid = self._inputs(codes, frames, Condition(states, mask), seeds)
+        batch = self._embed(codes, frames, Condition(states, mask, chroma), seeds)
         with sdpa_kernel(ATTENTION, set_priority=True), torch.set_grad_enabled(not self._fused):
-            x, backward = self._blocks.differentiable(x, inputs, self.execution.checkpointing)
+            x, backward = self._blocks.differentiable(batch.x, batch.inputs, self.execution.checkpointing)
             with torch.enable_grad():
-                losses = self._head_losses(x, self._norm, self._heads, targets, valid)
+                losses = self._losses_of(x, batch)
                 backward(losses.mean(dim=1).sum() * scale)
         return losses.detach()
 
-    def _inputs(
-        self, codes: Tensor, frames: Tensor, text: Condition, seeds: Tensor | None
-    ) -> tuple[Tensor, Inputs, Tensor, Tensor]:
-        """Return the embedded codes [B, S, D], the blocks' shared inputs, and targets and validity [B, K, S]."""
-        inputs, targets, valid = teacher_forcing(codes, frames, self.lm.config.codes)
-        states, attend = self.lm.project_text(text)
-        x = self.lm.model.decoder.embed(inputs)
+    def _losses_of(self, x: Tensor, batch: _Embedded) -> Tensor:
+        """Return the losses [B, K] from the last block's output x."""
+        if batch.prefix is not None:
+            x = batch.prefix.behind(x, batch.targets.shape[-1])
+        return self._head_losses(x, self._norm, self._heads, batch.targets, batch.valid)
+
+    def _embed(self, codes: Tensor, frames: Tensor, condition: Condition, seeds: Tensor | None) -> _Embedded:
+        sequence, targets, valid = teacher_forcing(codes, frames, self.lm.config.codes)
+        states, attend = self.lm.project_text(condition)
+        prefix = self.lm.prefix(condition)
+        x = self.lm.model.decoder.embed(sequence, prefix)
         p = self.dropout if seeds is not None else 0.0
         seeds = seeds if seeds is not None else frames.int()
-        shared = Inputs(
+        inputs = Inputs(
             text=states.flatten(0, 1),
             attend=attend,
             dropout_seeds=self._dropout_seeds(seeds, x.shape[1], STREAMS),
             text_dropout_seeds=self._dropout_seeds(seeds, states.shape[1], 1)[:, 0],
             p=p,
         )
-        return x, shared, targets, valid
+        return _Embedded(x=x, inputs=inputs, prefix=prefix, targets=targets, valid=valid)
 
     def _dropout_seeds(self, seeds: Tensor, rows: int, streams: int) -> Tensor:
         """Return the seeds of dropout's masks, [layers, streams, B · rows], int32."""

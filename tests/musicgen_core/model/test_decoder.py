@@ -14,7 +14,7 @@ from musicgen_core.model.audiocraft_format import from_audiocraft
 from musicgen_core.model.configuration import read_lm_config
 from musicgen_core.model.decoder import MusicgenLM, delay, teacher_forcing
 from musicgen_core.model.text import TextEncoder
-from musicgen_core.training.compute.blocks import clip_losses
+from musicgen_core.training.compute.losses import clip_losses
 
 FRAMES = 12
 PROMPTS = ["slow piano", "a fast breakbeat with a distorted bass line, 174 bpm", "bells"]

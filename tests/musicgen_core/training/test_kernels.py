@@ -26,7 +26,7 @@ from tests.musicgen_core.offline_compile import SHARED_KIB, shared_bytes
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def errors(ranks: int | str, checkpointing: bool, precision: str) -> list[float]:
+def errors(ranks: int | str, checkpointing: bool, precision: str, chroma_frames: int = 0) -> list[float]:
     """Relative errors of a step's losses and gradients, the losses after an update, and losses without dropout.
 
     In a process of its own, which interprets Triton.
@@ -34,7 +34,7 @@ def errors(ranks: int | str, checkpointing: bool, precision: str) -> list[float]
     launcher = Path(__file__).parent.parent / "interpreted.py"
     script = Path(__file__).with_name("interpreted_kernels.py")
     done = subprocess.run(
-        [sys.executable, launcher, script, str(ranks), str(checkpointing), precision],
+        [sys.executable, launcher, script, str(ranks), str(checkpointing), precision, str(chroma_frames)],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
@@ -45,12 +45,20 @@ def errors(ranks: int | str, checkpointing: bool, precision: str) -> list[float]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("ranks", "checkpointing"), [(8, False), (24, True), ("0=4,1=12", False), ("0=8", False), ("1=8", True)]
+    ("ranks", "checkpointing", "chroma_frames"),
+    [
+        (8, False, 0),
+        (24, True, 0),
+        ("0=4,1=12", False, 0),
+        ("0=8", False, 0),
+        ("1=8", True, 0),
+        (8, False, 16),
+    ],
 )
 def test_fused_kernels_give_losses_and_gradients_of_plain_operations(
-    debug_model: BaseModel, ranks: int | str, checkpointing: bool
+    debug_model: BaseModel, ranks: int | str, checkpointing: bool, chroma_frames: int
 ) -> None:
-    losses, gradients, after, without_dropout = errors(ranks, checkpointing, "fp32")
+    losses, gradients, after, without_dropout = errors(ranks, checkpointing, "fp32", chroma_frames)
     assert max(losses, gradients) < 3e-6
     assert max(after, without_dropout) < 1e-4  # Adam amplifies rounding where a gradient is near 0
 

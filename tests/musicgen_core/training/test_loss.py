@@ -9,7 +9,7 @@ from torch import Tensor
 
 from musicgen_core.codes import CodeShape
 from musicgen_core.model.decoder import teacher_forcing
-from musicgen_core.training.compute.blocks import clip_losses
+from musicgen_core.training.compute.losses import clip_losses
 
 SPECIAL = 11
 SHAPE = CodeShape(cardinality=SPECIAL)

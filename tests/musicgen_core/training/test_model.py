@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,11 +12,11 @@ from torch import Tensor
 from musicgen_core.codes import MONO
 from musicgen_core.errors import ConfigError
 from musicgen_core.model.adapters import AdapterConfig
-from musicgen_core.model.decoder import Condition, teacher_forcing
+from musicgen_core.model.decoder import Condition, MusicgenLM, teacher_forcing
 from musicgen_core.model.lora import add_lora
 from musicgen_core.model.weights import BaseModel, load_lm
-from musicgen_core.training.compute.blocks import clip_losses
 from musicgen_core.training.compute.dropout import clip_seeds
+from musicgen_core.training.compute.losses import clip_losses
 from musicgen_core.training.compute.model import Execution, TrainingModel
 
 FRAMES = [24, 17, 5]
@@ -83,6 +84,38 @@ def test_losses_and_gradients_are_those_of_peft(
         assert (ours.grad is None) == (others.grad is None)
         if others.grad is not None:
             torch.testing.assert_close(ours.grad, others.grad, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("lora", "checkpointing"),
+    [(RANKS[1], False), (RANKS[1], True), (BLOCKS[0], False), (AdapterConfig(8, 32, dora=True), True)],
+    ids=["all", "checkpointing", "one block", "dora"],
+)
+def test_losses_and_gradients_of_a_model_that_takes_a_melody_are_those_of_peft(
+    debug_model: BaseModel, lora: AdapterConfig, checkpointing: bool
+) -> None:
+    def adapted() -> Any:
+        torch.manual_seed(0)
+        peft_model = add_lora(MusicgenLM(replace(debug_model.config.decoder, chroma_frames=16)).double(), lora, 0)
+        for name, parameter in peft_model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(0, 0.05)
+        return peft_model.eval()
+
+    codes, frames, condition = batch()
+    condition.chroma = torch.randint(12, (3, 16), generator=torch.Generator().manual_seed(1))
+    theirs = adapted()
+    inputs, targets, valid = teacher_forcing(codes, frames, MONO)
+    expected = clip_losses(theirs(inputs, condition), targets, valid)
+    (expected.mean(dim=1).sum() * 0.25).backward()
+    own = adapted()
+    losses = training(own, checkpointing, p=0.0).step(codes, frames, condition, seeds(), 0.25)
+    torch.testing.assert_close(losses, expected.detach(), rtol=1e-10, atol=0)
+    for ours, others in zip(own.parameters(), theirs.parameters(), strict=True):
+        if others.grad is not None:
+            torch.testing.assert_close(ours.grad, others.grad, rtol=1e-8, atol=1e-12)
+    alone = training(adapted(), p=0.0).losses(codes[1:2], frames[1:2], condition.rows(slice(1, 2)), None)
+    torch.testing.assert_close(alone, expected[1:2], rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
