@@ -102,7 +102,8 @@ def watched(before: dict[str, float]) -> Iterator[Watch]:
 def measure(tokens: Path, folder: Path, batch_size: int, seed: int) -> dict[str, Any]:
     """Load and read all clips; runs in a separate process."""
     from musicgen_core import storage
-    from musicgen_core.data.dataset import Batch, load_clips, prefetched, training_batch
+    from musicgen_core.data.crops import Batch, prefetched, training_batch
+    from musicgen_core.data.dataset import load_clips
 
     before = memory_mib()
     with watched(before) as load:

@@ -72,10 +72,10 @@ def ngrams(recordings: Path | None) -> None:
     """Print what unrelated clips have in common by the length of n-grams and the distinct codes that they need."""
     codec = Codec(find_model("demo"))
     composed = [compose_many(1, SEED + i, frames=CLIP_FRAMES)[0] for i in range(40)]
-    sets = {"synthesized": codec.start(list(SoundBank().render(composed, CLIP_FRAMES).numpy()), SAMPLE_RATE)()}
+    sets = {"synthesized": codec.start(list(SoundBank().render(composed, CLIP_FRAMES).numpy()), SAMPLE_RATE).codes()}
     if recordings:
         audio = [soundfile.read(path, dtype="float32", always_2d=True) for path in sorted(recordings.glob("*.ogg"))]
-        sets["recordings"] = [codec.start([sound.mean(axis=1)[: 30 * rate]], rate)()[0] for sound, rate in audio]
+        sets["recordings"] = [codec.start([sound.mean(axis=1)[: 30 * rate]], rate).codes()[0] for sound, rate in audio]
     again = {name: [_encoded_again(one, codec) for one in clips] for name, clips in sets.items()}
     print("| clips | codebooks | frames | distinct codes | counted | in another clip | kept when encoded again |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
@@ -98,7 +98,7 @@ def ngrams(recordings: Path | None) -> None:
 def _encoded_again(codes: Codes, codec: Codec) -> Codes:
     """Encode the sound of codes. The demo model's codec inverts the polarity of what it decodes."""
     heard = -codec.decode(torch.from_numpy(codes.astype(np.int64))[None])[0, 0].numpy()
-    return codec.start([heard], SAMPLE_RATE)()[0]
+    return codec.start([heard], SAMPLE_RATE).codes()[0]
 
 
 def _windows(codes: Codes, books: int, frames: int, distinct: int) -> tuple[list[bytes], NDArray[np.bool_]]:
@@ -154,7 +154,7 @@ def overfit(workdir: Path, stages: Sequence[int], learning_rate: float, device_n
 
 def _write_tokens(directory: Path, stem: str, seed: int, number: int, codec: Codec) -> None:
     clips = compose_many(number, seed, STYLE, frames=CLIP_FRAMES)
-    codes = codec.start(list(SoundBank().render(clips, CLIP_FRAMES).numpy()), SAMPLE_RATE)()
+    codes = codec.start(list(SoundBank().render(clips, CLIP_FRAMES).numpy()), SAMPLE_RATE).codes()
     directory.mkdir(parents=True, exist_ok=True)
     parquet = directory.parent / f"{stem}.parquet"
     with ShardWriter(parquet, codec.identity, codec.shape) as writer:

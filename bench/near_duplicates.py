@@ -95,7 +95,7 @@ def planted(folder: Path, model: str, seconds: float, song_count: int) -> None:
     signatures = []
     for source, (audio, start) in enumerate(clips_of(folder, seconds)):
         for name, clip, rate in versions(audio, start, round(seconds * RATE)):
-            [codes] = codec.start([np.ascontiguousarray(clip, dtype=np.float32)], rate)()
+            [codes] = codec.start([np.ascontiguousarray(clip, dtype=np.float32)], rate).codes()
             names.append(name)
             sources.append(source)
             signatures.append(signature(codes))
@@ -103,7 +103,7 @@ def planted(folder: Path, model: str, seconds: float, song_count: int) -> None:
     for number, song in enumerate(songs(song_count, seconds)):
         names.append("song")
         sources.append(clips + number)
-        signatures.append(signature(codec.start([song], SAMPLE_RATE)()[0]))
+        signatures.append(signature(codec.start([song], SAMPLE_RATE).codes()[0]))
     stacked, labels, of_clip = np.stack(signatures), np.array(names), np.array(sources)
     originals, is_song = stacked[labels == "original"], labels == "song"
     unsigned = int((~originals.any(axis=1)).sum())

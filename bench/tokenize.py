@@ -125,7 +125,7 @@ def compare_codes(tokenizer: Tokenizer, archive: Path, clips: int) -> str:
         for row, member, _ in zip(read_rows(parquet), opened.clips(), range(clips), strict=False):
             with member.open() as file:
                 clip = decode(file)
-            alone = tokenizer.codec.start([clip.samples], clip.rate)()[0]
+            alone = tokenizer.codec.start([clip.samples], clip.rate).codes()[0]
             equal += int((alone == row.codes).sum())
             total += alone.size
     return f"{100 * equal / total:.4f} % of {total:,} codes are those of the clip encoded alone"

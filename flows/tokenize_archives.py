@@ -209,11 +209,14 @@ def _after_exclusion(report: ShardReport, tokens: str, log: ArchivesLog) -> Shar
 
 def _already_tokenized(before: Mapping[str, ShardReport | None], reports: Sequence[ShardReport]) -> Iterator[str]:
     """Yield a remark on the archives whose codes were there already, and whether their descriptions are new."""
-    kept = [
-        (earlier, report)
-        for report in reports
-        if (earlier := before[archive_stem(UPath(report.archive))]) and earlier.fingerprint == report.fingerprint
-    ]
+    found = [(before[archive_stem(UPath(report.archive))], report) for report in reports]
+    same = [(earlier, report) for earlier, report in found if earlier and earlier.fingerprint == report.fingerprint]
+    kept = [(earlier, report) for earlier, report in same if earlier.chroma == report.chroma]
+    if len(kept) < len(same):
+        yield message(
+            "{archives} tokenized before: encoded again for the melodies that this model takes",
+            archives=counted(len(same) - len(kept), "archive"),
+        )
     if not kept:
         return
     updated = sum(earlier.captions_fingerprint != report.captions_fingerprint for earlier, report in kept)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import numpy as np
@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.codes import CODEBOOKS, FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 from musicgen_core.data.audio import resample
 from musicgen_core.language import message
+from musicgen_core.melody import Chroma, Excerpt, extract_chroma
 from musicgen_core.model.compression import codec_identity, load_codec
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.stages import announce
@@ -47,6 +49,7 @@ class Codec:
         identity: a hash of the codec's weights, for fingerprints.
         model: name of its model.
         shape: of its codes.
+        takes_melody: whether its model takes a melody, so that clips are tokenized with their chroma.
         batch_seconds: seconds of audio to pass to `start` per batch. Callers lower it when they run out of memory.
     """
 
@@ -57,6 +60,7 @@ class Codec:
         self.identity, self.model = codec_identity(model), model.name
         self._model = load_codec(model, self.device)
         self.shape = replace(model.codes, cardinality=self._model.cardinality)
+        self.takes_melody = model.chroma_frames > 0
         self._encoder = self._model.encoder if hasattr(self._model, "encoder") else self._model.model.encoder
         self._ragged = RaggedBatches(self._encoder)
         self._lock = threading.Lock()
@@ -88,15 +92,13 @@ class Codec:
         return codes.unflatten(1, (-1, self.shape.channels)).transpose(1, 2).flatten(0, 1)
 
     @torch.inference_mode()
-    def start(self, clips: Sequence[NDArray[np.float32]], rate: int) -> Callable[[], list[Codes]]:
+    def start(self, clips: Sequence[NDArray[np.float32]], rate: int, excerpts: Sequence[Excerpt] = ()) -> StartedBatch:
         """Start encoding a batch. On a GPU the call returns before the work is done.
 
         Args:
             clips: [samples] each, or [2, samples] for stereo, of any lengths; padding doesn't affect the codes.
             rate: sample rate of the clips in Hz. They are resampled to 32 kHz, on the GPU if there is one.
-
-        Returns:
-            A function that waits for and returns the codes of each clip, [K, frames].
+            excerpts: the parts of longer clips that these are, to extract their chroma, too.
 
         Raises:
             torch.OutOfMemoryError: the batch is too large for the GPU.
@@ -112,14 +114,25 @@ class Codec:
                 wav = resampler(wav)
                 lengths = [math.ceil(length * SAMPLE_RATE / rate) for length in lengths]
             codes = self._interleave(self._encode(wav, lengths)).to(torch.int16)  # [B, K, frames]
+            chroma = self._chroma(wav, lengths, excerpts)
+            on_host = _to_host(codes), _to_host(pad_sequence(chroma, batch_first=True) if chroma else codes[:0])
             ready = None
             if self.device.type == "cuda":
-                on_host = torch.empty(codes.shape, dtype=codes.dtype, pin_memory=True)
-                codes = on_host.copy_(codes, non_blocking=True)
                 ready = torch.cuda.Event()
                 ready.record()
         frames = [math.ceil(length / SAMPLES_PER_FRAME) for length in lengths[:: self.shape.channels]]
-        return partial(_fetch, codes, ready, frames)
+        return StartedBatch(*on_host, frames=frames, chroma_frames=[len(each) for each in chroma], ready=ready)
+
+    def _chroma(self, wav: Tensor, lengths: Sequence[int], excerpts: Sequence[Excerpt]) -> list[Tensor]:
+        """Return the chroma [frames] of each excerpt, from wav [B · channels, samples]; each to its own end."""
+        if not excerpts:
+            return []
+        channels = self.shape.channels
+        mono = wav if channels == 1 else wav.unflatten(0, (-1, channels)).mean(dim=1)
+        return [
+            extract_chroma(clip[None, :length], excerpt)[0]
+            for clip, length, excerpt in zip(mono, lengths[::channels], excerpts, strict=True)
+        ]
 
     def _encode(self, wav: Tensor, lengths: Sequence[int]) -> Tensor:
         """Encode wav [B, samples], each row valid up to its length, to codes [B, 4, frames]."""
@@ -181,10 +194,43 @@ class Codec:
         return wav
 
 
-def _fetch(codes: Tensor, ready: torch.cuda.Event | None, frames: Sequence[int]) -> list[Codes]:
-    if ready is not None:
-        ready.synchronize()
-    return [clip[:, :count].numpy().astype(np.uint16) for clip, count in zip(codes, frames, strict=True)]
+@dataclass(frozen=True)
+class StartedBatch:
+    """A batch that is being encoded. Its results are waited for.
+
+    Attributes:
+        frames: of the codes of each clip.
+        chroma_frames: of the chroma of each clip; empty if there is none.
+        ready: recorded after the results, on a GPU.
+    """
+
+    _codes: Tensor  # [B, K, frames]
+    _chroma: Tensor  # [B, frames]
+    frames: Sequence[int]
+    chroma_frames: Sequence[int]
+    ready: torch.cuda.Event | None
+
+    def codes(self) -> list[Codes]:
+        """Return the codes of each clip."""
+        self._wait()
+        clips = zip(self._codes, self.frames, strict=True)
+        return [clip[:, :count].numpy().astype(np.uint16) for clip, count in clips]
+
+    def chroma(self) -> list[Chroma]:
+        """Return the chroma of each clip, if its excerpts were given."""
+        self._wait()
+        return [clip[:count].numpy() for clip, count in zip(self._chroma, self.chroma_frames, strict=True)]
+
+    def _wait(self) -> None:
+        if self.ready is not None:
+            self.ready.synchronize()
+
+
+def _to_host(values: Tensor) -> Tensor:
+    """Start copying a tensor to the host; on a GPU it is there once all work queued before is done."""
+    if values.device.type != "cuda":
+        return values
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
 
 
 class RaggedBatches:

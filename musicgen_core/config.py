@@ -147,6 +147,13 @@ class DataSettings(Settings):
         le=1,
         description="Share of the words left out of the other descriptions; by default the model's own",
     )
+    melody_dropout: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of the clips with their description that are trained without their melody, if the model "
+        "takes one; by default the model's own",
+    )
     merge_text_p: float = Field(0.25, ge=0, le=1, description="Share of texts with fields added, such as genre and bpm")
     drop_desc_p: float = Field(0.5, ge=0, le=1, description="Share of these texts without the description itself")
     drop_other_p: float = Field(0.5, ge=0, le=1, description="Share of the fields left out of these texts")

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from musicgen_core.codec import ENCODE_SECONDS, Codec, Codes
+from musicgen_core.codec import ENCODE_SECONDS, Codec, Codes, StartedBatch
 from musicgen_core.codes import FRAME_RATE
 from musicgen_core.data.audio import DecodedClip
 from musicgen_core.errors import ClipRejected, DeviceError
 from musicgen_core.language import message
+from musicgen_core.melody import Chroma, Excerpt
 
 logger = logging.getLogger(__name__)
 K = TypeVar("K")
@@ -40,10 +41,17 @@ LENGTH_STEP = 1.05
 
 @dataclass(frozen=True)
 class Encoded:
-    """Codes [K, frames] of a clip, and its duration in seconds at the file's own sample rate."""
+    """The codes of a clip.
+
+    Attributes:
+        codes: [K, frames].
+        seconds: duration at the file's own sample rate.
+        chroma: pitch classes of its melody, [chroma frames]; None for a model that takes no melody.
+    """
 
     codes: Codes
     seconds: float
+    chroma: Chroma | None = None
 
 
 def encode_clips(
@@ -53,7 +61,8 @@ def encode_clips(
 
     For a stereo codec the clips are stereo, otherwise mono.
 
-    Yields the codes of each clip in input order, whatever it is batched with; rejections pass through in place.
+    Yields the codes of each clip in input order, whatever it is batched with; rejections pass through in place. If the
+    codec's model takes a melody, they come with the clip's chroma, of the whole clip at once.
 
     Raises:
         DeviceError: not even one segment fits the GPU.
@@ -62,7 +71,7 @@ def encode_clips(
     buckets = _Buckets()
     queue = _InFlight(codec)
     for key, clip in clips:
-        track = _Track(key, clip, queue.started_seconds)
+        track = _Track(key, clip, queue.started_seconds, codec.takes_melody)
         waiting.append(track)
         for segment in track.segments():
             full = buckets.add(segment, codec.batch_seconds)
@@ -82,7 +91,7 @@ def encode_clips(
 
 @dataclass
 class _Track(Generic[K]):
-    """A clip in progress, with the codes of its finished segments.
+    """A clip in progress, with the codes of its finished segments, and their chroma.
 
     `begun_at`: seconds of audio started before it.
     """
@@ -90,8 +99,10 @@ class _Track(Generic[K]):
     key: K
     clip: DecodedClip | ClipRejected | None
     begun_at: float
-    codes: list[Codes | None] = field(default_factory=list)
+    has_chroma: bool
+    parts: list[tuple[Codes, Chroma | None] | None] = field(default_factory=list)
     seconds: float = 0.0
+    chroma: Chroma | None = None
 
     def segments(self) -> Iterator[_Segment]:
         """Yield the segments to encode: the whole clip, or segments with context on both sides."""
@@ -99,36 +110,52 @@ class _Track(Generic[K]):
         if not isinstance(clip, DecodedClip):
             self.clip = clip
             return
-        self.seconds = clip.duration
+        self.seconds, self.chroma = clip.duration, clip.chroma
         new = ENCODE_SECONDS - LEAD_SECONDS - TAIL_SECONDS
         starts = range(0, math.ceil(clip.seconds), new) if clip.seconds > ENCODE_SECONDS else range(1)
-        self.codes = [None] * len(starts)
+        self.parts = [None] * len(starts)
         for index, start in enumerate(starts):
             last = index == len(starts) - 1
             lead = min(start, LEAD_SECONDS)
             end = None if last else (start + new + TAIL_SECONDS) * clip.rate
             samples = clip.samples[..., (start - lead) * clip.rate : end]
             keep = slice(lead * FRAME_RATE, None if last else (lead + new) * FRAME_RATE)
-            yield _Segment(samples, clip.rate, keep, partial(self.codes.__setitem__, index))
+            excerpt = None
+            if self.has_chroma and clip.chroma is None:
+                excerpt = Excerpt(start - lead, start, None if last else start + new)
+            yield _Segment(samples, clip.rate, keep, excerpt, partial(self.parts.__setitem__, index))
 
     def result(self) -> Encoded | ClipRejected | None:
         """Return the codes or the rejection; None while codes are missing."""
         if isinstance(self.clip, ClipRejected):
             return self.clip
-        parts = [codes for codes in self.codes if codes is not None]
-        if len(parts) < len(self.codes):
+        done = [part for part in self.parts if part is not None]
+        if len(done) < len(self.parts):
             return None
-        return Encoded(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1), self.seconds)
+        codes, chroma = [part[0] for part in done], [part[1] for part in done if part[1] is not None]
+        return Encoded(
+            codes=codes[0] if len(codes) == 1 else np.concatenate(codes, axis=1),
+            seconds=self.seconds,
+            chroma=np.concatenate(chroma) if chroma else self.chroma,
+        )
 
 
 @dataclass(frozen=True)
 class _Segment:
-    """Audio [samples] or [2, samples], fp32 at `rate`; the slice `keep` of its codes is stored in `done`."""
+    """Audio to encode.
+
+    Attributes:
+        samples: [samples] or [2, samples], fp32 at `rate`.
+        keep: the part of its codes that counts.
+        excerpt: the part of its clip that it is, if its chroma is needed.
+        done: called with this part of its codes, and with its chroma.
+    """
 
     samples: NDArray[np.float32]
     rate: int
     keep: slice
-    done: Callable[[Codes], None]
+    excerpt: Excerpt | None
+    done: Callable[[tuple[Codes, Chroma | None]], None]
 
     @property
     def seconds(self) -> float:
@@ -207,28 +234,29 @@ class _InFlight:
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
         self._segments: Sequence[_Segment] = ()
-        self._fetch: Callable[[], list[Codes]] = list
+        self._batch: StartedBatch | None = None
         self.started_seconds = 0.0
 
     def start(self, segments: Sequence[_Segment]) -> None:
-        fetch = self._try(segments)
-        if fetch is None:
+        batch = self._try(segments)
+        if batch is None:
             self._halve(segments)
             return
         self.started_seconds += sum(segment.seconds for segment in segments)
         before, self._segments = self._segments, segments
-        fetch_before, self._fetch = self._fetch, fetch
-        _deliver(before, fetch_before())
+        batch_before, self._batch = self._batch, batch
+        _deliver(before, batch_before)
 
     def finish(self) -> None:
         segments, self._segments = self._segments, ()
-        fetch, self._fetch = self._fetch, list
-        _deliver(segments, fetch())
+        batch, self._batch = self._batch, None
+        _deliver(segments, batch)
 
-    def _try(self, segments: Sequence[_Segment]) -> Callable[[], list[Codes]] | None:
+    def _try(self, segments: Sequence[_Segment]) -> StartedBatch | None:
         """Start a batch; return None if out of memory. Keeping the error would keep the attempt's allocations."""
+        excerpts = [segment.excerpt for segment in segments if segment.excerpt is not None]  # of all, or of none
         try:
-            return self._codec.start([segment.samples for segment in segments], segments[0].rate)
+            return self._codec.start([segment.samples for segment in segments], segments[0].rate, excerpts)
         except torch.OutOfMemoryError:
             return None
 
@@ -250,6 +278,9 @@ class _InFlight:
         self.start(segments[half:])
 
 
-def _deliver(segments: Sequence[_Segment], codes: Sequence[Codes]) -> None:
-    for segment, found in zip(segments, codes, strict=True):
-        segment.done(found[:, segment.keep])
+def _deliver(segments: Sequence[_Segment], batch: StartedBatch | None) -> None:
+    if batch is None:
+        return
+    of_segments: Sequence[Chroma | None] = batch.chroma() or [None] * len(segments)
+    for segment, codes, chroma in zip(segments, batch.codes(), of_segments, strict=True):
+        segment.done((codes[:, segment.keep], chroma))

@@ -283,7 +283,7 @@ def _drop_from_memory(file: Path) -> None:
 def _sorted(sample: Sequence[Result]) -> tuple[list[Row], list[Rejected]]:
     """Split results into rows and rejections; raise an ArchiveError if all clips are rejected."""
     rows = [
-        Row(clip=name, description=None, duration=clip.seconds, codes=clip.codes)
+        Row(clip=name, description=None, duration=clip.seconds, codes=clip.codes, chroma=clip.chroma)
         for name, clip in sample
         if isinstance(clip, Encoded)
     ]

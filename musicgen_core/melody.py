@@ -19,6 +19,9 @@ from torch import Tensor
 from musicgen_core.codes import FRAME_RATE, SAMPLE_RATE
 from musicgen_core.music_theory import PITCH_CLASSES
 
+VERSION = 1
+"""Version of how chroma is computed: increase it when the same clip would get another one"""
+
 Chroma = NDArray[np.uint8]
 """Pitch class of each frame, [frames]"""
 
@@ -47,21 +50,16 @@ class Excerpt:
 WHOLE = Excerpt()
 
 
-def extract_chroma(wav: Tensor) -> Tensor:
-    """Return the pitch classes [B, samples // HOP + 1], uint8, of audio [B, samples], 32 kHz mono fp32.
+def extract_chroma(wav: Tensor, excerpt: Excerpt = WHOLE) -> Tensor:
+    """Return the pitch classes [B, frames], uint8, of clips of one length; a whole clip has samples // HOP + 1.
 
-    Audio shorter than a window is centred in one.
+    Args:
+        wav: audio [B, samples], 32 kHz mono fp32. Clips shorter than a window are centred in one.
+        excerpt: the part of the clips that it is; excerpts of a clip have together the chroma of the whole. It has at
+            least half a window on each side of the frames that count, unless the clip begins or ends there.
     """
     if (missing := WINDOW - wav.shape[-1]) > 0:
         wav = F.pad(wav, (missing // 2, missing - missing // 2))
-    return excerpt_chroma(wav, WHOLE)
-
-
-def excerpt_chroma(wav: Tensor, excerpt: Excerpt) -> Tensor:
-    """Return an excerpt's part of a clip's chroma [B, frames], uint8, from its audio [B, samples].
-
-    The audio has at least half a window on each side of the frames that count, unless the clip begins or ends there.
-    """
     padded = F.pad(wav, (WINDOW // 2, WINDOW // 2), mode="reflect")  # frames are centred at multiples of HOP
     offset = excerpt.begin * SAMPLE_RATE
     left = _first_frame(excerpt.start) * HOP - offset
@@ -76,6 +74,15 @@ def excerpt_chroma(wav: Tensor, excerpt: Excerpt) -> Tensor:
         power = spectra.real.square() + spectra.imag.square()
         parts.append((power @ filters).argmax(-1).to(torch.uint8))
     return torch.cat(parts, dim=1)
+
+
+def chroma_identity(separator: str = "") -> str:
+    """Return how the chroma of clips is computed, for comparison with that of existing shards.
+
+    Args:
+        separator: identity of the model that leaves the sources of the melody; empty if it is that of the whole clip.
+    """
+    return f"v{VERSION}/{separator or 'mix'}"
 
 
 def match_length(chroma: Tensor, frames: int) -> Tensor:

@@ -44,6 +44,7 @@ from musicgen_core.data.token_cache import THREADS
 from musicgen_core.encoding import Encoded, encode_clips
 from musicgen_core.errors import Cancelled, ClipRejected, TokensError
 from musicgen_core.exclusions import DUPLICATE, measured
+from musicgen_core.melody import chroma_identity
 from musicgen_core.separation.separator import Separator
 from musicgen_core.separation.vocals import remove_vocals
 from musicgen_core.wording import counted
@@ -107,8 +108,18 @@ class Tokenizer:
             self._refuse_foreign(file)
             return self._encode_archive(file, fingerprint, excluded, limit, on_clip, cancelled)
 
+    @property
+    def chroma(self) -> str | None:
+        """How the chroma of the clips is computed; None if the model takes no melody."""
+        return chroma_identity() if self.codec.takes_melody else None
+
     def _is_current(self, file: ArchiveFile, report: ShardReport, limit: int | None) -> bool:
-        """Return whether to keep a shard. A limited run doesn't truncate a complete one."""
+        """Return whether to keep a shard. A limited run doesn't truncate a complete one.
+
+        Chroma is kept where the model takes no melody.
+        """
+        if self.chroma is not None and report.chroma != self.chroma:
+            return False
         left_out = _names(filter(is_excluded, report.rejected))
         is_back = DUPLICATE not in self.settings.exclude and any(map(is_duplicate, report.rejected))
         is_back |= lacks_originals(self.tokens, report)
@@ -169,7 +180,8 @@ class Tokenizer:
                         rejected.append(Rejected(name, str(clip)))
                     else:
                         texts = captioner.texts(name, *opened.sidecars().get(sidecar_key(name), ()))
-                        writer.add(Row(name, texts.description, clip.seconds, clip.codes, texts.fields, texts.group))
+                        row = Row(name, texts.description, clip.seconds, clip.codes, texts.fields, texts.group)
+                        writer.add(replace(row, chroma=clip.chroma))
                         described.append((name, texts))
                         seconds += clip.seconds
                     on_clip(Counts(len(described), len(rejected), total))
@@ -189,6 +201,7 @@ class Tokenizer:
                 remarks=_remarks(captioner, final, opened.sidecars()),
                 origin=origin_of(archive),
                 clip_suffixes=CLIP_SUFFIXES,
+                chroma=self.chroma,
             )
             self._refuse_foreign(file)  # another job may have finished first
             publish_shard(parquet, report, self.tokens)

@@ -30,8 +30,9 @@ _lock = threading.Lock()
 
 
 def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
-    """Return the cache key: the archive's content, codec, separator, settings, captions and the shard's location."""
+    """Return the cache key: the archive's content, models, settings, captions and the shard's location."""
     from musicgen_core.data.archive import content_digest
+    from musicgen_core.melody import chroma_identity
     from musicgen_core.model.compression import codec_identity
     from musicgen_core.model.weights import find_codec
     from musicgen_core.separation.weights import find_separator, separator_identity
@@ -40,7 +41,8 @@ def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | Non
     settings: TokenizeSettings = parameters["settings"]
     archive = storage.as_path(parameters["archive"])
     try:
-        codec = codec_identity(find_codec(parameters["model"]))
+        model = find_codec(parameters["model"])
+        codec, chroma = codec_identity(model), [chroma_identity()] if model.chroma_frames else []
         separator = separator_identity(find_separator()) if settings.remove_vocals else ""
         digest, limit = content_digest(archive), parameters["limit"]
         fingerprint = shard_fingerprint(digest, codec, settings, limit, separator=separator)
@@ -50,7 +52,7 @@ def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | Non
     # Results that earlier versions persisted have no setting of what to leave out. The fingerprint has the separator.
     unset = {"remove_vocals"} if settings.exclude else {"remove_vocals", "exclude"}
     values = settings.model_dump_json(exclude=unset)
-    parts = [fingerprint, metadata, values, parameters["tokens"], archive_stem(archive)]
+    parts = [fingerprint, metadata, values, parameters["tokens"], archive_stem(archive), *chroma]
     return f"tokenize-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
 
 

@@ -9,6 +9,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 import soxr
+from numpy.typing import NDArray
 
 from musicgen_core.codes import FRAME_RATE, SAMPLE_RATE
 from musicgen_core.data.decoder_process import decode_in_process
@@ -27,11 +28,13 @@ class DecodedClip:
         samples: [samples], fp32, mono; [2, samples] if stereo was asked for.
         rate: Hz; the file's own, unless the clip was resampled.
         file_seconds: duration at the file's own rate, if the clip was resampled.
+        chroma: pitch classes of the melody, [chroma frames], if they are not those of `samples`.
     """
 
     samples: AudioArray
     rate: int
     file_seconds: float | None = None
+    chroma: NDArray[np.uint8] | None = None
 
     @property
     def seconds(self) -> float:

@@ -1,15 +1,10 @@
-"""Clips for training: shards memory-mapped from the local cache, a stable split, and stateless random crops.
-
-Everything random derives from the seed, the epoch and the clip, so a position in the data is a step number and
-nothing else has to be saved. Batches are prefetched, so that the GPU never waits for them.
-"""
+"""Clips for training: shards memory-mapped from the local cache, and their stable split."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, islice
@@ -18,9 +13,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from upath import UPath
 
 from musicgen_core import storage
@@ -31,7 +24,6 @@ from musicgen_core.data.token_cache import THREADS, Lease, TokenCache
 from musicgen_core.data.training_text import TextVariation
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
-from musicgen_core.prefetch import prefetch
 from musicgen_core.stages import announce
 from musicgen_core.texts import MAX_CHARACTERS
 from musicgen_core.wording import counted, named
@@ -42,7 +34,6 @@ ENOUGH_CLIPS = 40
 
 _TEXT_STREAM = 1
 """Distinguishes the random numbers of texts from those of crops"""
-_AS_DESCRIBED = TextVariation()
 
 SplitBy = Literal["near_duplicates", "groups", "clips"]
 """What the validation split holds out as a whole: groups of clips, joined where they have near duplicates in common.
@@ -153,6 +144,22 @@ class Clips:
         shard, row = self._find(index)
         return shard.codes(row)
 
+    def chroma_of(self, index: int) -> NDArray[np.uint8]:
+        """Return the pitch classes of a clip's melody, [chroma frames].
+
+        Raises:
+            TokensError: the clip was tokenized without them.
+        """
+        shard, row = self._find(index)
+        chroma = shard.chroma(row)
+        if chroma is None:
+            stem, row = self.location(index)
+            raise TokensError(
+                message("clip {number} of the shard {stem} has no melody", number=row + 1, stem=stem),
+                message("Delete the shard and run tokenize again"),
+            )
+        return chroma
+
     def location(self, index: int) -> tuple[str, int]:
         """Return the stem of a clip's archive and the clip's row in the shard."""
         shard, row = self._find(index)
@@ -171,7 +178,13 @@ class Clips:
         return list(accumulate((len(shard) for shard in self.shards[:-1]), initial=0))
 
 
-def load_clips(tokens: UPath, codec: str, folder: Path | None = None, only: Collection[str] | None = None) -> Clips:
+def load_clips(
+    tokens: UPath,
+    codec: str,
+    folder: Path | None = None,
+    only: Collection[str] | None = None,
+    melody_model: str | None = None,
+) -> Clips:
     """Load every complete shard of `tokens` through a cache on the local disk.
 
     Args:
@@ -179,9 +192,10 @@ def load_clips(tokens: UPath, codec: str, folder: Path | None = None, only: Coll
         folder: cache directory, which takes 12 kB per 30 s clip (24 kB in stereo). By default the user's cache.
         only: stems of the archives to load. All if None, or if none of them is found. If None, duplicates of an
             archive under several names are loaded once.
+        melody_model: name of the model if it takes a melody; shards without chroma are then refused.
 
     Raises:
-        TokensError: no complete shards, damaged shards, codes of another codec, or no space in the cache.
+        TokensError: no complete shards, damaged shards, codes of another codec, no chroma, or no space in the cache.
     """
     announce(message("reading the clips in {tokens}", tokens=tokens))
     reports, skipped = _find_shards(tokens)
@@ -200,8 +214,12 @@ def load_clips(tokens: UPath, codec: str, folder: Path | None = None, only: Coll
     copies = copies_among(reports)
     left_out = copies if only is None else added
     reports = {stem: report for stem, report in reports.items() if stem not in left_out}
+    if melody_model is not None:
+        _check_chroma(reports, tokens, melody_model)
     shards, lease = TokenCache(folder).packed(tokens, reports, codec)
-    fingerprints = {stem: report.content for stem, report in reports.items()}
+    fingerprints = {
+        stem: report.content if melody_model is None else report.content_with_chroma for stem, report in reports.items()
+    }
     return Clips(
         shards=list(shards.values()),
         fingerprints=fingerprints,
@@ -221,6 +239,21 @@ def _find_shards(tokens: UPath) -> tuple[dict[str, ShardReport], list[str]]:
         reports = dict(zip(stems, pool.map(lambda stem: read_report(tokens, stem), stems), strict=True))
     whole = {stem: report for stem, report in reports.items() if report is not None}
     return whole, [stem for stem in stems if stem not in whole]
+
+
+def _check_chroma(reports: Mapping[str, ShardReport], tokens: UPath, model: str) -> None:
+    without = [stem for stem, report in reports.items() if report.chroma is None]
+    if without:
+        raise TokensError(
+            message(
+                "{shards} in {tokens} hold no melodies of their clips, and {model} is trained with them: {names}",
+                shards=counted(len(without), "shard"),
+                tokens=tokens,
+                model=model,
+                names=named(without),
+            ),
+            message("Tokenize again with --model {model}", model=model),
+        )
 
 
 def cut_descriptions(clips: Clips, tokens: storage.Location) -> list[str]:
@@ -290,104 +323,3 @@ def fraction_to_hold_out(keys: NDArray[np.uint64], asked: float) -> float:
         return asked
     last = np.partition(keys, LEAST_HELD_OUT - 1)[LEAST_HELD_OUT - 1]
     return max(asked, float(np.nextafter(float(last) / 2.0**64, 1.0)))
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A batch: codes [B, K, T] int64 zero-padded at the end, frames [B], texts or None [B], and clip hashes [B]."""
-
-    codes: Tensor
-    frames: Tensor
-    texts: list[str | None]
-    hashes: NDArray[np.uint64]
-
-    def pinned(self) -> Batch:
-        """Return the batch in pinned memory, for asynchronous copies to a GPU."""
-        return replace(self, codes=self.codes.pin_memory(), frames=self.frames.pin_memory())
-
-
-def training_batch(
-    clips: Clips,
-    indices: Sequence[int],
-    segment_frames: int,
-    cfg_dropout: float,
-    seed: int,
-    epoch: int,
-    columns: int | None = None,
-    word_dropout: float = 0.0,
-    variation: TextVariation = _AS_DESCRIBED,
-) -> Batch:
-    """Return random crops with random text and word dropout. Deterministic in its arguments.
-
-    Args:
-        segment_frames: maximum frames of a crop.
-        cfg_dropout: share of clips whose text is dropped, for classifier-free guidance.
-        word_dropout: share of words dropped from the remaining texts, as in audiocraft's `T5Conditioner`.
-        variation: how fields are added to the descriptions.
-        columns: T of the batch, at least `segment_frames`, for a constant shape; by default the longest crop's frames.
-    """
-    segments, texts = [], []
-    for index in indices:
-        rng = np.random.default_rng([seed, epoch, int(clips.hashes[index])])
-        codes = clips.codes_of(index)
-        start = int(rng.integers(0, max(0, codes.shape[1] - segment_frames) + 1))
-        segments.append(codes[:, start : start + segment_frames])
-        text = None if rng.random() < cfg_dropout else clips.text_of(index, variation, seed, epoch)
-        if text and word_dropout:
-            text = " ".join(word for word in text.split(" ") if rng.random() >= word_dropout)
-        texts.append(text)
-    return _collate(segments, texts, clips.hashes[list(indices)], columns)
-
-
-def validation_batch(clips: Clips, indices: Sequence[int], segment_frames: int, columns: int | None = None) -> Batch:
-    """Return the beginning of each clip, with its text. `columns` is as in `training_batch`."""
-    segments = [clips.codes_of(index)[:, :segment_frames] for index in indices]
-    texts = [clips.description(index) for index in indices]
-    return _collate(segments, texts, clips.hashes[list(indices)], columns)
-
-
-def _collate(
-    segments: list[NDArray[np.uint16]], texts: list[str | None], hashes: NDArray[np.uint64], columns: int | None
-) -> Batch:
-    frames = torch.tensor([segment.shape[1] for segment in segments])
-    codes = torch.zeros(len(segments), segments[0].shape[0], columns or int(frames.max()), dtype=torch.int64)
-    for row, segment in zip(codes, segments, strict=True):
-        row[:, : segment.shape[1]] = torch.from_numpy(segment.astype(np.int64))
-    return Batch(codes=codes, frames=frames, texts=texts, hashes=hashes)
-
-
-@contextmanager
-def prefetched(
-    batches: Iterable[Callable[[], Batch]], ahead: int = 2, device: torch.device | None = None
-) -> Iterator[Iterator[Batch]]:
-    """Provide the results of `batches` in order, computed ahead in threads.
-
-        with prefetched((partial(training_batch, clips, step) for step in steps), device=device) as batches:
-            for batch in batches: ...
-
-    All randomness of a batch derives from its arguments, so threading doesn't affect the result.
-
-    Args:
-        ahead: batches held ready beside the one in use, which is also the number of concurrent disk reads.
-        device: CUDA device for which to pin the batches' memory; nothing is pinned for other devices and None.
-
-    Raises:
-        Exception: any exception of a batch or of the iterator `batches`, at its position in the order.
-    """
-    pin = device is not None and device.type == "cuda"
-
-    def make(batch: Callable[[], Batch]) -> Batch:
-        return batch().pinned() if pin else batch()
-
-    with (
-        ThreadPoolExecutor(ahead, "batches", *_on(device if pin else None)) as pool,
-        closing(prefetch(pool, batches, make, lambda _: 1, limit=ahead + 1)) as results,
-    ):
-        yield results
-
-
-def _on(device: torch.device | None) -> tuple[()] | tuple[Callable[..., None], tuple[int]]:
-    """Return a thread initializer that sets the device: pinning from another one would take memory on both."""
-    if device is None:
-        return ()
-    return torch.cuda.set_device, (torch.cuda.current_device() if device.index is None else device.index,)

@@ -28,8 +28,9 @@ from musicgen_core.data.shard_codec import another_codec, another_shape, shard_c
 from musicgen_core.data.shards import check_columns, column_of, parse_fields
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
+from musicgen_core.music_theory import PITCH_CLASSES
 
-VERSION = 4  # of the packed format: increase it when the same shard would be packed differently
+VERSION = 5  # of the packed format: increase it when the same shard would be packed differently
 ROWS_READ = 64  # Arrow uses some 100 kB per row while it decodes
 CLIPS_PER_BATCH = 1024  # the small columns of a batch are contiguous, so opening a shard reads little
 _CHECK = b"check"
@@ -42,6 +43,7 @@ PACKED_SCHEMA = pa.schema(
         pa.field("fields", pa.string()),
         pa.field("group", pa.uint64(), nullable=False),
         pa.field("signature", pa.binary(2 * PERMUTATIONS), nullable=False),
+        pa.field("chroma", pa.binary()),  # a byte for each frame
         pa.field("codes", pa.list_(pa.list_(pa.uint16())), nullable=False),
     ]
 )
@@ -85,6 +87,11 @@ class PackedShard:
     def fields(self, row: int) -> dict[str, str]:
         """Return the texts that training may add to the description, by name."""
         return parse_fields(self.table.column("fields")[row].as_py())
+
+    def chroma(self, row: int) -> NDArray[np.uint8] | None:
+        """Return the pitch classes of a clip's melody, [chroma frames]; None if it was tokenized without them."""
+        chroma = self.table.column("chroma")[row].as_py()
+        return None if chroma is None else np.frombuffer(chroma, np.uint8)
 
     def codes(self, row: int) -> NDArray[np.uint16]:
         """Return the codes of a clip, [K, frames], read-only.
@@ -136,6 +143,8 @@ def _check_of(batch: pa.RecordBatch) -> bytes:
     for name in ("hash", "frames", "crc", "group"):
         crc = zlib.crc32(batch.column(name).to_numpy(), crc)
     crc = zlib.crc32(_signatures_of(batch.column("signature")).tobytes(), crc)
+    for chroma in batch.column("chroma").to_pylist():
+        crc = zlib.crc32(b"%d" % (-1 if chroma is None else len(chroma)) + (chroma or b""), crc)
     texts = [batch.column(name).to_pylist() for name in ("description", "fields")]
     return b"%08x" % zlib.crc32(json.dumps(texts).encode(), crc)
 
@@ -180,6 +189,7 @@ def _read(parquet: Path) -> Iterator[pa.RecordBatch]:
         # Single-threaded: several shards are read in parallel, and Arrow's threads would buffer more of each.
         for batch in file.iter_batches(ROWS_READ, use_threads=False):
             _check_codes(batch, shard_shape(file.schema_arrow))
+            _check_chroma(column_of(batch, "chroma"))
             for fields in column_of(batch, "fields").to_pylist():
                 parse_fields(fields)
             yield batch
@@ -217,12 +227,19 @@ def _check_codes(batch: pa.RecordBatch, shape: CodeShape) -> None:
         raise ValueError(f"its codes are not all below {cardinality}")
 
 
+def _check_chroma(chroma: pa.ListArray) -> None:
+    classes, lengths = chroma.flatten(), chroma.value_lengths().fill_null(1).to_numpy()
+    if classes.null_count or (len(classes) and classes.to_numpy().max() >= PITCH_CLASSES) or not lengths.all():
+        raise ValueError("the chroma of its clips is not of pitch classes")
+
+
 def _to_packed(batch: pa.RecordBatch, stem: str, groups: Sequence[int]) -> pa.RecordBatch:
     codes, frames = batch.column("codes"), batch.column("frames")
     flat, codebooks = codes.flatten().flatten().to_numpy(), len(codes[0])
     stops = (frames.to_numpy().astype(np.int64) * codebooks).cumsum()
     starts = [0, *stops[:-1]]
     parts = [flat[start:stop] for start, stop in zip(starts, stops, strict=True)]
+    chroma = column_of(batch, "chroma").to_pylist()
     signatures = [signature(part.reshape(codebooks, -1)).tobytes() for part in parts]
     columns = [
         pa.array([clip_hash(stem, clip) for clip in batch.column("clip").to_pylist()], pa.uint64()),
@@ -232,6 +249,7 @@ def _to_packed(batch: pa.RecordBatch, stem: str, groups: Sequence[int]) -> pa.Re
         column_of(batch, "fields"),
         pa.array(groups, pa.uint64()),
         pa.array(signatures, pa.binary(2 * PERMUTATIONS)),
+        pa.array([None if each is None else bytes(each) for each in chroma], pa.binary()),
         codes,
     ]
     return pa.RecordBatch.from_arrays(columns, schema=PACKED_SCHEMA)

@@ -23,7 +23,7 @@ from musicgen_core.errors import TokensError
 from musicgen_core.language import message
 from musicgen_core.texts import shorten
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 ROWS_PER_GROUP = 64
 SCHEMA = pa.schema(
     [
@@ -34,10 +34,11 @@ SCHEMA = pa.schema(
         pa.field("codes", pa.list_(pa.list_(pa.uint16())), nullable=False),
         pa.field("fields", pa.string()),  # JSON object of texts
         pa.field("group", pa.string()),
+        pa.field("chroma", pa.list_(pa.uint8())),  # of clips that were tokenized for a melody model
     ]
 )
-_ADDED = ("fields", "group")
-"""Columns that shards of schema version 1 don't have"""
+_ADDED = {"fields": 2, "group": 2, "chroma": 3}
+"""Columns that shards of earlier schema versions don't have, and the version that added them"""
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class ShardReport:
         remarks: remarks on descriptions that were shortened or can't be read.
         origin: folder or URL of the archive; None in shards of earlier versions.
         clip_suffixes: suffixes of the members that were clips when the shard was written, first of all only `.wav`.
+        chroma: how the chroma of the clips was computed (`melody.chroma_identity`); None if it was not.
     """
 
     archive: str
@@ -76,6 +78,7 @@ class ShardReport:
     remarks: list[Remark] = field(default_factory=list)
     origin: str | None = None
     clip_suffixes: tuple[str, ...] = (".wav",)
+    chroma: str | None = None
 
     @property
     def content(self) -> str:
@@ -85,6 +88,12 @@ class ShardReport:
         if self.limited_to is not None and self.clip_suffixes != ShardReport.clip_suffixes:
             codes += f"/{''.join(self.clip_suffixes)}"  # the first clips are others if more members are clips
         return f"{codes} {self.captions_fingerprint}"
+
+    @property
+    def content_with_chroma(self) -> str:
+        """Return the same with an identifier of the chroma in the first word, as runs of melody models record it."""
+        codes, space, descriptions = self.content.partition(" ")
+        return f"{codes}/{self.chroma}{space}{descriptions}"
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -103,6 +112,7 @@ class Row:
     Attributes:
         fields: texts that training may add to the description, by name, such as `genre`.
         group: clips of one group, such as a song, are never on both sides of the validation split.
+        chroma: pitch classes of the melody, [chroma frames]; None unless they were tokenized for a melody model.
     """
 
     clip: str
@@ -111,6 +121,7 @@ class Row:
     codes: NDArray[np.uint16]
     fields: Mapping[str, str] = field(default_factory=dict)
     group: str | None = None
+    chroma: NDArray[np.uint8] | None = None
 
 
 def shard_paths(tokens: UPath, stem: str) -> tuple[UPath, UPath]:
@@ -176,6 +187,7 @@ def _to_batch(rows: Sequence[Row], schema: pa.Schema) -> pa.RecordBatch:
         codes,
         pa.array([json.dumps(row.fields, ensure_ascii=False) if row.fields else None for row in rows], pa.string()),
         pa.array([row.group for row in rows], pa.string()),
+        pa.array([row.chroma for row in rows], pa.list_(pa.uint8())),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
@@ -307,13 +319,14 @@ def _rows_of(table: pa.Table, codebooks: int) -> Iterator[Row]:
     codes = table.column("codes").combine_chunks()
     flat = codes.flatten().flatten().to_numpy()
     start = 0
-    names = ("clip", "description", "duration", "frames", *_ADDED)
-    for clip, description, duration, frames, fields, group in zip(
+    names = ("clip", "description", "duration", "frames", "fields", "group", "chroma")
+    for clip, description, duration, frames, fields, group, chroma in zip(
         *(column_of(table, name).to_pylist() for name in names), strict=True
     ):
         stop = start + codebooks * frames
         codes_of_clip = flat[start:stop].reshape(codebooks, frames)
-        yield Row(clip, description, duration, codes_of_clip, parse_fields(fields), group)
+        classes = None if chroma is None else np.array(chroma, dtype=np.uint8)
+        yield Row(clip, description, duration, codes_of_clip, parse_fields(fields), group, classes)
         start = stop
 
 
@@ -323,15 +336,16 @@ def check_columns(schema: pa.Schema) -> None:
     Raises:
         ValueError: they are not.
     """
-    known = {SCHEMA, pa.schema([column for column in SCHEMA if column.name not in _ADDED])}
-    if not any(schema.equals(each) for each in known):
+    versions = range(1, SCHEMA_VERSION + 1)
+    known = ([column for column in SCHEMA if _ADDED.get(column.name, 1) <= version] for version in versions)
+    if not any(schema.equals(pa.schema(columns)) for columns in known):
         raise ValueError("its columns are not those of a shard")
 
 
 def column_of(table: pa.Table | pa.RecordBatch, name: str) -> pa.Array | pa.ChunkedArray:
     """Return a column of a shard; nulls for one that its schema version doesn't have."""
     if name in _ADDED and name not in table.schema.names:
-        return pa.nulls(table.num_rows, pa.string())
+        return pa.nulls(table.num_rows, SCHEMA.field(name).type)
     return table.column(name)
 
 

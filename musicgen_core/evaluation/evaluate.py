@@ -119,7 +119,8 @@ def evaluate(request: EvaluateRequest, on_progress: OnProgress = lambda done, to
     # The folder of an adapter from the Hub has only its name, which another user's adapter may share.
     _check_own(out, subject, is_default=not request.output and hub_name(subject.path) is None)
     storage.delete_partials(out)
-    clips = load_clips(storage.as_path(request.tokens), codec_identity(model))
+    melody_model = model.name if model.chroma_frames else None
+    clips = load_clips(storage.as_path(request.tokens), codec_identity(model), melody_model=melody_model)
     for problem in clips.problems():
         logger.warning("%s", problem)
     chosen = held_out(clips, request.settings, subject.config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from musicgen_core.codes import FRAME_RATE
 from musicgen_core.config import TrainSettings
-from musicgen_core.data.dataset import Clips, prefetched, split, validation_batch
+from musicgen_core.data.crops import Batch, prefetched, validation_batch
+from musicgen_core.data.dataset import Clips, split
 from musicgen_core.devices import compute_dtype
 from musicgen_core.errors import AdapterError, ConfigError, TokensError
 from musicgen_core.evaluation.request import Comparison, EvaluateSettings
@@ -181,7 +182,14 @@ def clip_losses_of_both(
     gradients = StepGradients(
         TrainingModel(peft_model, 0.0, execution), text, World.alone(device), preset_of(device).micro
     )
-    measure = partial(_losses, gradients, clips=clips, indices=indices, segment_frames=segment_frames, device=device)
+    micro = gradients.micro
+    batches = [
+        partial(
+            validation_batch, clips, indices[start : start + micro], segment_frames, chroma_frames=model.chroma_frames
+        )
+        for start in range(0, len(indices), micro)
+    ]
+    measure = partial(_losses, gradients, batches, device=device)
     base = measure(on_progress=lambda done: on_progress(done, 2 * len(indices), message("the base model's losses")))
     set_adapter_state(peft_model, adapter.lora, "to evaluate")
     adapted = measure(
@@ -201,19 +209,14 @@ def clip_losses_of_both(
 
 def _losses(
     gradients: StepGradients,
-    clips: Clips,
-    indices: Sequence[int],
-    segment_frames: int,
+    batches: Iterable[Callable[[], Batch]],
     device: torch.device,
     on_progress: Callable[[int], None],
 ) -> Losses:
     """Return the losses, [clips, codebooks]."""
-    micro = gradients.micro
-    parts = [indices[start : start + micro] for start in range(0, len(indices), micro)]
-    making = (partial(validation_batch, clips, part, segment_frames) for part in parts)
     found: list[Losses] = []
-    with prefetched(making, device=device) as batches:
-        for batch in batches:
+    with prefetched(batches, device=device) as prepared:
+        for batch in prepared:
             found.append(gradients.validation_losses(batch).double().cpu().numpy())
             on_progress(sum(map(len, found)))
     return np.concatenate(found)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from musicgen_core.codes import FRAME_RATE
 from musicgen_core.config import TrainSettings
-from musicgen_core.data.dataset import Batch, Clips, SplitBy, join, split, training_batch, validation_batch
+from musicgen_core.data.crops import Batch, training_batch, validation_batch
+from musicgen_core.data.dataset import Clips, SplitBy, join, split
 from musicgen_core.data.training_text import TextVariation
 from musicgen_core.devices import can_compile, check_fp8, compute_dtype, memory_gib
 from musicgen_core.errors import ConfigError
@@ -204,6 +205,8 @@ class Batches:
         per_step: clips in a step, on all ranks.
         cfg_dropout: fraction of clips trained under the null condition.
         word_dropout: fraction of words dropped from the other clips' texts.
+        chroma_frames: frames of a melody's chroma that the model reads; 0 if it takes no melody.
+        melody_dropout: fraction of the other clips trained without their melody alone.
         is_compiled: whether lengths are padded, so that code is compiled for few shapes.
 
     Attributes:
@@ -222,11 +225,14 @@ class Batches:
         word_dropout: float,
         is_compiled: bool,
         world: World,
+        chroma_frames: int = 0,
+        melody_dropout: float = 0.0,
     ) -> None:
         self.clips = clips if prior is None else join(clips, prior)
         self._prior = prior  # keeps its shard's cache entry alive
         self._settings, self._is_compiled, self._world = settings, is_compiled, world
         self._cfg_dropout, self._word_dropout = cfg_dropout, word_dropout
+        self._chroma_frames, self._melody_dropout = chroma_frames, melody_dropout
         self.training_clips, self.validation_clips = split(clips.split_keys(split_by), settings.validation_fraction)
         self._epoch_clips = self.training_clips
         if prior is not None:
@@ -244,7 +250,8 @@ class Batches:
         """Return this rank's clips of a step, every `world.size`-th; possibly none in an epoch's last step."""
         indices = self.indices_of(step)[self._world.rank :: self._world.size]
         if not indices:
-            return Batch(torch.zeros(0, self.clips.codebooks, 0), torch.zeros(0), [], self.clips.hashes[:0])
+            nothing = torch.zeros(0, self._chroma_frames, dtype=torch.int64) if self._chroma_frames else None
+            return Batch(torch.zeros(0, self.clips.codebooks, 0), torch.zeros(0), [], self.clips.hashes[:0], nothing)
         return training_batch(
             clips=self.clips,
             indices=indices,
@@ -257,11 +264,14 @@ class Batches:
             variation=TextVariation(
                 self._settings.merge_text_p, self._settings.drop_desc_p, self._settings.drop_other_p
             ),
+            chroma_frames=self._chroma_frames,
+            melody_dropout=self._melody_dropout,
         )
 
     def of_validation(self, indices: list[int]) -> Batch:
         """Return a batch of these clips, whole up to the length of a segment."""
-        return validation_batch(self.clips, indices, self._segment_frames, self._padded_frames(indices))
+        columns = self._padded_frames(indices)
+        return validation_batch(self.clips, indices, self._segment_frames, columns, self._chroma_frames)
 
     def indices_of(self, step: int) -> list[int]:
         """Return the indices of the clips of a step, on all ranks."""

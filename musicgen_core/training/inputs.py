@@ -151,7 +151,12 @@ def _check_same_start(start: StartPoint, world: World, files: RunDirectory) -> N
 def _load_clips(request: TrainRequest, model: BaseModel, start: StartPoint) -> Clips:
     """Load the clips of the archives that the run began with; others may be tokenized meanwhile."""
     initial_shards = start.checkpoint.fixed[SHARDS] if start.checkpoint is not None else None
-    clips = load_clips(storage.as_path(request.tokens), codec_identity(model), only=initial_shards)
+    clips = load_clips(
+        storage.as_path(request.tokens),
+        codec_identity(model),
+        only=initial_shards,
+        melody_model=model.name if model.chroma_frames else None,
+    )
     if clips.added:
         logger.warning("archives added since this run began are ignored until the next run: %s", named(clips.added))
     for problem in [*clips.problems(), *cut_descriptions(clips, request.tokens)]:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from musicgen_core.config import TrainSettings
-from musicgen_core.data.dataset import Batch, Clips, SplitBy, prefetched
+from musicgen_core.data.crops import Batch, prefetched
+from musicgen_core.data.dataset import Clips, SplitBy
 from musicgen_core.errors import Cancelled, TrainingError
 from musicgen_core.language import message
 from musicgen_core.model.adapters import Adapter, AdapterConfig
@@ -77,6 +78,7 @@ class Trainer:
         cfg_dropout: fraction of clips trained under the null condition.
         execution: how to compute; by default eagerly, in the precision of `lm`.
         word_dropout: fraction of words dropped from the other clips' texts.
+        melody_dropout: fraction of these clips whose melody is dropped, if the model takes one.
         prior: clips that the base model generated, for `prior_preservation`; used for training only.
         split_by: what the validation split holds out as a whole.
 
@@ -97,6 +99,7 @@ class Trainer:
         execution: Execution | None = None,
         world: World | None = None,
         word_dropout: float = 0.0,
+        melody_dropout: float = 0.0,
         prior: Clips | None = None,
         split_by: SplitBy = "near_duplicates",
     ) -> None:
@@ -116,6 +119,8 @@ class Trainer:
             word_dropout=word_dropout,
             is_compiled=self.computation.execution.compile,
             world=self.world,
+            chroma_frames=lm.config.chroma_frames,
+            melody_dropout=melody_dropout,
         )
         self.order = self.batches.order
         self.gradients = StepGradients(self.computation, text, self.world, batch_size.micro)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from musicgen_core.generation.engine import Engine, frames_of
 from musicgen_core.generation.plan import cache_budget, cache_bytes, fitting_size, smaller_size
 from musicgen_core.generation.request import read_prompts
 from musicgen_core.language import message
+from musicgen_core.melody import NO_CLASS
 from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.lora import load_merged
 from musicgen_core.model.text import TextEncoder
@@ -214,6 +215,8 @@ def _generate(
 
 def _publish(folder: UPath, request: PriorRequest, codes: Sequence[Tensor], model: BaseModel) -> None:
     content = hashlib.sha256()
+    takes_melody = model.chroma_frames > 0
+    chroma = np.full(1, NO_CLASS, np.uint8) if takes_melody else None  # they were generated without a melody
     try:
         with storage.scratch_folder() as scratch:
             parquet = scratch / f"{request.stem}.parquet"
@@ -221,7 +224,7 @@ def _publish(folder: UPath, request: PriorRequest, codes: Sequence[Tensor], mode
                 for number, (prompt, clip) in enumerate(zip(request.clip_prompts, codes, strict=True)):
                     row = Row(f"{number:03d}", prompt, clip.shape[1] / FRAME_RATE, clip.numpy().astype(np.uint16))
                     content.update(row.codes.tobytes())
-                    writer.add(row)
+                    writer.add(replace(row, chroma=chroma))
             report = ShardReport(
                 archive=request.stem,
                 archive_bytes=0,
@@ -229,6 +232,7 @@ def _publish(folder: UPath, request: PriorRequest, codes: Sequence[Tensor], mode
                 captions_fingerprint=request.digest,
                 clips=len(codes),
                 audio_seconds=sum(clip.shape[1] for clip in codes) / FRAME_RATE,
+                chroma="none" if takes_melody else None,
             )
             storage.make_folder(folder)
             publish_shard(parquet, report, folder)

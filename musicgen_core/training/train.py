@@ -161,6 +161,7 @@ def _trainer(
         execution=resolve_execution(settings, world.device),
         world=world,
         word_dropout=defaults.word_dropout if settings.word_dropout is None else settings.word_dropout,
+        melody_dropout=defaults.melody_dropout if settings.melody_dropout is None else settings.melody_dropout,
         prior=prior,
         split_by=inputs.split_by,
     )

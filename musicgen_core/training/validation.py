@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from musicgen_core.data.dataset import prefetched
+from musicgen_core.data.crops import prefetched
 from musicgen_core.errors import Cancelled
 from musicgen_core.stages import advance
 from musicgen_core.training.batches import Batches

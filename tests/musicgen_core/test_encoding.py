@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from musicgen_core import encoding
-from musicgen_core.codec import Codec, Codes
-from musicgen_core.codes import SAMPLE_RATE
+from musicgen_core.codec import Codec, Codes, StartedBatch
+from musicgen_core.codes import SAMPLE_RATE, STEREO
 from musicgen_core.data.audio import DecodedClip, resample
 from musicgen_core.encoding import Encoded, encode_clips
 from musicgen_core.errors import ClipRejected, DeviceError
+from musicgen_core.melody import Excerpt, extract_chroma
+from tests.musicgen_core.melodies import music as tune
 
 
 def music(seconds: float, rate: int = SAMPLE_RATE, seed: int = 0) -> NDArray[np.float32]:
@@ -41,11 +43,11 @@ class RecordingCodec(Codec):
         self.fits = fits
         self.batches: list[list[float]] = []
 
-    def start(self, clips: Sequence[NDArray[np.float32]], rate: int):  # type: ignore[no-untyped-def]
+    def start(self, clips: Sequence[NDArray[np.float32]], rate: int, excerpts: Sequence[Excerpt] = ()) -> StartedBatch:
         if sum(map(len, clips)) / rate > self.fits:
             raise torch.OutOfMemoryError("out of memory")
         self.batches.append([len(clip) / rate for clip in clips])
-        return super().start(clips, rate)
+        return super().start(clips, rate, excerpts)
 
 
 def one_odd_clip(odd: float, alike: float, count: int, drawn: list[int]) -> Iterator[tuple[int, DecodedClip]]:
@@ -120,7 +122,8 @@ def test_rejections_keep_their_position(codec: Codec) -> None:
 @pytest.mark.parametrize("rate", [32_000, 44_100])
 def test_segmented_encoding_equals_encoding_at_once(codec: Codec, rate: int) -> None:
     recorder = RecordingCodec(codec)
-    samples = music(125.5, rate)
+    recorder.takes_melody = True
+    samples = tune(126).numpy()[: round(125.5 * rate)] if rate == SAMPLE_RATE else music(125.5, rate)
     [(_, encoded)] = encode_clips(recorder, [("track", DecodedClip(samples, rate))])
     assert isinstance(encoded, Encoded)
     assert max(map(max, recorder.batches)) <= encoding.ENCODE_SECONDS
@@ -132,6 +135,41 @@ def test_segmented_encoding_equals_encoding_at_once(codec: Codec, rate: int) -> 
         away[seam - 50 : seam + 50] = False
     if rate == 32_000:
         assert (encoded.codes[:, away] == whole[:, away]).all()
+    assert encoded.chroma is not None and encoded.chroma.dtype == np.uint8
+    assert np.array_equal(encoded.chroma, extract_chroma(torch.from_numpy(resample(samples, rate))[None])[0])
+
+
+def test_the_chroma_of_a_clip_is_that_it_has_alone_at_32_khz(codec: Codec) -> None:
+    recorder = RecordingCodec(codec, 8.0)
+    recorder.takes_melody = True
+    whole = tune(126).numpy()
+    clips = [
+        DecodedClip(whole[9 * end : 10 * end], rate)
+        for end in (32_000, 96_000, 96_100, 900)
+        for rate in (32_000, 48_000)
+    ]
+    for clip, (_, encoded) in zip(clips, encode_clips(recorder, enumerate(clips)), strict=True):
+        assert isinstance(encoded, Encoded) and encoded.chroma is not None
+        [alone] = extract_chroma(torch.from_numpy(resample(clip.samples, clip.rate))[None])
+        assert np.array_equal(encoded.chroma, alone)
+
+
+def test_chroma_of_stereo_clips_is_that_of_their_mean(codec: Codec) -> None:
+    recorder = RecordingCodec(codec)
+    recorder.takes_melody, recorder.shape = True, STEREO
+    both = np.stack([music(2.0, seed=0), music(2.0, seed=1)])
+    [(_, encoded)] = encode_clips(recorder, [(0, DecodedClip(both, SAMPLE_RATE))])
+    assert isinstance(encoded, Encoded) and encoded.chroma is not None
+    [expected] = extract_chroma(torch.from_numpy(both.mean(axis=0))[None])
+    assert encoded.chroma.tolist() == expected.tolist()
+
+
+def test_chroma_that_a_clip_brings_is_kept(codec: Codec) -> None:
+    recorder = RecordingCodec(codec)
+    recorder.takes_melody = True
+    clip = DecodedClip(music(1.0), SAMPLE_RATE, chroma=np.array([5, 7], np.uint8))
+    [(_, encoded)] = encode_clips(recorder, [(0, clip)])
+    assert isinstance(encoded, Encoded) and encoded.chroma is not None and encoded.chroma.tolist() == [5, 7]
 
 
 def test_out_of_memory_halves_the_batches_and_loses_nothing(codec: Codec) -> None:

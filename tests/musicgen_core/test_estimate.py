@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +15,12 @@ from upath import UPath
 
 from musicgen_core import estimate as module
 from musicgen_core import storage
-from musicgen_core.codec import Codec, Codes
+from musicgen_core.codec import Codec, StartedBatch
 from musicgen_core.data.archive import find_archives
 from musicgen_core.data.shards import shard_paths
 from musicgen_core.errors import ArchiveError
 from musicgen_core.estimate import Estimate, estimate
+from musicgen_core.melody import Excerpt
 from musicgen_core.tokenizing import Tokenizer
 from tests.fixture_types import MakeWav, Pack
 
@@ -32,10 +33,10 @@ class SlowCodec(Codec):
         self.wait_seconds = wait_seconds
         self.encoded = 0
 
-    def start(self, clips: Sequence[NDArray[np.float32]], rate: int) -> Callable[[], list[Codes]]:
+    def start(self, clips: Sequence[NDArray[np.float32]], rate: int, excerpts: Sequence[Excerpt] = ()) -> StartedBatch:
         self.encoded += len(clips)
         time.sleep(self.wait_seconds)
-        return super().start(clips, rate)
+        return super().start(clips, rate, excerpts)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import torch
 from transformers import MusicgenMelodyFeatureExtractor
 
 from musicgen_core.codes import SAMPLE_RATE
-from musicgen_core.melody import HOP, WINDOW, Excerpt, crop_chroma, excerpt_chroma, extract_chroma, match_length
+from musicgen_core.melody import HOP, WINDOW, Excerpt, crop_chroma, extract_chroma, match_length
 from tests.musicgen_core.melodies import condition_of, make_conditioner, music
 
 LENGTHS = (1, 777, WINDOW - 1, WINDOW, WINDOW + 1, 99_999, 30 * SAMPLE_RATE, 40 * SAMPLE_RATE)
@@ -55,7 +55,7 @@ def test_excerpts_together_have_the_chroma_of_the_whole(cut: int) -> None:
     for start in starts:
         begin, stop = max(0, start - 5), None if start == starts[-1] else start + 10
         audio = wav[begin * SAMPLE_RATE : None if stop is None else (stop + 1) * SAMPLE_RATE]
-        parts.append(excerpt_chroma(audio[None], Excerpt(begin, start, stop))[0])
+        parts.append(extract_chroma(audio[None], Excerpt(begin, start, stop))[0])
     assert torch.equal(torch.cat(parts), extract_chroma(wav[None])[0])
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from musicgen_core.data.dataset import Batch
+from musicgen_core.data.crops import Batch
 from musicgen_core.errors import DeviceError
 from musicgen_core.language import message
 from musicgen_core.model.decoder import Condition
@@ -81,10 +81,10 @@ class StepGradients:
     @torch.no_grad()
     def _try_validation(self, batch: Batch) -> Tensor | None:
         try:
-            text = self._encode(batch.texts)
+            condition = self._encode(batch)
             codes, frames = self._to_device(batch)
             parts = [slice(start, start + self.micro) for start in range(0, len(codes), self.micro)]
-            losses = [self._model.losses(codes[part], frames[part], _rows(text, part), None) for part in parts]
+            losses = [self._model.losses(codes[part], frames[part], condition.rows(part), None) for part in parts]
             return torch.cat(losses)
         except torch.OutOfMemoryError:
             return None
@@ -96,13 +96,13 @@ class StepGradients:
             loss = torch.zeros((), device=self._model.device)
             if not len(batch.codes):
                 return loss
-            text = self._encode(batch.texts)
+            condition = self._encode(batch)
             codes, frames = self._to_device(batch)
             seeds = clip_seeds(seed, epoch, batch.hashes.tolist()).to(codes.device, non_blocking=True)
             for start in range(0, len(codes), self.micro):
                 part = slice(start, start + self.micro)
                 losses = self._model.step(
-                    codes[part], frames[part], _rows(text, part), seeds[part], scale / clips_in_step
+                    codes[part], frames[part], condition.rows(part), seeds[part], scale / clips_in_step
                 )
                 loss += losses.mean(dim=1).sum() / clips_in_step
             return loss
@@ -132,16 +132,13 @@ class StepGradients:
         device = self._model.device
         return batch.codes.to(device, non_blocking=True), batch.frames.to(device, non_blocking=True)
 
-    def _encode(self, texts: Sequence[str | None]) -> Condition:
-        condition = self._text.encode(texts)
-        if not self._model.execution.compile:
-            return condition
-        padding = -condition.mask.shape[1] % TEXT_STEP
-        return Condition(F.pad(condition.states, (0, 0, 0, padding)), F.pad(condition.mask, (0, padding)))
-
-
-def _rows(text: Condition, part: slice) -> Condition:
-    return Condition(text.states[part], text.mask[part])
+    def _encode(self, batch: Batch) -> Condition:
+        condition = self._text.encode(batch.texts)
+        if self._model.execution.compile:
+            padding = -condition.mask.shape[1] % TEXT_STEP
+            condition = Condition(F.pad(condition.states, (0, 0, 0, padding)), F.pad(condition.mask, (0, padding)))
+        chroma = batch.chroma
+        return replace(condition, chroma=None if chroma is None else chroma.to(self._model.device, non_blocking=True))
 
 
 def perplexity(loss: float) -> float:

@@ -13,14 +13,8 @@ from hypothesis import strategies as st
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.data.dataset import (
-    Clips,
-    fraction_to_hold_out,
-    load_clips,
-    split,
-    training_batch,
-    validation_batch,
-)
+from musicgen_core.data.crops import training_batch, validation_batch
+from musicgen_core.data.dataset import Clips, fraction_to_hold_out, load_clips, split
 from musicgen_core.data.groups import clip_hash
 from musicgen_core.data.shards import Row, shard_paths
 from musicgen_core.errors import TokensError

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from musicgen_core import storage
-from musicgen_core.data.dataset import Batch, Clips, load_clips, prefetched, training_batch
+from musicgen_core.data.crops import Batch, prefetched, training_batch
+from musicgen_core.data.dataset import Clips, load_clips
 from musicgen_core.data.shards import Row, ShardReport
 from musicgen_core.errors import Cancelled
 

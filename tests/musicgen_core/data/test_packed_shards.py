@@ -39,12 +39,16 @@ def packed(folder: Path, rows: list[Row]) -> PackedShard:
     return shard
 
 
-@pytest.mark.parametrize("column", ["hash", "description", "frames", "crc", "fields", "group", "signature"])
+@pytest.mark.parametrize("column", ["hash", "description", "frames", "crc", "fields", "group", "signature", "chroma"])
 def test_a_bit_that_flipped_beside_the_codes_is_found(tmp_path: Path, row: Callable[..., Row], column: str) -> None:
     shard = packed(
         tmp_path,
         [
-            replace(row(f"{number}.wav", 7, f"description {number}"), fields={"bpm": f"{number}"})
+            replace(
+                row(f"{number}.wav", 7, f"description {number}"),
+                fields={"bpm": f"{number}"},
+                chroma=np.array([number % 12, 5, 3], np.uint8),
+            )
             for number in range(70)
         ],
     )
@@ -77,6 +81,21 @@ def test_a_packed_shard_returns_its_clips(
             assert shard.description(number) == expected.description
 
 
+def test_a_packed_shard_returns_the_chroma_of_its_clips(tmp_path: Path, row: Callable[..., Row]) -> None:
+    chroma = [np.array([1, 11], np.uint8), None, np.array([2], np.uint8)]
+    rows = [replace(row(f"{number}.wav", 5), chroma=each) for number, each in enumerate(chroma)]
+    found = map(packed(tmp_path, rows).chroma, range(3))
+    assert [None if each is None else each.tolist() for each in found] == [[1, 11], None, [2]]
+
+
+@pytest.mark.parametrize("chroma", [[], [3, 12], [3, None]])
+def test_chroma_that_is_none_is_refused(tmp_path: Path, chroma: list[int | None]) -> None:
+    table = pa.Table.from_pydict(columns(chroma=[chroma]), schema=SCHEMA.with_metadata({"codec": CODEC}))
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(TokensError, match="not of pitch classes"):
+        pack_shard(tmp_path / "a.parquet", "a", CODEC, io.BytesIO())
+
+
 def columns(**changed: Any) -> dict[str, Any]:
     return {
         "clip": ["x.wav"],
@@ -86,6 +105,7 @@ def columns(**changed: Any) -> dict[str, Any]:
         "codes": [[[1, 2]] * 4],
         "fields": [None],
         "group": [None],
+        "chroma": [None],
     } | changed
 
 

@@ -106,6 +106,7 @@ def test_the_parquet_file_has_the_documented_columns(scratch: Path) -> None:
         ("codes", pa.list_(pa.list_(pa.uint16()))),
         ("fields", pa.string()),
         ("group", pa.string()),
+        ("chroma", pa.list_(pa.uint8())),
     ]
     first, second = table.to_pylist()
     assert (first["clip"], first["description"], first["duration"], first["frames"]) == ("x.wav", "text", 0.14, 7)
@@ -113,10 +114,10 @@ def test_the_parquet_file_has_the_documented_columns(scratch: Path) -> None:
     assert second["description"] is None
 
 
-def as_version_1(path: Path) -> Path:
-    """Rewrite a shard as earlier versions wrote it, without the columns `fields` and `group`."""
-    table = pq.read_table(path).drop_columns(["fields", "group"])
-    metadata = {**table.schema.metadata, b"schema_version": b"1"}
+def as_version(path: Path, version: int) -> Path:
+    """Rewrite a shard as versions 1 and 2 wrote it."""
+    table = pq.read_table(path).drop_columns(["chroma"] if version == 2 else ["fields", "group", "chroma"])
+    metadata = {**table.schema.metadata, b"schema_version": str(version).encode()}
     schema = pa.schema([field for field in SCHEMA if field.name in table.column_names], metadata)
     pq.write_table(table.cast(schema), path)
     return path
@@ -128,14 +129,28 @@ def test_fields_and_groups_are_read_as_they_were_written(scratch: Path) -> None:
     assert [(each.fields, each.group) for each in found] == [({"genre": "ダブ"}, "live"), ({}, None)]
 
 
-def test_shards_of_version_1_have_neither_fields_nor_groups(scratch: Path) -> None:
-    path = as_version_1(write(scratch / "a.parquet", [row("x.wav", 7, "text"), row("y.wav", 3)]))
+@pytest.mark.parametrize("version", [1, 2])
+def test_shards_of_earlier_versions_lack_what_later_ones_added(scratch: Path, version: int) -> None:
+    written = replace(row("x.wav", 7, "text"), fields={"genre": "dub"}, group="live", chroma=np.zeros(5, np.uint8))
+    path = as_version(write(scratch / "a.parquet", [written, row("y.wav", 3)]), version)
     found = list(read_rows(path))
-    assert [(each.clip, each.description, each.fields, each.group) for each in found] == [
-        ("x.wav", "text", {}, None),
-        ("y.wav", None, {}, None),
+    fields, group = ({"genre": "dub"}, "live") if version == 2 else ({}, None)
+    assert [(each.clip, each.description, each.fields, each.group, each.chroma) for each in found] == [
+        ("x.wav", "text", fields, group, None),
+        ("y.wav", None, {}, None, None),
     ]
     assert found[0].codes.tolist() == row("x.wav", 7).codes.tolist()
+
+
+def test_chroma_is_read_as_it_was_written(scratch: Path) -> None:
+    chroma = [np.array([3, 11, 0], np.uint8), None, np.array([7], np.uint8)]
+    rows = [replace(row(f"{number}.wav"), chroma=each) for number, each in enumerate(chroma)]
+    for found, expected in zip(read_rows(write(scratch / "a.parquet", rows)), chroma, strict=True):
+        if expected is None:
+            assert found.chroma is None
+        else:
+            assert found.chroma is not None and found.chroma.dtype == np.uint8
+            assert found.chroma.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("fields", ["{broken", "[]", '{"bpm": 70}', "null x"])
@@ -151,7 +166,7 @@ def test_the_file_metadata_describe_the_codes(scratch: Path) -> None:
     path = write(scratch / "a.parquet", [row("x.wav")], codec="sha256:abc")
     metadata = pq.read_schema(path).metadata
     assert {key: metadata[key] for key in metadata if key != b"ARROW:schema"} == {
-        b"schema_version": b"2",
+        b"schema_version": b"3",
         b"codec": b"sha256:abc",
         b"frame_rate": b"50",
         b"codebooks": b"4",
@@ -183,12 +198,13 @@ def test_the_report_is_json_with_the_documented_fields(published: UPath) -> None
         "remarks": [],
         "origin": None,
         "clip_suffixes": [".wav"],
+        "chroma": None,
     }
 
 
 def test_reports_of_earlier_versions_are_read() -> None:
     values = asdict(REPORT)
-    del values["remarks"], values["origin"], values["clip_suffixes"]
+    del values["remarks"], values["origin"], values["clip_suffixes"], values["chroma"]
     assert ShardReport.parse(json.dumps(values)) == REPORT
 
 

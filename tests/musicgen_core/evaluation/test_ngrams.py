@@ -136,7 +136,7 @@ def codec() -> Codec:
 def synthesized(codec: Codec) -> list[NDArray[np.uint16]]:
     """Return codes [4, 400] of synthesized clips in several styles."""
     audio = SoundBank().render([compose(seed, frames=400) for seed in range(6)], 400)
-    return codec.start(list(audio.numpy()), SAMPLE_RATE)()
+    return codec.start(list(audio.numpy()), SAMPLE_RATE).codes()
 
 
 def test_a_copy_that_was_decoded_and_encoded_again_is_found(
@@ -146,7 +146,7 @@ def test_a_copy_that_was_decoded_and_encoded_again_is_found(
     copied = torch.from_numpy(synthesized[target][:, 100 : 100 + PLANTED].astype(np.int64))
     # The demo model's codec inverts the polarity of what it decodes.
     heard = -codec.decode(copied[None])[0, 0].numpy()
-    [codes] = codec.start([heard], SAMPLE_RATE)()
+    [codes] = codec.start([heard], SAMPLE_RATE).codes()
     [found] = find_matches([codes[0]], [clip[0] for clip in synthesized])
     assert found.longest is not None and found.longest.clip == target
     assert found.longest.clip_start == 100 + found.longest.start

@@ -148,9 +148,9 @@ def test_clips_of_any_lengths_have_the_codes_that_they_have_alone(
             _, model = export(seanet={"norm": "time_group_norm"})
     codec = Codec(model)
     clips = [noise(seconds, seed)[0, 0].numpy() for seed, seconds in enumerate((0.5, 0.31, 0.5, 0.02, 0.4))]
-    together = codec.start(clips, rate)()
+    together = codec.start(clips, rate).codes()
     for clip, codes in zip(clips, together, strict=True):
-        [alone] = codec.start([clip], rate)()
+        [alone] = codec.start([clip], rate).codes()
         assert codes.shape == alone.shape
         assert np.mean(codes == alone) > 0.99  # a tie may fall the other way in another batch
 

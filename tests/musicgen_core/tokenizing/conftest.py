@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.codec import Codec, Codes
+from musicgen_core.codec import Codec, StartedBatch
 from musicgen_core.data.shards import Row, read_rows, shard_paths
+from musicgen_core.melody import Excerpt
 from tests.fixture_types import MakeWav, Members, Pack
 
 
@@ -23,9 +24,9 @@ class CountingCodec(Codec):
         self.__dict__.update(codec.__dict__)
         self.encoded = 0
 
-    def start(self, clips: Sequence[NDArray[np.float32]], rate: int) -> Callable[[], list[Codes]]:
+    def start(self, clips: Sequence[NDArray[np.float32]], rate: int, excerpts: Sequence[Excerpt] = ()) -> StartedBatch:
         self.encoded += len(clips)
-        return super().start(clips, rate)
+        return super().start(clips, rate, excerpts)
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from musicgen_core import storage
-from musicgen_core.data.dataset import load_clips, split, training_batch
+from musicgen_core.data.crops import training_batch
+from musicgen_core.data.dataset import load_clips, split
 from musicgen_core.data.shards import Row
 from musicgen_core.data.training_text import TextVariation
 from musicgen_core.errors import Cancelled
