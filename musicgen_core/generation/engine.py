@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
@@ -16,8 +16,10 @@ from musicgen_core.codes import FRAME_RATE
 from musicgen_core.config import SamplingSettings
 from musicgen_core.devices import can_compile
 from musicgen_core.errors import Cancelled, DeviceError
+from musicgen_core.generation.melody import Melody, window_chroma
 from musicgen_core.generation.sampling import Window
 from musicgen_core.language import message
+from musicgen_core.melody import NO_CLASS
 from musicgen_core.model.decoder import Condition, MusicgenLM, undelay
 from musicgen_core.model.text import TextEncoder
 
@@ -66,6 +68,7 @@ class Engine:
         cancelled: Callable[[], bool] = lambda: False,
         frames: Sequence[int] | None = None,
         known: Tensor | None = None,
+        melodies: Sequence[Melody | None] | None = None,
     ) -> list[Tensor]:
         """Generate the codes of one sample per prompt, in one batch.
 
@@ -80,6 +83,7 @@ class Engine:
             cancelled: asked before each step.
             frames: the length of each sample; by default the settings' duration.
             known: [prompts, K, frames], codes that the samples start with.
+            melodies: what each sample follows, in a model that takes a melody; None follows none.
 
         Returns:
             The codes [K, frames] of each sample, int64, on the CPU.
@@ -92,14 +96,14 @@ class Engine:
         frames = [frames_of(settings.duration)] * len(prompts) if frames is None else list(frames)
         codes = torch.zeros(len(prompts), shape.codebooks, 0, dtype=torch.int64) if known is None else known.long()
         codes, ends = codes.to(device), torch.tensor(frames, device=device)
-        text = self._encode(prompts)
+        text, followed = self._encode(prompts), melodies or [None] * len(prompts)
         noise = _noise(streams, max(frames) + shape.most_delay, shape.codebooks).to(device)
         windows = window_bounds(codes.shape[-1], max(frames), self.window, frames_of(settings.overlap))
         total = sum(end - have + shape.most_delay for _, have, end in windows)  # the last step is predicted, never read
         done, reached = 0, None
         for begin, have, end in windows:
             window = Window(
-                text=text,
+                condition=replace(text, chroma=self._chroma(followed, frames, begin)),
                 known=codes[:, :, begin:have],
                 frames=(ends - begin).clamp(max=end - begin),
                 noise=noise[:, :, begin : end + shape.most_delay],
@@ -167,7 +171,26 @@ class Engine:
         alone = {prompt: self.text.encode([prompt]) for prompt in dict.fromkeys(prompts)}
         states = pad_sequence([alone[prompt].states[0] for prompt in prompts], batch_first=True)
         mask = pad_sequence([alone[prompt].mask[0] for prompt in prompts], batch_first=True)
-        return Condition(torch.cat([states, torch.zeros_like(states)]), torch.cat([mask, torch.zeros_like(mask)]))
+        # The null condition takes as many positions as its text, as in audiocraft.
+        lengths = mask.sum(dim=1).clamp(min=1).repeat(2)
+        states, mask = (torch.cat([part, torch.zeros_like(part)]) for part in (states, mask))
+        return Condition(states, mask, text_lengths=lengths)
+
+    def _chroma(self, melodies: Sequence[Melody | None], frames: Sequence[int], begin: int) -> Tensor | None:
+        """Return the melodies' pitch classes in the window that begins at a frame, followed by as many of silence."""
+        count, device = self.lm.config.chroma_frames, self.lm.enc_to_dec_proj.weight.device
+        if not count:
+            return None
+        chroma = torch.full((2 * len(melodies), count), NO_CLASS)
+        found: dict[tuple[Melody, tuple[int, int] | None], Tensor] = {}
+        for row, (melody, length) in enumerate(zip(melodies, frames, strict=True)):
+            if melody is not None:
+                # Of the sample's own length: the others of its batch may have more windows.
+                key = (melody, (begin, self.window) if length > self.window else None)
+                if key not in found:
+                    found[key] = window_chroma(melody.wav, count, key[1])
+                chroma[row] = found[key]
+        return chroma.to(device)
 
 
 def frames_of(seconds: float) -> int:
@@ -213,18 +236,44 @@ class EagerSteps:
     """Runs the model's own forward pass, on any device."""
 
     def __init__(self, lm: MusicgenLM, window: Window) -> None:
-        self._lm, self._window = lm, window
+        self._window, self._position = window, window.given
         self.sequence = window.delayed_sequence()
-        self._caches, self._mask = lm.new_cache(window.text, window.noise.shape[-1])
-        self._position = window.given
-        lm.prefill(_both(self.sequence[:, :, : window.given]), self._caches, self._mask)
+        given, steps = _both(self.sequence[:, :, : window.given]), window.noise.shape[-1]
+        self._rows, conditions = zip(*_equal_prefixes(lm, window.condition), strict=True)
+        self._groups = [
+            _Group(lm, condition, given[rows], steps) for rows, condition in zip(self._rows, conditions, strict=True)
+        ]
+        self._order = torch.cat(self._rows).argsort()
 
     def advance(self) -> None:
         at, window = self._position, self._window
-        logits = self._lm.step(_both(self.sequence[:, :, at : at + 1]), self._caches, self._mask, at)
+        codes = _both(self.sequence[:, :, at : at + 1])
+        found = [group.step(codes[rows], at) for rows, group in zip(self._rows, self._groups, strict=True)]
+        logits = torch.cat(found)[self._order]
         current = self.sequence[:, :, at + 1]
         self.sequence[:, :, at + 1] = window.choose(logits, window.noise[:, :, at], at, current)
         self._position += 1
+
+
+class _Group:
+    """Rows of a batch that read equally many positions in front of the codes.
+
+    Args:
+        lm: the model.
+        condition: of the rows.
+        given: [rows, K, given steps], delayed codes.
+        steps: the most steps that are read.
+    """
+
+    def __init__(self, lm: MusicgenLM, condition: Condition, given: Tensor, steps: int) -> None:
+        prefix = lm.prefix(condition)
+        self._lm, self._first = lm, 0 if prefix is None else prefix.states.shape[1]
+        self._caches, self._mask = lm.new_cache(condition, self._first + steps)
+        lm.prefill(given, self._caches, self._mask, None if prefix is None else prefix.states)
+
+    def step(self, codes: Tensor, position: int) -> Tensor:
+        """Return the next step's logits [rows, K, cardinality] from codes [rows, K, 1]."""
+        return self._lm.step(codes, self._caches, self._mask, self._first + position)
 
 
 class GraphedSteps:
@@ -233,7 +282,7 @@ class GraphedSteps:
     def __init__(self, decoding: Decoding, window: Window, cache_bits: int) -> None:
         self._decoding, self._window = decoding, window
         sequence = window.delayed_sequence()
-        self._state = decoding.begin(window.text, sequence, window.given, cache_bits)
+        self._state = decoding.begin(window.condition, sequence, window.given, cache_bits)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._begun = False
         self.sequence = self._state.sequence
@@ -252,6 +301,17 @@ class GraphedSteps:
     def _step(self) -> None:
         self._decoding.step(self._state)
         self._decoding.choose(self._state, self._window)
+
+
+def _equal_prefixes(lm: MusicgenLM, condition: Condition) -> Iterator[tuple[Tensor, Condition]]:
+    """Yield numbers and conditions of rows that read equally many positions in front of the codes."""
+    if not lm.config.takes_melody:
+        yield torch.arange(len(condition.states), device=condition.states.device), condition
+        return
+    lengths = condition.text_positions
+    for length in lengths.unique():
+        (rows,) = torch.where(lengths == length)
+        yield rows, condition.rows_alike(rows)
 
 
 def _both(sequence: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from musicgen_core import storage
 from musicgen_core.codes import FRAME_RATE, SAMPLE_RATE
 from musicgen_core.data.audio import resample
 from musicgen_core.errors import ConfigError
-from musicgen_core.generation.engine import WINDOW_FRAMES
 from musicgen_core.generation.sound_file import read_sound
 from musicgen_core.language import message
 from musicgen_core.melody import extract_chroma, match_length
@@ -27,7 +26,7 @@ class Melody:
         sha256: hash of its content.
     """
 
-    wav: Tensor
+    wav: Tensor = field(compare=False)
     path: str
     sha256: str
 
@@ -50,20 +49,20 @@ def _not_a_melody(file: str, error: Exception) -> ConfigError:
     )
 
 
-def window_chroma(wav: Tensor, begin_frame: int, is_only_window: bool, chroma_frames: int) -> Tensor:
+def window_chroma(wav: Tensor, chroma_frames: int, window: tuple[int, int] | None) -> Tensor:
     """Return the chroma [chroma_frames], int64, that a window of a sample is generated with.
 
-    A sample of one window follows the recording as it is. In longer samples each window follows the 30 s at its own
+    A sample of one window follows the recording as it is. In longer samples each window follows the part at its own
     position in the recording, which is repeated as often as needed. Source: audiocraft 1.3.0,
     `MusicGen._generate_tokens`.
 
     Args:
         wav: the recording [samples], 32 kHz mono fp32.
-        begin_frame: the frame of codes at which the window begins.
-        is_only_window: whether the sample has no other windows.
+        chroma_frames: frames that the model reads.
+        window: the frame of codes at which the window begins, and the most frames of a window; None if the sample has
+            no other windows.
     """
-    if not is_only_window:
-        begin = int(begin_frame / FRAME_RATE * SAMPLE_RATE)  # rounded as in audiocraft
-        window = torch.arange(begin, begin + WINDOW_FRAMES // FRAME_RATE * SAMPLE_RATE, device=wav.device)
-        wav = wav[window % len(wav)]
+    if window is not None:
+        begin, length = (int(frames / FRAME_RATE * SAMPLE_RATE) for frames in window)  # rounded as in audiocraft
+        wav = wav[torch.arange(begin, begin + length, device=wav.device) % len(wav)]
     return match_length(extract_chroma(wav[None])[0], chroma_frames).long()

@@ -8,7 +8,7 @@ cross-attention). Modules are named as in Hugging Face's MusicGen and MusicgenMe
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -81,10 +81,21 @@ class Condition:
         """The cross-attention mask [B, 1, 1, L]: the text's tokens, or under the null condition all of its zeros."""
         return (self.mask | ~self.mask.any(dim=-1, keepdim=True))[:, None, None]
 
+    @property
+    def text_positions(self) -> Tensor:
+        """The positions [B], int64, that each text takes in front of the codes, at least one."""
+        return self.mask.sum(dim=-1).clamp(min=1) if self.text_lengths is None else self.text_lengths
+
     def rows(self, which: slice | Tensor) -> Condition:
         """Return the conditions of some clips or samples."""
         chroma, lengths = (None if part is None else part[which] for part in (self.chroma, self.text_lengths))
         return Condition(self.states[which], self.mask[which], chroma, lengths)
+
+    def rows_alike(self, which: slice | Tensor) -> Condition:
+        """Return the conditions of some rows whose texts take equally many positions, without padding behind them."""
+        rows = self.rows(which)
+        length = int(rows.text_positions[0])
+        return replace(rows, states=rows.states[:, :length], mask=rows.mask[:, :length])
 
 
 @dataclass
@@ -282,10 +293,7 @@ class MusicgenLM(nn.Module):
         text, _ = self.project_text(condition)
         projection = self.audio_enc_to_dec_proj
         chroma = F.embedding(condition.chroma, projection.weight.t()) + projection.bias  # of one-hot vectors
-        lengths = condition.text_lengths
-        if lengths is None:
-            lengths = condition.mask.sum(dim=-1).clamp(min=1)
-        return Prefix(torch.cat([chroma, text], dim=1), chroma.shape[1] + lengths)
+        return Prefix(torch.cat([chroma, text], dim=1), chroma.shape[1] + condition.text_positions)
 
     def forward(self, sequence: Tensor, condition: Condition) -> Tensor:
         """Return the logits [B, K, S, cardinality] of each next step, from delayed codes [B, K, S] and conditions."""
