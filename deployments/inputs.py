@@ -12,6 +12,7 @@ from flows.fields import BASE
 from musicgen_core import storage
 from musicgen_core.language import message
 from musicgen_core.learning_settings import check_optimizer
+from musicgen_core.settings import names_in
 from musicgen_core.stages import announce, announce_torch
 from tasks.forms import groups_of_schema, in_groups
 
@@ -127,23 +128,38 @@ def _refuse(constant: str) -> None:
 def arranged(given: Mapping[str, Any], deployment: DeploymentResponse) -> dict[str, Any]:
     """Return parameters in the groups of the deployment's run form.
 
+    A text for a list is a list of one, and where the list is of fixed names, of those that commas separate.
+
     Raises:
         UsageError: the deployment does not take some parameters. All of them are listed.
     """
     schema = deployment.parameter_openapi_schema or {}
-    found = in_groups(given, schema)
+    fields = _fields(schema)
+    found = in_groups({name: _listed(value, fields.get(name, {})) for name, value in given.items()}, schema)
     if problems := list(_problems(found, schema, deployment.name)):
         raise UsageError(problems)
     return found
 
 
+def _fields(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schemas of all parameters by name, those in groups and those outside."""
+    groups = groups_of_schema(schema)
+    known = {name: entry for name, entry in schema.get("properties", {}).items() if name not in groups}
+    for fields in groups.values():
+        known |= fields
+    return known
+
+
+def _listed(value: Any, field: Mapping[str, Any]) -> Any:
+    if field.get("type") != "array" or not isinstance(value, str):
+        return value
+    return names_in(value) if "enum" in field.get("items", {}) else [value]
+
+
 def _problems(given: Mapping[str, Any], schema: dict[str, Any], deployment: str) -> Iterator[str]:
     from prefect.utilities.schema_tools import validate
 
-    groups, properties = groups_of_schema(schema), schema.get("properties", {})
-    known = {name: entry for name, entry in properties.items() if name not in groups}
-    for fields in groups.values():
-        known |= fields
+    properties, known = schema.get("properties", {}), _fields(schema)
     if unknown := [name for name in given if name not in properties]:
         near = dict.fromkeys(match for name in unknown for match in similar(name, known))
         meant = f" (perhaps {', '.join(near)})" if near else ""

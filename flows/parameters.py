@@ -72,7 +72,7 @@ from musicgen_core.evaluation.request import (
 from musicgen_core.exclusions import Exclude
 from musicgen_core.learning_settings import AdapterSettings, OptimizerSettings
 from musicgen_core.separation.settings import RemoveVocals
-from musicgen_core.settings import MOST_SIDE_BY_SIDE, MOST_WORKERS, Settings
+from musicgen_core.settings import MOST_SIDE_BY_SIDE, MOST_WORKERS, Settings, names_in
 
 _CopyTo = Annotated[str | None, Field(description="Folder or URL for a second copy")]
 
@@ -148,7 +148,7 @@ class Files(Settings):
 
     model_config = ConfigDict(title="Files")
 
-    formats: list[Format] | None = Field(None, description="Write these beside each wav, too: flac, mp3")
+    formats: Annotated[list[Format] | None, BeforeValidator(names_in)] = Field(None, description="Write these beside each wav, too: flac, mp3")
     spectrograms: bool = Field(True, description="Draw a spectrogram of each sample")
     save_codes: bool = Field(False, description="Keep the tokens beside each wav, as .npy")
     copy_to: _CopyTo = None

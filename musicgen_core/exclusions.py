@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
+
+from musicgen_core.settings import names_in
 
 Exclusion = Literal["silent", "clipped", "speech", "vocals", "duplicate"]
 """Kinds of clips that can be left out; `musicgen_core/data/standing_out.py` has the thresholds of the measured ones"""
@@ -18,17 +20,9 @@ def measured(kinds: Sequence[Exclusion]) -> tuple[Exclusion, ...]:
     return tuple(kind for kind in kinds if kind != DUPLICATE)
 
 
-def _split_at_commas(kinds: Any) -> Any:
-    texts = [kinds] if isinstance(kinds, str) else kinds
-    if not isinstance(texts, list | tuple):
-        return () if texts is None else texts
-    parts = [part for text in texts for part in (text.split(",") if isinstance(text, str) else [text])]
-    return [part.strip() if isinstance(part, str) else part for part in parts if part != ""]
-
-
 Exclude = Annotated[
     tuple[Exclusion, ...],
-    BeforeValidator(_split_at_commas),
+    BeforeValidator(lambda kinds: () if kinds is None else names_in(kinds)),
     AfterValidator(lambda kinds: tuple(dict.fromkeys(kinds))),
     Field(
         description="Clips to leave out: silent, clipped, speech and vocals by what caption measured, duplicate by "

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from musicgen_core.errors import ConfigError
 from musicgen_core.language import message
 from musicgen_core.layer_ranges import parse_layers, parse_ranks, show_layers, show_ranks
-from musicgen_core.settings import LARGEST_COUNT, Settings
+from musicgen_core.settings import LARGEST_COUNT, Settings, names_in
 
 EFFECTIVE_BATCH = 16
 """Clips per optimizer step by default: micro-batch × accumulation steps × GPUs"""
@@ -68,7 +68,7 @@ class AdapterSettings(Settings):
         lt=1,
         description="Share of the adapter's inputs left out at random, against learning by heart (dropout)",
     )
-    lora_targets: list[str] = Field(
+    lora_targets: Annotated[list[str], BeforeValidator(names_in)] = Field(
         list(LORA_TARGETS),
         min_length=1,
         description="Layers of the model that get an adapter, such as q_proj, or encoder_attn.q_proj for "

@@ -54,6 +54,15 @@ class Settings(BaseModel):
         return reference
 
 
+def names_in(given: Any) -> Any:
+    """Return the names in a text or in a list of texts, which are separated by commas; other values unchanged."""
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list | tuple):
+        return given
+    parts = [part for text in texts for part in (text.split(",") if isinstance(text, str) else [text])]
+    return [part.strip() if isinstance(part, str) else part for part in parts if part != ""]
+
+
 S = TypeVar("S", bound=Settings)
 
 

@@ -14,8 +14,10 @@ from deployments import commands
 from deployments.cli import main
 from deployments.inputs import arranged, check_adapter, check_rendering, check_training, parsed
 from deployments.options import UsageError
+from flows.tokenize_archives import tokenize_archives
 from flows.train_lora import train_lora
 from musicgen_core.errors import AdapterError
+from musicgen_core.learning_settings import AdapterSettings
 from tasks.forms import beside_each_other, in_groups
 from tests.stand_in_hub import StandInHub
 
@@ -138,10 +140,23 @@ def test_values_that_mean_the_default_are_left_out() -> None:
 
 def test_problems_name_the_parameter_and_not_its_group() -> None:
     with pytest.raises(UsageError) as refused:
-        arranged(parsed(["lora_alpha=0", "sample_prompts=calm piano", "schedule=cubic"]), TRAIN)
+        arranged(parsed(["lora_alpha=0", "sample_prompts=80", "schedule=cubic"]), TRAIN)
     names = {problem.partition(":")[0] for problem in refused.value.problems}
     assert names == {"lora_alpha", "schedule", "sample_prompts"}
     assert """-p 'sample_prompts=["one", "another"]'""" in str(refused.value)
+
+
+def test_a_text_for_a_list_is_one_entry_or_names_with_commas() -> None:
+    tokenize: Any = SimpleNamespace(
+        name="tokenize-archives",
+        parameter_openapi_schema=parameter_schema(tokenize_archives).model_dump_for_openapi(),
+    )
+    assert arranged(parsed(["exclude=silent, clipped"]), tokenize) == {"exclude": ["silent", "clipped"]}
+    with pytest.raises(UsageError, match="exclude.*'loud' is not one of"):
+        arranged(parsed(["exclude=silent,loud"]), tokenize)
+    found = arranged(parsed(["sample_prompts=calm piano, 80 bpm", "lora_targets=q_proj,v_proj"]), TRAIN)
+    assert found["samples"] == {"sample_prompts": ["calm piano, 80 bpm"]}
+    assert AdapterSettings(**found["lora"]).lora_targets == ["q_proj", "v_proj"]
 
 
 @pytest.mark.parametrize("value", ["5", "calm", "[1]"])

@@ -53,11 +53,14 @@ def test_an_option_that_may_be_repeated_gives_a_list() -> None:
     assert parsed("generate", "O", "--prompts", "one")["prompts"] == ["one"]
 
 
-def test_kinds_of_clips_to_leave_out_are_joined_by_commas_or_repeated() -> None:
+def test_names_are_separated_by_commas_or_repeated() -> None:
     line = ("tokenize", "A", "T", "--exclude", "silent, clipped", "--exclude", "speech,silent")
     assert parsed(*line)["exclude"] == ["silent", "clipped", "speech"]
     with pytest.raises(UsageError, match=r"--exclude: input should be 'silent', 'clipped', .* not 'loud'"):
         parsed("tokenize", "A", "T", "--exclude", "silent,loud")
+    assert parsed("generate", "O", "--format", "flac,mp3")["formats"] == ["flac", "mp3"]
+    line = ("train", "T", "R", "--lora-targets", "q_proj,v_proj", "--lora-targets", "linear1")
+    assert parsed(*line)["lora_targets"] == ["q_proj", "v_proj", "linear1"]
 
 
 def test_flags_take_no_value() -> None:
