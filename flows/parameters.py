@@ -148,7 +148,9 @@ class Files(Settings):
 
     model_config = ConfigDict(title="Files")
 
-    formats: Annotated[list[Format] | None, BeforeValidator(names_in)] = Field(None, description="Write these beside each wav, too: flac, mp3")
+    formats: Annotated[list[Format] | None, BeforeValidator(names_in)] = Field(
+        None, description="Write these beside each wav, too: flac, mp3"
+    )
     spectrograms: bool = Field(True, description="Draw a spectrogram of each sample")
     save_codes: bool = Field(False, description="Keep the tokens beside each wav, as .npy")
     copy_to: _CopyTo = None

@@ -156,7 +156,7 @@ def tokenize_archives(given: TokenizeParameters) -> State[TokenizeResult]:
     for remark in remarks:
         get_run_logger().warning("%s", remark)
     announce(message("looking for clips that stand out"))
-    page = page_of_tokens(folder, reports, described_by, list(limits), settings)
+    page = page_of_tokens(folder, reports, described_by, list(limits), settings, model)
     result = TokenizeResult(
         tokens=target,
         reports=reports,

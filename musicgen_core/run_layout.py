@@ -165,10 +165,10 @@ class RunConfig:
         return found if isinstance(found, int | float) and 0 <= found < 1 else None
 
     @property
-    def split_by(self) -> Literal["near_duplicates", "groups", "clips"]:
+    def split_by(self) -> Literal["any_level", "near_duplicates", "groups", "clips"]:
         """What validation held out as a whole, see `SplitBy`; single clips in runs that didn't record it."""
         found = self.values.get(SPLIT_BY)
-        return found if found in ("near_duplicates", "groups") else "clips"
+        return found if found in ("any_level", "near_duplicates", "groups") else "clips"
 
     @property
     def wandb_id(self) -> str:

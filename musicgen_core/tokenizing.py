@@ -24,6 +24,7 @@ from musicgen_core.data.captions import Captioner, Captions, ClipTexts
 from musicgen_core.data.decoding import Counts, OnClip, decoded_clips
 from musicgen_core.data.duplicate_clips import RepeatedClips, repeated_clips
 from musicgen_core.data.exclusion import duplicate_of, excluded_clips, fingerprint_without, is_duplicate, is_excluded
+from musicgen_core.data.levels import CodeVectors
 from musicgen_core.data.members import CLIP_SUFFIXES, Member, Sidecars, limits_of, sidecar_key
 from musicgen_core.data.outdated_shards import lacks_clips, lacks_originals, was_repaired
 from musicgen_core.data.shard_codec import shard_codec, shard_shape
@@ -252,13 +253,14 @@ class Tokenizer:
         return new
 
 
-def exclude_duplicates(tokens: UPath, codec: str) -> None:
+def exclude_duplicates(tokens: UPath, codec: str, vectors: Callable[[], CodeVectors] | None = None) -> None:
     """Remove each clip that is a near duplicate of an earlier one, in the order of stems and rows, from its shard.
 
     The shards of all archives are compared, and nothing is encoded. Shards without such clips stay as they are.
 
     Args:
         codec: identity of the codec; shards of others are ignored.
+        vectors: those of its codes, as in `load_clips`.
 
     Raises:
         TokensError: no shard has clips, or one is damaged or changed while it was read.
@@ -271,7 +273,7 @@ def exclude_duplicates(tokens: UPath, codec: str) -> None:
         are_of = pool.map(partial(_is_of, codec=codec), parquets)
     stems = [path.stem for path, is_of in zip(parquets, are_of, strict=True) if is_of]
     if stems:
-        for repeated in repeated_clips(tokens, codec, stems):
+        for repeated in repeated_clips(tokens, codec, stems, vectors=vectors):
             _remove(tokens, repeated)
 
 

@@ -12,7 +12,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.config import ReadingSettings
 from musicgen_core.data.archive import archive_stem
-from musicgen_core.errors import TokensError, raise_if_interrupted, reason_of
+from musicgen_core.errors import MusicgenError, raise_if_interrupted, reason_of
 from musicgen_core.escaping import markdown_text
 from musicgen_core.language import translated
 from musicgen_core.wording import counted, lasting
@@ -22,6 +22,7 @@ from tasks.served import file_link
 
 if TYPE_CHECKING:
     from musicgen_core.captioning.metadata import MeasuredArchive, Merged
+    from musicgen_core.data.levels import CodeVectors
     from musicgen_core.data.shards import ShardReport
     from musicgen_core.overview.findings import Findings, StandingOut
 
@@ -64,6 +65,7 @@ def page_of_tokens(
     metadata: str | None,
     archives: Iterable[UPath],
     settings: ReadingSettings,
+    model: str,
 ) -> DatasetPage | None:
     """Write the page of tokenized clips beside their shards; return None if that failed, which is logged."""
 
@@ -75,15 +77,15 @@ def page_of_tokens(
         existing = ExistingMetadata(storage.as_path(metadata)) if metadata else None
         found = findings_of(clips_of_shards(tokens, reports, existing))
         try:
-            found.duplicates = duplicates_of(_clusters(tokens, reports))
-        except TokensError as error:  # such as other shards that are damaged, or no room in the cache
+            found.duplicates = duplicates_of(_clusters(tokens, reports, model))
+        except MusicgenError as error:  # such as other shards that are damaged, or no room in the cache
             run_logger().warning("near duplicates are missing from the page of the data set: %s", reason_of(error))
         return found
 
     return _write(tokens, findings, archives, settings, sum(len(report.rejected) for report in reports))
 
 
-def _clusters(tokens: UPath, reports: Sequence[ShardReport]) -> list[list[tuple[str, str]]]:
+def _clusters(tokens: UPath, reports: Sequence[ShardReport], model: str) -> list[list[tuple[str, str]]]:
     """Return the clusters of near duplicates in shards, as archives and paths of their clips."""
     from musicgen_core.data.duplicate_clips import near_duplicates_in
     from musicgen_core.data.shard_codec import shard_codec
@@ -94,9 +96,16 @@ def _clusters(tokens: UPath, reports: Sequence[ShardReport]) -> list[list[tuple[
     if not filled:
         return []
     codec, _ = shard_codec(shard_paths(tokens, filled[0])[0])
+
+    def vectors() -> CodeVectors:
+        from musicgen_core.model.compression import code_vectors
+        from musicgen_core.model.weights import find_codec
+
+        return code_vectors(find_codec(model))
+
     return [
         [(names.get(clip.stem, clip.stem), clip.clip) for clip in cluster]
-        for cluster in near_duplicates_in(tokens, codec)
+        for cluster in near_duplicates_in(tokens, codec, vectors=vectors)
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,11 +95,12 @@ def tokenize_archive(
 )
 def exclude_near_duplicates(tokens: str, model: str) -> None:
     """Remove near duplicates of earlier clips from the shards in a directory."""
-    from musicgen_core.model.compression import codec_identity
+    from musicgen_core.model.compression import code_vectors, codec_identity
     from musicgen_core.model.weights import find_codec
     from musicgen_core.tokenizing import exclude_duplicates
 
-    exclude_duplicates(storage.as_path(tokens), codec_identity(find_codec(model)))
+    codec = find_codec(model)
+    exclude_duplicates(storage.as_path(tokens), codec_identity(codec), partial(code_vectors, codec))
 
 
 def load_models(model: str, device: str, remove_vocals: bool) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.data.near_duplicates import Signatures, first_of_each, joined_keys
+from musicgen_core.data.levels import CodeVectors, Versions, reduced
+from musicgen_core.data.near_duplicates import Signatures, first_of_each, joined_keys, originals_of
 from musicgen_core.data.packed_shards import PackedShard
 from musicgen_core.data.shards import ShardReport, copies_among, described_clips, read_report
 from musicgen_core.data.token_cache import THREADS, Lease, TokenCache
@@ -35,10 +36,15 @@ ENOUGH_CLIPS = 40
 _TEXT_STREAM = 1
 """Distinguishes the random numbers of texts from those of crops"""
 
-SplitBy = Literal["near_duplicates", "groups", "clips"]
-"""What the validation split holds out as a whole: groups of clips, joined where they have near duplicates in common.
-Runs of earlier versions held out groups that were not joined, or single clips."""
+SplitBy = Literal["any_level", "near_duplicates", "groups", "clips"]
+"""What the validation split holds out as a whole: groups of clips, joined where they have near duplicates in common, at
+any level. Runs of earlier versions held out groups that were joined only by near duplicates of about the same level,
+groups that were not joined, or single clips."""
 _NAMED_CLIPS = 3
+
+
+def _no_vectors() -> CodeVectors:
+    raise ValueError("clips that were loaded without the vectors of their codes have no profiles")
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Clips:
         added: stems of archives that were not requested.
         copies: stems of duplicate shards, which are left out, with the stems of their originals.
         lease: lease that keeps the shards in the cache.
+        vectors: those of the codec's codes, `reduced`, with which near duplicates at another level are recognised.
     """
 
     shards: Sequence[PackedShard]
@@ -60,6 +67,7 @@ class Clips:
     added: Sequence[str] = ()
     copies: Mapping[str, str] = field(default_factory=dict)
     lease: Lease | None = None
+    vectors: Callable[[], CodeVectors] = _no_vectors
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -110,16 +118,29 @@ class Clips:
         groups = np.concatenate([shard.groups for shard in self.shards])[some]
         if by == "groups":
             return groups
-        return joined_keys(groups, self.near_duplicates if among is None else first_of_each(self.signatures[among]))
+        if by == "near_duplicates":
+            return joined_keys(groups, first_of_each(self._signatures[some]))
+        return joined_keys(groups, self.near_duplicates if among is None else self._clusters(among))
 
     @cached_property
     def near_duplicates(self) -> NDArray[np.int64]:
         """Return for each clip the index of the first clip of its cluster of near duplicates, [clips]."""
-        return first_of_each(self.signatures)
+        return self._clusters(np.arange(len(self)))
+
+    def originals(self) -> NDArray[np.int64]:
+        """Return the `near_duplicates.originals_of` the clips, [clips]."""
+        return originals_of(self._signatures, self.near_duplicates, self._versions.among)
+
+    def _clusters(self, some: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self._versions.join(first_of_each(self._signatures[some]), some)
 
     @property
-    def signatures(self) -> Signatures:
-        """Return the `near_duplicates.signature` of each clip, [clips, PERMUTATIONS]."""
+    def _versions(self) -> Versions:
+        profiles = np.concatenate([shard.profiles for shard in self.shards])
+        return Versions(profiles, self.codes_of, self.vectors)
+
+    @property
+    def _signatures(self) -> Signatures:
         return np.concatenate([shard.signatures for shard in self.shards])
 
     def description(self, index: int) -> str | None:
@@ -184,6 +205,7 @@ def load_clips(
     folder: Path | None = None,
     only: Collection[str] | None = None,
     melody_model: str | None = None,
+    vectors: Callable[[], CodeVectors] | None = None,
 ) -> Clips:
     """Load every complete shard of `tokens` through a cache on the local disk.
 
@@ -193,6 +215,7 @@ def load_clips(
         only: stems of the archives to load. All if None, or if none of them is found. If None, duplicates of an
             archive under several names are loaded once.
         melody_model: name of the model if it takes a melody; shards without chroma are then refused.
+        vectors: those of the codec's codes. Without them, near duplicates at another level are not recognised.
 
     Raises:
         TokensError: no complete shards, damaged shards, codes of another codec, no chroma, or no space in the cache.
@@ -216,7 +239,8 @@ def load_clips(
     reports = {stem: report for stem, report in reports.items() if stem not in left_out}
     if melody_model is not None:
         _check_chroma(reports, tokens, melody_model)
-    shards, lease = TokenCache(folder).packed(tokens, reports, codec)
+    in_components = None if vectors is None else cache(lambda: reduced(vectors()))
+    shards, lease = TokenCache(folder).packed(tokens, reports, codec, in_components)
     fingerprints = {
         stem: report.content if melody_model is None else report.content_with_chroma for stem, report in reports.items()
     }
@@ -227,6 +251,7 @@ def load_clips(
         added=[stem for stem in added if stem not in copies],
         copies=copies if only is None else {},
         lease=lease,
+        vectors=in_components or _no_vectors,
     )
 
 

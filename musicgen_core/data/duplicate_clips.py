@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from upath import UPath
 
 from musicgen_core.data.dataset import Clips, load_clips
-from musicgen_core.data.near_duplicates import originals_of
+from musicgen_core.data.levels import CodeVectors
 from musicgen_core.data.shards import ShardReport, described_clips
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
@@ -53,17 +53,20 @@ class RepeatedClips:
             raise _changed(self.stem)
 
 
-def near_duplicates_in(tokens: UPath, codec: str, folder: Path | None = None) -> list[list[ClipName]]:
+def near_duplicates_in(
+    tokens: UPath, codec: str, folder: Path | None = None, vectors: Callable[[], CodeVectors] | None = None
+) -> list[list[ClipName]]:
     """Return the clusters of near duplicates, each of two clips or more, in the order of stems and rows.
 
     Args:
         codec: identity of the shards' codec, as `shard_codec` returns it.
         folder: cache directory of the packed shards, as in `load_clips`.
+        vectors: those of the codec's codes, as in `load_clips`.
 
     Raises:
         TokensError: as in `load_clips`, or a shard changed while it was read.
     """
-    clips = load_clips(tokens, codec, folder)
+    clips = load_clips(tokens, codec, folder, vectors=vectors)
     members: dict[int, list[int]] = defaultdict(list)
     for index, first in enumerate(clips.near_duplicates.tolist()):
         members[first].append(index)
@@ -73,7 +76,11 @@ def near_duplicates_in(tokens: UPath, codec: str, folder: Path | None = None) ->
 
 
 def repeated_clips(
-    tokens: UPath, codec: str, stems: Collection[str], folder: Path | None = None
+    tokens: UPath,
+    codec: str,
+    stems: Collection[str],
+    folder: Path | None = None,
+    vectors: Callable[[], CodeVectors] | None = None,
 ) -> list[RepeatedClips]:
     """Return the clips of each shard that are near duplicates of an earlier clip, for the shards that have any.
 
@@ -81,12 +88,13 @@ def repeated_clips(
         codec: identity of the shards' codec.
         stems: stems of the shards to look into.
         folder: cache directory of the packed shards, as in `load_clips`.
+        vectors: those of the codec's codes, as in `load_clips`.
 
     Raises:
         TokensError: as in `near_duplicates_in`.
     """
-    clips = load_clips(tokens, codec, folder, only=stems)
-    originals = originals_of(clips.signatures)
+    clips = load_clips(tokens, codec, folder, only=stems, vectors=vectors)
+    originals = clips.originals()
     repeated = np.flatnonzero(originals != np.arange(len(originals)))
     names = _names(tokens, clips, originals[repeated].tolist())
     starts = accumulate((len(shard) for shard in clips.shards), initial=0)

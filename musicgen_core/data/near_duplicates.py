@@ -6,12 +6,12 @@ channel), therefore overlaps with that of the original, and hardly with that of 
 (Broder 1997) estimates the Jaccard index of two sets as the share of equal entries. Signatures are compared only within
 the buckets of locality-sensitive hashing, which is sorting in NumPy here: 139,000 clips take a second, where
 `datasketch.MinHashLSH` fills dictionaries clip by clip. Levels that differ by 3 dB and cuts in the middle of a frame
-change too many codes; bench/RESULTS.md has figures.
+change too many codes: `levels.py` recognises the former. bench/RESULTS.md has figures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -80,18 +80,32 @@ def first_of_each(signatures: Signatures) -> NDArray[np.int64]:
     return firsts
 
 
-def originals_of(signatures: Signatures) -> NDArray[np.int64]:
+def _no_versions(clip: int, others: list[int]) -> NDArray[np.bool_]:
+    return np.zeros(len(others), dtype=bool)
+
+
+def originals_of(
+    signatures: Signatures,
+    firsts: NDArray[np.int64],
+    versions_among: Callable[[int, list[int]], NDArray[np.bool_]] = _no_versions,
+) -> NDArray[np.int64]:
     """Return for each clip the index of an earlier clip that it is a near duplicate of, or its own, [clips].
 
     An original is never a near duplicate of another clip that stays: if all clips that are not their own original are
     removed, none of the others is.
+
+    Args:
+        signatures: of all clips.
+        firsts: the first clip of each one's cluster, [clips].
+        versions_among: which of some clips are versions of one clip at another level.
     """
-    firsts = first_of_each(signatures)
     originals = np.arange(len(firsts))
     clusters: dict[int, list[int]] = {}  # the originals of each
     for clip in np.flatnonzero(np.bincount(firsts, minlength=len(firsts))[firsts] > 1).tolist():
         found = clusters.setdefault(int(firsts[clip]), [])
         is_near = (signatures[found] == signatures[clip]).sum(axis=1) >= LEAST_EQUAL
+        if not (signatures[clip].any() and is_near.any()):
+            is_near = versions_among(clip, found)
         if is_near.any():
             originals[clip] = found[int(is_near.argmax())]
         else:
@@ -107,7 +121,7 @@ def joined_keys(keys: NDArray[np.uint64], firsts: NDArray[np.int64]) -> NDArray[
         firsts: the result of `first_of_each`, [clips].
     """
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    return keys[_joined(firsts, np.arange(len(keys)), first[inverse])]
+    return keys[joined_clusters(firsts, np.arange(len(keys)), first[inverse])]
 
 
 def _clusters_of_distinct(signatures: Signatures) -> NDArray[np.int64]:
@@ -115,17 +129,17 @@ def _clusters_of_distinct(signatures: Signatures) -> NDArray[np.int64]:
     firsts = np.arange(len(signatures))
     for entry in range(0, PERMUTATIONS, _PER_BAND):
         keys = np.ascontiguousarray(signatures[:, entry : entry + _PER_BAND]).view(np.uint64)[:, 0]
-        for pair in _pairs_in_buckets(keys):
+        for pair in pairs_in_buckets(keys, _NEIGHBOURS):
             left, right = pair[firsts[pair[:, 0]] != firsts[pair[:, 1]]].T
-            firsts = _joined(firsts, *_near(signatures, left, right))
+            firsts = joined_clusters(firsts, *_near(signatures, left, right))
     return firsts
 
 
-def _pairs_in_buckets(keys: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
-    """Yield pairs of clips with equal keys, [pairs, 2], each clip with those before it in its bucket."""
+def pairs_in_buckets(keys: NDArray[np.uint64], neighbours: int) -> Iterator[NDArray[np.int64]]:
+    """Yield pairs of clips with equal keys, [pairs, 2], each clip with as many as `neighbours` before it."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
-    for distance in range(1, min(_NEIGHBOURS, len(keys) - 1) + 1):
+    for distance in range(1, min(neighbours, len(keys) - 1) + 1):
         at = (ordered[distance:] == ordered[:-distance]).nonzero()[0]
         if not len(at):
             return
@@ -143,7 +157,7 @@ def _near(
     return left[is_near], right[is_near]
 
 
-def _joined(firsts: NDArray[np.int64], left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:
+def joined_clusters(firsts: NDArray[np.int64], left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the first clip of each cluster after joining the clusters of each pair, [clips]."""
     if not len(left):
         return firsts

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from musicgen_core.codes import MONO, STEREO, STEREO_SUFFIX, CodeShape
 from musicgen_core.data.groups import clip_hash, group_hashes
+from musicgen_core.data.levels import LAGS, CodeVectors, Profiles, profile
 from musicgen_core.data.near_duplicates import PERMUTATIONS, Signatures, signature
 from musicgen_core.data.shard_codec import another_codec, another_shape, shard_codec, shard_shape
 from musicgen_core.data.shards import check_columns, column_of, parse_fields
@@ -30,10 +31,11 @@ from musicgen_core.errors import TokensError
 from musicgen_core.language import message
 from musicgen_core.music_theory import PITCH_CLASSES
 
-VERSION = 5  # of the packed format: increase it when the same shard would be packed differently
+VERSION = 6  # of the packed format: increase it when the same shard would be packed differently
 ROWS_READ = 64  # Arrow uses some 100 kB per row while it decodes
 CLIPS_PER_BATCH = 1024  # the small columns of a batch are contiguous, so opening a shard reads little
 _CHECK = b"check"
+Number = TypeVar("Number", bound=np.integer)
 PACKED_SCHEMA = pa.schema(
     [
         pa.field("hash", pa.uint64(), nullable=False),
@@ -44,6 +46,7 @@ PACKED_SCHEMA = pa.schema(
         pa.field("group", pa.uint64(), nullable=False),
         pa.field("signature", pa.binary(2 * PERMUTATIONS), nullable=False),
         pa.field("chroma", pa.binary()),  # a byte for each frame
+        pa.field("profile", pa.binary(LAGS), nullable=False),
         pa.field("codes", pa.list_(pa.list_(pa.uint16())), nullable=False),
     ]
 )
@@ -78,8 +81,15 @@ class PackedShard:
     @property
     def signatures(self) -> Signatures:
         """Return the `near_duplicates.signature` of each clip, [clips, PERMUTATIONS]."""
-        chunks = self.table.column("signature").chunks
-        return np.concatenate([np.zeros((0, PERMUTATIONS), np.uint16), *map(_signatures_of, chunks)])
+        return self._rows_of("signature", np.uint16)
+
+    @property
+    def profiles(self) -> Profiles:
+        """Return the `levels.profile` of each clip, [clips, LAGS]; zeros if it was packed without code vectors."""
+        return self._rows_of("profile", np.int8)
+
+    def _rows_of(self, column: str, kind: type[Number]) -> NDArray[Number]:
+        return np.concatenate([_rows_of(chunk, kind) for chunk in self.table.column(column).chunks])
 
     def description(self, row: int) -> str | None:
         return self.table.column("description")[row].as_py()
@@ -142,21 +152,27 @@ def _check_of(batch: pa.RecordBatch) -> bytes:
     crc = 0
     for name in ("hash", "frames", "crc", "group"):
         crc = zlib.crc32(batch.column(name).to_numpy(), crc)
-    crc = zlib.crc32(_signatures_of(batch.column("signature")).tobytes(), crc)
+    for name in ("signature", "profile"):
+        crc = zlib.crc32(_rows_of(batch.column(name), np.uint8).tobytes(), crc)
     for chroma in batch.column("chroma").to_pylist():
         crc = zlib.crc32(b"%d" % (-1 if chroma is None else len(chroma)) + (chroma or b""), crc)
     texts = [batch.column(name).to_pylist() for name in ("description", "fields")]
     return b"%08x" % zlib.crc32(json.dumps(texts).encode(), crc)
 
 
-def _signatures_of(column: pa.FixedSizeBinaryArray) -> Signatures:
+def _rows_of(column: pa.FixedSizeBinaryArray, kind: type[Number]) -> NDArray[Number]:
+    """Return a column of bytes as numbers, [rows, numbers of a row]."""
+    width = column.type.byte_width // np.dtype(kind).itemsize
     start, stop = column.offset, column.offset + len(column)
-    values = np.frombuffer(column.buffers()[1] or b"", np.uint16, stop * PERMUTATIONS)
-    return values.reshape(-1, PERMUTATIONS)[start:]
+    values = np.frombuffer(column.buffers()[1] or b"", kind, stop * width)
+    return values.reshape(-1, width)[start:]
 
 
-def pack_shard(parquet: Path, stem: str, codec: str, file: BinaryIO) -> int:
+def pack_shard(parquet: Path, stem: str, codec: str, file: BinaryIO, vectors: CodeVectors | None = None) -> int:
     """Write a local shard to `file` in packed form; return its number of clips. Memory holds CLIPS_PER_BATCH at a time.
+
+    Args:
+        vectors: those of the codec's codes, for `PackedShard.profiles`.
 
     Raises:
         TokensError: the shard is damaged, or was encoded by another codec than `codec`.
@@ -165,7 +181,7 @@ def pack_shard(parquet: Path, stem: str, codec: str, file: BinaryIO) -> int:
     clips = 0
     with pa.ipc.new_file(file, PACKED_SCHEMA) as writer:
         groups = iter(_groups(parquet, stem, codec))
-        batches = (_to_packed(batch, stem, list(islice(groups, len(batch)))) for batch in _read(parquet))
+        batches = (_to_packed(batch, stem, list(islice(groups, len(batch))), vectors) for batch in _read(parquet))
         while group := list(islice(batches, CLIPS_PER_BATCH // ROWS_READ)):
             together = pa.concat_batches(group)
             writer.write_batch(together, custom_metadata={_CHECK: _check_of(together)})
@@ -233,14 +249,15 @@ def _check_chroma(chroma: pa.ListArray) -> None:
         raise ValueError("the chroma of its clips is not of pitch classes")
 
 
-def _to_packed(batch: pa.RecordBatch, stem: str, groups: Sequence[int]) -> pa.RecordBatch:
+def _to_packed(batch: pa.RecordBatch, stem: str, groups: Sequence[int], vectors: CodeVectors | None) -> pa.RecordBatch:
     codes, frames = batch.column("codes"), batch.column("frames")
     flat, codebooks = codes.flatten().flatten().to_numpy(), len(codes[0])
     stops = (frames.to_numpy().astype(np.int64) * codebooks).cumsum()
     starts = [0, *stops[:-1]]
     parts = [flat[start:stop] for start, stop in zip(starts, stops, strict=True)]
     chroma = column_of(batch, "chroma").to_pylist()
-    signatures = [signature(part.reshape(codebooks, -1)).tobytes() for part in parts]
+    clips = [part.reshape(codebooks, -1) for part in parts]
+    profiles = [bytes(LAGS) if vectors is None else profile(codes, vectors).tobytes() for codes in clips]
     columns = [
         pa.array([clip_hash(stem, clip) for clip in batch.column("clip").to_pylist()], pa.uint64()),
         batch.column("description"),
@@ -248,8 +265,9 @@ def _to_packed(batch: pa.RecordBatch, stem: str, groups: Sequence[int]) -> pa.Re
         pa.array(list(map(zlib.crc32, parts)), pa.uint32()),
         column_of(batch, "fields"),
         pa.array(groups, pa.uint64()),
-        pa.array(signatures, pa.binary(2 * PERMUTATIONS)),
+        pa.array([signature(codes).tobytes() for codes in clips], pa.binary(2 * PERMUTATIONS)),
         pa.array([None if each is None else bytes(each) for each in chroma], pa.binary()),
+        pa.array(profiles, pa.binary(LAGS)),
         codes,
     ]
     return pa.RecordBatch.from_arrays(columns, schema=PACKED_SCHEMA)

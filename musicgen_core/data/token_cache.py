@@ -24,10 +24,11 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,6 +37,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codes import FRAME_RATE, MONO, STEREO, STEREO_SUFFIX
+from musicgen_core.data.levels import CodeVectors
 from musicgen_core.data.packed_shards import VERSION, PackedShard, holds_other_data, open_packed, pack_shard
 from musicgen_core.data.shards import ShardReport, shard_paths
 from musicgen_core.errors import TokensError, reason_of
@@ -86,21 +88,28 @@ class TokenCache:
         self.folder = folder or default_folder()
         self.limit = limit
 
-    def entry(self, stem: str, codec: str, report: ShardReport) -> Path:
+    def entry(self, stem: str, codec: str, report: ShardReport, with_profiles: bool = False) -> Path:
         """Return the path of the entry of a shard with this report."""
         # The whole report: a fresh copy of a damaged archive has the same fingerprint, but more clips.
-        content = json.dumps([VERSION, stem, codec, asdict(report)], sort_keys=True)
+        content = json.dumps([VERSION, stem, codec, with_profiles, asdict(report)], sort_keys=True)
         return self.folder / f"{hashlib.blake2b(content.encode(), digest_size=16).hexdigest()}.arrow"
 
     def packed(
-        self, tokens: UPath, reports: Mapping[str, ShardReport], codec: str
+        self,
+        tokens: UPath,
+        reports: Mapping[str, ShardReport],
+        codec: str,
+        vectors: Callable[[], CodeVectors] | None = None,
     ) -> tuple[dict[str, PackedShard], Lease]:
         """Return the packed shards of these reports, by stem and in order, packing those that are missing.
+
+        Args:
+            vectors: returns those of the codec's codes, for `PackedShard.profiles`. Called if something is packed.
 
         Raises:
             TokensError: a shard is damaged or of another codec, the disk is full, or the folder isn't writable.
         """
-        entries = {stem: self.entry(stem, codec, report) for stem, report in reports.items()}
+        entries = {stem: self.entry(stem, codec, report, vectors is not None) for stem, report in reports.items()}
         lease = self._lease(entries.values())  # first, so that entries found below aren't evicted
         shards = self._open(entries, reports)
         if len(shards) < len(entries):
@@ -110,7 +119,8 @@ class TokenCache:
                     self._make_room(sum(_packed_bytes(reports[stem], codec) for stem in missing))
                     logger.info("packing %s of %s into %s", counted(len(missing), "shard"), tokens, self.folder)
                     with self._explained(), ThreadPoolExecutor(THREADS, "pack") as pool:
-                        made = pool.map(lambda stem: _make(tokens, stem, codec, reports[stem], entries[stem]), missing)
+                        make = partial(_make, tokens, codec=codec, vectors=None if vectors is None else vectors())
+                        made = pool.map(lambda stem: make(stem, report=reports[stem], entry=entries[stem]), missing)
                         shards |= dict(zip(missing, made, strict=True))
                     pa.default_memory_pool().release_unused()
         return {stem: shards[stem] for stem in entries}, lease
@@ -210,18 +220,25 @@ def _is_entry(path: Path) -> bool:
 
 
 def _packed_bytes(report: ShardReport, codec: str) -> int:
-    """Estimate the packed size of a shard: 2 bytes per code, and some per clip for description, hash and signature."""
+    """Estimate the packed size of a shard: 2 bytes per code, and some per clip for its texts, hash and fingerprints."""
     codebooks = (STEREO if codec.endswith(STEREO_SUFFIX) else MONO).codebooks
-    return round(report.audio_seconds * FRAME_RATE) * codebooks * 2 + 768 * report.clips
+    return round(report.audio_seconds * FRAME_RATE) * codebooks * 2 + 896 * report.clips
 
 
-def _make(tokens: UPath, stem: str, codec: str, report: ShardReport, entry: Path) -> PackedShard:
+def _make(
+    tokens: UPath,
+    stem: str,
+    codec: str,
+    report: ShardReport,
+    entry: Path,
+    vectors: CodeVectors | None,
+) -> PackedShard:
     with (
         storage.staged(shard_paths(tokens, stem)[0]) as parquet,
         storage.publish(UPath(entry)) as beside,
         open(beside, "wb") as file,
     ):
-        if pack_shard(parquet, stem, codec, file) != report.clips:
+        if pack_shard(parquet, stem, codec, file, vectors) != report.clips:
             raise TokensError(
                 message("the shard {name} changed while it was read", name=parquet.name),
                 message("Run again when tokenize is done"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -45,7 +46,7 @@ from musicgen_core.generation.render import OnProgress
 from musicgen_core.generation.request import Prompt
 from musicgen_core.language import message, say
 from musicgen_core.model.adapters import Adapter, choose_model, displayed_path, find_adapter, hub_name, load_adapter
-from musicgen_core.model.compression import codec_identity
+from musicgen_core.model.compression import code_vectors, codec_identity
 from musicgen_core.model.weights import BaseModel, find_model
 from musicgen_core.run_layout import (
     CONFIG,
@@ -119,8 +120,12 @@ def evaluate(request: EvaluateRequest, on_progress: OnProgress = lambda done, to
     # The folder of an adapter from the Hub has only its name, which another user's adapter may share.
     _check_own(out, subject, is_default=not request.output and hub_name(subject.path) is None)
     storage.delete_partials(out)
-    melody_model = model.name if model.chroma_frames else None
-    clips = load_clips(storage.as_path(request.tokens), codec_identity(model), melody_model=melody_model)
+    clips = load_clips(
+        storage.as_path(request.tokens),
+        codec_identity(model),
+        melody_model=model.name if model.chroma_frames else None,
+        vectors=partial(code_vectors, model),
+    )
     for problem in clips.problems():
         logger.warning("%s", problem)
     chosen = held_out(clips, request.settings, subject.config)

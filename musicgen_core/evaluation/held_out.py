@@ -91,7 +91,7 @@ def held_out(clips: Clips, settings: EvaluateSettings, trained: RunConfig | None
             message("the run of this adapter held no clips out (its validation_fraction is 0)"),
             message("Give --validation-fraction with tokens that it has not learned from"),
         )
-    training, everything = split(clips.split_keys(config.split_by if trained else "near_duplicates"), fraction)
+    training, everything = split(clips.split_keys(config.split_by if trained else "any_level"), fraction)
     if not len(everything):
         raise TokensError(
             message("there is a single clip in these tokens, so none is held out for validation"),

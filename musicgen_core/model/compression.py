@@ -11,10 +11,13 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from musicgen_core import tensor_files
 from musicgen_core.audiocraft_compat import import_audiocraft
@@ -89,6 +92,23 @@ def load_codec(model: BaseModel, device: torch.device) -> Any:
         )
     _try(codec, device, name)
     return codec
+
+
+@lru_cache(maxsize=1)
+def code_vectors(model: BaseModel) -> NDArray[np.float32]:
+    """Return the vectors that the codes of one channel stand for, [CODEBOOKS, cardinality, D].
+
+    Raises:
+        ModelError: as for `load_codec`.
+    """
+    codec = load_codec(model, torch.device("cpu"))
+    found = []
+    for book in range(CODEBOOKS):
+        codes = torch.zeros(1, CODEBOOKS, codec.cardinality, dtype=torch.int64)
+        codes[0, book] = torch.arange(codec.cardinality)
+        with torch.inference_mode():
+            found.append(codec.decode_latent(codes)[0].T.numpy())  # a sum over the codebooks, so less a constant
+    return np.stack(found)
 
 
 def _name(model: BaseModel, checkpoint: Mapping[str, Any]) -> str:

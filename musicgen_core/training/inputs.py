@@ -6,6 +6,7 @@ import hashlib
 import logging
 import secrets
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from musicgen_core.data.dataset import (
 )
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.language import message
-from musicgen_core.model.compression import codec_identity
+from musicgen_core.model.compression import code_vectors, codec_identity
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.run_layout import HELD_OUT, SHARDS, SPLIT_BY, RunConfig
 from musicgen_core.training.batches import BatchSize, resolve_batch_size
@@ -156,6 +157,7 @@ def _load_clips(request: TrainRequest, model: BaseModel, start: StartPoint) -> C
         codec_identity(model),
         only=initial_shards,
         melody_model=model.name if model.chroma_frames else None,
+        vectors=partial(code_vectors, model),
     )
     if clips.added:
         logger.warning("archives added since this run began are ignored until the next run: %s", named(clips.added))
@@ -166,7 +168,7 @@ def _load_clips(request: TrainRequest, model: BaseModel, start: StartPoint) -> C
 
 def _split_by(start: StartPoint) -> SplitBy:
     """Return what the split holds out as a whole; a run of an earlier version resumes with its own split."""
-    return "near_duplicates" if start.checkpoint is None else start.checkpoint.fixed.get(SPLIT_BY, "clips")
+    return "any_level" if start.checkpoint is None else start.checkpoint.fixed.get(SPLIT_BY, "clips")
 
 
 def _with_enough_held_out(

@@ -101,7 +101,7 @@ class Trainer:
         word_dropout: float = 0.0,
         melody_dropout: float = 0.0,
         prior: Clips | None = None,
-        split_by: SplitBy = "near_duplicates",
+        split_by: SplitBy = "any_level",
     ) -> None:
         self.settings, self.batch_size = settings, batch_size
         self.lora = AdapterConfig.of(settings, settings.lora_r)

@@ -152,7 +152,7 @@ def test_a_text_for_a_list_is_one_entry_or_names_with_commas() -> None:
         parameter_openapi_schema=parameter_schema(tokenize_archives).model_dump_for_openapi(),
     )
     assert arranged(parsed(["exclude=silent, clipped"]), tokenize) == {"exclude": ["silent", "clipped"]}
-    with pytest.raises(UsageError, match="exclude.*'loud' is not one of"):
+    with pytest.raises(UsageError, match=r"exclude.*'loud' is not one of"):
         arranged(parsed(["exclude=silent,loud"]), tokenize)
     found = arranged(parsed(["sample_prompts=calm piano, 80 bpm", "lora_targets=q_proj,v_proj"]), TRAIN)
     assert found["samples"] == {"sample_prompts": ["calm piano, 80 bpm"]}

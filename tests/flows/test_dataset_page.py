@@ -70,7 +70,7 @@ def test_tokenized_clips_have_a_page_with_near_duplicates(
     tokens = tmp_path / "tokens"
     first, *_, last = [json.loads(line)["path"] for line in (archives / "metadata.jsonl").read_text().splitlines()]
     cluster = [ClipName("archive_batch_0001", first), ClipName("archive_batch_0002", last)]
-    monkeypatch.setattr("musicgen_core.data.duplicate_clips.near_duplicates_in", lambda *_: [cluster])
+    monkeypatch.setattr("musicgen_core.data.duplicate_clips.near_duplicates_in", lambda *_, **__: [cluster])
     state = tokenize(archives, tokens)
     page = (tokens / "dataset.html").read_text()
     assert state.result().page == str(tokens / "dataset.html")
@@ -81,7 +81,7 @@ def test_tokenized_clips_have_a_page_with_near_duplicates(
 def test_a_page_without_near_duplicates_is_written_if_they_cannot_be_found(
     archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise TokensError("the shard other.parquet was tokenized with another model", "Tokenize again")
 
     monkeypatch.setattr("musicgen_core.data.duplicate_clips.near_duplicates_in", fail)
@@ -103,7 +103,7 @@ def test_a_page_of_somebody_else_is_kept(archives: Path, tmp_path: Path) -> None
 def test_a_page_that_cannot_be_written_fails_no_run(
     archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("musicgen_core.overview.page.write_page", fail)

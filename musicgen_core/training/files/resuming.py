@@ -224,7 +224,7 @@ def _learned_in(clips: Clips, config: RunConfig) -> NDArray[np.bool_]:
     else:  # `split` keeps both sides non-empty over all archives, not over these
         training = (keys.astype(np.float64) / 2.0**64 >= fraction).nonzero()[0]
     learned[own[training]] = True
-    if config.split_by == "near_duplicates":
+    if config.split_by in ("any_level", "near_duplicates"):
         learned = np.isin(clips.near_duplicates, clips.near_duplicates[learned])
     return learned
 

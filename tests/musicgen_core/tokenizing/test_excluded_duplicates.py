@@ -148,10 +148,10 @@ def test_clips_that_another_job_has_removed_are_not_removed_twice(
 ) -> None:
     tokenize()
 
-    def found_by_both(*arguments: Any) -> Any:
+    def found_by_both(*arguments: Any, **more: Any) -> Any:
         with monkeypatch.context() as patch:
             patch.setattr(tokenizing, "repeated_clips", repeated_clips)
-            found = repeated_clips(*arguments)
+            found = repeated_clips(*arguments, **more)
             exclude_duplicates(tokens, counting.identity)
         return found
 

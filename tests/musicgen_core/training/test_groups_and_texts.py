@@ -96,7 +96,7 @@ def test_a_run_with_varying_texts_resumes_bit_for_bit(
 def test_near_duplicates_are_on_one_side_of_the_split(tokens_of: TokensOf, debug_model: BaseModel) -> None:
     clips = load_clips(storage.as_path(tokens_of(rows_with_near_duplicates())), codec_identity(debug_model))
     for fraction in np.linspace(0.05, 0.95, 10):
-        training, validation = split(clips.split_keys("near_duplicates"), fraction)
+        training, validation = split(clips.split_keys("any_level"), fraction)
         assert len(training) and len(validation) and not set(training % 6) & set(validation % 6)
     training, validation = split(clips.split_keys("groups"), 0.5)
     assert set(training % 6) & set(validation % 6)
@@ -105,9 +105,7 @@ def test_near_duplicates_are_on_one_side_of_the_split(tokens_of: TokensOf, debug
 def test_clips_that_are_added_behind_others_move_none(tokens_of: TokensOf, debug_model: BaseModel) -> None:
     rows = rows_with_near_duplicates()
     folders = [storage.as_path(tokens_of(some)) for some in (rows[:6], rows)]
-    before, after = (
-        load_clips(folder, codec_identity(debug_model)).split_keys("near_duplicates") for folder in folders
-    )
+    before, after = (load_clips(folder, codec_identity(debug_model)).split_keys("any_level") for folder in folders)
     assert after.tolist() == [*before.tolist(), *before.tolist()]
 
 
@@ -131,4 +129,4 @@ def test_a_run_of_an_earlier_version_keeps_its_split(
     assert load_config(storage.as_path(cut.run_dir)).split_by == split_by
     new = request_for("new", tokens=tokens)
     train(new)
-    assert load_config(storage.as_path(new.run_dir)).split_by == "near_duplicates"
+    assert load_config(storage.as_path(new.run_dir)).split_by == "any_level"

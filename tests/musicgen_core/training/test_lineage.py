@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musicgen_core.data.dataset import Clips, split
+from musicgen_core.data.levels import LAGS
 from musicgen_core.data.near_duplicates import PERMUTATIONS
 from musicgen_core.run_layout import RunConfig, load_config
 from musicgen_core.storage import as_path
@@ -24,6 +25,7 @@ class Shard(SimpleNamespace):
     hashes: Any
     groups: Any
     signatures: Any
+    profiles: Any
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -48,6 +50,7 @@ def test_near_duplicates_of_what_was_learned_are_learned_too() -> None:
     for shards, of_songs in ((then.shards, [[0, 1, 2]]), (now.shards, [[1, 3], [0, 1, 2]])):
         for shard, numbers in zip(shards, of_songs, strict=True):
             shard.groups, shard.signatures = shard.hashes, songs[numbers]  # type: ignore[misc]
+            shard.profiles = np.zeros((len(numbers), LAGS), np.int8)  # type: ignore[misc]
     config = trained_on(then, 0.3, split_by="near_duplicates")
     assert learned_from(then, [config]).tolist() == [False, True, True]
     assert learned_from(now, [config]).tolist() == [True, False, False, True, True]
