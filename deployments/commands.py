@@ -254,6 +254,7 @@ def captioned_rows(result: CaptionResult) -> list[tuple[str, str]]:
     """Return the results of captioning as rows of a table."""
     rows: list[tuple[str, str]] = [
         (message("new descriptions"), f"{result.new:,}"),
+        (message("descriptions replaced"), f"{result.replaced:,}"),
         (message("descriptions kept"), f"{result.kept:,}"),
         (message("clips without one"), f"{result.missing:,}"),
         (message("rejected clips"), f"{len(result.rejected):,}"),

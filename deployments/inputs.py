@@ -11,6 +11,7 @@ from deployments.options import UsageError, similar
 from flows.fields import BASE
 from musicgen_core import storage
 from musicgen_core.language import message
+from musicgen_core.layer_ranges import check_layers
 from musicgen_core.learning_settings import check_optimizer
 from musicgen_core.settings import names_in
 from musicgen_core.stages import announce, announce_torch
@@ -63,16 +64,21 @@ def check_tokenizing(given: Mapping[str, Any]) -> None:
 
 
 def check_training(given: Mapping[str, Any]) -> None:
-    """Check a run of `train-lora` or `finetune`: the optimizer, the adapter to start from, the file of general prompts.
+    """Check a run of `train-lora` or `finetune`: optimizer, layers, the adapter to start from, the general prompts.
 
     Raises:
         AdapterError: see `check_adapter`.
-        ConfigError: the file can't be used, or the optimizer's package is not installed.
+        ConfigError: the file of prompts can't be used, the model lacks some of the layers, or the optimizer's package
+            is not installed.
     """
     from musicgen_core.generation.request import read_prompts
+    from musicgen_core.model.local_files import layers_here
     from musicgen_core.training.files.run_directory import begins_new
 
     check_optimizer(given.get("optimizer_name", "adamw"))
+    model = given.get("model")  # if it isn't given, a variable of the server may name it
+    if model is not None and (count := layers_here(model)) is not None:
+        check_layers(given.get("layers"), given.get("ranks"), count)
     if "init_adapter" in given and begins_new(storage.as_path(given["run_dir"]), given.get("resume", "auto")):
         check_adapter(given["init_adapter"])
     prior_prompts = given.get("prior_prompts")

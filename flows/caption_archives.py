@@ -131,7 +131,7 @@ def caption_archives(given: CaptionParameters) -> State[CaptionResult]:
     if failed:
         reasons = reasons_of_failure(failed, counted(len(limits), "archive"))
         return Failed(message=str(reasons), data=ArchivesFailed(reasons, result))
-    clips = counted(merged.new + merged.kept + merged.missing, "clip")
+    clips = counted(result.clips, "clip")
     return Completed(message=message("captioned {clips} in {target}", clips=clips, target=target), data=result)
 
 
@@ -213,6 +213,7 @@ def _result(
         metadata=target,
         archives=archives,
         new=merged.new,
+        replaced=merged.replaced,
         kept=merged.kept,
         missing=merged.missing,
         rejected=rejected,

@@ -44,7 +44,7 @@ def estimated_rows(found: Estimate, hourly_price: float | None, left_out: Sequen
         *((message("  left out"), remark) for remark in left_out[:SHOWN_REASONS]),
         *_more(left_out),
         (message("clips"), clips),
-        (message("sample"), _sample(found)),
+        (message("measured on"), _sample(found)),
         *((f"  {entry.clip}", stored_message(entry.reason)) for entry in found.rejected[:SHOWN_REASONS]),
         *_more(found.rejected),
         (message("speed"), _speed(found)),

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from musicgen_core.errors import ConfigError
+from musicgen_core.language import message
+
 MOST_LAYERS = 1000
 """Upper bound of the number of a layer; musicgen-large has 48."""
 LARGEST_RANK = 8192
@@ -36,6 +39,35 @@ def parse_ranks(text: str) -> dict[int, int]:
         pairs += [(number, int(rank)) for number in _range(layers)]
     _check_unique([number for number, _ in pairs])
     return dict(sorted(pairs))
+
+
+def check_layers(layers: str | None, ranks: str | None, count: int) -> None:
+    """Check that a model of `count` layers has those that the texts of `layers` and `ranks` name.
+
+    Raises:
+        ConfigError: it lacks some of them.
+    """
+    check_numbers(parse_layers(layers) if layers else (), parse_ranks(ranks) if ranks else {}, count)
+
+
+def check_numbers(layers: Iterable[int], ranks: Iterable[int], count: int) -> None:
+    """Check that a model of `count` layers has the numbers in the settings `layers` and `ranks`.
+
+    Raises:
+        ConfigError: it lacks some of them.
+    """
+    last = count - 1
+    for name, numbers in (("layers", layers), ("ranks", ranks)):
+        if missing := [number for number in numbers if number > last]:
+            raise ConfigError(
+                message(
+                    "{name} has {missing}, but the model's layers are 0 to {last}",
+                    name=name,
+                    missing=show_layers(missing),
+                    last=last,
+                ),
+                message("Give numbers from 0 to {last}", last=last),
+            )
 
 
 def show_layers(numbers: Iterable[int]) -> str:

@@ -32,7 +32,8 @@ class CaptionResult:
     Attributes:
         metadata: the location of `metadata.jsonl`.
         archives: number of archives that were measured, or had captions already.
-        new, kept, missing: clips whose description was composed, was there already, and is missing as nothing is known.
+        new, replaced, kept, missing: clips whose description was composed, was composed in place of another, was there
+            already, and is missing as nothing is known.
         rejected: clips that can't be used, with archive and reason.
         failed: reasons of the failed archives, by path.
         remarks: sentences on files that were left out.
@@ -42,6 +43,7 @@ class CaptionResult:
     metadata: str
     archives: int
     new: int
+    replaced: int
     kept: int
     missing: int
     rejected: list[str] = field(default_factory=list)
@@ -52,7 +54,7 @@ class CaptionResult:
     @property
     def clips(self) -> int:
         """Return the number of clips that can be used."""
-        return self.new + self.kept + self.missing
+        return self.new + self.replaced + self.kept + self.missing
 
 
 def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:

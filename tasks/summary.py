@@ -133,7 +133,8 @@ def _failed_archives(failed: Mapping[str, str]) -> list[str]:
 
 def captioned_section(result: CaptionResult) -> str:
     counts = (
-        f"Archives: {result.archives:,}. New descriptions: {result.new:,}. Kept: {result.kept:,}. "
+        f"Archives: {result.archives:,}. New descriptions: {result.new:,}. Replaced: {result.replaced:,}. "
+        f"Kept: {result.kept:,}. "
         f"Without one, as nothing is certain: {result.missing:,}. Rejected clips: {len(result.rejected):,}."
     )
     parts = ["## Captioned", *_failed_archives(result.failed), counts]

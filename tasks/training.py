@@ -10,6 +10,7 @@ from prefect.exceptions import CancelledRun, TerminationSignal
 
 from musicgen_core.config import TrainSettings
 from musicgen_core.language import message
+from musicgen_core.layer_ranges import check_layers
 from musicgen_core.learning_settings import check_optimizer
 from musicgen_core.stages import announce, announce_torch, heard_by
 from musicgen_core.wording import counted
@@ -101,9 +102,12 @@ def outcome(result: TrainResult) -> str:
 
 
 def _train(request: TrainRequest, log: TrainingLog) -> TrainResult:
+    from musicgen_core.model.local_files import layers_here
     from musicgen_core.training.codec_check import check_tokens_codec
 
-    check_tokens_codec(request.tokens, request.model)  # before any slow step
+    if (count := layers_here(request.model)) is not None:  # before any slow step
+        check_layers(request.settings.layers, request.settings.ranks, count)
+    check_tokens_codec(request.tokens, request.model)
     announce_torch()
     from musicgen_core.training.processes.launch import launch
     from musicgen_core.training.train import check_init_adapter, train

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import string
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -130,6 +131,13 @@ def test_a_command_in_a_message_can_be_copied() -> None:
     mentioned = "musicgen-flows up (?:runs already|はすでに)"
     bare = rf"(?<!uv run )(?<![\w-])(?!{mentioned})(?:{program})\b"
     assert [text for text in texts if re.search(bare, text)] == []
+
+
+@pytest.mark.parametrize("code", LANGUAGES[1:])
+def test_each_message_is_translated_once(code: str) -> None:
+    text = (ROOT / "musicgen_core" / "translations" / f"{code}.po").read_text(encoding="utf-8")
+    entries = Counter(re.findall(r'^msgid (".*"(?:\n".*")*)', text, re.MULTILINE))
+    assert [message for message, number in entries.items() if number > 1] == []
 
 
 @pytest.mark.parametrize("code", LANGUAGES[1:])

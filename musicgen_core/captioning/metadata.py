@@ -66,7 +66,7 @@ class MeasuredArchive:
 
 @dataclass
 class Merged:
-    """The lines of the new metadata file, and how many descriptions are new, were kept, and are missing.
+    """The lines of the new metadata file, and how many descriptions are new, replace others, were kept, are missing.
 
     Attributes:
         clips: archive and path of the clip of each line; the lines after these belong to no clip.
@@ -75,6 +75,7 @@ class Merged:
     lines: list[bytes] = field(default_factory=list)
     clips: list[tuple[str, str]] = field(default_factory=list)
     new: int = 0
+    replaced: int = 0
     kept: int = 0
     missing: int = 0
 
@@ -182,8 +183,10 @@ def merge(existing: ExistingMetadata, archives: Iterable[MeasuredArchive], made_
             merged.clips.append((archive.archive, clip.path))
             if _DESCRIPTION not in new:
                 merged.missing += 1
-            elif had is None or (overwrite and CAPTIONED_BY in new):
+            elif had is None:
                 merged.new += 1
+            elif overwrite and CAPTIONED_BY in new:
+                merged.replaced += 1
             else:
                 merged.kept += 1
     merged.lines += existing.without(used)

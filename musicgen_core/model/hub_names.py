@@ -5,9 +5,12 @@ from __future__ import annotations
 from difflib import get_close_matches
 from pathlib import Path
 
-KNOWN = (
+MUSICGENS = (
     *(f"facebook/musicgen-{kind}{size}" for kind in ("", "stereo-") for size in ("small", "medium", "large")),
     *(f"facebook/musicgen-{kind}{size}" for kind in ("melody", "stereo-melody") for size in ("", "-large")),
+)
+KNOWN = (
+    *MUSICGENS,
     *(f"t5-{size}" for size in ("small", "base", "large")),
     "laion/larger_clap_music",
 )

@@ -11,7 +11,8 @@ from platformdirs import user_cache_path
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
 from musicgen_core.model import hub
-from musicgen_core.model.transformers_files import CONFIG_FILE, model_type, tensors_digest
+from musicgen_core.model.hub_names import MUSICGENS
+from musicgen_core.model.transformers_files import CONFIG_FILE, model_type, read_json, tensors_digest
 from musicgen_core.stages import announce
 
 LM_FILE = "state_dict.bin"
@@ -22,6 +23,7 @@ DEMO_DIRECTORY = Path(__file__).parent / DEMO
 DEBUG_VERSION = 1  # part of the directory's name: raise it when `debug_model` writes other files
 MOST_BYTES_OF_POINTER = 100_000
 """A codec's file of at most this size points to a repository on the Hub; codebooks alone are larger."""
+_LAYERS = {DEBUG: 2, DEMO: 6} | {name: 24 if name.endswith("-small") else 48 for name in MUSICGENS}
 _LARGE_BYTES = 1 << 30
 """A file of at least this size takes seconds to hash."""
 
@@ -47,6 +49,20 @@ def codec_here(model: str) -> str | None:
         return transformers_codec_checksum(directory) if model_type(directory) is not None else None
     except ModelError:
         return None  # loading the codec reports what is wrong with it
+
+
+def layers_here(model: str) -> int | None:
+    """Return the number of layers of a model if that is known without PyTorch and without the Hub, else None."""
+    if model in _LAYERS:
+        return _LAYERS[model]
+    directory = Path(model).expanduser()
+    if not directory.is_dir() and model.count("/") == 1:
+        directory = hub.cached(model, hub.Wanted((CONFIG_FILE,))) or directory
+    try:
+        found = read_json(directory / CONFIG_FILE)["decoder"]["num_hidden_layers"]
+    except (ModelError, KeyError, TypeError):
+        return None  # in audiocraft's format, or loading the model reports what is wrong with it
+    return found if isinstance(found, int) else None
 
 
 def codec_checksum(path: Path) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from musicgen_core.errors import AdapterError, ConfigError
 from musicgen_core.language import message
-from musicgen_core.layer_ranges import show_layers
+from musicgen_core.layer_ranges import check_numbers
 from musicgen_core.model.adapters import Adapter, AdapterConfig
 from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.weights import BaseModel, load_lm
@@ -29,7 +29,7 @@ def add_lora(lm: MusicgenLM, settings: AdapterConfig, seed: int = 0) -> Any:
     """
     from peft import get_peft_model
 
-    _check_numbers(lm, settings)
+    check_numbers(settings.layers or (), settings.ranks, lm.config.layers)  # peft would leave others out silently
     _check_targets(lm, settings.targets, settings.layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -55,23 +55,6 @@ def _adapted(peft_model: Any) -> dict[str, Any]:
     return {name: module for name, module in modules if isinstance(module, LoraLayer)}
 
 
-def _check_numbers(lm: MusicgenLM, settings: AdapterConfig) -> None:
-    """Check that the blocks of `layers` and `ranks` exist, which peft would leave out silently."""
-    last = lm.config.layers - 1
-    given = {"layers": settings.layers or (), "ranks": settings.ranks}
-    for name, numbers in given.items():
-        if missing := [number for number in numbers if number > last]:
-            raise ConfigError(
-                message(
-                    "{name} has {missing}, but the model's layers are 0 to {last}",
-                    name=name,
-                    missing=show_layers(missing),
-                    last=last,
-                ),
-                message("Give numbers from 0 to {last}", last=last),
-            )
-
-
 def _check_targets(lm: MusicgenLM, targets: Sequence[str], layers: Sequence[int] | None) -> None:
     """Check that every target matches: peft itself raises only if none does, and else adapts fewer layers."""
     layer = lm.model.decoder.layers[0]
@@ -86,7 +69,7 @@ def _check_targets(lm: MusicgenLM, targets: Sequence[str], layers: Sequence[int]
             )
             if missing
             else message("lora_targets is empty"),
-            message("Give names or ends of names of {names}, each in an option of its own", names=", ".join(linears)),
+            message("Give names or ends of names of {names}, separated by commas", names=", ".join(linears)),
         )
 
 

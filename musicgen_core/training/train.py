@@ -9,6 +9,7 @@ from pathlib import Path
 
 from musicgen_core import storage
 from musicgen_core.devices import compute_dtype, pick_device
+from musicgen_core.layer_ranges import check_layers
 from musicgen_core.learning_settings import check_optimizer
 from musicgen_core.model.adapters import find_adapter, load_adapter
 from musicgen_core.model.lora import set_adapter_state
@@ -60,6 +61,7 @@ def train(
     world = world or World.alone(pick_device(request.device))
     check_init_adapter(request)
     model = find_model(request.model)
+    check_layers(request.settings.layers, request.settings.ranks, model.config.decoder.layers)
     root = storage.as_path(request.run_dir)
     with storage.scratch_folder() as scratch, RunLock(root) if world.is_main else nullcontext() as lock:
         files = RunDirectory(root, Path(str(root)) if storage.is_local(root) else scratch / "stage")

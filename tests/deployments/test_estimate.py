@@ -66,7 +66,9 @@ def test_the_table_has_all_that_was_promised(
     rows = table(printed)
     assert rows["archives"].startswith("2, ")
     assert rows["clips"] == "17, about 32.0 seconds of audio"
-    assert rows["sample"].startswith("17 clips of 2 archives, which have no more (asked for: 100); 1 rejected (5.9%)")
+    assert rows["measured on"].startswith(
+        "17 clips of 2 archives, which have no more (asked for: 100); 1 rejected (5.9%)"
+    )
     assert rows["audio/broken.wav"].startswith("not decodable as audio")
     assert "clips/s" in rows["speed"] and rows["speed"].endswith("on cpu, 1 archive at a time")
     assert rows["time to go"].startswith("about ") and rows["time to go"].endswith("plus start-up (loading, compiling)")
@@ -107,7 +109,7 @@ def test_estimates_of_remote_archives_include_download_and_scratch(
     finally:
         bucket.fs.rm(bucket.path, recursive=True)
     rows = table(capsys.readouterr().out)
-    assert rows["sample"].startswith("4 clips of 2 archives")
+    assert rows["measured on"].startswith("4 clips of 2 archives")
     assert "of downloading at" in rows["time to go"]
     assert "archives downloaded at a time" in rows["scratch disk"] or "1 archive downloaded" in rows["scratch disk"]
     assert "cost" not in rows
@@ -117,7 +119,7 @@ def test_numbers_are_shown_in_familiar_units() -> None:
     rows = dict(estimated_rows(LARGE, hourly_price=4.0))
     assert rows["archives"] == "139, 751.6 GB"
     assert rows["clips"] == "139,000, about 1,158.3 hours of audio"
-    assert rows["sample"] == "100 clips of 4 archives"
+    assert rows["measured on"] == "100 clips of 4 archives"
     assert rows["speed"] == "50.0 clips/s, 1,500 seconds of audio a second, on cuda, 4 archives at a time"
     assert rows["time to go"] == "about 46.3 minutes, plus start-up (loading, compiling)"
     assert rows["disk"] == "about 1.4 GB of tokens"
@@ -140,7 +142,7 @@ def test_estimates_list_unreadable_remote_and_rejected_data() -> None:
     ]
     assert [text for name, text in rows if name == "  …"] == ["and 2 more", "and 1 more"]
     assert [name for name, text in rows if text == "silent"] == ["  0.wav", "  1.wav", "  2.wav"]
-    assert "4 rejected (4.0%)" in dict(rows)["sample"]
+    assert "4 rejected (4.0%)" in dict(rows)["measured on"]
     assert dict(rows)["time to go"].startswith(
         "about 2.8 hours at most, plus start-up (loading, compiling): 46.3 minutes of encoding and 2.0 hours of "
         "downloading at 104.9 MB/s"

@@ -16,7 +16,7 @@ from deployments.inputs import arranged, check_adapter, check_rendering, check_t
 from deployments.options import UsageError
 from flows.tokenize_archives import tokenize_archives
 from flows.train_lora import train_lora
-from musicgen_core.errors import AdapterError
+from musicgen_core.errors import AdapterError, ConfigError
 from musicgen_core.learning_settings import AdapterSettings
 from tasks.forms import beside_each_other, in_groups
 from tests.stand_in_hub import StandInHub
@@ -79,6 +79,18 @@ def test_an_adapter_to_start_from_is_not_needed_to_resume(tmp_path: Path) -> Non
     check_training({**given, "resume": "elsewhere/latest.pt"})
     (tmp_path / "latest.pt").touch()
     check_training(given)
+
+
+def test_layers_that_the_model_lacks_are_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "musicgen", "decoder": {"num_hidden_layers": 3}}')
+    known = {"debug": 2, "demo": 6, "facebook/musicgen-small": 24, "facebook/musicgen-stereo-large": 48}
+    for model, count in {**known, str(tmp_path): 3}.items():
+        given = {"run_dir": str(tmp_path), "model": model}
+        check_training({**given, "layers": str(count - 1), "ranks": f"0={count}"})
+        for setting, text in (("layers", f"0,{count}-99"), ("ranks", f"{count}-99=4")):
+            with pytest.raises(ConfigError, match=rf"{setting} has {count}-99, but .* layers are 0 to {count - 1}"):
+                check_training({**given, setting: text})
+    check_training({"run_dir": str(tmp_path), "model": "somebody/model", "layers": "999"})  # known when it is read
 
 
 def test_a_pipe_of_prompts_is_left_to_the_run(tmp_path: Path) -> None:

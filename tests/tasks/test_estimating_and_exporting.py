@@ -33,7 +33,7 @@ def test_the_summary_of_an_estimate_has_its_figures_and_prices(
     assert state.is_completed() and state.message.startswith("tokenizing takes about ")
     summary = summary_of(state, shown)
     assert summary.startswith(f"# estimate · {demo_archives.name} · ")
-    for name in ("archives", "clips", "sample", "speed", "time to go", "disk", "cost", "training"):
+    for name in ("archives", "clips", "measured on", "speed", "time to go", "disk", "cost", "training"):
         assert f"| {name} | " in summary
     assert "4 clips of 2 archives" in summary and "3.50 an hour" in summary
 

@@ -104,8 +104,9 @@ def test_weights_that_cant_be_fetched_are_a_clear_error(
     hub: StandInHub, demucs_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.faults.append(Fault(status=503, times=99))
-    with pytest.raises(ModelError, match=rf"weights for --remove-vocals can't be downloaded: .*{REPO}.*503"):
+    with pytest.raises(ModelError, match=rf"weights for --remove-vocals can't be downloaded: .*{REPO}.*503") as raised:
         find_separator()
+    assert "copy models--adefossez--HTDemucs from the cache" in raised.value.next_step
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match=r"not complete in the cache .*HF_HUB_OFFLINE") as raised:
         find_separator()
