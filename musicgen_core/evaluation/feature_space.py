@@ -14,15 +14,12 @@ from musicgen_core.captioning.musicnn import Musicnn
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.evaluation.clap import frechet_distance
 from musicgen_core.evaluation.originality import FeatureDistances
-from musicgen_core.generation.loudness import mono_of
+from musicgen_core.generation.loudness import Audio, mono_of
 
 WINDOW_SECONDS = 3
 """Length of musicnn's input"""
 FEWEST_WINDOWS = 16
 """With 16 windows, distances of clips of one style are 13 ± 2, and of different styles 179 ± 20 (bench/RESULTS.md)"""
-
-Audio = NDArray[np.float32]
-"""[samples], or [samples, 2] of stereo, 32 kHz"""
 
 
 def count_windows(seconds: Iterable[float]) -> int:

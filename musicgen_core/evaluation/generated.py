@@ -16,7 +16,7 @@ from musicgen_core.data.dataset import Clips
 from musicgen_core.data.shards import described_clips, read_report
 from musicgen_core.errors import TokensError
 from musicgen_core.evaluation.feature_space import FEWEST_WINDOWS, count_windows, feature_distances
-from musicgen_core.evaluation.music import Audio, Pair
+from musicgen_core.evaluation.music import Pair
 from musicgen_core.evaluation.ngrams import Frames, Matches, Run, find_matches, repeated_share
 from musicgen_core.evaluation.originality import (
     COPIED_SECONDS,
@@ -26,7 +26,7 @@ from musicgen_core.evaluation.originality import (
     Overlap,
     Verdict,
 )
-from musicgen_core.generation.loudness import normalize, sound_of
+from musicgen_core.generation.loudness import Audio, normalize, sound_of
 from musicgen_core.generation.render import OnProgress
 from musicgen_core.language import message
 from musicgen_core.stages import announce

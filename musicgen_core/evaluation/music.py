@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import soundfile
 import torch
-from numpy.typing import NDArray
 from upath import UPath
 
 from musicgen_core import storage
@@ -22,7 +21,7 @@ from musicgen_core.devices import pick_device
 from musicgen_core.errors import ConfigError
 from musicgen_core.evaluation.clap import clap_score, frechet_distance
 from musicgen_core.evaluation.request import EvaluateRequest, MusicScores
-from musicgen_core.generation.loudness import mono_of, normalize, sound_of
+from musicgen_core.generation.loudness import Audio, mono_of, normalize, sound_of
 from musicgen_core.generation.plan import cache_bytes
 from musicgen_core.generation.render import OnProgress, render
 from musicgen_core.generation.request import Prompt, RenderRequest
@@ -36,8 +35,6 @@ from musicgen_core.wording import counted
 
 logger = logging.getLogger(__name__)
 
-Audio = NDArray[np.float32]
-"""[samples], or [samples, 2] of stereo, 32 kHz"""
 FEWEST_DESCRIBED = 2
 """Minimum number of described clips for a Fréchet distance"""
 MOST_ON_CPU, CPU_CACHE_BYTES = 8, 2**31

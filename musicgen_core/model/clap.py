@@ -18,11 +18,10 @@ from musicgen_core.language import message
 from musicgen_core.model.local_files import find_clap
 from musicgen_core.stages import announce
 
-Audio = NDArray[np.float32]
 Embeddings = NDArray[np.float64]
 """[N, D]"""
 
-S = TypeVar("S", Audio, Tensor)
+S = TypeVar("S", NDArray[np.float32], Tensor)
 
 WINDOWS_AT_ONCE = {"cpu": 8, "cuda": 64}
 
@@ -82,7 +81,7 @@ class Clap:
         return np.asarray(torch.cat(found).double().cpu())
 
     @torch.inference_mode()
-    def of_sounds(self, sounds: Sequence[Audio], rate: int) -> Embeddings:
+    def of_sounds(self, sounds: Sequence[NDArray[np.float32]], rate: int) -> Embeddings:
         """Return the embeddings of sounds, [sounds, D], of unit length, or the mean over windows beyond 10 s.
 
         Windows are embedded one by one, so that embeddings don't depend on the other sounds.
@@ -124,7 +123,7 @@ class Clap:
         starts = range(0, max(1, sound.shape[-1] - size // 2), size)
         return [sound[..., start : start + size] for start in starts]
 
-    def _embed(self, windows: Sequence[Audio]) -> Tensor:
+    def _embed(self, windows: Sequence[NDArray[np.float32]]) -> Tensor:
         """Return the embeddings of windows, [windows, D], of unit length.
 
         The extractor gets them one by one: it picks at random which sound of a batch is treated as long.

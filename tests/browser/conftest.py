@@ -22,11 +22,10 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from bench.servers import free_port
 from deployments.environment import ROOT
 from musicgen_core.demo_data import make_demo_archives
+from tests.browser.opened import PAGE_SECONDS, Opened
 from tests.browser.site import PATIENCE_SECONDS, Site
 from tests.browser.ui import WINDOW, Ui
 
-PAGE_SECONDS = 120
-"""For a page to show what is there already."""
 QUICK_TRAINING = {"batch_size": 1, "gradient_accumulation_steps": 1, "segment_seconds": 1.0}
 
 
@@ -84,6 +83,17 @@ def chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=system, args=["--no-sandbox"], timeout=PAGE_SECONDS * 1000)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def opened(chromium: Browser) -> Iterator[Opened]:
+    """Open pages from files, which ask for nothing else and of which the browser has nothing to complain."""
+    opened = Opened(chromium)
+    yield opened
+    for context in opened.contexts:
+        context.close()
+    assert all(url.startswith(("file:", "data:")) for url in opened.requests)
+    assert opened.complaints == []
 
 
 @pytest.fixture(scope="session")

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import expect
 from upath import UPath
 
 from musicgen_core.config import ReadingSettings
 from musicgen_core.overview.clips import clips_of_lines
 from musicgen_core.overview.findings import findings_of
 from musicgen_core.overview.page import write_page
+from tests.browser.opened import Opened
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(2400)]
 HOSTILE = "<script>document.title = 'taken over'</script>.wav"
@@ -58,18 +59,8 @@ def write(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_shows_histograms_and_plays_clips_from_disk(chromium: Browser, tmp_path: Path, scheme: Any) -> None:
-    target = write(tmp_path)
-    context = chromium.new_context(viewport={"width": 1200, "height": 900}, locale="en-US", color_scheme=scheme)
-    context.set_default_timeout(120_000)  # a busy machine loads a page slowly
-    page = context.new_page()
-    complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(target.as_uri())
-    assert all(url.startswith(("file:", "data:")) for url in asked)
+def test_the_page_shows_histograms_and_plays_clips_from_disk(opened: Opened, tmp_path: Path, scheme: str) -> None:
+    page = opened(write(tmp_path), color_scheme=scheme)
     expect(page.get_by_role("heading", level=1)).to_have_text("The clips of a data set")
 
     for name in ("Tempo", "Loudness", "Length"):
@@ -96,5 +87,3 @@ def test_the_page_shows_histograms_and_plays_clips_from_disk(chromium: Browser, 
     assert page.title() == "The clips of a data set"
     page.set_viewport_size({"width": 400, "height": 900})
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
-    context.close()
-    assert complaints == []

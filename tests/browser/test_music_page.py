@@ -15,6 +15,7 @@ from deployments.file_server import Application, Folders, listening
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.generation.files import GeneratedSample, write_sample
 from musicgen_core.generation.page import write_index
+from tests.browser.opened import Opened
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 SECONDS = 8.0
@@ -78,18 +79,8 @@ def address(music: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def page(chromium: Browser) -> Iterator[Page]:
-    """A page that must come to its end without a word of complaint."""
-    context = chromium.new_context(viewport={"width": 1200, "height": 900}, locale="en-US")
-    context.set_default_timeout(120_000)  # a busy machine loads a page slowly
-    page = context.new_page()
-    complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("dialog", lambda dialog: complaints.append(dialog.message))
-    yield page
-    context.close()
-    assert complaints == []
+def page(opened: Opened) -> Page:
+    return opened()
 
 
 def start(page: Page, number: int) -> None:

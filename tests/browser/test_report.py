@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import expect
 from upath import UPath
 
 from musicgen_core.codes import SAMPLE_RATE
@@ -22,6 +22,7 @@ from musicgen_core.evaluation.report import (
     write_report,
 )
 from musicgen_core.evaluation.request import EvaluatedAdapter, Evaluation, MusicScores
+from tests.browser.opened import Opened
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(2400)]
 SECONDS = 4.0
@@ -87,20 +88,9 @@ def write(target: UPath) -> None:
     write_report(target, evaluation, pictures, {"Samples of the training": pairs}, nearest)
 
 
-def test_the_report_shows_pictures_and_plays_music_from_disk(
-    chromium: Browser, tmp_path: Path, screenshots: Path
-) -> None:
+def test_the_report_shows_pictures_and_plays_music_from_disk(opened: Opened, tmp_path: Path, screenshots: Path) -> None:
     write(UPath(tmp_path / "report.html"))
-    context = chromium.new_context(viewport={"width": 1200, "height": 900}, locale="en-US")
-    context.set_default_timeout(120_000)  # a busy machine loads a page slowly
-    page = context.new_page()
-    complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto((tmp_path / "report.html").as_uri())
-    assert all(url.startswith(("file:", "data:")) for url in asked)
+    page = opened(tmp_path / "report.html")
     expect(page.get_by_text("The adapter is better than the base model")).to_be_visible()
     pictures = page.locator("img")
     expect(pictures).to_have_count(3)
@@ -118,20 +108,16 @@ def test_the_report_shows_pictures_and_plays_music_from_disk(
     page.screenshot(path=screenshots / "evaluation-report.png", full_page=True)
     page.set_viewport_size({"width": 400, "height": 900})
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
-    context.close()
-    assert complaints == []
 
 
-def test_a_reports_policy_allows_only_the_report_itself(chromium: Browser, tmp_path: Path) -> None:
+def test_a_reports_policy_allows_only_the_report_itself(opened: Opened, tmp_path: Path) -> None:
     write(UPath(tmp_path / "report.html"))
     page_text = (tmp_path / "report.html").read_text()
     injected = "<script>document.title = 'taken over'</script><img src='https://localhost:9/x.png'>"
     (tmp_path / "report.html").write_text(page_text.replace("<main>", f"<main>{injected}", 1))
-    context = chromium.new_context()
-    context.set_default_timeout(120_000)  # a busy machine loads a page slowly
-    page, complaints = context.new_page(), list[str]()
-    page.on("console", lambda message: complaints.append(message.text))
-    page.goto((tmp_path / "report.html").as_uri(), wait_until="networkidle")
+    page = opened(tmp_path / "report.html")
+    page.wait_for_load_state("networkidle")
     assert page.title() == "Evaluation of an adapter"
-    assert len(complaints) == 2 and all("Content Security Policy" in text for text in complaints)
-    context.close()
+    assert len(opened.complaints) == 2 and all("Content Security Policy" in text for text in opened.complaints)
+    opened.complaints.clear()
+    opened.requests.clear()
