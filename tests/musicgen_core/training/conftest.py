@@ -71,7 +71,8 @@ def write_rows(directory: Path, rows: Sequence[Row], codec: str, scratch: Path) 
         for row in rows:
             writer.add(row)
     content = hashlib.sha256(parquet.read_bytes()).hexdigest()
-    report = ShardReport("archive_batch_0000.zip", 1, content, "c", len(rows), 1.0)
+    chroma = "v1/mix" if any(row.chroma is not None for row in rows) else None
+    report = ShardReport("archive_batch_0000.zip", 1, content, "c", len(rows), 1.0, chroma=chroma)
     publish_shard(parquet, report, storage.as_path(directory))
     return directory
 
