@@ -31,8 +31,8 @@ from musicgen_core.data.audio import DecodedClip
 from musicgen_core.data.decoding import decoded_clips
 from musicgen_core.data.members import limits_of
 from musicgen_core.devices import pick_device
-from musicgen_core.separation.separator import Separator
-from musicgen_core.separation.vocals import OVERLAP, remove_vocals
+from musicgen_core.separation.clips import OVERLAP, Separation, separated_clips
+from musicgen_core.separation.separator import VOCALS, Separator
 from musicgen_core.separation.weights import BAG_FILE, SIGNATURE, WEIGHTS_FILE
 
 ARGUMENTS: dict[str, Any] = {
@@ -69,10 +69,10 @@ def measure_model(table: Table, separator: Separator, batches: Sequence[int], re
     new_seconds = (1 - OVERLAP) * separator.segment_samples / separator.rate
     for batch in batches:
         segments = torch.randn(batch, 2, separator.segment_samples)
-        separator.without_vocals(segments)
+        separator.without(segments, [VOCALS])
         with table.timed(f"model alone, {batch} segments", repeats * batch * new_seconds):
             for _ in range(repeats):
-                separator.without_vocals(segments)
+                separator.without(segments, [VOCALS])
 
 
 def stereo_clips(count: int, seconds: float, rate: int) -> Iterator[tuple[int, DecodedClip]]:
@@ -87,12 +87,12 @@ def separate_archive(separator: Separator, archive: UPath) -> int:
         decoded = decoded_clips(
             opened.clips(), limits_of(TokenizeSettings()).max_clip_bytes, stereo=True, rate=separator.rate
         )
-        return sum(isinstance(clip, DecodedClip) for _, clip in remove_vocals(separator, decoded))
+        return sum(isinstance(clip, DecodedClip) for _, clip in separated_clips(Separation(separator), decoded))
 
 
 def largest_difference(separator: Separator, clips: Sequence[tuple[int, DecodedClip]]) -> float:
-    together = [clip for _, clip in remove_vocals(separator, clips)]
-    alone = [clip for each in clips for _, clip in remove_vocals(separator, [each])]
+    together = [clip for _, clip in separated_clips(Separation(separator), clips)]
+    alone = [clip for each in clips for _, clip in separated_clips(Separation(separator), [each])]
     return max(
         float(np.abs(one.samples - other.samples).max())
         for one, other in zip(together, alone, strict=True)
@@ -117,7 +117,10 @@ def main() -> None:
     measure_model(table, separator, given.batches, given.repeats)
     clips = list(stereo_clips(min(64, given.clips), given.seconds, separator.rate))
     with table.timed(f"clips in memory, {separator.batch_segments} segments at a time", len(clips) * given.seconds):
-        assert len(list(remove_vocals(separator, clips))) == len(clips)
+        assert len(list(separated_clips(Separation(separator), clips))) == len(clips)
+    both = Separation(separator, extract_chroma=True)
+    with table.timed("the same, with the chroma of their melodies", len(clips) * given.seconds):
+        assert len(list(separated_clips(both, clips))) == len(clips)
     seconds = make_archives(given.workdir / "archives", given.archives, given.clips, given.seconds, mixed=False)
     archives = find_archives(given.workdir / "archives")
     with (

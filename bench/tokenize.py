@@ -34,6 +34,7 @@ from musicgen_core.data.archive import find_archives, open_archive
 from musicgen_core.data.audio import decode, resample
 from musicgen_core.data.shards import read_rows, shard_paths
 from musicgen_core.devices import pick_device
+from musicgen_core.melody import WHOLE
 from musicgen_core.model.weights import find_model
 from musicgen_core.tokenizing import Tokenizer
 
@@ -119,16 +120,21 @@ def measure_tokenizing(table: Table, tokenizer: Tokenizer, archives: Path, worke
 
 
 def compare_codes(tokenizer: Tokenizer, archive: Path, clips: int) -> str:
-    """Compare the codes in the shard with those of the clip encoded in a batch of one."""
+    """Compare the codes and the chroma in the shard with those of the clip encoded in a batch of one."""
     with storage.staged(shard_paths(tokenizer.tokens, archive.stem)[0]) as parquet, open_archive(archive) as opened:
-        equal = total = 0
+        equal = total = equal_chroma = frames = 0
         for row, member, _ in zip(read_rows(parquet), opened.clips(), range(clips), strict=False):
             with member.open() as file:
                 clip = decode(file)
-            alone = tokenizer.codec.start([clip.samples], clip.rate).codes()[0]
+            started = tokenizer.codec.start([clip.samples], clip.rate, [WHOLE] if row.chroma is not None else ())
+            alone = started.codes()[0]
             equal += int((alone == row.codes).sum())
             total += alone.size
-    return f"{100 * equal / total:.4f} % of {total:,} codes are those of the clip encoded alone"
+            for chroma in started.chroma():
+                equal_chroma += int((chroma == row.chroma).sum())
+                frames += len(chroma)
+    of_chroma = f", and {100 * equal_chroma / frames:.4f} % of {frames:,} frames of chroma" if frames else ""
+    return f"{100 * equal / total:.4f} % of {total:,} codes{of_chroma} are those of the clip encoded alone"
 
 
 def main() -> None:

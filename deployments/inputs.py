@@ -52,15 +52,16 @@ def check_evaluation(given: Mapping[str, Any]) -> None:
 
 
 def check_tokenizing(given: Mapping[str, Any]) -> None:
-    """Check that Demucs is installed if `tokenize-archives` or `finetune` is to remove vocals.
+    """Check that Demucs is installed if `tokenize-archives` or `finetune` is to separate clips.
 
     Raises:
         ConfigError: it is not installed.
     """
+    from musicgen_core.separation.settings import separating_option
     from musicgen_core.separation.weights import check_installed
 
-    if given.get("remove_vocals"):
-        check_installed()
+    if option := separating_option(given.get("remove_vocals", False), given.get("separate_melody", False)):
+        check_installed(option)
 
 
 def check_training(given: Mapping[str, Any]) -> None:

@@ -32,6 +32,7 @@ from musicgen_core.data.captions import METADATA
 from musicgen_core.errors import ArchiveError, MetadataError
 from musicgen_core.exclusions import measured
 from musicgen_core.language import message
+from musicgen_core.separation.settings import separating_option
 from musicgen_core.separation.weights import find_separator
 from musicgen_core.settings import Settings, collect
 from musicgen_core.stages import announce
@@ -69,8 +70,8 @@ def finetune(given: FinetuneParameters) -> FinetuneResult:
     on = {"model": given.model, "device": given.device, "duration": given.duration}
     chosen = {"model": chosen_model(given.model), "device": chosen_device(given.device)}
     check_model(chosen["model"])
-    if given.remove_vocals:
-        find_separator()  # fails before clips are described if Demucs or its weights are missing
+    if option := separating_option(given.remove_vocals, given.separate_melody):
+        find_separator(option)  # fails before clips are described if Demucs or its weights are missing
     directory = given.run_dir or new_location("musicgen_runs", "finetune")
     metadata, captioned = _captioned(given, chosen["device"])
     described = {"metadata": str(metadata)} if metadata is not None and metadata.exists() else {}

@@ -71,7 +71,7 @@ from musicgen_core.evaluation.request import (
 )
 from musicgen_core.exclusions import Exclude
 from musicgen_core.learning_settings import AdapterSettings, OptimizerSettings
-from musicgen_core.separation.settings import RemoveVocals
+from musicgen_core.separation.settings import RemoveVocals, SeparateMelody
 from musicgen_core.settings import MOST_SIDE_BY_SIDE, MOST_WORKERS, Settings, names_in
 
 _CopyTo = Annotated[str | None, Field(description="Folder or URL for a second copy")]
@@ -189,6 +189,7 @@ class TokenizeParameters(Settings):
     limit: Limit = 0
     exclude: Exclude = ()
     remove_vocals: RemoveVocals = False
+    separate_melody: SeparateMelody = False
     descriptions: DescriptionSettings = DescriptionSettings()
     reading: ReadingSettings = ReadingSettings()
     workers: Workers = Workers()
@@ -242,6 +243,7 @@ class FinetuneParameters(Settings):
     limit: Limit = 0
     exclude: Exclude = ()
     remove_vocals: RemoveVocals = False
+    separate_melody: SeparateMelody = False
     captions: CaptionMissing = "auto"
     on_failed_archives: OnFailedArchives = "stop"
     num_epochs: Epochs = 5

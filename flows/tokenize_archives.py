@@ -43,6 +43,7 @@ from musicgen_core.data.token_cache import THREADS
 from musicgen_core.errors import MusicgenError
 from musicgen_core.exclusions import DUPLICATE
 from musicgen_core.language import message
+from musicgen_core.separation.settings import separating_option
 from musicgen_core.separation.weights import find_separator
 from musicgen_core.settings import collect
 from musicgen_core.stages import announce
@@ -91,8 +92,8 @@ def tokenize_archives(given: TokenizeParameters) -> State[TokenizeResult]:
     on = {"model": given.model, "device": given.device}
     settings = collect(TokenizeSettings, given)
     model, device = chosen_model(given.model), chosen_device(given.device)
-    if settings.remove_vocals:
-        find_separator()  # fails before anything is read if Demucs or its weights are missing
+    if option := separating_option(settings.remove_vocals, settings.separate_melody):
+        find_separator(option)  # fails before anything is read if Demucs or its weights are missing
     announce(message("looking into the archives"))
     found, left_out = choose_archives(absolute(location_of(given.archives, "musicgen_archives")))
     warn_in_terminal(left_out)
@@ -132,7 +133,7 @@ def tokenize_archives(given: TokenizeParameters) -> State[TokenizeResult]:
     if undescribed := undescribed_clips(list(limits), Captioner(settings, captions)):
         _core_logger.warning("%s", no_descriptions(undescribed))
     if given.workers.task_runner == "threads":  # a cluster's workers have their own caches and GPUs
-        load_models(model, device, settings.remove_vocals)
+        load_models(model, device, settings)
     folder = storage.as_path(target)
     stems = [entry["stem"] for entry in work]
     with ThreadPoolExecutor(THREADS) as pool:  # remote reads are latency-bound

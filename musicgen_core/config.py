@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from musicgen_core.errors import ConfigError
 from musicgen_core.exclusions import Exclude
 from musicgen_core.learning_settings import AdapterSettings, OptimizerSettings
-from musicgen_core.separation.settings import RemoveVocals
+from musicgen_core.separation.settings import RemoveVocals, SeparateMelody
 from musicgen_core.settings import LARGEST_COUNT, LONGEST_SECONDS, MOST_WORKERS, Settings
 from musicgen_core.texts import MAX_CHARACTERS, check_encoding, template_fields
 
@@ -297,6 +297,7 @@ class TokenizeSettings(DescriptionSettings, ReadingSettings):
 
     exclude: Exclude = ()
     remove_vocals: RemoveVocals = False
+    separate_melody: SeparateMelody = False
 
 
 Duration = Annotated[

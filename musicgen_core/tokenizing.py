@@ -43,11 +43,11 @@ from musicgen_core.data.shards import (
 )
 from musicgen_core.data.token_cache import THREADS
 from musicgen_core.encoding import Encoded, encode_clips
-from musicgen_core.errors import Cancelled, ClipRejected, TokensError
+from musicgen_core.errors import Cancelled, ClipRejected, ConfigError, TokensError
 from musicgen_core.exclusions import DUPLICATE, measured
+from musicgen_core.language import message
 from musicgen_core.melody import chroma_identity
-from musicgen_core.separation.separator import Separator
-from musicgen_core.separation.vocals import remove_vocals
+from musicgen_core.separation.clips import Separation, separated_clips
 from musicgen_core.wording import counted
 
 CODES_VERSION = 1
@@ -67,14 +67,21 @@ class Tokenizer:
         tokens: the directory of shards.
         settings: limits, how descriptions are composed, and what clips to leave out.
         metadata: descriptions of clips, and which to leave out; or None.
-        separator: removes the vocals of all clips, or None.
+        separation: removes the vocals of all clips, or takes their melodies without drums and bass; or None.
+
+    Raises:
+        ConfigError: melodies are to be separated for a model that takes none.
     """
 
     codec: Codec
     tokens: UPath
     settings: TokenizeSettings = field(default_factory=TokenizeSettings)
     metadata: Captions | None = None
-    separator: Separator | None = None
+    separation: Separation | None = None
+
+    def __post_init__(self) -> None:
+        if self.separation is not None and self.separation.extract_chroma:
+            check_takes_melody(self.codec)
 
     def tokenize(
         self,
@@ -112,7 +119,9 @@ class Tokenizer:
     @property
     def chroma(self) -> str | None:
         """How the chroma of the clips is computed; None if the model takes no melody."""
-        return chroma_identity() if self.codec.takes_melody else None
+        if not self.codec.takes_melody:
+            return None
+        return chroma_identity(self.separation.melody_identity if self.separation else "")
 
     def _is_current(self, file: ArchiveFile, report: ShardReport, limit: int | None) -> bool:
         """Return whether to keep a shard. A limited run doesn't truncate a complete one.
@@ -140,7 +149,7 @@ class Tokenizer:
     def _fingerprint(self, file: ArchiveFile, limit: int | None, rejected: Sequence[Rejected]) -> str:
         """Return the fingerprint of a shard with these rejections, which matter where clips are left out."""
         names = _names(filter(is_excluded, rejected))
-        separator = self.separator.identity if self.separator else ""
+        separator = self.separation.audio_identity if self.separation else ""
         whole = shard_fingerprint(file.digest, self.codec.identity, self.settings, limit, names, separator)
         return fingerprint_without(whole, rejected)
 
@@ -216,10 +225,11 @@ class Tokenizer:
         Raises:
             Cancelled: `cancelled` returned True while a clip was decoded.
         """
-        channels, separator = self.codec.shape.channels, self.separator
-        stereo, rate = separator is not None or channels == 2, separator.rate if separator else None
+        channels, separation = self.codec.shape.channels, self.separation
+        stereo = separation is not None or channels == 2
+        rate = separation.separator.rate if separation is not None and separation.remove_vocals else None
         with closing(decoded_clips(members, limits_of(self.settings).max_clip_bytes, cancelled, stereo, rate)) as ahead:
-            clips = remove_vocals(separator, ahead, cancelled, channels) if separator else ahead
+            clips = separated_clips(separation, ahead, cancelled, channels) if separation else ahead
             yield from encode_clips(self.codec, clips)
 
     def _refresh(self, file: ArchiveFile, report: ShardReport) -> ShardReport:
@@ -251,6 +261,19 @@ class Tokenizer:
                 parquet = _rewrite(local, folder / source.name, described, self.codec, skipped)
                 publish_shard(parquet, new, self.tokens)
         return new
+
+
+def check_takes_melody(codec: Codec) -> None:
+    """Check that there is a melody to separate.
+
+    Raises:
+        ConfigError: the codec's model takes none.
+    """
+    if not codec.takes_melody:
+        raise ConfigError(
+            message("--separate-melody is for models that take a melody, which {model} does not", model=codec.model),
+            message("Leave it out, or give a model such as facebook/musicgen-melody"),
+        )
 
 
 def exclude_duplicates(tokens: UPath, codec: str, vectors: Callable[[], CodeVectors] | None = None) -> None:

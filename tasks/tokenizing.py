@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from musicgen_core.data.captions import Captions
     from musicgen_core.data.shards import ShardReport
     from musicgen_core.model.weights import BaseModel
+    from musicgen_core.separation.clips import Separation
     from musicgen_core.separation.separator import Separator
 
 _lock = threading.Lock()
@@ -35,6 +36,7 @@ def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | Non
     from musicgen_core.melody import chroma_identity
     from musicgen_core.model.compression import codec_identity
     from musicgen_core.model.weights import find_codec
+    from musicgen_core.separation.settings import separating_option
     from musicgen_core.separation.weights import find_separator, separator_identity
     from musicgen_core.tokenizing import shard_fingerprint
 
@@ -42,15 +44,17 @@ def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | Non
     archive = storage.as_path(parameters["archive"])
     try:
         model = find_codec(parameters["model"])
-        codec, chroma = codec_identity(model), [chroma_identity()] if model.chroma_frames else []
-        separator = separator_identity(find_separator()) if settings.remove_vocals else ""
+        option = separating_option(settings.remove_vocals, settings.separate_melody)
+        identity = separator_identity(find_separator(option)) if option else ""
+        codec, separator = codec_identity(model), identity if settings.remove_vocals else ""
+        chroma = [chroma_identity(identity if settings.separate_melody else "")] if model.chroma_frames else []
         digest, limit = content_digest(archive), parameters["limit"]
         fingerprint = shard_fingerprint(digest, codec, settings, limit, separator=separator)
         metadata = storage.content_sha256(storage.as_path(parameters["metadata"])) if parameters["metadata"] else ""
     except (MusicgenError, OSError):
         return None  # the task itself meets the same error, and reports it
-    # Results that earlier versions persisted have no setting of what to leave out. The fingerprint has the separator.
-    unset = {"remove_vocals"} if settings.exclude else {"remove_vocals", "exclude"}
+    # Results that earlier versions persisted have no setting of what to leave out. The identities stand for separating.
+    unset = {"remove_vocals", "separate_melody"} | (set() if settings.exclude else {"exclude"})
     values = settings.model_dump_json(exclude=unset)
     parts = [fingerprint, metadata, values, parameters["tokens"], archive_stem(archive), *chroma]
     return f"tokenize-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
@@ -72,11 +76,11 @@ def tokenize_archive(
     from musicgen_core.tokenizing import Tokenizer
 
     tokenizer = Tokenizer(
-        _codec(model, device),
-        storage.as_path(tokens),
-        settings,
-        _captions(metadata, settings),
-        _separator(device) if settings.remove_vocals else None,
+        codec=_codec(model, device),
+        tokens=storage.as_path(tokens),
+        settings=settings,
+        metadata=_captions(metadata, settings),
+        separation=_separation(device, settings),
     )
     result = tokenizer.tokenize(
         storage.as_path(archive), limit, progress_of(stem), cancelled=lambda: is_stopped(flow_run)
@@ -103,18 +107,21 @@ def exclude_near_duplicates(tokens: str, model: str) -> None:
     exclude_duplicates(storage.as_path(tokens), codec_identity(codec), partial(code_vectors, codec))
 
 
-def load_models(model: str, device: str, remove_vocals: bool) -> None:
-    """Load the codec that tasks in this process will use, and the separator if they remove vocals.
+def load_models(model: str, device: str, settings: TokenizeSettings) -> None:
+    """Load the codec that tasks in this process will use, and the separator if they need it.
 
     Raises:
-        ConfigError: Demucs is not installed.
+        ConfigError: Demucs is not installed, or melodies are to be separated for a model that takes none.
         ModelError: a model can't be loaded.
         DeviceError: the device can't be used.
     """
     announce_torch()
-    _codec(model, device)
-    if remove_vocals:
-        _separator(device)
+    from musicgen_core.tokenizing import check_takes_melody
+
+    codec = _codec(model, device)
+    if settings.separate_melody:
+        check_takes_melody(codec)
+    _separation(device, settings)
 
 
 def _codec(model: str, device: str) -> Codec:
@@ -134,12 +141,18 @@ def _load_codec(model: BaseModel, _identity: str, device: str) -> Codec:
     return Codec(model, pick_device(device))
 
 
-def _separator(device: str) -> Separator:
+def _separation(device: str, settings: TokenizeSettings) -> Separation | None:
+    from musicgen_core.separation.clips import Separation
+    from musicgen_core.separation.settings import separating_option
     from musicgen_core.separation.weights import find_separator, separator_identity
 
+    option = separating_option(settings.remove_vocals, settings.separate_melody)
+    if option is None:
+        return None
     with _lock:
-        directory = find_separator()
-        return _load_separator(directory, separator_identity(directory), device)
+        directory = find_separator(option)
+        separator = _load_separator(directory, separator_identity(directory), device)
+    return Separation(separator, settings.remove_vocals, settings.separate_melody)
 
 
 @lru_cache(maxsize=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 import threading
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from musicgen_core.tensor_files import names_of_non_finite
 
 BATCH_SEGMENTS = {"cpu": 1, "cuda": 32}
 """Segments of 7.8 s in a batch: on a CPU each layer already keeps all cores busy"""
-VOCALS = "vocals"
+VOCALS = frozenset({"vocals"})
+RHYTHM = frozenset({"drums", "bass"})
+"""Sources that drown the melody; audiocraft's `ChromaStemConditioner` leaves them out, too"""
 _CLASS = "demucs.htdemucs.HTDemucs"
 
 
@@ -48,26 +51,26 @@ class Separator:
         self.rate: int = self._model.samplerate
         self.segment_samples = int(self._model.segment * self.rate)
         self.batch_segments = BATCH_SEGMENTS[self.device.type]
-        self._kept = [index for index, source in enumerate(self._model.sources) if source != VOCALS]
         self._lock = threading.Lock()
 
     @torch.inference_mode()
-    def without_vocals(self, segments: Tensor) -> Tensor:
-        """Return the sum of all sources but the vocals.
+    def without(self, segments: Tensor, left_out: Sequence[Set[str]]) -> Tensor:
+        """Return sums of sources.
 
         Args:
             segments: [B, 2, segment_samples], normalised to the mean and the deviation of their clips.
+            left_out: the sources that each sum leaves out.
 
         Returns:
-            [B, 2, segment_samples], on the CPU.
+            [sums, B, 2, segment_samples], on the CPU.
 
         Raises:
             torch.OutOfMemoryError: the batch is too large for the GPU.
         """
         with self._lock:
             sources = self._model(segments.to(self.device))  # [B, sources, 2, samples]
-            remainder: Tensor = sources[:, self._kept].sum(dim=1)
-            return remainder.cpu()
+            kept = [[index for index, name in enumerate(self._model.sources) if name not in out] for out in left_out]
+            return torch.stack([sources[:, indices].sum(dim=1) for indices in kept]).cpu()
 
 
 def _load(directory: Path) -> Any:
@@ -79,7 +82,7 @@ def _load(directory: Path) -> Any:
         raise _unusable(path, f"{type(error).__name__}: {error}") from error
     if broken := names_of_non_finite(model.state_dict()):
         raise _unusable(path, f"NaN or infinity in {broken[0]}")
-    if VOCALS not in model.sources or len(model.sources) < 2 or model.audio_channels != 2:
+    if not VOCALS.issubset(model.sources) or len(model.sources) < 2 or model.audio_channels != 2:
         raise _unusable(path, f"sources: {', '.join(model.sources)}; channels: {model.audio_channels}")
     return model.eval().requires_grad_(False)
 

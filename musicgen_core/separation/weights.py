@@ -18,32 +18,38 @@ BAG_FILE, WEIGHTS_FILE = f"{NAME}.yaml", f"{SIGNATURE}.safetensors"
 _FILES = hub.Wanted((BAG_FILE, WEIGHTS_FILE))
 
 
-def check_installed() -> None:
+def check_installed(option: str) -> None:
     """Check that Demucs is installed.
+
+    Args:
+        option: the option that needs it.
 
     Raises:
         ConfigError: it is not, or only an older version.
     """
     if find_spec("demucs") is None or find_spec("demucs.hf") is None:  # new in Demucs 4.1
         raise ConfigError(
-            message("--remove-vocals requires Demucs 4.1 or newer, which is not installed"),
+            message("{option} requires Demucs 4.1 or newer, which is not installed", option=option),
             message("Install it: uv sync --extra vocals, or pip install 'demucs>=4.1'"),
         )
 
 
-def find_separator() -> Path:
+def find_separator(option: str) -> Path:
     """Return the directory of the weights, which are downloaded if they are missing.
+
+    Args:
+        option: the option that needs them.
 
     Raises:
         ConfigError: Demucs is not installed.
         ModelError: the weights are missing and can't be downloaded.
     """
-    check_installed()
+    check_installed(option)
     try:
         return hub.fetch(REPO, _FILES)
     except ModelError as error:
         raise ModelError(
-            message("the weights for --remove-vocals can't be downloaded: {reason}", reason=error.found),
+            message("the weights for {option} can't be downloaded: {reason}", option=option, reason=error.found),
             error.next_step,
         ) from error
 

@@ -94,6 +94,7 @@ def test_removing_vocals_is_an_option_of_tokenize_and_finetune() -> None:
     assert parsed("tokenize", "A", "T", "--remove-vocals")["remove_vocals"] is True
     places = ("--tokens", "T", "--run-dir", "R", "--output", "O")
     assert parsed("finetune", "A", *places, "--remove-vocals")["remove_vocals"] is True
+    assert parsed("tokenize", "A", "T", "--separate-melody")["separate_melody"] is True
     assert "remove_vocals" not in parsed("tokenize", "A", "T")
 
 

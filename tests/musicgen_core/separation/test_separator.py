@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from musicgen_core.errors import ConfigError, ModelError
 from musicgen_core.separation import weights
-from musicgen_core.separation.separator import Separator
+from musicgen_core.separation.separator import VOCALS, Separator
 from musicgen_core.separation.weights import BAG_FILE, REPO, WEIGHTS_FILE, find_separator, separator_identity
 from tests.stand_in_hub import Fault, StandInHub
 from tests.toy_demucs import TOY, make_demucs
@@ -43,10 +43,10 @@ def test_weights_are_fetched_once_and_load_as_with_demucs_itself(hub: StandInHub
     from demucs.hf import get_hf_model
 
     hub.add(REPO, demucs_weights)
-    directory = find_separator()
+    directory = find_separator("--remove-vocals")
     assert sorted(hub.fetched()) == [WEIGHTS_FILE, BAG_FILE]
     requests = len(hub.requests)
-    assert find_separator() == directory and len(hub.requests) == requests
+    assert find_separator("--remove-vocals") == directory and len(hub.requests) == requests
 
     (theirs,), ours = get_hf_model("htdemucs").models, Separator(directory)
     assert (ours.rate, ours.segment_samples) == (theirs.samplerate, int(theirs.segment * theirs.samplerate))
@@ -57,7 +57,7 @@ def test_weights_are_fetched_once_and_load_as_with_demucs_itself(hub: StandInHub
     wav = torch.randn(2, 2, ours.segment_samples)
     with torch.no_grad():
         sources = theirs.eval()(wav)
-    torch.testing.assert_close(ours.without_vocals(wav), sources[:, :3].sum(1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.without(wav, [VOCALS])[0], sources[:, :3].sum(1), rtol=0, atol=1e-5)
 
 
 def test_the_names_are_those_that_demucs_has() -> None:
@@ -74,9 +74,9 @@ def test_weights_of_any_precision_are_computed_in_fp32(copy: Path, demucs_weight
     assert {value.dtype for value in load_file(demucs_weights / WEIGHTS_FILE).values()} == {torch.float16}
     full, half = Separator(copy), Separator(demucs_weights)
     wav = torch.randn(1, 2, full.segment_samples)
-    found = half.without_vocals(wav)
+    found = half.without(wav, [VOCALS])
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, full.without_vocals(wav), rtol=0, atol=0)
+    torch.testing.assert_close(found, full.without(wav, [VOCALS]), rtol=0, atol=0)
 
 
 def test_the_identity_is_of_the_files_contents(copy: Path, demucs_weights: Path) -> None:
@@ -89,14 +89,14 @@ def test_the_identity_is_of_the_files_contents(copy: Path, demucs_weights: Path)
     assert separator_identity(copy) not in (changed, separator_identity(demucs_weights))
 
 
-@pytest.mark.parametrize("version", ["none", "4.0"])
+@pytest.mark.parametrize(("version", "option"), [("none", "--remove-vocals"), ("4.0", "--separate-melody")])
 def test_without_demucs_the_command_that_installs_it_is_named(
-    version: str, hub: StandInHub, monkeypatch: pytest.MonkeyPatch
+    version: str, option: str, hub: StandInHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = {} if version == "none" else {"demucs": ModuleSpec("demucs", None)}
     monkeypatch.setattr(weights, "find_spec", known.get)
-    with pytest.raises(ConfigError, match=r"Demucs 4\.1 or newer, which is not installed\. .*uv sync --extra vocals"):
-        find_separator()
+    with pytest.raises(ConfigError, match=rf"{option} requires Demucs 4\.1 or newer, which .*uv sync --extra vocals"):
+        find_separator(option)
     assert not hub.requests
 
 
@@ -105,11 +105,11 @@ def test_weights_that_cant_be_fetched_are_a_clear_error(
 ) -> None:
     hub.faults.append(Fault(status=503, times=99))
     with pytest.raises(ModelError, match=rf"weights for --remove-vocals can't be downloaded: .*{REPO}.*503") as raised:
-        find_separator()
+        find_separator("--remove-vocals")
     assert "copy models--adefossez--HTDemucs from the cache" in raised.value.next_step
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match=r"not complete in the cache .*HF_HUB_OFFLINE") as raised:
-        find_separator()
+        find_separator("--remove-vocals")
     assert "copy models--adefossez--HTDemucs from the cache" in raised.value.next_step
 
 

@@ -1,9 +1,9 @@
-"""Removing vocals from clips of any length, compared with demucs's `apply_model`."""
+"""Separating clips of any length, compared with demucs's `apply_model`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import numpy as np
 import pytest
@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from musicgen_core.data.audio import DecodedClip
+from musicgen_core.data.audio import DecodedClip, resample
 from musicgen_core.errors import Cancelled, ClipRejected, DeviceError
+from musicgen_core.melody import extract_chroma
+from musicgen_core.separation.clips import Separation, separated_clips
 from musicgen_core.separation.separator import Separator
-from musicgen_core.separation.vocals import remove_vocals
 
 LENGTHS = (22_050, 22_049, 16_537, 16_538, 900, 60_001, 22_051, 33_075)
 """Of a segment, a little less or more; of its stride; of the shortest clip; of several segments"""
@@ -29,11 +30,11 @@ class Recording(Separator):
         self.batch_segments, self.fits = batch, fits
         self.batches: list[int] = []
 
-    def without_vocals(self, segments: Tensor) -> Tensor:
+    def without(self, segments: Tensor, left_out: Sequence[Set[str]]) -> Tensor:
         if len(segments) > self.fits:
             raise torch.OutOfMemoryError("out of memory")
         self.batches.append(len(segments))
-        return super().without_vocals(segments)
+        return super().without(segments, left_out)
 
 
 def stereo(samples: int, seed: int = 0) -> NDArray[np.float32]:
@@ -44,8 +45,10 @@ def stereo(samples: int, seed: int = 0) -> NDArray[np.float32]:
     return (0.01 + 0.2 * np.stack(tones) + 0.05 * rng.standard_normal((2, samples))).astype(np.float32)
 
 
-def by_demucs(separator: Separator, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the sum of drums, bass and others, as `demucs.api.Separator` does without random shifts."""
+def by_demucs(
+    separator: Separator, samples: NDArray[np.float32], names: Sequence[str] = ("drums", "bass", "other")
+) -> NDArray[np.float32]:
+    """Return the sum of some sources, as `demucs.api.Separator` does without random shifts."""
     from demucs.apply import apply_model
 
     wav = torch.from_numpy(samples)
@@ -53,12 +56,14 @@ def by_demucs(separator: Separator, samples: NDArray[np.float32]) -> NDArray[np.
     mean, deviation = mono.mean(), mono.std() + 1e-8
     with torch.no_grad():
         [sources] = apply_model(separator._model, ((wav - mean) / deviation)[None], shifts=0)
-    kept = sources[[separator._model.sources.index(name) for name in ("drums", "bass", "other")]]
+    kept = sources[[separator._model.sources.index(name) for name in names]]
     return (kept.sum(0) * deviation + mean).mean(0).numpy()
 
 
 def removed(separator: Separator, clips: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-    found = list(remove_vocals(separator, ((index, DecodedClip(clip, 44_100)) for index, clip in enumerate(clips))))
+    found = list(
+        separated_clips(Separation(separator), ((index, DecodedClip(clip, 44_100)) for index, clip in enumerate(clips)))
+    )
     assert [index for index, _ in found] == list(range(len(clips)))
     assert all(isinstance(clip, DecodedClip) and clip.rate == 44_100 for _, clip in found)
     return [clip.samples for _, clip in found if isinstance(clip, DecodedClip)]
@@ -83,6 +88,34 @@ def test_clips_in_one_batch_are_as_alone(separator: Separator, batch: int) -> No
     assert sum(recording.batches) == SEGMENTS and len(recording.batches) == math.ceil(SEGMENTS / batch)
 
 
+@pytest.mark.parametrize(("removes", "names"), [(False, ("other", "vocals")), (True, ("other",))])
+def test_the_melody_of_a_clip_is_what_remains_of_it_without_drums_and_bass(
+    separator: Separator, removes: bool, names: tuple[str, ...]
+) -> None:
+    clips = [stereo(samples, seed) for seed, samples in enumerate((60_001, 900, 22_050))]
+    separation = Separation(Recording(separator, 2), remove_vocals=removes, extract_chroma=True)
+    found = list(separated_clips(separation, ((i, DecodedClip(clip, 44_100)) for i, clip in enumerate(clips))))
+    classes = set()
+    for clip, (_, done) in zip(clips, found, strict=True):
+        assert isinstance(done, DecodedClip) and done.chroma is not None and done.rate == 44_100
+        melody = torch.from_numpy(resample(by_demucs(separator, clip, names), 44_100))
+        assert done.chroma.tolist() == extract_chroma(melody[None])[0].tolist()
+        classes.update(done.chroma.tolist())
+        expected = by_demucs(separator, clip) if removes else (clip[0] + clip[1]) / 2
+        np.testing.assert_allclose(done.samples, expected, rtol=0, atol=2e-6 if removes else 0)
+    assert len(classes) > 1
+
+
+def test_a_clip_of_another_rate_is_resampled_for_its_melody_alone(separator: Separator) -> None:
+    clip = stereo(40_000)
+    separation = Separation(separator, remove_vocals=False, extract_chroma=True)
+    [(_, found)] = separated_clips(separation, [(0, DecodedClip(clip, 32_000))], channels=2)
+    [(_, same)] = separated_clips(separation, [(0, DecodedClip(resample(clip, 32_000, 44_100), 44_100))])
+    assert isinstance(found, DecodedClip) and isinstance(same, DecodedClip)
+    assert found.rate == 32_000 and np.array_equal(found.samples, clip)
+    assert found.chroma is not None and same.chroma is not None and found.chroma.tolist() == same.chroma.tolist()
+
+
 def test_silence_stays_silence(separator: Separator) -> None:
     quiet, loud = np.zeros((2, 30_000), np.float32), stereo(30_000)
     found = removed(Recording(separator, 4), [quiet, loud, quiet])
@@ -103,7 +136,7 @@ def test_rejections_keep_their_position_and_hold_nothing_back(separator: Separat
             drawn.append(index)
             yield index, ClipRejected("broken") if index % 20 else DecodedClip(stereo(1000, index), 44_100)
 
-    found = remove_vocals(Recording(separator, 2), clips())  # type: ignore[arg-type]
+    found = separated_clips(Separation(Recording(separator, 2)), clips())  # type: ignore[arg-type]
     assert next(found)[0] == 0 and len(drawn) < 12
     rest = [(0, None), *found]
     assert [index for index, _ in rest] == list(range(40))
@@ -113,7 +146,7 @@ def test_rejections_keep_their_position_and_hold_nothing_back(separator: Separat
 def test_finished_clips_are_yielded_before_the_next_are_read(separator: Separator) -> None:
     drawn: list[int] = []
     clips = ((drawn.append(index) or index, DecodedClip(stereo(1000), 44_100)) for index in range(20))
-    assert next(remove_vocals(Recording(separator, 3), clips))[0] == 0
+    assert next(separated_clips(Separation(Recording(separator, 3)), clips))[0] == 0
     assert drawn == [0, 1, 2]
 
 
@@ -134,5 +167,5 @@ def test_removing_vocals_stops_within_a_clip(separator: Separator) -> None:
     recording = Recording(separator)
     clips = [(0, DecodedClip(stereo(200_000), 44_100))]
     with pytest.raises(Cancelled):
-        list(remove_vocals(recording, clips, lambda: len(recording.batches) == 3))
+        list(separated_clips(Separation(recording), clips, lambda: len(recording.batches) == 3))
     assert len(recording.batches) == 3
