@@ -26,6 +26,7 @@ from musicgen_core.demo_data import make_demo_archives
 from musicgen_core.devices import pick_device
 from musicgen_core.generation.render import render
 from musicgen_core.generation.request import Prompt, RenderRequest
+from musicgen_core.model.weighted_adapters import WeightedAdapter
 from musicgen_core.model.weights import find_model
 from musicgen_core.tokenizing import Tokenizer
 from musicgen_core.training.request import TrainRequest
@@ -93,7 +94,7 @@ def main() -> None:
         prompts=[Prompt(prompt="calm strings")],
         model=given.model,
         settings=sampling,
-        adapter=str(run_dir),
+        adapters=[WeightedAdapter(str(run_dir))],
         device=given.device,
     )
     with measured.part("generate one prompt, loading included", given.generate_seconds):

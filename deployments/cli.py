@@ -128,6 +128,7 @@ COMMANDS = {
         form=ExportParameters,
         example="uv run musicgen-flows export runs/first shared/ --format peft",
         arguments=("adapter", "out"),
+        repeated="adapter",
     ),
     "doctor": Command(
         summary="Check this machine, the server and your locations",

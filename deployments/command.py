@@ -11,6 +11,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import AfterValidator
 from pydantic.fields import FieldInfo
 
+from flows.fields import Places
 from flows.parameters import groups_in
 from musicgen_core.settings import Settings
 
@@ -28,6 +29,7 @@ class Command:
         required: names of the required options.
         short: alternative names of options.
         with_config: whether `--config FILE.yaml` provides settings.
+        repeated: name of an argument, a list, that may be given several times before the last one, or as an option.
         continues: whether the same command, run again, continues after an interruption.
     """
 
@@ -39,6 +41,7 @@ class Command:
     required: tuple[str, ...] = ()
     short: Mapping[str, str] = field(default_factory=dict)
     with_config: bool = False
+    repeated: str = ""
     continues: bool = False
 
     @cached_property
@@ -62,7 +65,11 @@ class Command:
 
     @cached_property
     def needed(self) -> list[str]:
-        return [name for name in (*self.arguments, *self.required) if not is_list(self.fields[name])]
+        return [
+            name
+            for name in (*self.arguments, *self.required)
+            if not is_list(self.fields[name]) or name == self.repeated
+        ]
 
     def shown(self, name: str) -> str:
         """Return the name of a parameter on the command line. Other names are returned unchanged."""
@@ -83,7 +90,9 @@ def is_list(info: FieldInfo) -> bool:
 
 
 def is_place(info: FieldInfo) -> bool:
-    """Return whether a field is the name of something, such as a file, and not free text."""
+    """Return whether a field is the name of something, such as a file, or several names, and not free text."""
+    if any(isinstance(each, Places) for each in info.metadata):
+        return True
     return kind_of(info) is str and not any(isinstance(each, AfterValidator) for each in info.metadata)
 
 

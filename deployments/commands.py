@@ -15,6 +15,7 @@ from flows.parameters import EstimateParameters, ExportParameters, archives_at_a
 from musicgen_core.config import DEFAULT_MODEL
 from musicgen_core.language import message, stored_message, translated
 from musicgen_core.model import hub
+from musicgen_core.model.weighted_adapters import parse_adapters
 from musicgen_core.stages import advance, announce_torch
 from musicgen_core.wording import counted, lasting, sized
 from tasks import outcomes
@@ -162,7 +163,7 @@ def export(parameters: dict[str, Any]) -> int:
         from musicgen_core.exporting.push import export_and_push
 
         exported, pushed = export_and_push(
-            given.adapter,
+            parse_adapters(given.adapter),
             given.out,
             given.format,
             given.model or None,
@@ -171,7 +172,7 @@ def export(parameters: dict[str, Any]) -> int:
             listener=lambda progress: activity(uploaded(progress)),
         )
     print_rows(message("Exported"), [(name, sized(size)) for name, size in exported.files.items()])
-    on = {"adapter": given.adapter, "model": given.model, "public": given.public}
+    on = {"adapter": list(given.adapter), "model": given.model, "public": given.public}
     print_outcome(outcomes.exported(str(exported.directory), given.format, on, pushed))
     return 0
 

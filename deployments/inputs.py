@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deployments.options import UsageError, similar
-from flows.fields import BASE
 from musicgen_core import storage
 from musicgen_core.language import message
 from musicgen_core.layer_ranges import check_layers
 from musicgen_core.learning_settings import check_optimizer
+from musicgen_core.model.weighted_adapters import parse_adapters
 from musicgen_core.settings import names_in
 from musicgen_core.stages import announce, announce_torch
 from tasks.forms import groups_of_schema, in_groups
@@ -21,13 +21,19 @@ if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
 
 
+def check_adapters(given: Iterable[str]) -> None:
+    """Check local adapters, given with strengths or not, as `check_adapter` does."""
+    for adapter in parse_adapters(given):
+        check_adapter(adapter.source)
+
+
 def check_adapter(location: str | None) -> None:
     """Check a local adapter. Those on the Hugging Face Hub are checked by the run, since Prefect may hold the token.
 
     Raises:
         AdapterError: the adapter does not exist or can't be read.
     """
-    if location in (None, BASE):
+    if location is None:
         return
     announce_torch()
     from musicgen_core.model.adapters import find_adapter, is_on_hub, load_adapter
@@ -97,9 +103,11 @@ def check_rendering(given: Mapping[str, Any]) -> None:
     from musicgen_core.generation.plan import check_continued
     from musicgen_core.generation.request import read_prompts
 
-    check_adapter(given.get("adapter"))
+    check_adapters(given.get("adapter", ()))
     prompts_file = given.get("prompts_file")
     prompts = read_prompts(prompts_file) if prompts_file is not None and not _is_pipe(prompts_file) else []
+    for adapters in dict.fromkeys(prompt.adapter for prompt in prompts):
+        check_adapters(adapters)
     check_continued(prompts, given.get("continue_from"))
 
 
@@ -135,7 +143,7 @@ def _refuse(constant: str) -> None:
 def arranged(given: Mapping[str, Any], deployment: DeploymentResponse) -> dict[str, Any]:
     """Return parameters in the groups of the deployment's run form.
 
-    A text for a list is a list of one, and where the list is of fixed names, of those that commas separate.
+    A text for a list is a list of one; for a list of fixed names or of numbers, of those that commas separate.
 
     Raises:
         UsageError: the deployment does not take some parameters. All of them are listed.
@@ -158,9 +166,12 @@ def _fields(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _listed(value: Any, field: Mapping[str, Any]) -> Any:
-    if field.get("type") != "array" or not isinstance(value, str):
+    items = field.get("items", {})
+    if field.get("type") != "array" or not isinstance(value, str | int | float):
         return value
-    return names_in(value) if "enum" in field.get("items", {}) else [value]
+    if items.get("type") == "number":
+        return [_parsed(f"={number}")[1] for number in names_in(str(value))]
+    return names_in(value) if "enum" in items else [value] if isinstance(value, str) else value
 
 
 def _problems(given: Mapping[str, Any], schema: dict[str, Any], deployment: str) -> Iterator[str]:

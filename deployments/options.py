@@ -53,6 +53,9 @@ _LANGUAGE = "--language"
 _OF_ALL = ("--help", "--version", "--debug", _LANGUAGE)
 """Options of every command"""
 
+_MORE, _AS_OPTION = "more_of_it", "as_option"
+"""Parameters, beside its own, of the argument that may be repeated"""
+
 _SIMILARITY = 0.75
 """Minimum similarity (difflib's ratio, 1 if equal) of two names, one of which is taken for a typo of the other."""
 
@@ -150,6 +153,8 @@ def _app(functions: Mapping[Callable[..., Any], tuple[str, Command]]) -> App:
 
 
 def _usage(command: Command, name: str) -> str:
+    if name == command.repeated:
+        return f"{name.upper()} …"
     return f"[{name.upper()} …]" if is_list(command.fields[name]) else name.upper()
 
 
@@ -159,6 +164,8 @@ def _function(command: Command) -> Callable[..., Any]:
     def function() -> None: ...
 
     given = [_parameter(command, name, info) for name, info in command.fields.items()]
+    if command.repeated:
+        given += _repeated(command)
     if command.with_config:
         config = Parameter(
             help=say("YAML file of settings; options override it"), metavar="FILE.yaml", group=_panel_of(OPTIONS)
@@ -169,6 +176,22 @@ def _function(command: Command) -> Callable[..., Any]:
     return function
 
 
+def _repeated(command: Command) -> list[inspect.Parameter]:
+    """Return the parameters, beside its own, of the argument that may be repeated: more of it, and an option."""
+    more = Annotated[Path, Parameter(show=False), *_AS_TEXT]
+    look = Parameter(
+        name=flag(command.repeated),
+        help=say("The same as {argument}, as often as needed", argument=command.repeated.upper()),
+        negative="",
+        metavar="TEXT",
+        group=_panel_of(OPTIONS),
+    )
+    return [
+        inspect.Parameter(_MORE, inspect.Parameter.VAR_POSITIONAL, annotation=more),
+        _keyword(_AS_OPTION, Annotated[list[Path], look, *_AS_TEXT], None),
+    ]
+
+
 def _parameter(command: Command, name: str, info: FieldInfo) -> inspect.Parameter:
     kind, several = kind_of(info), is_list(info)
     common: dict[str, Any] = {
@@ -176,10 +199,11 @@ def _parameter(command: Command, name: str, info: FieldInfo) -> inspect.Paramete
         "show_default": False if info.default in (None, "", (), []) else " ".join if several else True,
     }
     if name in command.arguments:
-        where = inspect.Parameter.VAR_POSITIONAL if several else inspect.Parameter.POSITIONAL_ONLY
+        takes_rest = several and name != command.repeated
+        where = inspect.Parameter.VAR_POSITIONAL if takes_rest else inspect.Parameter.POSITIONAL_ONLY
         look = Parameter(group=_panel_of(ARGUMENTS), **common)
         hint = Path if kind is str or several else kind
-        default = inspect.Parameter.empty if several else None
+        default = inspect.Parameter.empty if takes_rest else None
         return inspect.Parameter(name, where, default=default, annotation=Annotated[hint, look, *_AS_TEXT])
     names = [command.short[name]] if name in command.short else []
     if not (kind is bool and info.default is not False):
@@ -187,8 +211,9 @@ def _parameter(command: Command, name: str, info: FieldInfo) -> inspect.Paramete
     if kind is str or several:
         common["metavar"] = "TEXT"
     look = Parameter(name=[*names, flag(name)], group=_panel(command, name), **common)
-    hint = Path if is_place(info) else list[str] if several else kind  # shells complete file names
-    return _keyword(name, Annotated[hint, look, *_AS_TEXT], info.default)
+    hint = Path if is_place(info) else str if several else kind  # shells complete file names
+    as_given: Any = list[hint] if several else hint  # type: ignore[valid-type]
+    return _keyword(name, Annotated[as_given, look, *_AS_TEXT], info.default)
 
 
 def _panel(command: Command, name: str) -> Group:
@@ -331,6 +356,19 @@ def _replaced(line: list[str], entry: str, names: Sequence[str], with_value: boo
     return line
 
 
+def _gathered(command: Command, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters with all values of the repeated argument in its list; the last argument stands alone."""
+    if not command.repeated:
+        return given
+    *_, last = command.arguments
+    places = [given.pop(name) for name in command.arguments if given.get(name) is not None] + [*given.pop(_MORE, ())]
+    options = list(given.pop(_AS_OPTION, ()))
+    if len(places) > 1 or options:
+        given |= {last: places.pop()} if places else {}
+    values = [*places, *options]
+    return {**({command.repeated: values} if values else {}), **given}
+
+
 def _checked(command: Command, given: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     """Return the validated parameters, including those of the YAML file.
 
@@ -342,9 +380,9 @@ def _checked(command: Command, given: dict[str, Any], problems: list[str]) -> di
             given = {**read_yaml(config), **given}
         except ConfigError as error:
             problems.append(str(error))
-    fields = command.fields
+    given, fields = _gathered(command, given), command.fields
     for name, info in fields.items():
-        if is_place(info) and given.get(name) == "":
+        if is_place(info) and (given.get(name) == "" or (is_list(info) and "" in given.get(name, ()))):
             problems.append(
                 message(
                     "{option} is empty: give a value, and check the shell variable that it may come from",

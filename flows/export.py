@@ -13,18 +13,20 @@ from flows.parameters import ExportParameters
 from flows.retraining import last_trained
 from musicgen_core import storage
 from musicgen_core.language import message
+from musicgen_core.model.weighted_adapters import parse_adapters
 from tasks.exporting import export_adapter
 
 
 @form_flow(name="export", form=ExportParameters, flow_run_name=run_name("export", "adapter", "musicgen_runs"))
 def export(given: ExportParameters) -> State[Any]:
     """Write an adapter in another library's format, with a model card, and push it to the Hub if that is wanted."""
-    chosen = given.adapter or last_trained(given.model, "Train first, or give an adapter")
+    last = () if given.adapter else (last_trained(given.model, "Train first, or give an adapter"),)
+    adapters = parse_adapters(given.adapter or last)
     target = given.out or new_location("musicgen_output", "export")
-    name = storage.as_path(chosen).name
+    name = ", ".join(storage.as_path(one.source).name for one in adapters)
     result: Any = export_adapter(
         name=name,
-        adapter=chosen,
+        adapters=adapters,
         out=target,
         kind=given.format,
         model=given.model or None,

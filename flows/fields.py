@@ -5,15 +5,14 @@ Imports neither Prefect nor torch, as `flows/parameters.py`, which puts them tog
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from musicgen_core.config import DEFAULT_MODEL, Prompts
-from musicgen_core.settings import LARGEST_COUNT
-
-BASE = "base"
-"""Value of the parameter `adapter` that selects the base model alone"""
+from musicgen_core.model.weighted_adapters import split_adapters
+from musicgen_core.settings import LARGEST_COUNT, names_in
 
 _Text = Annotated[str, BeforeValidator(lambda text: "" if text is None else text)]
 """An optional text parameter: empty, or null as forms of earlier versions sent it. Forms show a text box."""
@@ -102,9 +101,44 @@ _ADAPTER = (
     "Hub"
 )
 _LAST = "the best of the training completed last under the variable musicgen_runs"
+
+
+_MIXED = "; with a strength, such as runs/first:0.7; several are mixed"
+_SPLIT = BeforeValidator(lambda given: split_adapters(given) if given is None or isinstance(given, str) else given)
+_AS_TEXT = WithJsonSchema({"type": "string"})
+"""In the run form one text, as deployments of earlier versions and their parameters have it"""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Marks a list of locations, for which shells complete file names."""
+
+
 Adapter = Annotated[_Text, Field(description=f"{_ADAPTER}. Default: {_LAST}")]
-AdapterOrBase = Annotated[
-    _Text, Field(description=f"{_ADAPTER}; or base, the base model alone. Default: base (deployments: {_LAST})")
+Adapters = Annotated[
+    tuple[str, ...],
+    Places(),
+    _SPLIT,
+    _AS_TEXT,
+    Field(description=f"{_ADAPTER}{_MIXED}. Default: {_LAST}", json_schema_extra={"default": ""}),
+]
+AdaptersOrBase = Annotated[
+    tuple[str, ...],
+    Places(),
+    _SPLIT,
+    _AS_TEXT,
+    Field(
+        description=f"{_ADAPTER}{_MIXED}; or base, the base model alone. Default: base (deployments: {_LAST})",
+        json_schema_extra={"default": ""},
+    ),
+]
+Strengths = Annotated[
+    tuple[Annotated[float, Field(ge=-1000, le=1000)], ...],
+    BeforeValidator(lambda given: () if given is None else names_in(given)),
+    Field(
+        description="Also compare strengths: each sample with each of these factors of the adapters' strengths, from "
+        "the same seed, side by side on the page, such as 0,0.5,1; 0 is the base model"
+    ),
 ]
 Report = Annotated[
     _Text,
@@ -114,7 +148,7 @@ PromptsFile = Annotated[
     _Text,
     Field(
         description="A text file with a prompt a line; or a .jsonl of objects with prompt and, if wanted, duration, "
-        "seed and continue_from"
+        "seed, continue_from and adapter"
     ),
 ]
 Variations = Annotated[int, Field(ge=1, le=10_000, description="Samples of each prompt, all of them different")]

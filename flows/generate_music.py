@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prefect.client.schemas import State
 from prefect.states import Completed
 
 from flows.decorator import form_flow
-from flows.fields import BASE
 from flows.locations import chosen_device, chosen_model, is_of_deployment, music_name, new_location
 from flows.parameters import GenerateParameters
 from flows.retraining import last_trained
 from musicgen_core.config import DEFAULT_PROMPTS, SamplingSettings
 from musicgen_core.generation.request import Prompt, Rendered, RenderRequest, outcome_of, read_prompts
+from musicgen_core.model.weighted_adapters import BASE, Mix, WeightedAdapter, parse_adapters
 from musicgen_core.settings import collect
 from tasks.generating import render_prompts
 
@@ -27,7 +29,8 @@ def generate_music(given: GenerateParameters) -> list[Rendered] | State[list[Ren
         prompts=wanted,
         model=given.model or None,
         settings=collect(SamplingSettings, given),
-        adapter=_chosen_adapter(given.adapter, given.model),
+        adapters=_chosen_adapters(given.adapter, given.model),
+        strengths=given.strengths,
         compare=given.compare,
         variations=given.variations,
         continue_from=given.continue_from or None,
@@ -47,10 +50,11 @@ def generate_music(given: GenerateParameters) -> list[Rendered] | State[list[Ren
     return Completed(message=str(outcome_of(pieces)), data=pieces)
 
 
-def _chosen_adapter(given: str, model: str) -> str | None:
-    """Return the given adapter; in runs of deployments, the last training run's by default. None: the base model."""
+def _chosen_adapters(given: Sequence[str], model: str) -> Mix:
+    """Return the given adapters; in runs of deployments, the last training run's by default. None: the base model."""
     if given:
-        return None if given == BASE else given
+        return parse_adapters(given)
     if not is_of_deployment():
-        return None
-    return last_trained(model, f"Train first, or give an adapter; {BASE} stands for the base model alone")
+        return ()
+    last = last_trained(model, f"Train first, or give an adapter; {BASE} stands for the base model alone")
+    return (WeightedAdapter(last),)

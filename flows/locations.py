@@ -35,6 +35,7 @@ def run_name(flow: str, parameter: str, variable: str | None = None) -> Callable
         if (own := _own_name(flow)) is not None:
             return own
         given = runtime.flow_run.parameters.get(parameter)
+        given = ", ".join(given) if isinstance(given, list | tuple) else given
         if not given and not variable:
             return f"{flow} · {new_folder(flow)}"  # already contains the time
         given = given or Variable.get(str(variable))

@@ -15,8 +15,9 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from flows.fields import (
     Adapter,
-    AdapterOrBase,
+    Adapters,
     AdaptersModel,
+    AdaptersOrBase,
     Archives,
     CaptionFile,
     CaptionMissing,
@@ -40,6 +41,7 @@ from flows.fields import (
     Report,
     RunDir,
     SampledClips,
+    Strengths,
     Tokens,
     Variations,
 )
@@ -286,12 +288,13 @@ class GenerateParameters(Settings):
 
     prompts: MusicPrompts = ()
     prompts_file: PromptsFile = ""
-    adapter: AdapterOrBase = ""
+    adapter: AdaptersOrBase = ()
     output: Output = ""
     duration: Duration = 10.0
     variations: Variations = 1
     seed: MusicSeed = 0
     compare: Compare = False
+    strengths: Strengths = ()
     continue_from: ContinueFrom = ""
     model: AdaptersModel = ""
     device: Device = "auto"
@@ -314,7 +317,7 @@ class EstimateParameters(Settings):
 class ExportParameters(Settings):
     """Parameters of `export`."""
 
-    adapter: Adapter = ""
+    adapter: Adapters = ()
     out: ExportOut = ""
     format: ExportFormat = "peft"
     model: AdaptersModel = ""

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from upath import UPath
@@ -211,3 +212,8 @@ def find_config(run_dir: UPath) -> RunConfig | None:
         return load_config(run_dir)
     except (OSError, ValueError):
         return None
+
+
+def short_name(path: str) -> str:
+    """Return the name of an adapter's file behind that of its run or directory: `jazz/best_lora.pt`."""
+    return "/".join([part for part in PurePosixPath(path).parts if part != ADAPTERS][-2:])

@@ -107,7 +107,7 @@ def in_groups(given: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, 
     Null values, which forms of earlier versions sent for empty fields, are dropped.
     """
     groups, known = groups_of_schema(schema), schema.get("properties", {})
-    found = {name: value for name, value in given.items() if name not in groups}
+    found = {name: _as_text(value, known.get(name, {})) for name, value in given.items() if name not in groups}
     found = {name: value for name, value in found.items() if value is not None or name not in known}
     for group, fields in groups.items():
         inside = given.get(group) or {}
@@ -136,6 +136,12 @@ def _as_in_form(value: Any, field: Mapping[str, Any]) -> Any:
     if isinstance(value, bool) and "on" in field.get("enum", ()):
         return "on" if value else "off"
     return None if value == "auto" and field.get("type") == "integer" else value
+
+
+def _as_text(value: Any, field: Mapping[str, Any]) -> Any:
+    """Return a list of texts as the one text that a form has for it, such as adapters with strengths."""
+    is_list = isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
+    return ", ".join(value) if is_list and field.get("type") == "string" else value
 
 
 def groups_of_schema(schema: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ from tasks.summary import rendered_files, rendered_section, show_summary
 def render_prompts(count: int, request: RenderRequest) -> list[Rendered]:
     """Generate a wav for every prompt, and a page that plays all of them."""
     with artifacts_of_run() as artifacts:
-        log = RenderingLog(request.out, count, request.pieces_a_prompt, artifacts)
+        log = RenderingLog(request.out, count, request.sample_count, artifacts)
         try:
             with heard_by(log.begin_stage):
                 announce_torch()
@@ -32,6 +32,7 @@ def render_prompts(count: int, request: RenderRequest) -> list[Rendered]:
             raise
         log.show()
         given = {**vars(request), **request.settings.model_dump(exclude_defaults=True)}
+        given["adapter"] = list(map(str, request.adapters))
         show_summary(
             artifacts,
             partial(rendered_section, pieces),

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from musicgen_core.errors import MetadataError, TokensError
 from musicgen_core.escaping import one_line
 from musicgen_core.generation.page import PAGE
 from musicgen_core.language import as_message, message
+from musicgen_core.model.weighted_adapters import WeightedAdapter, parse_adapters, split_adapters, with_effect
 from musicgen_core.run_layout import (
     ADAPTERS,
     BEST_ADAPTER,
@@ -159,7 +161,8 @@ def trained(result: TrainResult, on: Mapping[str, Any]) -> Outcome:
     )
     if result.evaluation is None:
         return Outcome(tuple(made), (listen,))
-    return Outcome((*made, Made(message("report"), result.evaluation.report)), (listen, _export(run_dir)))
+    export = _export([WeightedAdapter(str(run_dir))])
+    return Outcome((*made, Made(message("report"), result.evaluation.report)), (listen, export))
 
 
 def own_prompts(tokens: str) -> list[str]:
@@ -213,16 +216,18 @@ def rendered(pieces: Sequence[Rendered], given: Mapping[str, Any]) -> Outcome:
     for piece in pieces[:MOST_PIECES]:
         named = {"seconds": piece.seconds, "voice": piece.voice, "title": piece.title}
         made.append(Made(message("{seconds:g} s, {voice}: {title}", **named), piece.wav))
-    adapter = given.get("adapter")
+    adapters = parse_adapters(split_adapters(given.get("adapter")))
     prompts = [text for text in dict.fromkeys(piece.prompt for piece in pieces) if one_line(text) == text]
-    again = _kept(given, "adapter", "model", "compare", "duration")
-    if adapter and _is_here(adapter):
-        again["adapter"] = str(_absolute(adapter))
+    again = _kept(given, "adapter", "model", "compare", "strengths", "duration")
+    if adapters:
+        again["adapter"] = _located(adapters)
     takes = {"prompts": prompts[:MOST_PROMPTS], **again, "seed": int(given.get("seed") or 0) + 1}
     folder = str(storage.as_path(pieces[0].wav).parent)
     steps = [Step(message("Other takes of the same prompts"), "generate", takes, {"output": folder})] if prompts else []
-    if adapter and _is_here(adapter) and not (_absolute(adapter) / CONFIG_FILE).exists():  # else an export already
-        steps.append(_export(_absolute(adapter), given.get("model")))
+    here = all(_is_here(one.source) for one in adapters)
+    is_export = len(adapters) == 1 and (_absolute(adapters[0].source) / CONFIG_FILE).exists()
+    if with_effect(adapters) and here and not is_export:
+        steps.append(_export(adapters, given.get("model")))
     is_own = any(piece.with_adapter for piece in pieces) or bool(given.get("model") and _is_here(given["model"]))
     if not is_own:  # a local model directory may be the result of training
         steps.append(
@@ -255,8 +260,8 @@ def finetuned(
 
 def exported(directory: str, kind: str, on: Mapping[str, Any], pushed: Pushed | None = None) -> Outcome:
     """Return the outcome of an export to a directory, and to a repository of the Hub; `kind`: see `ExportKind`."""
-    place, adapter = _absolute(directory), str(on.get("adapter", ""))
-    here = _absolute(adapter) if adapter and _is_here(adapter) else None
+    place, adapters = _absolute(directory), parse_adapters(split_adapters(on.get("adapter")))
+    here = _absolute(adapters[0].source) if adapters and _is_here(adapters[0].source) else None
     tokens = _tokens_of(run_of(here) or here) if here else ""
     made: tuple[Made, ...] = (
         Made(message("export for {program}", program=kind), str(place)),
@@ -299,9 +304,13 @@ def estimated(
     return Outcome((), (Step(text, "tokenize", {"archives": str(place), **_kept(on, "model")}, places),), notice)
 
 
-def _export(adapter: UPath, model: str | None = None) -> Step:
+def _export(adapters: Sequence[WeightedAdapter], model: str | None = None) -> Step:
     text = message("Share the adapter, as a directory that Hugging Face's peft loads")
-    given = {"adapter": str(adapter), "out": _free(_home(adapter) / "shared" / adapter.stem), "format": "peft"}
+    if len(adapters) > 1:
+        text = message("Share the mix as one adapter, a directory that Hugging Face's peft loads")
+    first = _absolute(adapters[0].source)
+    out = _free(_home(first) / "shared" / "-".join(_absolute(one.source).stem for one in adapters))
+    given = {"adapter": _located(adapters), "out": out, "format": "peft"}
     return Step(text, "export", given | ({"model": model} if model else {}))
 
 
@@ -316,6 +325,12 @@ def _kept(given: Mapping[str, Any], *names: str) -> dict[str, Any]:
 def _absolute(location: str) -> UPath:
     path = storage.as_path(location).absolute()  # the command may be run from another directory
     return path.resolve() if ".." in path.parts else path
+
+
+def _located(adapters: Sequence[WeightedAdapter]) -> str | list[str]:
+    """Return the texts of adapters, with absolute paths; a single one as the text that it is in every form."""
+    found = [str(replace(one, source=str(_absolute(one.source))) if _is_here(one.source) else one) for one in adapters]
+    return found[0] if len(found) == 1 else found
 
 
 def _is_here(location: str) -> bool:

@@ -36,12 +36,12 @@ class RenderingLog:
     Args:
         output: directory of the wavs.
         prompts: number of prompts.
-        pieces_a_prompt: number of pieces per prompt: its variations with each voice.
+        pieces: number of pieces in all.
         artifacts: artifacts of the run.
     """
 
-    def __init__(self, output: str, prompts: int, pieces_a_prompt: int, artifacts: Artifacts) -> None:
-        self._output, self._pieces_in_all = output, prompts * pieces_a_prompt
+    def __init__(self, output: str, prompts: int, pieces: int, artifacts: Artifacts) -> None:
+        self._output, self._pieces_in_all = output, pieces
         self._artifacts = artifacts
         self._logger = run_logger()
         self._showing, self._logging = Pace(SHOW_EVERY_SECONDS), Pace(LOG_EVERY_SECONDS)

@@ -13,7 +13,7 @@ from musicgen_core import storage
 from musicgen_core.errors import MusicgenError, advice_on, reason_of
 from musicgen_core.escaping import markdown_block, markdown_code, markdown_link, markdown_text
 from musicgen_core.generation.page import PAGE
-from musicgen_core.generation.request import Rendered, adapter_of, folder_of, page_of
+from musicgen_core.generation.request import Rendered, adapters_of, folder_of, page_of
 from musicgen_core.run_layout import (
     ADAPTERS,
     CONFIG,
@@ -288,10 +288,11 @@ def rendered_files(pieces: Sequence[Rendered]) -> list[str]:
 
 
 def _players(pieces: Sequence[Rendered]) -> str:
-    adapter, is_compared = adapter_of(pieces), not all(piece.with_adapter for piece in pieces)
-    if not adapter:
+    adapters, is_compared = adapters_of(pieces), not all(piece.with_adapter for piece in pieces)
+    if not adapters:
         return "Played by the base model." if is_compared else ""
-    return f"Played by the adapter {file_link(adapter)}{' and by the base model' if is_compared else ''}."
+    named = f"adapter{'s' if len(adapters) > 1 else ''} {', '.join(map(file_link, adapters))}"
+    return f"Played by the {named}{' and by the base model' if is_compared else ''}."
 
 
 def _places(rows: Sequence[tuple[str, str]]) -> str:

@@ -27,6 +27,7 @@ from musicgen_core.generation.render import OnProgress, render
 from musicgen_core.generation.request import Prompt, RenderRequest
 from musicgen_core.language import message
 from musicgen_core.model.clap import Clap
+from musicgen_core.model.weighted_adapters import WeightedAdapter
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.run_layout import PROMPTS, RunLayout, parse_sample_name, sample_name
 from musicgen_core.stages import announce
@@ -105,7 +106,7 @@ def render_pairs(
             prompts=prompts,
             model=request.model,
             settings=settings,
-            adapter=str(adapter),
+            adapters=[WeightedAdapter(str(adapter))],
             compare=True,
             spectrograms=False,
             save_codes=True,

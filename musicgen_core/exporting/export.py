@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,16 +17,33 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.errors import AdapterError, ConfigError, reason_of
 from musicgen_core.exporting import transformers_directory
-from musicgen_core.exporting.model_card import ExportKind, Origin, RenderedSample, read_origin, write_card
+from musicgen_core.exporting.model_card import (
+    ExportKind,
+    MixedAdapter,
+    Origin,
+    RenderedSample,
+    read_origin,
+    write_card,
+)
 from musicgen_core.language import message
 from musicgen_core.model import peft_directory
-from musicgen_core.model.adapters import Adapter, base_model_of, find_adapter, hub_id, load_adapter
+from musicgen_core.model.adapter_mix import (
+    LoadedAdapter,
+    base_model_of_all,
+    concatenated,
+    identity_of,
+    load_mix,
+    strengths_of,
+)
+from musicgen_core.model.adapters import Adapter, base_model_of, hub_id, hub_name
 from musicgen_core.model.compression import write_audiocraft_codec
 from musicgen_core.model.local_files import CODEC_FILE, LM_FILE, TEXT_ENCODER
 from musicgen_core.model.lora import check_merged, merged_state
 from musicgen_core.model.text import write_text_encoder
 from musicgen_core.model.transformers_files import CONFIG_FILE
+from musicgen_core.model.weighted_adapters import Mix, WeightedAdapter, with_effect
 from musicgen_core.model.weights import BaseModel, find_model
+from musicgen_core.run_layout import short_name
 from musicgen_core.stages import announce
 from musicgen_core.training.files.full_models import write_full_model
 from musicgen_core.wording import named
@@ -47,16 +65,17 @@ class Exported:
 
 
 def export(
-    adapter: storage.Location,
+    adapter: storage.Location | Sequence[WeightedAdapter],
     out: storage.Location,
     kind: ExportKind,
     model: str | None = None,
     repo: str | None = None,
 ) -> Exported:
-    """Export an adapter for another library.
+    """Export an adapter, or the sum of several, for another library.
 
     Args:
-        adapter: a `*_lora.pt`, a run directory (its best), a PEFT directory, or `USER/NAME` on the Hugging Face Hub.
+        adapter: a `*_lora.pt`, a run directory (its best), a PEFT directory, or `USER/NAME` on the Hugging Face Hub;
+            or adapters with strengths, which `peft` gets as one adapter, whose rank is the sum of theirs.
         out: directory or URL to create atomically. It must not exist, except for a partial upload of a killed call
             with the same arguments.
         kind: `peft`: the adapter alone, for Hugging Face's `MusicgenForConditionalGeneration`;
@@ -67,22 +86,28 @@ def export(
 
     Raises:
         ConfigError: `out` exists or can't be written.
-        AdapterError: there is no adapter, or it is of another base model.
+        AdapterError: there is no adapter, it is of another base model, or its strength is 0; or `peft` is to have
+            DoRA with a strength other than 1.
         ModelError: the base model can't be used.
     """
     target = target_of(out)
     unfinished = _check_free(target)
     announce(message("reading the adapter"))
-    weights = find_adapter(adapter)
-    loaded = load_adapter(weights)
-    origin = read_origin(weights, loaded)
+    mix, loaded = load_exported(adapter)
+    strengths = strengths_of(mix, loaded)
+    parts = [(one.adapter, strength) for one, strength in zip(loaded, strengths, strict=True)]
+    is_mix = strengths != [1]
+    exported = concatenated(parts) if is_mix and kind == "peft" else loaded[0].adapter
+    origin = Origin(mixed=_mixed(loaded, strengths)) if is_mix else read_origin(loaded[0].path, exported)
+    exported = replace(exported, base_model=base_model_of_all(loaded))
     base = None
     if kind != "peft" or model is not None:
-        base = find_model(model or _base_of(loaded, weights))
-        loaded.check_base(base, str(weights))
-        if hub_id(loaded.base_model) is None:
-            loaded = replace(loaded, base_model=base.identity)
-    source = {"adapter": storage.content_sha256(weights), "format": kind, "base_model": loaded.base_model}
+        base = find_model(model or _base_of(loaded))
+        for one in loaded:
+            one.adapter.check_base(base, str(one.path))
+        if hub_id(exported.base_model) is None:
+            exported = replace(exported, base_model=base.identity)
+    source = {"adapter": identity_of(mix, loaded), "format": kind, "base_model": exported.base_model}
     if unfinished is not None and unfinished.source != source:
         raise ConfigError(
             message("{target} has the unfinished export of another adapter, base model or format in it", target=target),
@@ -91,7 +116,8 @@ def export(
     try:
         with _whole(target, _DECIDING[kind], source, unfinished) as folder:
             name = target.name or "export"
-            _write(folder, name=name, kind=kind, adapter=loaded, origin=origin, base=base, repo=repo)
+            merged = None if base is None or kind == "peft" else _merged(base, parts)
+            _write(folder, name=name, kind=kind, adapter=exported, origin=origin, base=base, merged=merged, repo=repo)
             files = _sizes(folder, _DECIDING[kind])
     except OSError as error:
         raise ConfigError(
@@ -166,17 +192,47 @@ def _read_unfinished(target: UPath) -> _Unfinished | None:
     return unfinished
 
 
-def _base_of(adapter: Adapter, weights: UPath) -> str:
-    """Return the name or directory of the base model, which peft's adapters may lack."""
-    base = base_model_of(adapter, weights)
-    if base is None:
+def load_exported(adapter: storage.Location | Sequence[WeightedAdapter]) -> tuple[Mix, list[LoadedAdapter]]:
+    """Return the adapters to export that have an effect, and their files.
+
+    Raises:
+        AdapterError: see `load_mix`; or all strengths are 0.
+    """
+    given = [WeightedAdapter(str(adapter))] if isinstance(adapter, str | os.PathLike) else adapter
+    mix = with_effect(given)
+    if not mix:
         raise AdapterError(
-            message(
-                "the adapter {weights} doesn't name its base model, with which it is to be merged", weights=weights
-            ),
-            message("Give --model the directory or the Hugging Face id of the model that it was trained on"),
+            message("there is no adapter to export: strength 0 is the base model"),
+            message("Give an adapter with another strength"),
         )
-    return base
+    return mix, load_mix(mix)
+
+
+def _mixed(loaded: Sequence[LoadedAdapter], strengths: Sequence[float]) -> tuple[MixedAdapter, ...]:
+    return tuple(
+        MixedAdapter(hub_name(one.path) or short_name(str(one.path)), strength, one.adapter)
+        for one, strength in zip(loaded, strengths, strict=True)
+    )
+
+
+def _base_of(loaded: Sequence[LoadedAdapter]) -> str:
+    """Return the name or directory of the base model, which peft's adapters may lack."""
+    for one in loaded:
+        if (base := base_model_of(one.adapter, one.path)) is not None:
+            return base
+    raise AdapterError(
+        message(
+            "the adapter {weights} doesn't name its base model, with which it is to be merged", weights=loaded[0].path
+        ),
+        message("Give --model the directory or the Hugging Face id of the model that it was trained on"),
+    )
+
+
+def _merged(base: BaseModel, parts: Sequence[tuple[Adapter, float]]) -> dict[str, Tensor]:
+    announce(message("merging the adapter into the base model"))
+    merged = merged_state(base, parts)
+    check_merged(merged, "their own precision")
+    return merged
 
 
 def _write(
@@ -186,16 +242,13 @@ def _write(
     adapter: Adapter,
     origin: Origin,
     base: BaseModel | None,
+    merged: dict[str, Tensor] | None,
     repo: str | None,
 ) -> None:
     text_encoder = None
-    if kind == "peft":
+    if merged is None or base is None:
         peft_directory.write(vars(adapter), hub_id(adapter.base_model), folder)
     else:
-        assert base is not None, "merging needs one"
-        announce(message("merging the adapter into the base model"))
-        merged = merged_state(base, adapter)
-        check_merged(merged, "their own precision")
         announce(message("writing the merged model"))
         if kind == "huggingface":
             transformers_directory.write(folder, base, merged)

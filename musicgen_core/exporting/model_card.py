@@ -19,6 +19,7 @@ from musicgen_core.escaping import markdown_code, markdown_text, one_line
 from musicgen_core.model.adapters import Adapter, AdapterConfig, hub_id
 from musicgen_core.model.local_files import DEMO
 from musicgen_core.model.peft_directory import transformers_class
+from musicgen_core.model.weighted_adapters import shown_strength
 from musicgen_core.model.weights import BUILT_IN, PUBLISHED
 from musicgen_core.run_layout import EVALUATION_DATA, PROMPTS, RunConfig, RunLayout, find_config, run_of, sample_name
 from musicgen_core.tracking import read_metrics
@@ -80,14 +81,24 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class MixedAdapter:
+    """An adapter in a mix, with its name and strength."""
+
+    name: str
+    strength: float
+    adapter: Adapter
+
+
+@dataclass(frozen=True)
 class Origin:
-    """Provenance of an adapter; empty outside of a run directory."""
+    """Provenance of an adapter; empty outside of a run directory. A mix has only the adapters that it is the sum of."""
 
     config: RunConfig = field(default_factory=lambda: RunConfig({}))
     metrics: Mapping[str, MetricValue] = field(default_factory=dict)
     evaluated: Evaluated | None = None
     data: Data | None = None
     samples: tuple[RenderedSample, ...] = ()
+    mixed: tuple[MixedAdapter, ...] = ()
 
 
 def read_origin(weights: UPath, adapter: Adapter) -> Origin:
@@ -212,10 +223,12 @@ def write_card(
         base_to_load=base or "path/to/the/base/model",
         licence=_licence(adapter.base_model),
         adapter=adapter,
-        variety=" and ".join([*["rsLoRA"] * settings.rslora, *["DoRA"] * settings.dora]),
+        # The varieties of several adapters are in their table.
+        variety="" if origin.mixed else " and ".join([*["rsLoRA"] * settings.rslora, *["DoRA"] * settings.dora]),
         data=origin.data,
-        settings=_settings(adapter, origin),
-        metrics=_metric_rows(adapter, origin),
+        settings={} if origin.mixed else _settings(adapter, origin),
+        metrics={} if origin.mixed else _metric_rows(adapter, origin),
+        mixed=_mixed_rows(origin),
         samples=samples,
         text_encoder=text_encoder,
     )
@@ -264,6 +277,17 @@ def _settings(adapter: Adapter, origin: Origin) -> dict[str, Any]:
     if given["base_precision"] != "fp8":  # bf16 may have been fp16 or fp32, depending on the device
         del given["base_precision"]
     return {**lora, **{name: value for name, value in given.items() if value is not None}}
+
+
+def _mixed_rows(origin: Origin) -> list[tuple[str, str, str, str]]:
+    """Return name, strength, rank and steps of each adapter of a mix."""
+    rows = []
+    for mixed in origin.mixed:
+        settings, steps = AdapterConfig.from_plain(mixed.adapter.config), mixed.adapter.global_step
+        variety = "".join([*[", rsLoRA"] * settings.rslora, *[", DoRA"] * settings.dora])
+        strength = shown_strength(mixed.strength)
+        rows.append((mixed.name, strength, f"{settings.r}{variety}", f"{steps:,}" if steps else "unknown"))
+    return rows
 
 
 def _metric_rows(adapter: Adapter, origin: Origin) -> dict[str, str]:

@@ -12,12 +12,13 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import ConfigError, MusicgenError, StorageError, reason_of
-from musicgen_core.exporting.export import Exported, export, target_of
+from musicgen_core.exporting.export import Exported, export, load_exported, target_of
 from musicgen_core.exporting.model_card import LIBRARIES, TAGS, ExportKind
 from musicgen_core.language import message
-from musicgen_core.model.adapters import find_adapter
+from musicgen_core.model.adapter_mix import identity_of
 from musicgen_core.model.hub_target import Target, check_target
 from musicgen_core.model.hub_upload import Listener, Pushed, upload_folder
+from musicgen_core.model.weighted_adapters import WeightedAdapter
 from musicgen_core.stages import announce
 
 MARKER = ".unfinished-push.json"
@@ -39,7 +40,7 @@ _OWED_JSON = TypeAdapter(_Owed)
 
 
 def export_and_push(
-    adapter: storage.Location,
+    adapter: storage.Location | Sequence[WeightedAdapter],
     out: storage.Location,
     kind: ExportKind,
     model: str | None,
@@ -71,8 +72,7 @@ def export_and_push(
         return export(adapter, out, kind, model), None
     announce(message("asking the Hugging Face Hub about {repo}", repo=repo))
     target = check_target(repo, LIBRARIES[kind], TAGS[0])
-    weights = find_adapter(adapter)
-    owed = _Owed(storage.content_sha256(weights), kind, model or "", repo, {})
+    owed = _Owed(identity_of(*load_exported(adapter)), kind, model or "", repo, {})
     exported = _read(target_of(out), owed)
     if exported is None:
         exported = export(adapter, out, kind, model, repo)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.errors import ConfigError, reason_of
-from musicgen_core.generation.page import MUSIC, PAGE, Sidecar, file_names
+from musicgen_core.generation.page import MUSIC, PAGE, file_names
+from musicgen_core.generation.sidecars import Sidecar, adapter_entries, strength_of
 from musicgen_core.language import message
 
 _NAME = re.compile(r"generated_(\d{3,9})\.(\w+)", re.ASCII)
@@ -27,14 +29,21 @@ _IDENTIFYING = (
 def identity(sidecar: Sidecar) -> str:
     """Return the values that determine how a sample sounds: equal for the same sample rendered again.
 
-    They are text, seed, variation, the continued file, length, model, adapter and sampling settings. Device, batch size
-    and versions are not included, so that a retry on another machine replaces the sample.
+    They are text, seed, variation, the continued file, length, model, adapters with strengths and sampling settings.
+    Device, batch size and versions are not included, so that a retry on another machine replaces the sample.
     """
-    adapter, model = sidecar.get("adapter"), str(sidecar.get("model"))
-    weights = adapter.get("sha256") if isinstance(adapter, Mapping) else adapter
-    return json.dumps(
-        [*(sidecar.get(name) for name in _IDENTIFYING), model.rpartition("@")[2], weights], sort_keys=True
-    )
+    model = str(sidecar.get("model")).rpartition("@")[2]
+    values = [*(sidecar.get(name) for name in _IDENTIFYING), model, _weights(sidecar)]
+    return json.dumps(values, sort_keys=True)
+
+
+def _weights(sidecar: Sidecar) -> Any:
+    """Return what identifies the adapters; their order has no effect, and one of strength 1 needs no strength."""
+    adapters = adapter_entries(sidecar)
+    found = sorted(([one.get("sha256"), strength_of(one)] for one in adapters), key=str)
+    if len(found) == 1 and found[0][1] == 1:
+        return found[0][0]
+    return found or sidecar.get("adapter")
 
 
 class Numbering:

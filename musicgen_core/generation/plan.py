@@ -13,14 +13,14 @@ from torch import Tensor
 from musicgen_core import storage
 from musicgen_core.codec import Codec
 from musicgen_core.codes import FRAME_RATE
-from musicgen_core.config import SamplingSettings
 from musicgen_core.encoding import encode_clips
 from musicgen_core.errors import ClipRejected, ConfigError, DeviceError
 from musicgen_core.generation.engine import frames_of
-from musicgen_core.generation.request import Prompt
+from musicgen_core.generation.request import Prompt, RenderRequest
 from musicgen_core.generation.sound_file import read_sound, refused
 from musicgen_core.language import message
 from musicgen_core.model.decoder import DecoderConfig
+from musicgen_core.model.weighted_adapters import Mix
 from musicgen_core.seeds import repetitions, stream_seed
 
 ENGINE_BATCH_SIZES = (1, 8, 32)
@@ -53,7 +53,7 @@ class PlannedSample:
     """One sample to render.
 
     Attributes:
-        number: its number, from 0, over all prompts and variations.
+        number: its number, from 0, over all prompts, variations and mixes of adapters.
         prompt_number: its prompt's number, from 0.
         prompt: its text.
         variation: how many earlier samples have its prompt and seed; `--variations` gives it for a single prompt.
@@ -61,6 +61,7 @@ class PlannedSample:
         stream: the seed of its random stream, derived from seed, prompt and variation.
         frames: its length, including the continued part.
         continuation: the audio that it continues.
+        mix: the adapters that it is rendered with.
     """
 
     number: int
@@ -71,36 +72,37 @@ class PlannedSample:
     stream: int
     frames: int
     continuation: Continuation
+    mix: Mix = ()
 
     @property
     def new_frames(self) -> int:
         return self.frames - self.continuation.frames
 
 
-def plan(
-    prompts: Sequence[Prompt], settings: SamplingSettings, variations: int, continue_from: str | None, codec: Codec
-) -> list[PlannedSample]:
-    """Return all samples to render, prompt after prompt.
+def plan(request: RenderRequest, codec: Codec) -> list[PlannedSample]:
+    """Return all samples to render, prompt after prompt; a variation's mixes of adapters follow each other.
 
     Raises:
-        ConfigError: a file to continue can't be read, or isn't shorter than its sample.
+        ConfigError: a file to continue can't be read, or isn't shorter than its sample; or an adapter can't be parsed.
     """
+    prompts, settings, variations = request.prompts, request.settings, request.variations
+    mixes = [request.mixes(prompt) for prompt in prompts]
     numbers = [number for number in range(len(prompts)) for _ in range(variations)]
     seeds = [settings.seed if prompt.seed is None else prompt.seed for prompt in prompts]
     wanted = [(seeds[number], prompts[number].prompt) for number in numbers]
     nothing = torch.zeros(codec.shape.codebooks, 0, dtype=torch.int64)
     read: dict[str | None, Continuation] = {None: Continuation(nothing)}
     pieces: list[PlannedSample] = []
-    for place, (number, (seed, text), variation) in enumerate(zip(numbers, wanted, repetitions(wanted), strict=True)):
+    for number, (seed, text), variation in zip(numbers, wanted, repetitions(wanted), strict=True):
         prompt = prompts[number]
         seconds = settings.duration if prompt.duration is None else prompt.duration
-        source = prompt.continue_from or continue_from
+        source = prompt.continue_from or request.continue_from
         if source not in read:
             read[source] = _read(str(source), seconds, codec)
         _check_longer(seconds, source, read[source].frames / FRAME_RATE)
-        pieces.append(
+        pieces += [
             PlannedSample(
-                number=place,
+                number=len(pieces) + place,
                 prompt_number=number,
                 prompt=text,
                 variation=variation,
@@ -108,8 +110,10 @@ def plan(
                 stream=stream_seed(seed, text, variation),
                 frames=frames_of(seconds),
                 continuation=read[source],
+                mix=mix,
             )
-        )
+            for place, mix in enumerate(mixes[number])
+        ]
     return pieces
 
 

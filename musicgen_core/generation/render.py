@@ -39,11 +39,12 @@ from musicgen_core.generation.plan import (
 )
 from musicgen_core.generation.request import Rendered, RenderRequest
 from musicgen_core.language import message
-from musicgen_core.model.adapters import Adapter, choose_model, displayed_path, find_adapter, load_adapter
-from musicgen_core.model.local_files import file_sha256
-from musicgen_core.model.lora import load_merged
+from musicgen_core.model.adapter_mix import LoadedAdapter, load_mix, strengths_of
+from musicgen_core.model.adapters import choose_model
+from musicgen_core.model.lora import AdaptedModel
 from musicgen_core.model.text import TextEncoder
-from musicgen_core.model.weights import BaseModel, find_model
+from musicgen_core.model.weighted_adapters import Mix
+from musicgen_core.model.weights import BaseModel, find_model, load_lm
 from musicgen_core.settings import MOST_SIDE_BY_SIDE
 from musicgen_core.stages import announce, mention
 from musicgen_core.wording import counted
@@ -78,63 +79,42 @@ def render(
     """
     if not request.prompts:
         raise ConfigError(message("there are no prompts"), message("Give --prompt 'some text' or --prompts-file FILE"))
-    if request.compare and request.adapter is None:
-        raise ConfigError(
-            message("--compare needs an adapter to compare with the base model"), message("Give --adapter")
-        )
+    given = [one for prompt in request.prompts for one in request.adapters_for(prompt)]
+    for option, wanted in (("--compare", request.compare), ("--strengths", request.strengths)):
+        if wanted and not given:
+            raise ConfigError(
+                message("{option} needs an adapter to compare with the base model", option=option),
+                message("Give --adapter"),
+            )
     numbering = Numbering(*_folders(request))
     device = pick_device(request.device)
-    found = None if request.adapter is None else find_adapter(request.adapter)
-    adapter = None if found is None else load_adapter(found)
+    loaded = load_mix(given)
     check_continued(request.prompts, request.continue_from)
-    model = find_model(choose_model(request.model, request.default_model, adapter, found))
-    voices = [_Voice(None, None)] if adapter is None or request.compare else []
-    if found is not None and adapter is not None:
-        adapter.check_base(model, str(found))
-        voices.append(_Voice(adapter, _described(found, adapter)))
+    # Adapters of other programs may not name their base model.
+    naming = next((one for one in loaded if one.adapter.base_model), loaded[0] if loaded else None)
+    adapter, path = (naming.adapter, naming.path) if naming else (None, None)
+    model = find_model(choose_model(request.model, request.default_model, adapter, path))
+    for one in loaded:
+        one.adapter.check_base(model, str(one.path))
     codec = Codec(model, device)
     for folder in _folders(request):
         storage.delete_partials(folder)
-    pieces = plan(request.prompts, request.settings, request.variations, request.continue_from, codec)
+    pieces = plan(request, codec)
     with ThreadPoolExecutor(WRITERS, "writing music") as writers:
         rendering = _Rendering(
             request=request,
             model=model,
             codec=codec,
             pieces=pieces,
-            voices=len(voices),
+            adapters=loaded,
             numbering=numbering,
             writers=writers,
             on_progress=on_progress,
             on_piece=on_piece,
             cancelled=cancelled,
         )
-        for number, voice in enumerate(voices):
-            rendering.run(number, voice)
+        rendering.run()
     return [piece.rendered for piece in rendering.done]
-
-
-@dataclass(frozen=True)
-class _Voice:
-    """A model to render with.
-
-    Attributes:
-        adapter: the adapter, or None for the base model alone.
-        described: the adapter's entry in sidecars.
-    """
-
-    adapter: Adapter | None
-    described: dict[str, Any] | None
-
-
-def _described(path: UPath, adapter: Adapter) -> dict[str, Any]:
-    with storage.staged(path) as local:
-        return {
-            "path": displayed_path(path),
-            "sha256": file_sha256(local),
-            "epoch": adapter.epoch,
-            "global_step": adapter.global_step,
-        }
 
 
 @dataclass(frozen=True)
@@ -159,7 +139,7 @@ class _Rendering:
         model: BaseModel,
         codec: Codec,
         pieces: Sequence[PlannedSample],
-        voices: int,
+        adapters: Sequence[LoadedAdapter],
         numbering: Numbering,
         writers: ThreadPoolExecutor,
         on_progress: OnProgress,
@@ -167,7 +147,7 @@ class _Rendering:
         cancelled: Callable[[], bool],
     ) -> None:
         self._request, self._model, self._codec, self._device = request, model, codec, codec.device
-        self._pieces, self._voices, self._writers, self._numbering = pieces, voices, writers, numbering
+        self._pieces, self._adapters, self._writers, self._numbering = pieces, adapters, writers, numbering
         self._on_progress, self._on_piece, self._cancelled = on_progress, on_piece, cancelled
         self.done: list[_Made] = []
         self._identity = writers.submit(lambda: model.identity)  # reads 6 GB while the model is loaded
@@ -175,27 +155,31 @@ class _Rendering:
         self._text = TextEncoder(model.text_encoder, self._device)
         self._started_samples = 0
         self._max_batch = MOST_SIDE_BY_SIDE
-        self._frames, self._total = 0, voices * sum(piece.new_frames for piece in pieces)
+        self._frames, self._total = 0, sum(piece.new_frames for piece in pieces)
 
-    def run(self, voice_number: int, voice: _Voice) -> None:
-        """Render all samples with one model, which is the only one in memory meanwhile."""
+    def run(self) -> None:
+        """Render all samples, those of one mix of adapters after the other: there is one model in memory."""
         request, model = self._request, self._model
-        engine = Engine(
-            lm=load_merged(model, voice.adapter, self._device, compute_dtype(self._device)),
-            text=self._text,
-            guidance=model.config.inference_coefficient,
-            weight_bits=request.weight_bits,
-            cache_bits=request.cache_bits,
-        )
-        announce(message("preparing the model to generate; on a GPU it is compiled the first time"))
-        engine.pack()
-        for batch, size in batches(self._pieces, partial(self._size_for, engine)):
-            self._render(voice_number, voice, engine, batch, size)
-        self._deliver_written()
+        lm = load_lm(model, self._device, compute_dtype(self._device)).requires_grad_(False)
+        adapted = AdaptedModel(lm, model.lm_state, [one.adapter for one in self._adapters])
+        for mix in dict.fromkeys(piece.mix for piece in self._pieces):
+            adapted.set_strengths(strengths_of(mix, self._adapters))
+            engine = Engine(
+                lm=lm,
+                text=self._text,
+                guidance=model.config.inference_coefficient,
+                weight_bits=request.weight_bits,
+                cache_bits=request.cache_bits,
+            )
+            announce(message("preparing the model to generate; on a GPU it is compiled the first time"))
+            engine.pack()
+            pieces = [piece for piece in self._pieces if piece.mix == mix]
+            for batch, size in batches(pieces, partial(self._size_for, engine)):
+                self._render(engine, batch, size)
+            self._deliver_written()
+            del engine  # frees the packed weights for those of the next mix
 
-    def _render(
-        self, voice_number: int, voice: _Voice, engine: Engine, batch: Sequence[PlannedSample], size: int
-    ) -> None:
+    def _render(self, engine: Engine, batch: Sequence[PlannedSample], size: int) -> None:
         """Render a batch; if memory runs out, render it again in smaller ones, which also limits all later batches."""
         started = time.monotonic()
         try:
@@ -207,7 +191,7 @@ class _Rendering:
             logger.warning("out of GPU memory: a batch has %s from here on, not %d", counted(smaller, "sample"), size)
             torch.cuda.empty_cache()
             for start in range(0, len(batch), smaller):
-                self._render(voice_number, voice, engine, batch[start : start + smaller], smaller)
+                self._render(engine, batch[start : start + smaller], smaller)
             return
         self._frames += sum(piece.new_frames for piece in batch)
         self._started_samples += len(batch)
@@ -216,7 +200,7 @@ class _Rendering:
             "cache_bits": engine.cache_bits_for(size),
             "render_seconds": round((time.monotonic() - started) / len(batch), 3),
         }
-        write = partial(self._write, voice_number, voice, engine.coefficient(self._request.settings), made)
+        write = partial(self._write, engine.coefficient(self._request.settings), made)
         self._writing = [self._writers.submit(write, *one) for one in zip(batch, *music, strict=True)]
 
     def _try_render(
@@ -258,7 +242,7 @@ class _Rendering:
         known = torch.stack([piece.continuation.codes for piece in batch] + empty * [batch[0].continuation.codes])
         new, before = sum(piece.new_frames for piece in batch), self._frames
         first, last = self._started_samples + 1, self._started_samples + len(batch)
-        total = self._voices * len(self._pieces)
+        total = len(self._pieces)
         text = message("sample {number} of {total}", number=first, total=total)
         if last > first:
             text = message("samples {first} to {last} of {total}", first=first, last=last, total=total)
@@ -288,8 +272,6 @@ class _Rendering:
 
     def _write(
         self,
-        voice_number: int,
-        voice: _Voice,
         guidance: float,
         made: dict[str, Any],
         piece: PlannedSample,
@@ -298,7 +280,7 @@ class _Rendering:
     ) -> _Made:
         request = self._request
         audio = normalize(sound_of(samples), SAMPLE_RATE)
-        index, seconds = piece.number * self._voices + voice_number, len(audio) / SAMPLE_RATE
+        seconds, adapters = len(audio) / SAMPLE_RATE, self._described(piece.mix)
         sampling = {**request.settings.model_dump(mode="json"), "duration": seconds, "seed": piece.seed}
         sidecar = {
             "prompt": piece.prompt,
@@ -309,7 +291,7 @@ class _Rendering:
             "continued_from_sha256": piece.continuation.sha256,
             "duration": seconds,
             "model": self._identity.result(),
-            "adapter": voice.described,
+            "adapter": adapters if len(adapters) > 1 else next(iter(adapters), None),
             "sampling": {**sampling, "guidance": guidance},
             "weight_bits": request.weight_bits,
             "device": str(self._device),
@@ -317,7 +299,7 @@ class _Rendering:
             "versions": {name: version(name) for name in ("torch", "audiocraft", "transformers")},
         }
         kept = codes.numpy().astype(np.uint16) if request.save_codes else None
-        number = self._numbering.take(index, sidecar)
+        number = self._numbering.take(piece.number, sidecar)
         written = write_sample(
             out=request.out,
             sample=GeneratedSample(stem_of(number), audio, kept, sidecar),
@@ -332,10 +314,16 @@ class _Rendering:
             prompt_number=piece.prompt_number,
             variation=piece.variation,
             seconds=seconds,
-            with_adapter=voice.adapter is not None,
-            adapter=str(voice.described["path"]) if voice.described else "",
+            with_adapter=bool(adapters),
+            adapters=tuple(one["path"] for one in adapters),
+            strengths=tuple(one["strength"] for one in adapters),
         )
         return _Made(number, sidecar, rendered)
+
+    def _described(self, mix: Mix) -> list[dict[str, Any]]:
+        """Return the entries of a mix in sidecars, in the order in which its adapters are given."""
+        by_source = {one.source: one for one in self._adapters}
+        return [by_source[one.source].described(one.strength) for one in mix]
 
 
 def _folders(request: RenderRequest) -> list[UPath]:

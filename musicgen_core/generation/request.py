@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from musicgen_core import storage
 from musicgen_core.config import DEFAULT_MODEL, Format, PromptText, SamplingSettings
@@ -16,11 +16,24 @@ from musicgen_core.errors import ConfigError, reason_of
 from musicgen_core.escaping import one_line
 from musicgen_core.generation.page import PAGE
 from musicgen_core.language import message
+from musicgen_core.model.weighted_adapters import (
+    Mix,
+    WeightedAdapter,
+    parse_adapters,
+    shown_strength,
+    split_adapters,
+    times,
+    with_effect,
+)
 from musicgen_core.settings import LONGEST_SECONDS, Settings, validate
 from musicgen_core.texts import decode_text
 from musicgen_core.wording import counted
 
 _SHOWN = 5
+
+
+def _adapter_texts(given: Any) -> Any:
+    return split_adapters(given) if given is None or isinstance(given, str | list) else given
 
 
 class Prompt(Settings):
@@ -30,6 +43,9 @@ class Prompt(Settings):
     duration: float | None = Field(None, gt=0, le=LONGEST_SECONDS, description="seconds of music")
     seed: int | None = Field(None, ge=0, lt=2**32, description="the seed of its random stream")
     continue_from: str | None = Field(None, description="a recording to continue")
+    adapter: Annotated[tuple[str, ...], BeforeValidator(_adapter_texts)] = Field(
+        (), description="adapters with strengths, or base; empty: those of the command"
+    )
 
 
 def read_prompts(path: str) -> list[Prompt]:
@@ -100,7 +116,8 @@ class RenderRequest:
         prompts: the prompts to render.
         model: `demo`, `debug`, a directory or a Hugging Face id; None: the base model of the adapter.
         settings: sampling settings.
-        adapter: a `*_lora.pt` or a run directory; None for the base model.
+        adapters: adapters with strengths, mixed for every prompt that names none; empty for the base model.
+        strengths: factors of all strengths, with each of which every prompt is rendered; empty: once, as they are.
         compare: render each prompt with the base model as well, from the same seed.
         variations: samples per prompt, each from a random stream of its own.
         continue_from: a sound file that every sample continues, unless its prompt names another; or None.
@@ -119,7 +136,8 @@ class RenderRequest:
     prompts: Sequence[Prompt]
     model: str | None = None
     settings: SamplingSettings = field(default_factory=SamplingSettings)
-    adapter: str | None = None
+    adapters: Sequence[WeightedAdapter] = ()
+    strengths: Sequence[float] = ()
     compare: bool = False
     variations: int = 1
     continue_from: str | None = None
@@ -133,9 +151,26 @@ class RenderRequest:
     copy_to: str | None = None
     default_model: str = DEFAULT_MODEL
 
+    def adapters_for(self, prompt: Prompt) -> Mix:
+        """Return the prompt's own adapters, or else those of the request.
+
+        Raises:
+            ConfigError: the prompt's adapters can't be parsed.
+        """
+        return parse_adapters(prompt.adapter) if prompt.adapter else tuple(self.adapters)
+
+    def mixes(self, prompt: Prompt) -> list[Mix]:
+        """Return what each variation of a prompt is rendered with; an empty mix is the base model.
+
+        Strength 0 is the base model, which is rendered once. Raises as `adapters_for`.
+        """
+        own = self.adapters_for(prompt)
+        found = [times(own, factor) for factor in self.strengths] or [own]
+        return list(dict.fromkeys([*([()] if self.compare else []), *map(with_effect, found)]))
+
     @property
-    def pieces_a_prompt(self) -> int:
-        return self.variations * (2 if self.compare else 1)
+    def sample_count(self) -> int:
+        return self.variations * sum(len(self.mixes(prompt)) for prompt in self.prompts)
 
 
 @dataclass(frozen=True)
@@ -148,8 +183,9 @@ class Rendered:
         prompt_number: its prompt's number, from 0.
         variation: its number among the samples of its prompt and seed, from 0.
         seconds: its duration.
-        with_adapter: whether it was rendered with the adapter rather than the base model alone.
-        adapter: path of that adapter's file, or its name on the Hub; empty for the base model alone.
+        with_adapter: whether it was rendered with adapters rather than the base model alone.
+        adapters: paths of their files, or their names on the Hub.
+        strengths: the strengths of these adapters.
     """
 
     wav: str
@@ -158,7 +194,8 @@ class Rendered:
     variation: int
     seconds: float
     with_adapter: bool
-    adapter: str = ""
+    adapters: tuple[str, ...] = ()
+    strengths: tuple[float, ...] = ()
 
     @property
     def title(self) -> str:
@@ -169,20 +206,26 @@ class Rendered:
     def voice(self) -> str:
         """The model and variation that it was rendered with: `base model`, or `with the adapter, variation 2`."""
         voice = message("with the adapter") if self.with_adapter else message("base model")
+        if self.strengths not in ((), (1,)):
+            numbers = " + ".join(map(shown_strength, self.strengths))
+            voice = message("with the adapter, strength {numbers}", numbers=numbers)
+            if len(self.strengths) > 1:
+                voice = message("with adapters, strengths {numbers}", numbers=numbers)
         if not self.variation:
             return voice
         return message("{voice}, variation {number}", voice=voice, number=self.variation + 1)
 
 
-def adapter_of(pieces: Sequence[Rendered]) -> str:
-    """Return the adapter that these samples were rendered with; an empty string for the base model alone."""
-    return next((piece.adapter for piece in pieces if piece.adapter), "")
+def adapters_of(pieces: Sequence[Rendered]) -> list[str]:
+    """Return the adapters that these samples were rendered with, at whatever strengths; none: the base model alone."""
+    return list(dict.fromkeys(adapter for piece in pieces for adapter in piece.adapters))
 
 
 def outcome_of(pieces: Sequence[Rendered]) -> str:
     """Return the result of a rendering as one line: `2 samples made with runs/jazz/…/best_lora.pt, in music`."""
-    player = adapter_of(pieces) or message("the base model")
-    if adapter_of(pieces) and not all(piece.with_adapter for piece in pieces):
+    adapters = adapters_of(pieces)
+    player: str = ", ".join(adapters) or message("the base model")
+    if adapters and not all(piece.with_adapter for piece in pieces):
         player = message("{adapter} and the base model", adapter=player)
     count = counted(len(pieces), "sample")
     return message("{pieces} made with {player}, in {folder}", pieces=count, player=player, folder=folder_of(pieces))

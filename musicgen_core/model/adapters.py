@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -99,6 +100,10 @@ class AdapterConfig:
             ranks=ranks_in(config),
         )
 
+    def scale(self, rank: int) -> float:
+        """Return the factor of the update of a layer whose matrices have this rank."""
+        return self.alpha / (math.sqrt(rank) if self.rslora else rank)
+
     def fixed(self) -> dict[str, Any]:
         """Return the settings under which equal tensors give a different model, by their names in `TrainSettings`."""
         return {
@@ -140,13 +145,8 @@ class Adapter:
         Raises:
             AdapterError: it was trained on others.
         """
-        name, hashed, content = self.base_model.rpartition("@sha256:")
-        if not hashed:  # from another program: it has only a name, which is conclusive only for published models
-            published = {name for name in (self.base_model, model.name) if name.startswith(PUBLISHED)}
-            differs, name = len(published) == 2, self.base_model
-        else:
-            differs = content != model.identity.rpartition("@sha256:")[2]
-        if differs:
+        name, hashed, _ = self.base_model.partition("@sha256:")
+        if are_of_different_bases(self.base_model, model.identity if hashed else model.name):
             raise AdapterError(
                 message(
                     "the adapter {where} was trained on {base_model}, but the model is {identity}",
@@ -180,6 +180,15 @@ class Adapter:
                 ),
                 message("Give {options}{without}", options=options, without=without),
             )
+
+
+def are_of_different_bases(one: str, other: str) -> bool:
+    """Return whether two values of `Adapter.base_model` are known to mean different models."""
+    (name, _, content), (other_name, _, other_content) = one.partition("@sha256:"), other.partition("@sha256:")
+    if content and other_content:
+        return content != other_content
+    # An adapter from another program has only a name, which is conclusive only for published models.
+    return name.startswith(PUBLISHED) and other_name.startswith(PUBLISHED) and name != other_name
 
 
 def _value(value: Any) -> str:

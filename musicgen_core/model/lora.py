@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from musicgen_core.language import message
 from musicgen_core.layer_ranges import check_numbers
 from musicgen_core.model.adapters import Adapter, AdapterConfig
 from musicgen_core.model.decoder import MusicgenLM
+from musicgen_core.model.merging import LayerUpdate, merged_weight, update_dtype, updates_of
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.tensor_files import names_of_non_finite
 
@@ -113,23 +114,75 @@ def _check_shapes(peft_model: Any, state: Mapping[str, Tensor], where: str) -> N
         )
 
 
-def _check_layers(lm: MusicgenLM, adapter: Adapter) -> None:
-    """Check that `lm` has the adapted layers; otherwise an error would name the targets.
+def _check_fit(lm: MusicgenLM, adapter: Adapter) -> None:
+    """Check that an adapter's tensors are those that peft's model of its config has.
 
     Raises:
-        AdapterError: it doesn't have them.
+        AdapterError: `lm` lacks an adapted layer, or names or shapes differ.
     """
+    from peft import get_peft_model
+
     linears = {name for name, module in lm.named_modules() if isinstance(module, torch.nn.Linear)}
     adapted = {name.removeprefix("base_model.model.").rpartition(".lora_")[0] for name in adapter.lora}
-    if missing := sorted(adapted - linears):
+    if missing := sorted(adapted - linears):  # peft's error would name the targets
         raise AdapterError(
             message("the adapter given doesn't fit the model, which has no {missing}", missing=missing[0]),
             message("Use the model that it was trained on"),
         )
+    with torch.device("meta"):  # no memory and no random numbers are used
+        shapes = MusicgenLM(lm.config)
+    _check_shapes(get_peft_model(shapes, _peft_config(adapter.config), low_cpu_mem_usage=True), adapter.lora, "given")
 
 
 def _shape(shape: torch.Size | None) -> str:
     return "none" if shape is None else str(list(shape))
+
+
+class AdaptedModel:
+    """A language model with adapters, whose strengths can be changed.
+
+    Args:
+        lm: the model with its base weights, which are replaced in place; packed copies of them are not.
+        base: returns the base weights by name, `BaseModel.lm_state` or copies on the model's device. Called for layers
+            that were changed before.
+        adapters: the adapters.
+
+    Raises:
+        AdapterError: an adapter doesn't fit the model.
+    """
+
+    def __init__(self, lm: MusicgenLM, base: Callable[[], Mapping[str, Tensor]], adapters: Sequence[Adapter]) -> None:
+        self.lm, self._base = lm, base
+        for adapter in adapters:
+            _check_fit(lm, adapter)
+        device, dtype = lm.enc_to_dec_proj.weight.device, update_dtype(lm.enc_to_dec_proj.weight.dtype)
+        self._updates = [
+            {layer: update.to(device, dtype) for layer, update in updates_of(adapter).items()} for adapter in adapters
+        ]
+        self._changed: set[str] = set()
+
+    @torch.no_grad()
+    def set_strengths(self, strengths: Sequence[float]) -> None:
+        """Set the weights to the base's plus the sum of strength × change, in the order of the adapters.
+
+        With all strengths 0 they are the base's exactly; with one of them 1, those of that adapter merged by peft.
+
+        Raises:
+            AdapterError: a weight would be NaN or infinite.
+        """
+        parts: dict[str, list[tuple[LayerUpdate, float]]] = {layer: [] for layer in sorted(self._changed)}
+        for updates, strength in zip(self._updates, strengths, strict=True):
+            if strength:
+                for layer, update in updates.items():
+                    parts.setdefault(layer, []).append((update, strength))
+        base = self._base() if self._changed else {}
+        for layer, found in parts.items():
+            weight = self.lm.get_submodule(layer).get_parameter("weight")
+            original = base[f"{layer}.weight"].to(weight) if layer in self._changed else weight
+            weight.copy_(merged_weight(original, found))
+        self._changed = {layer for layer, found in parts.items() if found}
+        if self._changed:
+            check_merged(self.lm.state_dict(), str(self.lm.enc_to_dec_proj.weight.dtype))
 
 
 def load_merged(
@@ -138,11 +191,7 @@ def load_merged(
     """Load a language model and merge an adapter into it, if one is given."""
     lm = load_lm(model, device, dtype)
     if adapter is not None:
-        _check_layers(lm, adapter)
-        peft_model = add_lora(lm, AdapterConfig.from_plain(adapter.config))
-        set_adapter_state(peft_model, adapter.lora, "given")
-        lm = peft_model.merge_and_unload()
-        check_merged(lm.state_dict(), str(dtype))
+        AdaptedModel(lm, model.lm_state, [adapter]).set_strengths([1.0])
     return lm.eval().requires_grad_(False)
 
 
@@ -152,36 +201,28 @@ def merged_checkpoint(model: BaseModel, adapter: Adapter) -> dict[str, Any]:
     Raises:
         AdapterError: the adapter doesn't fit the model.
     """
-    return model.checkpoint_with(merged_state(model, adapter))
+    return model.checkpoint_with(merged_state(model, [(adapter, 1.0)]))
 
 
-def merged_state(model: BaseModel, adapter: Adapter) -> dict[str, Tensor]:
-    """Return the weights of base and adapter, merged, by this project's names.
+def merged_state(model: BaseModel, adapters: Sequence[tuple[Adapter, float]]) -> dict[str, Tensor]:
+    """Return the weights of base and adapters with strengths, merged, by this project's names.
 
-    The adapter is merged in fp32 into the original weights, rather than the ones rounded for training, and the sum has
+    Changes are added in fp32 to the original weights, rather than the ones rounded for training, and the sum has
     the original precision. Layers are merged one at a time: memory holds the adapted weights in that precision, and the
     rest is a view of the base model's file. No random numbers are drawn, so that training may continue meanwhile.
 
     Raises:
-        AdapterError: the adapter doesn't fit the model.
+        AdapterError: an adapter doesn't fit the model.
     """
-    from peft import get_peft_model, set_peft_model_state_dict
-
     state = model.lm_state()
     lm = load_lm(model, "meta")
-    # Expanded zeros take no memory, and give peft the device and precision of the adapter.
-    lm.load_state_dict({name: torch.zeros(()).expand(tensor.shape) for name, tensor in state.items()}, assign=True)
-    _check_layers(lm, adapter)
-    peft_model = get_peft_model(lm, _peft_config(adapter.config), low_cpu_mem_usage=True)
-    _check_shapes(peft_model, adapter.lora, "given")
-    set_peft_model_state_dict(peft_model, adapter.lora, low_cpu_mem_usage=True)
-    for name, layer in _adapted(peft_model).items():
-        base = layer.get_base_layer()
-        original, no_room = state[f"{name}.weight"], base.weight
-        base.weight = torch.nn.Parameter(original.to(torch.float32, copy=True), requires_grad=False)
-        layer.merge()
-        state[f"{name}.weight"] = base.weight.detach().to(original.dtype)
-        base.weight = no_room
+    parts: dict[str, list[tuple[LayerUpdate, float]]] = {}
+    for adapter, strength in adapters:
+        _check_fit(lm, adapter)
+        for layer, update in updates_of(adapter).items():
+            parts.setdefault(f"{layer}.weight", []).append((update.to("cpu", torch.float32), strength))
+    for name, found in parts.items():
+        state[name] = merged_weight(state[name].to(torch.float32), found).to(state[name].dtype)
     return state
 
 

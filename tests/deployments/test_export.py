@@ -16,6 +16,7 @@ from musicgen_core.config import SamplingSettings, TrainSettings
 from musicgen_core.generation.render import render
 from musicgen_core.generation.request import Prompt, RenderRequest
 from musicgen_core.model.adapters import load_adapter
+from musicgen_core.model.weighted_adapters import WeightedAdapter
 from musicgen_core.tracking import read_metrics
 from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.train import train
@@ -79,7 +80,7 @@ def test_an_exported_adapter_makes_the_same_music_here(run_dir: Path, tmp_path: 
             out=str(tmp_path / f"music {name}"),
             prompts=[Prompt(prompt="calm piano")],
             model=model,
-            adapter=str(adapter) if adapter else None,
+            adapters=[WeightedAdapter(str(adapter))] if adapter else [],
             settings=sampling,
             device="cpu",
         )

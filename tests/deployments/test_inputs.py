@@ -12,8 +12,9 @@ from prefect.utilities.callables import parameter_schema
 
 from deployments import commands
 from deployments.cli import main
-from deployments.inputs import arranged, check_adapter, check_rendering, check_training, parsed
+from deployments.inputs import arranged, check_adapter, check_adapters, check_rendering, check_training, parsed
 from deployments.options import UsageError
+from flows.generate_music import generate_music
 from flows.tokenize_archives import tokenize_archives
 from flows.train_lora import train_lora
 from musicgen_core.errors import AdapterError, ConfigError
@@ -110,7 +111,7 @@ def test_a_mistyped_path_is_not_left_to_the_run_as_the_hubs_are(
 
 
 def test_the_base_model_alone_is_no_adapter_to_look_for() -> None:
-    check_adapter("base")
+    check_adapters(["base"])
 
 
 SCHEMA = parameter_schema(train_lora).model_dump_for_openapi()
@@ -143,6 +144,18 @@ def test_each_parameter_is_put_into_its_group() -> None:
     }
     assert arranged({"lora": {"lora_dora": True}, "lora_alpha": 8}, TRAIN) == {
         "lora": {"lora_dora": True, "lora_alpha": 8}
+    }
+
+
+def test_adapters_are_one_text_in_a_form_and_strengths_are_numbers() -> None:
+    schema = parameter_schema(generate_music).model_dump_for_openapi()
+    generate: Any = SimpleNamespace(name="generate-music", parameter_openapi_schema=schema)
+    assert schema["properties"]["adapter"]["type"] == "string"
+    given = parsed(['adapter=["runs/first:0.7", "b_lora.pt"]', "strengths=0,0.5,1"])
+    assert arranged(given, generate) == {"adapter": "runs/first:0.7, b_lora.pt", "strengths": [0, 0.5, 1]}
+    assert arranged(parsed(["adapter=runs/first", "strengths=0.5"]), generate) == {
+        "adapter": "runs/first",
+        "strengths": [0.5],
     }
 
 

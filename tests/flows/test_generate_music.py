@@ -15,6 +15,7 @@ from musicgen_core.config import DEFAULT_MODEL
 from musicgen_core.errors import ConfigError
 from musicgen_core.generation import render
 from musicgen_core.generation.request import Rendered, RenderRequest
+from musicgen_core.model.weighted_adapters import WeightedAdapter
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -56,14 +57,24 @@ def test_a_job_takes_the_adapter_of_the_training_completed_last(
     requests: list[RenderRequest], runs: Path, tmp_path: Path
 ) -> None:
     request = asked_by(requests, tmp_path)
-    assert (request.adapter, request.model) == (str(runs / "second"), None)  # its base model is the adapter's
-    assert asked_by(requests, tmp_path, model="debug").adapter == str(runs / "first")  # of that model
-    assert asked_by(requests, tmp_path, adapter="my_lora.pt").adapter == "my_lora.pt"
+    assert request.model is None  # its base model is the adapter's
+    assert request.adapters == (WeightedAdapter(str(runs / "second")),)
+    assert asked_by(requests, tmp_path, model="debug").adapters == (WeightedAdapter(str(runs / "first")),)
+    assert asked_by(requests, tmp_path, adapter="my_lora.pt").adapters == (WeightedAdapter("my_lora.pt"),)
+
+
+@pytest.mark.parametrize("given", ["runs/first:0.7, b_lora.pt:-0.4", ["runs/first:0.7", "b_lora.pt:-0.4"]])
+def test_several_adapters_are_a_text_or_a_list(
+    requests: list[RenderRequest], tmp_path: Path, given: str | list[str]
+) -> None:
+    request = asked_by(requests, tmp_path, adapter=given, strengths=[0, 1])
+    assert request.adapters == (WeightedAdapter("runs/first", 0.7), WeightedAdapter("b_lora.pt", -0.4))
+    assert request.strengths == (0, 1)
 
 
 def test_a_job_plays_the_base_model_when_asked(requests: list[RenderRequest], runs: Path, tmp_path: Path) -> None:
     request = asked_by(requests, tmp_path, adapter="base")
-    assert (request.adapter, request.model, request.default_model) == (None, None, DEFAULT_MODEL)
+    assert (request.adapters, request.model, request.default_model) == ((), None, DEFAULT_MODEL)
 
 
 def test_without_a_training_run_the_error_names_the_base_model(
@@ -76,4 +87,4 @@ def test_without_a_training_run_the_error_names_the_base_model(
 
 
 def test_outside_of_deployments_no_adapter_is_the_base_model(requests: list[RenderRequest], tmp_path: Path) -> None:
-    assert asked_by(requests, tmp_path).adapter is None
+    assert asked_by(requests, tmp_path).adapters == ()

@@ -36,6 +36,7 @@ from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.decoder import delay
 from musicgen_core.model.lora import load_merged
 from musicgen_core.model.text import TextEncoder
+from musicgen_core.model.weighted_adapters import WeightedAdapter
 from musicgen_core.model.weights import BaseModel, find_model, load_lm
 from musicgen_core.tokenizing import Tokenizer
 from musicgen_core.training.request import TrainRequest
@@ -189,7 +190,7 @@ def test_an_adapter_is_trained_and_its_music_is_stereo_and_can_be_continued(
     assert result.best_loss is not None and np.isfinite(result.best_loss)
     rows = (run / "metrics.jsonl").read_text()
     assert "val/perplexity_codebook_7" in rows and (run / "perplexity.png").exists()
-    [first] = generated(model, tmp_path / "music", adapter=str(run))
+    [first] = generated(model, tmp_path / "music", adapters=[WeightedAdapter(str(run))])
     for ending in ("wav", "flac", "mp3"):
         samples, rate = soundfile.read(Path(first.wav).with_suffix(f".{ending}"), always_2d=True)
         assert (samples.shape[1], rate) == (2, SAMPLE_RATE)

@@ -38,7 +38,7 @@ def test_a_command_gives_its_parameters_back_when_it_is_pasted() -> None:
     assert program == "musicgen-flows"
     found = parse(COMMANDS, line)
     assert found is not None
-    assert (found[0], found[1]) == (COMMANDS["generate"], PARAMETERS | {"output": "./-music"})
+    assert (found[0], found[1]) == (COMMANDS["generate"], PARAMETERS | {"adapter": ["/runs/a b"], "output": "./-music"})
 
 
 def test_a_command_for_a_worker_gives_the_form_s_parameters_back() -> None:

@@ -39,7 +39,7 @@ def pieces(demo_wav: Callable[[Path], Path], tmp_path: Path) -> list[Rendered]:
 def test_the_page_is_not_sent_again_for_every_piece(pieces: list[Rendered], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendering_log, "PAGE_EVERY_SECONDS", 3600.0)
     artifacts = Recorded()
-    log = RenderingLog("music", len(pieces), 1, artifacts)
+    log = RenderingLog("music", len(pieces), len(pieces), artifacts)
     for piece in pieces:
         log.add(piece)
     assert [description for _, description in artifacts.pages] == ["The music of all prompts: 1 of 20 samples"]
@@ -50,7 +50,7 @@ def test_the_page_is_not_sent_again_for_every_piece(pieces: list[Rendered], monk
 def test_a_stopped_rendering_shows_its_finished_pieces(pieces: list[Rendered], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendering_log, "PAGE_EVERY_SECONDS", 3600.0)
     artifacts = Recorded()
-    log = RenderingLog("music", len(pieces), 1, artifacts)
+    log = RenderingLog("music", len(pieces), len(pieces), artifacts)
     log.stop()
     assert artifacts.pages == []
     for piece in pieces[:5]:
@@ -62,7 +62,7 @@ def test_a_stopped_rendering_shows_its_finished_pieces(pieces: list[Rendered], m
 def test_the_page_names_only_the_current_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendering_log, "SHOW_EVERY_SECONDS", 3600.0)
     artifacts = Recorded()
-    log = RenderingLog("music", 2, 1, artifacts)
+    log = RenderingLog("music", 2, 2, artifacts)
     log.begin_stage(Stage("reading the model"))
     for done in (1, 2):
         log.hear(done, 4, "sample 1 of 2")

@@ -90,7 +90,7 @@ def test_the_summary_of_finetune_lists_the_files_of_all_parts(
     ],
 )
 def test_summary_and_state_name_the_models_that_played(voices: list[bool], section: str, outcome: str) -> None:
-    pieces = [Rendered("music/a.wav", "calm", 0, 0, 1.0, own, "a_lora.pt" if own else "") for own in voices]
+    pieces = [Rendered("music/a.wav", "calm", 0, 0, 1.0, own, ("a_lora.pt",) if own else ()) for own in voices]
     assert section in rendered_section(pieces) and outcome_of(pieces) == outcome
 
 

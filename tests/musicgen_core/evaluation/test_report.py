@@ -26,6 +26,7 @@ from musicgen_core.generation.render import render
 from musicgen_core.generation.request import Prompt, RenderRequest
 from musicgen_core.language import translated
 from musicgen_core.model.clap import Clap
+from musicgen_core.model.weighted_adapters import WeightedAdapter
 from musicgen_core.model.weights import BaseModel
 from tests.fixture_types import Evaluate
 
@@ -117,7 +118,7 @@ def test_prompts_are_rendered_as_by_generate_compare(
             [Prompt(prompt="calm"), Prompt(prompt="fast")],
             str(debug_model.directory),
             SamplingSettings(duration=0.4, seed=5),
-            str(trained),
+            [WeightedAdapter(str(trained))],
             compare=True,
             device="cpu",
         )

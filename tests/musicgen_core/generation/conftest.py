@@ -11,6 +11,7 @@ from musicgen_core.config import SamplingSettings
 from musicgen_core.generation.request import Prompt, RenderRequest
 from musicgen_core.model.adapters import Adapter, AdapterConfig, save_adapter
 from musicgen_core.model.lora import adapter_state, add_lora
+from musicgen_core.model.weighted_adapters import parse_adapters, split_adapters
 from musicgen_core.model.weights import BaseModel, load_lm
 
 
@@ -40,7 +41,8 @@ def request_for(debug_model: BaseModel, tmp_path: Path) -> Any:
             one if isinstance(one, Prompt) else Prompt(prompt=one)
             for one in given.pop("prompts", ("slow piano", "a fast breakbeat, 174 bpm"))
         ]
-        values = {"out": str(tmp_path / name), "model": str(debug_model.directory), "spectrograms": False, **given}
+        values: dict[str, Any] = {"adapters": parse_adapters(split_adapters(given.pop("adapter", ())))}
+        values |= {"out": str(tmp_path / name), "model": str(debug_model.directory), "spectrograms": False, **given}
         return RenderRequest(**{"device": "cpu", "settings": settings, "prompts": prompts, **values})
 
     return make

@@ -102,6 +102,8 @@ def sidecar_of(**changed: Any) -> dict[str, Any]:
         ("duration", 2.0),
         ("model", "large@sha256:2"),
         ("adapter", None),
+        ("adapter", {"path": "/a/best_lora.pt", "sha256": "ab", "epoch": 1, "strength": 0.5}),
+        ("adapter", [{"sha256": "ab", "strength": 1}, {"sha256": "cd", "strength": 1}]),
         ("sampling", {"top_k": 100}),
         ("weight_bits", 8),
         ("cache_bits", 8),
@@ -112,7 +114,8 @@ def test_values_that_change_the_sound_change_the_identity(field: str, value: Any
 
 
 def test_device_and_versions_do_not_change_the_identity() -> None:
-    moved = sidecar_of(adapter={"path": "gs://b/best_lora.pt", "sha256": "ab", "epoch": 1}, device="cuda")
+    adapter = {"path": "gs://b/best_lora.pt", "sha256": "ab", "epoch": 1, "strength": 1.0}  # earlier files have none
+    moved = sidecar_of(adapter=adapter, device="cuda")
     assert identity(json.loads(json.dumps(moved))) == identity(sidecar_of(model="/models/large@sha256:1"))
 
 

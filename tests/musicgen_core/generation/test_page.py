@@ -168,6 +168,39 @@ def test_several_adapters_have_different_labels(place: Path) -> None:
     assert parsed.texts("h3") == ["best_lora.pt, epoch 4, step 1200", "best_lora.pt, epoch 5, step 1500"]
 
 
+def test_strengths_stand_in_columns_and_variations_in_rows(place: Path) -> None:
+    def piece(stem: str, prompt: str, strength: float, variation: int = 0) -> tuple[str, dict[str, Any]]:
+        adapter = {**ADAPTER, "strength": strength} if strength else None
+        return stem, sidecar_of(prompt, adapter=adapter, variation=variation)
+
+    touch(storage.as_path(place), *(f"{stem}.wav" for stem in "abcdefg"))
+    pieces = [piece("a", "piano", 1), piece("b", "piano", -0.5), piece("c", "piano", 0), piece("d", "drums", 1)]
+    pieces += [piece("e", "drums", -0.5), piece("f", "drums", 1, 1), piece("g", "bass", 0)]
+    parsed = page_of(place, pieces)
+    # An empty cell stands for each sample that is missing.
+    assert parsed.all_of("div", "class") == [
+        *("grid", "strengths"),
+        *("grid", "strengths", None, "strengths", None, None),
+        "versions",
+    ]
+    assert parsed.texts("h3") == [
+        *("Strength -0.5", "Base model", "Strength 1"),
+        *("Strength -0.5, variation 1", "Strength 1, variation 1", "Strength 1, variation 2"),
+        "Base model",
+    ]
+    assert parsed.all_of("audio", "src") == [f"./{stem}.wav" for stem in "bcaedfg"]
+    for path in place.glob("*.wav"):
+        path.unlink()
+
+
+def test_a_mix_is_labelled_by_its_adapters_and_strengths(place: Path) -> None:
+    funk = {**ADAPTER, "path": "runs/funk/lora_weights/best_lora.pt", "sha256": "cd", "strength": 0.4}
+    mix = [{**ADAPTER, "strength": 0.7}, funk]
+    parsed = page_of(place, [("a", sidecar_of(adapter=mix)), ("b", sidecar_of(adapter={**ADAPTER, "strength": 0.5}))])
+    assert parsed.texts("h3")[0] == "jazz/best_lora.pt 0.7 + funk/best_lora.pt 0.4"
+    assert parsed.texts("h3")[1] == "best_lora.pt, epoch 4, step 1200, strength 0.5"
+
+
 def test_the_head_shows_common_settings_and_each_sample_its_own(place: Path) -> None:
     sampling = {"duration": 30.0, "seed": 0, "greedy": False, "top_k": 250, "top_p": 0.0, "guidance": None}
     first = sidecar_of(sampling={**sampling, "temperature": 1.0}, adapter=ADAPTER)

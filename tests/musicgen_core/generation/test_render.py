@@ -53,6 +53,7 @@ def test_the_sidecar_holds_everything_to_reproduce_the_sample(
         "sha256": hashlib.sha256(best.read_bytes()).hexdigest(),
         "epoch": 3,
         "global_step": 42,
+        "strength": 1.0,
     }
     assert SamplingSettings(**sidecar["sampling"]) == request.settings.model_copy(update={"guidance": 3.0})
     assert [sidecar[name] for name in ("engine_batch_size", "weight_bits", "cache_bits")] == [1, 16, 16]

@@ -21,6 +21,7 @@ from musicgen_core.errors import Cancelled
 from musicgen_core.generation.engine import Engine
 from musicgen_core.generation.render import render
 from musicgen_core.generation.request import Prompt, RenderRequest
+from musicgen_core.model.weighted_adapters import WeightedAdapter
 from musicgen_core.training.processes.distributed import World
 from musicgen_core.training.request import TrainRequest, TrainResult
 from musicgen_core.training.samples import Samples, sample_prompts
@@ -73,10 +74,11 @@ def test_one_page_plays_the_samples_of_every_epoch_prompt_by_prompt(sampled: Tra
 
 @pytest.mark.parametrize("epoch", [0, 2], ids=["base", "last epoch"])
 def test_a_sample_is_what_generate_would_render(sampled: TrainRequest, tmp_path: Path, epoch: int) -> None:
-    adapter = str(Path(sampled.run_dir) / "lora_weights" / "final_lora.pt") if epoch else None
+    final = str(Path(sampled.run_dir) / "lora_weights" / "final_lora.pt")
+    adapters = [WeightedAdapter(final)] if epoch else []
     settings = SamplingSettings(duration=0.4, seed=sampled.settings.seed)
     prompts = [Prompt(prompt=text) for text in PROMPTS]
-    pieces = render(RenderRequest(str(tmp_path / "out"), prompts, sampled.model, settings, adapter, device="cpu"))
+    pieces = render(RenderRequest(str(tmp_path / "out"), prompts, sampled.model, settings, adapters, device="cpu"))
     alike = []
     for i, piece in enumerate(pieces):
         expected, _ = soundfile.read(piece.wav)

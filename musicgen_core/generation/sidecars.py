@@ -1,0 +1,27 @@
+"""The adapters in a sidecar, the `.json` beside a sample.
+
+`adapter` is null for the base model, an object for one adapter, and a list of objects for several. An object has
+`path`, `sha256`, `epoch`, `global_step` and, since strengths exist, `strength`; the weights are the base model's plus
+the sum of strength × change. Every value may be missing, as in files of earlier versions, or foreign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Sidecar = Mapping[str, Any]
+_MOST = 1e15
+
+
+def adapter_entries(sidecar: Sidecar) -> list[Mapping[str, Any]]:
+    """Return the objects of the adapters that a sample was rendered with; none for the base model."""
+    adapter = sidecar.get("adapter")
+    return [one for one in (adapter if isinstance(adapter, list) else [adapter]) if isinstance(one, Mapping)]
+
+
+def strength_of(entry: Mapping[str, Any]) -> float:
+    """Return the strength of an adapter's object; 1 if it has none, or none that a rendering can have."""
+    strength = entry.get("strength", 1)
+    is_number = isinstance(strength, int | float) and not isinstance(strength, bool)
+    return float(strength) if is_number and abs(strength) < _MOST else 1.0
