@@ -20,7 +20,14 @@ from musicgen_core import storage
 from musicgen_core.data.levels import CodeVectors, Versions, reduced
 from musicgen_core.data.near_duplicates import Signatures, first_of_each, joined_keys, originals_of
 from musicgen_core.data.packed_shards import PackedShard
-from musicgen_core.data.shards import ShardReport, copies_among, described_clips, read_report
+from musicgen_core.data.shard_codec import no_melodies
+from musicgen_core.data.shards import (
+    ShardReport,
+    copies_among,
+    described_clips,
+    read_report,
+    stems_without_chroma,
+)
 from musicgen_core.data.token_cache import THREADS, Lease, TokenCache
 from musicgen_core.data.training_text import TextVariation
 from musicgen_core.errors import TokensError
@@ -237,8 +244,8 @@ def load_clips(
     copies = copies_among(reports)
     left_out = copies if only is None else added
     reports = {stem: report for stem, report in reports.items() if stem not in left_out}
-    if melody_model is not None:
-        _check_chroma(reports, tokens, melody_model)
+    if melody_model is not None and (without := stems_without_chroma(reports)):
+        raise no_melodies(without, tokens, melody_model)
     in_components = None if vectors is None else cache(lambda: reduced(vectors()))
     shards, lease = TokenCache(folder).packed(tokens, reports, codec, in_components)
     fingerprints = {
@@ -264,21 +271,6 @@ def _find_shards(tokens: UPath) -> tuple[dict[str, ShardReport], list[str]]:
         reports = dict(zip(stems, pool.map(lambda stem: read_report(tokens, stem), stems), strict=True))
     whole = {stem: report for stem, report in reports.items() if report is not None}
     return whole, [stem for stem in stems if stem not in whole]
-
-
-def _check_chroma(reports: Mapping[str, ShardReport], tokens: UPath, model: str) -> None:
-    without = [stem for stem, report in reports.items() if report.chroma is None]
-    if without:
-        raise TokensError(
-            message(
-                "{shards} in {tokens} hold no melodies of their clips, and {model} is trained with them: {names}",
-                shards=counted(len(without), "shard"),
-                tokens=tokens,
-                model=model,
-                names=named(without),
-            ),
-            message("Tokenize again with --model {model}", model=model),
-        )
 
 
 def cut_descriptions(clips: Clips, tokens: storage.Location) -> list[str]:

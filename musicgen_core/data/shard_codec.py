@@ -1,7 +1,8 @@
-"""Codec of a shard and shape of its codes, from its schema, and the errors for those of another model."""
+"""Codec of a shard and shape of its codes, from its schema, and the errors for shards that another model made."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from upath import UPath
 from musicgen_core.codes import CARDINALITY, MONO, STEREO, CodeShape
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
+from musicgen_core.wording import counted, named
 
 
 def shard_shape(schema: pa.Schema) -> CodeShape:
@@ -70,4 +72,18 @@ def another_shape(shard: str, found: CodeShape, expected: CodeShape) -> TokensEr
             "the shard {shard} is {found}, and this run's model {expected}", shard=shard, found=found, expected=expected
         ),
         message("Give the model that it was tokenized with, or tokenize again into another directory"),
+    )
+
+
+def no_melodies(stems: Sequence[str], tokens: UPath, model: str) -> TokensError:
+    """Return the error for shards without chroma, which a model is trained with."""
+    return TokensError(
+        message(
+            "{shards} in {tokens} hold no melodies of their clips, and {model} is trained with them: {names}",
+            shards=counted(len(stems), "shard"),
+            tokens=tokens,
+            model=model,
+            names=named(stems),
+        ),
+        message("Tokenize again with --model {model}", model=model),
     )

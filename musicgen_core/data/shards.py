@@ -370,3 +370,8 @@ def copies_among(reports: Mapping[str, ShardReport]) -> dict[str, str]:
         if original != stem:
             copies[stem] = original
     return copies
+
+
+def stems_without_chroma(reports: Mapping[str, ShardReport]) -> list[str]:
+    """Return the stems of shards that no melody model can be trained on."""
+    return [stem for stem, report in reports.items() if report.clips and report.chroma is None]

@@ -12,7 +12,7 @@ from musicgen_core.errors import ModelError
 from musicgen_core.language import message
 from musicgen_core.model import hub
 from musicgen_core.model.hub_names import MUSICGENS
-from musicgen_core.model.transformers_files import CONFIG_FILE, model_type, read_json, tensors_digest
+from musicgen_core.model.transformers_files import CONFIG_FILE, MELODY, model_type, read_json, tensors_digest
 from musicgen_core.stages import announce
 
 LM_FILE = "state_dict.bin"
@@ -38,10 +38,7 @@ def codec_here(model: str) -> str | None:
 
     It is that of the weights, without the suffix of a stereo model.
     """
-    built_in = {DEMO: DEMO_DIRECTORY, DEBUG: debug_directory()}
-    directory = built_in.get(model) or Path(model).expanduser()
-    if not directory.is_dir() and model.count("/") == 1:
-        directory = hub.cached(model, hub.Wanted((CODEC_FILE,)), hub.Wanted((CONFIG_FILE,))) or directory
+    directory = _directory_here(model)
     codec = directory / CODEC_FILE
     if codec.is_file():
         return codec_checksum(codec) if codec.stat().st_size > MOST_BYTES_OF_POINTER else None
@@ -49,6 +46,20 @@ def codec_here(model: str) -> str | None:
         return transformers_codec_checksum(directory) if model_type(directory) is not None else None
     except ModelError:
         return None  # loading the codec reports what is wrong with it
+
+
+def takes_melody_here(model: str) -> bool:
+    """Return whether a model takes a melody, as far as a `config.json` on this machine says."""
+    return model_type(_directory_here(model)) == MELODY
+
+
+def _directory_here(model: str) -> Path:
+    """Return the directory of a model with its codec, which may be missing."""
+    built_in = {DEMO: DEMO_DIRECTORY, DEBUG: debug_directory()}
+    directory = built_in.get(model) or Path(model).expanduser()
+    if not directory.is_dir() and model.count("/") == 1:
+        return hub.cached(model, hub.Wanted((CODEC_FILE,)), hub.Wanted((CONFIG_FILE,))) or directory
+    return directory
 
 
 def layers_here(model: str) -> int | None:

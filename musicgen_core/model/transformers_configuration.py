@@ -24,11 +24,10 @@ from musicgen_core.model.configuration import (
     t5_size,
 )
 from musicgen_core.model.decoder import DecoderConfig
-from musicgen_core.model.transformers_files import CONFIG_FILE, model_type, read_json
+from musicgen_core.model.transformers_files import CONFIG_FILE, MELODY, MUSICGEN, model_type, read_json
 from musicgen_core.music_theory import PITCH_CLASSES
 
 GENERATION_FILE = "generation_config.json"
-MUSICGEN, MELODY = "musicgen", "musicgen_melody"
 
 # Settings that change what is computed: transformers' default, and the only value that this decoder computes.
 _DECODER: dict[str, tuple[Any, Any]] = {

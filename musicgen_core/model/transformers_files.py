@@ -24,6 +24,8 @@ from musicgen_core.stages import announce
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+MUSICGEN, MELODY = "musicgen", "musicgen_melody"
+"""Types of models that are supported"""
 CODEC_PREFIX = "audio_encoder."
 _MOST_HEADER_BYTES = 100_000_000  # safetensors' own limit
 _CHUNK_BYTES = 1 << 24

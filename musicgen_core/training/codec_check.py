@@ -1,27 +1,30 @@
-"""Check that tokens were made with a model's codec, quickly: without loading PyTorch."""
+"""Check that tokens were made for a model, quickly: without loading PyTorch."""
 
 from __future__ import annotations
 
 import json
 
 import pyarrow as pa
+from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codes import STEREO_SUFFIX
-from musicgen_core.data.shard_codec import another_codec, shard_codec
+from musicgen_core.data.shard_codec import another_codec, no_melodies, shard_codec
+from musicgen_core.data.shards import read_report, stems_without_chroma
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
-from musicgen_core.model.local_files import codec_here
+from musicgen_core.model.local_files import codec_here, takes_melody_here
 from musicgen_core.run_layout import find_config, run_of
 
 
 def check_tokens_codec(tokens: str, model: str) -> None:
     """Refuse tokens if every shard was made with another codec than the model's, as far as that is known locally.
 
-    Loading the clips checks each shard that is used again, also for models that are not downloaded yet.
+    Local tokens are also refused if a shard holds no melodies and the model is trained with them. Loading the clips
+    checks each shard that is used again, also for models that are not downloaded yet.
 
     Raises:
-        TokensError: no shard was made with the model's codec.
+        TokensError: no shard was made with the model's codec, or one holds no melodies.
     """
     folder, codec = storage.as_path(tokens), codec_here(model)
     refused: TokensError | None = None
@@ -31,10 +34,19 @@ def check_tokens_codec(tokens: str, model: str) -> None:
         except (OSError, ValueError, pa.ArrowException):
             continue  # loading the clips reports what is wrong with it
         if found.removesuffix(STEREO_SUFFIX) == codec:
+            if takes_melody_here(model) and storage.is_local(folder):
+                _check_melodies(folder, model)
             return
         refused = refused or another_codec(parquet.name, made_with, model)
     if refused is not None:
         raise refused
+
+
+def _check_melodies(tokens: UPath, model: str) -> None:
+    stems = sorted(parquet.stem for parquet in tokens.glob("*.parquet"))
+    reports = {stem: report for stem in stems if (report := read_report(tokens, stem)) is not None}
+    if without := stems_without_chroma(reports):
+        raise no_melodies(without, tokens, model)
 
 
 def check_codec_of_adapter(tokens: str, adapter: str, model: str | None = None) -> None:

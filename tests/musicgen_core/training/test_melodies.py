@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from musicgen_core import storage
+from musicgen_core.data.crops import training_batch
+from musicgen_core.data.dataset import load_clips
 from musicgen_core.data.shards import Row
 from musicgen_core.errors import TokensError
-from musicgen_core.melody import NO_CLASS
-from musicgen_core.model.weights import BaseModel
+from musicgen_core.model.compression import codec_identity
+from musicgen_core.model.weights import BaseModel, find_model
+from musicgen_core.training import prior_preservation
 from musicgen_core.training import train as training
+from musicgen_core.training.codec_check import check_tokens_codec
+from musicgen_core.training.prior_preservation import PriorRequest
 from musicgen_core.training.train import train
 from tests.fixture_types import LeftIn, MakeRequest, TokensOf
 from tests.melody_model import make_melody_model
@@ -32,20 +39,39 @@ def rows(pitch_class: int) -> list[Row]:
     ]
 
 
-def test_losses_depend_on_the_melodies_that_are_not_dropped(
+def test_losses_depend_on_melodies_unless_they_are_dropped_and_in_validation(
     melody_model: str, tokens_of: TokensOf, request_for: MakeRequest, left_in: LeftIn, tmp_path: Path
 ) -> None:
-    def losses(name: str, pitch_class: int, **given: Any) -> list[tuple[float, float]]:
-        tokens = str(tokens_of(rows(pitch_class)))
-        settings = {"cfg_dropout": 0.0, "lora_dropout": 0.0, "max_steps": 1, "full_models": "none", **given}
-        train(request_for(name, model=melody_model, tokens=tokens, **settings))
-        return [(row["train/loss"], row["val/loss"]) for row in left_in(str(tmp_path / name)).rows]
+    tokens, found = str(tokens_of(rows(5))), []
+    for dropout in (0.0, 1.0):
+        settings = {"cfg_dropout": 0.0, "melody_dropout": dropout, "max_steps": 1, "full_models": "none"}
+        train(request_for(f"{dropout}", model=melody_model, tokens=tokens, **settings))
+        [row] = left_in(str(tmp_path / f"{dropout}")).rows
+        found.append((row["train/loss"], row["val/loss"]))
+    (own, validated), (dropped, still_validated) = found
+    assert own != dropped and validated == pytest.approx(still_validated, abs=0.02)
 
-    [(own, validated)] = losses("own", 5, melody_dropout=0.0)
-    [(none, none_validated)] = losses("none", NO_CLASS, melody_dropout=0.0)
-    [(dropped, still_validated)] = losses("dropped", 5, melody_dropout=1.0)
-    assert own != none == dropped
-    assert validated == pytest.approx(still_validated, abs=0.02) != none_validated
+
+def test_tokens_without_melodies_are_refused_before_pytorch_is_loaded(
+    melody_model: str, tokens: Path, tokens_of: TokensOf, tmp_path: Path
+) -> None:
+    folder = tmp_path / "downloaded"
+    shutil.copytree(melody_model, folder)
+    check_tokens_codec(str(tokens), str(folder))
+    (folder / "config.json").write_text('{"model_type": "musicgen_melody"}')  # as with Meta's models
+    with pytest.raises(TokensError, match=rf"1 shard in {tokens} hold no melodies.* archive_batch_0000"):
+        check_tokens_codec(str(tokens), str(folder))
+    check_tokens_codec(str(tokens_of(rows(5))), str(folder))
+
+
+def test_generated_clips_of_prior_preservation_have_no_melody(melody_model: str, tmp_path: Path) -> None:
+    model = find_model(melody_model)
+    request = PriorRequest(model.identity, codec_identity(model), ["a prompt"], count=2, seed=0, seconds=1.0)
+    codes = [torch.full((4, 50), number) for number in range(2)]
+    prior_preservation._publish(storage.as_path(tmp_path), request, codes, model)
+    clips = load_clips(storage.as_path(tmp_path), request.codec, tmp_path / "cache", melody_model=melody_model)
+    batch = training_batch(clips, [0, 1], 50, 0.0, 0, 1, chroma_frames=235)
+    assert batch.chroma is not None and not batch.chroma.any()
 
 
 def test_tokens_without_melodies_are_refused_before_the_model_is_loaded(
