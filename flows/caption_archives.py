@@ -79,7 +79,7 @@ def caption_archives(given: CaptionParameters) -> State[CaptionResult]:
     check_writable(storage.as_path(target))
     limits = spread_limit(found, given.limit or None, reading)
     existing = ExistingMetadata(storage.as_path(target))
-    left_out = [*_broken_lines(target, existing.broken), *left_out]
+    left_out = [*_unusable(target, existing), *left_out]
     warn_in_terminal(left_out)
     complete = [] if given.overwrite else list(_complete(existing, list(limits), reading, given.only_missing))
     done = {archive_stem(UPath(each.archive)) for each in complete}
@@ -135,19 +135,20 @@ def caption_archives(given: CaptionParameters) -> State[CaptionResult]:
     return Completed(message=message("captioned {clips} in {target}", clips=clips, target=target), data=result)
 
 
-def _broken_lines(target: str, broken: Sequence[int]) -> list[str]:
-    """Return a remark on the lines of the metadata file that are no JSON objects with a path."""
-    if not broken:
-        return []
-    return [
-        message(
-            "{path}: {lines} can't be used: no JSON object with a path ({numbers}); the clips get new lines, and these "
-            "stay at the end",
-            path=target,
-            lines=counted(len(broken), "line"),
-            numbers=listed(broken),
+def _unusable(target: str, existing: ExistingMetadata) -> list[str]:
+    """Return remarks on lines of the metadata file that are no JSON objects with a path, and on wrong values."""
+    remarks: list[str] = [message("{subject}: {found}", subject=target, found=text) for text in existing.wrong.lines()]
+    if broken := existing.broken:
+        remarks.append(
+            message(
+                "{path}: {lines} can't be used: no JSON object with a path ({numbers}); the clips get new lines, and "
+                "these stay at the end",
+                path=target,
+                lines=counted(len(broken), "line"),
+                numbers=listed(broken),
+            )
         )
-    ]
+    return remarks
 
 
 def lacks_descriptions(archives: Sequence[UPath], metadata: UPath, settings: TokenizeSettings) -> bool:

@@ -132,7 +132,7 @@ class Tokenizer:
             return False
         left_out = _names(filter(is_excluded, report.rejected))
         is_back = DUPLICATE not in self.settings.exclude and any(map(is_duplicate, report.rejected))
-        is_back |= lacks_originals(self.tokens, report)
+        is_back |= lacks_originals(self.tokens, report, self.metadata)
         if is_back or not set(left_out).issubset(_names(self._excluded(file, report.limited_to))):
             return False  # clips that were left out come back
         if report.fingerprint == self._fingerprint(file, limit, report.rejected):

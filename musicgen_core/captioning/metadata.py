@@ -29,6 +29,7 @@ from musicgen_core.data.caption_fields import (
     texts_of,
 )
 from musicgen_core.data.captions import keys, named_archive, parse_line, read_lines
+from musicgen_core.data.field_types import WrongValues
 from musicgen_core.data.sentences import compose
 from musicgen_core.data.shards import Rejected
 from musicgen_core.errors import MetadataError, reason_of
@@ -84,7 +85,8 @@ class ExistingMetadata:
     """The lines of a metadata file, which may not exist yet.
 
     Attributes:
-        broken: numbers, from 1, of lines that are no JSON object with a path; blank lines don't count.
+        broken: numbers, from 1, of lines that are no JSON object with a path.
+        wrong: values of the others that can't be used.
 
     Raises:
         MetadataError: the file can't be read.
@@ -93,15 +95,17 @@ class ExistingMetadata:
     def __init__(self, path: UPath) -> None:
         self._lines: list[bytes] = []  # parsed again where they are used: 139,000 entries take 400 MB
         self.broken: list[int] = []
+        self.wrong = WrongValues()
         self._by_archive: dict[tuple[str, str], int] = {}
         self._by_path: dict[str, int] = {}
         self._by_name: dict[str, int | None] = {}
         self._by_stem: dict[str, int | None] = {}
-        for number, (_, text, entry) in enumerate(read_lines(path) if path.exists() else ()):
+        for number, (line, text, entry) in enumerate(read_lines(path) if path.exists() else ()):
             self._lines.append(text)
             if entry is None:
-                self.broken.append(number + 1)
+                self.broken.append(line)
                 continue
+            self.wrong.add(line, entry)
             path_, name, stem = keys(entry[_PATH])
             if archive := named_archive(entry):
                 self._by_archive.setdefault((archive, path_), number)

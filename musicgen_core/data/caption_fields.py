@@ -102,6 +102,8 @@ def texts_for_training(entry: Mapping[str, Any]) -> dict[str, str]:
 
 def texts_of(value: Any) -> list[str]:
     """Return the texts of a field: of a list, or of a text with commas, as people write it."""
+    if not value:
+        return []
     values = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
     return [text for each in values if (text := field_text(each))]
 
@@ -132,4 +134,5 @@ def _scalar_text(value: Any) -> str | None:
 
 def clean(text: str) -> str | None:
     """Strip whitespace and replace lone surrogates, which UTF-8 can't encode, by `?`; None if nothing is left."""
-    return text.strip().encode("utf-8", "replace").decode() or None
+    text = text.strip()
+    return (text if text.isascii() else text.encode("utf-8", "replace").decode()) or None

@@ -30,6 +30,7 @@ from musicgen_core.data.caption_fields import (
     texts_for_training,
     with_categories,
 )
+from musicgen_core.data.field_types import WrongValues, wrong_values
 from musicgen_core.data.sentences import without_vocals
 from musicgen_core.data.standing_out import traits_of
 from musicgen_core.errors import MetadataError, reason_of
@@ -74,6 +75,7 @@ class Captions:
         broken_lines: line numbers, from 1, of unusable lines.
         duplicate_lines: line numbers of entries ignored because an earlier one has the same path.
         incomplete_lines: line numbers of entries that lack fields of the template.
+        wrong: values of the entries that can't be used.
     """
 
     source: str
@@ -84,6 +86,7 @@ class Captions:
     broken_lines: tuple[int, ...] = ()
     duplicate_lines: tuple[int, ...] = ()
     incomplete_lines: tuple[int, ...] = ()
+    wrong: WrongValues = field(default_factory=WrongValues)
 
     @property
     def entries(self) -> int:
@@ -167,16 +170,24 @@ class Captioner:
         text = self._with_prefix(description)
         if text and len(text) > MAX_CHARACTERS:
             return f"its description of {len(text):,} characters was cut to {len(shorten(text)):,}"
-        if self.uses_sidecars and description is None:
-            problems = ((sidecar.suffix, problem_of(sidecar)) for sidecar in sidecars)
-            return next((f"the {suffix} beside it {problem}" for suffix, problem in problems if problem), None)
+        if not self.uses_sidecars or self._in_metadata(member).description is not None:
+            return None
+        for sidecar in sidecars:
+            if description is None and (problem := problem_of(sidecar)):
+                return f"the {sidecar.suffix} beside it {problem}"
+            entry = parse_entry(sidecar.text) if sidecar.suffix == ".json" else None
+            if found := next(wrong_values(entry or {}), None):
+                return f"in the {sidecar.suffix} beside it {found}"
         return None
+
+    def _in_metadata(self, member: str) -> ClipTexts:
+        return (self.metadata.find(member, self.archive) if self.metadata else None) or ClipTexts()
 
     def _with_prefix(self, description: str | None) -> str | None:
         return clean(", ".join(filter(None, (self.settings.caption_prefix, description))))
 
     def _found(self, member: str, sidecars: Sequence[Sidecar]) -> ClipTexts:
-        found = (self.metadata.find(member, self.archive) if self.metadata else None) or ClipTexts()
+        found = self._in_metadata(member)
         if self.settings.caption:
             return ClipTexts(self.settings.caption, group=found.group)
         if found.description is not None:
@@ -204,6 +215,7 @@ def load_captions(path: UPath, settings: TokenizeSettings = _DEFAULTS) -> Captio
     by_archive: dict[str, ClipTexts] = {}
     by_path: dict[str, ClipTexts] = {}
     broken, duplicate, incomplete = [], [], []
+    wrong = WrongValues()
     fields: dict[str, None] = {}  # in order, of entries that lack some of the template's
     for number, _, entry in read_lines(path):
         if entry is None:
@@ -214,6 +226,7 @@ def load_captions(path: UPath, settings: TokenizeSettings = _DEFAULTS) -> Captio
         if key in table:
             duplicate.append(number)
             continue
+        wrong.add(number, entry)
         traits = traits_of(entry, measured(settings.exclude))
         texts = _texts_of(without_vocals(entry) if settings.remove_vocals else entry, template)
         table[key] = replace(texts, traits=traits)
@@ -240,6 +253,7 @@ def load_captions(path: UPath, settings: TokenizeSettings = _DEFAULTS) -> Captio
         broken_lines=tuple(broken),
         duplicate_lines=tuple(duplicate),
         incomplete_lines=tuple(incomplete),
+        wrong=wrong,
     )
 
 

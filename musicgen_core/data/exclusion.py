@@ -45,10 +45,10 @@ def is_duplicate(rejected: Rejected) -> bool:
     return rejected.reason.startswith(_NEAR_DUPLICATE)
 
 
-def stems_of_original(rejected: Rejected) -> tuple[str, ...]:
-    """Return the stem of the archive whose clip a near duplicate repeats; several if names with `: ` leave it open."""
+def originals_named(rejected: Rejected) -> tuple[tuple[str, str], ...]:
+    """Return stem and name of the clip that a near duplicate repeats; several if names with `: ` leave it open."""
     parts = rejected.reason.removeprefix(_NEAR_DUPLICATE).split(": ")
-    return tuple(": ".join(parts[:end]) for end in range(1, len(parts)))
+    return tuple((": ".join(parts[:end]), ": ".join(parts[end:])) for end in range(1, len(parts)))
 
 
 def duplicate_of(clip: str, original: ClipName) -> Rejected:
@@ -105,10 +105,13 @@ def check_exclusions(
     if unknown := [kind for kind in kinds if clips and untold[kind] == clips]:
         raise MetadataError(
             message(
-                "--exclude {kinds} needs measurements of the clips, and in {source} no clip has {fields}",
+                "--exclude {kinds} needs measurements of the clips, and in {source} no clip has {fields}{example}",
                 kinds=_given(unknown),
                 source=captions.source,
                 fields=", ".join(dict.fromkeys(field for kind in unknown for field in needed_fields(kind)[:1])),
+                example="".join(
+                    message(" that can be used ({found})", found=each) for each in captions.wrong.examples[:1]
+                ),
             ),
             _MEASURE,
         )

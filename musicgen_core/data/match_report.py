@@ -74,7 +74,9 @@ class MatchReport:
             if sample.count
         ]
         source = posixpath.basename(self.captions.source)
-        return [message("{subject}: {found}", subject=source, found=text) for text in lines]
+        return [
+            message("{subject}: {found}", subject=source, found=text) for text in (*lines, *self.captions.wrong.lines())
+        ]
 
 
 def match_report(captions: Captions, members: Iterable[tuple[str, str]], are_all: bool = True) -> MatchReport:

@@ -7,7 +7,8 @@ from itertools import islice
 from upath import UPath
 
 from musicgen_core.data.archive import ArchiveFile
-from musicgen_core.data.exclusion import is_duplicate, stems_of_original
+from musicgen_core.data.captions import Captions
+from musicgen_core.data.exclusion import excluded_clips, is_duplicate, originals_named
 from musicgen_core.data.members import CLIP_SUFFIXES, DAMAGED, is_clip
 from musicgen_core.data.shards import ShardReport, shard_paths
 
@@ -30,10 +31,22 @@ def was_repaired(archive: ArchiveFile, report: ShardReport) -> bool:
     return bool(damaged) and archive.opened.count_damaged(damaged) < len(damaged)
 
 
-def lacks_originals(tokens: UPath, report: ShardReport) -> bool:
-    """Return whether a clip was left out as a near duplicate of one whose shard has been deleted since."""
-    originals = {stems_of_original(each) for each in report.rejected if is_duplicate(each)}
-    return any(not any(shard_paths(tokens, stem)[0].exists() for stem in stems) for stems in originals)
+def lacks_originals(tokens: UPath, report: ShardReport, metadata: Captions | None = None) -> bool:
+    """Return whether a clip was left out as a near duplicate of one that is no more.
+
+    Its shard was deleted since, or the metadata now say that it is to be left out itself.
+
+    Args:
+        metadata: loaded with the settings that say what to leave out.
+    """
+    repeated = [originals_named(each) for each in report.rejected if is_duplicate(each)]
+    stems = {stem for originals in repeated for stem, _ in originals}
+    there = {stem for stem in stems if shard_paths(tokens, stem)[0].exists()}
+
+    def is_left(stem: str, clip: str) -> bool:
+        return stem in there and not (metadata and excluded_clips(metadata, stem, [clip]))
+
+    return any(not any(is_left(*original) for original in originals) for originals in repeated)
 
 
 def _has_other_suffixes(archive: ArchiveFile, report: ShardReport) -> bool:

@@ -48,10 +48,10 @@ def degree(entry: Mapping[str, Any], kind: Exclusion) -> float | None:
 
 def is_of_kind(entry: Mapping[str, Any], kind: Exclusion) -> bool | None:
     """Return whether a clip is of a kind, by its threshold; None if its entry doesn't tell."""
-    found = degree(entry, kind)
-    if found is None:
-        return None
-    return found >= SHARES[kind][1] if kind in SHARES else bool(vocals_of(entry))
+    if kind in SHARES:
+        found = degree(entry, kind)
+        return None if found is None else found >= SHARES[kind][1]
+    return None if all(entry.get(name) is None for name in needed_fields(kind)) else bool(vocals_of(entry))
 
 
 def reason_for(entry: Mapping[str, Any], kind: Exclusion) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from musicgen_core.data.archive import archive_stem
 from musicgen_core.data.caption_fields import DURATION, TAGS, MetadataEntry, own_description
 from musicgen_core.data.captions import parse_line
 from musicgen_core.data.shards import ShardReport, column_of, parse_fields, shard_paths
+from musicgen_core.data.token_cache import THREADS
 
 LONGEST_SECONDS = 1e6
 
@@ -44,18 +46,27 @@ def clips_of_lines(clips: Iterable[tuple[str, str]], lines: Iterable[bytes]) -> 
 
 def clips_of_shards(tokens: UPath, reports: Sequence[ShardReport], metadata: ExistingMetadata | None) -> Iterator[Clip]:
     """Yield the clips of shards, with their lines of metadata, if any. Shards that can't be read are left out."""
-    for report in reports:
-        stem = archive_stem(UPath(report.archive))
-        with suppress(OSError, ValueError, KeyError, pa.ArrowException):
-            yield from _clips_of_shard(shard_paths(tokens, stem)[0], report.archive, stem, metadata)
+    stems = [archive_stem(UPath(report.archive)) for report in reports]
+    with ThreadPoolExecutor(THREADS) as pool:  # remote reads are latency-bound
+        tables = pool.map(lambda stem: _small_columns(shard_paths(tokens, stem)[0]), stems)
+        for report, stem, table in zip(reports, stems, tables, strict=True):
+            with suppress(ValueError, KeyError):
+                yield from _clips_of_shard(table, report.archive, stem, metadata) if table is not None else ()
 
 
-def _clips_of_shard(parquet: UPath, archive: str, stem: str, metadata: ExistingMetadata | None) -> Iterator[Clip]:
-    with parquet.open("rb") as file:
-        source = pq.ParquetFile(file)
-        names = ["clip", "description", "duration"]
-        names += ["fields"] if "fields" in source.schema_arrow.names else []
-        table = source.read(columns=names)
+def _small_columns(parquet: UPath) -> pa.Table | None:
+    """Return a shard without its codes, or None if it can't be read."""
+    try:
+        with parquet.open("rb") as file:
+            source = pq.ParquetFile(file)
+            names = ["clip", "description", "duration"]
+            names += ["fields"] if "fields" in source.schema_arrow.names else []
+            return source.read(columns=names, use_threads=False)
+    except (OSError, ValueError, KeyError, pa.ArrowException):
+        return None
+
+
+def _clips_of_shard(table: pa.Table, archive: str, stem: str, metadata: ExistingMetadata | None) -> Iterator[Clip]:
     rows = (column_of(table, name).to_pylist() for name in ("clip", "description", "duration", "fields"))
     for path, description, seconds, fields in zip(*rows, strict=True):
         number = None if metadata is None else metadata.find(stem, path)

@@ -83,9 +83,10 @@ def test_corrections_that_are_made_during_a_run_are_kept(archives: Path, monkeyp
 
 
 def test_broken_lines_are_reported_and_kept(archives: Path) -> None:
-    (archives / "metadata.jsonl").write_text('{"path": "audio/x.wav"}\n{broken\n[]\n')
+    (archives / "metadata.jsonl").write_text('{"path": "audio/x.wav", "tempo": "fast"}\n{broken\n[]\n')
     result: CaptionResult = run(archives).result()
     assert any("2 lines can't be used" in remark and "2, 3" in remark for remark in result.remarks)
+    assert any('line 1 (audio/x.wav): tempo is "fast", and should be a number' in remark for remark in result.remarks)
     assert (archives / "metadata.jsonl").read_text().splitlines()[-2:] == ["{broken", "[]"]
 
 

@@ -51,9 +51,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     batches: list[int] = []
     start = Codec.start
 
-    def counting(self: Codec, clips: Any, rate: int) -> Any:
+    def counting(self: Codec, clips: Any, *arguments: Any) -> Any:
         batches.append(len(clips))
-        return start(self, clips, rate)
+        return start(self, clips, *arguments)
 
     monkeypatch.setattr(Codec, "start", counting)
     return batches

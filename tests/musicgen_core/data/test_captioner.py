@@ -88,4 +88,7 @@ def test_an_unusable_sidecar_is_reported_where_it_matters() -> None:
     assert captioner.remark("a.wav", unreadable) == "the .txt beside it is neither UTF-8 nor …"
     assert captioner.remark("a.wav", broken) == "the .json beside it is not a JSON object"
     assert captioner.remark("described.wav", unreadable) is None
+    wrong = Sidecar(".json", '{"description": "calm", "tempo": "fast"}')
+    assert 'in the .json beside it tempo is "fast", and should be a number' in (captioner.remark("a.wav", wrong) or "")
+    assert captioner.remark("described.wav", wrong) is None
     assert Captioner(TokenizeSettings(caption="all")).remark("a.wav", unreadable) is None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
@@ -58,6 +59,39 @@ def test_everything_that_does_not_fit_is_counted_with_examples() -> None:
         "'new/e.wav', 'new/f.wav', …",
     ]
     assert (report.unmatched.count, report.unmatched.examples[0]) == (7, "lost/0.wav")
+
+
+def test_values_of_a_wrong_type_are_named_with_their_line_and_what_is_expected() -> None:
+    wrong = {
+        "description": (3, "a text"),
+        "tags": (3, "a list of texts"),
+        "vocals": ({"a": 1}, "a list of texts"),
+        "tempo": ("fast", "a number of beats per minute above 0 and below 1,000"),
+        "bpm": (-1, "a number of beats per minute above 0 and below 1,000"),
+        "tempo_steady": ("yes", "true or false"),
+        "key": ({}, "a text"),
+        "loudness": ("loud", "a number"),
+        "silence": ("x", "a number from 0 to 1"),
+        "clipping": (True, "a number from 0 to 1"),
+        "speech": (90, "a number from 0 to 1"),
+        "duration": ([30], "a number"),
+        "group": (True, "a text"),
+    }
+    usable = (
+        '"tempo": "120", "bpm": 1.2e2, "tags": "a, b", "silence": "0.5", "loudness": NaN, "group": 7, "genre": null'
+    )
+    lines = [
+        f'{{"path": "good.wav", {usable}, "artist": 3}}',
+        "",
+        *(json.dumps({"path": "x.wav", name: value[0]}) for name, value in wrong.items()),
+    ]
+    captions = captions_of(*(line.replace("x.wav", f"{number}.wav") for number, line in enumerate(lines)))
+    found = report_on(captions, [], are_all=False).lines()
+    named = [
+        f"metadata.jsonl: line {line} ({line - 1}.wav): {name} is {json.dumps(value)}, and should be {expected}"
+        for line, (name, (value, expected)) in enumerate(wrong.items(), start=3)
+    ]
+    assert found == [*named[:10], "metadata.jsonl: 3 more values that can't be used"]
 
 
 def test_numbers_beyond_the_tenth_are_not_listed() -> None:

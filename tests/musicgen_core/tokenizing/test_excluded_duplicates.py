@@ -14,6 +14,7 @@ from upath import UPath
 
 from musicgen_core import storage, tokenizing
 from musicgen_core.config import TokenizeSettings
+from musicgen_core.data.captions import load_captions
 from musicgen_core.data.duplicate_clips import repeated_clips
 from musicgen_core.data.shards import Rejected, Row, ShardReport, read_report, read_rows, shard_paths
 from musicgen_core.errors import TokensError
@@ -108,6 +109,26 @@ def test_near_duplicates_come_back_when_the_shard_of_the_earlier_clip_is_deleted
     [report] = tokenize("duplicate")
     assert [row.clip for row in rows_of(tokens, STEMS[1])] == ["d.wav", "e.wav"]
     assert [each.clip for each in report.rejected] == ["broken.wav"] and counting.encoded == 7
+
+
+def test_a_near_duplicate_takes_the_place_of_a_clip_that_is_left_out_later(
+    archives: list[UPath], tokens: UPath, counting: Any, tmp_path: Path
+) -> None:
+    settings = TokenizeSettings(exclude=("speech", "duplicate"))
+    metadata = storage.as_path(tmp_path / "metadata.jsonl")
+
+    def tokenize(speech: float) -> list[list[str]]:
+        metadata.write_text(f'{{"archive": "batch_1.zip", "path": "b.wav", "speech": {speech}}}\n')
+        tokenizer = Tokenizer(counting, tokens, settings, load_captions(metadata, settings))
+        for archive in archives:
+            tokenizer.tokenize(archive)
+        exclude_duplicates(tokens, counting.identity)
+        return [[row.clip for row in rows_of(tokens, stem)] for stem in STEMS]
+
+    assert tokenize(0.0) == [["a.wav", "b.wav"], ["e.wav"]]
+    assert tokenize(0.9) == [["a.wav"], ["d.wav", "e.wav"]]
+    assert tokenize(0.9) == [["a.wav"], ["d.wav", "e.wav"]] and counting.encoded == 7
+    assert tokenize(0.0) == [["a.wav", "b.wav"], ["e.wav"]]
 
 
 def test_shards_without_near_duplicates_stay_as_they_are(archives: list[UPath], counting: Any, tokens: UPath) -> None:
