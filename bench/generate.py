@@ -6,8 +6,8 @@
 Each generates codes with top-k 250 and a guidance of 3, and decodes them to audio; on a GPU in bf16, audiocraft in its
 default fp16. A short batch of the same size is generated before timing starts, and its compile time is reported
 separately. Hugging Face's model has the same shape and its own weights. Each subject runs in a separate process, so a
-failure doesn't affect the others. Last, guided logits in bf16, with 8-bit weights and with 8-bit caches are compared
-with those in fp32.
+failure doesn't affect the others. A model that takes a melody follows one, and is not compared with the others. Last,
+guided logits in bf16, with 8-bit weights and with 8-bit caches are compared with those in fp32.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from musicgen_core.codes import CODEBOOKS, FRAME_RATE, SAMPLE_RATE
 from musicgen_core.config import SamplingSettings
 from musicgen_core.devices import pick_device
 from musicgen_core.generation.engine import Engine, decodes_fast, frames_of
+from musicgen_core.generation.melody import Melody
 from musicgen_core.generation.sampling import guide
 from musicgen_core.model.decoder import Condition
 from musicgen_core.model.local_files import TEXT_ENCODER
@@ -53,9 +54,11 @@ def project(model: BaseModel, device: torch.device, bits: int = 16, cache_bits: 
     lm = load_merged(model, None, device, _half(device))
     engine = Engine(lm, TextEncoder(model.text_encoder, device), GUIDANCE, bits, cache_bits)
     codec = Codec(model, device)
+    tune = Melody(torch.rand(30 * SAMPLE_RATE, generator=torch.Generator().manual_seed(0)) - 0.5, path="", sha256="")
 
     def make(batch: int, seconds: float) -> Any:
-        codes = engine.generate([PROMPT] * batch, SamplingSettings(duration=seconds), range(batch))
+        settings = SamplingSettings(duration=seconds)
+        codes = engine.generate([PROMPT] * batch, settings, range(batch), melodies=[tune] * batch)
         return codec.decode(torch.stack(codes))
 
     return make
@@ -183,7 +186,13 @@ def distances(model: BaseModel, device: torch.device, steps: int = 200) -> list[
 
     def both(batch: int) -> Condition:
         states, mask = text.states[:batch], text.mask[:batch]
-        return Condition(torch.cat([states, 0 * states]), torch.cat([mask, 0 * mask]).bool())
+        chroma = torch.arange(batch * model.chroma_frames, device=device).view(batch, -1) % 12
+        return Condition(
+            states=torch.cat([states, 0 * states]),
+            mask=torch.cat([mask, 0 * mask]).bool(),
+            chroma=torch.cat([chroma, 0 * chroma]) if model.chroma_frames else None,
+            text_lengths=mask.sum(dim=1).repeat(2),
+        )
 
     exact = _logits(model, device, dtype=torch.float32, kernels=None, text=both(SEVERAL), codes=codes)
     lines = []
@@ -218,17 +227,14 @@ def _logits(
     """Return guided logits [steps, samples, K, cardinality], teacher forced: every step reads the given codes."""
     lm = load_merged(model, None, device, dtype)
     steps = codes.shape[-1] - CODEBOOKS
-    found = []
     if kernels is None or not decodes_fast(lm.enc_to_dec_proj.weight):
-        caches, mask = lm.new_cache(text, steps)
-        for at in range(steps):
-            column = codes[:, :, at : at + 1]
-            found.append(lm.step(torch.cat([column, column]), caches, mask, at).float().cpu())
+        logits = lm(torch.cat([codes, codes])[:, :, :steps], text).float().cpu()
+        found = list(logits.unbind(dim=2))
     else:
         from musicgen_core.generation.decoding import Decoding
 
         decoding = Decoding(lm, steps, kernels.weight_bits)
-        session = decoding.begin(text, codes[:, :, : steps + 1].clone(), cache_bits=kernels.cache_bits)
+        found, session = [], decoding.begin(text, codes[:, :, : steps + 1].clone(), cache_bits=kernels.cache_bits)
         for at in range(steps):
             session.position.fill_(at)
             found.append(decoding.step(session).float().cpu())
@@ -284,7 +290,7 @@ def in_own_process(name: str, timeout: float) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a directory that bench.random_large made, or debug")
-    parser.add_argument("--subjects", nargs="+", choices=[*SUBJECTS, DISTANCES], default=[*SUBJECTS, DISTANCES])
+    parser.add_argument("--subjects", nargs="+", choices=[*SUBJECTS, DISTANCES])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--peer-seconds", type=float, help="of audiocraft's and Hugging Face's pieces: they take long")
@@ -296,7 +302,10 @@ def main() -> None:
         for line in lines_of(given.only, given):
             print(line, flush=True)
         return
-    tables = {name: in_own_process(name, given.timeout) for name in given.subjects}
+    takes_melody = find_model(given.model).chroma_frames > 0
+    compared = [name for name in SUBJECTS if name.startswith("project") or not takes_melody]
+    subjects = given.subjects or [*compared, DISTANCES]
+    tables = {name: in_own_process(name, given.timeout) for name in subjects}
     far = tables.pop(DISTANCES, [])
     print("\n| what | pieces | of s | s | × real time | ms a step | first, with compiling, s | GiB |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", *chain(*tables.values()), sep="\n")

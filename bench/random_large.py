@@ -1,7 +1,6 @@
 """Write a model directory of MusicGen-Large's exact shape with random weights, for benchmarks without the real model.
 
-
-    python -m bench.random_large OUT [--layers 48] [--stereo]
+    python -m bench.random_large OUT [--layers 48] [--stereo] [--melody]
 
 The language model is fp16 as on the Hub, T5 is t5-base's encoder with the debug model's tokenizer, and the codec
 is EnCodec 32 kHz.
@@ -25,11 +24,18 @@ from musicgen_core.model.local_files import CODEC_FILE, LM_FILE, TEXT_ENCODER
 from musicgen_core.model.weights import find_model
 
 
-def make_random_large(directory: Path, layers: int = 48, channels: int = 1) -> None:
-    """Write the model directory: 6.5 GB at 48 layers."""
+def make_random_large(directory: Path, layers: int = 48, channels: int = 1, takes_melody: bool = False) -> None:
+    """Write the model directory: 6.5 GB at 48 layers, 4.9 GB if it takes a melody, without cross-attention."""
     directory.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    settings = language_model_settings(dim=2048, layers=layers, heads=32, t5="t5-base", channels=channels)
+    settings = language_model_settings(
+        dim=2048,
+        layers=layers,
+        heads=32,
+        t5="t5-base",
+        channels=channels,
+        melody_seconds=30 if takes_melody else None,
+    )
     with torch.device("meta"):
         lm = MusicgenLM(read_lm_config(settings, "musicgen-large").decoder)
     state = {}
@@ -65,5 +71,6 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path)
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--stereo", action="store_true", help="the shape of musicgen-stereo-large")
+    parser.add_argument("--melody", action="store_true", help="the shape of musicgen-melody-large")
     arguments = parser.parse_args()
-    make_random_large(arguments.out, arguments.layers, 2 if arguments.stereo else 1)
+    make_random_large(arguments.out, arguments.layers, 2 if arguments.stereo else 1, arguments.melody)

@@ -22,6 +22,9 @@ partial sums [PARTS, R, N] to the next kernel, `add_norm` or `decode_cross_atten
 sums are added in a fixed order, so that equal inputs give equal bits.
 
 SCALED: weights or caches are int8, with a scale per row of a weight, or per key and value of each head.
+
+PREFIXED: the model takes a melody, and reads a prefix in front of the codes, a melody and a text, of a length of its
+own in each row. There is no cross-attention then.
 """
 
 from __future__ import annotations
@@ -32,17 +35,18 @@ import triton.language as tl
 
 @triton.jit
 def embed_kernel(  # type: ignore[no-untyped-def]
-    sequence, position, tables, sinusoids, out, prompts, steps,
-    CODEBOOKS: tl.constexpr, VOCAB: tl.constexpr, D: tl.constexpr, N: tl.constexpr,
+    sequence, position, prefixes, tables, sinusoids, out, prompts, steps,
+    CODEBOOKS: tl.constexpr, VOCAB: tl.constexpr, D: tl.constexpr, N: tl.constexpr, PREFIXED: tl.constexpr,
 ):  # fmt: skip
     """Store the embedding of step `position` of sequence [prompts, CODEBOOKS, steps] in out [R, D].
 
-    tables is [CODEBOOKS, VOCAB, D]; sinusoids [positions, D] are added.
+    tables is [CODEBOOKS, VOCAB, D]; sinusoids [positions, D] are added, after prefixes [R] of them if PREFIXED.
     """
     row = tl.program_id(0)
     d = tl.arange(0, N)
     at = tl.load(position)
-    total = tl.load(sinusoids + at * D + d, mask=d < D, other=0.0)
+    reached = at + tl.load(prefixes + row) if PREFIXED else at
+    total = tl.load(sinusoids + reached * D + d, mask=d < D, other=0.0)
     for k in tl.static_range(CODEBOOKS):
         code = tl.load(sequence + ((row % prompts) * CODEBOOKS + k) * steps + at)
         total += tl.load(tables + (k * VOCAB + code) * D + d, mask=d < D, other=0.0).to(tl.float32)
@@ -154,13 +158,15 @@ def _append_to_cache(x, cache, scales, index, HEAD: tl.constexpr, SCALED: tl.con
 
 @triton.jit
 def decode_attention_kernel(  # type: ignore[no-untyped-def]
-    qkv, cache, scales, position, out, numerators, stats, arrived, positions, scale,
+    qkv, cache, scales, position, prefixes, out, numerators, stats, arrived, positions, scale,
     HEADS: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, SCALED: tl.constexpr,
+    PREFIXED: tl.constexpr,
 ):  # fmt: skip
     """Store the self-attention of the newest position in out [R, HEADS · HEAD], and append its key and value.
 
     qkv [R, 3, HEADS · HEAD] holds its query, key and value. The earlier keys and values are in cache
-    [2, R, HEADS, positions, HEAD] with scales [2, R, HEADS, positions].
+    [2, R, HEADS, positions, HEAD] with scales [2, R, HEADS, positions]; if PREFIXED, those of prefixes [R] positions
+    come before those of the steps.
 
     Flash-decoding: SPLITS program instances share a row's head, each over a range of the positions, so that few rows
     still occupy all SMs. Each writes its softmax state, to numerators [R · HEADS, SPLITS, HEAD] and stats
@@ -172,6 +178,8 @@ def decode_attention_kernel(  # type: ignore[no-untyped-def]
     own = qkv + ((head // HEADS) * 3 * HEADS + head % HEADS) * HEAD + d
     query = tl.load(own).to(tl.float32) * scale
     length = tl.load(position).to(tl.int32)
+    if PREFIXED:
+        length += tl.load(prefixes + head // HEADS)
     per_split = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK) * BLOCK
     first_key = head.to(tl.int64) * positions
     first_value = first_key + tl.num_programs(0).to(tl.int64) * positions

@@ -21,6 +21,7 @@ from musicgen_core.generation import decode_kernels as kernels
 from musicgen_core.generation.megakernel import Megakernel, megakernel
 from musicgen_core.generation.sampling import Window
 from musicgen_core.model.decoder import Condition, Decoder, DecoderLayer, LayerCache, MusicgenLM, sinusoids
+from musicgen_core.model.text import MAX_TOKENS
 
 
 def _parts(rows: int) -> int:
@@ -95,13 +96,21 @@ class _Linear:
         )  # fmt: skip
 
 
+class _CrossAttention(NamedTuple):
+    q: _Linear
+    out: _Linear
+
+
 class _Layer(NamedTuple):
     qkv: _Linear
     out: _Linear
-    text_q: _Linear
-    text_out: _Linear
+    cross: _CrossAttention | None
     fc1: _Linear
     fc2: _Linear
+
+    def matrices(self) -> list[_Linear]:
+        """Return all in the order of their use."""
+        return [self.qkv, self.out, *(self.cross or ()), self.fc1, self.fc2]
 
 
 def _concatenate(layers: Sequence[nn.Module]) -> Tensor:
@@ -114,24 +123,25 @@ def _concatenate(layers: Sequence[nn.Module]) -> Tensor:
 
 
 def _pack(layer: DecoderLayer, bits: int) -> _Layer:
-    own, cross = layer.self_attn, layer.encoder_attn
+    own, cross = layer.self_attn, None
+    if layer.has_cross_attention:
+        matrices = (layer.encoder_attn.q_proj, layer.encoder_attn.out_proj)
+        cross = _CrossAttention(*(_Linear(matrix.weight.data, bits) for matrix in matrices))
     return _Layer(
         qkv=_Linear(_concatenate([own.q_proj, own.k_proj, own.v_proj]), bits),
         out=_Linear(own.out_proj.weight.data, bits),
-        text_q=_Linear(cross.q_proj.weight.data, bits),
-        text_out=_Linear(cross.out_proj.weight.data, bits),
+        cross=cross,
         fc1=_Linear(layer.fc1.weight.data, bits),
         fc2=_Linear(layer.fc2.weight.data, bits),
     )
 
 
 def _norms(decoder: Decoder) -> Tensor:
-    """Return weights and biases of all norms in the order of their use, [3 layers + 1, 2, dim]."""
-    norms = [
-        norm
-        for layer in decoder.blocks()
-        for norm in (layer.self_attn_layer_norm, layer.encoder_attn_layer_norm, layer.final_layer_norm)
-    ]
+    """Return weights and biases of all norms in the order of their use, [2 or 3 layers + 1, 2, dim]."""
+    norms: list[nn.LayerNorm] = []
+    for layer in decoder.blocks():
+        cross = [layer.encoder_attn_layer_norm] if layer.has_cross_attention else []
+        norms += [layer.self_attn_layer_norm, *cross, layer.final_layer_norm]
     return torch.stack([torch.stack([norm.weight.data, norm.bias.data]) for norm in [*norms, decoder.layer_norm]])
 
 
@@ -146,6 +156,8 @@ class DecodeState:
         scales: [layers, 2, R, heads, positions] of int8 caches; None for caches in 16 bits.
         text_cache: [layers, 2, R, heads, max_length, dim / heads], keys and values of the texts.
         text_lengths: [R], int32, tokens of each text; 0 under the null condition.
+        prefixes: [R], int32, positions in front of the codes, melody and text; None for a model with cross-attention,
+            whose text is in text_cache.
         x: [R, dim], fp32, the residual stream.
         parts: [parts, R, dim], fp32, split-K partial sums, to be added to x or to be the queries of cross-attention.
         y: [R, dim], the output of a norm.
@@ -164,6 +176,7 @@ class DecodeState:
     scales: Tensor | None
     text_cache: Tensor
     text_lengths: Tensor
+    prefixes: Tensor | None
     x: Tensor
     parts: Tensor
     y: Tensor
@@ -194,8 +207,10 @@ class Decoding:
         heads, tables = cast("list[nn.Linear]", lm.lm_heads), cast("list[nn.Embedding]", decoder.embed_tokens)
         self._heads = _Linear(torch.cat([head.weight.data for head in heads]), bits)
         self._tables = torch.stack([table.weight.data for table in tables])
-        cross = [block.encoder_attn for block in blocks]
-        self._text_weights = _concatenate([matrix for layer in cross for matrix in (layer.k_proj, layer.v_proj)])
+        cross = [block.encoder_attn for block in blocks if block.has_cross_attention]
+        matrices = [matrix for layer in cross for matrix in (layer.k_proj, layer.v_proj)]
+        self._text_weights = _concatenate(matrices) if matrices else None
+        positions += self.config.chroma_frames + MAX_TOKENS if self.config.takes_melody else 0
         at = torch.arange(positions, device=self._tables.device, dtype=torch.float32)
         self._sinusoids = sinusoids(at, self.config.dim)
         self._delays = torch.tensor(self.config.codes.delays, device=self._tables.device)
@@ -203,26 +218,28 @@ class Decoding:
     @cached_property
     def _megakernel(self) -> Megakernel | None:
         """The kernel for a batch of one sample, compiled when it is first used; None where it is not supported."""
-        matrices = [*(matrix for layer in self._layers for matrix in layer), self._heads]
+        matrices = [*(matrix for layer in self._layers for matrix in layer.matrices()), self._heads]
         scales = [matrix.scales for matrix in matrices if matrix.scales is not None]
         return megakernel(self.config, [matrix.weight for matrix in matrices], scales, self._norms)
 
     @torch.inference_mode()
-    def begin(self, text: Condition, sequence: Tensor, given: int = 0, cache_bits: int = 16) -> DecodeState:
+    def begin(self, condition: Condition, sequence: Tensor, given: int = 0, cache_bits: int = 16) -> DecodeState:
         """Return the state of a new batch, with the caches filled for the texts and the given steps.
 
         Args:
-            text: [R, …], the prompts' conditions and as many null conditions.
+            condition: [R, …], the prompts' conditions and as many null conditions.
             sequence: [R / 2, K, steps], delayed codes; the last step is written and never read.
             given: steps that are read here, all at once; the first call of `step` reads the next one.
             cache_bits: of keys and values, 16 or 8.
         """
-        config, rows, steps = self.config, len(text.states), sequence.shape[-1] - 1
-        text_cache = self._read(text)
+        config, rows, steps = self.config, len(condition.states), sequence.shape[-1] - 1
+        prefixes = config.chroma_frames + condition.text_positions if config.takes_melody else None
+        text_cache = self._read(condition)
         zeros = text_cache.new_zeros
         single = partial(zeros, dtype=torch.float32)
         head, splits = config.dim // config.heads, _splits(rows * config.heads)
-        of_layers = (config.layers, 2, rows, config.heads, steps)
+        longest = steps if prefixes is None else int(prefixes.max()) + steps
+        of_layers = (config.layers, 2, rows, config.heads, longest)
         scaled = cache_bits == 8
         state = DecodeState(
             sequence=sequence,
@@ -230,7 +247,8 @@ class Decoding:
             caches=zeros(*of_layers, head, dtype=torch.int8 if scaled else None),
             scales=zeros(*of_layers) if scaled else None,
             text_cache=text_cache,
-            text_lengths=text.mask.sum(dim=1).int(),
+            text_lengths=condition.mask.sum(dim=1).int(),
+            prefixes=None if prefixes is None else prefixes.int(),
             x=single(rows, config.dim),
             parts=single(_parts(rows), rows, config.dim),
             y=zeros(rows, config.dim),
@@ -242,17 +260,38 @@ class Decoding:
             arrived=zeros(rows * config.heads, dtype=torch.int32),
             logits=single(rows, config.codebooks, config.cardinality),
         )
-        self.lm.prefill(torch.cat([sequence, sequence])[:, :, :given], _caches_to_fill(state, given), text.attend)
+        self._prefill(state, condition, torch.cat([sequence, sequence])[:, :, :given])
         return state
+
+    def _prefill(self, state: DecodeState, condition: Condition, given: Tensor) -> None:
+        """Fill the caches with what stands before the first step, with codes `given` [R, K, steps].
+
+        Prefixes are read prompt by prompt, with its null condition: rounded as if the prompt were alone.
+        """
+        if state.prefixes is None:
+            self.lm.prefill(given, _caches_to_fill(state, given.shape[-1]), condition.attend)
+            return
+        prompts = len(state.sequence)
+        for number in range(prompts):
+            pair = slice(number, None, prompts)
+            one = condition.rows_alike(pair)
+            prefix = self.lm.prefix(one)
+            assert prefix is not None
+            caches = _caches_to_fill(state, prefix.states.shape[1] + given.shape[-1], pair)
+            self.lm.prefill(given[pair], caches, one.attend, prefix.states)
 
     def _read(self, text: Condition) -> Tensor:
         """Return the texts' keys and values, [layers, 2, R, heads, max_length, dim / heads]; zero for null conditions.
+
+        Without cross-attention max_length is 0.
 
         Each text is projected separately, at its own length: the rounding of a GEMM depends on its number of rows, and
         a sample must not depend on the others of its batch.
         """
         config = self.config
         rows, max_length = text.mask.shape
+        if self._text_weights is None:
+            return self._tables.new_zeros(config.layers, 2, rows, config.heads, 0, config.dim // config.heads)
         of_heads = (config.layers, 2, config.heads, config.dim // config.heads)
         pairs = self._tables.new_zeros(*of_heads[:2], rows, config.heads, max_length, of_heads[-1])
         for row, count in enumerate(text.mask.sum(dim=1).tolist()):
@@ -267,9 +306,9 @@ class Decoding:
         """Return the next step's logits [R, K, cardinality], from the codes at `position`; extends the caches."""
         config, rows, parts, norms = self.config, len(s.x), len(s.parts), iter(self._norms)
         kernels.embed_kernel[(rows,)](
-            s.sequence, s.position, self._tables, self._sinusoids, s.x, len(s.sequence), s.sequence.shape[2],
-            CODEBOOKS=config.codebooks, VOCAB=config.cardinality + 1, D=config.dim,
-            N=triton.next_power_of_2(config.dim),
+            s.sequence, s.position, s.prefixes, self._tables, self._sinusoids, s.x, len(s.sequence),
+            s.sequence.shape[2], CODEBOOKS=config.codebooks, VOCAB=config.cardinality + 1, D=config.dim,
+            N=triton.next_power_of_2(config.dim), PREFIXED=s.prefixes is not None,
         )  # fmt: skip
         if rows == 2 and s.scales is None and self._megakernel is not None:
             self._megakernel(
@@ -286,10 +325,11 @@ class Decoding:
             layer.qkv(s.y, s.qkv)
             _self_attention(s, number)
             layer.out(s.attended, s.parts, parts)
-            _norm(s, next(norms), parts)
-            layer.text_q(s.y, s.parts, parts)
-            _cross_attention(s, number)
-            layer.text_out(s.attended, s.parts, parts)
+            if layer.cross is not None:
+                _norm(s, next(norms), parts)
+                layer.cross.q(s.y, s.parts, parts)
+                _cross_attention(s, number)
+                layer.cross.out(s.attended, s.parts, parts)
             _norm(s, next(norms), parts)
             layer.fc1(s.y, s.z, gelu=True)
             layer.fc2(s.z, s.parts, parts)
@@ -309,18 +349,20 @@ class Decoding:
         s.position += 1
 
 
-def _caches_to_fill(s: DecodeState, given: int) -> Iterator[LayerCache]:
-    """Yield each layer's cache for the model to fill; with 8 bits, quantize it when the next one is requested.
+def _caches_to_fill(s: DecodeState, filled: int, rows: slice = slice(None)) -> Iterator[LayerCache]:
+    """Yield each layer's cache of some rows for the model to fill up to a position.
+
+    With 8 bits a cache is quantized when the next one is requested.
 
     The last one is quantized too, because the consumer zips strictly over the layers and so requests one more.
     """
-    for layer, (cache, text) in enumerate(zip(s.caches, s.text_cache, strict=True)):
+    for layer, (cache, text) in enumerate(zip(s.caches[:, :, rows], s.text_cache[:, :, rows], strict=True)):
         if s.scales is None:
             yield LayerCache(*cache, *text)
             continue
-        exact = text.new_zeros(*cache.shape[:3], given, cache.shape[4])
+        exact = text.new_zeros(*cache.shape[:3], filled, cache.shape[4])
         yield LayerCache(*exact, *text)
-        cache[:, :, :, :given], s.scales[layer, :, :, :, :given] = quantize_int8(exact, s.scales.dtype)
+        cache[:, :, :, :filled], s.scales[layer, :, rows, :, :filled] = quantize_int8(exact, s.scales.dtype)
 
 
 def _norm(s: DecodeState, norm: Tensor, parts: int) -> None:
@@ -338,9 +380,9 @@ def _self_attention(s: DecodeState, layer: int) -> None:
     few = splits == 8
     scales = cache if s.scales is None else s.scales[layer]  # a placeholder that is not read
     kernels.decode_attention_kernel[(rows * heads, splits)](
-        s.qkv, cache, scales, s.position, s.attended, s.numerators, s.stats, s.arrived, positions, head**-0.5,
-        HEADS=heads, HEAD=head, BLOCK=128 if few else 64, SPLITS=splits, SCALED=s.scales is not None,
-        num_warps=4 if few else 1,
+        s.qkv, cache, scales, s.position, s.prefixes, s.attended, s.numerators, s.stats, s.arrived, positions,
+        head**-0.5, HEADS=heads, HEAD=head, BLOCK=128 if few else 64, SPLITS=splits, SCALED=s.scales is not None,
+        PREFIXED=s.prefixes is not None, num_warps=4 if few else 1,
     )  # fmt: skip
 
 

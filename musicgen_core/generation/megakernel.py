@@ -49,7 +49,7 @@ def megakernel(
 def _fits(config: DecoderConfig, norms: Tensor) -> bool:
     if not norms.is_cuda or norms.dtype is not torch.bfloat16:
         return False
-    if config.dim != HEAD * config.heads or config.dim % 512 or config.ffn_dim != 4 * config.dim:
+    if config.takes_melody or config.dim != HEAD * config.heads or config.dim % 512 or config.ffn_dim != 4 * config.dim:
         return False
     gpu = torch.cuda.get_device_properties(norms.device)
     widest = max(config.ffn_dim, config.codebooks * config.cardinality)

@@ -18,7 +18,8 @@ from musicgen_core.model.transformers_files import as_others_may_read
 from musicgen_core.stages import announce
 from musicgen_core.texts import shorten
 
-_MAX_TOKENS = 512  # T5's own limit; the memory of its attention grows with the square
+MAX_TOKENS = 512
+"""Tokens of a text, of which the rest is cut off: T5's own limit; the memory of its attention grows with the square"""
 
 
 def find_text_encoder(source: str | Path) -> Path:
@@ -83,7 +84,7 @@ class TextEncoder(nn.Module):
         """Return the texts' states [B, L, text_dim] and mask [B, L]; None and "" give the null condition."""
         entries = [shorten(text or "") for text in texts]  # shards of earlier versions may have longer ones
         device = self.t5.device
-        tokens = self.tokenizer(entries, return_tensors="pt", padding=True, truncation=True, max_length=_MAX_TOKENS)
+        tokens = self.tokenizer(entries, return_tensors="pt", padding=True, truncation=True, max_length=MAX_TOKENS)
         tokens = tokens.to(device)
         states = self.t5(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
         given = torch.tensor([bool(entry) for entry in entries], device=device)

@@ -29,8 +29,8 @@ def main(splits: int, scaled: bool) -> None:
         qkv = torch.randn(ROWS, 3, HEADS, HEAD, generator=generator)
         query, key, value = (one[:, :, None] for one in qkv.unbind(dim=1))
         decode_attention_kernel[(ROWS * HEADS, splits)](
-            qkv, cache, scales, torch.tensor(position), out, numerators, stats, arrived, POSITIONS, HEAD**-0.5,
-            HEADS=HEADS, HEAD=HEAD, BLOCK=BLOCK, SPLITS=splits, SCALED=scaled,
+            qkv, cache, scales, torch.tensor(position), None, out, numerators, stats, arrived, POSITIONS, HEAD**-0.5,
+            HEADS=HEADS, HEAD=HEAD, BLOCK=BLOCK, SPLITS=splits, SCALED=scaled, PREFIXED=False,
         )  # fmt: skip
         keys, values = torch.cat([known[:, :, :, :position], torch.stack([key, value])], dim=3)
         errors.append(_error(out, F.scaled_dot_product_attention(query, keys, values)[:, :, 0]))

@@ -1,12 +1,13 @@
 """Compare the decoding kernels with the model itself on a CPU, where Triton interprets them; run by test_decoding.
 
-TRITON_INTERPRET=1 python interpreted.py interpreted_decoding.py BATCH BITS CACHE_BITS GIVEN_FRAMES → the largest
-relative error of a step's logits, and whether greedy codes are those of the eager steps
+TRITON_INTERPRET=1 python interpreted.py interpreted_decoding.py BATCH BITS CACHE_BITS GIVEN_FRAMES CHROMA_FRAMES →
+the largest relative error of a step's logits, and whether greedy codes are those of the eager steps
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import torch
 
@@ -14,29 +15,34 @@ from musicgen_core.config import SamplingSettings
 from musicgen_core.generation.decoding import Decoding
 from musicgen_core.generation.engine import EagerSteps, GraphedSteps
 from musicgen_core.generation.sampling import Window
-from musicgen_core.model.decoder import Condition
+from musicgen_core.model.decoder import Condition, MusicgenLM
 from musicgen_core.model.weights import find_model, load_lm
 
 FRAMES = 6
 
 
 @torch.inference_mode()
-def main(batch: int, bits: int, cache_bits: int, given: int) -> None:
+def main(batch: int, bits: int, cache_bits: int, given: int, chroma_frames: int) -> None:
     lm = load_lm(find_model("debug"))
-    decoding = Decoding(lm, positions=16, bits=bits)
     generator = torch.Generator().manual_seed(0)
+    chroma = None
+    if chroma_frames:
+        torch.manual_seed(0)
+        lm = MusicgenLM(replace(lm.config, chroma_frames=chroma_frames)).eval().requires_grad_(False)
+        chroma = torch.randint(12, (batch, chroma_frames), generator=generator)
+        chroma = torch.cat([chroma, torch.zeros_like(chroma)])
+    decoding = Decoding(lm, positions=16, bits=bits)
     states = torch.randn(batch, 5, lm.config.text_dim, generator=generator)
     mask = torch.arange(5) < torch.randint(1, 6, (batch, 1), generator=generator)
-    text = Condition(torch.cat([states, 0 * states]), torch.cat([mask, 0 * mask]).bool())
+    both = (torch.cat([part, 0 * part]) for part in (states, mask))
+    text = Condition(next(both), next(both).bool(), chroma, mask.sum(dim=1).repeat(2))
 
     state = decoding.begin(text, torch.full((batch, 4, FRAMES + 1), lm.config.codes.special), cache_bits=cache_bits)
-    caches, text_mask = lm.new_cache(text, FRAMES)
     state.sequence[:, :, :FRAMES] = torch.randint(2048, (batch, 4, FRAMES), generator=generator)
     errors = []
-    for position in range(FRAMES):
+    logits = lm(torch.cat([state.sequence, state.sequence])[:, :, :FRAMES], text)
+    for position, expected in enumerate(logits.unbind(dim=2)):
         state.position.fill_(position)
-        current = state.sequence[:, :, position : position + 1]
-        expected = lm.step(torch.cat([current, current]), caches, text_mask, position)
         errors.append(((decoding.step(state) - expected).norm() / expected.norm()).item())
 
     known = torch.randint(2048, (batch, 4, given), generator=generator)
