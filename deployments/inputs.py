@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from deployments.options import UsageError, similar
 from musicgen_core import storage
+from musicgen_core.config import DEFAULT_MODEL
 from musicgen_core.language import message
 from musicgen_core.layer_ranges import check_layers
 from musicgen_core.learning_settings import check_optimizer
@@ -94,12 +95,13 @@ def check_training(given: Mapping[str, Any]) -> None:
 
 
 def check_rendering(given: Mapping[str, Any]) -> None:
-    """Check the adapter, the file of prompts and the sound files to continue of `generate-music`.
+    """Check the adapter, the file of prompts and the sound files of `generate-music`.
 
     Raises:
         AdapterError: see `check_adapter`.
-        ConfigError: one of the files can't be used.
+        ConfigError: one of the files can't be used, or the model takes no melody.
     """
+    from musicgen_core.generation.melody import check_melodies
     from musicgen_core.generation.plan import check_continued
     from musicgen_core.generation.request import read_prompts
 
@@ -109,6 +111,8 @@ def check_rendering(given: Mapping[str, Any]) -> None:
     for adapters in dict.fromkeys(prompt.adapter for prompt in prompts):
         check_adapters(adapters)
     check_continued(prompts, given.get("continue_from"))
+    model = given.get("model") or (None if given.get("adapter") else DEFAULT_MODEL)
+    check_melodies([*(prompt.melody for prompt in prompts), given.get("melody")], model)
 
 
 def _begins_here(location: str) -> bool:

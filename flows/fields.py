@@ -148,11 +148,15 @@ PromptsFile = Annotated[
     _Text,
     Field(
         description="A text file with a prompt a line; or a .jsonl of objects with prompt and, if wanted, duration, "
-        "seed, continue_from and adapter"
+        "seed, continue_from, melody and adapter"
     ),
 ]
 Variations = Annotated[int, Field(ge=1, le=10_000, description="Samples of each prompt, all of them different")]
 ContinueFrom = Annotated[_Text, Field(description="A recording that the samples continue; the duration includes it")]
+Melody = Annotated[
+    _Text,
+    Field(description="A recording whose melody the samples follow, with a model such as facebook/musicgen-melody"),
+]
 Compare = Annotated[
     bool, Field(description="Also generate each sample with the base model, from the same seed, to hear the difference")
 ]

@@ -34,6 +34,7 @@ def generate_music(given: GenerateParameters) -> list[Rendered] | State[list[Ren
         compare=given.compare,
         variations=given.variations,
         continue_from=given.continue_from or None,
+        melody=given.melody or None,
         formats=given.files.formats or (),
         spectrograms=given.files.spectrograms,
         save_codes=given.files.save_codes,

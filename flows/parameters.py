@@ -28,6 +28,7 @@ from flows.fields import (
     ExportOut,
     HourlyPrice,
     Limit,
+    Melody,
     Metadata,
     Model,
     MusicPrompts,
@@ -296,6 +297,7 @@ class GenerateParameters(Settings):
     compare: Compare = False
     strengths: Strengths = ()
     continue_from: ContinueFrom = ""
+    melody: Melody = ""
     model: AdaptersModel = ""
     device: Device = "auto"
     sampling: ChoiceSettings = ChoiceSettings()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +15,7 @@ from musicgen_core.errors import ConfigError
 from musicgen_core.generation.sound_file import read_sound
 from musicgen_core.language import message
 from musicgen_core.melody import extract_chroma, match_length
+from musicgen_core.model.weights import takes_melody
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,39 @@ def read_melody(file: str) -> Melody:
     clip, path = read_sound(file, _not_a_melody), storage.as_path(file)
     wav = torch.from_numpy(resample(clip.samples, clip.rate))
     return Melody(wav, str(path), storage.content_sha256(path))
+
+
+def check_melodies(files: Iterable[str | None], model: str | None) -> None:
+    """Check the sound files of melodies and that a model takes them, before anything large is loaded.
+
+    Args:
+        files: None and empty names are ignored.
+        model: as for `find_model`; None if it isn't known yet.
+
+    Raises:
+        ConfigError: a file can't be read, or the model takes no melody, as far as that is known here.
+    """
+    wanted = [file for file in dict.fromkeys(files) if file]
+    if wanted and model is not None:
+        check_takes_melody(model, takes_melody(model))
+    for file in wanted:
+        read_sound(file, _not_a_melody)
+
+
+def check_takes_melody(model: str, takes: bool | None) -> None:
+    """Check that a model takes a melody; None, for what isn't known yet, passes.
+
+    Raises:
+        ConfigError: it doesn't.
+    """
+    if takes is False:
+        raise ConfigError(
+            message("{model} takes no melody", model=model),
+            message(
+                "Give a model that takes one, such as facebook/musicgen-melody, or an adapter of one; or leave out the "
+                "melody"
+            ),
+        )
 
 
 def _not_a_melody(file: str, error: Exception) -> ConfigError:

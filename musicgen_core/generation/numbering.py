@@ -21,7 +21,7 @@ _NAME = re.compile(r"generated_(\d{3,9})\.(\w+)", re.ASCII)
 _CLAIM = "claim"
 _READERS = 8
 _IDENTIFYING = (
-    *("prompt", "seed", "variation", "continued_from_sha256", "duration", "sampling"),
+    *("prompt", "seed", "variation", "continued_from_sha256", "melody_sha256", "duration", "sampling"),
     *("weight_bits", "cache_bits"),
 )
 
@@ -29,8 +29,8 @@ _IDENTIFYING = (
 def identity(sidecar: Sidecar) -> str:
     """Return the values that determine how a sample sounds: equal for the same sample rendered again.
 
-    They are text, seed, variation, the continued file, length, model, adapters with strengths and sampling settings.
-    Device, batch size and versions are not included, so that a retry on another machine replaces the sample.
+    They are text, seed, variation, the continued file, the melody, length, model, adapters with strengths and sampling
+    settings. Device, batch size and versions are not included, so that a retry on another machine replaces the sample.
     """
     model = str(sidecar.get("model")).rpartition("@")[2]
     values = [*(sidecar.get(name) for name in _IDENTIFYING), model, _weights(sidecar)]

@@ -26,7 +26,7 @@ _SAMPLING = {
     "guidance": message("guidance"),
 }
 """Names of sampling settings that each language has its own word for"""
-_OF_ROW = ("variation", "duration", "continued_from", "model", "sampling", "weight_bits", "cache_bits")
+_OF_ROW = ("variation", "duration", "continued_from", "melody", "model", "sampling", "weight_bits", "cache_bits")
 Piece = tuple[str, Sidecar]
 Column = tuple[tuple[str, float], ...]
 """Hashes of adapters with their strengths, sorted; none: the base model"""
@@ -175,6 +175,8 @@ def _facts(sidecar: Sidecar, common: Mapping[str, Any]) -> list[str]:
         facts.append(say("seed {seed}", seed=seed))
     if before := sidecar.get("continued_from"):
         facts.append(say("continues {file}", file=_file_name(before)))
+    if followed := sidecar.get("melody"):
+        facts.append(say("follows {file}", file=_file_name(followed)))
     own = {name: value for name, value in _sampling(sidecar).items() if name not in common}
     return facts + words(own)
 

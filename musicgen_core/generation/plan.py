@@ -16,6 +16,7 @@ from musicgen_core.codes import FRAME_RATE
 from musicgen_core.encoding import encode_clips
 from musicgen_core.errors import ClipRejected, ConfigError, DeviceError
 from musicgen_core.generation.engine import frames_of
+from musicgen_core.generation.melody import Melody, read_melody
 from musicgen_core.generation.request import Prompt, RenderRequest
 from musicgen_core.generation.sound_file import read_sound, refused
 from musicgen_core.language import message
@@ -27,6 +28,8 @@ ENGINE_BATCH_SIZES = (1, 8, 32)
 """Batch sizes on a GPU, whose results depend on them: few, so that a sample can be reproduced."""
 SHARE_FOR_CACHES = 0.7
 """Fraction of the GPU's free memory for key-value caches; the rest is for activations and for decoding."""
+TEXT_POSITIONS = 128
+"""More than most texts take in front of the codes of a model that takes a melody; longer ones take of the rest."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class PlannedSample:
         stream: the seed of its random stream, derived from seed, prompt and variation.
         frames: its length, including the continued part.
         continuation: the audio that it continues.
+        melody: what it follows, or None.
         mix: the adapters that it is rendered with.
     """
 
@@ -72,6 +76,7 @@ class PlannedSample:
     stream: int
     frames: int
     continuation: Continuation
+    melody: Melody | None = None
     mix: Mix = ()
 
     @property
@@ -83,7 +88,8 @@ def plan(request: RenderRequest, codec: Codec) -> list[PlannedSample]:
     """Return all samples to render, prompt after prompt; a variation's mixes of adapters follow each other.
 
     Raises:
-        ConfigError: a file to continue can't be read, or isn't shorter than its sample; or an adapter can't be parsed.
+        ConfigError: a sound file can't be read, or one to continue isn't shorter than its sample; or an adapter can't
+            be parsed.
     """
     prompts, settings, variations = request.prompts, request.settings, request.variations
     mixes = [request.mixes(prompt) for prompt in prompts]
@@ -92,6 +98,7 @@ def plan(request: RenderRequest, codec: Codec) -> list[PlannedSample]:
     wanted = [(seeds[number], prompts[number].prompt) for number in numbers]
     nothing = torch.zeros(codec.shape.codebooks, 0, dtype=torch.int64)
     read: dict[str | None, Continuation] = {None: Continuation(nothing)}
+    melodies: dict[str | None, Melody | None] = {None: None}
     pieces: list[PlannedSample] = []
     for number, (seed, text), variation in zip(numbers, wanted, repetitions(wanted), strict=True):
         prompt = prompts[number]
@@ -100,6 +107,9 @@ def plan(request: RenderRequest, codec: Codec) -> list[PlannedSample]:
         if source not in read:
             read[source] = _read(str(source), seconds, codec)
         _check_longer(seconds, source, read[source].frames / FRAME_RATE)
+        followed = prompt.melody or request.melody
+        if followed not in melodies:
+            melodies[followed] = read_melody(str(followed))
         pieces += [
             PlannedSample(
                 number=len(pieces) + place,
@@ -110,6 +120,7 @@ def plan(request: RenderRequest, codec: Codec) -> list[PlannedSample]:
                 stream=stream_seed(seed, text, variation),
                 frames=frames_of(seconds),
                 continuation=read[source],
+                melody=melodies[followed],
                 mix=mix,
             )
             for place, mix in enumerate(mixes[number])
@@ -214,7 +225,8 @@ def cache_budget(device: torch.device) -> float:
 def cache_bytes(config: DecoderConfig, frames: int, bits: int = 16) -> int:
     """Return the bytes of one sample's key-value caches, for its text and for the null condition.
 
-    With 8 bits each head has a scale.
+    With 8 bits each head has a scale. A model that takes a melody keeps it and the text in front of the codes.
     """
+    before = config.chroma_frames + TEXT_POSITIONS if config.takes_melody else 0
     of_position = config.dim * 2 if bits == 16 else config.dim + config.heads * 2
-    return 2 * 2 * config.layers * (frames + config.codebooks) * of_position
+    return 2 * 2 * config.layers * (before + frames + config.codebooks) * of_position

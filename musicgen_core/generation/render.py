@@ -25,6 +25,7 @@ from musicgen_core.errors import ConfigError
 from musicgen_core.generation.engine import Engine
 from musicgen_core.generation.files import GeneratedSample, write_sample
 from musicgen_core.generation.loudness import normalize, sound_of
+from musicgen_core.generation.melody import check_melodies, check_takes_melody
 from musicgen_core.generation.numbering import Numbering, stem_of
 from musicgen_core.generation.page import write_index
 from musicgen_core.generation.plan import (
@@ -93,7 +94,11 @@ def render(
     # Adapters of other programs may not name their base model.
     naming = next((one for one in loaded if one.adapter.base_model), loaded[0] if loaded else None)
     adapter, path = (naming.adapter, naming.path) if naming else (None, None)
-    model = find_model(choose_model(request.model, request.default_model, adapter, path))
+    name = choose_model(request.model, request.default_model, adapter, path)
+    check_melodies(request.melodies, name)
+    model = find_model(name)
+    if request.melodies:
+        check_takes_melody(name, model.chroma_frames > 0)
     for one in loaded:
         one.adapter.check_base(model, str(one.path))
     codec = Codec(model, device)
@@ -260,6 +265,7 @@ class _Rendering:
             cancelled=self._cancelled,
             frames=[piece.frames for piece in batch] + empty * [given + 1],
             known=known,
+            melodies=[*(piece.melody for piece in batch), *(empty * [None])],
         )
         return codes[: len(batch)]
 
@@ -289,6 +295,8 @@ class _Rendering:
             "stream": piece.stream,
             "continued_from": piece.continuation.path,
             "continued_from_sha256": piece.continuation.sha256,
+            "melody": piece.melody and piece.melody.path,
+            "melody_sha256": piece.melody and piece.melody.sha256,
             "duration": seconds,
             "model": self._identity.result(),
             "adapter": adapters if len(adapters) > 1 else next(iter(adapters), None),

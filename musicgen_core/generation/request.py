@@ -43,6 +43,7 @@ class Prompt(Settings):
     duration: float | None = Field(None, gt=0, le=LONGEST_SECONDS, description="seconds of music")
     seed: int | None = Field(None, ge=0, lt=2**32, description="the seed of its random stream")
     continue_from: str | None = Field(None, description="a recording to continue")
+    melody: str | None = Field(None, description="a recording whose melody it follows")
     adapter: Annotated[tuple[str, ...], BeforeValidator(_adapter_texts)] = Field(
         (), description="adapters with strengths, or base; empty: those of the command"
     )
@@ -121,6 +122,7 @@ class RenderRequest:
         compare: render each prompt with the base model as well, from the same seed.
         variations: samples per prompt, each from a random stream of its own.
         continue_from: a sound file that every sample continues, unless its prompt names another; or None.
+        melody: a sound file whose melody every sample follows, unless its prompt names another; or None.
         formats: formats beside wav.
         spectrograms: whether to draw spectrograms.
         save_codes: whether to save the codes as `.npy`.
@@ -141,6 +143,7 @@ class RenderRequest:
     compare: bool = False
     variations: int = 1
     continue_from: str | None = None
+    melody: str | None = None
     formats: Sequence[Format] = ()
     spectrograms: bool = True
     save_codes: bool = False
@@ -167,6 +170,12 @@ class RenderRequest:
         own = self.adapters_for(prompt)
         found = [times(own, factor) for factor in self.strengths] or [own]
         return list(dict.fromkeys([*([()] if self.compare else []), *map(with_effect, found)]))
+
+    @property
+    def melodies(self) -> list[str]:
+        """The sound files of all melodies."""
+        given = (prompt.melody or self.melody for prompt in self.prompts)
+        return list(dict.fromkeys(file for file in given if file))
 
     @property
     def sample_count(self) -> int:

@@ -32,7 +32,7 @@ from musicgen_core.model.audiocraft_format import (
 from musicgen_core.model.configuration import USE_ANOTHER, LmConfig, because, melody_seconds, read_lm_config
 from musicgen_core.model.debug_model import debug_model_directory
 from musicgen_core.model.decoder import DecoderConfig, MusicgenLM
-from musicgen_core.model.hub_names import nearest
+from musicgen_core.model.hub_names import KNOWN, nearest
 from musicgen_core.model.local_files import (
     CODEC_FILE,
     DEBUG,
@@ -200,6 +200,20 @@ def find_model(name: str, files: tuple[str, ...] = (LM_FILE, CODEC_FILE)) -> Bas
     if model.lm_path.is_file():
         _ = model.config
     return model
+
+
+def takes_melody(name: str) -> bool | None:
+    """Return whether a model takes a melody; None if only downloading it would tell.
+
+    Args:
+        name: as for `find_model`.
+    """
+    if name in KNOWN and name.startswith(PUBLISHED):
+        return "melody" in name
+    directory = Path(name).expanduser()
+    if name in BUILT_IN or not directory.is_dir():
+        return False if name in BUILT_IN else None
+    return BaseModel(name, directory).chroma_frames > 0
 
 
 def _demo_directory() -> Path:

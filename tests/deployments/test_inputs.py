@@ -41,6 +41,7 @@ def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
         (["generate", "OUT", "--prompts-file", "GONE"], "the prompts file GONE can't be read"),
         (["generate", "OUT", "--continue-from", "GONE"], "GONE can't be continued"),
         (["generate", "OUT", "--continue-from", "TEXT"], "TEXT can't be continued"),
+        (["generate", "OUT", "--melody", "TEXT"], "debug takes no melody"),
         (["generate", "OUT", "--prompts-file", "PROMPTS"], "GONE can't be continued"),
         (["evaluate", "TOKENS", "--adapter", "GONE"], "there is no adapter at GONE"),
         (["train", "TOKENS", "OUT", "--init-adapter", "TEXT"], "TEXT can't be read as an adapter"),

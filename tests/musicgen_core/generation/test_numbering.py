@@ -99,6 +99,7 @@ def sidecar_of(**changed: Any) -> dict[str, Any]:
         ("seed", 2),
         ("variation", 1),
         ("continued_from_sha256", "cd"),
+        ("melody_sha256", "cd"),
         ("duration", 2.0),
         ("model", "large@sha256:2"),
         ("adapter", None),

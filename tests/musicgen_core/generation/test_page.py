@@ -204,7 +204,8 @@ def test_a_mix_is_labelled_by_its_adapters_and_strengths(place: Path) -> None:
 def test_the_head_shows_common_settings_and_each_sample_its_own(place: Path) -> None:
     sampling = {"duration": 30.0, "seed": 0, "greedy": False, "top_k": 250, "top_p": 0.0, "guidance": None}
     first = sidecar_of(sampling={**sampling, "temperature": 1.0}, adapter=ADAPTER)
-    second = sidecar_of("drums", 5, sampling={**sampling, "temperature": 0.5}, continued_from="/music/intro.wav")
+    files = {"continued_from": "/music/intro.wav", "melody": "/music/tune.flac"}
+    second = sidecar_of("drums", 5, sampling={**sampling, "temperature": 0.5}, **files)
     parsed = page_of(place, [("a", first), ("b", {**second, "duration": 12.34})])
     assert dict(zip(parsed.texts("dt"), parsed.texts("dd"), strict=True)) == {
         "Model": "debug",
@@ -214,7 +215,7 @@ def test_the_head_shows_common_settings_and_each_sample_its_own(place: Path) -> 
     assert parsed.texts("p") == [
         "2 samples from 2 prompts",
         "a · 30.0 s · seed 0 · temperature 1",
-        "b · 12.3 s · seed 5 · continues intro.wav · temperature 0.5",
+        "b · 12.3 s · seed 5 · continues intro.wav · follows tune.flac · temperature 0.5",
     ]
 
 
