@@ -38,6 +38,7 @@ from musicgen_core.evaluation.ngrams import Frames, find_matches
 from musicgen_core.evaluation.originality import Originality
 from musicgen_core.evaluation.request import EvaluateRequest, EvaluateSettings
 from musicgen_core.model.compression import codec_identity
+from musicgen_core.model.weighted_adapters import WeightedAdapter
 from musicgen_core.model.weights import find_model
 from musicgen_core.synthesis.composing import compose_many
 from musicgen_core.synthesis.rendering import SoundBank
@@ -139,7 +140,9 @@ def overfit(workdir: Path, stages: Sequence[int], learning_rate: float, device_n
         evaluated = EvaluateSettings(duration=CLIP_FRAMES / FRAME_RATE)
         request = EvaluateRequest(str(everything), str(adapter), "demo", device=device_name, settings=evaluated)
         for origin, indices in (("held-out", held_out[:8].tolist()), ("training", training.tolist())):
-            pairs = render_described(request, adapter, model, clips, indices, lambda done, total, text: None)
+            pairs = render_described(
+                request, [WeightedAdapter(str(adapter))], model, clips, indices, lambda done, total, text: None
+            )
             found, _ = compare_samples(
                 pairs=pairs,
                 clips=clips,

@@ -15,6 +15,9 @@ from flows.fields import Places
 from flows.parameters import groups_in
 from musicgen_core.settings import Settings
 
+MORE, AS_OPTION = "more_of_it", "as_option"
+"""Parameters, beside its own, of the argument that may be repeated"""
+
 
 @dataclass(frozen=True)
 class Command:
@@ -65,11 +68,19 @@ class Command:
 
     @cached_property
     def needed(self) -> list[str]:
-        return [
-            name
-            for name in (*self.arguments, *self.required)
-            if not is_list(self.fields[name]) or name == self.repeated
-        ]
+        arguments = [name for name in self.arguments if name == self.repeated or not is_list(self.fields[name])]
+        return [*arguments, *self.required]
+
+    def gathered(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Return parameters with all values of the repeated argument in its list; the last argument stands alone."""
+        if not self.repeated:
+            return given
+        places = [given.pop(name) for name in self.arguments if given.get(name) is not None]
+        places += given.pop(MORE, ())
+        options = list(given.pop(AS_OPTION, ()))
+        if places and (len(places) > 1 or options):
+            given[self.arguments[-1]] = places.pop()
+        return ({self.repeated: [*places, *options]} if places or options else {}) | given
 
     def shown(self, name: str) -> str:
         """Return the name of a parameter on the command line. Other names are returned unchanged."""

@@ -15,7 +15,7 @@ from flows.parameters import EstimateParameters, ExportParameters, archives_at_a
 from musicgen_core.config import DEFAULT_MODEL
 from musicgen_core.language import message, stored_message, translated
 from musicgen_core.model import hub
-from musicgen_core.model.weighted_adapters import parse_adapters
+from musicgen_core.model.weighted_adapters import parse_adapters, shown_adapters
 from musicgen_core.stages import advance, announce_torch
 from musicgen_core.wording import counted, lasting, sized
 from tasks import outcomes
@@ -84,7 +84,7 @@ def evaluate(parameters: dict[str, Any]) -> int:
 
     result: Evaluation = run_flow(evaluate_adapter, parameters)
     print_rows(message("Evaluated"), evaluated_rows(result))
-    print_outcome(outcomes.evaluated(result, parameters["adapter"], parameters))
+    print_outcome(outcomes.evaluated(result, shown_adapters(parse_adapters(parameters["adapter"])), parameters))
     return 0
 
 

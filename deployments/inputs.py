@@ -13,7 +13,7 @@ from musicgen_core.config import DEFAULT_MODEL
 from musicgen_core.language import message
 from musicgen_core.layer_ranges import check_layers
 from musicgen_core.learning_settings import check_optimizer
-from musicgen_core.model.weighted_adapters import parse_adapters
+from musicgen_core.model.weighted_adapters import parse_adapters, shown_adapters
 from musicgen_core.settings import names_in
 from musicgen_core.stages import announce, announce_torch
 from tasks.forms import groups_of_schema, in_groups
@@ -54,8 +54,8 @@ def check_evaluation(given: Mapping[str, Any]) -> None:
     """
     from musicgen_core.training.codec_check import check_codec_of_adapter
 
-    check_codec_of_adapter(given["tokens"], given["adapter"], given.get("model"))
-    check_adapter(given["adapter"])
+    check_codec_of_adapter(given["tokens"], shown_adapters(parse_adapters(given["adapter"])), given.get("model"))
+    check_adapters(given["adapter"])
 
 
 def check_tokenizing(given: Mapping[str, Any]) -> None:

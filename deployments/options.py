@@ -23,7 +23,7 @@ from cyclopts.exceptions import (
 from pydantic import SkipValidation, ValidationError
 from pydantic.fields import FieldInfo
 
-from deployments.command import Command, flag, is_list, is_place, kind_of
+from deployments.command import AS_OPTION, MORE, Command, flag, is_list, is_place, kind_of
 from deployments.help import (
     ARGUMENTS,
     OPTIONS,
@@ -52,9 +52,6 @@ _PANELS = (ARGUMENTS, REQUIRED, OPTIONS)
 _LANGUAGE = "--language"
 _OF_ALL = ("--help", "--version", "--debug", _LANGUAGE)
 """Options of every command"""
-
-_MORE, _AS_OPTION = "more_of_it", "as_option"
-"""Parameters, beside its own, of the argument that may be repeated"""
 
 _SIMILARITY = 0.75
 """Minimum similarity (difflib's ratio, 1 if equal) of two names, one of which is taken for a typo of the other."""
@@ -187,8 +184,8 @@ def _repeated(command: Command) -> list[inspect.Parameter]:
         group=_panel_of(OPTIONS),
     )
     return [
-        inspect.Parameter(_MORE, inspect.Parameter.VAR_POSITIONAL, annotation=more),
-        _keyword(_AS_OPTION, Annotated[list[Path], look, *_AS_TEXT], None),
+        inspect.Parameter(MORE, inspect.Parameter.VAR_POSITIONAL, annotation=more),
+        _keyword(AS_OPTION, Annotated[list[Path], look, *_AS_TEXT], None),
     ]
 
 
@@ -356,19 +353,6 @@ def _replaced(line: list[str], entry: str, names: Sequence[str], with_value: boo
     return line
 
 
-def _gathered(command: Command, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters with all values of the repeated argument in its list; the last argument stands alone."""
-    if not command.repeated:
-        return given
-    *_, last = command.arguments
-    places = [given.pop(name) for name in command.arguments if given.get(name) is not None] + [*given.pop(_MORE, ())]
-    options = list(given.pop(_AS_OPTION, ()))
-    if len(places) > 1 or options:
-        given |= {last: places.pop()} if places else {}
-    values = [*places, *options]
-    return {**({command.repeated: values} if values else {}), **given}
-
-
 def _checked(command: Command, given: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     """Return the validated parameters, including those of the YAML file.
 
@@ -380,7 +364,7 @@ def _checked(command: Command, given: dict[str, Any], problems: list[str]) -> di
             given = {**read_yaml(config), **given}
         except ConfigError as error:
             problems.append(str(error))
-    given, fields = _gathered(command, given), command.fields
+    given, fields = command.gathered(given), command.fields
     for name, info in fields.items():
         if is_place(info) and (given.get(name) == "" or (is_list(info) and "" in given.get(name, ()))):
             problems.append(

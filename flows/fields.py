@@ -114,7 +114,6 @@ class Places:
     """Marks a list of locations, for which shells complete file names."""
 
 
-Adapter = Annotated[_Text, Field(description=f"{_ADAPTER}. Default: {_LAST}")]
 Adapters = Annotated[
     tuple[str, ...],
     Places(),

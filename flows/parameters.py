@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from flows.fields import (
-    Adapter,
     Adapters,
     AdaptersModel,
     AdaptersOrBase,
@@ -272,7 +271,7 @@ class EvaluateParameters(Settings):
     """Parameters of `evaluate-adapter`."""
 
     tokens: Tokens = ""
-    adapter: Adapter = ""
+    adapter: Adapters = ()
     output: Report = ""
     model: AdaptersModel = ""
     device: Device = "auto"

@@ -192,12 +192,13 @@ def _tokens_of(run_dir: UPath) -> str:
 
 def evaluated(evaluation: Evaluation, adapter: str, on: Mapping[str, Any]) -> Outcome:
     """Return the outcome of an evaluation."""
-    place = _absolute(adapter) if _is_here(adapter) else None
+    adapters = parse_adapters(split_adapters(adapter))
+    place = _absolute(adapters[0].source) if _is_here(adapters[0].source) else None
     listen = Step(
         message("Hear both models"),
         "generate",
         {
-            "adapter": str(place or adapter),
+            "adapter": _located(adapters),
             "compare": True,
             "prompts": _prompts(on.get("prompts"), evaluation.tokens),
             **_kept(on, "model"),

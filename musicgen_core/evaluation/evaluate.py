@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from dataclasses import dataclass, replace
@@ -45,8 +46,22 @@ from musicgen_core.evaluation.request import (
 from musicgen_core.generation.render import OnProgress
 from musicgen_core.generation.request import Prompt
 from musicgen_core.language import message, say
+from musicgen_core.model.adapter_mix import (
+    base_model_of_all,
+    concatenated,
+    identity_of,
+    load_with_effect,
+    strengths_of,
+)
 from musicgen_core.model.adapters import Adapter, choose_model, displayed_path, find_adapter, hub_name, load_adapter
 from musicgen_core.model.compression import code_vectors, codec_identity
+from musicgen_core.model.weighted_adapters import (
+    Mix,
+    WeightedAdapter,
+    parse_adapters,
+    shown_adapters,
+    split_adapters,
+)
 from musicgen_core.model.weights import BaseModel, find_model
 from musicgen_core.run_layout import (
     CONFIG,
@@ -66,18 +81,36 @@ _EVALUATION = TypeAdapter(Evaluation)
 
 @dataclass(frozen=True)
 class Subject:
-    """An adapter with its origin.
+    """An adapter with its origin, or the sum of several as one adapter.
 
     Attributes:
-        path: path of the weights.
+        path: path of the weights; of a mix, those of its first adapter.
         run_dir: its run directory; None for an adapter elsewhere.
-        config: the run's config.json; None for an adapter elsewhere.
+        config: the run's config.json; None for an adapter elsewhere. A mix of adapters of one run has it, too.
+        mix: the adapters with their strengths; empty for one as it was trained.
+        mix_identity: a text that is the same for the same sum.
     """
 
     path: UPath
     adapter: Adapter
     run_dir: UPath | None
     config: RunConfig | None
+    mix: Mix = ()
+    mix_identity: str = ""
+
+    @property
+    def name(self) -> str:
+        return shown_adapters(self.mix) if self.mix else displayed_path(self.path)
+
+    @property
+    def sha256(self) -> str:
+        if self.mix:
+            return hashlib.sha256(self.mix_identity.encode()).hexdigest()
+        return storage.content_sha256(self.path)
+
+    @property
+    def adapters(self) -> Mix:
+        return self.mix or (WeightedAdapter(str(self.path)),)
 
     @property
     def output(self) -> UPath:
@@ -86,6 +119,8 @@ class Subject:
         It is the run directory for the best adapter and a subfolder of it for others; beside the adapter without a run
         directory; the working directory for an adapter on the Hub.
         """
+        if self.mix and hub_name(self.path) is None:
+            return self.path.with_name(f"{self.path.stem}_mix_{EVALUATION}")
         if self.run_dir is None:
             if (name := hub_name(self.path)) is not None:
                 return storage.as_path(f"{name.partition('@')[0].partition('/')[2]}_{EVALUATION}")
@@ -147,12 +182,12 @@ def evaluate(request: EvaluateRequest, on_progress: OnProgress = lambda done, to
     )
     release_memory(device)
     prompts = [Prompt(prompt=text) for text in request.settings.prompts]
-    prompted = render_pairs(request, subject.path, prompts, on_progress) if prompts else []
+    prompted = render_pairs(request, subject.adapters, prompts, on_progress) if prompts else []
     samples = request.settings.samples
     samples = DEFAULT_SAMPLES[device.type] if samples is None else samples
     wanted = described[: max(samples, scoring.clips if scoring else 0)]
     generated = render_described(
-        request, adapter=subject.path, model=model, clips=clips, indices=wanted, on_progress=on_progress
+        request, adapters=subject.adapters, model=model, clips=clips, indices=wanted, on_progress=on_progress
     )
     release_memory(device)
     scores = originality = nearest = None
@@ -190,22 +225,47 @@ def evaluate(request: EvaluateRequest, on_progress: OnProgress = lambda done, to
 def find_subject(location: storage.Location) -> Subject:
     """Return the adapter at a location: a `*_lora.pt`, a run directory (its best) or a PEFT directory.
 
+    Args:
+        location: may have a strength, or be the text of several adapters, see `split_adapters`.
+
     Raises:
-        AdapterError: no adapter was found.
+        AdapterError: no adapter was found, or a mix has DoRA.
         RunDirectoryError: the run directory's config.json is damaged.
     """
+    given = parse_adapters(split_adapters(str(location)))
+    if given != (WeightedAdapter(str(location)),):
+        return _mixed_subject(given)
     path = find_adapter(location)
     run_dir = run_of(path)
     if run_dir is None or not (run_dir / CONFIG).exists():
         return Subject(path, load_adapter(path), run_dir=None, config=None)
+    return Subject(path, load_adapter(path), run_dir=run_dir, config=_config_of(run_dir))
+
+
+def _mixed_subject(given: Mix) -> Subject:
+    mix, loaded = load_with_effect(given)
+    strengths = strengths_of(mix, loaded)
+    parts = [(one.adapter, strength) for one, strength in zip(loaded, strengths, strict=True)]
+    runs = {run_of(one.path) for one in loaded}
+    run_dir = runs.pop() if len(runs) == 1 else None  # adapters of other runs have learned from other clips
+    return Subject(
+        path=loaded[0].path,
+        adapter=replace(concatenated(parts), base_model=base_model_of_all(loaded)),
+        run_dir=None,
+        config=_config_of(run_dir) if run_dir is not None and (run_dir / CONFIG).exists() else None,
+        mix=mix,
+        mix_identity=identity_of(mix, loaded),
+    )
+
+
+def _config_of(run_dir: UPath) -> RunConfig:
     try:
-        config = load_config(run_dir)
+        return load_config(run_dir)
     except (OSError, ValueError) as error:
         raise RunDirectoryError(
             message("{run_dir}/config.json is damaged ({error})", run_dir=run_dir, error=error),
             message("Copy the adapter to another directory and evaluate it there"),
         ) from error
-    return Subject(path, load_adapter(path), run_dir=run_dir, config=config)
 
 
 def stored_evaluation(run_dir: storage.Location) -> Evaluation | None:
@@ -225,9 +285,7 @@ def _check_own(out: UPath, subject: Subject, is_default: bool) -> None:
     if evaluation.exists():
         adapter = _adapter_in(evaluation)
         if adapter is not None and (
-            is_default
-            or adapter.get("path") == displayed_path(subject.path)
-            or adapter.get("sha256") == storage.content_sha256(subject.path)
+            is_default or adapter.get("path") == subject.name or adapter.get("sha256") == subject.sha256
         ):
             return
         of = f"of another adapter, {adapter.get('path')}" if adapter is not None else "not of this program"
@@ -274,8 +332,8 @@ def _summarize(
     verdict = verdict_of(interval)
     return Evaluation(
         adapter=EvaluatedAdapter(
-            path=displayed_path(subject.path),
-            sha256=storage.content_sha256(subject.path),
+            path=subject.name,
+            sha256=subject.sha256,
             epoch=subject.adapter.epoch,
             global_step=subject.adapter.global_step,
         ),

@@ -93,7 +93,7 @@ def _epoch_with_samples(folder: UPath, epoch: int) -> int:
 
 def render_pairs(
     request: EvaluateRequest,
-    adapter: UPath,
+    adapters: Sequence[WeightedAdapter],
     prompts: Sequence[Prompt],
     on_progress: OnProgress,
     batch_size: int | None = None,
@@ -106,7 +106,7 @@ def render_pairs(
             prompts=prompts,
             model=request.model,
             settings=settings,
-            adapters=[WeightedAdapter(str(adapter))],
+            adapters=adapters,
             compare=True,
             spectrograms=False,
             save_codes=True,
@@ -130,7 +130,7 @@ def render_pairs(
 
 def render_described(
     request: EvaluateRequest,
-    adapter: UPath,
+    adapters: Sequence[WeightedAdapter],
     model: BaseModel,
     clips: Clips,
     indices: Sequence[int],
@@ -163,7 +163,7 @@ def render_described(
     if pick_device(request.device).type == "cpu":
         cache = 2 * cache_bytes(model.config.decoder, round(seconds * FRAME_RATE))  # fp32
         batch_size = max(1, min(MOST_ON_CPU, len(prompts), CPU_CACHE_BYTES // cache))
-    return render_pairs(request, adapter, prompts, on_progress, batch_size)
+    return render_pairs(request, adapters, prompts, on_progress, batch_size)
 
 
 class ClapScoring:

@@ -32,7 +32,7 @@ from musicgen_core.model.adapter_mix import (
     base_model_of_all,
     concatenated,
     identity_of,
-    load_mix,
+    load_with_effect,
     strengths_of,
 )
 from musicgen_core.model.adapters import Adapter, base_model_of, hub_id, hub_name
@@ -41,7 +41,7 @@ from musicgen_core.model.local_files import CODEC_FILE, LM_FILE, TEXT_ENCODER
 from musicgen_core.model.lora import check_merged, merged_state
 from musicgen_core.model.text import write_text_encoder
 from musicgen_core.model.transformers_files import CONFIG_FILE
-from musicgen_core.model.weighted_adapters import Mix, WeightedAdapter, with_effect
+from musicgen_core.model.weighted_adapters import Mix, WeightedAdapter
 from musicgen_core.model.weights import BaseModel, find_model
 from musicgen_core.run_layout import short_name
 from musicgen_core.stages import announce
@@ -193,19 +193,9 @@ def _read_unfinished(target: UPath) -> _Unfinished | None:
 
 
 def load_exported(adapter: storage.Location | Sequence[WeightedAdapter]) -> tuple[Mix, list[LoadedAdapter]]:
-    """Return the adapters to export that have an effect, and their files.
-
-    Raises:
-        AdapterError: see `load_mix`; or all strengths are 0.
-    """
+    """Return the adapters to export, and their files; raises as `load_with_effect`."""
     given = [WeightedAdapter(str(adapter))] if isinstance(adapter, str | os.PathLike) else adapter
-    mix = with_effect(given)
-    if not mix:
-        raise AdapterError(
-            message("there is no adapter to export: strength 0 is the base model"),
-            message("Give an adapter with another strength"),
-        )
-    return mix, load_mix(mix)
+    return load_with_effect(given)
 
 
 def _mixed(loaded: Sequence[LoadedAdapter], strengths: Sequence[float]) -> tuple[MixedAdapter, ...]:

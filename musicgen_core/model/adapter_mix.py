@@ -24,7 +24,7 @@ from musicgen_core.model.adapters import (
     load_adapter,
 )
 from musicgen_core.model.merging import LayerUpdate, updates_of
-from musicgen_core.model.weighted_adapters import WeightedAdapter
+from musicgen_core.model.weighted_adapters import Mix, WeightedAdapter, with_effect
 
 _PREFIX = "base_model.model."
 
@@ -80,6 +80,21 @@ def load_mix(adapters: Iterable[WeightedAdapter]) -> list[LoadedAdapter]:
                 message("Give adapters of one base model"),
             )
     return sorted(loaded, key=lambda one: (one.sha256, one.source))
+
+
+def load_with_effect(given: Iterable[WeightedAdapter]) -> tuple[Mix, list[LoadedAdapter]]:
+    """Return those of the adapters whose strength isn't 0, and load them.
+
+    Raises:
+        AdapterError: see `load_mix`; or all strengths are 0.
+    """
+    mix = with_effect(given)
+    if not mix:
+        raise AdapterError(
+            message("no adapter has an effect: strength 0 is the base model"),
+            message("Give an adapter with another strength"),
+        )
+    return mix, load_mix(mix)
 
 
 def strengths_of(mix: Sequence[WeightedAdapter], loaded: Sequence[LoadedAdapter]) -> list[float]:

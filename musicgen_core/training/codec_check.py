@@ -14,6 +14,7 @@ from musicgen_core.data.shards import read_report, stems_without_chroma
 from musicgen_core.errors import TokensError
 from musicgen_core.language import message
 from musicgen_core.model.local_files import codec_here, takes_melody_here
+from musicgen_core.model.weighted_adapters import parse_adapters, split_adapters
 from musicgen_core.run_layout import find_config, run_of
 
 
@@ -73,8 +74,12 @@ def check_codec_of_adapter(tokens: str, adapter: str, model: str | None = None) 
 
 
 def _base_model_here(adapter: str) -> str | None:
-    """Return the base model that the files beside an adapter name, if its codec is on this machine."""
-    path = storage.as_path(adapter)
+    """Return the base model that the files beside an adapter, or the first of several, name.
+
+    None: its codec is not on this machine.
+    """
+    given = parse_adapters(split_adapters(adapter))
+    path = storage.as_path(given[0].source if given else adapter)
     if (config := find_config(run_of(path) or path)) is not None:
         return next((name for name in (config.model, config.model_dir) if name and codec_here(name)), None)
     try:

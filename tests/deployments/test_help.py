@@ -84,7 +84,7 @@ def test_the_example_of_each_command_is_right_usage(command: str) -> None:
 
 def test_no_required_option_has_a_default() -> None:
     for command in COMMANDS.values():
-        assert all(command.fields[name].default in (None, "") for name in command.required)
+        assert all(command.fields[name].default in (None, "", ()) for name in command.required)
     assert parse(COMMANDS, ["export", "A", "O"]) == (COMMANDS["export"], {"adapter": ["A"], "out": "O"})
 
 

@@ -13,6 +13,7 @@ from upath import UPath
 from musicgen_core import storage, tracking
 from musicgen_core.config import TrainSettings
 from musicgen_core.data.dataset import load_clips
+from musicgen_core.errors import AdapterError
 from musicgen_core.evaluation.evaluate import evaluate
 from musicgen_core.evaluation.request import EvaluateRequest, EvaluateSettings, Evaluation
 from musicgen_core.exporting.export import export
@@ -103,3 +104,14 @@ def test_a_peft_directory_is_evaluated_like_its_source_adapter(
     found = run(tmp_path / "jazz-1.2", validation_fraction=0.3, segment_seconds=1.2)
     assert found.loss == evaluation.loss and found.codebooks == evaluation.codebooks
     assert found.report == str(tmp_path / "jazz-1.2_evaluation" / "report.html")
+
+
+def test_a_mix_is_evaluated_as_the_sum_of_its_adapters(trained: Path, run: Evaluate, tmp_path: Path) -> None:
+    mix = f"{trained}:0.6, {trained}:0.4"
+    found, whole = (run(Path(given), tmp_path / str(k), max_clips=4) for k, given in enumerate((mix, trained)))
+    assert found.adapter.path == mix and found.adapter.sha256 != whole.adapter.sha256
+    assert found.loss.adapter_loss == pytest.approx(whole.loss.adapter_loss, abs=1e-5)
+    assert found.loss.base_loss == whole.loss.base_loss != whole.loss.adapter_loss
+    assert found.is_held_out  # both are of one run
+    with pytest.raises(AdapterError, match="no adapter has an effect"):
+        run(Path(f"{trained}:0"), tmp_path / "none")

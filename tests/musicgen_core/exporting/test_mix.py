@@ -126,5 +126,5 @@ def test_dora_is_merged_with_a_strength_but_is_no_adapter_of_its_own(
 
 
 def test_strength_0_alone_is_refused(mix: list[WeightedAdapter], tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="no adapter to export: strength 0 is the base model"):
+    with pytest.raises(AdapterError, match="no adapter has an effect: strength 0 is the base model"):
         export([WeightedAdapter(mix[0].source, 0.0)], tmp_path / "out", "peft")
