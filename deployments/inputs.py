@@ -104,6 +104,7 @@ def check_rendering(given: Mapping[str, Any]) -> None:
     from musicgen_core.generation.melody import check_melodies
     from musicgen_core.generation.plan import check_continued
     from musicgen_core.generation.request import read_prompts
+    from musicgen_core.separation.weights import check_installed
 
     check_adapters(given.get("adapter", ()))
     prompts_file = given.get("prompts_file")
@@ -113,6 +114,8 @@ def check_rendering(given: Mapping[str, Any]) -> None:
     check_continued(prompts, given.get("continue_from"))
     model = given.get("model") or (None if given.get("adapter") else DEFAULT_MODEL)
     check_melodies([*(prompt.melody for prompt in prompts), given.get("melody")], model)
+    if given.get("separate_melody"):
+        check_installed("--separate-melody")
 
 
 def _begins_here(location: str) -> bool:

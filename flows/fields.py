@@ -156,6 +156,13 @@ Melody = Annotated[
     _Text,
     Field(description="A recording whose melody the samples follow, with a model such as facebook/musicgen-melody"),
 ]
+SeparateFollowed = Annotated[
+    bool,
+    Field(
+        description="Take the melody without drums and bass, which Demucs separates: as melody models were trained. "
+        "Needs the extra vocals"
+    ),
+]
 Compare = Annotated[
     bool, Field(description="Also generate each sample with the base model, from the same seed, to hear the difference")
 ]

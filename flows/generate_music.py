@@ -35,6 +35,7 @@ def generate_music(given: GenerateParameters) -> list[Rendered] | State[list[Ren
         variations=given.variations,
         continue_from=given.continue_from or None,
         melody=given.melody or None,
+        separate_melody=given.separate_melody,
         formats=given.files.formats or (),
         spectrograms=given.files.spectrograms,
         save_codes=given.files.save_codes,

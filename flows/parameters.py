@@ -41,6 +41,7 @@ from flows.fields import (
     Report,
     RunDir,
     SampledClips,
+    SeparateFollowed,
     Strengths,
     Tokens,
     Variations,
@@ -297,6 +298,7 @@ class GenerateParameters(Settings):
     strengths: Strengths = ()
     continue_from: ContinueFrom = ""
     melody: Melody = ""
+    separate_melody: SeparateFollowed = False
     model: AdaptersModel = ""
     device: Device = "auto"
     sampling: ChoiceSettings = ChoiceSettings()

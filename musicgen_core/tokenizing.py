@@ -227,7 +227,7 @@ class Tokenizer:
         """
         channels, separation = self.codec.shape.channels, self.separation
         stereo = separation is not None or channels == 2
-        rate = separation.separator.rate if separation is not None and separation.remove_vocals else None
+        rate = separation.separator.rate if separation is not None and separation.removed else None
         with closing(decoded_clips(members, limits_of(self.settings).max_clip_bytes, cancelled, stereo, rate)) as ahead:
             clips = separated_clips(separation, ahead, cancelled, channels) if separation else ahead
             yield from encode_clips(self.codec, clips)

@@ -143,6 +143,7 @@ def _load_codec(model: BaseModel, _identity: str, device: str) -> Codec:
 
 def _separation(device: str, settings: TokenizeSettings) -> Separation | None:
     from musicgen_core.separation.clips import Separation
+    from musicgen_core.separation.separator import VOCALS
     from musicgen_core.separation.settings import separating_option
     from musicgen_core.separation.weights import find_separator, separator_identity
 
@@ -152,7 +153,7 @@ def _separation(device: str, settings: TokenizeSettings) -> Separation | None:
     with _lock:
         directory = find_separator(option)
         separator = _load_separator(directory, separator_identity(directory), device)
-    return Separation(separator, settings.remove_vocals, settings.separate_melody)
+    return Separation(separator, VOCALS if settings.remove_vocals else frozenset(), settings.separate_melody)
 
 
 @lru_cache(maxsize=1)

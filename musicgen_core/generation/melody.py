@@ -10,12 +10,14 @@ from torch import Tensor
 
 from musicgen_core import storage
 from musicgen_core.codes import FRAME_RATE, SAMPLE_RATE
-from musicgen_core.data.audio import resample
+from musicgen_core.data.audio import DecodedClip, resample
 from musicgen_core.errors import ConfigError
 from musicgen_core.generation.sound_file import read_sound
 from musicgen_core.language import message
 from musicgen_core.melody import extract_chroma, match_length
 from musicgen_core.model.weights import takes_melody
+from musicgen_core.separation.clips import Separation, separated_clips
+from musicgen_core.separation.separator import RHYTHM, Separator
 
 
 @dataclass(frozen=True)
@@ -26,22 +28,31 @@ class Melody:
         wav: [samples], 32 kHz mono fp32.
         path: the sound file.
         sha256: hash of its content.
+        separator: identity of the model that separated it from drums and bass; None if none did.
     """
 
     wav: Tensor = field(compare=False)
     path: str
     sha256: str
+    separator: str | None = None
 
 
-def read_melody(file: str) -> Melody:
+def read_melody(file: str, separator: Separator | None = None) -> Melody:
     """Read a sound file of any length, rate and number of channels.
+
+    Args:
+        separator: leaves out drums and bass, as in the melodies that Meta's models were trained with.
 
     Raises:
         ConfigError: it can't be read, or is silent.
     """
-    clip, path = read_sound(file, _not_a_melody), storage.as_path(file)
+    clip, path = read_sound(file, _not_a_melody, stereo=separator is not None), storage.as_path(file)
+    if separator is not None:
+        [(_, separated)] = separated_clips(Separation(separator, RHYTHM), [(None, clip)])
+        assert isinstance(separated, DecodedClip)
+        clip = separated
     wav = torch.from_numpy(resample(clip.samples, clip.rate))
-    return Melody(wav, str(path), storage.content_sha256(path))
+    return Melody(wav, str(path), storage.content_sha256(path), None if separator is None else separator.identity)
 
 
 def check_melodies(files: Iterable[str | None], model: str | None) -> None:

@@ -21,8 +21,8 @@ _NAME = re.compile(r"generated_(\d{3,9})\.(\w+)", re.ASCII)
 _CLAIM = "claim"
 _READERS = 8
 _IDENTIFYING = (
-    *("prompt", "seed", "variation", "continued_from_sha256", "melody_sha256", "duration", "sampling"),
-    *("weight_bits", "cache_bits"),
+    *("prompt", "seed", "variation", "continued_from_sha256", "duration", "sampling"),
+    *("melody_sha256", "melody_separator", "weight_bits", "cache_bits"),
 )
 
 

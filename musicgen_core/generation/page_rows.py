@@ -26,7 +26,17 @@ _SAMPLING = {
     "guidance": message("guidance"),
 }
 """Names of sampling settings that each language has its own word for"""
-_OF_ROW = ("variation", "duration", "continued_from", "melody", "model", "sampling", "weight_bits", "cache_bits")
+_OF_ROW = (
+    "variation",
+    "duration",
+    "continued_from",
+    "melody",
+    "melody_separator",
+    "model",
+    "sampling",
+    "weight_bits",
+    "cache_bits",
+)
 Piece = tuple[str, Sidecar]
 Column = tuple[tuple[str, float], ...]
 """Hashes of adapters with their strengths, sorted; none: the base model"""

@@ -23,6 +23,7 @@ from musicgen_core.language import message
 from musicgen_core.model.decoder import DecoderConfig
 from musicgen_core.model.weighted_adapters import Mix
 from musicgen_core.seeds import repetitions, stream_seed
+from musicgen_core.separation.separator import Separator
 
 ENGINE_BATCH_SIZES = (1, 8, 32)
 """Batch sizes on a GPU, whose results depend on them: few, so that a sample can be reproduced."""
@@ -84,8 +85,10 @@ class PlannedSample:
         return self.frames - self.continuation.frames
 
 
-def plan(request: RenderRequest, codec: Codec) -> list[PlannedSample]:
+def plan(request: RenderRequest, codec: Codec, separator: Separator | None = None) -> list[PlannedSample]:
     """Return all samples to render, prompt after prompt; a variation's mixes of adapters follow each other.
+
+    A separator takes melodies without drums and bass.
 
     Raises:
         ConfigError: a sound file can't be read, or one to continue isn't shorter than its sample; or an adapter can't
@@ -109,7 +112,7 @@ def plan(request: RenderRequest, codec: Codec) -> list[PlannedSample]:
         _check_longer(seconds, source, read[source].frames / FRAME_RATE)
         followed = prompt.melody or request.melody
         if followed not in melodies:
-            melodies[followed] = read_melody(str(followed))
+            melodies[followed] = read_melody(str(followed), separator)
         pieces += [
             PlannedSample(
                 number=len(pieces) + place,

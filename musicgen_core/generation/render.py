@@ -46,6 +46,8 @@ from musicgen_core.model.lora import AdaptedModel
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weighted_adapters import Mix
 from musicgen_core.model.weights import BaseModel, find_model, load_lm
+from musicgen_core.separation.separator import Separator
+from musicgen_core.separation.weights import find_separator
 from musicgen_core.settings import MOST_SIDE_BY_SIDE
 from musicgen_core.stages import announce, mention
 from musicgen_core.wording import counted
@@ -87,6 +89,8 @@ def render(
                 message("{option} needs an adapter to compare with the base model", option=option),
                 message("Give --adapter"),
             )
+    if request.separate_melody and not request.melodies:
+        raise ConfigError(message("--separate-melody is given without a melody"), message("Give --melody"))
     numbering = Numbering(*_folders(request))
     device = pick_device(request.device)
     loaded = load_mix(given)
@@ -104,7 +108,7 @@ def render(
     codec = Codec(model, device)
     for folder in _folders(request):
         storage.delete_partials(folder)
-    pieces = plan(request, codec)
+    pieces = plan(request, codec, _separator(request, device))
     with ThreadPoolExecutor(WRITERS, "writing music") as writers:
         rendering = _Rendering(
             request=request,
@@ -297,6 +301,7 @@ class _Rendering:
             "continued_from_sha256": piece.continuation.sha256,
             "melody": piece.melody and piece.melody.path,
             "melody_sha256": piece.melody and piece.melody.sha256,
+            "melody_separator": piece.melody and piece.melody.separator,
             "duration": seconds,
             "model": self._identity.result(),
             "adapter": adapters if len(adapters) > 1 else next(iter(adapters), None),
@@ -332,6 +337,13 @@ class _Rendering:
         """Return the entries of a mix in sidecars, in the order in which its adapters are given."""
         by_source = {one.source: one for one in self._adapters}
         return [by_source[one.source].described(one.strength) for one in mix]
+
+
+def _separator(request: RenderRequest, device: torch.device) -> Separator | None:
+    """Return Demucs if melodies are to be separated."""
+    if not (request.separate_melody and request.melodies):
+        return None
+    return Separator(find_separator("--separate-melody"), device)
 
 
 def _folders(request: RenderRequest) -> list[UPath]:

@@ -123,6 +123,7 @@ class RenderRequest:
         variations: samples per prompt, each from a random stream of its own.
         continue_from: a sound file that every sample continues, unless its prompt names another; or None.
         melody: a sound file whose melody every sample follows, unless its prompt names another; or None.
+        separate_melody: whether melodies are taken without drums and bass, with Demucs.
         formats: formats beside wav.
         spectrograms: whether to draw spectrograms.
         save_codes: whether to save the codes as `.npy`.
@@ -144,6 +145,7 @@ class RenderRequest:
     variations: int = 1
     continue_from: str | None = None
     melody: str | None = None
+    separate_melody: bool = False
     formats: Sequence[Format] = ()
     spectrograms: bool = True
     save_codes: bool = False

@@ -42,19 +42,18 @@ class Separation:
 
     Attributes:
         separator: several callers may share it.
-        remove_vocals: whether the audio of a clip becomes the sum of its sources but the vocals, at `separator.rate`.
-        extract_chroma: whether clips get the chroma of their sources but drums and bass; and, if they are removed,
-            vocals.
+        removed: the audio of a clip becomes the sum of its sources but these, at `separator.rate`; empty: it stays.
+        extract_chroma: whether clips get the chroma of their sources but drums, bass and those that are removed.
     """
 
     separator: Separator
-    remove_vocals: bool = True
+    removed: frozenset[str] = VOCALS
     extract_chroma: bool = False
 
     @property
     def audio_identity(self) -> str:
         """Return the identity of the model that the audio results from; empty if it stays as it is."""
-        return self.separator.identity if self.remove_vocals else ""
+        return self.separator.identity if self.removed else ""
 
     @property
     def melody_identity(self) -> str:
@@ -64,8 +63,8 @@ class Separation:
     @property
     def left_out(self) -> list[frozenset[str]]:
         """Return the sources that each sum leaves out: that of the audio, and that of the melody."""
-        vocals = [VOCALS] if self.remove_vocals else []
-        return vocals + ([RHYTHM.union(*vocals)] if self.extract_chroma else [])
+        audio = [self.removed] if self.removed else []
+        return audio + ([RHYTHM | self.removed] if self.extract_chroma else [])
 
 
 def separated_clips(
@@ -119,7 +118,7 @@ class _Track(Generic[K]):
         mono = self.audio.mean(dim=0)
         self.mean, self.deviation = mono.mean(), mono.std() + SILENCE
         self._sums = [torch.zeros_like(mono) for _ in separation.left_out]
-        if separation.remove_vocals and channels == 2:
+        if separation.removed and channels == 2:
             self._sums[0] = torch.zeros_like(self.audio)
         self._weights = torch.zeros_like(mono)
 
@@ -160,7 +159,7 @@ class _Track(Generic[K]):
         if self._separation.extract_chroma:
             melody = torch.from_numpy(resample(sums[-1], rate))
             chroma = extract_chroma(melody[None])[0].numpy()
-        if self._separation.remove_vocals:
+        if self._separation.removed:
             return DecodedClip(sums[0], rate, clip.duration, chroma)
         mean = (clip.samples[0] + clip.samples[1]) / 2  # as `decode` mixes down
         return replace(clip, samples=mean if self._channels == 1 else clip.samples, chroma=chroma)

@@ -64,6 +64,8 @@ def test_a_model_that_takes_no_melody_is_refused_before_anything_is_read(request
     with pytest.raises(ConfigError, match="takes no melody") as refused:
         render(request_for(melody="gone.wav"))
     assert "facebook/musicgen-melody" in str(refused.value) and "debug" in str(refused.value)
+    with pytest.raises(ConfigError, match="without a melody"):
+        render(request_for(separate_melody=True))
 
 
 def test_whether_a_model_takes_a_melody_is_known_before_it_is_downloaded(model: BaseModel) -> None:

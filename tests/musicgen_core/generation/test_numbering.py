@@ -100,6 +100,7 @@ def sidecar_of(**changed: Any) -> dict[str, Any]:
         ("variation", 1),
         ("continued_from_sha256", "cd"),
         ("melody_sha256", "cd"),
+        ("melody_separator", "sha256:ef"),
         ("duration", 2.0),
         ("model", "large@sha256:2"),
         ("adapter", None),

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence, Set
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from musicgen_core.data.audio import DecodedClip, resample
 from musicgen_core.errors import Cancelled, ClipRejected, DeviceError
+from musicgen_core.generation.melody import read_melody
 from musicgen_core.melody import extract_chroma
 from musicgen_core.separation.clips import Separation, separated_clips
-from musicgen_core.separation.separator import Separator
+from musicgen_core.separation.separator import VOCALS, Separator
 
 LENGTHS = (22_050, 22_049, 16_537, 16_538, 900, 60_001, 22_051, 33_075)
 """Of a segment, a little less or more; of its stride; of the shortest clip; of several segments"""
@@ -93,7 +96,7 @@ def test_the_melody_of_a_clip_is_what_remains_of_it_without_drums_and_bass(
     separator: Separator, removes: bool, names: tuple[str, ...]
 ) -> None:
     clips = [stereo(samples, seed) for seed, samples in enumerate((60_001, 900, 22_050))]
-    separation = Separation(Recording(separator, 2), remove_vocals=removes, extract_chroma=True)
+    separation = Separation(Recording(separator, 2), VOCALS if removes else frozenset(), extract_chroma=True)
     found = list(separated_clips(separation, ((i, DecodedClip(clip, 44_100)) for i, clip in enumerate(clips))))
     classes = set()
     for clip, (_, done) in zip(clips, found, strict=True):
@@ -106,9 +109,18 @@ def test_the_melody_of_a_clip_is_what_remains_of_it_without_drums_and_bass(
     assert len(classes) > 1
 
 
+def test_a_melody_to_follow_has_no_drums_and_bass(separator: Separator, tmp_path: Path) -> None:
+    tune, clip = tmp_path / "tune.wav", stereo(60_001)
+    soundfile.write(tune, clip.T, 44_100, subtype="FLOAT")
+    melody, whole = read_melody(str(tune), separator), read_melody(str(tune))
+    expected = resample(by_demucs(separator, clip, ("other", "vocals")), 44_100)
+    np.testing.assert_allclose(melody.wav, expected, rtol=0, atol=1e-5)
+    assert (melody.separator, whole.separator, melody.sha256) == (separator.identity, None, whole.sha256)
+
+
 def test_a_clip_of_another_rate_is_resampled_for_its_melody_alone(separator: Separator) -> None:
     clip = stereo(40_000)
-    separation = Separation(separator, remove_vocals=False, extract_chroma=True)
+    separation = Separation(separator, frozenset(), extract_chroma=True)
     [(_, found)] = separated_clips(separation, [(0, DecodedClip(clip, 32_000))], channels=2)
     [(_, same)] = separated_clips(separation, [(0, DecodedClip(resample(clip, 32_000, 44_100), 44_100))])
     assert isinstance(found, DecodedClip) and isinstance(same, DecodedClip)

@@ -104,7 +104,7 @@ def test_melodies_without_drums_and_bass_are_of_the_codes_of_the_whole(
     counting.takes_melody = True
     whole = Tokenizer(counting, tokens).tokenize(songs)
     before = rows_of(tokens)
-    tokenizer = Tokenizer(counting, tokens, separation=Separation(separator, False, extract_chroma=True))
+    tokenizer = Tokenizer(counting, tokens, separation=Separation(separator, frozenset(), extract_chroma=True))
     report = tokenizer.tokenize(songs)
     assert counting.encoded == 6 and report.fingerprint == whole.fingerprint
     assert whole.chroma == "v1/mix" and report.chroma == f"v1/{separator.identity}"
@@ -118,7 +118,7 @@ def test_melodies_without_drums_and_bass_are_of_the_codes_of_the_whole(
 
 def test_separating_melodies_for_a_model_without_is_refused(codec: Codec, separator: Separator, tokens: UPath) -> None:
     with pytest.raises(ConfigError, match="--separate-melody is for models that take a melody, which debug does not"):
-        Tokenizer(codec, tokens, separation=Separation(separator, False, extract_chroma=True))
+        Tokenizer(codec, tokens, separation=Separation(separator, frozenset(), extract_chroma=True))
 
 
 def test_fingerprints_without_a_separator_have_not_changed() -> None:
