@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from musicgen_core.generation.plan import (
     ENGINE_BATCH_SIZES,
+    TEXT_POSITIONS,
     Continuation,
     PlannedSample,
     batches,
@@ -58,3 +61,5 @@ def test_the_batch_size_holds_all_samples_or_is_the_largest_that_fits(pieces: in
 def test_caches_of_30_s_take_1_1_gib_with_large_and_half_in_8_bits() -> None:
     assert 1.1 < cache_bytes(LARGE, 1500) / 2**30 < 1.11
     assert 0.56 < cache_bytes(LARGE, 1500, bits=8) / 2**30 < 0.58
+    with_prefix = cache_bytes(replace(LARGE, chroma_frames=235), 1500)  # melody and text are cached with the codes
+    assert with_prefix == cache_bytes(LARGE, 1500 + 235 + TEXT_POSITIONS)
