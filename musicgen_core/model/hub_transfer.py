@@ -156,7 +156,6 @@ def reason_of_hub(error: Exception) -> str:
 def give_up(repo: str, error: Exception, cache: Path | None = None, attempts: int = 1) -> ModelError:
     """Return an error that the user can act on."""
     from huggingface_hub import errors, get_token
-    from huggingface_hub.file_download import repo_folder_name
 
     has_token = get_token() is not None
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -218,7 +217,7 @@ def give_up(repo: str, error: Exception, cache: Path | None = None, attempts: in
         message(
             "Run the same command again later: what came so far is kept. Or copy {name} from the cache of a machine "
             "that has it",
-            name=repo_folder_name(repo_id=repo, repo_type="model"),
+            name=f"models--{repo.replace('/', '--')}",  # not by `repo_folder_name`: "the user's name" is requested, too
         ),
     )
 

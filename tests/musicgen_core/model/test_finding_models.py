@@ -97,7 +97,11 @@ def test_an_unreachable_hub_is_named_with_what_works_without_it(
     hub: StandInHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with refused("facebook/musicgen-large", "http://127.0.0.1:9 can't be reached", next_step="a local directory"):
+    with refused(
+        "facebook/musicgen-large",
+        "http://127.0.0.1:9 can't be reached",
+        next_step="copy models--facebook--musicgen-large",
+    ):
         find_model("facebook/musicgen-large")
 
 

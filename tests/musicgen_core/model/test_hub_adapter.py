@@ -27,6 +27,7 @@ from musicgen_core.model.adapters import (
     save_adapter,
 )
 from musicgen_core.model.lora import adapter_state, add_lora
+from musicgen_core.model.weighted_adapters import WeightedAdapter
 from musicgen_core.model.weights import BaseModel, load_lm
 from tests.stand_in_hub import TOKEN, Fault, Repository, StandInHub
 
@@ -181,7 +182,7 @@ def test_music_is_made_and_exported_with_it(
         prompts=[Prompt(prompt="slow piano")],
         model=str(debug_model.directory),
         settings=SamplingSettings(duration=0.2),
-        adapter=REPO,
+        adapters=(WeightedAdapter(REPO),),
         device="cpu",
         spectrograms=False,
     )
