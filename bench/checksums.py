@@ -16,9 +16,9 @@ from torch import Tensor
 from upath import UPath
 
 from musicgen_core import storage, tensor_files
+from musicgen_core.model.adapted_layers import LINEARS
 from musicgen_core.model.adapter_values import check_adapter_values
 from musicgen_core.model.adapters import Adapter, AdapterConfig, load_adapter, save_adapter
-from musicgen_core.model.peft_directory import LINEARS
 from musicgen_core.training.files.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 
 LAYERS, WIDTH, FEED_FORWARD, RANK = 48, 2048, 8192, 8

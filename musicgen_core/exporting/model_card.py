@@ -16,9 +16,9 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.data.shards import ShardReport, shard_paths
 from musicgen_core.escaping import markdown_code, markdown_text, one_line
+from musicgen_core.model.adapted_layers import transformers_class
 from musicgen_core.model.adapters import Adapter, AdapterConfig, hub_id
 from musicgen_core.model.local_files import DEMO
-from musicgen_core.model.peft_directory import transformers_class
 from musicgen_core.model.weighted_adapters import shown_strength
 from musicgen_core.model.weights import BUILT_IN, PUBLISHED
 from musicgen_core.run_layout import EVALUATION_DATA, PROMPTS, RunConfig, RunLayout, find_config, run_of, sample_name

@@ -22,6 +22,7 @@ from upath import UPath
 from musicgen_core import storage, tensor_files
 from musicgen_core.errors import AdapterError
 from musicgen_core.language import message
+from musicgen_core.model.adapted_layers import LINEARS, MODULES, transformers_class
 from musicgen_core.model.adapter_values import pattern_of
 
 logger = logging.getLogger(__name__)
@@ -29,11 +30,6 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PICKLED_FILE = "adapter_model.bin"
 FILES = (CONFIG_FILE, WEIGHTS_FILE, _PICKLED_FILE)
-LINEARS = (
-    *(f"{attention}.{name}_proj" for attention in ("self_attn", "encoder_attn") for name in ("q", "k", "v", "out")),
-    "fc1",
-    "fc2",
-)
 _PREFIX, _LM = "base_model.model.", "decoder."
 _TENSOR = re.compile(
     rf"base_model\.model\.(?P<layer>(?:decoder\.)?model\.decoder\.layers\.\d+\.(?:{'|'.join(map(re.escape, LINEARS))}))"
@@ -353,29 +349,6 @@ def _targets(config: Mapping[str, Any], layers: set[str]) -> list[str]:
     return sorted(both | {name for name in inner if name.rpartition(".")[2] not in both})
 
 
-_TEXT, _MELODY = "MusicgenForConditionalGeneration", "MusicgenMelodyForConditionalGeneration"
-_MODULES = {
-    _TEXT: "transformers.models.musicgen.modeling_musicgen",
-    _MELODY: "transformers.models.musicgen_melody.modeling_musicgen_melody",
-}
-
-
-def transformers_class(adapter: Mapping[str, Any]) -> str:
-    """Return the name of transformers' class for an adapter's base model: one that takes a melody or not.
-
-    A model that takes a melody lacks the cross-attention that the targets would select. Targets that select none say
-    nothing, and then the base model's name decides.
-
-    Args:
-        adapter: the content of a `*_lora.pt`.
-    """
-    cross = [f".{name}" for name in LINEARS if name.startswith("encoder_attn.")]
-    targets = adapter["config"]["target_modules"]
-    if not any(name.endswith(f".{target}") for name in cross for target in targets):
-        return _MELODY if "melody" in str(adapter["base_model"]) else _TEXT
-    return _TEXT if any(".encoder_attn." in name for name in adapter["lora"]) else _MELODY
-
-
 def write(adapter: Mapping[str, Any], base_model: str | None, folder: Path) -> None:
     """Write an adapter in peft's format, for Hugging Face's `transformers_class`.
 
@@ -395,7 +368,7 @@ def write(adapter: Mapping[str, Any], base_model: str | None, folder: Path) -> N
         base_model_name_or_path=base_model,
         inference_mode=True,
         # As peft itself writes it for a model without task type, so that AutoPeftModel finds the class.
-        auto_mapping={"base_model_class": base_class, "parent_library": _MODULES[base_class]},
+        auto_mapping={"base_model_class": base_class, "parent_library": MODULES[base_class]},
     ).save_pretrained(str(folder))
     tensors = {
         f"{_PREFIX}{_LM}{name.removeprefix(_PREFIX)}": tensor.contiguous() for name, tensor in adapter["lora"].items()
