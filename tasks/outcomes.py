@@ -219,7 +219,8 @@ def rendered(pieces: Sequence[Rendered], given: Mapping[str, Any]) -> Outcome:
         made.append(Made(message("{seconds:g} s, {voice}: {title}", **named), piece.wav))
     adapters = parse_adapters(split_adapters(given.get("adapter")))
     prompts = [text for text in dict.fromkeys(piece.prompt for piece in pieces) if one_line(text) == text]
-    again = _kept(given, "adapter", "model", "compare", "strengths", "duration")
+    again = _kept(given, "adapter", "model", "compare", "strengths", "duration", "separate_melody")
+    again |= {name: str(_absolute(file)) for name in ("continue_from", "melody") if (file := given.get(name))}
     if adapters:
         again["adapter"] = _located(adapters)
     takes = {"prompts": prompts[:MOST_PROMPTS], **again, "seed": int(given.get("seed") or 0) + 1}

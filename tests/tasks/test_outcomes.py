@@ -162,7 +162,9 @@ def test_the_next_command_keeps_device_and_base_model(tmp_path: Path) -> None:
     assert listen.parameters["model"] == "debug"
     [listen] = assert_understood(outcomes.exported(str(tmp_path / "shared"), "audiocraft", {"model": "debug"}))
     assert listen.parameters["model"] == str(tmp_path / "shared")
-    takes, _ = outcomes.rendered(pieces, {**adapter, "device": "auto", "model": ""}).steps
+    recordings = {"continue_from": "take1.wav", "melody": "/music/tune.ogg", "separate_melody": True}
+    takes, _ = outcomes.rendered(pieces, {**adapter, "device": "auto", "model": "", **recordings}).steps
+    assert takes.parameters.items() >= {**recordings, "continue_from": str(Path("take1.wav").absolute())}.items()
     assert not {"device", "model"} & takes.parameters.keys()
 
 
