@@ -25,7 +25,7 @@ from musicgen_core.model.lora import add_lora
 from musicgen_core.training.compute.dropout import clip_seeds
 from musicgen_core.training.compute.model import Execution, TrainingModel
 from musicgen_core.training.files.checkpoint import snapshot
-from musicgen_core.training.optimization import AdapterOptimizer
+from musicgen_core.training.optimization import RunOptimizer
 
 RATES = {"adamw": 1e-3, "prodigy": 1.0, "schedulefree": 1e-3, "adamw8bit": 1e-3}
 CLIPS, FRAMES, TOKENS = 4, 500, 16
@@ -39,7 +39,7 @@ class Run:
         is_gpu = device.type == "cuda"
         execution = Execution("bf16" if is_gpu else "fp32", compile=is_gpu, checkpointing=False)
         self.model = TrainingModel(add_lora(random_lm(layers, device), config), 0.0, execution)
-        self.optimizer = AdapterOptimizer(self.model.flat, settings)
+        self.optimizer = RunOptimizer(self.model.trained, settings)
         self.rate, self.device, self.update_s = settings.learning_rate, device, 0.0
         generator = torch.Generator().manual_seed(0)
         self.codes = torch.randint(2048, (CLIPS, 4, FRAMES), generator=generator).to(device)
@@ -51,7 +51,7 @@ class Run:
         self.model.zero_grad()
         seeds = clip_seeds(0, 1, range(CLIPS)).to(self.device)
         losses = self.model.step(self.codes, self.frames, self.text, seeds, 1 / CLIPS)
-        torch.nn.utils.clip_grad_norm_(self.model.flat.whole, 1.0)
+        torch.nn.utils.clip_grad_norm_(self.model.trained.whole, 1.0)
         loss = losses.mean().item()  # synchronizes
         started = time.monotonic()
         self.optimizer.set_rate(self.rate)
@@ -79,14 +79,14 @@ def measure(settings: TrainSettings, layers: int, steps: int, device: torch.devi
         updates.append(run.update_s)
         whole.append(time.monotonic() - started)
         if number == half:
-            saved = snapshot(run.model.flat.whole.detach()), snapshot(run.optimizer.state())
+            saved = snapshot(run.model.trained.whole.detach()), snapshot(run.optimizer.state())
     assert saved is not None
     resumed = Run(settings, layers, device)
-    resumed.model.flat.whole.data.copy_(saved[0])
+    resumed.model.trained.whole.data.copy_(saved[0])
     resumed.optimizer.restore(saved[1])
     for number in range(half + 1, steps + 1):
         resumed.step(number)
-    is_same = torch.equal(resumed.model.flat.whole, run.model.flat.whole)
+    is_same = torch.equal(resumed.model.trained.whole, run.model.trained.whole)
     update, step = (1e3 * sorted(times[3:])[len(times[3:]) // 2] for times in (updates, whole))
     state = size_of(saved[1]["state"]) + size_of(saved[1].get("of_all", {}))
     return (

@@ -29,8 +29,8 @@ def model_of(layers: int, device: torch.device) -> TrainingModel:
         Execution("bf16", True, checkpointing=False),
     )
     generator = torch.Generator(device=device).manual_seed(3)
-    noise = torch.randn(model.flat.whole.shape, generator=generator, device=device)
-    model.flat.whole.data.copy_(0.02 * noise)
+    noise = torch.randn(model.trained.whole.shape, generator=generator, device=device)
+    model.trained.whole.data.copy_(0.02 * noise)
     return model
 
 
@@ -43,7 +43,7 @@ def steps(model: TrainingModel, batch: int, frames: int, device: torch.device) -
         model.zero_grad()
         seeds = clip_seeds(0, 1, range(batch)).to(device)
         losses = model.step(codes[:, :, :frames].contiguous(), lengths, text, seeds, 1 / batch)
-        found.append((losses.clone(), model.flat.gradient.clone()))
+        found.append((losses.clone(), model.trained.gradient.clone()))
     return found
 
 

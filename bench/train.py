@@ -2,11 +2,12 @@
 
     python -m bench.train [--subjects bf16 fp8 audiocraft huggingface] [--batches 1 2 4 8 16] [--checkpointing]
                          [--stereo]
+    python -m bench.train --train all [--optimizer adamw adamw8bit] [--batches 1 2 4 8] [--checkpointing]
 
 A step is forward, loss and backward of one micro-batch of 30 s clips with LoRA of rank 8 and dropout 0.1, including the
 optimizer update after every 16 clips. peft can't reach audiocraft's q, k and v: there LoRA is only on out_proj, linear1
 and linear2. With --stereo the shape is that of musicgen-stereo-large. Last, the losses of fp8 and bf16 over the same
-clips are compared.
+clips are compared. With --train all every weight is trained, in fp32 with bf16 blocks, once for each optimizer.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from musicgen_core.model.local_files import TEXT_ENCODER
 from musicgen_core.model.lora import add_lora
 from musicgen_core.model.weights import find_model
 from musicgen_core.training.compute.dropout import clip_seeds
+from musicgen_core.training.compute.full_model import FullTrainingModel
 from musicgen_core.training.compute.losses import clip_losses
 from musicgen_core.training.compute.model import Execution, TrainingModel
 
@@ -104,7 +106,17 @@ def project(
         frames = torch.full((len(codes),), codes.shape[2], device=device)
         return model.step(codes, frames, text, seeds, factor / len(codes))
 
-    return Implementation([model.flat.whole], step, model.zero_grad)
+    return Implementation([model.trained.whole], step, model.zero_grad)
+
+
+def all_weights(layers: int, device: torch.device, checkpointing: bool, shape: CodeShape = MONO) -> Implementation:
+    model = FullTrainingModel(random_lm(layers, device, shape).float(), Execution("bf16", True, checkpointing))
+
+    def step(codes: Tensor, text: Condition, factor: float) -> Tensor:
+        frames = torch.full((len(codes),), codes.shape[2], device=device)
+        return model.step(codes, frames, text, frames, factor / len(codes))
+
+    return Implementation(list(model.trained.tensors), step, model.zero_grad)
 
 
 def _with_peft(model: Any, targets: list[str]) -> tuple[Any, list[Any]]:
@@ -179,21 +191,33 @@ def clips(batch: int, device: torch.device, codebooks: int = CODEBOOKS, seed: in
     return codes.to(device), Condition(states.to(device), mask.to(device))
 
 
-def useful_flops(layers: int, codebooks: int) -> float:
-    """Return the FLOPs of a clip: forward, and backward to activations only, as the weights are frozen."""
+def useful_flops(layers: int, codebooks: int, trains_all: bool = False) -> float:
+    """Return the FLOPs of a clip: forward, backward to activations and, if all weights are trained, to weights."""
     dim, ffn = 2048, 8192
     linear = 2 * (6 * dim * dim + 2 * dim * ffn) * FRAMES
     attention = 2 * FRAMES * FRAMES * dim  # causal: half of 2 matrix multiplications of 2 · S² · D FLOPs
     heads = 2 * codebooks * 2048 * dim * FRAMES
-    return layers * (2 * linear + 3 * attention) + 2 * heads
+    passes = 3 if trains_all else 2
+    return layers * (passes * linear + 3 * attention) + passes * heads
 
 
 def measure(
-    subject: Implementation, batch: int, device: torch.device, layers: int, codebooks: int, seconds: float
+    subject: Implementation,
+    batch: int,
+    device: torch.device,
+    layers: int,
+    codebooks: int,
+    seconds: float,
+    optimizer_name: str = "adamw",
+    trains_all: bool = False,
 ) -> str:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    optimizer = torch.optim.AdamW(subject.parameters, lr=1e-4, fused=True)
+    optimizer: Any = torch.optim.AdamW(subject.parameters, lr=1e-4, fused=True)
+    if optimizer_name == "adamw8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        optimizer = AdamW8bit(subject.parameters, lr=1e-4)
     codes, text = clips(batch, device, codebooks)
     accumulation = max(1, 16 // batch)
 
@@ -220,7 +244,7 @@ def measure(
             torch.cuda.synchronize()
     took = (time.monotonic() - began) / done
     speed = batch * SECONDS / took
-    tflops = batch * useful_flops(layers, codebooks) / took / 1e12
+    tflops = batch * useful_flops(layers, codebooks, trains_all) / took / 1e12
     peak = torch.cuda.max_memory_reserved() / 2**30  # including the CUDA graphs' memory pools
     return f"{speed:8.1f} audio-s/s {tflops:7.1f} TFLOP/s {peak:6.1f} GiB {1e3 * took:8.1f} ms  first {first:5.1f} s"
 
@@ -246,11 +270,16 @@ def subjects(
         "fp8": partial(project, layers, device, "fp8", checkpointing, shape=shape),
         "audiocraft": partial(audiocraft, layers, device, shape),
         "huggingface": partial(huggingface, layers, device, shape),
+        "all": partial(all_weights, layers, device, checkpointing, shape),
     }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", choices=["lora", "all"], default="lora")
+    parser.add_argument(
+        "--optimizer", nargs="*", default=["adamw"], choices=["adamw", "adamw8bit"], help="of all weights"
+    )
     parser.add_argument("--subjects", nargs="*", default=["bf16", "fp8", "audiocraft", "huggingface"])
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 2, 4, 8, 16])
     parser.add_argument("--layers", type=int, default=48)
@@ -264,14 +293,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shape = STEREO if given.stereo else MONO
     makers = subjects(given.layers, device, given.checkpointing, shape)
     rows: list[str] = []
-    for name in given.subjects:
+    trains_all = given.train == "all"
+    runs = [("all", one) for one in given.optimizer] if trains_all else [(name, "adamw") for name in given.subjects]
+    for name, optimizer in runs:
         subject = makers[name]()
         for batch in given.batches:
             try:
-                row = measure(subject, batch, device, given.layers, shape.codebooks, given.seconds)
+                row = measure(
+                    subject,
+                    batch,
+                    device,
+                    given.layers,
+                    shape.codebooks,
+                    given.seconds,
+                    optimizer_name=optimizer,
+                    trains_all=trains_all,
+                )
             except torch.OutOfMemoryError:
                 row = "out of memory"
-            rows.append(f"{name:<12} batch {batch:>2} {row}")
+            rows.append(f"{optimizer if trains_all else name:<12} batch {batch:>2} {row}")
             print(rows[-1], flush=True)
         if given.profile and name in ("bf16", "fp8"):
             print_profile(subject, given.profile, device)

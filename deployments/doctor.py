@@ -17,8 +17,9 @@ from deployments.checks.finding import Attempt, Check, Finding, redact
 from deployments.console import print_outcome, print_text
 from deployments.parameters import DoctorParameters
 from deployments.registering import PLACES
-from musicgen_core.config import DEFAULT_MODEL
+from musicgen_core.config import DEFAULT_MODEL, Trained
 from musicgen_core.language import message, say, translated
+from musicgen_core.model.model_size import measure_model
 from musicgen_core.stages import mention
 from tasks.next_steps import Outcome, Step
 
@@ -39,7 +40,7 @@ def doctor(parameters: dict[str, Any]) -> int:
     options = DoctorParameters(**parameters)
     given = {name: value for name in PLACES if (value := getattr(options, name))}
     with _silence(), working(message("looking at this machine")):
-        findings = examine(options.model, options.device, given, options.places, options.clips)
+        findings = examine(options.model, options.device, given, options.places, options.clips, options.train)
     show(findings)
     has_problems = any(finding.level == "problem" for finding in findings)
     again = Step(message("Once it is fixed, check again"), "doctor", parameters)
@@ -59,7 +60,12 @@ def _silence() -> Iterator[None]:
 
 
 def examine(
-    model: str | None, device: str, given: Mapping[str, str], others: Sequence[str], clips: int | None
+    model: str | None,
+    device: str,
+    given: Mapping[str, str],
+    others: Sequence[str],
+    clips: int | None,
+    trained: Trained = "lora",
 ) -> list[Finding]:
     """Run every check.
 
@@ -68,6 +74,7 @@ def examine(
         given: locations by purpose. If neither these nor others are given, the server's variables name them.
         others: further locations to check.
         clips: number of training clips that need disk space; None: unknown.
+        trained: what there should be room to train, an adapter or all weights.
     """
     looked = _run("Prefect API", server.look_at_server)
     configured = server.Server([looked]) if isinstance(looked, Finding) else looked
@@ -85,7 +92,7 @@ def examine(
         *_findings(message("packages"), machine.check_packages),
         *_findings("GPU", machine.check_machine, device),
         *_findings(message("model files"), models.check_model_files, model),
-        *_capacity(model, device, {**known, **given}, clips),
+        *_capacity(model, device, {**known, **given}, clips, trained),
         *_findings(message("keys"), keys.check_keys, configured.keys),
         *configured.findings,
         *of_deployments,
@@ -104,13 +111,13 @@ def _used_model(model: str, is_set: bool) -> Finding:
     return Finding(message("model of jobs"), "ok", found)
 
 
-def _capacity(model: str, device: str, given: Mapping[str, str], clips: int | None) -> list[Finding]:
-    size = _run(message("model"), models.measure_model, model)
+def _capacity(model: str, device: str, given: Mapping[str, str], clips: int | None, trained: Trained) -> list[Finding]:
+    size = _run(message("model"), measure_model, model)
     if isinstance(size, Finding):
         return [size]
     return [
-        *_findings(message("memory"), capacity.check_memory, size, device),
-        *_findings(message("disk"), capacity.check_disk, size, given, clips),
+        *_findings(message("memory"), capacity.check_memory, size, device, trained),
+        *_findings(message("disk"), capacity.check_disk, size, given, clips, trained),
     ]
 
 

@@ -12,7 +12,7 @@ from musicgen_core import storage
 from musicgen_core.config import DEFAULT_MODEL
 from musicgen_core.language import message
 from musicgen_core.layer_ranges import check_layers
-from musicgen_core.learning_settings import check_optimizer
+from musicgen_core.learning_settings import check_full_training, check_optimizer
 from musicgen_core.model.weighted_adapters import parse_adapters, shown_adapters
 from musicgen_core.settings import names_in
 from musicgen_core.stages import announce, announce_torch
@@ -37,12 +37,13 @@ def check_adapter(location: str | None) -> None:
     if location is None:
         return
     announce_torch()
-    from musicgen_core.model.adapters import find_adapter, is_on_hub, load_adapter
+    from musicgen_core.model.adapters import find_adapter, is_on_hub
+    from musicgen_core.model.trained_model import load_learned
 
     if is_on_hub(location) and not _begins_here(location):
         return
     announce(message("reading the adapter"))
-    load_adapter(find_adapter(location))
+    load_learned(find_adapter(location))
 
 
 def check_evaluation(given: Mapping[str, Any]) -> None:
@@ -72,18 +73,19 @@ def check_tokenizing(given: Mapping[str, Any]) -> None:
 
 
 def check_training(given: Mapping[str, Any]) -> None:
-    """Check a run of `train-lora` or `finetune`: optimizer, layers, the adapter to start from, the general prompts.
+    """Check a run of `train-lora` or `finetune`: the settings, the adapter to start from, the file of general prompts.
 
     Raises:
         AdapterError: see `check_adapter`.
-        ConfigError: the file of prompts can't be used, the model lacks some of the layers, or the optimizer's package
-            is not installed.
+        ConfigError: the file can't be used, the model lacks some of the layers, the optimizer's package is not
+            installed, or settings don't fit `train`.
     """
     from musicgen_core.generation.request import read_prompts
     from musicgen_core.model.local_files import layers_here
     from musicgen_core.training.files.run_directory import begins_new
 
     check_optimizer(given.get("optimizer_name", "adamw"))
+    check_full_training(given, given.get("gpus", 1))
     model = given.get("model")  # if it isn't given, a variable of the server may name it
     if model is not None and (count := layers_here(model)) is not None:
         check_layers(given.get("layers"), given.get("ranks"), count)

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from flows.fields import Device
-from musicgen_core.config import DEFAULT_MODEL
+from musicgen_core.config import DEFAULT_MODEL, Trained
 from musicgen_core.settings import LARGEST_COUNT, MOST_WORKERS, Settings
 
 DEFAULT_HOST = "127.0.0.1"
@@ -121,3 +121,4 @@ class DoctorParameters(Settings):
         le=LARGEST_COUNT,
         description=f"Clips that there should be room for; {ASSUMED_CLIPS:,} are assumed where none are given",
     )
+    train: Trained = "lora"

@@ -32,6 +32,7 @@ def estimate(given: EstimateParameters) -> State[Any]:
         device=chosen_device(given.device),
         workers=archives_at_a_time(given.workers.max_workers),
         hourly_price=given.hourly_price or None,
+        trained=given.train,
     )
     if isinstance(found, State):
         return found  # Cancelled

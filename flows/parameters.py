@@ -62,6 +62,7 @@ from musicgen_core.config import (
     SampleSettings,
     SavingSettings,
     Seed,
+    Trained,
     ValidationSettings,
 )
 from musicgen_core.evaluation.request import (
@@ -73,7 +74,7 @@ from musicgen_core.evaluation.request import (
     ReportPrompts,
 )
 from musicgen_core.exclusions import Exclude
-from musicgen_core.learning_settings import AdapterSettings, OptimizerSettings
+from musicgen_core.learning_settings import DEFAULT_RANK, AdapterSettings, OptimizerSettings
 from musicgen_core.separation.settings import RemoveVocals, SeparateMelody
 from musicgen_core.settings import MOST_SIDE_BY_SIDE, MOST_WORKERS, Settings, names_in
 
@@ -220,8 +221,9 @@ class TrainParameters(Settings):
     model: Model = ""
     device: Device = "auto"
     num_epochs: Epochs = 5
-    lora_r: LoraRank = 8
-    learning_rate: LearningRate = 1e-4
+    train: Trained = "lora"
+    lora_r: LoraRank = DEFAULT_RANK
+    learning_rate: LearningRate = 0.0
     seed: Seed = 0
     start: Start = Start()
     lora: AdapterSettings = AdapterSettings()
@@ -250,8 +252,9 @@ class FinetuneParameters(Settings):
     captions: CaptionMissing = "auto"
     on_failed_archives: OnFailedArchives = "stop"
     num_epochs: Epochs = 5
-    lora_r: LoraRank = 8
-    learning_rate: LearningRate = 1e-4
+    train: Trained = "lora"
+    lora_r: LoraRank = DEFAULT_RANK
+    learning_rate: LearningRate = 0.0
     seed: Seed = 0
     prompts: MusicPrompts = ()
     duration: Duration = 10.0
@@ -313,6 +316,7 @@ class EstimateParameters(Settings):
     clips: SampledClips = 100
     hourly_price: HourlyPrice = 0.0
     model: Model = ""
+    train: Trained = "lora"
     device: Device = "auto"
     workers: Threads = Threads()
 

@@ -12,7 +12,7 @@ from musicgen_core.config import TrainSettings
 from musicgen_core.data.shards import copies_among, read_report
 from musicgen_core.errors import ConfigError
 from musicgen_core.language import message
-from musicgen_core.run_layout import CONFIG, FINAL_ADAPTER, RunConfig, RunLayout, find_config
+from musicgen_core.run_layout import CONFIG, FINAL_ADAPTER, FINAL_MODEL, RunConfig, RunLayout, find_config
 from tasks.progress import run_logger
 
 
@@ -25,12 +25,14 @@ class Training:
 
     @property
     def final_adapter(self) -> UPath:
-        return RunLayout(self.directory).adapter(FINAL_ADAPTER)
+        """Return the final adapter, or the final full model of a run with `train all`."""
+        layout = RunLayout(self.directory)
+        return layout.full_model(FINAL_MODEL) if self.config.trains_all else layout.adapter(FINAL_ADAPTER)
 
     def lora_differences(self, settings: TrainSettings) -> list[str]:
         """Return the LoRA settings that differ from this run's, so that its adapter can't initialize the new run's."""
         wanted, given = settings.model_dump(mode="json"), self.config.values
-        names = [name for name in wanted if name.startswith("lora_") and name != "lora_dropout"]
+        names = ["train", *(name for name in wanted if name.startswith("lora_") and name != "lora_dropout")]
         return [
             f"{name} was {given[name]} and is {wanted[name]}"
             for name in names

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from musicgen_core.errors import ConfigError
 from musicgen_core.exclusions import Exclude
-from musicgen_core.learning_settings import AdapterSettings, OptimizerSettings
+from musicgen_core.learning_settings import DEFAULT_RANK, AdapterSettings, OptimizerSettings
 from musicgen_core.separation.settings import RemoveVocals, SeparateMelody
 from musicgen_core.settings import LARGEST_COUNT, LONGEST_SECONDS, MOST_WORKERS, Settings
 from musicgen_core.texts import MAX_CHARACTERS, check_encoding, template_fields
@@ -78,10 +78,32 @@ LoraRank = Annotated[
         description="Size of the adapter (LoRA rank): 8 is a good start, 16 learns more and takes more memory",
     ),
 ]
+Trained = Annotated[
+    Literal["lora", "all"],
+    Field(
+        description="What learns: lora, an adapter beside the model's weights; or all, the weights of the language "
+        "model themselves, which takes eight times the memory, and less with optimizer_name adamw8bit"
+    ),
+]
+LEARNING_RATES = {"lora": 1e-4, "all": 1e-5}
+
+
+def _rate_for(rate: Any, info: ValidationInfo) -> Any:
+    return rate or LEARNING_RATES[info.data.get("train", "lora")]
+
+
 LearningRate = Annotated[
     float,
-    Field(gt=0, le=10, description="How fast the adapter learns (learning rate of AdamW): lower is gentler and slower"),
+    Field(
+        ge=0,
+        le=10,
+        validate_default=True,
+        description="How fast it learns (learning rate of AdamW): lower is gentler and slower; 0: 1e-4, and 1e-5 with "
+        "train all",
+    ),
+    BeforeValidator(_rate_for),
 ]
+"""A learning rate; 0, or null in a file, stands for the default of what the field `train` before it trains"""
 Seed = Annotated[
     int, Field(ge=0, lt=2**32, description="Number that fixes everything random: the same one gives the same result")
 ]
@@ -182,7 +204,10 @@ class SavingSettings(Settings):
         description="Minutes between saves of the newest state (latest.pt), from which training resumes",
     )
     keep_last: int | None = Field(
-        None, ge=1, le=LARGEST_COUNT, description="Checkpoints to keep, the newest ones; by default all"
+        None,
+        ge=1,
+        le=LARGEST_COUNT,
+        description="Checkpoints to keep, the newest ones; by default all, and one with train all",
     )
     full_models: Literal["each_epoch", "best_and_final", "none"] = Field(
         "each_epoch",
@@ -223,9 +248,15 @@ class TrainSettings(
     """How to train."""
 
     num_epochs: Epochs = 5
-    lora_r: LoraRank = 8
-    learning_rate: LearningRate = 1e-4
+    train: Trained = "lora"
+    lora_r: LoraRank = DEFAULT_RANK
+    learning_rate: LearningRate = 0.0
     seed: Seed = 0
+
+    @property
+    def kept(self) -> int | None:
+        """Return how many of the newest checkpoints are kept; None for all, by default those of an adapter."""
+        return 1 if self.keep_last is None and self.train == "all" else self.keep_last
 
 
 # Validators are annotations rather than methods, so that flow parameters and the command line use them, too.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from musicgen_core.config import DEFAULT_MODEL, TrainSettings
+from musicgen_core.config import DEFAULT_MODEL, Trained, TrainSettings
 from musicgen_core.data.dataset import ENOUGH_CLIPS
+from musicgen_core.errors import ModelError
 from musicgen_core.estimate import Estimate
 from musicgen_core.language import message, stored_message
-from musicgen_core.wording import counted, lasting, sized
+from musicgen_core.model.model_size import measure_model
+from musicgen_core.training.memory import checkpoint_bytes, ways
+from musicgen_core.wording import counted, joined, lasting, sized
 
 SHOWN_REASONS = 3
 
@@ -18,7 +21,11 @@ _MEASURE_YOURS = message("train with --max-steps 20 logs its seconds of audio pe
 
 
 def rows_of(
-    found: Estimate, model: str, hourly_price: float | None, left_out: Sequence[str] = ()
+    found: Estimate,
+    model: str,
+    hourly_price: float | None,
+    left_out: Sequence[str] = (),
+    trained: Trained = "lora",
 ) -> list[tuple[str, str]]:
     """Return the rows of a table as (name, value).
 
@@ -26,8 +33,9 @@ def rows_of(
         model: the base model to train.
         hourly_price: price of this machine per hour; None: no cost is shown.
         left_out: reasons why some archives are left out.
+        trained: what is to be trained, an adapter or all weights.
     """
-    return [*estimated_rows(found, hourly_price, left_out), *training_rows(found, model, hourly_price)]
+    return [*estimated_rows(found, hourly_price, left_out), *training_rows(found, model, hourly_price, trained)]
 
 
 def estimated_rows(found: Estimate, hourly_price: float | None, left_out: Sequence[str] = ()) -> list[tuple[str, str]]:
@@ -67,13 +75,21 @@ def _cost(cost: float, hourly_price: float) -> str:
     return message("about {cost:,.2f} at {price:,.2f} an hour", cost=cost, price=hourly_price)
 
 
-def training_rows(found: Estimate, model: str, hourly_price: float | None) -> list[tuple[str, str]]:
+def training_rows(
+    found: Estimate, model: str, hourly_price: float | None, trained: Trained = "lora"
+) -> list[tuple[str, str]]:
     """Return the rows on training with default settings on one GPU; the cost only for GPUs of known speed."""
     epochs = TrainSettings.model_fields["num_epochs"].default
     seconds = epochs * found.epoch_seconds
     work = message("{epochs} of {time} of audio", epochs=counted(epochs, "epoch"), time=lasting(found.epoch_seconds))
-    gpu = found.gpu if found.gpu in SPEEDS and model == DEFAULT_MODEL else None
-    if model != DEFAULT_MODEL:
+    gpu = found.gpu if found.gpu in SPEEDS and model == DEFAULT_MODEL and trained == "lora" else None
+    if trained == "all":
+        text = message(
+            "{work}; the speed of training all weights has not been measured: {advice}",
+            work=work,
+            advice=_MEASURE_YOURS,
+        )
+    elif model != DEFAULT_MODEL:
         text = message(
             "{work}; the speed of {model} has not been measured: {advice}",
             work=work,
@@ -98,13 +114,30 @@ def training_rows(found: Estimate, model: str, hourly_price: float | None) -> li
             speed=SPEEDS[gpu],
             gpu=gpu.removeprefix("NVIDIA "),
         )
-    rows: list[tuple[str, str]] = [(message("training"), text)]
+    rows: list[tuple[str, str]] = [(message("training"), text), *(_full_training(model) if trained == "all" else ())]
     if gpu and hourly_price is not None:
         rows.append((message("cost of training"), _cost(seconds / SPEEDS[gpu] / 3600 * hourly_price, hourly_price)))
     if found.clips < ENOUGH_CLIPS:
         few = message("fewer than {enough} clips: too few are held out to judge an adapter by", enough=ENOUGH_CLIPS)
         rows.append((message("note"), few))
     return rows
+
+
+def _full_training(model: str) -> Iterator[tuple[str, str]]:
+    """Yield rows on memory and disk space of training all weights, if the size of the model is known."""
+    try:
+        size = measure_model(model)
+    except ModelError:
+        return
+    several = (message("{gib:.1f} GiB ({options})", gib=way.gib, options=way.options) for way in ways(size))
+    yield message("memory of each GPU"), message("about {ways}", ways=joined(several))
+    sizes = {"checkpoint": sized(checkpoint_bytes(size)), "small": sized(checkpoint_bytes(size, "adamw8bit"))}
+    text = message(
+        "{checkpoint} a checkpoint ({small} with --optimizer adamw8bit), {model} a full model",
+        **sizes,
+        model=sized(size.file_bytes),
+    )
+    yield message("disk of training"), text
 
 
 def _sample(found: Estimate) -> str:

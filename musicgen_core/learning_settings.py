@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,9 @@ EFFECTIVE_BATCH = 16
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 """Linear layers that get LoRA: self- and cross-attention each have the first four, so ten layers a block."""
+
+
+DEFAULT_RANK = 8
 
 
 def _without_default(schema: dict[str, Any]) -> None:
@@ -108,6 +112,44 @@ def check_optimizer(name: str) -> None:
         )
 
 
+_NOT_WITH_ALL = {"base_precision": "fp8", "full_models": "none"}
+"""Values of other settings that don't work with `train all`"""
+_NOT_SHARDED = ("prodigy", "adamw8bit")
+"""Optimizers whose state can't be shared by several GPUs: of one step size for all weights, or in blocks of 8 bits"""
+
+
+def check_full_training(given: Mapping[str, Any], processes: int = 1) -> None:
+    """Check the settings of a run with `train all`; those that aren't given have their defaults.
+
+    Args:
+        given: settings by name.
+        processes: processes that share the run.
+
+    Raises:
+        ConfigError: settings of an adapter differ from their defaults, or another one doesn't work with `train all`.
+    """
+    if given.get("train") != "all":
+        return
+    adapters = {"lora_r": DEFAULT_RANK} | {name: field.default for name, field in AdapterSettings.model_fields.items()}
+    if own := [name for name, default in adapters.items() if given.get(name, default) != default]:
+        raise ConfigError(
+            message("train all trains no adapter, which {names} are settings of", names=", ".join(own)),
+            message("Leave them out, or give --train lora"),
+        )
+    for name, value in _NOT_WITH_ALL.items():
+        if given.get(name) == value:
+            raise ConfigError(
+                message("{name} {value} doesn't work with train all", name=name, value=value),
+                message("Leave it out, or give --train lora"),
+            )
+    optimizer = given.get("optimizer_name", "adamw")
+    if processes > 1 and optimizer in _NOT_SHARDED:
+        raise ConfigError(
+            message("optimizer_name {name} can't share its state among several processes", name=optimizer),
+            message("Give --optimizer adamw or schedulefree, or --gpus 1"),
+        )
+
+
 def _check_schedule(schedule: str, info: ValidationInfo) -> str:
     if schedule != "constant" and info.data.get("optimizer_name") == "schedulefree":
         raise PydanticCustomError(
@@ -125,7 +167,7 @@ def _check_ema(ema: float | None, info: ValidationInfo) -> float | None:
 
 
 class OptimizerSettings(Settings):
-    """Batches, and how the adapter follows the gradients."""
+    """Batches, and how the weights follow the gradients."""
 
     model_config = ConfigDict(title="Optimizer")
 
@@ -140,7 +182,7 @@ class OptimizerSettings(Settings):
     )
     optimizer_name: OptimizerName = Field(
         "adamw",
-        description="How gradients change the adapter: adamw; prodigy, which finds the learning rate itself (give 1 as "
+        description="How gradients change the weights: adamw; prodigy, which finds the learning rate itself (give 1 as "
         "learning_rate); schedulefree, with a constant learning rate and averaged weights; adamw8bit, with moments "
         "in 8 bits",
     )
@@ -149,14 +191,14 @@ class OptimizerSettings(Settings):
         "constant", description="Learning rate after that: constant, or falling to 0 at the last step"
     )
     weight_decay: float = Field(
-        0.01, ge=0, le=1000, description="Pull of the adapter's weights towards 0 (weight decay of AdamW)"
+        0.01, ge=0, le=1000, description="Pull of the trained weights towards 0 (weight decay of AdamW)"
     )
     ema: Annotated[float | None, AfterValidator(_check_ema)] = Field(
         None,
         gt=0,
         lt=1,
-        description="Decay of a moving average of the adapter's weights, such as 0.999, which is tested and saved "
-        "beside them as ema_lora.pt; by default none",
+        description="Decay of a moving average of the trained weights, such as 0.999, which is tested and saved "
+        "beside them, as ema_lora.pt; by default none",
     )
     max_grad_norm: float = Field(
         1.0, gt=0, le=1e9, description="Limit on how far one step may go (gradients are clipped to this norm)"

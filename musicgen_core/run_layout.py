@@ -40,6 +40,8 @@ EPOCH_ADAPTER = "lora_epoch_"
 """Stems in `ADAPTERS`; that of an epoch is followed by its number."""
 BEST_MODEL, FINAL_MODEL = "best_model", "final_model"
 """Stems in `FULL_MODELS`, beside those that start with `EPOCH_CHECKPOINT`."""
+EMA_MODEL = "ema_model"
+"""The same of the moving average, with `train all` and `ema`."""
 STEP_CHECKPOINT, EPOCH_CHECKPOINT = "checkpoint_step_", "checkpoint_epoch_"
 """Prefixes of step checkpoints, and of full models with a checkpoint; the number follows."""
 WEIGHT_FOLDERS = (FULL_MODELS, ADAPTERS, OWED)
@@ -84,7 +86,12 @@ class RunLayout:
     def evaluation(self, adapter: str) -> UPath:
         """The directory of an adapter's evaluation: a subdirectory for any but the best."""
         folder = self.root / EVALUATION
-        return folder if adapter == BEST_ADAPTER else folder / adapter
+        return folder if adapter in (BEST_ADAPTER, BEST_MODEL) else folder / adapter
+
+    def learned(self, adapter: str, model: str) -> UPath:
+        """What the run has learned: an adapter of this stem or, if there is none, with `train all` a full model."""
+        found = self.adapter(adapter)
+        return found if found.exists() or not self.full_model(model).exists() else self.full_model(model)
 
     def adapter(self, stem: str) -> UPath:
         return self.root / ADAPTERS / f"{stem}.pt"
@@ -101,8 +108,8 @@ class RunLayout:
 
 
 def run_of(weights: UPath) -> UPath | None:
-    """Return the run directory that an adapter is in; None if it is elsewhere."""
-    return weights.parent.parent if weights.parent.name == ADAPTERS else None
+    """Return the run directory that an adapter or a full model is in; None if it is elsewhere."""
+    return weights.parent.parent if weights.parent.name in (ADAPTERS, FULL_MODELS) else None
 
 
 def epoch_adapter(epoch: int) -> str:
@@ -136,7 +143,12 @@ class RunConfig:
     @property
     def is_training(self) -> bool:
         """Whether a training run wrote it, rather than another program."""
-        return "lora_r" in self.values
+        return "lora_r" in self.values or self.trains_all
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether the run trains the whole model, with `train all`, rather than an adapter."""
+        return self.values.get("train") == "all"
 
     @property
     def model(self) -> str:

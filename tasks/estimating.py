@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from prefect import task
 from upath import UPath
 
+from musicgen_core.config import Trained
 from musicgen_core.language import message
 from musicgen_core.stages import announce, announce_torch
 from tasks import outcomes
@@ -33,6 +34,7 @@ def estimate_archives(
     device: str,
     workers: int,
     hourly_price: float | None,
+    trained: Trained = "lora",
 ) -> Estimate:
     """Encode a sample of the clips, and show the estimated time, disk space and price of all of them."""
     announce_torch()
@@ -63,7 +65,7 @@ def estimate_archives(
             hear,
             load_measurer=partial(Measurer, pick_device(device)) if notice else None,
         )
-        rows = rows_of(found, model, hourly_price, left_out)
+        rows = rows_of(found, model, hourly_price, left_out, trained)
         on = {"model": model, "device": device}
         outcome = partial(outcomes.estimated, location, on, bool(notice), len(found.unreadable), notice)
         show_summary(artifacts, partial(estimated_section, rows), outcome=outcome)

@@ -307,13 +307,22 @@ def estimated(
 
 
 def _export(adapters: Sequence[WeightedAdapter], model: str | None = None) -> Step:
-    text = message("Share the adapter, as a directory that Hugging Face's peft loads")
-    if len(adapters) > 1:
+    kind, text = "peft", message("Share the adapter, as a directory that Hugging Face's peft loads")
+    if any(_trains_all(one.source) for one in adapters):
+        kind, text = "audiocraft", message("Share the model, as a directory that audiocraft loads")
+    elif len(adapters) > 1:
         text = message("Share the mix as one adapter, a directory that Hugging Face's peft loads")
     first = _absolute(adapters[0].source)
     out = _free(_home(first) / "shared" / "-".join(_absolute(one.source).stem for one in adapters))
-    given = {"adapter": _located(adapters), "out": out, "format": "peft"}
+    given = {"adapter": _located(adapters), "out": out, "format": kind}
     return Step(text, "export", given | ({"model": model} if model else {}))
+
+
+def _trains_all(adapter: str) -> bool:
+    """Return whether an adapter's location is that of a run that trained all weights."""
+    path = storage.as_path(adapter)
+    config = find_config(run_of(path) or path) if _is_here(adapter) else None
+    return config is not None and config.trains_all
 
 
 def _kept(given: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Train an adapter, as one task that resumes automatically when it runs again."""
+"""Train an adapter or all weights, as one task that resumes automatically when it runs again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prefect.exceptions import CancelledRun, TerminationSignal
 from musicgen_core.config import TrainSettings
 from musicgen_core.language import message
 from musicgen_core.layer_ranges import check_layers
-from musicgen_core.learning_settings import check_optimizer
+from musicgen_core.learning_settings import check_full_training, check_optimizer
 from musicgen_core.stages import announce, announce_torch, heard_by
 from musicgen_core.wording import counted
 from tasks.artifacts import artifacts_of_run
@@ -51,7 +51,7 @@ def train_adapter(
     init_adapter: str | None = None,
     copy_to: str | None = None,
 ) -> TrainResult:
-    """Train an adapter, or resume training in its run directory."""
+    """Train an adapter or all weights, or resume training in the run directory."""
     from musicgen_core.training.request import TrainRequest
 
     request = TrainRequest(tokens, run_dir, model, settings, device, resume, init_adapter, copy_to)
@@ -114,6 +114,7 @@ def _train(request: TrainRequest, log: TrainingLog) -> TrainResult:
 
     if request.settings.gpus > 1:
         check_optimizer(request.settings.optimizer_name)
+        check_full_training(request.settings.model_dump(), request.settings.gpus)
         check_init_adapter(request)
         check_model(request.model)  # once, before every process needs it
         return launch(request, request.settings.gpus, log.start, log.hear, on_wait=log.wait, on_prior=log.generate)

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deployments.checks.finding import Finding
-from deployments.checks.models import ModelSize
 from deployments.parameters import ASSUMED_CLIPS
 from musicgen_core import storage
-from musicgen_core.config import TrainSettings
+from musicgen_core.config import Trained, TrainSettings
 from musicgen_core.language import message
 from musicgen_core.learning_settings import EFFECTIVE_BATCH
+from musicgen_core.model.model_size import ModelSize
+from musicgen_core.training.memory import LARGE_WIDTHS, checkpoint_bytes, ways
 from musicgen_core.wording import counted, joined, sized
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ MEMORY = message("memory")
 # 3.4 GiB a clip were measured for musicgen-small's shape, a quarter of the layers × width.
 _CLIP_GIB = {"cpu": 13.4, "plain": 6.2, "fused": 3.7, "checkpointing": 0.5}
 _BESIDE_WEIGHTS_GIB = {"cpu": 1.5, "cuda": 0.5}
-_LARGE_WIDTHS = 48 * 2048
 
 
 @dataclass(frozen=True)
@@ -46,30 +46,33 @@ class _Need:
     bytes: int
 
 
-def check_disk(size: ModelSize, places: Mapping[str, str], clips: int | None) -> list[Finding]:
+def check_disk(
+    size: ModelSize, places: Mapping[str, str], clips: int | None, trained: Trained = "lora"
+) -> list[Finding]:
     """Return a finding for each disk of this machine that jobs will write to.
 
     Args:
+        trained: what runs train, an adapter or all weights.
         places: locations of `tokens` and `runs`. By default, directories of these names in the working directory.
         clips: number of training clips. None: unknown; a disk without room for the assumed number is no problem as
             long as it has room for a single clip.
     """
-    wanted, least = ASSUMED_CLIPS if clips is None else clips, _by_disk(size, places, 1)
+    wanted, least = ASSUMED_CLIPS if clips is None else clips, _by_disk(size, places, 1, trained)
     return [
-        _compare(size, needs, wanted, clips is None and _fits(least.get(disk, ())))
-        for disk, needs in _by_disk(size, places, wanted).items()
+        _compare(size, needs, wanted, clips is None and _fits(least.get(disk, ())), trained)
+        for disk, needs in _by_disk(size, places, wanted, trained).items()
     ]
 
 
-def _by_disk(size: ModelSize, places: Mapping[str, str], clips: int) -> dict[int, list[_Need]]:
+def _by_disk(size: ModelSize, places: Mapping[str, str], clips: int, trained: Trained) -> dict[int, list[_Need]]:
     by_disk: dict[int, list[_Need]] = {}
-    for need in _needs(size, places, clips):
+    for need in _needs(size, places, clips, trained):
         if need.bytes > 0:
             by_disk.setdefault(_existing(need.path).stat().st_dev, []).append(need)
     return by_disk
 
 
-def _needs(size: ModelSize, places: Mapping[str, str], clips: int) -> Iterator[_Need]:
+def _needs(size: ModelSize, places: Mapping[str, str], clips: int, trained: Trained) -> Iterator[_Need]:
     from huggingface_hub import constants
 
     from musicgen_core.codes import CODEBOOKS, FRAME_RATE
@@ -78,9 +81,11 @@ def _needs(size: ModelSize, places: Mapping[str, str], clips: int) -> Iterator[_
     runs, tokens = (storage.as_path(places.get(name, name)) for name in ("runs", "tokens"))
     tokens_bytes = 2 * CODEBOOKS * FRAME_RATE * 30 * clips  # uint16, 30 s a clip
     if storage.is_local(runs):
-        yield _Need(RUN_DIRECTORY, Path(str(runs)).absolute(), run_directory_bytes(size, TrainSettings(), clips))
+        settings = TrainSettings(train=trained)
+        yield _Need(RUN_DIRECTORY, Path(str(runs)).absolute(), run_directory_bytes(size, settings, clips))
     else:
-        yield _Need(message("a full model on its way there"), Path(tempfile.gettempdir()), size.file_bytes)
+        largest = size.file_bytes if trained == "lora" else checkpoint_bytes(size)
+        yield _Need(message("a full model on its way there"), Path(tempfile.gettempdir()), largest)
     if storage.is_local(tokens):
         folder = Path(str(tokens)).absolute()
         yield _Need(message("tokens"), folder, tokens_bytes - _bytes_in(folder))
@@ -97,7 +102,7 @@ def run_directory_bytes(size: ModelSize, settings: TrainSettings, clips: int) ->
 
     steps = DataOrder(clips, EFFECTIVE_BATCH, settings.num_epochs, settings.max_steps, settings.seed).total_steps
     new = Path(tempfile.gettempdir()) / f"musicgen-doctor-{os.urandom(8).hex()}"  # nothing is there
-    sizes = Sizes(size.file_bytes, 4 * size.lora_parameters)
+    sizes = Sizes(size.file_bytes, 4 * (size.lora_parameters if settings.train == "lora" else size.parameters))
     return bytes_to_write(RunDirectory(storage.as_path(new), new), settings, sizes, Plan(settings.num_epochs, steps))
 
 
@@ -106,7 +111,7 @@ def _fits(needs: Sequence[_Need]) -> bool:
     return sum(need.bytes for need in needs) <= sum(free)
 
 
-def _compare(size: ModelSize, needs: Sequence[_Need], clips: int, is_assumed: bool) -> Finding:
+def _compare(size: ModelSize, needs: Sequence[_Need], clips: int, is_assumed: bool, trained: Trained) -> Finding:
     place, shown = _existing(needs[0].path), counted(clips, "clip")
     free, needed = shutil.disk_usage(place).free, sum(need.bytes for need in needs)
     found = message(
@@ -127,7 +132,7 @@ def _compare(size: ModelSize, needs: Sequence[_Need], clips: int, is_assumed: bo
             "{fix}; or train with {options}, where the run directory takes {least}",
             fix=fix,
             options=_LEAST_OPTIONS,
-            least=sized(run_directory_bytes(size, _LEAST, clips)),
+            least=sized(run_directory_bytes(size, _LEAST.model_copy(update={"train": trained}), clips)),
         )
     return Finding(DISK, "warning" if is_assumed else "problem", found, fix)
 
@@ -151,10 +156,16 @@ def _bytes_in(folder: Path) -> int:
         return 0
 
 
-def check_memory(size: ModelSize, device: str) -> list[Finding]:
-    """Check the memory of each GPU, or of the machine."""
+def check_memory(size: ModelSize, device: str, trained: Trained = "lora") -> list[Finding]:
+    """Check the memory of each GPU, or of the machine.
+
+    Args:
+        trained: what runs train, an adapter or all weights.
+    """
     import torch
 
+    if trained == "all":
+        return [_check_full_training(size, device)]
     if torch.cuda.is_available() and device != "cpu":
         return [_check_gpu(size, torch.device("cuda", index)) for index in range(torch.cuda.device_count())]
     return [_check_ram(size)] if device != "cuda" else []
@@ -213,13 +224,39 @@ def _check_gpu(size: ModelSize, device: torch.device) -> Finding:
     return Finding(name, "problem", found, fix)
 
 
+def _check_full_training(size: ModelSize, device: str) -> Finding:
+    """Compare the memory of all GPUs, or of the machine, with that of training all weights."""
+    import torch
+
+    if torch.cuda.is_available() and device != "cpu":
+        free = [torch.cuda.mem_get_info(index)[0] / 2**30 for index in range(torch.cuda.device_count())]
+        of = message("{free:.1f} GiB are free on each of {gpus}", free=min(free), gpus=counted(len(free), "GPU"))
+    else:
+        free = [main_memory_bytes() / 2**30]
+        of = message("there are {free:.1f} GiB of main memory", free=free[0])
+    several = list(ways(size))
+    found = message(
+        "{of}; training all weights of {model} takes about {ways}",
+        of=of,
+        model=size.name,
+        ways=joined(message("{gib:.1f} GiB ({options})", gib=way.gib, options=way.options) for way in several),
+    )
+    if several[0].gib <= min(free):
+        return Finding(MEMORY, "ok", found)
+    fitting = [way.options for way in ways(size, len(free)) if way.gib <= min(free)]
+    if fitting:
+        return Finding(MEMORY, "warning", found, message("Train with {options}", options=fitting[0]))
+    fix = message("Train an adapter (--train lora), or take larger GPUs or more of them")
+    return Finding(MEMORY, "problem", found, fix)
+
+
 def needed_gib(size: ModelSize, kind: str, micro: int) -> float:
     """Return the memory in GiB of a training run with micro-batches of `micro` clips of 30 s.
 
     `kind` is `cpu`, or the kind of blocks on a GPU: `fused`, `plain` or `checkpointing`.
     """
     where, weight_bytes = ("cpu", 4) if kind == "cpu" else ("cuda", 2)
-    activations = micro * _CLIP_GIB[kind] * size.widths / _LARGE_WIDTHS
+    activations = micro * _CLIP_GIB[kind] * size.widths / LARGE_WIDTHS
     return _BESIDE_WEIGHTS_GIB[where] + size.parameters * weight_bytes / 2**30 + activations
 
 

@@ -53,8 +53,9 @@ from musicgen_core.model.adapter_mix import (
     load_with_effect,
     strengths_of,
 )
-from musicgen_core.model.adapters import Adapter, choose_model, displayed_path, find_adapter, hub_name, load_adapter
+from musicgen_core.model.adapters import choose_model, displayed_path, find_adapter, hub_name
 from musicgen_core.model.compression import code_vectors, codec_identity
+from musicgen_core.model.trained_model import Learned, load_learned
 from musicgen_core.model.weighted_adapters import (
     Mix,
     WeightedAdapter,
@@ -92,7 +93,7 @@ class Subject:
     """
 
     path: UPath
-    adapter: Adapter
+    adapter: Learned
     run_dir: UPath | None
     config: RunConfig | None
     mix: Mix = ()
@@ -238,8 +239,8 @@ def find_subject(location: storage.Location) -> Subject:
     path = find_adapter(location)
     run_dir = run_of(path)
     if run_dir is None or not (run_dir / CONFIG).exists():
-        return Subject(path, load_adapter(path), run_dir=None, config=None)
-    return Subject(path, load_adapter(path), run_dir=run_dir, config=_config_of(run_dir))
+        return Subject(path, load_learned(path), run_dir=None, config=None)
+    return Subject(path, load_learned(path), run_dir=run_dir, config=_config_of(run_dir))
 
 
 def _mixed_subject(given: Mix) -> Subject:

@@ -22,11 +22,13 @@ from musicgen_core.evaluation.request import Comparison, EvaluateSettings
 from musicgen_core.generation.render import OnProgress
 from musicgen_core.language import message
 from musicgen_core.model.adapters import Adapter, AdapterConfig
-from musicgen_core.model.lora import add_lora, set_adapter_state
+from musicgen_core.model.lora import add_lora
 from musicgen_core.model.text import TextEncoder
+from musicgen_core.model.trained_model import Learned, tensors_of
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.run_layout import RunConfig
 from musicgen_core.training.batches import preset_of, resolve_execution
+from musicgen_core.training.compute.full_model import FullTrainingModel
 from musicgen_core.training.compute.gradients import StepGradients, perplexity
 from musicgen_core.training.compute.model import TrainingModel
 from musicgen_core.training.files.resuming import Lineage, learned_from, lineage_of
@@ -154,7 +156,7 @@ def _remarks(total: int, chosen: int, left_out: int, lineage: Lineage | None) ->
 
 def clip_losses_of_both(
     model: BaseModel,
-    adapter: Adapter,
+    adapter: Learned,
     clips: Clips,
     indices: Sequence[int],
     segment_frames: int,
@@ -177,11 +179,14 @@ def clip_losses_of_both(
         DeviceError: not even one clip fits the GPU.
     """
     text = TextEncoder(model.text_encoder, device)
-    peft_model = add_lora(load_lm(model, device, compute_dtype(device)), AdapterConfig.from_plain(adapter.config))
+    lm = load_lm(model, device, compute_dtype(device))
     execution = resolve_execution(TrainSettings(compile_blocks=False), device)
-    gradients = StepGradients(
-        TrainingModel(peft_model, 0.0, execution), text, World.alone(device), preset_of(device).micro
+    computation: TrainingModel | FullTrainingModel = (
+        TrainingModel(add_lora(lm, AdapterConfig.from_plain(adapter.config)), 0.0, execution)
+        if isinstance(adapter, Adapter)
+        else FullTrainingModel(lm, execution)
     )
+    gradients = StepGradients(computation, text, World.alone(device), preset_of(device).micro)
     micro = gradients.micro
     batches = [
         partial(
@@ -191,7 +196,7 @@ def clip_losses_of_both(
     ]
     measure = partial(_losses, gradients, batches, device=device)
     base = measure(on_progress=lambda done: on_progress(done, 2 * len(indices), message("the base model's losses")))
-    set_adapter_state(peft_model, adapter.lora, "to evaluate")
+    computation.load(tensors_of(adapter), "to evaluate")
     adapted = measure(
         on_progress=lambda done: on_progress(len(indices) + done, 2 * len(indices), message("the adapter's losses"))
     )

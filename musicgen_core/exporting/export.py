@@ -33,13 +33,15 @@ from musicgen_core.model.adapter_mix import (
     concatenated,
     identity_of,
     load_with_effect,
+    only_adapter,
     strengths_of,
 )
-from musicgen_core.model.adapters import Adapter, base_model_of, hub_id, hub_name
+from musicgen_core.model.adapters import base_model_of, hub_id, hub_name
 from musicgen_core.model.compression import write_audiocraft_codec
 from musicgen_core.model.local_files import CODEC_FILE, LM_FILE, TEXT_ENCODER
 from musicgen_core.model.lora import check_merged, merged_state
 from musicgen_core.model.text import write_text_encoder
+from musicgen_core.model.trained_model import Learned
 from musicgen_core.model.transformers_files import CONFIG_FILE
 from musicgen_core.model.weighted_adapters import Mix, WeightedAdapter
 from musicgen_core.model.weights import BaseModel, find_model
@@ -97,7 +99,9 @@ def export(
     strengths = strengths_of(mix, loaded)
     parts = [(one.adapter, strength) for one, strength in zip(loaded, strengths, strict=True)]
     is_mix = strengths != [1]
-    exported = concatenated(parts) if is_mix and kind == "peft" else loaded[0].adapter
+    exported = loaded[0].adapter
+    if kind == "peft":
+        exported = concatenated(parts) if is_mix else only_adapter(exported)
     origin = Origin(mixed=_mixed(loaded, strengths)) if is_mix else read_origin(loaded[0].path, exported)
     exported = replace(exported, base_model=base_model_of_all(loaded))
     base = None
@@ -218,7 +222,7 @@ def _base_of(loaded: Sequence[LoadedAdapter]) -> str:
     )
 
 
-def _merged(base: BaseModel, parts: Sequence[tuple[Adapter, float]]) -> dict[str, Tensor]:
+def _merged(base: BaseModel, parts: Sequence[tuple[Learned, float]]) -> dict[str, Tensor]:
     announce(message("merging the adapter into the base model"))
     merged = merged_state(base, parts)
     check_merged(merged, "their own precision")
@@ -229,7 +233,7 @@ def _write(
     folder: Path,
     name: str,
     kind: ExportKind,
-    adapter: Adapter,
+    adapter: Learned,
     origin: Origin,
     base: BaseModel | None,
     merged: dict[str, Tensor] | None,

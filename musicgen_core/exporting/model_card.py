@@ -16,9 +16,10 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.data.shards import ShardReport, shard_paths
 from musicgen_core.escaping import markdown_code, markdown_text, one_line
-from musicgen_core.model.adapted_layers import transformers_class
+from musicgen_core.model.adapted_layers import class_of_weights, transformers_class
 from musicgen_core.model.adapters import Adapter, AdapterConfig, hub_id
 from musicgen_core.model.local_files import DEMO
+from musicgen_core.model.trained_model import Learned
 from musicgen_core.model.weighted_adapters import shown_strength
 from musicgen_core.model.weights import BUILT_IN, PUBLISHED
 from musicgen_core.run_layout import EVALUATION_DATA, PROMPTS, RunConfig, RunLayout, find_config, run_of, sample_name
@@ -41,7 +42,7 @@ _OF_TRAINING = (  # fields of a run's config.json, without those about the machi
     *("learning_rate", "warmup_steps", "schedule", "weight_decay", "batch_size", "gradient_accumulation_steps"),
     *("clips_per_step", "num_epochs", "max_steps", "early_stopping", "max_grad_norm", "base_precision"),
     *("segment_seconds", "validation_fraction", "cfg_dropout", "word_dropout", "seed"),
-    *("layers", "ranks", "optimizer_name", "ema"),
+    *("train", "layers", "ranks", "optimizer_name", "ema"),
 )
 
 
@@ -86,7 +87,7 @@ class MixedAdapter:
 
     name: str
     strength: float
-    adapter: Adapter
+    adapter: Learned
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Origin:
     mixed: tuple[MixedAdapter, ...] = ()
 
 
-def read_origin(weights: UPath, adapter: Adapter) -> Origin:
+def read_origin(weights: UPath, adapter: Learned) -> Origin:
     """Read the provenance from the run directory of a `*_lora.pt`; unreadable parts are left out."""
     root = run_of(weights)
     config = find_config(root) if root is not None else None
@@ -172,7 +173,7 @@ def _read_data(config: RunConfig) -> Data | None:
     return Data(len(shards), sum(report.clips for report in reports), seconds)
 
 
-def _read_samples(folder: UPath, adapter: Adapter) -> tuple[RenderedSample, ...]:
+def _read_samples(folder: UPath, adapter: Learned) -> tuple[RenderedSample, ...]:
     prompts = _read_json(folder / PROMPTS).get("prompts") or []
     found = []
     for i, prompt in enumerate(prompts[:MOST_SAMPLES]):
@@ -186,7 +187,7 @@ def write_card(
     folder: Path,
     name: str,
     kind: ExportKind,
-    adapter: Adapter,
+    adapter: Learned,
     origin: Origin,
     text_encoder: str | None,
     samples: Mapping[str, RenderedSample],
@@ -198,7 +199,7 @@ def write_card(
         folder: directory of the export.
         name: final name of the directory.
         kind: format of the export.
-        adapter: the exported adapter.
+        adapter: the exported adapter, or the model that was trained whole.
         origin: provenance of the adapter.
         text_encoder: audiocraft's name of the T5 that is part of the export; None: it is loaded from the Hub.
         samples: exported samples, by the suffix of their file names.
@@ -206,7 +207,8 @@ def write_card(
     """
     base = hub_id(adapter.base_model)
     recorded = adapter.base_model.partition("@sha256:")[0]
-    settings = AdapterConfig.from_plain(adapter.config)
+    settings = AdapterConfig.from_plain(adapter.config) if isinstance(adapter, Adapter) else None
+    variety = [*["rsLoRA"] * settings.rslora, *["DoRA"] * settings.dora] if settings is not None else []
     loader = PackageLoader("musicgen_core.exporting", package_path="")
     environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"plain": markdown_text, "code": markdown_code, "label": one_line}
@@ -219,12 +221,13 @@ def write_card(
         kind=kind,
         base=base,
         of=base or (f"the model {recorded}" if recorded in BUILT_IN else "a MusicGen"),
-        model_class=transformers_class(vars(adapter)),
+        model_class=_model_class(adapter),
+        is_whole=settings is None,
         base_to_load=base or "path/to/the/base/model",
         licence=_licence(adapter.base_model),
         adapter=adapter,
         # The varieties of several adapters are in their table.
-        variety="" if origin.mixed else " and ".join([*["rsLoRA"] * settings.rslora, *["DoRA"] * settings.dora]),
+        variety="" if origin.mixed else " and ".join(variety),
         data=origin.data,
         settings={} if origin.mixed else _settings(adapter, origin),
         metrics={} if origin.mixed else _metric_rows(adapter, origin),
@@ -233,6 +236,10 @@ def write_card(
         text_encoder=text_encoder,
     )
     (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def _model_class(learned: Learned) -> str:
+    return transformers_class(vars(learned)) if isinstance(learned, Adapter) else class_of_weights(learned.weights)
 
 
 def _licence(base_model: str) -> str | None:
@@ -263,16 +270,20 @@ def _front_matter(kind: ExportKind, base_model: str, players: Mapping[str, Rende
     ).to_yaml()
 
 
-def _settings(adapter: Adapter, origin: Origin) -> dict[str, Any]:
+def _settings(adapter: Learned, origin: Origin) -> dict[str, Any]:
     """Return the training settings by their names in this project."""
-    lora = {
-        "lora_r": adapter.config["r"],
-        "lora_alpha": adapter.config["lora_alpha"],
-        "lora_dropout": adapter.config["lora_dropout"],
-        "lora_targets": ", ".join(adapter.config["target_modules"]),
-        "lora_rslora": adapter.config.get("use_rslora", False),
-        "lora_dora": adapter.config.get("use_dora", False),
-    }
+    lora = (
+        {}
+        if not isinstance(adapter, Adapter)
+        else {
+            "lora_r": adapter.config["r"],
+            "lora_alpha": adapter.config["lora_alpha"],
+            "lora_dropout": adapter.config["lora_dropout"],
+            "lora_targets": ", ".join(adapter.config["target_modules"]),
+            "lora_rslora": adapter.config.get("use_rslora", False),
+            "lora_dora": adapter.config.get("use_dora", False),
+        }
+    )
     given = {name: origin.config.values.get(name) for name in _OF_TRAINING}
     if given["base_precision"] != "fp8":  # bf16 may have been fp16 or fp32, depending on the device
         del given["base_precision"]
@@ -283,14 +294,16 @@ def _mixed_rows(origin: Origin) -> list[tuple[str, str, str, str]]:
     """Return name, strength, rank and steps of each adapter of a mix."""
     rows = []
     for mixed in origin.mixed:
-        settings, steps = AdapterConfig.from_plain(mixed.adapter.config), mixed.adapter.global_step
-        variety = "".join([*[", rsLoRA"] * settings.rslora, *[", DoRA"] * settings.dora])
-        strength = shown_strength(mixed.strength)
-        rows.append((mixed.name, strength, f"{settings.r}{variety}", f"{steps:,}" if steps else "unknown"))
+        steps, strength = mixed.adapter.global_step, shown_strength(mixed.strength)
+        rank = "all weights"
+        if isinstance(mixed.adapter, Adapter):
+            settings = AdapterConfig.from_plain(mixed.adapter.config)
+            rank = "".join([str(settings.r), *[", rsLoRA"] * settings.rslora, *[", DoRA"] * settings.dora])
+        rows.append((mixed.name, strength, rank, f"{steps:,}" if steps else "unknown"))
     return rows
 
 
-def _metric_rows(adapter: Adapter, origin: Origin) -> dict[str, str]:
+def _metric_rows(adapter: Learned, origin: Origin) -> dict[str, str]:
     if not origin.metrics and not origin.evaluated and math.isfinite(adapter.loss):
         return {"training loss of the step, nats": f"{adapter.loss:.4g}"}
     rows = {}

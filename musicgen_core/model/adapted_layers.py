@@ -18,6 +18,11 @@ MODULES = {
 }
 
 
+def class_of_weights(weights: Mapping[str, Any]) -> str:
+    """Return the name of transformers' class for a language model's weights: one that takes a melody or not."""
+    return _TEXT if any(".encoder_attn." in name for name in weights) else _MELODY
+
+
 def transformers_class(adapter: Mapping[str, Any]) -> str:
     """Return the name of transformers' class for an adapter's base model: one that takes a melody or not.
 

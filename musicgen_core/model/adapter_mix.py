@@ -21,9 +21,9 @@ from musicgen_core.model.adapters import (
     displayed_path,
     find_adapter,
     hub_id,
-    load_adapter,
 )
 from musicgen_core.model.merging import LayerUpdate, updates_of
+from musicgen_core.model.trained_model import Learned, TrainedModel, load_learned
 from musicgen_core.model.weighted_adapters import Mix, WeightedAdapter, with_effect
 
 _PREFIX = "base_model.model."
@@ -41,7 +41,7 @@ class LoadedAdapter:
 
     source: str
     path: UPath
-    adapter: Adapter
+    adapter: Learned
     sha256: str
 
     def described(self, strength: float) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def load_mix(adapters: Iterable[WeightedAdapter]) -> list[LoadedAdapter]:
     loaded = []
     for source in dict.fromkeys(one.source for one in adapters):
         path = find_adapter(source)
-        loaded.append(LoadedAdapter(source, path, load_adapter(path), storage.content_sha256(path)))
+        loaded.append(LoadedAdapter(source, path, load_learned(path), storage.content_sha256(path)))
     for one, other in combinations(loaded, 2):
         if are_of_different_bases(one.adapter.base_model, other.adapter.base_model):
             raise AdapterError(
@@ -116,7 +116,7 @@ def base_model_of_all(loaded: Sequence[LoadedAdapter]) -> str:
     return next((base_model for base_model in recorded if hub_id(base_model)), recorded[0] if recorded else "")
 
 
-def concatenated(parts: Sequence[tuple[Adapter, float]]) -> Adapter:
+def concatenated(parts: Sequence[tuple[Learned, float]]) -> Adapter:
     """Return one LoRA adapter that changes the base model as several do together.
 
     The matrices of each layer are stacked: its rank is the sum of theirs. Strengths and scales are multiplied into
@@ -127,10 +127,11 @@ def concatenated(parts: Sequence[tuple[Adapter, float]]) -> Adapter:
         parts: adapters with strengths, of one base model.
 
     Raises:
-        AdapterError: one of them is DoRA, whose change of the weights has no low rank.
+        AdapterError: one of them is DoRA, or a model that was trained whole: their changes have no low rank.
     """
+    adapters = [(only_adapter(learned), strength) for learned, strength in parts]
     layers: dict[str, list[tuple[LayerUpdate, float]]] = {}
-    for adapter, strength in parts:
+    for adapter, strength in adapters:
         for layer, update in updates_of(adapter).items():
             if update.magnitude is not None:
                 raise AdapterError(
@@ -146,7 +147,7 @@ def concatenated(parts: Sequence[tuple[Adapter, float]]) -> Adapter:
         missing = rank - len(down)
         lora[f"{_PREFIX}{layer}.lora_A.weight"] = torch.nn.functional.pad(down, (0, 0, 0, missing))
         lora[f"{_PREFIX}{layer}.lora_B.weight"] = torch.nn.functional.pad(up, (0, missing))
-    blocks, targets = _blocks_and_targets([AdapterConfig.from_plain(adapter.config) for adapter, _ in parts], layers)
+    blocks, targets = _blocks_and_targets([AdapterConfig.from_plain(adapter.config) for adapter, _ in adapters], layers)
     return Adapter(
         lora=lora,
         config=AdapterConfig(r=rank, alpha=rank, targets=targets, layers=blocks).plain(),
@@ -155,6 +156,20 @@ def concatenated(parts: Sequence[tuple[Adapter, float]]) -> Adapter:
         loss=float("nan"),
         base_model="",
     )
+
+
+def only_adapter(learned: Learned) -> Adapter:
+    """Return an adapter as it is.
+
+    Raises:
+        AdapterError: it is a model that was trained whole.
+    """
+    if isinstance(learned, TrainedModel):
+        raise AdapterError(
+            message("there is no adapter: all weights of the model were trained (train all)"),
+            message("Export the model: --format audiocraft or huggingface"),
+        )
+    return learned
 
 
 def _blocks_and_targets(

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from musicgen_core.tensor_files import names_of_non_finite
 
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "lora": dict,
-    "config": dict,
+_FACTS: dict[str, type | tuple[type, ...]] = {
     "epoch": int,
     "global_step": int,
     "loss": (int, float),
@@ -41,11 +39,7 @@ def check_adapter_values(values: Mapping[str, Any]) -> None:
     Raises:
         ValueError: a value is missing, has the wrong type, is not finite, or doesn't fit the others; it is named.
     """
-    for name, kind in _KINDS.items():
-        if name not in values:
-            raise ValueError(f"it has no {name}")
-        if not isinstance(values[name], kind):
-            raise ValueError(f"its {name} is a {type(values[name]).__name__}")
+    _check_kinds(values, {"lora": dict, "config": dict, **_FACTS})
     config = values["config"]
     rank = config.get("r")
     if not isinstance(rank, int) or rank < 1:
@@ -60,6 +54,23 @@ def check_adapter_values(values: Mapping[str, Any]) -> None:
         own = ranks.get(_layer_of(name), rank)
         if name.endswith("lora_A.weight") and tensor.shape[:1] != (own,):
             raise ValueError(f"its r is {own}, but the shape of {name} is {list(tensor.shape)}")
+
+
+def check_facts(values: Mapping[str, Any]) -> None:
+    """Check the values that an adapter and a model that was trained whole have in common.
+
+    Raises:
+        ValueError: one is missing or has the wrong type; it is named.
+    """
+    _check_kinds(values, _FACTS)
+
+
+def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, type | tuple[type, ...]]) -> None:
+    for name, kind in kinds.items():
+        if name not in values:
+            raise ValueError(f"it has no {name}")
+        if not isinstance(values[name], kind):
+            raise ValueError(f"its {name} is a {type(values[name]).__name__}")
 
 
 def _checked_ranks(config: Mapping[str, Any]) -> dict[int, int]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 from upath import UPath
@@ -21,7 +21,7 @@ from musicgen_core.learning_settings import LORA_TARGETS, AdapterSettings
 from musicgen_core.model import hub, peft_directory
 from musicgen_core.model.adapter_values import check_adapter_values, pattern_of, ranks_in
 from musicgen_core.model.weights import BUILT_IN, PUBLISHED, BaseModel
-from musicgen_core.run_layout import BEST_ADAPTER, RunLayout, find_config, run_of
+from musicgen_core.run_layout import BEST_ADAPTER, BEST_MODEL, RunLayout, find_config, run_of
 
 logger = logging.getLogger(__name__)
 
@@ -182,6 +182,13 @@ class Adapter:
             )
 
 
+class HasBase(Protocol):
+    """What records its base model: an adapter, or a model that was trained whole."""
+
+    @property
+    def base_model(self) -> str: ...
+
+
 def are_of_different_bases(one: str, other: str) -> bool:
     """Return whether two values of `Adapter.base_model` are known to mean different models."""
     (name, _, content), (other_name, _, other_content) = one.partition("@sha256:"), other.partition("@sha256:")
@@ -216,8 +223,8 @@ def find_adapter(location: storage.Location) -> UPath:
     """Return the path of an adapter's weights.
 
     Args:
-        location: a `*_lora.pt`, a run directory (its best adapter), a PEFT directory, or, if there is no such path,
-            `USER/NAME` on the Hugging Face Hub.
+        location: a `*_lora.pt`, a run directory (its best adapter or, with `train all`, its best full model), a full
+            model of such a run, a PEFT directory, or, if there is no such path, `USER/NAME` on the Hugging Face Hub.
 
     Raises:
         AdapterError: there is no adapter.
@@ -232,7 +239,7 @@ def find_adapter(location: storage.Location) -> UPath:
             ) from error
     if path.name in peft_directory.FILES:
         path = path.parent
-    best = RunLayout(path).adapter(BEST_ADAPTER)
+    best = RunLayout(path).learned(BEST_ADAPTER, BEST_MODEL)
     found = path if path.suffix == ".pt" else best if best.exists() else peft_directory.find_weights(path)
     if found is None or not found.exists():
         raise AdapterError(
@@ -326,7 +333,7 @@ def displayed_path(path: UPath) -> str:
     return hub_name(path) or str(path)
 
 
-def base_model_of(adapter: Adapter, weights: UPath) -> str | None:
+def base_model_of(adapter: HasBase, weights: UPath) -> str | None:
     """Return the argument of `find_model` for an adapter's base model; None if the adapter doesn't record it.
 
     Args:
@@ -358,7 +365,7 @@ def base_model_of(adapter: Adapter, weights: UPath) -> str | None:
     return directory
 
 
-def choose_model(given: str | None, default: str, adapter: Adapter | None, weights: UPath | None) -> str:
+def choose_model(given: str | None, default: str, adapter: HasBase | None, weights: UPath | None) -> str:
     """Return the given model, or else the base model of the adapter, or else the default.
 
     Raises:

@@ -14,7 +14,8 @@ from musicgen_core.language import message
 from musicgen_core.layer_ranges import check_numbers
 from musicgen_core.model.adapters import Adapter, AdapterConfig
 from musicgen_core.model.decoder import MusicgenLM
-from musicgen_core.model.merging import LayerUpdate, merged_weight, update_dtype, updates_of
+from musicgen_core.model.merging import Update, merged_weight, update_dtype, weight_updates
+from musicgen_core.model.trained_model import Learned, TrainedModel
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.tensor_files import names_of_non_finite
 
@@ -114,14 +115,22 @@ def _check_shapes(peft_model: Any, state: Mapping[str, Tensor], where: str) -> N
         )
 
 
-def _check_fit(lm: MusicgenLM, adapter: Adapter) -> None:
-    """Check that an adapter's tensors are those that peft's model of its config has.
+def _check_fit(lm: MusicgenLM, adapter: Learned) -> None:
+    """Check that an adapter's tensors are those of peft's model of its config; or a trained model's those of `lm`.
 
     Raises:
         AdapterError: `lm` lacks an adapted layer, or names or shapes differ.
     """
     from peft import get_peft_model
 
+    if isinstance(adapter, TrainedModel):
+        own = {name: tensor.shape for name, tensor in lm.state_dict().items()}
+        if own != {name: tensor.shape for name, tensor in adapter.weights.items()}:
+            raise AdapterError(
+                message("the weights of the trained model don't fit those of the base model"),
+                message("Use the model that it was trained from"),
+            )
+        return
     linears = {name for name, module in lm.named_modules() if isinstance(module, torch.nn.Linear)}
     adapted = {name.removeprefix("base_model.model.").rpartition(".lora_")[0] for name in adapter.lora}
     if missing := sorted(adapted - linears):  # peft's error would name the targets
@@ -151,13 +160,13 @@ class AdaptedModel:
         AdapterError: an adapter doesn't fit the model.
     """
 
-    def __init__(self, lm: MusicgenLM, base: Callable[[], Mapping[str, Tensor]], adapters: Sequence[Adapter]) -> None:
+    def __init__(self, lm: MusicgenLM, base: Callable[[], Mapping[str, Tensor]], adapters: Sequence[Learned]) -> None:
         self.lm, self._base = lm, base
         for adapter in adapters:
             _check_fit(lm, adapter)
         device, dtype = lm.enc_to_dec_proj.weight.device, update_dtype(lm.enc_to_dec_proj.weight.dtype)
         self._updates = [
-            {layer: update.to(device, dtype) for layer, update in updates_of(adapter).items()} for adapter in adapters
+            {name: update.to(device, dtype) for name, update in weight_updates(adapter).items()} for adapter in adapters
         ]
         self._changed: set[str] = set()
 
@@ -170,23 +179,23 @@ class AdaptedModel:
         Raises:
             AdapterError: a weight would be NaN or infinite.
         """
-        parts: dict[str, list[tuple[LayerUpdate, float]]] = {layer: [] for layer in sorted(self._changed)}
+        parts: dict[str, list[tuple[Update, float]]] = {name: [] for name in sorted(self._changed)}
         for updates, strength in zip(self._updates, strengths, strict=True):
             if strength:
-                for layer, update in updates.items():
-                    parts.setdefault(layer, []).append((update, strength))
+                for name, update in updates.items():
+                    parts.setdefault(name, []).append((update, strength))
         base = self._base() if self._changed else {}
-        for layer, found in parts.items():
-            weight = self.lm.get_submodule(layer).get_parameter("weight")
-            original = base[f"{layer}.weight"].to(weight) if layer in self._changed else weight
+        for name, found in parts.items():
+            weight = self.lm.get_parameter(name)
+            original = base[name].to(weight) if name in self._changed else weight
             weight.copy_(merged_weight(original, found))
-        self._changed = {layer for layer, found in parts.items() if found}
+        self._changed = {name for name, found in parts.items() if found}
         if self._changed:
             check_merged(self.lm.state_dict(), str(self.lm.enc_to_dec_proj.weight.dtype))
 
 
 def load_merged(
-    model: BaseModel, adapter: Adapter | None, device: torch.device | str, dtype: torch.dtype
+    model: BaseModel, adapter: Learned | None, device: torch.device | str, dtype: torch.dtype
 ) -> MusicgenLM:
     """Load a language model and merge an adapter into it, if one is given."""
     lm = load_lm(model, device, dtype)
@@ -204,7 +213,7 @@ def merged_checkpoint(model: BaseModel, adapter: Adapter) -> dict[str, Any]:
     return model.checkpoint_with(merged_state(model, [(adapter, 1.0)]))
 
 
-def merged_state(model: BaseModel, adapters: Sequence[tuple[Adapter, float]]) -> dict[str, Tensor]:
+def merged_state(model: BaseModel, adapters: Sequence[tuple[Learned, float]]) -> dict[str, Tensor]:
     """Return the weights of base and adapters with strengths, merged, by this project's names.
 
     Changes are added in fp32 to the original weights, rather than the ones rounded for training, and the sum has
@@ -216,11 +225,11 @@ def merged_state(model: BaseModel, adapters: Sequence[tuple[Adapter, float]]) ->
     """
     state = model.lm_state()
     lm = load_lm(model, "meta")
-    parts: dict[str, list[tuple[LayerUpdate, float]]] = {}
+    parts: dict[str, list[tuple[Update, float]]] = {}
     for adapter, strength in adapters:
         _check_fit(lm, adapter)
-        for layer, update in updates_of(adapter).items():
-            parts.setdefault(f"{layer}.weight", []).append((update.to("cpu", torch.float32), strength))
+        for name, update in weight_updates(adapter).items():
+            parts.setdefault(name, []).append((update.to("cpu", torch.float32), strength))
     for name, found in parts.items():
         state[name] = merged_weight(state[name].to(torch.float32), found).to(state[name].dtype)
     return state

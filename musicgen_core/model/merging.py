@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from musicgen_core.model.adapters import Adapter, AdapterConfig
+from musicgen_core.model.trained_model import Learned, TrainedModel
 
 _TENSOR = re.compile(r"base_model\.model\.(?P<layer>.+)\.(?P<kind>lora_[AB]|lora_magnitude_vector)(?:\.weight)?")
 
@@ -54,6 +55,34 @@ class LayerUpdate:
         return self.merged(wide) - wide
 
 
+@dataclass(frozen=True)
+class WholeWeight:
+    """A weight of a model that was trained whole; its change is the difference to the base's."""
+
+    trained: Tensor
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> WholeWeight:
+        """Return this: a copy of all weights of a model on the device would double its memory."""
+        return self
+
+    def merged(self, weight: Tensor) -> Tensor:
+        return self.trained.to(weight)
+
+    def change(self, weight: Tensor) -> Tensor:
+        dtype = update_dtype(weight.dtype)
+        return self.trained.to(weight.device, dtype) - weight.to(dtype)
+
+
+Update = LayerUpdate | WholeWeight
+
+
+def weight_updates(learned: Learned) -> dict[str, Update]:
+    """Return the updates of an adapter or of a model that was trained whole, by the names of the weights."""
+    if isinstance(learned, TrainedModel):
+        return {name: WholeWeight(weight) for name, weight in learned.weights.items()}
+    return {f"{layer}.weight": update for layer, update in updates_of(learned).items()}
+
+
 def updates_of(adapter: Adapter) -> dict[str, LayerUpdate]:
     """Return an adapter's updates by the names of the layers, such as `model.decoder.layers.0.fc1`.
 
@@ -75,7 +104,7 @@ def updates_of(adapter: Adapter) -> dict[str, LayerUpdate]:
     }
 
 
-def merged_weight(weight: Tensor, updates: Sequence[tuple[LayerUpdate, float]]) -> Tensor:
+def merged_weight(weight: Tensor, updates: Sequence[tuple[Update, float]]) -> Tensor:
     """Return the base weight [out, in] plus the sum of strength × change, in the base's precision.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -311,11 +311,8 @@ def load_lm(
         checkpoint = read_checkpoint(model)
         config, stored = read_lm_config(checkpoint["xp.cfg"], model).decoder, from_audiocraft(checkpoint["best_state"])
         path, described_by = model, "xp.cfg"
-    with torch.device("meta"):
-        lm = MusicgenLM(config)
-    state = {name: tensor.to(device, dtype, copy=True) for name, tensor in stored.items()}
     try:
-        lm.load_state_dict(state, assign=True)
+        lm = lm_of(config, stored, device, dtype)
     except RuntimeError as error:
         reason = textwrap.shorten(str(error), 300)
         raise ModelError(
@@ -327,6 +324,7 @@ def load_lm(
             ),
             message("Fetch the file again"),
         ) from error
+    state = lm.state_dict()
     if not lm.enc_to_dec_proj.weight.is_meta and (broken := names_of_non_finite(state)):
         raise ModelError(
             message(
@@ -339,4 +337,19 @@ def load_lm(
             ),
             message("Fetch the file again"),
         )
+    return lm
+
+
+def lm_of(
+    config: DecoderConfig, weights: Mapping[str, Tensor], device: torch.device | str, dtype: torch.dtype
+) -> MusicgenLM:
+    """Return a language model in evaluation mode, with copies of weights by this project's names.
+
+    Raises:
+        RuntimeError: names or shapes don't fit the configuration.
+    """
+    with torch.device("meta"):
+        lm = MusicgenLM(config)
+    copies = {name: tensor.to(device, dtype, copy=True) for name, tensor in weights.items()}
+    lm.load_state_dict(copies, assign=True)
     return lm.eval()

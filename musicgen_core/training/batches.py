@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from musicgen_core.codes import FRAME_RATE
-from musicgen_core.config import TrainSettings
+from musicgen_core.config import Trained, TrainSettings
 from musicgen_core.data.crops import Batch, training_batch, validation_batch
 from musicgen_core.data.dataset import Clips, SplitBy, join, split
 from musicgen_core.data.training_text import TextVariation
@@ -72,12 +72,21 @@ PRESETS = [
     Preset(0, 1, checkpointing=True),  # T4 16 GB
 ]
 
+# Estimated: weights, gradients and optimizer states take 49 GiB, copies of the weights in 16 bits 6 GiB.
+FULL_PRESETS = [Preset(120, 4, checkpointing=False), Preset(0, 4, checkpointing=True)]
+"""The same for training all weights."""
 
-def preset_of(device: torch.device) -> Preset:
-    """Return the preset of a device; a CPU has micro-batches of 2 and no checkpointing."""
+
+def preset_of(device: torch.device, trained: Trained = "lora") -> Preset:
+    """Return the preset of a device; a CPU has micro-batches of 2 and no checkpointing.
+
+    Args:
+        trained: whether an adapter or all weights are trained.
+    """
     if device.type != "cuda":
         return Preset(0, 2, checkpointing=False)
-    return next(preset for preset in PRESETS if memory_gib(device) >= preset.gib)
+    presets = {"lora": PRESETS, "all": FULL_PRESETS}[trained]
+    return next(preset for preset in presets if memory_gib(device) >= preset.gib)
 
 
 def resolve_batch_size(settings: TrainSettings, device: torch.device, gpus: int | None = None) -> BatchSize:
@@ -105,7 +114,7 @@ def resolve_batch_size(settings: TrainSettings, device: torch.device, gpus: int 
         )
     given = micro if micro != "auto" else accumulation
     if given is None:
-        given = min(preset_of(device).micro, a_gpu)
+        given = min(preset_of(device, settings.train).micro, a_gpu)
     other, rest = divmod(a_gpu, given)
     if rest or not other:
         name = "batch_size" if micro != "auto" else "gradient_accumulation_steps"
@@ -141,7 +150,7 @@ def resolve_execution(settings: TrainSettings, device: torch.device) -> Executio
     return Execution(
         precision=precision,
         compile=wanted and can_compile(),
-        checkpointing=preset_of(device).checkpointing if checkpointing is None else checkpointing,
+        checkpointing=preset_of(device, settings.train).checkpointing if checkpointing is None else checkpointing,
     )
 
 

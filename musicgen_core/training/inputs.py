@@ -28,11 +28,19 @@ from musicgen_core.data.dataset import (
 )
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.language import message
+from musicgen_core.learning_settings import check_full_training
 from musicgen_core.model.compression import code_vectors, codec_identity
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.run_layout import HELD_OUT, SHARDS, SPLIT_BY, RunConfig
 from musicgen_core.training.batches import BatchSize, resolve_batch_size
-from musicgen_core.training.files.resuming import StartPoint, check_same, find_start, fixed_values, log_changes
+from musicgen_core.training.files.resuming import (
+    StartPoint,
+    check_same,
+    find_start,
+    fixed_values,
+    log_changes,
+    recorded_settings,
+)
 from musicgen_core.training.files.run_directory import RunDirectory
 from musicgen_core.training.prior_preservation import PriorRequest, general_prompts
 from musicgen_core.training.processes.distributed import World
@@ -72,6 +80,7 @@ def read_inputs(request: TrainRequest, model: BaseModel, world: World, files: Ru
     Raises:
         MusicgenError: the tokens can't be used, or differ from those that the run began with.
     """
+    check_full_training(request.settings.model_dump(), world.size)
     batch_size = resolve_batch_size(request.settings, world.device, world.size)
     start = find_start(files, request.resume)
     _check_same_start(start, world, files)
@@ -92,7 +101,7 @@ def read_inputs(request: TrainRequest, model: BaseModel, world: World, files: Ru
         fixed["general_prompts"] = prior.texts
     stored = files.read_config() or RunConfig({})
     values = {
-        **request.settings.model_dump(mode="json"),
+        **recorded_settings(request.settings),
         **raised,
         "batch_size": batch_size.micro,
         "gradient_accumulation_steps": batch_size.accumulation,

@@ -1,4 +1,4 @@
-"""The LoRA training loop, resumable at any step: all randomness derives from seed, step and clip."""
+"""The training loop, resumable at any step: all randomness derives from seed, step and clip."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,17 +18,19 @@ from musicgen_core.data.crops import Batch, prefetched
 from musicgen_core.data.dataset import Clips, SplitBy
 from musicgen_core.errors import Cancelled, TrainingError
 from musicgen_core.language import message
-from musicgen_core.model.adapters import Adapter, AdapterConfig
+from musicgen_core.model.adapters import Adapter
 from musicgen_core.model.decoder import MusicgenLM
-from musicgen_core.model.lora import adapter_state, add_lora, set_adapter_state
 from musicgen_core.model.text import TextEncoder
+from musicgen_core.model.trained_model import Learned, TrainedModel
 from musicgen_core.process import deferred_signals
 from musicgen_core.stages import announce
 from musicgen_core.training.batches import Batches, BatchSize
 from musicgen_core.training.compute.gradients import StepGradients
-from musicgen_core.training.compute.model import Execution, TrainingModel
+from musicgen_core.training.compute.model import Execution
 from musicgen_core.training.files.checkpoint import Progress
-from musicgen_core.training.optimization import AdapterOptimizer, learning_rate
+from musicgen_core.training.hooks import Hooks
+from musicgen_core.training.learner import Learner
+from musicgen_core.training.optimization import learning_rate
 from musicgen_core.training.processes.distributed import World
 from musicgen_core.training.validation import validate
 from musicgen_core.wording import counted
@@ -43,37 +45,11 @@ LOSS_SCALE_STEPS = 1000
 _GO, _WAIT, _STOP = range(3)
 
 
-@dataclass(frozen=True)
-class Hooks:
-    """Callbacks of a training run, which report, save and stop it.
-
-    Attributes:
-        on_step: called after each step with its metrics, as written to metrics.jsonl.
-        on_epoch: called after an epoch's validation, with the epoch and whether it is the best so far.
-        on_interval: called to save: with True every `save_every_steps` steps; with False every `save_every_minutes`.
-        cancelled: asked before each step and during validation.
-        on_best: called when a validation within an epoch is the best so far.
-        after_epoch: called with the epoch once everything of it is saved.
-        must_wait: asked before each step and after the last whether the progress could not be saved yet. The run
-            waits until it is; each call blocks for about a second or retries saving.
-        on_interruption: called to save when the run ends early, on request or by an error.
-    """
-
-    on_step: Callable[[dict[str, float]], None] = lambda row: None
-    on_epoch: Callable[[int, bool], None] = lambda epoch, is_best: None
-    on_interval: Callable[[bool], None] = lambda save_step_checkpoint: None
-    cancelled: Callable[[], bool] = lambda: False
-    on_best: Callable[[], None] = lambda: None
-    after_epoch: Callable[[int], None] = lambda epoch: None
-    must_wait: Callable[[], bool] = lambda: False
-    on_interruption: Callable[[], None] = lambda: None
-
-
 class Trainer:
-    """Trains one adapter: holds the model, the optimizer and the progress of a run.
+    """Trains an adapter or, with `train all`, the whole model: holds what is learned, and the progress of a run.
 
     Args:
-        lm: the base model; it is frozen, gets an adapter, and is packed for training.
+        lm: the base model. For an adapter it is frozen and packed; with `train all` it is in fp32.
         clips: all clips of the tokens, which are split into training and validation clips here.
         cfg_dropout: fraction of clips trained under the null condition.
         execution: how to compute; by default eagerly, in the precision of `lm`.
@@ -86,6 +62,7 @@ class Trainer:
         batches: the training and validation clips.
         order: the clips of each step.
         progress: the progress of the run, which a step changes.
+        learner: what is trained, with its optimizer.
     """
 
     def __init__(
@@ -104,11 +81,10 @@ class Trainer:
         split_by: SplitBy = "any_level",
     ) -> None:
         self.settings, self.batch_size = settings, batch_size
-        self.lora = AdapterConfig.of(settings, settings.lora_r)
-        self.model: Any = add_lora(lm, self.lora, settings.seed)
         execution = execution or Execution("fp32", compile=False, checkpointing=False)
-        self.computation = TrainingModel(self.model, settings.lora_dropout, execution)
-        self.world = world or World.alone(self.computation.device)
+        self.world = world or World.alone(lm.enc_to_dec_proj.weight.device)
+        self.learner = Learner(lm, settings, execution, self.world)
+        self.computation, self.optimizer = self.learner.computation, self.learner.optimizer
         self.batches = Batches(
             clips=clips,
             prior=prior,
@@ -124,7 +100,6 @@ class Trainer:
         )
         self.order = self.batches.order
         self.gradients = StepGradients(self.computation, text, self.world, batch_size.micro)
-        self.optimizer = AdapterOptimizer(self.computation.flat, settings)
         self.progress = Progress(loss_scale=FIRST_LOSS_SCALE if execution.precision == "fp16" else None)
         self.consistent = True
         """False during an optimizer step, when the state must not be saved."""
@@ -132,51 +107,31 @@ class Trainer:
 
     def restore(
         self,
-        lora: dict[str, Tensor],
+        weights: dict[str, Tensor],
         optimizer: dict[str, Any],
         progress: Progress,
         average: dict[str, Tensor] | None = None,
     ) -> None:
-        """Restore a saved state.
-
-        Args:
-            lora: the adapter's tensors.
-            optimizer: the result of `optimizer_state`.
-            average: their moving average; without it, an average restarts from them.
-        """
-        set_adapter_state(self.model, lora, "in the checkpoint")
-        self.optimizer.restore(optimizer)
-        if average is not None and self.optimizer.average is not None:
-            with self.optimizer.loading_average():
-                set_adapter_state(self.model, average, "in the checkpoint")
+        """Restore a saved state, which every rank has: what `Learner.restore` takes, and the progress."""
+        self.learner.restore(weights, optimizer, average)
         scale = progress.loss_scale if progress.loss_scale is not None else FIRST_LOSS_SCALE
         self.progress = replace(progress, loss_scale=None if self.progress.loss_scale is None else scale)
 
-    def optimizer_state(self) -> dict[str, Any]:
-        """Return the optimizer's state as that of an optimizer of peft's single parameters."""
-        return self.optimizer.state()
+    def learned(self, base_model: str) -> Learned:
+        """Return the adapter, or the model with `train all`, as it is now.
 
-    def adapter_tensors(self) -> dict[str, Tensor]:
-        with self.optimizer.evaluated():
-            return adapter_state(self.model)
-
-    def average(self) -> dict[str, Tensor] | None:
-        """Return the moving average of the adapter's tensors; None without `ema`."""
-        if self.optimizer.average is None:
-            return None
-        with self.optimizer.averaged():
-            return adapter_state(self.model)
-
-    def adapter(self, base_model: str) -> Adapter:
-        """Return the adapter as it is now; `base_model` is the hash of its base model's weights."""
-        return Adapter(
-            lora=self.adapter_tensors(),
-            config=self.lora.plain(),
-            epoch=self.order.epoch_of(max(1, self.progress.step)),
-            global_step=self.progress.step,
-            loss=self.progress.loss,
-            base_model=base_model,
+        Args:
+            base_model: the hash of the base model's weights.
+        """
+        epoch, progress, weights = (
+            self.order.epoch_of(max(1, self.progress.step)),
+            self.progress,
+            self.learner.weights(),
         )
+        if self.learner.lora is None:
+            return TrainedModel(weights, epoch, progress.step, progress.loss, base_model)
+        config = self.learner.lora.plain()
+        return Adapter(weights, config, epoch, progress.step, progress.loss, base_model)
 
     def run(self, hooks: Hooks) -> None:
         """Train to the end.
@@ -185,28 +140,32 @@ class Trainer:
             Cancelled: `cancelled` returned true. As after any interruption, `on_interruption` was called.
             TrainingError: the loss or gradient norm wasn't finite in ten consecutive steps.
         """
-        started = self.progress.step
-        logger.info(
-            "training %s parameters in %d tensors of the adapter; the base model is frozen",
-            f"{self.computation.flat.whole.numel():,}",
-            len(self.computation.parameters),
-        )
+        started, trained = self.progress.step, self.computation.trained
+        size = f"{trained.numel:,}", trained.count
+        if self.learner.lora is None:
+            logger.info("training all %s parameters of the language model, in %d tensors", *size)
+        else:
+            logger.info("training %s parameters in %d tensors of the adapter; the base model is frozen", *size)
         try:
             self._train(hooks)
         except BaseException as error:
             # Prefect ends a run by raising TerminationSignal, a BaseException, at any point of the program.
             interruption = error
         else:
+            with self.learner.collecting():
+                hooks.on_end()
             return
         try:
             # Outside the handler: an error of saving would have the interruption as its context, as if it hid it.
-            if self.consistent and self.progress.step > started:
-                hooks.on_interruption()
+            if self.consistent and self.learner.can_save(interruption) and self.progress.step > started:
+                with self.learner.collecting():
+                    hooks.on_interruption()
             raise interruption
         finally:
             del interruption  # its traceback refers to this frame, and so would keep the model's memory
 
     def _train(self, hooks: Hooks) -> None:
+        self.learner.begin()
         self._wait(hooks)
         if self.progress.pending is not None:
             self._finish_step(hooks)
@@ -292,12 +251,12 @@ class Trainer:
 
     def _compute(self, step: int, batch: Batch, clips_in_step: int) -> tuple[float, float, float]:
         """Compute clipped gradients, and return the loss, the norm before clipping, and the loss scale."""
-        epoch, scale, flat = self.order.epoch_of(step), self.progress.loss_scale or 1.0, self.computation.flat
+        epoch, scale, trained = self.order.epoch_of(step), self.progress.loss_scale or 1.0, self.computation.trained
         while True:
             loss = self.gradients.compute(batch, self.settings.seed, epoch, clips_in_step, scale)
             if scale != 1.0:
-                flat.gradient.div_(scale)
-            norm = torch.nn.utils.clip_grad_norm_(flat.whole, self.settings.max_grad_norm)
+                trained.divide_gradients(scale)
+            norm = trained.clip_gradients(self.settings.max_grad_norm)
             loss_value, norm_value = torch.stack([loss, norm.to(loss.dtype)]).tolist()  # one synchronization
             if scale <= 1 or not math.isfinite(loss_value) or math.isfinite(norm_value):
                 return loss_value, norm_value, scale
@@ -324,22 +283,30 @@ class Trainer:
         try:
             validate_every = self.settings.validate_every_steps
             save_step_checkpoint = step % self.settings.save_every_steps == 0
-            if save_step_checkpoint or time.monotonic() - self._saved > 60 * self.settings.save_every_minutes:
-                hooks.on_interval(save_step_checkpoint)
+            if save_step_checkpoint or self._is_save_due():
+                with self.learner.collecting():
+                    hooks.on_interval(save_step_checkpoint)
                 self._saved = time.monotonic()
             if self.order.ends_epoch(step):
                 self._end_epoch(row, hooks)
             else:
                 if validate_every and step % validate_every == 0 and self._validate_best(row, hooks.cancelled):
-                    hooks.on_best()
+                    with self.learner.collecting():
+                        hooks.on_best()
                 hooks.on_step(row)
                 self.progress.pending = None
         except BaseException:
             self.progress = unfinished
             raise
         if self.order.ends_epoch(step):
-            hooks.after_epoch(self.order.epoch_of(step))  # not repeated if it is interrupted
+            with self.learner.collecting(with_optimizer=False):
+                hooks.after_epoch(self.order.epoch_of(step))  # not repeated if it is interrupted
             self._epoch_started = time.monotonic()
+
+    def _is_save_due(self) -> bool:
+        """Return whether `save_every_minutes` have passed since the last save, for sharded weights on any rank."""
+        is_due = time.monotonic() - self._saved > 60 * self.settings.save_every_minutes
+        return self.world.any(is_due) if self.computation.is_sharded else is_due
 
     def _end_epoch(self, row: dict[str, float], hooks: Hooks) -> None:
         progress = self.progress
@@ -349,7 +316,8 @@ class Trainer:
         row["epoch_seconds"] = time.monotonic() - self._epoch_started
         progress.epoch_loss_sum, progress.epoch_clips, progress.pending = 0.0, 0, None
         hooks.on_step(row)
-        hooks.on_epoch(int(row["epoch"]), is_best)
+        with self.learner.collecting():
+            hooks.on_epoch(int(row["epoch"]), is_best)
         self._epoch_started = self._saved = time.monotonic()
 
     def _validate_best(self, row: dict[str, float], cancelled: Callable[[], bool]) -> bool:

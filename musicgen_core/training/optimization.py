@@ -1,19 +1,19 @@
-"""The optimizer of an adapter: its updates, its state in checkpoints, and the moving average of the weights."""
+"""The optimizer of a run: its updates, its state in checkpoints, and the moving average of the weights."""
 
 from __future__ import annotations
 
 import io
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from musicgen_core.config import TrainSettings
-from musicgen_core.training.compute.model import FlatParameters
+from musicgen_core.training.compute.parameters import TrainedParameters
 
 logger = logging.getLogger(__name__)
 
@@ -28,22 +28,22 @@ _LOW_FOR_PRODIGY = 0.1
 """Below this, the learning rate was probably chosen for AdamW."""
 
 
-class AdapterOptimizer:
-    """Updates an adapter's parameters, and their moving average if `ema` is given.
+class RunOptimizer:
+    """Updates the trained parameters, and their moving average if `ema` is given.
 
     The weights to evaluate and to save are the parameters, except with the schedule-free optimizer: it computes
     gradients at one point, y, which the parameters hold, and evaluates another, x, an average that it computes from y
     and its state z (Defazio et al. 2024). `evaluated` sets the parameters to x.
 
     Attributes:
-        average: [total], fp32, the exponential moving average of the parameters; None without `ema`.
+        average: the exponential moving average of each of `trained.tensors`, fp32; None without `ema`.
     """
 
-    def __init__(self, flat: FlatParameters, settings: TrainSettings) -> None:
-        self._flat, self._settings = flat, settings
-        self._is_schedule_free = settings.optimizer_name == "schedulefree"
-        self._optimizer = _optimizer(flat, settings)
-        self.average = None if settings.ema is None else flat.whole.detach().clone()
+    def __init__(self, trained: TrainedParameters, settings: TrainSettings) -> None:
+        self._trained, self._settings = trained, settings
+        self.is_schedule_free = settings.optimizer_name == "schedulefree"
+        self._optimizer = _optimizer(trained.tensors, settings)
+        self.average = None if settings.ema is None else self._copies()
 
     def set_rate(self, rate: float) -> None:
         for group in self._optimizer.param_groups:
@@ -55,13 +55,13 @@ class AdapterOptimizer:
 
     def update_average(self, step: int) -> None:
         """Update the moving average, after the step of this number, from 1."""
-        if self.average is not None:
-            self.average.lerp_(self._flat.whole.detach(), 1 - average_decay(self._settings.ema or 0.0, step))
+        for average, tensor in zip(self.average or (), self._trained.tensors, strict=self.average is not None):
+            average.lerp_(tensor.detach(), 1 - average_decay(self._settings.ema or 0.0, step))
 
     @contextmanager
     def evaluated(self) -> Iterator[None]:
         """Set the parameters to the weights to evaluate and to save, and back to the same bits afterwards."""
-        if not self._is_schedule_free:
+        if not self.is_schedule_free:
             yield
             return
         optimizer: Any = self._optimizer
@@ -77,42 +77,34 @@ class AdapterOptimizer:
         """Set the parameters to their moving average, and back to the same bits afterwards."""
         assert self.average is not None
         with self._restoring():
-            self._flat.whole.data.copy_(self.average)
+            self._set(self.average)
             yield
 
     @contextmanager
     def loading_average(self) -> Iterator[None]:
         """Take what is loaded into the parameters meanwhile as their moving average."""
-        assert self.average is not None
         with self._restoring():
             yield
-            self.average.copy_(self._flat.whole.detach())
+            self._restart_average()
 
     @contextmanager
     def _restoring(self) -> Iterator[None]:
-        kept = self._flat.whole.detach().clone()
+        kept = self._copies()
         try:
             yield
         finally:
-            self._flat.whole.data.copy_(kept)
+            self._set(kept)
 
     def state(self) -> dict[str, Any]:
-        """Return the state for a checkpoint: that of an optimizer of peft's single parameters, as far as it has one.
-
-        The rest stands under `of_all`: numbers, and 8-bit moments in blocks that don't end where parameters do.
-        """
+        """Return the state for a checkpoint, by single parameter as far as the optimizer has it so."""
         own = self._optimizer.state_dict()
         (group,) = own["param_groups"]
-        groups = [{**group, "params": list(range(self._flat.count))}]
-        if self._settings.optimizer_name == "adamw":
-            return {"state": self._flat.split_state(own["state"]), "param_groups": groups}
-        values = own["state"].get(0, {})
-        of_each = {name: value for name, value in values.items() if self._is_of_each(value)}
-        of_all = {name: value for name, value in values.items() if name not in of_each}
-        if self._is_schedule_free:
-            of_each[_TRAINED] = self._flat.whole.detach()
-        state = self._flat.split_state({0: of_each} if of_each else {})
-        return {"state": state, "of_all": of_all, "param_groups": groups}
+        states = own["state"]
+        if self.is_schedule_free:
+            tensors = enumerate(self._trained.tensors)
+            states = {i: {**states.get(i, {}), _TRAINED: tensor.detach()} for i, tensor in tensors}
+        saved = self._trained.saved(states, is_adamw=self._settings.optimizer_name == "adamw")
+        return {**saved, "param_groups": [{**group, "params": list(range(self._trained.count))}]}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Restore the result of `state`, after the parameters; a moving average restarts from them."""
@@ -121,23 +113,27 @@ class AdapterOptimizer:
         (group_then,) = saved["param_groups"]
         kept = _GROUP_STATE.get(self._settings.optimizer_name, ())
         group |= {name: group_then[name] for name in kept if name in group_then}
-        state = self._flat.join_state(saved["state"])
-        trained = state[0].pop(_TRAINED) if self._is_schedule_free else None
-        if of_all := saved.get("of_all"):
-            state = {0: {**state.get(0, {}), **of_all}}
-        self._optimizer.load_state_dict({"state": state, "param_groups": [group]})
-        if trained is not None:
-            self._flat.whole.data.copy_(trained)
+        states = self._trained.loaded(saved)
+        trained = [state.pop(_TRAINED) for _, state in sorted(states.items())] if self.is_schedule_free else []
+        self._optimizer.load_state_dict({"state": states, "param_groups": [group]})
+        if trained:
+            self._set(trained)
+        self._restart_average()
+
+    def _restart_average(self) -> None:
         if self.average is not None:
-            self.average.copy_(self._flat.whole.detach())
+            self.average = self._copies()
 
-    def _is_of_each(self, value: Any) -> bool:
-        """Return whether a value of the state has a number for each element of the parameters."""
-        return isinstance(value, Tensor) and value.shape == self._flat.whole.shape and value.is_floating_point()
+    def _copies(self) -> list[Tensor]:
+        return [tensor.detach().clone() for tensor in self._trained.tensors]
+
+    def _set(self, values: Sequence[Tensor]) -> None:
+        for tensor, value in zip(self._trained.tensors, values, strict=True):
+            tensor.data.copy_(value)
 
 
-def _optimizer(flat: FlatParameters, settings: TrainSettings) -> torch.optim.Optimizer:
-    parameters, rate, decay = [flat.whole], settings.learning_rate, settings.weight_decay
+def _optimizer(parameters: Sequence[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
+    rate, decay = settings.learning_rate, settings.weight_decay
     optimizer: Any
     match settings.optimizer_name:
         case "adamw":

@@ -27,10 +27,10 @@ from musicgen_core.generation.loudness import normalize, sound_of
 from musicgen_core.generation.page import PAGE, write_samples_index
 from musicgen_core.generation.page import SAMPLES as SAMPLES_PAGE
 from musicgen_core.language import message
-from musicgen_core.model.adapters import Adapter
 from musicgen_core.model.lora import load_merged
 from musicgen_core.model.text import TextEncoder
-from musicgen_core.model.weights import BaseModel
+from musicgen_core.model.trained_model import Learned, TrainedModel
+from musicgen_core.model.weights import BaseModel, lm_of
 from musicgen_core.run_layout import PROMPTS, SAMPLES, parse_sample_name, sample_name
 from musicgen_core.seeds import streams_of
 from musicgen_core.stages import announce
@@ -54,10 +54,11 @@ class Samples:
         self._rendered_epochs: set[int] = set()  # with the current prompts and settings
         self._settings = SamplingSettings(duration=trainer.settings.sample_seconds, seed=trainer.settings.seed)
 
-    def begin(self, adapter: Adapter, cancelled: Callable[[], bool]) -> list[int]:
+    def begin(self, learned: Callable[[], Learned], cancelled: Callable[[], bool]) -> list[int]:
         """Render the base model, and the epoch that the run resumes after, unless their samples exist.
 
         Args:
+            learned: returns what is trained as it is now.
             cancelled: asked before each step of the generation.
 
         Returns:
@@ -68,10 +69,12 @@ class Samples:
         trainer = self._trainer
         done = trainer.order.epochs_done(trainer.progress.step)
         self._rendered_epochs = {epoch for epoch in self._read() if epoch <= done}
-        wanted: dict[int, Adapter | None] = {0: None}
+        wanted: dict[int, Callable[[], Learned | None]] = {0: lambda: None}
         if done and trainer.order.ends_epoch(trainer.progress.step) and trainer.progress.pending is None:
-            wanted[done] = adapter
-        rendered = [epoch for epoch, of in wanted.items() if self._is_whole(epoch) or self.render(epoch, of, cancelled)]
+            wanted[done] = learned
+        rendered = [
+            epoch for epoch, of in wanted.items() if self._is_whole(epoch) or self.render(epoch, of(), cancelled)
+        ]
         self._write_page()
         return rendered
 
@@ -79,12 +82,12 @@ class Samples:
         names = [sample_name(epoch, i) for i in range(len(self._prompts))]
         return epoch in self._rendered_epochs and all(self._files.sample(name) is not None for name in names)
 
-    def render(self, epoch: int, adapter: Adapter | None, cancelled: Callable[[], bool]) -> bool:
+    def render(self, epoch: int, learned: Learned | None, cancelled: Callable[[], bool]) -> bool:
         """Render every prompt, and return whether that succeeded. Errors are logged: they must not end the run.
 
         Args:
             epoch: the number in the files' names.
-            adapter: the adapter being trained; None for the base model.
+            learned: what is being trained; None for the base model.
             cancelled: asked before each step of the generation.
 
         Raises:
@@ -97,7 +100,7 @@ class Samples:
         else:
             announce(message("rendering the samples of the base model"))
         try:
-            codes = self._generate(adapter, self._in_time(cancelled))
+            codes = self._generate(learned, self._in_time(cancelled))
             for i, audio in enumerate(self._codec.decode(torch.stack(codes))):
                 wav = storage.as_path(self._files.stage / SAMPLES / sample_name(epoch, i))
                 with storage.publish(wav) as path:
@@ -178,9 +181,9 @@ class Samples:
         wavs = [(prompt, folder / sample_name(epoch, i)) for i, prompt in enumerate(self._prompts)]
         return [(prompt, wav) for prompt, wav in wavs if wav.exists()]
 
-    def _generate(self, adapter: Adapter | None, cancelled: Callable[[], bool]) -> list[Tensor]:
+    def _generate(self, learned: Learned | None, cancelled: Callable[[], bool]) -> list[Tensor]:
         streams = streams_of(self._settings.seed, self._prompts)
-        with self._engine(adapter) as engine:  # freed before the codes are decoded
+        with self._engine(learned) as engine:  # freed before the codes are decoded
             return engine.generate(self._prompts, self._settings, streams, cancelled=cancelled)
 
     def _deadline(self) -> float:
@@ -203,20 +206,24 @@ class Samples:
         return Codec(self._model, self._trainer.computation.device)
 
     @contextmanager
-    def _engine(self, adapter: Adapter | None) -> Iterator[Engine]:
+    def _engine(self, learned: Learned | None) -> Iterator[Engine]:
         trainer, device = self._trainer, self._trainer.computation.device
         guidance = self._model.config.inference_coefficient
+        if isinstance(learned, TrainedModel):
+            lm = lm_of(self._model.config.decoder, learned.weights, device, compute_dtype(device))
+            yield Engine(lm.requires_grad_(False), self._text, guidance)
+            return
         if self._merges():
-            yield Engine(load_merged(self._model, adapter, device, compute_dtype(device)), self._text, guidance)
+            yield Engine(load_merged(self._model, learned, device, compute_dtype(device)), self._text, guidance)
             return
         # The training model itself: a small GPU has no memory for a merged copy.
-        peft_model, lm = trainer.model, trainer.computation.lm
+        peft_model, lm = trainer.learner.model, trainer.computation.lm
         modes = {module: module.training for module in peft_model.modules()}
         dtype = lm.enc_to_dec_proj.weight.dtype
         half = torch.autocast(device.type, dtype) if dtype in (torch.bfloat16, torch.float16) else nullcontext()
         try:
             peft_model.eval()
-            base_alone = peft_model.disable_adapter() if adapter is None else nullcontext()
+            base_alone = peft_model.disable_adapter() if learned is None else nullcontext()
             with trainer.optimizer.evaluated(), half, base_alone:
                 yield Engine(lm, self._text, guidance, eager=True)
         finally:
@@ -226,11 +233,11 @@ class Samples:
     def _merges(self) -> bool:
         """Return whether to render with a merged copy of the model.
 
-        With FP8 the training model has no forward pass of its own; and where the decoding kernels work and memory
-        suffices, a merged copy is many times faster.
+        With FP8 the training model has no forward pass of its own, and with `train all` it is no longer the base model;
+        and where the decoding kernels work and memory suffices, a merged copy is many times faster.
         """
         computation = self._trainer.computation
-        if computation.execution.precision == "fp8":
+        if computation.execution.precision == "fp8" or self._trainer.learner.lora is None:
             return True
         weight = computation.lm.enc_to_dec_proj.weight
         if not decodes_fast(weight):

@@ -9,20 +9,31 @@ from functools import partial
 from typing import Any
 
 import torch
+from upath import UPath
 
 from musicgen_core import storage, tracking
 from musicgen_core.errors import AdapterError, Cancelled, raise_if_interrupted
 from musicgen_core.model.adapters import load_adapter
+from musicgen_core.model.trained_model import load_learned
 from musicgen_core.model.weights import BaseModel
-from musicgen_core.run_layout import BEST_ADAPTER, FINAL_ADAPTER, SHARDS, epoch_adapter
+from musicgen_core.run_layout import (
+    BEST_ADAPTER,
+    BEST_MODEL,
+    EPOCH_CHECKPOINT,
+    FINAL_ADAPTER,
+    FINAL_MODEL,
+    SHARDS,
+    epoch_adapter,
+)
 from musicgen_core.training.files.background import Write
 from musicgen_core.training.files.checkpoint import Progress
 from musicgen_core.training.files.disk_space import Plan, Sizes, check_disk_space
 from musicgen_core.training.files.run_directory import RunDirectory
 from musicgen_core.training.files.run_lock import RunLock
 from musicgen_core.training.files.saving import Saver
+from musicgen_core.training.hooks import Hooks
 from musicgen_core.training.inputs import TrainInputs
-from musicgen_core.training.loop import Hooks, Trainer
+from musicgen_core.training.loop import Trainer
 from musicgen_core.training.request import TrainResult
 from musicgen_core.training.samples import Samples
 from musicgen_core.wording import counted
@@ -125,7 +136,7 @@ class Session:
                 file.write()
 
     def _train(self) -> None:
-        for epoch in self.samples.begin(self.saver.adapter(), self._cancelled):
+        for epoch in self.samples.begin(self.saver.learned, self._cancelled):
             self._artifacts.samples(epoch, self.trainer.progress.step if epoch else 0)
         self.trainer.run(
             Hooks(
@@ -137,9 +148,9 @@ class Session:
                 after_epoch=self._render_samples,
                 must_wait=self.saver.must_wait,
                 on_interruption=self._save_interrupted,
+                on_end=partial(self.saver.finish, self._check_cancelled),
             )
         )
-        self.saver.finish(self._check_cancelled)
         self._artifacts.adapter("best")
         self._artifacts.adapter("final")
 
@@ -170,7 +181,7 @@ class Session:
             self.saver.save_interrupted()
 
     def _render_samples(self, epoch: int) -> None:
-        self.samples.render(epoch, self.saver.adapter(), self._cancelled)
+        self.samples.render(epoch, self.saver.learned(), self._cancelled)
         self._artifacts.epoch(epoch, self.trainer.progress)
 
     def _check_cancelled(self) -> None:
@@ -185,14 +196,17 @@ class Session:
         set_aside = files.set_aside_after(progress.step, self.trainer.order.epochs_done(progress.step))
         if set_aside is not None:
             logger.info("what came after step %d is now in %s", progress.step, set_aside)
-        if progress.best_epoch is not None and not files.adapter(BEST_ADAPTER).exists():
-            best = files.adapter(epoch_adapter(progress.best_epoch))
-            adapter = load_adapter(best) if best.exists() else None
+        if progress.best_epoch is not None and not self._learned(BEST_ADAPTER, BEST_MODEL).exists():
+            epoch = progress.best_epoch
+            best = self._learned(epoch_adapter(epoch), f"{EPOCH_CHECKPOINT}{epoch}")
+            learned = load_learned(best) if best.exists() else None
             is_saved = not progress.best_is_average  # epochs save the weights, not their average
-            if adapter is not None and is_saved and progress.best_step in (adapter.global_step, None):
-                self.saver.save_best_again(adapter)
+            if learned is not None and is_saved and progress.best_step in (learned.global_step, None):
+                self.saver.save_best_again(learned)
             else:
-                logger.warning("the best adapter until then isn't in this run directory: the best is determined afresh")
+                logger.warning(
+                    "what was the best until then isn't in this run directory: the best is determined afresh"
+                )
                 progress.best_loss = progress.best_epoch = progress.best_step = None
                 progress.validations_without_gain = 0
         # Only now: until latest.pt is set aside, a restart would continue after these rows.
@@ -210,18 +224,23 @@ class Session:
 
     def _check_disk_space(self) -> None:
         order = self.trainer.order
-        sizes = Sizes(self.model.lm_bytes, self.trainer.computation.flat.whole.nbytes)
+        sizes = Sizes(self.model.lm_bytes, self.trainer.computation.trained.nbytes)
         plan = Plan(order.epoch_of(order.total_steps), order.total_steps)
         is_local = storage.is_local(self.files.root)  # remote storage has no limit to check, and listing it is slow
         set_aside = self.files.files_after(self.resumed_from) if self.start.goes_back and is_local else []
         check_disk_space(self.files, self.inputs.settings, sizes, plan, set_aside)
 
+    def _learned(self, adapter: str, model: str) -> UPath:
+        """Return the path of what the run learns: an adapter, or with `train all` a full model."""
+        is_adapter = self.trainer.learner.lora is not None
+        return self.files.adapter(adapter) if is_adapter else self.files.full_model(model)
+
     def _is_complete(self) -> bool:
-        progress, final = self.trainer.progress, self.files.adapter(FINAL_ADAPTER)
+        progress, final = self.trainer.progress, self._learned(FINAL_ADAPTER, FINAL_MODEL)
         if not self.trainer.is_done or not final.exists() or self.files.owed_checkpoints():
             return False
         try:
-            return load_adapter(final).global_step == progress.step
+            return load_learned(final).global_step == progress.step
         except AdapterError as error:
             logger.warning("%s: it is written again", error)
             return False
@@ -319,7 +338,7 @@ def shown_settings(config: Mapping[str, Any], trainer: Trainer) -> dict[str, Any
         "training_clips": len(trainer.batches.training_clips),
         "validation_clips": len(trainer.batches.validation_clips),
         "total_steps": trainer.order.total_steps,
-        "trained_parameters": trainer.computation.flat.whole.numel(),
+        "trained_parameters": trainer.computation.trained.numel,
         "processes": trainer.world.size,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }

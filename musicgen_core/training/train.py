@@ -5,15 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from musicgen_core import storage
 from musicgen_core.devices import compute_dtype, pick_device
+from musicgen_core.errors import AdapterError
+from musicgen_core.language import message
 from musicgen_core.layer_ranges import check_layers
-from musicgen_core.learning_settings import check_optimizer
-from musicgen_core.model.adapters import find_adapter, load_adapter
-from musicgen_core.model.lora import set_adapter_state
+from musicgen_core.learning_settings import check_full_training, check_optimizer
+from musicgen_core.model.adapters import Adapter, find_adapter
+from musicgen_core.model.lora import load_merged
 from musicgen_core.model.text import TextEncoder
+from musicgen_core.model.trained_model import TrainedModel, load_learned, tensors_of
 from musicgen_core.model.weights import BaseModel, find_model, load_lm
 from musicgen_core.run_layout import RunConfig
 from musicgen_core.training.batches import resolve_execution
@@ -21,8 +27,9 @@ from musicgen_core.training.files.resuming import learned_from, lineage_of
 from musicgen_core.training.files.run_directory import RunDirectory, begins_new
 from musicgen_core.training.files.run_lock import RunLock
 from musicgen_core.training.files.saving import Saver
+from musicgen_core.training.hooks import Hooks
 from musicgen_core.training.inputs import TrainInputs, read_inputs
-from musicgen_core.training.loop import Hooks, Trainer
+from musicgen_core.training.loop import Trainer
 from musicgen_core.training.prior_preservation import load_prior
 from musicgen_core.training.processes.distributed import World
 from musicgen_core.training.request import TrainRequest, TrainResult
@@ -41,7 +48,7 @@ def train(
     on_wait: Callable[[str | None], None] = lambda reason: None,
     on_prior: Callable[[int, int], None] = lambda done, total: None,
 ) -> TrainResult:
-    """Train an adapter to the end, resuming the run if its directory has checkpoints, and return the result.
+    """Train an adapter or the model to the end, resuming the run if its directory has checkpoints; return the result.
 
     Args:
         on_start: called once, with the steps done before and the total number of steps.
@@ -58,6 +65,7 @@ def train(
         Cancelled: `cancelled` returned true.
     """
     check_optimizer(request.settings.optimizer_name)
+    check_full_training(request.settings.model_dump(), request.settings.gpus)
     world = world or World.alone(pick_device(request.device))
     check_init_adapter(request)
     model = find_model(request.model)
@@ -87,6 +95,7 @@ def train(
             on_prior=on_prior,
             cancelled=is_cancelled,
         )
+        inputs = replace(inputs, start=inputs.start.without_tensors())
         prompts = sample_prompts(inputs.settings, world)
         world.barrier()  # all ranks have read the directory, which the main rank changes from here on
         if lock is None:  # another rank than the main one, which neither writes files nor reports
@@ -126,7 +135,12 @@ def check_init_adapter(request: TrainRequest) -> None:
         AdapterError: it is missing or can't be read.
     """
     if request.init_adapter is not None and begins_new(storage.as_path(request.run_dir), request.resume):
-        load_adapter(find_adapter(request.init_adapter))
+        path = find_adapter(request.init_adapter)
+        if isinstance(load_learned(path), TrainedModel) and request.settings.train == "lora":
+            raise AdapterError(
+                message("{path} is a model that was trained whole, and no adapter can start from it", path=path),
+                message("Export it (--format audiocraft), and give the directory with --model"),
+            )
 
 
 def _trainer(
@@ -153,8 +167,15 @@ def _trainer(
             cancelled=cancelled,
             is_resumed=inputs.start.checkpoint is not None,
         )
+    checkpoint, adapter = inputs.start.checkpoint, None
+    if checkpoint is None and request.init_adapter is not None:
+        path = find_adapter(request.init_adapter)
+        adapter = load_learned(path)
+        adapter.check_base(model, str(path))
+    trains_all = settings.train == "all"
+    dtype = torch.float32 if trains_all else compute_dtype(world.device)
     trainer = Trainer(
-        lm=load_lm(model, world.device, compute_dtype(world.device)),
+        lm=load_merged(model, adapter, world.device, dtype) if trains_all else load_lm(model, world.device, dtype),
         text=text,
         clips=inputs.clips,
         settings=settings,
@@ -167,17 +188,15 @@ def _trainer(
         prior=prior,
         split_by=inputs.split_by,
     )
-    checkpoint = inputs.start.checkpoint
     if checkpoint is not None:
-        trainer.restore(checkpoint.adapter.lora, checkpoint.optimizer, checkpoint.progress, checkpoint.average)
+        weights = tensors_of(checkpoint.learned)
+        trainer.restore(weights, checkpoint.optimizer, checkpoint.progress, checkpoint.average)
         if request.init_adapter is not None:
             logger.warning("the adapter to start from is ignored: %s resumes where it was", files.root)
-    elif request.init_adapter is not None:
-        path = find_adapter(request.init_adapter)
-        adapter = load_adapter(path)
-        adapter.check_base(model, str(path))
-        adapter.check_scale(trainer.lora, str(path))
-        set_adapter_state(trainer.model, adapter.lora, str(path))
+    elif adapter is not None:
+        if trainer.learner.lora is not None and isinstance(adapter, Adapter):
+            adapter.check_scale(trainer.learner.lora, str(path))
+            trainer.computation.load(adapter.lora, str(path))
         if world.is_main:
             _warn_of_seen_clips(trainer, RunConfig(inputs.config))
     return trainer

@@ -1,4 +1,4 @@
-"""The validation of an adapter: its loss over the held-out clips, shared among the ranks."""
+"""The validation of a run: its loss over the held-out clips, shared among the ranks."""
 
 from __future__ import annotations
 
@@ -51,6 +51,8 @@ def validate(
                 raise Cancelled(f"the training was cancelled while it validated after step {after_step}")
             if part:
                 total += gradients.validation_losses(next(prepared)).sum(dim=0)
+            else:
+                gradients.accompany_validation()
     by_codebook = (world.sum(total) / len(everything)).tolist()
     loss = sum(by_codebook) / len(by_codebook)
     metrics = {"val/loss": loss, "val/perplexity": perplexity(loss)}

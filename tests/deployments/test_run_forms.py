@@ -28,10 +28,10 @@ def test_train_loras_form_has_essentials_then_groups_and_choices(
 ) -> None:
     schema = deployed(client, "train-lora").parameter_openapi_schema
     form, groups = schema["properties"], schema["definitions"]
-    assert list(form)[:6] == ["tokens", "run_dir", "model", "device", "num_epochs", "lora_r"]
+    assert list(form)[:6] == ["tokens", "run_dir", "model", "device", "num_epochs", "train"]
     is_group = ["$ref" in entry for entry in form.values()]
     assert is_group == sorted(is_group)
-    assert form["learning_rate"]["description"].startswith("How fast the adapter learns")
+    assert form["learning_rate"]["description"].startswith("How fast it learns")
     assert form["device"]["enum"] == ["auto", "cpu", "cuda"]
     assert groups["Saving"]["properties"]["full_models"]["enum"] == ["each_epoch", "best_and_final", "none"]
     assert groups["HardwareSettings"]["properties"]["compile_blocks"]["enum"] == ["auto", "on", "off"]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +18,7 @@ from musicgen_core.language import message
 from musicgen_core.model.decoder import Condition
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.training.compute.dropout import clip_seeds
+from musicgen_core.training.compute.full_model import FullTrainingModel
 from musicgen_core.training.compute.model import TrainingModel
 from musicgen_core.training.processes.distributed import World
 from musicgen_core.wording import counted
@@ -38,7 +40,7 @@ class StepGradients:
         micro: clips in a micro-batch now.
     """
 
-    def __init__(self, model: TrainingModel, text: TextEncoder, world: World, micro: int) -> None:
+    def __init__(self, model: TrainingModel | FullTrainingModel, text: TextEncoder, world: World, micro: int) -> None:
         self._model, self._text, self._world = model, text, world
         self.micro = micro
 
@@ -65,7 +67,7 @@ class StepGradients:
             del loss
             self._reduce_memory(self._world.any)
         assert loss is not None
-        self._world.all_reduce(self._model.flat.gradient)
+        self._model.trained.sum_gradients(self._world)
         return self._world.sum(loss)
 
     def validation_losses(self, batch: Batch) -> Tensor:
@@ -79,6 +81,15 @@ class StepGradients:
         return losses
 
     @torch.no_grad()
+    def accompany_validation(self) -> None:
+        """Take part in the other ranks' forward pass, for which sharded weights are gathered, with no clip of its own.
+
+        Nothing happens if every rank has the weights.
+        """
+        if self._model.is_sharded:
+            self._model.losses(*self._nothing(), None)
+
+    @torch.no_grad()
     def _try_validation(self, batch: Batch) -> Tensor | None:
         try:
             condition = self._encode(batch)
@@ -87,6 +98,7 @@ class StepGradients:
             losses = [self._model.losses(codes[part], frames[part], condition.rows(part), None) for part in parts]
             return torch.cat(losses)
         except torch.OutOfMemoryError:
+            self._check_recoverable()
             return None
 
     def _try_compute(self, batch: Batch, seed: int, epoch: int, clips_in_step: int, scale: float) -> Tensor | None:
@@ -94,7 +106,12 @@ class StepGradients:
         try:
             self._model.zero_grad()
             loss = torch.zeros((), device=self._model.device)
-            if not len(batch.codes):
+            passes = -(-len(batch.codes) // self.micro)
+            if self._model.is_sharded:  # all ranks take as many passes as the one with the most clips
+                for _ in range(-(-clips_in_step // (self._world.size * self.micro)) - passes):
+                    nothing = self._nothing()
+                    self._model.step(*nothing, torch.zeros_like(nothing[1]), 0.0)
+            if not passes:
                 return loss
             condition = self._encode(batch)
             codes, frames = self._to_device(batch)
@@ -107,7 +124,31 @@ class StepGradients:
                 loss += losses.mean(dim=1).sum() / clips_in_step
             return loss
         except torch.OutOfMemoryError:
+            self._check_recoverable()
             return None
+
+    def _check_recoverable(self) -> None:
+        """Check that the step can be repeated after memory ran out.
+
+        Raises:
+            DeviceError: the model is sharded: the other ranks wait for this one within the pass.
+        """
+        if self._model.is_sharded:
+            raise DeviceError(
+                message(
+                    "micro-batches of {clips} don't fit the memory that is free on the GPU",
+                    clips=counted(self.micro, "clip"),
+                ),
+                message("Give a smaller --batch-size, or --activation-checkpointing on"),
+            )
+
+    def _nothing(self) -> tuple[Tensor, Tensor, Condition]:
+        """Return codes, frames and condition of a clip without a frame, whose loss and gradients are zero."""
+        config = self._model.lm.config
+        codes, frames = torch.zeros(1, config.codebooks, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+        chroma = torch.zeros(1, config.chroma_frames, dtype=torch.int64) if config.takes_melody else None
+        batch = Batch(codes, frames, [None], np.zeros(1, np.uint64), chroma)
+        return *self._to_device(batch), self._encode(batch)
 
     def _reduce_memory(self, any_rank: Callable[[bool], bool]) -> None:
         """Free the CUDA graphs first; then halve the micro-batch; then checkpoint activations."""

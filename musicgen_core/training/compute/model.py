@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
 from musicgen_core.errors import ConfigError, raise_if_interrupted
 from musicgen_core.language import message
 from musicgen_core.model.decoder import Condition, MusicgenLM, Prefix, teacher_forcing
+from musicgen_core.model.lora import adapter_state, set_adapter_state
 from musicgen_core.training.compute import dropout
 from musicgen_core.training.compute.blocks import (
     ATTENTION,
@@ -26,6 +27,7 @@ from musicgen_core.training.compute.blocks import (
     can_pack,
 )
 from musicgen_core.training.compute.losses import head_losses
+from musicgen_core.training.compute.parameters import FlatParameters
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result", Tensor, None)
@@ -83,11 +85,15 @@ class TrainingModel:
         ConfigError: FP8 with DoRA or with only some layers adapted.
 
     Attributes:
-        flat: the adapter's parameters and their gradients as one tensor each.
+        trained: the adapter's parameters and their gradients as one tensor each.
         execution: how to compute; `checkpointing` may be changed between steps if `release` is called afterwards.
     """
 
+    is_sharded = False
+    """Each rank has the whole adapter."""
+
     def __init__(self, peft_model: Any, dropout_p: float, execution: Execution, fused: bool | None = None) -> None:
+        self._peft_model = peft_model
         self.lm: MusicgenLM = peft_model.base_model.model
         self.dropout = dropout_p
         self.execution = execution
@@ -100,7 +106,7 @@ class TrainingModel:
         for head, part in zip(heads, self._heads.chunk(len(heads)), strict=True):
             head.data = part
         if execution.compile:
-            torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
+            allow_shapes()
         self._head_losses = torch.compile(head_losses, dynamic=False) if execution.compile else head_losses
         layers = self.lm.model.decoder.blocks()
         packed = can_pack(layers)
@@ -112,7 +118,7 @@ class TrainingModel:
                 message("Give --base-precision bf16"),
             )
         of_layers = [parameter for layer in layers for parameter in adapter_parameters(layer)] if packed else None
-        self.flat = FlatParameters(self.parameters, of_layers or self.parameters)
+        self.trained = FlatParameters(self.parameters, of_layers or self.parameters)
         self._fused = packed and (fused_kernels_work(self.device, execution) if fused is None else fused)
         if self._fused:
             from musicgen_core.training.compute.fused_blocks import FusedBlocks  # Triton is not everywhere
@@ -121,8 +127,8 @@ class TrainingModel:
                 layers=layers,
                 heads=self.lm.config.heads,
                 precision=execution.precision,
-                parameters=self.flat.whole.detach(),
-                gradients=self.flat.gradient,
+                parameters=self.trained.whole.detach(),
+                gradients=self.trained.gradient,
             )
         elif packed:
             self._blocks = PlainBlocks(layers, self.lm.config.heads, execution.compile)
@@ -166,8 +172,20 @@ class TrainingModel:
 
     def zero_grad(self) -> None:
         """Reset the gradients, and update the copies that the fused kernels read."""
-        self.flat.gradient.zero_()
+        self.trained.zero_grad()
         self._refresh()  # always: a fused optimizer changes parameters without raising their version
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return a copy of the adapter's tensors on the CPU, by peft's names."""
+        return adapter_state(self._peft_model)
+
+    def load(self, weights: Mapping[str, Tensor], where: str) -> None:
+        """Load the adapter's tensors.
+
+        Raises:
+            AdapterError: names or shapes don't fit the model.
+        """
+        set_adapter_state(self._peft_model, weights, where)
 
     def release(self) -> bool:
         """Free cached memory and CUDA graphs, and return whether there were graphs."""
@@ -222,65 +240,16 @@ class TrainingModel:
         return dropout.row_seeds(seeds, rows, streams * layers).view(layers, streams, -1)
 
 
+def allow_shapes() -> None:
+    """Let functions be compiled for `SHAPES` shapes of batches."""
+    torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
+
+
 def fused_kernels_work(device: torch.device, execution: Execution) -> bool:
     """Return whether the fused kernels work: they require 16 bits and the Tensor Cores of compute capability 8.0."""
     if device.type != "cuda" or not execution.compile or execution.precision == "fp32":
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-class FlatParameters:
-    """An adapter's many small parameters and their gradients as views of one tensor each.
-
-    An optimizer step is then a few kernels, not a thousand.
-
-    Args:
-        parameters: in the order in which optimizer states are saved.
-        order: the same parameters in their order in memory.
-
-    Attributes:
-        whole: [total], all parameters, which the optimizer updates.
-        gradient: [total], their gradients.
-        count: the number of single parameters.
-    """
-
-    def __init__(self, parameters: Sequence[nn.Parameter], order: Sequence[nn.Parameter]) -> None:
-        self._order = order
-        self._positions = {id(parameter): position for position, parameter in enumerate(order)}
-        self._parameters, self.count = parameters, len(parameters)
-        self.whole = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in order]))
-        self.gradient = torch.zeros_like(self.whole)
-        self.whole.grad = self.gradient
-        for parameter, data, gradient in zip(
-            order, self._parts(self.whole.data), self._parts(self.gradient), strict=True
-        ):
-            parameter.data, parameter.grad = data, gradient
-
-    def split_state(self, state: dict[int, Any]) -> dict[int, Any]:
-        """Return the state of an optimizer of `whole` as that of an optimizer of the single parameters."""
-        if not state:
-            return {}
-        parts = {
-            name: self._parts(value) if value.shape == self.whole.shape else [value] * len(self._order)
-            for name, value in state[0].items()
-        }
-        positions = [self._positions[id(parameter)] for parameter in self._parameters]
-        return {i: {name: of_each[position] for name, of_each in parts.items()} for i, position in enumerate(positions)}
-
-    def join_state(self, state: dict[int, Any]) -> dict[int, Any]:
-        """Return the state of an optimizer of the single parameters as that of one of `whole`."""
-        if not state:
-            return {}
-        in_order = sorted(state, key=lambda i: self._positions[id(self._parameters[i])])
-        joined = {
-            name: torch.cat([state[i][name].flatten() for i in in_order]) if value.dim() else value
-            for name, value in state[0].items()
-        }
-        return {0: joined}
-
-    def _parts(self, whole: Tensor) -> list[Tensor]:
-        parts = whole.split([parameter.numel() for parameter in self._order])
-        return [part.view_as(parameter) for part, parameter in zip(parts, self._order, strict=True)]
 
 
 class Graphs(Generic[Result]):

@@ -1,4 +1,4 @@
-"""Checkpoints: adapter, optimizer state, progress, and the values that must not change when a run resumes."""
+"""Checkpoints: what is learned, optimizer state, progress, and the values that must not change when a run resumes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from upath import UPath
 from musicgen_core import storage, tensor_files
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.language import message
-from musicgen_core.model.adapter_values import check_adapter_values, check_tensors
-from musicgen_core.model.adapters import Adapter
+from musicgen_core.model.adapter_values import check_tensors
+from musicgen_core.model.trained_model import Learned, TrainedModel, learned_of, tensors_of, with_tensors
 
 
 @dataclass
@@ -50,34 +50,42 @@ class Progress:
     best_is_average: bool = False
 
 
+class LearnerState(Protocol):
+    """The tensors of a run that are saved: a learner's."""
+
+    def average(self) -> dict[str, Tensor] | None:
+        """Return the moving average of the trained tensors; None without `ema`."""
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """Return the optimizer's state, in terms of single parameters."""
+
+
 class TrainingState(Protocol):
     """The state of a run that is saved: a trainer's."""
 
     @property
     def progress(self) -> Progress: ...
 
-    def adapter(self, base_model: str) -> Adapter:
-        """Return the adapter as it is now; `base_model` is the hash of its base model's weights."""
+    @property
+    def learner(self) -> LearnerState: ...
 
-    def average(self) -> dict[str, Tensor] | None:
-        """Return the moving average of the adapter's tensors; None without `ema`."""
-
-    def optimizer_state(self) -> dict[str, Any]:
-        """Return the optimizer's state, in terms of peft's single parameters."""
+    def learned(self, base_model: str) -> Learned:
+        """Return what is learned as it is now; `base_model` is the hash of its base model's weights."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a training run, without the frozen base model.
+    """The state of a training run, without a frozen base model.
 
     Attributes:
-        optimizer: state of the optimizer, as `Trainer.optimizer_state` returns it.
+        learned: the adapter, or the model with `train all`.
+        optimizer: state of the optimizer, as `Learner.optimizer_state` returns it.
         fixed: values that must be the same when the run resumes; see resuming.py.
         owed: names of full models of this step that may not have been written yet.
-        average: moving average of the adapter's tensors; None without `ema`.
+        average: moving average of the trained tensors; None without `ema`.
     """
 
-    adapter: Adapter
+    learned: Learned
     optimizer: dict[str, Any]
     progress: Progress
     fixed: dict[str, Any] = field(default_factory=dict)
@@ -86,7 +94,7 @@ class Checkpoint:
 
     def to_plain(self) -> dict[str, Any]:
         return {
-            **vars(self.adapter),
+            **vars(self.learned),
             "optimizer": self.optimizer,
             "progress": asdict(self.progress),
             "fixed": self.fixed,
@@ -95,14 +103,14 @@ class Checkpoint:
         }
 
     @property
-    def best(self) -> Adapter:
-        """The adapter, or its moving average if that is the best."""
-        return self.averaged if self.averaged is not None and self.progress.best_is_average else self.adapter
+    def best(self) -> Learned:
+        """What is learned, or its moving average if that is the best."""
+        return self.averaged if self.averaged is not None and self.progress.best_is_average else self.learned
 
     @property
-    def averaged(self) -> Adapter | None:
-        """The adapter with the moving average of its tensors; None without `ema`."""
-        return None if self.average is None else replace(self.adapter, lora=self.average)
+    def averaged(self) -> Learned | None:
+        """What is learned with the moving average of its tensors; None without `ema`."""
+        return None if self.average is None else with_tensors(self.learned, self.average)
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Checkpoint:
@@ -111,14 +119,13 @@ class Checkpoint:
         Raises:
             Exception: values are missing, of another type, or not finite.
         """
-        check_adapter_values(values)
+        learned = learned_of(values)
         moments = _tensors_in(values["optimizer"], "optimizer")
         check_tensors({name: tensor for name, tensor in moments.items() if tensor.dtype != torch.uint8})  # of 8 bits
         average = values.get("average")
         check_tensors(average or {})
-        adapter = Adapter(**{name: values[name] for name in Adapter.__dataclass_fields__})
         return cls(
-            adapter=adapter,
+            learned=learned,
             optimizer=values["optimizer"],
             progress=Progress(**values["progress"]),
             fixed=values["fixed"],
@@ -159,12 +166,14 @@ def load_checkpoint(path: UPath) -> Checkpoint:
                 ),
                 message("Resume from another checkpoint"),
             ) from error
+        if checkpoint is not None and isinstance(checkpoint.learned, TrainedModel):
+            return checkpoint  # up to 52 GB, which stay mapped until the run has restored them
         if checkpoint is not None:
             # Copies, since the file may be replaced while the run that resumed from it continues.
-            adapter = replace(checkpoint.adapter, lora=snapshot(checkpoint.adapter.lora))
+            learned = with_tensors(checkpoint.learned, snapshot(tensors_of(checkpoint.learned)))
             return replace(
                 checkpoint,
-                adapter=adapter,
+                learned=learned,
                 optimizer=snapshot(checkpoint.optimizer),
                 average=snapshot(checkpoint.average),
             )

@@ -107,7 +107,8 @@ class FullModels:
         names = [name for name in checkpoint.owed if name != BEST_MODEL or self._is_best(checkpoint)]
         merged: tuple[Adapter, dict[str, Any]] | None = None
         for name in names:
-            adapter = checkpoint.best if name == BEST_MODEL else checkpoint.adapter
+            adapter = checkpoint.best if name == BEST_MODEL else checkpoint.learned
+            assert isinstance(adapter, Adapter), "models that are trained whole are not owed"
             if merged is None or merged[0] is not adapter:
                 merged = adapter, merged_checkpoint(self.model, adapter)
             resume = {} if name == BEST_MODEL else {"resume": replace(checkpoint, owed=[]).to_plain()}
@@ -116,6 +117,10 @@ class FullModels:
         if storage.is_local(owed):
             with suppress(OSError):  # not empty, or the trainer is about to write there
                 Path(str(owed.parent)).rmdir()
+        self.delete_older()
+
+    def delete_older(self) -> None:
+        """Delete all but the newest of `checkpoint_epoch_*.pt`, if only those are kept."""
         if self.keep_last is not None:
             for path in self.files.epoch_models()[self.keep_last :]:
                 path.unlink(missing_ok=True)
@@ -123,7 +128,7 @@ class FullModels:
     def _is_best(self, checkpoint: Checkpoint) -> bool:
         """Return whether a checkpoint is still the best: a later epoch may have been better."""
         try:
-            return load_adapter(self.files.adapter(BEST_ADAPTER)).global_step == checkpoint.adapter.global_step
+            return load_adapter(self.files.adapter(BEST_ADAPTER)).global_step == checkpoint.learned.global_step
         except (AdapterError, OSError):
             return True
 

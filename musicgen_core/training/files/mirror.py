@@ -15,10 +15,12 @@ from musicgen_core import storage
 from musicgen_core.errors import ConfigError, RunDirectoryError, raise_if_interrupted, reason_of
 from musicgen_core.language import message
 from musicgen_core.run_layout import (
-    ADAPTERS,
     BEST_ADAPTER,
+    BEST_MODEL,
     EMA_ADAPTER,
+    EMA_MODEL,
     FINAL_ADAPTER,
+    FINAL_MODEL,
     LATEST_ADAPTER,
     LOSS_PLOT,
     METRICS,
@@ -45,6 +47,7 @@ class Mirror:
         epochs: epochs done at that step.
         run_id: the run's id in config.json; None if it was lost: an existing mirror then stays untouched, and the run
             continues without one.
+        copies_models: whether full models are what the run learns (`train all`), in place of adapters.
 
     Raises:
         ConfigError: the mirror would lie in the run directory itself.
@@ -52,14 +55,21 @@ class Mirror:
     """
 
     def __init__(
-        self, files: RunDirectory, target: UPath, failures: Failures, step: int, epochs: int, run_id: str | None
+        self,
+        files: RunDirectory,
+        target: UPath,
+        failures: Failures,
+        step: int,
+        epochs: int,
+        run_id: str | None,
+        copies_models: bool = False,
     ) -> None:
         if files.root == target or files.holds(target):
             raise ConfigError(
                 message("copy_to {target} lies in the run directory {root}", target=target, root=files.root),
                 message("Give another location"),
             )
-        self.files, self.target = files, target
+        self.files, self.target, self._copies_models = files, target, copies_models
         self._directory, self._run_id = RunDirectory(target, files.stage), run_id
         self._lock: RunLock | None = None
         with self._reachable():
@@ -166,7 +176,10 @@ class Mirror:
     def _sources(self) -> list[UPath]:
         local = [storage.as_path(self.files.stage / name) for name in (METRICS, LOSS_PLOT)]
         adapters = (BEST_ADAPTER, FINAL_ADAPTER, LATEST_ADAPTER, EMA_ADAPTER)
-        return [self.files.config, *local, *map(self.files.adapter, adapters)]
+        learned = list(map(self.files.adapter, adapters))
+        if self._copies_models:
+            learned = list(map(self.files.full_model, (BEST_MODEL, FINAL_MODEL, EMA_MODEL)))
+        return [self.files.config, *local, *learned]
 
     def _changed(self, source: UPath) -> str | None:
         """Return the version of a file that the mirror doesn't have yet, or None."""
@@ -176,6 +189,6 @@ class Mirror:
     def _upload(self, local: Path, source: UPath, version: str) -> None:
         if self.background.stopping.is_set():
             raise Abandoned
-        folder = self.target / ADAPTERS if run_of(source) is not None else self.target
+        folder = self.target / source.parent.name if run_of(source) is not None else self.target
         storage.upload(local, folder / source.name)
         self._copied[str(source)] = version

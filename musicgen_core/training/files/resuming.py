@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from musicgen_core.config import TrainSettings
 from musicgen_core.data.dataset import Clips, split
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.language import as_message, message
+from musicgen_core.learning_settings import AdapterSettings
+from musicgen_core.model.trained_model import with_tensors
 from musicgen_core.run_layout import SHARDS, WEIGHT_FOLDERS, RunConfig, find_config
 from musicgen_core.training.files.checkpoint import Checkpoint, load_checkpoint
 from musicgen_core.training.files.run_directory import RunDirectory
@@ -25,7 +27,7 @@ from musicgen_core.wording import joined_sentences, named
 logger = logging.getLogger(__name__)
 
 _ALSO_FIXED = ("seed", "segment_seconds", "validation_fraction")  # beside every lora_ setting
-_FIXED_IF_GIVEN = {"layers": None, "ranks": None, "optimizer_name": "adamw", "prior_preservation": 0.0}
+_FIXED_IF_GIVEN = {"train": "lora", "layers": None, "ranks": None, "optimizer_name": "adamw", "prior_preservation": 0.0}
 """With the defaults, with which they aren't recorded, as in runs of earlier versions."""
 
 
@@ -49,6 +51,13 @@ class StartPoint:
     def step(self) -> int:
         """The step of the checkpoint; 0 for a new run."""
         return self.checkpoint.progress.step if self.checkpoint is not None else 0
+
+    def without_tensors(self) -> StartPoint:
+        """Return the same start once its state is restored, which then takes no memory."""
+        if self.checkpoint is None:
+            return self
+        learned = with_tensors(self.checkpoint.learned, {})
+        return replace(self, checkpoint=replace(self.checkpoint, learned=learned, optimizer={}, average=None))
 
 
 def find_start(files: RunDirectory, resume: str) -> StartPoint:
@@ -104,10 +113,16 @@ def fixed_values(
     settings: TrainSettings, base_model: str, clips_per_step: int, shards: dict[str, str]
 ) -> dict[str, Any]:
     """Return the values that must not change during a run: model, shape of the adapter, and order of the clips."""
-    values = settings.model_dump(mode="json")
+    values = recorded_settings(settings)
     fixed = {name: value for name, value in values.items() if name.startswith("lora_") or name in _ALSO_FIXED}
-    fixed |= {name: values[name] for name, default in _FIXED_IF_GIVEN.items() if values[name] != default}
+    fixed |= {name: values[name] for name, default in _FIXED_IF_GIVEN.items() if values.get(name, default) != default}
     return {"base_model": base_model, **fixed, "clips_per_step": clips_per_step, SHARDS: shards}
+
+
+def recorded_settings(settings: TrainSettings) -> dict[str, Any]:
+    """Return the settings as a run records them: without those of adapters where there is none."""
+    without = {"lora_r", *AdapterSettings.model_fields} if settings.train == "all" else set()
+    return settings.model_dump(mode="json", exclude=without)
 
 
 def check_same(then: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:

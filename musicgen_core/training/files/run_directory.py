@@ -18,6 +18,8 @@ from musicgen_core.run_layout import (
     ADAPTERS,
     BEST_ADAPTER,
     BEST_MODEL,
+    EMA_ADAPTER,
+    EMA_MODEL,
     EPOCH_ADAPTER,
     EPOCH_CHECKPOINT,
     FINAL_ADAPTER,
@@ -198,9 +200,14 @@ class RunDirectory(RunLayout):
         older = [path for paths in self._older_checkpoints() for path in paths]
         files = [self.latest, *older, *(adapters.glob("*.pt") if adapters.is_dir() else ())]
         later = [path for path in files if path.exists() and self._step_of(path) > step]
-        singles = ((BEST_MODEL, BEST_ADAPTER), (FINAL_MODEL, FINAL_ADAPTER))
-        merged = [self.full_model(model) for model, adapter in singles if self.adapter(adapter) in later]
-        return later + [path for path in merged if path.exists()]
+        singles = {BEST_MODEL: BEST_ADAPTER, FINAL_MODEL: FINAL_ADAPTER, EMA_MODEL: EMA_ADAPTER}
+        models = [(self.full_model(model), self.adapter(adapter)) for model, adapter in singles.items()]
+        # A merged model records no step; its adapter does.
+        return later + [
+            model
+            for model, adapter in models
+            if model.exists() and (adapter in later if adapter.exists() else self._step_of(model) > step)
+        ]
 
     def _samples_after(self, epochs: int) -> list[UPath]:
         found = self.samples.glob("epoch_*.wav") if self.samples.is_dir() else ()

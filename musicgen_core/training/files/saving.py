@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from threading import Event
 from typing import Any
 
 from upath import UPath
@@ -16,20 +17,23 @@ from musicgen_core.config import TrainSettings
 from musicgen_core.errors import RunDirectoryUnavailable, raise_if_interrupted, reason_of
 from musicgen_core.language import message
 from musicgen_core.model.adapters import Adapter, save_adapter
+from musicgen_core.model.trained_model import Learned, TrainedModel
 from musicgen_core.model.weights import BaseModel
 from musicgen_core.run_layout import (
     BEST_ADAPTER,
     BEST_MODEL,
     EMA_ADAPTER,
+    EMA_MODEL,
     EPOCH_CHECKPOINT,
     FINAL_ADAPTER,
+    FINAL_MODEL,
     LATEST_ADAPTER,
     epoch_adapter,
 )
 from musicgen_core.stages import announce
 from musicgen_core.training.files.background import RETRY_DELAYS_S, Failures, Write, WriteQueue, retry
 from musicgen_core.training.files.checkpoint import Checkpoint, TrainingState, save_checkpoint, snapshot
-from musicgen_core.training.files.full_models import FullModels
+from musicgen_core.training.files.full_models import FullModels, write_full_model
 from musicgen_core.training.files.mirror import Mirror
 from musicgen_core.training.files.run_directory import RunDirectory
 
@@ -46,7 +50,8 @@ class Saver:
 
     Small files are written while the trainer waits, with latest.pt last, so that everything it refers to exists. Full
     models are owed: their source, a checkpoint of some hundred MB, is written with the small files, and a thread makes
-    the models of it, now or in a later process. While a file can't be written, the run waits::
+    the models of it, now or in a later process. With `train all` there are no adapters, and full models are written
+    while the trainer waits, too. While a file can't be written, the run waits::
 
         saving --a file can't be written--> waiting --it can be written--> saving
                                                |
@@ -80,7 +85,7 @@ class Saver:
     ) -> None:
         self.files, self.model, self.trainer, self.settings, self.fixed = files, model, trainer, settings, fixed
         self.failures = Failures()
-        self.full_models = FullModels(files, model, settings.keep_last, self.failures)
+        self.full_models = FullModels(files, model, settings.kept, self.failures)
         step = trainer.progress.step
         self.mirror: Mirror | None = None
         if copy_to is not None:
@@ -91,6 +96,7 @@ class Saver:
                 step=step,
                 epochs=epochs_done,
                 run_id=run_id,
+                copies_models=settings.train == "all",
             )
         self.saved_step = step
         self._on_wait = on_wait
@@ -137,11 +143,14 @@ class Saver:
         """Write the best adapter, found within an epoch, and its full model in the background."""
         self._save([BEST_ADAPTER], [BEST_MODEL] if self.settings.full_models != "none" else [])
 
-    def save_best_again(self, adapter: Adapter) -> None:
-        """Restore an earlier epoch's adapter as the best one, after later files were set aside."""
-        writes = self._adapters(adapter, [BEST_ADAPTER])
-        if self.settings.full_models != "none" and not self.files.owed(adapter.global_step).exists():
-            writes.append(self._owed(replace(self._checkpoint(), adapter=adapter, owed=[BEST_MODEL])))
+    def save_best_again(self, learned: Learned) -> None:
+        """Restore what an earlier epoch learned as the best, after later files were set aside."""
+        if isinstance(learned, TrainedModel):
+            self.write([self._model(learned, BEST_MODEL)])
+            return
+        writes = self._adapters(learned, [BEST_ADAPTER])
+        if self.settings.full_models != "none" and not self.files.owed(learned.global_step).exists():
+            writes.append(self._owed(replace(self._checkpoint(), learned=learned, owed=[BEST_MODEL])))
         self.write(writes)
 
     def write_metrics(self, write: Callable[[], None]) -> None:
@@ -188,14 +197,18 @@ class Saver:
             RunDirectoryError: a final file can't be written.
         """
         announce(message("writing the final files"))
-        adapter = self._checkpoint().adapter
+        checkpoint = self._checkpoint()
         self._plot()
         self._write_or_raise([Write(str(self.files.stage), self.files.upload_stage)])
-        self.full_models.write_owed()
-        self.full_models.background.drain(check)
-        if self.settings.full_models != "none":
-            self.full_models.write_final(adapter)
-        self._write_or_raise(self._adapters(adapter, [FINAL_ADAPTER]))
+        if isinstance(checkpoint.learned, TrainedModel):
+            averages = [] if checkpoint.averaged is None else [self._model(checkpoint.averaged, EMA_MODEL)]
+            self._write_or_raise([*averages, self._model(checkpoint.learned, FINAL_MODEL)])
+        else:
+            self.full_models.write_owed()
+            self.full_models.background.drain(check)
+            if self.settings.full_models != "none":
+                self.full_models.write_final(checkpoint.learned)
+            self._write_or_raise(self._adapters(checkpoint.learned, [FINAL_ADAPTER]))
         if self.mirror is not None:
             self.mirror.finish()
 
@@ -212,44 +225,63 @@ class Saver:
             self.mirror.release()
         return [background.thread for background in backgrounds if background.thread.is_alive()]
 
-    def adapter(self) -> Adapter:
-        """Return the adapter as it is now."""
-        return self.trainer.adapter(self.model.identity)
+    def learned(self) -> Learned:
+        """Return what is learned as it is now."""
+        return self.trainer.learned(self.model.identity)
 
     def _checkpoint(self) -> Checkpoint:
         progress = replace(self.trainer.progress, pending=snapshot(self.trainer.progress.pending))
         return Checkpoint(
-            adapter=self.adapter(),
-            optimizer=snapshot(self.trainer.optimizer_state()),
+            learned=self.learned(),
+            optimizer=self.trainer.learner.optimizer_state(),
             progress=progress,
             fixed=self.fixed,
-            average=self.trainer.average(),
+            average=self.trainer.learner.average(),
         )
 
     def _save(self, adapters: list[str], models: list[str]) -> None:
-        """Write the adapter under these names, the source of these full models, and latest.pt."""
-        checkpoint = self._checkpoint()
-        writes = [
-            write
-            for name in adapters
-            for write in self._adapters(checkpoint.best if name == BEST_ADAPTER else checkpoint.adapter, [name])
-        ]
-        if models:
-            writes.append(self._owed(replace(checkpoint, owed=models)))
+        """Write the adapter under these names, the source of these full models, and latest.pt.
+
+        With `train all`, write the full models themselves, and latest.pt.
+        """
+        checkpoint, best = self._checkpoint(), (BEST_ADAPTER, BEST_MODEL)
+        writes: list[Write] = []
+        if isinstance(checkpoint.learned, TrainedModel):
+            writes += [self._model(checkpoint.best if name in best else checkpoint.learned, name) for name in models]
+        else:
+            for name in adapters:
+                writes += self._adapters(checkpoint.best if name in best else checkpoint.learned, [name])
+            if models:
+                writes.append(self._owed(replace(checkpoint, owed=models)))
         self.write([*writes, *self._latest(checkpoint)])
 
+    def _model(self, learned: Learned, name: str) -> Write:
+        """Return the full model of a run with `train all`; of those of epochs only the newest are kept, if so set."""
+        assert isinstance(learned, TrainedModel)
+        target = self.files.full_model(name)
+
+        def write() -> None:
+            write_full_model(learned.checkpoint(self.model), target, Event())
+            if name.startswith(EPOCH_CHECKPOINT):
+                self.full_models.delete_older()
+
+        return Write(str(target), write)
+
     def _owed(self, checkpoint: Checkpoint) -> Write:
-        target = self.files.owed(checkpoint.adapter.global_step)
+        target = self.files.owed(checkpoint.learned.global_step)
         self._has_owed_models = True
         return Write(str(target), partial(save_checkpoint, checkpoint, target))
 
-    def _adapters(self, adapter: Adapter, names: list[str]) -> list[Write]:
-        return [Write(str(path), partial(save_adapter, adapter, path)) for path in map(self.files.adapter, names)]
+    def _adapters(self, learned: Learned, names: list[str]) -> list[Write]:
+        """Return an adapter under these names; none with `train all`."""
+        if not isinstance(learned, Adapter):
+            return []
+        return [Write(str(path), partial(save_adapter, learned, path)) for path in map(self.files.adapter, names)]
 
     def _latest(self, checkpoint: Checkpoint) -> list[Write]:
         return [
             Write(str(self.files.stage), self.files.upload_stage),
-            *self._adapters(checkpoint.adapter, [LATEST_ADAPTER]),
+            *self._adapters(checkpoint.learned, [LATEST_ADAPTER]),
             *(self._adapters(checkpoint.averaged, [EMA_ADAPTER]) if checkpoint.averaged is not None else ()),
             Write(str(self.files.latest), partial(self._save_latest, checkpoint)),
         ]
@@ -287,8 +319,8 @@ class Saver:
 
         def write() -> None:
             save_checkpoint(checkpoint, target)
-            if self.settings.keep_last is not None:
-                for path in self.files.step_checkpoints()[self.settings.keep_last :]:
+            if self.settings.kept is not None:
+                for path in self.files.step_checkpoints()[self.settings.kept :]:
                     path.unlink(missing_ok=True)
 
         if (error := retry(write, RETRY_DELAYS_S)) is not None:

@@ -12,10 +12,10 @@ import pytest
 from deployments.checks.capacity import check_disk, needed_gib, run_directory_bytes
 from deployments.checks.finding import Check, Finding, attempt_all
 from deployments.checks.machine import check_compiler, check_gpus, check_packages
-from deployments.checks.models import measure_model
 from deployments.parameters import ASSUMED_CLIPS
 from musicgen_core.config import TrainSettings
 from musicgen_core.model.debug_model import debug_model_directory
+from musicgen_core.model.model_size import measure_model
 from musicgen_core.training.files.disk_space import Sizes
 
 HANGS = "exec sleep 300"

@@ -11,13 +11,14 @@ from transformers import AutoTokenizer
 
 from deployments.checks.finding import Finding
 from deployments.checks.keys import check_keys
-from deployments.checks.models import check_model_files, measure_model
+from deployments.checks.models import check_model_files
 from musicgen_core import storage
 from musicgen_core.errors import ModelError
 from musicgen_core.model.compression import ENCODEC
 from musicgen_core.model.debug_model import debug_model_directory
 from musicgen_core.model.hub import T5, fetch
 from musicgen_core.model.local_files import CODEC_FILE
+from musicgen_core.model.model_size import measure_model
 from musicgen_core.model.weights import find_model
 from musicgen_core.training.request import TrainResult
 from tasks.outcomes import trained

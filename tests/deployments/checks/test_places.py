@@ -19,9 +19,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from deployments.checks.capacity import check_disk
-from deployments.checks.models import measure_model
 from deployments.checks.places import check_places
 from musicgen_core import storage
+from musicgen_core.model.model_size import measure_model
 
 
 class Failing(MemoryFileSystem):

@@ -60,7 +60,7 @@ def main(ranks: str, checkpointing: str, precision: str, frames_of_chroma: str) 
     losses = [model.step(*batch, clip_seeds(0, 1, [1, 2]), 0.5) for model in (fused, plain)]
     gradients = [torch.cat([one.grad.flatten() for one in model.parameters]) for model in (fused, plain)]
     for model in (fused, plain):
-        torch.optim.AdamW([model.flat.whole], lr=1e-3, fused=True).step()
+        torch.optim.AdamW([model.trained.whole], lr=1e-3, fused=True).step()
         model.zero_grad()
     after = [model.step(*batch, clip_seeds(0, 2, [1, 2]), 0.5) for model in (fused, plain)]
     with torch.no_grad():

@@ -15,6 +15,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.errors import RunDirectoryError
 from musicgen_core.model.adapters import Adapter, AdapterConfig, save_adapter
+from musicgen_core.model.trained_model import tensors_of
 from musicgen_core.run_layout import RunConfig
 from musicgen_core.training.files.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from musicgen_core.training.files.full_models import write_full_model
@@ -56,16 +57,16 @@ def test_a_checkpoint_comes_back_as_it_was_saved(files: RunDirectory) -> None:
     save_checkpoint(saved, files.latest)
     loaded = load_checkpoint(files.latest)
     assert loaded.progress == saved.progress
-    assert torch.equal(loaded.adapter.lora["lora_A"], saved.adapter.lora["lora_A"])
+    assert torch.equal(tensors_of(loaded.learned)["lora_A"], tensors_of(saved.learned)["lora_A"])
     assert torch.equal(loaded.optimizer["state"][0]["exp_avg"], saved.optimizer["state"][0]["exp_avg"])
-    assert loaded.adapter.base_model == saved.adapter.base_model
+    assert loaded.learned.base_model == saved.learned.base_model
 
 
 def test_a_loaded_checkpoint_outlives_its_file(files: RunDirectory) -> None:
     save_checkpoint(checkpoint_of(1), files.latest)
     loaded = load_checkpoint(files.latest)
     files.latest.write_bytes(b"\0" * len(files.latest.read_bytes()))
-    assert torch.equal(loaded.adapter.lora["lora_A"], torch.full((2, 3), 1.0))
+    assert torch.equal(tensors_of(loaded.learned)["lora_A"], torch.full((2, 3), 1.0))
 
 
 def test_an_empty_directory_has_no_checkpoint(files: RunDirectory) -> None:
@@ -151,7 +152,7 @@ def test_where_all_are_damaged_it_is_said_and_nothing_starts_afresh(files: RunDi
 def test_weights_alone_are_no_checkpoint_and_init_adapter_is_named(files: RunDirectory, name: str) -> None:
     path = files.adapter(name) if name == "best_lora" else files.full_model(name)
     if name == "best_lora":
-        save_adapter(checkpoint_of(3).adapter, path)
+        save_adapter(checkpoint_of(3).learned, path)
     else:
         write_full_model({"xp.cfg": "", "best_state": {"w": torch.ones(2)}}, path, Event())
     with pytest.raises(RunDirectoryError, match=name) as refused:
@@ -186,9 +187,9 @@ def test_files_of_later_steps_include_their_full_models(files: RunDirectory) -> 
     save_checkpoint(checkpoint_of(6), files.latest)
     for epoch, step in ((1, 3), (2, 6)):
         save_epoch(files, epoch, step)
-        save_adapter(checkpoint_of(step).adapter, files.adapter(f"lora_epoch_{epoch}"))
+        save_adapter(checkpoint_of(step).learned, files.adapter(f"lora_epoch_{epoch}"))
     for kind, step in (("best", 3), ("final", 6)):
-        save_adapter(checkpoint_of(step).adapter, files.adapter(f"{kind}_lora"))
+        save_adapter(checkpoint_of(step).learned, files.adapter(f"{kind}_lora"))
         write_full_model({"best_state": {}}, files.full_model(f"{kind}_model"), Event())
     damage(files.step_checkpoint(2))
     assert {path.name for path in files.files_after(4)} == {

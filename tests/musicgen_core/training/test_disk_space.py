@@ -22,7 +22,7 @@ from musicgen_core.training.files.run_directory import RunDirectory
 from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.train import train
 
-LARGE = Sizes(full_model=6_500_000_000, adapter=82_000_000)
+LARGE = Sizes(full_model=6_500_000_000, trained=82_000_000)
 
 
 def directory(place: str | Path) -> RunDirectory:
@@ -82,7 +82,7 @@ def test_what_going_back_moves_away_is_counted_again(
 
 
 def test_files_that_do_not_fit_are_refused_with_smaller_options(tmp_path: Path) -> None:
-    huge = Sizes(full_model=10**17, adapter=10**3)
+    huge = Sizes(full_model=10**17, trained=10**3)
     with pytest.raises(RunDirectoryUnavailable, match=r"will write 700,000\.\d TB to .* GB are free") as refused:
         check_disk_space(directory(tmp_path / "not" / "there"), TrainSettings(), huge, Plan(5, 1000))
     assert "--keep-last 1 (300,000.0 TB)" in refused.value.next_step
@@ -92,7 +92,7 @@ def test_files_that_do_not_fit_are_refused_with_smaller_options(tmp_path: Path) 
 
 
 def test_a_setting_that_saves_nothing_is_not_offered(tmp_path: Path) -> None:
-    huge = Sizes(full_model=1, adapter=10**17)
+    huge = Sizes(full_model=1, trained=10**17)
     with pytest.raises(RunDirectoryError) as refused:
         check_disk_space(
             directory(tmp_path), TrainSettings(full_models="none", save_every_steps=10), huge, Plan(1, 100)

@@ -42,9 +42,9 @@ def test_a_loss_that_is_not_finite_skips_its_step_and_is_counted(trainer_of: Mak
 def test_a_skipped_step_leaves_the_adapter_as_it_was(trainer_of: MakeTrainer) -> None:
     trainer = trainer_of(max_steps=1)
     spoil(trainer, 1)
-    before = trainer.adapter_tensors()
+    before = trainer.learner.weights()
     run(trainer)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.adapter_tensors().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.learner.weights().items())
 
 
 def test_ten_skipped_in_a_row_end_the_run_with_advice(trainer_of: MakeTrainer) -> None:
@@ -67,7 +67,7 @@ def test_fp16_overflow_repeats_the_step_at_half_the_loss_scale(
         scales.append(scale)
         loss = whole(batch, seed, epoch, clips, scale)
         if scale > 2.0**13:
-            trainer.computation.flat.gradient.fill_(math.inf)
+            trainer.computation.trained.gradient.fill_(math.inf)
         return loss
 
     trainer.gradients.compute = compute  # type: ignore[assignment, method-assign]
@@ -85,7 +85,7 @@ def test_gradients_that_always_overflow_keep_the_loss_scale(trainer_of: MakeTrai
     def compute(*arguments: Any) -> Tensor:
         loss = whole(*arguments)
         if trainer.progress.step == 1:
-            trainer.computation.flat.gradient.fill_(math.inf)
+            trainer.computation.trained.gradient.fill_(math.inf)
         return loss
 
     trainer.gradients.compute = compute  # type: ignore[assignment, method-assign]
@@ -97,7 +97,7 @@ def test_the_loss_scale_resumes(trainer_of: MakeTrainer) -> None:
     fp16 = Execution("fp16", compile=False, checkpointing=False)
     first, second, in_fp32 = trainer_of(execution=fp16), trainer_of(execution=fp16), trainer_of()
     first.progress.loss_scale = 256.0
-    saved = first.adapter_tensors(), first.optimizer_state(), first.progress
+    saved = first.learner.weights(), first.learner.optimizer_state(), first.progress
     second.restore(*saved)
     in_fp32.restore(*saved)
     assert (second.progress.loss_scale, in_fp32.progress.loss_scale) == (256.0, None)
@@ -109,7 +109,7 @@ def test_an_adapter_that_no_gradient_reaches_is_an_error(trainer_of: MakeTrainer
 
     def dead(*arguments: Any) -> Tensor:
         losses = whole(*arguments)
-        trainer.computation.flat.gradient.zero_()
+        trainer.computation.trained.gradient.zero_()
         return losses
 
     trainer.computation.step = dead  # type: ignore[method-assign, assignment]

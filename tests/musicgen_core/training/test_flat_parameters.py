@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from musicgen_core.training.compute.model import FlatParameters
+from musicgen_core.training.compute.parameters import FlatParameters
 
 SHAPES = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 40)), min_size=1, max_size=6)
 

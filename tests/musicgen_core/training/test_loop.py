@@ -19,7 +19,8 @@ from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.process import ENDING
 from musicgen_core.training.batches import BatchSize
-from musicgen_core.training.loop import Hooks, Trainer
+from musicgen_core.training.hooks import Hooks
+from musicgen_core.training.loop import Trainer
 from musicgen_core.training.optimization import learning_rate
 from tests.killing import Killed
 from tests.musicgen_core.training.trainers import MakeTrainer, Row
@@ -111,7 +112,7 @@ def test_the_schedule_follows_the_warm_up(schedule: Any, expected: list[float]) 
 
 def test_only_the_adapter_changes(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer()
-    lm: MusicgenLM = trainer.model
+    lm: MusicgenLM = trainer.learner.model
     before = {name: tensor.clone() for name, tensor in lm.state_dict().items()}
     run(trainer)
     changed = {name for name, tensor in lm.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -239,7 +240,7 @@ def test_what_was_interrupted_is_done_again_and_comes_out_the_same(
             raise Killed
 
     def save(due: bool) -> None:
-        saved.append(copy.deepcopy((first.adapter_tensors(), first.optimizer_state(), first.progress)))
+        saved.append(copy.deepcopy((first.learner.weights(), first.learner.optimizer_state(), first.progress)))
         if due:
             killed("on_interval")
 
@@ -269,5 +270,5 @@ def test_what_was_interrupted_is_done_again_and_comes_out_the_same(
     assert [row.get("best/loss") for row in rows] == [row.get("best/loss") for row in expected[step - 1 :]]
     assert ("epoch", 1) in calls and (("interval", 2) in calls) == (step == 2)
     assert second.progress == uninterrupted.progress
-    final, wanted = second.adapter_tensors(), uninterrupted.adapter_tensors()
+    final, wanted = second.learner.weights(), uninterrupted.learner.weights()
     assert all(torch.equal(final[name], wanted[name]) for name in wanted)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from musicgen_core import storage
 from musicgen_core.training.files.checkpoint import load_checkpoint
-from musicgen_core.training.loop import Hooks, Trainer
+from musicgen_core.training.hooks import Hooks
+from musicgen_core.training.loop import Trainer
 from musicgen_core.training.optimization import average_decay
 from musicgen_core.training.request import TrainRequest
 from musicgen_core.training.train import train
@@ -26,16 +27,16 @@ def with_ema(request: TrainRequest, ema: float | None) -> TrainRequest:
 
 def test_the_average_follows_the_weights_after_each_step(trainer_of: MakeTrainer) -> None:
     trainer = trainer_of(ema=0.2, num_epochs=2)
-    found, expected = trainer.average(), trainer.adapter_tensors()
+    found, expected = trainer.learner.average(), trainer.learner.weights()
     assert found is not None and all(torch.equal(found[name], expected[name]) for name in expected)
     averages: list[dict[str, Tensor]] = [expected]
 
     def follow(row: dict[str, float]) -> None:
-        decay, weights = average_decay(0.2, int(row["step"])), trainer.adapter_tensors()
+        decay, weights = average_decay(0.2, int(row["step"])), trainer.learner.weights()
         averages.append({name: decay * averages[-1][name] + (1 - decay) * weights[name] for name in weights})
 
     trainer.run(Hooks(on_step=follow))
-    found = trainer.average()
+    found = trainer.learner.average()
     assert found is not None and len(averages) > 3
     for name, tensor in averages[-1].items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-7)
@@ -51,7 +52,7 @@ def test_validating_the_average_leaves_the_weights_as_they_are(trainer_of: MakeT
     rows: dict[Trainer, list[dict[str, float]]] = {plain: [], averaged: []}
     for trainer, own in rows.items():
         trainer.run(Hooks(on_step=own.append))
-    without, with_average = plain.adapter_tensors(), averaged.adapter_tensors()
+    without, with_average = plain.learner.weights(), averaged.learner.weights()
     assert all(torch.equal(without[name], with_average[name]) for name in without)
     assert [row["train/loss"] for row in rows[plain]] == [row["train/loss"] for row in rows[averaged]]
     validated = [row for row in rows[averaged] if "val/loss" in row]

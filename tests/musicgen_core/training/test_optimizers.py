@@ -10,6 +10,7 @@ import torch
 
 from musicgen_core import learning_settings, storage
 from musicgen_core.errors import ConfigError
+from musicgen_core.model.trained_model import tensors_of
 from musicgen_core.training import train as training
 from musicgen_core.training.files.checkpoint import load_checkpoint
 from musicgen_core.training.loop import Trainer
@@ -40,7 +41,7 @@ def test_a_checkpoint_holds_the_state_by_parameter(request_for: MakeRequest, opt
     request = request_for(optimizer_name=optimizer, max_steps=2, full_models="none")
     train(request)
     checkpoint = load_checkpoint(storage.as_path(request.run_dir) / "latest.pt")
-    saved, tensors = checkpoint.optimizer, checkpoint.adapter.lora
+    saved, tensors = checkpoint.optimizer, tensors_of(checkpoint.learned)
     assert saved.keys() == {"state", "param_groups"} | (set() if optimizer == "adamw" else {"of_all"})
     for of_one in saved["state"].values():
         assert of_one.keys() == STATES[optimizer]
@@ -56,21 +57,21 @@ def test_a_checkpoint_holds_the_state_by_parameter(request_for: MakeRequest, opt
 def test_prodigy_resumes_with_the_step_size_that_it_has_found(trainer_of: MakeTrainer) -> None:
     first = trainer_of(optimizer_name="prodigy", learning_rate=1.0, num_epochs=2)
     run(first)
-    (group,) = first.optimizer_state()["param_groups"]
+    (group,) = first.learner.optimizer_state()["param_groups"]
     assert group["d"] > group["d0"] and group["k"] == first.progress.step
     resumed = trainer_of(optimizer_name="prodigy", learning_rate=0.5, num_epochs=2)
-    resumed.restore(first.adapter_tensors(), first.optimizer_state(), first.progress)
-    (group_then,) = resumed.optimizer_state()["param_groups"]
+    resumed.restore(first.learner.weights(), first.learner.optimizer_state(), first.progress)
+    (group_then,) = resumed.learner.optimizer_state()["param_groups"]
     assert {**group_then, "lr": 0} == {**group, "lr": 0}
 
 
 def test_the_weights_that_schedulefree_evaluates_are_those_saved(trainer_of: MakeTrainer) -> None:
     trainer = trainer_of(optimizer_name="schedulefree", learning_rate=1e-2, num_epochs=3)
     validated = [row["val/loss"] for row in run(trainer) if "val/loss" in row]
-    saved, trained = trainer.adapter_tensors(), trainer.optimizer_state()["state"]
+    saved, trained = trainer.learner.weights(), trainer.learner.optimizer_state()["state"]
     assert any(not torch.equal(trained[i]["y"], tensor) for i, tensor in enumerate(saved.values()))
     plain: Trainer = trainer_of()
-    plain.restore(saved, plain.optimizer_state(), plain.progress)
+    plain.restore(saved, plain.learner.optimizer_state(), plain.progress)
     assert plain.validate()["val/loss"] == pytest.approx(validated[-1], rel=1e-6)
 
 
@@ -129,5 +130,7 @@ def test_a_run_on_a_gpu_resumes_to_the_same_bits(request_for: MakeRequest, optim
     train(whole)
     train(dataclasses.replace(parts, settings=parts.settings.model_copy(update={"max_steps": 3})))
     assert train(parts).resumed_from == 3
-    first, second = (load_checkpoint(storage.as_path(one.run_dir) / "latest.pt").adapter.lora for one in (whole, parts))
+    first, second = (
+        tensors_of(load_checkpoint(storage.as_path(one.run_dir) / "latest.pt").learned) for one in (whole, parts)
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -44,7 +44,7 @@ def test_where_nothing_fits_it_ends_with_advice(trainer_of: MakeTrainer) -> None
 def test_computing_activations_twice_changes_nothing(trainer_of: MakeTrainer) -> None:
     kept, twice = trainer_of(), trainer_of(execution=Execution("fp32", compile=False, checkpointing=True))
     assert [row["train/loss"] for row in run(kept)] == [row["train/loss"] for row in run(twice)]
-    assert all(torch.equal(a, twice.adapter_tensors()[name]) for name, a in kept.adapter_tensors().items())
+    assert all(torch.equal(a, twice.learner.weights()[name]) for name, a in kept.learner.weights().items())
 
 
 def test_out_of_memory_in_validation_takes_less(trainer_of: MakeTrainer) -> None:

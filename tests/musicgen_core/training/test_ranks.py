@@ -89,8 +89,8 @@ def test_all_ranks_keep_the_same_weights_and_average(trainer_of: MakeTrainer, op
     threads = Threads(2)
     pair = [trainer_of(BatchSize(2, 1, gpus=2), FP32, ThreadWorld.of(rank, threads), **given) for rank in range(2)]
     run_all(pair)
-    for own, others in ((trainer.adapter_tensors(), trainer.average() or {}) for trainer in pair[1:]):
-        first, average = pair[0].adapter_tensors(), pair[0].average() or {}
+    for own, others in ((trainer.learner.weights(), trainer.learner.average() or {}) for trainer in pair[1:]):
+        first, average = pair[0].learner.weights(), pair[0].learner.average() or {}
         assert all(torch.equal(own[name], first[name]) for name in first)
         assert all(torch.equal(others[name], average[name]) for name in average)
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from musicgen_core.training.loop import Hooks
+from musicgen_core.training.hooks import Hooks
 from tests.musicgen_core.training.trainers import ONE, MakeTrainer
 
 

@@ -9,7 +9,8 @@ import pytest
 from torch import Tensor
 
 from musicgen_core.errors import Cancelled
-from musicgen_core.training.loop import Hooks, Trainer
+from musicgen_core.training.hooks import Hooks
+from musicgen_core.training.loop import Trainer
 from tests.musicgen_core.training.trainers import ONE, MakeTrainer, Row, run
 
 

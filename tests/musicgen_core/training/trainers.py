@@ -12,7 +12,8 @@ from torch import Tensor
 
 from musicgen_core.training.batches import BatchSize
 from musicgen_core.training.compute.model import Execution
-from musicgen_core.training.loop import Hooks, Trainer
+from musicgen_core.training.hooks import Hooks
+from musicgen_core.training.loop import Trainer
 
 EIGHT_BITS = pytest.param(
     "adamw8bit", marks=pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs the extra `optimizers`")
