@@ -114,7 +114,8 @@ def check_rendering(given: Mapping[str, Any]) -> None:
     for adapters in dict.fromkeys(prompt.adapter for prompt in prompts):
         check_adapters(adapters)
     check_continued(prompts, given.get("continue_from"))
-    model = given.get("model") or (None if given.get("adapter") else DEFAULT_MODEL)
+    has_adapter = given.get("adapter") or any(prompt.adapter for prompt in prompts)  # which may name another model
+    model = given.get("model") or (None if has_adapter else DEFAULT_MODEL)
     check_melodies([*(prompt.melody for prompt in prompts), given.get("melody")], model)
     if given.get("separate_melody"):
         check_installed("--separate-melody")

@@ -176,8 +176,8 @@ ExportFormat = Annotated[
     Literal["peft", "audiocraft", "huggingface"],
     Field(
         description="peft: the adapter alone, for PeftModel.from_pretrained on Hugging Face's "
-        "MusicgenForConditionalGeneration. audiocraft: base and adapter merged, for MusicGen.get_pretrained. "
-        "huggingface: the same, for MusicgenForConditionalGeneration.from_pretrained"
+        "MusicgenForConditionalGeneration (of melody models: MusicgenMelodyForConditionalGeneration). audiocraft: base "
+        "and adapter merged, for MusicGen.get_pretrained. huggingface: the same, for that class's from_pretrained"
     ),
 ]
 ExportOut = Annotated[

@@ -81,14 +81,14 @@ LoraRank = Annotated[
 Trained = Annotated[
     Literal["lora", "all"],
     Field(
-        description="What learns: lora, an adapter beside the model's weights; or all, the weights of the language "
-        "model themselves, which takes eight times the memory, and less with optimizer_name adamw8bit"
+        description="The weights to train: lora, an adapter beside the model's; or all, those of the language model "
+        "itself, which takes eight times the memory, and less with optimizer_name adamw8bit"
     ),
 ]
 LEARNING_RATES = {"lora": 1e-4, "all": 1e-5}
 
 
-def _rate_for(rate: Any, info: ValidationInfo) -> Any:
+def _rate_for(rate: float, info: ValidationInfo) -> float:
     return rate or LEARNING_RATES[info.data.get("train", "lora")]
 
 
@@ -101,7 +101,8 @@ LearningRate = Annotated[
         description="How fast it learns (learning rate of AdamW): lower is gentler and slower; 0: 1e-4, and 1e-5 with "
         "train all",
     ),
-    BeforeValidator(_rate_for),
+    BeforeValidator(lambda rate: 0 if rate is None or rate == "" else rate),
+    AfterValidator(_rate_for),
 ]
 """A learning rate; 0, or null in a file, stands for the default of what the field `train` before it trains"""
 Seed = Annotated[

@@ -227,7 +227,7 @@ def rendered(pieces: Sequence[Rendered], given: Mapping[str, Any]) -> Outcome:
     folder = str(storage.as_path(pieces[0].wav).parent)
     steps = [Step(message("Other takes of the same prompts"), "generate", takes, {"output": folder})] if prompts else []
     here = all(_is_here(one.source) for one in adapters)
-    is_export = len(adapters) == 1 and (_absolute(adapters[0].source) / CONFIG_FILE).exists()
+    is_export = here and len(adapters) == 1 and (_absolute(adapters[0].source) / CONFIG_FILE).exists()
     if with_effect(adapters) and here and not is_export:
         steps.append(_export(adapters, given.get("model")))
     is_own = any(piece.with_adapter for piece in pieces) or bool(given.get("model") and _is_here(given["model"]))

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deployments.checks.finding import Finding
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
 from musicgen_core.model import hub
-
-if TYPE_CHECKING:
-    pass
 
 FILES = message("model files")
 _PUBLISHED_T5 = "t5-base"

@@ -120,15 +120,14 @@ class Subject:
         It is the run directory for the best adapter and a subfolder of it for others; beside the adapter without a run
         directory; the working directory for an adapter on the Hub.
         """
-        if self.mix and hub_name(self.path) is None:
-            return self.path.with_name(f"{self.path.stem}_mix_{EVALUATION}")
         if self.run_dir is None:
+            ending = f"mix_{self.sha256[:8]}_{EVALUATION}" if self.mix else EVALUATION  # one for each mix
             if (name := hub_name(self.path)) is not None:
-                return storage.as_path(f"{name.partition('@')[0].partition('/')[2]}_{EVALUATION}")
+                return storage.as_path(f"{name.partition('@')[0].partition('/')[2]}_{ending}")
             if self.path.suffix == ".pt":
-                return self.path.with_name(f"{self.path.stem}_{EVALUATION}")
+                return self.path.with_name(f"{self.path.stem}_{ending}")
             directory = self.path.parent  # of peft
-            return directory.with_name(f"{directory.name}_{EVALUATION}")
+            return directory.with_name(f"{directory.name}_{ending}")
         return RunLayout(self.run_dir).evaluation(self.path.stem)
 
     def metrics(self) -> list[dict[str, float]]:
@@ -234,9 +233,9 @@ def find_subject(location: storage.Location) -> Subject:
         RunDirectoryError: the run directory's config.json is damaged.
     """
     given = parse_adapters(split_adapters(str(location)))
-    if given != (WeightedAdapter(str(location)),):
+    if [one.strength for one in given] != [1]:
         return _mixed_subject(given)
-    path = find_adapter(location)
+    path = find_adapter(given[0].source)
     run_dir = run_of(path)
     if run_dir is None or not (run_dir / CONFIG).exists():
         return Subject(path, load_learned(path), run_dir=None, config=None)

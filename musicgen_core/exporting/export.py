@@ -80,9 +80,9 @@ def export(
             or adapters with strengths, which `peft` gets as one adapter, whose rank is the sum of theirs.
         out: directory or URL to create atomically. It must not exist, except for a partial upload of a killed call
             with the same arguments.
-        kind: `peft`: the adapter alone, for Hugging Face's `MusicgenForConditionalGeneration`;
+        kind: `peft`: the adapter alone, for transformers' class of the base model;
             `audiocraft`: base and adapter merged, for `MusicGen.get_pretrained`; `huggingface`: the same, for
-            `MusicgenForConditionalGeneration.from_pretrained`.
+            that class's `from_pretrained`.
         model: the base model; by default the one named by the adapter. `peft` needs none.
         repo: the repository of the Hub that the export is for: its card loads it from there and plays its samples.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import PurePath
 from typing import Annotated, Any
 
@@ -162,7 +163,7 @@ class RenderRequest:
         Raises:
             ConfigError: the prompt's adapters can't be parsed.
         """
-        return parse_adapters(prompt.adapter) if prompt.adapter else tuple(self.adapters)
+        return _parsed(tuple(prompt.adapter)) if prompt.adapter else tuple(self.adapters)
 
     def mixes(self, prompt: Prompt) -> list[Mix]:
         """Return what each variation of a prompt is rendered with; an empty mix is the base model.
@@ -182,6 +183,12 @@ class RenderRequest:
     @property
     def sample_count(self) -> int:
         return self.variations * sum(len(self.mixes(prompt)) for prompt in self.prompts)
+
+
+@lru_cache(maxsize=1024)
+def _parsed(adapters: tuple[str, ...]) -> Mix:
+    """Parse adapters once, whatever number of prompts names them: each with a strength is looked for as a file."""
+    return parse_adapters(adapters)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from prefect.utilities.callables import parameter_schema
 
 from deployments import commands
@@ -93,6 +96,18 @@ def test_layers_that_the_model_lacks_are_refused_at_once(tmp_path: Path) -> None
             with pytest.raises(ConfigError, match=rf"{setting} has {count}-99, but .* layers are 0 to {count - 1}"):
                 check_training({**given, setting: text})
     check_training({"run_dir": str(tmp_path), "model": "somebody/model", "layers": "999"})  # known when it is read
+
+
+def test_a_melody_is_checked_by_the_run_if_a_prompt_has_an_adapter_which_may_name_another_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.inputs.check_adapters", lambda adapters: None)
+    soundfile.write(tmp_path / "tune.wav", np.sin(np.arange(32_000) / 10), 32_000)
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text(json.dumps({"prompt": "jazz", "adapter": "melodic", "melody": str(tmp_path / "tune.wav")}))
+    check_rendering({"prompts_file": str(prompts)})
+    with pytest.raises(ConfigError, match="debug takes no melody"):
+        check_rendering({"prompts_file": str(prompts), "model": "debug"})
 
 
 def test_a_pipe_of_prompts_is_left_to_the_run(tmp_path: Path) -> None:

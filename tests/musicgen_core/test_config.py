@@ -188,6 +188,12 @@ def test_all_problems_of_tokenizing_settings_are_listed_at_once() -> None:
     assert "have 4 problems" in refusal(TokenizeSettings, **values).found
 
 
+def test_a_learning_rate_of_0_or_none_is_the_default_of_the_trained_weights() -> None:
+    for none in (0, "0", "", None):
+        rates = [TrainSettings.model_validate({"learning_rate": none, "train": each}) for each in ("lora", "all")]
+        assert [settings.learning_rate for settings in rates] == [1e-4, 1e-5]
+
+
 # YAML
 
 

@@ -14,7 +14,7 @@ from musicgen_core import storage, tracking
 from musicgen_core.config import TrainSettings
 from musicgen_core.data.dataset import load_clips
 from musicgen_core.errors import AdapterError
-from musicgen_core.evaluation.evaluate import evaluate
+from musicgen_core.evaluation.evaluate import evaluate, find_subject
 from musicgen_core.evaluation.request import EvaluateRequest, EvaluateSettings, Evaluation
 from musicgen_core.exporting.export import export
 from musicgen_core.model.adapters import Adapter, AdapterConfig, save_adapter
@@ -113,5 +113,9 @@ def test_a_mix_is_evaluated_as_the_sum_of_its_adapters(trained: Path, run: Evalu
     assert found.loss.adapter_loss == pytest.approx(whole.loss.adapter_loss, abs=1e-5)
     assert found.loss.base_loss == whole.loss.base_loss != whole.loss.adapter_loss
     assert found.is_held_out  # both are of one run
+    weaker, stronger = (find_subject(f"{trained}:{strength}") for strength in (0.5, 0.7))
+    assert weaker.output != stronger.output and weaker.output.parent == stronger.output.parent
+    whole_strength, plain = find_subject(f"{trained}:1"), find_subject(str(trained))
+    assert (whole_strength.path, whole_strength.output) == (plain.path, plain.output)
     with pytest.raises(AdapterError, match="no adapter has an effect"):
         run(Path(f"{trained}:0"), tmp_path / "none")
