@@ -81,7 +81,7 @@ class Tokenizer:
 
     def __post_init__(self) -> None:
         if self.separation is not None and self.separation.extract_chroma:
-            check_takes_melody(self.codec)
+            check_separates_melody(self.codec)
 
     def tokenize(
         self,
@@ -263,7 +263,7 @@ class Tokenizer:
         return new
 
 
-def check_takes_melody(codec: Codec) -> None:
+def check_separates_melody(codec: Codec) -> None:
     """Check that there is a melody to separate.
 
     Raises:

@@ -116,11 +116,11 @@ def load_models(model: str, device: str, settings: TokenizeSettings) -> None:
         DeviceError: the device can't be used.
     """
     announce_torch()
-    from musicgen_core.tokenizing import check_takes_melody
+    from musicgen_core.tokenizing import check_separates_melody
 
     codec = _codec(model, device)
     if settings.separate_melody:
-        check_takes_melody(codec)
+        check_separates_melody(codec)
     _separation(device, settings)
 
 

@@ -14,9 +14,8 @@ from musicgen_core.model.local_files import CODEC_FILE, LM_FILE, TEXT_ENCODER
 from musicgen_core.model.weights import BaseModel
 
 
-def make_stereo_model(folder: Path, debug_model: BaseModel) -> BaseModel:
-    """Write a language model of 8 codebooks beside the debug model's codec and text encoder, as Meta's models are."""
-    settings = audiocraft_format.language_model_settings(dim=64, layers=2, heads=4, channels=2)
+def write_random_model(folder: Path, settings: str, debug_model: BaseModel) -> BaseModel:
+    """Write a language model of these settings beside the debug model's codec and text encoder."""
     torch.manual_seed(0)
     lm = MusicgenLM(read_lm_config(settings, folder).decoder)
     for parameter in lm.parameters():
@@ -29,3 +28,9 @@ def make_stereo_model(folder: Path, debug_model: BaseModel) -> BaseModel:
     shutil.copy(debug_model.codec_path, folder / CODEC_FILE)
     shutil.copytree(debug_model.directory / TEXT_ENCODER, folder / TEXT_ENCODER)
     return BaseModel(str(folder), folder)
+
+
+def make_stereo_model(folder: Path, debug_model: BaseModel) -> BaseModel:
+    """Write a model of 8 codebooks, as Meta's stereo models are."""
+    settings = audiocraft_format.language_model_settings(dim=64, layers=2, heads=4, channels=2)
+    return write_random_model(folder, settings, debug_model)
