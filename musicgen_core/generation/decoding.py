@@ -275,7 +275,7 @@ class Decoding:
         for number in range(prompts):
             pair = slice(number, None, prompts)
             one = condition.rows_alike(pair)
-            prefix = self.lm.prefix(one)
+            prefix = self.lm.prefix(one, self.lm.project_text(one)[0])
             assert prefix is not None
             caches = _caches_to_fill(state, prefix.states.shape[1] + given.shape[-1], pair)
             self.lm.prefill(given[pair], caches, one.attend, prefix.states)

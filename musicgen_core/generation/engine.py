@@ -266,7 +266,7 @@ class _Group:
     """
 
     def __init__(self, lm: MusicgenLM, condition: Condition, given: Tensor, steps: int) -> None:
-        prefix = lm.prefix(condition)
+        prefix = lm.prefix(condition, lm.project_text(condition)[0])
         self._lm, self._first = lm, 0 if prefix is None else prefix.states.shape[1]
         self._caches, self._mask = lm.new_cache(condition, self._first + steps)
         lm.prefill(given, self._caches, self._mask, None if prefix is None else prefix.states)

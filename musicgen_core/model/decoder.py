@@ -285,20 +285,24 @@ class MusicgenLM(nn.Module):
         states = self.enc_to_dec_proj(condition.states.to(weight.dtype)) * condition.mask[..., None]
         return states.to(weight.dtype), condition.attend
 
-    def prefix(self, condition: Condition) -> Prefix | None:
-        """Return what stands before the codes: the chroma, then the text of each row; None if nothing does."""
+    def prefix(self, condition: Condition, text: Tensor) -> Prefix | None:
+        """Return what stands before the codes: the chroma, then the text of each row; None if nothing does.
+
+        Args:
+            condition: of the rows.
+            text: [B, L, D], its texts as `project_text` returns them.
+        """
         if not self.config.takes_melody:
             return None
         assert condition.chroma is not None
-        text, _ = self.project_text(condition)
         projection = self.audio_enc_to_dec_proj
         chroma = F.embedding(condition.chroma, projection.weight.t()) + projection.bias  # of one-hot vectors
         return Prefix(torch.cat([chroma, text], dim=1), chroma.shape[1] + condition.text_positions)
 
     def forward(self, sequence: Tensor, condition: Condition) -> Tensor:
         """Return the logits [B, K, S, cardinality] of each next step, from delayed codes [B, K, S] and conditions."""
-        prefix = self.prefix(condition)
         states, mask = self.project_text(condition)
+        prefix = self.prefix(condition, states)
         x = self.model.decoder.embed(sequence, prefix)
         for layer in self.model.decoder.layers:
             x = layer(x, states, mask)

@@ -11,7 +11,7 @@ from torch import Tensor
 from upath import UPath
 
 from musicgen_core import storage, tensor_files
-from musicgen_core.errors import AdapterError, ModelError
+from musicgen_core.errors import AdapterError
 from musicgen_core.language import message
 from musicgen_core.model.adapter_values import check_adapter_values, check_facts, check_tensors
 from musicgen_core.model.adapters import Adapter, are_of_different_bases, load_adapter
@@ -110,7 +110,7 @@ def load_trained_model(path: UPath) -> TrainedModel:
             storage.require_file(path)
             values = tensor_files.load(Path(local), mmap=True, verify="pickle")
             return _trained_model({**values, "weights": from_audiocraft(values["best_state"])})
-        except (ModelError, Exception) as error:  # torch.load raises many kinds on a damaged file
+        except Exception as error:  # torch.load raises many kinds on a damaged file
             raise AdapterError(
                 message(
                     "{path} can't be read as a model that a run trained whole ({name}: {error})",

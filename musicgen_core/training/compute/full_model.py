@@ -144,8 +144,8 @@ class _ClipLosses(nn.Module):
         # Without autocast's cache, which would keep a copy of each weight until the end of the pass.
         with torch.autocast(codes.device.type, self.dtype if is_half else None, enabled=is_half, cache_enabled=False):
             inputs, targets, valid = teacher_forcing(codes, frames, lm.config.codes)
-            prefix = lm.prefix(condition)
             text, attend = lm.project_text(condition)
+            prefix = lm.prefix(condition, text)
             x = decoder.embed(inputs, prefix)
             x = x.to(self.dtype) if is_half else x  # in fp64 for tests
             for block in decoder.blocks():

@@ -221,7 +221,7 @@ class TrainingModel:
     def _embed(self, codes: Tensor, frames: Tensor, condition: Condition, seeds: Tensor | None) -> _Embedded:
         sequence, targets, valid = teacher_forcing(codes, frames, self.lm.config.codes)
         states, attend = self.lm.project_text(condition)
-        prefix = self.lm.prefix(condition)
+        prefix = self.lm.prefix(condition, states)
         x = self.lm.model.decoder.embed(sequence, prefix)
         p = self.dropout if seeds is not None else 0.0
         seeds = seeds if seeds is not None else frames.int()
