@@ -24,8 +24,9 @@ from musicgen_core.data.archive import find_archives
 from musicgen_core.data.captions import load_captions
 from musicgen_core.demo_data import make_demo_archives
 from musicgen_core.devices import pick_device
+from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import render
-from musicgen_core.generation.request import Prompt, RenderRequest
+from musicgen_core.generation.request import RenderRequest
 from musicgen_core.model.weighted_adapters import WeightedAdapter
 from musicgen_core.model.weights import find_model
 from musicgen_core.tokenizing import Tokenizer

@@ -80,7 +80,7 @@ def check_training(given: Mapping[str, Any]) -> None:
         ConfigError: the file can't be used, the model lacks some of the layers, the optimizer's package is not
             installed, or settings don't fit `train`.
     """
-    from musicgen_core.generation.request import read_prompts
+    from musicgen_core.generation.prompts import read_prompts
     from musicgen_core.model.local_files import layers_here
     from musicgen_core.training.files.run_directory import begins_new
 
@@ -105,7 +105,7 @@ def check_rendering(given: Mapping[str, Any]) -> None:
     """
     from musicgen_core.generation.melody import check_melodies
     from musicgen_core.generation.plan import check_continued
-    from musicgen_core.generation.request import read_prompts
+    from musicgen_core.generation.prompts import read_prompts
     from musicgen_core.separation.weights import check_installed
 
     check_adapters(given.get("adapter", ()))

@@ -12,7 +12,8 @@ from flows.locations import chosen_device, chosen_model, is_of_deployment, music
 from flows.parameters import GenerateParameters
 from flows.retraining import last_trained
 from musicgen_core.config import DEFAULT_PROMPTS, SamplingSettings
-from musicgen_core.generation.request import Prompt, Rendered, RenderRequest, outcome_of, read_prompts
+from musicgen_core.generation.prompts import Prompt, read_prompts
+from musicgen_core.generation.request import Rendered, RenderRequest, outcome_of
 from musicgen_core.model.weighted_adapters import BASE, Mix, WeightedAdapter, parse_adapters
 from musicgen_core.settings import collect
 from tasks.generating import render_prompts

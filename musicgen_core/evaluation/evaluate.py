@@ -43,8 +43,8 @@ from musicgen_core.evaluation.request import (
     Evaluation,
     MusicScores,
 )
+from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import OnProgress
-from musicgen_core.generation.request import Prompt
 from musicgen_core.language import message, say
 from musicgen_core.model.adapter_mix import (
     base_model_of_all,

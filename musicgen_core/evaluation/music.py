@@ -23,8 +23,9 @@ from musicgen_core.evaluation.clap import clap_score, frechet_distance
 from musicgen_core.evaluation.request import EvaluateRequest, MusicScores
 from musicgen_core.generation.loudness import Audio, mono_of, normalize, sound_of
 from musicgen_core.generation.plan import cache_bytes
+from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import OnProgress, render
-from musicgen_core.generation.request import Prompt, RenderRequest
+from musicgen_core.generation.request import RenderRequest
 from musicgen_core.language import message
 from musicgen_core.model.clap import Clap
 from musicgen_core.model.weighted_adapters import WeightedAdapter

@@ -17,7 +17,8 @@ from musicgen_core.encoding import encode_clips
 from musicgen_core.errors import ClipRejected, ConfigError, DeviceError
 from musicgen_core.generation.engine import frames_of
 from musicgen_core.generation.melody import Melody, read_melody
-from musicgen_core.generation.request import Prompt, RenderRequest
+from musicgen_core.generation.prompts import Prompt
+from musicgen_core.generation.request import RenderRequest
 from musicgen_core.generation.sound_file import read_sound, refused
 from musicgen_core.language import message
 from musicgen_core.model.decoder import DecoderConfig

@@ -1,112 +1,25 @@
-"""The request of a rendering with its prompts, and the results."""
+"""The request of a rendering, and the results."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import PurePath
-from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
-
-from musicgen_core import storage
-from musicgen_core.config import DEFAULT_MODEL, Format, PromptText, SamplingSettings
-from musicgen_core.errors import ConfigError, reason_of
+from musicgen_core.config import DEFAULT_MODEL, Format, SamplingSettings
 from musicgen_core.escaping import one_line
 from musicgen_core.generation.page import PAGE
+from musicgen_core.generation.prompts import Prompt
 from musicgen_core.language import message
 from musicgen_core.model.weighted_adapters import (
     Mix,
     WeightedAdapter,
     parse_adapters,
     shown_strength,
-    split_adapters,
     times,
     with_effect,
 )
-from musicgen_core.settings import LONGEST_SECONDS, Settings, validate
-from musicgen_core.texts import decode_text
 from musicgen_core.wording import counted
-
-_SHOWN = 5
-
-
-def _adapter_texts(given: Any) -> Any:
-    return split_adapters(given) if given is None or isinstance(given, str | list) else given
-
-
-class Prompt(Settings):
-    """A text to make music from; a field that is None has the value of the settings."""
-
-    prompt: PromptText = Field(description="the text")
-    duration: float | None = Field(None, gt=0, le=LONGEST_SECONDS, description="seconds of music")
-    seed: int | None = Field(None, ge=0, lt=2**32, description="the seed of its random stream")
-    continue_from: str | None = Field(None, description="a recording to continue")
-    melody: str | None = Field(None, description="a recording whose melody it follows")
-    adapter: Annotated[tuple[str, ...], BeforeValidator(_adapter_texts)] = Field(
-        (), description="adapters with strengths, or base; empty: those of the command"
-    )
-
-
-def read_prompts(path: str) -> list[Prompt]:
-    """Read prompts from a file, one per line; empty lines are skipped.
-
-    A line of `*.jsonl` is a JSON string or an object with the fields of `Prompt`; of any other file it is the text.
-
-    Raises:
-        ConfigError: the file is missing, holds no prompts, or has invalid lines, all of which are named.
-    """
-    try:
-        text = decode_text(storage.as_path(path).read_bytes())
-    except OSError as error:
-        raise ConfigError(
-            message("the prompts file {path} can't be read ({reason})", path=path, reason=reason_of(error)),
-            message("Check the path"),
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            message("the prompts file {path} can't be read ({error})", path=path, error=error),
-            message("Save it as UTF-8"),
-        ) from error
-    # Not splitlines, which also splits at characters that a JSON string may contain.
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
-        raise ConfigError(message("the prompts file {path} holds no prompts", path=path), message("Write one a line"))
-    is_json = PurePath(path).suffix.lower() == ".jsonl"
-    prompts, problems = [], []
-    for number, line in lines:
-        origin = f"line {number}"
-        try:
-            fields = _parse(line, origin) if is_json else {"prompt": line}
-            prompts.append(validate(Prompt, fields, f"the fields of {origin}"))
-        except ConfigError as error:
-            problems.append(error.found)
-    if problems:
-        more = f"; and {counted(len(problems) - _SHOWN, 'more line')}" if len(problems) > _SHOWN else ""
-        raise ConfigError(
-            message(
-                "the prompts file {path} is wrong: {names}{more}",
-                path=path,
-                names="; ".join(problems[:_SHOWN]),
-                more=more,
-            ),
-            message('Write lines such as {"prompt": "slow jazz", "duration": 20, "seed": 1}'),
-        )
-    return prompts
-
-
-def _parse(line: str, origin: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(message("{origin} is no JSON ({error})", origin=origin, error=error)) from error
-    if isinstance(value, str):
-        return {"prompt": value}
-    if not isinstance(value, dict):
-        raise ConfigError(message("{origin} is neither a text nor an object", origin=origin))
-    return value
 
 
 @dataclass(frozen=True)

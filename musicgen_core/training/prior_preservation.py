@@ -28,7 +28,7 @@ from musicgen_core.devices import compute_dtype, release_memory
 from musicgen_core.errors import RunDirectoryUnavailable, reason_of
 from musicgen_core.generation.engine import Engine, frames_of
 from musicgen_core.generation.plan import cache_budget, cache_bytes, fitting_size, smaller_size
-from musicgen_core.generation.request import read_prompts
+from musicgen_core.generation.prompts import read_prompts
 from musicgen_core.language import message
 from musicgen_core.melody import NO_CLASS
 from musicgen_core.model.compression import codec_identity

@@ -13,8 +13,9 @@ from upath import UPath
 
 from deployments.cli import main
 from musicgen_core.config import SamplingSettings, TrainSettings
+from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import render
-from musicgen_core.generation.request import Prompt, RenderRequest
+from musicgen_core.generation.request import RenderRequest
 from musicgen_core.model.adapters import load_adapter
 from musicgen_core.model.weighted_adapters import WeightedAdapter
 from musicgen_core.tracking import read_metrics

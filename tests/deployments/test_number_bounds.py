@@ -19,7 +19,7 @@ from flows.generate_music import generate_music
 from flows.tokenize_archives import tokenize_archives
 from flows.train_lora import train_lora
 from musicgen_core.config import ConfigError, TrainSettings
-from musicgen_core.generation.request import Prompt
+from musicgen_core.generation.prompts import Prompt
 from musicgen_core.settings import validate
 
 FLOWS = [tokenize_archives, train_lora, evaluate_adapter, generate_music, finetune]

@@ -28,8 +28,9 @@ from musicgen_core.encoding import Encoded, encode_clips
 from musicgen_core.errors import TokensError
 from musicgen_core.exporting.export import export
 from musicgen_core.generation.engine import Engine
+from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import render
-from musicgen_core.generation.request import Prompt, RenderRequest
+from musicgen_core.generation.request import RenderRequest
 from musicgen_core.model.adapters import AdapterConfig, load_adapter, save_adapter
 from musicgen_core.model.audiocraft_format import read_checkpoint
 from musicgen_core.model.compression import codec_identity

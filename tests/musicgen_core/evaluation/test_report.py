@@ -22,8 +22,9 @@ from musicgen_core.evaluation import evaluate as module
 from musicgen_core.evaluation.music import Pair, music_scores
 from musicgen_core.evaluation.report import REPORT, write_report
 from musicgen_core.evaluation.request import Evaluation
+from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import render
-from musicgen_core.generation.request import Prompt, RenderRequest
+from musicgen_core.generation.request import RenderRequest
 from musicgen_core.language import translated
 from musicgen_core.model.clap import Clap
 from musicgen_core.model.weighted_adapters import WeightedAdapter

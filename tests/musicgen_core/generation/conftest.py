@@ -8,7 +8,8 @@ import torch
 
 from musicgen_core import storage
 from musicgen_core.config import SamplingSettings
-from musicgen_core.generation.request import Prompt, RenderRequest
+from musicgen_core.generation.prompts import Prompt
+from musicgen_core.generation.request import RenderRequest
 from musicgen_core.model.adapters import Adapter, AdapterConfig, save_adapter
 from musicgen_core.model.lora import adapter_state, add_lora
 from musicgen_core.model.weighted_adapters import parse_adapters, split_adapters

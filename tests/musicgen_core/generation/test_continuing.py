@@ -12,8 +12,8 @@ import pytest
 import soundfile
 
 from musicgen_core.errors import ConfigError
+from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import render
-from musicgen_core.generation.request import Prompt
 from tests.musicgen_core.generation.rendered_files import PROMPTS, codes_of, sidecar_of
 
 

@@ -14,8 +14,8 @@ from musicgen_core import storage
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.errors import ConfigError
 from musicgen_core.generation.melody import check_melodies
+from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import render
-from musicgen_core.generation.request import Prompt
 from musicgen_core.model.adapters import AdapterConfig, save_adapter
 from musicgen_core.model.weighted_adapters import WeightedAdapter
 from musicgen_core.model.weights import BaseModel, takes_melody

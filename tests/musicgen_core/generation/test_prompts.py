@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from musicgen_core.config import TrainSettings
 from musicgen_core.errors import ConfigError
 from musicgen_core.evaluation.request import EvaluateSettings
-from musicgen_core.generation.request import Prompt, read_prompts
+from musicgen_core.generation.prompts import Prompt, read_prompts
 from musicgen_core.settings import validate
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)))

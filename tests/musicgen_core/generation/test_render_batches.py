@@ -12,8 +12,8 @@ import torch
 from musicgen_core.errors import DeviceError
 from musicgen_core.generation import render as rendering
 from musicgen_core.generation.plan import SHARE_FOR_CACHES, cache_bytes
+from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import render
-from musicgen_core.generation.request import Prompt
 from musicgen_core.model.weights import BaseModel, load_lm
 from tests.musicgen_core.generation.rendered_files import PROMPTS, codes_of, sidecar_of
 

@@ -14,8 +14,9 @@ import torch
 from musicgen_core import storage
 from musicgen_core.errors import AdapterError, ConfigError
 from musicgen_core.generation.numbering import identity
+from musicgen_core.generation.prompts import Prompt, read_prompts
 from musicgen_core.generation.render import render
-from musicgen_core.generation.request import Prompt, Rendered, adapters_of, outcome_of, read_prompts
+from musicgen_core.generation.request import Rendered, adapters_of, outcome_of
 from musicgen_core.model.adapters import Adapter, save_adapter
 from tests.musicgen_core.generation.rendered_files import codes_of, sidecar_of
 from tests.musicgen_core.generation.test_page import Parsed

@@ -14,8 +14,9 @@ from musicgen_core.config import SamplingSettings
 from musicgen_core.errors import AdapterError
 from musicgen_core.evaluation.evaluate import find_subject
 from musicgen_core.exporting.export import export
+from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import render
-from musicgen_core.generation.request import Prompt, RenderRequest
+from musicgen_core.generation.request import RenderRequest
 from musicgen_core.model import peft_directory
 from musicgen_core.model.adapters import (
     Adapter,

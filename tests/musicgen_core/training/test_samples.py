@@ -19,8 +19,9 @@ from musicgen_core import storage
 from musicgen_core.config import DEFAULT_PROMPTS, SamplingSettings, TrainSettings
 from musicgen_core.errors import Cancelled
 from musicgen_core.generation.engine import Engine
+from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import render
-from musicgen_core.generation.request import Prompt, RenderRequest
+from musicgen_core.generation.request import RenderRequest
 from musicgen_core.model.weighted_adapters import WeightedAdapter
 from musicgen_core.training.processes.distributed import World
 from musicgen_core.training.request import TrainRequest, TrainResult
