@@ -16,7 +16,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from bench.train import random_lm
+from bench.train import large, random_lm
 from musicgen_core.config import TrainSettings
 from musicgen_core.learning_settings import OptimizerName
 from musicgen_core.model.adapters import AdapterConfig
@@ -38,7 +38,7 @@ class Run:
         config = AdapterConfig.of(settings, settings.lora_r)
         is_gpu = device.type == "cuda"
         execution = Execution("bf16" if is_gpu else "fp32", compile=is_gpu, checkpointing=False)
-        self.model = TrainingModel(add_lora(random_lm(layers, device), config), 0.0, execution)
+        self.model = TrainingModel(add_lora(random_lm(large(layers), device), config), 0.0, execution)
         self.optimizer = RunOptimizer(self.model.trained, settings)
         self.rate, self.device, self.update_s = settings.learning_rate, device, 0.0
         generator = torch.Generator().manual_seed(0)

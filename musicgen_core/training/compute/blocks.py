@@ -14,19 +14,11 @@ from typing import NamedTuple, Protocol, TypeGuard, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend
 from torch.utils.checkpoint import checkpoint
 
 from musicgen_core.model.decoder import DecoderLayer
 from musicgen_core.training.compute import dropout
 
-ATTENTION = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
-"""Backends of self-attention, the fastest on an H200 first."""
 STREAMS = 6
 """Inputs of a block's linear layers that dropout applies to, with a row per step; one more has a row per text token."""
 _STREAMS = {

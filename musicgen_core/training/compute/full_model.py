@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from musicgen_core.errors import ModelError
 from musicgen_core.language import message
 from musicgen_core.model.decoder import Condition, MusicgenLM, teacher_forcing
-from musicgen_core.training.compute.blocks import ATTENTION
+from musicgen_core.training.compute.attention import attention_kernels
 from musicgen_core.training.compute.losses import head_losses
 from musicgen_core.training.compute.model import Execution, allow_shapes
 from musicgen_core.training.compute.parameters import SeparateParameters
@@ -69,7 +68,7 @@ class FullTrainingModel:
         Returns:
             [B, K], nats.
         """
-        with sdpa_kernel(ATTENTION, set_priority=True):
+        with attention_kernels(self.execution.deterministic):
             losses: Tensor = self._losses(codes, frames, condition)
         return losses
 
@@ -80,7 +79,7 @@ class FullTrainingModel:
             The losses [B, K] in nats, as `losses` gives them, unscaled.
         """
         losses = self.losses(codes, frames, condition, seeds)
-        with sdpa_kernel(ATTENTION, set_priority=True):  # for activations that are computed again
+        with attention_kernels(self.execution.deterministic):  # for activations that are computed again
             (losses.mean(dim=1).sum() * scale).backward()
         return losses.detach()
 

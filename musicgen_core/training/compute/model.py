@@ -9,15 +9,14 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.attention import sdpa_kernel
 
 from musicgen_core.errors import ConfigError, raise_if_interrupted
 from musicgen_core.language import message
 from musicgen_core.model.decoder import Condition, MusicgenLM, Prefix, teacher_forcing
 from musicgen_core.model.lora import adapter_state, set_adapter_state
 from musicgen_core.training.compute import dropout
+from musicgen_core.training.compute.attention import attention_kernels
 from musicgen_core.training.compute.blocks import (
-    ATTENTION,
     STREAMS,
     Blocks,
     Inputs,
@@ -44,11 +43,13 @@ class Execution:
         precision: bf16, fp8 (in the GEMMs with frozen weights), fp16 or fp32.
         compile: whether to compile; on a GPU that supports them, use fused kernels and CUDA graphs.
         checkpointing: whether to keep only the blocks' inputs and recompute the rest in the backward pass.
+        deterministic: whether equal steps on the same GPU have equal bits.
     """
 
     precision: str
     compile: bool
     checkpointing: bool
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class TrainingModel:
         """
         self._refresh()
         batch = self._embed(codes, frames, condition, seeds)
-        with sdpa_kernel(ATTENTION, set_priority=True):
+        with attention_kernels(self.execution.deterministic):
             x = self._blocks.forward(batch.x, batch.inputs, self.execution.checkpointing)
             return self._losses_of(x, batch)
 
@@ -205,7 +206,7 @@ class TrainingModel:
         chroma: Tensor | None = None,
     ) -> Tensor:
         batch = self._embed(codes, frames, Condition(states, mask, chroma), seeds)
-        with sdpa_kernel(ATTENTION, set_priority=True), torch.set_grad_enabled(not self._fused):
+        with attention_kernels(self.execution.deterministic), torch.set_grad_enabled(not self._fused):
             x, backward = self._blocks.differentiable(batch.x, batch.inputs, self.execution.checkpointing)
             with torch.enable_grad():
                 losses = self._losses_of(x, batch)
