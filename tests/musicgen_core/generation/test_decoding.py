@@ -12,13 +12,18 @@ import torch
 
 from musicgen_core.config import SamplingSettings
 from musicgen_core.generation.engine import Engine
+from musicgen_core.generation.melody import Melody
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 
 pytest.importorskip("triton")
 from musicgen_core.generation import decode_kernels
 from musicgen_core.generation.decoding import tiles
+from tests.melody_model import make_melody_model
+from tests.musicgen_core.melodies import music
 from tests.musicgen_core.offline_compile import SHARED_KIB, shared_bytes
+
+MUCH_LONGER = "a text that is much longer than that of any other piece beside it " * 8
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -119,14 +124,20 @@ def test_the_graph_is_deterministic_and_depends_on_the_seed(debug_model: BaseMod
 
 @needs_gpu
 @pytest.mark.parametrize("cache_bits", [16, 8])
-def test_a_sample_is_independent_of_its_batch_on_a_gpu(debug_model: BaseModel, cache_bits: int) -> None:
-    """Nor on the others' texts, seeds, durations or beginnings; over more than one window."""
-    text = TextEncoder(debug_model.text_encoder, "cuda")
-    engine = Engine(load_lm(debug_model, "cuda", torch.bfloat16), text, 3.0, cache_bits=cache_bits, window=100)
+@pytest.mark.parametrize("takes_melody", [False, True])
+def test_a_sample_is_independent_of_its_batch_on_a_gpu(
+    debug_model: BaseModel, tmp_path: Path, takes_melody: bool, cache_bits: int
+) -> None:
+    """Nor on the others' texts, melodies, seeds, durations or beginnings; over more than one window."""
+    model = make_melody_model(tmp_path / "melody", debug_model) if takes_melody else debug_model
+    text = TextEncoder(model.text_encoder, "cuda")
+    engine = Engine(load_lm(model, "cuda", torch.bfloat16), text, 3.0, cache_bits=cache_bits, window=100)
     settings, known = SamplingSettings(overlap=1.0), torch.randint(2048, (8, 4, 20))
+    tunes = [Melody(music(seconds=10, seed=seed), path="", sha256=str(seed)) for seed in range(2)]
     batches = []
-    for others, frames in (("a", 30), ("a text that is much longer than that of any other piece beside it " * 8, 320)):
+    for others, frames, tune in (("a", 30, None), (MUCH_LONGER, 320, tunes[1])):
         known[1:] = torch.randint(2048, (7, 4, 20))
         prompts, ends, streams = ["slow jazz", *7 * [others]], [230, *7 * [frames]], [0, *range(frames, frames + 7)]
-        batches.append(engine.generate(prompts, settings, streams, frames=ends, known=known))
+        melodies = [tunes[0], *7 * [tune]]
+        batches.append(engine.generate(prompts, settings, streams, frames=ends, known=known, melodies=melodies))
     assert torch.equal(batches[0][0], batches[1][0])
