@@ -18,14 +18,12 @@ from torch import Tensor
 from upath import UPath
 
 from musicgen_core import storage
-from musicgen_core.codec import Codec
 from musicgen_core.codes import SAMPLE_RATE
-from musicgen_core.devices import compute_dtype, pick_device
 from musicgen_core.errors import ConfigError
 from musicgen_core.generation.engine import Engine
 from musicgen_core.generation.files import GeneratedSample, write_sample
 from musicgen_core.generation.loudness import normalize, sound_of
-from musicgen_core.generation.melody import check_melodies, check_takes_melody
+from musicgen_core.generation.melody import check_takes_melody
 from musicgen_core.generation.numbering import Numbering, stem_of
 from musicgen_core.generation.page import write_index
 from musicgen_core.generation.plan import (
@@ -33,23 +31,18 @@ from musicgen_core.generation.plan import (
     batches,
     cache_budget,
     cache_bytes,
-    check_continued,
     fitting_size,
     plan,
     smaller_size,
 )
 from musicgen_core.generation.request import Rendered, RenderRequest
+from musicgen_core.generation.resident import ResidentModel, load_model
 from musicgen_core.language import message
-from musicgen_core.model.adapter_mix import LoadedAdapter, load_mix, strengths_of
-from musicgen_core.model.adapters import choose_model
-from musicgen_core.model.lora import AdaptedModel
-from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weighted_adapters import Mix
-from musicgen_core.model.weights import BaseModel, find_model, load_lm
 from musicgen_core.separation.separator import Separator
 from musicgen_core.separation.weights import find_separator
 from musicgen_core.settings import MOST_SIDE_BY_SIDE
-from musicgen_core.stages import announce, mention
+from musicgen_core.stages import mention
 from musicgen_core.wording import counted
 
 logger = logging.getLogger(__name__)
@@ -80,42 +73,62 @@ def render(
         MusicgenError: an error that the user can act on.
         Cancelled: `cancelled` returned true; finished samples are kept.
     """
+    _check(request)
+    numbering = Numbering(*_folders(request))  # refuses a folder before the model is loaded
+    return _render_all(load_model(request), request, numbering, on_progress, on_piece, cancelled)
+
+
+def render_with(
+    resident: ResidentModel,
+    request: RenderRequest,
+    on_progress: OnProgress = lambda done, total, text: None,
+    on_piece: Callable[[Rendered], None] = lambda piece: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> list[Rendered]:
+    """Render every prompt with a model in memory: the files are those of `render`.
+
+    Args:
+        resident: the model; adapters of the request that it lacks are loaded.
+        request: what to render; its model and device are ignored.
+        on_progress: see `render`, as are the others, the result and the errors.
+    """
+    _check(request)
+    numbering = Numbering(*_folders(request))
+    if request.melodies:
+        check_takes_melody(resident.model.name, resident.model.chroma_frames > 0)
+    resident.add_adapters(request.all_adapters)
+    return _render_all(resident, request, numbering, on_progress, on_piece, cancelled)
+
+
+def _check(request: RenderRequest) -> None:
     if not request.prompts:
         raise ConfigError(message("there are no prompts"), message("Give --prompt 'some text' or --prompts-file FILE"))
-    given = [one for prompt in request.prompts for one in request.adapters_for(prompt)]
     for option, wanted in (("--compare", request.compare), ("--strengths", request.strengths)):
-        if wanted and not given:
+        if wanted and not request.all_adapters:
             raise ConfigError(
                 message("{option} needs an adapter to compare with the base model", option=option),
                 message("Give --adapter"),
             )
     if request.separate_melody and not request.melodies:
         raise ConfigError(message("--separate-melody is given without a melody"), message("Give --melody"))
-    numbering = Numbering(*_folders(request))
-    device = pick_device(request.device)
-    loaded = load_mix(given)
-    check_continued(request.prompts, request.continue_from)
-    # Adapters of other programs may not name their base model.
-    naming = next((one for one in loaded if one.adapter.base_model), loaded[0] if loaded else None)
-    adapter, path = (naming.adapter, naming.path) if naming else (None, None)
-    name = choose_model(request.model, request.default_model, adapter, path)
-    check_melodies(request.melodies, name)
-    model = find_model(name)
-    if request.melodies:
-        check_takes_melody(name, model.chroma_frames > 0)
-    for one in loaded:
-        one.adapter.check_base(model, str(one.path))
-    codec = Codec(model, device)
+
+
+def _render_all(
+    resident: ResidentModel,
+    request: RenderRequest,
+    numbering: Numbering,
+    on_progress: OnProgress,
+    on_piece: Callable[[Rendered], None],
+    cancelled: Callable[[], bool],
+) -> list[Rendered]:
     for folder in _folders(request):
         storage.delete_partials(folder)
-    pieces = plan(request, codec, _separator(request, device))
+    pieces = plan(request, resident.codec, _separator(request, resident.device))
     with ThreadPoolExecutor(WRITERS, "writing music") as writers:
         rendering = _Rendering(
+            resident=resident,
             request=request,
-            model=model,
-            codec=codec,
             pieces=pieces,
-            adapters=loaded,
             numbering=numbering,
             writers=writers,
             on_progress=on_progress,
@@ -144,44 +157,30 @@ class _Rendering:
 
     def __init__(
         self,
+        resident: ResidentModel,
         request: RenderRequest,
-        model: BaseModel,
-        codec: Codec,
         pieces: Sequence[PlannedSample],
-        adapters: Sequence[LoadedAdapter],
         numbering: Numbering,
         writers: ThreadPoolExecutor,
         on_progress: OnProgress,
         on_piece: Callable[[Rendered], None],
         cancelled: Callable[[], bool],
     ) -> None:
-        self._request, self._model, self._codec, self._device = request, model, codec, codec.device
-        self._pieces, self._adapters, self._writers, self._numbering = pieces, adapters, writers, numbering
+        self._resident, self._request, self._device = resident, request, resident.device
+        self._pieces, self._writers, self._numbering = pieces, writers, numbering
         self._on_progress, self._on_piece, self._cancelled = on_progress, on_piece, cancelled
         self.done: list[_Made] = []
-        self._identity = writers.submit(lambda: model.identity)  # reads 6 GB while the model is loaded
+        self._identity = writers.submit(lambda: resident.model.identity)  # reads 6 GB while the model is loaded
         self._writing: list[Future[_Made]] = []
-        self._text = TextEncoder(model.text_encoder, self._device)
         self._started_samples = 0
         self._max_batch = MOST_SIDE_BY_SIDE
         self._frames, self._total = 0, sum(piece.new_frames for piece in pieces)
 
     def run(self) -> None:
         """Render all samples, those of one mix of adapters after the other: there is one model in memory."""
-        request, model = self._request, self._model
-        lm = load_lm(model, self._device, compute_dtype(self._device)).requires_grad_(False)
-        adapted = AdaptedModel(lm, model.lm_state, [one.adapter for one in self._adapters])
+        request = self._request
         for mix in dict.fromkeys(piece.mix for piece in self._pieces):
-            adapted.set_strengths(strengths_of(mix, self._adapters))
-            engine = Engine(
-                lm=lm,
-                text=self._text,
-                guidance=model.config.inference_coefficient,
-                weight_bits=request.weight_bits,
-                cache_bits=request.cache_bits,
-            )
-            announce(message("preparing the model to generate; on a GPU it is compiled the first time"))
-            engine.pack()
+            engine = self._resident.engine(mix, request.weight_bits, request.cache_bits)
             pieces = [piece for piece in self._pieces if piece.mix == mix]
             for batch, size in batches(pieces, partial(self._size_for, engine)):
                 self._render(engine, batch, size)
@@ -277,7 +276,7 @@ class _Rendering:
         """Return the audio [channels, samples] of each sample; neighbours of one length are decoded in one batch."""
         audio: list[Tensor] = []
         for _, alike in groupby(codes, key=lambda one: one.shape[-1]):
-            audio += self._codec.decode(torch.stack(list(alike))).unbind()
+            audio += self._resident.codec.decode(torch.stack(list(alike))).unbind()
         return audio
 
     def _write(
@@ -335,7 +334,7 @@ class _Rendering:
 
     def _described(self, mix: Mix) -> list[dict[str, Any]]:
         """Return the entries of a mix in sidecars, in the order in which its adapters are given."""
-        by_source = {one.source: one for one in self._adapters}
+        by_source = {one.source: one for one in self._resident.adapters}
         return [by_source[one.source].described(one.strength) for one in mix]
 
 

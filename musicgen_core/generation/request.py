@@ -78,6 +78,11 @@ class RenderRequest:
         """
         return _parsed(tuple(prompt.adapter)) if prompt.adapter else tuple(self.adapters)
 
+    @property
+    def all_adapters(self) -> Mix:
+        """The adapters of all prompts. Raises as `adapters_for`."""
+        return tuple(one for prompt in self.prompts for one in self.adapters_for(prompt))
+
     def mixes(self, prompt: Prompt) -> list[Mix]:
         """Return what each variation of a prompt is rendered with; an empty mix is the base model.
 

@@ -185,9 +185,10 @@ class AdaptedModel:
                 for name, update in updates.items():
                     parts.setdefault(name, []).append((update, strength))
         base = self._base() if self._changed else {}
+        before, self._changed = self._changed, self._changed | parts.keys()  # also if memory runs out in between
         for name, found in parts.items():
             weight = self.lm.get_parameter(name)
-            original = base[name].to(weight) if name in self._changed else weight
+            original = base[name].to(weight) if name in before else weight
             weight.copy_(merged_weight(original, found))
         self._changed = {name for name, found in parts.items() if found}
         if self._changed:
