@@ -6,8 +6,8 @@ as long as memory bandwidth dictates. The kernels therefore aim at streaming wei
 (norms, GELU, residual additions, sampling) is fused into kernels that touch only the small activations, and each
 reduction is split until all SMs have something to load.
 
-Rows: R is twice the number of prompts, each prompt under its text and then, in the second half, under the null
-condition of classifier-free guidance. The residual stream x [R, D] is fp32.
+Rows: R is twice the number of prompts, each prompt under its text and then, in the second half, under the negative
+prompt or null condition of classifier-free guidance. The residual stream x [R, D] is fp32.
 
     kernel                    grid                     a program instance computes
     embed                     [R]                      x of one row: the sum of CODEBOOKS embeddings and the position

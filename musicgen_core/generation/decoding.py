@@ -155,7 +155,7 @@ class DecodeState:
         caches: [layers, 2, R, heads, positions, dim / heads], keys and values, in 16 bits or int8.
         scales: [layers, 2, R, heads, positions] of int8 caches; None for caches in 16 bits.
         text_cache: [layers, 2, R, heads, max_length, dim / heads], keys and values of the texts.
-        text_lengths: [R], int32, tokens of each text; 0 under the null condition.
+        text_lengths: [R], int32, tokens of each text, or of the negative prompt; 0 under the null condition.
         prefixes: [R], int32, positions in front of the codes, melody and text; None for a model with cross-attention,
             whose text is in text_cache.
         x: [R, dim], fp32, the residual stream.
@@ -227,7 +227,7 @@ class Decoding:
         """Return the state of a new batch, with the caches filled for the texts and the given steps.
 
         Args:
-            condition: [R, …], the prompts' conditions and as many null conditions.
+            condition: [R, …], the prompts' conditions and as many of their negative prompts, or null conditions.
             sequence: [R / 2, K, steps], delayed codes; the last step is written and never read.
             given: steps that are read here, all at once; the first call of `step` reads the next one.
             cache_bits: of keys and values, 16 or 8.
@@ -266,7 +266,8 @@ class Decoding:
     def _prefill(self, state: DecodeState, condition: Condition, given: Tensor) -> None:
         """Fill the caches with what stands before the first step, with codes `given` [R, K, steps].
 
-        Prefixes are read prompt by prompt, with its null condition: rounded as if the prompt were alone.
+        Prefixes are read prompt by prompt, with its null condition: rounded as if the prompt were alone. A negative
+        prompt whose text has another length is read by itself.
         """
         if state.prefixes is None:
             self.lm.prefill(given, _caches_to_fill(state, given.shape[-1]), condition.attend)
@@ -274,11 +275,14 @@ class Decoding:
         prompts = len(state.sequence)
         for number in range(prompts):
             pair = slice(number, None, prompts)
-            one = condition.rows_alike(pair)
-            prefix = self.lm.prefix(one, self.lm.project_text(one)[0])
-            assert prefix is not None
-            caches = _caches_to_fill(state, prefix.states.shape[1] + given.shape[-1], pair)
-            self.lm.prefill(given[pair], caches, one.attend, prefix.states)
+            first, second = condition.text_positions[pair].tolist()
+            alone = [slice(row, row + 1) for row in (number, prompts + number)]
+            for rows in [pair] if first == second else alone:
+                one = condition.rows_alike(rows)
+                prefix = self.lm.prefix(one, self.lm.project_text(one)[0])
+                assert prefix is not None
+                caches = _caches_to_fill(state, prefix.states.shape[1] + given.shape[-1], rows)
+                self.lm.prefill(given[rows], caches, one.attend, prefix.states)
 
     def _read(self, text: Condition) -> Tensor:
         """Return the texts' keys and values, [layers, 2, R, heads, max_length, dim / heads]; zero for null conditions.

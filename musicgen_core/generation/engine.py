@@ -69,6 +69,7 @@ class Engine:
         frames: Sequence[int] | None = None,
         known: Tensor | None = None,
         melodies: Sequence[Melody | None] | None = None,
+        negatives: Sequence[str | None] | None = None,
     ) -> list[Tensor]:
         """Generate the codes of one sample per prompt, in one batch.
 
@@ -84,6 +85,7 @@ class Engine:
             frames: the length of each sample; by default the settings' duration.
             known: [prompts, K, frames], codes that the samples start with.
             melodies: what each sample follows, in a model that takes a melody; None follows none.
+            negatives: the texts that guidance leads away from; None leads away from the null condition.
 
         Returns:
             The codes [K, frames] of each sample, int64, on the CPU.
@@ -96,7 +98,8 @@ class Engine:
         frames = [frames_of(settings.duration)] * len(prompts) if frames is None else list(frames)
         codes = torch.zeros(len(prompts), shape.codebooks, 0, dtype=torch.int64) if known is None else known.long()
         codes, ends = codes.to(device), torch.tensor(frames, device=device)
-        text, followed = self._encode(prompts), melodies or [None] * len(prompts)
+        nothing = [None] * len(prompts)
+        text, followed = self._encode(prompts, negatives or nothing), melodies or nothing
         noise = _noise(streams, max(frames) + shape.most_delay, shape.codebooks).to(device)
         windows = window_bounds(codes.shape[-1], max(frames), self.window, frames_of(settings.overlap))
         total = sum(end - have + shape.most_delay for _, have, end in windows)  # the last step is predicted, never read
@@ -163,17 +166,18 @@ class Engine:
 
         return Decoding(self.lm, self.window + self.lm.config.codes.most_delay + 1, self.weight_bits)
 
-    def _encode(self, prompts: Sequence[str | None]) -> Condition:
-        """Return the prompts' conditions followed by as many null conditions.
+    def _encode(self, prompts: Sequence[str | None], negatives: Sequence[str | None]) -> Condition:
+        """Return the prompts' conditions, followed by those of their negative prompts, or null conditions.
 
         Each text is encoded separately: padded to longer ones, its states would be rounded differently.
         """
-        alone = {prompt: self.text.encode([prompt]) for prompt in dict.fromkeys(prompts)}
-        states = pad_sequence([alone[prompt].states[0] for prompt in prompts], batch_first=True)
-        mask = pad_sequence([alone[prompt].mask[0] for prompt in prompts], batch_first=True)
-        # The null condition takes as many positions as its text, as in audiocraft.
-        lengths = mask.sum(dim=1).clamp(min=1).repeat(2)
-        states, mask = (torch.cat([part, torch.zeros_like(part)]) for part in (states, mask))
+        texts = [*prompts, *negatives]
+        alone = {text: self.text.encode([text]) for text in dict.fromkeys(texts)}
+        states = pad_sequence([alone[text].states[0] for text in texts], batch_first=True)
+        mask = pad_sequence([alone[text].mask[0] for text in texts], batch_first=True)
+        lengths = mask.sum(dim=1)
+        # A null condition takes as many positions as its prompt's text, as in audiocraft.
+        lengths = lengths.where(lengths > 0, lengths[: len(prompts)].repeat(2)).clamp(min=1)
         return Condition(states, mask, text_lengths=lengths)
 
     def _chroma(self, melodies: Sequence[Melody | None], frames: Sequence[int], begin: int) -> Tensor | None:

@@ -55,7 +55,7 @@ class Window:
     """A batch of samples within the model's context, and how to generate it.
 
     Attributes:
-        condition: [2 B, …], the prompts' conditions and as many null conditions.
+        condition: [2 B, …], the prompts' conditions and as many of their negative prompts, or null conditions.
         known: [B, K, P], the codes of the first frames, which are given.
         frames: [B], the final length of each sample, from P up to what `noise` suffices for.
         noise: [B, K, steps], see `sample`; the draws of a codebook's frame f are at step f + its delay.

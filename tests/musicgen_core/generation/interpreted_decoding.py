@@ -1,7 +1,9 @@
-"""Compare the decoding kernels with the model itself on a CPU, where Triton interprets them; run by test_decoding.
+r"""Compare the decoding kernels with the model itself on a CPU, where Triton interprets them; run by test_decoding.
 
-TRITON_INTERPRET=1 python interpreted.py interpreted_decoding.py BATCH BITS CACHE_BITS GIVEN_FRAMES CHROMA_FRAMES →
-the largest relative error of a step's logits, and whether greedy codes are those of the eager steps
+TRITON_INTERPRET=1 python interpreted.py interpreted_decoding.py BATCH BITS CACHE_BITS GIVEN_FRAMES CHROMA_FRAMES \
+    NEGATIVES → the largest relative error of a step's logits, and whether greedy codes are those of the eager steps
+
+NEGATIVES is the number of samples with a negative prompt in place of the null condition.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ FRAMES = 6
 
 
 @torch.inference_mode()
-def main(batch: int, bits: int, cache_bits: int, given: int, chroma_frames: int) -> None:
+def main(batch: int, bits: int, cache_bits: int, given: int, chroma_frames: int, negatives: int) -> None:
     lm = load_lm(find_model("debug"))
     generator = torch.Generator().manual_seed(0)
     chroma = None
@@ -34,8 +36,11 @@ def main(batch: int, bits: int, cache_bits: int, given: int, chroma_frames: int)
     decoding = Decoding(lm, positions=16, bits=bits)
     states = torch.randn(batch, 5, lm.config.text_dim, generator=generator)
     mask = torch.arange(5) < torch.randint(1, 6, (batch, 1), generator=generator)
-    both = (torch.cat([part, 0 * part]) for part in (states, mask))
-    text = Condition(next(both), next(both).bool(), chroma, mask.sum(dim=1).repeat(2))
+    away, lengths = torch.zeros_like(mask), mask.sum(dim=1).repeat(2)
+    away[:negatives] = torch.arange(5) < torch.randint(1, 6, (negatives, 1), generator=generator)
+    lengths[batch : batch + negatives] = away[:negatives].sum(dim=1)
+    states = torch.cat([states, torch.randn(states.shape, generator=generator) * away[..., None]])
+    text = Condition(states, torch.cat([mask, away]), chroma, lengths)
 
     state = decoding.begin(text, torch.full((batch, 4, FRAMES + 1), lm.config.codes.special), cache_bits=cache_bits)
     state.sequence[:, :, :FRAMES] = torch.randint(2048, (batch, 4, FRAMES), generator=generator)

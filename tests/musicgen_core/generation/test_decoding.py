@@ -44,22 +44,25 @@ def interpreted(script: str, *arguments: object) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("batch", "bits", "cache_bits", "given", "chroma_frames", "distance"),
+    ("batch", "bits", "cache_bits", "given", "chroma_frames", "negatives", "distance"),
     [
-        (1, 16, 16, 0, 0, 1e-6),
-        (3, 16, 16, 2, 0, 1e-6),
-        (1, 8, 16, 5, 0, 0.02),
-        (1, 8, 8, 0, 0, 0.02),
-        (3, 16, 8, 2, 0, 0.005),
-        (1, 16, 16, 0, 7, 1e-6),
-        (3, 16, 16, 2, 7, 1e-6),
-        (3, 8, 8, 2, 7, 0.02),
+        (1, 16, 16, 0, 0, 0, 1e-6),
+        (3, 16, 16, 2, 0, 0, 1e-6),
+        (1, 8, 16, 5, 0, 0, 0.02),
+        (1, 8, 8, 0, 0, 0, 0.02),
+        (3, 16, 8, 2, 0, 0, 0.005),
+        (1, 16, 16, 0, 7, 0, 1e-6),
+        (3, 16, 16, 2, 7, 0, 1e-6),
+        (3, 8, 8, 2, 7, 0, 0.02),
+        (2, 16, 16, 2, 0, 1, 1e-6),
+        (3, 16, 16, 2, 7, 2, 1e-6),
     ],
 )
 def test_kernels_give_the_logits_and_greedy_codes_of_the_model(
-    batch: int, bits: int, cache_bits: int, given: int, chroma_frames: int, distance: float
+    batch: int, bits: int, cache_bits: int, given: int, chroma_frames: int, negatives: int, distance: float
 ) -> None:
-    *_, error, same_codes = interpreted("interpreted_decoding.py", batch, bits, cache_bits, given, chroma_frames)
+    arguments = (batch, bits, cache_bits, given, chroma_frames, negatives)
+    *_, error, same_codes = interpreted("interpreted_decoding.py", *arguments)
     assert float(error) < distance
     assert bits == 8 or same_codes == "True"
 
