@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from musicgen_core.audiocraft_compat import import_audiocraft
 from musicgen_core.codes import CODEBOOKS, FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 from musicgen_core.data.audio import resample
+from musicgen_core.devices import start_to_host
 from musicgen_core.language import message
 from musicgen_core.melody import Chroma, Excerpt, extract_chroma
 from musicgen_core.model.compression import codec_identity, load_codec
@@ -49,6 +50,7 @@ class Codec:
         identity: a hash of the codec's weights, for fingerprints.
         model: name of its model.
         shape: of its codes.
+        decoder_layers: the layers of EnCodec's decoder in the order of their use, audiocraft's or transformers'.
         takes_melody: whether its model takes a melody, so that clips are tokenized with their chroma.
         batch_seconds: seconds of audio to pass to `start` per batch. Callers lower it when they run out of memory.
     """
@@ -63,6 +65,8 @@ class Codec:
         self.takes_melody = model.chroma_frames > 0
         self._encoder = self._model.encoder if hasattr(self._model, "encoder") else self._model.model.encoder
         self._ragged = RaggedBatches(self._encoder)
+        decoder = self._model.decoder if hasattr(self._model, "decoder") else self._model.model.decoder
+        self.decoder_layers = list(decoder.model if hasattr(decoder, "model") else decoder.layers)
         self._lock = threading.Lock()
         self._uploads = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.batch_seconds = self._fitting_seconds() / self.shape.channels
@@ -115,7 +119,10 @@ class Codec:
                 lengths = [math.ceil(length * SAMPLE_RATE / rate) for length in lengths]
             codes = self._interleave(self._encode(wav, lengths)).to(torch.int16)  # [B, K, frames]
             chroma = self._chroma(wav, lengths, excerpts)
-            on_host = _to_host(codes), _to_host(pad_sequence(chroma, batch_first=True) if chroma else codes[:0])
+            on_host = (
+                start_to_host(codes),
+                start_to_host(pad_sequence(chroma, batch_first=True) if chroma else codes[:0]),
+            )
             ready = None
             if self.device.type == "cuda":
                 ready = torch.cuda.Event()
@@ -165,6 +172,12 @@ class Codec:
         now.wait_stream(self._uploads)
         wav.record_stream(now)
         return wav
+
+    @torch.inference_mode()
+    def vectors(self, codes: Tensor) -> Tensor:
+        """Return the input of the decoder [B · channels, D, frames] on the device, from codes [B, K, frames]."""
+        found: Tensor = self._model.decode_latent(self._separate(codes.to(self.device)))
+        return found
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
@@ -224,13 +237,6 @@ class StartedBatch:
     def _wait(self) -> None:
         if self.ready is not None:
             self.ready.synchronize()
-
-
-def _to_host(values: Tensor) -> Tensor:
-    """Start copying a tensor to the host; on a GPU it is there once all work queued before is done."""
-    if values.device.type != "cuda":
-        return values
-    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
 
 
 class RaggedBatches:

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from musicgen_core.errors import DeviceError
 from musicgen_core.language import message
@@ -110,3 +111,10 @@ def can_compile() -> bool:
 
 def _has_headers() -> bool:
     return (Path(sysconfig.get_paths()["include"]) / "Python.h").exists()
+
+
+def start_to_host(values: Tensor) -> Tensor:
+    """Start copying a tensor to the host; on a GPU it is there once all work queued before is done."""
+    if values.device.type != "cuda":
+        return values
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)

@@ -16,6 +16,7 @@ from musicgen_core.codes import FRAME_RATE
 from musicgen_core.config import SamplingSettings
 from musicgen_core.devices import can_compile
 from musicgen_core.errors import Cancelled, DeviceError
+from musicgen_core.generation.finished_frames import FinishedFrames, OnFrames
 from musicgen_core.generation.melody import Melody, window_chroma
 from musicgen_core.generation.sampling import Window
 from musicgen_core.language import message
@@ -70,6 +71,7 @@ class Engine:
         known: Tensor | None = None,
         melodies: Sequence[Melody | None] | None = None,
         negatives: Sequence[str | None] | None = None,
+        on_frames: OnFrames | None = None,
     ) -> list[Tensor]:
         """Generate the codes of one sample per prompt, in one batch.
 
@@ -86,6 +88,8 @@ class Engine:
             known: [prompts, K, frames], codes that the samples start with.
             melodies: what each sample follows, in a model that takes a melody; None follows none.
             negatives: the texts that guidance leads away from; None leads away from the null condition.
+            on_frames: called with the codes [prompts, K, new frames] as they are completed, on the CPU. On a GPU they
+                are copied while later steps run.
 
         Returns:
             The codes [K, frames] of each sample, int64, on the CPU.
@@ -104,6 +108,7 @@ class Engine:
         windows = window_bounds(codes.shape[-1], max(frames), self.window, frames_of(settings.overlap))
         total = sum(end - have + shape.most_delay for _, have, end in windows)  # the last step is predicted, never read
         done, reached = 0, None
+        finished = FinishedFrames(on_frames, shape, codes.shape[-1]) if on_frames else None
         for begin, have, end in windows:
             window = Window(
                 condition=replace(text, chroma=self._chroma(followed, frames, begin)),
@@ -115,10 +120,12 @@ class Engine:
                 guidance=self.coefficient(settings),
             )
             steps = self._steps(window)
-            for _ in range(end - have + shape.most_delay):
+            for step in range(1, end - have + shape.most_delay + 1):
                 if cancelled():
                     raise Cancelled(f"generating was cancelled at step {done} of {total}")
                 steps.advance()
+                if finished is not None:
+                    finished.follow(steps.sequence, begin, have + step - shape.most_delay)
                 if done % SYNC_STEPS == 0 and noise.is_cuda:
                     # Reported progress stays close to the GPU's, which still always has queued steps.
                     waited_for, reached = reached, torch.cuda.Event()
@@ -130,7 +137,10 @@ class Engine:
             new = undelay(steps.sequence, shape, end - begin)
             codes = torch.cat([codes, new[:, :, have - begin :]], dim=2)
             del steps  # frees its caches for those of the next window
-        return [sample[:, :count] for sample, count in zip(codes.cpu(), frames, strict=True)]
+        codes = codes.cpu()
+        if finished is not None:
+            finished.finish(codes)
+        return [sample[:, :count] for sample, count in zip(codes, frames, strict=True)]
 
     def _steps(self, window: Window) -> Steps:
         if self._decoding is not None:

@@ -36,14 +36,14 @@ def normalize(samples: Audio, rate: int) -> Audio:
     for _ in range(6):
         with warnings.catch_warnings(), np.errstate(divide="ignore"):
             warnings.simplefilter("ignore")
-            loudness = meter.integrated_loudness(_limit(samples * gain))
+            loudness = meter.integrated_loudness(limit(samples * gain))
         if not np.isfinite(loudness) or abs(loudness - TARGET_LUFS) < 0.05:
             break
         gain *= 10 ** ((TARGET_LUFS - loudness) / 20)
-    return _limit(samples * gain).astype(np.float32)
+    return limit(samples * gain).astype(np.float32)
 
 
-def _limit(samples: Audio) -> Audio:
+def limit(samples: Audio) -> Audio:
     """Apply a soft limiter: above the knee, a tanh curve towards the ceiling whose slope at the knee is 1."""
     size = np.abs(samples)
     headroom = CEILING - KNEE

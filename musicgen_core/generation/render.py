@@ -22,6 +22,7 @@ from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.errors import ConfigError
 from musicgen_core.generation.engine import Engine
 from musicgen_core.generation.files import GeneratedSample, write_sample
+from musicgen_core.generation.finished_frames import OnFrames
 from musicgen_core.generation.loudness import normalize, sound_of
 from musicgen_core.generation.melody import check_takes_melody
 from musicgen_core.generation.numbering import Numbering, stem_of
@@ -50,6 +51,7 @@ WRITERS = 4
 """Threads that encode, draw and write the files of several samples at once."""
 
 OnProgress = Callable[[int, int, str], None]
+OnSampleFrames = Callable[[PlannedSample, Tensor], None]
 
 
 def render(
@@ -84,6 +86,7 @@ def render_with(
     on_progress: OnProgress = lambda done, total, text: None,
     on_piece: Callable[[Rendered], None] = lambda piece: None,
     cancelled: Callable[[], bool] = lambda: False,
+    on_frames: OnSampleFrames | None = None,
 ) -> list[Rendered]:
     """Render every prompt with a model in memory: the files are those of `render`.
 
@@ -91,13 +94,14 @@ def render_with(
         resident: the model; adapters of the request that it lacks are loaded.
         request: what to render; its model and device are ignored.
         on_progress: see `render`, as are the others, the result and the errors.
+        on_frames: called with the first sample of each batch and its codes [K, new frames] as they are completed.
     """
     _check(request)
     numbering = Numbering(*_folders(request))
     if request.melodies:
         check_takes_melody(resident.model.name, resident.model.chroma_frames > 0)
     resident.add_adapters(request.all_adapters)
-    return _render_all(resident, request, numbering, on_progress, on_piece, cancelled)
+    return _render_all(resident, request, numbering, on_progress, on_piece, cancelled, on_frames)
 
 
 def _check(request: RenderRequest) -> None:
@@ -120,6 +124,7 @@ def _render_all(
     on_progress: OnProgress,
     on_piece: Callable[[Rendered], None],
     cancelled: Callable[[], bool],
+    on_frames: OnSampleFrames | None = None,
 ) -> list[Rendered]:
     for folder in _folders(request):
         storage.delete_partials(folder)
@@ -134,6 +139,7 @@ def _render_all(
             on_progress=on_progress,
             on_piece=on_piece,
             cancelled=cancelled,
+            on_frames=on_frames,
         )
         rendering.run()
     return [piece.rendered for piece in rendering.done]
@@ -165,10 +171,12 @@ class _Rendering:
         on_progress: OnProgress,
         on_piece: Callable[[Rendered], None],
         cancelled: Callable[[], bool],
+        on_frames: OnSampleFrames | None,
     ) -> None:
         self._resident, self._request, self._device = resident, request, resident.device
         self._pieces, self._writers, self._numbering = pieces, writers, numbering
         self._on_progress, self._on_piece, self._cancelled = on_progress, on_piece, cancelled
+        self._on_frames = on_frames
         self.done: list[_Made] = []
         self._identity = writers.submit(lambda: resident.model.identity)  # reads 6 GB while the model is loaded
         self._writing: list[Future[_Made]] = []
@@ -196,6 +204,7 @@ class _Rendering:
             self._deliver_written()
         if music is None:
             smaller = self._max_batch = smaller_size(size)
+            self._on_frames = None  # it has heard the beginning of samples that are generated again
             logger.warning("out of GPU memory: a batch has %s from here on, not %d", counted(smaller, "sample"), size)
             torch.cuda.empty_cache()
             for start in range(0, len(batch), smaller):
@@ -269,8 +278,24 @@ class _Rendering:
             frames=[piece.frames for piece in batch] + empty * [given + 1],
             known=known,
             melodies=[*(piece.melody for piece in batch), *(empty * [None])],
+            on_frames=self._frames_listener(batch[0]),
         )
         return codes[: len(batch)]
+
+    def _frames_listener(self, piece: PlannedSample) -> OnFrames | None:
+        """Return what hands on the frames of the first sample of a batch, up to its own end."""
+        listener = self._on_frames
+        if listener is None:
+            return None
+        heard = piece.continuation.frames
+
+        def on_frames(codes: Tensor) -> None:
+            nonlocal heard
+            if (own := codes[0, :, : piece.frames - heard]).shape[-1]:
+                heard += own.shape[-1]
+                listener(piece, own)
+
+        return on_frames
 
     def _decode(self, codes: Sequence[Tensor]) -> list[Tensor]:
         """Return the audio [channels, samples] of each sample; neighbours of one length are decoded in one batch."""

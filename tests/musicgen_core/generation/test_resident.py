@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from musicgen_core import storage
 from musicgen_core.errors import AdapterError, Cancelled, ConfigError
+from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import render, render_with
 from musicgen_core.generation.resident import ResidentModel, load_model
 from musicgen_core.model.adapters import Adapter, save_adapter
 from musicgen_core.model.weights import BaseModel
-from tests.musicgen_core.generation.rendered_files import PROMPTS, names_in, sidecar_of
+from tests.musicgen_core.generation.rendered_files import PROMPTS, codes_of, names_in, sidecar_of
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -67,3 +70,15 @@ def test_the_engine_is_kept_until_a_strength_changes(debug_model: BaseModel, req
     first = resident.engine(request.adapters)
     assert resident.engine(request.adapters) is first
     assert resident.engine(()) is not first
+
+
+def test_frames_of_the_first_sample_of_each_batch_are_heard_as_they_are_made(request_for: Any) -> None:
+    prompts = [Prompt(prompt="slow", duration=0.5), Prompt(prompt="fast", duration=0.7), Prompt(prompt="loud")]
+    heard: dict[int, list[Tensor]] = {}
+    request = request_for(prompts=prompts, save_codes=True, batch_size=2)
+    pieces = render_with(
+        load_model(request), request, on_frames=lambda piece, codes: heard.setdefault(piece.number, []).append(codes)
+    )
+    assert len(pieces) == 3 and len(heard) == 2
+    for number, parts in heard.items():
+        assert np.array_equal(torch.cat(parts, dim=1).numpy(), codes_of(pieces[number].wav))
