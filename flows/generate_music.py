@@ -32,6 +32,7 @@ def generate_music(given: GenerateParameters) -> list[Rendered] | State[list[Ren
         settings=collect(SamplingSettings, given),
         adapters=_chosen_adapters(given.adapter, given.model),
         strengths=given.strengths,
+        control=given.control,
         compare=given.compare,
         variations=given.variations,
         continue_from=given.continue_from or None,

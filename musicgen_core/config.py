@@ -28,7 +28,8 @@ Format = Literal["flac", "mp3"]
 """Additional formats that can be written beside a wav"""
 
 
-def _check_prompt(text: str) -> str:
+def check_prompt(text: str) -> str:
+    """Return a prompt if it can be encoded and isn't too long; a validator of pydantic."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -39,7 +40,7 @@ def _check_prompt(text: str) -> str:
     return text
 
 
-PromptText = Annotated[str, AfterValidator(_check_prompt)]
+PromptText = Annotated[str, AfterValidator(check_prompt)]
 """Text prompt for generation"""
 
 

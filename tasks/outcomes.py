@@ -47,6 +47,8 @@ DESCRIBE = message(
 )
 """Advice on how to add descriptions to clips"""
 _DESCRIPTIONS = message("descriptions, to look through and correct")
+_CONTROL = ("negative_prompt", "tempo", "key", "instruments")
+"""Parameters of control"""
 _OWN_MUSIC = message("Teach the model your own music: put zips of sound files into archives/, and tokenize them")
 MAIN_FILES: dict[str, str] = {
     message("best adapter"): f"{ADAPTERS}/{BEST_ADAPTER}.pt",
@@ -219,7 +221,7 @@ def rendered(pieces: Sequence[Rendered], given: Mapping[str, Any]) -> Outcome:
         made.append(Made(message("{seconds:g} s, {voice}: {title}", **named), piece.wav))
     adapters = parse_adapters(split_adapters(given.get("adapter")))
     prompts = [text for text in dict.fromkeys(piece.prompt for piece in pieces) if one_line(text) == text]
-    again = _kept(given, "adapter", "model", "compare", "strengths", "duration", "separate_melody")
+    again = _kept(given, "adapter", "model", "compare", "strengths", "duration", "separate_melody", *_CONTROL)
     again |= {name: str(_absolute(file)) for name in ("continue_from", "melody") if (file := given.get(name))}
     if adapters:
         again["adapter"] = _located(adapters)

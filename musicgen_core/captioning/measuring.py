@@ -25,7 +25,7 @@ from musicgen_core.data.mix_down import AudioArray
 from musicgen_core.errors import ClipRejected, DeviceError
 from musicgen_core.language import message
 from musicgen_core.music_tags import CATEGORIES, VOCABULARY, Tag, choose_tags
-from musicgen_core.music_theory import PITCH_CLASSES
+from musicgen_core.music_theory import key_name
 
 K = TypeVar("K")
 SPEECH_RATE = 16_000
@@ -42,9 +42,6 @@ MOST_SECONDS = 600.0
 
 KEY_CONFIDENCE = 0.5
 """Below this confidence a clip has no key: half of those keys are wrong, mostly the relative one (bench/RESULTS.md)"""
-MAJOR = ("C", "Db", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
-MINOR = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "G#", "A", "Bb", "B")
-"""Names of the keys with the fewest accidentals, by pitch class of the tonic"""
 
 Fields = dict[str, Any]
 
@@ -192,14 +189,13 @@ def _fields(measured: dict[str, float], tags: Sequence[Tag]) -> Fields:
     has_tempo = not math.isnan(measured["tempo"])
     root, is_minor = int(measured["root"]), bool(measured["minor"])
     has_key = root >= 0 and measured["key_confidence"] >= KEY_CONFIDENCE
-    mode = "minor" if is_minor else "major"
     ordered = sorted(tags, key=lambda tag: -tag.probability)
     return {
         TAGS: [tag.name for tag in ordered],
         **_own_categories(ordered),
         "tempo": round(measured["tempo"], 1) if has_tempo else None,
         "tempo_steady": bool(measured["steady"]) if has_tempo else None,
-        "key": f"{(MINOR if is_minor else MAJOR)[root % PITCH_CLASSES]} {mode}" if has_key else None,
+        "key": key_name(root, "minor" if is_minor else "major") if has_key else None,
         "loudness": round(measured["loudness"], 1) if math.isfinite(measured["loudness"]) else None,
         **{name: round(measured[name], 4) for name in ("silence", "clipping", "speech")},
         CONFIDENCE: {

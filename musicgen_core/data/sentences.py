@@ -7,6 +7,7 @@ that a model doesn't learn a single pattern, and so that the same clip always ge
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -49,6 +50,22 @@ def compose(fields: Mapping[str, Any], clip: str) -> str | None:
     choice = int.from_bytes(hashlib.blake2b(clip.encode("utf-8", "replace"), digest_size=4).digest(), "big")
     wording = _WORDINGS[choice % len(_WORDINGS)]
     return ", ".join(filter(None, wording(parts))) or None
+
+
+def extended(text: str, fields: Mapping[str, Any]) -> str:
+    """Return a prompt with the words that descriptions have for its fields: `jazz trio, piano, 90 bpm, A minor`.
+
+    The text takes the place of pace, mood and genre. Words that it has already are not added.
+    """
+    parts = _parts(fields)
+    if text:
+        parts = parts._replace(adjectives="", genre="")
+    missing = [words for words in _OF_PROMPTS(parts) if words and not _has(text, words)]
+    return ", ".join([*filter(None, [text.rstrip(" .,")]), *missing]) if missing else text
+
+
+def _has(text: str, words: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def without_vocals(entry: MetadataEntry) -> MetadataEntry:
@@ -131,3 +148,5 @@ _WORDINGS: tuple[Callable[[_Parts], tuple[str, ...]], ...] = (
     lambda parts: (_words([parts.tempo, _led(parts)]), _in_key(parts), parts.vocals),
 )
 """Wordings, in the order that people use: pace, mood and genre, instruments, then the rest"""
+_OF_PROMPTS = _WORDINGS[1]
+"""One for all prompts, so that prompts with equal words have equal texts"""

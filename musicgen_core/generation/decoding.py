@@ -266,14 +266,12 @@ class Decoding:
     def _prefill(self, state: DecodeState, condition: Condition, given: Tensor) -> None:
         """Fill the caches with what stands before the first step, with codes `given` [R, K, steps].
 
-        Prefixes are read prompt by prompt, with its null condition: rounded as if the prompt were alone. A negative
-        prompt whose text has another length is read by itself.
+        Prefixes are read prompt by prompt, both conditions at once if they are as long: rounded as if it were alone.
         """
         if state.prefixes is None:
             self.lm.prefill(given, _caches_to_fill(state, given.shape[-1]), condition.attend)
             return
-        prompts = len(state.sequence)
-        for number in range(prompts):
+        for number in range(prompts := len(state.sequence)):
             pair = slice(number, None, prompts)
             first, second = condition.text_positions[pair].tolist()
             alone = [slice(row, row + 1) for row in (number, prompts + number)]
@@ -356,9 +354,8 @@ class Decoding:
 def _caches_to_fill(s: DecodeState, filled: int, rows: slice = slice(None)) -> Iterator[LayerCache]:
     """Yield each layer's cache of some rows for the model to fill up to a position.
 
-    With 8 bits a cache is quantized when the next one is requested.
-
-    The last one is quantized too, because the consumer zips strictly over the layers and so requests one more.
+    With 8 bits a cache is quantized when the next one is requested. The last one is, too, because the consumer zips
+    strictly over the layers and so requests one more.
     """
     for layer, (cache, text) in enumerate(zip(s.caches[:, :, rows], s.text_cache[:, :, rows], strict=True)):
         if s.scales is None:

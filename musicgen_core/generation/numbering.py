@@ -22,14 +22,14 @@ _CLAIM = "claim"
 _READERS = 8
 _IDENTIFYING = (
     *("prompt", "seed", "variation", "continued_from_sha256", "duration", "sampling"),
-    *("melody_sha256", "melody_separator", "weight_bits", "cache_bits"),
+    *("melody_sha256", "melody_separator", "weight_bits", "cache_bits", "negative_prompt"),
 )
 
 
 def identity(sidecar: Sidecar) -> str:
     """Return the values that determine how a sample sounds: equal for the same sample rendered again.
 
-    They are text, seed, variation, the continued file, the melody, length, model, adapters with strengths and sampling
+    They are texts, seed, variation, the continued file, the melody, length, model, adapters with strengths and sampling
     settings. Device, batch size and versions are not included, so that a retry on another machine replaces the sample.
     """
     model = str(sidecar.get("model")).rpartition("@")[2]

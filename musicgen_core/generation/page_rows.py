@@ -28,6 +28,7 @@ _SAMPLING = {
 """Names of sampling settings that each language has its own word for"""
 _OF_ROW = (
     "variation",
+    "negative_prompt",
     "duration",
     "continued_from",
     "melody",
@@ -187,6 +188,8 @@ def _facts(sidecar: Sidecar, common: Mapping[str, Any]) -> list[str]:
         facts.append(say("continues {file}", file=_file_name(before)))
     if followed := sidecar.get("melody"):
         facts.append(say("follows {file}", file=_file_name(followed)))
+    if negative := sidecar.get("negative_prompt"):
+        facts.append(say("away from “{text}”", text=negative))
     own = {name: value for name, value in _sampling(sidecar).items() if name not in common}
     return facts + words(own)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class PlannedSample:
     Attributes:
         number: its number, from 0, over all prompts, variations and mixes of adapters.
         prompt_number: its prompt's number, from 0.
-        prompt: its text.
+        prompt: the text that the model reads.
         variation: how many earlier samples have its prompt and seed; `--variations` gives it for a single prompt.
         seed: the seed in the settings or of the prompt.
         stream: the seed of its random stream, derived from seed, prompt and variation.
@@ -68,6 +69,8 @@ class PlannedSample:
         continuation: the audio that it continues.
         melody: what it follows, or None.
         mix: the adapters that it is rendered with.
+        negative_prompt: the text that guidance leads away from; None for the null condition.
+        fields: the prompt as it was given, and the fields that were added to it; None if there were none.
     """
 
     number: int
@@ -80,10 +83,29 @@ class PlannedSample:
     continuation: Continuation
     melody: Melody | None = None
     mix: Mix = ()
+    negative_prompt: str | None = None
+    fields: Mapping[str, Any] | None = None
 
     @property
     def new_frames(self) -> int:
         return self.frames - self.continuation.frames
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The part of its sidecar that is known before it is rendered."""
+        return {
+            "prompt": self.prompt,
+            "fields": self.fields,
+            "negative_prompt": self.negative_prompt,
+            "seed": self.seed,
+            "variation": self.variation,
+            "stream": self.stream,
+            "continued_from": self.continuation.path,
+            "continued_from_sha256": self.continuation.sha256,
+            "melody": self.melody and self.melody.path,
+            "melody_sha256": self.melody and self.melody.sha256,
+            "melody_separator": self.melody and self.melody.separator,
+        }
 
 
 def plan(request: RenderRequest, codec: Codec, separator: Separator | None = None) -> list[PlannedSample]:
@@ -95,11 +117,12 @@ def plan(request: RenderRequest, codec: Codec, separator: Separator | None = Non
         ConfigError: a sound file can't be read, or one to continue isn't shorter than its sample; or an adapter can't
             be parsed.
     """
-    prompts, settings, variations = request.prompts, request.settings, request.variations
+    prompts = [prompt.with_defaults(request.control) for prompt in request.prompts]
+    settings, variations = request.settings, request.variations
     mixes = [request.mixes(prompt) for prompt in prompts]
     numbers = [number for number in range(len(prompts)) for _ in range(variations)]
     seeds = [settings.seed if prompt.seed is None else prompt.seed for prompt in prompts]
-    wanted = [(seeds[number], prompts[number].prompt) for number in numbers]
+    wanted = [(seeds[number], prompts[number].text) for number in numbers]
     nothing = torch.zeros(codec.shape.codebooks, 0, dtype=torch.int64)
     read: dict[str | None, Continuation] = {None: Continuation(nothing)}
     melodies: dict[str | None, Melody | None] = {None: None}
@@ -126,6 +149,8 @@ def plan(request: RenderRequest, codec: Codec, separator: Separator | None = Non
                 continuation=read[source],
                 melody=melodies[followed],
                 mix=mix,
+                negative_prompt=prompt.negative_prompt or None,
+                fields={"prompt": prompt.prompt, **prompt.fields} if any(prompt.fields.values()) else None,
             )
             for place, mix in enumerate(mixes[number])
         ]

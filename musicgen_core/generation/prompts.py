@@ -10,10 +10,12 @@ from pydantic import BeforeValidator, Field
 
 from musicgen_core import storage
 from musicgen_core.config import PromptText
+from musicgen_core.data.sentences import extended
 from musicgen_core.errors import ConfigError, reason_of
+from musicgen_core.generation.control import ControlSettings
 from musicgen_core.language import message
 from musicgen_core.model.weighted_adapters import split_adapters
-from musicgen_core.settings import LONGEST_SECONDS, Settings, validate
+from musicgen_core.settings import LONGEST_SECONDS, validate
 from musicgen_core.texts import decode_text
 from musicgen_core.wording import counted
 
@@ -24,8 +26,8 @@ def _adapter_texts(given: Any) -> Any:
     return split_adapters(given) if given is None or isinstance(given, str | list) else given
 
 
-class Prompt(Settings):
-    """A text to make music from; a field that is None has the value of the settings."""
+class Prompt(ControlSettings):
+    """A text to make music from; a field that is None or empty has the value of the settings."""
 
     prompt: PromptText = Field(description="the text")
     duration: float | None = Field(None, gt=0, le=LONGEST_SECONDS, description="seconds of music")
@@ -35,6 +37,21 @@ class Prompt(Settings):
     adapter: Annotated[tuple[str, ...], BeforeValidator(_adapter_texts)] = Field(
         (), description="adapters with strengths, or base; empty: those of the command"
     )
+
+    def with_defaults(self, defaults: ControlSettings) -> Prompt:
+        """Return the prompt with these values where it has none of its own."""
+        own = {name for name in ControlSettings.model_fields if getattr(self, name) not in (None, ())}
+        return self.model_copy(update={name: value for name, value in defaults if name not in own})
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields that are added to the text, under their names in captions; those that are None aren't."""
+        return {"tempo": self.tempo, "key": self.key, "instruments": list(self.instruments) or None}
+
+    @property
+    def text(self) -> str:
+        """The text that the model reads: the prompt with the fields, in the words of captions."""
+        return extended(self.prompt, self.fields)
 
 
 def read_prompts(path: str) -> list[Prompt]:

@@ -115,6 +115,17 @@ def _check(request: RenderRequest) -> None:
             )
     if request.separate_melody and not request.melodies:
         raise ConfigError(message("--separate-melody is given without a melody"), message("Give --melody"))
+    if request.settings.guidance is not None:
+        _check_guided(request, request.settings.guidance)
+
+
+def _check_guided(request: RenderRequest, guidance: float) -> None:
+    """Raise ConfigError if there is a negative prompt that guidance, whose coefficient is 1, doesn't lead away from."""
+    if guidance == 1 and any(prompt.with_defaults(request.control).negative_prompt for prompt in request.prompts):
+        raise ConfigError(
+            message("a negative prompt has no effect at guidance 1"),
+            message("Give another --guidance, such as 3, or leave out the negative prompt"),
+        )
 
 
 def _render_all(
@@ -128,6 +139,8 @@ def _render_all(
 ) -> list[Rendered]:
     for folder in _folders(request):
         storage.delete_partials(folder)
+    if request.settings.guidance is None:
+        _check_guided(request, resident.model.config.inference_coefficient)
     pieces = plan(request, resident.codec, _separator(request, resident.device))
     with ThreadPoolExecutor(WRITERS, "writing music") as writers:
         rendering = _Rendering(
@@ -278,6 +291,7 @@ class _Rendering:
             frames=[piece.frames for piece in batch] + empty * [given + 1],
             known=known,
             melodies=[*(piece.melody for piece in batch), *(empty * [None])],
+            negatives=[*(piece.negative_prompt for piece in batch), *(empty * [None])],
             on_frames=self._frames_listener(batch[0]),
         )
         return codes[: len(batch)]
@@ -317,15 +331,7 @@ class _Rendering:
         seconds, adapters = len(audio) / SAMPLE_RATE, self._described(piece.mix)
         sampling = {**request.settings.model_dump(mode="json"), "duration": seconds, "seed": piece.seed}
         sidecar = {
-            "prompt": piece.prompt,
-            "seed": piece.seed,
-            "variation": piece.variation,
-            "stream": piece.stream,
-            "continued_from": piece.continuation.path,
-            "continued_from_sha256": piece.continuation.sha256,
-            "melody": piece.melody and piece.melody.path,
-            "melody_sha256": piece.melody and piece.melody.sha256,
-            "melody_separator": piece.melody and piece.melody.separator,
+            **piece.described,
             "duration": seconds,
             "model": self._identity.result(),
             "adapter": adapters if len(adapters) > 1 else next(iter(adapters), None),

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from musicgen_core.config import DEFAULT_MODEL, Format, SamplingSettings
 from musicgen_core.escaping import one_line
+from musicgen_core.generation.control import ControlSettings
 from musicgen_core.generation.page import PAGE
 from musicgen_core.generation.prompts import Prompt
 from musicgen_core.language import message
@@ -33,6 +34,7 @@ class RenderRequest:
         settings: sampling settings.
         adapters: adapters with strengths, mixed for every prompt that names none; empty for the base model.
         strengths: factors of all strengths, with each of which every prompt is rendered; empty: once, as they are.
+        control: what the music should have and avoid, unless its prompt says otherwise.
         compare: render each prompt with the base model as well, from the same seed.
         variations: samples per prompt, each from a random stream of its own.
         continue_from: a sound file that every sample continues, unless its prompt names another; or None.
@@ -55,6 +57,7 @@ class RenderRequest:
     settings: SamplingSettings = field(default_factory=SamplingSettings)
     adapters: Sequence[WeightedAdapter] = ()
     strengths: Sequence[float] = ()
+    control: ControlSettings = field(default_factory=ControlSettings)
     compare: bool = False
     variations: int = 1
     continue_from: str | None = None

@@ -56,7 +56,7 @@ def general_prompts(settings: TrainSettings) -> list[str]:
     Raises:
         ConfigError: the file is missing, holds no prompts, or has invalid lines.
     """
-    return [prompt.prompt for prompt in read_prompts(settings.prior_prompts or str(GENERAL_PROMPTS))]
+    return [prompt.text for prompt in read_prompts(settings.prior_prompts or str(GENERAL_PROMPTS))]
 
 
 def prior_share(own: int, fraction: float) -> int:

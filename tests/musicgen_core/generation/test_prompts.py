@@ -66,12 +66,12 @@ def test_a_missing_prompts_file_is_named_without_an_error_number(tmp_path: Path)
 
 def test_every_wrong_line_of_jsonl_is_named_with_what_is_wrong(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": "good"}\n{"prompt":\n{"prompt": "x", "duration": -1, "tempo": 3}\n3\n{"seed": 1}\n')
+    path.write_text('{"prompt": "good"}\n{"prompt":\n{"prompt": "x", "duration": -1, "tempi": 3}\n3\n{"seed": 1}\n')
     with pytest.raises(ConfigError) as refused:
         read_prompts(str(path))
     found = refused.value.found
     assert found.startswith(f"the prompts file {path} is wrong: line 2 is no JSON")
-    assert "the fields of line 3 have 2 problems: duration" in found and "no setting tempo" in found
+    assert "the fields of line 3 have 2 problems: duration" in found and "no setting tempi" in found
     assert "line 4 is neither a text nor an object" in found
     assert "the fields of line 5 have a problem: prompt: field required" in found
     assert '{"prompt": "slow jazz"' in refused.value.next_step
