@@ -23,7 +23,8 @@ from musicgen_core.model.adapters import AdapterConfig
 from musicgen_core.model.decoder import Condition
 from musicgen_core.model.lora import add_lora
 from musicgen_core.training.compute.dropout import clip_seeds
-from musicgen_core.training.compute.model import Execution, TrainingModel
+from musicgen_core.training.compute.execution import Execution
+from musicgen_core.training.compute.model import TrainingModel
 from musicgen_core.training.files.checkpoint import snapshot
 from musicgen_core.training.optimization import RunOptimizer
 

@@ -18,7 +18,8 @@ from bench.train import clips, large, random_lm
 from musicgen_core.model.adapters import AdapterConfig
 from musicgen_core.model.lora import add_lora
 from musicgen_core.training.compute.dropout import clip_seeds
-from musicgen_core.training.compute.model import Execution, TrainingModel
+from musicgen_core.training.compute.execution import Execution
+from musicgen_core.training.compute.model import TrainingModel
 
 REPEATS = 4
 

@@ -38,9 +38,10 @@ from musicgen_core.model.local_files import TEXT_ENCODER
 from musicgen_core.model.lora import add_lora
 from musicgen_core.model.weights import find_model
 from musicgen_core.training.compute.dropout import clip_seeds
+from musicgen_core.training.compute.execution import Execution
 from musicgen_core.training.compute.full_model import FullTrainingModel
 from musicgen_core.training.compute.losses import clip_losses
-from musicgen_core.training.compute.model import Execution, TrainingModel
+from musicgen_core.training.compute.model import TrainingModel
 
 FRAMES, SECONDS = 1500, 30.0
 TEXT_LENGTH = 32

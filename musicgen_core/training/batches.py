@@ -19,7 +19,7 @@ from musicgen_core.devices import can_compile, check_fp8, compute_dtype, memory_
 from musicgen_core.errors import ConfigError
 from musicgen_core.language import message
 from musicgen_core.learning_settings import EFFECTIVE_BATCH
-from musicgen_core.training.compute.model import Execution
+from musicgen_core.training.compute.execution import Execution
 from musicgen_core.training.prior_preservation import prior_share
 from musicgen_core.training.processes.distributed import World
 

@@ -14,8 +14,9 @@ from musicgen_core.errors import Cancelled, TrainingError
 from musicgen_core.model.adapters import AdapterConfig
 from musicgen_core.model.decoder import MusicgenLM
 from musicgen_core.model.lora import add_lora
+from musicgen_core.training.compute.execution import Execution
 from musicgen_core.training.compute.full_model import FullTrainingModel
-from musicgen_core.training.compute.model import Execution, TrainingModel
+from musicgen_core.training.compute.model import TrainingModel
 from musicgen_core.training.files.checkpoint import snapshot
 from musicgen_core.training.optimization import RunOptimizer
 from musicgen_core.training.processes.distributed import LostRank, World

@@ -25,8 +25,8 @@ from musicgen_core.model.trained_model import Learned, TrainedModel
 from musicgen_core.process import deferred_signals
 from musicgen_core.stages import announce
 from musicgen_core.training.batches import Batches, BatchSize
+from musicgen_core.training.compute.execution import Execution
 from musicgen_core.training.compute.gradients import StepGradients
-from musicgen_core.training.compute.model import Execution
 from musicgen_core.training.files.checkpoint import Progress
 from musicgen_core.training.hooks import Hooks
 from musicgen_core.training.learner import Learner

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -17,28 +17,32 @@ _FASTEST = [
     SDPBackend.MATH,
 ]
 """The fastest on an H200 first."""
-_DETERMINISTIC = _FASTEST[1:]
-"""Those with a backward pass that adds up in a fixed order if asked to."""
+_DETERMINISTIC = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+"""Those with a backward pass that can add up in a fixed order: cuDNN's can't."""
+
+
+def attention_kernels(deterministic: bool) -> AbstractContextManager[None]:
+    """Choose the kernels of self-attention.
+
+    Args:
+        deterministic: whether their backward pass, within `deterministic_backward`, must give the same bits each time.
+    """
+    kernels: AbstractContextManager[None] = sdpa_kernel(_DETERMINISTIC if deterministic else _FASTEST, True)
+    return kernels
 
 
 @contextmanager
-def attention_kernels(deterministic: bool) -> Iterator[None]:
-    """Choose the kernels of self-attention in the forward and backward passes of the block.
+def deterministic_backward() -> Iterator[None]:
+    """Let flash attention's backward pass add up in a fixed order.
 
-    Args:
-        deterministic: whether equal inputs must give equal bits, also in the backward pass.
+    The switch is PyTorch's own, which other operations refuse: the block should hold the attention's backward alone.
     """
-    if not deterministic:
-        with sdpa_kernel(_FASTEST, set_priority=True):
-            yield
-        return
     switches: Any = torch.utils.deterministic
     mode, fills = torch.get_deterministic_debug_mode(), switches.fill_uninitialized_memory
     switches.fill_uninitialized_memory = False  # it takes a kernel for each new tensor
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
     try:
-        with sdpa_kernel(_DETERMINISTIC, set_priority=True):
-            yield
+        yield
     finally:
         torch.set_deterministic_debug_mode(mode)
         switches.fill_uninitialized_memory = fills

@@ -18,8 +18,9 @@ from musicgen_core.errors import ModelError
 from musicgen_core.language import message
 from musicgen_core.model.decoder import Condition, MusicgenLM, teacher_forcing
 from musicgen_core.training.compute.attention import attention_kernels
+from musicgen_core.training.compute.execution import Execution
 from musicgen_core.training.compute.losses import head_losses
-from musicgen_core.training.compute.model import Execution, allow_shapes
+from musicgen_core.training.compute.model import allow_shapes
 from musicgen_core.training.compute.parameters import SeparateParameters
 from musicgen_core.training.compute.sharding import gathered, like_shard, shard
 from musicgen_core.training.processes.distributed import World

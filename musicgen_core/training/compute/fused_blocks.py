@@ -11,6 +11,7 @@ kernels that read the activations anyway.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from musicgen_core.devices import shared_memory_bytes
 from musicgen_core.model.decoder import DecoderLayer
 from musicgen_core.training.compute import blocks, kernels
+from musicgen_core.training.compute.attention import deterministic_backward
 from musicgen_core.training.compute.blocks import (
     Blocks,
     BlockWeights,
@@ -33,6 +35,7 @@ from musicgen_core.training.compute.blocks import (
     self_attention,
     split_heads,
 )
+from musicgen_core.training.compute.execution import Execution
 from musicgen_core.training.compute.fp8 import Quantized
 from musicgen_core.training.compute.fused_linear import (
     SPLITS,
@@ -53,8 +56,9 @@ class _SelfAttention:
             self._output = self_attention(*self._inputs)
         self.output = self._output.detach()
 
-    def backward(self, grad: Tensor) -> Tensor:
-        return join_heads(*torch.autograd.grad(self._output, self._inputs, grad))
+    def backward(self, grad: Tensor, deterministic: bool) -> Tensor:
+        with deterministic_backward() if deterministic else nullcontext():
+            return join_heads(*torch.autograd.grad(self._output, self._inputs, grad))
 
 
 @dataclass
@@ -101,6 +105,7 @@ class FusedBlock:
     Args:
         heads: D / heads is the width of one.
         precision: `fp8`, or anything else for the precision of the weights.
+        deterministic: whether the backward pass must give the same bits each time.
         copies: [total], the adapters' parameters in 16 bits.
         gradients: [total], fp32, to which their gradients are added.
         partial: [SPLITS · total or more], scratch for partial sums that all blocks share.
@@ -112,11 +117,12 @@ class FusedBlock:
         weights: BlockWeights,
         heads: int,
         precision: str,
+        deterministic: bool,
         copies: Tensor,
         gradients: Tensor,
         partial: Tensor,
     ) -> None:
-        self.fp8 = precision == "fp8"
+        self.fp8, self.deterministic = precision == "fp8", deterministic
         self.index, self.norms, self.heads = index, weights.norms, heads
         partial = partial[: SPLITS * len(gradients)].view(SPLITS, -1)
         self.gradients, self.partial = gradients, partial
@@ -210,7 +216,8 @@ class FusedBlock:
             before("text_kv", grad_kv, inputs.text, inputs.text_dropout_seeds[self.index])
             linears["text_q"].up_grad(grad_q, acts["text_q"].h)
             rows, quantized = before_norm("text_q", grad_q, rows, saved.residual[1], seeds[2])
-        grad_qkv = saved.own.backward(before("out", rows, saved.own.output, seeds[1], quantized))
+        grad_own = before("out", rows, saved.own.output, seeds[1], quantized)
+        grad_qkv = saved.own.backward(grad_own, self.deterministic)
         linears["qkv"].up_grad(grad_qkv, acts["qkv"].h)
         rows, quantized = before_norm("qkv", grad_qkv, rows, saved.residual[0], seeds[0])
         add_splits(self.gradients, self.partial)
@@ -226,13 +233,13 @@ class FusedBlocks(Blocks):
     Args:
         layers: the decoder's layers, with peft's adapter on them.
         heads: D / heads is the width of one.
-        precision: `fp8`, or anything else for the precision of the weights.
+        execution: precision and determinism.
         parameters: [total], the adapters' parameters, those of each layer in the order of `blocks.adapter_parameters`.
         gradients: [total], fp32, to which their gradients are added.
     """
 
     def __init__(
-        self, layers: Sequence[DecoderLayer], heads: int, precision: str, parameters: Tensor, gradients: Tensor
+        self, layers: Sequence[DecoderLayer], heads: int, execution: Execution, parameters: Tensor, gradients: Tensor
     ) -> None:
         self._parameters, self._first = parameters, first_adapted(layers)
         self._copies = torch.empty_like(parameters, dtype=layers[0].fc1.weight.dtype)
@@ -248,7 +255,8 @@ class FusedBlocks(Blocks):
                 index=index,
                 weights=pack(layer) if has_lora else _with_idle_lora(pack(layer)),
                 heads=heads,
-                precision=precision,
+                precision=execution.precision,
+                deterministic=execution.deterministic,
                 copies=copies if has_lora else self._copies.new_zeros(idle),
                 gradients=own if has_lora else unused,
                 partial=partial,

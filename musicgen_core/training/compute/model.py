@@ -25,6 +25,7 @@ from musicgen_core.training.compute.blocks import (
     adapter_parameters,
     can_pack,
 )
+from musicgen_core.training.compute.execution import Execution
 from musicgen_core.training.compute.losses import head_losses
 from musicgen_core.training.compute.parameters import FlatParameters
 
@@ -33,23 +34,6 @@ Result = TypeVar("Result", Tensor, None)
 
 SHAPES = 64
 """Limit of compilations of a function, one for each shape of batch; PyTorch's default is 8."""
-
-
-@dataclass(frozen=True)
-class Execution:
-    """Precision, compilation and activation checkpointing of a training run.
-
-    Attributes:
-        precision: bf16, fp8 (in the GEMMs with frozen weights), fp16 or fp32.
-        compile: whether to compile; on a GPU that supports them, use fused kernels and CUDA graphs.
-        checkpointing: whether to keep only the blocks' inputs and recompute the rest in the backward pass.
-        deterministic: whether equal steps on the same GPU have equal bits.
-    """
-
-    precision: str
-    compile: bool
-    checkpointing: bool
-    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,7 +111,7 @@ class TrainingModel:
             self._blocks: Blocks = FusedBlocks(
                 layers=layers,
                 heads=self.lm.config.heads,
-                precision=execution.precision,
+                execution=execution,
                 parameters=self.trained.whole.detach(),
                 gradients=self.trained.gradient,
             )

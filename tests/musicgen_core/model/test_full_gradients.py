@@ -13,8 +13,8 @@ from musicgen_core.model.audiocraft_format import to_audiocraft
 from musicgen_core.model.decoder import Condition
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
+from musicgen_core.training.compute.execution import Execution
 from musicgen_core.training.compute.full_model import FullTrainingModel
-from musicgen_core.training.compute.model import Execution
 
 FRAMES = 17
 NO_SEEDS = torch.zeros(0)

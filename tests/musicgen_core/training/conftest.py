@@ -28,7 +28,7 @@ from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.training.batches import BatchSize
-from musicgen_core.training.compute.model import Execution
+from musicgen_core.training.compute.execution import Execution
 from musicgen_core.training.files import background, full_models, saving
 from musicgen_core.training.loop import Trainer
 from musicgen_core.training.processes.distributed import World

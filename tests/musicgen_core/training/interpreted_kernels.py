@@ -18,7 +18,8 @@ from musicgen_core.model.decoder import Condition, MusicgenLM
 from musicgen_core.model.lora import add_lora
 from musicgen_core.model.weights import find_model, load_lm
 from musicgen_core.training.compute.dropout import clip_seeds
-from musicgen_core.training.compute.model import Execution, TrainingModel
+from musicgen_core.training.compute.execution import Execution
+from musicgen_core.training.compute.model import TrainingModel
 
 
 def random_model(chroma_frames: int) -> MusicgenLM:

@@ -11,7 +11,7 @@ from musicgen_core.config import TrainSettings
 from musicgen_core.errors import ConfigError, DeviceError
 from musicgen_core.training import batches
 from musicgen_core.training.batches import BatchSize, DataOrder, resolve_batch_size, resolve_execution
-from musicgen_core.training.compute.model import Execution
+from musicgen_core.training.compute.execution import Execution
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,8 @@ from musicgen_core.model.decoder import Condition
 from musicgen_core.model.lora import add_lora
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.training.compute.dropout import clip_seeds
-from musicgen_core.training.compute.model import Execution, TrainingModel
+from musicgen_core.training.compute.execution import Execution
+from musicgen_core.training.compute.model import TrainingModel
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from musicgen_core.errors import TrainingError
 from musicgen_core.training import loop
-from musicgen_core.training.compute.model import Execution
+from musicgen_core.training.compute.execution import Execution
 from musicgen_core.training.loop import Trainer
 from tests.musicgen_core.training.trainers import ONE, MakeTrainer, losses_of, run
 

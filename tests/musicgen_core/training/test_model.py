@@ -16,8 +16,9 @@ from musicgen_core.model.decoder import Condition, MusicgenLM, teacher_forcing
 from musicgen_core.model.lora import add_lora
 from musicgen_core.model.weights import BaseModel, load_lm
 from musicgen_core.training.compute.dropout import clip_seeds
+from musicgen_core.training.compute.execution import Execution
 from musicgen_core.training.compute.losses import clip_losses
-from musicgen_core.training.compute.model import Execution, TrainingModel
+from musicgen_core.training.compute.model import TrainingModel
 
 FRAMES = [24, 17, 5]
 SOME = ("q_proj", "encoder_attn.v_proj", "encoder_attn.out_proj", "layers.0.fc1")

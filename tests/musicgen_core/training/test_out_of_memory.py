@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from musicgen_core.errors import DeviceError
-from musicgen_core.training.compute.model import Execution
+from musicgen_core.training.compute.execution import Execution
 from tests.musicgen_core.training.trainers import MakeTrainer, fits, losses_of, run
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from musicgen_core.training.batches import BatchSize
-from musicgen_core.training.compute.model import Execution
+from musicgen_core.training.compute.execution import Execution
 from musicgen_core.training.hooks import Hooks
 from musicgen_core.training.loop import Trainer
 
