@@ -51,6 +51,18 @@ def test_the_micro_batch_of_a_gpu_follows_its_memory(
 
 
 @pytest.mark.parametrize(
+    ("memory_gib", "expected", "checkpointing"), [(141, (8, 2), False), (80, (8, 2), True), (48, (4, 4), True)]
+)
+def test_training_all_weights_checkpoints_activations_where_memory_is_short(
+    monkeypatch: pytest.MonkeyPatch, memory_gib: float, expected: tuple[int, int], checkpointing: bool
+) -> None:
+    monkeypatch.setattr(batches, "memory_gib", lambda device: memory_gib)
+    settings, gpu = TrainSettings(train="all"), torch.device("cuda")
+    assert resolve_batch_size(settings, gpu) == BatchSize(*expected)
+    assert batches.preset_of(gpu, "all").checkpointing == checkpointing
+
+
+@pytest.mark.parametrize(
     ("gpus", "given", "expected"), [(2, {}, (2, 4)), (4, {"batch_size": 1}, (1, 4)), (16, {}, (1, 1))]
 )
 def test_gpus_share_the_16_clips_of_a_step(gpus: int, given: dict[str, int], expected: tuple[int, int]) -> None:
