@@ -89,7 +89,7 @@ COMMANDS = {
         form=GenerateParameters,
         example='uv run musicgen-flows generate music/ --adapter runs/first --prompt "calm piano"',
         arguments=("output",),
-        short={"prompts": "--prompt", "formats": "--format"},
+        short={"prompts": "--prompt", "formats": "--format", "sections": "--section"},
         continues=True,
     ),
     "up": Command(

@@ -24,7 +24,8 @@ def generate_music(given: GenerateParameters) -> list[Rendered] | State[list[Ren
     """Generate music from text prompts, with a trained adapter or with the base model alone."""
     wanted = [Prompt(prompt=text) for text in given.prompts]
     wanted += read_prompts(given.prompts_file) if given.prompts_file else []
-    wanted = wanted or [Prompt(prompt=text) for text in DEFAULT_PROMPTS]
+    defaults = ("",) if given.control.sections else DEFAULT_PROMPTS  # sections need no prompt for the whole
+    wanted = wanted or [Prompt(prompt=text) for text in defaults]
     request = RenderRequest(
         out=given.output or new_location("musicgen_output", "generate-music"),
         prompts=wanted,

@@ -47,7 +47,7 @@ DESCRIBE = message(
 )
 """Advice on how to add descriptions to clips"""
 _DESCRIPTIONS = message("descriptions, to look through and correct")
-_CONTROL = ("negative_prompt", "tempo", "key", "instruments")
+_CONTROL = ("negative_prompt", "tempo", "key", "instruments", "sections")
 """Parameters of control"""
 _OWN_MUSIC = message("Teach the model your own music: put zips of sound files into archives/, and tokenize them")
 MAIN_FILES: dict[str, str] = {
@@ -220,14 +220,21 @@ def rendered(pieces: Sequence[Rendered], given: Mapping[str, Any]) -> Outcome:
         named = {"seconds": piece.seconds, "voice": piece.voice, "title": piece.title}
         made.append(Made(message("{seconds:g} s, {voice}: {title}", **named), piece.wav))
     adapters = parse_adapters(split_adapters(given.get("adapter")))
-    prompts = [text for text in dict.fromkeys(piece.prompt for piece in pieces) if one_line(text) == text]
+    # Sections are added to the prompts as they were given.
+    texts = [one.prompt for one in (given["prompts"] if given.get("sections") else pieces)]
+    prompts = [text for text in dict.fromkeys(texts) if text and one_line(text) == text]
     again = _kept(given, "adapter", "model", "compare", "strengths", "duration", "separate_melody", *_CONTROL)
     again |= {name: str(_absolute(file)) for name in ("continue_from", "melody") if (file := given.get(name))}
     if adapters:
         again["adapter"] = _located(adapters)
-    takes = {"prompts": prompts[:MOST_PROMPTS], **again, "seed": int(given.get("seed") or 0) + 1}
+    takes = {
+        **({"prompts": prompts[:MOST_PROMPTS]} if prompts else {}),
+        **again,
+        "seed": int(given.get("seed") or 0) + 1,
+    }
     folder = str(storage.as_path(pieces[0].wav).parent)
-    steps = [Step(message("Other takes of the same prompts"), "generate", takes, {"output": folder})] if prompts else []
+    steps = [Step(message("Other takes of the same prompts"), "generate", takes, {"output": folder})]
+    steps = steps if prompts or given.get("sections") else []
     here = all(_is_here(one.source) for one in adapters)
     is_export = here and len(adapters) == 1 and (_absolute(adapters[0].source) / CONFIG_FILE).exists()
     if with_effect(adapters) and here and not is_export:

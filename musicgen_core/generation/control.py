@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from musicgen_core.config import PromptText, check_prompt
 from musicgen_core.data.sentences import MOST_INSTRUMENTS
+from musicgen_core.generation.sections import Sections
 from musicgen_core.music_theory import key_names, parse_key
 from musicgen_core.settings import Settings, names_in
 
@@ -54,4 +55,9 @@ class ControlSettings(Settings):
     )
     instruments: Annotated[tuple[PromptText, ...], BeforeValidator(_named), AfterValidator(_check_instruments)] = Field(
         (), description="Up to 4 instruments, added to the prompt as captions say it, such as piano,strings"
+    )
+    sections: Sections = Field(
+        (),
+        description="Parts of the music with texts of their own, which are added to the prompt, each with the second "
+        "at which it starts: 30:drums enter",
     )

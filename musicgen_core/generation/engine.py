@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -71,12 +71,13 @@ class Engine:
         known: Tensor | None = None,
         melodies: Sequence[Melody | None] | None = None,
         negatives: Sequence[str | None] | None = None,
+        changes: Mapping[int, Sequence[str | None]] | None = None,
         on_frames: OnFrames | None = None,
     ) -> list[Tensor]:
         """Generate the codes of one sample per prompt, in one batch.
 
         A sample longer than a window is continued from the last `overlap` seconds of the window before (audiocraft's
-        `extend_stride` is the rest of the window).
+        `extend_stride` is the rest of the window). So is what follows a change of the texts, at which a window ends.
 
         Args:
             prompts: texts; None generates without one.
@@ -88,6 +89,7 @@ class Engine:
             known: [prompts, K, frames], codes that the samples start with.
             melodies: what each sample follows, in a model that takes a melody; None follows none.
             negatives: the texts that guidance leads away from; None leads away from the null condition.
+            changes: texts that take the place of `prompts`, by the frame from which on they are generated with.
             on_frames: called with the codes [prompts, K, new frames] as they are completed, on the CPU. On a GPU they
                 are copied while later steps run.
 
@@ -103,15 +105,20 @@ class Engine:
         codes = torch.zeros(len(prompts), shape.codebooks, 0, dtype=torch.int64) if known is None else known.long()
         codes, ends = codes.to(device), torch.tensor(frames, device=device)
         nothing = [None] * len(prompts)
-        text, followed = self._encode(prompts, negatives or nothing), melodies or nothing
+        negatives, followed = negatives or nothing, melodies or nothing
+        texts = {0: prompts, **(changes or {})}
         noise = _noise(streams, max(frames) + shape.most_delay, shape.codebooks).to(device)
-        windows = window_bounds(codes.shape[-1], max(frames), self.window, frames_of(settings.overlap))
+        windows = window_bounds(codes.shape[-1], max(frames), self.window, frames_of(settings.overlap), texts)
+        read: Sequence[str | None] | None = None
         total = sum(end - have + shape.most_delay for _, have, end in windows)  # the last step is predicted, never read
         done, reached = 0, None
         finished = FinishedFrames(on_frames, shape, codes.shape[-1]) if on_frames else None
         for begin, have, end in windows:
+            wanted = texts[max(frame for frame in texts if frame <= have)]
+            if wanted is not read:
+                text, read = self._encode(wanted, negatives), wanted
             window = Window(
-                condition=replace(text, chroma=self._chroma(followed, frames, begin)),
+                condition=replace(text, chroma=self._chroma(followed, frames, begin, bool(changes))),
                 known=codes[:, :, begin:have],
                 frames=(ends - begin).clamp(max=end - begin),
                 noise=noise[:, :, begin : end + shape.most_delay],
@@ -190,7 +197,9 @@ class Engine:
         lengths = lengths.where(lengths > 0, lengths[: len(prompts)].repeat(2)).clamp(min=1)
         return Condition(states, mask, text_lengths=lengths)
 
-    def _chroma(self, melodies: Sequence[Melody | None], frames: Sequence[int], begin: int) -> Tensor | None:
+    def _chroma(
+        self, melodies: Sequence[Melody | None], frames: Sequence[int], begin: int, changes: bool
+    ) -> Tensor | None:
         """Return the melodies' pitch classes in the window that begins at a frame, followed by as many of silence."""
         count, device = self.lm.config.chroma_frames, self.lm.enc_to_dec_proj.weight.device
         if not count:
@@ -200,7 +209,7 @@ class Engine:
         for row, (melody, length) in enumerate(zip(melodies, frames, strict=True)):
             if melody is not None:
                 # Of the sample's own length: the others of its batch may have more windows.
-                key = (melody, (begin, self.window) if length > self.window else None)
+                key = (melody, (begin, self.window) if changes or length > self.window else None)
                 if key not in found:
                     found[key] = window_chroma(melody.wav, count, key[1])
                 chroma[row] = found[key]
@@ -212,12 +221,17 @@ def frames_of(seconds: float) -> int:
     return max(1, round(seconds * FRAME_RATE))
 
 
-def window_bounds(known: int, frames: int, window: int, overlap: int) -> list[tuple[int, int, int]]:
-    """Return (begin, end of the known frames, end) of each window over a sample, in frames."""
-    bounds = []
+def window_bounds(
+    known: int, frames: int, window: int, overlap: int, changes: Iterable[int] = ()
+) -> list[tuple[int, int, int]]:
+    """Return (begin, end of the known frames, end) of each window over a sample, in frames.
+
+    A window ends where the text changes, so that each is generated with one text.
+    """
+    bounds: list[tuple[int, int, int]] = []
     while known < frames:
-        begin = 0 if known < window else known - overlap
-        end = min(frames, begin + window)
+        begin = 0 if known < window and not bounds else max(0, known - overlap)
+        end = min([frames, begin + window, *(frame for frame in changes if frame > known)])
         bounds.append((begin, known, end))
         known = end
     return bounds

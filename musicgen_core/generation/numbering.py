@@ -22,7 +22,7 @@ _CLAIM = "claim"
 _READERS = 8
 _IDENTIFYING = (
     *("prompt", "seed", "variation", "continued_from_sha256", "duration", "sampling"),
-    *("melody_sha256", "melody_separator", "weight_bits", "cache_bits", "negative_prompt"),
+    *("melody_sha256", "melody_separator", "weight_bits", "cache_bits", "negative_prompt", "sections"),
 )
 
 

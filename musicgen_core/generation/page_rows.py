@@ -29,6 +29,7 @@ _SAMPLING = {
 _OF_ROW = (
     "variation",
     "negative_prompt",
+    "sections",
     "duration",
     "continued_from",
     "melody",

@@ -70,7 +70,8 @@ class PlannedSample:
         melody: what it follows, or None.
         mix: the adapters that it is rendered with.
         negative_prompt: the text that guidance leads away from; None for the null condition.
-        fields: the prompt as it was given, and the fields that were added to it; None if there were none.
+        fields: the prompt as it was given, and the fields that were added to it; None if the text is the prompt.
+        sections: texts that the model reads, with the frames at which they begin; none: it reads the prompt.
     """
 
     number: int
@@ -85,10 +86,21 @@ class PlannedSample:
     mix: Mix = ()
     negative_prompt: str | None = None
     fields: Mapping[str, Any] | None = None
+    sections: tuple[tuple[int, str], ...] = ()
 
     @property
     def new_frames(self) -> int:
         return self.frames - self.continuation.frames
+
+    @property
+    def first_text(self) -> str:
+        """The text that the model reads from the beginning on."""
+        return self.sections[0][1] if self.sections else self.prompt
+
+    @property
+    def changes(self) -> dict[int, str]:
+        """The texts that follow, by the frames at which they begin."""
+        return dict(self.sections[1:])
 
     @property
     def described(self) -> dict[str, Any]:
@@ -97,6 +109,7 @@ class PlannedSample:
             "prompt": self.prompt,
             "fields": self.fields,
             "negative_prompt": self.negative_prompt,
+            "sections": [{"start": frame / FRAME_RATE, "prompt": text} for frame, text in self.sections] or None,
             "seed": self.seed,
             "variation": self.variation,
             "stream": self.stream,
@@ -150,11 +163,26 @@ def plan(request: RenderRequest, codec: Codec, separator: Separator | None = Non
                 melody=melodies[followed],
                 mix=mix,
                 negative_prompt=prompt.negative_prompt or None,
-                fields={"prompt": prompt.prompt, **prompt.fields} if any(prompt.fields.values()) else None,
+                sections=_sections_of(prompt, seconds),
+                fields={"prompt": prompt.prompt, **prompt.fields} if prompt.is_composed else None,
             )
             for place, mix in enumerate(mixes[number])
         ]
     return pieces
+
+
+def _sections_of(prompt: Prompt, seconds: float) -> tuple[tuple[int, str], ...]:
+    sections = prompt.section_texts
+    if sections and sections[-1].start >= seconds:
+        raise ConfigError(
+            message(
+                "a section starts at {start:g} s, and the sample lasts {seconds:g} s",
+                start=sections[-1].start,
+                seconds=seconds,
+            ),
+            message("Give a longer duration, or leave out the section"),
+        )
+    return tuple((round(section.start * FRAME_RATE), section.prompt) for section in sections)
 
 
 def check_continued(prompts: Sequence[Prompt], continue_from: str | None) -> None:
@@ -202,16 +230,16 @@ def batches(
 ) -> Iterator[tuple[list[PlannedSample], int]]:
     """Yield the samples of each batch, and the batch's size, which may be larger.
 
-    The samples of a batch continue equally many frames, and have similar lengths, because a batch runs until its
-    longest sample is done.
+    The samples of a batch continue equally many frames, have sections of equal lengths, and similar lengths themselves,
+    because a batch runs until its longest sample is done.
 
     Args:
         pieces: the samples to render.
         size_for: returns the batch size for a number of samples of at most so many frames; called for each batch.
     """
 
-    def given(piece: PlannedSample) -> int:
-        return piece.continuation.frames
+    def given(piece: PlannedSample) -> tuple[int, list[int]]:
+        return piece.continuation.frames, sorted(piece.changes)
 
     for _, alike in groupby(sorted(pieces, key=given), key=given):
         left = sorted(alike, key=lambda piece: piece.frames)

@@ -6,13 +6,14 @@ import json
 from pathlib import PurePath
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from musicgen_core import storage
 from musicgen_core.config import PromptText
 from musicgen_core.data.sentences import extended
 from musicgen_core.errors import ConfigError, reason_of
 from musicgen_core.generation.control import ControlSettings
+from musicgen_core.generation.sections import Section, parse_section, seconds_of
 from musicgen_core.language import message
 from musicgen_core.model.weighted_adapters import split_adapters
 from musicgen_core.settings import LONGEST_SECONDS, validate
@@ -38,6 +39,14 @@ class Prompt(ControlSettings):
         (), description="adapters with strengths, or base; empty: those of the command"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_sections(cls, given: Any) -> Any:
+        """Sections need no prompt for the whole, and their lengths are the duration."""
+        if not isinstance(given, dict) or not given.get("sections"):
+            return given
+        return {"prompt": "", "duration": seconds_of(given["sections"]), **given}
+
     def with_defaults(self, defaults: ControlSettings) -> Prompt:
         """Return the prompt with these values where it has none of its own."""
         own = {name for name in ControlSettings.model_fields if getattr(self, name) not in (None, ())}
@@ -49,9 +58,28 @@ class Prompt(ControlSettings):
         return {"tempo": self.tempo, "key": self.key, "instruments": list(self.instruments) or None}
 
     @property
+    def is_composed(self) -> bool:
+        """Whether the model reads other texts than the prompt."""
+        return bool(self.sections) or any(self.fields.values())
+
+    @property
     def text(self) -> str:
-        """The text that the model reads: the prompt with the fields, in the words of captions."""
+        """The prompt with the fields, in the words of captions. Without a prompt, the text of the first section."""
+        if self.sections and not self.prompt:
+            return self._text_of(parse_section(self.sections[0]))
         return extended(self.prompt, self.fields)
+
+    @property
+    def section_texts(self) -> list[Section]:
+        """The sections from the beginning on, each with the text that the model reads; none: it reads one text."""
+        sections = [parse_section(section) for section in self.sections]
+        before = [Section(0.0, self.text)] if sections and sections[0].start > 0 else []
+        return [*before, *(Section(section.start, self._text_of(section)) for section in sections)]
+
+    def _text_of(self, section: Section) -> str:
+        prompt = self.prompt.rstrip(" .,")
+        is_whole = prompt.lower() in section.prompt.lower()
+        return extended(section.prompt if is_whole else f"{prompt}, {section.prompt}", self.fields)
 
 
 def read_prompts(path: str) -> list[Prompt]:

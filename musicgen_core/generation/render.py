@@ -283,7 +283,7 @@ class _Rendering:
                 self._deliver_written()
 
         codes = engine.generate(
-            prompts=[*(piece.prompt for piece in batch), *(empty * [None])],
+            prompts=[*(piece.first_text for piece in batch), *(empty * [None])],
             settings=self._request.settings,
             streams=[piece.stream for piece in batch] + empty * [0],
             on_step=on_step,
@@ -292,6 +292,9 @@ class _Rendering:
             known=known,
             melodies=[*(piece.melody for piece in batch), *(empty * [None])],
             negatives=[*(piece.negative_prompt for piece in batch), *(empty * [None])],
+            changes={
+                frame: [*(piece.changes[frame] for piece in batch), *(empty * [None])] for frame in batch[0].changes
+            },
             on_frames=self._frames_listener(batch[0]),
         )
         return codes[: len(batch)]
