@@ -41,7 +41,7 @@ def _with_port(url: str, port: int) -> str:
 
 def warn_of_others(host: str, port: int, files_port: int, has_password: bool) -> None:
     """Warn if other machines can reach a server that listens at `host`, and print the consequences."""
-    if not _is_of_this_machine(host):
+    if not is_of_this_machine(host):
         safer = (
             "Safer: up without --host, and elsewhere "
             f"ssh -L {port}:127.0.0.1:{port} -L {files_port}:127.0.0.1:{files_port} {platform.node()}. "
@@ -58,7 +58,8 @@ def warn_of_others(host: str, port: int, files_port: int, has_password: bool) ->
         print_text(encryption if has_password else risk, "yellow")
 
 
-def _is_of_this_machine(host: str) -> bool:
+def is_of_this_machine(host: str) -> bool:
+    """Return whether only this machine reaches a server that listens at an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -19,7 +19,7 @@ from deployments.command import Command
 from deployments.console import discard_stdout, output, print_error
 from deployments.environment import prepare, print_in_any_encoding, use_local_server
 from deployments.options import BROKEN_PIPE, COMMAND_LINE, UsageError, choose_language, parse
-from deployments.parameters import DemoParameters, DoctorParameters, RunParameters, UpParameters
+from deployments.parameters import DemoParameters, DoctorParameters, RunParameters, StudioParameters, UpParameters
 from flows.parameters import (
     CaptionParameters,
     EstimateParameters,
@@ -91,6 +91,12 @@ COMMANDS = {
         arguments=("output",),
         short={"prompts": "--prompt", "formats": "--format", "sections": "--section"},
         continues=True,
+    ),
+    "studio": Command(
+        summary="Make music on a web page, with the model in memory",
+        function="deployments.studio.command:studio",
+        form=StudioParameters,
+        example="uv run musicgen-flows studio --adapter runs/first --output music/",
     ),
     "up": Command(
         summary="Work in the browser: Prefect server, workers and deployments here",

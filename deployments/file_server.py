@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import hmac
-import ipaddress
 import os
 import platform
 import socket
@@ -21,7 +20,7 @@ from functools import cache
 from http import HTTPStatus
 from importlib.resources import files
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import anyio.to_thread
 import httpx
@@ -35,6 +34,7 @@ from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, R
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployments.hosts import is_own_host, names_of_machine
 from deployments.listing import PLACES, folder_page, missing_page, places_page
 from musicgen_core import storage
 from musicgen_core.errors import ConfigError
@@ -151,28 +151,6 @@ def page_policy() -> str:
         f"default-src 'none'; img-src 'self' data:; media-src 'self' data:; style-src 'unsafe-inline'; "
         f"script-src {scripts}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-
-
-def is_own_host(host: str, names: Collection[str]) -> bool:
-    """Return whether a request's Host is an IP address, localhost, or one of this machine's names.
-
-    Another site can let its own name resolve to this machine (DNS rebinding), and could then read the responses.
-    """
-    try:
-        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
-    except ValueError:
-        return False
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return name == "localhost" or name in names
-    return True
-
-
-def names_of_machine(url: str) -> set[str]:
-    """Return the host names, in lower case, that requests may have: this machine's, and the one in the URL."""
-    node = platform.node().lower()
-    return {node, f"{node.partition('.')[0]}.local", urlsplit(url).hostname or node}
 
 
 class Application:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from flows.fields import Device
+from flows.fields import AdaptersModel, Device, LoadedAdapters
 from musicgen_core.config import DEFAULT_MODEL, Trained
 from musicgen_core.settings import LARGEST_COUNT, MOST_WORKERS, Settings
 
 DEFAULT_HOST = "127.0.0.1"
+STUDIO_PASSWORD = "MUSICGEN_STUDIO_PASSWORD"
 _MOST_PORT = 65535
 ASSUMED_CLIPS = 139_000
 """Clips that `doctor` looks for room for if their number is unknown: those of 139 archives"""
@@ -82,6 +84,30 @@ def _check_parameter(entry: str) -> str:
     if "=" not in entry:
         raise PydanticCustomError("parameter", "should be name=value")
     return entry
+
+
+class StudioParameters(Settings):
+    """Parameters of `studio`."""
+
+    adapter: LoadedAdapters = ()
+    output: str = Field("music", description="Folder for the music, whose history the page shows")
+    runs: str = Field("runs", description="Folder of training runs, whose best adapters are offered")
+    model: AdaptersModel = ""
+    device: Device = "auto"
+    host: str = Field(
+        DEFAULT_HOST, description="Address to listen at; 127.0.0.1 is this machine alone, others need a password"
+    )
+    port: int = Field(7860, ge=1, le=_MOST_PORT, description="Port of the page")
+    password: str | None = Field(
+        None,
+        description=f"Password that the page asks for; better given in the environment as {STUDIO_PASSWORD}, since "
+        "other users of the machine can see command lines",
+    )
+
+    @property
+    def chosen_password(self) -> str | None:
+        """The password given, or that of the environment; None for none."""
+        return self.password or os.environ.get(STUDIO_PASSWORD) or None
 
 
 class RunParameters(Settings):

@@ -85,7 +85,7 @@ def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
     with contextlib.ExitStack() as stack:
         with working(message("creating the run")):
             client = stack.enter_context(get_client(sync_client=True))
-            run, form = _create(client, name, parameters)
+            run, form = create_run(client, name, parameters)
         if watch:
             print_text(say("Created the run {name}:", name=run.name))
         else:
@@ -116,7 +116,7 @@ def _start(name: str, parameters: dict[str, Any], watch: bool) -> int:
     return 0 if state.is_completed() else 1
 
 
-def _create(client: SyncPrefectClient, name: str, parameters: dict[str, Any]) -> tuple[FlowRun, Mapping[str, Any]]:
+def create_run(client: SyncPrefectClient, name: str, parameters: dict[str, Any]) -> tuple[FlowRun, Mapping[str, Any]]:
     """Create a run, and return it with the schema of its deployment's parameters."""
     try:
         deployment = client.read_deployment_by_name(f"{name}/{name}")

@@ -131,6 +131,13 @@ AdaptersOrBase = Annotated[
         json_schema_extra={"default": ""},
     ),
 ]
+LoadedAdapters = Annotated[
+    tuple[str, ...],
+    Places(),
+    _SPLIT,
+    _AS_TEXT,
+    Field(description=f"{_ADAPTER}{_MIXED}. Their strengths can be changed", json_schema_extra={"default": ""}),
+]
 Strengths = Annotated[
     tuple[Annotated[float, Field(ge=-1000, le=1000)], ...],
     BeforeValidator(lambda given: () if given is None else names_in(given)),

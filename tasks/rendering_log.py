@@ -18,6 +18,7 @@ from tasks.artifacts import Artifacts
 from tasks.previews import longest_seconds, player, thumbnail
 from tasks.progress import LOG_EVERY_SECONDS, Pace, Update, report, run_logger
 from tasks.served import file_link
+from tasks.studio_link import studio_link
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +109,8 @@ class RenderingLog:
     def _page(self, pieces: Sequence[Rendered]) -> str:
         """Return the page: the first `PLAYED` pieces under their prompts, with spectrogram and player."""
         parts = [f"All of it, in full: {file_link(page_of(pieces))}"]
+        if link := studio_link("Make more in the studio"):
+            parts.append(link)
         for _, alike in groupby(pieces[:PLAYED], key=lambda piece: piece.prompt_number):
             group = list(alike)
             parts.append(f"### {markdown_text(group[0].title)}")

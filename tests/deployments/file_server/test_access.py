@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from prefect import settings
 
 from bench.servers import free_port
-from deployments.file_server import Application, listening, names_of_machine, password
+from deployments.file_server import Application, listening, password
+from deployments.hosts import names_of_machine
 from tasks.served import GREETING
 from tests.deployments.file_server.sites import SECRET, ask, folders_of
 

@@ -1,0 +1,1 @@
+"""The studio: a web page to make music on, with the model in memory."""

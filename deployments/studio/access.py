@@ -1,0 +1,133 @@
+"""Who may use the studio: this machine's names as the host, pages of its own as the origin, and a password."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Collection
+from http import HTTPStatus
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse, RedirectResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.hosts import is_own_host
+from tasks.studio_link import HEALTH
+
+LOGIN = "/login"
+STATIC = "/static/"
+_OPEN = (LOGIN, HEALTH)
+COOKIE = "musicgen_studio"
+_COOKIE_SECONDS = 30 * 24 * 3600
+_WRONG_PASSWORD_SECONDS = 1.0
+_SAFE_METHODS = ("GET", "HEAD")
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "media-src 'self' blob:; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "cross-origin-resource-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",
+    "cache-control": "no-cache",
+}
+"""Of every response: scripts and styles are files of the studio, and no other site reads or frames its pages"""
+
+
+class Sessions:
+    """The password, and signed cookies of those who gave it. The key lives as long as the process.
+
+    Args:
+        password: None if none is asked for.
+    """
+
+    def __init__(self, password: str | None) -> None:
+        self._password, self._key = password, secrets.token_bytes(32)
+        self._one_at_a_time = asyncio.Lock()
+
+    @property
+    def has_password(self) -> bool:
+        return self._password is not None
+
+    async def is_right(self, password: str) -> bool:
+        """Compare a password in constant time. Wrong ones take a second, and are tried one at a time."""
+        expected = (self._password or "").encode()
+        if hmac.compare_digest(_digest(password.encode(errors="replace")), _digest(expected)):
+            return True
+        async with self._one_at_a_time:
+            await asyncio.sleep(_WRONG_PASSWORD_SECONDS)
+        return False
+
+    def cookie(self, is_secure: bool) -> str:
+        """Return the header `set-cookie` of a new session."""
+        expires = str(int(time.time()) + _COOKIE_SECONDS)
+        flags = f"Path=/; Max-Age={_COOKIE_SECONDS}; HttpOnly; SameSite=Strict{'; Secure' if is_secure else ''}"
+        return f"{COOKIE}={expires}.{self._signature(expires)}; {flags}"
+
+    def knows(self, cookies: str) -> bool:
+        """Return whether a header `cookie` has a session that is valid."""
+        if self._password is None:
+            return True
+        try:
+            found = SimpleCookie(cookies).get(COOKIE)
+        except CookieError:
+            return False
+        expires, _, signature = (found.value if found else "").partition(".")
+        is_signed = hmac.compare_digest(signature.encode(), self._signature(expires).encode())
+        return is_signed and expires.isdecimal() and int(expires) > time.time()
+
+    def _signature(self, expires: str) -> str:
+        return hmac.new(self._key, expires.encode(), hashlib.sha256).hexdigest()
+
+
+def _digest(password: bytes) -> bytes:
+    return hashlib.sha256(password).digest()  # of one length, so that the comparison doesn't show the password's
+
+
+class Guard:
+    """The ASGI application behind its checks, which come before anything is read.
+
+    Args:
+        names: the host names that requests may have.
+        sessions: who has given the password.
+    """
+
+    def __init__(self, app: ASGIApp, names: Collection[str], sessions: Sessions) -> None:
+        self._app, self._names, self._sessions = app, names, sessions
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        refusal = self._refusal(scope, Headers(scope=scope))
+
+        async def send_with_headers(sent: Message) -> None:
+            if sent["type"] == "http.response.start":
+                headers = MutableHeaders(scope=sent)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(sent)
+
+        await (refusal or self._app)(scope, receive, send_with_headers)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> ASGIApp | None:
+        host, path = headers.get("host", ""), scope["path"]
+        if not is_own_host(host, self._names):  # another site's name that leads here (DNS rebinding)
+            return PlainTextResponse("not a name of this machine", HTTPStatus.MISDIRECTED_REQUEST)
+        if scope["method"] not in _SAFE_METHODS and not _is_of_own_page(headers, host):
+            return PlainTextResponse("sent by the page of another site", HTTPStatus.FORBIDDEN)
+        if path in _OPEN or path.startswith(STATIC) or self._sessions.knows(headers.get("cookie", "")):
+            return None
+        if path == "/":
+            return RedirectResponse(LOGIN, HTTPStatus.SEE_OTHER)
+        return PlainTextResponse("a password is needed", HTTPStatus.UNAUTHORIZED)
+
+
+def _is_of_own_page(headers: Headers, host: str) -> bool:
+    """Return whether a request comes from the studio's page, or from no browser, which would send its origin."""
+    if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        return False
+    origin = headers.get("origin")
+    return origin is None or (urlsplit(origin).netloc == host and host != "")

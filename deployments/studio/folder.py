@@ -1,0 +1,185 @@
+"""The folder of the studio's music: its history, the files that pages may read, and recordings to continue."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import tempfile
+import threading
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from musicgen_core import storage
+from musicgen_core.data.audio import DecodedClip, decode
+from musicgen_core.errors import ConfigError
+from musicgen_core.generation.files import COMPANIONS, FULL_SCALE
+from musicgen_core.generation.numbering import Numbering, stem_of
+from musicgen_core.generation.page import file_names
+from musicgen_core.generation.sidecars import adapter_entries, strength_of
+from musicgen_core.generation.sound_file import read_sound, refused
+from musicgen_core.language import message
+from musicgen_core.run_layout import short_name
+from musicgen_core.settings import LONGEST_SECONDS
+
+SOURCES = "sources"
+"""Subfolder of recordings that samples continue: uploads, and beginnings of samples"""
+MOST_UPLOAD_BYTES = 64 << 20
+MOST_DECODED_BYTES = 512 << 20
+SHOWN_PIECES = 200
+"""The newest samples, which the page lists"""
+_FILE = re.compile(rf"generated_\d{{3,9}}\.(?:wav|json|{'|'.join(COMPANIONS)})", re.ASCII)
+_STEM = re.compile(r"generated_\d{3,9}", re.ASCII)
+_SOURCE = re.compile(r"(?:upload|generated_\d{3,9})_[0-9a-f]{16}\.wav", re.ASCII)
+
+
+class MusicFolder:
+    """A local folder of generated music, for any number of threads.
+
+    Raises:
+        ConfigError: it isn't local, or can't be used, see `Numbering`.
+    """
+
+    def __init__(self, location: str) -> None:
+        path = storage.as_path(location)
+        if not storage.is_local(path):
+            raise ConfigError(
+                message("the studio plays from a local folder, and {path} is none", path=path),
+                message("Give a folder of this machine"),
+            )
+        storage.make_folder(path)
+        self.path = Path(str(path)).resolve()
+        self._read = Numbering(storage.as_path(self.path))
+        self._lock = threading.Lock()
+
+    def pieces(self) -> list[dict[str, Any]]:
+        """Return the newest samples for the page, the newest first."""
+        with self._lock:
+            sidecars = self._read.sidecars(0)
+            names = file_names(storage.as_path(self.path))
+            numbers = [number for number in sidecars if f"{stem_of(number)}.wav" in names]
+            newest = sorted(numbers, reverse=True)[:SHOWN_PIECES]
+            shown = [_piece(stem_of(number), sidecars[number], names) for number in newest]
+        return [
+            piece | {"source": self._continued(sidecars[number])} for number, piece in zip(newest, shown, strict=True)
+        ]
+
+    def file(self, name: str) -> Path | None:
+        """Return the path of a sample's file; None for every other name, and for a link that leaves the folder."""
+        if not _FILE.fullmatch(name):
+            return None
+        path = (self.path / name).resolve()
+        return path if path.parent == self.path and path.is_file() else None
+
+    def source(self, name: str, until: float | None, stereo: bool) -> tuple[str, float]:
+        """Return path and seconds of a recording to continue.
+
+        Args:
+            name: the stem of a sample, or the name that `upload` returned.
+            until: seconds of it to keep; None for all.
+            stereo: whether the model has two channels.
+
+        Raises:
+            ConfigError: there is no such recording, or it can't be read.
+        """
+        if _STEM.fullmatch(name) and (wav := self.file(f"{name}.wav")):
+            path = wav
+        elif _SOURCE.fullmatch(name) and (self.path / SOURCES / name).is_file():
+            path = self.path / SOURCES / name
+        else:
+            raise ConfigError(message("there is no sample {name} in the folder", name=name), message("Choose another"))
+        clip = read_sound(str(path), _unreadable, stereo)
+        if until is None or until >= clip.seconds:
+            return str(path), clip.seconds
+        kept = DecodedClip(clip.samples[..., : round(until * clip.rate)], clip.rate)
+        digest = hashlib.sha256(kept.samples.tobytes()).hexdigest()[:16]
+        target = self.path / SOURCES / f"{path.stem}_{digest}.wav"
+        _write(target, kept)
+        return str(target), kept.seconds
+
+    def _continued(self, sidecar: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return name and seconds of the recording that a sample continues, as `source` takes it; None without one."""
+        path = Path(_text(sidecar.get("continued_from")))
+        name = path.stem if path.parent == self.path else path.name
+        is_known = _STEM.fullmatch(name) or _SOURCE.fullmatch(name)
+        seconds = _seconds(path) if is_known and path.parent in (self.path, self.path / SOURCES) else None
+        return None if seconds is None else {"name": name, "seconds": seconds}
+
+    def upload(self, content: bytes, stereo: bool) -> tuple[str, float]:
+        """Keep a recording that was sent, decoded as the clips of archives are; return its name and seconds.
+
+        Raises:
+            ConfigError: it is too long, or no sound.
+        """
+        with tempfile.TemporaryFile() as file, refused(message("the file"), _unreadable):
+            file.write(content)
+            file.flush()
+            clip = decode(file, max_bytes=MOST_DECODED_BYTES, stereo=stereo)
+        if clip.seconds >= LONGEST_SECONDS:
+            raise ConfigError(
+                message("the file lasts {seconds:.0f} s", seconds=clip.seconds),
+                message("Send one of less than {most} s", most=LONGEST_SECONDS),
+            )
+        name = f"upload_{hashlib.sha256(content).hexdigest()[:16]}.wav"
+        _write(self.path / SOURCES / name, clip)
+        return name, clip.seconds
+
+
+@lru_cache(maxsize=1024)
+def _seconds(wav: Path) -> float | None:
+    try:
+        return float(soundfile.info(wav).duration)
+    except (OSError, soundfile.LibsndfileError):
+        return None
+
+
+def _write(target: Path, clip: DecodedClip) -> None:
+    pcm = np.clip(np.round(clip.samples.T * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, pcm, clip.rate, subtype="PCM_16", format="WAV")
+    path = storage.as_path(target)
+    storage.make_folder(path.parent)
+    with storage.publish(path) as partial:
+        partial.write_bytes(buffer.getvalue())
+
+
+def _unreadable(name: str, error: Exception) -> ConfigError:
+    return ConfigError(message("{name} can't be continued: {error}", name=name, error=error), message("Send a wav"))
+
+
+def _piece(stem: str, sidecar: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    """Return what the page shows of a sample: values of the types that it expects, whatever the sidecar holds."""
+    sampling = sidecar.get("sampling")
+    sampling = sampling if isinstance(sampling, Mapping) else {}
+    fields = sidecar.get("fields")
+    fields = fields if isinstance(fields, Mapping) else {}
+    return {
+        "stem": stem,
+        "prompt": _text(fields.get("prompt")) or _text(sidecar.get("prompt")),
+        "negative_prompt": _text(sidecar.get("negative_prompt")),
+        "tempo": _number(fields.get("tempo")),
+        "key": _text(fields.get("key")),
+        "seed": _number(sidecar.get("seed")),
+        "variation": _number(sidecar.get("variation")) or 0,
+        "seconds": _number(sidecar.get("duration")) or 0,
+        "is_continued": bool(sidecar.get("continued_from")),
+        "adapters": [
+            {"name": short_name(_text(one.get("path"))), "path": _text(one.get("path")), "strength": strength_of(one)}
+            for one in adapter_entries(sidecar)
+        ],
+        "sampling": {name: _number(sampling.get(name)) for name in ("guidance", "temperature", "top_k")},
+        "files": [ending for ending in ("wav", "flac", "mp3", "png", "json") if f"{stem}.{ending}" in names],
+    }
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _number(value: Any) -> float | int | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,0 +1,241 @@
+// The page: the state of the studio, the queue, and the list of what was made.
+import {ask, continueFrom, find, reuse, rounded, say, send, show, showAdapters, texts, wish} from "./form.js";
+import {LiveSound} from "./live.js";
+
+const BUSY_MS = 250, QUIET_MS = 3000;
+const cards = new Map(); // of jobs, by id
+const shownPieces = new Map(); // articles by stem
+let context = null; // of sound; a click starts it
+let live = null; // {sound, card}
+let known = ""; // the samples of all jobs, to notice new ones
+let timer = 0;
+
+async function make(values) {
+  show(find("problem"), "");
+  try {
+    context ??= new AudioContext();
+    context.resume();
+    const {id} = await send("api/jobs", values);
+    await refresh();
+    const card = cards.get(id);
+    if (card && !live) listen(id, card); // else it would play over the one that is heard
+    card?.scrollIntoView({behavior: "smooth", block: "nearest"});
+  } catch (error) {
+    show(find("problem"), error.message);
+  }
+}
+
+function listen(id, card) {
+  stopLive();
+  pauseOthers(null);
+  const button = card.querySelector(".listen");
+  button.ariaPressed = "true";
+  const ended = () => {
+    button.ariaPressed = "false";
+    if (live?.card === card) live = null;
+    removeEnded();
+  };
+  context ??= new AudioContext();
+  context.resume();
+  const sound = new LiveSound(context, `api/jobs/${id}/sound`, seconds => { card.dataset.heard = seconds; }, ended);
+  live = {sound, card};
+}
+
+function stopLive() {
+  live?.sound.stop();
+  live?.card.querySelector(".listen").setAttribute("aria-pressed", "false");
+  live = null;
+}
+
+function pauseOthers(kept) {
+  for (const audio of document.querySelectorAll("audio")) if (audio !== kept) audio.pause();
+}
+
+async function refresh() {
+  clearTimeout(timer);
+  let isBusy = true;
+  try {
+    const state = await ask("api/state");
+    showStatus(state);
+    isBusy = !state.is_ready || state.jobs.some(isActive);
+    for (const job of state.jobs) showJob(job);
+    const made = state.jobs.flatMap(job => job.pieces).join();
+    if (made !== known) {
+      known = made;
+      await showPieces();
+    }
+    if (state.is_ready && !find("form").dataset.ready) {
+      find("form").dataset.ready = "yes";
+      if (state.guidance !== null) find("guidance").placeholder = state.guidance;
+      await showAdapters();
+    }
+  } catch (error) {
+    showStatus({failure: error.message});
+  }
+  clearTimeout(timer);
+  timer = setTimeout(refresh, isBusy ? BUSY_MS : QUIET_MS);
+}
+
+function showStatus({is_ready, stage, failure, model, device}) {
+  const status = find("status");
+  status.className = failure ? "broken" : is_ready ? "ready" : "";
+  const text = failure || stage || say("ready", {model, device});
+  if (find("status-text").textContent !== text) find("status-text").textContent = text;
+}
+
+const isActive = job => job.state === "waiting" || job.state === "making";
+
+function showJob(job) {
+  let card = cards.get(job.id);
+  if (!card) {
+    if (!isActive(job)) return; // ended before this page was opened: its samples are in the list
+    card = find("job-template").content.firstElementChild.cloneNode(true);
+    card.querySelector("h3").textContent = job.title || texts.no_prompt;
+    card.querySelector(".listen").addEventListener("click", event => {
+      if (event.currentTarget.ariaPressed === "true") stopLive();
+      else listen(job.id, card);
+    });
+    card.querySelector(".cancel").addEventListener("click", () => {
+      if (card.dataset.state === "failed" || card.dataset.state === "cancelled") removeCard(job.id, card);
+      else ask(`api/jobs/${job.id}`, {method: "DELETE"}).then(refresh, error => show(find("problem"), error.message));
+    });
+    cards.set(job.id, card);
+    find("jobs").append(card);
+  }
+  card.dataset.state = job.state;
+  const share = job.total ? job.done / job.total : 0;
+  card.querySelector("progress").value = job.state === "done" ? 1 : share;
+  card.querySelector(".cancel").hidden = job.state === "done";
+  const text = card.querySelector("[role=status]");
+  const line = jobLine(job, share);
+  if (text.textContent !== line) text.textContent = line;
+  if (job.state === "failed") card.querySelector("[role=status]").classList.add("error");
+  if (job.state === "failed" || job.state === "cancelled") card.querySelector(".listen").hidden = true;
+  if (job.state === "done" || job.state === "cancelled") removeEnded();
+}
+
+function jobLine(job, share) {
+  if (job.state === "waiting") return job.place ? say("before", {number: job.place}) : texts.next;
+  if (job.state === "failed") return say("failed", {reason: job.error});
+  if (job.state === "cancelled") return texts.cancelled;
+  if (job.state === "done" || share >= 1) return texts.finishing;
+  return say("making", {done: rounded(share * job.seconds).toFixed(1), total: rounded(job.seconds)});
+}
+
+// A finished job's card stays while it is heard.
+function removeEnded() {
+  for (const [id, card] of cards) {
+    const isOver = card.dataset.state === "done" || card.dataset.state === "cancelled";
+    if (isOver && live?.card !== card) removeCard(id, card);
+  }
+}
+
+function removeCard(id, card) {
+  card.remove();
+  cards.delete(id);
+}
+
+async function showPieces() {
+  const pieces = await ask("api/pieces");
+  find("empty").hidden = pieces.length > 0;
+  let before = find("empty");
+  for (const piece of pieces) {
+    const content = JSON.stringify(piece);
+    let article = shownPieces.get(piece.stem);
+    if (article?.dataset.content !== content) {
+      const made = article_of(piece);
+      made.dataset.content = content;
+      article?.remove();
+      shownPieces.set(piece.stem, made);
+      article = made;
+    }
+    if (before.nextElementSibling !== article) before.after(article); // a player that plays stays in its place
+    before = article;
+  }
+  const stems = new Set(pieces.map(piece => piece.stem));
+  for (const [stem, article] of shownPieces) {
+    if (stems.has(stem)) continue;
+    article.remove();
+    shownPieces.delete(stem);
+  }
+}
+
+function article_of(piece) {
+  const article = find("piece-template").content.firstElementChild.cloneNode(true);
+  article.dataset.stem = piece.stem;
+  const [title, facts, picture, audio] = ["h3", ".facts", ".picture", "audio"].map(name => article.querySelector(name));
+  title.id = `title-${piece.stem}`;
+  title.textContent = piece.prompt.trim() || texts.no_prompt;
+  facts.textContent = factsOf(piece).join(" · ");
+  audio.src = `files/${piece.stem}.wav`;
+  audio.setAttribute("aria-labelledby", title.id);
+  if (piece.files.includes("png")) {
+    picture.href = `files/${piece.stem}.png`;
+    picture.firstElementChild.src = picture.href;
+    picture.firstElementChild.alt = say("spectrogram", {name: piece.stem});
+  } else {
+    picture.remove();
+  }
+  for (const ending of piece.files.filter(one => one !== "png")) {
+    const link = document.createElement("a");
+    link.href = `files/${piece.stem}.${ending}`;
+    link.download = `${piece.stem}.${ending}`;
+    link.textContent = ending.toUpperCase();
+    const item = document.createElement("li");
+    item.append(link);
+    article.querySelector(".links").append(item);
+  }
+  const on = (name, action) => {
+    const button = article.querySelector(name);
+    button.setAttribute("aria-describedby", title.id);
+    button.addEventListener("click", action);
+  };
+  on(".vary", () => {
+    reuse(piece, false);
+    again(piece);
+    make(wish());
+  });
+  on(".continue", () => {
+    const at = audio.currentTime;
+    reuse(piece, false);
+    continueFrom(piece.stem, at > 0.1 && at < piece.seconds - 0.05 ? at : piece.seconds);
+    audio.pause();
+    toForm();
+  });
+  on(".reuse", () => {
+    reuse(piece, true);
+    again(piece);
+    toForm();
+  });
+  return article;
+}
+
+// Length and recording to continue of a sample that is made again.
+function again({seconds, source}) {
+  continueFrom(source?.name ?? "", source?.seconds);
+  find("duration").value = rounded(seconds - (source?.seconds ?? 0), 2);
+}
+
+function factsOf(piece) {
+  const adapters = piece.adapters.map(one => `${one.name} × ${rounded(one.strength, 3)}`);
+  const parts = [piece.stem, adapters.join(" + ") || texts.base, say("seconds", {seconds: rounded(piece.seconds)})];
+  if (piece.seed !== null) parts.push(say("seed", {seed: piece.seed}));
+  if (piece.is_continued) parts.push(texts.continued);
+  return parts;
+}
+
+function toForm() {
+  find("form").scrollIntoView({behavior: "smooth", block: "nearest"});
+  find("prompt").focus({preventScroll: true});
+}
+
+find("form").addEventListener("submit", event => {
+  event.preventDefault();
+  make(wish());
+});
+document.addEventListener("play", event => {
+  stopLive();
+  pauseOthers(event.target); // one at a time: who starts a sample wants to hear that one
+}, true);
+showPieces().catch(() => {});
+refresh();
