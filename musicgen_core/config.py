@@ -236,6 +236,10 @@ class HardwareSettings(Settings):
         description="Compile the model's blocks, which takes a minute and trains faster; by default on a GPU",
         json_schema_extra=_AUTO,
     )
+    deterministic: bool = Field(
+        False,
+        description="On a GPU, compute the same bits in each run and after each resumption, 7 % slower",
+    )
 
 
 class TrainSettings(

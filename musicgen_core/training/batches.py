@@ -155,6 +155,7 @@ def resolve_execution(settings: TrainSettings, device: torch.device) -> Executio
         precision=precision,
         compile=wanted and can_compile(),
         checkpointing=preset_of(device, settings.train).checkpointing if checkpointing is None else checkpointing,
+        deterministic=settings.deterministic,
     )
 
 

@@ -20,7 +20,7 @@ from musicgen_core.model.decoder import Condition, MusicgenLM, teacher_forcing
 from musicgen_core.training.compute.attention import attention_kernels
 from musicgen_core.training.compute.execution import Execution
 from musicgen_core.training.compute.losses import head_losses
-from musicgen_core.training.compute.model import allow_shapes
+from musicgen_core.training.compute.model import allow_shapes, check_determinism
 from musicgen_core.training.compute.parameters import SeparateParameters
 from musicgen_core.training.compute.sharding import gathered, like_shard, shard
 from musicgen_core.training.processes.distributed import World
@@ -43,6 +43,7 @@ class FullTrainingModel:
         self.lm, self.execution = lm, execution
         self.device = lm.enc_to_dec_proj.weight.device
         self.is_sharded = world is not None and world.size > 1
+        check_determinism(execution, self.device)
         lm.requires_grad_(True)
         if execution.compile:
             allow_shapes()
@@ -69,7 +70,7 @@ class FullTrainingModel:
         Returns:
             [B, K], nats.
         """
-        with attention_kernels(self.execution.deterministic):
+        with attention_kernels(deterministic=False):
             losses: Tensor = self._losses(codes, frames, condition)
         return losses
 
@@ -80,7 +81,7 @@ class FullTrainingModel:
             The losses [B, K] in nats, as `losses` gives them, unscaled.
         """
         losses = self.losses(codes, frames, condition, seeds)
-        with attention_kernels(self.execution.deterministic):  # for activations that are computed again
+        with attention_kernels(deterministic=False):  # for activations that are computed again
             (losses.mean(dim=1).sum() * scale).backward()
         return losses.detach()
 

@@ -67,7 +67,7 @@ class TrainingModel:
         fused: whether to use the fused kernels; by default wherever they work.
 
     Raises:
-        ConfigError: FP8 with DoRA or with only some layers adapted.
+        ConfigError: FP8 with DoRA or with only some layers adapted; or determinism without the fused kernels on a GPU.
 
     Attributes:
         trained: the adapter's parameters and their gradients as one tensor each.
@@ -105,6 +105,8 @@ class TrainingModel:
         of_layers = [parameter for layer in layers for parameter in adapter_parameters(layer)] if packed else None
         self.trained = FlatParameters(self.parameters, of_layers or self.parameters)
         self._fused = packed and (fused_kernels_work(self.device, execution) if fused is None else fused)
+        if not self._fused:
+            check_determinism(execution, self.device)
         if self._fused:
             from musicgen_core.training.compute.fused_blocks import FusedBlocks  # Triton is not everywhere
 
@@ -235,6 +237,22 @@ def fused_kernels_work(device: torch.device, execution: Execution) -> bool:
     if device.type != "cuda" or not execution.compile or execution.precision == "fp32":
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def check_determinism(execution: Execution, device: torch.device) -> None:
+    """Check that a model that trains without the fused kernels isn't asked for equal bits on a GPU.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if execution.deterministic and device.type == "cuda":
+        raise ConfigError(
+            message(
+                "deterministic needs the fused kernels: LoRA on all linear layers without DoRA, compiled, on a GPU of "
+                "compute capability 8.0 or newer"
+            ),
+            message("Leave out --deterministic"),
+        )
 
 
 class Graphs(Generic[Result]):

@@ -16,13 +16,15 @@ from musicgen_core.training.compute.model import TrainingModel
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_replays_give_the_bits_of_the_first_call(debug_model: BaseModel, checkpointing: bool) -> None:
+@pytest.mark.parametrize(("checkpointing", "deterministic"), [(False, False), (True, False), (False, True)])
+def test_replays_give_the_bits_of_the_first_call(
+    debug_model: BaseModel, checkpointing: bool, deterministic: bool
+) -> None:
     peft_model = add_lora(load_lm(debug_model, "cuda", torch.bfloat16), AdapterConfig(8, 32, 0.1))
     for name, parameter in peft_model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(0, 0.05)
-    model = TrainingModel(peft_model, 0.1, Execution("bf16", True, checkpointing))
+    model = TrainingModel(peft_model, 0.1, Execution("bf16", True, checkpointing, deterministic))
     seen = []
     for clips in ([1, 2], [3, 4], [1, 2], [3, 4], [1, 2]):  # two batches of one shape, eagerly first
         generator = torch.Generator().manual_seed(clips[0])
