@@ -52,23 +52,28 @@ def test_without_the_kernel_a_warning_is_logged(
 
 
 @needs_hopper
-@pytest.mark.parametrize(("dim", "words", "given"), [(512, 1, 0), (1024, 3, 0), (1536, 40, 5), (2048, 300, 5)])
+@pytest.mark.parametrize(
+    ("dim", "words", "given", "negative"), [(512, 1, 0, 0), (1024, 3, 0, 2), (1536, 40, 5, 0), (2048, 300, 5, 11)]
+)
 @pytest.mark.parametrize("bits", [16, 8])
 @torch.inference_mode()
-def test_a_sample_alone_gets_the_logits_that_it_gets_in_a_batch(dim: int, words: int, given: int, bits: int) -> None:
+def test_a_sample_alone_gets_the_logits_that_it_gets_in_a_batch(
+    dim: int, words: int, given: int, negative: int, bits: int
+) -> None:
+    """Also with a negative prompt, of so many tokens, in place of the null condition."""
     torch.manual_seed(0)
     config = DecoderConfig(dim=dim, layers=3, heads=dim // 64, ffn_dim=4 * dim, text_dim=96)
     with torch.device("cuda"):
         lm = MusicgenLM(config).to(torch.bfloat16).eval().requires_grad_(False)
-        states = torch.randn(1, words, 96, dtype=torch.bfloat16)
+        states, others = torch.randn(2, 1, words, 96, dtype=torch.bfloat16)
+        mask = torch.stack([torch.arange(words) < count for count in (words, negative)])
         codes = torch.randint(2048, (1, 4, 901))
     decoding = Decoding(lm, 900, bits)
     assert decoding._megakernel is not None
 
     def conditions(samples: int) -> Condition:
-        both = torch.cat([states.expand(samples, -1, -1), torch.zeros_like(states.expand(samples, -1, -1))])
-        mask = torch.ones(samples, words, dtype=torch.bool, device="cuda")
-        return Condition(both, torch.cat([mask, ~mask]))
+        both = torch.cat([states, others * mask[1, None, :, None]]).repeat_interleave(samples, dim=0)
+        return Condition(both, mask.repeat_interleave(samples, dim=0))
 
     alone = decoding.begin(conditions(1), codes.clone(), given=given)
     batched = decoding.begin(conditions(2), codes.expand(2, -1, -1).clone(), given=given)
