@@ -34,12 +34,12 @@ from musicgen_core.data.shards import Row, ShardReport, ShardWriter, publish_sha
 from musicgen_core.devices import pick_device
 from musicgen_core.evaluation.generated import compare_samples
 from musicgen_core.evaluation.music import render_described
-from musicgen_core.evaluation.ngrams import Frames, find_matches
 from musicgen_core.evaluation.originality import Originality
 from musicgen_core.evaluation.request import EvaluateRequest, EvaluateSettings
 from musicgen_core.model.compression import codec_identity
 from musicgen_core.model.weighted_adapters import WeightedAdapter
 from musicgen_core.model.weights import find_model
+from musicgen_core.ngrams import Frames, find_matches
 from musicgen_core.synthesis.composing import compose_many
 from musicgen_core.synthesis.rendering import SoundBank
 from musicgen_core.training.request import TrainRequest

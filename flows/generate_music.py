@@ -42,6 +42,7 @@ def generate_music(given: GenerateParameters) -> list[Rendered] | State[list[Ren
         formats=given.files.formats or (),
         spectrograms=given.files.spectrograms,
         save_codes=given.files.save_codes,
+        keep_candidates=given.files.keep_candidates,
         batch_size=given.engine.batch_size,
         weight_bits=given.engine.weight_bits,
         cache_bits=given.engine.cache_bits,

@@ -158,6 +158,7 @@ class Files(Settings):
     )
     spectrograms: bool = Field(True, description="Draw a spectrogram of each sample")
     save_codes: bool = Field(False, description="Keep the tokens beside each wav, as .npy")
+    keep_candidates: bool = Field(False, description="Write all candidates of best_of, not only the best")
     copy_to: _CopyTo = None
 
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import soxr
 import torch
 from numpy.typing import NDArray
 
-from musicgen_core.captioning.musicnn import SAMPLE_RATE as TAGGER_RATE
 from musicgen_core.captioning.musicnn import Musicnn
+from musicgen_core.captioning.tagger_features import WINDOW_SECONDS, window_features
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.evaluation.clap import frechet_distance
 from musicgen_core.evaluation.originality import FeatureDistances
 from musicgen_core.generation.loudness import Audio, mono_of
 
-WINDOW_SECONDS = 3
-"""Length of musicnn's input"""
 FEWEST_WINDOWS = 16
 """With 16 windows, distances of clips of one style are 13 ± 2, and of different styles 179 ± 20 (bench/RESULTS.md)"""
 
@@ -64,8 +61,4 @@ def _windows_in(sounds: Sequence[Audio]) -> int:
 
 def _features(tagger: Musicnn, sounds: Sequence[Audio]) -> NDArray[np.float64]:
     """Return the features of each window, [windows, 400]."""
-    length = WINDOW_SECONDS * TAGGER_RATE
-    heard = [soxr.resample(mono_of(sound), SAMPLE_RATE, TAGGER_RATE, quality="HQ") for sound in sounds]
-    windows = [sound[start : start + length] for sound in heard for start in range(0, len(sound) - length + 1, length)]
-    found: NDArray[np.float64] = tagger.predict(torch.from_numpy(np.stack(windows))).features.double().cpu().numpy()
-    return found
+    return window_features(tagger, list(map(mono_of, sounds)))

@@ -17,7 +17,6 @@ from musicgen_core.data.shards import described_clips, read_report
 from musicgen_core.errors import TokensError
 from musicgen_core.evaluation.feature_space import FEWEST_WINDOWS, count_windows, feature_distances
 from musicgen_core.evaluation.music import Pair
-from musicgen_core.evaluation.ngrams import Frames, Matches, Run, find_matches, repeated_share
 from musicgen_core.evaluation.originality import (
     COPIED_SECONDS,
     Excerpt,
@@ -29,6 +28,7 @@ from musicgen_core.evaluation.originality import (
 from musicgen_core.generation.loudness import Audio, normalize, sound_of
 from musicgen_core.generation.render import OnProgress
 from musicgen_core.language import message
+from musicgen_core.ngrams import Frames, Matches, Run, find_matches, repeated_share
 from musicgen_core.stages import announce
 
 DEFAULT_SAMPLES = {"cuda": 32, "cpu": 8}

@@ -53,7 +53,7 @@ class Excerpt:
 class Overlap:
     """What a group of samples has in common with the training clips, and repetition within each sample.
 
-    An n-gram is 0.2 s of codes of codebook 0 with at least five distinct ones (`musicgen_core.evaluation.ngrams`).
+    An n-gram is 0.2 s of codes of codebook 0 with at least five distinct ones (`musicgen_core.ngrams`).
 
     Attributes:
         samples: number of samples.

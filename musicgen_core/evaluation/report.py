@@ -13,9 +13,10 @@ import numpy as np
 from upath import UPath
 
 from musicgen_core import storage, tracking
+from musicgen_core.captioning.tagger_features import WINDOW_SECONDS
 from musicgen_core.embedding import data_url, encode_mp3
 from musicgen_core.escaping import html_page
-from musicgen_core.evaluation.feature_space import FEWEST_WINDOWS, WINDOW_SECONDS
+from musicgen_core.evaluation.feature_space import FEWEST_WINDOWS
 from musicgen_core.evaluation.generated import NearestPair
 from musicgen_core.evaluation.held_out import Losses
 from musicgen_core.evaluation.music import Pair

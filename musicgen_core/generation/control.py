@@ -18,6 +18,7 @@ from musicgen_core.settings import Settings, names_in
 
 SLOWEST_BPM, FASTEST_BPM = 40, 240
 """Bounds of the tempos that captioning measures"""
+MOST_CANDIDATES = 64
 
 
 def _check_key(text: str | None) -> str | None:
@@ -60,4 +61,11 @@ class ControlSettings(Settings):
         (),
         description="Parts of the music with texts of their own, which are added to the prompt, each with the second "
         "at which it starts: 30:drums enter",
+    )
+    best_of: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_CANDIDATES,
+        description="Candidates of each sample, of which the best is kept: tempo and key of the prompt met, near to "
+        "the training music, no repetition, no clipping",
     )

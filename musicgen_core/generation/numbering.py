@@ -14,7 +14,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.errors import ConfigError, reason_of
 from musicgen_core.generation.page import MUSIC, PAGE, file_names
-from musicgen_core.generation.sidecars import Sidecar, adapter_entries, strength_of
+from musicgen_core.generation.sidecars import Sidecar, adapter_entries, candidate_of, strength_of
 from musicgen_core.language import message
 
 _NAME = re.compile(r"generated_(\d{3,9})\.(\w+)", re.ASCII)
@@ -29,11 +29,12 @@ _IDENTIFYING = (
 def identity(sidecar: Sidecar) -> str:
     """Return the values that determine how a sample sounds: equal for the same sample rendered again.
 
-    They are texts, seed, variation, the continued file, the melody, length, model, adapters with strengths and sampling
-    settings. Device, batch size and versions are not included, so that a retry on another machine replaces the sample.
+    They are texts, seed, variation, candidate, the continued file, the melody, length, model, adapters with strengths
+    and sampling settings. Device, batch size and versions are not included, so that a retry on another machine replaces
+    the sample.
     """
     model = str(sidecar.get("model")).rpartition("@")[2]
-    values = [*(sidecar.get(name) for name in _IDENTIFYING), model, _weights(sidecar)]
+    values = [*(sidecar.get(name) for name in _IDENTIFYING), model, _weights(sidecar), candidate_of(sidecar)]
     return json.dumps(values, sort_keys=True)
 
 

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
-from musicgen_core.generation.sidecars import Sidecar, adapter_entries, strength_of
+from musicgen_core.generation.sidecars import Sidecar, adapter_entries, best_of, candidate_of, strength_of
 from musicgen_core.language import message, say, translated
 from musicgen_core.model.weighted_adapters import shown_strength
 from musicgen_core.run_layout import short_name
@@ -141,7 +141,8 @@ def _grid(pieces: Sequence[Piece]) -> list[dict[Column, Piece]]:
     """Return rows of pieces by column: pieces of a row differ in their adapters alone."""
     rows: dict[tuple[str, int], dict[Column, Piece]] = {}
     for stem, sidecar in pieces:
-        key, column, number = str([sidecar.get(name) for name in _OF_ROW]), _column(sidecar), 0
+        of_row = [*(sidecar.get(name) for name in _OF_ROW), candidate_of(sidecar)]
+        key, column, number = str(of_row), _column(sidecar), 0
         while column in rows.setdefault((key, number), {}):
             number += 1
         rows[key, number][column] = (stem, sidecar)
@@ -189,10 +190,23 @@ def _facts(sidecar: Sidecar, common: Mapping[str, Any]) -> list[str]:
         facts.append(say("continues {file}", file=_file_name(before)))
     if followed := sidecar.get("melody"):
         facts.append(say("follows {file}", file=_file_name(followed)))
+    if found := best_of(sidecar):
+        facts += _candidate_facts(found)
     if negative := sidecar.get("negative_prompt"):
         facts.append(say("away from “{text}”", text=negative))
     own = {name: value for name, value in _sampling(sidecar).items() if name not in common}
     return facts + words(own)
+
+
+def _candidate_facts(found: Mapping[str, Any]) -> list[str]:
+    """Return what is shown of a sample that is one of several candidates."""
+    score, count, number = found.get("score"), found.get("candidates"), found.get("candidate")
+    if not isinstance(score, int | float) or not isinstance(number, int):
+        return []
+    if not found.get("all_kept"):
+        return [say("best of {count}", count=count), say("score {score:.2f}", score=score)]
+    fact = say("candidate {number} of {count}", number=number + 1, count=count)
+    return [fact, say("score {score:.2f}", score=score), *([say("chosen")] if found.get("chosen") == number else [])]
 
 
 def adapter_names(sidecar: Sidecar) -> list[str]:

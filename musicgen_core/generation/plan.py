@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -24,7 +24,7 @@ from musicgen_core.generation.sound_file import read_sound, refused
 from musicgen_core.language import message
 from musicgen_core.model.decoder import DecoderConfig
 from musicgen_core.model.weighted_adapters import Mix
-from musicgen_core.seeds import repetitions, stream_seed
+from musicgen_core.seeds import repetitions, stream_of, stream_seed
 from musicgen_core.separation.separator import Separator
 
 ENGINE_BATCH_SIZES = (1, 8, 32)
@@ -59,7 +59,7 @@ class PlannedSample:
     """One sample to render.
 
     Attributes:
-        number: its number, from 0, over all prompts, variations and mixes of adapters.
+        number: its number, from 0, over all prompts, variations, mixes of adapters and candidates that are kept.
         prompt_number: its prompt's number, from 0.
         prompt: the text that the model reads.
         variation: how many earlier samples have its prompt and seed; `--variations` gives it for a single prompt.
@@ -71,6 +71,9 @@ class PlannedSample:
         mix: the adapters that it is rendered with.
         negative_prompt: the text that guidance leads away from; None for the null condition.
         fields: the prompt as it was given, and the fields that were added to it; None if the text is the prompt.
+        sample: the number of the sample, which its candidates have in common.
+        candidate: its number among them, from 0.
+        candidates: how many there are, of which the best is kept.
         sections: texts that the model reads, with the frames at which they begin; none: it reads the prompt.
     """
 
@@ -87,6 +90,9 @@ class PlannedSample:
     negative_prompt: str | None = None
     fields: Mapping[str, Any] | None = None
     sections: tuple[tuple[int, str], ...] = ()
+    sample: int = 0
+    candidate: int = 0
+    candidates: int = 1
 
     @property
     def new_frames(self) -> int:
@@ -140,6 +146,7 @@ def plan(request: RenderRequest, codec: Codec, separator: Separator | None = Non
     read: dict[str | None, Continuation] = {None: Continuation(nothing)}
     melodies: dict[str | None, Melody | None] = {None: None}
     pieces: list[PlannedSample] = []
+    written = sample = 0
     for number, (seed, text), variation in zip(numbers, wanted, repetitions(wanted), strict=True):
         prompt = prompts[number]
         seconds = settings.duration if prompt.duration is None else prompt.duration
@@ -150,14 +157,16 @@ def plan(request: RenderRequest, codec: Codec, separator: Separator | None = Non
         followed = prompt.melody or request.melody
         if followed not in melodies:
             melodies[followed] = read_melody(str(followed), separator)
-        pieces += [
-            PlannedSample(
-                number=len(pieces) + place,
+        for mix in mixes[number]:
+            piece = PlannedSample(
+                number=written,
                 prompt_number=number,
                 prompt=text,
                 variation=variation,
                 seed=seed,
                 stream=stream_seed(seed, text, variation),
+                sample=sample,
+                candidates=prompt.best_of or 1,
                 frames=frames_of(seconds),
                 continuation=read[source],
                 melody=melodies[followed],
@@ -166,9 +175,20 @@ def plan(request: RenderRequest, codec: Codec, separator: Separator | None = Non
                 sections=_sections_of(prompt, seconds),
                 fields={"prompt": prompt.prompt, **prompt.fields} if prompt.is_composed else None,
             )
-            for place, mix in enumerate(mixes[number])
-        ]
+            found = _candidates_of(piece, request.keep_candidates)
+            pieces += found
+            written, sample = found[-1].number + 1, sample + 1
     return pieces
+
+
+def _candidates_of(piece: PlannedSample, keep_all: bool) -> list[PlannedSample]:
+    """Return the candidates of a sample, the first of which is the sample that there is without others."""
+    others = range(1, piece.candidates)
+    streams = [piece.stream, *(stream_of(piece.stream, candidate) for candidate in others)]
+    return [
+        replace(piece, number=piece.number + keep_all * candidate, candidate=candidate, stream=stream)
+        for candidate, stream in enumerate(streams)
+    ]
 
 
 def _sections_of(prompt: Prompt, seconds: float) -> tuple[tuple[int, str], ...]:

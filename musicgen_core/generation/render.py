@@ -20,6 +20,7 @@ from upath import UPath
 from musicgen_core import storage
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.errors import ConfigError
+from musicgen_core.generation.candidates import Candidate, Choosing
 from musicgen_core.generation.engine import Engine
 from musicgen_core.generation.files import GeneratedSample, write_sample
 from musicgen_core.generation.finished_frames import OnFrames
@@ -113,6 +114,8 @@ def _check(request: RenderRequest) -> None:
                 message("{option} needs an adapter to compare with the base model", option=option),
                 message("Give --adapter"),
             )
+    if request.keep_candidates and all((one.best_of or request.control.best_of or 1) == 1 for one in request.prompts):
+        raise ConfigError(message("--keep-candidates is given without candidates"), message("Give --best-of"))
     if request.separate_melody and not request.melodies:
         raise ConfigError(message("--separate-melody is given without a melody"), message("Give --melody"))
     if request.settings.guidance is not None:
@@ -193,6 +196,7 @@ class _Rendering:
         self.done: list[_Made] = []
         self._identity = writers.submit(lambda: resident.model.identity)  # reads 6 GB while the model is loaded
         self._writing: list[Future[_Made]] = []
+        self._choosing = Choosing(resident, request.keep_candidates)
         self._started_samples = 0
         self._max_batch = MOST_SIDE_BY_SIDE
         self._frames, self._total = 0, sum(piece.new_frames for piece in pieces)
@@ -230,8 +234,10 @@ class _Rendering:
             "cache_bits": engine.cache_bits_for(size),
             "render_seconds": round((time.monotonic() - started) / len(batch), 3),
         }
-        write = partial(self._write, engine.coefficient(self._request.settings), made)
-        self._writing = [self._writers.submit(write, *one) for one in zip(batch, *music, strict=True)]
+        write = partial(self._write, engine.coefficient(self._request.settings))
+        candidates = [Candidate(*one, made) for one in zip(batch, *music, strict=True)]
+        chosen = [one for candidate in candidates for one in self._choosing.add(candidate)]
+        self._writing = [self._writers.submit(write, one) for one in chosen]
 
     def _try_render(
         self, engine: Engine, batch: Sequence[PlannedSample], size: int
@@ -302,7 +308,7 @@ class _Rendering:
     def _frames_listener(self, piece: PlannedSample) -> OnFrames | None:
         """Return what hands on the frames of the first sample of a batch, up to its own end."""
         listener = self._on_frames
-        if listener is None:
+        if listener is None or piece.candidates > 1:
             return None
         heard = piece.continuation.frames
 
@@ -321,16 +327,9 @@ class _Rendering:
             audio += self._resident.codec.decode(torch.stack(list(alike))).unbind()
         return audio
 
-    def _write(
-        self,
-        guidance: float,
-        made: dict[str, Any],
-        piece: PlannedSample,
-        codes: Tensor,
-        samples: Tensor,
-    ) -> _Made:
-        request = self._request
-        audio = normalize(sound_of(samples), SAMPLE_RATE)
+    def _write(self, guidance: float, candidate: Candidate) -> _Made:
+        request, piece = self._request, candidate.piece
+        audio = normalize(sound_of(candidate.sound), SAMPLE_RATE)
         seconds, adapters = len(audio) / SAMPLE_RATE, self._described(piece.mix)
         sampling = {**request.settings.model_dump(mode="json"), "duration": seconds, "seed": piece.seed}
         sidecar = {
@@ -341,10 +340,10 @@ class _Rendering:
             "sampling": {**sampling, "guidance": guidance},
             "weight_bits": request.weight_bits,
             "device": str(self._device),
-            **made,
+            **candidate.made,
             "versions": {name: version(name) for name in ("torch", "audiocraft", "transformers")},
         }
-        kept = codes.numpy().astype(np.uint16) if request.save_codes else None
+        kept = candidate.codes.numpy().astype(np.uint16) if request.save_codes else None
         number = self._numbering.take(piece.number, sidecar)
         written = write_sample(
             out=request.out,

@@ -35,6 +35,7 @@ class RenderRequest:
         adapters: adapters with strengths, mixed for every prompt that names none; empty for the base model.
         strengths: factors of all strengths, with each of which every prompt is rendered; empty: once, as they are.
         control: what the music should have and avoid, unless its prompt says otherwise.
+        keep_candidates: write all candidates of `--best-of`.
         compare: render each prompt with the base model as well, from the same seed.
         variations: samples per prompt, each from a random stream of its own.
         continue_from: a sound file that every sample continues, unless its prompt names another; or None.
@@ -58,6 +59,7 @@ class RenderRequest:
     adapters: Sequence[WeightedAdapter] = ()
     strengths: Sequence[float] = ()
     control: ControlSettings = field(default_factory=ControlSettings)
+    keep_candidates: bool = False
     compare: bool = False
     variations: int = 1
     continue_from: str | None = None
@@ -103,7 +105,10 @@ class RenderRequest:
 
     @property
     def sample_count(self) -> int:
-        return self.variations * sum(len(self.mixes(prompt)) for prompt in self.prompts)
+        return self.variations * sum(len(self.mixes(prompt)) * self._kept(prompt) for prompt in self.prompts)
+
+    def _kept(self, prompt: Prompt) -> int:
+        return (prompt.best_of or self.control.best_of or 1) if self.keep_candidates else 1
 
 
 @lru_cache(maxsize=1024)

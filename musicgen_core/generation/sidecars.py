@@ -14,6 +14,18 @@ Sidecar = Mapping[str, Any]
 _MOST = 1e15
 
 
+def best_of(sidecar: Sidecar) -> Mapping[str, Any]:
+    """Return what a sidecar says of the candidates of which its sample is the best, or one; empty without others."""
+    found = sidecar.get("best_of")
+    return found if isinstance(found, Mapping) else {}
+
+
+def candidate_of(sidecar: Sidecar) -> Any:
+    """Return which candidate a sample is: how many there are, and its number if all are kept; None without others."""
+    found = best_of(sidecar)
+    return [found.get("candidates"), found.get("candidate") if found.get("all_kept") else None] if found else None
+
+
 def adapter_entries(sidecar: Sidecar) -> list[Mapping[str, Any]]:
     """Return the objects of the adapters that a sample was rendered with; none for the base model."""
     adapter = sidecar.get("adapter")

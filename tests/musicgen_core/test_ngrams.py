@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from musicgen_core import ngrams as module
 from musicgen_core.codec import Codec
 from musicgen_core.codes import FRAME_RATE, SAMPLE_RATE
-from musicgen_core.evaluation import ngrams as module
-from musicgen_core.evaluation.ngrams import (
+from musicgen_core.model.weights import find_model
+from musicgen_core.ngrams import (
     BRIDGED,
     FEWEST_DISTINCT,
     NGRAM,
@@ -22,7 +23,6 @@ from musicgen_core.evaluation.ngrams import (
     find_matches,
     repeated_share,
 )
-from musicgen_core.model.weights import find_model
 from musicgen_core.synthesis.composing import compose
 from musicgen_core.synthesis.rendering import SoundBank
 
