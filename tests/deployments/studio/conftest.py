@@ -1,107 +1,21 @@
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
-import torch
 
-from bench.servers import free_port
-from deployments.file_server import listening
-from deployments.hosts import names_of_machine
-from deployments.studio.access import Sessions
-from deployments.studio.adapters import offered_adapters
-from deployments.studio.folder import MusicFolder
-from deployments.studio.jobs import Studio
-from deployments.studio.server import Served, make_app
-from musicgen_core import storage
-from musicgen_core.generation.resident import ResidentModel
-from musicgen_core.model.adapters import Adapter, AdapterConfig, save_adapter
-from musicgen_core.model.lora import adapter_state, add_lora
-from musicgen_core.model.weights import BaseModel, find_model, load_lm
-
-PATIENCE_SECONDS = 240
-HEADERS = {"content-type": "application/json"}
+from tests.studio_site import Site, open_studio, write_runs
 
 
 @pytest.fixture(scope="session")
-def debug() -> BaseModel:
-    return find_model("debug")
-
-
-@pytest.fixture(scope="session")
-def runs(debug: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of one run, whose adapter changes the music at once."""
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
-    settings = AdapterConfig(4, 16)
-    generator = torch.Generator().manual_seed(0)
-    state = adapter_state(add_lora(load_lm(debug), settings))
-    lora = {name: 0.1 * torch.randn(tensor.shape, generator=generator) for name, tensor in state.items()}
-    adapter = Adapter(lora, settings.plain(), 3, 42, 6.5, debug.identity)
-    save_adapter(adapter, storage.as_path(runs / "jazz" / "lora_weights" / "best_lora.pt"))
-    (runs / "jazz" / "config.json").write_text('{"model": "debug", "lora_r": 4}')
-    (runs / "jazz" / "metrics.jsonl").write_text('{"step": 1, "val/loss": 6.5}\n{"step": 2, "val/loss": 6.25}\n')
+    write_runs(runs)
     return runs
 
 
-@dataclass
-class Site:
-    """A running studio, and a client of its page."""
-
-    url: str
-    served: Served
-    client: httpx.Client
-
-    def make(self, **wish: Any) -> str:
-        """Ask for music, and return the job's id."""
-        answer = self.client.post("/api/jobs", json={"duration": 0.5, "temperature": 1.0, **wish})
-        assert answer.status_code == 202, answer.text
-        return str(answer.json()["id"])
-
-    def job(self, id: str) -> dict[str, Any]:
-        return next(job for job in self.client.get("/api/state").json()["jobs"] if job["id"] == id)
-
-    def wait(self, id: str) -> dict[str, Any]:
-        """Wait for a job to end, and return it."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while (job := self.job(id))["state"] in ("waiting", "making"):
-            assert time.monotonic() < deadline, job
-            time.sleep(0.02)
-        return job
-
-
-Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="session")
-def open_site(debug: BaseModel, runs: Path) -> Open:
-    """Return a context manager that runs a studio on a folder, with a password if one is given."""
-
-    @contextmanager
-    def opened(folder: Path, password: str | None = None, model: BaseModel = debug) -> Iterator[Site]:
-        studio = Studio(lambda: ResidentModel(model, torch.device("cpu"), keep_base=True))
-        music = MusicFolder(str(folder))
-        served = Served(studio, music, lambda: offered_adapters((), storage.as_path(runs), model.name))
-        port = free_port()
-        url = f"http://127.0.0.1:{port}"
-        with listening(make_app(served, Sessions(password), names_of_machine(url)), "127.0.0.1", port):
-            studio.start()
-            try:
-                assert studio.is_ready.wait(PATIENCE_SECONDS) and not studio.failure
-                with httpx.Client(base_url=url, timeout=PATIENCE_SECONDS) as client:
-                    yield Site(url, served, client)
-            finally:
-                studio.stop()
-
-    return opened
-
-
 @pytest.fixture(scope="module")
-def site(open_site: Open, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with open_site(tmp_path_factory.mktemp("music") / "made") as site:
+def site(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with open_studio(tmp_path_factory.mktemp("music") / "made", runs) as site:
         yield site

@@ -12,15 +12,16 @@ import pytest
 from deployments.studio import access, server
 from deployments.studio.command import studio
 from musicgen_core.errors import ConfigError
-from tests.deployments.studio.conftest import HEADERS, Open, Site
+from tests.studio_site import Site, open_studio
 
+HEADERS = {"content-type": "application/json"}
 PASSWORD = "an open sésame"
 PATHS = ("/api/state", "/api/pieces", "/api/adapters", "/api/flow", "/files/generated_000.wav", "/api/jobs/0/sound")
 
 
 @pytest.fixture(scope="module")
-def locked(open_site: Open, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with open_site(tmp_path_factory.mktemp("locked"), PASSWORD) as site:
+def locked(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with open_studio(tmp_path_factory.mktemp("locked"), runs, PASSWORD) as site:
         yield site
 
 

@@ -16,7 +16,7 @@ from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.render import render
 from musicgen_core.generation.request import RenderRequest
 from musicgen_core.model.weighted_adapters import WeightedAdapter
-from tests.deployments.studio.conftest import Open, Site
+from tests.studio_site import Site, open_studio
 
 
 def sidecar(site: Site, stem: str) -> dict[str, Any]:
@@ -97,11 +97,11 @@ def test_a_random_seed_is_chosen_and_kept(site: Site) -> None:
     assert len(seeds) == 2
 
 
-def test_the_history_is_the_folder_also_after_a_restart(site: Site, open_site: Open) -> None:
+def test_the_history_is_the_folder_also_after_a_restart(site: Site, runs: Path) -> None:
     site.wait(site.make(prompt="kept", seed=3))
     listed = site.client.get("/api/pieces").json()
     assert listed[0]["prompt"] == "kept" and len({piece["stem"] for piece in listed}) == len(listed)
-    with open_site(site.served.folder.path) as other:
+    with open_studio(site.served.folder.path, runs) as other:
         assert other.client.get("/api/pieces").json() == listed
 
 

@@ -12,7 +12,7 @@ import torch
 from deployments.studio import jobs
 from deployments.studio.jobs import Studio
 from musicgen_core.errors import ModelError
-from tests.deployments.studio.conftest import Site
+from tests.studio_site import Site
 
 
 def test_clicks_at_the_same_time_are_made_one_after_the_other(site: Site) -> None:

@@ -1,0 +1,164 @@
+"""The studio's page in a browser: a prompt is heard while it is made, strengths, continuations, history, password."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.browser.opened import Opened
+from tests.studio_site import Site, open_studio, write_runs
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+MARKUP = "<img src=x onerror=alert(1)> & <script>alert(2)</script>"
+LONG_SECONDS = "30"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    write_runs(runs)
+    return runs
+
+
+@pytest.fixture
+def site(runs: Path, tmp_path: Path) -> Iterator[Site]:
+    with open_studio(tmp_path / "music", runs) as site:
+        yield site
+
+
+@pytest.fixture
+def opened(chromium: Browser) -> Iterator[Opened]:
+    """Pages of which the browser has nothing to complain."""
+    opened = Opened(chromium)
+    yield opened
+    for context in opened.contexts:
+        context.close()
+    assert opened.complaints == []
+
+
+def page_of(site: Site, opened: Opened, **options: Any) -> Page:
+    page = opened(**options)
+    page.goto(site.url)
+    expect(page.locator("#status")).to_have_class("ready")
+    return page
+
+
+def make(page: Page, prompt: str, seconds: str = "0.5") -> None:
+    page.get_by_label("What should it sound like?").fill(prompt)
+    page.get_by_label("Seconds").fill(seconds)
+    page.get_by_role("button", name="Make music").click()
+
+
+def sidecars(site: Site) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(site.served.folder.path.glob("generated_*.json"))]
+
+
+def test_a_prompt_is_heard_before_its_piece_is_complete(site: Site, opened: Opened, screenshots: Path) -> None:
+    page = page_of(site, opened)
+    make(page, MARKUP, LONG_SECONDS)
+    heard = page.locator(".job[data-heard]:not([data-heard='0'])")
+    expect(heard).to_have_attribute("data-state", "making")
+    assert 0 < float(heard.get_attribute("data-heard") or 0) < float(LONG_SECONDS)
+    assert sidecars(site) == []
+    page.screenshot(path=screenshots / "studio-making.png")
+    piece = page.locator(".piece")
+    expect(piece.get_by_role("heading")).to_have_text(MARKUP)  # as text, and no dialog opened
+    page.get_by_role("button", name="Listen").click()  # until then its card stays
+    expect(page.locator(".job")).to_have_count(0)
+    assert piece.locator("audio").evaluate("audio => new Promise(done => { audio.oncanplay = done; audio.load(); })")
+
+
+def test_a_strength_is_moved_by_key(site: Site, opened: Opened) -> None:
+    page = page_of(site, opened)
+    adapter = page.locator(".adapter")
+    expect(adapter).to_contain_text("jazz")
+    expect(adapter).to_contain_text("validation loss 6.250")
+    slider = page.get_by_role("slider", name="jazz")
+    for _ in range(6):
+        slider.press("ArrowRight")
+    expect(page.get_by_label("Strength of jazz")).to_have_value("0.3")
+    make(page, "with strength")
+    expect(page.locator(".piece .facts")).to_contain_text("jazz/best_lora.pt × 0.3")
+    (sidecar,) = sidecars(site)
+    assert sidecar["adapter"]["strength"] == 0.3
+
+
+def test_a_continuation_and_a_reload_that_finds_the_history(site: Site, opened: Opened) -> None:
+    page = page_of(site, opened)
+    make(page, "first", "1")
+    expect(page.locator(".piece")).to_have_count(1)
+    page.get_by_role("button", name="Continue from here").click()
+    expect(page.locator("#source")).to_contain_text("Continues generated_000 from 1 s")
+    make(page, "second", "0.5")
+    expect(page.locator(".piece")).to_have_count(2)
+    expect(page.locator(".piece .facts").first).to_contain_text("1.5 s")
+    expect(page.locator(".piece .facts").first).to_contain_text("a continuation")
+    page.reload()
+    expect(page.locator(".piece h3")).to_have_text(["second", "first"])
+    page.locator(".piece").first.get_by_role("button", name="Use its settings").click()
+    expect(page.get_by_label("Seconds")).to_have_value("0.5")
+    expect(page.locator("#source")).to_contain_text("Continues generated_000 from 1 s")
+    page.locator(".piece").last.get_by_role("button", name="Vary").click()
+    expect(page.locator(".piece h3")).to_have_text(["first", "second", "first"])
+    first, second, varied = sidecars(site)
+    assert second["continued_from"].endswith("generated_000.wav") and second["duration"] == 1.5
+    assert varied["prompt"] == "first" and varied["seed"] != first["seed"] and varied["duration"] == 1
+
+
+def test_a_second_click_waits_and_can_be_cancelled(site: Site, opened: Opened) -> None:
+    page = page_of(site, opened)
+    make(page, "one", LONG_SECONDS)
+    make(page, "two", LONG_SECONDS)
+    second = page.locator(".job", has_text="two")
+    expect(second).to_contain_text("1 before it")
+    second.get_by_role("button", name="Cancel").click()
+    expect(second).to_have_count(0)
+    page.close()  # a page that closes loses no piece
+    (first, _) = site.served.studio.jobs()
+    assert site.wait(first.id)["state"] == "done"
+    assert [one["prompt"] for one in sidecars(site)] == ["one"]
+
+
+def test_what_is_wrong_is_said_and_the_form_stays(site: Site, opened: Opened) -> None:
+    page = page_of(site, opened)
+    page.get_by_label("Key", exact=True).fill("H sharp")
+    make(page, "kept")
+    expect(page.get_by_role("alert")).to_contain_text("H sharp")
+    expect(page.get_by_label("What should it sound like?")).to_have_value("kept")
+    opened.complaints.clear()  # the browser logs the refused request
+
+
+def test_a_password_is_asked_for(runs: Path, tmp_path: Path, opened: Opened) -> None:
+    with open_studio(tmp_path / "music", runs, "sesame") as site:
+        page = opened()
+        page.goto(site.url)
+        page.get_by_label("Password").fill("wrong")
+        page.get_by_role("button", name="Enter").click()
+        expect(page.get_by_role("alert")).to_have_text("That is not the password")
+        page.get_by_label("Password").fill("sesame")
+        page.keyboard.press("Enter")
+        expect(page.locator("#status")).to_have_class("ready")
+        make(page, "behind a password")
+        expect(page.locator(".piece")).to_have_count(1)
+    opened.complaints.clear()  # the browser logs the refused password
+
+
+def test_a_phone_shows_it_whole_and_every_control_has_a_name(site: Site, opened: Opened) -> None:
+    page = page_of(site, opened, viewport={"width": 390, "height": 844}, color_scheme="dark")
+    make(page, "a prompt of so many words that it needs several lines on the narrow screen of a phone " * 2)
+    expect(page.locator(".piece")).to_have_count(1)
+    expect(page.locator(".adapter")).to_have_count(1)
+    page.get_by_text("More settings").click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    nameless = page.evaluate(
+        "[...document.querySelectorAll('main :is(input, textarea, button)')].filter(one => !(one.labels?.length || "
+        "one.ariaLabel || one.textContent.trim())).map(one => one.id)"
+    )
+    assert nameless == []
+    page.get_by_label("What should it sound like?").press("Control+Enter")
+    expect(page.locator(".piece")).to_have_count(2)
