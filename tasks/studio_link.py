@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 import httpx
+from prefect import runtime
 from prefect.variables import Variable
 
 from musicgen_core.escaping import markdown_link
@@ -54,9 +55,10 @@ class StudioServer:
 
 
 def studio_link(text: str) -> str:
-    """Return a Markdown link to the studio of this machine; empty if none runs."""
+    """Return a Markdown link to the studio; empty if none answers, and outside of runs."""
     try:
-        server = _studio(int(time.monotonic() // _CHECK_SECONDS))
+        run = runtime.flow_run.id
+        server = _studio(run, int(time.monotonic() // _CHECK_SECONDS)) if run else None
     except Exception as error:  # of whatever type: the page must appear without the link
         logger.debug("the studio has no link: %s", error)
         return ""
@@ -64,8 +66,8 @@ def studio_link(text: str) -> str:
 
 
 @lru_cache(maxsize=2)
-def _studio(check: int) -> StudioServer | None:
-    """Return the studio if it answers. `check` is a key of the cache that grows with time."""
+def _studio(flow_run: str, check: int) -> StudioServer | None:
+    """Return the studio if it answers. The arguments are keys of the cache; `check` grows with time."""
     stored: Any = Variable.get(VARIABLE)
     if not isinstance(stored, dict) or stored.keys() != {"url", "local"}:
         return None

@@ -50,6 +50,7 @@ export function wish() {
     key: find("key").value.trim() || null,
     seed: number("seed"),
     variations: number("variations"),
+    compare: find("compare").checked,
     guidance: number("guidance"),
     temperature: number("temperature"),
     top_k: number("top_k"),

@@ -16,7 +16,7 @@ from musicgen_core.generation.control import ControlSettings
 from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.request import RenderRequest
 from musicgen_core.language import message
-from musicgen_core.model.weighted_adapters import Mix, WeightedAdapter, with_effect
+from musicgen_core.model.weighted_adapters import BASE, Mix, WeightedAdapter, shown_adapters, with_effect
 from musicgen_core.settings import Settings
 
 MOST_SECONDS, MOST_VARIATIONS, MOST_PROMPTS = 300, 8, 1000
@@ -30,6 +30,7 @@ class Wish(ControlSettings):
     duration: float = Field(10.0, gt=0, le=MOST_SECONDS, description="seconds of new music")
     seed: int | None = Field(None, ge=0, lt=2**32, description="None: a random one")
     variations: int = Field(1, ge=1, le=MOST_VARIATIONS, description="samples")
+    compare: bool = Field(False, description="also with the base model, if there is an adapter")
     strengths: dict[str, _Strength] = Field({}, description="strengths of adapters, by their ids")
     guidance: float | None = Field(None, ge=0, le=1000, description="None: the model's own")
     temperature: float = Field(1.0, ge=1e-5, le=1000, description="as in `ChoiceSettings`")
@@ -66,6 +67,7 @@ class Wish(ControlSettings):
             ConfigError: the recording to continue can't be read, or see `mix`.
         """
         path, kept = folder.source(self.source, self.until, stereo) if self.source else (None, 0.0)
+        mix = self.mix(offered)
         seed = secrets.randbelow(2**32) if self.seed is None else self.seed
         settings = SamplingSettings(**self.sampling.model_dump(), duration=self.duration + kept, seed=seed)
         return RenderRequest(
@@ -73,7 +75,8 @@ class Wish(ControlSettings):
             prompts=[Prompt(prompt=self.prompt)],
             settings=settings,
             control=self.control,
-            adapters=self.mix(offered),
+            adapters=mix,
+            compare=self.compare and bool(mix),
             variations=self.variations,
             continue_from=path,
             device=device,
@@ -89,10 +92,12 @@ class FlowWish(Settings):
     def parameters(self, folder: MusicFolder, offered: Mapping[str, OfferedAdapter], model: str) -> dict[str, Any]:
         """Return the parameters of `generate-music`. Raises as `Wish.mix`."""
         wish = self.wish
+        mix = wish.mix(offered)
         return {
             "prompts": list(self.prompts),
             "output": str(folder.path),
-            "adapter": ", ".join(map(str, wish.mix(offered))) or "base",
+            "adapter": shown_adapters(mix) or BASE,
+            "compare": wish.compare and bool(mix),
             "model": model,
             "duration": wish.duration,
             "variations": wish.variations,
