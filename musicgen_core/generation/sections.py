@@ -40,11 +40,15 @@ def parse_section(text: str) -> Section:
 
 
 def seconds_of(sections: Any) -> float | None:
-    """Return when the last section ends, of sections as objects; None if its length isn't given."""
+    """Return when the last section ends, of sections as objects; None if its length isn't given, or they are wrong."""
     if not isinstance(sections, list) or not sections or not isinstance(sections[-1], Mapping):
         return None
+    try:
+        placed = _texts(sections)
+    except PydanticCustomError:  # the field's own validation reports it
+        return None
     seconds = sections[-1].get("seconds")
-    return None if seconds is None else parse_section(_texts(sections)[-1]).start + float(seconds)
+    return None if seconds is None else parse_section(placed[-1]).start + seconds
 
 
 def _texts(given: Any) -> Any:

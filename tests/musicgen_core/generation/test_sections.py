@@ -156,6 +156,25 @@ def test_wrong_sections_are_named_with_what_is_wrong(sections: list[Any], proble
     assert problem in refused.value.found
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["prompt", "start", "seconds", "x"]), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+
+
+@given(sections=JSON | st.lists(JSON, max_size=3))
+def test_whatever_stands_for_sections_is_accepted_or_named(sections: Any) -> None:
+    try:
+        prompt = validate(Prompt, {"prompt": "x", "sections": sections})
+    except ConfigError:
+        return
+    assert len(prompt.section_texts) >= len(prompt.sections)
+
+
 def test_pieces_record_their_sections_and_others_stay_as_they_are(request_for: Any) -> None:
     control = ControlSettings(sections=("0.5:intro", "1.5:drums enter"))
     settings = {"overlap": 0.3}
