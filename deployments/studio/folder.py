@@ -20,7 +20,7 @@ from musicgen_core.data.audio import DecodedClip, decode
 from musicgen_core.errors import ConfigError
 from musicgen_core.generation.files import COMPANIONS, FULL_SCALE
 from musicgen_core.generation.numbering import Numbering, stem_of
-from musicgen_core.generation.page import file_names
+from musicgen_core.generation.page import MUSIC, PAGE, file_names
 from musicgen_core.generation.sidecars import adapter_entries, strength_of
 from musicgen_core.generation.sound_file import read_sound, refused
 from musicgen_core.language import message
@@ -70,11 +70,11 @@ class MusicFolder:
         ]
 
     def file(self, name: str) -> Path | None:
-        """Return the path of a sample's file; None for every other name, and for a link that leaves the folder."""
-        if not _FILE.fullmatch(name):
+        """Return the path of a sample's file or of the page of all; None for others and for links out of the folder."""
+        path = (self.path / name).resolve() if _FILE.fullmatch(name) or name == PAGE else None
+        if path is None or path.parent != self.path or not path.is_file():
             return None
-        path = (self.path / name).resolve()
-        return path if path.parent == self.path and path.is_file() else None
+        return path if name != PAGE or MUSIC.is_at(storage.as_path(path)) else None
 
     def source(self, name: str, until: float | None, stereo: bool) -> tuple[str, float]:
         """Return path and seconds of a recording to continue.

@@ -25,6 +25,7 @@ from starlette.responses import (
     StreamingResponse,
 )
 
+from deployments.file_server import page_policy
 from deployments.studio import flow_runs
 from deployments.studio.access import LOGIN, STATIC, Guard, Sessions
 from deployments.studio.adapters import OfferedAdapter
@@ -35,6 +36,7 @@ from deployments.studio.wishes import FlowWish, Wish
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.errors import ConfigError, MusicgenError, translated_error
 from musicgen_core.escaping import one_line
+from musicgen_core.generation.page import PAGE
 from musicgen_core.language import message
 from musicgen_core.settings import validate
 from tasks.studio_link import GREETING, HEALTH
@@ -135,6 +137,8 @@ def make_app(served: Served, sessions: Sessions, names: set[str]) -> Guard:
         path = folder.file(name)
         if path is None:
             return Response(status_code=HTTPStatus.NOT_FOUND)
+        if name == PAGE:  # its scripts are inline
+            return FileResponse(path, headers={"content-security-policy": page_policy()})
         return FileResponse(path, media_type=_TYPES.get(Path(name).suffix, "application/octet-stream"))
 
     @app.post("/api/jobs", status_code=HTTPStatus.ACCEPTED)

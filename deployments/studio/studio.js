@@ -138,6 +138,7 @@ function removeCard(id, card) {
 async function showPieces() {
   const pieces = await ask("api/pieces");
   find("empty").hidden = pieces.length > 0;
+  find("all").hidden = pieces.length === 0;
   let before = find("empty");
   for (const piece of pieces) {
     const content = JSON.stringify(piece);

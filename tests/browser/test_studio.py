@@ -110,6 +110,20 @@ def test_a_continuation_and_a_reload_that_finds_the_history(site: Site, opened: 
     assert varied["prompt"] == "first" and varied["seed"] != first["seed"] and varied["duration"] == 1
 
 
+def test_base_and_adapter_are_compared_on_the_page_of_the_folder(site: Site, opened: Opened) -> None:
+    page = page_of(site, opened)
+    page.get_by_label("Strength of jazz").fill("1")
+    page.get_by_text("More settings").click()
+    page.get_by_label("Also with the base model, to compare").check()
+    make(page, "compared")
+    expect(page.locator(".piece")).to_have_count(2)
+    with page.context.expect_page() as other:
+        page.get_by_role("link", name="Side by side, to compare").click()
+    expect(other.value.locator("audio")).to_have_count(2)
+    expect(other.value.get_by_role("heading", name="compared")).to_be_visible()
+    assert {bool(one["adapter"]) for one in sidecars(site)} == {False, True}
+
+
 def test_a_second_click_waits_and_can_be_cancelled(site: Site, opened: Opened) -> None:
     page = page_of(site, opened)
     make(page, "one", LONG_SECONDS)

@@ -100,7 +100,6 @@ def test_the_own_page_may_ask(site: Site) -> None:
         "../secret.wav",
         "..%2fsecret.wav",
         "generated_000.pt",
-        "index.html",
         "sources",
         "generated_000.wav/..",
         "generated_777.wav",
@@ -117,6 +116,12 @@ def test_only_files_of_samples_are_read(site: Site, name: str, tmp_path: Path) -
     answer = httpx.get(f"{site.url}/files/{name}")
     assert answer.status_code == 404 and "secret" not in answer.text
     link.unlink()
+
+
+def test_a_page_of_another_program_is_not_served(runs: Path, tmp_path: Path) -> None:
+    with open_studio(tmp_path / "music", runs) as site:
+        (tmp_path / "music" / "index.html").write_text("<script>alert(1)</script>")
+        assert site.client.get("/files/index.html").status_code == 404
 
 
 @pytest.mark.parametrize("source", ["../secret", "/etc/passwd", "generated_999", "upload_0.wav", "generated_000.wav"])
