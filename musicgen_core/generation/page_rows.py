@@ -194,6 +194,11 @@ def _facts(sidecar: Sidecar, common: Mapping[str, Any]) -> list[str]:
         facts += _candidate_facts(found)
     if negative := sidecar.get("negative_prompt"):
         facts.append(say("away from “{text}”", text=negative))
+    facts += [
+        say("from {start:g} s: {text}", start=start, text=section.get("prompt"))
+        for section in sidecar.get("sections") or ()
+        if isinstance(section, Mapping) and isinstance(start := section.get("start"), int | float)
+    ]
     own = {name: value for name, value in _sampling(sidecar).items() if name not in common}
     return facts + words(own)
 

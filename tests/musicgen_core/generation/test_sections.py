@@ -175,7 +175,7 @@ def test_whatever_stands_for_sections_is_accepted_or_named(sections: Any) -> Non
     assert len(prompt.section_texts) >= len(prompt.sections)
 
 
-def test_pieces_record_their_sections_and_others_stay_as_they_are(request_for: Any) -> None:
+def test_pieces_record_their_sections_and_others_stay_as_they_are(request_for: Any, tmp_path: Path) -> None:
     control = ControlSettings(sections=("0.5:intro", "1.5:drums enter"))
     settings = {"overlap": 0.3}
     shared = {"prompts": ["rock"], "duration": 2.0, "settings": settings, "save_codes": True}
@@ -186,6 +186,7 @@ def test_pieces_record_their_sections_and_others_stay_as_they_are(request_for: A
         {"start": 0.5, "prompt": "rock, intro"},
         {"start": 1.5, "prompt": "rock, drums enter"},
     ]
+    assert "from 1.5 s: rock, drums enter" in (tmp_path / "sections" / "index.html").read_text(encoding="utf-8")
     assert sidecar_of(piece.wav)["prompt"] == "rock" and sidecar_of(plain.wav)["sections"] is None
     assert np.array_equal(codes_of(piece.wav)[:, :22], codes_of(plain.wav)[:, :22])
     assert not np.array_equal(codes_of(piece.wav), codes_of(plain.wav))
