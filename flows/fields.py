@@ -154,7 +154,8 @@ PromptsFile = Annotated[
     _Text,
     Field(
         description="A text file with a prompt a line; or a .jsonl of objects with prompt and, if wanted, duration, "
-        "seed, negative_prompt, tempo, key, instruments, sections, best_of, continue_from, melody and adapter"
+        "seed, negative_prompt, tempo, key, instruments, sections, best_of, loop, continue_from, redo, melody "
+        "and adapter"
     ),
 ]
 Variations = Annotated[int, Field(ge=1, le=10_000, description="Samples of each prompt, all of them different")]

@@ -12,6 +12,7 @@ from flows.locations import chosen_device, chosen_model, is_of_deployment, music
 from flows.parameters import GenerateParameters
 from flows.retraining import last_trained
 from musicgen_core.config import DEFAULT_PROMPTS, SamplingSettings
+from musicgen_core.generation.piece_prompts import described_prompt
 from musicgen_core.generation.prompts import Prompt, read_prompts
 from musicgen_core.generation.request import Rendered, RenderRequest, outcome_of
 from musicgen_core.model.weighted_adapters import BASE, Mix, WeightedAdapter, parse_adapters
@@ -24,12 +25,16 @@ def generate_music(given: GenerateParameters) -> list[Rendered] | State[list[Ren
     """Generate music from text prompts, with a trained adapter or with the base model alone."""
     wanted = [Prompt(prompt=text) for text in given.prompts]
     wanted += read_prompts(given.prompts_file) if given.prompts_file else []
+    model = given.model or None
+    if not wanted and given.seams.redo and given.continue_from:
+        of_piece, its_model = described_prompt(given.continue_from, with_adapters=not given.adapter)
+        wanted, model = [of_piece], model or (None if given.adapter else its_model)
     defaults = ("",) if given.control.sections else DEFAULT_PROMPTS  # sections need no prompt for the whole
     wanted = wanted or [Prompt(prompt=text) for text in defaults]
     request = RenderRequest(
         out=given.output or new_location("musicgen_output", "generate-music"),
         prompts=wanted,
-        model=given.model or None,
+        model=model,
         settings=collect(SamplingSettings, given),
         adapters=_chosen_adapters(given.adapter, given.model),
         strengths=given.strengths,
@@ -38,6 +43,7 @@ def generate_music(given: GenerateParameters) -> list[Rendered] | State[list[Ren
         variations=given.variations,
         continue_from=given.continue_from or None,
         melody=given.melody or None,
+        seams=given.seams,
         separate_melody=given.separate_melody,
         formats=given.files.formats or (),
         spectrograms=given.files.spectrograms,

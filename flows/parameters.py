@@ -75,6 +75,7 @@ from musicgen_core.evaluation.request import (
 )
 from musicgen_core.exclusions import Exclude
 from musicgen_core.generation.control import ControlSettings
+from musicgen_core.generation.seam_settings import SeamSettings
 from musicgen_core.learning_settings import DEFAULT_RANK, AdapterSettings, OptimizerSettings
 from musicgen_core.separation.settings import RemoveVocals, SeparateMelody
 from musicgen_core.settings import MOST_SIDE_BY_SIDE, MOST_WORKERS, Settings, names_in
@@ -307,6 +308,7 @@ class GenerateParameters(Settings):
     model: AdaptersModel = ""
     device: Device = "auto"
     control: ControlSettings = ControlSettings()
+    seams: SeamSettings = SeamSettings()
     sampling: ChoiceSettings = ChoiceSettings()
     files: Files = Files()
     engine: EngineOptions = EngineOptions()

@@ -33,6 +33,7 @@ def render_prompts(count: int, request: RenderRequest) -> list[Rendered]:
         log.show()
         given = {**vars(request), **request.settings.model_dump(exclude_defaults=True)}
         given |= request.control.model_dump(mode="json", exclude_defaults=True)
+        given |= request.seams.model_dump(exclude_defaults=True)
         given["adapter"] = list(map(str, request.adapters))
         show_summary(
             artifacts,

@@ -47,7 +47,10 @@ DESCRIBE = message(
 )
 """Advice on how to add descriptions to clips"""
 _DESCRIPTIONS = message("descriptions, to look through and correct")
-_CONTROL = ("negative_prompt", "tempo", "key", "instruments", "sections", "best_of")
+_CONTROL = (
+    *("negative_prompt", "tempo", "key", "instruments", "sections", "best_of"),
+    *("loop", "redo", "seam_candidates"),
+)
 """Parameters of control"""
 _OWN_MUSIC = message("Teach the model your own music: put zips of sound files into archives/, and tokenize them")
 MAIN_FILES: dict[str, str] = {

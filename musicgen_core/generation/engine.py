@@ -17,6 +17,7 @@ from musicgen_core.config import SamplingSettings
 from musicgen_core.devices import can_compile
 from musicgen_core.errors import Cancelled, DeviceError
 from musicgen_core.generation.finished_frames import FinishedFrames, OnFrames
+from musicgen_core.generation.likelihood import mean_log_likelihood
 from musicgen_core.generation.melody import Melody, window_chroma
 from musicgen_core.generation.sampling import Window
 from musicgen_core.language import message
@@ -148,6 +149,19 @@ class Engine:
         if finished is not None:
             finished.finish(codes)
         return [sample[:, :count] for sample, count in zip(codes, frames, strict=True)]
+
+    @torch.inference_mode()
+    def log_likelihoods(self, prompt: str | None, candidates: Sequence[Tensor], following: Tensor) -> list[float]:
+        """Return the mean log-likelihood of the codes of the same frames after each of several candidates, in nats.
+
+        Args:
+            prompt: the text, or None; there is no guidance.
+            candidates: [K, frames] each; of their frames as many count as the window has room for.
+            following: [K, frames], fewer than those of the window.
+        """
+        condition = replace(self._encode([prompt], [None]), chroma=self._chroma([None], [1], 0, False)).rows(slice(1))
+        room = self.window - following.shape[-1]
+        return [mean_log_likelihood(self.lm, condition, codes[:, -room:], following) for codes in candidates]
 
     def _steps(self, window: Window) -> Steps:
         if self._decoding is not None:

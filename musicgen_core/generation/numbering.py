@@ -35,6 +35,8 @@ def identity(sidecar: Sidecar) -> str:
     """
     model = str(sidecar.get("model")).rpartition("@")[2]
     values = [*(sidecar.get(name) for name in _IDENTIFYING), model, _weights(sidecar), candidate_of(sidecar)]
+    if seam := _seam(sidecar):
+        values.append(seam)
     return json.dumps(values, sort_keys=True)
 
 
@@ -45,6 +47,13 @@ def _weights(sidecar: Sidecar) -> Any:
     if len(found) == 1 and found[0][1] == 1:
         return found[0][0]
     return found or sidecar.get("adapter")
+
+
+def _seam(sidecar: Sidecar) -> Any:
+    """Return what identifies a loop or a stretch made again; scores differ by rounding."""
+    found = {name: sidecar[name] for name in ("loop", "redo") if isinstance(sidecar.get(name), dict)}
+    names = ("begin", "end", "candidates", "measured")
+    return {kind: [described.get(name) for name in names] for kind, described in found.items()}
 
 
 class Numbering:

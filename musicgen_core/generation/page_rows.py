@@ -16,6 +16,7 @@ from musicgen_core.generation.sidecars import Sidecar, adapter_entries, best_of,
 from musicgen_core.language import message, say, translated
 from musicgen_core.model.weighted_adapters import shown_strength
 from musicgen_core.run_layout import short_name
+from musicgen_core.wording import counted
 
 ONE_PART_SECONDS = 30
 """Up to this length a piece is made without overlapping parts"""
@@ -32,6 +33,7 @@ _OF_ROW = (
     "sections",
     "duration",
     "continued_from",
+    "redo",
     "melody",
     "melody_separator",
     "model",
@@ -186,8 +188,11 @@ def _facts(sidecar: Sidecar, common: Mapping[str, Any]) -> list[str]:
         facts.append(say("seed {seed}, variation {number}", seed=seed, number=variation + 1))
     elif seed is not None:
         facts.append(say("seed {seed}", seed=seed))
+    redo, loop = (one if isinstance(one := sidecar.get(name), Mapping) else None for name in ("redo", "loop"))
     if before := sidecar.get("continued_from"):
-        facts.append(say("continues {file}", file=_file_name(before)))
+        facts.append(_redone(redo, before) if redo else say("continues {file}", file=_file_name(before)))
+    if loop:
+        facts.append(_looped(loop))
     if followed := sidecar.get("melody"):
         facts.append(say("follows {file}", file=_file_name(followed)))
     if found := best_of(sidecar):
@@ -212,6 +217,18 @@ def _candidate_facts(found: Mapping[str, Any]) -> list[str]:
         return [say("best of {count}", count=count), say("score {score:.2f}", score=score)]
     fact = say("candidate {number} of {count}", number=number + 1, count=count)
     return [fact, say("score {score:.2f}", score=score), *([say("chosen")] if found.get("chosen") == number else [])]
+
+
+def _redone(redo: Mapping[str, Any], recording: Any) -> str:
+    begin, end = redo.get("begin"), redo.get("end")
+    return say("{begin}-{end} s of {file} made again", begin=begin, end=end, file=_file_name(recording))
+
+
+def _looped(loop: Mapping[str, Any]) -> str:
+    bars, tempo = loop.get("bars"), loop.get("tempo")
+    if not isinstance(bars, int) or not isinstance(tempo, int | float):
+        return say("loop")
+    return say("loop of {count}, {tempo:.1f} bpm", count=counted(bars, "bar"), tempo=tempo)
 
 
 def adapter_names(sidecar: Sidecar) -> list[str]:

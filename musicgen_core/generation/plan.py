@@ -17,9 +17,12 @@ from musicgen_core.codes import FRAME_RATE
 from musicgen_core.encoding import encode_clips
 from musicgen_core.errors import ClipRejected, ConfigError, DeviceError
 from musicgen_core.generation.engine import frames_of
+from musicgen_core.generation.loops import Loop
 from musicgen_core.generation.melody import Melody, read_melody
 from musicgen_core.generation.prompts import Prompt
+from musicgen_core.generation.redone import Piece, Redo, read_piece
 from musicgen_core.generation.request import RenderRequest
+from musicgen_core.generation.seam_settings import parse_stretch
 from musicgen_core.generation.sound_file import read_sound, refused
 from musicgen_core.language import message
 from musicgen_core.model.decoder import DecoderConfig
@@ -75,6 +78,7 @@ class PlannedSample:
         candidate: its number among them, from 0.
         candidates: how many there are, of which the best is kept.
         sections: texts that the model reads, with the frames at which they begin; none: it reads the prompt.
+        seam: a loop to close, or a stretch of a piece to make again, whose last frame is the sample's; or None.
     """
 
     number: int
@@ -93,6 +97,7 @@ class PlannedSample:
     sample: int = 0
     candidate: int = 0
     candidates: int = 1
+    seam: Loop | Redo | None = None
 
     @property
     def new_frames(self) -> int:
@@ -102,6 +107,10 @@ class PlannedSample:
     def first_text(self) -> str:
         """The text that the model reads from the beginning on."""
         return self.sections[0][1] if self.sections else self.prompt
+
+    def text_at(self, frame: int) -> str:
+        """Return the text that the model reads at a frame."""
+        return [self.first_text, *(text for begin, text in self.sections if begin <= frame)][-1]
 
     @property
     def changes(self) -> dict[int, str]:
@@ -136,7 +145,10 @@ def plan(request: RenderRequest, codec: Codec, separator: Separator | None = Non
         ConfigError: a sound file can't be read, or one to continue isn't shorter than its sample; or an adapter can't
             be parsed.
     """
-    prompts = [prompt.with_defaults(request.control) for prompt in request.prompts]
+    prompts = [
+        prompt.with_defaults(request.control).with_seams(request.seams, request.continue_from)
+        for prompt in request.prompts
+    ]
     settings, variations = request.settings, request.variations
     mixes = [request.mixes(prompt) for prompt in prompts]
     numbers = [number for number in range(len(prompts)) for _ in range(variations)]
@@ -145,15 +157,21 @@ def plan(request: RenderRequest, codec: Codec, separator: Separator | None = Non
     nothing = torch.zeros(codec.shape.codebooks, 0, dtype=torch.int64)
     read: dict[str | None, Continuation] = {None: Continuation(nothing)}
     melodies: dict[str | None, Melody | None] = {None: None}
+    pieces_read: dict[str, Piece] = {}
     pieces: list[PlannedSample] = []
     written = sample = 0
     for number, (seed, text), variation in zip(numbers, wanted, repetitions(wanted), strict=True):
         prompt = prompts[number]
         seconds = settings.duration if prompt.duration is None else prompt.duration
-        source = prompt.continue_from or request.continue_from
-        if source not in read:
-            read[source] = _read(str(source), seconds, codec)
-        _check_longer(seconds, source, read[source].frames / FRAME_RATE)
+        seam, source = _seam_of(prompt, request.seams.seam_candidates, codec, pieces_read), prompt.continue_from
+        if isinstance(seam, Redo):
+            frames, continuation = seam.stretch.end, _before(seam)
+            seconds = seam.piece.frames / FRAME_RATE
+        else:
+            if source not in read:
+                read[source] = _read(str(source), seconds, codec)
+            _check_longer(seconds, source, read[source].frames / FRAME_RATE)
+            frames, continuation = frames_of(seconds), read[source]
         followed = prompt.melody or request.melody
         if followed not in melodies:
             melodies[followed] = read_melody(str(followed), separator)
@@ -167,13 +185,14 @@ def plan(request: RenderRequest, codec: Codec, separator: Separator | None = Non
                 stream=stream_seed(seed, text, variation),
                 sample=sample,
                 candidates=prompt.best_of or 1,
-                frames=frames_of(seconds),
-                continuation=read[source],
+                frames=frames,
+                continuation=continuation,
                 melody=melodies[followed],
                 mix=mix,
                 negative_prompt=prompt.negative_prompt or None,
                 sections=_sections_of(prompt, seconds),
                 fields={"prompt": prompt.prompt, **prompt.fields} if prompt.is_composed else None,
+                seam=seam,
             )
             found = _candidates_of(piece, request.keep_candidates)
             pieces += found
@@ -203,6 +222,23 @@ def _sections_of(prompt: Prompt, seconds: float) -> tuple[tuple[int, str], ...]:
             message("Give a longer duration, or leave out the section"),
         )
     return tuple((round(section.start * FRAME_RATE), section.prompt) for section in sections)
+
+
+def _seam_of(prompt: Prompt, candidates: int, codec: Codec, read: dict[str, Piece]) -> Loop | Redo | None:
+    """Return what a prompt wants beside music from its beginning to its end; pieces are read once."""
+    if prompt.loop:
+        return Loop(prompt.tempo, candidates)
+    stretch = parse_stretch(prompt.redo or "")
+    if stretch is None:
+        return None
+    file = str(prompt.continue_from)
+    if file not in read:
+        read[file] = read_piece(file, codec)
+    return Redo(read[file], stretch, candidates)
+
+
+def _before(redo: Redo) -> Continuation:
+    return Continuation(redo.piece.codes[:, : redo.stretch.begin], redo.piece.path, redo.piece.sha256)
 
 
 def check_continued(prompts: Sequence[Prompt], continue_from: str | None) -> None:

@@ -13,6 +13,7 @@ from musicgen_core.config import PromptText
 from musicgen_core.data.sentences import extended
 from musicgen_core.errors import ConfigError, reason_of
 from musicgen_core.generation.control import ControlSettings
+from musicgen_core.generation.seam_settings import RedoneStretch, SeamSettings
 from musicgen_core.generation.sections import Section, parse_section, seconds_of
 from musicgen_core.language import message
 from musicgen_core.model.weighted_adapters import split_adapters
@@ -35,6 +36,8 @@ class Prompt(ControlSettings):
     seed: int | None = Field(None, ge=0, lt=2**32, description="the seed of its random stream")
     continue_from: str | None = Field(None, description="a recording to continue")
     melody: str | None = Field(None, description="a recording whose melody it follows")
+    loop: bool | None = Field(None, description="whether it is a seamless loop")
+    redo: RedoneStretch = Field(None, description="the seconds of the recording that are made again, such as 8-14")
     adapter: Annotated[tuple[str, ...], BeforeValidator(_adapter_texts)] = Field(
         (), description="adapters with strengths, or base; empty: those of the command"
     )
@@ -51,6 +54,16 @@ class Prompt(ControlSettings):
         """Return the prompt with these values where it has none of its own."""
         own = {name for name in ControlSettings.model_fields if getattr(self, name) not in (None, ())}
         return self.model_copy(update={name: value for name, value in defaults if name not in own})
+
+    def with_seams(self, defaults: SeamSettings, continue_from: str | None) -> Prompt:
+        """Return the prompt with these values of its loop, stretch and recording where it has none of its own."""
+        return self.model_copy(
+            update={
+                "loop": defaults.loop if self.loop is None else self.loop,
+                "redo": self.redo or defaults.redo,
+                "continue_from": self.continue_from or continue_from,
+            }
+        )
 
     @property
     def fields(self) -> dict[str, Any]:

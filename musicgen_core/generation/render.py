@@ -19,8 +19,8 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.codes import SAMPLE_RATE
-from musicgen_core.errors import ConfigError
 from musicgen_core.generation.candidates import Candidate, Choosing
+from musicgen_core.generation.checks import check_guided, check_request
 from musicgen_core.generation.engine import Engine
 from musicgen_core.generation.files import GeneratedSample, write_sample
 from musicgen_core.generation.finished_frames import OnFrames
@@ -37,8 +37,10 @@ from musicgen_core.generation.plan import (
     plan,
     smaller_size,
 )
+from musicgen_core.generation.redone import Redo, splice
 from musicgen_core.generation.request import Rendered, RenderRequest
 from musicgen_core.generation.resident import ResidentModel, load_model
+from musicgen_core.generation.seams import Share, join
 from musicgen_core.language import message
 from musicgen_core.model.weighted_adapters import Mix
 from musicgen_core.separation.separator import Separator
@@ -76,7 +78,7 @@ def render(
         MusicgenError: an error that the user can act on.
         Cancelled: `cancelled` returned true; finished samples are kept.
     """
-    _check(request)
+    check_request(request)
     numbering = Numbering(*_folders(request))  # refuses a folder before the model is loaded
     return _render_all(load_model(request), request, numbering, on_progress, on_piece, cancelled)
 
@@ -97,38 +99,12 @@ def render_with(
         on_progress: see `render`, as are the others, the result and the errors.
         on_frames: called with the first sample of each batch and its codes [K, new frames] as they are completed.
     """
-    _check(request)
+    check_request(request)
     numbering = Numbering(*_folders(request))
     if request.melodies:
         check_takes_melody(resident.model.name, resident.model.chroma_frames > 0)
     resident.add_adapters(request.all_adapters)
     return _render_all(resident, request, numbering, on_progress, on_piece, cancelled, on_frames)
-
-
-def _check(request: RenderRequest) -> None:
-    if not request.prompts:
-        raise ConfigError(message("there are no prompts"), message("Give --prompt 'some text' or --prompts-file FILE"))
-    for option, wanted in (("--compare", request.compare), ("--strengths", request.strengths)):
-        if wanted and not request.all_adapters:
-            raise ConfigError(
-                message("{option} needs an adapter to compare with the base model", option=option),
-                message("Give --adapter"),
-            )
-    if request.keep_candidates and all((one.best_of or request.control.best_of or 1) == 1 for one in request.prompts):
-        raise ConfigError(message("--keep-candidates is given without candidates"), message("Give --best-of"))
-    if request.separate_melody and not request.melodies:
-        raise ConfigError(message("--separate-melody is given without a melody"), message("Give --melody"))
-    if request.settings.guidance is not None:
-        _check_guided(request, request.settings.guidance)
-
-
-def _check_guided(request: RenderRequest, guidance: float) -> None:
-    """Raise ConfigError if there is a negative prompt that guidance, whose coefficient is 1, doesn't lead away from."""
-    if guidance == 1 and any(prompt.with_defaults(request.control).negative_prompt for prompt in request.prompts):
-        raise ConfigError(
-            message("a negative prompt has no effect at guidance 1"),
-            message("Give another --guidance, such as 3, or leave out the negative prompt"),
-        )
 
 
 def _render_all(
@@ -143,7 +119,7 @@ def _render_all(
     for folder in _folders(request):
         storage.delete_partials(folder)
     if request.settings.guidance is None:
-        _check_guided(request, resident.model.config.inference_coefficient)
+        check_guided(request, resident.model.config.inference_coefficient)
     pieces = plan(request, resident.codec, _separator(request, resident.device))
     with ThreadPoolExecutor(WRITERS, "writing music") as writers:
         rendering = _Rendering(
@@ -207,8 +183,10 @@ class _Rendering:
         for mix in dict.fromkeys(piece.mix for piece in self._pieces):
             engine = self._resident.engine(mix, request.weight_bits, request.cache_bits)
             pieces = [piece for piece in self._pieces if piece.mix == mix]
-            for batch, size in batches(pieces, partial(self._size_for, engine)):
+            for batch, size in batches([one for one in pieces if one.seam is None], partial(self._size_for, engine)):
                 self._render(engine, batch, size)
+            for piece in (one for one in pieces if one.seam is not None):
+                self._render(engine, [piece], self._candidates_for(engine, piece))
             self._deliver_written()
             del engine  # frees the packed weights for those of the next mix
 
@@ -227,26 +205,35 @@ class _Rendering:
             for start in range(0, len(batch), smaller):
                 self._render(engine, batch[start : start + smaller], smaller)
             return
+        codes, wavs, described = music
         self._frames += sum(piece.new_frames for piece in batch)
         self._started_samples += len(batch)
         made = {
             "engine_batch_size": size,
             "cache_bits": engine.cache_bits_for(size),
             "render_seconds": round((time.monotonic() - started) / len(batch), 3),
+            **described,
         }
         write = partial(self._write, engine.coefficient(self._request.settings))
-        candidates = [Candidate(*one, made) for one in zip(batch, *music, strict=True)]
+        candidates = [Candidate(*one, made) for one in zip(batch, codes, wavs, strict=True)]
         chosen = [one for candidate in candidates for one in self._choosing.add(candidate)]
         self._writing = [self._writers.submit(write, one) for one in chosen]
 
     def _try_render(
         self, engine: Engine, batch: Sequence[PlannedSample], size: int
-    ) -> tuple[list[Tensor], list[Tensor]] | None:
-        """Return codes and audio of each sample, or None if memory ran out: the error would keep tensors alive."""
+    ) -> tuple[list[Tensor], list[Tensor], dict[str, Any]] | None:
+        """Return codes and audio of each sample, and what their sidecars say of that.
+
+        None if memory ran out: the error would keep tensors alive.
+        """
         try:
+            if batch[0].seam is not None:
+                generate = partial(self._generate, engine)
+                joined = join(batch[0], engine, self._resident.codec, generate, size)
+                return [joined.codes], [joined.wav], joined.described
             codes = self._generate(engine, batch, size)
             mention(message("turning the codes into sound"))
-            return codes, self._decode(codes)
+            return codes, self._decode(codes), {}
         except torch.OutOfMemoryError:
             return None
 
@@ -272,18 +259,36 @@ class _Rendering:
         one = cache_bytes(engine.lm.config, min(frames, engine.window), engine.cache_bits)
         return fitting_size(left, min(int(cache_budget(self._device) / one), self._max_batch))
 
-    def _generate(self, engine: Engine, batch: Sequence[PlannedSample], size: int) -> list[Tensor]:
-        """Return the codes [K, frames] of each sample; the batch is padded to its size, for reproducible results."""
+    def _candidates_for(self, engine: Engine, piece: PlannedSample) -> int:
+        """Return how many candidates for a seam are generated in a batch: on a CPU all, as they are the same always."""
+        assert piece.seam is not None
+        if self._request.batch_size is None and self._device.type != "cuda":
+            return piece.seam.candidates
+        return self._size_for(engine, piece.seam.candidates, piece.frames)
+
+    def _generate(
+        self,
+        engine: Engine,
+        batch: Sequence[PlannedSample],
+        size: int,
+        share: Share = lambda done, total: (done, total),
+    ) -> list[Tensor]:
+        """Return the codes [K, frames] of each sample; the batch is padded to its size, for reproducible results.
+
+        Several candidates for a seam are one sample, of whose progress they are a share.
+        """
         empty, given = size - len(batch), batch[0].continuation.frames
         known = torch.stack([piece.continuation.codes for piece in batch] + empty * [batch[0].continuation.codes])
-        new, before = sum(piece.new_frames for piece in batch), self._frames
-        first, last = self._started_samples + 1, self._started_samples + len(batch)
+        samples = batch if batch[0].seam is None else batch[:1]
+        new, before = sum(piece.new_frames for piece in samples), self._frames
+        first, last = self._started_samples + 1, self._started_samples + len(samples)
         total = len(self._pieces)
         text = message("sample {number} of {total}", number=first, total=total)
         if last > first:
             text = message("samples {first} to {last} of {total}", first=first, last=last, total=total)
 
         def on_step(done: int, total: int) -> None:
+            done, total = share(done, total)
             self._on_progress(before + new * done // total, self._total, text)
             if all(future.done() for future in self._writing):
                 self._deliver_written()
@@ -308,7 +313,7 @@ class _Rendering:
     def _frames_listener(self, piece: PlannedSample) -> OnFrames | None:
         """Return what hands on the frames of the first sample of a batch, up to its own end."""
         listener = self._on_frames
-        if listener is None or piece.candidates > 1:
+        if listener is None or piece.candidates > 1 or piece.seam is not None:
             return None
         heard = piece.continuation.frames
 
@@ -329,7 +334,8 @@ class _Rendering:
 
     def _write(self, guidance: float, candidate: Candidate) -> _Made:
         request, piece = self._request, candidate.piece
-        audio = normalize(sound_of(candidate.sound), SAMPLE_RATE)
+        sound = sound_of(candidate.sound)
+        audio = splice(piece.seam, sound) if isinstance(piece.seam, Redo) else normalize(sound, SAMPLE_RATE)
         seconds, adapters = len(audio) / SAMPLE_RATE, self._described(piece.mix)
         sampling = {**request.settings.model_dump(mode="json"), "duration": seconds, "seed": piece.seed}
         sidecar = {

@@ -11,6 +11,7 @@ from musicgen_core.escaping import one_line
 from musicgen_core.generation.control import ControlSettings
 from musicgen_core.generation.page import PAGE
 from musicgen_core.generation.prompts import Prompt
+from musicgen_core.generation.seam_settings import SeamSettings
 from musicgen_core.language import message
 from musicgen_core.model.weighted_adapters import (
     Mix,
@@ -40,6 +41,7 @@ class RenderRequest:
         variations: samples per prompt, each from a random stream of its own.
         continue_from: a sound file that every sample continues, unless its prompt names another; or None.
         melody: a sound file whose melody every sample follows, unless its prompt names another; or None.
+        seams: loops and stretches to make again, unless a prompt has its own.
         separate_melody: whether melodies are taken without drums and bass, with Demucs.
         formats: formats beside wav.
         spectrograms: whether to draw spectrograms.
@@ -65,6 +67,7 @@ class RenderRequest:
     continue_from: str | None = None
     melody: str | None = None
     separate_melody: bool = False
+    seams: SeamSettings = field(default_factory=SeamSettings)
     formats: Sequence[Format] = ()
     spectrograms: bool = True
     save_codes: bool = False

@@ -53,6 +53,23 @@ def asked_by(requests: list[RenderRequest], output: Path, **parameters: Any) -> 
     return requests.pop()
 
 
+def test_a_part_made_again_has_its_pieces_prompt_and_model(requests: list[RenderRequest], tmp_path: Path) -> None:
+    sidecar = {
+        "prompt": "slow piano",
+        "seed": 7,
+        "model": "demo@sha256:0",
+        "adapter": {"path": "a.pt", "strength": 0.5},
+    }
+    (tmp_path / "piece.json").write_text(json.dumps(sidecar))
+    piece = str(tmp_path / "piece.wav")
+    request = asked_by(requests, tmp_path, redo="8-14", continue_from=piece)
+    [prompt] = request.prompts
+    assert (prompt.text, prompt.seed, prompt.adapter, request.model) == ("slow piano", 7, ("a.pt:0.5",), "demo")
+    assert (request.seams.redo, request.continue_from) == ("8-14", piece)
+    request = asked_by(requests, tmp_path, redo="8-14", continue_from=piece, prompts=["drums"], adapter="base")
+    assert [(prompt.text, prompt.adapter) for prompt in request.prompts] == [("drums", ())]
+
+
 def test_a_job_takes_the_adapter_of_the_training_completed_last(
     requests: list[RenderRequest], runs: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,48 @@
+"""The prompt that a generated piece was made with, from the `.json` beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from musicgen_core import storage
+from musicgen_core.errors import ConfigError
+from musicgen_core.generation.prompts import Prompt
+from musicgen_core.generation.sidecars import adapter_entries, strength_of
+from musicgen_core.language import message
+from musicgen_core.model.weighted_adapters import BASE, WeightedAdapter
+from musicgen_core.settings import validate
+
+
+def described_prompt(file: str, with_adapters: bool) -> tuple[Prompt, str | None]:
+    """Return the prompt that a generated piece was made with, and the name of its model, if others know it.
+
+    Args:
+        file: the sound file, beside its `.json`.
+        with_adapters: whether its adapters are the prompt's own.
+
+    Raises:
+        ConfigError: the `.json` is missing or damaged.
+    """
+    path = storage.as_path(file).with_suffix(".json")
+    try:
+        sidecar = json.loads(storage.read_text(path))
+        if not isinstance(sidecar, Mapping) or not isinstance(sidecar.get("prompt"), str):
+            raise ValueError(message("it holds no prompt"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            message("the prompt of {file} can't be read from {path} ({error})", file=file, path=path, error=error),
+            message("Give it with --prompt"),
+        ) from error
+    given: dict[str, Any] = {name: sidecar.get(name) for name in ("prompt", "seed", "negative_prompt")}
+    if isinstance(fields := sidecar.get("fields"), Mapping):
+        given |= fields
+    if isinstance(sections := sidecar.get("sections"), list):  # whose texts are complete
+        given = {"prompt": "", "sections": sections, "seed": given["seed"], "negative_prompt": given["negative_prompt"]}
+    if with_adapters:
+        entries = [one for one in adapter_entries(sidecar) if one.get("path")]
+        given["adapter"] = [str(WeightedAdapter(one["path"], strength_of(one))) for one in entries] or [BASE]
+    name = str(sidecar.get("model") or "").rpartition("@")[0]
+    known = {name: value for name, value in given.items() if name in Prompt.model_fields and value is not None}
+    return validate(Prompt, known, str(path)), None if name in ("", "local") else name
