@@ -16,6 +16,7 @@ from musicgen_core.generation.sidecars import Sidecar, adapter_entries, best_of,
 from musicgen_core.language import message, say, translated
 from musicgen_core.model.weighted_adapters import shown_strength
 from musicgen_core.run_layout import short_name
+from musicgen_core.settings import LONGEST_SECONDS
 from musicgen_core.wording import counted
 
 ONE_PART_SECONDS = 30
@@ -199,10 +200,13 @@ def _facts(sidecar: Sidecar, common: Mapping[str, Any]) -> list[str]:
         facts += _candidate_facts(found)
     if negative := sidecar.get("negative_prompt"):
         facts.append(say("away from “{text}”", text=negative))
+    sections = sidecar.get("sections")
     facts += [
         say("from {start:g} s: {text}", start=start, text=section.get("prompt"))
-        for section in sidecar.get("sections") or ()
-        if isinstance(section, Mapping) and isinstance(start := section.get("start"), int | float)
+        for section in (sections if isinstance(sections, list) else ())
+        if isinstance(section, Mapping)
+        and isinstance(start := section.get("start"), int | float)
+        and 0 <= start <= LONGEST_SECONDS
     ]
     own = {name: value for name, value in _sampling(sidecar).items() if name not in common}
     return facts + words(own)
@@ -211,7 +215,7 @@ def _facts(sidecar: Sidecar, common: Mapping[str, Any]) -> list[str]:
 def _candidate_facts(found: Mapping[str, Any]) -> list[str]:
     """Return what is shown of a sample that is one of several candidates."""
     score, count, number = found.get("score"), found.get("candidates"), found.get("candidate")
-    if not isinstance(score, int | float) or not isinstance(number, int):
+    if not isinstance(score, int | float) or not 0 <= score <= 1 or not isinstance(number, int):
         return []
     if not found.get("all_kept"):
         return [say("best of {count}", count=count), say("score {score:.2f}", score=score)]

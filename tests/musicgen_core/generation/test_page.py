@@ -107,19 +107,45 @@ def test_any_prompt_is_shown_as_it_was_written_and_adds_no_tags(place: Path, pro
 @settings(max_examples=30)
 def test_no_other_text_of_a_sidecar_adds_tags(place: Path, text: str) -> None:
     def sidecar(word: str) -> dict[str, Any]:
-        return {"model": word, "adapter": {"path": word, "epoch": word}, "sampling": {word: word}, "seed": word}
+        adapter, sections = {"path": word, "epoch": word}, [{"start": 1, "prompt": word}]
+        own = {
+            "negative_prompt": word,
+            "sections": sections,
+            "best_of": {"score": 1, "candidate": 0, "candidates": word},
+        }
+        return {"model": word, "adapter": adapter, "sampling": {word: word}, "seed": word, **own}
 
     assert page_of(place, [("a", sidecar(text))]).tags == page_of(place, [("a", sidecar("word"))]).tags
+
+
+NAMES = ("start", "prompt", "score", "candidate", "candidates", "all_kept")
+"""Of values within sidecars"""
 
 
 @given(
     sidecar=st.dictionaries(
         st.sampled_from(
-            ["prompt", "seed", "duration", "model", "adapter", "sampling", "variation", "continued_from", "more"]
+            [
+                "prompt",
+                "seed",
+                "duration",
+                "model",
+                "adapter",
+                "sampling",
+                "variation",
+                "continued_from",
+                "more",
+                "negative_prompt",
+                "sections",
+                "best_of",
+            ]
         ),
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-            lambda values: st.lists(values, max_size=2) | st.dictionaries(st.text(max_size=5), values, max_size=2),
+            lambda values: (
+                st.lists(values, max_size=2)
+                | st.dictionaries(st.text(max_size=5) | st.sampled_from(NAMES), values, max_size=3)
+            ),
             max_leaves=4,
         ),
     )
@@ -283,6 +309,7 @@ def test_a_rendering_without_samples_has_a_page_too(folder: UPath) -> None:
 def test_nothing_of_strangers_is_live_in_the_page(text: str, tmp_path: Path) -> None:
     adapter = {"path": f"/a/{text}", "epoch": text, "global_step": 1}
     sidecar = {"prompt": text, "model": text, "adapter": adapter, "seed": text, "sampling": {"top_k": text}}
+    sidecar |= {"negative_prompt": text, "sections": [{"start": 1, "prompt": text}]}
     page = write_index(tmp_path, [("generated_000", sidecar)]).read_text()
     parsed = Parsed(page)
     assert {tag for tag, _ in parsed.tags} == {tag for tag, _ in Parsed(page_of_nothing(tmp_path)).tags} | PIECE_TAGS
