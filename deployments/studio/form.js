@@ -51,6 +51,7 @@ export function wish() {
     seed: number("seed"),
     variations: number("variations"),
     compare: find("compare").checked,
+    loop: find("loop").checked,
     guidance: number("guidance"),
     temperature: number("temperature"),
     top_k: number("top_k"),

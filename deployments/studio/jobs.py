@@ -50,7 +50,7 @@ class Job:
         id: names it in URLs.
         state: its state.
         done, total: frames of music.
-        sound: chunks of its first sample, 16 bits, interleaved, in the order of time.
+        sound: chunks of its first sample, 16 bits, interleaved, in the order of time; none of a loop or a redone part.
         has_all_sound: whether no more chunks follow.
         pieces: stems of its finished samples.
         error: why it failed, in the user's language.
@@ -198,6 +198,8 @@ class Studio:
         sounding = threading.Thread(target=_sound, args=(job, model, frames), name="sound", daemon=True)
         sounding.start()
         state: State = "failed"
+        # Of a loop and of a part made again, candidates are generated, of which one is kept.
+        has_candidates = job.request.seams.loop or job.request.seams.redo is not None
         try:
             render_with(
                 model,
@@ -205,7 +207,7 @@ class Studio:
                 on_progress=lambda done, total, text: _progress(job, done, total),
                 on_piece=lambda piece: job.pieces.append(stem_in(piece)),
                 cancelled=lambda: job.is_cancelled or self._is_stopping,
-                on_frames=lambda piece, codes: frames.put((piece, codes)),
+                on_frames=None if has_candidates else lambda piece, codes: frames.put((piece, codes)),
             )
             state = "done"
         except Cancelled:

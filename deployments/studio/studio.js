@@ -3,10 +3,12 @@ import {ask, continueFrom, find, reuse, rounded, say, send, show, showAdapters, 
 import {LiveSound} from "./live.js";
 
 const BUSY_MS = 250, QUIET_MS = 3000;
+const REDONE_SECONDS = 4; // at first
 const cards = new Map(); // of jobs, by id
 const shownPieces = new Map(); // articles by stem
 let context = null; // of sound; a click starts it
 let live = null; // {sound, card}
+let redone = null; // the sample of which a part is made again
 let known = ""; // the samples of all jobs, to notice new ones
 let timer = 0;
 
@@ -203,12 +205,30 @@ function article_of(piece) {
     audio.pause();
     toForm();
   });
+  on(".redo", () => {
+    redone = piece;
+    const at = Math.min(audio.currentTime, piece.seconds / 2);
+    find("redo-begin").value = rounded(at);
+    find("redo-end").value = rounded(Math.min(at + REDONE_SECONDS, piece.seconds));
+    find("redo-begin").max = find("redo-end").max = piece.seconds;
+    audio.pause();
+    find("redo").showModal();
+  });
   on(".reuse", () => {
     reuse(piece, true);
     again(piece);
     toForm();
   });
   return article;
+}
+
+// Makes a part of a sample again, with its own settings.
+function redo(event) {
+  event.preventDefault();
+  find("redo").close();
+  reuse(redone, false);
+  const part = `${find("redo-begin").value}-${find("redo-end").value}`;
+  make({...wish(), source: redone.stem, until: null, redo: part, loop: false, compare: false});
 }
 
 // Length and recording to continue of a sample that is made again.
@@ -234,6 +254,8 @@ find("form").addEventListener("submit", event => {
   event.preventDefault();
   make(wish());
 });
+find("redo-form").addEventListener("submit", redo);
+find("redo-close").addEventListener("click", () => find("redo").close());
 document.addEventListener("play", event => {
   stopLive();
   pauseOthers(event.target); // one at a time: who starts a sample wants to hear that one

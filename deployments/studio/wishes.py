@@ -15,6 +15,7 @@ from musicgen_core.errors import ConfigError
 from musicgen_core.generation.control import ControlSettings
 from musicgen_core.generation.prompts import Prompt
 from musicgen_core.generation.request import RenderRequest
+from musicgen_core.generation.seam_settings import RedoneStretch, SeamSettings
 from musicgen_core.language import message
 from musicgen_core.model.weighted_adapters import BASE, Mix, WeightedAdapter, shown_adapters, with_effect
 from musicgen_core.settings import Settings
@@ -37,6 +38,8 @@ class Wish(ControlSettings):
     top_k: int = Field(250, ge=0, le=10**9, description="likewise")
     source: str = Field("", max_length=100, description="a sample or an upload to continue; empty: none")
     until: float | None = Field(None, gt=0, description="seconds of it to keep; None: all")
+    redo: RedoneStretch = Field(None, description="the part of the source to make again, in seconds: 8-14")
+    loop: bool = Field(False, description="as in `SeamSettings`")
 
     @property
     def control(self) -> ControlSettings:
@@ -69,7 +72,8 @@ class Wish(ControlSettings):
         path, kept = folder.source(self.source, self.until, stereo) if self.source else (None, 0.0)
         mix = self.mix(offered)
         seed = secrets.randbelow(2**32) if self.seed is None else self.seed
-        settings = SamplingSettings(**self.sampling.model_dump(), duration=self.duration + kept, seed=seed)
+        duration = kept if self.redo else self.duration + kept
+        settings = SamplingSettings(**self.sampling.model_dump(), duration=duration, seed=seed)
         return RenderRequest(
             out=str(folder.path),
             prompts=[Prompt(prompt=self.prompt)],
@@ -79,6 +83,7 @@ class Wish(ControlSettings):
             compare=self.compare and bool(mix),
             variations=self.variations,
             continue_from=path,
+            seams=SeamSettings(loop=self.loop, redo=self.redo),
             device=device,
         )
 
@@ -102,6 +107,7 @@ class FlowWish(Settings):
             "duration": wish.duration,
             "variations": wish.variations,
             "seed": wish.seed or 0,
+            "loop": wish.loop,
             **wish.sampling.model_dump(mode="json", exclude_none=True),
             **wish.control.model_dump(mode="json", exclude_none=True, exclude_defaults=True),
         }

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.opened import Opened
@@ -108,6 +110,24 @@ def test_a_continuation_and_a_reload_that_finds_the_history(site: Site, opened: 
     first, second, varied = sidecars(site)
     assert second["continued_from"].endswith("generated_000.wav") and second["duration"] == 1.5
     assert varied["prompt"] == "first" and varied["seed"] != first["seed"] and varied["duration"] == 1
+
+
+def test_a_part_is_made_again_between_what_stays(site: Site, opened: Opened) -> None:
+    page = page_of(site, opened)
+    make(page, "whole", "2")
+    expect(page.locator(".piece")).to_have_count(1)
+    page.get_by_role("button", name="Redo a part").click()
+    page.get_by_label("From second").fill("0.8")
+    page.get_by_label("To second").fill("1.2")
+    page.get_by_role("button", name="Redo it").click()
+    expect(page.locator(".piece")).to_have_count(2)
+    first, second = (site.served.folder.path / f"generated_00{number}.wav" for number in (0, 1))
+    (whole, rate), (redone, _) = soundfile.read(first), soundfile.read(second)
+    assert whole.shape == redone.shape
+    assert np.array_equal(whole[: rate // 2], redone[: rate // 2]) and np.array_equal(
+        whole[-rate // 2 :], redone[-rate // 2 :]
+    )
+    assert not np.array_equal(whole, redone)
 
 
 def test_base_and_adapter_are_compared_on_the_page_of_the_folder(site: Site, opened: Opened) -> None:
