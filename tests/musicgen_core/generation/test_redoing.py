@@ -13,12 +13,15 @@ import soundfile
 from musicgen_core.errors import ConfigError
 from musicgen_core.generation.piece_prompts import described_prompt
 from musicgen_core.generation.prompts import Prompt, read_prompts
+from musicgen_core.generation.redone import CROSSFADE
 from musicgen_core.generation.render import render
 from musicgen_core.generation.seam_settings import SeamSettings, Stretch, parse_stretch
+from musicgen_core.model.weights import BaseModel
+from tests.melody_model import make_melody_model
 from tests.musicgen_core.generation.rendered_files import PROMPTS, codes_of, sidecar_of
+from tests.stereo_model import make_stereo_model
 
 REDO = SeamSettings(redo="0.4-0.8", seam_candidates=3)
-FADE = 640
 
 
 @pytest.fixture
@@ -31,7 +34,7 @@ def changed_samples(before: str, after: str) -> tuple[int, int]:
     """The first and the last sample that differ."""
     old, new = (soundfile.read(wav, dtype="int16")[0] for wav in (before, after))
     assert old.shape == new.shape
-    (differ,) = np.nonzero(old != new)
+    (differ,) = np.nonzero((old != new).reshape(len(old), -1).any(axis=1))
     return differ.min(), differ.max()
 
 
@@ -41,7 +44,7 @@ def test_codes_and_samples_outside_the_stretch_stay_as_they_are(request_for: Any
     (differ,) = np.nonzero((before != after).any(axis=0))
     assert (before.shape, 20, 39) == (after.shape, differ.min(), differ.max())
     first, last = changed_samples(piece, made.wav)
-    assert 20 * 640 - FADE <= first < 21 * 640 and 39 * 640 <= last < 40 * 640 + FADE
+    assert 20 * 640 - CROSSFADE <= first < 21 * 640 and 39 * 640 <= last < 40 * 640 + CROSSFADE
     sidecar = sidecar_of(made.wav)
     redo = sidecar["redo"]
     assert (made.seconds, sidecar["continued_from"]) == (1.4, piece)
@@ -61,7 +64,7 @@ def test_the_beginning_and_the_end_of_a_piece_can_be_made_again(request_for: Any
     same[stretch.begin : stretch.end] = False
     assert (codes_of(piece)[:, same] == codes_of(made.wav)[:, same]).all()
     first, last = changed_samples(piece, made.wav)
-    assert first >= max(0, stretch.begin * 640 - FADE) and last < stretch.end * 640 + FADE
+    assert first >= max(0, stretch.begin * 640 - CROSSFADE) and last < stretch.end * 640 + CROSSFADE
     assert (sidecar_of(made.wav)["redo"]["score"] is None) == (stretch.end == 70)  # nothing follows to judge by
 
 
@@ -72,7 +75,7 @@ def test_a_recording_without_codes_is_encoded_and_kept_outside_the_stretch(reque
     (made,) = render(request_for(prompts=PROMPTS[:1], continue_from=wav, seams=REDO))
     kept, _ = soundfile.read(made.wav)
     at_32_khz = 0.5 * np.sin(2 * np.pi * 440 * np.arange(len(kept)) / 32_000)
-    outside = np.r_[200 : 20 * 640 - FADE, 40 * 640 + FADE : len(kept) - 200]
+    outside = np.r_[200 : 20 * 640 - CROSSFADE, 40 * 640 + CROSSFADE : len(kept) - 200]
     assert len(kept) == round(len(times) * 32_000 / 44_100) and np.abs(kept - at_32_khz)[outside].max() < 1e-3
     assert np.abs(kept - at_32_khz)[20 * 640 : 40 * 640].max() > 0.1
     assert sidecar_of(made.wav)["redo"]["codes"] == "encoded"
@@ -142,3 +145,19 @@ def test_a_piece_says_what_it_was_made_with(request_for: Any, adapter: Path, tmp
     with pytest.raises(ConfigError, match=r"the prompt of .*gone\.wav can't be read") as refused:
         described_prompt(str(tmp_path / "gone.wav"), with_adapters=True)
     assert "--prompt" in refused.value.next_step
+
+
+@pytest.mark.parametrize("make", [make_stereo_model, make_melody_model])
+def test_stereo_and_melody_models_make_loops_and_stretches(
+    request_for: Any, debug_model: BaseModel, tmp_path: Path, make: Any
+) -> None:
+    model = str(make(tmp_path / "model", debug_model).directory)
+    given = {"model": model, "prompts": [Prompt(prompt="a", tempo=240)], "save_codes": True}
+    (loop,) = render(request_for(seams=SeamSettings(loop=True, seam_candidates=2), duration=2, **given))
+    seams = SeamSettings(redo="0.4-0.8", seam_candidates=2)
+    (made,) = render(request_for(continue_from=loop.wav, seams=seams, **given))
+    (differ,) = np.nonzero((codes_of(loop.wav) != codes_of(made.wav)).any(axis=0))
+    first, last = changed_samples(loop.wav, made.wav)
+    assert (loop.seconds, made.seconds, differ.min() >= 20, differ.max() < 40) == (2, 2, True, True)
+    assert 20 * 640 - CROSSFADE <= first and last < 40 * 640 + CROSSFADE
+    assert sidecar_of(made.wav)["redo"]["codes"] == "saved"
