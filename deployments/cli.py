@@ -19,7 +19,14 @@ from deployments.command import Command
 from deployments.console import discard_stdout, output, print_error
 from deployments.environment import prepare, print_in_any_encoding, use_local_server
 from deployments.options import BROKEN_PIPE, COMMAND_LINE, UsageError, choose_language, parse
-from deployments.parameters import DemoParameters, DoctorParameters, RunParameters, StudioParameters, UpParameters
+from deployments.parameters import (
+    DemoParameters,
+    DoctorParameters,
+    RunParameters,
+    StudioParameters,
+    UpParameters,
+    VotesParameters,
+)
 from flows.parameters import (
     CaptionParameters,
     EstimateParameters,
@@ -127,6 +134,13 @@ COMMANDS = {
         arguments=("tokens",),
         required=("adapter",),
         short={"prompts": "--prompt"},
+    ),
+    "votes": Command(
+        summary="Tally the votes of blind comparisons: share, interval, ties",
+        function="deployments.votes:votes",
+        form=VotesParameters,
+        example="uv run musicgen-flows votes music/",
+        arguments=("places",),
     ),
     "export": Command(
         summary="Share an adapter: for peft, audiocraft or transformers, with a model card",

@@ -18,7 +18,6 @@ import threading
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from http import HTTPStatus
-from importlib.resources import files
 from pathlib import Path
 from urllib.parse import quote
 
@@ -38,7 +37,7 @@ from deployments.hosts import is_own_host, names_of_machine
 from deployments.listing import PLACES, folder_page, missing_page, places_page
 from musicgen_core import storage
 from musicgen_core.errors import ConfigError
-from musicgen_core.escaping import csp_hashes
+from musicgen_core.escaping import csp_hashes, template_source
 from tasks.served import GREETING, HEALTH, TYPES, VARIABLE, FileServer, is_open, is_served
 
 FOLDERS = tuple(PLACES)
@@ -145,11 +144,11 @@ def page_policy() -> str:
 
     Scripts of other pages in the folders could read all files there and send them elsewhere.
     """
-    sources = [files(package).joinpath(name).read_text("utf-8") for package, name in _TEMPLATES.items()]
+    sources = [template_source(package, name) for package, name in _TEMPLATES.items()]
     scripts = " ".join(dict.fromkeys(csp_hashes(source, "script") for source in sources))
     return (
         f"default-src 'none'; img-src 'self' data:; media-src 'self' data:; style-src 'unsafe-inline'; "
-        f"script-src {scripts}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"script-src {scripts}; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
 

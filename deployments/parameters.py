@@ -148,3 +148,11 @@ class DoctorParameters(Settings):
         description=f"Clips that there should be room for; {ASSUMED_CLIPS:,} are assumed where none are given",
     )
     train: Trained = "lora"
+
+
+class VotesParameters(Settings):
+    """Parameters of `votes`."""
+
+    places: list[str] = Field(
+        [], description="Folders with a votes.jsonl, and files of votes saved from pages; by default the folder music"
+    )

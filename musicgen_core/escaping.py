@@ -30,6 +30,7 @@ _MARKUP = re.compile(r"[\\`*\[\]<>|#~$!&@{}]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?
 # Underscores that may begin and end an emphasis.
 _EMPHASIS = re.compile(r"(?<![^\W_])_.*_(?![^\W_])", re.DOTALL)
 _BLOCK = re.compile(r"^(?=[-+=])|^\d+(?=[.)](?:\s|$))")
+_INCLUDE = re.compile(r'\{% include "([\w/]+\.(?:js|css))" %\}\n')
 _URL = re.compile(r"https?://(\[[0-9a-fA-F:.]+\])?[\w.:/?&=%#~+,;@-]+", re.ASCII)
 
 
@@ -98,21 +99,20 @@ def html_page(package: str, template: str, **values: Any) -> str:
     The template's variable `policy` is a Content-Security-Policy that allows only the template's own scripts and
     styles, files beside the page, and data URLs.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import DictLoader, Environment, StrictUndefined
     from markupsafe import Markup
 
     from musicgen_core.language import language, say
 
-    loader = PackageLoader(package, package_path="")
+    source = template_source(package, template)
     environment = Environment(
-        loader=loader,
+        loader=DictLoader({template: source}),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
-    source, _, _ = loader.get_source(environment, template)
     # `file:` too: in some browsers 'self' doesn't match the origin of a page opened from a disk.
     beside = "'self' file: data:"
     policy = (
@@ -120,6 +120,17 @@ def html_page(package: str, template: str, **values: Any) -> str:
         f"style-src {csp_hashes(source, 'style')}; base-uri 'none'; form-action 'none'"
     )
     return environment.get_template(template).render(policy=policy, say=say, language=language(), **values)
+
+
+def template_source(package: str, template: str) -> str:
+    """Return a package's HTML template with the files that it includes by `{% include "generation/player.js" %}`.
+
+    These are scripts and styles of `musicgen_core` without template code, in the page itself, which works from a disk.
+    """
+    from importlib.resources import files
+
+    source = files(package).joinpath(template).read_text("utf-8")
+    return _INCLUDE.sub(lambda found: files("musicgen_core").joinpath(found[1]).read_text("utf-8"), source)
 
 
 def csp_hashes(source: str, element: str) -> str:

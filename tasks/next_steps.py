@@ -37,6 +37,7 @@ _ARGUMENTS = {
     "export": ("adapter", "out"),
     "run": ("deployment",),
     "doctor": ("places",),
+    "votes": ("places",),
 }
 """Positional parameters of each command"""
 _OPTIONS = {"prompts": "--prompt", "param": "-p"}

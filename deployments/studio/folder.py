@@ -7,7 +7,7 @@ import io
 import re
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,11 @@ from musicgen_core.errors import ConfigError
 from musicgen_core.generation.files import COMPANIONS, FULL_SCALE
 from musicgen_core.generation.numbering import Numbering, stem_of
 from musicgen_core.generation.page import MUSIC, PAGE, file_names
+from musicgen_core.generation.page_rows import prompt_rows
+from musicgen_core.generation.player import voted_sample
 from musicgen_core.generation.sidecars import adapter_entries, strength_of
 from musicgen_core.generation.sound_file import read_sound, refused
+from musicgen_core.generation.votes import VotedSample
 from musicgen_core.language import message
 from musicgen_core.run_layout import short_name
 from musicgen_core.settings import LONGEST_SECONDS
@@ -33,6 +36,7 @@ MOST_UPLOAD_BYTES = 64 << 20
 MOST_DECODED_BYTES = 512 << 20
 SHOWN_PIECES = 200
 """The newest samples, which the page lists"""
+SHOWN_COMPARISONS = 20
 _FILE = re.compile(rf"generated_\d{{3,9}}\.(?:wav|json|{'|'.join(COMPANIONS)})", re.ASCII)
 _STEM = re.compile(r"generated_\d{3,9}", re.ASCII)
 _SOURCE = re.compile(r"(?:upload|generated_\d{3,9})_[0-9a-f]{16}\.wav", re.ASCII)
@@ -68,6 +72,25 @@ class MusicFolder:
         return [
             piece | {"source": self._continued(sidecars[number])} for number, piece in zip(newest, shown, strict=True)
         ]
+
+    def comparisons(self) -> list[dict[str, Any]]:
+        """Return the newest comparisons of samples that differ in their adapters alone, the newest first."""
+        with self._lock:
+            sidecars = self._read.sidecars(0)
+            names = file_names(storage.as_path(self.path))
+        newest = [(stem_of(number), sidecars[number]) for number in sorted(sidecars, reverse=True)[:SHOWN_PIECES]]
+        rows = prompt_rows(newest[::-1], {}, names)
+        found = [dict(comparison) for row in reversed(rows) for comparison in row.comparisons]
+        for comparison in found:
+            comparison["pieces"] = [piece | {"url": f"files/{piece['file']}"} for piece in comparison["pieces"]]
+        return found[:SHOWN_COMPARISONS]
+
+    def voted(self, names: Sequence[str]) -> dict[str, VotedSample]:
+        """Return what votes record of samples, by the names of their wavs; names of no sample are left out."""
+        with self._lock:
+            sidecars = self._read.sidecars(0)
+        found = {f"{stem_of(number)}.wav": sidecar for number, sidecar in sidecars.items()}
+        return {name: voted_sample(name, found[name]) for name in names if name in found and self.file(name)}
 
     def file(self, name: str) -> Path | None:
         """Return the path of a sample's file or of the page of all; None for others and for links out of the folder."""

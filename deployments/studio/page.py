@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from deployments.studio.wishes import MOST_SECONDS, MOST_VARIATIONS
 from musicgen_core.escaping import html_page
+from musicgen_core.generation.player import player_texts
 from musicgen_core.language import say
 from musicgen_core.music_theory import key_names
 
@@ -15,6 +16,7 @@ def studio_page() -> str:
         PACKAGE,
         "page.html.j2",
         texts=_texts(),
+        player=player_texts(),
         keys=key_names(),
         most_seconds=MOST_SECONDS,
         most_variations=MOST_VARIATIONS,

@@ -32,6 +32,7 @@ from deployments.studio.adapters import OfferedAdapter
 from deployments.studio.folder import MOST_UPLOAD_BYTES, MusicFolder
 from deployments.studio.jobs import Job, Studio
 from deployments.studio.page import login_page, studio_page
+from deployments.studio.votes import votes_router
 from deployments.studio.wishes import FlowWish, Wish
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.errors import ConfigError, MusicgenError, translated_error
@@ -44,7 +45,9 @@ from tasks.studio_link import GREETING, HEALTH
 MOST_BODY_BYTES = 4 << 20  # of a form with a thousand prompts
 MOST_LOGIN_BYTES = 4096
 _LISTEN_SECONDS = 0.02
-_STATIC = {"studio.css": "text/css"} | dict.fromkeys(("form.js", "live.js", "studio.js"), "text/javascript")
+_SCRIPTS = ("compare.js", "form.js", "live.js", "studio.js")
+_PLAYER = {"player.css": "text/css"} | dict.fromkeys(("tracks.js", "player.js"), "text/javascript")
+_STATIC = {"studio.css": "text/css"} | dict.fromkeys(_SCRIPTS, "text/javascript") | _PLAYER
 _TYPES = {".wav": "audio/wav", ".flac": "audio/flac", ".mp3": "audio/mpeg", ".png": "image/png"}
 
 
@@ -108,7 +111,8 @@ def make_app(served: Served, sessions: Sessions, names: set[str]) -> Guard:
     def static(name: str) -> Response:
         if name not in _STATIC:
             return Response(status_code=HTTPStatus.NOT_FOUND)
-        content = files("deployments.studio").joinpath(name).read_bytes()
+        package = "musicgen_core.generation" if name in _PLAYER else "deployments.studio"
+        content = files(package).joinpath(name).read_bytes()
         return Response(content, media_type=_STATIC[name])
 
     @app.get("/api/state")
@@ -178,6 +182,7 @@ def make_app(served: Served, sessions: Sessions, names: set[str]) -> Guard:
         wish = validate(FlowWish, await _json(request), message("the form"))
         return await anyio.to_thread.run_sync(partial(_run_flow, served, wish))
 
+    app.include_router(votes_router(folder, _json))
     return Guard(app, names, sessions)
 
 

@@ -1,5 +1,6 @@
 // The page: the state of the studio, the queue, and the list of what was made.
 import {ask, continueFrom, find, reuse, rounded, say, send, show, showAdapters, texts, wish} from "./form.js";
+import {showComparisons} from "./compare.js";
 import {LiveSound} from "./live.js";
 
 const BUSY_MS = 250, QUIET_MS = 3000;
@@ -161,6 +162,7 @@ async function showPieces() {
     article.remove();
     shownPieces.delete(stem);
   }
+  await showComparisons();
 }
 
 function article_of(piece) {

@@ -23,7 +23,9 @@ from musicgen_core.evaluation.music import Pair
 from musicgen_core.evaluation.originality import Originality
 from musicgen_core.evaluation.request import Comparison, Evaluation
 from musicgen_core.generation.page import OwnPage
+from musicgen_core.generation.player import PlayedSample, comparison, player_texts, voted_sample
 from musicgen_core.language import message, plot_text, say, translated
+from musicgen_core.run_layout import EVALUATION_REPORT
 
 MOST_PAIRS = 24
 """Maximum number of pairs per heading; 24 of 10 s take 8 MB"""
@@ -58,7 +60,8 @@ def write_report(
         clips=_clips(evaluation),
         remarks=[translated(remark) for remark in evaluation.remarks],
         pictures={text: data_url("image/png", png) for text, png in pictures.items()},
-        music={heading: list(map(_players, pairs[:MOST_PAIRS])) for heading, pairs in music.items() if pairs},
+        music=_music(evaluation, music),
+        player=player_texts(),
         originality=None if evaluation.originality is None else _originality(evaluation.originality, nearest),
     )
     storage.write_text(target, page)
@@ -104,10 +107,32 @@ def _originality(found: Originality, nearest: NearestPair | None) -> dict[str, A
     }
 
 
-def _players(pair: Pair) -> tuple[str, dict[str, str]]:
-    """Return the prompt, and the URLs of both models' music by label."""
+def _music(
+    evaluation: Evaluation, music: Mapping[str, Sequence[Pair]]
+) -> dict[str, list[tuple[str, dict[str, str], Mapping[str, Any]]]]:
+    """Return by heading each pair's prompt, the URLs of both models' music by label, and their comparison."""
+    sections = enumerate(((heading, pairs) for heading, pairs in music.items() if pairs), 1)
+    return {
+        heading: [
+            _players(evaluation, pair, f"music-{section}-{number}") for number, pair in enumerate(pairs[:MOST_PAIRS], 1)
+        ]
+        for section, (heading, pairs) in sections
+    }
+
+
+def _players(evaluation: Evaluation, pair: Pair, place: str) -> tuple[str, dict[str, str], Mapping[str, Any]]:
+    adapter = {"path": evaluation.adapter.path, "sha256": evaluation.adapter.sha256}
     heard = {say("Base model"): pair.base, translated(pair.adapter_label): pair.adapter}
-    return pair.prompt, {label: data_url("audio/mpeg", encode_mp3(audio)) for label, audio in heard.items()}
+    samples = [
+        PlayedSample(
+            voted_sample(f"{EVALUATION_REPORT}#{place}-{number}", {"adapter": used}),
+            label,
+            audio=f"{place}-{number}-audio",
+        )
+        for number, (label, used) in enumerate(zip(heard, (None, adapter), strict=True), 1)
+    ]
+    urls = {label: data_url("audio/mpeg", encode_mp3(audio)) for label, audio in heard.items()}
+    return pair.prompt, urls, comparison({"prompt": pair.prompt}, samples) or {}
 
 
 def plot_codebook_perplexities(codebooks: Sequence[Comparison]) -> bytes:

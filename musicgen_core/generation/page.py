@@ -18,6 +18,7 @@ from musicgen_core.generation.page_rows import (
     prompt_rows,
     words,
 )
+from musicgen_core.generation.player import PlayedSample, comparison, player_texts, voted_sample
 from musicgen_core.generation.sidecars import Sidecar
 from musicgen_core.language import Message, message, say, translated
 from musicgen_core.run_layout import ADAPTERS, epoch_adapter
@@ -93,13 +94,21 @@ def write_samples_index(folder: UPath, prompts: Sequence[str], files: Mapping[in
         files: by epoch, 0 for the base model, the prompts' numbers and the names of their wavs in the folder.
     """
     of_prompts: list[list[Version]] = [[] for _ in prompts]
+    played: list[list[PlayedSample]] = [[] for _ in prompts]
     for epoch, wavs in sorted(files.items()):
         label = say("After epoch {epoch}", epoch=epoch) if epoch else say("Base model")
         adapter = [f"{ADAPTERS}/{epoch_adapter(epoch)}.pt"] if epoch else []
         for number, name in wavs:
             stem = name.removesuffix(".wav")
-            of_prompts[number].append(Version(stem, label, adapter, links(stem, {name})))
-    rows = [PromptRow(text, [versions]) for text, versions in zip(prompts, of_prompts, strict=True) if versions]
+            version = Version(stem, label, adapter, links(stem, {name}))
+            of_prompts[number].append(version)
+            sample = voted_sample(name, {"adapter": {"path": adapter[0]} if adapter else None})
+            played[number].append(PlayedSample(sample, label, version.links["wav"]))
+    rows = []
+    for text, versions, samples in zip(prompts, of_prompts, played, strict=True):
+        if versions:
+            found = comparison({"prompt": text}, samples)
+            rows.append(PromptRow(text, [versions], comparisons=[found] if found else []))
     storage.write_text(folder / PAGE, _page(SAMPLES, rows, {}))
 
 
@@ -114,4 +123,5 @@ def _page(kind: OwnPage, prompts: Sequence[PromptRow], facts: Mapping[str, Seque
         texts=translated(counted(len(prompts), "prompt")),
         facts=facts,
         picture=PICTURE_SIZE,
+        player=player_texts(),
     )

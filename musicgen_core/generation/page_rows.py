@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
+from musicgen_core.generation.player import PlayedSample, comparison, voted_sample
 from musicgen_core.generation.sidecars import Sidecar, adapter_entries, best_of, candidate_of, strength_of
 from musicgen_core.language import message, say, translated
 from musicgen_core.model.weighted_adapters import shown_strength
@@ -65,11 +66,13 @@ class PromptRow:
     Attributes:
         rows: one row that wraps, or the rows of a grid, in which None stands for a sample that is missing.
         is_grid: whether the columns are strengths of adapters.
+        comparisons: of samples that differ in their adapters alone, for `player.js`.
     """
 
     text: str
     rows: Sequence[Sequence[Version | None]]
     is_grid: bool = False
+    comparisons: Sequence[Mapping[str, Any]] = ()
 
     @property
     def count(self) -> int:
@@ -101,13 +104,15 @@ def prompt_rows(pieces: Sequence[Piece], common: Mapping[str, Any], files: set[s
             label = _label(sidecar, varied, many_adapters, in_grid)
             return Version(stem, label, _facts(sidecar, common), links(stem, files))
 
+        rows = _grid(members)
+        compared = [found for row in rows if (found := _comparison(map(version, row.values()), row.values()))]
         if not is_grid:
-            prompts.append(PromptRow(text, [[version(piece) for piece in members]]))
+            prompts.append(PromptRow(text, [[version(piece) for piece in members]], comparisons=compared))
             continue
         families = {_family(_column(sidecar)) for _, sidecar in members}
         own = [column for column in columns if _family(column) in {*families, ()}]
-        cells = [[row.get(column) for column in own] for row in _grid(members)]
-        prompts.append(PromptRow(text, [[piece and version(piece) for piece in row] for row in cells], is_grid=True))
+        cells = [[piece and version(piece) for piece in map(row.get, own)] for row in rows]
+        prompts.append(PromptRow(text, cells, is_grid=True, comparisons=compared))
     return prompts
 
 
@@ -150,6 +155,15 @@ def _grid(pieces: Sequence[Piece]) -> list[dict[Column, Piece]]:
             number += 1
         rows[key, number][column] = (stem, sidecar)
     return list(rows.values())
+
+
+def _comparison(versions: Iterable[Version], pieces: Iterable[Piece]) -> Mapping[str, Any] | None:
+    pairs = [(version, piece) for version, piece in zip(versions, pieces, strict=True) if "wav" in version.links]
+    samples = [
+        PlayedSample(voted_sample(f"{stem}.wav", sidecar), version.label, version.links["wav"])
+        for version, (stem, sidecar) in pairs
+    ]
+    return comparison(pairs[0][1][1], samples) if pairs else None
 
 
 def links(stem: str, files: set[str]) -> dict[str, str]:

@@ -196,3 +196,28 @@ def test_a_phone_shows_it_whole_and_every_control_has_a_name(site: Site, opened:
     assert nameless == []
     page.get_by_label("What should it sound like?").press("Control+Enter")
     expect(page.locator(".piece")).to_have_count(2)
+
+
+def test_a_blind_vote_is_kept_beside_the_music_and_tallied(site: Site, opened: Opened, screenshots: Path) -> None:
+    names = ("generated_000", "generated_001")
+    adapters = (None, {"path": "/runs/jazz/lora_weights/best_lora.pt", "sha256": "ab" * 32, "strength": 0.5})
+    for name, adapter in zip(names, adapters, strict=True):
+        sidecar = {"prompt": MARKUP, "seed": 7, "variation": 0, "duration": 1.0, "adapter": adapter, "sampling": {}}
+        (site.served.folder.path / f"{name}.json").write_text(json.dumps(sidecar))
+        soundfile.write(site.served.folder.path / f"{name}.wav", np.full(32_000, 0.1), 32_000)
+    page = page_of(site, opened)
+    section = page.locator("#comparisons section")
+    expect(section.locator("h3")).to_have_text(MARKUP)
+    section.get_by_role("button", name="Play").click()
+    page.keyboard.press("2")
+    expect(section.locator(".switch").nth(1)).to_have_attribute("aria-pressed", "true")
+    section.get_by_role("button", name="Blind comparison").click()
+    expect(section.locator(".switch")).to_have_text(["A", "B"])
+    section.get_by_role("button", name="A is better").click()
+    expect(section.get_by_text("base model : jazz/best_lora.pt 0.5")).to_be_visible()
+    expect(section.get_by_text("no preference yet")).to_be_visible()
+    (line,) = (site.served.folder.path / "votes.jsonl").read_text().splitlines()
+    vote = json.loads(line)
+    assert {vote["a"]["file"], vote["b"]["file"]} == {"generated_000.wav", "generated_001.wav"} and vote["vote"] == "a"
+    assert vote["seed"] == 7 and vote["prompt"] == MARKUP
+    page.screenshot(path=screenshots / "studio-vote.png")
