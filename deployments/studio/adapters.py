@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from upath import UPath
@@ -80,7 +81,14 @@ def _validation_loss(run: UPath) -> float | None:
     metrics = RunLayout(run).metrics
     if not storage.is_local(metrics) or not metrics.is_file():
         return None
-    losses = [row["val/loss"] for row in read_metrics(Path(str(metrics))) if "val/loss" in row]
+    file = Path(str(metrics))
+    return _lowest_loss(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _lowest_loss(metrics: Path, changed: int) -> float | None:
+    """Return the lowest validation loss of a file. `changed` is a key of the cache: each click asks for all runs."""
+    losses = [row["val/loss"] for row in read_metrics(metrics) if "val/loss" in row]
     return min((loss for loss in losses if math.isfinite(loss)), default=None)
 
 
