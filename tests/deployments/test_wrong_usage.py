@@ -68,7 +68,7 @@ def test_names_are_not_guessed_from_their_beginnings() -> None:
 
 
 def test_only_a_slip_or_an_unfinished_name_is_taken_for_another() -> None:
-    assert problems("generate", "O", "--temp", "2") == ["there is no option --temp; did you mean --temperature?"]
+    assert problems("generate", "O", "--temper", "2") == ["there is no option --temper; did you mean --temperature?"]
     assert problems("train", "T", "R", "--temp=2") == ["there is no option --temp"]
     assert problems("demo", "--directory=D") == ["there is no option --directory"]
 
