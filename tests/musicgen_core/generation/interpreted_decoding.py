@@ -20,7 +20,7 @@ from musicgen_core.generation.sampling import Window
 from musicgen_core.model.decoder import Condition, MusicgenLM
 from musicgen_core.model.weights import find_model, load_lm
 
-FRAMES = 6
+FRAMES = 4
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from musicgen_core.generation.decoding import Decoding
 from musicgen_core.generation.sampling import Window
 from musicgen_core.model.decoder import Condition
 
-PROMPTS, GIVEN, STEPS = 32, 2, 9
+PROMPTS, GIVEN, STEPS = 24, 2, 9
 
 
 def main(settings: str, shape: CodeShape) -> None:

@@ -47,15 +47,12 @@ def interpreted(script: str, *arguments: object) -> list[str]:
     ("batch", "bits", "cache_bits", "given", "chroma_frames", "negatives", "distance"),
     [
         (1, 16, 16, 0, 0, 0, 1e-6),
-        (3, 16, 16, 2, 0, 0, 1e-6),
-        (1, 8, 16, 5, 0, 0, 0.02),
-        (1, 8, 8, 0, 0, 0, 0.02),
+        (1, 8, 16, 3, 0, 0, 0.02),
         (3, 16, 8, 2, 0, 0, 0.005),
+        (3, 16, 16, 2, 0, 1, 1e-6),
         (1, 16, 16, 0, 7, 0, 1e-6),
-        (3, 16, 16, 2, 7, 0, 1e-6),
-        (3, 8, 8, 2, 7, 0, 0.02),
-        (2, 16, 16, 2, 0, 1, 1e-6),
         (3, 16, 16, 2, 7, 2, 1e-6),
+        (3, 8, 8, 2, 7, 0, 0.02),
     ],
 )
 def test_kernels_give_the_logits_and_greedy_codes_of_the_model(
@@ -93,7 +90,7 @@ def test_the_kernel_samples_the_same_codes_from_the_same_draws(how: dict[str, fl
     different, codes, written_elsewhere = found[-3:]
     # The largest draw there is, one piece's, may fall among codes too rare to change a rounded sum.
     assert int(different) <= (4 if settings.top_k == 0 else 0)
-    assert int(codes) > 200
+    assert int(codes) > 150
     assert written_elsewhere == "False"
 
 
