@@ -112,8 +112,8 @@ class MusicFolder:
         """
         if _STEM.fullmatch(name) and (wav := self.file(f"{name}.wav")):
             path = wav
-        elif _SOURCE.fullmatch(name) and (self.path / SOURCES / name).is_file():
-            path = self.path / SOURCES / name
+        elif _SOURCE.fullmatch(name) and (own := self._sources() / name).is_file() and not own.is_symlink():
+            path = own
         else:
             raise ConfigError(message("there is no sample {name} in the folder", name=name), message("Choose another"))
         clip = read_sound(str(path), _unreadable, stereo)
@@ -121,9 +121,22 @@ class MusicFolder:
             return str(path), clip.seconds
         kept = DecodedClip(clip.samples[..., : round(until * clip.rate)], clip.rate)
         digest = hashlib.sha256(kept.samples.tobytes()).hexdigest()[:16]
-        target = self.path / SOURCES / f"{path.stem}_{digest}.wav"
+        target = self._sources() / f"{path.stem}_{digest}.wav"
         _write(target, kept)
         return str(target), kept.seconds
+
+    def _sources(self) -> Path:
+        """Return the subfolder of recordings to continue.
+
+        Raises:
+            ConfigError: it is a link, which may lead out of the folder.
+        """
+        path = self.path / SOURCES
+        if path.is_symlink():
+            raise ConfigError(
+                message("{folder} is a link", folder=path), message("Put a folder in its place, or delete the link")
+            )
+        return path
 
     def _continued(self, sidecar: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return name and seconds of the recording that a sample continues, as `source` takes it; None without one."""
@@ -149,7 +162,7 @@ class MusicFolder:
                 message("Send one of less than {most} s", most=LONGEST_SECONDS),
             )
         name = f"upload_{hashlib.sha256(content).hexdigest()[:16]}.wav"
-        _write(self.path / SOURCES / name, clip)
+        _write(self._sources() / name, clip)
         return name, clip.seconds
 
 

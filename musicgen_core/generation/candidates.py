@@ -61,7 +61,7 @@ class Choosing:
         piece = candidate.piece
         if piece.candidates == 1:
             return [candidate]
-        score, measures = measure(piece.prompt, candidate.codes, candidate.sound, self._tagger, self._reference(piece))
+        score, measures = measure(piece.prompt, candidate.codes, candidate.sound, self._reference(piece))
         kept, scores = self._kept.setdefault(piece.sample, []), self._scores.setdefault(piece.sample, {})
         scores[piece.candidate] = score
         kept.append(replace(candidate, score=score, measures=measures))
@@ -90,5 +90,5 @@ class Choosing:
             wanted = {one.source for one in piece.mix}
             adapters: Sequence[Any] = [one.path for one in self._resident.adapters if one.source in wanted]
             model, codec = self._resident.model, self._resident.codec
-            self._references[piece.mix] = reference_for(adapters, model, codec, self._tagger)
+            self._references[piece.mix] = reference_for(adapters, model, codec, lambda: self._tagger)
         return self._references[piece.mix]

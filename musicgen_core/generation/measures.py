@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,18 +45,21 @@ class Reference:
     """Features of the music that an adapter has learned from.
 
     Attributes:
+        tagger: of the features.
         mean: [400].
         variance: [400].
     """
 
+    tagger: Musicnn
     mean: NDArray[np.float64]
     variance: NDArray[np.float64]
 
 
-def reference_of(features: NDArray[np.float64]) -> Reference:
-    """Return mean and variance of features [windows, 400] of at least two windows."""
+def reference_of(sounds: Sequence[NDArray[np.float32]], tagger: Musicnn) -> Reference:
+    """Return mean and variance of the features of sounds [samples] at 32 kHz with at least two windows together."""
+    features = window_features(tagger, sounds)
     variance = features.var(axis=0, ddof=1)
-    return Reference(features.mean(axis=0), variance + 1e-3 * variance.mean())
+    return Reference(tagger, features.mean(axis=0), variance + 1e-3 * variance.mean())
 
 
 def stated_tempo(text: str) -> float | None:
@@ -70,23 +74,20 @@ def stated_key(text: str) -> str | None:
     return parse_key(found[-1]) if found else None
 
 
-def measure(
-    text: str, codes: Tensor, sound: Tensor, tagger: Musicnn, reference: Reference | str
-) -> tuple[float, dict[str, Any]]:
+def measure(text: str, codes: Tensor, sound: Tensor, reference: Reference | str) -> tuple[float, dict[str, Any]]:
     """Return the score of a sample, and its measures: objects with a score, or the reason why one doesn't apply.
 
     Args:
         text: its prompt.
         codes: [K, frames].
         sound: [channels, samples], 32 kHz, as it is decoded.
-        tagger: of the features.
         reference: the training music's features, or why there are none.
     """
     mono = sound.mean(dim=0, keepdim=True).float()
     found: dict[str, Any] = {
         "tempo": _tempo(mono, stated_tempo(text)),
         "key": _key(mono, stated_key(text)),
-        "nearness": _nearness(mono, tagger, reference),
+        "nearness": _nearness(mono, reference),
         "repetition": _repetition(codes),
         "clipping": _clipping(sound),
     }
@@ -117,12 +118,12 @@ def _key(mono: Tensor, wanted: str | None) -> dict[str, Any] | str:
     return {"wanted": wanted, "measured": measured, "score": score}
 
 
-def _nearness(mono: Tensor, tagger: Musicnn, reference: Reference | str) -> dict[str, Any] | str:
+def _nearness(mono: Tensor, reference: Reference | str) -> dict[str, Any] | str:
     if isinstance(reference, str):
         return reference
     if mono.shape[-1] < WINDOW_SECONDS * SAMPLE_RATE:
         return f"the sample is shorter than {WINDOW_SECONDS} s"
-    mean = window_features(tagger, [mono[0].cpu().numpy()]).mean(axis=0)
+    mean = window_features(reference.tagger, [mono[0].cpu().numpy()]).mean(axis=0)
     distance = float((np.square(mean - reference.mean) / reference.variance).mean())
     return {"distance": round(distance, 4), "score": round(1 / (1 + distance), 4)}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from upath import UPath
 
 from musicgen_core import storage
 from musicgen_core.captioning.musicnn import Musicnn
-from musicgen_core.captioning.tagger_features import WINDOW_SECONDS, window_features
+from musicgen_core.captioning.tagger_features import WINDOW_SECONDS
 from musicgen_core.codec import Codec
 from musicgen_core.codes import FRAME_RATE
 from musicgen_core.data.dataset import load_clips
@@ -27,14 +27,16 @@ SECONDS = 2 * WINDOW_SECONDS
 """Seconds of each"""
 
 
-def reference_for(adapters: Sequence[UPath], model: BaseModel, codec: Codec, tagger: Musicnn) -> Reference | str:
+def reference_for(
+    adapters: Sequence[UPath], model: BaseModel, codec: Codec, tagger: Callable[[], Musicnn]
+) -> Reference | str:
     """Return the features of the music that adapters have learned from, or the reason why there are none.
 
     Args:
         adapters: the adapters' files, in their run directories.
         model: their base model.
         codec: its codec, which decodes the clips.
-        tagger: of the features.
+        tagger: returns that of the features, which is loaded only if there is training music.
     """
     if not adapters:
         return "the base model has no training music of its own"
@@ -52,7 +54,7 @@ def reference_for(adapters: Sequence[UPath], model: BaseModel, codec: Codec, tag
         sounds += [mono_of(sound_of(codec.decode(torch.from_numpy(part)[None])[0].cpu())) for part in parts]
     if len(sounds) < 2:
         return f"the training music has too few clips of {WINDOW_SECONDS} s"
-    return reference_of(window_features(tagger, sounds))
+    return reference_of(sounds, tagger())
 
 
 def _tokens_of(adapter: UPath) -> str:

@@ -82,8 +82,13 @@ class TextEncoder(nn.Module):
     @torch.no_grad()
     def encode(self, texts: Sequence[str | None]) -> Condition:
         """Return the texts' states [B, L, text_dim] and mask [B, L]; None and "" give the null condition."""
-        entries = [shorten(text or "") for text in texts]  # shards of earlier versions may have longer ones
         device = self.t5.device
+        if not any(texts):  # their states are never read
+            rows = (len(texts), 1)
+            return Condition(
+                torch.zeros(*rows, self.dim, device=device), torch.zeros(rows, dtype=torch.bool, device=device)
+            )
+        entries = [shorten(text or "") for text in texts]  # shards of earlier versions may have longer ones
         tokens = self.tokenizer(entries, return_tensors="pt", padding=True, truncation=True, max_length=MAX_TOKENS)
         tokens = tokens.to(device)
         states = self.t5(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state

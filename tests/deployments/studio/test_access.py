@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+import soundfile
 
 from deployments.studio import access, server
 from deployments.studio.command import studio
@@ -122,6 +125,28 @@ def test_a_page_of_another_program_is_not_served(runs: Path, tmp_path: Path) -> 
     with open_studio(tmp_path / "music", runs) as site:
         (tmp_path / "music" / "index.html").write_text("<script>alert(1)</script>")
         assert site.client.get("/files/index.html").status_code == 404
+
+
+def test_a_link_out_of_the_folder_is_neither_read_nor_written(runs: Path, tmp_path: Path) -> None:
+    outside, sound = tmp_path / "outside", io.BytesIO()
+    outside.mkdir()
+    soundfile.write(sound, np.sin(np.arange(3200)), 32_000, format="WAV")
+    secret = outside / f"upload_{'0' * 16}.wav"
+    secret.write_bytes(sound.getvalue())
+    with open_studio(tmp_path / "music", runs) as site:
+        (tmp_path / "music" / "sources").symlink_to(outside)
+        answers = [
+            site.client.post("/api/uploads", content=sound.getvalue()),
+            site.client.post("/api/jobs", json={"prompt": "x", "source": secret.name}),
+        ]
+        assert [answer.status_code for answer in answers] == [422, 422]
+        assert all("sources is a link" in answer.json()["error"] for answer in answers), [one.text for one in answers]
+        (tmp_path / "music" / "sources").unlink()
+        (tmp_path / "music" / "sources").mkdir()
+        (tmp_path / "music" / "sources" / secret.name).symlink_to(secret)
+        answer = site.client.post("/api/jobs", json={"prompt": "x", "source": secret.name})
+        assert answer.status_code == 422 and answer.json()["error"].startswith("there is no sample")
+    assert list(outside.iterdir()) == [secret]
 
 
 @pytest.mark.parametrize("source", ["../secret", "/etc/passwd", "generated_999", "upload_0.wav", "generated_000.wav"])
