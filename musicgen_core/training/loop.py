@@ -215,7 +215,7 @@ class Trainer:
         loss, norm, scale = self._compute(step, next(batches), len(indices))
         if step == 1 and norm == 0:
             raise TrainingError(
-                message("no gradient reaches the adapter, so it would learn nothing"),
+                message("all gradients of the first step are zero, so nothing would be learned"),
                 message("Check lora_targets, lora_alpha and the clips: their codes may be all the same"),
             )
         row = {"step": step, "epoch": self.order.epoch_of(step), "train/lr": rate}
