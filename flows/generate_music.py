@@ -12,7 +12,7 @@ from flows.locations import chosen_device, chosen_model, is_of_deployment, music
 from flows.parameters import GenerateParameters
 from flows.retraining import last_trained
 from musicgen_core.config import DEFAULT_PROMPTS, SamplingSettings
-from musicgen_core.generation.piece_prompts import described_prompt
+from musicgen_core.generation.piece_prompts import with_own_texts
 from musicgen_core.generation.prompts import Prompt, read_prompts
 from musicgen_core.generation.request import Rendered, RenderRequest, outcome_of
 from musicgen_core.model.weighted_adapters import BASE, Mix, WeightedAdapter, parse_adapters
@@ -25,18 +25,19 @@ def generate_music(given: GenerateParameters) -> list[Rendered] | State[list[Ren
     """Generate music from text prompts, with a trained adapter or with the base model alone."""
     wanted = [Prompt(prompt=text) for text in given.prompts]
     wanted += read_prompts(given.prompts_file) if given.prompts_file else []
-    model = given.model or None
+    settings = collect(SamplingSettings, given)
     if not wanted and given.seams.redo and given.continue_from:
-        of_piece, its_model = described_prompt(given.continue_from, with_adapters=not given.adapter)
-        wanted, model = [of_piece], model or (None if given.adapter else its_model)
+        wanted = [Prompt(prompt="", redo=given.seams.redo, continue_from=given.continue_from)]
+    asked = {name for name, value in given.control if value not in (None, ())} | ({"seed"} if settings.seed else set())
+    wanted, model_of_piece = with_own_texts(wanted, asked, with_adapters=not given.adapter)
     defaults = ("",) if given.control.sections else DEFAULT_PROMPTS  # sections need no prompt for the whole
     wanted = wanted or [Prompt(prompt=text) for text in defaults]
     request = RenderRequest(
         out=given.output or new_location("musicgen_output", "generate-music"),
         prompts=wanted,
-        model=model,
-        settings=collect(SamplingSettings, given),
-        adapters=_chosen_adapters(given.adapter, given.model),
+        model=given.model or (None if given.adapter else model_of_piece),
+        settings=settings,
+        adapters=_chosen_adapters(given.adapter, given.model, wanted),
         strengths=given.strengths,
         control=given.control,
         compare=given.compare,
@@ -62,11 +63,14 @@ def generate_music(given: GenerateParameters) -> list[Rendered] | State[list[Ren
     return Completed(message=str(outcome_of(pieces)), data=pieces)
 
 
-def _chosen_adapters(given: Sequence[str], model: str) -> Mix:
-    """Return the given adapters; in runs of deployments, the last training run's by default. None: the base model."""
+def _chosen_adapters(given: Sequence[str], model: str, prompts: Sequence[Prompt]) -> Mix:
+    """Return the adapters of prompts without their own: the given ones. None: the base model alone.
+
+    In runs of deployments they are the last training run's by default.
+    """
     if given:
         return parse_adapters(given)
-    if not is_of_deployment():
+    if not is_of_deployment() or all(prompt.adapter for prompt in prompts):
         return ()
     last = last_trained(model, f"Train first, or give an adapter; {BASE} stands for the base model alone")
     return (WeightedAdapter(last),)

@@ -223,6 +223,10 @@ def rendered(pieces: Sequence[Rendered], given: Mapping[str, Any]) -> Outcome:
         named = {"seconds": piece.seconds, "voice": piece.voice, "title": piece.title}
         made.append(Made(message("{seconds:g} s, {voice}: {title}", **named), piece.wav))
     adapters = parse_adapters(split_adapters(given.get("adapter")))
+    own = {(one.adapters, one.strengths) for one in pieces if one.with_adapter or not given.get("compare")}
+    if not adapters and len(own) == 1:  # of the prompts, or of the last training run
+        [(sources, strengths)] = own
+        adapters = tuple(WeightedAdapter(*one) for one in zip(sources, strengths, strict=True))
     # Sections are added to the prompts as they were given.
     texts = [one.prompt for one in (given["prompts"] if given.get("sections") else pieces)]
     prompts = [text for text in dict.fromkeys(texts) if text and one_line(text) == text]
@@ -237,7 +241,8 @@ def rendered(pieces: Sequence[Rendered], given: Mapping[str, Any]) -> Outcome:
     }
     folder = str(storage.as_path(pieces[0].wav).parent)
     steps = [Step(message("Other takes of the same prompts"), "generate", takes, {"output": folder})]
-    steps = steps if prompts or given.get("sections") else []
+    is_one_command = len(own) == 1 or adapters
+    steps = steps if is_one_command and (prompts or given.get("sections")) else []
     here = all(_is_here(one.source) for one in adapters)
     is_export = here and len(adapters) == 1 and (_absolute(adapters[0].source) / CONFIG_FILE).exists()
     if with_effect(adapters) and here and not is_export:

@@ -1,4 +1,4 @@
-"""What music should have and avoid beside its prompt: settings of a rendering, and fields of single prompts.
+"""Negative prompt, tempo, key, instruments and sections: settings of a rendering, and fields of single prompts.
 
 Imports nothing slow, for the command line's help.
 """
@@ -41,7 +41,7 @@ def _named(given: Any) -> Any:
 
 
 class ControlSettings(Settings):
-    """What the music should have and avoid."""
+    """Texts and fields beside the prompt that the model is conditioned on, and the number of candidates."""
 
     model_config = ConfigDict(title="Control")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from musicgen_core import storage
@@ -13,6 +13,37 @@ from musicgen_core.generation.sidecars import adapter_entries, strength_of
 from musicgen_core.language import message
 from musicgen_core.model.weighted_adapters import BASE, WeightedAdapter
 from musicgen_core.settings import validate
+
+
+def with_own_texts(
+    prompts: Iterable[Prompt], asked: Collection[str], with_adapters: bool
+) -> tuple[list[Prompt], str | None]:
+    """Return the prompts, of which those that regenerate a stretch and have no text get that of their piece.
+
+    Values of a prompt itself come before those of its piece.
+
+    Args:
+        asked: names of fields that the request gives for all prompts, which come before the piece's, too.
+        with_adapters: whether a piece's adapters are its prompt's own.
+
+    Returns:
+        The prompts, and the name of the first piece's model, if others know it.
+
+    Raises:
+        ConfigError: as `described_prompt`.
+    """
+    found: list[Prompt] = []
+    model: str | None = None
+    for prompt in prompts:
+        if not (prompt.redo and prompt.continue_from) or prompt.prompt or prompt.sections:
+            found.append(prompt)
+            continue
+        described, its_model = described_prompt(prompt.continue_from, with_adapters and not prompt.adapter)
+        own = {name: value for name, value in prompt if value not in (None, (), "")}
+        left_out = {name: Prompt.model_fields[name].default for name in asked}
+        found.append(described.model_copy(update=left_out | own))
+        model = model or its_model
+    return found, model
 
 
 def described_prompt(file: str, with_adapters: bool) -> tuple[Prompt, str | None]:

@@ -1,4 +1,4 @@
-"""What `player.js` plays on a page: samples that differ in their adapters alone, and the texts around them."""
+"""The data of `player.js` on a page: samples that differ in their adapters alone, and the texts around them."""
 
 from __future__ import annotations
 

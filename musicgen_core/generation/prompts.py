@@ -44,11 +44,13 @@ class Prompt(ControlSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_sections(cls, given: Any) -> Any:
-        """Sections need no prompt for the whole, and their lengths are the duration."""
-        if not isinstance(given, dict) or not given.get("sections"):
-            return given
-        return {"prompt": "", "duration": seconds_of(given["sections"]), **given}
+    def _without_prompt(cls, given: Any) -> Any:
+        """Sections need no prompt for the whole, and their lengths are the duration; nor does a sample's stretch."""
+        if isinstance(given, dict) and given.get("sections"):
+            return {"prompt": "", "duration": seconds_of(given["sections"]), **given}
+        if isinstance(given, dict) and given.get("redo") and given.get("continue_from"):
+            return {"prompt": "", **given}
+        return given
 
     def with_defaults(self, defaults: ControlSettings) -> Prompt:
         """Return the prompt with these values where it has none of its own."""
@@ -59,8 +61,8 @@ class Prompt(ControlSettings):
         """Return the prompt with these values of its loop, stretch and recording where it has none of its own."""
         return self.model_copy(
             update={
-                "loop": defaults.loop if self.loop is None else self.loop,
-                "redo": self.redo or defaults.redo,
+                "loop": (defaults.loop and not self.redo) if self.loop is None else self.loop,
+                "redo": self.redo or (None if self.loop else defaults.redo),
                 "continue_from": self.continue_from or continue_from,
             }
         )

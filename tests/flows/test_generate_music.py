@@ -70,6 +70,30 @@ def test_a_part_made_again_has_its_pieces_prompt_and_model(requests: list[Render
     assert [(prompt.text, prompt.adapter) for prompt in request.prompts] == [("drums", ())]
 
 
+def test_options_and_lines_come_before_the_prompt_of_the_piece(requests: list[RenderRequest], tmp_path: Path) -> None:
+    sidecar = {"prompt": "slow piano, 90 bpm", "fields": {"prompt": "slow piano", "tempo": 90}, "seed": 7}
+    (tmp_path / "piece.json").write_text(json.dumps(sidecar | {"negative_prompt": "drums"}))
+    piece, lines = str(tmp_path / "piece.wav"), tmp_path / "lines.jsonl"
+    request = asked_by(requests, tmp_path, redo="8-14", continue_from=piece, seed=5, negative_prompt="brass", tempo=80)
+    [prompt] = [one.with_defaults(request.control) for one in request.prompts]
+    assert (prompt.text, prompt.negative_prompt) == ("slow piano, 80 bpm", "brass")
+    assert (prompt.seed, request.settings.seed) == (None, 5)
+    lines.write_text(json.dumps({"redo": "1-2", "continue_from": piece, "seed": 6}))
+    [prompt] = asked_by(requests, tmp_path, prompts_file=str(lines), tempo=80).prompts
+    assert (prompt.redo, prompt.prompt, prompt.seed, prompt.tempo) == ("1-2", "slow piano", 6, None)
+    assert prompt.negative_prompt == "drums"
+
+
+def test_a_job_that_regenerates_part_of_a_piece_needs_no_training(
+    requests: list[RenderRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "of-a-test")
+    Variable.set("musicgen_runs", str(tmp_path), overwrite=True)
+    (tmp_path / "piece.json").write_text(json.dumps({"prompt": "piano", "adapter": {"path": "a.pt"}}))
+    request = asked_by(requests, tmp_path, redo="8-14", continue_from=str(tmp_path / "piece.wav"))
+    assert (request.adapters, request.prompts[0].adapter) == ((), ("a.pt",))
+
+
 def test_a_job_takes_the_adapter_of_the_training_completed_last(
     requests: list[RenderRequest], runs: Path, tmp_path: Path
 ) -> None:

@@ -115,6 +115,15 @@ def test_a_hub_adapter_keeps_its_name_and_is_not_exported() -> None:
     assert takes.parameters["adapter"] == "someone/jazz"
 
 
+def test_adapters_of_the_samples_themselves_are_kept_if_they_are_the_same_for_all() -> None:
+    def sample(adapter: str) -> Rendered:
+        return Rendered("/music/generated_000.wav", "calm piano", 0, 0, 8.0, True, (adapter,), (0.5,))
+
+    [takes] = outcomes.rendered([sample("someone/jazz"), sample("someone/jazz")], {}).steps
+    assert takes.parameters["adapter"] == "someone/jazz:0.5"
+    assert outcomes.rendered([sample("someone/jazz"), sample("someone/folk")], {}).steps == ()
+
+
 def test_an_exported_adapter_is_not_to_be_exported_again(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").touch()
     pieces = [Rendered("/music/generated_000.wav", "calm piano", 0, 0, 8.0, True)]

@@ -131,3 +131,10 @@ def test_loops_of_adapters_and_variations_differ_and_are_the_same_again(
 def test_what_a_loop_cannot_be_is_refused(request_for: Any, given: dict[str, Any], found: str) -> None:
     with pytest.raises(ConfigError, match=found):
         render(request_for(**{"seams": SeamSettings(loop=True), **given}))
+
+
+def test_a_lines_own_loop_or_stretch_comes_before_the_option() -> None:
+    loop = Prompt(prompt="x", loop=True).with_seams(SeamSettings(redo="1-2"), "a.wav")
+    redo = Prompt(prompt="x", redo="3-4").with_seams(SeamSettings(loop=True), "a.wav")
+    both = Prompt(prompt="x").with_seams(SeamSettings(loop=True, redo="1-2"), None)
+    assert [(one.loop, one.redo) for one in (loop, redo, both)] == [(True, None), (False, "3-4"), (True, "1-2")]
