@@ -1,4 +1,4 @@
-"""Who may use the studio: this machine's names as the host, pages of its own as the origin, and a password."""
+"""Access control of the studio: this machine's names as the host, its own pages as the origin, and a password."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import secrets
 import time
 from collections.abc import Collection
 from http import HTTPStatus
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,6 +25,8 @@ _OPEN = (LOGIN, HEALTH)
 COOKIE = "musicgen_studio"
 _COOKIE_SECONDS = 30 * 24 * 3600
 _WRONG_PASSWORD_SECONDS = 1.0
+MOST_GUESSES = 20
+"""Passwords that wait to be compared; more are refused."""
 _SAFE_METHODS = ("GET", "HEAD")
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -46,20 +48,29 @@ class Sessions:
 
     def __init__(self, password: str | None) -> None:
         self._password, self._key = password, secrets.token_bytes(32)
-        self._one_at_a_time = asyncio.Lock()
+        self._one_at_a_time, self._guesses = asyncio.Lock(), 0
 
     @property
     def has_password(self) -> bool:
         return self._password is not None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether `MOST_GUESSES` passwords wait to be compared."""
+        return self._guesses >= MOST_GUESSES
+
     async def is_right(self, password: str) -> bool:
-        """Compare a password in constant time. Wrong ones take a second, and are tried one at a time."""
-        expected = (self._password or "").encode()
-        if hmac.compare_digest(_digest(password.encode(errors="replace")), _digest(expected)):
-            return True
-        async with self._one_at_a_time:
-            await asyncio.sleep(_WRONG_PASSWORD_SECONDS)
-        return False
+        """Compare a password in constant time. A wrong one takes a second, in which the next ones wait."""
+        given, expected = (_digest(text.encode(errors="replace")) for text in (password, self._password or ""))
+        self._guesses += 1
+        try:
+            async with self._one_at_a_time:
+                is_equal = hmac.compare_digest(given, expected)
+                if not is_equal:
+                    await asyncio.sleep(_WRONG_PASSWORD_SECONDS)
+                return is_equal
+        finally:
+            self._guesses -= 1
 
     def cookie(self, is_secure: bool) -> str:
         """Return the header `set-cookie` of a new session."""
@@ -71,11 +82,7 @@ class Sessions:
         """Return whether a header `cookie` has a session that is valid."""
         if self._password is None:
             return True
-        try:
-            found = SimpleCookie(cookies).get(COOKIE)
-        except CookieError:
-            return False
-        expires, _, signature = (found.value if found else "").partition(".")
+        expires, _, signature = cookie_parser(cookies).get(COOKIE, "").partition(".")
         is_signed = hmac.compare_digest(signature.encode(), self._signature(expires).encode())
         return is_signed and expires.isdecimal() and int(expires) > time.time()
 

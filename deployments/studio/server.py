@@ -101,6 +101,8 @@ def make_app(served: Served, sessions: Sessions, names: set[str]) -> Guard:
 
     @app.post(LOGIN)
     async def enter(request: Request) -> Response:
+        if sessions.is_busy:
+            return PlainTextResponse("many passwords are being tried: try again later", HTTPStatus.TOO_MANY_REQUESTS)
         form = parse_qs((await _body(request, MOST_LOGIN_BYTES)).decode(errors="replace"), keep_blank_values=True)
         if not await sessions.is_right(form.get("password", [""])[0]):
             return HTMLResponse(login_page(is_wrong=True), HTTPStatus.FORBIDDEN)

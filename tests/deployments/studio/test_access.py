@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import re
 from collections.abc import Iterator
@@ -52,6 +53,37 @@ def test_the_password_opens_a_session_with_a_signed_cookie(locked: Site) -> None
     for forged in (f"{int(expires) + 1}.{signature}", f"{expires}.", f"{expires}.{'0' * 64}", "", "é.x"):
         answer = httpx.get(f"{locked.url}/api/state", headers={"cookie": f"{access.COOKIE}={forged}".encode()})
         assert answer.status_code == 401
+
+
+def test_a_right_password_waits_behind_wrong_ones_and_many_are_refused(
+    locked: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "_WRONG_PASSWORD_SECONDS", 0.05)
+    sessions, answers = access.Sessions(PASSWORD), []
+
+    async def guess(password: str) -> None:
+        answers.append(await sessions.is_right(password))
+
+    async def guess_all() -> None:
+        waiting = [
+            asyncio.create_task(guess(password)) for password in (*["wrong"] * (access.MOST_GUESSES - 1), PASSWORD)
+        ]
+        await asyncio.sleep(0)
+        assert sessions.is_busy
+        await asyncio.gather(*waiting)
+
+    asyncio.run(guess_all())
+    assert answers == [False] * (access.MOST_GUESSES - 1) + [True] and not sessions.is_busy
+    monkeypatch.setattr(access, "MOST_GUESSES", 0)
+    assert httpx.post(f"{locked.url}/login", data={"password": PASSWORD}).status_code == 429
+
+
+def test_a_session_is_found_beside_unusual_cookies() -> None:
+    sessions = access.Sessions("x")
+    session = sessions.cookie(is_secure=False).partition(";")[0]
+    for other in ("a[b]=1", "x", 'json={"y": 1}', "é=1"):
+        assert sessions.knows(f"{other}; {session}") and sessions.knows(f"{session}; {other}")
+        assert not sessions.knows(other)
 
 
 def test_sessions_end(monkeypatch: pytest.MonkeyPatch) -> None:
