@@ -147,6 +147,7 @@ class _Folder:
     def __init__(self, path: UPath) -> None:
         self.path = path
         self.sidecars: dict[int, Sidecar] = {}
+        self._versions: dict[int, str] = {}
         try:
             names = file_names(self.path)
             if PAGE in names and not MUSIC.is_at(path / PAGE):
@@ -156,7 +157,7 @@ class _Folder:
                 )
             self.taken = _numbers(names)
             claims = {number: _claimed_by(self.claim(number)) for number in _numbers(names, _CLAIM)}
-            self._read(_numbers(names, "json"))
+            self._update(_numbers(names, "json"), ())
         except OSError as error:
             raise ConfigError(
                 message("the folder {path} can't be read ({reason})", path=path, reason=reason_of(error)),
@@ -174,21 +175,42 @@ class _Folder:
 
     def is_of_another(self, number: int, piece: str) -> bool:
         """Return whether another sample has the number now."""
-        path = self.path / f"{stem_of(number)}.json"
-        return (sidecar := _sidecar(path)) is not None and identity(sidecar) != piece
+        return (sidecar := _sidecar(self._sidecar_path(number))) is not None and identity(sidecar) != piece
 
     def numbers(self) -> set[int]:
         """Return all numbers that files have now."""
         return _numbers(file_names(self.path))
 
     def refresh(self, besides: Collection[int]) -> None:
-        """Read new sidecars, except those of these numbers."""
-        self._read(_numbers(file_names(self.path), "json") - self.sidecars.keys() - set(besides))
+        """Read new sidecars, and in a local folder changed ones, except those of these numbers; forget deleted ones."""
+        self._update(_numbers(file_names(self.path), "json"), besides)
 
-    def _read(self, numbers: Collection[int]) -> None:
+    def _update(self, numbers: set[int], besides: Collection[int]) -> None:
+        versions = {number: self._version(number) for number in numbers.difference(besides)}
+        changed = {
+            number
+            for number, version in versions.items()
+            if number not in self.sidecars or self._versions.get(number) != version
+        }
+        same = {number: self.sidecars[number] for number in self.sidecars.keys() & (numbers - changed)}
+        # A new dictionary: other threads may be reading the one that `Numbering.sidecars` returned earlier.
+        self.sidecars, self._versions = same | self._read(changed), versions
+
+    def _version(self, number: int) -> str:
+        """Return what changes with a sidecar; the same for all of a remote folder, where each would be a request."""
+        path = self._sidecar_path(number)
+        try:
+            return storage.version_of(path) if storage.is_local(path) else ""
+        except FileNotFoundError:  # deleted since the folder was listed
+            return ""
+
+    def _read(self, numbers: Collection[int]) -> dict[int, Sidecar]:
         with ThreadPoolExecutor(_READERS, "reading sidecars") as readers:
-            read = readers.map(lambda number: _sidecar(self.path / f"{stem_of(number)}.json"), numbers)
-            self.sidecars |= {number: found for number, found in zip(numbers, read, strict=True) if found is not None}
+            read = readers.map(lambda number: _sidecar(self._sidecar_path(number)), numbers)
+            return {number: found for number, found in zip(numbers, read, strict=True) if found is not None}
+
+    def _sidecar_path(self, number: int) -> UPath:
+        return self.path / f"{stem_of(number)}.json"
 
 
 def stem_of(number: int) -> str:

@@ -130,6 +130,29 @@ def test_numbers_continue_in_a_bucket(bucket: UPath) -> None:
     assert list(numbering.sidecars(0)) == [0, 7]
 
 
+def test_sidecars_that_changed_are_read_again_and_deleted_ones_forgotten(tmp_path: Path) -> None:
+    folder = storage.as_path(tmp_path)
+    for number in (0, 1, 2):
+        storage.write_text(folder / f"generated_{number:03d}.json", json.dumps(sidecar_of(seed=number)))
+    numbering = Numbering(folder)
+    before = numbering.sidecars(0)
+    assert numbering.sidecars(0)[2] is before[2]  # not read again
+    storage.write_text(folder / "generated_000.json", json.dumps(sidecar_of(seed=9)))
+    (folder / "generated_001.json").unlink()
+    after = numbering.sidecars(0)
+    assert {number: found["seed"] for number, found in sorted(after.items())} == {0: 9, 2: 2}
+    storage.write_text(folder / "generated_000.json", "{")
+    assert numbering.sidecars(0).keys() == {2} and before.keys() == {0, 1, 2}
+
+
+def test_deleted_sidecars_of_a_bucket_are_forgotten(bucket: UPath) -> None:
+    for number in (0, 1):
+        storage.write_text(bucket / f"generated_{number:03d}.json", json.dumps(sidecar_of(seed=number)))
+    numbering = Numbering(bucket)
+    (bucket / "generated_000.json").unlink()
+    assert numbering.sidecars(0).keys() == {1}
+
+
 @pytest.fixture(params=["local", "remote"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path, bucket: UPath, monkeypatch: pytest.MonkeyPatch) -> UPath:
     listed = MemoryFileSystem.ls
