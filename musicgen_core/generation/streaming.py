@@ -55,6 +55,16 @@ class DecodingStream:
             self._read_up_to(self._vectors.end - BEFORE)
             return self._sound_up_to(self._read - AFTER).cpu()
 
+    def skip(self, codes: Tensor) -> None:
+        """Read the codes [K, frames] of the next frames without their sound, in parts that bound the memory."""
+        with torch.inference_mode(), self._on_own_stream():
+            for part in codes.split(MOST_FRAMES, dim=1):
+                self._vectors = _extended(self._vectors, self._codec.vectors(part[None]))
+                self._read_up_to(self._vectors.end - BEFORE)
+                if self._states is not None:
+                    self._states.drop_before(self._read - AFTER)
+        self._decoded += codes.shape[-1]
+
     def finish(self) -> Tensor:
         """Return the sound [channels, samples] that is complete if no more codes follow."""
         with torch.inference_mode(), self._on_own_stream():
@@ -125,17 +135,18 @@ def stream_sound(codec: Codec, codes: Iterable[Tensor], known: Tensor | None = N
         known: [K, frames], codes before them that the sample continues; their sound is left out.
     """
     stream, frames = DecodingStream(codec), FIRST_FRAMES
-    given = 0 if known is None else known.shape[-1]
-    waiting = [] if known is None or not given else [known]
-    wanted, skipped = given + frames + BEFORE + AFTER, given * SAMPLES_PER_FRAME
+    if known is not None:
+        stream.skip(known)
+    waiting: list[Tensor] = []
+    wanted = frames + BEFORE + AFTER
     for new in codes:
         waiting.append(new)
         if sum(part.shape[-1] for part in waiting) >= wanted:
-            yield _pcm(stream.add(torch.cat(waiting, dim=1))[:, skipped:])
+            yield _pcm(stream.add(torch.cat(waiting, dim=1)))
             wanted = frames = min(2 * frames, MOST_FRAMES)
-            waiting, skipped = [], 0
+            waiting = []
     if waiting:
-        yield _pcm(stream.add(torch.cat(waiting, dim=1))[:, skipped:])
+        yield _pcm(stream.add(torch.cat(waiting, dim=1)))
     yield _pcm(stream.finish())
 
 

@@ -15,7 +15,7 @@ from musicgen_core.codes import CODEBOOKS, SAMPLES_PER_FRAME
 from musicgen_core.config import SamplingSettings
 from musicgen_core.errors import Cancelled
 from musicgen_core.generation.engine import Engine
-from musicgen_core.generation.streaming import AFTER, BEFORE, DecodingStream, stream_sound
+from musicgen_core.generation.streaming import AFTER, BEFORE, FULL_SCALE, DecodingStream, stream_sound
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, find_codec, load_lm
 
@@ -93,6 +93,21 @@ def test_chunks_grow_and_leave_out_what_was_known(codecs: Any) -> None:
     continued = np.concatenate(list(stream_sound(codecs["demo"], new, known)))
     alone = np.concatenate(list(stream_sound(codecs["demo"], iter(codes.split(10, dim=1)))))
     assert np.abs(continued.astype(int) - alone[100 * SAMPLES_PER_FRAME :]).max() <= 1
+
+
+@pytest.mark.parametrize("given", [1, 5, 100, 101, 750])
+def test_known_codes_are_read_in_parts_and_not_made_into_sound(codecs: Any, given: int) -> None:
+    codec, sizes = codecs["large"], []
+    codes = torch.randint(0, 16, (CODEBOOKS, given + 30))
+    hooks = [
+        layer.register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape))
+        for layer in codec.decoder_layers[:3:2]
+    ]
+    found = np.concatenate(list(stream_sound(codec, iter(codes[:, given:].split(10, dim=1)), codes[:, :given])))
+    for hook in hooks:
+        hook.remove()
+    whole = codec.decode(codes[None])[0, :, given * SAMPLES_PER_FRAME :]
+    assert np.abs(found.T - whole.numpy() * FULL_SCALE).max() <= 1 and max(size[-1] for size in sizes) <= 110
 
 
 def test_a_stream_without_codes_is_silent(codecs: Any) -> None:
