@@ -18,12 +18,13 @@ import soundfile
 from musicgen_core import storage
 from musicgen_core.data.audio import DecodedClip, decode
 from musicgen_core.errors import ConfigError
+from musicgen_core.escaping import printable
 from musicgen_core.generation.files import COMPANIONS, FULL_SCALE
 from musicgen_core.generation.numbering import Numbering, stem_of
 from musicgen_core.generation.page import MUSIC, PAGE, file_names
 from musicgen_core.generation.page_rows import prompt_rows
 from musicgen_core.generation.player import voted_sample
-from musicgen_core.generation.sidecars import adapter_entries, strength_of
+from musicgen_core.generation.sidecars import adapter_entries, number_of as _number, strength_of
 from musicgen_core.generation.sound_file import read_sound, refused
 from musicgen_core.generation.votes import VotedSample
 from musicgen_core.language import message
@@ -214,8 +215,4 @@ def _piece(stem: str, sidecar: Mapping[str, Any], names: set[str]) -> dict[str, 
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _number(value: Any) -> float | int | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return printable(value) if isinstance(value, str) else ""

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from musicgen_core.generation.player import PlayedSample, comparison, voted_sample
-from musicgen_core.generation.sidecars import Sidecar, adapter_entries, best_of, candidate_of, strength_of
+from musicgen_core.generation.sidecars import Sidecar, adapter_entries, best_of, candidate_of, number_of, strength_of
 from musicgen_core.language import message, say, translated
 from musicgen_core.model.weighted_adapters import shown_strength
 from musicgen_core.run_layout import short_name
@@ -197,8 +197,8 @@ def _voice(sidecar: Sidecar, many_adapters: bool, in_grid: bool) -> str:
 
 def _facts(sidecar: Sidecar, common: Mapping[str, Any]) -> list[str]:
     """Return the facts shown for one sample: those that aren't the same for all."""
-    duration, seed, variation = sidecar.get("duration"), sidecar.get("seed"), sidecar.get("variation")
-    facts = [say("{seconds:.1f} s", seconds=duration)] if isinstance(duration, int | float) else []
+    duration, seed, variation = number_of(sidecar.get("duration")), sidecar.get("seed"), sidecar.get("variation")
+    facts = [say("{seconds:.1f} s", seconds=duration)] if duration is not None else []
     if seed is not None and isinstance(variation, int) and variation > 0:
         facts.append(say("seed {seed}, variation {number}", seed=seed, number=variation + 1))
     elif seed is not None:
@@ -243,8 +243,8 @@ def _redone(redo: Mapping[str, Any], recording: Any) -> str:
 
 
 def _looped(loop: Mapping[str, Any]) -> str:
-    bars, tempo = loop.get("bars"), loop.get("tempo")
-    if not isinstance(bars, int) or not isinstance(tempo, int | float):
+    bars, tempo = loop.get("bars"), number_of(loop.get("tempo"))
+    if not isinstance(bars, int) or tempo is None:
         return say("loop")
     return say("loop of {count}, {tempo:.1f} bpm", count=counted(bars, "bar"), tempo=tempo)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from musicgen_core.escaping import one_line, printable
-from musicgen_core.generation.sidecars import Sidecar, adapter_entries, strength_of
+from musicgen_core.generation.sidecars import Sidecar, adapter_entries, number_of, strength_of
 from musicgen_core.generation.votes import MOST_CHARACTERS, VotedAdapter, VotedSample
 from musicgen_core.language import say
 
@@ -56,7 +56,7 @@ def comparison(sidecar: Sidecar, samples: Iterable[PlayedSample]) -> dict[str, A
         "prompt": _text(sidecar.get("prompt")),
         "seed": seed if _is_whole(seed) else None,
         "variation": variation if _is_whole(variation) else 0,
-        "seconds": seconds if isinstance(seconds, int | float) and not isinstance(seconds, bool) else 0,
+        "seconds": number_of(seconds) or 0,
         "pieces": [
             one.sample.model_dump() | {"label": one_line(one.label), "url": one.url, "audio": one.audio}
             for one in different

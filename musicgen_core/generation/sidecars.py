@@ -34,6 +34,11 @@ def adapter_entries(sidecar: Sidecar) -> list[Mapping[str, Any]]:
 
 def strength_of(entry: Mapping[str, Any]) -> float:
     """Return the strength of an adapter's object; 1 if it has none, or none that a rendering can have."""
-    strength = entry.get("strength", 1)
-    is_number = isinstance(strength, int | float) and not isinstance(strength, bool)
-    return float(strength) if is_number and abs(strength) < _MOST else 1.0
+    strength = number_of(entry.get("strength", 1))
+    return 1.0 if strength is None else float(strength)
+
+
+def number_of(value: Any) -> float | int | None:
+    """Return a value if it is a number that JSON and pages can have; None for others, NaN and infinity."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and abs(value) < _MOST else None

@@ -105,10 +105,28 @@ def test_the_history_is_the_folder_also_after_a_restart(site: Site, runs: Path) 
         assert other.client.get("/api/pieces").json() == listed
 
 
-def test_foreign_values_in_sidecars_are_left_out(site: Site) -> None:
-    values = {"prompt": ["no text"], "seed": "x", "sampling": 3, "duration": None, "adapter": [7], "fields": 1}
+@pytest.mark.parametrize(
+    "number",
+    [float("nan"), float("inf"), -float("inf"), pytest.param(10**400, id="huge"), "x", True, None, [1]],
+)
+def test_foreign_values_in_sidecars_are_left_out(site: Site, number: Any) -> None:
+    foreign = dict.fromkeys(("seed", "duration", "variation", "fields"), number)
+    foreign |= {"prompt": ["no text"], "sampling": {"guidance": number}, "loop": {"bars": 4, "tempo": number}}
     folder = site.served.folder.path
-    (folder / "generated_900.json").write_text(json.dumps(values))
-    (folder / "generated_900.wav").write_bytes(wav_of(0.1))
-    piece = site.client.get("/api/pieces").json()[0]
+    for stem, adapter in (("generated_900", [7]), ("generated_901", {"path": "a\ud800.pt", "strength": number})):
+        (folder / f"{stem}.json").write_text(json.dumps(foreign | {"adapter": adapter}))
+        (folder / f"{stem}.wav").write_bytes(wav_of(0.1))
+    other, piece = site.client.get("/api/pieces").json()[:2]
     assert (piece["stem"], piece["prompt"], piece["seed"], piece["seconds"]) == ("generated_900", "", None, 0)
+    assert [(one["name"], one["strength"]) for one in other["adapters"]] == [("a\\ud800.pt", 1)]
+    assert site.client.get("/api/comparisons").status_code == 200
+
+
+def test_a_number_that_is_made_again_shows_its_new_prompt(site: Site) -> None:
+    folder = site.served.folder.path
+    for prompt in ("old", "new"):
+        (folder / "generated_902.json").write_text(json.dumps({"prompt": prompt, "seed": 1, "sampling": {}}))
+        (folder / "generated_902.wav").write_bytes(wav_of(0.1))
+        assert site.client.get("/api/pieces").json()[0]["prompt"] == prompt
+        (folder / "generated_902.json").unlink()
+        assert site.client.get("/api/pieces").json()[0]["stem"] != "generated_902"
