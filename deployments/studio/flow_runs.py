@@ -12,9 +12,11 @@ from prefect.utilities.urls import url_for
 from deployments.api import explain_lost, has_api
 from deployments.checks.finding import Finding
 from deployments.checks.server import ask_version
+from deployments.options import UsageError
 from deployments.run import create_run
 from musicgen_core.errors import MusicgenError, translated_error
 from musicgen_core.language import message
+from musicgen_core.wording import joined_sentences
 
 _ANSWER_SECONDS = 3.0
 DEPLOYMENT = "generate-music"
@@ -50,6 +52,15 @@ def start(parameters: Mapping[str, Any]) -> str:
     try:
         with get_client(sync_client=True) as client:
             run, _ = create_run(client, DEPLOYMENT, dict(parameters))
+    except UsageError as error:  # its form is another than this version's
+        raise MusicgenError(
+            message(
+                "{deployment} was registered by another version: {problems}",
+                deployment=DEPLOYMENT,
+                problems=joined_sentences(error.problems),
+            ),
+            message("Register it again: uv run musicgen-flows up"),
+        ) from error
     except httpx.HTTPError as error:
         if lost := explain_lost(error):
             raise lost from error

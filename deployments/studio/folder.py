@@ -23,10 +23,9 @@ from musicgen_core.generation.files import COMPANIONS, FULL_SCALE
 from musicgen_core.generation.numbering import Numbering, stem_of
 from musicgen_core.generation.page import MUSIC, PAGE, file_names
 from musicgen_core.generation.page_rows import prompt_rows
-from musicgen_core.generation.player import voted_sample
-from musicgen_core.generation.sidecars import adapter_entries, number_of as _number, strength_of
+from musicgen_core.generation.sidecars import Sidecar, adapter_entries, strength_of
+from musicgen_core.generation.sidecars import number_of as _number
 from musicgen_core.generation.sound_file import read_sound, refused
-from musicgen_core.generation.votes import VotedSample
 from musicgen_core.language import message
 from musicgen_core.run_layout import short_name
 from musicgen_core.settings import LONGEST_SECONDS
@@ -86,12 +85,12 @@ class MusicFolder:
             comparison["pieces"] = [piece | {"url": f"files/{piece['file']}"} for piece in comparison["pieces"]]
         return found[:SHOWN_COMPARISONS]
 
-    def voted(self, names: Sequence[str]) -> dict[str, VotedSample]:
-        """Return what votes record of samples, by the names of their wavs; names of no sample are left out."""
+    def sidecars_of(self, names: Sequence[str]) -> dict[str, Sidecar]:
+        """Return the sidecars of samples by the names of their wavs; names of no sample are left out."""
         with self._lock:
             sidecars = self._read.sidecars(0)
-        found = {f"{stem_of(number)}.wav": sidecar for number, sidecar in sidecars.items()}
-        return {name: voted_sample(name, found[name]) for name in names if name in found and self.file(name)}
+            found = {f"{stem_of(number)}.wav": sidecar for number, sidecar in sidecars.items()}
+        return {name: found[name] for name in names if name in found and self.file(name)}
 
     def file(self, name: str) -> Path | None:
         """Return the path of a sample's file or of the page of all; None for others and for links out of the folder."""

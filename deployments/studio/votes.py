@@ -15,7 +15,9 @@ from fastapi import APIRouter, Request
 from deployments.studio.folder import MusicFolder
 from musicgen_core import storage
 from musicgen_core.errors import ConfigError
-from musicgen_core.generation.votes import VOTES, Vote, VotedSample, append_vote, described, read_votes
+from musicgen_core.generation.page_rows import row_of
+from musicgen_core.generation.player import voted_prompt, voted_sample
+from musicgen_core.generation.votes import VOTES, Vote, append_vote, described, read_votes
 from musicgen_core.language import message
 from musicgen_core.settings import validate
 
@@ -48,16 +50,22 @@ def _record(folder: MusicFolder, vote: Vote) -> list[Mapping[str, Any]]:
     """Append a vote on samples of the folder, and return the tally. What the samples were is read from the folder.
 
     Raises:
-        ConfigError: a sample isn't in the folder.
+        ConfigError: a sample isn't in the folder, or the two differ in more than their adapters.
     """
-    voted = folder.voted([vote.a.file, vote.b.file])
-    sides: list[VotedSample] = []
-    for given in (vote.a, vote.b):
-        if given.file not in voted:
-            raise ConfigError(message("there is no sample {name}", name=given.file))
-        sides.append(voted[given.file])
+    names = (vote.a.file, vote.b.file)
+    sidecars = folder.sidecars_of(names)
+    for name in names:
+        if name not in sidecars:
+            raise ConfigError(message("there is no sample {name}", name=name))
+    a, b = (sidecars[name] for name in names)
+    if row_of(a) != row_of(b):
+        raise ConfigError(
+            message("{a} and {b} differ in more than their adapters", a=names[0], b=names[1]),
+            message("Reload the page"),
+        )
     now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    known = vote.model_copy(update={"a": sides[0], "b": sides[1], "time": now})
+    voted = {"a": voted_sample(names[0], a), "b": voted_sample(names[1], b)}
+    known = vote.model_copy(update=voted | voted_prompt(a) | {"time": now})
     append_vote(folder.path / VOTES, validate(Vote, known.model_dump(), message("the values of the vote")))
     return _tally(folder.path)
 

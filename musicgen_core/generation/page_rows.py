@@ -30,6 +30,8 @@ _SAMPLING = {
 }
 """Names of sampling settings that each language has its own word for"""
 _OF_ROW = (
+    "prompt",
+    "seed",
     "variation",
     "negative_prompt",
     "sections",
@@ -149,12 +151,16 @@ def _grid(pieces: Sequence[Piece]) -> list[dict[Column, Piece]]:
     """Return rows of pieces by column: pieces of a row differ in their adapters alone."""
     rows: dict[tuple[str, int], dict[Column, Piece]] = {}
     for stem, sidecar in pieces:
-        of_row = [*(sidecar.get(name) for name in _OF_ROW), candidate_of(sidecar)]
-        key, column, number = str(of_row), _column(sidecar), 0
+        key, column, number = row_of(sidecar), _column(sidecar), 0
         while column in rows.setdefault((key, number), {}):
             number += 1
         rows[key, number][column] = (stem, sidecar)
     return list(rows.values())
+
+
+def row_of(sidecar: Sidecar) -> str:
+    """Return a text that is equal for samples that differ in their adapters alone."""
+    return str([*(sidecar.get(name) for name in _OF_ROW), candidate_of(sidecar)])
 
 
 def _comparison(versions: Iterable[Version], pieces: Iterable[Piece]) -> Mapping[str, Any] | None:

@@ -42,6 +42,16 @@ def voted_sample(file: str, sidecar: Sidecar) -> VotedSample:
     return VotedSample(file=_text(file), adapter=tuple(adapters))
 
 
+def voted_prompt(sidecar: Sidecar) -> dict[str, Any]:
+    """Return what a vote records of both samples: `prompt`, `seed` and `variation`, whatever values they have."""
+    seed, variation = sidecar.get("seed"), sidecar.get("variation")
+    return {
+        "prompt": _text(sidecar.get("prompt")),
+        "seed": seed if _is_whole(seed) else None,
+        "variation": variation if _is_whole(variation) else 0,
+    }
+
+
 def comparison(sidecar: Sidecar, samples: Iterable[PlayedSample]) -> dict[str, Any] | None:
     """Return the attribute `data-comparison` of a player; None if fewer than two samples are different.
 
@@ -51,12 +61,9 @@ def comparison(sidecar: Sidecar, samples: Iterable[PlayedSample]) -> dict[str, A
     different = list({one.sample.side: one for one in reversed(list(samples))}.values())[::-1]
     if len(different) < 2:
         return None
-    seed, variation, seconds = (sidecar.get(name) for name in ("seed", "variation", "duration"))
     return {
-        "prompt": _text(sidecar.get("prompt")),
-        "seed": seed if _is_whole(seed) else None,
-        "variation": variation if _is_whole(variation) else 0,
-        "seconds": number_of(seconds) or 0,
+        **voted_prompt(sidecar),
+        "seconds": number_of(sidecar.get("duration")) or 0,
         "pieces": [
             one.sample.model_dump() | {"label": one_line(one.label), "url": one.url, "audio": one.audio}
             for one in different

@@ -10,6 +10,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.variables import Variable
 
 from deployments.studio import flow_runs
+from musicgen_core.errors import MusicgenError
 from tasks import studio_link
 from tasks.studio_link import StudioServer
 from tests.studio_site import Site
@@ -39,6 +40,15 @@ def test_prompts_run_as_a_flow_with_the_settings_of_the_form(
     assert (given["sampling"]["top_k"], given["sampling"]["guidance"]) == (20, 2)
     assert "90" in str(given)
     client.delete_flow_run(run.id)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_deployment_of_another_version_is_to_be_registered_again() -> None:
+    with pytest.raises(
+        MusicgenError, match=r"generate-music was registered by another version: .*unheard_of"
+    ) as raised:
+        flow_runs.start({"prompts": ["one"], "unheard_of": 1})
+    assert "Register it again: uv run musicgen-flows up" in str(raised.value)
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -22,10 +22,10 @@ JAZZ = {"path": "/runs/jazz/lora_weights/best_lora.pt", "sha256": "ab" * 32, "st
 def compared(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Run a studio on a folder with the base model's sample and an adapter's, from one seed."""
     folder = tmp_path_factory.mktemp("compared")
-    for number, adapter in enumerate((None, JAZZ)):
+    for number, (adapter, seed) in enumerate(((None, 7), (JAZZ, 7), (JAZZ, 8))):
         sidecar = {
             "prompt": "calm piano",
-            "seed": 7,
+            "seed": seed,
             "variation": 0,
             "duration": 1.0,
             "adapter": adapter,
@@ -51,12 +51,13 @@ def test_samples_that_differ_in_their_adapters_are_offered_for_comparison(compar
 def test_a_vote_is_kept_beside_the_music_with_what_the_samples_were(compared: Site) -> None:
     invented = {"a": {"file": "generated_000.wav", "adapter": [{"path": "invented"}]}, "time": "1970"}
     before = len(read_votes(UPath(compared.served.folder.path / "votes.jsonl"))[0])
-    answer = compared.client.post("/api/votes", json=vote_of("b", prompt="calm piano", seed=7) | invented)
+    answer = compared.client.post("/api/votes", json=vote_of("b", prompt="invented", seed=9, variation=3) | invented)
     assert answer.status_code == 201
     (tally,) = answer.json()
     assert "base model : jazz/best_lora.pt 0.5" in tally["title"] and "no preference yet" in tally["sentence"]
     votes, unreadable = read_votes(UPath(compared.served.folder.path / "votes.jsonl"))
     assert len(votes) == before + 1 and unreadable == 0
+    assert (votes[-1].prompt, votes[-1].seed, votes[-1].variation) == ("calm piano", 7, 0)
     assert votes[-1].a.adapter == () and votes[-1].b.name == "jazz/best_lora.pt 0.5" and votes[-1].time > "2026"
     assert compared.client.get("/api/votes").json() == [tally]
 
@@ -66,11 +67,12 @@ def test_a_vote_is_kept_beside_the_music_with_what_the_samples_were(compared: Si
     [
         (vote_of(b="../secret.wav"), "there is no sample ../secret.wav"),
         (vote_of(b="generated_777.wav"), "there is no sample generated_777.wav"),
+        (vote_of(b="generated_002.wav"), "generated_000.wav and generated_002.wav differ in more than their adapters"),
         (vote_of("c"), "vote: "),
         (vote_of(prompt="x" * 5000), "prompt: "),
         ({}, "the values of the vote have"),
     ],
-    ids=["outside", "missing", "choice", "long", "empty"],
+    ids=["outside", "missing", "other", "choice", "long", "empty"],
 )
 def test_other_votes_are_refused_and_nothing_is_written(compared: Site, vote: dict[str, Any], problem: str) -> None:
     path = compared.served.folder.path / "votes.jsonl"
