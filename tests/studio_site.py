@@ -58,10 +58,10 @@ class Site:
     def job(self, id: str) -> dict[str, Any]:
         return next(job for job in self.client.get("/api/state").json()["jobs"] if job["id"] == id)
 
-    def wait(self, id: str) -> dict[str, Any]:
-        """Wait for a job to end, and return it."""
+    def wait(self, id: str, states: tuple[str, ...] = ("waiting", "making")) -> dict[str, Any]:
+        """Wait for a job to leave these states, by default to end, and return it."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while (job := self.job(id))["state"] in ("waiting", "making"):
+        while (job := self.job(id))["state"] in states:
             assert time.monotonic() < deadline, job
             time.sleep(0.02)
         return job

@@ -34,6 +34,8 @@ MOST_WAITING = 100
 """Jobs in the queue; more are refused."""
 KEPT = 50
 """Ended jobs that are remembered; their music is in the folder for good."""
+KEPT_SOUNDS = 3
+"""Ended jobs, the newest, whose sound stays in memory for those who are still listening"""
 WARM_UP_FRAMES = 30
 _STOP_SECONDS = 30.0
 
@@ -50,7 +52,8 @@ class Job:
         id: names it in URLs.
         state: its state.
         done, total: frames of music.
-        sound: chunks of its first sample, 16 bits, interleaved, in the order of time; none of a loop or a redone part.
+        sound: chunks of its first sample, 16 bits, interleaved, in the order of time; none of a loop or a redone part,
+            nor of earlier jobs than the `KEPT_SOUNDS` that ended last.
         has_all_sound: whether no more chunks follow.
         pieces: stems of its finished samples.
         error: why it failed, in the user's language.
@@ -158,7 +161,10 @@ class Studio:
         return [job for job in self._jobs.values() if job.state == "waiting"]
 
     def _end(self, job: Job, state: State) -> None:
-        job.state, job.ended, job.has_all_sound = state, time.monotonic(), True
+        with self._changed:
+            job.state, job.ended, job.has_all_sound = state, time.monotonic(), True
+            for old in [one for one in self._jobs.values() if one.has_ended and one.sound][:-KEPT_SOUNDS]:
+                old.sound = []
 
     def _work(self) -> None:
         try:
@@ -195,11 +201,9 @@ class Studio:
     def _make(self, job: Job, model: ResidentModel) -> None:
         """Make the music of a job. Whatever happens, the next one is made."""
         frames: SimpleQueue[tuple[PlannedSample, Tensor] | None] = SimpleQueue()
-        sounding = threading.Thread(target=_sound, args=(job, model, frames), name="sound", daemon=True)
+        sounding = threading.Thread(target=_decode_first, args=(job, model, frames), name="sound", daemon=True)
         sounding.start()
         state: State = "failed"
-        # Of a loop and of a part made again, candidates are generated, of which one is kept.
-        has_candidates = job.request.seams.loop or job.request.seams.redo is not None
         try:
             render_with(
                 model,
@@ -207,22 +211,21 @@ class Studio:
                 on_progress=lambda done, total, text: _progress(job, done, total),
                 on_piece=lambda piece: job.pieces.append(stem_in(piece)),
                 cancelled=lambda: job.is_cancelled or self._is_stopping,
-                on_frames=None if has_candidates else lambda piece, codes: frames.put((piece, codes)),
+                on_frames=lambda piece, codes: frames.put((piece, codes)),
             )
             state = "done"
         except Cancelled:
             state = "cancelled"
         except torch.OutOfMemoryError:
             job.error = say("The GPU has too little free memory for this. Give a shorter duration or fewer variations")
-        except Exception as error:  # also a mistake of this project: the studio goes on
+        except Exception as error:  # also a mistake of this project: the studio continues
             if not isinstance(error, MusicgenError):
                 logger.exception("a request failed")
             job.error = _reason(error)
         finally:
             frames.put(None)
             sounding.join()
-        with self._changed:
-            self._end(job, state)
+        self._end(job, state)
 
 
 def stem_in(piece: Rendered) -> str:
@@ -242,7 +245,7 @@ def _progress(job: Job, done: int, total: int) -> None:
     job.done, job.total = done, total
 
 
-def _sound(job: Job, model: ResidentModel, frames: SimpleQueue[tuple[PlannedSample, Tensor] | None]) -> None:
+def _decode_first(job: Job, model: ResidentModel, frames: SimpleQueue[tuple[PlannedSample, Tensor] | None]) -> None:
     """Decode the first sample of a job while it is generated."""
     try:
         heard = frames.get()

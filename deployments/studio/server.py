@@ -166,7 +166,7 @@ def make_app(served: Served, sessions: Sessions, names: set[str]) -> Guard:
             return Response(status_code=HTTPStatus.NOT_FOUND)
         headers = {"x-sample-rate": str(SAMPLE_RATE), "x-channels": str(model.codec.shape.channels)}
         return StreamingResponse(
-            _sound(job, served.is_stopping), headers=headers, media_type="application/octet-stream"
+            _chunks(job, served.is_stopping), headers=headers, media_type="application/octet-stream"
         )
 
     @app.post("/api/uploads", status_code=HTTPStatus.CREATED)
@@ -214,13 +214,13 @@ def _described(studio: Studio, job: Job) -> dict[str, Any]:
     }
 
 
-async def _sound(job: Job, is_stopping: Callable[[], bool]) -> AsyncIterator[bytes]:
+async def _chunks(job: Job, is_stopping: Callable[[], bool]) -> AsyncIterator[bytes]:
     """Yield the chunks of a job's sound as they are decoded, from the first one on."""
     sent = 0
     while not is_stopping():
         is_last = job.has_all_sound  # read before the chunks: none follows
-        while sent < len(job.sound):
-            yield job.sound[sent]
+        for chunk in job.sound[sent:]:
+            yield chunk
             sent += 1
         if is_last:
             return

@@ -59,14 +59,22 @@ def test_after_a_failure_the_next_one_is_made(site: Site, monkeypatch: pytest.Mo
 def test_too_many_waiting_jobs_are_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "MOST_WAITING", 1)
     ids = [site.make(prompt="long", duration=30)]
-    while site.job(ids[0])["state"] == "waiting":
-        pass
+    site.wait(ids[0], ("waiting",))
     ids.append(site.make(prompt="waiting"))
     answer = site.client.post("/api/jobs", json={"prompt": "one more"})
     assert (answer.status_code, answer.json()["error"]) == (422, "1 requests are waiting already. Try again later")
     for id in reversed(ids):
         site.client.delete(f"/api/jobs/{id}")
         site.wait(id)
+
+
+def test_only_the_newest_jobs_keep_their_sound_in_memory(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "KEPT_SOUNDS", 1)
+    ids = [site.make(prompt=name, seed=1) for name in ("one", "two", "three")]
+    assert {site.wait(id)["state"] for id in ids} == {"done"}
+    sizes = [len(site.client.get(f"/api/jobs/{id}/sound").content) for id in ids]
+    assert sizes[:2] == [0, 0] and sizes[2] == 2 * 16_000
+    assert sum(bool(job.sound) for job in site.served.studio.jobs()) == 1
 
 
 def test_a_model_that_cannot_be_loaded_is_reported() -> None:
