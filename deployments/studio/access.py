@@ -122,7 +122,9 @@ class Guard:
     def _refusal(self, scope: Scope, headers: Headers) -> ASGIApp | None:
         host, path = headers.get("host", ""), scope["path"]
         if not is_own_host(host, self._names):  # another site's name that leads here (DNS rebinding)
-            return PlainTextResponse("not a name of this machine", HTTPStatus.MISDIRECTED_REQUEST)
+            return PlainTextResponse(
+                "not a name of this machine: MUSICGEN_STUDIO_URL gives it one", HTTPStatus.MISDIRECTED_REQUEST
+            )
         if scope["method"] not in _SAFE_METHODS and not _is_of_own_page(headers, host):
             return PlainTextResponse("sent by the page of another site", HTTPStatus.FORBIDDEN)
         if path in _OPEN or path.startswith(STATIC) or self._sessions.knows(headers.get("cookie", "")):

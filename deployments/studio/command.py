@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import threading
 from collections.abc import Iterator
@@ -99,9 +100,13 @@ def _check_host(given: StudioParameters) -> None:
 
 
 def _addresses(host: str, port: int) -> tuple[str, str]:
-    """Return the URLs of the studio for browsers and for processes of this machine; a wildcard can't be called."""
+    """Return the URLs of the studio for browsers and for processes of this machine; a wildcard can't be called.
+
+    MUSICGEN_STUDIO_URL is its URL behind a proxy.
+    """
     local = EVERYWHERE.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{platform.node() if host in EVERYWHERE else local}:{port}/", f"http://{local}:{port}"
+    own = f"http://{platform.node() if host in EVERYWHERE else local}:{port}"
+    return (os.environ.get("MUSICGEN_STUDIO_URL") or own).rstrip("/") + "/", f"http://{local}:{port}"
 
 
 @contextlib.contextmanager

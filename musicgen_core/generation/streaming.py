@@ -3,7 +3,8 @@
 The decoder of EnCodec is a convolution, an LSTM, and convolutions that upsample (Défossez et al. 2022, section 3.2).
 Decoding windows of codes alone would restart the LSTM in each of them, and it may remember for as long as it likes.
 Here its state is carried on, and convolutions see all frames that they reach on both sides. The sound is therefore that
-of decoding the whole sample, apart from rounding, and no seam needs a crossfade.
+of decoding the whole sample, apart from rounding, and no seam needs a crossfade. `Codec.decode`, which saved files come
+from, decodes more than `DECODE_SECONDS` in windows, in each of which the LSTM restarts: those differ by more.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from torch import Tensor, nn
 
 from musicgen_core.codec import Codec
 from musicgen_core.codes import FRAME_RATE, SAMPLES_PER_FRAME
+from musicgen_core.generation.files import FULL_SCALE
 from musicgen_core.generation.loudness import limit, sound_of
 
 BEFORE, AFTER = 3, 2
 """Frames that the first convolution, of kernel size 7, and those after the LSTM see on each side of a frame."""
 FIRST_FRAMES, MOST_FRAMES = 12, 2 * FRAME_RATE
 """Frames of the first chunk of sound, and of the longest: each is twice as long as the one before it."""
-FULL_SCALE = 32767  # of 16 bits
 
 
 class DecodingStream:

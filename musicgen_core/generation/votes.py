@@ -26,8 +26,6 @@ from musicgen_core.settings import Settings
 
 VOTES = "votes.jsonl"
 CONFIDENCE = 0.95
-MOST_VOTE_BYTES = 64 << 10
-"""Largest vote that is accepted"""
 MOST_CHARACTERS = 4096
 """Largest text in a vote"""
 _Text = Annotated[str, Field(max_length=MOST_CHARACTERS)]

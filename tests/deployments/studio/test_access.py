@@ -13,8 +13,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from deployments.studio import access, server
+from bench.servers import free_port
+from deployments.file_server import listening
+from deployments.hosts import names_of_machine
+from deployments.studio import access, command, server
 from deployments.studio.command import studio
+from deployments.studio.server import make_app
 from musicgen_core.errors import ConfigError
 from tests.studio_site import Site, open_studio
 
@@ -230,6 +234,22 @@ def test_pages_run_only_scripts_of_the_studio_and_hold_no_markup_of_others(site:
         text = site.client.get(f"/static/{script}").text
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text)
     assert site.client.get("/static/server.py").status_code == 404
+
+
+def test_the_name_of_a_proxy_is_allowed_once_it_is_given(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    headers = {"host": "music.example.com"}
+    refused = httpx.get(site.url, headers=headers)
+    assert refused.status_code == 421 and "MUSICGEN_STUDIO_URL" in refused.text
+    monkeypatch.setenv("MUSICGEN_STUDIO_URL", "https://music.example.com")
+    url, local = command._addresses("127.0.0.1", 7860)
+    assert (url, local) == ("https://music.example.com/", "http://127.0.0.1:7860")
+    app = make_app(site.served, access.Sessions(None), names_of_machine(url))
+    port = free_port()
+    with listening(app, "127.0.0.1", port):
+        assert httpx.get(f"http://127.0.0.1:{port}/", headers=headers).status_code == 200
+        own = HEADERS | headers | {"origin": "https://music.example.com", "sec-fetch-site": "same-origin"}
+        answer = httpx.post(f"http://127.0.0.1:{port}/api/votes", headers=own, content=b"{}")
+        assert answer.status_code == 422  # not refused as another site's
 
 
 def test_another_host_needs_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ from musicgen_core.codes import CODEBOOKS, SAMPLES_PER_FRAME
 from musicgen_core.config import SamplingSettings
 from musicgen_core.errors import Cancelled
 from musicgen_core.generation.engine import Engine
-from musicgen_core.generation.streaming import AFTER, BEFORE, FULL_SCALE, DecodingStream, stream_sound
+from musicgen_core.generation.files import FULL_SCALE
+from musicgen_core.generation.streaming import AFTER, BEFORE, DecodingStream, stream_sound
 from musicgen_core.model.text import TextEncoder
 from musicgen_core.model.weights import BaseModel, find_codec, load_lm
 
