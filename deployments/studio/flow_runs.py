@@ -22,7 +22,7 @@ _ANSWER_SECONDS = 3.0
 DEPLOYMENT = "generate-music"
 
 
-def why_not() -> str:
+def unavailable_reason() -> str:
     """Return why no flow can be started, in the user's language; empty if one can."""
     try:
         _check()

@@ -149,7 +149,7 @@ class Studio:
         with self._changed:
             return list(self._jobs.values())
 
-    def place(self, job: Job) -> int:
+    def position(self, job: Job) -> int:
         """Return how many jobs are made before a waiting one; 0 for others."""
         with self._changed:
             if job.state != "waiting":

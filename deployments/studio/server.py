@@ -53,7 +53,7 @@ _TYPES = {".wav": "audio/wav", ".flac": "audio/flac", ".mp3": "audio/mpeg", ".pn
 
 @dataclass
 class Served:
-    """What the server serves.
+    """The parts of the studio that the server serves.
 
     Attributes:
         studio: the queue.
@@ -177,7 +177,7 @@ def make_app(served: Served, sessions: Sessions, names: set[str]) -> Guard:
 
     @app.get("/api/flow")
     def can_run_flows() -> Any:
-        return {"reason": flow_runs.why_not()}
+        return {"reason": flow_runs.unavailable_reason()}
 
     @app.post("/api/flow", status_code=HTTPStatus.CREATED)
     async def run_flow(request: Request) -> Any:
@@ -205,7 +205,7 @@ def _described(studio: Studio, job: Job) -> dict[str, Any]:
         "id": job.id,
         "title": job.title,
         "state": job.state,
-        "place": studio.place(job),
+        "place": studio.position(job),
         "done": job.done,
         "total": job.total,
         "seconds": job.request.settings.duration,
