@@ -49,9 +49,9 @@ class Site:
     served: Served
     client: httpx.Client
 
-    def make(self, **wish: Any) -> str:
+    def make(self, **form: Any) -> str:
         """Ask for music, and return the job's id."""
-        answer = self.client.post("/api/jobs", json={"duration": 0.5, "temperature": 1.0, **wish})
+        answer = self.client.post("/api/jobs", json={"duration": 0.5, "temperature": 1.0, **form})
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
 

@@ -8,7 +8,6 @@ import re
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +67,12 @@ class MusicFolder:
             names = file_names(storage.as_path(self.path))
             numbers = [number for number in sidecars if f"{stem_of(number)}.wav" in names]
             newest = sorted(numbers, reverse=True)[:SHOWN_PIECES]
-            shown = [_piece(stem_of(number), sidecars[number], names) for number in newest]
-        return [
-            piece | {"source": self._continued(sidecars[number])} for number, piece in zip(newest, shown, strict=True)
-        ]
+            return [_piece(stem_of(number), sidecars[number], names) for number in newest]
+
+    @property
+    def version(self) -> str:
+        """A text that changes when files of the folder are added, replaced or deleted, by whichever program."""
+        return str(self.path.stat().st_mtime_ns)
 
     def comparisons(self) -> list[dict[str, Any]]:
         """Return the newest comparisons of samples that differ in their adapters alone, the newest first."""
@@ -138,13 +139,21 @@ class MusicFolder:
             )
         return path
 
-    def _continued(self, sidecar: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return name and seconds of the recording that a sample continues, as `source` takes it; None without one."""
-        path = Path(_text(sidecar.get("continued_from")))
-        name = path.stem if path.parent == self.path else path.name
-        is_known = _STEM.fullmatch(name) or _SOURCE.fullmatch(name)
-        seconds = _seconds(path) if is_known and path.parent in (self.path, self.path / SOURCES) else None
-        return None if seconds is None else {"name": name, "seconds": seconds}
+    def continued(self, sidecar: Mapping[str, Any]) -> tuple[str, float] | None:
+        """Return name and seconds of the recording that a sample continues, as `source` takes it.
+
+        None without one, and if it lies outside the folder or has another content than the sample was made with.
+        """
+        try:
+            path = Path(_text(sidecar.get("continued_from"))).resolve()
+            name = path.stem if path.parent == self.path else path.name
+            is_known = _STEM.fullmatch(name) or _SOURCE.fullmatch(name)
+            if not is_known or path.parent not in (self.path, self.path / SOURCES):
+                return None
+            seconds, content = float(soundfile.info(path).duration), storage.content_sha256(storage.as_path(path))
+        except (OSError, ValueError, soundfile.LibsndfileError):
+            return None
+        return (name, seconds) if sidecar.get("continued_from_sha256") in (None, content) else None
 
     def upload(self, content: bytes, stereo: bool) -> tuple[str, float]:
         """Keep a recording that was sent, decoded as the clips of archives are; return its name and seconds.
@@ -166,14 +175,6 @@ class MusicFolder:
         return name, clip.seconds
 
 
-@lru_cache(maxsize=1024)
-def _seconds(wav: Path) -> float | None:
-    try:
-        return float(soundfile.info(wav).duration)
-    except (OSError, soundfile.LibsndfileError):
-        return None
-
-
 def _write(target: Path, clip: DecodedClip) -> None:
     pcm = np.clip(np.round(clip.samples.T * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
     buffer = io.BytesIO()
@@ -190,25 +191,18 @@ def _unreadable(name: str, error: Exception) -> ConfigError:
 
 def _piece(stem: str, sidecar: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
     """Return what the page shows of a sample: values of the types that it expects, whatever the sidecar holds."""
-    sampling = sidecar.get("sampling")
-    sampling = sampling if isinstance(sampling, Mapping) else {}
     fields = sidecar.get("fields")
     fields = fields if isinstance(fields, Mapping) else {}
     return {
         "stem": stem,
         "prompt": _text(fields.get("prompt")) or _text(sidecar.get("prompt")),
-        "negative_prompt": _text(sidecar.get("negative_prompt")),
-        "tempo": _number(fields.get("tempo")),
-        "key": _text(fields.get("key")),
         "seed": _number(sidecar.get("seed")),
-        "variation": _number(sidecar.get("variation")) or 0,
         "seconds": _number(sidecar.get("duration")) or 0,
         "is_continued": bool(sidecar.get("continued_from")),
         "adapters": [
-            {"name": short_name(_text(one.get("path"))), "path": _text(one.get("path")), "strength": strength_of(one)}
+            {"name": short_name(_text(one.get("path"))), "strength": strength_of(one)}
             for one in adapter_entries(sidecar)
         ],
-        "sampling": {name: _number(sampling.get(name)) for name in ("guidance", "temperature", "top_k")},
         "files": [ending for ending in ("wav", "flac", "mp3", "png", "json") if f"{stem}.{ending}" in names],
     }
 

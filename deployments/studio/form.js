@@ -33,16 +33,18 @@ export const send = (path, value) => ask(path, {
 });
 
 let source = null; // {name, until} of the recording to continue
+let carried = {}; // values of the sample whose settings are used that have no field here
 
 const number = id => find(id).value === "" ? null : Number(find(id).value);
 
-export function wish() {
+export function formValues() {
   const strengths = {};
   for (const row of document.querySelectorAll(".adapter")) {
     const strength = Number(row.querySelector("input[type=number]").value);
     if (strength !== 0) strengths[row.dataset.id] = strength;
   }
   return {
+    ...carried,
     prompt: find("prompt").value.trim(),
     negative_prompt: find("negative_prompt").value.trim() || null,
     duration: number("duration"),
@@ -65,26 +67,38 @@ export function continueFrom(name, until, label = name) {
   source = name ? {name, until} : null;
   find("source").hidden = !source;
   if (source) find("source-text").textContent = say("continues", {name: label, seconds: rounded(until)});
+  find("loop").disabled = Boolean(source); // a loop continues nothing
+  if (source) find("loop").checked = false;
+  const {redo, ...others} = carried; // a part of the recording that was continued before
+  carry(redo ? others : carried);
 }
 
-// Puts a sample's settings into the form.
-export function reuse(piece, withSeed) {
-  find("prompt").value = piece.prompt;
-  find("negative_prompt").value = piece.negative_prompt;
-  find("tempo").value = piece.tempo ?? "";
-  find("key").value = piece.key;
-  find("seed").value = withSeed ? piece.seed ?? "" : "";
-  for (const name of ["guidance", "temperature", "top_k"]) {
-    if (piece.sampling[name] !== null) find(name).value = piece.sampling[name];
-  }
-  for (const row of document.querySelectorAll(".adapter")) {
-    const used = piece.adapters.find(one => isOf(one.path, row.dataset.source));
-    setStrength(row, used?.strength ?? 0);
-  }
+function carry(values) {
+  carried = values;
+  const shown = Object.entries(values).map(([name, value]) => `${name}: ${[value].flat().join(", ")}`);
+  find("carried").hidden = !shown.length;
+  find("carried-text").textContent = say("carried", {values: shown.join(" · ")});
 }
 
-// Whether an adapter's file is the given one, or lies in the given run.
-const isOf = (path, given) => path === given || path.startsWith(given.replace(/\/*$/, "/"));
+const FIELDS = ["prompt", "negative_prompt", "tempo", "key", "seed", "variations", "guidance", "temperature", "top_k"];
+
+// Puts a sample's settings into the form; without its source, length and recording to continue stay as they are.
+export async function reuse(stem, withSource) {
+  const {values, source_seconds: seconds} = await ask(`api/pieces/${stem}/form?with_source=${withSource}`);
+  const {strengths = {}, source: name = "", duration, loop = false, ...others} = values;
+  for (const id of FIELDS) {
+    find(id).value = others[id] ?? find(id).defaultValue;
+    delete others[id];
+  }
+  for (const row of document.querySelectorAll(".adapter")) setStrength(row, strengths[row.dataset.id] ?? 0);
+  find("compare").checked = false;
+  if (withSource) {
+    continueFrom(name, seconds);
+    find("duration").value = duration ?? find("duration").defaultValue;
+    find("loop").checked = loop;
+  }
+  carry(others);
+}
 
 function setStrength(row, strength) {
   for (const input of row.querySelectorAll("input")) input.value = strength;
@@ -98,7 +112,6 @@ export async function showAdapters() {
     if (rows.has(adapter.id)) continue;
     const row = find("adapter-template").content.firstElementChild.cloneNode(true);
     row.dataset.id = adapter.id;
-    row.dataset.source = adapter.source;
     const [slider, exact] = row.querySelectorAll("input");
     slider.id = `strength-${adapter.id}`;
     row.querySelector("label").htmlFor = slider.id;
@@ -117,6 +130,11 @@ async function upload() {
   const [file] = find("upload").files;
   if (!file) return;
   show(find("problem"), "");
+  if (file.size > Number(find("upload").dataset.most)) {
+    show(find("problem"), texts.too_large);
+    find("upload").value = "";
+    return;
+  }
   find("source").hidden = false;
   find("source-text").textContent = texts.uploading;
   try {
@@ -143,7 +161,7 @@ async function startFlow() {
   show(find("flow-problem"), "");
   const prompts = find("flow-prompts").value.split("\n").map(line => line.trim()).filter(Boolean);
   try {
-    const {url} = await send("api/flow", {prompts, wish: wish()});
+    const {url} = await send("api/flow", {prompts, form: formValues()});
     const link = find("flow-link");
     link.textContent = texts.flow_started;
     if (/^https?:/.test(url)) link.href = url;
@@ -154,6 +172,7 @@ async function startFlow() {
 }
 
 find("source-remove").addEventListener("click", () => continueFrom(""));
+find("carried-remove").addEventListener("click", () => carry({}));
 find("upload").addEventListener("change", upload);
 find("flow-open").addEventListener("click", openFlow);
 find("flow-start").addEventListener("click", startFlow);

@@ -2,7 +2,7 @@
 const AHEAD_SECONDS = 0.08; // until the first buffer plays: what a busy page needs to schedule it
 
 export class LiveSound {
-  // onHeard is called with the seconds that have arrived, onEnd once all have played or it was stopped.
+  // onHeard is called with the seconds that have arrived, onEnd once all have played; not after `stop`.
   constructor(context, url, onHeard, onEnd) {
     this.context = context;
     this.gain = context.createGain();
@@ -51,12 +51,13 @@ export class LiveSound {
   }
 
   #whenPlayed(onEnd) {
-    const left = this.stopper.signal.aborted ? 0 : this.next - this.context.currentTime;
-    setTimeout(onEnd, Math.max(0, left) * 1000);
+    if (this.stopper.signal.aborted) return;
+    this.timer = setTimeout(onEnd, Math.max(0, this.next - this.context.currentTime) * 1000);
   }
 
   stop() {
     this.stopper.abort();
+    clearTimeout(this.timer);
     for (const source of this.sources) source.stop();
   }
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from deployments.studio.wishes import MOST_SECONDS, MOST_VARIATIONS
+from deployments.studio.folder import MOST_UPLOAD_BYTES
+from deployments.studio.form_request import MOST_SECONDS, MOST_VARIATIONS
 from musicgen_core.escaping import html_page
 from musicgen_core.generation.player import player_texts
 from musicgen_core.language import say
@@ -20,6 +21,7 @@ def studio_page() -> str:
         keys=key_names(),
         most_seconds=MOST_SECONDS,
         most_variations=MOST_VARIATIONS,
+        most_upload_bytes=MOST_UPLOAD_BYTES,
     )
 
 
@@ -48,5 +50,7 @@ def _texts() -> dict[str, str]:
         "continues": say("Continues {name} from {seconds} s", name="{name}", seconds="{seconds}"),
         "strength": say("Strength of {name}", name="{name}"),
         "flow_started": say("The run has started"),
+        "carried": say("Also used: {values}", values="{values}"),
+        "too_large": say("what was sent has more than {most} MiB", most=MOST_UPLOAD_BYTES >> 20),
         "uploading": say("sending the recording"),
     }

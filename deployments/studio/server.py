@@ -30,10 +30,11 @@ from deployments.studio import flow_runs
 from deployments.studio.access import LOGIN, STATIC, Guard, Sessions
 from deployments.studio.adapters import OfferedAdapter
 from deployments.studio.folder import MOST_UPLOAD_BYTES, MusicFolder
+from deployments.studio.form_request import FlowForm, StudioForm
 from deployments.studio.jobs import Job, Studio
 from deployments.studio.page import login_page, studio_page
+from deployments.studio.settings_of import form_of
 from deployments.studio.votes import votes_router
-from deployments.studio.wishes import FlowWish, Wish
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.errors import ConfigError, MusicgenError, translated_error
 from musicgen_core.escaping import one_line
@@ -127,6 +128,7 @@ def make_app(served: Served, sessions: Sessions, names: set[str]) -> Guard:
             "model": model.model.name if model else "",
             "device": str(model.device) if model else "",
             "guidance": model.model.config.inference_coefficient if model else None,
+            "music": folder.version,
             "jobs": [_described(studio, job) for job in studio.jobs()],
         }
 
@@ -137,6 +139,12 @@ def make_app(served: Served, sessions: Sessions, names: set[str]) -> Guard:
     @app.get("/api/pieces")
     def pieces() -> Any:
         return folder.pieces()
+
+    @app.get("/api/pieces/{stem}/form")
+    def form(stem: str, with_source: bool = True) -> Any:
+        model = studio.model.model.name if studio.model else ""
+        values, kept = form_of(folder, stem, served.offered(), model, with_source)
+        return {"values": values.model_dump(mode="json", exclude_defaults=True), "source_seconds": kept}
 
     @app.get("/files/{name}")
     def file(name: str) -> Response:
@@ -149,8 +157,8 @@ def make_app(served: Served, sessions: Sessions, names: set[str]) -> Guard:
 
     @app.post("/api/jobs", status_code=HTTPStatus.ACCEPTED)
     async def submit(request: Request) -> Any:
-        wish = validate(Wish, await _json(request), message("the form"))
-        return await anyio.to_thread.run_sync(partial(_submit, served, wish))
+        form = validate(StudioForm, await _json(request), message("the form"))
+        return await anyio.to_thread.run_sync(partial(_submit, served, form))
 
     @app.delete("/api/jobs/{id}")
     def cancel(id: str) -> Response:
@@ -181,22 +189,22 @@ def make_app(served: Served, sessions: Sessions, names: set[str]) -> Guard:
 
     @app.post("/api/flow", status_code=HTTPStatus.CREATED)
     async def run_flow(request: Request) -> Any:
-        wish = validate(FlowWish, await _json(request), message("the form"))
-        return await anyio.to_thread.run_sync(partial(_run_flow, served, wish))
+        form = validate(FlowForm, await _json(request), message("the form"))
+        return await anyio.to_thread.run_sync(partial(_run_flow, served, form))
 
     app.include_router(votes_router(folder, _json))
     return Guard(app, names, sessions)
 
 
-def _submit(served: Served, wish: Wish) -> dict[str, Any]:
-    request = wish.request(served.folder, served.offered(), served.is_stereo)
-    job = served.studio.submit(request, one_line(wish.prompt))
+def _submit(served: Served, form: StudioForm) -> dict[str, Any]:
+    request = form.request(served.folder, served.offered(), served.is_stereo)
+    job = served.studio.submit(request, one_line(form.prompt))
     return {"id": job.id, "seed": request.settings.seed}
 
 
-def _run_flow(served: Served, wish: FlowWish) -> dict[str, str]:
+def _run_flow(served: Served, form: FlowForm) -> dict[str, str]:
     model = served.studio.model
-    given = wish.parameters(served.folder, served.offered(), str(model.model.directory) if model else "")
+    given = form.parameters(served.folder, served.offered(), model.model if model else None, served.is_stereo)
     return {"url": flow_runs.start(given)}
 
 

@@ -1,16 +1,16 @@
 // The page: the state of the studio, the queue, and the list of what was made.
-import {ask, continueFrom, find, reuse, rounded, say, send, show, showAdapters, texts, wish} from "./form.js";
+import {ask, continueFrom, find, formValues, reuse, rounded, say, send, show, showAdapters, texts} from "./form.js";
 import {showComparisons} from "./compare.js";
 import {LiveSound} from "./live.js";
 
 const BUSY_MS = 250, QUIET_MS = 3000;
-const REDONE_SECONDS = 4; // at first
+const REDONE_SECONDS = 4; // at first, and at most half of the sample
 const cards = new Map(); // of jobs, by id
 const shownPieces = new Map(); // articles by stem
 let context = null; // of sound; a click starts it
 let live = null; // {sound, card}
 let redone = null; // the sample of which a part is made again
-let known = ""; // the samples of all jobs, to notice new ones
+let known = ""; // the version of the folder that is shown, to notice new samples of any program
 let timer = 0;
 
 async function make(values) {
@@ -34,8 +34,7 @@ function listen(id, card) {
   const button = card.querySelector(".listen");
   button.ariaPressed = "true";
   const ended = () => {
-    button.ariaPressed = "false";
-    if (live?.card === card) live = null;
+    if (live?.sound === sound) stopLive();
     removeEnded();
   };
   context ??= new AudioContext();
@@ -62,10 +61,9 @@ async function refresh() {
     showStatus(state);
     isBusy = !state.is_ready || state.jobs.some(isActive);
     for (const job of state.jobs) showJob(job);
-    const made = state.jobs.flatMap(job => job.pieces).join();
-    if (made !== known) {
-      known = made;
+    if (state.music !== known) {
       await showPieces();
+      known = state.music;
     }
     if (state.is_ready && !find("form").dataset.ready) {
       find("form").dataset.ready = "yes";
@@ -97,6 +95,7 @@ function showJob(job) {
     card.querySelector(".listen").addEventListener("click", event => {
       if (event.currentTarget.ariaPressed === "true") stopLive();
       else listen(job.id, card);
+      removeEnded();
     });
     card.querySelector(".cancel").addEventListener("click", () => {
       if (card.dataset.state === "failed" || card.dataset.state === "cancelled") removeCard(job.id, card);
@@ -195,48 +194,54 @@ function article_of(piece) {
     button.setAttribute("aria-describedby", title.id);
     button.addEventListener("click", action);
   };
-  on(".vary", () => {
-    reuse(piece, false);
-    again(piece);
-    make(wish());
-  });
+  on(".vary", () => withSettings(piece, true, () => {
+    find("seed").value = "";
+    find("variations").value = 1;
+    make(formValues());
+  }));
   on(".continue", () => {
     const at = audio.currentTime;
-    reuse(piece, false);
-    continueFrom(piece.stem, at > 0.1 && at < piece.seconds - 0.05 ? at : piece.seconds);
     audio.pause();
-    toForm();
+    withSettings(piece, false, () => { find("seed").value = ""; }).finally(() => {
+      continueFrom(piece.stem, at > 0.1 && at < piece.seconds - 0.05 ? at : piece.seconds);
+      toForm();
+    });
   });
   on(".redo", () => {
     redone = piece;
-    const at = Math.min(audio.currentTime, piece.seconds / 2);
-    find("redo-begin").value = rounded(at);
-    find("redo-end").value = rounded(Math.min(at + REDONE_SECONDS, piece.seconds));
+    const at = Math.min(audio.currentTime, piece.seconds / 2), length = Math.min(REDONE_SECONDS, piece.seconds / 2);
     find("redo-begin").max = find("redo-end").max = piece.seconds;
+    find("redo-begin").value = tenths(at);
+    find("redo-end").value = tenths(at + length);
     audio.pause();
     find("redo").showModal();
   });
-  on(".reuse", () => {
-    reuse(piece, true);
-    again(piece);
-    toForm();
-  });
+  on(".reuse", () => withSettings(piece, true, toForm));
   return article;
+}
+
+// Rounded down, so that it lies within the sample.
+const tenths = seconds => Math.floor(seconds * 10 + 1e-6) / 10;
+
+async function withSettings(piece, withSource, next) {
+  show(find("problem"), "");
+  try {
+    await reuse(piece.stem, withSource);
+    next();
+  } catch (error) {
+    show(find("problem"), error.message);
+  }
 }
 
 // Makes a part of a sample again, with its own settings.
 function redo(event) {
   event.preventDefault();
   find("redo").close();
-  reuse(redone, false);
   const part = `${find("redo-begin").value}-${find("redo-end").value}`;
-  make({...wish(), source: redone.stem, until: null, redo: part, loop: false, compare: false});
-}
-
-// Length and recording to continue of a sample that is made again.
-function again({seconds, source}) {
-  continueFrom(source?.name ?? "", source?.seconds);
-  find("duration").value = rounded(seconds - (source?.seconds ?? 0), 2);
+  withSettings(redone, false, () => {
+    const made = {source: redone.stem, until: null, redo: part, loop: false, compare: false, variations: 1, best_of: null};
+    make({...formValues(), seed: null, ...made});
+  });
 }
 
 function factsOf(piece) {
@@ -254,13 +259,13 @@ function toForm() {
 
 find("form").addEventListener("submit", event => {
   event.preventDefault();
-  make(wish());
+  make(formValues());
 });
 find("redo-form").addEventListener("submit", redo);
 find("redo-close").addEventListener("click", () => find("redo").close());
 document.addEventListener("play", event => {
   stopLive();
+  removeEnded();
   pauseOthers(event.target); // one at a time: who starts a sample wants to hear that one
 }, true);
-showPieces().catch(() => {});
 refresh();

@@ -69,8 +69,8 @@ def described_prompt(file: str, with_adapters: bool) -> tuple[Prompt, str | None
     given: dict[str, Any] = {name: sidecar.get(name) for name in ("prompt", "seed", "negative_prompt")}
     if isinstance(fields := sidecar.get("fields"), Mapping):
         given |= fields
-    if isinstance(sections := sidecar.get("sections"), list):  # whose texts are complete
-        given = {"prompt": "", "sections": sections, "seed": given["seed"], "negative_prompt": given["negative_prompt"]}
+    if isinstance(sections := sidecar.get("sections"), list):  # whose texts have those of the prompt and its fields
+        given["sections"] = sections
     if with_adapters:
         entries = [one for one in adapter_entries(sidecar) if one.get("path")]
         given["adapter"] = [str(WeightedAdapter(one["path"], strength_of(one))) for one in entries] or [BASE]

@@ -128,6 +128,41 @@ def test_a_part_is_made_again_between_what_stays(site: Site, opened: Opened) -> 
         whole[-rate // 2 :], redone[-rate // 2 :]
     )
     assert not np.array_equal(whole, redone)
+    page.locator(".piece").first.get_by_role("button", name="Use its settings").click()
+    expect(page.locator("#carried")).to_contain_text("redo: 0.8-1.2")
+    page.locator(".piece").first.get_by_role("button", name="Vary").click()  # the same part, with another seed
+    expect(page.locator(".piece")).to_have_count(3)
+    assert {one["duration"] for one in sidecars(site)} == {2}
+    assert "redo" in sidecars(site)[2]
+
+
+def test_the_part_that_is_offered_lies_within_a_short_sample_of_another_program(site: Site, opened: Opened) -> None:
+    page = page_of(site, opened)
+    sidecar = {"prompt": "short", "duration": 1.16, "seed": 1, "variation": 0, "adapter": None, "sampling": {}}
+    sidecar["fields"] = {"prompt": "short", "instruments": ["piano"]}
+    (site.served.folder.path / "generated_000.json").write_text(json.dumps(sidecar))
+    soundfile.write(site.served.folder.path / "generated_000.wav", np.full(37_120, 0.1), 32_000)
+    expect(page.locator(".piece")).to_have_count(1)  # without a reload
+    page.get_by_role("button", name="Redo a part").click()
+    expect(page.get_by_label("From second")).to_have_value("0")
+    expect(page.get_by_label("To second")).to_have_value("0.5")
+    page.get_by_role("button", name="Redo it").click()
+    expect(page.locator(".piece")).to_have_count(2)
+    expect(page.locator("#carried")).to_contain_text("instruments: piano")
+    assert sidecars(site)[1]["fields"]["instruments"] == ["piano"]
+
+
+def test_a_sound_that_is_stopped_and_heard_again_can_be_stopped_again(site: Site, opened: Opened) -> None:
+    page = page_of(site, opened)
+    make(page, "long", LONG_SECONDS)
+    listen = page.locator(".job .listen")
+    expect(page.locator(".job[data-heard]:not([data-heard='0'])")).to_have_count(1)
+    for _ in range(2):
+        listen.click()
+        expect(listen).to_have_attribute("aria-pressed", "false")
+        listen.click()
+        page.wait_for_timeout(500)  # in which a timer of the sound before would end this one
+        expect(listen).to_have_attribute("aria-pressed", "true")
 
 
 def test_base_and_adapter_are_compared_on_the_page_of_the_folder(site: Site, opened: Opened) -> None:

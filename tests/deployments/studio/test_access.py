@@ -192,7 +192,7 @@ def test_only_recordings_of_the_folder_are_continued(site: Site, source: str) ->
 
 
 @pytest.mark.parametrize(
-    ("wish", "named"),
+    ("form", "named"),
     [
         ({"strengths": {"/etc/passwd": 1}}, "1 of the adapters are gone. Reload the page"),
         ({"duration": 1e9}, "duration"),
@@ -202,8 +202,8 @@ def test_only_recordings_of_the_folder_are_continued(site: Site, source: str) ->
         ({"variations": 9}, "variations"),
     ],
 )
-def test_wrong_wishes_are_refused_with_a_reason(site: Site, wish: dict[str, object], named: str) -> None:
-    answer = site.client.post("/api/jobs", json=wish)
+def test_wrong_forms_are_refused_with_a_reason(site: Site, form: dict[str, object], named: str) -> None:
+    answer = site.client.post("/api/jobs", json=form)
     assert answer.status_code == 422 and named in answer.json()["error"]
 
 

@@ -31,7 +31,7 @@ def wav_of(seconds: float, rate: int = 32_000) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_wish_becomes_the_files_of_generate(site: Site, runs: Path, tmp_path: Path) -> None:
+def test_a_form_becomes_the_files_of_generate(site: Site, runs: Path, tmp_path: Path) -> None:
     (adapter,) = site.client.get("/api/adapters").json()
     assert (adapter["name"], adapter["validation_loss"], adapter["strength"]) == ("jazz", 6.25, 0)
     control = {"negative_prompt": "drums", "tempo": 90, "key": "A minor"}
@@ -79,10 +79,9 @@ def test_a_sample_continues_another_from_where_one_listens(site: Site) -> None:
     kept, rate = soundfile.read(made["continued_from"])
     original, _ = soundfile.read(io.BytesIO(site.client.get(f"/files/{stem}.wav").content))
     assert np.array_equal(kept, original[: round(0.4 * rate)])
-    listed = next(piece for piece in site.client.get("/api/pieces").json() if piece["stem"] == job["pieces"][0])
-    assert listed["source"] == {"name": Path(made["continued_from"]).name, "seconds": pytest.approx(0.4)}
-    again = site.wait(site.make(prompt="second", seed=2, source=listed["source"]["name"], duration=0.6))
-    assert again["pieces"] == job["pieces"]  # the same sample: it replaces itself
+    again = site.client.get(f"/api/pieces/{job['pieces'][0]}/form").json()
+    assert again["source_seconds"] == pytest.approx(0.4)
+    assert site.wait(site.make(**again["values"]))["pieces"] == job["pieces"]  # the same sample: it replaces itself
 
 
 def test_an_upload_is_continued(site: Site) -> None:

@@ -138,10 +138,13 @@ def test_a_piece_says_what_it_was_made_with(request_for: Any, adapter: Path, tmp
     expected = given.model_copy(update={"adapter": (f"{adapter / 'lora_weights' / 'best_lora.pt'}:0.5",)})
     assert found == expected
     sidecar = sidecar_of(made.wav)
-    changed = {"sections": [{"start": 0.0, "prompt": "a"}, {"start": 2, "prompt": "b"}], "model": "demo@sha256:0"}
+    texts = ["slow piano, a, 90 bpm", "slow piano, b, 90 bpm"]
+    sections = [{"start": start, "prompt": text} for start, text in zip((0.0, 2), texts, strict=True)]
+    changed = {"sections": sections, "model": "demo@sha256:0"}
     Path(made.wav).with_suffix(".json").write_text(json.dumps({**sidecar, "adapter": None, **changed}))
     found, model = described_prompt(made.wav, with_adapters=True)
-    assert (found.sections, found.adapter, found.text, model) == (("0:a", "2:b"), ("base",), "a", "demo")
+    assert (found.adapter, found.text, model) == (("base",), "slow piano, 90 bpm", "demo")
+    assert [section.prompt for section in found.section_texts] == texts
     with pytest.raises(ConfigError, match=r"the prompt of .*gone\.wav can't be read") as refused:
         described_prompt(str(tmp_path / "gone.wav"), with_adapters=True)
     assert "--prompt" in refused.value.next_step
