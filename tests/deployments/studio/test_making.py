@@ -91,6 +91,12 @@ def test_an_upload_is_continued(site: Site) -> None:
     assert sidecar(site, job["pieces"][0])["duration"] == pytest.approx(1.0)
 
 
+def test_what_would_become_too_long_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site.served.folder, "source", lambda *_: ("long.wav", 3599.0))
+    answer = site.client.post("/api/jobs", json={"prompt": "more", "source": "generated_000", "duration": 10})
+    assert answer.status_code == 422 and "duration: " in answer.json()["error"], answer.text
+
+
 def test_a_random_seed_is_chosen_and_kept(site: Site) -> None:
     seeds = {sidecar(site, site.wait(site.make(prompt="any"))["pieces"][0])["seed"] for _ in range(2)}
     assert len(seeds) == 2
