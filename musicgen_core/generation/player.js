@@ -8,6 +8,8 @@
 "use strict";
 const SEEK_SECONDS = 5;
 const STORED = "musicgen-votes";
+// The studio shows the page of its folder as files/index.html?studio, and takes its votes, too.
+const TAKES_VOTES = new URLSearchParams(location.search).has("studio") ? "../api/votes" : null;
 const texts = JSON.parse(document.body.dataset.player ?? "{}");
 const say = (name, values) => texts[name].replace(/\{(\w+)\}/g, (_, key) => values[key]);
 let active = null; // the player that was used last
@@ -219,7 +221,7 @@ class ComparePlayer extends HTMLElement {
 
   async cast(vote) {
     const [a, b] = this.pair.map(({file, adapter}) => ({file, adapter}));
-    const {prompt, seed, variation} = this.comparison, url = this.getAttribute("votes");
+    const {prompt, seed, variation} = this.comparison, url = this.getAttribute("votes") ?? TAKES_VOTES;
     const line = {time: new Date().toISOString(), prompt, seed, variation, order_seed: this.orderSeed, a, b, vote};
     for (const button of this.ballot.children) button.disabled = true;
     try {

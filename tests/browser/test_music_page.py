@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from bench.servers import free_port
-from deployments.file_server import Application, Folders, listening
 from musicgen_core.codes import SAMPLE_RATE
 from musicgen_core.generation.files import GeneratedSample, write_sample
 from musicgen_core.generation.page import write_index
 from tests.browser.opened import Opened
+from tests.browser.served import served_page
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 SECONDS = 8.0
@@ -72,10 +71,8 @@ def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def address(music: Path) -> Iterator[str]:
-    folders, port = Folders(), free_port()
-    folders.served = {"output": str(music)}
-    with listening(Application(folders, None), "127.0.0.1", port):  # as `up` serves it
-        yield f"http://127.0.0.1:{port}/output/index.html"
+    with served_page(music) as url:
+        yield url
 
 
 @pytest.fixture

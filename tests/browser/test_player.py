@@ -14,11 +14,10 @@ import soundfile
 from playwright.sync_api import Page, expect
 from upath import UPath
 
-from bench.servers import free_port
-from deployments.file_server import Application, Folders, listening
 from musicgen_core.generation.page import write_index
 from musicgen_core.generation.votes import read_votes, tally
 from tests.browser.opened import Opened
+from tests.browser.served import served_page
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 RATE, SECONDS = 32_000, 6.0
@@ -81,10 +80,8 @@ def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(music: Path) -> Iterator[str]:
-    folders, port = Folders(), free_port()
-    folders.served = {"output": str(music)}
-    with listening(Application(folders, None), "127.0.0.1", port):  # as `up` serves it
-        yield f"http://127.0.0.1:{port}/output/index.html"
+    with served_page(music) as url:
+        yield url
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from playwright.sync_api import Browser, Page, expect
 
+from musicgen_core.generation.page import write_index
 from tests.browser.opened import Opened
 from tests.studio_site import Site, open_studio, write_runs
 
@@ -256,3 +257,11 @@ def test_a_blind_vote_is_kept_beside_the_music_and_tallied(site: Site, opened: O
     assert {vote["a"]["file"], vote["b"]["file"]} == {"generated_000.wav", "generated_001.wav"} and vote["vote"] == "a"
     assert vote["seed"] == 7 and vote["prompt"] == MARKUP
     page.screenshot(path=screenshots / "studio-vote.png")
+
+    folder = site.served.folder.path
+    write_index(folder, [(name, json.loads((folder / f"{name}.json").read_text())) for name in names])
+    page.goto(f"{site.url}/{page.locator('#all').get_attribute('href')}")
+    page.get_by_role("button", name="Blind comparison").click()
+    page.get_by_role("button", name="A is better").click()
+    expect(page.get_by_text("no preference yet")).to_be_visible()
+    assert len((folder / "votes.jsonl").read_text().splitlines()) == 2
