@@ -99,14 +99,14 @@ def html_page(package: str, template: str, **values: Any) -> str:
     The template's variable `policy` is a Content-Security-Policy that allows only the template's own scripts and
     styles, files beside the page, and data URLs.
     """
-    from jinja2 import DictLoader, Environment, StrictUndefined
+    from jinja2 import ChoiceLoader, DictLoader, Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     from musicgen_core.language import language, say
 
     source = template_source(package, template)
     environment = Environment(
-        loader=DictLoader({template: source}),
+        loader=ChoiceLoader([DictLoader({template: source}), PackageLoader(package, "")]),  # of what it extends
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
