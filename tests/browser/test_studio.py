@@ -215,6 +215,7 @@ def test_a_password_is_asked_for(runs: Path, tmp_path: Path, opened: Opened) -> 
         expect(page.locator("#status")).to_have_class("ready")
         make(page, "behind a password")
         expect(page.locator(".piece")).to_have_count(1)
+        page.close()  # it would ask the ended server for news
     opened.complaints.clear()  # the browser logs the refused password
 
 
